@@ -1,0 +1,30 @@
+//! Protos to code (with protox, so that no `protoc` is needed) and the git revision.
+
+use std::process::Command;
+
+const PROTOS: [&str; 3] = ["push.proto", "comet_chatroom.proto", "comet_goim.proto"];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rerun-if-changed=.git/HEAD");
+    println!("cargo:rerun-if-changed=.git/logs/HEAD");
+    println!("cargo:rustc-env=HALLEY_REVISION={}", git_revision());
+
+    let files = protox::compile(PROTOS, ["proto"])?;
+    // Only the comets' server side is generated: the gateway calls them through a codec that
+    // sends bytes which were encoded once.
+    tonic_prost_build::configure()
+        .bytes(".")
+        .build_client(false)
+        .build_transport(false)
+        .compile_fds(files)?;
+    Ok(())
+}
+
+fn git_revision() -> String {
+    let described = Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    match described {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => "unknown".to_owned(),
+    }
+}

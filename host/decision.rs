@@ -1,0 +1,143 @@
+//! What policies decide, as plain data: verdicts, amendments, guards, dispositions.
+//!
+//! Pure. `policy` produces these from what plugins answer, having checked every length and
+//! index; the pipeline and the router act on them without knowing that WebAssembly exists.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::message::{CometAddr, ConnectionId, UserId};
+
+/// The name and the content hash of a plugin: what stands in logs, metrics and dead letters.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct PluginVersion {
+    /// The name from the configuration.
+    pub name: Arc<str>,
+    /// The first twelve hex digits of the SHA-256 of the module.
+    pub hash: Arc<str>,
+}
+
+impl fmt::Display for PluginVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.hash)
+    }
+}
+
+/// What the filters decided about one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on, perhaps amended.
+    Pass,
+    /// It is delivered to nobody.
+    Drop {
+        /// What the policy said.
+        reason: String,
+        /// Who decided.
+        by: PluginVersion,
+    },
+    /// It goes to the dead-letter topic.
+    DeadLetter {
+        /// What the policy said, or how it failed.
+        reason: String,
+        /// Who decided.
+        by: PluginVersion,
+    },
+}
+
+/// Which comets get one message, as amended by policies. The default changes nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// These comets and no others.
+    pub only: Option<Vec<CometAddr>>,
+    /// Not these comets.
+    pub except: Vec<CometAddr>,
+    /// These comets as well.
+    pub also: Vec<CometAddr>,
+}
+
+impl Overrides {
+    /// Whether a message may go through this comet.
+    pub fn allow(&self, comet: &CometAddr) -> bool {
+        let limited_out = self.only.as_ref().is_some_and(|only| !only.contains(comet));
+        !limited_out && !self.except.contains(comet)
+    }
+}
+
+/// "Pass only if nobody used this key within the time."
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guard {
+    /// The key, under the plugin's own name: plugins cannot stop each other's messages.
+    pub key: String,
+    /// How long the key stays claimed.
+    pub ttl: Duration,
+    /// The plugin that asked.
+    pub by: PluginVersion,
+}
+
+/// Why a recipient was not reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// The user is not online, or a policy said to treat the connection so.
+    NotOnline,
+    /// No connection is known for the key.
+    NoConnection,
+    /// The comet did not take the message in time.
+    CometUnreachable,
+}
+
+impl Cause {
+    /// The cause as it stands in logs, metrics and records.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotOnline => "not-online",
+            Self::NoConnection => "no-connection",
+            Self::CometUnreachable => "comet-unreachable",
+        }
+    }
+}
+
+/// One recipient who was not reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Absent {
+    /// The user; the key or the connection id where no user is known.
+    pub user: UserId,
+    /// The connection, when there is one.
+    pub connection: Option<ConnectionId>,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// What becomes of a message for one absent recipient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Disposition {
+    /// Nothing is kept.
+    Drop,
+    /// Into the user's inbox; `None` is the configured retention.
+    Store {
+        /// How long it is kept.
+        retention: Option<Duration>,
+    },
+    /// A record for this channel to the notify topic.
+    Notify {
+        /// The channel, such as `apns`.
+        channel: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overrides_allow_what_they_do_not_exclude() {
+        let (a, b) = (CometAddr::from("a:1"), CometAddr::from("b:1"));
+        assert!(Overrides::default().allow(&a));
+        let only_a = Overrides { only: Some(vec![a.clone()]), ..Default::default() };
+        assert!(only_a.allow(&a) && !only_a.allow(&b));
+        let both = Overrides { except: vec![a.clone()], ..only_a };
+        assert!(!both.allow(&a) && !both.allow(&b));
+        let nobody = Overrides { only: Some(Vec::new()), ..Default::default() };
+        assert!(!nobody.allow(&a));
+    }
+}

@@ -1,0 +1,223 @@
+//! Who is where: a room's connections as the directory has them, and the working copy that
+//! policies regroup.
+//!
+//! Pure. The directory makes a [`Membership`]; policies change a [`Grouping`] of it; the
+//! router turns the result into a route.
+
+use std::sync::Arc;
+
+use crate::message::{CometAddr, ConnectionId, UserId};
+
+/// One connection and where it lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The connection's id.
+    pub id: ConnectionId,
+    /// Its user; `None` when the directory names none.
+    pub user: Option<UserId>,
+    /// The comet that holds it.
+    pub comet: CometAddr,
+    /// Whether the user counts as online. True when nobody checks, or no user is known.
+    pub online: bool,
+}
+
+/// One connection in a room. Its comet is an index, since a room has many connections on
+/// few comets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The connection's id.
+    pub id: ConnectionId,
+    /// Its user; `None` when the directory names none.
+    pub user: Option<UserId>,
+    /// Index into [`Membership::comets`].
+    pub comet: u32,
+    /// Whether the user counts as online.
+    pub online: bool,
+}
+
+/// A room's connections as the directory has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// The comets that hold members, each once.
+    pub comets: Vec<CometAddr>,
+    /// The members whose connection is known.
+    pub members: Vec<Member>,
+    /// How many members had no connection information and were skipped.
+    pub stale: usize,
+}
+
+impl Membership {
+    /// Groups connections by comet, in order of first appearance.
+    pub fn new(connections: impl IntoIterator<Item = Connection>, stale: usize) -> Self {
+        let mut membership = Self { stale, ..Self::default() };
+        let mut indexes = std::collections::HashMap::<CometAddr, u32>::new();
+        for connection in connections {
+            let comet = *indexes.entry(connection.comet).or_insert_with_key(|comet| {
+                membership.comets.push(comet.clone());
+                (membership.comets.len() - 1) as u32
+            });
+            let Connection { id, user, online, .. } = connection;
+            membership.members.push(Member { id, user, comet, online });
+        }
+        membership
+    }
+}
+
+/// What one policy wants changed in a room. Indexes are into the [`Grouping`] it saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Regrouping {
+    /// A comet's whole share goes to another address.
+    pub redirects: Vec<(u32, CometAddr)>,
+    /// Single members go elsewhere.
+    pub moves: Vec<(u32, Placement)>,
+}
+
+/// Where one member's messages go instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Through the comet at this address, by connection id.
+    Comet(CometAddr),
+    /// Nowhere.
+    Skip,
+    /// To the offline policy.
+    Offline,
+}
+
+/// A regrouping that points outside of the room.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadIndex {
+    /// No such comet.
+    #[error("redirects comet {0}, but the room has {1} comets")]
+    Comet(u32, usize),
+    /// No such member.
+    #[error("moves connection {0}, but the room has {1} connections")]
+    Member(u32, usize),
+}
+
+/// Where a member stands while a room is regrouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the comet with this index.
+    At(u32),
+    /// A policy took it out.
+    Skipped,
+    /// A policy treats it as offline.
+    Offline,
+}
+
+/// A room while policies regroup it: each policy sees what the ones before it left.
+#[derive(Clone, Debug)]
+pub struct Grouping {
+    membership: Arc<Membership>,
+    /// Addresses by index: the membership's own first, then the ones that members moved to.
+    comets: Vec<CometAddr>,
+    places: Vec<Place>,
+}
+
+impl Grouping {
+    /// The room as the directory has it.
+    pub fn new(membership: Arc<Membership>) -> Self {
+        let comets = membership.comets.clone();
+        let places = membership.members.iter().map(|member| Place::At(member.comet)).collect();
+        Self { membership, comets, places }
+    }
+
+    /// The room as the directory had it.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The comets' addresses as they stand now.
+    pub fn comets(&self) -> &[CometAddr] {
+        &self.comets
+    }
+
+    /// Every member with its place now, in the membership's order.
+    pub fn members(&self) -> impl ExactSizeIterator<Item = (&Member, Place)> {
+        self.membership.members.iter().zip(self.places.iter().copied())
+    }
+
+    /// Applies one policy's answer, or nothing of it.
+    ///
+    /// # Errors
+    /// When an index points outside of the room; the grouping is then unchanged.
+    pub fn apply(&mut self, regrouping: Regrouping) -> Result<(), BadIndex> {
+        let (comets, members) = (self.comets.len(), self.places.len());
+        if let Some((bad, _)) = regrouping.redirects.iter().find(|(at, _)| *at as usize >= comets) {
+            return Err(BadIndex::Comet(*bad, comets));
+        }
+        if let Some((bad, _)) = regrouping.moves.iter().find(|(at, _)| *at as usize >= members) {
+            return Err(BadIndex::Member(*bad, members));
+        }
+        for (comet, to) in regrouping.redirects {
+            self.comets[comet as usize] = to;
+        }
+        for (member, placement) in regrouping.moves {
+            self.places[member as usize] = match placement {
+                Placement::Skip => Place::Skipped,
+                Placement::Offline => Place::Offline,
+                Placement::Comet(to) => Place::At(self.index_of(to)),
+            };
+        }
+        Ok(())
+    }
+
+    fn index_of(&mut self, comet: CometAddr) -> u32 {
+        let known = self.comets.iter().position(|c| *c == comet);
+        let index = known.unwrap_or_else(|| {
+            self.comets.push(comet);
+            self.comets.len() - 1
+        });
+        index as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn room() -> Grouping {
+        let connection = |id: &str, comet: &str| Connection {
+            id: id.into(),
+            user: Some(format!("user-{id}").into()),
+            comet: comet.into(),
+            online: true,
+        };
+        let connections = [connection("c1", "a:1"), connection("c2", "b:1"), connection("c3", "a:1")];
+        Grouping::new(Arc::new(Membership::new(connections, 0)))
+    }
+
+    fn places(grouping: &Grouping) -> Vec<Place> {
+        grouping.members().map(|(_, place)| place).collect()
+    }
+
+    #[test]
+    fn members_are_grouped_in_order_of_appearance() {
+        let grouping = room();
+        assert_eq!(grouping.comets(), ["a:1".into(), "b:1".into()]);
+        assert_eq!(places(&grouping), [Place::At(0), Place::At(1), Place::At(0)]);
+    }
+
+    #[test]
+    fn a_later_policy_sees_what_an_earlier_one_left() {
+        let mut grouping = room();
+        let moves = vec![(0, Placement::Comet("c:1".into())), (2, Placement::Skip)];
+        grouping.apply(Regrouping { moves, ..Default::default() }).expect("in range");
+        let redirects = vec![(2, CometAddr::from("d:1"))];
+        grouping.apply(Regrouping { redirects, ..Default::default() }).expect("c:1 has index 2 now");
+        assert_eq!(grouping.comets(), ["a:1".into(), "b:1".into(), "d:1".into()]);
+        assert_eq!(places(&grouping), [Place::At(2), Place::At(1), Place::Skipped]);
+    }
+
+    #[test]
+    fn an_answer_with_one_bad_index_changes_nothing() {
+        let mut grouping = room();
+        let moves = vec![(0, Placement::Skip), (3, Placement::Skip)];
+        let bad = grouping.apply(Regrouping { moves, ..Default::default() });
+        assert_eq!(bad, Err(BadIndex::Member(3, 3)));
+        let redirects = vec![(9, CometAddr::from("d:1"))];
+        let bad = grouping.apply(Regrouping { redirects, ..Default::default() });
+        assert_eq!(bad, Err(BadIndex::Comet(9, 2)));
+        assert_eq!(places(&grouping), [Place::At(0), Place::At(1), Place::At(0)]);
+    }
+}

@@ -1,0 +1,374 @@
+//! What travels through the gateway: the Kafka record, the message inside it, and the plain
+//! names (room, comet, connection, user) that every other part speaks in.
+//!
+//! Pure: this module knows no other and does no I/O. Whatever bytes a record holds, decoding
+//! ends in a [`Message`] or a [`DecodeError`], never in a panic.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message as _;
+
+/// The header that carries a message's id, on gRPC calls as metadata and on records that
+/// were written by the gateway. A record that has it already keeps that id, so that a
+/// redriven dead letter is recognised as the message it was.
+pub const MESSAGE_ID: &str = "halley-message-id";
+
+/// Defines a name: a cheaply cloned string that cannot be mistaken for another kind of name.
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+
+            /// Whether the name is the empty string.
+            pub fn is_empty(&self) -> bool {
+                self.0.is_empty()
+            }
+        }
+
+        impl<T: Into<Arc<str>>> From<T> for $name {
+            fn from(text: T) -> Self {
+                Self(text.into())
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&self.0, f)
+            }
+        }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+    };
+}
+
+name! {
+    /// A room's id, such as `video_123`.
+    RoomId
+}
+name! {
+    /// A comet's gRPC address, such as `localhost:50051`.
+    CometAddr
+}
+name! {
+    /// The id of one connection that a comet holds.
+    ConnectionId
+}
+name! {
+    /// A user's id.
+    UserId
+}
+name! {
+    /// What identifies a message over redelivery: `<topic>/<partition>/<offset>`.
+    MessageId
+}
+
+/// Where a record stands in Kafka.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The topic it was read from.
+    pub topic: Arc<str>,
+    /// The partition of the topic.
+    pub partition: i32,
+    /// The offset in the partition.
+    pub offset: i64,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+/// One header of a record. Names may repeat; a value may be absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The header's name.
+    pub name: String,
+    /// The header's value.
+    pub value: Option<Bytes>,
+}
+
+/// A Kafka record as it was read, kept whole so that a dead letter can be exactly it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where it stands.
+    pub origin: Origin,
+    /// Milliseconds since 1970-01-01 UTC, when the record has a timestamp.
+    pub timestamp_ms: Option<i64>,
+    /// The record's key.
+    pub key: Option<Bytes>,
+    /// The record's value; `None` is a tombstone.
+    pub value: Option<Bytes>,
+    /// The record's headers, in order.
+    pub headers: Vec<Header>,
+}
+
+impl Record {
+    /// The message id: the one that the record carries in its `halley-message-id` header,
+    /// else its origin.
+    pub fn message_id(&self) -> MessageId {
+        let carried = self.header(MESSAGE_ID).and_then(|value| std::str::from_utf8(value).ok());
+        match carried {
+            Some(id) if is_message_id(id) => MessageId::from(id),
+            _ => MessageId::from(self.origin.to_string()),
+        }
+    }
+
+    /// The value of the first header of this name that has one.
+    pub fn header(&self, name: &str) -> Option<&Bytes> {
+        self.headers.iter().filter(|h| h.name == name).find_map(|h| h.value.as_ref())
+    }
+
+    /// The memory that the record's content takes, in bytes, for limits on what is in flight.
+    pub fn size(&self) -> usize {
+        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        let headers: usize = self.headers.iter().map(|h| h.name.len() + length(&h.value)).sum();
+        length(&self.key) + length(&self.value) + headers
+    }
+}
+
+/// Ids travel as gRPC metadata: printable ASCII of a sane length.
+fn is_message_id(id: &str) -> bool {
+    !id.is_empty() && id.len() <= 512 && id.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// Whom a message is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Audience {
+    /// PUSH: these connections or users.
+    Keys {
+        /// The comet that holds the keys, when the producer knew it: a name or an address.
+        server: Option<Arc<str>>,
+        /// Connection ids or user ids; never empty.
+        keys: Vec<Arc<str>>,
+    },
+    /// ROOM: everyone in this room.
+    Room(RoomId),
+    /// BROADCAST: everyone who is connected.
+    Everyone {
+        /// Messages per second over all comets; 0 means no limit.
+        speed: i32,
+    },
+}
+
+/// A decoded message. Policies may amend everything but its record and id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The record that it came in, untouched.
+    pub record: Arc<Record>,
+    /// What identifies it over redelivery.
+    pub id: MessageId,
+    /// Whom it is for.
+    pub audience: Audience,
+    /// The protocol operation that clients receive.
+    pub operation: i32,
+    /// The body, opaque to the gateway.
+    pub body: Bytes,
+}
+
+/// Why a record is not a message. Its text is the reason in the dead-letter record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DecodeError {
+    /// The record has no value.
+    #[error("the record has no value (a tombstone)")]
+    NoValue,
+    /// The value is not a `PushMsg`.
+    #[error("the value is not a PushMsg: {0}")]
+    Malformed(String),
+    /// `type` is none of PUSH, ROOM, BROADCAST.
+    #[error("unknown type {0}; known are PUSH (0), ROOM (1) and BROADCAST (2)")]
+    UnknownType(i32),
+    /// A ROOM message names no room.
+    #[error("a ROOM message without a room")]
+    NoRoom,
+    /// A PUSH message names no keys, or an empty one.
+    #[error("a PUSH message without keys")]
+    NoKeys,
+}
+
+impl Message {
+    /// Decodes the `PushMsg` in a record's value.
+    ///
+    /// # Errors
+    /// When the value is no `PushMsg`, or one that is for nobody.
+    pub fn decode(record: Arc<Record>) -> Result<Self, DecodeError> {
+        let value = record.value.clone().ok_or(DecodeError::NoValue)?;
+        let push = wire::PushMsg::decode(value).map_err(|e| DecodeError::Malformed(e.to_string()))?;
+        let audience = match wire::push_msg::Type::try_from(push.r#type) {
+            Ok(wire::push_msg::Type::Push) => keys_audience(push.server, push.keys)?,
+            Ok(wire::push_msg::Type::Room) if push.room.is_empty() => return Err(DecodeError::NoRoom),
+            Ok(wire::push_msg::Type::Room) => Audience::Room(push.room.into()),
+            Ok(wire::push_msg::Type::Broadcast) => Audience::Everyone { speed: push.speed },
+            Err(_) => return Err(DecodeError::UnknownType(push.r#type)),
+        };
+        let id = record.message_id();
+        Ok(Self { record, id, audience, operation: push.operation, body: push.msg })
+    }
+
+    /// The room, when the message is for one.
+    pub fn room(&self) -> Option<&RoomId> {
+        match &self.audience {
+            Audience::Room(room) => Some(room),
+            Audience::Keys { .. } | Audience::Everyone { .. } => None,
+        }
+    }
+}
+
+fn keys_audience(server: String, keys: Vec<String>) -> Result<Audience, DecodeError> {
+    if keys.is_empty() || keys.iter().any(String::is_empty) {
+        return Err(DecodeError::NoKeys);
+    }
+    let server = (!server.is_empty()).then(|| Arc::from(server));
+    Ok(Audience::Keys { server, keys: keys.into_iter().map(Arc::from).collect() })
+}
+
+/// Encodes a `PushMsg`, as producers do: for the demo, `halley explain`, examples and tests.
+pub fn encode(audience: &Audience, operation: i32, body: &[u8]) -> Bytes {
+    let mut push = wire::PushMsg { operation, msg: Bytes::copy_from_slice(body), ..Default::default() };
+    match audience {
+        Audience::Keys { server, keys } => {
+            push.set_type(wire::push_msg::Type::Push);
+            push.server = server.as_deref().unwrap_or_default().to_owned();
+            push.keys = keys.iter().map(|key| key.to_string()).collect();
+        }
+        Audience::Room(room) => {
+            push.set_type(wire::push_msg::Type::Room);
+            push.room = room.to_string();
+        }
+        Audience::Everyone { speed } => {
+            push.set_type(wire::push_msg::Type::Broadcast);
+            push.speed = *speed;
+        }
+    }
+    push.encode_to_vec().into()
+}
+
+/// What one call to a comet is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The comet's whole part of a room: `BroadcastRoom`.
+    Room(RoomId),
+    /// These connections: `PushMsg`.
+    Connections(Vec<ConnectionId>),
+    /// Every connection of the comet: `Broadcast`.
+    Everyone {
+        /// Messages per second for this comet; 0 means no limit.
+        speed: i32,
+    },
+}
+
+/// The generated protobuf type.
+mod wire {
+    #![allow(missing_docs, unreachable_pub, reason = "generated code")]
+    include!(concat!(env!("OUT_DIR"), "/halley.push.rs"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record(value: Option<Bytes>) -> Arc<Record> {
+        Arc::new(Record {
+            origin: Origin { topic: "push".into(), partition: 3, offset: 42 },
+            timestamp_ms: Some(7),
+            key: None,
+            value,
+            headers: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn a_room_message_is_read() {
+        // Written by hand from goim's logic.proto, so that our own encoder is not the judge.
+        let bytes: &[u8] = b"\x08\x01\x10\x05\x2a\x09video_123\x3a\x02hi";
+        let message = Message::decode(record(Some(Bytes::from_static(bytes)))).expect("decodes");
+        assert_eq!(message.audience, Audience::Room("video_123".into()));
+        assert_eq!(message.operation, 5);
+        assert_eq!(message.body, "hi");
+        assert_eq!(message.id.as_str(), "push/3/42");
+    }
+
+    #[test]
+    fn what_is_for_nobody_is_refused_with_its_reason() {
+        let of = |bytes: &'static [u8]| Message::decode(record(Some(Bytes::from_static(bytes))));
+        assert_eq!(Message::decode(record(None)), Err(DecodeError::NoValue));
+        assert_eq!(of(b"\x08\x01"), Err(DecodeError::NoRoom));
+        assert_eq!(of(b""), Err(DecodeError::NoKeys));
+        assert_eq!(of(b"\x32\x00"), Err(DecodeError::NoKeys));
+        assert_eq!(of(b"\x08\x09"), Err(DecodeError::UnknownType(9)));
+        assert!(matches!(of(b"\xff\xff\xff"), Err(DecodeError::Malformed(_))));
+    }
+
+    #[test]
+    fn a_redriven_record_keeps_its_id() {
+        let mut redriven = (*record(None)).clone();
+        let header = |value: &'static str| Header { name: MESSAGE_ID.into(), value: Some(value.into()) };
+        redriven.headers.push(header("push/0/7"));
+        assert_eq!(redriven.message_id().as_str(), "push/0/7");
+        redriven.headers[0] = header("not an id\n");
+        assert_eq!(redriven.message_id().as_str(), "push/3/42");
+    }
+
+    fn audiences() -> impl Strategy<Value = Audience> {
+        let text = "[a-z0-9_:]{1,12}";
+        prop_oneof![
+            text.prop_map(|room| Audience::Room(room.into())),
+            any::<i32>().prop_map(|speed| Audience::Everyone { speed }),
+            (proptest::option::of(text), proptest::collection::vec(text, 1..5)).prop_map(|(server, keys)| {
+                Audience::Keys {
+                    server: server.map(Arc::from),
+                    keys: keys.into_iter().map(Arc::from).collect(),
+                }
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(
+            audience in audiences(), operation: i32, body in proptest::collection::vec(any::<u8>(), 0..64)
+        ) {
+            let bytes = encode(&audience, operation, &body);
+            let message = Message::decode(record(Some(bytes))).expect("decodes");
+            prop_assert_eq!((message.audience, message.operation), (audience, operation));
+            prop_assert_eq!(&message.body[..], &body[..]);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            let _ = Message::decode(record(Some(bytes.into())));
+        }
+    }
+}
