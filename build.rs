@@ -1,13 +1,18 @@
 //! Protos to code (with protox, so that no `protoc` is needed) and the git revision.
 
+use std::path::Path;
 use std::process::Command;
 
 const PROTOS: [&str; 3] = ["push.proto", "comet_chatroom.proto", "comet_goim.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    println!("cargo:rerun-if-changed=.git/HEAD");
-    println!("cargo:rerun-if-changed=.git/logs/HEAD");
+    // Naming a file that is not there (a tarball, a git worktree) would rebuild every time.
+    for file in [".git/HEAD", ".git/logs/HEAD"] {
+        if Path::new(file).exists() {
+            println!("cargo:rerun-if-changed={file}");
+        }
+    }
     println!("cargo:rustc-env=HALLEY_REVISION={}", git_revision());
 
     let files = protox::compile(PROTOS, ["proto"])?;
