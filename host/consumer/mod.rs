@@ -1,0 +1,293 @@
+//! Kafka in: one thread that polls, hands each partition's records to a worker of its own,
+//! and commits what is settled.
+//!
+//! # Promises
+//! - An offset is committed only when every record before it is settled ([`crate::offsets`]).
+//! - A partition whose worker is full pauses by itself; polling goes on, so that the group
+//!   keeps this member and the other partitions keep flowing.
+//! - When partitions are taken away, only they stop: what was begun is finished within a
+//!   deadline below half of the session timeout, and committed before the next owner starts.
+//!   Work of an older assignment holds tickets of an older ledger, and so can commit nothing.
+//!
+//! One polling thread instead of librdkafka's split partition queues: those have lost
+//! wake-ups and orphan partitions (rust-rdkafka #840, #665, #535).
+//!
+//! It does not know what becomes of a record: that is the worker's, behind [`Feed`].
+
+mod context;
+mod partition;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::oneshot;
+use tracing::{debug, info, warn};
+
+use crate::kafka;
+use crate::message::{Header, Origin, Record};
+
+pub use context::{Health, Metrics};
+pub use partition::{Admitted, Feed};
+
+use context::{Context, Partitions};
+use partition::{Flow, Limit};
+
+/// What the consumer needs beside Kafka's own configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Records in flight over all partitions.
+    pub records: usize,
+    /// Bytes of record content in flight over all partitions.
+    pub bytes: usize,
+}
+
+/// Receives the feed of each newly assigned partition, on the polling thread: it spawns the
+/// partition's worker and returns.
+pub type OnAssigned = Box<dyn Fn(Feed) + Send + Sync>;
+
+/// The running consumer. Stop it with [`Consumer::stop`].
+pub struct Consumer {
+    context: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+    finished: oneshot::Receiver<usize>,
+    health: Health,
+}
+
+/// What the thread and its owner share.
+#[derive(Default)]
+struct Shared {
+    stopping: AtomicBool,
+    grace: std::sync::Mutex<Duration>,
+}
+
+/// How the consumer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Everything that was begun is settled and committed.
+    Drained,
+    /// The grace period ended first: this many records will be delivered again.
+    Abandoned(usize),
+    /// Kafka did not let go in time; what was settled may not be committed.
+    Hung,
+}
+
+impl Consumer {
+    /// Joins the group and starts to poll on a thread of its own.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a property. A cluster that is away is no error: the consumer
+    /// waits for it, and [`Health`] says so.
+    pub fn start(
+        config: &kafka::Config,
+        limits: Limits,
+        metrics: Metrics,
+        on_assigned: OnAssigned,
+    ) -> anyhow::Result<Self> {
+        let health = Health::default();
+        let limit = Limit { records: limits.records, bytes: limits.bytes };
+        let context = Context::new(limit, drain_deadline(config), metrics, health.clone(), on_assigned);
+        let consumer: BaseConsumer<Context> = client_config(config).create_with_context(context)?;
+        let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&topics)?;
+        info!(brokers = config.brokers, topics = ?topics, group = config.group, "joining the consumer group");
+
+        let shared = Arc::new(Shared::default());
+        let (report, finished) = oneshot::channel();
+        let poller = Poller { consumer, shared: Arc::clone(&shared), commit_every: config.commit_every };
+        let run = move || drop(report.send(poller.run()));
+        let thread = std::thread::Builder::new().name("kafka-poll".into()).spawn(run)?;
+        Ok(Self { context: shared, thread: Some(thread), finished, health })
+    }
+
+    /// Whether Kafka is there and the group has taken this member.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// Stops fetching, lets the workers finish within `grace`, commits and leaves the group.
+    pub async fn stop(mut self, grace: Duration) -> Stopped {
+        *self.context.grace.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = grace;
+        self.context.stopping.store(true, Ordering::Release);
+        // Closing a consumer can hang while the broker is away; it gets a little longer than
+        // the workers, then the process goes without it.
+        let patience = grace + Duration::from_secs(5);
+        let Ok(Ok(abandoned)) = tokio::time::timeout(patience, &mut self.finished).await else {
+            return Stopped::Hung;
+        };
+        if let Some(thread) = self.thread.take() {
+            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        }
+        if abandoned == 0 { Stopped::Drained } else { Stopped::Abandoned(abandoned) }
+    }
+}
+
+/// Revoked partitions are drained while the group waits: less than half of the session
+/// timeout, so that a slow drain does not look like a dead member.
+fn drain_deadline(config: &kafka::Config) -> Duration {
+    config.session_timeout.mul_f64(0.4)
+}
+
+fn client_config(config: &kafka::Config) -> rdkafka::ClientConfig {
+    let mut client = config.client();
+    let mut default = |key: &str, value: &str| {
+        if !config.properties.contains_key(key) {
+            client.set(key, value);
+        }
+    };
+    default("auto.offset.reset", "earliest");
+    default("partition.assignment.strategy", "cooperative-sticky");
+    // The default of a second makes gaps of a second each time the fetch queue fills.
+    default("fetch.queue.backoff.ms", "20");
+    default("queued.max.messages.kbytes", "16384");
+    // A topic that is created after the gateway started is found within this time.
+    default("topic.metadata.refresh.interval.ms", "10000");
+    default("statistics.interval.ms", "1000");
+    client
+        .set("group.id", &config.group)
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("session.timeout.ms", config.session_timeout.as_millis().to_string());
+    if !config.instance.is_empty() {
+        client.set("group.instance.id", &config.instance);
+    }
+    client
+}
+
+/// The polling thread.
+struct Poller {
+    consumer: BaseConsumer<Context>,
+    shared: Arc<Shared>,
+    commit_every: Duration,
+}
+
+/// How long one poll waits. Short while a partition waits for its pipeline, since nothing
+/// else wakes the thread when there is room again.
+const IDLE_POLL: Duration = Duration::from_millis(100);
+const PAUSED_POLL: Duration = Duration::from_millis(5);
+
+impl Poller {
+    /// Polls until told to stop. Returns how many records were begun and not settled.
+    fn run(self) -> usize {
+        let mut next_commit = Instant::now() + self.commit_every;
+        let mut next_refill = Instant::now();
+        while !self.shared.stopping.load(Ordering::Acquire) {
+            let paused = self.partitions().any_paused();
+            match self.consumer.poll(if paused { PAUSED_POLL } else { IDLE_POLL }) {
+                Some(Ok(message)) => self.accept(record(&message)),
+                Some(Err(error)) => self.consumer.context().kafka_error(&error),
+                None => {}
+            }
+            let now = Instant::now();
+            if now >= next_refill {
+                self.refill();
+                next_refill = now + PAUSED_POLL;
+            }
+            if now >= next_commit {
+                self.commit(CommitMode::Async);
+                next_commit = now + self.commit_every;
+            }
+        }
+        self.drain()
+    }
+
+    fn partitions(&self) -> std::sync::MutexGuard<'_, Partitions> {
+        self.consumer.context().partitions()
+    }
+
+    fn accept(&self, record: Record) {
+        let (topic, number) = (Arc::clone(&record.origin.topic), record.origin.partition);
+        let flow = self.partitions().accept(record);
+        if flow == Flow::Pause {
+            self.apply(&topic, number, flow);
+        }
+    }
+
+    fn refill(&self) {
+        let resumed = self.partitions().refill();
+        for (topic, number) in resumed {
+            self.apply(&topic, number, Flow::Resume);
+        }
+    }
+
+    fn apply(&self, topic: &str, number: i32, flow: Flow) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition(topic, number);
+        let applied = match flow {
+            Flow::Pause => self.consumer.pause(&list),
+            Flow::Resume => self.consumer.resume(&list),
+            Flow::Unchanged => Ok(()),
+        };
+        debug!(topic, partition = number, ?flow, "the flow of a partition changed");
+        if let Err(error) = applied {
+            // Pausing only saves memory and resuming is tried with the next assignment, but
+            // neither should ever fail for a partition that is ours.
+            warn!(topic, partition = number, ?flow, %error, "cannot change the flow of a partition");
+        }
+    }
+
+    fn commit(&self, mode: CommitMode) {
+        let list = self.partitions().to_commit();
+        if list.count() == 0 {
+            return;
+        }
+        if let Err(error) = self.consumer.commit(&list, mode) {
+            // What is not committed is committed with the next watermark, or delivered again.
+            warn!(%error, "cannot commit offsets; they will be committed later");
+            self.partitions().uncommitted(&list);
+        }
+    }
+
+    /// Finishes what was begun, commits, leaves the group.
+    fn drain(self) -> usize {
+        let grace = *self.shared.grace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let deadline = Instant::now() + grace;
+        self.partitions().close_all();
+        if let Ok(assignment) = self.consumer.assignment() {
+            drop(self.consumer.pause(&assignment));
+        }
+        // Polling goes on, so that the group keeps us until we are done.
+        while Instant::now() < deadline && !self.partitions().all_done() {
+            drop(self.consumer.poll(PAUSED_POLL));
+        }
+        let abandoned = self.partitions().finish_all(Instant::now());
+        self.commit(CommitMode::Sync);
+        self.partitions().clear();
+        self.consumer.unsubscribe();
+        abandoned
+    }
+}
+
+/// Copies a record out of librdkafka's memory.
+fn record(message: &BorrowedMessage<'_>) -> Record {
+    let copy = Bytes::copy_from_slice;
+    let headers = message.headers().map_or_else(Vec::new, |headers| {
+        let owned = |h: rdkafka::message::Header<'_, &[u8]>| Header {
+            name: h.key.to_owned(),
+            value: h.value.map(copy),
+        };
+        headers.iter().map(owned).collect()
+    });
+    Record {
+        origin: Origin {
+            topic: message.topic().into(),
+            partition: message.partition(),
+            offset: message.offset(),
+        },
+        timestamp_ms: message.timestamp().to_millis(),
+        key: message.key().map(copy),
+        value: message.payload().map(copy),
+        headers,
+    }
+}
+
+/// One partition's offset, for committing.
+fn add_offset(list: &mut TopicPartitionList, topic: &str, partition: i32, offset: i64) {
+    list.add_partition_offset(topic, partition, Offset::Offset(offset))
+        .expect("an offset of a record is a valid offset");
+}

@@ -1,0 +1,285 @@
+//! One assigned partition as the polling thread sees it: what is admitted, what waits because
+//! the pipeline is full, and how far offsets may be committed.
+//!
+//! No Kafka type comes here, so that the rules can be tested without a broker.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::message::Record;
+use crate::offsets::{Offsets, Ticket, Unsettled};
+
+/// A record with its ticket: whoever settles the ticket has given the record its outcome.
+#[derive(Debug)]
+pub struct Admitted {
+    /// The record.
+    pub record: Arc<Record>,
+    /// Settles its offset.
+    pub ticket: Ticket,
+}
+
+/// One assigned partition as its worker sees it. Dropping it says that the worker is done.
+#[derive(Debug)]
+pub struct Feed {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: i32,
+    /// Records in the order of their offsets. Ends when the partition is revoked.
+    pub records: mpsc::Receiver<Admitted>,
+    /// Cancelled when the partition is going away: begin nothing new, finish what is begun.
+    pub closing: CancellationToken,
+    /// Cancelled when the time for finishing is over: drop everything.
+    pub abandon: CancellationToken,
+    /// Closes with the feed; nothing is ever sent.
+    _done: std::sync::mpsc::Sender<()>,
+}
+
+/// How much of one partition may be in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limit {
+    pub(crate) records: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Limit {
+    /// The share of one of `partitions` partitions. Equal shares, so that a partition that
+    /// stands still cannot use up what the others need.
+    pub(crate) fn share(self, partitions: usize) -> Self {
+        let parts = partitions.max(1);
+        Self { records: (self.records / parts).max(1), bytes: (self.bytes / parts).max(1) }
+    }
+
+    fn is_reached(self, unsettled: Unsettled) -> bool {
+        unsettled.records >= self.records || unsettled.bytes >= self.bytes
+    }
+
+    /// Pausing throws away what librdkafka has fetched ahead, so a partition resumes only
+    /// once half of its share is free again.
+    fn has_room_again(self, unsettled: Unsettled) -> bool {
+        unsettled.records <= self.records / 2 && unsettled.bytes <= self.bytes / 2
+    }
+}
+
+/// One assigned partition, owned by the polling thread.
+pub(crate) struct Partition {
+    offsets: Offsets,
+    /// `None` once the partition is closing.
+    records: Option<mpsc::Sender<Admitted>>,
+    /// Read from Kafka while the pipeline was full.
+    waiting: VecDeque<Record>,
+    paused: bool,
+    committed: Option<i64>,
+    closing: CancellationToken,
+    abandon: CancellationToken,
+    done: std::sync::mpsc::Receiver<()>,
+}
+
+/// What the polling thread has to tell Kafka after a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flow {
+    Unchanged,
+    Pause,
+    Resume,
+}
+
+impl Partition {
+    /// A new assignment and the feed for its worker. `capacity` bounds the queue between
+    /// them; it has to be at least the greatest limit.
+    pub(crate) fn assign(topic: Arc<str>, partition: i32, capacity: usize) -> (Self, Feed) {
+        let (sender, records) = mpsc::channel(capacity.max(1));
+        let (done_sender, done) = std::sync::mpsc::channel();
+        let (closing, abandon) = (CancellationToken::new(), CancellationToken::new());
+        let feed = Feed {
+            topic,
+            partition,
+            records,
+            closing: closing.clone(),
+            abandon: abandon.clone(),
+            _done: done_sender,
+        };
+        let assigned = Self {
+            offsets: Offsets::default(),
+            records: Some(sender),
+            waiting: VecDeque::new(),
+            paused: false,
+            committed: None,
+            closing,
+            abandon,
+            done,
+        };
+        (assigned, feed)
+    }
+
+    /// Takes a record from Kafka.
+    pub(crate) fn accept(&mut self, record: Record, limit: Limit) -> Flow {
+        self.waiting.push_back(record);
+        self.admit(limit);
+        if self.paused || self.waiting.is_empty() {
+            return Flow::Unchanged;
+        }
+        self.paused = true;
+        Flow::Pause
+    }
+
+    /// Admits what waits, as far as records have been settled meanwhile.
+    pub(crate) fn refill(&mut self, limit: Limit) -> Flow {
+        if !self.paused || !limit.has_room_again(self.offsets.unsettled()) {
+            return Flow::Unchanged;
+        }
+        self.admit(limit);
+        if !self.waiting.is_empty() {
+            return Flow::Unchanged;
+        }
+        self.paused = false;
+        Flow::Resume
+    }
+
+    fn admit(&mut self, limit: Limit) {
+        let Some(records) = &self.records else { return self.waiting.clear() };
+        while !limit.is_reached(self.offsets.unsettled()) {
+            // The slot is reserved first: a ticket without a receiver would hold the watermark.
+            let Ok(slot) = records.try_reserve() else { return };
+            let Some(record) = self.waiting.pop_front() else { return };
+            let ticket = self.offsets.admit(record.origin.offset, record.size());
+            slot.send(Admitted { record: Arc::new(record), ticket });
+        }
+    }
+
+    /// The offset to commit, when it has moved since [`Partition::committed`].
+    pub(crate) fn to_commit(&self) -> Option<i64> {
+        self.offsets.watermark().filter(|watermark| self.committed != Some(*watermark))
+    }
+
+    /// Notes that this offset was handed to Kafka for committing.
+    pub(crate) fn committed(&mut self, offset: i64) {
+        self.committed = Some(offset);
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    pub(crate) fn unsettled(&self) -> Unsettled {
+        self.offsets.unsettled()
+    }
+
+    /// Tells the worker to begin nothing new. What it has not begun will be read again by
+    /// whoever gets the partition next.
+    pub(crate) fn close(&mut self) {
+        self.closing.cancel();
+        self.records = None;
+        self.waiting.clear();
+    }
+
+    /// Waits until the worker is done; at the deadline tells it to drop everything. Returns
+    /// how many records it then leaves behind without an outcome.
+    pub(crate) fn finish(&mut self, deadline: Instant) -> usize {
+        use std::sync::mpsc::RecvTimeoutError::Timeout;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let Err(Timeout) = self.done.recv_timeout(left) else { return 0 };
+        self.abandon.cancel();
+        self.offsets.unsettled().records
+    }
+
+    /// Whether the worker is done.
+    pub(crate) fn is_done(&self) -> bool {
+        matches!(self.done.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected))
+    }
+
+    /// Tells the worker to drop everything, at once.
+    pub(crate) fn abandon(&mut self) {
+        self.close();
+        self.abandon.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Origin;
+
+    const LIMIT: Limit = Limit { records: 4, bytes: 1000 };
+
+    fn record(offset: i64, size: usize) -> Record {
+        Record {
+            origin: Origin { topic: "push".into(), partition: 0, offset },
+            timestamp_ms: None,
+            key: None,
+            value: Some(vec![0; size].into()),
+            headers: Vec::new(),
+        }
+    }
+
+    fn taken(feed: &mut Feed) -> Vec<Admitted> {
+        std::iter::from_fn(|| feed.records.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn a_full_partition_pauses_and_resumes_at_half() {
+        let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+        let flows: Vec<_> = (0..6).map(|offset| partition.accept(record(offset, 1), LIMIT)).collect();
+        use Flow::{Pause, Unchanged};
+        assert_eq!(flows, [Unchanged, Unchanged, Unchanged, Unchanged, Pause, Unchanged]);
+
+        let mut admitted = taken(&mut feed);
+        assert_eq!(admitted.len(), 4);
+        admitted.remove(0).ticket.settle();
+        assert_eq!(partition.refill(LIMIT), Unchanged, "three of four are still in flight");
+        admitted.remove(0).ticket.settle();
+        assert_eq!(partition.refill(LIMIT), Flow::Resume);
+        let offsets: Vec<_> = taken(&mut feed).iter().map(|a| a.record.origin.offset).collect();
+        assert_eq!(offsets, [4, 5]);
+        assert_eq!(partition.to_commit(), Some(2));
+    }
+
+    #[test]
+    fn one_record_larger_than_the_limit_still_gets_through() {
+        let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+        assert_eq!(partition.accept(record(0, 5000), LIMIT), Flow::Unchanged);
+        assert_eq!(partition.accept(record(1, 1), LIMIT), Flow::Pause);
+        taken(&mut feed).remove(0).ticket.settle();
+        assert_eq!(partition.refill(LIMIT), Flow::Resume);
+        assert_eq!(taken(&mut feed).len(), 1);
+    }
+
+    #[test]
+    fn closing_forgets_what_was_not_begun() {
+        let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+        for offset in 0..6 {
+            partition.accept(record(offset, 1), LIMIT);
+        }
+        let begun = feed.records.try_recv().expect("admitted");
+        partition.close();
+        assert!(feed.closing.is_cancelled() && !feed.abandon.is_cancelled());
+        begun.ticket.settle();
+        drop(feed);
+        assert!(partition.is_done());
+        partition.finish(Instant::now());
+        assert_eq!(partition.to_commit(), Some(1));
+    }
+
+    #[test]
+    fn a_worker_that_does_not_finish_is_abandoned() {
+        let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+        partition.accept(record(0, 1), LIMIT);
+        let begun = feed.records.try_recv().expect("admitted");
+        partition.close();
+        assert_eq!(partition.finish(Instant::now()), 1);
+        assert!(feed.abandon.is_cancelled());
+        assert_eq!(partition.to_commit(), None);
+        drop(begun);
+    }
+
+    #[test]
+    fn shares_are_equal_and_never_nothing() {
+        let total = Limit { records: 10, bytes: 100 };
+        assert_eq!(total.share(4), Limit { records: 2, bytes: 25 });
+        assert_eq!(total.share(1000), Limit { records: 1, bytes: 1 });
+        assert_eq!(total.share(0), total);
+    }
+}

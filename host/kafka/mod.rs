@@ -1,0 +1,199 @@
+//! What every Kafka client of the gateway shares: where the cluster is, how to reach it, and
+//! one producer whose records are confirmed by the broker.
+//!
+//! It knows nothing of messages and offsets; the consumer, the dead letters and the notify
+//! sender build on it.
+
+mod builtin;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::util::Timeout;
+
+pub use builtin::BuiltinBroker;
+
+/// `[kafka]`: where records come from.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Bootstrap brokers, `host:port`, separated by commas.
+    pub brokers: String,
+    /// Topics with `PushMsg` records. Gateways that share them share `group`.
+    pub topics: Vec<String>,
+    /// The consumer group.
+    pub group: String,
+    /// Makes this process a static member of the group under this name, unique in the group:
+    /// a restart within the session timeout then moves no partitions. Empty means dynamic.
+    pub instance: String,
+    /// Where records go that cannot be delivered.
+    pub dead_letter_topic: String,
+    /// How often settled offsets are committed.
+    #[serde(with = "humantime_serde")]
+    pub commit_every: Duration,
+    /// Without a heartbeat for this long the group takes the partitions away. Draining
+    /// revoked partitions gets less than half of it.
+    #[serde(with = "humantime_serde")]
+    pub session_timeout: Duration,
+    /// Handed to librdkafka as they are: TLS, SASL and the like. They win over what the
+    /// gateway sets, except for the settings that its guarantees rest on.
+    pub properties: BTreeMap<String, String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            brokers: "localhost:9092".into(),
+            topics: vec!["push".into()],
+            group: "halley".into(),
+            instance: String::new(),
+            dead_letter_topic: "push.dead-letter".into(),
+            commit_every: Duration::from_secs(1),
+            session_timeout: Duration::from_secs(30),
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+/// Properties that the guarantees rest on; `properties` may not change them.
+const RESERVED: [&str; 7] = [
+    "bootstrap.servers",
+    "group.id",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.idempotence",
+    "acks",
+    "session.timeout.ms",
+];
+
+impl Config {
+    /// What is wrong with the values, one sentence for each mistake.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.brokers.trim().is_empty() {
+            problems.push("`kafka.brokers` is empty; name at least one `host:port`".into());
+        }
+        if self.topics.is_empty() || self.topics.iter().any(String::is_empty) {
+            problems.push("`kafka.topics` must name at least one topic, and no empty one".into());
+        }
+        if self.group.is_empty() {
+            problems.push("`kafka.group` is empty; gateways that share topics share a group".into());
+        }
+        if self.topics.contains(&self.dead_letter_topic) {
+            let topic = &self.dead_letter_topic;
+            problems.push(format!(
+                "`kafka.dead_letter_topic` is `{topic}`, which is also consumed: dead letters would go round in circles"
+            ));
+        }
+        for key in RESERVED.iter().filter(|key| self.properties.contains_key(**key)) {
+            problems.push(format!(
+                "`kafka.properties` sets `{key}`, which Halley's guarantees rest on; use the key of [kafka] for it or leave it out"
+            ));
+        }
+        problems
+    }
+
+    /// The configuration that all clients start from.
+    pub(crate) fn client(&self) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        client
+            .set("client.id", "halley")
+            .set("socket.keepalive.enable", "true")
+            .set("reconnect.backoff.max.ms", "2000")
+            .set_log_level(RDKafkaLogLevel::Warning);
+        for (key, value) in &self.properties {
+            client.set(key, value);
+        }
+        client.set("bootstrap.servers", &self.brokers);
+        client
+    }
+}
+
+/// A record could not be written, and the broker may not have it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("cannot write to topic `{topic}`: {reason}; is the topic there, and may this client write to it?")]
+pub struct NotWritten {
+    /// The topic.
+    pub topic: String,
+    /// What Kafka said.
+    pub reason: String,
+}
+
+/// A record to be written.
+#[derive(Debug, Default)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) value: Option<&'a [u8]>,
+    pub(crate) timestamp_ms: Option<i64>,
+    pub(crate) headers: OwnedHeaders,
+}
+
+/// Writes records and waits for all in-sync replicas to have them. Cheap to clone.
+#[derive(Clone)]
+pub struct Producer {
+    inner: FutureProducer,
+}
+
+/// How long one attempt may take, from the producer's queue to the broker's acknowledgement.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Producer {
+    /// Makes the producer. It connects by itself, now and after every interruption.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a property.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let inner = config
+            .client()
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("message.timeout.ms", WRITE_TIMEOUT.as_millis().to_string())
+            .set("linger.ms", "2")
+            .create()?;
+        Ok(Self { inner })
+    }
+
+    /// Writes one record; returns once the broker has confirmed it.
+    ///
+    /// # Errors
+    /// After five seconds without a confirmation, or at once when a retry is of no use.
+    pub(crate) async fn write(&self, topic: &str, record: Outgoing<'_>) -> Result<(), NotWritten> {
+        let mut future = FutureRecord::<[u8], [u8]>::to(topic).headers(record.headers);
+        if let Some(key) = record.key {
+            future = future.key(key);
+        }
+        if let Some(value) = record.value {
+            future = future.payload(value);
+        }
+        if let Some(timestamp) = record.timestamp_ms {
+            future = future.timestamp(timestamp);
+        }
+        match self.inner.send(future, Timeout::After(WRITE_TIMEOUT)).await {
+            Ok(_) => Ok(()),
+            Err((error, _)) => Err(NotWritten { topic: topic.to_owned(), reason: error.to_string() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_are_named_with_their_key() {
+        assert_eq!(Config::default().problems(), Vec::<String>::new());
+        let wrong = Config {
+            topics: vec!["push".into()],
+            dead_letter_topic: "push".into(),
+            properties: [("acks".to_owned(), "1".to_owned())].into(),
+            ..Config::default()
+        };
+        let problems = wrong.problems();
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].contains("kafka.dead_letter_topic") && problems[1].contains("`acks`"));
+    }
+}
