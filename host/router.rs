@@ -1,1 +1,289 @@
-//! To be written.
+//! From a resolved route to the calls of one message.
+//!
+//! Pure. A [`Route`] is a room as policies left it, grouped by comet; a [`Plan`] is what one
+//! message needs: at most one call per comet, and the recipients who are away.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::decision::{Absent, Cause, Overrides};
+use crate::membership::{Connection, Grouping, Member, Place};
+use crate::message::{CometAddr, ConnectionId, RoomId, Target, UserId};
+
+/// Someone a message is for, and the connection it goes through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recipient {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// Its user, when the directory names one.
+    pub user: Option<UserId>,
+}
+
+impl Recipient {
+    /// The recipient as the offline policy sees it.
+    pub fn absent(&self, cause: Cause) -> Absent {
+        let user = self.user.clone().unwrap_or_else(|| self.connection.as_str().into());
+        Absent { user, connection: Some(self.connection.clone()), cause }
+    }
+}
+
+/// Whether a comet gets a room as a whole or by connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of the comet's connections in the room, and no others: one call for the room.
+    Whole,
+    /// Some of them, or others' too: one call with the connection ids.
+    Partial,
+}
+
+/// A comet's part of a room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The comet.
+    pub comet: CometAddr,
+    /// Whether the room's call reaches exactly these.
+    pub part: Part,
+    /// Who is reached through it; never empty.
+    pub recipients: Arc<[Recipient]>,
+}
+
+/// A room, resolved and regrouped. Made once per resolution, shared by its messages.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Route {
+    /// One share for each comet that has to be called, in order of appearance.
+    pub shares: Vec<Share>,
+    /// Members who are offline, or are to be treated so.
+    pub absent: Arc<[Absent]>,
+    /// Connections that the directory has in the room.
+    pub connections: usize,
+    /// Members without connection information.
+    pub stale: usize,
+    /// Members that a policy took out.
+    pub skipped: usize,
+}
+
+impl Route {
+    /// Groups a room by comet.
+    ///
+    /// A comet's part is whole as long as no policy moved one of its members away or someone
+    /// else's to it. Members who are offline do not make it partial; a comet all of whose
+    /// members are offline is not called.
+    pub fn new(grouping: &Grouping) -> Self {
+        let mut shares = Shares::default();
+        let mut absent = Vec::new();
+        let mut skipped = 0;
+        for (member, place) in grouping.members() {
+            let home = &grouping.comets()[member.comet as usize];
+            let at = match place {
+                Place::At(comet) => &grouping.comets()[comet as usize],
+                Place::Skipped | Place::Offline => {
+                    shares.make_partial(home);
+                    if place == Place::Skipped {
+                        skipped += 1;
+                    } else {
+                        absent.push(recipient(member).absent(Cause::NotOnline));
+                    }
+                    continue;
+                }
+            };
+            if at != home {
+                shares.make_partial(home);
+                shares.make_partial(at);
+            }
+            if member.online {
+                shares.add(at, recipient(member));
+            } else {
+                absent.push(recipient(member).absent(Cause::NotOnline));
+            }
+        }
+        let membership = grouping.membership();
+        Self {
+            shares: shares.into_vec(),
+            absent: absent.into(),
+            connections: membership.members.len(),
+            stale: membership.stale,
+            skipped,
+        }
+    }
+}
+
+fn recipient(member: &Member) -> Recipient {
+    Recipient { connection: member.id.clone(), user: member.user.clone() }
+}
+
+/// Shares while they are collected, in order of appearance.
+#[derive(Default)]
+struct Shares {
+    recipients: Vec<(CometAddr, Vec<Recipient>)>,
+    indexes: HashMap<CometAddr, usize>,
+    partial: HashSet<CometAddr>,
+}
+
+impl Shares {
+    fn add(&mut self, comet: &CometAddr, recipient: Recipient) {
+        let index = match self.indexes.get(comet) {
+            Some(index) => *index,
+            None => {
+                self.recipients.push((comet.clone(), Vec::new()));
+                self.indexes.insert(comet.clone(), self.recipients.len() - 1);
+                self.recipients.len() - 1
+            }
+        };
+        self.recipients[index].1.push(recipient);
+    }
+
+    fn make_partial(&mut self, comet: &CometAddr) {
+        if !self.partial.contains(comet) {
+            self.partial.insert(comet.clone());
+        }
+    }
+
+    fn into_vec(self) -> Vec<Share> {
+        let share = |(comet, recipients): (CometAddr, Vec<Recipient>)| {
+            let part = if self.partial.contains(&comet) { Part::Partial } else { Part::Whole };
+            Share { comet, part, recipients: recipients.into() }
+        };
+        self.recipients.into_iter().map(share).collect()
+    }
+}
+
+/// One call to one comet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The comet.
+    pub comet: CometAddr,
+    /// What the call is for.
+    pub target: Target,
+    /// Who is reached through it; empty where nobody knows (BROADCAST, every-comet rooms).
+    pub recipients: Arc<[Recipient]>,
+}
+
+/// What one message needs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// At most one call per comet.
+    pub deliveries: Vec<Delivery>,
+    /// Recipients who are away.
+    pub absent: Vec<Absent>,
+    /// Recipients that a policy withheld the message from.
+    pub withheld: usize,
+}
+
+impl Plan {
+    /// A message to a room that was found in the directory.
+    pub fn room(room: &RoomId, route: &Route, overrides: &Overrides) -> Self {
+        let mut plan = Self { absent: route.absent.to_vec(), withheld: route.skipped, ..Self::default() };
+        for share in &route.shares {
+            let target = match share.part {
+                Part::Whole => Target::Room(room.clone()),
+                Part::Partial => Target::Connections(connections(&share.recipients)),
+            };
+            plan.deliver(&share.comet, target, Arc::clone(&share.recipients), overrides);
+        }
+        plan.deliver_also(&Target::Room(room.clone()), overrides);
+        plan
+    }
+
+    /// A message to everyone, or to a room that every comet is told of.
+    pub fn everywhere(comets: &[CometAddr], target: &Target, overrides: &Overrides) -> Self {
+        let mut plan = Self::default();
+        for comet in comets {
+            plan.deliver(comet, target.clone(), Arc::new([]), overrides);
+        }
+        plan.deliver_also(target, overrides);
+        plan.divide_speed();
+        plan
+    }
+
+    /// A message to keys whose comet the producer named.
+    pub fn server(comet: &CometAddr, keys: &[Arc<str>], overrides: &Overrides) -> Self {
+        let recipient = |key: &Arc<str>| Recipient { connection: Arc::clone(key).into(), user: None };
+        Self::by_connection(vec![(comet.clone(), keys.iter().map(recipient).collect())], overrides)
+    }
+
+    /// A message to keys that were looked up, each with its connection.
+    pub fn keys(found: Vec<(Arc<str>, Option<Connection>)>, overrides: &Overrides) -> Self {
+        let mut shares = Shares::default();
+        let mut absent = Vec::new();
+        for (key, connection) in found {
+            let Some(connection) = connection else {
+                let cause = Cause::NoConnection;
+                absent.push(Absent { user: key.into(), connection: None, cause });
+                continue;
+            };
+            let recipient = Recipient { connection: connection.id, user: connection.user };
+            if connection.online {
+                shares.add(&connection.comet, recipient);
+            } else {
+                absent.push(recipient.absent(Cause::NotOnline));
+            }
+        }
+        let mut plan = Self::by_connection(shares.recipients, overrides);
+        plan.absent = absent;
+        plan
+    }
+
+    fn by_connection(shares: Vec<(CometAddr, Vec<Recipient>)>, overrides: &Overrides) -> Self {
+        let mut plan = Self::default();
+        let mut everyone = Vec::new();
+        for (comet, mut recipients) in shares {
+            // A user named by id and by connection is still one recipient.
+            let mut seen = HashSet::new();
+            recipients.retain(|recipient| seen.insert(recipient.connection.clone()));
+            let connections = connections(&recipients);
+            if !overrides.also.is_empty() {
+                everyone.extend(connections.iter().cloned());
+            }
+            plan.deliver(&comet, Target::Connections(connections), recipients.into(), overrides);
+        }
+        if !everyone.is_empty() {
+            plan.deliver_also(&Target::Connections(everyone), overrides);
+        }
+        plan
+    }
+
+    fn deliver(
+        &mut self,
+        comet: &CometAddr,
+        target: Target,
+        recipients: Arc<[Recipient]>,
+        overrides: &Overrides,
+    ) {
+        if overrides.allow(comet) {
+            self.deliveries.push(Delivery { comet: comet.clone(), target, recipients });
+        } else {
+            self.withheld += recipients.len();
+        }
+    }
+
+    /// `also` reaches comets beyond the route; what `except` names stays out.
+    fn deliver_also(&mut self, target: &Target, overrides: &Overrides) {
+        for comet in &overrides.also {
+            let planned = self.deliveries.iter().any(|delivery| delivery.comet == *comet);
+            if !planned && !overrides.except.contains(comet) {
+                let delivery =
+                    Delivery { comet: comet.clone(), target: target.clone(), recipients: Arc::new([]) };
+                self.deliveries.push(delivery);
+            }
+        }
+    }
+
+    /// A BROADCAST's speed is for all comets together, as goim's job has it.
+    fn divide_speed(&mut self) {
+        let comets = i32::try_from(self.deliveries.len()).unwrap_or(i32::MAX).max(1);
+        for delivery in &mut self.deliveries {
+            if let Target::Everyone { speed } = &mut delivery.target
+                && *speed > 0
+            {
+                *speed = (*speed / comets).max(1);
+            }
+        }
+    }
+}
+
+fn connections(recipients: &[Recipient]) -> Vec<ConnectionId> {
+    recipients.iter().map(|recipient| recipient.connection.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! The router's rules, by example and against properties.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::membership::{Membership, Placement, Regrouping};
+
+fn connection(id: &str, comet: &str, online: bool) -> Connection {
+    Connection { id: id.into(), user: Some(format!("u-{id}").into()), comet: comet.into(), online }
+}
+
+fn grouping(connections: Vec<Connection>) -> Grouping {
+    Grouping::new(Arc::new(Membership::new(connections, 0)))
+}
+
+fn shape(plan: &Plan) -> Vec<(&str, Target)> {
+    plan.deliveries.iter().map(|d| (d.comet.as_str(), d.target.clone())).collect()
+}
+
+fn ids(ids: &[&str]) -> Target {
+    Target::Connections(ids.iter().map(|id| (*id).into()).collect())
+}
+
+#[test]
+fn the_specification_s_room_is_one_call_for_each_comet() {
+    let room = RoomId::from("video_123");
+    let members =
+        vec![connection("c1", "a:1", true), connection("c2", "a:1", true), connection("c3", "b:1", true)];
+    let route = Route::new(&grouping(members));
+    let plan = Plan::room(&room, &route, &Overrides::default());
+    assert_eq!(shape(&plan), [("a:1", Target::Room(room.clone())), ("b:1", Target::Room(room))]);
+    assert_eq!(plan.deliveries[0].recipients.len(), 2);
+    assert_eq!(plan.absent, []);
+}
+
+#[test]
+fn the_offline_are_absent_and_leave_the_part_whole() {
+    let room = RoomId::from("r");
+    let members =
+        vec![connection("c1", "a:1", true), connection("c2", "a:1", false), connection("c3", "b:1", false)];
+    let plan = Plan::room(&room, &Route::new(&grouping(members)), &Overrides::default());
+    assert_eq!(shape(&plan), [("a:1", Target::Room(room))], "b:1 has nobody who is online");
+    let absent: Vec<_> = plan.absent.iter().map(|a| (a.user.as_str(), a.cause)).collect();
+    assert_eq!(absent, [("u-c2", Cause::NotOnline), ("u-c3", Cause::NotOnline)]);
+}
+
+#[test]
+fn what_a_policy_moves_makes_both_parts_partial() {
+    let members = ["c1", "c2", "c3"].map(|id| connection(id, if id == "c3" { "b:1" } else { "a:1" }, true));
+    let mut grouping = grouping(members.to_vec());
+    let moves = vec![(0, Placement::Comet("b:1".into()))];
+    grouping.apply(Regrouping { moves, ..Default::default() }).expect("in range");
+    let plan = Plan::room(&"r".into(), &Route::new(&grouping), &Overrides::default());
+    assert_eq!(shape(&plan), [("b:1", ids(&["c1", "c3"])), ("a:1", ids(&["c2"]))]);
+}
+
+#[test]
+fn a_redirected_comet_stays_whole_and_merges_with_its_new_address() {
+    let members = vec![connection("c1", "a:1", true), connection("c2", "b:1", true)];
+    let mut grouping = grouping(members);
+    let redirects = vec![(0, "b:1".into())];
+    grouping.apply(Regrouping { redirects, ..Default::default() }).expect("in range");
+    let plan = Plan::room(&"r".into(), &Route::new(&grouping), &Overrides::default());
+    assert_eq!(shape(&plan), [("b:1", Target::Room("r".into()))]);
+    assert_eq!(plan.deliveries[0].recipients.len(), 2);
+}
+
+#[test]
+fn overrides_limit_and_extend() {
+    let members = vec![connection("c1", "a:1", true), connection("c2", "b:1", true)];
+    let route = Route::new(&grouping(members));
+    let room = RoomId::from("r");
+    let overrides = Overrides {
+        only: Some(vec!["a:1".into()]),
+        except: vec!["d:1".into()],
+        also: vec!["a:1".into(), "c:1".into(), "d:1".into()],
+    };
+    let plan = Plan::room(&room, &route, &overrides);
+    assert_eq!(shape(&plan), [("a:1", Target::Room(room.clone())), ("c:1", Target::Room(room))]);
+    assert_eq!(plan.withheld, 1);
+}
+
+#[test]
+fn keys_are_grouped_by_comet_and_the_missing_are_absent() {
+    let found = vec![
+        (Arc::from("u1"), Some(connection("c1", "a:1", true))),
+        (Arc::from("c1"), Some(connection("c1", "a:1", true))),
+        (Arc::from("u2"), Some(connection("c2", "b:1", false))),
+        (Arc::from("u3"), None),
+    ];
+    let plan = Plan::keys(found, &Overrides::default());
+    assert_eq!(shape(&plan), [("a:1", ids(&["c1"]))]);
+    let absent: Vec<_> = plan.absent.iter().map(|a| (a.user.as_str(), a.cause)).collect();
+    assert_eq!(absent, [("u-c2", Cause::NotOnline), ("u3", Cause::NoConnection)]);
+}
+
+#[test]
+fn the_speed_of_a_broadcast_is_divided_over_the_comets() {
+    let comets: Vec<CometAddr> = ["a:1", "b:1", "c:1"].map(CometAddr::from).to_vec();
+    let speeds = |speed| {
+        let plan = Plan::everywhere(&comets, &Target::Everyone { speed }, &Overrides::default());
+        let speed = |d: &Delivery| match d.target {
+            Target::Everyone { speed } => speed,
+            _ => panic!("a broadcast"),
+        };
+        plan.deliveries.iter().map(speed).collect::<Vec<_>>()
+    };
+    assert_eq!(speeds(10), [3, 3, 3]);
+    assert_eq!(speeds(2), [1, 1, 1], "a limit never becomes no limit");
+    assert_eq!(speeds(0), [0, 0, 0]);
+}
+
+fn placements() -> impl Strategy<Value = Placement> {
+    prop_oneof![
+        (0..5u8).prop_map(|n| Placement::Comet(format!("comet-{n}:1").into())),
+        Just(Placement::Skip),
+        Just(Placement::Offline),
+    ]
+}
+
+proptest! {
+    /// Whatever policies do to a room: nobody is lost, nobody is reached twice, a comet gets
+    /// one call, and a whole part is exactly what the room's call reaches there.
+    #[test]
+    fn everyone_is_accounted_for_once(
+        members in proptest::collection::vec((0..4u8, any::<bool>()), 0..40),
+        moves in proptest::collection::vec((any::<prop::sample::Index>(), placements()), 0..12),
+        redirects in proptest::collection::vec((any::<prop::sample::Index>(), 0..5u8), 0..3),
+    ) {
+        let connections: Vec<_> = members.iter().enumerate()
+            .map(|(n, (comet, online))| connection(&format!("c{n}"), &format!("comet-{comet}:1"), *online))
+            .collect();
+        let mut grouping = grouping(connections.clone());
+        if !connections.is_empty() {
+            let comets = grouping.comets().len();
+            let regrouping = Regrouping {
+                redirects: redirects.iter()
+                    .map(|(at, to)| (at.index(comets) as u32, format!("comet-{to}:1").into())).collect(),
+                moves: moves.into_iter().map(|(at, to)| (at.index(connections.len()) as u32, to)).collect(),
+            };
+            grouping.apply(regrouping).expect("in range");
+        }
+        let route = Route::new(&grouping);
+
+        let mut reached = HashMap::new();
+        for share in &route.shares {
+            for recipient in share.recipients.iter() {
+                let before = reached.insert(recipient.connection.clone(), share.comet.clone());
+                prop_assert_eq!(before, None);
+            }
+        }
+        prop_assert_eq!(reached.len() + route.absent.len() + route.skipped, connections.len());
+
+        let mut comets: Vec<_> = route.shares.iter().map(|share| share.comet.clone()).collect();
+        comets.sort();
+        comets.dedup();
+        prop_assert_eq!(comets.len(), route.shares.len());
+
+        // What a BroadcastRoom at an address reaches: the members whose home is there now.
+        for share in route.shares.iter().filter(|share| share.part == Part::Whole) {
+            let at_home = grouping.members()
+                .filter(|(member, _)| grouping.comets()[member.comet as usize] == share.comet);
+            for (member, place) in at_home {
+                let here = matches!(place, Place::At(at) if grouping.comets()[at as usize] == share.comet);
+                prop_assert!(here, "{:?} was moved away from a whole part", member);
+            }
+            for recipient in share.recipients.iter() {
+                let (member, _) = grouping.members().find(|(m, _)| m.id == recipient.connection).expect("known");
+                prop_assert_eq!(&grouping.comets()[member.comet as usize], &share.comet);
+            }
+        }
+    }
+}
