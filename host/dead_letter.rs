@@ -1,1 +1,171 @@
-//! To be written.
+//! Records that cannot be delivered, kept with their reason.
+//!
+//! A dead letter is the record as it came (key, value, headers, timestamp) with headers of
+//! ours behind the original ones. Writing returns once the broker has confirmed it; the
+//! record's offset may be committed only then.
+
+use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
+
+use crate::decision::PluginVersion;
+use crate::kafka::{NotWritten, Outgoing, Producer};
+use crate::message::{CometAddr, MESSAGE_ID, Record};
+
+/// The topic that the record was read from.
+pub const ORIGIN_TOPIC: &str = "halley-origin-topic";
+/// The partition that the record was read from.
+pub const ORIGIN_PARTITION: &str = "halley-origin-partition";
+/// The offset that the record was read from.
+pub const ORIGIN_OFFSET: &str = "halley-origin-offset";
+/// The station where its way ended: `decode`, `filter`, `offline` or `deliver`.
+pub const STAGE: &str = "halley-stage";
+/// Why, in words.
+pub const REASON: &str = "halley-reason";
+/// The comets that did not take it, separated by commas.
+pub const FAILED_COMETS: &str = "halley-failed-comets";
+/// The plugin that decided, with its version: `name@hash`.
+pub const PLUGIN: &str = "halley-plugin";
+
+/// All headers that the gateway adds, for taking them off again.
+const OURS: [&str; 8] =
+    [MESSAGE_ID, ORIGIN_TOPIC, ORIGIN_PARTITION, ORIGIN_OFFSET, STAGE, REASON, FAILED_COMETS, PLUGIN];
+
+/// The station where a record's way ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// It is no message.
+    Decode,
+    /// A policy said so, or failed.
+    Filter,
+    /// An absent recipient's inbox could not take it.
+    Offline,
+    /// Comets refused it, or were unreachable and nobody knows for whom it was.
+    Deliver,
+}
+
+impl Stage {
+    /// The stage as it stands in headers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::Filter => "filter",
+            Self::Offline => "offline",
+            Self::Deliver => "deliver",
+        }
+    }
+}
+
+/// Why a record is a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// Where its way ended.
+    pub stage: Stage,
+    /// Why, in words; cut to 1,000 characters.
+    pub text: String,
+    /// The comets that did not take it.
+    pub comets: Vec<CometAddr>,
+    /// The plugin that decided.
+    pub plugin: Option<PluginVersion>,
+}
+
+impl Reason {
+    /// A reason without comets and plugin.
+    pub fn new(stage: Stage, text: impl Into<String>) -> Self {
+        Self { stage, text: text.into(), comets: Vec::new(), plugin: None }
+    }
+}
+
+/// Writes dead letters. Cheap to clone.
+#[derive(Clone)]
+pub struct DeadLetters {
+    producer: Producer,
+    topic: String,
+}
+
+impl DeadLetters {
+    /// Dead letters to this topic.
+    pub fn new(producer: Producer, topic: String) -> Self {
+        Self { producer, topic }
+    }
+
+    /// Writes one; returns once the broker has confirmed it.
+    ///
+    /// # Errors
+    /// When the broker did not confirm it: the record has no outcome yet.
+    pub async fn write(&self, record: &Record, reason: &Reason) -> Result<(), NotWritten> {
+        let outgoing = Outgoing {
+            key: record.key.as_deref(),
+            value: record.value.as_deref(),
+            timestamp_ms: record.timestamp_ms,
+            headers: headers(record, reason),
+        };
+        self.producer.write(&self.topic, outgoing).await
+    }
+}
+
+/// The original headers, less those of an earlier round, and ours.
+fn headers(record: &Record, reason: &Reason) -> OwnedHeaders {
+    let mut headers = OwnedHeaders::new();
+    for header in record.headers.iter().filter(|header| !OURS.contains(&header.name.as_str())) {
+        headers = headers.insert(KafkaHeader { key: &header.name, value: header.value.as_deref() });
+    }
+    let origin = &record.origin;
+    let text: String = reason.text.chars().take(1000).collect();
+    let ours = [
+        (MESSAGE_ID, record.message_id().to_string()),
+        (ORIGIN_TOPIC, origin.topic.to_string()),
+        (ORIGIN_PARTITION, origin.partition.to_string()),
+        (ORIGIN_OFFSET, origin.offset.to_string()),
+        (STAGE, reason.stage.as_str().to_owned()),
+        (REASON, text),
+    ];
+    for (key, value) in &ours {
+        headers = headers.insert(KafkaHeader { key, value: Some(value) });
+    }
+    if !reason.comets.is_empty() {
+        let comets: Vec<_> = reason.comets.iter().map(CometAddr::as_str).collect();
+        headers = headers.insert(KafkaHeader { key: FAILED_COMETS, value: Some(&comets.join(",")) });
+    }
+    if let Some(plugin) = &reason.plugin {
+        headers = headers.insert(KafkaHeader { key: PLUGIN, value: Some(&plugin.to_string()) });
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::message::Headers as _;
+
+    use super::*;
+    use crate::message::{Header, Origin};
+
+    #[test]
+    fn headers_of_an_earlier_round_are_replaced_and_the_id_is_kept() {
+        let header = |name: &str, value: &str| Header {
+            name: name.to_owned(),
+            value: Some(value.to_owned().into()),
+        };
+        let record = Record {
+            origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
+            timestamp_ms: None,
+            key: None,
+            value: None,
+            headers: vec![header("trace", "1"), header(MESSAGE_ID, "push/0/7"), header(REASON, "old")],
+        };
+        let mut reason = Reason::new(Stage::Deliver, "refused");
+        reason.comets = vec!["a:1".into(), "b:1".into()];
+        let headers = headers(&record, &reason);
+        let text = |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or_default()).into_owned();
+        let pairs: Vec<_> = headers.iter().map(|h| (h.key.to_owned(), text(h.value))).collect();
+        let expected = [
+            ("trace", "1"),
+            (MESSAGE_ID, "push/0/7"),
+            (ORIGIN_TOPIC, "push"),
+            (ORIGIN_PARTITION, "2"),
+            (ORIGIN_OFFSET, "9"),
+            (STAGE, "deliver"),
+            (REASON, "refused"),
+            (FAILED_COMETS, "a:1,b:1"),
+        ];
+        assert_eq!(pairs, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+    }
+}

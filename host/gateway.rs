@@ -1,1 +1,282 @@
-//! To be written.
+//! Builds every part and owns every task: the one place where the order of starting and
+//! stopping stands.
+//!
+//! Starting: policies (a set that is refused stops the start), Redis and producers (both
+//! connect by themselves, now or later), comets, the pipeline, and only then the consumer.
+//! Stopping is the reverse: the consumer stops fetching, workers finish what they began, the
+//! offsets are committed, and then the rest goes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::comets::{self, CometStatus, Fleet};
+use crate::consumer::{self, Consumer, Limits, Stopped};
+use crate::dead_letter::DeadLetters;
+use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
+use crate::guard::{Guards, MemoryGuards, RedisGuards};
+use crate::kafka::{self, Producer};
+use crate::message::RoomId;
+use crate::offline::{self, Inbox, MemoryInbox, Notifier, RedisInbox};
+use crate::pipeline::{self, Pipeline, Resolver};
+use crate::policy::{self, Policies};
+use crate::redis_client::{self, RedisClient};
+use crate::router::Route;
+
+/// What the gateway is built from: the modules' own configurations.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    /// Where records come from.
+    pub kafka: kafka::Config,
+    /// The directory's Redis, and the gateway's own keys in it.
+    pub redis: redis_client::Config,
+    /// How recipients are found.
+    pub routing: pipeline::RoutingConfig,
+    /// The comets and how they are called.
+    pub comets: comets::Config,
+    /// How long and how much.
+    pub delivery: pipeline::DeliveryConfig,
+    /// What becomes of the absent.
+    pub offline: offline::Config,
+    /// The policies to start with, in the order in which they are asked.
+    pub plugins: Vec<policy::PluginConfig>,
+}
+
+/// What is kept outside of the process, or for the demo inside of it.
+#[derive(Clone)]
+pub struct Storage {
+    /// Who is where.
+    pub directory: Arc<dyn Directory>,
+    /// The policies' guards.
+    pub guards: Arc<dyn Guards>,
+    /// Messages for the absent.
+    pub inbox: Arc<dyn Inbox>,
+}
+
+impl Storage {
+    /// Opens what `[redis] url` names: Redis, or `memory://`.
+    ///
+    /// # Errors
+    /// When the URL is none. A Redis that is away is no error.
+    pub fn open(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
+        if config.redis.is_memory() {
+            let directory = MemoryDirectory::new(config.routing.check_online);
+            return Ok(Self::memory(directory, config));
+        }
+        let client = RedisClient::new(&config.redis, redis_client::Metrics::register(registry))?;
+        let metrics = directory::Metrics::register(registry);
+        Ok(Self {
+            directory: Arc::new(RedisDirectory::new(client.clone(), config.routing.check_online, metrics)),
+            guards: Arc::new(RedisGuards::new(client.clone())),
+            inbox: Arc::new(RedisInbox::new(client, &config.offline)),
+        })
+    }
+
+    /// Everything in memory, around this directory.
+    pub fn memory(directory: MemoryDirectory, config: &Config) -> Self {
+        Self {
+            directory: Arc::new(directory),
+            guards: Arc::new(MemoryGuards::default()),
+            inbox: Arc::new(MemoryInbox::new(&config.offline)),
+        }
+    }
+}
+
+/// A running gateway. Stop it with [`Gateway::stop`]; dropping it abandons what is in flight.
+pub struct Gateway {
+    handle: Handle,
+    consumer: Consumer,
+    tasks: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+/// A view of a running gateway, for the admin API. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    registry: Arc<Registry>,
+    pipeline: Arc<Pipeline>,
+    kafka: consumer::Health,
+    directory: watch::Receiver<Option<String>>,
+    stopping: Arc<AtomicBool>,
+}
+
+/// How often the directory is asked whether it is there.
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+impl Gateway {
+    /// Starts everything. `sources` says which plugins are wanted; it is asked again whenever
+    /// something changes, and the answer takes effect while the gateway runs.
+    ///
+    /// # Errors
+    /// When policies are refused, or a part cannot be built from its configuration.
+    pub fn start(config: &Config, sources: policy::Sources) -> anyhow::Result<Self> {
+        let mut registry = Registry::default();
+        let storage = Storage::open(config, &mut registry)?;
+        Self::start_with(config, sources, storage, registry)
+    }
+
+    /// As [`Gateway::start`], around this storage.
+    ///
+    /// # Errors
+    /// As [`Gateway::start`].
+    pub fn start_with(
+        config: &Config,
+        sources: policy::Sources,
+        storage: Storage,
+        mut registry: Registry,
+    ) -> anyhow::Result<Self> {
+        let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
+        let policies = Policies::start(policy::Runtime::new(&mut registry)?, &config.plugins)?;
+        let pipeline = Arc::new(build_pipeline(config, policies, &storage, &mut registry)?);
+
+        let consumer_metrics = consumer::Metrics::register(&mut registry);
+        let limits = Limits {
+            records: config.delivery.max_in_flight,
+            bytes: usize::try_from(config.delivery.max_in_flight_bytes.as_u64()).unwrap_or(usize::MAX),
+        };
+        let spawn_worker = {
+            let (tasks, pipeline) = (tasks.clone(), Arc::clone(&pipeline));
+            let runtime = tokio::runtime::Handle::current();
+            move |feed| drop(tasks.spawn_on(Arc::clone(&pipeline).run(feed), &runtime))
+        };
+        let consumer =
+            Consumer::start(&config.kafka, limits, consumer_metrics, Box::new(spawn_worker))
+                .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
+
+        let directory = watch_directory(&storage, &tasks, &shutdown);
+        tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));
+        let handle = Handle {
+            registry: Arc::new(registry),
+            pipeline,
+            kafka: consumer.health(),
+            directory,
+            stopping: Arc::default(),
+        };
+        Ok(Self { handle, consumer, tasks, shutdown })
+    }
+
+    /// A view for the admin API.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Stops fetching, finishes what is in flight within `grace`, commits, leaves the group.
+    pub async fn stop(self, grace: Duration) -> Stopped {
+        self.handle.stopping.store(true, Ordering::Release);
+        info!(grace = ?grace, "stopping: finishing what is in flight");
+        let stopped = self.consumer.stop(grace).await;
+        self.shutdown.cancel();
+        self.tasks.close();
+        let rest = async {
+            self.handle.pipeline.fleet.close().await;
+            self.tasks.wait().await;
+        };
+        if tokio::time::timeout(Duration::from_secs(5), rest).await.is_err() {
+            warn!("some tasks did not end in time and are cut off");
+        }
+        match stopped {
+            Stopped::Drained => info!("stopped: everything in flight was finished and committed"),
+            Stopped::Abandoned(records) => {
+                warn!(records, "stopped at the end of the grace period; these records will be delivered again");
+            }
+            Stopped::Hung => error!("Kafka did not let go in time; what was settled last may be delivered again"),
+        }
+        stopped
+    }
+}
+
+fn build_pipeline(
+    config: &Config,
+    policies: Arc<Policies>,
+    storage: &Storage,
+    registry: &mut Registry,
+) -> anyhow::Result<Pipeline> {
+    let producer = Producer::new(&config.kafka).context("cannot make the Kafka producer; check [kafka] properties")?;
+    let timing = comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
+    Ok(Pipeline {
+        policies,
+        resolver: Resolver::new(Arc::clone(&storage.directory), &config.routing),
+        guards: Arc::clone(&storage.guards),
+        fleet: Fleet::start(&config.comets, timing, comets::Metrics::register(registry)),
+        inbox: Arc::clone(&storage.inbox),
+        notifier: Notifier::new(producer.clone(), config.offline.notify_topic.clone()),
+        offline: config.offline.clone(),
+        dead_letters: DeadLetters::new(producer, config.kafka.dead_letter_topic.clone()),
+        max_batch: config.delivery.max_batch,
+        metrics: pipeline::Metrics::register(registry),
+    })
+}
+
+/// Asks the directory once a second whether it is there, for readiness and the log.
+fn watch_directory(
+    storage: &Storage,
+    tasks: &TaskTracker,
+    shutdown: &CancellationToken,
+) -> watch::Receiver<Option<String>> {
+    let (report, problem) = watch::channel(Some("redis: not asked yet".to_owned()));
+    let (directory, shutdown) = (Arc::clone(&storage.directory), shutdown.clone());
+    let check = async move {
+        loop {
+            let checked = directory.check().await;
+            let was_up = report.borrow().is_none();
+            match &checked {
+                Ok(how) if !was_up => info!(how, "the directory is there"),
+                Err(error) if was_up => warn!(%error, "the directory is away; records wait"),
+                _ => {}
+            }
+            report.send_replace(checked.err().map(|error| error.to_string()));
+            tokio::time::sleep(CHECK_EVERY).await;
+        }
+    };
+    tasks.spawn(async move { shutdown.run_until_cancelled(check).await });
+    problem
+}
+
+impl Handle {
+    /// Why the gateway is not delivering; empty when it is.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.stopping.load(Ordering::Acquire) {
+            problems.push("stopping: finishing what is in flight".to_owned());
+        }
+        problems.extend(self.kafka.problem());
+        problems.extend(self.directory.borrow().clone());
+        problems
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    ///
+    /// # Errors
+    /// Never in practice: writing to a string does not fail.
+    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// The policies in force, and the last set that was refused.
+    pub fn policies(&self) -> policy::Status {
+        self.pipeline.policies.status()
+    }
+
+    /// Every known comet.
+    pub fn comets(&self) -> Vec<CometStatus> {
+        self.pipeline.fleet.status()
+    }
+
+    /// The route of a room as it stands now.
+    ///
+    /// # Errors
+    /// When the directory is away, or a policy stalls.
+    pub async fn route(&self, room: &RoomId) -> anyhow::Result<Arc<Route>> {
+        let mut chain = self.pipeline.policies.current().chain();
+        self.pipeline.resolver.route(room, &mut chain).await
+    }
+}

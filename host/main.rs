@@ -1,3 +1,7 @@
-//! The binary.
+//! The binary: arguments, one command, exit code.
 
-fn main() {}
+use clap::Parser as _;
+
+fn main() -> std::process::ExitCode {
+    halley::cli::Cli::parse().run()
+}

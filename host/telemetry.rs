@@ -1,8 +1,84 @@
-//! Logs and metrics: tracing set-up and what the modules' metrics share.
+//! Logs, and what the modules' metrics share.
 
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use tracing_subscriber::EnvFilter;
+
+/// `[log]`: what is written to standard error.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `error`, `warn`, `info`, `debug` (one line per message) or `trace`; or directives of
+    /// tracing's `EnvFilter`, such as `warn,halley::pipeline=debug`.
+    pub level: String,
+    /// `text` for people, `json` for machines.
+    pub format: Format,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { level: "info".into(), format: Format::Text }
+    }
+}
+
+impl Config {
+    /// What is wrong with the values, one sentence for each mistake.
+    pub fn problems(&self) -> Vec<String> {
+        match self.filter() {
+            Ok(_) => Vec::new(),
+            Err(error) => vec![format!(
+                "`log.level` is `{}`: {error}; use error, warn, info, debug or trace",
+                self.level
+            )],
+        }
+    }
+
+    /// A plain level is the gateway's own; libraries only speak up when something is wrong.
+    fn filter(&self) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
+        let plain = self.level.parse::<tracing::Level>().is_ok();
+        let directives = if plain { format!("warn,halley={}", self.level) } else { self.level.clone() };
+        EnvFilter::try_new(directives)
+    }
+}
+
+/// Starts logging to standard error. Later calls change nothing.
+///
+/// # Errors
+/// When the level is none.
+pub fn init(config: &Config) -> anyhow::Result<()> {
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(config.filter()?).with_writer(std::io::stderr);
+    // An error means that a subscriber is set already, as in tests.
+    drop(match config.format {
+        Format::Text => builder.with_target(false).try_init(),
+        Format::Json => builder.json().flatten_event(true).try_init(),
+    });
+    Ok(())
+}
 
 /// A histogram of latencies in seconds: 50 microseconds to about 13 seconds, doubling.
 pub fn latency_histogram() -> Histogram {
     Histogram::new(exponential_buckets(50e-6, 2.0, 19))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_that_is_none_is_named() {
+        assert_eq!(Config::default().problems(), Vec::<String>::new());
+        let odd = Config { level: "halley=loud".into(), ..Config::default() };
+        assert!(odd.problems()[0].contains("halley=loud"), "{:?}", odd.problems());
+    }
 }

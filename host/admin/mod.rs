@@ -1,1 +1,171 @@
-//! To be written.
+//! The admin listener: health, readiness, metrics and a read-only API.
+//!
+//! It only looks at a gateway; whatever a client sends changes nothing.
+
+mod listener;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use serde::Serialize;
+use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use crate::admin::listener::Bounded;
+use crate::gateway::Handle;
+use crate::message::{CometAddr, RoomId};
+use crate::router::{Part, Route};
+
+/// `[admin]`: the admin listener.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The address to listen on; port 0 takes a free one and logs it. There is no
+    /// authentication: keep it on loopback or behind something that has.
+    pub listen: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { listen: "127.0.0.1:9093".into() }
+    }
+}
+
+/// A bound admin listener.
+pub struct Admin {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Connections beyond this wait to be accepted.
+const MAX_CONNECTIONS: usize = 256;
+/// A look-up for `/v1/routes/{room}` may take this long.
+const ROUTE_DEADLINE: Duration = Duration::from_secs(5);
+
+impl Admin {
+    /// Binds the listener.
+    ///
+    /// # Errors
+    /// When the address is none, or taken.
+    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(&config.listen).await.with_context(|| {
+            format!("cannot listen on `{}`; check `[admin] listen`, or what else uses the port", config.listen)
+        })?;
+        let address = listener.local_addr()?;
+        info!(%address, "admin is listening");
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Answers until the shutdown.
+    ///
+    /// # Errors
+    /// When accepting fails for good.
+    pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let listener = Bounded::new(self.listener, MAX_CONNECTIONS);
+        let served = axum::serve(listener, router(gateway)).with_graceful_shutdown(shutdown.cancelled_owned());
+        served.await.context("the admin listener failed")
+    }
+}
+
+fn router(gateway: Handle) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/v1/plugins", get(plugins))
+        .route("/v1/comets", get(comets))
+        .route("/v1/routes/{room}", get(route))
+        .with_state(gateway)
+}
+
+async fn ready(State(gateway): State<Handle>) -> Response {
+    let problems = gateway.problems();
+    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({ "ready": problems.is_empty(), "reasons": problems }))).into_response()
+}
+
+async fn metrics(State(gateway): State<Handle>) -> Response {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match gateway.metrics() {
+        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+async fn plugins(State(gateway): State<Handle>) -> Response {
+    Json(gateway.policies()).into_response()
+}
+
+async fn comets(State(gateway): State<Handle>) -> Response {
+    Json(json!({ "comets": gateway.comets() })).into_response()
+}
+
+async fn route(State(gateway): State<Handle>, Path(room): Path<String>) -> Response {
+    let room = RoomId::from(room);
+    match tokio::time::timeout(ROUTE_DEADLINE, gateway.route(&room)).await {
+        Ok(Ok(route)) => Json(RouteView::new(&room, &route)).into_response(),
+        Ok(Err(error)) => failed(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")),
+        Err(_) => failed(StatusCode::GATEWAY_TIMEOUT, "the directory did not answer in time"),
+    }
+}
+
+fn failed(status: StatusCode, error: &str) -> Response {
+    (status, Json(json!({ "error": error }))).into_response()
+}
+
+/// A route as the API shows it: counts, and the first connections of each share.
+#[derive(Serialize)]
+struct RouteView<'a> {
+    room: &'a RoomId,
+    connections: usize,
+    stale: usize,
+    skipped: usize,
+    absent: usize,
+    shares: Vec<ShareView<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShareView<'a> {
+    comet: &'a CometAddr,
+    call: &'static str,
+    recipients: usize,
+    first: Vec<&'a str>,
+}
+
+/// A room can have a hundred thousand connections; nobody reads them all here.
+const CONNECTIONS_SHOWN: usize = 20;
+
+impl<'a> RouteView<'a> {
+    fn new(room: &'a RoomId, route: &'a Route) -> Self {
+        let shares = route.shares.iter().map(|share| ShareView {
+            comet: &share.comet,
+            call: match share.part {
+                Part::Whole => "BroadcastRoom",
+                Part::Partial => "PushMsg",
+            },
+            recipients: share.recipients.len(),
+            first: share.recipients.iter().take(CONNECTIONS_SHOWN).map(|r| r.connection.as_str()).collect(),
+        });
+        Self {
+            room,
+            connections: route.connections,
+            stale: route.stale,
+            skipped: route.skipped,
+            absent: route.absent.len(),
+            shares: shares.collect(),
+        }
+    }
+}

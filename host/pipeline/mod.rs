@@ -1,1 +1,196 @@
-//! To be written.
+//! The way of a message: decode, filter, guard, resolve, route, fan out, offline, settle.
+//!
+//! # How it runs
+//! Each assigned partition has one [`worker`](self) task. It takes what is ready as a batch
+//! (cut by backlog, never by a timer), brings the whole batch through the stages that need
+//! round trips, hands each message's calls to the comets' lanes in order, and goes on with the
+//! next batch. What then happens to one message (its calls' outcomes, its absent recipients,
+//! its dead letter, its settlement) is the message's own *journey*, a task of the worker's.
+//!
+//! # Promises
+//! - A batch carries one policy set from beginning to end. A stalled policy
+//!   (`on_error = "stall"`) begins its stage again with the set that is then in force.
+//! - A record is settled once every recipient has an outcome. A journey that is cut short
+//!   drops its ticket, and the record is delivered again.
+//! - Redis or the dead-letter topic being away stops the partition, not the message: stages
+//!   are tried until they work or the partition is given up.
+//!
+//! It never sees a Kafka, Redis, gRPC or WebAssembly type.
+
+mod batch;
+mod chain;
+mod explain;
+mod journey;
+mod metrics;
+mod persist;
+mod resolve;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use tokio_util::task::TaskTracker;
+use tracing::debug;
+
+use crate::comets::Fleet;
+use crate::consumer::Feed;
+use crate::dead_letter::DeadLetters;
+use crate::guard::Guards;
+use crate::offline::{self, Inbox, Notifier};
+use crate::policy::Policies;
+
+pub use explain::{Explanation, explain};
+pub use metrics::Metrics;
+pub use resolve::Resolver;
+
+use batch::Worker;
+
+/// Where a room's connections are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rooms {
+    /// In the directory, so that only comets which hold the room are called.
+    #[default]
+    Directory,
+    /// Nowhere: every known comet is told, as goim's own job does.
+    EveryComet,
+}
+
+/// `[routing]`: how recipients are found.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RoutingConfig {
+    /// `directory`, or `every-comet` for installations whose Redis has no room sets.
+    pub rooms: Rooms,
+    /// Whether a user without `user:online` counts as offline. Needs comets that renew it.
+    pub check_online: bool,
+    /// How long a resolved room is used again. Zero looks every batch up anew.
+    #[serde(with = "humantime_serde")]
+    pub cache_ttl: Duration,
+    /// How many rooms are kept resolved.
+    pub cache_rooms: usize,
+    /// How many connections the kept rooms may have together.
+    pub cache_connections: usize,
+}
+
+impl Default for RoutingConfig {
+    fn default() -> Self {
+        Self {
+            rooms: Rooms::Directory,
+            check_online: true,
+            cache_ttl: Duration::from_secs(1),
+            cache_rooms: 10_000,
+            cache_connections: 2_000_000,
+        }
+    }
+}
+
+/// `[delivery]`: how long and how much.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeliveryConfig {
+    /// The deadline of one call to a comet.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// A comet that has not taken a message within this time since it was queued is
+    /// unreachable for it. At least `timeout`.
+    #[serde(with = "humantime_serde")]
+    pub give_up_after: Duration,
+    /// Records in flight over all partitions, in equal shares. A partition that reaches its
+    /// share pauses.
+    pub max_in_flight: usize,
+    /// Bytes of record content in flight over all partitions, in equal shares.
+    pub max_in_flight_bytes: ByteSize,
+    /// The most records that go through the stages together.
+    pub max_batch: usize,
+    /// How long a stop may take. What is not finished by then is delivered again.
+    #[serde(with = "humantime_serde")]
+    pub shutdown_grace: Duration,
+}
+
+impl Default for DeliveryConfig {
+    fn default() -> Self {
+        Self {
+            timeout: Duration::from_secs(2),
+            give_up_after: Duration::from_secs(10),
+            max_in_flight: 10_000,
+            max_in_flight_bytes: ByteSize::mib(256),
+            max_batch: 256,
+            shutdown_grace: Duration::from_secs(30),
+        }
+    }
+}
+
+impl DeliveryConfig {
+    /// What is wrong with the values, one sentence for each mistake.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.timeout.is_zero() {
+            problems.push("`delivery.timeout` is zero; no call could ever succeed".into());
+        }
+        if self.give_up_after < self.timeout {
+            problems.push("`delivery.give_up_after` is shorter than `delivery.timeout`".into());
+        }
+        for (key, value) in [("max_in_flight", self.max_in_flight), ("max_batch", self.max_batch)] {
+            if value == 0 {
+                problems.push(format!("`delivery.{key}` is 0; it must be at least 1"));
+            }
+        }
+        if self.max_in_flight_bytes.as_u64() == 0 {
+            problems.push("`delivery.max_in_flight_bytes` is 0; it must be at least 1".into());
+        }
+        problems
+    }
+}
+
+/// The parts that a message meets on its way. One for all partitions.
+pub struct Pipeline {
+    /// The policies in force.
+    pub policies: Arc<Policies>,
+    /// Finds recipients.
+    pub resolver: Resolver,
+    /// Claims the policies' guards.
+    pub guards: Arc<dyn Guards>,
+    /// The comets.
+    pub fleet: Arc<Fleet>,
+    /// Keeps messages for the absent.
+    pub inbox: Arc<dyn Inbox>,
+    /// Tells other channels of the absent.
+    pub notifier: Notifier,
+    /// What becomes of the absent when no policy decides.
+    pub offline: offline::Config,
+    /// Keeps what cannot be delivered.
+    pub dead_letters: DeadLetters,
+    /// The most records in a batch.
+    pub max_batch: usize,
+    /// What is counted and timed.
+    pub metrics: Metrics,
+}
+
+impl Pipeline {
+    /// Works on one partition until it is revoked, then finishes what was begun. The feed is
+    /// dropped last: that is how the consumer knows that the worker is done.
+    pub async fn run(self: Arc<Self>, mut feed: Feed) {
+        let journeys = TaskTracker::new();
+        let (closing, abandon) = (feed.closing.clone(), feed.abandon.clone());
+        let mut worker = Worker::new(&self, &feed, journeys.clone());
+        let mut admitted = Vec::new();
+        loop {
+            let taken = tokio::select! {
+                biased;
+                () = closing.cancelled() => 0,
+                taken = feed.records.recv_many(&mut admitted, self.max_batch) => taken,
+            };
+            if taken == 0 || worker.batch(std::mem::take(&mut admitted)).await.is_err() {
+                break;
+            }
+        }
+        journeys.close();
+        debug!(feed.partition, journeys = journeys.len(), "the partition ends; finishing what was begun");
+        tokio::select! {
+            () = journeys.wait() => {}
+            // Journeys see the same token, drop their tickets and end.
+            () = abandon.cancelled() => journeys.wait().await,
+        }
+    }
+}

@@ -1,0 +1,61 @@
+#!/bin/sh
+# Sees to the system packages that a step needs: .ci/deps.sh build | test
+#
+# What is missing is installed when root on a Debian or Ubuntu machine, and otherwise named
+# with the exact command.
+set -eu
+
+say() { printf 'deps: %s\n' "$*" >&2; }
+
+missing=""
+# need PACKAGE CHECK...: adds the package unless the check succeeds.
+need() {
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing="$missing $package"
+}
+has() { command -v "$1"; }
+java_17() { v=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1) && [ "${v:-0}" -ge 17 ]; }
+
+if ! has cargo >/dev/null; then
+    say "cargo is missing; install Rust with rustup (https://rustup.rs), then run this again"
+    exit 1
+fi
+
+case ${1:-build} in
+build | test)
+    need build-essential has c++
+    need build-essential has make
+    need pkg-config has pkg-config
+    need libssl-dev pkg-config --exists openssl
+    need zlib1g-dev pkg-config --exists zlib
+    ;;
+*)
+    say "usage: $0 build|test"
+    exit 2
+    ;;
+esac
+if [ "${1:-build}" = test ]; then
+    [ -n "${HALLEY_TEST_REDIS:-}" ] || need redis-server has redis-server
+    if [ -z "${HALLEY_TEST_KAFKA:-}" ]; then
+        need default-jre-headless java_17
+        [ -n "${KAFKA_HOME:-}" ] || need maven has mvn
+    fi
+fi
+
+[ -n "$missing" ] || exit 0
+packages=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
+command="apt-get install -y --no-install-recommends $packages"
+if ! has apt-get >/dev/null; then
+    say "missing (by their Debian names): $packages- install them with your package manager"
+    exit 1
+fi
+if [ "$(id -u)" -ne 0 ]; then
+    say "missing: $packages"
+    say "install with: sudo $command"
+    exit 1
+fi
+say "installing: $packages"
+export DEBIAN_FRONTEND=noninteractive
+# shellcheck disable=SC2086 # a list of words
+apt-get update -qq && apt-get install -y -qq --no-install-recommends $packages >/dev/null

@@ -1,0 +1,42 @@
+# Halley. `make` alone says what there is.
+
+.DEFAULT_GOAL := help
+.PHONY: help build plugins demo check test clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+build: ## The gateway, optimised: target/release/halley
+	@.ci/deps.sh build
+	cargo build --locked --release --bin halley
+
+plugins: ## The bundled policies and the tests' guests, to WebAssembly
+	@.ci/deps.sh build
+	@plugins/build.sh
+	@plugins/build.sh tests/guests
+
+demo: ## The whole thing in one process, with nothing to install
+	@.ci/deps.sh build
+	@plugins/build.sh
+	cargo run --locked --quiet --bin halley -- demo $(DEMO_ARGS)
+
+check: ## Format, lints and the plan of the house, without running anything
+	@.ci/deps.sh build
+	cargo fmt --check
+	cargo fmt --check --manifest-path plugins/Cargo.toml
+	cargo fmt --check --manifest-path tests/guests/Cargo.toml
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --manifest-path plugins/Cargo.toml --all-targets -- -D warnings
+
+test: ## Everything: lints, unit tests, policies, and the stories on real Kafka and Redis
+	@.ci/deps.sh test
+	@tests/support/fetch-kafka.sh
+	@plugins/build.sh
+	@plugins/build.sh tests/guests
+	@$(MAKE) --no-print-directory check
+	cargo test --locked --manifest-path plugins/Cargo.toml
+	cargo test --locked
+
+clean: ## Removes everything that was built
+	cargo clean
+	rm -rf plugins/target plugins/dist tests/guests/dist .cache

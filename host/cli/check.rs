@@ -1,0 +1,74 @@
+//! `halley check`: every mistake of configuration and plugins, without starting anything.
+
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+
+use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, print, runtime};
+use crate::config::Config;
+use crate::decision::PluginVersion;
+use crate::gateway::Storage;
+use crate::policy::{self, Policies};
+
+/// Arguments of `halley check`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Also asks the directory (Redis) whether it is there and how rooms are read.
+    #[arg(long)]
+    connect: bool,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let (config, mistakes) = Config::inspect(args.config.config.as_deref());
+    let mut lines: Vec<_> = mistakes.iter().map(|m| format!("{}: {}", m.place, m.text)).collect();
+    let versions = match plugins(&config) {
+        Ok(versions) => versions,
+        Err(problems) => {
+            lines.extend(problems);
+            Vec::new()
+        }
+    };
+    if !lines.is_empty() {
+        lines.iter().for_each(|line| fail(line));
+        fail(&format!("{} found", count(lines.len(), "mistake")));
+        return Ok(MISTAKE);
+    }
+    let names: Vec<_> = versions.iter().map(PluginVersion::to_string).collect();
+    print(&format!("configuration and {} are in order", count(names.len(), "plugin")));
+    names.iter().for_each(|name| print(&format!("  {name}")));
+    if args.connect { runtime()?.block_on(connect(&config)) } else { Ok(SUCCESS) }
+}
+
+fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
+    let one = |error: anyhow::Error| vec![format!("{error:#}")];
+    let runtime = policy::Runtime::new(&mut Registry::default()).map_err(one)?;
+    let wanted = config.plugins().map_err(one)?;
+    match Policies::start(runtime, &wanted) {
+        Ok(policies) => Ok(policies.current().versions().to_vec()),
+        Err(refused) => Err(refused.problems.iter().map(ToString::to_string).collect()),
+    }
+}
+
+async fn connect(config: &Config) -> anyhow::Result<u8> {
+    let storage = Storage::open(&config.gateway()?, &mut Registry::default())?;
+    match tokio::time::timeout(Duration::from_secs(10), storage.directory.check()).await {
+        Ok(Ok(how)) => {
+            print(&format!("the directory answers: {how}"));
+            Ok(SUCCESS)
+        }
+        Ok(Err(error)) => {
+            fail(&error.to_string());
+            Ok(FAILURE)
+        }
+        Err(_) => {
+            fail("the directory did not answer within 10 s; check `[redis] url`");
+            Ok(FAILURE)
+        }
+    }
+}
+
+fn count(number: usize, noun: &str) -> String {
+    if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
+}

@@ -1,0 +1,160 @@
+//! `halley explain`: where a message would go, and why.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use prometheus_client::registry::Registry;
+
+use crate::cli::{ConfigArgs, MISTAKE, SUCCESS, fail, print, runtime};
+use crate::comets::{self, Fleet};
+use crate::config::Config;
+use crate::gateway::Storage;
+use crate::message::{Audience, Header, Message, Origin, Record, encode};
+use crate::pipeline::{Explanation, Resolver, explain};
+use crate::policy::{self, Policies};
+
+/// Arguments of `halley explain`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    subject: Subject,
+    /// The operation of the message to --room or --user.
+    #[arg(long, default_value_t = 5)]
+    operation: i32,
+    /// The body of the message to --room or --user.
+    #[arg(long, default_value = "hello")]
+    body: String,
+    /// Prints JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true, multiple = false)]
+struct Subject {
+    /// A message to this room.
+    #[arg(long)]
+    room: Option<String>,
+    /// A message to this user or connection id.
+    #[arg(long)]
+    user: Option<String>,
+    /// A message from a JSON file: {"room": "r"} or {"keys": ["k"], "server": "s"} or
+    /// {"everyone": true}, with optional "operation", "speed", "body", "headers".
+    #[arg(long, value_name = "FILE")]
+    message: Option<PathBuf>,
+}
+
+/// A message as people write it.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Draft {
+    room: Option<String>,
+    keys: Vec<String>,
+    server: Option<String>,
+    everyone: bool,
+    operation: i32,
+    speed: i32,
+    body: String,
+    headers: BTreeMap<String, String>,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let config = match Config::load(args.config.config.as_deref()) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            fail(&mistakes.to_string());
+            return Ok(MISTAKE);
+        }
+    };
+    let message = draft(&args)?.into_message(&config)?;
+    let explanation = runtime()?.block_on(explain_with(&config, message))?;
+    if args.json {
+        print(&serde_json::to_string_pretty(&explanation)?);
+    } else {
+        print(&text(&explanation));
+    }
+    Ok(SUCCESS)
+}
+
+fn draft(args: &Args) -> anyhow::Result<Draft> {
+    let (operation, body) = (args.operation, args.body.clone());
+    let Subject { room, user, message } = &args.subject;
+    if let Some(file) = message {
+        return read_draft(file);
+    }
+    let keys = user.iter().cloned().collect();
+    Ok(Draft { room: room.clone(), keys, operation, body, ..Draft::default() })
+}
+
+fn read_draft(file: &Path) -> anyhow::Result<Draft> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not a message; see --help", file.display()))
+}
+
+impl Draft {
+    fn audience(&self) -> anyhow::Result<Audience> {
+        let keys: Vec<Arc<str>> = self.keys.iter().map(|key| Arc::from(key.as_str())).collect();
+        match (&self.room, keys.is_empty(), self.everyone) {
+            (Some(room), true, false) => Ok(Audience::Room(room.as_str().into())),
+            (None, false, false) => Ok(Audience::Keys { server: self.server.as_deref().map(Arc::from), keys }),
+            (None, true, true) => Ok(Audience::Everyone { speed: self.speed }),
+            _ => anyhow::bail!("a message has exactly one of \"room\", \"keys\" and \"everyone\""),
+        }
+    }
+
+    fn into_message(self, config: &Config) -> anyhow::Result<Message> {
+        let value = encode(&self.audience()?, self.operation, self.body.as_bytes());
+        let header = |(name, value): (String, String)| Header { name, value: Some(value.into()) };
+        let record = Record {
+            origin: Origin { topic: config.kafka.topics[0].as_str().into(), partition: 0, offset: 0 },
+            timestamp_ms: None,
+            key: None,
+            value: Some(value),
+            headers: self.headers.into_iter().map(header).collect(),
+        };
+        Ok(Message::decode(Arc::new(record))?)
+    }
+}
+
+async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Explanation> {
+    let mut registry = Registry::default();
+    let config = config.gateway()?;
+    let storage = Storage::open(&config, &mut registry)?;
+    let policies = Policies::start(policy::Runtime::new(&mut registry)?, &config.plugins)?;
+    let timing = comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
+    let fleet = Fleet::start(&config.comets, timing, comets::Metrics::register(&mut registry));
+    let resolver = Resolver::new(storage.directory, &config.routing);
+    let mut chain = policies.current().chain();
+    explain(message, &resolver, &mut chain, &fleet, &config.offline).await
+}
+
+fn text(explanation: &Explanation) -> String {
+    let mut lines = vec![format!("to        {}", explanation.audience)];
+    let policies: Vec<_> = explanation.policies.iter().map(ToString::to_string).collect();
+    let policies = if policies.is_empty() { "none".to_owned() } else { policies.join(", ") };
+    lines.push(format!("policies  {policies}"));
+    lines.extend(explanation.decisions.iter().map(|decision| format!("          {decision}")));
+    lines.push(format!("verdict   {}", explanation.verdict));
+    lines.extend(explanation.guards.iter().map(|guard| format!("guard     {guard}")));
+    if let Some(room) = &explanation.room {
+        lines.push(format!("room      {} connections, {} stale members", room.connections, room.stale));
+    }
+    for call in &explanation.calls {
+        let recipients = if call.recipients == 0 { String::new() } else { format!(" for {}", call.recipients) };
+        lines.push(format!("call      {} {}{recipients}", call.comet, call.method));
+    }
+    if explanation.withheld > 0 {
+        lines.push(format!("withheld  from {} by policy", explanation.withheld));
+    }
+    for fate in &explanation.absent {
+        lines.push(format!("absent    {} ({}): {} by {}", fate.user, fate.cause, fate.disposition, fate.by));
+    }
+    if explanation.calls.is_empty() && explanation.verdict == "pass" {
+        lines.push("call      none: nobody is there".to_owned());
+    }
+    lines.join("\n")
+}

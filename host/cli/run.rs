@@ -1,0 +1,72 @@
+//! `halley run`: the daemon.
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::admin::Admin;
+use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, runtime};
+use crate::config::Config;
+use crate::consumer::Stopped;
+use crate::gateway::Gateway;
+use crate::telemetry;
+
+/// Arguments of `halley run`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let config = match Config::load(args.config.config.as_deref()) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            fail(&format!("the configuration is wrong; `halley check` says the same\n{mistakes}"));
+            return Ok(MISTAKE);
+        }
+    };
+    telemetry::init(&config.log)?;
+    runtime()?.block_on(serve(config, args.config))
+}
+
+async fn serve(config: Config, file: ConfigArgs) -> anyhow::Result<u8> {
+    let mut signals = Signals::new()?;
+    info!(revision = env!("HALLEY_REVISION"), config = ?file.config, "halley {}", env!("CARGO_PKG_VERSION"));
+    let admin = Admin::bind(&config.admin).await?;
+    let gateway = Gateway::start(&config.gateway()?, config.sources(file.config))?;
+
+    let shutdown = CancellationToken::new();
+    let serving = tokio::task::JoinSet::from_iter([admin.serve(gateway.handle(), shutdown.clone())]);
+    signals.next().await;
+    let stopped = tokio::select! {
+        stopped = gateway.stop(config.delivery.shutdown_grace) => stopped,
+        () = signals.next() => {
+            warn!("second signal: exiting at once; what is in flight will be delivered again");
+            std::process::exit(i32::from(FAILURE));
+        }
+    };
+    shutdown.cancel();
+    drop(serving);
+    Ok(if stopped == Stopped::Drained { SUCCESS } else { FAILURE })
+}
+
+/// The signals that ask for an end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        let name = tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        };
+        info!(signal = name, "signal received");
+    }
+}

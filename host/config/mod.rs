@@ -1,0 +1,172 @@
+//! The configuration as a whole: the modules' own `Config`s under their section names, the
+//! file, the environment, and the checks that cross sections.
+//!
+//! Loading collects every mistake it can find, each with its place, instead of stopping at
+//! the first.
+
+mod load;
+
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
+
+use crate::{admin, comets, gateway, kafka, offline, pipeline, policy, redis_client, telemetry};
+
+pub use load::{Mistake, Mistakes};
+
+/// Everything that can be configured. Every key is optional; unknown keys are refused.
+#[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where records come from.
+    pub kafka: kafka::Config,
+    /// The directory's Redis, and the gateway's own keys in it.
+    pub redis: redis_client::Config,
+    /// How recipients are found.
+    pub routing: pipeline::RoutingConfig,
+    /// The comets and how they are called.
+    pub comets: comets::Config,
+    /// How long and how much.
+    pub delivery: pipeline::DeliveryConfig,
+    /// What becomes of the absent.
+    pub offline: offline::Config,
+    /// The plugin directory and how it is watched.
+    pub policies: policy::PoliciesConfig,
+    /// The policies, in the order in which they are asked.
+    pub plugin: Vec<policy::PluginConfig>,
+    /// The admin listener.
+    pub admin: admin::Config,
+    /// The log.
+    pub log: telemetry::Config,
+}
+
+/// The prefix of environment overrides: `HALLEY__SECTION__KEY`.
+pub const ENVIRONMENT_PREFIX: &str = "HALLEY__";
+
+impl Config {
+    /// Reads a file (none means the defaults) and the environment on top of it. Relative
+    /// plugin paths are taken from the file's folder.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn load(file: Option<&Path>) -> Result<Self, Mistakes> {
+        Self::load_with(file, environment())
+    }
+
+    /// As [`Config::load`], with these environment variables.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn load_with(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Mistakes> {
+        let (config, mistakes) = Self::inspect_with(file, environment);
+        if mistakes.is_empty() { Ok(config) } else { Err(Mistakes(mistakes)) }
+    }
+
+    /// What can be read of a configuration with mistakes, and the mistakes: for checking
+    /// what else is wrong.
+    pub fn inspect(file: Option<&Path>) -> (Self, Vec<Mistake>) {
+        Self::inspect_with(file, environment())
+    }
+
+    fn inspect_with(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> (Self, Vec<Mistake>) {
+        let (mut config, mut mistakes) = load::load(file, environment);
+        let base = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_path_buf);
+        config.take_paths_from(&base);
+        let place = file.map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
+        let mistake = |text| Mistake { place: place.clone(), text };
+        mistakes.extend(config.problems().into_iter().map(mistake));
+        (config, mistakes)
+    }
+
+    /// What the gateway is built from.
+    ///
+    /// # Errors
+    /// When the plugin directory cannot be read.
+    pub fn gateway(&self) -> anyhow::Result<gateway::Config> {
+        Ok(gateway::Config {
+            kafka: self.kafka.clone(),
+            redis: self.redis.clone(),
+            routing: self.routing.clone(),
+            comets: self.comets.clone(),
+            delivery: self.delivery.clone(),
+            offline: self.offline.clone(),
+            plugins: self.plugins()?,
+        })
+    }
+
+    /// The wanted plugins: those of [[plugin]], then those of the plugin directory.
+    ///
+    /// # Errors
+    /// When the plugin directory cannot be read.
+    pub fn plugins(&self) -> anyhow::Result<Vec<policy::PluginConfig>> {
+        policy::wanted(&self.plugin, &self.policies)
+    }
+
+    /// What to watch for changes of policies while the gateway runs: the file itself, the
+    /// plugins that it names, the plugin directory. Without a file, what this one names.
+    pub fn sources(&self, file: Option<PathBuf>) -> policy::Sources {
+        let (started_with, rescan) = (self.clone(), self.policies.rescan);
+        let files = move || {
+            let config = match &file {
+                Some(file) => Self::load(Some(file))?,
+                None => started_with.clone(),
+            };
+            if started_with.without_policies() != config.without_policies() {
+                warn!("the configuration changed outside of [[plugin]] and [policies]; restart for that to take effect");
+            }
+            let plugins = config.plugins()?;
+            let mut paths: Vec<_> = plugins.iter().map(|plugin| plugin.path.clone()).collect();
+            paths.extend(file.clone());
+            paths.extend(config.policies.directory);
+            Ok((plugins, paths))
+        };
+        policy::Sources { files: Box::new(files), rescan }
+    }
+
+    fn without_policies(&self) -> Self {
+        Self { plugin: Vec::new(), policies: Default::default(), ..self.clone() }
+    }
+
+    fn take_paths_from(&mut self, base: &Path) {
+        for plugin in &mut self.plugin {
+            plugin.path = base.join(&plugin.path);
+        }
+        if let Some(directory) = &mut self.policies.directory {
+            *directory = base.join(&*directory);
+        }
+    }
+
+    /// What is wrong with values that have the right type.
+    fn problems(&self) -> Vec<String> {
+        let mut problems = self.kafka.problems();
+        problems.extend(self.redis.problems());
+        problems.extend(self.delivery.problems());
+        problems.extend(self.comets.problems());
+        problems.extend(self.offline.problems());
+        problems.extend(self.log.problems());
+        problems.extend(policy::problems(&self.plugin));
+        if self.routing.rooms == pipeline::Rooms::EveryComet && self.comets.nodes.is_empty() {
+            problems.push(
+                "`routing.rooms = \"every-comet\"` needs `comets.nodes`: no comet is ever learned from a directory that is not asked".into(),
+            );
+        }
+        if self.kafka.topics.contains(&self.offline.notify_topic) {
+            let topic = &self.offline.notify_topic;
+            problems.push(format!("`offline.notify_topic` is `{topic}`, which is also consumed"));
+        }
+        problems
+    }
+}
+
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars().filter(|(name, _)| name.starts_with(ENVIRONMENT_PREFIX))
+}
+
+#[cfg(test)]
+mod tests;

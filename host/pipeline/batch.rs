@@ -1,0 +1,216 @@
+//! One batch through the stages that need a round trip: decode, filter, guard, resolve, and
+//! the hand-over to the comets' lanes, in order.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::comets::Parcel;
+use crate::consumer::{Admitted, Feed};
+use crate::dead_letter::{Reason, Stage};
+use crate::decision::{Guard, Overrides, Verdict};
+use crate::guard;
+use crate::message::Message;
+use crate::offsets::Ticket;
+use crate::pipeline::Pipeline;
+use crate::pipeline::chain::BatchChain;
+use crate::pipeline::journey::{Call, Ending, Journey, Story};
+use crate::pipeline::metrics::Station;
+use crate::pipeline::persist::{Abandoned, persist};
+use crate::pipeline::resolve::Resolved;
+use crate::policy::{Decision, Filtered};
+use crate::router::Delivery;
+
+/// The worker of one partition.
+pub(super) struct Worker {
+    pipeline: Arc<Pipeline>,
+    topic: Arc<str>,
+    partition: i32,
+    chain: BatchChain,
+    journeys: TaskTracker,
+    abandon: CancellationToken,
+    started: Instant,
+}
+
+/// A message that the filters and guards let through.
+struct Passed {
+    message: Message,
+    overrides: Overrides,
+    trail: Vec<Decision>,
+    ticket: Ticket,
+}
+
+impl Worker {
+    pub(super) fn new(pipeline: &Arc<Pipeline>, feed: &Feed, journeys: TaskTracker) -> Self {
+        Self {
+            chain: BatchChain::new(&pipeline.policies),
+            pipeline: Arc::clone(pipeline),
+            topic: Arc::clone(&feed.topic),
+            partition: feed.partition,
+            journeys,
+            abandon: feed.abandon.clone(),
+            started: Instant::now(),
+        }
+    }
+
+    /// Brings a batch as far as the lanes. What is left of each message is its journey.
+    ///
+    /// # Errors
+    /// When the partition was abandoned meanwhile: tickets are dropped, nothing is settled.
+    pub(super) async fn batch(&mut self, admitted: Vec<Admitted>) -> Result<(), Abandoned> {
+        self.started = Instant::now();
+        self.chain = self.chain.renewed();
+        self.pipeline.metrics.batch(admitted.len());
+        let (messages, tickets) = self.decode(admitted);
+        let filtered = self.filter(messages).await?;
+        let (passed, guards) = self.sort(filtered, tickets);
+        let passed = self.guard(passed, guards).await?;
+        let resolved = self.resolve(&passed).await?;
+        self.dispatch(passed, resolved);
+        Ok(())
+    }
+
+    fn decode(&self, admitted: Vec<Admitted>) -> (Vec<Message>, Vec<Ticket>) {
+        let mut messages = Vec::with_capacity(admitted.len());
+        let mut tickets = Vec::with_capacity(admitted.len());
+        for Admitted { record, ticket } in admitted {
+            match Message::decode(Arc::clone(&record)) {
+                Ok(message) => {
+                    messages.push(message);
+                    tickets.push(ticket);
+                }
+                Err(error) => {
+                    let reason = Reason::new(Stage::Decode, error.to_string());
+                    let story = Story::of_record(record, ticket, self.started);
+                    self.end(story, Ending::DeadLetter(reason));
+                }
+            }
+        }
+        (messages, tickets)
+    }
+
+    async fn filter(&self, messages: Vec<Message>) -> Result<Vec<Filtered>, Abandoned> {
+        if !self.chain.set().has_filter() {
+            return Ok(messages.into_iter().map(Filtered::unchanged).collect());
+        }
+        let since = Instant::now();
+        // Messages are cheap to clone: their content is shared.
+        let filter = |chain: &mut crate::policy::Chain| {
+            chain.filter(&self.topic, self.partition, messages.clone())
+        };
+        let filtered = self.chain.call(&self.abandon, filter).await?;
+        self.pipeline.metrics.stage(Station::Filter, since);
+        Ok(filtered)
+    }
+
+    /// Ends the messages that the filters ended; collects the guards of the others.
+    fn sort(&self, filtered: Vec<Filtered>, tickets: Vec<Ticket>) -> (Vec<Passed>, Vec<(usize, Guard)>) {
+        let mut passed = Vec::with_capacity(filtered.len());
+        let mut guards = Vec::new();
+        for (filtered, ticket) in filtered.into_iter().zip(tickets) {
+            let Filtered { message, verdict, overrides, guards: wanted, trail } = filtered;
+            match verdict {
+                Verdict::Pass => {
+                    guards.extend(wanted.into_iter().map(|guard| (passed.len(), guard)));
+                    passed.push(Passed { message, overrides, trail, ticket });
+                }
+                Verdict::Drop { reason, by } => {
+                    let story = Story::new(message, ticket, trail, self.started);
+                    self.end(story, Ending::Dropped { reason, by });
+                }
+                Verdict::DeadLetter { reason, by } => {
+                    let mut letter = Reason::new(Stage::Filter, reason);
+                    letter.plugin = Some(by);
+                    let story = Story::new(message, ticket, trail, self.started);
+                    self.end(story, Ending::DeadLetter(letter));
+                }
+            }
+        }
+        (passed, guards)
+    }
+
+    /// Claims all guards of the batch in one round trip; ends the messages that one stopped.
+    async fn guard(
+        &self,
+        passed: Vec<Passed>,
+        guards: Vec<(usize, Guard)>,
+    ) -> Result<Vec<Passed>, Abandoned> {
+        if guards.is_empty() {
+            return Ok(passed);
+        }
+        let since = Instant::now();
+        let claim = |(at, guard): &(usize, Guard)| guard::Claim {
+            key: guard.key.clone(),
+            ttl: guard.ttl,
+            message: passed[*at].message.id.clone(),
+        };
+        let claims: Vec<_> = guards.iter().map(claim).collect();
+        let may_pass = persist("guards", &self.abandon, || self.pipeline.guards.claim(&claims)).await?;
+        let mut stopped: Vec<Option<Guard>> = passed.iter().map(|_| None).collect();
+        for ((at, guard), may_pass) in guards.into_iter().zip(may_pass) {
+            if !may_pass {
+                stopped[at].get_or_insert(guard);
+            }
+        }
+        let mut remaining = Vec::with_capacity(passed.len());
+        for (passed, stopped) in passed.into_iter().zip(stopped) {
+            let Some(Guard { key, by, .. }) = stopped else {
+                remaining.push(passed);
+                continue;
+            };
+            let story = Story::new(passed.message, passed.ticket, passed.trail, self.started);
+            self.end(story, Ending::Dropped { reason: format!("guard `{key}` is taken"), by });
+        }
+        self.pipeline.metrics.stage(Station::Guard, since);
+        Ok(remaining)
+    }
+
+    async fn resolve(&self, passed: &[Passed]) -> Result<Resolved, Abandoned> {
+        let since = Instant::now();
+        let messages: Vec<_> = passed.iter().map(|passed| &passed.message).collect();
+        let resolved = self.pipeline.resolver.resolve(&messages, &self.chain, &self.abandon).await?;
+        self.pipeline.metrics.stage(Station::Resolve, since);
+        Ok(resolved)
+    }
+
+    /// Hands every message's calls to the lanes, in the order of the batch, and starts its
+    /// journey. Nothing here waits, so that a slow comet cannot hold up the partition.
+    fn dispatch(&self, passed: Vec<Passed>, resolved: Resolved) {
+        let since = Instant::now();
+        let Pipeline { resolver, fleet, .. } = &*self.pipeline;
+        for Passed { message, overrides, trail, ticket } in passed {
+            let everyone = || fleet.everyone();
+            let address_of = |server: &str| fleet.address_of(server);
+            let (plan, route) = resolver.plan(&message, &resolved, everyone, address_of, &overrides);
+            let payload = fleet.payload(message.operation, &message.body);
+            let mut calls = Vec::with_capacity(plan.deliveries.len());
+            for Delivery { comet, target, recipients } in plan.deliveries {
+                let parcel = Parcel {
+                    comet: comet.clone(),
+                    target,
+                    payload: payload.clone(),
+                    message: message.id.clone(),
+                };
+                calls.push(Call { comet, recipients, receipt: fleet.send(parcel) });
+            }
+            let mut story = Story::new(message, ticket, trail, self.started);
+            story.withheld = plan.withheld;
+            story.connections = route.as_ref().map(|route| route.connections);
+            story.stale = route.as_ref().map_or(0, |route| route.stale);
+            self.end(story, Ending::Delivered { calls, absent: plan.absent });
+        }
+        self.pipeline.metrics.stage(Station::Dispatch, since);
+    }
+
+    fn end(&self, story: Story, ending: Ending) {
+        let journey = Journey {
+            pipeline: Arc::clone(&self.pipeline),
+            chain: self.chain.clone(),
+            abandon: self.abandon.clone(),
+            story,
+        };
+        self.journeys.spawn(journey.run(ending));
+    }
+}

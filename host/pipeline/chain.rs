@@ -1,0 +1,61 @@
+//! The policy set of a batch, with this worker's instances of it: what the batch's stages and
+//! its journeys call.
+
+use std::sync::Arc;
+
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::pipeline::persist::{Abandoned, persist};
+use crate::policy::{Chain, Policies, PolicySet, Stalled};
+
+/// One policy set, shared by a batch's stages and journeys. The set is freed when the last
+/// of them is done.
+#[derive(Clone)]
+pub(super) struct BatchChain {
+    policies: Arc<Policies>,
+    set: Arc<PolicySet>,
+    chain: Arc<Mutex<Chain>>,
+}
+
+impl BatchChain {
+    /// The set in force now.
+    pub(super) fn new(policies: &Arc<Policies>) -> Self {
+        let set = policies.current();
+        let chain = Arc::new(Mutex::new(set.chain()));
+        Self { policies: Arc::clone(policies), set, chain }
+    }
+
+    /// The chain for the next batch: this one, unless the set in force has changed.
+    pub(super) fn renewed(&self) -> Self {
+        if self.policies.current().generation() == self.set.generation() {
+            return self.clone();
+        }
+        Self::new(&self.policies)
+    }
+
+    pub(super) fn set(&self) -> &PolicySet {
+        &self.set
+    }
+
+    /// Calls the policies. While one of them stalls, tries again, with the set that is then
+    /// in force: that is what the operator is waiting to replace.
+    pub(super) async fn call<T>(
+        &self,
+        abandon: &CancellationToken,
+        call: impl Fn(&mut Chain) -> Result<T, Stalled>,
+    ) -> Result<T, Abandoned> {
+        let attempt = || async {
+            let mut chain = self.chain.lock().await;
+            let result = call(&mut chain);
+            if result.is_err() {
+                let current = self.policies.current();
+                if current.generation() != chain.set().generation() {
+                    *chain = current.chain();
+                }
+            }
+            result
+        };
+        persist("a policy with `on_error = \"stall\"`", abandon, attempt).await
+    }
+}

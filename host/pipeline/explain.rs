@@ -1,0 +1,165 @@
+//! Where a message would go, and why: the stages without their effects. No guard is claimed,
+//! no comet called, nothing stored.
+
+use serde::Serialize;
+
+use crate::comets::Fleet;
+use crate::decision::{Disposition, Guard, PluginVersion, Verdict};
+use crate::message::{Audience, CometAddr, Message, Target, UserId};
+use crate::offline;
+use crate::pipeline::Resolver;
+use crate::policy::{Chain, Decided, Filtered};
+use crate::router::{Delivery, Plan, Route};
+
+/// The way that a message would take.
+#[derive(Debug, Serialize)]
+pub struct Explanation {
+    /// Whom the message is for, after the filters.
+    pub audience: String,
+    /// The policies that were asked, in order.
+    pub policies: Vec<PluginVersion>,
+    /// What each policy did, where it did anything but pass.
+    pub decisions: Vec<String>,
+    /// What the filters decided.
+    pub verdict: String,
+    /// Guards that would be claimed.
+    pub guards: Vec<String>,
+    /// What the directory knows; absent where it is not asked.
+    pub room: Option<RoomFacts>,
+    /// The calls that would be made.
+    pub calls: Vec<PlannedCall>,
+    /// Recipients that a policy withholds the message from.
+    pub withheld: usize,
+    /// Recipients who are away, and what would become of the message for them.
+    pub absent: Vec<AbsentFate>,
+}
+
+/// What the directory knows of a room.
+#[derive(Debug, Serialize)]
+pub struct RoomFacts {
+    /// Connections in the room.
+    pub connections: usize,
+    /// Members without connection information.
+    pub stale: usize,
+}
+
+/// One call that would be made.
+#[derive(Debug, Serialize)]
+pub struct PlannedCall {
+    /// The comet.
+    pub comet: CometAddr,
+    /// The gRPC method.
+    pub method: &'static str,
+    /// How many recipients it reaches, where that is known.
+    pub recipients: usize,
+}
+
+/// What would become of the message for one absent recipient.
+#[derive(Debug, Serialize)]
+pub struct AbsentFate {
+    /// The user.
+    pub user: UserId,
+    /// Why the user is not reached.
+    pub cause: &'static str,
+    /// `drop`, `store` or `notify <channel>`.
+    pub disposition: String,
+    /// The policy that decided, or `[offline] default`.
+    pub by: String,
+}
+
+/// Brings a message through filters, look-ups, regrouping and offline decisions, without
+/// delivering it.
+///
+/// # Errors
+/// When the directory is away, or a policy stalls.
+pub async fn explain(
+    message: Message,
+    resolver: &Resolver,
+    chain: &mut Chain,
+    fleet: &Fleet,
+    offline: &offline::Config,
+) -> anyhow::Result<Explanation> {
+    let origin = message.record.origin.clone();
+    let filtered = chain.filter(&origin.topic, origin.partition, vec![message])?.pop();
+    let Some(Filtered { message, verdict, overrides, guards, trail }) = filtered else {
+        anyhow::bail!("the filters gave no verdict");
+    };
+    let mut explanation = Explanation {
+        audience: audience(&message.audience),
+        policies: chain.set().versions().to_vec(),
+        decisions: trail.iter().map(|decision| format!("{}: {}", decision.by, decision.what)).collect(),
+        verdict: describe(&verdict),
+        guards: guards.iter().map(|Guard { key, ttl, by }| format!("{key} for {ttl:?}, asked by {by}")).collect(),
+        room: None,
+        calls: Vec::new(),
+        withheld: 0,
+        absent: Vec::new(),
+    };
+    if verdict != Verdict::Pass {
+        return Ok(explanation);
+    }
+    let resolved = resolver.resolve_anew(&message, chain).await?;
+    let address_of = |server: &str| fleet.address_of(server);
+    let (plan, route) = resolver.plan(&message, &resolved, || fleet.everyone(), address_of, &overrides);
+    explanation.room = route.map(|route| facts(&route));
+    explanation.withheld = plan.withheld;
+    explanation.calls = plan.deliveries.iter().map(call).collect();
+    explanation.absent = fates(&message, &plan, chain, offline)?;
+    Ok(explanation)
+}
+
+fn facts(route: &Route) -> RoomFacts {
+    RoomFacts { connections: route.connections, stale: route.stale }
+}
+
+fn call(delivery: &Delivery) -> PlannedCall {
+    let method = match delivery.target {
+        Target::Room(_) => "BroadcastRoom",
+        Target::Connections(_) => "PushMsg",
+        Target::Everyone { .. } => "Broadcast",
+    };
+    PlannedCall { comet: delivery.comet.clone(), method, recipients: delivery.recipients.len() }
+}
+
+fn fates(
+    message: &Message,
+    plan: &Plan,
+    chain: &mut Chain,
+    offline: &offline::Config,
+) -> anyhow::Result<Vec<AbsentFate>> {
+    if plan.absent.is_empty() {
+        return Ok(Vec::new());
+    }
+    let decided = chain.decide(message, &plan.absent)?;
+    let mut fates = Vec::with_capacity(plan.absent.len());
+    for (absent, decided) in plan.absent.iter().zip(decided) {
+        let (disposition, by) = match decided {
+            Some(Decided { disposition, by }) => (disposition, by.to_string()),
+            None => (offline.disposition(), "[offline] default".to_owned()),
+        };
+        let disposition = match disposition {
+            Disposition::Drop => "drop".to_owned(),
+            Disposition::Store { .. } => "store".to_owned(),
+            Disposition::Notify { channel } => format!("notify {channel}"),
+        };
+        fates.push(AbsentFate { user: absent.user.clone(), cause: absent.cause.as_str(), disposition, by });
+    }
+    Ok(fates)
+}
+
+fn audience(audience: &Audience) -> String {
+    match audience {
+        Audience::Room(room) => format!("room {room}"),
+        Audience::Everyone { .. } => "everyone".to_owned(),
+        Audience::Keys { server: Some(server), keys } => format!("{} keys at {server}", keys.len()),
+        Audience::Keys { server: None, keys } => format!("keys {}", keys.join(", ")),
+    }
+}
+
+fn describe(verdict: &Verdict) -> String {
+    match verdict {
+        Verdict::Pass => "pass".to_owned(),
+        Verdict::Drop { reason, by } => format!("drop ({by}: {reason})"),
+        Verdict::DeadLetter { reason, by } => format!("dead letter ({by}: {reason})"),
+    }
+}

@@ -1,0 +1,266 @@
+//! What becomes of one message once its calls are queued: their outcomes, the absent, a dead
+//! letter if need be, and its settlement.
+//!
+//! A journey that is cut short drops its ticket: the record will be delivered again.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::stream::{self, StreamExt as _};
+use tokio_util::sync::CancellationToken;
+use tracing::{Level, debug, error};
+
+use crate::comets::{Delivered, Receipt};
+use crate::dead_letter::{Reason, Stage};
+use crate::decision::{Absent, Cause, Disposition, PluginVersion};
+use crate::message::{CometAddr, Message, Record};
+use crate::offline::{InboxEntry, Stored};
+use crate::offsets::Ticket;
+use crate::pipeline::Pipeline;
+use crate::pipeline::chain::BatchChain;
+use crate::pipeline::metrics::Station;
+use crate::pipeline::persist::{Abandoned, persist};
+use crate::policy::Decision;
+use crate::router::Recipient;
+
+/// One call that waits in a comet's lane or is under way.
+pub(super) struct Call {
+    pub(super) comet: CometAddr,
+    pub(super) recipients: Arc<[Recipient]>,
+    pub(super) receipt: Receipt,
+}
+
+/// How a message's way through the stages ended.
+pub(super) enum Ending {
+    Delivered { calls: Vec<Call>, absent: Vec<Absent> },
+    Dropped { reason: String, by: PluginVersion },
+    DeadLetter(Reason),
+}
+
+/// What is told of a message in its one line of log.
+pub(super) struct Story {
+    record: Arc<Record>,
+    message: Option<Message>,
+    ticket: Ticket,
+    trail: Vec<Decision>,
+    started: Instant,
+    pub(super) connections: Option<usize>,
+    pub(super) stale: usize,
+    pub(super) withheld: usize,
+    tally: Tally,
+}
+
+/// Recipients by outcome, and comets called.
+#[derive(Debug, Default)]
+struct Tally {
+    comets: usize,
+    sent: usize,
+    failed: usize,
+    offline: usize,
+    stored: usize,
+    notified: usize,
+    dropped: usize,
+}
+
+impl Story {
+    pub(super) fn new(message: Message, ticket: Ticket, trail: Vec<Decision>, started: Instant) -> Self {
+        let mut story = Self::of_record(Arc::clone(&message.record), ticket, started);
+        story.message = Some(message);
+        story.trail = trail;
+        story
+    }
+
+    /// The story of a record that is no message.
+    pub(super) fn of_record(record: Arc<Record>, ticket: Ticket, started: Instant) -> Self {
+        Self {
+            record,
+            message: None,
+            ticket,
+            trail: Vec::new(),
+            started,
+            connections: None,
+            stale: 0,
+            withheld: 0,
+            tally: Tally::default(),
+        }
+    }
+
+    /// The one line that tells it all.
+    fn tell(&self, outcome: &str, reason: &str) {
+        if !tracing::enabled!(Level::DEBUG) {
+            return;
+        }
+        let policies: Vec<_> = self.trail.iter().map(|d| format!("{}: {}", d.by, d.what)).collect();
+        let Tally { comets, sent, failed, offline, stored, notified, dropped } = self.tally;
+        debug!(
+            message = %self.record.message_id(),
+            room = self.message.as_ref().and_then(Message::room).map(tracing::field::display),
+            operation = self.message.as_ref().map(|m| m.operation),
+            connections = self.connections, stale = self.stale, comets, sent, failed,
+            offline, stored, notified, dropped, withheld = self.withheld,
+            policies = ?policies, outcome, reason,
+            took_ms = self.started.elapsed().as_secs_f64() * 1e3,
+            "message settled"
+        );
+    }
+}
+
+/// A message on the rest of its way.
+pub(super) struct Journey {
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) chain: BatchChain,
+    pub(super) abandon: CancellationToken,
+    pub(super) story: Story,
+}
+
+/// How many notifications of one message are on their way at a time.
+const NOTIFY_CONCURRENCY: usize = 64;
+
+impl Journey {
+    /// Brings the message to its outcome and settles it.
+    pub(super) async fn run(mut self, ending: Ending) {
+        self.pipeline.metrics.in_flight.inc();
+        let outcome = match ending {
+            Ending::Delivered { calls, absent } => self.deliver(calls, absent).await,
+            Ending::Dropped { reason, by } => Ok(("dropped", format!("{by}: {reason}"))),
+            Ending::DeadLetter(reason) => self.dead_letter(reason).await,
+        };
+        self.pipeline.metrics.in_flight.dec();
+        let Ok((outcome, reason)) = outcome else { return };
+        self.story.tell(outcome, &reason);
+        self.pipeline.metrics.settled(outcome, self.story.started);
+        self.story.ticket.settle();
+    }
+
+    async fn deliver(
+        &mut self,
+        calls: Vec<Call>,
+        mut absent: Vec<Absent>,
+    ) -> Result<(&'static str, String), Abandoned> {
+        let since = Instant::now();
+        let mut failed: Vec<(CometAddr, String)> = Vec::new();
+        self.story.tally.comets = calls.len();
+        for Call { comet, recipients, receipt } in calls {
+            let delivered = tokio::select! {
+                delivered = receipt => delivered,
+                () = self.abandon.cancelled() => return Err(Abandoned),
+            };
+            match delivered {
+                Delivered::Acknowledged => self.story.tally.sent += recipients.len(),
+                Delivered::Unreachable(_) if !recipients.is_empty() => {
+                    absent.extend(recipients.iter().map(|r| r.absent(Cause::CometUnreachable)));
+                }
+                // Refused for good, or unreachable and nobody knows for whom it was: there is
+                // no offline user to decide about, so the record itself is kept.
+                Delivered::Unreachable(why) | Delivered::Refused(why) => {
+                    self.story.tally.failed += recipients.len().max(1);
+                    failed.push((comet, why));
+                }
+            }
+        }
+        self.pipeline.metrics.stage(Station::Deliver, since);
+        self.pipeline.metrics.recipients("delivered", self.story.tally.sent);
+        self.pipeline.metrics.recipients("failed", self.story.tally.failed);
+        self.pipeline.metrics.recipients("withheld", self.story.withheld);
+
+        let kept = if absent.is_empty() { None } else { self.offline(&absent).await? };
+        match (failed.is_empty(), kept) {
+            (true, None) => Ok(("delivered", String::new())),
+            (true, Some(reason)) => self.dead_letter(reason).await,
+            (false, _) => {
+                let why: Vec<_> = failed.iter().map(|(comet, why)| format!("{comet}: {why}")).collect();
+                let mut reason = Reason::new(Stage::Deliver, why.join("; "));
+                reason.comets = failed.into_iter().map(|(comet, _)| comet).collect();
+                self.dead_letter(reason).await
+            }
+        }
+    }
+
+    /// Decides about the absent and carries it out. Returns a dead letter's reason when an
+    /// inbox can never take the message.
+    async fn offline(&mut self, absent: &[Absent]) -> Result<Option<Reason>, Abandoned> {
+        let since = Instant::now();
+        let Some(message) = self.story.message.clone() else { return Ok(None) };
+        self.story.tally.offline = absent.len();
+        let dispositions = self.decide(&message, absent).await?;
+
+        let (mut store, mut notify) = (Vec::new(), Vec::new());
+        for (absent, disposition) in absent.iter().zip(dispositions) {
+            match disposition {
+                Disposition::Drop => self.story.tally.dropped += 1,
+                Disposition::Store { retention } => {
+                    store.push(InboxEntry { user: absent.user.clone(), message: &message, retention });
+                }
+                Disposition::Notify { channel } => notify.push((absent, channel)),
+            }
+        }
+        self.story.tally.notified = notify.len();
+        self.notify(&message, &notify).await?;
+        let lost = self.store(&store).await?;
+
+        let Tally { stored, notified, dropped, .. } = self.story.tally;
+        let metrics = &self.pipeline.metrics;
+        metrics.recipients("stored", stored);
+        metrics.recipients("notified", notified);
+        metrics.recipients("dropped", dropped);
+        metrics.stage(Station::Offline, since);
+        let text = || format!("{} of {} inboxes cannot take the message", lost, store.len());
+        Ok((lost > 0).then(|| Reason::new(Stage::Offline, text())))
+    }
+
+    async fn decide(&mut self, message: &Message, absent: &[Absent]) -> Result<Vec<Disposition>, Abandoned> {
+        let default = self.pipeline.offline.disposition();
+        if !self.chain.set().has_offline() {
+            return Ok(vec![default; absent.len()]);
+        }
+        let decided = self.chain.call(&self.abandon, |chain| chain.decide(message, absent)).await?;
+        if let Some(first) = decided.iter().flatten().next() {
+            let what = format!("decided about {} of {}", decided.iter().flatten().count(), absent.len());
+            self.story.trail.push(Decision { by: first.by.clone(), what });
+        }
+        let or_default = |decided: Option<crate::policy::Decided>| {
+            decided.map_or_else(|| default.clone(), |decided| decided.disposition)
+        };
+        Ok(decided.into_iter().map(or_default).collect())
+    }
+
+    /// Stores what is to be stored; returns how many entries can never be.
+    async fn store(&mut self, entries: &[InboxEntry<'_>]) -> Result<usize, Abandoned> {
+        if entries.is_empty() {
+            return Ok(0);
+        }
+        let stored = persist("offline inboxes", &self.abandon, || self.pipeline.inbox.store(entries)).await?;
+        let lost = stored.iter().filter(|stored| matches!(stored, Stored::Refused(_))).count();
+        self.story.tally.stored = entries.len() - lost;
+        self.story.tally.failed += lost;
+        Ok(lost)
+    }
+
+    async fn notify(&self, message: &Message, notify: &[(&Absent, String)]) -> Result<(), Abandoned> {
+        let mut results = stream::iter(notify)
+            .map(|(absent, channel)| {
+                persist("the notify topic", &self.abandon, move || {
+                    self.pipeline.notifier.notify(message, absent, channel)
+                })
+            })
+            .buffer_unordered(NOTIFY_CONCURRENCY);
+        while let Some(result) = results.next().await {
+            result?;
+        }
+        Ok(())
+    }
+
+    async fn dead_letter(&self, reason: Reason) -> Result<(&'static str, String), Abandoned> {
+        let write = || self.pipeline.dead_letters.write(&self.story.record, &reason);
+        persist("the dead-letter topic", &self.abandon, write).await?;
+        let stage = reason.stage.as_str();
+        // A person has to look at these, but one line a record could flood the log: the
+        // counter tells how many, the topic tells which.
+        if reason.stage == Stage::Deliver || reason.stage == Stage::Offline {
+            error!(message = %self.story.record.message_id(), stage, reason = reason.text, "a record could not be delivered and is kept as a dead letter");
+        } else {
+            debug!(message = %self.story.record.message_id(), stage, reason = reason.text, "dead letter");
+        }
+        Ok(("dead-lettered", reason.text))
+    }
+}

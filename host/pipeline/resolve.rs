@@ -1,0 +1,228 @@
+//! Finding recipients: rooms through the route cache, keys directly, everything that a batch
+//! has to look up in one go.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::decision::Overrides;
+use crate::directory::{Claim, Directory, Found, Lookup, Permit, RouteCache, Waiter};
+use crate::membership::{Connection, Grouping};
+use crate::message::{Audience, CometAddr, Message, RoomId, Target};
+use crate::pipeline::chain::BatchChain;
+use crate::pipeline::persist::{Abandoned, persist};
+use crate::pipeline::{Rooms, RoutingConfig};
+use crate::policy::Chain;
+use crate::router::{Plan, Route};
+
+/// Finds recipients and remembers rooms for a short time.
+pub struct Resolver {
+    directory: Arc<dyn Directory>,
+    routes: RouteCache<Arc<Route>>,
+    rooms: Rooms,
+}
+
+/// What a batch found out.
+#[derive(Debug, Default)]
+pub(super) struct Resolved {
+    routes: HashMap<RoomId, Arc<Route>>,
+    connections: HashMap<Arc<str>, Option<Connection>>,
+}
+
+impl Resolved {
+    fn keep_keys(&mut self, keys: Vec<Arc<str>>, found: impl IntoIterator<Item = Found>) {
+        for (key, found) in keys.into_iter().zip(found) {
+            let connection = if let Found::Key(connection) = found { connection } else { None };
+            self.connections.insert(key, connection);
+        }
+    }
+}
+
+impl Resolver {
+    /// A resolver over this directory.
+    pub fn new(directory: Arc<dyn Directory>, config: &RoutingConfig) -> Self {
+        let routes = RouteCache::new(config.cache_rooms, config.cache_connections, config.cache_ttl);
+        Self { directory, routes, rooms: config.rooms }
+    }
+
+    /// The route of a room as it stands now, for `GET /v1/routes/{room}`: looked up anew,
+    /// regrouped by `chain`, kept nowhere.
+    ///
+    /// # Errors
+    /// When the directory is away, or a policy stalls.
+    pub async fn route(&self, room: &RoomId, chain: &mut Chain) -> anyhow::Result<Arc<Route>> {
+        let found = self.directory.lookup(&[Lookup::Room(room.clone())]).await?;
+        let Some(Found::Room(membership)) = found.into_iter().next() else {
+            anyhow::bail!("the directory did not answer for room `{room}`");
+        };
+        let mut grouping = Grouping::new(Arc::new(membership));
+        chain.regroup(room, &mut grouping)?;
+        Ok(Arc::new(Route::new(&grouping)))
+    }
+
+    /// What one message needs, looked up anew and kept nowhere.
+    pub(super) async fn resolve_anew(&self, message: &Message, chain: &mut Chain) -> anyhow::Result<Resolved> {
+        let mut resolved = Resolved::default();
+        for room in self.wanted_rooms(&[message]) {
+            let route = self.route(&room, chain).await?;
+            resolved.routes.insert(room, route);
+        }
+        let keys = self.wanted_keys(&[message]);
+        let lookups: Vec<_> = keys.iter().cloned().map(Lookup::Key).collect();
+        if !lookups.is_empty() {
+            resolved.keep_keys(keys, self.directory.lookup(&lookups).await?);
+        }
+        Ok(resolved)
+    }
+
+    /// Looks up what these messages need, trying until the directory answers.
+    pub(super) async fn resolve(
+        &self,
+        messages: &[&Message],
+        chain: &BatchChain,
+        abandon: &CancellationToken,
+    ) -> Result<Resolved, Abandoned> {
+        let mut resolved = Resolved::default();
+        let mut keys = self.wanted_keys(messages);
+        let mut rooms = self.wanted_rooms(messages);
+        // A room that another worker was resolving, and failed to, is wanted again.
+        while !rooms.is_empty() || !keys.is_empty() {
+            let generation = chain.set().generation().0;
+            let (mine, others) = self.claim(std::mem::take(&mut rooms), generation, &mut resolved);
+            self.look_up(mine, std::mem::take(&mut keys), chain, abandon, &mut resolved).await?;
+            // Only now, with nothing claimed, may this worker wait for others.
+            for (room, waiter) in others {
+                let route = tokio::select! {
+                    route = waiter.wait() => route,
+                    () = abandon.cancelled() => return Err(Abandoned),
+                };
+                match route {
+                    Some(route) => drop(resolved.routes.insert(room, route)),
+                    None => rooms.push(room),
+                }
+            }
+        }
+        Ok(resolved)
+    }
+
+    /// The calls and the absent of one message.
+    pub(super) fn plan(
+        &self,
+        message: &Message,
+        resolved: &Resolved,
+        everyone: impl FnOnce() -> Vec<CometAddr>,
+        address_of: impl FnOnce(&str) -> CometAddr,
+        overrides: &Overrides,
+    ) -> (Plan, Option<Arc<Route>>) {
+        match &message.audience {
+            Audience::Everyone { speed } => {
+                let target = Target::Everyone { speed: *speed };
+                (Plan::everywhere(&everyone(), &target, overrides), None)
+            }
+            Audience::Room(room) if self.rooms == Rooms::EveryComet => {
+                (Plan::everywhere(&everyone(), &Target::Room(room.clone()), overrides), None)
+            }
+            Audience::Room(room) => {
+                let route = resolved.routes.get(room).cloned().unwrap_or_default();
+                (Plan::room(room, &route, overrides), Some(route))
+            }
+            Audience::Keys { server: Some(server), keys } => {
+                (Plan::server(&address_of(server), keys, overrides), None)
+            }
+            Audience::Keys { server: None, keys } => {
+                let connection = |key: &Arc<str>| resolved.connections.get(key).cloned().flatten();
+                let found = keys.iter().map(|key| (Arc::clone(key), connection(key))).collect();
+                (Plan::keys(found, overrides), None)
+            }
+        }
+    }
+
+    fn wanted_rooms(&self, messages: &[&Message]) -> Vec<RoomId> {
+        if self.rooms == Rooms::EveryComet {
+            return Vec::new();
+        }
+        let mut rooms: Vec<_> = messages.iter().filter_map(|message| message.room().cloned()).collect();
+        rooms.sort_unstable();
+        rooms.dedup();
+        rooms
+    }
+
+    fn wanted_keys(&self, messages: &[&Message]) -> Vec<Arc<str>> {
+        let mut wanted = Vec::new();
+        for message in messages {
+            if let Audience::Keys { server: None, keys } = &message.audience {
+                wanted.extend(keys.iter().cloned());
+            }
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted
+    }
+
+    /// Takes what the cache has; splits the rest into rooms that this worker resolves and
+    /// rooms that another one is resolving already.
+    fn claim(&self, rooms: Vec<RoomId>, generation: u64, resolved: &mut Resolved) -> (Vec<Mine>, Vec<Other>) {
+        let (mut mine, mut others) = (Vec::new(), Vec::new());
+        for room in rooms {
+            match self.routes.claim(&room, generation) {
+                Claim::Hit(route) => drop(resolved.routes.insert(room, route)),
+                Claim::Mine(permit) => mine.push((room, permit)),
+                Claim::Other(waiter) => others.push((room, waiter)),
+            }
+        }
+        (mine, others)
+    }
+
+    async fn look_up(
+        &self,
+        mine: Vec<Mine>,
+        keys: Vec<Arc<str>>,
+        chain: &BatchChain,
+        abandon: &CancellationToken,
+        resolved: &mut Resolved,
+    ) -> Result<(), Abandoned> {
+        let rooms = mine.iter().map(|(room, _)| Lookup::Room(room.clone()));
+        let lookups: Vec<_> = rooms.chain(keys.iter().cloned().map(Lookup::Key)).collect();
+        if lookups.is_empty() {
+            return Ok(());
+        }
+        let found = persist("the directory", abandon, || self.directory.lookup(&lookups)).await?;
+        let mut found = found.into_iter();
+        for (room, permit) in mine {
+            let membership = match found.next() {
+                Some(Found::Room(membership)) => Arc::new(membership),
+                _ => Arc::default(),
+            };
+            let weight = membership.members.len();
+            let route = self.regroup(&room, Grouping::new(membership), chain, abandon).await?;
+            permit.publish(Arc::clone(&route), weight);
+            resolved.routes.insert(room, route);
+        }
+        resolved.keep_keys(keys, found);
+        Ok(())
+    }
+
+    async fn regroup(
+        &self,
+        room: &RoomId,
+        grouping: Grouping,
+        chain: &BatchChain,
+        abandon: &CancellationToken,
+    ) -> Result<Arc<Route>, Abandoned> {
+        if !chain.set().has_grouping() {
+            return Ok(Arc::new(Route::new(&grouping)));
+        }
+        let regroup = |chain: &mut Chain| {
+            let mut regrouped = grouping.clone();
+            chain.regroup(room, &mut regrouped)?;
+            Ok(Arc::new(Route::new(&regrouped)))
+        };
+        chain.call(abandon, regroup).await
+    }
+}
+
+/// A room that this worker resolves.
+type Mine = (RoomId, Permit<Arc<Route>>);
+/// A room that another worker is resolving.
+type Other = (RoomId, Waiter<Arc<Route>>);

@@ -1,0 +1,177 @@
+//! The plan of the house, held: who may know whom, and which foreign types stay in which room.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each module with the modules of this crate that it may know. Everyone may know `telemetry`,
+/// which knows nobody.
+const MAY_KNOW: &[(&str, &[&str])] = &[
+    ("message", &[]),
+    ("offsets", &[]),
+    ("membership", &["message"]),
+    ("decision", &["message"]),
+    ("telemetry", &[]),
+    ("kafka", &[]),
+    ("redis_client", &[]),
+    ("consumer", &["message", "offsets", "kafka"]),
+    ("policy", &["message", "membership", "decision"]),
+    ("directory", &["message", "membership", "redis_client"]),
+    ("guard", &["message", "redis_client"]),
+    ("comets", &["message"]),
+    ("offline", &["message", "decision", "kafka", "redis_client"]),
+    ("dead_letter", &["message", "decision", "kafka"]),
+    ("router", &["message", "membership", "decision"]),
+    (
+        "pipeline",
+        &[
+            "message", "membership", "decision", "offsets", "consumer", "policy", "directory", "guard", "comets",
+            "offline", "dead_letter", "router",
+        ],
+    ),
+    (
+        "gateway",
+        &[
+            "message", "decision", "kafka", "redis_client", "consumer", "policy", "directory", "guard", "comets",
+            "offline", "dead_letter", "router", "pipeline",
+        ],
+    ),
+    ("admin", &["message", "router", "gateway"]),
+    ("config", &["kafka", "redis_client", "pipeline", "comets", "offline", "policy", "gateway", "admin"]),
+    (
+        "cli",
+        &[
+            "message", "decision", "kafka", "policy", "directory", "guard", "comets", "offline", "consumer", "pipeline",
+            "config", "gateway", "admin",
+        ],
+    ),
+];
+
+/// Crates whose types stay in their room.
+const STAYS_IN: &[(&str, &[&str])] = &[
+    ("rdkafka", &["kafka", "consumer", "dead_letter", "offline"]),
+    ("redis", &["redis_client", "directory", "guard", "offline"]),
+    ("wasmtime", &["policy"]),
+    ("wasmtime_wasi", &["policy"]),
+    ("wit_component", &["policy"]),
+    ("wasmparser", &["policy"]),
+    ("notify", &["policy"]),
+    ("tonic", &["comets", "cli"]),
+    ("axum", &["admin"]),
+    ("clap", &["cli"]),
+];
+
+#[test]
+fn everyone_knows_only_whom_the_plan_allows() {
+    let mut strangers = BTreeSet::new();
+    for (file, module, text) in sources() {
+        let Some((_, allowed)) = MAY_KNOW.iter().find(|(name, _)| *name == module) else {
+            strangers.insert(format!("{}: module `{module}` is not in the plan", file.display()));
+            continue;
+        };
+        for known in names_after(&text, "crate::") {
+            let is_module = MAY_KNOW.iter().any(|(name, _)| *name == known);
+            if is_module && known != module && known != "telemetry" && !allowed.contains(&known.as_str()) {
+                strangers.insert(format!("{}: `{module}` may not know `{known}`", file.display()));
+            }
+        }
+    }
+    assert!(strangers.is_empty(), "the plan in tests/layers.rs says otherwise:\n{strangers:#?}");
+}
+
+#[test]
+fn foreign_types_stay_in_their_room() {
+    let mut escaped = BTreeSet::new();
+    for (file, module, text) in sources() {
+        for (foreign, rooms) in STAYS_IN {
+            let mentioned = text.lines().any(|line| mentions(line, foreign));
+            if mentioned && !rooms.contains(&module.as_str()) {
+                escaped.insert(format!("{}: `{foreign}` belongs to {rooms:?}", file.display()));
+            }
+        }
+    }
+    assert!(escaped.is_empty(), "{escaped:#?}");
+}
+
+#[test]
+fn the_plan_has_no_circle() {
+    fn visit(module: &str, path: &mut Vec<String>) {
+        assert!(!path.iter().any(|seen| seen == module), "a circle: {path:?} -> {module}");
+        path.push(module.to_owned());
+        let known = MAY_KNOW.iter().find(|(name, _)| *name == module).map_or(&[][..], |(_, known)| known);
+        known.iter().for_each(|known| visit(known, path));
+        path.pop();
+    }
+    for (module, _) in MAY_KNOW {
+        visit(module, &mut Vec::new());
+    }
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    let silent: Vec<_> = sources().filter(|(_, _, text)| !text.starts_with("//!")).map(|(file, ..)| file).collect();
+    assert!(silent.is_empty(), "files that do not open with `//!`: {silent:?}");
+}
+
+/// All files of `host/` with the top-level module that they belong to.
+fn sources() -> impl Iterator<Item = (PathBuf, String, String)> {
+    let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("host");
+    let mut files = Vec::new();
+    collect(&host, &mut files);
+    files.into_iter().filter_map(move |file| {
+        let inside = file.strip_prefix(&host).expect("inside");
+        let module = inside.iter().next()?.to_str()?.trim_end_matches(".rs").to_owned();
+        let text = fs::read_to_string(&file).expect("readable");
+        let root = module == "lib" || module == "main";
+        (!root).then(|| (PathBuf::from("host").join(inside), module, text))
+    })
+}
+
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            collect(&path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+}
+
+/// The names that follow a prefix, also in `use crate::{a, b::c}`.
+fn names_after(text: &str, prefix: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    for (at, _) in code.match_indices(prefix) {
+        let rest = &code[at + prefix.len()..];
+        if let Some(group) = rest.strip_prefix('{') {
+            let group = &group[..group.find(';').unwrap_or(group.len())];
+            let mut depth = 0;
+            for part in group.split_inclusive([',', '{', '}']) {
+                if depth == 0 {
+                    names.insert(identifier(part.trim()));
+                }
+                depth += i32::from(part.ends_with('{')) - i32::from(part.ends_with('}'));
+            }
+        } else {
+            names.insert(identifier(rest));
+        }
+    }
+    names
+}
+
+fn identifier(text: &str) -> String {
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+}
+
+/// Whether a line of code names a crate: `use redis::`, `::redis::`, `redis::Value`.
+fn mentions(line: &str, foreign: &str) -> bool {
+    if line.trim_start().starts_with("//") {
+        return false;
+    }
+    line.match_indices(&format!("{foreign}::")).any(|(at, _)| {
+        let before = line[..at].chars().next_back();
+        let path = line[..at].ends_with("crate::") || line[..at].ends_with("self::");
+        !path && !before.is_some_and(|c| c.is_alphanumeric() || c == '_')
+    })
+}
