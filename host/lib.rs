@@ -1,5 +1,58 @@
-//! Halley: a routing gateway for push systems.
-#![doc = ""]
+//! Halley: a routing gateway for push systems in the style of goim.
+//!
+//! *Logic* services put `PushMsg` records on Kafka; *comets* hold the users' connections.
+//! Halley is the middle: it finds out who is where and has every message delivered. What is
+//! delivered, to whom, and what becomes of those who are away, is decided by **policies**:
+//! WebAssembly components that are swapped while it runs.
+//!
+//! This page is the map. `README.md` is for those who run it, `plugins/README.md` for those
+//! who write policies.
+//!
+//! # The way of a message
+//!
+//! ```text
+//!             Kafka
+//!               │ records            consumer     polls, admits, pauses, commits
+//!               ▼
+//!   ┌─ a partition's worker ─────┐   pipeline     one batch: what is ready, one policy set
+//!   │ decode                     │   message      bytes -> Message
+//!   │ filter ──── plugins        │   policy       pass, drop, dead letter, amend
+//!   │ guard ───── Redis          │   guard        "only once within this time"
+//!   │ resolve ─── Redis, plugins │   directory    room or keys -> connections (cached)
+//!   │ route                      │   router       connections -> at most one call per comet
+//!   └─────────────┬──────────────┘
+//!                 ▼ calls, in order  comets       lanes, retries, breaker, dialects
+//!   ┌─ a message's journey ──────┐   pipeline     one task a message
+//!   │ outcomes of its calls      │
+//!   │ the absent ─ plugins       │   offline      inbox, notify topic
+//!   │ dead letter                │   dead_letter
+//!   │ settle ────────────────────┼─▶ offsets      watermark -> commit
+//!   └────────────────────────────┘
+//! ```
+//!
+//! # Layers
+//!
+//! - [`message`], [`membership`], [`decision`], [`offsets`]: plain data and pure rules. They
+//!   know nobody above them.
+//! - [`kafka`], [`redis_client`]: what the clients of each share.
+//! - [`consumer`], [`policy`], [`directory`], [`guard`], [`comets`], [`offline`],
+//!   [`dead_letter`]: neighbours. They know the plain data and not each other.
+//! - [`router`]: pure; from a resolved route to the calls of one message.
+//! - [`pipeline`]: knows the neighbours and brings messages through them.
+//! - [`gateway`]: builds every part and owns every task; the order of start and stop.
+//! - [`config`], [`admin`], [`cli`]: around the gateway. [`telemetry`]: known to all.
+//!
+//! `tests/layers.rs` holds this plan.
+//!
+//! # Invariants of absence
+//!
+//! - The pipeline never sees a Kafka, Redis, gRPC or WebAssembly type.
+//! - Nothing commits an offset but the polling thread, and nothing settles a record but its
+//!   journey, at its very end.
+//! - No policy does I/O: its decisions are data, carried out in batches.
+//! - No part waits for a comet but the comet's own lanes and the journeys of the messages
+//!   that go there.
+//! - No task is without an owner, no queue without a bound, no wait without a deadline.
 
 pub mod decision;
 pub mod membership;
@@ -15,13 +68,15 @@ pub mod dead_letter;
 pub mod directory;
 pub mod guard;
 pub mod offline;
-pub mod pipeline;
 pub mod policy;
+
 pub mod router;
+
+pub mod pipeline;
+
+pub mod gateway;
 
 pub mod admin;
 pub mod cli;
-pub mod gateway;
-
 pub mod config;
 pub mod telemetry;

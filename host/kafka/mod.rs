@@ -157,6 +157,14 @@ impl Producer {
         Ok(Self { inner })
     }
 
+    /// Writes a key and a value; returns once the broker has confirmed it.
+    ///
+    /// # Errors
+    /// After five seconds without a confirmation, or at once when a retry is of no use.
+    pub async fn put(&self, topic: &str, key: &[u8], value: &[u8]) -> Result<(), NotWritten> {
+        self.write(topic, Outgoing { key: Some(key), value: Some(value), ..Outgoing::default() }).await
+    }
+
     /// Writes one record; returns once the broker has confirmed it.
     ///
     /// # Errors

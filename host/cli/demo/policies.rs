@@ -1,0 +1,95 @@
+//! The demo's policies: a folder of their own with a configuration beside it, as an operator
+//! has them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+/// Built policies, found on this machine.
+pub(super) struct Policies {
+    built: PathBuf,
+}
+
+/// The file that says that a folder holds the bundled policies.
+const KEYWORD_FILTER: &str = "keyword_filter.wasm";
+
+impl Policies {
+    /// Looks in the named folder, else in `plugins/dist` here and in the folders around the
+    /// binary.
+    pub(super) fn find(named: Option<&Path>) -> Option<Self> {
+        let binary = std::env::current_exe().ok();
+        let around = binary.iter().flat_map(|binary| binary.ancestors().skip(1));
+        let candidates: Vec<_> = match named {
+            Some(named) => vec![named.to_path_buf()],
+            None => std::iter::once(Path::new("")).chain(around).map(|p| p.join("plugins/dist")).collect(),
+        };
+        let built = candidates.into_iter().find(|folder| folder.join(KEYWORD_FILTER).is_file())?;
+        Some(Self { built })
+    }
+
+    /// Sets up an operator's folder: `halley.toml`, and `policies/` which is empty.
+    pub(super) fn set_up(self) -> anyhow::Result<Folder> {
+        let root = std::env::temp_dir().join(format!("halley-demo-{}", std::process::id()));
+        fs::create_dir_all(root.join("policies"))
+            .with_context(|| format!("cannot make {}", root.display()))?;
+        let folder = Folder { root, built: self.built };
+        folder.configure("")?;
+        Ok(folder)
+    }
+}
+
+/// The operator's folder. It is removed when it is dropped.
+pub(super) struct Folder {
+    root: PathBuf,
+    built: PathBuf,
+}
+
+impl Folder {
+    /// The configuration file.
+    pub(super) fn config(&self) -> PathBuf {
+        self.root.join("halley.toml")
+    }
+
+    /// Where policies are dropped.
+    pub(super) fn policies(&self) -> PathBuf {
+        self.root.join("policies")
+    }
+
+    /// Drops the bundled keyword filter into the folder.
+    pub(super) fn install_keyword_filter(&self) -> anyhow::Result<()> {
+        let module = fs::read(self.built.join(KEYWORD_FILTER))?;
+        self.replace("policies/keyword_filter.wasm", &module)
+    }
+
+    /// Drops a broken file in the filter's place.
+    pub(super) fn break_keyword_filter(&self) -> anyhow::Result<()> {
+        self.replace("policies/keyword_filter.wasm", b"this is no WebAssembly")
+    }
+
+    /// Masks `spam` with this character.
+    pub(super) fn mask_with(&self, mask: char) -> anyhow::Result<()> {
+        self.configure(&format!(
+            "[[plugin]]\nname = \"keyword-filter\"\npath = \"policies/keyword_filter.wasm\"\n\
+             config = {{ words = [\"spam\"], action = \"mask\", mask = \"{mask}\" }}\n"
+        ))
+    }
+
+    fn configure(&self, plugins: &str) -> anyhow::Result<()> {
+        let text = format!("[policies]\ndirectory = \"policies\"\n\n{plugins}");
+        self.replace("halley.toml", text.as_bytes())
+    }
+
+    /// Writes beside the file and renames over it, as careful operators do.
+    fn replace(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        let (target, fresh) = (self.root.join(name), self.root.join("fresh.tmp"));
+        fs::write(&fresh, content).and_then(|()| fs::rename(&fresh, &target))?;
+        Ok(())
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.root));
+    }
+}

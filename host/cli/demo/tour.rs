@@ -1,0 +1,238 @@
+//! The tour: what the demo shows, step by step, checking each step's outcome.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::cli::demo::comets::Arrival;
+use crate::cli::demo::screen::Screen;
+use crate::cli::demo::world::{ROOMS, World, connection_of};
+use crate::message::{Audience, RoomId};
+
+/// What should have happened by now has not, beyond this time.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// What should not happen gets this time to happen.
+const QUIET: Duration = Duration::from_millis(300);
+/// Messages of the step under load, and how often one is sent.
+const TRAFFIC: usize = 240;
+const TRAFFIC_EVERY: Duration = Duration::from_millis(5);
+
+/// Runs the tour; returns whether everything went as told.
+pub(super) async fn run(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+    screen.welcome();
+    let mut passed = rooms(world, screen).await?;
+    passed &= users_and_everyone(world, screen).await?;
+    passed &= the_absent(world, screen).await?;
+    passed &= a_policy(world, screen).await?;
+    passed &= a_broken_policy(world, screen).await?;
+    passed &= a_swap_under_load(world, screen).await?;
+    screen.line("");
+    let text = if passed { "Everything went as told." } else { "Not everything went as told; see above." };
+    screen.verdict(passed, text);
+    Ok(passed)
+}
+
+async fn rooms(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+    screen.step(1, "A room's message goes to just the comets that hold the room").await;
+    let arrivals = say(world, screen, &room("music"), "hello", 2).await?;
+    let passed = is(&arrivals, &[(0, "BroadcastRoom", "hello"), (1, "BroadcastRoom", "hello")]);
+    screen.verdict(passed, "one call for each comet, however many of its users are in the room; none to comet 3");
+    Ok(passed)
+}
+
+async fn users_and_everyone(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+    screen.step(2, "One user, and everyone").await;
+    let key = |key: &str| Audience::Keys { server: None, keys: vec![Arc::from(key)] };
+    let by_user = say(world, screen, &key("erin"), "hi erin", 1).await?;
+    let by_connection = say(world, screen, &key(&connection_of("carol")), "hi carol", 1).await?;
+    let everyone = say(world, screen, &Audience::Everyone { speed: 0 }, "good evening", 3).await?;
+    let passed = is(&by_user, &[(2, "PushMsg", "hi erin")])
+        && is(&by_connection, &[(1, "PushMsg", "hi carol")])
+        && is(&everyone, &[0, 1, 2].map(|comet| (comet, "Broadcast", "good evening")));
+    screen.verdict(passed, "found by user id and by connection id; a broadcast reaches every comet");
+    Ok(passed)
+}
+
+async fn the_absent(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+    screen.step(3, "Who is away finds the message later").await;
+    let arrivals = say(world, screen, &room("news"), "kick-off at eight", 2).await?;
+    let waiting = eventually(async || world.inbox_of("frank").await == 1).await;
+    let expected = [(0, "BroadcastRoom", "kick-off at eight"), (2, "BroadcastRoom", "kick-off at eight")];
+    let passed = is(&arrivals, &expected) && waiting;
+    screen.verdict(passed, "frank is away: the message waits in his inbox (a policy could notify him, or drop it)");
+    Ok(passed)
+}
+
+async fn a_policy(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+    screen.step(4, "A policy, dropped in while the gateway runs").await;
+    let before = say(world, screen, &room("games"), "buy spam now", 2).await?;
+    let took = swap(world, |world| {
+        world.folder.install_keyword_filter()?;
+        world.folder.mask_with('*')
+    })
+    .await?;
+    screen.note(&format!("keyword_filter.wasm is in force after {} ms, without a restart", took.as_millis()));
+    let after = say(world, screen, &room("games"), "buy spam now", 2).await?;
+    let all = |arrivals: &[Arrival], body: &str| arrivals.len() == 2 && arrivals.iter().all(|a| a.body == body);
+    let passed = all(&before, "buy spam now") && all(&after, "buy **** now");
+    screen.verdict(passed, "the same message, before and after");
+    Ok(passed)
+}
+
+async fn a_broken_policy(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+    screen.step(5, "A broken policy changes nothing").await;
+    let generation = world.gateway.policies().generation;
+    world.folder.break_keyword_filter()?;
+    let refused = eventually(async || world.gateway.policies().refused.is_some()).await;
+    if let Some(refusal) = world.gateway.policies().refused {
+        let problem = refusal.problems.first().map(ToString::to_string).unwrap_or_default();
+        screen.note(&format!("refused: {}", shorten(&problem, 110)));
+    }
+    let arrivals = say(world, screen, &room("games"), "more spam", 2).await?;
+    let still = world.gateway.policies().generation == generation;
+    let passed = refused && still && arrivals.iter().all(|arrival| arrival.body == "more ****");
+    world.folder.install_keyword_filter()?;
+    screen.verdict(passed, "the version before it stays in force, and /v1/plugins says why");
+    Ok(passed)
+}
+
+async fn a_swap_under_load(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+    screen.step(6, "A swap in the middle of traffic: nothing lost, nothing mixed").await;
+    let mut bodies: HashMap<(usize, String), Vec<String>> = HashMap::new();
+    let (mut sent, mut expected, mut arrived) = (0, 0, 0);
+    let mut ticks = tokio::time::interval(TRAFFIC_EVERY);
+    while sent < TRAFFIC {
+        ticks.tick().await;
+        let name = ROOMS[sent % ROOMS.len()];
+        world.produce(&room(name), &format!("{sent} spam")).await?;
+        sent += 1;
+        expected += 2;
+        if sent == TRAFFIC / 2 {
+            world.folder.mask_with('#')?;
+        }
+        while let Ok(arrival) = world.comets.arrivals.try_recv() {
+            arrived += 1;
+            bodies.entry((arrival.comet, arrival.to)).or_default().push(arrival.body);
+        }
+        if sent == TRAFFIC {
+            screen.note(&format!("{sent} messages sent to three rooms, the mask changed from * to # half-way"));
+        }
+    }
+    while arrived < expected {
+        let Some(arrival) = world.arrival(PATIENCE).await else { break };
+        arrived += 1;
+        bodies.entry((arrival.comet, arrival.to)).or_default().push(arrival.body);
+    }
+    let extra = world.arrival(QUIET).await.is_some();
+    let (stars, hashes) = bodies.values().flatten().fold((0, 0), |(stars, hashes), body| {
+        (stars + usize::from(body.ends_with(" ****")), hashes + usize::from(body.ends_with(" ####")))
+    });
+    screen.note(&format!("{arrived} of {expected} calls arrived: {stars} by the old version, {hashes} by the new one"));
+    let in_order = bodies.values().all(|bodies| is_in_order(bodies));
+    let passed = arrived == expected && !extra && stars + hashes == arrived && hashes > 0 && in_order;
+    screen.verdict(passed, "all arrived, once, in order, each decided by one version");
+    Ok(passed)
+}
+
+/// Numbers grow, and after the first message of the new version there is none of the old.
+fn is_in_order(bodies: &[String]) -> bool {
+    let number = |body: &String| body.split(' ').next().and_then(|n| n.parse::<usize>().ok());
+    let first_new = bodies.iter().position(|body| body.ends_with('#')).unwrap_or(bodies.len());
+    bodies.is_sorted_by_key(number) && bodies[first_new..].iter().all(|body| body.ends_with('#'))
+}
+
+/// What one can do once the tour is over.
+pub(super) fn invite(world: &World, screen: &Screen) {
+    let folder = world.folder.policies();
+    screen.line("");
+    screen.line("  The gateway keeps running, with a little traffic, until Ctrl-C. Meanwhile:");
+    screen.line(&format!("    drop a policy of yours (.wasm) into   {}", folder.display()));
+    screen.line(&format!("    or change the configuration           {}", world.folder.config().display()));
+    screen.line(&format!("    look at it                            curl http://{}/v1/plugins", world.admin));
+    screen.line(&format!("    send a message of yours               cargo run --example produce -- --brokers {} room music hello", world.brokers()));
+    screen.line("");
+}
+
+/// A little traffic, shown as it arrives. Ends only with an error.
+pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::Result<()> {
+    let phrases = ["what a goal", "who is playing?", "cheap spam here", "so good", "first!"];
+    let mut ticks = tokio::time::interval(Duration::from_secs(2));
+    let mut generation = world.gateway.policies().generation;
+    for number in 0.. {
+        ticks.tick().await;
+        let (name, body) = (ROOMS[number % ROOMS.len()], phrases[number % phrases.len()]);
+        screen.sent(name, body);
+        world.produce(&room(name), body).await?;
+        while let Some(arrival) = world.arrival(Duration::from_millis(500)).await {
+            screen.arrived(&arrival);
+        }
+        let now = world.gateway.policies().generation;
+        if now != generation {
+            screen.note(&format!("policies changed: generation {now} is in force"));
+            generation = now;
+        }
+    }
+    Ok(())
+}
+
+/// Sends a message and shows what arrives: what is expected, and anything beyond it.
+async fn say(
+    world: &mut World,
+    screen: &Screen,
+    audience: &Audience,
+    body: &str,
+    expected: usize,
+) -> anyhow::Result<Vec<Arrival>> {
+    let to = match audience {
+        Audience::Room(room) => format!("room {room}"),
+        Audience::Keys { keys, .. } => keys.join(", "),
+        Audience::Everyone { .. } => "everyone".to_owned(),
+    };
+    screen.sent(&to, body);
+    world.produce(audience, body).await?;
+    let mut arrivals = Vec::new();
+    loop {
+        let patience = if arrivals.len() < expected { PATIENCE } else { QUIET };
+        let Some(arrival) = world.arrival(patience).await else { break };
+        screen.arrived(&arrival);
+        arrivals.push(arrival);
+    }
+    arrivals.sort_by_key(|arrival| arrival.comet);
+    Ok(arrivals)
+}
+
+/// Changes policies and waits until the change is in force.
+async fn swap(world: &World, change: impl Fn(&World) -> anyhow::Result<()>) -> anyhow::Result<Duration> {
+    let wanted = |world: &World| world.gateway.policies().plugins.iter().any(|p| p.name == "keyword-filter");
+    let since = Instant::now();
+    change(world)?;
+    anyhow::ensure!(eventually(async || wanted(world)).await, "the policy did not come into force");
+    Ok(since.elapsed())
+}
+
+async fn eventually(condition: impl AsyncFn() -> bool) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        if Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
+fn is(arrivals: &[Arrival], expected: &[(usize, &str, &str)]) -> bool {
+    let shape: Vec<_> = arrivals.iter().map(|a| (a.comet, a.method, a.body.as_str())).collect();
+    shape == expected
+}
+
+fn room(name: &str) -> Audience {
+    Audience::Room(RoomId::from(name))
+}
+
+fn shorten(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most).chain("…".chars()).collect()
+}

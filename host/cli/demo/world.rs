@@ -1,0 +1,123 @@
+//! The demo's world: a Kafka, three comets, a few users in three rooms, and a gateway in the
+//! middle.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{self, Admin};
+use crate::cli::demo::comets::{Arrival, Comets};
+use crate::cli::demo::policies::{Folder, Policies};
+use crate::config::Config;
+use crate::consumer::Stopped;
+use crate::directory::MemoryDirectory;
+use crate::gateway::{Gateway, Handle, Storage};
+use crate::kafka::{self, BuiltinBroker, Producer};
+use crate::message::{Audience, UserId, encode};
+use crate::offline::Inbox;
+
+/// Who is where: (room, user, comet, online).
+const PEOPLE: [(&str, &str, usize, bool); 8] = [
+    ("music", "alice", 0, true),
+    ("music", "bob", 0, true),
+    ("music", "carol", 1, true),
+    ("games", "dave", 1, true),
+    ("games", "erin", 2, true),
+    ("news", "grace", 0, true),
+    ("news", "heidi", 2, true),
+    ("news", "frank", 2, false),
+];
+
+/// The demo's rooms.
+pub(super) const ROOMS: [&str; 3] = ["music", "games", "news"];
+
+/// Everything that the demo runs.
+pub(super) struct World {
+    pub(super) folder: Folder,
+    pub(super) comets: Comets,
+    pub(super) inbox: Arc<dyn Inbox>,
+    pub(super) gateway: Handle,
+    pub(super) admin: std::net::SocketAddr,
+    producer: Producer,
+    broker: BuiltinBroker,
+    running: Gateway,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl World {
+    /// Starts it all.
+    pub(super) async fn start(policies: Policies) -> anyhow::Result<Self> {
+        let folder = policies.set_up()?;
+        let broker = BuiltinBroker::start(&[("push", 4), ("push.dead-letter", 1), ("push.offline", 1)])?;
+        let comets = Comets::start(3).await?;
+
+        let mut config = Config::load(Some(&folder.config()))?;
+        config.kafka = kafka::Config { brokers: broker.brokers(), ..kafka::Config::default() };
+        config.comets.nodes = comets.addresses.iter().map(ToString::to_string).collect();
+        let directory = MemoryDirectory::new(true);
+        for (room, user, comet, online) in PEOPLE {
+            directory.join(room, &connection_of(user), user, &comets.addresses[comet]);
+            if online {
+                directory.online(user, &connection_of(user));
+            }
+        }
+        let parts = config.gateway()?;
+        let storage = Storage::memory(directory, &parts);
+        let inbox = Arc::clone(&storage.inbox);
+        let sources = config.sources(Some(folder.config()));
+        let running = Gateway::start_with(&parts, sources, storage, Registry::default())?;
+        let gateway = running.handle();
+
+        let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let listener = Admin::bind(&admin::Config { listen: "127.0.0.1:0".into() }).await?;
+        let admin = listener.address();
+        tasks.spawn(listener.serve(gateway.clone(), shutdown.clone()));
+        let producer = Producer::new(&parts.kafka)?;
+        Ok(Self { folder, comets, inbox, gateway, admin, producer, broker, running, shutdown, tasks })
+    }
+
+    /// Where one's own producer finds the demo's Kafka.
+    pub(super) fn brokers(&self) -> String {
+        self.broker.brokers()
+    }
+
+    /// Puts a message on Kafka, as a logic service does: a room's messages on one partition.
+    pub(super) async fn produce(&self, audience: &Audience, body: &str) -> anyhow::Result<()> {
+        let key = match audience {
+            Audience::Room(room) => room.to_string(),
+            Audience::Keys { keys, .. } => keys.join(","),
+            Audience::Everyone { .. } => String::new(),
+        };
+        let value = encode(audience, 5, body.as_bytes());
+        self.producer.put("push", key.as_bytes(), &value).await?;
+        Ok(())
+    }
+
+    /// The next arrival, or none within the time.
+    pub(super) async fn arrival(&mut self, within: Duration) -> Option<Arrival> {
+        tokio::time::timeout(within, self.comets.arrivals.recv()).await.ok().flatten()
+    }
+
+    /// How many messages wait in a user's inbox.
+    pub(super) async fn inbox_of(&self, user: &str) -> usize {
+        self.inbox.read(&UserId::from(user), 100).await.map_or(0, |kept| kept.len())
+    }
+
+    /// Drains and stops; returns whether everything was finished.
+    pub(super) async fn stop(self) -> bool {
+        let stopped = self.running.stop(Duration::from_secs(10)).await;
+        self.shutdown.cancel();
+        self.tasks.close();
+        drop(tokio::time::timeout(Duration::from_secs(2), self.tasks.wait()).await);
+        stopped == Stopped::Drained
+    }
+}
+
+/// The demo's connection ids.
+pub(super) fn connection_of(user: &str) -> String {
+    format!("{user}-phone")
+}
