@@ -1,0 +1,252 @@
+//! What plugins answer, checked and turned into our plain types. Plugins are not trusted:
+//! every length, index and name is looked at here, and nowhere else.
+//!
+//! Errors say what makes no sense; they end as `bad-answer` in metrics and in reasons.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::decision::{Disposition, Guard, PluginVersion, Verdict};
+use crate::membership::{Placement, Regrouping};
+use crate::message::{Audience, CometAddr};
+use crate::policy::bindings::exports::halley::policy::filter::{self, Amendment, Once};
+use crate::policy::bindings::exports::halley::policy::{grouping, offline};
+use crate::policy::chain::{Decision, Filtered};
+use crate::policy::host::cut;
+
+/// The longest reason that is kept, in bytes; the rest is cut off.
+const MAX_REASON: usize = 1024;
+/// The longest guard key, in bytes (WIT `once.key`).
+const MAX_GUARD_KEY: usize = 512;
+/// The most guards that one plugin may ask for on one message.
+const MAX_GUARDS: usize = 16;
+/// The most comets that one amendment may name.
+const MAX_COMETS: usize = 1024;
+/// The longest room id, key, comet address or channel, in bytes.
+const MAX_NAME: usize = 1024;
+
+/// One list element for each question.
+///
+/// # Errors
+/// When there are more or fewer.
+pub(super) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<Vec<T>, String> {
+    if answers.len() != asked {
+        return Err(format!("answered {} {what} for {asked}", answers.len()));
+    }
+    Ok(answers)
+}
+
+/// Applies a filter's verdict to a message, or nothing of it.
+///
+/// # Errors
+/// When the verdict makes no sense for this message, which is then unchanged.
+pub(super) fn apply(
+    verdict: filter::Verdict,
+    filtered: &mut Filtered,
+    by: &PluginVersion,
+) -> Result<(), String> {
+    match verdict {
+        filter::Verdict::Pass => return Ok(()),
+        filter::Verdict::Drop(reason) => {
+            let reason = cut(&reason, MAX_REASON).to_owned();
+            filtered.note(by, format!("dropped: {reason}"));
+            filtered.verdict = Verdict::Drop { reason, by: by.clone() };
+        }
+        filter::Verdict::DeadLetter(reason) => {
+            let reason = cut(&reason, MAX_REASON).to_owned();
+            filtered.note(by, format!("dead-lettered: {reason}"));
+            filtered.verdict = Verdict::DeadLetter { reason, by: by.clone() };
+        }
+        filter::Verdict::Amend(amendment) => {
+            check(&amendment, &filtered.message.audience)?;
+            amend(amendment, filtered, by);
+        }
+    }
+    Ok(())
+}
+
+fn check(amendment: &Amendment, audience: &Audience) -> Result<(), String> {
+    if let Some(room) = &amendment.room {
+        if !matches!(audience, Audience::Room(_)) {
+            return Err("amended the room of a message that is not for a room".to_owned());
+        }
+        name(room, "room")?;
+    }
+    if let Some(keys) = &amendment.keys {
+        if !matches!(audience, Audience::Keys { .. }) {
+            return Err("amended the keys of a message that is not for keys".to_owned());
+        }
+        if keys.is_empty() {
+            return Err("amended the keys to none; use `drop`".to_owned());
+        }
+        keys.iter().try_for_each(|key| name(key, "key"))?;
+    }
+    let named = amendment.only.iter().flatten().chain(&amendment.except).chain(&amendment.also);
+    if named.clone().count() > MAX_COMETS {
+        return Err(format!("named more than {MAX_COMETS} comets for one message"));
+    }
+    named.into_iter().try_for_each(|comet| name(comet, "comet address"))?;
+    if amendment.once.len() > MAX_GUARDS {
+        return Err(format!("asked for {} guards; at most {MAX_GUARDS}", amendment.once.len()));
+    }
+    amendment.once.iter().try_for_each(check_guard)
+}
+
+fn check_guard(once: &Once) -> Result<(), String> {
+    if once.key.is_empty() || once.key.len() > MAX_GUARD_KEY {
+        return Err(format!("a guard key of {} bytes; 1 to {MAX_GUARD_KEY} are allowed", once.key.len()));
+    }
+    if once.ttl_ms == 0 {
+        return Err("a guard with a ttl of 0".to_owned());
+    }
+    Ok(())
+}
+
+fn name(text: &str, what: &str) -> Result<(), String> {
+    if text.is_empty() || text.len() > MAX_NAME {
+        return Err(format!("a {what} of {} bytes; 1 to {MAX_NAME} are allowed", text.len()));
+    }
+    Ok(())
+}
+
+/// Carries out a checked amendment.
+fn amend(amendment: Amendment, filtered: &mut Filtered, by: &PluginVersion) {
+    let mut amended = Vec::new();
+    if let Some(body) = amendment.body {
+        filtered.message.body = body.into();
+        amended.push("body");
+    }
+    if let Some(operation) = amendment.operation {
+        filtered.message.operation = operation;
+        amended.push("operation");
+    }
+    if let Some(room) = amendment.room {
+        filtered.message.audience = Audience::Room(room.into());
+        amended.push("room");
+    }
+    if let (Some(new), Audience::Keys { keys, .. }) = (amendment.keys, &mut filtered.message.audience) {
+        *keys = new.into_iter().map(Arc::from).collect();
+        amended.push("keys");
+    }
+    if override_comets(filtered, amendment.only, amendment.except, amendment.also) {
+        amended.push("comets");
+    }
+    if !amendment.once.is_empty() {
+        amended.push("guards");
+    }
+    for once in amendment.once {
+        let key = format!("{}:{}", by.name, once.key);
+        let ttl = Duration::from_millis(once.ttl_ms);
+        filtered.guards.push(Guard { key, ttl, by: by.clone() });
+    }
+    if !amended.is_empty() {
+        filtered.note(by, format!("amended {}", amended.join(", ")));
+    }
+}
+
+/// What several policies say of comets adds up: a comet has to be in every `only`.
+fn override_comets(
+    filtered: &mut Filtered,
+    only: Option<Vec<String>>,
+    except: Vec<String>,
+    also: Vec<String>,
+) -> bool {
+    let anything = only.is_some() || !except.is_empty() || !also.is_empty();
+    let overrides = &mut filtered.overrides;
+    if let Some(only) = only {
+        let mut wanted = addresses(only);
+        if let Some(earlier) = &overrides.only {
+            wanted.retain(|comet| earlier.contains(comet));
+        }
+        overrides.only = Some(wanted);
+    }
+    add_new(&mut overrides.except, addresses(except));
+    add_new(&mut overrides.also, addresses(also));
+    anything
+}
+
+fn addresses(texts: Vec<String>) -> Vec<CometAddr> {
+    let mut addresses = Vec::with_capacity(texts.len());
+    add_new(&mut addresses, texts.into_iter().map(CometAddr::from).collect());
+    addresses
+}
+
+fn add_new(known: &mut Vec<CometAddr>, more: Vec<CometAddr>) {
+    for comet in more {
+        if !known.contains(&comet) {
+            known.push(comet);
+        }
+    }
+}
+
+/// A regrouping with its indexes into the grouping. `members` are the members whose
+/// connections the plugin saw, `comets` is how many comets it saw.
+///
+/// # Errors
+/// When it points outside of the room, or names a comet that cannot be one.
+pub(super) fn regrouping(
+    answer: grouping::Regrouping,
+    comets: usize,
+    members: &[u32],
+) -> Result<Regrouping, String> {
+    let mut checked = Regrouping::default();
+    if answer.redirects.len() > comets || answer.moves.len() > members.len() {
+        return Err(format!(
+            "{} redirects and {} moves for a room of {comets} comets and {} connections",
+            answer.redirects.len(),
+            answer.moves.len(),
+            members.len()
+        ));
+    }
+    for redirect in answer.redirects {
+        name(&redirect.to, "comet address")?;
+        if redirect.comet as usize >= comets {
+            return Err(format!("redirects comet {}, but the room has {comets} comets", redirect.comet));
+        }
+        checked.redirects.push((redirect.comet, redirect.to.into()));
+    }
+    for grouping::Move { connection, to } in answer.moves {
+        let member = members.get(connection as usize).ok_or_else(|| {
+            format!("moves connection {connection}, but the room has {} connections", members.len())
+        })?;
+        checked.moves.push((*member, placement(to)?));
+    }
+    Ok(checked)
+}
+
+fn placement(to: grouping::Placement) -> Result<Placement, String> {
+    Ok(match to {
+        grouping::Placement::Comet(to) => {
+            name(&to, "comet address")?;
+            Placement::Comet(to.into())
+        }
+        grouping::Placement::Skip => Placement::Skip,
+        grouping::Placement::Offline => Placement::Offline,
+    })
+}
+
+/// A disposition; `None` when the plugin has no opinion.
+///
+/// # Errors
+/// When it names no channel, or keeps for no time.
+pub(super) fn disposition(answer: offline::Disposition) -> Result<Option<Disposition>, String> {
+    Ok(match answer {
+        offline::Disposition::Pass => None,
+        offline::Disposition::Drop => Some(Disposition::Drop),
+        offline::Disposition::Store(Some(0)) => return Err("stores for 0 seconds; use `drop`".to_owned()),
+        offline::Disposition::Store(seconds) => {
+            Some(Disposition::Store { retention: seconds.map(Duration::from_secs) })
+        }
+        offline::Disposition::Notify(channel) => {
+            name(&channel, "channel")?;
+            Some(Disposition::Notify { channel })
+        }
+    })
+}
+
+impl Filtered {
+    /// Adds to the trail.
+    pub(super) fn note(&mut self, by: &PluginVersion, what: String) {
+        self.trail.push(Decision { by: by.clone(), what });
+    }
+}

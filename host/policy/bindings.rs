@@ -1,0 +1,15 @@
+//! What wasmtime generates from `wit/policy.wit`: the hooks' functions and their types.
+//!
+//! Nothing outside of this folder sees these types; `convert` turns them into plain data.
+//! Types that are only passed to plugins borrow, so that a call copies nothing on our side.
+
+#![allow(missing_docs, unreachable_pub, dead_code, reason = "generated code")]
+#![allow(unsafe_code, reason = "wasmtime's macro implements its own unsafe traits")]
+#![allow(unused_variables, reason = "generated code")]
+#![allow(clippy::all, reason = "generated code")]
+
+wasmtime::component::bindgen!({
+    path: "wit",
+    world: "policy",
+    ownership: Borrowing { duplicate_if_necessary: false },
+});

@@ -1,0 +1,213 @@
+//! The policies' part of the configuration: `[[plugin]]` and `[policies]`.
+//!
+//! Plain data. Whether a plugin's file exists and works is found out when the set is
+//! prepared, where all problems are reported at once.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+/// What happens to a message when a plugin fails on it: traps, runs past its deadline, needs
+/// more memory than it may have, or answers what makes no sense.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnError {
+    /// It goes on as if the plugin were not there.
+    #[default]
+    Pass,
+    /// It is delivered to nobody.
+    Drop,
+    /// It goes to the dead-letter topic; the reason names plugin, version and error.
+    DeadLetter,
+    /// Its partition waits and tries again, until the plugin is mended or replaced.
+    Stall,
+}
+
+impl OnError {
+    /// The choice as it stands in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::DeadLetter => "dead-letter",
+            Self::Stall => "stall",
+        }
+    }
+}
+
+/// One `[[plugin]]`. The order in the configuration is the order of the chain.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PluginConfig {
+    /// The plugin's name in logs, metrics, guards and state. Unique, 1 to 64 of
+    /// `a-z A-Z 0-9 - _ .`.
+    pub name: String,
+    /// The file: a component, or a plain wasm module made with wit-bindgen.
+    pub path: PathBuf,
+    /// What happens to a message when the plugin fails on it. For `grouping`, `drop` and
+    /// `dead-letter` mean `pass` (a room cannot be dropped); for `offline`, everything but
+    /// `stall` means that the plugin has no opinion.
+    pub on_error: OnError,
+    /// The most that one call may take, whatever the size of its batch. Rounded up to the
+    /// next 5 ms.
+    #[serde(with = "humantime_serde")]
+    pub deadline: Duration,
+    /// The most linear memory that one instance may have, in bytes. Every worker has an
+    /// instance. Bounds the data of one answer too.
+    pub memory: ByteSize,
+    /// Reaches the plugin as JSON, through `lifecycle.init` and `host.config`.
+    pub config: serde_json::Value,
+}
+
+impl Default for PluginConfig {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            path: PathBuf::new(),
+            on_error: OnError::default(),
+            deadline: Duration::from_millis(50),
+            memory: ByteSize::mib(64),
+            config: serde_json::Value::Object(serde_json::Map::new()),
+        }
+    }
+}
+
+impl PluginConfig {
+    /// A plugin with default settings.
+    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
+        Self { name: name.into(), path: path.into(), ..Self::default() }
+    }
+
+    /// What is wrong with these settings by themselves, each with its remedy.
+    pub fn mistakes(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        if !is_name(&self.name) {
+            mistakes.push("`name` must be 1 to 64 letters, digits, `-`, `_` or `.`".to_owned());
+        }
+        if self.path.as_os_str().is_empty() {
+            mistakes.push("`path` is missing; give the plugin's .wasm file".to_owned());
+        }
+        if self.deadline.is_zero() || self.deadline > LONGEST_DEADLINE {
+            mistakes.push("`deadline` must be more than 0 and at most 60s".to_owned());
+        }
+        if self.memory < ByteSize::kib(64) || self.memory > ByteSize::gib(4) {
+            mistakes.push("`memory` must be 64KiB to 4GiB".to_owned());
+        }
+        if !self.config.is_object() {
+            mistakes.push("`config` must be a table".to_owned());
+        }
+        mistakes
+    }
+}
+
+const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
+
+fn is_name(name: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    (1..=64).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+/// `[policies]`: where plugins come from, apart from the ones that are named one by one.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PoliciesConfig {
+    /// Every `*.wasm` in this folder that no `[[plugin]]` names is a plugin too: named after
+    /// its file, with default settings, in the order of the file names, after the
+    /// configured ones.
+    pub directory: Option<PathBuf>,
+    /// How often all files are looked at again, in case the file system's events were lost.
+    #[serde(with = "humantime_serde")]
+    pub rescan: Duration,
+}
+
+impl Default for PoliciesConfig {
+    fn default() -> Self {
+        Self { directory: None, rescan: Duration::from_secs(10) }
+    }
+}
+
+/// The plugins that are wanted now: the configured ones, then the ones in the directory.
+///
+/// # Errors
+/// When the directory cannot be read. A directory that does not exist is an error too: a
+/// volume that is not mounted must not look like "no policies".
+pub fn expand(configured: &[PluginConfig], policies: &PoliciesConfig) -> anyhow::Result<Vec<PluginConfig>> {
+    let mut wanted = configured.to_vec();
+    let Some(directory) = &policies.directory else {
+        return Ok(wanted);
+    };
+    let named: Vec<PathBuf> = configured.iter().map(|plugin| canonical(&plugin.path)).collect();
+    for path in wasm_files(directory)? {
+        if named.contains(&canonical(&path)) {
+            continue;
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        wanted.push(PluginConfig::new(name, path));
+    }
+    Ok(wanted)
+}
+
+/// The folder's `*.wasm` in the order of their names. Hidden files are left out: they are
+/// what editors and ConfigMaps work with.
+fn wasm_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let cannot_read = |e: std::io::Error| {
+        anyhow::anyhow!(
+            "[policies] directory {} cannot be read: {e}; create it or take the key out",
+            directory.display()
+        )
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(cannot_read)? {
+        let path = entry.map_err(cannot_read)?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if !hidden && path.extension().is_some_and(|e| e == "wasm") && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Only for comparing: a path that does not resolve stands for itself.
+fn canonical(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_adds_what_is_not_named() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["b.wasm", "a.wasm", "c.wasm", ".d.wasm", "notes.txt"] {
+            std::fs::write(folder.path().join(file), b"").unwrap();
+        }
+        let configured = [PluginConfig::new("mine", folder.path().join("b.wasm"))];
+        let policies = PoliciesConfig { directory: Some(folder.path().into()), ..Default::default() };
+        let names: Vec<String> =
+            expand(&configured, &policies).unwrap().into_iter().map(|p| p.name).collect();
+        assert_eq!(names, ["mine", "a", "c"]);
+        assert_eq!(expand(&configured, &PoliciesConfig::default()).unwrap(), configured);
+    }
+
+    #[test]
+    fn a_missing_directory_is_not_an_empty_one() {
+        let policies = PoliciesConfig { directory: Some("/nowhere/at/all".into()), ..Default::default() };
+        assert!(expand(&[], &policies).unwrap_err().to_string().contains("[policies] directory"));
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_all_named() {
+        let bad = PluginConfig {
+            name: "a b".into(),
+            deadline: Duration::ZERO,
+            memory: ByteSize::b(1),
+            config: serde_json::Value::Null,
+            ..Default::default()
+        };
+        assert_eq!(bad.mistakes().len(), 5, "{:?}", bad.mistakes());
+        assert!(PluginConfig::new("a-b_c.d", "x.wasm").mistakes().is_empty());
+    }
+}

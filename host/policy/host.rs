@@ -1,0 +1,228 @@
+//! What plugins get from the gateway: the functions of WIT `host`, an empty WASI world, and
+//! the limit on their memory.
+//!
+//! Every function here is short and never waits: deadlines count guest code only.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use wasmtime::ResourceLimiter;
+use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+
+use crate::decision::PluginVersion;
+use crate::policy::bindings::halley::policy::{host, types};
+use crate::policy::log_budget::LogBudget;
+use crate::policy::metrics::{MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, PluginMetrics};
+use crate::policy::state::State;
+
+/// The longest line that a plugin may log, in bytes; the rest is cut off.
+const MAX_LOG_LINE: usize = 4096;
+/// The most elements that one table of an instance may have.
+const MAX_TABLE: usize = 1_000_000;
+/// The most WASI resources that one instance may hold.
+const MAX_RESOURCES: usize = 1024;
+
+/// What all instances of one prepared plugin share.
+#[derive(Debug)]
+pub(super) struct Services {
+    pub(super) version: PluginVersion,
+    /// The plugin's `config` table as JSON.
+    pub(super) config: String,
+    pub(super) metrics: PluginMetrics,
+    /// The state of the plugin's name.
+    pub(super) state: Arc<State>,
+    /// Lines of the plugin's own.
+    pub(super) log: LogBudget,
+    /// Lines of ours about the plugin's failures.
+    pub(super) complaints: LogBudget,
+    /// Whether it was said that the plugin wants more metrics than it may have.
+    pub(super) told_of_metrics: AtomicBool,
+}
+
+impl Services {
+    pub(super) fn new(
+        version: PluginVersion,
+        config: String,
+        metrics: PluginMetrics,
+        state: Arc<State>,
+    ) -> Self {
+        Self {
+            version,
+            config,
+            metrics,
+            state,
+            log: LogBudget::new(100, Duration::from_secs(1)),
+            complaints: LogBudget::new(1, Duration::from_secs(5)),
+            told_of_metrics: AtomicBool::new(false),
+        }
+    }
+
+    fn tell_of_metrics(&self, name: &str) {
+        if !self.told_of_metrics.swap(true, Ordering::Relaxed) {
+            let plugin = &self.version;
+            tracing::warn!(
+                %plugin,
+                name = cut(name, MAX_OWN_NAME_LENGTH),
+                "a metric of the plugin is left out: names are 1 to {MAX_OWN_NAME_LENGTH} bytes, \
+                 and at most {MAX_OWN_NAMES} of a kind"
+            );
+        }
+    }
+}
+
+/// What one store holds: the host's side of one instance.
+pub(super) struct HostState {
+    services: Arc<Services>,
+    pub(super) memory: MemoryLimit,
+    wasi: WasiCtx,
+    resources: ResourceTable,
+}
+
+impl HostState {
+    /// For an instance that may have this many bytes of memory.
+    pub(super) fn new(services: Arc<Services>, memory: usize) -> Self {
+        let mut resources = ResourceTable::new();
+        resources.set_max_capacity(MAX_RESOURCES);
+        // An empty world: no files, no network, no environment, no arguments.
+        let wasi = WasiCtxBuilder::new()
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false)
+            .max_random_size(64 * 1024)
+            .build();
+        Self { services, memory: MemoryLimit { limit: memory, used: 0, refused: false }, wasi, resources }
+    }
+}
+
+impl WasiView for HostState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.resources }
+    }
+}
+
+/// The memory of all linear memories of an instance together.
+pub(super) struct MemoryLimit {
+    limit: usize,
+    used: usize,
+    /// Whether the instance wanted more than it may have. If it then fails, that is why.
+    pub(super) refused: bool,
+}
+
+impl ResourceLimiter for MemoryLimit {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let wanted = self.used.saturating_add(desired.saturating_sub(current));
+        if wanted > self.limit {
+            self.refused = true;
+            return Ok(false);
+        }
+        self.used = wanted;
+        Ok(true)
+    }
+
+    fn table_growing(
+        &mut self,
+        _current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        Ok(desired <= MAX_TABLE)
+    }
+
+    fn instances(&self) -> usize {
+        64
+    }
+
+    fn tables(&self) -> usize {
+        64
+    }
+
+    fn memories(&self) -> usize {
+        16
+    }
+}
+
+/// Only types: there is nothing to call.
+impl types::Host for HostState {}
+
+impl host::Host for HostState {
+    fn log(&mut self, level: host::Level, message: String) {
+        let Some(missed) = self.services.log.admit() else { return };
+        let plugin = &self.services.version;
+        let line = cut(&message, MAX_LOG_LINE).replace(char::is_control, " ");
+        if missed > 0 {
+            tracing::warn!(target: "halley::plugin", %plugin, missed, "lines of the plugin were left out");
+        }
+        match level {
+            host::Level::Trace => tracing::trace!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Debug => tracing::debug!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Info => tracing::info!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Warn => tracing::warn!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Error => tracing::error!(target: "halley::plugin", %plugin, "{line}"),
+        }
+    }
+
+    fn config(&mut self) -> String {
+        self.services.config.clone()
+    }
+
+    fn now(&mut self) -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn counter_add(&mut self, name: String, value: u64) {
+        if !self.services.metrics.own_counter(&name, value) {
+            self.services.tell_of_metrics(&name);
+        }
+    }
+
+    fn gauge_set(&mut self, name: String, value: f64) {
+        if !self.services.metrics.own_gauge(&name, value) {
+            self.services.tell_of_metrics(&name);
+        }
+    }
+
+    fn state_get(&mut self, key: String) -> Option<Vec<u8>> {
+        self.services.state.get(&key)
+    }
+
+    fn state_set(&mut self, key: String, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), String> {
+        self.services.state.set(key, value, ttl_ms.map(Duration::from_millis))
+    }
+
+    fn state_delete(&mut self, key: String) {
+        self.services.state.delete(&key);
+    }
+}
+
+/// The text's beginning, at most this many bytes, cut between characters.
+pub(super) fn cut(text: &str, length: usize) -> &str {
+    &text[..text.floor_char_boundary(length)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_memories_of_an_instance_share_the_limit() {
+        let mut memory = MemoryLimit { limit: 100, used: 0, refused: false };
+        assert!(memory.memory_growing(0, 60, None).unwrap());
+        assert!(memory.memory_growing(0, 40, None).unwrap(), "a second memory");
+        assert!(!memory.refused);
+        assert!(!memory.memory_growing(60, 61, None).unwrap());
+        assert!(memory.refused);
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(cut("房间", 4), "房");
+        assert_eq!(cut("ab", 4), "ab");
+    }
+}

@@ -1,0 +1,228 @@
+//! One instance of a plugin: its store, its limits, and its hooks as functions.
+//!
+//! After any failure an instance is not to be used again: a trap leaves it in a state that
+//! its author never thought of. The caller throws it away and starts a fresh one.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmtime::{Store, Trap};
+
+use crate::policy::answers;
+use crate::policy::bindings::exports::halley::policy::{filter, grouping, offline};
+use crate::policy::bindings::halley::policy::types;
+use crate::policy::host::{HostState, cut};
+use crate::policy::module::causes;
+use crate::policy::plugin::Plugin;
+use crate::policy::questions::Room;
+use crate::policy::ticker::ticks;
+
+/// The least time that instantiation and `init` get: they run once, and build word lists.
+const START_DEADLINE: Duration = Duration::from_secs(1);
+/// How wasmtime says that an answer or argument is larger than the host takes at once. Its
+/// error type is private.
+const TOO_MUCH_DATA: &str = "fuel allocated for hostcalls has been exhausted";
+
+/// How a plugin failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureKind {
+    /// It trapped.
+    Trap,
+    /// It ran past its deadline.
+    Deadline,
+    /// It failed after it wanted more memory than it may have.
+    Memory,
+    /// It answered what makes no sense.
+    BadAnswer,
+    /// It could not be instantiated, or `init` refused.
+    Start,
+}
+
+impl FailureKind {
+    /// The kind as metrics name it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Deadline => "deadline",
+            Self::Memory => "memory",
+            Self::BadAnswer => "bad-answer",
+            Self::Start => "start",
+        }
+    }
+}
+
+/// A failed call: the second half of a sentence that begins with the plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) kind: FailureKind,
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn bad_answer(message: String) -> Self {
+        Self { kind: FailureKind::BadAnswer, message }
+    }
+
+    fn start(message: String) -> Self {
+        Self { kind: FailureKind::Start, message }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// What is timed and counted: the index into [`crate::policy::metrics::HOOKS`].
+#[derive(Clone, Copy, Debug)]
+enum Hook {
+    Filter,
+    Grouping,
+    Offline,
+    Init,
+}
+
+/// One instance. Belongs to one worker.
+pub(super) struct Instance {
+    plugin: Arc<Plugin>,
+    store: Store<HostState>,
+    filter: Option<filter::Guest>,
+    grouping: Option<grouping::Guest>,
+    offline: Option<offline::Guest>,
+}
+
+impl Instance {
+    /// Makes a fresh instance and runs its `init`.
+    pub(super) fn start(plugin: &Arc<Plugin>) -> Result<Self, Failure> {
+        let deadline = plugin.config.deadline.max(START_DEADLINE);
+        let module = &plugin.module;
+        let mut store = Store::new(module.pre.engine(), plugin.host_state());
+        store.limiter(|state| &mut state.memory);
+        // What a call hands to the host is copied; aliased strings could make a gigabyte of
+        // a kilobyte. No honest answer is larger than the memory it comes from.
+        store.set_hostcall_fuel(plugin.memory());
+        store.set_epoch_deadline(ticks(deadline));
+        let started = module.pre.instantiate(&mut store);
+        let instance = started.map_err(|e| at_start(failure(&e, &store, plugin, deadline)))?;
+        let load = |e: wasmtime::Error| Failure::start(format!("could not be loaded: {}", causes(&e)));
+        let hooks = &module.hooks;
+        let filter = hooks.filter.as_ref().map(|i| i.load(&mut store, &instance));
+        let grouping = hooks.grouping.as_ref().map(|i| i.load(&mut store, &instance));
+        let offline = hooks.offline.as_ref().map(|i| i.load(&mut store, &instance));
+        let lifecycle = hooks.lifecycle.as_ref().map(|i| i.load(&mut store, &instance));
+        let mut loaded = Self {
+            filter: filter.transpose().map_err(load)?,
+            grouping: grouping.transpose().map_err(load)?,
+            offline: offline.transpose().map_err(load)?,
+            plugin: Arc::clone(plugin),
+            store,
+        };
+        if let Some(lifecycle) = lifecycle.transpose().map_err(load)? {
+            let config = &plugin.services.config;
+            let answer = loaded
+                .call(Hook::Init, deadline, |store| lifecycle.call_init(store, config))
+                .map_err(at_start)?;
+            answer
+                .map_err(|why| Failure::start(format!("refused its configuration: {}", cut(&why, 1024))))?;
+        }
+        Ok(loaded)
+    }
+
+    /// Calls `filter`: one verdict for each message.
+    pub(super) fn filter(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        messages: &[types::Message<'_>],
+    ) -> Result<Vec<filter::Verdict>, Failure> {
+        let Some(hook) = self.filter.take() else { return Ok(Vec::new()) };
+        let source = types::Source { topic, partition };
+        let answer =
+            self.call(Hook::Filter, self.deadline(), |store| hook.call_filter(store, source, messages));
+        self.filter = Some(hook);
+        answers::one_each(answer?, messages.len(), "verdicts").map_err(Failure::bad_answer)
+    }
+
+    /// Calls `regroup`. The answer's indexes are not checked yet.
+    pub(super) fn regroup(
+        &mut self,
+        room: &str,
+        members: &Room<'_>,
+    ) -> Result<grouping::Regrouping, Failure> {
+        let Some(hook) = self.grouping.take() else {
+            return Ok(grouping::Regrouping { redirects: Vec::new(), moves: Vec::new() });
+        };
+        let answer = self.call(Hook::Grouping, self.deadline(), |store| {
+            hook.call_regroup(store, room, &members.comets, &members.connections)
+        });
+        self.grouping = Some(hook);
+        answer
+    }
+
+    /// Calls `decide`: one disposition for each recipient.
+    pub(super) fn decide(
+        &mut self,
+        source: types::Source<'_>,
+        message: types::Message<'_>,
+        absent: &[offline::Absent<'_>],
+    ) -> Result<Vec<offline::Disposition>, Failure> {
+        let Some(hook) = self.offline.take() else { return Ok(Vec::new()) };
+        let answer = self
+            .call(Hook::Offline, self.deadline(), |store| hook.call_decide(store, source, message, absent));
+        self.offline = Some(hook);
+        answers::one_each(answer?, absent.len(), "dispositions").map_err(Failure::bad_answer)
+    }
+
+    fn deadline(&self) -> Duration {
+        self.plugin.config.deadline
+    }
+
+    /// Every call of guest code goes through here.
+    fn call<R>(
+        &mut self,
+        hook: Hook,
+        deadline: Duration,
+        work: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
+    ) -> Result<R, Failure> {
+        self.store.set_epoch_deadline(ticks(deadline));
+        self.store.data_mut().memory.refused = false;
+        let begun = Instant::now();
+        let result = work(&mut self.store);
+        self.plugin.services.metrics.called(hook as usize, begun.elapsed().as_secs_f64());
+        result.map_err(|e| failure(&e, &self.store, &self.plugin, deadline))
+    }
+}
+
+fn at_start(failure: Failure) -> Failure {
+    Failure::start(format!("could not start: {failure}"))
+}
+
+/// Reads from wasmtime's error what it was that failed.
+fn failure(
+    error: &wasmtime::Error,
+    store: &Store<HostState>,
+    plugin: &Plugin,
+    deadline: Duration,
+) -> Failure {
+    if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
+        let message = format!("ran past its deadline of {}", humantime(deadline));
+        return Failure { kind: FailureKind::Deadline, message };
+    }
+    if store.data().memory.refused {
+        let message = format!("wanted more memory than its {}", plugin.config.memory);
+        return Failure { kind: FailureKind::Memory, message };
+    }
+    let cause = error.root_cause().to_string();
+    if cause.contains(TOO_MUCH_DATA) {
+        let message = format!("passed more data than its memory of {} can hold", plugin.config.memory);
+        return Failure::bad_answer(message);
+    }
+    let message = format!("trapped: {}", cut(&cause, 512).replace('\n', " "));
+    Failure { kind: FailureKind::Trap, message }
+}
+
+fn humantime(duration: Duration) -> String {
+    format!("{duration:?}")
+}

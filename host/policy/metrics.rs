@@ -1,0 +1,285 @@
+//! The policies' metrics, with label sets that go when the versions they speak of go.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::decision::PluginVersion;
+use crate::telemetry::latency_histogram;
+
+/// The most counters, and the most gauges, that one plugin may have of its own.
+pub(super) const MAX_OWN_NAMES: usize = 64;
+/// The longest name of such a counter or gauge, in bytes.
+pub(super) const MAX_OWN_NAME_LENGTH: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HookLabels {
+    plugin: String,
+    hook: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ErrorLabels {
+    plugin: String,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VersionLabels {
+    plugin: String,
+    version: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OwnLabels {
+    plugin: String,
+    name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SwapLabels {
+    result: &'static str,
+}
+
+type Histograms = Family<HookLabels, Histogram, fn() -> Histogram>;
+
+/// The hooks, as metrics name them.
+pub(super) const HOOKS: [&str; 4] = ["filter", "grouping", "offline", "init"];
+/// The ways to fail, as metrics name them.
+pub(super) const KINDS: [&str; 5] = ["trap", "deadline", "memory", "bad-answer", "start"];
+
+/// Metrics of the policies. Registered once per gateway.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    calls: Family<HookLabels, Counter>,
+    errors: Family<ErrorLabels, Counter>,
+    seconds: Histograms,
+    info: Family<VersionLabels, Gauge>,
+    own_counters: Family<OwnLabels, Counter>,
+    own_gauges: Family<OwnLabels, Gauge<f64, AtomicU64>>,
+    swaps: Family<SwapLabels, Counter>,
+    generation: Gauge,
+    /// How many prepared plugins there are of each name and version, and which names their
+    /// own metrics have: what to take away with the last of them.
+    known: Arc<Mutex<BTreeMap<String, Known>>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    versions: BTreeMap<String, usize>,
+    counters: Vec<String>,
+    gauges: Vec<String>,
+}
+
+impl Metrics {
+    /// Registers all of them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            calls: Family::default(),
+            errors: Family::default(),
+            seconds: Family::new_with_constructor(latency_histogram),
+            info: Family::default(),
+            own_counters: Family::default(),
+            own_gauges: Family::default(),
+            swaps: Family::default(),
+            generation: Gauge::default(),
+            known: Arc::default(),
+        };
+        let m = &metrics;
+        registry.register("halley_plugin_calls", "Calls of plugins", m.calls.clone());
+        registry.register("halley_plugin_errors", "Calls of plugins that failed", m.errors.clone());
+        registry.register("halley_plugin_seconds", "Time in calls of plugins", m.seconds.clone());
+        registry.register("halley_plugin_info", "1 for every version that is loaded", m.info.clone());
+        registry.register("halley_plugin_counter", "Plugins' own counters", m.own_counters.clone());
+        registry.register("halley_plugin_gauge", "Plugins' own gauges", m.own_gauges.clone());
+        registry.register("halley_policy_swaps", "Attempts to swap the policy set", m.swaps.clone());
+        registry.register("halley_policy_generation", "The policy set in force", m.generation.clone());
+        metrics
+    }
+
+    pub(super) fn swapped(&self, generation: u64) {
+        self.swaps.get_or_create(&SwapLabels { result: "swapped" }).inc();
+        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn refused(&self) {
+        self.swaps.get_or_create(&SwapLabels { result: "refused" }).inc();
+    }
+
+    /// The metrics of one prepared plugin, until the answer is dropped.
+    pub(super) fn plugin(&self, version: &PluginVersion) -> PluginMetrics {
+        let mut known = self.known();
+        let name = known.entry(version.name.to_string()).or_default();
+        *name.versions.entry(version.hash.to_string()).or_default() += 1;
+        self.info.get_or_create(&version_labels(version)).set(1);
+        let hook = |hook| HookLabels { plugin: version.name.to_string(), hook };
+        PluginMetrics {
+            calls: HOOKS.map(|name| self.calls.get_or_create_owned(&hook(name))),
+            seconds: HOOKS.map(|name| self.seconds.get_or_create_owned(&hook(name))),
+            all: self.clone(),
+            version: version.clone(),
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self, version: &PluginVersion) {
+        let mut all = self.known();
+        let Some(known) = all.get_mut(&*version.name) else { return };
+        let left = known.versions.get_mut(&*version.hash).map(|count| {
+            *count -= 1;
+            *count
+        });
+        if left == Some(0) {
+            known.versions.remove(&*version.hash);
+            self.info.remove(&version_labels(version));
+        }
+        if known.versions.is_empty()
+            && let Some(gone) = all.remove(&*version.name)
+        {
+            self.forget_name(&version.name, gone);
+        }
+    }
+
+    fn forget_name(&self, name: &str, known: Known) {
+        for hook in HOOKS {
+            let labels = HookLabels { plugin: name.to_owned(), hook };
+            self.calls.remove(&labels);
+            self.seconds.remove(&labels);
+        }
+        for kind in KINDS {
+            self.errors.remove(&ErrorLabels { plugin: name.to_owned(), kind });
+        }
+        let own = |own: String| OwnLabels { plugin: name.to_owned(), name: own };
+        for counter in known.counters {
+            self.own_counters.remove(&own(counter));
+        }
+        for gauge in known.gauges {
+            self.own_gauges.remove(&own(gauge));
+        }
+    }
+}
+
+fn version_labels(version: &PluginVersion) -> VersionLabels {
+    VersionLabels { plugin: version.name.to_string(), version: version.hash.to_string() }
+}
+
+/// The metrics of one prepared plugin. Dropping the last of a name removes its label sets.
+#[derive(Debug)]
+pub(super) struct PluginMetrics {
+    calls: [Counter; 4],
+    seconds: [Histogram; 4],
+    all: Metrics,
+    version: PluginVersion,
+}
+
+impl PluginMetrics {
+    /// One call of the hook with this index in [`HOOKS`].
+    pub(super) fn called(&self, hook: usize, seconds: f64) {
+        self.calls[hook].inc();
+        self.seconds[hook].observe(seconds);
+    }
+
+    pub(super) fn failed(&self, kind: &'static str) {
+        let labels = ErrorLabels { plugin: self.version.name.to_string(), kind };
+        self.all.errors.get_or_create(&labels).inc();
+    }
+
+    /// Adds to a counter of the plugin's own. False when its name is not allowed, or one too
+    /// many.
+    pub(super) fn own_counter(&self, name: &str, value: u64) -> bool {
+        if !self.may_have(name, |known| &mut known.counters) {
+            return false;
+        }
+        self.all.own_counters.get_or_create(&self.own_labels(name)).inc_by(value);
+        true
+    }
+
+    /// Sets a gauge of the plugin's own. False when its name is not allowed, or one too many.
+    pub(super) fn own_gauge(&self, name: &str, value: f64) -> bool {
+        if !self.may_have(name, |known| &mut known.gauges) {
+            return false;
+        }
+        self.all.own_gauges.get_or_create(&self.own_labels(name)).set(value);
+        true
+    }
+
+    fn may_have(&self, name: &str, names: impl Fn(&mut Known) -> &mut Vec<String>) -> bool {
+        let printable = name.chars().all(|c| !c.is_control());
+        if name.is_empty() || name.len() > MAX_OWN_NAME_LENGTH || !printable {
+            return false;
+        }
+        let mut all = self.all.known();
+        let Some(known) = all.get_mut(&*self.version.name) else { return false };
+        let names = names(known);
+        if names.iter().any(|known| known == name) {
+            return true;
+        }
+        if names.len() >= MAX_OWN_NAMES {
+            return false;
+        }
+        names.push(name.to_owned());
+        true
+    }
+
+    fn own_labels(&self, name: &str) -> OwnLabels {
+        OwnLabels { plugin: self.version.name.to_string(), name: name.to_owned() }
+    }
+}
+
+impl Drop for PluginMetrics {
+    fn drop(&mut self) {
+        self.all.forget(&self.version);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
+
+    fn version(hash: &str) -> PluginVersion {
+        PluginVersion { name: "p".into(), hash: hash.into() }
+    }
+
+    #[test]
+    fn label_sets_go_with_the_last_version() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let (old, new) = (metrics.plugin(&version("aa")), metrics.plugin(&version("bb")));
+        old.called(0, 0.001);
+        old.failed("trap");
+        assert!(old.own_counter("seen", 2) && new.own_counter("seen", 3) && new.own_gauge("g", 1.5));
+        drop(old);
+        let between = text(&registry);
+        assert!(between.contains("halley_plugin_counter_total{plugin=\"p\",name=\"seen\"} 5"), "{between}");
+        assert!(!between.contains("version=\"aa\"") && between.contains("version=\"bb\""), "{between}");
+        drop(new);
+        assert!(!text(&registry).contains("plugin=\"p\""), "{}", text(&registry));
+    }
+
+    #[test]
+    fn a_plugins_own_names_are_bounded() {
+        let metrics = Metrics::register(&mut Registry::default());
+        let plugin = metrics.plugin(&version("aa"));
+        let taken = (0..1000).filter(|n| plugin.own_counter(&format!("c{n}"), 1)).count();
+        assert_eq!(taken, MAX_OWN_NAMES);
+        assert!(plugin.own_counter("c0", 1), "a known name stays usable");
+        assert!(!plugin.own_gauge("", 1.0) && !plugin.own_gauge("a\nb", 1.0));
+        assert!(!plugin.own_gauge(&"x".repeat(65), 1.0));
+    }
+}

@@ -1,0 +1,80 @@
+//! What all policies of a gateway share: wasmtime's engine, its clock, the linker with
+//! everything that plugins may import, their state and their metrics.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use prometheus_client::registry::Registry;
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{Config, Engine};
+
+use crate::policy::bindings::halley::policy::{host, types};
+use crate::policy::host::HostState;
+use crate::policy::metrics::Metrics;
+use crate::policy::state::States;
+use crate::policy::ticker::Ticker;
+
+/// The instance of WASI that makes a guest wait, in the version that `wasmtime-wasi` links.
+const WASI_POLL: &str = "wasi:io/poll@0.2.12";
+/// The functions of it that wait.
+const WAITING: [&str; 2] = ["poll", "[method]pollable.block"];
+/// What a guest gets for calling them.
+pub(super) const CANNOT_WAIT: &str = "plugins cannot wait (wasi:io/poll): decide from the data of the call";
+
+/// One per gateway. Holds the thread behind the plugins' deadlines, which ends with it.
+pub struct Runtime {
+    pub(super) engine: Engine,
+    pub(super) linker: Linker<HostState>,
+    pub(super) metrics: Metrics,
+    pub(super) states: States,
+    _ticker: Ticker,
+}
+
+impl Runtime {
+    /// Starts the engine and its clock; metrics go into the registry.
+    ///
+    /// # Errors
+    /// When this machine cannot run WebAssembly, or gives no thread.
+    pub fn new(registry: &mut Registry) -> anyhow::Result<Arc<Self>> {
+        let engine = engine().map_err(anyhow::Error::msg).context("wasmtime does not start here")?;
+        let linker = linker(&engine).map_err(anyhow::Error::msg)?;
+        let ticker = Ticker::start(&engine).context("no thread for the plugins' deadlines")?;
+        let metrics = Metrics::register(registry);
+        Ok(Arc::new(Self { engine, linker, metrics, states: States::default(), _ticker: ticker }))
+    }
+}
+
+impl std::fmt::Debug for Runtime {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Runtime").finish_non_exhaustive()
+    }
+}
+
+fn engine() -> wasmtime::Result<Engine> {
+    let mut config = Config::new();
+    config.wasm_component_model(true).epoch_interruption(true);
+    // A swap under load compiles on one core and leaves the others to the messages.
+    config.parallel_compilation(false);
+    Engine::new(&config)
+}
+
+fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
+    let mut linker = Linker::new(engine);
+    types::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+    host::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+    wasmtime_wasi::p2::add_to_linker_sync(&mut linker)?;
+    forbid_waiting(&mut linker)?;
+    Ok(linker)
+}
+
+/// Deadlines count guest code only, so a guest that waits inside of the host would hold its
+/// worker for as long as it likes. Whatever waits in WASI, waits through these two.
+fn forbid_waiting(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
+    linker.allow_shadowing(true);
+    let mut poll = linker.instance(WASI_POLL)?;
+    for name in WAITING {
+        poll.func_new(name, |_, _, _, _| Err(wasmtime::Error::msg(CANNOT_WAIT)))?;
+    }
+    linker.allow_shadowing(false);
+    Ok(())
+}
