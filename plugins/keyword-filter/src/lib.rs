@@ -21,7 +21,9 @@
 //! masked: a new length might break its format. `ignore_case` covers ASCII letters one by
 //! one, and of other alphabets the word as written, all in lower and all in upper case.
 
-use aho_corasick::{AhoCorasick, Match, MatchKind};
+use aho_corasick::automaton::Automaton;
+use aho_corasick::nfa::contiguous::NFA;
+use aho_corasick::{Input, Match, MatchKind};
 use halley_plugin::RoomPattern;
 use halley_plugin::prelude::*;
 
@@ -64,7 +66,9 @@ fn yes() -> bool {
 
 struct KeywordFilter {
     config: Config,
-    words: AhoCorasick,
+    /// All words in one automaton. Of the library's kinds the one that suits any number of
+    /// words; `AhoCorasick` would carry all of them into the module.
+    words: NFA,
 }
 
 impl Policy for KeywordFilter {
@@ -80,10 +84,10 @@ impl Policy for KeywordFilter {
                 config.mask
             ));
         }
-        let words = AhoCorasick::builder()
+        let words = NFA::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .ascii_case_insensitive(config.ignore_case)
-            .build(spellings(&config))
+            .build(&spellings(&config))
             .map_err(|error| format!("config.words: {error}"))?;
         Ok(Self { config, words })
     }
@@ -127,7 +131,7 @@ impl KeywordFilter {
     }
 
     fn find<'a>(&'a self, body: &'a [u8]) -> impl Iterator<Item = Match> + 'a {
-        let found = self.words.find_iter(body);
+        let found = self.words.try_find_iter(Input::new(body)).expect("any automaton searches unanchored");
         found.filter(move |word| !self.config.whole_words || is_whole_word(body, word))
     }
 
