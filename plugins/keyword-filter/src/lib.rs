@@ -87,7 +87,7 @@ impl Policy for KeywordFilter {
         let words = NFA::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .ascii_case_insensitive(config.ignore_case)
-            .build(&spellings(&config))
+            .build(spellings(&config))
             .map_err(|error| format!("config.words: {error}"))?;
         Ok(Self { config, words })
     }

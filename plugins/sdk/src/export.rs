@@ -18,7 +18,7 @@ macro_rules! export {
         #[cfg(target_family = "wasm")]
         const _: () = {
             ::std::thread_local! {
-                static SLOT: $crate::__private::Slot<$policy> = const { $crate::__private::Slot::new() };
+                static SLOT: $crate::__private::Slot<$policy> = const { $crate::__private::Slot::empty() };
             }
 
             struct Exported;
@@ -102,7 +102,7 @@ pub struct Slot<P>(RefCell<Option<P>>);
 
 impl<P> Slot<P> {
     /// Before `init`.
-    pub const fn new() -> Self {
+    pub const fn empty() -> Self {
         Self(RefCell::new(None))
     }
 }

@@ -1,6 +1,7 @@
 //! A built policy exports the hooks that it names and no others: the gateway finds out what
 //! to call from the component's type. Looks at what `plugins/build.sh` has built.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use wit_component::{ComponentEncoder, DecodedWasm};
@@ -24,7 +25,7 @@ fn a_policy_exports_the_hooks_that_it_names_and_no_others() {
         };
         let (imports, exports) = interfaces(&module);
         let interface = |name: &&str| format!("halley:policy/{name}@0.1.0");
-        let expected: Vec<String> = ["lifecycle"].iter().chain(hooks).map(interface).collect();
+        let expected: BTreeSet<String> = ["lifecycle"].iter().chain(hooks).map(interface).collect();
         assert_eq!(exports, expected, "exports of {name}");
         let known = ["host", "types"].map(|name| interface(&name));
         assert!(imports.iter().all(|import| known.contains(import)), "{name} imports {imports:?}");
@@ -32,7 +33,7 @@ fn a_policy_exports_the_hooks_that_it_names_and_no_others() {
 }
 
 /// The names of the interfaces that a module imports and exports as a component.
-fn interfaces(module: &[u8]) -> (Vec<String>, Vec<String>) {
+fn interfaces(module: &[u8]) -> (BTreeSet<String>, BTreeSet<String>) {
     let mut encoder = ComponentEncoder::default();
     encoder.validate(true).module(module).expect("a module with its world");
     let component = encoder.encode().expect("a component");
