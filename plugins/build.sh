@@ -1,0 +1,98 @@
+#!/bin/sh
+# Builds policies to WebAssembly: every cdylib of a Cargo workspace, into its dist/ folder.
+#
+#   plugins/build.sh [WORKSPACE]      the bundled policies; or tests/guests, or your own
+#
+# It takes the ordinary way where the wasm32-unknown-unknown target is installed or rustup
+# can fetch it, and Debian's rustc-web packages, which bring the standard library's source,
+# where not. It says which way it took. The workspaces share one target directory, so that
+# dependencies (and on Debian's way the standard library) are built once.
+set -eu
+
+target=wasm32-unknown-unknown
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+workspace=$(CDPATH='' cd -- "${1:-$here}" && pwd)
+target_dir=$here/target/guest
+dist=$workspace/dist
+packages="rustc-web cargo-web rust-web-src lld"
+
+say() { printf 'guests: %s\n' "$*" >&2; }
+
+# Guests are small and are compiled once more, by the gateway: size first. A panic is a trap.
+export CARGO_PROFILE_RELEASE_OPT_LEVEL=s
+export CARGO_PROFILE_RELEASE_LTO=true
+export CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1
+export CARGO_PROFILE_RELEASE_PANIC=abort
+export CARGO_PROFILE_RELEASE_STRIP=true
+# What the caller set is meant for the host.
+unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS RUSTC_WRAPPER
+
+target_is_installed() {
+    command -v cargo >/dev/null && libdir=$(rustc --print target-libdir --target $target 2>/dev/null) &&
+        [ -d "$libdir" ]
+}
+
+# Fails quickly where the network refuses; a try that failed is not repeated for a day.
+rustup_adds_target() {
+    command -v rustup >/dev/null || return 1
+    refused=$target_dir/.rustup-refused
+    [ -z "$(find "$refused" -mtime -1 2>/dev/null)" ] || return 1
+    say "asking rustup for the $target target"
+    if timeout 120 rustup target add $target >&2; then return 0; fi
+    mkdir -p "$target_dir" && touch "$refused"
+    return 1
+}
+
+debian_is_complete() {
+    [ -x /usr/bin/cargo ] && [ -x /usr/bin/rustc ] && command -v wasm-ld >/dev/null &&
+        [ -f "$(/usr/bin/rustc --print sysroot)/lib/rustlib/src/rust/library/std/Cargo.toml" ]
+}
+
+debian_installs() {
+    command -v apt-get >/dev/null || return 1
+    if [ "$(id -u)" -ne 0 ]; then
+        say "to take Debian's way: sudo apt-get install -y --no-install-recommends $packages"
+        return 1
+    fi
+    say "installing $packages"
+    apt="timeout 900 apt-get -o Acquire::http::Timeout=30 -o Acquire::Retries=1"
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2086 # lists of words
+    { $apt install -qq -y --no-install-recommends $packages ||
+        { $apt update -qq && $apt install -qq -y --no-install-recommends $packages; }; } >&2
+}
+
+# Runs cargo; its messages on standard output name the files that were made.
+build() {
+    if target_is_installed; then
+        say "building $workspace with $(rustc --version)"
+        cargo build "$@"
+    else
+        say "building $workspace with $(/usr/bin/rustc --version), Debian's, and its source of std"
+        RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=wasm-ld \
+            /usr/bin/cargo build -Zbuild-std=std,panic_abort "$@"
+    fi
+}
+
+if ! target_is_installed && ! rustup_adds_target && ! debian_is_complete && ! debian_installs; then
+    say "no way to build for $target; install it with: rustup target add $target"
+    exit 1
+fi
+
+locked=
+[ ! -f "$workspace/Cargo.lock" ] || locked=--locked
+messages=$(mktemp)
+trap 'rm -f "$messages"' EXIT
+cd "$workspace"
+build --release --workspace --lib --target $target --target-dir "$target_dir" $locked \
+    --message-format=json-render-diagnostics >"$messages"
+
+# A file is replaced in one step and only when it changed: a gateway may be watching.
+mkdir -p "$dist"
+grep -o '"[^"]*/release/[^"/]*\.wasm"' "$messages" | tr -d '"' | sort -u | while read -r made; do
+    name=$(basename "$made")
+    if ! cmp -s "$made" "$dist/$name"; then
+        cp "$made" "$dist/.$name.new" && mv "$dist/.$name.new" "$dist/$name"
+    fi
+    say "$dist/$name, $(wc -c <"$made") bytes"
+done

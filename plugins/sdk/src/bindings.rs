@@ -1,0 +1,100 @@
+//! What wit-bindgen makes of `wit/policy.wit`: the types, the host's functions, and one
+//! export macro for each hook.
+//!
+//! A module tells the gateway what it exports through custom sections that describe a WIT
+//! world. Every hook therefore has a world of its own here, whose section is placed by its
+//! export macro in the author's crate (`pub_export_macro`): a policy that names only
+//! `Filter` says nothing of the other hooks. The sections of one module are merged when it
+//! becomes a component.
+
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unsafe_code,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+
+pub mod common {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "
+            package halley:sdk-common;
+            world common {
+                import halley:policy/types@0.1.0;
+                import halley:policy/host@0.1.0;
+            }
+        ",
+        additional_derives: [PartialEq],
+        generate_unused_types: true,
+        generate_all,
+    });
+}
+
+pub mod lifecycle {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "
+            package halley:sdk-lifecycle;
+            world lifecycle-only {
+                export halley:policy/lifecycle@0.1.0;
+            }
+        ",
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "export_lifecycle",
+    });
+}
+
+pub mod filter {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "
+            package halley:sdk-filter;
+            world filter-only {
+                export halley:policy/filter@0.1.0;
+            }
+        ",
+        with: { "halley:policy/types@0.1.0": super::common::halley::policy::types },
+        additional_derives: [PartialEq],
+        additional_type_attributes: { "halley:policy/filter@0.1.0/amendment": [#[derive(Default)]] },
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "export_filter",
+    });
+}
+
+pub mod grouping {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "
+            package halley:sdk-grouping;
+            world grouping-only {
+                export halley:policy/grouping@0.1.0;
+            }
+        ",
+        additional_derives: [PartialEq],
+        additional_type_attributes: { "halley:policy/grouping@0.1.0/regrouping": [#[derive(Default)]] },
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "export_grouping",
+    });
+}
+
+pub mod offline {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "
+            package halley:sdk-offline;
+            world offline-only {
+                export halley:policy/offline@0.1.0;
+            }
+        ",
+        with: { "halley:policy/types@0.1.0": super::common::halley::policy::types },
+        additional_derives: [PartialEq],
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "export_offline",
+    });
+}

@@ -1,0 +1,168 @@
+//! From a policy to the exports of a component: [`export!`](crate::export!), and the place
+//! where an instance keeps its policy.
+
+use std::cell::RefCell;
+
+use crate::bindings::{filter, grouping, lifecycle, offline};
+use crate::policy::from_json;
+use crate::{Filter, Grouping, Message, Offline, Policy, Room, Source};
+
+/// Exports a policy with the hooks that it implements: `export!(MyPolicy: Filter)`,
+/// `export!(MyPolicy: Filter, Offline)`. Once in a crate.
+///
+/// The gateway sees exactly these hooks. Natively this only checks that they are
+/// implemented, so that the crate's tests need no WebAssembly.
+#[macro_export]
+macro_rules! export {
+    ($policy:ty: $($hook:ident),+ $(,)?) => {
+        #[cfg(target_family = "wasm")]
+        const _: () = {
+            ::std::thread_local! {
+                static SLOT: $crate::__private::Slot<$policy> = const { $crate::__private::Slot::empty() };
+            }
+
+            struct Exported;
+
+            impl $crate::__private::Component for Exported {
+                type Policy = $policy;
+
+                fn with_slot<R>(body: impl FnOnce(&$crate::__private::Slot<$policy>) -> R) -> R {
+                    SLOT.with(body)
+                }
+            }
+
+            $crate::__private::bindings::lifecycle::export_lifecycle!(
+                Exported with_types_in $crate::__private::bindings::lifecycle
+            );
+            $($crate::__export_hook!($hook);)+
+        };
+
+        #[cfg(not(target_family = "wasm"))]
+        const _: () = {
+            $($crate::__check_hook!($hook, $policy);)+
+        };
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __export_hook {
+    (Filter) => {
+        $crate::__private::bindings::filter::export_filter!(
+            Exported with_types_in $crate::__private::bindings::filter
+        );
+    };
+    (Grouping) => {
+        $crate::__private::bindings::grouping::export_grouping!(
+            Exported with_types_in $crate::__private::bindings::grouping
+        );
+    };
+    (Offline) => {
+        $crate::__private::bindings::offline::export_offline!(
+            Exported with_types_in $crate::__private::bindings::offline
+        );
+    };
+    ($other:ident) => {
+        ::std::compile_error!(::std::concat!(
+            "no hook `", ::std::stringify!($other), "`; there are Filter, Grouping and Offline"
+        ));
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __check_hook {
+    (Filter, $policy:ty) => {
+        let _ = $crate::__private::has_filter::<$policy>;
+    };
+    (Grouping, $policy:ty) => {
+        let _ = $crate::__private::has_grouping::<$policy>;
+    };
+    (Offline, $policy:ty) => {
+        let _ = $crate::__private::has_offline::<$policy>;
+    };
+    ($other:ident, $policy:ty) => {
+        ::std::compile_error!(::std::concat!(
+            "no hook `",
+            ::std::stringify!($other),
+            "`; there are Filter, Grouping and Offline"
+        ));
+    };
+}
+
+/// Compiles for policies with the `filter` hook.
+pub const fn has_filter<P: Filter>() {}
+/// Compiles for policies with the `grouping` hook.
+pub const fn has_grouping<P: Grouping>() {}
+/// Compiles for policies with the `offline` hook.
+pub const fn has_offline<P: Offline>() {}
+
+/// Where an instance keeps its policy. An instance has one thread and one call at a time.
+pub struct Slot<P>(RefCell<Option<P>>);
+
+impl<P> Slot<P> {
+    /// Before `init`.
+    pub const fn empty() -> Self {
+        Self(RefCell::new(None))
+    }
+}
+
+impl<P: Policy> Slot<P> {
+    fn init(&self, config: &str) -> Result<(), String> {
+        #[cfg(target_family = "wasm")]
+        log_panics();
+        let policy = from_json(config)?;
+        self.0.replace(Some(policy));
+        Ok(())
+    }
+
+    /// The policy at work. The gateway calls `init` first; where it did not, the policy is
+    /// made from the host's `config` now.
+    fn with<R>(&self, body: impl FnOnce(&mut P) -> R) -> R {
+        #[cfg(target_family = "wasm")]
+        if self.0.borrow().is_none() {
+            self.init(&crate::host::config()).expect("the configuration fits");
+        }
+        body(self.0.borrow_mut().as_mut().expect("init was called before the first hook"))
+    }
+}
+
+/// A panic ends in a trap, which knows no text: this puts it in the gateway's log.
+#[cfg(target_family = "wasm")]
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| crate::log::error!("{panic}")));
+}
+
+/// What [`export!`](crate::export!) makes of a policy; carries the generated traits.
+pub trait Component {
+    /// The policy.
+    type Policy: Policy;
+
+    /// Lends the instance's slot.
+    fn with_slot<R>(body: impl FnOnce(&Slot<Self::Policy>) -> R) -> R;
+}
+
+impl<C: Component> lifecycle::exports::halley::policy::lifecycle::Guest for C {
+    fn init(config: String) -> Result<(), String> {
+        C::with_slot(|slot| slot.init(&config))
+    }
+}
+
+impl<C: Component<Policy: Filter>> filter::exports::halley::policy::filter::Guest for C {
+    fn filter(source: Source, messages: Vec<Message>) -> Vec<crate::Verdict> {
+        C::with_slot(|slot| slot.with(|policy| policy.filter_all(&source, &messages)))
+    }
+}
+
+impl<C: Component<Policy: Grouping>> grouping::exports::halley::policy::grouping::Guest for C {
+    fn regroup(room: String, comets: Vec<String>, connections: Vec<crate::Connection>) -> crate::Regrouping {
+        let room = Room { id: &room, comets: &comets, connections: &connections };
+        C::with_slot(|slot| slot.with(|policy| policy.regroup(&room)))
+    }
+}
+
+impl<C: Component<Policy: Offline>> offline::exports::halley::policy::offline::Guest for C {
+    fn decide(source: Source, message: Message, absent: Vec<crate::Absent>) -> Vec<crate::Disposition> {
+        C::with_slot(|slot| slot.with(|policy| policy.decide_all(&source, &message, &absent)))
+    }
+}

@@ -1,0 +1,153 @@
+//! Builders for what the hooks are given.
+
+use std::cell::Cell;
+
+use crate::{Absent, Audience, Cause, Connection, Header, Message};
+
+/// A message to everyone in a room.
+pub fn room(id: &str) -> MessageBuilder {
+    let mut builder = MessageBuilder::new(Audience::Room);
+    builder.0.room = id.to_owned();
+    builder
+}
+
+/// A message to connections or users.
+pub fn keys<K: Into<String>>(keys: impl IntoIterator<Item = K>) -> MessageBuilder {
+    let mut builder = MessageBuilder::new(Audience::Keys);
+    builder.0.keys = keys.into_iter().map(Into::into).collect();
+    builder
+}
+
+/// A message to everyone who is connected.
+pub fn everyone() -> MessageBuilder {
+    MessageBuilder::new(Audience::Everyone)
+}
+
+/// A message in the making: operation 4, an empty body, and an offset of its own. Wherever
+/// a message is wanted, the builder will do.
+#[derive(Clone, Debug)]
+pub struct MessageBuilder(Message);
+
+thread_local! {
+    static NEXT_OFFSET: Cell<i64> = const { Cell::new(0) };
+}
+
+impl MessageBuilder {
+    fn new(audience: Audience) -> Self {
+        Self(Message {
+            offset: NEXT_OFFSET.replace(NEXT_OFFSET.get() + 1),
+            timestamp_ms: 0,
+            audience,
+            operation: 4,
+            speed: 0,
+            server: String::new(),
+            room: String::new(),
+            keys: Vec::new(),
+            headers: Vec::new(),
+            body: Vec::new(),
+        })
+    }
+
+    /// With this body.
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.0.body = body.into();
+        self
+    }
+
+    /// With one more header.
+    pub fn header(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.0.headers.push(Header { name: name.to_owned(), value: value.into() });
+        self
+    }
+
+    /// With this operation.
+    pub fn operation(mut self, operation: i32) -> Self {
+        self.0.operation = operation;
+        self
+    }
+
+    /// With this offset.
+    pub fn offset(mut self, offset: i64) -> Self {
+        self.0.offset = offset;
+        self
+    }
+
+    /// With this timestamp, in milliseconds since 1970-01-01 UTC; 0 is none.
+    pub fn timestamp_ms(mut self, timestamp_ms: i64) -> Self {
+        self.0.timestamp_ms = timestamp_ms;
+        self
+    }
+
+    /// At this speed, for a message to everyone: messages per second.
+    pub fn speed(mut self, speed: i32) -> Self {
+        self.0.speed = speed;
+        self
+    }
+
+    /// Through this comet, for a message to keys.
+    pub fn server(mut self, server: &str) -> Self {
+        self.0.server = server.to_owned();
+        self
+    }
+
+    /// The message.
+    pub fn build(self) -> Message {
+        self.0
+    }
+}
+
+impl From<MessageBuilder> for Message {
+    fn from(builder: MessageBuilder) -> Self {
+        builder.build()
+    }
+}
+
+/// An online connection without a user, at the comet with this address.
+pub fn connection(id: &str, comet: &str) -> ConnectionBuilder {
+    let connection = Connection { id: id.to_owned(), user: String::new(), comet: 0, online: true };
+    ConnectionBuilder { comet: comet.to_owned(), connection }
+}
+
+/// A connection in the making.
+#[derive(Clone, Debug)]
+pub struct ConnectionBuilder {
+    comet: String,
+    connection: Connection,
+}
+
+impl ConnectionBuilder {
+    /// Of this user.
+    pub fn user(mut self, user: &str) -> Self {
+        self.connection.user = user.to_owned();
+        self
+    }
+
+    /// Whose user does not count as online.
+    pub fn away(mut self) -> Self {
+        self.connection.online = false;
+        self
+    }
+}
+
+/// The comets in order of first appearance, and the connections that point to them: as the
+/// gateway hands a room over.
+pub(super) fn grouped(builders: &[ConnectionBuilder]) -> (Vec<String>, Vec<Connection>) {
+    let mut comets = Vec::<String>::new();
+    let mut connections = Vec::new();
+    for builder in builders {
+        let known = comets.iter().position(|comet| *comet == builder.comet);
+        let comet = known.unwrap_or_else(|| {
+            comets.push(builder.comet.clone());
+            comets.len() - 1
+        });
+        connections.push(Connection { comet: comet as u32, ..builder.connection.clone() });
+    }
+    (comets, connections)
+}
+
+/// A recipient who is away. Without a connection, unless the cause is that its comet did not
+/// answer: then the connection has the user's id.
+pub fn absent(user: &str, cause: Cause) -> Absent {
+    let connection = if cause == Cause::CometUnreachable { user } else { "" };
+    Absent { user: user.to_owned(), connection: connection.to_owned(), cause }
+}

@@ -1,0 +1,99 @@
+//! The host's functions without a host: a clock that is set by hand, and a log, counters,
+//! gauges and state that stay in memory.
+//!
+//! They act on the [`Gateway`] that is at work on this thread: the one of the harness that
+//! called the policy, or one of the thread's own when policy code is called directly.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::log::Level;
+
+/// What the host keeps for one policy.
+#[derive(Clone, Default)]
+pub(super) struct Gateway(Rc<RefCell<Kept>>);
+
+#[derive(Default)]
+struct Kept {
+    now: Duration,
+    logged: Vec<(Level, String)>,
+    counters: HashMap<String, u64>,
+    gauges: HashMap<String, f64>,
+    /// Values and when they expire.
+    state: HashMap<String, (Vec<u8>, Option<Duration>)>,
+}
+
+thread_local! {
+    static AT_WORK: RefCell<Gateway> = RefCell::default();
+}
+
+impl Gateway {
+    /// Runs policy code with this gateway at work.
+    pub(super) fn around<R>(&self, body: impl FnOnce() -> R) -> R {
+        let before = AT_WORK.replace(self.clone());
+        let result = body();
+        AT_WORK.replace(before);
+        result
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.0.borrow().now
+    }
+
+    pub(super) fn set_now(&self, now: Duration) {
+        self.0.borrow_mut().now = now;
+    }
+
+    pub(super) fn logged(&self) -> Vec<(Level, String)> {
+        self.0.borrow().logged.clone()
+    }
+
+    pub(super) fn counter(&self, name: &str) -> u64 {
+        self.0.borrow().counters.get(name).copied().unwrap_or(0)
+    }
+
+    pub(super) fn gauge(&self, name: &str) -> Option<f64> {
+        self.0.borrow().gauges.get(name).copied()
+    }
+}
+
+fn at_work<R>(body: impl FnOnce(&mut Kept) -> R) -> R {
+    AT_WORK.with_borrow(|gateway| body(&mut gateway.0.borrow_mut()))
+}
+
+pub(crate) fn log(level: Level, message: &str) {
+    at_work(|kept| kept.logged.push((level, message.to_owned())));
+}
+
+pub(crate) fn now() -> u64 {
+    at_work(|kept| kept.now.as_millis() as u64)
+}
+
+pub(crate) fn counter_add(name: &str, value: u64) {
+    at_work(|kept| *kept.counters.entry(name.to_owned()).or_default() += value);
+}
+
+pub(crate) fn gauge_set(name: &str, value: f64) {
+    at_work(|kept| kept.gauges.insert(name.to_owned(), value));
+}
+
+pub(crate) fn state_get(key: &str) -> Option<Vec<u8>> {
+    at_work(|kept| {
+        let (value, expires) = kept.state.get(key)?;
+        expires.is_none_or(|at| at > kept.now).then(|| value.clone())
+    })
+}
+
+pub(crate) fn state_set(key: &str, value: &[u8], ttl_ms: Option<u64>) -> Result<(), String> {
+    at_work(|kept| {
+        let expires = ttl_ms.map(|ttl| kept.now.saturating_add(Duration::from_millis(ttl)));
+        kept.state.insert(key.to_owned(), (value.to_vec(), expires));
+    });
+    Ok(())
+}
+
+pub(crate) fn state_delete(key: &str) {
+    at_work(|kept| kept.state.remove(key));
+}

@@ -1,0 +1,46 @@
+//! A built policy exports the hooks that it names and no others: the gateway finds out what
+//! to call from the component's type. Looks at what `plugins/build.sh` has built.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use wit_component::{ComponentEncoder, DecodedWasm};
+
+/// The bundled policies and their hooks.
+const BUNDLED: [(&str, &[&str]); 4] = [
+    ("comet_drain", &["grouping"]),
+    ("duplicate_guard", &["filter"]),
+    ("keyword_filter", &["filter"]),
+    ("offline_rules", &["offline"]),
+];
+
+#[test]
+fn a_policy_exports_the_hooks_that_it_names_and_no_others() {
+    let dist = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist");
+    for (name, hooks) in BUNDLED {
+        let path = dist.join(name).with_extension("wasm");
+        let Ok(module) = std::fs::read(&path) else {
+            eprintln!("not looked at: {} is not there; plugins/build.sh makes it", path.display());
+            continue;
+        };
+        let (imports, exports) = interfaces(&module);
+        let interface = |name: &&str| format!("halley:policy/{name}@0.1.0");
+        let expected: BTreeSet<String> = ["lifecycle"].iter().chain(hooks).map(interface).collect();
+        assert_eq!(exports, expected, "exports of {name}");
+        let known = ["host", "types"].map(|name| interface(&name));
+        assert!(imports.iter().all(|import| known.contains(import)), "{name} imports {imports:?}");
+    }
+}
+
+/// The names of the interfaces that a module imports and exports as a component.
+fn interfaces(module: &[u8]) -> (BTreeSet<String>, BTreeSet<String>) {
+    let mut encoder = ComponentEncoder::default();
+    encoder.validate(true).module(module).expect("a module with its world");
+    let component = encoder.encode().expect("a component");
+    let decoded = wit_component::decode(&component).expect("a component's type");
+    let DecodedWasm::Component(resolve, world) = decoded else { panic!("a package, not a component") };
+    let world = &resolve.worlds[world];
+    let imports = world.imports.keys().map(|key| resolve.name_world_key(key)).collect();
+    let exports = world.exports.keys().map(|key| resolve.name_world_key(key)).collect();
+    (imports, exports)
+}
