@@ -146,9 +146,8 @@ impl Gateway {
             let runtime = tokio::runtime::Handle::current();
             move |feed| drop(tasks.spawn_on(Arc::clone(&pipeline).run(feed), &runtime))
         };
-        let consumer =
-            Consumer::start(&config.kafka, limits, consumer_metrics, Box::new(spawn_worker))
-                .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
+        let consumer = Consumer::start(&config.kafka, limits, consumer_metrics, Box::new(spawn_worker))
+            .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
 
         let directory = watch_directory(&storage, &tasks, &shutdown);
         tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));
@@ -184,9 +183,14 @@ impl Gateway {
         match stopped {
             Stopped::Drained => info!("stopped: everything in flight was finished and committed"),
             Stopped::Abandoned(records) => {
-                warn!(records, "stopped at the end of the grace period; these records will be delivered again");
+                warn!(
+                    records,
+                    "stopped at the end of the grace period; these records will be delivered again"
+                );
             }
-            Stopped::Hung => error!("Kafka did not let go in time; what was settled last may be delivered again"),
+            Stopped::Hung => {
+                error!("Kafka did not let go in time; what was settled last may be delivered again")
+            }
         }
         stopped
     }
@@ -198,8 +202,10 @@ fn build_pipeline(
     storage: &Storage,
     registry: &mut Registry,
 ) -> anyhow::Result<Pipeline> {
-    let producer = Producer::new(&config.kafka).context("cannot make the Kafka producer; check [kafka] properties")?;
-    let timing = comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
+    let producer =
+        Producer::new(&config.kafka).context("cannot make the Kafka producer; check [kafka] properties")?;
+    let timing =
+        comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
     Ok(Pipeline {
         policies,
         resolver: Resolver::new(Arc::clone(&storage.directory), &config.routing),

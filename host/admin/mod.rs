@@ -57,7 +57,10 @@ impl Admin {
     /// When the address is none, or taken.
     pub async fn bind(config: &Config) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(&config.listen).await.with_context(|| {
-            format!("cannot listen on `{}`; check `[admin] listen`, or what else uses the port", config.listen)
+            format!(
+                "cannot listen on `{}`; check `[admin] listen`, or what else uses the port",
+                config.listen
+            )
         })?;
         let address = listener.local_addr()?;
         info!(%address, "admin is listening");
@@ -75,7 +78,8 @@ impl Admin {
     /// When accepting fails for good.
     pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) -> anyhow::Result<()> {
         let listener = Bounded::new(self.listener, MAX_CONNECTIONS);
-        let served = axum::serve(listener, router(gateway)).with_graceful_shutdown(shutdown.cancelled_owned());
+        let served =
+            axum::serve(listener, router(gateway)).with_graceful_shutdown(shutdown.cancelled_owned());
         served.await.context("the admin listener failed")
     }
 }

@@ -100,7 +100,9 @@ impl Draft {
         let keys: Vec<Arc<str>> = self.keys.iter().map(|key| Arc::from(key.as_str())).collect();
         match (&self.room, keys.is_empty(), self.everyone) {
             (Some(room), true, false) => Ok(Audience::Room(room.as_str().into())),
-            (None, false, false) => Ok(Audience::Keys { server: self.server.as_deref().map(Arc::from), keys }),
+            (None, false, false) => {
+                Ok(Audience::Keys { server: self.server.as_deref().map(Arc::from), keys })
+            }
             (None, true, true) => Ok(Audience::Everyone { speed: self.speed }),
             _ => anyhow::bail!("a message has exactly one of \"room\", \"keys\" and \"everyone\""),
         }
@@ -125,7 +127,8 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
     let config = config.gateway()?;
     let storage = Storage::open(&config, &mut registry)?;
     let policies = Policies::start(policy::Runtime::new(&mut registry)?, &config.plugins)?;
-    let timing = comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
+    let timing =
+        comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
     let fleet = Fleet::start(&config.comets, timing, comets::Metrics::register(&mut registry));
     let resolver = Resolver::new(storage.directory, &config.routing);
     let mut chain = policies.current().chain();
@@ -144,7 +147,8 @@ fn text(explanation: &Explanation) -> String {
         lines.push(format!("room      {} connections, {} stale members", room.connections, room.stale));
     }
     for call in &explanation.calls {
-        let recipients = if call.recipients == 0 { String::new() } else { format!(" for {}", call.recipients) };
+        let recipients =
+            if call.recipients == 0 { String::new() } else { format!(" for {}", call.recipients) };
         lines.push(format!("call      {} {}{recipients}", call.comet, call.method));
     }
     if explanation.withheld > 0 {

@@ -95,7 +95,8 @@ impl Source<'_> {
             } else if self.take_as_text(&path) {
                 continue;
             }
-            mistakes.push(Mistake { place: self.place(&path), text: format!("`{}`: {text}", path.join(".")) });
+            mistakes
+                .push(Mistake { place: self.place(&path), text: format!("`{}`: {text}", path.join(".")) });
             if !remove(&mut self.table, &path) {
                 break;
             }
@@ -170,15 +171,13 @@ fn remove(table: &mut Table, path: &[String]) -> bool {
     match table.get_mut(key) {
         Some(Value::Table(inner)) if !rest.is_empty() => remove(inner, rest) || table.remove(key).is_some(),
         Some(Value::Array(array)) if !rest.is_empty() => {
-            let Ok(index) = rest[0].parse::<usize>() else { return table.remove(key).is_some() };
-            match array.get_mut(index) {
-                Some(Value::Table(inner)) if rest.len() > 1 && remove(inner, &rest[1..]) => true,
-                Some(_) => {
-                    array.remove(index);
-                    true
-                }
-                None => table.remove(key).is_some(),
+            let index = rest[0].parse::<usize>().ok().filter(|index| *index < array.len());
+            let Some(index) = index else { return table.remove(key).is_some() };
+            let removed = array[index].as_table_mut().is_some_and(|inner| remove(inner, &rest[1..]));
+            if !removed {
+                array.remove(index);
             }
+            true
         }
         Some(_) => table.remove(key).is_some(),
         None => false,
@@ -203,7 +202,7 @@ fn line_of(text: &str, path: &[String]) -> Option<usize> {
         };
         let Some(value) = value else { break };
         table = value.get_ref().as_table();
-        array = value.get_ref().as_array().map(|array| array.as_slice());
+        array = value.get_ref().as_array().map(|array| &array[..]);
     }
     found.map(|offset| text[..offset].matches('\n').count() + 1)
 }

@@ -105,7 +105,7 @@ impl Config {
     /// # Errors
     /// When the plugin directory cannot be read.
     pub fn plugins(&self) -> anyhow::Result<Vec<policy::PluginConfig>> {
-        policy::wanted(&self.plugin, &self.policies)
+        policy::expand(&self.plugin, &self.policies)
     }
 
     /// What to watch for changes of policies while the gateway runs: the file itself, the
@@ -118,7 +118,9 @@ impl Config {
                 None => started_with.clone(),
             };
             if started_with.without_policies() != config.without_policies() {
-                warn!("the configuration changed outside of [[plugin]] and [policies]; restart for that to take effect");
+                warn!(
+                    "the configuration changed outside of [[plugin]] and [policies]; restart for that to take effect"
+                );
             }
             let plugins = config.plugins()?;
             let mut paths: Vec<_> = plugins.iter().map(|plugin| plugin.path.clone()).collect();
@@ -150,7 +152,6 @@ impl Config {
         problems.extend(self.comets.problems());
         problems.extend(self.offline.problems());
         problems.extend(self.log.problems());
-        problems.extend(policy::problems(&self.plugin));
         if self.routing.rooms == pipeline::Rooms::EveryComet && self.comets.nodes.is_empty() {
             problems.push(
                 "`routing.rooms = \"every-comet\"` needs `comets.nodes`: no comet is ever learned from a directory that is not asked".into(),

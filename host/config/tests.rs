@@ -39,8 +39,7 @@ fn every_mistake_is_named_with_its_place() {
     let places: Vec<_> = mistakes.iter().map(|(place, _)| place.as_str()).collect();
     let mut sorted = places.clone();
     sorted.sort_unstable();
-    let expected =
-        ["halley.toml:11", "halley.toml:13", "halley.toml:2", "halley.toml:3", "halley.toml:6"];
+    let expected = ["halley.toml:11", "halley.toml:13", "halley.toml:2", "halley.toml:3", "halley.toml:6"];
     assert_eq!(sorted, expected, "{mistakes:#?}");
     let about = |place: &str| mistakes.iter().find(|(at, _)| at == place).expect("named").1.clone();
     assert!(about("halley.toml:2").starts_with("`kafka.brokerz`: unknown field"), "{mistakes:#?}");

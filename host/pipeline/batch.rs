@@ -20,7 +20,7 @@ use crate::pipeline::journey::{Call, Ending, Journey, Story};
 use crate::pipeline::metrics::Station;
 use crate::pipeline::persist::{Abandoned, persist};
 use crate::pipeline::resolve::Resolved;
-use crate::policy::{Decision, Filtered};
+use crate::policy::{Chain, Decision, Filtered};
 use crate::router::Delivery;
 
 /// The worker of one partition.
@@ -93,13 +93,11 @@ impl Worker {
 
     async fn filter(&self, messages: Vec<Message>) -> Result<Vec<Filtered>, Abandoned> {
         if !self.chain.set().has_filter() {
-            return Ok(messages.into_iter().map(Filtered::unchanged).collect());
+            return Ok(messages.into_iter().map(unchanged).collect());
         }
         let since = Instant::now();
         // Messages are cheap to clone: their content is shared.
-        let filter = |chain: &mut crate::policy::Chain| {
-            chain.filter(&self.topic, self.partition, messages.clone())
-        };
+        let filter = |chain: &mut Chain| chain.filter(&self.topic, self.partition, messages.clone());
         let filtered = self.chain.call(&self.abandon, filter).await?;
         self.pipeline.metrics.stage(Station::Filter, since);
         Ok(filtered)
@@ -213,4 +211,10 @@ impl Worker {
         };
         self.journeys.spawn(journey.run(ending));
     }
+}
+
+/// A message that no filter looked at.
+fn unchanged(message: Message) -> Filtered {
+    let overrides = Overrides::default();
+    Filtered { message, verdict: Verdict::Pass, overrides, guards: Vec::new(), trail: Vec::new() }
 }

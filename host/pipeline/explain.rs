@@ -89,7 +89,10 @@ pub async fn explain(
         policies: chain.set().versions().to_vec(),
         decisions: trail.iter().map(|decision| format!("{}: {}", decision.by, decision.what)).collect(),
         verdict: describe(&verdict),
-        guards: guards.iter().map(|Guard { key, ttl, by }| format!("{key} for {ttl:?}, asked by {by}")).collect(),
+        guards: guards
+            .iter()
+            .map(|Guard { key, ttl, by }| format!("{key} for {ttl:?}, asked by {by}"))
+            .collect(),
         room: None,
         calls: Vec::new(),
         withheld: 0,

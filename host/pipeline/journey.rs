@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::stream::{self, StreamExt as _};
+use futures_util::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 use tracing::{Level, debug, error};
 
@@ -237,15 +237,13 @@ impl Journey {
     }
 
     async fn notify(&self, message: &Message, notify: &[(&Absent, String)]) -> Result<(), Abandoned> {
-        let mut results = stream::iter(notify)
-            .map(|(absent, channel)| {
-                persist("the notify topic", &self.abandon, move || {
-                    self.pipeline.notifier.notify(message, absent, channel)
-                })
-            })
-            .buffer_unordered(NOTIFY_CONCURRENCY);
-        while let Some(result) = results.next().await {
-            result?;
+        for some in notify.chunks(NOTIFY_CONCURRENCY) {
+            let mut writes = Vec::with_capacity(some.len());
+            for (absent, channel) in some {
+                let write = || self.pipeline.notifier.notify(message, absent, channel);
+                writes.push(persist("the notify topic", &self.abandon, write));
+            }
+            try_join_all(writes).await?;
         }
         Ok(())
     }

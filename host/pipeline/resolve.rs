@@ -62,7 +62,11 @@ impl Resolver {
     }
 
     /// What one message needs, looked up anew and kept nowhere.
-    pub(super) async fn resolve_anew(&self, message: &Message, chain: &mut Chain) -> anyhow::Result<Resolved> {
+    pub(super) async fn resolve_anew(
+        &self,
+        message: &Message,
+        chain: &mut Chain,
+    ) -> anyhow::Result<Resolved> {
         let mut resolved = Resolved::default();
         for room in self.wanted_rooms(&[message]) {
             let route = self.route(&room, chain).await?;

@@ -45,7 +45,9 @@ impl Comets {
             addresses.push(listener.local_addr()?.to_string().into());
             let service = CometServer::new(Reporter { comet, arrivals: sender.clone() });
             let incoming = tonic::transport::server::TcpIncoming::from(listener);
-            servers.spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+            servers.spawn(
+                tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming),
+            );
         }
         Ok(Self { addresses, arrivals, _servers: servers })
     }

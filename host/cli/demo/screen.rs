@@ -40,7 +40,11 @@ impl Screen {
         }
         print("");
         let number = format!("{number}.");
-        print(&format!("  {} {}", number.if_supports_color(Stdout, |t| t.bold()), title.if_supports_color(Stdout, |t| t.bold())));
+        print(&format!(
+            "  {} {}",
+            number.if_supports_color(Stdout, |t| t.bold()),
+            title.if_supports_color(Stdout, |t| t.bold())
+        ));
     }
 
     /// A message on its way into Kafka.

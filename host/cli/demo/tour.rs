@@ -36,7 +36,10 @@ async fn rooms(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
     screen.step(1, "A room's message goes to just the comets that hold the room").await;
     let arrivals = say(world, screen, &room("music"), "hello", 2).await?;
     let passed = is(&arrivals, &[(0, "BroadcastRoom", "hello"), (1, "BroadcastRoom", "hello")]);
-    screen.verdict(passed, "one call for each comet, however many of its users are in the room; none to comet 3");
+    screen.verdict(
+        passed,
+        "one call for each comet, however many of its users are in the room; none to comet 3",
+    );
     Ok(passed)
 }
 
@@ -59,7 +62,10 @@ async fn the_absent(world: &mut World, screen: &Screen) -> anyhow::Result<bool> 
     let waiting = eventually(async || world.inbox_of("frank").await == 1).await;
     let expected = [(0, "BroadcastRoom", "kick-off at eight"), (2, "BroadcastRoom", "kick-off at eight")];
     let passed = is(&arrivals, &expected) && waiting;
-    screen.verdict(passed, "frank is away: the message waits in his inbox (a policy could notify him, or drop it)");
+    screen.verdict(
+        passed,
+        "frank is away: the message waits in his inbox (a policy could notify him, or drop it)",
+    );
     Ok(passed)
 }
 
@@ -73,7 +79,8 @@ async fn a_policy(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
     .await?;
     screen.note(&format!("keyword_filter.wasm is in force after {} ms, without a restart", took.as_millis()));
     let after = say(world, screen, &room("games"), "buy spam now", 2).await?;
-    let all = |arrivals: &[Arrival], body: &str| arrivals.len() == 2 && arrivals.iter().all(|a| a.body == body);
+    let all =
+        |arrivals: &[Arrival], body: &str| arrivals.len() == 2 && arrivals.iter().all(|a| a.body == body);
     let passed = all(&before, "buy spam now") && all(&after, "buy **** now");
     screen.verdict(passed, "the same message, before and after");
     Ok(passed)
@@ -83,9 +90,9 @@ async fn a_broken_policy(world: &mut World, screen: &Screen) -> anyhow::Result<b
     screen.step(5, "A broken policy changes nothing").await;
     let generation = world.gateway.policies().generation;
     world.folder.break_keyword_filter()?;
-    let refused = eventually(async || world.gateway.policies().refused.is_some()).await;
-    if let Some(refusal) = world.gateway.policies().refused {
-        let problem = refusal.problems.first().map(ToString::to_string).unwrap_or_default();
+    let refused = eventually(async || world.gateway.policies().last_refusal.is_some()).await;
+    if let Some(refusal) = world.gateway.policies().last_refusal {
+        let problem = refusal.errors.first().map(ToString::to_string).unwrap_or_default();
         screen.note(&format!("refused: {}", shorten(&problem, 110)));
     }
     let arrivals = say(world, screen, &room("games"), "more spam", 2).await?;
@@ -115,7 +122,8 @@ async fn a_swap_under_load(world: &mut World, screen: &Screen) -> anyhow::Result
             bodies.entry((arrival.comet, arrival.to)).or_default().push(arrival.body);
         }
         if sent == TRAFFIC {
-            screen.note(&format!("{sent} messages sent to three rooms, the mask changed from * to # half-way"));
+            screen
+                .note(&format!("{sent} messages sent to three rooms, the mask changed from * to # half-way"));
         }
     }
     while arrived < expected {
@@ -127,7 +135,9 @@ async fn a_swap_under_load(world: &mut World, screen: &Screen) -> anyhow::Result
     let (stars, hashes) = bodies.values().flatten().fold((0, 0), |(stars, hashes), body| {
         (stars + usize::from(body.ends_with(" ****")), hashes + usize::from(body.ends_with(" ####")))
     });
-    screen.note(&format!("{arrived} of {expected} calls arrived: {stars} by the old version, {hashes} by the new one"));
+    screen.note(&format!(
+        "{arrived} of {expected} calls arrived: {stars} by the old version, {hashes} by the new one"
+    ));
     let in_order = bodies.values().all(|bodies| is_in_order(bodies));
     let passed = arrived == expected && !extra && stars + hashes == arrived && hashes > 0 && in_order;
     screen.verdict(passed, "all arrived, once, in order, each decided by one version");
