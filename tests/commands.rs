@@ -1,0 +1,110 @@
+//! The command line, as people use it.
+
+use std::process::{Command, Output};
+
+use crate::support::comet::FakeComet;
+use crate::support::gateway::{Plugin, gateway, quoted};
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
+use crate::support::{folder, repository};
+
+fn halley(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_halley")).args(args).output().expect("the binary runs")
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn write(name: &str, text: &str) -> (tempfile::TempDir, String) {
+    let folder = folder("commands");
+    let file = folder.path().join(name);
+    std::fs::write(&file, text).expect("written");
+    let path = file.display().to_string();
+    (folder, path)
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let all = stdout(&halley(&["--help"]));
+    for command in ["run", "demo", "check", "explain"] {
+        assert!(all.contains(command), "{all}");
+        let help = halley(&[command, "--help"]);
+        assert!(help.status.success() && stdout(&help).contains("Usage: halley"), "{command}");
+    }
+    assert!(stdout(&halley(&["--version"])).starts_with("halley 0.1.0 ("));
+    assert_eq!(halley(&["nonsense"]).status.code(), Some(2));
+}
+
+#[test]
+fn check_names_every_mistake_with_its_place() {
+    let text = "[kafka]\nbrokerz = \"a:1\"\n\n[delivery]\ntimeout = \"soon\"\n\n[[plugin]]\nname = \"gone\"\npath = \"gone.wasm\"\n";
+    let (_folder, file) = write("halley.toml", text);
+    let checked = halley(&["check", "--config", &file]);
+    assert_eq!(checked.status.code(), Some(2));
+    let said = stderr(&checked);
+    for expected in
+        [&format!("{file}:2"), "`kafka.brokerz`: unknown field", &format!("{file}:5"), "plugin `gone`", "3 mistakes"]
+    {
+        assert!(said.contains(expected), "`{expected}` is not in:\n{said}");
+    }
+    assert_eq!(halley(&["run", "--config", &file]).status.code(), Some(2), "run refuses it as well");
+    assert_eq!(halley(&["check", "--config", "/nowhere.toml"]).status.code(), Some(2));
+}
+
+#[test]
+fn check_approves_the_example() {
+    let example = repository("examples/halley.toml").display().to_string();
+    let checked = halley(&["check", "--config", &example]);
+    assert!(checked.status.success(), "{}", stderr(&checked));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explain_shows_the_way_of_a_message() {
+    let (redis, a, b) = (Redis::start().await, FakeComet::start().await, FakeComet::start().await);
+    redis.join("lobby", "conn_1", "user_1", a.address()).await;
+    redis.join("lobby", "conn_2", "user_2", b.address()).await;
+    redis.join("lobby", "conn_3", "user_3", b.address()).await;
+    redis.offline("user_3").await;
+    let filter = Plugin::new("keyword-filter", repository("plugins/dist/keyword_filter.wasm"))
+        .config(&serde_json::json!({ "words": ["spam"] }));
+    let settings = gateway("unused").redis(&redis).set("kafka", "topics", format!("[{}]", quoted("push")));
+    let (_folder, file) = write("halley.toml", &settings.plugin(filter).toml());
+
+    let room = stdout(&halley(&["explain", "--config", &file, "--room", "lobby"]));
+    for expected in [
+        "3 connections",
+        &format!("{} BroadcastRoom for 1", a.address()),
+        &format!("{} BroadcastRoom for 1", b.address()),
+        "user_3 (not-online): store by [offline] default",
+        "keyword-filter@",
+    ] {
+        assert!(room.contains(expected), "`{expected}` is not in:\n{room}");
+    }
+    let user = stdout(&halley(&["explain", "--config", &file, "--user", "user_2", "--json"]));
+    let user: serde_json::Value = serde_json::from_str(&user).expect("JSON");
+    assert_eq!((&user["calls"][0]["comet"], &user["calls"][0]["method"]), (&b.address().as_str().into(), &"PushMsg".into()));
+    let (_folder, message) = write("message.json", r#"{ "room": "lobby", "body": "buy spam" }"#);
+    let dropped = stdout(&halley(&["explain", "--config", &file, "--message", &message]));
+    assert!(dropped.contains("verdict   drop"), "{dropped}");
+    assert_eq!(a.calls().len() + b.calls().len(), 0, "nothing was sent");
+    let connected = halley(&["check", "--config", &file, "--connect"]);
+    assert!(stdout(&connected).contains("SORT_RO"), "{}", stdout(&connected));
+    let _ = kafka();
+}
+
+#[test]
+fn the_demo_s_tour_goes_as_told() {
+    let plugins = repository("plugins/dist").display().to_string();
+    let demo = halley(&["demo", "--once", "--plugins", &plugins]);
+    let told = stdout(&demo);
+    assert!(demo.status.success(), "{told}\n{}", stderr(&demo));
+    assert!(told.contains("Everything went as told.") && !told.contains('✗'), "{told}");
+    let missing = halley(&["demo", "--once", "--plugins", "/nowhere"]);
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(stderr(&missing).contains("make plugins"));
+}

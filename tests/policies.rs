@@ -1,0 +1,337 @@
+//! What policies decide, in the gateway: each bundled one, hot swaps under load, broken files,
+//! and guests that misbehave.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::support::comet::{FakeComet, To};
+use crate::support::gateway::{Gateway, Plugin, RunningGateway, gateway, quoted};
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
+use crate::support::{PATIENCE, eventually, folder, repository};
+
+/// A bundled policy, as `make plugins` built it.
+fn bundled(name: &str) -> Plugin {
+    Plugin::new(name, wasm(&format!("plugins/dist/{}.wasm", name.replace('-', "_"))))
+}
+
+/// The guest that does what message bodies tell it.
+fn unruly(name: &str) -> Plugin {
+    Plugin::new(name, wasm("tests/guests/dist/unruly.wasm"))
+}
+
+fn wasm(path: &str) -> PathBuf {
+    let file = repository(path);
+    assert!(file.is_file(), "{path} is not there; run `make plugins`");
+    file
+}
+
+/// A room `lobby` with one user on one comet, and a gateway that knows them.
+struct Stage {
+    redis: Redis,
+    comet: FakeComet,
+    topic: String,
+    settings: Gateway,
+}
+
+impl Stage {
+    async fn new(name: &str) -> Self {
+        let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+        redis.join("lobby", "conn_1", "user_1", comet.address()).await;
+        let topic = kafka().topic(name, 1).await;
+        kafka().create_topic(&format!("{topic}.dead-letter"), 1).await;
+        kafka().create_topic(&format!("{topic}.offline"), 1).await;
+        let settings = gateway(&topic).redis(&redis);
+        Self { redis, comet, topic, settings }
+    }
+
+    async fn start(&self, plugins: impl IntoIterator<Item = Plugin>) -> RunningGateway {
+        plugins.into_iter().fold(self.settings.clone(), Gateway::plugin).start().await
+    }
+
+    async fn say(&self, body: &str) {
+        kafka().produce_room(&self.topic, "lobby", body).await;
+    }
+
+    fn heard(&self) -> Vec<String> {
+        self.comet.deliveries().into_iter().map(|(_, _, body)| body).collect()
+    }
+}
+
+/// Waits until a generation later than this one is in force.
+async fn generation_after(gateway: &RunningGateway, before: u64) -> u64 {
+    let now = async || Some(generation(gateway).await).filter(|now| *now > before);
+    eventually("a new generation of policies", PATIENCE, now).await
+}
+
+async fn generation(gateway: &RunningGateway) -> u64 {
+    gateway.get("/v1/plugins").await.json()["generation"].as_u64().expect("a number")
+}
+
+#[tokio::test]
+async fn the_keyword_filter_drops_or_masks() {
+    let stage = Stage::new("keywords").await;
+    let drop = bundled("keyword-filter").config(&json!({ "words": ["spam", "广告"] }));
+    let gateway = stage.start([drop]).await;
+    for body in ["hello", "buy spam", "看广告", "bye"] {
+        stage.say(body).await;
+    }
+    gateway.wait_until_settled(&stage.topic).await;
+    assert_eq!(stage.heard(), ["hello", "bye"]);
+    assert_eq!(gateway.metric(r#"halley_messages_total{outcome="dropped"}"#).await, Some(2.0));
+
+    let before = generation(&gateway).await;
+    let mask = bundled("keyword-filter").config(&json!({ "words": ["spam", "广告"], "action": "mask" }));
+    gateway.configure(&stage.settings.clone().plugin(mask));
+    generation_after(&gateway, before).await;
+    stage.say("看广告 spam").await;
+    gateway.wait_until_settled(&stage.topic).await;
+    assert_eq!(stage.heard().last().map(String::as_str), Some("看** ****"));
+}
+
+#[tokio::test]
+async fn the_duplicate_guard_stops_duplicates_and_calms_rooms() {
+    let stage = Stage::new("duplicates").await;
+    let duplicates = bundled("duplicate-guard").config(&json!({ "duplicates": { "within": "60s" } }));
+    let gateway = stage.start([duplicates]).await;
+    for body in ["once", "twice", "twice", "thrice", "twice"] {
+        stage.say(body).await;
+    }
+    gateway.wait_until_settled(&stage.topic).await;
+    assert_eq!(stage.heard(), ["once", "twice", "thrice"]);
+
+    let before = generation(&gateway).await;
+    let cooldown = json!({ "cooldown": { "within": "60s", "spare_operations": [7] } });
+    gateway.configure(&stage.settings.clone().plugin(bundled("duplicate-guard").config(&cooldown)));
+    generation_after(&gateway, before).await;
+    stage.comet.forget();
+    let room = || halley::message::Audience::Room("lobby".into());
+    for (operation, body) in [(4, "first"), (4, "too soon"), (7, "a gift"), (7, "another")] {
+        kafka().produce(&stage.topic, room(), operation, body).await;
+    }
+    gateway.wait_until_settled(&stage.topic).await;
+    assert_eq!(stage.heard(), ["first", "a gift", "another"]);
+}
+
+#[tokio::test]
+async fn the_comet_drain_moves_a_comet_s_share() {
+    let stage = Stage::new("drain").await;
+    let (draining, fresh) = (FakeComet::start().await, FakeComet::start().await);
+    stage.redis.join("lobby", "conn_2", "user_2", draining.address()).await;
+    let leaving = draining.address().to_string();
+    let redirect = json!({ "draining": [leaving], "action": "redirect", "to": fresh.address().to_string() });
+    let gateway = stage.start([bundled("comet-drain").config(&redirect)]).await;
+    stage.say("moved").await;
+    gateway.wait_until_settled(&stage.topic).await;
+    let moved = (To::Room("lobby".into()), 4, "moved".to_owned());
+    assert_eq!((fresh.deliveries(), stage.comet.deliveries()), (vec![moved.clone()], vec![moved]));
+    assert_eq!(draining.calls().len(), 0);
+
+    let before = generation(&gateway).await;
+    let offline = json!({ "draining": [leaving], "action": "offline" });
+    gateway.configure(&stage.settings.clone().plugin(bundled("comet-drain").config(&offline)));
+    generation_after(&gateway, before).await;
+    stage.say("kept").await;
+    gateway.wait_until_settled(&stage.topic).await;
+    assert_eq!(draining.calls().len(), 0);
+    assert_eq!(stage.redis.stream("halley:inbox:user_2").await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_partly_moved_room_is_called_by_connection() {
+    let stage = Stage::new("partial").await;
+    for n in 2..=3 {
+        stage.redis.join("drain", &format!("conn_{n}"), "anyone", stage.comet.address()).await;
+    }
+    // The guest sends the first comet's share elsewhere and skips the last connection.
+    let elsewhere = stage.start([unruly("unruly")]).await;
+    let route = elsewhere.get("/v1/routes/drain").await.json();
+    assert_eq!(route["shares"][0]["comet"], "elsewhere:1");
+    assert_eq!((&route["shares"][0]["call"], &route["skipped"]), (&"PushMsg".into(), &1.into()), "{route}");
+}
+
+#[tokio::test]
+async fn the_offline_rules_store_notify_and_drop() {
+    let stage = Stage::new("offline-rules").await;
+    stage.redis.offline("user_1").await;
+    let rules = json!({ "rules": [
+        { "audience": "keys", "action": "notify", "channel": "apns" },
+        { "operations": [7], "action": "store", "retention": "1h" },
+        { "rooms": ["*"], "action": "drop" },
+    ] });
+    let gateway = stage.start([bundled("offline-rules").config(&rules)]).await;
+    let room = || halley::message::Audience::Room("lobby".into());
+    kafka().produce(&stage.topic, room(), 7, "a gift").await;
+    kafka().produce(&stage.topic, room(), 4, "chatter").await;
+    let id = kafka().produce_keys(&stage.topic, None, &["user_1"], "call me").await;
+    gateway.wait_until_settled(&stage.topic).await;
+
+    assert_eq!(stage.heard(), [""; 0]);
+    assert_eq!(stage.redis.stream("halley:inbox:user_1").await.len(), 1);
+    let notified = kafka().read_all(&format!("{}.offline", stage.topic));
+    assert_eq!(notified.len(), 1, "{notified:#?}");
+    let header = |name: &str| notified[0].header(name).unwrap_or_default();
+    assert_eq!(
+        (notified[0].key.as_deref(), notified[0].value.as_deref(), header("halley-channel")),
+        (Some(&b"user_1"[..]), Some(&b"call me"[..]), "apns".to_owned())
+    );
+    assert_eq!(header("halley-message-id"), id);
+    let recipients = async |outcome: &str| {
+        gateway.metric(&format!("halley_recipients_total{{outcome=\"{outcome}\"}}")).await
+    };
+    let counts = (recipients("stored").await, recipients("notified").await, recipients("dropped").await);
+    assert_eq!(counts, (Some(1.0), Some(1.0), Some(1.0)));
+}
+
+#[tokio::test]
+async fn amendments_of_several_policies_compose() {
+    let stage = Stage::new("compose").await;
+    let other = FakeComet::start().await;
+    let mask = bundled("keyword-filter").config(&json!({ "words": ["spam"], "action": "mask" }));
+    let gateway = stage.start([mask, unruly("unruly")]).await;
+    stage.say(&format!("also {}", other.address())).await;
+    stage.say("body rewritten, spam and all").await;
+    stage.say("dead-letter for a person to look at").await;
+    gateway.wait_until_settled(&stage.topic).await;
+    assert_eq!(stage.heard(), [format!("also {}", other.address()), "rewritten, **** and all".to_owned()]);
+    assert_eq!(other.deliveries().len(), 1);
+    let letters = kafka().read_all(&format!("{}.dead-letter", stage.topic));
+    assert_eq!(letters[0].header("halley-stage").as_deref(), Some("filter"));
+    assert!(letters[0].header("halley-plugin").unwrap_or_default().starts_with("unruly@"), "{letters:?}");
+}
+
+#[tokio::test]
+async fn guests_that_misbehave_harm_no_other_message() {
+    for command in ["trap", "loop", "eat", "few", "many", "gigabyte", "flood"] {
+        let stage = Stage::new(&format!("unruly-{command}")).await;
+        let dead_letter = unruly("unruly").set("on_error", quoted("dead-letter"));
+        let mask = bundled("keyword-filter").config(&json!({ "words": ["spam"], "action": "mask" }));
+        let gateway = stage.start([dead_letter, mask]).await;
+        let mut expected = Vec::new();
+        for number in 0..20 {
+            if number == 10 {
+                stage.say(command).await;
+            }
+            stage.say(&format!("spam {number}")).await;
+            expected.push(format!("**** {number}"));
+        }
+        gateway.wait_until_settled(&stage.topic).await;
+
+        let heard: Vec<_> = stage.heard().into_iter().filter(|body| body != command).collect();
+        assert_eq!(heard, expected, "{command}: the others passed through both policies");
+        let letters = kafka().read_all(&format!("{}.dead-letter", stage.topic));
+        if command == "flood" {
+            assert_eq!(letters.len(), 0, "much logging is limited, not punished");
+        } else {
+            assert_eq!(letters.len(), 1, "{command}");
+            assert!(letters[0].header("halley-reason").is_some_and(|reason| !reason.is_empty()));
+            let errors = gateway.get("/metrics").await.body;
+            assert!(errors.contains("halley_plugin_errors_total{"), "{command}: it is counted");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stalling_policy_holds_its_partition_until_it_is_replaced() {
+    let stage = Stage::new("stall").await;
+    let gateway = stage.start([unruly("unruly").set("on_error", quoted("stall"))]).await;
+    stage.say("trap").await;
+    stage.say("hello").await;
+    gateway.wait_for_log("records wait; trying again until it works").await;
+    assert_eq!(stage.heard(), [""; 0]);
+    gateway.configure(&stage.settings);
+    gateway.wait_until_settled(&stage.topic).await;
+    assert_eq!(stage.heard(), ["trap", "hello"], "nothing was lost meanwhile");
+}
+
+#[tokio::test]
+async fn a_broken_file_leaves_the_running_version_in_place() {
+    let stage = Stage::new("broken").await;
+    let home = folder("plugin");
+    let file = home.path().join("filter.wasm");
+    std::fs::copy(wasm("plugins/dist/keyword_filter.wasm"), &file).expect("copied");
+    let plugin = || Plugin::new("filter", &file).config(&json!({ "words": ["spam"], "action": "mask" }));
+    let gateway = stage.start([plugin()]).await;
+    let before = generation(&gateway).await;
+
+    let refusals: [(&[u8], &str); 3] = [
+        (b"no wasm at all", "filter"),
+        (&std::fs::read(wasm("tests/guests/dist/old.wasm")).expect("built"), "0.0.9"),
+        (&std::fs::read(&file).expect("copied")[..2000], "filter"),
+    ];
+    for (content, expected) in refusals {
+        let aside = home.path().join("aside");
+        std::fs::write(&aside, content).and_then(|()| std::fs::rename(&aside, &file)).expect("renamed");
+        let said = async || {
+            let refusal = gateway.get("/v1/plugins").await.json()["last_refusal"].to_string();
+            refusal.contains(expected).then_some(refusal)
+        };
+        eventually(format!("a refusal that names {expected}"), PATIENCE, said).await;
+        stage.comet.forget();
+        stage.say("spam").await;
+        gateway.wait_until_settled(&stage.topic).await;
+        assert_eq!(stage.heard(), ["****"]);
+    }
+    assert_eq!(generation(&gateway).await, before);
+    gateway.configure(&stage.settings.clone().plugin(plugin().config(&json!({ "words": "not a list" }))));
+    let said = async || {
+        let refusal = gateway.get("/v1/plugins").await.json()["last_refusal"].to_string();
+        refusal.contains("words").then_some(())
+    };
+    eventually("a refusal that names the key", PATIENCE, said).await;
+}
+
+#[tokio::test]
+async fn swaps_under_load_lose_repeat_and_mix_nothing() {
+    let stage = Stage::new("swaps").await;
+    let home = folder("plugins");
+    let masks = ['*', '#'];
+    let policies = |mask: char| {
+        let config = json!({ "words": ["spam"], "action": "mask", "mask": mask.to_string() });
+        let one = bundled("keyword-filter").config(&config);
+        let two = Plugin::new("second", wasm("plugins/dist/keyword_filter.wasm"))
+            .config(&json!({ "words": ["eggs"], "action": "mask", "mask": mask.to_string() }));
+        stage.settings.clone().plugin(one).plugin(two)
+    };
+    let gateway = policies(masks[0]).start().await;
+    let load = async {
+        for number in 0..1500 {
+            stage.say(&format!("{number} spam eggs")).await;
+        }
+    };
+    let swaps = async {
+        let mut seen = generation(&gateway).await;
+        for round in 1..=12 {
+            gateway.configure(&policies(masks[round % 2]));
+            seen = generation_after(&gateway, seen).await;
+        }
+    };
+    tokio::join!(load, swaps);
+    gateway.wait_until_settled(&stage.topic).await;
+    drop(home);
+
+    let heard = stage.heard();
+    let numbers: Vec<_> = heard.iter().map(|b| b.split(' ').next().and_then(|n| n.parse::<u32>().ok())).collect();
+    assert_eq!(numbers, (0..1500).map(Some).collect::<Vec<_>>(), "nothing lost, repeated or reordered");
+    let forms: BTreeSet<_> = heard.iter().filter_map(|body| body.split_once(' ')).map(|(_, form)| form).collect();
+    assert_eq!(forms, BTreeSet::from(["**** ****", "#### ####"]), "both policies of a message are of one set");
+    let status = gateway.get("/v1/plugins").await.json();
+    assert_eq!(status["generation"], 13, "{status}");
+}
+
+#[tokio::test]
+async fn a_policy_dropped_into_the_directory_is_in_force_at_once() {
+    let stage = Stage::new("drop-in").await;
+    let home = folder("policies");
+    let directory = quoted(&home.path().display().to_string());
+    let gateway = stage.settings.clone().set("policies", "directory", directory).start().await;
+    let before = generation(&gateway).await;
+    std::fs::copy(wasm("tests/guests/dist/unruly.wasm"), home.path().join("mine.wasm")).expect("copied");
+    generation_after(&gateway, before).await;
+    stage.say("body changed").await;
+    gateway.wait_until_settled(&stage.topic).await;
+    assert_eq!(stage.heard(), ["changed"]);
+    assert_eq!(gateway.get("/v1/plugins").await.json()["plugins"][0]["name"], "mine");
+}

@@ -1,0 +1,114 @@
+//! The gateway as a service: draining, dying, starting again; health and metrics.
+
+use crate::support::comet::{Behaviour, FakeComet};
+use crate::support::gateway::{Gateway, gateway, quoted};
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
+use crate::support::{PATIENCE, eventually};
+
+async fn lobby(comet: &FakeComet, topic: &str) -> (Redis, Gateway) {
+    let redis = Redis::start().await;
+    redis.join("lobby", "conn_1", "user_1", comet.address()).await;
+    let gateway = gateway(topic).redis(&redis);
+    (redis, gateway)
+}
+
+fn heard(comet: &FakeComet) -> Vec<String> {
+    comet.deliveries().into_iter().map(|(_, _, body)| body).collect()
+}
+
+#[tokio::test]
+async fn sigterm_under_load_loses_and_repeats_nothing() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("drain", 2).await;
+    let (_redis, settings) = lobby(&comet, &topic).await;
+    comet.behave(Behaviour::Delay(std::time::Duration::from_millis(5)));
+    let first = settings.clone().start().await;
+    let load = async {
+        for number in 0..400 {
+            kafka().produce_room(&topic, "lobby", number.to_string()).await;
+        }
+    };
+    let stop = async {
+        comet.wait_for(50).await;
+        first.sigterm().await
+    };
+    let ((), status) = tokio::join!(load, stop);
+    assert!(status.success(), "{status:?}; {first:?}");
+    let second = settings.group(first.group()).start().await;
+    second.wait_until_settled(&topic).await;
+    assert_eq!(heard(&comet), (0..400).map(|n| n.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_killed_gateway_loses_nothing() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("killed", 2).await;
+    let (_redis, settings) = lobby(&comet, &topic).await;
+    // A member that died holds its partitions until its session ends.
+    let settings = settings.set("kafka", "session_timeout", quoted("6s"));
+    let first = settings.clone().start().await;
+    for number in 0..300 {
+        kafka().produce_room(&topic, "lobby", number.to_string()).await;
+        if number == 150 {
+            first.kill();
+        }
+    }
+    let second = settings.group(first.group()).start().await;
+    second.wait_until_settled(&topic).await;
+    let mut heard: Vec<u32> = heard(&comet).iter().map(|body| body.parse().expect("a number")).collect();
+    heard.sort_unstable();
+    heard.dedup();
+    assert_eq!(heard, (0..300).collect::<Vec<_>>(), "some perhaps twice, none not at all");
+}
+
+#[tokio::test]
+async fn the_end_of_the_grace_period_and_a_second_signal_end_it_with_a_failure() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("grace", 1).await;
+    let (_redis, settings) = lobby(&comet, &topic).await;
+    comet.behave(Behaviour::Hang);
+    let patient = settings.set("delivery", "timeout", quoted("60s")).set("delivery", "give_up_after", quoted("60s"));
+
+    let short = patient.clone().set("delivery", "shutdown_grace", quoted("300ms")).start().await;
+    kafka().produce_room(&topic, "lobby", "hello").await;
+    comet.wait_for(1).await;
+    assert_eq!(short.sigterm().await.code(), Some(1), "what is in flight cannot be finished");
+
+    let long = patient.group(short.group()).start().await;
+    comet.wait_for(2).await;
+    long.signal("TERM");
+    long.wait_for_log("stopping: finishing what is in flight").await;
+    let reason = async || long.get("/readyz").await.body.contains("stopping").then_some(());
+    eventually("/readyz to say that it stops", PATIENCE, reason).await;
+    assert_eq!(long.sigterm().await.code(), Some(1), "the second signal");
+}
+
+#[tokio::test]
+async fn health_metrics_and_the_api_answer() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("admin", 1).await;
+    let (_redis, settings) = lobby(&comet, &topic).await;
+    let gateway = settings.start().await;
+    kafka().produce_room(&topic, "lobby", "hello").await;
+    gateway.wait_until_settled(&topic).await;
+
+    assert_eq!(gateway.get("/healthz").await.body.trim(), "ok");
+    assert_eq!(gateway.get("/nothing/here").await.status, 404);
+    let comets = gateway.get("/v1/comets").await.json();
+    assert_eq!(comets["comets"][0]["address"], comet.address().as_str(), "{comets}");
+    let metrics = gateway.get("/metrics").await.body;
+    let promised = [
+        "job_dispatch_success_total{",
+        "active_comet_nodes 1",
+        "room_connection_count_bucket{",
+        "halley_redis_seconds_bucket{le=\"0.0001\",operation=\"get_room_connections\"}",
+        "halley_stage_seconds_count{stage=\"resolve\"}",
+        "halley_messages_total{outcome=\"delivered\"} 1",
+        "halley_consumer_lag",
+        "halley_policy_generation 1",
+    ];
+    let missing: Vec<_> = promised.iter().filter(|name| !metrics.contains(**name)).collect();
+    assert!(missing.is_empty(), "{missing:?} not in\n{metrics}");
+    assert!(metrics.ends_with("# EOF\n"), "OpenMetrics");
+}
