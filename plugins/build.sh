@@ -18,6 +18,9 @@ packages="rustc-web cargo-web rust-web-src lld"
 
 say() { printf 'guests: %s\n' "$*" >&2; }
 
+# at_most SECONDS COMMAND...: nothing may hang where a network does not answer.
+at_most() { if command -v timeout >/dev/null; then timeout "$@"; else shift && "$@"; fi; }
+
 # Guests are small and are compiled once more, by the gateway: size first. A panic is a trap.
 export CARGO_PROFILE_RELEASE_OPT_LEVEL=s
 export CARGO_PROFILE_RELEASE_LTO=true
@@ -25,21 +28,22 @@ export CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1
 export CARGO_PROFILE_RELEASE_PANIC=abort
 export CARGO_PROFILE_RELEASE_STRIP=true
 # What the caller set is meant for the host.
-unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS RUSTC_WRAPPER
+unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS
 
 target_is_installed() {
     command -v cargo >/dev/null && libdir=$(rustc --print target-libdir --target $target 2>/dev/null) &&
         [ -d "$libdir" ]
 }
 
-# Fails quickly where the network refuses; a try that failed is not repeated for a day.
+# Where the network refuses, it is not asked again for a day, if there is another way.
+rustup_refused=$target_dir/.rustup-refused
+recently_refused() { [ -n "$(find "$rustup_refused" -mtime -1 2>/dev/null)" ]; }
+
 rustup_adds_target() {
     command -v rustup >/dev/null || return 1
-    refused=$target_dir/.rustup-refused
-    [ -z "$(find "$refused" -mtime -1 2>/dev/null)" ] || return 1
     say "asking rustup for the $target target"
-    if timeout 120 rustup target add $target >&2; then return 0; fi
-    mkdir -p "$target_dir" && touch "$refused"
+    if at_most 120 rustup target add $target >&2; then return 0; fi
+    mkdir -p "$target_dir" && touch "$rustup_refused"
     return 1
 }
 
@@ -55,7 +59,7 @@ debian_installs() {
         return 1
     fi
     say "installing $packages"
-    apt="timeout 900 apt-get -o Acquire::http::Timeout=30 -o Acquire::Retries=1"
+    apt="at_most 900 apt-get -o Acquire::http::Timeout=30 -o Acquire::Retries=1"
     export DEBIAN_FRONTEND=noninteractive
     # shellcheck disable=SC2086 # lists of words
     { $apt install -qq -y --no-install-recommends $packages ||
@@ -74,17 +78,22 @@ build() {
     fi
 }
 
-if ! target_is_installed && ! rustup_adds_target && ! debian_is_complete && ! debian_installs; then
+find_a_way() {
+    target_is_installed && return
+    recently_refused && debian_is_complete && return
+    rustup_adds_target && return
+    debian_is_complete || debian_installs
+}
+
+cd "$workspace"
+if ! find_a_way; then
     say "no way to build for $target; install it with: rustup target add $target"
     exit 1
 fi
 
-locked=
-[ ! -f "$workspace/Cargo.lock" ] || locked=--locked
 messages=$(mktemp)
 trap 'rm -f "$messages"' EXIT
-cd "$workspace"
-build --release --workspace --lib --target $target --target-dir "$target_dir" $locked \
+build --release --workspace --lib --target $target --target-dir "$target_dir" \
     --message-format=json-render-diagnostics >"$messages"
 
 # A file is replaced in one step and only when it changed: a gateway may be watching.

@@ -121,7 +121,7 @@ impl<P: Policy> Slot<P> {
     fn with<R>(&self, body: impl FnOnce(&mut P) -> R) -> R {
         #[cfg(target_family = "wasm")]
         if self.0.borrow().is_none() {
-            self.init(&crate::host::config()).expect("the configuration fits");
+            self.init(&crate::host::config()).unwrap_or_else(|refusal| panic!("no policy: {refusal}"));
         }
         body(self.0.borrow_mut().as_mut().expect("init was called before the first hook"))
     }
