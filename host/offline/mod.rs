@@ -1,1 +1,301 @@
-//! To be written.
+//! What becomes of recipients who are away: the inbox, and the configured default.
+//!
+//! [`RedisInbox`] keeps a bounded stream per user under Halley's prefix; [`MemoryInbox`] stands
+//! in for it in the demo and in tests and behaves the same. Who reads inboxes is somebody
+//! else's software; the layout is described at [`RedisInbox`].
+//!
+//! Promises: what `store` reports as stored is in the inbox. A redelivered record may be stored
+//! twice under the same message id; readers drop repeats. It does not know how a policy
+//! decides.
+
+mod memory;
+mod redis;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::registry::Registry;
+
+use crate::decision::Disposition;
+use crate::message::{Message, MessageId, RoomId, UserId};
+pub use crate::redis_client::Unavailable;
+pub use memory::MemoryInbox;
+pub use redis::RedisInbox;
+
+/// The `[offline]` section.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// What becomes of a message for someone who is away when no policy has an opinion:
+    /// `store`, `drop` or `notify`.
+    pub default: DefaultDisposition,
+    /// How long stored messages are kept, unless a policy says shorter; it cannot say longer.
+    #[serde(with = "humantime_serde")]
+    pub retention: Duration,
+    /// How many messages are kept for one user; the oldest give way. Redis may keep up to a
+    /// hundred more, since it trims in whole blocks.
+    pub max_per_user: usize,
+    /// The topic that `notify` produces to, on the brokers of `[kafka]`.
+    pub notify_topic: String,
+}
+
+/// The configured default for the absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DefaultDisposition {
+    /// Into the inbox, with the configured retention.
+    Store,
+    /// Nothing is kept.
+    Drop,
+    /// To the notify topic, for the channel `default`.
+    Notify,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            default: DefaultDisposition::Store,
+            retention: Duration::from_secs(7 * 24 * 3600),
+            max_per_user: 1000,
+            notify_topic: "push.offline".to_owned(),
+        }
+    }
+}
+
+impl Config {
+    /// The default as a disposition.
+    pub fn disposition(&self) -> Disposition {
+        match self.default {
+            DefaultDisposition::Store => Disposition::Store { retention: None },
+            DefaultDisposition::Drop => Disposition::Drop,
+            DefaultDisposition::Notify => Disposition::Notify { channel: "default".to_owned() },
+        }
+    }
+
+    /// How long a message is kept for which a policy asked for this.
+    fn retention(&self, asked: Option<Duration>) -> Duration {
+        asked.map_or(self.retention, |asked| asked.min(self.retention))
+    }
+}
+
+/// What the inbox counts.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    stored: Counter,
+    not_stored: Counter,
+}
+
+impl Metrics {
+    /// Makes and registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self { stored: Counter::default(), not_stored: Counter::default() };
+        registry.register(
+            "halley_offline_stored",
+            "Messages stored for users who are away, once per user",
+            metrics.stored.clone(),
+        );
+        registry.register(
+            "halley_offline_not_stored",
+            "Messages for users who are away that their inbox can never take, once per user",
+            metrics.not_stored.clone(),
+        );
+        metrics
+    }
+}
+
+/// One message for one user.
+#[derive(Debug, Clone)]
+pub struct InboxEntry {
+    /// Whose inbox.
+    pub user: UserId,
+    /// The message.
+    pub message: Arc<Message>,
+    /// How long it is kept; `None` is the configured retention, which is also the longest.
+    pub retention: Option<Duration>,
+}
+
+/// An entry that can never be stored; trying again does not help.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotStored {
+    /// Its index among the entries.
+    pub entry: usize,
+    /// Why.
+    pub reason: String,
+}
+
+/// A message as it was kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The message's id.
+    pub id: MessageId,
+    /// The protocol operation.
+    pub operation: i32,
+    /// The room, when it was for one.
+    pub room: Option<RoomId>,
+    /// The body.
+    pub body: Bytes,
+    /// When it was sent: the record's timestamp, else when it was stored. Milliseconds since
+    /// 1970-01-01 UTC.
+    pub sent_ms: i64,
+    /// From when on nobody should see it any more, likewise.
+    pub expires_ms: i64,
+}
+
+/// Keeps messages for users who are away.
+#[async_trait]
+pub trait Inbox: Send + Sync + 'static {
+    /// Stores all entries, in order. The answer names those that can never be stored; the
+    /// others are.
+    ///
+    /// # Errors
+    /// When the inbox cannot be used now. Some entries may have been stored; storing them again
+    /// repeats them under the same message id.
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unavailable>;
+
+    /// The oldest messages of a user that have not expired, each id once, at most `limit`.
+    ///
+    /// # Errors
+    /// When the inbox cannot be used now.
+    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<Kept>, Unavailable>;
+}
+
+impl Kept {
+    fn new(message: &Message, stored_ms: i64, retention: Duration) -> Self {
+        let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+        Self {
+            id: message.id.clone(),
+            operation: message.operation,
+            room: message.room().cloned(),
+            body: message.body.clone(),
+            sent_ms: message.record.timestamp_ms.unwrap_or(stored_ms),
+            expires_ms: stored_ms.saturating_add(retention_ms),
+        }
+    }
+}
+
+/// Milliseconds since 1970-01-01 UTC.
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Audience, Origin, Record};
+    use crate::redis_client::testing::{RedisServer, eventually};
+    use ::redis::Value;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn metrics() -> Metrics {
+        Metrics::register(&mut Registry::default())
+    }
+
+    fn message(offset: i64) -> Arc<Message> {
+        let origin = Origin { topic: "push".into(), partition: 0, offset };
+        let timestamp_ms = Some(1_700_000_000_000 + offset);
+        let record = Record { origin, timestamp_ms, key: None, value: None, headers: Vec::new() };
+        Arc::new(Message {
+            id: record.message_id(),
+            record: Arc::new(record),
+            audience: Audience::Room("video_123".into()),
+            operation: 4,
+            body: Bytes::from(vec![0, 255, offset as u8]),
+        })
+    }
+
+    fn entry(user: &str, offset: i64, retention: Option<Duration>) -> InboxEntry {
+        InboxEntry { user: user.into(), message: message(offset), retention }
+    }
+
+    async fn offsets(inbox: &dyn Inbox, user: &str, limit: usize) -> Vec<String> {
+        let kept = inbox.read(&user.into(), limit).await.expect("reads");
+        kept.into_iter().map(|kept| kept.id.to_string()).collect()
+    }
+
+    /// For an inbox with `max_per_user` 200 and a retention of an hour.
+    async fn inbox_behaves(inbox: &dyn Inbox) {
+        assert_eq!(inbox.store(&[]).await, Ok(vec![]));
+        assert_eq!(offsets(inbox, "nobody", 10).await, [""; 0]);
+
+        let entries =
+            [entry("ann", 1, None), entry("bob", 1, None), entry("ann", 2, None), entry("ann", 1, None)];
+        assert_eq!(inbox.store(&entries).await, Ok(vec![]));
+        assert_eq!(offsets(inbox, "ann", 10).await, ["push/0/1", "push/0/2"], "in order, repeats dropped");
+        assert_eq!(offsets(inbox, "ann", 1).await, ["push/0/1"]);
+        let kept = inbox.read(&"bob".into(), 10).await.expect("reads").remove(0);
+        let expires_ms = kept.expires_ms;
+        assert!((now_ms()..=now_ms() + HOUR.as_millis() as i64).contains(&expires_ms));
+        let expected = Kept::new(&message(1), 0, HOUR);
+        assert_eq!(kept, Kept { expires_ms, ..expected }, "as it was stored");
+
+        let longer = [entry("cid", 1, Some(HOUR * 1000)), entry("cid", 2, Some(Duration::from_millis(30)))];
+        assert_eq!(inbox.store(&longer).await, Ok(vec![]));
+        eventually("the short one expires", async || offsets(inbox, "cid", 10).await == ["push/0/1"]).await;
+        let kept = inbox.read(&"cid".into(), 10).await.expect("reads").remove(0);
+        assert!(kept.expires_ms <= now_ms() + HOUR.as_millis() as i64, "the ceiling holds");
+
+        let many: Vec<_> = (0..1500).map(|offset| entry("dan", offset, None)).collect();
+        assert_eq!(inbox.store(&many).await, Ok(vec![]));
+        let kept = offsets(inbox, "dan", usize::MAX).await;
+        assert!((200..=300).contains(&kept.len()), "bounded: {}", kept.len());
+        assert_eq!(kept.last().map(String::as_str), Some("push/0/1499"), "the newest stay");
+    }
+
+    fn config() -> Config {
+        Config { retention: HOUR, max_per_user: 200, ..Config::default() }
+    }
+
+    #[tokio::test]
+    async fn an_inbox_in_memory_behaves() {
+        inbox_behaves(&MemoryInbox::new(&config(), metrics())).await;
+    }
+
+    #[tokio::test]
+    async fn an_inbox_in_redis_behaves() {
+        let server = RedisServer::start().await;
+        inbox_behaves(&RedisInbox::new(server.client(), &config(), metrics())).await;
+        let Value::Int(left) = server.run(&["PTTL", "halley:inbox:ann"]).await else { panic!("no time") };
+        assert!((1..=3_600_000).contains(&left), "the key goes when nothing comes any more: {left}");
+    }
+
+    #[tokio::test]
+    async fn a_spoilt_inbox_harms_no_other() {
+        let server = RedisServer::start().await;
+        server.run(&["SET", "halley:inbox:bob", "spoilt"]).await;
+        let metrics = metrics();
+        let inbox = RedisInbox::new(server.client(), &config(), metrics.clone());
+        let entries = [entry("ann", 1, None), entry("bob", 1, None), entry("cid", 1, None)];
+        let not_stored = inbox.store(&entries).await.expect("Redis answers");
+        assert_eq!(not_stored.iter().map(|n| n.entry).collect::<Vec<_>>(), [1]);
+        assert!(not_stored[0].reason.contains("halley:inbox:bob"), "{}", not_stored[0].reason);
+        assert_eq!((metrics.stored.get(), metrics.not_stored.get()), (2, 1));
+        assert_eq!(offsets(&inbox, "cid", 10).await, ["push/0/1"]);
+        assert_eq!(offsets(&inbox, "bob", 10).await, [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_stored_while_redis_is_away() {
+        let mut server = RedisServer::away();
+        let inbox = RedisInbox::new(server.client(), &config(), metrics());
+        let entries = [entry("ann", 1, None)];
+        inbox.store(&entries).await.expect_err("nobody listens");
+        server.revive().await;
+        eventually("storing works again", async || inbox.store(&entries).await == Ok(vec![])).await;
+        assert_eq!(offsets(&inbox, "ann", 10).await, ["push/0/1"]);
+    }
+
+    #[test]
+    fn the_configuration_reads_as_it_is_documented() {
+        let text = r#"{ "default": "notify", "retention": "1d", "max_per_user": 5 }"#;
+        let config: Config = serde_json::from_str(text).expect("reads");
+        assert_eq!(config.disposition(), Disposition::Notify { channel: "default".to_owned() });
+        assert_eq!(config.retention(Some(HOUR)), HOUR);
+        assert_eq!(config.retention(Some(HOUR * 100)), HOUR * 24);
+        assert_eq!(config.notify_topic, "push.offline");
+    }
+}

@@ -1,0 +1,1 @@
+//! What every directory promises, run against memory and Redis.

@@ -1,0 +1,146 @@
+//! The directory inside the process: for the demo, `memory://` and tests.
+//!
+//! It holds the same three kinds of entry as Redis does (a room's members, a connection's
+//! comet and user, a user's connection), and answers the same.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{Directory, Found, Lookup, Unavailable};
+use crate::membership::{Connection, Membership};
+use crate::message::{CometAddr, ConnectionId, RoomId, UserId};
+
+/// The directory inside the process. Clones share their content.
+#[derive(Clone, Debug)]
+pub struct MemoryDirectory {
+    tables: Arc<Mutex<Tables>>,
+    check_online: bool,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    /// `room:connections`. Ordered, so that a demo shows the same thing every time.
+    rooms: HashMap<RoomId, BTreeSet<ConnectionId>>,
+    /// `connection:info`.
+    connections: HashMap<ConnectionId, (CometAddr, Option<UserId>)>,
+    /// `user:online`.
+    online: HashMap<UserId, ConnectionId>,
+    /// Plays that the directory cannot be read.
+    away: bool,
+}
+
+impl MemoryDirectory {
+    /// An empty directory. `check_online` as for Redis: connections whose user is not
+    /// registered as online are reported so.
+    pub fn new(check_online: bool) -> Self {
+        Self { tables: Arc::default(), check_online }
+    }
+
+    /// A user enters a room with a connection: all entries that a comet writes.
+    pub fn enter(&self, room: &str, connection: &str, user: &str, comet: &str) {
+        self.connect(connection, comet, Some(user));
+        self.join(room, connection);
+        self.online(user, connection);
+    }
+
+    /// Adds a connection to a room's members.
+    pub fn join(&self, room: &str, connection: &str) {
+        self.tables().rooms.entry(room.into()).or_default().insert(connection.into());
+    }
+
+    /// Takes a connection out of a room's members.
+    pub fn leave(&self, room: &str, connection: &str) {
+        let mut tables = self.tables();
+        let Some(members) = tables.rooms.get_mut(room) else { return };
+        members.remove(connection);
+        if members.is_empty() {
+            tables.rooms.remove(room);
+        }
+    }
+
+    /// Writes down which comet holds a connection, and whose it is.
+    pub fn connect(&self, connection: &str, comet: &str, user: Option<&str>) {
+        self.tables().connections.insert(connection.into(), (comet.into(), user.map(UserId::from)));
+    }
+
+    /// Forgets a connection; rooms that still list it have a stale member then.
+    pub fn disconnect(&self, connection: &str) {
+        self.tables().connections.remove(connection);
+    }
+
+    /// Registers a user as online with a connection.
+    pub fn online(&self, user: &str, connection: &str) {
+        self.tables().online.insert(user.into(), connection.into());
+    }
+
+    /// Registers a user as offline.
+    pub fn offline(&self, user: &str) {
+        self.tables().online.remove(user);
+    }
+
+    /// Plays that the directory is away, or back: look-ups fail while it is.
+    pub fn set_away(&self, away: bool) {
+        self.tables().away = away;
+    }
+
+    fn tables(&self) -> MutexGuard<'_, Tables> {
+        // No panic can leave the tables half-changed: every change is one call.
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Directory for MemoryDirectory {
+    async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable> {
+        let tables = self.tables();
+        if tables.away {
+            return Err(Unavailable::pretended("lookup"));
+        }
+        Ok(lookups.iter().map(|lookup| tables.find(lookup, self.check_online)).collect())
+    }
+
+    async fn check(&self) -> Result<String, Unavailable> {
+        match self.tables().away {
+            true => Err(Unavailable::pretended("check")),
+            false => Ok("memory".to_owned()),
+        }
+    }
+}
+
+impl Tables {
+    fn find(&self, lookup: &Lookup, check_online: bool) -> Found {
+        match lookup {
+            Lookup::Room(room) => {
+                let members = self.rooms.get(room);
+                let ids = || members.into_iter().flatten();
+                let connections: Vec<_> = ids().filter_map(|id| self.connection(id, check_online)).collect();
+                let stale = ids().count() - connections.len();
+                Found::Room(Membership::new(connections, stale))
+            }
+            Lookup::Key(key) => {
+                let direct = self.connection(&ConnectionId::from(key.clone()), check_online);
+                Found::Key(direct.or_else(|| self.of_user(&UserId::from(key.clone()))))
+            }
+        }
+    }
+
+    /// `None` when it is stale.
+    fn connection(&self, id: &ConnectionId, check_online: bool) -> Option<Connection> {
+        let (comet, user) = self.connections.get(id)?;
+        if id.is_empty() || comet.is_empty() {
+            return None;
+        }
+        let user = user.clone().filter(|user| !user.is_empty());
+        let is_online = user.as_ref().is_none_or(|user| self.online.contains_key(user));
+        Some(Connection { id: id.clone(), user, comet: comet.clone(), online: is_online || !check_online })
+    }
+
+    /// `None` when the user is not online, or has a connection that is stale or someone else's.
+    fn of_user(&self, user: &UserId) -> Option<Connection> {
+        let found = self.connection(self.online.get(user)?, false)?;
+        let own = found.user.as_ref().is_none_or(|owner| owner == user);
+        own.then(|| Connection { user: Some(user.clone()), ..found })
+    }
+}

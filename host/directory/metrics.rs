@@ -1,0 +1,89 @@
+//! What the directory counts, and warnings that do not flood the log.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// The directory's metrics.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Connections found in each room that was looked up.
+    pub(super) room_connections: Histogram,
+    /// Ids that lead to no connection.
+    pub(super) stale_members: Counter,
+    /// Keys that hold another type of value than comets write.
+    pub(super) wrong_type_keys: Counter,
+}
+
+impl Metrics {
+    /// Makes and registers them.
+    pub fn register(registry: &mut Registry) -> Self {
+        // 1, 2, 5 and so on to 100,000.
+        let buckets = (0..=5).flat_map(|power| [1.0, 2.0, 5.0].map(|n| n * 10f64.powi(power))).take(16);
+        let metrics = Self {
+            room_connections: Histogram::new(buckets),
+            stale_members: Counter::default(),
+            wrong_type_keys: Counter::default(),
+        };
+        registry.register(
+            "room_connection_count",
+            "Connections found in a room, for each room that was looked up",
+            metrics.room_connections.clone(),
+        );
+        registry.register(
+            "halley_directory_stale_members",
+            "Room members and user keys that led to no connection and were skipped",
+            metrics.stale_members.clone(),
+        );
+        registry.register(
+            "halley_directory_wrong_type_keys",
+            "Directory keys that held another type of value than comets write, and were skipped",
+            metrics.wrong_type_keys.clone(),
+        );
+        metrics
+    }
+}
+
+/// Lets one warning pass per interval.
+#[derive(Debug)]
+pub(super) struct Seldom {
+    started: Instant,
+    /// Milliseconds after `started` before which nothing passes.
+    quiet_until: AtomicU64,
+    interval: Duration,
+}
+
+impl Seldom {
+    pub(super) fn every(interval: Duration) -> Self {
+        Self { started: Instant::now(), quiet_until: AtomicU64::new(0), interval }
+    }
+
+    /// Whether this one may pass.
+    pub(super) fn now(&self) -> bool {
+        let now = self.started.elapsed().as_millis() as u64;
+        let quiet_until = self.quiet_until.load(Ordering::Relaxed);
+        if now < quiet_until {
+            return false;
+        }
+        let next = now + self.interval.as_millis() as u64;
+        self.quiet_until.compare_exchange(quiet_until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_warning_passes_per_interval() {
+        let hourly = Seldom::every(Duration::from_secs(3600));
+        assert!(hourly.now());
+        assert!(!hourly.now());
+        let always = Seldom::every(Duration::ZERO);
+        assert!(always.now());
+        assert!(always.now());
+    }
+}

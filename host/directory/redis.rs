@@ -1,0 +1,328 @@
+//! The directory in Redis, as DESIGN section 3 lays it out.
+//!
+//! All look-ups of a batch travel in one pipeline. One further round trip tells which of the
+//! users found are online and where the user keys' connections live. How rooms are read is
+//! found out by trying, again after every reconnect, and whenever the server changes its mind.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::{Cmd, Value};
+
+use super::metrics::Seldom;
+use super::reading::{self, Comets, Described, Reading, RoomMembers};
+use super::{Directory, Found, Lookup, Metrics, Unavailable};
+use crate::membership::{Connection, Membership};
+use crate::message::UserId;
+use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
+
+/// How many users one `MGET` asks for: long enough to be cheap, short enough not to hold up
+/// Redis' other clients.
+const USERS_AT_ONCE: usize = 1_000;
+
+/// The directory in Redis.
+#[derive(Debug)]
+pub struct RedisDirectory {
+    client: RedisClient,
+    check_online: bool,
+    metrics: Metrics,
+    /// How rooms are read, and the connection (its epoch) that this was found out on.
+    known: Mutex<Option<(u64, Reading)>>,
+    wrong_type_warning: Seldom,
+}
+
+/// What the first round trip tells about one look-up.
+enum First {
+    Room(RoomMembers),
+    Connection(Option<Described>),
+    /// The key is a user's, and this is the user's connection.
+    User {
+        user: UserId,
+        connection: String,
+    },
+}
+
+impl RedisDirectory {
+    /// Reads through this client. With `check_online`, connections whose user has no
+    /// `user:online` key are reported as not online; without it everyone is.
+    pub fn new(client: RedisClient, check_online: bool, metrics: Metrics) -> Self {
+        let wrong_type_warning = Seldom::every(Duration::from_secs(10));
+        Self { client, check_online, metrics, known: Mutex::new(None), wrong_type_warning }
+    }
+
+    /// How rooms are read from the server behind the present connection.
+    async fn reading(&self) -> Result<Reading, Unavailable> {
+        let epoch = self.client.scan_epoch();
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((at, reading)) = known
+            && at == epoch
+        {
+            return Ok(reading);
+        }
+        // No room has the empty id, so this reads nothing.
+        let replies = self.client.run_scan("probe", vec![reading::sort_ro("")]).await?;
+        let reading = match replies.first().and_then(refusal) {
+            None | Some(Refusal::WrongType) => Reading::SortRo,
+            Some(Refusal::Denied(reason) | Refusal::Other(reason)) => Reading::Members(reason),
+        };
+        self.learn(reading.clone());
+        Ok(reading)
+    }
+
+    fn learn(&self, reading: Reading) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = known.as_ref().is_none_or(|(_, before)| *before != reading);
+        if news {
+            tracing::info!("rooms in Redis at {} are read with {reading}", self.client.place());
+        }
+        *known = Some((self.client.scan_epoch(), reading));
+    }
+
+    /// The first round trip: rooms with their members, keys as connections and as users.
+    async fn first(&self, lookups: &[Lookup]) -> Result<Vec<First>, Unavailable> {
+        let has_rooms = lookups.iter().any(|lookup| matches!(lookup, Lookup::Room(_)));
+        if !has_rooms {
+            let replies =
+                self.client.run_small("get_connections", commands(lookups, reading::sort_ro)).await?;
+            return self.understand(lookups, replies, None);
+        }
+        if self.reading().await? == Reading::SortRo {
+            let commands = commands(lookups, reading::sort_ro);
+            let replies = self.client.run_scan("get_room_connections", commands).await?;
+            let Some(reason) = sort_refused(lookups, &replies) else {
+                return self.understand(lookups, replies, None);
+            };
+            // The server was replaced, or its ACL changed.
+            self.learn(Reading::Members(reason));
+        }
+        let commands = commands(lookups, reading::smembers);
+        let replies = self.client.run_scan("get_room_connections", commands).await?;
+        let infos = self.infos(lookups, &replies).await?;
+        self.understand(lookups, replies, Some(infos))
+    }
+
+    /// Without `SORT_RO`: what `connection:info` says of every member of every room, in order.
+    async fn infos(&self, lookups: &[Lookup], replies: &[Value]) -> Result<Vec<Value>, Unavailable> {
+        let mut commands = Vec::new();
+        for reply in room_replies(lookups, replies) {
+            if let Value::Array(ids) | Value::Set(ids) = reply {
+                commands.extend(ids.iter().map(|id| reading::connection_info(bytes(id))));
+            }
+        }
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.client.run_scan("get_connections", commands).await
+    }
+
+    /// Turns the first round trip's replies into what they say, look-up by look-up.
+    fn understand(
+        &self,
+        lookups: &[Lookup],
+        replies: Vec<Value>,
+        infos: Option<Vec<Value>>,
+    ) -> Result<Vec<First>, Unavailable> {
+        let mut comets = Comets::default();
+        let mut replies = replies.into_iter();
+        let mut infos = infos.map(Vec::into_iter);
+        let mut firsts = Vec::with_capacity(lookups.len());
+        for lookup in lookups {
+            let mut next = || replies.next().unwrap_or_default();
+            firsts.push(match lookup {
+                Lookup::Room(room) => {
+                    let reply = self.unless_refused(next(), || format!("room:connections:{room}"))?;
+                    First::Room(match &mut infos {
+                        None => reading::sorted_members(reply, &mut comets),
+                        Some(infos) => {
+                            let ids = elements(reply);
+                            let infos = infos.by_ref().take(ids.len());
+                            reading::described_members(ids, infos, &mut comets)
+                        }
+                    })
+                }
+                Lookup::Key(key) => {
+                    let info = self.unless_refused(next(), || format!("connection:info:{key}"))?;
+                    let online = self.unless_refused(next(), || format!("user:online:{key}"))?;
+                    match reading::described(key, info, &mut comets) {
+                        Some(connection) => First::Connection(Some(connection)),
+                        None => as_user(key, online),
+                    }
+                }
+            });
+        }
+        Ok(firsts)
+    }
+
+    /// The value, or nil for a key of the wrong type: one bad key must not fail the others.
+    fn unless_refused(&self, value: Value, key: impl Fn() -> String) -> Result<Value, Unavailable> {
+        match refusal(&value) {
+            None => Ok(value),
+            Some(Refusal::WrongType) => {
+                self.metrics.wrong_type_keys.inc();
+                if self.wrong_type_warning.now() {
+                    let (key, place) = (key(), self.client.place());
+                    tracing::warn!(
+                        "`{key}` in Redis at {place} has the wrong type and is skipped; delete it"
+                    );
+                }
+                Ok(Value::Nil)
+            }
+            Some(Refusal::Denied(said) | Refusal::Other(said)) => {
+                Err(self.client.denied("lookup", format!("{said} (`{}`)", key())))
+            }
+        }
+    }
+
+    /// The second round trip: who is not online, and where the users' connections live.
+    async fn second(&self, firsts: &[First]) -> Result<Second, Unavailable> {
+        let users = if self.check_online { users(firsts) } else { Vec::new() };
+        let mut commands: Vec<Cmd> = users.chunks(USERS_AT_ONCE).map(reading::users_online).collect();
+        let questions = commands.len();
+        for first in firsts {
+            if let First::User { connection, .. } = first {
+                commands.push(reading::connection_info(connection.as_bytes()));
+            }
+        }
+        let operation = if questions > 0 { "get_users_online" } else { "get_connections" };
+        let has_rooms = firsts.iter().any(|first| matches!(first, First::Room(_)));
+        let mut replies = match (commands.is_empty(), has_rooms) {
+            (true, _) => Vec::new(),
+            (false, true) => self.client.run_scan(operation, commands).await?,
+            (false, false) => self.client.run_small(operation, commands).await?,
+        };
+        let infos = replies.split_off(questions.min(replies.len()));
+        Ok(Second { not_online: self.not_online(users, replies)?, infos: infos.into_iter() })
+    }
+
+    fn not_online(&self, users: Vec<UserId>, replies: Vec<Value>) -> Result<HashSet<UserId>, Unavailable> {
+        let mut answers = Vec::with_capacity(users.len());
+        for reply in replies {
+            answers.extend(elements(self.unless_refused(reply, || "user:online:*".to_owned())?));
+        }
+        let absent = users.into_iter().zip(answers).filter(|(_, answer)| *answer == Value::Nil);
+        Ok(absent.map(|(user, _)| user).collect())
+    }
+
+    /// Puts both round trips together.
+    fn found(&self, first: First, second: &mut Second) -> Found {
+        match first {
+            First::Room(members) => {
+                self.metrics.stale_members.inc_by(members.stale as u64);
+                self.metrics.room_connections.observe(members.connections.len() as f64);
+                let connections = members.connections.into_iter().map(|found| second.checked(found));
+                Found::Room(Membership::new(connections, members.stale))
+            }
+            First::Connection(found) => Found::Key(found.map(|found| second.checked(found))),
+            First::User { user, connection } => {
+                let info = second.infos.next().unwrap_or_default();
+                let found = reading::described(&connection, info, &mut Comets::default());
+                // A connection that has become another user's must not get this one's messages.
+                let own = found.filter(|found| found.user.as_ref().is_none_or(|owner| *owner == user));
+                if own.is_none() {
+                    self.metrics.stale_members.inc();
+                }
+                let Some(Described { id, comet, .. }) = own else { return Found::Key(None) };
+                Found::Key(Some(Connection { id, user: Some(user), comet, online: true }))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Directory for RedisDirectory {
+    async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable> {
+        if lookups.is_empty() {
+            return Ok(Vec::new());
+        }
+        let firsts = self.first(lookups).await?;
+        let mut second = self.second(&firsts).await?;
+        Ok(firsts.into_iter().map(|first| self.found(first, &mut second)).collect())
+    }
+
+    async fn check(&self) -> Result<String, Unavailable> {
+        self.client.ping().await?;
+        Ok(self.reading().await?.to_string())
+    }
+}
+
+/// What the second round trip tells.
+struct Second {
+    not_online: HashSet<UserId>,
+    /// One for each [`First::User`], in order.
+    infos: std::vec::IntoIter<Value>,
+}
+
+impl Second {
+    fn checked(&self, found: Described) -> Connection {
+        let Described { id, comet, user } = found;
+        let online = user.as_ref().is_none_or(|user| !self.not_online.contains(user));
+        Connection { id, user, comet, online }
+    }
+}
+
+/// One command for a room, two for a key.
+fn commands(lookups: &[Lookup], room: fn(&str) -> Cmd) -> Vec<Cmd> {
+    let mut commands = Vec::with_capacity(lookups.len());
+    for lookup in lookups {
+        match lookup {
+            Lookup::Room(id) => commands.push(room(id.as_str())),
+            Lookup::Key(key) => {
+                commands.push(reading::connection_info(key.as_bytes()));
+                commands.push(reading::user_online(key));
+            }
+        }
+    }
+    commands
+}
+
+/// The replies that belong to rooms among the replies to [`commands`].
+fn room_replies<'a>(lookups: &'a [Lookup], replies: &'a [Value]) -> impl Iterator<Item = &'a Value> {
+    let mut replies = replies.iter();
+    lookups.iter().filter_map(move |lookup| match lookup {
+        Lookup::Room(_) => replies.next(),
+        Lookup::Key(_) => {
+            replies.next();
+            replies.next();
+            None
+        }
+    })
+}
+
+/// The server's words when it will not do `SORT_RO` itself, whatever the key.
+fn sort_refused(lookups: &[Lookup], replies: &[Value]) -> Option<String> {
+    room_replies(lookups, replies).find_map(|reply| match refusal(reply) {
+        Some(Refusal::Denied(said) | Refusal::Other(said)) => Some(said),
+        Some(Refusal::WrongType) | None => None,
+    })
+}
+
+/// A key that is no connection may be a user: one who is online names a connection.
+fn as_user(key: &str, online: Value) -> First {
+    match text(online).filled() {
+        Some(connection) => First::User { user: key.into(), connection },
+        None => First::Connection(None),
+    }
+}
+
+/// Everyone whose presence is to be checked, each once.
+fn users(firsts: &[First]) -> Vec<UserId> {
+    let mut users = HashSet::new();
+    for first in firsts {
+        match first {
+            First::Room(members) => users.extend(members.connections.iter().filter_map(|c| c.user.clone())),
+            First::Connection(found) => users.extend(found.iter().filter_map(|c| c.user.clone())),
+            First::User { .. } => {}
+        }
+    }
+    users.into_iter().collect()
+}
+
+fn bytes(value: &Value) -> &[u8] {
+    match value {
+        Value::BulkString(bytes) => bytes,
+        Value::SimpleString(text) => text.as_bytes(),
+        _ => b"",
+    }
+}

@@ -1,0 +1,63 @@
+//! Claims in Redis, shared by all gateways: one pipelined round trip for a batch.
+
+use async_trait::async_trait;
+use redis::{Cmd, Value};
+
+use super::{Claim, Guards, Unavailable};
+use crate::redis_client::{RedisClient, Refusal, refusal};
+
+/// Claims under `<prefix>guard:` in Redis. A key's value is the id of the message that made
+/// the claim.
+#[derive(Debug, Clone)]
+pub struct RedisGuards {
+    client: RedisClient,
+}
+
+impl RedisGuards {
+    /// Guards through this client.
+    pub fn new(client: RedisClient) -> Self {
+        Self { client }
+    }
+
+    fn key(&self, claim: &Claim) -> String {
+        format!("{}guard:{}", self.client.prefix(), claim.key)
+    }
+
+    fn decide(&self, claim: &Claim, set: &Value, owner: &Value) -> Result<bool, Unavailable> {
+        if let Some(Refusal::Denied(said) | Refusal::Other(said)) = refusal(set).or_else(|| refusal(owner)) {
+            return Err(self.client.denied("claim_guards", said));
+        }
+        Ok(match (set, owner) {
+            (Value::Okay, _) => true,
+            (_, Value::BulkString(id)) => id.as_slice() == claim.message.as_str().as_bytes(),
+            // The claim ran out between the two commands, or the key is nobody's claim.
+            _ => true,
+        })
+    }
+}
+
+#[async_trait]
+impl Guards for RedisGuards {
+    async fn claim(&self, claims: &[Claim]) -> Result<Vec<bool>, Unavailable> {
+        if claims.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut commands = Vec::with_capacity(claims.len() * 2);
+        for claim in claims {
+            let key = self.key(claim);
+            commands.push(set_if_absent(&key, claim));
+            let mut get = redis::cmd("GET");
+            get.arg(key);
+            commands.push(get);
+        }
+        let replies = self.client.run_small("claim_guards", commands).await?;
+        let pairs = claims.iter().zip(replies.chunks(2));
+        pairs.map(|(claim, pair)| self.decide(claim, &pair[0], &pair[pair.len() - 1])).collect()
+    }
+}
+
+fn set_if_absent(key: &str, claim: &Claim) -> Cmd {
+    let mut command = redis::cmd("SET");
+    command.arg(key).arg(claim.message.as_str()).arg("NX").arg("PX").arg(claim.millis());
+    command
+}

@@ -1,0 +1,91 @@
+//! Inboxes inside the process: for the demo, `memory://` and tests.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, now_ms};
+use crate::message::UserId;
+
+/// How many users have an inbox; beyond it the inbox that was made first is forgotten.
+const MAX_USERS: usize = 100_000;
+
+/// Inboxes in memory, bounded in users and in messages for each.
+#[derive(Debug)]
+pub struct MemoryInbox {
+    config: Config,
+    metrics: Metrics,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    inboxes: HashMap<UserId, VecDeque<Kept>>,
+    /// The users in the order in which their inboxes were made.
+    order: VecDeque<UserId>,
+}
+
+impl MemoryInbox {
+    /// Empty inboxes.
+    pub fn new(config: &Config, metrics: Metrics) -> Self {
+        Self { config: config.clone(), metrics, table: Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl Inbox for MemoryInbox {
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unavailable> {
+        let now = now_ms();
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        for entry in entries {
+            let kept = Kept::new(&entry.message, now, self.config.retention(entry.retention));
+            let inbox = table.inbox(&entry.user, MAX_USERS);
+            inbox.push_back(kept);
+            while inbox.len() > self.config.max_per_user {
+                inbox.pop_front();
+            }
+        }
+        self.metrics.stored.inc_by(entries.len() as u64);
+        Ok(Vec::new())
+    }
+
+    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<Kept>, Unavailable> {
+        let now = now_ms();
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = HashSet::new();
+        let kept = table.inboxes.get(user).into_iter().flatten();
+        let valid = kept.filter(|kept| kept.expires_ms > now && seen.insert(kept.id.clone()));
+        Ok(valid.take(limit).cloned().collect())
+    }
+}
+
+impl Table {
+    fn inbox(&mut self, user: &UserId, max_users: usize) -> &mut VecDeque<Kept> {
+        if !self.inboxes.contains_key(user) {
+            self.order.push_back(user.clone());
+            while self.order.len() > max_users
+                && let Some(first) = self.order.pop_front()
+            {
+                self.inboxes.remove(&first);
+            }
+        }
+        self.inboxes.entry(user.clone()).or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_inboxes_is_bounded() {
+        let mut table = Table::default();
+        for number in 0..10 {
+            table.inbox(&format!("user-{number}").into(), 3);
+        }
+        table.inbox(&"user-8".into(), 3);
+        assert_eq!((table.inboxes.len(), table.order.len()), (3, 3));
+        assert!(table.inboxes.contains_key("user-9"));
+    }
+}

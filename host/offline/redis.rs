@@ -1,0 +1,177 @@
+//! Inboxes in Redis: a stream for each user.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use redis::{Cmd, Value};
+
+use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, now_ms};
+use crate::message::UserId;
+use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
+
+/// Commands per entry: append, trim by age, let the key expire.
+const COMMANDS: usize = 3;
+/// How many entries one `XRANGE` reads.
+const PAGE: usize = 500;
+/// Commands in one pipeline, so that large fan-outs do not hold up guards and look-ups.
+const ENTRIES_AT_ONCE: usize = 1_000 / COMMANDS;
+
+/// A stream `<prefix>inbox:{user}` for each user, with the fields `id` (message id), `op`
+/// (operation), `room` (when there is one), `body` (as it came), `ts` (when it was sent) and
+/// `expires`, both in milliseconds since 1970. The stream is trimmed to its maximal length and
+/// age, and goes when nothing was stored for the longest retention.
+///
+/// Readers leave out entries that have expired and repeats of an `id`.
+#[derive(Debug, Clone)]
+pub struct RedisInbox {
+    client: RedisClient,
+    config: Config,
+    metrics: Metrics,
+}
+
+impl RedisInbox {
+    /// Inboxes through this client.
+    pub fn new(client: RedisClient, config: &Config, metrics: Metrics) -> Self {
+        Self { client, config: config.clone(), metrics }
+    }
+
+    fn key(&self, user: &UserId) -> String {
+        format!("{}inbox:{user}", self.client.prefix())
+    }
+
+    fn commands(&self, entry: &InboxEntry, now: i64) -> [Cmd; COMMANDS] {
+        let key = self.key(&entry.user);
+        let longest = millis(self.config.retention);
+        let kept = Kept::new(&entry.message, now, self.config.retention(entry.retention));
+        let mut trim = redis::cmd("XTRIM");
+        trim.arg(&key).arg("MINID").arg("~").arg(now.saturating_sub(longest).max(0));
+        let mut expire = redis::cmd("PEXPIRE");
+        expire.arg(&key).arg(longest.max(1));
+        [append(&key, &kept, self.config.max_per_user), trim, expire]
+    }
+
+    /// Why an entry was not stored, from the reply to its append.
+    fn outcome(&self, entry: &InboxEntry, appended: &Value) -> Result<Option<String>, Unavailable> {
+        match refusal(appended) {
+            None => Ok(None),
+            Some(Refusal::Denied(said)) => Err(self.client.denied("store_offline", said)),
+            Some(Refusal::WrongType) => {
+                Ok(Some(format!("`{}` in Redis is not a stream; delete it", self.key(&entry.user))))
+            }
+            Some(Refusal::Other(said)) => Ok(Some(format!("`{}` in Redis: {said}", self.key(&entry.user)))),
+        }
+    }
+
+    fn report(&self, entries: usize, not_stored: &[NotStored]) {
+        self.metrics.stored.inc_by((entries - not_stored.len()) as u64);
+        self.metrics.not_stored.inc_by(not_stored.len() as u64);
+        if let Some(first) = not_stored.first() {
+            let count = not_stored.len();
+            tracing::error!(count, "messages for users who are away cannot be stored: {}", first.reason);
+        }
+    }
+}
+
+#[async_trait]
+impl Inbox for RedisInbox {
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unavailable> {
+        let mut not_stored = Vec::new();
+        let mut index = 0;
+        for chunk in entries.chunks(ENTRIES_AT_ONCE) {
+            let now = now_ms();
+            let commands = chunk.iter().flat_map(|entry| self.commands(entry, now)).collect();
+            let replies = self.client.run_small("store_offline", commands).await?;
+            for (entry, replies) in chunk.iter().zip(replies.chunks(COMMANDS)) {
+                if let Some(reason) = self.outcome(entry, &replies[0])? {
+                    not_stored.push(NotStored { entry: index, reason });
+                }
+                index += 1;
+            }
+        }
+        self.report(entries.len(), &not_stored);
+        Ok(not_stored)
+    }
+
+    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<Kept>, Unavailable> {
+        let key = self.key(user);
+        let (mut found, mut seen, mut start) = (Vec::new(), HashSet::new(), "-".to_owned());
+        loop {
+            let reply = self.client.run_small("read_offline", vec![page(&key, &start)]).await?.pop();
+            let reply = reply.unwrap_or_default();
+            if let Some(Refusal::Denied(said) | Refusal::Other(said)) = refusal(&reply) {
+                return Err(self.client.denied("read_offline", said));
+            }
+            let entries = elements(reply);
+            let (count, now) = (entries.len(), now_ms());
+            for entry in entries {
+                let mut parts = elements(entry).into_iter();
+                let Some(at) = parts.next().and_then(|at| text(at).filled()) else { continue };
+                start = format!("({at}");
+                let kept = parts.next().and_then(kept).filter(|kept| kept.expires_ms > now);
+                found.extend(kept.filter(|kept| seen.insert(kept.id.clone())));
+            }
+            if count < PAGE || found.len() >= limit {
+                found.truncate(limit);
+                return Ok(found);
+            }
+        }
+    }
+}
+
+fn append(key: &str, kept: &Kept, max_per_user: usize) -> Cmd {
+    let mut command = redis::cmd("XADD");
+    command.arg(key).arg("MAXLEN").arg("~").arg(max_per_user).arg("*");
+    command.arg("id").arg(kept.id.as_str()).arg("op").arg(kept.operation);
+    if let Some(room) = &kept.room {
+        command.arg("room").arg(room.as_str());
+    }
+    command.arg("body").arg(&kept.body[..]).arg("ts").arg(kept.sent_ms).arg("expires").arg(kept.expires_ms);
+    command
+}
+
+fn page(key: &str, start: &str) -> Cmd {
+    let mut command = redis::cmd("XRANGE");
+    command.arg(key).arg(start).arg("+").arg("COUNT").arg(PAGE);
+    command
+}
+
+/// Reads the fields of an entry; `None` when Halley did not write it.
+fn kept(fields: Value) -> Option<Kept> {
+    let (mut id, mut operation, mut room, mut body) = (None, None, None, None);
+    let (mut sent_ms, mut expires_ms) = (None, None);
+    let mut values = elements(fields).into_iter();
+    while let (Some(name), Some(value)) = (values.next(), values.next()) {
+        match text(name).filled()?.as_str() {
+            "body" => body = bytes(value),
+            "id" => id = text(value).filled(),
+            "room" => room = text(value).filled(),
+            "op" => operation = text(value).filled()?.parse().ok(),
+            "ts" => sent_ms = text(value).filled()?.parse().ok(),
+            "expires" => expires_ms = text(value).filled()?.parse().ok(),
+            _ => {}
+        }
+    }
+    Some(Kept {
+        id: id?.into(),
+        operation: operation?,
+        room: room.map(Into::into),
+        body: body?,
+        sent_ms: sent_ms?,
+        expires_ms: expires_ms?,
+    })
+}
+
+fn bytes(value: Value) -> Option<Bytes> {
+    match value {
+        Value::BulkString(bytes) => Some(bytes.into()),
+        _ => None,
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    // A century: Redis refuses times that overflow when added to now.
+    const LONGEST: u128 = 100 * 365 * 24 * 3600 * 1000;
+    duration.as_millis().min(LONGEST) as i64
+}

@@ -1,0 +1,91 @@
+//! Reading replies: what is text, what is absent, what is a refusal.
+//!
+//! Names of rooms, users, connections and comets are UTF-8 in Halley. Bytes that are not are
+//! reported as such, so that callers can skip and count them.
+
+use redis::{ServerErrorKind, Value};
+
+use super::unavailable::Trouble;
+
+/// One string out of a reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Texts {
+    /// Nil, or not a string at all.
+    Absent,
+    /// UTF-8, perhaps empty.
+    Text(String),
+    /// Bytes that are not UTF-8.
+    NotUtf8,
+}
+
+impl Texts {
+    /// The text, when there is some and it is not empty.
+    pub fn filled(self) -> Option<String> {
+        match self {
+            Self::Text(text) if !text.is_empty() => Some(text),
+            Self::Text(_) | Self::Absent | Self::NotUtf8 => None,
+        }
+    }
+}
+
+/// Reads a reply as one string.
+pub fn text(value: Value) -> Texts {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8(bytes).map_or(Texts::NotUtf8, Texts::Text),
+        Value::SimpleString(text) => Texts::Text(text),
+        Value::Okay => Texts::Text("OK".to_owned()),
+        Value::Int(number) => Texts::Text(number.to_string()),
+        _ => Texts::Absent,
+    }
+}
+
+/// Reads a reply as a list; whatever is no list is an empty one.
+pub fn elements(value: Value) -> Vec<Value> {
+    match value {
+        Value::Array(values) | Value::Set(values) => values,
+        _ => Vec::new(),
+    }
+}
+
+/// Why the server did not carry out one command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// The key holds another type of value.
+    WrongType,
+    /// The user's ACL forbids it.
+    Denied(String),
+    /// Anything else that is the command's fault: unknown to this version, bad syntax.
+    Other(String),
+}
+
+/// Whether a reply is a refusal, and which.
+pub fn refusal(value: &Value) -> Option<Refusal> {
+    let Value::ServerError(error) = value else { return None };
+    let said = format!("{} {}", error.code(), error.details().unwrap_or_default());
+    Some(match error.code() {
+        "WRONGTYPE" => Refusal::WrongType,
+        "NOPERM" => Refusal::Denied(said),
+        _ if said.contains("insufficient ACL permissions") => Refusal::Denied(said),
+        _ => Refusal::Other(said),
+    })
+}
+
+/// Whether a reply says that the server as a whole cannot serve now.
+pub(crate) fn trouble(value: &Value) -> Option<(Trouble, String)> {
+    let Value::ServerError(error) = value else { return None };
+    let trouble = match error.code() {
+        "NOAUTH" | "WRONGPASS" => Trouble::Denied,
+        "BUSY" | "OOM" | "MISCONF" | "NOREPLICAS" | "UNBLOCKED" | "MOVED" | "ASK" => Trouble::NotReady,
+        _ => match error.kind() {
+            Some(
+                ServerErrorKind::BusyLoading
+                | ServerErrorKind::ReadOnly
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::TryAgain
+                | ServerErrorKind::ClusterDown,
+            ) => Trouble::NotReady,
+            _ => return None,
+        },
+    };
+    Some((trouble, format!("{} {}", error.code(), error.details().unwrap_or_default())))
+}
