@@ -68,23 +68,25 @@ impl Storage {
     pub fn open(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
         if config.redis.is_memory() {
             let directory = MemoryDirectory::new(config.routing.check_online);
-            return Ok(Self::memory(directory, config));
+            return Ok(Self::memory(directory, config, registry));
         }
         let client = RedisClient::new(&config.redis, redis_client::Metrics::register(registry))?;
         let metrics = directory::Metrics::register(registry);
+        let inbox_metrics = offline::Metrics::register(registry);
         Ok(Self {
             directory: Arc::new(RedisDirectory::new(client.clone(), config.routing.check_online, metrics)),
             guards: Arc::new(RedisGuards::new(client.clone())),
-            inbox: Arc::new(RedisInbox::new(client, &config.offline)),
+            inbox: Arc::new(RedisInbox::new(client, &config.offline, inbox_metrics)),
         })
     }
 
     /// Everything in memory, around this directory.
-    pub fn memory(directory: MemoryDirectory, config: &Config) -> Self {
+    pub fn memory(directory: MemoryDirectory, config: &Config, registry: &mut Registry) -> Self {
+        let inbox_metrics = offline::Metrics::register(registry);
         Self {
             directory: Arc::new(directory),
-            guards: Arc::new(MemoryGuards::default()),
-            inbox: Arc::new(MemoryInbox::new(&config.offline)),
+            guards: Arc::new(MemoryGuards::new(MEMORY_GUARDS)),
+            inbox: Arc::new(MemoryInbox::new(&config.offline, inbox_metrics)),
         }
     }
 }
@@ -106,6 +108,9 @@ pub struct Handle {
     directory: watch::Receiver<Option<String>>,
     stopping: Arc<AtomicBool>,
 }
+
+/// How many claims `memory://` remembers.
+const MEMORY_GUARDS: usize = 100_000;
 
 /// How often the directory is asked whether it is there.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -208,7 +213,11 @@ fn build_pipeline(
         comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
     Ok(Pipeline {
         policies,
-        resolver: Resolver::new(Arc::clone(&storage.directory), &config.routing),
+        resolver: Resolver::new(
+            Arc::clone(&storage.directory),
+            &config.routing,
+            directory::CacheMetrics::register(registry),
+        ),
         guards: Arc::clone(&storage.guards),
         fleet: Fleet::start(&config.comets, timing, comets::Metrics::register(registry)),
         inbox: Arc::clone(&storage.inbox),

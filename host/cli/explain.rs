@@ -10,6 +10,7 @@ use prometheus_client::registry::Registry;
 use crate::cli::{ConfigArgs, MISTAKE, SUCCESS, fail, print, runtime};
 use crate::comets::{self, Fleet};
 use crate::config::Config;
+use crate::directory::CacheMetrics;
 use crate::gateway::Storage;
 use crate::message::{Audience, Header, Message, Origin, Record, encode};
 use crate::pipeline::{Explanation, Resolver, explain};
@@ -130,7 +131,7 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
     let timing =
         comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
     let fleet = Fleet::start(&config.comets, timing, comets::Metrics::register(&mut registry));
-    let resolver = Resolver::new(storage.directory, &config.routing);
+    let resolver = Resolver::new(storage.directory, &config.routing, CacheMetrics::register(&mut registry));
     let mut chain = policies.current().chain();
     explain(message, &resolver, &mut chain, &fleet, &config.offline).await
 }

@@ -9,6 +9,7 @@
 //! decides.
 
 mod memory;
+mod notify;
 mod redis;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::decision::Disposition;
 use crate::message::{Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::Unavailable;
 pub use memory::MemoryInbox;
+pub use notify::Notifier;
 pub use redis::RedisInbox;
 
 /// The `[offline]` section.
@@ -66,6 +68,21 @@ impl Default for Config {
 }
 
 impl Config {
+    /// What is wrong with the values, one sentence for each mistake.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.retention.is_zero() {
+            problems.push("`offline.retention` is zero; use `default = \"drop\"` to keep nothing".to_owned());
+        }
+        if self.max_per_user == 0 {
+            problems.push("`offline.max_per_user` is 0; use `default = \"drop\"` to keep nothing".to_owned());
+        }
+        if self.notify_topic.is_empty() {
+            problems.push("`offline.notify_topic` is empty; a policy may want to notify at any time".to_owned());
+        }
+        problems
+    }
+
     /// The default as a disposition.
     pub fn disposition(&self) -> Disposition {
         match self.default {

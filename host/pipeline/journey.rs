@@ -14,7 +14,7 @@ use crate::comets::{Delivered, Receipt};
 use crate::dead_letter::{Reason, Stage};
 use crate::decision::{Absent, Cause, Disposition, PluginVersion};
 use crate::message::{CometAddr, Message, Record};
-use crate::offline::{InboxEntry, Stored};
+use crate::offline::InboxEntry;
 use crate::offsets::Ticket;
 use crate::pipeline::Pipeline;
 use crate::pipeline::chain::BatchChain;
@@ -181,6 +181,7 @@ impl Journey {
     async fn offline(&mut self, absent: &[Absent]) -> Result<Option<Reason>, Abandoned> {
         let since = Instant::now();
         let Some(message) = self.story.message.clone() else { return Ok(None) };
+        let message = Arc::new(message);
         self.story.tally.offline = absent.len();
         let dispositions = self.decide(&message, absent).await?;
 
@@ -189,7 +190,8 @@ impl Journey {
             match disposition {
                 Disposition::Drop => self.story.tally.dropped += 1,
                 Disposition::Store { retention } => {
-                    store.push(InboxEntry { user: absent.user.clone(), message: &message, retention });
+                    let (user, message) = (absent.user.clone(), Arc::clone(&message));
+                    store.push(InboxEntry { user, message, retention });
                 }
                 Disposition::Notify { channel } => notify.push((absent, channel)),
             }
@@ -225,12 +227,12 @@ impl Journey {
     }
 
     /// Stores what is to be stored; returns how many entries can never be.
-    async fn store(&mut self, entries: &[InboxEntry<'_>]) -> Result<usize, Abandoned> {
+    async fn store(&mut self, entries: &[InboxEntry]) -> Result<usize, Abandoned> {
         if entries.is_empty() {
             return Ok(0);
         }
-        let stored = persist("offline inboxes", &self.abandon, || self.pipeline.inbox.store(entries)).await?;
-        let lost = stored.iter().filter(|stored| matches!(stored, Stored::Refused(_))).count();
+        let store = || self.pipeline.inbox.store(entries);
+        let lost = persist("offline inboxes", &self.abandon, store).await?.len();
         self.story.tally.stored = entries.len() - lost;
         self.story.tally.failed += lost;
         Ok(lost)

@@ -35,6 +35,7 @@ use tracing::debug;
 use crate::comets::Fleet;
 use crate::consumer::Feed;
 use crate::dead_letter::DeadLetters;
+use crate::directory::CacheConfig;
 use crate::guard::Guards;
 use crate::offline::{self, Inbox, Notifier};
 use crate::policy::Policies;
@@ -64,24 +65,13 @@ pub struct RoutingConfig {
     pub rooms: Rooms,
     /// Whether a user without `user:online` counts as offline. Needs comets that renew it.
     pub check_online: bool,
-    /// How long a resolved room is used again. Zero looks every batch up anew.
-    #[serde(with = "humantime_serde")]
-    pub cache_ttl: Duration,
-    /// How many rooms are kept resolved.
-    pub cache_rooms: usize,
-    /// How many connections the kept rooms may have together.
-    pub cache_connections: usize,
+    /// For how long, and for how many rooms, what was resolved is used again.
+    pub cache: CacheConfig,
 }
 
 impl Default for RoutingConfig {
     fn default() -> Self {
-        Self {
-            rooms: Rooms::Directory,
-            check_online: true,
-            cache_ttl: Duration::from_secs(1),
-            cache_rooms: 10_000,
-            cache_connections: 2_000_000,
-        }
+        Self { rooms: Rooms::Directory, check_online: true, cache: CacheConfig::default() }
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) async fn persist<T, E: Display, F: Future<Output = Result<T, E>>>(
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn it_tries_until_it_works() {
         let mut left = 3;
         let attempt = || {
@@ -70,7 +70,7 @@ mod tests {
         assert_eq!(persist("test", &CancellationToken::new(), attempt).await, Ok("done"));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn it_ends_when_the_partition_is_abandoned() {
         let abandon = CancellationToken::new();
         let attempt = || {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use crate::decision::Overrides;
-use crate::directory::{Claim, Directory, Found, Lookup, Permit, RouteCache, Waiter};
+use crate::directory::{CacheMetrics, Claim, Directory, Found, Lookup, Permit, RouteCache, Waiter};
 use crate::membership::{Connection, Grouping};
 use crate::message::{Audience, CometAddr, Message, RoomId, Target};
 use crate::pipeline::chain::BatchChain;
@@ -41,8 +41,8 @@ impl Resolved {
 
 impl Resolver {
     /// A resolver over this directory.
-    pub fn new(directory: Arc<dyn Directory>, config: &RoutingConfig) -> Self {
-        let routes = RouteCache::new(config.cache_rooms, config.cache_connections, config.cache_ttl);
+    pub fn new(directory: Arc<dyn Directory>, config: &RoutingConfig, metrics: CacheMetrics) -> Self {
+        let routes = RouteCache::new(&config.cache, metrics);
         Self { directory, routes, rooms: config.rooms }
     }
 

@@ -60,16 +60,17 @@ impl World {
         config.comets.nodes = comets.addresses.iter().map(ToString::to_string).collect();
         let directory = MemoryDirectory::new(true);
         for (room, user, comet, online) in PEOPLE {
-            directory.join(room, &connection_of(user), user, &comets.addresses[comet]);
-            if online {
-                directory.online(user, &connection_of(user));
+            directory.enter(room, &connection_of(user), user, comets.addresses[comet].as_str());
+            if !online {
+                directory.offline(user);
             }
         }
         let parts = config.gateway()?;
-        let storage = Storage::memory(directory, &parts);
+        let mut registry = Registry::default();
+        let storage = Storage::memory(directory, &parts, &mut registry);
         let inbox = Arc::clone(&storage.inbox);
         let sources = config.sources(Some(folder.config()));
-        let running = Gateway::start_with(&parts, sources, storage, Registry::default())?;
+        let running = Gateway::start_with(&parts, sources, storage, registry)?;
         let gateway = running.handle();
 
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());

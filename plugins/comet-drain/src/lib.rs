@@ -22,7 +22,7 @@
 //!   does not hold the connections cannot deliver to them: do not redirect to just any other.
 //!
 //! Only room messages are regrouped; the drain takes effect for a room when its route is
-//! resolved next, which is within `[routing] cache_ttl` and at once on a hot swap.
+//! resolved next, which is within `[routing.cache] max_age` and at once on a hot swap.
 
 use halley_plugin::prelude::*;
 
