@@ -26,3 +26,6 @@ pub use policies::{PluginState, PluginStatus, Policies, Refusal, Status};
 pub use runtime::Runtime;
 pub use set::{Generation, PolicySet, Problem, Refused};
 pub use watch::{Sources, watch};
+
+#[cfg(test)]
+mod tests;

@@ -78,3 +78,68 @@ fn forbid_waiting(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     linker.allow_shadowing(false);
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
+
+    use prometheus_client::registry::Registry;
+    use wasmtime::Store;
+    use wasmtime::component::Component;
+
+    use super::*;
+    use crate::decision::PluginVersion;
+    use crate::policy::host::Services;
+    use crate::policy::ticker::ticks;
+
+    /// Runs a component's start functions; the error it ends with.
+    fn error_at_start(wat: &str) -> String {
+        let runtime = Runtime::new(&mut Registry::default()).unwrap();
+        let version = PluginVersion { name: "p".into(), hash: "0".into() };
+        let metrics = runtime.metrics.plugin(&version);
+        let services = Services::new(version, "{}".into(), metrics, runtime.states.of("p"));
+        let mut store = Store::new(&runtime.engine, HostState::new(Arc::new(services), 1 << 20));
+        store.set_epoch_deadline(ticks(Duration::from_secs(1)));
+        let component = Component::new(&runtime.engine, wat::parse_str(wat).unwrap()).unwrap();
+        let result = runtime.linker.instantiate(&mut store, &component);
+        format!("{:#}", result.err().expect("it is stopped"))
+    }
+
+    #[test]
+    fn a_guest_cannot_wait_in_the_host() {
+        let begun = Instant::now();
+        let error = error_at_start(
+            r#"(component
+                (import "wasi:io/poll@0.2.0" (instance $poll
+                    (export "pollable" (type $pollable (sub resource)))
+                    (export "[method]pollable.block" (func (param "self" (borrow $pollable))))))
+                (alias export $poll "pollable" (type $pollable))
+                (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+                    (alias outer 1 $pollable (type $outer))
+                    (export "pollable" (type $pollable (eq $outer)))
+                    (export "subscribe-duration" (func (param "when" u64) (result (own $pollable))))))
+                (core func $subscribe (canon lower (func $clock "subscribe-duration")))
+                (core func $block (canon lower (func $poll "[method]pollable.block")))
+                (core module $waiter
+                    (import "" "subscribe" (func $subscribe (param i64) (result i32)))
+                    (import "" "block" (func $block (param i32)))
+                    (func $start (call $block (call $subscribe (i64.const 3600000000000))))
+                    (start $start))
+                (core instance (instantiate $waiter (with "" (instance
+                    (export "subscribe" (func $subscribe)) (export "block" (func $block)))))))"#,
+        );
+        assert!(error.contains(CANNOT_WAIT), "{error}");
+        assert!(begun.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn an_endless_loop_ends_at_the_deadline() {
+        let error = error_at_start(
+            r#"(component
+                (core module $loop (func $start (loop $l (br $l))) (start $start))
+                (core instance (instantiate $loop)))"#,
+        );
+        assert!(error.contains("interrupt"), "{error}");
+    }
+}
