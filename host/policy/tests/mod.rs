@@ -4,6 +4,7 @@ mod batches;
 mod rooms_and_absent;
 mod swaps;
 mod watching;
+mod world;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -88,7 +88,9 @@ impl grouping::Guest for Unruly {
         let mut answer = Regrouping { redirects: Vec::new(), moves: Vec::new() };
         match room.as_str() {
             "bad-move" => answer.moves.push(Move { connection: 1_000_000, to: Placement::Skip }),
-            "bad-redirect" => answer.redirects.push(Redirect { comet: comets.len() as u32, to: "a:1".into() }),
+            "bad-redirect" => {
+                answer.redirects.push(Redirect { comet: comets.len() as u32, to: "a:1".into() })
+            }
             "no-address" => answer.moves.push(Move { connection: 0, to: Placement::Comet(String::new()) }),
             "drain" => {
                 answer.redirects.push(Redirect { comet: 0, to: "elsewhere:1".into() });
