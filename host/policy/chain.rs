@@ -169,7 +169,8 @@ impl Link {
     fn filter(&mut self, source: &Source<'_>, batch: &mut [Filtered]) -> Result<(), Stalled> {
         let open: Vec<usize> = (0..batch.len()).filter(|at| batch[*at].verdict == Verdict::Pass).collect();
         // Stretches of `open` that are still to be asked about; the first one on top.
-        let mut stretches = vec![0..open.len()];
+        let everything = 0..open.len();
+        let mut stretches = vec![everything];
         let mut failures = 0;
         while let Some(stretch) = stretches.pop() {
             let indexes = &open[stretch.clone()];

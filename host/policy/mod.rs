@@ -1,5 +1,53 @@
 //! Policies: WebAssembly plugins that decide what passes, who gets it where, and what becomes
-//! of it for those who are away.
+//! of it for those who are away. They are swapped while messages flow, and whatever they do
+//! wrong costs nobody but the message they did it to.
+//!
+//! # From a file to a decision
+//!
+//! - `module` tells components from plain modules, reads the version of the contract
+//!   (`wit/policy.wit`), compiles, and finds the hooks from what is exported.
+//! - `plugin` adds settings, starts it once with `init` and tries every hook: a prepared plugin.
+//! - `set` prepares all plugins of a configuration, or refuses them with all problems at once.
+//! - `policies` holds the set in force. A swap is one atomic store between batches; the old
+//!   set is freed with the last of its chains, its code with it.
+//! - `chain` is one worker's instances of one set. It turns answers into plain data, and
+//!   failures into `on_error`.
+//! - `watch` swaps when files change.
+//!
+//! `questions` and `answers` are the border: what plugins see, and what they may say.
+//! `host` is what they can call, `runtime` what they share, `ticker` the clock of their
+//! deadlines. The types of wasmtime and of the WIT stay in this folder.
+//!
+//! # What holds
+//!
+//! - One set decides the whole of a batch.
+//! - A plugin that traps, loops, eats memory, or answers nonsense loses its instance and gets a
+//!   fresh one. The batch is halved until the message it failed on stands alone; the others
+//!   are decided as ever.
+//! - Guest code runs under a deadline and a memory limit, always, and cannot wait in the host.
+//! - Plugins do no I/O: no files, no network, no environment.
+//! - Nothing here knows of Kafka, of Redis, of comets.
+//!
+//! # In use
+//!
+//! ```no_run
+//! use halley::message::Message;
+//! use halley::policy::{OnError, Policies, PluginConfig, Runtime};
+//!
+//! fn decide(messages: Vec<Message>) -> anyhow::Result<()> {
+//!     let runtime = Runtime::new(&mut prometheus_client::registry::Registry::default())?;
+//!     let filter = PluginConfig {
+//!         on_error: OnError::DeadLetter,
+//!         ..PluginConfig::new("keyword-filter", "plugins/keyword_filter.wasm")
+//!     };
+//!     let policies = Policies::start(runtime, &[filter])?;
+//!     let mut chain = policies.current().chain(); // kept by a worker until the generation changes
+//!     for filtered in chain.filter("push", 0, messages)? {
+//!         println!("{}: {:?}", filtered.message.id, filtered.verdict);
+//!     }
+//!     Ok(())
+//! }
+//! ```
 
 mod answers;
 mod bindings;
@@ -26,3 +74,6 @@ pub use policies::{PluginState, PluginStatus, Policies, Refusal, Status};
 pub use runtime::Runtime;
 pub use set::{Generation, PolicySet, Problem, Refused};
 pub use watch::{Sources, watch};
+
+#[cfg(test)]
+mod tests;

@@ -1,26 +1,272 @@
-//! stub
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+//! Hot swap by files: when a plugin, the configuration or the plugin directory changes, the
+//! wanted set is prepared and put in force.
+//!
+//! Events of the file system are hints. Directories are watched, not files, so that files
+//! that are renamed over and links that are switched (ConfigMaps' `..data`) are seen; after
+//! an event the files have to hold still; their content decides whether anything changed;
+//! and everything is looked at again now and then, in case events were lost.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use notify::event::{AccessKind, AccessMode};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::policy::config::PluginConfig;
+use crate::policy::module;
 use crate::policy::policies::Policies;
+use crate::policy::set::{Problem, Refused};
 
-/// Reads what is wanted: the plugins, and the paths to watch.
-pub type Files = dyn Fn() -> anyhow::Result<(Vec<PluginConfig>, Vec<PathBuf>)> + Send + Sync;
+/// After an event: how long there has to be none before the files are looked at.
+const QUIET: Duration = Duration::from_millis(100);
+/// The most that events can put this off.
+const LONGEST_NOISE: Duration = Duration::from_secs(2);
+/// How long files have to keep their size and time to count as written.
+const STILL: Duration = Duration::from_millis(50);
+/// How often that is tried before the next event or rescan has to do.
+const STILL_TRIES: usize = 100;
+
+/// What is wanted now: the plugins, and the paths to watch.
+type Files = dyn Fn() -> anyhow::Result<(Vec<PluginConfig>, Vec<PathBuf>)> + Send + Sync;
 
 /// Where the wanted plugins come from.
 pub struct Sources {
     /// Reads the configuration again and yields the wanted plugins, and what to watch: the
-    /// configuration file, the plugins' files, the plugin directory.
+    /// configuration file, the plugins' files, the plugin directory. May block.
     pub files: Box<Files>,
     /// How often everything is looked at again without an event.
     pub rescan: Duration,
 }
 
-/// Swaps the policies when their files change.
-pub async fn watch(_policies: Arc<Policies>, _sources: Sources, shutdown: CancellationToken) {
-    shutdown.cancelled().await;
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").field("rescan", &self.rescan).finish_non_exhaustive()
+    }
+}
+
+/// Keeps the policies in step with their sources, until shutdown. Never fails: what is wrong
+/// with the sources stands in the log and in [`Policies::status`].
+pub async fn watch(policies: Arc<Policies>, sources: Sources, shutdown: CancellationToken) {
+    let rescan = sources.rescan;
+    let mut follower = Follower::new(policies, sources);
+    let work = async {
+        loop {
+            follower.look().await;
+            follower.next_hint(rescan).await;
+        }
+    };
+    // Giving up in the middle of a look is harmless: sets change in one step.
+    shutdown.run_until_cancelled(work).await;
+}
+
+/// A plugin as it was wanted and the hash of its file; `None` where that could not be read.
+type Wanted = Vec<(PluginConfig, Option<String>)>;
+
+struct Follower {
+    policies: Arc<Policies>,
+    sources: Arc<Sources>,
+    events: Events,
+    /// What was last put in force or refused: is not tried again until it changes.
+    tried: Option<Wanted>,
+}
+
+impl Follower {
+    fn new(policies: Arc<Policies>, sources: Sources) -> Self {
+        let in_force = policies.current();
+        let wanted =
+            |plugin: &Arc<super::plugin::Plugin>| (plugin.config.clone(), Some(plugin.module.hash.clone()));
+        let tried = Some(in_force.plugins().iter().map(wanted).collect());
+        Self { policies, sources: Arc::new(sources), events: Events::start(), tried }
+    }
+
+    /// Waits for an event and for the quiet after it, or for the time of the rescan.
+    async fn next_hint(&self, rescan: Duration) {
+        let event = self.events.happened.notified();
+        if tokio::time::timeout(rescan, event).await.is_err() {
+            return;
+        }
+        let latest = Instant::now() + LONGEST_NOISE;
+        loop {
+            let quiet = (Instant::now() + QUIET).min(latest);
+            if timeout_at(quiet, self.events.happened.notified()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Looks at the sources once, and replaces the set when they changed.
+    async fn look(&mut self) {
+        let plugins = match self.read_when_still().await {
+            Ok(Some(plugins)) => plugins,
+            Ok(None) => {
+                tracing::warn!("a plugin's file is being written without end; looking again later");
+                return;
+            }
+            Err(why) => {
+                let problems = vec![Problem::general(format!("{why:#}"))];
+                self.policies.refuse(&Refused { problems });
+                // What comes next is tried even if it is what is in force: that ends the refusal.
+                self.tried = None;
+                return;
+            }
+        };
+        let Some(wanted) = aside(move || with_hashes(plugins)).await else { return };
+        if self.tried.as_ref() == Some(&wanted) {
+            return;
+        }
+        let plugins = wanted.iter().map(|(config, _)| config.clone()).collect();
+        self.tried = Some(wanted);
+        // Refusals are logged and kept by the policies themselves.
+        let _ = self.policies.replace(plugins).await;
+    }
+
+    /// The wanted plugins, once no file changes its size or time any more: whoever writes one
+    /// is done. `None` when that takes too long.
+    async fn read_when_still(&mut self) -> anyhow::Result<Option<Vec<PluginConfig>>> {
+        for _ in 0..STILL_TRIES {
+            let (plugins, paths) = self.read_sources().await?;
+            self.events.follow(&paths);
+            let files = || paths.iter().chain(plugins.iter().map(|plugin| &plugin.path));
+            let before: Vec<_> = files().map(|path| stamp(path)).collect();
+            sleep(STILL).await;
+            if files().map(|path| stamp(path)).eq(before) {
+                return Ok(Some(plugins));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn read_sources(&self) -> anyhow::Result<(Vec<PluginConfig>, Vec<PathBuf>)> {
+        let sources = Arc::clone(&self.sources);
+        let read = aside(move || (sources.files)()).await;
+        read.unwrap_or_else(|| Err(anyhow::anyhow!("reading the configuration ended early")))
+    }
+}
+
+/// Runs what may block on its own thread; `None` when it panicked or the runtime ends.
+async fn aside<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Option<R> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+fn with_hashes(plugins: Vec<PluginConfig>) -> Wanted {
+    let with_hash = |config: PluginConfig| {
+        let hash = module::read(&config.path).ok().map(|bytes| module::hash(&bytes));
+        (config, hash)
+    };
+    plugins.into_iter().map(with_hash).collect()
+}
+
+fn stamp(path: &Path) -> Option<(u64, Option<SystemTime>)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.len(), metadata.modified().ok()))
+}
+
+/// The file system's events, as one flag: something happened.
+struct Events {
+    happened: Arc<Notify>,
+    /// None where this machine gives no watcher; the rescan has to do then.
+    watcher: Option<RecommendedWatcher>,
+    /// The directories wanted, and whether each is watched.
+    directories: BTreeMap<PathBuf, bool>,
+}
+
+impl Events {
+    fn start() -> Self {
+        let happened = Arc::new(Notify::new());
+        let flag = Arc::clone(&happened);
+        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            if is_change(&event) {
+                flag.notify_one();
+            }
+        });
+        let watcher = watcher
+            .inspect_err(|error| {
+                tracing::warn!(%error, "no file events here; plugins are looked at every `[policies] rescan`");
+            })
+            .ok();
+        Self { happened, watcher, directories: BTreeMap::new() }
+    }
+
+    /// Watches the directories of these paths and no others.
+    fn follow(&mut self, paths: &[PathBuf]) {
+        let wanted = directories(paths);
+        let Some(watcher) = &mut self.watcher else { return };
+        let gone: Vec<PathBuf> =
+            self.directories.keys().filter(|known| !wanted.contains(*known)).cloned().collect();
+        for directory in gone {
+            if self.directories.remove(&directory) == Some(true) {
+                // It may be gone from the disk too.
+                let _ = watcher.unwatch(&directory);
+            }
+        }
+        for directory in wanted {
+            // Also the ones that are watched already: one that was removed and made again is
+            // another one to the kernel.
+            let result = watcher.watch(&directory, RecursiveMode::NonRecursive);
+            let before = self.directories.insert(directory.clone(), result.is_ok());
+            if let (Err(error), None | Some(true)) = (result, before) {
+                let directory = directory.display();
+                tracing::warn!(%directory, %error, "cannot be watched; it is looked at every `[policies] rescan`");
+            }
+        }
+    }
+}
+
+/// Our own reading makes events too; only what may have changed something counts. Errors and
+/// overflows count, since events were lost then.
+fn is_change(event: &notify::Result<Event>) -> bool {
+    let Ok(event) = event else { return true };
+    match event.kind {
+        EventKind::Access(kind) => event.need_rescan() || kind == AccessKind::Close(AccessMode::Write),
+        _ => true,
+    }
+}
+
+/// Directories stand for themselves; for a file it is the one that it is in, and where it is
+/// a link, the one that its target is in.
+fn directories(paths: &[PathBuf]) -> BTreeSet<PathBuf> {
+    let mut directories = BTreeSet::new();
+    for path in paths {
+        if path.is_dir() {
+            directories.insert(path.clone());
+            continue;
+        }
+        let target = path.canonicalize().ok();
+        for file in [Some(path), target.as_ref()].into_iter().flatten() {
+            let parent = file.parent().unwrap_or(Path::new(""));
+            let here = parent.as_os_str().is_empty();
+            directories.insert(if here { PathBuf::from(".") } else { parent.to_path_buf() });
+        }
+    }
+    directories
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_watched_not_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(real.join("versions")).unwrap();
+        std::fs::write(real.join("versions/a.wasm"), b"").unwrap();
+        std::os::unix::fs::symlink("versions/a.wasm", real.join("a.wasm")).unwrap();
+        let found = directories(&[real.join("a.wasm"), real.join("versions"), "b.wasm".into()]);
+        assert_eq!(found, BTreeSet::from([real.clone(), real.join("versions"), ".".into()]));
+    }
+
+    #[test]
+    fn reading_is_no_change() {
+        let event = |kind| Ok(Event::new(kind));
+        assert!(!is_change(&event(EventKind::Access(AccessKind::Open(AccessMode::Any)))));
+        assert!(is_change(&event(EventKind::Access(AccessKind::Close(AccessMode::Write)))));
+        assert!(is_change(&event(EventKind::Any)));
+        assert!(is_change(&Ok(Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan))));
+    }
 }

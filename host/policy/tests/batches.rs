@@ -1,0 +1,180 @@
+//! Filters: amendments compose, and what fails costs only what it fails on.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::*;
+use crate::decision::Verdict;
+use crate::policy::{Filtered, Stalled};
+
+fn filter(set: &Arc<PolicySet>, bodies: &[&str]) -> Vec<Filtered> {
+    set.chain().filter("push", 3, bodies.iter().map(|body| room(body)).collect()).unwrap()
+}
+
+fn one(set: &Arc<PolicySet>, message: Message) -> Filtered {
+    set.chain().filter("push", 3, vec![message]).unwrap().remove(0)
+}
+
+/// What became of the message, in words.
+fn trail(filtered: &Filtered) -> Vec<&str> {
+    filtered.trail.iter().map(|decision| decision.what.as_str()).collect()
+}
+
+#[test]
+fn without_plugins_everything_passes_untouched() {
+    let set = Engine::new().set(&[]);
+    assert!(!set.has_filter() && !set.has_grouping() && !set.has_offline() && !set.may_stall());
+    let filtered = one(&set, room("trap"));
+    assert_eq!((filtered.message, filtered.verdict), (room("trap"), Verdict::Pass));
+}
+
+#[test]
+fn every_verdict_arrives() {
+    let set = Engine::new().set(&[unruly("p")]);
+    let by = set.versions()[0].clone();
+    let bodies = ["hello", "drop spam", "dead-letter odd", "body new", "operation 9", "room other"];
+    let batch = filter(&set, &bodies);
+    assert_eq!(batch[0].trail, []);
+    assert_eq!(batch[1].verdict, Verdict::Drop { reason: "spam".into(), by: by.clone() });
+    assert_eq!(trail(&batch[1]), ["dropped: spam"]);
+    assert_eq!(batch[2].verdict, Verdict::DeadLetter { reason: "odd".into(), by: by.clone() });
+    assert_eq!((&batch[3].message.body[..], trail(&batch[3])), (&b"new"[..], vec!["amended body"]));
+    assert_eq!((batch[4].message.operation, trail(&batch[4])), (9, vec!["amended operation"]));
+    assert_eq!(batch[5].message.room().unwrap().as_str(), "other");
+    let filtered = one(&set, keys("keys a b c"));
+    let Audience::Keys { server, keys } = filtered.message.audience else { panic!("still for keys") };
+    assert_eq!((server.as_deref(), keys.len()), (Some("comet-1"), 3));
+}
+
+#[test]
+fn amendments_of_several_plugins_compose_in_order() {
+    let suffix = |name, suffix| configured(unruly(name), json!({ "suffix": suffix }));
+    let set = Engine::new().set(&[suffix("first", "-1"), suffix("second", "-2")]);
+    let filtered = one(&set, room("suffix me"));
+    assert_eq!(filtered.message.body, "suffix me-1-2");
+    let by: Vec<&str> = filtered.trail.iter().map(|decision| &*decision.by.name).collect();
+    assert_eq!(by, ["first", "second"]);
+    let only = one(&set, room("only a:1 b:1"));
+    assert_eq!(only.overrides.only.unwrap(), ["a:1".into(), "b:1".into()]);
+    let also = one(&set, room("also a:1 a:1"));
+    assert_eq!(also.overrides.also, ["a:1".into()], "said four times, meant once");
+    let stopped = one(&set, room("drop it"));
+    assert_eq!(stopped.trail.len(), 1, "the second plugin does not see what the first stopped");
+}
+
+#[test]
+fn guards_carry_the_plugins_name() {
+    let set = Engine::new().set(&[unruly("p"), unruly("q")]);
+    let guards = one(&set, room("once abc")).guards;
+    let keys: Vec<&str> = guards.iter().map(|guard| guard.key.as_str()).collect();
+    assert_eq!(keys, ["p:abc", "q:abc"]);
+    assert_eq!(guards[0].ttl, Duration::from_secs(1));
+}
+
+#[test]
+fn one_poison_message_costs_only_itself() {
+    for poison in ["trap", "loop", "eat", "few", "many", "gigabyte", "only "] {
+        let engine = Engine::new();
+        let plugin = PluginConfig { deadline: Duration::from_millis(30), ..unruly("p") };
+        let set = engine.set(&[with(plugin, OnError::DeadLetter)]);
+        let mut bodies = vec!["drop x"; 64];
+        bodies[37] = poison;
+        if poison == "only " {
+            bodies[37] = "room ";
+        }
+        let mut chain = set.chain();
+        let batch = chain.filter("push", 3, bodies.iter().map(|body| room(body)).collect()).unwrap();
+        for (at, filtered) in batch.iter().enumerate() {
+            match &filtered.verdict {
+                Verdict::DeadLetter { reason, .. } => {
+                    assert_eq!(at, 37, "{poison}: {reason}");
+                    assert!(reason.starts_with(&format!("plugin {}", set.versions()[0])), "{reason}");
+                }
+                verdict => assert!(matches!(verdict, Verdict::Drop { .. }), "{poison} {at}: {verdict:?}"),
+            }
+        }
+        let again = chain.filter("push", 3, vec![room("drop y")]).unwrap();
+        assert!(matches!(again[0].verdict, Verdict::Drop { .. }), "{poison}: usable afterwards");
+    }
+}
+
+#[test]
+fn failures_are_told_apart() {
+    let kinds = [("trap", "trap"), ("loop", "deadline"), ("eat", "memory"), ("few", "bad-answer")];
+    for (body, kind) in kinds.into_iter().chain([("gigabyte", "bad-answer"), ("room ", "bad-answer")]) {
+        let engine = Engine::new();
+        // Held, because a plugin's metrics go with its last set.
+        let set = engine.set(&[unruly("p")]);
+        let filtered = one(&set, room(body));
+        assert_eq!(filtered.verdict, Verdict::Pass, "{body}");
+        let trail = trail(&filtered).join("");
+        assert!(trail.starts_with("failed: ") && trail.ends_with("; passed on without it"), "{trail}");
+        let metric = format!("halley_plugin_errors_total{{plugin=\"p\",kind=\"{kind}\"}}");
+        assert_eq!(engine.metric(&metric), Some(1.0), "{body}: {trail}\n{}", engine.metrics());
+    }
+}
+
+#[test]
+fn what_makes_no_sense_for_a_message_is_a_bad_answer() {
+    let set = Engine::new().set(&[with(unruly("p"), OnError::Drop)]);
+    let for_rooms = ["keys a", "room ", "once ", "once-never x", "once-long"];
+    let everyone = message(Audience::Everyone { speed: 1 }, "room x");
+    let messages = for_rooms.map(room).into_iter().chain([keys("keys "), keys("room x"), everyone]);
+    for filtered in set.chain().filter("push", 3, messages.collect()).unwrap() {
+        let Verdict::Drop { reason, .. } = &filtered.verdict else { panic!("{filtered:?}") };
+        assert!(reason.starts_with("plugin p@"), "{reason}");
+        assert_eq!(filtered.guards, []);
+        assert_eq!(filtered.message.operation, 5);
+    }
+}
+
+#[test]
+fn a_plugin_that_fails_on_everything_costs_a_few_deadlines_only() {
+    let plugin = PluginConfig { deadline: Duration::from_millis(20), ..unruly("p") };
+    let set = Engine::new().set(&[with(plugin, OnError::Drop), unruly("q")]);
+    let begun = Instant::now();
+    let batch = filter(&set, &["loop"; 500]);
+    assert!(batch.iter().all(|filtered| matches!(filtered.verdict, Verdict::Drop { .. })));
+    // Eight calls of 20 ms, each rounded up; a busy machine may take its time.
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn stall_decides_nothing() {
+    let set = Engine::new().set(&[with(unruly("p"), OnError::Stall)]);
+    assert!(set.may_stall());
+    let Stalled { plugin, error } =
+        set.chain().filter("push", 3, vec![room("hello"), room("trap")]).unwrap_err();
+    assert_eq!(plugin, set.versions()[0]);
+    assert!(error.starts_with("trapped: "), "{error}");
+    set.chain().filter("push", 3, vec![room("hello")]).expect("does not stall");
+}
+
+#[test]
+fn state_is_shared_and_outlives_a_trap() {
+    let set = Engine::new().set(&[unruly("p")]);
+    assert_eq!(one(&set, room("count a")).message.body, "1");
+    one(&set, room("trap"));
+    assert_eq!(one(&set, room("count a")).message.body, "2");
+}
+
+#[test]
+fn floods_of_lines_and_metrics_are_bounded() {
+    let engine = Engine::new();
+    let set = engine.set(&[unruly("p")]);
+    assert_eq!(filter(&set, &["flood", "own-metrics"]).len(), 2);
+    let own = |kind: &str| engine.metrics().matches(kind).count();
+    assert_eq!(own("halley_plugin_counter_total{"), 64);
+    assert_eq!(own("halley_plugin_gauge{"), 64);
+}
+
+#[tokio::test]
+async fn it_runs_inside_of_a_single_threaded_runtime() {
+    assert_eq!(filter(&Engine::new().set(&[unruly("p")]), &["drop x"])[0].trail.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_runs_inside_of_a_multi_threaded_runtime() {
+    assert_eq!(filter(&Engine::new().set(&[unruly("p")]), &["drop x"])[0].trail.len(), 1);
+}

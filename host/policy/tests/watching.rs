@@ -1,0 +1,155 @@
+//! Hot swap by files, the ways that people and machines change files.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::swaps::write_variant;
+use super::*;
+use crate::policy::{Generation, PoliciesConfig, Sources, expand, watch};
+
+/// A gateway's policies that follow a plugin directory.
+struct Watched {
+    policies: Arc<Policies>,
+    folder: tempfile::TempDir,
+    shutdown: CancellationToken,
+    watcher: tokio::task::JoinSet<()>,
+    _engine: Engine,
+}
+
+impl Watched {
+    /// With one plugin, `p.wasm`; files are looked at without an event every `rescan`.
+    async fn start(rescan: Duration) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        write_variant(&folder.path().join("p.wasm"), 0);
+        Self::in_folder(folder, rescan).await
+    }
+
+    async fn in_folder(folder: tempfile::TempDir, rescan: Duration) -> Self {
+        let directory = folder.path().to_path_buf();
+        let config = PoliciesConfig { directory: Some(directory.clone()), ..Default::default() };
+        let files = move || {
+            let wanted = expand(&[], &config)?;
+            let mut paths: Vec<PathBuf> = wanted.iter().map(|plugin| plugin.path.clone()).collect();
+            paths.push(directory.clone());
+            Ok((wanted, paths))
+        };
+        let engine = Engine::new();
+        let policies = engine.policies(&files().unwrap().0);
+        let (shutdown, mut watcher) = (CancellationToken::new(), tokio::task::JoinSet::new());
+        let sources = Sources { files: Box::new(files), rescan };
+        watcher.spawn(watch(Arc::clone(&policies), sources, shutdown.clone()));
+        Self { policies, folder, shutdown, watcher, _engine: engine }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    async fn reaches(&self, generation: u64) {
+        let mut changes = self.policies.subscribe();
+        let reached = changes.wait_for(|now| *now >= Generation(generation));
+        let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
+        let status = self.policies.status();
+        assert_eq!(*reached.unwrap_or_else(|_| panic!("{status:#?}")).unwrap(), Generation(generation));
+    }
+
+    async fn refuses(&self) -> Vec<String> {
+        for _ in 0..1000 {
+            if let Some(refusal) = self.policies.status().last_refusal {
+                return refusal.errors;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("nothing was refused");
+    }
+
+    async fn stop(mut self) {
+        self.shutdown.cancel();
+        self.watcher.join_next().await.unwrap().unwrap();
+    }
+}
+
+/// Longer than any test.
+const NEVER: Duration = Duration::from_secs(3600);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_that_are_written_renamed_added_and_removed_are_seen() {
+    let watched = Watched::start(NEVER).await;
+    write_variant(&watched.path("p.wasm"), 1);
+    watched.reaches(2).await;
+
+    write_variant(&watched.path("p.new"), 2);
+    std::fs::rename(watched.path("p.new"), watched.path("p.wasm")).unwrap();
+    watched.reaches(3).await;
+
+    write_variant(&watched.path("q.wasm"), 3);
+    watched.reaches(4).await;
+    assert_eq!(watched.policies.current().versions().len(), 2);
+
+    std::fs::remove_file(watched.path("q.wasm")).unwrap();
+    watched.reaches(5).await;
+    assert_eq!(watched.policies.current().versions().len(), 1);
+    watched.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broken_file_is_refused_and_mended() {
+    let watched = Watched::start(NEVER).await;
+    let whole = std::fs::read(watched.path("p.wasm")).unwrap();
+    std::fs::write(watched.path("p.wasm"), &whole[..whole.len() / 2]).unwrap();
+    let errors = watched.refuses().await;
+    assert!(errors[0].contains("is the file complete?") || errors[0].contains("says nothing"), "{errors:?}");
+    assert_eq!(watched.policies.current().generation(), Generation(1));
+
+    write_variant(&watched.path("p.wasm"), 1);
+    watched.reaches(2).await;
+    assert!(watched.policies.status().last_refusal.is_none());
+    watched.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_is_switched_is_seen() {
+    let folder = tempfile::tempdir().unwrap();
+    let version = |name: &str, number| {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+        write_variant(&folder.path().join(name).join("p.wasm"), number);
+    };
+    version("..1", 1);
+    version("..2", 2);
+    let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, folder.path().join(at)).unwrap();
+    link("..1", "..data");
+    link("..data/p.wasm", "p.wasm");
+    let watched = Watched::in_folder(folder, NEVER).await;
+    // As Kubernetes does it: a new link, renamed over the old one.
+    std::os::unix::fs::symlink("..2", watched.path("..tmp")).unwrap();
+    std::fs::rename(watched.path("..tmp"), watched.path("..data")).unwrap();
+    watched.reaches(2).await;
+    watched.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rescan_finds_what_no_event_told() {
+    let watched = Watched::start(Duration::from_millis(200)).await;
+    let elsewhere = tempfile::tempdir().unwrap();
+    replace_directory(watched.folder.path(), elsewhere.path());
+    write_variant(&watched.path("p.wasm"), 1);
+    watched.reaches(2).await;
+    std::fs::remove_dir_all(watched.folder.path()).unwrap();
+    let errors = watched.refuses().await;
+    assert!(errors[0].contains("cannot be read"), "{errors:?}");
+    std::fs::create_dir(watched.folder.path()).unwrap();
+    write_variant(&watched.path("p.wasm"), 1);
+    while watched.policies.status().last_refusal.is_some() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(watched.policies.current().generation(), Generation(2), "nothing has changed");
+    watched.stop().await;
+}
+
+/// Moves the directory away and makes another one at its place: its watch goes with it.
+fn replace_directory(directory: &Path, elsewhere: &Path) {
+    std::fs::rename(directory, elsewhere.join("moved")).unwrap();
+    std::fs::create_dir(directory).unwrap();
+}

@@ -1,0 +1,13 @@
+//! A filter for version 0.0.9 of the contract. It works, but not with this gateway.
+
+wit_bindgen::generate!({ path: "wit", world: "filter-policy" });
+
+struct Old;
+
+impl exports::halley::policy::filter::Guest for Old {
+    fn filter(messages: Vec<Vec<u8>>) -> Vec<bool> {
+        messages.iter().map(|_| true).collect()
+    }
+}
+
+export!(Old);
