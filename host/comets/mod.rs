@@ -4,7 +4,7 @@
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
 pub mod proto {
     pub mod chatroom {
-        tonic::include_proto!("ChatRoom.Comet");
+        tonic::include_proto!("chat_room.comet");
     }
     pub mod goim {
         tonic::include_proto!("goim.comet");
