@@ -12,6 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::support::comet::{Behaviour, Dialect, FakeComet, To};
+use crate::support::gateway::{Plugin, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::leash::Leash;
 use crate::support::redis::Redis;
@@ -44,14 +45,14 @@ async fn committed_offsets_can_be_seen() {
     for body in ["a", "b", "c"] {
         kafka().produce_everyone(&topic, 0, body).await;
     }
-    assert_eq!(kafka().committed(&group, &topic), BTreeMap::new());
+    assert_eq!(kafka().committed(&group, &topic).await, BTreeMap::new());
     let mut list = rdkafka::TopicPartitionList::new();
     list.add_partition_offset(&topic, 0, rdkafka::Offset::Offset(3)).expect("a valid offset");
     let mut config = rdkafka::ClientConfig::new();
     config.set("bootstrap.servers", kafka().brokers()).set("group.id", &group);
     let consumer: BaseConsumer = config.create().expect("a consumer");
     consumer.commit(&list, CommitMode::Sync).expect("commits");
-    assert_eq!(kafka().committed(&group, &topic), BTreeMap::from([(0, 3)]));
+    assert_eq!(kafka().committed(&group, &topic).await, BTreeMap::from([(0, 3)]));
     assert_eq!(kafka().ends(&topic), BTreeMap::from([(0, 3)]));
 }
 
@@ -173,4 +174,25 @@ where
     // Every reply is an empty message, or may be read as one.
     let codec = tonic_prost::ProstCodec::<R, chatroom::BroadcastRoomReply>::default();
     client.unary(request, PathAndQuery::from_static(path), codec).await.map(drop)
+}
+
+#[tokio::test]
+async fn the_gateways_configuration_is_toml() {
+    let comet = FakeComet::start().await;
+    let plugin = Plugin::new("keyword-filter", "a \"b\".wasm")
+        .set("on_error", quoted("drop"))
+        .config(&serde_json::json!({ "words": ["spam", "eggs"], "limits": { "each": 3 }, "no": null }));
+    let text = gateway("push").node(&comet).set("delivery", "timeout", quoted("1s")).plugin(plugin).toml();
+
+    use figment::providers::{Format, Toml};
+    let read: serde_json::Value = figment::Figment::from(Toml::string(&text)).extract().expect("TOML");
+    let wanted = serde_json::json!([{
+        "name": "keyword-filter",
+        "path": "a \"b\".wasm",
+        "on_error": "drop",
+        "config": { "words": ["spam", "eggs"], "limits": { "each": 3 } },
+    }]);
+    assert_eq!(read["plugin"], wanted);
+    assert_eq!(read["comets"]["nodes"], serde_json::json!([comet.address().as_str()]));
+    assert_eq!(read["delivery"]["timeout"], "1s");
 }

@@ -20,7 +20,7 @@ use rdkafka::producer::{BaseProducer, FutureProducer, FutureRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::leash::Leash;
-use super::{kafka_node, unique};
+use super::{eventually, kafka_node, loudly, unique};
 
 /// How long the broker may take for one request.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -91,7 +91,7 @@ impl Kafka {
     pub fn can_prove(&self, story: &str) -> bool {
         let real = !matches!(self.kind, Kind::Mock(_));
         if !real {
-            eprintln!("NOT PROVEN: `{story}` needs a real Kafka, and this is librdkafka's mock");
+            loudly(format_args!("NOT PROVEN: `{story}` needs a real Kafka, and this is librdkafka's mock"));
         }
         real
     }
@@ -182,11 +182,15 @@ impl Kafka {
     }
 
     /// The offsets that a group has committed, by partition; a partition without one is left out.
-    pub fn committed(&self, group: &str, topic: &str) -> BTreeMap<i32, i64> {
+    pub async fn committed(&self, group: &str, topic: &str) -> BTreeMap<i32, i64> {
         let consumer: BaseConsumer =
             client(&self.brokers).set("group.id", group).create().expect("a consumer");
         let list = self.partitions(&consumer, topic, Offset::Invalid);
-        let committed = consumer.committed_offsets(list, ANSWER).expect("the broker answers");
+        // A young broker says NotCoordinator for a moment.
+        let committed = eventually(format!("the offsets of group {group}"), ANSWER, async || {
+            consumer.committed_offsets(list.clone(), ANSWER).ok()
+        });
+        let committed = committed.await;
         let offsets = committed.elements_for_topic(topic);
         offsets
             .iter()
@@ -247,13 +251,13 @@ impl Kafka {
 }
 
 fn start_mock(why: &str) -> (String, Kind) {
-    eprintln!();
-    eprintln!("######## NO REAL KAFKA: {why}");
-    eprintln!(
-        "######## The stories run against librdkafka's mock broker; those marked NOT PROVEN are skipped."
-    );
-    eprintln!("######## Set HALLEY_TEST_KAFKA=host:port or KAFKA_HOME, or run tests/support/fetch-kafka.sh.");
-    eprintln!();
+    loudly(format_args!(
+        "
+######## NO REAL KAFKA: {why}
+######## The stories run against librdkafka's mock broker; those marked NOT PROVEN are skipped.
+######## Set HALLEY_TEST_KAFKA=host:port or KAFKA_HOME, or run tests/support/fetch-kafka.sh.
+"
+    ));
     let owner: BaseProducer =
         ClientConfig::new().set("test.mock.num.brokers", "1").create().expect("a client with a mock");
     let brokers = owner.client().mock_cluster().expect("this client owns the mock").bootstrap_servers();

@@ -11,7 +11,7 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::leash::Leash;
-use super::{folder, free_port, repository};
+use super::{folder, free_port, loudly, repository};
 
 /// A start takes 3 s here; a loaded machine takes longer.
 const START: Duration = Duration::from_secs(90);
@@ -28,7 +28,9 @@ fn jars() -> Result<String, String> {
     let output = Command::new("sh").arg(repository("tests/support/fetch-kafka.sh")).output();
     let output = output.map_err(|e| format!("fetch-kafka.sh cannot be run: {e}"))?;
     let told = String::from_utf8_lossy(&output.stderr);
-    eprint!("{told}");
+    if !told.is_empty() {
+        loudly(told.trim());
+    }
     if !output.status.success() {
         return Err(format!("fetch-kafka.sh failed: {}", told.trim()));
     }

@@ -9,6 +9,7 @@
 pub mod comet;
 mod comet_service;
 
+pub mod gateway;
 pub mod http;
 pub mod kafka;
 mod kafka_node;
@@ -16,6 +17,7 @@ pub mod leash;
 pub mod redis;
 
 use std::fmt::Debug;
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -76,6 +78,11 @@ pub fn unique(prefix: &str) -> String {
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// Says something past the test harness, which keeps what passing tests print to itself.
+pub fn loudly(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// A file of the repository.

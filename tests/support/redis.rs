@@ -10,7 +10,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 
 use super::leash::Leash;
-use super::{PATIENCE, eventually, folder, free_port, repository};
+use super::{PATIENCE, eventually, folder, free_port, loudly, repository};
 
 /// How long comets let a user count as online without a renewal, in seconds.
 const ONLINE_SECONDS: u64 = 300;
@@ -53,9 +53,9 @@ impl Redis {
     /// Whether it can be stopped; says so loudly when not.
     pub fn can_stop(&self, story: &str) -> bool {
         if self.port.is_none() {
-            eprintln!(
+            loudly(format_args!(
                 "NOT PROVEN: `{story}` has to stop Redis, and HALLEY_TEST_REDIS names one that is not ours"
-            );
+            ));
         }
         self.port.is_some()
     }
