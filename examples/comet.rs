@@ -105,8 +105,11 @@ async fn main() -> anyhow::Result<()> {
 
 async fn connect(url: &str) -> anyhow::Result<ConnectionManager> {
     let client = redis::Client::open(url).with_context(|| format!("--redis {url} is not a Redis URL"))?;
-    let connected = tokio::time::timeout(GRACE, ConnectionManager::new(client)).await;
-    let connected = connected.map_err(anyhow::Error::from).and_then(|connected| Ok(connected?));
+    // A plain connection first: the manager would try on and on, and hide why.
+    let connected = match client.get_multiplexed_async_connection().await {
+        Ok(_) => ConnectionManager::new(client).await,
+        Err(error) => Err(error),
+    };
     connected.with_context(|| format!("no Redis at {url}; start redis-server or name another with --redis"))
 }
 

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use halley::comets::proto::{chatroom, goim};
-use halley::message::{Audience, MESSAGE_ID, encode};
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
-use tonic::{Code, Status};
+use halley::message::{Audience, encode};
+use tonic::Code;
 
+use crate::support::call;
 use crate::support::comet::{Behaviour, Dialect, FakeComet, To};
 use crate::support::gateway::{Plugin, gateway, quoted};
 use crate::support::kafka::kafka;
@@ -83,11 +82,11 @@ async fn redis_holds_what_comets_write() {
 async fn a_chatroom_comet_writes_down_its_calls() {
     let comet = FakeComet::start().await;
     let room = chatroom::BroadcastRoomReq { room_id: "video_123".into(), proto: Some(proto(5, "hello")) };
-    call(&comet, "/ChatRoom.Comet.Comet/BroadcastRoom", room, &["push/0/1"]).await.expect("OK");
+    call(comet.address(), "/ChatRoom.Comet.Comet/BroadcastRoom", room, &["push/0/1"]).await.expect("OK");
     let keys = chatroom::PushMsgReq { keys: vec!["c1".into()], proto: Some(proto(6, "you")), proto_op: 6 };
-    call(&comet, "/ChatRoom.Comet.Comet/PushMsg", keys, &["push/0/2"]).await.expect("OK");
+    call(comet.address(), "/ChatRoom.Comet.Comet/PushMsg", keys, &["push/0/2"]).await.expect("OK");
     let everyone = chatroom::BroadcastReq { proto_op: 7, proto: Some(proto(7, "all")), speed: 3 };
-    call(&comet, "/ChatRoom.Comet.Comet/Broadcast", everyone, &["push/0/3"]).await.expect("OK");
+    call(comet.address(), "/ChatRoom.Comet.Comet/Broadcast", everyone, &["push/0/3"]).await.expect("OK");
 
     let calls = comet.wait_for(3).await;
     let seen: Vec<_> = calls.iter().map(|call| (call.proto_op, call.messages.join(" "))).collect();
@@ -107,7 +106,9 @@ async fn a_goim_comet_reads_the_frames_of_a_call() {
     let body = b"\0\0\0\x12\0\x10\0\x01\0\0\0\x05\0\0\0\0hi\0\0\0\x13\0\x10\0\x01\0\0\0\x06\0\0\0\0yo!";
     let proto = goim::Proto { ver: 1, op: 9, seq: 0, body: Bytes::from_static(body) };
     let room = goim::BroadcastRoomReq { room_id: "live://1".into(), proto: Some(proto) };
-    call(&comet, "/goim.comet.Comet/BroadcastRoom", room, &["push/0/1", "push/0/2"]).await.expect("OK");
+    call(comet.address(), "/goim.comet.Comet/BroadcastRoom", room, &["push/0/1", "push/0/2"])
+        .await
+        .expect("OK");
 
     let calls = comet.wait_for(1).await;
     assert_eq!(calls[0].messages, ["push/0/1", "push/0/2"]);
@@ -120,23 +121,23 @@ async fn a_comet_fails_hangs_crashes_and_comes_back() {
     let comet = FakeComet::start().await;
     let path = "/ChatRoom.Comet.Comet/Rooms";
     comet.fail_next(1, Code::Unavailable);
-    let refused = call(&comet, path, chatroom::RoomsReq {}, &[]).await.expect_err("fails");
+    let refused = call(comet.address(), path, chatroom::RoomsReq {}, &[]).await.expect_err("fails");
     assert_eq!(refused.code(), Code::Unavailable);
-    call(&comet, path, chatroom::RoomsReq {}, &[]).await.expect("OK again");
+    call(comet.address(), path, chatroom::RoomsReq {}, &[]).await.expect("OK again");
 
     comet.behave(Behaviour::Hang);
-    let hanging = call(&comet, path, chatroom::RoomsReq {}, &[]);
+    let hanging = call(comet.address(), path, chatroom::RoomsReq {}, &[]);
     let crash = async {
         comet.wait_for(3).await;
         comet.stop().await;
     };
     let (cut, ()) = tokio::join!(hanging, crash);
     cut.expect_err("the connection was cut");
-    call(&comet, path, chatroom::RoomsReq {}, &[]).await.expect_err("nobody listens");
+    call(comet.address(), path, chatroom::RoomsReq {}, &[]).await.expect_err("nobody listens");
 
     comet.behave(Behaviour::Ok);
     comet.restart().await;
-    call(&comet, path, chatroom::RoomsReq {}, &[]).await.expect("back on the same port");
+    call(comet.address(), path, chatroom::RoomsReq {}, &[]).await.expect("back on the same port");
     assert_eq!(comet.calls().len(), 4);
 }
 
@@ -152,28 +153,6 @@ async fn a_leashed_program_ends_with_its_leash_and_takes_its_folder_along() {
         (!place.exists() && !std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(())
     })
     .await;
-}
-
-fn proto(op: i32, body: &'static str) -> chatroom::Proto {
-    chatroom::Proto { ver: 1, op, seq: 0, body: Bytes::from_static(body.as_bytes()) }
-}
-
-/// One unary call, on a connection of its own.
-async fn call<R>(comet: &FakeComet, path: &'static str, request: R, messages: &[&str]) -> Result<(), Status>
-where
-    R: prost::Message + 'static,
-{
-    let endpoint = Channel::from_shared(format!("http://{}", comet.address())).expect("an address");
-    let channel = endpoint.connect().await.map_err(|e| Status::unavailable(e.to_string()))?;
-    let mut client = tonic::client::Grpc::new(channel);
-    client.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
-    let mut request = tonic::Request::new(request);
-    for id in messages {
-        request.metadata_mut().append(MESSAGE_ID, id.parse().expect("printable"));
-    }
-    // Every reply is an empty message, or may be read as one.
-    let codec = tonic_prost::ProstCodec::<R, chatroom::BroadcastRoomReply>::default();
-    client.unary(request, PathAndQuery::from_static(path), codec).await.map(drop)
 }
 
 #[tokio::test]
@@ -195,4 +174,8 @@ async fn the_gateways_configuration_is_toml() {
     assert_eq!(read["plugin"], wanted);
     assert_eq!(read["comets"]["nodes"], serde_json::json!([comet.address().as_str()]));
     assert_eq!(read["delivery"]["timeout"], "1s");
+}
+
+fn proto(op: i32, body: &'static str) -> chatroom::Proto {
+    chatroom::Proto { ver: 1, op, seq: 0, body: Bytes::from_static(body.as_bytes()) }
 }

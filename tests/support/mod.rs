@@ -6,6 +6,7 @@
 
 #![allow(dead_code, reason = "stories share these helpers; each uses a part of them")]
 
+pub mod call;
 pub mod comet;
 mod comet_service;
 
@@ -15,6 +16,8 @@ pub mod kafka;
 mod kafka_node;
 pub mod leash;
 pub mod redis;
+
+pub use call::call;
 
 use std::fmt::Debug;
 use std::io::Write;
