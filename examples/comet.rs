@@ -1,0 +1,370 @@
+//! An example comet: from Halley's gRPC calls to browsers.
+//!
+//! ```text
+//! cargo run --example comet            # then open http://127.0.0.1:8081
+//! cargo run --example produce -- room video_123 "hello"
+//! ```
+//!
+//! A comet holds users' connections. This one shows all that Halley needs of it:
+//!
+//! - It serves the `chatroom` dialect, all four methods, and drops messages that come a second
+//!   time (Halley delivers at least once) by the `halley-message-id` metadata.
+//! - It writes each connection into Redis and takes it out again: `room:connections:{room}`,
+//!   `connection:info:{connection}`, and `user:online:{user}`, which expires after 300 s and is
+//!   renewed while the user is connected.
+//! - Memory is bounded: a browser that does not keep up is disconnected.
+//!
+//! It knows nothing of Kafka and asks nobody who a user is: an example, not a product.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use axum::extract::ws::{Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
+use axum::extract::{Query, State};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use clap::Parser;
+use halley::comets::proto::chatroom::comet_server::{Comet, CometServer};
+use halley::comets::proto::chatroom::{
+    BroadcastReply, BroadcastReq, BroadcastRoomReply, BroadcastRoomReq, Proto, PushMsgReply, PushMsgReq,
+    RoomsReply, RoomsReq,
+};
+use halley::message::MESSAGE_ID;
+use redis::aio::ConnectionManager;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Status, metadata::MetadataMap};
+use tracing::{info, warn};
+
+/// A user counts as online for this long after the last renewal.
+const ONLINE: Duration = Duration::from_secs(300);
+/// Often enough for two lost renewals to do no harm; each is also a ping to the browser.
+const RENEWAL: Duration = Duration::from_secs(60);
+/// Messages that wait for one browser before it counts as too slow.
+const QUEUE: usize = 256;
+/// Message ids that are remembered for one browser.
+const REMEMBERED: usize = 1000;
+/// How long the end may take, and one write to a browser.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// An example comet: takes messages from Halley by gRPC and shows them in browsers.
+#[derive(Parser)]
+struct Args {
+    /// Where to take gRPC calls from the gateway.
+    #[arg(long, default_value = "127.0.0.1:50051", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Where to serve the page and its WebSocket.
+    #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDRESS")]
+    http: SocketAddr,
+    /// The gRPC address that the gateway reaches this comet at, when it is not --listen.
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// The Redis that the gateway reads its directory from.
+    #[arg(long, default_value = "redis://127.0.0.1:6379", value_name = "URL")]
+    redis: String,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_target(false).init();
+    let args = Args::parse();
+    let redis = connect(&args.redis).await?;
+    let grpc = TcpIncoming::bind(args.listen)
+        .with_context(|| format!("cannot listen on --listen {}", args.listen))?;
+    let http = TcpListener::bind(args.http).await;
+    let http = http.with_context(|| format!("cannot listen on --http {}", args.http))?;
+    let address = args.advertise.unwrap_or(grpc.local_addr()?.to_string());
+    info!("comet {address}: gRPC on {}, open http://{} in a browser", grpc.local_addr()?, http.local_addr()?);
+
+    let comet = Arc::new(ExampleComet {
+        address,
+        redis,
+        hub: Mutex::default(),
+        draining: CancellationToken::new(),
+        browsers: TaskTracker::new(),
+    });
+    let pages = axum::Router::new()
+        .route("/", get(async || Html(include_str!("comet.html"))))
+        .route("/ws", get(upgrade))
+        .with_state(comet.clone());
+    let service = CometServer::from_arc(comet.clone());
+    tokio::select! {
+        ended = tonic::transport::Server::builder().add_service(service).serve_with_incoming(grpc) => ended?,
+        ended = axum::serve(http, pages).into_future() => ended?,
+        () = asked_to_stop_and_drained(&comet) => {}
+    }
+    Ok(())
+}
+
+async fn connect(url: &str) -> anyhow::Result<ConnectionManager> {
+    let client = redis::Client::open(url).with_context(|| format!("--redis {url} is not a Redis URL"))?;
+    // A plain connection first: the manager would try on and on, and hide why.
+    let connected = match client.get_multiplexed_async_connection().await {
+        Ok(_) => ConnectionManager::new(client).await,
+        Err(error) => Err(error),
+    };
+    connected.with_context(|| format!("no Redis at {url}; start redis-server or name another with --redis"))
+}
+
+/// Waits for SIGINT or SIGTERM; then every connection leaves the directory, while both servers
+/// still run, so that no message is sent to a comet that is gone.
+async fn asked_to_stop_and_drained(comet: &ExampleComet) {
+    let mut terminate =
+        signal(SignalKind::terminate()).expect("signals can be listened to in a tokio runtime");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+    info!("stopping: {} connections leave", comet.hub().browsers.len());
+    comet.draining.cancel();
+    comet.browsers.close();
+    if tokio::time::timeout(GRACE, comet.browsers.wait()).await.is_err() {
+        warn!(
+            "not every connection could be taken out of Redis within {GRACE:?}; those stay until cleaned up"
+        );
+    }
+}
+
+/// The comet: what its gRPC and its HTTP side share.
+struct ExampleComet {
+    /// What the directory calls this comet.
+    address: String,
+    redis: ConnectionManager,
+    hub: Mutex<Hub>,
+    /// Cancelled when every browser has to go.
+    draining: CancellationToken,
+    /// The tasks of all browsers.
+    browsers: TaskTracker,
+}
+
+/// The connected browsers by connection id.
+#[derive(Default)]
+struct Hub {
+    browsers: HashMap<String, Browser>,
+}
+
+struct Browser {
+    room: String,
+    queue: mpsc::Sender<Utf8Bytes>,
+    seen: Seen,
+}
+
+/// The message ids that a browser has had, the oldest forgotten first.
+#[derive(Default)]
+struct Seen {
+    ids: HashSet<Arc<str>>,
+    order: VecDeque<Arc<str>>,
+}
+
+impl Seen {
+    /// Whether this id comes for the first time.
+    fn is_new(&mut self, id: &Arc<str>) -> bool {
+        if !self.ids.insert(id.clone()) {
+            return false;
+        }
+        self.order.push_back(id.clone());
+        if self.order.len() > REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// Whom a call is for.
+enum To<'a> {
+    Room(&'a str),
+    Connections(&'a [String]),
+    Everyone,
+}
+
+impl Hub {
+    /// Puts a message into the queues of those it is for; browsers with a full queue are thrown
+    /// out. Repeats are dropped per browser, because one message may come in several calls, each
+    /// for other connections.
+    fn deliver(&mut self, to: &To<'_>, text: &Utf8Bytes, id: Option<&Arc<str>>) {
+        let send = |connection: &str, browser: &mut Browser| {
+            let repeated = id.is_some_and(|id| !browser.seen.is_new(id));
+            let kept_up = repeated || browser.queue.try_send(text.clone()).is_ok();
+            if !kept_up {
+                warn!("connection {connection} does not keep up: disconnected");
+            }
+            kept_up
+        };
+        if let To::Connections(keys) = to {
+            for key in *keys {
+                let Some(browser) = self.browsers.get_mut(key) else { continue };
+                if !send(key, browser) {
+                    self.browsers.remove(key);
+                }
+            }
+            return;
+        }
+        let concerned = |browser: &Browser| match to {
+            To::Room(room) => browser.room == *room,
+            To::Connections(_) | To::Everyone => true,
+        };
+        self.browsers.retain(|connection, browser| !concerned(browser) || send(connection, browser));
+    }
+}
+
+impl ExampleComet {
+    fn hub(&self) -> MutexGuard<'_, Hub> {
+        // A panic while it was held leaves the maps usable: each change is one insert or remove.
+        self.hub.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers a call that carries a message.
+    fn take(&self, metadata: &MetadataMap, to: &To<'_>, proto: Option<Proto>) -> Result<(), Status> {
+        let proto = proto.ok_or_else(|| Status::invalid_argument("the request has no `proto`"))?;
+        // The chatroom dialect has one message, and so one id, in each call.
+        let id = metadata.get(MESSAGE_ID).and_then(|id| id.to_str().ok()).map(Arc::from);
+        let to_whom = match to {
+            To::Room(_) => "room",
+            To::Connections(_) => "you",
+            To::Everyone => "everyone",
+        };
+        let body = String::from_utf8_lossy(&proto.body);
+        let event = serde_json::json!({ "to": to_whom, "op": proto.op, "body": body, "id": id });
+        self.hub().deliver(to, &event.to_string().into(), id.as_ref());
+        Ok(())
+    }
+
+    /// Writes a connection into the directory; again and again, so that it heals there.
+    async fn register(&self, visit: &Visit, connection: &str) -> redis::RedisResult<()> {
+        let info = [("comet_id", self.address.as_str()), ("user_id", &visit.user), ("room_id", &visit.room)];
+        let mut pipe = redis::pipe();
+        // The details first: a member of a room without details is a stale one.
+        pipe.hset_multiple(format!("connection:info:{connection}"), &info).ignore();
+        pipe.sadd(format!("room:connections:{}", visit.room), connection).ignore();
+        pipe.set_ex(format!("user:online:{}", visit.user), connection, ONLINE.as_secs()).ignore();
+        pipe.query_async(&mut self.redis.clone()).await
+    }
+
+    /// Takes a connection out of the directory. The user stays online when another connection of
+    /// theirs was registered later.
+    async fn unregister(&self, visit: &Visit, connection: &str) -> redis::RedisResult<()> {
+        let online = format!("user:online:{}", visit.user);
+        let mut pipe = redis::pipe();
+        pipe.srem(format!("room:connections:{}", visit.room), connection).ignore();
+        pipe.del(format!("connection:info:{connection}")).ignore();
+        pipe.get(&online);
+        let (newest,): (Option<String>,) = pipe.query_async(&mut self.redis.clone()).await?;
+        if newest.as_deref() == Some(connection) {
+            redis::Cmd::del(&online).query_async::<()>(&mut self.redis.clone()).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What the page asks for.
+#[derive(serde::Deserialize)]
+struct Visit {
+    user: String,
+    room: String,
+}
+
+async fn upgrade(
+    State(comet): State<Arc<ExampleComet>>,
+    Query(visit): Query<Visit>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let fits = |name: &str| (1..=128).contains(&name.len());
+    if !fits(&visit.user) || !fits(&visit.room) {
+        return (axum::http::StatusCode::BAD_REQUEST, "user and room take 1 to 128 bytes").into_response();
+    }
+    let serving = comet.browsers.token();
+    upgrade.on_upgrade(async move |socket| {
+        let _serving = serving;
+        serve_browser(&comet, &visit, socket).await;
+    })
+}
+
+/// The life of one browser's connection.
+async fn serve_browser(comet: &ExampleComet, visit: &Visit, mut socket: WebSocket) {
+    let connection = format!("conn-{:016x}", fastrand::u64(..));
+    let (queue, mut events) = mpsc::channel(QUEUE);
+    // Known here before the directory knows it, and here until the directory has forgotten it.
+    let browser = Browser { room: visit.room.clone(), queue, seen: Seen::default() };
+    comet.hub().browsers.insert(connection.clone(), browser);
+    info!("{connection}: user {} enters room {}", visit.user, visit.room);
+
+    let hello = serde_json::json!({ "connection": connection, "comet": comet.address });
+    let mut renewal = tokio::time::interval(RENEWAL);
+    if send(&mut socket, Message::text(hello.to_string())).await {
+        loop {
+            let goes_on = tokio::select! {
+                event = events.recv() => match event {
+                    Some(text) => send(&mut socket, Message::Text(text)).await,
+                    None => false, // thrown out by the hub
+                },
+                said = socket.recv() => matches!(said, Some(Ok(said)) if !matches!(said, Message::Close(_))),
+                _ = renewal.tick() => renew(comet, visit, &connection, &mut socket).await,
+                () = comet.draining.cancelled() => false,
+            };
+            if !goes_on {
+                break;
+            }
+        }
+    }
+
+    if let Err(error) = comet.unregister(visit, &connection).await {
+        warn!("{connection}: could not be taken out of Redis, where it is now stale: {error}");
+    }
+    comet.hub().browsers.remove(&connection);
+    info!("{connection}: user {} leaves room {}", visit.user, visit.room);
+}
+
+/// Registers the connection, for the first time or again, and pings the browser.
+async fn renew(comet: &ExampleComet, visit: &Visit, connection: &str, socket: &mut WebSocket) -> bool {
+    if let Err(error) = comet.register(visit, connection).await {
+        warn!("{connection}: not registered in Redis, tried again in {RENEWAL:?}: {error}");
+    }
+    send(socket, Message::Ping(Default::default())).await
+}
+
+/// Whether the browser took it in time.
+async fn send(socket: &mut WebSocket, message: Message) -> bool {
+    matches!(tokio::time::timeout(GRACE, socket.send(message)).await, Ok(Ok(())))
+}
+
+#[tonic::async_trait]
+impl Comet for ExampleComet {
+    async fn push_msg(&self, request: Request<PushMsgReq>) -> Result<tonic::Response<PushMsgReply>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.take(&metadata, &To::Connections(&request.keys), request.proto)?;
+        Ok(tonic::Response::new(PushMsgReply {}))
+    }
+
+    /// `speed` (messages per second) matters to comets with very many connections; not here.
+    async fn broadcast(
+        &self,
+        request: Request<BroadcastReq>,
+    ) -> Result<tonic::Response<BroadcastReply>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.take(&metadata, &To::Everyone, request.proto)?;
+        Ok(tonic::Response::new(BroadcastReply {}))
+    }
+
+    async fn broadcast_room(
+        &self,
+        request: Request<BroadcastRoomReq>,
+    ) -> Result<tonic::Response<BroadcastRoomReply>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.take(&metadata, &To::Room(&request.room_id), request.proto)?;
+        Ok(tonic::Response::new(BroadcastRoomReply {}))
+    }
+
+    async fn rooms(&self, _: Request<RoomsReq>) -> Result<tonic::Response<RoomsReply>, Status> {
+        let rooms = self.hub().browsers.values().map(|browser| (browser.room.clone(), true)).collect();
+        Ok(tonic::Response::new(RoomsReply { rooms }))
+    }
+}

@@ -1,0 +1,30 @@
+//! One gRPC call, as a gateway would make it: to try comets with.
+
+use halley::comets::proto::chatroom;
+use halley::message::MESSAGE_ID;
+use tonic::Status;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::Channel;
+
+/// One unary call, on a connection of its own.
+pub async fn call<R>(
+    address: impl std::fmt::Display,
+    path: &'static str,
+    request: R,
+    messages: &[&str],
+) -> Result<(), Status>
+where
+    R: prost::Message + 'static,
+{
+    let endpoint = Channel::from_shared(format!("http://{address}")).expect("an address");
+    let channel = endpoint.connect().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
+    let mut request = tonic::Request::new(request);
+    for id in messages {
+        request.metadata_mut().append(MESSAGE_ID, id.parse().expect("printable"));
+    }
+    // Every reply is an empty message, or may be read as one.
+    let codec = tonic_prost::ProstCodec::<R, chatroom::BroadcastRoomReply>::default();
+    client.unary(request, PathAndQuery::from_static(path), codec).await.map(drop)
+}

@@ -1,0 +1,314 @@
+//! Fake comets: real gRPC servers in both dialects that write down every call.
+//!
+//! A fake answers OK until it is told otherwise, and it can be crashed and started again on the
+//! same port. Each has a runtime of its own, so that a crash closes its connections as the end
+//! of a process would.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use halley::message::{CometAddr, MESSAGE_ID};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Code, Status};
+
+use super::{PATIENCE, comet_service, eventually};
+
+/// How a comet speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// `/ChatRoom.Comet.Comet/<Method>`
+    Chatroom,
+    /// `/goim.comet.Comet/<Method>`
+    Goim,
+}
+
+/// Whom a call was for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum To {
+    /// `BroadcastRoom`
+    Room(String),
+    /// `PushMsg`
+    Keys(Vec<String>),
+    /// `Broadcast`
+    Everyone { speed: i32 },
+    /// `Rooms`
+    Rooms,
+}
+
+/// One frame: what clients receive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packet {
+    pub ver: i32,
+    pub op: i32,
+    pub seq: i32,
+    pub body: Bytes,
+}
+
+/// One call as it arrived.
+#[derive(Debug, Clone)]
+pub struct Call {
+    pub to: To,
+    /// `protoOp` of `PushMsg` and `Broadcast`.
+    pub proto_op: i32,
+    /// The `Proto` as it stood in the request.
+    pub proto: Option<Packet>,
+    /// The entries of `halley-message-id`, in order.
+    pub messages: Vec<String>,
+    /// When it arrived.
+    pub at: Instant,
+}
+
+impl Call {
+    /// The messages for clients as (operation, body): in the goim dialect, every frame of the
+    /// body; in the chatroom dialect, the one `Proto`.
+    pub fn deliveries(&self) -> Vec<(i32, Bytes)> {
+        let Some(proto) = &self.proto else { return Vec::new() };
+        match frames(proto) {
+            Some(frames) => frames.into_iter().map(|frame| (frame.op, frame.body)).collect(),
+            None => vec![(proto.op, proto.body.clone())],
+        }
+    }
+}
+
+/// goim's framing: `packLen:4 headerLen:2 ver:2 op:4 seq:4` and the body, big-endian, in a
+/// `Proto` whose operation is 9 (`OpRaw`).
+fn frames(proto: &Packet) -> Option<Vec<Packet>> {
+    if proto.op != 9 {
+        return None;
+    }
+    let mut rest = proto.body.clone();
+    let mut frames = Vec::new();
+    while rest.has_remaining() {
+        let length = rest.try_get_u32().ok()? as usize;
+        let header = usize::from(rest.try_get_u16().ok()?);
+        let ver = i32::from(rest.try_get_i16().ok()?);
+        let (op, seq) = (rest.try_get_i32().ok()?, rest.try_get_i32().ok()?);
+        let body = length.checked_sub(header).filter(|n| header == 16 && *n <= rest.len())?;
+        frames.push(Packet { ver, op, seq, body: rest.split_to(body) });
+    }
+    Some(frames)
+}
+
+/// What a fake does with a call, after writing it down.
+#[derive(Debug, Clone, Default)]
+pub enum Behaviour {
+    /// Answers OK.
+    #[default]
+    Ok,
+    /// Answers with this status.
+    Fail(Code),
+    /// Answers OK after this time.
+    Delay(Duration),
+    /// Never answers.
+    Hang,
+}
+
+/// What the servers of all runs share.
+#[derive(Default)]
+pub(super) struct Book {
+    calls: Mutex<Vec<Call>>,
+    count: watch::Sender<usize>,
+    behaviour: Mutex<Behaviour>,
+    fail_next: Mutex<(usize, Option<Code>)>,
+}
+
+impl Book {
+    /// Writes the call down and does what the fake was told.
+    pub(super) async fn answer(&self, call: Call) -> Result<(), Status> {
+        let behaviour = self.enter(call);
+        match behaviour {
+            Behaviour::Ok => Ok(()),
+            Behaviour::Fail(code) => Err(Status::new(code, "the fake comet was told to fail")),
+            Behaviour::Delay(time) => {
+                tokio::time::sleep(time).await;
+                Ok(())
+            }
+            Behaviour::Hang => std::future::pending().await,
+        }
+    }
+
+    fn enter(&self, call: Call) -> Behaviour {
+        let count = {
+            let mut calls = lock(&self.calls);
+            calls.push(call);
+            calls.len()
+        };
+        self.count.send_replace(count);
+        let mut fail_next = lock(&self.fail_next);
+        if let (left @ 1.., Some(code)) = *fail_next {
+            fail_next.0 = left - 1;
+            return Behaviour::Fail(code);
+        }
+        lock(&self.behaviour).clone()
+    }
+}
+
+/// A fake comet, running or stopped.
+pub struct FakeComet {
+    dialect: Dialect,
+    address: SocketAddr,
+    book: Arc<Book>,
+    server: Mutex<Option<Runtime>>,
+}
+
+impl FakeComet {
+    /// Starts a fake of the chatroom dialect.
+    pub async fn start() -> Self {
+        Self::start_speaking(Dialect::Chatroom).await
+    }
+
+    /// Starts a fake of this dialect on a free port.
+    pub async fn start_speaking(dialect: Dialect) -> Self {
+        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let book = Arc::new(Book::default());
+        let (server, address) = serve(dialect, anywhere, book.clone()).expect("a free port");
+        Self { dialect, address, book, server: Mutex::new(Some(server)) }
+    }
+
+    /// Its address, as `comet_id` in the directory.
+    pub fn address(&self) -> CometAddr {
+        CometAddr::from(self.address.to_string())
+    }
+
+    /// From the next call on, behaves like this.
+    pub fn behave(&self, behaviour: Behaviour) {
+        *lock(&self.book.behaviour) = behaviour;
+    }
+
+    /// The next `calls` calls fail with this status, and then it behaves as before.
+    pub fn fail_next(&self, calls: usize, code: Code) {
+        *lock(&self.book.fail_next) = (calls, Some(code));
+    }
+
+    /// Crashes: the port is closed and every connection is cut. What was written down stays.
+    pub async fn stop(&self) {
+        let server = lock(&self.server).take();
+        let ended = tokio::task::spawn_blocking(move || {
+            if let Some(server) = server {
+                server.shutdown_timeout(Duration::from_secs(5));
+            }
+        });
+        ended.await.expect("ending a runtime does not panic");
+    }
+
+    /// Starts again on the same port.
+    pub async fn restart(&self) {
+        self.stop().await;
+        let server = eventually(format!("port {} to be free", self.address), PATIENCE, async || {
+            serve(self.dialect, self.address, self.book.clone()).ok()
+        });
+        let (server, _) = server.await;
+        *lock(&self.server) = Some(server);
+    }
+
+    /// All calls so far, in order of arrival.
+    pub fn calls(&self) -> Vec<Call> {
+        lock(&self.book.calls).clone()
+    }
+
+    /// All messages for clients so far as (whom for, operation, body as text), in order.
+    pub fn deliveries(&self) -> Vec<(To, i32, String)> {
+        deliveries(&self.calls())
+    }
+
+    /// Forgets the calls so far.
+    pub fn forget(&self) {
+        lock(&self.book.calls).clear();
+        self.book.count.send_replace(0);
+    }
+
+    /// Waits until there are `n` calls or more, and gives all that there are.
+    ///
+    /// # Panics
+    /// After [`PATIENCE`], with what there is.
+    pub async fn wait_for(&self, n: usize) -> Vec<Call> {
+        let mut count = self.book.count.subscribe();
+        let enough = tokio::time::timeout(PATIENCE, count.wait_for(|count| *count >= n)).await;
+        assert!(enough.is_ok(), "wanted {n} calls within {PATIENCE:?}; {self:?}");
+        self.calls()
+    }
+
+    /// Waits for these messages (whom for, operation, body), in this order and nothing else.
+    ///
+    /// # Panics
+    /// When something else comes, or after [`PATIENCE`].
+    pub async fn wait_for_deliveries(&self, wanted: &[(To, i32, &str)]) {
+        let mut count = self.book.count.subscribe();
+        let same = |have: &[(To, i32, String)]| {
+            have.iter().zip(wanted).all(|(h, w)| (&h.0, h.1, h.2.as_str()) == (&w.0, w.1, w.2))
+        };
+        let all = count.wait_for(|_| {
+            let have = self.deliveries();
+            assert!(have.len() <= wanted.len() && same(&have), "wanted {wanted:#?}; {self:?}");
+            have.len() == wanted.len()
+        });
+        let all = tokio::time::timeout(PATIENCE, all).await.map(|_| ());
+        assert!(all.is_ok(), "wanted {wanted:#?} within {PATIENCE:?}; {self:?}");
+    }
+}
+
+impl Drop for FakeComet {
+    fn drop(&mut self) {
+        // Without waiting: dropping a runtime inside another one would block it.
+        if let Some(server) = lock(&self.server).take() {
+            server.shutdown_background();
+        }
+    }
+}
+
+impl fmt::Debug for FakeComet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let calls = self.calls();
+        writeln!(f, "comet {} ({:?}) has {} calls:", self.address, self.dialect, calls.len())?;
+        // A story with thousands of calls is not read to its end.
+        for call in calls.iter().take(50) {
+            let bodies = deliveries(std::slice::from_ref(call));
+            writeln!(f, "  {:?} messages {:?} deliveries {bodies:?}", call.to, call.messages)?;
+        }
+        Ok(())
+    }
+}
+
+fn deliveries(calls: &[Call]) -> Vec<(To, i32, String)> {
+    let mut all = Vec::new();
+    for call in calls {
+        for (operation, body) in call.deliveries() {
+            all.push((call.to.clone(), operation, String::from_utf8_lossy(&body).into_owned()));
+        }
+    }
+    all
+}
+
+fn serve(dialect: Dialect, address: SocketAddr, book: Arc<Book>) -> std::io::Result<(Runtime, SocketAddr)> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let entered = runtime.enter();
+    let incoming = match TcpIncoming::bind(address) {
+        Ok(incoming) => incoming.with_nodelay(Some(true)),
+        Err(error) => {
+            drop(entered);
+            runtime.shutdown_background();
+            return Err(error);
+        }
+    };
+    let address = incoming.local_addr()?;
+    // The runtime owns the task, and the fake owns the runtime.
+    drop(runtime.spawn(comet_service::router(dialect, book).serve_with_incoming(incoming)));
+    drop(entered);
+    Ok((runtime, address))
+}
+
+/// The entries of `halley-message-id`.
+pub(super) fn message_ids(metadata: &tonic::metadata::MetadataMap) -> Vec<String> {
+    let values = metadata.get_all(MESSAGE_ID).iter();
+    values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A failed assertion in one wait must not hide the next one's message.
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}

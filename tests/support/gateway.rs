@@ -1,0 +1,345 @@
+//! The gateway as its users run it: the real binary with a configuration file, its log kept and
+//! its admin interface at hand.
+//!
+//! ```ignore
+//! let gateway = gateway(&topic).redis(&redis).node(&comet).start().await;
+//! ```
+//!
+//! The builder only writes configuration; what it does not name keeps its default. The admin
+//! interface listens on a port of its own choice, which is read from the JSON log.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Mutex;
+
+use serde_json::Value;
+
+use super::comet::FakeComet;
+use super::http::{self, Answer};
+use super::kafka::kafka;
+use super::leash::Leash;
+use super::redis::Redis;
+use super::{PATIENCE, eventually, folder, unique};
+
+/// What the gateway logs when its admin interface is bound; `address` stands beside it.
+const ADMIN_IS_LISTENING: &str = "admin is listening";
+
+/// A configuration to be.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    group: String,
+    /// TOML values by section and key.
+    settings: BTreeMap<&'static str, BTreeMap<String, String>>,
+    nodes: Vec<String>,
+    plugins: Vec<Plugin>,
+    environment: Vec<(String, String)>,
+}
+
+/// A `[[plugin]]` to be.
+#[derive(Debug, Clone)]
+pub struct Plugin {
+    name: String,
+    path: PathBuf,
+    settings: BTreeMap<String, String>,
+}
+
+impl Plugin {
+    /// A plugin from this file.
+    pub fn new(name: &str, path: impl Into<PathBuf>) -> Self {
+        Self { name: name.to_owned(), path: path.into(), settings: BTreeMap::new() }
+    }
+
+    /// One key, its value as TOML: `.set("on_error", "\"drop\"")`.
+    pub fn set(mut self, key: &str, toml: impl fmt::Display) -> Self {
+        self.settings.insert(key.to_owned(), toml.to_string());
+        self
+    }
+
+    /// What the plugin finds in its configuration.
+    pub fn config(self, config: &Value) -> Self {
+        self.set("config", toml(config))
+    }
+}
+
+/// A gateway that reads this topic from the stories' Kafka, in a consumer group of its own, with
+/// the in-memory directory.
+pub fn gateway(topic: &str) -> Gateway {
+    let empty = Gateway {
+        group: unique("halley"),
+        settings: BTreeMap::new(),
+        nodes: Vec::new(),
+        plugins: Vec::new(),
+        environment: Vec::new(),
+    };
+    let group = quoted(&empty.group);
+    empty
+        .set("kafka", "brokers", quoted(kafka().brokers()))
+        .set("kafka", "topics", format!("[{}]", quoted(topic)))
+        .set("kafka", "group", group)
+        .set("kafka", "dead_letter_topic", quoted(&format!("{topic}.dead-letter")))
+        .set("offline", "notify_topic", quoted(&format!("{topic}.offline")))
+        .set("redis", "url", quoted("memory://"))
+        .set("admin", "listen", quoted("127.0.0.1:0"))
+}
+
+impl Gateway {
+    /// One key, its value as TOML: `.set("delivery", "timeout", "\"1s\"")`.
+    pub fn set(mut self, section: &'static str, key: &str, toml: impl fmt::Display) -> Self {
+        self.settings.entry(section).or_default().insert(key.to_owned(), toml.to_string());
+        self
+    }
+
+    /// The directory, inbox and guards are in this Redis.
+    pub fn redis(self, redis: &Redis) -> Self {
+        self.set("redis", "url", quoted(redis.url()))
+    }
+
+    /// The consumer group: another gateway with the same one shares its partitions.
+    pub fn group(mut self, group: &str) -> Self {
+        self.group = group.to_owned();
+        self.set("kafka", "group", quoted(group))
+    }
+
+    /// A comet that the configuration names, for BROADCAST.
+    pub fn node(mut self, comet: &FakeComet) -> Self {
+        self.nodes.push(comet.address().to_string());
+        let nodes: Vec<String> = self.nodes.iter().map(|node| quoted(node)).collect();
+        self.set("comets", "nodes", format!("[{}]", nodes.join(", ")))
+    }
+
+    /// A policy, after those that are there.
+    pub fn plugin(mut self, plugin: Plugin) -> Self {
+        self.plugins.push(plugin);
+        self
+    }
+
+    /// No policies.
+    pub fn without_plugins(mut self) -> Self {
+        self.plugins.clear();
+        self
+    }
+
+    /// An environment variable of the process.
+    pub fn environment(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The configuration's text.
+    pub fn toml(&self) -> String {
+        let mut text = String::new();
+        for (section, keys) in &self.settings {
+            text.push_str(&table(&format!("[{section}]"), keys));
+        }
+        for plugin in &self.plugins {
+            let mut keys = plugin.settings.clone();
+            keys.insert("name".to_owned(), quoted(&plugin.name));
+            keys.insert("path".to_owned(), quoted(&plugin.path.display().to_string()));
+            text.push_str(&table("[[plugin]]", &keys));
+        }
+        text
+    }
+
+    /// Starts the gateway and waits until it is ready.
+    pub async fn start(self) -> RunningGateway {
+        let running = self.start_unready().await;
+        running.wait_until_ready().await;
+        running
+    }
+
+    /// Starts the gateway and waits until its admin interface answers, ready or not.
+    pub async fn start_unready(self) -> RunningGateway {
+        let folder = folder("gateway");
+        let file = folder.path().join("halley.toml");
+        std::fs::write(&file, self.toml()).expect("a temporary file can be written");
+        let args = ["run", "--config", &file.display().to_string(), "--log-format", "json"];
+        let binary = env!("CARGO_BIN_EXE_halley");
+        let process = Leash::start_with(binary, &args.map(str::to_owned), folder, &self.environment);
+        let process = Mutex::new(process.expect("the binary starts"));
+        let mut running = RunningGateway { group: self.group, file, admin: String::new(), process };
+        running.admin = running.wait_for_log(ADMIN_IS_LISTENING).await["address"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no address in the line `{ADMIN_IS_LISTENING}`: {running:?}"))
+            .to_owned();
+        running
+    }
+}
+
+/// A gateway process.
+pub struct RunningGateway {
+    group: String,
+    file: PathBuf,
+    admin: String,
+    process: Mutex<Leash>,
+}
+
+impl RunningGateway {
+    /// Its consumer group.
+    pub fn group(&self) -> &str {
+        &self.group
+    }
+
+    /// Its configuration file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process().pid()
+    }
+
+    /// Replaces its configuration file in one step, as an editor would; a hot swap follows.
+    pub fn configure(&self, wanted: &Gateway) {
+        let aside = self.file.with_extension("new");
+        std::fs::write(&aside, wanted.toml()).expect("a temporary file can be written");
+        std::fs::rename(&aside, &self.file).expect("a file can be renamed within its folder");
+    }
+
+    /// GETs a path of its admin interface.
+    ///
+    /// # Panics
+    /// When there is no answer, with the log.
+    pub async fn get(&self, path: &str) -> Answer {
+        http::get(&self.admin, path).await.unwrap_or_else(|e| panic!("{e}; {self:?}"))
+    }
+
+    /// The value of one metric, by its name and labels as `/metrics` shows them, such as
+    /// `job_dispatch_success_total{comet="127.0.0.1:50051"}`; `None` when it is not there.
+    pub async fn metric(&self, series: &str) -> Option<f64> {
+        let text = self.get("/metrics").await.body;
+        let line = text.lines().find(|line| line.rsplit_once(' ').is_some_and(|(name, _)| name == series))?;
+        line.rsplit_once(' ')?.1.parse().ok()
+    }
+
+    /// Waits until `/readyz` answers 200.
+    pub async fn wait_until_ready(&self) {
+        let mut last = None;
+        let ready = eventually_or("/readyz to answer 200", async || {
+            self.check_alive();
+            let answer = http::get(&self.admin, "/readyz").await;
+            let ready = answer.as_ref().is_ok_and(|answer| answer.status == 200);
+            last = Some(answer);
+            ready.then_some(())
+        });
+        if ready.await.is_none() {
+            panic!("not ready after {PATIENCE:?}: {last:?}; {self:?}");
+        }
+    }
+
+    /// Waits until the group has committed everything that the topic holds.
+    pub async fn wait_until_settled(&self, topic: &str) {
+        let settled = eventually_or("settled", async || {
+            self.check_alive();
+            (kafka().committed(&self.group, topic).await == kafka().ends(topic)).then_some(())
+        });
+        if settled.await.is_none() {
+            let (committed, ends) = (kafka().committed(&self.group, topic).await, kafka().ends(topic));
+            panic!("{topic}: committed {committed:?} of {ends:?} after {PATIENCE:?}; {self:?}");
+        }
+    }
+
+    /// What it has logged, a JSON object for each line; other lines (a panic) are strings.
+    pub fn log_lines(&self) -> Vec<Value> {
+        let text = self.process().log();
+        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| Value::from(line));
+        text.lines().map(parse).collect()
+    }
+
+    /// Waits for a log line with this message, and gives its first occurrence.
+    pub async fn wait_for_log(&self, message: &str) -> Value {
+        let line = eventually_or(message, async || {
+            let found = self.log_lines().into_iter().find(|line| message_of(line) == Some(message));
+            if found.is_none() {
+                self.check_alive();
+            }
+            found
+        });
+        line.await.unwrap_or_else(|| panic!("no log line `{message}` after {PATIENCE:?}; {self:?}"))
+    }
+
+    /// Asks it to drain (SIGTERM), and gives its exit status.
+    pub async fn sigterm(&self) -> ExitStatus {
+        self.signal("TERM");
+        self.wait().await
+    }
+
+    /// Sends any signal: `STOP`, `CONT`, `INT`.
+    pub fn signal(&self, signal: &str) {
+        self.process().signal(signal);
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&self) -> ExitStatus {
+        let ended = eventually_or("the gateway's end", async || self.process().ended());
+        ended.await.unwrap_or_else(|| panic!("still running after {PATIENCE:?}; {self:?}"))
+    }
+
+    /// Kills it (SIGKILL): nothing is drained.
+    pub fn kill(&self) {
+        self.process().kill();
+    }
+
+    fn check_alive(&self) {
+        let ended = self.process().ended();
+        assert!(ended.is_none(), "the gateway has ended by itself: {ended:?}; {self:?}");
+    }
+
+    fn process(&self) -> std::sync::MutexGuard<'_, Leash> {
+        self.process.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for RunningGateway {
+    /// What a failure prints: the end of the log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let log = self.process().log();
+        let lines: Vec<&str> = log.lines().collect();
+        let last = &lines[lines.len().saturating_sub(100)..];
+        writeln!(f, "gateway {} (admin {}), its last {} log lines:", self.pid(), self.admin, last.len())?;
+        f.write_str(&last.join("\n"))
+    }
+}
+
+/// Like [`eventually`], but leaves the failure's words to the caller.
+async fn eventually_or<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> Option<T> {
+    let wait = eventually(what, PATIENCE * 2, async || condition().await);
+    tokio::time::timeout(PATIENCE, wait).await.ok()
+}
+
+/// tracing's JSON has the message among the fields, or beside them when they are flattened.
+fn message_of(line: &Value) -> Option<&str> {
+    line["message"].as_str().or_else(|| line["fields"]["message"].as_str())
+}
+
+fn table(head: &str, keys: &BTreeMap<String, String>) -> String {
+    let mut text = format!("{head}\n");
+    for (key, value) in keys {
+        text.push_str(&format!("{key} = {value}\n"));
+    }
+    text + "\n"
+}
+
+/// A TOML string; its escapes are those of JSON.
+pub fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+/// JSON as an inline TOML value. TOML has no null: such keys are left out.
+fn toml(value: &Value) -> String {
+    match value {
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(toml).collect();
+            format!("[{}]", items.join(", "))
+        }
+        Value::Object(keys) => {
+            let keys = keys.iter().filter(|(_, value)| !value.is_null());
+            let keys: Vec<String> =
+                keys.map(|(key, value)| format!("{} = {}", quoted(key), toml(value))).collect();
+            format!("{{ {} }}", keys.join(", "))
+        }
+        plain => plain.to_string(),
+    }
+}

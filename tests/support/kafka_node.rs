@@ -1,0 +1,151 @@
+//! Apache Kafka as one KRaft node: its jars, its configuration, its start.
+//!
+//! The node has a small heap, ports of its own and a temporary folder, and dies with the test
+//! process, however that ends (see `leash`).
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::leash::Leash;
+use super::{folder, free_port, loudly, repository};
+
+/// A start takes 3 s here; a loaded machine takes longer.
+const START: Duration = Duration::from_secs(90);
+
+/// Starts a node and waits until it answers. `Err` says why there is none.
+pub fn start() -> Result<(String, Leash), String> {
+    let jars = jars()?;
+    // A port that was free may be taken a moment later: once more then.
+    try_start(&jars).or_else(|first| try_start(&jars).map_err(|second| format!("{first}; again: {second}")))
+}
+
+/// The folder with Kafka's jars; fetched when the cache is empty.
+fn jars() -> Result<String, String> {
+    let output = Command::new("sh").arg(repository("tests/support/fetch-kafka.sh")).output();
+    let output = output.map_err(|e| format!("fetch-kafka.sh cannot be run: {e}"))?;
+    let told = String::from_utf8_lossy(&output.stderr);
+    if !told.is_empty() {
+        loudly(told.trim());
+    }
+    if !output.status.success() {
+        return Err(format!("fetch-kafka.sh failed: {}", told.trim()));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+fn try_start(jars: &str) -> Result<(String, Leash), String> {
+    let folder = folder("kafka");
+    let brokers = format!("127.0.0.1:{}", free_port());
+    let properties = folder.path().join("server.properties");
+    let text = configuration(&brokers, free_port(), folder.path());
+    std::fs::write(&properties, text).map_err(|e| format!("{}: {e}", properties.display()))?;
+    let logging = folder.path().join("log4j2.yaml");
+    std::fs::write(&logging, LOGGING).map_err(|e| format!("{}: {e}", logging.display()))?;
+
+    let properties = properties.display().to_string();
+    format_storage(jars, &properties)?;
+    let mut args = java(jars, "kafka.Kafka");
+    args.insert(0, format!("-Dlog4j2.configurationFile={}", logging.display()));
+    args.push(properties);
+    let mut node = Leash::start("java", &args, folder).map_err(|e| format!("java cannot be started: {e}"))?;
+    wait_until_it_answers(&brokers, &mut node)?;
+    Ok((brokers, node))
+}
+
+/// Arguments of `java`. The first two compilers' worth of start-up time is what a short-lived
+/// broker pays most for.
+fn java(jars: &str, main: &str) -> Vec<String> {
+    let flags = ["-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp"];
+    let mut args: Vec<String> = flags.map(str::to_owned).to_vec();
+    args.push(format!("{jars}/*"));
+    args.push(main.to_owned());
+    args
+}
+
+fn format_storage(jars: &str, properties: &str) -> Result<(), String> {
+    let mut args = java(jars, "kafka.tools.StorageTool");
+    args.extend(["format", "--cluster-id", &cluster_id(), "--config", properties].map(str::to_owned));
+    let output = Command::new("java").args(args).output();
+    match output {
+        Ok(Output { status, .. }) if status.success() => Ok(()),
+        Ok(output) => Err(format!("Kafka's storage cannot be formatted: {}", text_of(&output))),
+        Err(error) => Err(format!("java cannot be started: {error}")),
+    }
+}
+
+fn text_of(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// 16 random bytes in URL-safe base64 make 22 characters, the last of which has two bits; a
+/// leading dash would look like an option.
+fn cluster_id() -> String {
+    let letters: String = std::iter::repeat_with(fastrand::alphanumeric).take(21).collect();
+    format!("{letters}A")
+}
+
+fn wait_until_it_answers(brokers: &str, node: &mut Leash) -> Result<(), String> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers).set("reconnect.backoff.max.ms", "200");
+    // While the node starts, refused connections are no news.
+    config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
+    let client: BaseConsumer = config.create().map_err(|e| e.to_string())?;
+    let until = Instant::now() + START;
+    while Instant::now() < until {
+        let metadata = client.fetch_metadata(None, Duration::from_millis(500));
+        if metadata.is_ok_and(|metadata| !metadata.brokers().is_empty()) {
+            return Ok(());
+        }
+        if let Some(status) = node.ended() {
+            return Err(format!("Kafka ended with {status}: {}", node.log()));
+        }
+    }
+    Err(format!("Kafka does not answer within {START:?}: {}", node.log()))
+}
+
+fn configuration(brokers: &str, controller: u16, folder: &Path) -> String {
+    let data = folder.join("data");
+    format!(
+        "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+listeners=PLAINTEXT://{brokers},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://{brokers}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+controller.listener.names=CONTROLLER
+log.dirs={data}
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+# Stories with two gateways do not wait for a group to fill, nor long for a dead member.
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+log.cleaner.enable=false
+num.network.threads=2
+num.io.threads=4
+",
+        data = data.display()
+    )
+}
+
+/// Only what tells why Kafka did not start.
+const LOGGING: &str = "Configuration:
+  Appenders:
+    Console:
+      name: OUT
+      PatternLayout:
+        pattern: '%d %p %m%n'
+  Loggers:
+    Root:
+      level: WARN
+      AppenderRef:
+        - ref: OUT
+";

@@ -1,0 +1,117 @@
+//! Helper processes (Kafka, Redis, the gateway) that never outlive the tests.
+//!
+//! A leashed program ends when its [`Leash`] is dropped, and also when the test process ends in
+//! any other way: by `exit`, by a panic, by SIGKILL. A tiny shell stands between: it leaves a
+//! watcher behind that reads a pipe from us and then becomes the program, so that the program
+//! has the process id and the exit status that we see. When we are gone the pipe closes, and the
+//! watcher kills the program and removes its folder.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// `$1` is the folder to remove, the rest is the program. A line on the pipe stands the watcher
+/// down; its end (we are gone) makes it kill. The second `rm` catches what the dying program
+/// wrote meanwhile.
+const SCRIPT: &str = r#"
+folder=$1; shift
+exec 3<&0
+(
+    trap '' INT HUP TERM
+    read -r _ <&3 || { kill -KILL $$; rm -rf "$folder"; sleep 1; }
+    rm -rf "$folder"
+) >/dev/null 2>&1 </dev/null &
+exec "$@" 3<&- </dev/null
+"#;
+
+/// A running program with a folder of its own, which is removed at the end.
+pub struct Leash {
+    child: Child,
+    /// Held apart from the child, whose `wait` would close it and so wake the watcher.
+    pipe: ChildStdin,
+    folder: PathBuf,
+}
+
+impl Leash {
+    /// Starts a program. Its stdout and stderr go to the file `log` in its folder.
+    pub fn start(program: &str, args: &[String], folder: tempfile::TempDir) -> io::Result<Self> {
+        Self::start_with(program, args, folder, &[])
+    }
+
+    /// The same with environment variables.
+    pub fn start_with(
+        program: &str,
+        args: &[String],
+        folder: tempfile::TempDir,
+        environment: &[(String, String)],
+    ) -> io::Result<Self> {
+        // From here on the watcher removes the folder.
+        let folder = folder.keep();
+        let log = std::fs::File::create(folder.join("log"))?;
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(SCRIPT).arg("leash").arg(&folder).arg(program).args(args);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
+        let mut child = command.spawn()?;
+        let pipe = child.stdin.take().expect("stdin was asked to be a pipe");
+        Ok(Self { child, pipe, folder })
+    }
+
+    /// The program's folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The program's process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What the program has printed so far.
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.folder.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The exit status, when the program has ended by itself.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("the child is ours, so that it can be waited for")
+    }
+
+    /// Sends a signal, such as `TERM` or `STOP`.
+    pub fn signal(&self, signal: &str) {
+        let status = Command::new("kill").arg(format!("-{signal}")).arg(self.pid().to_string()).status();
+        assert!(status.is_ok_and(|s| s.success()), "kill -{signal} {} did not work", self.pid());
+    }
+
+    /// Kills the program at once and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Waits for the program's end; `None` when it still runs after the deadline.
+    pub async fn wait(&mut self, deadline: Duration) -> Option<ExitStatus> {
+        let until = Instant::now() + deadline;
+        loop {
+            if let Some(status) = self.ended() {
+                return Some(status);
+            }
+            if Instant::now() > until {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        self.kill();
+        // The process is reaped: its id may be another's soon, so the watcher must not kill.
+        let _ = self.pipe.write_all(b"done\n");
+        // The watcher does the same, unless the program was killed before there was one.
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}

@@ -1,0 +1,99 @@
+//! What the stories stand on: a real Kafka, a real Redis, fake comets, and the gateway's own
+//! binary, each started with a line and gone with the test.
+//!
+//! Nothing here waits for time: every wait names a condition and has a deadline, and what it
+//! prints when the deadline passes is what a person needs to see.
+
+#![allow(dead_code, reason = "stories share these helpers; each uses a part of them")]
+
+pub mod call;
+pub mod comet;
+mod comet_service;
+
+pub mod gateway;
+pub mod http;
+pub mod kafka;
+mod kafka_node;
+pub mod leash;
+pub mod redis;
+
+pub use call::call;
+
+use std::fmt::Debug;
+use std::io::Write;
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// Long enough for a loaded machine with two cores; a test that passes never waits for it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until `condition` gives a value.
+///
+/// # Panics
+/// After the deadline, naming what was waited for.
+pub async fn eventually<T>(
+    what: impl std::fmt::Display,
+    deadline: Duration,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let until = Instant::now() + deadline;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < until, "waited {deadline:?} in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until `read` gives `wanted`.
+///
+/// # Panics
+/// After [`PATIENCE`], with the last value that was read.
+pub async fn eventually_eq<T: PartialEq + Debug>(
+    what: impl std::fmt::Display,
+    wanted: T,
+    mut read: impl AsyncFnMut() -> T,
+) {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let value = read().await;
+        if value == wanted {
+            return;
+        }
+        assert!(Instant::now() < until, "{what} should be {wanted:?} and is {value:?} after {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A name that no other test and no other run uses, such as `push-4711-3`.
+pub fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    // The process id alone repeats on a broker that outlives the tests.
+    let salt: u32 = fastrand::u32(..);
+    format!("{prefix}-{}-{salt:x}-{number}", std::process::id())
+}
+
+/// A TCP port of this machine that nobody listens on right now.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// Says something past the test harness, which keeps what passing tests print to itself.
+pub fn loudly(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A file of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A new folder for one helper process.
+pub fn folder(prefix: &str) -> tempfile::TempDir {
+    tempfile::Builder::new().prefix(&format!("halley-{prefix}-")).tempdir().expect("a temporary folder")
+}

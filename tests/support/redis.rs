@@ -1,0 +1,187 @@
+//! A Redis for one test, and the directory keys as comets write them.
+//!
+//! Each test has a `redis-server` of its own on a free port, gone with the test; it can be
+//! stopped and started again. `HALLEY_TEST_REDIS` (a URL) names one to use instead: its current
+//! database is emptied at the start, and stories that stop Redis cannot be proven with it.
+
+use std::process::Command;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+
+use super::leash::Leash;
+use super::{PATIENCE, eventually, folder, free_port, loudly, repository};
+
+/// How long comets let a user count as online without a renewal, in seconds.
+const ONLINE_SECONDS: u64 = 300;
+
+/// A Redis server, running or stopped.
+pub struct Redis {
+    url: String,
+    /// `None` for a server that is not ours.
+    port: Option<u16>,
+    server: Option<Leash>,
+    connection: Option<MultiplexedConnection>,
+}
+
+impl Redis {
+    /// Starts a server, empty.
+    pub async fn start() -> Self {
+        let mut redis = Self::not_started();
+        redis.restart().await;
+        if redis.port.is_none() {
+            redis.run::<()>(redis::cmd("FLUSHDB").to_owned()).await;
+        }
+        redis
+    }
+
+    /// A server that [`Self::restart`] will start: its URL is known, and nobody listens there.
+    pub fn not_started() -> Self {
+        if let Ok(url) = std::env::var("HALLEY_TEST_REDIS") {
+            return Self { url, port: None, server: None, connection: None };
+        }
+        need_redis_server();
+        let port = free_port();
+        Self { url: format!("redis://127.0.0.1:{port}"), port: Some(port), server: None, connection: None }
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether it can be stopped; says so loudly when not.
+    pub fn can_stop(&self, story: &str) -> bool {
+        if self.port.is_none() {
+            loudly(format_args!(
+                "NOT PROVEN: `{story}` has to stop Redis, and HALLEY_TEST_REDIS names one that is not ours"
+            ));
+        }
+        self.port.is_some()
+    }
+
+    /// Kills the server; what it held is lost.
+    pub fn stop(&mut self) {
+        assert!(self.port.is_some(), "HALLEY_TEST_REDIS is not ours to stop; ask can_stop() first");
+        self.connection = None;
+        self.server = None;
+    }
+
+    /// Starts the server (again), on the same port and empty.
+    pub async fn restart(&mut self) {
+        if let Some(port) = self.port {
+            self.server = None;
+            self.server = Some(start_server(port));
+        }
+        let client = redis::Client::open(self.url.as_str()).expect("a Redis URL");
+        let server = &mut self.server;
+        let connection = eventually(format!("Redis at {}", self.url), PATIENCE, async || {
+            if let Some(status) = server.as_mut().and_then(Leash::ended) {
+                panic!(
+                    "redis-server ended with {status}: {}",
+                    server.as_ref().map(Leash::log).unwrap_or_default()
+                );
+            }
+            client.get_multiplexed_async_connection().await.ok()
+        });
+        self.connection = Some(connection.await);
+    }
+
+    /// Freezes the server: connections stay open and nothing answers.
+    pub fn freeze(&self) {
+        self.server.as_ref().expect("only a running server of our own can be frozen").signal("STOP");
+    }
+
+    /// Lets a frozen server go on.
+    pub fn thaw(&self) {
+        self.server.as_ref().expect("only a running server of our own can be thawed").signal("CONT");
+    }
+
+    /// A comet accepts a connection of a user into a room; the user is online.
+    pub async fn join(&self, room: &str, connection: &str, user: &str, comet: impl std::fmt::Display) {
+        self.join_many(room, &[(connection.to_owned(), user.to_owned(), comet.to_string())]).await;
+    }
+
+    /// The same for many connections (id, user, comet), in few round trips.
+    pub async fn join_many(&self, room: &str, connections: &[(String, String, String)]) {
+        for part in connections.chunks(1000) {
+            let mut pipe = redis::pipe();
+            for (connection, user, comet) in part {
+                pipe.sadd(format!("room:connections:{room}"), connection).ignore();
+                let info = [("comet_id", comet.as_str()), ("user_id", user), ("room_id", room)];
+                pipe.hset_multiple(format!("connection:info:{connection}"), &info).ignore();
+                pipe.set_ex(format!("user:online:{user}"), connection, ONLINE_SECONDS).ignore();
+            }
+            pipe.query_async::<()>(&mut self.connection()).await.expect("Redis answers");
+        }
+    }
+
+    /// A connection leaves a room and is closed; the user stays online until [`Self::offline`].
+    pub async fn leave(&self, room: &str, connection: &str) {
+        self.run::<()>(redis::Cmd::srem(format!("room:connections:{room}"), connection)).await;
+        self.forget(connection).await;
+    }
+
+    /// A connection's details vanish while the room still names it: a stale member.
+    pub async fn forget(&self, connection: &str) {
+        self.run::<()>(redis::Cmd::del(format!("connection:info:{connection}"))).await;
+    }
+
+    /// A user is online through this connection.
+    pub async fn online(&self, user: &str, connection: &str) {
+        self.run::<()>(redis::Cmd::set_ex(format!("user:online:{user}"), connection, ONLINE_SECONDS)).await;
+    }
+
+    /// A user is offline.
+    pub async fn offline(&self, user: &str) {
+        self.run::<()>(redis::Cmd::del(format!("user:online:{user}"))).await;
+    }
+
+    /// The entries of a stream as (field, value) pairs, oldest first; the inbox is one.
+    pub async fn stream(&self, key: &str) -> Vec<Vec<(String, Vec<u8>)>> {
+        type Entry = (String, Vec<(String, Vec<u8>)>);
+        let entries: Vec<Entry> = self.run(redis::Cmd::xrange_all(key)).await;
+        entries.into_iter().map(|(_, fields)| fields).collect()
+    }
+
+    /// All keys that match a pattern, sorted.
+    pub async fn keys(&self, pattern: &str) -> Vec<String> {
+        let mut keys: Vec<String> = self.run(redis::Cmd::keys(pattern)).await;
+        keys.sort();
+        keys
+    }
+
+    /// Runs any command.
+    ///
+    /// # Panics
+    /// When Redis does not answer it well within [`PATIENCE`].
+    pub async fn run<T: redis::FromRedisValue>(&self, command: redis::Cmd) -> T {
+        let mut connection = self.connection();
+        let answer = tokio::time::timeout(PATIENCE, command.query_async(&mut connection)).await;
+        answer.expect("Redis answers in time").unwrap_or_else(|e| panic!("{}: {e}", self.url))
+    }
+
+    fn connection(&self) -> MultiplexedConnection {
+        let mut connection = self.connection.clone().expect("Redis is running; call restart() first");
+        connection.set_response_timeout(Duration::from_secs(20));
+        connection
+    }
+}
+
+fn start_server(port: u16) -> Leash {
+    let folder = folder("redis");
+    let data = folder.path().display().to_string();
+    let args = format!("--port {port} --bind 127.0.0.1 --save  --appendonly no --daemonize no --dir {data}");
+    // `--save ""` takes an empty argument: no snapshots.
+    let args: Vec<String> = args.split(' ').map(str::to_owned).collect();
+    Leash::start("redis-server", &args, folder).expect("redis-server starts")
+}
+
+fn need_redis_server() {
+    let script = repository("tests/support/need.sh");
+    let status = Command::new("sh").arg(script).args(["redis-server", "redis-server"]).status();
+    assert!(
+        status.is_ok_and(|s| s.success()),
+        "the stories need redis-server on the PATH, or HALLEY_TEST_REDIS=redis://host:port"
+    );
+}
