@@ -15,7 +15,6 @@ need() {
     "$@" >/dev/null 2>&1 || missing="$missing $package"
 }
 has() { command -v "$1"; }
-java_17() { v=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1) && [ "${v:-0}" -ge 17 ]; }
 
 if ! has cargo >/dev/null; then
     say "cargo is missing; install Rust with rustup (https://rustup.rs), then run this again"
@@ -37,10 +36,6 @@ build | test)
 esac
 if [ "${1:-build}" = test ]; then
     [ -n "${HALLEY_TEST_REDIS:-}" ] || need redis-server has redis-server
-    if [ -z "${HALLEY_TEST_KAFKA:-}" ]; then
-        need default-jre-headless java_17
-        [ -n "${KAFKA_HOME:-}" ] || need maven has mvn
-    fi
 fi
 
 [ -n "$missing" ] || exit 0

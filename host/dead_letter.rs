@@ -140,10 +140,8 @@ mod tests {
 
     #[test]
     fn headers_of_an_earlier_round_are_replaced_and_the_id_is_kept() {
-        let header = |name: &str, value: &str| Header {
-            name: name.to_owned(),
-            value: Some(value.to_owned().into()),
-        };
+        let header =
+            |name: &str, value: &str| Header { name: name.to_owned(), value: Some(value.to_owned().into()) };
         let record = Record {
             origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
             timestamp_ms: None,

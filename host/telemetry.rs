@@ -15,7 +15,9 @@ pub struct Config {
 }
 
 /// How log lines look.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
     /// For people.
@@ -56,8 +58,7 @@ impl Config {
 /// # Errors
 /// When the level is none.
 pub fn init(config: &Config) -> anyhow::Result<()> {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(config.filter()?).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(config.filter()?).with_writer(std::io::stderr);
     // An error means that a subscriber is set already, as in tests.
     drop(match config.format {
         Format::Text => builder.with_target(false).try_init(),

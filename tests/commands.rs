@@ -47,9 +47,13 @@ fn check_names_every_mistake_with_its_place() {
     let checked = halley(&["check", "--config", &file]);
     assert_eq!(checked.status.code(), Some(2));
     let said = stderr(&checked);
-    for expected in
-        [&format!("{file}:2"), "`kafka.brokerz`: unknown field", &format!("{file}:5"), "plugin `gone`", "3 mistakes"]
-    {
+    for expected in [
+        &format!("{file}:2"),
+        "`kafka.brokerz`: unknown field",
+        &format!("{file}:5"),
+        "plugin `gone`",
+        "3 mistakes",
+    ] {
         assert!(said.contains(expected), "`{expected}` is not in:\n{said}");
     }
     assert_eq!(halley(&["run", "--config", &file]).status.code(), Some(2), "run refuses it as well");
@@ -87,7 +91,10 @@ async fn explain_shows_the_way_of_a_message() {
     }
     let user = stdout(&halley(&["explain", "--config", &file, "--user", "user_2", "--json"]));
     let user: serde_json::Value = serde_json::from_str(&user).expect("JSON");
-    assert_eq!((&user["calls"][0]["comet"], &user["calls"][0]["method"]), (&b.address().as_str().into(), &"PushMsg".into()));
+    assert_eq!(
+        (&user["calls"][0]["comet"], &user["calls"][0]["method"]),
+        (&b.address().as_str().into(), &"PushMsg".into())
+    );
     let (_folder, message) = write("message.json", r#"{ "room": "lobby", "body": "buy spam" }"#);
     let dropped = stdout(&halley(&["explain", "--config", &file, "--message", &message]));
     assert!(dropped.contains("verdict   drop"), "{dropped}");

@@ -2,6 +2,11 @@
 
 #![allow(unreachable_pub, reason = "a test binary has no outside; `pub` says what a helper offers")]
 
+mod commands;
 mod examples_work;
+mod layers;
+mod policies;
+mod routing;
+mod service;
 mod support;
 mod support_works;

@@ -313,10 +313,16 @@ async fn swaps_under_load_lose_repeat_and_mix_nothing() {
     drop(home);
 
     let heard = stage.heard();
-    let numbers: Vec<_> = heard.iter().map(|b| b.split(' ').next().and_then(|n| n.parse::<u32>().ok())).collect();
+    let numbers: Vec<_> =
+        heard.iter().map(|b| b.split(' ').next().and_then(|n| n.parse::<u32>().ok())).collect();
     assert_eq!(numbers, (0..1500).map(Some).collect::<Vec<_>>(), "nothing lost, repeated or reordered");
-    let forms: BTreeSet<_> = heard.iter().filter_map(|body| body.split_once(' ')).map(|(_, form)| form).collect();
-    assert_eq!(forms, BTreeSet::from(["**** ****", "#### ####"]), "both policies of a message are of one set");
+    let forms: BTreeSet<_> =
+        heard.iter().filter_map(|body| body.split_once(' ')).map(|(_, form)| form).collect();
+    assert_eq!(
+        forms,
+        BTreeSet::from(["**** ****", "#### ####"]),
+        "both policies of a message are of one set"
+    );
     let status = gateway.get("/v1/plugins").await.json();
     assert_eq!(status["generation"], 13, "{status}");
 }

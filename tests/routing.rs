@@ -72,7 +72,10 @@ async fn push_reaches_connections_users_and_named_servers() {
         calls.sort_by(|a, b| a.0.cmp(&b.0));
         calls
     };
-    assert_eq!(of(&a), [("by address".into(), keys(&["k3"])), ("by key".into(), keys(&["conn_1", "conn_2"]))]);
+    assert_eq!(
+        of(&a),
+        [("by address".into(), keys(&["k3"])), ("by key".into(), keys(&["conn_1", "conn_2"]))]
+    );
     assert_eq!(of(&b), [("by key".into(), keys(&["conn_3"])), ("by name".into(), keys(&["k1", "k2"]))]);
 }
 
@@ -152,8 +155,15 @@ async fn who_is_away_finds_the_message_in_the_inbox() {
     comet.wait_for_deliveries(&[(room("lobby"), 4, "hello")]).await;
     let kept = redis.stream("halley:inbox:user_2").await;
     let fields: BTreeMap<_, _> = kept[0].iter().cloned().collect();
-    assert_eq!((kept.len(), fields["id"].as_slice(), fields["body"].as_slice()), (1, id.as_bytes(), &b"hello"[..]));
-    assert_eq!(redis.stream("halley:inbox:user_9").await.len(), 1, "nobody knows the key: it is a user who is away");
+    assert_eq!(
+        (kept.len(), fields["id"].as_slice(), fields["body"].as_slice()),
+        (1, id.as_bytes(), &b"hello"[..])
+    );
+    assert_eq!(
+        redis.stream("halley:inbox:user_9").await.len(),
+        1,
+        "nobody knows the key: it is a user who is away"
+    );
     assert_eq!(redis.stream("halley:inbox:user_1").await.len(), 0);
 }
 
@@ -200,7 +210,8 @@ async fn the_goim_dialect_frames_what_goim_comets_expect() {
 
 #[tokio::test]
 async fn goim_without_room_sets_tells_every_comet() {
-    let comets = [FakeComet::start_speaking(Dialect::Goim).await, FakeComet::start_speaking(Dialect::Goim).await];
+    let comets =
+        [FakeComet::start_speaking(Dialect::Goim).await, FakeComet::start_speaking(Dialect::Goim).await];
     let topic = kafka().topic("every-comet", 1).await;
     let gateway = gateway(&topic)
         .node(&comets[0])
@@ -348,7 +359,10 @@ async fn two_gateways_share_a_group() {
     let assigned = async |gateway: &crate::support::gateway::RunningGateway| {
         gateway.metric("halley_partitions_assigned").await.unwrap_or_default()
     };
-    eventually_eq("partitions of each", (2.0, 2.0), async || (assigned(&first).await, assigned(&second).await)).await;
+    eventually_eq("partitions of each", (2.0, 2.0), async || {
+        (assigned(&first).await, assigned(&second).await)
+    })
+    .await;
 
     for room in &rooms {
         kafka().produce_room(&topic, room, format!("to {room}")).await;

@@ -68,7 +68,8 @@ async fn the_end_of_the_grace_period_and_a_second_signal_end_it_with_a_failure()
     let topic = kafka().topic("grace", 1).await;
     let (_redis, settings) = lobby(&comet, &topic).await;
     comet.behave(Behaviour::Hang);
-    let patient = settings.set("delivery", "timeout", quoted("60s")).set("delivery", "give_up_after", quoted("60s"));
+    let patient =
+        settings.set("delivery", "timeout", quoted("60s")).set("delivery", "give_up_after", quoted("60s"));
 
     let short = patient.clone().set("delivery", "shutdown_grace", quoted("300ms")).start().await;
     kafka().produce_room(&topic, "lobby", "hello").await;

@@ -16,16 +16,24 @@ use crate::telemetry;
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+    /// The log's level, over `[log] level`.
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// The log's format, over `[log] format`.
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    log_format: Option<telemetry::Format>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let config = match Config::load(args.config.config.as_deref()) {
+    let mut config = match Config::load(args.config.config.as_deref()) {
         Ok(config) => config,
         Err(mistakes) => {
             fail(&format!("the configuration is wrong; `halley check` says the same\n{mistakes}"));
             return Ok(MISTAKE);
         }
     };
+    config.log.level = args.log_level.unwrap_or(config.log.level);
+    config.log.format = args.log_format.unwrap_or(config.log.format);
     telemetry::init(&config.log)?;
     runtime()?.block_on(serve(config, args.config))
 }

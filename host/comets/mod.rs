@@ -1,12 +1,123 @@
-//! To be written.
+//! The fleet of comets: takes each call that the router wants made, keeps its order, makes it,
+//! tries again where that helps, and tells the outcome.
+//!
+//! # Layout
+//! - `fleet`: the comets by address; which are known, which are forgotten. `nodes`: configured
+//!   names and what DNS says of them. `address`: what counts as an address.
+//! - `comet`: one comet's task. It owns the comet's lanes, breaker and channel. `job`: a call
+//!   that waits, and what a comet's task shares with the fleet.
+//! - `lanes`, `breaker`, `retry`: pure kernels.
+//! - `wire`: what the calls look like in each dialect. `channel`: how they are made.
+//!
+//! # Promises
+//! - Parcels for one room or one connection reach a comet in the order of [`Fleet::send`], one
+//!   call at a time. Rooms and connections are spread over lanes, so that they do not wait for
+//!   each other.
+//! - Every receipt resolves: at the latest when the parcel has waited for `give_up_after` and
+//!   its last call has ended. That is so even when nobody waits for it, or a task dies.
+//! - A comet that is slow or dead holds up only its own lanes; its waiting calls are bounded.
+//!   While its breaker is open, parcels for it are [`Delivered::Unreachable`] at once.
+//!
+//! It does not know what a message is about, who its recipients are, or what becomes of those
+//! who were not reached.
 
-/// The generated wire types and server traits of both dialects, for fake and example comets.
-#[allow(missing_docs, unreachable_pub, clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
-pub mod proto {
-    pub mod chatroom {
-        tonic::include_proto!("chat_room.comet");
+mod address;
+mod breaker;
+mod channel;
+mod comet;
+mod config;
+mod fleet;
+mod job;
+mod lanes;
+mod metrics;
+mod nodes;
+pub mod proto;
+mod retry;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::message::{CometAddr, MessageId, Target};
+
+pub use breaker::State as BreakerState;
+pub use config::Config;
+pub use fleet::{CometStatus, Fleet};
+pub use job::Source;
+pub use metrics::Metrics;
+pub use wire::{Dialect, Payload};
+
+/// How long is tried. Part of `[delivery]`, whose other keys are not the comets' concern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// The deadline of one call.
+    pub timeout: Duration,
+    /// How long after it was queued a parcel is still tried again. A call that is under way at
+    /// that moment may still end well: an outcome takes at most this and `timeout` together.
+    pub give_up_after: Duration,
+}
+
+/// One message for one comet.
+#[derive(Clone, Debug)]
+pub struct Parcel {
+    /// The comet to call.
+    pub comet: CometAddr,
+    /// For whom it is there.
+    pub target: Target,
+    /// The message, encoded once by [`Fleet::payload`] for all its parcels.
+    pub payload: Payload,
+    /// The message's id, which travels in the call's metadata.
+    pub message: MessageId,
+}
+
+/// How a parcel ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// The comet said that it took it.
+    Acknowledged,
+    /// The comet did not take it in time: why.
+    Unreachable(String),
+    /// The comet refused it for good, with a status that no repetition can mend: which.
+    Refused(String),
+}
+
+/// The outcome of one parcel, to be awaited. Dropping it does not stop the call.
+#[derive(Debug)]
+#[must_use = "the outcome decides what becomes of the recipients"]
+pub struct Receipt(Outcome);
+
+#[derive(Debug)]
+enum Outcome {
+    Known(Option<Delivered>),
+    Awaited(oneshot::Receiver<Delivered>),
+}
+
+impl Receipt {
+    /// The receipt of a parcel for which no call was made.
+    fn known(delivered: Delivered) -> Self {
+        Self(Outcome::Known(Some(delivered)))
     }
-    pub mod goim {
-        tonic::include_proto!("goim.comet");
+
+    fn awaited(outcome: oneshot::Receiver<Delivered>) -> Self {
+        Self(Outcome::Awaited(outcome))
+    }
+}
+
+impl Future for Receipt {
+    type Output = Delivered;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Delivered> {
+        let task_ended = || Delivered::Unreachable("the comet's task ended before its call did".into());
+        match &mut self.0 {
+            Outcome::Known(delivered) => Poll::Ready(delivered.take().unwrap_or_else(task_ended)),
+            Outcome::Awaited(outcome) => {
+                Pin::new(outcome).poll(context).map(|delivered| delivered.unwrap_or_else(|_| task_ended()))
+            }
+        }
     }
 }

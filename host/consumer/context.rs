@@ -87,10 +87,22 @@ impl Metrics {
             rebalances: Counter::default(),
         };
         registry.register("halley_records_consumed", "Records read from Kafka", metrics.records.clone());
-        registry.register("halley_consumer_lag", "Records behind the end of a partition", metrics.lag.clone());
+        registry.register(
+            "halley_consumer_lag",
+            "Records behind the end of a partition",
+            metrics.lag.clone(),
+        );
         registry.register("halley_unsettled_records", "Records in flight", metrics.unsettled.clone());
-        registry.register("halley_partitions_assigned", "Partitions of this process", metrics.assigned.clone());
-        registry.register("halley_partitions_paused", "Partitions whose pipeline is full", metrics.paused.clone());
+        registry.register(
+            "halley_partitions_assigned",
+            "Partitions of this process",
+            metrics.assigned.clone(),
+        );
+        registry.register(
+            "halley_partitions_paused",
+            "Partitions whose pipeline is full",
+            metrics.paused.clone(),
+        );
         registry.register("halley_rebalances", "Assignments and revocations", metrics.rebalances.clone());
         metrics
     }
@@ -271,7 +283,11 @@ impl Context {
         let mut taken = Vec::new();
         for key in keys(list) {
             let Some(mut partition) = partitions.assigned.remove(&key) else { continue };
-            if lost { partition.abandon() } else { partition.close() }
+            if lost {
+                partition.abandon()
+            } else {
+                partition.close()
+            }
             partitions.forget(&key);
             taken.push((key, partition));
         }
@@ -292,7 +308,10 @@ impl ClientContext for Context {
             Some(RDKafkaErrorCode::AllBrokersDown) => {
                 let was_up = std::mem::take(&mut lock(&self.health.state).brokers_up);
                 if was_up {
-                    error!(reason, "no kafka broker answers; records wait there, and work goes on when one is back");
+                    error!(
+                        reason,
+                        "no kafka broker answers; records wait there, and work goes on when one is back"
+                    );
                 }
             }
             _ => debug!(%error, reason, "kafka client event"),

@@ -100,7 +100,9 @@ impl Consumer {
         let shared = Arc::new(Shared::default());
         let (report, finished) = oneshot::channel();
         let poller = Poller { consumer, shared: Arc::clone(&shared), commit_every: config.commit_every };
-        let run = move || drop(report.send(poller.run()));
+        let run = move || {
+            let _nobody_waits = report.send(poller.run());
+        };
         let thread = std::thread::Builder::new().name("kafka-poll".into()).spawn(run)?;
         Ok(Self { context: shared, thread: Some(thread), finished, health })
     }

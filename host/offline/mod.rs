@@ -78,7 +78,8 @@ impl Config {
             problems.push("`offline.max_per_user` is 0; use `default = \"drop\"` to keep nothing".to_owned());
         }
         if self.notify_topic.is_empty() {
-            problems.push("`offline.notify_topic` is empty; a policy may want to notify at any time".to_owned());
+            problems
+                .push("`offline.notify_topic` is empty; a policy may want to notify at any time".to_owned());
         }
         problems
     }

@@ -1,0 +1,244 @@
+//! The breaker of one comet: after many failures in a row it opens, and calls are not even
+//! tried; later one call probes whether the comet is back.
+//!
+//! Pure: the clock and the dice are arguments.
+//!
+//! ```text
+//!            failures in a row, and for long enough
+//!   Closed ------------------------------------------> Open
+//!      ^                                              |    ^
+//!      | the probe succeeds          its time is over |    | the probe fails:
+//!      |                                              v    | open for twice as long
+//!      +------------------------------------------ HalfOpen
+//! ```
+
+use std::time::{Duration, Instant};
+
+/// When a breaker opens, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Settings {
+    /// How many attempts in a row have to fail.
+    pub(super) failures: u32,
+    /// How long after the first of them the last one has to be.
+    pub(super) patience: Duration,
+    /// How long it is open at first.
+    pub(super) open: Duration,
+    /// How long it is open at most.
+    pub(super) open_max: Duration,
+}
+
+/// What a breaker does with calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// Calls are made.
+    Closed,
+    /// No call is made.
+    Open,
+    /// One call is under way to find out; no other is made.
+    HalfOpen,
+}
+
+/// Leave to make one attempt, whose outcome has to be reported with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Permit(u64);
+
+/// What a report changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Nothing that others would notice.
+    Nothing,
+    /// It is open now, for this long, and was closed before.
+    Opened(Duration),
+    /// The probe failed: it is open again, for this long.
+    StillOpen(Duration),
+    /// It is closed again.
+    Closed,
+}
+
+#[derive(Debug)]
+pub(super) struct Breaker {
+    settings: Settings,
+    condition: Condition,
+    /// Counts changes of condition: reports of attempts from before the last one say nothing
+    /// about now.
+    epoch: u64,
+    /// How often it opened since it was last closed.
+    openings: u32,
+}
+
+#[derive(Debug)]
+enum Condition {
+    Closed { failures: u32, first: Option<Instant> },
+    Open { until: Instant },
+    HalfOpen,
+}
+
+impl Breaker {
+    /// A closed breaker.
+    pub(super) fn new(settings: Settings) -> Self {
+        let condition = Condition::Closed { failures: 0, first: None };
+        Self { settings, condition, epoch: 0, openings: 0 }
+    }
+
+    pub(super) fn state(&self) -> State {
+        match self.condition {
+            Condition::Closed { .. } => State::Closed,
+            Condition::Open { .. } => State::Open,
+            Condition::HalfOpen => State::HalfOpen,
+        }
+    }
+
+    /// Leave to make an attempt now; `None` while the breaker is open or a probe is under way.
+    pub(super) fn admit(&mut self, now: Instant) -> Option<Permit> {
+        match self.condition {
+            Condition::Closed { .. } => {}
+            Condition::Open { until } if now >= until => self.become_condition(Condition::HalfOpen),
+            Condition::Open { .. } | Condition::HalfOpen => return None,
+        }
+        Some(Permit(self.epoch))
+    }
+
+    /// The attempt was answered.
+    pub(super) fn succeeded(&mut self, permit: Permit) -> Change {
+        if permit.0 != self.epoch {
+            return Change::Nothing;
+        }
+        match &mut self.condition {
+            Condition::Closed { failures, first } => {
+                (*failures, *first) = (0, None);
+                Change::Nothing
+            }
+            Condition::Open { .. } => Change::Nothing,
+            Condition::HalfOpen => {
+                self.openings = 0;
+                self.become_condition(Condition::Closed { failures: 0, first: None });
+                Change::Closed
+            }
+        }
+    }
+
+    /// The attempt failed. `dice` is from 0 to 1: breakers that opened together probe apart.
+    pub(super) fn failed(&mut self, permit: Permit, now: Instant, dice: f64) -> Change {
+        if permit.0 != self.epoch {
+            return Change::Nothing;
+        }
+        match &mut self.condition {
+            Condition::Closed { failures, first } => {
+                *failures = failures.saturating_add(1);
+                let since = *first.get_or_insert(now);
+                let long_enough = now.saturating_duration_since(since) >= self.settings.patience;
+                if *failures < self.settings.failures || !long_enough {
+                    return Change::Nothing;
+                }
+                Change::Opened(self.open(now, dice))
+            }
+            Condition::Open { .. } => Change::Nothing,
+            Condition::HalfOpen => Change::StillOpen(self.open(now, dice)),
+        }
+    }
+
+    fn open(&mut self, now: Instant, dice: f64) -> Duration {
+        let doubled = self.settings.open.saturating_mul(1 << self.openings.min(20));
+        let time = doubled.min(self.settings.open_max).mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0);
+        self.openings = self.openings.saturating_add(1);
+        self.become_condition(Condition::Open { until: now + time });
+        time
+    }
+
+    fn become_condition(&mut self, condition: Condition) {
+        self.condition = condition;
+        self.epoch += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn settings() -> Settings {
+        Settings { failures: 3, patience: SECOND, open: SECOND, open_max: 8 * SECOND }
+    }
+
+    /// A breaker that opened at the returned moment, for one second.
+    fn opened() -> (Breaker, Instant) {
+        let (mut breaker, start) = (Breaker::new(settings()), Instant::now());
+        let permit = breaker.admit(start).expect("closed");
+        for at in [start, start + SECOND / 2] {
+            assert_eq!(breaker.failed(permit, at, 1.0), Change::Nothing);
+        }
+        assert_eq!(breaker.failed(permit, start + SECOND, 1.0), Change::Opened(SECOND));
+        (breaker, start + SECOND)
+    }
+
+    #[test]
+    fn failures_in_a_row_open_it_and_one_probe_closes_it() {
+        let (mut breaker, now) = opened();
+        assert_eq!(breaker.admit(now + SECOND / 2), None);
+        let probe = breaker.admit(now + SECOND).expect("the probe");
+        assert_eq!((breaker.admit(now + SECOND), breaker.state()), (None, State::HalfOpen));
+        assert_eq!(breaker.succeeded(probe), Change::Closed);
+        assert!(breaker.admit(now + SECOND).is_some());
+    }
+
+    #[test]
+    fn failures_in_an_instant_do_not_open_it() {
+        let (mut breaker, start) = (Breaker::new(settings()), Instant::now());
+        let permit = breaker.admit(start).expect("closed");
+        for _ in 0..100 {
+            assert_eq!(breaker.failed(permit, start, 1.0), Change::Nothing);
+        }
+    }
+
+    #[test]
+    fn every_failed_probe_doubles_the_time_up_to_the_bound() {
+        let (mut breaker, mut now) = opened();
+        for seconds in [2, 4, 8, 8] {
+            now += 8 * SECOND;
+            let probe = breaker.admit(now).expect("its time is over");
+            assert_eq!(breaker.failed(probe, now, 1.0), Change::StillOpen(seconds * SECOND));
+        }
+    }
+
+    #[test]
+    fn calls_of_before_say_nothing_about_now() {
+        let (mut breaker, now) = opened();
+        let old = Permit(0);
+        assert_eq!(breaker.succeeded(old), Change::Nothing);
+        let probe = breaker.admit(now + SECOND).expect("the probe");
+        assert_eq!(breaker.failed(old, now + SECOND, 1.0), Change::Nothing);
+        assert_eq!(breaker.state(), State::HalfOpen);
+        assert_eq!(breaker.succeeded(probe), Change::Closed);
+    }
+
+    proptest! {
+        /// Each step passes some time, makes an attempt if one is allowed, and reports it.
+        #[test]
+        fn it_opens_only_after_failures_in_a_row_and_always_lets_a_probe_through(
+            steps in proptest::collection::vec((0u64..3000, any::<bool>(), 0.0..1.0f64), 1..200)
+        ) {
+            let (mut breaker, mut now) = (Breaker::new(settings()), Instant::now());
+            let (mut in_a_row, mut open_until) = (0, None::<Instant>);
+            for (millis, success, dice) in steps {
+                now += Duration::from_millis(millis);
+                let permit = breaker.admit(now);
+                prop_assert_eq!(permit.is_some(), open_until.is_none_or(|until| now >= until));
+                let Some(permit) = permit else { continue };
+                prop_assert!(open_until.is_none() || breaker.admit(now).is_none(), "two probes");
+                let change = if success { breaker.succeeded(permit) } else { breaker.failed(permit, now, dice) };
+                in_a_row = if success { 0 } else { in_a_row + 1 };
+                match change {
+                    Change::Opened(time) | Change::StillOpen(time) => {
+                        prop_assert!(in_a_row >= 3 && time >= SECOND / 2 && time <= 8 * SECOND);
+                        open_until = Some(now + time);
+                    }
+                    Change::Closed => open_until = None,
+                    Change::Nothing => prop_assert!(open_until.is_none()),
+                }
+            }
+        }
+    }
+}

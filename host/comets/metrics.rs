@@ -1,0 +1,106 @@
+//! What the comets count and time.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::message::CometAddr;
+use crate::telemetry::latency_histogram;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CometLabel {
+    comet: String,
+}
+
+#[derive(Clone)]
+struct NewLatency;
+
+impl MetricConstructor<Histogram> for NewLatency {
+    fn new_metric(&self) -> Histogram {
+        latency_histogram()
+    }
+}
+
+/// The comets' metrics. Their label sets are bounded by the number of known comets.
+#[derive(Clone)]
+pub struct Metrics {
+    success: Family<CometLabel, Counter>,
+    failed: Family<CometLabel, Counter>,
+    retries: Family<CometLabel, Counter>,
+    seconds: Family<CometLabel, Histogram, NewLatency>,
+    waiting: Family<CometLabel, Gauge>,
+    breaker_open: Family<CometLabel, Gauge>,
+    active: Gauge,
+}
+
+impl Metrics {
+    /// Registers the comets' metrics.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            success: Family::default(),
+            failed: Family::default(),
+            retries: Family::default(),
+            seconds: Family::new_with_constructor(NewLatency),
+            waiting: Family::default(),
+            breaker_open: Family::default(),
+            active: Gauge::default(),
+        };
+        let help = "Messages that the comet acknowledged";
+        registry.register("job_dispatch_success", help, metrics.success.clone());
+        let help = "Messages that the comet did not take";
+        registry.register("job_dispatch_failed", help, metrics.failed.clone());
+        let help = "Known comets whose breaker is closed";
+        registry.register("active_comet_nodes", help, metrics.active.clone());
+        let help = "Duration of calls, of each attempt";
+        registry.register("halley_comet_seconds", help, metrics.seconds.clone());
+        let help = "Messages that wait for the comet or are under way to it";
+        registry.register("halley_comet_waiting", help, metrics.waiting.clone());
+        let help = "Whether the comet's breaker is open (1)";
+        registry.register("halley_comet_breaker_open", help, metrics.breaker_open.clone());
+        let help = "Attempts that failed in a way that another one may mend";
+        registry.register("halley_comet_retries", help, metrics.retries.clone());
+        metrics
+    }
+
+    /// The metrics of one comet.
+    pub(super) fn of(&self, comet: &CometAddr) -> CometMetrics {
+        let label = CometLabel { comet: comet.to_string() };
+        CometMetrics {
+            success: self.success.get_or_create_owned(&label),
+            failed: self.failed.get_or_create_owned(&label),
+            retries: self.retries.get_or_create_owned(&label),
+            seconds: self.seconds.get_or_create_owned(&label),
+            waiting: self.waiting.get_or_create_owned(&label),
+            breaker_open: self.breaker_open.get_or_create_owned(&label),
+            active: self.active.clone(),
+        }
+    }
+
+    /// Takes a comet's metrics out.
+    pub(super) fn forget(&self, comet: &CometAddr) {
+        let label = CometLabel { comet: comet.to_string() };
+        for family in [&self.success, &self.failed, &self.retries] {
+            family.remove(&label);
+        }
+        for family in [&self.waiting, &self.breaker_open] {
+            family.remove(&label);
+        }
+        self.seconds.remove(&label);
+    }
+}
+
+/// The metrics of one comet, looked up once.
+#[derive(Debug)]
+pub(super) struct CometMetrics {
+    pub(super) success: Counter,
+    pub(super) failed: Counter,
+    pub(super) retries: Counter,
+    pub(super) seconds: Histogram,
+    pub(super) waiting: Gauge,
+    pub(super) breaker_open: Gauge,
+    /// Shared by all comets.
+    pub(super) active: Gauge,
+}

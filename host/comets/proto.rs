@@ -1,0 +1,16 @@
+//! The generated side of both dialects: their messages and the service that a comet offers.
+//!
+//! The gateway itself calls comets with bytes that it encodes once (`wire`); these types are
+//! for those who are comets: the demo, the example comet and tests.
+
+/// The `chatroom` dialect, `/ChatRoom.Comet.Comet/<Method>`.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+pub mod chatroom {
+    include!(concat!(env!("OUT_DIR"), "/chat_room.comet.rs"));
+}
+
+/// The `goim` dialect, `/goim.comet.Comet/<Method>`.
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+pub mod goim {
+    include!(concat!(env!("OUT_DIR"), "/goim.comet.rs"));
+}

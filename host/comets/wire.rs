@@ -1,0 +1,302 @@
+//! What calls look like on the wire, in both dialects.
+//!
+//! Requests are written by hand instead of from generated types, so that a message's body is
+//! encoded once for all comets. All three requests have their `Proto` as field 2: a payload
+//! is that field, ready to be copied between the fields around it.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::encoding::{encode_varint, encoded_len_varint};
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::AsciiMetadataValue;
+
+use crate::message::{ConnectionId, MessageId, RoomId, Target};
+
+/// Which comets are called: their service path and the form of the body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Dialect {
+    /// `/ChatRoom.Comet.Comet/`, the body as it is.
+    #[default]
+    Chatroom,
+    /// `/goim.comet.Comet/`, the body in goim's packet framing.
+    Goim,
+}
+
+/// The protobuf tags (field number and wire type) of the requests' fields.
+const BYTES_1: u8 = 0x0a;
+const VARINT_1: u8 = 0x08;
+const PROTO: u8 = 0x12;
+const VARINT_3: u8 = 0x18;
+/// Those of `Proto`'s own.
+const PROTO_VER: u8 = 0x08;
+const PROTO_OP: u8 = 0x10;
+const PROTO_BODY: u8 = 0x22;
+
+/// goim: "the body is made of frames, write it to clients as it is" (`OpRaw`).
+const OP_RAW: i32 = 9;
+/// The length of goim's frame header.
+const FRAME_HEADER: u16 = 16;
+
+/// A message in the form that comets take, encoded once and shared by all its calls.
+#[derive(Clone, Debug)]
+pub struct Payload(Arc<Encoded>);
+
+#[derive(Debug)]
+struct Encoded {
+    operation: i32,
+    /// The field `Proto` with its tag and length.
+    proto: Bytes,
+    /// goim: the frame, which is a part of `proto`.
+    frame: Bytes,
+    /// The whole request for the room that was asked for first; mostly there is only one.
+    room: OnceLock<(RoomId, Bytes)>,
+    /// The id as it stands in calls, for the id that was asked for first.
+    id: OnceLock<(MessageId, AsciiMetadataValue)>,
+}
+
+impl Payload {
+    /// Encodes a message.
+    pub(super) fn new(dialect: Dialect, operation: i32, body: &Bytes) -> Self {
+        let (proto, frame) = match dialect {
+            Dialect::Chatroom => (proto_field(operation, &[body]), Bytes::new()),
+            Dialect::Goim => {
+                // goim's job does so for all three kinds of push: internal/job/push.go
+                // (pushKeys, broadcast, broadcastRoomRawBytes) and room.go in Terry-Mao/goim.
+                let header = frame_header(operation, body.len());
+                let proto = proto_field(OP_RAW, &[&header, body]);
+                let frame = proto.slice(proto.len() - usize::from(FRAME_HEADER) - body.len()..);
+                (proto, frame)
+            }
+        };
+        Self(Arc::new(Encoded { operation, proto, frame, room: OnceLock::new(), id: OnceLock::new() }))
+    }
+
+    /// The size of its goim frame in bytes; 0 in the other dialect.
+    pub(super) fn frame_len(&self) -> usize {
+        self.0.frame.len()
+    }
+
+    /// The message's id as call metadata; `None` when it cannot stand there.
+    pub(super) fn metadata(&self, id: &MessageId) -> Option<AsciiMetadataValue> {
+        let encode = || AsciiMetadataValue::try_from(id.as_str()).ok();
+        if self.0.id.get().is_none() {
+            let _ = self.0.id.set((id.clone(), encode()?));
+        }
+        match self.0.id.get() {
+            Some((known, value)) if known == id => Some(value.clone()),
+            _ => encode(),
+        }
+    }
+
+    fn room_request(&self, room: &RoomId) -> Bytes {
+        let (known, request) = self.0.room.get_or_init(|| (room.clone(), room_request(room, &self.0.proto)));
+        if known == room { request.clone() } else { room_request(room, &self.0.proto) }
+    }
+}
+
+/// One call: its path and its encoded request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Request {
+    pub(super) path: PathAndQuery,
+    pub(super) body: Bytes,
+}
+
+impl Dialect {
+    /// The request for one message.
+    pub(super) fn request(self, target: &Target, payload: &Payload) -> Request {
+        let Encoded { operation, proto, .. } = &*payload.0;
+        match target {
+            Target::Room(room) => self.room(payload.room_request(room)),
+            Target::Connections(keys) => {
+                Request { path: self.path(Method::PushMsg), body: push_request(keys, *operation, proto) }
+            }
+            Target::Everyone { speed } => {
+                let body = everyone_request(*operation, *speed, proto);
+                Request { path: self.path(Method::Broadcast), body }
+            }
+        }
+    }
+
+    /// goim: one request with the frames of several messages for one room.
+    pub(super) fn merged<'a>(self, room: &RoomId, payloads: impl Iterator<Item = &'a Payload>) -> Request {
+        let frames: Vec<&[u8]> = payloads.map(|payload| &*payload.0.frame).collect();
+        self.room(room_request(room, &proto_field(OP_RAW, &frames)))
+    }
+
+    fn room(self, body: Bytes) -> Request {
+        Request { path: self.path(Method::BroadcastRoom), body }
+    }
+
+    fn path(self, method: Method) -> PathAndQuery {
+        PathAndQuery::from_static(match (self, method) {
+            (Self::Chatroom, Method::PushMsg) => "/ChatRoom.Comet.Comet/PushMsg",
+            (Self::Chatroom, Method::Broadcast) => "/ChatRoom.Comet.Comet/Broadcast",
+            (Self::Chatroom, Method::BroadcastRoom) => "/ChatRoom.Comet.Comet/BroadcastRoom",
+            (Self::Goim, Method::PushMsg) => "/goim.comet.Comet/PushMsg",
+            (Self::Goim, Method::Broadcast) => "/goim.comet.Comet/Broadcast",
+            (Self::Goim, Method::BroadcastRoom) => "/goim.comet.Comet/BroadcastRoom",
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Method {
+    PushMsg,
+    Broadcast,
+    BroadcastRoom,
+}
+
+/// `Proto{ver=1, op, seq=0, body}` as field 2 of a request. Zeros are left out, as proto3 does.
+fn proto_field(operation: i32, body: &[&[u8]]) -> Bytes {
+    let body_len: usize = body.iter().map(|piece| piece.len()).sum();
+    let body_field = if body_len == 0 { 0 } else { 1 + len_of(body_len as u64) + body_len };
+    let length = 2 + int_len(operation) + body_field;
+    let mut buffer = BytesMut::with_capacity(1 + len_of(length as u64) + length);
+    buffer.put_u8(PROTO);
+    encode_varint(length as u64, &mut buffer);
+    put_int(PROTO_VER, 1, &mut buffer);
+    put_int(PROTO_OP, operation, &mut buffer);
+    if body_len > 0 {
+        buffer.put_u8(PROTO_BODY);
+        encode_varint(body_len as u64, &mut buffer);
+        body.iter().for_each(|piece| buffer.put_slice(piece));
+    }
+    buffer.freeze()
+}
+
+/// `PushMsgReq{keys, proto, protoOp}`. goim's comets send to clients that subscribe to
+/// `protoOp`, which is the message's own operation even where `Proto.op` is `OpRaw`.
+fn push_request(keys: &[ConnectionId], operation: i32, proto: &[u8]) -> Bytes {
+    let key_len = |key: &ConnectionId| 1 + len_of(key.as_str().len() as u64) + key.as_str().len();
+    let keys_len: usize = keys.iter().map(key_len).sum();
+    let mut buffer = BytesMut::with_capacity(keys_len + proto.len() + int_len(operation));
+    keys.iter().for_each(|key| put_text(key.as_str(), &mut buffer));
+    buffer.put_slice(proto);
+    put_int(VARINT_3, operation, &mut buffer);
+    buffer.freeze()
+}
+
+/// `BroadcastReq{protoOp, proto, speed}`.
+fn everyone_request(operation: i32, speed: i32, proto: &[u8]) -> Bytes {
+    let mut buffer = BytesMut::with_capacity(int_len(operation) + proto.len() + int_len(speed));
+    put_int(VARINT_1, operation, &mut buffer);
+    buffer.put_slice(proto);
+    put_int(VARINT_3, speed, &mut buffer);
+    buffer.freeze()
+}
+
+/// `BroadcastRoomReq{roomID, proto}`.
+fn room_request(room: &RoomId, proto: &[u8]) -> Bytes {
+    let room = room.as_str();
+    let mut buffer = BytesMut::with_capacity(1 + len_of(room.len() as u64) + room.len() + proto.len());
+    if !room.is_empty() {
+        put_text(room, &mut buffer);
+    }
+    buffer.put_slice(proto);
+    buffer.freeze()
+}
+
+/// goim's packet framing, api/protocol/protocol.go: big-endian `packLen:4 headerLen:2 ver:2
+/// op:4 seq:4`, then the body. The lengths are checked by nobody: a body that does not fit in
+/// 32 bits fits in no Kafka record.
+fn frame_header(operation: i32, body_len: usize) -> [u8; FRAME_HEADER as usize] {
+    let mut header = [0; FRAME_HEADER as usize];
+    let mut rest = &mut header[..];
+    rest.put_u32(body_len as u32 + u32::from(FRAME_HEADER));
+    rest.put_u16(FRAME_HEADER);
+    rest.put_u16(1);
+    rest.put_i32(operation);
+    rest.put_i32(0);
+    header
+}
+
+fn put_text(text: &str, buffer: &mut BytesMut) {
+    buffer.put_u8(BYTES_1);
+    encode_varint(text.len() as u64, buffer);
+    buffer.put_slice(text.as_bytes());
+}
+
+/// An int32 field; negative ones take ten bytes, as protobuf wants it.
+fn put_int(tag: u8, value: i32, buffer: &mut BytesMut) {
+    if value != 0 {
+        buffer.put_u8(tag);
+        encode_varint(i64::from(value) as u64, buffer);
+    }
+}
+
+fn int_len(value: i32) -> usize {
+    if value == 0 { 0 } else { 1 + len_of(i64::from(value) as u64) }
+}
+
+fn len_of(value: u64) -> usize {
+    encoded_len_varint(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::goim;
+    use super::*;
+    use proptest::prelude::*;
+    use prost::Message as _;
+
+    #[test]
+    fn a_goim_frame_is_byte_for_byte_what_goim_writes() {
+        let payload = Payload::new(Dialect::Goim, 5, &Bytes::from_static(b"hi"));
+        let frame = b"\0\0\0\x12\0\x10\0\x01\0\0\0\x05\0\0\0\0hi";
+        assert_eq!(&payload.0.frame[..], frame);
+        let request = Dialect::Goim.request(&Target::Room("r".into()), &payload);
+        let proto = goim::Proto { ver: 1, op: 9, seq: 0, body: Bytes::from_static(frame) };
+        let expected = goim::BroadcastRoomReq { room_id: "r".into(), proto: Some(proto) };
+        assert_eq!(request.body, expected.encode_to_vec());
+        assert_eq!(request.path, "/goim.comet.Comet/BroadcastRoom");
+    }
+
+    #[test]
+    fn merged_frames_stand_one_after_the_other() {
+        let payload =
+            |text: &'static str| Payload::new(Dialect::Goim, 4, &Bytes::from_static(text.as_bytes()));
+        let (a, b) = (payload("a"), payload("bc"));
+        let request = Dialect::Goim.merged(&"r".into(), [&a, &b].into_iter());
+        let decoded = goim::BroadcastRoomReq::decode(request.body).expect("decodes");
+        let proto = decoded.proto.expect("a proto");
+        assert_eq!((proto.op, proto.body), (9, [&a.0.frame[..], &b.0.frame[..]].concat().into()));
+    }
+
+    #[test]
+    fn a_payload_serves_any_room_and_id() {
+        let payload = Payload::new(Dialect::Chatroom, 1, &Bytes::from_static(b"x"));
+        for name in ["one", "two", "one"] {
+            let request = Dialect::Chatroom.request(&Target::Room(name.into()), &payload);
+            assert_eq!(goim::BroadcastRoomReq::decode(request.body).expect("decodes").room_id, name);
+            assert_eq!(payload.metadata(&name.into()).expect("ASCII"), name);
+        }
+        assert!(payload.metadata(&"line\nbreak".into()).is_none());
+    }
+
+    proptest! {
+        /// The generated types are the judge: same bytes in every case.
+        #[test]
+        fn requests_are_what_prost_would_write(
+            operation: i32, speed: i32, body in proptest::collection::vec(any::<u8>(), 0..300),
+            keys in proptest::collection::vec("[a-z0-9]{0,200}", 0..5)
+        ) {
+            let body = Bytes::from(body);
+            let payload = Payload::new(Dialect::Chatroom, operation, &body);
+            let encode = |target: Target| Dialect::Chatroom.request(&target, &payload).body;
+            let proto = Some(goim::Proto { ver: 1, op: operation, seq: 0, body });
+
+            let push = goim::PushMsgReq { keys: keys.clone(), proto: proto.clone(), proto_op: operation };
+            let ids = keys.iter().map(|key| key.as_str().into()).collect();
+            prop_assert_eq!(encode(Target::Connections(ids)), push.encode_to_vec());
+
+            let everyone = goim::BroadcastReq { proto_op: operation, proto: proto.clone(), speed };
+            prop_assert_eq!(encode(Target::Everyone { speed }), everyone.encode_to_vec());
+
+            let room_id = keys.first().cloned().unwrap_or_default();
+            let room = goim::BroadcastRoomReq { room_id: room_id.clone(), proto };
+            prop_assert_eq!(encode(Target::Room(room_id.into())), room.encode_to_vec());
+        }
+    }
+}
