@@ -68,7 +68,12 @@ struct Options {
 #[derive(Subcommand)]
 enum To {
     /// To everyone in a room.
-    Room { room: String, body: String },
+    Room {
+        /// The room's id, such as video_123.
+        room: String,
+        /// The body of the message.
+        body: String,
+    },
     /// To connections or users: `keys alice conn-7 -- "hello"`.
     Keys {
         /// Connection ids or user ids.
@@ -83,6 +88,7 @@ enum To {
     },
     /// To everyone who is connected.
     Everyone {
+        /// The body of the message.
         body: String,
         /// Messages per second over all comets; 0 means no limit.
         #[arg(long, default_value_t = 0)]
