@@ -21,9 +21,9 @@ use crate::policy::questions::{self, Room, with_messages};
 use crate::policy::set::PolicySet;
 
 /// The most calls of one plugin that may fail within one batch. One message on which a
-/// plugin fails is found among 128 within it; a plugin that fails on everything costs no
-/// more than this many deadlines.
-const FAILURES_PER_BATCH: usize = 8;
+/// plugin fails is found among 128 within it (eight halvings, and once more with a fresh
+/// instance); a plugin that fails on everything costs no more than this many deadlines.
+const FAILURES_PER_BATCH: usize = 10;
 
 /// What the filters made of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -177,6 +177,7 @@ impl Link {
             if indexes.is_empty() {
                 continue;
             }
+            let used = self.instance.is_some();
             let failure = match self.verdicts(source, batch, indexes) {
                 Ok(verdicts) => {
                     self.apply(verdicts, batch, indexes)?;
@@ -189,6 +190,11 @@ impl Link {
             if hopeless {
                 let rest = stretches.iter().cloned().flatten().map(|at| open[at]);
                 return self.give_up_on(&failure, batch, indexes.iter().copied().chain(rest));
+            }
+            if indexes.len() == 1 && used {
+                // It may have been the instance: memory that leaked away over many calls.
+                stretches.push(stretch);
+                continue;
             }
             if indexes.len() == 1 || self.plugin.config.on_error == OnError::Stall {
                 self.give_up_on(&failure, batch, indexes.iter().copied())?;
@@ -262,7 +268,7 @@ impl Link {
 
     fn regroup(&mut self, room: &RoomId, grouping: &mut Grouping) -> Result<(), Failure> {
         let seen = Room::of(grouping);
-        let answer = self.with_instance(|instance| instance.regroup(room.as_str(), &seen))?;
+        let answer = self.twice(|instance| instance.regroup(room.as_str(), &seen))?;
         let checked = answers::regrouping(answer, seen.comets.len(), &seen.members);
         let applied = checked.and_then(|changes| grouping.apply(changes).map_err(|e| e.to_string()));
         applied.map_err(|why| self.bad_answer(why))
@@ -280,8 +286,8 @@ impl Link {
         }
         let asked: Vec<wit::Absent<'_>> = open.iter().map(|at| questions::absent(&absent[*at])).collect();
         let origin = &message.record.origin;
-        let source = Source { topic: &origin.topic, partition: origin.partition };
-        let answer = self.with_instance(|instance| {
+        let answer = self.twice(|instance| {
+            let source = Source { topic: &origin.topic, partition: origin.partition };
             questions::with_message(message, |message| instance.decide(source, message, &asked))
         })?;
         let checked: Result<Vec<_>, String> = answer.into_iter().map(answers::disposition).collect();
@@ -297,6 +303,15 @@ impl Link {
         let failure = Failure::bad_answer(why);
         self.plugin.services.metrics.failed(failure.kind.as_str());
         failure
+    }
+
+    /// Calls this chain's instance, and a fresh one when the one at hand fails.
+    fn twice<R>(&mut self, call: impl Fn(&mut Instance) -> Result<R, Failure>) -> Result<R, Failure> {
+        let used = self.instance.is_some();
+        match self.with_instance(&call) {
+            Err(_) if used => self.with_instance(&call),
+            result => result,
+        }
     }
 
     /// Calls this chain's instance, which is made where there is none and thrown away when
