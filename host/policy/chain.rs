@@ -1,29 +1,16 @@
 //! One worker's instances of one set: the chain that batches, rooms and the absent go
 //! through, in configured order, each plugin seeing what the ones before it left.
 //!
-//! What fails costs only the message it fails on: a failing batch is halved, with fresh
-//! instances, until what it fails on stands alone; that gets the plugin's `on_error`. The
-//! caller never learns of WebAssembly.
+//! What comes out is plain data: the caller never learns of WebAssembly.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use crate::decision::{Absent, Disposition, Guard, Overrides, PluginVersion, Verdict};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
-use crate::policy::answers;
-use crate::policy::bindings::exports::halley::policy::{filter, offline as wit};
 use crate::policy::bindings::halley::policy::types::Source;
-use crate::policy::config::OnError;
-use crate::policy::instance::{Failure, FailureKind, Instance};
-use crate::policy::plugin::Plugin;
-use crate::policy::questions::{self, Room, with_messages};
+use crate::policy::link::Link;
 use crate::policy::set::PolicySet;
-
-/// The most calls of one plugin that may fail within one batch. One message on which a
-/// plugin fails is found among 128 within it; a plugin that fails on everything costs no
-/// more than this many deadlines.
-const FAILURES_PER_BATCH: usize = 8;
 
 /// What the filters made of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,16 +64,9 @@ pub struct Chain {
     links: Vec<Link>,
 }
 
-/// A plugin with this chain's instance of it.
-struct Link {
-    plugin: Arc<Plugin>,
-    instance: Option<Instance>,
-}
-
 impl Chain {
     pub(super) fn new(set: Arc<PolicySet>) -> Self {
-        let link = |plugin: &Arc<Plugin>| Link { plugin: Arc::clone(plugin), instance: None };
-        let links = set.plugins().iter().map(link).collect();
+        let links = set.plugins().iter().map(|plugin| Link::new(Arc::clone(plugin))).collect();
         Self { set, links }
     }
 
@@ -112,7 +92,7 @@ impl Chain {
         }
         let source = Source { topic, partition };
         outside_async(|| {
-            for link in self.links.iter_mut().filter(|link| link.plugin.module.hooks.filter.is_some()) {
+            for link in self.links.iter_mut().filter(|link| link.hooks().filter.is_some()) {
                 link.filter(&source, &mut batch)?;
             }
             Ok(batch)
@@ -129,7 +109,7 @@ impl Chain {
             return Ok(());
         }
         outside_async(|| {
-            for link in self.links.iter_mut().filter(|link| link.plugin.module.hooks.grouping.is_some()) {
+            for link in self.links.iter_mut().filter(|link| link.hooks().grouping.is_some()) {
                 if let Err(failure) = link.regroup(room, grouping) {
                     link.plugin.skip_or_stall(&failure)?;
                 }
@@ -149,7 +129,7 @@ impl Chain {
             return Ok(decided);
         }
         outside_async(|| {
-            for link in self.links.iter_mut().filter(|link| link.plugin.module.hooks.offline.is_some()) {
+            for link in self.links.iter_mut().filter(|link| link.hooks().offline.is_some()) {
                 if let Err(failure) = link.decide(message, absent, &mut decided) {
                     link.plugin.skip_or_stall(&failure)?;
                 }
@@ -165,183 +145,6 @@ impl std::fmt::Debug for Chain {
     }
 }
 
-impl Link {
-    fn filter(&mut self, source: &Source<'_>, batch: &mut [Filtered]) -> Result<(), Stalled> {
-        let open: Vec<usize> = (0..batch.len()).filter(|at| batch[*at].verdict == Verdict::Pass).collect();
-        // Stretches of `open` that are still to be asked about; the first one on top.
-        let everything = 0..open.len();
-        let mut stretches = vec![everything];
-        let mut failures = 0;
-        while let Some(stretch) = stretches.pop() {
-            let indexes = &open[stretch.clone()];
-            if indexes.is_empty() {
-                continue;
-            }
-            let failure = match self.verdicts(source, batch, indexes) {
-                Ok(verdicts) => {
-                    self.apply(verdicts, batch, indexes)?;
-                    continue;
-                }
-                Err(failure) => failure,
-            };
-            failures += 1;
-            let hopeless = failures >= FAILURES_PER_BATCH || failure.kind == FailureKind::Start;
-            if hopeless {
-                let rest = stretches.iter().cloned().flatten().map(|at| open[at]);
-                return self.give_up_on(&failure, batch, indexes.iter().copied().chain(rest));
-            }
-            if indexes.len() == 1 || self.plugin.config.on_error == OnError::Stall {
-                self.give_up_on(&failure, batch, indexes.iter().copied())?;
-                continue;
-            }
-            let (first, second) = halves(stretch);
-            stretches.push(second);
-            stretches.push(first);
-        }
-        Ok(())
-    }
-
-    fn verdicts(
-        &mut self,
-        source: &Source<'_>,
-        batch: &[Filtered],
-        indexes: &[usize],
-    ) -> Result<Vec<filter::Verdict>, Failure> {
-        let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
-        self.with_instance(|instance| {
-            with_messages(&asked, |messages| instance.filter(source.topic, source.partition, messages))
-        })
-    }
-
-    /// Applies verdicts; one that makes no sense costs its own message only.
-    fn apply(
-        &self,
-        verdicts: Vec<filter::Verdict>,
-        batch: &mut [Filtered],
-        indexes: &[usize],
-    ) -> Result<(), Stalled> {
-        for (verdict, at) in verdicts.into_iter().zip(indexes) {
-            if let Err(why) = answers::apply(verdict, &mut batch[*at], &self.plugin.version) {
-                let failure = Failure::bad_answer(why);
-                self.plugin.services.metrics.failed(failure.kind.as_str());
-                self.give_up_on(&failure, batch, std::iter::once(*at))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The plugin failed on these messages: they get its `on_error`.
-    fn give_up_on(
-        &self,
-        failure: &Failure,
-        batch: &mut [Filtered],
-        indexes: impl Iterator<Item = usize>,
-    ) -> Result<(), Stalled> {
-        let plugin = &self.plugin;
-        let by = &plugin.version;
-        plugin.complain(failure);
-        let reason = format!("plugin {by} {failure}");
-        for at in indexes {
-            let filtered = &mut batch[at];
-            let consequence = match plugin.config.on_error {
-                OnError::Pass => "passed on without it",
-                OnError::Drop => {
-                    filtered.verdict = Verdict::Drop { reason: reason.clone(), by: by.clone() };
-                    "dropped"
-                }
-                OnError::DeadLetter => {
-                    filtered.verdict = Verdict::DeadLetter { reason: reason.clone(), by: by.clone() };
-                    "dead-lettered"
-                }
-                OnError::Stall => return Err(plugin.stalled(failure)),
-            };
-            filtered.note(by, format!("failed: {failure}; {consequence}"));
-        }
-        Ok(())
-    }
-
-    fn regroup(&mut self, room: &RoomId, grouping: &mut Grouping) -> Result<(), Failure> {
-        let seen = Room::of(grouping);
-        let answer = self.with_instance(|instance| instance.regroup(room.as_str(), &seen))?;
-        let checked = answers::regrouping(answer, seen.comets.len(), &seen.members);
-        let applied = checked.and_then(|changes| grouping.apply(changes).map_err(|e| e.to_string()));
-        applied.map_err(|why| self.bad_answer(why))
-    }
-
-    fn decide(
-        &mut self,
-        message: &Message,
-        absent: &[Absent],
-        decided: &mut [Option<Decided>],
-    ) -> Result<(), Failure> {
-        let open: Vec<usize> = (0..absent.len()).filter(|at| decided[*at].is_none()).collect();
-        if open.is_empty() {
-            return Ok(());
-        }
-        let asked: Vec<wit::Absent<'_>> = open.iter().map(|at| questions::absent(&absent[*at])).collect();
-        let origin = &message.record.origin;
-        let source = Source { topic: &origin.topic, partition: origin.partition };
-        let answer = self.with_instance(|instance| {
-            questions::with_message(message, |message| instance.decide(source, message, &asked))
-        })?;
-        let checked: Result<Vec<_>, String> = answer.into_iter().map(answers::disposition).collect();
-        let checked = checked.map_err(|why| self.bad_answer(why))?;
-        for (disposition, at) in checked.into_iter().zip(open) {
-            let by = self.plugin.version.clone();
-            decided[at] = disposition.map(|disposition| Decided { disposition, by });
-        }
-        Ok(())
-    }
-
-    fn bad_answer(&self, why: String) -> Failure {
-        let failure = Failure::bad_answer(why);
-        self.plugin.services.metrics.failed(failure.kind.as_str());
-        failure
-    }
-
-    /// Calls this chain's instance, which is made where there is none and thrown away when
-    /// the call fails.
-    fn with_instance<R>(
-        &mut self,
-        call: impl FnOnce(&mut Instance) -> Result<R, Failure>,
-    ) -> Result<R, Failure> {
-        let result = match &mut self.instance {
-            Some(instance) => call(instance),
-            None => Instance::start(&self.plugin).and_then(|fresh| call(self.instance.insert(fresh))),
-        };
-        if let Err(failure) = &result {
-            self.instance = None;
-            self.plugin.services.metrics.failed(failure.kind.as_str());
-        }
-        result
-    }
-}
-
-impl Plugin {
-    /// For hooks where a failure means that the plugin has no say, unless it stalls.
-    fn skip_or_stall(&self, failure: &Failure) -> Result<(), Stalled> {
-        self.complain(failure);
-        match self.config.on_error {
-            OnError::Stall => Err(self.stalled(failure)),
-            OnError::Pass | OnError::Drop | OnError::DeadLetter => Ok(()),
-        }
-    }
-
-    fn stalled(&self, failure: &Failure) -> Stalled {
-        Stalled { plugin: self.version.clone(), error: failure.to_string() }
-    }
-
-    /// One line now and then: a plugin may fail on every message.
-    fn complain(&self, failure: &Failure) {
-        let plugin = &self.version;
-        tracing::debug!(%plugin, %failure, "a plugin failed");
-        if let Some(missed) = self.services.complaints.admit() {
-            let on_error = self.config.on_error.as_str();
-            tracing::warn!(%plugin, on_error, missed, "a plugin failed: it {failure}");
-        }
-    }
-}
-
 impl Filtered {
     /// A message that no filter has seen.
     fn untouched(message: Message) -> Self {
@@ -353,11 +156,6 @@ impl Filtered {
             trail: Vec::new(),
         }
     }
-}
-
-fn halves(stretch: Range<usize>) -> (Range<usize>, Range<usize>) {
-    let middle = stretch.start + stretch.len() / 2;
-    (stretch.start..middle, middle..stretch.end)
 }
 
 /// Runs guest code where it may take its time: other tasks move to other threads, and

@@ -4,6 +4,7 @@
 //! its author never thought of. The caller throws it away and starts a fresh one.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -189,7 +190,10 @@ impl Instance {
         self.store.set_epoch_deadline(ticks(deadline));
         self.store.data_mut().memory.refused = false;
         let begun = Instant::now();
-        let result = work(&mut self.store);
+        // A bug of the engine's is treated like a trap: a message must not end the process, nor
+        // come again and again because it did.
+        let result = catch_unwind(AssertUnwindSafe(|| work(&mut self.store)))
+            .unwrap_or_else(|_| Err(wasmtime::Error::msg("the engine panicked")));
         self.plugin.services.metrics.called(hook as usize, begun.elapsed().as_secs_f64());
         result.map_err(|e| failure(&e, &self.store, &self.plugin, deadline))
     }

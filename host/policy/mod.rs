@@ -10,8 +10,8 @@
 //! - `set` prepares all plugins of a configuration, or refuses them with all problems at once.
 //! - `policies` holds the set in force. A swap is one atomic store between batches; the old
 //!   set is freed with the last of its chains, its code with it.
-//! - `chain` is one worker's instances of one set. It turns answers into plain data, and
-//!   failures into `on_error`.
+//! - `chain` is one worker's instances of one set, a `link` for each plugin: it turns answers
+//!   into plain data, and failures into `on_error`.
 //! - `watch` swaps when files change.
 //!
 //! `questions` and `answers` are the border: what plugins see, and what they may say.
@@ -55,6 +55,7 @@ mod chain;
 mod config;
 mod host;
 mod instance;
+mod link;
 mod log_budget;
 mod metrics;
 mod module;

@@ -251,6 +251,12 @@ mod tests {
     }
 
     #[test]
+    fn the_version_is_the_one_of_the_contract() {
+        let wit = include_str!("../../wit/policy.wit");
+        assert!(wit.contains(&format!("package halley:policy@{WIT_VERSION};")));
+    }
+
+    #[test]
     fn another_version_of_the_contract_is_explained_with_both() {
         let why = refusal(r#"(component (instance $i) (export "halley:policy/filter@0.0.9" (instance $i)))"#);
         assert!(why.contains("halley:policy@0.0.9") && why.contains("halley:policy@0.1.0"), "{why}");

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::policy::config::PluginConfig;
 use crate::policy::module;
+use crate::policy::plugin::Plugin;
 use crate::policy::policies::Policies;
 use crate::policy::set::{Problem, Refused};
 
@@ -78,8 +79,7 @@ struct Follower {
 impl Follower {
     fn new(policies: Arc<Policies>, sources: Sources) -> Self {
         let in_force = policies.current();
-        let wanted =
-            |plugin: &Arc<super::plugin::Plugin>| (plugin.config.clone(), Some(plugin.module.hash.clone()));
+        let wanted = |plugin: &Arc<Plugin>| (plugin.config.clone(), Some(plugin.module.hash.clone()));
         let tried = Some(in_force.plugins().iter().map(wanted).collect());
         Self { policies, sources: Arc::new(sources), events: Events::start(), tried }
     }

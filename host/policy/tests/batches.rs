@@ -141,6 +141,19 @@ fn a_plugin_that_fails_on_everything_costs_a_few_deadlines_only() {
 }
 
 #[test]
+fn what_an_instance_gathers_over_time_costs_no_message() {
+    let engine = Engine::new();
+    let set = engine.set(&[PluginConfig { memory: bytesize::ByteSize::mib(8), ..unruly("p") }]);
+    let mut chain = set.chain();
+    for _ in 0..50 {
+        let filtered = chain.filter("push", 3, vec![room("leak")]).unwrap().remove(0);
+        assert_eq!(trail(&filtered), ["amended body"]);
+    }
+    let failed = engine.metric("halley_plugin_errors_total{plugin=\"p\",kind=\"memory\"}");
+    assert!(failed.is_some_and(|times| times >= 5.0), "{}", engine.metrics());
+}
+
+#[test]
 fn stall_decides_nothing() {
     let set = Engine::new().set(&[with(unruly("p"), OnError::Stall)]);
     assert!(set.may_stall());

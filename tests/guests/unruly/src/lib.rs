@@ -73,6 +73,10 @@ fn verdict(message: &Message) -> Verdict {
         "once" => amend(&|a| a.once.push(Once { key: text.clone(), ttl_ms: 1000 })),
         "once-never" => amend(&|a| a.once.push(Once { key: text.clone(), ttl_ms: 0 })),
         "once-long" => amend(&|a| a.once.push(Once { key: "k".repeat(513), ttl_ms: 1 })),
+        "leak" => {
+            let leaked = vec![1_u8; 1024 * 1024].leak();
+            amend(&|a| a.body = Some(vec![leaked[7]]))
+        }
         "count" => amend(&|a| a.body = Some(count(rest).into_bytes())),
         "gigabyte" => Verdict::Amend(Amendment { except: gigabyte(), ..nothing() }),
         _ => Verdict::Pass,
