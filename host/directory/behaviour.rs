@@ -222,6 +222,11 @@ async fn a_server_that_stops_allowing_sort_ro_is_still_read() {
     finds_what_comets_wrote(&directory, true).await;
     let how = directory.check().await.expect("answers");
     assert!(how.starts_with("SMEMBERS + HMGET"), "{how}");
+
+    server.run(&["ACL", "SETUSER", "default", "+sort_ro"]).await;
+    server.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
+    let how = directory.check().await;
+    assert_eq!(how.as_deref(), Ok("SORT_RO"), "a new connection is tried anew");
 }
 
 #[tokio::test]
