@@ -1,1 +1,291 @@
-//! What every directory promises, run against memory and Redis.
+//! What every directory promises, run against the one in memory and the one in Redis, and in
+//! Redis with either way of reading rooms.
+
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+
+use super::{Directory, Found, Lookup, MemoryDirectory, Metrics, RedisDirectory};
+use crate::membership::{Connection, Member, Membership};
+use crate::redis_client::testing::{RedisServer, client, eventually, run};
+use crate::redis_client::{Config, RedisClient};
+
+/// Writes what comets write.
+trait Comets {
+    async fn join(&self, room: &str, connection: &str);
+    async fn connect(&self, connection: &str, comet: &str, user: Option<&str>);
+    async fn online(&self, user: &str, connection: &str);
+}
+
+impl Comets for MemoryDirectory {
+    async fn join(&self, room: &str, connection: &str) {
+        MemoryDirectory::join(self, room, connection);
+    }
+
+    async fn connect(&self, connection: &str, comet: &str, user: Option<&str>) {
+        MemoryDirectory::connect(self, connection, comet, user);
+    }
+
+    async fn online(&self, user: &str, connection: &str) {
+        MemoryDirectory::online(self, user, connection);
+    }
+}
+
+impl Comets for RedisClient {
+    async fn join(&self, room: &str, connection: &str) {
+        run(self, &["SADD", &format!("room:connections:{room}"), connection]).await;
+    }
+
+    async fn connect(&self, connection: &str, comet: &str, user: Option<&str>) {
+        let key = format!("connection:info:{connection}");
+        run(self, &["HSET", &key, "comet_id", comet, "room_id", "whatever"]).await;
+        if let Some(user) = user {
+            run(self, &["HSET", &key, "user_id", user]).await;
+        }
+    }
+
+    async fn online(&self, user: &str, connection: &str) {
+        run(self, &["SET", &format!("user:online:{user}"), connection, "EX", "300"]).await;
+    }
+}
+
+fn room(id: &str) -> Lookup {
+    Lookup::Room(id.into())
+}
+
+fn key(id: &str) -> Lookup {
+    Lookup::Key(id.into())
+}
+
+fn connection(id: &str, comet: &str, user: Option<&str>, online: bool) -> Connection {
+    Connection { id: id.into(), user: user.map(Into::into), comet: comet.into(), online }
+}
+
+/// Rooms have no order; comparing needs one.
+fn sorted(found: Vec<Found>) -> Vec<Found> {
+    let sort = |found| match found {
+        Found::Room(membership) => Found::Room(in_order(membership)),
+        Found::Key(connection) => Found::Key(connection),
+    };
+    found.into_iter().map(sort).collect()
+}
+
+fn in_order(membership: Membership) -> Membership {
+    let comet = |member: &Member| membership.comets[member.comet as usize].clone();
+    let connection = |member: &Member| Connection {
+        comet: comet(member),
+        id: member.id.clone(),
+        user: member.user.clone(),
+        online: member.online,
+    };
+    let mut connections: Vec<_> = membership.members.iter().map(connection).collect();
+    connections.sort_by(|a, b| a.id.cmp(&b.id));
+    Membership::new(connections, membership.stale)
+}
+
+async fn fill(comets: &impl Comets) {
+    // The specification's room: three connections on two comets.
+    for (number, comet) in [(1, "localhost:50051"), (2, "localhost:50051"), (3, "localhost:50052")] {
+        let (id, user) = (format!("c{number}"), format!("u{number}"));
+        comets.connect(&id, comet, Some(&user)).await;
+        comets.join("video_123", &id).await;
+        comets.online(&user, &id).await;
+    }
+    // One whose user is not online, one without user, and three that are stale.
+    comets.connect("c4", "localhost:50051", Some("u4")).await;
+    comets.connect("c5", "localhost:50052", None).await;
+    comets.connect("c6", "", Some("u6")).await;
+    for id in ["c4", "c5", "c6", "c7", ""] {
+        comets.join("mixed", id).await;
+    }
+    // Names with everything that commands and patterns could stumble over.
+    comets.connect("c*8 \r\n->x", "localhost:50051", Some("ü*8")).await;
+    comets.join("a*b ?[x] 房间\r\n->", "c*8 \r\n->x").await;
+    comets.online("ü*8", "c*8 \r\n->x").await;
+    // Users whose connection is gone, is someone else's, or names no user.
+    comets.online("u-gone", "c-gone").await;
+    comets.online("u-robbed", "c1").await;
+    comets.online("u-plain", "c5").await;
+}
+
+async fn finds_what_comets_wrote(directory: &dyn Directory, check_online: bool) {
+    let video = [("c1", 1, "localhost:50051"), ("c2", 2, "localhost:50051"), ("c3", 3, "localhost:50052")];
+    let video = video.map(|(id, n, comet)| connection(id, comet, Some(&format!("u{n}")), true));
+    let c4 = connection("c4", "localhost:50051", Some("u4"), !check_online);
+    let c5 = connection("c5", "localhost:50052", None, true);
+    let odd = connection("c*8 \r\n->x", "localhost:50051", Some("ü*8"), true);
+    let expected = [
+        (room("video_123"), Found::Room(Membership::new(video.clone(), 0))),
+        (key("c1"), Found::Key(Some(video[0].clone()))),
+        (room("mixed"), Found::Room(Membership::new([c4.clone(), c5.clone()], 3))),
+        (room("nobody-here"), Found::Room(Membership::default())),
+        (key("c4"), Found::Key(Some(c4))),
+        (key("u3"), Found::Key(Some(video[2].clone()))),
+        (key("u4"), Found::Key(None)),
+        (key("c6"), Found::Key(None)),
+        (key("unheard-of"), Found::Key(None)),
+        (room("a*b ?[x] 房间\r\n->"), Found::Room(Membership::new([odd.clone()], 0))),
+        (key("ü*8"), Found::Key(Some(odd))),
+        (key("u-gone"), Found::Key(None)),
+        (key("u-robbed"), Found::Key(None)),
+        (key("u-plain"), Found::Key(Some(Connection { user: Some("u-plain".into()), ..c5 }))),
+        (room("video_123"), Found::Room(Membership::new(video, 0))),
+    ];
+    let (lookups, found): (Vec<_>, Vec<_>) = expected.into_iter().unzip();
+    assert_eq!(directory.lookup(&lookups).await.map(sorted), Ok(found.clone()), "all together");
+    for (lookup, found) in lookups.into_iter().zip(found) {
+        assert_eq!(directory.lookup(&[lookup]).await.map(sorted), Ok(vec![found]), "alone");
+    }
+    assert_eq!(directory.lookup(&[]).await, Ok(vec![]));
+}
+
+async fn finds_everyone_in_a_large_room(comets: &impl Comets, directory: &dyn Directory) {
+    for number in 0..2500 {
+        let (id, user) = (format!("l{number}"), format!("l-user{}", number / 2));
+        comets.connect(&id, &format!("comet-{}:1", number % 8), Some(&user)).await;
+        comets.join("large", &id).await;
+        if number % 4 == 0 {
+            comets.online(&user, &id).await;
+        }
+    }
+    let found = directory.lookup(&[room("large"), room("large")]).await.expect("answers");
+    for found in found {
+        let Found::Room(membership) = found else { panic!("a room was asked for") };
+        assert_eq!((membership.members.len(), membership.comets.len()), (2500, 8));
+        assert_eq!(membership.members.iter().filter(|member| member.online).count(), 1250);
+    }
+}
+
+fn metrics() -> Metrics {
+    Metrics::register(&mut Registry::default())
+}
+
+fn in_redis(client: RedisClient) -> RedisDirectory {
+    RedisDirectory::new(client, true, metrics())
+}
+
+/// A client that logs in as a user whose ACL forbids `SORT_RO`.
+async fn without_sort(server: &RedisServer) -> RedisClient {
+    let acl = ["ACL", "SETUSER", "halley", "on", ">secret", "~*", "+@all", "-sort_ro"];
+    server.run(&acl).await;
+    let url = server.config().url.replace("redis://", "redis://halley:secret@");
+    client(&Config { url, ..server.config() })
+}
+
+#[tokio::test]
+async fn the_directory_in_memory_behaves() {
+    for check_online in [true, false] {
+        let directory = MemoryDirectory::new(check_online);
+        fill(&directory).await;
+        finds_what_comets_wrote(&directory, check_online).await;
+    }
+    let directory = MemoryDirectory::new(true);
+    finds_everyone_in_a_large_room(&directory, &directory).await;
+    directory.set_away(true);
+    directory.lookup(&[room("large")]).await.expect_err("told to be away");
+    assert_eq!(directory.check().await.ok(), None);
+}
+
+#[tokio::test]
+async fn the_directory_in_redis_behaves() {
+    let server = RedisServer::start().await;
+    fill(&server.client()).await;
+    for check_online in [true, false] {
+        let directory = RedisDirectory::new(server.client(), check_online, metrics());
+        assert_eq!(directory.check().await.as_deref(), Ok("SORT_RO"));
+        finds_what_comets_wrote(&directory, check_online).await;
+    }
+    finds_everyone_in_a_large_room(&server.client(), &in_redis(server.client())).await;
+}
+
+#[tokio::test]
+async fn the_directory_in_redis_behaves_without_sort_ro() {
+    let server = RedisServer::start().await;
+    fill(&server.client()).await;
+    let client = without_sort(&server).await;
+    for check_online in [true, false] {
+        let directory = RedisDirectory::new(client.clone(), check_online, metrics());
+        let how = directory.check().await.expect("answers");
+        assert!(how.starts_with("SMEMBERS + HMGET") && how.contains("NOPERM"), "{how}");
+        finds_what_comets_wrote(&directory, check_online).await;
+    }
+    finds_everyone_in_a_large_room(&server.client(), &in_redis(client)).await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_allowing_sort_ro_is_still_read() {
+    let server = RedisServer::start().await;
+    fill(&server.client()).await;
+    let directory = in_redis(server.client());
+    assert_eq!(directory.check().await.as_deref(), Ok("SORT_RO"));
+    server.run(&["ACL", "SETUSER", "default", "-sort_ro"]).await;
+    finds_what_comets_wrote(&directory, true).await;
+    let how = directory.check().await.expect("answers");
+    assert!(how.starts_with("SMEMBERS + HMGET"), "{how}");
+
+    server.run(&["ACL", "SETUSER", "default", "+sort_ro"]).await;
+    server.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
+    let how = directory.check().await;
+    assert_eq!(how.as_deref(), Ok("SORT_RO"), "a new connection is tried anew");
+}
+
+#[tokio::test]
+async fn keys_of_the_wrong_type_are_skipped_and_counted() {
+    let server = RedisServer::start().await;
+    fill(&server.client()).await;
+    for key in ["room:connections:spoilt", "connection:info:spoilt", "connection:info:c-bad"] {
+        server.run(&["SET", key, "x"]).await;
+    }
+    server.run(&["LPUSH", "user:online:spoilt", "x"]).await;
+    server.run(&["SADD", "room:connections:half", "c1", "c-bad"]).await;
+    for client in [server.client(), without_sort(&server).await] {
+        let metrics = metrics();
+        let directory = RedisDirectory::new(client, true, metrics.clone());
+        let lookups = [room("spoilt"), room("half"), key("spoilt"), key("c1")];
+        let found = directory.lookup(&lookups).await.expect("answers");
+        let c1 = connection("c1", "localhost:50051", Some("u1"), true);
+        let half = Membership::new([c1.clone()], 1);
+        let expected =
+            [Found::Room(Membership::default()), Found::Room(half), Found::Key(None), Found::Key(Some(c1))];
+        assert_eq!(found, expected);
+        assert_eq!((metrics.wrong_type_keys.get(), metrics.stale_members.get()), (3, 1));
+    }
+}
+
+#[tokio::test]
+async fn names_that_are_not_utf8_are_stale() {
+    let server = RedisServer::start().await;
+    server.client().connect("good", "a:1", None).await;
+    let mut commands = Vec::new();
+    for id in [&b"good"[..], &b"\xff\xfe"[..], &b"bad-comet"[..]] {
+        commands.push(redis::cmd("SADD").arg("room:connections:r").arg(id).take());
+    }
+    commands.push(redis::cmd("HSET").arg(b"connection:info:\xff\xfe").arg("comet_id").arg("a:1").take());
+    commands.push(redis::cmd("HSET").arg("connection:info:bad-comet").arg("comet_id").arg(b"\xff").take());
+    server.client().run_small("test", commands).await.expect("answers");
+    let expected = Found::Room(Membership::new([connection("good", "a:1", None, true)], 2));
+    for client in [server.client(), without_sort(&server).await] {
+        assert_eq!(in_redis(client).lookup(&[room("r")]).await, Ok(vec![expected.clone()]));
+    }
+}
+
+#[tokio::test]
+async fn a_directory_that_comes_late_goes_and_returns_is_read_again() {
+    let mut server = RedisServer::away();
+    let directory = in_redis(server.client());
+    let asked = std::time::Instant::now();
+    let unavailable = directory.lookup(&[room("mixed")]).await.expect_err("nobody listens");
+    assert!(asked.elapsed() < Duration::from_secs(3), "it does not wait for long");
+    assert!(unavailable.to_string().contains("redis://127.0.0.1:"), "{unavailable}");
+    for _ in 0..2 {
+        server.revive().await;
+        fill(&server.client()).await;
+        let back = std::time::Instant::now();
+        eventually("the directory is read", async || directory.lookup(&[room("mixed")]).await.is_ok()).await;
+        assert!(back.elapsed() < Duration::from_secs(2), "noticed soon: {:?}", back.elapsed());
+        finds_what_comets_wrote(&directory, true).await;
+        server.kill();
+        directory.lookup(&[room("mixed")]).await.expect_err("killed");
+        assert_eq!(directory.check().await.ok(), None);
+    }
+}

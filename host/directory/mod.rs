@@ -9,6 +9,7 @@
 //! fail a look-up; while the directory cannot be read the answer is [`Unavailable`], never
 //! "nobody is there". It does not know messages or policies.
 
+mod batch;
 #[cfg(test)]
 mod behaviour;
 mod cache;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::{Cmd, Value};
 
+use super::batch::{bytes, commands, room_replies, sort_refused};
 use super::metrics::Seldom;
 use super::reading::{self, Comets, Described, Reading, RoomMembers};
 use super::{Directory, Found, Lookup, Metrics, Unavailable};
@@ -262,42 +263,6 @@ impl Second {
     }
 }
 
-/// One command for a room, two for a key.
-fn commands(lookups: &[Lookup], room: fn(&str) -> Cmd) -> Vec<Cmd> {
-    let mut commands = Vec::with_capacity(lookups.len());
-    for lookup in lookups {
-        match lookup {
-            Lookup::Room(id) => commands.push(room(id.as_str())),
-            Lookup::Key(key) => {
-                commands.push(reading::connection_info(key.as_bytes()));
-                commands.push(reading::user_online(key));
-            }
-        }
-    }
-    commands
-}
-
-/// The replies that belong to rooms among the replies to [`commands`].
-fn room_replies<'a>(lookups: &'a [Lookup], replies: &'a [Value]) -> impl Iterator<Item = &'a Value> {
-    let mut replies = replies.iter();
-    lookups.iter().filter_map(move |lookup| match lookup {
-        Lookup::Room(_) => replies.next(),
-        Lookup::Key(_) => {
-            replies.next();
-            replies.next();
-            None
-        }
-    })
-}
-
-/// The server's words when it will not do `SORT_RO` itself, whatever the key.
-fn sort_refused(lookups: &[Lookup], replies: &[Value]) -> Option<String> {
-    room_replies(lookups, replies).find_map(|reply| match refusal(reply) {
-        Some(Refusal::Denied(said) | Refusal::Other(said)) => Some(said),
-        Some(Refusal::WrongType) | None => None,
-    })
-}
-
 /// A key that is no connection may be a user: one who is online names a connection.
 fn as_user(key: &str, online: Value) -> First {
     match text(online).filled() {
@@ -317,12 +282,4 @@ fn users(firsts: &[First]) -> Vec<UserId> {
         }
     }
     users.into_iter().collect()
-}
-
-fn bytes(value: &Value) -> &[u8] {
-    match value {
-        Value::BulkString(bytes) => bytes,
-        Value::SimpleString(text) => text.as_bytes(),
-        _ => b"",
-    }
 }

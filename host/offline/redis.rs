@@ -15,8 +15,10 @@ use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
 const COMMANDS: usize = 3;
 /// How many entries one `XRANGE` reads.
 const PAGE: usize = 500;
-/// Commands in one pipeline, so that large fan-outs do not hold up guards and look-ups.
+/// How many entries, and bytes of their bodies, one pipeline has, so that a large fan-out
+/// neither holds up guards and look-ups nor takes longer than the timeout.
 const ENTRIES_AT_ONCE: usize = 1_000 / COMMANDS;
+const BYTES_AT_ONCE: usize = 1 << 20;
 
 /// A stream `<prefix>inbox:{user}` for each user, with the fields `id` (message id), `op`
 /// (operation), `room` (when there is one), `body` (as it came), `ts` (when it was sent) and
@@ -79,7 +81,8 @@ impl Inbox for RedisInbox {
     async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unavailable> {
         let mut not_stored = Vec::new();
         let mut index = 0;
-        for chunk in entries.chunks(ENTRIES_AT_ONCE) {
+        while index < entries.len() {
+            let chunk = at_once(&entries[index..]);
             let now = now_ms();
             let commands = chunk.iter().flat_map(|entry| self.commands(entry, now)).collect();
             let replies = self.client.run_small("store_offline", commands).await?;
@@ -118,6 +121,19 @@ impl Inbox for RedisInbox {
             }
         }
     }
+}
+
+/// As many entries from the first on as one pipeline takes; at least one.
+fn at_once(entries: &[InboxEntry]) -> &[InboxEntry] {
+    let (mut count, mut bytes) = (0, 0);
+    for entry in entries.iter().take(ENTRIES_AT_ONCE) {
+        bytes += entry.message.body.len();
+        if count > 0 && bytes > BYTES_AT_ONCE {
+            break;
+        }
+        count += 1;
+    }
+    &entries[..count]
 }
 
 fn append(key: &str, kept: &Kept, max_per_user: usize) -> Cmd {

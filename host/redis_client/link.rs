@@ -14,9 +14,8 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ConnectionInfo, ErrorKind, Pipeline, RedisError, Value};
 use tokio::sync::Mutex;
 
-use super::reply;
 use super::unavailable::{Trouble, Unavailable};
-use crate::redis_client::BadUrl;
+use super::{BadUrl, reply};
 
 /// How soon after a failed attempt the next one is made, at first and at most. Redis' return is
 /// noticed within the longer.

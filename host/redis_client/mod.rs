@@ -11,18 +11,22 @@
 //!
 //! It does not know what the keys mean.
 
+mod config;
 mod link;
 mod metrics;
 mod reply;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod unavailable;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use redis::{Cmd, IntoConnectionInfo, Pipeline, Value};
+use redis::{Cmd, Pipeline, Value};
 
+pub use config::{BadUrl, Config};
 use link::Link;
 pub use metrics::Metrics;
 pub use reply::{Refusal, Texts, elements, refusal, text};
@@ -32,57 +36,6 @@ pub use unavailable::Unavailable;
 /// How many commands travel in one pipeline; more of them take several. Very large pipelines
 /// make both sides buffer for long, and all of a pipeline has to fit into the timeout.
 const PIPELINE_LIMIT: usize = 2_000;
-
-/// The `[redis]` section.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Where Redis is: `redis://[user:password@]host[:port][/database]`, `rediss://` for TLS,
-    /// or `memory://` for a directory, guards and inboxes inside the process.
-    pub url: String,
-    /// What Halley's own keys begin with: guards, inboxes, plugin state. The keys that comets
-    /// write have no prefix.
-    pub prefix: String,
-    /// How long making a connection may take, TLS and login included.
-    #[serde(with = "humantime_serde")]
-    pub connect_timeout: Duration,
-    /// How long a pipeline of small commands may take before its connection is given up.
-    #[serde(with = "humantime_serde")]
-    pub response_timeout: Duration,
-    /// The same for pipelines that read whole rooms, which take Redis longer.
-    #[serde(with = "humantime_serde")]
-    pub scan_timeout: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            url: "redis://127.0.0.1:6379".to_owned(),
-            prefix: "halley:".to_owned(),
-            connect_timeout: Duration::from_secs(2),
-            response_timeout: Duration::from_secs(2),
-            scan_timeout: Duration::from_secs(5),
-        }
-    }
-}
-
-/// A `[redis] url` that cannot be right. Its text does not repeat the URL, which may hold a
-/// password.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadUrl {
-    /// Known to other software, but not yet to this.
-    #[error("[redis] url: {0}:// is not supported yet; name one server with redis:// or rediss://")]
-    NotYet(String),
-    /// `memory://` is no server: whoever builds the parts takes the in-memory ones instead.
-    #[error("[redis] url: memory:// names no server to connect to; use redis:// or rediss://")]
-    Memory,
-    /// Everything else.
-    #[error(
-        "[redis] url cannot be read ({0}); expected redis://[user:password@]host[:port][/database], \
-         with special characters of the password percent-encoded"
-    )]
-    Malformed(String),
-}
 
 /// The shared client. Cloning it is cheap, and the clones share their connections.
 #[derive(Clone, Debug)]
@@ -118,8 +71,8 @@ impl RedisClient {
     /// # Errors
     /// When the URL cannot be right. That Redis is away is no error here.
     pub fn new(config: &Config, metrics: Metrics) -> Result<Self, BadUrl> {
-        let server = server(&config.url)?;
-        let place: Arc<str> = place(&config.url, &server).into();
+        let server = config::server(&config.url)?;
+        let place: Arc<str> = config::place(&config.url, &server).into();
         let link =
             |name, timeout| Link::new(name, server.clone(), place.clone(), config.connect_timeout, timeout);
         let shared = Shared {
@@ -181,12 +134,14 @@ impl RedisClient {
         self.0.small.last_problem().or_else(|| self.0.scan.last_problem())
     }
 
-    /// Asks Redis for a sign of life.
+    /// Asks Redis for a sign of life, on both connections.
     ///
     /// # Errors
-    /// When none comes.
+    /// When one stays without an answer.
     pub async fn ping(&self) -> Result<(), Unavailable> {
-        self.run_small("ping", vec![redis::cmd("PING")]).await.map(drop)
+        let ping = || vec![redis::cmd("PING")];
+        let (small, scan) = tokio::join!(self.run_small("ping", ping()), self.run_scan("ping", ping()));
+        small.and(scan).map(drop)
     }
 
     /// What a caller reports when the server refuses a command that has to work: the user's
@@ -216,26 +171,6 @@ impl RedisClient {
         self.0.metrics.answered(operation, started.elapsed());
         Ok(replies)
     }
-}
-
-fn server(url: &str) -> Result<redis::ConnectionInfo, BadUrl> {
-    let scheme = url.split("://").next().unwrap_or_default();
-    match scheme {
-        "memory" => return Err(BadUrl::Memory),
-        "redis+cluster" | "rediss+cluster" | "redis+sentinel" | "rediss+sentinel" => {
-            return Err(BadUrl::NotYet(scheme.to_owned()));
-        }
-        _ => {}
-    }
-    let info = url.into_connection_info().map_err(|e| BadUrl::Malformed(e.to_string()))?;
-    // Without it a pipeline larger than one packet waits for an acknowledgement.
-    let settings = info.tcp_settings().clone().set_nodelay(true);
-    Ok(info.set_tcp_settings(settings))
-}
-
-fn place(url: &str, server: &redis::ConnectionInfo) -> String {
-    let scheme = url.split("://").next().unwrap_or_default();
-    format!("{scheme}://{}/{}", server.addr(), server.redis_settings().db())
 }
 
 fn pipelines(commands: Vec<Cmd>) -> Vec<Pipeline> {

@@ -13,7 +13,10 @@
 //! [`Claim::Mine`], and only then wait for the others. Whoever waits holds no permit, so the
 //! ones who hold permits never wait for each other.
 
-use std::collections::{BTreeMap, HashMap};
+mod table;
+#[cfg(test)]
+mod tests;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +27,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::message::RoomId;
+use table::{Flight, FlightKey, Kept, Table};
 
 /// The limits of the route cache.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -112,46 +116,10 @@ pub struct Permit<V: Clone> {
 #[derive(Debug)]
 pub struct Waiter<V>(watch::Receiver<Option<V>>);
 
-type FlightKey = (RoomId, u64);
-
-#[derive(Debug)]
-struct Table<V> {
-    limits: CacheConfig,
-    kept: HashMap<RoomId, Kept<V>>,
-    /// The rooms in `kept` in the order in which they were published, by stamp.
-    by_age: BTreeMap<u64, RoomId>,
-    weight: usize,
-    /// What is being made now. A flight that was invalidated is no longer listed.
-    flights: HashMap<FlightKey, Flight<V>>,
-    next_stamp: u64,
-}
-
-#[derive(Debug)]
-struct Kept<V> {
-    generation: u64,
-    stamp: u64,
-    since: Instant,
-    weight: usize,
-    value: V,
-}
-
-#[derive(Debug)]
-struct Flight<V> {
-    stamp: u64,
-    receiver: watch::Receiver<Option<V>>,
-}
-
 impl<V: Clone> RouteCache<V> {
     /// An empty cache.
     pub fn new(limits: &CacheConfig, metrics: CacheMetrics) -> Self {
-        let table = Table {
-            limits: limits.clone(),
-            kept: HashMap::new(),
-            by_age: BTreeMap::new(),
-            weight: 0,
-            flights: HashMap::new(),
-            next_stamp: 0,
-        };
+        let table = Table::new(limits.clone());
         Self { table: Arc::new(Mutex::new(table)), metrics }
     }
 
@@ -216,58 +184,6 @@ impl<V: Clone> Waiter<V> {
     pub async fn wait(mut self) -> Option<V> {
         let made = self.0.wait_for(Option::is_some).await.ok()?;
         made.clone()
-    }
-}
-
-impl<V: Clone> Table<V> {
-    fn stamp(&mut self) -> u64 {
-        self.next_stamp += 1;
-        self.next_stamp
-    }
-
-    fn valid(&self, room: &RoomId, generation: u64) -> Option<V> {
-        let kept = self.kept.get(room)?;
-        let valid = kept.generation == generation && kept.since.elapsed() < self.limits.max_age;
-        valid.then(|| kept.value.clone())
-    }
-
-    /// Ends a flight; false when it was ended before or invalidated.
-    fn lands(&mut self, flight: &FlightKey, stamp: u64) -> bool {
-        let listed = self.flights.get(flight).is_some_and(|running| running.stamp == stamp);
-        if listed {
-            self.flights.remove(flight);
-        }
-        listed
-    }
-
-    /// Keeps a value, unless one of a newer generation is there, and makes room for it.
-    fn keep(&mut self, room: RoomId, kept: Kept<V>) {
-        if self.kept.get(&room).is_some_and(|present| present.generation > kept.generation) {
-            return;
-        }
-        self.remove(&room);
-        if kept.weight > self.limits.connections || self.limits.rooms == 0 {
-            return;
-        }
-        self.weight += kept.weight;
-        self.by_age.insert(kept.stamp, room.clone());
-        self.kept.insert(room, kept);
-        while let Some((_, oldest)) = self.by_age.first_key_value() {
-            let expired = self.kept.get(oldest).is_none_or(|k| k.since.elapsed() >= self.limits.max_age);
-            let too_much = self.kept.len() > self.limits.rooms || self.weight > self.limits.connections;
-            if !expired && !too_much {
-                break;
-            }
-            let oldest = oldest.clone();
-            self.remove(&oldest);
-        }
-    }
-
-    fn remove(&mut self, room: &RoomId) {
-        if let Some(kept) = self.kept.remove(room) {
-            self.by_age.remove(&kept.stamp);
-            self.weight -= kept.weight;
-        }
     }
 }
 

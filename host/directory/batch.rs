@@ -1,0 +1,55 @@
+//! The commands of one batch of look-ups, and which reply belongs to which look-up.
+
+use redis::{Cmd, Value};
+
+use super::Lookup;
+use super::reading;
+use crate::redis_client::{Refusal, refusal};
+
+/// One command for a room, two for a key.
+pub(super) fn commands(lookups: &[Lookup], room: fn(&str) -> Cmd) -> Vec<Cmd> {
+    let mut commands = Vec::with_capacity(lookups.len());
+    for lookup in lookups {
+        match lookup {
+            Lookup::Room(id) => commands.push(room(id.as_str())),
+            Lookup::Key(key) => {
+                commands.push(reading::connection_info(key.as_bytes()));
+                commands.push(reading::user_online(key));
+            }
+        }
+    }
+    commands
+}
+
+/// The replies that belong to rooms among the replies to [`commands`].
+pub(super) fn room_replies<'a>(
+    lookups: &'a [Lookup],
+    replies: &'a [Value],
+) -> impl Iterator<Item = &'a Value> {
+    let mut replies = replies.iter();
+    lookups.iter().filter_map(move |lookup| match lookup {
+        Lookup::Room(_) => replies.next(),
+        Lookup::Key(_) => {
+            replies.next();
+            replies.next();
+            None
+        }
+    })
+}
+
+/// The server's words when it will not do `SORT_RO` itself, whatever the key.
+pub(super) fn sort_refused(lookups: &[Lookup], replies: &[Value]) -> Option<String> {
+    room_replies(lookups, replies).find_map(|reply| match refusal(reply) {
+        Some(Refusal::Denied(said) | Refusal::Other(said)) => Some(said),
+        Some(Refusal::WrongType) | None => None,
+    })
+}
+
+/// A member's id as it is.
+pub(super) fn bytes(value: &Value) -> &[u8] {
+    match value {
+        Value::BulkString(bytes) => bytes,
+        Value::SimpleString(text) => text.as_bytes(),
+        _ => b"",
+    }
+}

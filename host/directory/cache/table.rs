@@ -1,0 +1,99 @@
+//! What the route cache holds: values by room and by age, and what is being made now.
+//!
+//! Plain data under the cache's lock; nothing here waits.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::CacheConfig;
+use crate::message::RoomId;
+
+/// A room under a generation.
+pub(super) type FlightKey = (RoomId, u64);
+
+#[derive(Debug)]
+pub(super) struct Table<V> {
+    limits: CacheConfig,
+    pub(super) kept: HashMap<RoomId, Kept<V>>,
+    /// The rooms in `kept` in the order in which they were published, by stamp.
+    pub(super) by_age: BTreeMap<u64, RoomId>,
+    pub(super) weight: usize,
+    /// What is being made now. A flight that was invalidated is no longer listed.
+    pub(super) flights: HashMap<FlightKey, Flight<V>>,
+    next_stamp: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Kept<V> {
+    pub(super) generation: u64,
+    pub(super) stamp: u64,
+    pub(super) since: Instant,
+    pub(super) weight: usize,
+    pub(super) value: V,
+}
+
+#[derive(Debug)]
+pub(super) struct Flight<V> {
+    pub(super) stamp: u64,
+    pub(super) receiver: watch::Receiver<Option<V>>,
+}
+
+impl<V: Clone> Table<V> {
+    /// An empty table.
+    pub(super) fn new(limits: CacheConfig) -> Self {
+        let (kept, by_age, flights) = Default::default();
+        Self { limits, kept, by_age, weight: 0, flights, next_stamp: 0 }
+    }
+
+    pub(super) fn stamp(&mut self) -> u64 {
+        self.next_stamp += 1;
+        self.next_stamp
+    }
+
+    pub(super) fn valid(&self, room: &RoomId, generation: u64) -> Option<V> {
+        let kept = self.kept.get(room)?;
+        let valid = kept.generation == generation && kept.since.elapsed() < self.limits.max_age;
+        valid.then(|| kept.value.clone())
+    }
+
+    /// Ends a flight; false when it was ended before or invalidated.
+    pub(super) fn lands(&mut self, flight: &FlightKey, stamp: u64) -> bool {
+        let listed = self.flights.get(flight).is_some_and(|running| running.stamp == stamp);
+        if listed {
+            self.flights.remove(flight);
+        }
+        listed
+    }
+
+    /// Keeps a value, unless one of a newer generation is there, and makes room for it.
+    pub(super) fn keep(&mut self, room: RoomId, kept: Kept<V>) {
+        if self.kept.get(&room).is_some_and(|present| present.generation > kept.generation) {
+            return;
+        }
+        self.remove(&room);
+        if kept.weight > self.limits.connections || self.limits.rooms == 0 {
+            return;
+        }
+        self.weight += kept.weight;
+        self.by_age.insert(kept.stamp, room.clone());
+        self.kept.insert(room, kept);
+        while let Some((_, oldest)) = self.by_age.first_key_value() {
+            let expired = self.kept.get(oldest).is_none_or(|k| k.since.elapsed() >= self.limits.max_age);
+            let too_much = self.kept.len() > self.limits.rooms || self.weight > self.limits.connections;
+            if !expired && !too_much {
+                break;
+            }
+            let oldest = oldest.clone();
+            self.remove(&oldest);
+        }
+    }
+
+    pub(super) fn remove(&mut self, room: &RoomId) {
+        if let Some(kept) = self.kept.remove(room) {
+            self.by_age.remove(&kept.stamp);
+            self.weight -= kept.weight;
+        }
+    }
+}

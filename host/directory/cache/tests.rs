@@ -1,0 +1,177 @@
+//! The route cache: what it promises, alone and among many workers.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::task::JoinSet;
+
+use super::*;
+
+fn cache<V: Clone>(rooms: usize, connections: usize, max_age: Duration) -> RouteCache<V> {
+    let limits = CacheConfig { rooms, connections, max_age };
+    RouteCache::new(&limits, CacheMetrics::register(&mut Registry::default()))
+}
+
+fn lasting<V: Clone>() -> RouteCache<V> {
+    cache(100, 1000, Duration::from_secs(3600))
+}
+
+fn mine<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Permit<V> {
+    match cache.claim(&room.into(), generation) {
+        Claim::Mine(permit) => permit,
+        Claim::Hit(_) => panic!("{room} is kept"),
+        Claim::Other(_) => panic!("{room} is being made"),
+    }
+}
+
+fn other<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Waiter<V> {
+    let Claim::Other(waiter) = cache.claim(&room.into(), generation) else { panic!("nobody makes {room}") };
+    waiter
+}
+
+fn hit<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Option<V> {
+    match cache.claim(&room.into(), generation) {
+        Claim::Hit(value) => Some(value),
+        Claim::Mine(_) | Claim::Other(_) => None,
+    }
+}
+
+#[tokio::test]
+async fn one_makes_it_and_all_have_it() {
+    let cache = lasting();
+    let permit = mine(&cache, "r", 1);
+    let waiters = [other(&cache, "r", 1), other(&cache, "r", 1)];
+    permit.publish("value", 3);
+    for waiter in waiters {
+        assert_eq!(waiter.wait().await, Some("value"));
+    }
+    assert_eq!(hit(&cache, "r", 1), Some("value"));
+    assert_eq!(cache.size(), (1, 3));
+}
+
+#[tokio::test]
+async fn who_gives_up_wakes_the_others_empty_handed() {
+    let cache = lasting::<&str>();
+    let permit = mine(&cache, "r", 1);
+    let waiter = other(&cache, "r", 1);
+    drop(permit);
+    assert_eq!(waiter.wait().await, None);
+    mine(&cache, "r", 1).publish("second", 1);
+    assert_eq!(hit(&cache, "r", 1), Some("second"));
+}
+
+#[test]
+fn a_value_is_of_one_generation() {
+    let cache = lasting();
+    let old = mine(&cache, "r", 1);
+    mine(&cache, "r", 2).publish("new", 1);
+    old.publish("old", 1);
+    assert_eq!(hit(&cache, "r", 2), Some("new"), "a straggler does not overwrite");
+    assert_eq!(hit(&cache, "r", 1), None);
+    assert_eq!(hit(&cache, "r", 3), None);
+}
+
+#[tokio::test]
+async fn what_was_read_before_an_invalidation_is_not_kept() {
+    let cache = lasting();
+    mine(&cache, "r", 1).publish("first", 1);
+    cache.invalidate(&"r".into());
+    assert_eq!(hit(&cache, "r", 1), None);
+
+    let before = mine(&cache, "r", 1);
+    let waiter = other(&cache, "r", 1);
+    cache.invalidate(&"r".into());
+    let after = mine(&cache, "r", 1);
+    before.publish("before", 1);
+    assert_eq!(waiter.wait().await, Some("before"), "who asked before may have it");
+    let late = other(&cache, "r", 1);
+    after.publish("after", 1);
+    assert_eq!(late.wait().await, Some("after"));
+    assert_eq!(hit(&cache, "r", 1), Some("after"));
+}
+
+#[test]
+fn old_values_are_not_found() {
+    let cache = cache(100, 1000, Duration::ZERO);
+    mine(&cache, "r", 1).publish("value", 1);
+    assert_eq!(hit(&cache, "r", 1), None);
+    assert_eq!(cache.size(), (0, 0));
+}
+
+#[test]
+fn rooms_and_connections_are_bounded() {
+    let cache = cache(3, 100, Duration::from_secs(3600));
+    for number in 0..10 {
+        mine(&cache, &format!("r{number}"), 1).publish(number, 10);
+    }
+    assert_eq!(cache.size(), (3, 30));
+    assert_eq!((hit(&cache, "r6", 1), hit(&cache, "r9", 1)), (None, Some(9)), "the oldest go first");
+    mine(&cache, "large", 1).publish(100, 95);
+    assert_eq!(cache.size(), (1, 95));
+    mine(&cache, "too-large", 1).publish(101, 101);
+    assert_eq!((cache.size(), hit(&cache, "large", 1)), ((1, 95), Some(100)));
+    mine(&cache, "large", 2).publish(102, 96);
+    assert_eq!(cache.size(), (1, 96), "a replaced value weighs no more");
+    let table = lock(&cache.table);
+    assert_eq!((table.by_age.len(), table.flights.len()), (1, 0), "nothing is left behind");
+}
+
+/// Eight workers claim overlapping rooms in different orders; some give up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn workers_never_make_the_same_room_at_once_and_never_lock_up() {
+    let cache = cache::<usize>(100, 1000, Duration::from_micros(200));
+    let making: Arc<Vec<AtomicUsize>> = Arc::new((0..10).map(|_| AtomicUsize::new(0)).collect());
+    let mut workers = JoinSet::new();
+    for worker in 0..8 {
+        workers.spawn(batches(worker, cache.clone(), making.clone()));
+    }
+    let all = async { while workers.join_next().await.transpose().expect("no worker panics").is_some() {} };
+    tokio::time::timeout(Duration::from_secs(60), all).await.expect("no deadlock");
+    assert!(lock(&cache.table).flights.is_empty());
+}
+
+async fn batches(worker: usize, cache: RouteCache<usize>, making: Arc<Vec<AtomicUsize>>) {
+    for batch in 0..300 {
+        let mut wanted: Vec<usize> =
+            (0..10).filter(|room| !(room + worker + batch).is_multiple_of(3)).collect();
+        let offset = (worker * 3 + batch) % wanted.len();
+        wanted.rotate_left(offset);
+        while !wanted.is_empty() {
+            wanted = one_round(&wanted, &cache, &making, (worker + batch).is_multiple_of(7)).await;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Claims, makes, publishes, waits; gives back the rooms whose maker gave up.
+async fn one_round(
+    wanted: &[usize],
+    cache: &RouteCache<usize>,
+    making: &[AtomicUsize],
+    gives_up: bool,
+) -> Vec<usize> {
+    let (mut permits, mut waiters, mut again) = (Vec::new(), Vec::new(), Vec::new());
+    for &room in wanted {
+        match cache.claim(&room.to_string().into(), 1) {
+            Claim::Hit(value) => assert_eq!(value, room),
+            Claim::Other(waiter) => waiters.push((room, waiter)),
+            Claim::Mine(permit) => {
+                assert_eq!(making[room].fetch_add(1, Ordering::SeqCst), 0, "two make room {room}");
+                permits.push((room, permit));
+            }
+        }
+    }
+    tokio::task::yield_now().await;
+    for (room, permit) in permits {
+        making[room].fetch_sub(1, Ordering::SeqCst);
+        if !gives_up {
+            permit.publish(room, 1);
+        }
+    }
+    for (room, waiter) in waiters {
+        match waiter.wait().await {
+            Some(value) => assert_eq!(value, room),
+            None => again.push(room),
+        }
+    }
+    again
+}

@@ -1,0 +1,132 @@
+//! The inbox: one suite of behaviour for memory and Redis.
+
+use super::*;
+use crate::message::{Audience, Origin, Record};
+use crate::redis_client::testing::{RedisServer, eventually};
+use ::redis::Value;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn metrics() -> Metrics {
+    Metrics::register(&mut Registry::default())
+}
+
+fn message(offset: i64) -> Arc<Message> {
+    let origin = Origin { topic: "push".into(), partition: 0, offset };
+    let timestamp_ms = Some(1_700_000_000_000 + offset);
+    let record = Record { origin, timestamp_ms, key: None, value: None, headers: Vec::new() };
+    Arc::new(Message {
+        id: record.message_id(),
+        record: Arc::new(record),
+        audience: Audience::Room("video_123".into()),
+        operation: 4,
+        body: Bytes::from(vec![0, 255, offset as u8]),
+    })
+}
+
+fn entry(user: &str, offset: i64, retention: Option<Duration>) -> InboxEntry {
+    InboxEntry { user: user.into(), message: message(offset), retention }
+}
+
+async fn offsets(inbox: &dyn Inbox, user: &str, limit: usize) -> Vec<String> {
+    let kept = inbox.read(&user.into(), limit).await.expect("reads");
+    kept.into_iter().map(|kept| kept.id.to_string()).collect()
+}
+
+/// For an inbox with `max_per_user` 200 and a retention of an hour.
+async fn inbox_behaves(inbox: &dyn Inbox) {
+    assert_eq!(inbox.store(&[]).await, Ok(vec![]));
+    assert_eq!(offsets(inbox, "nobody", 10).await, [""; 0]);
+
+    let entries =
+        [entry("ann", 1, None), entry("bob", 1, None), entry("ann", 2, None), entry("ann", 1, None)];
+    assert_eq!(inbox.store(&entries).await, Ok(vec![]));
+    assert_eq!(offsets(inbox, "ann", 10).await, ["push/0/1", "push/0/2"], "in order, repeats dropped");
+    assert_eq!(offsets(inbox, "ann", 1).await, ["push/0/1"]);
+    let kept = inbox.read(&"bob".into(), 10).await.expect("reads").remove(0);
+    let expires_ms = kept.expires_ms;
+    assert!((now_ms()..=now_ms() + HOUR.as_millis() as i64).contains(&expires_ms));
+    let expected = Kept::new(&message(1), 0, HOUR);
+    assert_eq!(kept, Kept { expires_ms, ..expected }, "as it was stored");
+
+    let longer = [entry("cid", 1, Some(HOUR * 1000)), entry("cid", 2, Some(Duration::from_millis(30)))];
+    assert_eq!(inbox.store(&longer).await, Ok(vec![]));
+    eventually("the short one expires", async || offsets(inbox, "cid", 10).await == ["push/0/1"]).await;
+    let kept = inbox.read(&"cid".into(), 10).await.expect("reads").remove(0);
+    assert!(kept.expires_ms <= now_ms() + HOUR.as_millis() as i64, "the ceiling holds");
+
+    let many: Vec<_> = (0..1500).map(|offset| entry("dan", offset, None)).collect();
+    assert_eq!(inbox.store(&many).await, Ok(vec![]));
+    let kept = offsets(inbox, "dan", usize::MAX).await;
+    assert!((200..=300).contains(&kept.len()), "bounded: {}", kept.len());
+    assert_eq!(kept.last().map(String::as_str), Some("push/0/1499"), "the newest stay");
+}
+
+fn config() -> Config {
+    Config { retention: HOUR, max_per_user: 200, ..Config::default() }
+}
+
+#[tokio::test]
+async fn an_inbox_in_memory_behaves() {
+    inbox_behaves(&MemoryInbox::new(&config(), metrics())).await;
+}
+
+#[tokio::test]
+async fn an_inbox_in_redis_behaves() {
+    let server = RedisServer::start().await;
+    inbox_behaves(&RedisInbox::new(server.client(), &config(), metrics())).await;
+    let Value::Int(left) = server.run(&["PTTL", "halley:inbox:ann"]).await else { panic!("no time") };
+    assert!((1..=3_600_000).contains(&left), "the key goes when nothing comes any more: {left}");
+}
+
+#[tokio::test]
+async fn large_bodies_are_stored_for_many() {
+    let server = RedisServer::start().await;
+    let inbox = RedisInbox::new(server.client(), &config(), metrics());
+    let body = Bytes::from(vec![7; 700_000]);
+    let large = Arc::new(Message { body: body.clone(), ..(*message(1)).clone() });
+    let entry =
+        |number| InboxEntry { user: format!("u{number}").into(), message: large.clone(), retention: None };
+    let entries: Vec<_> = (0..20).map(entry).collect();
+    assert_eq!(inbox.store(&entries).await, Ok(vec![]));
+    for entry in entries {
+        let kept = inbox.read(&entry.user, 10).await.expect("reads");
+        assert_eq!(kept.iter().map(|kept| kept.body == body).collect::<Vec<_>>(), [true], "{}", entry.user);
+    }
+}
+
+#[tokio::test]
+async fn a_spoilt_inbox_harms_no_other() {
+    let server = RedisServer::start().await;
+    server.run(&["SET", "halley:inbox:bob", "spoilt"]).await;
+    let metrics = metrics();
+    let inbox = RedisInbox::new(server.client(), &config(), metrics.clone());
+    let entries = [entry("ann", 1, None), entry("bob", 1, None), entry("cid", 1, None)];
+    let not_stored = inbox.store(&entries).await.expect("Redis answers");
+    assert_eq!(not_stored.iter().map(|n| n.entry).collect::<Vec<_>>(), [1]);
+    assert!(not_stored[0].reason.contains("halley:inbox:bob"), "{}", not_stored[0].reason);
+    assert_eq!((metrics.stored.get(), metrics.not_stored.get()), (2, 1));
+    assert_eq!(offsets(&inbox, "cid", 10).await, ["push/0/1"]);
+    assert_eq!(offsets(&inbox, "bob", 10).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn nothing_is_stored_while_redis_is_away() {
+    let mut server = RedisServer::away();
+    let inbox = RedisInbox::new(server.client(), &config(), metrics());
+    let entries = [entry("ann", 1, None)];
+    inbox.store(&entries).await.expect_err("nobody listens");
+    server.revive().await;
+    eventually("storing works again", async || inbox.store(&entries).await == Ok(vec![])).await;
+    assert_eq!(offsets(&inbox, "ann", 10).await, ["push/0/1"]);
+}
+
+#[test]
+fn the_configuration_reads_as_it_is_documented() {
+    let text = r#"{ "default": "notify", "retention": "1d", "max_per_user": 5 }"#;
+    let config: Config = serde_json::from_str(text).expect("reads");
+    assert_eq!(config.disposition(), Disposition::Notify { channel: "default".to_owned() });
+    assert_eq!(config.retention(Some(HOUR)), HOUR);
+    assert_eq!(config.retention(Some(HOUR * 100)), HOUR * 24);
+    assert_eq!(config.notify_topic, "push.offline");
+}
