@@ -7,6 +7,7 @@
 mod load;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use tracing::warn;
 
@@ -112,16 +113,20 @@ impl Config {
     /// plugins that it names, the plugin directory. Without a file, what this one names.
     pub fn sources(&self, file: Option<PathBuf>) -> policy::Sources {
         let (started_with, rescan) = (self.clone(), self.policies.rescan);
+        // Files are read again every few seconds; the operator is told once of each change.
+        let told_of = Mutex::new(self.without_policies());
         let files = move || {
             let config = match &file {
                 Some(file) => Self::load(Some(file))?,
                 None => started_with.clone(),
             };
-            if started_with.without_policies() != config.without_policies() {
-                warn!(
-                    "the configuration changed outside of [[plugin]] and [policies]; restart for that to take effect"
-                );
+            let rest = config.without_policies();
+            let mut told_of = told_of.lock().unwrap_or_else(PoisonError::into_inner);
+            if *told_of != rest {
+                warn!("the configuration changed outside of [[plugin]] and [policies]; restart for that");
+                *told_of = rest;
             }
+            drop(told_of);
             let plugins = config.plugins()?;
             let mut paths: Vec<_> = plugins.iter().map(|plugin| plugin.path.clone()).collect();
             paths.extend(file.clone());

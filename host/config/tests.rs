@@ -21,15 +21,29 @@ fn nothing_is_required() {
 #[test]
 fn the_example_shows_every_key_with_its_default() {
     let example = include_str!("../../examples/halley.toml");
+    assert_eq!(load(example, &[]), Ok(Config::default()));
+
     let shown: toml::Table = example.parse().expect("TOML");
-    let defaults = toml::Table::try_from(Config::default()).expect("serializable");
-    for (section, default) in &defaults {
-        if section == "plugin" {
-            continue;
+    let mut defaults = toml::Table::try_from(Config::default()).expect("serializable");
+    defaults.remove("plugin");
+    assert_eq!(keys("", &shown), keys("", &defaults), "keys of examples/halley.toml");
+    let unset =
+        ["#directory =", "#name =", "#path =", "#on_error =", "#deadline =", "#memory =", "#config ="];
+    assert_eq!(unset.map(|key| example.contains(key)), [true; 7], "keys without a default");
+}
+
+/// All keys of a table, with their sections.
+fn keys(prefix: &str, table: &toml::Table) -> Vec<String> {
+    let mut keys = Vec::new();
+    for (key, value) in table {
+        let path = format!("{prefix}{key}");
+        match value {
+            toml::Value::Table(inner) => keys.extend(self::keys(&format!("{path}."), inner)),
+            _ => keys.push(path),
         }
-        assert_eq!(shown.get(section), Some(default), "section [{section}] of examples/halley.toml");
     }
-    assert_eq!(load(example, &[]).map(|config| config.kafka), Ok(Config::default().kafka));
+    keys.sort();
+    keys
 }
 
 #[test]

@@ -37,6 +37,21 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// Whether everything is kept inside of the process instead of in Redis.
+    pub fn is_memory(&self) -> bool {
+        self.url.starts_with("memory:")
+    }
+
+    /// What is wrong with the values, one sentence for each mistake.
+    pub fn problems(&self) -> Vec<String> {
+        if self.is_memory() {
+            return Vec::new();
+        }
+        server(&self.url).err().map(|error| error.to_string()).into_iter().collect()
+    }
+}
+
 /// A `[redis] url` that cannot be right. Its text does not repeat the URL, which may hold a
 /// password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -50,21 +50,6 @@ struct Shared {
     metrics: Metrics,
 }
 
-impl Config {
-    /// Whether everything is kept inside of the process instead of in Redis.
-    pub fn is_memory(&self) -> bool {
-        self.url.starts_with("memory:")
-    }
-
-    /// What is wrong with the values, one sentence for each mistake.
-    pub fn problems(&self) -> Vec<String> {
-        if self.is_memory() {
-            return Vec::new();
-        }
-        server(&self.url).err().map(|error| error.to_string()).into_iter().collect()
-    }
-}
-
 impl RedisClient {
     /// Prepares the client; it connects when it is first used.
     ///

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use crate::message::CometAddr;
+
 /// Built policies, found on this machine.
 pub(super) struct Policies {
     built: PathBuf,
@@ -29,11 +31,17 @@ impl Policies {
     }
 
     /// Sets up an operator's folder: `halley.toml`, and `policies/` which is empty.
-    pub(super) fn set_up(self) -> anyhow::Result<Folder> {
+    pub(super) fn set_up(self, brokers: &str, comets: &[CometAddr]) -> anyhow::Result<Folder> {
         let root = std::env::temp_dir().join(format!("halley-demo-{}", std::process::id()));
         fs::create_dir_all(root.join("policies"))
             .with_context(|| format!("cannot make {}", root.display()))?;
-        let folder = Folder { root, built: self.built };
+        let nodes: Vec<_> = comets.iter().map(|comet| format!("\"{comet}\"")).collect();
+        let settings = format!(
+            "[kafka]\nbrokers = \"{brokers}\"\n\n[redis]\nurl = \"memory://\"\n\n[comets]\nnodes = [{}]\n\n\
+             [admin]\nlisten = \"127.0.0.1:0\"\n\n[policies]\ndirectory = \"policies\"\n",
+            nodes.join(", ")
+        );
+        let folder = Folder { root, built: self.built, settings };
         folder.configure("")?;
         Ok(folder)
     }
@@ -43,6 +51,8 @@ impl Policies {
 pub(super) struct Folder {
     root: PathBuf,
     built: PathBuf,
+    /// The configuration but for the plugins.
+    settings: String,
 }
 
 impl Folder {
@@ -76,7 +86,7 @@ impl Folder {
     }
 
     fn configure(&self, plugins: &str) -> anyhow::Result<()> {
-        let text = format!("[policies]\ndirectory = \"policies\"\n\n{plugins}");
+        let text = format!("{}\n{plugins}", self.settings);
         self.replace("halley.toml", text.as_bytes())
     }
 

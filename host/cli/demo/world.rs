@@ -8,14 +8,14 @@ use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admin::{self, Admin};
+use crate::admin::Admin;
 use crate::cli::demo::comets::{Arrival, Comets};
 use crate::cli::demo::policies::{Folder, Policies};
 use crate::config::Config;
 use crate::consumer::Stopped;
 use crate::directory::MemoryDirectory;
 use crate::gateway::{Gateway, Handle, Storage};
-use crate::kafka::{self, BuiltinBroker, Producer};
+use crate::kafka::{BuiltinBroker, Producer};
 use crate::message::{Audience, UserId, encode};
 use crate::offline::Inbox;
 
@@ -51,13 +51,11 @@ pub(super) struct World {
 impl World {
     /// Starts it all.
     pub(super) async fn start(policies: Policies) -> anyhow::Result<Self> {
-        let folder = policies.set_up()?;
         let broker = BuiltinBroker::start(&[("push", 4), ("push.dead-letter", 1), ("push.offline", 1)])?;
         let comets = Comets::start(3).await?;
 
-        let mut config = Config::load(Some(&folder.config()))?;
-        config.kafka = kafka::Config { brokers: broker.brokers(), ..kafka::Config::default() };
-        config.comets.nodes = comets.addresses.iter().map(ToString::to_string).collect();
+        let folder = policies.set_up(&broker.brokers(), &comets.addresses)?;
+        let config = Config::load(Some(&folder.config()))?;
         let directory = MemoryDirectory::new(true);
         for (room, user, comet, online) in PEOPLE {
             directory.enter(room, &connection_of(user), user, comets.addresses[comet].as_str());
@@ -74,7 +72,7 @@ impl World {
         let gateway = running.handle();
 
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let listener = Admin::bind(&admin::Config { listen: "127.0.0.1:0".into() }).await?;
+        let listener = Admin::bind(&config.admin).await?;
         let admin = listener.address();
         tasks.spawn(listener.serve(gateway.clone(), shutdown.clone()));
         let producer = Producer::new(&parts.kafka)?;
