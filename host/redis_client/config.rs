@@ -20,7 +20,8 @@ pub struct Config {
     /// How long a pipeline of small commands may take before its connection is given up.
     #[serde(with = "humantime_serde")]
     pub response_timeout: Duration,
-    /// The same for pipelines that read whole rooms, which take Redis longer.
+    /// The same for pipelines that read whole rooms. It has to suffice for all rooms of a batch
+    /// together: Redis reads roughly half a million members a second.
     #[serde(with = "humantime_serde")]
     pub scan_timeout: Duration,
 }
