@@ -102,6 +102,9 @@ impl Active {
     }
 
     fn set(&mut self, state: State) {
+        if self.standing.state() == state {
+            return;
+        }
         self.standing.set_state(state);
         let closed = state == State::Closed;
         self.standing.metrics.breaker_open.set(i64::from(!closed));
