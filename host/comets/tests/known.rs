@@ -5,6 +5,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 
 use super::support::*;
+use crate::comets::nodes::Node;
 use crate::comets::{Config, Delivered, Source};
 use crate::message::{CometAddr, Target};
 
@@ -73,7 +74,7 @@ async fn the_number_of_comets_is_bounded() {
 async fn idle_comets_are_forgotten_with_their_metrics() {
     let (kept, idle) = (FakeComet::start(), FakeComet::start());
     let nodes = vec![kept.address.to_string()];
-    let config = Config { nodes, idle_after: Duration::from_millis(200), ..config() };
+    let config = Config { nodes, idle_after: Duration::from_secs(1), ..config() };
     let mut registry = Registry::default();
     let fleet = fleet_with(&config, TIMING, &mut registry);
     let metrics = || {
@@ -95,4 +96,20 @@ async fn idle_comets_are_forgotten_with_their_metrics() {
 
     let again = fleet.send(parcel(&fleet, &idle.address, Target::Room("a".into()), "y", "id")).await;
     assert_eq!(again, Delivered::Acknowledged);
+}
+
+#[tokio::test]
+async fn a_comet_that_left_the_nodes_gets_no_broadcast_unless_it_is_still_in_use() {
+    let (comet, fleet) = (FakeComet::start(), fleet(&config(), TIMING));
+    let source = || fleet.status()[0].source;
+    fleet.set_nodes(&Node::read(&[comet.address.to_string()]));
+    fleet.set_nodes(&[]);
+    assert_eq!((fleet.everyone(), source()), (Vec::new(), Source::Retired));
+    let broadcast = parcel(&fleet, &comet.address, Target::Everyone { speed: 0 }, "x", "id");
+    assert_eq!(fleet.send(broadcast).await, Delivered::Acknowledged);
+    assert_eq!(source(), Source::Retired);
+    assert_eq!(to_room(&fleet, &comet.address, "a", "x").await, Delivered::Acknowledged);
+    assert_eq!((fleet.everyone(), source()), (vec![comet.address.clone()], Source::Learned));
+    fleet.set_nodes(&Node::read(&[comet.address.to_string()]));
+    assert_eq!(source(), Source::Configured);
 }
