@@ -72,7 +72,7 @@ impl Client {
 }
 
 /// A method's path, as tonic takes it.
-pub(super) type Path = tonic::codegen::http::uri::PathAndQuery;
+pub(super) type Path = http::uri::PathAndQuery;
 
 /// A request with the ids of its messages as metadata.
 pub(super) fn with_ids<'a>(

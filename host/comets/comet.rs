@@ -52,7 +52,7 @@ impl Comet {
             dialer,
             channel: 0,
             timed_out: 0,
-            standing: Active::new(Arc::clone(&standing)),
+            active: Active::new(Arc::clone(&standing)),
             timing,
             merges: config.dialect == super::Dialect::Goim,
             dialect: config.dialect,
@@ -102,6 +102,9 @@ impl Active {
     }
 
     fn set(&mut self, state: State) {
+        if self.standing.state() == state {
+            return;
+        }
         self.standing.set_state(state);
         let closed = state == State::Closed;
         self.standing.metrics.breaker_open.set(i64::from(!closed));
@@ -123,7 +126,7 @@ impl Drop for Active {
 }
 
 struct Actor {
-    standing: Active,
+    active: Active,
     dialer: Dialer,
     /// `None` until the first call, and when it is to be made anew.
     client: Option<Client>,
@@ -184,7 +187,7 @@ impl Actor {
                 self.end(call, "the comet's breaker is open");
                 continue;
             };
-            self.standing.set(self.breaker.state());
+            self.active.set(self.breaker.state());
             return Some(self.attempt(call, permit));
         }
     }
@@ -192,13 +195,13 @@ impl Actor {
     fn attempt(&mut self, call: Call, permit: Permit) -> Attempt {
         let client = self.client.get_or_insert_with(|| self.dialer.dial()).clone();
         let (request, path) = call.request(self.dialect);
-        self.standing.standing.in_flight().fetch_add(call.together(), Ordering::Relaxed);
+        self.active.standing.in_flight().fetch_add(call.together(), Ordering::Relaxed);
         Attempt { client, channel: self.channel, call, permit, request, path, timeout: self.timing.timeout }
     }
 
     fn answered(&mut self, answer: Answer) {
         let Answer { mut call, permit, channel, took, result } = answer;
-        let standing = &self.standing.standing;
+        let standing = &self.active.standing;
         standing.in_flight().fetch_sub(call.together(), Ordering::Relaxed);
         standing.metrics.seconds.observe(took.as_secs_f64());
         let failure = match result {
@@ -214,8 +217,8 @@ impl Actor {
             // One of several messages was refused: find out which.
             Some(_) if call.together() > 1 => call.try_singly(),
             Some(failure) => {
-                self.standing.standing.note_error(&failure.text);
-                debug!(comet = %self.standing.standing.address, error = failure.text, "a call was refused");
+                self.active.standing.note_error(&failure.text);
+                debug!(comet = %self.active.standing.address, error = failure.text, "a call was refused");
                 call.settle(&Delivered::Refused(failure.text));
             }
         }
@@ -223,7 +226,7 @@ impl Actor {
     }
 
     fn failed(&mut self, mut call: Call, permit: Permit, channel: u64, failure: Failure) {
-        let standing = &self.standing.standing;
+        let standing = &self.active.standing;
         standing.metrics.retries.inc();
         standing.note_error(&failure.text);
         debug!(comet = %standing.address, error = failure.text, "a call failed");
@@ -247,11 +250,11 @@ impl Actor {
 
     /// Acts on what a report did to the breaker.
     fn changed(&mut self, change: Change) {
-        let address = self.standing.standing.address.clone();
+        let address = self.active.standing.address.clone();
         match change {
             Change::Nothing => return,
             Change::Opened(time) => {
-                let error = self.standing.standing.last_error().unwrap_or_default();
+                let error = self.active.standing.last_error().unwrap_or_default();
                 warn!(
                     comet = %address, error, retry_in = ?time,
                     "a comet does not answer: its breaker is open, its recipients go to the offline policy; check that the comet runs and can be reached"
@@ -260,7 +263,7 @@ impl Actor {
             Change::StillOpen(time) => debug!(comet = %address, retry_in = ?time, "the probe failed"),
             Change::Closed => info!(comet = %address, "the comet answers again: its breaker is closed"),
         }
-        self.standing.set(self.breaker.state());
+        self.active.set(self.breaker.state());
         if self.breaker.state() == State::Open {
             // The probe shall find out about the comet, not about an old connection.
             self.renew_channel();
@@ -303,7 +306,7 @@ impl Actor {
     }
 
     fn end(&mut self, mut call: Call, why: &str) {
-        call.give_up(why, self.standing.standing.last_error());
+        call.give_up(why, self.active.standing.last_error());
         self.lanes.finish(call.into_token());
     }
 }

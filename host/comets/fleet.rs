@@ -154,7 +154,7 @@ impl Fleet {
 
     fn send_to_new(&self, parcel: Parcel) -> Receipt {
         let comet = Address::parse(parcel.comet.as_str())
-            .map_err(|error| format!("{error}; see [comets] addresses for names of servers"))
+            .map_err(|error| format!("{error}; name servers in [comets] addresses"))
             .and_then(|address| self.learn(&parcel.comet, &address));
         match comet {
             Ok((_lock, comet)) => {
@@ -208,7 +208,7 @@ impl Fleet {
     }
 
     /// Takes over what the nodes stand for now.
-    fn set_nodes(&self, nodes: &[Node]) {
+    pub(super) fn set_nodes(&self, nodes: &[Node]) {
         let mut known = self.write();
         if known.closed {
             return;

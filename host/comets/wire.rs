@@ -7,8 +7,8 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use http::uri::PathAndQuery;
 use prost::encoding::{encode_varint, encoded_len_varint};
-use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::AsciiMetadataValue;
 
 use crate::message::{ConnectionId, MessageId, RoomId, Target};

@@ -176,18 +176,22 @@ impl From<&Status> for Failure {
     }
 }
 
-/// The status with its root cause. Comets write these texts: they are cut.
+/// The status with its root cause.
 fn describe(status: &Status) -> String {
     let mut root: &dyn std::error::Error = status;
     while let Some(source) = root.source() {
         root = source;
     }
-    let message: String = status.message().chars().take(200).collect();
-    let cause: String = root.to_string().chars().take(200).collect();
+    let (message, cause) = (printable(status.message()), printable(&root.to_string()));
     let is_same = std::ptr::addr_eq(root, status) || cause == message;
     match (status.code(), is_same) {
         (Code::Unknown, false) => cause,
         (code, true) => format!("{code:?}: {message}"),
         (code, false) => format!("{code:?}: {message}: {cause}"),
     }
+}
+
+/// Comets write these texts, and they end up in logs and headers.
+fn printable(text: &str) -> String {
+    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -1,0 +1,149 @@
+//! What arrives at comets, and in which order.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tonic::Status;
+
+use super::support::*;
+use crate::comets::{Config, Delivered, Parcel, Receipt};
+use crate::message::Target;
+
+/// The three kinds of calls with their message ids.
+fn kinds() -> [(Target, &'static str); 3] {
+    [
+        (Target::Room("video_123".into()), "push/0/1"),
+        (Target::Connections(vec!["c1".into(), "c2".into()]), "push/0/2"),
+        (Target::Everyone { speed: 30 }, "push/0/3"),
+    ]
+}
+
+async fn calls_of_all_kinds(config: &Config) -> Vec<Call> {
+    let (comet, fleet) = (FakeComet::start(), fleet(config, TIMING));
+    let payload = fleet.payload(5, &Bytes::from_static(b"hi"));
+    for (target, id) in kinds() {
+        let (comet, payload) = (comet.address.clone(), payload.clone());
+        let delivered = fleet.send(Parcel { comet, target, payload, message: id.into() }).await;
+        assert_eq!(delivered, Delivered::Acknowledged);
+    }
+    comet.calls()
+}
+
+fn expected(head: (i32, i32, i32), body: &'static [u8]) -> Vec<Call> {
+    let call = Call { head, body: Bytes::from_static(body), ..Call::default() };
+    let (room, keys) = (vec!["video_123".to_owned()], vec!["c1".to_owned(), "c2".to_owned()]);
+    let ids = |id: &str| vec![id.to_owned()];
+    vec![
+        Call { method: "BroadcastRoom", to: room, ids: ids("push/0/1"), ..call.clone() },
+        Call { method: "PushMsg", to: keys, ids: ids("push/0/2"), proto_op: Some(5), ..call.clone() },
+        Call { method: "Broadcast", ids: ids("push/0/3"), proto_op: Some(5), speed: Some(30), ..call },
+    ]
+}
+
+#[tokio::test]
+async fn chatroom_comets_get_the_body_as_it_is() {
+    assert_eq!(calls_of_all_kinds(&config()).await, expected((1, 5, 0), b"hi"));
+}
+
+#[tokio::test]
+async fn goim_comets_get_frames() {
+    let frame = b"\0\0\0\x12\0\x10\0\x01\0\0\0\x05\0\0\0\0hi";
+    assert_eq!(calls_of_all_kinds(&goim_config()).await, expected((1, 9, 0), frame));
+}
+
+#[tokio::test]
+async fn rooms_and_connections_keep_their_order_whatever_the_latencies() {
+    let comet = FakeComet::start();
+    comet.answers(|_, _| (Duration::from_micros(fastrand::u64(1..2000)), Ok(())));
+    let fleet = fleet(&config(), TIMING);
+    let mut receipts = Vec::new();
+    for number in 0..600 {
+        let target = match fastrand::usize(..10) {
+            0 => Target::Everyone { speed: 0 },
+            1..4 => {
+                let keys = ["k1", "k2", "k3", "k4"].into_iter().filter(|_| fastrand::bool());
+                Target::Connections(keys.chain(["k5"]).map(Into::into).collect())
+            }
+            _ => Target::Room(format!("room_{}", fastrand::usize(..6)).into()),
+        };
+        receipts.push(fleet.send(parcel(&fleet, &comet.address, target, &format!("{number:04}"), "id")));
+    }
+    for receipt in receipts {
+        assert_eq!(receipt.await, Delivered::Acknowledged);
+    }
+    let mut last = HashMap::<String, Bytes>::new();
+    let calls = comet.calls();
+    assert_eq!(calls.len(), 600);
+    for Call { mut to, body, .. } in calls {
+        if to.is_empty() {
+            to = last.keys().cloned().collect();
+        }
+        for to in to {
+            let before = last.insert(to.clone(), body.clone());
+            assert!(before.is_none_or(|before| before < body), "{to} got {body:?} too late");
+        }
+    }
+}
+
+/// Sends to rooms while the first call is held up, so that the others wait together.
+async fn merged(comet: &FakeComet, rooms: &[&str]) -> (Vec<Delivered>, Vec<Call>) {
+    let fleet = fleet(&Config { lanes: 1, ..goim_config() }, TIMING);
+    let send = |(number, room): (usize, &&str)| {
+        let body = number.to_string();
+        fleet.send(parcel(&fleet, &comet.address, Target::Room((*room).into()), &body, &body))
+    };
+    let receipts: Vec<Receipt> = rooms.iter().enumerate().map(send).collect();
+    let mut outcomes = Vec::new();
+    for receipt in receipts {
+        outcomes.push(receipt.await);
+    }
+    (outcomes, comet.calls())
+}
+
+fn ids(calls: &[Call]) -> Vec<Vec<&str>> {
+    calls.iter().map(|call| call.ids.iter().map(String::as_str).collect()).collect()
+}
+
+#[tokio::test]
+async fn goim_messages_that_wait_for_one_room_travel_together() {
+    let comet = FakeComet::start();
+    let (outcomes, calls) = merged(&comet, &["first", "a", "a", "a", "b", "a"]).await;
+    assert_eq!(outcomes, vec![Delivered::Acknowledged; 6]);
+    assert_eq!(ids(&calls), [vec!["0"], vec!["1", "2", "3"], vec!["4"], vec!["5"]]);
+    let frames = b"\0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x001\0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x002\
+        \0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x003";
+    assert_eq!(calls[1].body, Bytes::from_static(frames));
+    assert_eq!((calls[1].to[0].as_str(), calls[1].head), ("a", (1, 9, 0)));
+}
+
+#[tokio::test]
+async fn a_hundred_travel_together_and_no_more() {
+    let comet = FakeComet::start();
+    let (outcomes, calls) = merged(&comet, &["a"; 250]).await;
+    assert_eq!(outcomes, vec![Delivered::Acknowledged; 250]);
+    let all: Vec<String> = calls.iter().flat_map(|call| call.ids.clone()).collect();
+    assert_eq!(all, (0..250).map(|number| number.to_string()).collect::<Vec<_>>());
+    assert!(calls.iter().all(|call| call.ids.len() <= 100), "{:?}", ids(&calls));
+}
+
+#[tokio::test]
+async fn one_refused_message_harms_none_that_travel_with_it() {
+    let comet = FakeComet::start();
+    comet.answers(|call, _| {
+        let has_poison = call.ids.iter().any(|id| id == "2");
+        (Duration::ZERO, if has_poison { Err(Status::invalid_argument("bad")) } else { Ok(()) })
+    });
+    let (outcomes, calls) = merged(&comet, &["first", "a", "a", "a"]).await;
+    let good = Delivered::Acknowledged;
+    let refused = Delivered::Refused("InvalidArgument: bad".into());
+    assert_eq!(outcomes, [good.clone(), good.clone(), refused, good]);
+    assert_eq!(ids(&calls), [vec!["0"], vec!["1", "2", "3"], vec!["1"], vec!["2"], vec!["3"]]);
+}
+
+#[tokio::test]
+async fn a_dropped_receipt_stops_nothing() {
+    let (comet, fleet) = (FakeComet::start(), fleet(&config(), TIMING));
+    drop(fleet.send(parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id")));
+    eventually("the call arrives", || comet.calls().len() == 1).await;
+}

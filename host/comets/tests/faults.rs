@@ -1,0 +1,222 @@
+//! Comets that are away, slow, or answer with errors.
+
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tonic::{Code, Status};
+
+use super::support::*;
+use crate::comets::{BreakerState, Config, Delivered, Receipt, Timing};
+use crate::message::{CometAddr, Target};
+
+const QUICK: Timing =
+    Timing { timeout: Duration::from_millis(100), give_up_after: Duration::from_millis(400) };
+
+/// An address that takes connections and never answers.
+async fn black_hole() -> (TcpListener, CometAddr) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound").to_string().into();
+    (listener, address)
+}
+
+fn why(delivered: Delivered) -> String {
+    match delivered {
+        Delivered::Unreachable(why) => why,
+        other => panic!("not unreachable: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_comet_that_comes_up_late_gets_what_waited() {
+    let (listener, address) = black_hole().await;
+    drop(listener);
+    let fleet = fleet(&patient(config()), TIMING);
+    let receipt = fleet.send(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
+    eventually("an attempt failed", || fleet.status()[0].last_error.is_some()).await;
+    let comet = FakeComet::start_at(address.as_str().parse().expect("an address"));
+    assert_eq!(receipt.await, Delivered::Acknowledged);
+    assert_eq!(comet.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_comet_that_restarts_is_found_again() {
+    let fleet = fleet(&patient(config()), TIMING);
+    let first = FakeComet::start();
+    let address = first.address.clone();
+    assert_eq!(to_room(&fleet, &address, "a", "1").await, Delivered::Acknowledged);
+    drop(first);
+    let mut receipt = fleet.send(parcel(&fleet, &address, Target::Room("a".into()), "2", "2"));
+    tokio::select! {
+        outcome = &mut receipt => panic!("nobody was there: {outcome:?}"),
+        () = eventually("an attempt failed", || fleet.status()[0].last_error.is_some()) => {}
+    }
+    let second = FakeComet::start_at(address.as_str().parse().expect("an address"));
+    assert_eq!(receipt.await, Delivered::Acknowledged);
+    assert_eq!(second.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn every_status_is_retried_or_not() {
+    let permanent = [
+        Code::InvalidArgument,
+        Code::NotFound,
+        Code::AlreadyExists,
+        Code::PermissionDenied,
+        Code::FailedPrecondition,
+        Code::OutOfRange,
+        Code::Unimplemented,
+        Code::DataLoss,
+        Code::Unauthenticated,
+    ];
+    let fleet = fleet(&config(), TIMING);
+    for code in (1..=16).map(Code::from) {
+        let comet = FakeComet::start();
+        comet.answers(move |_, before| match before {
+            0 => (Duration::ZERO, Err(Status::new(code, "no"))),
+            _ => (Duration::ZERO, Ok(())),
+        });
+        let delivered = to_room(&fleet, &comet.address, "a", "x").await;
+        let (expected, calls) = match permanent.contains(&code) {
+            true => (Delivered::Refused(format!("{code:?}: no")), 1),
+            false => (Delivered::Acknowledged, 2),
+        };
+        assert_eq!((delivered, comet.calls().len()), (expected, calls), "{code:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_fails_to_the_end_is_given_up_in_time() {
+    let comet = FakeComet::start();
+    comet.answers(|_, _| (Duration::ZERO, Err(Status::unavailable("no"))));
+    let fleet = fleet(&patient(config()), QUICK);
+    let started = Instant::now();
+    let first = fleet.send(parcel(&fleet, &comet.address, Target::Room("a".into()), "1", "1"));
+    let behind = fleet.send(parcel(&fleet, &comet.address, Target::Room("a".into()), "2", "2"));
+    assert_eq!(why(first.await), "given up after 400ms: Unavailable: no");
+    assert!(why(behind.await).contains("400ms"));
+    assert!(comet.calls().len() > 2, "it was tried again");
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_black_hole_opens_its_breaker_and_harms_no_other() {
+    let (_listener, dead) = black_hole().await;
+    let timing = Timing { timeout: Duration::from_millis(300), give_up_after: Duration::from_secs(10) };
+    let patience = Duration::from_millis(100);
+    let long = Duration::from_secs(60);
+    let config =
+        Config { breaker_patience: patience, breaker_open: long, breaker_open_max: long, ..config() };
+    let fleet = fleet(&config, timing);
+    let started = Instant::now();
+    let send = |number: usize| {
+        fleet.send(parcel(&fleet, &dead, Target::Room(format!("room_{number}").into()), "x", "id"))
+    };
+    let receipts: Vec<Receipt> = (0..500).map(send).collect();
+
+    let alive = FakeComet::start();
+    for number in 0..100 {
+        let delivered = to_room(&fleet, &alive.address, "a", &number.to_string()).await;
+        assert_eq!(delivered, Delivered::Acknowledged);
+    }
+    assert!(
+        started.elapsed() < Duration::from_secs(2),
+        "the others are not held up: {:?}",
+        started.elapsed()
+    );
+    for receipt in receipts {
+        let why = why(receipt.await);
+        assert!(why.contains("no answer within 300ms"), "{why}");
+    }
+    // The first timeout, a wait of at most 100 ms, the second timeout; the rest is for a busy machine.
+    assert!(started.elapsed() < Duration::from_millis(3000), "{:?}", started.elapsed());
+    let status = fleet.status();
+    let status = status.iter().find(|status| status.address == dead).expect("known");
+    assert_eq!((status.breaker, status.waiting, status.failed), (BreakerState::Open, 0, 500));
+    let again = Instant::now();
+    assert!(why(to_room(&fleet, &dead, "a", "x").await).starts_with("the comet's breaker is open"));
+    assert!(again.elapsed() < timing.timeout, "without a call");
+}
+
+#[tokio::test]
+async fn one_probe_closes_the_breaker() {
+    let comet = FakeComet::start();
+    comet.answers(|_, _| (Duration::ZERO, Err(Status::unavailable("no"))));
+    let fleet = fleet(&Config { breaker_failures: 3, ..config() }, TIMING);
+    assert!(why(to_room(&fleet, &comet.address, "a", "x").await).contains("Unavailable: no"));
+    assert_eq!(fleet.status()[0].breaker, BreakerState::Open);
+    let before = comet.calls().len();
+    assert_eq!(before, 3);
+
+    comet.answers(|_, _| (Duration::ZERO, Ok(())));
+    let mut refused = 0;
+    while to_room(&fleet, &comet.address, "a", "y").await != Delivered::Acknowledged {
+        refused += 1;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        assert!(refused < 1000, "it never closes");
+    }
+    assert_eq!(fleet.status()[0].breaker, BreakerState::Closed);
+    assert_eq!(comet.calls().len(), before + 1, "only the probe was a call");
+}
+
+#[tokio::test]
+async fn a_full_queue_is_said_at_once() {
+    let (_listener, address) = black_hole().await;
+    let fleet = fleet(&Config { queue: 3, ..config() }, TIMING);
+    let send = || fleet.send(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
+    let waiting: Vec<Receipt> = (0..3).map(|_| send()).collect();
+    assert!(why(send().await).starts_with("queue full: 3 messages wait"));
+    drop(waiting);
+}
+
+#[tokio::test]
+async fn a_worn_out_channel_is_made_anew() {
+    let comet = FakeComet::start();
+    comet.answers(|call, _| match call.to[0].as_str() {
+        "last" => (Duration::ZERO, Ok(())),
+        _ => (Duration::from_secs(60), Ok(())),
+    });
+    let timing = Timing { timeout: Duration::from_millis(50), give_up_after: Duration::from_millis(50) };
+    let fleet = fleet(&patient(Config { lanes: 64, ..config() }), timing);
+    let mut sent = 0;
+    while comet.connections() < 2 && sent < 40 {
+        let send = |number: usize| {
+            let room = Target::Room(format!("room_{sent}_{number}").into());
+            fleet.send(parcel(&fleet, &comet.address, room, "x", "id"))
+        };
+        let receipts: Vec<Receipt> = (0..64).map(send).collect();
+        for receipt in receipts {
+            assert!(matches!(receipt.await, Delivered::Unreachable(_)));
+        }
+        sent += 1;
+    }
+    assert!(comet.connections() >= 2, "{sent} rounds on one connection");
+}
+
+#[tokio::test]
+async fn closing_waits_for_what_is_queued() {
+    let comet = FakeComet::start();
+    comet.answers(|_, _| (Duration::from_millis(20), Ok(())));
+    let fleet = fleet(&config(), TIMING);
+    let send = |_| fleet.send(parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id"));
+    let receipts: Vec<Receipt> = (0..10).map(send).collect();
+    fleet.close().await;
+    assert_eq!(comet.calls().len(), 10);
+    for receipt in receipts {
+        assert_eq!(receipt.await, Delivered::Acknowledged);
+    }
+    assert_eq!(why(to_room(&fleet, &comet.address, "a", "x").await), "the gateway is stopping");
+}
+
+#[tokio::test]
+async fn a_receipt_resolves_when_the_fleet_and_its_tasks_are_gone() {
+    let (_listener, address) = black_hole().await;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let fleet = {
+        let _entered = runtime.enter();
+        fleet(&config(), TIMING)
+    };
+    let receipt = fleet.send(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
+    runtime.shutdown_background();
+    assert!(why(receipt.await).contains("task ended"));
+}
