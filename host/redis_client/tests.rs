@@ -133,9 +133,9 @@ async fn while_redis_is_away_callers_fail_soon_and_recover_together() {
     while let Some(outcome) = callers.join_next().await {
         outcome.expect("no panic").expect_err("killed");
     }
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     server.revive().await;
     let back = Instant::now();
     eventually("answers again", async || client.ping().await.is_ok()).await;
-    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
+    assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());
 }
