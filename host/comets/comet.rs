@@ -170,6 +170,9 @@ impl Actor {
                     }
                 }
                 () = sleep_until(wake), if wake.is_some() => self.wake(),
+                // Only if something is left in the lanes that is neither called nor waiting,
+                // which the lanes rule out. Dropping it tells its receipts.
+                else => return,
             }
         }
     }
@@ -250,9 +253,12 @@ impl Actor {
 
     /// Acts on what a report did to the breaker.
     fn changed(&mut self, change: Change) {
-        let address = self.active.standing.address.clone();
+        if change == Change::Nothing {
+            return;
+        }
+        let address = &self.active.standing.address;
         match change {
-            Change::Nothing => return,
+            Change::Nothing => {}
             Change::Opened(time) => {
                 let error = self.active.standing.last_error().unwrap_or_default();
                 warn!(

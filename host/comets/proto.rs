@@ -4,13 +4,25 @@
 //! for those who are comets: the demo, the example comet and tests.
 
 /// The `chatroom` dialect, `/ChatRoom.Comet.Comet/<Method>`.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod chatroom {
     include!(concat!(env!("OUT_DIR"), "/chat_room.comet.rs"));
 }
 
 /// The `goim` dialect, `/goim.comet.Comet/<Method>`.
-#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+#[allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod goim {
     include!(concat!(env!("OUT_DIR"), "/goim.comet.rs"));
 }

@@ -12,11 +12,13 @@ use crate::comets::job::Job;
 use crate::comets::lanes::{Lanes, Token};
 use crate::comets::retry::{self, Kind};
 use crate::comets::{Delivered, Dialect};
-use crate::message::Target;
+use crate::message::{MESSAGE_ID, Target};
 
 /// How much of what waits for one room may travel in one call.
 const MERGE_MESSAGES: usize = 100;
 const MERGE_BYTES: usize = 64 * 1024;
+/// How much metadata their ids may take: gRPC's C++ servers refuse more than 8 KiB by default.
+const MERGE_METADATA: usize = 7 * 1024;
 
 /// A call that occupies its lanes.
 pub(super) struct Call {
@@ -44,14 +46,17 @@ impl Call {
     fn take_along(&mut self, lanes: &mut Lanes<Job>) {
         let Some(first) = self.jobs.front() else { return };
         let Target::Room(room) = first.target.clone() else { return };
-        let mut bytes = first.payload.frame_len();
+        let (mut bytes, mut metadata) = (first.payload.frame_len(), metadata_len(first));
         while self.jobs.len() < MERGE_MESSAGES {
             let fits = |job: &Job| {
                 let same_room = matches!(&job.target, Target::Room(other) if *other == room);
-                same_room && bytes + job.payload.frame_len() <= MERGE_BYTES
+                let small_enough = bytes + job.payload.frame_len() <= MERGE_BYTES
+                    && metadata + metadata_len(job) <= MERGE_METADATA;
+                same_room && small_enough
             };
             let Some(job) = lanes.join_next(&self.token, fits) else { return };
             bytes += job.payload.frame_len();
+            metadata += metadata_len(&job);
             self.jobs.push_back(job);
         }
     }
@@ -174,6 +179,11 @@ impl From<&Status> for Failure {
     fn from(status: &Status) -> Self {
         Self { kind: retry::kind(status), timed_out: false, text: describe(status) }
     }
+}
+
+/// What a job's id adds to a call's headers as HTTP/2 counts them: 32 bytes beside the text.
+fn metadata_len(job: &Job) -> usize {
+    MESSAGE_ID.len() + job.message.as_str().len() + 32
 }
 
 /// The status with its root cause.

@@ -88,10 +88,19 @@ async fn rooms_and_connections_keep_their_order_whatever_the_latencies() {
 
 /// Sends to rooms while the first call is held up, so that the others wait together.
 async fn merged(comet: &FakeComet, rooms: &[&str]) -> (Vec<Delivered>, Vec<Call>) {
+    merged_with(comet, rooms, |number| number.to_string()).await
+}
+
+/// As `merged`, with these ids, which are the bodies too.
+async fn merged_with(
+    comet: &FakeComet,
+    rooms: &[&str],
+    id: impl Fn(usize) -> String,
+) -> (Vec<Delivered>, Vec<Call>) {
     let fleet = fleet(&Config { lanes: 1, ..goim_config() }, TIMING);
     let send = |(number, room): (usize, &&str)| {
-        let body = number.to_string();
-        fleet.send(parcel(&fleet, &comet.address, Target::Room((*room).into()), &body, &body))
+        let id = id(number);
+        fleet.send(parcel(&fleet, &comet.address, Target::Room((*room).into()), &id, &id))
     };
     let receipts: Vec<Receipt> = rooms.iter().enumerate().map(send).collect();
     let mut outcomes = Vec::new();
@@ -125,6 +134,24 @@ async fn a_hundred_travel_together_and_no_more() {
     let all: Vec<String> = calls.iter().flat_map(|call| call.ids.clone()).collect();
     assert_eq!(all, (0..250).map(|number| number.to_string()).collect::<Vec<_>>());
     assert!(calls.iter().all(|call| call.ids.len() <= 100), "{:?}", ids(&calls));
+}
+
+#[tokio::test]
+async fn long_ids_and_long_bodies_travel_in_smaller_groups() {
+    let comet = FakeComet::start();
+    let (outcomes, calls) = merged_with(&comet, &["a"; 40], |number| format!("{number:0>500}")).await;
+    assert_eq!(outcomes, vec![Delivered::Acknowledged; 40]);
+    assert_eq!(calls.iter().map(|call| call.ids.len()).sum::<usize>(), 40);
+    assert!(calls.iter().all(|call| call.ids.len() <= 13), "{:?}", ids(&calls));
+
+    let fleet = fleet(&Config { lanes: 1, ..goim_config() }, TIMING);
+    let body = "x".repeat(30 * 1024);
+    let send = |_| fleet.send(parcel(&fleet, &comet.address, Target::Room("b".into()), &body, "id"));
+    let receipts: Vec<Receipt> = (0..5).map(send).collect();
+    for receipt in receipts {
+        assert_eq!(receipt.await, Delivered::Acknowledged);
+    }
+    assert!(comet.calls().iter().all(|call| call.body.len() <= 64 * 1024));
 }
 
 #[tokio::test]
