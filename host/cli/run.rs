@@ -9,6 +9,7 @@ use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, runtime};
 use crate::config::Config;
 use crate::consumer::Stopped;
 use crate::gateway::Gateway;
+use crate::policy::Sources;
 use crate::telemetry;
 
 /// Arguments of `halley run`.
@@ -32,17 +33,19 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
             return Ok(MISTAKE);
         }
     };
+    // Before the arguments' overrides: what the file says is compared with what it said.
+    let sources = config.sources(args.config.config.clone());
     config.log.level = args.log_level.unwrap_or(config.log.level);
     config.log.format = args.log_format.unwrap_or(config.log.format);
     telemetry::init(&config.log)?;
-    runtime()?.block_on(serve(config, args.config))
+    runtime()?.block_on(serve(config, sources, args.config))
 }
 
-async fn serve(config: Config, file: ConfigArgs) -> anyhow::Result<u8> {
+async fn serve(config: Config, sources: Sources, file: ConfigArgs) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
     info!(revision = env!("HALLEY_REVISION"), config = ?file.config, "halley {}", env!("CARGO_PKG_VERSION"));
     let admin = Admin::bind(&config.admin).await?;
-    let gateway = Gateway::start(&config.gateway()?, config.sources(file.config))?;
+    let gateway = Gateway::start(&config.gateway()?, sources)?;
 
     let shutdown = CancellationToken::new();
     let serving = tokio::task::JoinSet::from_iter([admin.serve(gateway.handle(), shutdown.clone())]);

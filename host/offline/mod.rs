@@ -9,7 +9,7 @@
 //! decides.
 
 mod memory;
-mod notify;
+mod notifier;
 mod redis;
 #[cfg(test)]
 mod tests;
@@ -26,7 +26,7 @@ use crate::decision::Disposition;
 use crate::message::{Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::Unavailable;
 pub use memory::MemoryInbox;
-pub use notify::Notifier;
+pub use notifier::Notifier;
 pub use redis::RedisInbox;
 
 /// The `[offline]` section.

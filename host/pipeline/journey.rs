@@ -93,7 +93,7 @@ impl Story {
         let policies: Vec<_> = self.trail.iter().map(|d| format!("{}: {}", d.by, d.what)).collect();
         let Tally { comets, sent, failed, offline, stored, notified, dropped } = self.tally;
         debug!(
-            message = %self.record.message_id(),
+            id = %self.record.message_id(),
             room = self.message.as_ref().and_then(Message::room).map(tracing::field::display),
             operation = self.message.as_ref().map(|m| m.operation),
             connections = self.connections, stale = self.stale, comets, sent, failed,
@@ -257,9 +257,9 @@ impl Journey {
         // A person has to look at these, but one line a record could flood the log: the
         // counter tells how many, the topic tells which.
         if reason.stage == Stage::Deliver || reason.stage == Stage::Offline {
-            error!(message = %self.story.record.message_id(), stage, reason = reason.text, "a record could not be delivered and is kept as a dead letter");
+            error!(id = %self.story.record.message_id(), stage, reason = reason.text, "a record could not be delivered and is kept as a dead letter");
         } else {
-            debug!(message = %self.story.record.message_id(), stage, reason = reason.text, "dead letter");
+            debug!(id = %self.story.record.message_id(), stage, reason = reason.text, "dead letter");
         }
         Ok(("dead-lettered", reason.text))
     }

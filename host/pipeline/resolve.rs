@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tokio_util::sync::CancellationToken;
 
@@ -191,8 +192,7 @@ impl Resolver {
         if lookups.is_empty() {
             return Ok(());
         }
-        let found = persist("the directory", abandon, || self.directory.lookup(&lookups)).await?;
-        let mut found = found.into_iter();
+        let mut found = self.ask(&lookups, abandon).await?.into_iter();
         for (room, permit) in mine {
             let membership = match found.next() {
                 Some(Found::Room(membership)) => Arc::new(membership),
@@ -205,6 +205,27 @@ impl Resolver {
         }
         resolved.keep_keys(keys, found);
         Ok(())
+    }
+
+    /// Asks the directory until it has answered everything: all at once, and after a failure
+    /// in smaller and smaller parts, since many large rooms together can take longer than a
+    /// reply may.
+    async fn ask(&self, lookups: &[Lookup], abandon: &CancellationToken) -> Result<Vec<Found>, Abandoned> {
+        let mut found = Vec::with_capacity(lookups.len());
+        let part = AtomicUsize::new(lookups.len());
+        while found.len() < lookups.len() {
+            let rest = &lookups[found.len()..];
+            let attempt = || async {
+                let size = part.load(Relaxed).min(rest.len());
+                let answer = self.directory.lookup(&rest[..size]).await;
+                if answer.is_err() {
+                    part.store((size / 2).max(1), Relaxed);
+                }
+                answer
+            };
+            found.extend(persist("the directory", abandon, attempt).await?);
+        }
+        Ok(found)
     }
 
     async fn regroup(

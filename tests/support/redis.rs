@@ -140,7 +140,11 @@ impl Redis {
     /// The entries of a stream as (field, value) pairs, oldest first; the inbox is one.
     pub async fn stream(&self, key: &str) -> Vec<Vec<(String, Vec<u8>)>> {
         type Entry = (String, Vec<(String, Vec<u8>)>);
-        let entries: Vec<Entry> = self.run(redis::Cmd::xrange_all(key)).await;
+        let entries: Vec<Entry> = {
+            let mut command = redis::cmd("XRANGE");
+            command.arg(key).arg("-").arg("+");
+            self.run(command).await
+        };
         entries.into_iter().map(|(_, fields)| fields).collect()
     }
 
