@@ -37,7 +37,7 @@ async fn the_specification_s_room_takes_one_call_for_each_comet() {
         assert_eq!(calls[0].to, room("video_123"));
         let proto = calls[0].proto.as_ref().expect("a Proto");
         assert_eq!((proto.ver, proto.op, proto.seq, &proto.body[..]), (1, 4, 0, &b"hello"[..]));
-        assert_eq!(calls[0].messages, [id.clone()], "{MESSAGE_ID}");
+        assert_eq!(calls[0].messages, std::slice::from_ref(&id), "{MESSAGE_ID}");
     }
     let line = gateway.wait_for_log("message settled").await;
     let story = |key: &str| line[key].clone();
@@ -93,7 +93,7 @@ async fn broadcast_reaches_every_comet_and_divides_its_speed() {
     gateway.wait_until_settled(&topic).await;
 
     let everyone = (To::Everyone { speed: 50 }, 4, "to all".to_owned());
-    assert_eq!(named.deliveries(), [everyone.clone()]);
+    assert_eq!(named.deliveries(), std::slice::from_ref(&everyone));
     assert_eq!(learned.deliveries(), [(room("lobby"), 4, "first".to_owned()), everyone]);
 }
 

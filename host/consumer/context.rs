@@ -150,7 +150,7 @@ impl Partitions {
         self.assigned.values().any(Partition::is_paused)
     }
 
-    pub(super) fn to_commit(&mut self) -> TopicPartitionList {
+    pub(super) fn take_commits(&mut self) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for ((topic, number), partition) in &mut self.assigned {
             if let Some(offset) = partition.to_commit() {

@@ -234,7 +234,7 @@ impl Poller {
     }
 
     fn commit(&self, mode: CommitMode) {
-        let list = self.partitions().to_commit();
+        let list = self.partitions().take_commits();
         if list.count() == 0 {
             return;
         }
