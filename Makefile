@@ -23,8 +23,8 @@ demo: ## The whole thing in one process, with nothing to install
 check: ## Format, lints and the plan of the house, without running anything
 	@.ci/deps.sh build
 	cargo fmt --check
-	cargo fmt --check --manifest-path plugins/Cargo.toml
-	cargo fmt --check --manifest-path tests/guests/Cargo.toml
+	cargo fmt --check --all --manifest-path plugins/Cargo.toml
+	cargo fmt --check --all --manifest-path tests/guests/Cargo.toml
 	cargo fmt --check --manifest-path examples/my-policy/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --manifest-path plugins/Cargo.toml --all-targets -- -D warnings

@@ -8,7 +8,7 @@
     missing_docs,
     unreachable_pub,
     clippy::all,
-    clippy::allow_attributes_without_reason,
+    clippy::allow_attributes_without_reason, clippy::too_many_lines,
     reason = "generated code"
 )]
 pub mod chatroom {
@@ -20,7 +20,7 @@ pub mod chatroom {
     missing_docs,
     unreachable_pub,
     clippy::all,
-    clippy::allow_attributes_without_reason,
+    clippy::allow_attributes_without_reason, clippy::too_many_lines,
     reason = "generated code"
 )]
 pub mod goim {
