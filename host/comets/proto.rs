@@ -8,7 +8,8 @@
     missing_docs,
     unreachable_pub,
     clippy::all,
-    clippy::allow_attributes_without_reason, clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
     reason = "generated code"
 )]
 pub mod chatroom {
@@ -20,7 +21,8 @@ pub mod chatroom {
     missing_docs,
     unreachable_pub,
     clippy::all,
-    clippy::allow_attributes_without_reason, clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    clippy::too_many_lines,
     reason = "generated code"
 )]
 pub mod goim {

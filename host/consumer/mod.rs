@@ -15,7 +15,9 @@
 //! It does not know what becomes of a record: that is the worker's, behind [`Feed`].
 
 mod context;
+mod health;
 mod partition;
+mod partitions;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,11 +34,13 @@ use tracing::{debug, info, warn};
 use crate::kafka;
 use crate::message::{Header, Origin, Record};
 
-pub use context::{Health, Metrics};
+pub use health::Health;
 pub use partition::{Admitted, Feed};
+pub use partitions::Metrics;
 
-use context::{Context, Partitions};
+use context::Context;
 use partition::{Flow, Limit};
+use partitions::Partitions;
 
 /// What the consumer needs beside Kafka's own configuration.
 #[derive(Clone, Copy, Debug)]
