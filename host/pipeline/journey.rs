@@ -47,6 +47,8 @@ pub(super) struct Story {
     pub(super) connections: Option<usize>,
     pub(super) stale: usize,
     pub(super) withheld: usize,
+    /// Comets that did not take it, and why.
+    unreachable: Vec<String>,
     tally: Tally,
 }
 
@@ -81,6 +83,7 @@ impl Story {
             connections: None,
             stale: 0,
             withheld: 0,
+            unreachable: Vec::new(),
             tally: Tally::default(),
         }
     }
@@ -98,7 +101,7 @@ impl Story {
             operation = self.message.as_ref().map(|m| m.operation),
             connections = self.connections, stale = self.stale, comets, sent, failed,
             offline, stored, notified, dropped, withheld = self.withheld,
-            policies = ?policies, outcome, reason,
+            unreachable = ?self.unreachable, policies = ?policies, outcome, reason,
             took_ms = self.started.elapsed().as_secs_f64() * 1e3,
             "message settled"
         );
@@ -147,7 +150,8 @@ impl Journey {
             };
             match delivered {
                 Delivered::Acknowledged => self.story.tally.sent += recipients.len(),
-                Delivered::Unreachable(_) if !recipients.is_empty() => {
+                Delivered::Unreachable(why) if !recipients.is_empty() => {
+                    self.story.unreachable.push(format!("{comet}: {why}"));
                     absent.extend(recipients.iter().map(|r| r.absent(Cause::CometUnreachable)));
                 }
                 // Refused for good, or unreachable and nobody knows for whom it was: there is

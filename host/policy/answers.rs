@@ -11,8 +11,8 @@ use crate::membership::{Placement, Regrouping};
 use crate::message::{Audience, CometAddr};
 use crate::policy::bindings::exports::halley::policy::filter::{self, Amendment, Once};
 use crate::policy::bindings::exports::halley::policy::{grouping, offline};
-use crate::policy::chain::{Decision, Filtered};
 use crate::policy::host::cut;
+use crate::policy::outcome::Filtered;
 
 /// The longest reason that is kept, in bytes; the rest is cut off.
 const MAX_REASON: usize = 1024;
@@ -242,11 +242,4 @@ pub(super) fn disposition(answer: offline::Disposition) -> Result<Option<Disposi
             Some(Disposition::Notify { channel })
         }
     })
-}
-
-impl Filtered {
-    /// Adds to the trail.
-    pub(super) fn note(&mut self, by: &PluginVersion, what: String) {
-        self.trail.push(Decision { by: by.clone(), what });
-    }
 }

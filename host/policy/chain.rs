@@ -5,56 +5,14 @@
 
 use std::sync::Arc;
 
-use crate::decision::{Absent, Disposition, Guard, Overrides, PluginVersion, Verdict};
+use crate::decision::Absent;
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
+use crate::policy::aside::outside_async;
 use crate::policy::bindings::halley::policy::types::Source;
 use crate::policy::link::Link;
+use crate::policy::outcome::{Decided, Filtered, Stalled};
 use crate::policy::set::PolicySet;
-
-/// What the filters made of one message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filtered {
-    /// The message as amended.
-    pub message: Message,
-    /// What becomes of it.
-    pub verdict: Verdict,
-    /// Which comets get it.
-    pub overrides: Overrides,
-    /// What has to let it through.
-    pub guards: Vec<Guard>,
-    /// One entry for each plugin that did anything but pass.
-    pub trail: Vec<Decision>,
-}
-
-/// What one plugin did to a message, in words: for logs and `halley explain`.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Decision {
-    /// Who decided.
-    pub by: PluginVersion,
-    /// Such as `amended body, room`, `dropped: spam`, `failed: trapped: ...`.
-    pub what: String,
-}
-
-/// What a plugin decided for one absent recipient.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decided {
-    /// What becomes of the message.
-    pub disposition: Disposition,
-    /// Who decided.
-    pub by: PluginVersion,
-}
-
-/// A plugin with `on_error = "stall"` failed: nothing was decided. The caller waits and asks
-/// again, with whatever set is in force then.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("plugin {plugin} {error}; its partition waits (on_error = \"stall\") until it is mended or replaced")]
-pub struct Stalled {
-    /// The plugin that failed.
-    pub plugin: PluginVersion,
-    /// How.
-    pub error: String,
-}
 
 /// One worker's instances of one set. Instances are made when they are first needed and
 /// after every failure; their memory is this chain's own.
@@ -142,34 +100,5 @@ impl Chain {
 impl std::fmt::Debug for Chain {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Chain").field("generation", &self.set.generation()).finish_non_exhaustive()
-    }
-}
-
-impl Filtered {
-    /// A message that no filter has seen.
-    fn untouched(message: Message) -> Self {
-        Self {
-            message,
-            verdict: Verdict::Pass,
-            overrides: Overrides::default(),
-            guards: Vec::new(),
-            trail: Vec::new(),
-        }
-    }
-}
-
-/// Runs guest code where it may take its time: other tasks move to other threads, and
-/// wasmtime-wasi may block. A single-threaded runtime (tests) has no other thread; there,
-/// one is made.
-pub(super) fn outside_async<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    use tokio::runtime::{Handle, RuntimeFlavor};
-    let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
-    match flavor {
-        Err(_) => work(),
-        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
-        Ok(_) => std::thread::scope(|scope| match scope.spawn(work).join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }),
     }
 }

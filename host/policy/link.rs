@@ -12,10 +12,10 @@ use crate::message::{Message, RoomId};
 use crate::policy::answers;
 use crate::policy::bindings::exports::halley::policy::{filter, offline as wit};
 use crate::policy::bindings::halley::policy::types::Source;
-use crate::policy::chain::{Decided, Filtered, Stalled};
 use crate::policy::config::OnError;
 use crate::policy::instance::{Failure, FailureKind, Instance};
 use crate::policy::module::Hooks;
+use crate::policy::outcome::{Decided, Filtered, Stalled};
 use crate::policy::plugin::Plugin;
 use crate::policy::questions::{self, Room, with_messages};
 

@@ -50,6 +50,7 @@
 //! ```
 
 mod answers;
+mod aside;
 mod bindings;
 mod chain;
 mod config;
@@ -59,6 +60,7 @@ mod link;
 mod log_budget;
 mod metrics;
 mod module;
+mod outcome;
 mod plugin;
 mod policies;
 mod questions;
@@ -68,9 +70,10 @@ mod state;
 mod ticker;
 mod watch;
 
-pub use chain::{Chain, Decided, Decision, Filtered, Stalled};
+pub use chain::Chain;
 pub use config::{OnError, PluginConfig, PoliciesConfig, expand};
 pub use metrics::Metrics;
+pub use outcome::{Decided, Decision, Filtered, Stalled};
 pub use policies::{PluginState, PluginStatus, Policies, Refusal, Status};
 pub use runtime::Runtime;
 pub use set::{Generation, PolicySet, Problem, Refused};

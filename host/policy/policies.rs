@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use bytesize::ByteSize;
 use tokio::sync::watch;
 
-use crate::policy::chain::outside_async;
+use crate::policy::aside::outside_async;
 use crate::policy::config::{OnError, PluginConfig};
 use crate::policy::plugin::Plugin;
 use crate::policy::runtime::Runtime;

@@ -7,7 +7,7 @@ use wasmtime::component::Component;
 
 use super::*;
 use crate::decision::PluginVersion;
-use crate::policy::chain::outside_async;
+use crate::policy::aside::outside_async;
 use crate::policy::host::{HostState, Services};
 use crate::policy::runtime::CANNOT_WAIT;
 use crate::policy::ticker::ticks;
