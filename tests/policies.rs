@@ -14,12 +14,14 @@ use crate::support::{PATIENCE, eventually, folder, repository};
 
 /// A bundled policy, as `make plugins` built it.
 fn bundled(name: &str) -> Plugin {
+    // Generous: a machine that is busy with other tests must not look like a slow plugin.
     Plugin::new(name, wasm(&format!("plugins/dist/{}.wasm", name.replace('-', "_"))))
+        .set("deadline", quoted("5s"))
 }
 
 /// The guest that does what message bodies tell it.
 fn unruly(name: &str) -> Plugin {
-    Plugin::new(name, wasm("tests/guests/dist/unruly.wasm"))
+    Plugin::new(name, wasm("tests/guests/dist/unruly.wasm")).set("deadline", quoted("300ms"))
 }
 
 fn wasm(path: &str) -> PathBuf {
@@ -252,7 +254,11 @@ async fn a_broken_file_leaves_the_running_version_in_place() {
     let home = folder("plugin");
     let file = home.path().join("filter.wasm");
     std::fs::copy(wasm("plugins/dist/keyword_filter.wasm"), &file).expect("copied");
-    let plugin = || Plugin::new("filter", &file).config(&json!({ "words": ["spam"], "action": "mask" }));
+    let plugin = || {
+        Plugin::new("filter", &file)
+            .set("deadline", quoted("5s"))
+            .config(&json!({ "words": ["spam"], "action": "mask" }))
+    };
     let gateway = stage.start([plugin()]).await;
     let before = generation(&gateway).await;
 
@@ -295,8 +301,10 @@ async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_mem
     // Two policies that have to agree: a message that two sets decided about would show it.
     let policies = |mask: &str| {
         let masking = |word: &str| json!({ "words": [word], "action": "mask", "mask": mask });
-        let first = Plugin::new("first", &files[0]).config(&masking("spam"));
-        stage.settings.clone().plugin(first).plugin(Plugin::new("second", &files[1]).config(&masking("eggs")))
+        let plugin =
+            |name, file, word| Plugin::new(name, file).set("deadline", quoted("5s")).config(&masking(word));
+        let first = plugin("first", &files[0], "spam");
+        stage.settings.clone().plugin(first).plugin(plugin("second", &files[1], "eggs"))
     };
     let gateway = policies("*").start().await;
 

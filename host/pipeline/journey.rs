@@ -20,7 +20,7 @@ use crate::pipeline::Pipeline;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::metrics::Station;
 use crate::pipeline::persist::{Abandoned, persist};
-use crate::policy::Decision;
+use crate::policy::{Decision, PolicySet};
 use crate::router::Recipient;
 
 /// One call that waits in a comet's lane or is under way.
@@ -89,11 +89,12 @@ impl Story {
     }
 
     /// The one line that tells it all.
-    fn tell(&self, outcome: &str, reason: &str) {
+    fn tell(&self, set: &PolicySet, outcome: &str, reason: &str) {
         if !tracing::enabled!(Level::DEBUG) {
             return;
         }
-        let policies: Vec<_> = self.trail.iter().map(|d| format!("{}: {}", d.by, d.what)).collect();
+        let plugins: Vec<_> = set.versions().iter().map(ToString::to_string).collect();
+        let decisions: Vec<_> = self.trail.iter().map(|d| format!("{}: {}", d.by, d.what)).collect();
         let Tally { comets, sent, failed, offline, stored, notified, dropped } = self.tally;
         debug!(
             id = %self.record.message_id(),
@@ -101,7 +102,7 @@ impl Story {
             operation = self.message.as_ref().map(|m| m.operation),
             connections = self.connections, stale = self.stale, comets, sent, failed,
             offline, stored, notified, dropped, withheld = self.withheld,
-            unreachable = ?self.unreachable, policies = ?policies, outcome, reason,
+            unreachable = ?self.unreachable, generation = %set.generation(), plugins = ?plugins, decisions = ?decisions, outcome, reason,
             took_ms = self.started.elapsed().as_secs_f64() * 1e3,
             "message settled"
         );
@@ -130,7 +131,7 @@ impl Journey {
         };
         self.pipeline.metrics.in_flight.dec();
         let Ok((outcome, reason)) = outcome else { return };
-        self.story.tell(outcome, &reason);
+        self.story.tell(self.chain.set(), outcome, &reason);
         self.pipeline.metrics.settled(outcome, self.story.started);
         self.story.ticket.settle();
     }

@@ -76,7 +76,7 @@ fn guards_carry_the_plugins_name() {
 fn one_poison_message_costs_only_itself() {
     for poison in ["trap", "loop", "eat", "few", "many", "gigabyte", "only "] {
         let engine = Engine::new();
-        let plugin = PluginConfig { deadline: Duration::from_millis(30), ..unruly("p") };
+        let plugin = unruly("p");
         let set = engine.set(&[with(plugin, OnError::DeadLetter)]);
         let mut bodies = vec!["drop x"; 64];
         bodies[37] = poison;

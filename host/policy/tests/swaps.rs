@@ -69,7 +69,7 @@ async fn a_refused_set_leaves_the_one_in_force() {
     assert_eq!(status.plugins[0].state, PluginState::Running);
     assert_eq!(status.plugins[0].hooks, ["filter", "grouping", "offline", "lifecycle"]);
     let json = serde_json::to_value(&status).unwrap();
-    assert_eq!(json["plugins"][0]["deadline"], "50ms");
+    assert_eq!(json["plugins"][0]["deadline"], "500ms");
 
     let renamed = configured(unruly("p"), json!({ "suffix": "!" }));
     assert_eq!(policies.replace(vec![renamed, unruly("q")]).await.unwrap(), Generation(2));
