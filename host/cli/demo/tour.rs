@@ -91,10 +91,7 @@ async fn a_broken_policy(world: &mut World, screen: &Screen) -> anyhow::Result<b
     let generation = world.gateway.policies().generation;
     world.folder.break_keyword_filter()?;
     let refused = eventually(async || world.gateway.policies().last_refusal.is_some()).await;
-    if let Some(refusal) = world.gateway.policies().last_refusal {
-        let problem = refusal.errors.first().map(ToString::to_string).unwrap_or_default();
-        screen.note(&format!("refused: {}", shorten(&problem, 110)));
-    }
+    tell_refusal(world, screen);
     let arrivals = say(world, screen, &room("games"), "more spam", 2).await?;
     let still = world.gateway.policies().generation == generation;
     let passed = refused && still && arrivals.iter().all(|arrival| arrival.body == "more ****");
@@ -167,7 +164,7 @@ pub(super) fn invite(world: &World, screen: &Screen) {
 pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::Result<()> {
     let phrases = ["what a goal", "who is playing?", "cheap spam here", "so good", "first!"];
     let mut ticks = tokio::time::interval(Duration::from_secs(2));
-    let mut generation = world.gateway.policies().generation;
+    let mut before = world.gateway.policies();
     for number in 0.. {
         ticks.tick().await;
         let (name, body) = (ROOMS[number % ROOMS.len()], phrases[number % phrases.len()]);
@@ -176,11 +173,18 @@ pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::
         while let Some(arrival) = world.arrival(Duration::from_millis(500)).await {
             screen.arrived(&arrival);
         }
-        let now = world.gateway.policies().generation;
-        if now != generation {
-            screen.note(&format!("policies changed: generation {now} is in force"));
-            generation = now;
+        let now = world.gateway.policies();
+        if now.generation != before.generation {
+            let names: Vec<_> = now.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
+            screen.note(&format!(
+                "policies changed: {} in force, as generation {}",
+                names.join(", "),
+                now.generation
+            ));
+        } else if now.last_refusal.as_ref().map(|r| r.at) != before.last_refusal.as_ref().map(|r| r.at) {
+            tell_refusal(world, screen);
         }
+        before = now;
     }
     Ok(())
 }
@@ -211,6 +215,15 @@ async fn say(
     Ok(arrivals)
 }
 
+/// Why the last candidate was refused; the demo's own folder is known to the reader.
+fn tell_refusal(world: &World, screen: &Screen) {
+    let Some(refusal) = world.gateway.policies().last_refusal else { return };
+    let folder = format!("{}/", world.folder.policies().display());
+    for problem in &refusal.errors {
+        screen.note(&format!("refused: {}", problem.replace(&folder, "")));
+    }
+}
+
 /// Changes policies and waits until the change is in force.
 async fn swap(world: &World, change: impl Fn(&World) -> anyhow::Result<()>) -> anyhow::Result<Duration> {
     let wanted = |world: &World| world.gateway.policies().plugins.iter().any(|p| p.name == "keyword-filter");
@@ -238,11 +251,4 @@ fn is(arrivals: &[Arrival], expected: &[(usize, &str, &str)]) -> bool {
 
 fn room(name: &str) -> Audience {
     Audience::Room(RoomId::from(name))
-}
-
-fn shorten(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
-        return text.to_owned();
-    }
-    text.chars().take(most).chain("…".chars()).collect()
 }
