@@ -6,15 +6,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Statistics, TopicPartitionList};
-use tracing::{debug, error, info, warn};
+use tracing::{info, warn};
 
 use crate::consumer::health::Health;
 use crate::consumer::partition::Limit;
 use crate::consumer::partitions::{Key, Metrics, Partitions};
 use crate::consumer::{OnAssigned, add_offset};
+use crate::kafka::{self, Voice};
+use crate::telemetry::Seldom;
+
+/// How often a topic that is missing is told of.
+const NO_TOPIC_EVERY: Duration = Duration::from_secs(30);
 
 /// The consumer's side of librdkafka's callbacks.
 pub(super) struct Context {
@@ -23,6 +29,8 @@ pub(super) struct Context {
     metrics: Metrics,
     health: Health,
     on_assigned: OnAssigned,
+    voice: Voice,
+    no_topic_warning: Seldom,
 }
 
 impl Context {
@@ -34,22 +42,37 @@ impl Context {
         on_assigned: OnAssigned,
     ) -> Self {
         let partitions = Partitions::new(total, metrics.clone());
-        Self { partitions: Mutex::new(partitions), drain_deadline, metrics, health, on_assigned }
+        Self {
+            partitions: Mutex::new(partitions),
+            drain_deadline,
+            metrics,
+            health,
+            on_assigned,
+            voice: Voice::new("consumer"),
+            no_topic_warning: Seldom::every(NO_TOPIC_EVERY),
+        }
     }
 
     pub(super) fn partitions(&self) -> MutexGuard<'_, Partitions> {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An error event. librdkafka goes on by itself; the operator is told.
+    /// An error that came in a record's place. librdkafka goes on by itself.
     pub(super) fn kafka_error(&self, error: &KafkaError) {
+        use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve, UnknownTopicOrPartition};
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::UnknownTopicOrPartition) => {
-                warn!(%error, "a topic of `[kafka] topics` does not exist yet; create it, it is looked for again every few seconds");
+            // These come as events too, with a better reason.
+            Some(AllBrokersDown | BrokerTransportFailure | Resolve) => {}
+            Some(UnknownTopicOrPartition) => {
+                self.health.failed(error.to_string());
+                if self.no_topic_warning.now() {
+                    warn!(%error, "a topic of `[kafka] topics` does not exist yet; create it, it is looked for again every few seconds");
+                }
             }
-            _ => warn!(%error, "kafka reports an error; going on"),
+            _ => {
+                self.voice.event(error, "while polling");
+            }
         }
-        self.health.failed(error.to_string());
     }
 
     fn assign(&self, list: &TopicPartitionList) {
@@ -88,26 +111,22 @@ impl Context {
 }
 
 impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        kafka::log_line(level, facility, message);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
-        match error.rdkafka_error_code() {
-            // One line a second while the cluster is away says nothing new.
-            Some(RDKafkaErrorCode::AllBrokersDown) => {
-                if self.health.all_brokers_are_down() {
-                    error!(
-                        reason,
-                        "no kafka broker answers; records wait there, and work goes on when one is back"
-                    );
-                }
-            }
-            _ => debug!(%error, reason, "kafka client event"),
+        if self.voice.event(&error, reason) {
+            self.health.all_brokers_are_down(self.voice.last_failure());
         }
-        self.health.failed(reason.to_owned());
     }
 
     fn stats(&self, statistics: Statistics) {
         // Logical connections (the coordinator's) have no node id.
         let up = statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP");
-        self.health.brokers_are_up(up);
+        if up && self.health.a_broker_is_up() {
+            info!("kafka is there");
+        }
         self.partitions().observe(&statistics);
     }
 }

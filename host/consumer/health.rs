@@ -29,14 +29,16 @@ impl Health {
         None
     }
 
-    /// Statistics say whether any broker answers.
-    pub(super) fn brokers_are_up(&self, up: bool) {
-        self.lock().brokers_up = up;
+    /// Statistics say that a broker answers. Returns whether that is new.
+    pub(super) fn a_broker_is_up(&self) -> bool {
+        !std::mem::replace(&mut self.lock().brokers_up, true)
     }
 
-    /// No broker answers any more. Returns whether one did until now.
-    pub(super) fn all_brokers_are_down(&self) -> bool {
-        std::mem::take(&mut self.lock().brokers_up)
+    /// No broker answers any more, for this reason.
+    pub(super) fn all_brokers_are_down(&self, reason: Option<String>) {
+        let mut state = self.lock();
+        state.brokers_up = false;
+        state.last_error = reason.or(state.last_error.take());
     }
 
     /// The group has taken this member.

@@ -1,7 +1,4 @@
-//! What the directory counts, and warnings that do not flood the log.
-
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+//! What the directory counts.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
@@ -44,46 +41,5 @@ impl Metrics {
             metrics.wrong_type_keys.clone(),
         );
         metrics
-    }
-}
-
-/// Lets one warning pass per interval.
-#[derive(Debug)]
-pub(super) struct Seldom {
-    started: Instant,
-    /// Milliseconds after `started` before which nothing passes.
-    quiet_until: AtomicU64,
-    interval: Duration,
-}
-
-impl Seldom {
-    pub(super) fn every(interval: Duration) -> Self {
-        Self { started: Instant::now(), quiet_until: AtomicU64::new(0), interval }
-    }
-
-    /// Whether this one may pass.
-    pub(super) fn now(&self) -> bool {
-        let now = self.started.elapsed().as_millis() as u64;
-        let quiet_until = self.quiet_until.load(Ordering::Relaxed);
-        if now < quiet_until {
-            return false;
-        }
-        let next = now + self.interval.as_millis() as u64;
-        self.quiet_until.compare_exchange(quiet_until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_warning_passes_per_interval() {
-        let hourly = Seldom::every(Duration::from_secs(3600));
-        assert!(hourly.now());
-        assert!(!hourly.now());
-        let always = Seldom::every(Duration::ZERO);
-        assert!(always.now());
-        assert!(always.now());
     }
 }

@@ -12,12 +12,12 @@ use async_trait::async_trait;
 use redis::{Cmd, Value};
 
 use super::batch::{bytes, commands, room_replies, sort_refused};
-use super::metrics::Seldom;
 use super::reading::{self, Comets, Described, Reading, RoomMembers};
 use super::{Directory, Found, Lookup, Metrics, Unavailable};
 use crate::membership::{Connection, Membership};
 use crate::message::UserId;
 use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
+use crate::telemetry::Seldom;
 
 /// How many users one `MGET` asks for: long enough to be cheap, short enough not to hold up
 /// Redis' other clients.

@@ -5,6 +5,7 @@
 //! sender build on it.
 
 mod builtin;
+mod voice;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,6 +17,9 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 
 pub use builtin::BuiltinBroker;
+pub(crate) use voice::{Voice, log_line};
+
+use voice::ProducerContext;
 
 /// `[kafka]`: where records come from.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -135,7 +139,7 @@ pub(crate) struct Outgoing<'a> {
 /// Writes records and waits for all in-sync replicas to have them. Cheap to clone.
 #[derive(Clone)]
 pub struct Producer {
-    inner: FutureProducer,
+    inner: FutureProducer<ProducerContext>,
 }
 
 /// How long one attempt may take, from the producer's queue to the broker's acknowledgement.
@@ -153,7 +157,7 @@ impl Producer {
             .set("acks", "all")
             .set("message.timeout.ms", WRITE_TIMEOUT.as_millis().to_string())
             .set("linger.ms", "2")
-            .create()?;
+            .create_with_context(ProducerContext::new())?;
         Ok(Self { inner })
     }
 

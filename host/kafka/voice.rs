@@ -1,0 +1,91 @@
+//! What librdkafka has to say, in the gateway's own words and not more often than people read.
+//!
+//! librdkafka reports every failed connection attempt several times a second, through its log
+//! and as events of each client. Here all of that is `debug`; what an operator has to know is
+//! said once in a while, with a remedy.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tracing::{debug, error, warn};
+
+use crate::telemetry::Seldom;
+
+/// How often the same thing is said again.
+const REPEAT_AFTER: Duration = Duration::from_secs(30);
+
+/// Tells of one client's troubles.
+pub(crate) struct Voice {
+    /// The client, as an operator knows it: `consumer`, `producer`.
+    client: &'static str,
+    away: Seldom,
+    other: Seldom,
+    last_failure: Mutex<Option<String>>,
+}
+
+impl Voice {
+    pub(crate) fn new(client: &'static str) -> Self {
+        let seldom = || Seldom::every(REPEAT_AFTER);
+        Self { client, away: seldom(), other: seldom(), last_failure: Mutex::default() }
+    }
+
+    /// An event of the client. Returns whether it means that no broker answers.
+    pub(crate) fn event(&self, error: &KafkaError, reason: &str) -> bool {
+        debug!(client = self.client, %error, reason, "kafka client event");
+        use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve};
+        match error.rdkafka_error_code() {
+            Some(AllBrokersDown) => {
+                if self.away.now() {
+                    let reason = self.last_failure().unwrap_or_else(|| reason.to_owned());
+                    error!(
+                        client = self.client,
+                        reason,
+                        "no kafka broker answers; records wait there; check `[kafka] brokers` and that they run"
+                    );
+                }
+                return true;
+            }
+            Some(BrokerTransportFailure | Resolve) => {
+                let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+                *last = Some(reason.to_owned());
+            }
+            _ if self.other.now() => {
+                warn!(client = self.client, %error, reason, "kafka reports an error; going on");
+            }
+            _ => {}
+        }
+        false
+    }
+
+    /// Why the last connection failed.
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A line of librdkafka's own log. What matters of it comes as an event as well.
+pub(crate) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
+    debug!(?level, facility, message, "librdkafka");
+}
+
+/// The producer's side of librdkafka's callbacks.
+pub(super) struct ProducerContext(Voice);
+
+impl ProducerContext {
+    pub(super) fn new() -> Self {
+        Self(Voice::new("producer"))
+    }
+}
+
+impl ClientContext for ProducerContext {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.event(&error, reason);
+    }
+}
