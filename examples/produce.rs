@@ -4,7 +4,7 @@
 //! cargo run --example produce -- room video_123 "hello"
 //! cargo run --example produce -- keys alice conn-7 -- "only for you"
 //! cargo run --example produce -- everyone "maintenance at noon" --op 100
-//! cargo run --example produce -- room video_123 "message {n}" --count 1000 --rate 50
+//! cargo run --example produce -- room video_123 "message {number}" --count 1000 --rate 50
 //! ```
 //!
 //! Each line that it prints is a record that the broker has confirmed, by the id that Halley
@@ -54,7 +54,7 @@ struct Options {
     /// A header of the record; may be given several times.
     #[arg(long = "header", global = true, value_name = "NAME=VALUE", value_parser = parse_header)]
     headers: Vec<(String, String)>,
-    /// How many messages; `{n}` in the body becomes the message's number.
+    /// How many messages; `{number}` in the body becomes the message's number.
     #[arg(long, global = true, default_value_t = 1)]
     count: u64,
     /// Messages per second; as fast as the broker takes them when not given.
@@ -153,7 +153,7 @@ async fn main() -> anyhow::Result<()> {
             }
             () = tick(&mut pace), if room_for_more => {
                 sent += 1;
-                let body = body.replace("{n}", &sent.to_string());
+                let body = body.replace("{number}", &sent.to_string());
                 let value = encode(&audience, options.op, body.as_bytes());
                 on_their_way.push_back(put(&producer, &options, key.as_deref(), &value)?);
             }
