@@ -57,7 +57,7 @@ async fn the_example_comet_shows_a_message_once_and_leaves_nothing_in_redis() {
 #[tokio::test]
 async fn the_example_producer_prints_the_ids_of_what_it_sent() {
     let topic = kafka().topic("produce", 3).await;
-    let room = ["room", "video_123", "number {n}", "--count", "3", "--op", "7", "--header", "from=test"];
+    let room = ["room", "video_123", "number {number}", "--count", "3", "--op", "7", "--header", "from=test"];
     let printed = produce(&topic, &room).await;
     let records = kafka().read_all(&topic);
     let ids: Vec<String> = records.iter().map(|r| format!("{topic}/{}/{}", r.partition, r.offset)).collect();
