@@ -70,6 +70,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "guard",
             "comets",
             "offline",
+            "dead_letter",
             "consumer",
             "pipeline",
             "config",

@@ -5,6 +5,7 @@
 mod commands;
 mod examples_work;
 mod layers;
+mod letters;
 mod policies;
 mod routing;
 mod service;

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod check;
+mod dead_letter;
 mod demo;
 mod explain;
 mod run;
@@ -37,6 +38,8 @@ enum Command {
     Check(check::Args),
     /// Shows where a message would go, and why, without sending it.
     Explain(explain::Args),
+    /// Lists what could not be delivered, and brings it back once what was wrong is mended.
+    DeadLetter(dead_letter::Args),
 }
 
 /// Where the configuration is.
@@ -56,6 +59,7 @@ impl Cli {
             Command::Demo(args) => demo::run(args),
             Command::Check(args) => check::run(args),
             Command::Explain(args) => explain::run(args),
+            Command::DeadLetter(args) => dead_letter::run(args),
         };
         let code = done.unwrap_or_else(|error| {
             fail(&format!("{error:#}"));

@@ -134,6 +134,8 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) value: Option<&'a [u8]>,
     pub(crate) timestamp_ms: Option<i64>,
     pub(crate) headers: OwnedHeaders,
+    /// None leaves the choice to the producer, by key.
+    pub(crate) partition: Option<i32>,
 }
 
 /// Writes records and waits for all in-sync replicas to have them. Cheap to clone.
@@ -174,19 +176,50 @@ impl Producer {
     /// # Errors
     /// After five seconds without a confirmation, or at once when a retry is of no use.
     pub(crate) async fn write(&self, topic: &str, record: Outgoing<'_>) -> Result<(), NotWritten> {
-        let mut future = FutureRecord::<[u8], [u8]>::to(topic).headers(record.headers);
-        if let Some(key) = record.key {
-            future = future.key(key);
-        }
-        if let Some(value) = record.value {
-            future = future.payload(value);
-        }
-        if let Some(timestamp) = record.timestamp_ms {
-            future = future.timestamp(timestamp);
-        }
-        match self.inner.send(future, Timeout::After(WRITE_TIMEOUT)).await {
+        match self.inner.send(record.to(topic), Timeout::After(WRITE_TIMEOUT)).await {
             Ok(_) => Ok(()),
-            Err((error, _)) => Err(NotWritten { topic: topic.to_owned(), reason: error.to_string() }),
+            Err((error, _)) => Err(not_written(topic, error)),
+        }
+    }
+
+    /// Puts one record behind those that are queued, at once; the future ends once the broker
+    /// has confirmed it. Records of one partition are written in the order of these calls.
+    ///
+    /// # Errors
+    /// Those of [`Producer::write`], and a full queue: bound what is in flight.
+    pub(crate) fn enqueue(
+        &self,
+        topic: &str,
+        record: Outgoing<'_>,
+    ) -> impl Future<Output = Result<(), NotWritten>> + Send + use<> {
+        let queued = self.inner.send_result(record.to(topic)).map_err(|(error, _)| error);
+        let topic = topic.to_owned();
+        async move {
+            match queued {
+                Ok(delivery) => match delivery.await {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err((error, _))) => Err(not_written(&topic, error)),
+                    Err(canceled) => Err(not_written(&topic, canceled)),
+                },
+                Err(error) => Err(not_written(&topic, error)),
+            }
+        }
+    }
+}
+
+fn not_written(topic: &str, reason: impl std::fmt::Display) -> NotWritten {
+    NotWritten { topic: topic.to_owned(), reason: reason.to_string() }
+}
+
+impl<'a> Outgoing<'a> {
+    fn to(self, topic: &'a str) -> FutureRecord<'a, [u8], [u8]> {
+        FutureRecord {
+            topic,
+            partition: self.partition,
+            payload: self.value,
+            key: self.key,
+            timestamp: self.timestamp_ms,
+            headers: Some(self.headers),
         }
     }
 }

@@ -45,6 +45,7 @@ impl Notifier {
             value: Some(&message.body),
             timestamp_ms: message.record.timestamp_ms,
             headers,
+            partition: None,
         };
         self.producer.write(&self.topic, outgoing).await
     }

@@ -3,12 +3,27 @@
 //! A dead letter is the record as it came (key, value, headers, timestamp) with headers of
 //! ours behind the original ones. Writing returns once the broker has confirmed it; the
 //! record's offset may be committed only then.
+//!
+//! [`Reader`] reads them back and [`redrive`] brings them to their topics of origin once what
+//! was wrong is mended; nothing in a running gateway does either.
+
+mod letter;
+mod order;
+mod progress;
+mod read;
+mod redrive;
+mod remembered;
 
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
 
 use crate::decision::PluginVersion;
 use crate::kafka::{NotWritten, Outgoing, Producer};
 use crate::message::{CometAddr, MESSAGE_ID, Record};
+
+pub use letter::{DeadLetter, Filter};
+pub use order::{Fate, Order, Summary};
+pub use read::Reader;
+pub use redrive::redrive;
 
 /// The topic that the record was read from.
 pub const ORIGIN_TOPIC: &str = "halley-origin-topic";
@@ -43,6 +58,9 @@ pub enum Stage {
 }
 
 impl Stage {
+    /// All stages, in the order in which a message passes them.
+    pub const ALL: [Self; 4] = [Self::Decode, Self::Filter, Self::Offline, Self::Deliver];
+
     /// The stage as it stands in headers and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -97,6 +115,7 @@ impl DeadLetters {
             value: record.value.as_deref(),
             timestamp_ms: record.timestamp_ms,
             headers: headers(record, reason),
+            partition: None,
         };
         self.producer.write(&self.topic, outgoing).await
     }
@@ -104,10 +123,7 @@ impl DeadLetters {
 
 /// The original headers, less those of an earlier round, and ours.
 fn headers(record: &Record, reason: &Reason) -> OwnedHeaders {
-    let mut headers = OwnedHeaders::new();
-    for header in record.headers.iter().filter(|header| !OURS.contains(&header.name.as_str())) {
-        headers = headers.insert(KafkaHeader { key: &header.name, value: header.value.as_deref() });
-    }
+    let mut headers = theirs(record);
     let origin = &record.origin;
     let text: String = reason.text.chars().take(1000).collect();
     let ours = [
@@ -127,6 +143,15 @@ fn headers(record: &Record, reason: &Reason) -> OwnedHeaders {
     }
     if let Some(plugin) = &reason.plugin {
         headers = headers.insert(KafkaHeader { key: PLUGIN, value: Some(&plugin.to_string()) });
+    }
+    headers
+}
+
+/// The record's headers without those that the gateway adds.
+fn theirs(record: &Record) -> OwnedHeaders {
+    let mut headers = OwnedHeaders::new();
+    for header in record.headers.iter().filter(|header| !OURS.contains(&header.name.as_str())) {
+        headers = headers.insert(KafkaHeader { key: &header.name, value: header.value.as_deref() });
     }
     headers
 }

@@ -1,0 +1,79 @@
+//! `halley dead-letter list`.
+
+use std::collections::BTreeMap;
+
+use crate::cli::dead_letter::show::{Table, json};
+use crate::cli::dead_letter::{FilterArgs, no_topic};
+use crate::cli::{ConfigArgs, SUCCESS, fail, print};
+use crate::dead_letter::{DeadLetter, Reader};
+use crate::kafka;
+
+/// Arguments of `halley dead-letter list`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Prints a JSON object a line with everything: keys, values and headers are {"text": ...}
+    /// where they are text, else {"base64": ...}.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u8> {
+    let group = format!("{}-redrive", config.group);
+    let Some(mut reader) = Reader::open(config, &group).await? else {
+        fail(&no_topic(&config.dead_letter_topic));
+        return Ok(SUCCESS);
+    };
+    let filter = args.filter.filter();
+    let mut shown = Shown { table: (!args.json).then(Table::default), stages: BTreeMap::new() };
+    let mut left = args.filter.limit.unwrap_or(u64::MAX);
+    'reading: loop {
+        let letters = reader.read().await?;
+        if letters.is_empty() {
+            break;
+        }
+        for letter in letters.iter().filter(|letter| filter.means(letter)) {
+            if left == 0 {
+                break 'reading;
+            }
+            left -= 1;
+            shown.show(letter);
+        }
+    }
+    shown.finish(&config.dead_letter_topic);
+    Ok(SUCCESS)
+}
+
+struct Shown {
+    /// `None` prints JSON.
+    table: Option<Table>,
+    stages: BTreeMap<String, u64>,
+}
+
+impl Shown {
+    fn show(&mut self, letter: &DeadLetter) {
+        *self.stages.entry(letter.stage.clone()).or_default() += 1;
+        match &mut self.table {
+            Some(table) => table.add(letter),
+            None => print(&json(letter).to_string()),
+        }
+    }
+
+    fn finish(self, topic: &str) {
+        let Some(mut table) = self.table else { return };
+        table.flush();
+        let total: u64 = self.stages.values().sum();
+        let count = |(stage, count): (&String, &u64)| {
+            format!("{count} {}", if stage.is_empty() { "without a stage" } else { stage })
+        };
+        let stages: Vec<_> = self.stages.iter().map(count).collect();
+        print(&match total {
+            0 => format!("no dead letters in `{topic}` that the filters mean"),
+            1 => format!("1 dead letter: {}", stages.join(", ")),
+            _ => format!("{total} dead letters: {}", stages.join(", ")),
+        });
+    }
+}

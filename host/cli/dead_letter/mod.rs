@@ -1,0 +1,154 @@
+//! `halley dead-letter`: what could not be delivered, listed and brought back.
+
+mod list;
+mod redrive;
+mod show;
+
+use std::time::{Duration, SystemTime};
+
+use clap::Subcommand;
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+use humantime_serde::re::humantime;
+
+use crate::cli::{ConfigArgs, MISTAKE, fail, runtime};
+use crate::config::Config;
+use crate::dead_letter::{Filter, Stage};
+
+/// Arguments of `halley dead-letter`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows the dead letters that are there now, as they stand in their topic.
+    ///
+    /// Reads `[kafka] dead_letter_topic` from its beginning to its present end, joins no
+    /// consumer group and changes nothing.
+    List(list::Args),
+    /// Writes dead letters back to the topics that they came from.
+    ///
+    /// Each goes to its topic and partition of origin with its original key, value, headers
+    /// and timestamp, and with `halley-message-id`, by which comets recognise a message that
+    /// they have had. It counts as redriven once the broker has confirmed it. What the filters
+    /// leave out, what is refused and what could not be written stays for another run, with
+    /// these filters or others: nothing is passed over, and nothing is redriven twice.
+    ///
+    /// Progress is remembered every second in the committed offsets of a consumer group, so
+    /// that an interrupted run (Ctrl-C) can simply be run again; killed, it repeats at most
+    /// the last second. Filters that leave out thousands of records in between can outgrow
+    /// what one commit tells (about 1,000 gaps for each partition); the summary says so.
+    /// Run one redrive at a time.
+    Redrive(redrive::Args),
+}
+
+/// Which dead letters are meant: all that agree with every filter.
+#[derive(Debug, clap::Args)]
+struct FilterArgs {
+    /// Only those whose way ended at this station.
+    #[arg(long, value_parser = stage_parser())]
+    stage: Option<Stage>,
+    /// Only those that this plugin decided: `name` or `name@version`.
+    #[arg(long, value_name = "NAME")]
+    plugin: Option<String>,
+    /// Only those that came from this topic.
+    #[arg(long, value_name = "ORIGIN")]
+    topic: Option<String>,
+    /// Only those whose reason contains this text, whatever its case.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Only messages produced at or after this time: `2026-01-31T12:00:00Z`, `2026-01-31`, or
+    /// an age such as `90m` or `2days`.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    since: Option<SystemTime>,
+    /// Only messages produced before this time.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    until: Option<SystemTime>,
+    /// At most so many, counted from the first that the filters mean.
+    #[arg(long, value_name = "N")]
+    limit: Option<u64>,
+}
+
+impl FilterArgs {
+    fn filter(&self) -> Filter {
+        Filter {
+            stage: self.stage,
+            plugin: self.plugin.clone(),
+            topic: self.topic.clone(),
+            reason: self.reason.clone(),
+            since_ms: self.since.map(milliseconds),
+            until_ms: self.until.map(milliseconds),
+        }
+    }
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let file: &ConfigArgs = match &args.command {
+        Command::List(args) => &args.config,
+        Command::Redrive(args) => &args.config,
+    };
+    let config = match Config::load(file.config.as_deref()) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            fail(&mistakes.to_string());
+            return Ok(MISTAKE);
+        }
+    };
+    let runtime = runtime()?;
+    let code = runtime.block_on(async {
+        match args.command {
+            Command::List(args) => list::run(&config.kafka, &args).await,
+            Command::Redrive(args) => redrive::run(&config.kafka, &args).await,
+        }
+    });
+    // A call to a Kafka that is away may still block; nobody waits for it.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+/// What is said when there is no dead-letter topic.
+fn no_topic(topic: &str) -> String {
+    format!(
+        "there is no topic `{topic}`: no dead letter was ever written, or `[kafka] dead_letter_topic` names another one"
+    )
+}
+
+fn stage_parser() -> impl clap::builder::TypedValueParser<Value = Stage> {
+    let named = |name: String| Stage::ALL.into_iter().find(|stage| stage.as_str() == name);
+    PossibleValuesParser::new(Stage::ALL.map(Stage::as_str))
+        .try_map(move |name| named(name).ok_or("no stage of this name"))
+}
+
+/// A time, or an age.
+fn time(text: &str) -> Result<SystemTime, String> {
+    if let Ok(age) = humantime::parse_duration(text) {
+        return SystemTime::now().checked_sub(age).ok_or_else(|| "too long ago".to_owned());
+    }
+    let midnight = format!("{text}T00:00:00Z");
+    humantime::parse_rfc3339_weak(text).or_else(|_| humantime::parse_rfc3339_weak(&midnight)).map_err(|_| {
+        "neither a UTC time (2026-01-31T12:00:00Z, 2026-01-31) nor an age (90m, 2days)".to_owned()
+    })
+}
+
+fn milliseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_people_write_them() {
+        let at = |text| time(text).map(milliseconds);
+        assert_eq!(at("1970-01-01T00:00:01Z"), Ok(1_000));
+        assert_eq!(at("1970-01-01 00:00:01"), Ok(1_000));
+        assert_eq!(at("1970-01-02"), Ok(86_400_000));
+        let hour_ago = milliseconds(SystemTime::now()) - 3_600_000;
+        assert!(at("1h").is_ok_and(|at| (hour_ago - 60_000..=hour_ago + 60_000).contains(&at)));
+        assert!(at("yesterday").is_err());
+    }
+}

@@ -1,0 +1,108 @@
+//! `halley dead-letter redrive`.
+
+use std::num::NonZeroU32;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli::dead_letter::{FilterArgs, no_topic};
+use crate::cli::{ConfigArgs, FAILURE, SUCCESS, fail, print};
+use crate::dead_letter::{DeadLetter, Fate, Order, Summary, redrive};
+use crate::kafka;
+
+/// Arguments of `halley dead-letter redrive`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) config: ConfigArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Says what it would do, and changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// At most so many a second.
+    #[arg(long, value_name = "N")]
+    rate: Option<NonZeroU32>,
+    /// Redrives also what was redriven before.
+    #[arg(long)]
+    from_start: bool,
+    /// The consumer group that remembers the progress [default: `[kafka] group` and "-redrive"].
+    #[arg(long, value_name = "NAME")]
+    group: Option<String>,
+}
+
+pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u8> {
+    let group = args.group.clone().unwrap_or_else(|| format!("{}-redrive", config.group));
+    let order = Order {
+        filter: args.filter.filter(),
+        limit: args.filter.limit,
+        rate: args.rate,
+        from_start: args.from_start,
+        dry_run: args.dry_run,
+        group,
+    };
+    // Listened for before anything is written.
+    let signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut tell = |letter: &DeadLetter, fate: &Fate| tell(letter, fate, args.dry_run);
+    let summary = redrive(config, order, &mut tell, stop(signals)).await?;
+    Ok(report(config, &summary, args.dry_run))
+}
+
+async fn stop((mut interrupt, mut terminate): (Signal, Signal)) {
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+fn tell(letter: &DeadLetter, fate: &Fate, dry_run: bool) {
+    let id = &letter.id;
+    match fate {
+        Fate::Written(topic) if dry_run => {
+            print(&format!("would write {id} to {topic} ({}: {})", letter.stage, letter.reason));
+        }
+        Fate::Written(_) => {}
+        Fate::Refused(why) => fail(&format!("{} is not redriven: {why}", letter.record.origin)),
+        Fate::Failed(why) => fail(&format!("{id} is not redriven, nor what comes after it: {why}")),
+    }
+}
+
+fn report(config: &kafka::Config, summary: &Summary, dry_run: bool) -> u8 {
+    if summary.missing {
+        fail(&no_topic(&config.dead_letter_topic));
+        return SUCCESS;
+    }
+    print(&counts(summary, dry_run));
+    if summary.forgotten > 0 {
+        fail(&format!(
+            "{} of the redriven records lie too scattered to be remembered; another run would repeat them (with the same message ids) until what the filters left out between is redriven",
+            summary.forgotten
+        ));
+    }
+    if let Some(why) = &summary.broken {
+        fail(&format!("{why}; run the same command again to go on"));
+    } else if summary.interrupted {
+        fail("interrupted; run the same command again to go on");
+    }
+    let unfinished = summary.interrupted || summary.broken.is_some() || summary.failed + summary.refused > 0;
+    if unfinished { FAILURE } else { SUCCESS }
+}
+
+fn counts(summary: &Summary, dry_run: bool) -> String {
+    let total: u64 = summary.redriven.values().sum();
+    let topics: Vec<_> =
+        summary.redriven.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();
+    let done = if dry_run { "would be redriven" } else { "redriven" };
+    let mut parts = vec![format!("{total} {done}")];
+    if !topics.is_empty() {
+        parts[0].push_str(&format!(" ({})", topics.join(", ")));
+    }
+    let others = [
+        (summary.before, "redriven before"),
+        (summary.left_out, "left out by the filters"),
+        (summary.refused, "refused"),
+        (summary.failed, "failed"),
+    ];
+    parts
+        .extend(others.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")));
+    parts.join(", ")
+}

@@ -1,0 +1,134 @@
+//! How a dead letter looks: a row of a table, or JSON.
+
+use std::time::{Duration, SystemTime};
+
+use humantime_serde::re::humantime;
+use serde_json::{Value, json};
+
+use crate::cli::print;
+use crate::dead_letter::DeadLetter;
+use crate::message::Origin;
+
+const HEAD: [&str; 7] = ["ID", "WHEN", "STAGE", "ORIGIN", "COMETS", "PLUGIN", "REASON"];
+/// Rows that are held back to find the columns' widths.
+const ROWS: usize = 200;
+
+/// A table that prints as it grows, however long it gets.
+#[derive(Default)]
+pub(super) struct Table {
+    rows: Vec<[String; HEAD.len()]>,
+    widths: [usize; HEAD.len()],
+    headed: bool,
+}
+
+impl Table {
+    pub(super) fn add(&mut self, letter: &DeadLetter) {
+        if !self.headed {
+            self.headed = true;
+            self.rows.push(HEAD.map(str::to_owned));
+        }
+        let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
+        let when = when(letter).unwrap_or_default();
+        let (id, comets) = (letter.id.to_string(), letter.comets.join(","));
+        let row =
+            [id, when, letter.stage.clone(), origin, comets, letter.plugin.clone(), letter.reason.clone()];
+        self.rows.push(row.map(cell));
+        if self.rows.len() >= ROWS {
+            self.flush();
+        }
+    }
+
+    pub(super) fn flush(&mut self) {
+        for row in &self.rows {
+            for (width, cell) in self.widths.iter_mut().zip(row) {
+                *width = cell.chars().count().max(*width);
+            }
+        }
+        for row in self.rows.drain(..) {
+            let cells = row.iter().zip(self.widths).map(|(cell, width)| format!("{cell:width$}"));
+            print(cells.collect::<Vec<_>>().join("  ").trim_end());
+        }
+    }
+}
+
+/// One line, whatever was in it.
+fn cell(text: String) -> String {
+    if text.is_empty() {
+        return "-".to_owned();
+    }
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn when(letter: &DeadLetter) -> Option<String> {
+    let ms = u64::try_from(letter.record.timestamp_ms?).ok()?;
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ms))?;
+    // humantime knows the years 1970 to 9999.
+    (ms < 253_402_300_800_000).then(|| humantime::format_rfc3339_millis(time).to_string())
+}
+
+/// Everything about one dead letter.
+pub(super) fn json(letter: &DeadLetter) -> Value {
+    let place = |at: &Origin| json!({ "topic": &*at.topic, "partition": at.partition, "offset": at.offset });
+    let header = |h: &crate::message::Header| json!({ "name": h.name, "value": bytes(h.value.as_deref()) });
+    json!({
+        "id": letter.id.as_str(),
+        "timestamp": when(letter),
+        "stage": letter.stage,
+        "reason": letter.reason,
+        "comets": letter.comets,
+        "plugin": (!letter.plugin.is_empty()).then_some(&letter.plugin),
+        "origin": letter.origin.as_ref().map(place),
+        "dead_letter": place(&letter.record.origin),
+        "key": bytes(letter.record.key.as_deref()),
+        "value": bytes(letter.record.value.as_deref()),
+        "headers": letter.original_headers().map(header).collect::<Vec<_>>(),
+    })
+}
+
+/// `{"text": ...}` for UTF-8 without control characters other than white space, else
+/// `{"base64": ...}`; null for what is not there.
+fn bytes(bytes: Option<&[u8]>) -> Value {
+    let Some(bytes) = bytes else { return Value::Null };
+    let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains(odd) => json!({ "text": text }),
+        _ => json!({ "base64": base64(bytes) }),
+    }
+}
+
+/// RFC 4648, with padding.
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
+    for chunk in bytes.chunks(3) {
+        let byte = |i: usize| u32::from(chunk.get(i).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for i in 0..4 {
+            let letter = LETTERS[(bits >> (18 - 6 * i)) as usize & 63];
+            text.push(if i <= chunk.len() { char::from(letter) } else { '=' });
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_is_that_of_the_rfc() {
+        let vectors = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")];
+        for (plain, encoded) in vectors {
+            assert_eq!(base64(plain.as_bytes()), encoded);
+        }
+        assert_eq!(base64(&[0xff, 0xfe, 0xfd]), "//79");
+    }
+
+    #[test]
+    fn bytes_are_text_where_they_are_text() {
+        assert_eq!(bytes(None), Value::Null);
+        assert_eq!(bytes(Some("弹幕\n".as_bytes())), json!({ "text": "弹幕\n" }));
+        assert_eq!(bytes(Some(b"\x08\x01")), json!({ "base64": "CAE=" }));
+        assert_eq!(bytes(Some(b"\xff")), json!({ "base64": "/w==" }));
+    }
+}

@@ -1,0 +1,211 @@
+//! One dead letter as it is read back, and which of them somebody means. Pure.
+
+use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
+
+use crate::dead_letter::{
+    FAILED_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION, ORIGIN_TOPIC, OURS, PLUGIN, REASON, STAGE, Stage, theirs,
+};
+use crate::message::{Header, MESSAGE_ID, MessageId, Origin, Record};
+
+/// A record of the dead-letter topic with what its headers tell. Any record can be read as
+/// one: what a header does not say is empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The record; its `origin` is where it stands in the dead-letter topic.
+    pub record: Record,
+    /// The message's id: the one that it carries, else where it came from.
+    pub id: MessageId,
+    /// Where the message came from. A partition or offset that is not told is -1.
+    pub origin: Option<Origin>,
+    /// The station where its way ended.
+    pub stage: String,
+    /// Why, in words.
+    pub reason: String,
+    /// The comets that did not take it.
+    pub comets: Vec<String>,
+    /// The plugin that decided, `name@hash`; empty when none did.
+    pub plugin: String,
+}
+
+impl DeadLetter {
+    /// Reads the headers of a record.
+    pub fn of(record: Record) -> Self {
+        let text = |name| {
+            record.header(name).map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default()
+        };
+        let topic = text(ORIGIN_TOPIC);
+        let origin = (!topic.is_empty()).then(|| Origin {
+            topic: topic.into(),
+            partition: text(ORIGIN_PARTITION).parse().unwrap_or(-1),
+            offset: text(ORIGIN_OFFSET).parse().unwrap_or(-1),
+        });
+        // Without a usable id of its own, the record would be known by where it stands now.
+        let standing = MessageId::from(record.origin.to_string());
+        let id = match (record.message_id(), &origin) {
+            (id, Some(origin)) if id == standing => origin.to_string().into(),
+            (id, _) => id,
+        };
+        let comets = text(FAILED_COMETS);
+        let comets = comets.split(',').filter(|comet| !comet.is_empty()).map(str::to_owned).collect();
+        let (stage, reason, plugin) = (text(STAGE), text(REASON), text(PLUGIN));
+        Self { id, origin, stage, reason, comets, plugin, record }
+    }
+
+    /// The headers that the record had before it became a dead letter.
+    pub fn original_headers(&self) -> impl Iterator<Item = &Header> {
+        self.record.headers.iter().filter(|header| !OURS.contains(&header.name.as_str()))
+    }
+
+    /// The original headers, and the message's id, which keeps it recognisable.
+    pub(super) fn restored_headers(&self) -> OwnedHeaders {
+        theirs(&self.record).insert(KafkaHeader { key: MESSAGE_ID, value: Some(self.id.as_str()) })
+    }
+}
+
+/// Which dead letters are meant. The default means all; every part that is set must agree.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Those whose way ended here.
+    pub stage: Option<Stage>,
+    /// Those that this plugin decided: its name, or `name@hash`.
+    pub plugin: Option<String>,
+    /// Those that came from this topic.
+    pub topic: Option<String>,
+    /// Those whose reason contains this text, whatever its case.
+    pub reason: Option<String>,
+    /// Those with a timestamp at or after this one, in milliseconds since 1970.
+    pub since_ms: Option<i64>,
+    /// Those with a timestamp before this one.
+    pub until_ms: Option<i64>,
+}
+
+impl Filter {
+    /// Whether it means this one.
+    pub fn means(&self, letter: &DeadLetter) -> bool {
+        let at = letter.record.timestamp_ms;
+        let topic = letter.origin.as_ref().map(|origin| &*origin.topic);
+        let name = letter.plugin.split('@').next().unwrap_or_default();
+        self.stage.is_none_or(|stage| stage.as_str() == letter.stage)
+            && self.plugin.as_ref().is_none_or(|plugin| *plugin == letter.plugin || plugin == name)
+            && self.topic.as_deref().is_none_or(|wanted| topic == Some(wanted))
+            && self.reason.as_ref().is_none_or(|text| contains(&letter.reason, text))
+            && self.since_ms.is_none_or(|since| at.is_some_and(|at| at >= since))
+            && self.until_ms.is_none_or(|until| at.is_some_and(|at| at < until))
+    }
+}
+
+fn contains(text: &str, part: &str) -> bool {
+    text.to_lowercase().contains(&part.to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use rdkafka::message::Headers as _;
+
+    use super::*;
+    use crate::dead_letter::{Reason, headers};
+    use crate::decision::PluginVersion;
+
+    fn plain(headers: &OwnedHeaders) -> Vec<Header> {
+        let own = |h: KafkaHeader<'_, &[u8]>| Header {
+            name: h.key.to_owned(),
+            value: h.value.map(|value| value.to_vec().into()),
+        };
+        headers.iter().map(own).collect()
+    }
+
+    /// What becomes of a record on its way through the dead-letter topic.
+    fn dead(record: &Record, reason: &Reason) -> DeadLetter {
+        let origin = Origin { topic: "push.dead-letter".into(), partition: 0, offset: 5 };
+        DeadLetter::of(Record { origin, headers: plain(&headers(record, reason)), ..record.clone() })
+    }
+
+    fn example() -> (Record, Reason) {
+        let record = Record {
+            origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
+            timestamp_ms: Some(1_000),
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        };
+        let plugin = Some(PluginVersion { name: "spam".into(), hash: "0a1b".into() });
+        let comets = vec!["a:1".into(), "b:1".into()];
+        (record, Reason { comets, plugin, ..Reason::new(Stage::Filter, "Contains SPAM") })
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let (record, reason) = example();
+        let letter = dead(&record, &reason);
+        assert_eq!((letter.id.as_str(), &letter.origin), ("push/2/9", &Some(record.origin)));
+        assert_eq!(
+            (&*letter.stage, &*letter.reason, &*letter.plugin),
+            ("filter", "Contains SPAM", "spam@0a1b")
+        );
+        assert_eq!(letter.comets, ["a:1", "b:1"]);
+    }
+
+    #[test]
+    fn a_foreign_record_has_no_origin() {
+        let (record, _) = example();
+        let letter = DeadLetter::of(record);
+        assert_eq!((letter.origin.clone(), letter.id.as_str()), (None, "push/2/9"));
+        assert!(Filter::default().means(&letter));
+        assert!(!Filter { topic: Some("push".into()), ..Filter::default() }.means(&letter));
+    }
+
+    #[test]
+    fn every_part_of_a_filter_must_agree() {
+        let (record, reason) = example();
+        let letter = dead(&record, &reason);
+        let all = Filter {
+            stage: Some(Stage::Filter),
+            plugin: Some("spam".into()),
+            topic: Some("push".into()),
+            reason: Some("spam".into()),
+            since_ms: Some(1_000),
+            until_ms: Some(1_001),
+        };
+        assert!(all.means(&letter));
+        let others = [
+            Filter { stage: Some(Stage::Decode), ..all.clone() },
+            Filter { plugin: Some("spa".into()), ..all.clone() },
+            Filter { topic: Some("pus".into()), ..all.clone() },
+            Filter { reason: Some("ham".into()), ..all.clone() },
+            Filter { since_ms: Some(1_001), ..all.clone() },
+            Filter { until_ms: Some(1_000), ..all.clone() },
+        ];
+        for other in others {
+            assert!(!other.means(&letter), "{other:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_dead_letter_s_headers_are_restored(
+            names in vec("[a-z-]{0,8}", 0..6), values in vec(proptest::option::of(vec(any::<u8>(), 0..8)), 6),
+            text in ".{0,40}", partition in 0..99i32, offset in 0..i64::MAX,
+        ) {
+            let (mut record, mut reason) = example();
+            record.origin.partition = partition;
+            record.origin.offset = offset;
+            let pairs = names.into_iter().zip(values);
+            record.headers = pairs.map(|(name, value)| Header { name, value: value.map(Into::into) }).collect();
+            reason.text = text;
+            // Twice round: a redriven record that becomes a dead letter again.
+            let mut redriven = record.clone();
+            for _ in 0..2 {
+                let letter = dead(&redriven, &reason);
+                prop_assert!(letter.original_headers().eq(record.headers.iter()));
+                prop_assert_eq!(&letter.id, &record.message_id());
+                redriven.headers = plain(&letter.restored_headers());
+                redriven.origin.offset = 1;
+            }
+            let id = redriven.headers.pop().expect("the id");
+            prop_assert_eq!(id.name, MESSAGE_ID);
+            prop_assert_eq!(redriven.headers, record.headers);
+        }
+    }
+}

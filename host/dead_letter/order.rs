@@ -1,0 +1,58 @@
+//! What somebody asks of a redrive, and what became of it.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use crate::dead_letter::Filter;
+
+/// What is to be redriven, and how.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Which dead letters.
+    pub filter: Filter,
+    /// At most so many.
+    pub limit: Option<u64>,
+    /// At most so many a second.
+    pub rate: Option<NonZeroU32>,
+    /// Also those that were redriven before.
+    pub from_start: bool,
+    /// Only tells what it would do.
+    pub dry_run: bool,
+    /// The consumer group whose offsets remember the progress.
+    pub group: String,
+}
+
+/// What becomes of one dead letter that the filter means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes to this topic.
+    Written(Arc<str>),
+    /// It can go nowhere; why.
+    Refused(String),
+    /// Its topic did not take it; why. Told once for each topic.
+    Failed(String),
+}
+
+/// What a redrive did, or would do.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// There is no dead-letter topic.
+    pub missing: bool,
+    /// Confirmed by the broker, by topic. In a dry run: what would be written.
+    pub redriven: BTreeMap<Arc<str>, u64>,
+    /// Redriven by an earlier run, as far as they were met.
+    pub before: u64,
+    /// Left out by the filter.
+    pub left_out: u64,
+    /// Without a topic of origin, or from the dead-letter topic itself.
+    pub refused: u64,
+    /// Not taken by their topic.
+    pub failed: u64,
+    /// Redriven, but more scattered than a commit can tell: another run would repeat them.
+    pub forgotten: u64,
+    /// It was told to stop.
+    pub interrupted: bool,
+    /// Why it ended early.
+    pub broken: Option<String>,
+}
