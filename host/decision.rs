@@ -57,6 +57,11 @@ pub struct Overrides {
 }
 
 impl Overrides {
+    /// Whether they keep the message from some comets: then reaching none is what was wanted.
+    pub fn limit(&self) -> bool {
+        self.only.is_some() || !self.except.is_empty()
+    }
+
     /// Whether a message may go through this comet.
     pub fn allow(&self, comet: &CometAddr) -> bool {
         let limited_out = self.only.as_ref().is_some_and(|only| !only.contains(comet));

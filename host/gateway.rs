@@ -25,6 +25,7 @@ use crate::guard::{Guards, MemoryGuards, RedisGuards};
 use crate::kafka::{self, Producer};
 use crate::message::RoomId;
 use crate::offline::{self, Inbox, MemoryInbox, Notifier, RedisInbox};
+use crate::panics;
 use crate::pipeline::{self, Pipeline, Resolver};
 use crate::policy::{self, Policies};
 use crate::redis_client::{self, RedisClient};
@@ -121,17 +122,17 @@ impl Gateway {
     ///
     /// # Errors
     /// When policies are refused, or a part cannot be built from its configuration.
-    pub fn start(config: &Config, sources: policy::Sources) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config, sources: policy::Sources) -> anyhow::Result<Self> {
         let mut registry = Registry::default();
         let storage = Storage::open(config, &mut registry)?;
-        Self::start_with(config, sources, storage, registry)
+        Self::start_with(config, sources, storage, registry).await
     }
 
     /// As [`Gateway::start`], around this storage.
     ///
     /// # Errors
     /// As [`Gateway::start`].
-    pub fn start_with(
+    pub async fn start_with(
         config: &Config,
         sources: policy::Sources,
         storage: Storage,
@@ -141,6 +142,8 @@ impl Gateway {
         let policies = Policies::start(policy::Runtime::new(&mut registry)?, &config.plugins)?;
         let pipeline = Arc::new(build_pipeline(config, policies, &storage, &mut registry)?);
 
+        // The first BROADCAST shall reach all comets behind a name.
+        pipeline.fleet.resolved().await;
         let consumer_metrics = consumer::Metrics::register(&mut registry);
         let limits = Limits {
             records: config.delivery.max_in_flight,
@@ -149,7 +152,12 @@ impl Gateway {
         let spawn_worker = {
             let (tasks, pipeline) = (tasks.clone(), Arc::clone(&pipeline));
             let runtime = tokio::runtime::Handle::current();
-            move |feed| drop(tasks.spawn_on(Arc::clone(&pipeline).run(feed), &runtime))
+            move |feed| {
+                drop(tasks.spawn_on(
+                    panics::fatal("a partition's worker", Arc::clone(&pipeline).run(feed)),
+                    &runtime,
+                ))
+            }
         };
         let consumer = Consumer::start(&config.kafka, limits, consumer_metrics, Box::new(spawn_worker))
             .context("cannot start the Kafka consumer; check [kafka] and its properties")?;

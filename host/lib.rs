@@ -40,7 +40,8 @@
 //! - [`router`]: pure; from a resolved route to the calls of one message.
 //! - [`pipeline`]: knows the neighbours and brings messages through them.
 //! - [`gateway`]: builds every part and owns every task; the order of start and stop.
-//! - [`config`], [`admin`], [`cli`]: around the gateway. [`telemetry`]: known to all.
+//! - [`config`], [`admin`], [`cli`]: around the gateway. [`telemetry`] and [`panics`]: known to
+//!   all.
 //!
 //! `tests/layers.rs` holds this plan.
 //!
@@ -79,4 +80,5 @@ pub mod gateway;
 pub mod admin;
 pub mod cli;
 pub mod config;
+pub mod panics;
 pub mod telemetry;

@@ -30,12 +30,13 @@ pub struct Offsets {
 impl Offsets {
     /// Admits a record of this many bytes.
     ///
-    /// Offsets come in growing order, with gaps (compaction, transactions). One that is not
-    /// above the last admitted one gets a ticket that counts for nothing, so that a record
-    /// that Kafka hands out twice cannot upset the ledger.
+    /// Offsets come in growing order, with gaps (compaction, transactions). While records are
+    /// unsettled, one that is not above the last admitted gets a ticket that counts for
+    /// nothing: Kafka handed it out twice. When all are settled, the partition begins anew
+    /// there: its topic was made anew, or the offset was set back.
     pub fn admit(&self, offset: i64, bytes: usize) -> Ticket {
-        lock(&self.ledger).admit(offset, bytes);
-        Ticket { offset, ledger: Arc::clone(&self.ledger) }
+        let counts = lock(&self.ledger).admit(offset, bytes);
+        Ticket { offset, counts, ledger: Arc::clone(&self.ledger) }
     }
 
     /// The next offset to read after a restart: everything admitted below it is settled.
@@ -48,6 +49,12 @@ impl Offsets {
     pub fn unsettled(&self) -> Unsettled {
         lock(&self.ledger).unsettled
     }
+
+    /// Records from the oldest unsettled one on, settled ones among them: what would be
+    /// delivered again after a crash, and what this ledger takes in memory.
+    pub fn span(&self) -> usize {
+        lock(&self.ledger).slots.len()
+    }
 }
 
 /// One admitted record. Settle it once it has its outcome; dropping it means "not settled".
@@ -55,13 +62,16 @@ impl Offsets {
 #[must_use = "a ticket that is dropped keeps its offset uncommitted"]
 pub struct Ticket {
     offset: i64,
+    counts: bool,
     ledger: Arc<Mutex<Ledger>>,
 }
 
 impl Ticket {
     /// The record has its outcome: its offset may be committed once all before it may.
     pub fn settle(self) {
-        lock(&self.ledger).settle(self.offset);
+        if self.counts {
+            lock(&self.ledger).settle(self.offset);
+        }
     }
 }
 
@@ -82,14 +92,17 @@ struct Slot {
 }
 
 impl Ledger {
-    fn admit(&mut self, offset: i64, bytes: usize) {
-        if self.last_admitted.is_some_and(|last| offset <= last) {
-            return;
+    /// Returns whether the record counts.
+    fn admit(&mut self, offset: i64, bytes: usize) -> bool {
+        let goes_back = self.last_admitted.is_some_and(|last| offset <= last);
+        if goes_back && !self.slots.is_empty() {
+            return false;
         }
         self.last_admitted = Some(offset);
         self.slots.push_back(Slot { offset, bytes, settled: false });
         self.unsettled.records += 1;
         self.unsettled.bytes += bytes;
+        true
     }
 
     fn settle(&mut self, offset: i64) {
@@ -149,10 +162,21 @@ mod tests {
         let first = offsets.admit(5, 10);
         let again = offsets.admit(5, 10);
         assert_eq!(offsets.unsettled(), Unsettled { records: 1, bytes: 10 });
-        first.settle();
         again.settle();
+        assert_eq!(offsets.watermark(), None, "the first one has no outcome yet");
+        first.settle();
         assert_eq!(offsets.watermark(), Some(6));
         assert_eq!(offsets.unsettled(), Unsettled::default());
+    }
+
+    #[test]
+    fn a_partition_that_was_set_back_begins_anew() {
+        let offsets = Offsets::default();
+        offsets.admit(500, 1).settle();
+        let anew = offsets.admit(0, 1);
+        assert_eq!(offsets.unsettled().records, 1, "it counts, and is bounded");
+        anew.settle();
+        assert_eq!(offsets.watermark(), Some(1));
     }
 
     proptest! {

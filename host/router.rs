@@ -167,6 +167,8 @@ pub struct Plan {
     pub absent: Vec<Absent>,
     /// Recipients that a policy withheld the message from.
     pub withheld: usize,
+    /// Whether it is for all comets that are known: then there should be some.
+    pub is_for_every_comet: bool,
 }
 
 impl Plan {
@@ -186,7 +188,7 @@ impl Plan {
 
     /// A message to everyone, or to a room that every comet is told of.
     pub fn everywhere(comets: &[CometAddr], target: &Target, overrides: &Overrides) -> Self {
-        let mut plan = Self::default();
+        let mut plan = Self { is_for_every_comet: true, ..Self::default() };
         for comet in comets {
             plan.deliver(comet, target.clone(), Arc::new([]), overrides);
         }

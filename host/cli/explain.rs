@@ -131,6 +131,7 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
     let timing =
         comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
     let fleet = Fleet::start(&config.comets, timing, comets::Metrics::register(&mut registry));
+    fleet.resolved().await;
     let resolver = Resolver::new(storage.directory, &config.routing, CacheMetrics::register(&mut registry));
     let mut chain = policies.current().chain();
     explain(message, &resolver, &mut chain, &fleet, &config.offline).await

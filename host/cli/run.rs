@@ -45,7 +45,7 @@ async fn serve(config: Config, sources: Sources, file: ConfigArgs) -> anyhow::Re
     let mut signals = Signals::new()?;
     info!(revision = env!("HALLEY_REVISION"), config = ?file.config, "halley {}", env!("CARGO_PKG_VERSION"));
     let admin = Admin::bind(&config.admin).await?;
-    let gateway = Gateway::start(&config.gateway()?, sources)?;
+    let gateway = Gateway::start(&config.gateway()?, sources).await?;
 
     let shutdown = CancellationToken::new();
     let serving = tokio::task::JoinSet::from_iter([admin.serve(gateway.handle(), shutdown.clone())]);

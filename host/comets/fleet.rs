@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
@@ -33,6 +35,8 @@ pub struct Fleet {
     runtime: Handle,
     tasks: TaskTracker,
     shutdown: CancellationToken,
+    /// Whether the nodes' names were looked up once.
+    resolved: watch::Receiver<bool>,
     /// Ends the background tasks when the fleet is dropped without being closed.
     _shutdown: DropGuard,
 }
@@ -80,6 +84,7 @@ impl Fleet {
         let mut config = config.clone();
         config.lanes = config.lanes.clamp(1, super::lanes::MAX_LANES);
         config.queue = config.queue.max(1);
+        let (resolved, is_resolved) = watch::channel(false);
         let fleet = Arc::new(Self {
             names: config.addresses.iter().map(|(name, at)| (name.clone(), address(at))).collect(),
             config,
@@ -90,14 +95,22 @@ impl Fleet {
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             _shutdown: shutdown.clone().drop_guard(),
+            resolved: is_resolved,
             shutdown,
         });
         let nodes = Node::read(&fleet.config.nodes);
         fleet.set_nodes(&nodes);
-        fleet.own(keep_resolved(Arc::downgrade(&fleet), nodes, fleet.config.resolve_every));
+        fleet.own(keep_resolved(Arc::downgrade(&fleet), nodes, fleet.config.resolve_every, resolved));
         let every = (fleet.config.idle_after / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
         fleet.own(keep_tidy(Arc::downgrade(&fleet), every));
         fleet
+    }
+
+    /// Waits until the names in `nodes` were looked up once, which takes 5 s at most: before
+    /// that, a name with many addresses stands for a single comet.
+    pub async fn resolved(&self) {
+        // The sender goes away with the look-ups' task, which ends with the fleet.
+        let _ = self.resolved.clone().wait_for(|resolved| *resolved).await;
     }
 
     /// Encodes a message for comets, once for all its parcels.
@@ -305,14 +318,18 @@ fn status(standing: &Standing) -> CometStatus {
 }
 
 /// Looks the nodes' names up, now and then again.
-async fn keep_resolved(fleet: Weak<Fleet>, mut nodes: Vec<Node>, every: Duration) {
+async fn keep_resolved(
+    fleet: Weak<Fleet>,
+    mut nodes: Vec<Node>,
+    every: Duration,
+    resolved: watch::Sender<bool>,
+) {
     loop {
-        for node in &mut nodes {
-            node.resolve().await;
-        }
+        join_all(nodes.iter_mut().map(Node::resolve)).await;
         let Some(fleet) = fleet.upgrade() else { return };
         fleet.set_nodes(&nodes);
         drop(fleet);
+        resolved.send_replace(true);
         tokio::time::sleep(every).await;
     }
 }

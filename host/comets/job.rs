@@ -11,7 +11,7 @@ use super::lanes::LaneSet;
 use super::metrics::CometMetrics;
 use super::wire::Payload;
 use super::{Delivered, Parcel};
-use crate::message::{CometAddr, MessageId, Target};
+use crate::message::{CometAddr, MessageId, RoomId, Target};
 
 /// How a comet came to be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
@@ -133,9 +133,9 @@ impl Job {
         }
         standing.metrics.waiting.inc();
         let (outcome, receipt) = oneshot::channel();
-        let Parcel { target, payload, message, .. } = parcel;
+        let Parcel { target, room, payload, message, .. } = parcel;
         let job = Self {
-            lanes: lanes_of(&target, lanes),
+            lanes: lanes_of(&target, room.as_ref(), lanes),
             target,
             payload,
             message,
@@ -167,9 +167,9 @@ impl Drop for Job {
 }
 
 /// A call to several connections occupies the lanes of all of them: it is one call, and still
-/// in order for each.
-fn lanes_of(target: &Target, lanes: usize) -> LaneSet {
-    match target {
+/// in order for each. One that is part of a room's messages occupies the room's lane as well.
+fn lanes_of(target: &Target, room: Option<&RoomId>, lanes: usize) -> LaneSet {
+    let own = match target {
         Target::Room(room) => LaneSet::of(room.as_str(), lanes),
         Target::Everyone { .. } => LaneSet::all(lanes),
         Target::Connections(keys) => {
@@ -177,5 +177,6 @@ fn lanes_of(target: &Target, lanes: usize) -> LaneSet {
             // Nobody makes a call without keys; it would have to wait for some lane.
             each.reduce(LaneSet::union).unwrap_or_else(|| LaneSet::of("", lanes))
         }
-    }
+    };
+    room.map_or(own, |room| own.union(LaneSet::of(room.as_str(), lanes)))
 }

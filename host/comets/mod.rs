@@ -43,7 +43,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::message::{CometAddr, MessageId, Target};
+use crate::message::{CometAddr, MessageId, RoomId, Target};
 
 pub use breaker::State as BreakerState;
 pub use config::Config;
@@ -69,6 +69,9 @@ pub struct Parcel {
     pub comet: CometAddr,
     /// For whom it is there.
     pub target: Target,
+    /// The room whose order it keeps, whatever its target: a room's messages may go to a
+    /// comet as a whole now and by connection after a policy changed.
+    pub room: Option<RoomId>,
     /// The message, encoded once by [`Fleet::payload`] for all its parcels.
     pub payload: Payload,
     /// The message's id, which travels in the call's metadata.

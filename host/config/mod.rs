@@ -137,7 +137,8 @@ impl Config {
     }
 
     fn without_policies(&self) -> Self {
-        Self { plugin: Vec::new(), policies: Default::default(), ..self.clone() }
+        let policies = policy::PoliciesConfig { directory: None, ..self.policies.clone() };
+        Self { plugin: Vec::new(), policies, ..self.clone() }
     }
 
     fn take_paths_from(&mut self, base: &Path) {

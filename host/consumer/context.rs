@@ -98,6 +98,7 @@ impl Context {
             }
         }
         if lost {
+            self.health.left();
             warn!(partitions = %names(list), "partitions lost: this member was silent for longer than the session timeout; what was in flight is delivered again");
             return;
         }
@@ -116,6 +117,9 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+            self.health.left();
+        }
         if self.voice.event(&error, reason) {
             self.health.all_brokers_are_down(self.voice.last_failure());
         }
@@ -137,6 +141,7 @@ impl ConsumerContext for Context {
         match rebalance {
             Rebalance::Revoke(list) => self.revoke(consumer, list),
             Rebalance::Error(error) => {
+                self.health.left();
                 warn!(%error, "a rebalance failed; all partitions are given back");
                 self.partitions().abandon_all();
             }
@@ -144,14 +149,20 @@ impl ConsumerContext for Context {
         }
     }
 
-    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        if let Rebalance::Assign(list) = rebalance {
-            self.assign(list);
+    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let Rebalance::Assign(list) = rebalance else { return };
+        // librdkafka keeps a partition's pause over unassign and assign (rdkafka_assignment.c
+        // clears only its own): one that comes back would never flow again.
+        if let Err(error) = consumer.resume(list) {
+            warn!(%error, "cannot resume partitions that were assigned");
         }
+        self.assign(list);
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        if let Err(error) = result {
+        // The whole may have succeeded and single partitions not.
+        let refused = offsets.elements().iter().find_map(|element| element.error().err());
+        if let Some(error) = result.err().or(refused) {
             warn!(%error, "kafka refused a commit; it is tried again with the next one");
             self.partitions().uncommitted(offsets);
         }

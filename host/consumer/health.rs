@@ -46,6 +46,11 @@ impl Health {
         self.lock().in_group = true;
     }
 
+    /// The group has not taken this member any more, or not yet again.
+    pub(super) fn left(&self) {
+        self.lock().in_group = false;
+    }
+
     /// What Kafka complained of last.
     pub(super) fn failed(&self, error: String) {
         self.lock().last_error = Some(error);

@@ -5,9 +5,11 @@
 //! - An offset is committed only when every record before it is settled ([`crate::offsets`]).
 //! - A partition whose worker is full pauses by itself; polling goes on, so that the group
 //!   keeps this member and the other partitions keep flowing.
-//! - When partitions are taken away, only they stop: what was begun is finished within a
-//!   deadline below half of the session timeout, and committed before the next owner starts.
-//!   Work of an older assignment holds tickets of an older ledger, and so can commit nothing.
+//! - When partitions are taken away, what was begun on them is finished within a deadline
+//!   below half of the session timeout, and committed before the next owner starts. Work of an
+//!   older assignment holds tickets of an older ledger, and so can commit nothing. The
+//!   partitions that stay go on with what they have; they get no new records meanwhile, since
+//!   revocations run on the polling thread.
 //!
 //! One polling thread instead of librdkafka's split partition queues: those have lost
 //! wake-ups and orphan partitions (rust-rdkafka #840, #665, #535).
@@ -33,6 +35,7 @@ use tracing::{debug, info, warn};
 
 use crate::kafka;
 use crate::message::{Header, Origin, Record};
+use crate::panics;
 
 pub use health::Health;
 pub use partition::{Admitted, Feed};
@@ -105,7 +108,7 @@ impl Consumer {
         let (report, finished) = oneshot::channel();
         let poller = Poller { consumer, shared: Arc::clone(&shared), commit_every: config.commit_every };
         let run = move || {
-            let _nobody_waits = report.send(poller.run());
+            let _nobody_waits = report.send(panics::fatal_call("the Kafka thread", || poller.run()));
         };
         let thread = std::thread::Builder::new().name("kafka-poll".into()).spawn(run)?;
         Ok(Self { context: shared, thread: Some(thread), finished, health })
@@ -130,6 +133,13 @@ impl Consumer {
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
         if abandoned == 0 { Stopped::Drained } else { Stopped::Abandoned(abandoned) }
+    }
+}
+
+impl Drop for Consumer {
+    /// A consumer that nobody stopped leaves the group without waiting for its workers.
+    fn drop(&mut self) {
+        self.context.stopping.store(true, Ordering::Release);
     }
 }
 
@@ -257,9 +267,15 @@ impl Poller {
         if let Ok(assignment) = self.consumer.assignment() {
             drop(self.consumer.pause(&assignment));
         }
-        // Polling goes on, so that the group keeps us until we are done.
+        // Polling goes on, so that the group keeps us until we are done; so does committing,
+        // in case somebody loses patience with us first.
+        let mut next_commit = Instant::now() + self.commit_every;
         while Instant::now() < deadline && !self.partitions().all_done() {
             drop(self.consumer.poll(PAUSED_POLL));
+            if Instant::now() >= next_commit {
+                self.commit(CommitMode::Async);
+                next_commit = Instant::now() + self.commit_every;
+            }
         }
         let abandoned = self.partitions().finish_all(Instant::now());
         self.commit(CommitMode::Sync);

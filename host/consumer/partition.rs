@@ -54,14 +54,24 @@ impl Limit {
         Self { records: (self.records / parts).max(1), bytes: (self.bytes / parts).max(1) }
     }
 
-    fn is_reached(self, unsettled: Unsettled) -> bool {
-        unsettled.records >= self.records || unsettled.bytes >= self.bytes
+    fn is_reached(self, offsets: &Offsets) -> bool {
+        let unsettled = offsets.unsettled();
+        let full = unsettled.records >= self.records || unsettled.bytes >= self.bytes;
+        full || offsets.span() >= self.span()
     }
 
     /// Pausing throws away what librdkafka has fetched ahead, so a partition resumes only
     /// once half of its share is free again.
-    fn has_room_again(self, unsettled: Unsettled) -> bool {
-        unsettled.records <= self.records / 2 && unsettled.bytes <= self.bytes / 2
+    fn has_room_again(self, offsets: &Offsets) -> bool {
+        let unsettled = offsets.unsettled();
+        let half_free = unsettled.records <= self.records / 2 && unsettled.bytes <= self.bytes / 2;
+        half_free && offsets.span() <= self.span() / 2
+    }
+
+    /// How many settled records may wait behind one that is not: it bounds the ledger, and
+    /// what is delivered again after a crash.
+    fn span(self) -> usize {
+        self.records.saturating_mul(16)
     }
 }
 
@@ -128,7 +138,7 @@ impl Partition {
 
     /// Admits what waits, as far as records have been settled meanwhile.
     pub(crate) fn refill(&mut self, limit: Limit) -> Flow {
-        if !self.paused || !limit.has_room_again(self.offsets.unsettled()) {
+        if !self.paused || !limit.has_room_again(&self.offsets) {
             return Flow::Unchanged;
         }
         self.admit(limit);
@@ -141,7 +151,7 @@ impl Partition {
 
     fn admit(&mut self, limit: Limit) {
         let Some(records) = &self.records else { return self.waiting.clear() };
-        while !limit.is_reached(self.offsets.unsettled()) {
+        while !limit.is_reached(&self.offsets) {
             // The slot is reserved first: a ticket without a receiver would hold the watermark.
             let Ok(slot) = records.try_reserve() else { return };
             let Some(record) = self.waiting.pop_front() else { return };
@@ -245,6 +255,29 @@ mod tests {
         taken(&mut feed).remove(0).ticket.settle();
         assert_eq!(partition.refill(LIMIT), Flow::Resume);
         assert_eq!(taken(&mut feed).len(), 1);
+    }
+
+    #[test]
+    fn one_record_that_never_settles_stops_the_partition_at_last() {
+        let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+        let mut stuck = None;
+        let mut offset = 0;
+        let paused_at = loop {
+            let flow = partition.accept(record(offset, 1), LIMIT);
+            for admitted in taken(&mut feed) {
+                match stuck {
+                    None => stuck = Some(admitted),
+                    Some(_) => admitted.ticket.settle(),
+                }
+            }
+            if flow == Flow::Pause {
+                break offset;
+            }
+            offset += 1;
+        };
+        assert_eq!(paused_at, 64, "16 times the limit");
+        stuck.expect("admitted").ticket.settle();
+        assert_eq!(partition.refill(LIMIT), Flow::Resume);
     }
 
     #[test]

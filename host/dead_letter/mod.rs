@@ -72,6 +72,9 @@ impl Stage {
     }
 }
 
+/// The most comets that the header names: a record has to stay writable.
+const MOST_COMETS: usize = 100;
+
 /// Why a record is a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
@@ -138,7 +141,7 @@ fn headers(record: &Record, reason: &Reason) -> OwnedHeaders {
         headers = headers.insert(KafkaHeader { key, value: Some(value) });
     }
     if !reason.comets.is_empty() {
-        let comets: Vec<_> = reason.comets.iter().map(CometAddr::as_str).collect();
+        let comets: Vec<_> = reason.comets.iter().take(MOST_COMETS).map(CometAddr::as_str).collect();
         headers = headers.insert(KafkaHeader { key: FAILED_COMETS, value: Some(&comets.join(",")) });
     }
     if let Some(plugin) = &reason.plugin {

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::message::OwnedHeaders;
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord};
 use rdkafka::util::Timeout;
 
@@ -64,9 +65,13 @@ impl Default for Config {
 }
 
 /// Properties that the guarantees rest on; `properties` may not change them.
-const RESERVED: [&str; 7] = [
+const RESERVED: [&str; 11] = [
     "bootstrap.servers",
+    "metadata.broker.list",
     "group.id",
+    "group.instance.id",
+    "request.required.acks",
+    "enable.partition.eof",
     "enable.auto.commit",
     "enable.auto.offset.store",
     "enable.idempotence",
@@ -92,6 +97,13 @@ impl Config {
             problems.push(format!(
                 "`kafka.dead_letter_topic` is `{topic}`, which is also consumed: dead letters would go round in circles"
             ));
+        }
+        let timeout = self.session_timeout;
+        if timeout < Duration::from_secs(1) || timeout > Duration::from_secs(300) {
+            problems.push(
+                "`kafka.session_timeout` must be 1s to 300s; brokers allow 6s to 30min unless told otherwise"
+                    .into(),
+            );
         }
         for key in RESERVED.iter().filter(|key| self.properties.contains_key(**key)) {
             problems.push(format!(
@@ -147,6 +159,11 @@ pub struct Producer {
 /// How long one attempt may take, from the producer's queue to the broker's acknowledgement.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The header of a record that was too large for its topic: how large its value was.
+pub const VALUE_LEFT_OUT: &str = "halley-value-left-out";
+/// No broker refuses values up to this size for their size.
+const LARGE: usize = 100_000;
+
 impl Producer {
     /// Makes the producer. It connects by itself, now and after every interruption.
     ///
@@ -159,6 +176,9 @@ impl Producer {
             .set("acks", "all")
             .set("message.timeout.ms", WRITE_TIMEOUT.as_millis().to_string())
             .set("linger.ms", "2")
+            // What was read can be written: the broker's limit decides, not librdkafka's
+            // default of a million bytes.
+            .set("message.max.bytes", "1000000000")
             .create_with_context(ProducerContext::new())?;
         Ok(Self { inner })
     }
@@ -176,10 +196,27 @@ impl Producer {
     /// # Errors
     /// After five seconds without a confirmation, or at once when a retry is of no use.
     pub(crate) async fn write(&self, topic: &str, record: Outgoing<'_>) -> Result<(), NotWritten> {
-        match self.inner.send(record.to(topic), Timeout::After(WRITE_TIMEOUT)).await {
-            Ok(_) => Ok(()),
-            Err((error, _)) => Err(not_written(topic, error)),
-        }
+        let (key, size) = (record.key, record.value.map_or(0, <[u8]>::len));
+        let timestamp_ms = record.timestamp_ms;
+        let headers = (size > LARGE).then(|| record.headers.clone());
+        let error = match self.inner.send(record.to(topic), Timeout::After(WRITE_TIMEOUT)).await {
+            Ok(_) => return Ok(()),
+            Err((error, _)) => error,
+        };
+        let too_large = error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge);
+        let Some(headers) = headers.filter(|_| too_large) else { return Err(not_written(topic, error)) };
+        // A record that fitted into its topic may not fit with our headers, or into this topic.
+        // Trying for ever would hold up its partition: it is written without its value.
+        let left_out = format!("{size} bytes: {error}");
+        let headers = headers.insert(Header { key: VALUE_LEFT_OUT, value: Some(&left_out) });
+        tracing::error!(
+            topic,
+            size,
+            "a record is too large for the topic and is written without its value; raise the topic's `max.message.bytes`"
+        );
+        let stub = Outgoing { key, timestamp_ms, headers, ..Outgoing::default() };
+        let sent = self.inner.send(stub.to(topic), Timeout::After(WRITE_TIMEOUT)).await;
+        sent.map(drop).map_err(|(error, _)| not_written(topic, error))
     }
 
     /// Puts one record behind those that are queued, at once; the future ends once the broker

@@ -35,7 +35,7 @@ impl Voice {
     /// An event of the client. Returns whether it means that no broker answers.
     pub(crate) fn event(&self, error: &KafkaError, reason: &str) -> bool {
         debug!(client = self.client, %error, reason, "kafka client event");
-        use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve};
+        use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Fatal, Resolve};
         match error.rdkafka_error_code() {
             Some(AllBrokersDown) => {
                 if self.away.now() {
@@ -47,6 +47,13 @@ impl Voice {
                     );
                 }
                 return true;
+            }
+            Some(Fatal) => {
+                error!(
+                    client = self.client,
+                    reason,
+                    "kafka has shut this client out for good; restart the gateway, and check that no other process has its `[kafka] instance`"
+                );
             }
             Some(BrokerTransportFailure | Resolve) => {
                 let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);

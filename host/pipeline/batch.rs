@@ -14,6 +14,7 @@ use crate::decision::{Guard, Overrides, Verdict};
 use crate::guard;
 use crate::message::Message;
 use crate::offsets::Ticket;
+use crate::panics;
 use crate::pipeline::Pipeline;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::journey::{Call, Ending, Journey, Story};
@@ -33,6 +34,9 @@ pub(super) struct Worker {
     abandon: CancellationToken,
     started: Instant,
 }
+
+/// What becomes of a message to everyone while there is nobody.
+const NO_COMET: &str = "a message to every comet, and no comet is known; list them in `[comets] nodes`";
 
 /// A message that the filters and guards let through.
 struct Passed {
@@ -182,12 +186,19 @@ impl Worker {
             let everyone = || fleet.everyone();
             let address_of = |server: &str| fleet.address_of(server);
             let (plan, route) = resolver.plan(&message, &resolved, everyone, address_of, &overrides);
+            let nobody_known = plan.deliveries.is_empty() && plan.is_for_every_comet && !overrides.limit();
+            if nobody_known {
+                let story = Story::new(message, ticket, trail, self.started);
+                self.end(story, Ending::DeadLetter(Reason::new(Stage::Deliver, NO_COMET)));
+                continue;
+            }
             let payload = fleet.payload(message.operation, &message.body);
             let mut calls = Vec::with_capacity(plan.deliveries.len());
             for Delivery { comet, target, recipients } in plan.deliveries {
                 let parcel = Parcel {
                     comet: comet.clone(),
                     target,
+                    room: message.room().cloned(),
                     payload: payload.clone(),
                     message: message.id.clone(),
                 };
@@ -209,6 +220,6 @@ impl Worker {
             abandon: self.abandon.clone(),
             story,
         };
-        self.journeys.spawn(journey.run(ending));
+        self.journeys.spawn(panics::fatal("a message's journey", journey.run(ending)));
     }
 }

@@ -93,7 +93,8 @@ pub struct DeliveryConfig {
     pub max_in_flight_bytes: ByteSize,
     /// The most records that go through the stages together.
     pub max_batch: usize,
-    /// How long a stop may take. What is not finished by then is delivered again.
+    /// How long finishing what is in flight may take on a stop; the process may need up to 10 s
+    /// more to leave Kafka. What is not finished by then is delivered again.
     #[serde(with = "humantime_serde")]
     pub shutdown_grace: Duration,
 }
@@ -106,7 +107,7 @@ impl Default for DeliveryConfig {
             max_in_flight: 10_000,
             max_in_flight_bytes: ByteSize::mib(256),
             max_batch: 256,
-            shutdown_grace: Duration::from_secs(30),
+            shutdown_grace: Duration::from_secs(20),
         }
     }
 }

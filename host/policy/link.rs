@@ -19,10 +19,16 @@ use crate::policy::outcome::{Decided, Filtered, Stalled};
 use crate::policy::plugin::Plugin;
 use crate::policy::questions::{self, Room, with_messages};
 
-/// The most calls of one plugin that may fail within one batch. One message on which a
-/// plugin fails is found among 128 within it (eight halvings, and once more with a fresh
-/// instance); a plugin that fails on everything costs no more than this many deadlines.
-const FAILURES_PER_BATCH: usize = 10;
+/// How many calls of one plugin may fail in a row before it is given up on for the batch:
+/// enough to find one message by halving (and to ask once more with a fresh instance), so that
+/// a plugin that fails on everything costs only a few deadlines.
+fn failures_in_a_row(batch: usize) -> usize {
+    batch.max(1).ilog2() as usize + 4
+}
+
+/// How many may fail in a batch altogether, as a multiple of those in a row: every message
+/// that is found starts a new row, and many of them must not cost a deadline each for ever.
+const ROWS_PER_BATCH: usize = 8;
 
 /// A plugin with a chain's instance of it, which is made when it is needed.
 pub(super) struct Link {
@@ -46,7 +52,8 @@ impl Link {
         // Stretches of `open` that are still to be asked about; the first one on top.
         let everything = 0..open.len();
         let mut stretches = vec![everything];
-        let mut failures = 0;
+        let in_a_row = failures_in_a_row(open.len());
+        let (mut row, mut failures) = (0, 0);
         while let Some(stretch) = stretches.pop() {
             let indexes = &open[stretch.clone()];
             if indexes.is_empty() {
@@ -55,13 +62,16 @@ impl Link {
             let used = self.instance.is_some();
             let failure = match self.verdicts(source, batch, indexes) {
                 Ok(verdicts) => {
+                    row = 0;
                     self.apply(verdicts, batch, indexes)?;
                     continue;
                 }
                 Err(failure) => failure,
             };
+            row += 1;
             failures += 1;
-            let hopeless = failures >= FAILURES_PER_BATCH || failure.kind == FailureKind::Start;
+            let worn_out = row >= in_a_row || failures >= in_a_row * ROWS_PER_BATCH;
+            let hopeless = worn_out || failure.kind == FailureKind::Start;
             if hopeless {
                 let rest = stretches.iter().cloned().flatten().map(|at| open[at]);
                 return self.give_up_on(&failure, batch, indexes.iter().copied().chain(rest));

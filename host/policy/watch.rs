@@ -120,9 +120,9 @@ impl Follower {
             return;
         }
         let plugins = wanted.iter().map(|(config, _)| config.clone()).collect();
-        self.tried = Some(wanted);
-        // Refusals are logged and kept by the policies themselves.
-        let _ = self.policies.replace(plugins).await;
+        // Refusals are logged and kept by the policies themselves. They may pass (a start that
+        // took too long on a busy machine): what was refused is tried again at the next look.
+        self.tried = self.policies.replace(plugins).await.is_ok().then_some(wanted);
     }
 
     /// The wanted plugins, once no file changes its size or time any more: whoever writes one

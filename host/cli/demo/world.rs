@@ -68,7 +68,7 @@ impl World {
         let storage = Storage::memory(directory, &parts, &mut registry);
         let inbox = Arc::clone(&storage.inbox);
         let sources = config.sources(Some(folder.config()));
-        let running = Gateway::start_with(&parts, sources, storage, registry)?;
+        let running = Gateway::start_with(&parts, sources, storage, registry).await?;
         let gateway = running.handle();
 
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());

@@ -24,7 +24,7 @@ async fn calls_of_all_kinds(config: &Config) -> Vec<Call> {
     let payload = fleet.payload(5, &Bytes::from_static(b"hi"));
     for (target, id) in kinds() {
         let (comet, payload) = (comet.address.clone(), payload.clone());
-        let delivered = fleet.send(Parcel { comet, target, payload, message: id.into() }).await;
+        let delivered = fleet.send(Parcel { comet, target, room: None, payload, message: id.into() }).await;
         assert_eq!(delivered, Delivered::Acknowledged);
     }
     comet.calls()

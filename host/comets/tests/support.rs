@@ -227,7 +227,7 @@ pub(super) fn fleet_with(config: &Config, timing: Timing, registry: &mut Registr
 /// A parcel with operation 5.
 pub(super) fn parcel(fleet: &Fleet, comet: &CometAddr, target: Target, body: &str, id: &str) -> Parcel {
     let payload = fleet.payload(5, &Bytes::copy_from_slice(body.as_bytes()));
-    Parcel { comet: comet.clone(), target, payload, message: id.into() }
+    Parcel { comet: comet.clone(), target, room: None, payload, message: id.into() }
 }
 
 /// Sends to a room and waits for the outcome.
