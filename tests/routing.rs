@@ -98,6 +98,18 @@ async fn broadcast_reaches_every_comet_and_divides_its_speed() {
 }
 
 #[tokio::test]
+async fn a_broadcast_while_no_comet_is_known_is_kept_as_a_dead_letter() {
+    let topic = kafka().topic("nobody", 1).await;
+    let dead_letters = format!("{topic}.dead-letter");
+    kafka().create_topic(&dead_letters, 1).await;
+    let gateway = gateway(&topic).start().await;
+    kafka().produce_everyone(&topic, 0, "anybody there?").await;
+    gateway.wait_until_settled(&topic).await;
+    let letters = kafka().read_all(&dead_letters);
+    assert!(letters[0].header("halley-reason").is_some_and(|r| r.contains("[comets] nodes")), "{letters:?}");
+}
+
+#[tokio::test]
 async fn a_room_over_ten_thousand_connections_is_eight_calls() {
     let redis = Redis::start().await;
     let mut comets = Vec::new();

@@ -63,6 +63,43 @@ async fn a_killed_gateway_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_partition_that_was_paused_flows_again_when_it_comes_back() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("paused", 2).await;
+    let (redis, settings) = lobby(&comet, &topic).await;
+    let rooms: Vec<String> = (0..8).map(|n| format!("room-{n}")).collect();
+    for room in &rooms {
+        redis.join(room, &format!("conn-{room}"), &format!("user-{room}"), comet.address()).await;
+    }
+    let settings = settings
+        .set("delivery", "max_in_flight", 4)
+        .set("delivery", "timeout", quoted("500ms"))
+        .set("delivery", "give_up_after", quoted("120s"))
+        .set("comets", "breaker_patience", quoted("120s"))
+        .set("kafka", "session_timeout", quoted("6s"));
+    comet.behave(Behaviour::Hang);
+    let first = settings.clone().start().await;
+    for number in 0..80 {
+        kafka().produce_room(&topic, &rooms[number % rooms.len()], number.to_string()).await;
+    }
+    let paused = async || first.metric("halley_partitions_paused").await;
+    eventually_eq("paused partitions", Some(2.0), paused).await;
+
+    // Another member takes one of them, and gives it back.
+    let second = settings.group(first.group()).start().await;
+    let assigned = async || first.metric("halley_partitions_assigned").await;
+    eventually_eq("partitions of the first", Some(1.0), assigned).await;
+    second.kill();
+    eventually_eq("partitions of the first", Some(2.0), assigned).await;
+    comet.behave(Behaviour::Ok);
+    first.wait_until_settled(&topic).await;
+    let mut heard: Vec<u32> = heard(&comet).iter().map(|body| body.parse().expect("a number")).collect();
+    heard.sort_unstable();
+    heard.dedup();
+    assert_eq!(heard, (0..80).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn the_end_of_the_grace_period_and_a_second_signal_end_it_with_a_failure() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("grace", 1).await;

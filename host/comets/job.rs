@@ -180,3 +180,18 @@ fn lanes_of(target: &Target, room: Option<&RoomId>, lanes: usize) -> LaneSet {
     };
     room.map_or(own, |room| own.union(LaneSet::of(room.as_str(), lanes)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_room_keeps_its_lane_whether_it_is_called_as_a_whole_or_by_connection() {
+        let room = RoomId::from("lobby");
+        let whole = lanes_of(&Target::Room(room.clone()), Some(&room), 8);
+        let partial = lanes_of(&Target::Connections(vec!["c1".into()]), Some(&room), 8);
+        assert_eq!(partial.union(whole), partial, "the partial call waits for the whole one");
+        let push = lanes_of(&Target::Connections(vec!["c1".into()]), None, 8);
+        assert_eq!(partial, whole.union(push));
+    }
+}

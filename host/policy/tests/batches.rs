@@ -100,6 +100,19 @@ fn one_poison_message_costs_only_itself() {
 }
 
 #[test]
+fn several_poison_messages_in_a_large_batch_cost_only_themselves() {
+    for poisoned in [vec![1], vec![0, 255], vec![3, 77, 130, 131]] {
+        let engine = Engine::new();
+        let set = engine.set(&[with(unruly("p"), OnError::DeadLetter)]);
+        let body = |at| if poisoned.contains(&at) { "trap" } else { "drop x" };
+        let batch = set.chain().filter("push", 3, (0..256).map(|at| room(body(at))).collect()).unwrap();
+        let dead = |filtered: &Filtered| matches!(filtered.verdict, Verdict::DeadLetter { .. });
+        let costs: Vec<usize> = (0..256).filter(|at| dead(&batch[*at])).collect();
+        assert_eq!(costs, poisoned);
+    }
+}
+
+#[test]
 fn failures_are_told_apart() {
     let kinds = [("trap", "trap"), ("loop", "deadline"), ("eat", "memory"), ("few", "bad-answer")];
     for (body, kind) in kinds.into_iter().chain([("gigabyte", "bad-answer"), ("room ", "bad-answer")]) {
