@@ -2,7 +2,7 @@
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
@@ -15,22 +15,13 @@ struct CometLabel {
     comet: String,
 }
 
-#[derive(Clone)]
-struct NewLatency;
-
-impl MetricConstructor<Histogram> for NewLatency {
-    fn new_metric(&self) -> Histogram {
-        latency_histogram()
-    }
-}
-
 /// The comets' metrics. Their label sets are bounded by the number of known comets.
 #[derive(Clone)]
 pub struct Metrics {
     success: Family<CometLabel, Counter>,
     failed: Family<CometLabel, Counter>,
     retries: Family<CometLabel, Counter>,
-    seconds: Family<CometLabel, Histogram, NewLatency>,
+    seconds: Family<CometLabel, Histogram, fn() -> Histogram>,
     waiting: Family<CometLabel, Gauge>,
     breaker_open: Family<CometLabel, Gauge>,
     active: Gauge,
@@ -43,7 +34,7 @@ impl Metrics {
             success: Family::default(),
             failed: Family::default(),
             retries: Family::default(),
-            seconds: Family::new_with_constructor(NewLatency),
+            seconds: Family::new_with_constructor(latency_histogram as fn() -> Histogram),
             waiting: Family::default(),
             breaker_open: Family::default(),
             active: Gauge::default(),

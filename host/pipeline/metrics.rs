@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
@@ -32,19 +32,10 @@ struct OutcomeLabel {
     outcome: &'static str,
 }
 
-#[derive(Clone)]
-struct NewLatency;
-
-impl MetricConstructor<Histogram> for NewLatency {
-    fn new_metric(&self) -> Histogram {
-        latency_histogram()
-    }
-}
-
 /// The pipeline's metrics.
 #[derive(Clone)]
 pub struct Metrics {
-    stages: Family<StationLabel, Histogram, NewLatency>,
+    stages: Family<StationLabel, Histogram, fn() -> Histogram>,
     messages: Family<OutcomeLabel, Counter>,
     recipients: Family<OutcomeLabel, Counter>,
     batch: Histogram,
@@ -56,7 +47,7 @@ impl Metrics {
     /// Registers the pipeline's metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self {
-            stages: Family::new_with_constructor(NewLatency),
+            stages: Family::new_with_constructor(latency_histogram as fn() -> Histogram),
             messages: Family::default(),
             recipients: Family::default(),
             batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
