@@ -18,7 +18,7 @@ plugins: ## The bundled policies and the tests' guests, to WebAssembly
 demo: ## The whole thing in one process, with nothing to install
 	@.ci/deps.sh build
 	@plugins/build.sh
-	cargo run --locked --quiet --bin halley -- demo $(DEMO_ARGS)
+	cargo run --locked --bin halley -- demo $(DEMO_ARGS)
 
 check: ## Format, lints and the plan of the house, without running anything
 	@.ci/deps.sh build

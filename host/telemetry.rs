@@ -1,8 +1,10 @@
 //! Logs, and what the modules' metrics share.
 
+use std::io::IsTerminal as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use tracing_subscriber::EnvFilter;
 
@@ -49,10 +51,14 @@ impl Config {
     }
 
     /// A plain level is the gateway's own; libraries only speak up when something is wrong.
-    fn filter(&self) -> Result<EnvFilter, tracing_subscriber::filter::ParseError> {
-        let plain = self.level.parse::<tracing::Level>().is_ok();
-        let directives = if plain { format!("warn,halley={}", self.level) } else { self.level.clone() };
-        EnvFilter::try_new(directives)
+    fn filter(&self) -> anyhow::Result<EnvFilter> {
+        if self.level.contains(['=', ',']) {
+            return Ok(EnvFilter::try_new(&self.level)?);
+        }
+        // A bare word that is no level would be taken for the name of a module, and the log
+        // would be silent.
+        let level: tracing::Level = self.level.parse().map_err(|_| anyhow::anyhow!("no such level"))?;
+        Ok(EnvFilter::try_new(format!("warn,halley={level}"))?)
     }
 }
 
@@ -61,7 +67,10 @@ impl Config {
 /// # Errors
 /// When the level is none.
 pub fn init(config: &Config) -> anyhow::Result<()> {
-    let builder = tracing_subscriber::fmt().with_env_filter(config.filter()?).with_writer(std::io::stderr);
+    let filter = config.filter().with_context(|| format!("log level `{}`", config.level))?;
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
     // An error means that a subscriber is set already, as in tests.
     drop(match config.format {
         Format::Text => builder.with_target(false).try_init(),
@@ -121,5 +130,7 @@ mod tests {
         assert_eq!(Config::default().problems(), Vec::<String>::new());
         let odd = Config { level: "halley=loud".into(), ..Config::default() };
         assert!(odd.problems()[0].contains("halley=loud"), "{:?}", odd.problems());
+        let mistyped = Config { level: "inof".into(), ..Config::default() };
+        assert!(mistyped.problems()[0].contains("`inof`: no such level"), "{:?}", mistyped.problems());
     }
 }

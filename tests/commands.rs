@@ -61,6 +61,18 @@ fn check_names_every_mistake_with_its_place() {
 }
 
 #[test]
+fn check_finds_what_only_starting_would_show() {
+    let text = "[kafka.properties]\n\"securty.protocol\" = \"SSL\"\n[admin]\nlisten = \"localhost\"\n[log]\nlevel = \"inof\"\n";
+    let (_folder, file) = write("halley.toml", text);
+    let checked = halley(&["check", "--config", &file]);
+    assert_eq!(checked.status.code(), Some(2));
+    let said = stderr(&checked);
+    for expected in ["securty.protocol", "`admin.listen` is `localhost`", "`inof`", "3 mistakes"] {
+        assert!(said.contains(expected), "`{expected}` is not in:\n{said}");
+    }
+}
+
+#[test]
 fn check_approves_the_example() {
     let example = repository("examples/halley.toml").display().to_string();
     let checked = halley(&["check", "--config", &example]);
@@ -81,7 +93,7 @@ async fn explain_shows_the_way_of_a_message() {
 
     let room = stdout(&halley(&["explain", "--config", &file, "--room", "lobby"]));
     for expected in [
-        "3 connections",
+        "connections: 3",
         &format!("{} BroadcastRoom for 1", a.address()),
         &format!("{} BroadcastRoom for 1", b.address()),
         "user_3 (not-online): store by [offline] default",

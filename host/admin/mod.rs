@@ -39,6 +39,20 @@ impl Default for Config {
     }
 }
 
+impl Config {
+    /// What is wrong with the values, one sentence for each mistake.
+    pub fn problems(&self) -> Vec<String> {
+        let port = self.listen.rsplit_once(':').and_then(|(host, port)| {
+            let named = !host.is_empty();
+            port.parse::<u16>().ok().filter(|_| named)
+        });
+        if port.is_some() {
+            return Vec::new();
+        }
+        vec![format!("`admin.listen` is `{}`; expected host:port, such as 127.0.0.1:9093", self.listen)]
+    }
+}
+
 /// A bound admin listener.
 pub struct Admin {
     listener: TcpListener,

@@ -8,6 +8,7 @@ use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, print, runtime};
 use crate::config::Config;
 use crate::decision::PluginVersion;
 use crate::gateway::Storage;
+use crate::kafka::Producer;
 use crate::policy::{self, Policies};
 
 /// Arguments of `halley check`.
@@ -23,6 +24,10 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let (config, mistakes) = Config::inspect(args.config.config.as_deref());
     let mut lines: Vec<_> = mistakes.iter().map(|m| format!("{}: {}", m.place, m.text)).collect();
+    // librdkafka knows its properties; making a client needs no network.
+    if let Err(error) = Producer::new(&config.kafka) {
+        lines.push(format!("`kafka.properties`: {error:#}"));
+    }
     let versions = match plugins(&config) {
         Ok(versions) => versions,
         Err(problems) => {

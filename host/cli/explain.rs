@@ -146,7 +146,7 @@ fn text(explanation: &Explanation) -> String {
     lines.push(format!("verdict   {}", explanation.verdict));
     lines.extend(explanation.guards.iter().map(|guard| format!("guard     {guard}")));
     if let Some(room) = &explanation.room {
-        lines.push(format!("room      {} connections, {} stale members", room.connections, room.stale));
+        lines.push(format!("room      connections: {}, stale members: {}", room.connections, room.stale));
     }
     for call in &explanation.calls {
         let recipients =

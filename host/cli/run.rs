@@ -29,7 +29,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let mut config = match Config::load(args.config.config.as_deref()) {
         Ok(config) => config,
         Err(mistakes) => {
-            fail(&format!("the configuration is wrong; `halley check` says the same\n{mistakes}"));
+            fail(&format!(
+                "the configuration is wrong (`halley check` looks at the plugins, too)\n{mistakes}"
+            ));
             return Ok(MISTAKE);
         }
     };
@@ -43,7 +45,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 
 async fn serve(config: Config, sources: Sources, file: ConfigArgs) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
-    info!(revision = env!("HALLEY_REVISION"), config = ?file.config, "halley {}", env!("CARGO_PKG_VERSION"));
+    info!(
+        revision = env!("HALLEY_REVISION"),
+        config = file.config.as_ref().map(|file| tracing::field::display(file.display())),
+        "halley {}",
+        env!("CARGO_PKG_VERSION")
+    );
     let admin = Admin::bind(&config.admin).await?;
     let gateway = Gateway::start(&config.gateway()?, sources).await?;
 

@@ -157,6 +157,7 @@ impl Config {
         problems.extend(self.delivery.problems());
         problems.extend(self.comets.problems());
         problems.extend(self.offline.problems());
+        problems.extend(self.admin.problems());
         problems.extend(self.log.problems());
         if self.routing.rooms == pipeline::Rooms::EveryComet && self.comets.nodes.is_empty() {
             problems.push(

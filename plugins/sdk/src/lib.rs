@@ -72,12 +72,12 @@ pub use scope::RoomPattern;
 
 /// What nearly every policy imports.
 pub mod prelude {
-    pub use crate::log;
     pub use crate::{Absent, Cause, Disposition, Offline};
     pub use crate::{Audience, Message, Source};
     pub use crate::{Connection, Grouping, Placement, Regrouping, Room};
     pub use crate::{Filter, Verdict};
     pub use crate::{NoConfig, Policy};
+    pub use crate::{counter_add, gauge_set, log, now, state};
     pub use serde::Deserialize;
     pub use std::time::Duration;
 }
