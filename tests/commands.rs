@@ -73,6 +73,15 @@ fn check_finds_what_only_starting_would_show() {
 }
 
 #[test]
+fn a_foreign_variable_that_is_not_utf_8_harms_nothing() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let odd = std::ffi::OsStr::from_bytes(b"\xff");
+    let checked = Command::new(env!("CARGO_BIN_EXE_halley")).arg("check").env("ODD", odd).output();
+    let checked = checked.expect("the binary runs");
+    assert!(checked.status.success(), "{}", stderr(&checked));
+}
+
+#[test]
 fn check_approves_the_example() {
     let example = repository("examples/halley.toml").display().to_string();
     let checked = halley(&["check", "--config", &example]);

@@ -6,6 +6,7 @@
 
 mod load;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -172,8 +173,13 @@ impl Config {
     }
 }
 
+/// The overrides. `vars_os`, since `vars` panics where any variable is not UTF-8; one of ours
+/// is read as far as it can be, and refused by the check of its value.
 fn environment() -> impl Iterator<Item = (String, String)> {
-    std::env::vars().filter(|(name, _)| name.starts_with(ENVIRONMENT_PREFIX))
+    let text = |(name, value): (OsString, OsString)| {
+        (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+    };
+    std::env::vars_os().map(text).filter(|(name, _)| name.starts_with(ENVIRONMENT_PREFIX))
 }
 
 #[cfg(test)]
