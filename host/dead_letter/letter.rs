@@ -3,7 +3,8 @@
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
 
 use crate::dead_letter::{
-    FAILED_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION, ORIGIN_TOPIC, OURS, PLUGIN, REASON, STAGE, Stage, theirs,
+    FAILED_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION, ORIGIN_TIMESTAMP, ORIGIN_TOPIC, OURS, PLUGIN, REASON,
+    STAGE, Stage, theirs,
 };
 use crate::message::{Header, MESSAGE_ID, MessageId, Origin, Record};
 
@@ -11,7 +12,8 @@ use crate::message::{Header, MESSAGE_ID, MessageId, Origin, Record};
 /// one: what a header does not say is empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The record; its `origin` is where it stands in the dead-letter topic.
+    /// The record with its original timestamp; its `origin` is where it stands in the
+    /// dead-letter topic.
     pub record: Record,
     /// The message's id: the one that it carries, else where it came from.
     pub id: MessageId,
@@ -29,7 +31,7 @@ pub struct DeadLetter {
 
 impl DeadLetter {
     /// Reads the headers of a record.
-    pub fn of(record: Record) -> Self {
+    pub fn of(mut record: Record) -> Self {
         let text = |name| {
             record.header(name).map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default()
         };
@@ -45,9 +47,11 @@ impl DeadLetter {
             (id, Some(origin)) if id == standing => origin.to_string().into(),
             (id, _) => id,
         };
+        let timestamp_ms = text(ORIGIN_TIMESTAMP).parse().ok();
         let comets = text(FAILED_COMETS);
         let comets = comets.split(',').filter(|comet| !comet.is_empty()).map(str::to_owned).collect();
         let (stage, reason, plugin) = (text(STAGE), text(REASON), text(PLUGIN));
+        record.timestamp_ms = timestamp_ms.or(record.timestamp_ms);
         Self { id, origin, stage, reason, comets, plugin, record }
     }
 

@@ -31,6 +31,9 @@ pub const ORIGIN_TOPIC: &str = "halley-origin-topic";
 pub const ORIGIN_PARTITION: &str = "halley-origin-partition";
 /// The offset that the record was read from.
 pub const ORIGIN_OFFSET: &str = "halley-origin-offset";
+/// The record's own timestamp, in milliseconds since 1970. The dead letter has the same, unless
+/// its topic stamps records itself or refuses old ones.
+pub const ORIGIN_TIMESTAMP: &str = "halley-origin-timestamp";
 /// The station where its way ended: `decode`, `filter`, `offline` or `deliver`.
 pub const STAGE: &str = "halley-stage";
 /// Why, in words.
@@ -41,8 +44,17 @@ pub const FAILED_COMETS: &str = "halley-failed-comets";
 pub const PLUGIN: &str = "halley-plugin";
 
 /// All headers that the gateway adds, for taking them off again.
-const OURS: [&str; 8] =
-    [MESSAGE_ID, ORIGIN_TOPIC, ORIGIN_PARTITION, ORIGIN_OFFSET, STAGE, REASON, FAILED_COMETS, PLUGIN];
+const OURS: [&str; 9] = [
+    MESSAGE_ID,
+    ORIGIN_TOPIC,
+    ORIGIN_PARTITION,
+    ORIGIN_OFFSET,
+    ORIGIN_TIMESTAMP,
+    STAGE,
+    REASON,
+    FAILED_COMETS,
+    PLUGIN,
+];
 
 /// The station where a record's way ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -140,6 +152,9 @@ fn headers(record: &Record, reason: &Reason) -> OwnedHeaders {
     for (key, value) in &ours {
         headers = headers.insert(KafkaHeader { key, value: Some(value) });
     }
+    if let Some(timestamp) = record.timestamp_ms {
+        headers = headers.insert(KafkaHeader { key: ORIGIN_TIMESTAMP, value: Some(&timestamp.to_string()) });
+    }
     if !reason.comets.is_empty() {
         let comets: Vec<_> = reason.comets.iter().take(MOST_COMETS).map(CometAddr::as_str).collect();
         headers = headers.insert(KafkaHeader { key: FAILED_COMETS, value: Some(&comets.join(",")) });
@@ -172,7 +187,7 @@ mod tests {
             |name: &str, value: &str| Header { name: name.to_owned(), value: Some(value.to_owned().into()) };
         let record = Record {
             origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
-            timestamp_ms: None,
+            timestamp_ms: Some(1_000),
             key: None,
             value: None,
             headers: vec![header("trace", "1"), header(MESSAGE_ID, "push/0/7"), header(REASON, "old")],
@@ -190,6 +205,7 @@ mod tests {
             (ORIGIN_OFFSET, "9"),
             (STAGE, "deliver"),
             (REASON, "refused"),
+            (ORIGIN_TIMESTAMP, "1000"),
             (FAILED_COMETS, "a:1,b:1"),
         ];
         assert_eq!(pairs, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));

@@ -5,6 +5,7 @@
 //! sender build on it.
 
 mod builtin;
+mod producer;
 mod voice;
 
 use std::collections::BTreeMap;
@@ -12,15 +13,11 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
-use rdkafka::util::Timeout;
 
 pub use builtin::BuiltinBroker;
+pub(crate) use producer::Outgoing;
+pub use producer::{NotWritten, Producer, VALUE_LEFT_OUT};
 pub(crate) use voice::{Voice, log_line};
-
-use voice::ProducerContext;
 
 /// `[kafka]`: where records come from.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -126,138 +123,6 @@ impl Config {
         }
         client.set("bootstrap.servers", &self.brokers);
         client
-    }
-}
-
-/// A record could not be written, and the broker may not have it.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("cannot write to topic `{topic}`: {reason}; is the topic there, and may this client write to it?")]
-pub struct NotWritten {
-    /// The topic.
-    pub topic: String,
-    /// What Kafka said.
-    pub reason: String,
-}
-
-/// A record to be written.
-#[derive(Debug, Default)]
-pub(crate) struct Outgoing<'a> {
-    pub(crate) key: Option<&'a [u8]>,
-    pub(crate) value: Option<&'a [u8]>,
-    pub(crate) timestamp_ms: Option<i64>,
-    pub(crate) headers: OwnedHeaders,
-    /// None leaves the choice to the producer, by key.
-    pub(crate) partition: Option<i32>,
-}
-
-/// Writes records and waits for all in-sync replicas to have them. Cheap to clone.
-#[derive(Clone)]
-pub struct Producer {
-    inner: FutureProducer<ProducerContext>,
-}
-
-/// How long one attempt may take, from the producer's queue to the broker's acknowledgement.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The header of a record that was too large for its topic: how large its value was.
-pub const VALUE_LEFT_OUT: &str = "halley-value-left-out";
-/// No broker refuses values up to this size for their size.
-const LARGE: usize = 100_000;
-
-impl Producer {
-    /// Makes the producer. It connects by itself, now and after every interruption.
-    ///
-    /// # Errors
-    /// When librdkafka refuses a property.
-    pub fn new(config: &Config) -> anyhow::Result<Self> {
-        let inner = config
-            .client()
-            .set("enable.idempotence", "true")
-            .set("acks", "all")
-            .set("message.timeout.ms", WRITE_TIMEOUT.as_millis().to_string())
-            .set("linger.ms", "2")
-            // What was read can be written: the broker's limit decides, not librdkafka's
-            // default of a million bytes.
-            .set("message.max.bytes", "1000000000")
-            .create_with_context(ProducerContext::new())?;
-        Ok(Self { inner })
-    }
-
-    /// Writes a key and a value; returns once the broker has confirmed it.
-    ///
-    /// # Errors
-    /// After five seconds without a confirmation, or at once when a retry is of no use.
-    pub async fn put(&self, topic: &str, key: &[u8], value: &[u8]) -> Result<(), NotWritten> {
-        self.write(topic, Outgoing { key: Some(key), value: Some(value), ..Outgoing::default() }).await
-    }
-
-    /// Writes one record; returns once the broker has confirmed it.
-    ///
-    /// # Errors
-    /// After five seconds without a confirmation, or at once when a retry is of no use.
-    pub(crate) async fn write(&self, topic: &str, record: Outgoing<'_>) -> Result<(), NotWritten> {
-        let (key, size) = (record.key, record.value.map_or(0, <[u8]>::len));
-        let timestamp_ms = record.timestamp_ms;
-        let headers = (size > LARGE).then(|| record.headers.clone());
-        let error = match self.inner.send(record.to(topic), Timeout::After(WRITE_TIMEOUT)).await {
-            Ok(_) => return Ok(()),
-            Err((error, _)) => error,
-        };
-        let too_large = error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge);
-        let Some(headers) = headers.filter(|_| too_large) else { return Err(not_written(topic, error)) };
-        // A record that fitted into its topic may not fit with our headers, or into this topic.
-        // Trying for ever would hold up its partition: it is written without its value.
-        let left_out = format!("{size} bytes: {error}");
-        let headers = headers.insert(Header { key: VALUE_LEFT_OUT, value: Some(&left_out) });
-        tracing::error!(
-            topic,
-            size,
-            "a record is too large for the topic and is written without its value; raise the topic's `max.message.bytes`"
-        );
-        let stub = Outgoing { key, timestamp_ms, headers, ..Outgoing::default() };
-        let sent = self.inner.send(stub.to(topic), Timeout::After(WRITE_TIMEOUT)).await;
-        sent.map(drop).map_err(|(error, _)| not_written(topic, error))
-    }
-
-    /// Puts one record behind those that are queued, at once; the future ends once the broker
-    /// has confirmed it. Records of one partition are written in the order of these calls.
-    ///
-    /// # Errors
-    /// Those of [`Producer::write`], and a full queue: bound what is in flight.
-    pub(crate) fn enqueue(
-        &self,
-        topic: &str,
-        record: Outgoing<'_>,
-    ) -> impl Future<Output = Result<(), NotWritten>> + Send + use<> {
-        let queued = self.inner.send_result(record.to(topic)).map_err(|(error, _)| error);
-        let topic = topic.to_owned();
-        async move {
-            match queued {
-                Ok(delivery) => match delivery.await {
-                    Ok(Ok(_)) => Ok(()),
-                    Ok(Err((error, _))) => Err(not_written(&topic, error)),
-                    Err(canceled) => Err(not_written(&topic, canceled)),
-                },
-                Err(error) => Err(not_written(&topic, error)),
-            }
-        }
-    }
-}
-
-fn not_written(topic: &str, reason: impl std::fmt::Display) -> NotWritten {
-    NotWritten { topic: topic.to_owned(), reason: reason.to_string() }
-}
-
-impl<'a> Outgoing<'a> {
-    fn to(self, topic: &'a str) -> FutureRecord<'a, [u8], [u8]> {
-        FutureRecord {
-            topic,
-            partition: self.partition,
-            payload: self.value,
-            key: self.key,
-            timestamp: self.timestamp_ms,
-            headers: Some(self.headers),
-        }
     }
 }
 

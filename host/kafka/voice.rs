@@ -49,11 +49,7 @@ impl Voice {
                 return true;
             }
             Some(Fatal) => {
-                error!(
-                    client = self.client,
-                    reason,
-                    "kafka has shut this client out for good; restart the gateway, and check that no other process has its `[kafka] instance`"
-                );
+                error!(client = self.client, reason, "kafka has shut this client out for good");
             }
             Some(BrokerTransportFailure | Resolve) => {
                 let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
