@@ -179,6 +179,11 @@ impl Gateway {
         self.handle.clone()
     }
 
+    /// Waits until Kafka has shut this process out of the group for good: time to stop.
+    pub async fn until_shut_out(&self) {
+        self.handle.kafka.until_shut_out().await;
+    }
+
     /// Stops fetching, finishes what is in flight within `grace`, commits, leaves the group.
     pub async fn stop(self, grace: Duration) -> Stopped {
         self.handle.stopping.store(true, Ordering::Release);
@@ -200,6 +205,11 @@ impl Gateway {
                     records,
                     "stopped at the end of the grace period; these records will be delivered again"
                 );
+            }
+            Stopped::ShutOut => {
+                error!(
+                    "stopped: kafka has shut this process out of the consumer group; check that no other process has its `[kafka] instance`, then start it again"
+                )
             }
             Stopped::Hung => {
                 error!("Kafka did not let go in time; what was settled last may be delivered again")

@@ -56,7 +56,10 @@ async fn serve(config: Config, sources: Sources, file: ConfigArgs) -> anyhow::Re
 
     let shutdown = CancellationToken::new();
     let serving = tokio::task::JoinSet::from_iter([admin.serve(gateway.handle(), shutdown.clone())]);
-    signals.next().await;
+    tokio::select! {
+        () = signals.next() => {}
+        () = gateway.until_shut_out() => {}
+    }
     let stopped = tokio::select! {
         stopped = gateway.stop(config.delivery.shutdown_grace) => stopped,
         () = signals.next() => {

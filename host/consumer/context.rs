@@ -10,17 +10,21 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Statistics, TopicPartitionList};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::consumer::health::Health;
-use crate::consumer::partition::Limit;
+use crate::consumer::partition::{Flow, Limit, Partition};
 use crate::consumer::partitions::{Key, Metrics, Partitions};
+use crate::consumer::patience::Patience;
 use crate::consumer::{OnAssigned, add_offset};
 use crate::kafka::{self, Voice};
 use crate::telemetry::Seldom;
 
 /// How often a topic that is missing is told of.
 const NO_TOPIC_EVERY: Duration = Duration::from_secs(30);
+
+/// How often a drain looks after the partitions that stay.
+const DRAIN_STEP: Duration = Duration::from_millis(5);
 
 /// The consumer's side of librdkafka's callbacks.
 pub(super) struct Context {
@@ -57,6 +61,11 @@ impl Context {
         self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether Kafka will not have this consumer any more.
+    pub(super) fn is_shut_out(&self) -> bool {
+        self.health.is_shut_out()
+    }
+
     /// An error that came in a record's place. librdkafka goes on by itself.
     pub(super) fn kafka_error(&self, error: &KafkaError) {
         use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve, UnknownTopicOrPartition};
@@ -84,30 +93,70 @@ impl Context {
         info!(partitions = %names(list), "partitions assigned");
     }
 
-    /// Finishes what was begun on these partitions, within the deadline, and commits.
+    /// Finishes what was begun on these partitions, as long as that is worth waiting for, and
+    /// commits.
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let lost = consumer.assignment_lost();
-        let mut revoked = self.partitions().take(keys(list), lost);
-        let deadline = Instant::now() + self.drain_deadline;
-        let mut commits = TopicPartitionList::new();
-        let mut abandoned = 0;
-        for ((topic, number), partition) in &mut revoked {
-            abandoned += if lost { partition.unsettled().records } else { partition.finish(deadline) };
-            if let Some(offset) = partition.to_commit() {
-                add_offset(&mut commits, topic, *number, offset);
-            }
-        }
+        let mut leaving = self.partitions().take(keys(list), lost);
         if lost {
             self.health.left();
             warn!(partitions = %names(list), "partitions lost: this member was silent for longer than the session timeout; what was in flight is delivered again");
             return;
+        }
+        let unfinished = self.drain(consumer, &mut leaving);
+        let mut commits = TopicPartitionList::new();
+        for ((topic, number), partition) in &leaving {
+            if let Some(offset) = partition.to_commit() {
+                add_offset(&mut commits, topic, *number, offset);
+            }
         }
         if commits.count() > 0
             && let Err(error) = consumer.commit(&commits, CommitMode::Sync)
         {
             warn!(%error, "cannot commit revoked partitions; what was settled last is delivered again");
         }
-        info!(partitions = %names(list), unfinished = abandoned, "partitions revoked");
+        info!(partitions = %names(list), unfinished, "partitions revoked");
+    }
+
+    /// Waits for the workers of partitions that go elsewhere; those that stay go on with what
+    /// they have meanwhile. Returns how many records are left without an outcome.
+    fn drain(&self, consumer: &BaseConsumer<Self>, leaving: &mut [(Key, Partition)]) -> usize {
+        let unsettled =
+            |leaving: &[(Key, Partition)]| leaving.iter().map(|(_, p)| p.unsettled().records).sum();
+        let mut patience = Patience::new(Instant::now(), self.drain_deadline, unsettled(leaving));
+        while let Some(left) = patience.left(Instant::now(), unsettled(leaving)) {
+            let Some((_, busy)) = leaving.iter().find(|(_, partition)| !partition.is_done()) else { break };
+            busy.wait(left.min(DRAIN_STEP));
+            self.refill(consumer);
+        }
+        let unfinished = leaving.iter_mut().map(|(_, partition)| partition.give_up()).sum();
+        self.partitions().note_abandoned(unfinished);
+        unfinished
+    }
+
+    /// Admits what waits, and lets the partitions flow again that have room.
+    pub(super) fn refill(&self, consumer: &BaseConsumer<Self>) {
+        let resumed = self.partitions().refill();
+        for (topic, number) in resumed {
+            apply(consumer, &topic, number, Flow::Resume);
+        }
+    }
+}
+
+/// Tells Kafka to pause or to resume a partition.
+pub(super) fn apply(consumer: &BaseConsumer<Context>, topic: &str, number: i32, flow: Flow) {
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, number);
+    let applied = match flow {
+        Flow::Pause => consumer.pause(&list),
+        Flow::Resume => consumer.resume(&list),
+        Flow::Unchanged => Ok(()),
+    };
+    debug!(topic, partition = number, ?flow, "the flow of a partition changed");
+    if let Err(error) = applied {
+        // Pausing only saves memory and resuming is tried with the next assignment, but
+        // neither should ever fail for a partition that is ours.
+        warn!(topic, partition = number, ?flow, %error, "cannot change the flow of a partition");
     }
 }
 
@@ -118,7 +167,7 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
-            self.health.left();
+            self.health.shut_out(reason);
         }
         if self.voice.event(&error, reason) {
             self.health.all_brokers_are_down(self.voice.last_failure());

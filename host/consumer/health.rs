@@ -2,10 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio_util::sync::CancellationToken;
+
 /// Whether Kafka is there, for readiness.
 #[derive(Clone, Default)]
 pub struct Health {
     state: Arc<Mutex<State>>,
+    shut_out: CancellationToken,
 }
 
 #[derive(Default)]
@@ -19,6 +22,10 @@ impl Health {
     /// Why records are not flowing; `None` when they are.
     pub fn problem(&self) -> Option<String> {
         let state = self.lock();
+        if self.shut_out.is_cancelled() {
+            let last = state.last_error.as_deref().unwrap_or("no reason given");
+            return Some(format!("kafka: shut out of the consumer group for good ({last})"));
+        }
         if !state.brokers_up {
             let last = state.last_error.as_deref().unwrap_or("no connection yet");
             return Some(format!("kafka: no broker answers ({last}); check `[kafka] brokers`"));
@@ -27,6 +34,26 @@ impl Health {
             return Some("kafka: waiting for the consumer group to assign partitions".into());
         }
         None
+    }
+
+    /// Waits until Kafka has shut this consumer out for good. Nothing mends that but a new
+    /// process: usually another one has taken the name in `[kafka] instance`.
+    pub async fn until_shut_out(&self) {
+        self.shut_out.cancelled().await;
+    }
+
+    pub(super) fn is_shut_out(&self) -> bool {
+        self.shut_out.is_cancelled()
+    }
+
+    /// Kafka will not have this consumer any more, for this reason.
+    pub(super) fn shut_out(&self, reason: &str) {
+        {
+            let mut state = self.lock();
+            state.in_group = false;
+            state.last_error = Some(reason.to_owned());
+        }
+        self.shut_out.cancel();
     }
 
     /// Statistics say that a broker answers. Returns whether that is new.

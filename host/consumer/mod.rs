@@ -8,8 +8,9 @@
 //! - When partitions are taken away, what was begun on them is finished within a deadline
 //!   below half of the session timeout, and committed before the next owner starts. Work of an
 //!   older assignment holds tickets of an older ledger, and so can commit nothing. The
-//!   partitions that stay go on with what they have; they get no new records meanwhile, since
-//!   revocations run on the polling thread.
+//!   partitions that stay go on with what they have. librdkafka fetches nothing new for them
+//!   meanwhile, which is why work that stands still is not waited for (`patience`).
+//! - A consumer that Kafka shuts out for good ends, and says so ([`Health::until_shut_out`]).
 //!
 //! One polling thread instead of librdkafka's split partition queues: those have lost
 //! wake-ups and orphan partitions (rust-rdkafka #840, #665, #535).
@@ -20,6 +21,7 @@ mod context;
 mod health;
 mod partition;
 mod partitions;
+mod patience;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +33,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::kafka;
 use crate::message::{Header, Origin, Record};
@@ -41,7 +43,7 @@ pub use health::Health;
 pub use partition::{Admitted, Feed};
 pub use partitions::Metrics;
 
-use context::Context;
+use context::{Context, apply};
 use partition::{Flow, Limit};
 use partitions::Partitions;
 
@@ -62,7 +64,7 @@ pub type OnAssigned = Box<dyn Fn(Feed) + Send + Sync>;
 pub struct Consumer {
     context: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
-    finished: oneshot::Receiver<usize>,
+    finished: oneshot::Receiver<Stopped>,
     health: Health,
 }
 
@@ -80,6 +82,9 @@ pub enum Stopped {
     Drained,
     /// The grace period ended first: this many records will be delivered again.
     Abandoned(usize),
+    /// Kafka had shut this consumer out for good, for example because another process took its
+    /// `[kafka] instance`. What was in flight is delivered again.
+    ShutOut,
     /// Kafka did not let go in time; what was settled may not be committed.
     Hung,
 }
@@ -126,13 +131,13 @@ impl Consumer {
         // Closing a consumer can hang while the broker is away; it gets a little longer than
         // the workers, then the process goes without it.
         let patience = grace + Duration::from_secs(5);
-        let Ok(Ok(abandoned)) = tokio::time::timeout(patience, &mut self.finished).await else {
+        let Ok(Ok(stopped)) = tokio::time::timeout(patience, &mut self.finished).await else {
             return Stopped::Hung;
         };
         if let Some(thread) = self.thread.take() {
             drop(tokio::task::spawn_blocking(move || thread.join()).await);
         }
-        if abandoned == 0 { Stopped::Drained } else { Stopped::Abandoned(abandoned) }
+        stopped
     }
 }
 
@@ -188,11 +193,11 @@ const IDLE_POLL: Duration = Duration::from_millis(100);
 const PAUSED_POLL: Duration = Duration::from_millis(5);
 
 impl Poller {
-    /// Polls until told to stop. Returns how many records were begun and not settled.
-    fn run(self) -> usize {
+    /// Polls until told to stop, or until Kafka will not have this consumer any more.
+    fn run(self) -> Stopped {
         let mut next_commit = Instant::now() + self.commit_every;
         let mut next_refill = Instant::now();
-        while !self.shared.stopping.load(Ordering::Acquire) {
+        while !self.shared.stopping.load(Ordering::Acquire) && !self.consumer.context().is_shut_out() {
             let paused = self.partitions().any_paused();
             match self.consumer.poll(if paused { PAUSED_POLL } else { IDLE_POLL }) {
                 Some(Ok(message)) => self.accept(record(&message)),
@@ -201,7 +206,7 @@ impl Poller {
             }
             let now = Instant::now();
             if now >= next_refill {
-                self.refill();
+                self.consumer.context().refill(&self.consumer);
                 next_refill = now + PAUSED_POLL;
             }
             if now >= next_commit {
@@ -220,30 +225,7 @@ impl Poller {
         let (topic, number) = (Arc::clone(&record.origin.topic), record.origin.partition);
         let flow = self.partitions().accept(record);
         if flow == Flow::Pause {
-            self.apply(&topic, number, flow);
-        }
-    }
-
-    fn refill(&self) {
-        let resumed = self.partitions().refill();
-        for (topic, number) in resumed {
-            self.apply(&topic, number, Flow::Resume);
-        }
-    }
-
-    fn apply(&self, topic: &str, number: i32, flow: Flow) {
-        let mut list = TopicPartitionList::new();
-        list.add_partition(topic, number);
-        let applied = match flow {
-            Flow::Pause => self.consumer.pause(&list),
-            Flow::Resume => self.consumer.resume(&list),
-            Flow::Unchanged => Ok(()),
-        };
-        debug!(topic, partition = number, ?flow, "the flow of a partition changed");
-        if let Err(error) = applied {
-            // Pausing only saves memory and resuming is tried with the next assignment, but
-            // neither should ever fail for a partition that is ours.
-            warn!(topic, partition = number, ?flow, %error, "cannot change the flow of a partition");
+            apply(&self.consumer, &topic, number, flow);
         }
     }
 
@@ -260,7 +242,12 @@ impl Poller {
     }
 
     /// Finishes what was begun, commits, leaves the group.
-    fn drain(self) -> usize {
+    fn drain(self) -> Stopped {
+        if self.consumer.context().is_shut_out() {
+            // Somebody else has the partitions: what is not settled yet is theirs.
+            self.partitions().abandon_all();
+            return Stopped::ShutOut;
+        }
         let grace = *self.shared.grace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let deadline = Instant::now() + grace;
         self.partitions().close_all();
@@ -277,11 +264,11 @@ impl Poller {
                 next_commit = Instant::now() + self.commit_every;
             }
         }
-        let abandoned = self.partitions().finish_all(Instant::now());
+        let abandoned = self.partitions().give_up_all();
         self.commit(CommitMode::Sync);
         self.partitions().clear();
         self.consumer.unsubscribe();
-        abandoned
+        if abandoned == 0 { Stopped::Drained } else { Stopped::Abandoned(abandoned) }
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -186,12 +186,18 @@ impl Partition {
         self.waiting.clear();
     }
 
-    /// Waits until the worker is done; at the deadline tells it to drop everything. Returns
-    /// how many records it then leaves behind without an outcome.
-    pub(crate) fn finish(&mut self, deadline: Instant) -> usize {
-        use std::sync::mpsc::RecvTimeoutError::Timeout;
-        let left = deadline.saturating_duration_since(Instant::now());
-        let Err(Timeout) = self.done.recv_timeout(left) else { return 0 };
+    /// Waits until the worker is done, or this time is over.
+    pub(crate) fn wait(&self, at_most: Duration) {
+        // Nothing is ever sent: it ends when the worker drops its feed.
+        let _ = self.done.recv_timeout(at_most);
+    }
+
+    /// Tells a worker that is not done to drop everything. Returns how many records are left
+    /// without an outcome.
+    pub(crate) fn give_up(&mut self) -> usize {
+        if self.is_done() {
+            return 0;
+        }
         self.abandon.cancel();
         self.offsets.unsettled().records
     }
@@ -292,7 +298,7 @@ mod tests {
         begun.ticket.settle();
         drop(feed);
         assert!(partition.is_done());
-        partition.finish(Instant::now());
+        partition.give_up();
         assert_eq!(partition.to_commit(), Some(1));
     }
 
@@ -302,7 +308,7 @@ mod tests {
         partition.accept(record(0, 1), LIMIT);
         let begun = feed.records.try_recv().expect("admitted");
         partition.close();
-        assert_eq!(partition.finish(Instant::now()), 1);
+        assert_eq!(partition.give_up(), 1);
         assert!(feed.abandon.is_cancelled());
         assert_eq!(partition.to_commit(), None);
         drop(begun);

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -79,12 +78,14 @@ pub(super) struct Partitions {
     total: Limit,
     /// Nothing new is begun any more, on newly assigned partitions either.
     closing: bool,
+    /// Records that partitions which went elsewhere left without an outcome while closing.
+    abandoned: usize,
     metrics: Metrics,
 }
 
 impl Partitions {
     pub(super) fn new(total: Limit, metrics: Metrics) -> Self {
-        Self { assigned: HashMap::new(), total, closing: false, metrics }
+        Self { assigned: HashMap::new(), total, closing: false, abandoned: 0, metrics }
     }
 
     /// A newly assigned partition; the feed is for its worker.
@@ -181,8 +182,17 @@ impl Partitions {
         self.assigned.values().all(Partition::is_done)
     }
 
-    pub(super) fn finish_all(&mut self, deadline: Instant) -> usize {
-        self.assigned.values_mut().map(|partition| partition.finish(deadline)).sum()
+    /// Tells the workers that are not done to drop everything. Returns how many records were
+    /// left without an outcome since [`Partitions::close_all`].
+    pub(super) fn give_up_all(&mut self) -> usize {
+        self.abandoned + self.assigned.values_mut().map(Partition::give_up).sum::<usize>()
+    }
+
+    /// A revocation left this many records without an outcome.
+    pub(super) fn note_abandoned(&mut self, records: usize) {
+        if self.closing {
+            self.abandoned += records;
+        }
     }
 
     pub(super) fn clear(&mut self) {
