@@ -152,3 +152,26 @@ async fn health_metrics_and_the_api_answer() {
     assert!(missing.is_empty(), "{missing:?} not in\n{metrics}");
     assert!(metrics.ends_with("# EOF\n"), "OpenMetrics");
 }
+
+#[tokio::test]
+async fn a_process_whose_instance_name_is_taken_ends_and_says_so() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("fenced", 2).await;
+    if !kafka().can_prove("a_process_whose_instance_name_is_taken_ends_and_says_so") {
+        return;
+    }
+    let (_redis, settings) = lobby(&comet, &topic).await;
+    let settings = settings.set("kafka", "instance", quoted("gateway-1"));
+    let first = settings.clone().start().await;
+    kafka().produce_room(&topic, "lobby", "before").await;
+    first.wait_until_settled(&topic).await;
+
+    let second = settings.group(first.group()).start().await;
+    let status = first.wait().await;
+    assert_eq!(status.code(), Some(1), "{first:?}");
+    let said = format!("{first:?}");
+    assert!(said.contains("kafka has shut this process out of the consumer group"), "{said}");
+    kafka().produce_room(&topic, "lobby", "after").await;
+    second.wait_until_settled(&topic).await;
+    assert_eq!(heard(&comet), ["before", "after"]);
+}

@@ -64,7 +64,7 @@ impl Default for Config {
             idle_after: Duration::from_secs(600),
             resolve_every: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(2),
-            breaker_failures: 10,
+            breaker_failures: 5,
             breaker_patience: Duration::from_secs(2),
             breaker_open: Duration::from_secs(1),
             breaker_open_max: Duration::from_secs(30),

@@ -66,6 +66,14 @@ impl Context {
         self.health.is_shut_out()
     }
 
+    /// Finds out whether Kafka will not have this consumer any more. The events of fatal errors
+    /// bear the codes of their causes, so that the client is asked.
+    pub(super) fn look_for_fatal_error(&self, consumer: &BaseConsumer<Self>) {
+        if let Some((_, reason)) = consumer.client().fatal_error() {
+            self.health.shut_out(&reason);
+        }
+    }
+
     /// An error that came in a record's place. librdkafka goes on by itself.
     pub(super) fn kafka_error(&self, error: &KafkaError) {
         use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve, UnknownTopicOrPartition};
@@ -166,9 +174,6 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
-            self.health.shut_out(reason);
-        }
         if self.voice.event(&error, reason) {
             self.health.all_brokers_are_down(self.voice.last_failure());
         }

@@ -211,6 +211,7 @@ impl Poller {
             }
             if now >= next_commit {
                 self.commit(CommitMode::Async);
+                self.consumer.context().look_for_fatal_error(&self.consumer);
                 next_commit = now + self.commit_every;
             }
         }

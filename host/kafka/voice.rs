@@ -35,7 +35,7 @@ impl Voice {
     /// An event of the client. Returns whether it means that no broker answers.
     pub(crate) fn event(&self, error: &KafkaError, reason: &str) -> bool {
         debug!(client = self.client, %error, reason, "kafka client event");
-        use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Fatal, Resolve};
+        use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Fatal, FencedInstanceId, Resolve};
         match error.rdkafka_error_code() {
             Some(AllBrokersDown) => {
                 if self.away.now() {
@@ -48,7 +48,8 @@ impl Voice {
                 }
                 return true;
             }
-            Some(Fatal) => {
+            // librdkafka names the reason of a fatal error in its place.
+            Some(Fatal | FencedInstanceId) => {
                 error!(client = self.client, reason, "kafka has shut this client out for good");
             }
             Some(BrokerTransportFailure | Resolve) => {
