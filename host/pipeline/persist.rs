@@ -13,8 +13,9 @@ use tracing::{info, warn};
 pub(super) struct Abandoned;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// Work goes on within about this time of the other side's return.
-const LONGEST_PAUSE: Duration = Duration::from_millis(800);
+/// With the clients' own back-off of half a second, work goes on within a second of the other
+/// side's return.
+const LONGEST_PAUSE: Duration = Duration::from_millis(400);
 const REMIND_EVERY: Duration = Duration::from_secs(10);
 
 /// Tries until `attempt` succeeds or the partition is abandoned. The first failure is logged
