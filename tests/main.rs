@@ -9,5 +9,6 @@ mod letters;
 mod policies;
 mod routing;
 mod service;
+mod soak;
 mod support;
 mod support_works;

@@ -10,7 +10,7 @@ use crate::support::comet::{FakeComet, To};
 use crate::support::gateway::{Gateway, Plugin, RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
-use crate::support::{PATIENCE, eventually, folder, repository};
+use crate::support::{PATIENCE, eventually, folder, loudly, repository, resident_kib};
 
 /// A bundled policy, as `make plugins` built it.
 fn bundled(name: &str) -> Plugin {
@@ -318,7 +318,7 @@ async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_mem
         sent
     };
     let swaps = async {
-        let (mut early, mut seen) = (0, generation(&gateway).await);
+        let (mut first, mut early, mut seen) = (0, 0, generation(&gateway).await);
         for swap in 1..=SWAPS {
             if swap % 10 == 0 {
                 // Other bytes, so that there is something new to compile and old code to free.
@@ -328,14 +328,17 @@ async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_mem
             }
             gateway.configure(&policies(if swap % 2 == 0 { "*" } else { "#" }));
             seen = generation_after(&gateway, seen).await;
+            if swap == 10 {
+                first = resident_kib(gateway.pid());
+            }
             if swap == SWAPS / 10 {
                 early = resident_kib(gateway.pid());
             }
         }
         swapping.store(false, std::sync::atomic::Ordering::Relaxed);
-        (early, resident_kib(gateway.pid()))
+        (first, early, resident_kib(gateway.pid()))
     };
-    let (sent, (early, late)) = tokio::join!(load, swaps);
+    let (sent, (first, early, late)) = tokio::join!(load, swaps);
     gateway.wait_until_settled(&stage.topic).await;
 
     let heard = stage.heard();
@@ -349,6 +352,11 @@ async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_mem
         BTreeSet::from(["**** ****", "#### ####"]),
         "both policies of a message are of one set"
     );
+    loudly(format_args!(
+        "resident after 10 swaps {first} KiB, after {} {early} KiB, after {SWAPS} {late} KiB: {:.3}x of after 10",
+        SWAPS / 10,
+        late as f64 / first as f64
+    ));
     assert!(
         late * 10 < early * 13,
         "resident: {early} KiB after {} swaps, {late} KiB after {SWAPS}",
@@ -359,12 +367,6 @@ async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_mem
 /// The same module with other bytes: a custom section more.
 fn variant(module: &[u8], number: u64) -> Vec<u8> {
     [module, &[0, 10, 1, b'v'], &number.to_le_bytes()].concat()
-}
-
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
 #[tokio::test]

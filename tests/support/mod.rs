@@ -97,3 +97,10 @@ pub fn repository(path: &str) -> PathBuf {
 pub fn folder(prefix: &str) -> tempfile::TempDir {
     tempfile::Builder::new().prefix(&format!("halley-{prefix}-")).tempdir().expect("a temporary folder")
 }
+
+/// The memory that a process has now, in KiB.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
