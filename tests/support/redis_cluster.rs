@@ -94,7 +94,8 @@ impl RedisCluster {
         node.tell(&["CLUSTER", "KEYSLOT", key]).await
     }
 
-    async fn owner_of(&self, slot: u16) -> Option<usize> {
+    /// The index of the node that says it serves this slot.
+    pub async fn owner_of(&self, slot: u16) -> Option<usize> {
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.is_running()) {
             let text = node.ask::<String>(&["CLUSTER", "NODES"]).await.unwrap_or_default();
             let Some(own) = text.lines().find(|line| line.contains("myself")) else { continue };

@@ -113,24 +113,26 @@ impl RedisNode {
 
     /// Runs one command.
     pub async fn run<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
-        let mut pipeline = redis::pipe();
-        pipeline.add_command(command.clone());
-        self.run_all::<(T,)>(&pipeline).await.map(|(value,)| value)
+        self.again_when_closed(async |mut connection| command.query_async(&mut connection).await).await
     }
 
     /// Runs a pipeline.
     pub async fn run_all<T: FromRedisValue>(&self, pipeline: &Pipeline) -> RedisResult<T> {
+        self.again_when_closed(async |mut connection| pipeline.query_async(&mut connection).await).await
+    }
+
+    /// Who becomes a replica closes all connections: what ours says is worth a new one.
+    async fn again_when_closed<T>(
+        &self,
+        ask: impl AsyncFn(MultiplexedConnection) -> RedisResult<T>,
+    ) -> RedisResult<T> {
         let was_there = self.cached().is_some();
-        let answer = pipeline.query_async(&mut self.connection().await?).await;
+        let answer = ask(self.connection().await?).await;
         if !answer.as_ref().is_err_and(RedisError::is_io_error) {
             return answer;
         }
         *self.cached() = None;
-        if !was_there {
-            return answer;
-        }
-        // Who becomes a replica closes all connections.
-        pipeline.query_async(&mut self.connection().await?).await
+        if was_there { ask(self.connection().await?).await } else { answer }
     }
 
     /// `name:value` lines, as `INFO` and `CLUSTER INFO` answer.
