@@ -300,3 +300,38 @@ pub(super) fn as_cluster(problem: Problem) -> Problem {
         _ => problem,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(line: &str) -> String {
+        let reply = redis::parse_redis_value(format!("{line}\r\n").as_bytes()).expect("a reply");
+        match understand(reply, &Node::new("here", 1)) {
+            Said::Answer(Value::ServerError(error)) => format!("refusal {}", error.code()),
+            Said::Answer(_) => "answer".to_owned(),
+            Said::Moved(node) => format!("moved to {node}"),
+            Said::Ask(node) => format!("ask {node}"),
+            Said::Again => "again".to_owned(),
+            Said::Unfit(problem) => format!("{:?} {}", problem.trouble, problem.said),
+        }
+    }
+
+    #[test]
+    fn replies_of_nodes_are_understood() {
+        for (line, meaning) in [
+            ("+OK", "answer"),
+            ("-WRONGTYPE of another kind", "refusal WRONGTYPE"),
+            ("-CROSSSLOT of several keys", "refusal CROSSSLOT"),
+            ("-MOVED 3999 there:2", "moved to there:2"),
+            ("-MOVED 3999 :2", "moved to here:2"),
+            ("-ASK 3999 ::1:2", "ask ::1:2"),
+            ("-TRYAGAIN of several keys", "again"),
+            ("-CLUSTERDOWN it is", "ClusterDown here:1: CLUSTERDOWN it is"),
+            ("-MOVED nonsense", "ClusterDown here:1: MOVED nonsense"),
+            ("-LOADING it is", "NotReady here:1: LOADING it is"),
+        ] {
+            assert_eq!(said(line), meaning, "{line}");
+        }
+    }
+}

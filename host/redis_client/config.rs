@@ -21,7 +21,8 @@ pub struct Config {
     ///   sentinels too.
     /// - `memory://`: no Redis; directory, guards and inboxes are inside the process.
     ///
-    /// Special characters of names and passwords are percent-encoded.
+    /// Special characters of names and passwords are percent-encoded. In a cluster the user
+    /// needs `+cluster|slots`, behind sentinels `+role` is of use.
     pub url: String,
     /// What Halley's own keys begin with: guards, inboxes, plugin state. The keys that comets
     /// write have no prefix.

@@ -108,7 +108,7 @@ impl Link {
         for pipeline in pipelines(commands) {
             let answer = self.send(&pipeline).await?;
             if let Some(problem) = answer.replies.iter().find_map(reply::trouble) {
-                if problem.said.starts_with("READONLY") || problem.trouble == Trouble::Denied {
+                if self.should_forget(&problem) {
                     self.forget(answer.epoch).await;
                 }
                 return Err(problem);
@@ -140,6 +140,16 @@ impl Link {
                 self.forget(epoch).await;
                 Err((error.into(), epoch == before))
             }
+        }
+    }
+
+    /// Whether a new connection may help: it logs in again, or leads to another server.
+    fn should_forget(&self, problem: &Problem) -> bool {
+        match self.destination {
+            Destination::Server(_) => {
+                problem.trouble == Trouble::Denied || problem.said.starts_with("READONLY")
+            }
+            Destination::Primary(_) => true,
         }
     }
 

@@ -95,3 +95,42 @@ pub(crate) fn trouble(value: &Value) -> Option<Problem> {
 pub(crate) fn said(error: &ServerError) -> String {
     format!("{} {}", error.code(), error.details().unwrap_or_default())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trouble_of(line: &str) -> Option<Trouble> {
+        let reply = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).expect("a reply");
+        trouble(&reply).map(|problem| {
+            assert_eq!(&*problem.said, line);
+            problem.trouble
+        })
+    }
+
+    #[test]
+    fn what_says_that_the_server_cannot_serve_is_no_refusal() {
+        for line in [
+            "LOADING Redis is loading the dataset in memory",
+            "READONLY You can't write against a read only replica.",
+            "MASTERDOWN Link with MASTER is down",
+            "BUSY Redis is busy running a script.",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "NOREPLICAS Not enough good replicas to write.",
+        ] {
+            assert_eq!(trouble_of(line), Some(Trouble::NotReady), "{line}");
+        }
+        for line in [
+            "MOVED 3999 127.0.0.1:6381",
+            "ASK 3999 127.0.0.1:6381",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "CLUSTERDOWN The cluster is down",
+            "CROSSSLOT Keys in request don't hash to the same slot",
+        ] {
+            assert_eq!(trouble_of(line), Some(Trouble::IsCluster), "{line}");
+        }
+        assert_eq!(trouble_of("NOAUTH Authentication required."), Some(Trouble::Denied));
+        assert_eq!(trouble_of("WRONGTYPE Operation against a key"), None);
+        assert_eq!(trouble_of("ERR unknown command"), None);
+    }
+}
