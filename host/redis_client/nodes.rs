@@ -124,7 +124,7 @@ impl Nodes {
                     best = Some(slots);
                 }
                 Ok(_) => {}
-                Err(other) => problem = problem.or(Some(other)),
+                Err(other) => problem = Problem::worse(problem, other),
             }
         }
         best.ok_or_else(|| problem.unwrap_or_else(|| unserved(format_args!("any slot"))))

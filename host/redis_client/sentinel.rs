@@ -54,7 +54,7 @@ impl Sentinels {
                 },
                 Err(problem) => problem,
             };
-            worst = worse(worst, problem);
+            worst = Problem::worse(worst, problem);
         }
         Err(worst.unwrap_or_else(|| Problem::new(Trouble::NoService, "no sentinel is named")))
     }
@@ -131,18 +131,4 @@ fn sentinel_problem(reply: &Value) -> Option<Problem> {
         _ => Trouble::NoService,
     };
     Some(Problem::new(trouble, said))
-}
-
-/// The problem that tells a person more: what somebody answered rather than nobody's silence.
-fn worse(one: Option<Problem>, other: Problem) -> Option<Problem> {
-    let weight = |problem: &Problem| match problem.trouble {
-        Trouble::Away => 0,
-        Trouble::Slow => 1,
-        Trouble::NoService | Trouble::Nonsense => 2,
-        _ => 3,
-    };
-    match one {
-        Some(one) if weight(&one) >= weight(&other) => Some(one),
-        _ => Some(other),
-    }
 }

@@ -54,6 +54,20 @@ impl Problem {
     pub(crate) fn of(self, server: impl fmt::Display) -> Self {
         Self::new(self.trouble, format!("{server}: {}", self.said))
     }
+
+    /// The one that tells a person more: what somebody answered rather than nobody's silence.
+    pub(crate) fn worse(one: Option<Self>, other: Self) -> Option<Self> {
+        let weight = |problem: &Self| match problem.trouble {
+            Trouble::Away => 0,
+            Trouble::Slow => 1,
+            Trouble::NoService | Trouble::NoCluster | Trouble::Nonsense => 2,
+            _ => 3,
+        };
+        match one {
+            Some(one) if weight(&one) >= weight(&other) => Some(one),
+            _ => Some(other),
+        }
+    }
 }
 
 impl From<RedisError> for Problem {
