@@ -23,10 +23,11 @@ use super::slots::{Node, Slots, slot_of};
 use super::unavailable::{Problem, Trouble};
 use super::{BadUrl, Timeouts, reply, split};
 
-/// How long to wait before a command is repeated whose keys are just being moved.
-const PAUSE: Duration = Duration::from_millis(10);
-/// How often a command is redirected in one call. While slots move, twice is usual.
+/// How often a command is redirected in one call, or repeated because its keys are just being
+/// moved; after the first few times with a pause. While slots move, twice is usual.
 const REDIRECTIONS: usize = 16;
+const USUAL_REDIRECTIONS: usize = 3;
+const PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Cluster {
@@ -56,7 +57,10 @@ enum Said {
     Ask(Node),
     /// Its keys are just being moved.
     Again,
+    /// It cannot serve now.
     Unfit(Problem),
+    /// There was no answer.
+    Nothing(Problem),
 }
 
 impl Cluster {
@@ -118,57 +122,55 @@ impl Cluster {
             commands,
             ask: HashMap::new(),
         };
-        let mut failed_before = false;
-        for _ in 0..REDIRECTIONS {
+        let mut lost_before = false;
+        for round in 0..REDIRECTIONS {
             if open.left.is_empty() {
                 return Ok(open.replies.into_iter().map(Option::unwrap_or_default).collect());
             }
-            match self.round(&mut open).await {
-                Ok(()) => {}
+            if round > USUAL_REDIRECTIONS {
+                tokio::time::sleep(PAUSE).await;
+            }
+            match self.round(&mut open).await? {
+                None => {}
                 // Once more with a new map: another node may have taken over.
-                Err(_) if !failed_before => failed_before = true,
-                Err(problem) => return Err(problem),
+                Some(_) if !lost_before => lost_before = true,
+                Some(problem) => return Err(problem),
             }
         }
         Err(Problem::new(Trouble::ClusterDown, format!("redirected {REDIRECTIONS} times")))
     }
 
-    /// Asks everyone who has to do with what is open, once. A problem is told at the end, when
-    /// everything else is noted.
-    async fn round(&self, open: &mut Open) -> Result<(), Problem> {
+    /// Asks everyone who has to do with what is open, once. Tells of a node that did not answer;
+    /// what it was asked stays open, and what others answered is noted.
+    async fn round(&self, open: &mut Open) -> Result<Option<Problem>, Problem> {
         let slots = self.nodes.slots().await?;
         let groups = self.groups(open, &slots)?;
         open.left.clear();
         open.ask.clear();
         let sent = groups.into_iter().map(|(group, indexes)| self.send(group, indexes, &open.commands));
         let outcomes = join_all(sent).await;
-        let (mut moved, mut pause, mut first_problem) = (Vec::new(), false, None);
-        for outcome in outcomes {
-            for (index, said) in outcome {
-                match said {
-                    Said::Answer(value) => {
-                        open.replies[index] = Some(value);
-                        continue;
-                    }
-                    Said::Moved(node) => moved.extend(slot_of(&open.commands[index]).map(|s| (s, node))),
-                    Said::Ask(node) => drop(open.ask.insert(index, node)),
-                    Said::Again => pause = true,
-                    Said::Unfit(problem) => first_problem = first_problem.or(Some(problem)),
+        let (mut moved, mut unfit, mut lost) = (Vec::new(), None, None);
+        for (index, said) in outcomes.into_iter().flatten() {
+            match said {
+                Said::Answer(value) => {
+                    open.replies[index] = Some(value);
+                    continue;
                 }
-                open.left.push(index);
+                Said::Moved(node) => moved.extend(slot_of(&open.commands[index]).map(|slot| (slot, node))),
+                Said::Ask(node) => drop(open.ask.insert(index, node)),
+                Said::Again => {}
+                Said::Unfit(problem) => unfit = Problem::worse(unfit, problem),
+                Said::Nothing(problem) => lost = Problem::worse(lost, problem),
             }
+            open.left.push(index);
         }
         // In the order given again, for commands on one key.
         open.left.sort_unstable();
         self.nodes.learn(moved);
-        if let Some(problem) = first_problem {
+        if unfit.is_some() || lost.is_some() {
             self.nodes.distrust();
-            return Err(problem);
         }
-        if pause {
-            tokio::time::sleep(PAUSE).await;
-        }
-        Ok(())
+        unfit.map_or(Ok(lost), Err)
     }
 
     /// Divides what is open among the nodes.
@@ -199,7 +201,7 @@ impl Cluster {
                 Ok(replies) => said.extend(part.iter().copied().zip(replies)),
                 Err(problem) => {
                     let rest = &indexes[said.len()..];
-                    said.extend(rest.iter().map(|&index| (index, Said::Unfit(problem.clone()))));
+                    said.extend(rest.iter().map(|&index| (index, Said::Nothing(problem.clone()))));
                     break;
                 }
             }
@@ -227,10 +229,11 @@ impl Cluster {
         let (skip, step) = if asking { (1, 2) } else { (0, 1) };
         let replies = answer.replies.into_iter().skip(skip).step_by(step);
         let said: Vec<Said> = replies.map(|reply| understand(reply, node)).collect();
-        let unfit = said
-            .iter()
-            .any(|said| matches!(said, Said::Unfit(problem) if problem.trouble == Trouble::Denied));
-        if unfit {
+        if said.len() != part.len() {
+            return Err(Problem::new(Trouble::Nonsense, "replies are missing").of(node));
+        }
+        let denied = |said: &Said| matches!(said, Said::Unfit(problem) if problem.trouble == Trouble::Denied);
+        if said.iter().any(denied) {
             link.forget(answer.epoch).await;
         }
         Ok(said)
@@ -314,6 +317,7 @@ mod tests {
             Said::Ask(node) => format!("ask {node}"),
             Said::Again => "again".to_owned(),
             Said::Unfit(problem) => format!("{:?} {}", problem.trouble, problem.said),
+            Said::Nothing(_) => unreachable!("there is a reply"),
         }
     }
 
