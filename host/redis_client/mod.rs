@@ -34,6 +34,7 @@ pub(crate) mod testing;
 mod tests;
 mod unavailable;
 mod way;
+mod wellbeing;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -134,7 +135,7 @@ impl RedisClient {
         self.0.scan.epoch()
     }
 
-    /// What was wrong when Redis was last asked; `None` when it answered, or was not asked yet.
+    /// What is wrong with Redis at present; `None` when it answers, or was not asked yet.
     pub fn last_problem(&self) -> Option<Unavailable> {
         self.0.small.last_problem().or_else(|| self.0.scan.last_problem())
     }
@@ -143,7 +144,8 @@ impl RedisClient {
     /// slots is asked.
     ///
     /// # Errors
-    /// When one stays without an answer.
+    /// When one stays without an answer, or others' calls were refused just now, as a replica
+    /// refuses to write.
     pub async fn ping(&self) -> Result<(), Unavailable> {
         let ping = async |way: &Way| {
             let started = Instant::now();

@@ -1,8 +1,6 @@
 //! One of the shared client's ways to Redis, whatever kind of Redis that is.
-//!
-//! It remembers what the last call met, and says so once when Redis goes or returns.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use redis::{Cmd, Value};
 
@@ -11,15 +9,14 @@ use super::link::Link;
 use super::sentinel::Sentinels;
 use super::target::Target;
 use super::unavailable::{Problem, Unavailable};
+use super::wellbeing::Wellbeing;
 use super::{BadUrl, Timeouts};
 
 #[derive(Debug)]
 pub(super) struct Way {
-    name: &'static str,
     place: Arc<str>,
     kind: Kind,
-    /// What the last call met; also tells when to log that Redis went or returned.
-    last_problem: Mutex<Option<Unavailable>>,
+    wellbeing: Wellbeing,
 }
 
 #[derive(Debug)]
@@ -45,7 +42,8 @@ impl Way {
             }
             Target::Cluster(seeds) => Kind::Cluster(Cluster::new(seeds, timeouts, sign_of_life)?),
         };
-        Ok(Self { name, place, kind, last_problem: Mutex::default() })
+        let wellbeing = Wellbeing::new(name, place.clone());
+        Ok(Self { place, kind, wellbeing })
     }
 
     /// A number that changes whenever another server may be the one that answers.
@@ -57,7 +55,7 @@ impl Way {
     }
 
     pub(super) fn last_problem(&self) -> Option<Unavailable> {
-        self.last_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.wellbeing.problem()
     }
 
     /// Runs commands; one reply per command, in order.
@@ -70,31 +68,34 @@ impl Way {
             Kind::One(link) => link.run(commands).await,
             Kind::Cluster(cluster) => cluster.run(commands).await,
         };
-        self.remember(operation, outcome)
+        match outcome {
+            Ok(replies) => {
+                self.wellbeing.succeeded(operation);
+                Ok(replies)
+            }
+            Err(problem) => Err(self.failed(operation, problem)),
+        }
     }
 
-    /// Asks for a sign of life: the server, or everyone in the cluster who serves slots.
+    /// Asks for a sign of life: the server, or everyone in the cluster who serves slots. That is
+    /// not enough while Redis refuses to do what others ask of it.
     pub(super) async fn ping(&self, operation: &'static str) -> Result<(), Unavailable> {
         let outcome = match &self.kind {
             Kind::One(link) => link.run(vec![redis::cmd("PING")]).await.map(drop),
             Kind::Cluster(cluster) => cluster.ping().await,
         };
-        self.remember(operation, outcome)
+        match outcome {
+            Ok(()) => {
+                self.wellbeing.alive();
+                self.wellbeing.problem().map_or(Ok(()), Err)
+            }
+            Err(problem) => Err(self.failed(operation, problem)),
+        }
     }
 
-    /// Logs only when Redis goes or returns: calls in between would all say the same.
-    fn remember<T>(&self, operation: &'static str, outcome: Result<T, Problem>) -> Result<T, Unavailable> {
-        let outcome = outcome.map_err(|Problem { trouble, said }| {
-            Unavailable::new(trouble, self.place.clone(), operation, said)
-        });
-        let problem = outcome.as_ref().err();
-        let mut last = self.last_problem.lock().unwrap_or_else(PoisonError::into_inner);
-        match (last.is_some(), problem) {
-            (false, Some(problem)) => tracing::warn!(connection = self.name, "{problem}"),
-            (true, None) => tracing::info!(connection = self.name, "Redis at {} is back", self.place),
-            (false, None) | (true, Some(_)) => {}
-        }
-        *last = problem.cloned();
-        outcome
+    fn failed(&self, operation: &'static str, Problem { trouble, said }: Problem) -> Unavailable {
+        let problem = Unavailable::new(trouble, self.place.clone(), operation, said);
+        self.wellbeing.failed(operation, trouble, problem.clone());
+        problem
     }
 }
