@@ -1,5 +1,6 @@
-//! The kinds of Redis beside a single server: a primary that is replaced under load, and a
-//! cluster whose slots move under load. Nothing is lost, and every room keeps its order.
+//! The kinds of Redis beside a single good server: one that turns out to be a replica, a primary
+//! that is replaced under load, and a cluster whose slots move under load. Nothing is lost, and
+//! every room keeps its order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -7,6 +8,7 @@ use std::process::Command;
 use crate::support::comet::{FakeComet, To};
 use crate::support::gateway::{Gateway, gateway, quoted};
 use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
 use crate::support::redis_cluster::RedisCluster;
 use crate::support::redis_sentinel::RedisSentinel;
 use crate::support::{PATIENCE, eventually, folder};
@@ -50,6 +52,34 @@ fn received(comet: &FakeComet) -> BTreeMap<String, Vec<String>> {
 fn expected(messages: usize) -> BTreeMap<String, Vec<String>> {
     let bodies: Vec<_> = (0..messages).map(|number| number.to_string()).collect();
     (0..ROOMS).map(|room| (format!("room-{room}"), bodies.clone())).collect()
+}
+
+#[tokio::test]
+async fn what_a_replica_refuses_waits_for_a_primary() {
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    if !redis.can_stop("what_a_replica_refuses_waits_for_a_primary") {
+        return;
+    }
+    redis.join_many("room-0", &members(0, &comet)).await;
+    redis.offline("away-0").await;
+    let topic = kafka().topic("replica", 1).await;
+    let gateway = reading(&topic, redis.url()).start().await;
+
+    let replica_of = |host: &str, port: &str| redis::cmd("REPLICAOF").arg(host).arg(port).take();
+    // Of nobody: it keeps what it has.
+    redis.run::<()>(replica_of("127.0.0.1", "1")).await;
+    kafka().produce_room(&topic, "room-0", "patience").await;
+    let unready = async || {
+        let answer = gateway.get("/readyz").await;
+        (answer.status == 503 && answer.body.contains("READONLY")).then_some(())
+    };
+    eventually("/readyz to say READONLY", PATIENCE, unready).await;
+
+    redis.run::<()>(replica_of("NO", "ONE")).await;
+    gateway.wait_until_settled(&topic).await;
+    gateway.wait_until_ready().await;
+    assert_eq!(inbox(redis.stream("halley:inbox:away-0").await), ["patience"]);
+    assert_eq!(received(&comet)["room-0"], ["patience"]);
 }
 
 #[tokio::test]
