@@ -7,6 +7,7 @@ mod examples_work;
 mod layers;
 mod letters;
 mod policies;
+mod redis_kinds;
 mod routing;
 mod service;
 mod soak;

@@ -1,5 +1,5 @@
-//! What every directory promises, run against the one in memory and the one in Redis, and in
-//! Redis with either way of reading rooms.
+//! What every directory promises, run against the one in memory and the one in Redis; in Redis
+//! with either way of reading rooms, behind sentinels, and in a cluster.
 
 use std::time::Duration;
 
@@ -7,7 +7,9 @@ use prometheus_client::registry::Registry;
 
 use super::{Directory, Found, Lookup, MemoryDirectory, Metrics, RedisDirectory};
 use crate::membership::{Connection, Member, Membership};
-use crate::redis_client::testing::{RedisServer, client, eventually, run};
+use crate::redis_client::testing::{
+    RedisCluster, RedisSentinel, RedisServer, client, client_of, eventually, run,
+};
 use crate::redis_client::{Config, RedisClient};
 
 /// Writes what comets write.
@@ -210,6 +212,52 @@ async fn the_directory_in_redis_behaves_without_sort_ro() {
         finds_what_comets_wrote(&directory, check_online).await;
     }
     finds_everyone_in_a_large_room(&server.client(), &in_redis(client)).await;
+}
+
+#[tokio::test]
+async fn the_directory_in_a_cluster_behaves() {
+    let cluster = RedisCluster::start().await;
+    let client = client_of(&cluster.url());
+    fill(&client).await;
+    for check_online in [true, false] {
+        let directory = RedisDirectory::new(client.clone(), check_online, metrics());
+        let how = directory.check().await.expect("answers");
+        assert!(how.starts_with("SMEMBERS + HMGET") && how.contains("Cluster"), "{how}");
+        finds_what_comets_wrote(&directory, check_online).await;
+    }
+    finds_everyone_in_a_large_room(&client, &in_redis(client.clone())).await;
+}
+
+#[tokio::test]
+async fn the_directory_behind_sentinels_behaves() {
+    let sentinels = RedisSentinel::start().await;
+    let client = client_of(&sentinels.url());
+    fill(&client).await;
+    let directory = in_redis(client.clone());
+    assert_eq!(directory.check().await.as_deref(), Ok("SORT_RO"));
+    finds_what_comets_wrote(&directory, true).await;
+    finds_everyone_in_a_large_room(&client, &directory).await;
+
+    sentinels.failover().await;
+    eventually("the new primary is read", async || directory.check().await.is_ok()).await;
+    finds_what_comets_wrote(&directory, true).await;
+}
+
+#[tokio::test]
+async fn keys_of_the_wrong_type_in_a_cluster_are_skipped() {
+    let cluster = RedisCluster::start().await;
+    let client = client_of(&cluster.url());
+    fill(&client).await;
+    run(&client, &["DEL", "user:online:u1"]).await;
+    run(&client, &["LPUSH", "user:online:u1", "x"]).await;
+    run(&client, &["SET", "connection:info:c2", "x"]).await;
+    let metrics = metrics();
+    let directory = RedisDirectory::new(client, true, metrics.clone());
+    let found = directory.lookup(&[room("video_123")]).await.map(sorted);
+    let offline = connection("c1", "localhost:50051", Some("u1"), false);
+    let c3 = connection("c3", "localhost:50052", Some("u3"), true);
+    assert_eq!(found, Ok(vec![Found::Room(Membership::new([offline, c3], 1))]));
+    assert_eq!(metrics.stale_members.get(), 1);
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ pub trait Guards: Send + Sync + 'static {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redis_client::testing::{RedisServer, eventually};
+    use crate::redis_client::testing::{RedisCluster, RedisServer, client_of, eventually};
 
     fn claim(key: &str, ttl: Duration, message: &str) -> Claim {
         Claim { key: key.to_owned(), ttl, message: message.into() }
@@ -88,6 +88,18 @@ mod tests {
         let guards = RedisGuards::new(server.client());
         let odd = guards.claim(&[claim("list", Duration::from_secs(1), "m/0/7")]).await;
         assert_eq!(odd, Ok(vec![true]), "in doubt a message passes");
+    }
+
+    #[tokio::test]
+    async fn guards_in_a_cluster_behave() {
+        let cluster = RedisCluster::start().await;
+        let guards = RedisGuards::new(client_of(&cluster.url()));
+        guards_behave(&guards).await;
+        let hour = Duration::from_secs(3600);
+        let many: Vec<_> = (0..3000).map(|n| claim(&format!("many {n}"), hour, "m/0/8")).collect();
+        assert_eq!(guards.claim(&many).await, Ok(vec![true; many.len()]));
+        let later: Vec<_> = many.into_iter().map(|made| Claim { message: "m/0/9".into(), ..made }).collect();
+        assert_eq!(guards.claim(&later).await, Ok(vec![false; later.len()]));
     }
 
     #[tokio::test]

@@ -7,7 +7,8 @@ use super::{Claim, Guards, Unavailable};
 use crate::redis_client::{RedisClient, Refusal, refusal};
 
 /// Claims under `<prefix>guard:` in Redis. A key's value is the id of the message that made
-/// the claim.
+/// the claim, so a claim that is sent twice is its own. When a replica takes over, the claims
+/// that it had not heard of can be made again.
 #[derive(Debug, Clone)]
 pub struct RedisGuards {
     client: RedisClient,

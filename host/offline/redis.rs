@@ -25,7 +25,10 @@ const BYTES_AT_ONCE: usize = 1 << 20;
 /// `expires`, both in milliseconds since 1970. The stream is trimmed to its maximal length and
 /// age, and goes when nothing was stored for the longest retention.
 ///
-/// Readers leave out entries that have expired and repeats of an `id`.
+/// Readers leave out entries that have expired and repeats of an `id`: an entry whose connection
+/// breaks is appended again. All commands have one key, so a cluster may spread the inboxes.
+/// Redis answers before its replicas know: what a primary took in its last moments is lost when
+/// a replica takes over.
 #[derive(Debug, Clone)]
 pub struct RedisInbox {
     client: RedisClient,

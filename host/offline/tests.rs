@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::message::{Audience, Origin, Record};
-use crate::redis_client::testing::{RedisServer, eventually};
+use crate::redis_client::testing::{RedisCluster, RedisServer, client_of, eventually};
 use ::redis::Value;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -77,6 +77,19 @@ async fn an_inbox_in_redis_behaves() {
     inbox_behaves(&RedisInbox::new(server.client(), &config(), metrics())).await;
     let Value::Int(left) = server.run(&["PTTL", "halley:inbox:ann"]).await else { panic!("no time") };
     assert!((1..=3_600_000).contains(&left), "the key goes when nothing comes any more: {left}");
+}
+
+#[tokio::test]
+async fn an_inbox_in_a_cluster_behaves() {
+    let cluster = RedisCluster::start().await;
+    let inbox = RedisInbox::new(client_of(&cluster.url()), &config(), metrics());
+    inbox_behaves(&inbox).await;
+    let users: Vec<String> = (0..500).map(|n| format!("user {n}")).collect();
+    let both = users.iter().flat_map(|user| [entry(user, 1, None), entry(user, 2, None)]);
+    assert_eq!(inbox.store(&both.collect::<Vec<_>>()).await, Ok(vec![]));
+    for user in users {
+        assert_eq!(offsets(&inbox, &user, 10).await, ["push/0/1", "push/0/2"], "{user}");
+    }
 }
 
 #[tokio::test]

@@ -2,14 +2,27 @@
 
 use std::time::Duration;
 
-use redis::{ConnectionInfo, IntoConnectionInfo};
+use super::target;
 
 /// The `[redis]` section.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where Redis is: `redis://[user:password@]host[:port][/database]`, `rediss://` for TLS,
-    /// or `memory://` for a directory, guards and inboxes inside the process.
+    /// Where Redis is; one of
+    ///
+    /// - `redis://[user:password@]host[:port][/database]`: one server. Port 6379, database 0.
+    /// - `redis+sentinel://[user:password@]sentinel[:port][,...]/service[/database]`: the primary
+    ///   that these sentinels watch under the name `service`. Port 26379. User and password are
+    ///   the primary's; the sentinels' own follow as
+    ///   `?sentinel_username=...&sentinel_password=...`, where they have some.
+    /// - `redis+cluster://[user:password@]node[:port][,...]`: the cluster that these nodes belong
+    ///   to. One reachable node suffices to find the others. Port 6379.
+    /// - `rediss://`, `rediss+sentinel://`, `rediss+cluster://`: the same with TLS, to the
+    ///   sentinels too.
+    /// - `memory://`: no Redis; directory, guards and inboxes are inside the process.
+    ///
+    /// Special characters of names and passwords are percent-encoded. In a cluster the user
+    /// needs `+cluster|slots`, behind sentinels `+role` is of use.
     pub url: String,
     /// What Halley's own keys begin with: guards, inboxes, plugin state. The keys that comets
     /// write have no prefix.
@@ -49,7 +62,7 @@ impl Config {
         if self.is_memory() {
             return Vec::new();
         }
-        server(&self.url).err().map(|error| error.to_string()).into_iter().collect()
+        target::read(&self.url).err().map(|error| error.to_string()).into_iter().collect()
     }
 }
 
@@ -57,38 +70,27 @@ impl Config {
 /// password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
-    /// Known to other software, but not yet to this.
-    #[error("[redis] url: {0}:// is not supported yet; name one server with redis:// or rediss://")]
-    NotYet(String),
     /// `memory://` is no server: whoever builds the parts takes the in-memory ones instead.
     #[error("[redis] url: memory:// names no server to connect to; use redis:// or rediss://")]
     Memory,
+    /// It should name a cluster.
+    #[error(
+        "[redis] url cannot be read ({0}); expected redis+cluster://[user:password@]node[:port][,node[:port]...], \
+         with special characters of the password percent-encoded"
+    )]
+    Cluster(String),
+    /// It should name sentinels.
+    #[error(
+        "[redis] url cannot be read ({0}); expected redis+sentinel://[user:password@]sentinel[:port][,...]\
+         /service[/database][?sentinel_username=...&sentinel_password=...], with special characters \
+         percent-encoded"
+    )]
+    Sentinel(String),
     /// Everything else.
     #[error(
         "[redis] url cannot be read ({0}); expected redis://[user:password@]host[:port][/database], \
-         with special characters of the password percent-encoded"
+         with special characters of the password percent-encoded; or redis+sentinel://, redis+cluster://, \
+         memory://"
     )]
     Malformed(String),
-}
-
-/// The server that a URL names.
-pub(super) fn server(url: &str) -> Result<ConnectionInfo, BadUrl> {
-    let scheme = url.split("://").next().unwrap_or_default();
-    match scheme {
-        "memory" => return Err(BadUrl::Memory),
-        "redis+cluster" | "rediss+cluster" | "redis+sentinel" | "rediss+sentinel" => {
-            return Err(BadUrl::NotYet(scheme.to_owned()));
-        }
-        _ => {}
-    }
-    let info = url.into_connection_info().map_err(|e| BadUrl::Malformed(e.to_string()))?;
-    // Without it a pipeline larger than one packet waits for an acknowledgement.
-    let settings = info.tcp_settings().clone().set_nodelay(true);
-    Ok(info.set_tcp_settings(settings))
-}
-
-/// A URL without user and password.
-pub(super) fn place(url: &str, server: &ConnectionInfo) -> String {
-    let scheme = url.split("://").next().unwrap_or_default();
-    format!("{scheme}://{}/{}", server.addr(), server.redis_settings().db())
 }

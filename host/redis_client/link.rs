@@ -4,34 +4,45 @@
 //! connection whose peer is silently gone. Here the caller that finds no connection makes one,
 //! others wait for that one attempt, and after a failed attempt calls fail at once until the
 //! back-off is over. A connection that broke, stayed silent too long, or leads to a replica is
-//! forgotten; the next call makes a new one and resolves the host name again.
+//! forgotten; the next call makes a new one, resolves the host name again, and asks the
+//! sentinels again where there are some.
+//!
+//! It does not know for what it is used, and logs nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ConnectionInfo, ErrorKind, Pipeline, RedisError, Value};
+use redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, Pipeline, Value};
 use tokio::sync::Mutex;
 
-use super::unavailable::{Trouble, Unavailable};
-use super::{BadUrl, reply};
+use super::sentinel::Sentinels;
+use super::unavailable::{Problem, Trouble};
+use super::{BadUrl, Timeouts, reply};
 
 /// How soon after a failed attempt the next one is made, at first and at most. Redis' return is
 /// noticed within the longer.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(500));
 
+/// How many commands travel in one pipeline; more of them take several. Very large pipelines
+/// make both sides buffer for long, and all of a pipeline has to fit into the timeout.
+pub(super) const PIPELINE_LIMIT: usize = 2_000;
+
+#[derive(Debug)]
 pub(super) struct Link {
-    name: &'static str,
-    place: Arc<str>,
-    server: redis::Client,
+    destination: Destination,
     config: AsyncConnectionConfig,
     /// Held while connecting, so that one attempt serves all who wait.
     state: Mutex<State>,
     /// Connections made so far.
     epoch: AtomicU64,
-    /// What the last call met; also tells when to log that Redis went or returned.
-    last_problem: StdMutex<Option<Unavailable>>,
+}
+
+/// Where new connections lead.
+#[derive(Debug)]
+enum Destination {
+    Server(redis::Client),
+    Primary(Sentinels),
 }
 
 #[derive(Default)]
@@ -48,84 +59,98 @@ struct Numbered {
 }
 
 struct Failure {
-    trouble: Trouble,
-    problem: Arc<str>,
+    problem: Problem,
     at: Instant,
     wait: Duration,
 }
 
-type Problem = (Trouble, Arc<str>);
+/// Replies, and the connection (its epoch) that they came by.
+pub(super) struct Answer {
+    pub(super) replies: Vec<Value>,
+    pub(super) epoch: u64,
+}
 
-impl std::fmt::Debug for Link {
+impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Link({} to {})", self.name, self.place)
+        write!(f, "connected: {}", self.connection.is_some())
     }
 }
 
 impl Link {
-    pub(super) fn new(
-        name: &'static str,
-        server: ConnectionInfo,
-        place: Arc<str>,
-        connect_timeout: Duration,
-        response_timeout: Duration,
-    ) -> Result<Self, BadUrl> {
-        let server = redis::Client::open(server).map_err(|e| BadUrl::Malformed(e.to_string()))?;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(connect_timeout))
-            .set_response_timeout(Some(response_timeout));
-        let (state, epoch, last_problem) = Default::default();
-        Ok(Self { name, place, server, config, state, epoch, last_problem })
+    /// To this server.
+    pub(super) fn to_server(server: ConnectionInfo, timeouts: Timeouts) -> Result<Self, BadUrl> {
+        let client = redis::Client::open(server).map_err(|e| BadUrl::Malformed(e.to_string()))?;
+        Ok(Self::new(Destination::Server(client), timeouts))
     }
 
+    /// To whoever the sentinels say is the primary.
+    pub(super) fn to_primary(sentinels: Sentinels, timeouts: Timeouts) -> Self {
+        Self::new(Destination::Primary(sentinels), timeouts)
+    }
+
+    fn new(destination: Destination, timeouts: Timeouts) -> Self {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(timeouts.connect))
+            .set_response_timeout(Some(timeouts.response));
+        let (state, epoch) = Default::default();
+        Self { destination, config, state, epoch }
+    }
+
+    /// Counts the connections made.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    pub(super) fn last_problem(&self) -> Option<Unavailable> {
-        self.last_problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Runs commands, one pipeline after another; one reply per command. No reply says that the
+    /// whole server is unfit: that is an error.
+    pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, Problem> {
+        let mut replies = Vec::with_capacity(commands.len());
+        for pipeline in pipelines(commands) {
+            let answer = self.send(&pipeline).await?;
+            if let Some(problem) = answer.replies.iter().find_map(reply::trouble) {
+                if self.should_forget(&problem) {
+                    self.forget(answer.epoch).await;
+                }
+                return Err(problem);
+            }
+            replies.extend(answer.replies);
+        }
+        Ok(replies)
     }
 
-    /// Runs one pipeline; one reply per command. No reply says that the whole server is unfit:
-    /// that is an error.
-    pub(super) async fn run(
-        &self,
-        operation: &'static str,
-        pipeline: &Pipeline,
-    ) -> Result<Vec<Value>, Unavailable> {
-        let outcome = match self.attempt(pipeline).await {
+    /// Sends one pipeline, and again when the connection turns out to be closed; one reply per
+    /// command, whatever it says.
+    pub(super) async fn send(&self, pipeline: &Pipeline) -> Result<Answer, Problem> {
+        match self.attempt(pipeline).await {
             // A connection that idled is often found closed only when it is used.
-            Err((Trouble::Away, _, true)) => self.attempt(pipeline).await,
+            Err((Problem { trouble: Trouble::Away, .. }, true)) => self.attempt(pipeline).await,
             other => other,
-        };
-        let outcome = outcome.map_err(|(trouble, problem, _)| {
-            Unavailable::new(trouble, self.place.clone(), operation, problem)
-        });
-        self.remember(outcome.as_ref().err());
-        outcome
+        }
+        .map_err(|(problem, _)| problem)
     }
 
     /// One attempt; an error says whether the connection was there before.
-    async fn attempt(&self, pipeline: &Pipeline) -> Result<Vec<Value>, (Trouble, Arc<str>, bool)> {
+    async fn attempt(&self, pipeline: &Pipeline) -> Result<Answer, (Problem, bool)> {
         let before = self.epoch();
-        let mut numbered = self.connection().await.map_err(|(trouble, problem)| (trouble, problem, false))?;
-        let was_there = numbered.epoch == before;
-        let replies = numbered.connection.send_packed_commands(pipeline, 0, pipeline.len()).await;
-        let replies = match replies {
-            Ok(replies) => replies,
+        let Numbered { epoch, mut connection } =
+            self.connection().await.map_err(|problem| (problem, false))?;
+        match connection.send_packed_commands(pipeline, 0, pipeline.len()).await {
+            Ok(replies) => Ok(Answer { replies, epoch }),
             Err(error) => {
-                self.forget(numbered.epoch).await;
-                let (trouble, problem) = classify(&error);
-                return Err((trouble, problem, was_there));
+                self.forget(epoch).await;
+                Err((error.into(), epoch == before))
             }
-        };
-        if let Some((trouble, said)) = replies.iter().find_map(reply::trouble) {
-            if said.starts_with("READONLY") || trouble == Trouble::Denied {
-                self.forget(numbered.epoch).await;
-            }
-            return Err((trouble, said.into(), was_there));
         }
-        Ok(replies)
+    }
+
+    /// Whether a new connection may help: it logs in again, or leads to another server.
+    fn should_forget(&self, problem: &Problem) -> bool {
+        match self.destination {
+            Destination::Server(_) => {
+                problem.trouble == Trouble::Denied || problem.said.starts_with("READONLY")
+            }
+            Destination::Primary(_) => true,
+        }
     }
 
     async fn connection(&self) -> Result<Numbered, Problem> {
@@ -136,40 +161,38 @@ impl Link {
         if let Some(failure) = &state.failure
             && failure.at.elapsed() < failure.wait
         {
-            return Err((failure.trouble, failure.problem.clone()));
+            return Err(failure.problem.clone());
         }
-        match self.server.get_multiplexed_async_connection_with_config(&self.config).await {
+        match self.destination.connect(&self.config).await {
             Ok(connection) => {
                 let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
                 let numbered = Numbered { epoch, connection };
                 *state = State { connection: Some(numbered.clone()), failure: None };
                 Ok(numbered)
             }
-            Err(error) => {
-                let (trouble, problem) = classify(&error);
+            Err(problem) => {
                 let wait = next_wait(state.failure.as_ref());
-                state.failure = Some(Failure { trouble, problem: problem.clone(), at: Instant::now(), wait });
-                Err((trouble, problem))
+                state.failure = Some(Failure { problem: problem.clone(), at: Instant::now(), wait });
+                Err(problem)
             }
         }
     }
 
-    async fn forget(&self, epoch: u64) {
+    /// Makes the next call connect anew, unless that has happened since.
+    pub(super) async fn forget(&self, epoch: u64) {
         let mut state = self.state.lock().await;
         if state.connection.as_ref().is_some_and(|numbered| numbered.epoch == epoch) {
             state.connection = None;
         }
     }
+}
 
-    /// Logs only when Redis goes or returns: calls in between would all say the same.
-    fn remember(&self, problem: Option<&Unavailable>) {
-        let mut last = self.last_problem.lock().unwrap_or_else(PoisonError::into_inner);
-        match (last.is_some(), problem) {
-            (false, Some(problem)) => tracing::warn!(connection = self.name, "{problem}"),
-            (true, None) => tracing::info!(connection = self.name, "Redis at {} is back", self.place),
-            (false, None) | (true, Some(_)) => {}
+impl Destination {
+    async fn connect(&self, config: &AsyncConnectionConfig) -> Result<MultiplexedConnection, Problem> {
+        match self {
+            Self::Server(client) => Ok(client.get_multiplexed_async_connection_with_config(config).await?),
+            Self::Primary(sentinels) => sentinels.connect(config).await,
         }
-        *last = problem.cloned();
     }
 }
 
@@ -180,16 +203,14 @@ fn next_wait(failure: Option<&Failure>) -> Duration {
     wait.mul_f64(0.75 + 0.25 * fastrand::f64())
 }
 
-fn classify(error: &RedisError) -> Problem {
-    let trouble = match error.kind() {
-        ErrorKind::Io if error.is_timeout() => Trouble::Slow,
-        ErrorKind::Io => Trouble::Away,
-        ErrorKind::AuthenticationFailed => Trouble::Denied,
-        ErrorKind::Server(_) | ErrorKind::Extension => match error.code() {
-            Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Trouble::Denied,
-            _ => Trouble::NotReady,
-        },
-        _ => Trouble::Nonsense,
-    };
-    (trouble, error.to_string().into())
+fn pipelines(commands: Vec<Cmd>) -> impl Iterator<Item = Pipeline> {
+    let mut commands = commands.into_iter().peekable();
+    std::iter::from_fn(move || {
+        commands.peek()?;
+        let mut pipeline = Pipeline::new();
+        for command in commands.by_ref().take(PIPELINE_LIMIT) {
+            pipeline.add_command(command);
+        }
+        Some(pipeline)
+    })
 }

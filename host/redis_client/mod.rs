@@ -1,4 +1,7 @@
-//! The one shared way to Redis: two connections that mend themselves, one pipeline call.
+//! The one shared client of Redis: connections that mend themselves, one call for a pipeline.
+//!
+//! Redis is one server, the primary that sentinels watch, or a cluster; who calls does not
+//! notice which.
 //!
 //! Promises: making a [`RedisClient`] never waits and fails only for a URL that cannot be
 //! right. While Redis is away every call ends as [`Unavailable`] within its timeout, mostly at
@@ -11,31 +14,46 @@
 //!
 //! It does not know what the keys mean.
 
+mod cluster;
+#[cfg(test)]
+mod cluster_tests;
 mod config;
 mod link;
 mod metrics;
+mod nodes;
 mod reply;
+mod sentinel;
+#[cfg(test)]
+mod sentinel_tests;
+mod slots;
+mod split;
+mod target;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod unavailable;
+mod way;
+mod wellbeing;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use redis::{Cmd, Pipeline, Value};
+use redis::{Cmd, Value};
 
 pub use config::{BadUrl, Config};
-use link::Link;
 pub use metrics::Metrics;
 pub use reply::{Refusal, Texts, elements, refusal, text};
 use unavailable::Trouble;
 pub use unavailable::Unavailable;
+use way::Way;
 
-/// How many commands travel in one pipeline; more of them take several. Very large pipelines
-/// make both sides buffer for long, and all of a pipeline has to fit into the timeout.
-const PIPELINE_LIMIT: usize = 2_000;
+/// How long connecting and one pipeline may take.
+#[derive(Debug, Clone, Copy)]
+struct Timeouts {
+    connect: Duration,
+    response: Duration,
+}
 
 /// The shared client. Cloning it is cheap, and the clones share their connections.
 #[derive(Clone, Debug)]
@@ -43,8 +61,8 @@ pub struct RedisClient(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    small: Link,
-    scan: Link,
+    small: Way,
+    scan: Way,
     prefix: String,
     place: Arc<str>,
     metrics: Metrics,
@@ -56,13 +74,16 @@ impl RedisClient {
     /// # Errors
     /// When the URL cannot be right. That Redis is away is no error here.
     pub fn new(config: &Config, metrics: Metrics) -> Result<Self, BadUrl> {
-        let server = config::server(&config.url)?;
-        let place: Arc<str> = config::place(&config.url, &server).into();
-        let link =
-            |name, timeout| Link::new(name, server.clone(), place.clone(), config.connect_timeout, timeout);
+        let (target, place) = target::read(&config.url)?;
+        let place: Arc<str> = place.into();
+        let sign_of_life = format!("{}ping", config.prefix);
+        let way = |name, response| {
+            let timeouts = Timeouts { connect: config.connect_timeout, response };
+            Way::new(name, place.clone(), target.clone(), timeouts, &sign_of_life)
+        };
         let shared = Shared {
-            small: link("small commands", config.response_timeout)?,
-            scan: link("room scans", config.scan_timeout)?,
+            small: way("small commands", config.response_timeout)?,
+            scan: way("room scans", config.scan_timeout)?,
             prefix: config.prefix.clone(),
             place: place.clone(),
             metrics,
@@ -108,25 +129,30 @@ impl RedisClient {
         self.run(&self.0.scan, operation, commands).await
     }
 
-    /// Counts the connections made for room scans: when it differs from what it was, the
+    /// Changes with every connection made for room scans: when it differs from what it was, the
     /// server may be another one.
     pub fn scan_epoch(&self) -> u64 {
         self.0.scan.epoch()
     }
 
-    /// What was wrong when Redis was last asked; `None` when it answered, or was not asked yet.
+    /// What is wrong with Redis at present; `None` when it answers, or was not asked yet.
     pub fn last_problem(&self) -> Option<Unavailable> {
         self.0.small.last_problem().or_else(|| self.0.scan.last_problem())
     }
 
-    /// Asks Redis for a sign of life, on both connections.
+    /// Asks Redis for a sign of life, on both connections; in a cluster everyone who serves
+    /// slots is asked.
     ///
     /// # Errors
-    /// When one stays without an answer.
+    /// When one stays without an answer, or others' calls were refused just now, as a replica
+    /// refuses to write.
     pub async fn ping(&self) -> Result<(), Unavailable> {
-        let ping = || vec![redis::cmd("PING")];
-        let (small, scan) = tokio::join!(self.run_small("ping", ping()), self.run_scan("ping", ping()));
-        small.and(scan).map(drop)
+        let ping = async |way: &Way| {
+            let started = Instant::now();
+            self.counted("ping", started, way.ping("ping").await)
+        };
+        let (small, scan) = tokio::join!(ping(&self.0.small), ping(&self.0.scan));
+        small.and(scan)
     }
 
     /// What a caller reports when the server refuses a command that has to work: the user's
@@ -138,35 +164,24 @@ impl RedisClient {
 
     async fn run(
         &self,
-        link: &Link,
+        way: &Way,
         operation: &'static str,
         commands: Vec<Cmd>,
     ) -> Result<Vec<Value>, Unavailable> {
         let started = Instant::now();
-        let mut replies = Vec::with_capacity(commands.len());
-        for pipeline in pipelines(commands) {
-            match link.run(operation, &pipeline).await {
-                Ok(part) => replies.extend(part),
-                Err(unavailable) => {
-                    self.0.metrics.failed(operation);
-                    return Err(unavailable);
-                }
-            }
-        }
-        self.0.metrics.answered(operation, started.elapsed());
-        Ok(replies)
+        self.counted(operation, started, way.run(operation, commands).await)
     }
-}
 
-fn pipelines(commands: Vec<Cmd>) -> Vec<Pipeline> {
-    let mut pipelines = Vec::with_capacity(commands.len().div_ceil(PIPELINE_LIMIT));
-    let mut commands = commands.into_iter().peekable();
-    while commands.peek().is_some() {
-        let mut pipeline = Pipeline::new();
-        for command in commands.by_ref().take(PIPELINE_LIMIT) {
-            pipeline.add_command(command);
+    fn counted<T>(
+        &self,
+        operation: &'static str,
+        started: Instant,
+        outcome: Result<T, Unavailable>,
+    ) -> Result<T, Unavailable> {
+        match &outcome {
+            Ok(_) => self.0.metrics.answered(operation, started.elapsed()),
+            Err(_) => self.0.metrics.failed(operation),
         }
-        pipelines.push(pipeline);
+        outcome
     }
-    pipelines
 }

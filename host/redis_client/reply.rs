@@ -3,9 +3,9 @@
 //! Names of rooms, users, connections and comets are UTF-8 in Halley. Bytes that are not are
 //! reported as such, so that callers can skip and count them.
 
-use redis::{ServerErrorKind, Value};
+use redis::{ServerError, ServerErrorKind, Value};
 
-use super::unavailable::Trouble;
+use super::unavailable::{Problem, Trouble};
 
 /// One string out of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub enum Refusal {
 /// Whether a reply is a refusal, and which.
 pub fn refusal(value: &Value) -> Option<Refusal> {
     let Value::ServerError(error) = value else { return None };
-    let said = format!("{} {}", error.code(), error.details().unwrap_or_default());
+    let said = said(error);
     Some(match error.code() {
         "WRONGTYPE" => Refusal::WrongType,
         "NOPERM" => Refusal::Denied(said),
@@ -71,21 +71,66 @@ pub fn refusal(value: &Value) -> Option<Refusal> {
 }
 
 /// Whether a reply says that the server as a whole cannot serve now.
-pub(crate) fn trouble(value: &Value) -> Option<(Trouble, String)> {
+pub(crate) fn trouble(value: &Value) -> Option<Problem> {
     let Value::ServerError(error) = value else { return None };
     let trouble = match error.code() {
         "NOAUTH" | "WRONGPASS" => Trouble::Denied,
-        "BUSY" | "OOM" | "MISCONF" | "NOREPLICAS" | "UNBLOCKED" | "MOVED" | "ASK" => Trouble::NotReady,
-        _ => match error.kind() {
-            Some(
-                ServerErrorKind::BusyLoading
-                | ServerErrorKind::ReadOnly
-                | ServerErrorKind::MasterDown
-                | ServerErrorKind::TryAgain
-                | ServerErrorKind::ClusterDown,
-            ) => Trouble::NotReady,
+        "BUSY" | "OOM" | "MISCONF" | "NOREPLICAS" | "UNBLOCKED" => Trouble::NotReady,
+        _ => match error.kind()? {
+            ServerErrorKind::BusyLoading | ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown => {
+                Trouble::NotReady
+            }
+            ServerErrorKind::Moved
+            | ServerErrorKind::Ask
+            | ServerErrorKind::TryAgain
+            | ServerErrorKind::CrossSlot
+            | ServerErrorKind::ClusterDown => Trouble::IsCluster,
             _ => return None,
         },
     };
-    Some((trouble, format!("{} {}", error.code(), error.details().unwrap_or_default())))
+    Some(Problem::new(trouble, said(error)))
+}
+
+/// The error as the server wrote it.
+pub(crate) fn said(error: &ServerError) -> String {
+    format!("{} {}", error.code(), error.details().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trouble_of(line: &str) -> Option<Trouble> {
+        let reply = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).expect("a reply");
+        trouble(&reply).map(|problem| {
+            assert_eq!(&*problem.said, line);
+            problem.trouble
+        })
+    }
+
+    #[test]
+    fn what_says_that_the_server_cannot_serve_is_no_refusal() {
+        for line in [
+            "LOADING Redis is loading the dataset in memory",
+            "READONLY You can't write against a read only replica.",
+            "MASTERDOWN Link with MASTER is down",
+            "BUSY Redis is busy running a script.",
+            "OOM command not allowed when used memory > 'maxmemory'.",
+            "NOREPLICAS Not enough good replicas to write.",
+        ] {
+            assert_eq!(trouble_of(line), Some(Trouble::NotReady), "{line}");
+        }
+        for line in [
+            "MOVED 3999 127.0.0.1:6381",
+            "ASK 3999 127.0.0.1:6381",
+            "TRYAGAIN Multiple keys request during rehashing of slot",
+            "CLUSTERDOWN The cluster is down",
+            "CROSSSLOT Keys in request don't hash to the same slot",
+        ] {
+            assert_eq!(trouble_of(line), Some(Trouble::IsCluster), "{line}");
+        }
+        assert_eq!(trouble_of("NOAUTH Authentication required."), Some(Trouble::Denied));
+        assert_eq!(trouble_of("WRONGTYPE Operation against a key"), None);
+        assert_eq!(trouble_of("ERR unknown command"), None);
+    }
 }

@@ -1,14 +1,33 @@
-//! A real Redis server for tests: a child process on a free port, killed when it is dropped.
+//! Real Redis servers for tests: child processes on free ports, killed when they are dropped.
+//!
+//! Unit tests start servers of their own, always: `HALLEY_TEST_REDIS` is for the stories only,
+//! since nearly every test here has to stop, flush or reconfigure its server. Clusters and
+//! sentinels are the stories' own helpers, included from `tests/support`.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use redis::Value;
 
 use super::{Config, Metrics, RedisClient};
+
+#[allow(dead_code, unreachable_pub, reason = "shared with the stories, which use other parts of it")]
+#[path = "../../tests/support/leash.rs"]
+mod leash;
+#[allow(dead_code, unreachable_pub, reason = "shared with the stories, which use other parts of it")]
+#[path = "../../tests/support/redis_cluster.rs"]
+pub(crate) mod redis_cluster;
+#[allow(dead_code, unreachable_pub, reason = "shared with the stories, which use other parts of it")]
+#[path = "../../tests/support/redis_nodes.rs"]
+pub(crate) mod redis_nodes;
+#[allow(dead_code, unreachable_pub, reason = "shared with the stories, which use other parts of it")]
+#[path = "../../tests/support/redis_sentinel.rs"]
+pub(crate) mod redis_sentinel;
+
+pub(crate) use redis_cluster::RedisCluster;
+use redis_nodes::free_port;
+pub(crate) use redis_sentinel::RedisSentinel;
 
 /// How long a server may take until it answers, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -82,6 +101,11 @@ impl Drop for RedisServer {
     }
 }
 
+/// A client of whatever this URL names.
+pub(crate) fn client_of(url: &str) -> RedisClient {
+    client(&Config { url: url.to_owned(), ..Config::default() })
+}
+
 /// A client whose metrics nobody sees.
 pub(crate) fn client(config: &Config) -> RedisClient {
     RedisClient::new(config, Metrics::register(&mut Registry::default())).expect("a good URL")
@@ -102,19 +126,5 @@ pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool)
     while !holds().await {
         assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-}
-
-/// A port where nothing listens, below the range from which systems take the ports of outgoing
-/// connections: a test that has not started its server yet should not lose the port to one.
-fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    loop {
-        // Test processes that run side by side begin far apart.
-        let number = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        let port = 20_000 + (number % 12_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }

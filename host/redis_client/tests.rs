@@ -8,6 +8,7 @@ use redis::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
+use super::link::PIPELINE_LIMIT;
 use super::testing::{RedisServer, client, eventually, run};
 use super::*;
 
@@ -19,15 +20,21 @@ fn refused(url: &str) -> String {
 
 #[test]
 fn only_bad_urls_are_refused_and_passwords_stay_secret() {
-    assert!(refused("redis+cluster://a:1,b:2").contains("redis+cluster:// is not supported yet"));
-    assert!(refused("redis+sentinel://a:1/main").contains("redis+sentinel:// is not supported yet"));
     assert!(refused("memory://").contains("names no server"));
     assert!(refused("http://user:hunter2@host").contains("expected redis://"));
     for url in ["http://user:hunter2@host", "redis://user:hunter2@host:port", "hunter2"] {
         assert!(!refused(url).contains("hunter2"), "{}", refused(url));
     }
-    let url = "rediss://user:hunter2@example.com:6380/3".to_owned();
-    assert_eq!(client(&Config { url, ..Config::default() }).place(), "rediss://example.com:6380/3");
+    for (url, place) in [
+        ("rediss://user:hunter2@example.com:6380/3", "rediss://example.com:6380/3"),
+        ("redis+cluster://user:hunter2@a:1,b", "redis+cluster://a:1,b"),
+        ("redis+sentinel://u:hunter2@a,b:1/main?sentinel_password=hunter2", "redis+sentinel://a,b:1/main"),
+    ] {
+        let client = client(&Config { url: url.to_owned(), ..Config::default() });
+        assert_eq!(client.place(), place);
+        let debug = format!("{client:?}");
+        assert!(!debug.contains("hunter2"), "{debug}");
+    }
 }
 
 #[tokio::test]
@@ -76,8 +83,10 @@ async fn a_server_that_cannot_serve_now_is_unavailable() {
     let write = || vec![redis::cmd("SET").arg("a").arg("b").take()];
     let readonly = client.run_small("test", write()).await.expect_err("a replica");
     assert!(readonly.to_string().contains("READONLY"), "{readonly}");
+    assert_eq!(client.ping().await, Err(readonly), "readiness says so, though a replica answers");
     run(&client, &["REPLICAOF", "NO", "ONE"]).await;
     client.run_small("test", write()).await.expect("a primary again");
+    client.ping().await.expect("well again");
 
     run(&client, &["CONFIG", "SET", "maxmemory", "1"]).await;
     let full = client.run_small("test", write()).await.expect_err("no memory");

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use redis::{ErrorKind, RedisError};
+
 /// Redis cannot be used now; the same call may succeed later, so nothing is to be given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unavailable {
@@ -25,6 +27,63 @@ pub(crate) enum Trouble {
     Denied,
     /// It answered something that no Redis answers.
     Nonsense,
+    /// The URL names one server, and it is a node of a cluster.
+    IsCluster,
+    /// The URL names a cluster, and this server belongs to none.
+    NoCluster,
+    /// A cluster that does not serve all of its slots now, or is changing too fast.
+    ClusterDown,
+    /// Sentinels that do not know the service, or are none.
+    NoService,
+}
+
+/// Why a server could not be used, before it is known for what.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem {
+    pub(crate) trouble: Trouble,
+    /// What was seen.
+    pub(crate) said: Arc<str>,
+}
+
+impl Problem {
+    pub(crate) fn new(trouble: Trouble, said: impl Into<Arc<str>>) -> Self {
+        Self { trouble, said: said.into() }
+    }
+
+    /// The same, telling which of several servers it was.
+    pub(crate) fn of(self, server: impl fmt::Display) -> Self {
+        Self::new(self.trouble, format!("{server}: {}", self.said))
+    }
+
+    /// The one that tells a person more: what somebody answered rather than nobody's silence.
+    pub(crate) fn worse(one: Option<Self>, other: Self) -> Option<Self> {
+        let weight = |problem: &Self| match problem.trouble {
+            Trouble::Away => 0,
+            Trouble::Slow => 1,
+            Trouble::NoService | Trouble::NoCluster | Trouble::Nonsense => 2,
+            _ => 3,
+        };
+        match one {
+            Some(one) if weight(&one) >= weight(&other) => Some(one),
+            _ => Some(other),
+        }
+    }
+}
+
+impl From<RedisError> for Problem {
+    fn from(error: RedisError) -> Self {
+        let trouble = match error.kind() {
+            ErrorKind::Io if error.is_timeout() => Trouble::Slow,
+            ErrorKind::Io => Trouble::Away,
+            ErrorKind::AuthenticationFailed => Trouble::Denied,
+            ErrorKind::Server(_) | ErrorKind::Extension => match error.code() {
+                Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Trouble::Denied,
+                _ => Trouble::NotReady,
+            },
+            _ => Trouble::Nonsense,
+        };
+        Self::new(trouble, error.to_string())
+    }
 }
 
 impl Unavailable {
@@ -41,6 +100,12 @@ impl Unavailable {
             Trouble::NotReady => "wait for it, or name its primary in [redis] url",
             Trouble::Denied => "check user and password in [redis] url, and the user's ACL",
             Trouble::Nonsense => "check that [redis] url names a Redis server",
+            Trouble::IsCluster => "this is a cluster: name its nodes with redis+cluster:// in [redis] url",
+            Trouble::NoCluster => {
+                "this is no cluster: use redis:// or redis+sentinel:// instead of redis+cluster:// in [redis] url"
+            }
+            Trouble::ClusterDown => "wait for it, and see what `redis-cli --cluster check` says of it",
+            Trouble::NoService => "check the sentinels and the service's name in [redis] url",
         };
         Self { place, operation, problem: problem.into(), remedy }
     }

@@ -16,6 +16,9 @@ pub mod kafka;
 mod kafka_node;
 pub mod leash;
 pub mod redis;
+pub mod redis_cluster;
+pub mod redis_nodes;
+pub mod redis_sentinel;
 
 pub use call::call;
 

@@ -1,0 +1,341 @@
+//! A Redis Cluster: a call is divided among its nodes, and redirections are followed.
+//!
+//! A batch is divided among the nodes that serve its keys, each part travels as pipelines of
+//! its own, all nodes work at the same time, and the replies come back in the order asked. Where
+//! a node says that a slot has moved (`MOVED`) or is moving (`ASK`), only the commands in
+//! question follow it. The `redis` crate's cluster connection sends a pipeline to one node only,
+//! and repeats all of it when one command is redirected; command by command it takes a queue
+//! entry and a task's attention for each member of a room.
+//!
+//! Promises: a call ends within its timeouts; a cluster that does not serve a key now is a
+//! [`Problem`], never an empty reply. Commands on one key are carried out in the order given,
+//! unless its slot changes hands while they are on their way.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use redis::{Cmd, ConnectionInfo, Pipeline, ServerErrorKind, Value};
+
+use super::link::PIPELINE_LIMIT;
+use super::nodes::Nodes;
+use super::slots::{Node, Slots, slot_of};
+use super::unavailable::{Problem, Trouble};
+use super::{BadUrl, Timeouts, reply, split};
+
+/// How often a command is redirected in one call, or repeated because its keys are just being
+/// moved; after the first few times with a pause. While slots move, twice is usual.
+const REDIRECTIONS: usize = 16;
+const USUAL_REDIRECTIONS: usize = 3;
+const PAUSE: Duration = Duration::from_millis(10);
+
+#[derive(Debug)]
+pub(super) struct Cluster {
+    nodes: Nodes,
+    timeouts: Timeouts,
+    /// A key that may be asked for.
+    sign_of_life: String,
+}
+
+/// The commands of a call that have no answer yet.
+struct Open {
+    commands: Vec<Cmd>,
+    replies: Vec<Option<Value>>,
+    /// Indexes of those without a reply.
+    left: Vec<usize>,
+    /// Who is to be asked instead of who serves the slot: the target of an `ASK`.
+    ask: HashMap<usize, Node>,
+}
+
+/// Whom to send a group of commands, and whether as one who was told to ask there.
+type Group = (Node, bool);
+
+/// What a node says to one command.
+enum Said {
+    Answer(Value),
+    Moved(Node),
+    Ask(Node),
+    /// Its keys are just being moved.
+    Again,
+    /// It cannot serve now.
+    Unfit(Problem),
+    /// There was no answer.
+    Nothing(Problem),
+}
+
+impl Cluster {
+    pub(super) fn new(
+        seeds: Vec<ConnectionInfo>,
+        timeouts: Timeouts,
+        sign_of_life: &str,
+    ) -> Result<Self, BadUrl> {
+        let nodes = Nodes::new(seeds, timeouts)?;
+        Ok(Self { nodes, timeouts, sign_of_life: sign_of_life.to_owned() })
+    }
+
+    /// Changes whenever other nodes serve the slots.
+    pub(super) fn epoch(&self) -> u64 {
+        self.nodes.epoch()
+    }
+
+    /// Runs commands; one reply per command, in order. No reply says that a node is unfit: that
+    /// is an error.
+    pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, Problem> {
+        let (commands, parts) = split::apart(commands);
+        let pipelines = commands.len().div_ceil(PIPELINE_LIMIT) as u32;
+        let replies = self.in_time(pipelines, self.answer(commands)).await?;
+        Ok(split::join(parts, replies))
+    }
+
+    /// Whether everyone who serves slots answers, and no slot is left unserved.
+    pub(super) async fn ping(&self) -> Result<(), Problem> {
+        self.in_time(1, async {
+            let mut outcome = self.all_serve().await;
+            if outcome.is_err() {
+                // What is known may be of yesterday.
+                outcome = self.all_serve().await;
+            }
+            outcome
+        })
+        .await
+    }
+
+    async fn in_time<T>(
+        &self,
+        pipelines: u32,
+        work: impl Future<Output = Result<T, Problem>>,
+    ) -> Result<T, Problem> {
+        let longest = self.timeouts.connect + self.timeouts.response * pipelines.max(1);
+        match tokio::time::timeout(longest, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                self.nodes.distrust();
+                Err(Problem::new(Trouble::Slow, "its nodes did not answer in time"))
+            }
+        }
+    }
+
+    async fn answer(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, Problem> {
+        let mut open = Open {
+            replies: commands.iter().map(|_| None).collect(),
+            left: (0..commands.len()).collect(),
+            commands,
+            ask: HashMap::new(),
+        };
+        let mut lost_before = false;
+        for round in 0..REDIRECTIONS {
+            if open.left.is_empty() {
+                return Ok(open.replies.into_iter().map(Option::unwrap_or_default).collect());
+            }
+            if round > USUAL_REDIRECTIONS {
+                tokio::time::sleep(PAUSE).await;
+            }
+            match self.round(&mut open).await? {
+                None => {}
+                // Once more with a new map: another node may have taken over.
+                Some(_) if !lost_before => lost_before = true,
+                Some(problem) => return Err(problem),
+            }
+        }
+        Err(Problem::new(Trouble::ClusterDown, format!("redirected {REDIRECTIONS} times")))
+    }
+
+    /// Asks everyone who has to do with what is open, once. Tells of a node that did not answer;
+    /// what it was asked stays open, and what others answered is noted.
+    async fn round(&self, open: &mut Open) -> Result<Option<Problem>, Problem> {
+        let slots = self.nodes.slots().await?;
+        let groups = self.groups(open, &slots)?;
+        open.left.clear();
+        open.ask.clear();
+        let sent = groups.into_iter().map(|(group, indexes)| self.send(group, indexes, &open.commands));
+        let outcomes = join_all(sent).await;
+        let (mut moved, mut unfit, mut lost) = (Vec::new(), None, None);
+        for (index, said) in outcomes.into_iter().flatten() {
+            match said {
+                Said::Answer(value) => {
+                    open.replies[index] = Some(value);
+                    continue;
+                }
+                Said::Moved(node) => moved.extend(slot_of(&open.commands[index]).map(|slot| (slot, node))),
+                Said::Ask(node) => drop(open.ask.insert(index, node)),
+                Said::Again => {}
+                Said::Unfit(problem) => unfit = Problem::worse(unfit, problem),
+                Said::Nothing(problem) => lost = Problem::worse(lost, problem),
+            }
+            open.left.push(index);
+        }
+        // In the order given again, for commands on one key.
+        open.left.sort_unstable();
+        self.nodes.learn(moved);
+        if unfit.is_some() || lost.is_some() {
+            self.nodes.distrust();
+        }
+        unfit.map_or(Ok(lost), Err)
+    }
+
+    /// Divides what is open among the nodes.
+    fn groups(&self, open: &Open, slots: &Slots) -> Result<BTreeMap<Group, Vec<usize>>, Problem> {
+        let mut groups: BTreeMap<Group, Vec<usize>> = BTreeMap::new();
+        for &index in &open.left {
+            let group = match (open.ask.get(&index), slot_of(&open.commands[index])) {
+                (Some(node), _) => (node.clone(), true),
+                (None, None) => (anyone(slots)?.clone(), false),
+                (None, Some(slot)) => match slots.owner(slot) {
+                    Some(node) => (node.clone(), false),
+                    None => {
+                        self.nodes.distrust();
+                        return Err(unserved(format_args!("slot {slot}")));
+                    }
+                },
+            };
+            groups.entry(group).or_default().push(index);
+        }
+        Ok(groups)
+    }
+
+    /// Sends one group's commands and tells what was said to each.
+    async fn send(&self, (node, asking): Group, indexes: Vec<usize>, commands: &[Cmd]) -> Vec<(usize, Said)> {
+        let mut said = Vec::with_capacity(indexes.len());
+        for part in indexes.chunks(PIPELINE_LIMIT) {
+            match self.send_part(&node, asking, part, commands).await {
+                Ok(replies) => said.extend(part.iter().copied().zip(replies)),
+                Err(problem) => {
+                    let rest = &indexes[said.len()..];
+                    said.extend(rest.iter().map(|&index| (index, Said::Nothing(problem.clone()))));
+                    break;
+                }
+            }
+        }
+        said
+    }
+
+    async fn send_part(
+        &self,
+        node: &Node,
+        asking: bool,
+        part: &[usize],
+        commands: &[Cmd],
+    ) -> Result<Vec<Said>, Problem> {
+        let link = self.nodes.link(node)?;
+        let mut pipeline = Pipeline::with_capacity(part.len());
+        for &index in part {
+            if asking {
+                pipeline.add_command(redis::cmd("ASKING"));
+            }
+            pipeline.add_command(commands[index].clone());
+        }
+        let answer = link.send(&pipeline).await.map_err(|problem| problem.of(node))?;
+        // The replies to ASKING stand before those that matter.
+        let (skip, step) = if asking { (1, 2) } else { (0, 1) };
+        let replies = answer.replies.into_iter().skip(skip).step_by(step);
+        let said: Vec<Said> = replies.map(|reply| understand(reply, node)).collect();
+        if said.len() != part.len() {
+            return Err(Problem::new(Trouble::Nonsense, "replies are missing").of(node));
+        }
+        let denied = |said: &Said| matches!(said, Said::Unfit(problem) if problem.trouble == Trouble::Denied);
+        if said.iter().any(denied) {
+            link.forget(answer.epoch).await;
+        }
+        Ok(said)
+    }
+
+    /// Whether everyone who serves slots answers now.
+    async fn all_serve(&self) -> Result<(), Problem> {
+        let slots = self.nodes.slots().await?;
+        if slots.unserved() > 0 {
+            self.nodes.distrust();
+            return Err(unserved(format_args!("{} of its slots", slots.unserved())));
+        }
+        let asked = slots.nodes().iter().map(|node| self.serves(node));
+        let outcome: Result<(), Problem> = join_all(asked).await.into_iter().collect();
+        if outcome.is_err() {
+            self.nodes.distrust();
+        }
+        outcome
+    }
+
+    async fn serves(&self, node: &Node) -> Result<(), Problem> {
+        let mut pipeline = Pipeline::with_capacity(2);
+        pipeline.cmd("PING");
+        // Wherever the key lives: a node of a cluster that is down says so instead of redirecting.
+        pipeline.cmd("EXISTS").arg(&self.sign_of_life);
+        let link = self.nodes.link(node)?;
+        let answer = link.send(&pipeline).await.map_err(|problem| problem.of(node))?;
+        for reply in answer.replies {
+            if let Said::Unfit(problem) = understand(reply, node) {
+                link.forget(answer.epoch).await;
+                return Err(problem);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn anyone(slots: &Slots) -> Result<&Node, Problem> {
+    slots.nodes().first().ok_or_else(|| unserved(format_args!("any slot")))
+}
+
+/// Nobody in the cluster serves this now.
+pub(super) fn unserved(what: std::fmt::Arguments<'_>) -> Problem {
+    Problem::new(Trouble::ClusterDown, format!("no node serves {what}"))
+}
+
+fn understand(reply: Value, node: &Node) -> Said {
+    let Value::ServerError(error) = &reply else { return Said::Answer(reply) };
+    let target = || Node::redirected(error.details()?.split_ascii_whitespace().nth(1)?, node);
+    match (error.kind(), target()) {
+        (Some(ServerErrorKind::Moved), Some(to)) => Said::Moved(to),
+        (Some(ServerErrorKind::Ask), Some(to)) => Said::Ask(to),
+        (Some(ServerErrorKind::TryAgain), _) => Said::Again,
+        // The command itself is at fault.
+        (Some(ServerErrorKind::CrossSlot), _) => Said::Answer(reply),
+        _ => match reply::trouble(&reply) {
+            Some(problem) => Said::Unfit(as_cluster(problem).of(node)),
+            None => Said::Answer(reply),
+        },
+    }
+}
+
+/// What a single server must not say, a cluster may.
+pub(super) fn as_cluster(problem: Problem) -> Problem {
+    match problem.trouble {
+        Trouble::IsCluster => Problem::new(Trouble::ClusterDown, problem.said),
+        _ => problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(line: &str) -> String {
+        let reply = redis::parse_redis_value(format!("{line}\r\n").as_bytes()).expect("a reply");
+        match understand(reply, &Node::new("here", 1)) {
+            Said::Answer(Value::ServerError(error)) => format!("refusal {}", error.code()),
+            Said::Answer(_) => "answer".to_owned(),
+            Said::Moved(node) => format!("moved to {node}"),
+            Said::Ask(node) => format!("ask {node}"),
+            Said::Again => "again".to_owned(),
+            Said::Unfit(problem) => format!("{:?} {}", problem.trouble, problem.said),
+            Said::Nothing(_) => unreachable!("there is a reply"),
+        }
+    }
+
+    #[test]
+    fn replies_of_nodes_are_understood() {
+        for (line, meaning) in [
+            ("+OK", "answer"),
+            ("-WRONGTYPE of another kind", "refusal WRONGTYPE"),
+            ("-CROSSSLOT of several keys", "refusal CROSSSLOT"),
+            ("-MOVED 3999 there:2", "moved to there:2"),
+            ("-MOVED 3999 :2", "moved to here:2"),
+            ("-ASK 3999 ::1:2", "ask ::1:2"),
+            ("-TRYAGAIN of several keys", "again"),
+            ("-CLUSTERDOWN it is", "ClusterDown here:1: CLUSTERDOWN it is"),
+            ("-MOVED nonsense", "ClusterDown here:1: MOVED nonsense"),
+            ("-LOADING it is", "NotReady here:1: LOADING it is"),
+        ] {
+            assert_eq!(said(line), meaning, "{line}");
+        }
+    }
+}

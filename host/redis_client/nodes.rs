@@ -1,0 +1,197 @@
+//! The nodes of a cluster: a self-mending connection to each, and the map of who serves what.
+//!
+//! The map is read when it is first needed and whenever it proved wrong, by one caller for all.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redis::{ConnectionInfo, Pipeline, ServerError, Value};
+use tokio::sync::Mutex;
+
+use super::cluster::{as_cluster, unserved};
+use super::link::Link;
+use super::slots::{Node, Slots};
+use super::unavailable::{Problem, Trouble};
+use super::{BadUrl, Timeouts, reply, target};
+
+/// How often the map is read again at most, while it proves wrong.
+const MAP_AGE: Duration = Duration::from_millis(100);
+/// How many nodes are asked for the map together.
+const ASKED_TOGETHER: usize = 5;
+
+#[derive(Debug)]
+pub(super) struct Nodes {
+    seeds: Vec<Node>,
+    /// How to connect to a node; only the address is not its own.
+    info: ConnectionInfo,
+    timeouts: Timeouts,
+    /// One for each node that was ever of use; those that left the cluster go with the map.
+    links: StdMutex<HashMap<Node, Arc<Link>>>,
+    known: StdMutex<Known>,
+    /// Held while the map is read, so that one reading serves all who wait.
+    reading: Mutex<()>,
+    /// Counts the maps that differed from the one before.
+    epoch: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    slots: Option<Arc<Slots>>,
+    /// When the map was last read, or could not be.
+    at: Option<Instant>,
+    /// Whether something does not fit the map.
+    wrong: bool,
+}
+
+impl Nodes {
+    /// Prepares them; the URL names these.
+    pub(super) fn new(seeds: Vec<ConnectionInfo>, timeouts: Timeouts) -> Result<Self, BadUrl> {
+        let Some(info) = seeds.first().cloned() else {
+            return Err(BadUrl::Cluster("no node is named".to_owned()));
+        };
+        let named = seeds.iter().filter_map(target::host_and_port);
+        let seeds: Vec<Node> = named.map(|(host, port)| Node::new(host, port)).collect();
+        let (links, known, reading, epoch) = Default::default();
+        Ok(Self { seeds, info, timeouts, links, known, reading, epoch })
+    }
+
+    /// Changes whenever other nodes serve the slots.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// The connection to a node.
+    pub(super) fn link(&self, node: &Node) -> Result<Arc<Link>, Problem> {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(node) {
+            return Ok(link.clone());
+        }
+        let info = target::at(&self.info, &node.host, node.port);
+        let link = Link::to_server(info, self.timeouts)
+            .map_err(|error| Problem::new(Trouble::Nonsense, error.to_string()).of(node))?;
+        let link = Arc::new(link);
+        links.insert(node.clone(), link.clone());
+        Ok(link)
+    }
+
+    /// The map, read again when it proved wrong.
+    pub(super) async fn slots(&self) -> Result<Arc<Slots>, Problem> {
+        if let Some(slots) = self.good() {
+            return Ok(slots);
+        }
+        let _one_at_a_time = self.reading.lock().await;
+        if let Some(slots) = self.good() {
+            return Ok(slots);
+        }
+        let outcome = self.read().await;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.at = Some(Instant::now());
+        match outcome {
+            Ok(slots) => {
+                if known.slots.as_deref() != Some(&slots) {
+                    self.epoch.fetch_add(1, Ordering::AcqRel);
+                }
+                self.keep_links(&slots);
+                let slots = Arc::new(slots);
+                *known = Known { slots: Some(slots.clone()), at: known.at, wrong: false };
+                Ok(slots)
+            }
+            // Nobody tells: what was known is the best guess.
+            Err(problem) => known.slots.clone().ok_or(problem),
+        }
+    }
+
+    /// The map, unless it has to be read now.
+    fn good(&self) -> Option<Arc<Slots>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = known.wrong && known.at.is_none_or(|at| at.elapsed() >= MAP_AGE);
+        known.slots.clone().filter(|_| !due)
+    }
+
+    /// Asks some nodes for the map; the first that knows who serves every slot is believed, or
+    /// else who knows of most. When he is behind the times, those whom he names redirect.
+    async fn read(&self) -> Result<Slots, Problem> {
+        let mut asked: FuturesUnordered<_> = self.candidates().into_iter().map(|n| self.map_of(n)).collect();
+        let (mut best, mut problem): (Option<Slots>, _) = (None, None);
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(slots) if slots.unserved() == 0 => return Ok(slots),
+                Ok(slots) if best.as_ref().is_none_or(|best| slots.unserved() < best.unserved()) => {
+                    best = Some(slots);
+                }
+                Ok(_) => {}
+                Err(other) => problem = Problem::worse(problem, other),
+            }
+        }
+        best.ok_or_else(|| problem.unwrap_or_else(|| unserved(format_args!("any slot"))))
+    }
+
+    async fn map_of(&self, node: Node) -> Result<Slots, Problem> {
+        let link = self.link(&node)?;
+        let mut pipeline = Pipeline::with_capacity(1);
+        pipeline.cmd("CLUSTER").arg("SLOTS");
+        let mut answer = link.send(&pipeline).await.map_err(|problem| problem.of(&node))?;
+        let reply = answer.replies.pop().unwrap_or_default();
+        if let Value::ServerError(error) = &reply {
+            let problem = reply::trouble(&reply).map_or_else(|| no_map(error), as_cluster);
+            if problem.trouble == Trouble::Denied {
+                link.forget(answer.epoch).await;
+            }
+            return Err(problem.of(&node));
+        }
+        Slots::read(reply, &node).ok_or_else(|| {
+            Problem::new(Trouble::Nonsense, "the reply to CLUSTER SLOTS cannot be read").of(&node)
+        })
+    }
+
+    /// Whom to ask for the map: some whom we know, in any order, and some whom the URL names.
+    fn candidates(&self) -> Vec<Node> {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut nodes: Vec<Node> = links.keys().filter(|node| !self.seeds.contains(node)).cloned().collect();
+        drop(links);
+        let mut seeds = self.seeds.clone();
+        fastrand::shuffle(&mut nodes);
+        fastrand::shuffle(&mut seeds);
+        nodes.truncate(ASKED_TOGETHER);
+        seeds.truncate(ASKED_TOGETHER);
+        nodes.extend(seeds);
+        nodes
+    }
+
+    /// Drops the connections to nodes that serve nothing any more.
+    fn keep_links(&self, slots: &Slots) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|node, _| slots.nodes().contains(node) || self.seeds.contains(node));
+    }
+
+    /// Notes who serves these slots now, and that there may be more to learn.
+    pub(super) fn learn(&self, moved: Vec<(u16, Node)>) {
+        if moved.is_empty() {
+            return;
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.wrong = true;
+        if let Some(slots) = &mut known.slots {
+            let slots = Arc::make_mut(slots);
+            for (slot, node) in &moved {
+                slots.moved(*slot, node);
+            }
+        }
+    }
+
+    /// Something does not fit the map.
+    pub(super) fn distrust(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).wrong = true;
+    }
+}
+
+/// Why a node does not tell its map.
+fn no_map(error: &ServerError) -> Problem {
+    let said = reply::said(error);
+    let denied = error.code() == "NOPERM";
+    Problem::new(if denied { Trouble::Denied } else { Trouble::NoCluster }, said)
+}

@@ -1,0 +1,226 @@
+//! Which node of a cluster serves which slot, and which slot a command belongs to.
+//!
+//! Source: the Redis Cluster specification. A key's slot is the CRC-16 (XMODEM) of its hash tag,
+//! or else of the whole key, modulo 16,384.
+
+use std::fmt;
+use std::sync::Arc;
+
+use redis::{Arg, Cmd, Value};
+
+use super::reply::{elements, text};
+
+/// How many slots every cluster has.
+const COUNT: usize = 16_384;
+/// Commands without a key that any node may answer; all others that Halley sends have their
+/// key right behind their name.
+const WITHOUT_KEY: [&str; 7] = ["PING", "ECHO", "ACL", "CLIENT", "CLUSTER", "CONFIG", "INFO"];
+
+/// Where a node of a cluster listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Node {
+    pub(super) host: Arc<str>,
+    pub(super) port: u16,
+}
+
+impl Node {
+    pub(super) fn new(host: &str, port: u16) -> Self {
+        Self { host: host.into(), port }
+    }
+
+    /// Reads the `host:port` of a redirection. Without a host it is that of who redirects.
+    pub(super) fn redirected(address: &str, by: &Self) -> Option<Self> {
+        let (host, port) = address.rsplit_once(':')?;
+        let host = if host.is_empty() { by.host.clone() } else { host.into() };
+        Some(Self { host, port: port.parse().ok()? })
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+/// Who serves which slot, as one node saw it, with what was learned since.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Slots {
+    nodes: Vec<Node>,
+    /// For each slot an index into `nodes`, plus one; 0 for nobody.
+    owners: Vec<u16>,
+}
+
+impl Slots {
+    /// Reads the reply to `CLUSTER SLOTS` of this node; `None` when it is something else.
+    pub(super) fn read(reply: Value, asked: &Node) -> Option<Self> {
+        let Value::Array(ranges) = reply else { return None };
+        let mut slots = Self { nodes: Vec::new(), owners: vec![0; COUNT] };
+        for range in ranges {
+            let mut parts = elements(range).into_iter();
+            let (first, last) = (slot(parts.next())?, slot(parts.next())?);
+            // The first node of a range is the primary; the replicas follow.
+            let mut primary = elements(parts.next()?).into_iter();
+            let host = primary.next().map(text)?.filled();
+            // A host that the node does not know of itself: ours for it is right.
+            let host = host.filter(|host| host != "?").unwrap_or_else(|| asked.host.to_string());
+            let Some(Value::Int(port)) = primary.next() else { return None };
+            let owner = slots.index(&Node::new(&host, u16::try_from(port).ok()?));
+            slots.owners.get_mut(first..=last)?.fill(owner);
+        }
+        Some(slots)
+    }
+
+    /// Who serves a slot.
+    pub(super) fn owner(&self, slot: u16) -> Option<&Node> {
+        let owner = usize::from(*self.owners.get(usize::from(slot))?);
+        self.nodes.get(owner.checked_sub(1)?)
+    }
+
+    /// Learns that a slot has moved.
+    pub(super) fn moved(&mut self, slot: u16, to: &Node) {
+        let owner = self.index(to);
+        if let Some(entry) = self.owners.get_mut(usize::from(slot)) {
+            *entry = owner;
+        }
+    }
+
+    /// Everyone who serves a slot.
+    pub(super) fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// How many slots nobody serves.
+    pub(super) fn unserved(&self) -> usize {
+        self.owners.iter().filter(|owner| **owner == 0).count()
+    }
+
+    fn index(&mut self, node: &Node) -> u16 {
+        let known = self.nodes.iter().position(|known| known == node);
+        let index = known.unwrap_or_else(|| {
+            self.nodes.push(node.clone());
+            self.nodes.len() - 1
+        });
+        // There are no more nodes than slots.
+        index as u16 + 1
+    }
+}
+
+impl fmt::Debug for Slots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slots of {:?}, {} unserved", self.nodes, self.unserved())
+    }
+}
+
+/// The slot a command belongs to; `None` when any node may answer it.
+pub(super) fn slot_of(command: &Cmd) -> Option<u16> {
+    let mut words = command.args_iter();
+    let name = word(words.next()?);
+    if WITHOUT_KEY.iter().any(|keyless| name.eq_ignore_ascii_case(keyless.as_bytes())) {
+        return None;
+    }
+    words.next().map(|key| slot_of_key(word(key)))
+}
+
+/// A word of a command as bytes.
+pub(super) fn word(argument: Arg<&[u8]>) -> &[u8] {
+    match argument {
+        Arg::Simple(bytes) => bytes,
+        _ => b"0",
+    }
+}
+
+fn slot_of_key(key: &[u8]) -> u16 {
+    crc16(hash_tag(key).unwrap_or(key)) % COUNT as u16
+}
+
+/// What stands between the first `{` and the first `}` behind it, unless that is nothing.
+fn hash_tag(key: &[u8]) -> Option<&[u8]> {
+    let behind = &key[key.iter().position(|byte| *byte == b'{')? + 1..];
+    let tag = &behind[..behind.iter().position(|byte| *byte == b'}')?];
+    (!tag.is_empty()).then_some(tag)
+}
+
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc, byte| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)])
+}
+
+/// CRC-16/XMODEM by byte: polynomial 0x1021.
+const CRC16: [u16; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (mut crc, mut bit) = ((byte as u16) << 8, 0);
+        while bit < 8 {
+            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
+
+fn slot(value: Option<Value>) -> Option<usize> {
+    match value {
+        Some(Value::Int(slot)) => usize::try_from(slot).ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_have_the_slots_of_the_specification() {
+        assert_eq!(crc16(b"123456789"), 0x31c3);
+        // As `CLUSTER KEYSLOT` answers.
+        for (key, slot) in [("foo", 12182), ("bar", 5061), ("", 0), ("foo{}{bar}", 8363), ("x{foo}y}", 12182)]
+        {
+            assert_eq!(slot_of_key(key.as_bytes()), slot, "{key}");
+        }
+        assert_eq!(slot_of_key(b"{unclosed"), crc16(b"{unclosed") % 16_384);
+        assert_eq!(slot_of(redis::cmd("GET").arg("foo")), Some(12182));
+        assert_eq!(slot_of(redis::cmd("echo").arg("foo")), None);
+        assert_eq!(slot_of(&redis::cmd("PING")), None);
+    }
+
+    fn range(first: i64, last: i64, host: Value, port: i64) -> Value {
+        let node = |port| Value::Array(vec![host.clone(), Value::Int(port), Value::Nil]);
+        Value::Array(vec![Value::Int(first), Value::Int(last), node(port), node(port + 1)])
+    }
+
+    #[test]
+    fn a_map_is_read_and_corrected() {
+        let asked = Node::new("seed", 1);
+        let host = |host: &str| Value::BulkString(host.as_bytes().to_vec());
+        let ranges =
+            [range(0, 99, host("a"), 1), range(200, 299, host("a"), 1), range(300, 16_383, Value::Nil, 2)];
+        let mut slots = Slots::read(Value::Array(ranges.to_vec()), &asked).expect("reads");
+        assert_eq!(slots.nodes(), [Node::new("a", 1), Node::new("seed", 2)]);
+        assert_eq!(slots.unserved(), 100);
+        assert_eq!(slots.owner(99), Some(&Node::new("a", 1)));
+        assert_eq!((slots.owner(100), slots.owner(199)), (None, None));
+        slots.moved(100, &Node::redirected("::1:7", &asked).expect("reads"));
+        slots.moved(101, &Node::redirected(":8", &asked).expect("reads"));
+        assert_eq!(slots.owner(100), Some(&Node::new("::1", 7)));
+        assert_eq!(slots.owner(101), Some(&Node::new("seed", 8)));
+    }
+
+    #[test]
+    fn nonsense_is_no_map() {
+        let asked = Node::new("seed", 1);
+        let text = || Value::BulkString(b"x".to_vec());
+        for nonsense in [
+            Value::Nil,
+            Value::Array(vec![Value::Int(1)]),
+            Value::Array(vec![range(0, 16_384, text(), 1)]),
+            Value::Array(vec![range(5, -1, text(), 1)]),
+            Value::Array(vec![range(9, 3, text(), 1)]),
+            Value::Array(vec![range(0, 1, text(), 70_000)]),
+        ] {
+            assert_eq!(Slots::read(nonsense.clone(), &asked), None, "{nonsense:?}");
+        }
+        assert_eq!(Node::redirected("nowhere", &asked), None);
+    }
+}

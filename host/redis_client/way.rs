@@ -1,0 +1,101 @@
+//! One of the shared client's ways to Redis, whatever kind of Redis that is.
+
+use std::sync::Arc;
+
+use redis::{Cmd, Value};
+
+use super::cluster::Cluster;
+use super::link::Link;
+use super::sentinel::Sentinels;
+use super::target::Target;
+use super::unavailable::{Problem, Unavailable};
+use super::wellbeing::Wellbeing;
+use super::{BadUrl, Timeouts};
+
+#[derive(Debug)]
+pub(super) struct Way {
+    place: Arc<str>,
+    kind: Kind,
+    wellbeing: Wellbeing,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// One server, or the primary that sentinels watch.
+    One(Link),
+    Cluster(Cluster),
+}
+
+impl Way {
+    /// Prepares it; `sign_of_life` is a key that may be asked for.
+    pub(super) fn new(
+        name: &'static str,
+        place: Arc<str>,
+        target: Target,
+        timeouts: Timeouts,
+        sign_of_life: &str,
+    ) -> Result<Self, BadUrl> {
+        let kind = match target {
+            Target::Server(server) => Kind::One(Link::to_server(server, timeouts)?),
+            Target::Primary(watched) => {
+                Kind::One(Link::to_primary(Sentinels::new(watched, timeouts.connect), timeouts))
+            }
+            Target::Cluster(seeds) => Kind::Cluster(Cluster::new(seeds, timeouts, sign_of_life)?),
+        };
+        let wellbeing = Wellbeing::new(name, place.clone());
+        Ok(Self { place, kind, wellbeing })
+    }
+
+    /// A number that changes whenever another server may be the one that answers.
+    pub(super) fn epoch(&self) -> u64 {
+        match &self.kind {
+            Kind::One(link) => link.epoch(),
+            Kind::Cluster(cluster) => cluster.epoch(),
+        }
+    }
+
+    pub(super) fn last_problem(&self) -> Option<Unavailable> {
+        self.wellbeing.problem()
+    }
+
+    /// Runs commands; one reply per command, in order.
+    pub(super) async fn run(
+        &self,
+        operation: &'static str,
+        commands: Vec<Cmd>,
+    ) -> Result<Vec<Value>, Unavailable> {
+        let outcome = match &self.kind {
+            Kind::One(link) => link.run(commands).await,
+            Kind::Cluster(cluster) => cluster.run(commands).await,
+        };
+        match outcome {
+            Ok(replies) => {
+                self.wellbeing.succeeded(operation);
+                Ok(replies)
+            }
+            Err(problem) => Err(self.failed(operation, problem)),
+        }
+    }
+
+    /// Asks for a sign of life: the server, or everyone in the cluster who serves slots. That is
+    /// not enough while Redis refuses to do what others ask of it.
+    pub(super) async fn ping(&self, operation: &'static str) -> Result<(), Unavailable> {
+        let outcome = match &self.kind {
+            Kind::One(link) => link.run(vec![redis::cmd("PING")]).await.map(drop),
+            Kind::Cluster(cluster) => cluster.ping().await,
+        };
+        match outcome {
+            Ok(()) => {
+                self.wellbeing.alive();
+                self.wellbeing.problem().map_or(Ok(()), Err)
+            }
+            Err(problem) => Err(self.failed(operation, problem)),
+        }
+    }
+
+    fn failed(&self, operation: &'static str, Problem { trouble, said }: Problem) -> Unavailable {
+        let problem = Unavailable::new(trouble, self.place.clone(), operation, said);
+        self.wellbeing.failed(operation, trouble, problem.clone());
+        problem
+    }
+}
