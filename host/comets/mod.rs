@@ -27,6 +27,8 @@ mod channel;
 mod comet;
 mod config;
 mod fleet;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod job;
 mod lanes;
 mod metrics;

@@ -54,6 +54,8 @@ mod aside;
 mod bindings;
 mod chain;
 mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod host;
 mod instance;
 mod link;

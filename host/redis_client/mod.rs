@@ -12,6 +12,8 @@
 //! It does not know what the keys mean.
 
 mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod link;
 mod metrics;
 mod reply;
