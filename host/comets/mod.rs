@@ -32,7 +32,10 @@ pub(crate) mod fuzzing;
 mod job;
 mod lanes;
 mod metrics;
+#[cfg(test)]
+mod model;
 mod nodes;
+mod places;
 pub mod proto;
 mod retry;
 #[cfg(test)]
@@ -40,6 +43,7 @@ mod tests;
 mod wire;
 
 use std::pin::Pin;
+use std::sync;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
