@@ -15,6 +15,7 @@ mod model;
 #[cfg(test)]
 mod tests;
 
+// What `ledger` is made of; its model brings other locks.
 use std::sync;
 
 pub use ledger::{Offsets, Ticket, Unsettled};

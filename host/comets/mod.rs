@@ -43,6 +43,7 @@ mod tests;
 mod wire;
 
 use std::pin::Pin;
+// What `places` is made of; its model brings another atomic.
 use std::sync;
 use std::task::{Context, Poll};
 use std::time::Duration;
