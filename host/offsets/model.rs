@@ -4,7 +4,12 @@
 //! A failure prints the seed that brings it back (`SHUTTLE_RANDOM_SEED`).
 
 #[path = "ledger.rs"]
-#[allow(unreachable_pub, dead_code, reason = "the very file that the gateway has, for this model alone")]
+#[allow(
+    clippy::duplicate_mod,
+    unreachable_pub,
+    dead_code,
+    reason = "the very file that the gateway has, for this model once more"
+)]
 mod ledger;
 
 use shuttle::sync::{self, Arc, Mutex};
