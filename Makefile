@@ -1,7 +1,7 @@
 # Halley. `make` alone says what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins demo check test clean
+.PHONY: help build plugins demo check test fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -39,6 +39,10 @@ test: ## Everything: lints, unit tests, policies, and the stories on real Kafka 
 	cargo test --locked --manifest-path examples/my-policy/Cargo.toml
 	@$(MAKE) --no-print-directory check
 
+fuzz: ## Feeds records, plugin answers and Redis replies to libFuzzer, FUZZ_SECONDS (60) each
+	@.ci/deps.sh build
+	@tests/fuzz/run.sh
+
 clean: ## Removes everything that was built
 	cargo clean
-	rm -rf plugins/target plugins/dist tests/guests/dist .cache
+	rm -rf plugins/target plugins/dist tests/guests/dist tests/fuzz/target .cache

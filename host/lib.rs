@@ -80,5 +80,8 @@ pub mod gateway;
 pub mod admin;
 pub mod cli;
 pub mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod panics;
 pub mod telemetry;

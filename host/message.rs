@@ -4,6 +4,9 @@
 //! Pure: this module knows no other and does no I/O. Whatever bytes a record holds, decoding
 //! ends in a [`Message`] or a [`DecodeError`], never in a panic.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+
 use std::fmt;
 use std::sync::Arc;
 

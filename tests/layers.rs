@@ -60,6 +60,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "pipeline",
         ],
     ),
+    ("fuzzing", &["message", "comets", "policy", "directory", "guard", "offline"]),
     ("admin", &["message", "router", "gateway"]),
     ("config", &["kafka", "redis_client", "pipeline", "comets", "offline", "policy", "gateway", "admin"]),
     (

@@ -12,6 +12,7 @@
 //!      +------------------------------------------ HalfOpen
 //! ```
 
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 /// When a breaker opens, and for how long.
@@ -39,9 +40,14 @@ pub enum State {
     HalfOpen,
 }
 
-/// Leave to make one attempt, whose outcome has to be reported with it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Permit(u64);
+/// Leave to make one attempt, whose outcome has to be reported with it. A probe's permit that
+/// is dropped without a report (its attempt was cancelled) lets another call probe.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Permit {
+    epoch: u64,
+    /// Alive as long as the probe is; `None` for other attempts.
+    probe: Option<Arc<()>>,
+}
 
 /// What a report changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +77,7 @@ pub(super) struct Breaker {
 enum Condition {
     Closed { failures: u32, first: Option<Instant> },
     Open { until: Instant },
-    HalfOpen,
+    HalfOpen { probe: Weak<()> },
 }
 
 impl Breaker {
@@ -85,23 +91,29 @@ impl Breaker {
         match self.condition {
             Condition::Closed { .. } => State::Closed,
             Condition::Open { .. } => State::Open,
-            Condition::HalfOpen => State::HalfOpen,
+            Condition::HalfOpen { .. } => State::HalfOpen,
         }
     }
 
     /// Leave to make an attempt now; `None` while the breaker is open or a probe is under way.
     pub(super) fn admit(&mut self, now: Instant) -> Option<Permit> {
-        match self.condition {
-            Condition::Closed { .. } => {}
-            Condition::Open { until } if now >= until => self.become_condition(Condition::HalfOpen),
-            Condition::Open { .. } | Condition::HalfOpen => return None,
+        match &self.condition {
+            Condition::Closed { .. } => Some(Permit { epoch: self.epoch, probe: None }),
+            Condition::Open { until } if now >= *until => Some(self.probe()),
+            Condition::HalfOpen { probe } if probe.strong_count() == 0 => Some(self.probe()),
+            Condition::Open { .. } | Condition::HalfOpen { .. } => None,
         }
-        Some(Permit(self.epoch))
+    }
+
+    fn probe(&mut self) -> Permit {
+        let probe = Arc::new(());
+        self.become_condition(Condition::HalfOpen { probe: Arc::downgrade(&probe) });
+        Permit { epoch: self.epoch, probe: Some(probe) }
     }
 
     /// The attempt was answered.
     pub(super) fn succeeded(&mut self, permit: Permit) -> Change {
-        if permit.0 != self.epoch {
+        if permit.epoch != self.epoch {
             return Change::Nothing;
         }
         match &mut self.condition {
@@ -110,7 +122,7 @@ impl Breaker {
                 Change::Nothing
             }
             Condition::Open { .. } => Change::Nothing,
-            Condition::HalfOpen => {
+            Condition::HalfOpen { .. } => {
                 self.openings = 0;
                 self.become_condition(Condition::Closed { failures: 0, first: None });
                 Change::Closed
@@ -120,7 +132,7 @@ impl Breaker {
 
     /// The attempt failed. `dice` is from 0 to 1: breakers that opened together probe apart.
     pub(super) fn failed(&mut self, permit: Permit, now: Instant, dice: f64) -> Change {
-        if permit.0 != self.epoch {
+        if permit.epoch != self.epoch {
             return Change::Nothing;
         }
         match &mut self.condition {
@@ -134,7 +146,7 @@ impl Breaker {
                 Change::Opened(self.open(now, dice))
             }
             Condition::Open { .. } => Change::Nothing,
-            Condition::HalfOpen => Change::StillOpen(self.open(now, dice)),
+            Condition::HalfOpen { .. } => Change::StillOpen(self.open(now, dice)),
         }
     }
 
@@ -166,11 +178,13 @@ mod tests {
     /// A breaker that opened at the returned moment, for one second.
     fn opened() -> (Breaker, Instant) {
         let (mut breaker, start) = (Breaker::new(settings()), Instant::now());
-        let permit = breaker.admit(start).expect("closed");
-        for at in [start, start + SECOND / 2] {
-            assert_eq!(breaker.failed(permit, at, 1.0), Change::Nothing);
-        }
-        assert_eq!(breaker.failed(permit, start + SECOND, 1.0), Change::Opened(SECOND));
+        let mut fail = |at: Instant| {
+            let permit = breaker.admit(at).expect("closed");
+            breaker.failed(permit, at, 1.0)
+        };
+        assert_eq!(fail(start), Change::Nothing);
+        assert_eq!(fail(start + SECOND / 2), Change::Nothing);
+        assert_eq!(fail(start + SECOND), Change::Opened(SECOND));
         (breaker, start + SECOND)
     }
 
@@ -187,8 +201,8 @@ mod tests {
     #[test]
     fn failures_in_an_instant_do_not_open_it() {
         let (mut breaker, start) = (Breaker::new(settings()), Instant::now());
-        let permit = breaker.admit(start).expect("closed");
         for _ in 0..100 {
+            let permit = breaker.admit(start).expect("closed");
             assert_eq!(breaker.failed(permit, start, 1.0), Change::Nothing);
         }
     }
@@ -206,15 +220,97 @@ mod tests {
     #[test]
     fn calls_of_before_say_nothing_about_now() {
         let (mut breaker, now) = opened();
-        let old = Permit(0);
-        assert_eq!(breaker.succeeded(old), Change::Nothing);
+        let old = || Permit { epoch: 0, probe: None };
+        assert_eq!(breaker.succeeded(old()), Change::Nothing);
         let probe = breaker.admit(now + SECOND).expect("the probe");
-        assert_eq!(breaker.failed(old, now + SECOND, 1.0), Change::Nothing);
+        assert_eq!(breaker.failed(old(), now + SECOND, 1.0), Change::Nothing);
         assert_eq!(breaker.state(), State::HalfOpen);
         assert_eq!(breaker.succeeded(probe), Change::Closed);
     }
 
+    #[test]
+    fn a_probe_that_was_cancelled_lets_another_call_probe() {
+        let (mut breaker, now) = opened();
+        let cancelled = breaker.admit(now + SECOND).expect("the probe");
+        assert_eq!(breaker.admit(now + SECOND), None);
+        drop(cancelled);
+        assert_eq!(breaker.state(), State::HalfOpen);
+        let probe = breaker.admit(now + SECOND).expect("nobody probes any more");
+        assert_eq!(breaker.admit(now + SECOND), None);
+        assert_eq!(breaker.succeeded(probe), Change::Closed);
+    }
+
+    /// What callers do with a breaker.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Pass(u64),
+        Admit,
+        /// The outcome of one of the attempts that are under way.
+        Succeed(usize),
+        Fail(usize),
+        Cancel(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0u64..2000).prop_map(Step::Pass),
+            Just(Step::Admit),
+            any::<usize>().prop_map(Step::Succeed),
+            any::<usize>().prop_map(Step::Fail),
+            any::<usize>().prop_map(Step::Cancel),
+        ]
+    }
+
     proptest! {
+        /// Many attempts under way at once, whose reports come in any order or never: against
+        /// the plain rules of the picture above.
+        #[test]
+        fn one_probe_at_a_time_and_never_stuck(steps in proptest::collection::vec(step(), 0..300)) {
+            let (mut breaker, mut now) = (Breaker::new(settings()), Instant::now());
+            let mut flying: Vec<Permit> = Vec::new();
+            let mut open_until = None::<Instant>;
+            for step in steps {
+                let before = breaker.state();
+                let take = |flying: &mut Vec<Permit>, at: usize| {
+                    (!flying.is_empty()).then(|| flying.swap_remove(at % flying.len()))
+                };
+                match step {
+                    Step::Pass(millis) => now += Duration::from_millis(millis),
+                    Step::Admit => {
+                        let probing = flying.iter().any(|permit| permit.probe.is_some() && permit.epoch == breaker.epoch);
+                        let permit = breaker.admit(now);
+                        let due = open_until.is_some_and(|until| now >= until);
+                        let expected = before == State::Closed || due && !probing;
+                        prop_assert_eq!(permit.is_some(), expected, "{:?}", before);
+                        flying.extend(permit);
+                    }
+                    Step::Cancel(at) => drop(take(&mut flying, at)),
+                    Step::Succeed(at) => {
+                        let Some(permit) = take(&mut flying, at) else { continue };
+                        let is_probe = permit.probe.is_some() && permit.epoch == breaker.epoch;
+                        let closed = breaker.succeeded(permit) == Change::Closed;
+                        prop_assert_eq!(closed, is_probe, "only the probe closes it, and always");
+                        if closed {
+                            open_until = None;
+                        }
+                    }
+                    Step::Fail(at) => {
+                        let Some(permit) = take(&mut flying, at) else { continue };
+                        if let Change::Opened(time) | Change::StillOpen(time) = breaker.failed(permit, now, 1.0) {
+                            open_until = Some(now + time);
+                        }
+                    }
+                }
+                prop_assert_eq!(breaker.state() == State::Closed, open_until.is_none());
+            }
+            // Whatever happened, once nobody calls any more the next call may probe and close it.
+            flying.clear();
+            let probe = breaker.admit(now + settings().open_max);
+            prop_assert!(probe.is_some());
+            breaker.succeeded(probe.expect("just seen"));
+            prop_assert_eq!(breaker.state(), State::Closed);
+        }
+
         /// Each step passes some time, makes an attempt if one is allowed, and reports it.
         #[test]
         fn it_opens_only_after_failures_in_a_row_and_always_lets_a_probe_through(

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use super::breaker::State;
 use super::lanes::LaneSet;
 use super::metrics::CometMetrics;
+use super::places::Places;
 use super::wire::Payload;
 use super::{Delivered, Parcel};
 use crate::message::{CometAddr, MessageId, RoomId, Target};
@@ -36,7 +37,7 @@ pub(super) struct Standing {
     source: AtomicU8,
     state: AtomicU8,
     /// Parcels without an outcome.
-    unsettled: AtomicUsize,
+    unsettled: Places,
     /// Those of them whose call is under way.
     in_flight: AtomicUsize,
     born: Instant,
@@ -52,7 +53,7 @@ impl Standing {
             metrics,
             source: AtomicU8::new(source as u8),
             state: AtomicU8::new(State::Closed as u8),
-            unsettled: AtomicUsize::new(0),
+            unsettled: Places::default(),
             in_flight: AtomicUsize::new(0),
             born: Instant::now(),
             answered: AtomicU64::new(0),
@@ -81,7 +82,7 @@ impl Standing {
     }
 
     pub(super) fn unsettled(&self) -> usize {
-        self.unsettled.load(Ordering::Acquire)
+        self.unsettled.taken()
     }
 
     pub(super) fn in_flight(&self) -> &AtomicUsize {
@@ -127,8 +128,7 @@ impl Job {
         lanes: usize,
         queue: usize,
     ) -> Option<(Self, oneshot::Receiver<Delivered>)> {
-        if standing.unsettled.fetch_add(1, Ordering::AcqRel) >= queue {
-            standing.unsettled.fetch_sub(1, Ordering::AcqRel);
+        if !standing.unsettled.take(queue) {
             return None;
         }
         standing.metrics.waiting.inc();
@@ -161,7 +161,7 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.standing.unsettled.fetch_sub(1, Ordering::AcqRel);
+        self.standing.unsettled.give_back();
         self.standing.metrics.waiting.dec();
     }
 }

@@ -27,10 +27,15 @@ mod channel;
 mod comet;
 mod config;
 mod fleet;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod job;
 mod lanes;
 mod metrics;
+#[cfg(test)]
+mod model;
 mod nodes;
+mod places;
 pub mod proto;
 mod retry;
 #[cfg(test)]
@@ -38,6 +43,8 @@ mod tests;
 mod wire;
 
 use std::pin::Pin;
+// What `places` is made of; its model brings another atomic.
+use std::sync;
 use std::task::{Context, Poll};
 use std::time::Duration;
 

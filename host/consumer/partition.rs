@@ -3,6 +3,9 @@
 //!
 //! No Kafka type comes here, so that the rules can be tested without a broker.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -211,114 +214,5 @@ impl Partition {
     pub(crate) fn abandon(&mut self) {
         self.close();
         self.abandon.cancel();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::Origin;
-
-    const LIMIT: Limit = Limit { records: 4, bytes: 1000 };
-
-    fn record(offset: i64, size: usize) -> Record {
-        Record {
-            origin: Origin { topic: "push".into(), partition: 0, offset },
-            timestamp_ms: None,
-            key: None,
-            value: Some(vec![0; size].into()),
-            headers: Vec::new(),
-        }
-    }
-
-    fn taken(feed: &mut Feed) -> Vec<Admitted> {
-        std::iter::from_fn(|| feed.records.try_recv().ok()).collect()
-    }
-
-    #[test]
-    fn a_full_partition_pauses_and_resumes_at_half() {
-        let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
-        let flows: Vec<_> = (0..6).map(|offset| partition.accept(record(offset, 1), LIMIT)).collect();
-        use Flow::{Pause, Unchanged};
-        assert_eq!(flows, [Unchanged, Unchanged, Unchanged, Unchanged, Pause, Unchanged]);
-
-        let mut admitted = taken(&mut feed);
-        assert_eq!(admitted.len(), 4);
-        admitted.remove(0).ticket.settle();
-        assert_eq!(partition.refill(LIMIT), Unchanged, "three of four are still in flight");
-        admitted.remove(0).ticket.settle();
-        assert_eq!(partition.refill(LIMIT), Flow::Resume);
-        let offsets: Vec<_> = taken(&mut feed).iter().map(|a| a.record.origin.offset).collect();
-        assert_eq!(offsets, [4, 5]);
-        assert_eq!(partition.to_commit(), Some(2));
-    }
-
-    #[test]
-    fn one_record_larger_than_the_limit_still_gets_through() {
-        let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
-        assert_eq!(partition.accept(record(0, 5000), LIMIT), Flow::Unchanged);
-        assert_eq!(partition.accept(record(1, 1), LIMIT), Flow::Pause);
-        taken(&mut feed).remove(0).ticket.settle();
-        assert_eq!(partition.refill(LIMIT), Flow::Resume);
-        assert_eq!(taken(&mut feed).len(), 1);
-    }
-
-    #[test]
-    fn one_record_that_never_settles_stops_the_partition_at_last() {
-        let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
-        let mut stuck = None;
-        let mut offset = 0;
-        let paused_at = loop {
-            let flow = partition.accept(record(offset, 1), LIMIT);
-            for admitted in taken(&mut feed) {
-                match stuck {
-                    None => stuck = Some(admitted),
-                    Some(_) => admitted.ticket.settle(),
-                }
-            }
-            if flow == Flow::Pause {
-                break offset;
-            }
-            offset += 1;
-        };
-        assert_eq!(paused_at, 64, "16 times the limit");
-        stuck.expect("admitted").ticket.settle();
-        assert_eq!(partition.refill(LIMIT), Flow::Resume);
-    }
-
-    #[test]
-    fn closing_forgets_what_was_not_begun() {
-        let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
-        for offset in 0..6 {
-            partition.accept(record(offset, 1), LIMIT);
-        }
-        let begun = feed.records.try_recv().expect("admitted");
-        partition.close();
-        assert!(feed.closing.is_cancelled() && !feed.abandon.is_cancelled());
-        begun.ticket.settle();
-        drop(feed);
-        assert!(partition.is_done());
-        partition.give_up();
-        assert_eq!(partition.to_commit(), Some(1));
-    }
-
-    #[test]
-    fn a_worker_that_does_not_finish_is_abandoned() {
-        let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
-        partition.accept(record(0, 1), LIMIT);
-        let begun = feed.records.try_recv().expect("admitted");
-        partition.close();
-        assert_eq!(partition.give_up(), 1);
-        assert!(feed.abandon.is_cancelled());
-        assert_eq!(partition.to_commit(), None);
-        drop(begun);
-    }
-
-    #[test]
-    fn shares_are_equal_and_never_nothing() {
-        let total = Limit { records: 10, bytes: 100 };
-        assert_eq!(total.share(4), Limit { records: 2, bytes: 25 });
-        assert_eq!(total.share(1000), Limit { records: 1, bytes: 1 });
-        assert_eq!(total.share(0), total);
     }
 }

@@ -13,6 +13,8 @@ mod batch;
 #[cfg(test)]
 mod behaviour;
 mod cache;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod memory;
 mod metrics;
 mod reading;

@@ -35,7 +35,7 @@ pub struct RedisDirectory {
 }
 
 /// What the first round trip tells about one look-up.
-enum First {
+pub(super) enum First {
     Room(RoomMembers),
     Connection(Option<Described>),
     /// The key is a user's, and this is the user's connection.
@@ -119,7 +119,7 @@ impl RedisDirectory {
     }
 
     /// Turns the first round trip's replies into what they say, look-up by look-up.
-    fn understand(
+    pub(super) fn understand(
         &self,
         lookups: &[Lookup],
         replies: Vec<Value>,
@@ -197,7 +197,11 @@ impl RedisDirectory {
         Ok(Second { not_online: self.not_online(users, replies)?, infos: infos.into_iter() })
     }
 
-    fn not_online(&self, users: Vec<UserId>, replies: Vec<Value>) -> Result<HashSet<UserId>, Unavailable> {
+    pub(super) fn not_online(
+        &self,
+        users: Vec<UserId>,
+        replies: Vec<Value>,
+    ) -> Result<HashSet<UserId>, Unavailable> {
         let mut answers = Vec::with_capacity(users.len());
         for reply in replies {
             answers.extend(elements(self.unless_refused(reply, || "user:online:*".to_owned())?));
@@ -207,7 +211,7 @@ impl RedisDirectory {
     }
 
     /// Puts both round trips together.
-    fn found(&self, first: First, second: &mut Second) -> Found {
+    pub(super) fn found(&self, first: First, second: &mut Second) -> Found {
         match first {
             First::Room(members) => {
                 self.metrics.stale_members.inc_by(members.stale as u64);
@@ -249,10 +253,10 @@ impl Directory for RedisDirectory {
 }
 
 /// What the second round trip tells.
-struct Second {
-    not_online: HashSet<UserId>,
+pub(super) struct Second {
+    pub(super) not_online: HashSet<UserId>,
     /// One for each [`First::User`], in order.
-    infos: std::vec::IntoIter<Value>,
+    pub(super) infos: std::vec::IntoIter<Value>,
 }
 
 impl Second {
@@ -272,7 +276,7 @@ fn as_user(key: &str, online: Value) -> First {
 }
 
 /// Everyone whose presence is to be checked, each once.
-fn users(firsts: &[First]) -> Vec<UserId> {
+pub(super) fn users(firsts: &[First]) -> Vec<UserId> {
     let mut users = HashSet::new();
     for first in firsts {
         match first {

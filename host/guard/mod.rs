@@ -5,6 +5,8 @@
 //! redelivery of its record is not stopped. In doubt a message passes: what a guard prevents is
 //! a repetition, and losing a message is worse. It does not know why a policy asked.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod memory;
 mod redis;
 

@@ -24,7 +24,7 @@ impl RedisGuards {
         format!("{}guard:{}", self.client.prefix(), claim.key)
     }
 
-    fn decide(&self, claim: &Claim, set: &Value, owner: &Value) -> Result<bool, Unavailable> {
+    pub(super) fn decide(&self, claim: &Claim, set: &Value, owner: &Value) -> Result<bool, Unavailable> {
         if let Some(Refusal::Denied(said) | Refusal::Other(said)) = refusal(set).or_else(|| refusal(owner)) {
             return Err(self.client.denied("claim_guards", said));
         }

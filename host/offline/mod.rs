@@ -8,6 +8,8 @@
 //! twice under the same message id; readers drop repeats. It does not know how a policy
 //! decides.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod memory;
 mod notifier;
 mod redis;

@@ -157,7 +157,7 @@ fn page(key: &str, start: &str) -> Cmd {
 }
 
 /// Reads the fields of an entry; `None` when Halley did not write it.
-fn kept(fields: Value) -> Option<Kept> {
+pub(super) fn kept(fields: Value) -> Option<Kept> {
     let (mut id, mut operation, mut room, mut body) = (None, None, None, None);
     let (mut sent_ms, mut expires_ms) = (None, None);
     let mut values = elements(fields).into_iter();

@@ -54,11 +54,15 @@ mod aside;
 mod bindings;
 mod chain;
 mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod host;
 mod instance;
 mod link;
 mod log_budget;
 mod metrics;
+#[cfg(test)]
+mod model;
 mod module;
 mod outcome;
 mod plugin;
@@ -67,8 +71,12 @@ mod questions;
 mod runtime;
 mod set;
 mod state;
+mod switch;
 mod ticker;
 mod watch;
+
+// What `switch` is made of; its model brings another cell.
+use arc_swap as cell;
 
 pub use chain::Chain;
 pub use config::{OnError, PluginConfig, PoliciesConfig, expand};

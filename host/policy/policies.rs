@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use bytesize::ByteSize;
 use tokio::sync::watch;
 
@@ -13,12 +12,13 @@ use crate::policy::config::{OnError, PluginConfig};
 use crate::policy::plugin::Plugin;
 use crate::policy::runtime::Runtime;
 use crate::policy::set::{Generation, PolicySet, Problem, Refused, prepare};
+use crate::policy::switch::Switch;
 
 /// The set in force. Workers take [`Policies::current`] for each batch: one set decides all
 /// of it.
 pub struct Policies {
     runtime: Arc<Runtime>,
-    current: ArcSwap<PolicySet>,
+    current: Switch<PolicySet>,
     /// One replacement at a time.
     replacing: tokio::sync::Mutex<()>,
     generation: watch::Sender<Generation>,
@@ -41,7 +41,7 @@ impl Policies {
         let prepared = outside_async(|| prepare(&runtime, plugins, &[]))?;
         let first = Generation(1);
         let policies = Self {
-            current: ArcSwap::from_pointee(PolicySet::new(first, prepared)),
+            current: Switch::new(PolicySet::new(first, prepared)),
             replacing: tokio::sync::Mutex::new(()),
             generation: watch::Sender::new(first),
             standing: Mutex::new(Standing { since: SystemTime::now(), refusal: None }),
@@ -54,7 +54,7 @@ impl Policies {
 
     /// The set in force. Cheap.
     pub fn current(&self) -> Arc<PolicySet> {
-        self.current.load_full()
+        self.current.get()
     }
 
     /// Replaces the whole set, or nothing of it. Compiles away from the threads that carry
@@ -73,7 +73,7 @@ impl Policies {
         }
         let generation = Generation(before.generation().0 + 1);
         tracing::info!(%generation, plugins = %changes(before.plugins(), &prepared), "policies swapped");
-        self.current.store(Arc::new(PolicySet::new(generation, prepared)));
+        self.current.put(PolicySet::new(generation, prepared));
         self.standing().since = SystemTime::now();
         self.runtime.metrics.swapped(generation.0);
         self.generation.send_replace(generation);
@@ -121,7 +121,7 @@ impl Policies {
         if standing.refusal.as_ref().is_some_and(|last| last.errors == errors) {
             return;
         }
-        let generation = self.current.load().generation();
+        let generation = self.current.get().generation();
         tracing::warn!(problems = %refused, %generation, "policies refused; the set in force stays");
         let plugins = refused.problems.iter().map(|problem| problem.plugin.clone()).collect();
         standing.refusal = Some(Refusal { at: SystemTime::now(), errors, plugins });

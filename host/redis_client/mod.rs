@@ -18,6 +18,8 @@ mod cluster;
 #[cfg(test)]
 mod cluster_tests;
 mod config;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod link;
 mod metrics;
 mod nodes;

@@ -1,0 +1,74 @@
+//! The calls of any message, read with the types that comets read them with.
+
+use bytes::{Buf, Bytes};
+use prost::Message as _;
+
+use super::proto::goim;
+use super::wire::{Dialect, Payload, Request};
+use crate::message::{Audience, ConnectionId, Message, RoomId, Target};
+
+/// goim's frame header, in bytes.
+const HEADER: usize = 16;
+
+/// Checks the calls that this message would be, in both dialects.
+pub(crate) fn check(message: &Message) {
+    for dialect in [Dialect::Chatroom, Dialect::Goim] {
+        let payload = Payload::new(dialect, message.operation, &message.body);
+        if let Some(id) = payload.metadata(&message.id) {
+            assert_eq!(id.as_bytes(), message.id.as_str().as_bytes());
+        }
+        let one = [message];
+        match &message.audience {
+            Audience::Room(room) => {
+                check_room(dialect, &dialect.request(&Target::Room(room.clone()), &payload), room, &one);
+                let twice = dialect.merged(room, [&payload, &payload].into_iter());
+                if dialect == Dialect::Goim {
+                    check_room(dialect, &twice, room, &[message, message]);
+                }
+            }
+            Audience::Keys { keys, .. } => {
+                let ids: Vec<ConnectionId> = keys.iter().map(|key| ConnectionId::from(&**key)).collect();
+                let request = dialect.request(&Target::Connections(ids), &payload);
+                let read = goim::PushMsgReq::decode(request.body).expect("a PushMsgReq");
+                assert!(read.keys.iter().map(String::as_str).eq(keys.iter().map(|key| &**key)));
+                assert_eq!(read.proto_op, message.operation);
+                check_proto(dialect, read.proto, &one);
+            }
+            Audience::Everyone { speed } => {
+                let request = dialect.request(&Target::Everyone { speed: *speed }, &payload);
+                let read = goim::BroadcastReq::decode(request.body).expect("a BroadcastReq");
+                assert_eq!((read.proto_op, read.speed), (message.operation, *speed));
+                check_proto(dialect, read.proto, &one);
+            }
+        }
+    }
+}
+
+fn check_room(dialect: Dialect, request: &Request, room: &RoomId, messages: &[&Message]) {
+    let read = goim::BroadcastRoomReq::decode(request.body.clone()).expect("a BroadcastRoomReq");
+    assert_eq!(read.room_id, room.as_str());
+    check_proto(dialect, read.proto, messages);
+}
+
+fn check_proto(dialect: Dialect, proto: Option<goim::Proto>, messages: &[&Message]) {
+    let goim::Proto { ver, op, seq, mut body } = proto.expect("every call has one");
+    assert_eq!((ver, seq), (1, 0));
+    if dialect == Dialect::Chatroom {
+        assert_eq!((op, &body), (messages[0].operation, &messages[0].body));
+        return;
+    }
+    assert_eq!(op, 9, "OpRaw");
+    for message in messages {
+        assert_eq!(frame(&mut body), (message.operation, message.body.clone()));
+    }
+    assert!(body.is_empty(), "bytes behind the last frame");
+}
+
+/// Reads one frame as goim's clients do.
+fn frame(rest: &mut Bytes) -> (i32, Bytes) {
+    let length = rest.get_u32() as usize;
+    assert_eq!((rest.get_u16(), rest.get_u16()), (HEADER as u16, 1), "header length and version");
+    let (operation, seq) = (rest.get_i32(), rest.get_i32());
+    assert_eq!(seq, 0);
+    (operation, rest.split_to(length - HEADER))
+}

@@ -1,0 +1,199 @@
+//! A comet's queue, lanes and breaker under many interleavings of threads, by shuttle. A failure
+//! prints the seed that brings it back (`SHUTTLE_RANDOM_SEED`).
+//!
+//! What is real: `places.rs`, compiled once more with shuttle's atomic; `Lanes`; `Breaker`.
+//! What stands in: the comet's task is a thread, tokio's bounded channel a bounded channel of
+//! shuttle's, and a call ends when the thread says so. Lanes and breaker belong to the task
+//! alone and need no lock; the breaker gets one here, so that callers really are threads.
+
+#[path = "places.rs"]
+#[allow(clippy::duplicate_mod, reason = "the very file that the gateway has, for this model once more")]
+mod places;
+
+use std::time::{Duration, Instant};
+
+use shuttle::rand::{Rng as _, thread_rng};
+use shuttle::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use shuttle::sync::{self, Arc, Mutex};
+use shuttle::thread;
+
+use super::breaker::{Breaker, Settings, State};
+use super::lanes::{LaneSet, Lanes, Token};
+use places::Places;
+
+/// How many interleavings are tried.
+const RUNS: usize = 2_000;
+const SENDERS: usize = 3;
+const EACH: usize = 4;
+
+/// A parcel: who sent it, and as the how-manieth.
+type Parcel = (usize, usize);
+
+#[test]
+fn nothing_is_lost_order_is_kept_and_closing_ends() {
+    shuttle::check_random(|| assert_eq!(send_and_deliver(SENDERS * EACH), 0), RUNS);
+}
+
+#[test]
+fn a_full_queue_refuses_and_never_overflows() {
+    shuttle::check_random(
+        || {
+            let refused = send_and_deliver(2);
+            assert!(refused <= SENDERS * EACH - 2, "the first two always have places");
+        },
+        RUNS,
+    );
+}
+
+/// Several threads send to the lanes of one comet and go away. Returns how many parcels were
+/// refused because all places were taken.
+fn send_and_deliver(limit: usize) -> usize {
+    let places = Arc::new(Places::default());
+    let (inbox, received) = sync_channel(limit);
+    let comet = {
+        let places = Arc::clone(&places);
+        thread::spawn(move || deliver(&received, &places))
+    };
+    let senders: Vec<_> = (0..SENDERS)
+        .map(|sender| {
+            let (inbox, places) = (inbox.clone(), Arc::clone(&places));
+            thread::spawn(move || send(sender, &inbox, &places, limit))
+        })
+        .collect();
+    drop(inbox);
+    let sent: Vec<Vec<Parcel>> = senders.into_iter().map(|sender| sender.join().expect("sends")).collect();
+    let delivered = comet.join().expect("delivers");
+    assert_eq!(places.taken(), 0, "every place was given back");
+    for (sender, sent) in sent.iter().enumerate() {
+        let got: Vec<Parcel> = delivered.iter().filter(|(from, _)| *from == sender).copied().collect();
+        assert_eq!(got, *sent, "what one sender sent, in its order");
+    }
+    SENDERS * EACH - delivered.len()
+}
+
+/// What `Comet::send` does.
+fn send(sender: usize, inbox: &SyncSender<Parcel>, places: &Places, limit: usize) -> Vec<Parcel> {
+    let mut sent = Vec::new();
+    for number in 0..EACH {
+        if !places.take(limit) {
+            continue;
+        }
+        match inbox.try_send((sender, number)) {
+            Ok(()) => sent.push((sender, number)),
+            Err(TrySendError::Full(_)) => panic!("a place, but no room in the channel"),
+            Err(TrySendError::Disconnected(_)) => panic!("the comet ended before its senders"),
+        }
+    }
+    sent
+}
+
+/// What a comet's task does: takes over what has come, starts what may start, and ends calls
+/// at any time. Each sender has a lane; the first sender's parcels occupy all of them.
+fn deliver(inbox: &Receiver<Parcel>, places: &Places) -> Vec<Parcel> {
+    let (mut lanes, mut flying, mut delivered) =
+        (Lanes::new(2), Vec::<(Token, Vec<Parcel>)>::new(), Vec::new());
+    let mut open = true;
+    while open || !lanes.is_empty() {
+        // Only a task with nothing in flight sleeps until something comes.
+        match if flying.is_empty() { inbox.recv().ok() } else { inbox.try_recv().ok() } {
+            Some(parcel) => lanes.push(lanes_of(parcel.0), parcel),
+            None if flying.is_empty() => open = false,
+            None => {}
+        }
+        while let Some((token, parcel)) = lanes.next_ready() {
+            let joined = lanes.join_next(&token, |next: &Parcel| next.0 == parcel.0);
+            flying.push((token, [parcel].into_iter().chain(joined).collect()));
+        }
+        assert!(flying.len() <= 2, "two in flight in one lane");
+        if !flying.is_empty() {
+            let (token, parcels) = flying.swap_remove(thread_rng().gen_range(0..flying.len()));
+            lanes.finish(token);
+            parcels.iter().for_each(|_| places.give_back());
+            delivered.extend(parcels);
+        }
+    }
+    delivered
+}
+
+fn lanes_of(sender: usize) -> LaneSet {
+    let names = ["a", "c"];
+    if sender == 0 { LaneSet::all(2) } else { LaneSet::of(names[sender - 1], 2) }
+}
+
+#[test]
+fn a_place_that_is_free_is_not_refused() {
+    shuttle::check_random(
+        || {
+            let places = Arc::new(Places::default());
+            assert!(places.take(1));
+            let other = {
+                let places = Arc::clone(&places);
+                thread::spawn(move || places.take(1))
+            };
+            places.give_back();
+            let mine = places.take(1);
+            let others = other.join().expect("takes");
+            assert!(mine || others, "the one place is free, and both were refused");
+            assert_eq!(places.taken(), usize::from(mine) + usize::from(others));
+        },
+        RUNS,
+    );
+}
+
+#[test]
+fn callers_never_probe_together_and_a_cancelled_probe_is_made_again() {
+    shuttle::check_random(
+        || {
+            let breaker = Arc::new(Mutex::new(opened()));
+            let probes = Arc::new(sync::atomic::AtomicUsize::new(0));
+            let late = Instant::now() + Duration::from_secs(3600);
+            let callers: Vec<_> = (0..3)
+                .map(|caller| {
+                    let (breaker, probes) = (Arc::clone(&breaker), Arc::clone(&probes));
+                    thread::spawn(move || call(caller, &breaker, &probes, late))
+                })
+                .collect();
+            callers.into_iter().for_each(|caller| caller.join().expect("calls"));
+            let mut breaker = breaker.lock().unwrap();
+            let permit = breaker.admit(late).expect("nobody calls any more");
+            breaker.succeeded(permit);
+            assert_eq!(breaker.state(), State::Closed);
+        },
+        RUNS,
+    );
+}
+
+/// One caller: cancels its attempt, or has it answered.
+fn call(caller: usize, breaker: &Mutex<Breaker>, probes: &sync::atomic::AtomicUsize, now: Instant) {
+    use sync::atomic::Ordering::SeqCst;
+    let permit = {
+        let mut breaker = breaker.lock().unwrap();
+        let Some(permit) = breaker.admit(now) else { return };
+        if breaker.state() == State::HalfOpen {
+            assert_eq!(probes.fetch_add(1, SeqCst), 0, "two probes at a time");
+        }
+        permit
+    };
+    thread::yield_now();
+    let mut breaker = breaker.lock().unwrap();
+    if breaker.state() == State::HalfOpen {
+        probes.fetch_sub(1, SeqCst);
+    }
+    if caller == 0 {
+        drop(permit);
+    } else {
+        breaker.succeeded(permit);
+    }
+}
+
+/// A breaker that opened at once, for a short time.
+fn opened() -> Breaker {
+    let short = Duration::from_millis(1);
+    let mut breaker =
+        Breaker::new(Settings { failures: 1, patience: Duration::ZERO, open: short, open_max: short });
+    let now = Instant::now();
+    let permit = breaker.admit(now).expect("closed");
+    breaker.failed(permit, now, 1.0);
+    assert_eq!(breaker.state(), State::Open);
+    breaker
+}

@@ -1,0 +1,223 @@
+//! What a partition promises: limits, order, pauses, and how it ends.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::message::Origin;
+
+const LIMIT: Limit = Limit { records: 4, bytes: 1000 };
+
+fn record(offset: i64, size: usize) -> Record {
+    Record {
+        origin: Origin { topic: "push".into(), partition: 0, offset },
+        timestamp_ms: None,
+        key: None,
+        value: Some(vec![0; size].into()),
+        headers: Vec::new(),
+    }
+}
+
+fn taken(feed: &mut Feed) -> Vec<Admitted> {
+    std::iter::from_fn(|| feed.records.try_recv().ok()).collect()
+}
+
+#[test]
+fn a_full_partition_pauses_and_resumes_at_half() {
+    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+    let flows: Vec<_> = (0..6).map(|offset| partition.accept(record(offset, 1), LIMIT)).collect();
+    use Flow::{Pause, Unchanged};
+    assert_eq!(flows, [Unchanged, Unchanged, Unchanged, Unchanged, Pause, Unchanged]);
+
+    let mut admitted = taken(&mut feed);
+    assert_eq!(admitted.len(), 4);
+    admitted.remove(0).ticket.settle();
+    assert_eq!(partition.refill(LIMIT), Unchanged, "three of four are still in flight");
+    admitted.remove(0).ticket.settle();
+    assert_eq!(partition.refill(LIMIT), Flow::Resume);
+    let offsets: Vec<_> = taken(&mut feed).iter().map(|a| a.record.origin.offset).collect();
+    assert_eq!(offsets, [4, 5]);
+    assert_eq!(partition.to_commit(), Some(2));
+}
+
+#[test]
+fn one_record_larger_than_the_limit_still_gets_through() {
+    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+    assert_eq!(partition.accept(record(0, 5000), LIMIT), Flow::Unchanged);
+    assert_eq!(partition.accept(record(1, 1), LIMIT), Flow::Pause);
+    taken(&mut feed).remove(0).ticket.settle();
+    assert_eq!(partition.refill(LIMIT), Flow::Resume);
+    assert_eq!(taken(&mut feed).len(), 1);
+}
+
+#[test]
+fn one_record_that_never_settles_stops_the_partition_at_last() {
+    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+    let mut stuck = None;
+    let mut offset = 0;
+    let paused_at = loop {
+        let flow = partition.accept(record(offset, 1), LIMIT);
+        for admitted in taken(&mut feed) {
+            match stuck {
+                None => stuck = Some(admitted),
+                Some(_) => admitted.ticket.settle(),
+            }
+        }
+        if flow == Flow::Pause {
+            break offset;
+        }
+        offset += 1;
+    };
+    assert_eq!(paused_at, 64, "16 times the limit");
+    stuck.expect("admitted").ticket.settle();
+    assert_eq!(partition.refill(LIMIT), Flow::Resume);
+}
+
+#[test]
+fn closing_forgets_what_was_not_begun() {
+    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+    for offset in 0..6 {
+        partition.accept(record(offset, 1), LIMIT);
+    }
+    let begun = feed.records.try_recv().expect("admitted");
+    partition.close();
+    assert!(feed.closing.is_cancelled() && !feed.abandon.is_cancelled());
+    begun.ticket.settle();
+    drop(feed);
+    assert!(partition.is_done());
+    partition.give_up();
+    assert_eq!(partition.to_commit(), Some(1));
+}
+
+#[test]
+fn a_worker_that_does_not_finish_is_abandoned() {
+    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+    partition.accept(record(0, 1), LIMIT);
+    let begun = feed.records.try_recv().expect("admitted");
+    partition.close();
+    assert_eq!(partition.give_up(), 1);
+    assert!(feed.abandon.is_cancelled());
+    assert_eq!(partition.to_commit(), None);
+    drop(begun);
+}
+
+#[test]
+fn shares_are_equal_and_never_nothing() {
+    let total = Limit { records: 10, bytes: 100 };
+    assert_eq!(total.share(4), Limit { records: 2, bytes: 25 });
+    assert_eq!(total.share(1000), Limit { records: 1, bytes: 1 });
+    assert_eq!(total.share(0), total);
+}
+
+/// What happens to a partition, by Kafka, the worker and the polling thread.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Kafka hands out the next record, of this size; librdkafka may have fetched some
+    /// before it heard of a pause, so records come while it is paused, too.
+    Arrive(usize),
+    /// The worker takes a record over.
+    Take,
+    /// One of the records that the worker has is settled.
+    Settle(usize),
+    /// The polling thread looks after the partition.
+    Refill,
+    Commit,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        3 => (0usize..600).prop_map(Step::Arrive),
+        2 => Just(Step::Take),
+        2 => any::<usize>().prop_map(Step::Settle),
+        1 => Just(Step::Refill),
+        1 => Just(Step::Commit),
+    ]
+}
+
+/// A partition and what was seen of it.
+struct Watched {
+    partition: Partition,
+    feed: Feed,
+    arrived: Vec<usize>,
+    begun: Vec<Admitted>,
+    taken: i64,
+    settled: std::collections::BTreeSet<i64>,
+}
+
+impl Watched {
+    fn new() -> Self {
+        let (partition, feed) = Partition::assign("push".into(), 0, 4);
+        let (arrived, begun, settled) = (Vec::new(), Vec::new(), Default::default());
+        Self { partition, feed, arrived, begun, taken: 0, settled }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Arrive(size) => {
+                let paused = self.partition.is_paused();
+                let flow = self.partition.accept(record(self.arrived.len() as i64, size), LIMIT);
+                self.arrived.push(size);
+                assert!(flow == Flow::Unchanged || flow == Flow::Pause && !paused, "{flow:?}");
+                assert!(self.partition.is_paused() || self.partition.waiting.is_empty());
+            }
+            Step::Take => {
+                let Ok(admitted) = self.feed.records.try_recv() else { return };
+                assert_eq!(admitted.record.origin.offset, self.taken, "lost or out of order");
+                self.taken += 1;
+                self.begun.push(admitted);
+            }
+            Step::Settle(at) if !self.begun.is_empty() => {
+                let admitted = self.begun.swap_remove(at % self.begun.len());
+                self.settled.insert(admitted.record.origin.offset);
+                admitted.ticket.settle();
+            }
+            Step::Settle(_) => {}
+            Step::Refill => {
+                let paused = self.partition.is_paused();
+                let flow = self.partition.refill(LIMIT);
+                assert!(flow == Flow::Unchanged || flow == Flow::Resume && paused, "{flow:?}");
+            }
+            Step::Commit => {
+                let Some(offset) = self.partition.to_commit() else { return };
+                assert!(self.partition.committed < Some(offset), "back to {offset}");
+                assert!((0..offset).all(|offset| self.settled.contains(&offset)), "{offset} is too far");
+                self.partition.committed(offset);
+                assert_eq!(self.partition.to_commit(), None);
+            }
+        }
+        self.check_limits();
+    }
+
+    /// The limits hold, up to the one record that crosses the one on bytes.
+    fn check_limits(&self) {
+        let Unsettled { records, bytes } = self.partition.unsettled();
+        assert!(records <= LIMIT.records, "{records} records");
+        let largest = self.arrived.iter().max().copied().unwrap_or(0);
+        assert!(bytes < LIMIT.bytes + largest.max(1), "{bytes} bytes");
+        assert!(self.partition.offsets.span() <= LIMIT.span());
+    }
+}
+
+proptest! {
+    #[test]
+    fn limits_hold_and_every_record_comes_once_in_order(
+        steps in proptest::collection::vec(step(), 0..300)
+    ) {
+        let mut watched = Watched::new();
+        for step in steps {
+            watched.step(step);
+        }
+        // A worker that goes on settles everything, however full it was.
+        while watched.settled.len() < watched.arrived.len() {
+            let before = watched.settled.len();
+            watched.step(Step::Refill);
+            (0..LIMIT.records).for_each(|_| watched.step(Step::Take));
+            (0..LIMIT.records).for_each(|_| watched.step(Step::Settle(0)));
+            prop_assert!(watched.settled.len() > before, "stuck");
+        }
+        watched.step(Step::Refill);
+        prop_assert!(!watched.partition.is_paused());
+        watched.step(Step::Commit);
+        let end = watched.arrived.len() as i64;
+        prop_assert_eq!(watched.partition.offsets.watermark(), (end > 0).then_some(end));
+    }
+}

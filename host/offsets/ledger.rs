@@ -1,0 +1,121 @@
+//! The ledger of one partition and the tickets that threads settle in it.
+//!
+//! Its locks are those of the parent module: std's, or in `model` those of a scheduler that
+//! tries many interleavings of this very file.
+
+use std::collections::VecDeque;
+
+use super::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How much of a partition is admitted and not settled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unsettled {
+    /// Records.
+    pub records: usize,
+    /// Bytes of their content.
+    pub bytes: usize,
+}
+
+/// The offsets of one partition during one assignment. Clones share their state.
+#[derive(Clone, Debug, Default)]
+pub struct Offsets {
+    ledger: Arc<Mutex<Ledger>>,
+}
+
+impl Offsets {
+    /// Admits a record of this many bytes.
+    ///
+    /// Offsets come in growing order, with gaps (compaction, transactions). While records are
+    /// unsettled, one that is not above the last admitted gets a ticket that counts for
+    /// nothing: Kafka handed it out twice. When all are settled, the partition begins anew
+    /// there: its topic was made anew, or the offset was set back.
+    pub fn admit(&self, offset: i64, bytes: usize) -> Ticket {
+        let counts = lock(&self.ledger).admit(offset, bytes);
+        Ticket { offset, counts, ledger: Arc::clone(&self.ledger) }
+    }
+
+    /// The next offset to read after a restart: everything admitted below it is settled.
+    /// `None` until the first record is settled at the front.
+    pub fn watermark(&self) -> Option<i64> {
+        lock(&self.ledger).watermark
+    }
+
+    /// What is admitted and not settled.
+    pub fn unsettled(&self) -> Unsettled {
+        lock(&self.ledger).unsettled
+    }
+
+    /// Records from the oldest unsettled one on, settled ones among them: what would be
+    /// delivered again after a crash, and what this ledger takes in memory.
+    pub fn span(&self) -> usize {
+        lock(&self.ledger).slots.len()
+    }
+}
+
+/// One admitted record. Settle it once it has its outcome; dropping it means "not settled".
+#[derive(Debug)]
+#[must_use = "a ticket that is dropped keeps its offset uncommitted"]
+pub struct Ticket {
+    offset: i64,
+    counts: bool,
+    ledger: Arc<Mutex<Ledger>>,
+}
+
+impl Ticket {
+    /// The record has its outcome: its offset may be committed once all before it may.
+    pub fn settle(self) {
+        if self.counts {
+            lock(&self.ledger).settle(self.offset);
+        }
+    }
+}
+
+/// Admitted records from the oldest unsettled one on.
+#[derive(Debug, Default)]
+struct Ledger {
+    slots: VecDeque<Slot>,
+    last_admitted: Option<i64>,
+    watermark: Option<i64>,
+    unsettled: Unsettled,
+}
+
+#[derive(Debug)]
+struct Slot {
+    offset: i64,
+    bytes: usize,
+    settled: bool,
+}
+
+impl Ledger {
+    /// Returns whether the record counts.
+    fn admit(&mut self, offset: i64, bytes: usize) -> bool {
+        let goes_back = self.last_admitted.is_some_and(|last| offset <= last);
+        if goes_back && !self.slots.is_empty() {
+            return false;
+        }
+        self.last_admitted = Some(offset);
+        self.slots.push_back(Slot { offset, bytes, settled: false });
+        self.unsettled.records += 1;
+        self.unsettled.bytes += bytes;
+        true
+    }
+
+    fn settle(&mut self, offset: i64) {
+        let Ok(at) = self.slots.binary_search_by_key(&offset, |slot| slot.offset) else { return };
+        let slot = &mut self.slots[at];
+        if slot.settled {
+            return;
+        }
+        slot.settled = true;
+        self.unsettled.records -= 1;
+        self.unsettled.bytes -= slot.bytes;
+        while let Some(front) = self.slots.pop_front_if(|slot| slot.settled) {
+            // Committed offsets name the next record to read, not the last one read.
+            self.watermark = Some(front.offset + 1);
+        }
+    }
+}
+
+fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
+    ledger.lock().unwrap_or_else(PoisonError::into_inner)
+}

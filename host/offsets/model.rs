@@ -1,0 +1,83 @@
+//! The ledger under many interleavings of threads: shuttle compiles `ledger.rs` once more, with
+//! locks that hand over to a random other thread whenever they are taken.
+//!
+//! A failure prints the seed that brings it back (`SHUTTLE_RANDOM_SEED`).
+
+#[path = "ledger.rs"]
+#[allow(
+    clippy::duplicate_mod,
+    unreachable_pub,
+    dead_code,
+    reason = "the very file that the gateway has, for this model once more"
+)]
+mod ledger;
+
+use shuttle::sync::{self, Arc, Mutex};
+use shuttle::thread;
+
+use ledger::Offsets;
+
+/// How many interleavings are tried.
+const RUNS: usize = 3_000;
+const RECORDS: i64 = 6;
+
+#[test]
+fn the_watermark_never_passes_what_is_not_settled_and_ends_at_the_end() {
+    shuttle::check_random(|| settle_in_threads(None), RUNS);
+}
+
+#[test]
+fn a_ticket_that_is_dropped_in_any_thread_holds_the_watermark() {
+    shuttle::check_random(|| settle_in_threads(Some(3)), RUNS);
+}
+
+/// One thread admits, three settle what comes, each in its own order, and one commits.
+/// The ticket of the record `lost` is dropped.
+fn settle_in_threads(lost: Option<i64>) {
+    let offsets = Offsets::default();
+    // What is certainly settled: noted before the ticket is, so that the watermark is behind it.
+    let begun: Arc<Mutex<Vec<i64>>> = Arc::default();
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| sync::mpsc::channel()).unzip();
+    let mut threads = Vec::new();
+    for receiver in receivers {
+        let begun = Arc::clone(&begun);
+        threads.push(thread::spawn(move || {
+            for (offset, ticket) in receiver {
+                if Some(offset) == lost {
+                    drop(ticket);
+                    continue;
+                }
+                begun.lock().unwrap().push(offset);
+                ledger::Ticket::settle(ticket);
+            }
+        }));
+    }
+    let committer = {
+        let (offsets, begun) = (offsets.clone(), Arc::clone(&begun));
+        thread::spawn(move || commit(&offsets, &begun))
+    };
+    for offset in 0..RECORDS {
+        let ticket = offsets.admit(offset, 10);
+        senders[offset as usize % 3].send((offset, ticket)).expect("its thread runs");
+    }
+    drop(senders);
+    threads.into_iter().for_each(|thread| thread.join().expect("settles"));
+    committer.join().expect("commits");
+
+    assert_eq!(offsets.watermark(), Some(lost.unwrap_or(RECORDS)));
+    let left = usize::from(lost.is_some());
+    assert_eq!((offsets.unsettled().records, offsets.unsettled().bytes), (left, 10 * left));
+}
+
+/// What the polling thread does: reads the watermark again and again.
+fn commit(offsets: &Offsets, begun: &Mutex<Vec<i64>>) {
+    let mut committed = 0;
+    for _ in 0..8 {
+        let watermark = offsets.watermark().unwrap_or(0);
+        assert!(watermark >= committed, "back from {committed} to {watermark}");
+        let begun = begun.lock().unwrap();
+        let open = (0..watermark).find(|offset| !begun.contains(offset));
+        assert_eq!(open, None, "the watermark is {watermark}");
+        committed = watermark;
+    }
+}

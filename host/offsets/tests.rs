@@ -1,0 +1,84 @@
+//! What the watermark promises, step by step and against a plain model.
+
+use proptest::prelude::*;
+
+use super::{Offsets, Unsettled};
+
+#[test]
+fn the_watermark_waits_for_the_oldest_record() {
+    let offsets = Offsets::default();
+    let [a, b, c] = [10, 11, 14].map(|offset| offsets.admit(offset, 100));
+    assert_eq!(offsets.watermark(), None);
+    b.settle();
+    assert_eq!(offsets.watermark(), None);
+    a.settle();
+    assert_eq!(offsets.watermark(), Some(12));
+    assert_eq!(offsets.unsettled(), Unsettled { records: 1, bytes: 100 });
+    c.settle();
+    assert_eq!(offsets.watermark(), Some(15));
+    assert_eq!(offsets.unsettled(), Unsettled::default());
+}
+
+#[test]
+fn a_dropped_ticket_holds_the_watermark_for_good() {
+    let offsets = Offsets::default();
+    let [a, b, c] = [0, 1, 2].map(|offset| offsets.admit(offset, 1));
+    a.settle();
+    drop(b);
+    c.settle();
+    assert_eq!(offsets.watermark(), Some(1));
+    assert_eq!(offsets.unsettled().records, 1);
+}
+
+#[test]
+fn a_record_that_comes_twice_counts_once() {
+    let offsets = Offsets::default();
+    let first = offsets.admit(5, 10);
+    let again = offsets.admit(5, 10);
+    assert_eq!(offsets.unsettled(), Unsettled { records: 1, bytes: 10 });
+    again.settle();
+    assert_eq!(offsets.watermark(), None, "the first one has no outcome yet");
+    first.settle();
+    assert_eq!(offsets.watermark(), Some(6));
+    assert_eq!(offsets.unsettled(), Unsettled::default());
+}
+
+#[test]
+fn a_partition_that_was_set_back_begins_anew() {
+    let offsets = Offsets::default();
+    offsets.admit(500, 1).settle();
+    let anew = offsets.admit(0, 1);
+    assert_eq!(offsets.unsettled().records, 1, "it counts, and is bounded");
+    anew.settle();
+    assert_eq!(offsets.watermark(), Some(1));
+}
+
+proptest! {
+    /// Against the plain model: the watermark is one past the last of the longest settled
+    /// run at the front, whatever the order, the gaps and the tickets that are lost.
+    #[test]
+    fn it_agrees_with_the_model(
+        gaps in proptest::collection::vec(1i64..4, 1..60),
+        fates in proptest::collection::vec((any::<prop::sample::Index>(), prop::bool::weighted(0.9)), 0..60),
+    ) {
+        let offsets = Offsets::default();
+        let mut offset = 0;
+        let mut admitted = Vec::new();
+        for gap in gaps {
+            offset += gap;
+            admitted.push((offset, Some(offsets.admit(offset, 7)), false));
+        }
+        let count = admitted.len();
+        for (which, settle) in fates {
+            let (_, ticket, settled) = &mut admitted[which.index(count)];
+            match ticket.take() {
+                Some(ticket) if settle => { ticket.settle(); *settled = true; }
+                lost => drop(lost),
+            }
+            let run = admitted.iter().take_while(|(_, _, settled)| *settled).last();
+            prop_assert_eq!(offsets.watermark(), run.map(|(offset, _, _)| offset + 1));
+            let open = admitted.iter().filter(|(_, _, settled)| !settled).count();
+            prop_assert_eq!(offsets.unsettled(), Unsettled { records: open, bytes: 7 * open });
+        }
+    }
+}
