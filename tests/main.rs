@@ -4,6 +4,7 @@
 
 mod commands;
 mod examples_work;
+mod faults;
 mod layers;
 mod letters;
 mod policies;

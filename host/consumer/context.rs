@@ -112,17 +112,16 @@ impl Context {
             return;
         }
         let unfinished = self.drain(consumer, &mut leaving);
-        let mut commits = TopicPartitionList::new();
+        let mut settled = TopicPartitionList::new();
         for ((topic, number), partition) in &leaving {
-            if let Some(offset) = partition.to_commit() {
-                add_offset(&mut commits, topic, *number, offset);
+            if let Some(offset) = partition.to_store() {
+                add_offset(&mut settled, topic, *number, offset);
             }
         }
-        if commits.count() > 0
-            && let Err(error) = consumer.commit(&commits, CommitMode::Sync)
-        {
-            warn!(%error, "cannot commit revoked partitions; what was settled last is delivered again");
+        if let Err(error) = consumer.store_offsets(&settled) {
+            warn!(%error, "cannot store offsets; what was settled last is delivered again");
         }
+        commit_now(consumer);
         info!(partitions = %names(list), unfinished, "partitions revoked");
     }
 
@@ -217,9 +216,16 @@ impl ConsumerContext for Context {
         // The whole may have succeeded and single partitions not.
         let refused = offsets.elements().iter().find_map(|element| element.error().err());
         if let Some(error) = result.err().or(refused) {
-            warn!(%error, "kafka refused a commit; it is tried again with the next one");
-            self.partitions().uncommitted(offsets);
+            warn!(%error, "kafka refused a commit; librdkafka tries again with the next one");
         }
+    }
+}
+
+/// Commits what is stored, and waits for it.
+pub(super) fn commit_now(consumer: &BaseConsumer<Context>) {
+    match consumer.commit_consumer_state(CommitMode::Sync) {
+        Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
+        Err(error) => warn!(%error, "cannot commit offsets; what was settled last is delivered again"),
     }
 }
 

@@ -2,7 +2,8 @@
 //! and commits what is settled.
 //!
 //! # Promises
-//! - An offset is committed only when every record before it is settled ([`crate::offsets`]).
+//! - An offset is stored, and then committed, only when every record before it is settled
+//!   ([`crate::offsets`]).
 //! - A partition whose worker is full pauses by itself; polling goes on, so that the group
 //!   keeps this member and the other partitions keep flowing.
 //! - When partitions are taken away, what was begun on them is finished within a deadline
@@ -29,7 +30,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
@@ -43,7 +44,7 @@ pub use health::Health;
 pub use partition::{Admitted, Feed};
 pub use partitions::Metrics;
 
-use context::{Context, apply};
+use context::{Context, apply, commit_now};
 use partition::{Flow, Limit};
 use partitions::Partitions;
 
@@ -111,7 +112,7 @@ impl Consumer {
 
         let shared = Arc::new(Shared::default());
         let (report, finished) = oneshot::channel();
-        let poller = Poller { consumer, shared: Arc::clone(&shared), commit_every: config.commit_every };
+        let poller = Poller { consumer, shared: Arc::clone(&shared), store_every: config.commit_every / 2 };
         let run = move || {
             let _nobody_waits = report.send(panics::fatal_call("the Kafka thread", || poller.run()));
         };
@@ -171,7 +172,11 @@ fn client_config(config: &kafka::Config) -> rdkafka::ClientConfig {
     default("statistics.interval.ms", "1000");
     client
         .set("group.id", &config.group)
-        .set("enable.auto.commit", "false")
+        // librdkafka commits what the watermark stores, and again when Kafka refuses: of a commit
+        // made by hand and not waited for, nobody hears how it ended (rdkafka_cgrp.c,
+        // propagate_commit_result), and one refused in a rebalance would never be repeated.
+        .set("enable.auto.commit", "true")
+        .set("auto.commit.interval.ms", config.commit_every.as_millis().max(1).to_string())
         .set("enable.auto.offset.store", "false")
         .set("session.timeout.ms", config.session_timeout.as_millis().to_string());
     if !config.instance.is_empty() {
@@ -184,7 +189,7 @@ fn client_config(config: &kafka::Config) -> rdkafka::ClientConfig {
 struct Poller {
     consumer: BaseConsumer<Context>,
     shared: Arc<Shared>,
-    commit_every: Duration,
+    store_every: Duration,
 }
 
 /// How long one poll waits. Short while a partition waits for its pipeline, since nothing
@@ -195,7 +200,7 @@ const PAUSED_POLL: Duration = Duration::from_millis(5);
 impl Poller {
     /// Polls until told to stop, or until Kafka will not have this consumer any more.
     fn run(self) -> Stopped {
-        let mut next_commit = Instant::now() + self.commit_every;
+        let mut next_store = Instant::now() + self.store_every;
         let mut next_refill = Instant::now();
         while !self.shared.stopping.load(Ordering::Acquire) && !self.consumer.context().is_shut_out() {
             let paused = self.partitions().any_paused();
@@ -209,10 +214,10 @@ impl Poller {
                 self.consumer.context().refill(&self.consumer);
                 next_refill = now + PAUSED_POLL;
             }
-            if now >= next_commit {
-                self.commit(CommitMode::Async);
+            if now >= next_store {
+                self.store();
                 self.consumer.context().look_for_fatal_error(&self.consumer);
-                next_commit = now + self.commit_every;
+                next_store = now + self.store_every;
             }
         }
         self.drain()
@@ -230,15 +235,16 @@ impl Poller {
         }
     }
 
-    fn commit(&self, mode: CommitMode) {
-        let list = self.partitions().take_commits();
+    /// Tells librdkafka how far everything is settled; it commits that every `commit_every`.
+    fn store(&self) {
+        let list = self.partitions().take_settled();
         if list.count() == 0 {
             return;
         }
-        if let Err(error) = self.consumer.commit(&list, mode) {
-            // What is not committed is committed with the next watermark, or delivered again.
-            warn!(%error, "cannot commit offsets; they will be committed later");
-            self.partitions().uncommitted(&list);
+        if let Err(error) = self.consumer.store_offsets(&list) {
+            // Not while these partitions are ours; if ever, the next time.
+            warn!(%error, "cannot store offsets; they are stored later");
+            self.partitions().not_stored(&list);
         }
     }
 
@@ -257,16 +263,13 @@ impl Poller {
         }
         // Polling goes on, so that the group keeps us until we are done; so does committing,
         // in case somebody loses patience with us first.
-        let mut next_commit = Instant::now() + self.commit_every;
         while Instant::now() < deadline && !self.partitions().all_done() {
             drop(self.consumer.poll(PAUSED_POLL));
-            if Instant::now() >= next_commit {
-                self.commit(CommitMode::Async);
-                next_commit = Instant::now() + self.commit_every;
-            }
+            self.store();
         }
         let abandoned = self.partitions().give_up_all();
-        self.commit(CommitMode::Sync);
+        self.store();
+        commit_now(&self.consumer);
         self.partitions().clear();
         self.consumer.unsubscribe();
         if abandoned == 0 { Stopped::Drained } else { Stopped::Abandoned(abandoned) }

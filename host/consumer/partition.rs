@@ -86,7 +86,7 @@ pub(crate) struct Partition {
     /// Read from Kafka while the pipeline was full.
     waiting: VecDeque<Record>,
     paused: bool,
-    committed: Option<i64>,
+    stored: Option<i64>,
     closing: CancellationToken,
     abandon: CancellationToken,
     done: std::sync::mpsc::Receiver<()>,
@@ -120,7 +120,7 @@ impl Partition {
             records: Some(sender),
             waiting: VecDeque::new(),
             paused: false,
-            committed: None,
+            stored: None,
             closing,
             abandon,
             done,
@@ -163,14 +163,14 @@ impl Partition {
         }
     }
 
-    /// The offset to commit, when it has moved since [`Partition::committed`].
-    pub(crate) fn to_commit(&self) -> Option<i64> {
-        self.offsets.watermark().filter(|watermark| self.committed != Some(*watermark))
+    /// The offset to store, when it has moved since [`Partition::stored`].
+    pub(crate) fn to_store(&self) -> Option<i64> {
+        self.offsets.watermark().filter(|watermark| self.stored != Some(*watermark))
     }
 
-    /// Notes that this offset was handed to Kafka for committing.
-    pub(crate) fn committed(&mut self, offset: i64) {
-        self.committed = Some(offset);
+    /// Notes which offset librdkafka has stored for committing, if any.
+    pub(crate) fn stored(&mut self, offset: Option<i64>) {
+        self.stored = offset;
     }
 
     pub(crate) fn is_paused(&self) -> bool {

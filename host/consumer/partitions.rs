@@ -152,23 +152,24 @@ impl Partitions {
         self.assigned.values().any(Partition::is_paused)
     }
 
-    pub(super) fn take_commits(&mut self) -> TopicPartitionList {
+    /// How far partitions are settled, where that has moved since the last time.
+    pub(super) fn take_settled(&mut self) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for ((topic, number), partition) in &mut self.assigned {
-            if let Some(offset) = partition.to_commit() {
+            if let Some(offset) = partition.to_store() {
                 add_offset(&mut list, topic, *number, offset);
-                partition.committed(offset);
+                partition.stored(Some(offset));
             }
         }
         list
     }
 
-    /// The commit of these failed: they are committed again.
-    pub(super) fn uncommitted(&mut self, list: &TopicPartitionList) {
+    /// These could not be stored: they are given out again.
+    pub(super) fn not_stored(&mut self, list: &TopicPartitionList) {
         for element in list.elements() {
             let key = (Arc::from(element.topic()), element.partition());
             if let Some(partition) = self.assigned.get_mut(&key) {
-                partition.committed(-1);
+                partition.stored(None);
             }
         }
     }

@@ -11,6 +11,7 @@ pub mod comet;
 mod comet_service;
 
 pub mod gateway;
+pub mod history;
 pub mod http;
 pub mod kafka;
 mod kafka_node;

@@ -36,7 +36,7 @@ fn a_full_partition_pauses_and_resumes_at_half() {
     assert_eq!(partition.refill(LIMIT), Flow::Resume);
     let offsets: Vec<_> = taken(&mut feed).iter().map(|a| a.record.origin.offset).collect();
     assert_eq!(offsets, [4, 5]);
-    assert_eq!(partition.to_commit(), Some(2));
+    assert_eq!(partition.to_store(), Some(2));
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn closing_forgets_what_was_not_begun() {
     drop(feed);
     assert!(partition.is_done());
     partition.give_up();
-    assert_eq!(partition.to_commit(), Some(1));
+    assert_eq!(partition.to_store(), Some(1));
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_worker_that_does_not_finish_is_abandoned() {
     partition.close();
     assert_eq!(partition.give_up(), 1);
     assert!(feed.abandon.is_cancelled());
-    assert_eq!(partition.to_commit(), None);
+    assert_eq!(partition.to_store(), None);
     drop(begun);
 }
 
@@ -177,11 +177,11 @@ impl Watched {
                 assert!(flow == Flow::Unchanged || flow == Flow::Resume && paused, "{flow:?}");
             }
             Step::Commit => {
-                let Some(offset) = self.partition.to_commit() else { return };
+                let Some(offset) = self.partition.to_store() else { return };
                 assert!(self.partition.committed < Some(offset), "back to {offset}");
                 assert!((0..offset).all(|offset| self.settled.contains(&offset)), "{offset} is too far");
                 self.partition.committed(offset);
-                assert_eq!(self.partition.to_commit(), None);
+                assert_eq!(self.partition.to_store(), None);
             }
         }
         self.check_limits();

@@ -1,0 +1,1 @@
+//! Comets that die, come back, hang, and answer every kind of nonsense.

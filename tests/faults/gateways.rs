@@ -1,0 +1,192 @@
+//! Gateways that die, stop, stand still, join and leave.
+
+use std::time::Duration;
+
+use super::world::World;
+use crate::support::gateway::{Gateway, RunningGateway, quoted};
+use crate::support::{eventually, loudly};
+
+/// Random, and printed, so that a run can be repeated.
+pub fn seeded(story: &str) -> fastrand::Rng {
+    let seed = std::env::var("HALLEY_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    loudly(format_args!("{story}: HALLEY_TEST_SEED={seed}"));
+    fastrand::Rng::with_seed(seed)
+}
+
+/// A random time, evenly.
+pub fn some_time(random: &mut fastrand::Rng, at_most: Duration) -> Duration {
+    at_most.mul_f64(random.f64())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_at_random_moments_it_loses_and_reorders_nothing() {
+    killed(25).await;
+}
+
+/// Kills gateways under load, this many times.
+pub async fn killed(times: usize) {
+    let mut random = seeded("killed");
+    let world = World::new("killed", 8, 3).await;
+    let settings = world.gateway();
+    let group = world
+        .load_during(async {
+            let mut group = None;
+            for _ in 0..times {
+                let settings = in_group(settings.clone(), group.as_deref());
+                let gateway = settings.start_unready().await;
+                // Some die while they start, some in full work.
+                tokio::time::sleep(some_time(&mut random, Duration::from_millis(1500))).await;
+                gateway.kill();
+                world.note_interruption(gateway.group()).await;
+                group = Some(gateway.group().to_owned());
+            }
+            group
+        })
+        .await;
+    let last = in_group(settings, group.as_deref()).start().await;
+    world.settle(&last).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_repeats_explained();
+    report.assert_no_dead_letters();
+}
+
+fn in_group(settings: Gateway, group: Option<&str>) -> Gateway {
+    match group {
+        Some(group) => settings.group(group),
+        None => settings,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_under_load_again_and_again_it_repeats_nothing() {
+    stopped(6).await;
+}
+
+/// Ends gateways with SIGTERM under load, this many times.
+pub async fn stopped(times: usize) {
+    let mut random = seeded("stopped");
+    let world = World::new("stopped", 8, 3).await;
+    let settings = world.gateway();
+    let group = world
+        .load_during(async {
+            let mut group = None;
+            for _ in 0..times {
+                let settings = in_group(settings.clone(), group.as_deref());
+                let gateway = settings.start().await;
+                tokio::time::sleep(some_time(&mut random, Duration::from_millis(800))).await;
+                let status = gateway.sigterm().await;
+                assert!(status.success(), "{status:?}; {gateway:?}");
+                group = Some(gateway.group().to_owned());
+            }
+            group
+        })
+        .await;
+    let last = in_group(settings, group.as_deref()).start().await;
+    world.settle(&last).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_no_repeats();
+    report.assert_no_dead_letters();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_stands_still_longer_than_its_session_does_no_harm_when_it_goes_on() {
+    frozen(2).await;
+}
+
+/// Two dynamic members; one is stopped for longer than the session timeout and goes on, this
+/// many times.
+pub async fn frozen(times: usize) {
+    let world = World::new("frozen", 8, 3).await;
+    let settings = dynamic(&world);
+    let first = settings.clone().start().await;
+    let second = settings.group(first.group()).start().await;
+    world
+        .load_during(async {
+            for _ in 0..times {
+                wait_for_partitions(&[&first, &second], 4).await;
+                wait_for_some_work(&world).await;
+                first.signal("STOP");
+                let standstill = world.note_interruption(second.group()).await;
+                // What it held is the other's now.
+                wait_for_partitions(&[&second], 4).await;
+                wait_for_some_work(&world).await;
+                first.signal("CONT");
+                wait_for_partitions(&[&first, &second], 4).await;
+                // Its old work is abandoned or done by then.
+                wait_for_some_work(&world).await;
+                world.note_end(&standstill);
+            }
+        })
+        .await;
+    world.settle(&second).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_repeats_explained();
+    report.assert_no_dead_letters();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gateways_that_join_and_leave_under_load_repeat_nothing() {
+    joining(4).await;
+}
+
+/// One gateway stays; others join and leave in good order, this many times.
+pub async fn joining(times: usize) {
+    let mut random = seeded("joining");
+    let world = World::new("joining", 8, 3).await;
+    let settings = dynamic(&world);
+    let stays = settings.clone().start().await;
+    let settings = settings.group(stays.group());
+    world
+        .load_during(async {
+            for _ in 0..times {
+                let guest = settings.clone().start().await;
+                wait_for_share(&guest).await;
+                wait_for_some_work(&world).await;
+                tokio::time::sleep(some_time(&mut random, Duration::from_millis(500))).await;
+                let status = guest.sigterm().await;
+                assert!(status.success(), "{status:?}; {guest:?}");
+                wait_for_partitions(&[&stays], 4).await;
+            }
+        })
+        .await;
+    world.settle(&stays).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_no_repeats();
+    report.assert_no_dead_letters();
+}
+
+/// Members that come and go have no instance name.
+fn dynamic(world: &World) -> Gateway {
+    world.gateway().set("kafka", "instance", quoted(""))
+}
+
+async fn wait_for_partitions(gateways: &[&RunningGateway], wanted: usize) {
+    eventually(format!("{wanted} partitions assigned"), Duration::from_secs(60), async || {
+        let mut assigned = 0.0;
+        for gateway in gateways {
+            assigned += gateway.metric("halley_partitions_assigned").await.unwrap_or_default();
+        }
+        (assigned == wanted as f64).then_some(())
+    })
+    .await;
+}
+
+async fn wait_for_share(gateway: &RunningGateway) {
+    eventually("a share of the partitions", Duration::from_secs(60), async || {
+        gateway.metric("halley_partitions_assigned").await.filter(|assigned| *assigned > 0.0)
+    })
+    .await;
+}
+
+async fn wait_for_some_work(world: &World) {
+    let before = world.received();
+    eventually("messages to arrive", Duration::from_secs(60), async || {
+        (world.received() >= before + 200).then_some(())
+    })
+    .await;
+}

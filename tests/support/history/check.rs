@@ -1,0 +1,117 @@
+//! What is wrong with a history.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Instant;
+
+use super::{At, History, Receipt, Report, Sent};
+
+impl History {
+    /// Compares what was sent with what became of it.
+    pub fn check(&self) -> Report {
+        let sent: HashMap<&str, &Sent> = self.sent.iter().map(|sent| (sent.id.as_str(), sent)).collect();
+        let mut report = Report { sent: sent.len(), received: self.received.len(), ..Report::default() };
+        report.dead_lettered = self.sent.iter().filter(|sent| self.dead_lettered.contains(&sent.id)).count();
+        report.kept = self.kept.len();
+        let mut seen = Seen::default();
+        for receipt in &self.received {
+            self.check_receipt(receipt, &sent, &mut seen, &mut report);
+        }
+        for sent in &self.sent {
+            for comet in self.rooms.get(&sent.room).into_iter().flat_map(BTreeMap::keys) {
+                self.check_debt(sent, comet, &seen, &mut report);
+            }
+        }
+        report
+    }
+
+    fn check_receipt<'a>(
+        &self,
+        receipt: &'a Receipt,
+        sent: &HashMap<&str, &Sent>,
+        seen: &mut Seen<'a>,
+        report: &mut Report,
+    ) {
+        let at = At::of(receipt);
+        let Some(sent) = sent.get(receipt.id.as_str()) else { return report.misrouted.push(at) };
+        if !self.belongs(receipt, sent) {
+            return report.misrouted.push(at);
+        }
+        let place = (receipt.comet.as_str(), receipt.room.as_str());
+        if let Some(version) = receipt.version {
+            let last = seen.versions.entry(place).or_default();
+            if version < *last {
+                report.went_back.push(at.clone());
+            }
+            *last = version;
+        }
+        let first = seen.first.entry((place, receipt.number));
+        if let std::collections::hash_map::Entry::Occupied(first) = &first {
+            if !self.explained(sent, *first.get(), receipt.at) {
+                report.unexplained.push(at.clone());
+            }
+            return report.repeated.push(at);
+        }
+        first.or_insert(receipt.at);
+        // What was given up at a comet is kept for its users; the call may still arrive late.
+        if self.paid_elsewhere(sent, &receipt.comet) {
+            return;
+        }
+        let newest = seen.newest.entry(place).or_insert(receipt.number);
+        if receipt.number < *newest {
+            report.reordered.push(at);
+        }
+        *newest = receipt.number.max(*newest);
+    }
+
+    fn check_debt(&self, sent: &Sent, comet: &str, seen: &Seen<'_>, report: &mut Report) {
+        if self.paid_elsewhere(sent, comet) {
+            return;
+        }
+        let at = At { comet: comet.to_owned(), room: sent.room.clone(), number: sent.number };
+        let Some(first) = seen.first.get(&((comet, sent.room.as_str()), sent.number)) else {
+            return report.lost.push(at);
+        };
+        let committed_before = self.interruptions.iter().any(|interruption| {
+            let committed = interruption.committed.get(&sent.partition);
+            interruption.read < *first && committed.is_some_and(|committed| sent.offset < *committed)
+        });
+        if committed_before {
+            report.committed_undelivered.push(at);
+        }
+    }
+
+    /// Whether this message had to come here like this.
+    fn belongs(&self, receipt: &Receipt, sent: &Sent) -> bool {
+        let comets = self.rooms.get(&sent.room);
+        let same = (&receipt.room, receipt.number) == (&sent.room, sent.number);
+        same && receipt.to == sent.room && comets.is_some_and(|comets| comets.contains_key(&receipt.comet))
+    }
+
+    /// Whether the message reached this comet's users without the comet, or was not to reach them.
+    fn paid_elsewhere(&self, sent: &Sent, comet: &str) -> bool {
+        if self.dead_lettered.contains(&sent.id) || self.dropped.contains(&sent.id) {
+            return true;
+        }
+        let users = self.rooms.get(&sent.room).and_then(|comets| comets.get(comet));
+        let kept = |user: &String| self.kept.contains(&(sent.id.clone(), user.clone()));
+        users.is_some_and(|users| users.iter().all(kept))
+    }
+
+    /// Whether an interruption can be the cause of a message's coming twice, at these times.
+    fn explained(&self, sent: &Sent, first: Instant, again: Instant) -> bool {
+        self.interruptions.iter().any(|interruption| {
+            let committed = interruption.committed.get(&sent.partition).copied().unwrap_or(0);
+            first <= interruption.until && interruption.from <= again && committed <= sent.offset
+        })
+    }
+}
+
+/// A comet and a room.
+type Place<'a> = (&'a str, &'a str);
+
+#[derive(Default)]
+struct Seen<'a> {
+    first: HashMap<(Place<'a>, u64), Instant>,
+    newest: BTreeMap<Place<'a>, u64>,
+    versions: BTreeMap<Place<'a>, u32>,
+}

@@ -1,0 +1,172 @@
+//! The checker finds what was planted, and nothing else.
+
+use std::time::{Duration, Instant};
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+use super::*;
+
+const COMETS: [&str; 2] = ["east", "west"];
+const ROOMS: [&str; 2] = ["lobby", "studio"];
+const PER_ROOM: u64 = 20;
+
+fn user(room: &str, comet: &str) -> String {
+    format!("user-{room}-{comet}")
+}
+
+/// A run in which all went well.
+fn faultless() -> History {
+    let mut history = History::default();
+    let began = Instant::now();
+    for room in ROOMS {
+        let users = |comet: &&str| ((*comet).to_owned(), vec![user(room, comet)]);
+        history.rooms.insert(room.to_owned(), COMETS.iter().map(users).collect());
+    }
+    for number in 0..PER_ROOM {
+        for (partition, room) in ROOMS.iter().enumerate() {
+            let sent = Sent::new(room, number, format!("push/{partition}/{number}"));
+            for comet in COMETS {
+                history.received.push(receipt(&sent, comet, began + Duration::from_millis(number)));
+            }
+            history.sent.push(sent);
+        }
+    }
+    history
+}
+
+fn receipt(sent: &Sent, comet: &str, at: Instant) -> Receipt {
+    let (room, number, id) = (sent.room.clone(), sent.number, sent.id.clone());
+    Receipt { comet: comet.to_owned(), to: room.clone(), room, number, id, version: Some(0), at }
+}
+
+/// What became of a receipt, by the report's name for it.
+fn planted(fault: &str, at: usize) -> (At, Report) {
+    let mut history = faultless();
+    let chosen = history.received[at].clone();
+    match fault {
+        "lost" => drop(history.received.remove(at)),
+        "repeated" => history.received.push(chosen.clone()),
+        "reordered" => {
+            let moved = history.received.remove(at);
+            history.received.push(moved);
+        }
+        "another room" => history.received[at].to = "garage".to_owned(),
+        "another comet" => history.received[at].comet = "north".to_owned(),
+        "another id" => history.received[at].id = "push/7/7".to_owned(),
+        "went back" => history.received[..at].iter_mut().for_each(|receipt| receipt.version = Some(1)),
+        _ => unreachable!("{fault}"),
+    }
+    (At::of(&chosen), history.check())
+}
+
+#[test]
+fn a_run_in_which_all_went_well_has_no_faults() {
+    let report = faultless().check();
+    report.assert_nothing_lost_or_reordered();
+    report.assert_no_repeats();
+    assert_eq!((report.sent, report.received), (40, 80));
+}
+
+#[test]
+fn what_comes_to_the_wrong_place_is_misrouted_and_missing_where_it_belongs() {
+    for fault in ["another room", "another comet", "another id"] {
+        let (_, report) = planted(fault, 7);
+        assert_eq!((report.misrouted.len(), report.lost.len()), (1, 1), "{fault}: {report}");
+    }
+}
+
+#[test]
+fn what_was_kept_dropped_or_dead_lettered_is_not_lost_and_may_come_late() {
+    let faults: [fn(&mut History, &Sent) -> bool; 3] = [
+        |history, sent| history.kept.insert((sent.id.clone(), user(&sent.room, "east"))),
+        |history, sent| history.dropped.insert(sent.id.clone()),
+        |history, sent| history.dead_lettered.insert(sent.id.clone()),
+    ];
+    for pay in faults {
+        let mut history = faultless();
+        let sent = history.sent[6].clone();
+        pay(&mut history, &sent);
+        let at =
+            history.received.iter().position(|r| r.id == sent.id && r.comet == "east").expect("received");
+        let late = history.received.remove(at);
+        history.check().assert_nothing_lost_or_reordered();
+        history.received.push(late);
+        history.check().assert_nothing_lost_or_reordered();
+    }
+}
+
+#[test]
+fn a_room_with_a_user_without_the_message_has_lost_it() {
+    let mut history = faultless();
+    let sent = history.sent[0].clone();
+    let users = history.rooms.get_mut(&sent.room).and_then(|comets| comets.get_mut("east"));
+    users.expect("a room on east").push("another".to_owned());
+    history.kept.insert((sent.id.clone(), user(&sent.room, "east")));
+    history.received.retain(|receipt| receipt.id != sent.id || receipt.comet != "east");
+    assert_eq!(history.check().lost.len(), 1);
+}
+
+#[test]
+fn what_was_committed_has_to_be_there_already() {
+    let mut history = faultless();
+    let began = history.received[0].at;
+    // Numbers 0 to 4 had arrived; of the first partition six were committed.
+    let at = began + Duration::from_micros(4500);
+    history.interruptions.push(Interruption {
+        from: at,
+        until: at,
+        committed: [(0, 6), (1, 5)].into(),
+        read: at,
+    });
+    let early = history.check().committed_undelivered;
+    let expected = COMETS.map(|comet| At { comet: comet.to_owned(), room: "lobby".to_owned(), number: 5 });
+    assert_eq!(early, expected);
+}
+
+proptest! {
+    #[test]
+    fn one_planted_fault_is_found_and_no_other(
+        fault in prop::sample::select(vec!["lost", "repeated", "reordered", "went back"]),
+        at in any::<Index>(),
+    ) {
+        // Not the last of a place: nothing is later than it; and not the first, which has nothing
+        // before it.
+        let last = faultless().received.len() - 4;
+        let (chosen, report) = planted(fault, 4 + at.index(last - 4));
+        let found = |of: &str| if fault == of { vec![chosen.clone()] } else { Vec::new() };
+        prop_assert_eq!(&report.lost, &found("lost"));
+        prop_assert_eq!(&report.repeated, &found("repeated"));
+        prop_assert_eq!(&report.unexplained, &found("repeated"));
+        prop_assert_eq!(&report.reordered, &found("reordered"));
+        // One for each place whose later messages were decided by the older version.
+        prop_assert_eq!(!report.went_back.is_empty(), fault == "went back");
+        prop_assert!(report.misrouted.is_empty() && report.committed_undelivered.is_empty());
+    }
+
+    #[test]
+    fn repeats_are_explained_exactly_from_the_committed_offset_on(
+        died_after in 1..PER_ROOM,
+        uncommitted in 0..PER_ROOM,
+    ) {
+        let history = faultless();
+        let committed = died_after.saturating_sub(uncommitted);
+        let at = history.received[0].at + Duration::from_millis(died_after) - Duration::from_micros(1);
+        let later = at + Duration::from_secs(1);
+        for from in [committed, committed.saturating_sub(1)] {
+            let mut history = history.clone();
+            let (mut before, after): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut history.received).into_iter().partition(|receipt| receipt.at < at);
+            let again: Vec<_> = before.iter().filter(|receipt| receipt.number >= from).cloned().collect();
+            before.extend(again.into_iter().chain(after).map(|receipt| Receipt { at: later, ..receipt }));
+            history.received = before;
+            let offsets = [(0, committed as i64), (1, committed as i64)].into();
+            history.interruptions.push(Interruption { from: at, until: at, committed: offsets, read: at });
+            let report = history.check();
+            report.assert_nothing_lost_or_reordered();
+            let too_many = committed - from;
+            prop_assert_eq!(report.repeated.len() as u64, 4 * (died_after - from));
+            prop_assert_eq!(report.unexplained.len() as u64, 4 * too_many);
+        }
+    }
+}
