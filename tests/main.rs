@@ -7,6 +7,7 @@ mod examples_work;
 mod layers;
 mod letters;
 mod policies;
+mod proxy_works;
 mod redis_kinds;
 mod routing;
 mod service;

@@ -15,6 +15,7 @@ pub mod http;
 pub mod kafka;
 mod kafka_node;
 pub mod leash;
+pub mod proxy;
 pub mod redis;
 pub mod redis_cluster;
 pub mod redis_nodes;
