@@ -50,11 +50,9 @@ pub(super) async fn connection(
         }
         _ => {}
     }
-    let mut cut = orders.clone();
-    let connected = tokio::select! {
-        connected = tokio::time::timeout(CONNECT, TcpStream::connect(target)) => connected.ok().and_then(Result::ok),
-        () = until_cut(order.cuts, &mut cut) => None,
-    };
+    // Not given up for a reset, which the target could not be told then: `carry` sees to that.
+    let connected = tokio::time::timeout(CONNECT, TcpStream::connect(target)).await;
+    let connected = connected.ok().and_then(Result::ok);
     let Some(mut server) = connected else { return reset(&client) };
     if carry(&mut client, &mut server, dice, order, orders).await == End::Reset {
         reset(&client);
