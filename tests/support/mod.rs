@@ -13,7 +13,6 @@ mod comet_service;
 pub mod gateway;
 pub mod http;
 pub mod kafka;
-mod kafka_node;
 pub mod leash;
 pub mod proxy;
 pub mod redis;
