@@ -8,6 +8,7 @@ mod faults;
 mod layers;
 mod letters;
 mod policies;
+mod proxy_works;
 mod redis_kinds;
 mod routing;
 mod service;

@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::support::call;
 use crate::support::comet::{Behaviour, Dialect, FakeComet, To};
 use crate::support::gateway::{Plugin, gateway, quoted};
-use crate::support::kafka::kafka;
+use crate::support::kafka::{Kafka, kafka};
 use crate::support::leash::Leash;
 use crate::support::redis::Redis;
 use crate::support::{eventually, folder, unique};
@@ -53,6 +53,52 @@ async fn committed_offsets_can_be_seen() {
     consumer.commit(&list, CommitMode::Sync).expect("commits");
     assert_eq!(kafka().committed(&group, &topic).await, BTreeMap::from([(0, 3)]));
     assert_eq!(kafka().ends(&topic), BTreeMap::from([(0, 3)]));
+}
+
+#[tokio::test]
+async fn a_kafka_of_ones_own_is_killed_and_comes_back_with_what_it_had() {
+    let Some(own) = Kafka::own().await else { return };
+    let topic = own.topic("own", 2).await;
+    for n in 0..10 {
+        own.produce_room(&topic, &format!("room_{n}"), n.to_string()).await;
+    }
+    own.stop().await;
+    // What is produced meanwhile waits.
+    let produce = async {
+        for n in 10..20 {
+            own.produce_room(&topic, &format!("room_{n}"), n.to_string()).await;
+        }
+    };
+    tokio::join!(produce, own.restart());
+    let mut keys: Vec<_> = own.read_all(&topic).into_iter().map(|record| record.key).collect();
+    keys.sort();
+    let mut wanted: Vec<_> = (0..20).map(|n| Some(Bytes::from(format!("room_{n}")))).collect();
+    wanted.sort();
+    assert_eq!(keys, wanted);
+    assert_eq!(own.ends(&topic).values().sum::<i64>(), 20);
+}
+
+#[tokio::test]
+async fn a_gateway_reads_from_a_kafka_of_ones_own_through_a_proxy() {
+    let Some((own, proxy)) = Kafka::own_behind_proxy(1).await else { return };
+    let comet = FakeComet::start().await;
+    let topic = own.topic("detour", 1).await;
+    let settings = gateway(&topic).kafka(&own).node(&comet).set("kafka", "brokers", quoted(&proxy.address()));
+    let gateway = settings.start().await;
+    own.produce_everyone(&topic, 0, "one").await;
+    gateway.wait_until_settled(&topic).await;
+    let before = proxy.connections();
+    assert!(before > 0, "it goes around the proxy");
+
+    proxy.cut();
+    own.produce_everyone(&topic, 0, "two").await;
+    gateway.wait_until_settled(&topic).await;
+    assert!(proxy.connections() > before, "it goes around the proxy");
+    own.restart().await;
+    own.produce_everyone(&topic, 0, "three").await;
+    gateway.wait_until_settled(&topic).await;
+    let bodies: Vec<_> = comet.deliveries().into_iter().map(|(_, _, body)| body).collect();
+    assert_eq!(bodies, ["one", "two", "three"]);
 }
 
 #[tokio::test]
@@ -153,6 +199,32 @@ async fn a_leashed_program_ends_with_its_leash_and_takes_its_folder_along() {
         (!place.exists() && !std::path::Path::new(&format!("/proc/{pid}")).exists()).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_leashed_program_is_restarted_in_its_folder() {
+    let script = ["-c", "echo started; exec sleep 1000"].map(str::to_owned);
+    let mut leash = Leash::start("sh", &script, folder("leash")).expect("starts");
+    let place = leash.folder().to_owned();
+    let started = async |leash: &Leash, times: usize| {
+        let what = format!("start {times}");
+        eventually(what, Duration::from_secs(10), async || {
+            (leash.log().lines().count() == times).then_some(())
+        })
+        .await;
+    };
+    started(&leash, 1).await;
+    let first = leash.pid();
+    leash.restart().expect("starts again");
+    started(&leash, 2).await;
+    assert_ne!(leash.pid(), first);
+    assert!(leash.ended().is_none());
+
+    leash.kill();
+    leash.restart().expect("starts again");
+    started(&leash, 3).await;
+    drop(leash);
+    eventually("the folder's end", Duration::from_secs(10), async || (!place.exists()).then_some(())).await;
 }
 
 #[tokio::test]

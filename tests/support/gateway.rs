@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use super::comet::FakeComet;
 use super::http::{self, Answer};
-use super::kafka::kafka;
+use super::kafka::{Kafka, View, kafka};
 use super::leash::Leash;
 use super::redis::Redis;
 use super::{PATIENCE, eventually, folder, unique};
@@ -30,6 +30,8 @@ const ADMIN_IS_LISTENING: &str = "admin is listening";
 #[derive(Debug, Clone)]
 pub struct Gateway {
     group: String,
+    /// `None` is the stories' common one.
+    kafka: Option<View>,
     /// TOML values by section and key.
     settings: BTreeMap<&'static str, BTreeMap<String, String>>,
     nodes: Vec<String>,
@@ -68,6 +70,7 @@ impl Plugin {
 pub fn gateway(topic: &str) -> Gateway {
     let empty = Gateway {
         group: unique("halley"),
+        kafka: None,
         settings: BTreeMap::new(),
         nodes: Vec::new(),
         plugins: Vec::new(),
@@ -75,7 +78,6 @@ pub fn gateway(topic: &str) -> Gateway {
     };
     let group = quoted(&empty.group);
     empty
-        .set("kafka", "brokers", quoted(kafka().brokers()))
         .set("kafka", "topics", format!("[{}]", quoted(topic)))
         .set("kafka", "group", group)
         .set("kafka", "dead_letter_topic", quoted(&format!("{topic}.dead-letter")))
@@ -89,6 +91,16 @@ impl Gateway {
     pub fn set(mut self, section: &'static str, key: &str, toml: impl fmt::Display) -> Self {
         self.settings.entry(section).or_default().insert(key.to_owned(), toml.to_string());
         self
+    }
+
+    /// Reads from this Kafka, which [`RunningGateway`] asks, too.
+    pub fn kafka(mut self, kafka: &Kafka) -> Self {
+        self.kafka = Some(kafka.view().clone());
+        self
+    }
+
+    fn view(&self) -> &View {
+        self.kafka.as_ref().unwrap_or_else(|| kafka().view())
     }
 
     /// The directory, inbox and guards are in this Redis.
@@ -130,7 +142,10 @@ impl Gateway {
     /// The configuration's text.
     pub fn toml(&self) -> String {
         let mut text = String::new();
-        for (section, keys) in &self.settings {
+        let mut settings = self.settings.clone();
+        let kafka = settings.entry("kafka").or_default();
+        kafka.entry("brokers".to_owned()).or_insert_with(|| quoted(self.view().brokers()));
+        for (section, keys) in &settings {
             text.push_str(&table(&format!("[{section}]"), keys));
         }
         for plugin in &self.plugins {
@@ -158,7 +173,8 @@ impl Gateway {
         let binary = env!("CARGO_BIN_EXE_halley");
         let process = Leash::start_with(binary, &args.map(str::to_owned), folder, &self.environment);
         let process = Mutex::new(process.expect("the binary starts"));
-        let mut running = RunningGateway { group: self.group, file, admin: String::new(), process };
+        let kafka = self.view().clone();
+        let mut running = RunningGateway { group: self.group, kafka, file, admin: String::new(), process };
         running.admin = running.wait_for_log(ADMIN_IS_LISTENING).await["address"]
             .as_str()
             .unwrap_or_else(|| panic!("no address in the line `{ADMIN_IS_LISTENING}`: {running:?}"))
@@ -170,6 +186,7 @@ impl Gateway {
 /// A gateway process.
 pub struct RunningGateway {
     group: String,
+    kafka: View,
     file: PathBuf,
     admin: String,
     process: Mutex<Leash>,
@@ -233,10 +250,10 @@ impl RunningGateway {
     pub async fn wait_until_settled(&self, topic: &str) {
         let settled = eventually_or("settled", async || {
             self.check_alive();
-            (kafka().committed(&self.group, topic).await == kafka().ends(topic)).then_some(())
+            (self.kafka.committed(&self.group, topic).await == self.kafka.ends(topic)).then_some(())
         });
         if settled.await.is_none() {
-            let (committed, ends) = (kafka().committed(&self.group, topic).await, kafka().ends(topic));
+            let (committed, ends) = (self.kafka.committed(&self.group, topic).await, self.kafka.ends(topic));
             panic!("{topic}: committed {committed:?} of {ends:?} after {PATIENCE:?}; {self:?}");
         }
     }

@@ -6,20 +6,29 @@
 //! has the process id and the exit status that we see. When we are gone the pipe closes, and the
 //! watcher kills the program and removes its folder.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// `$1` is the folder to remove, the rest is the program. A line on the pipe stands the watcher
-/// down; its end (we are gone) makes it kill. The second `rm` catches what the dying program
-/// wrote meanwhile.
+/// `$1` is the folder to remove, the rest is the program. The pipe's end (the leash or all of us
+/// are gone) makes the watcher kill and remove. A line on the pipe says that there is nothing to
+/// kill (any more), or that another watcher has the folder now. The second `rm` catches what the
+/// dying program wrote meanwhile.
 const SCRIPT: &str = r#"
 folder=$1; shift
 exec 3<&0
 (
     trap '' INT HUP TERM
-    read -r _ <&3 || { kill -KILL $$; rm -rf "$folder"; sleep 1; }
+    alive=yes
+    while read -r line <&3; do
+        case $line in
+            ended) alive= ;;
+            restarted) exit ;;
+        esac
+    done
+    [ -z "$alive" ] || { kill -KILL $$; rm -rf "$folder"; sleep 1; }
     rm -rf "$folder"
 ) >/dev/null 2>&1 </dev/null &
 exec "$@" 3<&- </dev/null
@@ -30,7 +39,28 @@ pub struct Leash {
     child: Child,
     /// Held apart from the child, whose `wait` would close it and so wake the watcher.
     pipe: ChildStdin,
+    run: Run,
+}
+
+/// What it takes to start the program, once or again.
+struct Run {
+    program: String,
+    args: Vec<String>,
+    environment: Vec<(String, String)>,
     folder: PathBuf,
+}
+
+impl Run {
+    fn start(&self) -> io::Result<(Child, ChildStdin)> {
+        let log = File::options().create(true).append(true).open(self.folder.join("log"))?;
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(SCRIPT).arg("leash").arg(&self.folder).arg(&self.program).args(&self.args);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
+        let mut child = command.spawn()?;
+        let pipe = child.stdin.take().expect("stdin was asked to be a pipe");
+        Ok((child, pipe))
+    }
 }
 
 impl Leash {
@@ -48,19 +78,26 @@ impl Leash {
     ) -> io::Result<Self> {
         // From here on the watcher removes the folder.
         let folder = folder.keep();
-        let log = std::fs::File::create(folder.join("log"))?;
-        let mut command = Command::new("sh");
-        command.arg("-c").arg(SCRIPT).arg("leash").arg(&folder).arg(program).args(args);
-        command.envs(environment.iter().map(|(name, value)| (name, value)));
-        command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log);
-        let mut child = command.spawn()?;
-        let pipe = child.stdin.take().expect("stdin was asked to be a pipe");
-        Ok(Self { child, pipe, folder })
+        let (program, args, environment) = (program.to_owned(), args.to_vec(), environment.to_vec());
+        let run = Run { program, args, environment, folder };
+        let (child, pipe) = run.start()?;
+        Ok(Self { child, pipe, run })
+    }
+
+    /// Kills the program when it runs, and starts it again in the same folder; what it prints
+    /// goes to the end of the same log.
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.kill();
+        let (child, pipe) = self.run.start()?;
+        self.child = child;
+        let mut old = std::mem::replace(&mut self.pipe, pipe);
+        let _ = old.write_all(b"restarted\n");
+        Ok(())
     }
 
     /// The program's folder.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        &self.run.folder
     }
 
     /// The program's process id.
@@ -70,7 +107,7 @@ impl Leash {
 
     /// What the program has printed so far.
     pub fn log(&self) -> String {
-        let bytes = std::fs::read(self.folder.join("log")).unwrap_or_default();
+        let bytes = std::fs::read(self.run.folder.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -89,6 +126,8 @@ impl Leash {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // The process is reaped: its id may be another's soon, so the watcher must not kill.
+        let _ = self.pipe.write_all(b"ended\n");
     }
 
     /// Waits for the program's end; `None` when it still runs after the deadline.
@@ -109,9 +148,7 @@ impl Leash {
 impl Drop for Leash {
     fn drop(&mut self) {
         self.kill();
-        // The process is reaped: its id may be another's soon, so the watcher must not kill.
-        let _ = self.pipe.write_all(b"done\n");
         // The watcher does the same, unless the program was killed before there was one.
-        let _ = std::fs::remove_dir_all(&self.folder);
+        let _ = std::fs::remove_dir_all(&self.run.folder);
     }
 }

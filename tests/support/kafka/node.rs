@@ -9,18 +9,51 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::metadata::Metadata;
 
-use super::leash::Leash;
-use super::{folder, free_port, loudly, repository};
+use crate::support::leash::Leash;
+use crate::support::redis_nodes::free_port;
+use crate::support::{folder, loudly, repository};
 
 /// A start takes 3 s here; a loaded machine takes longer.
 const START: Duration = Duration::from_secs(90);
 
-/// Starts a node and waits until it answers. `Err` says why there is none.
-pub fn start() -> Result<(String, Leash), String> {
-    let jars = jars()?;
-    // A port that was free may be taken a moment later: once more then.
-    try_start(&jars).or_else(|first| try_start(&jars).map_err(|second| format!("{first}; again: {second}")))
+/// A node. Its ports are its own for as long as it lives, running or stopped.
+pub(super) struct Node {
+    brokers: String,
+    process: Leash,
+}
+
+/// A second listener, whose clients are sent to another address: a proxy's.
+pub(super) struct Detour {
+    pub(super) listen: String,
+    pub(super) advertise: String,
+}
+
+impl Node {
+    /// Starts a node and waits until it answers. `Err` says why there is none.
+    pub(super) fn start(detour: Option<&Detour>) -> Result<Self, String> {
+        let jars = jars()?;
+        // A port that was free may be taken a moment later: once more then.
+        try_start(&jars, detour)
+            .or_else(|first| try_start(&jars, detour).map_err(|second| format!("{first}; again: {second}")))
+    }
+
+    /// For `bootstrap.servers`.
+    pub(super) fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// Kills it as a crash would.
+    pub(super) fn stop(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again with what it had, and waits until it answers.
+    pub(super) fn restart(&mut self) -> Result<(), String> {
+        self.process.restart().map_err(|e| format!("java cannot be started: {e}"))?;
+        wait_until_it_answers(&self.brokers, &mut self.process)
+    }
 }
 
 /// The folder with Kafka's jars; fetched when the cache is empty.
@@ -37,11 +70,11 @@ fn jars() -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-fn try_start(jars: &str) -> Result<(String, Leash), String> {
+fn try_start(jars: &str, detour: Option<&Detour>) -> Result<Node, String> {
     let folder = folder("kafka");
     let brokers = format!("127.0.0.1:{}", free_port());
     let properties = folder.path().join("server.properties");
-    let text = configuration(&brokers, free_port(), folder.path());
+    let text = configuration(&brokers, detour, free_port(), folder.path());
     std::fs::write(&properties, text).map_err(|e| format!("{}: {e}", properties.display()))?;
     let logging = folder.path().join("log4j2.yaml");
     std::fs::write(&logging, LOGGING).map_err(|e| format!("{}: {e}", logging.display()))?;
@@ -51,9 +84,10 @@ fn try_start(jars: &str) -> Result<(String, Leash), String> {
     let mut args = java(jars, "kafka.Kafka");
     args.insert(0, format!("-Dlog4j2.configurationFile={}", logging.display()));
     args.push(properties);
-    let mut node = Leash::start("java", &args, folder).map_err(|e| format!("java cannot be started: {e}"))?;
-    wait_until_it_answers(&brokers, &mut node)?;
-    Ok((brokers, node))
+    let mut process =
+        Leash::start("java", &args, folder).map_err(|e| format!("java cannot be started: {e}"))?;
+    wait_until_it_answers(&brokers, &mut process)?;
+    Ok(Node { brokers, process })
 }
 
 /// Arguments of `java`. The first two compilers' worth of start-up time is what a short-lived
@@ -97,7 +131,7 @@ fn wait_until_it_answers(brokers: &str, node: &mut Leash) -> Result<(), String> 
     let until = Instant::now() + START;
     while Instant::now() < until {
         let metadata = client.fetch_metadata(None, Duration::from_millis(500));
-        if metadata.is_ok_and(|metadata| !metadata.brokers().is_empty()) {
+        if metadata.is_ok_and(|metadata| is_up(&metadata)) {
             return Ok(());
         }
         if let Some(status) = node.ended() {
@@ -107,15 +141,24 @@ fn wait_until_it_answers(brokers: &str, node: &mut Leash) -> Result<(), String> 
     Err(format!("Kafka does not answer within {START:?}: {}", node.log()))
 }
 
-fn configuration(brokers: &str, controller: u16, folder: &Path) -> String {
+/// It has unfenced itself and leads what it has.
+fn is_up(metadata: &Metadata) -> bool {
+    let mut partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+    !metadata.brokers().is_empty() && partitions.all(|partition| partition.leader() >= 0)
+}
+
+fn configuration(brokers: &str, detour: Option<&Detour>, controller: u16, folder: &Path) -> String {
     let data = folder.join("data");
+    let listener = |address: &String| format!(",DETOUR://{address}");
+    let listen = detour.map(|detour| listener(&detour.listen)).unwrap_or_default();
+    let advertise = detour.map(|detour| listener(&detour.advertise)).unwrap_or_default();
     format!(
         "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://{brokers},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://{brokers}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://{brokers},CONTROLLER://127.0.0.1:{controller}{listen}
+advertised.listeners=PLAINTEXT://{brokers}{advertise}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,DETOUR:PLAINTEXT
 controller.listener.names=CONTROLLER
 log.dirs={data}
 offsets.topic.replication.factor=1

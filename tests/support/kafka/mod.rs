@@ -1,0 +1,227 @@
+//! The Kafka of the stories: one broker for the whole test binary, started on first use.
+//!
+//! In this order: a broker named by `HALLEY_TEST_KAFKA`; Apache Kafka 4 as a single KRaft node
+//! from `KAFKA_HOME` or from the cache that `fetch-kafka.sh` fills; and when neither is to be
+//! had, librdkafka's built-in mock broker, which says so loudly: it keeps about 5 MiB per
+//! partition and forgets the rest. Stories that it cannot prove ask [`Kafka::can_prove`].
+//!
+//! A story that stops its broker starts one of its own, always Apache Kafka: [`Kafka::own`].
+
+mod node;
+mod produce;
+mod view;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::producer::{BaseProducer, FutureProducer, Producer};
+
+use super::proxy::Proxy;
+use super::redis_nodes::free_port;
+use super::{loudly, unique};
+use node::{Detour, Node};
+
+pub use view::{Read, View};
+
+/// How long the broker may take for one request.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// A broker, and one producer to it.
+pub struct Kafka {
+    view: View,
+    kind: Kind,
+    producer: FutureProducer,
+}
+
+enum Kind {
+    /// Somebody else's.
+    Named,
+    /// The node that all stories share; it ends with the test process.
+    Shared(#[allow(dead_code, reason = "held, so that the node lives")] Node),
+    /// One story's node.
+    Own(Arc<Mutex<Node>>),
+    /// librdkafka's mock, which lives in this client.
+    Mock(BaseProducer),
+}
+
+/// The one Kafka of this test process. Blocks while it starts.
+pub fn kafka() -> &'static Kafka {
+    static KAFKA: OnceLock<Kafka> = OnceLock::new();
+    KAFKA.get_or_init(Kafka::start)
+}
+
+impl Kafka {
+    fn start() -> Self {
+        let (brokers, kind) = match std::env::var("HALLEY_TEST_KAFKA") {
+            Ok(brokers) => (brokers, Kind::Named),
+            Err(_) => match Node::start(None) {
+                Ok(node) => (node.brokers().to_owned(), Kind::Shared(node)),
+                Err(why) => start_mock(&why),
+            },
+        };
+        let producer = producer(&brokers, &[("message.timeout.ms", "30000")]);
+        Self { view: View::new(brokers), kind, producer }
+    }
+
+    /// Starts a broker that nobody else uses, that can be stopped and that ends with this value.
+    /// `None` when there is no Apache Kafka to start; says loudly what stays unproven then.
+    pub async fn own() -> Option<Self> {
+        Self::own_with(None).await
+    }
+
+    /// The same with a proxy before it. Who is given [`Proxy::address`] as `bootstrap.servers`
+    /// reaches the broker through the proxy alone, who is given [`Self::brokers`] directly.
+    pub async fn own_behind_proxy(seed: u64) -> Option<(Self, Proxy)> {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let proxy = Proxy::start(listen.as_str(), seed).await;
+        let detour = Detour { listen, advertise: proxy.address() };
+        Some((Self::own_with(Some(detour)).await?, proxy))
+    }
+
+    async fn own_with(detour: Option<Detour>) -> Option<Self> {
+        let story = std::thread::current().name().unwrap_or("a story").to_owned();
+        let node = match blocking(move || Node::start(detour.as_ref())).await {
+            Ok(node) => node,
+            Err(why) => {
+                loudly(format_args!("NOT PROVEN: `{story}` needs an Apache Kafka of its own: {why}"));
+                return None;
+            }
+        };
+        let brokers = node.brokers().to_owned();
+        // What is produced while it is stopped waits, and is written once.
+        let producer =
+            producer(&brokers, &[("message.timeout.ms", "300000"), ("enable.idempotence", "true")]);
+        Some(Self { view: View::new(brokers), kind: Kind::Own(Arc::new(Mutex::new(node))), producer })
+    }
+
+    /// Kills it (SIGKILL). What it has written stays.
+    ///
+    /// # Panics
+    /// When it is not a story's own.
+    pub async fn stop(&self) {
+        self.with_node(Node::stop).await;
+    }
+
+    /// Kills it when it runs, starts it on the same port with what it had, and waits until it
+    /// answers and leads its partitions.
+    ///
+    /// # Panics
+    /// When it is not a story's own, or does not come back.
+    pub async fn restart(&self) {
+        self.with_node(Node::restart).await.unwrap_or_else(|why| panic!("no restart: {why}"));
+    }
+
+    async fn with_node<T: Send + 'static>(&self, act: impl FnOnce(&mut Node) -> T + Send + 'static) -> T {
+        let Kind::Own(node) = &self.kind else { panic!("only a broker of one's own can be stopped") };
+        let node = node.clone();
+        blocking(move || act(&mut node.lock().unwrap_or_else(PoisonError::into_inner))).await
+    }
+
+    /// For `bootstrap.servers`.
+    pub fn brokers(&self) -> &str {
+        self.view.brokers()
+    }
+
+    /// What can be seen of it from outside.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// See [`View::committed`].
+    pub async fn committed(&self, group: &str, topic: &str) -> BTreeMap<i32, i64> {
+        self.view.committed(group, topic).await
+    }
+
+    /// See [`View::ends`].
+    pub fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
+        self.view.ends(topic)
+    }
+
+    /// See [`View::read_all`].
+    pub fn read_all(&self, topic: &str) -> Vec<Read> {
+        self.view.read_all(topic)
+    }
+
+    /// Whether this is a real Kafka; says loudly which story stays unproven when not.
+    pub fn can_prove(&self, story: &str) -> bool {
+        let real = !matches!(self.kind, Kind::Mock(_));
+        if !real {
+            loudly(format_args!("NOT PROVEN: `{story}` needs a real Kafka, and this is librdkafka's mock"));
+        }
+        real
+    }
+
+    /// Makes a topic with a unique name.
+    pub async fn topic(&self, prefix: &str, partitions: i32) -> String {
+        let name = unique(prefix);
+        self.create_topic(&name, partitions).await;
+        name
+    }
+
+    /// Makes a topic.
+    pub async fn create_topic(&self, name: &str, partitions: i32) {
+        self.create_topic_with(name, partitions, &[]).await;
+    }
+
+    /// Makes a topic with settings such as `("max.message.bytes", "200000")`, which the mock
+    /// does not know.
+    pub async fn create_topic_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        if let Kind::Mock(owner) = &self.kind {
+            assert!(settings.is_empty(), "the mock knows no topic settings; ask `can_prove` first");
+            let mock = owner.client().mock_cluster().expect("this client owns the mock");
+            mock.create_topic(name, partitions, 1).expect("the mock makes topics");
+            return;
+        }
+        let admin: AdminClient<DefaultClientContext> =
+            client(self.brokers()).create().expect("an admin client");
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        for (key, value) in settings {
+            topic = topic.set(key, value);
+        }
+        let options = AdminOptions::new().operation_timeout(Some(ANSWER)).request_timeout(Some(ANSWER));
+        let results = admin.create_topics([&topic], &options).await.expect("the broker answers");
+        for result in results {
+            result.unwrap_or_else(|(topic, e)| panic!("topic {topic} cannot be made: {e}"));
+        }
+    }
+}
+
+fn start_mock(why: &str) -> (String, Kind) {
+    loudly(format_args!(
+        "
+######## NO REAL KAFKA: {why}
+######## The stories run against librdkafka's mock broker; those marked NOT PROVEN are skipped.
+######## Set HALLEY_TEST_KAFKA=host:port or KAFKA_HOME, or run tests/support/fetch-kafka.sh.
+"
+    ));
+    let owner: BaseProducer =
+        ClientConfig::new().set("test.mock.num.brokers", "1").create().expect("a client with a mock");
+    let brokers = owner.client().mock_cluster().expect("this client owns the mock").bootstrap_servers();
+    (brokers, Kind::Mock(owner))
+}
+
+/// A client's configuration, with quick reconnects.
+fn client(brokers: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", brokers).set("reconnect.backoff.max.ms", "200");
+    config
+}
+
+fn producer(brokers: &str, settings: &[(&str, &str)]) -> FutureProducer {
+    let mut config = client(brokers);
+    // As `logic`'s client chooses partitions.
+    config.set("partitioner", "murmur2_random");
+    for (key, value) in settings {
+        config.set(*key, *value);
+    }
+    config.create().expect("a producer")
+}
+
+/// Runs what waits for processes, and lets the story's other futures go on.
+async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(act).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
+}

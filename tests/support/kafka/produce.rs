@@ -1,0 +1,82 @@
+//! Producing as `logic` does, and as it should not.
+
+use halley::message::{Audience, encode};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::FutureRecord;
+
+use super::{ANSWER, Kafka};
+
+impl Kafka {
+    /// Produces a message as `logic` does and waits until the broker has it. Returns the id
+    /// that the gateway gives it.
+    ///
+    /// A room's messages carry the room as the record's key, so that they share a partition.
+    pub async fn produce(
+        &self,
+        topic: &str,
+        audience: Audience,
+        operation: i32,
+        body: impl AsRef<[u8]>,
+    ) -> String {
+        let key = match &audience {
+            Audience::Room(room) => Some(room.to_string()),
+            Audience::Keys { keys, .. } => keys.first().map(|key| key.to_string()),
+            Audience::Everyone { .. } => None,
+        };
+        let value = encode(&audience, operation, body.as_ref());
+        self.produce_record(topic, key.as_deref(), Some(&value), &[]).await
+    }
+
+    /// Produces a ROOM message.
+    pub async fn produce_room(&self, topic: &str, room: &str, body: impl AsRef<[u8]>) -> String {
+        self.produce(topic, Audience::Room(room.into()), 4, body).await
+    }
+
+    /// Produces a PUSH message for connection or user ids, with or without the comet's name.
+    pub async fn produce_keys(
+        &self,
+        topic: &str,
+        server: Option<&str>,
+        keys: &[&str],
+        body: impl AsRef<[u8]>,
+    ) -> String {
+        let keys = keys.iter().map(|key| (*key).into()).collect();
+        self.produce(topic, Audience::Keys { server: server.map(Into::into), keys }, 4, body).await
+    }
+
+    /// Produces a BROADCAST message.
+    pub async fn produce_everyone(&self, topic: &str, speed: i32, body: impl AsRef<[u8]>) -> String {
+        self.produce(topic, Audience::Everyone { speed }, 4, body).await
+    }
+
+    /// Produces any record, a tombstone too; returns `<topic>/<partition>/<offset>`.
+    pub async fn produce_record(
+        &self,
+        topic: &str,
+        key: Option<&str>,
+        value: Option<&[u8]>,
+        headers: &[(&str, &str)],
+    ) -> String {
+        self.produce_record_of(topic, key, value, headers, None).await
+    }
+
+    /// The same with a timestamp, in milliseconds since 1970.
+    pub async fn produce_record_of(
+        &self,
+        topic: &str,
+        key: Option<&str>,
+        value: Option<&[u8]>,
+        headers: &[(&str, &str)],
+        timestamp_ms: Option<i64>,
+    ) -> String {
+        let mut all = OwnedHeaders::new();
+        for (name, value) in headers {
+            all = all.insert(Header { key: name, value: Some(*value) });
+        }
+        let record = FutureRecord { headers: Some(all), ..FutureRecord::<str, [u8]>::to(topic) };
+        let record = FutureRecord { key, payload: value, timestamp: timestamp_ms, ..record };
+        let sent = self.producer.send(record, ANSWER).await;
+        let at = sent.unwrap_or_else(|(e, _)| panic!("topic {topic} does not take the record: {e}"));
+        format!("{topic}/{}/{}", at.partition, at.offset)
+    }
+}

@@ -1,0 +1,133 @@
+//! What can be seen of a Kafka from outside: what topics hold, and what groups have committed.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, Headers, Message};
+use rdkafka::{Offset, TopicPartitionList};
+
+use super::{ANSWER, client};
+use crate::support::{eventually, unique};
+
+/// A record as it was read back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<Bytes>,
+    pub value: Option<Bytes>,
+    pub headers: Vec<(String, Option<Bytes>)>,
+    /// Milliseconds since 1970.
+    pub timestamp_ms: Option<i64>,
+}
+
+impl Read {
+    /// The first header of this name as text.
+    pub fn header(&self, name: &str) -> Option<String> {
+        let value = self.headers.iter().find(|(n, _)| n == name)?.1.as_ref()?;
+        Some(String::from_utf8_lossy(value).into_owned())
+    }
+}
+
+/// A look at the broker of this address; it needs nothing else. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct View {
+    brokers: String,
+}
+
+impl View {
+    pub(super) fn new(brokers: String) -> Self {
+        Self { brokers }
+    }
+
+    /// For `bootstrap.servers`.
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// The offsets that a group has committed, by partition; a partition without one is left out.
+    pub async fn committed(&self, group: &str, topic: &str) -> BTreeMap<i32, i64> {
+        let consumer: BaseConsumer =
+            client(&self.brokers).set("group.id", group).create().expect("a consumer");
+        let list = self.partitions(&consumer, topic, Offset::Invalid);
+        // A young broker says NotCoordinator for a moment.
+        let committed = eventually(format!("the offsets of group {group}"), ANSWER, async || {
+            consumer.committed_offsets(list.clone(), ANSWER).ok()
+        });
+        let committed = committed.await;
+        let offsets = committed.elements_for_topic(topic);
+        offsets
+            .iter()
+            .filter_map(|partition| match partition.offset() {
+                Offset::Offset(offset) => Some((partition.partition(), offset)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// The offset after the last record, by partition; a partition without records is left out.
+    /// Equal to [`Self::committed`] when a group has settled everything.
+    pub fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
+        let consumer: BaseConsumer = client(&self.brokers).create().expect("a consumer");
+        let list = self.partitions(&consumer, topic, Offset::Beginning);
+        let mut ends = BTreeMap::new();
+        for partition in list.elements() {
+            let marks = consumer.fetch_watermarks(topic, partition.partition(), ANSWER);
+            let (_, end) = marks.expect("the broker answers");
+            if end > 0 {
+                ends.insert(partition.partition(), end);
+            }
+        }
+        ends
+    }
+
+    /// Everything that a topic holds right now, by partition and offset.
+    pub fn read_all(&self, topic: &str) -> Vec<Read> {
+        let consumer: BaseConsumer = client(&self.brokers)
+            .set("group.id", unique("reader"))
+            .set("enable.auto.commit", "false")
+            .create()
+            .expect("a consumer");
+        let wanted: i64 = self.ends(topic).values().sum();
+        let list = self.partitions(&consumer, topic, Offset::Beginning);
+        consumer.assign(&list).expect("partitions that exist can be assigned");
+        let until = Instant::now() + ANSWER;
+        let mut records = Vec::new();
+        while (records.len() as i64) < wanted {
+            let so_far = records.len();
+            assert!(Instant::now() < until, "topic {topic}: read {so_far} of {wanted} records in {ANSWER:?}");
+            if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+                records.push(read(&message));
+            }
+        }
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    fn partitions(&self, consumer: &BaseConsumer, topic: &str, offset: Offset) -> TopicPartitionList {
+        let metadata = consumer.fetch_metadata(Some(topic), ANSWER).expect("the broker answers");
+        let mut list = TopicPartitionList::new();
+        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+            list.add_partition_offset(topic, partition.id(), offset).expect("a valid offset");
+        }
+        list
+    }
+}
+
+fn read(message: &impl Message) -> Read {
+    let headers = message.headers().map(|headers| {
+        let own =
+            |header: Header<'_, &[u8]>| (header.key.to_owned(), header.value.map(Bytes::copy_from_slice));
+        headers.iter().map(own).collect()
+    });
+    Read {
+        partition: message.partition(),
+        offset: message.offset(),
+        key: message.key().map(Bytes::copy_from_slice),
+        value: message.payload().map(Bytes::copy_from_slice),
+        headers: headers.unwrap_or_default(),
+        timestamp_ms: message.timestamp().to_millis(),
+    }
+}

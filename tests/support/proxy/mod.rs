@@ -1,0 +1,166 @@
+//! A bad network on order: a TCP proxy of this process that stands before a comet, Redis or
+//! Kafka and does to the connections what a story tells it.
+//!
+//! It listens on one port for its whole life, whether the target is there or not. What it
+//! decides by chance follows from its seed and the connection's number, so that a failure can
+//! be had again. It has a runtime of its own: a test that blocks does not stop the traffic.
+//!
+//! It knows no protocol. Kafka tells its clients where to connect; for a broker behind a proxy
+//! there is `Kafka::own_behind_proxy`.
+
+mod pump;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// What is wrong with the network. It is in force for the connections that are there and for
+/// those to come; what is written after [`Proxy::inflict`] has returned feels it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Every piece arrives so much later, in order.
+    Latency { at_least: Duration, at_most: Duration },
+    /// In each direction of each connection.
+    Bandwidth { bytes_per_second: u32 },
+    /// Nothing passes, connections stay open, new ones are accepted and say nothing. What was
+    /// under way counts as lost: when the fault ends, the connections are reset.
+    BlackHole,
+    /// What clients send arrives, answers do not. When the fault ends, the connections are reset.
+    HalfOpen,
+    /// Connections are reset, new ones at once.
+    Refuse,
+    /// Each connection is reset after some number of bytes, 1 to 2,000, both directions together.
+    CutMidFrame,
+}
+
+impl Fault {
+    /// Whether connections under it have lost something.
+    fn loses(self) -> bool {
+        matches!(self, Self::BlackHole | Self::HalfOpen)
+    }
+}
+
+/// What connections are told.
+#[derive(Debug, Clone, Copy, Default)]
+struct Order {
+    fault: Option<Fault>,
+    /// How often all connections have been reset.
+    cuts: u64,
+}
+
+/// The most bytes that pass before [`Fault::CutMidFrame`] cuts.
+const LONGEST: usize = 2000;
+
+/// A proxy; it ends with this value, and its connections with it.
+pub struct Proxy {
+    address: SocketAddr,
+    target: String,
+    order: watch::Sender<Order>,
+    opened: Arc<AtomicUsize>,
+    runtime: Option<Runtime>,
+}
+
+impl Proxy {
+    /// Starts one before `target` (`host:port`), which is asked for with every connection: it
+    /// may come later, go and come back. There is no fault yet.
+    pub async fn start(target: impl Into<String>, seed: u64) -> Self {
+        let target = target.into();
+        let (order, orders) = watch::channel(Order::default());
+        let opened = Arc::new(AtomicUsize::new(0));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let listener = listen(&runtime).expect("a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let accepting = accept(listener, target.clone(), seed, opened.clone(), orders);
+        // The runtime owns the task, and the proxy owns the runtime.
+        drop(runtime.spawn(accepting));
+        Self { address, target, order, opened, runtime: Some(runtime) }
+    }
+
+    /// Where it listens, as `host:port`.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Where it leads to.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// From now on this is wrong, instead of what was.
+    pub fn inflict(&self, fault: Fault) {
+        self.change(Some(fault));
+    }
+
+    /// From now on nothing is wrong.
+    pub fn heal(&self) {
+        self.change(None);
+    }
+
+    /// Resets all connections, on both sides. New ones fare as before.
+    pub fn cut(&self) {
+        self.order.send_modify(|order| order.cuts += 1);
+    }
+
+    /// How many connections clients have opened so far.
+    pub fn connections(&self) -> usize {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    fn change(&self, fault: Option<Fault>) {
+        self.order.send_modify(|order| {
+            let ends_loss = order.fault != fault && order.fault.is_some_and(Fault::loses);
+            if ends_loss || fault == Some(Fault::Refuse) {
+                order.cuts += 1;
+            }
+            order.fault = fault;
+        });
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // Without waiting: dropping a runtime inside another one would block it.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn listen(runtime: &Runtime) -> std::io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let _entered = runtime.enter();
+    TcpListener::from_std(listener)
+}
+
+async fn accept(
+    listener: TcpListener,
+    target: String,
+    seed: u64,
+    opened: Arc<AtomicUsize>,
+    orders: watch::Receiver<Order>,
+) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((client, _)) => {
+                    let number = opened.fetch_add(1, Ordering::Relaxed) as u64;
+                    // Neighbouring seeds have alike beginnings; this spreads them.
+                    let dice = fastrand::Rng::with_seed(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                    connections.spawn(pump::connection(client, target.clone(), dice, orders.clone()));
+                }
+                // Out of files, or the client has gone again.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            },
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
