@@ -178,9 +178,9 @@ impl Watched {
             }
             Step::Commit => {
                 let Some(offset) = self.partition.to_store() else { return };
-                assert!(self.partition.committed < Some(offset), "back to {offset}");
+                assert!(self.partition.stored < Some(offset), "back to {offset}");
                 assert!((0..offset).all(|offset| self.settled.contains(&offset)), "{offset} is too far");
-                self.partition.committed(offset);
+                self.partition.stored(Some(offset));
                 assert_eq!(self.partition.to_store(), None);
             }
         }
