@@ -3,21 +3,9 @@
 use std::time::Duration;
 
 use super::world::World;
+use super::{seeded, some_time};
+use crate::support::eventually;
 use crate::support::gateway::{Gateway, RunningGateway, quoted};
-use crate::support::{eventually, loudly};
-
-/// Random, and printed, so that a run can be repeated.
-pub fn seeded(story: &str) -> fastrand::Rng {
-    let seed = std::env::var("HALLEY_TEST_SEED").ok().and_then(|text| text.parse().ok());
-    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-    loudly(format_args!("{story}: HALLEY_TEST_SEED={seed}"));
-    fastrand::Rng::with_seed(seed)
-}
-
-/// A random time, evenly.
-pub fn some_time(random: &mut fastrand::Rng, at_most: Duration) -> Duration {
-    at_most.mul_f64(random.f64())
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_at_random_moments_it_loses_and_reorders_nothing() {
@@ -28,7 +16,7 @@ async fn killed_at_random_moments_it_loses_and_reorders_nothing() {
 pub async fn killed(times: usize) {
     let mut random = seeded("killed");
     let world = World::new("killed", 8, 3).await;
-    let settings = world.gateway();
+    let settings = world.gateway().await;
     let group = world
         .load_during(async {
             let mut group = None;
@@ -68,7 +56,7 @@ async fn stopped_under_load_again_and_again_it_repeats_nothing() {
 pub async fn stopped(times: usize) {
     let mut random = seeded("stopped");
     let world = World::new("stopped", 8, 3).await;
-    let settings = world.gateway();
+    let settings = world.gateway().await;
     let group = world
         .load_during(async {
             let mut group = None;
@@ -100,23 +88,23 @@ async fn one_that_stands_still_longer_than_its_session_does_no_harm_when_it_goes
 /// many times.
 pub async fn frozen(times: usize) {
     let world = World::new("frozen", 8, 3).await;
-    let settings = dynamic(&world);
+    let settings = dynamic(&world).await;
     let first = settings.clone().start().await;
     let second = settings.group(first.group()).start().await;
     world
         .load_during(async {
             for _ in 0..times {
                 wait_for_partitions(&[&first, &second], 4).await;
-                wait_for_some_work(&world).await;
+                world.wait_for_work(200).await;
                 first.signal("STOP");
                 let standstill = world.note_interruption(second.group()).await;
                 // What it held is the other's now.
                 wait_for_partitions(&[&second], 4).await;
-                wait_for_some_work(&world).await;
+                world.wait_for_work(200).await;
                 first.signal("CONT");
                 wait_for_partitions(&[&first, &second], 4).await;
                 // Its old work is abandoned or done by then.
-                wait_for_some_work(&world).await;
+                world.wait_for_work(200).await;
                 world.note_end(&standstill);
             }
         })
@@ -137,7 +125,7 @@ async fn gateways_that_join_and_leave_under_load_repeat_nothing() {
 pub async fn joining(times: usize) {
     let mut random = seeded("joining");
     let world = World::new("joining", 8, 3).await;
-    let settings = dynamic(&world);
+    let settings = dynamic(&world).await;
     let stays = settings.clone().start().await;
     let settings = settings.group(stays.group());
     world
@@ -145,7 +133,7 @@ pub async fn joining(times: usize) {
             for _ in 0..times {
                 let guest = settings.clone().start().await;
                 wait_for_share(&guest).await;
-                wait_for_some_work(&world).await;
+                world.wait_for_work(200).await;
                 tokio::time::sleep(some_time(&mut random, Duration::from_millis(500))).await;
                 let status = guest.sigterm().await;
                 assert!(status.success(), "{status:?}; {guest:?}");
@@ -161,8 +149,8 @@ pub async fn joining(times: usize) {
 }
 
 /// Members that come and go have no instance name.
-fn dynamic(world: &World) -> Gateway {
-    world.gateway().set("kafka", "instance", quoted(""))
+async fn dynamic(world: &World) -> Gateway {
+    world.gateway().await.set("kafka", "instance", quoted(""))
 }
 
 async fn wait_for_partitions(gateways: &[&RunningGateway], wanted: usize) {
@@ -179,14 +167,6 @@ async fn wait_for_partitions(gateways: &[&RunningGateway], wanted: usize) {
 async fn wait_for_share(gateway: &RunningGateway) {
     eventually("a share of the partitions", Duration::from_secs(60), async || {
         gateway.metric("halley_partitions_assigned").await.filter(|assigned| *assigned > 0.0)
-    })
-    .await;
-}
-
-async fn wait_for_some_work(world: &World) {
-    let before = world.received();
-    eventually("messages to arrive", Duration::from_secs(60), async || {
-        (world.received() >= before + 200).then_some(())
     })
     .await;
 }

@@ -3,6 +3,26 @@
 //!
 //! Sizes are those of `make test`; `make soak` runs the same stories longer.
 
-mod comets;
-mod gateways;
+pub mod comets;
+pub mod gateways;
+pub mod network;
+pub mod policies;
+pub mod servers;
 mod world;
+
+use std::time::Duration;
+
+use crate::support::loudly;
+
+/// Random, and printed, so that a run can be repeated.
+pub fn seeded(story: &str) -> fastrand::Rng {
+    let seed = std::env::var("HALLEY_TEST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| fastrand::u64(..));
+    loudly(format_args!("{story}: HALLEY_TEST_SEED={seed}"));
+    fastrand::Rng::with_seed(seed)
+}
+
+/// A random time, evenly.
+pub fn some_time(random: &mut fastrand::Rng, at_most: Duration) -> Duration {
+    at_most.mul_f64(random.f64())
+}

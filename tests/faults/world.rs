@@ -10,20 +10,115 @@ use tokio_util::sync::CancellationToken;
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
 use crate::support::history::{History, Interruption, Report, Sent, body, receipts};
-use crate::support::kafka::kafka;
-use crate::support::loudly;
+use crate::support::kafka::{Kafka, kafka};
+use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
+use crate::support::{eventually, loudly};
 
 /// How long finishing everything may take after the last fault.
 const SETTLE: Duration = Duration::from_secs(120);
 /// How many users each room has on each of its comets.
 const USERS: usize = 2;
+/// How many records a topic has partitions for.
+const PARTITIONS: i32 = 4;
+
+/// Which comets a room has users on.
+pub type Spread = fn(room: usize, comet: usize) -> bool;
+
+/// A world to be.
+pub struct Plan {
+    pub name: &'static str,
+    pub rooms: usize,
+    pub comets: usize,
+    pub spread: Spread,
+    /// With a bad network, of this seed, before the comets and Redis.
+    pub network: Option<u64>,
+    /// Another Kafka than that of all stories, perhaps with a bad network before it.
+    pub kafka: Option<(Kafka, Option<Proxy>)>,
+    pub redis: Redis,
+}
+
+impl Plan {
+    /// Rooms with users on all of these many comets, and nothing in between.
+    pub async fn new(name: &'static str, rooms: usize, comets: usize) -> Self {
+        let redis = Redis::start_keeping().await;
+        Self { name, rooms, comets, spread: |_, _| true, network: None, kafka: None, redis }
+    }
+
+    /// Makes it so.
+    pub async fn build(self) -> World {
+        let topic = {
+            let broker = self.kafka.as_ref().map_or_else(|| kafka(), |(kafka, _)| kafka);
+            let topic = broker.topic(self.name, PARTITIONS).await;
+            broker.create_topic(&dead_letters(&topic), 1).await;
+            topic
+        };
+        let mut comets = Vec::new();
+        for at in 0..self.comets {
+            comets.push(Edge::start(self.network.map(|seed| seed + at as u64)).await);
+        }
+        let redis_proxy = match self.network {
+            Some(seed) => Some(Proxy::start(self.redis.url().trim_start_matches("redis://"), seed).await),
+            None => None,
+        };
+        let rooms = (0..self.rooms).map(|room| (format!("room-{room}"), users(room, &comets, self.spread)));
+        let world = World {
+            topic,
+            rooms: rooms.collect(),
+            comets,
+            redis: tokio::sync::Mutex::new(self.redis),
+            redis_proxy,
+            kafka: self.kafka,
+            pause: Duration::from_millis(5),
+            body,
+            next: Mutex::default(),
+            sent: Mutex::default(),
+            interruptions: Mutex::default(),
+        };
+        world.join_all().await;
+        world
+    }
+}
+
+fn users(room: usize, comets: &[Edge], spread: Spread) -> BTreeMap<String, Vec<String>> {
+    let here = comets.iter().enumerate().filter(|(at, _)| spread(room, *at));
+    let names = |at: usize| (0..USERS).map(|user| format!("user-{room}-{at}-{user}")).collect();
+    here.map(|(at, edge)| (edge.address.clone(), names(at))).collect()
+}
+
+/// A comet, and where the directory says that it is.
+pub struct Edge {
+    pub comet: FakeComet,
+    pub address: String,
+    proxy: Option<Proxy>,
+}
+
+impl Edge {
+    async fn start(network: Option<u64>) -> Self {
+        let comet = FakeComet::start().await;
+        let address = comet.address().to_string();
+        match network {
+            None => Self { comet, address, proxy: None },
+            Some(seed) => {
+                let proxy = Proxy::start(address, seed).await;
+                Self { comet, address: proxy.address(), proxy: Some(proxy) }
+            }
+        }
+    }
+
+    /// The network before it.
+    pub fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("the plan has a network")
+    }
+}
 
 /// What a run takes place in.
 pub struct World {
     pub topic: String,
-    pub redis: Redis,
     pub comets: Vec<Edge>,
+    pub redis: tokio::sync::Mutex<Redis>,
+    pub redis_proxy: Option<Proxy>,
+    pub kafka: Option<(Kafka, Option<Proxy>)>,
     /// Between two messages of a room.
     pub pause: Duration,
     /// The text of a room's message.
@@ -34,78 +129,46 @@ pub struct World {
     interruptions: Mutex<Vec<Interruption>>,
 }
 
-/// A comet, and where the directory says that it is.
-pub struct Edge {
-    pub comet: FakeComet,
-    pub address: String,
-}
-
 /// An interruption in the history.
 pub struct Noted(usize);
 
-/// Which comets a room's users are on.
-pub type Spread = fn(room: usize, comet: usize) -> bool;
-
-/// Every room has users on every comet.
-pub fn everywhere(_room: usize, _comet: usize) -> bool {
-    true
-}
-
 impl World {
     /// Rooms with users on all of these many comets.
-    pub async fn new(name: &str, rooms: usize, comets: usize) -> Self {
-        let mut edges = Vec::new();
-        for _ in 0..comets {
-            let comet = FakeComet::start().await;
-            let address = comet.address().to_string();
-            edges.push(Edge { comet, address });
-        }
-        Self::with(name, rooms, edges, everywhere).await
+    pub async fn new(name: &'static str, rooms: usize, comets: usize) -> Self {
+        Plan::new(name, rooms, comets).await.build().await
     }
 
-    /// Rooms with users on those of these comets.
-    pub async fn with(name: &str, rooms: usize, comets: Vec<Edge>, spread: Spread) -> Self {
-        let topic = kafka().topic(name, 4).await;
-        kafka().create_topic(&dead_letters(&topic), 1).await;
-        let mut world = Self {
-            topic,
-            redis: Redis::start().await,
-            comets,
-            pause: Duration::from_millis(5),
-            body,
-            rooms: BTreeMap::new(),
-            next: Mutex::default(),
-            sent: Mutex::default(),
-            interruptions: Mutex::default(),
-        };
-        for room in 0..rooms {
-            let mut users = BTreeMap::new();
-            for (at, edge) in world.comets.iter().enumerate().filter(|(at, _)| spread(room, *at)) {
-                let names = (0..USERS).map(|user| format!("user-{room}-{at}-{user}"));
-                users.insert(edge.address.clone(), names.collect());
-            }
-            world.rooms.insert(format!("room-{room}"), users);
-        }
-        world.join_all().await;
-        world
+    /// The Kafka that it takes place in.
+    pub fn broker(&self) -> &Kafka {
+        self.kafka.as_ref().map_or_else(|| kafka(), |(kafka, _)| kafka)
     }
 
-    /// Puts everybody into the directory: at first, and after a Redis that forgot.
-    pub async fn join_all(&self) {
+    async fn join_all(&self) {
+        let redis = self.redis.lock().await;
         for (room, comets) in &self.rooms {
             let connection =
                 |comet: &String, user: &String| (format!("conn-{user}"), user.clone(), comet.clone());
             let all =
                 comets.iter().flat_map(|(comet, users)| users.iter().map(|user| connection(comet, user)));
-            self.redis.join_many(room, &all.collect::<Vec<_>>()).await;
+            redis.join_many(room, &all.collect::<Vec<_>>()).await;
         }
     }
 
     /// A gateway for this world. As a static member, so that who starts again gets the
     /// partitions at once.
-    pub fn gateway(&self) -> Gateway {
-        gateway(&self.topic)
-            .redis(&self.redis)
+    pub async fn gateway(&self) -> Gateway {
+        let mut settings = gateway(&self.topic);
+        if let Some((kafka, proxy)) = &self.kafka {
+            settings = settings.kafka(kafka);
+            if let Some(proxy) = proxy {
+                settings = settings.set("kafka", "brokers", quoted(&proxy.address()));
+            }
+        }
+        settings = settings.redis(&*self.redis.lock().await);
+        if let Some(proxy) = &self.redis_proxy {
+            settings = settings.set("redis", "url", quoted(&format!("redis://{}", proxy.address())));
+        }
+        settings
             .set("kafka", "instance", quoted("gateway-0"))
             .set("kafka", "commit_every", quoted("100ms"))
             .set("kafka", "session_timeout", quoted("6s"))
@@ -125,6 +188,13 @@ impl World {
         tokio::join!(load, faults).1
     }
 
+    async fn load(&self, room: &str, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            self.say(room).await;
+            tokio::time::sleep(self.pause).await;
+        }
+    }
+
     /// Sends so many messages to every room.
     pub async fn send(&self, count: usize) {
         let rooms = self.rooms.keys().map(|room| async move {
@@ -135,13 +205,6 @@ impl World {
         futures_util::future::join_all(rooms).await;
     }
 
-    async fn load(&self, room: &str, stop: &CancellationToken) {
-        while !stop.is_cancelled() {
-            self.say(room).await;
-            tokio::time::sleep(self.pause).await;
-        }
-    }
-
     async fn say(&self, room: &str) {
         let number = {
             let mut next = self.next.lock().expect("no panic holds it");
@@ -149,24 +212,28 @@ impl World {
             *number += 1;
             *number
         };
-        let id = kafka().produce_room(&self.topic, room, (self.body)(room, number)).await;
+        let id = self.broker().produce_room(&self.topic, room, (self.body)(room, number)).await;
         self.sent.lock().expect("no panic holds it").push(Sent::new(room, number, id));
-    }
-
-    /// How many messages were sent so far.
-    pub fn sent(&self) -> usize {
-        self.sent.lock().expect("no panic holds it").len()
     }
 
     /// How often comets were called so far.
     pub fn received(&self) -> usize {
-        self.comets.iter().map(|edge| edge.comet.calls().len()).sum()
+        self.comets.iter().map(|edge| edge.comet.count()).sum()
+    }
+
+    /// Waits until comets were called so many times more.
+    pub async fn wait_for_work(&self, calls: usize) {
+        let before = self.received();
+        eventually(format!("{calls} calls"), Duration::from_secs(60), async || {
+            (self.received() >= before + calls).then_some(())
+        })
+        .await;
     }
 
     /// Notes that a gateway of this group has just died, and what the group had committed.
     pub async fn note_interruption(&self, group: &str) -> Noted {
         let from = Instant::now();
-        let committed = kafka().committed(group, &self.topic).await;
+        let committed = self.broker().committed(group, &self.topic).await;
         let mut interruptions = self.interruptions.lock().expect("no panic holds it");
         interruptions.push(Interruption { from, until: from, committed, read: Instant::now() });
         Noted(interruptions.len() - 1)
@@ -181,8 +248,8 @@ impl World {
     pub async fn settle(&self, gateway: &RunningGateway) {
         let until = Instant::now() + SETTLE;
         loop {
-            let committed = kafka().committed(gateway.group(), &self.topic).await;
-            let ends = kafka().ends(&self.topic);
+            let committed = self.broker().committed(gateway.group(), &self.topic).await;
+            let ends = self.broker().ends(&self.topic);
             if committed == ends {
                 return;
             }
@@ -203,12 +270,13 @@ impl World {
         for edge in &self.comets {
             history.received.extend(receipts(&edge.address, &edge.comet.calls()));
         }
+        let redis = self.redis.lock().await;
         for user in self.rooms.values().flat_map(BTreeMap::values).flatten() {
-            for id in self.inbox(user).await {
+            for id in inbox(&redis, user).await {
                 history.kept.insert((id, user.clone()));
             }
         }
-        for letter in kafka().read_all(&dead_letters(&self.topic)) {
+        for letter in self.broker().read_all(&dead_letters(&self.topic)) {
             let header = |name| letter.header(name).unwrap_or_else(|| panic!("no {name}: {letter:?}"));
             let [topic, partition, offset] =
                 ["halley-origin-topic", "halley-origin-partition", "halley-origin-offset"].map(header);
@@ -223,13 +291,12 @@ impl World {
         loudly(format_args!("{}: {report}", self.topic));
         report
     }
+}
 
-    async fn inbox(&self, user: &str) -> Vec<String> {
-        let entries = self.redis.stream(&format!("halley:inbox:{user}")).await;
-        let id = |entry: Vec<(String, Vec<u8>)>| entry.into_iter().find(|(name, _)| name == "id");
-        let ids = entries.into_iter().filter_map(id);
-        ids.map(|(_, id)| String::from_utf8_lossy(&id).into_owned()).collect()
-    }
+async fn inbox(redis: &Redis, user: &str) -> Vec<String> {
+    let entries = redis.stream(&format!("halley:inbox:{user}")).await;
+    let id = |entry: Vec<(String, Vec<u8>)>| entry.into_iter().find(|(name, _)| name == "id");
+    entries.into_iter().filter_map(id).map(|(_, id)| String::from_utf8_lossy(&id).into_owned()).collect()
 }
 
 /// Where a topic's records go that cannot be delivered.

@@ -61,6 +61,8 @@ pub struct Call {
     pub messages: Vec<String>,
     /// When it arrived.
     pub at: Instant,
+    /// Whether it was answered with a failure: nobody got what it was about.
+    pub refused: bool,
 }
 
 impl Call {
@@ -133,12 +135,18 @@ impl Book {
     }
 
     fn enter(&self, call: Call) -> Behaviour {
+        let behaviour = self.behaviour();
+        let refused = matches!(behaviour, Behaviour::Fail(_));
         let count = {
             let mut calls = lock(&self.calls);
-            calls.push(call);
+            calls.push(Call { refused, ..call });
             calls.len()
         };
         self.count.send_replace(count);
+        behaviour
+    }
+
+    fn behaviour(&self) -> Behaviour {
         let mut fail_next = lock(&self.fail_next);
         if let (left @ 1.., Some(code)) = *fail_next {
             fail_next.0 = left - 1;
@@ -209,6 +217,11 @@ impl FakeComet {
     /// All calls so far, in order of arrival.
     pub fn calls(&self) -> Vec<Call> {
         lock(&self.book.calls).clone()
+    }
+
+    /// How many calls there were so far.
+    pub fn count(&self) -> usize {
+        *self.book.count.borrow()
     }
 
     /// All messages for clients so far as (whom for, operation, body as text), in order.

@@ -42,7 +42,7 @@ macro_rules! implement {
                 let request = request.into_inner();
                 let (to, proto_op) = (To::Keys(request.keys), request.proto_op);
                 let proto = request.proto.map(Packet::from);
-                self.0.answer(Call { to, proto_op, proto, messages, at }).await?;
+                self.0.answer(Call { to, proto_op, proto, messages, at, refused: false }).await?;
                 Ok(Response::new($dialect::PushMsgReply {}))
             }
 
@@ -54,7 +54,7 @@ macro_rules! implement {
                 let request = request.into_inner();
                 let (to, proto_op) = (To::Everyone { speed: request.speed }, request.proto_op);
                 let proto = request.proto.map(Packet::from);
-                self.0.answer(Call { to, proto_op, proto, messages, at }).await?;
+                self.0.answer(Call { to, proto_op, proto, messages, at, refused: false }).await?;
                 Ok(Response::new($dialect::BroadcastReply {}))
             }
 
@@ -66,7 +66,7 @@ macro_rules! implement {
                 let request = request.into_inner();
                 let (to, proto_op) = (To::Room(request.room_id), 0);
                 let proto = request.proto.map(Packet::from);
-                self.0.answer(Call { to, proto_op, proto, messages, at }).await?;
+                self.0.answer(Call { to, proto_op, proto, messages, at, refused: false }).await?;
                 Ok(Response::new($dialect::BroadcastRoomReply {}))
             }
 
@@ -75,7 +75,9 @@ macro_rules! implement {
                 request: Request<$dialect::RoomsReq>,
             ) -> Result<Response<$dialect::RoomsReply>, Status> {
                 let (messages, at) = (message_ids(request.metadata()), Instant::now());
-                self.0.answer(Call { to: To::Rooms, proto_op: 0, proto: None, messages, at }).await?;
+                self.0
+                    .answer(Call { to: To::Rooms, proto_op: 0, proto: None, messages, at, refused: false })
+                    .await?;
                 Ok(Response::new($dialect::RoomsReply { rooms: Default::default() }))
             }
         }

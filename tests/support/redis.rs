@@ -20,6 +20,8 @@ pub struct Redis {
     url: String,
     /// `None` for a server that is not ours.
     port: Option<u16>,
+    /// Whether it writes everything to its disk before it answers.
+    keeps: bool,
     server: Option<Leash>,
     connection: Option<MultiplexedConnection>,
 }
@@ -38,11 +40,20 @@ impl Redis {
     /// A server that [`Self::restart`] will start: its URL is known, and nobody listens there.
     pub fn not_started() -> Self {
         if let Ok(url) = std::env::var("HALLEY_TEST_REDIS") {
-            return Self { url, port: None, server: None, connection: None };
+            return Self { url, port: None, keeps: false, server: None, connection: None };
         }
         need_redis_server();
         let port = free_port();
-        Self { url: format!("redis://127.0.0.1:{port}"), port: Some(port), server: None, connection: None }
+        let url = format!("redis://127.0.0.1:{port}");
+        Self { url, port: Some(port), keeps: false, server: None, connection: None }
+    }
+
+    /// Starts a server that has after a restart what it had before.
+    pub async fn start_keeping() -> Self {
+        let mut redis = Self::not_started();
+        redis.keeps = true;
+        redis.restart().await;
+        redis
     }
 
     /// Where it is.
@@ -60,18 +71,25 @@ impl Redis {
         self.port.is_some()
     }
 
-    /// Kills the server; what it held is lost.
+    /// Kills the server; what it held is lost, unless it keeps it.
     pub fn stop(&mut self) {
         assert!(self.port.is_some(), "HALLEY_TEST_REDIS is not ours to stop; ask can_stop() first");
         self.connection = None;
-        self.server = None;
+        match &mut self.server {
+            Some(server) if self.keeps => server.kill(),
+            server => *server = None,
+        }
     }
 
-    /// Starts the server (again), on the same port and empty.
+    /// Starts the server (again), on the same port: empty, or with what it kept.
     pub async fn restart(&mut self) {
-        if let Some(port) = self.port {
-            self.server = None;
-            self.server = Some(start_server(port));
+        match (self.port, &mut self.server) {
+            (Some(_), Some(server)) if self.keeps => server.restart().expect("redis-server starts again"),
+            (Some(port), server) => {
+                *server = None;
+                *server = Some(start_server(port, self.keeps));
+            }
+            (None, _) => {}
         }
         let client = redis::Client::open(self.url.as_str()).expect("a Redis URL");
         let server = &mut self.server;
@@ -172,10 +190,12 @@ impl Redis {
     }
 }
 
-fn start_server(port: u16) -> Leash {
+fn start_server(port: u16, keeps: bool) -> Leash {
     let folder = folder("redis");
     let data = folder.path().display().to_string();
-    let args = format!("--port {port} --bind 127.0.0.1 --save  --appendonly no --daemonize no --dir {data}");
+    let keep = if keeps { "yes --appendfsync always" } else { "no" };
+    let args =
+        format!("--port {port} --bind 127.0.0.1 --save  --appendonly {keep} --daemonize no --dir {data}");
     // `--save ""` takes an empty argument: no snapshots.
     let args: Vec<String> = args.split(' ').map(str::to_owned).collect();
     Leash::start("redis-server", &args, folder).expect("redis-server starts")

@@ -113,13 +113,13 @@ impl Sent {
     }
 }
 
-/// The receipts in a comet's calls.
+/// The receipts in a comet's calls, of which those that it refused are none.
 ///
 /// # Panics
 /// When a call is not for a room or a body is not one of ours: no story sends such.
 pub fn receipts(comet: &str, calls: &[Call]) -> Vec<Receipt> {
     let mut receipts = Vec::new();
-    for call in calls {
+    for call in calls.iter().filter(|call| !call.refused) {
         let To::Room(to) = &call.to else { panic!("{comet} got a call for {:?}", call.to) };
         let deliveries = call.deliveries();
         assert_eq!(deliveries.len(), call.messages.len(), "{comet}: an id for each message: {call:?}");

@@ -1,7 +1,8 @@
 //! A policy that does as it is told: a message's body (or a room's name, or the
 //! configuration) is a command, and most commands are bad manners.
 //!
-//! Bodies, for `filter`: `trap`, `loop`, `eat` (memory), `flood` (the log), `few` and `many`
+//! Bodies, for `filter`, by their first word: `trap`, `loop`, `eat` (memory), `flood` (the log);
+//! as a whole: `few` and `many`
 //! (verdicts), `gigabyte` (of strings in some kilobytes of memory), `own-metrics`, and the ones in
 //! [`verdict`]. What is no command passes. For `decide` and `regroup`, see there.
 //!
@@ -34,7 +35,7 @@ impl filter::Guest for Unruly {
     fn filter(_source: Source, messages: Vec<Message>) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
         for message in &messages {
-            misbehave(&message.body);
+            misbehave(first_word(&message.body));
             match &message.body[..] {
                 b"few" => return Vec::new(),
                 b"many" => verdicts.push(Verdict::Pass),
@@ -132,6 +133,10 @@ impl offline::Guest for Unruly {
         };
         absent.iter().map(decide).collect()
     }
+}
+
+fn first_word(body: &[u8]) -> &[u8] {
+    body.split(|byte| *byte == b' ').next().unwrap_or_default()
 }
 
 /// What no policy should do. Returns for whatever is no such command.

@@ -1,0 +1,75 @@
+//! A bad network between the gateway and its comets, Redis and Kafka: late, slow, mute,
+//! one-way, refusing, and cut in the middle of a frame.
+
+use std::time::Duration;
+
+use super::seeded;
+use super::world::{Plan, World};
+use crate::support::kafka::Kafka;
+use crate::support::proxy::{Fault, Proxy};
+
+/// How long each fault lasts: longer than a call's deadline, shorter than a session.
+const LASTS: Duration = Duration::from_millis(2500);
+
+/// One of each kind, in which hardly anything or nothing passes.
+pub const FAULTS: [Fault; 6] = [
+    Fault::Latency { at_least: Duration::from_millis(20), at_most: Duration::from_millis(300) },
+    Fault::Bandwidth { bytes_per_second: 500 },
+    Fault::BlackHole,
+    Fault::HalfOpen,
+    Fault::Refuse,
+    Fault::CutMidFrame,
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_network_before_a_comet_loses_and_reorders_nothing() {
+    let seed = seeded("network before a comet").u64(..);
+    let world = Plan { network: Some(seed), ..Plan::new("net-comet", 8, 3).await }.build().await;
+    let gateway = world.gateway().await.start().await;
+    world.load_during(weather(&world, world.comets[0].proxy())).await;
+    world.settle(&gateway).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_no_dead_letters();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_network_before_redis_loses_reorders_and_repeats_nothing() {
+    let seed = seeded("network before Redis").u64(..);
+    let world = Plan { network: Some(seed), ..Plan::new("net-redis", 8, 3).await }.build().await;
+    let gateway = world.gateway().await.start().await;
+    world.load_during(weather(&world, world.redis_proxy.as_ref().expect("planned"))).await;
+    world.settle(&gateway).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_no_repeats();
+    report.assert_no_dead_letters();
+    assert_eq!(report.kept, 0, "nobody was away: {report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_network_before_kafka_loses_reorders_and_repeats_nothing() {
+    let seed = seeded("network before Kafka").u64(..);
+    let Some((kafka, proxy)) = Kafka::own_behind_proxy(seed).await else { return };
+    let plan = Plan::new("net-kafka", 8, 3).await;
+    let world = Plan { kafka: Some((kafka, Some(proxy))), ..plan }.build().await;
+    let gateway = world.gateway().await.start().await;
+    let proxy = world.kafka.as_ref().and_then(|(_, proxy)| proxy.as_ref()).expect("planned");
+    world.load_during(weather(&world, proxy)).await;
+    world.settle(&gateway).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_no_repeats();
+    report.assert_no_dead_letters();
+}
+
+/// Every fault once; work goes on after each.
+async fn weather(world: &World, proxy: &Proxy) {
+    world.wait_for_work(200).await;
+    for fault in FAULTS {
+        proxy.inflict(fault);
+        tokio::time::sleep(LASTS).await;
+        proxy.heal();
+        world.wait_for_work(200).await;
+    }
+}

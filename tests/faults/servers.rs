@@ -1,0 +1,75 @@
+//! A Kafka broker and a Redis that die and come back.
+
+use std::time::Duration;
+
+use super::world::{Plan, World};
+use super::{seeded, some_time};
+use crate::support::kafka::Kafka;
+use crate::support::{PATIENCE, eventually};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_dies_and_comes_back_loses_and_reorders_nothing() {
+    broker(2).await;
+}
+
+/// Kills the broker under load and starts it again, this many times.
+pub async fn broker(times: usize) {
+    let mut random = seeded("broker");
+    let Some(kafka) = Kafka::own().await else { return };
+    let world = Plan { kafka: Some((kafka, None)), ..Plan::new("broker", 8, 3).await }.build().await;
+    let gateway = world.gateway().await.start().await;
+    world
+        .load_during(async {
+            for _ in 0..times {
+                world.wait_for_work(200).await;
+                world.broker().stop().await;
+                tokio::time::sleep(some_time(&mut random, Duration::from_secs(3))).await;
+                world.broker().restart().await;
+            }
+            world.wait_for_work(200).await;
+        })
+        .await;
+    world.settle(&gateway).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_no_repeats();
+    report.assert_no_dead_letters();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_dies_and_comes_back_loses_reorders_and_repeats_nothing() {
+    redis(3).await;
+}
+
+/// Kills Redis under load and starts it again with what it had, this many times.
+pub async fn redis(times: usize) {
+    let mut random = seeded("redis");
+    let world = World::new("redis", 8, 3).await;
+    if !world.redis.lock().await.can_stop("a_redis_that_dies_and_comes_back") {
+        return;
+    }
+    let gateway = world.gateway().await.start().await;
+    world
+        .load_during(async {
+            for _ in 0..times {
+                world.wait_for_work(200).await;
+                world.redis.lock().await.stop();
+                eventually("/readyz to name Redis", PATIENCE, async || {
+                    let answer = gateway.get("/readyz").await;
+                    (answer.status == 503 && answer.body.contains("redis")).then_some(())
+                })
+                .await;
+                tokio::time::sleep(some_time(&mut random, Duration::from_secs(2))).await;
+                world.redis.lock().await.restart().await;
+                gateway.wait_until_ready().await;
+            }
+            world.wait_for_work(200).await;
+        })
+        .await;
+    world.settle(&gateway).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_no_repeats();
+    report.assert_no_dead_letters();
+    assert_eq!(report.kept, 0, "nobody was away: {report}");
+}
