@@ -20,8 +20,8 @@ use crate::consumer::{OnAssigned, add_offset};
 use crate::kafka::{self, Voice};
 use crate::telemetry::Seldom;
 
-/// How often a topic that is missing is told of.
-const NO_TOPIC_EVERY: Duration = Duration::from_secs(30);
+/// How often is told of a topic that is missing, and of commits that are refused.
+const REPEAT_AFTER: Duration = Duration::from_secs(30);
 
 /// How often a drain looks after the partitions that stay.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
@@ -35,6 +35,7 @@ pub(super) struct Context {
     on_assigned: OnAssigned,
     voice: Voice,
     no_topic_warning: Seldom,
+    commit_warning: Seldom,
 }
 
 impl Context {
@@ -53,7 +54,8 @@ impl Context {
             health,
             on_assigned,
             voice: Voice::new("consumer"),
-            no_topic_warning: Seldom::every(NO_TOPIC_EVERY),
+            no_topic_warning: Seldom::every(REPEAT_AFTER),
+            commit_warning: Seldom::every(REPEAT_AFTER),
         }
     }
 
@@ -215,7 +217,9 @@ impl ConsumerContext for Context {
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
         // The whole may have succeeded and single partitions not.
         let refused = offsets.elements().iter().find_map(|element| element.error().err());
-        if let Some(error) = result.err().or(refused) {
+        if let Some(error) = result.err().or(refused)
+            && self.commit_warning.now()
+        {
             warn!(%error, "kafka refused a commit; librdkafka tries again with the next one");
         }
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::world::{Plan, World};
 use super::{seeded, some_time};
+use crate::support::gateway::quoted;
 use crate::support::kafka::Kafka;
 use crate::support::{PATIENCE, eventually};
 
@@ -17,7 +18,9 @@ pub async fn broker(times: usize) {
     let mut random = seeded("broker");
     let Some(kafka) = Kafka::own().await else { return };
     let world = Plan { kafka: Some((kafka, None)), ..Plan::new("broker", 8, 3).await }.build().await;
-    let gateway = world.gateway().await.start().await;
+    // The default. Longer than the broker is away: else the partitions count as lost, and what
+    // could not be committed comes again.
+    let gateway = world.gateway().await.set("kafka", "session_timeout", quoted("30s")).start().await;
     world
         .load_during(async {
             for _ in 0..times {
