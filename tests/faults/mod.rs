@@ -4,6 +4,7 @@
 //! Sizes are those of `make test`; `make soak` runs the same stories longer.
 
 pub mod comets;
+pub mod everything;
 pub mod gateways;
 pub mod network;
 pub mod policies;

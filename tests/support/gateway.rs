@@ -294,6 +294,11 @@ impl RunningGateway {
         ended.await.unwrap_or_else(|| panic!("still running after {PATIENCE:?}; {self:?}"))
     }
 
+    /// How it ended, when it has.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        self.process().ended()
+    }
+
     /// Kills it (SIGKILL): nothing is drained.
     pub fn kill(&self) {
         self.process().kill();

@@ -37,13 +37,6 @@ impl History {
             return report.misrouted.push(at);
         }
         let place = (receipt.comet.as_str(), receipt.room.as_str());
-        if let Some(version) = receipt.version {
-            let last = seen.versions.entry(place).or_default();
-            if version < *last {
-                report.went_back.push(at.clone());
-            }
-            *last = version;
-        }
         let first = seen.first.entry((place, receipt.number));
         if let std::collections::hash_map::Entry::Occupied(first) = &first {
             if !self.explained(sent, *first.get(), receipt.at) {
@@ -55,6 +48,13 @@ impl History {
         // What was given up at a comet is kept for its users; the call may still arrive late.
         if self.paid_elsewhere(sent, &receipt.comet) {
             return;
+        }
+        if let Some(version) = receipt.version {
+            let last = seen.versions.entry(place).or_default();
+            if version < *last {
+                report.went_back.push(at.clone());
+            }
+            *last = version;
         }
         let newest = seen.newest.entry(place).or_insert(receipt.number);
         if receipt.number < *newest {

@@ -1,0 +1,174 @@
+//! All of it at once, as chance has it: gateways that are killed, stopped and frozen; comets
+//! that die; a bad network everywhere; Redis and Kafka that restart; policies that fail and are
+//! swapped.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+use tonic::Code;
+
+use super::network::FAULTS;
+use super::policies::{sometimes_poisonous, with_policies};
+use super::world::{Plan, World};
+use super::{seeded, some_time};
+use crate::support::comet::Behaviour;
+use crate::support::gateway::{Gateway, RunningGateway};
+use crate::support::kafka::Kafka;
+use crate::support::loudly;
+use crate::support::proxy::Proxy;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_at_once_loses_and_reorders_nothing() {
+    chaos(Duration::from_secs(45)).await;
+}
+
+/// Lets chance rule for this long.
+pub async fn chaos(lasts: Duration) {
+    let mut random = seeded("everything");
+    let Some((kafka, proxy)) = Kafka::own_behind_proxy(random.u64(..)).await else { return };
+    let plan = Plan::new("everything", 8, 3).await;
+    let plan = Plan { kafka: Some((kafka, Some(proxy))), network: Some(random.u64(..)), ..plan };
+    let mut world = plan.build().await;
+    world.body = sometimes_poisonous;
+    world.pause = Duration::from_millis(20);
+    let settings = world.gateway().await;
+    let first = with_policies(&settings, 0).start().await;
+    let stage = Stage {
+        settings: settings.group(first.group()),
+        gateway: Mutex::new(first),
+        version: AtomicU32::new(0),
+        until: Instant::now() + lasts,
+        world: &world,
+    };
+    let mut chance = || fastrand::Rng::with_seed(random.u64(..));
+    world
+        .load_during(async {
+            tokio::join!(
+                stage.gateways(chance()),
+                stage.swaps(chance()),
+                stage.comets(chance()),
+                stage.network(chance()),
+                stage.servers(chance()),
+                stage.keep_alive(),
+            )
+        })
+        .await;
+    let gateway = stage.alive().await;
+    world.settle(&gateway).await;
+    loudly(format_args!("everything: {} versions of the policies", stage.version.load(Ordering::Relaxed)));
+    let history = world.history().await;
+    let report = history.check();
+    loudly(format_args!("everything: {report}"));
+    report.assert_nothing_lost_or_reordered();
+}
+
+struct Stage<'a> {
+    world: &'a World,
+    settings: Gateway,
+    gateway: Mutex<RunningGateway>,
+    version: AtomicU32,
+    until: Instant,
+}
+
+impl Stage<'_> {
+    fn goes_on(&self) -> bool {
+        Instant::now() < self.until
+    }
+
+    /// The policies in force, or to be.
+    fn policies(&self) -> Gateway {
+        with_policies(&self.settings, self.version.load(Ordering::Relaxed))
+    }
+
+    /// The gateway, started again when it has ended.
+    async fn alive(&self) -> tokio::sync::MutexGuard<'_, RunningGateway> {
+        let mut gateway = self.gateway.lock().await;
+        if gateway.ended().is_some() {
+            *gateway = self.policies().start_unready().await;
+        }
+        gateway
+    }
+
+    /// What a supervisor does.
+    async fn keep_alive(&self) {
+        while self.goes_on() {
+            drop(self.alive().await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    async fn gateways(&self, mut random: fastrand::Rng) {
+        while self.goes_on() {
+            tokio::time::sleep(some_time(&mut random, Duration::from_secs(8))).await;
+            let gateway = self.alive().await;
+            match random.u8(..3) {
+                0 => gateway.kill(),
+                1 => drop(gateway.sigterm().await),
+                _ => {
+                    gateway.signal("STOP");
+                    tokio::time::sleep(some_time(&mut random, Duration::from_secs(3))).await;
+                    gateway.signal("CONT");
+                }
+            }
+        }
+    }
+
+    async fn swaps(&self, mut random: fastrand::Rng) {
+        while self.goes_on() {
+            tokio::time::sleep(some_time(&mut random, Duration::from_secs(1))).await;
+            let gateway = self.alive().await;
+            self.version.fetch_add(1, Ordering::Relaxed);
+            gateway.configure(&self.policies());
+        }
+    }
+
+    async fn comets(&self, mut random: fastrand::Rng) {
+        while self.goes_on() {
+            tokio::time::sleep(some_time(&mut random, Duration::from_secs(4))).await;
+            let comet = &self.world.comets[random.usize(..self.world.comets.len())].comet;
+            match random.u8(..3) {
+                0 => {
+                    comet.stop().await;
+                    tokio::time::sleep(some_time(&mut random, Duration::from_secs(3))).await;
+                    comet.restart().await;
+                }
+                1 => comet.fail_next(random.usize(1..20), Code::from(random.i32(1..=16))),
+                _ => {
+                    comet.behave(Behaviour::Delay(some_time(&mut random, Duration::from_secs(1))));
+                    tokio::time::sleep(some_time(&mut random, Duration::from_secs(2))).await;
+                    comet.behave(Behaviour::Ok);
+                }
+            }
+        }
+    }
+
+    async fn network(&self, mut random: fastrand::Rng) {
+        let kafka = self.world.kafka.iter().filter_map(|(_, proxy)| proxy.as_ref());
+        let redis = self.world.redis_proxy.iter();
+        let comets = self.world.comets.iter().map(|edge| edge.proxy());
+        let everywhere: Vec<&Proxy> = kafka.chain(redis).chain(comets).collect();
+        while self.goes_on() {
+            tokio::time::sleep(some_time(&mut random, Duration::from_secs(2))).await;
+            let proxy = everywhere[random.usize(..everywhere.len())];
+            proxy.inflict(FAULTS[random.usize(..FAULTS.len())]);
+            tokio::time::sleep(some_time(&mut random, Duration::from_secs(3))).await;
+            proxy.heal();
+        }
+    }
+
+    async fn servers(&self, mut random: fastrand::Rng) {
+        while self.goes_on() {
+            tokio::time::sleep(some_time(&mut random, Duration::from_secs(15))).await;
+            if random.bool() {
+                self.world.broker().stop().await;
+                self.world.broker().restart().await;
+            } else {
+                let mut redis = self.world.redis.lock().await;
+                redis.stop();
+                tokio::time::sleep(some_time(&mut random, Duration::from_secs(2))).await;
+                redis.restart().await;
+            }
+        }
+    }
+}
