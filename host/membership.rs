@@ -4,6 +4,7 @@
 //! Pure. The directory makes a [`Membership`]; policies change a [`Grouping`] of it; the
 //! router turns the result into a route.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::message::{CometAddr, ConnectionId, UserId};
@@ -50,7 +51,7 @@ impl Membership {
     /// Groups connections by comet, in order of first appearance.
     pub fn new(connections: impl IntoIterator<Item = Connection>, stale: usize) -> Self {
         let mut membership = Self { stale, ..Self::default() };
-        let mut indexes = std::collections::HashMap::<CometAddr, u32>::new();
+        let mut indexes = HashMap::<CometAddr, u32>::new();
         for connection in connections {
             let comet = *indexes.entry(connection.comet).or_insert_with_key(|comet| {
                 membership.comets.push(comet.clone());
@@ -152,24 +153,37 @@ impl Grouping {
         for (comet, to) in regrouping.redirects {
             self.comets[comet as usize] = to;
         }
-        for (member, placement) in regrouping.moves {
-            self.places[member as usize] = match placement {
-                Placement::Skip => Place::Skipped,
-                Placement::Offline => Place::Offline,
-                Placement::Comet(to) => Place::At(self.index_of(to)),
-            };
-        }
+        self.move_members(regrouping.moves);
         Ok(())
     }
 
-    fn index_of(&mut self, comet: CometAddr) -> u32 {
-        let known = self.comets.iter().position(|c| *c == comet);
-        let index = known.unwrap_or_else(|| {
-            self.comets.push(comet);
-            self.comets.len() - 1
-        });
-        index as u32
+    fn move_members(&mut self, moves: Vec<(u32, Placement)>) {
+        // Made for the first member that goes to a comet: most answers move none.
+        let mut indexes = None;
+        for (member, placement) in moves {
+            self.places[member as usize] = match placement {
+                Placement::Skip => Place::Skipped,
+                Placement::Offline => Place::Offline,
+                Placement::Comet(to) => {
+                    let indexes = indexes.get_or_insert_with(|| first_indexes(&self.comets));
+                    let index = *indexes.entry(to).or_insert_with_key(|comet| {
+                        self.comets.push(comet.clone());
+                        (self.comets.len() - 1) as u32
+                    });
+                    Place::At(index)
+                }
+            };
+        }
     }
+}
+
+/// Where each address stands first: after redirects, several indexes may have the same one.
+fn first_indexes(comets: &[CometAddr]) -> HashMap<CometAddr, u32> {
+    let mut indexes = HashMap::with_capacity(comets.len());
+    for (index, comet) in comets.iter().enumerate() {
+        indexes.entry(comet.clone()).or_insert(index as u32);
+    }
+    indexes
 }
 
 #[cfg(test)]
@@ -207,6 +221,22 @@ mod tests {
         grouping.apply(Regrouping { redirects, ..Default::default() }).expect("c:1 has index 2 now");
         assert_eq!(grouping.comets(), ["a:1".into(), "b:1".into(), "d:1".into()]);
         assert_eq!(places(&grouping), [Place::At(2), Place::At(1), Place::Skipped]);
+    }
+
+    #[test]
+    fn members_that_move_to_one_address_share_its_first_index() {
+        let mut grouping = room();
+        let to = |comet: &str| Placement::Comet(comet.into());
+        let regrouping = Regrouping {
+            redirects: vec![(0, "b:1".into())],
+            moves: vec![(0, to("c:1")), (1, to("b:1")), (2, to("c:1"))],
+        };
+        grouping.apply(regrouping).expect("in range");
+        assert_eq!(grouping.comets(), ["b:1".into(), "b:1".into(), "c:1".into()]);
+        assert_eq!(places(&grouping), [Place::At(2), Place::At(0), Place::At(2)]);
+        let moves = vec![(0, to("b:1")), (1, to("d:1")), (2, to("c:1"))];
+        grouping.apply(Regrouping { moves, ..Default::default() }).expect("in range");
+        assert_eq!(places(&grouping), [Place::At(0), Place::At(3), Place::At(2)], "across answers, too");
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl Config {
     /// What to watch for changes of policies while the gateway runs: the file itself, the
     /// plugins that it names, the plugin directory. Without a file, what this one names.
     pub fn sources(&self, file: Option<PathBuf>) -> policy::Sources {
-        let (started_with, rescan) = (self.clone(), self.policies.rescan);
+        let (started_with, quiet, rescan) = (self.clone(), self.policies.quiet, self.policies.rescan);
         // Files are read again every few seconds; the operator is told once of each change.
         let told_of = Mutex::new(self.without_policies());
         let files = move || {
@@ -134,7 +134,7 @@ impl Config {
             paths.extend(config.policies.directory);
             Ok((plugins, paths))
         };
-        policy::Sources { files: Box::new(files), rescan }
+        policy::Sources { files: Box::new(files), quiet, rescan }
     }
 
     fn without_policies(&self) -> Self {
@@ -158,6 +158,7 @@ impl Config {
         problems.extend(self.delivery.problems());
         problems.extend(self.comets.problems());
         problems.extend(self.offline.problems());
+        problems.extend(self.policies.problems());
         problems.extend(self.admin.problems());
         problems.extend(self.log.problems());
         if self.routing.rooms == pipeline::Rooms::EveryComet && self.comets.nodes.is_empty() {

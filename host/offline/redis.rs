@@ -110,7 +110,7 @@ impl Inbox for RedisInbox {
                 return Err(self.client.denied("read_offline", said));
             }
             let entries = elements(reply);
-            let (count, now) = (entries.len(), now_ms());
+            let (count, now, before) = (entries.len(), now_ms(), start.clone());
             for entry in entries {
                 let mut parts = elements(entry).into_iter();
                 let Some(at) = parts.next().and_then(|at| text(at).filled()) else { continue };
@@ -118,7 +118,9 @@ impl Inbox for RedisInbox {
                 let kept = parts.next().and_then(kept).filter(|kept| kept.expires_ms > now);
                 found.extend(kept.filter(|kept| seen.insert(kept.id.clone())));
             }
-            if count < PAGE || found.len() >= limit {
+            // A page without a single id is no stream's; the next one would be the same.
+            let stuck = start == before;
+            if count < PAGE || found.len() >= limit || stuck {
                 found.truncate(limit);
                 return Ok(found);
             }

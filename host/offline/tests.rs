@@ -124,6 +124,20 @@ async fn a_spoilt_inbox_harms_no_other() {
 }
 
 #[tokio::test]
+async fn a_full_page_that_is_no_streams_ends_the_reading() {
+    // A server that answers XRANGE with as many strings as were asked for, and no ids.
+    let renamed = ["--rename-command", "XRANGE", "STREAM", "--rename-command", "SUNION", "XRANGE"];
+    let server = RedisServer::start_with(&renamed).await;
+    for number in 0..500 {
+        server.run(&["SADD", "halley:inbox:ann", &number.to_string()]).await;
+    }
+    let Value::Array(page) = server.run(&["XRANGE", "halley:inbox:ann"]).await else { panic!("no page") };
+    assert_eq!(page.len(), 500);
+    let inbox = RedisInbox::new(server.client(), &config(), metrics());
+    assert_eq!(offsets(&inbox, "ann", 10).await, [""; 0]);
+}
+
+#[tokio::test]
 async fn nothing_is_stored_while_redis_is_away() {
     let mut server = RedisServer::away();
     let inbox = RedisInbox::new(server.client(), &config(), metrics());

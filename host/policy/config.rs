@@ -116,6 +116,10 @@ pub struct PoliciesConfig {
     /// its file, with default settings, in the order of the file names, after the
     /// configured ones.
     pub directory: Option<PathBuf>,
+    /// How long files have to be left alone after a change before they are looked at: what
+    /// changes one after the other within this time is swapped as one.
+    #[serde(with = "humantime_serde")]
+    pub quiet: Duration,
     /// How often all files are looked at again, in case the file system's events were lost.
     #[serde(with = "humantime_serde")]
     pub rescan: Duration,
@@ -123,9 +127,27 @@ pub struct PoliciesConfig {
 
 impl Default for PoliciesConfig {
     fn default() -> Self {
-        Self { directory: None, rescan: Duration::from_secs(10) }
+        Self { directory: None, quiet: Duration::from_millis(100), rescan: Duration::from_secs(10) }
     }
 }
+
+impl PoliciesConfig {
+    /// What is wrong with the values, one sentence for each mistake.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !(SHORTEST_QUIET..=LONGEST_QUIET).contains(&self.quiet) {
+            problems.push("`policies.quiet` must be 10ms to 10s".to_owned());
+        }
+        if self.rescan < SHORTEST_RESCAN {
+            problems.push("`policies.rescan` must be at least 100ms; everything is read for it".to_owned());
+        }
+        problems
+    }
+}
+
+const SHORTEST_QUIET: Duration = Duration::from_millis(10);
+const LONGEST_QUIET: Duration = Duration::from_secs(10);
+const SHORTEST_RESCAN: Duration = Duration::from_millis(100);
 
 /// The plugins that are wanted now: the configured ones, then the ones in the directory.
 ///
@@ -209,5 +231,8 @@ mod tests {
         };
         assert_eq!(bad.mistakes().len(), 5, "{:?}", bad.mistakes());
         assert!(PluginConfig::new("a-b_c.d", "x.wasm").mistakes().is_empty());
+        let never = PoliciesConfig { quiet: Duration::ZERO, rescan: Duration::ZERO, directory: None };
+        assert_eq!(never.problems().len(), 2, "{:?}", never.problems());
+        assert!(PoliciesConfig::default().problems().is_empty());
     }
 }

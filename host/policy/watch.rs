@@ -23,12 +23,10 @@ use crate::policy::plugin::Plugin;
 use crate::policy::policies::Policies;
 use crate::policy::set::{Problem, Refused};
 
-/// After an event: how long there has to be none before the files are looked at.
-const QUIET: Duration = Duration::from_millis(100);
-/// The most that events can put this off.
-const LONGEST_NOISE: Duration = Duration::from_secs(2);
-/// How long files have to keep their size and time to count as written.
-const STILL: Duration = Duration::from_millis(50);
+/// The most that events can put a look off, in times of the quiet that is wanted.
+const LONGEST_NOISE: u32 = 20;
+/// How long files have to keep their size and time to count as written, as a part of it.
+const STILL: u32 = 2;
 /// How often that is tried before the next event or rescan has to do.
 const STILL_TRIES: usize = 100;
 
@@ -40,25 +38,29 @@ pub struct Sources {
     /// Reads the configuration again and yields the wanted plugins, and what to watch: the
     /// configuration file, the plugins' files, the plugin directory. May block.
     pub files: Box<Files>,
+    /// After an event: how long there has to be none before the files are looked at.
+    pub quiet: Duration,
     /// How often everything is looked at again without an event.
     pub rescan: Duration,
 }
 
 impl std::fmt::Debug for Sources {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Sources").field("rescan", &self.rescan).finish_non_exhaustive()
+        f.debug_struct("Sources")
+            .field("quiet", &self.quiet)
+            .field("rescan", &self.rescan)
+            .finish_non_exhaustive()
     }
 }
 
 /// Keeps the policies in step with their sources, until shutdown. Never fails: what is wrong
 /// with the sources stands in the log and in [`Policies::status`].
 pub async fn watch(policies: Arc<Policies>, sources: Sources, shutdown: CancellationToken) {
-    let rescan = sources.rescan;
     let mut follower = Follower::new(policies, sources);
     let work = async {
         loop {
             follower.look().await;
-            follower.next_hint(rescan).await;
+            follower.next_hint().await;
         }
     };
     // Giving up in the middle of a look is harmless: sets change in one step.
@@ -85,15 +87,15 @@ impl Follower {
     }
 
     /// Waits for an event and for the quiet after it, or for the time of the rescan.
-    async fn next_hint(&self, rescan: Duration) {
-        let event = self.events.happened.notified();
-        if tokio::time::timeout(rescan, event).await.is_err() {
+    async fn next_hint(&self) {
+        let (quiet, event) = (self.sources.quiet, self.events.happened.notified());
+        if tokio::time::timeout(self.sources.rescan, event).await.is_err() {
             return;
         }
-        let latest = Instant::now() + LONGEST_NOISE;
+        let latest = Instant::now() + quiet * LONGEST_NOISE;
         loop {
-            let quiet = (Instant::now() + QUIET).min(latest);
-            if timeout_at(quiet, self.events.happened.notified()).await.is_err() {
+            let until = (Instant::now() + quiet).min(latest);
+            if timeout_at(until, self.events.happened.notified()).await.is_err() {
                 return;
             }
         }
@@ -133,7 +135,7 @@ impl Follower {
             self.events.follow(&paths);
             let files = || paths.iter().chain(plugins.iter().map(|plugin| &plugin.path));
             let before: Vec<_> = files().map(|path| stamp(path)).collect();
-            sleep(STILL).await;
+            sleep(self.sources.quiet / STILL).await;
             if files().map(|path| stamp(path)).eq(before) {
                 return Ok(Some(plugins));
             }

@@ -38,7 +38,8 @@ impl Watched {
         let engine = Engine::new();
         let policies = engine.policies(&files().unwrap().0);
         let (shutdown, mut watcher) = (CancellationToken::new(), tokio::task::JoinSet::new());
-        let sources = Sources { files: Box::new(files), rescan };
+        let quiet = PoliciesConfig::default().quiet;
+        let sources = Sources { files: Box::new(files), quiet, rescan };
         watcher.spawn(watch(Arc::clone(&policies), sources, shutdown.clone()));
         Self { policies, folder, shutdown, watcher, _engine: engine }
     }
