@@ -1,7 +1,7 @@
 # Halley. `make` alone says what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins demo check test fuzz clean
+.PHONY: help build plugins demo check test soak fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -26,6 +26,7 @@ check: ## Format, lints and the plan of the house, without running anything
 	cargo fmt --check --all --manifest-path plugins/Cargo.toml
 	cargo fmt --check --all --manifest-path tests/guests/Cargo.toml
 	cargo fmt --check --manifest-path examples/my-policy/Cargo.toml
+	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --manifest-path plugins/Cargo.toml --all-targets -- -D warnings
 
@@ -38,6 +39,14 @@ test: ## Everything: lints, unit tests, policies, and the stories on real Kafka 
 	cargo test --locked --manifest-path plugins/Cargo.toml
 	cargo test --locked --manifest-path examples/my-policy/Cargo.toml
 	@$(MAKE) --no-print-directory check
+
+# One at a time: they print figures, and share two cores with nobody.
+soak: ## What takes longer than tests may: many faults, memory, throughput; HALLEY_SOAK_MINUTES (10)
+	@.ci/deps.sh test
+	@[ -n "$$HALLEY_TEST_KAFKA" ] || tests/support/fetch-kafka.sh >/dev/null
+	@$(MAKE) --no-print-directory plugins
+	cargo test --locked --test stories -- --test-threads 1 --nocapture --ignored soak::
+	cargo test --locked --test stories -- --test-threads 1 --nocapture a_thousand_swaps
 
 fuzz: ## Feeds records, plugin answers and Redis replies to libFuzzer, FUZZ_SECONDS (60) each
 	@.ci/deps.sh build

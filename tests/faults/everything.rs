@@ -39,6 +39,7 @@ pub async fn chaos(lasts: Duration) {
         gateway: Mutex::new(first),
         version: AtomicU32::new(0),
         until: Instant::now() + lasts,
+        done: std::sync::Mutex::default(),
         world: &world,
     };
     let mut chance = || fastrand::Rng::with_seed(random.u64(..));
@@ -60,11 +61,16 @@ pub async fn chaos(lasts: Duration) {
     let history = world.history().await;
     let report = history.check();
     loudly(format_args!("everything: {report}"));
+    for at in report.reordered.iter().chain(&report.went_back).chain(&report.lost).take(3) {
+        loudly(format_args!("{}\n{}", history.around(at), stage.told()));
+    }
     report.assert_nothing_lost_or_reordered();
 }
 
 struct Stage<'a> {
     world: &'a World,
+    /// What was done, and when.
+    done: std::sync::Mutex<Vec<(Instant, String)>>,
     settings: Gateway,
     gateway: Mutex<RunningGateway>,
     version: AtomicU32,
@@ -72,6 +78,18 @@ struct Stage<'a> {
 }
 
 impl Stage<'_> {
+    fn note(&self, what: impl std::fmt::Display) {
+        self.done.lock().expect("no panic holds it").push((Instant::now(), what.to_string()));
+    }
+
+    /// What was done, in seconds since the world began.
+    fn told(&self) -> String {
+        let done = self.done.lock().expect("no panic holds it");
+        let began = self.world.began();
+        let lines = done.iter().map(|(at, what)| format!("{:>9.3?} {what}", at.duration_since(began)));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
     fn goes_on(&self) -> bool {
         Instant::now() < self.until
     }
@@ -85,6 +103,7 @@ impl Stage<'_> {
     async fn alive(&self) -> tokio::sync::MutexGuard<'_, RunningGateway> {
         let mut gateway = self.gateway.lock().await;
         if gateway.ended().is_some() {
+            self.note(format_args!("gateway starts; {:?}", gateway.ended()));
             *gateway = self.policies().start_unready().await;
         }
         gateway
@@ -102,7 +121,9 @@ impl Stage<'_> {
         while self.goes_on() {
             tokio::time::sleep(some_time(&mut random, Duration::from_secs(8))).await;
             let gateway = self.alive().await;
-            match random.u8(..3) {
+            let what = random.usize(..3);
+            self.note(format_args!("gateway: {}", ["KILL", "TERM", "STOP"][what]));
+            match what {
                 0 => gateway.kill(),
                 1 => drop(gateway.sigterm().await),
                 _ => {
@@ -126,8 +147,11 @@ impl Stage<'_> {
     async fn comets(&self, mut random: fastrand::Rng) {
         while self.goes_on() {
             tokio::time::sleep(some_time(&mut random, Duration::from_secs(4))).await;
-            let comet = &self.world.comets[random.usize(..self.world.comets.len())].comet;
-            match random.u8(..3) {
+            let edge = &self.world.comets[random.usize(..self.world.comets.len())];
+            let comet = &edge.comet;
+            let what = random.usize(..3);
+            self.note(format_args!("comet {}: {}", edge.address, ["dies", "refuses", "is slow"][what]));
+            match what {
                 0 => {
                     comet.stop().await;
                     tokio::time::sleep(some_time(&mut random, Duration::from_secs(3))).await;
@@ -151,16 +175,21 @@ impl Stage<'_> {
         while self.goes_on() {
             tokio::time::sleep(some_time(&mut random, Duration::from_secs(2))).await;
             let proxy = everywhere[random.usize(..everywhere.len())];
-            proxy.inflict(FAULTS[random.usize(..FAULTS.len())]);
+            let fault = FAULTS[random.usize(..FAULTS.len())];
+            self.note(format_args!("network before {}: {fault:?}", proxy.address()));
+            proxy.inflict(fault);
             tokio::time::sleep(some_time(&mut random, Duration::from_secs(3))).await;
             proxy.heal();
+            self.note(format_args!("network before {}: healed", proxy.address()));
         }
     }
 
     async fn servers(&self, mut random: fastrand::Rng) {
         while self.goes_on() {
             tokio::time::sleep(some_time(&mut random, Duration::from_secs(15))).await;
-            if random.bool() {
+            let kafka = random.bool();
+            self.note(if kafka { "Kafka dies" } else { "Redis dies" });
+            if kafka {
                 self.world.broker().stop().await;
                 self.world.broker().restart().await;
             } else {

@@ -9,7 +9,7 @@ pub mod gateways;
 pub mod network;
 pub mod policies;
 pub mod servers;
-mod world;
+pub mod world;
 
 use std::time::Duration;
 

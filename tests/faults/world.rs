@@ -71,6 +71,7 @@ impl Plan {
             kafka: self.kafka,
             pause: Duration::from_millis(5),
             body,
+            began: Instant::now(),
             next: Mutex::default(),
             sent: Mutex::default(),
             interruptions: Mutex::default(),
@@ -123,6 +124,7 @@ pub struct World {
     pub pause: Duration,
     /// The text of a room's message.
     pub body: fn(&str, u64) -> String,
+    began: Instant,
     rooms: BTreeMap<String, BTreeMap<String, Vec<String>>>,
     next: Mutex<BTreeMap<String, u64>>,
     sent: Mutex<Vec<Sent>>,
@@ -136,6 +138,11 @@ impl World {
     /// Rooms with users on all of these many comets.
     pub async fn new(name: &'static str, rooms: usize, comets: usize) -> Self {
         Plan::new(name, rooms, comets).await.build().await
+    }
+
+    /// When it began.
+    pub fn began(&self) -> Instant {
+        self.began
     }
 
     /// The Kafka that it takes place in.
@@ -172,6 +179,8 @@ impl World {
             .set("kafka", "instance", quoted("gateway-0"))
             .set("kafka", "commit_every", quoted("100ms"))
             .set("kafka", "session_timeout", quoted("6s"))
+            // By default the oldest of 1,000 give way.
+            .set("offline", "max_per_user", 1_000_000)
     }
 
     /// Sends to all rooms, each in order, until this is done.
@@ -193,16 +202,6 @@ impl World {
             self.say(room).await;
             tokio::time::sleep(self.pause).await;
         }
-    }
-
-    /// Sends so many messages to every room.
-    pub async fn send(&self, count: usize) {
-        let rooms = self.rooms.keys().map(|room| async move {
-            for _ in 0..count {
-                self.say(room).await;
-            }
-        });
-        futures_util::future::join_all(rooms).await;
     }
 
     async fn say(&self, room: &str) {
@@ -262,6 +261,7 @@ impl World {
     /// The history so far, from the comets, the inboxes and the dead-letter topic.
     pub async fn history(&self) -> History {
         let mut history = History {
+            began: Some(self.began),
             rooms: self.rooms.clone(),
             sent: self.sent.lock().expect("no panic holds it").clone(),
             interruptions: self.interruptions.lock().expect("no panic holds it").clone(),

@@ -2,7 +2,9 @@
 //!
 //! `HALLEY_SOAK_MINUTES` (10) says how long each fault lasts.
 
+mod long;
 mod memory;
+mod throughput;
 
 use std::time::Duration;
 

@@ -46,7 +46,8 @@ impl History {
         }
         first.or_insert(receipt.at);
         // What was given up at a comet is kept for its users; the call may still arrive late.
-        if self.paid_elsewhere(sent, &receipt.comet) {
+        let refused = self.refused.contains(&(sent.id.clone(), receipt.comet.clone()));
+        if refused || self.paid_elsewhere(sent, &receipt.comet) {
             return;
         }
         if let Some(version) = receipt.version {

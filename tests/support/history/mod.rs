@@ -4,6 +4,10 @@
 //! which of them they got. [`History::check`] is a plain function of what was written down, so
 //! that it is itself tested on histories with planted faults.
 //!
+//! Order is that of first receipts, per comet and room. A message has no place in it that was
+//! kept, became a dead letter or was refused by the comet: when the gateway dies before that is
+//! durable, the next one delivers it, later than it was due.
+//!
 //! What counts: a message of a room is owed to every comet that has connections of it. The debt
 //! is paid when the comet got it, when every one of its users there has it in the inbox or was
 //! notified, when the whole record is a dead letter, or when a policy was to drop it.
@@ -23,12 +27,16 @@ use crate::support::comet::{Call, To};
 /// Everything that is known of a run.
 #[derive(Debug, Default, Clone)]
 pub struct History {
+    /// What times in reports count from.
+    pub began: Option<Instant>,
     /// Who is owed a room's messages: the users by comet, by room.
     pub rooms: BTreeMap<String, BTreeMap<String, Vec<String>>>,
     /// What Kafka has acknowledged.
     pub sent: Vec<Sent>,
     /// What comets got; each comet's receipts in the order of their arrival.
     pub received: Vec<Receipt>,
+    /// Message ids and the comets that refused them once: they have lost their place in the order.
+    pub refused: BTreeSet<(String, String)>,
     /// Message ids and the users in whose inboxes they are, or who were notified.
     pub kept: BTreeSet<(String, String)>,
     /// Ids of records in the dead-letter topic.
@@ -99,6 +107,25 @@ fn parse(body: &str) -> Option<(String, u64, Option<u32>)> {
     let last = body.chars().next_back()?;
     let version = u32::from(last).checked_sub(FIRST_VERSION);
     Some((room.to_owned(), number.parse().ok()?, version))
+}
+
+impl History {
+    /// What a comet got of a room around a message, for whoever looks for the reason of a fault.
+    pub fn around(&self, at: &At) -> String {
+        let here: Vec<_> =
+            self.received.iter().filter(|r| r.comet == at.comet && r.room == at.room).collect();
+        let Some(began) = self.began.or(here.first().map(|first| first.at)) else {
+            return "nothing at all".to_owned();
+        };
+        let hits = here.iter().enumerate().filter(|(_, receipt)| receipt.number == at.number);
+        let line = |r: &&Receipt| format!("{:>9.3?} #{} {} v{:?}", r.at - began, r.number, r.id, r.version);
+        let context = |(hit, _): (usize, _)| {
+            let lines: Vec<_> =
+                here[hit.saturating_sub(8)..(hit + 5).min(here.len())].iter().map(line).collect();
+            lines.join("\n")
+        };
+        format!("{} at {}:\n{}", at.room, at.comet, hits.map(context).collect::<Vec<_>>().join("\n...\n"))
+    }
 }
 
 impl Sent {

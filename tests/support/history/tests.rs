@@ -97,6 +97,16 @@ fn what_was_kept_dropped_or_dead_lettered_is_not_lost_and_may_come_late() {
 }
 
 #[test]
+fn what_a_comet_refused_may_come_late_but_has_to_come() {
+    let mut history = faultless();
+    let late = history.received.remove(7);
+    history.refused.insert((late.id.clone(), late.comet.clone()));
+    assert_eq!(history.check().lost, [At::of(&late)]);
+    history.received.push(late);
+    history.check().assert_nothing_lost_or_reordered();
+}
+
+#[test]
 fn a_room_with_a_user_without_the_message_has_lost_it() {
     let mut history = faultless();
     let sent = history.sent[0].clone();
