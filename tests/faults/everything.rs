@@ -13,18 +13,33 @@ use super::policies::{sometimes_poisonous, with_policies};
 use super::world::{Plan, World};
 use super::{seeded, some_time};
 use crate::support::comet::Behaviour;
-use crate::support::gateway::{Gateway, RunningGateway};
+use crate::support::gateway::{Gateway, RunningGateway, quoted};
 use crate::support::kafka::Kafka;
 use crate::support::loudly;
 use crate::support::proxy::Proxy;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_at_once_loses_and_reorders_nothing() {
-    chaos(Duration::from_secs(45)).await;
+    chaos(Patience::Endless, Duration::from_secs(40)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_at_once_with_comets_that_are_given_up_loses_nothing() {
+    chaos(Patience::AsConfigured, Duration::from_secs(25)).await;
+}
+
+/// How long comets are waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// Whatever happens. Every room keeps its order at every comet.
+    Endless,
+    /// Until they count as unreachable, and messages are kept for their users. When the gateway
+    /// dies before they are kept, the next one delivers them, after later ones.
+    AsConfigured,
 }
 
 /// Lets chance rule for this long.
-pub async fn chaos(lasts: Duration) {
+pub async fn chaos(patience: Patience, lasts: Duration) {
     let mut random = seeded("everything");
     let Some((kafka, proxy)) = Kafka::own_behind_proxy(random.u64(..)).await else { return };
     let plan = Plan::new("everything", 8, 3).await;
@@ -32,7 +47,11 @@ pub async fn chaos(lasts: Duration) {
     let mut world = plan.build().await;
     world.body = sometimes_poisonous;
     world.pause = Duration::from_millis(20);
-    let settings = world.gateway().await;
+    let mut settings = world.gateway().await;
+    if patience == Patience::Endless {
+        settings = settings.set("comets", "breaker_patience", quoted("1h"));
+        settings = settings.set("delivery", "give_up_after", quoted("1h"));
+    }
     let first = with_policies(&settings, 0).start().await;
     let stage = Stage {
         settings: settings.group(first.group()),
@@ -64,7 +83,10 @@ pub async fn chaos(lasts: Duration) {
     for at in report.reordered.iter().chain(&report.went_back).chain(&report.lost).take(3) {
         loudly(format_args!("{}\n{}", history.around(at), stage.told()));
     }
-    report.assert_nothing_lost_or_reordered();
+    match patience {
+        Patience::Endless => report.assert_nothing_lost_or_reordered(),
+        Patience::AsConfigured => report.assert_nothing_lost(),
+    }
 }
 
 struct Stage<'a> {

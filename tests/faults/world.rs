@@ -268,7 +268,11 @@ impl World {
             ..History::default()
         };
         for edge in &self.comets {
-            history.received.extend(receipts(&edge.address, &edge.comet.calls()));
+            let calls = edge.comet.calls();
+            history.received.extend(receipts(&edge.address, &calls));
+            for id in calls.iter().filter(|call| call.refused).flat_map(|call| &call.messages) {
+                history.refused.insert((id.clone(), edge.address.clone()));
+            }
         }
         let redis = self.redis.lock().await;
         for user in self.rooms.values().flat_map(BTreeMap::values).flatten() {
