@@ -48,10 +48,11 @@ impl Station {
         self.gateway.signal("CONT");
     }
 
-    /// What was logged at `WARN`, and of values that were left out.
+    /// Whether a record had to wait, or lost its value.
     fn troubles(&self) -> Vec<serde_json::Value> {
         let mut lines = self.gateway.log_lines();
-        lines.retain(|line| line["level"] == "WARN" || line["message"] == LEFT_OUT);
+        let waiting = "records wait; trying again until it works";
+        lines.retain(|line| line["message"] == waiting || line["message"] == LEFT_OUT);
         lines
     }
 
