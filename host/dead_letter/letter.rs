@@ -6,6 +6,7 @@ use crate::dead_letter::{
     FAILED_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION, ORIGIN_TIMESTAMP, ORIGIN_TOPIC, OURS, PLUGIN, REASON,
     STAGE, Stage, theirs,
 };
+use crate::kafka::VALUE_LEFT_OUT;
 use crate::message::{Header, MESSAGE_ID, MessageId, Origin, Record};
 
 /// A record of the dead-letter topic with what its headers tell. Any record can be read as
@@ -27,6 +28,9 @@ pub struct DeadLetter {
     pub comets: Vec<String>,
     /// The plugin that decided, `name@hash`; empty when none did.
     pub plugin: String,
+    /// The value was too large for the dead-letter topic, and is not here: its size, and what
+    /// the broker said. `None` with an empty value: the original had none.
+    pub value_left_out: Option<String>,
 }
 
 impl DeadLetter {
@@ -51,8 +55,10 @@ impl DeadLetter {
         let comets = text(FAILED_COMETS);
         let comets = comets.split(',').filter(|comet| !comet.is_empty()).map(str::to_owned).collect();
         let (stage, reason, plugin) = (text(STAGE), text(REASON), text(PLUGIN));
+        let left_out = record.value.is_none() && record.header(VALUE_LEFT_OUT).is_some();
+        let value_left_out = left_out.then(|| text(VALUE_LEFT_OUT));
         record.timestamp_ms = timestamp_ms.or(record.timestamp_ms);
-        Self { id, origin, stage, reason, comets, plugin, record }
+        Self { id, origin, stage, reason, comets, plugin, value_left_out, record }
     }
 
     /// The headers that the record had before it became a dead letter.

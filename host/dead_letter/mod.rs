@@ -7,6 +7,7 @@
 //! [`Reader`] reads them back and [`redrive`] brings them to their topics of origin once what
 //! was wrong is mended; nothing in a running gateway does either.
 
+mod back;
 mod letter;
 mod order;
 mod progress;
@@ -17,7 +18,7 @@ mod remembered;
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
 
 use crate::decision::PluginVersion;
-use crate::kafka::{NotWritten, Outgoing, Producer};
+use crate::kafka::{NotWritten, Outgoing, Producer, VALUE_LEFT_OUT};
 use crate::message::{CometAddr, MESSAGE_ID, Record};
 
 pub use letter::{DeadLetter, Filter};
@@ -32,7 +33,8 @@ pub const ORIGIN_PARTITION: &str = "halley-origin-partition";
 /// The offset that the record was read from.
 pub const ORIGIN_OFFSET: &str = "halley-origin-offset";
 /// The record's own timestamp, in milliseconds since 1970. The dead letter has the same, unless
-/// its topic stamps records itself or refuses old ones.
+/// its topic stamps records itself or refuses old ones. A redriven record has this header where
+/// its topic refuses the timestamp; should it come here again, the header is kept.
 pub const ORIGIN_TIMESTAMP: &str = "halley-origin-timestamp";
 /// The station where its way ended: `decode`, `filter`, `offline` or `deliver`.
 pub const STAGE: &str = "halley-stage";
@@ -44,7 +46,7 @@ pub const FAILED_COMETS: &str = "halley-failed-comets";
 pub const PLUGIN: &str = "halley-plugin";
 
 /// All headers that the gateway adds, for taking them off again.
-const OURS: [&str; 9] = [
+const OURS: [&str; 10] = [
     MESSAGE_ID,
     ORIGIN_TOPIC,
     ORIGIN_PARTITION,
@@ -54,6 +56,7 @@ const OURS: [&str; 9] = [
     REASON,
     FAILED_COMETS,
     PLUGIN,
+    VALUE_LEFT_OUT,
 ];
 
 /// The station where a record's way ended.
@@ -152,7 +155,7 @@ fn headers(record: &Record, reason: &Reason) -> OwnedHeaders {
     for (key, value) in &ours {
         headers = headers.insert(KafkaHeader { key, value: Some(value) });
     }
-    if let Some(timestamp) = record.timestamp_ms {
+    if let Some(timestamp) = own_timestamp(record) {
         headers = headers.insert(KafkaHeader { key: ORIGIN_TIMESTAMP, value: Some(&timestamp.to_string()) });
     }
     if !reason.comets.is_empty() {
@@ -163,6 +166,12 @@ fn headers(record: &Record, reason: &Reason) -> OwnedHeaders {
         headers = headers.insert(KafkaHeader { key: PLUGIN, value: Some(&plugin.to_string()) });
     }
     headers
+}
+
+/// When the message was produced: a redrive may have had to leave the record's own time out.
+fn own_timestamp(record: &Record) -> Option<i64> {
+    let told = record.header(ORIGIN_TIMESTAMP).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+    told.or(record.timestamp_ms)
 }
 
 /// The record's headers without those that the gateway adds.
@@ -180,6 +189,22 @@ mod tests {
 
     use super::*;
     use crate::message::{Header, Origin};
+
+    #[test]
+    fn the_time_that_a_redrive_left_out_is_kept() {
+        let time =
+            |value: &str| Header { name: ORIGIN_TIMESTAMP.into(), value: Some(value.to_owned().into()) };
+        let record = |headers| Record {
+            origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
+            timestamp_ms: Some(2_000),
+            key: None,
+            value: None,
+            headers,
+        };
+        assert_eq!(own_timestamp(&record(vec![time("1000")])), Some(1_000));
+        assert_eq!(own_timestamp(&record(vec![time("moon")])), Some(2_000));
+        assert_eq!(own_timestamp(&record(Vec::new())), Some(2_000));
+    }
 
     #[test]
     fn headers_of_an_earlier_round_are_replaced_and_the_id_is_kept() {

@@ -28,7 +28,7 @@ pub struct Order {
 pub enum Fate {
     /// It goes to this topic.
     Written(Arc<str>),
-    /// It can go nowhere; why.
+    /// It can not go back as it is; why. It holds up no other.
     Refused(String),
     /// Its topic did not take it; why. Told once for each topic.
     Failed(String),
@@ -41,11 +41,14 @@ pub struct Summary {
     pub missing: bool,
     /// Confirmed by the broker, by topic. In a dry run: what would be written.
     pub redriven: BTreeMap<Arc<str>, u64>,
+    /// Of these, written with the time of now, because their topic refuses their own.
+    pub restamped: u64,
     /// Redriven by an earlier run, as far as they were met.
     pub before: u64,
     /// Left out by the filter.
     pub left_out: u64,
-    /// Without a topic of origin, or from the dead-letter topic itself.
+    /// Without a topic of origin, from the dead-letter topic itself, without their value, or
+    /// not taken by a topic that takes others.
     pub refused: u64,
     /// Not taken by their topic.
     pub failed: u64,

@@ -5,8 +5,12 @@
 //!   the message's id beside it, so that readers recognise the message.
 //! - A dead letter counts as done only once the broker has confirmed it. What a filter leaves
 //!   out, what is refused and what could not be written stays for another run.
-//! - When a topic does not take a record, the rest of that topic waits for another run, so
-//!   that nothing overtakes; other topics go on.
+//! - When a topic takes nothing, the rest of that topic waits for another run, so that nothing
+//!   overtakes; other topics go on.
+//! - What is wrong with one letter alone holds up no other: its value was left out, it is too
+//!   large for its topic, and the like. It is refused by name.
+//! - A letter that its topic finds too old (or too new) is written with the time of now, and
+//!   has its own in a header. It may come after those that were in flight beside it.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -18,13 +22,16 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+use crate::dead_letter::back::{back, back_without_time};
 use crate::dead_letter::read::{Reader, blocking, partitions};
 use crate::dead_letter::remembered::Remembered;
 use crate::dead_letter::{DeadLetter, Fate, Order, Summary};
-use crate::kafka::{self, NotWritten, Outgoing, Producer};
+use crate::kafka::{self, NotWritten, Refusal, Sender};
+use crate::message::Origin;
 
-/// Records that wait for their confirmation.
-const IN_FLIGHT: usize = 500;
+/// Records that wait for their confirmation. librdkafka sends five at a time to each broker;
+/// all of these must have their turn within one attempt, even when each is refused.
+const IN_FLIGHT: usize = 100;
 /// How often progress is committed.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
@@ -46,12 +53,13 @@ pub async fn redrive(
     if !order.from_start {
         remembered.firsts().for_each(|(partition, next)| reader.begin_at(partition, next));
     }
-    let producer = Producer::new(config)?;
+    // Not in batches: what the broker refuses is one letter then, and nothing overtakes.
+    let sender = Arc::new(Sender::one_by_one(config)?);
     let mut run = Run {
         pace: order.rate.map(Pace::new),
         order,
         dead_letters: topic.as_str(),
-        producer,
+        sender,
         remembered,
         summary: Summary::default(),
         targets: HashMap::new(),
@@ -70,12 +78,20 @@ pub async fn redrive(
     Ok(run.summary)
 }
 
-type Confirmation = Pin<Box<dyn Future<Output = (DeadLetter, Result<(), NotWritten>)> + Send>>;
+type Confirmation = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// What the broker said.
+struct Answer {
+    letter: DeadLetter,
+    result: Result<(), NotWritten>,
+    /// It went without its time.
+    restamped: bool,
+}
 
 struct Run<'a> {
     order: Order,
     dead_letters: &'a str,
-    producer: Producer,
+    sender: Arc<Sender>,
     pace: Option<Pace>,
     remembered: Remembered,
     summary: Summary,
@@ -119,6 +135,11 @@ impl Run<'_> {
             Some(_) => return self.refuse(&letter, "it comes from the dead-letter topic itself"),
             None => return self.refuse(&letter, "it has no `halley-origin-topic` header"),
         };
+        if let Some(why) = &letter.value_left_out {
+            let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
+            let why = format!("its value was left out ({why}); it may still stand at {origin}");
+            return self.refuse(&letter, &why);
+        }
         self.taken += 1;
         let known = self.targets.contains_key(&topic);
         let target = match self.targets.get(&topic) {
@@ -142,17 +163,16 @@ impl Run<'_> {
         if let Some(due) = self.pace.as_mut().map(Pace::turn) {
             self.wait_until(due).await?;
         }
-        let origin = letter.origin.as_ref().map(|origin| origin.partition);
-        let outgoing = Outgoing {
-            key: letter.record.key.as_deref(),
-            value: letter.record.value.as_deref(),
-            timestamp_ms: letter.record.timestamp_ms,
-            headers: letter.restored_headers(),
-            // Where it was: producers of other languages spread keys differently.
-            partition: origin.filter(|partition| (0..count).contains(partition)),
-        };
-        let confirmed = self.producer.enqueue(&topic, outgoing);
-        self.in_flight.push(Box::pin(async move { (letter, confirmed.await) }));
+        let confirmed = self.sender.enqueue(&topic, back(&letter, count));
+        let sender = Arc::clone(&self.sender);
+        self.in_flight.push(Box::pin(async move {
+            let mut result = confirmed.await;
+            let restamped = matches!(&result, Err(error) if error.refusal == Some(Refusal::Timestamp));
+            if restamped {
+                result = sender.enqueue(&topic, back_without_time(&letter, count)).await;
+            }
+            Answer { letter, result, restamped }
+        }));
         Ok(())
     }
 
@@ -169,13 +189,17 @@ impl Run<'_> {
     }
 
     async fn confirm_one(&mut self) -> anyhow::Result<()> {
-        let Some((letter, result)) = self.in_flight.next().await else { return Ok(()) };
+        let Some(Answer { letter, result, restamped }) = self.in_flight.next().await else { return Ok(()) };
         let topic = letter.origin.as_ref().map_or_else(|| Arc::from(""), |origin| Arc::clone(&origin.topic));
         match result {
             Ok(()) => {
                 let at = letter.record.origin.clone();
                 self.remembered.add(at.partition, at.offset);
+                self.summary.restamped += u64::from(restamped);
                 self.written(&letter, topic);
+            }
+            Err(NotWritten { refusal: Some(_), reason, .. }) => {
+                self.refuse(&letter, &format!("topic `{topic}` does not take it: {reason}"))?;
             }
             Err(error) => {
                 let first = self.targets.insert(topic, Err(error.to_string())).is_none_or(|t| t.is_ok());

@@ -6,6 +6,7 @@
 
 mod builtin;
 mod producer;
+mod sender;
 mod voice;
 
 use std::collections::BTreeMap;
@@ -15,8 +16,9 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 pub use builtin::BuiltinBroker;
-pub(crate) use producer::Outgoing;
-pub use producer::{NotWritten, Producer, VALUE_LEFT_OUT};
+pub use producer::{Producer, VALUE_LEFT_OUT};
+pub use sender::{NotWritten, Refusal};
+pub(crate) use sender::{Outgoing, Sender};
 pub(crate) use voice::{Voice, log_line};
 
 /// `[kafka]`: where records come from.

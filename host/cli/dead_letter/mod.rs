@@ -36,6 +36,10 @@ enum Command {
     /// leave out, what is refused and what could not be written stays for another run, with
     /// these filters or others: nothing is passed over, and nothing is redriven twice.
     ///
+    /// A letter whose value was left out is refused: it names the place where the value may
+    /// still stand. One whose topic does not take its timestamp any more is written with the
+    /// time of now, and has its own in `halley-origin-timestamp`.
+    ///
     /// Progress is remembered every second in the committed offsets of a consumer group, so
     /// that an interrupted run (Ctrl-C) can simply be run again; killed, it repeats at most
     /// the last second. Filters that leave out thousands of records in between can outgrow

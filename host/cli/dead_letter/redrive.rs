@@ -97,6 +97,7 @@ fn counts(summary: &Summary, dry_run: bool) -> String {
         parts[0].push_str(&format!(" ({})", topics.join(", ")));
     }
     let others = [
+        (summary.restamped, "of these with the time of now"),
         (summary.before, "redriven before"),
         (summary.left_out, "left out by the filters"),
         (summary.refused, "refused"),

@@ -30,8 +30,7 @@ impl Table {
         let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
         let when = when(letter).unwrap_or_default();
         let (id, comets) = (letter.id.to_string(), letter.comets.join(","));
-        let row =
-            [id, when, letter.stage.clone(), origin, comets, letter.plugin.clone(), letter.reason.clone()];
+        let row = [id, when, letter.stage.clone(), origin, comets, letter.plugin.clone(), reason(letter)];
         self.rows.push(row.map(cell));
         if self.rows.len() >= ROWS {
             self.flush();
@@ -48,6 +47,14 @@ impl Table {
             let cells = row.iter().zip(self.widths).map(|(cell, width)| format!("{cell:width$}"));
             print(cells.collect::<Vec<_>>().join("  ").trim_end());
         }
+    }
+}
+
+fn reason(letter: &DeadLetter) -> String {
+    let reason = &letter.reason;
+    match &letter.value_left_out {
+        Some(why) => format!("{reason}; its value was left out ({why})"),
+        None => reason.clone(),
     }
 }
 
@@ -81,6 +88,7 @@ pub(super) fn json(letter: &DeadLetter) -> Value {
         "dead_letter": place(&letter.record.origin),
         "key": bytes(letter.record.key.as_deref()),
         "value": bytes(letter.record.value.as_deref()),
+        "value_left_out": letter.value_left_out,
         "headers": letter.original_headers().map(header).collect::<Vec<_>>(),
     })
 }

@@ -1,18 +1,17 @@
 //! Dead letters: listed, and brought back once what was wrong is mended.
 
-use std::process::{Command, Output};
-use std::time::{Duration, SystemTime};
+mod limits;
 
-use halley::message::{Audience, encode};
-use humantime_serde::re::humantime;
+use std::process::{Command, Output};
+
 use tonic::Code;
 
 use crate::support::comet::{Behaviour, FakeComet, To};
-use crate::support::gateway::{RunningGateway, gateway, quoted};
+use crate::support::gateway::{gateway, quoted};
 use crate::support::kafka::{Read, kafka};
 use crate::support::leash::Leash;
 use crate::support::redis::Redis;
-use crate::support::{PATIENCE, eventually, folder};
+use crate::support::{PATIENCE, eventually, folder, unique};
 
 /// A configuration, and `halley dead-letter` with it.
 struct Desk {
@@ -24,9 +23,14 @@ struct Desk {
 impl Desk {
     /// A topic with 4 partitions and its dead-letter topic with one.
     async fn new(name: &str) -> Self {
-        let topic = kafka().topic(name, 4).await;
-        let dead_letters = format!("{topic}.dead-letter");
-        kafka().create_topic(&dead_letters, 1).await;
+        Self::to(name, &[]).await
+    }
+
+    /// The same with settings of the topic of origin.
+    async fn to(name: &str, settings: &[(&str, &str)]) -> Self {
+        let topic = unique(name);
+        kafka().create_topic_with(&topic, 4, settings).await;
+        kafka().create_topic(&format!("{topic}.dead-letter"), 1).await;
         Self::with(&topic, &gateway(&topic).toml())
     }
 
@@ -60,9 +64,21 @@ impl Desk {
     }
 
     async fn letter_from(&self, origin: &str, stage: &str, partition: u32, body: &str) {
-        let (id, partition) = (format!("{origin}/{partition}/{body}"), partition.to_string());
+        self.letter_with(origin, stage, partition, Some(body), &[]).await;
+    }
+
+    async fn letter_with(
+        &self,
+        origin: &str,
+        stage: &str,
+        partition: u32,
+        body: Option<&str>,
+        more: &[(&str, &str)],
+    ) {
+        let trace: String = body.unwrap_or("none").chars().take(20).collect();
+        let (id, partition) = (format!("{origin}/{partition}/{trace}"), partition.to_string());
         let headers = [
-            ("trace", body),
+            ("trace", &*trace),
             ("halley-message-id", &id),
             ("halley-origin-topic", origin),
             ("halley-origin-partition", &partition),
@@ -71,8 +87,8 @@ impl Desk {
             ("halley-reason", "No good"),
             ("halley-plugin", "judge@0a1b"),
         ];
-        let record = (Some("key"), Some(body.as_bytes()));
-        kafka().produce_record(&self.dead_letters, record.0, record.1, &headers).await;
+        let value = body.map(str::as_bytes);
+        kafka().produce_record(&self.dead_letters, Some("key"), value, &[&headers, more].concat()).await;
     }
 
     /// The bodies in the topic of origin, sorted.
@@ -80,33 +96,6 @@ impl Desk {
         let mut bodies: Vec<_> = kafka().read_all(&self.topic).iter().map(body).collect();
         bodies.sort();
         bodies
-    }
-}
-
-/// One topic with one partition that a gateway reads, a comet that has its room, and a
-/// dead-letter topic with settings of its own.
-struct Station {
-    _redis: Redis,
-    comet: FakeComet,
-    gateway: RunningGateway,
-    desk: Desk,
-}
-
-impl Station {
-    async fn start(name: &str, settings: &[(&str, &str)]) -> Self {
-        let (redis, comet) = (Redis::start().await, FakeComet::start().await);
-        redis.join("lobby", "conn_1", "user_1", comet.address()).await;
-        let topic = kafka().topic(name, 1).await;
-        kafka().create_topic_with(&format!("{topic}.dead-letter"), 1, settings).await;
-        let config = gateway(&topic).redis(&redis);
-        let desk = Desk::with(&topic, &config.toml());
-        Self { _redis: redis, comet, gateway: config.start().await, desk }
-    }
-
-    /// The dead letters, once the gateway has settled everything.
-    async fn letters(&self) -> Vec<Read> {
-        self.gateway.wait_until_settled(&self.desk.topic).await;
-        kafka().read_all(&self.desk.dead_letters)
     }
 }
 
@@ -264,69 +253,4 @@ async fn a_missing_topic_is_no_failure_and_a_missing_kafka_is() {
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
     assert!(said.contains("Kafka at `127.0.0.1:1` does not answer; check `[kafka] brokers`"), "{said}");
-}
-
-#[tokio::test]
-async fn a_letter_too_large_for_its_topic_is_kept_without_its_value() {
-    if !kafka().can_prove("a_letter_too_large_for_its_topic_is_kept_without_its_value") {
-        return;
-    }
-    let station = Station::start("large", &[("max.message.bytes", "200000")]).await;
-    let topic = &station.desk.topic;
-    station.comet.behave(Behaviour::Fail(Code::InvalidArgument));
-    let value = encode(&Audience::Room("lobby".into()), 4, &[b'x'; 300_000]);
-    let id = kafka().produce_record(topic, Some("lobby"), Some(&value), &[("trace", "t1")]).await;
-    let letters = station.letters().await;
-    assert_eq!(letters.len(), 1, "{letters:?}");
-    let letter = &letters[0];
-    assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"lobby"[..]), None));
-    let told = ["trace", "halley-message-id", "halley-origin-topic", "halley-origin-offset", "halley-stage"];
-    let told = told.map(|name| letter.header(name).unwrap_or_default());
-    assert_eq!(told, ["t1", &id, topic, "0", "deliver"]);
-    let left_out = letter.header("halley-value-left-out").unwrap_or_default();
-    assert!(left_out.starts_with(&format!("{} bytes: ", value.len())), "{left_out}");
-    let listed = station.desk.ok(&["list"]);
-    assert!(listed.contains(&id) && listed.contains("1 dead letter: 1 deliver"), "{listed}");
-    let loss = "a record is too large for the topic and is written without its value; raise the topic's `max.message.bytes`";
-    assert_eq!(station.gateway.wait_for_log(loss).await["level"], "ERROR");
-
-    station.comet.behave(Behaviour::Ok);
-    station.comet.forget();
-    kafka().produce_room(topic, "lobby", "next").await;
-    station.comet.wait_for_deliveries(&[(To::Room("lobby".into()), 4, "next")]).await;
-    assert_eq!(station.letters().await.len(), 1);
-}
-
-#[tokio::test]
-async fn a_letter_too_old_for_its_topic_keeps_its_time_in_a_header() {
-    if !kafka().can_prove("a_letter_too_old_for_its_topic_keeps_its_time_in_a_header") {
-        return;
-    }
-    let station = Station::start("old", &[("message.timestamp.before.max.ms", "3600000")]).await;
-    let topic = &station.desk.topic;
-    station.comet.behave(Behaviour::Fail(Code::InvalidArgument));
-    let now =
-        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_millis() as i64;
-    let old = now - 2 * 24 * 3_600_000;
-    let value = encode(&Audience::Room("lobby".into()), 4, b"news");
-    let id = kafka().produce_record_of(topic, Some("lobby"), Some(&value), &[], Some(old)).await;
-    let letters = station.letters().await;
-    assert_eq!(letters.len(), 1, "{letters:?}");
-    assert_eq!((letters[0].header("halley-message-id"), &letters[0].value), (Some(id.clone()), &Some(value)));
-    assert_eq!(letters[0].header("halley-origin-timestamp"), Some(old.to_string()));
-    assert!(letters[0].timestamp_ms.is_some_and(|written| written >= now), "{letters:?}");
-
-    let listed: serde_json::Value =
-        serde_json::from_str(station.desk.ok(&["list", "--json"]).trim()).expect("one line of JSON");
-    let when = listed["timestamp"].as_str().and_then(|text| humantime::parse_rfc3339(text).ok());
-    assert_eq!(when, Some(SystemTime::UNIX_EPOCH + Duration::from_millis(old as u64)), "{listed}");
-    assert!(station.desk.ok(&["list", "--since", "1d"]).contains("no dead letters"));
-    assert!(station.desk.ok(&["list", "--since", "3d", "--until", "1d"]).contains(&id));
-
-    station.comet.behave(Behaviour::Ok);
-    station.comet.forget();
-    assert!(station.desk.ok(&["redrive"]).starts_with("1 redriven"));
-    station.comet.wait_for_deliveries(&[(To::Room("lobby".into()), 4, "news")]).await;
-    let times: Vec<_> = kafka().read_all(topic).iter().map(|record| record.timestamp_ms).collect();
-    assert_eq!(times, [Some(old); 2], "redriven with its own time");
 }

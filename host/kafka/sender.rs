@@ -1,0 +1,211 @@
+//! One client that writes records, and what it writes.
+//!
+//! It is idempotent: what librdkafka tries again is written once. Such a client can be shut
+//! out by the broker for good (its id was forgotten, or it may not have one). Then the next
+//! [`Sender::send`] makes a new one, so that a permission that is granted later needs no restart.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use rdkafka::ClientConfig;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::OwnedHeaders;
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use rdkafka::util::Timeout;
+use tracing::warn;
+
+use crate::kafka::Config;
+use crate::kafka::voice::ProducerContext;
+use crate::telemetry::Seldom;
+
+/// A record could not be written, and the broker may not have it.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("cannot write to topic `{topic}`: {reason}; is the topic there, and may this client write to it?")]
+pub struct NotWritten {
+    /// The topic.
+    pub topic: String,
+    /// What Kafka said.
+    pub reason: String,
+    /// What the topic has against this record. `None`: it takes no others either, or is away.
+    pub refusal: Option<Refusal>,
+}
+
+/// What a topic has against a record, while it may take others. When the record went in a
+/// batch, it may be against another one of the batch, or against all of them together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is larger than `max.message.bytes`, or than a segment.
+    TooLarge,
+    /// It is older or newer than the topic allows.
+    Timestamp,
+    /// Anything else, such as no key where the topic is compacted.
+    Other,
+}
+
+/// A record to be written.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Outgoing<'a> {
+    pub(crate) key: Option<&'a [u8]>,
+    pub(crate) value: Option<&'a [u8]>,
+    pub(crate) timestamp_ms: Option<i64>,
+    pub(crate) headers: OwnedHeaders,
+    /// None leaves the choice to the producer, by key.
+    pub(crate) partition: Option<i32>,
+}
+
+/// Writes records and waits for all in-sync replicas to have them.
+pub(crate) struct Sender {
+    config: ClientConfig,
+    current: ArcSwap<FutureProducer<ProducerContext>>,
+    renewals: Seldom,
+}
+
+/// How long one attempt may take, from the queue to the broker's acknowledgement.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How soon after one new client there may be another.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
+
+impl Sender {
+    /// Writes records in batches, which the broker takes or refuses as a whole.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a property.
+    pub(super) fn batching(config: &Config) -> Result<Self, KafkaError> {
+        let mut client = config.client();
+        client.set("linger.ms", "2");
+        Self::new(client)
+    }
+
+    /// Writes each record in a batch of its own: a refusal is about that record.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a property.
+    pub(crate) fn one_by_one(config: &Config) -> Result<Self, KafkaError> {
+        let mut client = config.client();
+        client.set("linger.ms", "0").set("batch.num.messages", "1");
+        Self::new(client)
+    }
+
+    fn new(mut client: ClientConfig) -> Result<Self, KafkaError> {
+        client
+            .set("enable.idempotence", "true")
+            .set("acks", "all")
+            .set("message.timeout.ms", WRITE_TIMEOUT.as_millis().to_string())
+            // What was read can be written: the broker's limit decides, not librdkafka's
+            // default of a million bytes.
+            .set("message.max.bytes", "1000000000");
+        let current = ArcSwap::from_pointee(client.create_with_context(ProducerContext::new())?);
+        Ok(Self { config: client, current, renewals: Seldom::every(RENEW_EVERY) })
+    }
+
+    /// Writes one record; returns once the broker has confirmed it.
+    ///
+    /// # Errors
+    /// After five seconds without a confirmation, or at once when a retry is of no use.
+    pub(super) async fn send(&self, topic: &str, record: Outgoing<'_>) -> Result<(), KafkaError> {
+        let producer = self.current.load_full();
+        match producer.send(record.to(topic), Timeout::After(WRITE_TIMEOUT)).await {
+            Ok(_) => Ok(()),
+            Err((error, _)) => {
+                self.renew(&producer);
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts one record behind those that are queued, at once; the future ends once the broker
+    /// has confirmed it. Records of one partition are written in the order of these calls.
+    ///
+    /// # Errors
+    /// Those of [`Sender::send`], and a full queue: bound what is in flight.
+    pub(crate) fn enqueue(
+        &self,
+        topic: &str,
+        record: Outgoing<'_>,
+    ) -> impl Future<Output = Result<(), NotWritten>> + Send + use<> {
+        let producer = self.current.load();
+        let queued = producer.send_result(record.to(topic)).map_err(|(error, _)| error);
+        let topic = topic.to_owned();
+        async move {
+            match queued {
+                Ok(delivery) => match delivery.await {
+                    Ok(Ok(_)) => Ok(()),
+                    Ok(Err((error, _))) => Err(NotWritten::new(&topic, &error)),
+                    Err(_) => Err(NotWritten::new(&topic, &KafkaError::Canceled)),
+                },
+                Err(error) => Err(NotWritten::new(&topic, &error)),
+            }
+        }
+    }
+
+    /// Takes a new client in the place of one that Kafka has shut out for good.
+    fn renew(&self, old: &Arc<FutureProducer<ProducerContext>>) {
+        let Some((_, reason)) = old.client().fatal_error() else { return };
+        if !Arc::ptr_eq(old, &self.current.load()) || !self.renewals.now() {
+            return;
+        }
+        warn!(reason, "kafka has shut the producer out for good; a new one takes its place");
+        match self.config.create_with_context(ProducerContext::new()) {
+            Ok(new) => self.current.store(Arc::new(new)),
+            Err(error) => warn!(%error, "cannot make a new producer; it is tried with a later record"),
+        }
+    }
+}
+
+impl NotWritten {
+    pub(super) fn new(topic: &str, error: &KafkaError) -> Self {
+        Self { topic: topic.to_owned(), reason: error.to_string(), refusal: Refusal::of(error) }
+    }
+}
+
+impl Refusal {
+    /// `None` when the error is about more than a record or its batch.
+    pub(super) fn of(error: &KafkaError) -> Option<Self> {
+        use RDKafkaErrorCode as Code;
+        match error.rdkafka_error_code()? {
+            Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Some(Self::TooLarge),
+            Code::InvalidTimestamp => Some(Self::Timestamp),
+            // librdkafka says the first where several records of a batch are to blame, for
+            // whatever reason, and the second of those that are not.
+            Code::InvalidRecord | Code::InvalidDifferentRecord => Some(Self::Other),
+            _ => None,
+        }
+    }
+}
+
+impl<'a> Outgoing<'a> {
+    fn to(self, topic: &'a str) -> FutureRecord<'a, [u8], [u8]> {
+        FutureRecord {
+            topic,
+            partition: self.partition,
+            payload: self.value,
+            key: self.key,
+            timestamp: self.timestamp_ms,
+            headers: Some(self.headers),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_producer_that_was_shut_out_is_replaced() {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("a topic");
+        let forbidden = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;
+        cluster.request_errors(RDKafkaApiKey::InitProducerId, &[forbidden]);
+        let config = Config { brokers: cluster.bootstrap_servers(), ..Config::default() };
+        let sender = Sender::batching(&config).expect("good properties");
+        let record = Outgoing { key: Some(b"k"), value: Some(b"v"), ..Outgoing::default() };
+        let refused = sender.send("t", record.clone()).await.expect_err("the id was refused");
+        assert!(sender.current.load().client().fatal_error().is_none(), "replaced after {refused}");
+        sender.send("t", record).await.expect("the new one may write");
+    }
+}
