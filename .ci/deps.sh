@@ -36,6 +36,7 @@ build | test)
 esac
 if [ "${1:-build}" = test ]; then
     [ -n "${HALLEY_TEST_REDIS:-}" ] || need redis-server has redis-server
+    need redis-tools has redis-cli
 fi
 
 [ -n "$missing" ] || exit 0

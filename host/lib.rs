@@ -41,14 +41,14 @@
 //! - [`pipeline`]: knows the neighbours and brings messages through them.
 //! - [`gateway`]: builds every part and owns every task; the order of start and stop.
 //! - [`config`], [`admin`], [`cli`]: around the gateway. [`telemetry`] and [`panics`]: known to
-//!   all.
+//!   all. `fuzzing`, in tests and with its feature only: what fuzzers call.
 //!
 //! `tests/layers.rs` holds this plan.
 //!
 //! # Invariants of absence
 //!
 //! - The pipeline never sees a Kafka, Redis, gRPC or WebAssembly type.
-//! - Nothing commits an offset but the polling thread, and nothing settles a record but its
+//! - Nothing stores an offset for committing but the polling thread, and nothing settles a record but its
 //!   journey, at its very end.
 //! - No policy does I/O: its decisions are data, carried out in batches.
 //! - No part waits for a comet but the comet's own lanes and the journeys of the messages
