@@ -54,7 +54,7 @@ pub async fn chaos(patience: Patience, lasts: Duration) {
     }
     let first = with_policies(&settings, 0).start().await;
     let stage = Stage {
-        settings: settings.group(first.group()),
+        settings,
         gateway: Mutex::new(first),
         version: AtomicU32::new(0),
         until: Instant::now() + lasts,

@@ -17,34 +17,23 @@ pub async fn killed(times: usize) {
     let mut random = seeded("killed");
     let world = World::new("killed", 8, 3).await;
     let settings = world.gateway().await;
-    let group = world
+    world
         .load_during(async {
-            let mut group = None;
             for _ in 0..times {
-                let settings = in_group(settings.clone(), group.as_deref());
-                let gateway = settings.start_unready().await;
+                let gateway = settings.clone().start_unready().await;
                 // Some die while they start, some in full work.
                 tokio::time::sleep(some_time(&mut random, Duration::from_millis(1500))).await;
                 gateway.kill();
                 world.note_interruption(gateway.group()).await;
-                group = Some(gateway.group().to_owned());
             }
-            group
         })
         .await;
-    let last = in_group(settings, group.as_deref()).start().await;
+    let last = settings.start().await;
     world.settle(&last).await;
     let report = world.report().await;
     report.assert_nothing_lost_or_reordered();
     report.assert_repeats_explained();
     report.assert_no_dead_letters();
-}
-
-fn in_group(settings: Gateway, group: Option<&str>) -> Gateway {
-    match group {
-        Some(group) => settings.group(group),
-        None => settings,
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -57,21 +46,17 @@ pub async fn stopped(times: usize) {
     let mut random = seeded("stopped");
     let world = World::new("stopped", 8, 3).await;
     let settings = world.gateway().await;
-    let group = world
+    world
         .load_during(async {
-            let mut group = None;
             for _ in 0..times {
-                let settings = in_group(settings.clone(), group.as_deref());
-                let gateway = settings.start().await;
+                let gateway = settings.clone().start().await;
                 tokio::time::sleep(some_time(&mut random, Duration::from_millis(800))).await;
                 let status = gateway.sigterm().await;
                 assert!(status.success(), "{status:?}; {gateway:?}");
-                group = Some(gateway.group().to_owned());
             }
-            group
         })
         .await;
-    let last = in_group(settings, group.as_deref()).start().await;
+    let last = settings.start().await;
     world.settle(&last).await;
     let report = world.report().await;
     report.assert_nothing_lost_or_reordered();
@@ -90,7 +75,7 @@ pub async fn frozen(times: usize) {
     let world = World::new("frozen", 8, 3).await;
     let settings = dynamic(&world).await;
     let first = settings.clone().start().await;
-    let second = settings.group(first.group()).start().await;
+    let second = settings.start().await;
     world
         .load_during(async {
             for _ in 0..times {
@@ -127,7 +112,6 @@ pub async fn joining(times: usize) {
     let world = World::new("joining", 8, 3).await;
     let settings = dynamic(&world).await;
     let stays = settings.clone().start().await;
-    let settings = settings.group(stays.group());
     world
         .load_during(async {
             for _ in 0..times {
