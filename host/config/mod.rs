@@ -124,7 +124,9 @@ impl Config {
             let rest = config.without_policies();
             let mut told_of = told_of.lock().unwrap_or_else(PoisonError::into_inner);
             if *told_of != rest {
-                warn!("the configuration changed outside of [[plugin]] and policies.directory; restart for that");
+                warn!(
+                    "the configuration changed outside of [[plugin]] and policies.directory; restart for that"
+                );
                 *told_of = rest;
             }
             drop(told_of);
