@@ -57,7 +57,7 @@ async fn a_bad_network_before_kafka_loses_reorders_and_repeats_nothing() {
     // No static member: when a join's answer is lost, Kafka takes its own member for another
     // process of that name, and shuts it out. The default session, longer than the faults.
     let settings = world.gateway().await.set("kafka", "instance", quoted(""));
-    let gateway = settings.set("kafka", "session_timeout", quoted("30s")).start().await;
+    let gateway = settings.set("kafka", "session_timeout", quoted("3m")).start().await;
     let proxy = world.kafka.as_ref().and_then(|(_, proxy)| proxy.as_ref()).expect("planned");
     world.load_during(weather(&world, proxy)).await;
     world.settle(&gateway).await;

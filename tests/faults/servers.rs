@@ -18,9 +18,9 @@ pub async fn broker(times: usize) {
     let mut random = seeded("broker");
     let Some(kafka) = Kafka::own().await else { return };
     let world = Plan { kafka: Some((kafka, None)), ..Plan::new("broker", 8, 3).await }.build().await;
-    // The default. Longer than the broker is away: else the partitions count as lost, and what
-    // could not be committed comes again.
-    let gateway = world.gateway().await.set("kafka", "session_timeout", quoted("30s")).start().await;
+    // Longer than the broker can be away, however loaded the machine is that starts it again: else
+    // the partitions count as lost, and what could not be committed comes again.
+    let gateway = world.gateway().await.set("kafka", "session_timeout", quoted("3m")).start().await;
     world
         .load_during(async {
             for _ in 0..times {

@@ -11,9 +11,9 @@ use crate::support::comet::FakeComet;
 use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
 use crate::support::history::{History, Interruption, Report, Sent, body, receipts};
 use crate::support::kafka::{Kafka, kafka};
+use crate::support::loudly;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
-use crate::support::{eventually, loudly};
 
 /// How long finishing everything may take after the last fault.
 const SETTLE: Duration = Duration::from_secs(120);
@@ -222,11 +222,15 @@ impl World {
 
     /// Waits until comets were called so many times more.
     pub async fn wait_for_work(&self, calls: usize) {
-        let before = self.received();
-        eventually(format!("{calls} calls"), Duration::from_secs(60), async || {
-            (self.received() >= before + calls).then_some(())
-        })
-        .await;
+        let sent = || self.sent.lock().expect("no panic holds it").len();
+        let (before, sent_before) = (self.received(), sent());
+        let until = Instant::now() + Duration::from_secs(60);
+        while self.received() < before + calls {
+            let made = self.received() - before;
+            let sent = sent() - sent_before;
+            assert!(Instant::now() < until, "waited in vain for {calls} calls: {made} for {sent} messages");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Notes that a gateway of this group has just died, and what the group had committed.

@@ -314,6 +314,15 @@ impl RunningGateway {
     }
 }
 
+impl Drop for RunningGateway {
+    /// A story that fails while its gateway runs shows what the gateway said.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{self:?}");
+        }
+    }
+}
+
 impl fmt::Debug for RunningGateway {
     /// What a failure prints: the end of the log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
