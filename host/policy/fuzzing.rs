@@ -8,10 +8,10 @@ use arbitrary::{Result, Unstructured};
 use crate::decision::{Disposition, PluginVersion, Verdict};
 use crate::membership::{Connection, Grouping, Membership, Place};
 use crate::message::{Audience, Message, Origin, Record, fuzzing as messages};
-use crate::policy::answers;
-use crate::policy::bindings::exports::halley::policy::{filter, grouping, offline};
+use crate::policy::guest::answers;
+use crate::policy::guest::bindings::exports::halley::policy::{filter, grouping, offline};
+use crate::policy::guest::questions::Room;
 use crate::policy::outcome::Filtered;
-use crate::policy::questions::Room;
 
 /// The bounds that `answers` promises, said once more: it shall not judge itself.
 const LONGEST_TEXT: usize = 1024;

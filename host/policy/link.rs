@@ -9,15 +9,15 @@ use std::sync::Arc;
 use crate::decision::{Absent, Verdict};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
-use crate::policy::answers;
-use crate::policy::bindings::exports::halley::policy::{filter, offline as wit};
-use crate::policy::bindings::halley::policy::types::Source;
 use crate::policy::config::OnError;
-use crate::policy::instance::{Failure, FailureKind, Instance};
-use crate::policy::module::Hooks;
+use crate::policy::guest::answers;
+use crate::policy::guest::bindings::exports::halley::policy::{filter, offline as wit};
+use crate::policy::guest::bindings::halley::policy::types::Source;
+use crate::policy::guest::instance::{Failure, FailureKind, Instance};
+use crate::policy::guest::module::Hooks;
+use crate::policy::guest::questions::{self, Room, with_messages};
 use crate::policy::outcome::{Decided, Filtered, Stalled};
 use crate::policy::plugin::Plugin;
-use crate::policy::questions::{self, Room, with_messages};
 
 /// How many calls of one plugin may fail in a row before it is given up on for the batch:
 /// enough to find one message by halving (and to ask once more with a fresh instance), so that

@@ -4,7 +4,7 @@
 //!
 //! # From a file to a decision
 //!
-//! - `module` tells components from plain modules, reads the version of the contract
+//! - `guest::module` tells components from plain modules, reads the version of the contract
 //!   (`wit/policy.wit`), compiles, and finds the hooks from what is exported.
 //! - `plugin` adds settings, starts it once with `init` and tries every hook: a prepared plugin.
 //! - `set` prepares all plugins of a configuration, or refuses them with all problems at once.
@@ -14,9 +14,8 @@
 //!   into plain data, and failures into `on_error`.
 //! - `watch` swaps when files change.
 //!
-//! `questions` and `answers` are the border: what plugins see, and what they may say.
-//! `host` is what they can call, `runtime` what they share, `ticker` the clock of their
-//! deadlines. The types of wasmtime and of the WIT stay in this folder.
+//! `guest` is one plugin's code and how it is called: its instance, its questions and answers,
+//! what it can call. The types of wasmtime and of the WIT stay in this folder.
 //!
 //! # What holds
 //!
@@ -49,30 +48,20 @@
 //! }
 //! ```
 
-mod answers;
-mod aside;
-mod bindings;
 mod chain;
 mod config;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod host;
-mod instance;
+mod guest;
 mod link;
-mod log_budget;
 mod metrics;
 #[cfg(test)]
 mod model;
-mod module;
 mod outcome;
 mod plugin;
 mod policies;
-mod questions;
-mod runtime;
 mod set;
-mod state;
 mod switch;
-mod ticker;
 mod watch;
 
 // What `switch` is made of; its model brings another cell.
@@ -80,10 +69,10 @@ use arc_swap as cell;
 
 pub use chain::Chain;
 pub use config::{OnError, PluginConfig, PoliciesConfig, expand};
+pub use guest::runtime::Runtime;
 pub use metrics::Metrics;
 pub use outcome::{Decided, Decision, Filtered, Stalled};
 pub use policies::{PluginState, PluginStatus, Policies, Refusal, Status};
-pub use runtime::Runtime;
 pub use set::{Generation, PolicySet, Problem, Refused};
 pub use watch::{Sources, watch};
 

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use crate::decision::PluginVersion;
 use crate::membership::{Grouping, Membership};
 use crate::message::{Audience, Message, MessageId, Origin, Record};
-use crate::policy::answers;
-use crate::policy::bindings::halley::policy::types::Source;
 use crate::policy::config::PluginConfig;
-use crate::policy::host::{HostState, Services};
-use crate::policy::instance::{Failure, Instance};
-use crate::policy::module::{self, Module};
-use crate::policy::questions::{Room, with_message};
-use crate::policy::runtime::Runtime;
+use crate::policy::guest::answers;
+use crate::policy::guest::bindings::halley::policy::types::Source;
+use crate::policy::guest::host::{HostState, Services};
+use crate::policy::guest::instance::{Failure, Instance};
+use crate::policy::guest::module::{self, Module};
+use crate::policy::guest::questions::{Room, with_message};
+use crate::policy::guest::runtime::Runtime;
 
 /// A prepared plugin. Sets share the ones that did not change between them.
 pub(super) struct Plugin {

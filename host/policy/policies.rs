@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime};
 use bytesize::ByteSize;
 use tokio::sync::watch;
 
-use crate::policy::aside::outside_async;
 use crate::policy::config::{OnError, PluginConfig};
+use crate::policy::guest::aside::outside_async;
+use crate::policy::guest::runtime::Runtime;
 use crate::policy::plugin::Plugin;
-use crate::policy::runtime::Runtime;
 use crate::policy::set::{Generation, PolicySet, Problem, Refused, prepare};
 use crate::policy::switch::Switch;
 

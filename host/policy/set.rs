@@ -7,8 +7,8 @@ use std::sync::Arc;
 use crate::decision::PluginVersion;
 use crate::policy::chain::Chain;
 use crate::policy::config::{OnError, PluginConfig};
+use crate::policy::guest::runtime::Runtime;
 use crate::policy::plugin::Plugin;
-use crate::policy::runtime::Runtime;
 
 /// Which policy set: counts the swaps of a process, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::policy::config::PluginConfig;
-use crate::policy::module;
+use crate::policy::guest::module;
 use crate::policy::plugin::Plugin;
 use crate::policy::policies::Policies;
 use crate::policy::set::{Problem, Refused};

@@ -7,10 +7,10 @@ use wasmtime::component::Component;
 
 use super::*;
 use crate::decision::PluginVersion;
-use crate::policy::aside::outside_async;
-use crate::policy::host::{HostState, Services};
-use crate::policy::runtime::CANNOT_WAIT;
-use crate::policy::ticker::ticks;
+use crate::policy::guest::aside::outside_async;
+use crate::policy::guest::host::{HostState, Services};
+use crate::policy::guest::runtime::CANNOT_WAIT;
+use crate::policy::guest::ticker::ticks;
 
 /// Runs the start functions of a component, as a plugin's are run.
 fn start(wat: &str) -> Result<(), String> {

@@ -11,10 +11,10 @@ use wasmtime::ResourceLimiter;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use crate::decision::PluginVersion;
-use crate::policy::bindings::halley::policy::{host, types};
-use crate::policy::log_budget::LogBudget;
+use crate::policy::guest::bindings::halley::policy::{host, types};
+use crate::policy::guest::log_budget::LogBudget;
+use crate::policy::guest::state::State;
 use crate::policy::metrics::{MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, PluginMetrics};
-use crate::policy::state::State;
 
 /// The longest line that a plugin may log, in bytes; the rest is cut off.
 const MAX_LOG_LINE: usize = 4096;
@@ -25,23 +25,23 @@ const MAX_RESOURCES: usize = 1024;
 
 /// What all instances of one prepared plugin share.
 #[derive(Debug)]
-pub(super) struct Services {
-    pub(super) version: PluginVersion,
+pub(in crate::policy) struct Services {
+    pub(in crate::policy) version: PluginVersion,
     /// The plugin's `config` table as JSON.
-    pub(super) config: String,
-    pub(super) metrics: PluginMetrics,
+    pub(in crate::policy) config: String,
+    pub(in crate::policy) metrics: PluginMetrics,
     /// The state of the plugin's name.
-    pub(super) state: Arc<State>,
+    pub(in crate::policy) state: Arc<State>,
     /// Lines of the plugin's own.
-    pub(super) log: LogBudget,
+    pub(in crate::policy) log: LogBudget,
     /// Lines of ours about the plugin's failures.
-    pub(super) complaints: LogBudget,
+    pub(in crate::policy) complaints: LogBudget,
     /// Whether it was said that the plugin wants more metrics than it may have.
-    pub(super) told_of_metrics: AtomicBool,
+    pub(in crate::policy) told_of_metrics: AtomicBool,
 }
 
 impl Services {
-    pub(super) fn new(
+    pub(in crate::policy) fn new(
         version: PluginVersion,
         config: String,
         metrics: PluginMetrics,
@@ -72,16 +72,16 @@ impl Services {
 }
 
 /// What one store holds: the host's side of one instance.
-pub(super) struct HostState {
+pub(in crate::policy) struct HostState {
     services: Arc<Services>,
-    pub(super) memory: MemoryLimit,
+    pub(in crate::policy) memory: MemoryLimit,
     wasi: WasiCtx,
     resources: ResourceTable,
 }
 
 impl HostState {
     /// For an instance that may have this many bytes of memory.
-    pub(super) fn new(services: Arc<Services>, memory: usize) -> Self {
+    pub(in crate::policy) fn new(services: Arc<Services>, memory: usize) -> Self {
         let mut resources = ResourceTable::new();
         resources.set_max_capacity(MAX_RESOURCES);
         // An empty world: no files, no network, no environment, no arguments.
@@ -102,11 +102,11 @@ impl WasiView for HostState {
 }
 
 /// The memory of all linear memories of an instance together.
-pub(super) struct MemoryLimit {
+pub(in crate::policy) struct MemoryLimit {
     limit: usize,
     used: usize,
     /// Whether the instance wanted more than it may have. If it then fails, that is why.
-    pub(super) refused: bool,
+    pub(in crate::policy) refused: bool,
 }
 
 impl ResourceLimiter for MemoryLimit {
@@ -202,7 +202,7 @@ impl host::Host for HostState {
 }
 
 /// The text's beginning, at most this many bytes, cut between characters.
-pub(super) fn cut(text: &str, length: usize) -> &str {
+pub(in crate::policy) fn cut(text: &str, length: usize) -> &str {
     &text[..text.floor_char_boundary(length)]
 }
 

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use wasmtime::{Store, Trap};
 
-use crate::policy::answers;
-use crate::policy::bindings::exports::halley::policy::{filter, grouping, offline};
-use crate::policy::bindings::halley::policy::types;
-use crate::policy::host::{HostState, cut};
-use crate::policy::module::causes;
+use crate::policy::guest::answers;
+use crate::policy::guest::bindings::exports::halley::policy::{filter, grouping, offline};
+use crate::policy::guest::bindings::halley::policy::types;
+use crate::policy::guest::host::{HostState, cut};
+use crate::policy::guest::module::causes;
+use crate::policy::guest::questions::Room;
+use crate::policy::guest::ticker::ticks;
 use crate::policy::plugin::Plugin;
-use crate::policy::questions::Room;
-use crate::policy::ticker::ticks;
 
 /// The least time that instantiation and `init` get: they run once, and build word lists.
 const START_DEADLINE: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ const TOO_MUCH_DATA: &str = "fuel allocated for hostcalls has been exhausted";
 
 /// How a plugin failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FailureKind {
+pub(in crate::policy) enum FailureKind {
     /// It trapped.
     Trap,
     /// It ran past its deadline.
@@ -42,7 +42,7 @@ pub(super) enum FailureKind {
 
 impl FailureKind {
     /// The kind as metrics name it.
-    pub(super) fn as_str(self) -> &'static str {
+    pub(in crate::policy) fn as_str(self) -> &'static str {
         match self {
             Self::Trap => "trap",
             Self::Deadline => "deadline",
@@ -55,13 +55,13 @@ impl FailureKind {
 
 /// A failed call: the second half of a sentence that begins with the plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
-    pub(super) kind: FailureKind,
-    pub(super) message: String,
+pub(in crate::policy) struct Failure {
+    pub(in crate::policy) kind: FailureKind,
+    pub(in crate::policy) message: String,
 }
 
 impl Failure {
-    pub(super) fn bad_answer(message: String) -> Self {
+    pub(in crate::policy) fn bad_answer(message: String) -> Self {
         Self { kind: FailureKind::BadAnswer, message }
     }
 
@@ -86,7 +86,7 @@ enum Hook {
 }
 
 /// One instance. Belongs to one worker.
-pub(super) struct Instance {
+pub(in crate::policy) struct Instance {
     plugin: Arc<Plugin>,
     store: Store<HostState>,
     filter: Option<filter::Guest>,
@@ -96,7 +96,7 @@ pub(super) struct Instance {
 
 impl Instance {
     /// Makes a fresh instance and runs its `init`.
-    pub(super) fn start(plugin: &Arc<Plugin>) -> Result<Self, Failure> {
+    pub(in crate::policy) fn start(plugin: &Arc<Plugin>) -> Result<Self, Failure> {
         let deadline = plugin.config.deadline.max(START_DEADLINE);
         let module = &plugin.module;
         let mut store = Store::new(module.pre.engine(), plugin.host_state());
@@ -132,7 +132,7 @@ impl Instance {
     }
 
     /// Calls `filter`: one verdict for each message.
-    pub(super) fn filter(
+    pub(in crate::policy) fn filter(
         &mut self,
         topic: &str,
         partition: i32,
@@ -147,7 +147,7 @@ impl Instance {
     }
 
     /// Calls `regroup`. The answer's indexes are not checked yet.
-    pub(super) fn regroup(
+    pub(in crate::policy) fn regroup(
         &mut self,
         room: &str,
         members: &Room<'_>,
@@ -163,7 +163,7 @@ impl Instance {
     }
 
     /// Calls `decide`: one disposition for each recipient.
-    pub(super) fn decide(
+    pub(in crate::policy) fn decide(
         &mut self,
         source: types::Source<'_>,
         message: types::Message<'_>,

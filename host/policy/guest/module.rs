@@ -10,27 +10,27 @@ use sha2::Digest as _;
 use wasmparser::{Parser, Payload};
 use wasmtime::component::{Component, InstancePre};
 
-use crate::policy::bindings::exports::halley::policy::{filter, grouping, lifecycle, offline};
-use crate::policy::host::HostState;
-use crate::policy::runtime::Runtime;
+use crate::policy::guest::bindings::exports::halley::policy::{filter, grouping, lifecycle, offline};
+use crate::policy::guest::host::HostState;
+use crate::policy::guest::runtime::Runtime;
 
 /// The version of the WIT contract that this gateway speaks (`wit/policy.wit`).
-pub(super) const WIT_VERSION: &str = "0.1.0";
+pub(in crate::policy) const WIT_VERSION: &str = "0.1.0";
 /// The largest file that is looked at, in bytes.
 const MAX_SIZE: u64 = 64 * 1024 * 1024;
 const PACKAGE: &str = "halley:policy/";
 
 /// What a plugin exports, and where.
-pub(super) struct Hooks {
-    pub(super) filter: Option<filter::GuestIndices>,
-    pub(super) grouping: Option<grouping::GuestIndices>,
-    pub(super) offline: Option<offline::GuestIndices>,
-    pub(super) lifecycle: Option<lifecycle::GuestIndices>,
+pub(in crate::policy) struct Hooks {
+    pub(in crate::policy) filter: Option<filter::GuestIndices>,
+    pub(in crate::policy) grouping: Option<grouping::GuestIndices>,
+    pub(in crate::policy) offline: Option<offline::GuestIndices>,
+    pub(in crate::policy) lifecycle: Option<lifecycle::GuestIndices>,
 }
 
 impl Hooks {
     /// The hooks that are there, by the names of their interfaces.
-    pub(super) fn names(&self) -> Vec<&'static str> {
+    pub(in crate::policy) fn names(&self) -> Vec<&'static str> {
         let all = [
             ("filter", self.filter.is_some()),
             ("grouping", self.grouping.is_some()),
@@ -42,22 +42,22 @@ impl Hooks {
 }
 
 /// A compiled plugin. Its code is unmapped with the last of these and of its instances.
-pub(super) struct Module {
-    pub(super) pre: InstancePre<HostState>,
-    pub(super) hooks: Hooks,
+pub(in crate::policy) struct Module {
+    pub(in crate::policy) pre: InstancePre<HostState>,
+    pub(in crate::policy) hooks: Hooks,
     /// SHA-256 of the file, in hex.
-    pub(super) hash: String,
+    pub(in crate::policy) hash: String,
     /// The file's size in bytes.
-    pub(super) size: usize,
+    pub(in crate::policy) size: usize,
     /// The contract version it was built for.
-    pub(super) wit_version: String,
+    pub(in crate::policy) wit_version: String,
 }
 
 /// Reads a plugin's file.
 ///
 /// # Errors
 /// When it is not there, cannot be read, or is too large to be a plugin.
-pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
+pub(in crate::policy) fn read(path: &Path) -> Result<Vec<u8>, String> {
     let metadata = std::fs::metadata(path)
         .map_err(|e| format!("cannot be read: {e}; check `path` and the file's permissions"))?;
     if !metadata.is_file() {
@@ -70,7 +70,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// The SHA-256 of a file's bytes, in hex.
-pub(super) fn hash(bytes: &[u8]) -> String {
+pub(in crate::policy) fn hash(bytes: &[u8]) -> String {
     let mut hex = String::with_capacity(64);
     for byte in sha2::Sha256::digest(bytes) {
         // Writing to a string does not fail.
@@ -84,7 +84,7 @@ pub(super) fn hash(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// What is wrong with it, and what its author can do.
-pub(super) fn compile(runtime: &Runtime, bytes: &[u8]) -> Result<Module, String> {
+pub(in crate::policy) fn compile(runtime: &Runtime, bytes: &[u8]) -> Result<Module, String> {
     let encoded;
     let component = if Parser::is_component(bytes) {
         bytes
@@ -224,7 +224,7 @@ fn is_compatible(version: &str) -> bool {
 }
 
 /// An error with what is behind it, in one line.
-pub(super) fn causes(error: &wasmtime::Error) -> String {
+pub(in crate::policy) fn causes(error: &wasmtime::Error) -> String {
     format!("{error:#}").replace('\n', " ")
 }
 
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn the_version_is_the_one_of_the_contract() {
-        let wit = include_str!("../../wit/policy.wit");
+        let wit = include_str!("../../../wit/policy.wit");
         assert!(wit.contains(&format!("package halley:policy@{WIT_VERSION};")));
     }
 

@@ -1,6 +1,6 @@
 //! What wasmtime generates from `wit/policy.wit`: the hooks' functions and their types.
 //!
-//! Nothing outside of this folder sees these types; `convert` turns them into plain data.
+//! Nothing outside of `policy` sees these types; `questions` and `answers` stand between.
 //! Types that are only passed to plugins borrow, so that a call copies nothing on our side.
 
 #![allow(missing_docs, unreachable_pub, dead_code, reason = "generated code")]

@@ -20,11 +20,11 @@ const PURGE_EVERY: Duration = Duration::from_millis(500);
 
 /// The state of all plugins of a gateway, by plugin name.
 #[derive(Debug, Default)]
-pub(super) struct States(Mutex<HashMap<String, Arc<State>>>);
+pub(in crate::policy) struct States(Mutex<HashMap<String, Arc<State>>>);
 
 impl States {
     /// The state of the plugin of this name.
-    pub(super) fn of(&self, plugin: &str) -> Arc<State> {
+    pub(in crate::policy) fn of(&self, plugin: &str) -> Arc<State> {
         let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(states.entry(plugin.to_owned()).or_default())
     }
@@ -32,7 +32,7 @@ impl States {
 
 /// One plugin's state.
 #[derive(Debug, Default)]
-pub(super) struct State(Mutex<Entries>);
+pub(in crate::policy) struct State(Mutex<Entries>);
 
 #[derive(Debug, Default)]
 struct Entries {
@@ -49,7 +49,7 @@ struct Entry {
 }
 
 impl State {
-    pub(super) fn get(&self, key: &str) -> Option<Vec<u8>> {
+    pub(in crate::policy) fn get(&self, key: &str) -> Option<Vec<u8>> {
         let mut state = self.lock();
         let entry = state.entries.get(key)?;
         if entry.is_expired(Instant::now()) {
@@ -61,7 +61,12 @@ impl State {
 
     /// # Errors
     /// Says which limit was hit; nothing is changed then.
-    pub(super) fn set(&self, key: String, value: Vec<u8>, ttl: Option<Duration>) -> Result<(), String> {
+    pub(in crate::policy) fn set(
+        &self,
+        key: String,
+        value: Vec<u8>,
+        ttl: Option<Duration>,
+    ) -> Result<(), String> {
         if key.len() > MAX_KEY {
             return Err(format!("the key has {} bytes; at most {MAX_KEY} are kept", key.len()));
         }
@@ -84,7 +89,7 @@ impl State {
         Ok(())
     }
 
-    pub(super) fn delete(&self, key: &str) {
+    pub(in crate::policy) fn delete(&self, key: &str) {
         self.lock().remove(key);
     }
 

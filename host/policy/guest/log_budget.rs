@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Counts lines, and the ones that were too many.
 #[derive(Debug)]
-pub(super) struct LogBudget {
+pub(in crate::policy) struct LogBudget {
     lines: u32,
     per: Duration,
     window: Mutex<Window>,
@@ -20,12 +20,12 @@ struct Window {
 
 impl LogBudget {
     /// At most `lines` in each stretch of `per`.
-    pub(super) fn new(lines: u32, per: Duration) -> Self {
+    pub(in crate::policy) fn new(lines: u32, per: Duration) -> Self {
         Self { lines, per, window: Mutex::new(Window { began: None, used: 0, missed: 0 }) }
     }
 
     /// Whether a line may be written now; if so, how many before it were not.
-    pub(super) fn admit(&self) -> Option<u64> {
+    pub(in crate::policy) fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())
     }
 

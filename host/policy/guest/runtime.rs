@@ -8,25 +8,26 @@ use prometheus_client::registry::Registry;
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine};
 
-use crate::policy::bindings::halley::policy::{host, types};
-use crate::policy::host::HostState;
+use crate::policy::guest::bindings::halley::policy::{host, types};
+use crate::policy::guest::host::HostState;
+use crate::policy::guest::state::States;
+use crate::policy::guest::ticker::Ticker;
 use crate::policy::metrics::Metrics;
-use crate::policy::state::States;
-use crate::policy::ticker::Ticker;
 
 /// The instance of WASI that makes a guest wait, in the version that `wasmtime-wasi` links.
 const WASI_POLL: &str = "wasi:io/poll@0.2.12";
 /// The functions of it that wait.
 const WAITING: [&str; 2] = ["poll", "[method]pollable.block"];
 /// What a guest gets for calling them.
-pub(super) const CANNOT_WAIT: &str = "plugins cannot wait (wasi:io/poll): decide from the data of the call";
+pub(in crate::policy) const CANNOT_WAIT: &str =
+    "plugins cannot wait (wasi:io/poll): decide from the data of the call";
 
 /// One per gateway. Holds the thread behind the plugins' deadlines, which ends with it.
 pub struct Runtime {
-    pub(super) engine: Engine,
-    pub(super) linker: Linker<HostState>,
-    pub(super) metrics: Metrics,
-    pub(super) states: States,
+    pub(in crate::policy) engine: Engine,
+    pub(in crate::policy) linker: Linker<HostState>,
+    pub(in crate::policy) metrics: Metrics,
+    pub(in crate::policy) states: States,
     _ticker: Ticker,
 }
 

@@ -3,7 +3,7 @@
 /// Runs guest code where it may take its time: other tasks move to other threads, and
 /// wasmtime-wasi may block. A single-threaded runtime (tests) has no other thread; there,
 /// one is made.
-pub(super) fn outside_async<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+pub(in crate::policy) fn outside_async<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     use tokio::runtime::{Handle, RuntimeFlavor};
     let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
     match flavor {

@@ -9,9 +9,9 @@ use std::time::Duration;
 use crate::decision::{Disposition, Guard, PluginVersion, Verdict};
 use crate::membership::{Placement, Regrouping};
 use crate::message::{Audience, CometAddr};
-use crate::policy::bindings::exports::halley::policy::filter::{self, Amendment, Once};
-use crate::policy::bindings::exports::halley::policy::{grouping, offline};
-use crate::policy::host::cut;
+use crate::policy::guest::bindings::exports::halley::policy::filter::{self, Amendment, Once};
+use crate::policy::guest::bindings::exports::halley::policy::{grouping, offline};
+use crate::policy::guest::host::cut;
 use crate::policy::outcome::Filtered;
 
 /// The longest reason that is kept, in bytes; the rest is cut off.
@@ -29,7 +29,7 @@ const MAX_NAME: usize = 1024;
 ///
 /// # Errors
 /// When there are more or fewer.
-pub(super) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<Vec<T>, String> {
+pub(in crate::policy) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<Vec<T>, String> {
     if answers.len() != asked {
         return Err(format!("answered {} {what} for {asked}", answers.len()));
     }
@@ -40,7 +40,7 @@ pub(super) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<V
 ///
 /// # Errors
 /// When the verdict makes no sense for this message, which is then unchanged.
-pub(super) fn apply(
+pub(in crate::policy) fn apply(
     verdict: filter::Verdict,
     filtered: &mut Filtered,
     by: &PluginVersion,
@@ -184,7 +184,7 @@ fn add_new(known: &mut Vec<CometAddr>, more: Vec<CometAddr>) {
 ///
 /// # Errors
 /// When it points outside of the room, or names a comet that cannot be one.
-pub(super) fn regrouping(
+pub(in crate::policy) fn regrouping(
     answer: grouping::Regrouping,
     comets: usize,
     members: &[u32],
@@ -229,7 +229,7 @@ fn placement(to: grouping::Placement) -> Result<Placement, String> {
 ///
 /// # Errors
 /// When it names no channel, or keeps for no time.
-pub(super) fn disposition(answer: offline::Disposition) -> Result<Option<Disposition>, String> {
+pub(in crate::policy) fn disposition(answer: offline::Disposition) -> Result<Option<Disposition>, String> {
     Ok(match answer {
         offline::Disposition::Pass => None,
         offline::Disposition::Drop => Some(Disposition::Drop),

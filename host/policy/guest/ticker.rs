@@ -7,19 +7,19 @@ use std::time::Duration;
 use wasmtime::Engine;
 
 /// The step of plugins' deadlines.
-pub(super) const TICK: Duration = Duration::from_millis(5);
+pub(in crate::policy) const TICK: Duration = Duration::from_millis(5);
 
 /// The thread. It ends when this is dropped, which waits for it; it holds the engine weakly
 /// and so keeps nothing alive.
 #[derive(Debug)]
-pub(super) struct Ticker {
+pub(in crate::policy) struct Ticker {
     /// Dropping the sender is the signal to end.
     alive: Option<mpsc::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Ticker {
-    pub(super) fn start(engine: &Engine) -> std::io::Result<Self> {
+    pub(in crate::policy) fn start(engine: &Engine) -> std::io::Result<Self> {
         let engine = engine.weak();
         let (alive, ended) = mpsc::channel::<()>();
         let tick = move || {
@@ -44,7 +44,7 @@ impl Drop for Ticker {
 }
 
 /// A deadline in ticks: rounded up, and one more because the current tick has begun.
-pub(super) fn ticks(deadline: Duration) -> u64 {
+pub(in crate::policy) fn ticks(deadline: Duration) -> u64 {
     let whole = deadline.as_nanos().div_ceil(TICK.as_nanos());
     u64::try_from(whole).unwrap_or(u64::MAX - 1).saturating_add(1).min(u64::from(u32::MAX))
 }

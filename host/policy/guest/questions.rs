@@ -3,11 +3,14 @@
 use crate::decision::{Absent, Cause};
 use crate::membership::{Grouping, Place};
 use crate::message::{Audience, Message};
-use crate::policy::bindings::exports::halley::policy::{grouping, offline};
-use crate::policy::bindings::halley::policy::types;
+use crate::policy::guest::bindings::exports::halley::policy::{grouping, offline};
+use crate::policy::guest::bindings::halley::policy::types;
 
 /// Calls `ask` with the messages as a plugin sees them.
-pub(super) fn with_messages<R>(messages: &[&Message], ask: impl FnOnce(&[types::Message<'_>]) -> R) -> R {
+pub(in crate::policy) fn with_messages<R>(
+    messages: &[&Message],
+    ask: impl FnOnce(&[types::Message<'_>]) -> R,
+) -> R {
     // The lists inside of messages have to live somewhere while the call lasts.
     let keys: Vec<Vec<&str>> = messages.iter().map(|message| keys(message)).collect();
     let headers: Vec<Vec<types::Header<'_>>> = messages.iter().map(|message| headers(message)).collect();
@@ -19,7 +22,7 @@ pub(super) fn with_messages<R>(messages: &[&Message], ask: impl FnOnce(&[types::
 }
 
 /// Calls `ask` with one message as a plugin sees it.
-pub(super) fn with_message<R>(message: &Message, ask: impl FnOnce(types::Message<'_>) -> R) -> R {
+pub(in crate::policy) fn with_message<R>(message: &Message, ask: impl FnOnce(types::Message<'_>) -> R) -> R {
     let keys = keys(message);
     let headers = headers(message);
     ask(self::message(message, &keys, &headers))
@@ -70,15 +73,15 @@ fn message<'a>(
 }
 
 /// A room as a plugin sees it: the members that have a comet, as earlier plugins left them.
-pub(super) struct Room<'a> {
-    pub(super) comets: Vec<&'a str>,
-    pub(super) connections: Vec<grouping::Connection<'a>>,
+pub(in crate::policy) struct Room<'a> {
+    pub(in crate::policy) comets: Vec<&'a str>,
+    pub(in crate::policy) connections: Vec<grouping::Connection<'a>>,
     /// For each of the connections, which member of the grouping it is.
-    pub(super) members: Vec<u32>,
+    pub(in crate::policy) members: Vec<u32>,
 }
 
 impl<'a> Room<'a> {
-    pub(super) fn of(grouping: &'a Grouping) -> Self {
+    pub(in crate::policy) fn of(grouping: &'a Grouping) -> Self {
         let comets = grouping.comets().iter().map(|comet| comet.as_str()).collect();
         let mut room = Self { comets, connections: Vec::new(), members: Vec::new() };
         for (at, (member, place)) in grouping.members().enumerate() {
@@ -97,7 +100,7 @@ impl<'a> Room<'a> {
 }
 
 /// A recipient who is away, as a plugin sees it.
-pub(super) fn absent(absent: &Absent) -> offline::Absent<'_> {
+pub(in crate::policy) fn absent(absent: &Absent) -> offline::Absent<'_> {
     let cause = match absent.cause {
         Cause::NotOnline => offline::Cause::NotOnline,
         Cause::NoConnection => offline::Cause::NoConnection,

@@ -1,0 +1,22 @@
+//! One plugin's code, and everything on both sides of the border that a call crosses.
+//!
+//! - `module`: from a file's bytes to something that can be instantiated.
+//! - `instance`: one instance with its store and its limits; its hooks as functions.
+//! - `questions` and `answers`: what plugins see, and what they may say.
+//! - `host`: what they can call, with `state` and `log_budget` behind it.
+//! - `runtime`: what all of them share; `ticker`: the clock of their deadlines; `aside`: where
+//!   guest code may run.
+//!
+//! Knows nothing of sets, chains, swaps or what becomes of a message.
+
+pub(in crate::policy) mod answers;
+pub(in crate::policy) mod aside;
+pub(in crate::policy) mod bindings;
+pub(in crate::policy) mod host;
+pub(in crate::policy) mod instance;
+mod log_budget;
+pub(in crate::policy) mod module;
+pub(in crate::policy) mod questions;
+pub(in crate::policy) mod runtime;
+pub(in crate::policy) mod state;
+pub(in crate::policy) mod ticker;
