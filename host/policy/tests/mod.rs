@@ -2,6 +2,7 @@
 
 mod batches;
 mod rooms_and_absent;
+mod steering;
 mod swaps;
 mod watching;
 mod world;
