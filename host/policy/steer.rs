@@ -138,12 +138,16 @@ fn by_hand(pick: Pick, cause: Cause, why: &str) -> ByHand {
     ByHand { pick, cause: Some(cause), why: why.to_owned(), against: None }
 }
 
-/// What is tried in place of a failing version, in this order.
+/// What is tried in place of a failing version, in this order. Nothing where the failing one
+/// came by quarantine itself: two versions that fail alike fail because of the records, and
+/// whoever sends those must not take the policies back to their beginnings.
 fn ways_out(then: Then, record: &Record) -> Vec<Pick> {
+    let fails_alike = record.instead.as_ref().is_some_and(|instead| instead.cause == Cause::Quarantined);
     let in_force = record.in_force.as_deref();
     let good = |version: &&KeptVersion| version.against.is_none() && Some(version.hash.as_str()) != in_force;
     match then {
         Then::Without => vec![Pick::Without],
+        Then::LastGood if fails_alike => Vec::new(),
         Then::LastGood => {
             record.versions.iter().filter(good).map(|version| Pick::Kept(version.hash.clone())).collect()
         }

@@ -155,6 +155,11 @@ async fn a_version_that_fails_too_often_gives_way_to_the_last_good_one() {
     assert!(instead.why.contains("10 failures within 30s") && instead.why.contains("trapped"), "{instead:?}");
     assert!(status.warnings()[0].contains("plugin `p` was quarantined"), "{:?}", status.warnings());
     assert_eq!(engine.metric("halley_plugin_quarantines_total{plugin=\"p\"}"), Some(1.0));
+
+    let earlier = in_force(&policies);
+    let is_failing = |policies: &Policies| policies.status().plugins[0].state == PluginState::Failing;
+    fail_until(&policies, 10, is_failing).await;
+    assert_eq!(in_force(&policies), earlier, "two that fail alike: it is the records");
     policies.release("p").await.unwrap();
     assert_eq!(in_force(&policies), bad, "an operator's word");
 }
