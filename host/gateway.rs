@@ -141,7 +141,7 @@ impl Gateway {
         mut registry: Registry,
     ) -> anyhow::Result<Self> {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        let runtime = policy::Runtime::new(&mut registry)?;
+        let runtime = policy::Runtime::with_intake(&mut registry, config.policies.intake())?;
         let policies = Policies::start_with(runtime, &config.plugins, config.policies.versions()?)?;
         let pipeline = Arc::new(build_pipeline(config, policies, &storage, &mut registry)?);
 
@@ -306,6 +306,11 @@ impl Handle {
     /// The policies in force, and the last set that was refused.
     pub fn policies(&self) -> policy::Status {
         self.pipeline.policies.status()
+    }
+
+    /// The policies themselves, for those who change them.
+    pub fn steering(&self) -> &Arc<Policies> {
+        &self.pipeline.policies
     }
 
     /// Every known comet.

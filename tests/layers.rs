@@ -61,7 +61,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("fuzzing", &["message", "comets", "policy", "directory", "guard", "offline"]),
-    ("admin", &["message", "router", "gateway"]),
+    ("admin", &["message", "policy", "router", "gateway"]),
     ("config", &["kafka", "redis_client", "pipeline", "comets", "offline", "policy", "gateway", "admin"]),
     (
         "cli",

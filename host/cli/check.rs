@@ -48,7 +48,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 
 fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
     let one = |error: anyhow::Error| vec![format!("{error:#}")];
-    let runtime = policy::Runtime::new(&mut Registry::default()).map_err(one)?;
+    let runtime =
+        policy::Runtime::with_intake(&mut Registry::default(), config.policies.intake()).map_err(one)?;
     let wanted = config.plugins().map_err(one)?;
     match Policies::start(runtime, &wanted) {
         Ok(policies) => Ok(policies.current().versions().to_vec()),

@@ -127,7 +127,10 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
     let mut registry = Registry::default();
     let config = config.gateway()?;
     let storage = Storage::open(&config, &mut registry)?;
-    let policies = Policies::start(policy::Runtime::new(&mut registry)?, &config.plugins)?;
+    let policies = Policies::start(
+        policy::Runtime::with_intake(&mut registry, config.policies.intake())?,
+        &config.plugins,
+    )?;
     let timing =
         comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
     let fleet = Fleet::start(&config.comets, timing, comets::Metrics::register(&mut registry));

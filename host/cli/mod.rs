@@ -4,6 +4,7 @@ mod check;
 mod dead_letter;
 mod demo;
 mod explain;
+mod plugin;
 mod run;
 
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ enum Command {
     Explain(explain::Args),
     /// Lists what could not be delivered, and brings it back once what was wrong is mended.
     DeadLetter(dead_letter::Args),
+    /// Changes and shows the policies of a running gateway.
+    Plugin(plugin::Args),
 }
 
 /// Where the configuration is.
@@ -60,6 +63,7 @@ impl Cli {
             Command::Check(args) => check::run(args),
             Command::Explain(args) => explain::run(args),
             Command::DeadLetter(args) => dead_letter::run(args),
+            Command::Plugin(args) => plugin::run(args),
         };
         let code = done.unwrap_or_else(|error| {
             fail(&format!("{error:#}"));

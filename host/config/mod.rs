@@ -132,9 +132,8 @@ impl Config {
             }
             drop(told_of);
             let plugins = config.plugins()?;
-            let mut paths: Vec<_> = plugins.iter().map(|plugin| plugin.path.clone()).collect();
+            let mut paths = config.policies.paths(&plugins);
             paths.extend(file.clone());
-            paths.extend(config.policies.directory);
             Ok((plugins, paths))
         };
         policy::Sources { files: Box::new(files), quiet, rescan }
@@ -147,11 +146,11 @@ impl Config {
 
     fn take_paths_from(&mut self, base: &Path) {
         for plugin in &mut self.plugin {
-            plugin.path = base.join(&plugin.path);
+            plugin.take_path_from(base);
         }
-        let policies = &mut self.policies;
-        for folder in [&mut policies.directory, &mut policies.state_folder].into_iter().flatten() {
-            *folder = base.join(&*folder);
+        self.policies.take_paths_from(base);
+        if let Some(file) = &mut self.admin.token_file {
+            *file = base.join(&*file);
         }
     }
 

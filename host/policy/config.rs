@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use crate::policy::intake::{self, Intake};
 use crate::policy::on_error::OnErrors;
+use crate::policy::registry;
+use crate::policy::trust::Trust;
 use crate::policy::versions::{QuarantineConfig, Versions};
 
 /// One `[[plugin]]`. The order in the configuration is the order of the chain.
@@ -18,8 +21,12 @@ pub struct PluginConfig {
     /// The plugin's name in logs, metrics, guards and state. Unique, 1 to 64 of
     /// `a-z A-Z 0-9 - _ .`.
     pub name: String,
-    /// The file: a component, or a plain wasm module made with wit-bindgen.
+    /// The file: a component, or a plain wasm module made with wit-bindgen. Or what a registry
+    /// has: `oci://registry/repository@sha256:...`.
     pub path: PathBuf,
+    /// The SHA-256 of the file, in hex: nothing else is taken in for this plugin, by file, from a
+    /// registry or by push. Versions that are kept from before may be gone back to.
+    pub sha256: Option<String>,
     /// What happens to a message when the plugin fails on it: one word, or a table by kind of
     /// error. For `grouping`, `drop` and `dead-letter` mean `pass` (a room cannot be dropped);
     /// for `offline`, everything but `stall` means that the plugin has no opinion.
@@ -42,6 +49,7 @@ impl Default for PluginConfig {
         Self {
             name: String::new(),
             path: PathBuf::new(),
+            sha256: None,
             on_error: OnErrors::default(),
             quarantine: QuarantineConfig::default(),
             deadline: Duration::from_millis(50),
@@ -57,6 +65,13 @@ impl PluginConfig {
         Self { name: name.into(), path: path.into(), ..Self::default() }
     }
 
+    /// Makes a relative path relative to this folder.
+    pub fn take_path_from(&mut self, base: &Path) {
+        if !registry::is_reference(&self.path) {
+            self.path = base.join(&self.path);
+        }
+    }
+
     /// What is wrong with these settings by themselves, each with its remedy.
     pub fn mistakes(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
@@ -65,6 +80,13 @@ impl PluginConfig {
         }
         if self.path.as_os_str().is_empty() {
             mistakes.push("`path` is missing; give the plugin's .wasm file".to_owned());
+        }
+        if let Some(Err(mistake)) = registry::reference(&self.path) {
+            mistakes.push(mistake);
+        }
+        let is_hash = |pin: &String| pin.len() == 64 && pin.bytes().all(|b| b.is_ascii_hexdigit());
+        if !self.sha256.as_ref().is_none_or(is_hash) {
+            mistakes.push("`sha256` must be 64 hex digits, as `sha256sum` prints them".to_owned());
         }
         if self.deadline.is_zero() || self.deadline > LONGEST_DEADLINE {
             mistakes.push("`deadline` must be more than 0 and at most 60s".to_owned());
@@ -108,6 +130,9 @@ pub struct PoliciesConfig {
     pub state_folder: Option<PathBuf>,
     /// How many versions of each plugin are kept in the folder.
     pub keep_versions: usize,
+    /// Files with ed25519 public keys in PEM, or such texts themselves. Once there is one, only
+    /// plugins decide that one of the keys has signed. The files are followed.
+    pub trusted_keys: Vec<String>,
 }
 
 impl Default for PoliciesConfig {
@@ -118,6 +143,7 @@ impl Default for PoliciesConfig {
             rescan: Duration::from_secs(10),
             state_folder: None,
             keep_versions: 10,
+            trusted_keys: Vec::new(),
         }
     }
 }
@@ -132,6 +158,32 @@ impl PoliciesConfig {
             Some(folder) => Versions::in_folder(folder, self.keep_versions),
             None => Ok(Versions::in_memory()),
         }
+    }
+
+    /// Where plugins come from and which are trusted.
+    pub fn intake(&self) -> Intake {
+        Intake::new(self.trust(), self.state_folder.as_deref())
+    }
+
+    /// What to watch for these plugins.
+    pub fn paths(&self, plugins: &[PluginConfig]) -> Vec<PathBuf> {
+        let mut paths = intake::paths(plugins, &self.trust());
+        paths.extend(self.directory.clone());
+        paths
+    }
+
+    /// Makes relative paths relative to this folder.
+    pub fn take_paths_from(&mut self, base: &Path) {
+        for folder in [&mut self.directory, &mut self.state_folder].into_iter().flatten() {
+            *folder = base.join(&*folder);
+        }
+        for key in self.trusted_keys.iter_mut().filter(|key| !Trust::is_text(key)) {
+            *key = base.join(&*key).display().to_string();
+        }
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::new(self.trusted_keys.clone())
     }
 
     /// What is wrong with the values, one sentence for each mistake.

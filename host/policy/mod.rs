@@ -15,6 +15,8 @@
 //!   into plain data, and failures into `on_error`.
 //! - `watch` swaps when files change; `steer` when versions come by hand, and takes out of
 //!   force what fails too often.
+//! - `intake` is the door through which code comes in: from files, or from a `registry`, and
+//!   only what `trust` lets in.
 //! - `versions` keeps what there was, when and why it came and went, and what decides instead of
 //!   a plugin's file.
 //!
@@ -57,6 +59,7 @@ mod config;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod guest;
+mod intake;
 mod link;
 mod metrics;
 #[cfg(test)]
@@ -66,10 +69,12 @@ mod outcome;
 mod plugin;
 mod policies;
 mod prepare;
+mod registry;
 mod set;
 mod status;
 mod steer;
 mod switch;
+mod trust;
 mod versions;
 mod watch;
 
@@ -79,6 +84,7 @@ use arc_swap as cell;
 pub use chain::Chain;
 pub use config::{PluginConfig, PoliciesConfig, expand};
 pub use guest::runtime::Runtime;
+pub use intake::Intake;
 pub use metrics::Metrics;
 pub use on_error::{OnError, OnErrors};
 pub use outcome::{Decided, Decision, Filtered, Stalled};
@@ -87,6 +93,7 @@ pub use prepare::{Problem, Refused};
 pub use set::{Generation, PolicySet};
 pub use status::{PluginState, PluginStatus, Refusal, Status};
 pub use steer::{Upload, supervise};
+pub use trust::{Trust, signature_as_text};
 pub use versions::{Against, Cause, Event, KeptVersion, Override, QuarantineConfig, Then, Turn, Versions};
 pub use watch::{Sources, watch};
 

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use crate::policy::config::PluginConfig;
 use crate::policy::guest::aside::outside_async;
 use crate::policy::guest::runtime::Runtime;
+use crate::policy::intake::Intake;
 use crate::policy::plugin::Plugin;
 use crate::policy::prepare::{ByHand, Pick, Prepared, Problem, Refused, Wanted, prepare};
 use crate::policy::set::{Generation, PolicySet};
@@ -160,6 +161,11 @@ impl Policies {
     /// The configuration of the set in force.
     pub(super) fn wanted(&self) -> Vec<PluginConfig> {
         self.standing().wanted.clone()
+    }
+
+    /// Where plugins come from and which are trusted.
+    pub(super) fn intake(&self) -> &Intake {
+        &self.runtime.intake
     }
 
     /// Waits for the next version that failed too often.

@@ -12,6 +12,7 @@ use std::time::SystemTime;
 use crate::policy::config::PluginConfig;
 use crate::policy::guest::module;
 use crate::policy::guest::runtime::Runtime;
+use crate::policy::intake::{Arrived, Intake};
 use crate::policy::plugin::Plugin;
 use crate::policy::versions::{Against, Cause, Change, Choice, Override, Versions};
 
@@ -41,7 +42,7 @@ pub(super) enum Pick {
     /// Its file, whatever stood in for it.
     File,
     /// This one, which arrived just now.
-    Upload(Arc<[u8]>),
+    Upload(Arrived),
     /// The kept one with this hash.
     Kept(String),
     /// None: the chain goes on without the plugin.
@@ -143,8 +144,8 @@ fn prepare_one(
     in_force: &[Arc<Plugin>],
     prepared: &mut Prepared,
 ) -> Result<(), String> {
-    let change = decide(versions, wanted)?;
-    if let Some((_, bytes)) = &change.to {
+    let change = decide(&runtime.intake, versions, wanted)?;
+    if let Some((_, Arrived { bytes, .. })) = &change.to {
         let known: Vec<Arc<Plugin>> = in_force.iter().chain(&prepared.plugins).map(Arc::clone).collect();
         // A file from outside goes through compilers here; a bug of theirs must not end us.
         let attempt =
@@ -156,29 +157,41 @@ fn prepare_one(
     Ok(())
 }
 
-/// Which version decides from now on, and what stands in for the plugin's file.
-fn decide(versions: &Versions, wanted: &Wanted) -> Result<Change, String> {
-    let name = &wanted.config.name;
-    let file = module::read(&wanted.config.path).map(Arc::<[u8]>::from);
-    let file_hash = file.as_ref().ok().map(|bytes| module::hash(bytes));
+/// Which version decides from now on, and what stands in for the plugin's file. Whatever came in
+/// just now has to be the pinned one; what decides has to be trusted, each time.
+fn decide(intake: &Intake, versions: &Versions, wanted: &Wanted) -> Result<Change, String> {
+    let (name, pin) = (&wanted.config.name, wanted.config.sha256.as_deref());
+    let file = intake.fetch(&wanted.config);
+    let file_hash = file.as_ref().ok().map(|file| module::hash(&file.bytes));
     let known = versions.record(name).and_then(|record| record.instead);
     let change = |to, why: &str, instead| {
         let against = wanted.by_hand.as_ref().and_then(|by_hand| by_hand.against.clone());
         Change { plugin: name.clone(), to, why: why.to_owned(), instead, against }
     };
-    let with_hash = |bytes: Arc<[u8]>| Some((module::hash(&bytes), bytes));
+    let trusted = |arrived: Arrived, pin: Option<&str>| {
+        intake.check(name, &arrived, pin)?;
+        Ok::<_, String>(Some((module::hash(&arrived.bytes), arrived)))
+    };
+    let kept = |hash: &str, pin: Option<&str>| {
+        let kept = trusted(versions.file(hash)?, pin);
+        kept.map_err(|why| format!("has a kept version, {hash}, that {why}"))
+    };
     let Some(by_hand) = &wanted.by_hand else {
         let why = known.as_ref().map_or("", |known| &known.why).to_owned();
         return Ok(match versions.choose(name, file_hash.as_deref()) {
-            Choice::File => change(with_hash(file?), "its file", None),
-            Choice::Kept(hash) => change(with_hash(versions.file(&hash)?), &why, known),
+            Choice::File => change(trusted(file?, pin)?, "its file", None),
+            Choice::Kept(hash) => {
+                // A pin is later than the push; after a rollback or a quarantine it names what was left.
+                let pushed = known.as_ref().is_some_and(|known| known.cause == Cause::Pushed);
+                change(kept(&hash, pin.filter(|_| pushed))?, &why, known)
+            }
             Choice::Without => change(None, &why, known),
         });
     };
     let to = match &by_hand.pick {
-        Pick::File => with_hash(file?),
-        Pick::Upload(bytes) => with_hash(Arc::clone(bytes)),
-        Pick::Kept(hash) => with_hash(versions.file(hash)?),
+        Pick::File => trusted(file?, pin)?,
+        Pick::Upload(upload) => trusted(upload.clone(), pin)?,
+        Pick::Kept(hash) => kept(hash, None)?,
         Pick::Without => None,
     };
     let with = to.as_ref().map(|(hash, _)| hash.clone());

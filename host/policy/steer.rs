@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use crate::policy::intake::Arrived;
 use crate::policy::policies::Policies;
 use crate::policy::prepare::{ByHand, Pick, Problem, Refused};
 use crate::policy::set::Generation;
@@ -18,6 +19,8 @@ pub struct Upload {
     pub name: String,
     /// The file.
     pub bytes: Vec<u8>,
+    /// Its detached ed25519 signature, where keys are configured: 64 bytes, or base64 of them.
+    pub signature: Option<Vec<u8>>,
 }
 
 impl Policies {
@@ -28,7 +31,8 @@ impl Policies {
     /// With everything that is wrong with any of them.
     pub async fn push(&self, uploads: Vec<Upload>) -> Result<Generation, Refused> {
         let pushed = |upload: Upload| {
-            let pick = Pick::Upload(upload.bytes.into());
+            let signature = upload.signature.map(Arc::from);
+            let pick = Pick::Upload(Arrived { bytes: upload.bytes.into(), signature });
             (upload.name, by_hand(pick, Cause::Pushed, "pushed"))
         };
         self.steer(uploads.into_iter().map(pushed).collect()).await
@@ -67,6 +71,11 @@ impl Policies {
     /// that was never in force.
     pub fn versions(&self, plugin: &str) -> Option<Vec<KeptVersion>> {
         self.versions.record(plugin).map(|record| record.versions)
+    }
+
+    /// Whether the configuration has a plugin of this name.
+    pub fn is_configured(&self, plugin: &str) -> bool {
+        self.wanted().iter().any(|config| config.name == plugin)
     }
 
     async fn steer(&self, by_hand: BTreeMap<String, ByHand>) -> Result<Generation, Refused> {

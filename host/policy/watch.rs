@@ -18,7 +18,6 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::policy::config::PluginConfig;
-use crate::policy::guest::module;
 use crate::policy::plugin::Plugin;
 use crate::policy::policies::Policies;
 use crate::policy::prepare::{Problem, Refused};
@@ -36,7 +35,7 @@ type Files = dyn Fn() -> anyhow::Result<(Vec<PluginConfig>, Vec<PathBuf>)> + Sen
 /// Where the wanted plugins come from.
 pub struct Sources {
     /// Reads the configuration again and yields the wanted plugins, and what to watch: the
-    /// configuration file, the plugins' files, the plugin directory. May block.
+    /// configuration file, the plugins' files and signatures, the plugin directory. May block.
     pub files: Box<Files>,
     /// After an event: how long there has to be none before the files are looked at.
     pub quiet: Duration,
@@ -67,7 +66,8 @@ pub async fn watch(policies: Arc<Policies>, sources: Sources, shutdown: Cancella
     shutdown.run_until_cancelled(work).await;
 }
 
-/// A plugin as it was wanted and the hash of its file; `None` where that could not be read.
+/// A plugin as it was wanted, and what its file is (with its signature and the keys, where they
+/// count); `None` where that could not be read.
 type Wanted = Vec<(PluginConfig, Option<String>)>;
 
 struct Follower {
@@ -81,6 +81,7 @@ struct Follower {
 impl Follower {
     fn new(policies: Arc<Policies>, sources: Sources) -> Self {
         let in_force = policies.current();
+        // Where signatures are asked for, the first look checks again what they are now.
         let wanted = |plugin: &Arc<Plugin>| (plugin.config.clone(), Some(plugin.module.hash.clone()));
         let tried = Some(in_force.plugins().iter().map(wanted).collect());
         Self { policies, sources: Arc::new(sources), events: Events::start(), tried }
@@ -117,7 +118,8 @@ impl Follower {
                 return;
             }
         };
-        let Some(wanted) = aside(move || with_hashes(plugins)).await else { return };
+        let policies = Arc::clone(&self.policies);
+        let Some(wanted) = aside(move || with_fingerprints(&policies, plugins)).await else { return };
         if self.tried.as_ref() == Some(&wanted) {
             return;
         }
@@ -133,10 +135,10 @@ impl Follower {
         for _ in 0..STILL_TRIES {
             let (plugins, paths) = self.read_sources().await?;
             self.events.follow(&paths);
-            let files = || paths.iter().chain(plugins.iter().map(|plugin| &plugin.path));
-            let before: Vec<_> = files().map(|path| stamp(path)).collect();
+            let stamps = || paths.iter().map(|path| stamp(path));
+            let before: Vec<_> = stamps().collect();
             sleep(self.sources.quiet / STILL).await;
-            if files().map(|path| stamp(path)).eq(before) {
+            if stamps().eq(before) {
                 return Ok(Some(plugins));
             }
         }
@@ -155,12 +157,12 @@ async fn aside<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> 
     tokio::task::spawn_blocking(work).await.ok()
 }
 
-fn with_hashes(plugins: Vec<PluginConfig>) -> Wanted {
-    let with_hash = |config: PluginConfig| {
-        let hash = module::read(&config.path).ok().map(|bytes| module::hash(&bytes));
-        (config, hash)
+fn with_fingerprints(policies: &Policies, plugins: Vec<PluginConfig>) -> Wanted {
+    let with_fingerprint = |config: PluginConfig| {
+        let fingerprint = policies.intake().fingerprint(&config);
+        (config, fingerprint)
     };
-    plugins.into_iter().map(with_hash).collect()
+    plugins.into_iter().map(with_fingerprint).collect()
 }
 
 fn stamp(path: &Path) -> Option<(u64, Option<SystemTime>)> {

@@ -12,6 +12,7 @@ use crate::policy::guest::bindings::halley::policy::{host, types};
 use crate::policy::guest::host::HostState;
 use crate::policy::guest::state::States;
 use crate::policy::guest::ticker::Ticker;
+use crate::policy::intake::Intake;
 use crate::policy::metrics::Metrics;
 use crate::policy::versions::Alarms;
 
@@ -31,6 +32,8 @@ pub struct Runtime {
     pub(in crate::policy) states: States,
     /// Versions that failed too often.
     pub(in crate::policy) alarms: Alarms,
+    /// Where plugins come from and which are trusted.
+    pub(in crate::policy) intake: Intake,
     _ticker: Ticker,
 }
 
@@ -40,6 +43,14 @@ impl Runtime {
     /// # Errors
     /// When this machine cannot run WebAssembly, or gives no thread.
     pub fn new(registry: &mut Registry) -> anyhow::Result<Arc<Self>> {
+        Self::with_intake(registry, Intake::default())
+    }
+
+    /// The same where not every plugin is trusted, or some come from registries.
+    ///
+    /// # Errors
+    /// As [`Runtime::new`].
+    pub fn with_intake(registry: &mut Registry, intake: Intake) -> anyhow::Result<Arc<Self>> {
         let engine = engine().map_err(anyhow::Error::msg).context("wasmtime does not start here")?;
         let linker = linker(&engine).map_err(anyhow::Error::msg)?;
         let ticker = Ticker::start(&engine).context("no thread for the plugins' deadlines")?;
@@ -50,6 +61,7 @@ impl Runtime {
             metrics,
             states: States::default(),
             alarms: Alarms::default(),
+            intake,
             _ticker: ticker,
         }))
     }

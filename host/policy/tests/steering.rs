@@ -21,7 +21,7 @@ fn variant(folder: &Path, number: u32) -> Vec<u8> {
 }
 
 fn upload(bytes: Vec<u8>) -> Vec<Upload> {
-    vec![Upload { name: "p".into(), bytes }]
+    vec![Upload { name: "p".into(), bytes, signature: None }]
 }
 
 fn in_force(policies: &Policies) -> Vec<String> {
@@ -64,8 +64,8 @@ async fn uploads_come_together_or_not_at_all() {
     let policies = Engine::new().policies(&[unruly("p"), unruly("q")]);
     let before = (in_force(&policies), policies.current().generation());
     let both = |second: &str, bytes: &[u8]| {
-        let good = Upload { name: "p".into(), bytes: variant(folder.path(), 9) };
-        vec![good, Upload { name: second.into(), bytes: bytes.to_vec() }]
+        let good = Upload { name: "p".into(), bytes: variant(folder.path(), 9), signature: None };
+        vec![good, Upload { name: second.into(), bytes: bytes.to_vec(), signature: None }]
     };
     let why = problems(policies.push(both("q", b"hello")).await);
     assert!(why.contains("plugin `q`") && why.contains("is not WebAssembly"), "{why}");

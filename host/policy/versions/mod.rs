@@ -13,7 +13,7 @@ mod store;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 pub(super) use quarantine::{Alarm, Alarms, Failures};
@@ -22,6 +22,8 @@ pub use record::{Against, Cause, Event, KeptVersion, Override, Turn};
 pub(super) use record::{Choice, Record};
 
 use store::Store;
+
+use crate::policy::intake::Arrived;
 
 /// How many versions of a plugin are kept in memory, where there is no folder.
 const KEPT_IN_MEMORY: usize = 3;
@@ -44,7 +46,7 @@ struct Kept {
 pub(super) struct Change {
     pub(super) plugin: String,
     /// The version in force from now on; none when there is none.
-    pub(super) to: Option<(String, Arc<[u8]>)>,
+    pub(super) to: Option<(String, Arrived)>,
     pub(super) why: String,
     /// What stands in for the file from now on; none when the file decides.
     pub(super) instead: Option<Override>,
@@ -74,12 +76,13 @@ impl Versions {
         self.lock().records.get(plugin).map_or(Choice::File, |record| record.choose(file))
     }
 
-    /// The file of a kept version.
+    /// The file of a kept version, with its signature.
     ///
     /// # Errors
     /// When it is not kept, or was tampered with.
-    pub(super) fn file(&self, hash: &str) -> Result<Arc<[u8]>, String> {
-        self.lock().store.get(hash)
+    pub(super) fn file(&self, hash: &str) -> Result<Arrived, String> {
+        let kept = self.lock();
+        Ok(Arrived { bytes: kept.store.get(hash)?, signature: kept.store.signature(hash) })
     }
 
     /// What is remembered of a plugin.
@@ -107,10 +110,13 @@ impl Versions {
         for change in changes {
             let before = records.get(&change.plugin).cloned().unwrap_or_default();
             let after = applied(&before, &change, self.keep, now);
+            if let Some((hash, Arrived { signature: Some(signature), .. })) = &change.to {
+                store.put_signature(hash, signature)?;
+            }
             if after == before {
                 continue;
             }
-            if let Some((hash, bytes)) = &change.to {
+            if let Some((hash, Arrived { bytes, .. })) = &change.to {
                 store.put(hash, bytes)?;
             }
             store.remember(&change.plugin, &after)?;
@@ -139,7 +145,7 @@ impl Versions {
 
 fn applied(before: &Record, change: &Change, keep: usize, now: SystemTime) -> Record {
     let mut after = before.clone();
-    let to = change.to.as_ref().map(|(hash, bytes)| (hash.as_str(), bytes.len() as u64));
+    let to = change.to.as_ref().map(|(hash, version)| (hash.as_str(), version.bytes.len() as u64));
     let left = before.in_force.clone().filter(|left| Some(left.as_str()) != to.map(|(hash, _)| hash));
     after.turn(to, &change.why, now);
     if let (Some(left), Some(against)) = (left, &change.against) {
@@ -152,11 +158,13 @@ fn applied(before: &Record, change: &Change, keep: usize, now: SystemTime) -> Re
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
     fn change(plugin: &str, content: &[u8]) -> Change {
         let bytes: Arc<[u8]> = Arc::from(content);
-        let to = Some((crate::policy::guest::module::hash(&bytes), bytes));
+        let to = Some((crate::policy::guest::module::hash(&bytes), Arrived { bytes, signature: None }));
         Change { plugin: plugin.into(), to, why: "its file".into(), instead: None, against: None }
     }
 
@@ -174,7 +182,7 @@ mod tests {
         let versions = Versions::in_folder(folder.path(), 2).unwrap();
         assert_eq!(versions.record("p"), Some(record.clone()));
         assert_eq!(versions.in_force().get("p"), record.in_force.as_ref());
-        assert_eq!(*versions.file(&record.last_good().unwrap().hash).unwrap(), *b"two");
+        assert_eq!(*versions.file(&record.last_good().unwrap().hash).unwrap().bytes, *b"two");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! ```text
 //! <state_folder>/lock                     held by the gateway that uses the folder
 //! <state_folder>/versions/<sha256>.wasm   plugins' files
+//! <state_folder>/versions/<sha256>.sig    their signatures, where they have one
 //! <state_folder>/plugins/<name>.json      what is remembered of each plugin
 //! ```
 //!
@@ -20,6 +21,9 @@ use anyhow::Context as _;
 
 use crate::policy::guest::module;
 use crate::policy::versions::record::Record;
+
+/// What the name of a signature ends with.
+const SIGNED: &str = ".sig";
 
 /// Where versions are kept.
 #[derive(Debug)]
@@ -72,6 +76,31 @@ impl Store {
         }
     }
 
+    /// Keeps the signature of a plugin's file.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(super) fn put_signature(&mut self, hash: &str, signature: &Arc<[u8]>) -> anyhow::Result<()> {
+        if self.signature(hash).as_ref() == Some(signature) {
+            return Ok(());
+        }
+        match self {
+            Self::Folder(folder) => write(&folder.signature(hash), signature),
+            Self::Memory(files) => {
+                files.insert(format!("{hash}{SIGNED}"), Arc::clone(signature));
+                Ok(())
+            }
+        }
+    }
+
+    /// The signature of a plugin's file, where one is kept.
+    pub(super) fn signature(&self, hash: &str) -> Option<Arc<[u8]>> {
+        match self {
+            Self::Folder(folder) => fs::read(folder.signature(hash)).ok().map(Arc::from),
+            Self::Memory(files) => files.get(&format!("{hash}{SIGNED}")).cloned(),
+        }
+    }
+
     /// Reads a plugin's file.
     ///
     /// # Errors
@@ -99,7 +128,7 @@ impl Store {
     pub(super) fn sweep(&mut self, used: &HashSet<&str>) {
         match self {
             Self::Folder(folder) => folder.sweep(used),
-            Self::Memory(files) => files.retain(|hash, _| used.contains(hash.as_str())),
+            Self::Memory(files) => files.retain(|name, _| used.contains(name.trim_end_matches(SIGNED))),
         }
     }
 }
@@ -107,6 +136,10 @@ impl Store {
 impl Folder {
     fn file(&self, hash: &str) -> PathBuf {
         self.path.join("versions").join(format!("{hash}.wasm"))
+    }
+
+    fn signature(&self, hash: &str) -> PathBuf {
+        self.path.join("versions").join(format!("{hash}{SIGNED}"))
     }
 
     fn put(&self, hash: &str, bytes: &[u8]) -> anyhow::Result<()> {

@@ -1,0 +1,89 @@
+//! Where the bytes of plugins come from (files, registries) and whether they are trusted: the
+//! one door through which code comes in.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::policy::config::PluginConfig;
+use crate::policy::guest::module;
+use crate::policy::registry::{self, Registries};
+use crate::policy::trust::{self, Trust};
+
+/// A version that came in, with its signature where it has one.
+#[derive(Clone, Debug)]
+pub(super) struct Arrived {
+    pub(super) bytes: Arc<[u8]>,
+    pub(super) signature: Option<Arc<[u8]>>,
+}
+
+/// One per gateway. The default trusts everything and keeps nothing.
+#[derive(Debug, Default)]
+pub struct Intake {
+    trust: Trust,
+    registries: Registries,
+}
+
+impl Intake {
+    /// With this trust; what comes from registries is kept in the folder, where there is one.
+    pub fn new(trust: Trust, folder: Option<&Path>) -> Self {
+        Self { trust, registries: Registries::new(folder.map(Path::to_owned)) }
+    }
+
+    /// What the configuration names: a file, or what a registry has. May take its time.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub(super) fn fetch(&self, config: &PluginConfig) -> Result<Arrived, String> {
+        if let Some(reference) = registry::reference(&config.path) {
+            return self.registries.fetch(&reference?);
+        }
+        let bytes = module::read(&config.path)?;
+        let asked = self.trust.asks_for_signatures();
+        let signature = if asked { trust::read_signature(&config.path)? } else { None };
+        Ok(Arrived { bytes: bytes.into(), signature: signature.map(Arc::from) })
+    }
+
+    /// Whether it may decide.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn check(&self, name: &str, arrived: &Arrived, pin: Option<&str>) -> Result<(), String> {
+        self.trust.check(name, &arrived.bytes, arrived.signature.as_deref(), pin)
+    }
+
+    /// What tells whether a plugin's file, its signature or the trusted keys have changed; none
+    /// where the file cannot be read.
+    pub(super) fn fingerprint(&self, config: &PluginConfig) -> Option<String> {
+        if registry::is_reference(&config.path) {
+            // A digest names the same content for ever; the keys may change.
+            return Some(self.with_keys(config.path.display().to_string()));
+        }
+        let hash = module::hash(&module::read(&config.path).ok()?);
+        Some(if self.trust.asks_for_signatures() {
+            let signature = std::fs::read(trust::beside(&config.path)).unwrap_or_default();
+            self.with_keys(format!("{hash} {}", module::hash(&signature)))
+        } else {
+            hash
+        })
+    }
+
+    fn with_keys(&self, mut text: String) -> String {
+        for file in self.trust.key_files() {
+            text.push(' ');
+            text.push_str(&module::hash(&std::fs::read(file).unwrap_or_default()));
+        }
+        text
+    }
+}
+
+/// What to watch for these plugins: their files, the files' signatures, the keys.
+pub(super) fn paths(plugins: &[PluginConfig], trust: &Trust) -> Vec<PathBuf> {
+    let files = plugins.iter().map(|plugin| &plugin.path).filter(|path| !registry::is_reference(path));
+    let mut paths: Vec<PathBuf> = files.cloned().collect();
+    if trust.asks_for_signatures() {
+        let signatures: Vec<PathBuf> = paths.iter().map(|path| trust::beside(path)).collect();
+        paths.extend(signatures);
+        paths.extend(trust.key_files());
+    }
+    paths
+}

@@ -1,0 +1,59 @@
+//! Detached signatures: 64 bytes as they are, or base64 of them.
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::Signature;
+
+/// A longer file is no signature.
+const MAX_SIZE: u64 = 1024;
+
+/// A signature from what stands in a file, a header or an annotation.
+pub(super) fn parse(bytes: &[u8]) -> Result<Signature, String> {
+    let raw = match <&[u8; 64]>::try_from(bytes) {
+        Ok(raw) => *raw,
+        Err(_) => {
+            let text: Vec<u8> = bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+            let raw = STANDARD.decode(text).ok().and_then(|raw| <[u8; 64]>::try_from(raw).ok());
+            raw.ok_or_else(|| {
+                "is neither 64 bytes nor base64 of them; `openssl pkeyutl -sign -rawin` writes one".to_owned()
+            })?
+        }
+    };
+    Ok(Signature::from_bytes(&raw))
+}
+
+/// A signature as a header or an annotation takes it.
+///
+/// # Errors
+/// When it is none.
+pub fn as_text(bytes: &[u8]) -> Result<String, String> {
+    Ok(STANDARD.encode(parse(bytes)?.to_bytes()))
+}
+
+/// Where the signature of a plugin's file is.
+pub(in crate::policy) fn beside(file: &Path) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".sig");
+    path.into()
+}
+
+/// The signature beside a plugin's file; none where there is none.
+///
+/// # Errors
+/// When there is one that cannot be read.
+pub(in crate::policy) fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
+    let path = beside(file);
+    let not_read =
+        |error: std::io::Error| format!("has a signature ({}) that cannot be read: {error}", path.display());
+    let metadata = match std::fs::metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(not_read(error)),
+    };
+    if !metadata.is_file() || metadata.len() > MAX_SIZE {
+        return Err(format!("has a signature ({}) that is none; it has 64 bytes", path.display()));
+    }
+    std::fs::read(&path).map(Some).map_err(not_read)
+}
