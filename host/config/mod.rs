@@ -47,7 +47,7 @@ pub const ENVIRONMENT_PREFIX: &str = "HALLEY__";
 
 impl Config {
     /// Reads a file (none means the defaults) and the environment on top of it. Relative
-    /// plugin paths are taken from the file's folder.
+    /// paths are taken from the file's folder.
     ///
     /// # Errors
     /// All mistakes at once.
@@ -150,8 +150,9 @@ impl Config {
             plugin.path = base.join(&plugin.path);
         }
         let policies = &mut self.policies;
-        for folder in [&mut policies.directory, &mut policies.state_folder].into_iter().flatten() {
-            *folder = base.join(&*folder);
+        let others = [&mut policies.directory, &mut policies.state_folder, &mut self.admin.token_file];
+        for path in others.into_iter().flatten() {
+            *path = base.join(&*path);
         }
     }
 
