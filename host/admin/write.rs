@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, HttpBody as _, to_bytes};
 use axum::extract::{DefaultBodyLimit, FromRequest as _, Multipart, Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
@@ -70,6 +70,9 @@ async fn authorized(State(auth): State<Auth>, request: Request, next: Next) -> R
 
 async fn push_one(State(writes): State<Writes>, Path(name): Path<String>, request: Request) -> Response {
     let Ok(_alone) = writes.uploading.try_acquire() else { return busy() };
+    if request.body().size_hint().lower() > MAX_PLUGIN as u64 {
+        return too_large();
+    }
     let bytes = match tokio::time::timeout(SENDING, to_bytes(request.into_body(), MAX_PLUGIN)).await {
         Ok(Ok(bytes)) => bytes.to_vec(),
         Ok(Err(_)) => return too_large(),
@@ -80,6 +83,9 @@ async fn push_one(State(writes): State<Writes>, Path(name): Path<String>, reques
 
 async fn push_several(State(writes): State<Writes>, request: Request) -> Response {
     let Ok(_alone) = writes.uploading.try_acquire() else { return busy() };
+    if request.body().size_hint().lower() > MAX_BODY as u64 {
+        return too_large();
+    }
     match tokio::time::timeout(SENDING, parts(request)).await {
         Ok(Ok(uploads)) => push(&writes, uploads).await,
         Ok(Err(response)) => response,
@@ -163,7 +169,10 @@ fn busy() -> Response {
 }
 
 fn too_large() -> Response {
-    failed(StatusCode::PAYLOAD_TOO_LARGE, &format!("a plugin has at most {MAX_PLUGIN} bytes"))
+    failed(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        &format!("a plugin has at most {MAX_PLUGIN} bytes, a request {MAX_BODY}"),
+    )
 }
 
 fn too_slow() -> Response {
