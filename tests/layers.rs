@@ -95,6 +95,7 @@ const STAYS_IN: &[(&str, &[&str])] = &[
     ("notify", &["policy"]),
     ("tonic", &["comets", "cli"]),
     ("axum", &["admin"]),
+    ("reqwest", &["cli"]),
     ("clap", &["cli", "telemetry"]),
 ];
 

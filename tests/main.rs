@@ -13,6 +13,7 @@ mod redis_kinds;
 mod routing;
 mod service;
 mod soak;
+mod steering;
 mod support;
 mod support_works;
 mod versions;

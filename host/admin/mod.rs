@@ -1,50 +1,44 @@
-//! The admin listener: health, readiness, metrics, and the API that steers policies.
+//! The admin listener: health, readiness, metrics, an API that looks at the gateway, and a few
+//! writes that change its policies.
 //!
-//! - `read`: what can be looked at. Open to everyone who reaches the listener.
-//! - `write`: what changes the policies in force; `upload` takes in the versions for it.
-//! - `auth`: who may write, and the log of who did.
-//! - `listener`: a bound on connections.
+//! Reading is open to whoever reaches the listener. Writing needs a token wherever the listener
+//! is not on loopback (`auth`), and changes nothing but policies (`write`).
 
 mod auth;
 mod listener;
-mod read;
-mod upload;
 mod write;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, FromRef};
-use axum::http::StatusCode;
-use axum::middleware;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{get, post, put};
+use axum::routing::get;
+use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tracing::info;
 
-use crate::admin::auth::Gate;
 use crate::admin::listener::{Bounded, Peer};
 use crate::gateway::Handle;
+use crate::message::{CometAddr, RoomId};
+use crate::router::{Part, Route};
 
 /// `[admin]`: the admin listener.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The address to listen on; port 0 takes a free one and logs it. Reads are open to
-    /// everyone who reaches it. Writes need a token, unless it is on loopback and none is
-    /// configured.
+    /// The address to listen on; port 0 takes a free one and logs it. Whoever reaches it can
+    /// read: keep it on loopback or behind something that asks who is there.
     pub listen: String,
-    /// A file with the tokens that may write, one a line, each of at least 16 characters. Read
-    /// again for every write, so that tokens can be changed while the gateway runs. Without
-    /// it, the environment's HALLEY_ADMIN_TOKEN is the token.
+    /// A file with the token that writes need (pushing and rolling back policies), at least 16
+    /// characters; it is read again for each of them. `HALLEY_ADMIN_TOKEN` in the environment
+    /// does the same and wins. Without a token, writes are allowed on loopback and nowhere else.
     pub token_file: Option<PathBuf>,
 }
 
@@ -72,30 +66,11 @@ impl Config {
 pub struct Admin {
     listener: TcpListener,
     address: SocketAddr,
-    gate: Gate,
-}
-
-/// What the handlers share.
-#[derive(Clone)]
-struct App {
-    gateway: Handle,
-    gate: Arc<Gate>,
-    /// One permit for each upload that may be under way.
-    uploads: Arc<Semaphore>,
-    /// Changes that were asked for: they are carried out even when whoever asked hangs up.
-    tasks: TaskTracker,
-}
-
-impl FromRef<App> for Handle {
-    fn from_ref(app: &App) -> Self {
-        app.gateway.clone()
-    }
+    token_file: Option<PathBuf>,
 }
 
 /// Connections beyond this wait to be accepted.
 const MAX_CONNECTIONS: usize = 256;
-/// Uploads beyond this are told to come again: each can be in memory as a whole.
-const MAX_UPLOADS: usize = 2;
 /// A look-up for `/v1/routes/{room}` may take this long.
 const ROUTE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -103,7 +78,7 @@ impl Admin {
     /// Binds the listener.
     ///
     /// # Errors
-    /// When the address is none, or taken, or the token cannot be used.
+    /// When the address is none, or taken.
     pub async fn bind(config: &Config) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(&config.listen).await.with_context(|| {
             format!(
@@ -112,9 +87,8 @@ impl Admin {
             )
         })?;
         let address = listener.local_addr()?;
-        let gate = Gate::new(config.token_file.clone(), address)?;
-        info!(%address, writes = gate.describe(), "admin is listening");
-        Ok(Self { listener, address, gate })
+        info!(%address, "admin is listening");
+        Ok(Self { listener, address, token_file: config.token_file.clone() })
     }
 
     /// Where it listens.
@@ -128,40 +102,132 @@ impl Admin {
     /// When accepting fails for good.
     pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) -> anyhow::Result<()> {
         let listener = Bounded::new(self.listener, MAX_CONNECTIONS);
-        let tasks = TaskTracker::new();
-        let app = App {
-            gateway,
-            gate: Arc::new(self.gate),
-            uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
-            tasks: tasks.clone(),
-        };
-        let service = router(app).into_make_service_with_connect_info::<Peer>();
-        let served = axum::serve(listener, service).with_graceful_shutdown(shutdown.cancelled_owned());
-        served.await.context("the admin listener failed")?;
-        tasks.close();
-        tasks.wait().await;
-        Ok(())
+        let writes = write::router(gateway.clone(), auth::Auth::new(self.address, self.token_file));
+        let router = router(gateway).merge(writes).into_make_service_with_connect_info::<Peer>();
+        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
+        served.await.context("the admin listener failed")
     }
 }
 
-fn router(app: App) -> Router {
-    let guard = || middleware::from_fn_with_state(app.clone(), auth::guard);
-    let one = put(write::push_one).layer(DefaultBodyLimit::max(upload::MAX_PLUGIN));
-    let several = put(write::push_several).layer(DefaultBodyLimit::max(upload::MAX_TOGETHER));
+fn router(gateway: Handle) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(read::ready))
-        .route("/metrics", get(read::metrics))
-        .route("/v1/plugins", several.route_layer(guard()).get(read::plugins))
-        .route("/v1/plugins/{name}", one.route_layer(guard()).get(read::plugin))
-        .route("/v1/plugins/{name}/rollback", post(write::rollback).route_layer(guard()))
-        .route("/v1/plugins/{name}/release", post(write::release).route_layer(guard()))
-        .route("/v1/plugins/{name}/versions", get(read::versions))
-        .route("/v1/comets", get(read::comets))
-        .route("/v1/routes/{room}", get(read::route))
-        .with_state(app)
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/v1/plugins", get(plugins))
+        .route("/v1/plugins/{name}", get(plugin))
+        .route("/v1/plugins/{name}/versions", get(versions))
+        .route("/v1/comets", get(comets))
+        .route("/v1/routes/{room}", get(route))
+        .with_state(gateway)
+}
+
+async fn ready(State(gateway): State<Handle>) -> Response {
+    let problems = gateway.problems();
+    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let warnings = gateway.warnings();
+    let answer = json!({ "ready": problems.is_empty(), "reasons": problems, "warnings": warnings });
+    (status, Json(answer)).into_response()
+}
+
+async fn metrics(State(gateway): State<Handle>) -> Response {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match gateway.metrics() {
+        Ok(text) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Err(error) => failed(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+    }
+}
+
+async fn plugins(State(gateway): State<Handle>) -> Response {
+    Json(gateway.policies()).into_response()
+}
+
+async fn plugin(State(gateway): State<Handle>, Path(name): Path<String>) -> Response {
+    match one_plugin(&gateway, &name) {
+        Some(status) => Json(status).into_response(),
+        None => unknown(&name),
+    }
+}
+
+async fn versions(State(gateway): State<Handle>, Path(name): Path<String>) -> Response {
+    match gateway.plugin_versions(&name) {
+        Some(versions) => Json(json!({ "plugin": name, "versions": versions })).into_response(),
+        None => unknown(&name),
+    }
+}
+
+/// A plugin's version in force, and what stands in for its file; `None` when there is neither.
+fn one_plugin(gateway: &Handle, name: &str) -> Option<serde_json::Value> {
+    let status = gateway.policies();
+    let in_force = status.plugins.iter().find(|plugin| plugin.name == name);
+    let instead = status.overrides.get(name);
+    if in_force.is_none() && instead.is_none() {
+        return None;
+    }
+    Some(json!({ "generation": status.generation, "in_force": in_force, "override": instead }))
+}
+
+fn unknown(name: &str) -> Response {
+    failed(StatusCode::NOT_FOUND, &format!("no plugin `{name}`; GET /v1/plugins shows the names"))
+}
+
+async fn comets(State(gateway): State<Handle>) -> Response {
+    Json(json!({ "comets": gateway.comets() })).into_response()
+}
+
+async fn route(State(gateway): State<Handle>, Path(room): Path<String>) -> Response {
+    let room = RoomId::from(room);
+    match tokio::time::timeout(ROUTE_DEADLINE, gateway.route(&room)).await {
+        Ok(Ok(route)) => Json(RouteView::new(&room, &route)).into_response(),
+        Ok(Err(error)) => failed(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")),
+        Err(_) => failed(StatusCode::GATEWAY_TIMEOUT, "the directory did not answer in time"),
+    }
 }
 
 fn failed(status: StatusCode, error: &str) -> Response {
-    (status, Json(json!({ "error": error, "problems": [] }))).into_response()
+    (status, Json(json!({ "error": error }))).into_response()
+}
+
+/// A route as the API shows it: counts, and the first connections of each share.
+#[derive(Serialize)]
+struct RouteView<'a> {
+    room: &'a RoomId,
+    connections: usize,
+    stale: usize,
+    skipped: usize,
+    absent: usize,
+    shares: Vec<ShareView<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShareView<'a> {
+    comet: &'a CometAddr,
+    call: &'static str,
+    recipients: usize,
+    first: Vec<&'a str>,
+}
+
+/// A room can have a hundred thousand connections; nobody reads them all here.
+const CONNECTIONS_SHOWN: usize = 20;
+
+impl<'a> RouteView<'a> {
+    fn new(room: &'a RoomId, route: &'a Route) -> Self {
+        let shares = route.shares.iter().map(|share| ShareView {
+            comet: &share.comet,
+            call: match share.part {
+                Part::Whole => "BroadcastRoom",
+                Part::Partial => "PushMsg",
+            },
+            recipients: share.recipients.len(),
+            first: share.recipients.iter().take(CONNECTIONS_SHOWN).map(|r| r.connection.as_str()).collect(),
+        });
+        Self {
+            room,
+            connections: route.connections,
+            stale: route.stale,
+            skipped: route.skipped,
+            absent: route.absent.len(),
+            shares: shares.collect(),
+        }
+    }
 }

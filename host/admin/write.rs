@@ -1,125 +1,203 @@
-//! What changes the policies in force: pushes, and an operator's word about one plugin. Answers
-//! when the change is in force, or with every reason why it is not.
+//! The writes: versions of policies pushed, gone back from, released.
 //!
-//! A change that was asked for is carried out to its end, also when whoever asked hangs up.
+//! Whatever is sent is bounded in size, number and time, takes effect as a whole between two
+//! batches or not at all, and is told of in the log.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, Request, State};
-use axum::http::StatusCode;
+use axum::body::{Body, HttpBody as _, to_bytes};
+use axum::extract::{
+    ConnectInfo, DefaultBodyLimit, FromRequest as _, Multipart, Path, Query, Request, State,
+};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
-use serde::Deserialize;
+use axum::routing::{post, put};
+use axum::{Extension, Router};
 use serde_json::json;
+use tokio::sync::Semaphore;
+use tracing::{info, warn};
 
-use crate::admin::auth::Outcome;
-use crate::admin::upload::{self, Received};
-use crate::admin::{App, failed, read};
-use crate::policy::{Generation, Policies, Problem, Refused};
+use crate::admin::auth::Auth;
+use crate::admin::listener::Peer;
+use crate::admin::{failed, one_plugin};
+use crate::gateway::{Handle, Steered};
+use crate::policy::Upload;
 
-/// How long an answer is waited for. Compiling takes seconds for large plugins.
-const CARRYING_OUT: Duration = Duration::from_secs(120);
+/// The largest plugin, in bytes.
+const MAX_PLUGIN: usize = 64 * 1024 * 1024;
+/// The most that one request may send, in bytes.
+const MAX_BODY: usize = 2 * MAX_PLUGIN;
+/// The most plugins that one request may send.
+const MAX_PLUGINS: usize = 64;
+/// The signature of what is sent, in base64: of a request, or of one of its parts.
+const SIGNATURE: &str = "halley-signature";
+/// How long sending may take.
+const SENDING: Duration = Duration::from_secs(60);
 
-/// `?to=HASH` of a rollback.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Back {
+#[derive(Clone)]
+struct Writes {
+    gateway: Handle,
+    /// One upload at a time is held in memory.
+    uploading: Arc<Semaphore>,
+}
+
+/// What came of a write, for the log.
+#[derive(Clone)]
+struct Outcome(String);
+
+/// The routes that write.
+pub(super) fn router(gateway: Handle, auth: Auth) -> Router {
+    Router::new()
+        .route("/v1/plugins", put(push_several))
+        .route("/v1/plugins/{name}", put(push_one))
+        .route("/v1/plugins/{name}/rollback", post(roll_back))
+        .route("/v1/plugins/{name}/release", post(release))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .route_layer(middleware::from_fn_with_state(auth, authorized))
+        .with_state(Writes { gateway, uploading: Arc::new(Semaphore::new(1)) })
+}
+
+/// Nothing of a body is read before it is clear that its sender may write.
+async fn authorized(
+    State(auth): State<Auth>,
+    ConnectInfo(Peer(from)): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    if let Err(denied) = auth.check(request.headers()).await {
+        warn!(%from, %method, path, status = denied.status.as_u16(), why = denied.why, "a write was denied");
+        let mut response = failed(denied.status, &denied.why);
+        if denied.status == StatusCode::UNAUTHORIZED {
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+        }
+        return response;
+    }
+    let mut response = next.run(request).await;
+    let outcome = response.extensions_mut().remove::<Outcome>().map(|Outcome(words)| words);
+    info!(%from, %method, path, status = response.status().as_u16(), outcome, "a write");
+    response
+}
+
+async fn push_one(State(writes): State<Writes>, Path(name): Path<String>, request: Request) -> Response {
+    let Ok(_alone) = writes.uploading.try_acquire() else { return busy() };
+    if request.body().size_hint().lower() > MAX_PLUGIN as u64 {
+        return too_large();
+    }
+    let signature = signature(request.headers());
+    let bytes = match tokio::time::timeout(SENDING, to_bytes(request.into_body(), MAX_PLUGIN)).await {
+        Ok(Ok(bytes)) => bytes.to_vec(),
+        Ok(Err(_)) => return too_large(),
+        Err(_) => return too_slow(),
+    };
+    push(&writes, vec![Upload { name, bytes, signature }]).await
+}
+
+async fn push_several(State(writes): State<Writes>, request: Request) -> Response {
+    let Ok(_alone) = writes.uploading.try_acquire() else { return busy() };
+    if request.body().size_hint().lower() > MAX_BODY as u64 {
+        return too_large();
+    }
+    match tokio::time::timeout(SENDING, parts(request)).await {
+        Ok(Ok(uploads)) => push(&writes, uploads).await,
+        Ok(Err(response)) => response,
+        Err(_) => too_slow(),
+    }
+}
+
+/// One part for each plugin, under its name.
+async fn parts(request: Request<Body>) -> Result<Vec<Upload>, Response> {
+    let wrong = |why: String| failed(StatusCode::BAD_REQUEST, &why);
+    let mut parts = Multipart::from_request(request, &())
+        .await
+        .map_err(|e| wrong(format!("{e}; send multipart/form-data, one part for each plugin")))?;
+    let mut uploads = Vec::new();
+    while let Some(part) = parts.next_field().await.map_err(|e| wrong(e.body_text()))? {
+        let Some(name) = part.name().map(str::to_owned) else {
+            return Err(wrong("a part has no name; parts are named after the plugins".to_owned()));
+        };
+        let signature = signature(part.headers());
+        let bytes = part.bytes().await.map_err(|e| failed(e.status(), &e.body_text()))?.to_vec();
+        if uploads.len() >= MAX_PLUGINS || uploads.iter().any(|upload: &Upload| upload.name == name) {
+            return Err(wrong(format!("more than {MAX_PLUGINS} parts, or two for `{name}`")));
+        }
+        uploads.push(Upload { name, bytes, signature });
+    }
+    if uploads.is_empty() {
+        return Err(wrong("there is no part; parts are named after the plugins".to_owned()));
+    }
+    Ok(uploads)
+}
+
+fn signature(headers: &HeaderMap) -> Option<Vec<u8>> {
+    headers.get(SIGNATURE).map(|value| value.as_bytes().to_vec())
+}
+
+async fn push(writes: &Writes, uploads: Vec<Upload>) -> Response {
+    let names: Vec<String> = uploads.iter().map(|upload| upload.name.clone()).collect();
+    answer(writes, &names, writes.gateway.push(uploads).await)
+}
+
+#[derive(serde::Deserialize)]
+struct Target {
     to: Option<String>,
 }
 
-pub(super) async fn push_one(State(app): State<App>, Path(name): Path<String>, request: Request) -> Response {
-    if !app.gateway.steering().is_configured(&name) {
-        return read::unknown(&name);
-    }
-    match upload::one(&app, name, request).await {
-        Ok(received) => push(&app, received).await,
-        Err(response) => response,
-    }
-}
-
-pub(super) async fn push_several(State(app): State<App>, request: Request) -> Response {
-    match upload::several(&app, request).await {
-        Ok(received) => push(&app, received).await,
-        Err(response) => response,
-    }
-}
-
-async fn push(app: &App, received: Received) -> Response {
-    let Received { uploads, place } = received;
-    let names: Vec<String> = uploads.iter().map(|upload| upload.name.clone()).collect();
-    if let Some(unknown) = names.iter().find(|name| !app.gateway.steering().is_configured(name)) {
-        return read::unknown(unknown);
-    }
-    let change = move |policies: Arc<Policies>| async move {
-        let _place = place;
-        policies.push(uploads).await
-    };
-    carry_out(app, &names, change).await
-}
-
-pub(super) async fn rollback(
-    State(app): State<App>,
+async fn roll_back(
+    State(writes): State<Writes>,
     Path(name): Path<String>,
-    query: Result<Query<Back>, QueryRejection>,
+    Query(target): Query<Target>,
 ) -> Response {
-    let Back { to } = match query {
-        Ok(Query(query)) => query,
-        Err(rejected) => return failed(StatusCode::BAD_REQUEST, &rejected.body_text()),
-    };
-    steer(app, name, |policies, name| async move { policies.rollback(&name, to.as_deref()).await }).await
+    let done = writes.gateway.roll_back(name.clone(), target.to).await;
+    answer(&writes, &[name], done)
 }
 
-pub(super) async fn release(State(app): State<App>, Path(name): Path<String>) -> Response {
-    steer(app, name, |policies, name| async move { policies.release(&name).await }).await
+async fn release(State(writes): State<Writes>, Path(name): Path<String>) -> Response {
+    let done = writes.gateway.release(name.clone()).await;
+    answer(&writes, &[name], done)
 }
 
-/// Carries out an operator's word about one plugin.
-async fn steer<F>(app: App, name: String, word: impl FnOnce(Arc<Policies>, String) -> F) -> Response
-where
-    F: Future<Output = Result<Generation, Refused>> + Send + 'static,
-{
-    if !app.gateway.steering().is_configured(&name) {
-        return read::unknown(&name);
-    }
-    carry_out(&app, std::slice::from_ref(&name), |policies| word(policies, name.clone())).await
-}
-
-async fn carry_out<F>(app: &App, names: &[String], change: impl FnOnce(Arc<Policies>) -> F) -> Response
-where
-    F: Future<Output = Result<Generation, Refused>> + Send + 'static,
-{
-    let task = app.tasks.spawn(change(Arc::clone(app.gateway.steering())));
-    match tokio::time::timeout(CARRYING_OUT, task).await {
-        Ok(Ok(Ok(generation))) => in_force(app, names, generation),
-        Ok(Ok(Err(refused))) => not_taken(&refused),
-        Ok(Err(error)) => {
-            failed(StatusCode::INTERNAL_SERVER_ERROR, &format!("the change ended early: {error}"))
+/// What is in force of these plugins now, or why nothing changed.
+fn answer(writes: &Writes, names: &[String], done: Steered) -> Response {
+    match done {
+        Ok(generation) => {
+            let plugins: serde_json::Map<_, _> = names
+                .iter()
+                .filter_map(|name| Some((name.clone(), one_plugin(&writes.gateway, name)?)))
+                .collect();
+            let outcome = Outcome(format!("generation {generation}: {}", names.join(", ")));
+            (Extension(outcome), Json(json!({ "generation": generation, "plugins": plugins })))
+                .into_response()
         }
-        Err(_) => failed(
-            StatusCode::GATEWAY_TIMEOUT,
-            "the change takes long and goes on; GET /v1/plugins shows what comes of it",
-        ),
+        Err(refused) => {
+            let problems: Vec<String> = refused.problems.iter().map(ToString::to_string).collect();
+            let known = |name: &String| one_plugin(&writes.gateway, name).is_some();
+            let status = if names.iter().all(known) {
+                StatusCode::UNPROCESSABLE_ENTITY
+            } else {
+                StatusCode::NOT_FOUND
+            };
+            let body = json!({ "error": "refused; what was in force stays", "problems": problems });
+            (status, Extension(Outcome(refused.to_string())), Json(body)).into_response()
+        }
     }
 }
 
-fn in_force(app: &App, names: &[String], generation: Generation) -> Response {
-    let mut plugins = app.gateway.policies().plugins;
-    plugins.retain(|plugin| names.contains(&plugin.name));
-    let versions: Vec<String> =
-        plugins.iter().map(|plugin| format!("{} {}", plugin.name, &plugin.hash[..12])).collect();
-    let answer = Json(json!({ "generation": generation, "plugins": plugins })).into_response();
-    with_outcome(answer, format!("generation {generation}: {}", versions.join(", ")))
+fn busy() -> Response {
+    failed(StatusCode::SERVICE_UNAVAILABLE, "another upload is on its way; try again in a moment")
 }
 
-fn not_taken(refused: &Refused) -> Response {
-    let problems: Vec<String> = refused.problems.iter().map(Problem::to_string).collect();
-    let error = "refused; the policies in force stay";
-    let answer = Json(json!({ "error": error, "problems": problems }));
-    with_outcome((StatusCode::UNPROCESSABLE_ENTITY, answer).into_response(), refused.to_string())
+fn too_large() -> Response {
+    failed(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        &format!("a plugin has at most {MAX_PLUGIN} bytes, a request {MAX_BODY}"),
+    )
 }
 
-fn with_outcome(mut response: Response, outcome: String) -> Response {
-    response.extensions_mut().insert(Outcome(outcome));
-    response
+fn too_slow() -> Response {
+    failed(StatusCode::REQUEST_TIMEOUT, &format!("the upload took longer than {} s", SENDING.as_secs()))
 }

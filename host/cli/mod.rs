@@ -39,10 +39,10 @@ enum Command {
     Check(check::Args),
     /// Shows where a message would go, and why, without sending it.
     Explain(explain::Args),
+    /// Changes the policies of a running gateway, and looks at them.
+    Plugin(plugin::Args),
     /// Lists what could not be delivered, and brings it back once what was wrong is mended.
     DeadLetter(dead_letter::Args),
-    /// Changes and shows the policies of a running gateway.
-    Plugin(plugin::Args),
 }
 
 /// Where the configuration is.
@@ -62,8 +62,8 @@ impl Cli {
             Command::Demo(args) => demo::run(args),
             Command::Check(args) => check::run(args),
             Command::Explain(args) => explain::run(args),
-            Command::DeadLetter(args) => dead_letter::run(args),
             Command::Plugin(args) => plugin::run(args),
+            Command::DeadLetter(args) => dead_letter::run(args),
         };
         let code = done.unwrap_or_else(|error| {
             fail(&format!("{error:#}"));

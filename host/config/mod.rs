@@ -47,7 +47,7 @@ pub const ENVIRONMENT_PREFIX: &str = "HALLEY__";
 
 impl Config {
     /// Reads a file (none means the defaults) and the environment on top of it. Relative
-    /// plugin paths are taken from the file's folder.
+    /// paths are taken from the file's folder.
     ///
     /// # Errors
     /// All mistakes at once.

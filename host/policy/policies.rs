@@ -189,9 +189,7 @@ impl Policies {
             let by_hand = wanted.iter().any(|one| one.by_hand.is_some());
             settle(&versions, prepared, by_hand)
         });
-        let ended = |e| Refused {
-            problems: vec![Problem::general(format!("preparing the plugins ended early: {e}"))],
-        };
+        let ended = |e| Refused::because(format!("preparing the plugins ended early: {e}"));
         aside.await.unwrap_or_else(|e| Err(ended(e)))
     }
 
@@ -262,7 +260,7 @@ fn settle(versions: &Versions, prepared: Prepared, by_hand: bool) -> Result<Vec<
         Ok(()) => {}
         Err(error) if by_hand => {
             let why = format!("the version cannot be kept: {error:#}; nothing was changed");
-            return Err(Refused { problems: vec![Problem::general(why)] });
+            return Err(Refused::because(why));
         }
         Err(error) => {
             tracing::warn!(

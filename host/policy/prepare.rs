@@ -94,6 +94,13 @@ pub struct Refused {
     pub problems: Vec<Problem>,
 }
 
+impl Refused {
+    /// With one reason that is not one plugin's.
+    pub fn because(why: impl Into<String>) -> Self {
+        Self { problems: vec![Problem::general(why)] }
+    }
+}
+
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (at, problem) in self.problems.iter().enumerate() {

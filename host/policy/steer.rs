@@ -73,11 +73,6 @@ impl Policies {
         self.versions.record(plugin).map(|record| record.versions)
     }
 
-    /// Whether the configuration has a plugin of this name.
-    pub fn is_configured(&self, plugin: &str) -> bool {
-        self.wanted().iter().any(|config| config.name == plugin)
-    }
-
     async fn steer(&self, by_hand: BTreeMap<String, ByHand>) -> Result<Generation, Refused> {
         let replacing = self.replacing().await;
         let configured = self.wanted();

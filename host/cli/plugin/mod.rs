@@ -1,10 +1,9 @@
-//! `halley plugin`: policies of a running gateway. One file per command.
+//! `halley plugin`: one file for each group of commands.
 
-mod gateway;
+mod client;
 mod push;
 mod show;
 mod steer;
-mod table;
 
 use clap::Subcommand;
 
@@ -17,22 +16,26 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Puts new versions of plugins in force in a running gateway, together or not at all.
+    /// Puts new versions of policies in force in a running gateway, several of them as one.
+    ///
+    /// They are compiled, checked and tried there before anything changes; what is refused
+    /// changes nothing. A pushed version decides until the plugin's file changes, or until it
+    /// is rolled back or released. With `[policies] state_folder` it outlives a restart.
     Push(push::Args),
-    /// Goes back to an earlier version of a plugin.
-    Rollback(steer::Rollback),
-    /// Ends a push, a rollback or a quarantine: the plugin's file decides again.
-    Release(steer::One),
-    /// Shows the plugins in force, and what stands in for their files.
-    Status(show::Status),
-    /// Shows the versions that are kept of a plugin, when they came and went, and why.
-    Versions(show::One),
+    /// Goes back to an earlier version of a policy: the last good one, or one that is named.
+    Rollback(steer::RollbackArgs),
+    /// Ends a push, a rollback or a quarantine: the policy's file decides again.
+    Release(steer::ReleaseArgs),
+    /// Shows what is in force, and what stands in for files.
+    Status(show::StatusArgs),
+    /// Shows the versions of a policy that are kept, with when and why they came and went.
+    Versions(show::VersionsArgs),
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     match args.command {
         Command::Push(args) => push::run(args),
-        Command::Rollback(args) => steer::rollback(args),
+        Command::Rollback(args) => steer::roll_back(args),
         Command::Release(args) => steer::release(args),
         Command::Status(args) => show::status(args),
         Command::Versions(args) => show::versions(args),

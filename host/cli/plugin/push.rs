@@ -1,140 +1,97 @@
-//! `halley plugin push`: new versions for a running gateway.
+//! `halley plugin push`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use reqwest::Method;
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::multipart::{Form, Part};
 
-use crate::cli::plugin::gateway::Gateway;
-use crate::cli::plugin::table::in_force;
-use crate::cli::{MISTAKE, SUCCESS, fail, print, runtime};
+use crate::cli::plugin::client::GatewayArgs;
+use crate::cli::plugin::show::in_force;
+use crate::cli::{MISTAKE, SUCCESS, fail, print};
+use crate::policy::signature_as_text;
+
+/// What goes with a part: its signature.
+const SIGNATURE: HeaderName = HeaderName::from_static("halley-signature");
 
 /// Arguments of `halley plugin push`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The plugins' .wasm files. Each goes to the plugin of its name (keyword_filter.wasm to
-    /// `keyword-filter`, or `keyword_filter` where that is configured); FILE.sig goes with it
-    /// where there is one.
+    /// The plugins' files. Each goes to the configured plugin that is called as the file is,
+    /// with `-` for `_` where only that is configured: `keyword_filter.wasm` to `keyword-filter`.
+    /// The signature in FILE.sig goes with it, where there is one.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// The plugin's name, where the file has another one.
+    /// The plugin that the one file is for.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     #[command(flatten)]
-    gateway: Gateway,
+    gateway: GatewayArgs,
 }
-
-/// One version to push.
-struct Version {
-    name: String,
-    bytes: Vec<u8>,
-    signature: Option<HeaderValue>,
-}
-
-/// Larger files are refused by every gateway.
-const MAX_SIZE: u64 = 64 * 1024 * 1024;
-const SIGNATURE: &str = "halley-signature";
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     if args.name.is_some() && args.files.len() > 1 {
-        fail("--name names one plugin; leave it out for several files, which are named after their plugins");
+        fail("`--name` is for one file; leave it out to push several under their own names");
         return Ok(MISTAKE);
     }
-    runtime()?.block_on(push(args))
-}
-
-async fn push(args: Args) -> anyhow::Result<u8> {
-    let configured = match &args.name {
-        Some(_) => Vec::new(),
-        None => names(&args.gateway).await?,
-    };
-    let mut versions = Vec::new();
+    let mut files = Vec::new();
     for file in &args.files {
-        let name = args.name.clone().unwrap_or_else(|| name_of(file, &configured));
-        versions.push(Version { name, ..read(file)? });
+        let bytes = std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
+        files.push((file, bytes, signature(file)?));
     }
-    let request = match &mut versions[..] {
-        [one] => {
-            let request = args.gateway.request(Method::PUT, &["v1", "plugins", &one.name])?;
-            let signed = one.signature.take().map(|signature| (SIGNATURE, signature));
-            request
-                .headers(signed.into_iter().map(|(n, v)| (n.parse().expect("a header's name"), v)).collect())
-                .body(std::mem::take(&mut one.bytes))
-        }
-        several => {
-            let form = several
-                .iter_mut()
-                .fold(Form::new(), |form, version| form.part(version.name.clone(), part(version)));
-            args.gateway.request(Method::PUT, &["v1", "plugins"])?.multipart(form)
-        }
-    };
-    let answer = args.gateway.exchange(request).await?;
-    print(&in_force(&answer));
+    let configured = args.gateway.get(&["plugins"])?;
+    let mut form = Form::new();
+    let mut names = Vec::new();
+    for (file, bytes, signature) in files {
+        let name = args.name.clone().unwrap_or_else(|| name_of(file, &configured));
+        form = form.part(name.clone(), Part::bytes(bytes).headers(signature));
+        names.push(name);
+    }
+    let answer = args.gateway.send(Method::PUT, &["plugins"], |request| request.multipart(form))?;
+    for name in &names {
+        print(&in_force(name, &answer["plugins"][name]));
+    }
+    print(&format!("generation {} is in force", answer["generation"]));
     Ok(SUCCESS)
 }
 
-fn part(version: &mut Version) -> Part {
-    let mut headers = HeaderMap::new();
-    if let Some(signature) = version.signature.take() {
-        headers.insert(SIGNATURE, signature);
-    }
-    Part::bytes(std::mem::take(&mut version.bytes)).headers(headers)
-}
-
-/// The names of the gateway's plugins: in force, or left out.
-async fn names(gateway: &Gateway) -> anyhow::Result<Vec<String>> {
-    let status = gateway.get(&["v1", "plugins"]).await?;
-    let plugins = status["plugins"].as_array().into_iter().flatten();
-    let mut names: Vec<String> =
-        plugins.filter_map(|plugin| plugin["name"].as_str().map(str::to_owned)).collect();
-    names.extend(status["overrides"].as_object().into_iter().flatten().map(|(name, _)| name.clone()));
-    Ok(names)
-}
-
-/// The plugin that a file is meant for: the one of its name, where `-` and `_` are alike.
-fn name_of(file: &Path, configured: &[String]) -> String {
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let alike = |name: &&String| name.replace('_', "-") == stem.replace('_', "-");
-    let exact = configured.iter().find(|name| **name == stem);
-    exact.or_else(|| configured.iter().find(alike)).cloned().unwrap_or(stem)
-}
-
-fn read(file: &Path) -> anyhow::Result<Version> {
-    let place = file.display();
-    let size = std::fs::metadata(file).with_context(|| format!("{place} cannot be read"))?.len();
-    anyhow::ensure!(size <= MAX_SIZE, "{place} has {size} bytes; plugins have at most {MAX_SIZE}");
-    let bytes = std::fs::read(file).with_context(|| format!("{place} cannot be read"))?;
-    Ok(Version { name: String::new(), bytes, signature: signature(file)? })
-}
-
-/// What stands in FILE.sig, as a header takes it.
-fn signature(file: &Path) -> anyhow::Result<Option<HeaderValue>> {
+/// What stands in FILE.sig, as the gateway wants to have it; nothing where there is none.
+fn signature(file: &Path) -> anyhow::Result<HeaderMap> {
     let mut path = file.as_os_str().to_owned();
     path.push(".sig");
     let path = PathBuf::from(path);
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(HeaderMap::new()),
         Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
     };
-    let text = crate::policy::signature_as_text(&bytes)
-        .map_err(|why| anyhow::anyhow!("{} {why}", path.display()))?;
-    Ok(Some(HeaderValue::from_str(&text).context("a signature in base64 fits a header")?))
+    let text = signature_as_text(&bytes).map_err(|why| anyhow::anyhow!("{} {why}", path.display()))?;
+    Ok(HeaderMap::from_iter([(SIGNATURE, HeaderValue::from_str(&text)?)]))
+}
+
+/// Which plugin a file is for, by its name.
+fn name_of(file: &Path, configured: &serde_json::Value) -> String {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let in_force = configured["plugins"].as_array().into_iter().flatten().filter_map(|p| p["name"].as_str());
+    let overridden = configured["overrides"].as_object().into_iter().flatten().map(|(name, _)| name.as_str());
+    let known: Vec<&str> = in_force.chain(overridden).collect();
+    let dashed = stem.replace('_', "-");
+    if !known.contains(&stem.as_str()) && known.contains(&dashed.as_str()) { dashed } else { stem }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
-    fn a_file_goes_to_the_plugin_of_its_name() {
-        let configured = ["keyword-filter".to_owned(), "quiet_hours".to_owned()];
+    fn a_file_is_for_the_plugin_of_its_name() {
+        let configured = json!({ "plugins": [{ "name": "keyword-filter" }], "overrides": { "a_b": {} } });
         let name = |file: &str| name_of(Path::new(file), &configured);
-        assert_eq!(name("dist/keyword_filter.wasm"), "keyword-filter");
-        assert_eq!(name("quiet_hours.wasm"), "quiet_hours");
-        assert_eq!(name("quiet-hours.wasm"), "quiet_hours");
-        assert_eq!(name("other.wasm"), "other", "the gateway says what it thinks of it");
+        assert_eq!(name("x/keyword_filter.wasm"), "keyword-filter");
+        assert_eq!(name("a_b.wasm"), "a_b");
+        assert_eq!(name("un_known.wasm"), "un_known");
     }
 }

@@ -1,49 +1,50 @@
-//! `halley plugin rollback` and `release`: an operator's word about one plugin.
+//! `halley plugin rollback` and `release`.
 
 use reqwest::Method;
 
-use crate::cli::plugin::gateway::Gateway;
-use crate::cli::plugin::table::in_force;
-use crate::cli::{SUCCESS, print, runtime};
-
-/// Arguments of the commands about one plugin.
-#[derive(Debug, clap::Args)]
-pub(super) struct One {
-    /// The plugin's name.
-    name: String,
-    #[command(flatten)]
-    gateway: Gateway,
-}
+use crate::cli::plugin::client::GatewayArgs;
+use crate::cli::plugin::show::in_force;
+use crate::cli::{SUCCESS, print};
 
 /// Arguments of `halley plugin rollback`.
 #[derive(Debug, clap::Args)]
-pub(super) struct Rollback {
-    #[command(flatten)]
-    one: One,
-    /// The version to go back to: the beginning of its hash, as `halley plugin versions` shows it.
-    /// Without it, the last good version before the one in force.
+pub(super) struct RollbackArgs {
+    /// The plugin.
+    name: String,
+    /// The version to go back to: the first digits of its hash, as `halley plugin versions`
+    /// shows it. Without it, the last one that did not fail and was not gone back from.
     #[arg(long, value_name = "HASH")]
     to: Option<String>,
+    #[command(flatten)]
+    gateway: GatewayArgs,
 }
 
-pub(super) fn rollback(args: Rollback) -> anyhow::Result<u8> {
-    let to = args.to.map(|to| ("to", to));
-    post(&args.one, "rollback", to)
+/// Arguments of `halley plugin release`.
+#[derive(Debug, clap::Args)]
+pub(super) struct ReleaseArgs {
+    /// The plugin.
+    name: String,
+    #[command(flatten)]
+    gateway: GatewayArgs,
 }
 
-pub(super) fn release(args: One) -> anyhow::Result<u8> {
-    post(&args, "release", None)
+pub(super) fn roll_back(args: RollbackArgs) -> anyhow::Result<u8> {
+    let to: Vec<(&str, String)> = args.to.into_iter().map(|to| ("to", to)).collect();
+    steer(&args.gateway, &args.name, "rollback", &to)
 }
 
-fn post(one: &One, word: &str, query: Option<(&str, String)>) -> anyhow::Result<u8> {
-    let word = async {
-        let mut request = one.gateway.request(Method::POST, &["v1", "plugins", &one.name, word])?;
-        if let Some(query) = query {
-            request = request.query(&[query]);
-        }
-        one.gateway.exchange(request).await
-    };
-    let answer = runtime()?.block_on(word)?;
-    print(&in_force(&answer));
+pub(super) fn release(args: ReleaseArgs) -> anyhow::Result<u8> {
+    steer(&args.gateway, &args.name, "release", &[])
+}
+
+fn steer(gateway: &GatewayArgs, name: &str, what: &str, query: &[(&str, String)]) -> anyhow::Result<u8> {
+    let path = ["plugins", name, what];
+    let answer = gateway.send(Method::POST, &path, |request| with_query(request, query))?;
+    print(&in_force(name, &answer["plugins"][name]));
+    print(&format!("generation {} is in force", answer["generation"]));
     Ok(SUCCESS)
+}
+
+fn with_query(request: reqwest::RequestBuilder, query: &[(&str, String)]) -> reqwest::RequestBuilder {
+    request.query(query)
 }
