@@ -37,6 +37,8 @@ esac
 if [ "${1:-build}" = test ]; then
     [ -n "${HALLEY_TEST_REDIS:-}" ] || need redis-server has redis-server
     need redis-tools has redis-cli
+    need openssl has openssl
+    need docker-registry has docker-registry
 fi
 
 [ -n "$missing" ] || exit 0

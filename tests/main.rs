@@ -7,6 +7,7 @@ mod examples_work;
 mod faults;
 mod layers;
 mod letters;
+mod platform;
 mod policies;
 mod proxy_works;
 mod redis_kinds;

@@ -166,24 +166,24 @@ fn variant(folder: &Path, name: &str, number: u8) -> String {
     text(&path)
 }
 
-fn plugin(gateway: &RunningGateway, args: &[&str]) -> Output {
+pub fn plugin(gateway: &RunningGateway, args: &[&str]) -> Output {
     halley(&[&["plugin"], args, &["--gateway", &gateway.url()]].concat())
 }
 
-fn halley(args: &[&str]) -> Output {
+pub fn halley(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_halley")).args(args).output().expect("the binary runs")
 }
 
-fn succeeded(output: &Output) -> String {
+pub fn succeeded(output: &Output) -> String {
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn failed(output: &Output) -> String {
+pub fn failed(output: &Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-fn text(path: &PathBuf) -> String {
+pub fn text(path: &PathBuf) -> String {
     path.display().to_string()
 }

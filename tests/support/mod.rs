@@ -20,6 +20,7 @@ pub mod redis;
 pub mod redis_cluster;
 pub mod redis_nodes;
 pub mod redis_sentinel;
+pub mod registry;
 
 pub use call::call;
 

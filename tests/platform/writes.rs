@@ -1,0 +1,41 @@
+//! Who changes policies stands in the log, and no more uploads are held than there is room for.
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+use crate::platform::{hash, variant, with_plugin};
+use crate::support::gateway::gateway;
+use crate::support::kafka::kafka;
+use crate::support::{PATIENCE, eventually, repository};
+
+#[tokio::test]
+async fn a_slow_upload_holds_its_place_only_and_the_log_tells_who_wrote() {
+    let topic = kafka().topic("writes", 1).await;
+    let file = repository("plugins/dist/keyword_filter.wasm");
+    let gateway = with_plugin(gateway(&topic), file).start().await;
+    let before = hash(&gateway).await;
+    let address = gateway.url().trim_start_matches("http://").to_owned();
+    let head = format!("PUT /v1/plugins/p HTTP/1.1\r\nHost: {address}\r\nContent-Length: 1000\r\n\r\nbegun");
+    let mut slow = None;
+    let push = async || gateway.send("PUT", "/v1/plugins/p", &[], &variant(1)).await;
+    eventually("the slow one to have its place", PATIENCE, async || {
+        if push().await.status == 503 {
+            return Some(());
+        }
+        // It may have come while another had the place, and be gone.
+        let mut begun = TcpStream::connect(&address).await.expect("the listener is there");
+        begun.write_all(head.as_bytes()).await.expect("it is read");
+        slow = Some(begun);
+        None
+    })
+    .await;
+    assert_eq!(gateway.get("/readyz").await.status, 200, "reads go on");
+    drop(slow);
+    eventually("room again", PATIENCE, async || (push().await.status == 200).then_some(())).await;
+    assert_ne!(hash(&gateway).await, before, "what was cut off changed nothing, what came after did");
+    let lines: Vec<String> = gateway.log_lines().iter().map(ToString::to_string).collect();
+    let tells = |line: &&String| {
+        ["127.0.0.1:", "PUT", "/v1/plugins/p", "generation 2: p"].iter().all(|word| line.contains(word))
+    };
+    assert!(lines.iter().any(|line| tells(&line)), "{lines:#?}");
+}
