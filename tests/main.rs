@@ -16,4 +16,5 @@ mod soak;
 mod steering;
 mod support;
 mod support_works;
+mod trials;
 mod versions;
