@@ -15,7 +15,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("decision", &["message"]),
     ("telemetry", &[]),
     ("panics", &[]),
-    ("kafka", &[]),
+    ("kafka", &["message"]),
     ("redis_client", &[]),
     ("consumer", &["message", "offsets", "kafka"]),
     ("policy", &["message", "membership", "decision"]),
