@@ -46,6 +46,8 @@ pub struct Config {
     pub delivery: pipeline::DeliveryConfig,
     /// What becomes of the absent.
     pub offline: offline::Config,
+    /// Where versions of policies are kept.
+    pub policies: policy::PoliciesConfig,
     /// The policies to start with, in the order in which they are asked.
     pub plugins: Vec<policy::PluginConfig>,
 }
@@ -139,7 +141,8 @@ impl Gateway {
         mut registry: Registry,
     ) -> anyhow::Result<Self> {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        let policies = Policies::start(policy::Runtime::new(&mut registry)?, &config.plugins)?;
+        let runtime = policy::Runtime::new(&mut registry)?;
+        let policies = Policies::start_with(runtime, &config.plugins, config.policies.versions()?)?;
         let pipeline = Arc::new(build_pipeline(config, policies, &storage, &mut registry)?);
 
         // The first BROADCAST shall reach all comets behind a name.
@@ -164,6 +167,7 @@ impl Gateway {
 
         let directory = watch_directory(&storage, &tasks, &shutdown);
         tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));
+        tasks.spawn(policy::supervise(Arc::clone(&pipeline.policies), shutdown.clone()));
         let handle = Handle {
             registry: Arc::new(registry),
             pipeline,
@@ -282,6 +286,11 @@ impl Handle {
         problems.extend(self.kafka.problem());
         problems.extend(self.directory.borrow().clone());
         problems
+    }
+
+    /// What a person should look at although the gateway delivers.
+    pub fn warnings(&self) -> Vec<String> {
+        self.pipeline.policies.status().warnings()
     }
 
     /// All metrics in the OpenMetrics text format.

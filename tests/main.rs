@@ -15,3 +15,4 @@ mod service;
 mod soak;
 mod support;
 mod support_works;
+mod versions;

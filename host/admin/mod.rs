@@ -112,7 +112,9 @@ fn router(gateway: Handle) -> Router {
 async fn ready(State(gateway): State<Handle>) -> Response {
     let problems = gateway.problems();
     let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": problems.is_empty(), "reasons": problems }))).into_response()
+    let warnings = gateway.warnings();
+    let answer = json!({ "ready": problems.is_empty(), "reasons": problems, "warnings": warnings });
+    (status, Json(answer)).into_response()
 }
 
 async fn metrics(State(gateway): State<Handle>) -> Response {

@@ -98,6 +98,7 @@ impl Config {
             comets: self.comets.clone(),
             delivery: self.delivery.clone(),
             offline: self.offline.clone(),
+            policies: self.policies.clone(),
             plugins: self.plugins()?,
         })
     }
@@ -148,8 +149,9 @@ impl Config {
         for plugin in &mut self.plugin {
             plugin.path = base.join(&plugin.path);
         }
-        if let Some(directory) = &mut self.policies.directory {
-            *directory = base.join(&*directory);
+        let policies = &mut self.policies;
+        for folder in [&mut policies.directory, &mut policies.state_folder].into_iter().flatten() {
+            *folder = base.join(&*folder);
         }
     }
 

@@ -8,33 +8,8 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-/// What happens to a message when a plugin fails on it: traps, runs past its deadline, needs
-/// more memory than it may have, or answers what makes no sense.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnError {
-    /// It goes on as if the plugin were not there.
-    #[default]
-    Pass,
-    /// It is delivered to nobody.
-    Drop,
-    /// It goes to the dead-letter topic; the reason names plugin, version and error.
-    DeadLetter,
-    /// Its partition waits and tries again, until the plugin is mended or replaced.
-    Stall,
-}
-
-impl OnError {
-    /// The choice as it stands in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pass => "pass",
-            Self::Drop => "drop",
-            Self::DeadLetter => "dead-letter",
-            Self::Stall => "stall",
-        }
-    }
-}
+use crate::policy::on_error::OnErrors;
+use crate::policy::versions::{QuarantineConfig, Versions};
 
 /// One `[[plugin]]`. The order in the configuration is the order of the chain.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -45,10 +20,12 @@ pub struct PluginConfig {
     pub name: String,
     /// The file: a component, or a plain wasm module made with wit-bindgen.
     pub path: PathBuf,
-    /// What happens to a message when the plugin fails on it. For `grouping`, `drop` and
-    /// `dead-letter` mean `pass` (a room cannot be dropped); for `offline`, everything but
-    /// `stall` means that the plugin has no opinion.
-    pub on_error: OnError,
+    /// What happens to a message when the plugin fails on it: one word, or a table by kind of
+    /// error. For `grouping`, `drop` and `dead-letter` mean `pass` (a room cannot be dropped);
+    /// for `offline`, everything but `stall` means that the plugin has no opinion.
+    pub on_error: OnErrors,
+    /// When a version that fails goes out of force by itself, and what decides then.
+    pub quarantine: QuarantineConfig,
     /// The most that one call may take, whatever the size of its batch. Rounded up to the
     /// next 5 ms.
     #[serde(with = "humantime_serde")]
@@ -65,7 +42,8 @@ impl Default for PluginConfig {
         Self {
             name: String::new(),
             path: PathBuf::new(),
-            on_error: OnError::default(),
+            on_error: OnErrors::default(),
+            quarantine: QuarantineConfig::default(),
             deadline: Duration::from_millis(50),
             memory: ByteSize::mib(64),
             config: serde_json::Value::Object(serde_json::Map::new()),
@@ -97,6 +75,7 @@ impl PluginConfig {
         if !self.config.is_object() {
             mistakes.push("`config` must be a table".to_owned());
         }
+        mistakes.extend(self.quarantine.mistakes());
         mistakes
     }
 }
@@ -123,15 +102,38 @@ pub struct PoliciesConfig {
     /// How often all files are looked at again, in case the file system's events were lost.
     #[serde(with = "humantime_serde")]
     pub rescan: Duration,
+    /// Where the versions of plugins are kept, with what is in force: a restart comes up with
+    /// it. Made where there is none; no other gateway may use it. Without one, the last three
+    /// versions of each plugin are kept in memory, and a restart takes the files as they are.
+    pub state_folder: Option<PathBuf>,
+    /// How many versions of each plugin are kept in the folder.
+    pub keep_versions: usize,
 }
 
 impl Default for PoliciesConfig {
     fn default() -> Self {
-        Self { directory: None, quiet: Duration::from_millis(100), rescan: Duration::from_secs(10) }
+        Self {
+            directory: None,
+            quiet: Duration::from_millis(100),
+            rescan: Duration::from_secs(10),
+            state_folder: None,
+            keep_versions: 10,
+        }
     }
 }
 
 impl PoliciesConfig {
+    /// Opens what keeps the versions of plugins.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, or another gateway uses it.
+    pub fn versions(&self) -> anyhow::Result<Versions> {
+        match &self.state_folder {
+            Some(folder) => Versions::in_folder(folder, self.keep_versions),
+            None => Ok(Versions::in_memory()),
+        }
+    }
+
     /// What is wrong with the values, one sentence for each mistake.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -141,6 +143,9 @@ impl PoliciesConfig {
         if self.rescan < SHORTEST_RESCAN {
             problems.push("`policies.rescan` must be at least 100ms; everything is read for it".to_owned());
         }
+        if !(2..=MOST_VERSIONS).contains(&self.keep_versions) {
+            problems.push(format!("`policies.keep_versions` must be 2 to {MOST_VERSIONS}"));
+        }
         problems
     }
 }
@@ -148,6 +153,7 @@ impl PoliciesConfig {
 const SHORTEST_QUIET: Duration = Duration::from_millis(10);
 const LONGEST_QUIET: Duration = Duration::from_secs(10);
 const SHORTEST_RESCAN: Duration = Duration::from_millis(100);
+const MOST_VERSIONS: usize = 1000;
 
 /// The plugins that are wanted now: the configured ones, then the ones in the directory.
 ///
@@ -231,8 +237,13 @@ mod tests {
         };
         assert_eq!(bad.mistakes().len(), 5, "{:?}", bad.mistakes());
         assert!(PluginConfig::new("a-b_c.d", "x.wasm").mistakes().is_empty());
-        let never = PoliciesConfig { quiet: Duration::ZERO, rescan: Duration::ZERO, directory: None };
-        assert_eq!(never.problems().len(), 2, "{:?}", never.problems());
+        let never = PoliciesConfig {
+            quiet: Duration::ZERO,
+            rescan: Duration::ZERO,
+            keep_versions: 0,
+            ..PoliciesConfig::default()
+        };
+        assert_eq!(never.problems().len(), 3, "{:?}", never.problems());
         assert!(PoliciesConfig::default().problems().is_empty());
     }
 }

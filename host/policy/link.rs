@@ -5,17 +5,18 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::decision::{Absent, Verdict};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
-use crate::policy::config::OnError;
 use crate::policy::guest::answers;
 use crate::policy::guest::bindings::exports::halley::policy::{filter, offline as wit};
 use crate::policy::guest::bindings::halley::policy::types::Source;
-use crate::policy::guest::instance::{Failure, FailureKind, Instance};
+use crate::policy::guest::instance::{Failure, Instance};
 use crate::policy::guest::module::Hooks;
 use crate::policy::guest::questions::{self, Room, with_messages};
+use crate::policy::on_error::{FailureKind, OnError};
 use crate::policy::outcome::{Decided, Filtered, Stalled};
 use crate::policy::plugin::Plugin;
 
@@ -81,7 +82,7 @@ impl Link {
                 stretches.push(stretch);
                 continue;
             }
-            if indexes.len() == 1 || self.plugin.config.on_error == OnError::Stall {
+            if indexes.len() == 1 || self.plugin.config.on_error.on(failure.kind) == OnError::Stall {
                 self.give_up_on(&failure, batch, indexes.iter().copied())?;
                 continue;
             }
@@ -130,11 +131,13 @@ impl Link {
     ) -> Result<(), Stalled> {
         let plugin = &self.plugin;
         let by = &plugin.version;
-        plugin.complain(failure);
+        let on_error = plugin.config.on_error.on(failure.kind);
+        let indexes: Vec<usize> = indexes.collect();
+        plugin.complain(failure, indexes.len());
         let reason = format!("plugin {by} {failure}");
         for at in indexes {
             let filtered = &mut batch[at];
-            let consequence = match plugin.config.on_error {
+            let consequence = match on_error {
                 OnError::Pass => "passed on without it",
                 OnError::Drop => {
                     filtered.verdict = Verdict::Drop { reason: reason.clone(), by: by.clone() };
@@ -222,8 +225,8 @@ impl Link {
 impl Plugin {
     /// For hooks where a failure means that the plugin has no say, unless it stalls.
     pub(super) fn skip_or_stall(&self, failure: &Failure) -> Result<(), Stalled> {
-        self.complain(failure);
-        match self.config.on_error {
+        self.complain(failure, 1);
+        match self.config.on_error.on(failure.kind) {
             OnError::Stall => Err(self.stalled(failure)),
             OnError::Pass | OnError::Drop | OnError::DeadLetter => Ok(()),
         }
@@ -233,13 +236,17 @@ impl Plugin {
         Stalled { plugin: self.version.clone(), error: failure.to_string() }
     }
 
-    /// One line now and then: a plugin may fail on every message.
-    fn complain(&self, failure: &Failure) {
+    /// It failed on so many messages. One line now and then, for a plugin may fail on every
+    /// message; and an alarm when that is too often.
+    fn complain(&self, failure: &Failure, messages: usize) {
         let plugin = &self.version;
         tracing::debug!(%plugin, %failure, "a plugin failed");
         if let Some(missed) = self.services.complaints.admit() {
-            let on_error = self.config.on_error.as_str();
+            let on_error = self.config.on_error.on(failure.kind).as_str();
             tracing::warn!(%plugin, on_error, missed, "a plugin failed: it {failure}");
+        }
+        if self.failures.note(messages, Instant::now()) {
+            self.raise_alarm(failure);
         }
     }
 }

@@ -44,6 +44,11 @@ struct OwnLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PluginLabels {
+    plugin: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SwapLabels {
     result: &'static str,
 }
@@ -65,6 +70,7 @@ pub struct Metrics {
     own_counters: Family<OwnLabels, Counter>,
     own_gauges: Family<OwnLabels, Gauge<f64, AtomicU64>>,
     swaps: Family<SwapLabels, Counter>,
+    quarantines: Family<PluginLabels, Counter>,
     generation: Gauge,
     /// How many prepared plugins there are of each name and version, and which names their
     /// own metrics have: what to take away with the last of them.
@@ -89,6 +95,7 @@ impl Metrics {
             own_counters: Family::default(),
             own_gauges: Family::default(),
             swaps: Family::default(),
+            quarantines: Family::default(),
             generation: Gauge::default(),
             known: Arc::default(),
         };
@@ -100,6 +107,11 @@ impl Metrics {
         registry.register("halley_plugin_counter", "Plugins' own counters", m.own_counters.clone());
         registry.register("halley_plugin_gauge", "Plugins' own gauges", m.own_gauges.clone());
         registry.register("halley_policy_swaps", "Attempts to swap the policy set", m.swaps.clone());
+        registry.register(
+            "halley_plugin_quarantines",
+            "Versions that failed too often",
+            m.quarantines.clone(),
+        );
         registry.register("halley_policy_generation", "The policy set in force", m.generation.clone());
         metrics
     }
@@ -111,6 +123,11 @@ impl Metrics {
 
     pub(super) fn refused(&self) {
         self.swaps.get_or_create(&SwapLabels { result: "refused" }).inc();
+    }
+
+    /// A version of this plugin failed too often.
+    pub(super) fn quarantined(&self, plugin: &str) {
+        self.quarantines.get_or_create(&PluginLabels { plugin: plugin.to_owned() }).inc();
     }
 
     /// The metrics of one prepared plugin, until the answer is dropped.

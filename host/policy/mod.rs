@@ -7,12 +7,16 @@
 //! - `guest::module` tells components from plain modules, reads the version of the contract
 //!   (`wit/policy.wit`), compiles, and finds the hooks from what is exported.
 //! - `plugin` adds settings, starts it once with `init` and tries every hook: a prepared plugin.
-//! - `set` prepares all plugins of a configuration, or refuses them with all problems at once.
+//! - `prepare` makes a set of all plugins of a configuration, or refuses them with all problems
+//!   at once; `set` is what comes out.
 //! - `policies` holds the set in force. A swap is one atomic store between batches; the old
 //!   set is freed with the last of its chains, its code with it.
 //! - `chain` is one worker's instances of one set, a `link` for each plugin: it turns answers
 //!   into plain data, and failures into `on_error`.
-//! - `watch` swaps when files change.
+//! - `watch` swaps when files change; `steer` when versions come by hand, and takes out of
+//!   force what fails too often.
+//! - `versions` keeps what there was, when and why it came and went, and what decides instead of
+//!   a plugin's file.
 //!
 //! `guest` is one plugin's code and how it is called: its instance, its questions and answers,
 //! what it can call. The types of wasmtime and of the WIT stay in this folder.
@@ -36,7 +40,7 @@
 //! fn decide(messages: Vec<Message>) -> anyhow::Result<()> {
 //!     let runtime = Runtime::new(&mut prometheus_client::registry::Registry::default())?;
 //!     let filter = PluginConfig {
-//!         on_error: OnError::DeadLetter,
+//!         on_error: OnError::DeadLetter.into(),
 //!         ..PluginConfig::new("keyword-filter", "plugins/keyword_filter.wasm")
 //!     };
 //!     let policies = Policies::start(runtime, &[filter])?;
@@ -57,23 +61,33 @@ mod link;
 mod metrics;
 #[cfg(test)]
 mod model;
+mod on_error;
 mod outcome;
 mod plugin;
 mod policies;
+mod prepare;
 mod set;
+mod status;
+mod steer;
 mod switch;
+mod versions;
 mod watch;
 
 // What `switch` is made of; its model brings another cell.
 use arc_swap as cell;
 
 pub use chain::Chain;
-pub use config::{OnError, PluginConfig, PoliciesConfig, expand};
+pub use config::{PluginConfig, PoliciesConfig, expand};
 pub use guest::runtime::Runtime;
 pub use metrics::Metrics;
+pub use on_error::{OnError, OnErrors};
 pub use outcome::{Decided, Decision, Filtered, Stalled};
-pub use policies::{PluginState, PluginStatus, Policies, Refusal, Status};
-pub use set::{Generation, PolicySet, Problem, Refused};
+pub use policies::Policies;
+pub use prepare::{Problem, Refused};
+pub use set::{Generation, PolicySet};
+pub use status::{PluginState, PluginStatus, Refusal, Status};
+pub use steer::{Upload, supervise};
+pub use versions::{Against, Cause, Event, KeptVersion, Override, QuarantineConfig, Then, Turn, Versions};
 pub use watch::{Sources, watch};
 
 #[cfg(test)]

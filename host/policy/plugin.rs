@@ -14,6 +14,7 @@ use crate::policy::guest::instance::{Failure, Instance};
 use crate::policy::guest::module::{self, Module};
 use crate::policy::guest::questions::{Room, with_message};
 use crate::policy::guest::runtime::Runtime;
+use crate::policy::versions::{Alarm, Failures};
 
 /// A prepared plugin. Sets share the ones that did not change between them.
 pub(super) struct Plugin {
@@ -21,29 +22,31 @@ pub(super) struct Plugin {
     pub(super) version: PluginVersion,
     pub(super) module: Arc<Module>,
     pub(super) services: Arc<Services>,
+    pub(super) failures: Failures,
     /// Keeps the clock behind the deadlines running.
-    _runtime: Arc<Runtime>,
+    runtime: Arc<Runtime>,
 }
 
 impl Plugin {
-    /// Prepares a plugin, with what is already compiled where nothing changed.
+    /// Prepares a plugin from the bytes of its file, with what is already compiled where nothing
+    /// changed.
     ///
     /// # Errors
     /// What is wrong with it: the second half of a sentence that begins with the plugin.
     pub(super) fn prepare(
         runtime: &Arc<Runtime>,
         config: &PluginConfig,
+        bytes: &[u8],
         in_force: &[Arc<Self>],
     ) -> Result<Arc<Self>, String> {
-        let bytes = module::read(&config.path)?;
-        let hash = module::hash(&bytes);
+        let hash = module::hash(bytes);
         let same_bytes = || in_force.iter().filter(|plugin| plugin.module.hash == hash);
         if let Some(unchanged) = same_bytes().find(|plugin| plugin.config == *config) {
             return Ok(Arc::clone(unchanged));
         }
         let module = match same_bytes().next() {
             Some(known) => Arc::clone(&known.module),
-            None => Arc::new(module::compile(runtime, &bytes)?),
+            None => Arc::new(module::compile(runtime, bytes)?),
         };
         let plugin = Arc::new(Self::new(runtime, config, module));
         plugin.try_out().map_err(|failure| failure.message)?;
@@ -61,7 +64,8 @@ impl Plugin {
             version,
             module,
             services: Arc::new(services),
-            _runtime: Arc::clone(runtime),
+            failures: Failures::new(config.quarantine.clone()),
+            runtime: Arc::clone(runtime),
         }
     }
 
@@ -82,6 +86,12 @@ impl Plugin {
         with_message(&trial_message(), |message| instance.decide(source, message, &[]))
             .map_err(trial("offline"))?;
         Ok(())
+    }
+
+    /// It has failed too often.
+    pub(super) fn raise_alarm(&self, last: &Failure) {
+        let (plugin, hash) = (self.config.name.clone(), self.module.hash.clone());
+        self.runtime.alarms.raise(Alarm { plugin, hash, last: last.to_string() });
     }
 
     /// The limit on an instance's memory, in bytes.

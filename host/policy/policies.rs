@@ -1,23 +1,26 @@
 //! The policy set in force, and its replacement: off to the side, as a whole, in one step.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use bytesize::ByteSize;
 use tokio::sync::watch;
 
-use crate::policy::config::{OnError, PluginConfig};
+use crate::policy::config::PluginConfig;
 use crate::policy::guest::aside::outside_async;
 use crate::policy::guest::runtime::Runtime;
 use crate::policy::plugin::Plugin;
-use crate::policy::set::{Generation, PolicySet, Problem, Refused, prepare};
+use crate::policy::prepare::{ByHand, Pick, Prepared, Problem, Refused, Wanted, prepare};
+use crate::policy::set::{Generation, PolicySet};
+use crate::policy::status::{Refusal, Status, plugin_status};
 use crate::policy::switch::Switch;
+use crate::policy::versions::{Alarm, Override, Versions};
 
 /// The set in force. Workers take [`Policies::current`] for each batch: one set decides all
 /// of it.
 pub struct Policies {
     runtime: Arc<Runtime>,
+    pub(super) versions: Arc<Versions>,
     current: Switch<PolicySet>,
     /// One replacement at a time.
     replacing: tokio::sync::Mutex<()>,
@@ -29,26 +32,52 @@ pub struct Policies {
 #[derive(Debug)]
 struct Standing {
     since: SystemTime,
+    /// The configuration of the set in force.
+    wanted: Vec<PluginConfig>,
     refusal: Option<Refusal>,
 }
 
+/// Says that nobody else replaces the set meanwhile.
+pub(super) struct Replacing<'a> {
+    _one_at_a_time: tokio::sync::MutexGuard<'a, ()>,
+}
+
 impl Policies {
-    /// Prepares the first set and puts it in force as generation 1.
+    /// Prepares the first set and puts it in force as generation 1. Versions are kept in memory.
     ///
     /// # Errors
     /// With everything that is wrong with any plugin.
     pub fn start(runtime: Arc<Runtime>, plugins: &[PluginConfig]) -> Result<Arc<Self>, Refused> {
-        let prepared = outside_async(|| prepare(&runtime, plugins, &[]))?;
-        let first = Generation(1);
+        Self::start_with(runtime, plugins, Versions::in_memory())
+    }
+
+    /// The same with versions that are kept elsewhere: comes up with what was in force, where
+    /// something stood in for a plugin's file, or where what is wanted now is refused.
+    ///
+    /// # Errors
+    /// With everything that is wrong with any plugin, when there is nothing to come up with.
+    pub fn start_with(
+        runtime: Arc<Runtime>,
+        plugins: &[PluginConfig],
+        versions: Versions,
+    ) -> Result<Arc<Self>, Refused> {
+        let versions = Arc::new(versions);
+        let (prepared, refused) = outside_async(|| first(&runtime, &versions, plugins))?;
+        let generation = Generation(1);
+        let standing = Standing { since: SystemTime::now(), wanted: plugins.to_vec(), refusal: None };
         let policies = Self {
-            current: Switch::new(PolicySet::new(first, prepared)),
+            versions,
+            current: Switch::new(PolicySet::new(generation, prepared.plugins)),
             replacing: tokio::sync::Mutex::new(()),
-            generation: watch::Sender::new(first),
-            standing: Mutex::new(Standing { since: SystemTime::now(), refusal: None }),
+            generation: watch::Sender::new(generation),
+            standing: Mutex::new(standing),
             runtime,
         };
-        policies.runtime.metrics.swapped(first.0);
-        tracing::info!(generation = %first, plugins = %changes(&[], policies.current().plugins()), "policies in force");
+        policies.runtime.metrics.swapped(generation.0);
+        tracing::info!(%generation, plugins = %changes(&[], policies.current().plugins()), "policies in force");
+        if let Some(refused) = refused {
+            policies.refuse(&refused);
+        }
         Ok(Arc::new(policies))
     }
 
@@ -63,18 +92,41 @@ impl Policies {
     /// # Errors
     /// With everything that is wrong with any plugin; the set in force stays.
     pub async fn replace(&self, plugins: Vec<PluginConfig>) -> Result<Generation, Refused> {
-        let _one_at_a_time = self.replacing.lock().await;
+        let replacing = self.replacing().await;
+        let switched = self.switch(&replacing, plugins, BTreeMap::new()).await;
+        switched.inspect_err(|refused| self.refuse(refused))
+    }
+
+    /// Waits until nobody else replaces the set.
+    pub(super) async fn replacing(&self) -> Replacing<'_> {
+        Replacing { _one_at_a_time: self.replacing.lock().await }
+    }
+
+    /// Prepares the wanted set, with what was said by hand of some plugins, keeps what it means
+    /// for their versions, and puts it in force.
+    pub(super) async fn switch(
+        &self,
+        _one_at_a_time: &Replacing<'_>,
+        plugins: Vec<PluginConfig>,
+        mut by_hand: BTreeMap<String, ByHand>,
+    ) -> Result<Generation, Refused> {
         let before = self.current();
-        let prepared = self.prepare_aside(plugins, Arc::clone(&before)).await;
-        let prepared = prepared.inspect_err(|refused| self.refuse(refused))?;
-        self.standing().refusal = None;
+        let with_hand = |config: &PluginConfig| {
+            let by_hand = by_hand.remove(&config.name);
+            Wanted { config: config.clone(), by_hand }
+        };
+        let wanted = plugins.iter().map(with_hand).collect();
+        let prepared = self.prepare_aside(wanted, Arc::clone(&before)).await?;
+        let mut standing = self.standing();
+        standing.refusal = None;
+        standing.wanted = plugins;
         if is_same(before.plugins(), &prepared) {
             return Ok(before.generation());
         }
         let generation = Generation(before.generation().0 + 1);
         tracing::info!(%generation, plugins = %changes(before.plugins(), &prepared), "policies swapped");
         self.current.put(PolicySet::new(generation, prepared));
-        self.standing().since = SystemTime::now();
+        standing.since = SystemTime::now();
         self.runtime.metrics.swapped(generation.0);
         self.generation.send_replace(generation);
         Ok(generation)
@@ -89,8 +141,15 @@ impl Policies {
             generation: set.generation(),
             since: standing.since,
             plugins,
+            overrides: self.overrides(&standing.wanted),
             last_refusal: standing.refusal.clone(),
         }
+    }
+
+    /// What stands in for the files of configured plugins.
+    fn overrides(&self, wanted: &[PluginConfig]) -> BTreeMap<String, Override> {
+        let configured = |name: &String| wanted.iter().any(|config| config.name == *name);
+        self.versions.overrides().into_iter().filter(|(name, _)| configured(name)).collect()
     }
 
     /// Tells of every new generation.
@@ -98,18 +157,36 @@ impl Policies {
         self.generation.subscribe()
     }
 
+    /// The configuration of the set in force.
+    pub(super) fn wanted(&self) -> Vec<PluginConfig> {
+        self.standing().wanted.clone()
+    }
+
+    /// Waits for the next version that failed too often.
+    pub(super) async fn next_alarm(&self) -> Alarm {
+        self.runtime.alarms.next().await
+    }
+
+    /// Counts a quarantine.
+    pub(super) fn quarantined(&self, plugin: &str) {
+        self.runtime.metrics.quarantined(plugin);
+    }
+
     async fn prepare_aside(
         &self,
-        plugins: Vec<PluginConfig>,
+        wanted: Vec<Wanted>,
         before: Arc<PolicySet>,
     ) -> Result<Vec<Arc<Plugin>>, Refused> {
-        let runtime = Arc::clone(&self.runtime);
-        let aside = tokio::task::spawn_blocking(move || prepare(&runtime, &plugins, before.plugins()));
-        aside.await.unwrap_or_else(|e| {
-            Err(Refused {
-                problems: vec![Problem::general(format!("preparing the plugins ended early: {e}"))],
-            })
-        })
+        let (runtime, versions) = (Arc::clone(&self.runtime), Arc::clone(&self.versions));
+        let aside = tokio::task::spawn_blocking(move || {
+            let prepared = prepare(&runtime, &versions, &wanted, before.plugins())?;
+            let by_hand = wanted.iter().any(|one| one.by_hand.is_some());
+            settle(&versions, prepared, by_hand)
+        });
+        let ended = |e| Refused {
+            problems: vec![Problem::general(format!("preparing the plugins ended early: {e}"))],
+        };
+        aside.await.unwrap_or_else(|e| Err(ended(e)))
     }
 
     /// Keeps a refusal for the status. One that says the same as the last is not logged
@@ -138,6 +215,59 @@ impl std::fmt::Debug for Policies {
     }
 }
 
+/// Prepares the first set: what is wanted, else what was in force before this process. With
+/// the reasons in the second case.
+fn first(
+    runtime: &Arc<Runtime>,
+    versions: &Versions,
+    plugins: &[PluginConfig],
+) -> Result<(Prepared, Option<Refused>), Refused> {
+    let wanted = |by_hand: &dyn Fn(&str) -> Option<ByHand>| -> Vec<Wanted> {
+        plugins
+            .iter()
+            .map(|config| Wanted { config: config.clone(), by_hand: by_hand(&config.name) })
+            .collect()
+    };
+    let prepared = prepare(runtime, versions, &wanted(&|_| None), &[]);
+    let (prepared, refused) = match prepared {
+        Ok(prepared) => (prepared, None),
+        Err(refused) => {
+            let in_force = versions.in_force();
+            let before = |name: &str| {
+                let pick = Pick::Kept(in_force.get(name)?.clone());
+                Some(ByHand { pick, cause: None, why: "restart".to_owned(), against: None })
+            };
+            let earlier = prepare(runtime, versions, &wanted(&before), &[]);
+            (earlier.map_err(|_| refused.clone())?, Some(refused))
+        }
+    };
+    let Prepared { plugins, changes } = prepared;
+    let plugins = settle(versions, Prepared { plugins, changes }, false)?;
+    Ok((Prepared { plugins, changes: Vec::new() }, refused))
+}
+
+/// Keeps what a prepared set means for the versions, before it comes in force.
+///
+/// # Errors
+/// When the disk does not take what was said by hand: a restart would not come up with it.
+/// What files say stands in the files.
+fn settle(versions: &Versions, prepared: Prepared, by_hand: bool) -> Result<Vec<Arc<Plugin>>, Refused> {
+    match versions.settle(prepared.changes) {
+        Ok(()) => {}
+        Err(error) if by_hand => {
+            let why = format!("the version cannot be kept: {error:#}; nothing was changed");
+            return Err(Refused { problems: vec![Problem::general(why)] });
+        }
+        Err(error) => {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "versions cannot be kept; a restart takes the files as they are"
+            );
+        }
+    }
+    Ok(prepared.plugins)
+}
+
 fn is_same(before: &[Arc<Plugin>], after: &[Arc<Plugin>]) -> bool {
     before.len() == after.len() && before.iter().zip(after).all(|(a, b)| Arc::ptr_eq(a, b))
 }
@@ -158,83 +288,4 @@ fn changes(before: &[Arc<Plugin>], after: &[Arc<Plugin>]) -> String {
     let gone = before.iter().filter(|old| after.iter().all(|new| new.version.name != old.version.name));
     words.extend(gone.map(|old| format!("{} (gone)", old.version.name)));
     if words.is_empty() { "none".to_owned() } else { words.join(", ") }
-}
-
-/// What `GET /v1/plugins` shows.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Status {
-    /// The set in force.
-    pub generation: Generation,
-    /// Since when it is in force.
-    #[serde(with = "humantime_serde")]
-    pub since: SystemTime,
-    /// Its plugins, in configured order.
-    pub plugins: Vec<PluginStatus>,
-    /// The candidate that was refused and has not been replaced by a good one since.
-    pub last_refusal: Option<Refusal>,
-}
-
-/// One plugin in force.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct PluginStatus {
-    /// Its name.
-    pub name: String,
-    /// Its file.
-    pub path: PathBuf,
-    /// The SHA-256 of the file that is in force, in hex. Versions show the first 12 digits.
-    pub hash: String,
-    /// The interfaces that it exports.
-    pub hooks: Vec<&'static str>,
-    /// The version of the contract it was built for.
-    pub wit_version: String,
-    /// The file's size.
-    pub size: ByteSize,
-    /// What happens when it fails.
-    pub on_error: OnError,
-    /// The most that one call may take.
-    #[serde(with = "humantime_serde")]
-    pub deadline: Duration,
-    /// The most memory of an instance.
-    pub memory: ByteSize,
-    /// Whether a newer version waits that was refused.
-    pub state: PluginState,
-}
-
-/// How a plugin in force stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PluginState {
-    /// It is what the configuration and the files want.
-    Running,
-    /// Its newer version, or its newer settings, were refused; see the last refusal.
-    UpdateRefused,
-}
-
-/// A candidate set that was refused.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Refusal {
-    /// When it was refused first.
-    #[serde(with = "humantime_serde")]
-    pub at: SystemTime,
-    /// Everything that is wrong with it.
-    pub errors: Vec<String>,
-    /// The names of the plugins with problems.
-    #[serde(skip)]
-    plugins: Vec<String>,
-}
-
-fn plugin_status(plugin: &Plugin, refusal: &Option<Refusal>) -> PluginStatus {
-    let refused = refusal.as_ref().is_some_and(|refusal| refusal.plugins.contains(&plugin.config.name));
-    PluginStatus {
-        name: plugin.config.name.clone(),
-        path: plugin.path().to_path_buf(),
-        hash: plugin.module.hash.clone(),
-        hooks: plugin.module.hooks.names(),
-        wit_version: plugin.module.wit_version.clone(),
-        size: ByteSize::b(plugin.module.size as u64),
-        on_error: plugin.config.on_error,
-        deadline: plugin.config.deadline,
-        memory: plugin.config.memory,
-        state: if refused { PluginState::UpdateRefused } else { PluginState::Running },
-    }
 }

@@ -21,7 +21,7 @@ use crate::policy::config::PluginConfig;
 use crate::policy::guest::module;
 use crate::policy::plugin::Plugin;
 use crate::policy::policies::Policies;
-use crate::policy::set::{Problem, Refused};
+use crate::policy::prepare::{Problem, Refused};
 
 /// The most that events can put a look off, in times of the quiet that is wanted.
 const LONGEST_NOISE: u32 = 20;

@@ -17,6 +17,7 @@ use crate::policy::guest::host::{HostState, cut};
 use crate::policy::guest::module::causes;
 use crate::policy::guest::questions::Room;
 use crate::policy::guest::ticker::ticks;
+use crate::policy::on_error::FailureKind;
 use crate::policy::plugin::Plugin;
 
 /// The least time that instantiation and `init` get: they run once, and build word lists.
@@ -24,34 +25,6 @@ const START_DEADLINE: Duration = Duration::from_secs(1);
 /// How wasmtime says that an answer or argument is larger than the host takes at once. Its
 /// error type is private.
 const TOO_MUCH_DATA: &str = "fuel allocated for hostcalls has been exhausted";
-
-/// How a plugin failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::policy) enum FailureKind {
-    /// It trapped.
-    Trap,
-    /// It ran past its deadline.
-    Deadline,
-    /// It failed after it wanted more memory than it may have.
-    Memory,
-    /// It answered what makes no sense.
-    BadAnswer,
-    /// It could not be instantiated, or `init` refused.
-    Start,
-}
-
-impl FailureKind {
-    /// The kind as metrics name it.
-    pub(in crate::policy) fn as_str(self) -> &'static str {
-        match self {
-            Self::Trap => "trap",
-            Self::Deadline => "deadline",
-            Self::Memory => "memory",
-            Self::BadAnswer => "bad-answer",
-            Self::Start => "start",
-        }
-    }
-}
 
 /// A failed call: the second half of a sentence that begins with the plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -13,6 +13,7 @@ use crate::policy::guest::host::HostState;
 use crate::policy::guest::state::States;
 use crate::policy::guest::ticker::Ticker;
 use crate::policy::metrics::Metrics;
+use crate::policy::versions::Alarms;
 
 /// The instance of WASI that makes a guest wait, in the version that `wasmtime-wasi` links.
 const WASI_POLL: &str = "wasi:io/poll@0.2.12";
@@ -28,6 +29,8 @@ pub struct Runtime {
     pub(in crate::policy) linker: Linker<HostState>,
     pub(in crate::policy) metrics: Metrics,
     pub(in crate::policy) states: States,
+    /// Versions that failed too often.
+    pub(in crate::policy) alarms: Alarms,
     _ticker: Ticker,
 }
 
@@ -41,7 +44,14 @@ impl Runtime {
         let linker = linker(&engine).map_err(anyhow::Error::msg)?;
         let ticker = Ticker::start(&engine).context("no thread for the plugins' deadlines")?;
         let metrics = Metrics::register(registry);
-        Ok(Arc::new(Self { engine, linker, metrics, states: States::default(), _ticker: ticker }))
+        Ok(Arc::new(Self {
+            engine,
+            linker,
+            metrics,
+            states: States::default(),
+            alarms: Alarms::default(),
+            _ticker: ticker,
+        }))
     }
 }
 

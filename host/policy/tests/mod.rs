@@ -2,6 +2,7 @@
 
 mod batches;
 mod rooms_and_absent;
+mod steering;
 mod swaps;
 mod watching;
 mod world;
@@ -32,7 +33,7 @@ pub(super) fn unruly(name: &str) -> PluginConfig {
 }
 
 pub(super) fn with(config: PluginConfig, on_error: OnError) -> PluginConfig {
-    PluginConfig { on_error, ..config }
+    PluginConfig { on_error: on_error.into(), ..config }
 }
 
 pub(super) fn configured(config: PluginConfig, json: serde_json::Value) -> PluginConfig {

@@ -1,0 +1,184 @@
+//! What happens to a message when a plugin fails on it, for each way to fail.
+
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// What happens to a message when a plugin fails on it: traps, runs past its deadline, needs
+/// more memory than it may have, or answers what makes no sense.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnError {
+    /// It goes on as if the plugin were not there.
+    #[default]
+    Pass,
+    /// It is delivered to nobody.
+    Drop,
+    /// It goes to the dead-letter topic; the reason names plugin, version and error.
+    DeadLetter,
+    /// Its partition waits and tries again, until the plugin is mended or replaced.
+    Stall,
+}
+
+impl OnError {
+    /// The choice as it stands in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::DeadLetter => "dead-letter",
+            Self::Stall => "stall",
+        }
+    }
+}
+
+/// How a plugin failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FailureKind {
+    /// It trapped.
+    Trap,
+    /// It ran past its deadline.
+    Deadline,
+    /// It failed after it wanted more memory than it may have.
+    Memory,
+    /// It answered what makes no sense.
+    BadAnswer,
+    /// It could not be instantiated, or `init` refused.
+    Start,
+}
+
+impl FailureKind {
+    /// The kind as metrics and the configuration name it.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Deadline => "deadline",
+            Self::Memory => "memory",
+            Self::BadAnswer => "bad-answer",
+            Self::Start => "start",
+        }
+    }
+}
+
+/// What happens for each way to fail. In the configuration one word for all of them, or a
+/// table: `{ default = "pass", trap = "dead-letter", deadline = "stall" }`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case", remote = "Self")]
+pub struct OnErrors {
+    /// Where nothing else is said.
+    pub default: OnError,
+    /// It trapped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trap: Option<OnError>,
+    /// It ran past its deadline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<OnError>,
+    /// It failed after it wanted more memory than it may have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<OnError>,
+    /// It answered what makes no sense.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bad_answer: Option<OnError>,
+    /// An instance of it could not be started, though one could when its version was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start: Option<OnError>,
+}
+
+impl OnErrors {
+    /// What happens when the plugin fails in this way.
+    pub(super) fn on(&self, kind: FailureKind) -> OnError {
+        let special = match kind {
+            FailureKind::Trap => self.trap,
+            FailureKind::Deadline => self.deadline,
+            FailureKind::Memory => self.memory,
+            FailureKind::BadAnswer => self.bad_answer,
+            FailureKind::Start => self.start,
+        };
+        special.unwrap_or(self.default)
+    }
+
+    /// Whether any way to fail stalls.
+    pub(super) fn may_stall(&self) -> bool {
+        let special = [self.trap, self.deadline, self.memory, self.bad_answer, self.start];
+        self.default == OnError::Stall || special.contains(&Some(OnError::Stall))
+    }
+}
+
+impl From<OnError> for OnErrors {
+    fn from(all: OnError) -> Self {
+        Self { default: all, ..Self::default() }
+    }
+}
+
+impl<'de> Deserialize<'de> for OnErrors {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordOrTable;
+
+        impl<'de> Visitor<'de> for WordOrTable {
+            type Value = OnErrors;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("`pass`, `drop`, `dead-letter`, `stall`, or a table of them by kind of error")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<OnErrors, E> {
+                OnError::deserialize(StrDeserializer::new(word)).map(OnErrors::from)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<OnErrors, A::Error> {
+                OnErrors::deserialize(MapAccessDeserializer::new(table))
+            }
+        }
+
+        deserializer.deserialize_any(WordOrTable)
+    }
+}
+
+impl Serialize for OnErrors {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if *self == Self::from(self.default) {
+            return self.default.serialize(serializer);
+        }
+        Self::serialize(self, serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    struct Section {
+        on_error: OnErrors,
+    }
+
+    fn read(text: &str) -> Result<OnErrors, String> {
+        toml::from_str::<Section>(text).map(|section| section.on_error).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn one_word_is_for_all_and_a_table_for_each() {
+        let all = read("on_error = \"dead-letter\"").unwrap();
+        assert_eq!(all.on(FailureKind::Trap), OnError::DeadLetter);
+        let table = read("on_error = { default = \"drop\", bad-answer = \"stall\" }").unwrap();
+        assert_eq!(table.on(FailureKind::BadAnswer), OnError::Stall);
+        assert_eq!(table.on(FailureKind::Deadline), OnError::Drop);
+        assert!(table.may_stall() && !all.may_stall());
+        assert_eq!(read("on_error = { trap = \"drop\" }").unwrap().on(FailureKind::Start), OnError::Pass);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert!(read("on_error = \"explode\"").unwrap_err().contains("explode"));
+        assert!(read("on_error = { oops = \"drop\" }").unwrap_err().contains("oops"));
+        assert!(read("on_error = 3").unwrap_err().contains("a table of them by kind"));
+    }
+
+    #[test]
+    fn it_is_shown_as_it_would_be_written() {
+        let json = |errors: OnErrors| serde_json::to_string(&errors).unwrap();
+        assert_eq!(json(OnError::Stall.into()), "\"stall\"");
+        let table = OnErrors { memory: Some(OnError::Drop), ..OnErrors::default() };
+        assert_eq!(json(table), r#"{"default":"pass","memory":"drop"}"#);
+    }
+}

@@ -1,0 +1,126 @@
+//! What `GET /v1/plugins` shows: the set in force, and what stands against what is wanted.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use bytesize::ByteSize;
+
+use crate::policy::on_error::OnErrors;
+use crate::policy::plugin::Plugin;
+use crate::policy::set::Generation;
+use crate::policy::versions::{Cause, Override};
+
+/// What `GET /v1/plugins` shows.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Status {
+    /// The set in force.
+    pub generation: Generation,
+    /// Since when it is in force.
+    #[serde(with = "humantime_serde")]
+    pub since: SystemTime,
+    /// Its plugins, in configured order.
+    pub plugins: Vec<PluginStatus>,
+    /// What decides instead of plugins' files: pushed, gone back to, or because the file's
+    /// version is in quarantine. A plugin that is left out has no version here.
+    pub overrides: BTreeMap<String, Override>,
+    /// The candidate that was refused and has not been replaced by a good one since.
+    pub last_refusal: Option<Refusal>,
+}
+
+impl Status {
+    /// What a person should look at: failing versions, refused ones.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (plugin, instead) in &self.overrides {
+            if instead.cause == Cause::Quarantined {
+                let then = instead.with.as_ref().map_or_else(
+                    || "the chain goes on without it".to_owned(),
+                    |hash| format!("version {} decides instead", &hash[..12]),
+                );
+                warnings.push(format!("plugin `{plugin}` was {}; {then}", instead.why));
+            }
+        }
+        for plugin in self.plugins.iter().filter(|plugin| plugin.state == PluginState::Failing) {
+            let name = &plugin.name;
+            warnings
+                .push(format!("plugin `{name}` fails too often, and there is no good version to go back to"));
+        }
+        if let Some(refusal) = &self.last_refusal {
+            warnings.push(format!("new policies are refused: {}", refusal.errors.join("; ")));
+        }
+        warnings
+    }
+}
+
+/// One plugin in force.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct PluginStatus {
+    /// Its name.
+    pub name: String,
+    /// Its file.
+    pub path: PathBuf,
+    /// The SHA-256 of the file that is in force, in hex. Versions show the first 12 digits.
+    pub hash: String,
+    /// The interfaces that it exports.
+    pub hooks: Vec<&'static str>,
+    /// The version of the contract it was built for.
+    pub wit_version: String,
+    /// The file's size.
+    pub size: ByteSize,
+    /// What happens when it fails.
+    pub on_error: OnErrors,
+    /// The most that one call may take.
+    #[serde(with = "humantime_serde")]
+    pub deadline: Duration,
+    /// The most memory of an instance.
+    pub memory: ByteSize,
+    /// Whether a newer version waits that was refused.
+    pub state: PluginState,
+}
+
+/// How a plugin in force stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PluginState {
+    /// It is what the configuration and the files want.
+    Running,
+    /// Its newer version, or its newer settings, were refused; see the last refusal.
+    UpdateRefused,
+    /// It has failed too often, and there was no good version to go back to.
+    Failing,
+}
+
+/// A candidate set that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Refusal {
+    /// When it was refused first.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
+    /// Everything that is wrong with it.
+    pub errors: Vec<String>,
+    /// The names of the plugins with problems.
+    #[serde(skip)]
+    pub(super) plugins: Vec<String>,
+}
+
+pub(super) fn plugin_status(plugin: &Plugin, refusal: &Option<Refusal>) -> PluginStatus {
+    let refused = refusal.as_ref().is_some_and(|refusal| refusal.plugins.contains(&plugin.config.name));
+    let state = match () {
+        () if plugin.failures.too_many() => PluginState::Failing,
+        () if refused => PluginState::UpdateRefused,
+        () => PluginState::Running,
+    };
+    PluginStatus {
+        name: plugin.config.name.clone(),
+        path: plugin.path().to_path_buf(),
+        hash: plugin.module.hash.clone(),
+        hooks: plugin.module.hooks.names(),
+        wit_version: plugin.module.wit_version.clone(),
+        size: ByteSize::b(plugin.module.size as u64),
+        on_error: plugin.config.on_error,
+        deadline: plugin.config.deadline,
+        memory: plugin.config.memory,
+        state,
+    }
+}

@@ -1,0 +1,169 @@
+//! Versions that come in force by hand instead of by file, and the quarantine of those that
+//! fail too often. Everything takes effect between two batches, as a swap by file does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::policy::policies::Policies;
+use crate::policy::prepare::{ByHand, Pick, Problem, Refused};
+use crate::policy::set::Generation;
+use crate::policy::versions::{Against, Alarm, Cause, KeptVersion, Record, Then};
+
+/// A version that arrives by hand instead of by file.
+#[derive(Clone, Debug)]
+pub struct Upload {
+    /// The plugin whose new version it is: a configured one.
+    pub name: String,
+    /// The file.
+    pub bytes: Vec<u8>,
+}
+
+impl Policies {
+    /// Puts these versions in force together, or none of them. Each decides until the
+    /// plugin's file changes, or until it is gone back from or released.
+    ///
+    /// # Errors
+    /// With everything that is wrong with any of them.
+    pub async fn push(&self, uploads: Vec<Upload>) -> Result<Generation, Refused> {
+        let pushed = |upload: Upload| {
+            let pick = Pick::Upload(upload.bytes.into());
+            (upload.name, by_hand(pick, Cause::Pushed, "pushed"))
+        };
+        self.steer(uploads.into_iter().map(pushed).collect()).await
+    }
+
+    /// Goes back to an earlier version of a plugin: the one whose hash begins so, else the last
+    /// good one before the one in force.
+    ///
+    /// # Errors
+    /// When there is no such version, or it does not start any more.
+    pub async fn rollback(&self, plugin: &str, to: Option<&str>) -> Result<Generation, Refused> {
+        let record = self.versions.record(plugin).unwrap_or_default();
+        let target = match to {
+            Some(prefix) => record.find(prefix),
+            None => record.last_good().ok_or_else(|| "has no good version to go back to".to_owned()),
+        };
+        let hash = target.map_err(|why| self.problem(plugin, why))?.hash.clone();
+        let back = ByHand {
+            against: Some(Against::RolledBack),
+            ..by_hand(Pick::Kept(hash), Cause::RolledBack, "rolled back")
+        };
+        self.steer(BTreeMap::from([(plugin.to_owned(), back)])).await
+    }
+
+    /// Ends what stands in for a plugin's file (a push, a rollback, a quarantine): the file
+    /// decides again.
+    ///
+    /// # Errors
+    /// When the file is refused.
+    pub async fn release(&self, plugin: &str) -> Result<Generation, Refused> {
+        let released = ByHand { pick: Pick::File, cause: None, why: "released".into(), against: None };
+        self.steer(BTreeMap::from([(plugin.to_owned(), released)])).await
+    }
+
+    /// What is kept of a plugin, the version that came in force last first. `None` for a name
+    /// that was never in force.
+    pub fn versions(&self, plugin: &str) -> Option<Vec<KeptVersion>> {
+        self.versions.record(plugin).map(|record| record.versions)
+    }
+
+    async fn steer(&self, by_hand: BTreeMap<String, ByHand>) -> Result<Generation, Refused> {
+        let replacing = self.replacing().await;
+        let configured = self.wanted();
+        let unknown = |name: &&String| !configured.iter().any(|config| config.name == **name);
+        let problems: Vec<Problem> =
+            by_hand.keys().filter(unknown).map(|name| not_configured(name)).collect();
+        if !problems.is_empty() {
+            return Err(Refused { problems });
+        }
+        self.switch(&replacing, configured, by_hand).await
+    }
+
+    /// Takes a version out of force that failed too often.
+    async fn quarantine(&self, alarm: &Alarm) {
+        let current = self.current();
+        let failing = |plugin: &&Arc<crate::policy::plugin::Plugin>| {
+            plugin.config.name == alarm.plugin && plugin.module.hash == alarm.hash
+        };
+        // It may have been replaced meanwhile.
+        let Some(plugin) = current.plugins().iter().find(failing) else { return };
+        let why = format!("quarantined: {}: it {}", plugin.failures.limit(), alarm.last);
+        let record = self.versions.record(&alarm.plugin).unwrap_or_default();
+        for pick in ways_out(plugin.failures.then(), &record) {
+            let out = ByHand {
+                against: Some(Against::Quarantined(why.clone())),
+                ..by_hand(pick.clone(), Cause::Quarantined, &why)
+            };
+            match self.steer(BTreeMap::from([(alarm.plugin.clone(), out)])).await {
+                Ok(generation) => {
+                    let plugin = &plugin.version;
+                    self.quarantined(&alarm.plugin);
+                    tracing::error!(%plugin, %generation, then = describe(&pick), "{why}");
+                    return;
+                }
+                Err(refused) => tracing::warn!(%refused, "an earlier version does not start any more"),
+            }
+        }
+        let on_error = serde_json::to_string(&plugin.config.on_error).unwrap_or_default();
+        tracing::error!(
+            plugin = %plugin.version, on_error,
+            "{}: it {}; there is no good version to go back to, so it stays and its `on_error` decides",
+            plugin.failures.limit(), alarm.last
+        );
+    }
+
+    fn problem(&self, plugin: &str, message: String) -> Refused {
+        let wanted = self.wanted();
+        let config = wanted.iter().find(|config| config.name == plugin);
+        let problem = config.map_or_else(|| not_configured(plugin), |config| Problem::of(config, message));
+        Refused { problems: vec![problem] }
+    }
+}
+
+/// Looks after the versions in force until shutdown: takes those out that fail too often.
+pub async fn supervise(policies: Arc<Policies>, shutdown: CancellationToken) {
+    let work = async {
+        loop {
+            let alarm = policies.next_alarm().await;
+            policies.quarantine(&alarm).await;
+        }
+    };
+    // Giving up in the middle is harmless: sets change in one step.
+    shutdown.run_until_cancelled(work).await;
+}
+
+fn by_hand(pick: Pick, cause: Cause, why: &str) -> ByHand {
+    ByHand { pick, cause: Some(cause), why: why.to_owned(), against: None }
+}
+
+/// What is tried in place of a failing version, in this order. Nothing where the failing one
+/// came by quarantine itself: two versions that fail alike fail because of the records, and
+/// whoever sends those must not take the policies back to their beginnings.
+fn ways_out(then: Then, record: &Record) -> Vec<Pick> {
+    let fails_alike = record.instead.as_ref().is_some_and(|instead| instead.cause == Cause::Quarantined);
+    let in_force = record.in_force.as_deref();
+    let good = |version: &&KeptVersion| version.against.is_none() && Some(version.hash.as_str()) != in_force;
+    match then {
+        Then::Without => vec![Pick::Without],
+        Then::LastGood if fails_alike => Vec::new(),
+        Then::LastGood => {
+            record.versions.iter().filter(good).map(|version| Pick::Kept(version.hash.clone())).collect()
+        }
+        Then::Never => Vec::new(),
+    }
+}
+
+fn describe(pick: &Pick) -> String {
+    match pick {
+        Pick::Kept(hash) => format!("back to {}", &hash[..12]),
+        _ => "on without it".to_owned(),
+    }
+}
+
+fn not_configured(plugin: &str) -> Problem {
+    Problem::general(format!(
+        "plugin `{plugin}` is not configured; add a [[plugin]] of this name, then push its versions"
+    ))
+}

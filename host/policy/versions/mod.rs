@@ -1,0 +1,190 @@
+//! The versions of each plugin: what there was, when and why it came and went, and what decides
+//! instead of a plugin's file because it was pushed, gone back to, or put in quarantine.
+//!
+//! - `record`: what is remembered of one plugin, and the rules. Pure.
+//! - `store`: the folder (or memory) that keeps it.
+//! - `quarantine`: when a version has failed too often.
+//!
+//! What stands in for a file holds for that very content of the file: a new file ends it.
+
+mod quarantine;
+mod record;
+mod store;
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+pub(super) use quarantine::{Alarm, Alarms, Failures};
+pub use quarantine::{QuarantineConfig, Then};
+pub use record::{Against, Cause, Event, KeptVersion, Override, Turn};
+pub(super) use record::{Choice, Record};
+
+use store::Store;
+
+/// How many versions of a plugin are kept in memory, where there is no folder.
+const KEPT_IN_MEMORY: usize = 3;
+
+/// What is kept of all plugins. One for each gateway.
+#[derive(Debug)]
+pub struct Versions {
+    keep: usize,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    store: Store,
+    records: BTreeMap<String, Record>,
+}
+
+/// What a new policy set means for one plugin.
+#[derive(Debug)]
+pub(super) struct Change {
+    pub(super) plugin: String,
+    /// The version in force from now on; none when there is none.
+    pub(super) to: Option<(String, Arc<[u8]>)>,
+    pub(super) why: String,
+    /// What stands in for the file from now on; none when the file decides.
+    pub(super) instead: Option<Override>,
+    /// What is held against the version that was in force.
+    pub(super) against: Option<Against>,
+}
+
+impl Versions {
+    /// Kept for as long as the process lives: the last three of each plugin.
+    pub fn in_memory() -> Self {
+        let kept = Kept { store: Store::Memory(BTreeMap::new()), records: BTreeMap::new() };
+        Self { keep: KEPT_IN_MEMORY, kept: Mutex::new(kept) }
+    }
+
+    /// Kept in a folder, which no other gateway may use: the last `keep` of each plugin, and
+    /// the ones in use.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, or another gateway uses it.
+    pub fn in_folder(folder: &Path, keep: usize) -> anyhow::Result<Self> {
+        let (store, records) = Store::open(folder)?;
+        Ok(Self { keep, kept: Mutex::new(Kept { store, records }) })
+    }
+
+    /// What decides for a plugin whose file has this hash.
+    pub(super) fn choose(&self, plugin: &str, file: Option<&str>) -> Choice {
+        self.lock().records.get(plugin).map_or(Choice::File, |record| record.choose(file))
+    }
+
+    /// The file of a kept version.
+    ///
+    /// # Errors
+    /// When it is not kept, or was tampered with.
+    pub(super) fn file(&self, hash: &str) -> Result<Arc<[u8]>, String> {
+        self.lock().store.get(hash)
+    }
+
+    /// What is remembered of a plugin.
+    pub(super) fn record(&self, plugin: &str) -> Option<Record> {
+        self.lock().records.get(plugin).cloned()
+    }
+
+    /// What stands in for files, by plugin.
+    pub(super) fn overrides(&self) -> Vec<(String, Override)> {
+        let kept = self.lock();
+        let instead = |(name, record): (&String, &Record)| Some((name.clone(), record.instead.clone()?));
+        kept.records.iter().filter_map(instead).collect()
+    }
+
+    /// Keeps what a new set means for its plugins.
+    ///
+    /// # Errors
+    /// When the disk does not take it: what was kept before stays true for the plugins that
+    /// come after the failing one.
+    pub(super) fn settle(&self, changes: Vec<Change>) -> anyhow::Result<()> {
+        let now = SystemTime::now();
+        let mut kept = self.lock();
+        let Kept { store, records } = &mut *kept;
+        let mut changed = false;
+        for change in changes {
+            let before = records.get(&change.plugin).cloned().unwrap_or_default();
+            let after = applied(&before, &change, self.keep, now);
+            if after == before {
+                continue;
+            }
+            if let Some((hash, bytes)) = &change.to {
+                store.put(hash, bytes)?;
+            }
+            store.remember(&change.plugin, &after)?;
+            records.insert(change.plugin, after);
+            changed = true;
+        }
+        if changed {
+            let used = records.values().flat_map(|record| &record.versions);
+            let used: HashSet<&str> = used.map(|version| version.hash.as_str()).collect();
+            store.sweep(&used);
+        }
+        Ok(())
+    }
+
+    /// The plugins that had a version in force when this was written.
+    pub(super) fn in_force(&self) -> BTreeMap<String, String> {
+        let kept = self.lock();
+        let in_force = |(name, record): (&String, &Record)| Some((name.clone(), record.in_force.clone()?));
+        kept.records.iter().filter_map(in_force).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn applied(before: &Record, change: &Change, keep: usize, now: SystemTime) -> Record {
+    let mut after = before.clone();
+    let to = change.to.as_ref().map(|(hash, bytes)| (hash.as_str(), bytes.len() as u64));
+    let left = before.in_force.clone().filter(|left| Some(left.as_str()) != to.map(|(hash, _)| hash));
+    after.turn(to, &change.why, now);
+    if let (Some(left), Some(against)) = (left, &change.against) {
+        after.hold_against(&left, against.clone());
+    }
+    after.instead = change.instead.clone();
+    after.prune(keep);
+    after
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(plugin: &str, content: &[u8]) -> Change {
+        let bytes: Arc<[u8]> = Arc::from(content);
+        let to = Some((crate::policy::guest::module::hash(&bytes), bytes));
+        Change { plugin: plugin.into(), to, why: "its file".into(), instead: None, against: None }
+    }
+
+    #[test]
+    fn what_is_forgotten_leaves_the_folder_and_what_is_kept_survives() {
+        let folder = tempfile::tempdir().unwrap();
+        let versions = Versions::in_folder(folder.path(), 2).unwrap();
+        for content in [b"one", b"two", b"six"] {
+            versions.settle(vec![change("p", content)]).unwrap();
+        }
+        let record = versions.record("p").unwrap();
+        assert_eq!(record.versions.len(), 2);
+        assert_eq!(std::fs::read_dir(folder.path().join("versions")).unwrap().count(), 2);
+        drop(versions);
+        let versions = Versions::in_folder(folder.path(), 2).unwrap();
+        assert_eq!(versions.record("p"), Some(record.clone()));
+        assert_eq!(versions.in_force().get("p"), record.in_force.as_ref());
+        assert_eq!(*versions.file(&record.last_good().unwrap().hash).unwrap(), *b"two");
+    }
+
+    #[test]
+    fn memory_keeps_the_last_three() {
+        let versions = Versions::in_memory();
+        for content in 0..10_u8 {
+            versions.settle(vec![change("p", &[content])]).unwrap();
+        }
+        let record = versions.record("p").unwrap();
+        assert_eq!(record.versions.len(), 3);
+        assert!(record.versions.iter().all(|version| versions.file(&version.hash).is_ok()));
+    }
+}
