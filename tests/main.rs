@@ -17,4 +17,5 @@ mod soak;
 mod steering;
 mod support;
 mod support_works;
+mod trials;
 mod versions;

@@ -146,7 +146,7 @@ impl Config {
 
     fn take_paths_from(&mut self, base: &Path) {
         for plugin in &mut self.plugin {
-            plugin.take_path_from(base);
+            plugin.take_paths_from(base);
         }
         self.policies.take_paths_from(base);
         if let Some(file) = &mut self.admin.token_file {

@@ -11,6 +11,7 @@ use bytesize::ByteSize;
 use crate::policy::intake::{self, Intake};
 use crate::policy::on_error::OnErrors;
 use crate::policy::registry;
+use crate::policy::trial::TrialConfig;
 use crate::policy::trust::Trust;
 use crate::policy::versions::{QuarantineConfig, Versions};
 
@@ -31,6 +32,9 @@ pub struct PluginConfig {
     /// error. For `grouping`, `drop` and `dead-letter` mean `pass` (a room cannot be dropped);
     /// for `offline`, everything but `stall` means that the plugin has no opinion.
     pub on_error: OnErrors,
+    /// A candidate that decides for some rooms, or only looks on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialConfig>,
     /// When a version that fails goes out of force by itself, and what decides then.
     pub quarantine: QuarantineConfig,
     /// The most that one call may take, whatever the size of its batch. Rounded up to the
@@ -51,6 +55,7 @@ impl Default for PluginConfig {
             path: PathBuf::new(),
             sha256: None,
             on_error: OnErrors::default(),
+            trial: None,
             quarantine: QuarantineConfig::default(),
             deadline: Duration::from_millis(50),
             memory: ByteSize::mib(64),
@@ -65,11 +70,18 @@ impl PluginConfig {
         Self { name: name.into(), path: path.into(), ..Self::default() }
     }
 
-    /// Makes a relative path relative to this folder.
-    pub fn take_path_from(&mut self, base: &Path) {
-        if !registry::is_reference(&self.path) {
-            self.path = base.join(&self.path);
+    /// Makes relative paths relative to this folder.
+    pub fn take_paths_from(&mut self, base: &Path) {
+        for path in [Some(&mut self.path), self.trial.as_mut().map(|trial| &mut trial.path)] {
+            if let Some(path) = path.filter(|path| !registry::is_reference(path)) {
+                *path = base.join(&*path);
+            }
         }
+    }
+
+    /// The files that it is made of: its own, and its candidate's.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(self.path.as_path()).chain(self.trial.iter().map(|trial| trial.path.as_path()))
     }
 
     /// What is wrong with these settings by themselves, each with its remedy.
@@ -81,9 +93,7 @@ impl PluginConfig {
         if self.path.as_os_str().is_empty() {
             mistakes.push("`path` is missing; give the plugin's .wasm file".to_owned());
         }
-        if let Some(Err(mistake)) = registry::reference(&self.path) {
-            mistakes.push(mistake);
-        }
+        mistakes.extend(self.paths().filter_map(|path| registry::reference(path)?.err()));
         let is_hash = |pin: &String| pin.len() == 64 && pin.bytes().all(|b| b.is_ascii_hexdigit());
         if !self.sha256.as_ref().is_none_or(is_hash) {
             mistakes.push("`sha256` must be 64 hex digits, as `sha256sum` prints them".to_owned());
@@ -98,6 +108,7 @@ impl PluginConfig {
             mistakes.push("`config` must be a table".to_owned());
         }
         mistakes.extend(self.quarantine.mistakes());
+        mistakes.extend(self.trial.iter().flat_map(TrialConfig::mistakes));
         mistakes
     }
 }

@@ -33,13 +33,13 @@ impl Intake {
     ///
     /// # Errors
     /// When it cannot be had.
-    pub(super) fn fetch(&self, config: &PluginConfig) -> Result<Arrived, String> {
-        if let Some(reference) = registry::reference(&config.path) {
+    pub(super) fn fetch(&self, path: &Path) -> Result<Arrived, String> {
+        if let Some(reference) = registry::reference(path) {
             return self.registries.fetch(&reference?);
         }
-        let bytes = module::read(&config.path)?;
+        let bytes = module::read(path)?;
         let asked = self.trust.asks_for_signatures();
-        let signature = if asked { trust::read_signature(&config.path)? } else { None };
+        let signature = if asked { trust::read_signature(path)? } else { None };
         Ok(Arrived { bytes: bytes.into(), signature: signature.map(Arc::from) })
     }
 
@@ -53,14 +53,14 @@ impl Intake {
 
     /// What tells whether a plugin's file, its signature or the trusted keys have changed; none
     /// where the file cannot be read.
-    pub(super) fn fingerprint(&self, config: &PluginConfig) -> Option<String> {
-        if registry::is_reference(&config.path) {
+    pub(super) fn fingerprint(&self, path: &Path) -> Option<String> {
+        if registry::is_reference(path) {
             // A digest names the same content for ever; the keys may change.
-            return Some(self.with_keys(config.path.display().to_string()));
+            return Some(self.with_keys(path.display().to_string()));
         }
-        let hash = module::hash(&module::read(&config.path).ok()?);
+        let hash = module::hash(&module::read(path).ok()?);
         Some(if self.trust.asks_for_signatures() {
-            let signature = std::fs::read(trust::beside(&config.path)).unwrap_or_default();
+            let signature = std::fs::read(trust::beside(path)).unwrap_or_default();
             self.with_keys(format!("{hash} {}", module::hash(&signature)))
         } else {
             hash
@@ -78,8 +78,8 @@ impl Intake {
 
 /// What to watch for these plugins: their files, the files' signatures, the keys.
 pub(super) fn paths(plugins: &[PluginConfig], trust: &Trust) -> Vec<PathBuf> {
-    let files = plugins.iter().map(|plugin| &plugin.path).filter(|path| !registry::is_reference(path));
-    let mut paths: Vec<PathBuf> = files.cloned().collect();
+    let files = plugins.iter().flat_map(PluginConfig::paths).filter(|path| !registry::is_reference(path));
+    let mut paths: Vec<PathBuf> = files.map(Path::to_path_buf).collect();
     if trust.asks_for_signatures() {
         let signatures: Vec<PathBuf> = paths.iter().map(|path| trust::beside(path)).collect();
         paths.extend(signatures);

@@ -74,6 +74,7 @@ mod set;
 mod status;
 mod steer;
 mod switch;
+mod trial;
 mod trust;
 mod versions;
 mod watch;
@@ -93,8 +94,11 @@ pub use prepare::{Problem, Refused};
 pub use set::{Generation, PolicySet};
 pub use status::{PluginState, PluginStatus, Refusal, Status};
 pub use steer::{Upload, supervise};
+pub use trial::{Budget, Difference, Differences, Mode, Share, TrialConfig, TrialStatus};
 pub use trust::{Trust, signature_as_text};
-pub use versions::{Against, Cause, Event, KeptVersion, Override, QuarantineConfig, Then, Turn, Versions};
+pub use versions::{
+    Against, Cause, Event, KeptVersion, Override, QuarantineConfig, Then, Tried, Turn, Versions,
+};
 pub use watch::{Sources, watch};
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The policy set in force, and its replacement: off to the side, as a whole, in one step.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -9,11 +10,11 @@ use tokio::sync::watch;
 use crate::policy::config::PluginConfig;
 use crate::policy::guest::aside::outside_async;
 use crate::policy::guest::runtime::Runtime;
-use crate::policy::intake::Intake;
+use crate::policy::intake::{Arrived, Intake};
 use crate::policy::plugin::Plugin;
 use crate::policy::prepare::{ByHand, Pick, Prepared, Problem, Refused, Wanted, prepare};
 use crate::policy::set::{Generation, PolicySet};
-use crate::policy::status::{Refusal, Status, plugin_status};
+use crate::policy::status::{PluginStatus, Refusal, Status, plugin_status};
 use crate::policy::switch::Switch;
 use crate::policy::versions::{Alarm, Override, Versions};
 
@@ -137,7 +138,11 @@ impl Policies {
     pub fn status(&self) -> Status {
         let set = self.current();
         let standing = self.standing();
-        let plugins = set.plugins().iter().map(|plugin| plugin_status(plugin, &standing.refusal)).collect();
+        let with_trial = |plugin: &Arc<Plugin>| PluginStatus {
+            last_trial: self.versions.record(&plugin.config.name).and_then(|record| record.tried),
+            ..plugin_status(plugin, &standing.refusal)
+        };
+        let plugins = set.plugins().iter().map(with_trial).collect();
         Status {
             generation: set.generation(),
             since: standing.since,
@@ -166,6 +171,13 @@ impl Policies {
     /// Where plugins come from and which are trusted.
     pub(super) fn intake(&self) -> &Intake {
         &self.runtime.intake
+    }
+
+    /// What stands at this path now, or in a registry.
+    pub(super) async fn fetch(&self, path: PathBuf) -> Result<Arrived, String> {
+        let runtime = Arc::clone(&self.runtime);
+        let fetched = tokio::task::spawn_blocking(move || runtime.intake.fetch(&path)).await;
+        fetched.unwrap_or_else(|e| Err(format!("cannot be read: {e}")))
     }
 
     /// Waits for the next version that failed too often.
@@ -239,7 +251,7 @@ fn first(
             let in_force = versions.in_force();
             let before = |name: &str| {
                 let pick = Pick::Kept(in_force.get(name)?.clone());
-                Some(ByHand { pick, cause: None, why: "restart".to_owned(), against: None })
+                Some(ByHand { pick, cause: None, why: "restart".to_owned(), against: None, tried: None })
             };
             let earlier = prepare(runtime, versions, &wanted(&before), &[]);
             (earlier.map_err(|_| refused.clone())?, Some(refused))

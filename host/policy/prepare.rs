@@ -13,8 +13,8 @@ use crate::policy::config::PluginConfig;
 use crate::policy::guest::module;
 use crate::policy::guest::runtime::Runtime;
 use crate::policy::intake::{Arrived, Intake};
-use crate::policy::plugin::Plugin;
-use crate::policy::versions::{Against, Cause, Change, Choice, Override, Versions};
+use crate::policy::plugin::{Candidate, Plugin};
+use crate::policy::versions::{Against, Cause, Change, Choice, Override, Tried, Versions};
 
 /// A plugin that is wanted.
 #[derive(Clone, Debug)]
@@ -34,6 +34,8 @@ pub(super) struct ByHand {
     pub(super) why: String,
     /// What is held against the version that was in force.
     pub(super) against: Option<Against>,
+    /// The candidate whose trial ends with this.
+    pub(super) tried: Option<Tried>,
 }
 
 /// Which version that is.
@@ -47,6 +49,8 @@ pub(super) enum Pick {
     Kept(String),
     /// None: the chain goes on without the plugin.
     Without,
+    /// What decides already.
+    Same,
 }
 
 /// A prepared set.
@@ -153,10 +157,12 @@ fn prepare_one(
 ) -> Result<(), String> {
     let change = decide(&runtime.intake, versions, wanted)?;
     if let Some((_, Arrived { bytes, .. })) = &change.to {
+        let candidate = candidate(&runtime.intake, versions, wanted, &change)?;
         let known: Vec<Arc<Plugin>> = in_force.iter().chain(&prepared.plugins).map(Arc::clone).collect();
         // A file from outside goes through compilers here; a bug of theirs must not end us.
-        let attempt =
-            catch_unwind(AssertUnwindSafe(|| Plugin::prepare(runtime, &wanted.config, bytes, &known)));
+        let attempt = catch_unwind(AssertUnwindSafe(|| {
+            Plugin::prepare(runtime, &wanted.config, bytes, candidate.as_ref(), &known)
+        }));
         let plugin = attempt.unwrap_or_else(|_| Err("made the compiler panic; is the file complete?".into()));
         prepared.plugins.push(plugin?);
     }
@@ -168,12 +174,13 @@ fn prepare_one(
 /// just now has to be the pinned one; what decides has to be trusted, each time.
 fn decide(intake: &Intake, versions: &Versions, wanted: &Wanted) -> Result<Change, String> {
     let (name, pin) = (&wanted.config.name, wanted.config.sha256.as_deref());
-    let file = intake.fetch(&wanted.config);
+    let file = intake.fetch(&wanted.config.path);
     let file_hash = file.as_ref().ok().map(|file| module::hash(&file.bytes));
     let known = versions.record(name).and_then(|record| record.instead);
     let change = |to, why: &str, instead| {
         let against = wanted.by_hand.as_ref().and_then(|by_hand| by_hand.against.clone());
-        Change { plugin: name.clone(), to, why: why.to_owned(), instead, against }
+        let tried = wanted.by_hand.as_ref().and_then(|by_hand| by_hand.tried.clone());
+        Change { plugin: name.clone(), to, why: why.to_owned(), instead, against, tried }
     };
     let trusted = |arrived: Arrived, pin: Option<&str>| {
         intake.check(name, &arrived, pin)?;
@@ -183,7 +190,8 @@ fn decide(intake: &Intake, versions: &Versions, wanted: &Wanted) -> Result<Chang
         let kept = trusted(versions.file(hash)?, pin);
         kept.map_err(|why| format!("has a kept version, {hash}, that {why}"))
     };
-    let Some(by_hand) = &wanted.by_hand else {
+    let by_hand = wanted.by_hand.as_ref().filter(|by_hand| !matches!(by_hand.pick, Pick::Same));
+    let Some(by_hand) = by_hand else {
         let why = known.as_ref().map_or("", |known| &known.why).to_owned();
         return Ok(match versions.choose(name, file_hash.as_deref()) {
             Choice::File => change(trusted(file?, pin)?, "its file", None),
@@ -199,7 +207,7 @@ fn decide(intake: &Intake, versions: &Versions, wanted: &Wanted) -> Result<Chang
         Pick::File => trusted(file?, pin)?,
         Pick::Upload(upload) => trusted(upload.clone(), pin)?,
         Pick::Kept(hash) => kept(hash, None)?,
-        Pick::Without => None,
+        Pick::Without | Pick::Same => None,
     };
     let with = to.as_ref().map(|(hash, _)| hash.clone());
     let instead = match by_hand.cause {
@@ -214,10 +222,32 @@ fn decide(intake: &Intake, versions: &Versions, wanted: &Wanted) -> Result<Chang
     Ok(change(to, &by_hand.why, instead))
 }
 
+/// The candidate to try, unless its trial ended already, or it is what decides anyway.
+fn candidate(
+    intake: &Intake,
+    versions: &Versions,
+    wanted: &Wanted,
+    change: &Change,
+) -> Result<Option<Candidate>, String> {
+    let Some(trial) = &wanted.config.trial else { return Ok(None) };
+    // A pin names the version that it is compared with.
+    let trusted = intake.fetch(&trial.path).and_then(|arrived| {
+        intake.check(&wanted.config.name, &arrived, None)?;
+        Ok(arrived.bytes)
+    });
+    let bytes = trusted.map_err(|why| format!("has a candidate ({}) that {why}", trial.path.display()))?;
+    let hash = module::hash(&bytes);
+    let tried = versions.record(&wanted.config.name).and_then(|record| record.tried);
+    let over = [tried.as_ref(), change.tried.as_ref()].into_iter().flatten().any(|tried| tried.hash == hash);
+    let decides = change.to.as_ref().is_some_and(|(deciding, _)| *deciding == hash);
+    Ok((!over && !decides).then(|| Candidate { config: trial.clone(), bytes, hash }))
+}
+
 /// What had a version in force and is not wanted any more.
 fn gone(versions: &Versions, wanted: &[Wanted]) -> Vec<Change> {
     let is_wanted = |name: &String| wanted.iter().any(|one| one.config.name == *name);
     let gone = versions.in_force().into_keys().filter(|name| !is_wanted(name));
     let why = || "taken out of the configuration".to_owned();
-    gone.map(|plugin| Change { plugin, to: None, why: why(), instead: None, against: None }).collect()
+    gone.map(|plugin| Change { plugin, to: None, why: why(), instead: None, against: None, tried: None })
+        .collect()
 }

@@ -66,9 +66,9 @@ pub async fn watch(policies: Arc<Policies>, sources: Sources, shutdown: Cancella
     shutdown.run_until_cancelled(work).await;
 }
 
-/// A plugin as it was wanted, and what its file is (with its signature and the keys, where they
-/// count); `None` where that could not be read.
-type Wanted = Vec<(PluginConfig, Option<String>)>;
+/// A plugin as it was wanted, and what its file and its candidate's are (with their signatures and
+/// the keys, where they count); `None` where one could not be read.
+type Wanted = Vec<(PluginConfig, Vec<Option<String>>)>;
 
 struct Follower {
     policies: Arc<Policies>,
@@ -82,7 +82,11 @@ impl Follower {
     fn new(policies: Arc<Policies>, sources: Sources) -> Self {
         let in_force = policies.current();
         // Where signatures are asked for, the first look checks again what they are now.
-        let wanted = |plugin: &Arc<Plugin>| (plugin.config.clone(), Some(plugin.module.hash.clone()));
+        let hashes = |plugin: &Plugin| {
+            let candidate = plugin.trial.as_ref().map(|trial| &trial.candidate.module.hash);
+            [Some(&plugin.module.hash), candidate].into_iter().flatten().cloned().map(Some).collect()
+        };
+        let wanted = |plugin: &Arc<Plugin>| (plugin.config.clone(), hashes(plugin));
         let tried = Some(in_force.plugins().iter().map(wanted).collect());
         Self { policies, sources: Arc::new(sources), events: Events::start(), tried }
     }
@@ -135,10 +139,11 @@ impl Follower {
         for _ in 0..STILL_TRIES {
             let (plugins, paths) = self.read_sources().await?;
             self.events.follow(&paths);
-            let stamps = || paths.iter().map(|path| stamp(path));
-            let before: Vec<_> = stamps().collect();
+            let files =
+                || paths.iter().map(PathBuf::as_path).chain(plugins.iter().flat_map(PluginConfig::paths));
+            let before: Vec<_> = files().map(stamp).collect();
             sleep(self.sources.quiet / STILL).await;
-            if stamps().eq(before) {
+            if files().map(stamp).eq(before) {
                 return Ok(Some(plugins));
             }
         }
@@ -159,8 +164,8 @@ async fn aside<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> 
 
 fn with_fingerprints(policies: &Policies, plugins: Vec<PluginConfig>) -> Wanted {
     let with_fingerprint = |config: PluginConfig| {
-        let fingerprint = policies.intake().fingerprint(&config);
-        (config, fingerprint)
+        let fingerprints = config.paths().map(|path| policies.intake().fingerprint(path)).collect();
+        (config, fingerprints)
     };
     plugins.into_iter().map(with_fingerprint).collect()
 }
