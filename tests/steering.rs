@@ -1,6 +1,6 @@
 //! Policies changed by hand on a live system: over the command line, and by who may.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::json;
@@ -184,6 +184,6 @@ pub fn failed(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-pub fn text(path: &PathBuf) -> String {
+pub fn text(path: &Path) -> String {
     path.display().to_string()
 }

@@ -32,7 +32,7 @@ impl Key {
     fn sign(&self, file: &Path) {
         let (signature, beside) = (signature_of(file), file.with_extension("newsig"));
         let sign = ["pkeyutl", "-sign", "-rawin", "-inkey", &text(&self.private)];
-        openssl(&[&sign[..], &["-in", &text(&file.to_path_buf()), "-out", &text(&beside)]].concat());
+        openssl(&[&sign[..], &["-in", &text(file), "-out", &text(&beside)]].concat());
         std::fs::rename(beside, signature).expect("the folder takes it");
     }
 }
