@@ -10,6 +10,7 @@ mod letters;
 mod policies;
 mod proxy_works;
 mod redis_kinds;
+mod replay;
 mod routing;
 mod service;
 mod soak;

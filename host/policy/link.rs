@@ -7,17 +7,20 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::decision::{Absent, Verdict};
+use crate::decision::{Absent, StateKey, StateWrite, Verdict};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
+use crate::policy::config::StateScope;
 use crate::policy::guest::answers;
 use crate::policy::guest::bindings::exports::halley::policy::{filter, offline as wit};
 use crate::policy::guest::bindings::halley::policy::types::Source;
 use crate::policy::guest::instance::{Failure, Instance};
 use crate::policy::guest::module::Hooks;
 use crate::policy::guest::questions::{self, Room, with_messages};
+use crate::policy::guest::shared::Session;
 use crate::policy::on_error::{FailureKind, OnError};
 use crate::policy::outcome::{Decided, Filtered, Stalled};
+use crate::policy::pass::Pass;
 use crate::policy::plugin::Plugin;
 
 /// How many calls of one plugin may fail in a row before it is given up on for the batch:
@@ -35,16 +38,46 @@ const ROWS_PER_BATCH: usize = 8;
 pub(super) struct Link {
     pub(super) plugin: Arc<Plugin>,
     instance: Option<Instance>,
+    /// With `state = "shared"`.
+    pub(super) shared: Option<Arc<Session>>,
 }
 
 impl Link {
     pub(super) fn new(plugin: Arc<Plugin>) -> Self {
-        Self { plugin, instance: None }
+        let shared = (plugin.config.state == StateScope::Shared).then(Arc::default);
+        Self { plugin, instance: None, shared }
     }
 
     /// What the plugin exports.
     pub(super) fn hooks(&self) -> &Hooks {
         &self.plugin.module.hooks
+    }
+
+    /// The same for a plugin whose state may be shared: answers with the keys that it needs,
+    /// where it needs some; nothing has happened then.
+    pub(super) fn filter_sharing(
+        &mut self,
+        source: &Source<'_>,
+        pass: &mut Pass,
+    ) -> Result<Vec<StateKey>, Stalled> {
+        let Some(shared) = self.shared.clone() else {
+            self.filter(source, &mut pass.batch)?;
+            return Ok(Vec::new());
+        };
+        let before = pass.batch.clone();
+        shared.open(pass.known.clone(), pass.is_last_round());
+        let result = self.filter(source, &mut pass.batch);
+        let closed = shared.close();
+        let plugin = &self.plugin.version.name;
+        let of_plugin = |key| StateKey { plugin: Arc::clone(plugin), key };
+        if !closed.wanted.is_empty() {
+            pass.batch = before;
+            return Ok(closed.wanted.into_iter().map(of_plugin).collect());
+        }
+        result?;
+        let written = closed.written.into_iter();
+        pass.writes.extend(written.map(|(key, value)| StateWrite { at: of_plugin(key), value }));
+        Ok(Vec::new())
     }
 
     /// Runs what is still open of a batch through the plugin's filter.
@@ -100,9 +133,14 @@ impl Link {
         indexes: &[usize],
     ) -> Result<Vec<filter::Verdict>, Failure> {
         let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
-        self.with_instance(|instance| {
+        let shared = self.shared.clone();
+        shared.iter().for_each(|shared| shared.begin_call());
+        let verdicts = self.with_instance(|instance| {
             with_messages(&asked, |messages| instance.filter(source.topic, source.partition, messages))
-        })
+        })?;
+        let ended = shared.map_or(Ok(()), |shared| shared.end_call());
+        ended.map_err(|why| self.bad_answer(why))?;
+        Ok(verdicts)
     }
 
     /// Applies verdicts; one that makes no sense costs its own message only.
@@ -212,7 +250,8 @@ impl Link {
     ) -> Result<R, Failure> {
         let result = match &mut self.instance {
             Some(instance) => call(instance),
-            None => Instance::start(&self.plugin).and_then(|fresh| call(self.instance.insert(fresh))),
+            None => Instance::start(&self.plugin)
+                .and_then(|fresh| call(self.instance.insert(fresh.sharing(self.shared.as_ref())))),
         };
         if let Err(failure) = &result {
             self.instance = None;
