@@ -351,6 +351,27 @@ impl Handle {
         self.steer(|policies| async move { policies.release(&plugin).await }).await
     }
 
+    /// See [`Policies::promote`].
+    ///
+    /// # Errors
+    /// When the plugin has no candidate.
+    pub async fn promote(&self, plugin: String) -> Steered {
+        self.steer(|policies| async move { policies.promote(&plugin).await }).await
+    }
+
+    /// See [`Policies::abandon`].
+    ///
+    /// # Errors
+    /// When the plugin has no candidate.
+    pub async fn abandon(&self, plugin: String) -> Steered {
+        self.steer(|policies| async move { policies.abandon(&plugin).await }).await
+    }
+
+    /// See [`Policies::differences`].
+    pub fn differences(&self, plugin: &str) -> Option<policy::Differences> {
+        self.pipeline.policies.differences(plugin)
+    }
+
     /// In a task of the gateway's: what was begun is finished, whether or not the client waits.
     async fn steer<F>(&self, act: impl FnOnce(Arc<Policies>) -> F) -> Steered
     where

@@ -117,6 +117,7 @@ fn router(gateway: Handle) -> Router {
         .route("/v1/plugins", get(plugins))
         .route("/v1/plugins/{name}", get(plugin))
         .route("/v1/plugins/{name}/versions", get(versions))
+        .route("/v1/plugins/{name}/differences", get(differences))
         .route("/v1/comets", get(comets))
         .route("/v1/routes/{room}", get(route))
         .with_state(gateway)
@@ -153,6 +154,13 @@ async fn versions(State(gateway): State<Handle>, Path(name): Path<String>) -> Re
     match gateway.plugin_versions(&name) {
         Some(versions) => Json(json!({ "plugin": name, "versions": versions })).into_response(),
         None => unknown(&name),
+    }
+}
+
+async fn differences(State(gateway): State<Handle>, Path(name): Path<String>) -> Response {
+    match gateway.differences(&name) {
+        Some(differences) => Json(differences).into_response(),
+        None => failed(StatusCode::NOT_FOUND, &format!("no candidate looks on beside a plugin `{name}`")),
     }
 }
 

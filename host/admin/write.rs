@@ -45,6 +45,8 @@ pub(super) fn router(gateway: Handle, auth: Auth) -> Router {
         .route("/v1/plugins/{name}", put(push_one))
         .route("/v1/plugins/{name}/rollback", post(roll_back))
         .route("/v1/plugins/{name}/release", post(release))
+        .route("/v1/plugins/{name}/promote", post(promote))
+        .route("/v1/plugins/{name}/abandon", post(abandon))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .route_layer(middleware::from_fn_with_state(auth, authorized))
         .with_state(Writes { gateway, uploading: Arc::new(Semaphore::new(1)) })
@@ -137,6 +139,16 @@ async fn roll_back(
 
 async fn release(State(writes): State<Writes>, Path(name): Path<String>) -> Response {
     let done = writes.gateway.release(name.clone()).await;
+    answer(&writes, &[name], done)
+}
+
+async fn promote(State(writes): State<Writes>, Path(name): Path<String>) -> Response {
+    let done = writes.gateway.promote(name.clone()).await;
+    answer(&writes, &[name], done)
+}
+
+async fn abandon(State(writes): State<Writes>, Path(name): Path<String>) -> Response {
+    let done = writes.gateway.abandon(name.clone()).await;
     answer(&writes, &[name], done)
 }
 

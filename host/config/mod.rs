@@ -132,7 +132,8 @@ impl Config {
             }
             drop(told_of);
             let plugins = config.plugins()?;
-            let mut paths: Vec<_> = plugins.iter().map(|plugin| plugin.path.clone()).collect();
+            let mut paths: Vec<_> =
+                plugins.iter().flat_map(|plugin| plugin.paths()).map(Path::to_path_buf).collect();
             paths.extend(file.clone());
             paths.extend(config.policies.directory);
             Ok((plugins, paths))
@@ -148,6 +149,9 @@ impl Config {
     fn take_paths_from(&mut self, base: &Path) {
         for plugin in &mut self.plugin {
             plugin.path = base.join(&plugin.path);
+            if let Some(trial) = &mut plugin.trial {
+                trial.path = base.join(&trial.path);
+            }
         }
         let policies = &mut self.policies;
         let others = [&mut policies.directory, &mut policies.state_folder, &mut self.admin.token_file];

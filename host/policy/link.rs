@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::decision::{Absent, StateKey, StateWrite, Verdict};
 use crate::membership::Grouping;
@@ -18,10 +18,12 @@ use crate::policy::guest::instance::{Failure, Instance};
 use crate::policy::guest::module::Hooks;
 use crate::policy::guest::questions::{self, Room, with_messages};
 use crate::policy::guest::shared::Session;
+use crate::policy::metrics;
 use crate::policy::on_error::{FailureKind, OnError};
 use crate::policy::outcome::{Decided, Filtered, Stalled};
 use crate::policy::pass::Pass;
 use crate::policy::plugin::Plugin;
+use crate::policy::trial::Seen;
 
 /// How many calls of one plugin may fail in a row before it is given up on for the batch:
 /// enough to find one message by halving (and to ask once more with a fresh instance), so that
@@ -40,12 +42,27 @@ pub(super) struct Link {
     instance: Option<Instance>,
     /// With `state = "shared"`.
     pub(super) shared: Option<Arc<Session>>,
+    /// Of the candidate that decides for some rooms, when there is one.
+    canary: Option<Box<Self>>,
 }
 
 impl Link {
+    /// With the plugin's candidate, where it has one.
     pub(super) fn new(plugin: Arc<Plugin>) -> Self {
+        let canary = plugin.trial.as_ref().filter(|trial| trial.shadow.is_none());
+        let canary = canary.map(|trial| Box::new(Self::alone(Arc::clone(&trial.candidate))));
+        let mut link = Self { canary, ..Self::alone(plugin) };
+        // State belongs to the name: a batch that both decide is one.
+        if let (Some(canary), Some(shared)) = (&mut link.canary, &link.shared) {
+            canary.shared = Some(Arc::clone(shared));
+        }
+        link
+    }
+
+    /// Without any candidate.
+    pub(super) fn alone(plugin: Arc<Plugin>) -> Self {
         let shared = (plugin.config.state == StateScope::Shared).then(Arc::default);
-        Self { plugin, instance: None, shared }
+        Self { plugin, instance: None, shared, canary: None }
     }
 
     /// What the plugin exports.
@@ -80,9 +97,33 @@ impl Link {
         Ok(Vec::new())
     }
 
-    /// Runs what is still open of a batch through the plugin's filter.
+    /// Runs what is still open of a batch through the plugin's filter, or its candidate's.
     pub(super) fn filter(&mut self, source: &Source<'_>, batch: &mut [Filtered]) -> Result<(), Stalled> {
         let open: Vec<usize> = (0..batch.len()).filter(|at| batch[*at].verdict == Verdict::Pass).collect();
+        let plugin = Arc::clone(&self.plugin);
+        let Some(trial) = &plugin.trial else { return self.filter_open(source, batch, &open) };
+        if let Some(canary) = &mut self.canary {
+            let (canarys, own): (Vec<usize>, Vec<usize>) =
+                open.into_iter().partition(|at| trial.decides_for(&batch[*at].message.audience));
+            canary.filter_open(source, batch, &canarys)?;
+            return self.filter_open(source, batch, &own);
+        }
+        let take = |batch: &[Filtered]| open.iter().map(|at| batch[*at].clone()).collect::<Vec<_>>();
+        let before = take(batch);
+        self.filter_open(source, batch, &open)?;
+        if let Some(shadow) = trial.shadow.as_ref().filter(|_| !self.is_in_vain()) {
+            let (topic, partition) = (source.topic.to_owned(), source.partition);
+            shadow.show(Seen { topic, partition, before, after: take(batch) });
+        }
+        Ok(())
+    }
+
+    fn filter_open(
+        &mut self,
+        source: &Source<'_>,
+        batch: &mut [Filtered],
+        open: &[usize],
+    ) -> Result<(), Stalled> {
         // Stretches of `open` that are still to be asked about; the first one on top.
         let everything = 0..open.len();
         let mut stretches = vec![everything];
@@ -133,14 +174,27 @@ impl Link {
         indexes: &[usize],
     ) -> Result<Vec<filter::Verdict>, Failure> {
         let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
-        let shared = self.shared.clone();
-        shared.iter().for_each(|shared| shared.begin_call());
-        let verdicts = self.with_instance(|instance| {
+        let begun = Instant::now();
+        let mut verdicts = self.with_instance(|instance| {
             with_messages(&asked, |messages| instance.filter(source.topic, source.partition, messages))
-        })?;
-        let ended = shared.map_or(Ok(()), |shared| shared.end_call());
-        ended.map_err(|why| self.bad_answer(why))?;
-        Ok(verdicts)
+        });
+        if let Some(shared) = &self.shared
+            && let Err(why) = shared.end_call(verdicts.is_ok())
+        {
+            verdicts = Err(self.bad_answer(why));
+        }
+        if self.is_in_vain() {
+            return verdicts;
+        }
+        // What fails is asked about again, in halves; it counts when it is given up on.
+        let answered = if verdicts.is_ok() { asked.len() } else { 0 };
+        self.plugin.tally.asked(answered, begun.elapsed());
+        verdicts
+    }
+
+    /// Whether this batch will be asked about again, with values of the shared state.
+    fn is_in_vain(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.is_in_vain())
     }
 
     /// Applies verdicts; one that makes no sense costs its own message only.
@@ -150,7 +204,11 @@ impl Link {
         batch: &mut [Filtered],
         indexes: &[usize],
     ) -> Result<(), Stalled> {
+        if self.is_in_vain() {
+            return Ok(());
+        }
         for (verdict, at) in verdicts.into_iter().zip(indexes) {
+            self.plugin.count(&verdict);
             if let Err(why) = answers::apply(verdict, &mut batch[*at], &self.plugin.version) {
                 let failure = Failure::bad_answer(why);
                 self.plugin.services.metrics.failed(failure.kind.as_str());
@@ -167,10 +225,15 @@ impl Link {
         batch: &mut [Filtered],
         indexes: impl Iterator<Item = usize>,
     ) -> Result<(), Stalled> {
+        if self.is_in_vain() {
+            return Ok(());
+        }
         let plugin = &self.plugin;
         let by = &plugin.version;
         let on_error = plugin.config.on_error.on(failure.kind);
         let indexes: Vec<usize> = indexes.collect();
+        plugin.tally.asked(indexes.len(), Duration::ZERO);
+        plugin.tally.failed(indexes.len());
         plugin.complain(failure, indexes.len());
         let reason = format!("plugin {by} {failure}");
         for at in indexes {
@@ -194,6 +257,11 @@ impl Link {
 
     /// Lets the plugin regroup a room; on failure the room is as it was.
     pub(super) fn regroup(&mut self, room: &RoomId, grouping: &mut Grouping) -> Result<(), Failure> {
+        if let (Some(canary), Some(trial)) = (&mut self.canary, &self.plugin.trial)
+            && trial.decides_for_room(room.as_str())
+        {
+            return canary.regroup(room, grouping);
+        }
         let seen = Room::of(grouping);
         let answer = self.twice(|instance| instance.regroup(room.as_str(), &seen))?;
         let checked = answers::regrouping(answer, seen.comets.len(), &seen.members);
@@ -208,6 +276,11 @@ impl Link {
         absent: &[Absent],
         decided: &mut [Option<Decided>],
     ) -> Result<(), Failure> {
+        if let (Some(canary), Some(trial)) = (&mut self.canary, &self.plugin.trial)
+            && trial.decides_for(&message.audience)
+        {
+            return canary.decide(message, absent, decided);
+        }
         let open: Vec<usize> = (0..absent.len()).filter(|at| decided[*at].is_none()).collect();
         if open.is_empty() {
             return Ok(());
@@ -268,6 +341,19 @@ impl Plugin {
         match self.config.on_error.on(failure.kind) {
             OnError::Stall => Err(self.stalled(failure)),
             OnError::Pass | OnError::Drop | OnError::DeadLetter => Ok(()),
+        }
+    }
+
+    fn count(&self, verdict: &filter::Verdict) {
+        let decision = match verdict {
+            filter::Verdict::Pass => metrics::Decision::Pass,
+            filter::Verdict::Drop(_) => metrics::Decision::Drop,
+            filter::Verdict::DeadLetter(_) => metrics::Decision::DeadLetter,
+            filter::Verdict::Amend(_) => metrics::Decision::Amend,
+        };
+        self.services.metrics.decided(decision);
+        if matches!(decision, metrics::Decision::Drop | metrics::Decision::DeadLetter) {
+            self.tally.stopped();
         }
     }
 

@@ -1,4 +1,4 @@
-//! `halley plugin status` and `versions`.
+//! `halley plugin status`, `versions` and `differences`.
 
 use serde_json::Value;
 
@@ -17,9 +17,9 @@ pub(super) struct StatusArgs {
     gateway: GatewayArgs,
 }
 
-/// Arguments of `halley plugin versions`.
+/// Arguments of `halley plugin versions` and `differences`.
 #[derive(Debug, clap::Args)]
-pub(super) struct VersionsArgs {
+pub(super) struct NameArgs {
     /// The plugin.
     name: String,
     /// Prints what the gateway answers.
@@ -57,7 +57,7 @@ pub(super) fn status(args: StatusArgs) -> anyhow::Result<u8> {
     Ok(SUCCESS)
 }
 
-pub(super) fn versions(args: VersionsArgs) -> anyhow::Result<u8> {
+pub(super) fn versions(args: NameArgs) -> anyhow::Result<u8> {
     let answer = args.gateway.get(&["plugins", &args.name, "versions"])?;
     if args.json {
         print(&pretty(&answer));
@@ -76,7 +76,28 @@ pub(super) fn versions(args: VersionsArgs) -> anyhow::Result<u8> {
     Ok(SUCCESS)
 }
 
-/// One plugin in a line.
+pub(super) fn differences(args: NameArgs) -> anyhow::Result<u8> {
+    let answer = args.gateway.get(&["plugins", &args.name, "differences"])?;
+    if args.json {
+        print(&pretty(&answer));
+        return Ok(SUCCESS);
+    }
+    let number = |name: &str| answer[name].as_u64().unwrap_or_default();
+    print(&format!(
+        "{} of {} messages would have been decided otherwise; {} more were not compared",
+        number("count"),
+        number("compared"),
+        number("not_compared")
+    ));
+    for difference in answer["latest"].as_array().into_iter().flatten() {
+        let [message, kind, in_force, candidate] =
+            ["message", "kind", "in_force", "candidate"].map(|name| text(&difference[name]));
+        print(&format!("  {message}  {kind}: {in_force}  ->  {candidate}"));
+    }
+    Ok(SUCCESS)
+}
+
+/// One plugin in a line, and its trial in another.
 pub(super) fn in_force(name: &str, one: &Value) -> String {
     let (plugin, instead) = (&one["in_force"], &one["override"]);
     if plugin.is_null() {
@@ -88,7 +109,27 @@ pub(super) fn in_force(name: &str, one: &Value) -> String {
         "" => text(&plugin["state"]).to_owned(),
         why => format!("{}, instead of its file: {why}", text(&plugin["state"])),
     };
-    format!("{name}@{hash}  {}  {why}", hooks.join(" "))
+    format!("{name}@{hash}  {}  {why}{}", hooks.join(" "), trial(plugin))
+}
+
+fn trial(plugin: &Value) -> String {
+    let trial = &plugin["trial"];
+    if trial.is_null() {
+        let last = &plugin["last_trial"];
+        let ended =
+            |hash: &str| format!("\n    candidate {}: {}", &hash[..hash.len().min(12)], text(&last["why"]));
+        return last["hash"].as_str().map(ended).unwrap_or_default();
+    }
+    let candidate: String = text(&trial["candidate"]).chars().take(12).collect();
+    let [mode, share, tried_for, errors, drops, latency, drops_in_force, latency_in_force] =
+        ["mode", "share", "tried_for", "errors", "drops", "latency", "drops_in_force", "latency_in_force"]
+            .map(|name| text(&trial[name]));
+    let decides = if mode == "canary" { format!(" of {share}") } else { String::new() };
+    let messages = &trial["messages"];
+    format!(
+        "\n    {mode}{decides} {candidate}, tried for {tried_for}: {messages} messages, {errors} failed, \
+         {drops} stopped (in force {drops_in_force}), {latency} each (in force {latency_in_force})"
+    )
 }
 
 fn text(value: &Value) -> &str {

@@ -1,4 +1,4 @@
-//! `halley plugin rollback` and `release`.
+//! `halley plugin rollback`, `release`, `promote` and `abandon`.
 
 use reqwest::Method;
 
@@ -19,9 +19,9 @@ pub(super) struct RollbackArgs {
     gateway: GatewayArgs,
 }
 
-/// Arguments of `halley plugin release`.
+/// Arguments of the commands that name a plugin and nothing else.
 #[derive(Debug, clap::Args)]
-pub(super) struct ReleaseArgs {
+pub(super) struct NameArgs {
     /// The plugin.
     name: String,
     #[command(flatten)]
@@ -30,21 +30,17 @@ pub(super) struct ReleaseArgs {
 
 pub(super) fn roll_back(args: RollbackArgs) -> anyhow::Result<u8> {
     let to: Vec<(&str, String)> = args.to.into_iter().map(|to| ("to", to)).collect();
-    steer(&args.gateway, &args.name, "rollback", &to)
+    post(&args.gateway, &args.name, "rollback", &to)
 }
 
-pub(super) fn release(args: ReleaseArgs) -> anyhow::Result<u8> {
-    steer(&args.gateway, &args.name, "release", &[])
+/// Asks for what the last segment of the path names.
+pub(super) fn steer(args: &NameArgs, what: &str) -> anyhow::Result<u8> {
+    post(&args.gateway, &args.name, what, &[])
 }
 
-fn steer(gateway: &GatewayArgs, name: &str, what: &str, query: &[(&str, String)]) -> anyhow::Result<u8> {
-    let path = ["plugins", name, what];
-    let answer = gateway.send(Method::POST, &path, |request| with_query(request, query))?;
+fn post(gateway: &GatewayArgs, name: &str, what: &str, query: &[(&str, String)]) -> anyhow::Result<u8> {
+    let answer = gateway.send(Method::POST, &["plugins", name, what], |request| request.query(query))?;
     print(&in_force(name, &answer["plugins"][name]));
     print(&format!("generation {} is in force", answer["generation"]));
     Ok(SUCCESS)
-}
-
-fn with_query(request: reqwest::RequestBuilder, query: &[(&str, String)]) -> reqwest::RequestBuilder {
-    request.query(query)
 }

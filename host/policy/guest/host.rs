@@ -39,6 +39,8 @@ pub(in crate::policy) struct Services {
     pub(in crate::policy) complaints: LogBudget,
     /// Whether it was said that the plugin wants more metrics than it may have.
     pub(in crate::policy) told_of_metrics: AtomicBool,
+    /// Whether the plugin's own metrics are not to be shown: it only looks on.
+    pub(in crate::policy) silent: bool,
 }
 
 impl Services {
@@ -56,6 +58,7 @@ impl Services {
             log: LogBudget::new(100, Duration::from_secs(1)),
             complaints: LogBudget::new(1, Duration::from_secs(5)),
             told_of_metrics: AtomicBool::new(false),
+            silent: false,
         }
     }
 
@@ -98,9 +101,10 @@ impl HostState {
         Self { services, shared: None, memory, wasi, resources }
     }
 
-    /// Whether what the plugin does beside deciding is left out, because it will be asked again.
-    fn is_in_vain(&self) -> bool {
-        self.shared.as_ref().is_some_and(|shared| shared.is_in_vain())
+    /// Whether what the plugin does beside deciding is left out: nobody is to hear of it, or it
+    /// will be asked again.
+    fn is_silent(&self) -> bool {
+        self.services.silent || self.shared.as_ref().is_some_and(|shared| shared.is_in_vain())
     }
 }
 
@@ -161,7 +165,7 @@ impl types::Host for HostState {}
 
 impl host::Host for HostState {
     fn log(&mut self, level: host::Level, message: String) {
-        if self.is_in_vain() {
+        if self.is_silent() {
             return;
         }
         let Some(missed) = self.services.log.admit() else { return };
@@ -189,13 +193,13 @@ impl host::Host for HostState {
     }
 
     fn counter_add(&mut self, name: String, value: u64) {
-        if !self.is_in_vain() && !self.services.metrics.own_counter(&name, value) {
+        if !self.is_silent() && !self.services.metrics.own_counter(&name, value) {
             self.services.tell_of_metrics(&name);
         }
     }
 
     fn gauge_set(&mut self, name: String, value: f64) {
-        if !self.is_in_vain() && !self.services.metrics.own_gauge(&name, value) {
+        if !self.is_silent() && !self.services.metrics.own_gauge(&name, value) {
             self.services.tell_of_metrics(&name);
         }
     }

@@ -65,23 +65,21 @@ impl Session {
         Closed { wanted: batch.wanted.into_iter().collect(), written: batch.written }
     }
 
-    /// Before a call: what one before it left when it failed is forgotten.
-    pub(in crate::policy) fn begin_call(&self) {
-        self.lock().call = Call::default();
-    }
-
-    /// After a call that succeeded.
+    /// After a call. What it wrote counts where it succeeded; what it wanted counts always, for a
+    /// value may be what it failed without.
     ///
     /// # Errors
     /// When it asked for what it cannot have.
-    pub(in crate::policy) fn end_call(&self) -> Result<(), String> {
+    pub(in crate::policy) fn end_call(&self, succeeded: bool) -> Result<(), String> {
         let mut batch = self.lock();
         let call = std::mem::take(&mut batch.call);
         if let Some(trouble) = call.trouble {
             return Err(trouble);
         }
         batch.wanted.extend(call.wanted);
-        batch.written.extend(call.written);
+        if succeeded {
+            batch.written.extend(call.written);
+        }
         Ok(())
     }
 
@@ -167,23 +165,20 @@ mod tests {
         let session = Session::default();
         assert!(session.set("a".into(), vec![1], None).is_err(), "closed");
         session.open(HashMap::new(), false);
-        session.begin_call();
         assert_eq!(session.get("a"), None);
-        session.end_call().unwrap();
+        session.end_call(true).unwrap();
         assert!(session.is_in_vain());
         assert_eq!(session.close().wanted, ["a"]);
 
         session.open([("a".to_owned(), Some(vec![7]))].into(), false);
-        session.begin_call();
         assert_eq!(session.get("a"), Some(vec![7]));
         session.set("a".into(), vec![8], Some(Duration::ZERO)).unwrap();
-        session.end_call().unwrap();
-        session.begin_call();
+        session.end_call(true).unwrap();
         session.set("a".into(), vec![9], None).unwrap();
-        session.begin_call();
+        session.end_call(false).unwrap();
         assert_eq!(session.get("a"), Some(vec![8]), "what a failed call wrote is forgotten");
         session.delete("b".into());
-        session.end_call().unwrap();
+        session.end_call(true).unwrap();
         let closed = session.close();
         assert_eq!((closed.wanted.len(), closed.written["b"].clone()), (0, None));
         assert_eq!(closed.written["a"], Some((vec![8], Duration::from_millis(1))));
@@ -193,17 +188,15 @@ mod tests {
     fn limits_are_named() {
         let session = Session::default();
         session.open(HashMap::new(), false);
-        session.begin_call();
         assert!(session.set("k".repeat(513), vec![], None).unwrap_err().contains("key has 513"));
         assert!(session.set("k".into(), vec![0; 64 * 1024 + 1], None).unwrap_err().contains("value has"));
         session.set("k".into(), vec![], Some(Duration::MAX)).unwrap();
         let fit = (0..300).filter(|n| session.set(format!("{n}"), vec![0; MAX_VALUE], None).is_ok()).count();
         assert_eq!(fit, 255);
         (0..=MAX_WANTED).for_each(|n| assert_eq!(session.get(&format!("read {n}")), None));
-        assert!(session.end_call().unwrap_err().contains("more than 1000 keys"));
+        assert!(session.end_call(true).unwrap_err().contains("more than 1000 keys"));
         session.open(HashMap::new(), true);
-        session.begin_call();
         assert_eq!(session.get("a"), None);
-        assert!(session.end_call().unwrap_err().contains("other keys"));
+        assert!(session.end_call(true).unwrap_err().contains("other keys"));
     }
 }
