@@ -130,6 +130,24 @@ pub enum Disposition {
     },
 }
 
+/// One value of a plugin's shared state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct StateKey {
+    /// The plugin's name: versions share their state.
+    pub plugin: Arc<str>,
+    /// The key, which other plugins may use for their own.
+    pub key: String,
+}
+
+/// A change to a plugin's shared state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateWrite {
+    /// What is changed.
+    pub at: StateKey,
+    /// The value and for how long it is kept; `None` deletes it.
+    pub value: Option<(Vec<u8>, Duration)>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -30,6 +30,7 @@ use crate::pipeline::{self, Pipeline, Resolver};
 use crate::policy::{self, Policies};
 use crate::redis_client::{self, RedisClient};
 use crate::router::Route;
+use crate::shared_state::{MemorySharedState, RedisSharedState, SharedState};
 
 /// What the gateway is built from: the modules' own configurations.
 #[derive(Debug, Clone, Default)]
@@ -59,6 +60,8 @@ pub struct Storage {
     pub directory: Arc<dyn Directory>,
     /// The policies' guards.
     pub guards: Arc<dyn Guards>,
+    /// What policies keep for all gateways.
+    pub shared_state: Arc<dyn SharedState>,
     /// Messages for the absent.
     pub inbox: Arc<dyn Inbox>,
 }
@@ -79,6 +82,7 @@ impl Storage {
         Ok(Self {
             directory: Arc::new(RedisDirectory::new(client.clone(), config.routing.check_online, metrics)),
             guards: Arc::new(RedisGuards::new(client.clone())),
+            shared_state: Arc::new(RedisSharedState::new(client.clone())),
             inbox: Arc::new(RedisInbox::new(client, &config.offline, inbox_metrics)),
         })
     }
@@ -89,6 +93,7 @@ impl Storage {
         Self {
             directory: Arc::new(directory),
             guards: Arc::new(MemoryGuards::new(MEMORY_GUARDS)),
+            shared_state: Arc::new(MemorySharedState::new(MEMORY_VALUES)),
             inbox: Arc::new(MemoryInbox::new(&config.offline, inbox_metrics)),
         }
     }
@@ -118,6 +123,9 @@ pub type Steered = Result<policy::Generation, policy::Refused>;
 
 /// How many claims `memory://` remembers.
 const MEMORY_GUARDS: usize = 100_000;
+
+/// How many values of policies `memory://` remembers.
+const MEMORY_VALUES: usize = 100_000;
 
 /// How often the directory is asked whether it is there.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
@@ -246,6 +254,7 @@ fn build_pipeline(
             directory::CacheMetrics::register(registry),
         ),
         guards: Arc::clone(&storage.guards),
+        shared_state: Arc::clone(&storage.shared_state),
         fleet: Fleet::start(&config.comets, timing, comets::Metrics::register(registry)),
         inbox: Arc::clone(&storage.inbox),
         notifier: Notifier::new(producer.clone(), config.offline.notify_topic.clone()),

@@ -70,6 +70,7 @@ pub mod directory;
 pub mod guard;
 pub mod offline;
 pub mod policy;
+pub mod shared_state;
 
 pub mod router;
 

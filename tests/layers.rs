@@ -21,6 +21,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("policy", &["message", "membership", "decision"]),
     ("directory", &["message", "membership", "redis_client"]),
     ("guard", &["message", "redis_client"]),
+    ("shared_state", &["decision", "redis_client"]),
     ("comets", &["message"]),
     ("offline", &["message", "decision", "kafka", "redis_client"]),
     ("dead_letter", &["message", "decision", "kafka"]),
@@ -36,6 +37,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "policy",
             "directory",
             "guard",
+            "shared_state",
             "comets",
             "offline",
             "dead_letter",
@@ -53,6 +55,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "policy",
             "directory",
             "guard",
+            "shared_state",
             "comets",
             "offline",
             "dead_letter",
@@ -87,7 +90,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 /// Crates whose types stay in their room.
 const STAYS_IN: &[(&str, &[&str])] = &[
     ("rdkafka", &["kafka", "consumer", "dead_letter", "offline"]),
-    ("redis", &["redis_client", "directory", "guard", "offline"]),
+    ("redis", &["redis_client", "directory", "guard", "shared_state", "offline"]),
     ("wasmtime", &["policy"]),
     ("wasmtime_wasi", &["policy"]),
     ("wit_component", &["policy"]),

@@ -137,7 +137,7 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
     fleet.resolved().await;
     let resolver = Resolver::new(storage.directory, &config.routing, CacheMetrics::register(&mut registry));
     let mut chain = policies.current().chain();
-    explain(message, &resolver, &mut chain, &fleet, &config.offline).await
+    explain(message, &resolver, &mut chain, &fleet, &*storage.shared_state, &config.offline).await
 }
 
 fn text(explanation: &Explanation) -> String {

@@ -1,7 +1,7 @@
 //! One batch through the stages that need a round trip: decode, filter, guard, resolve, and
 //! the hand-over to the comets' lanes, in order.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use tokio_util::sync::CancellationToken;
@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 use crate::comets::Parcel;
 use crate::consumer::{Admitted, Feed};
 use crate::dead_letter::{Reason, Stage};
-use crate::decision::{Guard, Overrides, Verdict};
+use crate::decision::{Guard, Overrides, StateWrite, Verdict};
 use crate::guard;
 use crate::message::Message;
 use crate::offsets::Ticket;
@@ -21,7 +21,7 @@ use crate::pipeline::journey::{Call, Ending, Journey, Story};
 use crate::pipeline::metrics::Station;
 use crate::pipeline::persist::{Abandoned, persist};
 use crate::pipeline::resolve::Resolved;
-use crate::policy::{Chain, Decision, Filtered};
+use crate::policy::{Chain, Decision, Filtered, Pass, Step};
 use crate::router::Delivery;
 
 /// The worker of one partition.
@@ -100,11 +100,43 @@ impl Worker {
             return Ok(messages.into_iter().map(Filtered::untouched).collect());
         }
         let since = Instant::now();
-        // Messages are cheap to clone: their content is shared.
-        let filter = |chain: &mut Chain| chain.filter(&self.topic, self.partition, messages.clone());
-        let filtered = self.chain.call(&self.abandon, filter).await?;
+        let (filtered, writes) = self.decided(&messages).await?;
+        if !writes.is_empty() {
+            // Before the batch goes on: a crash between makes its messages come again, and writes
+            // them at least once.
+            let write = || self.pipeline.shared_state.write(&writes);
+            persist("the policies' shared state", &self.abandon, write).await?;
+        }
         self.pipeline.metrics.stage(Station::Filter, since);
         Ok(filtered)
+    }
+
+    /// Asks the filters. Where one needs values of its shared state, they are fetched for the
+    /// whole batch at once, and it is asked again.
+    async fn decided(&self, messages: &[Message]) -> Result<(Vec<Filtered>, Vec<StateWrite>), Abandoned> {
+        let mut under_way: Option<Pass> = None;
+        loop {
+            let pass = Mutex::new(under_way.take());
+            let advance = |chain: &mut Chain| {
+                let generation = chain.set().generation();
+                let mut pass = pass.lock().unwrap_or_else(PoisonError::into_inner);
+                let same_set = pass.take().filter(|pass| pass.generation() == generation);
+                // Messages are cheap to clone: their content is shared.
+                let mut current = same_set.unwrap_or_else(|| Pass::new(generation, messages.to_vec()));
+                let step = chain.advance(&self.topic, self.partition, &mut current)?;
+                *pass = Some(current);
+                Ok(step)
+            };
+            match self.chain.call(&self.abandon, advance).await? {
+                Step::Decided(filtered, writes) => return Ok((filtered, writes)),
+                Step::Wants(keys) => {
+                    let fetch = || self.pipeline.shared_state.fetch(&keys);
+                    let values = persist("the policies' shared state", &self.abandon, fetch).await?;
+                    under_way = pass.into_inner().unwrap_or_else(PoisonError::into_inner);
+                    under_way.iter_mut().for_each(|pass| pass.learn(keys.clone(), values.clone()));
+                }
+            }
+        }
     }
 
     /// Ends the messages that the filters ended; collects the guards of the others.

@@ -8,8 +8,9 @@ use crate::decision::{Disposition, Guard, PluginVersion, Verdict};
 use crate::message::{Audience, CometAddr, Message, Target, UserId};
 use crate::offline;
 use crate::pipeline::Resolver;
-use crate::policy::{Chain, Decided, Filtered};
+use crate::policy::{Chain, Decided, Filtered, Pass, Step};
 use crate::router::{Delivery, Plan, Route};
+use crate::shared_state::SharedState;
 
 /// The way that a message would take.
 #[derive(Debug, Serialize)]
@@ -77,10 +78,11 @@ pub async fn explain(
     resolver: &Resolver,
     chain: &mut Chain,
     fleet: &Fleet,
+    shared_state: &dyn SharedState,
     offline: &offline::Config,
 ) -> anyhow::Result<Explanation> {
     let origin = message.record.origin.clone();
-    let filtered = chain.filter(&origin.topic, origin.partition, vec![message])?.pop();
+    let filtered = filter(&origin.topic, origin.partition, message, chain, shared_state).await?;
     let Some(Filtered { message, verdict, overrides, guards, trail }) = filtered else {
         anyhow::bail!("the filters gave no verdict");
     };
@@ -109,6 +111,26 @@ pub async fn explain(
     explanation.calls = plan.deliveries.iter().map(call).collect();
     explanation.absent = fates(&message, &plan, chain, offline)?;
     Ok(explanation)
+}
+
+/// Asks the filters, with what their shared state holds now. What they would write is not written.
+async fn filter(
+    topic: &str,
+    partition: i32,
+    message: Message,
+    chain: &mut Chain,
+    shared_state: &dyn SharedState,
+) -> anyhow::Result<Option<Filtered>> {
+    let mut pass = Pass::new(chain.set().generation(), vec![message]);
+    loop {
+        match chain.advance(topic, partition, &mut pass)? {
+            Step::Decided(mut filtered, _) => return Ok(filtered.pop()),
+            Step::Wants(keys) => {
+                let values = shared_state.fetch(&keys).await?;
+                pass.learn(keys, values);
+            }
+        }
+    }
 }
 
 fn facts(route: &Route) -> RoomFacts {

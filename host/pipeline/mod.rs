@@ -39,6 +39,7 @@ use crate::directory::CacheConfig;
 use crate::guard::Guards;
 use crate::offline::{self, Inbox, Notifier};
 use crate::policy::Policies;
+use crate::shared_state::SharedState;
 
 pub use explain::{Explanation, explain};
 pub use metrics::Metrics;
@@ -142,6 +143,8 @@ pub struct Pipeline {
     pub resolver: Resolver,
     /// Claims the policies' guards.
     pub guards: Arc<dyn Guards>,
+    /// Keeps what policies share with other gateways.
+    pub shared_state: Arc<dyn SharedState>,
     /// The comets.
     pub fleet: Arc<Fleet>,
     /// Keeps messages for the absent.

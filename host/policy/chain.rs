@@ -12,6 +12,7 @@ use crate::policy::guest::aside::outside_async;
 use crate::policy::guest::bindings::halley::policy::types::Source;
 use crate::policy::link::Link;
 use crate::policy::outcome::{Decided, Filtered, Stalled};
+use crate::policy::pass::{Pass, Step};
 use crate::policy::set::PolicySet;
 
 /// One worker's instances of one set. Instances are made when they are first needed and
@@ -34,7 +35,8 @@ impl Chain {
     }
 
     /// Runs a batch of one partition through the filters. Answers in the same order and
-    /// number. A message that one filter stops is not shown to the ones after it.
+    /// number. A message that one filter stops is not shown to the ones after it. Shared state
+    /// looks empty, and what is written to it is forgotten; see [`Chain::advance`].
     ///
     /// # Errors
     /// When a plugin with `on_error = "stall"` failed; nothing is decided then.
@@ -44,16 +46,39 @@ impl Chain {
         partition: i32,
         messages: Vec<Message>,
     ) -> Result<Vec<Filtered>, Stalled> {
-        let mut batch: Vec<Filtered> = messages.into_iter().map(Filtered::untouched).collect();
-        if !self.set.has_filter() || batch.is_empty() {
-            return Ok(batch);
+        let mut pass = Pass::new(self.set.generation(), messages);
+        loop {
+            match self.advance(topic, partition, &mut pass)? {
+                Step::Decided(filtered, _) => return Ok(filtered),
+                Step::Wants(keys) => {
+                    let nothing = vec![None; keys.len()];
+                    pass.learn(keys, nothing);
+                }
+            }
+        }
+    }
+
+    /// Brings a batch as far as it comes without waiting: through all filters, or to one that
+    /// needs values of its shared state.
+    ///
+    /// # Errors
+    /// When a plugin with `on_error = "stall"` failed: the pass is of no use then.
+    pub fn advance(&mut self, topic: &str, partition: i32, pass: &mut Pass) -> Result<Step, Stalled> {
+        if !self.set.has_filter() || pass.batch.is_empty() {
+            return Ok(Step::Decided(std::mem::take(&mut pass.batch), Vec::new()));
         }
         let source = Source { topic, partition };
         outside_async(|| {
-            for link in self.links.iter_mut().filter(|link| link.hooks().filter.is_some()) {
-                link.filter(&source, &mut batch)?;
+            while let Some(link) = self.links.get_mut(pass.next) {
+                if link.hooks().filter.is_some() {
+                    let wanted = link.filter_sharing(&source, pass)?;
+                    if !wanted.is_empty() {
+                        return Ok(Step::Wants(wanted));
+                    }
+                }
+                pass.passed_one();
             }
-            Ok(batch)
+            Ok(Step::Decided(std::mem::take(&mut pass.batch), std::mem::take(&mut pass.writes)))
         })
     }
 

@@ -15,6 +15,18 @@ use crate::policy::trial::TrialConfig;
 use crate::policy::trust::Trust;
 use crate::policy::versions::{QuarantineConfig, Versions};
 
+/// Who sees the values that a plugin keeps with `host.state-set`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StateScope {
+    /// All workers of this process.
+    #[default]
+    Local,
+    /// All gateways with the same `[redis]`, through it: fetched and written once for a batch.
+    /// For `filter` only.
+    Shared,
+}
+
 /// One `[[plugin]]`. The order in the configuration is the order of the chain.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -44,6 +56,9 @@ pub struct PluginConfig {
     /// The most linear memory that one instance may have, in bytes. Every worker has an
     /// instance. Bounds the data of one answer too.
     pub memory: ByteSize,
+    /// Who sees the values that the plugin keeps: all workers of this process, or all gateways
+    /// with the same `[redis]`.
+    pub state: StateScope,
     /// Reaches the plugin as JSON, through `lifecycle.init` and `host.config`.
     pub config: serde_json::Value,
 }
@@ -59,6 +74,7 @@ impl Default for PluginConfig {
             quarantine: QuarantineConfig::default(),
             deadline: Duration::from_millis(50),
             memory: ByteSize::mib(64),
+            state: StateScope::default(),
             config: serde_json::Value::Object(serde_json::Map::new()),
         }
     }

@@ -7,18 +7,21 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::decision::{Absent, Verdict};
+use crate::decision::{Absent, StateKey, StateWrite, Verdict};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
+use crate::policy::config::StateScope;
 use crate::policy::guest::answers;
 use crate::policy::guest::bindings::exports::halley::policy::{filter, offline as wit};
 use crate::policy::guest::bindings::halley::policy::types::Source;
 use crate::policy::guest::instance::{Failure, Instance};
 use crate::policy::guest::module::Hooks;
 use crate::policy::guest::questions::{self, Room, with_messages};
+use crate::policy::guest::shared::Session;
 use crate::policy::metrics;
 use crate::policy::on_error::{FailureKind, OnError};
 use crate::policy::outcome::{Decided, Filtered, Stalled};
+use crate::policy::pass::Pass;
 use crate::policy::plugin::Plugin;
 use crate::policy::trial::Seen;
 
@@ -37,6 +40,8 @@ const ROWS_PER_BATCH: usize = 8;
 pub(super) struct Link {
     pub(super) plugin: Arc<Plugin>,
     instance: Option<Instance>,
+    /// With `state = "shared"`.
+    pub(super) shared: Option<Arc<Session>>,
     /// Of the candidate that decides for some rooms, when there is one.
     canary: Option<Box<Self>>,
 }
@@ -46,17 +51,50 @@ impl Link {
     pub(super) fn new(plugin: Arc<Plugin>) -> Self {
         let canary = plugin.trial.as_ref().filter(|trial| trial.shadow.is_none());
         let canary = canary.map(|trial| Box::new(Self::alone(Arc::clone(&trial.candidate))));
-        Self { plugin, instance: None, canary }
+        let mut link = Self { canary, ..Self::alone(plugin) };
+        // State belongs to the name: a batch that both decide is one.
+        if let (Some(canary), Some(shared)) = (&mut link.canary, &link.shared) {
+            canary.shared = Some(Arc::clone(shared));
+        }
+        link
     }
 
     /// Without any candidate.
     pub(super) fn alone(plugin: Arc<Plugin>) -> Self {
-        Self { plugin, instance: None, canary: None }
+        let shared = (plugin.config.state == StateScope::Shared).then(Arc::default);
+        Self { plugin, instance: None, shared, canary: None }
     }
 
     /// What the plugin exports.
     pub(super) fn hooks(&self) -> &Hooks {
         &self.plugin.module.hooks
+    }
+
+    /// The same for a plugin whose state may be shared: answers with the keys that it needs,
+    /// where it needs some; nothing has happened then.
+    pub(super) fn filter_sharing(
+        &mut self,
+        source: &Source<'_>,
+        pass: &mut Pass,
+    ) -> Result<Vec<StateKey>, Stalled> {
+        let Some(shared) = self.shared.clone() else {
+            self.filter(source, &mut pass.batch)?;
+            return Ok(Vec::new());
+        };
+        let before = pass.batch.clone();
+        shared.open(pass.known.clone(), pass.is_last_round());
+        let result = self.filter(source, &mut pass.batch);
+        let closed = shared.close();
+        let plugin = &self.plugin.version.name;
+        let of_plugin = |key| StateKey { plugin: Arc::clone(plugin), key };
+        if !closed.wanted.is_empty() {
+            pass.batch = before;
+            return Ok(closed.wanted.into_iter().map(of_plugin).collect());
+        }
+        result?;
+        let written = closed.written.into_iter();
+        pass.writes.extend(written.map(|(key, value)| StateWrite { at: of_plugin(key), value }));
+        Ok(Vec::new())
     }
 
     /// Runs what is still open of a batch through the plugin's filter, or its candidate's.
@@ -73,7 +111,7 @@ impl Link {
         let take = |batch: &[Filtered]| open.iter().map(|at| batch[*at].clone()).collect::<Vec<_>>();
         let before = take(batch);
         self.filter_open(source, batch, &open)?;
-        if let Some(shadow) = &trial.shadow {
+        if let Some(shadow) = trial.shadow.as_ref().filter(|_| !self.is_in_vain()) {
             let (topic, partition) = (source.topic.to_owned(), source.partition);
             shadow.show(Seen { topic, partition, before, after: take(batch) });
         }
@@ -137,13 +175,26 @@ impl Link {
     ) -> Result<Vec<filter::Verdict>, Failure> {
         let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
         let begun = Instant::now();
-        let verdicts = self.with_instance(|instance| {
+        let mut verdicts = self.with_instance(|instance| {
             with_messages(&asked, |messages| instance.filter(source.topic, source.partition, messages))
         });
+        if let Some(shared) = &self.shared
+            && let Err(why) = shared.end_call(verdicts.is_ok())
+        {
+            verdicts = Err(self.bad_answer(why));
+        }
+        if self.is_in_vain() {
+            return verdicts;
+        }
         // What fails is asked about again, in halves; it counts when it is given up on.
         let answered = if verdicts.is_ok() { asked.len() } else { 0 };
         self.plugin.tally.asked(answered, begun.elapsed());
         verdicts
+    }
+
+    /// Whether this batch will be asked about again, with values of the shared state.
+    fn is_in_vain(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.is_in_vain())
     }
 
     /// Applies verdicts; one that makes no sense costs its own message only.
@@ -153,6 +204,9 @@ impl Link {
         batch: &mut [Filtered],
         indexes: &[usize],
     ) -> Result<(), Stalled> {
+        if self.is_in_vain() {
+            return Ok(());
+        }
         for (verdict, at) in verdicts.into_iter().zip(indexes) {
             self.plugin.count(&verdict);
             if let Err(why) = answers::apply(verdict, &mut batch[*at], &self.plugin.version) {
@@ -171,6 +225,9 @@ impl Link {
         batch: &mut [Filtered],
         indexes: impl Iterator<Item = usize>,
     ) -> Result<(), Stalled> {
+        if self.is_in_vain() {
+            return Ok(());
+        }
         let plugin = &self.plugin;
         let by = &plugin.version;
         let on_error = plugin.config.on_error.on(failure.kind);
@@ -266,7 +323,8 @@ impl Link {
     ) -> Result<R, Failure> {
         let result = match &mut self.instance {
             Some(instance) => call(instance),
-            None => Instance::start(&self.plugin).and_then(|fresh| call(self.instance.insert(fresh))),
+            None => Instance::start(&self.plugin)
+                .and_then(|fresh| call(self.instance.insert(fresh.sharing(self.shared.as_ref())))),
         };
         if let Err(failure) = &result {
             self.instance = None;

@@ -13,6 +13,7 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiVie
 use crate::decision::PluginVersion;
 use crate::policy::guest::bindings::halley::policy::{host, types};
 use crate::policy::guest::log_budget::LogBudget;
+use crate::policy::guest::shared::Session;
 use crate::policy::guest::state::State;
 use crate::policy::metrics::{MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, PluginMetrics};
 
@@ -77,6 +78,8 @@ impl Services {
 /// What one store holds: the host's side of one instance.
 pub(in crate::policy) struct HostState {
     services: Arc<Services>,
+    /// With `state = "shared"`: the plugin's part of it.
+    pub(in crate::policy) shared: Option<Arc<Session>>,
     pub(in crate::policy) memory: MemoryLimit,
     wasi: WasiCtx,
     resources: ResourceTable,
@@ -94,7 +97,14 @@ impl HostState {
             .allow_ip_name_lookup(false)
             .max_random_size(64 * 1024)
             .build();
-        Self { services, memory: MemoryLimit { limit: memory, used: 0, refused: false }, wasi, resources }
+        let memory = MemoryLimit { limit: memory, used: 0, refused: false };
+        Self { services, shared: None, memory, wasi, resources }
+    }
+
+    /// Whether what the plugin does beside deciding is left out: nobody is to hear of it, or it
+    /// will be asked again.
+    fn is_silent(&self) -> bool {
+        self.services.silent || self.shared.as_ref().is_some_and(|shared| shared.is_in_vain())
     }
 }
 
@@ -155,6 +165,9 @@ impl types::Host for HostState {}
 
 impl host::Host for HostState {
     fn log(&mut self, level: host::Level, message: String) {
+        if self.is_silent() {
+            return;
+        }
         let Some(missed) = self.services.log.admit() else { return };
         let plugin = &self.services.version;
         let line = cut(&message, MAX_LOG_LINE).replace(char::is_control, " ");
@@ -180,27 +193,37 @@ impl host::Host for HostState {
     }
 
     fn counter_add(&mut self, name: String, value: u64) {
-        if !self.services.silent && !self.services.metrics.own_counter(&name, value) {
+        if !self.is_silent() && !self.services.metrics.own_counter(&name, value) {
             self.services.tell_of_metrics(&name);
         }
     }
 
     fn gauge_set(&mut self, name: String, value: f64) {
-        if !self.services.silent && !self.services.metrics.own_gauge(&name, value) {
+        if !self.is_silent() && !self.services.metrics.own_gauge(&name, value) {
             self.services.tell_of_metrics(&name);
         }
     }
 
     fn state_get(&mut self, key: String) -> Option<Vec<u8>> {
-        self.services.state.get(&key)
+        match &self.shared {
+            Some(shared) => shared.get(&key),
+            None => self.services.state.get(&key),
+        }
     }
 
     fn state_set(&mut self, key: String, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), String> {
-        self.services.state.set(key, value, ttl_ms.map(Duration::from_millis))
+        let ttl = ttl_ms.map(Duration::from_millis);
+        match &self.shared {
+            Some(shared) => shared.set(key, value, ttl),
+            None => self.services.state.set(key, value, ttl),
+        }
     }
 
     fn state_delete(&mut self, key: String) {
-        self.services.state.delete(&key);
+        match &self.shared {
+            Some(shared) => shared.delete(key),
+            None => self.services.state.delete(&key),
+        }
     }
 }
 

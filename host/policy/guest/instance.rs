@@ -16,6 +16,7 @@ use crate::policy::guest::bindings::halley::policy::types;
 use crate::policy::guest::host::{HostState, cut};
 use crate::policy::guest::module::causes;
 use crate::policy::guest::questions::Room;
+use crate::policy::guest::shared::Session;
 use crate::policy::guest::ticker::ticks;
 use crate::policy::on_error::FailureKind;
 use crate::policy::plugin::Plugin;
@@ -147,6 +148,14 @@ impl Instance {
             .call(Hook::Offline, self.deadline(), |store| hook.call_decide(store, source, message, absent));
         self.offline = Some(hook);
         answers::one_each(answer?, absent.len(), "dispositions").map_err(Failure::bad_answer)
+    }
+
+    /// Its state is this from now on, and not the process's own.
+    pub(in crate::policy) fn sharing(mut self, session: Option<&Arc<Session>>) -> Self {
+        if let Some(session) = session {
+            self.store.data_mut().shared = Some(Arc::clone(session));
+        }
+        self
     }
 
     fn deadline(&self) -> Duration {

@@ -3,7 +3,7 @@
 //! - `module`: from a file's bytes to something that can be instantiated.
 //! - `instance`: one instance with its store and its limits; its hooks as functions.
 //! - `questions` and `answers`: what plugins see, and what they may say.
-//! - `host`: what they can call, with `state` and `log_budget` behind it.
+//! - `host`: what they can call, with `state`, `shared` and `log_budget` behind it.
 //! - `runtime`: what all of them share; `ticker`: the clock of their deadlines; `aside`: where
 //!   guest code may run.
 //!
@@ -18,5 +18,6 @@ pub(in crate::policy) mod log_budget;
 pub(in crate::policy) mod module;
 pub(in crate::policy) mod questions;
 pub(in crate::policy) mod runtime;
+pub(in crate::policy) mod shared;
 pub(in crate::policy) mod state;
 pub(in crate::policy) mod ticker;

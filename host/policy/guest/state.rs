@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The longest key, in bytes.
-const MAX_KEY: usize = 512;
+pub(in crate::policy) const MAX_KEY: usize = 512;
 /// The longest value, in bytes.
-const MAX_VALUE: usize = 64 * 1024;
+pub(in crate::policy) const MAX_VALUE: usize = 64 * 1024;
 /// The most keys of one plugin.
 const MAX_ENTRIES: usize = 10_000;
 /// The most that keys and values of one plugin take together, in bytes.

@@ -93,7 +93,15 @@ macro_rules! __log_error {
 
 /// Small values that outlive an instance and a version of the policy, though not the
 /// gateway's process: all its workers share them. What has to hold for the whole fleet is
-/// better asked for as a guard ([`Verdict::once`](crate::Verdict::once)).
+/// better asked for as a guard ([`Verdict::once`](crate::Verdict::once)), or kept with
+/// `state = "shared"` in the gateway's configuration.
+///
+/// Then the same functions, in [`Filter`](crate::Filter), read and write what all gateways see,
+/// for at most 7 days. Read first, then count and log: where a value is not there yet, the
+/// gateway fetches everything that the batch asked for and calls the filter again, and what
+/// came after the read has not happened. Do not count in fields of the policy: they see such a
+/// call twice. Two who write the same key at the same time do not see each other, so take keys
+/// that one partition writes, such as rooms.
 pub mod state {
     use std::time::Duration;
 

@@ -1,0 +1,202 @@
+//! One plugin's part of the state that gateways share, during one batch.
+//!
+//! A hook cannot wait, so nothing is fetched while it runs. What it reads and is not known yet is
+//! noted; the call is then in vain, the caller has the values fetched for the whole batch at
+//! once, and asks again. What it writes is kept, seen by the calls after it, and handed out at the
+//! end. What a failed call wrote is forgotten.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::policy::guest::state::{MAX_KEY, MAX_VALUE};
+
+/// The most keys that are fetched at once.
+const MAX_WANTED: usize = 1_000;
+/// The most that one batch writes, in bytes of keys and values.
+const MAX_WRITTEN: usize = 16 * 1024 * 1024;
+/// The longest time that a value is kept; also of one without a time of its own.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A value and how long it is kept; `None` where the key is deleted.
+pub(in crate::policy) type Written = Option<(Vec<u8>, Duration)>;
+
+/// Between one plugin's instance and its chain. Closed outside of `filter`.
+#[derive(Debug, Default)]
+pub(in crate::policy) struct Session(Mutex<Batch>);
+
+#[derive(Debug, Default)]
+struct Batch {
+    is_open: bool,
+    /// Whether nothing more can be fetched.
+    is_last: bool,
+    known: HashMap<String, Option<Vec<u8>>>,
+    /// By calls that succeeded.
+    written: BTreeMap<String, Written>,
+    wanted: BTreeSet<String>,
+    call: Call,
+}
+
+/// What the call under way did.
+#[derive(Debug, Default)]
+struct Call {
+    written: BTreeMap<String, Written>,
+    wanted: BTreeSet<String>,
+    trouble: Option<String>,
+}
+
+/// How a batch went.
+pub(in crate::policy) struct Closed {
+    /// What has to be fetched; while there is something, the rest means nothing.
+    pub(in crate::policy) wanted: Vec<String>,
+    pub(in crate::policy) written: BTreeMap<String, Written>,
+}
+
+impl Session {
+    /// Begins a batch with what was fetched for it. The last time, what is not known is a
+    /// failure.
+    pub(in crate::policy) fn open(&self, known: HashMap<String, Option<Vec<u8>>>, is_last: bool) {
+        *self.lock() = Batch { is_open: true, is_last, known, ..Batch::default() };
+    }
+
+    /// Ends the batch.
+    pub(in crate::policy) fn close(&self) -> Closed {
+        let batch = std::mem::take(&mut *self.lock());
+        Closed { wanted: batch.wanted.into_iter().collect(), written: batch.written }
+    }
+
+    /// After a call. What it wrote counts where it succeeded; what it wanted counts always, for a
+    /// value may be what it failed without.
+    ///
+    /// # Errors
+    /// When it asked for what it cannot have.
+    pub(in crate::policy) fn end_call(&self, succeeded: bool) -> Result<(), String> {
+        let mut batch = self.lock();
+        let call = std::mem::take(&mut batch.call);
+        if let Some(trouble) = call.trouble {
+            return Err(trouble);
+        }
+        batch.wanted.extend(call.wanted);
+        if succeeded {
+            batch.written.extend(call.written);
+        }
+        Ok(())
+    }
+
+    /// Whether the call under way is in vain: what it does beside deciding is left out.
+    pub(in crate::policy) fn is_in_vain(&self) -> bool {
+        let batch = self.lock();
+        !batch.wanted.is_empty() || !batch.call.wanted.is_empty()
+    }
+
+    pub(in crate::policy) fn get(&self, key: &str) -> Option<Vec<u8>> {
+        let batch = &mut *self.lock();
+        if !batch.is_open || key.len() > MAX_KEY {
+            return None;
+        }
+        if let Some(written) = batch.call.written.get(key).or_else(|| batch.written.get(key)) {
+            return written.as_ref().map(|(value, _)| value.clone());
+        }
+        if let Some(known) = batch.known.get(key) {
+            return known.clone();
+        }
+        if batch.is_last {
+            batch.call.trouble = Some("reads other keys of its shared state whenever it is asked".to_owned());
+        } else if batch.wanted.len() + batch.call.wanted.len() >= MAX_WANTED {
+            batch.call.trouble =
+                Some(format!("reads more than {MAX_WANTED} keys of its shared state in a batch"));
+        } else {
+            batch.call.wanted.insert(key.to_owned());
+        }
+        None
+    }
+
+    /// # Errors
+    /// Says which limit was hit; nothing is changed then.
+    pub(in crate::policy) fn set(
+        &self,
+        key: String,
+        value: Vec<u8>,
+        ttl: Option<Duration>,
+    ) -> Result<(), String> {
+        if key.len() > MAX_KEY {
+            return Err(format!("the key has {} bytes; at most {MAX_KEY} are kept", key.len()));
+        }
+        if value.len() > MAX_VALUE {
+            return Err(format!("the value has {} bytes; at most {MAX_VALUE} are kept", value.len()));
+        }
+        let ttl = ttl.unwrap_or(LONGEST).clamp(Duration::from_millis(1), LONGEST);
+        self.write(key, Some((value, ttl)))
+    }
+
+    pub(in crate::policy) fn delete(&self, key: String) {
+        if key.len() <= MAX_KEY {
+            // Where it cannot be noted, the plugin could do nothing either.
+            drop(self.write(key, None));
+        }
+    }
+
+    fn write(&self, key: String, written: Written) -> Result<(), String> {
+        let mut batch = self.lock();
+        if !batch.is_open {
+            return Err("shared state is there in `filter` only".to_owned());
+        }
+        let size =
+            |(key, written): (&String, &Written)| key.len() + written.as_ref().map_or(0, |(v, _)| v.len());
+        let all = batch.written.iter().chain(&batch.call.written).map(size).sum::<usize>();
+        if all + size((&key, &written)) > MAX_WRITTEN {
+            return Err(format!("one batch would write more than {MAX_WRITTEN} bytes"));
+        }
+        batch.call.written.insert(key, written);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Batch> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unknown_is_wanted_and_writes_are_seen_by_later_calls() {
+        let session = Session::default();
+        assert!(session.set("a".into(), vec![1], None).is_err(), "closed");
+        session.open(HashMap::new(), false);
+        assert_eq!(session.get("a"), None);
+        session.end_call(true).unwrap();
+        assert!(session.is_in_vain());
+        assert_eq!(session.close().wanted, ["a"]);
+
+        session.open([("a".to_owned(), Some(vec![7]))].into(), false);
+        assert_eq!(session.get("a"), Some(vec![7]));
+        session.set("a".into(), vec![8], Some(Duration::ZERO)).unwrap();
+        session.end_call(true).unwrap();
+        session.set("a".into(), vec![9], None).unwrap();
+        session.end_call(false).unwrap();
+        assert_eq!(session.get("a"), Some(vec![8]), "what a failed call wrote is forgotten");
+        session.delete("b".into());
+        session.end_call(true).unwrap();
+        let closed = session.close();
+        assert_eq!((closed.wanted.len(), closed.written["b"].clone()), (0, None));
+        assert_eq!(closed.written["a"], Some((vec![8], Duration::from_millis(1))));
+    }
+
+    #[test]
+    fn limits_are_named() {
+        let session = Session::default();
+        session.open(HashMap::new(), false);
+        assert!(session.set("k".repeat(513), vec![], None).unwrap_err().contains("key has 513"));
+        assert!(session.set("k".into(), vec![0; 64 * 1024 + 1], None).unwrap_err().contains("value has"));
+        session.set("k".into(), vec![], Some(Duration::MAX)).unwrap();
+        let fit = (0..300).filter(|n| session.set(format!("{n}"), vec![0; MAX_VALUE], None).is_ok()).count();
+        assert_eq!(fit, 255);
+        (0..=MAX_WANTED).for_each(|n| assert_eq!(session.get(&format!("read {n}")), None));
+        assert!(session.end_call(true).unwrap_err().contains("more than 1000 keys"));
+        session.open(HashMap::new(), true);
+        assert_eq!(session.get("a"), None);
+        assert!(session.end_call(true).unwrap_err().contains("other keys"));
+    }
+}

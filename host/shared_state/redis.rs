@@ -1,0 +1,94 @@
+//! Shared state in Redis: one pipelined round trip to read for a batch, one to write.
+
+use async_trait::async_trait;
+use redis::{Cmd, Value};
+
+use super::{SharedState, Unavailable};
+use crate::decision::{StateKey, StateWrite};
+use crate::redis_client::{RedisClient, Refusal, refusal};
+
+/// The most commands of one round trip, and bytes of values that are written by it, so that one
+/// batch neither holds up others nor takes longer than the timeout.
+const COMMANDS_AT_ONCE: usize = 1_000;
+const BYTES_AT_ONCE: usize = 1 << 20;
+
+/// Strings `<prefix>state:{plugin}:{key}`, each with a time to live. Every command has one key, so
+/// a cluster may spread them. Redis answers before its replicas know: what a primary took in its
+/// last moments is lost when a replica takes over.
+#[derive(Debug, Clone)]
+pub struct RedisSharedState {
+    client: RedisClient,
+}
+
+impl RedisSharedState {
+    /// Values through this client.
+    pub fn new(client: RedisClient) -> Self {
+        Self { client }
+    }
+
+    fn name(&self, at: &StateKey) -> String {
+        format!("{}state:{}:{}", self.client.prefix(), at.plugin, at.key)
+    }
+
+    fn command(&self, write: &StateWrite) -> Cmd {
+        let name = self.name(&write.at);
+        let Some((value, ttl)) = &write.value else {
+            let mut command = redis::cmd("DEL");
+            command.arg(name);
+            return command;
+        };
+        let millis = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
+        let mut command = redis::cmd("SET");
+        command.arg(name).arg(value.as_slice()).arg("PX").arg(millis);
+        command
+    }
+
+    /// Whoever waits for it hears why the server does not do it.
+    fn check(&self, operation: &'static str, reply: &Value) -> Result<(), Unavailable> {
+        match refusal(reply) {
+            Some(Refusal::Denied(said) | Refusal::Other(said)) => Err(self.client.denied(operation, said)),
+            Some(Refusal::WrongType) | None => Ok(()),
+        }
+    }
+
+    async fn write_some(&self, commands: Vec<Cmd>) -> Result<(), Unavailable> {
+        let replies = self.client.run_small("write_plugin_state", commands).await?;
+        replies.iter().try_for_each(|reply| self.check("write_plugin_state", reply))
+    }
+}
+
+#[async_trait]
+impl SharedState for RedisSharedState {
+    async fn fetch(&self, keys: &[StateKey]) -> Result<Vec<Option<Vec<u8>>>, Unavailable> {
+        let mut values = Vec::with_capacity(keys.len());
+        for some in keys.chunks(COMMANDS_AT_ONCE) {
+            let get = |at| {
+                let mut command = redis::cmd("GET");
+                command.arg(self.name(at));
+                command
+            };
+            let replies = self.client.run_small("read_plugin_state", some.iter().map(get).collect()).await?;
+            for reply in replies {
+                self.check("read_plugin_state", &reply)?;
+                values.push(match reply {
+                    Value::BulkString(value) => Some(value),
+                    _ => None,
+                });
+            }
+        }
+        Ok(values)
+    }
+
+    async fn write(&self, writes: &[StateWrite]) -> Result<(), Unavailable> {
+        let (mut commands, mut bytes) = (Vec::new(), 0);
+        for write in writes {
+            commands.push(self.command(write));
+            bytes += write.value.as_ref().map_or(0, |(value, _)| value.len());
+            if commands.len() >= COMMANDS_AT_ONCE || bytes >= BYTES_AT_ONCE {
+                self.write_some(std::mem::take(&mut commands)).await?;
+                bytes = 0;
+            }
+        }
+        if commands.is_empty() { Ok(()) } else { self.write_some(commands).await }
+    }
+}

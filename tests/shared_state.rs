@@ -1,0 +1,118 @@
+//! State that policies share through Redis: two gateways, a swap, a Redis that restarts.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use crate::support::comet::FakeComet;
+use crate::support::gateway::{Gateway, Plugin, gateway, quoted};
+use crate::support::history::{History, Sent, body, receipts};
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
+use crate::support::{PATIENCE, eventually};
+
+/// The guest that counts under the key that a body names, and answers with the count.
+fn counting() -> Plugin {
+    let guest = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/guests/dist/unruly.wasm");
+    Plugin::new("counting", guest).set("state", quoted("shared")).set("deadline", quoted("300ms"))
+}
+
+async fn room(redis: &Redis) -> FakeComet {
+    let comet = FakeComet::start().await;
+    redis.join("lobby", "conn_1", "user_1", comet.address()).await;
+    comet
+}
+
+/// A topic with one partition, and a gateway that counts.
+async fn settings(name: &str, redis: &Redis) -> (String, Gateway) {
+    let topic = kafka().topic(name, 1).await;
+    let settings = gateway(&topic).redis(redis);
+    (topic, settings)
+}
+
+fn heard(comet: &FakeComet) -> Vec<String> {
+    comet.deliveries().into_iter().map(|(_, _, body)| body).collect()
+}
+
+#[tokio::test]
+async fn what_one_gateway_writes_the_other_reads_and_a_swap_keeps_it() {
+    let redis = Redis::start().await;
+    let comet = room(&redis).await;
+    let (one, one_settings) = settings("sharing-one", &redis).await;
+    let (other, other_settings) = settings("sharing-other", &redis).await;
+    let first = one_settings.clone().plugin(counting()).start().await;
+    let second = other_settings.clone().plugin(counting()).start().await;
+    for _ in 0..3 {
+        kafka().produce_room(&one, "lobby", "count k").await;
+    }
+    first.wait_until_settled(&one).await;
+    kafka().produce_room(&other, "lobby", "count k").await;
+    second.wait_until_settled(&other).await;
+    assert_eq!(heard(&comet), ["1", "2", "3", "4"], "within a batch, and of another gateway");
+    assert_eq!(redis.keys("halley:state:*").await, ["halley:state:counting:k"]);
+    let mut ttl = redis::cmd("PTTL");
+    ttl.arg("halley:state:counting:k");
+    let ttl: i64 = redis.run(ttl).await;
+    assert!((1..=7 * 24 * 3_600_000).contains(&ttl), "{ttl}");
+
+    let before = first.get("/v1/plugins").await.json()["generation"].as_u64();
+    first.configure(&one_settings.plugin(counting().config(&json!({ "suffix": "x" }))));
+    let swapped =
+        async || (first.get("/v1/plugins").await.json()["generation"].as_u64() > before).then_some(());
+    eventually("a swap", PATIENCE, swapped).await;
+    kafka().produce_room(&one, "lobby", "count k").await;
+    first.wait_until_settled(&one).await;
+    assert_eq!(heard(&comet).last().map(String::as_str), Some("5"));
+}
+
+#[tokio::test]
+async fn without_redis_state_is_shared_by_the_workers() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("sharing-memory", 1).await;
+    let settings = gateway(&topic).set("routing", "rooms", quoted("every-comet")).node(&comet);
+    let gateway = settings.plugin(counting()).start().await;
+    for _ in 0..3 {
+        kafka().produce_room(&topic, "lobby", "count k").await;
+    }
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!(heard(&comet), ["1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn a_redis_that_restarts_under_load_loses_and_reorders_nothing() {
+    let mut redis = Redis::start_keeping().await;
+    if !redis.can_stop("a_redis_that_restarts_under_load_loses_and_reorders_nothing") {
+        return;
+    }
+    let comet = room(&redis).await;
+    let (topic, settings) = settings("sharing-restarts", &redis).await;
+    let gateway = settings.plugin(counting()).start().await;
+    let mut ids = Vec::new();
+    for number in 0..300 {
+        if number % 100 == 50 {
+            redis.stop();
+        }
+        if number % 100 == 80 {
+            redis.restart().await;
+        }
+        ids.push(kafka().produce_room(&topic, "lobby", "count load").await);
+    }
+    gateway.wait_until_settled(&topic).await;
+    // Bodies are the counts: that they grow by one says that no write was lost or made twice.
+    let counts: Vec<_> = (1..=300).map(|count: u64| count.to_string()).collect();
+    assert_eq!(heard(&comet), counts);
+    let rooms =
+        [("lobby".to_owned(), [(comet.address().to_string(), vec!["conn_1".to_owned()])].into())].into();
+    let numbered = ids.into_iter().enumerate();
+    let sent = numbered.map(|(number, id)| Sent::new("lobby", number as u64 + 1, id)).collect();
+    let mut calls = comet.calls();
+    for call in &mut calls {
+        if let Some(packet) = &mut call.proto {
+            let count = String::from_utf8_lossy(&packet.body).parse().expect("a count");
+            packet.body = body("lobby", count).into();
+        }
+    }
+    let received = receipts(comet.address().as_ref(), &calls);
+    let report = History { rooms, sent, received, ..History::default() }.check();
+    report.assert_nothing_lost_or_reordered();
+}
