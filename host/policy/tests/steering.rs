@@ -129,7 +129,8 @@ async fn failing(then: Then, history: bool) -> (Engine, Arc<Policies>, tempfile:
 /// Lets it fail so often, and waits for what becomes of it.
 async fn fail_until(policies: &Arc<Policies>, times: usize, done: impl Fn(&Policies) -> bool) {
     let shutdown = CancellationToken::new();
-    let supervisor = tokio::spawn(supervise(Arc::clone(policies), shutdown.clone()));
+    let mut supervisor = tokio::task::JoinSet::new();
+    supervisor.spawn(supervise(Arc::clone(policies), shutdown.clone()));
     let mut chain = policies.current().chain();
     for _ in 0..times {
         chain.filter("push", 0, vec![room("trap")]).unwrap();
@@ -141,7 +142,7 @@ async fn fail_until(policies: &Arc<Policies>, times: usize, done: impl Fn(&Polic
     };
     tokio::time::timeout(PATIENCE, wait).await.expect("it does not come to that");
     shutdown.cancel();
-    supervisor.await.unwrap();
+    supervisor.join_all().await;
 }
 
 #[tokio::test]

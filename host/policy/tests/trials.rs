@@ -62,7 +62,8 @@ impl World {
     /// Sends messages until the trial has ended.
     async fn until_ended(&self, bodies: &[&str]) -> String {
         let shutdown = CancellationToken::new();
-        let supervisor = tokio::spawn(supervise(Arc::clone(&self.policies), shutdown.clone()));
+        let mut supervisor = tokio::task::JoinSet::new();
+        supervisor.spawn(supervise(Arc::clone(&self.policies), shutdown.clone()));
         let work = async {
             loop {
                 let mut chain = self.policies.current().chain();
@@ -79,7 +80,7 @@ impl World {
         };
         let why = tokio::time::timeout(PATIENCE, work).await.expect("the trial does not end");
         shutdown.cancel();
-        supervisor.await.unwrap();
+        supervisor.join_all().await;
         why
     }
 }
