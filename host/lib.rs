@@ -16,7 +16,8 @@
 //!               ▼
 //!   ┌─ a partition's worker ─────┐   pipeline     one batch: what is ready, one policy set
 //!   │ decode                     │   message      bytes -> Message
-//!   │ filter ──── plugins        │   policy       pass, drop, dead letter, amend
+//!   │ filter ──── plugins, Redis │   policy       pass, drop, dead letter, amend
+//!   │                            │   shared_state what policies of all gateways remember
 //!   │ guard ───── Redis          │   guard        "only once within this time"
 //!   │ resolve ─── Redis, plugins │   directory    room or keys -> connections (cached)
 //!   │ route                      │   router       connections -> at most one call per comet
@@ -35,8 +36,8 @@
 //! - [`message`], [`membership`], [`decision`], [`offsets`]: plain data and pure rules. They
 //!   know nobody above them.
 //! - [`kafka`], [`redis_client`]: what the clients of each share.
-//! - [`consumer`], [`policy`], [`directory`], [`guard`], [`comets`], [`offline`],
-//!   [`dead_letter`]: neighbours. They know the plain data and not each other.
+//! - [`consumer`], [`policy`], [`shared_state`], [`directory`], [`guard`], [`comets`],
+//!   [`offline`], [`dead_letter`]: neighbours. They know the plain data and not each other.
 //! - [`router`]: pure; from a resolved route to the calls of one message.
 //! - [`pipeline`]: knows the neighbours and brings messages through them.
 //! - [`gateway`]: builds every part and owns every task; the order of start and stop.

@@ -50,6 +50,9 @@ impl Judge {
     /// Loads this file with these settings.
     pub(super) fn new(settings: &PluginConfig, file: &Path) -> anyhow::Result<Self> {
         let mut config = PluginConfig { path: file.to_owned(), ..settings.clone() };
+        // A pin names the configured file, and a candidate of its own is not what is asked about.
+        config.sha256 = None;
+        config.trial = None;
         // Failures are to be seen, and nothing may wait: whatever `on_error` says of them.
         config.on_error = OnError::DeadLetter.into();
         config.quarantine.then = Then::Never;
