@@ -1,7 +1,7 @@
 # Halley. `make` alone says what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins demo check test soak fuzz clean
+.PHONY: help build plugins demo check test soak bench-plugins fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -47,6 +47,12 @@ soak: ## What takes longer than tests may: many faults, memory, throughput; HALL
 	@$(MAKE) --no-print-directory plugins
 	cargo test --locked --test stories -- --test-threads 1 --nocapture --ignored soak::
 	cargo test --locked --test stories -- --test-threads 1 --nocapture a_thousand_swaps
+
+bench-plugins: ## What policies cost, beside the same Rust code without WebAssembly; a minute
+	@.ci/deps.sh build
+	@plugins/build.sh
+	@plugins/build.sh tests/guests
+	cargo run --locked --release --example bench_plugins
 
 fuzz: ## Feeds records, plugin answers and Redis replies to libFuzzer, FUZZ_SECONDS (60) each
 	@.ci/deps.sh build

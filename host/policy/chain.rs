@@ -92,7 +92,7 @@ impl Chain {
             return Ok(());
         }
         outside_async(|| {
-            for link in self.links.iter_mut().filter(|link| link.hooks().grouping.is_some()) {
+            for link in self.links.iter_mut().filter(|link| link.hooks().has_grouping()) {
                 if let Err(failure) = link.regroup(room, grouping) {
                     link.plugin.skip_or_stall(&failure)?;
                 }

@@ -9,8 +9,8 @@ use crate::decision::{Disposition, PluginVersion, Verdict};
 use crate::membership::{Connection, Grouping, Membership, Place};
 use crate::message::{Audience, Message, Origin, Record, fuzzing as messages};
 use crate::policy::guest::answers;
-use crate::policy::guest::bindings::exports::halley::policy::{filter, grouping, offline};
-use crate::policy::guest::questions::Room;
+use crate::policy::guest::bindings::exports::halley::policy::{filter, grouping, grouping_columns, offline};
+use crate::policy::guest::room::{Answer, Room};
 use crate::policy::outcome::Filtered;
 
 /// The bounds that `answers` promises, said once more: it shall not judge itself.
@@ -74,10 +74,14 @@ fn check_filtered(now: &Filtered, before: &Filtered) {
 fn check_regroupings(input: &mut Unstructured<'_>) -> Result<()> {
     let mut room = grouping_of(input)?;
     for _ in 0..input.int_in_range(1..=3)? {
-        let seen = Room::of(&room);
+        let in_columns = input.arbitrary()?;
+        let seen = Room::of(&room, in_columns);
         let (comets, members) = (seen.comets.len(), seen.members.clone());
-        let answer = regrouping(input)?;
-        let Ok(checked) = answers::regrouping(answer, comets, &members) else { continue };
+        let answer = match in_columns {
+            true => Answer::Columns(regrouping_in_columns(input)?),
+            false => Answer::Records(regrouping(input)?),
+        };
+        let Ok(checked) = seen.check(answer) else { continue };
         assert!(
             checked.moves.iter().all(|(member, _)| members.contains(member)),
             "moves whom it did not see"
@@ -171,6 +175,30 @@ fn regrouping(input: &mut Unstructured<'_>) -> Result<grouping::Regrouping> {
             _ => grouping::Placement::Offline,
         };
         answer.moves.push(grouping::Move { connection: index(input)?, to });
+    }
+    Ok(answer)
+}
+
+fn regrouping_in_columns(input: &mut Unstructured<'_>) -> Result<grouping_columns::Regrouping> {
+    let grouping::Regrouping { redirects, moves } = regrouping(input)?;
+    let redirect = |grouping::Redirect { comet, to }| grouping_columns::Redirect { comet, to };
+    let mut answer = grouping_columns::Regrouping {
+        redirects: redirects.into_iter().map(redirect).collect(),
+        places: Vec::new(),
+        moved: Vec::new(),
+        to: Vec::new(),
+    };
+    for grouping::Move { connection, to } in moves {
+        answer.places.push(match to {
+            grouping::Placement::Comet(to) => grouping_columns::Placement::Comet(to),
+            grouping::Placement::Skip => grouping_columns::Placement::Skip,
+            grouping::Placement::Offline => grouping_columns::Placement::Offline,
+        });
+        answer.moved.push(connection);
+        answer.to.push(index(input)?);
+    }
+    if input.ratio(1u8, 8)? {
+        answer.to.pop();
     }
     Ok(answer)
 }

@@ -16,7 +16,8 @@ use crate::policy::guest::bindings::exports::halley::policy::{filter, offline as
 use crate::policy::guest::bindings::halley::policy::types::Source;
 use crate::policy::guest::instance::{Failure, Instance};
 use crate::policy::guest::module::Hooks;
-use crate::policy::guest::questions::{self, Room, with_messages};
+use crate::policy::guest::questions::{self, with_messages};
+use crate::policy::guest::room::Room;
 use crate::policy::guest::shared::Session;
 use crate::policy::metrics;
 use crate::policy::on_error::{FailureKind, OnError};
@@ -262,9 +263,10 @@ impl Link {
         {
             return canary.regroup(room, grouping);
         }
-        let seen = Room::of(grouping);
+        let seen = Room::of(grouping, self.hooks().columns());
         let answer = self.twice(|instance| instance.regroup(room.as_str(), &seen))?;
-        let checked = answers::regrouping(answer, seen.comets.len(), &seen.members);
+        let Some(answer) = answer else { return Ok(()) };
+        let checked = seen.check(answer);
         let applied = checked.and_then(|changes| grouping.apply(changes).map_err(|e| e.to_string()));
         applied.map_err(|why| self.bad_answer(why))
     }

@@ -7,12 +7,12 @@ use crate::decision::PluginVersion;
 use crate::membership::{Grouping, Membership};
 use crate::message::{Audience, Message, MessageId, Origin, Record};
 use crate::policy::config::PluginConfig;
-use crate::policy::guest::answers;
 use crate::policy::guest::bindings::halley::policy::types::Source;
 use crate::policy::guest::host::{HostState, Services};
 use crate::policy::guest::instance::{Failure, Instance};
 use crate::policy::guest::module::{self, Module};
-use crate::policy::guest::questions::{Room, with_message};
+use crate::policy::guest::questions::with_message;
+use crate::policy::guest::room::Room;
 use crate::policy::guest::runtime::Runtime;
 use crate::policy::trial::{Mode, Tally, Trial, TrialConfig};
 use crate::policy::versions::{Alarm, Failures, QuarantineConfig, Then};
@@ -134,8 +134,10 @@ impl Plugin {
         };
         instance.filter("trial", 0, &[]).map_err(trial("filter"))?;
         let nobody = Grouping::new(Arc::new(Membership::default()));
-        let answer = instance.regroup("trial", &Room::of(&nobody)).map_err(trial("grouping"))?;
-        answers::regrouping(answer, 0, &[]).map_err(Failure::bad_answer).map_err(trial("grouping"))?;
+        let room = Room::of(&nobody, self.module.hooks.columns());
+        if let Some(answer) = instance.regroup("trial", &room).map_err(trial("grouping"))? {
+            room.check(answer).map_err(Failure::bad_answer).map_err(trial("grouping"))?;
+        }
         let source = Source { topic: "trial", partition: 0 };
         with_message(&trial_message(), |message| instance.decide(source, message, &[]))
             .map_err(trial("offline"))?;

@@ -46,7 +46,7 @@ impl PolicySet {
 
     /// Whether any plugin regroups rooms.
     pub fn has_grouping(&self) -> bool {
-        self.plugins.iter().any(|plugin| plugin.module.hooks.grouping.is_some())
+        self.plugins.iter().any(|plugin| plugin.module.hooks.has_grouping())
     }
 
     /// Whether any plugin decides about the absent.

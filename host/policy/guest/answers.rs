@@ -7,10 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decision::{Disposition, Guard, PluginVersion, Verdict};
-use crate::membership::{Placement, Regrouping};
 use crate::message::{Audience, CometAddr};
 use crate::policy::guest::bindings::exports::halley::policy::filter::{self, Amendment, Once};
-use crate::policy::guest::bindings::exports::halley::policy::{grouping, offline};
+use crate::policy::guest::bindings::exports::halley::policy::offline;
 use crate::policy::guest::host::cut;
 use crate::policy::outcome::Filtered;
 
@@ -102,7 +101,11 @@ fn check_guard(once: &Once) -> Result<(), String> {
     Ok(())
 }
 
-fn name(text: &str, what: &str) -> Result<(), String> {
+/// Whether a text can be the name of a thing.
+///
+/// # Errors
+/// When it is empty, or too long.
+pub(in crate::policy) fn name(text: &str, what: &str) -> Result<(), String> {
     if text.is_empty() || text.len() > MAX_NAME {
         return Err(format!("a {what} of {} bytes; 1 to {MAX_NAME} are allowed", text.len()));
     }
@@ -177,52 +180,6 @@ fn add_new(known: &mut Vec<CometAddr>, more: Vec<CometAddr>) {
             known.push(comet);
         }
     }
-}
-
-/// A regrouping with its indexes into the grouping. `members` are the members whose
-/// connections the plugin saw, `comets` is how many comets it saw.
-///
-/// # Errors
-/// When it points outside of the room, or names a comet that cannot be one.
-pub(in crate::policy) fn regrouping(
-    answer: grouping::Regrouping,
-    comets: usize,
-    members: &[u32],
-) -> Result<Regrouping, String> {
-    let mut checked = Regrouping::default();
-    if answer.redirects.len() > comets || answer.moves.len() > members.len() {
-        return Err(format!(
-            "{} redirects and {} moves for a room of {comets} comets and {} connections",
-            answer.redirects.len(),
-            answer.moves.len(),
-            members.len()
-        ));
-    }
-    for redirect in answer.redirects {
-        name(&redirect.to, "comet address")?;
-        if redirect.comet as usize >= comets {
-            return Err(format!("redirects comet {}, but the room has {comets} comets", redirect.comet));
-        }
-        checked.redirects.push((redirect.comet, redirect.to.into()));
-    }
-    for grouping::Move { connection, to } in answer.moves {
-        let member = members.get(connection as usize).ok_or_else(|| {
-            format!("moves connection {connection}, but the room has {} connections", members.len())
-        })?;
-        checked.moves.push((*member, placement(to)?));
-    }
-    Ok(checked)
-}
-
-fn placement(to: grouping::Placement) -> Result<Placement, String> {
-    Ok(match to {
-        grouping::Placement::Comet(to) => {
-            name(&to, "comet address")?;
-            Placement::Comet(to.into())
-        }
-        grouping::Placement::Skip => Placement::Skip,
-        grouping::Placement::Offline => Placement::Offline,
-    })
 }
 
 /// A disposition; `None` when the plugin has no opinion.

@@ -10,6 +10,6 @@
 
 wasmtime::component::bindgen!({
     path: "wit",
-    world: "policy",
+    world: "gateway",
     ownership: Borrowing { duplicate_if_necessary: false },
 });

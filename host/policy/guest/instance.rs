@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use wasmtime::{Store, Trap};
 
 use crate::policy::guest::answers;
-use crate::policy::guest::bindings::exports::halley::policy::{filter, grouping, offline};
+use crate::policy::guest::bindings::exports::halley::policy::{filter, grouping, grouping_columns, offline};
 use crate::policy::guest::bindings::halley::policy::types;
 use crate::policy::guest::host::{HostState, cut};
 use crate::policy::guest::module::causes;
-use crate::policy::guest::questions::Room;
+use crate::policy::guest::room::{Answer, Connections, Room};
 use crate::policy::guest::shared::Session;
 use crate::policy::guest::ticker::ticks;
 use crate::policy::on_error::FailureKind;
@@ -65,6 +65,7 @@ pub(in crate::policy) struct Instance {
     store: Store<HostState>,
     filter: Option<filter::Guest>,
     grouping: Option<grouping::Guest>,
+    grouping_columns: Option<grouping_columns::Guest>,
     offline: Option<offline::Guest>,
 }
 
@@ -85,11 +86,13 @@ impl Instance {
         let hooks = &module.hooks;
         let filter = hooks.filter.as_ref().map(|i| i.load(&mut store, &instance));
         let grouping = hooks.grouping.as_ref().map(|i| i.load(&mut store, &instance));
+        let columns = hooks.grouping_columns.as_ref().map(|i| i.load(&mut store, &instance));
         let offline = hooks.offline.as_ref().map(|i| i.load(&mut store, &instance));
         let lifecycle = hooks.lifecycle.as_ref().map(|i| i.load(&mut store, &instance));
         let mut loaded = Self {
             filter: filter.transpose().map_err(load)?,
             grouping: grouping.transpose().map_err(load)?,
+            grouping_columns: columns.transpose().map_err(load)?,
             offline: offline.transpose().map_err(load)?,
             plugin: Arc::clone(plugin),
             store,
@@ -120,20 +123,31 @@ impl Instance {
         answers::one_each(answer?, messages.len(), "verdicts").map_err(Failure::bad_answer)
     }
 
-    /// Calls `regroup`. The answer's indexes are not checked yet.
+    /// Calls `regroup` about a room in the shape that this plugin takes. What it answers is not
+    /// checked yet; `None` where it does not regroup.
     pub(in crate::policy) fn regroup(
         &mut self,
-        room: &str,
-        members: &Room<'_>,
-    ) -> Result<grouping::Regrouping, Failure> {
-        let Some(hook) = self.grouping.take() else {
-            return Ok(grouping::Regrouping { redirects: Vec::new(), moves: Vec::new() });
-        };
-        let answer = self.call(Hook::Grouping, self.deadline(), |store| {
-            hook.call_regroup(store, room, &members.comets, &members.connections)
-        });
-        self.grouping = Some(hook);
-        answer
+        id: &str,
+        room: &Room<'_>,
+    ) -> Result<Option<Answer>, Failure> {
+        let (comets, deadline) = (&room.comets, self.deadline());
+        match &room.connections {
+            Connections::Columns(columns) => {
+                let Some(hook) = self.grouping_columns.take() else { return Ok(None) };
+                let answer = self.call(Hook::Grouping, deadline, |store| {
+                    hook.call_regroup(store, id, comets, columns.lend())
+                });
+                self.grouping_columns = Some(hook);
+                answer.map(|answer| Some(Answer::Columns(answer)))
+            }
+            Connections::Records(records) => {
+                let Some(hook) = self.grouping.take() else { return Ok(None) };
+                let answer = self
+                    .call(Hook::Grouping, deadline, |store| hook.call_regroup(store, id, comets, records));
+                self.grouping = Some(hook);
+                answer.map(|answer| Some(Answer::Records(answer)))
+            }
+        }
     }
 
     /// Calls `decide`: one disposition for each recipient.

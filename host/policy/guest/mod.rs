@@ -1,8 +1,9 @@
 //! One plugin's code, and everything on both sides of the border that a call crosses.
 //!
-//! - `module`: from a file's bytes to something that can be instantiated.
+//! - `module`: from a file's bytes to something that can be instantiated; `contract`: for which
+//!   version of the contract it was built.
 //! - `instance`: one instance with its store and its limits; its hooks as functions.
-//! - `questions` and `answers`: what plugins see, and what they may say.
+//! - `questions` and `answers`: what plugins see, and what they may say; `room`: both, for rooms.
 //! - `host`: what they can call, with `state`, `shared` and `log_budget` behind it.
 //! - `runtime`: what all of them share; `ticker`: the clock of their deadlines; `aside`: where
 //!   guest code may run.
@@ -12,12 +13,15 @@
 pub(in crate::policy) mod answers;
 pub(in crate::policy) mod aside;
 pub(in crate::policy) mod bindings;
+pub(in crate::policy) mod contract;
 pub(in crate::policy) mod host;
 pub(in crate::policy) mod instance;
 pub(in crate::policy) mod log_budget;
 pub(in crate::policy) mod module;
 pub(in crate::policy) mod questions;
+pub(in crate::policy) mod room;
 pub(in crate::policy) mod runtime;
 pub(in crate::policy) mod shared;
 pub(in crate::policy) mod state;
+pub(in crate::policy) mod texts;
 pub(in crate::policy) mod ticker;

@@ -1,9 +1,8 @@
 //! Our plain types as plugins get them. Nothing is copied: what plugins see borrows.
 
 use crate::decision::{Absent, Cause};
-use crate::membership::{Grouping, Place};
 use crate::message::{Audience, Message};
-use crate::policy::guest::bindings::exports::halley::policy::{grouping, offline};
+use crate::policy::guest::bindings::exports::halley::policy::offline;
 use crate::policy::guest::bindings::halley::policy::types;
 
 /// Calls `ask` with the messages as a plugin sees them.
@@ -69,33 +68,6 @@ fn message<'a>(
         keys,
         headers,
         body: &message.body,
-    }
-}
-
-/// A room as a plugin sees it: the members that have a comet, as earlier plugins left them.
-pub(in crate::policy) struct Room<'a> {
-    pub(in crate::policy) comets: Vec<&'a str>,
-    pub(in crate::policy) connections: Vec<grouping::Connection<'a>>,
-    /// For each of the connections, which member of the grouping it is.
-    pub(in crate::policy) members: Vec<u32>,
-}
-
-impl<'a> Room<'a> {
-    pub(in crate::policy) fn of(grouping: &'a Grouping) -> Self {
-        let comets = grouping.comets().iter().map(|comet| comet.as_str()).collect();
-        let mut room = Self { comets, connections: Vec::new(), members: Vec::new() };
-        for (at, (member, place)) in grouping.members().enumerate() {
-            let Place::At(comet) = place else { continue };
-            room.connections.push(grouping::Connection {
-                id: member.id.as_str(),
-                user: member.user.as_ref().map_or("", |user| user.as_str()),
-                comet,
-                online: member.online,
-            });
-            // A room has fewer than four billion members.
-            room.members.push(at as u32);
-        }
-        room
     }
 }
 

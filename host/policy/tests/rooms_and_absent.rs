@@ -85,3 +85,32 @@ fn a_plugin_that_fails_has_no_opinion() {
     let stall = Engine::new().set(&[with(unruly("p"), OnError::Stall)]);
     stall.chain().decide(&room("trap"), &absent(&["drop"])).unwrap_err();
 }
+
+#[test]
+fn a_room_crosses_in_columns_where_the_plugin_takes_them() {
+    let config = configured(PluginConfig::new("p", guest("bench_grouping")), serde_json::json!({}));
+    let set = Engine::new().set(&[config, unruly("q")]);
+    let connection = |id: &str, user: Option<&str>, online| Connection {
+        id: id.into(),
+        user: user.map(Into::into),
+        comet: "a:1".into(),
+        online,
+    };
+    // Those that end with 77 are left out: online ones, of users.
+    let connections = [
+        connection("静_77", Some("user_安"), true),
+        connection("c_78", Some("user_1"), true),
+        connection("c_77", None, true),
+        connection("", Some("user_2"), true),
+        connection("c_177", Some("user_3"), false),
+        connection("c_277", Some("user_4"), true),
+    ];
+    let mut room = Grouping::new(Arc::new(Membership::new(connections, 0)));
+    set.chain().regroup(&"video_1".into(), &mut room).unwrap();
+    let left_out = places(&room).iter().map(|place| *place == Place::Skipped).collect::<Vec<_>>();
+    assert_eq!(left_out, [true, false, false, false, false, true]);
+    // The second sees four connections, and skips the last of them.
+    set.chain().regroup(&"drain".into(), &mut room).unwrap();
+    let skipped = places(&room).iter().filter(|place| **place == Place::Skipped).count();
+    assert_eq!(skipped, 3);
+}

@@ -33,7 +33,7 @@ fn everything_that_is_wrong_is_told_at_once() {
         configured(unruly("looper"), json!({ "start": "loop" })),
     ]);
     let expected = [
-        "was built for the contract halley:policy@0.0.9, this gateway speaks halley:policy@0.1.0",
+        "was built for the contract halley:policy@0.0.9, this gateway speaks halley:policy@0.1.1",
         "is not WebAssembly",
         "cannot be read",
         "has the name of a plugin before it",

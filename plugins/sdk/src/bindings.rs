@@ -22,8 +22,8 @@ pub mod common {
         inline: "
             package halley:sdk-common;
             world common {
-                import halley:policy/types@0.1.0;
-                import halley:policy/host@0.1.0;
+                import halley:policy/types@0.1.1;
+                import halley:policy/host@0.1.1;
             }
         ",
         additional_derives: [PartialEq],
@@ -38,7 +38,7 @@ pub mod lifecycle {
         inline: "
             package halley:sdk-lifecycle;
             world lifecycle-only {
-                export halley:policy/lifecycle@0.1.0;
+                export halley:policy/lifecycle@0.1.1;
             }
         ",
         generate_all,
@@ -53,12 +53,12 @@ pub mod filter {
         inline: "
             package halley:sdk-filter;
             world filter-only {
-                export halley:policy/filter@0.1.0;
+                export halley:policy/filter@0.1.1;
             }
         ",
-        with: { "halley:policy/types@0.1.0": super::common::halley::policy::types },
+        with: { "halley:policy/types@0.1.1": super::common::halley::policy::types },
         additional_derives: [PartialEq],
-        additional_type_attributes: { "halley:policy/filter@0.1.0/amendment": [#[derive(Default)]] },
+        additional_type_attributes: { "halley:policy/filter@0.1.1/amendment": [#[derive(Default)]] },
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export_filter",
@@ -71,14 +71,35 @@ pub mod grouping {
         inline: "
             package halley:sdk-grouping;
             world grouping-only {
-                export halley:policy/grouping@0.1.0;
+                export halley:policy/grouping@0.1.1;
             }
         ",
         additional_derives: [PartialEq],
-        additional_type_attributes: { "halley:policy/grouping@0.1.0/regrouping": [#[derive(Default)]] },
+        additional_type_attributes: { "halley:policy/grouping@0.1.1/regrouping": [#[derive(Default)]] },
         generate_all,
         pub_export_macro: true,
         export_macro_name: "export_grouping",
+    });
+}
+
+pub mod grouping_columns {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "
+            package halley:sdk-grouping-columns;
+            world grouping-columns-only {
+                export halley:policy/grouping-columns@0.1.1;
+            }
+        ",
+        additional_derives: [PartialEq],
+        additional_type_attributes: {
+            "halley:policy/grouping-columns@0.1.1/texts": [#[derive(Default)]],
+            "halley:policy/grouping-columns@0.1.1/connections": [#[derive(Default)]],
+            "halley:policy/grouping-columns@0.1.1/regrouping": [#[derive(Default)]],
+        },
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "export_grouping_columns",
     });
 }
 
@@ -88,10 +109,10 @@ pub mod offline {
         inline: "
             package halley:sdk-offline;
             world offline-only {
-                export halley:policy/offline@0.1.0;
+                export halley:policy/offline@0.1.1;
             }
         ",
-        with: { "halley:policy/types@0.1.0": super::common::halley::policy::types },
+        with: { "halley:policy/types@0.1.1": super::common::halley::policy::types },
         additional_derives: [PartialEq],
         generate_all,
         pub_export_macro: true,

@@ -3,9 +3,12 @@
 
 use std::cell::RefCell;
 
-use crate::bindings::{filter, grouping, lifecycle, offline};
+use crate::bindings::grouping::exports::halley::policy::grouping as records;
+use crate::bindings::grouping_columns::exports::halley::policy::grouping_columns as columns;
+use crate::bindings::{filter, lifecycle, offline};
 use crate::policy::from_json;
-use crate::{Filter, Grouping, Message, Offline, Policy, Room, Source};
+use crate::room::{self, Connections, Room};
+use crate::{Filter, Grouping, Message, Offline, Policy, Source};
 
 /// Exports a policy with the hooks that it implements: `export!(MyPolicy: Filter)`,
 /// `export!(MyPolicy: Filter, Offline)`. Once in a crate.
@@ -55,6 +58,9 @@ macro_rules! __export_hook {
     (Grouping) => {
         $crate::__private::bindings::grouping::export_grouping!(
             Exported with_types_in $crate::__private::bindings::grouping
+        );
+        $crate::__private::bindings::grouping_columns::export_grouping_columns!(
+            Exported with_types_in $crate::__private::bindings::grouping_columns
         );
     };
     (Offline) => {
@@ -154,11 +160,27 @@ impl<C: Component<Policy: Filter>> filter::exports::halley::policy::filter::Gues
     }
 }
 
-impl<C: Component<Policy: Grouping>> grouping::exports::halley::policy::grouping::Guest for C {
-    fn regroup(room: String, comets: Vec<String>, connections: Vec<crate::Connection>) -> crate::Regrouping {
-        let room = Room { id: &room, comets: &comets, connections: &connections };
-        C::with_slot(|slot| slot.with(|policy| policy.regroup(&room)))
+/// For gateways of version 0.1.0.
+impl<C: Component<Policy: Grouping>> records::Guest for C {
+    fn regroup(id: String, comets: Vec<String>, connections: Vec<records::Connection>) -> crate::Regrouping {
+        regroup::<C>(&id, &comets, &room::from_records(&connections))
     }
+}
+
+/// For all others.
+impl<C: Component<Policy: Grouping>> columns::Guest for C {
+    fn regroup(id: String, comets: Vec<String>, connections: columns::Connections) -> columns::Regrouping {
+        room::to_columns(regroup::<C>(&id, &comets, &connections))
+    }
+}
+
+fn regroup<C: Component<Policy: Grouping>>(
+    id: &str,
+    comets: &[String],
+    connections: &columns::Connections,
+) -> crate::Regrouping {
+    let room = Room { id, comets, connections: Connections::of(connections) };
+    C::with_slot(|slot| slot.with(|policy| policy.regroup(&room)))
 }
 
 impl<C: Component<Policy: Offline>> offline::exports::halley::policy::offline::Guest for C {

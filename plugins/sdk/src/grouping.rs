@@ -2,8 +2,9 @@
 
 use crate::Policy;
 pub use crate::bindings::grouping::exports::halley::policy::grouping::{
-    Connection, Move, Placement, Redirect, Regrouping,
+    Move, Placement, Redirect, Regrouping,
 };
+use crate::room::{Connection, Room};
 
 /// Decides over which comets a room's connections are reached. Called when a room's
 /// membership is resolved, not per message: the answer is kept with the route for a short
@@ -41,7 +42,7 @@ pub use crate::bindings::grouping::exports::halley::policy::grouping::{
 /// ```
 pub trait Grouping: Policy {
     /// Where one connection's messages go instead; `None` leaves it where it is.
-    fn place(&mut self, room: &Room<'_>, connection: &Connection) -> Option<Placement> {
+    fn place(&mut self, room: &Room<'_>, connection: &Connection<'_>) -> Option<Placement> {
         let _ = (room, connection);
         None
     }
@@ -50,30 +51,11 @@ pub trait Grouping: Policy {
     fn regroup(&mut self, room: &Room<'_>) -> Regrouping {
         let mut regrouping = Regrouping::default();
         for (index, connection) in (0..).zip(room.connections) {
-            if let Some(placement) = self.place(room, connection) {
+            if let Some(placement) = self.place(room, &connection) {
                 regrouping = regrouping.place(index, placement);
             }
         }
         regrouping
-    }
-}
-
-/// A room as it stands when a policy is asked: policies before this one may have moved
-/// connections already.
-#[derive(Clone, Copy, Debug)]
-pub struct Room<'a> {
-    /// The room's id.
-    pub id: &'a str,
-    /// The addresses of the comets that hold its connections.
-    pub comets: &'a [String],
-    /// The connections; `connection.comet` is an index into `comets`.
-    pub connections: &'a [Connection],
-}
-
-impl<'a> Room<'a> {
-    /// The address of the comet that holds this connection.
-    pub fn comet_of(&self, connection: &Connection) -> &'a str {
-        self.comets.get(connection.comet as usize).map_or("", String::as_str)
     }
 }
 

@@ -48,6 +48,14 @@
 //! at once, and *may be thrown away between any two calls*: what has to last belongs into
 //! [`state`] or into a guard ([`Verdict::once`]). A panic is a trap: the gateway logs its
 //! text, does what `on_error` says, and makes a fresh instance.
+//!
+//! # Versions
+//!
+//! A policy carries the version of the contract (`wit/policy.wit`) that its SDK was made for.
+//! A gateway loads policies of its own version and of earlier ones of the same line (`0.1`);
+//! a policy of a later one, as long as it asks for nothing that the gateway lacks. What this
+//! SDK uses of 0.1.1, the columns in which rooms come, it does without on gateways of 0.1.0.
+//! Anything else is refused when it is loaded, with both versions and what to do.
 
 #[doc(hidden)]
 pub mod bindings;
@@ -58,16 +66,18 @@ mod host;
 mod message;
 mod offline;
 mod policy;
+mod room;
 mod scope;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 
 pub use bindings::common::halley::policy::types::{Audience, Header, Message, Source};
 pub use filter::{Amendment, Filter, Once, Verdict};
-pub use grouping::{Connection, Grouping, Move, Placement, Redirect, Regrouping, Room};
+pub use grouping::{Grouping, Move, Placement, Redirect, Regrouping};
 pub use host::{counter_add, gauge_set, log, now, state};
 pub use offline::{Absent, Cause, Disposition, Offline};
 pub use policy::{NoConfig, Policy};
+pub use room::{Connection, Connections, ConnectionsIter, Room};
 pub use scope::RoomPattern;
 
 /// What nearly every policy imports.

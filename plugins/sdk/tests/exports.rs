@@ -8,7 +8,7 @@ use wit_component::{ComponentEncoder, DecodedWasm};
 
 /// The bundled policies and their hooks.
 const BUNDLED: [(&str, &[&str]); 4] = [
-    ("comet_drain", &["grouping"]),
+    ("comet_drain", &["grouping", "grouping-columns"]),
     ("duplicate_guard", &["filter"]),
     ("keyword_filter", &["filter"]),
     ("offline_rules", &["offline"]),
@@ -24,7 +24,7 @@ fn a_policy_exports_the_hooks_that_it_names_and_no_others() {
             continue;
         };
         let (imports, exports) = interfaces(&module);
-        let interface = |name: &&str| format!("halley:policy/{name}@0.1.0");
+        let interface = |name: &&str| format!("halley:policy/{name}@0.1.1");
         let expected: BTreeSet<String> = ["lifecycle"].iter().chain(hooks).map(interface).collect();
         assert_eq!(exports, expected, "exports of {name}");
         let known = ["host", "types"].map(|name| interface(&name));

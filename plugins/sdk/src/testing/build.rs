@@ -2,7 +2,9 @@
 
 use std::cell::Cell;
 
-use crate::{Absent, Audience, Cause, Connection, Header, Message};
+use crate::bindings::grouping_columns::exports::halley::policy::grouping_columns as columns;
+use crate::room::{self, Connection};
+use crate::{Absent, Audience, Cause, Header, Message};
 
 /// A message to everyone in a room.
 pub fn room(id: &str) -> MessageBuilder {
@@ -104,43 +106,44 @@ impl From<MessageBuilder> for Message {
 
 /// An online connection without a user, at the comet with this address.
 pub fn connection(id: &str, comet: &str) -> ConnectionBuilder {
-    let connection = Connection { id: id.to_owned(), user: String::new(), comet: 0, online: true };
-    ConnectionBuilder { comet: comet.to_owned(), connection }
+    ConnectionBuilder { id: id.to_owned(), user: String::new(), comet: comet.to_owned(), online: true }
 }
 
 /// A connection in the making.
 #[derive(Clone, Debug)]
 pub struct ConnectionBuilder {
+    id: String,
+    user: String,
     comet: String,
-    connection: Connection,
+    online: bool,
 }
 
 impl ConnectionBuilder {
     /// Of this user.
     pub fn user(mut self, user: &str) -> Self {
-        self.connection.user = user.to_owned();
+        self.user = user.to_owned();
         self
     }
 
     /// Whose user does not count as online.
     pub fn away(mut self) -> Self {
-        self.connection.online = false;
+        self.online = false;
         self
     }
 }
 
 /// The comets in order of first appearance, and the connections that point to them: as the
 /// gateway hands a room over.
-pub(super) fn grouped(builders: &[ConnectionBuilder]) -> (Vec<String>, Vec<Connection>) {
+pub(super) fn grouped(builders: &[ConnectionBuilder]) -> (Vec<String>, columns::Connections) {
     let mut comets = Vec::<String>::new();
-    let mut connections = Vec::new();
-    for builder in builders {
-        let known = comets.iter().position(|comet| *comet == builder.comet);
+    let mut connections = columns::Connections::default();
+    for ConnectionBuilder { id, user, comet, online } in builders {
+        let known = comets.iter().position(|address| address == comet);
         let comet = known.unwrap_or_else(|| {
-            comets.push(builder.comet.clone());
+            comets.push(comet.clone());
             comets.len() - 1
         });
-        connections.push(Connection { comet: comet as u32, ..builder.connection.clone() });
+        room::push(&mut connections, Connection { id, user, comet: comet as u32, online: *online });
     }
     (comets, connections)
 }

@@ -47,8 +47,9 @@ use stand_in::Gateway;
 
 use crate::log::Level;
 use crate::policy::from_json;
+use crate::room::{Connections, Room};
 use crate::{Absent, Amendment, Disposition, Filter, Grouping, Message, Offline};
-use crate::{Policy, Regrouping, Room, Source, Verdict};
+use crate::{Policy, Regrouping, Source, Verdict};
 
 /// One policy and what stands in for the gateway around it.
 pub struct Harness<P> {
@@ -185,7 +186,7 @@ impl<P: Grouping> Harness<P> {
     /// How the policy regroups a room with these connections.
     pub fn regroup(&mut self, room: &str, connections: &[ConnectionBuilder]) -> Regrouping {
         let (comets, connections) = build::grouped(connections);
-        let room = Room { id: room, comets: &comets, connections: &connections };
+        let room = Room { id: room, comets: &comets, connections: Connections::of(&connections) };
         self.gateway.around(|| self.policy.regroup(&room))
     }
 }
