@@ -70,7 +70,7 @@ impl Chain {
         let source = Source { topic, partition };
         outside_async(|| {
             while let Some(link) = self.links.get_mut(pass.next) {
-                if link.hooks().filter.is_some() {
+                if link.hooks().has_filter() {
                     let wanted = link.filter_sharing(&source, pass)?;
                     if !wanted.is_empty() {
                         return Ok(Step::Wants(wanted));

@@ -16,7 +16,7 @@ use crate::policy::guest::bindings::exports::halley::policy::{filter, offline as
 use crate::policy::guest::bindings::halley::policy::types::Source;
 use crate::policy::guest::instance::{Failure, Instance};
 use crate::policy::guest::module::Hooks;
-use crate::policy::guest::questions::{self, with_messages};
+use crate::policy::guest::questions;
 use crate::policy::guest::room::Room;
 use crate::policy::guest::shared::Session;
 use crate::policy::metrics;
@@ -176,9 +176,8 @@ impl Link {
     ) -> Result<Vec<filter::Verdict>, Failure> {
         let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
         let begun = Instant::now();
-        let mut verdicts = self.with_instance(|instance| {
-            with_messages(&asked, |messages| instance.filter(source.topic, source.partition, messages))
-        });
+        let mut verdicts =
+            self.with_instance(|instance| instance.filter(source.topic, source.partition, &asked));
         if let Some(shared) = &self.shared
             && let Err(why) = shared.end_call(verdicts.is_ok())
         {

@@ -41,7 +41,7 @@ impl PolicySet {
 
     /// Whether any plugin filters.
     pub fn has_filter(&self) -> bool {
-        self.plugins.iter().any(|plugin| plugin.module.hooks.filter.is_some())
+        self.plugins.iter().any(|plugin| plugin.module.hooks.has_filter())
     }
 
     /// Whether any plugin regroups rooms.

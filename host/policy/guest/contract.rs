@@ -14,7 +14,7 @@ pub(in crate::policy) const BUILD_WITH_SDK: &str = "build it with the halley-plu
 
 const PACKAGE: &str = "halley:policy/";
 /// The interfaces that decide something; one of them has to be there.
-const HOOKS: [&str; 4] = ["filter", "grouping", "grouping-columns", "offline"];
+const HOOKS: [&str; 5] = ["filter", "filter-columns", "grouping", "grouping-columns", "offline"];
 
 /// A version of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -10,11 +10,16 @@ use std::time::{Duration, Instant};
 
 use wasmtime::{Store, Trap};
 
+use crate::message::Message;
 use crate::policy::guest::answers;
-use crate::policy::guest::bindings::exports::halley::policy::{filter, grouping, grouping_columns, offline};
+use crate::policy::guest::batch::{self, Batch};
+use crate::policy::guest::bindings::exports::halley::policy::{
+    filter, filter_columns, grouping, grouping_columns, offline,
+};
 use crate::policy::guest::bindings::halley::policy::types;
 use crate::policy::guest::host::{HostState, cut};
 use crate::policy::guest::module::causes;
+use crate::policy::guest::questions::with_messages;
 use crate::policy::guest::room::{Answer, Connections, Room};
 use crate::policy::guest::shared::Session;
 use crate::policy::guest::ticker::ticks;
@@ -64,6 +69,7 @@ pub(in crate::policy) struct Instance {
     plugin: Arc<Plugin>,
     store: Store<HostState>,
     filter: Option<filter::Guest>,
+    filter_columns: Option<filter_columns::Guest>,
     grouping: Option<grouping::Guest>,
     grouping_columns: Option<grouping_columns::Guest>,
     offline: Option<offline::Guest>,
@@ -85,12 +91,14 @@ impl Instance {
         let load = |e: wasmtime::Error| Failure::start(format!("could not be loaded: {}", causes(&e)));
         let hooks = &module.hooks;
         let filter = hooks.filter.as_ref().map(|i| i.load(&mut store, &instance));
+        let filter_columns = hooks.filter_columns.as_ref().map(|i| i.load(&mut store, &instance));
         let grouping = hooks.grouping.as_ref().map(|i| i.load(&mut store, &instance));
         let columns = hooks.grouping_columns.as_ref().map(|i| i.load(&mut store, &instance));
         let offline = hooks.offline.as_ref().map(|i| i.load(&mut store, &instance));
         let lifecycle = hooks.lifecycle.as_ref().map(|i| i.load(&mut store, &instance));
         let mut loaded = Self {
             filter: filter.transpose().map_err(load)?,
+            filter_columns: filter_columns.transpose().map_err(load)?,
             grouping: grouping.transpose().map_err(load)?,
             grouping_columns: columns.transpose().map_err(load)?,
             offline: offline.transpose().map_err(load)?,
@@ -108,17 +116,26 @@ impl Instance {
         Ok(loaded)
     }
 
-    /// Calls `filter`: one verdict for each message.
+    /// Calls `filter`, in the shape that costs least: one verdict for each message.
     pub(in crate::policy) fn filter(
         &mut self,
         topic: &str,
         partition: i32,
-        messages: &[types::Message<'_>],
+        messages: &[&Message],
     ) -> Result<Vec<filter::Verdict>, Failure> {
+        let (source, deadline) = (types::Source { topic, partition }, self.deadline());
+        if let Some(hook) = self.filter_columns.take() {
+            let batch = Batch::of(messages);
+            let answer =
+                self.call(Hook::Filter, deadline, |store| hook.call_filter(store, source, batch.lend()));
+            self.filter_columns = Some(hook);
+            let verdicts = answers::one_each(answer?, messages.len(), "verdicts");
+            return Ok(verdicts.map_err(Failure::bad_answer)?.into_iter().map(batch::verdict).collect());
+        }
         let Some(hook) = self.filter.take() else { return Ok(Vec::new()) };
-        let source = types::Source { topic, partition };
-        let answer =
-            self.call(Hook::Filter, self.deadline(), |store| hook.call_filter(store, source, messages));
+        let answer = with_messages(messages, |records| {
+            self.call(Hook::Filter, deadline, |store| hook.call_filter(store, source, records))
+        });
         self.filter = Some(hook);
         answers::one_each(answer?, messages.len(), "verdicts").map_err(Failure::bad_answer)
     }

@@ -3,7 +3,8 @@
 //! - `module`: from a file's bytes to something that can be instantiated; `contract`: for which
 //!   version of the contract it was built.
 //! - `instance`: one instance with its store and its limits; its hooks as functions.
-//! - `questions` and `answers`: what plugins see, and what they may say; `room`: both, for rooms.
+//! - `questions` and `answers`: what plugins see, and what they may say; `batch` and
+//!   `room`: the shapes in which many of them cross.
 //! - `host`: what they can call, with `state`, `shared` and `log_budget` behind it.
 //! - `runtime`: what all of them share; `ticker`: the clock of their deadlines; `aside`: where
 //!   guest code may run.
@@ -12,6 +13,7 @@
 
 pub(in crate::policy) mod answers;
 pub(in crate::policy) mod aside;
+pub(in crate::policy) mod batch;
 pub(in crate::policy) mod bindings;
 pub(in crate::policy) mod contract;
 pub(in crate::policy) mod host;

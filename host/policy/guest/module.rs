@@ -11,7 +11,7 @@ use wasmparser::{Parser, Payload};
 use wasmtime::component::{Component, InstancePre};
 
 use crate::policy::guest::bindings::exports::halley::policy::{
-    filter, grouping, grouping_columns, lifecycle, offline,
+    filter, filter_columns, grouping, grouping_columns, lifecycle, offline,
 };
 use crate::policy::guest::contract::{BUILD_WITH_SDK, Contract};
 use crate::policy::guest::host::HostState;
@@ -23,6 +23,7 @@ const MAX_SIZE: u64 = 64 * 1024 * 1024;
 /// What a plugin exports, and where.
 pub(in crate::policy) struct Hooks {
     pub(in crate::policy) filter: Option<filter::GuestIndices>,
+    pub(in crate::policy) filter_columns: Option<filter_columns::GuestIndices>,
     pub(in crate::policy) grouping: Option<grouping::GuestIndices>,
     pub(in crate::policy) grouping_columns: Option<grouping_columns::GuestIndices>,
     pub(in crate::policy) offline: Option<offline::GuestIndices>,
@@ -35,6 +36,11 @@ impl Hooks {
         self.grouping.is_some() || self.columns()
     }
 
+    /// Whether it filters, in either shape.
+    pub(in crate::policy) fn has_filter(&self) -> bool {
+        self.filter.is_some() || self.filter_columns.is_some()
+    }
+
     /// Whether it takes rooms in columns, which is preferred.
     pub(in crate::policy) fn columns(&self) -> bool {
         self.grouping_columns.is_some()
@@ -43,7 +49,7 @@ impl Hooks {
     /// The hooks that are there, by the names of their interfaces.
     pub(in crate::policy) fn names(&self) -> Vec<&'static str> {
         let all = [
-            ("filter", self.filter.is_some()),
+            ("filter", self.has_filter()),
             ("grouping", self.has_grouping()),
             ("offline", self.offline.is_some()),
             ("lifecycle", self.lifecycle.is_some()),
@@ -128,6 +134,7 @@ fn hooks(contract: &Contract, pre: &InstancePre<HostState>) -> Result<Hooks, Str
     }
     Ok(Hooks {
         filter: find(contract, "filter", || filter::GuestIndices::new(pre))?,
+        filter_columns: find(contract, "filter-columns", || filter_columns::GuestIndices::new(pre))?,
         grouping: find(contract, "grouping", || grouping::GuestIndices::new(pre))?,
         grouping_columns: find(contract, "grouping-columns", || grouping_columns::GuestIndices::new(pre))?,
         offline: find(contract, "offline", || offline::GuestIndices::new(pre))?,

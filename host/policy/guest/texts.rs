@@ -1,4 +1,4 @@
-//! Many texts or bodies as one, and where each ends: what crosses the border to a plugin at once.
+//! Many texts, or many bodies, as one, and where each ends: what crosses the border to a plugin at once.
 
 /// Texts, one after the other.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -19,6 +19,25 @@ impl Texts {
     pub(in crate::policy) fn push(&mut self, text: &str) {
         self.joined.push_str(text);
         // What exceeds this fits into no plugin's memory: the call fails before it is read.
+        self.ends.push(self.joined.len() as u32);
+    }
+}
+
+/// Bytes that need not be text, one after the other.
+#[derive(Debug)]
+pub(in crate::policy) struct Blobs {
+    pub(in crate::policy) joined: Vec<u8>,
+    pub(in crate::policy) ends: Vec<u32>,
+}
+
+impl Blobs {
+    /// For so many, of so many bytes together.
+    pub(in crate::policy) fn with_capacity(blobs: usize, bytes: usize) -> Self {
+        Self { joined: Vec::with_capacity(bytes), ends: Vec::with_capacity(blobs) }
+    }
+
+    pub(in crate::policy) fn push(&mut self, blob: &[u8]) {
+        self.joined.extend_from_slice(blob);
         self.ends.push(self.joined.len() as u32);
     }
 }

@@ -65,6 +65,22 @@ pub mod filter {
     });
 }
 
+pub mod filter_columns {
+    wit_bindgen::generate!({
+        path: "../../wit",
+        inline: "
+            package halley:sdk-filter-columns;
+            world filter-columns-only {
+                export halley:policy/filter-columns@0.1.1;
+            }
+        ",
+        with: { "halley:policy/types@0.1.1": super::common::halley::policy::types },
+        generate_all,
+        pub_export_macro: true,
+        export_macro_name: "export_filter_columns",
+    });
+}
+
 pub mod grouping {
     wit_bindgen::generate!({
         path: "../../wit",

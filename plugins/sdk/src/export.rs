@@ -3,6 +3,8 @@
 
 use std::cell::RefCell;
 
+use crate::batch::{self, Messages};
+use crate::bindings::filter_columns::exports::halley::policy::filter_columns;
 use crate::bindings::grouping::exports::halley::policy::grouping as records;
 use crate::bindings::grouping_columns::exports::halley::policy::grouping_columns as columns;
 use crate::bindings::{filter, lifecycle, offline};
@@ -54,6 +56,9 @@ macro_rules! __export_hook {
         $crate::__private::bindings::filter::export_filter!(
             Exported with_types_in $crate::__private::bindings::filter
         );
+        $crate::__private::bindings::filter_columns::export_filter_columns!(
+            Exported with_types_in $crate::__private::bindings::filter_columns
+        );
     };
     (Grouping) => {
         $crate::__private::bindings::grouping::export_grouping!(
@@ -104,12 +109,16 @@ pub const fn has_grouping<P: Grouping>() {}
 pub const fn has_offline<P: Offline>() {}
 
 /// Where an instance keeps its policy. An instance has one thread and one call at a time.
-pub struct Slot<P>(RefCell<Option<P>>);
+pub struct Slot<P> {
+    policy: RefCell<Option<P>>,
+    /// Where a filter's batches are laid out.
+    messages: Messages,
+}
 
 impl<P> Slot<P> {
     /// Before `init`.
     pub const fn empty() -> Self {
-        Self(RefCell::new(None))
+        Self { policy: RefCell::new(None), messages: Messages::empty() }
     }
 }
 
@@ -118,7 +127,7 @@ impl<P: Policy> Slot<P> {
         #[cfg(target_family = "wasm")]
         log_panics();
         let policy = from_json(config)?;
-        self.0.replace(Some(policy));
+        self.policy.replace(Some(policy));
         Ok(())
     }
 
@@ -126,10 +135,10 @@ impl<P: Policy> Slot<P> {
     /// made from the host's `config` now.
     fn with<R>(&self, body: impl FnOnce(&mut P) -> R) -> R {
         #[cfg(target_family = "wasm")]
-        if self.0.borrow().is_none() {
+        if self.policy.borrow().is_none() {
             self.init(&crate::host::config()).unwrap_or_else(|refusal| panic!("no policy: {refusal}"));
         }
-        body(self.0.borrow_mut().as_mut().expect("init was called before the first hook"))
+        body(self.policy.borrow_mut().as_mut().expect("init was called before the first hook"))
     }
 }
 
@@ -154,9 +163,20 @@ impl<C: Component> lifecycle::exports::halley::policy::lifecycle::Guest for C {
     }
 }
 
+/// For gateways of version 0.1.0.
 impl<C: Component<Policy: Filter>> filter::exports::halley::policy::filter::Guest for C {
     fn filter(source: Source, messages: Vec<Message>) -> Vec<crate::Verdict> {
         C::with_slot(|slot| slot.with(|policy| policy.filter_all(&source, &messages)))
+    }
+}
+
+/// For all others.
+impl<C: Component<Policy: Filter>> filter_columns::Guest for C {
+    fn filter(source: Source, batch: filter_columns::Batch) -> Vec<filter_columns::Verdict> {
+        let filter = |slot: &Slot<C::Policy>| {
+            slot.messages.with(&batch, |messages| slot.with(|policy| policy.filter_all(&source, messages)))
+        };
+        C::with_slot(filter).into_iter().map(batch::verdict).collect()
     }
 }
 

@@ -54,9 +54,11 @@
 //! A policy carries the version of the contract (`wit/policy.wit`) that its SDK was made for.
 //! A gateway loads policies of its own version and of earlier ones of the same line (`0.1`);
 //! a policy of a later one, as long as it asks for nothing that the gateway lacks. What this
-//! SDK uses of 0.1.1, the columns in which rooms come, it does without on gateways of 0.1.0.
+//! SDK uses of 0.1.1, the columns in which batches and rooms come, it does without on gateways
+//! of 0.1.0.
 //! Anything else is refused when it is loaded, with both versions and what to do.
 
+mod batch;
 #[doc(hidden)]
 pub mod bindings;
 mod export;

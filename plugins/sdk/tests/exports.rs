@@ -9,8 +9,8 @@ use wit_component::{ComponentEncoder, DecodedWasm};
 /// The bundled policies and their hooks.
 const BUNDLED: [(&str, &[&str]); 4] = [
     ("comet_drain", &["grouping", "grouping-columns"]),
-    ("duplicate_guard", &["filter"]),
-    ("keyword_filter", &["filter"]),
+    ("duplicate_guard", &["filter", "filter-columns"]),
+    ("keyword_filter", &["filter", "filter-columns"]),
     ("offline_rules", &["offline"]),
 ];
 

@@ -1,21 +1,23 @@
-//! A filter to be measured: drops messages that hold one of its words.
+//! A filter to be measured: drops what is written in capital letters, or, where it is given
+//! words, messages that hold one of them.
 
 mod rule;
 
 use halley_plugin::prelude::*;
 
-halley_plugin::export!(Words: Filter);
+halley_plugin::export!(Measured: Filter);
 
 #[derive(Deserialize)]
-struct Words {
+struct Measured {
     words: Vec<String>,
 }
 
-impl Filter for Words {
+impl Filter for Measured {
     fn filter(&mut self, message: &Message) -> Verdict {
-        match rule::holds_a_word(&message.body, &self.words) {
-            true => Verdict::drop("holds a word"),
-            false => Verdict::Pass,
-        }
+        let found = match self.words.is_empty() {
+            true => rule::shouts(&message.body),
+            false => rule::holds_a_word(&message.body, &self.words),
+        };
+        if found { Verdict::drop("not here") } else { Verdict::Pass }
     }
 }

@@ -75,7 +75,7 @@ fn verdict(message: &Message) -> Verdict {
         "once-never" => amend(&|a| a.once.push(Once { key: text.clone(), ttl_ms: 0 })),
         "once-long" => amend(&|a| a.once.push(Once { key: "k".repeat(513), ttl_ms: 1 })),
         "leak" => {
-            let leaked = vec![1_u8; 1024 * 1024].leak();
+            let leaked = std::hint::black_box(vec![1_u8; 1024 * 1024].leak());
             amend(&|a| a.body = Some(vec![leaked[7]]))
         }
         "count" => amend(&|a| a.body = Some(count(rest).into_bytes())),
