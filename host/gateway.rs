@@ -153,8 +153,10 @@ impl Gateway {
         mut registry: Registry,
     ) -> anyhow::Result<Self> {
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        let runtime = policy::Runtime::with_intake(&mut registry, config.policies.intake())?;
-        let policies = Policies::start_with(runtime, &config.plugins, config.policies.versions()?)?;
+        // The versions first: their lock says that the folder is ours.
+        let versions = config.policies.versions()?;
+        let runtime = policy::Runtime::with(&mut registry, config.policies.runtime())?;
+        let policies = Policies::start_with(runtime, &config.plugins, versions)?;
         let pipeline = Arc::new(build_pipeline(config, policies, &storage, &mut registry)?);
 
         // The first BROADCAST shall reach all comets behind a name.

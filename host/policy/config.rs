@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use crate::policy::guest::runtime::RuntimeConfig;
 use crate::policy::intake::{self, Intake};
 use crate::policy::on_error::OnErrors;
 use crate::policy::registry;
@@ -152,7 +153,7 @@ pub struct PoliciesConfig {
     #[serde(with = "humantime_serde")]
     pub rescan: Duration,
     /// Where the versions of plugins are kept, with what is in force: a restart comes up with
-    /// it. Made where there is none; no other gateway may use it. Without one, the last three
+    /// it. Compiled code is kept there, too, unless others may write to the folder. Made where there is none; no other gateway may use it. Without one, the last three
     /// versions of each plugin are kept in memory, and a restart takes the files as they are.
     pub state_folder: Option<PathBuf>,
     /// How many versions of each plugin are kept in the folder.
@@ -190,6 +191,12 @@ impl PoliciesConfig {
     /// Where plugins come from and which are trusted.
     pub fn intake(&self) -> Intake {
         Intake::new(self.trust(), self.state_folder.as_deref())
+    }
+
+    /// What a gateway's runtime is made with.
+    pub fn runtime(&self) -> RuntimeConfig {
+        let compiled = self.state_folder.as_ref().map(|folder| folder.join("compiled"));
+        RuntimeConfig { intake: self.intake(), compiled }
     }
 
     /// What to watch for these plugins.

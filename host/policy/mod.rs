@@ -85,7 +85,7 @@ use arc_swap as cell;
 
 pub use chain::Chain;
 pub use config::{PluginConfig, PoliciesConfig, StateScope, expand};
-pub use guest::runtime::Runtime;
+pub use guest::runtime::{Runtime, RuntimeConfig};
 pub use intake::Intake;
 pub use metrics::Metrics;
 pub use on_error::{OnError, OnErrors};

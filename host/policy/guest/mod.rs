@@ -2,6 +2,7 @@
 //!
 //! - `module`: from a file's bytes to something that can be instantiated; `contract`: for which
 //!   version of the contract it was built.
+//! - `code`: what was compiled already.
 //! - `instance`: one instance with its store and its limits; its hooks as functions.
 //! - `questions` and `answers`: what plugins see, and what they may say; `batch` and
 //!   `room`: the shapes in which many of them cross.
@@ -15,6 +16,7 @@ pub(in crate::policy) mod answers;
 pub(in crate::policy) mod aside;
 pub(in crate::policy) mod batch;
 pub(in crate::policy) mod bindings;
+pub(in crate::policy) mod code;
 pub(in crate::policy) mod contract;
 pub(in crate::policy) mod host;
 pub(in crate::policy) mod instance;

@@ -115,6 +115,9 @@ pub(in crate::policy) fn compile(runtime: &Runtime, bytes: &[u8]) -> Result<Modu
     contract.check()?;
     let compiled = Component::new(&runtime.engine, component)
         .map_err(|e| format!("does not compile: {}; is the file complete?", causes(&e)))?;
+    if let Some(code) = &runtime.code {
+        code.note();
+    }
     let pre = runtime.linker.instantiate_pre(&compiled).map_err(|e| {
         format!("imports what the gateway does not offer: {}; {}", causes(&e), contract.remedy())
     })?;

@@ -1,6 +1,7 @@
 //! What all policies of a gateway share: wasmtime's engine, its clock, the linker with
 //! everything that plugins may import, their state and their metrics.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -9,6 +10,7 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine};
 
 use crate::policy::guest::bindings::halley::policy::{host, types};
+use crate::policy::guest::code::CodeCache;
 use crate::policy::guest::host::HostState;
 use crate::policy::guest::state::States;
 use crate::policy::guest::ticker::Ticker;
@@ -24,6 +26,16 @@ const WAITING: [&str; 2] = ["poll", "[method]pollable.block"];
 pub(in crate::policy) const CANNOT_WAIT: &str =
     "plugins cannot wait (wasi:io/poll): decide from the data of the call";
 
+/// What a runtime is made with.
+#[derive(Debug, Default)]
+pub struct RuntimeConfig {
+    /// Where plugins come from and which are trusted.
+    pub intake: Intake,
+    /// Where compiled code is kept, so that a restart need not compile. Made where there is none.
+    /// Where it cannot be used, or others may write to it, a WARN says so, and nothing is kept.
+    pub compiled: Option<PathBuf>,
+}
+
 /// One per gateway. Holds the thread behind the plugins' deadlines, which ends with it.
 pub struct Runtime {
     pub(in crate::policy) engine: Engine,
@@ -34,6 +46,8 @@ pub struct Runtime {
     pub(in crate::policy) alarms: Alarms,
     /// Where plugins come from and which are trusted.
     pub(in crate::policy) intake: Intake,
+    /// Compiled code of earlier starts.
+    pub(in crate::policy) code: Option<CodeCache>,
     _ticker: Ticker,
 }
 
@@ -43,15 +57,33 @@ impl Runtime {
     /// # Errors
     /// When this machine cannot run WebAssembly, or gives no thread.
     pub fn new(registry: &mut Registry) -> anyhow::Result<Arc<Self>> {
-        Self::with_intake(registry, Intake::default())
+        Self::with(registry, RuntimeConfig::default())
     }
 
-    /// The same where not every plugin is trusted, or some come from registries.
+    /// The same where not every plugin is trusted, or some come from registries: for commands
+    /// beside a gateway, which leave its compiled code alone.
     ///
     /// # Errors
     /// As [`Runtime::new`].
     pub fn with_intake(registry: &mut Registry, intake: Intake) -> anyhow::Result<Arc<Self>> {
-        let engine = engine().map_err(anyhow::Error::msg).context("wasmtime does not start here")?;
+        Self::with(registry, RuntimeConfig { intake, compiled: None })
+    }
+
+    /// With all that a gateway may want.
+    ///
+    /// # Errors
+    /// As [`Runtime::new`].
+    pub fn with(registry: &mut Registry, config: RuntimeConfig) -> anyhow::Result<Arc<Self>> {
+        let RuntimeConfig { intake, compiled } = config;
+        let code = compiled.and_then(|folder| match CodeCache::open(&folder) {
+            Ok(code) => Some(code),
+            Err(why) => {
+                tracing::warn!("compiled code is not kept, so that starts take longer: {why}");
+                None
+            }
+        });
+        let engine = engine(code.as_ref()).map_err(anyhow::Error::msg);
+        let engine = engine.context("wasmtime does not start here")?;
         let linker = linker(&engine).map_err(anyhow::Error::msg)?;
         let ticker = Ticker::start(&engine).context("no thread for the plugins' deadlines")?;
         let metrics = Metrics::register(registry);
@@ -62,6 +94,7 @@ impl Runtime {
             states: States::default(),
             alarms: Alarms::default(),
             intake,
+            code,
             _ticker: ticker,
         }))
     }
@@ -73,8 +106,9 @@ impl std::fmt::Debug for Runtime {
     }
 }
 
-fn engine() -> wasmtime::Result<Engine> {
+fn engine(code: Option<&CodeCache>) -> wasmtime::Result<Engine> {
     let mut config = Config::new();
+    config.cache(code.map(CodeCache::cache));
     config.wasm_component_model(true).epoch_interruption(true);
     // A swap under load compiles on one core and leaves the others to the messages.
     config.parallel_compilation(false);
