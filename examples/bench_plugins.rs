@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use halley::membership::{Connection, Grouping, Membership};
+use anyhow::Context as _;
+use halley::membership::{Connection, Grouping, Membership, Place};
 use halley::message::{Audience, Message, Origin, Record};
-use halley::policy::{Chain, PluginConfig, Policies, Runtime};
+use halley::policy::{Chain, PluginConfig, Policies, Runtime, RuntimeConfig};
 use prometheus_client::registry::Registry;
 
 #[path = "../tests/guests/bench-filter/src/rule.rs"]
@@ -34,6 +35,7 @@ const REPEATS: usize = 300;
 const WORDS: [&str; 4] = ["spam", "spammer", "casino", "lottery"];
 const CONNECTIONS: usize = 10_000;
 const COMETS: usize = 8;
+const RESTARTS: usize = 5;
 
 fn main() -> anyhow::Result<()> {
     filters()?;
@@ -42,22 +44,30 @@ fn main() -> anyhow::Result<()> {
     restart()
 }
 
-/// A chain of filters that look at bodies of 200 bytes.
+/// What a measured filter looks for; nothing means capital letters.
+type Wanted = &'static [&'static str];
+
+/// Chains of filters that look at bodies of 200 bytes.
 fn filters() -> anyhow::Result<()> {
-    println!("A filter that looks at bodies of 200 bytes, ns per message:\n");
+    println!("A filter that counts capital letters in bodies of 200 bytes, ns per message:\n");
+    filter_table(&[], &CHAINS, &BATCHES)?;
+    println!("\nA filter that searches them for words, byte by byte, ns per message:\n");
+    filter_table(&WORDS, &[1], &[64])
+}
+
+fn filter_table(wanted: Wanted, chains: &[usize], batches: &[usize]) -> anyhow::Result<()> {
     println!("| chain | batch | wasm | native | ratio | above native, a plugin | at best |");
     println!("|------:|------:|-----:|-------:|------:|-----------------------:|--------:|");
     let messages = messages();
-    for length in CHAINS {
-        let mut chain = chain(&vec!["bench_filter"; length])?;
-        for batch in BATCHES {
-            let mut wasm = Times::default();
-            let mut native = Times::default();
+    for length in chains {
+        let mut chain = chain(&vec!["bench_filter"; *length], wanted)?;
+        for batch in batches {
+            let (mut wasm, mut native) = (Times::default(), Times::default());
             for _ in 0..REPEATS {
-                wasm.add(through(&mut chain, &messages, batch)?);
-                native.add(natively(length, &messages, batch));
+                wasm.add(through(&mut chain, &messages, *batch)?);
+                native.add(natively(*length, wanted, &messages, *batch));
             }
-            let plugins = length as f64;
+            let plugins = *length as f64;
             println!(
                 "| {length} | {batch} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} |",
                 wasm.median(),
@@ -75,12 +85,12 @@ fn filters() -> anyhow::Result<()> {
 fn no_filter() -> anyhow::Result<()> {
     let messages = messages();
     let mut chains = [
-        ("no plugin", chain(&[])?, Times::default()),
-        ("10 plugins without `filter`", chain(&["bench_grouping"; 10])?, Times::default()),
-        ("1 filter", chain(&["bench_filter"])?, Times::default()),
+        ("no plugin", chain(&[], &[])?, Times::default()),
+        ("10 plugins without `filter`", chain(&["bench_grouping"; 10], &[])?, Times::default()),
+        ("1 filter", chain(&["bench_filter"], &[])?, Times::default()),
         (
             "1 filter, 9 plugins without",
-            chain(&[&["bench_filter"][..], &["bench_grouping"; 9]].concat())?,
+            chain(&[&["bench_filter"][..], &["bench_grouping"; 9]].concat(), &[])?,
             Times::default(),
         ),
     ];
@@ -100,7 +110,7 @@ fn no_filter() -> anyhow::Result<()> {
 /// A room of many connections through one grouping.
 fn grouping() -> anyhow::Result<()> {
     let membership = Arc::new(membership());
-    let mut chain = chain(&["bench_grouping"])?;
+    let mut chain = chain(&["bench_grouping"], &[])?;
     let (mut wasm, mut native) = (Times::default(), Times::default());
     let mut moved = 0;
     for _ in 0..REPEATS {
@@ -108,13 +118,15 @@ fn grouping() -> anyhow::Result<()> {
         let begun = Instant::now();
         chain.regroup(&"video_1".into(), &mut room)?;
         wasm.add(nanos(begun, CONNECTIONS));
+        let left_out = room.members().filter(|(_, place)| *place == Place::Skipped).count();
         let begun = Instant::now();
-        let left_out = membership.members.iter().filter(|member| {
+        let natively = membership.members.iter().filter(|member| {
             let user = member.user.as_ref().map_or("", |user| user.as_str());
             grouping_rule::is_left_out(member.id.as_str(), user, member.comet, member.online)
         });
-        moved = black_box(left_out.count());
+        moved = black_box(natively.count());
         native.add(nanos(begun, CONNECTIONS));
+        anyhow::ensure!(left_out == moved, "{left_out} connections were left out, natively {moved}");
     }
     println!("\nRegrouping a room of {CONNECTIONS} connections, {moved} of which move, ns per connection:\n");
     println!("| wasm | native | ratio | at best |\n|-----:|-------:|------:|--------:|");
@@ -123,8 +135,55 @@ fn grouping() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A start with ten plugins, each with code of its own, with and without the folder of compiled
+/// code: to the moment when they decide.
 fn restart() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let plugins = ten_plugins(folder.path())?;
+    let compiled = Some(folder.path().join("compiled"));
+    let mut starts = [
+        ("without a folder of compiled code", None, Times::default()),
+        ("with one", compiled.clone(), Times::default()),
+    ];
+    let first = start(&plugins, compiled)?;
+    for _ in 0..RESTARTS {
+        for (_, compiled, times) in &mut starts {
+            times.add(start(&plugins, compiled.clone())?.as_secs_f64() * 1000.0);
+        }
+    }
+    println!(
+        "\nA start with ten plugins (keyword-filter), ms:\n\n| start | ms | at best |\n|-------|---:|--------:|"
+    );
+    for (name, _, times) in &starts {
+        println!("| {name} | {:.0} | {:.0} |", times.median(), times.best());
+    }
+    println!("| the first one that fills it | {:.0} | |", first.as_secs_f64() * 1000.0);
     Ok(())
+}
+
+fn start(plugins: &[PluginConfig], compiled: Option<PathBuf>) -> anyhow::Result<Duration> {
+    let begun = Instant::now();
+    let config = RuntimeConfig { compiled, ..RuntimeConfig::default() };
+    let runtime = Runtime::with(&mut Registry::default(), config)?;
+    black_box(Policies::start(runtime, plugins)?);
+    Ok(begun.elapsed())
+}
+
+/// One of the bundled policies ten times over, each with a section that makes it another file.
+fn ten_plugins(folder: &Path) -> anyhow::Result<Vec<PluginConfig>> {
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/dist/keyword_filter.wasm");
+    let module = std::fs::read(&bundled).with_context(|| format!("{} is missing", bundled.display()))?;
+    let mut plugins = Vec::new();
+    for number in 0..10_u8 {
+        let file = folder.join(format!("{number}.wasm"));
+        let name = *b"number";
+        let length = (name.len() + 2) as u8;
+        // A custom section: 0, its length, the length of its name, its name, its content.
+        let section = [&[0, length, name.len() as u8][..], &name, &[number]].concat();
+        std::fs::write(&file, [&module[..], &section].concat())?;
+        plugins.push(plugin(&format!("plugin-{number}"), file, &WORDS));
+    }
+    Ok(plugins)
 }
 
 /// One repeat through the chain: ns per message.
@@ -142,14 +201,17 @@ fn through(chain: &mut Chain, messages: &[Message], batch: usize) -> anyhow::Res
 }
 
 /// The same decisions without any border: ns per message.
-fn natively(plugins: usize, messages: &[Message], batch: usize) -> f64 {
+fn natively(plugins: usize, wanted: Wanted, messages: &[Message], batch: usize) -> f64 {
     let mut decided = Vec::with_capacity(messages.len() / batch * plugins);
-    let words = black_box(&WORDS);
+    let words = black_box(wanted);
     let begun = Instant::now();
     for batch in messages.chunks(batch) {
         for _ in 0..plugins {
-            let verdicts = batch.iter().map(|message| filter_rule::holds_a_word(&message.body, words));
-            decided.push(verdicts.collect::<Vec<bool>>());
+            let verdict = |message: &Message| match words.is_empty() {
+                true => filter_rule::shouts(&message.body),
+                false => filter_rule::holds_a_word(&message.body, words),
+            };
+            decided.push(batch.iter().map(verdict).collect::<Vec<bool>>());
         }
     }
     let taken = nanos(begun, messages.len());
@@ -162,18 +224,21 @@ fn nanos(begun: Instant, items: usize) -> f64 {
 }
 
 /// A chain of these guests, started.
-fn chain(guests: &[&str]) -> anyhow::Result<Chain> {
-    let plugins: Vec<PluginConfig> =
-        guests.iter().enumerate().map(|(at, guest)| plugin(&format!("{guest}-{at}"), file(guest))).collect();
+fn chain(guests: &[&str], wanted: Wanted) -> anyhow::Result<Chain> {
+    let plugins: Vec<PluginConfig> = guests
+        .iter()
+        .enumerate()
+        .map(|(at, guest)| plugin(&format!("{guest}-{at}"), file(guest), wanted))
+        .collect();
     let policies = Policies::start(Runtime::new(&mut Registry::default())?, &plugins)?;
     Ok(policies.current().chain())
 }
 
-fn plugin(name: &str, file: PathBuf) -> PluginConfig {
+fn plugin(name: &str, file: PathBuf, wanted: Wanted) -> PluginConfig {
     PluginConfig {
         // A machine that is busy must not look like a slow plugin.
         deadline: Duration::from_secs(5),
-        config: serde_json::json!({ "words": WORDS }),
+        config: serde_json::json!({ "words": wanted }),
         ..PluginConfig::new(name, file)
     }
 }
