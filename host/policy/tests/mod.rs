@@ -16,7 +16,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 
 use crate::message::{Audience, Header, Message, Origin, Record};
-use crate::policy::{OnError, PluginConfig, Policies, PolicySet, Runtime};
+use crate::policy::{OnError, PluginConfig, Policies, PolicySet, Runtime, RuntimeConfig};
 
 /// Where `make plugins` leaves the guests.
 pub(super) fn guest(name: &str) -> PathBuf {

@@ -112,3 +112,19 @@ fn resident_kib() -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
 }
+
+#[test]
+fn a_restart_takes_compiled_code_from_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let start = || {
+        let compiled = Some(folder.path().join("compiled"));
+        let config = RuntimeConfig { compiled, ..RuntimeConfig::default() };
+        let runtime = Runtime::with(&mut Registry::default(), config).unwrap();
+        let set = Policies::start(Arc::clone(&runtime), &[unruly("p")]).unwrap().current();
+        let filtered = set.chain().filter("push", 3, vec![room("body new")]).unwrap();
+        assert_eq!(filtered[0].message.body, "new");
+        let code = runtime.code.as_ref().unwrap();
+        (code.found(), code.made())
+    };
+    assert_eq!([start(), start()], [(0, 1), (1, 0)]);
+}
