@@ -7,8 +7,9 @@ mod explain;
 mod plugin;
 mod replay;
 mod run;
+mod time;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -77,6 +78,15 @@ impl Cli {
     }
 }
 
+/// Which plugin a file is for, by its name: the one of these that is called as the file is, or with
+/// `-` for `_` where only that is known. Else as the file is called.
+fn plugin_of<'a>(file: &Path, mut known: impl Iterator<Item = &'a str> + Clone) -> String {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let dashed = stem.replace('_', "-");
+    let is_known = known.clone().any(|name| name == stem);
+    if !is_known && known.any(|name| name == dashed) { dashed } else { stem }
+}
+
 /// Prints to standard output, which is what a command's answer is for. A closed pipe
 /// (`halley explain | head`) is no error.
 fn print(text: &str) {
@@ -92,4 +102,17 @@ fn fail(text: &str) {
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_for_the_plugin_of_its_name() {
+        let name = |file: &str| plugin_of(Path::new(file), ["keyword-filter", "a_b"].into_iter());
+        assert_eq!(name("x/keyword_filter.wasm"), "keyword-filter");
+        assert_eq!(name("a_b.wasm"), "a_b");
+        assert_eq!(name("un_known.wasm"), "un_known");
+    }
 }

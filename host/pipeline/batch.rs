@@ -133,7 +133,9 @@ impl Worker {
                     let fetch = || self.pipeline.shared_state.fetch(&keys);
                     let values = persist("the policies' shared state", &self.abandon, fetch).await?;
                     under_way = pass.into_inner().unwrap_or_else(PoisonError::into_inner);
-                    under_way.iter_mut().for_each(|pass| pass.learn(keys.clone(), values.clone()));
+                    if let Some(pass) = &mut under_way {
+                        pass.learn(keys, values);
+                    }
                 }
             }
         }

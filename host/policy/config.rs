@@ -12,7 +12,7 @@ use crate::policy::guest::runtime::RuntimeConfig;
 use crate::policy::intake::{self, Intake};
 use crate::policy::on_error::OnErrors;
 use crate::policy::registry;
-use crate::policy::trial::TrialConfig;
+use crate::policy::trial::{Mode, TrialConfig};
 use crate::policy::trust::Trust;
 use crate::policy::versions::{QuarantineConfig, Versions};
 
@@ -126,6 +126,12 @@ impl PluginConfig {
         }
         mistakes.extend(self.quarantine.mistakes());
         mistakes.extend(self.trial.iter().flat_map(TrialConfig::mistakes));
+        let looks_on = self.trial.as_ref().is_some_and(|trial| trial.mode == Mode::Shadow);
+        if looks_on && self.state == StateScope::Shared {
+            mistakes.push(
+                "`trial.mode = \"shadow\"` cannot see `state = \"shared\"`; try it as a canary".to_owned(),
+            );
+        }
         mistakes
     }
 }
@@ -322,7 +328,11 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(bad.mistakes().len(), 5, "{:?}", bad.mistakes());
-        assert!(PluginConfig::new("a-b_c.d", "x.wasm").mistakes().is_empty());
+        let good = PluginConfig::new("a-b_c.d", "x.wasm");
+        assert!(good.mistakes().is_empty());
+        let shadow = TrialConfig { path: "y.wasm".into(), mode: Mode::Shadow, ..TrialConfig::default() };
+        let blind = PluginConfig { trial: Some(shadow), state: StateScope::Shared, ..good };
+        assert_eq!(blind.mistakes().len(), 1, "{:?}", blind.mistakes());
         let never = PoliciesConfig {
             quiet: Duration::ZERO,
             rescan: Duration::ZERO,

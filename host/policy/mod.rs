@@ -97,7 +97,7 @@ pub use set::{Generation, PolicySet};
 pub use status::{PluginState, PluginStatus, Refusal, Status};
 pub use steer::{Upload, supervise};
 pub use trial::{Budget, Difference, Differences, Mode, Share, TrialConfig, TrialStatus};
-pub use trust::{Trust, signature_as_text};
+pub use trust::{Trust, read_signature, signature_as_text};
 pub use versions::{
     Against, Cause, Event, KeptVersion, Override, QuarantineConfig, Then, Tried, Turn, Versions,
 };

@@ -59,6 +59,23 @@ impl Filtered {
         }
     }
 
+    /// The parts in which two outcomes for a message differ, apart from their verdicts and from
+    /// who decided: `body`, `operation`, `recipients`, `comets`, `guards`.
+    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+        let guards = |filtered: &Self| -> Vec<_> {
+            filtered.guards.iter().map(|guard| (guard.key.clone(), guard.ttl)).collect()
+        };
+        let (one, another) = (&self.message, &other.message);
+        let parts = [
+            ("body", one.body != another.body),
+            ("operation", one.operation != another.operation),
+            ("recipients", one.audience != another.audience),
+            ("comets", self.overrides != other.overrides),
+            ("guards", guards(self) != guards(other)),
+        ];
+        parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part).collect()
+    }
+
     /// Adds to the trail.
     pub(super) fn note(&mut self, by: &PluginVersion, what: String) {
         self.trail.push(Decision { by: by.clone(), what });

@@ -14,6 +14,7 @@ use crate::policy::guest::module::{self, Module};
 use crate::policy::guest::questions::with_message;
 use crate::policy::guest::room::Room;
 use crate::policy::guest::runtime::Runtime;
+use crate::policy::intake::Arrived;
 use crate::policy::trial::{Mode, Tally, Trial, TrialConfig};
 use crate::policy::versions::{Alarm, Failures, QuarantineConfig, Then};
 
@@ -21,7 +22,7 @@ use crate::policy::versions::{Alarm, Failures, QuarantineConfig, Then};
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
     pub(super) config: TrialConfig,
-    pub(super) bytes: Arc<[u8]>,
+    pub(super) arrived: Arrived,
     pub(super) hash: String,
 }
 
@@ -76,14 +77,14 @@ impl Plugin {
         let trial = &candidate.config;
         let own = PluginConfig { path: trial.path.clone(), trial: None, quarantine, ..config.clone() };
         let wrong = |why: String| format!("has a candidate ({}) that {why}", trial.path.display());
-        let module = Arc::new(module::compile(runtime, &candidate.bytes).map_err(wrong)?);
+        let module = Arc::new(module::compile(runtime, &candidate.arrived.bytes).map_err(wrong)?);
         let mut plugin = Self::new(runtime, &own, module, None);
         if trial.mode == Mode::Shadow {
             plugin.services = Arc::new(plugin.services_of_a_shadow());
         }
         let plugin = Arc::new(plugin);
         plugin.try_out().map_err(|failure| wrong(failure.message))?;
-        Trial::begin(trial.clone(), plugin)
+        Trial::begin(candidate, plugin)
     }
 
     /// Whether this is the candidate that it tries.

@@ -1,7 +1,6 @@
 //! The policy set in force, and its replacement: off to the side, as a whole, in one step.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -10,9 +9,9 @@ use tokio::sync::watch;
 use crate::policy::config::PluginConfig;
 use crate::policy::guest::aside::outside_async;
 use crate::policy::guest::runtime::Runtime;
-use crate::policy::intake::{Arrived, Intake};
+use crate::policy::intake::Intake;
 use crate::policy::plugin::Plugin;
-use crate::policy::prepare::{ByHand, Pick, Prepared, Problem, Refused, Wanted, prepare};
+use crate::policy::prepare::{ByHand, Prepared, Problem, Refused, Want, Wanted, prepare};
 use crate::policy::set::{Generation, PolicySet};
 use crate::policy::status::{PluginStatus, Refusal, Status, plugin_status};
 use crate::policy::switch::Switch;
@@ -69,7 +68,7 @@ impl Policies {
         let standing = Standing { since: SystemTime::now(), wanted: plugins.to_vec(), refusal: None };
         let policies = Self {
             versions,
-            current: Switch::new(PolicySet::new(generation, prepared.plugins)),
+            current: Switch::new(PolicySet::new(generation, prepared)),
             replacing: tokio::sync::Mutex::new(()),
             generation: watch::Sender::new(generation),
             standing: Mutex::new(standing),
@@ -95,7 +94,9 @@ impl Policies {
     /// With everything that is wrong with any plugin; the set in force stays.
     pub async fn replace(&self, plugins: Vec<PluginConfig>) -> Result<Generation, Refused> {
         let replacing = self.replacing().await;
-        let switched = self.switch(&replacing, plugins, BTreeMap::new()).await;
+        let wanted =
+            plugins.iter().map(|config| Wanted { config: config.clone(), want: Want::File }).collect();
+        let switched = self.switch(&replacing, wanted, Some(plugins)).await;
         switched.inspect_err(|refused| self.refuse(refused))
     }
 
@@ -104,31 +105,29 @@ impl Policies {
         Replacing { _one_at_a_time: self.replacing.lock().await }
     }
 
-    /// Prepares the wanted set, with what was said by hand of some plugins, keeps what it means
-    /// for their versions, and puts it in force.
+    /// Prepares the wanted set, keeps what it means for the plugins' versions, and puts it in
+    /// force. With the whole configuration, where that is what it comes from: it is what is
+    /// wanted from now on, and ends an earlier refusal.
     pub(super) async fn switch(
         &self,
         _one_at_a_time: &Replacing<'_>,
-        plugins: Vec<PluginConfig>,
-        mut by_hand: BTreeMap<String, ByHand>,
+        wanted: Vec<Wanted>,
+        configured: Option<Vec<PluginConfig>>,
     ) -> Result<Generation, Refused> {
         let before = self.current();
-        let with_hand = |config: &PluginConfig| {
-            let by_hand = by_hand.remove(&config.name);
-            Wanted { config: config.clone(), by_hand }
-        };
-        let wanted = plugins.iter().map(with_hand).collect();
         let prepared = self.prepare_aside(wanted, Arc::clone(&before)).await?;
-        let mut standing = self.standing();
-        standing.refusal = None;
-        standing.wanted = plugins;
+        if let Some(configured) = configured {
+            let mut standing = self.standing();
+            standing.wanted = configured;
+            standing.refusal = None;
+        }
         if is_same(before.plugins(), &prepared) {
             return Ok(before.generation());
         }
         let generation = Generation(before.generation().0 + 1);
         tracing::info!(%generation, plugins = %changes(before.plugins(), &prepared), "policies swapped");
         self.current.put(PolicySet::new(generation, prepared));
-        standing.since = SystemTime::now();
+        self.standing().since = SystemTime::now();
         self.runtime.metrics.swapped(generation.0);
         self.generation.send_replace(generation);
         Ok(generation)
@@ -173,13 +172,6 @@ impl Policies {
         &self.runtime.intake
     }
 
-    /// What stands at this path now, or in a registry.
-    pub(super) async fn fetch(&self, path: PathBuf) -> Result<Arrived, String> {
-        let runtime = Arc::clone(&self.runtime);
-        let fetched = tokio::task::spawn_blocking(move || runtime.intake.fetch(&path)).await;
-        fetched.unwrap_or_else(|e| Err(format!("cannot be read: {e}")))
-    }
-
     /// Waits for the next version that failed too often.
     pub(super) async fn next_alarm(&self) -> Alarm {
         self.runtime.alarms.next().await
@@ -198,7 +190,7 @@ impl Policies {
         let (runtime, versions) = (Arc::clone(&self.runtime), Arc::clone(&self.versions));
         let aside = tokio::task::spawn_blocking(move || {
             let prepared = prepare(&runtime, &versions, &wanted, before.plugins())?;
-            let by_hand = wanted.iter().any(|one| one.by_hand.is_some());
+            let by_hand = wanted.iter().any(|one| matches!(one.want, Want::ByHand(_)));
             settle(&versions, prepared, by_hand)
         });
         let ended = |e| Refused::because(format!("preparing the plugins ended early: {e}"));
@@ -237,29 +229,25 @@ fn first(
     runtime: &Arc<Runtime>,
     versions: &Versions,
     plugins: &[PluginConfig],
-) -> Result<(Prepared, Option<Refused>), Refused> {
-    let wanted = |by_hand: &dyn Fn(&str) -> Option<ByHand>| -> Vec<Wanted> {
-        plugins
-            .iter()
-            .map(|config| Wanted { config: config.clone(), by_hand: by_hand(&config.name) })
-            .collect()
+) -> Result<(Vec<Arc<Plugin>>, Option<Refused>), Refused> {
+    let prepare_with = |want: &dyn Fn(&PluginConfig) -> Want| {
+        let wanted: Vec<Wanted> =
+            plugins.iter().map(|config| Wanted { config: config.clone(), want: want(config) }).collect();
+        prepare(runtime, versions, &wanted, &[])
     };
-    let prepared = prepare(runtime, versions, &wanted(&|_| None), &[]);
-    let (prepared, refused) = match prepared {
+    let (prepared, refused) = match prepare_with(&|_| Want::File) {
         Ok(prepared) => (prepared, None),
         Err(refused) => {
             let in_force = versions.in_force();
-            let before = |name: &str| {
-                let pick = Pick::Kept(in_force.get(name)?.clone());
-                Some(ByHand { pick, cause: None, why: "restart".to_owned(), against: None, tried: None })
+            let before = |config: &PluginConfig| {
+                in_force
+                    .get(&config.name)
+                    .map_or(Want::File, |hash| Want::ByHand(ByHand::going_on(hash, "restart")))
             };
-            let earlier = prepare(runtime, versions, &wanted(&before), &[]);
-            (earlier.map_err(|_| refused.clone())?, Some(refused))
+            (prepare_with(&before).map_err(|_| refused.clone())?, Some(refused))
         }
     };
-    let Prepared { plugins, changes } = prepared;
-    let plugins = settle(versions, Prepared { plugins, changes }, false)?;
-    Ok((Prepared { plugins, changes: Vec::new() }, refused))
+    Ok((settle(versions, prepared, false)?, refused))
 }
 
 /// Keeps what a prepared set means for the versions, before it comes in force.

@@ -20,9 +20,18 @@ use crate::policy::versions::{Against, Cause, Change, Choice, Override, Tried, V
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) config: PluginConfig,
-    /// What was said of it by hand, if anything; else its file decides, or what stands in for
-    /// that already.
-    pub(super) by_hand: Option<ByHand>,
+    pub(super) want: Want,
+}
+
+/// Which version of a plugin is wanted.
+#[derive(Clone, Debug)]
+pub(super) enum Want {
+    /// Its file, or what stands in for that already.
+    File,
+    /// What was said of it by hand.
+    ByHand(ByHand),
+    /// What is in force, whatever its file is by now: something was said of another plugin.
+    AsItIs,
 }
 
 /// What an operator, or the quarantine, wants of one plugin.
@@ -38,6 +47,14 @@ pub(super) struct ByHand {
     pub(super) tried: Option<Tried>,
 }
 
+impl ByHand {
+    /// What was in force goes on.
+    pub(super) fn going_on(hash: &str, why: &str) -> Self {
+        let (pick, why) = (Pick::Kept(hash.to_owned()), why.to_owned());
+        Self { pick, cause: None, why, against: None, tried: None }
+    }
+}
+
 /// Which version that is.
 #[derive(Clone, Debug)]
 pub(super) enum Pick {
@@ -49,8 +66,6 @@ pub(super) enum Pick {
     Kept(String),
     /// None: the chain goes on without the plugin.
     Without,
-    /// What decides already.
-    Same,
 }
 
 /// A prepared set.
@@ -155,9 +170,18 @@ fn prepare_one(
     in_force: &[Arc<Plugin>],
     prepared: &mut Prepared,
 ) -> Result<(), String> {
-    let change = decide(&runtime.intake, versions, wanted)?;
+    let by_hand = match &wanted.want {
+        Want::AsItIs => {
+            let same = in_force.iter().filter(|plugin| plugin.config.name == wanted.config.name);
+            prepared.plugins.extend(same.cloned());
+            return Ok(());
+        }
+        Want::ByHand(by_hand) => Some(by_hand),
+        Want::File => None,
+    };
+    let change = decide(&runtime.intake, versions, &wanted.config, by_hand)?;
     if let Some((_, Arrived { bytes, .. })) = &change.to {
-        let candidate = candidate(&runtime.intake, versions, wanted, &change)?;
+        let candidate = candidate(&runtime.intake, versions, &wanted.config, &change)?;
         let known: Vec<Arc<Plugin>> = in_force.iter().chain(&prepared.plugins).map(Arc::clone).collect();
         // A file from outside goes through compilers here; a bug of theirs must not end us.
         let attempt = catch_unwind(AssertUnwindSafe(|| {
@@ -172,14 +196,19 @@ fn prepare_one(
 
 /// Which version decides from now on, and what stands in for the plugin's file. Whatever came in
 /// just now has to be the pinned one; what decides has to be trusted, each time.
-fn decide(intake: &Intake, versions: &Versions, wanted: &Wanted) -> Result<Change, String> {
-    let (name, pin) = (&wanted.config.name, wanted.config.sha256.as_deref());
-    let file = intake.fetch(&wanted.config.path);
+fn decide(
+    intake: &Intake,
+    versions: &Versions,
+    config: &PluginConfig,
+    by_hand: Option<&ByHand>,
+) -> Result<Change, String> {
+    let (name, pin) = (&config.name, config.sha256.as_deref());
+    let file = intake.fetch(&config.path);
     let file_hash = file.as_ref().ok().map(|file| module::hash(&file.bytes));
     let known = versions.record(name).and_then(|record| record.instead);
     let change = |to, why: &str, instead| {
-        let against = wanted.by_hand.as_ref().and_then(|by_hand| by_hand.against.clone());
-        let tried = wanted.by_hand.as_ref().and_then(|by_hand| by_hand.tried.clone());
+        let against = by_hand.and_then(|by_hand| by_hand.against.clone());
+        let tried = by_hand.and_then(|by_hand| by_hand.tried.clone());
         Change { plugin: name.clone(), to, why: why.to_owned(), instead, against, tried }
     };
     let trusted = |arrived: Arrived, pin: Option<&str>| {
@@ -190,7 +219,6 @@ fn decide(intake: &Intake, versions: &Versions, wanted: &Wanted) -> Result<Chang
         let kept = trusted(versions.file(hash)?, pin);
         kept.map_err(|why| format!("has a kept version, {hash}, that {why}"))
     };
-    let by_hand = wanted.by_hand.as_ref().filter(|by_hand| !matches!(by_hand.pick, Pick::Same));
     let Some(by_hand) = by_hand else {
         let why = known.as_ref().map_or("", |known| &known.why).to_owned();
         return Ok(match versions.choose(name, file_hash.as_deref()) {
@@ -207,7 +235,7 @@ fn decide(intake: &Intake, versions: &Versions, wanted: &Wanted) -> Result<Chang
         Pick::File => trusted(file?, pin)?,
         Pick::Upload(upload) => trusted(upload.clone(), pin)?,
         Pick::Kept(hash) => kept(hash, None)?,
-        Pick::Without | Pick::Same => None,
+        Pick::Without => None,
     };
     let with = to.as_ref().map(|(hash, _)| hash.clone());
     let instead = match by_hand.cause {
@@ -226,21 +254,21 @@ fn decide(intake: &Intake, versions: &Versions, wanted: &Wanted) -> Result<Chang
 fn candidate(
     intake: &Intake,
     versions: &Versions,
-    wanted: &Wanted,
+    config: &PluginConfig,
     change: &Change,
 ) -> Result<Option<Candidate>, String> {
-    let Some(trial) = &wanted.config.trial else { return Ok(None) };
+    let Some(trial) = &config.trial else { return Ok(None) };
     // A pin names the version that it is compared with.
     let trusted = intake.fetch(&trial.path).and_then(|arrived| {
-        intake.check(&wanted.config.name, &arrived, None)?;
-        Ok(arrived.bytes)
+        intake.check(&config.name, &arrived, None)?;
+        Ok(arrived)
     });
-    let bytes = trusted.map_err(|why| format!("has a candidate ({}) that {why}", trial.path.display()))?;
-    let hash = module::hash(&bytes);
-    let tried = versions.record(&wanted.config.name).and_then(|record| record.tried);
+    let arrived = trusted.map_err(|why| format!("has a candidate ({}) that {why}", trial.path.display()))?;
+    let hash = module::hash(&arrived.bytes);
+    let tried = versions.record(&config.name).and_then(|record| record.tried);
     let over = [tried.as_ref(), change.tried.as_ref()].into_iter().flatten().any(|tried| tried.hash == hash);
     let decides = change.to.as_ref().is_some_and(|(deciding, _)| *deciding == hash);
-    Ok((!over && !decides).then(|| Candidate { config: trial.clone(), bytes, hash }))
+    Ok((!over && !decides).then(|| Candidate { config: trial.clone(), arrived, hash }))
 }
 
 /// What had a version in force and is not wanted any more.

@@ -54,8 +54,8 @@ impl PolicySet {
         self.plugins.iter().any(|plugin| plugin.module.hooks.offline.is_some())
     }
 
-    /// Whether any plugin has `on_error = "stall"` for any kind of error. Where none has, nothing stalls, and a
-    /// caller need not keep its batch to try it again.
+    /// Whether any plugin has `on_error = "stall"` for any kind of error. Where none has, nothing
+    /// stalls, and a caller need not keep its batch to try it again.
     pub fn may_stall(&self) -> bool {
         self.plugins.iter().any(|plugin| plugin.config.on_error.may_stall())
     }

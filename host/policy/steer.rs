@@ -7,13 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::policy::guest::module;
+use crate::policy::config::PluginConfig;
 use crate::policy::intake::Arrived;
 use crate::policy::plugin::Plugin;
 use crate::policy::policies::Policies;
-use crate::policy::prepare::{ByHand, Pick, Problem, Refused};
+use crate::policy::prepare::{ByHand, Pick, Problem, Refused, Want, Wanted};
 use crate::policy::set::Generation;
-use crate::policy::trial::{Differences, Judgement};
+use crate::policy::trial::{Differences, Judgement, Trial};
 use crate::policy::versions::{Against, Alarm, Cause, KeptVersion, Record, Then, Tried};
 
 /// A version that arrives by hand instead of by file.
@@ -51,7 +51,7 @@ impl Policies {
         let record = self.versions.record(plugin).unwrap_or_default();
         let target = match to {
             Some(prefix) => record.find(prefix),
-            None => record.last_good().ok_or_else(|| "has no good version to go back to".to_owned()),
+            None => record.good().next().ok_or_else(|| "has no good version to go back to".to_owned()),
         };
         let hash = target.map_err(|why| self.problem(plugin, why))?.hash.clone();
         let back = ByHand {
@@ -81,17 +81,13 @@ impl Policies {
     /// Ends a trial: the candidate decides from now on, until the plugin's file changes.
     ///
     /// # Errors
-    /// When the plugin has no candidate.
+    /// When the plugin has no candidate, or is pinned to another version.
     pub async fn promote(&self, plugin: &str) -> Result<Generation, Refused> {
-        let candidate = self.candidate(plugin)?;
-        let arrived = self.fetch(candidate.config.path.clone()).await;
-        let arrived = arrived.map_err(|why| self.problem(plugin, why))?;
-        if module::hash(&arrived.bytes) != candidate.module.hash {
-            return Err(self.problem(plugin, "has a candidate whose file changes just now; try again".into()));
-        }
+        let active = self.on_trial(plugin)?;
+        let trial = active.trial.as_ref().expect("it is on trial");
         let promoted = ByHand {
-            tried: Some(tried(&candidate, "promoted")),
-            ..by_hand(Pick::Upload(arrived), Cause::Pushed, "promoted")
+            tried: Some(tried(trial, "promoted")),
+            ..by_hand(Pick::Upload(trial.arrived.clone()), Cause::Pushed, "promoted")
         };
         self.steer(BTreeMap::from([(plugin.to_owned(), promoted)])).await
     }
@@ -101,8 +97,8 @@ impl Policies {
     /// # Errors
     /// When the plugin has no candidate.
     pub async fn abandon(&self, plugin: &str) -> Result<Generation, Refused> {
-        let candidate = self.candidate(plugin)?;
-        self.give_up(plugin, &candidate, "abandoned").await
+        let active = self.on_trial(plugin)?;
+        self.give_up(&active, "abandoned").await
     }
 
     /// What a candidate that looks on would have decided otherwise; `None` when there is none.
@@ -112,49 +108,55 @@ impl Policies {
         Some(plugin.trial.as_ref()?.shadow.as_ref()?.differences())
     }
 
-    async fn give_up(&self, plugin: &str, candidate: &Plugin, why: &str) -> Result<Generation, Refused> {
+    /// What decides goes on without the candidate.
+    async fn give_up(&self, active: &Plugin, why: &str) -> Result<Generation, Refused> {
         let gone = ByHand {
-            pick: Pick::Same,
-            cause: None,
-            why: why.to_owned(),
-            against: None,
-            tried: Some(tried(candidate, why)),
+            tried: active.trial.as_ref().map(|trial| tried(trial, why)),
+            ..ByHand::going_on(&active.module.hash, why)
         };
-        self.steer(BTreeMap::from([(plugin.to_owned(), gone)])).await
+        self.steer(BTreeMap::from([(active.config.name.clone(), gone)])).await
     }
 
-    fn candidate(&self, plugin: &str) -> Result<Arc<Plugin>, Refused> {
+    /// The version in force of a plugin that has a candidate.
+    fn on_trial(&self, plugin: &str) -> Result<Arc<Plugin>, Refused> {
         let current = self.current();
-        let trial =
-            current.plugins().iter().find(|one| one.config.name == plugin).and_then(|one| one.trial.as_ref());
-        let candidate = trial.map(|trial| Arc::clone(&trial.candidate));
-        candidate.ok_or_else(|| self.problem(plugin, "has no candidate; give it a `trial`".to_owned()))
+        let mut on_trial = current.plugins().iter().filter(|one| one.trial.is_some());
+        on_trial
+            .find(|one| one.config.name == plugin)
+            .cloned()
+            .ok_or_else(|| self.problem(plugin, "has no candidate; give it a `trial`".to_owned()))
     }
 
     /// Promotes and gives up the candidates whose time has come.
     async fn judge(&self) {
-        for plugin in self.current().plugins() {
-            let Some(trial) = &plugin.trial else { continue };
-            let (name, candidate) = (&plugin.config.name, &trial.candidate);
-            let version = &candidate.version;
-            let done = match trial.judge(plugin) {
+        for active in self.current().plugins() {
+            let Some(trial) = &active.trial else { continue };
+            let candidate = &trial.candidate.version;
+            let done = match trial.judge(active) {
                 Judgement::GoOn => continue,
                 Judgement::Promote => {
-                    tracing::info!(candidate = %version, "kept its budget; it comes in force");
-                    self.promote(name).await
+                    tracing::info!(%candidate, "kept its budget; it comes in force");
+                    match self.promote(&active.config.name).await {
+                        Err(refused) => {
+                            tracing::warn!(%candidate, %refused, "cannot come in force and goes");
+                            self.give_up(active, &format!("could not come in force: {refused}")).await
+                        }
+                        promoted => promoted,
+                    }
                 }
                 Judgement::Abandon(why) => {
-                    tracing::warn!(candidate = %version, "breached its budget and goes: {why}");
-                    self.give_up(name, candidate, &why).await
+                    tracing::warn!(%candidate, "breached its budget and goes: {why}");
+                    self.give_up(active, &why).await
                 }
             };
             if let Err(refused) = done {
-                tracing::warn!(candidate = %version, %refused, "its trial could not be ended");
+                tracing::warn!(%candidate, %refused, "its trial could not be ended");
             }
         }
     }
 
-    async fn steer(&self, by_hand: BTreeMap<String, ByHand>) -> Result<Generation, Refused> {
+    /// Puts in force what was said of these plugins; the others stay as they are.
+    async fn steer(&self, mut by_hand: BTreeMap<String, ByHand>) -> Result<Generation, Refused> {
         let replacing = self.replacing().await;
         let configured = self.wanted();
         let unknown = |name: &&String| !configured.iter().any(|config| config.name == **name);
@@ -163,7 +165,11 @@ impl Policies {
         if !problems.is_empty() {
             return Err(Refused { problems });
         }
-        self.switch(&replacing, configured, by_hand).await
+        let want = |config: PluginConfig| {
+            let want = by_hand.remove(&config.name).map_or(Want::AsItIs, Want::ByHand);
+            Wanted { config, want }
+        };
+        self.switch(&replacing, configured.into_iter().map(want).collect(), None).await
     }
 
     /// Takes a version out of force that failed too often.
@@ -224,8 +230,8 @@ pub async fn supervise(policies: Arc<Policies>, shutdown: CancellationToken) {
     shutdown.run_until_cancelled(work).await;
 }
 
-fn tried(candidate: &Plugin, why: &str) -> Tried {
-    Tried { hash: candidate.module.hash.clone(), why: why.to_owned(), at: SystemTime::now() }
+fn tried(trial: &Trial, why: &str) -> Tried {
+    Tried { hash: trial.candidate.module.hash.clone(), why: why.to_owned(), at: SystemTime::now() }
 }
 
 fn by_hand(pick: Pick, cause: Cause, why: &str) -> ByHand {
@@ -237,14 +243,10 @@ fn by_hand(pick: Pick, cause: Cause, why: &str) -> ByHand {
 /// whoever sends those must not take the policies back to their beginnings.
 fn ways_out(then: Then, record: &Record) -> Vec<Pick> {
     let fails_alike = record.instead.as_ref().is_some_and(|instead| instead.cause == Cause::Quarantined);
-    let in_force = record.in_force.as_deref();
-    let good = |version: &&KeptVersion| version.against.is_none() && Some(version.hash.as_str()) != in_force;
     match then {
         Then::Without => vec![Pick::Without],
         Then::LastGood if fails_alike => Vec::new(),
-        Then::LastGood => {
-            record.versions.iter().filter(good).map(|version| Pick::Kept(version.hash.clone())).collect()
-        }
+        Then::LastGood => record.good().map(|version| Pick::Kept(version.hash.clone())).collect(),
         Then::Never => Vec::new(),
     }
 }

@@ -10,6 +10,7 @@ use clap::Subcommand;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use humantime_serde::re::humantime;
 
+use crate::cli::time::{date, milliseconds};
 use crate::cli::{ConfigArgs, MISTAKE, fail, runtime};
 use crate::config::Config;
 use crate::dead_letter::{Filter, Stage};
@@ -130,15 +131,9 @@ fn time(text: &str) -> Result<SystemTime, String> {
     if let Ok(age) = humantime::parse_duration(text) {
         return SystemTime::now().checked_sub(age).ok_or_else(|| "too long ago".to_owned());
     }
-    let midnight = format!("{text}T00:00:00Z");
-    humantime::parse_rfc3339_weak(text).or_else(|_| humantime::parse_rfc3339_weak(&midnight)).map_err(|_| {
+    date(text).ok_or_else(|| {
         "neither a UTC time (2026-01-31T12:00:00Z, 2026-01-31) nor an age (90m, 2days)".to_owned()
     })
-}
-
-fn milliseconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

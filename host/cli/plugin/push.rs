@@ -1,6 +1,5 @@
 //! `halley plugin push`.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -10,8 +9,8 @@ use reqwest::multipart::{Form, Part};
 
 use crate::cli::plugin::client::GatewayArgs;
 use crate::cli::plugin::show::in_force;
-use crate::cli::{MISTAKE, SUCCESS, fail, print};
-use crate::policy::signature_as_text;
+use crate::cli::{MISTAKE, SUCCESS, fail, plugin_of, print};
+use crate::policy::{read_signature, signature_as_text};
 
 /// What goes with a part: its signature.
 const SIGNATURE: HeaderName = HeaderName::from_static("halley-signature");
@@ -45,7 +44,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let mut form = Form::new();
     let mut names = Vec::new();
     for (file, bytes, signature) in files {
-        let name = args.name.clone().unwrap_or_else(|| name_of(file, &configured));
+        let name = args.name.clone().unwrap_or_else(|| plugin_of(file, known(&configured)));
         form = form.part(name.clone(), Part::bytes(bytes).headers(signature));
         names.push(name);
     }
@@ -59,39 +58,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 
 /// What stands in FILE.sig, as the gateway wants to have it; nothing where there is none.
 fn signature(file: &Path) -> anyhow::Result<HeaderMap> {
-    let mut path = file.as_os_str().to_owned();
-    path.push(".sig");
-    let path = PathBuf::from(path);
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(HeaderMap::new()),
-        Err(error) => return Err(error).with_context(|| format!("{} cannot be read", path.display())),
-    };
-    let text = signature_as_text(&bytes).map_err(|why| anyhow::anyhow!("{} {why}", path.display()))?;
+    let wrong = |why: String| anyhow::anyhow!("{} {why}", file.display());
+    let Some(bytes) = read_signature(file).map_err(wrong)? else { return Ok(HeaderMap::new()) };
+    let text = signature_as_text(&bytes).map_err(|why| wrong(format!("has a signature that {why}")))?;
     Ok(HeaderMap::from_iter([(SIGNATURE, HeaderValue::from_str(&text)?)]))
 }
 
-/// Which plugin a file is for, by its name.
-fn name_of(file: &Path, configured: &serde_json::Value) -> String {
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+/// The plugins that a gateway has.
+fn known(configured: &serde_json::Value) -> impl Iterator<Item = &str> + Clone {
     let in_force = configured["plugins"].as_array().into_iter().flatten().filter_map(|p| p["name"].as_str());
     let overridden = configured["overrides"].as_object().into_iter().flatten().map(|(name, _)| name.as_str());
-    let known: Vec<&str> = in_force.chain(overridden).collect();
-    let dashed = stem.replace('_', "-");
-    if !known.contains(&stem.as_str()) && known.contains(&dashed.as_str()) { dashed } else { stem }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_file_is_for_the_plugin_of_its_name() {
-        let configured = json!({ "plugins": [{ "name": "keyword-filter" }], "overrides": { "a_b": {} } });
-        let name = |file: &str| name_of(Path::new(file), &configured);
-        assert_eq!(name("x/keyword_filter.wasm"), "keyword-filter");
-        assert_eq!(name("a_b.wasm"), "a_b");
-        assert_eq!(name("un_known.wasm"), "un_known");
-    }
+    in_force.chain(overridden)
 }

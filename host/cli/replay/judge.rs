@@ -107,26 +107,10 @@ pub(super) fn change(before: &Decided, after: &Decided) -> Option<String> {
             (before.why != after.why).then(|| format!("{} for another reason", after.kind.as_str()))
         }
         Kind::Amended => {
-            let parts = differing(&before.filtered, &after.filtered);
+            let parts = before.filtered.differing(&after.filtered);
             (!parts.is_empty()).then(|| format!("amended otherwise: {}", parts.join(", ")))
         }
     }
-}
-
-/// The parts in which two amended messages differ.
-fn differing(before: &Filtered, after: &Filtered) -> Vec<&'static str> {
-    let guards = |filtered: &Filtered| -> Vec<_> {
-        filtered.guards.iter().map(|guard| (guard.key.clone(), guard.ttl)).collect()
-    };
-    let (one, other) = (&before.message, &after.message);
-    let parts = [
-        ("body", one.body != other.body),
-        ("operation", one.operation != other.operation),
-        ("recipients", one.audience != other.audience),
-        ("comets", before.overrides != after.overrides),
-        ("guards", guards(before) != guards(after)),
-    ];
-    parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part).collect()
 }
 
 #[cfg(test)]

@@ -16,14 +16,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 
-use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, print, runtime};
+use crate::cli::time::milliseconds;
+use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, plugin_of, print, runtime};
 use crate::config::Config;
 use crate::kafka::Reader;
 use crate::policy::PluginConfig;
 
 use judge::Judge;
 use tally::Tally;
-use time::{Range, milliseconds, time};
+use time::{Range, time};
 use traffic::{Item, Traffic};
 
 /// Arguments of `halley replay`.
@@ -99,9 +100,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 /// The candidate, and what it is compared with.
 fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)> {
     let configured = config.plugins()?;
-    let name = args.name.clone().unwrap_or_else(|| name_of(&args.plugin, &configured));
+    let names = || configured.iter().map(|plugin| plugin.name.as_str());
+    let name = args.name.clone().unwrap_or_else(|| plugin_of(&args.plugin, names()));
     let current = configured.iter().find(|plugin| plugin.name == name);
-    let known: Vec<_> = configured.iter().map(|plugin| plugin.name.as_str()).collect();
+    let known: Vec<_> = names().collect();
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
     anyhow::ensure!(
         current.is_some() || args.name.is_none(),
@@ -123,13 +125,6 @@ fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)
         Some(file) => Some(Judge::new(&settings, file)?),
     };
     Ok((candidate, against))
-}
-
-fn name_of(file: &Path, configured: &[PluginConfig]) -> String {
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let dashed = stem.replace('_', "-");
-    let known = |name: &str| configured.iter().any(|plugin| plugin.name == name);
-    if !known(&stem) && known(&dashed) { dashed } else { stem }
 }
 
 fn json(file: &Path) -> anyhow::Result<serde_json::Value> {

@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use humantime_serde::re::humantime;
 
+use crate::cli::time::{date, milliseconds};
+
 /// How late a record may come into its topic and still be found: reading ends at the first
 /// record that is so much younger than the end of the range.
 const LATE: Duration = Duration::from_secs(3600);
@@ -52,16 +54,10 @@ pub(super) fn time(text: &str) -> Result<SystemTime, String> {
         let age = humantime::parse_duration(age).map_err(|error| format!("no length of time: {error}"))?;
         return now.checked_sub(age).ok_or_else(|| "too long ago".to_owned());
     }
-    let midnight = format!("{text}T00:00:00Z");
-    humantime::parse_rfc3339_weak(text).or_else(|_| humantime::parse_rfc3339_weak(&midnight)).map_err(|_| {
+    date(text).ok_or_else(|| {
         "neither a UTC time (2026-01-31T12:00:00Z, 2026-01-31), nor `now`, nor so long ago (-90m, -2days)"
             .to_owned()
     })
-}
-
-pub(super) fn milliseconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

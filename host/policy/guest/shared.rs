@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::policy::guest::state::{MAX_KEY, MAX_VALUE};
+use crate::policy::guest::state::{MAX_KEY, check_size};
 
 /// The most keys that are fetched at once.
 const MAX_WANTED: usize = 1_000;
@@ -33,6 +33,8 @@ struct Batch {
     known: HashMap<String, Option<Vec<u8>>>,
     /// By calls that succeeded.
     written: BTreeMap<String, Written>,
+    /// Bytes of these.
+    size: usize,
     wanted: BTreeSet<String>,
     call: Call,
 }
@@ -41,6 +43,8 @@ struct Batch {
 #[derive(Debug, Default)]
 struct Call {
     written: BTreeMap<String, Written>,
+    /// Bytes of these.
+    size: usize,
     wanted: BTreeSet<String>,
     trouble: Option<String>,
 }
@@ -78,7 +82,12 @@ impl Session {
         }
         batch.wanted.extend(call.wanted);
         if succeeded {
-            batch.written.extend(call.written);
+            for (key, written) in call.written {
+                let more = size(&key, &written);
+                let replaced = batch.written.get(&key).map_or(0, |old| size(&key, old));
+                batch.size = batch.size - replaced + more;
+                batch.written.insert(key, written);
+            }
         }
         Ok(())
     }
@@ -119,12 +128,7 @@ impl Session {
         value: Vec<u8>,
         ttl: Option<Duration>,
     ) -> Result<(), String> {
-        if key.len() > MAX_KEY {
-            return Err(format!("the key has {} bytes; at most {MAX_KEY} are kept", key.len()));
-        }
-        if value.len() > MAX_VALUE {
-            return Err(format!("the value has {} bytes; at most {MAX_VALUE} are kept", value.len()));
-        }
+        check_size(&key, &value)?;
         let ttl = ttl.unwrap_or(LONGEST).clamp(Duration::from_millis(1), LONGEST);
         self.write(key, Some((value, ttl)))
     }
@@ -141,12 +145,12 @@ impl Session {
         if !batch.is_open {
             return Err("shared state is there in `filter` only".to_owned());
         }
-        let size =
-            |(key, written): (&String, &Written)| key.len() + written.as_ref().map_or(0, |(v, _)| v.len());
-        let all = batch.written.iter().chain(&batch.call.written).map(size).sum::<usize>();
-        if all + size((&key, &written)) > MAX_WRITTEN {
+        let replaced = batch.call.written.get(&key).map_or(0, |old| size(&key, old));
+        let in_call = batch.call.size - replaced + size(&key, &written);
+        if batch.size + in_call > MAX_WRITTEN {
             return Err(format!("one batch would write more than {MAX_WRITTEN} bytes"));
         }
+        batch.call.size = in_call;
         batch.call.written.insert(key, written);
         Ok(())
     }
@@ -156,9 +160,16 @@ impl Session {
     }
 }
 
+fn size(key: &str, written: &Written) -> usize {
+    key.len() + written.as_ref().map_or(0, |(value, _)| value.len())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The longest value, in bytes.
+    const VALUE: usize = 64 * 1024;
 
     #[test]
     fn what_is_unknown_is_wanted_and_writes_are_seen_by_later_calls() {
@@ -189,9 +200,9 @@ mod tests {
         let session = Session::default();
         session.open(HashMap::new(), false);
         assert!(session.set("k".repeat(513), vec![], None).unwrap_err().contains("key has 513"));
-        assert!(session.set("k".into(), vec![0; 64 * 1024 + 1], None).unwrap_err().contains("value has"));
+        assert!(session.set("k".into(), vec![0; VALUE + 1], None).unwrap_err().contains("value has"));
         session.set("k".into(), vec![], Some(Duration::MAX)).unwrap();
-        let fit = (0..300).filter(|n| session.set(format!("{n}"), vec![0; MAX_VALUE], None).is_ok()).count();
+        let fit = (0..300).filter(|n| session.set(format!("{n}"), vec![0; VALUE], None).is_ok()).count();
         assert_eq!(fit, 255);
         (0..=MAX_WANTED).for_each(|n| assert_eq!(session.get(&format!("read {n}")), None));
         assert!(session.end_call(true).unwrap_err().contains("more than 1000 keys"));

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// The longest key, in bytes.
 pub(in crate::policy) const MAX_KEY: usize = 512;
 /// The longest value, in bytes.
-pub(in crate::policy) const MAX_VALUE: usize = 64 * 1024;
+const MAX_VALUE: usize = 64 * 1024;
 /// The most keys of one plugin.
 const MAX_ENTRIES: usize = 10_000;
 /// The most that keys and values of one plugin take together, in bytes.
@@ -67,12 +67,7 @@ impl State {
         value: Vec<u8>,
         ttl: Option<Duration>,
     ) -> Result<(), String> {
-        if key.len() > MAX_KEY {
-            return Err(format!("the key has {} bytes; at most {MAX_KEY} are kept", key.len()));
-        }
-        if value.len() > MAX_VALUE {
-            return Err(format!("the value has {} bytes; at most {MAX_VALUE} are kept", value.len()));
-        }
+        check_size(&key, &value)?;
         let now = Instant::now();
         let mut state = self.lock();
         if state.limit_hit(&key, value.len()).is_some() {
@@ -96,6 +91,20 @@ impl State {
     fn lock(&self) -> MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether a key and its value may be kept at all.
+///
+/// # Errors
+/// Says which limit was hit.
+pub(in crate::policy) fn check_size(key: &str, value: &[u8]) -> Result<(), String> {
+    if key.len() > MAX_KEY {
+        return Err(format!("the key has {} bytes; at most {MAX_KEY} are kept", key.len()));
+    }
+    if value.len() > MAX_VALUE {
+        return Err(format!("the value has {} bytes; at most {MAX_VALUE} are kept", value.len()));
+    }
+    Ok(())
 }
 
 impl Entries {

@@ -76,6 +76,34 @@ async fn uploads_come_together_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn what_is_said_of_one_plugin_leaves_the_others_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, other) = (folder.path().join("p.wasm"), folder.path().join("q.wasm"));
+    write_variant(&path, 1);
+    write_variant(&other, 2);
+    let config = vec![configured_at(&path), PluginConfig { path: other.clone(), ..unruly("q") }];
+    let policies = Engine::new().policies(&config);
+    let before = in_force(&policies);
+    std::fs::write(&other, b"half of a fi").unwrap();
+    policies.replace(config.clone()).await.unwrap_err();
+
+    policies.push(upload(variant(folder.path(), 3))).await.unwrap();
+    let pushed = in_force(&policies);
+    assert!(pushed[0] != before[0] && pushed[1] == before[1]);
+    let refusal = policies.status().last_refusal.expect("its file is broken as before");
+    assert!(refusal.errors[0].contains("plugin `q`"), "{refusal:?}");
+    policies.rollback("p", None).await.unwrap();
+    assert_eq!(in_force(&policies), before);
+
+    write_variant(&other, 4);
+    policies.release("p").await.unwrap();
+    assert_eq!(in_force(&policies), before, "what the other's file says comes by file");
+    policies.replace(config).await.unwrap();
+    assert_ne!(in_force(&policies)[1], before[1]);
+    assert_eq!(policies.status().last_refusal, None);
+}
+
+#[tokio::test]
 async fn going_back_and_release() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.wasm");

@@ -139,6 +139,18 @@ async fn a_canary_that_fails_goes_and_does_not_come_again() {
 }
 
 #[tokio::test]
+async fn a_canary_of_a_pinned_plugin_goes_instead_of_coming_in_force() {
+    let mut world = world(TrialConfig { promote_after: Some(Duration::from_millis(1)), ..canary(PATIENT) });
+    let (active, _) = world.hashes();
+    let bytes = std::fs::read(&world.config.path).unwrap();
+    world.config.sha256 = Some(crate::policy::guest::module::hash(&bytes));
+    world.policies.replace(vec![world.config.clone()]).await.unwrap();
+    let why = world.until_ended(&["fine"]).await;
+    assert!(why.contains("could not come in force") && why.contains("is pinned to"), "{why}");
+    assert_eq!(world.decided_by("new"), active);
+}
+
+#[tokio::test]
 async fn trials_end_by_command() {
     let first = world(canary(PATIENT));
     let (active, candidate) = first.hashes();

@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::message::Audience;
-use crate::policy::plugin::Plugin;
+use crate::policy::intake::Arrived;
+use crate::policy::plugin::{Candidate, Plugin};
 
 pub use config::{Budget, Mode, Share, TrialConfig};
 pub(super) use judge::{Judgement, Tally, judge};
@@ -28,6 +29,8 @@ pub(super) use shadow::{Seen, Shadow};
 pub(super) struct Trial {
     pub(super) config: TrialConfig,
     pub(super) candidate: Arc<Plugin>,
+    /// What it was prepared from, for its promotion.
+    pub(super) arrived: Arrived,
     /// Looks on, when that is the mode.
     pub(super) shadow: Option<Shadow>,
     begun: Instant,
@@ -38,12 +41,13 @@ impl Trial {
     ///
     /// # Errors
     /// When there is no thread for a shadow.
-    pub(super) fn begin(config: TrialConfig, candidate: Arc<Plugin>) -> Result<Self, String> {
+    pub(super) fn begin(wanted: &Candidate, candidate: Arc<Plugin>) -> Result<Self, String> {
+        let (config, arrived) = (wanted.config.clone(), wanted.arrived.clone());
         let shadow = match config.mode {
             Mode::Canary => None,
             Mode::Shadow => Some(Shadow::start(&candidate)?),
         };
-        Ok(Self { config, candidate, shadow, begun: Instant::now() })
+        Ok(Self { config, candidate, arrived, shadow, begun: Instant::now() })
     }
 
     /// Whether the candidate decides for this audience.

@@ -171,22 +171,18 @@ impl Found {
 fn differ(one: &Filtered, other: &Filtered) -> Option<&'static str> {
     let failed =
         |filtered: &Filtered| filtered.trail.last().is_some_and(|last| last.what.starts_with("failed: "));
-    let guards = |filtered: &Filtered| -> Vec<(String, Duration)> {
-        filtered.guards.iter().map(|guard| (guard.key.clone(), guard.ttl)).collect()
-    };
     if failed(one) != failed(other) {
         return Some("failed");
     }
     if verdict(&one.verdict) != verdict(&other.verdict) {
         return Some("verdict");
     }
-    if one.message != other.message {
-        return Some("message");
+    match one.differing(other).first() {
+        None => None,
+        Some(&"comets") => Some("comets"),
+        Some(&"guards") => Some("guards"),
+        Some(_) => Some("message"),
     }
-    if one.overrides != other.overrides {
-        return Some("comets");
-    }
-    (guards(one) != guards(other)).then_some("guards")
 }
 
 /// A verdict without who gave it. Reasons of failures name versions, and are left out.

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 
 use crate::policy::guest::module;
 
-pub use signature::as_text as signature_as_text;
-pub(super) use signature::{beside, read as read_signature};
+pub(super) use signature::beside;
+pub use signature::{as_text as signature_as_text, read as read_signature};
 
 /// The keys that are trusted; without any, signatures are not asked for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

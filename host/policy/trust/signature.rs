@@ -39,11 +39,12 @@ pub(in crate::policy) fn beside(file: &Path) -> PathBuf {
     path.into()
 }
 
-/// The signature beside a plugin's file; none where there is none.
+/// The signature beside a plugin's file (`FILE.sig`); none where there is none.
 ///
 /// # Errors
-/// When there is one that cannot be read.
-pub(in crate::policy) fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
+/// When there is one that cannot be read: the second half of a sentence that begins with the
+/// plugin.
+pub fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
     let path = beside(file);
     let not_read =
         |error: std::io::Error| format!("has a signature ({}) that cannot be read: {error}", path.display());

@@ -99,37 +99,37 @@ impl Versions {
         kept.records.iter().filter_map(instead).collect()
     }
 
-    /// Keeps what a new set means for its plugins.
+    /// Keeps what a new set means for its plugins, all of it or nothing.
     ///
     /// # Errors
-    /// When the disk does not take it: what was kept before stays true for the plugins that
-    /// come after the failing one.
+    /// When the disk does not take it.
     pub(super) fn settle(&self, changes: Vec<Change>) -> anyhow::Result<()> {
         let now = SystemTime::now();
         let mut kept = self.lock();
         let Kept { store, records } = &mut *kept;
-        let mut changed = false;
+        let mut after = BTreeMap::new();
         for change in changes {
             let before = records.get(&change.plugin).cloned().unwrap_or_default();
-            let after = applied(&before, &change, self.keep, now);
+            let changed = applied(&before, &change, self.keep, now);
             if let Some((hash, Arrived { signature: Some(signature), .. })) = &change.to {
                 store.put_signature(hash, signature)?;
             }
-            if after == before {
+            if changed == before {
                 continue;
             }
             if let Some((hash, Arrived { bytes, .. })) = &change.to {
                 store.put(hash, bytes)?;
             }
-            store.remember(&change.plugin, &after)?;
-            records.insert(change.plugin, after);
-            changed = true;
+            after.insert(change.plugin, changed);
         }
-        if changed {
-            let used = records.values().flat_map(|record| &record.versions);
-            let used: HashSet<&str> = used.map(|version| version.hash.as_str()).collect();
-            store.sweep(&used);
+        if after.is_empty() {
+            return Ok(());
         }
+        remember(store, records, &after)?;
+        records.extend(after);
+        let used = records.values().flat_map(|record| &record.versions);
+        let used: HashSet<&str> = used.map(|version| version.hash.as_str()).collect();
+        store.sweep(&used);
         Ok(())
     }
 
@@ -143,6 +143,26 @@ impl Versions {
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes all of these records. Where one cannot be written, the ones before it become what they
+/// were: a restart must not come up with half of a set.
+fn remember(
+    store: &Store,
+    before: &BTreeMap<String, Record>,
+    after: &BTreeMap<String, Record>,
+) -> anyhow::Result<()> {
+    for (at, (plugin, record)) in after.iter().enumerate() {
+        let Err(error) = store.remember(plugin, record) else { continue };
+        for plugin in after.keys().take(at) {
+            let was = before.get(plugin).cloned().unwrap_or_default();
+            if let Err(error) = store.remember(plugin, &was) {
+                tracing::error!(plugin, %error, "what is kept of it says what never came in force");
+            }
+        }
+        return Err(error);
+    }
+    Ok(())
 }
 
 fn applied(before: &Record, change: &Change, keep: usize, now: SystemTime) -> Record {
@@ -192,7 +212,24 @@ mod tests {
         let versions = Versions::in_folder(folder.path(), 2).unwrap();
         assert_eq!(versions.record("p"), Some(record.clone()));
         assert_eq!(versions.in_force().get("p"), record.in_force.as_ref());
-        assert_eq!(*versions.file(&record.last_good().unwrap().hash).unwrap().bytes, *b"two");
+        assert_eq!(*versions.file(&record.good().next().unwrap().hash).unwrap().bytes, *b"two");
+    }
+
+    #[test]
+    fn what_cannot_be_kept_as_a_whole_is_not_kept_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let versions = Versions::in_folder(folder.path(), 10).unwrap();
+        versions.settle(vec![change("a", b"old"), change("b", b"old")]).unwrap();
+        let before = (versions.record("a"), versions.record("b"));
+        let record = folder.path().join("plugins/b.json");
+        std::fs::remove_file(&record).unwrap();
+        // A folder with something in it cannot be renamed over.
+        std::fs::create_dir_all(record.join("in the way")).unwrap();
+        versions.settle(vec![change("a", b"new"), change("b", b"new")]).unwrap_err();
+        assert_eq!((versions.record("a"), versions.record("b")), before);
+        drop(versions);
+        let versions = Versions::in_folder(folder.path(), 10).unwrap();
+        assert_eq!(versions.record("a"), before.0, "after a restart, too");
     }
 
     #[test]

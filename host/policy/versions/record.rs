@@ -129,12 +129,14 @@ impl Record {
         }
     }
 
-    /// The version to go back to from the one in force: the latest that nothing is held against.
-    pub(in crate::policy) fn last_good(&self) -> Option<&KeptVersion> {
+    /// The versions to go back to from the one in force, the latest first: the ones that nothing
+    /// is held against.
+    pub(in crate::policy) fn good(&self) -> impl Iterator<Item = &KeptVersion> {
         let in_force = self.in_force.as_deref();
-        self.versions
-            .iter()
-            .find(|version| version.against.is_none() && Some(version.hash.as_str()) != in_force)
+        let good = move |version: &&KeptVersion| {
+            version.against.is_none() && Some(version.hash.as_str()) != in_force
+        };
+        self.versions.iter().filter(good)
     }
 
     /// The version whose hash begins so.
@@ -233,15 +235,15 @@ mod tests {
     fn going_back_twice_does_not_return_to_what_was_left() {
         let mut record = record(&["aaaa", "bbbb", "cccc"]);
         for expected in ["bbbb", "aaaa"] {
-            let good = record.last_good().unwrap().hash.clone();
+            let good = record.good().next().unwrap().hash.clone();
             assert_eq!(good, expected);
             let left = record.in_force.clone().unwrap();
             record.turn(Some((&good, 1)), "rolled back", NOW);
             record.hold_against(&left, Against::RolledBack);
         }
-        assert_eq!(record.last_good(), None);
+        assert_eq!(record.good().next(), None);
         record.turn(Some(("cccc", 1)), "its file", NOW);
-        assert_eq!(record.last_good().unwrap().hash, "aaaa", "what is held against `bbbb` stays");
+        assert_eq!(record.good().next().unwrap().hash, "aaaa", "what is held against `bbbb` stays");
     }
 
     #[test]
