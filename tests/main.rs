@@ -5,6 +5,7 @@
 mod commands;
 mod examples_work;
 mod faults;
+mod languages;
 mod layers;
 mod letters;
 mod policies;

@@ -6,12 +6,18 @@ use std::path::Path;
 
 use wit_component::{ComponentEncoder, DecodedWasm};
 
-/// The bundled policies and their hooks.
-const BUNDLED: [(&str, &[&str]); 4] = [
+/// The bundled policies, the cookbook's, and their hooks.
+const BUNDLED: [(&str, &[&str]); 10] = [
+    ("ab_routing", &["filter"]),
+    ("calm_rooms", &["filter"]),
     ("comet_drain", &["grouping"]),
     ("duplicate_guard", &["filter"]),
     ("keyword_filter", &["filter"]),
+    ("mask_words", &["filter"]),
     ("offline_rules", &["offline"]),
+    ("quiet_hours", &["offline"]),
+    ("regional_rooms", &["filter"]),
+    ("retire_comet", &["grouping"]),
 ];
 
 #[test]
