@@ -110,7 +110,11 @@ pub struct Handle {
     kafka: consumer::Health,
     directory: watch::Receiver<Option<String>>,
     stopping: Arc<AtomicBool>,
+    tasks: TaskTracker,
 }
+
+/// What became of an operator's wish: the set in force then, or why nothing changed.
+pub type Steered = Result<policy::Generation, policy::Refused>;
 
 /// How many claims `memory://` remembers.
 const MEMORY_GUARDS: usize = 100_000;
@@ -174,6 +178,7 @@ impl Gateway {
             kafka: consumer.health(),
             directory,
             stopping: Arc::default(),
+            tasks: tasks.clone(),
         };
         Ok(Self { handle, consumer, tasks, shutdown })
     }
@@ -306,6 +311,66 @@ impl Handle {
     /// The policies in force, and the last set that was refused.
     pub fn policies(&self) -> policy::Status {
         self.pipeline.policies.status()
+    }
+
+    /// What is kept of a plugin; `None` for a name that was never in force.
+    pub fn plugin_versions(&self, plugin: &str) -> Option<Vec<policy::KeptVersion>> {
+        self.pipeline.policies.versions(plugin)
+    }
+
+    /// See [`Policies::push`].
+    ///
+    /// # Errors
+    /// With everything that is wrong with any of them.
+    pub async fn push(&self, uploads: Vec<policy::Upload>) -> Steered {
+        self.steer(|policies| async move { policies.push(uploads).await }).await
+    }
+
+    /// See [`Policies::rollback`].
+    ///
+    /// # Errors
+    /// When there is no such version, or it does not start any more.
+    pub async fn roll_back(&self, plugin: String, to: Option<String>) -> Steered {
+        self.steer(|policies| async move { policies.rollback(&plugin, to.as_deref()).await }).await
+    }
+
+    /// See [`Policies::release`].
+    ///
+    /// # Errors
+    /// When the file is refused.
+    pub async fn release(&self, plugin: String) -> Steered {
+        self.steer(|policies| async move { policies.release(&plugin).await }).await
+    }
+
+    /// See [`Policies::promote`].
+    ///
+    /// # Errors
+    /// When the plugin has no candidate.
+    pub async fn promote(&self, plugin: String) -> Steered {
+        self.steer(|policies| async move { policies.promote(&plugin).await }).await
+    }
+
+    /// See [`Policies::abandon`].
+    ///
+    /// # Errors
+    /// When the plugin has no candidate.
+    pub async fn abandon(&self, plugin: String) -> Steered {
+        self.steer(|policies| async move { policies.abandon(&plugin).await }).await
+    }
+
+    /// See [`Policies::differences`].
+    pub fn differences(&self, plugin: &str) -> Option<policy::Differences> {
+        self.pipeline.policies.differences(plugin)
+    }
+
+    /// In a task of the gateway's: what was begun is finished, whether or not the client waits.
+    async fn steer<F>(&self, act: impl FnOnce(Arc<Policies>) -> F) -> Steered
+    where
+        F: Future<Output = Steered> + Send + 'static,
+    {
+        let ended = |e| policy::Refused::because(format!("the gateway stopped meanwhile: {e}"));
+        let task = self.tasks.spawn(act(Arc::clone(&self.pipeline.policies)));
+        task.await.unwrap_or_else(|e| Err(ended(e)))
     }
 
     /// Every known comet.

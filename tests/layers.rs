@@ -15,7 +15,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("decision", &["message"]),
     ("telemetry", &[]),
     ("panics", &[]),
-    ("kafka", &[]),
+    ("kafka", &["message"]),
     ("redis_client", &[]),
     ("consumer", &["message", "offsets", "kafka"]),
     ("policy", &["message", "membership", "decision"]),
@@ -61,7 +61,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         ],
     ),
     ("fuzzing", &["message", "comets", "policy", "directory", "guard", "offline"]),
-    ("admin", &["message", "router", "gateway"]),
+    ("admin", &["message", "policy", "router", "gateway"]),
     ("config", &["kafka", "redis_client", "pipeline", "comets", "offline", "policy", "gateway", "admin"]),
     (
         "cli",
@@ -95,6 +95,7 @@ const STAYS_IN: &[(&str, &[&str])] = &[
     ("notify", &["policy"]),
     ("tonic", &["comets", "cli"]),
     ("axum", &["admin"]),
+    ("reqwest", &["cli"]),
     ("clap", &["cli", "telemetry"]),
 ];
 

@@ -14,6 +14,8 @@ mod redis_kinds;
 mod routing;
 mod service;
 mod soak;
+mod steering;
 mod support;
 mod support_works;
+mod trials;
 mod versions;

@@ -1,10 +1,15 @@
-//! The admin listener: health, readiness, metrics and a read-only API.
+//! The admin listener: health, readiness, metrics, an API that looks at the gateway, and a few
+//! writes that change its policies.
 //!
-//! It only looks at a gateway; whatever a client sends changes nothing.
+//! Reading is open to whoever reaches the listener. Writing needs a token wherever the listener
+//! is not on loopback (`auth`), and changes nothing but policies (`write`).
 
+mod auth;
 mod listener;
+mod write;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -28,14 +33,18 @@ use crate::router::{Part, Route};
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The address to listen on; port 0 takes a free one and logs it. There is no
-    /// authentication: keep it on loopback or behind something that has.
+    /// The address to listen on; port 0 takes a free one and logs it. Whoever reaches it can
+    /// read: keep it on loopback or behind something that asks who is there.
     pub listen: String,
+    /// A file with the token that writes need (pushing and rolling back policies), at least 16
+    /// characters; it is read again for each of them. `HALLEY_ADMIN_TOKEN` in the environment
+    /// does the same and wins. Without a token, writes are allowed on loopback and nowhere else.
+    pub token_file: Option<PathBuf>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:9093".into() }
+        Self { listen: "127.0.0.1:9093".into(), token_file: None }
     }
 }
 
@@ -57,6 +66,7 @@ impl Config {
 pub struct Admin {
     listener: TcpListener,
     address: SocketAddr,
+    token_file: Option<PathBuf>,
 }
 
 /// Connections beyond this wait to be accepted.
@@ -78,7 +88,7 @@ impl Admin {
         })?;
         let address = listener.local_addr()?;
         info!(%address, "admin is listening");
-        Ok(Self { listener, address })
+        Ok(Self { listener, address, token_file: config.token_file.clone() })
     }
 
     /// Where it listens.
@@ -92,8 +102,9 @@ impl Admin {
     /// When accepting fails for good.
     pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) -> anyhow::Result<()> {
         let listener = Bounded::new(self.listener, MAX_CONNECTIONS);
-        let served =
-            axum::serve(listener, router(gateway)).with_graceful_shutdown(shutdown.cancelled_owned());
+        let writes = write::router(gateway.clone(), auth::Auth::new(self.address, self.token_file));
+        let router = router(gateway).merge(writes);
+        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
         served.await.context("the admin listener failed")
     }
 }
@@ -104,6 +115,9 @@ fn router(gateway: Handle) -> Router {
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .route("/v1/plugins", get(plugins))
+        .route("/v1/plugins/{name}", get(plugin))
+        .route("/v1/plugins/{name}/versions", get(versions))
+        .route("/v1/plugins/{name}/differences", get(differences))
         .route("/v1/comets", get(comets))
         .route("/v1/routes/{room}", get(route))
         .with_state(gateway)
@@ -127,6 +141,42 @@ async fn metrics(State(gateway): State<Handle>) -> Response {
 
 async fn plugins(State(gateway): State<Handle>) -> Response {
     Json(gateway.policies()).into_response()
+}
+
+async fn plugin(State(gateway): State<Handle>, Path(name): Path<String>) -> Response {
+    match one_plugin(&gateway, &name) {
+        Some(status) => Json(status).into_response(),
+        None => unknown(&name),
+    }
+}
+
+async fn versions(State(gateway): State<Handle>, Path(name): Path<String>) -> Response {
+    match gateway.plugin_versions(&name) {
+        Some(versions) => Json(json!({ "plugin": name, "versions": versions })).into_response(),
+        None => unknown(&name),
+    }
+}
+
+async fn differences(State(gateway): State<Handle>, Path(name): Path<String>) -> Response {
+    match gateway.differences(&name) {
+        Some(differences) => Json(differences).into_response(),
+        None => failed(StatusCode::NOT_FOUND, &format!("no candidate looks on beside a plugin `{name}`")),
+    }
+}
+
+/// A plugin's version in force, and what stands in for its file; `None` when there is neither.
+fn one_plugin(gateway: &Handle, name: &str) -> Option<serde_json::Value> {
+    let status = gateway.policies();
+    let in_force = status.plugins.iter().find(|plugin| plugin.name == name);
+    let instead = status.overrides.get(name);
+    if in_force.is_none() && instead.is_none() {
+        return None;
+    }
+    Some(json!({ "generation": status.generation, "in_force": in_force, "override": instead }))
+}
+
+fn unknown(name: &str) -> Response {
+    failed(StatusCode::NOT_FOUND, &format!("no plugin `{name}`; GET /v1/plugins shows the names"))
 }
 
 async fn comets(State(gateway): State<Handle>) -> Response {

@@ -4,6 +4,8 @@ mod check;
 mod dead_letter;
 mod demo;
 mod explain;
+mod plugin;
+mod replay;
 mod run;
 
 use std::path::PathBuf;
@@ -38,6 +40,10 @@ enum Command {
     Check(check::Args),
     /// Shows where a message would go, and why, without sending it.
     Explain(explain::Args),
+    /// Changes the policies of a running gateway, and looks at them.
+    Plugin(plugin::Args),
+    /// Runs recorded traffic through a policy, and shows what it would have decided.
+    Replay(replay::Args),
     /// Lists what could not be delivered, and brings it back once what was wrong is mended.
     DeadLetter(dead_letter::Args),
 }
@@ -59,6 +65,8 @@ impl Cli {
             Command::Demo(args) => demo::run(args),
             Command::Check(args) => check::run(args),
             Command::Explain(args) => explain::run(args),
+            Command::Plugin(args) => plugin::run(args),
+            Command::Replay(args) => replay::run(args),
             Command::DeadLetter(args) => dead_letter::run(args),
         };
         let code = done.unwrap_or_else(|error| {

@@ -47,7 +47,7 @@ pub const ENVIRONMENT_PREFIX: &str = "HALLEY__";
 
 impl Config {
     /// Reads a file (none means the defaults) and the environment on top of it. Relative
-    /// plugin paths are taken from the file's folder.
+    /// paths are taken from the file's folder.
     ///
     /// # Errors
     /// All mistakes at once.
@@ -132,7 +132,8 @@ impl Config {
             }
             drop(told_of);
             let plugins = config.plugins()?;
-            let mut paths: Vec<_> = plugins.iter().map(|plugin| plugin.path.clone()).collect();
+            let mut paths: Vec<_> =
+                plugins.iter().flat_map(|plugin| plugin.paths()).map(Path::to_path_buf).collect();
             paths.extend(file.clone());
             paths.extend(config.policies.directory);
             Ok((plugins, paths))
@@ -148,10 +149,14 @@ impl Config {
     fn take_paths_from(&mut self, base: &Path) {
         for plugin in &mut self.plugin {
             plugin.path = base.join(&plugin.path);
+            if let Some(trial) = &mut plugin.trial {
+                trial.path = base.join(&trial.path);
+            }
         }
         let policies = &mut self.policies;
-        for folder in [&mut policies.directory, &mut policies.state_folder].into_iter().flatten() {
-            *folder = base.join(&*folder);
+        let others = [&mut policies.directory, &mut policies.state_folder, &mut self.admin.token_file];
+        for path in others.into_iter().flatten() {
+            *path = base.join(&*path);
         }
     }
 

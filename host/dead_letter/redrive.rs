@@ -23,10 +23,9 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use crate::dead_letter::back::{back, back_without_time};
-use crate::dead_letter::read::{Reader, blocking, partitions};
 use crate::dead_letter::remembered::Remembered;
-use crate::dead_letter::{DeadLetter, Fate, Order, Summary};
-use crate::kafka::{self, NotWritten, Refusal, Sender};
+use crate::dead_letter::{DeadLetter, Fate, Order, Reader, Summary};
+use crate::kafka::{self, NotWritten, Refusal, Sender, blocking, partitions};
 use crate::message::Origin;
 
 /// Records that wait for their confirmation. librdkafka sends five at a time to each broker;
@@ -51,7 +50,7 @@ pub async fn redrive(
     let topic = &config.dead_letter_topic;
     let remembered = Remembered::load(&reader, topic, &order.group).await?;
     if !order.from_start {
-        remembered.firsts().for_each(|(partition, next)| reader.begin_at(partition, next));
+        remembered.firsts().for_each(|(partition, next)| reader.records.begin_at(partition, next));
     }
     // Not in batches: what the broker refuses is one letter then, and nothing overtakes.
     let sender = Arc::new(Sender::one_by_one(config)?);
@@ -249,7 +248,7 @@ impl Run<'_> {
 
 async fn find_target(reader: &Reader, topic: &str) -> Result<i32, String> {
     let name = topic.to_owned();
-    match blocking(&reader.consumer, move |consumer| partitions(consumer, &name)).await {
+    match blocking(reader.records.consumer(), move |consumer| partitions(consumer, &name)).await {
         Ok(Some(partitions)) => Ok(i32::try_from(partitions.len()).unwrap_or(i32::MAX)),
         Ok(None) => Err(format!("there is no topic `{topic}`; create it, or leave it out with the filter")),
         Err(error) => Err(format!("topic `{topic}`: {error:#}")),

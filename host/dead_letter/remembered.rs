@@ -9,8 +9,9 @@ use anyhow::Context as _;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::dead_letter::Reader;
 use crate::dead_letter::progress::Progress;
-use crate::dead_letter::read::{ANSWER, Reader, blocking};
+use crate::kafka::{ANSWER, blocking};
 
 /// The progress of all partitions with something to read.
 pub(super) struct Remembered {
@@ -25,10 +26,10 @@ impl Remembered {
     /// Reads what the group has committed, and forgets what the topic no longer holds.
     pub(super) async fn load(reader: &Reader, topic: &str, group: &str) -> anyhow::Result<Self> {
         let mut list = TopicPartitionList::new();
-        for span in reader.spans() {
+        for span in reader.records.spans() {
             list.add_partition(topic, span.partition);
         }
-        let committed = patiently(&reader.consumer, move |consumer| {
+        let committed = patiently(reader.records.consumer(), move |consumer| {
             let committed = consumer.committed_offsets(list.clone(), ANSWER)?;
             let elements = committed.elements();
             let known = elements.iter().filter_map(|element| match element.offset() {
@@ -40,7 +41,7 @@ impl Remembered {
         let committed =
             committed.await.with_context(|| format!("cannot read what group `{group}` has done"))?;
         let mut partitions = BTreeMap::new();
-        for span in reader.spans() {
+        for span in reader.records.spans() {
             // A commit past the end was made for a topic that has been deleted since.
             let commit = committed
                 .iter()
@@ -51,7 +52,7 @@ impl Remembered {
             partitions.insert(span.partition, progress);
         }
         let (topic, group) = (topic.to_owned(), group.to_owned());
-        Ok(Self { consumer: Arc::clone(&reader.consumer), topic, group, partitions, changed: false })
+        Ok(Self { consumer: Arc::clone(reader.records.consumer()), topic, group, partitions, changed: false })
     }
 
     /// The first record of each partition that is not done.

@@ -1,11 +1,12 @@
-//! What every Kafka client of the gateway shares: where the cluster is, how to reach it, and
-//! one producer whose records are confirmed by the broker.
+//! What every Kafka client of the gateway shares: where the cluster is, how to reach it, one
+//! producer whose records are confirmed by the broker, and one reader of what a topic holds.
 //!
-//! It knows nothing of messages and offsets; the consumer, the dead letters and the notify
+//! It knows records, and nothing of messages and settled offsets; the consumer, the dead letters and the notify
 //! sender build on it.
 
 mod builtin;
 mod producer;
+mod read;
 mod sender;
 mod voice;
 
@@ -17,6 +18,8 @@ use rdkafka::config::RDKafkaLogLevel;
 
 pub use builtin::BuiltinBroker;
 pub use producer::{Producer, VALUE_LEFT_OUT};
+pub use read::Reader;
+pub(crate) use read::{ANSWER, blocking, partitions};
 pub use sender::{NotWritten, Refusal};
 pub(crate) use sender::{Outgoing, Sender};
 pub(crate) use voice::{Voice, log_line};

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::policy::on_error::OnErrors;
+use crate::policy::trial::TrialConfig;
 use crate::policy::versions::{QuarantineConfig, Versions};
 
 /// One `[[plugin]]`. The order in the configuration is the order of the chain.
@@ -24,6 +25,9 @@ pub struct PluginConfig {
     /// error. For `grouping`, `drop` and `dead-letter` mean `pass` (a room cannot be dropped);
     /// for `offline`, everything but `stall` means that the plugin has no opinion.
     pub on_error: OnErrors,
+    /// A candidate that decides for some rooms, or only looks on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialConfig>,
     /// When a version that fails goes out of force by itself, and what decides then.
     pub quarantine: QuarantineConfig,
     /// The most that one call may take, whatever the size of its batch. Rounded up to the
@@ -43,6 +47,7 @@ impl Default for PluginConfig {
             name: String::new(),
             path: PathBuf::new(),
             on_error: OnErrors::default(),
+            trial: None,
             quarantine: QuarantineConfig::default(),
             deadline: Duration::from_millis(50),
             memory: ByteSize::mib(64),
@@ -55,6 +60,11 @@ impl PluginConfig {
     /// A plugin with default settings.
     pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
         Self { name: name.into(), path: path.into(), ..Self::default() }
+    }
+
+    /// The files that it is made of: its own, and its candidate's.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(self.path.as_path()).chain(self.trial.iter().map(|trial| trial.path.as_path()))
     }
 
     /// What is wrong with these settings by themselves, each with its remedy.
@@ -76,6 +86,7 @@ impl PluginConfig {
             mistakes.push("`config` must be a table".to_owned());
         }
         mistakes.extend(self.quarantine.mistakes());
+        mistakes.extend(self.trial.iter().flat_map(TrialConfig::mistakes));
         mistakes
     }
 }

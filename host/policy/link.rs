@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::decision::{Absent, Verdict};
 use crate::membership::Grouping;
@@ -16,9 +16,11 @@ use crate::policy::guest::bindings::halley::policy::types::Source;
 use crate::policy::guest::instance::{Failure, Instance};
 use crate::policy::guest::module::Hooks;
 use crate::policy::guest::questions::{self, Room, with_messages};
+use crate::policy::metrics;
 use crate::policy::on_error::{FailureKind, OnError};
 use crate::policy::outcome::{Decided, Filtered, Stalled};
 use crate::policy::plugin::Plugin;
+use crate::policy::trial::Seen;
 
 /// How many calls of one plugin may fail in a row before it is given up on for the batch:
 /// enough to find one message by halving (and to ask once more with a fresh instance), so that
@@ -35,11 +37,21 @@ const ROWS_PER_BATCH: usize = 8;
 pub(super) struct Link {
     pub(super) plugin: Arc<Plugin>,
     instance: Option<Instance>,
+    /// Of the candidate that decides for some rooms, when there is one.
+    canary: Option<Box<Self>>,
 }
 
 impl Link {
+    /// With the plugin's candidate, where it has one.
     pub(super) fn new(plugin: Arc<Plugin>) -> Self {
-        Self { plugin, instance: None }
+        let canary = plugin.trial.as_ref().filter(|trial| trial.shadow.is_none());
+        let canary = canary.map(|trial| Box::new(Self::alone(Arc::clone(&trial.candidate))));
+        Self { plugin, instance: None, canary }
+    }
+
+    /// Without any candidate.
+    pub(super) fn alone(plugin: Arc<Plugin>) -> Self {
+        Self { plugin, instance: None, canary: None }
     }
 
     /// What the plugin exports.
@@ -47,9 +59,33 @@ impl Link {
         &self.plugin.module.hooks
     }
 
-    /// Runs what is still open of a batch through the plugin's filter.
+    /// Runs what is still open of a batch through the plugin's filter, or its candidate's.
     pub(super) fn filter(&mut self, source: &Source<'_>, batch: &mut [Filtered]) -> Result<(), Stalled> {
         let open: Vec<usize> = (0..batch.len()).filter(|at| batch[*at].verdict == Verdict::Pass).collect();
+        let plugin = Arc::clone(&self.plugin);
+        let Some(trial) = &plugin.trial else { return self.filter_open(source, batch, &open) };
+        if let Some(canary) = &mut self.canary {
+            let (canarys, own): (Vec<usize>, Vec<usize>) =
+                open.into_iter().partition(|at| trial.decides_for(&batch[*at].message.audience));
+            canary.filter_open(source, batch, &canarys)?;
+            return self.filter_open(source, batch, &own);
+        }
+        let take = |batch: &[Filtered]| open.iter().map(|at| batch[*at].clone()).collect::<Vec<_>>();
+        let before = take(batch);
+        self.filter_open(source, batch, &open)?;
+        if let Some(shadow) = &trial.shadow {
+            let (topic, partition) = (source.topic.to_owned(), source.partition);
+            shadow.show(Seen { topic, partition, before, after: take(batch) });
+        }
+        Ok(())
+    }
+
+    fn filter_open(
+        &mut self,
+        source: &Source<'_>,
+        batch: &mut [Filtered],
+        open: &[usize],
+    ) -> Result<(), Stalled> {
         // Stretches of `open` that are still to be asked about; the first one on top.
         let everything = 0..open.len();
         let mut stretches = vec![everything];
@@ -100,9 +136,14 @@ impl Link {
         indexes: &[usize],
     ) -> Result<Vec<filter::Verdict>, Failure> {
         let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
-        self.with_instance(|instance| {
+        let begun = Instant::now();
+        let verdicts = self.with_instance(|instance| {
             with_messages(&asked, |messages| instance.filter(source.topic, source.partition, messages))
-        })
+        });
+        // What fails is asked about again, in halves; it counts when it is given up on.
+        let answered = if verdicts.is_ok() { asked.len() } else { 0 };
+        self.plugin.tally.asked(answered, begun.elapsed());
+        verdicts
     }
 
     /// Applies verdicts; one that makes no sense costs its own message only.
@@ -113,6 +154,7 @@ impl Link {
         indexes: &[usize],
     ) -> Result<(), Stalled> {
         for (verdict, at) in verdicts.into_iter().zip(indexes) {
+            self.plugin.count(&verdict);
             if let Err(why) = answers::apply(verdict, &mut batch[*at], &self.plugin.version) {
                 let failure = Failure::bad_answer(why);
                 self.plugin.services.metrics.failed(failure.kind.as_str());
@@ -133,6 +175,8 @@ impl Link {
         let by = &plugin.version;
         let on_error = plugin.config.on_error.on(failure.kind);
         let indexes: Vec<usize> = indexes.collect();
+        plugin.tally.asked(indexes.len(), Duration::ZERO);
+        plugin.tally.failed(indexes.len());
         plugin.complain(failure, indexes.len());
         let reason = format!("plugin {by} {failure}");
         for at in indexes {
@@ -156,6 +200,11 @@ impl Link {
 
     /// Lets the plugin regroup a room; on failure the room is as it was.
     pub(super) fn regroup(&mut self, room: &RoomId, grouping: &mut Grouping) -> Result<(), Failure> {
+        if let (Some(canary), Some(trial)) = (&mut self.canary, &self.plugin.trial)
+            && trial.decides_for_room(room.as_str())
+        {
+            return canary.regroup(room, grouping);
+        }
         let seen = Room::of(grouping);
         let answer = self.twice(|instance| instance.regroup(room.as_str(), &seen))?;
         let checked = answers::regrouping(answer, seen.comets.len(), &seen.members);
@@ -170,6 +219,11 @@ impl Link {
         absent: &[Absent],
         decided: &mut [Option<Decided>],
     ) -> Result<(), Failure> {
+        if let (Some(canary), Some(trial)) = (&mut self.canary, &self.plugin.trial)
+            && trial.decides_for(&message.audience)
+        {
+            return canary.decide(message, absent, decided);
+        }
         let open: Vec<usize> = (0..absent.len()).filter(|at| decided[*at].is_none()).collect();
         if open.is_empty() {
             return Ok(());
@@ -229,6 +283,19 @@ impl Plugin {
         match self.config.on_error.on(failure.kind) {
             OnError::Stall => Err(self.stalled(failure)),
             OnError::Pass | OnError::Drop | OnError::DeadLetter => Ok(()),
+        }
+    }
+
+    fn count(&self, verdict: &filter::Verdict) {
+        let decision = match verdict {
+            filter::Verdict::Pass => metrics::Decision::Pass,
+            filter::Verdict::Drop(_) => metrics::Decision::Drop,
+            filter::Verdict::DeadLetter(_) => metrics::Decision::DeadLetter,
+            filter::Verdict::Amend(_) => metrics::Decision::Amend,
+        };
+        self.services.metrics.decided(decision);
+        if matches!(decision, metrics::Decision::Drop | metrics::Decision::DeadLetter) {
+            self.tally.stopped();
         }
     }
 

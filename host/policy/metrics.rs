@@ -22,13 +22,22 @@ pub(super) const MAX_OWN_NAME_LENGTH: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct HookLabels {
     plugin: String,
+    version: String,
     hook: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ErrorLabels {
     plugin: String,
+    version: String,
     kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DecisionLabels {
+    plugin: String,
+    version: String,
+    decision: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -59,12 +68,18 @@ type Histograms = Family<HookLabels, Histogram, fn() -> Histogram>;
 pub(super) const HOOKS: [&str; 4] = ["filter", "grouping", "offline", "init"];
 /// The ways to fail, as metrics name them.
 pub(super) const KINDS: [&str; 5] = ["trap", "deadline", "memory", "bad-answer", "start"];
+/// What filters decide, as metrics name it.
+const DECISIONS: [&str; 4] = ["pass", "drop", "dead-letter", "amend"];
+/// In what a candidate that looks on differs, as metrics name it.
+const DIFFERENCES: [&str; 5] = ["verdict", "message", "comets", "guards", "failed"];
 
 /// Metrics of the policies. Registered once per gateway.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     calls: Family<HookLabels, Counter>,
     errors: Family<ErrorLabels, Counter>,
+    decisions: Family<DecisionLabels, Counter>,
+    differences: Family<ErrorLabels, Counter>,
     seconds: Histograms,
     info: Family<VersionLabels, Gauge>,
     own_counters: Family<OwnLabels, Counter>,
@@ -90,6 +105,8 @@ impl Metrics {
         let metrics = Self {
             calls: Family::default(),
             errors: Family::default(),
+            decisions: Family::default(),
+            differences: Family::default(),
             seconds: Family::new_with_constructor(latency_histogram),
             info: Family::default(),
             own_counters: Family::default(),
@@ -102,6 +119,16 @@ impl Metrics {
         let m = &metrics;
         registry.register("halley_plugin_calls", "Calls of plugins", m.calls.clone());
         registry.register("halley_plugin_errors", "Calls of plugins that failed", m.errors.clone());
+        registry.register(
+            "halley_plugin_decisions",
+            "Messages by what a filter decided",
+            m.decisions.clone(),
+        );
+        registry.register(
+            "halley_plugin_differences",
+            "Messages that a candidate would have decided otherwise",
+            m.differences.clone(),
+        );
         registry.register("halley_plugin_seconds", "Time in calls of plugins", m.seconds.clone());
         registry.register("halley_plugin_info", "1 for every version that is loaded", m.info.clone());
         registry.register("halley_plugin_counter", "Plugins' own counters", m.own_counters.clone());
@@ -136,8 +163,10 @@ impl Metrics {
         let name = known.entry(version.name.to_string()).or_default();
         *name.versions.entry(version.hash.to_string()).or_default() += 1;
         self.info.get_or_create(&version_labels(version)).set(1);
-        let hook = |hook| HookLabels { plugin: version.name.to_string(), hook };
+        let hook = |hook| hook_labels(version, hook);
+        let decision = |decision| decision_labels(version, decision);
         PluginMetrics {
+            decisions: DECISIONS.map(|name| self.decisions.get_or_create_owned(&decision(name))),
             calls: HOOKS.map(|name| self.calls.get_or_create_owned(&hook(name))),
             seconds: HOOKS.map(|name| self.seconds.get_or_create_owned(&hook(name))),
             all: self.clone(),
@@ -158,7 +187,7 @@ impl Metrics {
         });
         if left == Some(0) {
             known.versions.remove(&*version.hash);
-            self.info.remove(&version_labels(version));
+            self.forget_version(version);
         }
         if known.versions.is_empty()
             && let Some(gone) = all.remove(&*version.name)
@@ -167,15 +196,24 @@ impl Metrics {
         }
     }
 
-    fn forget_name(&self, name: &str, known: Known) {
+    fn forget_version(&self, version: &PluginVersion) {
+        self.info.remove(&version_labels(version));
         for hook in HOOKS {
-            let labels = HookLabels { plugin: name.to_owned(), hook };
-            self.calls.remove(&labels);
-            self.seconds.remove(&labels);
+            self.calls.remove(&hook_labels(version, hook));
+            self.seconds.remove(&hook_labels(version, hook));
         }
         for kind in KINDS {
-            self.errors.remove(&ErrorLabels { plugin: name.to_owned(), kind });
+            self.errors.remove(&error_labels(version, kind));
         }
+        for decision in DECISIONS {
+            self.decisions.remove(&decision_labels(version, decision));
+        }
+        for kind in DIFFERENCES {
+            self.differences.remove(&error_labels(version, kind));
+        }
+    }
+
+    fn forget_name(&self, name: &str, known: Known) {
         let own = |own: String| OwnLabels { plugin: name.to_owned(), name: own };
         for counter in known.counters {
             self.own_counters.remove(&own(counter));
@@ -186,14 +224,39 @@ impl Metrics {
     }
 }
 
+fn hook_labels(version: &PluginVersion, hook: &'static str) -> HookLabels {
+    let VersionLabels { plugin, version } = version_labels(version);
+    HookLabels { plugin, version, hook }
+}
+
+fn error_labels(version: &PluginVersion, kind: &'static str) -> ErrorLabels {
+    let VersionLabels { plugin, version } = version_labels(version);
+    ErrorLabels { plugin, version, kind }
+}
+
+fn decision_labels(version: &PluginVersion, decision: &'static str) -> DecisionLabels {
+    let VersionLabels { plugin, version } = version_labels(version);
+    DecisionLabels { plugin, version, decision }
+}
+
 fn version_labels(version: &PluginVersion) -> VersionLabels {
     VersionLabels { plugin: version.name.to_string(), version: version.hash.to_string() }
+}
+
+/// What a filter decided about a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Decision {
+    Pass,
+    Drop,
+    DeadLetter,
+    Amend,
 }
 
 /// The metrics of one prepared plugin. Dropping the last of a name removes its label sets.
 #[derive(Debug)]
 pub(super) struct PluginMetrics {
     calls: [Counter; 4],
+    decisions: [Counter; 4],
     seconds: [Histogram; 4],
     all: Metrics,
     version: PluginVersion,
@@ -207,8 +270,17 @@ impl PluginMetrics {
     }
 
     pub(super) fn failed(&self, kind: &'static str) {
-        let labels = ErrorLabels { plugin: self.version.name.to_string(), kind };
-        self.all.errors.get_or_create(&labels).inc();
+        self.all.errors.get_or_create(&error_labels(&self.version, kind)).inc();
+    }
+
+    /// One message that the filter decided so.
+    pub(super) fn decided(&self, decision: Decision) {
+        self.decisions[decision as usize].inc();
+    }
+
+    /// One message that the version in force decided otherwise.
+    pub(super) fn differed(&self, kind: &'static str) {
+        self.all.differences.get_or_create(&error_labels(&self.version, kind)).inc();
     }
 
     /// Adds to a counter of the plugin's own. False when its name is not allowed, or one too

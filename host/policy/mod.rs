@@ -70,6 +70,7 @@ mod set;
 mod status;
 mod steer;
 mod switch;
+mod trial;
 mod versions;
 mod watch;
 
@@ -87,7 +88,10 @@ pub use prepare::{Problem, Refused};
 pub use set::{Generation, PolicySet};
 pub use status::{PluginState, PluginStatus, Refusal, Status};
 pub use steer::{Upload, supervise};
-pub use versions::{Against, Cause, Event, KeptVersion, Override, QuarantineConfig, Then, Turn, Versions};
+pub use trial::{Budget, Difference, Differences, Mode, Share, TrialConfig, TrialStatus};
+pub use versions::{
+    Against, Cause, Event, KeptVersion, Override, QuarantineConfig, Then, Tried, Turn, Versions,
+};
 pub use watch::{Sources, watch};
 
 #[cfg(test)]

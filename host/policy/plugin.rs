@@ -14,7 +14,16 @@ use crate::policy::guest::instance::{Failure, Instance};
 use crate::policy::guest::module::{self, Module};
 use crate::policy::guest::questions::{Room, with_message};
 use crate::policy::guest::runtime::Runtime;
-use crate::policy::versions::{Alarm, Failures};
+use crate::policy::trial::{Mode, Tally, Trial, TrialConfig};
+use crate::policy::versions::{Alarm, Failures, QuarantineConfig, Then};
+
+/// The file of a candidate, and how it is to be tried.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) config: TrialConfig,
+    pub(super) bytes: Arc<[u8]>,
+    pub(super) hash: String,
+}
 
 /// A prepared plugin. Sets share the ones that did not change between them.
 pub(super) struct Plugin {
@@ -23,6 +32,10 @@ pub(super) struct Plugin {
     pub(super) module: Arc<Module>,
     pub(super) services: Arc<Services>,
     pub(super) failures: Failures,
+    /// What it did, for comparison with a candidate.
+    pub(super) tally: Tally,
+    /// A candidate beside it.
+    pub(super) trial: Option<Trial>,
     /// Keeps the clock behind the deadlines running.
     runtime: Arc<Runtime>,
 }
@@ -37,23 +50,62 @@ impl Plugin {
         runtime: &Arc<Runtime>,
         config: &PluginConfig,
         bytes: &[u8],
+        candidate: Option<&Candidate>,
         in_force: &[Arc<Self>],
     ) -> Result<Arc<Self>, String> {
         let hash = module::hash(bytes);
         let same_bytes = || in_force.iter().filter(|plugin| plugin.module.hash == hash);
-        if let Some(unchanged) = same_bytes().find(|plugin| plugin.config == *config) {
+        let unchanged = same_bytes().find(|plugin| plugin.config == *config && plugin.tries(candidate));
+        if let Some(unchanged) = unchanged {
             return Ok(Arc::clone(unchanged));
         }
         let module = match same_bytes().next() {
             Some(known) => Arc::clone(&known.module),
             None => Arc::new(module::compile(runtime, bytes)?),
         };
-        let plugin = Arc::new(Self::new(runtime, config, module));
+        let trial = candidate.map(|candidate| Self::trial(runtime, config, candidate)).transpose()?;
+        let plugin = Arc::new(Self::new(runtime, config, module, trial));
         plugin.try_out().map_err(|failure| failure.message)?;
         Ok(plugin)
     }
 
-    fn new(runtime: &Arc<Runtime>, config: &PluginConfig, module: Arc<Module>) -> Self {
+    /// Prepares a candidate with the settings of the plugin that it may replace. It is never put
+    /// in quarantine: its trial ends.
+    fn trial(runtime: &Arc<Runtime>, config: &PluginConfig, candidate: &Candidate) -> Result<Trial, String> {
+        let quarantine = QuarantineConfig { then: Then::Never, ..config.quarantine.clone() };
+        let trial = &candidate.config;
+        let own = PluginConfig { path: trial.path.clone(), trial: None, quarantine, ..config.clone() };
+        let wrong = |why: String| format!("has a candidate ({}) that {why}", trial.path.display());
+        let module = Arc::new(module::compile(runtime, &candidate.bytes).map_err(wrong)?);
+        let mut plugin = Self::new(runtime, &own, module, None);
+        if trial.mode == Mode::Shadow {
+            plugin.services = Arc::new(plugin.services_of_a_shadow());
+        }
+        let plugin = Arc::new(plugin);
+        plugin.try_out().map_err(|failure| wrong(failure.message))?;
+        Trial::begin(trial.clone(), plugin)
+    }
+
+    /// Whether this is the candidate that it tries.
+    fn tries(&self, candidate: Option<&Candidate>) -> bool {
+        match (&self.trial, candidate) {
+            (None, None) => true,
+            (Some(trial), Some(candidate)) => {
+                trial.config == candidate.config && trial.candidate.module.hash == candidate.hash
+            }
+            _ => false,
+        }
+    }
+
+    /// What a shadow keeps and counts is not the plugin's.
+    fn services_of_a_shadow(&self) -> Services {
+        let state = self.runtime.states.of(&format!("{}\0shadow", self.config.name));
+        let metrics = self.runtime.metrics.plugin(&self.version);
+        let config = self.config.config.to_string();
+        Services { silent: true, ..Services::new(self.version.clone(), config, metrics, state) }
+    }
+
+    fn new(runtime: &Arc<Runtime>, config: &PluginConfig, module: Arc<Module>, trial: Option<Trial>) -> Self {
         let name = Arc::from(config.name.as_str());
         let version = PluginVersion { name, hash: module.hash[..12].into() };
         let metrics = runtime.metrics.plugin(&version);
@@ -65,6 +117,8 @@ impl Plugin {
             module,
             services: Arc::new(services),
             failures: Failures::new(config.quarantine.clone()),
+            tally: Tally::default(),
+            trial,
             runtime: Arc::clone(runtime),
         }
     }

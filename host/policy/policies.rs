@@ -12,7 +12,7 @@ use crate::policy::guest::runtime::Runtime;
 use crate::policy::plugin::Plugin;
 use crate::policy::prepare::{ByHand, Pick, Prepared, Problem, Refused, Wanted, prepare};
 use crate::policy::set::{Generation, PolicySet};
-use crate::policy::status::{Refusal, Status, plugin_status};
+use crate::policy::status::{PluginStatus, Refusal, Status, plugin_status};
 use crate::policy::switch::Switch;
 use crate::policy::versions::{Alarm, Override, Versions};
 
@@ -136,7 +136,11 @@ impl Policies {
     pub fn status(&self) -> Status {
         let set = self.current();
         let standing = self.standing();
-        let plugins = set.plugins().iter().map(|plugin| plugin_status(plugin, &standing.refusal)).collect();
+        let with_trial = |plugin: &Arc<Plugin>| PluginStatus {
+            last_trial: self.versions.record(&plugin.config.name).and_then(|record| record.tried),
+            ..plugin_status(plugin, &standing.refusal)
+        };
+        let plugins = set.plugins().iter().map(with_trial).collect();
         Status {
             generation: set.generation(),
             since: standing.since,
@@ -183,9 +187,7 @@ impl Policies {
             let by_hand = wanted.iter().any(|one| one.by_hand.is_some());
             settle(&versions, prepared, by_hand)
         });
-        let ended = |e| Refused {
-            problems: vec![Problem::general(format!("preparing the plugins ended early: {e}"))],
-        };
+        let ended = |e| Refused::because(format!("preparing the plugins ended early: {e}"));
         aside.await.unwrap_or_else(|e| Err(ended(e)))
     }
 
@@ -235,7 +237,7 @@ fn first(
             let in_force = versions.in_force();
             let before = |name: &str| {
                 let pick = Pick::Kept(in_force.get(name)?.clone());
-                Some(ByHand { pick, cause: None, why: "restart".to_owned(), against: None })
+                Some(ByHand { pick, cause: None, why: "restart".to_owned(), against: None, tried: None })
             };
             let earlier = prepare(runtime, versions, &wanted(&before), &[]);
             (earlier.map_err(|_| refused.clone())?, Some(refused))
@@ -256,7 +258,7 @@ fn settle(versions: &Versions, prepared: Prepared, by_hand: bool) -> Result<Vec<
         Ok(()) => {}
         Err(error) if by_hand => {
             let why = format!("the version cannot be kept: {error:#}; nothing was changed");
-            return Err(Refused { problems: vec![Problem::general(why)] });
+            return Err(Refused::because(why));
         }
         Err(error) => {
             tracing::warn!(

@@ -12,8 +12,8 @@ use std::time::SystemTime;
 use crate::policy::config::PluginConfig;
 use crate::policy::guest::module;
 use crate::policy::guest::runtime::Runtime;
-use crate::policy::plugin::Plugin;
-use crate::policy::versions::{Against, Cause, Change, Choice, Override, Versions};
+use crate::policy::plugin::{Candidate, Plugin};
+use crate::policy::versions::{Against, Cause, Change, Choice, Override, Tried, Versions};
 
 /// A plugin that is wanted.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub(super) struct ByHand {
     pub(super) why: String,
     /// What is held against the version that was in force.
     pub(super) against: Option<Against>,
+    /// The candidate whose trial ends with this.
+    pub(super) tried: Option<Tried>,
 }
 
 /// Which version that is.
@@ -46,6 +48,8 @@ pub(super) enum Pick {
     Kept(String),
     /// None: the chain goes on without the plugin.
     Without,
+    /// What decides already.
+    Same,
 }
 
 /// A prepared set.
@@ -91,6 +95,13 @@ impl std::fmt::Display for Problem {
 pub struct Refused {
     /// At least one.
     pub problems: Vec<Problem>,
+}
+
+impl Refused {
+    /// With one reason that is not one plugin's.
+    pub fn because(why: impl Into<String>) -> Self {
+        Self { problems: vec![Problem::general(why)] }
+    }
 }
 
 impl std::fmt::Display for Refused {
@@ -145,10 +156,12 @@ fn prepare_one(
 ) -> Result<(), String> {
     let change = decide(versions, wanted)?;
     if let Some((_, bytes)) = &change.to {
+        let candidate = candidate(versions, wanted, &change)?;
         let known: Vec<Arc<Plugin>> = in_force.iter().chain(&prepared.plugins).map(Arc::clone).collect();
         // A file from outside goes through compilers here; a bug of theirs must not end us.
-        let attempt =
-            catch_unwind(AssertUnwindSafe(|| Plugin::prepare(runtime, &wanted.config, bytes, &known)));
+        let attempt = catch_unwind(AssertUnwindSafe(|| {
+            Plugin::prepare(runtime, &wanted.config, bytes, candidate.as_ref(), &known)
+        }));
         let plugin = attempt.unwrap_or_else(|_| Err("made the compiler panic; is the file complete?".into()));
         prepared.plugins.push(plugin?);
     }
@@ -164,10 +177,12 @@ fn decide(versions: &Versions, wanted: &Wanted) -> Result<Change, String> {
     let known = versions.record(name).and_then(|record| record.instead);
     let change = |to, why: &str, instead| {
         let against = wanted.by_hand.as_ref().and_then(|by_hand| by_hand.against.clone());
-        Change { plugin: name.clone(), to, why: why.to_owned(), instead, against }
+        let tried = wanted.by_hand.as_ref().and_then(|by_hand| by_hand.tried.clone());
+        Change { plugin: name.clone(), to, why: why.to_owned(), instead, against, tried }
     };
     let with_hash = |bytes: Arc<[u8]>| Some((module::hash(&bytes), bytes));
-    let Some(by_hand) = &wanted.by_hand else {
+    let by_hand = wanted.by_hand.as_ref().filter(|by_hand| !matches!(by_hand.pick, Pick::Same));
+    let Some(by_hand) = by_hand else {
         let why = known.as_ref().map_or("", |known| &known.why).to_owned();
         return Ok(match versions.choose(name, file_hash.as_deref()) {
             Choice::File => change(with_hash(file?), "its file", None),
@@ -179,7 +194,7 @@ fn decide(versions: &Versions, wanted: &Wanted) -> Result<Change, String> {
         Pick::File => with_hash(file?),
         Pick::Upload(bytes) => with_hash(Arc::clone(bytes)),
         Pick::Kept(hash) => with_hash(versions.file(hash)?),
-        Pick::Without => None,
+        Pick::Without | Pick::Same => None,
     };
     let with = to.as_ref().map(|(hash, _)| hash.clone());
     let instead = match by_hand.cause {
@@ -194,10 +209,23 @@ fn decide(versions: &Versions, wanted: &Wanted) -> Result<Change, String> {
     Ok(change(to, &by_hand.why, instead))
 }
 
+/// The candidate to try, unless its trial ended already, or it is what decides anyway.
+fn candidate(versions: &Versions, wanted: &Wanted, change: &Change) -> Result<Option<Candidate>, String> {
+    let Some(trial) = &wanted.config.trial else { return Ok(None) };
+    let read = module::read(&trial.path);
+    let bytes = read.map_err(|why| format!("has a candidate ({}) that {why}", trial.path.display()))?;
+    let hash = module::hash(&bytes);
+    let tried = versions.record(&wanted.config.name).and_then(|record| record.tried);
+    let over = [tried.as_ref(), change.tried.as_ref()].into_iter().flatten().any(|tried| tried.hash == hash);
+    let decides = change.to.as_ref().is_some_and(|(deciding, _)| *deciding == hash);
+    Ok((!over && !decides).then(|| Candidate { config: trial.clone(), bytes: bytes.into(), hash }))
+}
+
 /// What had a version in force and is not wanted any more.
 fn gone(versions: &Versions, wanted: &[Wanted]) -> Vec<Change> {
     let is_wanted = |name: &String| wanted.iter().any(|one| one.config.name == *name);
     let gone = versions.in_force().into_keys().filter(|name| !is_wanted(name));
     let why = || "taken out of the configuration".to_owned();
-    gone.map(|plugin| Change { plugin, to: None, why: why(), instead: None, against: None }).collect()
+    gone.map(|plugin| Change { plugin, to: None, why: why(), instead: None, against: None, tried: None })
+        .collect()
 }

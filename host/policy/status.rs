@@ -9,7 +9,8 @@ use bytesize::ByteSize;
 use crate::policy::on_error::OnErrors;
 use crate::policy::plugin::Plugin;
 use crate::policy::set::Generation;
-use crate::policy::versions::{Cause, Override};
+use crate::policy::trial::TrialStatus;
+use crate::policy::versions::{Cause, Override, Tried};
 
 /// What `GET /v1/plugins` shows.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -77,6 +78,12 @@ pub struct PluginStatus {
     pub memory: ByteSize,
     /// Whether a newer version waits that was refused.
     pub state: PluginState,
+    /// How its candidate stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialStatus>,
+    /// How the last trial ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_trial: Option<Tried>,
 }
 
 /// How a plugin in force stands.
@@ -122,5 +129,7 @@ pub(super) fn plugin_status(plugin: &Plugin, refusal: &Option<Refusal>) -> Plugi
         deadline: plugin.config.deadline,
         memory: plugin.config.memory,
         state,
+        trial: plugin.trial.as_ref().map(|trial| trial.status(plugin)),
+        last_trial: None,
     }
 }

@@ -3,13 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
+use crate::policy::guest::module;
+use crate::policy::plugin::Plugin;
 use crate::policy::policies::Policies;
 use crate::policy::prepare::{ByHand, Pick, Problem, Refused};
 use crate::policy::set::Generation;
-use crate::policy::versions::{Against, Alarm, Cause, KeptVersion, Record, Then};
+use crate::policy::trial::{Differences, Judgement};
+use crate::policy::versions::{Against, Alarm, Cause, KeptVersion, Record, Then, Tried};
 
 /// A version that arrives by hand instead of by file.
 #[derive(Clone, Debug)]
@@ -59,7 +63,8 @@ impl Policies {
     /// # Errors
     /// When the file is refused.
     pub async fn release(&self, plugin: &str) -> Result<Generation, Refused> {
-        let released = ByHand { pick: Pick::File, cause: None, why: "released".into(), against: None };
+        let released =
+            ByHand { pick: Pick::File, cause: None, why: "released".into(), against: None, tried: None };
         self.steer(BTreeMap::from([(plugin.to_owned(), released)])).await
     }
 
@@ -67,6 +72,81 @@ impl Policies {
     /// that was never in force.
     pub fn versions(&self, plugin: &str) -> Option<Vec<KeptVersion>> {
         self.versions.record(plugin).map(|record| record.versions)
+    }
+
+    /// Ends a trial: the candidate decides from now on, until the plugin's file changes.
+    ///
+    /// # Errors
+    /// When the plugin has no candidate.
+    pub async fn promote(&self, plugin: &str) -> Result<Generation, Refused> {
+        let candidate = self.candidate(plugin)?;
+        let bytes = module::read(&candidate.config.path).map_err(|why| self.problem(plugin, why))?;
+        if module::hash(&bytes) != candidate.module.hash {
+            return Err(self.problem(plugin, "has a candidate whose file changes just now; try again".into()));
+        }
+        let promoted = ByHand {
+            tried: Some(tried(&candidate, "promoted")),
+            ..by_hand(Pick::Upload(bytes.into()), Cause::Pushed, "promoted")
+        };
+        self.steer(BTreeMap::from([(plugin.to_owned(), promoted)])).await
+    }
+
+    /// Ends a trial: the candidate goes, and comes again only with another content.
+    ///
+    /// # Errors
+    /// When the plugin has no candidate.
+    pub async fn abandon(&self, plugin: &str) -> Result<Generation, Refused> {
+        let candidate = self.candidate(plugin)?;
+        self.give_up(plugin, &candidate, "abandoned").await
+    }
+
+    /// What a candidate that looks on would have decided otherwise; `None` when there is none.
+    pub fn differences(&self, plugin: &str) -> Option<Differences> {
+        let current = self.current();
+        let plugin = current.plugins().iter().find(|one| one.config.name == plugin)?;
+        Some(plugin.trial.as_ref()?.shadow.as_ref()?.differences())
+    }
+
+    async fn give_up(&self, plugin: &str, candidate: &Plugin, why: &str) -> Result<Generation, Refused> {
+        let gone = ByHand {
+            pick: Pick::Same,
+            cause: None,
+            why: why.to_owned(),
+            against: None,
+            tried: Some(tried(candidate, why)),
+        };
+        self.steer(BTreeMap::from([(plugin.to_owned(), gone)])).await
+    }
+
+    fn candidate(&self, plugin: &str) -> Result<Arc<Plugin>, Refused> {
+        let current = self.current();
+        let trial =
+            current.plugins().iter().find(|one| one.config.name == plugin).and_then(|one| one.trial.as_ref());
+        let candidate = trial.map(|trial| Arc::clone(&trial.candidate));
+        candidate.ok_or_else(|| self.problem(plugin, "has no candidate; give it a `trial`".to_owned()))
+    }
+
+    /// Promotes and gives up the candidates whose time has come.
+    async fn judge(&self) {
+        for plugin in self.current().plugins() {
+            let Some(trial) = &plugin.trial else { continue };
+            let (name, candidate) = (&plugin.config.name, &trial.candidate);
+            let version = &candidate.version;
+            let done = match trial.judge(plugin) {
+                Judgement::GoOn => continue,
+                Judgement::Promote => {
+                    tracing::info!(candidate = %version, "kept its budget; it comes in force");
+                    self.promote(name).await
+                }
+                Judgement::Abandon(why) => {
+                    tracing::warn!(candidate = %version, "breached its budget and goes: {why}");
+                    self.give_up(name, candidate, &why).await
+                }
+            };
+            if let Err(refused) = done {
+                tracing::warn!(candidate = %version, %refused, "its trial could not be ended");
+            }
+        }
     }
 
     async fn steer(&self, by_hand: BTreeMap<String, ByHand>) -> Result<Generation, Refused> {
@@ -84,9 +164,8 @@ impl Policies {
     /// Takes a version out of force that failed too often.
     async fn quarantine(&self, alarm: &Alarm) {
         let current = self.current();
-        let failing = |plugin: &&Arc<crate::policy::plugin::Plugin>| {
-            plugin.config.name == alarm.plugin && plugin.module.hash == alarm.hash
-        };
+        let failing =
+            |plugin: &&Arc<Plugin>| plugin.config.name == alarm.plugin && plugin.module.hash == alarm.hash;
         // It may have been replaced meanwhile.
         let Some(plugin) = current.plugins().iter().find(failing) else { return };
         let why = format!("quarantined: {}: it {}", plugin.failures.limit(), alarm.last);
@@ -122,20 +201,30 @@ impl Policies {
     }
 }
 
-/// Looks after the versions in force until shutdown: takes those out that fail too often.
+/// How often candidates are looked at.
+const JUDGE_EVERY: Duration = Duration::from_secs(1);
+
+/// Looks after the versions until shutdown: takes those out of force that fail too often, and
+/// ends trials.
 pub async fn supervise(policies: Arc<Policies>, shutdown: CancellationToken) {
     let work = async {
         loop {
-            let alarm = policies.next_alarm().await;
-            policies.quarantine(&alarm).await;
+            match tokio::time::timeout(JUDGE_EVERY, policies.next_alarm()).await {
+                Ok(alarm) => policies.quarantine(&alarm).await,
+                Err(_) => policies.judge().await,
+            }
         }
     };
     // Giving up in the middle is harmless: sets change in one step.
     shutdown.run_until_cancelled(work).await;
 }
 
+fn tried(candidate: &Plugin, why: &str) -> Tried {
+    Tried { hash: candidate.module.hash.clone(), why: why.to_owned(), at: SystemTime::now() }
+}
+
 fn by_hand(pick: Pick, cause: Cause, why: &str) -> ByHand {
-    ByHand { pick, cause: Some(cause), why: why.to_owned(), against: None }
+    ByHand { pick, cause: Some(cause), why: why.to_owned(), against: None, tried: None }
 }
 
 /// What is tried in place of a failing version, in this order. Nothing where the failing one

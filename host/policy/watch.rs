@@ -67,8 +67,9 @@ pub async fn watch(policies: Arc<Policies>, sources: Sources, shutdown: Cancella
     shutdown.run_until_cancelled(work).await;
 }
 
-/// A plugin as it was wanted and the hash of its file; `None` where that could not be read.
-type Wanted = Vec<(PluginConfig, Option<String>)>;
+/// A plugin as it was wanted and the hashes of its file and of its candidate's; `None` where one
+/// could not be read.
+type Wanted = Vec<(PluginConfig, Vec<Option<String>>)>;
 
 struct Follower {
     policies: Arc<Policies>,
@@ -81,7 +82,11 @@ struct Follower {
 impl Follower {
     fn new(policies: Arc<Policies>, sources: Sources) -> Self {
         let in_force = policies.current();
-        let wanted = |plugin: &Arc<Plugin>| (plugin.config.clone(), Some(plugin.module.hash.clone()));
+        let hashes = |plugin: &Plugin| {
+            let candidate = plugin.trial.as_ref().map(|trial| &trial.candidate.module.hash);
+            [Some(&plugin.module.hash), candidate].into_iter().flatten().cloned().map(Some).collect()
+        };
+        let wanted = |plugin: &Arc<Plugin>| (plugin.config.clone(), hashes(plugin));
         let tried = Some(in_force.plugins().iter().map(wanted).collect());
         Self { policies, sources: Arc::new(sources), events: Events::start(), tried }
     }
@@ -133,7 +138,8 @@ impl Follower {
         for _ in 0..STILL_TRIES {
             let (plugins, paths) = self.read_sources().await?;
             self.events.follow(&paths);
-            let files = || paths.iter().chain(plugins.iter().map(|plugin| &plugin.path));
+            let files =
+                || paths.iter().map(PathBuf::as_path).chain(plugins.iter().flat_map(PluginConfig::paths));
             let before: Vec<_> = files().map(|path| stamp(path)).collect();
             sleep(self.sources.quiet / STILL).await;
             if files().map(|path| stamp(path)).eq(before) {
@@ -157,8 +163,9 @@ async fn aside<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> 
 
 fn with_hashes(plugins: Vec<PluginConfig>) -> Wanted {
     let with_hash = |config: PluginConfig| {
-        let hash = module::read(&config.path).ok().map(|bytes| module::hash(&bytes));
-        (config, hash)
+        let hash = |path: &Path| module::read(path).ok().map(|bytes| module::hash(&bytes));
+        let hashes = config.paths().map(hash).collect();
+        (config, hashes)
     };
     plugins.into_iter().map(with_hash).collect()
 }

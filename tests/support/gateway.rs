@@ -223,6 +223,20 @@ impl RunningGateway {
         http::get(&self.admin, path).await.unwrap_or_else(|e| panic!("{e}; {self:?}"))
     }
 
+    /// Sends a request to its admin interface.
+    ///
+    /// # Panics
+    /// When there is no answer, with the log.
+    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let sent = http::send(&self.admin, method, path, headers, body).await;
+        sent.unwrap_or_else(|e| panic!("{e}; {self:?}"))
+    }
+
+    /// For `--gateway`.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.admin)
+    }
+
     /// The value of one metric, by its name and labels as `/metrics` shows them, such as
     /// `job_dispatch_success_total{comet="127.0.0.1:50051"}`; `None` when it is not there.
     pub async fn metric(&self, series: &str) -> Option<f64> {

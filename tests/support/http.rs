@@ -1,4 +1,4 @@
-//! The smallest HTTP client that the admin interface can be tested with: one GET, one
+//! The smallest HTTP client that the admin interface can be tested with: one request, one
 //! connection, read to its end.
 
 use std::time::Duration;
@@ -27,20 +27,49 @@ impl Answer {
 
 /// GETs a path; `Err` says why there was no answer.
 pub async fn get(address: &str, path: &str) -> Result<Answer, String> {
-    let exchange = tokio::time::timeout(Duration::from_secs(10), exchange(address, path));
-    let text = match exchange.await {
-        Ok(Ok(text)) => text,
-        Ok(Err(error)) => return Err(format!("GET http://{address}{path}: {error}")),
-        Err(_) => return Err(format!("GET http://{address}{path}: no answer within 10 s")),
-    };
-    parse(&text).ok_or_else(|| format!("GET http://{address}{path}: not HTTP: {text}"))
+    send(address, "GET", path, &[], b"").await
 }
 
-async fn exchange(address: &str, path: &str) -> std::io::Result<String> {
+/// Sends a request; `Err` says why there was no answer.
+pub async fn send(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> Result<Answer, String> {
+    let what = format!("{method} http://{address}{path}");
+    let exchange = exchange(address, method, path, headers, body);
+    let text = match tokio::time::timeout(Duration::from_secs(10), exchange).await {
+        Ok(Ok(text)) => text,
+        Ok(Err(error)) => return Err(format!("{what}: {error}")),
+        Err(_) => return Err(format!("{what}: no answer within 10 s")),
+    };
+    parse(&text).ok_or_else(|| format!("{what}: not HTTP: {text}"))
+}
+
+async fn exchange(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
     // HTTP/1.0: the answer is not chunked and ends with the connection.
-    let request = format!("GET {path} HTTP/1.0\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await?;
+    let mut request = format!("{method} {path} HTTP/1.0\r\n");
+    let named = |name: &str| headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
+    if !named("host") {
+        request += &format!("Host: {address}\r\n");
+    }
+    if !named("content-length") {
+        request += &format!("Content-Length: {}\r\n", body.len());
+    }
+    for (name, value) in headers {
+        request += &format!("{name}: {value}\r\n");
+    }
+    stream.write_all(format!("{request}Connection: close\r\n\r\n").as_bytes()).await?;
+    stream.write_all(body).await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

@@ -38,6 +38,8 @@ pub(in crate::policy) struct Services {
     pub(in crate::policy) complaints: LogBudget,
     /// Whether it was said that the plugin wants more metrics than it may have.
     pub(in crate::policy) told_of_metrics: AtomicBool,
+    /// Whether the plugin's own metrics are not to be shown: it only looks on.
+    pub(in crate::policy) silent: bool,
 }
 
 impl Services {
@@ -55,6 +57,7 @@ impl Services {
             log: LogBudget::new(100, Duration::from_secs(1)),
             complaints: LogBudget::new(1, Duration::from_secs(5)),
             told_of_metrics: AtomicBool::new(false),
+            silent: false,
         }
     }
 
@@ -177,13 +180,13 @@ impl host::Host for HostState {
     }
 
     fn counter_add(&mut self, name: String, value: u64) {
-        if !self.services.metrics.own_counter(&name, value) {
+        if !self.services.silent && !self.services.metrics.own_counter(&name, value) {
             self.services.tell_of_metrics(&name);
         }
     }
 
     fn gauge_set(&mut self, name: String, value: f64) {
-        if !self.services.metrics.own_gauge(&name, value) {
+        if !self.services.silent && !self.services.metrics.own_gauge(&name, value) {
             self.services.tell_of_metrics(&name);
         }
     }

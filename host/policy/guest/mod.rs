@@ -14,7 +14,7 @@ pub(in crate::policy) mod aside;
 pub(in crate::policy) mod bindings;
 pub(in crate::policy) mod host;
 pub(in crate::policy) mod instance;
-mod log_budget;
+pub(in crate::policy) mod log_budget;
 pub(in crate::policy) mod module;
 pub(in crate::policy) mod questions;
 pub(in crate::policy) mod runtime;

@@ -123,7 +123,7 @@ fn failures_are_told_apart() {
         assert_eq!(filtered.verdict, Verdict::Pass, "{body}");
         let trail = trail(&filtered).join("");
         assert!(trail.starts_with("failed: ") && trail.ends_with("; passed on without it"), "{trail}");
-        let metric = format!("halley_plugin_errors_total{{plugin=\"p\",kind=\"{kind}\"}}");
+        let metric = errors_metric(kind);
         assert_eq!(engine.metric(&metric), Some(1.0), "{body}: {trail}\n{}", engine.metrics());
     }
 }
@@ -162,7 +162,7 @@ fn what_an_instance_gathers_over_time_costs_no_message() {
         let filtered = chain.filter("push", 3, vec![room("leak")]).unwrap().remove(0);
         assert_eq!(trail(&filtered), ["amended body"]);
     }
-    let failed = engine.metric("halley_plugin_errors_total{plugin=\"p\",kind=\"memory\"}");
+    let failed = engine.metric(&errors_metric("memory"));
     assert!(failed.is_some_and(|times| times >= 5.0), "{}", engine.metrics());
 }
 
@@ -203,4 +203,9 @@ async fn it_runs_inside_of_a_single_threaded_runtime() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_runs_inside_of_a_multi_threaded_runtime() {
     assert_eq!(filter(&Engine::new().set(&[unruly("p")]), &["drop x"])[0].trail.len(), 1);
+}
+
+fn errors_metric(kind: &str) -> String {
+    let version = hash_of(&guest("unruly"));
+    format!("halley_plugin_errors_total{{plugin=\"p\",version=\"{version}\",kind=\"{kind}\"}}")
 }

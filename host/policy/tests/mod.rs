@@ -4,10 +4,11 @@ mod batches;
 mod rooms_and_absent;
 mod steering;
 mod swaps;
+mod trials;
 mod watching;
 mod world;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,11 @@ pub(super) fn guest(name: &str) -> PathBuf {
     let path = folder.join(format!("{name}.wasm"));
     assert!(path.is_file(), "{} is missing; run `make plugins`", path.display());
     path
+}
+
+/// The version of a plugin's file, as metrics name it.
+pub(super) fn hash_of(path: &Path) -> String {
+    crate::policy::guest::module::hash(&std::fs::read(path).unwrap())[..12].to_owned()
 }
 
 /// The guest that does as it is told.

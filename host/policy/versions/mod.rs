@@ -18,7 +18,7 @@ use std::time::SystemTime;
 
 pub(super) use quarantine::{Alarm, Alarms, Failures};
 pub use quarantine::{QuarantineConfig, Then};
-pub use record::{Against, Cause, Event, KeptVersion, Override, Turn};
+pub use record::{Against, Cause, Event, KeptVersion, Override, Tried, Turn};
 pub(super) use record::{Choice, Record};
 
 use store::Store;
@@ -50,6 +50,8 @@ pub(super) struct Change {
     pub(super) instead: Option<Override>,
     /// What is held against the version that was in force.
     pub(super) against: Option<Against>,
+    /// The candidate whose trial ends with this.
+    pub(super) tried: Option<Tried>,
 }
 
 impl Versions {
@@ -146,6 +148,7 @@ fn applied(before: &Record, change: &Change, keep: usize, now: SystemTime) -> Re
         after.hold_against(&left, against.clone());
     }
     after.instead = change.instead.clone();
+    after.tried = change.tried.clone().or(after.tried);
     after.prune(keep);
     after
 }
@@ -157,7 +160,14 @@ mod tests {
     fn change(plugin: &str, content: &[u8]) -> Change {
         let bytes: Arc<[u8]> = Arc::from(content);
         let to = Some((crate::policy::guest::module::hash(&bytes), bytes));
-        Change { plugin: plugin.into(), to, why: "its file".into(), instead: None, against: None }
+        Change {
+            plugin: plugin.into(),
+            to,
+            why: "its file".into(),
+            instead: None,
+            against: None,
+            tried: None,
+        }
     }
 
     #[test]

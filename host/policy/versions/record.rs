@@ -100,6 +100,21 @@ pub(in crate::policy) struct Record {
     /// The hash of the version in force.
     pub(in crate::policy) in_force: Option<String>,
     pub(in crate::policy) instead: Option<Override>,
+    /// The candidate whose trial ended last: it is not tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::policy) tried: Option<Tried>,
+}
+
+/// A trial that ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// The SHA-256 of the candidate's file, in hex.
+    pub hash: String,
+    /// Such as `promoted`, or which budget it breached.
+    pub why: String,
+    /// When.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
 }
 
 impl Record {

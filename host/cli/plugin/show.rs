@@ -1,0 +1,141 @@
+//! `halley plugin status`, `versions` and `differences`.
+
+use serde_json::Value;
+
+use crate::cli::plugin::client::GatewayArgs;
+use crate::cli::{SUCCESS, print};
+
+/// Arguments of `halley plugin status`.
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    /// One plugin only.
+    name: Option<String>,
+    /// Prints what the gateway answers.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    gateway: GatewayArgs,
+}
+
+/// Arguments of `halley plugin versions` and `differences`.
+#[derive(Debug, clap::Args)]
+pub(super) struct NameArgs {
+    /// The plugin.
+    name: String,
+    /// Prints what the gateway answers.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    gateway: GatewayArgs,
+}
+
+pub(super) fn status(args: StatusArgs) -> anyhow::Result<u8> {
+    if let Some(name) = &args.name {
+        let one = args.gateway.get(&["plugins", name])?;
+        print(&if args.json { pretty(&one) } else { in_force(name, &one) });
+        return Ok(SUCCESS);
+    }
+    let all = args.gateway.get(&["plugins"])?;
+    if args.json {
+        print(&pretty(&all));
+        return Ok(SUCCESS);
+    }
+    print(&format!("generation {} since {}", all["generation"], text(&all["since"])));
+    for plugin in all["plugins"].as_array().into_iter().flatten() {
+        let name = text(&plugin["name"]);
+        let one = serde_json::json!({ "in_force": plugin, "override": all["overrides"][name] });
+        print(&format!("  {}", in_force(name, &one)));
+    }
+    for (name, instead) in all["overrides"].as_object().into_iter().flatten() {
+        if instead["with"].is_null() {
+            print(&format!("  {name}: left out; {}", text(&instead["why"])));
+        }
+    }
+    for why in all["last_refusal"]["errors"].as_array().into_iter().flatten() {
+        print(&format!("refused: {}", text(why)));
+    }
+    Ok(SUCCESS)
+}
+
+pub(super) fn versions(args: NameArgs) -> anyhow::Result<u8> {
+    let answer = args.gateway.get(&["plugins", &args.name, "versions"])?;
+    if args.json {
+        print(&pretty(&answer));
+        return Ok(SUCCESS);
+    }
+    for version in answer["versions"].as_array().into_iter().flatten() {
+        let against = match text(&version["against"]["what"]) {
+            "" => String::new(),
+            what => format!("  {what}"),
+        };
+        print(&format!("{}  {} bytes{against}", text(&version["hash"]), version["size"]));
+        for event in version["events"].as_array().into_iter().flatten() {
+            print(&format!("  {}  {}: {}", text(&event["at"]), text(&event["what"]), text(&event["why"])));
+        }
+    }
+    Ok(SUCCESS)
+}
+
+pub(super) fn differences(args: NameArgs) -> anyhow::Result<u8> {
+    let answer = args.gateway.get(&["plugins", &args.name, "differences"])?;
+    if args.json {
+        print(&pretty(&answer));
+        return Ok(SUCCESS);
+    }
+    let number = |name: &str| answer[name].as_u64().unwrap_or_default();
+    print(&format!(
+        "{} of {} messages would have been decided otherwise; {} more were not compared",
+        number("count"),
+        number("compared"),
+        number("not_compared")
+    ));
+    for difference in answer["latest"].as_array().into_iter().flatten() {
+        let [message, kind, in_force, candidate] =
+            ["message", "kind", "in_force", "candidate"].map(|name| text(&difference[name]));
+        print(&format!("  {message}  {kind}: {in_force}  ->  {candidate}"));
+    }
+    Ok(SUCCESS)
+}
+
+/// One plugin in a line, and its trial in another.
+pub(super) fn in_force(name: &str, one: &Value) -> String {
+    let (plugin, instead) = (&one["in_force"], &one["override"]);
+    if plugin.is_null() {
+        return format!("{name}: left out; {}", text(&instead["why"]));
+    }
+    let hash: String = text(&plugin["hash"]).chars().take(12).collect();
+    let hooks: Vec<&str> = plugin["hooks"].as_array().into_iter().flatten().map(text).collect();
+    let why = match text(&instead["why"]) {
+        "" => text(&plugin["state"]).to_owned(),
+        why => format!("{}, instead of its file: {why}", text(&plugin["state"])),
+    };
+    format!("{name}@{hash}  {}  {why}{}", hooks.join(" "), trial(plugin))
+}
+
+fn trial(plugin: &Value) -> String {
+    let trial = &plugin["trial"];
+    if trial.is_null() {
+        let last = &plugin["last_trial"];
+        let ended =
+            |hash: &str| format!("\n    candidate {}: {}", &hash[..hash.len().min(12)], text(&last["why"]));
+        return last["hash"].as_str().map(ended).unwrap_or_default();
+    }
+    let candidate: String = text(&trial["candidate"]).chars().take(12).collect();
+    let [mode, share, tried_for, errors, drops, latency, drops_in_force, latency_in_force] =
+        ["mode", "share", "tried_for", "errors", "drops", "latency", "drops_in_force", "latency_in_force"]
+            .map(|name| text(&trial[name]));
+    let decides = if mode == "canary" { format!(" of {share}") } else { String::new() };
+    let messages = &trial["messages"];
+    format!(
+        "\n    {mode}{decides} {candidate}, tried for {tried_for}: {messages} messages, {errors} failed, \
+         {drops} stopped (in force {drops_in_force}), {latency} each (in force {latency_in_force})"
+    )
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn pretty(value: &Value) -> String {
+    format!("{value:#}")
+}

@@ -1,0 +1,180 @@
+//! One version of a policy, asked offline: what it decided of each message, in words.
+
+use std::path::Path;
+
+use prometheus_client::registry::Registry;
+
+use crate::decision::{PluginVersion, Verdict};
+use crate::message::Message;
+use crate::policy::{self, Chain, Filtered, OnError, PluginConfig, Policies, Then};
+
+/// A plugin on its own, with state of its own.
+pub(super) struct Judge {
+    chain: Chain,
+    version: PluginVersion,
+}
+
+/// What was decided of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Kind {
+    Passed,
+    Amended,
+    Dropped,
+    DeadLettered,
+    /// The plugin failed on it; its `on_error` would decide.
+    Failed,
+}
+
+impl Kind {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Amended => "amended",
+            Self::Dropped => "dropped",
+            Self::DeadLettered => "dead-lettered",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One message's decision.
+pub(super) struct Decided {
+    pub(super) kind: Kind,
+    /// The policy's reason, what it amended, or how it failed; empty for `passed`.
+    pub(super) why: String,
+    pub(super) filtered: Filtered,
+}
+
+impl Judge {
+    /// Loads this file with these settings.
+    pub(super) fn new(settings: &PluginConfig, file: &Path) -> anyhow::Result<Self> {
+        let mut config = PluginConfig { path: file.to_owned(), ..settings.clone() };
+        // Failures are to be seen, and nothing may wait: whatever `on_error` says of them.
+        config.on_error = OnError::DeadLetter.into();
+        config.quarantine.then = Then::Never;
+        let policies = Policies::start(policy::Runtime::new(&mut Registry::default())?, &[config])?;
+        let set = policies.current();
+        anyhow::ensure!(
+            set.has_filter(),
+            "{} exports no `filter`; only decisions of `filter` can be replayed",
+            file.display()
+        );
+        Ok(Self { version: set.versions()[0].clone(), chain: set.chain() })
+    }
+
+    pub(super) fn version(&self) -> &PluginVersion {
+        &self.version
+    }
+
+    /// Decides about messages of one partition.
+    pub(super) fn decide(&mut self, batch: &[Message]) -> anyhow::Result<Vec<Decided>> {
+        let Some(first) = batch.first() else { return Ok(Vec::new()) };
+        let origin = first.record.origin.clone();
+        let filtered = self.chain.filter(&origin.topic, origin.partition, batch.to_vec())?;
+        Ok(filtered.into_iter().map(decided).collect())
+    }
+}
+
+fn decided(filtered: Filtered) -> Decided {
+    let said = filtered.trail.last().map(|decision| decision.what.clone()).unwrap_or_default();
+    if let Some(failure) = said.strip_prefix("failed: ") {
+        let why = failure.strip_suffix("; dead-lettered").unwrap_or(failure).to_owned();
+        return Decided { kind: Kind::Failed, why, filtered };
+    }
+    let (kind, why) = match &filtered.verdict {
+        Verdict::Drop { reason, .. } => (Kind::Dropped, reason.clone()),
+        Verdict::DeadLetter { reason, .. } => (Kind::DeadLettered, reason.clone()),
+        Verdict::Pass if filtered.trail.is_empty() => (Kind::Passed, String::new()),
+        Verdict::Pass => (Kind::Amended, said.strip_prefix("amended ").unwrap_or(&said).to_owned()),
+    };
+    Decided { kind, why, filtered }
+}
+
+/// How one decision differs from another: `passed -> dropped`. `None`: it does not.
+pub(super) fn change(before: &Decided, after: &Decided) -> Option<String> {
+    if before.kind != after.kind {
+        return Some(format!("{} -> {}", before.kind.as_str(), after.kind.as_str()));
+    }
+    match after.kind {
+        Kind::Passed => None,
+        Kind::Failed => None,
+        Kind::Dropped | Kind::DeadLettered => {
+            (before.why != after.why).then(|| format!("{} for another reason", after.kind.as_str()))
+        }
+        Kind::Amended => {
+            let parts = differing(&before.filtered, &after.filtered);
+            (!parts.is_empty()).then(|| format!("amended otherwise: {}", parts.join(", ")))
+        }
+    }
+}
+
+/// The parts in which two amended messages differ.
+fn differing(before: &Filtered, after: &Filtered) -> Vec<&'static str> {
+    let guards = |filtered: &Filtered| -> Vec<_> {
+        filtered.guards.iter().map(|guard| (guard.key.clone(), guard.ttl)).collect()
+    };
+    let (one, other) = (&before.message, &after.message);
+    let parts = [
+        ("body", one.body != other.body),
+        ("operation", one.operation != other.operation),
+        ("recipients", one.audience != other.audience),
+        ("comets", before.overrides != after.overrides),
+        ("guards", guards(before) != guards(after)),
+    ];
+    parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::message::{Audience, Origin, Record, encode};
+
+    fn message() -> Message {
+        let record = Record {
+            origin: Origin { topic: "push".into(), partition: 0, offset: 1 },
+            timestamp_ms: None,
+            key: None,
+            value: Some(encode(&Audience::Room("lobby".into()), 4, b"hello")),
+            headers: Vec::new(),
+        };
+        Message::decode(Arc::new(record)).unwrap()
+    }
+
+    fn version(hash: &str) -> PluginVersion {
+        PluginVersion { name: "p".into(), hash: hash.into() }
+    }
+
+    fn with(verdict: Verdict, what: &str, body: &'static str) -> Decided {
+        let mut filtered = Filtered::untouched(message());
+        filtered.verdict = verdict;
+        filtered.message.body = body.into();
+        if !what.is_empty() {
+            filtered.trail.push(policy::Decision { by: version("a"), what: what.into() });
+        }
+        decided(filtered)
+    }
+
+    #[test]
+    fn decisions_are_told_apart_and_compared() {
+        let drop = |reason: &str, hash| {
+            let verdict = Verdict::Drop { reason: reason.into(), by: version(hash) };
+            with(verdict, "dropped: spam", "hello")
+        };
+        let passed = || with(Verdict::Pass, "", "hello");
+        let amended = |body| with(Verdict::Pass, "amended body", body);
+        let letter = Verdict::DeadLetter { reason: "plugin p@a trapped".into(), by: version("a") };
+        let failed = with(letter, "failed: trapped: no; dead-lettered", "hello");
+        assert_eq!((failed.kind, &*failed.why), (Kind::Failed, "trapped: no"));
+        assert_eq!((amended("x").kind, &*amended("x").why), (Kind::Amended, "body"));
+
+        assert_eq!(change(&passed(), &passed()), None);
+        assert_eq!(change(&passed(), &drop("spam", "a")), Some("passed -> dropped".into()));
+        assert_eq!(change(&drop("spam", "a"), &drop("spam", "b")), None, "another version, the same word");
+        assert_eq!(change(&drop("spam", "a"), &drop("ham", "a")), Some("dropped for another reason".into()));
+        assert_eq!(change(&amended("x"), &amended("x")), None);
+        assert_eq!(change(&amended("x"), &amended("y")), Some("amended otherwise: body".into()));
+    }
+}

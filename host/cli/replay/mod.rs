@@ -1,0 +1,255 @@
+//! `halley replay`: recorded traffic through a policy, offline, and what another version of it
+//! would have decided otherwise.
+//!
+//! Touches nothing: it joins no group, commits nothing, claims no guard, asks no Redis and
+//! delivers to nobody. Local state begins empty and goes with the process.
+
+mod judge;
+mod show;
+mod tally;
+mod time;
+mod traffic;
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::Context as _;
+
+use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, print, runtime};
+use crate::config::Config;
+use crate::kafka::Reader;
+use crate::policy::PluginConfig;
+
+use judge::Judge;
+use tally::Tally;
+use time::{Range, milliseconds, time};
+use traffic::{Item, Traffic};
+
+/// Arguments of `halley replay`.
+///
+/// Every message goes through the plugin alone, in the order of its partition and in batches of
+/// `[delivery] max_batch`. Only decisions of `filter` are compared: what `grouping` and `offline`
+/// decide depends on who is where at that moment. Guards (`once`) are counted and not claimed,
+/// the plugin's clock is that of now, and its state begins empty: a policy that counts over time
+/// decides here as if everything came at once.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The topic: one with push messages, or a dead-letter topic, whose letters are taken for the
+    /// records that they were.
+    #[arg(long, value_name = "TOPIC")]
+    topic: String,
+    /// Where to begin: `2026-01-31T12:00:00Z`, `2026-01-31`, or so long ago: `-2h`, `-7days`. The
+    /// timestamps of the records count.
+    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
+    from: SystemTime,
+    /// Where to end: records before this time. `now`, or as for --from.
+    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true, default_value = "now")]
+    to: SystemTime,
+    /// The plugin's file.
+    #[arg(long, value_name = "FILE")]
+    plugin: PathBuf,
+    /// The configured plugin whose settings it gets. Without it, the one that is named as the
+    /// file is: `keyword_filter.wasm` is `keyword-filter`.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// What the plugin finds in its configuration, as JSON; instead of what is configured.
+    #[arg(long, value_name = "FILE")]
+    plugin_config: Option<PathBuf>,
+    /// What to compare with: `current`, the configured plugin with its file and settings, or
+    /// another file, with the candidate's settings.
+    #[arg(long, value_name = "current|FILE")]
+    against: Option<PathBuf>,
+    /// How many of the messages are shown for which the decision changes.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    examples: usize,
+    /// Prints JSON instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// Ends with code 1 when decisions change: for pipelines.
+    #[arg(long, requires = "against")]
+    fail_on_change: bool,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let config = match Config::load(args.config.config.as_deref()) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            fail(&mistakes.to_string());
+            return Ok(MISTAKE);
+        }
+    };
+    let (range, judges) =
+        match Range::of(args.from, args.to).and_then(|range| Ok((range, judges(&args, &config)?))) {
+            Ok(ready) => ready,
+            Err(mistake) => {
+                fail(&format!("{mistake:#}"));
+                return Ok(MISTAKE);
+            }
+        };
+    let runtime = runtime()?;
+    let code = runtime.block_on(replay(&args, &config, range, judges));
+    // A call to a Kafka that is away may still block; nobody waits for it.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+/// The candidate, and what it is compared with.
+fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)> {
+    let configured = config.plugins()?;
+    let name = args.name.clone().unwrap_or_else(|| name_of(&args.plugin, &configured));
+    let current = configured.iter().find(|plugin| plugin.name == name);
+    let known: Vec<_> = configured.iter().map(|plugin| plugin.name.as_str()).collect();
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    anyhow::ensure!(
+        current.is_some() || args.name.is_none(),
+        "there is no plugin `{name}` in the configuration (configured: {known})"
+    );
+    let mut settings = current.cloned().unwrap_or_else(|| PluginConfig::new(&name, &args.plugin));
+    if let Some(file) = &args.plugin_config {
+        settings.config = json(file)?;
+    }
+    let candidate = Judge::new(&settings, &args.plugin)?;
+    let against = match &args.against {
+        None => None,
+        Some(word) if word == Path::new("current") => {
+            let current = current.with_context(|| {
+                format!("--against current: no plugin `{name}` is configured (configured: {known}); name it with --name")
+            })?;
+            Some(Judge::new(current, &current.path)?)
+        }
+        Some(file) => Some(Judge::new(&settings, file)?),
+    };
+    Ok((candidate, against))
+}
+
+fn name_of(file: &Path, configured: &[PluginConfig]) -> String {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let dashed = stem.replace('_', "-");
+    let known = |name: &str| configured.iter().any(|plugin| plugin.name == name);
+    if !known(&stem) && known(&dashed) { dashed } else { stem }
+}
+
+fn json(file: &Path) -> anyhow::Result<serde_json::Value> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))
+}
+
+async fn replay(
+    args: &Args,
+    config: &Config,
+    range: Range,
+    judges: (Judge, Option<Judge>),
+) -> anyhow::Result<u8> {
+    // librdkafka wants a group's name; nobody joins it.
+    let group = format!("{}-replay", config.kafka.group);
+    let Some(mut reader) = Reader::open(&config.kafka, &args.topic, &group).await? else {
+        fail(&format!("there is no topic `{}` at `{}`; check --topic", args.topic, config.kafka.brokers));
+        return Ok(MISTAKE);
+    };
+    // Dead letters have the timestamps of the messages that they were: in no order.
+    let is_in_order = args.topic != config.kafka.dead_letter_topic;
+    reader.narrow(milliseconds(args.from), is_in_order.then_some(range.stop_ms)).await?;
+    let (candidate, against) = judges;
+    let mut run = Run {
+        tally: Tally::new(
+            &args.topic,
+            candidate.version(),
+            against.as_ref().map(Judge::version),
+            args.examples,
+        ),
+        traffic: Traffic { range, max_batch: config.delivery.max_batch },
+        candidate,
+        against,
+        progress: Progress::of(reader.left()),
+    };
+    let ended = tokio::select! {
+        ended = run.everything(&mut reader) => Some(ended),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    run.progress.clear();
+    Ok(report(args, &run.tally, ended))
+}
+
+/// Prints what was found, also where the end was not reached.
+fn report(args: &Args, tally: &Tally, ended: Option<anyhow::Result<()>>) -> u8 {
+    let is_whole = matches!(ended, Some(Ok(())));
+    if args.json {
+        print(&show::json(tally, is_whole).to_string());
+    } else if tally.records > 0 {
+        print(&show::text(tally));
+    }
+    match ended {
+        None => fail("interrupted: this is what was found so far"),
+        Some(Err(error)) => fail(&format!("{error:#}; this is what was found before")),
+        Some(Ok(())) if tally.records == 0 => {
+            fail(&format!("`{}` has no records between these times; check --from and --to", args.topic));
+        }
+        Some(Ok(())) => {}
+    }
+    let changed = args.fail_on_change && tally.changed > 0;
+    if is_whole && tally.records > 0 && tally.candidate.failed() == 0 && !changed { SUCCESS } else { FAILURE }
+}
+
+struct Run {
+    traffic: Traffic,
+    candidate: Judge,
+    against: Option<Judge>,
+    tally: Tally,
+    progress: Progress,
+}
+
+impl Run {
+    async fn everything(&mut self, reader: &mut Reader) -> anyhow::Result<()> {
+        loop {
+            let records = reader.read().await?;
+            if records.is_empty() {
+                return Ok(());
+            }
+            for item in self.traffic.items(records) {
+                match item {
+                    Item::LeftOut(what) => self.tally.left_out(what),
+                    Item::Batch(batch) => {
+                        let candidate = self.candidate.decide(&batch)?;
+                        let against = self.against.as_mut().map(|judge| judge.decide(&batch)).transpose()?;
+                        self.tally.add(candidate, against);
+                    }
+                }
+                // Ctrl-C is heard between two batches.
+                tokio::task::yield_now().await;
+            }
+            self.progress.tell(self.tally.records, reader.left());
+        }
+    }
+}
+
+/// One line on a terminal, written over and over.
+struct Progress {
+    total: u64,
+    next: Instant,
+    is_shown: bool,
+}
+
+impl Progress {
+    fn of(total: u64) -> Self {
+        Self { total, next: Instant::now() + Duration::from_secs(1), is_shown: false }
+    }
+
+    fn tell(&mut self, records: u64, left: u64) {
+        if Instant::now() < self.next || !std::io::stderr().is_terminal() {
+            return;
+        }
+        self.next = Instant::now() + Duration::from_millis(500);
+        self.is_shown = true;
+        let done = (self.total - left.min(self.total)) * 100 / self.total.max(1);
+        show::over_the_line(&format!("{done}% read, {records} records replayed"));
+    }
+
+    fn clear(&self) {
+        if self.is_shown {
+            show::over_the_line("");
+        }
+    }
+}
