@@ -10,7 +10,7 @@ const RECIPES: [&str; 6] =
 
 /// The cookbook's part of the page.
 fn cookbook() -> String {
-    let page = std::fs::read_to_string(repository("plugins/README.md")).unwrap();
+    let page = std::fs::read_to_string(repository("plugins/README.md")).expect("a page");
     let (_, rest) = page.split_once("\n## Cookbook\n").expect("a cookbook");
     rest.split("\n## ").next().unwrap_or_default().to_owned()
 }
@@ -24,8 +24,8 @@ fn blocks(page: &str, language: &str) -> Vec<String> {
 
 /// A recipe's source without its first comment and its tests.
 fn code(recipe: &str) -> String {
-    let source =
-        std::fs::read_to_string(repository(&format!("plugins/cookbook/{recipe}/src/lib.rs"))).unwrap();
+    let source = std::fs::read_to_string(repository(&format!("plugins/cookbook/{recipe}/src/lib.rs")))
+        .expect("a recipe");
     let shown = source.split("#[cfg(test)]").next().unwrap_or_default();
     let lines: Vec<&str> = shown.lines().filter(|line| !line.starts_with("//!")).collect();
     lines.join("\n").trim().to_owned()
@@ -57,6 +57,6 @@ fn every_recipe_loads_with_the_configuration_that_is_shown() {
     }
     let names: Vec<&str> = plugins.iter().map(|plugin| plugin.name.as_str()).collect();
     assert_eq!(names, RECIPES);
-    let runtime = Runtime::new(&mut prometheus_client::registry::Registry::default()).unwrap();
+    let runtime = Runtime::new(&mut prometheus_client::registry::Registry::default()).expect("an engine");
     Policies::start(runtime, &plugins).unwrap_or_else(|refused| panic!("{refused}"));
 }

@@ -40,7 +40,7 @@ async fn go_decides_as_rust_does() {
 }
 
 async fn decides_as_rust_does(language: &'static str) {
-    let built = tokio::task::spawn_blocking(move || built(language)).await.unwrap();
+    let built = tokio::task::spawn_blocking(move || built(language)).await.expect("it does not panic");
     let Some(file) = built else { return };
     let rust = load(bundled("mask_words"), "rust", words());
     let bundled_filter = load(bundled("keyword_filter"), "keyword-filter", as_keyword_filter());
