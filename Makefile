@@ -1,7 +1,7 @@
 # Halley. `make` alone says what there is.
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins demo check test soak bench-plugins fuzz clean
+.PHONY: help build plugins demo check test soak bench-plugins bench-languages fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -35,6 +35,7 @@ test: ## Everything: lints, unit tests, policies, and the stories on real Kafka 
 	@[ -n "$$HALLEY_TEST_KAFKA" ] || tests/support/fetch-kafka.sh >/dev/null || \
 		echo "make: no Apache Kafka: the stories take librdkafka's mock, and say what that cannot prove"
 	@$(MAKE) --no-print-directory plugins
+	@plugins/languages/build.sh || [ $$? -eq 3 ]
 	cargo test --locked -- --test-threads 5
 	cargo test --locked --manifest-path plugins/Cargo.toml
 	cargo test --locked --manifest-path examples/my-policy/Cargo.toml
@@ -54,10 +55,16 @@ bench-plugins: ## What policies cost, beside the same Rust code without WebAssem
 	@plugins/build.sh tests/guests
 	cargo run --locked --release --example bench_plugins
 
+bench-languages: ## What the same policy costs a message in Rust, C, Go, Python and JavaScript
+	@.ci/deps.sh build
+	@plugins/build.sh
+	@plugins/languages/build.sh || [ $$? -eq 3 ]
+	cargo run --locked --release --example bench_languages
+
 fuzz: ## Feeds records, plugin answers and Redis replies to libFuzzer, FUZZ_SECONDS (60) each
 	@.ci/deps.sh build
 	@tests/fuzz/run.sh
 
 clean: ## Removes everything that was built
 	cargo clean
-	rm -rf plugins/target plugins/dist tests/guests/dist tests/fuzz/target .cache
+	rm -rf plugins/target plugins/dist plugins/languages/dist tests/guests/dist tests/fuzz/target .cache

@@ -3,8 +3,10 @@
 #![allow(unreachable_pub, reason = "a test binary has no outside; `pub` says what a helper offers")]
 
 mod commands;
+mod cookbook;
 mod examples_work;
 mod faults;
+mod languages;
 mod layers;
 mod letters;
 mod platform;

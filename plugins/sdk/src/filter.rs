@@ -48,6 +48,42 @@ pub trait Filter: Policy {
     }
 
     /// What becomes of each message of a batch: one verdict for each, in the same order.
+    ///
+    /// ```
+    /// use halley_plugin::prelude::*;
+    ///
+    /// /// Of the likes for a room that arrive together, the last one stands for all.
+    /// #[derive(Deserialize)]
+    /// struct LastLike {
+    ///     operation: i32,
+    /// }
+    ///
+    /// impl Filter for LastLike {
+    ///     fn filter_all(&mut self, _source: &Source, messages: &[Message]) -> Vec<Verdict> {
+    ///         let is_like = |message: &Message| message.operation == self.operation;
+    ///         let replaced = |at: usize| {
+    ///             let later = &messages[at + 1..];
+    ///             later.iter().any(|other| is_like(other) && other.room == messages[at].room)
+    ///         };
+    ///         let verdict = |(at, message)| match is_like(message) && replaced(at) {
+    ///             true => Verdict::drop("a later like stands for it"),
+    ///             false => Verdict::Pass,
+    ///         };
+    ///         messages.iter().enumerate().map(verdict).collect()
+    ///     }
+    /// }
+    ///
+    /// halley_plugin::export!(LastLike: Filter);
+    ///
+    /// // In a test:
+    /// use halley_plugin::testing::{Harness, room};
+    ///
+    /// let mut policy = Harness::<LastLike>::new(serde_json::json!({ "operation": 8 }));
+    /// let likes = ["a", "a", "b"].map(|id| room(id).operation(8));
+    /// let [first, second, other] = policy.filter(likes).try_into().unwrap();
+    /// assert_eq!(first, Verdict::drop("a later like stands for it"));
+    /// assert_eq!([second, other], [Verdict::Pass, Verdict::Pass]);
+    /// ```
     fn filter_all(&mut self, source: &Source, messages: &[Message]) -> Vec<Verdict> {
         let _ = source;
         messages.iter().map(|message| self.filter(message)).collect()

@@ -48,6 +48,37 @@ pub trait Grouping: Policy {
     }
 
     /// What changes in a room. An empty answer leaves it as it is.
+    ///
+    /// ```
+    /// use halley_plugin::prelude::*;
+    ///
+    /// /// A process at another address took a comet's connections over.
+    /// #[derive(Deserialize)]
+    /// struct TakenOver {
+    ///     from: String,
+    ///     to: String,
+    /// }
+    ///
+    /// impl Grouping for TakenOver {
+    ///     fn regroup(&mut self, room: &Room) -> Regrouping {
+    ///         match (0..).zip(room.comets).find(|(_, comet)| **comet == self.from) {
+    ///             Some((index, _)) => Regrouping::default().redirect(index, &self.to),
+    ///             None => Regrouping::default(),
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// halley_plugin::export!(TakenOver: Grouping);
+    ///
+    /// // In a test:
+    /// use halley_plugin::testing::{Harness, connection};
+    ///
+    /// let config = serde_json::json!({ "from": "10.0.0.7:50051", "to": "10.0.0.9:50051" });
+    /// let mut policy = Harness::<TakenOver>::new(config);
+    /// let connections = [connection("c1", "10.0.0.8:50051"), connection("c2", "10.0.0.7:50051")];
+    /// let regrouping = policy.regroup("video_1", &connections);
+    /// assert_eq!(regrouping, Regrouping::default().redirect(1, "10.0.0.9:50051"));
+    /// ```
     fn regroup(&mut self, room: &Room<'_>) -> Regrouping {
         let mut regrouping = Regrouping::default();
         for (index, connection) in (0..).zip(room.connections) {

@@ -16,6 +16,27 @@ pub fn now() -> Duration {
 /// Adds to a counter of the policy's own, exported as
 /// `halley_plugin_counter_total{plugin, name}`. The number of names is limited: use a name
 /// for each kind of event, not for each room.
+///
+/// ```
+/// use halley_plugin::prelude::*;
+/// use halley_plugin::testing::{Harness, room};
+///
+/// #[derive(Deserialize)]
+/// struct Gifts {}
+///
+/// impl Filter for Gifts {
+///     fn filter(&mut self, message: &Message) -> Verdict {
+///         if message.operation == 7 {
+///             counter_add("gifts", 1);
+///         }
+///         Verdict::Pass
+///     }
+/// }
+///
+/// let mut policy = Harness::<Gifts>::new(serde_json::json!({}));
+/// policy.filter([room("video_1").operation(7), room("video_1")]);
+/// assert_eq!(policy.counter("gifts"), 1);
+/// ```
 pub fn counter_add(name: &str, value: u64) {
     gateway::counter_add(name, value);
 }

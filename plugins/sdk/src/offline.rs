@@ -53,6 +53,35 @@ pub trait Offline: Policy {
 
     /// What becomes of the message for each absent recipient: one disposition for each, in
     /// the same order.
+    ///
+    /// ```
+    /// use halley_plugin::prelude::*;
+    ///
+    /// /// A message that reached nobody of a small group wakes them; of a large one it is kept.
+    /// #[derive(Deserialize)]
+    /// struct SmallGroups {
+    ///     at_most: usize,
+    /// }
+    ///
+    /// impl Offline for SmallGroups {
+    ///     fn decide_all(&mut self, _: &Source, _: &Message, absent: &[Absent]) -> Vec<Disposition> {
+    ///         let small = absent.len() <= self.at_most;
+    ///         let each = || if small { Disposition::notify("apns") } else { Disposition::store() };
+    ///         absent.iter().map(|_| each()).collect()
+    ///     }
+    /// }
+    ///
+    /// halley_plugin::export!(SmallGroups: Offline);
+    ///
+    /// // In a test:
+    /// use halley_plugin::testing::{Harness, absent, keys};
+    ///
+    /// let mut policy = Harness::<SmallGroups>::new(serde_json::json!({ "at_most": 1 }));
+    /// let [ann, bob] = ["ann", "bob"].map(|user| absent(user, Cause::NotOnline));
+    /// let one = policy.decide(keys(["ann"]), &[ann.clone()]);
+    /// assert_eq!(one, [Disposition::notify("apns")]);
+    /// assert_eq!(policy.decide(keys(["ann", "bob"]), &[ann, bob]), [Disposition::store(), Disposition::store()]);
+    /// ```
     fn decide_all(&mut self, source: &Source, message: &Message, absent: &[Absent]) -> Vec<Disposition> {
         let _ = source;
         absent.iter().map(|one| self.decide(message, one)).collect()

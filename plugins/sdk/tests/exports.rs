@@ -6,12 +6,21 @@ use std::path::Path;
 
 use wit_component::{ComponentEncoder, DecodedWasm};
 
-/// The bundled policies and their hooks.
-const BUNDLED: [(&str, &[&str]); 4] = [
-    ("comet_drain", &["grouping", "grouping-columns"]),
-    ("duplicate_guard", &["filter", "filter-columns"]),
-    ("keyword_filter", &["filter", "filter-columns"]),
+const FILTER: &[&str] = &["filter", "filter-columns"];
+const GROUPING: &[&str] = &["grouping", "grouping-columns"];
+
+/// The bundled policies, the cookbook's, and their hooks.
+const BUNDLED: [(&str, &[&str]); 10] = [
+    ("ab_routing", FILTER),
+    ("calm_rooms", FILTER),
+    ("comet_drain", GROUPING),
+    ("duplicate_guard", FILTER),
+    ("keyword_filter", FILTER),
+    ("mask_words", FILTER),
     ("offline_rules", &["offline"]),
+    ("quiet_hours", &["offline"]),
+    ("regional_rooms", FILTER),
+    ("retire_comet", GROUPING),
 ];
 
 #[test]

@@ -20,6 +20,8 @@ fn asterisk() -> char {
 struct MaskWords {
     /// Where two words begin alike, the longer one comes first.
     words: Vec<String>,
+    /// Whether a word begins with this byte: most places need no closer look.
+    begins: [bool; 256],
     mask: char,
 }
 
@@ -31,7 +33,11 @@ impl Policy for MaskWords {
             return Err("config.words: name at least one word, and no empty ones".to_owned());
         }
         words.sort_by_key(|word| std::cmp::Reverse(word.len()));
-        Ok(Self { words, mask })
+        let mut begins = [false; 256];
+        for word in &words {
+            begins[usize::from(word.as_bytes()[0])] = true;
+        }
+        Ok(Self { words, begins, mask })
     }
 }
 
@@ -51,9 +57,7 @@ impl MaskWords {
         let mut masked = String::new();
         let (mut copied, mut at) = (0, 0);
         while at < text.len() {
-            let Some(word) =
-                self.words.iter().find(|word| text.as_bytes()[at..].starts_with(word.as_bytes()))
-            else {
+            let Some(word) = self.word_at(&text.as_bytes()[at..]) else {
                 at += 1;
                 continue;
             };
@@ -64,6 +68,14 @@ impl MaskWords {
         }
         masked.push_str(&text[copied..]);
         (copied > 0).then_some(masked)
+    }
+
+    /// The longest word with which this text, which is not empty, begins.
+    fn word_at(&self, text: &[u8]) -> Option<&str> {
+        if !self.begins[usize::from(text[0])] {
+            return None;
+        }
+        self.words.iter().map(String::as_str).find(|word| text.starts_with(word.as_bytes()))
     }
 }
 

@@ -1,0 +1,206 @@
+#!/bin/sh
+# Builds the policies in other languages into plugins/languages/dist/.
+#
+#   plugins/languages/build.sh [javascript|python|c|go]...      all of them without a word
+#
+# What a language needs from its ecosystem is fetched in pinned versions into the cache
+# (HALLEY_CACHE, default .cache in the repository) and left there. A policy is built again only
+# when something that goes into it changed.
+#
+# Exits with 0 when everything stands in dist/, 1 when a build failed, and 3 when nothing failed
+# but the tools of a language cannot be had here; it says which, and what would bring them.
+set -eu
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+wit=$(CDPATH='' cd -- "$here/../../wit" && pwd)
+cache=${HALLEY_CACHE:-$here/../../.cache}/languages
+mkdir -p "$cache" "$here/dist"
+cache=$(CDPATH='' cd -- "$cache" && pwd)
+dist=$here/dist
+world=filter-policy
+
+componentize_py=0.25.1
+wit_bindgen=0.61.1
+
+say() { printf 'languages: %s\n' "$*" >&2; }
+
+# lacking REASON...: the tools of this language cannot be had.
+lacking() {
+    say "$language is not built: $*"
+    exit 3
+}
+
+# failed REASON...: they are there, and the build went wrong.
+failed() {
+    say "$language: $*"
+    exit 1
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# at_most SECONDS COMMAND...: nothing may hang where a network does not answer.
+at_most() { if has timeout; then timeout "$@"; else shift && "$@"; fi; }
+
+# The caller's settings are meant for the host.
+unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS
+
+# --- what several languages need -------------------------------------------------------------
+
+# node_packages: `$node` is a folder with the npm packages of package-lock.json.
+node_packages() {
+    has node && has npm || lacking "node and npm are missing; install Node.js 20 or newer"
+    major=$(node -p 'process.versions.node.split(".")[0]')
+    [ "$major" -ge 20 ] || lacking "Node.js $(node --version) is too old; install 20 or newer"
+    node=$cache/node-$(sum "$here/package-lock.json")
+    [ -d "$node" ] && return
+    say "fetching npm packages into $node (about 400 MB, once)"
+    aside node
+    cp "$here/package.json" "$here/package-lock.json" "$aside/"
+    # Not `npm ci`: it insists on packages for other machines, which a registry may lack.
+    (cd "$aside" && at_most 600 npm install --no-audit --no-fund --loglevel=error >&2) ||
+        lacking "npm cannot fetch the packages of plugins/languages/package.json"
+    keep "$aside" "$node"
+}
+
+# wit_bindgen: `$bindgen` is wit-bindgen of the pinned version.
+wit_bindgen() {
+    bindgen=$cache/wit-bindgen-$wit_bindgen/bin/wit-bindgen
+    [ -x "$bindgen" ] && return
+    if has wit-bindgen && [ "$(wit-bindgen --version)" = "wit-bindgen-cli $wit_bindgen" ]; then
+        bindgen=wit-bindgen
+        return
+    fi
+    has cargo || lacking "cargo is missing, which installs wit-bindgen; see https://rustup.rs"
+    say "building wit-bindgen-cli $wit_bindgen with cargo (some minutes, once)"
+    aside wit-bindgen
+    # It generates a few files: nothing of it has to be fast, except for its own build.
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_TARGET_DIR="$aside/target" at_most 1200 \
+        cargo install -q wit-bindgen-cli --version $wit_bindgen --locked \
+        --no-default-features --features c,go --root "$aside" >&2 ||
+        lacking "cargo cannot install wit-bindgen-cli $wit_bindgen"
+    rm -rf "$aside/target"
+    keep "$aside" "$cache/wit-bindgen-$wit_bindgen"
+}
+
+# debian PACKAGE...: these packages are there, or root installs them, or it says how.
+debian() {
+    missing=""
+    for package in "$@"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing="$missing $package"
+    done
+    [ -n "$missing" ] || return 0
+    [ "$(id -u)" -eq 0 ] || lacking "missing; install with: sudo apt-get install -y --no-install-recommends$missing"
+    say "installing$missing"
+    apt="at_most 900 apt-get -o Dpkg::Use-Pty=0 -o Acquire::http::Timeout=30 -o Acquire::Retries=1"
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2086 # lists of words
+    { $apt install -qq -y --no-install-recommends $missing ||
+        { $apt update -qq && $apt install -qq -y --no-install-recommends $missing; }; } >&2 ||
+        lacking "apt-get cannot install$missing"
+}
+
+# aside NAME: `$aside` is a folder to fill, so that an interrupted fetch leaves no half one.
+aside() { aside=$(mktemp -d "$cache/$1.XXXXXX"); }
+
+# keep ASIDE PLACE: puts it in its place, unless somebody was faster.
+keep() { mv -T "$1" "$2" 2>/dev/null || { rm -rf "$1" && [ -d "$2" ]; }; }
+
+sum() { cat "$@" | cksum | tr -d ' '; }
+
+# --- the languages: each writes the policy to `$made` -------------------------------------------
+
+build_javascript() {
+    node_packages
+    # The engine would import clocks, randomness and wasi:http; a policy has no use for them.
+    at_most 300 "$node/node_modules/.bin/componentize-js" "$here/javascript/mask_words.js" \
+        --wit "$wit" --world-name $world --out "$made" \
+        -d stdio -d random -d clocks -d http -d fetch-event >"$log" 2>&1
+}
+
+build_python() {
+    has python3 || lacking "python3 is missing; install Python 3.10 or newer with venv"
+    venv=$cache/componentize-py-$componentize_py
+    if [ ! -x "$venv/bin/componentize-py" ]; then
+        # A venv does not bear to be moved: it is made in its place and counts when complete.
+        say "fetching componentize-py $componentize_py into $venv (about 50 MB, once)"
+        python3 -m venv "$venv" >&2 || lacking "python3 has no venv; on Debian: apt-get install python3-venv"
+        at_most 600 "$venv/bin/pip" install -q --disable-pip-version-check \
+            "componentize-py==$componentize_py" >&2 ||
+            lacking "pip cannot fetch componentize-py $componentize_py"
+    fi
+    # Everything of WASI becomes a trap: a policy has no use for it, and starts without it.
+    (cd "$here/python" && at_most 300 "$venv/bin/componentize-py" -q -d "$wit" -w $world \
+        componentize --stub-wasi mask_words -o "$made" >"$log" 2>&1)
+}
+
+build_c() {
+    if has dpkg-query; then
+        debian clang lld wasi-libc libclang-rt-dev-wasm32 libjsmn-dev
+        jsmn=/usr/include/jsmn.h
+    else
+        has clang && has wasm-ld || lacking "clang and wasm-ld are missing; install LLVM 14 or newer, wasi-libc and jsmn"
+        jsmn=${JSMN:-/usr/include/jsmn.h}
+        [ -f "$jsmn" ] || lacking "jsmn.h is missing; set JSMN to where it is"
+    fi
+    wit_bindgen
+    "$bindgen" c "$wit" -w $world --out-dir "$work" >"$log" 2>&1
+    # A copy: the host's other headers are not for this target.
+    mkdir "$work/include" && cp "$jsmn" "$work/include/"
+    # The gateway makes the component: the object file says which world it is.
+    at_most 120 clang --target=wasm32-wasi -mexec-model=reactor -O2 -Wall -Wextra -Werror \
+        -I "$work" -I "$work/include" -Wl,--strip-all -o "$made" \
+        "$here/c/mask_words.c" "$here/c/config.c" \
+        "$work/filter_policy.c" "$work/filter_policy_component_type.o" >"$log" 2>&1
+}
+
+build_go() {
+    has go || lacking "go is missing; install Go 1.25 or newer"
+    minor=$(go env GOVERSION | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
+    [ "${minor:-0}" -ge 25 ] || lacking "$(go env GOVERSION) is too old; install Go 1.25 or newer"
+    node_packages
+    wit_bindgen
+    "$bindgen" go "$wit" -w $world --out-dir "$work" >"$log" 2>&1
+    cp -R "$here/go/." "$work/"
+    (cd "$work" && at_most 300 go mod download >&2) || lacking "go cannot fetch the modules of plugins/languages/go/go.mod"
+    # The bindings allocate before Go's runtime is up, by a function that is Go's own.
+    (cd "$work" && GOOS=wasip1 GOARCH=wasm at_most 600 \
+        go build -buildmode=c-shared -ldflags='-s -w -checklinkname=0' -o core.wasm . >"$log" 2>&1) || return 1
+    ln -s "$node/node_modules" "$work/node_modules" && cp "$here/component.mjs" "$work/"
+    at_most 120 node "$work/component.mjs" "$work/core.wasm" "$wit/policy.wit" $world "$made" >"$log" 2>&1
+}
+
+# build LANGUAGE: in a subshell, since `lacking` and `failed` end it.
+build() {
+    language=$1
+    file=$dist/mask_words_$language.wasm
+    inputs=$(find "$wit" "$here/$language" "$here/package-lock.json" "$here/component.mjs" "$here/build.sh" -type f |
+        LC_ALL=C sort)
+    # shellcheck disable=SC2086 # a list of files
+    inputs=$(sum $inputs)
+    [ -f "$file" ] && [ "$(cat "$dist/.$language" 2>/dev/null)" = "$inputs" ] && return
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    log=$work/log
+    made=$work/made.wasm
+    say "building $language"
+    "build_$language" || { cat "$log" >&2 && failed "the build failed"; }
+    [ -s "$made" ] || { cat "$log" >&2 && failed "the build left no file"; }
+    mv "$made" "$file.new" && mv "$file.new" "$file"
+    echo "$inputs" >"$dist/.$language"
+    say "$file, $(wc -c <"$file") bytes"
+}
+
+[ $# -gt 0 ] || set -- javascript python c go
+result=0
+for language in "$@"; do
+    case $language in javascript | python | c | go) ;; *)
+        say "no language \`$language\`; there are javascript, python, c and go"
+        exit 2
+        ;;
+    esac
+    code=0
+    (build "$language") || code=$?
+    # A failure says more than a lack.
+    case $code in 0) ;; 3) [ "$result" -ne 0 ] || result=3 ;; *) result=1 ;; esac
+done
+exit "$result"

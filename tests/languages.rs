@@ -1,0 +1,183 @@
+//! Policies in other languages: each bundled example is built with its own ecosystem's tools, loaded
+//! like any plugin with the limits that plugins have by default, and decides as the Rust one does.
+//!
+//! `plugins/languages/build.sh` builds them, once for as long as nothing changes. Where the tools of
+//! a language cannot be had, the test says loudly that this language is not proven.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use halley::decision::Verdict;
+use halley::message::{Audience, Message, MessageId, Origin, Record};
+use halley::policy::{Chain, PluginConfig, Policies, Runtime};
+use serde_json::{Value, json};
+
+use crate::support::{loudly, repository};
+
+/// How `build.sh` says that the tools of a language cannot be had.
+const LACKING: i32 = 3;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn javascript_decides_as_rust_does() {
+    decides_as_rust_does("javascript").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn python_decides_as_rust_does() {
+    decides_as_rust_does("python").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c_decides_as_rust_does() {
+    decides_as_rust_does("c").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn go_decides_as_rust_does() {
+    decides_as_rust_does("go").await;
+}
+
+async fn decides_as_rust_does(language: &'static str) {
+    let built = tokio::task::spawn_blocking(move || built(language)).await.expect("it does not panic");
+    let Some(file) = built else { return };
+    let rust = load(bundled("mask_words"), "rust", words());
+    let bundled_filter = load(bundled("keyword_filter"), "keyword-filter", as_keyword_filter());
+    let loaded = load(file.clone(), language, words());
+    let mut chains =
+        [&loaded, &rust, &bundled_filter].map(|policies: &Arc<Policies>| policies.current().chain());
+    for size in [1, 16, 64] {
+        let messages = mixed(size);
+        let [theirs, ours, filters] = chains.each_mut().map(|chain| decisions(chain, &messages));
+        assert_eq!(theirs, ours, "{language} and Rust, in batches of {size}");
+        let of_text = |all: &[Result<String, String>]| -> Vec<Result<String, String>> {
+            all.iter().zip(&messages).filter(|(_, m)| !m.body.is_empty()).map(|(d, _)| d.clone()).collect()
+        };
+        assert_eq!(of_text(&theirs), of_text(&filters), "{language} and keyword-filter");
+    }
+    for (config, reason) in [
+        (json!({}), "config"),
+        (json!({ "words": [] }), "config.words: name at least one"),
+        (json!({ "words": ["spam", ""] }), "config.words: name at least one"),
+        (json!({ "words": ["spam"], "mask": "##" }), "config.mask: give one character"),
+        (json!({ "words": ["spam"], "word": 1 }), "unknown field"),
+    ] {
+        refuses(&loaded, plugin(file.clone(), language, config), reason).await;
+    }
+}
+
+/// A new configuration is refused with the plugin's own reason, and the one before it stays.
+async fn refuses(policies: &Policies, plugin: PluginConfig, reason: &str) {
+    let config = plugin.config.to_string();
+    let refused = policies.replace(vec![plugin]).await.expect_err(&config);
+    let problems = format!("{refused:?}");
+    assert!(
+        problems.contains("refused its configuration") && problems.contains(reason),
+        "{config}: {problems}"
+    );
+    assert_eq!(policies.current().generation().0, 1, "what was in force stays");
+}
+
+/// The example of a language, built; `None` where its tools cannot be had.
+fn built(language: &str) -> Option<PathBuf> {
+    // Two of them share tools, which are fetched once.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let script = repository("plugins/languages/build.sh");
+    let run = Command::new(script).arg(language).output().expect("a shell");
+    let said = String::from_utf8_lossy(&run.stderr);
+    match run.status.code() {
+        Some(0) => Some(repository(&format!("plugins/languages/dist/mask_words_{language}.wasm"))),
+        Some(LACKING) => {
+            loudly(format!("languages: policies in {language} are NOT PROVEN here:\n{said}"));
+            None
+        }
+        _ => panic!("plugins/languages/build.sh {language} failed:\n{said}"),
+    }
+}
+
+fn bundled(name: &str) -> PathBuf {
+    let file = repository(&format!("plugins/dist/{name}.wasm"));
+    assert!(file.is_file(), "{} is not there; run `make plugins`", file.display());
+    file
+}
+
+fn words() -> Value {
+    json!({ "words": ["spam", "a.b", "spammer", "广告", "🎉", "c\"d\\"], "mask": "口" })
+}
+
+/// The same words for the bundled filter, which does more.
+fn as_keyword_filter() -> Value {
+    let mut config = words();
+    config["action"] = "mask".into();
+    config["ignore_case"] = false.into();
+    config
+}
+
+fn plugin(file: PathBuf, name: &str, config: Value) -> PluginConfig {
+    // Memory as by default. A machine that is busy with other tests must not look like a slow plugin.
+    PluginConfig { deadline: Duration::from_secs(10), config, ..PluginConfig::new(name, file) }
+}
+
+fn load(file: PathBuf, name: &str, config: Value) -> Arc<Policies> {
+    let mut registry = prometheus_client::registry::Registry::default();
+    let runtime = Runtime::new(&mut registry).expect("an engine");
+    Policies::start(runtime, &[plugin(file, name, config)]).unwrap_or_else(|refused| panic!("{refused:?}"))
+}
+
+/// What becomes of each message: its body as delivered, or why it is dropped.
+fn decisions(chain: &mut Chain, messages: &[Message]) -> Vec<Result<String, String>> {
+    let filtered = chain.filter("push", 0, messages.to_vec()).expect("nothing stalls");
+    let decision = |one: halley::policy::Filtered| match one.verdict {
+        Verdict::Pass => {
+            let failed = one.trail.iter().find(|decision| decision.what.starts_with("failed"));
+            assert_eq!(failed, None, "{:?}", one.message.body);
+            Ok(one.message.body.escape_ascii().to_string())
+        }
+        Verdict::Drop { reason, .. } | Verdict::DeadLetter { reason, .. } => Err(reason),
+    };
+    filtered.into_iter().map(decision).collect()
+}
+
+/// Bodies of all kinds, the same in every run: put together from words, halves of words, what regular
+/// expressions are made of, other alphabets, and bytes that are not UTF-8.
+fn mixed(count: usize) -> Vec<Message> {
+    const PIECES: [&[u8]; 14] = [
+        b"spam",
+        b"spammer",
+        b"spa",
+        b"SPAM",
+        "广告".as_bytes(),
+        "广".as_bytes(),
+        "🎉".as_bytes(),
+        b"a.b",
+        b"axb",
+        b"c\"d\\",
+        b" ",
+        "é".as_bytes(),
+        b"\xff",
+        b"\xed\xa0\x80",
+    ];
+    let mut random = fastrand::Rng::with_seed(count as u64);
+    let body = |random: &mut fastrand::Rng| -> Vec<u8> {
+        // Most bodies are UTF-8, whose pieces are the first ones.
+        let kinds = if random.u8(..4) == 0 { PIECES.len() } else { PIECES.len() - 2 };
+        (0..random.usize(..12)).flat_map(|_| PIECES[random.usize(..kinds)]).copied().collect()
+    };
+    let mut bodies = vec![b"a spammer's spam".to_vec()];
+    bodies.extend((1..count).map(|_| body(&mut random)));
+    (0..).zip(bodies).map(|(offset, body)| message(offset, body)).collect()
+}
+
+fn message(offset: i64, body: Vec<u8>) -> Message {
+    let origin = Origin { topic: "push".into(), partition: 0, offset };
+    let record = Record { origin, timestamp_ms: Some(1), key: None, value: None, headers: Vec::new() };
+    Message {
+        id: MessageId::from(format!("push/0/{offset}").as_str()),
+        record: Arc::new(record),
+        audience: Audience::Room("video_1".into()),
+        operation: 4,
+        body: body.into(),
+    }
+}
