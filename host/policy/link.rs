@@ -14,12 +14,13 @@ use crate::policy::config::StateScope;
 use crate::policy::guest::answers;
 use crate::policy::guest::bindings::exports::halley::policy::{filter, offline as wit};
 use crate::policy::guest::bindings::halley::policy::types::Source;
-use crate::policy::guest::instance::{Failure, Instance};
+use crate::policy::guest::failure::Failure;
+use crate::policy::guest::instance::Instance;
 use crate::policy::guest::module::Hooks;
 use crate::policy::guest::questions;
 use crate::policy::guest::room::Room;
 use crate::policy::guest::shared::Session;
-use crate::policy::metrics;
+use crate::policy::metrics::{Decision, Limit};
 use crate::policy::on_error::{FailureKind, OnError};
 use crate::policy::outcome::{Decided, Filtered, Stalled};
 use crate::policy::pass::Pass;
@@ -181,7 +182,8 @@ impl Link {
         if let Some(shared) = &self.shared
             && let Err(why) = shared.end_call(verdicts.is_ok())
         {
-            verdicts = Err(self.bad_answer(why));
+            let failure = Failure::new(FailureKind::BadAnswer, Some(Limit::State), why);
+            verdicts = Err(self.counted(failure));
         }
         if self.is_in_vain() {
             return verdicts;
@@ -209,9 +211,8 @@ impl Link {
         }
         for (verdict, at) in verdicts.into_iter().zip(indexes) {
             self.plugin.count(&verdict);
-            if let Err(why) = answers::apply(verdict, &mut batch[*at], &self.plugin.version) {
-                let failure = Failure::bad_answer(why);
-                self.plugin.services.metrics.failed(failure.kind.as_str());
+            if let Err(failure) = answers::apply(verdict, &mut batch[*at], &self.plugin.version) {
+                let failure = self.counted(failure);
                 self.give_up_on(&failure, batch, std::iter::once(*at))?;
             }
         }
@@ -265,9 +266,10 @@ impl Link {
         let seen = Room::of(grouping, self.hooks().columns());
         let answer = self.twice(|instance| instance.regroup(room.as_str(), &seen))?;
         let Some(answer) = answer else { return Ok(()) };
-        let checked = seen.check(answer);
-        let applied = checked.and_then(|changes| grouping.apply(changes).map_err(|e| e.to_string()));
-        applied.map_err(|why| self.bad_answer(why))
+        let applied = seen
+            .check(answer)
+            .and_then(|changes| grouping.apply(changes).map_err(|e| Failure::bad_answer(e.to_string())));
+        applied.map_err(|failure| self.counted(failure))
     }
 
     /// Asks the plugin about the recipients that are undecided; on failure they stay so.
@@ -292,8 +294,8 @@ impl Link {
             let source = Source { topic: &origin.topic, partition: origin.partition };
             questions::with_message(message, |message| instance.decide(source, message, &asked))
         })?;
-        let checked: Result<Vec<_>, String> = answer.into_iter().map(answers::disposition).collect();
-        let checked = checked.map_err(|why| self.bad_answer(why))?;
+        let checked: Result<Vec<_>, Failure> = answer.into_iter().map(answers::disposition).collect();
+        let checked = checked.map_err(|failure| self.counted(failure))?;
         for (disposition, at) in checked.into_iter().zip(open) {
             let by = self.plugin.version.clone();
             decided[at] = disposition.map(|disposition| Decided { disposition, by });
@@ -301,9 +303,9 @@ impl Link {
         Ok(())
     }
 
-    fn bad_answer(&self, why: String) -> Failure {
-        let failure = Failure::bad_answer(why);
-        self.plugin.services.metrics.failed(failure.kind.as_str());
+    /// The same failure, in the metrics.
+    fn counted(&self, failure: Failure) -> Failure {
+        self.plugin.services.metrics.failed(failure.kind, failure.limit);
         failure
     }
 
@@ -329,7 +331,7 @@ impl Link {
         };
         if let Err(failure) = &result {
             self.instance = None;
-            self.plugin.services.metrics.failed(failure.kind.as_str());
+            self.plugin.services.metrics.failed(failure.kind, failure.limit);
         }
         result
     }
@@ -346,14 +348,17 @@ impl Plugin {
     }
 
     fn count(&self, verdict: &filter::Verdict) {
-        let decision = match verdict {
-            filter::Verdict::Pass => metrics::Decision::Pass,
-            filter::Verdict::Drop(_) => metrics::Decision::Drop,
-            filter::Verdict::DeadLetter(_) => metrics::Decision::DeadLetter,
-            filter::Verdict::Amend(_) => metrics::Decision::Amend,
+        let (decision, reason) = match verdict {
+            filter::Verdict::Pass => (Decision::Pass, ""),
+            filter::Verdict::Drop(reason) => (Decision::Drop, reason.as_str()),
+            filter::Verdict::DeadLetter(reason) => (Decision::DeadLetter, reason.as_str()),
+            filter::Verdict::Amend(_) => (Decision::Amend, ""),
         };
         self.services.metrics.decided(decision);
-        if matches!(decision, metrics::Decision::Drop | metrics::Decision::DeadLetter) {
+        if reason.len() > answers::MAX_REASON {
+            self.services.metrics.hit(Limit::Output);
+        }
+        if matches!(decision, Decision::Drop | Decision::DeadLetter) {
             self.tally.stopped();
         }
     }

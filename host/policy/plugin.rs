@@ -8,8 +8,9 @@ use crate::membership::{Grouping, Membership};
 use crate::message::{Audience, Message, MessageId, Origin, Record};
 use crate::policy::config::PluginConfig;
 use crate::policy::guest::bindings::halley::policy::types::Source;
+use crate::policy::guest::failure::Failure;
 use crate::policy::guest::host::{HostState, Services};
-use crate::policy::guest::instance::{Failure, Instance};
+use crate::policy::guest::instance::Instance;
 use crate::policy::guest::module::{self, Module};
 use crate::policy::guest::questions::with_message;
 use crate::policy::guest::room::Room;
@@ -137,7 +138,7 @@ impl Plugin {
         let nobody = Grouping::new(Arc::new(Membership::default()));
         let room = Room::of(&nobody, self.module.hooks.columns());
         if let Some(answer) = instance.regroup("trial", &room).map_err(trial("grouping"))? {
-            room.check(answer).map_err(Failure::bad_answer).map_err(trial("grouping"))?;
+            room.check(answer).map_err(trial("grouping"))?;
         }
         let source = Source { topic: "trial", partition: 0 };
         with_message(&trial_message(), |message| instance.decide(source, message, &[]))

@@ -1,7 +1,7 @@
 //! What plugins answer, checked and turned into our plain types. Plugins are not trusted:
 //! every length, index and name is looked at here, and nowhere else.
 //!
-//! Errors say what makes no sense; they end as `bad-answer` in metrics and in reasons.
+//! Errors say what makes no sense, or is too much; they end as `bad-answer` in metrics and in reasons.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +10,12 @@ use crate::decision::{Disposition, Guard, PluginVersion, Verdict};
 use crate::message::{Audience, CometAddr};
 use crate::policy::guest::bindings::exports::halley::policy::filter::{self, Amendment, Once};
 use crate::policy::guest::bindings::exports::halley::policy::offline;
+use crate::policy::guest::failure::Failure;
 use crate::policy::guest::host::cut;
 use crate::policy::outcome::Filtered;
 
 /// The longest reason that is kept, in bytes; the rest is cut off.
-const MAX_REASON: usize = 1024;
+pub(in crate::policy) const MAX_REASON: usize = 1024;
 /// The longest guard key, in bytes (WIT `once.key`).
 const MAX_GUARD_KEY: usize = 512;
 /// The most guards that one plugin may ask for on one message.
@@ -28,9 +29,9 @@ const MAX_NAME: usize = 1024;
 ///
 /// # Errors
 /// When there are more or fewer.
-pub(in crate::policy) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<Vec<T>, String> {
+pub(in crate::policy) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<Vec<T>, Failure> {
     if answers.len() != asked {
-        return Err(format!("answered {} {what} for {asked}", answers.len()));
+        return Err(Failure::bad_answer(format!("answered {} {what} for {asked}", answers.len())));
     }
     Ok(answers)
 }
@@ -43,7 +44,7 @@ pub(in crate::policy) fn apply(
     verdict: filter::Verdict,
     filtered: &mut Filtered,
     by: &PluginVersion,
-) -> Result<(), String> {
+) -> Result<(), Failure> {
     match verdict {
         filter::Verdict::Pass => return Ok(()),
         filter::Verdict::Drop(reason) => {
@@ -64,39 +65,38 @@ pub(in crate::policy) fn apply(
     Ok(())
 }
 
-fn check(amendment: &Amendment, audience: &Audience) -> Result<(), String> {
+fn check(amendment: &Amendment, audience: &Audience) -> Result<(), Failure> {
     if let Some(room) = &amendment.room {
         if !matches!(audience, Audience::Room(_)) {
-            return Err("amended the room of a message that is not for a room".to_owned());
+            return Err(Failure::bad_answer("amended the room of a message that is not for a room"));
         }
         name(room, "room")?;
     }
     if let Some(keys) = &amendment.keys {
         if !matches!(audience, Audience::Keys { .. }) {
-            return Err("amended the keys of a message that is not for keys".to_owned());
+            return Err(Failure::bad_answer("amended the keys of a message that is not for keys"));
         }
         if keys.is_empty() {
-            return Err("amended the keys to none; use `drop`".to_owned());
+            return Err(Failure::bad_answer("amended the keys to none; use `drop`"));
         }
         keys.iter().try_for_each(|key| name(key, "key"))?;
     }
     let named = amendment.only.iter().flatten().chain(&amendment.except).chain(&amendment.also);
     if named.clone().count() > MAX_COMETS {
-        return Err(format!("named more than {MAX_COMETS} comets for one message"));
+        return Err(Failure::too_large(format!("named more than {MAX_COMETS} comets for one message")));
     }
     named.into_iter().try_for_each(|comet| name(comet, "comet address"))?;
     if amendment.once.len() > MAX_GUARDS {
-        return Err(format!("asked for {} guards; at most {MAX_GUARDS}", amendment.once.len()));
+        let asked = amendment.once.len();
+        return Err(Failure::too_large(format!("asked for {asked} guards; at most {MAX_GUARDS}")));
     }
     amendment.once.iter().try_for_each(check_guard)
 }
 
-fn check_guard(once: &Once) -> Result<(), String> {
-    if once.key.is_empty() || once.key.len() > MAX_GUARD_KEY {
-        return Err(format!("a guard key of {} bytes; 1 to {MAX_GUARD_KEY} are allowed", once.key.len()));
-    }
+fn check_guard(once: &Once) -> Result<(), Failure> {
+    within(&once.key, "guard key", MAX_GUARD_KEY)?;
     if once.ttl_ms == 0 {
-        return Err("a guard with a ttl of 0".to_owned());
+        return Err(Failure::bad_answer("a guard with a ttl of 0"));
     }
     Ok(())
 }
@@ -105,11 +105,17 @@ fn check_guard(once: &Once) -> Result<(), String> {
 ///
 /// # Errors
 /// When it is empty, or too long.
-pub(in crate::policy) fn name(text: &str, what: &str) -> Result<(), String> {
-    if text.is_empty() || text.len() > MAX_NAME {
-        return Err(format!("a {what} of {} bytes; 1 to {MAX_NAME} are allowed", text.len()));
+pub(in crate::policy) fn name(text: &str, what: &str) -> Result<(), Failure> {
+    within(text, what, MAX_NAME)
+}
+
+fn within(text: &str, what: &str, most: usize) -> Result<(), Failure> {
+    let why = || format!("a {what} of {} bytes; 1 to {most} are allowed", text.len());
+    match text.len() {
+        0 => Err(Failure::bad_answer(why())),
+        length if length > most => Err(Failure::too_large(why())),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Carries out a checked amendment.
@@ -186,11 +192,13 @@ fn add_new(known: &mut Vec<CometAddr>, more: Vec<CometAddr>) {
 ///
 /// # Errors
 /// When it names no channel, or keeps for no time.
-pub(in crate::policy) fn disposition(answer: offline::Disposition) -> Result<Option<Disposition>, String> {
+pub(in crate::policy) fn disposition(answer: offline::Disposition) -> Result<Option<Disposition>, Failure> {
     Ok(match answer {
         offline::Disposition::Pass => None,
         offline::Disposition::Drop => Some(Disposition::Drop),
-        offline::Disposition::Store(Some(0)) => return Err("stores for 0 seconds; use `drop`".to_owned()),
+        offline::Disposition::Store(Some(0)) => {
+            return Err(Failure::bad_answer("stores for 0 seconds; use `drop`"));
+        }
         offline::Disposition::Store(seconds) => {
             Some(Disposition::Store { retention: seconds.map(Duration::from_secs) })
         }

@@ -1,7 +1,8 @@
 //! What plugins get from the gateway: the functions of WIT `host`, an empty WASI world, and
 //! the limit on their memory.
 //!
-//! Every function here is short and never waits: deadlines count guest code only.
+//! Every function here is short and never waits. Its time counts against the deadline of the call
+//! that it belongs to: the clock runs on, and the plugin is ended as soon as it goes on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +16,7 @@ use crate::policy::guest::bindings::halley::policy::{host, types};
 use crate::policy::guest::log_budget::LogBudget;
 use crate::policy::guest::shared::Session;
 use crate::policy::guest::state::State;
-use crate::policy::metrics::{MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, PluginMetrics};
+use crate::policy::metrics::{Limit, MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, PluginMetrics};
 
 /// The longest line that a plugin may log, in bytes; the rest is cut off.
 const MAX_LOG_LINE: usize = 4096;
@@ -63,6 +64,7 @@ impl Services {
     }
 
     fn tell_of_metrics(&self, name: &str) {
+        self.metrics.hit(Limit::Metrics);
         if !self.told_of_metrics.swap(true, Ordering::Relaxed) {
             let plugin = &self.version;
             tracing::warn!(
@@ -114,7 +116,7 @@ impl WasiView for HostState {
     }
 }
 
-/// The memory of all linear memories of an instance together.
+/// The memory of all linear memories of an instance together, and the size of its tables.
 pub(in crate::policy) struct MemoryLimit {
     limit: usize,
     used: usize,
@@ -144,7 +146,9 @@ impl ResourceLimiter for MemoryLimit {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        Ok(desired <= MAX_TABLE)
+        let fits = desired <= MAX_TABLE;
+        self.refused |= !fits;
+        Ok(fits)
     }
 
     fn instances(&self) -> usize {
@@ -168,7 +172,11 @@ impl host::Host for HostState {
         if self.is_silent() {
             return;
         }
-        let Some(missed) = self.services.log.admit() else { return };
+        let admitted = self.services.log.admit();
+        if admitted.is_none() || message.len() > MAX_LOG_LINE {
+            self.services.metrics.hit(Limit::Log);
+        }
+        let Some(missed) = admitted else { return };
         let plugin = &self.services.version;
         let line = cut(&message, MAX_LOG_LINE).replace(char::is_control, " ");
         if missed > 0 {
@@ -213,10 +221,11 @@ impl host::Host for HostState {
 
     fn state_set(&mut self, key: String, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), String> {
         let ttl = ttl_ms.map(Duration::from_millis);
-        match &self.shared {
+        let kept = match &self.shared {
             Some(shared) => shared.set(key, value, ttl),
             None => self.services.state.set(key, value, ttl),
-        }
+        };
+        kept.inspect_err(|_| self.services.metrics.hit(Limit::State))
     }
 
     fn state_delete(&mut self, key: String) {

@@ -3,7 +3,6 @@
 //! After any failure an instance is not to be used again: a trap leaves it in a state that
 //! its author never thought of. The caller throws it away and starts a fresh one.
 
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,12 +16,14 @@ use crate::policy::guest::bindings::exports::halley::policy::{
     filter, filter_columns, grouping, grouping_columns, offline,
 };
 use crate::policy::guest::bindings::halley::policy::types;
+use crate::policy::guest::failure::Failure;
 use crate::policy::guest::host::{HostState, cut};
 use crate::policy::guest::module::causes;
 use crate::policy::guest::questions::with_messages;
 use crate::policy::guest::room::{Answer, Connections, Room};
 use crate::policy::guest::shared::Session;
 use crate::policy::guest::ticker::ticks;
+use crate::policy::metrics::Limit;
 use crate::policy::on_error::FailureKind;
 use crate::policy::plugin::Plugin;
 
@@ -31,29 +32,6 @@ const START_DEADLINE: Duration = Duration::from_secs(1);
 /// How wasmtime says that an answer or argument is larger than the host takes at once. Its
 /// error type is private.
 const TOO_MUCH_DATA: &str = "fuel allocated for hostcalls has been exhausted";
-
-/// A failed call: the second half of a sentence that begins with the plugin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::policy) struct Failure {
-    pub(in crate::policy) kind: FailureKind,
-    pub(in crate::policy) message: String,
-}
-
-impl Failure {
-    pub(in crate::policy) fn bad_answer(message: String) -> Self {
-        Self { kind: FailureKind::BadAnswer, message }
-    }
-
-    fn start(message: String) -> Self {
-        Self { kind: FailureKind::Start, message }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
-}
 
 /// What is timed and counted: the index into [`crate::policy::metrics::HOOKS`].
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +65,7 @@ impl Instance {
         store.set_hostcall_fuel(plugin.memory());
         store.set_epoch_deadline(ticks(deadline));
         let started = module.pre.instantiate(&mut store);
+        count_memory(&store, plugin, started.is_err());
         let instance = started.map_err(|e| at_start(failure(&e, &store, plugin, deadline)))?;
         let load = |e: wasmtime::Error| Failure::start(format!("could not be loaded: {}", causes(&e)));
         let hooks = &module.hooks;
@@ -130,14 +109,14 @@ impl Instance {
                 self.call(Hook::Filter, deadline, |store| hook.call_filter(store, source, batch.lend()));
             self.filter_columns = Some(hook);
             let verdicts = answers::one_each(answer?, messages.len(), "verdicts");
-            return Ok(verdicts.map_err(Failure::bad_answer)?.into_iter().map(batch::verdict).collect());
+            return Ok(verdicts?.into_iter().map(batch::verdict).collect());
         }
         let Some(hook) = self.filter.take() else { return Ok(Vec::new()) };
         let answer = with_messages(messages, |records| {
             self.call(Hook::Filter, deadline, |store| hook.call_filter(store, source, records))
         });
         self.filter = Some(hook);
-        answers::one_each(answer?, messages.len(), "verdicts").map_err(Failure::bad_answer)
+        answers::one_each(answer?, messages.len(), "verdicts")
     }
 
     /// Calls `regroup` about a room in the shape that this plugin takes. What it answers is not
@@ -178,7 +157,7 @@ impl Instance {
         let answer = self
             .call(Hook::Offline, self.deadline(), |store| hook.call_decide(store, source, message, absent));
         self.offline = Some(hook);
-        answers::one_each(answer?, absent.len(), "dispositions").map_err(Failure::bad_answer)
+        answers::one_each(answer?, absent.len(), "dispositions")
     }
 
     /// Its state is this from now on, and not the process's own.
@@ -208,12 +187,20 @@ impl Instance {
         let result = catch_unwind(AssertUnwindSafe(|| work(&mut self.store)))
             .unwrap_or_else(|_| Err(wasmtime::Error::msg("the engine panicked")));
         self.plugin.services.metrics.called(hook as usize, begun.elapsed().as_secs_f64());
+        count_memory(&self.store, &self.plugin, result.is_err());
         result.map_err(|e| failure(&e, &self.store, &self.plugin, deadline))
     }
 }
 
 fn at_start(failure: Failure) -> Failure {
-    Failure::start(format!("could not start: {failure}"))
+    Failure { limit: failure.limit, ..Failure::start(format!("could not start: {failure}")) }
+}
+
+/// A plugin may go on without the memory that it wanted: nothing failed, and the limit was hit.
+fn count_memory(store: &Store<HostState>, plugin: &Plugin, failed: bool) {
+    if store.data().memory.refused && !failed {
+        plugin.services.metrics.hit(Limit::Memory);
+    }
 }
 
 /// Reads from wasmtime's error what it was that failed.
@@ -224,22 +211,18 @@ fn failure(
     deadline: Duration,
 ) -> Failure {
     if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
-        let message = format!("ran past its deadline of {}", humantime(deadline));
-        return Failure { kind: FailureKind::Deadline, message };
+        let message = format!("ran past its deadline of {deadline:?}");
+        return Failure::new(FailureKind::Deadline, Some(Limit::Time), message);
     }
     if store.data().memory.refused {
         let message = format!("wanted more memory than its {}", plugin.config.memory);
-        return Failure { kind: FailureKind::Memory, message };
+        return Failure::new(FailureKind::Memory, Some(Limit::Memory), message);
     }
     let cause = error.root_cause().to_string();
     if cause.contains(TOO_MUCH_DATA) {
         let message = format!("passed more data than its memory of {} can hold", plugin.config.memory);
-        return Failure::bad_answer(message);
+        return Failure::too_large(message);
     }
     let message = format!("trapped: {}", cut(&cause, 512).replace('\n', " "));
-    Failure { kind: FailureKind::Trap, message }
-}
-
-fn humantime(duration: Duration) -> String {
-    format!("{duration:?}")
+    Failure::new(FailureKind::Trap, None, message)
 }

@@ -3,7 +3,8 @@
 //! - `module`: from a file's bytes to something that can be instantiated; `contract`: for which
 //!   version of the contract it was built.
 //! - `code`: what was compiled already.
-//! - `instance`: one instance with its store and its limits; its hooks as functions.
+//! - `instance`: one instance with its store and its limits; its hooks as functions; `failure`:
+//!   how they fail.
 //! - `questions` and `answers`: what plugins see, and what they may say; `batch` and
 //!   `room`: the shapes in which many of them cross.
 //! - `host`: what they can call, with `state`, `shared` and `log_budget` behind it.
@@ -18,6 +19,7 @@ pub(in crate::policy) mod batch;
 pub(in crate::policy) mod bindings;
 pub(in crate::policy) mod code;
 pub(in crate::policy) mod contract;
+pub(in crate::policy) mod failure;
 pub(in crate::policy) mod host;
 pub(in crate::policy) mod instance;
 pub(in crate::policy) mod log_budget;

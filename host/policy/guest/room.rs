@@ -10,6 +10,7 @@ use crate::policy::guest::answers::name;
 use crate::policy::guest::bindings::exports::halley::policy::{
     grouping as records, grouping_columns as columns,
 };
+use crate::policy::guest::failure::Failure;
 use crate::policy::guest::texts::Texts;
 
 /// The members of a room that have a comet, as earlier plugins left them.
@@ -58,14 +59,14 @@ impl<'a> Room<'a> {
     ///
     /// # Errors
     /// When it points outside of the room, or names a comet that cannot be one.
-    pub(in crate::policy) fn check(&self, answer: Answer) -> Result<Regrouping, String> {
+    pub(in crate::policy) fn check(&self, answer: Answer) -> Result<Regrouping, Failure> {
         match answer {
             Answer::Records(answer) => self.check_records(answer),
             Answer::Columns(answer) => self.check_columns(answer),
         }
     }
 
-    fn check_records(&self, answer: records::Regrouping) -> Result<Regrouping, String> {
+    fn check_records(&self, answer: records::Regrouping) -> Result<Regrouping, Failure> {
         self.check_sizes(answer.redirects.len(), answer.moves.len())?;
         let mut checked = Regrouping::default();
         for records::Redirect { comet, to } in answer.redirects {
@@ -82,55 +83,59 @@ impl<'a> Room<'a> {
         Ok(checked)
     }
 
-    fn check_columns(&self, answer: columns::Regrouping) -> Result<Regrouping, String> {
+    fn check_columns(&self, answer: columns::Regrouping) -> Result<Regrouping, Failure> {
         let columns::Regrouping { redirects, places, moved, to } = answer;
         self.check_sizes(redirects.len(), moved.len())?;
         if to.len() != moved.len() || places.len() > moved.len() {
             let (moved, to, places) = (moved.len(), to.len(), places.len());
-            return Err(format!("moves {moved} connections to {to} of {places} places"));
+            let why = format!("moves {moved} connections to {to} of {places} places");
+            return Err(Failure::bad_answer(why));
         }
         let mut checked = Regrouping::default();
         for columns::Redirect { comet, to } in redirects {
             checked.redirects.push(self.redirect(comet, to)?);
         }
-        let places: Result<Vec<Placement>, String> = places.into_iter().map(place).collect();
+        let places: Result<Vec<Placement>, Failure> = places.into_iter().map(place).collect();
         let places = places?;
         for (connection, to) in moved.into_iter().zip(to) {
             let place = places.get(to as usize);
-            let place = place.ok_or_else(|| format!("moves to place {to}, but names {}", places.len()))?;
+            let why = || Failure::bad_answer(format!("moves to place {to}, but names {}", places.len()));
+            let place = place.ok_or_else(why)?;
             checked.moves.push((self.member(connection)?, place.clone()));
         }
         Ok(checked)
     }
 
-    fn check_sizes(&self, redirects: usize, moves: usize) -> Result<(), String> {
+    fn check_sizes(&self, redirects: usize, moves: usize) -> Result<(), Failure> {
         let (comets, connections) = (self.comets.len(), self.members.len());
         if redirects > comets || moves > connections {
-            return Err(format!(
+            return Err(Failure::bad_answer(format!(
                 "{redirects} redirects and {moves} moves for a room of {comets} comets and {connections} \
                  connections"
-            ));
+            )));
         }
         Ok(())
     }
 
-    fn redirect(&self, comet: u32, to: String) -> Result<(u32, CometAddr), String> {
+    fn redirect(&self, comet: u32, to: String) -> Result<(u32, CometAddr), Failure> {
         let (comets, to) = (self.comets.len(), address(&to)?);
         if comet as usize >= comets {
-            return Err(format!("redirects comet {comet}, but the room has {comets} comets"));
+            let why = format!("redirects comet {comet}, but the room has {comets} comets");
+            return Err(Failure::bad_answer(why));
         }
         Ok((comet, to))
     }
 
-    fn member(&self, connection: u32) -> Result<u32, String> {
-        let member = self.members.get(connection as usize).copied();
-        member.ok_or_else(|| {
-            format!("moves connection {connection}, but the room has {} connections", self.members.len())
+    fn member(&self, connection: u32) -> Result<u32, Failure> {
+        self.members.get(connection as usize).copied().ok_or_else(|| {
+            let connections = self.members.len();
+            let why = format!("moves connection {connection}, but the room has {connections} connections");
+            Failure::bad_answer(why)
         })
     }
 }
 
-fn place(place: columns::Placement) -> Result<Placement, String> {
+fn place(place: columns::Placement) -> Result<Placement, Failure> {
     Ok(match place {
         columns::Placement::Comet(to) => Placement::Comet(address(&to)?),
         columns::Placement::Skip => Placement::Skip,
@@ -138,7 +143,7 @@ fn place(place: columns::Placement) -> Result<Placement, String> {
     })
 }
 
-fn address(text: &str) -> Result<CometAddr, String> {
+fn address(text: &str) -> Result<CometAddr, Failure> {
     name(text, "comet address")?;
     Ok(text.into())
 }
@@ -309,7 +314,9 @@ mod tests {
         };
         let skipped = Regrouping { redirects: Vec::new(), moves: vec![(1, Placement::Skip)] };
         assert_eq!(check(1, &[1], &[0]), Ok(skipped));
-        let refused = |places, moved: &[u32], to: &[u32]| check(places, moved, to).expect_err("does not fit");
+        let refused = |places, moved: &[u32], to: &[u32]| {
+            check(places, moved, to).expect_err("does not fit").to_string()
+        };
         assert_eq!(refused(1, &[1], &[]), "moves 1 connections to 0 of 1 places");
         assert_eq!(refused(2, &[1], &[0]), "moves 1 connections to 1 of 2 places");
         assert_eq!(refused(1, &[1], &[1]), "moves to place 1, but names 1");

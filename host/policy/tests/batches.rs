@@ -195,6 +195,46 @@ fn floods_of_lines_and_metrics_are_bounded() {
     assert_eq!(own("halley_plugin_gauge{"), 64);
 }
 
+#[test]
+fn every_limit_is_counted_by_plugin_and_version() {
+    let key_too_long = format!("count {}", "k".repeat(600));
+    let cases = [
+        ("loop", "time"),
+        ("eat", "memory"),
+        ("gigabyte", "output"),
+        ("once-long", "output"),
+        ("flood", "log"),
+        ("own-metrics", "metrics"),
+        (key_too_long.as_str(), "state"),
+    ];
+    for (body, limit) in cases {
+        let engine = Engine::new();
+        let set = engine.set(&[unruly("p")]);
+        one(&set, room(body));
+        let counted = |limit: &str| hits(&engine, &set, limit).unwrap_or_default();
+        assert!(counted(limit) >= 1.0, "{body}: {}", engine.metrics());
+        for other in ["time", "memory", "output", "log", "metrics", "state"] {
+            assert!(other == limit || counted(other) == 0.0, "{body} counts {other}: {}", engine.metrics());
+        }
+    }
+}
+
+#[test]
+fn time_in_calls_of_the_host_counts_against_the_deadline() {
+    let engine = Engine::new();
+    let set = engine.set(&[unruly("p")]);
+    let trail = trail(&one(&set, room("chatter"))).join("");
+    assert!(trail.starts_with("failed: ran past its deadline of 500ms"), "{trail}");
+    assert_eq!(hits(&engine, &set, "time"), Some(1.0), "{}", engine.metrics());
+}
+
+/// How often the set's first plugin ran into this limit.
+fn hits(engine: &Engine, set: &PolicySet, limit: &str) -> Option<f64> {
+    let version = &set.versions()[0];
+    let labels = format!("plugin=\"{}\",version=\"{}\",limit=\"{limit}\"", version.name, version.hash);
+    engine.metric(&format!("halley_plugin_limits_total{{{labels}}}"))
+}
+
 #[tokio::test]
 async fn it_runs_inside_of_a_single_threaded_runtime() {
     assert_eq!(filter(&Engine::new().set(&[unruly("p")]), &["drop x"])[0].trail.len(), 1);

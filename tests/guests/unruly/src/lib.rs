@@ -1,8 +1,8 @@
 //! A policy that does as it is told: a message's body (or a room's name, or the
 //! configuration) is a command, and most commands are bad manners.
 //!
-//! Bodies, for `filter`, by their first word: `trap`, `loop`, `eat` (memory), `flood` (the log);
-//! as a whole: `few` and `many`
+//! Bodies, for `filter`, by their first word: `trap`, `loop`, `eat` (memory), `flood` (the log),
+//! `chatter` (calls of the host without end); as a whole: `few` and `many`
 //! (verdicts), `gigabyte` (of strings in some kilobytes of memory), `own-metrics`, and the ones in
 //! [`verdict`]. What is no command passes. For `decide` and `regroup`, see there.
 //!
@@ -145,6 +145,11 @@ fn misbehave(command: &[u8]) {
         b"trap" => core::arch::wasm32::unreachable(),
         b"loop" => loop {
             std::hint::black_box(());
+        },
+        b"chatter" => loop {
+            host::counter_add("chatter", host::now() % 2);
+            let _ = host::state_get("chatter");
+            host::log(host::Level::Debug, "chatter");
         },
         b"eat" => {
             let mut eaten: Vec<Vec<u8>> = Vec::new();

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -12,55 +11,20 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::decision::PluginVersion;
+use crate::policy::metrics::labels::{
+    DecisionLabels, ErrorLabels, HookLabels, LimitLabels, OwnLabels, PluginLabels, SwapLabels, VersionLabels,
+};
 use crate::telemetry::latency_histogram;
+
+mod labels;
+mod plugin;
+
+pub(super) use plugin::{Decision, Limit, PluginMetrics};
 
 /// The most counters, and the most gauges, that one plugin may have of its own.
 pub(super) const MAX_OWN_NAMES: usize = 64;
 /// The longest name of such a counter or gauge, in bytes.
 pub(super) const MAX_OWN_NAME_LENGTH: usize = 64;
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct HookLabels {
-    plugin: String,
-    version: String,
-    hook: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ErrorLabels {
-    plugin: String,
-    version: String,
-    kind: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct DecisionLabels {
-    plugin: String,
-    version: String,
-    decision: &'static str,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct VersionLabels {
-    plugin: String,
-    version: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct OwnLabels {
-    plugin: String,
-    name: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PluginLabels {
-    plugin: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SwapLabels {
-    result: &'static str,
-}
 
 type Histograms = Family<HookLabels, Histogram, fn() -> Histogram>;
 
@@ -70,6 +34,8 @@ pub(super) const HOOKS: [&str; 4] = ["filter", "grouping", "offline", "init"];
 pub(super) const KINDS: [&str; 5] = ["trap", "deadline", "memory", "bad-answer", "start"];
 /// What filters decide, as metrics name it.
 const DECISIONS: [&str; 4] = ["pass", "drop", "dead-letter", "amend"];
+/// What plugins may run into, as metrics name it.
+const LIMITS: [&str; 6] = ["time", "memory", "output", "log", "metrics", "state"];
 /// In what a candidate that looks on differs, as metrics name it.
 const DIFFERENCES: [&str; 5] = ["verdict", "message", "comets", "guards", "failed"];
 
@@ -79,6 +45,7 @@ pub struct Metrics {
     calls: Family<HookLabels, Counter>,
     errors: Family<ErrorLabels, Counter>,
     decisions: Family<DecisionLabels, Counter>,
+    limits: Family<LimitLabels, Counter>,
     differences: Family<ErrorLabels, Counter>,
     seconds: Histograms,
     info: Family<VersionLabels, Gauge>,
@@ -106,6 +73,7 @@ impl Metrics {
             calls: Family::default(),
             errors: Family::default(),
             decisions: Family::default(),
+            limits: Family::default(),
             differences: Family::default(),
             seconds: Family::new_with_constructor(latency_histogram),
             info: Family::default(),
@@ -124,6 +92,7 @@ impl Metrics {
             "Messages by what a filter decided",
             m.decisions.clone(),
         );
+        registry.register("halley_plugin_limits", "Limits that plugins ran into", m.limits.clone());
         registry.register(
             "halley_plugin_differences",
             "Messages that a candidate would have decided otherwise",
@@ -162,10 +131,12 @@ impl Metrics {
         let mut known = self.known();
         let name = known.entry(version.name.to_string()).or_default();
         *name.versions.entry(version.hash.to_string()).or_default() += 1;
-        self.info.get_or_create(&version_labels(version)).set(1);
-        let hook = |hook| hook_labels(version, hook);
-        let decision = |decision| decision_labels(version, decision);
+        self.info.get_or_create(&VersionLabels::of(version)).set(1);
+        let hook = |hook| HookLabels::of(version, hook);
+        let decision = |decision| DecisionLabels::of(version, decision);
+        let limit = |limit| LimitLabels::of(version, limit);
         PluginMetrics {
+            limits: LIMITS.map(|name| self.limits.get_or_create_owned(&limit(name))),
             decisions: DECISIONS.map(|name| self.decisions.get_or_create_owned(&decision(name))),
             calls: HOOKS.map(|name| self.calls.get_or_create_owned(&hook(name))),
             seconds: HOOKS.map(|name| self.seconds.get_or_create_owned(&hook(name))),
@@ -197,19 +168,22 @@ impl Metrics {
     }
 
     fn forget_version(&self, version: &PluginVersion) {
-        self.info.remove(&version_labels(version));
+        self.info.remove(&VersionLabels::of(version));
         for hook in HOOKS {
-            self.calls.remove(&hook_labels(version, hook));
-            self.seconds.remove(&hook_labels(version, hook));
+            self.calls.remove(&HookLabels::of(version, hook));
+            self.seconds.remove(&HookLabels::of(version, hook));
         }
         for kind in KINDS {
-            self.errors.remove(&error_labels(version, kind));
+            self.errors.remove(&ErrorLabels::of(version, kind));
         }
         for decision in DECISIONS {
-            self.decisions.remove(&decision_labels(version, decision));
+            self.decisions.remove(&DecisionLabels::of(version, decision));
+        }
+        for limit in LIMITS {
+            self.limits.remove(&LimitLabels::of(version, limit));
         }
         for kind in DIFFERENCES {
-            self.differences.remove(&error_labels(version, kind));
+            self.differences.remove(&ErrorLabels::of(version, kind));
         }
     }
 
@@ -224,116 +198,10 @@ impl Metrics {
     }
 }
 
-fn hook_labels(version: &PluginVersion, hook: &'static str) -> HookLabels {
-    let VersionLabels { plugin, version } = version_labels(version);
-    HookLabels { plugin, version, hook }
-}
-
-fn error_labels(version: &PluginVersion, kind: &'static str) -> ErrorLabels {
-    let VersionLabels { plugin, version } = version_labels(version);
-    ErrorLabels { plugin, version, kind }
-}
-
-fn decision_labels(version: &PluginVersion, decision: &'static str) -> DecisionLabels {
-    let VersionLabels { plugin, version } = version_labels(version);
-    DecisionLabels { plugin, version, decision }
-}
-
-fn version_labels(version: &PluginVersion) -> VersionLabels {
-    VersionLabels { plugin: version.name.to_string(), version: version.hash.to_string() }
-}
-
-/// What a filter decided about a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decision {
-    Pass,
-    Drop,
-    DeadLetter,
-    Amend,
-}
-
-/// The metrics of one prepared plugin. Dropping the last of a name removes its label sets.
-#[derive(Debug)]
-pub(super) struct PluginMetrics {
-    calls: [Counter; 4],
-    decisions: [Counter; 4],
-    seconds: [Histogram; 4],
-    all: Metrics,
-    version: PluginVersion,
-}
-
-impl PluginMetrics {
-    /// One call of the hook with this index in [`HOOKS`].
-    pub(super) fn called(&self, hook: usize, seconds: f64) {
-        self.calls[hook].inc();
-        self.seconds[hook].observe(seconds);
-    }
-
-    pub(super) fn failed(&self, kind: &'static str) {
-        self.all.errors.get_or_create(&error_labels(&self.version, kind)).inc();
-    }
-
-    /// One message that the filter decided so.
-    pub(super) fn decided(&self, decision: Decision) {
-        self.decisions[decision as usize].inc();
-    }
-
-    /// One message that the version in force decided otherwise.
-    pub(super) fn differed(&self, kind: &'static str) {
-        self.all.differences.get_or_create(&error_labels(&self.version, kind)).inc();
-    }
-
-    /// Adds to a counter of the plugin's own. False when its name is not allowed, or one too
-    /// many.
-    pub(super) fn own_counter(&self, name: &str, value: u64) -> bool {
-        if !self.may_have(name, |known| &mut known.counters) {
-            return false;
-        }
-        self.all.own_counters.get_or_create(&self.own_labels(name)).inc_by(value);
-        true
-    }
-
-    /// Sets a gauge of the plugin's own. False when its name is not allowed, or one too many.
-    pub(super) fn own_gauge(&self, name: &str, value: f64) -> bool {
-        if !self.may_have(name, |known| &mut known.gauges) {
-            return false;
-        }
-        self.all.own_gauges.get_or_create(&self.own_labels(name)).set(value);
-        true
-    }
-
-    fn may_have(&self, name: &str, names: impl Fn(&mut Known) -> &mut Vec<String>) -> bool {
-        let printable = name.chars().all(|c| !c.is_control());
-        if name.is_empty() || name.len() > MAX_OWN_NAME_LENGTH || !printable {
-            return false;
-        }
-        let mut all = self.all.known();
-        let Some(known) = all.get_mut(&*self.version.name) else { return false };
-        let names = names(known);
-        if names.iter().any(|known| known == name) {
-            return true;
-        }
-        if names.len() >= MAX_OWN_NAMES {
-            return false;
-        }
-        names.push(name.to_owned());
-        true
-    }
-
-    fn own_labels(&self, name: &str) -> OwnLabels {
-        OwnLabels { plugin: self.version.name.to_string(), name: name.to_owned() }
-    }
-}
-
-impl Drop for PluginMetrics {
-    fn drop(&mut self) {
-        self.all.forget(&self.version);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::on_error::FailureKind;
 
     fn text(registry: &Registry) -> String {
         let mut text = String::new();
@@ -351,7 +219,7 @@ mod tests {
         let metrics = Metrics::register(&mut registry);
         let (old, new) = (metrics.plugin(&version("aa")), metrics.plugin(&version("bb")));
         old.called(0, 0.001);
-        old.failed("trap");
+        old.failed(FailureKind::Trap, None);
         assert!(old.own_counter("seen", 2) && new.own_counter("seen", 3) && new.own_gauge("g", 1.5));
         drop(old);
         let between = text(&registry);

@@ -1,0 +1,42 @@
+//! How a plugin fails: in which way, at which limit, and the words for it.
+
+use std::fmt;
+
+use crate::policy::metrics::Limit;
+use crate::policy::on_error::FailureKind;
+
+/// A failed call: the second half of a sentence that begins with the plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::policy) struct Failure {
+    pub(in crate::policy) kind: FailureKind,
+    /// The limit that it ran into, if that is why.
+    pub(in crate::policy) limit: Option<Limit>,
+    pub(in crate::policy) message: String,
+}
+
+impl Failure {
+    pub(in crate::policy) fn new(kind: FailureKind, limit: Option<Limit>, message: String) -> Self {
+        Self { kind, limit, message }
+    }
+
+    /// An answer that makes no sense.
+    pub(in crate::policy) fn bad_answer(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::BadAnswer, None, message.into())
+    }
+
+    /// An answer of which there is too much.
+    pub(in crate::policy) fn too_large(message: String) -> Self {
+        Self::new(FailureKind::BadAnswer, Some(Limit::Output), message)
+    }
+
+    /// A refused start.
+    pub(in crate::policy) fn start(message: String) -> Self {
+        Self::new(FailureKind::Start, None, message)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
