@@ -159,8 +159,9 @@ pub struct PoliciesConfig {
     #[serde(with = "humantime_serde")]
     pub rescan: Duration,
     /// Where the versions of plugins are kept, with what is in force: a restart comes up with
-    /// it. Compiled code is kept there, too, unless others may write to the folder. Made where there is none; no other gateway may use it. Without one, the last three
-    /// versions of each plugin are kept in memory, and a restart takes the files as they are.
+    /// it. Compiled code is kept there, too, unless others may write to the folder. Made where
+    /// there is none; no other gateway may use it. Without one, the last three versions of each
+    /// plugin are kept in memory, and a restart takes the files as they are.
     pub state_folder: Option<PathBuf>,
     /// How many versions of each plugin are kept in the folder.
     pub keep_versions: usize,

@@ -131,12 +131,12 @@ mod tests {
 
     /// What a plugin reads from columns, in words.
     fn read(batch: &columns::Batch<'_>) -> Vec<String> {
-        fn next<'a, T: ?Sized>(
+        fn next<'a, T>(
             joined: &'a T,
             ends: &'a [u32],
         ) -> impl FnMut() -> &'a <T as std::ops::Index<std::ops::Range<usize>>>::Output
         where
-            T: std::ops::Index<std::ops::Range<usize>>,
+            T: std::ops::Index<std::ops::Range<usize>> + ?Sized,
         {
             let (mut begin, mut ends) = (0, ends.iter());
             move || {

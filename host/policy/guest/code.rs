@@ -6,6 +6,7 @@
 //! anything is loaded, be it a disk's doing or a person's. What is not there is compiled.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
@@ -139,8 +140,8 @@ fn note(folder: &Path, digests: &mut BTreeMap<String, String>) -> io::Result<()>
     let entries = entries(folder)?;
     digests.retain(|path, _| entries.contains_key(path));
     for (path, file) in entries {
-        if !digests.contains_key(&path) {
-            digests.insert(path, hash(&fs::read(file)?));
+        if let Entry::Vacant(new) = digests.entry(path) {
+            new.insert(hash(&fs::read(file)?));
         }
     }
     let lines: String = digests.iter().map(|(path, digest)| format!("{digest}  {path}\n")).collect();
