@@ -5,8 +5,8 @@ use halley::policy::{PluginConfig, Policies, Runtime};
 
 use crate::support::repository;
 
-const RECIPES: [&str; 6] =
-    ["mask-words", "calm-rooms", "regional-rooms", "retire-comet", "quiet-hours", "ab-routing"];
+const RECIPES: [&str; 7] =
+    ["mask-words", "calm-rooms", "room-quota", "regional-rooms", "retire-comet", "quiet-hours", "ab-routing"];
 
 /// The cookbook's part of the page.
 fn cookbook() -> String {

@@ -10,7 +10,7 @@ const FILTER: &[&str] = &["filter", "filter-columns"];
 const GROUPING: &[&str] = &["grouping", "grouping-columns"];
 
 /// The bundled policies, the cookbook's, and their hooks.
-const BUNDLED: [(&str, &[&str]); 10] = [
+const BUNDLED: [(&str, &[&str]); 11] = [
     ("ab_routing", FILTER),
     ("calm_rooms", FILTER),
     ("comet_drain", GROUPING),
@@ -21,6 +21,7 @@ const BUNDLED: [(&str, &[&str]); 10] = [
     ("quiet_hours", &["offline"]),
     ("regional_rooms", FILTER),
     ("retire_comet", GROUPING),
+    ("room_quota", FILTER),
 ];
 
 #[test]

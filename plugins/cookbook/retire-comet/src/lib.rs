@@ -41,7 +41,7 @@ impl Grouping for RetireComet {
             if connection.comet as usize != retiring {
                 continue;
             }
-            if hundredth(&connection.id) < self.config.share {
+            if hundredth(connection.id) < self.config.share {
                 regrouping = regrouping.place(index, Placement::Offline);
             } else {
                 left += 1;

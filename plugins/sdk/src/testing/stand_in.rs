@@ -11,6 +11,10 @@ use std::time::Duration;
 
 use crate::log::Level;
 
+/// The longest key, and the longest value, of the state, in bytes: the gateway's own limits.
+const MAX_KEY: usize = 512;
+const MAX_VALUE: usize = 64 * 1024;
+
 /// What the host keeps for one policy.
 #[derive(Clone, Default)]
 pub(super) struct Gateway(Rc<RefCell<Kept>>);
@@ -87,6 +91,11 @@ pub(crate) fn state_get(key: &str) -> Option<Vec<u8>> {
 }
 
 pub(crate) fn state_set(key: &str, value: &[u8], ttl_ms: Option<u64>) -> Result<(), String> {
+    for (what, size, most) in [("key", key.len(), MAX_KEY), ("value", value.len(), MAX_VALUE)] {
+        if size > most {
+            return Err(format!("the {what} has {size} bytes; at most {most} are kept"));
+        }
+    }
     at_work(|kept| {
         let expires = ttl_ms.map(|ttl| kept.now.saturating_add(Duration::from_millis(ttl)));
         kept.state.insert(key.to_owned(), (value.to_vec(), expires));
