@@ -12,12 +12,12 @@ build: ## The gateway, optimised: target/release/halley
 
 plugins: ## The bundled policies and the tests' guests, to WebAssembly
 	@.ci/deps.sh build
-	@plugins/build.sh
-	@plugins/build.sh tests/guests
+	@plugins/build.sh >/dev/null
+	@plugins/build.sh tests/guests >/dev/null
 
 demo: ## The whole thing in one process, with nothing to install
 	@.ci/deps.sh build
-	@plugins/build.sh
+	@plugins/build.sh >/dev/null
 	cargo run --locked --bin halley -- demo $(DEMO_ARGS)
 
 check: ## Format, lints and the plan of the house, without running anything
@@ -51,13 +51,13 @@ soak: ## What takes longer than tests may: many faults, memory, throughput; HALL
 
 bench-plugins: ## What policies cost, beside the same Rust code without WebAssembly; a minute
 	@.ci/deps.sh build
-	@plugins/build.sh
-	@plugins/build.sh tests/guests
+	@plugins/build.sh >/dev/null
+	@plugins/build.sh tests/guests >/dev/null
 	cargo run --locked --release --example bench_plugins
 
 bench-languages: ## What the same policy costs a message in Rust, C, Go, Python and JavaScript
 	@.ci/deps.sh build
-	@plugins/build.sh
+	@plugins/build.sh >/dev/null
 	@plugins/languages/build.sh || [ $$? -eq 3 ]
 	cargo run --locked --release --example bench_languages
 

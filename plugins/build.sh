@@ -5,18 +5,21 @@
 #
 # It takes the ordinary way where the wasm32-unknown-unknown target is installed or rustup
 # can fetch it, and Debian's rustc-web packages, which bring the standard library's source,
-# where not. It says which way it took. The workspaces share one target directory, so that
-# dependencies (and on Debian's way the standard library) are built once.
+# where not. It says which way it took, and writes the paths of what it built to standard output.
+# The workspaces share one target directory (HALLEY_GUEST_TARGET), so that dependencies (and on
+# Debian's way the standard library) are built once. With HALLEY_GUEST_QUIET it says nothing
+# unless something is wrong. `halley plugin build` brings this script along.
 set -eu
 
 target=wasm32-unknown-unknown
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 workspace=$(CDPATH='' cd -- "${1:-$here}" && pwd)
-target_dir=$here/target/guest
+target_dir=${HALLEY_GUEST_TARGET:-$here/target/guest}
 dist=$workspace/dist
 packages="rustc-web cargo-web rust-web-src lld"
 
 say() { printf 'guests: %s\n' "$*" >&2; }
+progress() { [ -n "${HALLEY_GUEST_QUIET:-}" ] || say "$@"; }
 
 # at_most SECONDS COMMAND...: nothing may hang where a network does not answer.
 at_most() { if command -v timeout >/dev/null; then timeout "$@"; else shift && "$@"; fi; }
@@ -69,10 +72,10 @@ debian_installs() {
 # Runs cargo; its messages on standard output name the files that were made.
 build() {
     if target_is_installed; then
-        say "building $workspace with $(rustc --version)"
+        progress "building $workspace with $(rustc --version)"
         cargo build "$@"
     else
-        say "building $workspace with $(/usr/bin/rustc --version), Debian's, and its source of std"
+        progress "building $workspace with $(/usr/bin/rustc --version), Debian's, and its source of std"
         RUSTC=/usr/bin/rustc RUSTC_BOOTSTRAP=1 CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER=wasm-ld \
             /usr/bin/cargo build -Zbuild-std=std,panic_abort "$@"
     fi
@@ -103,5 +106,6 @@ grep -o '"[^"]*/release/[^"/]*\.wasm"' "$messages" | tr -d '"' | sort -u | while
     if ! cmp -s "$made" "$dist/$name"; then
         cp "$made" "$dist/.$name.new" && mv "$dist/.$name.new" "$dist/$name"
     fi
-    say "$dist/$name, $(wc -c <"$made") bytes"
+    progress "$dist/$name, $(wc -c <"$made") bytes"
+    printf '%s\n' "$dist/$name"
 done

@@ -70,6 +70,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
         "cli",
         &[
             "message",
+            "membership",
             "decision",
             "kafka",
             "policy",
@@ -95,6 +96,7 @@ const STAYS_IN: &[(&str, &[&str])] = &[
     ("wasmtime_wasi", &["policy"]),
     ("wit_component", &["policy"]),
     ("wasmparser", &["policy"]),
+    ("wit_parser", &["policy"]),
     ("notify", &["policy"]),
     ("oci_client", &["policy"]),
     ("ed25519_dalek", &["policy"]),

@@ -1,18 +1,17 @@
 //! `halley explain`: where a message would go, and why.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 
+use crate::cli::draft::{Draft, OPERATION};
 use crate::cli::{ConfigArgs, MISTAKE, SUCCESS, fail, print, runtime};
 use crate::comets::{self, Fleet};
 use crate::config::Config;
 use crate::directory::CacheMetrics;
 use crate::gateway::Storage;
-use crate::message::{Audience, Header, Message, Origin, Record, encode};
+use crate::message::Message;
 use crate::pipeline::{Explanation, Resolver, explain};
 use crate::policy::{self, Policies};
 
@@ -24,7 +23,7 @@ pub(super) struct Args {
     #[command(flatten)]
     subject: Subject,
     /// The operation of the message to --room or --user.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = OPERATION)]
     operation: i32,
     /// The body of the message to --room or --user.
     #[arg(long, default_value = "hello")]
@@ -44,23 +43,10 @@ struct Subject {
     #[arg(long)]
     user: Option<String>,
     /// A message from a JSON file: {"room": "r"} or {"keys": ["k"], "server": "s"} or
-    /// {"everyone": true}, with optional "operation", "speed", "body", "headers".
+    /// {"everyone": true}, with optional "operation", "speed", "body" or "body_base64", "headers",
+    /// "at" (when it was produced).
     #[arg(long, value_name = "FILE")]
     message: Option<PathBuf>,
-}
-
-/// A message as people write it.
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Draft {
-    room: Option<String>,
-    keys: Vec<String>,
-    server: Option<String>,
-    everyone: bool,
-    operation: i32,
-    speed: i32,
-    body: String,
-    headers: BTreeMap<String, String>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
@@ -71,7 +57,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
             return Ok(MISTAKE);
         }
     };
-    let message = draft(&args)?.into_message(&config)?;
+    let message = draft(&args)?.into_message(&config.kafka.topics[0], 0)?;
     let explanation = runtime()?.block_on(explain_with(&config, message))?;
     if args.json {
         print(&serde_json::to_string_pretty(&explanation)?);
@@ -94,33 +80,6 @@ fn draft(args: &Args) -> anyhow::Result<Draft> {
 fn read_draft(file: &Path) -> anyhow::Result<Draft> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not a message; see --help", file.display()))
-}
-
-impl Draft {
-    fn audience(&self) -> anyhow::Result<Audience> {
-        let keys: Vec<Arc<str>> = self.keys.iter().map(|key| Arc::from(key.as_str())).collect();
-        match (&self.room, keys.is_empty(), self.everyone) {
-            (Some(room), true, false) => Ok(Audience::Room(room.as_str().into())),
-            (None, false, false) => {
-                Ok(Audience::Keys { server: self.server.as_deref().map(Arc::from), keys })
-            }
-            (None, true, true) => Ok(Audience::Everyone { speed: self.speed }),
-            _ => anyhow::bail!("a message has exactly one of \"room\", \"keys\" and \"everyone\""),
-        }
-    }
-
-    fn into_message(self, config: &Config) -> anyhow::Result<Message> {
-        let value = encode(&self.audience()?, self.operation, self.body.as_bytes());
-        let header = |(name, value): (String, String)| Header { name, value: Some(value.into()) };
-        let record = Record {
-            origin: Origin { topic: config.kafka.topics[0].as_str().into(), partition: 0, offset: 0 },
-            timestamp_ms: None,
-            key: None,
-            value: Some(value),
-            headers: self.headers.into_iter().map(header).collect(),
-        };
-        Ok(Message::decode(Arc::new(record))?)
-    }
 }
 
 async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Explanation> {

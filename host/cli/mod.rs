@@ -3,6 +3,7 @@
 mod check;
 mod dead_letter;
 mod demo;
+mod draft;
 mod explain;
 mod plugin;
 mod replay;
@@ -41,7 +42,7 @@ enum Command {
     Check(check::Args),
     /// Shows where a message would go, and why, without sending it.
     Explain(explain::Args),
-    /// Changes the policies of a running gateway, and looks at them.
+    /// Makes, builds, tests and measures policies; changes the ones of a running gateway.
     Plugin(plugin::Args),
     /// Runs recorded traffic through a policy, and shows what it would have decided.
     Replay(replay::Args),

@@ -34,6 +34,11 @@ impl Chain {
         &self.set
     }
 
+    /// The linear memory of its instances, in bytes.
+    pub fn memory(&self) -> usize {
+        self.links.iter().map(Link::memory).sum()
+    }
+
     /// Runs a batch of one partition through the filters. Answers in the same order and
     /// number. A message that one filter stops is not shown to the ones after it. Shared state
     /// looks empty, and what is written to it is forgotten; see [`Chain::advance`].

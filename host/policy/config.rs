@@ -203,7 +203,7 @@ impl PoliciesConfig {
     /// What a gateway's runtime is made with.
     pub fn runtime(&self) -> RuntimeConfig {
         let compiled = self.state_folder.as_ref().map(|folder| folder.join("compiled"));
-        RuntimeConfig { intake: self.intake(), compiled }
+        RuntimeConfig { intake: self.intake(), compiled, ..RuntimeConfig::default() }
     }
 
     /// What to watch for these plugins.

@@ -67,6 +67,11 @@ impl Link {
         Self { plugin, instance: None, shared, canary: None }
     }
 
+    /// The linear memory of its instance, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.instance.as_ref().map_or(0, Instance::memory)
+    }
+
     /// What the plugin exports.
     pub(super) fn hooks(&self) -> &Hooks {
         &self.plugin.module.hooks

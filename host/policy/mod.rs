@@ -20,6 +20,9 @@
 //! - `versions` keeps what there was, when and why it came and went, and what decides instead of
 //!   a plugin's file.
 //!
+//! - `inspect` tells the people who write plugins what is in a file; `idle` is a plugin that does
+//!   nothing, to measure others against.
+//!
 //! `guest` is one plugin's code and how it is called: its instance, its questions and answers,
 //! what it can call. The types of wasmtime and of the WIT stay in this folder.
 //!
@@ -59,6 +62,8 @@ mod config;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod guest;
+mod idle;
+mod inspect;
 mod intake;
 mod link;
 mod metrics;
@@ -85,7 +90,10 @@ use arc_swap as cell;
 
 pub use chain::Chain;
 pub use config::{PluginConfig, PoliciesConfig, StateScope, expand};
+pub use guest::clock::Clock;
 pub use guest::runtime::{Runtime, RuntimeConfig};
+pub use idle::idle_plugin;
+pub use inspect::{Import, Inspection, inspect};
 pub use intake::Intake;
 pub use metrics::Metrics;
 pub use on_error::{OnError, OnErrors};

@@ -103,8 +103,8 @@ impl Plugin {
     fn services_of_a_shadow(&self) -> Services {
         let state = self.runtime.states.of(&format!("{}\0shadow", self.config.name));
         let metrics = self.runtime.metrics.plugin(&self.version);
-        let config = self.config.config.to_string();
-        Services { silent: true, ..Services::new(self.version.clone(), config, metrics, state) }
+        let (config, clock) = (self.config.config.to_string(), self.runtime.clock.clone());
+        Services { silent: true, ..Services::new(self.version.clone(), config, metrics, state, clock) }
     }
 
     fn new(runtime: &Arc<Runtime>, config: &PluginConfig, module: Arc<Module>, trial: Option<Trial>) -> Self {
@@ -112,7 +112,8 @@ impl Plugin {
         let version = PluginVersion { name, hash: module.hash[..12].into() };
         let metrics = runtime.metrics.plugin(&version);
         let state = runtime.states.of(&config.name);
-        let services = Services::new(version.clone(), config.config.to_string(), metrics, state);
+        let (settings, clock) = (config.config.to_string(), runtime.clock.clone());
+        let services = Services::new(version.clone(), settings, metrics, state, clock);
         Self {
             config: config.clone(),
             version,

@@ -35,25 +35,34 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         fail("`--name` is for one file; leave it out to push several under their own names");
         return Ok(MISTAKE);
     }
+    push(&args.files, args.name.as_deref(), &args.gateway)?;
+    Ok(SUCCESS)
+}
+
+/// Puts these files in force together, each for the plugin that it is called after, or for `name`.
+///
+/// # Errors
+/// When a file cannot be read, or the gateway refuses.
+pub(super) fn push(paths: &[PathBuf], name: Option<&str>, gateway: &GatewayArgs) -> anyhow::Result<()> {
     let mut files = Vec::new();
-    for file in &args.files {
+    for file in paths {
         let bytes = std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
         files.push((file, bytes, signature(file)?));
     }
-    let configured = args.gateway.get(&["plugins"])?;
+    let configured = gateway.get(&["plugins"])?;
     let mut form = Form::new();
     let mut names = Vec::new();
     for (file, bytes, signature) in files {
-        let name = args.name.clone().unwrap_or_else(|| plugin_of(file, known(&configured)));
+        let name = name.map_or_else(|| plugin_of(file, known(&configured)), str::to_owned);
         form = form.part(name.clone(), Part::bytes(bytes).headers(signature));
         names.push(name);
     }
-    let answer = args.gateway.send(Method::PUT, &["plugins"], |request| request.multipart(form))?;
+    let answer = gateway.send(Method::PUT, &["plugins"], |request| request.multipart(form))?;
     for name in &names {
         print(&in_force(name, &answer["plugins"][name]));
     }
     print(&format!("generation {} is in force", answer["generation"]));
-    Ok(SUCCESS)
+    Ok(())
 }
 
 /// What stands in FILE.sig, as the gateway wants to have it; nothing where there is none.

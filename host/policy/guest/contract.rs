@@ -105,6 +105,11 @@ impl Contract {
         self.ours().filter_map(|name| Version::read(version_text(name))).max().unwrap_or(VERSION)
     }
 
+    /// The version that stands in it, as it stands there.
+    pub(in crate::policy) fn named_version(&self) -> Option<String> {
+        self.ours().map(version_text).max().map(str::to_owned)
+    }
+
     /// Whether this interface of the contract is exported.
     pub(in crate::policy) fn exports(&self, interface: &str) -> bool {
         let of_ours = |name: &String| {

@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use wasmtime::ResourceLimiter;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 
 use crate::decision::PluginVersion;
 use crate::policy::guest::bindings::halley::policy::{host, types};
+use crate::policy::guest::clock::Clock;
 use crate::policy::guest::log_budget::LogBudget;
 use crate::policy::guest::shared::Session;
 use crate::policy::guest::state::State;
@@ -40,6 +41,7 @@ pub(in crate::policy) struct Services {
     pub(in crate::policy) complaints: LogBudget,
     /// Whether it was said that the plugin wants more metrics than it may have.
     pub(in crate::policy) told_of_metrics: AtomicBool,
+    pub(in crate::policy) clock: Clock,
     /// Whether the plugin's own metrics are not to be shown: it only looks on.
     pub(in crate::policy) silent: bool,
 }
@@ -50,6 +52,7 @@ impl Services {
         config: String,
         metrics: PluginMetrics,
         state: Arc<State>,
+        clock: Clock,
     ) -> Self {
         Self {
             version,
@@ -59,6 +62,7 @@ impl Services {
             log: LogBudget::new(100, Duration::from_secs(1)),
             complaints: LogBudget::new(1, Duration::from_secs(5)),
             told_of_metrics: AtomicBool::new(false),
+            clock,
             silent: false,
         }
     }
@@ -119,7 +123,8 @@ impl WasiView for HostState {
 /// The memory of all linear memories of an instance together, and the size of its tables.
 pub(in crate::policy) struct MemoryLimit {
     limit: usize,
-    used: usize,
+    /// In bytes.
+    pub(in crate::policy) used: usize,
     /// Whether the instance wanted more than it may have. If it then fails, that is why.
     pub(in crate::policy) refused: bool,
 }
@@ -196,8 +201,7 @@ impl host::Host for HostState {
     }
 
     fn now(&mut self) -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        self.services.clock.now_ms()
     }
 
     fn counter_add(&mut self, name: String, value: u64) {

@@ -160,6 +160,11 @@ impl Instance {
         answers::one_each(answer?, absent.len(), "dispositions")
     }
 
+    /// Its linear memory, in bytes.
+    pub(in crate::policy) fn memory(&self) -> usize {
+        self.store.data().memory.used
+    }
+
     /// Its state is this from now on, and not the process's own.
     pub(in crate::policy) fn sharing(mut self, session: Option<&Arc<Session>>) -> Self {
         if let Some(session) = session {

@@ -7,7 +7,7 @@
 //!   how they fail.
 //! - `questions` and `answers`: what plugins see, and what they may say; `batch` and
 //!   `room`: the shapes in which many of them cross.
-//! - `host`: what they can call, with `state`, `shared` and `log_budget` behind it.
+//! - `host`: what they can call, with `clock`, `state`, `shared` and `log_budget` behind it.
 //! - `runtime`: what all of them share; `ticker`: the clock of their deadlines; `aside`: where
 //!   guest code may run.
 //!
@@ -17,6 +17,7 @@ pub(in crate::policy) mod answers;
 pub(in crate::policy) mod aside;
 pub(in crate::policy) mod batch;
 pub(in crate::policy) mod bindings;
+pub(in crate::policy) mod clock;
 pub(in crate::policy) mod code;
 pub(in crate::policy) mod contract;
 pub(in crate::policy) mod failure;

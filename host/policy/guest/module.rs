@@ -3,6 +3,7 @@
 //!
 //! Errors are the second half of a sentence that begins with the plugin's name and path.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -102,18 +103,10 @@ pub(in crate::policy) fn hash(bytes: &[u8]) -> String {
 /// # Errors
 /// What is wrong with it, and what its author can do.
 pub(in crate::policy) fn compile(runtime: &Runtime, bytes: &[u8]) -> Result<Module, String> {
-    let encoded;
-    let component = if Parser::is_component(bytes) {
-        bytes
-    } else if Parser::is_core_wasm(bytes) {
-        encoded = encode(bytes)?;
-        &encoded
-    } else {
-        return Err("is not WebAssembly; give the .wasm file that the build left in `target`".to_owned());
-    };
-    let contract = Contract::read(component)?;
+    let component = component(bytes)?;
+    let contract = Contract::read(&component)?;
     contract.check()?;
-    let compiled = Component::new(&runtime.engine, component)
+    let compiled = Component::new(&runtime.engine, &component)
         .map_err(|e| format!("does not compile: {}; is the file complete?", causes(&e)))?;
     if let Some(code) = &runtime.code {
         code.note();
@@ -124,6 +117,25 @@ pub(in crate::policy) fn compile(runtime: &Runtime, bytes: &[u8]) -> Result<Modu
     let hooks = hooks(&contract, &pre)?;
     let wit_version = contract.version().to_string();
     Ok(Module { pre, hooks, hash: hash(bytes), size: bytes.len(), wit_version })
+}
+
+/// A component as it is, or what is made of a plain module.
+///
+/// # Errors
+/// When it is neither, or says nothing about its interfaces.
+pub(in crate::policy) fn component(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
+    if Parser::is_component(bytes) {
+        Ok(Cow::Borrowed(bytes))
+    } else if Parser::is_core_wasm(bytes) {
+        encode(bytes).map(Cow::Owned)
+    } else {
+        Err("is not WebAssembly; give the .wasm file that the build left in `target`".to_owned())
+    }
+}
+
+/// The contract that a plugin was built for, where it says so.
+pub(in crate::policy) fn contract_version(bytes: &[u8]) -> Option<String> {
+    Contract::read(&component(bytes).ok()?).ok()?.named_version()
 }
 
 /// Finds the functions of the exported hooks and checks their types.

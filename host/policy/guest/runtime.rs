@@ -10,6 +10,7 @@ use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine};
 
 use crate::policy::guest::bindings::halley::policy::{host, types};
+use crate::policy::guest::clock::Clock;
 use crate::policy::guest::code::CodeCache;
 use crate::policy::guest::host::HostState;
 use crate::policy::guest::state::States;
@@ -34,6 +35,8 @@ pub struct RuntimeConfig {
     /// Where compiled code is kept, so that a restart need not compile. Made where there is none.
     /// Where it cannot be used, or others may write to it, a WARN says so, and nothing is kept.
     pub compiled: Option<PathBuf>,
+    /// What plugins take for the time.
+    pub clock: Clock,
 }
 
 /// One per gateway. Holds the thread behind the plugins' deadlines, which ends with it.
@@ -46,6 +49,7 @@ pub struct Runtime {
     pub(in crate::policy) alarms: Alarms,
     /// Where plugins come from and which are trusted.
     pub(in crate::policy) intake: Intake,
+    pub(in crate::policy) clock: Clock,
     /// Compiled code of earlier starts.
     pub(in crate::policy) code: Option<CodeCache>,
     _ticker: Ticker,
@@ -66,7 +70,7 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::new`].
     pub fn with_intake(registry: &mut Registry, intake: Intake) -> anyhow::Result<Arc<Self>> {
-        Self::with(registry, RuntimeConfig { intake, compiled: None })
+        Self::with(registry, RuntimeConfig { intake, ..RuntimeConfig::default() })
     }
 
     /// With all that a gateway may want.
@@ -74,7 +78,7 @@ impl Runtime {
     /// # Errors
     /// As [`Runtime::new`].
     pub fn with(registry: &mut Registry, config: RuntimeConfig) -> anyhow::Result<Arc<Self>> {
-        let RuntimeConfig { intake, compiled } = config;
+        let RuntimeConfig { intake, compiled, clock } = config;
         let code = compiled.and_then(|folder| match CodeCache::open(&folder) {
             Ok(code) => Some(code),
             Err(why) => {
@@ -94,6 +98,7 @@ impl Runtime {
             states: States::default(),
             alarms: Alarms::default(),
             intake,
+            clock,
             code,
             _ticker: ticker,
         }))

@@ -7,6 +7,7 @@ use wasmtime::component::Component;
 
 use super::*;
 use crate::decision::PluginVersion;
+use crate::policy::Clock;
 use crate::policy::guest::aside::outside_async;
 use crate::policy::guest::host::{HostState, Services};
 use crate::policy::guest::runtime::CANNOT_WAIT;
@@ -17,7 +18,7 @@ fn start(wat: &str) -> Result<(), String> {
     let runtime = Engine::new().runtime;
     let version = PluginVersion { name: "p".into(), hash: "0".into() };
     let metrics = runtime.metrics.plugin(&version);
-    let services = Services::new(version, "{}".into(), metrics, runtime.states.of("p"));
+    let services = Services::new(version, "{}".into(), metrics, runtime.states.of("p"), Clock::default());
     let mut store = Store::new(&runtime.engine, HostState::new(Arc::new(services), 1 << 20));
     store.limiter(|state| &mut state.memory);
     store.set_epoch_deadline(ticks(Duration::from_secs(1)));

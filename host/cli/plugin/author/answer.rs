@@ -1,0 +1,141 @@
+//! What a policy said, in lines that people read and that can be compared.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::decision::{Disposition, Verdict};
+use crate::membership::{Grouping, Place};
+use crate::message::{Audience, Message};
+use crate::policy::{Decided, Filtered};
+
+/// An answer: one line each for what it says.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(transparent)]
+pub(super) struct Answer(pub(super) Vec<String>);
+
+impl Answer {
+    pub(super) fn line(text: impl Into<String>) -> Self {
+        Self(vec![text.into()])
+    }
+
+    /// The plugin failed, or refused.
+    pub(super) fn failed(why: impl std::fmt::Display) -> Self {
+        Self::line(format!("fail: {why}"))
+    }
+
+    pub(super) fn is_failure(&self) -> bool {
+        self.0.first().is_some_and(|line| line.starts_with("fail: "))
+    }
+
+    /// All of it on one line.
+    pub(super) fn joined(&self) -> String {
+        self.0.join(", ")
+    }
+
+    /// What became of a message.
+    pub(super) fn of_filter(asked: &Message, filtered: &Filtered) -> Self {
+        match &filtered.verdict {
+            Verdict::Drop { reason, .. } => return Self::line(format!("drop: {reason}")),
+            Verdict::DeadLetter { reason, .. } => return Self::line(format!("dead-letter: {reason}")),
+            Verdict::Pass => {}
+        }
+        let message = &filtered.message;
+        let mut lines = Vec::new();
+        if message.body != asked.body {
+            lines.push(body(&message.body));
+        }
+        if message.operation != asked.operation {
+            lines.push(operation(message.operation));
+        }
+        match &message.audience {
+            Audience::Room(now) if message.audience != asked.audience => lines.push(room(now.as_str())),
+            Audience::Keys { keys: now, .. } if message.audience != asked.audience => {
+                lines.push(names("keys", now.iter()));
+            }
+            _ => {}
+        }
+        let overrides = &filtered.overrides;
+        lines.extend(overrides.only.iter().map(|only| names("only", only)));
+        for (word, comets) in [("except", &overrides.except), ("also", &overrides.also)] {
+            if !comets.is_empty() {
+                lines.push(names(word, comets));
+            }
+        }
+        lines.extend(filtered.guards.iter().map(|guard| {
+            // The gateway puts the plugin's name before the key.
+            let own = guard.key.strip_prefix(&*guard.by.name).and_then(|key| key.strip_prefix(':'));
+            once(own.unwrap_or(&guard.key), guard.ttl)
+        }));
+        if lines.is_empty() { Self::line("pass") } else { Self(lines) }
+    }
+
+    /// What becomes of a message for somebody who is away.
+    pub(super) fn of_offline(decided: Option<&Decided>) -> Self {
+        Self::line(match decided.map(|decided| &decided.disposition) {
+            None => "pass".to_owned(),
+            Some(Disposition::Drop) => "drop".to_owned(),
+            Some(Disposition::Store { retention: None }) => "store".to_owned(),
+            Some(Disposition::Store { retention: Some(time) }) => store_for(*time),
+            Some(Disposition::Notify { channel }) => notify(channel),
+        })
+    }
+
+    /// Who is somewhere else than before.
+    pub(super) fn of_grouping(grouping: &Grouping) -> Self {
+        let mut lines = Vec::new();
+        for (member, place) in grouping.members() {
+            let before = &grouping.membership().comets[member.comet as usize];
+            match place {
+                Place::Skipped => lines.push(moved(member.id.as_str(), "skip")),
+                Place::Offline => lines.push(moved(member.id.as_str(), "offline")),
+                Place::At(comet) => {
+                    let now = &grouping.comets()[comet as usize];
+                    if now != before {
+                        lines.push(moved(member.id.as_str(), now.as_str()));
+                    }
+                }
+            }
+        }
+        lines.sort();
+        if lines.is_empty() { Self::line("stays") } else { Self(lines) }
+    }
+}
+
+/// The lines of an answer; what a case expects is put together from the same ones.
+pub(super) fn body(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => format!("body: {text:?}"),
+        Err(_) => format!("body_base64: {}", STANDARD.encode(bytes)),
+    }
+}
+
+pub(super) fn operation(number: i32) -> String {
+    format!("operation: {number}")
+}
+
+pub(super) fn room(id: &str) -> String {
+    format!("room: {id}")
+}
+
+pub(super) fn names(what: &str, names: impl IntoIterator<Item = impl ToString>) -> String {
+    let names: Vec<String> = names.into_iter().map(|name| name.to_string()).collect();
+    format!("{what}: {}", names.join(", "))
+}
+
+pub(super) fn once(key: &str, ttl: Duration) -> String {
+    format!("once: {key} for {}", humantime::format_duration(ttl))
+}
+
+pub(super) fn store_for(time: Duration) -> String {
+    format!("store: {}", humantime::format_duration(time))
+}
+
+pub(super) fn notify(channel: &str) -> String {
+    format!("notify: {channel}")
+}
+
+pub(super) fn moved(id: &str, to: &str) -> String {
+    format!("{id}: {to}")
+}

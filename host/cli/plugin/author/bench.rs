@@ -1,0 +1,160 @@
+//! `halley plugin bench`.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+
+use crate::cli::draft::Draft;
+use crate::cli::plugin::author::project::{self, Configured};
+use crate::cli::plugin::author::question::Gathering;
+use crate::cli::{FAILURE, SUCCESS, fail, print};
+use crate::decision::{Absent, Cause};
+use crate::membership::Grouping;
+use crate::message::Message;
+use crate::policy::{Chain, OnError, PluginConfig, Policies, Runtime, Stalled, idle_plugin};
+
+/// Messages in a batch, absent users of a message, or connections of a room.
+const SIZES: [usize; 4] = [1, 16, 64, 256];
+/// Times that are taken of each size, at least; while there is time, more are.
+const LEAST: usize = 5;
+
+/// Arguments of `halley plugin bench`.
+///
+/// Each hook is measured as the gateway calls it: `filter` by messages in a batch, `offline` by the
+/// users that are away, `grouping` by the connections in a room. The policy and one that does
+/// nothing take turns, so that a busy machine slows both; figures are medians.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli::plugin) struct Args {
+    #[command(flatten)]
+    configured: Configured,
+    /// Messages to measure with, one in JSON a line, as for `halley plugin run`. Without it,
+    /// messages of 200 bytes to a room.
+    #[arg(long, value_name = "FILE")]
+    messages: Option<PathBuf>,
+    /// Seconds for each line of the table, 0.1 to 60.
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
+    seconds: f64,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|_| "give a number".to_owned())?;
+    if (0.1..=60.0).contains(&seconds) { Ok(seconds) } else { Err("give 0.1 to 60".to_owned()) }
+}
+
+pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
+    let (config, messages) =
+        match args.configured.config().and_then(|config| Ok((config, messages(args.messages.as_deref())?))) {
+            Ok(ready) => ready,
+            Err(mistake) => return Ok(project::mistake(&mistake)),
+        };
+    let Some(policy) = args.configured.place.policy()? else { return Ok(FAILURE) };
+    if cfg!(debug_assertions) {
+        fail("this is a development build of halley, whose engine is many times slower: figures mean nothing");
+    }
+    let mut idle = tempfile::Builder::new().suffix(".wasm").tempfile()?;
+    idle.write_all(&idle_plugin()?)?;
+    let mut pair = (chain(&policy, &config)?, chain(idle.path(), &serde_json::json!({}))?);
+    let time = Duration::from_secs_f64(args.seconds);
+    print("hook        size   calls/s  ns each  idle  above");
+    let set = pair.0.set().clone();
+    if set.has_filter() {
+        table("filter", time, &mut pair, |chain, size| filter(chain, &messages, size))?;
+    }
+    if set.has_offline() {
+        table("offline", time, &mut pair, |chain, size| offline(chain, &messages, size))?;
+    }
+    if set.has_grouping() {
+        table("grouping", time, &mut pair, grouping)?;
+    }
+    print(&format!("memory of its instance: {} KiB", pair.0.memory() / 1024));
+    Ok(SUCCESS)
+}
+
+fn chain(file: &Path, config: &Value) -> anyhow::Result<Chain> {
+    let mut plugin = PluginConfig::new("policy", file);
+    plugin.config = config.clone();
+    // What fails is no measurement; what is slow is told by the figures.
+    plugin.on_error = OnError::Stall.into();
+    plugin.deadline = Duration::from_secs(10);
+    Ok(Policies::start(Runtime::new(&mut Registry::default())?, &[plugin])?.current().chain())
+}
+
+/// A line for each size.
+fn table(
+    hook: &str,
+    time: Duration,
+    pair: &mut (Chain, Chain),
+    call: impl Fn(&mut Chain, usize) -> Result<Duration, Stalled>,
+) -> anyhow::Result<()> {
+    for size in SIZES {
+        let (mut own, mut idle) = (Vec::new(), Vec::new());
+        let until = Instant::now() + time;
+        while own.len() < LEAST || Instant::now() < until {
+            own.push(call(&mut pair.0, size)?);
+            idle.push(call(&mut pair.1, size)?);
+        }
+        let (own, idle) = (median(&mut own), median(&mut idle));
+        let each = |time: Duration| time.as_nanos() as f64 / size as f64;
+        let per_second = 1.0 / own.as_secs_f64().max(1e-9);
+        let (own, idle) = (each(own), each(idle));
+        print(&format!("{hook:<10}{size:>6}{per_second:>10.0}{own:>9.0}{idle:>6.0}{:>7.0}", own - idle));
+    }
+    Ok(())
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn filter(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Duration, Stalled> {
+    let batch: Vec<Message> = messages.iter().cycle().take(size).cloned().collect();
+    let begun = Instant::now();
+    let filtered = chain.filter("push", 0, batch)?;
+    let taken = begun.elapsed();
+    drop(filtered);
+    Ok(taken)
+}
+
+fn offline(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Duration, Stalled> {
+    let user = |number: usize| Absent {
+        user: format!("user_{number}").as_str().into(),
+        connection: None,
+        cause: Cause::NotOnline,
+    };
+    let absent: Vec<Absent> = (0..size).map(user).collect();
+    let begun = Instant::now();
+    chain.decide(&messages[0], &absent)?;
+    Ok(begun.elapsed())
+}
+
+fn grouping(chain: &mut Chain, size: usize) -> Result<Duration, Stalled> {
+    let (room, mut grouping): (_, Grouping) = Gathering::of(size).grouping();
+    let begun = Instant::now();
+    chain.regroup(&room, &mut grouping)?;
+    Ok(begun.elapsed())
+}
+
+/// What is measured with.
+fn messages(file: Option<&Path>) -> anyhow::Result<Vec<Message>> {
+    let Some(file) = file else {
+        let text = "this is what people say to each other in a room where a stream is watched";
+        let body = format!("{:<200}", format!("{{\"user\":\"user_1\",\"text\":\"{text}\"}}"));
+        let draft = Draft { room: Some("video_1".to_owned()), body, ..Draft::default() };
+        return Ok(vec![draft.into_message("push", 1)?]);
+    };
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let mut messages = Vec::new();
+    for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let read = || -> anyhow::Result<Message> {
+            serde_json::from_str::<Draft>(line)?.into_message("push", at as i64)
+        };
+        messages.push(read().with_context(|| format!("{} line {}", file.display(), at + 1))?);
+    }
+    anyhow::ensure!(!messages.is_empty(), "{} has no messages", file.display());
+    Ok(messages)
+}

@@ -1,0 +1,41 @@
+//! `halley plugin build`.
+
+use std::path::PathBuf;
+
+use prometheus_client::registry::Registry;
+
+use crate::cli::plugin::author::inspect::summary;
+use crate::cli::plugin::author::project;
+use crate::cli::{FAILURE, SUCCESS, fail, print};
+use crate::policy::{Runtime, inspect};
+
+/// Arguments of `halley plugin build`.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli::plugin) struct Args {
+    /// The project's folder.
+    #[arg(value_name = "FOLDER", default_value = ".")]
+    folder: PathBuf,
+}
+
+pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
+    let built = match project::build(&args.folder, false) {
+        Ok(Some(built)) => built,
+        Ok(None) => return Ok(FAILURE),
+        Err(mistake) => return Ok(project::mistake(&mistake)),
+    };
+    if built.is_empty() {
+        fail("nothing was built: `[lib]` wants `crate-type = [\"cdylib\"]`");
+        return Ok(FAILURE);
+    }
+    let runtime = Runtime::new(&mut Registry::default())?;
+    let mut code = SUCCESS;
+    for file in built {
+        let inspected = inspect(&runtime, &file).map_err(|why| anyhow::anyhow!("{} {why}", file.display()))?;
+        print(&summary(&file, &inspected));
+        if let Some(why) = &inspected.refused {
+            fail(&format!("a gateway would refuse it: it {why}"));
+            code = FAILURE;
+        }
+    }
+    Ok(code)
+}

@@ -1,0 +1,109 @@
+//! `halley plugin dev`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::cli::plugin::author::cases;
+use crate::cli::plugin::author::project::{self, Place};
+use crate::cli::plugin::author::subject::Subject;
+use crate::cli::plugin::author::test::check;
+use crate::cli::plugin::client::GatewayArgs;
+use crate::cli::plugin::push;
+use crate::cli::{SUCCESS, fail, print, runtime};
+
+/// How often files are looked at.
+const INTERVAL: Duration = Duration::from_millis(300);
+/// What a build leaves: no source.
+const BUILT: [&str; 2] = ["target", "dist"];
+/// More files than this belong to no policy.
+const MOST_FILES: usize = 10_000;
+
+/// Arguments of `halley plugin dev`.
+///
+/// Runs until Ctrl-C. What does not build, or fails its cases, goes nowhere: what was pushed before
+/// stays in force.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli::plugin) struct Args {
+    #[command(flatten)]
+    place: Place,
+    /// Pushes what holds its cases into the gateway at --gateway.
+    #[arg(long)]
+    push: bool,
+    /// The configured plugin that is pushed to. Without it, the one that is called as the file is.
+    #[arg(long, value_name = "NAME", requires = "push")]
+    name: Option<String>,
+    #[command(flatten)]
+    gateway: GatewayArgs,
+}
+
+pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
+    let folder = args.place.folder();
+    if !folder.join("Cargo.toml").is_file() {
+        let why = anyhow::anyhow!(
+            "there is no Cargo.toml in {}; `halley plugin new NAME` makes a project",
+            folder.display()
+        );
+        return Ok(project::mistake(&why));
+    }
+    let runtime = runtime()?;
+    let mut stop = runtime.spawn(tokio::signal::ctrl_c());
+    let mut seen = Snapshot::new();
+    loop {
+        let now = snapshot(&folder);
+        if now != seen {
+            seen = now;
+            if let Err(error) = round(&args) {
+                fail(&format!("{error:#}"));
+            }
+            print("waiting for a change; Ctrl-C ends this");
+        }
+        let stopped = runtime.block_on(async { tokio::time::timeout(INTERVAL, &mut stop).await.is_ok() });
+        if stopped {
+            return Ok(SUCCESS);
+        }
+    }
+}
+
+/// Builds, tests and pushes once.
+fn round(args: &Args) -> anyhow::Result<()> {
+    let Some(policy) = args.place.policy()? else { return Ok(()) };
+    print(&format!("built {}", policy.display()));
+    if let Ok(file) = args.place.cases() {
+        let holds = check(&cases::read(&file)?, &mut Subject::new(&policy)?)? == SUCCESS;
+        if !holds {
+            return Ok(());
+        }
+    } else {
+        print("there are no cases (cases.toml): nothing is tested");
+    }
+    if args.push {
+        push::push(&[policy], args.name.as_deref(), &args.gateway)?;
+    }
+    Ok(())
+}
+
+/// The files of a project, with their times and sizes.
+type Snapshot = BTreeMap<PathBuf, (SystemTime, u64)>;
+
+fn snapshot(folder: &Path) -> Snapshot {
+    let mut files = Snapshot::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        // What is gone by now is seen as gone the next time.
+        for entry in fs::read_dir(next).into_iter().flatten().flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            let name = entry.file_name();
+            let is_built = BUILT.iter().any(|built| name == **built);
+            let is_hidden = name.as_encoded_bytes().starts_with(b".");
+            if metadata.is_dir() && !is_built && !is_hidden {
+                folders.push(entry.path());
+            } else if metadata.is_file() && !is_hidden && name != "Cargo.lock" && files.len() < MOST_FILES {
+                let changed = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+                files.insert(entry.path(), (changed, metadata.len()));
+            }
+        }
+    }
+    files
+}

@@ -1,0 +1,92 @@
+//! `halley plugin inspect`.
+
+use std::path::{Path, PathBuf};
+
+use prometheus_client::registry::Registry;
+
+use crate::cli::plugin::author::project;
+use crate::cli::{FAILURE, SUCCESS, fail, print};
+use crate::policy::{Inspection, Runtime, inspect};
+
+/// Arguments of `halley plugin inspect`.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli::plugin) struct Args {
+    /// The policy's file.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Prints JSON instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a policy can do with the host's functions, by their names.
+const CAPABILITIES: [(&str, &[&str]); 4] = [
+    ("log", &["log"]),
+    ("metrics", &["counter-add", "gauge-set"]),
+    ("state", &["state-get", "state-set", "state-delete"]),
+    ("clock", &["now"]),
+];
+
+pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
+    let runtime = Runtime::new(&mut Registry::default())?;
+    let inspected = match inspect(&runtime, &args.file) {
+        Ok(inspected) => inspected,
+        Err(why) => return Ok(project::mistake(&anyhow::anyhow!("{} {why}", args.file.display()))),
+    };
+    if args.json {
+        let mut json = serde_json::to_value(&inspected)?;
+        json["capabilities"] = capabilities(&inspected).into();
+        print(&serde_json::to_string_pretty(&json)?);
+    } else {
+        print(&summary(&args.file, &inspected));
+        print(&interfaces(&inspected));
+    }
+    let Some(why) = &inspected.refused else { return Ok(SUCCESS) };
+    fail(&format!("a gateway would refuse it: it {why}"));
+    Ok(FAILURE)
+}
+
+/// What matters of a built policy.
+pub(super) fn summary(file: &Path, inspected: &Inspection) -> String {
+    let Inspection { form, size, sha256, contract, hooks, .. } = inspected;
+    let contract = contract.as_deref().unwrap_or("it names none");
+    let short = &sha256[..12];
+    let lines = [
+        file.display().to_string(),
+        format!("  size          {size} bytes, {form}"),
+        format!("  sha256        {sha256}"),
+        format!("  version       {short}, as gateways show it"),
+        format!("  contract      halley:policy@{contract}"),
+        format!("  hooks         {}", listed(hooks)),
+        format!("  capabilities  {}", listed(&capabilities(inspected))),
+    ];
+    lines.join("\n")
+}
+
+fn interfaces(inspected: &Inspection) -> String {
+    let mut lines = vec!["  exports".to_owned()];
+    lines.extend(inspected.exports.iter().map(|name| format!("    {name}")));
+    lines.push("  imports".to_owned());
+    for import in &inspected.imports {
+        let functions =
+            if import.functions.is_empty() { String::new() } else { format!("  {}", import.functions.join(", ")) };
+        lines.push(format!("    {}{functions}", import.interface));
+    }
+    lines.join("\n")
+}
+
+fn capabilities(inspected: &Inspection) -> Vec<&'static str> {
+    let host = inspected.imports.iter().filter(|import| import.interface.starts_with("halley:policy/host"));
+    let used: Vec<&str> = host.flat_map(|import| &import.functions).map(String::as_str).collect();
+    let is_used = |functions: &[&str]| functions.iter().any(|function| used.contains(function));
+    let mut found: Vec<&str> =
+        CAPABILITIES.iter().filter(|(_, functions)| is_used(functions)).map(|(name, _)| *name).collect();
+    if inspected.imports.iter().any(|import| import.interface.starts_with("wasi:")) {
+        found.push("wasi (an empty world)");
+    }
+    found
+}
+
+fn listed(words: &[&str]) -> String {
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+}

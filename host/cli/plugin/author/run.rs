@@ -1,0 +1,110 @@
+//! `halley plugin run`.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use crate::cli::draft::Draft;
+use crate::cli::plugin::author::answer::Answer;
+use crate::cli::plugin::author::project::{self, Configured};
+use crate::cli::plugin::author::question::{Away, Gathering};
+use crate::cli::plugin::author::subject::{Instance, Subject};
+use crate::cli::{FAILURE, SUCCESS, fail, print};
+
+/// The longest line that is read, in bytes.
+const LONGEST_LINE: u64 = 16 * 1024 * 1024;
+
+/// Arguments of `halley plugin run`.
+///
+/// Each line is a question in JSON. A message, for `filter`:
+/// {"room": "r", "body": "hello"}, or with "keys" or "everyone"; optional are "operation", "headers",
+/// "body_base64", "at" (when it was produced, and what the clock says). For `offline`:
+/// {"message": {...}, "absent": {"user": "u"}}. For `grouping`:
+/// {"room": "r", "connections": [{"id": "c", "comet": "10.0.0.1:50051"}]}.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli::plugin) struct Args {
+    #[command(flatten)]
+    configured: Configured,
+    /// The file with the questions. Without it, or with `-`, standard input.
+    #[arg(long, short, value_name = "FILE")]
+    messages: Option<PathBuf>,
+    /// Prints a line of JSON for each question.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
+    let config = match args.configured.config() {
+        Ok(config) => config,
+        Err(mistake) => return Ok(project::mistake(&mistake)),
+    };
+    let mut questions: Box<dyn Read> = match &args.messages {
+        Some(file) if file.as_os_str() != "-" => match std::fs::File::open(file) {
+            Ok(open) => Box::new(open),
+            Err(why) => {
+                let why = anyhow::anyhow!("cannot read {}: {why}", file.display());
+                return Ok(project::mistake(&why));
+            }
+        },
+        _ => Box::new(std::io::stdin()),
+    };
+    let Some(policy) = args.configured.place.policy()? else { return Ok(FAILURE) };
+    show_its_log();
+    let mut subject = Subject::new(&policy)?;
+    let mut instance = subject.with(&config).map_err(|why| anyhow::anyhow!("it does not start: it {why}"))?;
+    ask_all(&mut questions, &mut instance, args.json)
+}
+
+fn ask_all(questions: &mut dyn Read, instance: &mut Instance, json: bool) -> anyhow::Result<u8> {
+    let mut lines = BufReader::new(questions);
+    let (mut line, mut number, mut code) = (Vec::new(), 0, SUCCESS);
+    loop {
+        line.clear();
+        if lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(code);
+        }
+        number += 1;
+        let text = String::from_utf8_lossy(&line);
+        if text.trim().is_empty() {
+            continue;
+        }
+        let (hook, answer) = match ask(instance, text.trim()).with_context(|| format!("line {number}")) {
+            Ok(answered) => answered,
+            Err(mistake) => return Ok(project::mistake(&mistake)),
+        };
+        if answer.is_failure() {
+            code = FAILURE;
+        }
+        if json {
+            print(&json!({ "line": number, "hook": hook, "answer": answer }).to_string());
+        } else {
+            print(&format!("{number:>5}  {hook:<8}  {}", answer.joined()));
+        }
+    }
+}
+
+/// Which hook is asked is told by what there is.
+fn ask(instance: &mut Instance, text: &str) -> anyhow::Result<(&'static str, Answer)> {
+    let value: Value = serde_json::from_str(text)?;
+    if value.get("connections").is_some() {
+        let gathering: Gathering = serde_json::from_value(value)?;
+        return Ok(("grouping", instance.regroup(&gathering)?));
+    }
+    if value.get("absent").is_some() {
+        let away: Away = serde_json::from_value(value)?;
+        return Ok(("offline", instance.decide(away)?));
+    }
+    let draft: Draft = serde_json::from_value(value)?;
+    Ok(("filter", instance.filter(draft)?))
+}
+
+/// The policy's own lines, on standard error.
+fn show_its_log() {
+    let format = tracing_subscriber::fmt().with_writer(std::io::stderr).without_time();
+    let filter = tracing_subscriber::EnvFilter::new("off,halley::plugin=trace");
+    if format.with_env_filter(filter).try_init().is_err() {
+        fail("the policy's log is not shown: something else logs already");
+    }
+}

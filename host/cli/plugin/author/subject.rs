@@ -1,0 +1,126 @@
+//! A policy that is asked, with nothing around it: no Kafka, no Redis, no other policy.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+
+use crate::cli::draft::{Draft, since_1970};
+use crate::cli::plugin::author::answer::Answer;
+use crate::cli::plugin::author::question::{Away, Gathering};
+use crate::cli::runtime;
+use crate::policy::{Chain, Clock, OnError, PluginConfig, Policies, Runtime, RuntimeConfig, Then};
+
+/// What every message here comes from.
+const TOPIC: &str = "push";
+/// A machine that is busy with a build must not look like a slow policy; `bench` tells how fast it
+/// is.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// A policy's file, loaded once; its instances and its state are fresh for every configuration.
+pub(super) struct Subject {
+    policies: Arc<Policies>,
+    runtime: tokio::runtime::Runtime,
+    clock: Clock,
+    file: PathBuf,
+    began: usize,
+}
+
+/// One instance with state of its own.
+pub(super) struct Instance {
+    chain: Chain,
+    clock: Clock,
+    asked: i64,
+}
+
+impl Subject {
+    /// Loads nothing yet: a policy is loaded with its first configuration.
+    pub(super) fn new(file: &Path) -> anyhow::Result<Self> {
+        let clock = Clock::standing();
+        let config = RuntimeConfig { clock: clock.clone(), ..RuntimeConfig::default() };
+        let engine = Runtime::with(&mut Registry::default(), config)?;
+        let policies = Policies::start(engine, &[])?;
+        Ok(Self { policies, runtime: runtime()?, clock, file: file.to_owned(), began: 0 })
+    }
+
+    /// Begins anew with this configuration.
+    ///
+    /// # Errors
+    /// Why a gateway would refuse it.
+    pub(super) fn with(&mut self, config: &Value) -> Result<Instance, String> {
+        // State belongs to a name: another one has none.
+        self.began += 1;
+        let name = format!("policy-{}", self.began);
+        let mut plugin = PluginConfig::new(name, &self.file);
+        plugin.config = config.clone();
+        plugin.deadline = DEADLINE;
+        // A failure is to be told, whatever the hook.
+        plugin.on_error = OnError::Stall.into();
+        plugin.quarantine.then = Then::Never;
+        let replaced = self.runtime.block_on(self.policies.replace(vec![plugin]));
+        replaced.map_err(|refused| {
+            let reasons: Vec<String> = refused.problems.into_iter().map(|problem| problem.message).collect();
+            reasons.join("; ")
+        })?;
+        let chain = self.policies.current().chain();
+        self.clock.set(since_1970(SystemTime::now()));
+        Ok(Instance { chain, clock: self.clock.clone(), asked: 0 })
+    }
+}
+
+impl Instance {
+    /// # Errors
+    /// When the message, or asking for this hook, makes no sense.
+    pub(super) fn filter(&mut self, draft: Draft) -> anyhow::Result<Answer> {
+        self.wants(self.chain.set().has_filter(), "filter")?;
+        self.set_clock(draft.at);
+        self.asked += 1;
+        let message = draft.into_message(TOPIC, self.asked)?;
+        Ok(match self.chain.filter(TOPIC, 0, vec![message.clone()]) {
+            Ok(filtered) => {
+                let filtered = filtered.first().context("a message has a verdict")?;
+                Answer::of_filter(&message, filtered)
+            }
+            Err(stalled) => Answer::failed(stalled.error),
+        })
+    }
+
+    /// # Errors
+    /// When the message, or asking for this hook, makes no sense.
+    pub(super) fn decide(&mut self, away: Away) -> anyhow::Result<Answer> {
+        self.wants(self.chain.set().has_offline(), "offline")?;
+        self.set_clock(away.message.at);
+        self.asked += 1;
+        let message = away.message.into_message(TOPIC, self.asked)?;
+        Ok(match self.chain.decide(&message, &[away.absent.absent()]) {
+            Ok(decided) => Answer::of_offline(decided.first().and_then(Option::as_ref)),
+            Err(stalled) => Answer::failed(stalled.error),
+        })
+    }
+
+    /// # Errors
+    /// When asking for this hook makes no sense.
+    pub(super) fn regroup(&mut self, gathering: &Gathering) -> anyhow::Result<Answer> {
+        self.wants(self.chain.set().has_grouping(), "grouping")?;
+        self.set_clock(gathering.at);
+        let (room, mut grouping) = gathering.grouping();
+        Ok(match self.chain.regroup(&room, &mut grouping) {
+            Ok(()) => Answer::of_grouping(&grouping),
+            Err(stalled) => Answer::failed(stalled.error),
+        })
+    }
+
+    fn wants(&self, is_there: bool, hook: &str) -> anyhow::Result<()> {
+        anyhow::ensure!(is_there, "the policy exports no `{hook}`; see `halley plugin inspect`");
+        Ok(())
+    }
+
+    fn set_clock(&self, at: Option<SystemTime>) {
+        if let Some(at) = at {
+            self.clock.set(since_1970(at));
+        }
+    }
+}

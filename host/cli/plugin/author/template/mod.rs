@@ -1,0 +1,224 @@
+//! What a new project is made of: the parts of each hook that it has, put together.
+
+mod filter;
+mod grouping;
+mod offline;
+
+use crate::cli::plugin::author::sdk;
+
+/// A hook of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub(super) enum Hook {
+    /// Decides about each message: pass, drop, change, dead-letter.
+    Filter,
+    /// Decides which comets a room is reached over.
+    Grouping,
+    /// Decides what becomes of messages for users who are away.
+    Offline,
+}
+
+/// What one hook brings into a project.
+struct Part {
+    /// The trait of the SDK.
+    hook: &'static str,
+    /// Fields of the configuration.
+    fields: &'static str,
+    /// The same, as TOML.
+    config: &'static str,
+    /// What the policy does, in a sentence.
+    does: &'static str,
+    /// The trait's implementation, for `NAME`.
+    code: &'static str,
+    /// Its tests; `policy()` makes one with the configuration above.
+    tests: &'static str,
+    /// What the tests use of `halley_plugin::testing`.
+    uses: &'static [&'static str],
+    cases: &'static str,
+    /// Lines for `halley plugin run`.
+    questions: &'static str,
+}
+
+impl Hook {
+    fn part(self) -> &'static Part {
+        match self {
+            Self::Filter => &filter::PART,
+            Self::Grouping => &grouping::PART,
+            Self::Offline => &offline::PART,
+        }
+    }
+}
+
+/// The files of a project by their paths, except for the SDK.
+pub(super) fn files(name: &str, hooks: &[Hook]) -> Vec<(&'static str, String)> {
+    let parts: Vec<&Part> = hooks.iter().map(|hook| hook.part()).collect();
+    vec![
+        ("Cargo.toml", manifest(name)),
+        ("src/lib.rs", code(name, &parts)),
+        ("cases.toml", cases(&parts)),
+        ("messages.jsonl", parts.iter().map(|part| part.questions).collect()),
+        ("README.md", readme(name, &parts)),
+        (".gitignore", "/target\n/dist\n".to_owned()),
+    ]
+}
+
+fn manifest(name: &str) -> String {
+    let sdk = sdk::NAME;
+    format!(
+        r#"[package]
+name = "{name}"
+version = "0.1.0"
+edition = "2024"
+publish = false
+
+[lib]
+crate-type = ["cdylib"]
+
+[dependencies]
+{sdk} = {{ path = "{sdk}" }}
+serde = {{ version = "1", features = ["derive"] }}
+
+[dev-dependencies]
+serde_json = "1"
+
+# Not a member of a workspace around it.
+[workspace]
+"#
+    )
+}
+
+fn code(name: &str, parts: &[&Part]) -> String {
+    let policy = type_name(name);
+    let all = |part: fn(&Part) -> &str| parts.iter().map(|p| part(p).trim_matches('\n')).collect::<Vec<_>>();
+    let hooks = all(|part| part.hook).join(", ");
+    let (does, fields) = (all(|part| part.does).join("\n//! "), all(|part| part.fields).join("\n"));
+    let (code, tests) = (all(|part| part.code).join("\n\n"), all(|part| part.tests).join("\n\n"));
+    let mut uses: Vec<&str> = parts.iter().flat_map(|part| part.uses).copied().chain(["Harness"]).collect();
+    uses.sort_unstable();
+    uses.dedup();
+    let (uses, json) = (uses.join(", "), config_as_json(parts));
+    let text = format!(
+        r#"//! {does}
+
+use halley_plugin::prelude::*;
+
+/// What stands in the gateway's `[plugin.config]`. A key that is mistyped is refused.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NAME {{
+{fields}
+}}
+
+{code}
+
+halley_plugin::export!(NAME: {hooks});
+
+#[cfg(test)]
+mod tests {{
+    use halley_plugin::testing::{{{uses}}};
+
+    use super::*;
+
+    fn policy() -> Harness<NAME> {{
+        Harness::new(serde_json::json!({json}))
+    }}
+
+{tests}
+}}
+"#
+    );
+    text.replace("NAME", &policy)
+}
+
+fn config_as_json(parts: &[&Part]) -> String {
+    // What stands in this file is read by its tests.
+    let config: toml::Table = config(parts).parse().unwrap_or_default();
+    serde_json::to_string(&config).unwrap_or_default().replace(':', ": ").replace(',', ", ")
+}
+
+fn config(parts: &[&Part]) -> String {
+    parts.iter().map(|part| part.config).collect()
+}
+
+fn cases(parts: &[&Part]) -> String {
+    let config = config(parts);
+    let cases: String = parts.iter().map(|part| part.cases).collect();
+    format!(
+        r#"# What the policy answers: `halley plugin test` asks a fresh instance for each case.
+
+# The configuration, where a case has none of its own.
+[config]
+{config}{cases}
+[[case]]
+name = "a mistyped key is refused"
+config = {{ wrods = [] }}
+refused = "unknown field"
+"#
+    )
+}
+
+fn readme(name: &str, parts: &[&Part]) -> String {
+    let does: Vec<&str> = parts.iter().map(|part| part.does).collect();
+    let (does, config, file) = (does.join(" "), config(parts), name.replace('-', "_"));
+    format!(
+        r#"# {name}
+
+{does}
+
+```sh
+halley plugin build                   # dist/{file}.wasm, its size and its hash
+halley plugin test                    # the cases in cases.toml
+cargo test                            # the tests in src/lib.rs, without WebAssembly
+halley plugin run < messages.jsonl    # what it says to each line
+halley plugin bench                   # what it costs
+halley plugin dev                     # all of that again whenever a file changes
+```
+
+In the gateway's configuration:
+
+```toml
+[[plugin]]
+name = "{name}"
+path = "/etc/halley/{file}.wasm"
+
+[plugin.config]
+{config}```
+
+A new file at that path takes effect within about a second. `halley plugin push dist/{file}.wasm`
+puts it in force in a running gateway at once, `halley plugin rollback {name}` takes it back, and
+`halley plugin dev --push` pushes whatever builds and holds its cases.
+
+`halley-plugin/` is the SDK, as it came with the gateway; `cargo doc --open -p halley-plugin` is its
+reference.
+"#
+    )
+}
+
+/// `my-policy` as Rust calls types: `MyPolicy`.
+fn type_name(name: &str) -> String {
+    let words = name.split(['-', '_']).filter(|word| !word.is_empty());
+    let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
+    words.map(capital).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn types_are_called_as_rust_calls_them() {
+        assert_eq!(type_name("my-policy_2"), "MyPolicy2");
+    }
+
+    #[test]
+    fn configurations_and_cases_are_read_and_hold_together() {
+        for hooks in [&[Hook::Filter][..], &[Hook::Grouping], &[Hook::Offline], &[Hook::Filter, Hook::Offline]] {
+            let files = files("my-policy", hooks);
+            let text = |name: &str| files.iter().find(|(path, _)| *path == name).unwrap().1.clone();
+            let cases: toml::Table = text("cases.toml").parse().unwrap();
+            let parts: Vec<&Part> = hooks.iter().map(|hook| hook.part()).collect();
+            assert_eq!(cases["config"], toml::Value::Table(config(&parts).parse().unwrap()));
+            assert!(text("src/lib.rs").contains("struct MyPolicy {"));
+            assert!(text("messages.jsonl").lines().all(|line| line.starts_with('{')));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! `halley plugin test`.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use similar::{ChangeTag, TextDiff};
+
+use crate::cli::plugin::author::answer::Answer;
+use crate::cli::plugin::author::cases::{self, Case, Cases, Expected};
+use crate::cli::plugin::author::project::{self, Place};
+use crate::cli::plugin::author::subject::{Instance, Subject};
+use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, print};
+
+/// Arguments of `halley plugin test`.
+///
+/// A case is a configuration, questions and answers. Its questions are asked one after the other of
+/// a fresh instance, the ones to `filter` first, then `offline`, then `grouping`; guards are shown
+/// and not claimed. The clock stands still: `at` in a message sets it.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli::plugin) struct Args {
+    #[command(flatten)]
+    place: Place,
+    /// The file with the cases, TOML or JSON. Without it, cases.toml or cases.json beside the
+    /// policy.
+    #[arg(long, value_name = "FILE")]
+    cases: Option<PathBuf>,
+}
+
+pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
+    let file = match args.cases.clone().map_or_else(|| args.place.cases(), Ok) {
+        Ok(file) => file,
+        Err(mistake) => return Ok(project::mistake(&mistake)),
+    };
+    let cases = match cases::read(&file) {
+        Ok(cases) => cases,
+        Err(mistake) => return Ok(project::mistake(&mistake)),
+    };
+    if cases.cases.is_empty() {
+        fail(&format!("{} has no cases; `[[case]]` begins one", file.display()));
+        return Ok(MISTAKE);
+    }
+    let Some(policy) = args.place.policy()? else { return Ok(FAILURE) };
+    match check(&cases, &mut Subject::new(&policy)?) {
+        Ok(code) => Ok(code),
+        Err(mistake) => Ok(project::mistake(&mistake.context(format!("{} has a mistake", file.display())))),
+    }
+}
+
+/// Asks everything, and tells what is otherwise than expected.
+pub(super) fn check(cases: &Cases, subject: &mut Subject) -> anyhow::Result<u8> {
+    let nothing = serde_json::json!({});
+    let mut failed = 0;
+    for case in &cases.cases {
+        let config = case.config.as_ref().or(cases.config.as_ref()).unwrap_or(&nothing);
+        let differences = match subject.with(config) {
+            Err(why) => refused(case, &why),
+            Ok(instance) => case.ask(instance).with_context(|| format!("case `{}`", case.name))?,
+        };
+        failed += usize::from(!differences.is_empty());
+        let verdict = if differences.is_empty() { "ok      " } else { "FAILED  " };
+        print(&format!("{verdict}{}", case.name));
+        differences.iter().for_each(|difference| print(difference));
+    }
+    let whole = cases.cases.len();
+    print(&format!("{} of {whole} cases hold", whole - failed));
+    Ok(if failed == 0 { SUCCESS } else { FAILURE })
+}
+
+/// The policy did not take its configuration.
+fn refused(case: &Case, why: &str) -> Vec<String> {
+    match &case.refused {
+        Some(part) if why.contains(part.as_str()) => Vec::new(),
+        Some(part) => vec![differing("refused", &[format!("...{part}...")], &[why.to_owned()])],
+        None => vec![format!("    it does not start: it {why}")],
+    }
+}
+
+impl Case {
+    /// Where the answers are others than expected, in words.
+    fn ask(&self, mut instance: Instance) -> anyhow::Result<Vec<String>> {
+        if let Some(part) = &self.refused {
+            let expected = [format!("...{part}...")];
+            return Ok(vec![differing("refused", &expected, &["the configuration is taken".to_owned()])]);
+        }
+        let mut differences = Differences::default();
+        for (at, case) in self.filter.iter().enumerate() {
+            differences.compare("filter", at, &case.expect.expected(), &instance.filter(case.message.clone())?);
+        }
+        for (at, case) in self.offline.iter().enumerate() {
+            differences.compare("offline", at, &case.expect.expected(), &instance.decide(case.question())?);
+        }
+        for (at, case) in self.grouping.iter().enumerate() {
+            differences.compare("grouping", at, &case.expected(), &instance.regroup(&case.question())?);
+        }
+        Ok(differences.0)
+    }
+}
+
+#[derive(Default)]
+struct Differences(Vec<String>);
+
+impl Differences {
+    fn compare(&mut self, hook: &str, at: usize, expected: &Expected, got: &Answer) {
+        if !expected.is_met_by(got) {
+            self.0.push(differing(&format!("{hook} {}", at + 1), &expected.lines(), &got.0));
+        }
+    }
+}
+
+/// Line by line: `-` was expected, `+` is what came.
+fn differing(what: &str, expected: &[String], got: &[String]) -> String {
+    let (expected, got) = (expected.join("\n"), got.join("\n"));
+    let mut text = format!("    {what}: - expected, + got");
+    for change in TextDiff::from_lines(&expected, &got).iter_all_changes() {
+        let sign = match change.tag() {
+            ChangeTag::Delete => '-',
+            ChangeTag::Insert => '+',
+            ChangeTag::Equal => ' ',
+        };
+        text.push_str(&format!("\n      {sign} {}", change.value().trim_end_matches('\n')));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_shows_both_sides_line_by_line() {
+        let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
+        let shown = differing("filter 2", &lines(&["body: \"a\"", "room: r"]), &lines(&["body: \"b\"", "room: r"]));
+        assert_eq!(
+            shown,
+            "    filter 2: - expected, + got\n      - body: \"a\"\n      + body: \"b\"\n        room: r"
+        );
+    }
+}
