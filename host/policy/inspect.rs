@@ -72,7 +72,10 @@ fn interfaces(component: &[u8]) -> (Vec<Import>, Vec<String>) {
         functions.sort();
         Import { interface: name(&resolve, key), functions }
     };
-    (world.imports.iter().map(import).collect(), world.exports.keys().map(|key| name(&resolve, key)).collect())
+    (
+        world.imports.iter().map(import).collect(),
+        world.exports.keys().map(|key| name(&resolve, key)).collect(),
+    )
 }
 
 fn name(resolve: &Resolve, key: &WorldKey) -> String {

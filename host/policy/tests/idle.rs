@@ -21,7 +21,8 @@ fn it_decides_nothing_in_every_hook() {
         assert_eq!(filtered.len(), messages.len());
         assert!(filtered.iter().all(|one| one.verdict == Verdict::Pass && one.trail.is_empty()));
 
-        let absent = |n| Absent { user: format!("u{n}").as_str().into(), connection: None, cause: Cause::NotOnline };
+        let absent =
+            |n| Absent { user: format!("u{n}").as_str().into(), connection: None, cause: Cause::NotOnline };
         let absent: Vec<Absent> = (0..size).map(absent).collect();
         let decided = chain.decide(&messages[0], &absent).unwrap();
         assert_eq!(decided, vec![None; absent.len()]);

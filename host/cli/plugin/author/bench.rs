@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::cli::draft::Draft;
 use crate::cli::plugin::author::project::{self, Configured};
 use crate::cli::plugin::author::question::Gathering;
-use crate::cli::{FAILURE, SUCCESS, fail, print};
+use crate::cli::{SUCCESS, fail, print};
 use crate::decision::{Absent, Cause};
 use crate::membership::Grouping;
 use crate::message::Message;
@@ -51,9 +51,14 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
             Ok(ready) => ready,
             Err(mistake) => return Ok(project::mistake(&mistake)),
         };
-    let Some(policy) = args.configured.place.policy()? else { return Ok(FAILURE) };
+    let policy = match args.configured.place.policy() {
+        Ok(policy) => policy,
+        Err(code) => return Ok(code),
+    };
     if cfg!(debug_assertions) {
-        fail("this is a development build of halley, whose engine is many times slower: figures mean nothing");
+        fail(
+            "this is a development build of halley, whose engine is many times slower: figures mean nothing",
+        );
     }
     let mut idle = tempfile::Builder::new().suffix(".wasm").tempfile()?;
     idle.write_all(&idle_plugin()?)?;
@@ -71,6 +76,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         table("grouping", time, &mut pair, grouping)?;
     }
     print(&format!("memory of its instance: {} KiB", pair.0.memory() / 1024));
+    print("ns for each message, absent user or connection; idle: the same of a policy that does nothing");
     Ok(SUCCESS)
 }
 

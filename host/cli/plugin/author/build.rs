@@ -30,7 +30,8 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let runtime = Runtime::new(&mut Registry::default())?;
     let mut code = SUCCESS;
     for file in built {
-        let inspected = inspect(&runtime, &file).map_err(|why| anyhow::anyhow!("{} {why}", file.display()))?;
+        let inspected =
+            inspect(&runtime, &file).map_err(|why| anyhow::anyhow!("{} {why}", file.display()))?;
         print(&summary(&file, &inspected));
         if let Some(why) = &inspected.refused {
             fail(&format!("a gateway would refuse it: it {why}"));

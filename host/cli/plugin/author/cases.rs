@@ -148,7 +148,9 @@ impl Expected {
     pub(super) fn lines(&self) -> Vec<String> {
         match self {
             Self::Exactly(answer) => answer.0.clone(),
-            Self::Like(begin, part) => vec![format!("{begin}: {}", if part.is_empty() { "..." } else { part })],
+            Self::Like(begin, part) => {
+                vec![format!("{begin}: {}", if part.is_empty() { "..." } else { part })]
+            }
         }
     }
 }
@@ -328,7 +330,8 @@ mod tests {
         let word = "[[case]]\nname = \"c\"\n[[case.filter]]\nmessage = { room = \"r\" }\nexpect = \"stop\"\n";
         let word = mistake(word, false);
         assert!(word.contains("line 5") && word.contains("`dead-letter`"), "{word}");
-        let json = mistake(r#"{"case":[{"name":"c","filter":[{"message":{"room":1},"expect":"pass"}]}]}"#, true);
+        let json =
+            mistake(r#"{"case":[{"name":"c","filter":[{"message":{"room":1},"expect":"pass"}]}]}"#, true);
         assert!(json.contains("case[0].filter[0].message.room"), "{json}");
         assert!(mistake("[[case]]\nname = \"empty\"\n", false).contains("case `empty` asks nothing"));
     }

@@ -68,7 +68,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 
 /// Builds, tests and pushes once.
 fn round(args: &Args) -> anyhow::Result<()> {
-    let Some(policy) = args.place.policy()? else { return Ok(()) };
+    let Ok(policy) = args.place.policy() else { return Ok(()) };
     print(&format!("built {}", policy.display()));
     if let Ok(file) = args.place.cases() {
         let holds = check(&cases::read(&file)?, &mut Subject::new(&policy)?)? == SUCCESS;

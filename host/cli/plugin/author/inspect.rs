@@ -68,8 +68,11 @@ fn interfaces(inspected: &Inspection) -> String {
     lines.extend(inspected.exports.iter().map(|name| format!("    {name}")));
     lines.push("  imports".to_owned());
     for import in &inspected.imports {
-        let functions =
-            if import.functions.is_empty() { String::new() } else { format!("  {}", import.functions.join(", ")) };
+        let functions = if import.functions.is_empty() {
+            String::new()
+        } else {
+            format!("  {}", import.functions.join(", "))
+        };
         lines.push(format!("    {}{functions}", import.interface));
     }
     lines.join("\n")

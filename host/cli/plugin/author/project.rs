@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::cli::plugin::author::cases;
-use crate::cli::{MISTAKE, fail};
+use crate::cli::{FAILURE, MISTAKE, fail};
 
 /// The script that builds policies, wherever the toolchain is from; the repository uses it, too.
 const BUILD: &str = include_str!("../../../../plugins/build.sh");
@@ -34,18 +34,32 @@ pub(super) struct Configured {
 }
 
 impl Place {
-    /// The policy's file; `None` when its project does not build, which was said then.
+    /// The policy's file, built first where this is a project.
     ///
     /// # Errors
-    /// When there is no policy here, or the build cannot be run.
-    pub(super) fn policy(&self) -> anyhow::Result<Option<PathBuf>> {
-        if self.path.is_file() {
+    /// With the exit code, when there is none; why was said then.
+    pub(super) fn policy(&self) -> Result<PathBuf, u8> {
+        match self.find() {
+            Ok(Some(file)) => Ok(file),
+            Ok(None) => Err(FAILURE),
+            Err(why) => Err(mistake(&why)),
+        }
+    }
+
+    fn find(&self) -> anyhow::Result<Option<PathBuf>> {
+        if !self.path.is_dir() {
+            ensure!(self.path.is_file(), "there is no {}", self.path.display());
             return Ok(Some(self.path.clone()));
         }
-        let Some(built) = build(&self.path, true)? else { return Ok(None) };
+        // The first build takes its time, and may fetch things: it is to be seen.
+        let was_built = self.path.join("dist").is_dir();
+        let Some(built) = build(&self.path, was_built)? else { return Ok(None) };
         match &built[..] {
             [one] => Ok(Some(one.clone())),
-            [] => bail!("{} makes no .wasm file; its `[lib]` wants `crate-type = [\"cdylib\"]`", self.path.display()),
+            [] => bail!(
+                "{} makes no .wasm file; its `[lib]` wants `crate-type = [\"cdylib\"]`",
+                self.path.display()
+            ),
             several => {
                 let names: Vec<String> = several.iter().map(|file| file.display().to_string()).collect();
                 bail!("{} makes several policies; give one of {}", self.path.display(), names.join(", "))
@@ -62,17 +76,22 @@ impl Place {
         let files = ["cases.toml", "cases.json"].map(|name| folder.join(name));
         let found = files.into_iter().find(|file| file.is_file());
         found.with_context(|| {
-            format!("there is no cases.toml or cases.json in {}; name the file with --cases", folder.display())
+            format!(
+                "there is no cases.toml or cases.json in {}; name the file with --cases",
+                folder.display()
+            )
         })
     }
 
-    /// The project's folder, or the one that the file is in.
+    /// The project's folder; of a file, the one that it is in, or that it was built from.
     pub(super) fn folder(&self) -> PathBuf {
         if self.path.is_dir() {
             return self.path.clone();
         }
         let around = self.path.parent().unwrap_or(Path::new(""));
-        if around.as_os_str().is_empty() { PathBuf::from(".") } else { around.to_owned() }
+        let is_built = around.file_name().is_some_and(|name| name == "dist");
+        let folder = if is_built { around.parent().unwrap_or(around) } else { around };
+        if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.to_owned() }
     }
 }
 
@@ -83,8 +102,7 @@ impl Configured {
     /// When it cannot be read.
     pub(super) fn config(&self) -> anyhow::Result<Value> {
         if let Some(file) = &self.plugin_config {
-            let text =
-                fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
             return serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()));
         }
         let beside = self.place.cases().ok().map(|file| cases::read(&file)).transpose()?;

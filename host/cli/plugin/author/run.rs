@@ -50,10 +50,15 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         },
         _ => Box::new(std::io::stdin()),
     };
-    let Some(policy) = args.configured.place.policy()? else { return Ok(FAILURE) };
+    let policy = match args.configured.place.policy() {
+        Ok(policy) => policy,
+        Err(code) => return Ok(code),
+    };
     show_its_log();
     let mut subject = Subject::new(&policy)?;
-    let mut instance = subject.with(&config).map_err(|why| anyhow::anyhow!("it does not start: it {why}"))?;
+    let mut instance = subject.with(&config).map_err(|why| {
+        anyhow::anyhow!("with the configuration {config} it does not start: it {why}; see --plugin-config")
+    })?;
     ask_all(&mut questions, &mut instance, args.json)
 }
 

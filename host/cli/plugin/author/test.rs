@@ -39,7 +39,10 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         fail(&format!("{} has no cases; `[[case]]` begins one", file.display()));
         return Ok(MISTAKE);
     }
-    let Some(policy) = args.place.policy()? else { return Ok(FAILURE) };
+    let policy = match args.place.policy() {
+        Ok(policy) => policy,
+        Err(code) => return Ok(code),
+    };
     match check(&cases, &mut Subject::new(&policy)?) {
         Ok(code) => Ok(code),
         Err(mistake) => Ok(project::mistake(&mistake.context(format!("{} has a mistake", file.display())))),
@@ -84,7 +87,12 @@ impl Case {
         }
         let mut differences = Differences::default();
         for (at, case) in self.filter.iter().enumerate() {
-            differences.compare("filter", at, &case.expect.expected(), &instance.filter(case.message.clone())?);
+            differences.compare(
+                "filter",
+                at,
+                &case.expect.expected(),
+                &instance.filter(case.message.clone())?,
+            );
         }
         for (at, case) in self.offline.iter().enumerate() {
             differences.compare("offline", at, &case.expect.expected(), &instance.decide(case.question())?);
@@ -129,7 +137,8 @@ mod tests {
     #[test]
     fn a_difference_shows_both_sides_line_by_line() {
         let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>();
-        let shown = differing("filter 2", &lines(&["body: \"a\"", "room: r"]), &lines(&["body: \"b\"", "room: r"]));
+        let shown =
+            differing("filter 2", &lines(&["body: \"a\"", "room: r"]), &lines(&["body: \"b\"", "room: r"]));
         assert_eq!(
             shown,
             "    filter 2: - expected, + got\n      - body: \"a\"\n      + body: \"b\"\n        room: r"

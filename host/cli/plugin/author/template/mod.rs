@@ -132,7 +132,7 @@ mod tests {{
 fn config_as_json(parts: &[&Part]) -> String {
     // What stands in this file is read by its tests.
     let config: toml::Table = config(parts).parse().unwrap_or_default();
-    serde_json::to_string(&config).unwrap_or_default().replace(':', ": ").replace(',', ", ")
+    serde_json::to_string(&config).unwrap_or_default()
 }
 
 fn config(parts: &[&Part]) -> String {
@@ -211,7 +211,9 @@ mod tests {
 
     #[test]
     fn configurations_and_cases_are_read_and_hold_together() {
-        for hooks in [&[Hook::Filter][..], &[Hook::Grouping], &[Hook::Offline], &[Hook::Filter, Hook::Offline]] {
+        for hooks in
+            [&[Hook::Filter][..], &[Hook::Grouping], &[Hook::Offline], &[Hook::Filter, Hook::Offline]]
+        {
             let files = files("my-policy", hooks);
             let text = |name: &str| files.iter().find(|(path, _)| *path == name).unwrap().1.clone();
             let cases: toml::Table = text("cases.toml").parse().unwrap();

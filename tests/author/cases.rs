@@ -1,0 +1,123 @@
+//! Cases: what holds, what differs, and what is no case.
+
+use super::{Desk, guest};
+use crate::support::repository;
+
+fn cases(text: &str) -> Desk {
+    let desk = Desk::new();
+    desk.write("cases.toml", text);
+    desk
+}
+
+fn filter(name: &str, body: &str, expect: &str) -> String {
+    format!(
+        "[[case]]\nname = \"{name}\"\n[[case.filter]]\nmessage = {{ room = \"r\", body = \"{body}\" }}\nexpect = {expect}\n"
+    )
+}
+
+#[test]
+fn what_differs_is_shown_line_by_line_and_ends_with_1() {
+    let text = [
+        filter("holds", "drop spam", "{ drop = \"spam\" }"),
+        filter("any reason will do", "drop spam", "\"drop\""),
+        filter("another reason", "drop spam", "{ drop = \"ham\" }"),
+        filter("another body", "body new", "{ body = \"old\", operation = 9 }"),
+        filter("it fails", "trap", "{ fail = \"trapped\" }"),
+        filter("it should not fail", "loop", "\"pass\""),
+    ];
+    let desk = cases(&text.concat());
+    let tested = desk.plugin(&["test", &guest("dist/unruly.wasm"), "--cases", "cases.toml"]);
+    assert_eq!(tested.code, Some(1), "{tested:?}");
+    let wanted = "ok      holds
+ok      any reason will do
+FAILED  another reason
+    filter 1: - expected, + got
+      - drop: ham
+      + drop: spam
+FAILED  another body
+    filter 1: - expected, + got
+      - body: \"old\"
+      - operation: 9
+      + body: \"new\"
+ok      it fails
+FAILED  it should not fail
+    filter 1: - expected, + got
+      - pass
+      + fail: ran past its deadline of 2s
+3 of 6 cases hold
+";
+    assert_eq!(tested.out, wanted);
+}
+
+#[test]
+fn mistakes_in_cases_name_the_file_and_the_place() {
+    let unruly = guest("dist/unruly.wasm");
+    let mistake = |text: &str, args: &[&str]| {
+        let desk = cases(text);
+        let said = desk.plugin(&[&["test", unruly.as_str()], args].concat());
+        assert_eq!(said.code, Some(2), "{said:?}");
+        said.err
+    };
+    let file = ["--cases", "cases.toml"];
+    let unknown = mistake("[[case]]\nname = \"c\"\nfilters = []\n", &file);
+    assert!(
+        unknown.contains("cases.toml") && unknown.contains("line 3") && unknown.contains("`filters`"),
+        "{unknown}"
+    );
+    let nobody = mistake(&filter("for nobody", "x", "\"pass\"").replace("room = \"r\", ", ""), &file);
+    assert!(nobody.contains("case `for nobody`") && nobody.contains("exactly one of"), "{nobody}");
+    let nothing = mistake("", &file);
+    assert!(nothing.contains("cases.toml has no cases"), "{nothing}");
+    let elsewhere = mistake("", &["--cases", "gone.toml"]);
+    assert!(elsewhere.contains("cannot read gone.toml"), "{elsewhere}");
+    assert!(mistake("", &[]).contains("name the file with --cases"));
+}
+
+#[test]
+fn time_state_and_configurations_are_a_case_s_own() {
+    // The cookbook's policies decide by the time, by what was before, and by their configuration.
+    let quiet = repository("plugins/dist/quiet_hours.wasm").display().to_string();
+    let quota = repository("plugins/dist/room_quota.wasm").display().to_string();
+    let desk = cases(
+        r#"
+config = { messages = 1, minutes = 10, spare = [] }
+[[case]]
+name = "one in ten minutes"
+[[case.filter]]
+message = { room = "r", at = "2026-01-31T12:00:00Z" }
+expect = "pass"
+[[case.filter]]
+message = { room = "r", at = "2026-01-31T12:09:59Z" }
+expect = "drop"
+[[case.filter]]
+message = { room = "r", at = "2026-01-31T12:10:00Z" }
+expect = "pass"
+[[case]]
+name = "nothing is left of the case before"
+[[case.filter]]
+message = { room = "r", at = "2026-01-31T12:00:00Z" }
+expect = "pass"
+[[case]]
+name = "none at all is refused"
+config = { messages = 0, minutes = 10, spare = [] }
+refused = "give at least 1"
+"#,
+    );
+    let tested = desk.plugin(&["test", &quota, "--cases", "cases.toml"]);
+    assert_eq!((tested.code, tested.out.contains("3 of 3 cases hold")), (Some(0), true), "{tested:?}");
+
+    let night = |at: &str, expect: &str| {
+        format!(
+            "[[case]]\nname = \"at {at}\"\n[[case.offline]]\nmessage = {{ keys = [\"ann\"], at = \"2026-01-31T{at}Z\" }}\n\
+             absent = {{ user = \"ann\" }}\nexpect = {expect}\n"
+        )
+    };
+    let page = std::fs::read_to_string(repository("plugins/README.md")).expect("a page");
+    let (_, section) = page.split_once("### Quiet hours").expect("a recipe");
+    let (_, config) = section.split_once("[plugin.config]\n").expect("a configuration");
+    let config = config.split("\n```").next().expect("its end");
+    let cases_of = [night("15:00:00", "\"store\""), night("03:00:00", "{ notify = \"apns\" }")].concat();
+    let desk = cases(&format!("[config]\n{config}\n{cases_of}"));
+    let tested = desk.plugin(&["test", &quiet, "--cases", "cases.toml"]);
+    assert_eq!((tested.code, tested.out.contains("2 of 2 cases hold")), (Some(0), true), "{tested:?}");
+}

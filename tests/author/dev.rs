@@ -1,0 +1,113 @@
+//! `halley plugin dev` beside an editor and a running gateway.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex};
+
+use super::{Desk, sha256};
+use crate::support::gateway::{Plugin, gateway, quoted};
+use crate::support::kafka::kafka;
+use crate::support::{PATIENCE, eventually};
+
+/// The command at work, with what it has said so far; it ends with this.
+struct Dev {
+    child: Child,
+    said: Arc<Mutex<String>>,
+}
+
+impl Dev {
+    fn start(desk: &Desk, args: &[&str]) -> Self {
+        let mut command = desk.command("live", args);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it runs");
+        let said = Arc::<Mutex<String>>::default();
+        let out = BufReader::new(child.stdout.take().expect("piped"));
+        let err = BufReader::new(child.stderr.take().expect("piped"));
+        let keep = |said: &Arc<Mutex<String>>, line: String| {
+            let mut said = said.lock().expect("no panic holds it");
+            said.push_str(&line);
+            said.push('\n');
+        };
+        let of_out = Arc::clone(&said);
+        std::thread::spawn(move || out.lines().map_while(Result::ok).for_each(|line| keep(&of_out, line)));
+        let of_err = Arc::clone(&said);
+        std::thread::spawn(move || err.lines().map_while(Result::ok).for_each(|line| keep(&of_err, line)));
+        Self { child, said }
+    }
+
+    /// Waits until it has said this so many times.
+    async fn says(&self, text: &str, times: usize) {
+        eventually(format!("`{text}`"), 2 * PATIENCE, async || {
+            (self.said().matches(text).count() >= times).then_some(())
+        })
+        .await;
+    }
+
+    fn said(&self) -> String {
+        self.said.lock().expect("no panic holds it").clone()
+    }
+
+    /// Ctrl-C.
+    fn interrupt(&mut self) -> Option<i32> {
+        let kill = std::process::Command::new("kill").arg("-INT").arg(self.child.id().to_string()).status();
+        assert!(kill.is_ok_and(|status| status.success()));
+        self.child.wait().expect("it ends").code()
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_built_tested_and_pushed_and_what_fails_goes_nowhere() {
+    let desk = Desk::new();
+    desk.project("live", "filter");
+    assert_eq!(desk.plugin_in("live", &["build"]).code, Some(0));
+    let file = desk.path("live/dist/live.wasm");
+    let deployed = desk.path("deployed.wasm");
+    std::fs::copy(&file, &deployed).expect("copied");
+    let topic = kafka().topic("dev", 1).await;
+    let plugin = Plugin::new("live", &deployed)
+        .set("deadline", quoted("5s"))
+        .config(&serde_json::json!({ "words": ["spam"] }));
+    let gateway = gateway(&topic).plugin(plugin).start().await;
+    let in_force = async || {
+        let status = gateway.get("/v1/plugins/live").await.json();
+        status["in_force"]["hash"].as_str().unwrap_or_default().to_owned()
+    };
+    let first = in_force().await;
+
+    let mut dev = Dev::start(&desk, &["dev", "--push", "--gateway", &gateway.url()]);
+    dev.says("2 of 2 cases hold", 1).await;
+    dev.says("waiting for a change", 1).await;
+
+    let source = desk.read("live/src/lib.rs");
+    desk.write("live/src/lib.rs", &source.replace("contains {word}", "has {word}"));
+    dev.says("+ drop: has spam", 1).await;
+    dev.says("waiting for a change", 2).await;
+    assert_eq!(in_force().await, first, "what fails its cases is not pushed");
+
+    desk.write("live/src/lib.rs", "fn broken( {");
+    dev.says("does not build", 1).await;
+    dev.says("waiting for a change", 3).await;
+    assert_eq!(in_force().await, first, "what does not build is not pushed");
+
+    desk.write("live/src/lib.rs", &source.replace("contains {word}", "has {word}"));
+    let cases = desk.read("live/cases.toml");
+    desk.write("live/cases.toml", &cases.replace("contains spam", "has spam"));
+    dev.says("2 of 2 cases hold", 2).await;
+    dev.says("generation ", 2).await;
+    let now = in_force().await;
+    assert_ne!(now, first);
+    assert!(sha256(&file).starts_with(&now), "what was built is in force");
+
+    assert_eq!(dev.interrupt(), Some(0));
+}

@@ -1,0 +1,89 @@
+//! The authors' commands as a new user would try them: the real binary in a fresh folder, its output
+//! and its exit codes.
+
+mod cases;
+mod dev;
+mod projects;
+mod toolchain;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use crate::support::{folder, repository};
+
+/// A fresh folder to be in.
+struct Desk(tempfile::TempDir);
+
+/// What a command said.
+#[derive(Debug)]
+struct Said {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self(folder("author"))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.path(name), text).expect("written");
+    }
+
+    fn read(&self, name: &str) -> String {
+        std::fs::read_to_string(self.path(name)).unwrap_or_else(|why| panic!("{name}: {why}"))
+    }
+
+    /// Runs `halley plugin ARGS` here.
+    fn plugin(&self, args: &[&str]) -> Said {
+        self.plugin_in(".", args)
+    }
+
+    fn plugin_in(&self, place: &str, args: &[&str]) -> Said {
+        said(self.command(place, args).stdin(Stdio::null()))
+    }
+
+    fn command(&self, place: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
+        command.arg("plugin").args(args).current_dir(self.path(place)).envs(shared_builds());
+        command
+    }
+
+    /// A project that a user has made, whose dependencies are the repository's own versions.
+    fn project(&self, name: &str, hooks: &str) {
+        let made = self.plugin(&["new", name, "--hook", hooks]);
+        assert_eq!(made.code, Some(0), "{made:?}");
+        std::fs::copy(repository("plugins/Cargo.lock"), self.path(name).join("Cargo.lock")).expect("copied");
+    }
+}
+
+/// What builds leave goes where the bundled policies' builds left theirs: dependencies are built
+/// once.
+fn shared_builds() -> [(&'static str, PathBuf); 2] {
+    let target = repository("plugins/target");
+    [("HALLEY_GUEST_TARGET", target.join("guest")), ("CARGO_TARGET_DIR", target)]
+}
+
+fn said(command: &mut Command) -> Said {
+    let Output { status, stdout, stderr } = command.output().expect("it runs");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Said { code: status.code(), out: text(stdout), err: text(stderr) }
+}
+
+/// A guest of the tests.
+fn guest(name: &str) -> String {
+    let file = repository("tests/guests").join(name);
+    assert!(file.is_file(), "{} is not there; run `make plugins`", file.display());
+    file.display().to_string()
+}
+
+fn sha256(file: &Path) -> String {
+    use sha2::Digest as _;
+    let bytes = std::fs::read(file).expect("it was built");
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}

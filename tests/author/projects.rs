@@ -1,0 +1,144 @@
+//! From nothing to a running policy.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::{Desk, guest, said, sha256, shared_builds};
+
+#[test]
+fn a_new_project_does_all_that_its_readme_says() {
+    let desk = Desk::new();
+    desk.project("my-policy", "filter,grouping,offline");
+    let readme = desk.read("my-policy/README.md");
+    for step in ["halley plugin build", "halley plugin test", "halley plugin run < messages.jsonl"] {
+        assert!(readme.contains(step), "{readme}");
+    }
+
+    let built = desk.plugin_in("my-policy", &["build"]);
+    assert_eq!(built.code, Some(0), "{built:?}");
+    let file = desk.path("my-policy/dist/my_policy.wasm");
+    let hash = sha256(&file);
+    for line in [
+        "dist/my_policy.wasm".to_owned(),
+        format!("  size          {} bytes, module", file.metadata().expect("built").len()),
+        format!("  sha256        {hash}"),
+        format!("  version       {}", &hash[..12]),
+        "  contract      halley:policy@0.1.1".to_owned(),
+        "  hooks         filter, grouping, offline, lifecycle".to_owned(),
+    ] {
+        assert!(built.out.contains(&line), "`{line}` is not in:\n{}", built.out);
+    }
+
+    let tested = desk.plugin_in("my-policy", &["test"]);
+    assert_eq!((tested.code, tested.out.contains("4 of 4 cases hold")), (Some(0), true), "{tested:?}");
+
+    let mut run = desk.command("my-policy", &["run"]);
+    let ran =
+        said(run.stdin(std::fs::File::open(desk.path("my-policy/messages.jsonl")).expect("it is there")));
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let answers: Vec<&str> = ran.out.lines().map(str::trim).collect();
+    assert_eq!(
+        answers,
+        [
+            "1  filter    pass",
+            "2  filter    drop: contains spam",
+            "3  filter    pass",
+            "4  grouping  c2: offline",
+            "5  offline   store",
+            "6  offline   drop"
+        ]
+    );
+
+    let measured = desk.plugin_in("my-policy", &["bench", "--seconds", "0.1"]);
+    assert_eq!(measured.code, Some(0), "{measured:?}");
+    let lines = |hook: &str| measured.out.lines().filter(|line| line.starts_with(hook)).count();
+    assert_eq!((lines("filter"), lines("offline"), lines("grouping")), (4, 4, 4), "{}", measured.out);
+    assert!(measured.out.contains("memory of its instance: "), "{}", measured.out);
+}
+
+#[test]
+fn each_hook_alone_makes_a_project_whose_tests_pass() {
+    for hook in ["filter", "grouping", "offline"] {
+        let desk = Desk::new();
+        desk.project("one_hook", hook);
+        let tested = desk.plugin(&["test", "one_hook"]);
+        assert_eq!((tested.code, tested.out.contains("2 of 2 cases hold")), (Some(0), true), "{tested:?}");
+        let inspected = desk.plugin(&["inspect", "one_hook/dist/one_hook.wasm", "--json"]);
+        let json: Value = serde_json::from_str(&inspected.out).expect("JSON");
+        assert_eq!(json["hooks"], serde_json::json!([hook, "lifecycle"]), "{json}");
+        // Its tests in Rust, without WebAssembly.
+        let mut cargo = Command::new("cargo");
+        cargo.args(["test", "--quiet"]).current_dir(desk.path("one_hook")).envs(shared_builds());
+        let natively = said(&mut cargo);
+        assert_eq!((natively.code, natively.out.contains("1 passed")), (Some(0), true), "{natively:?}");
+    }
+}
+
+#[test]
+fn names_and_places_that_cannot_be_are_refused_with_the_remedy() {
+    let desk = Desk::new();
+    for name in ["My-Policy", "1st", "a b", "test", "-x"] {
+        let refused = desk.plugin(&["new", "--", name]);
+        assert_eq!((refused.code, refused.out.as_str()), (Some(2), ""), "{name}: {refused:?}");
+        assert!(refused.err.contains("take"), "{}", refused.err);
+    }
+    std::fs::create_dir(desk.path("there")).expect("made");
+    assert_eq!(desk.plugin(&["new", "there"]).code, Some(0), "an empty folder is as good as none");
+    let before = desk.read("there/src/lib.rs");
+    let again = desk.plugin(&["new", "there", "--hook", "offline"]);
+    assert_eq!(again.code, Some(2));
+    assert!(again.err.contains("there is there already") && again.err.contains("--path"), "{}", again.err);
+    assert_eq!(desk.read("there/src/lib.rs"), before, "nothing was touched");
+    let unknown = desk.plugin(&["new", "x", "--hook", "route"]);
+    assert_eq!(unknown.code, Some(2));
+    assert!(unknown.err.contains("filter, grouping, offline"), "{}", unknown.err);
+}
+
+#[test]
+fn inspect_says_what_is_in_a_file_and_why_a_gateway_would_refuse_it() {
+    let desk = Desk::new();
+    let released = desk.plugin(&["inspect", &guest("released/0.1.0/duplicate_guard.wasm")]);
+    assert_eq!(released.code, Some(0), "{released:?}");
+    for line in
+        ["contract      halley:policy@0.1.0", "hooks         filter, lifecycle", "halley:policy/host@0.1.0"]
+    {
+        assert!(released.out.contains(line), "{}", released.out);
+    }
+    let other = desk.plugin(&["inspect", &guest("dist/old.wasm")]);
+    assert_eq!(other.code, Some(1));
+    assert!(other.err.contains("a gateway would refuse it") && other.err.contains("0.1.1"), "{}", other.err);
+    desk.write("text.wasm", "not code");
+    let text = desk.plugin(&["inspect", "text.wasm"]);
+    assert_eq!((text.code, text.err.contains("is not WebAssembly")), (Some(1), true), "{text:?}");
+    let gone = desk.plugin(&["inspect", "gone.wasm"]);
+    assert_eq!((gone.code, gone.err.contains("gone.wasm cannot be read")), (Some(2), true), "{gone:?}");
+}
+
+#[test]
+fn run_names_the_line_that_makes_no_sense_and_shows_failures() {
+    let desk = Desk::new();
+    let unruly = guest("dist/unruly.wasm");
+    let ask = |lines: &str, args: &[&str]| {
+        let mut command = desk.command(".", &[&["run", unruly.as_str()], args].concat());
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it runs");
+        // It may end before it has read everything.
+        drop(child.stdin.take().expect("piped").write_all(lines.as_bytes()));
+        let output = child.wait_with_output().expect("it ends");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, out, err) = ask("{\"room\":\"r\",\"body\":\"x\"}\n\n{\"rooom\":\"r\"}\n", &[]);
+    assert_eq!(code, Some(2));
+    assert!(out.contains("1  filter    pass"), "{out}");
+    assert!(err.contains("line 3") && err.contains("unknown field `rooom`"), "{err}");
+
+    let (code, out, _) =
+        ask("{\"room\":\"r\",\"body\":\"trap\"}\n{\"room\":\"r\",\"body\":\"drop x\"}\n", &["--json"]);
+    assert_eq!(code, Some(1), "a failure is one");
+    let answers: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert!(answers[0]["answer"][0].as_str().expect("text").starts_with("fail: trapped"), "{out}");
+    assert_eq!(answers[1]["answer"][0], "drop: x");
+}
