@@ -15,6 +15,10 @@ use halley::policy::{Chain, PluginConfig, Policies, Runtime};
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
+use crate::support::comet::FakeComet;
+use crate::support::gateway::{Plugin, gateway, quoted};
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
 use crate::support::{loudly, repository};
 
 /// How `build.sh` says that the tools of a language cannot be had.
@@ -38,6 +42,26 @@ async fn c_decides_as_rust_does() {
 #[tokio::test(flavor = "multi_thread")]
 async fn go_decides_as_rust_does() {
     decides_as_rust_does("go").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_not_rust_decides_in_a_gateway() {
+    let built = {
+        let _turn = ONE_AT_A_TIME.lock().await;
+        tokio::task::spawn_blocking(|| built("c")).await.expect("it does not panic")
+    };
+    let Some(file) = built else { return };
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    redis.join("lobby", "conn_1", "user_1", comet.address()).await;
+    let topic = kafka().topic("languages", 1).await;
+    let plugin = Plugin::new("mask-words", file).set("deadline", quoted("5s")).config(&words());
+    let gateway = gateway(&topic).redis(&redis).plugin(plugin).start().await;
+    for body in ["hello", "", "buy spam", "看广告"] {
+        kafka().produce_room(&topic, "lobby", body).await;
+    }
+    gateway.wait_until_settled(&topic).await;
+    let heard: Vec<String> = comet.deliveries().into_iter().map(|(_, _, body)| body).collect();
+    assert_eq!(heard, ["hello", "buy 口口口口", "看口口"]);
 }
 
 /// One language at a time: two share tools, which are fetched once, and compiling what is as large

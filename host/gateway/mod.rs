@@ -7,7 +7,7 @@
 //! offsets are committed, and then the rest goes.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -17,20 +17,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::comets::{self, CometStatus, Fleet};
+use crate::comets::{self, Fleet};
 use crate::consumer::{self, Consumer, Limits, Stopped};
 use crate::dead_letter::DeadLetters;
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
 use crate::guard::{Guards, MemoryGuards, RedisGuards};
 use crate::kafka::{self, Producer};
-use crate::message::RoomId;
 use crate::offline::{self, Inbox, MemoryInbox, Notifier, RedisInbox};
 use crate::panics;
 use crate::pipeline::{self, Pipeline, Resolver};
 use crate::policy::{self, Policies};
 use crate::redis_client::{self, RedisClient};
-use crate::router::Route;
 use crate::shared_state::{MemorySharedState, RedisSharedState, SharedState};
+
+mod handle;
+
+pub use handle::{Handle, Steered};
 
 /// What the gateway is built from: the modules' own configurations.
 #[derive(Debug, Clone, Default)]
@@ -106,20 +108,6 @@ pub struct Gateway {
     tasks: TaskTracker,
     shutdown: CancellationToken,
 }
-
-/// A view of a running gateway, for the admin API. Cheap to clone.
-#[derive(Clone)]
-pub struct Handle {
-    registry: Arc<Registry>,
-    pipeline: Arc<Pipeline>,
-    kafka: consumer::Health,
-    directory: watch::Receiver<Option<String>>,
-    stopping: Arc<AtomicBool>,
-    tasks: TaskTracker,
-}
-
-/// What became of an operator's wish: the set in force then, or why nothing changed.
-pub type Steered = Result<policy::Generation, policy::Refused>;
 
 /// How many claims `memory://` remembers.
 const MEMORY_GUARDS: usize = 100_000;
@@ -290,111 +278,4 @@ fn watch_directory(
     };
     tasks.spawn(async move { shutdown.run_until_cancelled(check).await });
     problem
-}
-
-impl Handle {
-    /// Why the gateway is not delivering; empty when it is.
-    pub fn problems(&self) -> Vec<String> {
-        let mut problems = Vec::new();
-        if self.stopping.load(Ordering::Acquire) {
-            problems.push("stopping: finishing what is in flight".to_owned());
-        }
-        problems.extend(self.kafka.problem());
-        problems.extend(self.directory.borrow().clone());
-        problems
-    }
-
-    /// What a person should look at although the gateway delivers.
-    pub fn warnings(&self) -> Vec<String> {
-        self.pipeline.policies.status().warnings()
-    }
-
-    /// All metrics in the OpenMetrics text format.
-    ///
-    /// # Errors
-    /// Never in practice: writing to a string does not fail.
-    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
-        Ok(text)
-    }
-
-    /// The policies in force, and the last set that was refused.
-    pub fn policies(&self) -> policy::Status {
-        self.pipeline.policies.status()
-    }
-
-    /// What is kept of a plugin; `None` for a name that was never in force.
-    pub fn plugin_versions(&self, plugin: &str) -> Option<Vec<policy::KeptVersion>> {
-        self.pipeline.policies.versions(plugin)
-    }
-
-    /// See [`Policies::push`].
-    ///
-    /// # Errors
-    /// With everything that is wrong with any of them.
-    pub async fn push(&self, uploads: Vec<policy::Upload>) -> Steered {
-        self.steer(|policies| async move { policies.push(uploads).await }).await
-    }
-
-    /// See [`Policies::rollback`].
-    ///
-    /// # Errors
-    /// When there is no such version, or it does not start any more.
-    pub async fn roll_back(&self, plugin: String, to: Option<String>) -> Steered {
-        self.steer(|policies| async move { policies.rollback(&plugin, to.as_deref()).await }).await
-    }
-
-    /// See [`Policies::release`].
-    ///
-    /// # Errors
-    /// When the file is refused.
-    pub async fn release(&self, plugin: String) -> Steered {
-        self.steer(|policies| async move { policies.release(&plugin).await }).await
-    }
-
-    /// See [`Policies::promote`].
-    ///
-    /// # Errors
-    /// When the plugin has no candidate.
-    pub async fn promote(&self, plugin: String) -> Steered {
-        self.steer(|policies| async move { policies.promote(&plugin).await }).await
-    }
-
-    /// See [`Policies::abandon`].
-    ///
-    /// # Errors
-    /// When the plugin has no candidate.
-    pub async fn abandon(&self, plugin: String) -> Steered {
-        self.steer(|policies| async move { policies.abandon(&plugin).await }).await
-    }
-
-    /// See [`Policies::differences`].
-    pub fn differences(&self, plugin: &str) -> Option<policy::Differences> {
-        self.pipeline.policies.differences(plugin)
-    }
-
-    /// In a task of the gateway's: what was begun is finished, whether or not the client waits.
-    async fn steer<F>(&self, act: impl FnOnce(Arc<Policies>) -> F) -> Steered
-    where
-        F: Future<Output = Steered> + Send + 'static,
-    {
-        let ended = |e| policy::Refused::because(format!("the gateway stopped meanwhile: {e}"));
-        let task = self.tasks.spawn(act(Arc::clone(&self.pipeline.policies)));
-        task.await.unwrap_or_else(|e| Err(ended(e)))
-    }
-
-    /// Every known comet.
-    pub fn comets(&self) -> Vec<CometStatus> {
-        self.pipeline.fleet.status()
-    }
-
-    /// The route of a room as it stands now.
-    ///
-    /// # Errors
-    /// When the directory is away, or a policy stalls.
-    pub async fn route(&self, room: &RoomId) -> anyhow::Result<Arc<Route>> {
-        let mut chain = self.pipeline.policies.current().chain();
-        self.pipeline.resolver.route(room, &mut chain).await
-    }
 }

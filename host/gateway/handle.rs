@@ -1,0 +1,136 @@
+//! What the admin listener asks of a running gateway.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use crate::comets::CometStatus;
+use crate::consumer;
+use crate::message::RoomId;
+use crate::pipeline::Pipeline;
+use crate::policy::{self, Policies};
+use crate::router::Route;
+
+/// A view of a running gateway, for the admin API. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) registry: Arc<Registry>,
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) kafka: consumer::Health,
+    pub(super) directory: watch::Receiver<Option<String>>,
+    pub(super) stopping: Arc<AtomicBool>,
+    pub(super) tasks: TaskTracker,
+}
+
+/// What became of an operator's wish: the set in force then, or why nothing changed.
+pub type Steered = Result<policy::Generation, policy::Refused>;
+
+impl Handle {
+    /// Why the gateway is not delivering; empty when it is.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.stopping.load(Ordering::Acquire) {
+            problems.push("stopping: finishing what is in flight".to_owned());
+        }
+        problems.extend(self.kafka.problem());
+        problems.extend(self.directory.borrow().clone());
+        problems
+    }
+
+    /// What a person should look at although the gateway delivers.
+    pub fn warnings(&self) -> Vec<String> {
+        self.pipeline.policies.status().warnings()
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    ///
+    /// # Errors
+    /// Never in practice: writing to a string does not fail.
+    pub fn metrics(&self) -> Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+
+    /// The policies in force, and the last set that was refused.
+    pub fn policies(&self) -> policy::Status {
+        self.pipeline.policies.status()
+    }
+
+    /// What is kept of a plugin; `None` for a name that was never in force.
+    pub fn plugin_versions(&self, plugin: &str) -> Option<Vec<policy::KeptVersion>> {
+        self.pipeline.policies.versions(plugin)
+    }
+
+    /// See [`Policies::push`].
+    ///
+    /// # Errors
+    /// With everything that is wrong with any of them.
+    pub async fn push(&self, uploads: Vec<policy::Upload>) -> Steered {
+        self.steer(|policies| async move { policies.push(uploads).await }).await
+    }
+
+    /// See [`Policies::rollback`].
+    ///
+    /// # Errors
+    /// When there is no such version, or it does not start any more.
+    pub async fn roll_back(&self, plugin: String, to: Option<String>) -> Steered {
+        self.steer(|policies| async move { policies.rollback(&plugin, to.as_deref()).await }).await
+    }
+
+    /// See [`Policies::release`].
+    ///
+    /// # Errors
+    /// When the file is refused.
+    pub async fn release(&self, plugin: String) -> Steered {
+        self.steer(|policies| async move { policies.release(&plugin).await }).await
+    }
+
+    /// See [`Policies::promote`].
+    ///
+    /// # Errors
+    /// When the plugin has no candidate.
+    pub async fn promote(&self, plugin: String) -> Steered {
+        self.steer(|policies| async move { policies.promote(&plugin).await }).await
+    }
+
+    /// See [`Policies::abandon`].
+    ///
+    /// # Errors
+    /// When the plugin has no candidate.
+    pub async fn abandon(&self, plugin: String) -> Steered {
+        self.steer(|policies| async move { policies.abandon(&plugin).await }).await
+    }
+
+    /// See [`Policies::differences`].
+    pub fn differences(&self, plugin: &str) -> Option<policy::Differences> {
+        self.pipeline.policies.differences(plugin)
+    }
+
+    /// In a task of the gateway's: what was begun is finished, whether or not the client waits.
+    async fn steer<F>(&self, act: impl FnOnce(Arc<Policies>) -> F) -> Steered
+    where
+        F: Future<Output = Steered> + Send + 'static,
+    {
+        let ended = |e| policy::Refused::because(format!("the gateway stopped meanwhile: {e}"));
+        let task = self.tasks.spawn(act(Arc::clone(&self.pipeline.policies)));
+        task.await.unwrap_or_else(|e| Err(ended(e)))
+    }
+
+    /// Every known comet.
+    pub fn comets(&self) -> Vec<CometStatus> {
+        self.pipeline.fleet.status()
+    }
+
+    /// The route of a room as it stands now.
+    ///
+    /// # Errors
+    /// When the directory is away, or a policy stalls.
+    pub async fn route(&self, room: &RoomId) -> anyhow::Result<Arc<Route>> {
+        let mut chain = self.pipeline.policies.current().chain();
+        self.pipeline.resolver.route(room, &mut chain).await
+    }
+}

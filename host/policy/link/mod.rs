@@ -1,0 +1,175 @@
+//! One plugin in a chain, and the chain's instance of it.
+//!
+//! An instance that fails is thrown away; what it failed on is asked once more of a fresh one. How a
+//! batch is brought through, whatever the plugin does, stands in `batch`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::decision::Absent;
+use crate::membership::Grouping;
+use crate::message::{Message, RoomId};
+use crate::policy::config::StateScope;
+use crate::policy::guest::answers;
+use crate::policy::guest::bindings::exports::halley::policy::offline as wit;
+use crate::policy::guest::bindings::halley::policy::types::Source;
+use crate::policy::guest::failure::Failure;
+use crate::policy::guest::instance::Instance;
+use crate::policy::guest::module::Hooks;
+use crate::policy::guest::questions;
+use crate::policy::guest::room::Room;
+use crate::policy::guest::shared::Session;
+use crate::policy::on_error::OnError;
+use crate::policy::outcome::{Decided, Stalled};
+use crate::policy::plugin::Plugin;
+
+mod batch;
+
+/// A plugin with a chain's instance of it, which is made when it is needed.
+pub(super) struct Link {
+    pub(super) plugin: Arc<Plugin>,
+    instance: Option<Instance>,
+    /// With `state = "shared"`.
+    pub(super) shared: Option<Arc<Session>>,
+    /// Of the candidate that decides for some rooms, when there is one.
+    canary: Option<Box<Self>>,
+}
+
+impl Link {
+    /// With the plugin's candidate, where it has one.
+    pub(super) fn new(plugin: Arc<Plugin>) -> Self {
+        let canary = plugin.trial.as_ref().filter(|trial| trial.shadow.is_none());
+        let canary = canary.map(|trial| Box::new(Self::alone(Arc::clone(&trial.candidate))));
+        let mut link = Self { canary, ..Self::alone(plugin) };
+        // State belongs to the name: a batch that both decide is one.
+        if let (Some(canary), Some(shared)) = (&mut link.canary, &link.shared) {
+            canary.shared = Some(Arc::clone(shared));
+        }
+        link
+    }
+
+    /// Without any candidate.
+    pub(super) fn alone(plugin: Arc<Plugin>) -> Self {
+        let shared = (plugin.config.state == StateScope::Shared).then(Arc::default);
+        Self { plugin, instance: None, shared, canary: None }
+    }
+
+    /// The linear memory of its instance, in bytes.
+    pub(super) fn memory(&self) -> usize {
+        self.instance.as_ref().map_or(0, Instance::memory)
+    }
+
+    /// What the plugin exports.
+    pub(super) fn hooks(&self) -> &Hooks {
+        &self.plugin.module.hooks
+    }
+
+    /// Lets the plugin regroup a room; on failure the room is as it was.
+    pub(super) fn regroup(&mut self, room: &RoomId, grouping: &mut Grouping) -> Result<(), Failure> {
+        if let (Some(canary), Some(trial)) = (&mut self.canary, &self.plugin.trial)
+            && trial.decides_for_room(room.as_str())
+        {
+            return canary.regroup(room, grouping);
+        }
+        let seen = Room::of(grouping, self.hooks().columns());
+        let answer = self.twice(|instance| instance.regroup(room.as_str(), &seen))?;
+        let Some(answer) = answer else { return Ok(()) };
+        let applied = seen
+            .check(answer)
+            .and_then(|changes| grouping.apply(changes).map_err(|e| Failure::bad_answer(e.to_string())));
+        applied.map_err(|failure| self.counted(failure))
+    }
+
+    /// Asks the plugin about the recipients that are undecided; on failure they stay so.
+    pub(super) fn decide(
+        &mut self,
+        message: &Message,
+        absent: &[Absent],
+        decided: &mut [Option<Decided>],
+    ) -> Result<(), Failure> {
+        if let (Some(canary), Some(trial)) = (&mut self.canary, &self.plugin.trial)
+            && trial.decides_for(&message.audience)
+        {
+            return canary.decide(message, absent, decided);
+        }
+        let open: Vec<usize> = (0..absent.len()).filter(|at| decided[*at].is_none()).collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        let asked: Vec<wit::Absent<'_>> = open.iter().map(|at| questions::absent(&absent[*at])).collect();
+        let origin = &message.record.origin;
+        let answer = self.twice(|instance| {
+            let source = Source { topic: &origin.topic, partition: origin.partition };
+            questions::with_message(message, |message| instance.decide(source, message, &asked))
+        })?;
+        let checked: Result<Vec<_>, Failure> = answer.into_iter().map(answers::disposition).collect();
+        let checked = checked.map_err(|failure| self.counted(failure))?;
+        for (disposition, at) in checked.into_iter().zip(open) {
+            let by = self.plugin.version.clone();
+            decided[at] = disposition.map(|disposition| Decided { disposition, by });
+        }
+        Ok(())
+    }
+
+    /// The same failure, in the metrics.
+    fn counted(&self, failure: Failure) -> Failure {
+        self.plugin.services.metrics.failed(failure.kind, failure.limit);
+        failure
+    }
+
+    /// Calls this chain's instance, and a fresh one when the one at hand fails.
+    fn twice<R>(&mut self, call: impl Fn(&mut Instance) -> Result<R, Failure>) -> Result<R, Failure> {
+        let used = self.instance.is_some();
+        match self.with_instance(&call) {
+            Err(_) if used => self.with_instance(&call),
+            result => result,
+        }
+    }
+
+    /// Calls this chain's instance, which is made where there is none and thrown away when
+    /// the call fails.
+    fn with_instance<R>(
+        &mut self,
+        call: impl FnOnce(&mut Instance) -> Result<R, Failure>,
+    ) -> Result<R, Failure> {
+        let result = match &mut self.instance {
+            Some(instance) => call(instance),
+            None => Instance::start(&self.plugin)
+                .and_then(|fresh| call(self.instance.insert(fresh.sharing(self.shared.as_ref())))),
+        };
+        if let Err(failure) = &result {
+            self.instance = None;
+            self.plugin.services.metrics.failed(failure.kind, failure.limit);
+        }
+        result
+    }
+}
+
+impl Plugin {
+    /// For hooks where a failure means that the plugin has no say, unless it stalls.
+    pub(super) fn skip_or_stall(&self, failure: &Failure) -> Result<(), Stalled> {
+        self.complain(failure, 1);
+        match self.config.on_error.on(failure.kind) {
+            OnError::Stall => Err(self.stalled(failure)),
+            OnError::Pass | OnError::Drop | OnError::DeadLetter => Ok(()),
+        }
+    }
+
+    fn stalled(&self, failure: &Failure) -> Stalled {
+        Stalled { plugin: self.version.clone(), error: failure.to_string() }
+    }
+
+    /// It failed on so many messages. One line now and then, for a plugin may fail on every
+    /// message; and an alarm when that is too often.
+    fn complain(&self, failure: &Failure, messages: usize) {
+        let plugin = &self.version;
+        tracing::debug!(%plugin, %failure, "a plugin failed");
+        if let Some(missed) = self.services.complaints.admit() {
+            let on_error = self.config.on_error.on(failure.kind).as_str();
+            tracing::warn!(%plugin, on_error, missed, "a plugin failed: it {failure}");
+        }
+        if self.failures.note(messages, Instant::now()) {
+            self.raise_alarm(failure);
+        }
+    }
+}
