@@ -8,8 +8,8 @@ use crate::Message;
 use crate::bindings::filter::exports::halley::policy::filter as records;
 use crate::bindings::filter_columns::exports::halley::policy::filter_columns as columns;
 
-/// What is kept of a batch for the next one, in bytes; more is given back.
-const KEPT: usize = 1024 * 1024;
+/// The most memory that is kept from one batch for the next one, in bytes; more is given back.
+const KEPT: usize = 4 * 1024 * 1024;
 
 /// Messages of the batch before, to be written over.
 pub(crate) struct Messages(RefCell<Vec<Message>>);
@@ -25,11 +25,19 @@ impl Messages {
         let mut messages = self.0.borrow_mut();
         read(batch, &mut messages);
         let result = body(&messages[..batch.rows.len()]);
-        if batch.texts.joined.len() + batch.blobs.joined.len() > KEPT {
-            messages.clear();
+        // Each keeps room for the largest of all that stood in its place.
+        if messages.iter().map(room_of).sum::<usize>() > KEPT {
+            *messages = Vec::new();
         }
         result
     }
+}
+
+/// The memory that a message takes, in bytes, nearly.
+fn room_of(message: &Message) -> usize {
+    let lists = message.keys.capacity() * size_of::<String>()
+        + message.headers.capacity() * size_of::<crate::Header>();
+    message.body.capacity() + message.room.capacity() + message.server.capacity() + lists
 }
 
 /// Writes a batch over the messages from the first one on.
@@ -169,5 +177,17 @@ mod tests {
         let large = room("r").body(vec![0; KEPT + 1]).build();
         kept.with(&columns_of(&[large]), |messages| assert_eq!(messages[0].body.len(), KEPT + 1));
         assert_eq!(kept.0.borrow().len(), 0);
+    }
+
+    #[test]
+    fn what_many_batches_leave_in_different_places_does_not_add_up() {
+        let kept = Messages::empty();
+        for place in 0..64 {
+            let batch: Vec<Message> = (0..64)
+                .map(|number| room("r").body(vec![0; if number == place { KEPT / 8 } else { 1 }]).build())
+                .collect();
+            kept.with(&columns_of(&batch), |messages| assert_eq!(messages, batch));
+            assert!(kept.0.borrow().iter().map(room_of).sum::<usize>() <= KEPT);
+        }
     }
 }
