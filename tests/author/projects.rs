@@ -141,4 +141,10 @@ fn run_names_the_line_that_makes_no_sense_and_shows_failures() {
     let answers: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert!(answers[0]["answer"][0].as_str().expect("text").starts_with("fail: trapped"), "{out}");
     assert_eq!(answers[1]["answer"][0], "drop: x");
+
+    let (code, _, err) =
+        ask("{\"room\":\"r\",\"body\":\"own-metrics\"}\n{\"room\":\"r\",\"body\":\"flood\"}\n", &[]);
+    assert_eq!(code, Some(0));
+    assert!(err.contains("halley_plugin_counter_total{") && err.contains("halley::plugin"), "{err}");
+    assert!(!err.contains('\u{1b}'), "no colours where nobody sees them");
 }

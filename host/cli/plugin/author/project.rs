@@ -72,6 +72,7 @@ impl Place {
     /// # Errors
     /// When there are none.
     pub(super) fn cases(&self) -> anyhow::Result<PathBuf> {
+        ensure!(self.path.exists(), "there is no {}", self.path.display());
         let folder = self.folder();
         let files = ["cases.toml", "cases.json"].map(|name| folder.join(name));
         let found = files.into_iter().find(|file| file.is_file());

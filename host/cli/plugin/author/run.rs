@@ -1,6 +1,6 @@
 //! `halley plugin run`.
 
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::{BufRead as _, BufReader, IsTerminal as _, Read};
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -22,7 +22,8 @@ const LONGEST_LINE: u64 = 16 * 1024 * 1024;
 /// {"room": "r", "body": "hello"}, or with "keys" or "everyone"; optional are "operation", "headers",
 /// "body_base64", "at" (when it was produced, and what the clock says). For `offline`:
 /// {"message": {...}, "absent": {"user": "u"}}. For `grouping`:
-/// {"room": "r", "connections": [{"id": "c", "comet": "10.0.0.1:50051"}]}.
+/// {"room": "r", "connections": [{"id": "c", "comet": "10.0.0.1:50051"}]}. What the policy logs, and
+/// its own counters and gauges at the end, go to standard error.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
@@ -59,7 +60,11 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let mut instance = subject.with(&config).map_err(|why| {
         anyhow::anyhow!("with the configuration {config} it does not start: it {why}; see --plugin-config")
     })?;
-    ask_all(&mut questions, &mut instance, args.json)
+    let code = ask_all(&mut questions, &mut instance, args.json)?;
+    for number in subject.numbers() {
+        fail(&number);
+    }
+    Ok(code)
 }
 
 fn ask_all(questions: &mut dyn Read, instance: &mut Instance, json: bool) -> anyhow::Result<u8> {
@@ -107,7 +112,8 @@ fn ask(instance: &mut Instance, text: &str) -> anyhow::Result<(&'static str, Ans
 
 /// The policy's own lines, on standard error.
 fn show_its_log() {
-    let format = tracing_subscriber::fmt().with_writer(std::io::stderr).without_time();
+    let is_terminal = std::io::stderr().is_terminal();
+    let format = tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_ansi(is_terminal);
     let filter = tracing_subscriber::EnvFilter::new("off,halley::plugin=trace");
     if format.with_env_filter(filter).try_init().is_err() {
         fail("the policy's log is not shown: something else logs already");

@@ -27,6 +27,7 @@ pub(super) struct Subject {
     clock: Clock,
     file: PathBuf,
     began: usize,
+    metrics: Registry,
 }
 
 /// One instance with state of its own.
@@ -41,9 +42,10 @@ impl Subject {
     pub(super) fn new(file: &Path) -> anyhow::Result<Self> {
         let clock = Clock::standing();
         let config = RuntimeConfig { clock: clock.clone(), ..RuntimeConfig::default() };
-        let engine = Runtime::with(&mut Registry::default(), config)?;
+        let mut metrics = Registry::default();
+        let engine = Runtime::with(&mut metrics, config)?;
         let policies = Policies::start(engine, &[])?;
-        Ok(Self { policies, runtime: runtime()?, clock, file: file.to_owned(), began: 0 })
+        Ok(Self { policies, runtime: runtime()?, clock, file: file.to_owned(), began: 0, metrics })
     }
 
     /// Begins anew with this configuration.
@@ -68,6 +70,18 @@ impl Subject {
         let chain = self.policies.current().chain();
         self.clock.set(since_1970(SystemTime::now()));
         Ok(Instance { chain, clock: self.clock.clone(), asked: 0 })
+    }
+
+    /// The policy's own counters and gauges, as `/metrics` would show them.
+    pub(super) fn numbers(&self) -> Vec<String> {
+        let mut text = String::new();
+        if prometheus_client::encoding::text::encode(&mut text, &self.metrics).is_err() {
+            return Vec::new();
+        }
+        let own = |line: &&str| {
+            ["halley_plugin_counter_total{", "halley_plugin_gauge{"].iter().any(|own| line.starts_with(own))
+        };
+        text.lines().filter(own).map(str::to_owned).collect()
     }
 }
 
