@@ -6,6 +6,7 @@ use std::sync::Weak;
 use serde_json::json;
 
 use super::*;
+use crate::policy::plugin::Plugin;
 use crate::policy::{Generation, PluginState};
 
 /// The unruly guest with other bytes: a custom section more.
@@ -86,31 +87,21 @@ async fn hundreds_of_swaps_free_what_they_replace() {
     write_variant(&path, 0);
     let plugin = PluginConfig::new("p", &path);
     let policies = engine.policies(std::slice::from_ref(&plugin));
-    let mut old: Vec<Weak<PolicySet>> = Vec::new();
-    let mut warm = 0;
+    // What the process holds in memory is another story's: here, other tests are in it.
+    let mut old: Vec<(Weak<PolicySet>, Weak<Plugin>)> = Vec::new();
     for number in 1..=200 {
         let set = policies.current();
-        old.push(Arc::downgrade(&set));
+        old.push((Arc::downgrade(&set), Arc::downgrade(&set.plugins()[0])));
         let batch = set.chain().filter("push", 3, vec![room("body x"), room("trap")]).unwrap();
         assert_eq!(batch[0].message.body, "x");
         write_variant(&path, number);
         policies.replace(vec![plugin.clone()]).await.unwrap();
-        if number == 50 {
-            warm = resident_kib();
-        }
     }
     assert_eq!(policies.current().generation(), Generation(201));
-    assert_eq!(old.iter().filter(|set| set.strong_count() > 0).count(), 0);
+    let left =
+        |(set, plugin): &&(Weak<PolicySet>, Weak<Plugin>)| set.strong_count() + plugin.strong_count() > 0;
+    assert_eq!(old.iter().filter(left).count(), 0);
     assert_eq!(engine.metrics().matches("halley_plugin_info{").count(), 1, "{}", engine.metrics());
-    let grown = resident_kib().saturating_sub(warm);
-    assert!(grown < 64 * 1024, "150 swaps grew the process by {grown} KiB");
-}
-
-/// What the process holds in memory, in KiB; 0 where that cannot be read.
-fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
 }
 
 #[test]
