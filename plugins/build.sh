@@ -8,7 +8,8 @@
 # where not. It says which way it took, and writes the paths of what it built to standard output.
 # The workspaces share one target directory (HALLEY_GUEST_TARGET), so that dependencies (and on
 # Debian's way the standard library) are built once. With HALLEY_GUEST_QUIET it says nothing
-# unless something is wrong. `halley plugin build` brings this script along.
+# unless something is wrong; with HALLEY_GUEST_INSTALL=no it installs no packages, and says which
+# are missing. `halley plugin build` brings this script along.
 set -eu
 
 target=wasm32-unknown-unknown
@@ -57,7 +58,7 @@ debian_is_complete() {
 
 debian_installs() {
     command -v apt-get >/dev/null || return 1
-    if [ "$(id -u)" -ne 0 ]; then
+    if [ "$(id -u)" -ne 0 ] || [ "${HALLEY_GUEST_INSTALL:-}" = no ]; then
         say "to take Debian's way: sudo apt-get install -y --no-install-recommends $packages"
         return 1
     fi

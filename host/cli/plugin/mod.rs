@@ -23,7 +23,7 @@ enum Command {
     /// Builds a policy to WebAssembly, and checks that a gateway would take it.
     ///
     /// It takes the wasm32-unknown-unknown target where it is installed, has rustup install it, or
-    /// takes Debian's packages, and says which; where none can be had, it says what to install.
+    /// takes Debian's packages where they are, and says which; where none is there, it says what to install.
     /// HALLEY_GUEST_TARGET names another folder for what cargo leaves.
     Build(author::build::Args),
     /// Asks a policy what the cases beside it ask, and compares the answers.

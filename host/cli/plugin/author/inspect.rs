@@ -49,14 +49,14 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 /// What matters of a built policy.
 pub(super) fn summary(file: &Path, inspected: &Inspection) -> String {
     let Inspection { form, size, sha256, contract, hooks, .. } = inspected;
-    let contract = contract.as_deref().unwrap_or("it names none");
+    let contract = contract.as_ref().map_or("none".to_owned(), |version| format!("halley:policy@{version}"));
     let short = &sha256[..12];
     let lines = [
         file.display().to_string(),
         format!("  size          {size} bytes, {form}"),
         format!("  sha256        {sha256}"),
         format!("  version       {short}, as gateways show it"),
-        format!("  contract      halley:policy@{contract}"),
+        format!("  contract      {contract}"),
         format!("  hooks         {}", listed(hooks)),
         format!("  capabilities  {}", listed(&capabilities(inspected))),
     ];

@@ -122,12 +122,21 @@ pub(super) fn build(folder: &Path, quietly: bool) -> anyhow::Result<Option<Vec<P
         "there is no Cargo.toml in {}; `halley plugin new NAME` makes a project",
         folder.display()
     );
+    let manifest = fs::read_to_string(folder.join("Cargo.toml"))?;
+    // A workspace may have policies as members.
+    ensure!(
+        !manifest.contains("[package]") || manifest.contains("cdylib"),
+        "{} is no policy: its Cargo.toml has no `crate-type = [\"cdylib\"]`; `halley plugin new NAME` makes one",
+        folder.display()
+    );
     let target = folder.join("target");
     fs::create_dir_all(&target).with_context(|| format!("cannot write to {}", folder.display()))?;
     let script = target.join("halley-build.sh");
     fs::write(&script, BUILD).with_context(|| format!("cannot write {}", script.display()))?;
     let mut command = Command::new("sh");
     command.arg(&script).arg(folder).stdin(Stdio::null()).stderr(Stdio::inherit());
+    // Whoever builds a policy did not ask for packages.
+    command.env("HALLEY_GUEST_INSTALL", "no");
     if std::env::var_os("HALLEY_GUEST_TARGET").is_none() {
         command.env("HALLEY_GUEST_TARGET", target.canonicalize()?.join("guest"));
     }

@@ -58,7 +58,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     show_its_log();
     let mut subject = Subject::new(&policy)?;
     let mut instance = subject.with(&config).map_err(|why| {
-        anyhow::anyhow!("with the configuration {config} it does not start: it {why}; see --plugin-config")
+        anyhow::anyhow!("with the configuration {config} it does not start: {why}; see --plugin-config")
     })?;
     let code = ask_all(&mut questions, &mut instance, args.json)?;
     for number in subject.numbers() {

@@ -14,6 +14,14 @@ use crate::cli::plugin::author::question::{Away, Gathering};
 use crate::cli::runtime;
 use crate::policy::{Chain, Clock, OnError, PluginConfig, Policies, Runtime, RuntimeConfig, Then};
 
+/// Why a policy does not start.
+pub(super) enum Refusal {
+    /// It did not take its configuration.
+    Configuration(String),
+    /// It would start with no configuration.
+    Any(String),
+}
+
 /// What every message here comes from.
 const TOPIC: &str = "push";
 /// A machine that is busy with a build must not look like a slow policy; `bench` tells how fast it
@@ -52,7 +60,7 @@ impl Subject {
     ///
     /// # Errors
     /// Why a gateway would refuse it.
-    pub(super) fn with(&mut self, config: &Value) -> Result<Instance, String> {
+    pub(super) fn with(&mut self, config: &Value) -> Result<Instance, Refusal> {
         // State belongs to a name: another one has none.
         self.began += 1;
         let name = format!("policy-{}", self.began);
@@ -65,7 +73,12 @@ impl Subject {
         let replaced = self.runtime.block_on(self.policies.replace(vec![plugin]));
         replaced.map_err(|refused| {
             let reasons: Vec<String> = refused.problems.into_iter().map(|problem| problem.message).collect();
-            reasons.join("; ")
+            let why = reasons.join("; ");
+            // As `guest::instance` says it.
+            match why.starts_with("refused its configuration") {
+                true => Refusal::Configuration(why),
+                false => Refusal::Any(why),
+            }
         })?;
         let chain = self.policies.current().chain();
         self.clock.set(since_1970(SystemTime::now()));
@@ -82,6 +95,13 @@ impl Subject {
             ["halley_plugin_counter_total{", "halley_plugin_gauge{"].iter().any(|own| line.starts_with(own))
         };
         text.lines().filter(own).map(str::to_owned).collect()
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Self::Configuration(why) | Self::Any(why)) = self;
+        write!(f, "it {why}")
     }
 }
 

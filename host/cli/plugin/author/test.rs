@@ -8,7 +8,7 @@ use similar::{ChangeTag, TextDiff};
 use crate::cli::plugin::author::answer::Answer;
 use crate::cli::plugin::author::cases::{self, Case, Cases, Expected};
 use crate::cli::plugin::author::project::{self, Place};
-use crate::cli::plugin::author::subject::{Instance, Subject};
+use crate::cli::plugin::author::subject::{Instance, Refusal, Subject};
 use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, print};
 
 /// Arguments of `halley plugin test`.
@@ -56,7 +56,11 @@ pub(super) fn check(cases: &Cases, subject: &mut Subject) -> anyhow::Result<u8> 
     for case in &cases.cases {
         let config = case.config.as_ref().or(cases.config.as_ref()).unwrap_or(&nothing);
         let differences = match subject.with(config) {
-            Err(why) => refused(case, &why),
+            Err(Refusal::Configuration(why)) => refused(case, &why),
+            Err(why) => {
+                fail(&format!("no case can be asked: {why}"));
+                return Ok(FAILURE);
+            }
             Ok(instance) => case.ask(instance).with_context(|| format!("case `{}`", case.name))?,
         };
         failed += usize::from(!differences.is_empty());

@@ -37,6 +37,10 @@ fn what_does_not_compile_is_shown_as_the_compiler_has_it() {
 #[test]
 fn where_there_is_no_project_it_says_how_to_make_one() {
     let desk = Desk::new();
+    desk.write("Cargo.toml", "[package]\nname = \"other\"\n");
+    let other = desk.plugin(&["build"]);
+    assert_eq!((other.code, other.err.contains("is no policy")), (Some(2), true), "{other:?}");
+    std::fs::remove_file(desk.path("Cargo.toml")).expect("it was there");
     for command in ["build", "dev"] {
         let failed = desk.plugin(&[command]);
         assert_eq!(failed.code, Some(2), "{command}: {failed:?}");

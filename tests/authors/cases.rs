@@ -68,6 +68,11 @@ fn mistakes_in_cases_name_the_file_and_the_place() {
     assert!(nobody.contains("case `for nobody`") && nobody.contains("exactly one of"), "{nobody}");
     let nothing = mistake("", &file);
     assert!(nothing.contains("cases.toml has no cases"), "{nothing}");
+    let desk = cases("[[case]]\nname = \"c\"\nrefused = \"is not WebAssembly\"\n");
+    desk.write("text.wasm", "not code");
+    let unloadable = desk.plugin(&["test", "text.wasm"]);
+    assert_eq!((unloadable.code, unloadable.out.as_str()), (Some(1), ""), "no refusal of a configuration");
+    assert!(unloadable.err.contains("no case can be asked: it is not WebAssembly"), "{}", unloadable.err);
     let elsewhere = mistake("", &["--cases", "gone.toml"]);
     assert!(elsewhere.contains("cannot read gone.toml"), "{elsewhere}");
     assert!(mistake("", &[]).contains("name the file with --cases"));

@@ -112,6 +112,7 @@ fn inspect_says_what_is_in_a_file_and_why_a_gateway_would_refuse_it() {
     desk.write("text.wasm", "not code");
     let text = desk.plugin(&["inspect", "text.wasm"]);
     assert_eq!((text.code, text.err.contains("is not WebAssembly")), (Some(1), true), "{text:?}");
+    assert!(text.out.contains("contract      none"), "{}", text.out);
     let gone = desk.plugin(&["inspect", "gone.wasm"]);
     assert_eq!((gone.code, gone.err.contains("gone.wasm cannot be read")), (Some(2), true), "{gone:?}");
 }
