@@ -45,6 +45,12 @@ enum Command {
     /// Makes, builds, tests and measures policies; changes the ones of a running gateway.
     Plugin(plugin::Args),
     /// Runs recorded traffic through a policy, and shows what it would have decided.
+    ///
+    /// Every message goes through the plugin alone, in the order of its partition and in batches of
+    /// `[delivery] max_batch`. Only decisions of `filter` are compared: what `grouping` and `offline`
+    /// decide depends on who is where at that moment. Guards (`once`) are counted and not claimed,
+    /// the plugin's clock is that of now, and its state begins empty: a policy that counts over time
+    /// decides here as if everything came at once.
     Replay(replay::Args),
     /// Lists what could not be delivered, and brings it back once what was wrong is mended.
     DeadLetter(dead_letter::Args),

@@ -27,14 +27,41 @@ enum Command {
     /// HALLEY_GUEST_TARGET names another folder for what cargo leaves.
     Build(author::build::Args),
     /// Asks a policy what the cases beside it ask, and compares the answers.
+    ///
+    /// A case is a configuration, questions and answers. Its questions are asked one after the other of
+    /// a fresh instance, the ones to `filter` first, then `offline`, then `grouping`; guards are shown
+    /// and not claimed. The clock stands still: `at` in a message sets it.
     Test(author::test::Args),
     /// Asks a policy about messages from a file or standard input, and prints its answers.
+    ///
+    /// Each line is a question in JSON: a message for `filter`, such as
+    ///
+    ///   {"room": "r", "body": "hello"}
+    ///   {"keys": ["ann"], "operation": 7, "headers": {"lang": "en"}, "body_base64": "/w=="}
+    ///   {"everyone": true, "body": "hello", "at": "2026-01-31T22:00:00Z"}
+    ///
+    /// (`at` is when it was produced, and what the clock says), somebody who is away for `offline`, or a
+    /// room for `grouping`:
+    ///
+    ///   {"message": {"keys": ["ann"]}, "absent": {"user": "ann", "cause": "not-online"}}
+    ///   {"room": "r", "connections": [{"id": "c1", "comet": "10.0.0.1:50051", "user": "ann"}]}
+    ///
+    /// What the policy logs, and its own counters and gauges at the end, go to standard error. The exit
+    /// code is 1 when it failed on a question, 2 when a line makes no sense.
+    #[command(verbatim_doc_comment)]
     Run(author::run::Args),
     /// Measures what a policy costs a message, beside one that does nothing.
+    ///
+    /// Each hook is measured as the gateway calls it: `filter` by messages in a batch, `offline` by the
+    /// users that are away, `grouping` by the connections in a room. The policy and one that does
+    /// nothing take turns, so that a busy machine slows both; figures are medians.
     Bench(author::bench::Args),
     /// Shows what is in a policy's file: hooks, imports, contract, size, hash, capabilities.
     Inspect(author::inspect::Args),
     /// Builds and tests a policy whenever its source changes, and pushes it into a gateway.
+    ///
+    /// Runs until Ctrl-C. What does not build, or fails its cases, goes nowhere: what was pushed before
+    /// stays in force.
     Dev(author::dev::Args),
     /// Puts new versions of policies in force in a running gateway, several of them as one.
     ///

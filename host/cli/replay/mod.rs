@@ -28,12 +28,6 @@ use time::{Range, time};
 use traffic::{Item, Traffic};
 
 /// Arguments of `halley replay`.
-///
-/// Every message goes through the plugin alone, in the order of its partition and in batches of
-/// `[delivery] max_batch`. Only decisions of `filter` are compared: what `grouping` and `offline`
-/// decide depends on who is where at that moment. Guards (`once`) are counted and not claimed,
-/// the plugin's clock is that of now, and its state begins empty: a policy that counts over time
-/// decides here as if everything came at once.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -23,10 +23,6 @@ const SIZES: [usize; 4] = [1, 16, 64, 256];
 const LEAST: usize = 5;
 
 /// Arguments of `halley plugin bench`.
-///
-/// Each hook is measured as the gateway calls it: `filter` by messages in a batch, `offline` by the
-/// users that are away, `grouping` by the connections in a room. The policy and one that does
-/// nothing take turns, so that a busy machine slows both; figures are medians.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]

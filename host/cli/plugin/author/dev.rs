@@ -21,9 +21,6 @@ const BUILT: [&str; 2] = ["target", "dist"];
 const MOST_FILES: usize = 10_000;
 
 /// Arguments of `halley plugin dev`.
-///
-/// Runs until Ctrl-C. What does not build, or fails its cases, goes nowhere: what was pushed before
-/// stays in force.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]

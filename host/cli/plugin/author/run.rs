@@ -17,13 +17,6 @@ use crate::cli::{FAILURE, SUCCESS, fail, print};
 const LONGEST_LINE: u64 = 16 * 1024 * 1024;
 
 /// Arguments of `halley plugin run`.
-///
-/// Each line is a question in JSON. A message, for `filter`:
-/// {"room": "r", "body": "hello"}, or with "keys" or "everyone"; optional are "operation", "headers",
-/// "body_base64", "at" (when it was produced, and what the clock says). For `offline`:
-/// {"message": {...}, "absent": {"user": "u"}}. For `grouping`:
-/// {"room": "r", "connections": [{"id": "c", "comet": "10.0.0.1:50051"}]}. What the policy logs, and
-/// its own counters and gauges at the end, go to standard error.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]

@@ -12,10 +12,6 @@ use crate::cli::plugin::author::subject::{Instance, Refusal, Subject};
 use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, print};
 
 /// Arguments of `halley plugin test`.
-///
-/// A case is a configuration, questions and answers. Its questions are asked one after the other of
-/// a fresh instance, the ones to `filter` first, then `offline`, then `grouping`; guards are shown
-/// and not claimed. The clock stands still: `at` in a message sets it.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
