@@ -137,8 +137,8 @@ async fn dynamic(world: &World) -> Gateway {
     world.gateway().await.set("kafka", "instance", quoted(""))
 }
 
-/// Both have settled on two of the four partitions: no rebalance goes on, during which librdkafka
-/// commits nothing.
+/// Both have settled on two of the four partitions: no rebalance goes on, during which nothing can be
+/// committed.
 async fn wait_for_halves(first: &RunningGateway, second: &RunningGateway) {
     // The first to answer may still have what is taken from it.
     for gateway in [first, second, first] {

@@ -4,7 +4,8 @@
 //! - `template` and `sdk`: what a new project is made of. `project`: where a policy is, and how it
 //!   is built.
 //! - `question` and `answer`: what a policy is asked and what it says, as people write and read
-//!   them; `subject`: a policy that is asked.
+//!   them; `subject`: a policy that is asked; `cases` and `expect`: questions with the answers that
+//!   they have to get.
 //! - One file for each command.
 
 mod answer;
@@ -12,6 +13,7 @@ pub(super) mod bench;
 pub(super) mod build;
 mod cases;
 pub(super) mod dev;
+mod expect;
 pub(super) mod inspect;
 pub(super) mod new;
 mod project;

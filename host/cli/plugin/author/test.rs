@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use similar::{ChangeTag, TextDiff};
 
 use crate::cli::plugin::author::answer::Answer;
-use crate::cli::plugin::author::cases::{self, Case, Cases, Expected};
+use crate::cli::plugin::author::cases::{self, Case, Cases};
+use crate::cli::plugin::author::expect::Expected;
 use crate::cli::plugin::author::project::{self, Place};
 use crate::cli::plugin::author::subject::{Instance, Refusal, Subject};
 use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, print};

@@ -1,0 +1,197 @@
+//! What a case expects of an answer: a word, or a table that says more.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+
+use crate::cli::plugin::author::answer::{self, Answer};
+
+/// What an answer has to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Expected {
+    Exactly(Answer),
+    /// One line that begins so and contains this.
+    Like(&'static str, String),
+}
+
+impl Expected {
+    pub(super) fn is_met_by(&self, got: &Answer) -> bool {
+        match self {
+            Self::Exactly(answer) => answer == got,
+            Self::Like(begin, part) => {
+                let rest = got.0.first().and_then(|line| line.strip_prefix(begin));
+                rest.is_some_and(|rest| rest.contains(part.as_str()))
+            }
+        }
+    }
+
+    pub(super) fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Exactly(answer) => answer.0.clone(),
+            Self::Like(begin, part) => {
+                vec![format!("{begin}: {}", if part.is_empty() { "..." } else { part })]
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum FilterWord {
+    Pass,
+    /// For whatever reason.
+    Drop,
+    DeadLetter,
+    Fail,
+}
+
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum OfflineWord {
+    Pass,
+    Drop,
+    /// For as long as the gateway's `[offline] retention`.
+    Store,
+    Fail,
+}
+
+/// What a filter makes of a message. What is not named stays as it was.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(super) struct Outcome {
+    drop: Option<String>,
+    dead_letter: Option<String>,
+    fail: Option<String>,
+    body: Option<String>,
+    body_base64: Option<String>,
+    operation: Option<i32>,
+    room: Option<String>,
+    keys: Vec<String>,
+    only: Option<Vec<String>>,
+    except: Vec<String>,
+    also: Vec<String>,
+    once: Vec<Once>,
+}
+
+#[derive(Clone, Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Once {
+    key: String,
+    #[serde(with = "humantime_serde")]
+    ttl: Duration,
+}
+
+/// What becomes of a message for somebody who is away.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Fate {
+    #[serde(with = "humantime_serde")]
+    store: Option<Duration>,
+    notify: Option<String>,
+    fail: Option<String>,
+}
+
+impl WordOr<FilterWord, Outcome> {
+    pub(super) fn expected(&self) -> Expected {
+        match self {
+            Self::Word(FilterWord::Pass) => Expected::Exactly(Answer::line("pass")),
+            Self::Word(FilterWord::Drop) => Expected::Like("drop", String::new()),
+            Self::Word(FilterWord::DeadLetter) => Expected::Like("dead-letter", String::new()),
+            Self::Word(FilterWord::Fail) => Expected::Like("fail", String::new()),
+            Self::Table(outcome) => outcome.expected(),
+        }
+    }
+}
+
+impl Outcome {
+    fn expected(&self) -> Expected {
+        if let Some(reason) = &self.drop {
+            return Expected::Exactly(Answer::line(format!("drop: {reason}")));
+        }
+        if let Some(reason) = &self.dead_letter {
+            return Expected::Exactly(Answer::line(format!("dead-letter: {reason}")));
+        }
+        if let Some(part) = &self.fail {
+            return Expected::Like("fail", part.clone());
+        }
+        let mut lines = Vec::new();
+        lines.extend(self.body.as_ref().map(|body| answer::body(body.as_bytes())));
+        lines.extend(self.body_base64.as_ref().map(|text| format!("body_base64: {text}")));
+        lines.extend(self.operation.map(answer::operation));
+        lines.extend(self.room.as_deref().map(answer::room));
+        if !self.keys.is_empty() {
+            lines.push(answer::names("keys", &self.keys));
+        }
+        lines.extend(self.only.iter().map(|only| answer::names("only", only)));
+        for (word, comets) in [("except", &self.except), ("also", &self.also)] {
+            if !comets.is_empty() {
+                lines.push(answer::names(word, comets));
+            }
+        }
+        lines.extend(self.once.iter().map(|once| answer::once(&once.key, once.ttl)));
+        Expected::Exactly(if lines.is_empty() { Answer::line("pass") } else { Answer(lines) })
+    }
+}
+
+impl WordOr<OfflineWord, Fate> {
+    pub(super) fn expected(&self) -> Expected {
+        let exactly = |line: String| Expected::Exactly(Answer::line(line));
+        match self {
+            Self::Word(OfflineWord::Pass) => exactly("pass".to_owned()),
+            Self::Word(OfflineWord::Drop) => exactly("drop".to_owned()),
+            Self::Word(OfflineWord::Store) => exactly("store".to_owned()),
+            Self::Word(OfflineWord::Fail) => Expected::Like("fail", String::new()),
+            Self::Table(Fate { store: Some(time), .. }) => exactly(answer::store_for(*time)),
+            Self::Table(Fate { notify: Some(channel), .. }) => exactly(answer::notify(channel)),
+            Self::Table(Fate { fail, .. }) => Expected::Like("fail", fail.clone().unwrap_or_default()),
+        }
+    }
+}
+
+/// A word, or a table that says more.
+#[derive(Clone, Debug)]
+pub(super) enum WordOr<W, T> {
+    Word(W),
+    Table(T),
+}
+
+impl<'de, W: Deserialize<'de>, T: Deserialize<'de>> Deserialize<'de> for WordOr<W, T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<W, T>(PhantomData<(W, T)>);
+
+        impl<'de, W: Deserialize<'de>, T: Deserialize<'de>> Visitor<'de> for Either<W, T> {
+            type Value = WordOr<W, T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a word or a table")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<Self::Value, E> {
+                W::deserialize(StrDeserializer::new(word)).map(WordOr::Word)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(WordOr::Table)
+            }
+        }
+
+        deserializer.deserialize_any(Either(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_answers_need_only_be_alike() {
+        let drop = Expected::Like("drop", String::new());
+        assert!(drop.is_met_by(&Answer::line("drop: spam")) && !drop.is_met_by(&Answer::line("pass")));
+        let fail = Expected::Like("fail", "deadline".into());
+        assert!(fail.is_met_by(&Answer::failed("ran past its deadline of 2s")));
+        assert!(!fail.is_met_by(&Answer::failed("trapped")));
+    }
+}
