@@ -18,7 +18,7 @@ use crate::policy::{Chain, Clock, OnError, PluginConfig, Policies, Runtime, Runt
 pub(super) enum Refusal {
     /// It did not take its configuration.
     Configuration(String),
-    /// It would start with no configuration.
+    /// Something that no configuration mends.
     Any(String),
 }
 
