@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everyone may know these; they know nobody.
-const FOR_ALL: [&str; 2] = ["telemetry", "panics"];
+const FOR_ALL: [&str; 3] = ["telemetry", "panics", "stalls"];
 
 /// Each module with the modules of this crate that it may know.
 const MAY_KNOW: &[(&str, &[&str])] = &[
@@ -15,6 +15,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("decision", &["message"]),
     ("telemetry", &[]),
     ("panics", &[]),
+    ("stalls", &[]),
     ("kafka", &["message"]),
     ("redis_client", &[]),
     ("consumer", &["message", "offsets", "kafka"]),

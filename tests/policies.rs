@@ -241,7 +241,7 @@ async fn a_stalling_policy_holds_its_partition_until_it_is_replaced() {
     let gateway = stage.start([unruly("unruly").set("on_error", quoted("stall"))]).await;
     stage.say("trap").await;
     stage.say("hello").await;
-    gateway.wait_for_log("records wait; trying again until it works").await;
+    gateway.wait_for_log("holding records, retrying until it succeeds").await;
     assert_eq!(stage.heard(), [""; 0]);
     gateway.configure(&stage.settings);
     gateway.wait_until_settled(&stage.topic).await;

@@ -119,6 +119,7 @@ fn router(gateway: Handle) -> Router {
         .route("/v1/plugins/{name}/versions", get(versions))
         .route("/v1/plugins/{name}/differences", get(differences))
         .route("/v1/comets", get(comets))
+        .route("/v1/stalls", get(stalls))
         .route("/v1/routes/{room}", get(route))
         .with_state(gateway)
 }
@@ -181,6 +182,10 @@ fn unknown(name: &str) -> Response {
 
 async fn comets(State(gateway): State<Handle>) -> Response {
     Json(json!({ "comets": gateway.comets() })).into_response()
+}
+
+async fn stalls(State(gateway): State<Handle>) -> Response {
+    Json(json!({ "stalls": gateway.stalls() })).into_response()
 }
 
 async fn route(State(gateway): State<Handle>, Path(room): Path<String>) -> Response {

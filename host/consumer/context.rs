@@ -18,6 +18,7 @@ use crate::consumer::partitions::{Key, Metrics, Partitions};
 use crate::consumer::patience::Patience;
 use crate::consumer::{OnAssigned, add_offset};
 use crate::kafka::{self, Voice};
+use crate::stalls::Stalls;
 use crate::telemetry::Seldom;
 
 /// How often is told of a topic that is missing, and of commits that are refused.
@@ -31,6 +32,8 @@ pub(super) struct Context {
     partitions: Mutex<Partitions>,
     drain_deadline: Duration,
     metrics: Metrics,
+    #[expect(dead_code, reason = "for partitions that cannot be read, which comes next")]
+    stalls: Stalls,
     health: Health,
     on_assigned: OnAssigned,
     voice: Voice,
@@ -43,6 +46,7 @@ impl Context {
         total: Limit,
         drain_deadline: Duration,
         metrics: Metrics,
+        stalls: Stalls,
         health: Health,
         on_assigned: OnAssigned,
     ) -> Self {
@@ -51,6 +55,7 @@ impl Context {
             partitions: Mutex::new(partitions),
             drain_deadline,
             metrics,
+            stalls,
             health,
             on_assigned,
             voice: Voice::new("consumer"),

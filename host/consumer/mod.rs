@@ -39,6 +39,7 @@ use tracing::{info, warn};
 use crate::kafka;
 use crate::message::{Header, Origin, Record};
 use crate::panics;
+use crate::stalls::Stalls;
 
 pub use health::Health;
 pub use partition::{Admitted, Feed};
@@ -100,11 +101,12 @@ impl Consumer {
         config: &kafka::Config,
         limits: Limits,
         metrics: Metrics,
+        stalls: Stalls,
         on_assigned: OnAssigned,
     ) -> anyhow::Result<Self> {
         let health = Health::default();
         let limit = Limit { records: limits.records, bytes: limits.bytes };
-        let context = Context::new(limit, drain_deadline(config), metrics, health.clone(), on_assigned);
+        let context = Context::new(limit, drain_deadline(config), metrics, stalls, health.clone(), on_assigned);
         let consumer: BaseConsumer<Context> = client_config(config).create_with_context(context)?;
         let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;

@@ -13,6 +13,7 @@ use crate::message::RoomId;
 use crate::pipeline::Pipeline;
 use crate::policy::{self, Policies};
 use crate::router::Route;
+use crate::stalls::Stall;
 
 /// A view of a running gateway, for the admin API. Cheap to clone.
 #[derive(Clone)]
@@ -24,6 +25,9 @@ pub struct Handle {
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) tasks: TaskTracker,
 }
+
+/// How many stalls `/readyz` names one by one.
+const STALLS_NAMED: usize = 16;
 
 /// What became of an operator's wish: the set in force then, or why nothing changed.
 pub type Steered = Result<policy::Generation, policy::Refused>;
@@ -37,7 +41,17 @@ impl Handle {
         }
         problems.extend(self.kafka.problem());
         problems.extend(self.directory.borrow().clone());
+        let stalls = self.stalls();
+        problems.extend(stalls.iter().take(STALLS_NAMED).map(ToString::to_string));
+        if let Some(more) = stalls.len().checked_sub(STALLS_NAMED).filter(|more| *more > 0) {
+            problems.push(format!("{more} more partitions are held; GET /v1/stalls lists them"));
+        }
         problems
+    }
+
+    /// What has been retried for longer than five seconds, and the records that it holds.
+    pub fn stalls(&self) -> Vec<Stall> {
+        self.pipeline.stalls.list()
     }
 
     /// What a person should look at although the gateway delivers.

@@ -29,6 +29,7 @@ use crate::pipeline::{self, Pipeline, Resolver};
 use crate::policy::{self, Policies};
 use crate::redis_client::{self, RedisClient};
 use crate::shared_state::{MemorySharedState, RedisSharedState, SharedState};
+use crate::stalls::Stalls;
 
 mod handle;
 
@@ -145,7 +146,9 @@ impl Gateway {
         let versions = config.policies.versions()?;
         let runtime = policy::Runtime::with(&mut registry, config.policies.runtime())?;
         let policies = Policies::start_with(runtime, &config.plugins, versions)?;
-        let pipeline = Arc::new(build_pipeline(config, policies, &storage, &mut registry)?);
+        let stalls = Stalls::register(&mut registry);
+        let pipeline =
+            Arc::new(build_pipeline(config, policies, &storage, stalls.clone(), &mut registry)?);
 
         // The first BROADCAST shall reach all comets behind a name.
         pipeline.fleet.resolved().await;
@@ -164,7 +167,7 @@ impl Gateway {
                 ))
             }
         };
-        let consumer = Consumer::start(&config.kafka, limits, consumer_metrics, Box::new(spawn_worker))
+        let consumer = Consumer::start(&config.kafka, limits, consumer_metrics, stalls, Box::new(spawn_worker))
             .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
 
         let directory = watch_directory(&storage, &tasks, &shutdown);
@@ -230,6 +233,7 @@ fn build_pipeline(
     config: &Config,
     policies: Arc<Policies>,
     storage: &Storage,
+    stalls: Stalls,
     registry: &mut Registry,
 ) -> anyhow::Result<Pipeline> {
     let producer =
@@ -251,6 +255,7 @@ fn build_pipeline(
         offline: config.offline.clone(),
         dead_letters: DeadLetters::new(producer, config.kafka.dead_letter_topic.clone()),
         max_batch: config.delivery.max_batch,
+        stalls,
         metrics: pipeline::Metrics::register(registry),
     })
 }

@@ -19,10 +19,11 @@ use crate::pipeline::Pipeline;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::journey::{Call, Ending, Journey, Story};
 use crate::pipeline::metrics::Station;
-use crate::pipeline::persist::{Abandoned, persist};
+use crate::pipeline::persist::{Abandoned, Hold, Retry, persist};
 use crate::pipeline::resolve::Resolved;
 use crate::policy::{Chain, Decision, Filtered, Pass, Step};
 use crate::router::Delivery;
+use crate::stalls::StallStage;
 
 /// The worker of one partition.
 pub(super) struct Worker {
@@ -33,6 +34,8 @@ pub(super) struct Worker {
     journeys: TaskTracker,
     abandon: CancellationToken,
     started: Instant,
+    /// Of the first record of the batch.
+    offset: Option<i64>,
 }
 
 /// What becomes of a message to everyone while there is nobody.
@@ -56,6 +59,7 @@ impl Worker {
             journeys,
             abandon: feed.abandon.clone(),
             started: Instant::now(),
+            offset: None,
         }
     }
 
@@ -65,6 +69,7 @@ impl Worker {
     /// When the partition was abandoned meanwhile: tickets are dropped, nothing is settled.
     pub(super) async fn batch(&mut self, admitted: Vec<Admitted>) -> Result<(), Abandoned> {
         self.started = Instant::now();
+        self.offset = admitted.first().map(|admitted| admitted.record.origin.offset);
         self.chain = self.chain.renewed();
         self.pipeline.metrics.batch(admitted.len());
         let (messages, tickets) = self.decode(admitted);
@@ -74,6 +79,17 @@ impl Worker {
         let resolved = self.resolve(&passed).await?;
         self.dispatch(passed, resolved);
         Ok(())
+    }
+
+    /// What the batch's stages hold while they are retried.
+    fn hold(&self) -> Hold<'_> {
+        Hold {
+            stalls: &self.pipeline.stalls,
+            topic: &self.topic,
+            partition: self.partition,
+            offset: self.offset,
+            abandon: &self.abandon,
+        }
     }
 
     fn decode(&self, admitted: Vec<Admitted>) -> (Vec<Message>, Vec<Ticket>) {
@@ -105,7 +121,7 @@ impl Worker {
             // Before the batch goes on: a crash between makes its messages come again, and writes
             // them at least once.
             let write = || self.pipeline.shared_state.write(&writes);
-            persist("the policies' shared state", &self.abandon, write).await?;
+            persist(self.hold(), StallStage::SharedState, write).await?;
         }
         self.pipeline.metrics.stage(Station::Filter, since);
         Ok(filtered)
@@ -114,6 +130,7 @@ impl Worker {
     /// Asks the filters. Where one needs values of its shared state, they are fetched for the
     /// whole batch at once, and it is asked again.
     async fn decided(&self, messages: &[Message]) -> Result<(Vec<Filtered>, Vec<StateWrite>), Abandoned> {
+        let mut retry = Retry::new(self.hold(), StallStage::Policy);
         let mut under_way: Option<Pass> = None;
         loop {
             let pass = Mutex::new(under_way.take());
@@ -127,11 +144,11 @@ impl Worker {
                 *pass = Some(current);
                 Ok(step)
             };
-            match self.chain.call(&self.abandon, advance).await? {
+            match self.chain.call_again(&mut retry, advance).await? {
                 Step::Decided(filtered, writes) => return Ok((filtered, writes)),
                 Step::Wants(keys) => {
                     let fetch = || self.pipeline.shared_state.fetch(&keys);
-                    let values = persist("the policies' shared state", &self.abandon, fetch).await?;
+                    let values = persist(self.hold(), StallStage::SharedState, fetch).await?;
                     under_way = pass.into_inner().unwrap_or_else(PoisonError::into_inner);
                     if let Some(pass) = &mut under_way {
                         pass.learn(keys, values);
@@ -183,7 +200,8 @@ impl Worker {
             message: passed[*at].message.id.clone(),
         };
         let claims: Vec<_> = guards.iter().map(claim).collect();
-        let may_pass = persist("guards", &self.abandon, || self.pipeline.guards.claim(&claims)).await?;
+        let claim = || self.pipeline.guards.claim(&claims);
+        let may_pass = persist(self.hold(), StallStage::Guard, claim).await?;
         let mut stopped: Vec<Option<Guard>> = passed.iter().map(|_| None).collect();
         for ((at, guard), may_pass) in guards.into_iter().zip(may_pass) {
             if !may_pass {
@@ -206,7 +224,7 @@ impl Worker {
     async fn resolve(&self, passed: &[Passed]) -> Result<Resolved, Abandoned> {
         let since = Instant::now();
         let messages: Vec<_> = passed.iter().map(|passed| &passed.message).collect();
-        let resolved = self.pipeline.resolver.resolve(&messages, &self.chain, &self.abandon).await?;
+        let resolved = self.pipeline.resolver.resolve(&messages, &self.chain, self.hold()).await?;
         self.pipeline.metrics.stage(Station::Resolve, since);
         Ok(resolved)
     }

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
-use tokio_util::sync::CancellationToken;
 
-use crate::pipeline::persist::{Abandoned, persist};
+use crate::pipeline::persist::{Abandoned, Hold, Retry};
 use crate::policy::{Chain, Policies, PolicySet, Stalled};
+use crate::stalls::StallStage;
 
 /// One policy set, shared by a batch's stages and journeys. The set is freed when the last
 /// of them is done.
@@ -42,7 +42,16 @@ impl BatchChain {
     /// in force: that is what the operator is waiting to replace.
     pub(super) async fn call<T>(
         &self,
-        abandon: &CancellationToken,
+        hold: Hold<'_>,
+        call: impl Fn(&mut Chain) -> Result<T, Stalled>,
+    ) -> Result<T, Abandoned> {
+        self.call_again(&mut Retry::new(hold, StallStage::Policy), call).await
+    }
+
+    /// As [`BatchChain::call`], as a part of work that takes several calls.
+    pub(super) async fn call_again<T>(
+        &self,
+        retry: &mut Retry<'_>,
         call: impl Fn(&mut Chain) -> Result<T, Stalled>,
     ) -> Result<T, Abandoned> {
         let attempt = || async {
@@ -56,6 +65,6 @@ impl BatchChain {
             }
             result
         };
-        persist("a policy with `on_error = \"stall\"`", abandon, attempt).await
+        retry.until_done(attempt).await
     }
 }

@@ -19,9 +19,10 @@ use crate::offsets::Ticket;
 use crate::pipeline::Pipeline;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::metrics::Station;
-use crate::pipeline::persist::{Abandoned, persist};
+use crate::pipeline::persist::{Abandoned, Hold, persist};
 use crate::policy::{Decision, PolicySet};
 use crate::router::Recipient;
+use crate::stalls::StallStage;
 
 /// One call that waits in a comet's lane or is under way.
 pub(super) struct Call {
@@ -136,6 +137,18 @@ impl Journey {
         self.story.ticket.settle();
     }
 
+    /// What is held while something is retried: this record.
+    fn hold(&self) -> Hold<'_> {
+        let origin = &self.story.record.origin;
+        Hold {
+            stalls: &self.pipeline.stalls,
+            topic: &origin.topic,
+            partition: origin.partition,
+            offset: Some(origin.offset),
+            abandon: &self.abandon,
+        }
+    }
+
     async fn deliver(
         &mut self,
         calls: Vec<Call>,
@@ -220,7 +233,7 @@ impl Journey {
         if !self.chain.set().has_offline() {
             return Ok(vec![default; absent.len()]);
         }
-        let decided = self.chain.call(&self.abandon, |chain| chain.decide(message, absent)).await?;
+        let decided = self.chain.call(self.hold(), |chain| chain.decide(message, absent)).await?;
         if let Some(first) = decided.iter().flatten().next() {
             let what = format!("decided about {} of {}", decided.iter().flatten().count(), absent.len());
             self.story.trail.push(Decision { by: first.by.clone(), what });
@@ -237,7 +250,7 @@ impl Journey {
             return Ok(0);
         }
         let store = || self.pipeline.inbox.store(entries);
-        let lost = persist("offline inboxes", &self.abandon, store).await?.len();
+        let lost = persist(self.hold(), StallStage::Inbox, store).await?.len();
         self.story.tally.stored = entries.len() - lost;
         self.story.tally.failed += lost;
         Ok(lost)
@@ -248,7 +261,7 @@ impl Journey {
             let mut writes = Vec::with_capacity(some.len());
             for (absent, channel) in some {
                 let write = || self.pipeline.notifier.notify(message, absent, channel);
-                writes.push(persist("the notify topic", &self.abandon, write));
+                writes.push(persist(self.hold(), StallStage::Notify, write));
             }
             try_join_all(writes).await?;
         }
@@ -257,7 +270,7 @@ impl Journey {
 
     async fn dead_letter(&self, reason: Reason) -> Result<(&'static str, String), Abandoned> {
         let write = || self.pipeline.dead_letters.write(&self.story.record, &reason);
-        persist("the dead-letter topic", &self.abandon, write).await?;
+        persist(self.hold(), StallStage::DeadLetter, write).await?;
         let stage = reason.stage.as_str();
         // A person has to look at these, but one line a record could flood the log: the
         // counter tells how many, the topic tells which.

@@ -40,6 +40,7 @@ use crate::guard::Guards;
 use crate::offline::{self, Inbox, Notifier};
 use crate::policy::Policies;
 use crate::shared_state::SharedState;
+use crate::stalls::Stalls;
 
 pub use explain::{Explanation, explain};
 pub use metrics::Metrics;
@@ -157,6 +158,8 @@ pub struct Pipeline {
     pub dead_letters: DeadLetters,
     /// The most records in a batch.
     pub max_batch: usize,
+    /// What is being retried, and the records that it holds.
+    pub stalls: Stalls,
     /// What is counted and timed.
     pub metrics: Metrics,
 }

@@ -1,12 +1,13 @@
-//! Trying until it works: what the pipeline does while Redis or Kafka is away. Records wait;
-//! nothing is dropped.
+//! Trying until it works: what the pipeline does while Redis or Kafka is away. Records are
+//! held; nothing is dropped. What is held, and why, stands in [`Stalls`].
 
 use std::fmt::Display;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+
+use crate::stalls::{Held, StallGuard, StallStage, Stalls};
 
 /// The partition was given up before the work was done: its records will be delivered again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,68 +17,144 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// With the clients' own back-off of half a second, work goes on within a second of the other
 /// side's return.
 const LONGEST_PAUSE: Duration = Duration::from_millis(400);
-const REMIND_EVERY: Duration = Duration::from_secs(10);
 
-/// Tries until `attempt` succeeds or the partition is abandoned. The first failure is logged
-/// at once, then one line every ten seconds, then one when it works again.
-pub(super) async fn persist<T, E: Display, F: Future<Output = Result<T, E>>>(
-    what: &str,
-    abandon: &CancellationToken,
-    mut attempt: impl FnMut() -> F,
-) -> Result<T, Abandoned> {
-    let mut pause = FIRST_PAUSE;
-    let mut reminded: Option<Instant> = None;
-    loop {
-        let result = tokio::select! {
-            biased;
-            () = abandon.cancelled() => return Err(Abandoned),
-            result = attempt() => result,
-        };
-        match result {
-            Ok(done) => {
-                if reminded.is_some() {
-                    info!(what, "works again");
-                }
-                return Ok(done);
-            }
-            Err(error) => {
-                if reminded.is_none_or(|at| at.elapsed() >= REMIND_EVERY) {
-                    reminded = Some(Instant::now());
-                    warn!(what, %error, "records wait; trying again until it works");
-                }
-            }
-        }
-        tokio::select! {
-            () = abandon.cancelled() => return Err(Abandoned),
-            // Full jitter, so that the workers of many partitions do not come back together.
-            () = tokio::time::sleep(pause.mul_f64(fastrand::f64())) => {}
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+/// The record, or the first one of a batch, that is held while something is retried.
+#[derive(Clone, Copy)]
+pub(super) struct Hold<'a> {
+    pub(super) stalls: &'a Stalls,
+    pub(super) topic: &'a Arc<str>,
+    pub(super) partition: i32,
+    pub(super) offset: Option<i64>,
+    pub(super) abandon: &'a CancellationToken,
+}
+
+/// One piece of work at one stage while it is retried. It is one stall from its first failure
+/// until it is dropped, however many calls it takes: a policy that stalls between two successful
+/// look-ups has not recovered in between.
+pub(super) struct Retry<'a> {
+    hold: Hold<'a>,
+    stage: StallStage,
+    since: Instant,
+    pause: Duration,
+    stall: Option<StallGuard>,
+}
+
+impl<'a> Retry<'a> {
+    pub(super) fn new(hold: Hold<'a>, stage: StallStage) -> Self {
+        Self { hold, stage, since: Instant::now(), pause: FIRST_PAUSE, stall: None }
     }
+
+    /// Tries until `attempt` succeeds or the partition is abandoned.
+    pub(super) async fn until_done<T, E: Display, F: Future<Output = Result<T, E>>>(
+        &mut self,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, Abandoned> {
+        let abandon = self.hold.abandon;
+        loop {
+            let result = tokio::select! {
+                biased;
+                () = abandon.cancelled() => return Err(self.abandoned()),
+                result = attempt() => result,
+            };
+            match result {
+                Ok(done) => return Ok(done),
+                Err(error) => self.failed(&error),
+            }
+            tokio::select! {
+                () = abandon.cancelled() => return Err(self.abandoned()),
+                // Full jitter, so that the workers of many partitions do not come back together.
+                () = tokio::time::sleep(self.pause.mul_f64(fastrand::f64())) => {}
+            }
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn failed(&mut self, error: &dyn Display) {
+        let Hold { stalls, topic, partition, offset, .. } = self.hold;
+        let begin = || {
+            let held = Held { stage: self.stage, topic: Arc::clone(topic), partition, offset };
+            stalls.begin_since(held, self.since)
+        };
+        self.stall.get_or_insert_with(begin).set_cause(error);
+    }
+
+    fn abandoned(&mut self) -> Abandoned {
+        if let Some(stall) = self.stall.take() {
+            stall.cancel();
+        }
+        Abandoned
+    }
+}
+
+/// Tries until `attempt` succeeds or the partition is abandoned.
+pub(super) async fn persist<T, E: Display, F: Future<Output = Result<T, E>>>(
+    hold: Hold<'_>,
+    stage: StallStage,
+    attempt: impl FnMut() -> F,
+) -> Result<T, Abandoned> {
+    Retry::new(hold, stage).until_done(attempt).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    struct World {
+        stalls: Stalls,
+        topic: Arc<str>,
+        abandon: CancellationToken,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { stalls: Stalls::default(), topic: "push".into(), abandon: CancellationToken::new() }
+        }
+
+        fn hold(&self) -> Hold<'_> {
+            let Self { stalls, topic, abandon } = self;
+            Hold { stalls, topic, partition: 3, offset: Some(42), abandon }
+        }
+    }
+
     #[tokio::test]
     async fn it_tries_until_it_works() {
+        let world = World::new();
         let mut left = 3;
         let attempt = || {
             left -= 1;
             let result = if left == 0 { Ok("done") } else { Err("away") };
             async move { result }
         };
-        assert_eq!(persist("test", &CancellationToken::new(), attempt).await, Ok("done"));
+        assert_eq!(persist(world.hold(), StallStage::Guard, attempt).await, Ok("done"));
+        assert_eq!(world.stalls.held(), 0, "it goes on");
     }
 
     #[tokio::test]
     async fn it_ends_when_the_partition_is_abandoned() {
-        let abandon = CancellationToken::new();
+        let world = World::new();
         let attempt = || {
-            abandon.cancel();
+            world.abandon.cancel();
             async { Err::<(), _>("away") }
         };
-        assert_eq!(persist("test", &abandon, attempt).await, Err(Abandoned));
+        assert_eq!(persist(world.hold(), StallStage::Guard, attempt).await, Err(Abandoned));
+        assert_eq!(world.stalls.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_success_on_the_way_ends_no_stall() {
+        let world = World::new();
+        let mut retry = Retry::new(world.hold(), StallStage::Policy);
+        for _ in 0..2 {
+            let mut failed = false;
+            let attempt = || {
+                let result = if std::mem::replace(&mut failed, true) { Ok(()) } else { Err("stalled") };
+                async move { result }
+            };
+            assert_eq!(retry.until_done(attempt).await, Ok(()));
+            assert_eq!(world.stalls.held(), 1, "the same stall");
+        }
+        assert_eq!(retry.pause, FIRST_PAUSE * 4, "it tries less and less often");
+        drop(retry);
+        assert_eq!(world.stalls.held(), 0);
     }
 }

@@ -5,17 +5,16 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use tokio_util::sync::CancellationToken;
-
 use crate::decision::Overrides;
 use crate::directory::{CacheMetrics, Claim, Directory, Found, Lookup, Permit, RouteCache, Waiter};
 use crate::membership::{Connection, Grouping};
 use crate::message::{Audience, CometAddr, Message, RoomId, Target};
 use crate::pipeline::chain::BatchChain;
-use crate::pipeline::persist::{Abandoned, persist};
+use crate::pipeline::persist::{Abandoned, Hold, persist};
 use crate::pipeline::{Rooms, RoutingConfig};
 use crate::policy::Chain;
 use crate::router::{Plan, Route};
+use crate::stalls::StallStage;
 
 /// Finds recipients and remembers rooms for a short time.
 pub struct Resolver {
@@ -86,7 +85,7 @@ impl Resolver {
         &self,
         messages: &[&Message],
         chain: &BatchChain,
-        abandon: &CancellationToken,
+        hold: Hold<'_>,
     ) -> Result<Resolved, Abandoned> {
         let mut resolved = Resolved::default();
         let mut keys = self.wanted_keys(messages);
@@ -95,12 +94,12 @@ impl Resolver {
         while !rooms.is_empty() || !keys.is_empty() {
             let generation = chain.set().generation().0;
             let (mine, others) = self.claim(std::mem::take(&mut rooms), generation, &mut resolved);
-            self.look_up(mine, std::mem::take(&mut keys), chain, abandon, &mut resolved).await?;
+            self.look_up(mine, std::mem::take(&mut keys), chain, hold, &mut resolved).await?;
             // Only now, with nothing claimed, may this worker wait for others.
             for (room, waiter) in others {
                 let route = tokio::select! {
                     route = waiter.wait() => route,
-                    () = abandon.cancelled() => return Err(Abandoned),
+                    () = hold.abandon.cancelled() => return Err(Abandoned),
                 };
                 match route {
                     Some(route) => drop(resolved.routes.insert(room, route)),
@@ -184,7 +183,7 @@ impl Resolver {
         mine: Vec<Mine>,
         keys: Vec<Arc<str>>,
         chain: &BatchChain,
-        abandon: &CancellationToken,
+        hold: Hold<'_>,
         resolved: &mut Resolved,
     ) -> Result<(), Abandoned> {
         let rooms = mine.iter().map(|(room, _)| Lookup::Room(room.clone()));
@@ -192,14 +191,14 @@ impl Resolver {
         if lookups.is_empty() {
             return Ok(());
         }
-        let mut found = self.ask(&lookups, abandon).await?.into_iter();
+        let mut found = self.ask(&lookups, hold).await?.into_iter();
         for (room, permit) in mine {
             let membership = match found.next() {
                 Some(Found::Room(membership)) => Arc::new(membership),
                 _ => Arc::default(),
             };
             let weight = membership.members.len();
-            let route = self.regroup(&room, Grouping::new(membership), chain, abandon).await?;
+            let route = self.regroup(&room, Grouping::new(membership), chain, hold).await?;
             permit.publish(Arc::clone(&route), weight);
             resolved.routes.insert(room, route);
         }
@@ -210,7 +209,7 @@ impl Resolver {
     /// Asks the directory until it has answered everything: all at once, and after a failure
     /// in smaller and smaller parts, since many large rooms together can take longer than a
     /// reply may.
-    async fn ask(&self, lookups: &[Lookup], abandon: &CancellationToken) -> Result<Vec<Found>, Abandoned> {
+    async fn ask(&self, lookups: &[Lookup], hold: Hold<'_>) -> Result<Vec<Found>, Abandoned> {
         let mut found = Vec::with_capacity(lookups.len());
         let part = AtomicUsize::new(lookups.len());
         while found.len() < lookups.len() {
@@ -223,7 +222,7 @@ impl Resolver {
                 }
                 answer
             };
-            found.extend(persist("the directory", abandon, attempt).await?);
+            found.extend(persist(hold, StallStage::Resolve, attempt).await?);
         }
         Ok(found)
     }
@@ -233,7 +232,7 @@ impl Resolver {
         room: &RoomId,
         grouping: Grouping,
         chain: &BatchChain,
-        abandon: &CancellationToken,
+        hold: Hold<'_>,
     ) -> Result<Arc<Route>, Abandoned> {
         if !chain.set().has_grouping() {
             return Ok(Arc::new(Route::new(&grouping)));
@@ -243,7 +242,7 @@ impl Resolver {
             chain.regroup(room, &mut regrouped)?;
             Ok(Arc::new(Route::new(&regrouped)))
         };
-        chain.call(abandon, regroup).await
+        chain.call(hold, regroup).await
     }
 }
 

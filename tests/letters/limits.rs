@@ -51,7 +51,7 @@ impl Station {
     /// Whether a record had to wait, or lost its value.
     fn troubles(&self) -> Vec<serde_json::Value> {
         let mut lines = self.gateway.log_lines();
-        let waiting = "records wait; trying again until it works";
+        let waiting = "holding records, retrying until it succeeds";
         lines.retain(|line| line["message"] == waiting || line["message"] == LEFT_OUT);
         lines
     }

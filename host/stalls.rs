@@ -1,0 +1,391 @@
+//! What stands still: work that is retried until it succeeds, and the records that it holds.
+//!
+//! Whoever holds records (the pipeline while Redis or Kafka refuses something, the consumer
+//! with a batch that it cannot read) begins a stall and drops the [`StallGuard`] when the work
+//! goes on. What lasts longer than five seconds is what an operator has to see: in `/readyz`,
+//! `GET /v1/stalls` and `halley_stalled_partitions`. Logging is here as well, one line for a
+//! stage and ten seconds however many records it holds.
+//!
+//! Nothing is done per message while everything works: a stall begins with a failure.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::{self, Display};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{
+    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
+};
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use serde::Serialize;
+
+/// How long work may be retried before it counts as a stall.
+const STALL_AFTER: Duration = Duration::from_secs(5);
+
+/// How often a stage that holds records is logged.
+const REMIND_EVERY: Duration = Duration::from_secs(10);
+
+/// Where records are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StallStage {
+    /// Reading from Kafka: what cannot be fetched or decompressed.
+    Consume,
+    /// A policy with `on_error = "stall"`.
+    Policy,
+    /// What policies keep in Redis for all gateways.
+    SharedState,
+    /// The policies' guards in Redis.
+    Guard,
+    /// Finding rooms and connections in Redis.
+    Resolve,
+    /// Storing messages for users who are away.
+    Inbox,
+    /// Writing to the notify topic.
+    Notify,
+    /// Writing to the dead-letter topic.
+    DeadLetter,
+}
+
+impl StallStage {
+    /// Every stage, in the order of a record's way.
+    pub const ALL: [Self; 8] = [
+        Self::Consume,
+        Self::Policy,
+        Self::SharedState,
+        Self::Guard,
+        Self::Resolve,
+        Self::Inbox,
+        Self::Notify,
+        Self::DeadLetter,
+    ];
+
+    /// The stage as it stands in metrics, logs and the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Consume => "consume",
+            Self::Policy => "policy",
+            Self::SharedState => "shared-state",
+            Self::Guard => "guard",
+            Self::Resolve => "resolve",
+            Self::Inbox => "inbox",
+            Self::Notify => "notify",
+            Self::DeadLetter => "dead-letter",
+        }
+    }
+}
+
+impl Display for StallStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl EncodeLabelValue for StallStage {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        EncodeLabelValue::encode(&self.as_str(), encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StageLabel {
+    stage: StallStage,
+}
+
+/// What is held, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The stage that is retried.
+    pub stage: StallStage,
+    /// The topic of the record.
+    pub topic: Arc<str>,
+    /// The record's partition.
+    pub partition: i32,
+    /// The record's offset, or that of the first of a batch.
+    pub offset: Option<i64>,
+}
+
+/// One stalled partition at one stage, as the API shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stall {
+    /// The stage that is retried.
+    pub stage: StallStage,
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: i32,
+    /// The first offset that is held, where it is known.
+    pub offset: Option<i64>,
+    /// How many pieces of work wait there: records, or batches of them.
+    pub held: usize,
+    /// When the oldest of them began to wait, as RFC 3339.
+    pub since: String,
+    /// For how many seconds that has lasted.
+    pub seconds: u64,
+    /// What it failed with last.
+    pub cause: String,
+}
+
+impl Display for Stall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stage, topic, partition, offset, since, seconds, cause, .. } = self;
+        write!(f, "{stage}: holding {topic}/{partition}")?;
+        if let Some(offset) = offset {
+            write!(f, " at offset {offset}")?;
+        }
+        write!(f, " since {since} ({seconds}s): {cause}")
+    }
+}
+
+/// All work that is being retried. Cheap to clone; the clones are one.
+#[derive(Clone, Debug, Default)]
+pub struct Stalls(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    held: HashMap<u64, Entry>,
+    stages: BTreeMap<StallStage, StageState>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    held: Held,
+    since: Instant,
+    cause: Option<String>,
+}
+
+/// One stage, for the log.
+#[derive(Debug, Default)]
+struct StageState {
+    holding: usize,
+    /// When records were last logged as held.
+    warned: Option<Instant>,
+    /// Whether the log says that records are held.
+    is_open: bool,
+}
+
+impl Stalls {
+    /// A registry of stalls, and its metric.
+    pub fn register(registry: &mut Registry) -> Self {
+        let stalls = Self::default();
+        registry.register_collector(Box::new(stalls.clone()));
+        stalls
+    }
+
+    /// Work begins to wait now.
+    pub fn begin(&self, held: Held) -> StallGuard {
+        self.begin_since(held, Instant::now())
+    }
+
+    /// Work has waited since then.
+    pub fn begin_since(&self, held: Held, since: Instant) -> StallGuard {
+        let mut state = self.state();
+        state.next += 1;
+        let id = state.next;
+        state.stages.entry(held.stage).or_default().holding += 1;
+        let stage = held.stage;
+        state.held.insert(id, Entry { held, since, cause: None });
+        StallGuard { stalls: self.clone(), id, stage }
+    }
+
+    /// What has lasted longer than five seconds, by stage and partition.
+    pub fn list(&self) -> Vec<Stall> {
+        self.longer_than(STALL_AFTER)
+    }
+
+    /// How many pieces of work are being retried, however long.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> usize {
+        self.state().held.len()
+    }
+
+    fn longer_than(&self, least: Duration) -> Vec<Stall> {
+        let state = self.state();
+        let mut oldest: BTreeMap<_, (&Entry, Option<i64>, usize)> = BTreeMap::new();
+        for entry in state.held.values() {
+            let Held { stage, topic, partition, offset } = &entry.held;
+            let found = oldest.entry((*stage, topic, *partition)).or_insert((entry, *offset, 0));
+            found.2 += 1;
+            if entry.since < found.0.since {
+                found.0 = entry;
+            }
+            if offset.is_some() && (found.1.is_none() || *offset < found.1) {
+                found.1 = *offset;
+            }
+        }
+        let lasting = oldest.into_iter().filter(|(_, (entry, ..))| entry.since.elapsed() >= least);
+        lasting
+            .map(|((stage, topic, partition), (entry, offset, held))| {
+                let lasted = entry.since.elapsed();
+                let since = SystemTime::now().checked_sub(lasted).unwrap_or(SystemTime::UNIX_EPOCH);
+                Stall {
+                    stage,
+                    topic: Arc::clone(topic),
+                    partition,
+                    offset,
+                    held,
+                    since: humantime::format_rfc3339_seconds(since).to_string(),
+                    seconds: lasted.as_secs(),
+                    cause: entry.cause.clone().unwrap_or_else(|| "no answer yet".to_owned()),
+                }
+            })
+            .collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Partitions by stage, counted when they are asked for.
+impl Collector for Stalls {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let stalls = self.list();
+        let help = "Partitions whose records have been held at a stage for more than five seconds";
+        let gauge = ConstGauge::new(0_i64);
+        let mut family =
+            encoder.encode_descriptor("halley_stalled_partitions", help, None, gauge.metric_type())?;
+        for stage in StallStage::ALL {
+            let partitions = stalls.iter().filter(|stall| stall.stage == stage).count();
+            let encoder = family.encode_family(&StageLabel { stage })?;
+            ConstGauge::new(partitions as i64).encode(encoder)?;
+        }
+        Ok(())
+    }
+}
+
+/// Work that waits. Dropping it says that the work goes on.
+#[derive(Debug)]
+pub struct StallGuard {
+    stalls: Stalls,
+    id: u64,
+    stage: StallStage,
+}
+
+impl StallGuard {
+    /// What the last attempt failed with. Logs that records are held, now and then.
+    pub fn set_cause(&self, cause: &dyn Display) {
+        let mut state = self.stalls.state();
+        let State { held, stages, .. } = &mut *state;
+        let (Some(entry), Some(stage)) = (held.get_mut(&self.id), stages.get_mut(&self.stage)) else {
+            return;
+        };
+        let cause = entry.cause.insert(cause.to_string());
+        if stage.warned.is_some_and(|at| at.elapsed() < REMIND_EVERY) {
+            return;
+        }
+        stage.warned = Some(Instant::now());
+        stage.is_open = true;
+        let Held { topic, partition, offset, .. } = &entry.held;
+        tracing::warn!(
+            stage = self.stage.as_str(), %topic, partition, offset, holding = stage.holding, cause,
+            "holding records, retrying until it succeeds"
+        );
+    }
+
+    /// The work is given up, which is no recovery.
+    pub fn cancel(self) {
+        // Nobody knows whether it would have succeeded: no line says that the stage has recovered.
+        if let Some(stage) = self.stalls.state().stages.get_mut(&self.stage)
+            && stage.holding == 1
+        {
+            stage.is_open = false;
+        }
+    }
+}
+
+impl Drop for StallGuard {
+    fn drop(&mut self) {
+        let mut state = self.stalls.state();
+        state.held.remove(&self.id);
+        let Some(stage) = state.stages.get_mut(&self.stage) else { return };
+        stage.holding = stage.holding.saturating_sub(1);
+        if stage.holding == 0 && std::mem::take(&mut stage.is_open) {
+            tracing::info!(stage = self.stage.as_str(), "recovered: no records are held any more");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(stage: StallStage, partition: i32, offset: i64) -> Held {
+        Held { stage, topic: "push".into(), partition, offset: Some(offset) }
+    }
+
+    fn ago(seconds: u64) -> Instant {
+        Instant::now().checked_sub(Duration::from_secs(seconds)).expect("the machine runs for longer")
+    }
+
+    fn metrics(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).expect("a string takes it");
+        text
+    }
+
+    #[test]
+    fn what_lasts_is_listed_with_the_first_record_it_holds() {
+        let stalls = Stalls::default();
+        let _new = stalls.begin(held(StallStage::Guard, 0, 1));
+        assert_eq!(stalls.list(), [], "what has only begun is no stall");
+
+        let later = stalls.begin_since(held(StallStage::Inbox, 3, 41), ago(7));
+        let first = stalls.begin_since(held(StallStage::Inbox, 3, 40), ago(6));
+        later.set_cause(&"out of memory");
+        let list = stalls.list();
+        assert_eq!(list.len(), 1, "{list:?}");
+        assert_eq!((list[0].offset, list[0].held, list[0].seconds), (Some(40), 2, 7));
+        let text = list[0].to_string();
+        assert!(text.starts_with("inbox: holding push/3 at offset 40 since 20"), "{text}");
+        assert!(text.ends_with("(7s): out of memory"), "{text}");
+        drop(later);
+        assert_eq!(stalls.list()[0].cause, "no answer yet");
+        drop(first);
+        assert_eq!(stalls.list(), []);
+    }
+
+    #[test]
+    fn partitions_are_counted_by_stage_and_from_zero_on() {
+        let mut registry = Registry::default();
+        let stalls = Stalls::register(&mut registry);
+        for stage in StallStage::ALL {
+            let zero = format!("halley_stalled_partitions{{stage=\"{stage}\"}} 0\n");
+            assert!(metrics(&registry).contains(&zero), "{}", metrics(&registry));
+        }
+        let guards =
+            [(1, 1), (1, 2), (2, 9)].map(|(p, o)| stalls.begin_since(held(StallStage::Notify, p, o), ago(9)));
+        let text = metrics(&registry);
+        assert!(text.contains("halley_stalled_partitions{stage=\"notify\"} 2\n"), "{text}");
+        drop(guards);
+        assert!(metrics(&registry).contains("stage=\"notify\"} 0\n"));
+    }
+
+    #[test]
+    fn a_stage_is_logged_as_held_once_however_many_records_it_holds() {
+        let stalls = Stalls::default();
+        let logged = || {
+            let state = stalls.state();
+            state.stages.get(&StallStage::Inbox).map(|stage| (stage.warned, stage.is_open))
+        };
+        let guards: Vec<_> =
+            (0..100).map(|offset| stalls.begin(held(StallStage::Inbox, 0, offset))).collect();
+        guards.iter().for_each(|guard| guard.set_cause(&"away"));
+        let first = logged();
+        assert!(matches!(first, Some((Some(_), true))), "{first:?}");
+        guards.iter().for_each(|guard| guard.set_cause(&"away"));
+        assert_eq!(logged(), first);
+        drop(guards);
+        let (warned, is_open) = logged().expect("a stage");
+        assert!(!is_open, "recovered");
+
+        let guard = stalls.begin(held(StallStage::Inbox, 0, 0));
+        guard.set_cause(&"away");
+        assert_eq!(logged(), Some((warned, false)), "one that comes and goes does not fill the log");
+        guard.cancel();
+        assert_eq!(stalls.state().held.len(), 0);
+    }
+}
