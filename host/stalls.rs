@@ -250,8 +250,8 @@ impl Collector for Stalls {
             encoder.encode_descriptor("halley_stalled_partitions", help, None, gauge.metric_type())?;
         for stage in StallStage::ALL {
             let partitions = stalls.iter().filter(|stall| stall.stage == stage).count();
-            let encoder = family.encode_family(&StageLabel { stage })?;
-            ConstGauge::new(partitions as i64).encode(encoder)?;
+            let label = StageLabel { stage };
+            ConstGauge::new(partitions as i64).encode(family.encode_family(&label)?)?;
         }
         Ok(())
     }

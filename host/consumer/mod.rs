@@ -106,7 +106,8 @@ impl Consumer {
     ) -> anyhow::Result<Self> {
         let health = Health::default();
         let limit = Limit { records: limits.records, bytes: limits.bytes };
-        let context = Context::new(limit, drain_deadline(config), metrics, stalls, health.clone(), on_assigned);
+        let context =
+            Context::new(limit, drain_deadline(config), metrics, stalls, health.clone(), on_assigned);
         let consumer: BaseConsumer<Context> = client_config(config).create_with_context(context)?;
         let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;

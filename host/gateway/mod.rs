@@ -147,8 +147,7 @@ impl Gateway {
         let runtime = policy::Runtime::with(&mut registry, config.policies.runtime())?;
         let policies = Policies::start_with(runtime, &config.plugins, versions)?;
         let stalls = Stalls::register(&mut registry);
-        let pipeline =
-            Arc::new(build_pipeline(config, policies, &storage, stalls.clone(), &mut registry)?);
+        let pipeline = Arc::new(build_pipeline(config, policies, &storage, stalls.clone(), &mut registry)?);
 
         // The first BROADCAST shall reach all comets behind a name.
         pipeline.fleet.resolved().await;
@@ -167,8 +166,9 @@ impl Gateway {
                 ))
             }
         };
-        let consumer = Consumer::start(&config.kafka, limits, consumer_metrics, stalls, Box::new(spawn_worker))
-            .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
+        let consumer =
+            Consumer::start(&config.kafka, limits, consumer_metrics, stalls, Box::new(spawn_worker))
+                .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
 
         let directory = watch_directory(&storage, &tasks, &shutdown);
         tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));
