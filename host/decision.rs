@@ -62,6 +62,16 @@ impl Overrides {
         self.only.is_some() || !self.except.is_empty()
     }
 
+    /// Gives comets other addresses, such as those behind server names.
+    pub fn readdress(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
+        let only = self.only.iter_mut().flatten();
+        for comet in only.chain(&mut self.except).chain(&mut self.also) {
+            if let Some(address) = address_of(comet) {
+                *comet = address;
+            }
+        }
+    }
+
     /// Whether a message may go through this comet.
     pub fn allow(&self, comet: &CometAddr) -> bool {
         let limited_out = self.only.as_ref().is_some_and(|only| !only.contains(comet));

@@ -62,6 +62,27 @@ impl Membership {
         }
         membership
     }
+
+    /// Gives comets other addresses, such as those behind server names. Comets that have the same
+    /// one then become one.
+    pub fn readdress(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
+        if !self.comets.iter().any(|comet| address_of(comet).is_some()) {
+            return;
+        }
+        let before = std::mem::take(&mut self.comets);
+        let mut moved_to = Vec::with_capacity(before.len());
+        for comet in before {
+            let comet = address_of(&comet).unwrap_or(comet);
+            let at = self.comets.iter().position(|known| *known == comet).unwrap_or_else(|| {
+                self.comets.push(comet);
+                self.comets.len() - 1
+            });
+            moved_to.push(at as u32);
+        }
+        for member in &mut self.members {
+            member.comet = moved_to[member.comet as usize];
+        }
+    }
 }
 
 /// What one policy wants changed in a room. Indexes are into the [`Grouping`] it saw.
@@ -131,6 +152,15 @@ impl Grouping {
     /// The comets' addresses as they stand now.
     pub fn comets(&self) -> &[CometAddr] {
         &self.comets
+    }
+
+    /// Gives the comets that policies named other addresses, such as those behind server names.
+    pub fn readdress(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
+        for comet in &mut self.comets {
+            if let Some(address) = address_of(comet) {
+                *comet = address;
+            }
+        }
     }
 
     /// Every member with its place now, in the membership's order.
@@ -210,6 +240,18 @@ mod tests {
         let grouping = room();
         assert_eq!(grouping.comets(), ["a:1".into(), "b:1".into()]);
         assert_eq!(places(&grouping), [Place::At(0), Place::At(1), Place::At(0)]);
+    }
+
+    #[test]
+    fn comets_behind_one_address_become_one() {
+        let grouping = room();
+        let mut membership = grouping.membership().clone();
+        let same = |_: &CometAddr| None;
+        membership.readdress(same);
+        assert_eq!(&membership, grouping.membership());
+        membership.readdress(|comet| (comet.as_str() == "a:1").then(|| "b:1".into()));
+        assert_eq!(membership.comets, ["b:1".into()]);
+        assert!(membership.members.iter().all(|member| member.comet == 0), "{membership:?}");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Pure: this module knows no other and does no I/O. Whatever bytes a record holds, decoding
 //! ends in a [`Message`] or a [`DecodeError`], never in a panic.
 
+mod comet_addr;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 
@@ -12,6 +13,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message as _;
+
+pub use comet_addr::{Address, CometAddr, NotAnAddress};
 
 /// The header that carries a message's id, on gRPC calls as metadata and on records that
 /// were written by the gateway. A record that has it already keeps that id, so that a
@@ -78,10 +81,6 @@ macro_rules! name {
 name! {
     /// A room's id, such as `video_123`.
     RoomId
-}
-name! {
-    /// A comet's gRPC address, such as `localhost:50051`.
-    CometAddr
 }
 name! {
     /// The id of one connection that a comet holds.

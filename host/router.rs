@@ -270,14 +270,17 @@ impl Plan {
         }
     }
 
-    /// A BROADCAST's speed is for all comets together, as goim's job has it.
+    /// A BROADCAST's speed (clients per second) is for all comets together, as goim's job has it:
+    /// the comets' speeds add up to it. Where it is less than one for each comet, each gets 1: the
+    /// slowest that a comet can be told. goim's job divides without rounding and tells 0 then, which
+    /// comets take for "no limit"; a wish for less speed must not become a wish for the most. No
+    /// limit (0, and whatever is below) stays none.
     fn divide_speed(&mut self) {
         let comets = i32::try_from(self.deliveries.len()).unwrap_or(i32::MAX).max(1);
-        for delivery in &mut self.deliveries {
-            if let Target::Everyone { speed } = &mut delivery.target
-                && *speed > 0
-            {
-                *speed = (*speed / comets).max(1);
+        for (at, delivery) in (0..).zip(&mut self.deliveries) {
+            if let Target::Everyone { speed } = &mut delivery.target {
+                let rest = i32::from(at < *speed % comets);
+                *speed = if *speed > 0 { (*speed / comets + rest).max(1) } else { 0 };
             }
         }
     }

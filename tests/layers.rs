@@ -23,7 +23,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("directory", &["message", "membership", "redis_client"]),
     ("guard", &["message", "redis_client"]),
     ("shared_state", &["decision", "redis_client"]),
-    ("comets", &["message"]),
+    ("comets", &["message", "redis_client"]),
     ("offline", &["message", "decision", "kafka", "redis_client"]),
     ("dead_letter", &["message", "decision", "kafka"]),
     ("router", &["message", "membership", "decision"]),
@@ -92,7 +92,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 /// Crates whose types stay in their room.
 const STAYS_IN: &[(&str, &[&str])] = &[
     ("rdkafka", &["kafka", "consumer", "dead_letter", "offline"]),
-    ("redis", &["redis_client", "directory", "guard", "shared_state", "offline"]),
+    ("redis", &["redis_client", "directory", "guard", "shared_state", "offline", "comets"]),
     ("wasmtime", &["policy"]),
     ("wasmtime_wasi", &["policy"]),
     ("wit_component", &["policy"]),
@@ -103,7 +103,7 @@ const STAYS_IN: &[(&str, &[&str])] = &[
     ("ed25519_dalek", &["policy"]),
     ("tonic", &["comets", "cli"]),
     ("axum", &["admin"]),
-    ("reqwest", &["cli"]),
+    ("reqwest", &["cli", "comets"]),
     ("clap", &["cli", "telemetry"]),
 ];
 

@@ -7,6 +7,7 @@ mod commands;
 mod cookbook;
 mod examples_work;
 mod faults;
+mod fleet;
 mod languages;
 mod layers;
 mod letters;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use prometheus_client::registry::Registry;
 
+use crate::cli::fleet::look_at_fleet;
 use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, print, runtime};
 use crate::config::Config;
 use crate::decision::PluginVersion;
@@ -28,6 +29,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     if let Err(error) = Producer::new(&config.kafka) {
         lines.push(format!("`kafka.properties`: {error:#}"));
     }
+    lines.extend(config.comets.discovery.file_problem());
     let versions = match plugins(&config) {
         Ok(versions) => versions,
         Err(problems) => {
@@ -43,6 +45,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let names: Vec<_> = versions.iter().map(PluginVersion::to_string).collect();
     print(&format!("configuration and {} are in order", count(names.len(), "plugin")));
     names.iter().for_each(|name| print(&format!("  {name}")));
+    if !config.comets.names_comets() && !args.connect {
+        print(
+            "no comet is configured: broadcasts reach those that the directory has named to a gateway lately; --connect shows them",
+        );
+    }
     if args.connect { runtime()?.block_on(connect(&config)) } else { Ok(SUCCESS) }
 }
 
@@ -58,11 +65,18 @@ fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
 }
 
 async fn connect(config: &Config) -> anyhow::Result<u8> {
-    let storage = Storage::open(&config.gateway()?, &mut Registry::default())?;
+    let (config, mut registry) = (config.gateway()?, Registry::default());
+    let storage = Storage::open(&config, &mut registry)?;
     match tokio::time::timeout(Duration::from_secs(10), storage.directory.check()).await {
         Ok(Ok(how)) => {
             print(&format!("the directory answers: {how}"));
-            Ok(SUCCESS)
+            let fleet = look_at_fleet(&config, &storage, &mut registry).await;
+            let reach = fleet.reach();
+            print(&reach.to_string());
+            reach.caveat().iter().for_each(|caveat| print(&format!("  {caveat}")));
+            let warnings = fleet.warnings();
+            warnings.iter().for_each(|warning| fail(warning));
+            Ok(if warnings.is_empty() { SUCCESS } else { FAILURE })
         }
         Ok(Err(error)) => {
             fail(&error.to_string());

@@ -1,13 +1,14 @@
 //! `halley explain`: where a message would go, and why.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 
 use crate::cli::draft::{Draft, OPERATION};
+use crate::cli::fleet::look_at_fleet;
 use crate::cli::{ConfigArgs, MISTAKE, SUCCESS, fail, print, runtime};
-use crate::comets::{self, Fleet};
 use crate::config::Config;
 use crate::directory::CacheMetrics;
 use crate::gateway::Storage;
@@ -90,11 +91,9 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
         policy::Runtime::with_intake(&mut registry, config.policies.intake())?,
         &config.plugins,
     )?;
-    let timing =
-        comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
-    let fleet = Fleet::start(&config.comets, timing, comets::Metrics::register(&mut registry));
-    fleet.resolved().await;
-    let resolver = Resolver::new(storage.directory, &config.routing, CacheMetrics::register(&mut registry));
+    let fleet = look_at_fleet(&config, &storage, &mut registry).await;
+    let metrics = CacheMetrics::register(&mut registry);
+    let resolver = Resolver::new(storage.directory, Arc::clone(&fleet), &config.routing, metrics);
     let mut chain = policies.current().chain();
     explain(message, &resolver, &mut chain, &fleet, &*storage.shared_state, &config.offline).await
 }
@@ -114,6 +113,7 @@ fn text(explanation: &Explanation) -> String {
         let recipients =
             if call.recipients == 0 { String::new() } else { format!(" for {}", call.recipients) };
         lines.push(format!("call      {} {}{recipients}", call.comet, call.method));
+        lines.extend(call.problem.iter().map(|problem| format!("          cannot be made: {problem}")));
     }
     if explanation.withheld > 0 {
         lines.push(format!("withheld  from {} by policy", explanation.withheld));
@@ -124,5 +124,13 @@ fn text(explanation: &Explanation) -> String {
     if explanation.calls.is_empty() && explanation.verdict == "pass" {
         lines.push("call      none: nobody is there".to_owned());
     }
+    if let Some(reach) = &explanation.reach {
+        lines.push(format!("reach     {reach}"));
+        let left_out = reach.left_out.iter();
+        lines.extend(left_out.map(|comet| {
+            format!("          without {comet}: not named by the directory lately, and not answering")
+        }));
+    }
+    lines.extend(explanation.notes.iter().map(|note| format!("note      {note}")));
     lines.join("\n")
 }

@@ -5,6 +5,7 @@ mod dead_letter;
 mod demo;
 mod draft;
 mod explain;
+mod fleet;
 mod plugin;
 mod replay;
 mod run;

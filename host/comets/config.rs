@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::address::Address;
+use super::discovery;
+use super::known::Limits;
 use super::lanes::MAX_LANES;
 use super::wire::Dialect;
+use crate::message::Address;
 
 /// `[comets]`: where they are and how they are called.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -13,13 +15,16 @@ use super::wire::Dialect;
 pub struct Config {
     /// `chatroom` or `goim`: the service path and the form of the body.
     pub dialect: Dialect,
-    /// The comets that BROADCAST and `every-comet` reach from the start, each `host:port`. A
-    /// DNS name with several addresses stands for all of them. The ones that the directory
-    /// names are added by themselves; name them alike in both places, since a comet that is
-    /// known under two names gets a BROADCAST under each.
+    /// The comets that BROADCAST and `every-comet` always reach, each `host:port`. A DNS name
+    /// with several addresses stands for all of them. The ones that entries of the directory
+    /// name are added by themselves, for all gateways; name them alike in both places, since a
+    /// comet that is known by name and by IP address gets a BROADCAST under each.
     pub nodes: Vec<String>,
-    /// Addresses (`host:port`) of the names that producers use as `server`.
+    /// Addresses (`host:port`) of server names, as producers put them into `server` and comets
+    /// into the directory. They are comets like those in `nodes`.
     pub addresses: BTreeMap<String, String>,
+    /// Comets that come and go while the gateway runs.
+    pub discovery: discovery::Config,
     /// How many calls to one comet may be under way at a time: 1 to 64. A room or connection
     /// always uses the same lane.
     pub lanes: usize,
@@ -28,7 +33,18 @@ pub struct Config {
     /// How many comets may be known at a time. Addresses come from the directory and from
     /// plugins; this bounds what a mistake there can cost.
     pub max_comets: usize,
-    /// After how long without an answer a comet that is not in `nodes` is forgotten.
+    /// How many comets may be known that only records (`server`) or policies named. They get no
+    /// BROADCASTs; of them the longest idle ones give way, first those that never answered.
+    pub max_named: usize,
+    /// A comet of the directory that no entry has named for so long, and that does not answer, is
+    /// left out of BROADCASTs until it is named or answers again.
+    #[serde(with = "humantime_serde")]
+    pub stale_after: Duration,
+    /// For how long a comet that an entry of the directory named is remembered by all gateways,
+    /// through restarts, without being named again. At most 30 days.
+    #[serde(with = "humantime_serde")]
+    pub remember: Duration,
+    /// After how long without an answer other comets are forgotten, and left-out ones.
     #[serde(with = "humantime_serde")]
     pub idle_after: Duration,
     /// How often the names in `nodes` are looked up again.
@@ -58,9 +74,13 @@ impl Default for Config {
             dialect: Dialect::Chatroom,
             nodes: Vec::new(),
             addresses: BTreeMap::new(),
+            discovery: discovery::Config::default(),
             lanes: 8,
             queue: 10_000,
             max_comets: 4096,
+            max_named: 1024,
+            stale_after: Duration::from_secs(60),
+            remember: Duration::from_secs(24 * 3600),
             idle_after: Duration::from_secs(600),
             resolve_every: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(2),
@@ -79,7 +99,7 @@ impl Config {
         if !(1..=MAX_LANES).contains(&self.lanes) {
             problems.push(format!("`comets.lanes` is {}; use 1 to {MAX_LANES}", self.lanes));
         }
-        let counts = [("queue", self.queue), ("max_comets", self.max_comets)];
+        let counts = [("queue", self.queue), ("max_comets", self.max_comets), ("max_named", self.max_named)];
         for (name, value) in counts.into_iter().chain([("breaker_failures", self.breaker_failures as usize)])
         {
             if value == 0 {
@@ -87,6 +107,8 @@ impl Config {
             }
         }
         let durations = [
+            ("stale_after", self.stale_after),
+            ("remember", self.remember),
             ("idle_after", self.idle_after),
             ("resolve_every", self.resolve_every),
             ("connect_timeout", self.connect_timeout),
@@ -100,6 +122,13 @@ impl Config {
         if self.breaker_open_max < self.breaker_open {
             problems.push("`comets.breaker_open_max` is below `comets.breaker_open`".into());
         }
+        if self.remember > Duration::from_secs(30 * 24 * 3600) {
+            problems.push("`comets.remember` is longer than 30 days".into());
+        }
+        if self.remember < self.stale_after {
+            problems.push("`comets.remember` is shorter than `comets.stale_after`".into());
+        }
+        problems.extend(self.discovery.problems());
         for node in &self.nodes {
             problems.extend(Address::parse(node).err().map(|error| format!("`comets.nodes`: {error}")));
         }
@@ -108,6 +137,21 @@ impl Config {
             problems.extend(error.map(|error| format!("`comets.addresses.{name}`: {error}")));
         }
         problems
+    }
+
+    /// Whether an operator says which comets there are, here or through discovery.
+    pub fn names_comets(&self) -> bool {
+        !self.nodes.is_empty() || !self.addresses.is_empty() || !self.discovery.is_empty()
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            max_comets: self.max_comets,
+            max_named: self.max_named,
+            stale_after: self.stale_after,
+            remember: self.remember,
+            idle_after: self.idle_after,
+        }
     }
 }
 

@@ -1,113 +1,97 @@
-//! The comets by address: which are known, how one comes to be known and is forgotten.
+//! All known comets: sends to them, and says which of them a BROADCAST has to reach.
+
+mod upkeep;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
-use futures_util::future::join_all;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::address::Address;
-use super::breaker::State;
 use super::channel::Dialer;
 use super::comet::Comet;
+use super::discovery::Discovery;
 use super::job::{Source, Standing};
-use super::nodes::Node;
+use super::known::{Known, Limits, now_ms};
+use super::names::Names;
+use super::nodes::Nodes;
+use super::sharing::Sharing;
+use super::status::{CometStatus, Reach};
+use super::store::CometStore;
 use super::{Config, Delivered, Metrics, Parcel, Payload, Receipt, Timing};
-use crate::message::{CometAddr, Target};
+use crate::message::CometAddr;
 
 /// All known comets.
 ///
-/// Comets are made when something is first sent there; their number is bounded, and those
-/// that are not configured are forgotten once they have answered nothing for `idle_after`.
+/// Comets are made when they are named or something is first sent there; their number is
+/// bounded, and `known` says which are forgotten.
 pub struct Fleet {
     config: Config,
+    limits: Limits,
     timing: Timing,
     metrics: Metrics,
-    names: HashMap<String, CometAddr>,
+    names: ArcSwap<Names>,
     known: RwLock<Known>,
     complaints: Mutex<Complaints>,
+    /// What is wrong with `[comets.discovery]`.
+    problems: ArcSwap<Vec<String>>,
+    sharing: Sharing,
     runtime: Handle,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-    /// Whether the nodes' names were looked up once.
+    /// Whether discovery was asked and the nodes' names were looked up once.
     resolved: watch::Receiver<bool>,
     /// Ends the background tasks when the fleet is dropped without being closed.
     _shutdown: DropGuard,
 }
 
-/// Sending holds the lock for reading, so that a comet cannot be forgotten at the same time.
-#[derive(Default)]
-struct Known {
-    /// By address; a comet that was written in several ways stands here several times.
-    comets: HashMap<CometAddr, Arc<Comet>>,
-    closed: bool,
-}
-
-/// How one comet is doing, for people and the admin API.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct CometStatus {
-    /// Its address.
-    pub address: CometAddr,
-    /// How it came to be known.
-    pub source: Source,
-    /// Whether calls are made.
-    pub breaker: State,
-    /// Messages that wait in its lanes.
-    pub waiting: usize,
-    /// Messages whose call is under way.
-    pub in_flight: usize,
-    /// Messages that it acknowledged since it is known.
-    pub sent: u64,
-    /// Messages that it did not take since it is known.
-    pub failed: u64,
-    /// What went wrong last.
-    pub last_error: Option<String>,
-}
-
 impl Fleet {
-    /// Starts with the configured comets. Connections are made when they are needed.
+    /// Starts with the configured comets. Connections are made when they are needed; what all
+    /// gateways know of comets is read from and written to the store.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn start(config: &Config, timing: Timing, metrics: Metrics) -> Arc<Self> {
+    pub fn start(config: &Config, timing: Timing, metrics: Metrics, store: Arc<dyn CometStore>) -> Arc<Self> {
         let shutdown = CancellationToken::new();
-        let address = |address: &String| match Address::parse(address) {
-            Ok(address) => address.canonical(),
-            Err(_) => address.as_str().into(),
-        };
         let mut config = config.clone();
         config.lanes = config.lanes.clamp(1, super::lanes::MAX_LANES);
         config.queue = config.queue.max(1);
         let (resolved, is_resolved) = watch::channel(false);
+        let discovery = Discovery::new(&config.discovery);
+        let mut nodes = Nodes::default();
+        nodes.update(&config, &discovery);
         let fleet = Arc::new(Self {
-            names: config.addresses.iter().map(|(name, at)| (name.clone(), address(at))).collect(),
+            limits: config.limits(),
+            names: ArcSwap::from_pointee(Nodes::names(&config, &discovery)),
             config,
             timing,
             metrics,
             known: RwLock::default(),
             complaints: Mutex::default(),
+            problems: ArcSwap::default(),
+            sharing: Sharing::new(store),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             _shutdown: shutdown.clone().drop_guard(),
             resolved: is_resolved,
             shutdown,
         });
-        let nodes = Node::read(&fleet.config.nodes);
         fleet.set_nodes(&nodes);
-        fleet.own(keep_resolved(Arc::downgrade(&fleet), nodes, fleet.config.resolve_every, resolved));
+        fleet.own(upkeep::follow_nodes(Arc::downgrade(&fleet), nodes, discovery, resolved));
+        fleet.own(upkeep::keep_shared(Arc::downgrade(&fleet)));
         let every = (fleet.config.idle_after / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
-        fleet.own(keep_tidy(Arc::downgrade(&fleet), every));
+        fleet.own(upkeep::keep_tidy(Arc::downgrade(&fleet), every));
         fleet
     }
 
-    /// Waits until the names in `nodes` were looked up once, which takes 5 s at most: before
-    /// that, a name with many addresses stands for a single comet.
+    /// Waits until discovery was asked and the names in `nodes` were looked up once, which takes
+    /// seconds at most: before that, a name with many addresses stands for nothing.
     pub async fn resolved(&self) {
         // The sender goes away with the look-ups' task, which ends with the fleet.
         let _ = self.resolved.clone().wait_for(|resolved| *resolved).await;
@@ -122,7 +106,6 @@ impl Fleet {
     /// comet's lanes.
     pub fn send(&self, parcel: Parcel) -> Receipt {
         if let Some(comet) = self.read().comets.get(&parcel.comet).filter(|comet| !comet.is_dead()) {
-            note_use(comet, &parcel.target);
             return comet.send(parcel);
         }
         self.send_to_new(parcel)
@@ -130,25 +113,69 @@ impl Fleet {
 
     /// The comets that a BROADCAST has to reach, each once, in order of address.
     pub fn everyone(&self) -> Vec<CometAddr> {
-        let wanted = |comet: &&Arc<Comet>| comet.standing.source() != Source::Retired;
+        let now_ms = now_ms();
         let known = self.read();
-        let mut addresses: Vec<_> =
-            distinct(&known).filter(wanted).map(|comet| comet.standing.address.clone()).collect();
+        let standings = known.comets.values().map(|comet| &comet.standing);
+        let wanted = standings.filter(|standing| self.limits.gets_broadcasts(standing, now_ms));
+        let mut addresses: Vec<_> = wanted.map(|standing| standing.address.clone()).collect();
+        drop(known);
         addresses.sort_unstable();
         addresses
     }
 
-    /// The address behind a server name of `[comets] addresses`; other names are taken for
-    /// addresses.
+    /// Whether a BROADCAST has to reach this comet. Who turns out not to answer, and was not named
+    /// lately by the directory, does not count among everyone any more.
+    pub fn is_one_of_everyone(&self, comet: &CometAddr) -> bool {
+        let known = self.read();
+        known.comets.get(comet).is_some_and(|comet| self.limits.gets_broadcasts(&comet.standing, now_ms()))
+    }
+
+    /// Entries of the directory name these comets: they are known from now on, here and by the
+    /// other gateways. What is not an address is nobody.
+    pub fn named_by_directory<'a>(&self, comets: impl IntoIterator<Item = &'a CometAddr>) {
+        let now_ms = now_ms();
+        for comet in comets {
+            self.note_sighting(comet, now_ms);
+        }
+    }
+
+    /// The server names that are mapped now.
+    pub fn names(&self) -> Arc<Names> {
+        self.names.load_full()
+    }
+
+    /// The address behind a server name that configuration or discovery maps; other names are
+    /// taken for addresses.
     pub fn address_of(&self, server: &str) -> CometAddr {
-        self.names.get(server).cloned().unwrap_or_else(|| server.into())
+        self.names.load().address_of(server.into())
+    }
+
+    /// Why nothing can be sent there; `None` for an address.
+    pub fn unusable(comet: &CometAddr) -> Option<String> {
+        let error = comet.address().err()?;
+        Some(format!("{error}; map server names in [comets] addresses"))
     }
 
     /// How every known comet is doing, in order of address.
     pub fn status(&self) -> Vec<CometStatus> {
-        let mut statuses: Vec<_> = distinct(&self.read()).map(|comet| status(&comet.standing)).collect();
+        let now_ms = now_ms();
+        let of =
+            |standing: &Standing| CometStatus::of(standing, self.limits.gets_broadcasts(standing, now_ms));
+        let mut statuses: Vec<_> = self.read().comets.values().map(|comet| of(&comet.standing)).collect();
         statuses.sort_unstable_by(|a, b| a.address.cmp(&b.address));
         statuses
+    }
+
+    /// What a BROADCAST would reach.
+    pub fn reach(&self) -> Reach {
+        Reach::of(&self.status(), self.limits.remember)
+    }
+
+    /// What a person should look at: why discovery, or what gateways share, is not up to date.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.problems.load().to_vec();
+        warnings.extend(self.sharing.problem());
+        warnings
     }
 
     /// Takes nothing more and waits for the outcome of what is queued. Stopping to wait leaves
@@ -166,14 +193,12 @@ impl Fleet {
     }
 
     fn send_to_new(&self, parcel: Parcel) -> Receipt {
-        let comet = Address::parse(parcel.comet.as_str())
-            .map_err(|error| format!("{error}; name servers in [comets] addresses"))
-            .and_then(|address| self.learn(&parcel.comet, &address));
-        match comet {
-            Ok((_lock, comet)) => {
-                note_use(&comet, &parcel.target);
-                comet.send(parcel)
-            }
+        let learned = match Self::unusable(&parcel.comet) {
+            Some(why) => Err(why),
+            None => self.learn(&parcel.comet, Source::Named),
+        };
+        match learned {
+            Ok((_lock, comet)) => comet.send(parcel),
             Err(why) => {
                 self.complain(&why);
                 Receipt::known(Delivered::Unreachable(why))
@@ -181,31 +206,65 @@ impl Fleet {
         }
     }
 
+    /// An entry of the directory named a comet at this moment, here or in another gateway.
+    fn note_sighting(&self, address: &CometAddr, at_ms: u64) {
+        if self.is_noted(address, at_ms) || address.address().is_err() {
+            return;
+        }
+        match self.learn(address, Source::Directory) {
+            Ok((mut known, comet)) => {
+                known.forgotten.remove(address);
+                comet.standing.note_named(at_ms);
+                if matches!(comet.standing.source(), Source::Named | Source::Retired) {
+                    comet.standing.set_source(Source::Directory);
+                }
+                drop(known);
+                self.sharing.note_news();
+            }
+            Err(why) => self.complain(&why),
+        }
+    }
+
+    /// Notes a sighting of a comet that is known as one of the directory, or an old one of a
+    /// comet that was forgotten since.
+    fn is_noted(&self, address: &CometAddr, at_ms: u64) -> bool {
+        let known = self.read();
+        if known.forgotten.get(address).is_some_and(|named_at| *named_at >= at_ms) {
+            return true;
+        }
+        let Some(comet) = known.comets.get(address).filter(|comet| !comet.is_dead()) else {
+            return known.closed;
+        };
+        comet.standing.note_named(at_ms);
+        match comet.standing.source() {
+            // An operator took it out; what was seen before says nothing against that.
+            Source::Retired => at_ms <= comet.standing.retired_at(),
+            source => source != Source::Named,
+        }
+    }
+
     /// The comet at an address, made if need be, under the lock that keeps it from being
     /// forgotten before it is used.
     fn learn(
         &self,
-        written: &CometAddr,
-        address: &Address,
+        address: &CometAddr,
+        source: Source,
     ) -> Result<(RwLockWriteGuard<'_, Known>, Arc<Comet>), String> {
         let mut known = self.write();
         if known.closed {
             return Err("the gateway is stopping".into());
         }
-        let canonical = address.canonical();
-        let comet = match known.comets.get(&canonical) {
+        let comet = match known.comets.get(address) {
             Some(comet) if !comet.is_dead() => Arc::clone(comet),
-            _ if known.comets.len() >= self.config.max_comets => {
-                let max = self.config.max_comets;
-                return Err(format!(
-                    "{max} comets are known already; raise [comets] max_comets if that is right"
-                ));
+            _ => {
+                let gone = known.make_room(source, &self.limits).map_err(|full| full.to_string())?;
+                if let Some(gone) = gone {
+                    debug!(comet = %gone.standing.address, "a comet made room for another one");
+                    self.metrics.forget(&gone.standing.address);
+                }
+                self.make(&mut known, address.clone(), source)?
             }
-            _ => self.make(&mut known, canonical, Source::Learned)?,
         };
-        if known.comets.len() < self.config.max_comets.saturating_mul(2) {
-            known.comets.insert(written.clone(), Arc::clone(&comet));
-        }
         Ok((known, comet))
     }
 
@@ -220,46 +279,38 @@ impl Fleet {
         Ok(comet)
     }
 
-    /// Takes over what the nodes stand for now.
-    pub(super) fn set_nodes(&self, nodes: &[Node]) {
+    /// Takes over which comets an operator names now.
+    pub(super) fn set_nodes(&self, nodes: &Nodes) {
         let mut known = self.write();
         if known.closed {
             return;
         }
-        let wanted: HashMap<CometAddr, Source> = nodes.iter().flat_map(Node::comets).collect();
-        for comet in distinct(&known) {
-            let was_wanted = matches!(comet.standing.source(), Source::Configured | Source::Dns);
-            if was_wanted && !wanted.contains_key(&comet.standing.address) {
-                comet.standing.set_source(Source::Retired);
+        let mut wanted: HashMap<CometAddr, Source> = HashMap::new();
+        for (address, source) in nodes.comets() {
+            wanted.entry(address).or_insert(source);
+        }
+        for comet in known.comets.values() {
+            let standing = &comet.standing;
+            if standing.source().is_wanted() && !wanted.contains_key(&standing.address) {
+                standing.retire(now_ms());
             }
         }
         for (address, source) in wanted {
             if let Some(comet) = known.comets.get(&address) {
                 comet.standing.set_source(source);
             } else if let Err(error) = self.make(&mut known, address, source) {
-                warn!(error, "a comet of `comets.nodes` cannot be used");
+                warn!(error, "a comet that is configured cannot be used");
             }
         }
     }
 
-    /// Forgets the comets that nobody configured, that have nothing to do, and that have
-    /// answered nothing for long.
+    /// Forgets the comets that are over.
     fn tidy(&self) {
-        let is_idle = |comet: &Comet| {
-            let standing = &comet.standing;
-            let kept = matches!(standing.source(), Source::Configured | Source::Dns);
-            !kept && standing.unsettled() == 0 && standing.silent_for() >= self.config.idle_after
-        };
-        let mut known = self.write();
-        let idle: Vec<_> = distinct(&known).filter(|comet| is_idle(comet)).cloned().collect();
-        if idle.is_empty() {
-            return;
-        }
-        for comet in &idle {
+        let over = self.write().tidy(&self.limits, now_ms());
+        for comet in over {
             debug!(comet = %comet.standing.address, "a comet is forgotten");
             self.metrics.forget(&comet.standing.address);
         }
-        known.comets.retain(|_, comet| !idle.iter().any(|idle| Arc::ptr_eq(idle, comet)));
     }
 
     /// Runs a background task until the fleet is closed.
@@ -287,58 +338,6 @@ impl Fleet {
 
     fn write(&self) -> RwLockWriteGuard<'_, Known> {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The comets, each once: under the address that it is known by.
-fn distinct(known: &Known) -> impl Iterator<Item = &Arc<Comet>> {
-    known.comets.iter().filter(|(key, comet)| **key == comet.standing.address).map(|(_, comet)| comet)
-}
-
-/// What is sent to a retired comet for a room or connection shows that it is still in use.
-fn note_use(comet: &Comet, target: &Target) {
-    let for_everyone = matches!(target, Target::Everyone { .. });
-    if !for_everyone && comet.standing.source() == Source::Retired {
-        comet.standing.set_source(Source::Learned);
-    }
-}
-
-fn status(standing: &Standing) -> CometStatus {
-    let in_flight = standing.in_flight().load(std::sync::atomic::Ordering::Relaxed);
-    CometStatus {
-        address: standing.address.clone(),
-        source: standing.source(),
-        breaker: standing.state(),
-        waiting: standing.unsettled().saturating_sub(in_flight),
-        in_flight,
-        sent: standing.metrics.success.get(),
-        failed: standing.metrics.failed.get(),
-        last_error: standing.last_error(),
-    }
-}
-
-/// Looks the nodes' names up, now and then again.
-async fn keep_resolved(
-    fleet: Weak<Fleet>,
-    mut nodes: Vec<Node>,
-    every: Duration,
-    resolved: watch::Sender<bool>,
-) {
-    loop {
-        join_all(nodes.iter_mut().map(Node::resolve)).await;
-        let Some(fleet) = fleet.upgrade() else { return };
-        fleet.set_nodes(&nodes);
-        drop(fleet);
-        resolved.send_replace(true);
-        tokio::time::sleep(every).await;
-    }
-}
-
-async fn keep_tidy(fleet: Weak<Fleet>, every: Duration) {
-    loop {
-        tokio::time::sleep(every).await;
-        let Some(fleet) = fleet.upgrade() else { return };
-        fleet.tidy();
     }
 }
 

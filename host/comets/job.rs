@@ -15,18 +15,34 @@ use super::{Delivered, Parcel};
 use crate::message::{CometAddr, MessageId, RoomId, Target};
 
 /// How a comet came to be known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Source {
-    /// It stands in `[comets] nodes`.
+    /// It stands in `[comets] nodes` or `[comets] addresses`.
     Configured,
     /// A name in `[comets] nodes` has this address.
     Dns,
-    /// Something was to be delivered there.
-    Learned,
-    /// It was configured or in DNS and is so no more: BROADCAST leaves it out.
+    /// `[comets.discovery]` found it.
+    Discovery,
+    /// Entries of the directory named it.
+    Directory,
+    /// Only a record (`server`) or a policy named it: it gets what is sent there, and no
+    /// BROADCAST.
+    Named,
+    /// It was configured, in DNS or discovered and is so no more: BROADCAST leaves it out.
     Retired,
+}
+
+impl Source {
+    /// All of them.
+    pub(super) const ALL: [Self; 6] =
+        [Self::Configured, Self::Dns, Self::Discovery, Self::Directory, Self::Named, Self::Retired];
+
+    /// Whether an operator says that the comet is there.
+    pub(super) fn is_wanted(self) -> bool {
+        matches!(self, Self::Configured | Self::Dns | Self::Discovery)
+    }
 }
 
 /// What a comet's task shows to the fleet.
@@ -41,8 +57,13 @@ pub(super) struct Standing {
     /// Those of them whose call is under way.
     in_flight: AtomicUsize,
     born: Instant,
-    /// Milliseconds from `born` to the last answer.
+    /// Milliseconds from `born` to the last answer; 0 where there was none.
     answered: AtomicU64,
+    /// When an entry of the directory last named it, and which such moment was last told to the
+    /// other gateways; milliseconds since 1970, or 0.
+    named_at: AtomicU64,
+    told_at: AtomicU64,
+    retired_at: AtomicU64,
     last_error: Mutex<Option<String>>,
 }
 
@@ -57,14 +78,16 @@ impl Standing {
             in_flight: AtomicUsize::new(0),
             born: Instant::now(),
             answered: AtomicU64::new(0),
+            named_at: AtomicU64::new(0),
+            told_at: AtomicU64::new(0),
+            retired_at: AtomicU64::new(0),
             last_error: Mutex::new(None),
         }
     }
 
     pub(super) fn source(&self) -> Source {
-        let known = [Source::Configured, Source::Dns, Source::Learned];
         let value = self.source.load(Ordering::Relaxed);
-        known.into_iter().find(|source| *source as u8 == value).unwrap_or(Source::Retired)
+        Source::ALL.into_iter().find(|source| *source as u8 == value).unwrap_or(Source::Retired)
     }
 
     pub(super) fn set_source(&self, source: Source) {
@@ -91,7 +114,43 @@ impl Standing {
 
     /// The comet answered a call.
     pub(super) fn note_answer(&self) {
-        self.answered.store(self.born.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.answered.store((self.born.elapsed().as_millis() as u64).max(1), Ordering::Relaxed);
+    }
+
+    /// Whether the comet has ever answered.
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed) > 0
+    }
+
+    /// An entry of the directory named it, here or in the sight of another gateway.
+    pub(super) fn note_named(&self, at_ms: u64) {
+        self.named_at.fetch_max(at_ms, Ordering::Relaxed);
+    }
+
+    /// When an entry of the directory last named it, in milliseconds since 1970; 0 for never.
+    pub(super) fn named_at(&self) -> u64 {
+        self.named_at.load(Ordering::Relaxed)
+    }
+
+    /// An operator does not name it any more.
+    pub(super) fn retire(&self, at_ms: u64) {
+        self.retired_at.store(at_ms, Ordering::Relaxed);
+        self.set_source(Source::Retired);
+    }
+
+    /// When it was last retired, in milliseconds since 1970; 0 for never.
+    pub(super) fn retired_at(&self) -> u64 {
+        self.retired_at.load(Ordering::Relaxed)
+    }
+
+    /// The other gateways know that it was named at this moment.
+    pub(super) fn note_told(&self, at_ms: u64) {
+        self.told_at.fetch_max(at_ms, Ordering::Relaxed);
+    }
+
+    /// The last moment of being named that the other gateways know of.
+    pub(super) fn told_at(&self) -> u64 {
+        self.told_at.load(Ordering::Relaxed)
     }
 
     /// For how long the comet, known or not, has answered nothing.

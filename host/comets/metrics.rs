@@ -1,18 +1,63 @@
 //! What the comets count and time.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::job::Source;
+use super::status::CometStatus;
 use crate::message::CometAddr;
 use crate::telemetry::latency_histogram;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CometLabel {
     comet: String,
+}
+
+/// How a comet came to be known, and whether it gets BROADCASTs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KnownLabel {
+    source: KnownBy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the names are the label's values")]
+enum KnownBy {
+    configured,
+    dns,
+    discovery,
+    directory,
+    /// Of the directory, but neither named lately nor answering: no BROADCASTs.
+    left_out,
+    named,
+    retired,
+}
+
+impl KnownBy {
+    const ALL: [Self; 7] = [
+        Self::configured,
+        Self::dns,
+        Self::discovery,
+        Self::directory,
+        Self::left_out,
+        Self::named,
+        Self::retired,
+    ];
+
+    fn of(status: &CometStatus) -> Self {
+        match status.source {
+            Source::Configured => Self::configured,
+            Source::Dns => Self::dns,
+            Source::Discovery => Self::discovery,
+            Source::Directory if status.broadcasts => Self::directory,
+            Source::Directory => Self::left_out,
+            Source::Named => Self::named,
+            Source::Retired => Self::retired,
+        }
+    }
 }
 
 /// The comets' metrics. Their label sets are bounded by the number of known comets.
@@ -25,6 +70,7 @@ pub struct Metrics {
     waiting: Family<CometLabel, Gauge>,
     breaker_open: Family<CometLabel, Gauge>,
     active: Gauge,
+    known: Family<KnownLabel, Gauge>,
 }
 
 impl Metrics {
@@ -38,6 +84,7 @@ impl Metrics {
             waiting: Family::default(),
             breaker_open: Family::default(),
             active: Gauge::default(),
+            known: Family::default(),
         };
         let help = "Messages that the comet acknowledged";
         registry.register("job_dispatch_success", help, metrics.success.clone());
@@ -53,7 +100,18 @@ impl Metrics {
         registry.register("halley_comet_breaker_open", help, metrics.breaker_open.clone());
         let help = "Attempts that failed in a way that another one may mend";
         registry.register("halley_comet_retries", help, metrics.retries.clone());
+        let help = "Known comets by how they came to be known; left_out are comets of the directory that it has not named lately and that do not answer";
+        registry.register("halley_known_comets", help, metrics.known.clone());
+        metrics.count_comets(&[]);
         metrics
+    }
+
+    /// Takes over how many comets are known, and in which way.
+    pub(super) fn count_comets(&self, comets: &[CometStatus]) {
+        for source in KnownBy::ALL {
+            let count = comets.iter().filter(|status| KnownBy::of(status) == source).count();
+            self.known.get_or_create(&KnownLabel { source }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
     }
 
     /// The metrics of one comet.

@@ -2,8 +2,10 @@
 //! tries again where that helps, and tells the outcome.
 //!
 //! # Layout
-//! - `fleet`: the comets by address; which are known, which are forgotten. `nodes`: configured
-//!   names and what DNS says of them. `address`: what counts as an address.
+//! - `fleet`: the comets by address. `known`: which are known, who gets BROADCASTs, who is
+//!   forgotten. `nodes`: those that an operator names, and what DNS says of them; `discovery`:
+//!   those that come and go. `names`: server names. `store` and `sharing`: what all gateways
+//!   know. `status`: what is told of it.
 //! - `comet`: one comet's task. It owns the comet's lanes, breaker and channel. `job`: a call
 //!   that waits, and what a comet's task shares with the fleet.
 //! - `lanes`, `breaker`, `retry`: pure kernels.
@@ -21,23 +23,28 @@
 //! It does not know what a message is about, who its recipients are, or what becomes of those
 //! who were not reached.
 
-mod address;
 mod breaker;
 mod channel;
 mod comet;
 mod config;
+mod discovery;
 mod fleet;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod job;
+mod known;
 mod lanes;
 mod metrics;
 #[cfg(test)]
 mod model;
+mod names;
 mod nodes;
 mod places;
 pub mod proto;
 mod retry;
+mod sharing;
+mod status;
+mod store;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -54,9 +61,13 @@ use crate::message::{CometAddr, MessageId, RoomId, Target};
 
 pub use breaker::State as BreakerState;
 pub use config::Config;
-pub use fleet::{CometStatus, Fleet};
+pub use discovery::Config as DiscoveryConfig;
+pub use fleet::Fleet;
 pub use job::Source;
 pub use metrics::Metrics;
+pub use names::Names;
+pub use status::{CometStatus, Reach};
+pub use store::{CometStore, Kept, MemoryCometStore, ReadOnly, RedisCometStore, Sighting, Unavailable};
 pub use wire::{Dialect, Payload};
 
 /// How long is tried. Part of `[delivery]`, whose other keys are not the comets' concern.

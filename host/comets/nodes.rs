@@ -1,49 +1,107 @@
-//! `[comets] nodes`: names and what DNS says of them.
+//! The comets that an operator names, by configuration or discovery, and what DNS says of them.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tracing::{info, warn};
 
-use super::address::Address;
+use super::Config;
+use super::discovery::Discovery;
 use super::job::Source;
+use super::names::Names;
 use crate::message::CometAddr;
 
 /// How long a look-up may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// One entry of `[comets] nodes`.
+/// All comets that an operator names.
+#[derive(Debug, Default)]
+pub(super) struct Nodes(Vec<Node>);
+
+/// One of them.
 #[derive(Debug)]
-pub(super) struct Node {
-    address: Address,
-    /// What it stands for: itself, or the several addresses of its name.
+struct Node {
+    address: CometAddr,
+    source: Source,
+    /// Whether it is looked up; what stands for one comet is not.
+    expands: bool,
+    /// What it stands for: itself, or the several addresses of its name. Nothing, while that is
+    /// not known.
     stands_for: Vec<CometAddr>,
     failing: bool,
 }
 
-impl Node {
-    /// Reads the entries; those that are no addresses are left out, with a warning.
-    pub(super) fn read(entries: &[String]) -> Vec<Self> {
-        let read = |entry: &String| match Address::parse(entry) {
-            Ok(address) => Some(Self { stands_for: vec![address.canonical()], address, failing: false }),
-            Err(error) => {
-                warn!(%error, "an entry of `comets.nodes` is left out");
-                None
+impl Nodes {
+    /// What configuration and discovery name now. What DNS said of a name before stays.
+    pub(super) fn update(&mut self, config: &Config, discovery: &Discovery) {
+        let mut known = std::mem::take(&mut self.0);
+        let mut seen = HashSet::new();
+        let mut add = |text: &str, source, expands| {
+            let address = CometAddr::from(text);
+            match address.address() {
+                Ok(_) if !seen.insert(address.clone()) => {}
+                Ok(_) => {
+                    let before = known.iter().position(|node| node.address == address);
+                    let before = before.map(|at| known.swap_remove(at));
+                    self.0.push(Node::new(address, source, expands, before));
+                }
+                Err(error) => warn!(%error, "a comet that is configured is left out"),
             }
         };
-        entries.iter().filter_map(read).collect()
+        config.nodes.iter().for_each(|node| add(node, Source::Configured, true));
+        config.addresses.values().for_each(|address| add(address, Source::Configured, false));
+        for listing in discovery.listings() {
+            listing.nodes.iter().for_each(|node| add(node, Source::Discovery, true));
+            listing.addresses.values().for_each(|address| add(address, Source::Discovery, false));
+        }
     }
 
-    /// The comets that it stands for, and how they came to be known.
+    /// The server names that configuration and discovery map.
+    pub(super) fn names(config: &Config, discovery: &Discovery) -> Names {
+        let found = discovery.listings().flat_map(|listing| &listing.addresses);
+        let all = config.addresses.iter().chain(found);
+        Names::new(all.map(|(name, address)| (name.as_str(), address.as_str())))
+    }
+
+    /// The comets that they stand for, and how they came to be known.
     pub(super) fn comets(&self) -> impl Iterator<Item = (CometAddr, Source)> {
-        let named = self.address.canonical();
-        let source = move |comet: &CometAddr| if *comet == named { Source::Configured } else { Source::Dns };
+        self.0.iter().flat_map(Node::comets)
+    }
+
+    /// Looks the names up that stand for several comets.
+    pub(super) async fn resolve(&mut self) {
+        join_all(self.0.iter_mut().map(Node::resolve)).await;
+    }
+}
+
+impl Node {
+    fn new(address: CometAddr, source: Source, expands: bool, before: Option<Self>) -> Self {
+        let is_name = address.address().is_ok_and(|address| address.name().is_some());
+        let expands = expands && is_name;
+        let before = before.filter(|before| before.expands == expands);
+        let failing = before.as_ref().is_some_and(|before| before.failing);
+        let stands_for = match before {
+            Some(before) => before.stands_for,
+            None if expands => Vec::new(),
+            None => vec![address.clone()],
+        };
+        Self { address, source, expands, stands_for, failing }
+    }
+
+    fn comets(&self) -> impl Iterator<Item = (CometAddr, Source)> {
+        let source = |comet: &CometAddr| if *comet == self.address { self.source } else { Source::Dns };
         self.stands_for.iter().map(move |comet| (comet.clone(), source(comet)))
     }
 
     /// Looks the name up. When that fails, the answer before stays.
-    pub(super) async fn resolve(&mut self) {
-        let Some(name) = self.address.name() else { return };
+    async fn resolve(&mut self) {
+        if !self.expands {
+            return;
+        }
+        let address = self.address.address();
+        let Some(name) = address.as_ref().ok().and_then(|address| address.name()) else { return };
         let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host(name)).await;
         let error = match looked_up {
             Ok(Ok(found)) => match expand(&self.address, found) {
@@ -59,6 +117,9 @@ impl Node {
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {LOOKUP_TIMEOUT:?}"),
         };
+        if self.stands_for.is_empty() {
+            self.stands_for.push(self.address.clone());
+        }
         if !std::mem::replace(&mut self.failing, true) {
             warn!(node = %self.address, error, "cannot look up a name of `comets.nodes`; what was known of it is still used");
         }
@@ -68,14 +129,14 @@ impl Node {
 /// What a name stands for. With one address it is the comet's own name, which connecting looks
 /// up anyway. With several, each is a comet; a comet that has both kinds of addresses would
 /// then count twice, so only IPv4 is taken where there is any.
-fn expand(address: &Address, found: impl Iterator<Item = SocketAddr>) -> Option<Vec<CometAddr>> {
+fn expand(address: &CometAddr, found: impl Iterator<Item = SocketAddr>) -> Option<Vec<CometAddr>> {
     let (mut v4, mut v6): (Vec<_>, Vec<_>) = found.partition(SocketAddr::is_ipv4);
     let chosen = if v4.is_empty() { &mut v6 } else { &mut v4 };
     chosen.sort_unstable();
     chosen.dedup();
     match chosen.len() {
         0 => None,
-        1 => Some(vec![address.canonical()]),
+        1 => Some(vec![address.clone()]),
         _ => Some(chosen.iter().map(|address| address.to_string().into()).collect()),
     }
 }
@@ -85,8 +146,7 @@ mod tests {
     use super::*;
 
     fn expanded(found: &[&str]) -> Option<Vec<CometAddr>> {
-        let address = Address::parse("comets:50051").expect("an address");
-        expand(&address, found.iter().map(|text| text.parse().expect("a socket address")))
+        expand(&"comets:50051".into(), found.iter().map(|text| text.parse().expect("a socket address")))
     }
 
     #[test]
@@ -104,13 +164,31 @@ mod tests {
         assert_eq!(expanded(&[]), None);
     }
 
+    fn nodes(nodes: &[&str], addresses: &[(&str, &str)]) -> Nodes {
+        let owned = |text: &&str| (*text).to_owned();
+        let addresses = addresses.iter().map(|(name, at)| (owned(name), owned(at))).collect();
+        let config = Config { nodes: nodes.iter().map(owned).collect(), addresses, ..Config::default() };
+        let mut all = Nodes::default();
+        all.update(&config, &Discovery::new(&config.discovery));
+        all
+    }
+
     #[tokio::test]
-    async fn a_name_that_is_not_found_stays_what_it_was() {
-        let mut nodes = Node::read(&["surely-not-there.invalid:1".into(), "no address".into()]);
-        assert_eq!(nodes.len(), 1);
-        nodes[0].resolve().await;
-        let comets: Vec<_> = nodes[0].comets().collect();
+    async fn a_name_stands_for_nothing_until_it_was_looked_up_and_then_for_itself() {
+        let mut nodes = nodes(&["surely-not-there.invalid:1", "no address"], &[]);
+        assert_eq!(nodes.comets().count(), 0);
+        nodes.resolve().await;
+        let comets: Vec<_> = nodes.comets().collect();
         assert_eq!(comets, [("surely-not-there.invalid:1".into(), Source::Configured)]);
-        assert!(nodes[0].failing);
+        assert!(nodes.0[0].failing);
+    }
+
+    #[test]
+    fn mapped_addresses_are_comets_each_once_in_whatever_spelling() {
+        let all =
+            nodes(&["http://A.example.:01"], &[("a", "10.0.0.1:1"), ("b", "comet:1"), ("c", "10.0.0.1:01")]);
+        let comets: Vec<_> = all.comets().collect();
+        let configured = |text: &str| (CometAddr::from(text), Source::Configured);
+        assert_eq!(comets, [configured("10.0.0.1:1"), configured("comet:1")], "a.example is looked up first");
     }
 }

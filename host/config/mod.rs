@@ -149,6 +149,7 @@ impl Config {
             plugin.take_paths_from(base);
         }
         self.policies.take_paths_from(base);
+        self.comets.discovery.take_paths_from(base);
         if let Some(file) = &mut self.admin.token_file {
             *file = base.join(&*file);
         }
@@ -164,9 +165,9 @@ impl Config {
         problems.extend(self.policies.problems());
         problems.extend(self.admin.problems());
         problems.extend(self.log.problems());
-        if self.routing.rooms == pipeline::Rooms::EveryComet && self.comets.nodes.is_empty() {
+        if self.routing.rooms == pipeline::Rooms::EveryComet && !self.comets.names_comets() {
             problems.push(
-                "`routing.rooms = \"every-comet\"` needs `comets.nodes`: no comet is ever learned from a directory that is not asked".into(),
+                "`routing.rooms = \"every-comet\"` needs `comets.nodes` or `comets.discovery`: no comet is ever learned from a directory that is not asked".into(),
             );
         }
         if self.kafka.topics.contains(&self.offline.notify_topic) {

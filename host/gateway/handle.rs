@@ -56,7 +56,9 @@ impl Handle {
 
     /// What a person should look at although the gateway delivers.
     pub fn warnings(&self) -> Vec<String> {
-        self.pipeline.policies.status().warnings()
+        let mut warnings = self.pipeline.policies.status().warnings();
+        warnings.extend(self.pipeline.fleet.warnings());
+        warnings
     }
 
     /// All metrics in the OpenMetrics text format.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
-use crate::comets::{self, Fleet};
+use crate::comets::{self, CometStore, Fleet, MemoryCometStore, RedisCometStore};
 use crate::consumer::{self, Consumer, Limits, Stopped};
 use crate::dead_letter::DeadLetters;
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
@@ -67,6 +67,8 @@ pub struct Storage {
     pub shared_state: Arc<dyn SharedState>,
     /// Messages for the absent.
     pub inbox: Arc<dyn Inbox>,
+    /// What all gateways know of comets.
+    pub comets: Arc<dyn CometStore>,
 }
 
 impl Storage {
@@ -86,7 +88,8 @@ impl Storage {
             directory: Arc::new(RedisDirectory::new(client.clone(), config.routing.check_online, metrics)),
             guards: Arc::new(RedisGuards::new(client.clone())),
             shared_state: Arc::new(RedisSharedState::new(client.clone())),
-            inbox: Arc::new(RedisInbox::new(client, &config.offline, inbox_metrics)),
+            inbox: Arc::new(RedisInbox::new(client.clone(), &config.offline, inbox_metrics)),
+            comets: Arc::new(RedisCometStore::new(client)),
         })
     }
 
@@ -98,6 +101,7 @@ impl Storage {
             guards: Arc::new(MemoryGuards::new(MEMORY_GUARDS)),
             shared_state: Arc::new(MemorySharedState::new(MEMORY_VALUES)),
             inbox: Arc::new(MemoryInbox::new(&config.offline, inbox_metrics)),
+            comets: Arc::new(MemoryCometStore::default()),
         }
     }
 }
@@ -149,8 +153,7 @@ impl Gateway {
         let stalls = Stalls::register(&mut registry);
         let pipeline = Arc::new(build_pipeline(config, policies, &storage, stalls.clone(), &mut registry)?);
 
-        // The first BROADCAST shall reach all comets behind a name.
-        pipeline.fleet.resolved().await;
+        announce_reach(&pipeline.fleet).await;
         let consumer_metrics = consumer::Metrics::register(&mut registry);
         let limits = Limits {
             records: config.delivery.max_in_flight,
@@ -240,16 +243,19 @@ fn build_pipeline(
         Producer::new(&config.kafka).context("cannot make the Kafka producer; check [kafka] properties")?;
     let timing =
         comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
+    let store = Arc::clone(&storage.comets);
+    let fleet = Fleet::start(&config.comets, timing, comets::Metrics::register(registry), store);
     Ok(Pipeline {
         policies,
         resolver: Resolver::new(
             Arc::clone(&storage.directory),
+            Arc::clone(&fleet),
             &config.routing,
             directory::CacheMetrics::register(registry),
         ),
         guards: Arc::clone(&storage.guards),
         shared_state: Arc::clone(&storage.shared_state),
-        fleet: Fleet::start(&config.comets, timing, comets::Metrics::register(registry)),
+        fleet,
         inbox: Arc::clone(&storage.inbox),
         notifier: Notifier::new(producer.clone(), config.offline.notify_topic.clone()),
         offline: config.offline.clone(),
@@ -258,6 +264,25 @@ fn build_pipeline(
         stalls,
         metrics: pipeline::Metrics::register(registry),
     })
+}
+
+/// How long the start waits for what all gateways know of comets. A BROADCAST waits on.
+const SHARE_WITHIN: Duration = Duration::from_secs(3);
+
+/// Waits until the fleet knows what it can know at the start, so that the first BROADCAST reaches
+/// all comets; logs which those are.
+async fn announce_reach(fleet: &Fleet) {
+    fleet.resolved().await;
+    // A store that cannot be used is reported by the fleet.
+    drop(tokio::time::timeout(SHARE_WITHIN, fleet.share()).await);
+    let reach = fleet.reach();
+    match reach.caveat() {
+        Some(caveat) if reach.comets.is_empty() => {
+            warn!("{reach} yet, and each becomes a dead letter until one is; {caveat}");
+        }
+        Some(caveat) => info!("{reach}; {caveat}"),
+        None => info!("{reach}"),
+    }
 }
 
 /// Asks the directory once a second whether it is there, for readiness and the log.

@@ -254,7 +254,8 @@ impl Worker {
                     payload: payload.clone(),
                     message: message.id.clone(),
                 };
-                calls.push(Call { comet, recipients, receipt: fleet.send(parcel) });
+                let of_everyone = plan.is_for_every_comet && !overrides.also.contains(&comet);
+                calls.push(Call { comet, recipients, of_everyone, receipt: fleet.send(parcel) });
             }
             let mut story = Story::new(message, ticket, trail, self.started);
             story.withheld = plan.withheld;

@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::comets::Fleet;
+use crate::comets::{Fleet, Reach};
 use crate::decision::{Disposition, Guard, PluginVersion, Verdict};
 use crate::message::{Audience, CometAddr, Message, Target, UserId};
 use crate::offline;
@@ -33,6 +33,10 @@ pub struct Explanation {
     pub withheld: usize,
     /// Recipients who are away, and what would become of the message for them.
     pub absent: Vec<AbsentFate>,
+    /// What a message to every comet reaches.
+    pub reach: Option<Reach>,
+    /// What this explanation does not know.
+    pub notes: Vec<String>,
 }
 
 /// What the directory knows of a room.
@@ -53,6 +57,8 @@ pub struct PlannedCall {
     pub method: &'static str,
     /// How many recipients it reaches, where that is known.
     pub recipients: usize,
+    /// Why the call cannot be made; then the recipients count as unreachable.
+    pub problem: Option<String>,
 }
 
 /// What would become of the message for one absent recipient.
@@ -99,6 +105,8 @@ pub async fn explain(
         calls: Vec::new(),
         withheld: 0,
         absent: Vec::new(),
+        reach: None,
+        notes: Vec::new(),
     };
     if verdict != Verdict::Pass {
         return Ok(explanation);
@@ -109,6 +117,11 @@ pub async fn explain(
     explanation.room = route.map(|route| facts(&route));
     explanation.withheld = plan.withheld;
     explanation.calls = plan.deliveries.iter().map(call).collect();
+    if plan.is_for_every_comet {
+        let reach = fleet.reach();
+        explanation.notes = reach.caveat().into_iter().chain(fleet.warnings()).collect();
+        explanation.reach = Some(reach);
+    }
     explanation.absent = fates(&message, &plan, chain, offline)?;
     Ok(explanation)
 }
@@ -143,7 +156,8 @@ fn call(delivery: &Delivery) -> PlannedCall {
         Target::Connections(_) => "PushMsg",
         Target::Everyone { .. } => "Broadcast",
     };
-    PlannedCall { comet: delivery.comet.clone(), method, recipients: delivery.recipients.len() }
+    let (comet, recipients) = (delivery.comet.clone(), delivery.recipients.len());
+    PlannedCall { problem: Fleet::unusable(&comet), comet, method, recipients }
 }
 
 fn fates(

@@ -28,6 +28,8 @@ use crate::stalls::StallStage;
 pub(super) struct Call {
     pub(super) comet: CometAddr,
     pub(super) recipients: Arc<[Recipient]>,
+    /// Whether it is made because the message is for every comet that counts.
+    pub(super) of_everyone: bool,
     pub(super) receipt: Receipt,
 }
 
@@ -155,9 +157,12 @@ impl Journey {
         mut absent: Vec<Absent>,
     ) -> Result<(&'static str, String), Abandoned> {
         let since = Instant::now();
+        let pipeline = Arc::clone(&self.pipeline);
+        let fleet = &pipeline.fleet;
         let mut failed: Vec<(CometAddr, String)> = Vec::new();
+        let mut gone = Vec::new();
         self.story.tally.comets = calls.len();
-        for Call { comet, recipients, receipt } in calls {
+        for Call { comet, recipients, of_everyone, receipt } in calls {
             let delivered = tokio::select! {
                 delivered = receipt => delivered,
                 () = self.abandon.cancelled() => return Err(Abandoned),
@@ -168,6 +173,12 @@ impl Journey {
                     self.story.unreachable.push(format!("{comet}: {why}"));
                     absent.extend(recipients.iter().map(|r| r.absent(Cause::CometUnreachable)));
                 }
+                // Neither named by the directory lately nor answering: it turned out not to be
+                // one of those whom the message is for.
+                Delivered::Unreachable(why) if of_everyone && !fleet.is_one_of_everyone(&comet) => {
+                    self.story.unreachable.push(format!("{comet}: {why}"));
+                    gone.push((comet, why));
+                }
                 // Refused for good, or unreachable and nobody knows for whom it was: there is
                 // no offline user to decide about, so the record itself is kept.
                 Delivered::Unreachable(why) | Delivered::Refused(why) => {
@@ -175,6 +186,11 @@ impl Journey {
                     failed.push((comet, why));
                 }
             }
+        }
+        if gone.len() == self.story.tally.comets {
+            // Then nobody got it.
+            self.story.tally.failed += gone.len();
+            failed.append(&mut gone);
         }
         self.pipeline.metrics.stage(Station::Deliver, since);
         self.pipeline.metrics.recipients("delivered", self.story.tally.sent);

@@ -1,12 +1,20 @@
 //! Finding recipients: rooms through the route cache, keys directly, everything that a batch
 //! has to look up in one go.
+//!
+//! What the directory or a policy calls a comet is mapped to its address here, once: everything
+//! after that compares addresses. Comets that the directory names become known to the fleet here
+//! as well.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
+use crate::comets::{Fleet, Names};
 use crate::decision::Overrides;
-use crate::directory::{CacheMetrics, Claim, Directory, Found, Lookup, Permit, RouteCache, Waiter};
+use crate::directory::{
+    CacheMetrics, Claim, Directory, Found, Lookup, Permit, RouteCache, Unavailable, Waiter,
+};
 use crate::membership::{Connection, Grouping};
 use crate::message::{Audience, CometAddr, Message, RoomId, Target};
 use crate::pipeline::chain::BatchChain;
@@ -19,6 +27,7 @@ use crate::stalls::StallStage;
 /// Finds recipients and remembers rooms for a short time.
 pub struct Resolver {
     directory: Arc<dyn Directory>,
+    fleet: Arc<Fleet>,
     routes: RouteCache<Arc<Route>>,
     rooms: Rooms,
 }
@@ -40,10 +49,15 @@ impl Resolved {
 }
 
 impl Resolver {
-    /// A resolver over this directory.
-    pub fn new(directory: Arc<dyn Directory>, config: &RoutingConfig, metrics: CacheMetrics) -> Self {
+    /// A resolver over this directory, for this fleet.
+    pub fn new(
+        directory: Arc<dyn Directory>,
+        fleet: Arc<Fleet>,
+        config: &RoutingConfig,
+        metrics: CacheMetrics,
+    ) -> Self {
         let routes = RouteCache::new(&config.cache, metrics);
-        Self { directory, routes, rooms: config.rooms }
+        Self { directory, fleet, routes, rooms: config.rooms }
     }
 
     /// The route of a room as it stands now, for `GET /v1/routes/{room}`: looked up anew,
@@ -52,13 +66,13 @@ impl Resolver {
     /// # Errors
     /// When the directory is away, or a policy stalls.
     pub async fn route(&self, room: &RoomId, chain: &mut Chain) -> anyhow::Result<Arc<Route>> {
-        let found = self.directory.lookup(&[Lookup::Room(room.clone())]).await?;
+        let found = self.read(&[Lookup::Room(room.clone())]).await?;
         let Some(Found::Room(membership)) = found.into_iter().next() else {
             anyhow::bail!("the directory did not answer for room `{room}`");
         };
         let mut grouping = Grouping::new(Arc::new(membership));
         chain.regroup(room, &mut grouping)?;
-        Ok(Arc::new(Route::new(&grouping)))
+        Ok(self.regrouped(grouping))
     }
 
     /// What one message needs, looked up anew and kept nowhere.
@@ -75,9 +89,37 @@ impl Resolver {
         let keys = self.wanted_keys(&[message]);
         let lookups: Vec<_> = keys.iter().cloned().map(Lookup::Key).collect();
         if !lookups.is_empty() {
-            resolved.keep_keys(keys, self.directory.lookup(&lookups).await?);
+            resolved.keep_keys(keys, self.read(&lookups).await?);
         }
         Ok(resolved)
+    }
+
+    /// Asks the directory once. Comets have their addresses, and are known to the fleet.
+    async fn read(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable> {
+        let mut found = self.directory.lookup(lookups).await?;
+        let names = self.fleet.names();
+        for found in &mut found {
+            match found {
+                Found::Room(membership) => {
+                    readdress(&names, |address_of| membership.readdress(address_of));
+                    self.fleet.named_by_directory(&membership.comets);
+                }
+                Found::Key(Some(connection)) => {
+                    if let Some(address) = names.get(&connection.comet) {
+                        connection.comet = address.clone();
+                    }
+                    self.fleet.named_by_directory([&connection.comet]);
+                }
+                Found::Key(None) => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// The route of a room as policies left it, who may have called comets by name.
+    fn regrouped(&self, mut grouping: Grouping) -> Arc<Route> {
+        readdress(&self.fleet.names(), |address_of| grouping.readdress(address_of));
+        Arc::new(Route::new(&grouping))
     }
 
     /// Looks up what these messages need, trying until the directory answers.
@@ -88,6 +130,9 @@ impl Resolver {
         hold: Hold<'_>,
     ) -> Result<Resolved, Abandoned> {
         let mut resolved = Resolved::default();
+        if !self.fleet.is_informed() && messages.iter().any(|message| self.is_for_every_comet(message)) {
+            persist(hold, StallStage::Resolve, || self.fleet.share()).await?;
+        }
         let mut keys = self.wanted_keys(messages);
         let mut rooms = self.wanted_rooms(messages);
         // A room that another worker was resolving, and failed to, is wanted again.
@@ -119,6 +164,7 @@ impl Resolver {
         address_of: impl FnOnce(&str) -> CometAddr,
         overrides: &Overrides,
     ) -> (Plan, Option<Arc<Route>>) {
+        let overrides = &*self.readdressed(overrides);
         match &message.audience {
             Audience::Everyone { speed } => {
                 let target = Target::Everyone { speed: *speed };
@@ -139,6 +185,24 @@ impl Resolver {
                 let found = keys.iter().map(|key| (Arc::clone(key), connection(key))).collect();
                 (Plan::keys(found, overrides), None)
             }
+        }
+    }
+
+    fn readdressed<'a>(&self, overrides: &'a Overrides) -> Cow<'a, Overrides> {
+        let names = self.fleet.names();
+        if names.is_empty() || (overrides.also.is_empty() && !overrides.limit()) {
+            return Cow::Borrowed(overrides);
+        }
+        let mut overrides = overrides.clone();
+        overrides.readdress(|comet| names.get(comet).cloned());
+        Cow::Owned(overrides)
+    }
+
+    fn is_for_every_comet(&self, message: &Message) -> bool {
+        match &message.audience {
+            Audience::Everyone { .. } => true,
+            Audience::Room(_) => self.rooms == Rooms::EveryComet,
+            Audience::Keys { .. } => false,
         }
     }
 
@@ -216,7 +280,7 @@ impl Resolver {
             let rest = &lookups[found.len()..];
             let attempt = || async {
                 let size = part.load(Relaxed).min(rest.len());
-                let answer = self.directory.lookup(&rest[..size]).await;
+                let answer = self.read(&rest[..size]).await;
                 if answer.is_err() {
                     part.store((size / 2).max(1), Relaxed);
                 }
@@ -235,14 +299,21 @@ impl Resolver {
         hold: Hold<'_>,
     ) -> Result<Arc<Route>, Abandoned> {
         if !chain.set().has_grouping() {
-            return Ok(Arc::new(Route::new(&grouping)));
+            return Ok(self.regrouped(grouping));
         }
         let regroup = |chain: &mut Chain| {
             let mut regrouped = grouping.clone();
             chain.regroup(room, &mut regrouped)?;
-            Ok(Arc::new(Route::new(&regrouped)))
+            Ok(self.regrouped(regrouped))
         };
         chain.call(hold, regroup).await
+    }
+}
+
+/// Hands a mapping of server names to what holds comets, where there are names.
+fn readdress(names: &Names, act: impl FnOnce(&dyn Fn(&CometAddr) -> Option<CometAddr>)) {
+    if !names.is_empty() {
+        act(&|comet| names.get(comet).cloned());
     }
 }
 

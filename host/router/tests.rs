@@ -108,9 +108,10 @@ fn the_speed_of_a_broadcast_is_divided_over_the_comets() {
         };
         plan.deliveries.iter().map(speed).collect::<Vec<_>>()
     };
-    assert_eq!(speeds(10), [3, 3, 3]);
+    assert_eq!(speeds(10), [4, 3, 3], "they add up to it");
     assert_eq!(speeds(2), [1, 1, 1], "a limit never becomes no limit");
-    assert_eq!(speeds(0), [0, 0, 0]);
+    assert_eq!(speeds(i32::MAX).iter().map(|speed| i64::from(*speed)).sum::<i64>(), i64::from(i32::MAX));
+    assert_eq!((speeds(0), speeds(-7)), (vec![0; 3], vec![0; 3]), "no limit stays none");
 }
 
 fn placements() -> impl Strategy<Value = Placement> {

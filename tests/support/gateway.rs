@@ -291,6 +291,13 @@ impl RunningGateway {
         line.await.unwrap_or_else(|| panic!("no log line `{message}` after {PATIENCE:?}; {self:?}"))
     }
 
+    /// Waits for a log line whose message begins so, and gives the message.
+    pub async fn wait_for_log_that(&self, begins: &str) -> String {
+        let begins_so = |line: &Value| message_of(line).filter(|m| m.starts_with(begins)).map(str::to_owned);
+        let line = eventually_or(begins, async || self.log_lines().iter().find_map(begins_so));
+        line.await.unwrap_or_else(|| panic!("no log line `{begins}...` after {PATIENCE:?}; {self:?}"))
+    }
+
     /// Asks it to drain (SIGTERM), and gives its exit status.
     pub async fn sigterm(&self) -> ExitStatus {
         self.signal("TERM");

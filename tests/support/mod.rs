@@ -9,6 +9,7 @@
 pub mod call;
 pub mod comet;
 mod comet_service;
+pub mod discovery;
 
 pub mod gateway;
 pub mod history;

@@ -5,26 +5,90 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 
 use super::support::*;
-use crate::comets::nodes::Node;
-use crate::comets::{Config, Delivered, Source};
+use crate::comets::discovery::Discovery;
+use crate::comets::nodes::Nodes;
+use crate::comets::{Config, Delivered, DiscoveryConfig, MemoryCometStore, Source};
 use crate::message::{CometAddr, Target};
 
 #[tokio::test]
-async fn everyone_is_the_configured_and_the_learned_each_once() {
+async fn everyone_is_the_configured_and_those_of_the_directory_each_once() {
     let comet = FakeComet::start();
     let configured = comet.address.to_string();
     let nodes = vec![configured.clone(), format!("http://{configured}"), "10.255.0.1:1".into()];
     let fleet = fleet(&Config { nodes, ..config() }, TIMING);
     assert_eq!(fleet.everyone(), sorted([configured.as_str(), "10.255.0.1:1"]));
 
-    let learned = FakeComet::start();
-    for written in [learned.address.to_string(), format!("http://{}/", learned.address), configured.clone()] {
+    let found = FakeComet::start();
+    fleet.named_by_directory(&[found.address.clone(), comet.address.clone(), "comet-1".into()]);
+    for written in [found.address.to_string(), format!("http://{}/", found.address), configured.clone()] {
         assert_eq!(to_room(&fleet, &written.as_str().into(), "a", "x").await, Delivered::Acknowledged);
     }
-    assert_eq!(fleet.everyone(), sorted([&configured, "10.255.0.1:1", learned.address.as_str()]));
+    assert_eq!(fleet.everyone(), sorted([&configured, "10.255.0.1:1", found.address.as_str()]));
     let sources: Vec<_> = fleet.status().iter().map(|s| (s.address.clone(), s.source, s.sent)).collect();
-    assert!(sources.contains(&(learned.address.clone(), Source::Learned, 2)), "{sources:?}");
+    assert!(sources.contains(&(found.address.clone(), Source::Directory, 2)), "{sources:?}");
     assert!(sources.contains(&(comet.address.clone(), Source::Configured, 1)), "{sources:?}");
+}
+
+#[tokio::test]
+async fn what_only_records_name_gets_no_broadcast_and_pushes_nobody_out() {
+    let (good, evil) = (FakeComet::start(), FakeComet::start());
+    let fleet = fleet(&Config { max_named: 2, max_comets: 4, ..config() }, TIMING);
+    fleet.named_by_directory([&good.address]);
+    assert_eq!(to_room(&fleet, &evil.address, "a", "x").await, Delivered::Acknowledged);
+    for n in 0..10 {
+        let address = CometAddr::from(format!("127.0.0.1:{}", 1 + n));
+        let delivered = to_room(&fleet, &address, "a", "x").await;
+        assert!(matches!(delivered, Delivered::Unreachable(_)), "{delivered:?}");
+    }
+    let known: Vec<_> = fleet.status().into_iter().map(|status| status.address).collect();
+    assert_eq!(known.len(), 3, "{known:?}");
+    assert!(known.contains(&evil.address), "those that never answered go first: {known:?}");
+    assert_eq!(fleet.everyone(), [good.address.clone()]);
+
+    fleet.named_by_directory(&["10.255.0.1:1".into(), "10.255.0.2:1".into()]);
+    assert_eq!(fleet.everyone(), sorted([good.address.as_str(), "10.255.0.1:1", "10.255.0.2:1"]));
+    fleet.named_by_directory([&evil.address]);
+    assert!(fleet.is_one_of_everyone(&evil.address), "the directory says so now");
+}
+
+#[tokio::test]
+async fn a_comet_that_is_not_named_lately_and_does_not_answer_is_left_out() {
+    let (kept, gone) = (FakeComet::start(), FakeComet::start());
+    let stale_after = Duration::from_millis(300);
+    let config = Config { stale_after, remember: Duration::from_secs(60), ..config() };
+    let fleet = fleet(&config, TIMING);
+    fleet.named_by_directory([&kept.address, &gone.address]);
+    let gone = {
+        let address = gone.address.clone();
+        drop(gone);
+        address
+    };
+    let to_all = |comet: &CometAddr| parcel(&fleet, comet, Target::Everyone { speed: 0 }, "x", "id");
+    assert_eq!(fleet.everyone().len(), 2, "who was named lately counts");
+    let delivered = fleet.send(to_all(&gone)).await;
+    assert!(matches!(delivered, Delivered::Unreachable(_)), "{delivered:?}");
+    eventually("it is left out", || fleet.everyone() == [kept.address.clone()]).await;
+    assert!(!fleet.is_one_of_everyone(&gone));
+    let reach = fleet.reach();
+    assert_eq!((reach.comets, reach.left_out), (vec![kept.address.clone()], vec![gone.clone()]));
+    fleet.named_by_directory([&gone]);
+    assert!(fleet.is_one_of_everyone(&gone), "an entry names it again");
+}
+
+#[tokio::test]
+async fn what_the_directory_named_is_known_to_all_and_after_a_restart() {
+    let store = MemoryCometStore::default();
+    let start = || fleet_sharing(&config(), TIMING, &mut Registry::default(), store.clone());
+    let (one, other) = (start(), start());
+    let found = CometAddr::from("10.255.0.1:1");
+    drop(one.send(parcel(&one, &"10.255.0.9:1".into(), Target::Room("a".into()), "x", "id")));
+    one.named_by_directory([&found]);
+    eventually("the other one knows", || other.everyone() == [found.clone()]).await;
+    drop((one, other));
+    let restarted = start();
+    restarted.share().await.expect("memory");
+    assert!(restarted.is_informed());
+    assert_eq!(restarted.everyone(), [found]);
 }
 
 fn sorted<const N: usize>(addresses: [&str; N]) -> Vec<CometAddr> {
@@ -37,8 +101,8 @@ fn sorted<const N: usize>(addresses: [&str; N]) -> Vec<CometAddr> {
 async fn a_comet_is_reached_by_name() {
     let comet = FakeComet::start();
     let port = comet.address.as_str().rsplit_once(':').expect("a port").1;
-    let address = format!("localhost:{port}");
-    let addresses = [("edge-1".to_owned(), format!("http://{address}"))].into();
+    let address = format!("127.0.0.1:{port}");
+    let addresses = [("edge-1".to_owned(), format!("http://LOCALHOST.:0{port}/"))].into();
     let fleet = fleet(&Config { nodes: vec![address.clone()], addresses, ..config() }, TIMING);
     assert_eq!(fleet.address_of("edge-1"), CometAddr::from(address.as_str()));
     assert_eq!(fleet.address_of("10.0.0.1:1"), CometAddr::from("10.0.0.1:1"));
@@ -60,13 +124,20 @@ async fn what_is_no_address_makes_no_comet() {
 
 #[tokio::test]
 async fn the_number_of_comets_is_bounded() {
-    let comet = FakeComet::start();
+    let (busy, other) = (FakeComet::start(), FakeComet::start());
     let fleet = fleet(&Config { max_comets: 1, ..config() }, TIMING);
-    assert_eq!(to_room(&fleet, &comet.address, "a", "x").await, Delivered::Acknowledged);
-    let delivered = to_room(&fleet, &"10.255.0.1:1".into(), "a", "x").await;
+    busy.answers(|_, before| (Duration::from_millis(if before == 0 { 400 } else { 0 }), Ok(())));
+    let slow = fleet.send(parcel(&fleet, &busy.address, Target::Room("a".into()), "x", "id"));
+    let delivered = to_room(&fleet, &other.address, "a", "x").await;
     assert!(matches!(&delivered, Delivered::Unreachable(why) if why.contains("max_comets")), "{delivered:?}");
-    let other_form = CometAddr::from(format!("http://{}", comet.address));
-    assert_eq!(to_room(&fleet, &other_form, "a", "x").await, Delivered::Acknowledged);
+    let other_form = CometAddr::from(format!("http://{}", busy.address));
+    assert_eq!(to_room(&fleet, &other_form, "b", "x").await, Delivered::Acknowledged);
+    assert_eq!(slow.await, Delivered::Acknowledged);
+    assert_eq!(
+        to_room(&fleet, &other.address, "a", "x").await,
+        Delivered::Acknowledged,
+        "who is idle gives way"
+    );
     assert_eq!(fleet.status().len(), 1);
 }
 
@@ -85,11 +156,13 @@ async fn idle_comets_are_forgotten_with_their_metrics() {
     for comet in [&kept, &idle] {
         assert_eq!(to_room(&fleet, &comet.address, "a", "x").await, Delivered::Acknowledged);
     }
+    let is_known = |comet: &FakeComet| fleet.status().iter().any(|status| status.address == comet.address);
     let success = |comet: &FakeComet| format!("job_dispatch_success_total{{comet=\"{}\"}} 1", comet.address);
     assert!(metrics().contains(&success(&idle)), "{}", metrics());
     assert!(metrics().contains("active_comet_nodes 2"), "{}", metrics());
 
-    eventually("it is forgotten", || fleet.everyone() == [kept.address.clone()]).await;
+    eventually("it is forgotten", || !is_known(&idle)).await;
+    assert!(is_known(&kept));
     eventually("its task ended", || metrics().contains("active_comet_nodes 1")).await;
     assert!(!metrics().contains(idle.address.as_str()), "{}", metrics());
     assert!(metrics().contains(&success(&kept)), "{}", metrics());
@@ -99,17 +172,50 @@ async fn idle_comets_are_forgotten_with_their_metrics() {
 }
 
 #[tokio::test]
-async fn a_comet_that_left_the_nodes_gets_no_broadcast_unless_it_is_still_in_use() {
+async fn a_comet_that_left_the_nodes_gets_no_broadcast_unless_the_directory_names_it() {
     let (comet, fleet) = (FakeComet::start(), fleet(&config(), TIMING));
     let source = || fleet.status()[0].source;
-    fleet.set_nodes(&Node::read(&[comet.address.to_string()]));
-    fleet.set_nodes(&[]);
+    let nodes = |nodes: &[&CometAddr]| {
+        let config = Config { nodes: nodes.iter().map(ToString::to_string).collect(), ..config() };
+        let mut all = Nodes::default();
+        all.update(&config, &Discovery::new(&config.discovery));
+        all
+    };
+    fleet.named_by_directory([&comet.address]);
+    fleet.set_nodes(&nodes(&[&comet.address]));
+    assert_eq!((fleet.everyone(), source()), (vec![comet.address.clone()], Source::Configured));
+    fleet.set_nodes(&nodes(&[]));
     assert_eq!((fleet.everyone(), source()), (Vec::new(), Source::Retired));
-    let broadcast = parcel(&fleet, &comet.address, Target::Everyone { speed: 0 }, "x", "id");
-    assert_eq!(fleet.send(broadcast).await, Delivered::Acknowledged);
-    assert_eq!(source(), Source::Retired);
+    fleet.share().await.expect("memory");
+    assert_eq!(source(), Source::Retired, "what was seen before says nothing");
     assert_eq!(to_room(&fleet, &comet.address, "a", "x").await, Delivered::Acknowledged);
-    assert_eq!((fleet.everyone(), source()), (vec![comet.address.clone()], Source::Learned));
-    fleet.set_nodes(&Node::read(&[comet.address.to_string()]));
+    assert_eq!((fleet.everyone(), source()), (Vec::new(), Source::Retired));
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    fleet.named_by_directory([&comet.address]);
+    assert_eq!((fleet.everyone(), source()), (vec![comet.address.clone()], Source::Directory));
+    fleet.set_nodes(&nodes(&[&comet.address]));
     assert_eq!(source(), Source::Configured);
+}
+
+#[tokio::test]
+async fn a_file_that_is_followed_adds_comets_and_names_at_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("comets.toml");
+    std::fs::write(&file, "nodes = [\"10.255.0.1:1\"]").expect("written");
+    let discovery = DiscoveryConfig {
+        file: Some(file.clone()),
+        refresh_interval: Duration::from_millis(20),
+        ..DiscoveryConfig::default()
+    };
+    let fleet = fleet(&Config { discovery, ..config() }, TIMING);
+    fleet.resolved().await;
+    assert_eq!(fleet.everyone(), ["10.255.0.1:1".into()]);
+    std::fs::write(&file, r#"{"nodes": ["10.255.0.2:1"], "addresses": {"c3": "10.255.0.3:1"}}"#)
+        .expect("written");
+    let expected = ["10.255.0.2:1".into(), "10.255.0.3:1".into()];
+    eventually("the new list is used", || fleet.everyone() == expected).await;
+    assert_eq!(fleet.address_of("c3"), expected[1]);
+    std::fs::write(&file, "nodes = [").expect("written");
+    eventually("the mistake is told", || fleet.warnings().iter().any(|w| w.contains("comets.toml"))).await;
+    assert_eq!(fleet.everyone(), expected, "the last good list stays");
 }

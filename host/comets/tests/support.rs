@@ -11,7 +11,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::comets::proto::{chatroom, goim};
-use crate::comets::{Config, Delivered, Dialect, Fleet, Metrics, Parcel, Timing};
+use crate::comets::{Config, Delivered, Dialect, Fleet, MemoryCometStore, Metrics, Parcel, Timing};
 use crate::message::{CometAddr, MESSAGE_ID, Target};
 
 /// One call as a comet saw it.
@@ -221,7 +221,17 @@ pub(super) fn fleet(config: &Config, timing: Timing) -> Arc<Fleet> {
 }
 
 pub(super) fn fleet_with(config: &Config, timing: Timing, registry: &mut Registry) -> Arc<Fleet> {
-    Fleet::start(config, timing, Metrics::register(registry))
+    fleet_sharing(config, timing, registry, MemoryCometStore::default())
+}
+
+/// A fleet that shares what it knows through this store.
+pub(super) fn fleet_sharing(
+    config: &Config,
+    timing: Timing,
+    registry: &mut Registry,
+    store: MemoryCometStore,
+) -> Arc<Fleet> {
+    Fleet::start(config, timing, Metrics::register(registry), Arc::new(store))
 }
 
 /// A parcel with operation 5.

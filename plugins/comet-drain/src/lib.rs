@@ -6,7 +6,7 @@
 //! path = "plugins/comet_drain.wasm"
 //!
 //! [plugin.config]
-//! draining = ["10.0.0.7:50051"]   # addresses as the directory has them; required
+//! draining = ["10.0.0.7:50051"]   # addresses, in any spelling; required
 //! action = "redirect"             # offline (default) | skip | redirect
 //! to = "10.0.0.8:50051"           # for redirect, and only then
 //! ```
@@ -24,6 +24,7 @@
 //! Only room messages are regrouped; the drain takes effect for a room when its route is
 //! resolved next, which is within `[routing.cache] max_age` and at once on a hot swap.
 
+use halley_plugin::canonical_comet;
 use halley_plugin::prelude::*;
 
 halley_plugin::export!(CometDrain: Grouping);
@@ -64,6 +65,8 @@ impl Policy for CometDrain {
 
     fn new(config: Config) -> Result<Self, String> {
         let Config { draining, action, to } = config;
+        let draining: Vec<_> = draining.iter().map(|comet| canonical_comet(comet)).collect();
+        let to = to.map(|comet| canonical_comet(&comet));
         let plan = match (action, to) {
             (Action::Redirect, Some(to)) if draining.contains(&to) => {
                 return Err(format!("config.to: {to} is draining itself; name a comet that stays"));
@@ -126,6 +129,12 @@ mod tests {
         let regrouping = regrouped(json!({ "draining": ["a:1"] }));
         assert_eq!(regrouping, Regrouping::default().treat_as_offline(0).treat_as_offline(2));
         let regrouping = regrouped(json!({ "draining": ["a:1"], "action": "skip" }));
+        assert_eq!(regrouping, Regrouping::default().skip(0).skip(2));
+    }
+
+    #[test]
+    fn every_spelling_of_a_comet_drains_it() {
+        let regrouping = regrouped(json!({ "draining": ["http://A.:01/"], "action": "skip" }));
         assert_eq!(regrouping, Regrouping::default().skip(0).skip(2));
     }
 

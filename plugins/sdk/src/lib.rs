@@ -61,6 +61,7 @@
 mod batch;
 #[doc(hidden)]
 pub mod bindings;
+mod comet;
 mod export;
 mod filter;
 mod grouping;
@@ -74,6 +75,7 @@ mod scope;
 pub mod testing;
 
 pub use bindings::common::halley::policy::types::{Audience, Header, Message, Source};
+pub use comet::canonical_comet;
 pub use filter::{Amendment, Filter, Once, Verdict};
 pub use grouping::{Grouping, Move, Placement, Redirect, Regrouping};
 pub use host::{counter_add, gauge_set, log, now, state};

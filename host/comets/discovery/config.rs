@@ -1,0 +1,84 @@
+//! `[comets.discovery]`: comets that come and go while the gateway runs.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// `[comets.discovery]`: comets that come and go while the gateway runs.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// A file that is followed, TOML or JSON, with further `nodes` and `addresses`. A list that
+    /// cannot be read, or names no comet, changes nothing.
+    pub file: Option<PathBuf>,
+    /// URLs of a goim discovery (bilibili/discovery), such as `http://discovery:7171`: one is
+    /// asked, the next one when it does not answer. Instances are comets by their `grpc://`
+    /// address; their `hostname` is what producers put into `server`.
+    pub goim: Vec<String>,
+    /// Under which name the comets register there.
+    pub appid: String,
+    /// The environment that they register in.
+    pub env: String,
+    /// Only comets of this zone; empty: of all zones.
+    pub zone: String,
+    /// How often file and discovery are read.
+    #[serde(with = "humantime_serde")]
+    pub refresh_interval: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            file: None,
+            goim: Vec::new(),
+            appid: "goim.comet".to_owned(),
+            env: "dev".to_owned(),
+            zone: String::new(),
+            refresh_interval: Duration::from_secs(2),
+        }
+    }
+}
+
+impl Config {
+    /// Whether there is anything to follow.
+    pub fn is_empty(&self) -> bool {
+        self.file.is_none() && self.goim.is_empty()
+    }
+
+    /// Relative paths are taken from this folder.
+    pub fn take_paths_from(&mut self, base: &Path) {
+        if let Some(file) = &mut self.file {
+            *file = base.join(&*file);
+        }
+    }
+
+    /// What is wrong with the file's content now; reads it.
+    pub fn file_problem(&self) -> Option<String> {
+        let path = self.file.as_ref()?;
+        let error = super::file::read(path).and_then(super::Listing::checked).err()?;
+        Some(format!("`comets.discovery.file`: {}: {error}", path.display()))
+    }
+
+    /// What is wrong with the values, one sentence for each mistake.
+    pub(in crate::comets) fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for url in &self.goim {
+            let is_http = reqwest::Url::parse(url).is_ok_and(|url| {
+                matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none()
+            });
+            if !is_http {
+                problems.push(format!(
+                    "`comets.discovery.goim`: {url:?} is not a URL such as \"http://discovery:7171\""
+                ));
+            }
+        }
+        for (key, value) in [("appid", &self.appid), ("env", &self.env)] {
+            if !self.goim.is_empty() && value.is_empty() {
+                problems.push(format!("`comets.discovery.{key}` is empty; discovery needs one"));
+            }
+        }
+        if self.refresh_interval < Duration::from_millis(100) {
+            problems.push("`comets.discovery.refresh_interval` is too short; use at least \"100ms\"".into());
+        }
+        problems
+    }
+}

@@ -1,0 +1,89 @@
+//! `[comets.discovery] file`: read again when it changed.
+
+use std::path::{Path, PathBuf};
+
+use super::Listing;
+
+/// A list of comets is small; a file that is longer is another one.
+const MAX_LENGTH: u64 = 4 << 20;
+
+/// A file that is followed.
+pub(super) struct File {
+    path: PathBuf,
+    /// What was read last: compared as a whole, since a replaced file may have the same size and
+    /// time.
+    last: Option<Result<Vec<u8>, String>>,
+}
+
+impl File {
+    pub(super) fn new(path: PathBuf) -> Self {
+        Self { path, last: None }
+    }
+
+    /// What the file says; `None` when it is what was read last.
+    pub(super) async fn read(&mut self) -> Option<Result<Listing, String>> {
+        let content = self.content().await;
+        if self.last.as_ref() == Some(&content) {
+            return None;
+        }
+        let listing = content.as_ref().map_err(Clone::clone).and_then(|content| parse(content));
+        self.last = Some(content);
+        Some(listing)
+    }
+
+    async fn content(&self) -> Result<Vec<u8>, String> {
+        let path = self.path.clone();
+        let read = tokio::task::spawn_blocking(move || content(&path));
+        read.await.map_err(|error| error.to_string())?
+    }
+}
+
+/// What a file says now.
+pub(super) fn read(path: &Path) -> Result<Listing, String> {
+    parse(&content(path)?)
+}
+
+/// A pipe, or whatever else never ends, is not read.
+fn content(path: &Path) -> Result<Vec<u8>, String> {
+    let metadata = std::fs::metadata(path).map_err(|error| error.to_string())?;
+    if !metadata.is_file() {
+        return Err("it is not a file".to_owned());
+    }
+    if metadata.len() > MAX_LENGTH {
+        return Err(format!("it has {} bytes; at most {MAX_LENGTH} are read", metadata.len()));
+    }
+    std::fs::read(path).map_err(|error| error.to_string())
+}
+
+/// JSON when it begins as such, else TOML.
+fn parse(content: &[u8]) -> Result<Listing, String> {
+    let text = std::str::from_utf8(content).map_err(|_| "it is not UTF-8".to_owned())?;
+    if text.trim_start().starts_with('{') {
+        return serde_json::from_str(text).map_err(|error| format!("it is not the JSON wanted: {error}"));
+    }
+    toml::from_str(text).map_err(|error| format!("it is not the TOML wanted: {}", error.message()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_file_is_read_when_it_changed() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("comets.toml");
+        let mut file = File::new(path.clone());
+        assert!(matches!(file.read().await, Some(Err(_))), "there is none yet");
+        assert_eq!(file.read().await, None);
+        std::fs::write(&path, "nodes = [\"a:1\"]\n[addresses]\nc1 = \"a:1\"").expect("written");
+        let toml = file.read().await.expect("changed").expect("a listing");
+        assert_eq!((toml.nodes.len(), toml.addresses["c1"].as_str()), (1, "a:1"));
+        assert_eq!(file.read().await, None);
+        std::fs::write(&path, r#" {"nodes": ["b:1"], "addresses": {"c1": "b:1"}}"#).expect("written");
+        assert_eq!(file.read().await.expect("changed").expect("a listing").nodes, ["b:1"]);
+        for bad in ["nodez = []", "{\"nodes\": 1}", "nodes = [\"a", "\u{0}"] {
+            std::fs::write(&path, bad).expect("written");
+            assert!(matches!(file.read().await, Some(Err(_))), "{bad:?}");
+        }
+    }
+}

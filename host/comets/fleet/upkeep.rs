@@ -1,0 +1,135 @@
+//! What the fleet does by itself: follow discovery and DNS, share with the other gateways what is
+//! known, forget.
+//!
+//! The tasks hold the fleet weakly: one that is dropped without being closed ends them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+
+use super::Fleet;
+use crate::comets::discovery::Discovery;
+use crate::comets::known::{millis, now_ms};
+use crate::comets::nodes::Nodes;
+use crate::comets::store::{Sighting, Unavailable};
+use crate::message::CometAddr;
+
+/// How often the store is asked.
+const SHARE_EVERY: Duration = Duration::from_secs(2);
+/// How long news wait for more of them.
+const GATHER: Duration = Duration::from_millis(200);
+/// A comet that is named all the time is told so often, or four times within `stale_after`.
+const TELL_EVERY: Duration = Duration::from_secs(15);
+
+/// Follows discovery, and looks the nodes' names up now and then again.
+pub(super) async fn follow_nodes(
+    fleet: Weak<Fleet>,
+    mut nodes: Nodes,
+    mut discovery: Discovery,
+    resolved: watch::Sender<bool>,
+) {
+    let Some((config, mut pause)) = fleet.upgrade().map(|fleet| {
+        let config = fleet.config.clone();
+        let pause = config.discovery.refresh_interval.min(config.resolve_every);
+        (config, pause)
+    }) else {
+        return;
+    };
+    if discovery.is_empty() {
+        pause = config.resolve_every;
+    }
+    let mut look_up_at = Instant::now();
+    loop {
+        let has_news = discovery.refresh().await;
+        if has_news {
+            nodes.update(&config, &discovery);
+            look_up_at = Instant::now();
+            // What has to be looked up first follows; the others take part at once.
+            let Some(fleet) = fleet.upgrade() else { return };
+            fleet.names.store(Arc::new(Nodes::names(&config, &discovery)));
+            fleet.set_nodes(&nodes);
+        }
+        let is_due = look_up_at <= Instant::now();
+        if is_due {
+            nodes.resolve().await;
+            look_up_at = Instant::now() + config.resolve_every;
+        }
+        let Some(fleet) = fleet.upgrade() else { return };
+        if is_due {
+            fleet.set_nodes(&nodes);
+        }
+        fleet.problems.store(Arc::new(discovery.problems()));
+        drop(fleet);
+        resolved.send_replace(true);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+pub(super) async fn keep_tidy(fleet: Weak<Fleet>, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(fleet) = fleet.upgrade() else { return };
+        fleet.tidy();
+    }
+}
+
+/// Shares what is known, now and then and when there are news.
+pub(super) async fn keep_shared(fleet: Weak<Fleet>) {
+    loop {
+        let Some(shared) = fleet.upgrade() else { return };
+        // An error is reported there; the next round tries again.
+        drop(shared.share().await);
+        shared.metrics.count_comets(&shared.status());
+        let news = shared.sharing.news();
+        drop(shared);
+        drop(tokio::time::timeout(SHARE_EVERY, news.notified()).await);
+        tokio::time::sleep(GATHER).await;
+    }
+}
+
+impl Fleet {
+    /// Whether it is known which comets all gateways know: before that, a BROADCAST would miss
+    /// some. True as well where the store refuses, since waiting would not help.
+    pub fn is_informed(&self) -> bool {
+        self.sharing.is_informed()
+    }
+
+    /// Tells the other gateways what is new here, and learns what they know.
+    ///
+    /// # Errors
+    /// When the store cannot be used now.
+    pub async fn share(&self) -> Result<(), Unavailable> {
+        let now_ms = now_ms();
+        let since_ms = now_ms.saturating_sub(millis(self.limits.remember));
+        let kept = self.sharing.exchange(&self.untold(), since_ms, self.limits.max_comets).await?;
+        let mut told = HashMap::<CometAddr, u64>::with_capacity(kept.len());
+        for Sighting { comet, at_ms } in kept {
+            // Another gateway's clock may be ahead.
+            let at_ms = at_ms.min(now_ms);
+            self.note_sighting(&comet, at_ms);
+            told.insert(comet, at_ms);
+        }
+        for comet in self.read().comets.values() {
+            if let Some(at_ms) = told.get(&comet.standing.address) {
+                comet.standing.note_told(*at_ms);
+            }
+        }
+        Ok(())
+    }
+
+    /// The comets that were named since the others heard of them, but for those of whom they
+    /// heard just now.
+    fn untold(&self) -> Vec<Sighting> {
+        let every = millis((self.limits.stale_after / 4).min(TELL_EVERY));
+        let mut untold = Vec::new();
+        for comet in self.read().comets.values() {
+            let (at_ms, told_at) = (comet.standing.named_at(), comet.standing.told_at());
+            if at_ms > told_at && (told_at == 0 || at_ms - told_at >= every) {
+                untold.push(Sighting { comet: comet.standing.address.clone(), at_ms });
+            }
+        }
+        untold
+    }
+}

@@ -1,0 +1,56 @@
+//! Server names: what `[comets] addresses` and discovery say of them.
+//!
+//! Producers put names into `server`, comets may register themselves in the directory by name,
+//! and policies may repeat what they see there. All of them are mapped by one table.
+//!
+//! Pure.
+
+use std::collections::HashMap;
+
+use crate::message::CometAddr;
+
+/// Addresses by server name. A name that is itself an address is compared in its canonical form.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Names(HashMap<CometAddr, CometAddr>);
+
+impl Names {
+    /// These names. Of two entries for one name, the first counts.
+    pub fn new<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let mut names = HashMap::new();
+        for (name, address) in entries {
+            names.entry(CometAddr::from(name)).or_insert_with(|| CometAddr::from(address));
+        }
+        Self(names)
+    }
+
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The address behind a name; `None` for what is not a known name.
+    pub fn get(&self, name: &CometAddr) -> Option<&CometAddr> {
+        self.0.get(name)
+    }
+
+    /// The address behind a name, or what was asked for.
+    pub fn address_of(&self, name: CometAddr) -> CometAddr {
+        self.0.get(&name).cloned().unwrap_or(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_every_spelling_of_an_address_are_mapped_once() {
+        let entries =
+            [("comet-1", "http://A:1"), ("comet-1", "b:1"), ("Inner.:01", "outer:1"), ("a:1", "c:1")];
+        let names = Names::new(entries);
+        let of = |name: &str| names.address_of(name.into()).to_string();
+        assert_eq!(of("comet-1"), "a:1", "the first entry, and no further");
+        assert_eq!((of("inner:1"), of("http://INNER:1")), ("outer:1".into(), "outer:1".into()));
+        assert_eq!((of("comet-2"), of("D:1")), ("comet-2".into(), "d:1".into()));
+    }
+}

@@ -1,0 +1,288 @@
+//! What counts as a comet's address, and the one spelling that all parts compare.
+//!
+//! Addresses come from Redis, producers, plugins and configuration, so that anything may stand
+//! in them, and one comet may be written in several ways. A [`CometAddr`] is made canonical when
+//! it is made: two texts for one comet make equal addresses, and every part that groups, looks
+//! up or compares does so by equality.
+//!
+//! The canonical form is `host:port`, without a scheme (`http://` and `grpc://` are dropped), the
+//! host in lower case and without a trailing dot, the port without leading zeros. An IPv4 address
+//! in IPv6 clothing is the IPv4 address; an IPv6 address has its shortest form (RFC 5952).
+//! `localhost` is `127.0.0.1`: RFC 6761 reserves the name for loopback. A port is never assumed:
+//! a text without one is a server name, which `[comets] addresses` may map.
+//!
+//! Pure.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+/// A DNS name has at most 253 characters; what is longer is no address.
+const MAX_LENGTH: usize = 280;
+
+/// A comet's gRPC address in its canonical form, such as `10.0.0.7:50051`; or, unchanged, a text
+/// that is not an address, such as a server name.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CometAddr(Arc<str>);
+
+impl CometAddr {
+    /// The address as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is the empty string.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Host and port.
+    ///
+    /// # Errors
+    /// When it is not an address.
+    pub fn address(&self) -> Result<Address<'_>, NotAnAddress> {
+        Address::parse(&self.0)
+    }
+}
+
+impl<T: AsRef<str> + Into<Arc<str>>> From<T> for CometAddr {
+    /// Makes the text canonical. Allocates once, whether or not that changes it.
+    fn from(text: T) -> Self {
+        match Address::parse(text.as_ref()) {
+            Ok(address) if !address.is_written_so(text.as_ref()) => Self(address.to_string().into()),
+            _ => Self(text.into()),
+        }
+    }
+}
+
+impl AsRef<str> for CometAddr {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for CometAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for CometAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl serde::Serialize for CometAddr {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+/// A checked address: a host in its canonical form, and a port that is not 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address<'a> {
+    host: Cow<'a, str>,
+    is_ip: bool,
+    port: u16,
+}
+
+/// A text that is not an address. Shows the text, cut and escaped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not a host:port address")]
+pub struct NotAnAddress(String);
+
+impl<'a> Address<'a> {
+    /// Reads `host:port`, `http://host:port`, `grpc://host:port` or `[IPv6]:port`.
+    ///
+    /// # Errors
+    /// When the text is something else, or an IPv4 address whose zeros make it ambiguous.
+    pub fn parse(text: &'a str) -> Result<Self, NotAnAddress> {
+        let wrong = || NotAnAddress(text.chars().take(80).collect());
+        if text.len() > MAX_LENGTH {
+            return Err(wrong());
+        }
+        let plain = without_scheme(text);
+        let plain = plain.strip_suffix('/').unwrap_or(plain);
+        let (host, port) = plain.rsplit_once(':').ok_or_else(wrong)?;
+        let is_digits = port.bytes().all(|b| b.is_ascii_digit());
+        let port = port.parse().ok().filter(|port| *port != 0 && is_digits).ok_or_else(wrong)?;
+        let (host, is_ip) = canonical_host(host).ok_or_else(wrong)?;
+        Ok(Self { host, is_ip, port })
+    }
+
+    /// The DNS name and the port to look it up with; `None` when the host is an IP address.
+    pub fn name(&self) -> Option<(&str, u16)> {
+        (!self.is_ip).then_some((&*self.host, self.port))
+    }
+
+    /// Whether this text, from which it was read, is the canonical one.
+    fn is_written_so(&self, text: &str) -> bool {
+        // A host that had to be changed is owned; so only something around it can differ.
+        let digits = self.port.ilog10() as usize + 1;
+        matches!(self.host, Cow::Borrowed(_)) && text.len() == self.host.len() + 1 + digits
+    }
+}
+
+impl fmt::Display for Address<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
+}
+
+fn without_scheme(text: &str) -> &str {
+    let Some((scheme, rest)) = text.split_once("://") else { return text };
+    let is_known = ["http", "grpc"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    if is_known { rest } else { text }
+}
+
+/// The host in its canonical form, and whether it is an IP address.
+fn canonical_host(host: &str) -> Option<(Cow<'_, str>, bool)> {
+    if let Some(ip) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+        let ip: Ipv6Addr = ip.parse().ok()?;
+        let canonical = match ip.to_ipv4_mapped() {
+            Some(ip) => ip.to_string(),
+            None => format!("[{ip}]"),
+        };
+        return Some((unless_equal(canonical, host), true));
+    }
+    let name = host.strip_suffix('.').unwrap_or(host);
+    // Underscores are in no DNS name, but in those that Docker Compose makes up.
+    let is_name_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if name.is_empty() || !name.bytes().all(is_name_byte) {
+        return None;
+    }
+    if is_numeric(name) {
+        return Some((unless_equal(ipv4(name)?.to_string(), host), true));
+    }
+    if name.eq_ignore_ascii_case("localhost") {
+        return Some((Cow::Owned("127.0.0.1".to_owned()), true));
+    }
+    let is_lower = !name.bytes().any(|b| b.is_ascii_uppercase());
+    let name = if is_lower { Cow::Borrowed(name) } else { Cow::Owned(name.to_ascii_lowercase()) };
+    Some((name, false))
+}
+
+fn unless_equal(canonical: String, written: &str) -> Cow<'_, str> {
+    if canonical == written { Cow::Borrowed(written) } else { Cow::Owned(canonical) }
+}
+
+/// Whether resolvers take it for an IPv4 address: they do when its last label is a number.
+fn is_numeric(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
+    let is_hex = hex.is_some_and(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
+    is_hex || (!last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Four decimal numbers. Some programs read a number with a leading zero as octal, others as
+/// decimal; it is an address only where both read the same.
+fn ipv4(text: &str) -> Option<Ipv4Addr> {
+    let mut octets = [0; 4];
+    let mut parts = text.split('.');
+    for octet in &mut octets {
+        let part = parts.next().filter(|part| !part.is_empty() && part.len() <= 3)?;
+        let is_padded = part.len() > 1 && part.starts_with('0');
+        *octet = part.parse().ok().filter(|octet| !is_padded || *octet < 8)?;
+    }
+    parts.next().is_none().then(|| octets.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn canonical(text: &str) -> String {
+        assert!(Address::parse(text).is_ok(), "{text:?}");
+        CometAddr::from(text).to_string()
+    }
+
+    #[test]
+    fn every_spelling_of_a_comet_is_one_address() {
+        let spellings: [(&str, &[&str]); 5] = [
+            ("127.0.0.1:50051", &["localhost:50051", "LocalHost.:050051", "[::ffff:127.0.0.1]:50051"]),
+            ("10.0.0.7:1", &["10.000.000.007:1", "10.0.0.007:01", "[0:0::ffff:a00:7]:1", "10.0.0.7.:1"]),
+            ("[::1]:80", &["[0:0:0:0:0:0:0:1]:80", "[::0001]:0080"]),
+            ("[fd00::a]:80", &["[FD00:0::A]:80"]),
+            ("comet_1.example:65535", &["Comet_1.EXAMPLE:65535", "comet_1.example.:65535"]),
+        ];
+        for (expected, spellings) in spellings {
+            for text in spellings {
+                assert_eq!(canonical(text), expected);
+                for scheme in ["http://", "HTTP://", "grpc://"] {
+                    assert_eq!(canonical(&format!("{scheme}{text}/")), expected);
+                }
+            }
+            assert_eq!(canonical(expected), expected);
+        }
+    }
+
+    #[test]
+    fn only_names_are_looked_up() {
+        let name = |text| Address::parse(text).expect("an address").name().map(|(name, _)| name.to_owned());
+        assert_eq!(name("Comet-1:1"), Some("comet-1".into()));
+        assert_eq!((name("10.0.0.1:1"), name("[::1]:1"), name("localhost:1")), (None, None, None));
+    }
+
+    #[test]
+    fn what_is_no_address_is_said_so_and_kept_as_it_is() {
+        let wrong = [
+            "",
+            ":",
+            "comet",
+            "Comet-1",
+            "comet:",
+            ":50051",
+            ".:50051",
+            "comet:0",
+            "comet:65536",
+            "comet:+80",
+            "::1:50051",
+            "[::1:1",
+            "https://comet:1",
+            "http://http://comet:1",
+            "a b:1",
+            "user@host:1",
+            "host/path:1",
+            "host:1/x",
+            "[nonsense]:1",
+            "h\u{f6}st:1",
+            // What resolvers take for IPv4 addresses, each in its own way.
+            "127.1:1",
+            "2130706433:1",
+            "0x7f000001:1",
+            "127.0.0.0x1:1",
+            "10.0.0.010:1",
+            "010.0.0.1:1",
+            "10.0.0.256:1",
+            "1.2.3.4.5:1",
+        ];
+        for text in wrong {
+            assert!(Address::parse(text).is_err(), "{text:?}");
+            assert_eq!(CometAddr::from(text).as_str(), text);
+        }
+        let error = Address::parse("comet\n").expect_err("no address").to_string();
+        assert_eq!(error, r#""comet\n" is not a host:port address"#);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_an_address_is_a_uri_and_canonical_once(
+            text in "((http|grpc|HTTP)://)?[\\[\\]a-zA-Z0-9:._/@ -]{0,20}(:[0-9]{1,6})?"
+        ) {
+            let addr = CometAddr::from(text.as_str());
+            prop_assert_eq!(&CometAddr::from(addr.as_str()), &addr);
+            if let Ok(address) = Address::parse(&text) {
+                prop_assert_eq!(addr.as_str(), address.to_string());
+                let uri: http::Uri = format!("http://{address}").parse().expect("a URI");
+                prop_assert_eq!(uri.authority().map(|a| a.as_str().to_owned()), Some(address.to_string()));
+                let again = address.to_string();
+                prop_assert_eq!(Address::parse(&again), Ok(address));
+            } else {
+                prop_assert_eq!(addr.as_str(), text);
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! A fake of goim's discovery (bilibili/discovery): `GET /discovery/fetch`, from a list that
+//! stories change.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::{Query, State};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
+
+/// A running discovery.
+pub struct FakeDiscovery {
+    address: SocketAddr,
+    comets: Arc<Mutex<Vec<(String, String)>>>,
+    server: AbortHandle,
+}
+
+#[derive(serde::Deserialize)]
+struct Asked {
+    appid: String,
+    env: String,
+    status: String,
+}
+
+impl FakeDiscovery {
+    /// Starts one without comets.
+    pub async fn start() -> Self {
+        let comets = Arc::<Mutex<Vec<(String, String)>>>::default();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let router = Router::new().route("/discovery/fetch", get(fetch)).with_state(Arc::clone(&comets));
+        let server = tokio::spawn(async move { axum::serve(listener, router).await }).abort_handle();
+        Self { address, comets, server }
+    }
+
+    /// Where it listens, as `[comets.discovery] goim` takes it.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// These comets are registered now, by hostname and address.
+    pub fn set(&self, comets: &[(&str, &str)]) {
+        let comets = comets.iter().map(|(name, at)| ((*name).to_owned(), (*at).to_owned())).collect();
+        *self.comets.lock().unwrap_or_else(PoisonError::into_inner) = comets;
+    }
+}
+
+impl Drop for FakeDiscovery {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn fetch(
+    State(comets): State<Arc<Mutex<Vec<(String, String)>>>>,
+    Query(asked): Query<Asked>,
+) -> Json<Value> {
+    if (asked.appid.as_str(), asked.env.as_str(), asked.status.as_str()) != ("goim.comet", "dev", "1") {
+        return Json(json!({ "code": -404, "message": "-404" }));
+    }
+    let comets = comets.lock().unwrap_or_else(PoisonError::into_inner);
+    let instance = |(name, address): &(String, String)| json!({ "hostname": name, "addrs": ["http://10.0.0.1:1", format!("grpc://{address}")], "status": 1 });
+    let instances: Vec<_> = comets.iter().map(instance).collect();
+    Json(json!({ "code": 0, "data": { "instances": { "sh001": instances }, "latest_timestamp": 1 } }))
+}
