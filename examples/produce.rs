@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Each line that it prints is a record that the broker has confirmed, by the id that Halley
-//! gives the message: `<topic>/<partition>/<offset>`. A room's records carry the room as their
-//! key, so that they share a partition and stay in order.
+//! gives the message: `<topic>/<partition>/<offset>/<fingerprint>`. A room's records carry the
+//! room as their key, so that they share a partition and stay in order.
 
 #![allow(clippy::print_stdout, reason = "a command-line tool prints its results")]
 
@@ -18,10 +18,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use bytes::Bytes;
 use clap::{Args, Parser, Subcommand};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use halley::message::{Audience, encode};
+use halley::message::{Audience, Origin, Record, encode};
 use rdkafka::config::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
@@ -155,7 +156,7 @@ async fn main() -> anyhow::Result<()> {
                 sent += 1;
                 let body = body.replace("{number}", &sent.to_string());
                 let value = encode(&audience, options.op, body.as_bytes());
-                on_their_way.push_back(put(&producer, &options, key.as_deref(), &value)?);
+                on_their_way.push_back(put(&producer, &options, key.as_deref(), value)?);
             }
         }
     }
@@ -176,20 +177,23 @@ fn put(
     producer: &FutureProducer,
     options: &Options,
     key: Option<&str>,
-    value: &[u8],
+    value: Bytes,
 ) -> anyhow::Result<impl Future<Output = anyhow::Result<String>> + use<>> {
     let mut headers = OwnedHeaders::new();
     for (name, value) in &options.headers {
         headers = headers.insert(Header { key: name, value: Some(value) });
     }
-    let record = FutureRecord { key, payload: Some(value), ..FutureRecord::to(&options.topic) };
+    let record = FutureRecord { key, payload: Some(&*value), ..FutureRecord::to(&options.topic) };
     let record = if options.headers.is_empty() { record } else { record.headers(headers) };
     let confirmation = producer.send_result(record).map_err(|(error, _)| explain(&error, options))?;
     let (topic, brokers) = (options.topic.clone(), options.brokers.clone());
+    let key = key.map(|key| Bytes::copy_from_slice(key.as_bytes()));
     Ok(async move {
         let confirmed = confirmation.await.context("the producer has gone")?;
         let at = confirmed.map_err(|(error, _)| explain_for(&error, &topic, &brokers))?;
-        Ok(format!("{topic}/{}/{}", at.partition, at.offset))
+        let origin = Origin { topic: topic.into(), partition: at.partition, offset: at.offset };
+        let (timestamp_ms, value) = (at.timestamp.to_millis(), Some(value));
+        Ok(Record { origin, timestamp_ms, key, value, headers: Vec::new() }.message_id().to_string())
     })
 }
 

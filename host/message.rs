@@ -7,6 +7,7 @@
 mod comet_addr;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod record;
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use bytes::Bytes;
 use prost::Message as _;
 
 pub use comet_addr::{Address, CometAddr, NotAnAddress};
+pub use record::{Header, Origin, Record};
 
 /// The header that carries a message's id, on gRPC calls as metadata and on records that
 /// were written by the gateway. A record that has it already keeps that id, so that a
@@ -91,78 +93,9 @@ name! {
     UserId
 }
 name! {
-    /// What identifies a message over redelivery: `<topic>/<partition>/<offset>`.
+    /// What identifies a message over redelivery and redrive:
+    /// `<topic>/<partition>/<offset>/<fingerprint>`. See [`Record::message_id`].
     MessageId
-}
-
-/// Where a record stands in Kafka.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Origin {
-    /// The topic it was read from.
-    pub topic: Arc<str>,
-    /// The partition of the topic.
-    pub partition: i32,
-    /// The offset in the partition.
-    pub offset: i64,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
-    }
-}
-
-/// One header of a record. Names may repeat; a value may be absent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
-    /// The header's name.
-    pub name: String,
-    /// The header's value.
-    pub value: Option<Bytes>,
-}
-
-/// A Kafka record as it was read, kept whole so that a dead letter can be exactly it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Record {
-    /// Where it stands.
-    pub origin: Origin,
-    /// Milliseconds since 1970-01-01 UTC, when the record has a timestamp.
-    pub timestamp_ms: Option<i64>,
-    /// The record's key.
-    pub key: Option<Bytes>,
-    /// The record's value; `None` is a tombstone.
-    pub value: Option<Bytes>,
-    /// The record's headers, in order.
-    pub headers: Vec<Header>,
-}
-
-impl Record {
-    /// The message id: the one that the record carries in its `halley-message-id` header,
-    /// else its origin.
-    pub fn message_id(&self) -> MessageId {
-        let carried = self.header(MESSAGE_ID).and_then(|value| std::str::from_utf8(value).ok());
-        match carried {
-            Some(id) if is_message_id(id) => MessageId::from(id),
-            _ => MessageId::from(self.origin.to_string()),
-        }
-    }
-
-    /// The value of the first header of this name that has one.
-    pub fn header(&self, name: &str) -> Option<&Bytes> {
-        self.headers.iter().filter(|h| h.name == name).find_map(|h| h.value.as_ref())
-    }
-
-    /// The memory that the record's content takes, in bytes, for limits on what is in flight.
-    pub fn size(&self) -> usize {
-        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
-        let headers: usize = self.headers.iter().map(|h| h.name.len() + length(&h.value)).sum();
-        length(&self.key) + length(&self.value) + headers
-    }
-}
-
-/// Ids travel as gRPC metadata: printable ASCII of a sane length.
-fn is_message_id(id: &str) -> bool {
-    !id.is_empty() && id.len() <= 512 && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// Whom a message is for.
@@ -319,7 +252,7 @@ mod tests {
         assert_eq!(message.audience, Audience::Room("video_123".into()));
         assert_eq!(message.operation, 5);
         assert_eq!(message.body, "hi");
-        assert_eq!(message.id.as_str(), "push/3/42");
+        assert_eq!(message.id.as_str(), "push/3/42/6e458567d135a3f7");
     }
 
     #[test]
@@ -331,16 +264,6 @@ mod tests {
         assert_eq!(of(b"\x32\x00"), Err(DecodeError::NoKeys));
         assert_eq!(of(b"\x08\x09"), Err(DecodeError::UnknownType(9)));
         assert!(matches!(of(b"\xff\xff\xff"), Err(DecodeError::Malformed(_))));
-    }
-
-    #[test]
-    fn a_redriven_record_keeps_its_id() {
-        let mut redriven = (*record(None)).clone();
-        let header = |value: &'static str| Header { name: MESSAGE_ID.into(), value: Some(value.into()) };
-        redriven.headers.push(header("push/0/7"));
-        assert_eq!(redriven.message_id().as_str(), "push/0/7");
-        redriven.headers[0] = header("not an id\n");
-        assert_eq!(redriven.message_id().as_str(), "push/3/42");
     }
 
     fn audiences() -> impl Strategy<Value = Audience> {

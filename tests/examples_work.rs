@@ -60,7 +60,7 @@ async fn the_example_producer_prints_the_ids_of_what_it_sent() {
     let room = ["room", "video_123", "number {number}", "--count", "3", "--op", "7", "--header", "from=test"];
     let printed = produce(&topic, &room).await;
     let records = kafka().read_all(&topic);
-    let ids: Vec<String> = records.iter().map(|r| format!("{topic}/{}/{}", r.partition, r.offset)).collect();
+    let ids: Vec<String> = records.iter().map(|r| r.id(&topic)).collect();
     let lines: Vec<&str> = printed.lines().collect();
     assert_eq!(lines[..3], ids, "{printed}");
     let value = |n: usize| encode(&Audience::Room("video_123".into()), 7, format!("number {n}").as_bytes());

@@ -25,7 +25,7 @@ async fn kafka_gives_back_what_it_was_given() {
     let bare = kafka().produce_record(&topic, Some("video_123"), None, &headers).await;
 
     let records = kafka().read_all(&topic);
-    let ids: Vec<String> = records.iter().map(|r| format!("{topic}/{}/{}", r.partition, r.offset)).collect();
+    let ids: Vec<String> = records.iter().map(|r| r.id(&topic)).collect();
     assert_eq!(ids, [id, bare], "one room's records share a partition, in order");
     let value = encode(&Audience::Room("video_123".into()), 4, b"hello");
     assert_eq!((records[0].key.clone(), records[0].value.clone()), (Some("video_123".into()), Some(value)));

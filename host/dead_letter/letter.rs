@@ -45,12 +45,6 @@ impl DeadLetter {
             partition: text(ORIGIN_PARTITION).parse().unwrap_or(-1),
             offset: text(ORIGIN_OFFSET).parse().unwrap_or(-1),
         });
-        // Without a usable id of its own, the record would be known by where it stands now.
-        let standing = MessageId::from(record.origin.to_string());
-        let id = match (record.message_id(), &origin) {
-            (id, Some(origin)) if id == standing => origin.to_string().into(),
-            (id, _) => id,
-        };
         let timestamp_ms = text(ORIGIN_TIMESTAMP).parse().ok();
         let comets = text(FAILED_COMETS);
         let comets = comets.split(',').filter(|comet| !comet.is_empty()).map(str::to_owned).collect();
@@ -58,6 +52,9 @@ impl DeadLetter {
         let left_out = record.value.is_none() && record.header(VALUE_LEFT_OUT).is_some();
         let value_left_out = left_out.then(|| text(VALUE_LEFT_OUT));
         record.timestamp_ms = timestamp_ms.or(record.timestamp_ms);
+        // Without a usable id of its own, the record would be known by where it stands now.
+        let place = origin.as_ref().unwrap_or(&record.origin);
+        let id = record.carried_id().unwrap_or_else(|| record.id_at(place));
         Self { id, origin, stage, reason, comets, plugin, value_left_out, record }
     }
 
@@ -149,7 +146,7 @@ mod tests {
     fn what_was_written_is_read() {
         let (record, reason) = example();
         let letter = dead(&record, &reason);
-        assert_eq!((letter.id.as_str(), &letter.origin), ("push/2/9", &Some(record.origin)));
+        assert_eq!((&letter.id, &letter.origin), (&record.message_id(), &Some(record.origin)));
         assert_eq!(
             (&*letter.stage, &*letter.reason, &*letter.plugin),
             ("filter", "Contains SPAM", "spam@0a1b")
@@ -160,8 +157,8 @@ mod tests {
     #[test]
     fn a_foreign_record_has_no_origin() {
         let (record, _) = example();
-        let letter = DeadLetter::of(record);
-        assert_eq!((letter.origin.clone(), letter.id.as_str()), (None, "push/2/9"));
+        let letter = DeadLetter::of(record.clone());
+        assert_eq!((&letter.origin, &letter.id), (&None, &record.message_id()));
         assert!(Filter::default().means(&letter));
         assert!(!Filter { topic: Some("push".into()), ..Filter::default() }.means(&letter));
     }

@@ -58,7 +58,7 @@ pub(crate) fn check(record: Record) -> Option<Message> {
         .headers
         .iter()
         .any(|header| header.name == MESSAGE_ID && header.value.as_deref() == Some(id.as_str().as_bytes()));
-    assert!(carried || id.as_str() == record.origin.to_string(), "an id from nowhere: {id:?}");
+    assert!(carried || id == record.id_at(&record.origin), "an id from nowhere: {id:?}");
     let message = Message::decode(Arc::clone(&record)).ok()?;
     assert_eq!((&message.record, &message.id), (&record, &id));
     match &message.audience {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use halley::message::MESSAGE_ID;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::comet::FakeComet;
@@ -285,10 +286,8 @@ impl World {
             }
         }
         for letter in self.broker().read_all(&dead_letters(&self.topic)) {
-            let header = |name| letter.header(name).unwrap_or_else(|| panic!("no {name}: {letter:?}"));
-            let [topic, partition, offset] =
-                ["halley-origin-topic", "halley-origin-partition", "halley-origin-offset"].map(header);
-            history.dead_lettered.insert(format!("{topic}/{partition}/{offset}"));
+            let id = letter.header(MESSAGE_ID).unwrap_or_else(|| panic!("no id: {letter:?}"));
+            history.dead_lettered.insert(id);
         }
         history
     }

@@ -122,7 +122,7 @@ mod tests {
         assert_eq!((sizes, left_out), (vec![2, 1, 1, 1], 1));
         let letter = &batches[2][0];
         assert_eq!(letter.record.origin, Origin { topic: "push".into(), partition: 2, offset: 7 });
-        assert_eq!((letter.record.headers.len(), letter.id.as_str()), (1, "push/2/7"));
+        assert_eq!((letter.record.headers.len(), &letter.id), (1, &letter.record.message_id()));
         assert_eq!(letter.record.key.as_deref(), Some(&b"key"[..]));
     }
 }

@@ -55,7 +55,7 @@ pub struct Sent {
     pub number: u64,
     pub partition: i32,
     pub offset: i64,
-    /// `<topic>/<partition>/<offset>`
+    /// `<topic>/<partition>/<offset>/<fingerprint>`
     pub id: String,
 }
 
@@ -132,9 +132,9 @@ impl Sent {
     /// A message whose record has this id.
     ///
     /// # Panics
-    /// When it is no `<topic>/<partition>/<offset>`.
+    /// When it is no `<topic>/<partition>/<offset>/<fingerprint>`.
     pub fn new(room: &str, number: u64, id: String) -> Self {
-        let mut parts = id.rsplit('/').map(|part| part.parse::<i64>().expect("numbers at the end of an id"));
+        let mut parts = id.rsplit('/').skip(1).map(|part| part.parse::<i64>().expect("numbers in an id"));
         let (offset, partition) = (parts.next().expect("an offset"), parts.next().expect("a partition"));
         Self { room: room.to_owned(), number, partition: partition as i32, offset, id }
     }

@@ -25,7 +25,7 @@ fn faultless() -> History {
     }
     for number in 0..PER_ROOM {
         for (partition, room) in ROOMS.iter().enumerate() {
-            let sent = Sent::new(room, number, format!("push/{partition}/{number}"));
+            let sent = Sent::new(room, number, format!("push/{partition}/{number}/0a1b"));
             for comet in COMETS {
                 history.received.push(receipt(&sent, comet, began + Duration::from_millis(number)));
             }
@@ -53,7 +53,7 @@ fn planted(fault: &str, at: usize) -> (At, Report) {
         }
         "another room" => history.received[at].to = "garage".to_owned(),
         "another comet" => history.received[at].comet = "north".to_owned(),
-        "another id" => history.received[at].id = "push/7/7".to_owned(),
+        "another id" => history.received[at].id = "push/7/7/0a1b".to_owned(),
         "went back" => history.received[..at].iter_mut().for_each(|receipt| receipt.version = Some(1)),
         _ => unreachable!("{fault}"),
     }

@@ -1,6 +1,7 @@
 //! Producing as `logic` does, and as it should not.
 
-use halley::message::{Audience, encode};
+use bytes::Bytes;
+use halley::message::{Audience, Origin, Record, encode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::FutureRecord;
 
@@ -49,7 +50,7 @@ impl Kafka {
         self.produce(topic, Audience::Everyone { speed }, 4, body).await
     }
 
-    /// Produces any record, a tombstone too; returns `<topic>/<partition>/<offset>`.
+    /// Produces any record, a tombstone too; returns the id that the gateway gives it.
     pub async fn produce_record(
         &self,
         topic: &str,
@@ -77,6 +78,15 @@ impl Kafka {
         let record = FutureRecord { key, payload: value, timestamp: timestamp_ms, ..record };
         let sent = self.producer.send(record, ANSWER).await;
         let at = sent.unwrap_or_else(|(e, _)| panic!("topic {topic} does not take the record: {e}"));
-        format!("{topic}/{}/{}", at.partition, at.offset)
+        // What a topic that stamps its records makes of the time is known only now.
+        Record {
+            origin: Origin { topic: topic.into(), partition: at.partition, offset: at.offset },
+            timestamp_ms: at.timestamp.to_millis(),
+            key: key.map(|key| Bytes::copy_from_slice(key.as_bytes())),
+            value: value.map(Bytes::copy_from_slice),
+            headers: Vec::new(),
+        }
+        .message_id()
+        .to_string()
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use halley::message::{Origin, Record};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{Header, Headers, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -24,6 +25,18 @@ pub struct Read {
 }
 
 impl Read {
+    /// The id that the gateway gives the record, unless it carries one.
+    pub fn id(&self, topic: &str) -> String {
+        let record = Record {
+            origin: Origin { topic: topic.into(), partition: self.partition, offset: self.offset },
+            timestamp_ms: self.timestamp_ms,
+            key: self.key.clone(),
+            value: self.value.clone(),
+            headers: Vec::new(),
+        };
+        record.message_id().to_string()
+    }
+
     /// The first header of this name as text.
     pub fn header(&self, name: &str) -> Option<String> {
         let value = self.headers.iter().find(|(n, _)| n == name)?.1.as_ref()?;

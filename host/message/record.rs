@@ -1,0 +1,153 @@
+//! A Kafka record as it was read, and what identifies it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::{MESSAGE_ID, MessageId};
+
+/// Where a record stands in Kafka.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The topic it was read from.
+    pub topic: Arc<str>,
+    /// The partition of the topic.
+    pub partition: i32,
+    /// The offset in the partition.
+    pub offset: i64,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+/// One header of a record. Names may repeat; a value may be absent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The header's name.
+    pub name: String,
+    /// The header's value.
+    pub value: Option<Bytes>,
+}
+
+/// A Kafka record as it was read, kept whole so that a dead letter can be exactly it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Where it stands.
+    pub origin: Origin,
+    /// Milliseconds since 1970-01-01 UTC, when the record has a timestamp.
+    pub timestamp_ms: Option<i64>,
+    /// The record's key.
+    pub key: Option<Bytes>,
+    /// The record's value; `None` is a tombstone.
+    pub value: Option<Bytes>,
+    /// The record's headers, in order.
+    pub headers: Vec<Header>,
+}
+
+impl Record {
+    /// The message id: the one that the record carries in its `halley-message-id` header, else
+    /// [`Record::id_at`] the place where it stands.
+    pub fn message_id(&self) -> MessageId {
+        self.carried_id().unwrap_or_else(|| self.id_at(&self.origin))
+    }
+
+    /// The id in the `halley-message-id` header, when it is one.
+    pub fn carried_id(&self) -> Option<MessageId> {
+        let carried = self.header(MESSAGE_ID).and_then(|value| std::str::from_utf8(value).ok());
+        carried.filter(|id| is_message_id(id)).map(MessageId::from)
+    }
+
+    /// `<topic>/<partition>/<offset>/<fingerprint>`, the id of this record at that place.
+    ///
+    /// A topic that is deleted and created again counts its offsets from 0 again, and so does
+    /// every other cluster. The fingerprint keeps their messages apart for readers that drop
+    /// repeats. It is the same at every redelivery, since Kafka keeps what it is made of.
+    pub fn id_at(&self, origin: &Origin) -> MessageId {
+        MessageId::from(format!("{origin}/{:016x}", self.fingerprint()))
+    }
+
+    /// XXH3 of value, key and timestamp: each is hashed with the hash of the next as its seed.
+    /// Absent and empty are told apart.
+    fn fingerprint(&self) -> u64 {
+        let hash = |bytes: &Option<Bytes>, seed: u64| match bytes {
+            Some(bytes) => xxh3_64_with_seed(bytes, seed),
+            None => seed.wrapping_add(1),
+        };
+        // i64::MIN is no time that Kafka knows.
+        let timestamp = self.timestamp_ms.unwrap_or(i64::MIN) as u64;
+        hash(&self.value, hash(&self.key, timestamp))
+    }
+
+    /// The value of the first header of this name that has one.
+    pub fn header(&self, name: &str) -> Option<&Bytes> {
+        self.headers.iter().filter(|h| h.name == name).find_map(|h| h.value.as_ref())
+    }
+
+    /// The memory that the record's content takes, in bytes, for limits on what is in flight.
+    pub fn size(&self) -> usize {
+        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        let headers: usize = self.headers.iter().map(|h| h.name.len() + length(&h.value)).sum();
+        length(&self.key) + length(&self.value) + headers
+    }
+}
+
+/// Ids travel as gRPC metadata: printable ASCII of a sane length.
+fn is_message_id(id: &str) -> bool {
+    !id.is_empty() && id.len() <= 512 && id.bytes().all(|b| b.is_ascii_graphic())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        Record {
+            origin: Origin { topic: "push".into(), partition: 3, offset: 42 },
+            timestamp_ms: Some(7),
+            key: Some("key".into()),
+            value: Some("value".into()),
+            headers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_id_is_a_place_and_a_fingerprint() {
+        // Ids stand in dead letters and in the memory of comets: they stay what they are.
+        assert_eq!(record().message_id().as_str(), "push/3/42/a3f1fd0fc46a00d6");
+        let moved = Origin { topic: "other".into(), partition: 0, offset: 1 };
+        assert_eq!(record().id_at(&moved).as_str(), "other/0/1/a3f1fd0fc46a00d6");
+    }
+
+    #[test]
+    fn whatever_differs_between_two_records_makes_another_id() {
+        let others = [
+            Record { timestamp_ms: Some(8), ..record() },
+            Record { timestamp_ms: None, ..record() },
+            Record { timestamp_ms: Some(-1), ..record() },
+            Record { key: None, ..record() },
+            Record { key: Some("".into()), ..record() },
+            Record { key: Some("value".into()), value: Some("key".into()), ..record() },
+            Record { key: Some("keyvalue".into()), value: Some("".into()), ..record() },
+            Record { value: None, ..record() },
+            Record { value: Some("".into()), ..record() },
+            record(),
+        ];
+        let ids: std::collections::BTreeSet<_> = others.iter().map(Record::message_id).collect();
+        assert_eq!(ids.len(), others.len(), "{ids:?}");
+    }
+
+    #[test]
+    fn a_redriven_record_keeps_its_id() {
+        let header = |value: &'static str| Header { name: MESSAGE_ID.into(), value: Some(value.into()) };
+        let mut redriven = record();
+        redriven.headers.push(header("push/0/7"));
+        assert_eq!(redriven.message_id().as_str(), "push/0/7");
+        redriven.headers[0] = header("not an id\n");
+        assert_eq!(redriven.message_id(), record().message_id());
+    }
+}
