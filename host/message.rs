@@ -5,8 +5,10 @@
 //! ends in a [`Message`] or a [`DecodeError`], never in a panic.
 
 mod comet_addr;
+mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod push;
 mod record;
 
 use std::fmt;
@@ -16,6 +18,9 @@ use bytes::Bytes;
 use prost::Message as _;
 
 pub use comet_addr::{Address, CometAddr, NotAnAddress};
+pub use copy::{
+    HEADERS_LEFT_OUT, KEY_LEFT_OUT, RawHeader, RawRecord, RecordLimits, VALUE_LEFT_OUT, note as left_out_note,
+};
 pub use record::{Header, Origin, Record};
 
 /// The header that carries a message's id, on gRPC calls as metadata and on records that
@@ -138,6 +143,9 @@ pub enum DecodeError {
     /// The record has no value.
     #[error("the record has no value (a tombstone)")]
     NoValue,
+    /// A part of the record was too large to be read.
+    #[error("a part of the record was left out: {0}")]
+    LeftOut(String),
     /// The value is not a `PushMsg`.
     #[error("the value is not a PushMsg: {0}")]
     Malformed(String),
@@ -150,6 +158,14 @@ pub enum DecodeError {
     /// A PUSH message names no keys, or an empty one.
     #[error("a PUSH message without keys")]
     NoKeys,
+    /// A PUSH message names more keys than are allowed.
+    #[error("a PUSH message with {keys} keys; `[delivery] max_keys` is {allowed}")]
+    TooManyKeys {
+        /// How many it names.
+        keys: usize,
+        /// How many it may name.
+        allowed: usize,
+    },
 }
 
 impl Message {
@@ -158,14 +174,31 @@ impl Message {
     /// # Errors
     /// When the value is no `PushMsg`, or one that is for nobody.
     pub fn decode(record: Arc<Record>) -> Result<Self, DecodeError> {
+        Self::decode_within(record, usize::MAX)
+    }
+
+    /// The same, when it names no more keys than these.
+    ///
+    /// # Errors
+    /// As [`Message::decode`], and for more keys.
+    pub fn decode_within(record: Arc<Record>, max_keys: usize) -> Result<Self, DecodeError> {
+        for name in [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT] {
+            if let Some(why) = record.header(name) {
+                return Err(DecodeError::LeftOut(String::from_utf8_lossy(why).into_owned()));
+            }
+        }
         let value = record.value.clone().ok_or(DecodeError::NoValue)?;
-        let push = wire::PushMsg::decode(value).map_err(|e| DecodeError::Malformed(e.to_string()))?;
-        let audience = match wire::push_msg::Type::try_from(push.r#type) {
+        let keys = push::count_keys(&value);
+        if keys > max_keys {
+            return Err(DecodeError::TooManyKeys { keys, allowed: max_keys });
+        }
+        let push = push::PushMsg::decode(value, keys).map_err(|e| DecodeError::Malformed(e.to_string()))?;
+        let audience = match wire::push_msg::Type::try_from(push.kind) {
             Ok(wire::push_msg::Type::Push) => keys_audience(push.server, push.keys)?,
             Ok(wire::push_msg::Type::Room) if push.room.is_empty() => return Err(DecodeError::NoRoom),
             Ok(wire::push_msg::Type::Room) => Audience::Room(push.room.into()),
             Ok(wire::push_msg::Type::Broadcast) => Audience::Everyone { speed: push.speed },
-            Err(_) => return Err(DecodeError::UnknownType(push.r#type)),
+            Err(_) => return Err(DecodeError::UnknownType(push.kind)),
         };
         let id = record.message_id();
         Ok(Self { record, id, audience, operation: push.operation, body: push.msg })
@@ -180,12 +213,12 @@ impl Message {
     }
 }
 
-fn keys_audience(server: String, keys: Vec<String>) -> Result<Audience, DecodeError> {
-    if keys.is_empty() || keys.iter().any(String::is_empty) {
+fn keys_audience(server: String, keys: Vec<Arc<str>>) -> Result<Audience, DecodeError> {
+    if keys.is_empty() || keys.iter().any(|key| key.is_empty()) {
         return Err(DecodeError::NoKeys);
     }
     let server = (!server.is_empty()).then(|| Arc::from(server));
-    Ok(Audience::Keys { server, keys: keys.into_iter().map(Arc::from).collect() })
+    Ok(Audience::Keys { server, keys })
 }
 
 /// Encodes a `PushMsg`, as producers do: for the demo, `halley explain`, examples and tests.
@@ -253,6 +286,15 @@ mod tests {
         assert_eq!(message.operation, 5);
         assert_eq!(message.body, "hi");
         assert_eq!(message.id.as_str(), "push/3/42/6e458567d135a3f7");
+    }
+
+    #[test]
+    fn more_keys_than_are_allowed_are_refused() {
+        let keys = Audience::Keys { server: None, keys: vec!["a".into(), "b".into()] };
+        let record = record(Some(encode(&keys, 4, b"")));
+        assert!(Message::decode_within(Arc::clone(&record), 2).is_ok());
+        let refused = Message::decode_within(record, 1);
+        assert_eq!(refused, Err(DecodeError::TooManyKeys { keys: 2, allowed: 1 }));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod letters;
 mod platform;
 mod policies;
 mod proxy_works;
+mod records;
 mod redis_kinds;
 mod replay;
 mod routing;

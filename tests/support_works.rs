@@ -30,8 +30,9 @@ async fn kafka_gives_back_what_it_was_given() {
     let value = encode(&Audience::Room("video_123".into()), 4, b"hello");
     assert_eq!((records[0].key.clone(), records[0].value.clone()), (Some("video_123".into()), Some(value)));
     assert_eq!(records[1].value, None);
-    let text =
-        |name: &str, value: &'static str| (name.to_owned(), Some(Bytes::from_static(value.as_bytes())));
+    let text = |name: &'static str, value: &'static str| {
+        (Bytes::from(name), Some(Bytes::from_static(value.as_bytes())))
+    };
     assert_eq!(records[1].headers, [text("first", "1"), text("first", "2")]);
 }
 

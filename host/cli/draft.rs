@@ -55,7 +55,8 @@ impl Draft {
     /// When nobody, or more than one audience, is named, or the body makes no sense.
     pub(super) fn into_message(self, topic: &str, offset: i64) -> anyhow::Result<Message> {
         let value = encode(&self.audience()?, self.operation, &self.bytes()?);
-        let header = |(name, value): (String, String)| Header { name, value: Some(value.into()) };
+        let header =
+            |(name, value): (String, String)| Header { name: name.into(), value: Some(value.into()) };
         let record = Record {
             origin: Origin { topic: topic.into(), partition: 0, offset },
             timestamp_ms: self.at.map(|at| i64::try_from(since_1970(at)).unwrap_or(i64::MAX)),

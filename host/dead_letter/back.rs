@@ -1,9 +1,8 @@
 //! What is written to a letter's topic of origin. Pure.
 
-use rdkafka::message::Header;
-
 use crate::dead_letter::{DeadLetter, ORIGIN_TIMESTAMP};
 use crate::kafka::Outgoing;
+use crate::message::Header;
 
 /// The letter as the record that it was, for a topic with so many partitions.
 pub(super) fn back(letter: &DeadLetter, partitions: i32) -> Outgoing<'_> {
@@ -22,8 +21,7 @@ pub(super) fn back(letter: &DeadLetter, partitions: i32) -> Outgoing<'_> {
 pub(super) fn back_without_time(letter: &DeadLetter, partitions: i32) -> Outgoing<'_> {
     let mut record = back(letter, partitions);
     if let Some(time) = record.timestamp_ms.take() {
-        let header = Header { key: ORIGIN_TIMESTAMP, value: Some(&time.to_string()) };
-        record.headers = record.headers.insert(header);
+        record.headers.push(Header::new(ORIGIN_TIMESTAMP, time.to_string()));
     }
     record
 }

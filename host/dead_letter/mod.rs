@@ -15,11 +15,9 @@ mod read;
 mod redrive;
 mod remembered;
 
-use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
-
 use crate::decision::PluginVersion;
-use crate::kafka::{NotWritten, Outgoing, Producer, VALUE_LEFT_OUT};
-use crate::message::{CometAddr, MESSAGE_ID, Record};
+use crate::kafka::{NotWritten, Outgoing, Producer};
+use crate::message::{CometAddr, HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, Record, VALUE_LEFT_OUT};
 
 pub use letter::{DeadLetter, Filter};
 pub use order::{Fate, Order, Summary};
@@ -46,7 +44,7 @@ pub const FAILED_COMETS: &str = "halley-failed-comets";
 pub const PLUGIN: &str = "halley-plugin";
 
 /// All headers that the gateway adds, for taking them off again.
-const OURS: [&str; 10] = [
+const OURS: [&str; 12] = [
     MESSAGE_ID,
     ORIGIN_TOPIC,
     ORIGIN_PARTITION,
@@ -57,6 +55,8 @@ const OURS: [&str; 10] = [
     FAILED_COMETS,
     PLUGIN,
     VALUE_LEFT_OUT,
+    KEY_LEFT_OUT,
+    HEADERS_LEFT_OUT,
 ];
 
 /// The station where a record's way ended.
@@ -140,8 +140,8 @@ impl DeadLetters {
 }
 
 /// The original headers, less those of an earlier round, and ours.
-fn headers(record: &Record, reason: &Reason) -> OwnedHeaders {
-    let mut headers = theirs(record);
+fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
+    let mut headers: Vec<Header> = theirs(record).cloned().collect();
     let origin = &record.origin;
     let text: String = reason.text.chars().take(1000).collect();
     let ours = [
@@ -152,18 +152,19 @@ fn headers(record: &Record, reason: &Reason) -> OwnedHeaders {
         (STAGE, reason.stage.as_str().to_owned()),
         (REASON, text),
     ];
-    for (key, value) in &ours {
-        headers = headers.insert(KafkaHeader { key, value: Some(value) });
-    }
+    headers.extend(ours.map(|(name, value)| Header::new(name, value)));
+    // What was too large to be read is named in the record already.
+    let left_out = [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT];
+    headers.extend(record.headers.iter().filter(|h| left_out.iter().any(|name| h.name == name)).cloned());
     if let Some(timestamp) = own_timestamp(record) {
-        headers = headers.insert(KafkaHeader { key: ORIGIN_TIMESTAMP, value: Some(&timestamp.to_string()) });
+        headers.push(Header::new(ORIGIN_TIMESTAMP, timestamp.to_string()));
     }
     if !reason.comets.is_empty() {
         let comets: Vec<_> = reason.comets.iter().take(MOST_COMETS).map(CometAddr::as_str).collect();
-        headers = headers.insert(KafkaHeader { key: FAILED_COMETS, value: Some(&comets.join(",")) });
+        headers.push(Header::new(FAILED_COMETS, comets.join(",")));
     }
     if let Some(plugin) = &reason.plugin {
-        headers = headers.insert(KafkaHeader { key: PLUGIN, value: Some(&plugin.to_string()) });
+        headers.push(Header::new(PLUGIN, plugin.to_string()));
     }
     headers
 }
@@ -175,25 +176,18 @@ fn own_timestamp(record: &Record) -> Option<i64> {
 }
 
 /// The record's headers without those that the gateway adds.
-fn theirs(record: &Record) -> OwnedHeaders {
-    let mut headers = OwnedHeaders::new();
-    for header in record.headers.iter().filter(|header| !OURS.contains(&header.name.as_str())) {
-        headers = headers.insert(KafkaHeader { key: &header.name, value: header.value.as_deref() });
-    }
-    headers
+fn theirs(record: &Record) -> impl Iterator<Item = &Header> {
+    record.headers.iter().filter(|header| OURS.iter().all(|ours| header.name != ours))
 }
 
 #[cfg(test)]
 mod tests {
-    use rdkafka::message::Headers as _;
-
     use super::*;
-    use crate::message::{Header, Origin};
+    use crate::message::Origin;
 
     #[test]
     fn the_time_that_a_redrive_left_out_is_kept() {
-        let time =
-            |value: &str| Header { name: ORIGIN_TIMESTAMP.into(), value: Some(value.to_owned().into()) };
+        let time = |value: &'static str| Header::new(ORIGIN_TIMESTAMP, value);
         let record = |headers| Record {
             origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
             timestamp_ms: Some(2_000),
@@ -208,20 +202,20 @@ mod tests {
 
     #[test]
     fn headers_of_an_earlier_round_are_replaced_and_the_id_is_kept() {
-        let header =
-            |name: &str, value: &str| Header { name: name.to_owned(), value: Some(value.to_owned().into()) };
         let record = Record {
             origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
             timestamp_ms: Some(1_000),
             key: None,
             value: None,
-            headers: vec![header("trace", "1"), header(MESSAGE_ID, "push/0/7"), header(REASON, "old")],
+            headers: vec![
+                Header::new("trace", "1"),
+                Header::new(MESSAGE_ID, "push/0/7"),
+                Header::new(REASON, "old"),
+            ],
         };
         let mut reason = Reason::new(Stage::Deliver, "refused");
         reason.comets = vec!["a:1".into(), "b:1".into()];
         let headers = headers(&record, &reason);
-        let text = |value: Option<&[u8]>| String::from_utf8_lossy(value.unwrap_or_default()).into_owned();
-        let pairs: Vec<_> = headers.iter().map(|h| (h.key.to_owned(), text(h.value))).collect();
         let expected = [
             ("trace", "1"),
             (MESSAGE_ID, "push/0/7"),
@@ -233,6 +227,6 @@ mod tests {
             (ORIGIN_TIMESTAMP, "1000"),
             (FAILED_COMETS, "a:1,b:1"),
         ];
-        assert_eq!(pairs, expected.map(|(k, v)| (k.to_owned(), v.to_owned())));
+        assert_eq!(headers, expected.map(|(name, value)| Header::new(name, value)));
     }
 }

@@ -5,8 +5,10 @@
 //! sender build on it.
 
 mod builtin;
+mod native;
 mod producer;
 mod read;
+mod record;
 mod sender;
 mod voice;
 
@@ -17,9 +19,10 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 pub use builtin::BuiltinBroker;
-pub use producer::{Producer, VALUE_LEFT_OUT};
+pub use producer::Producer;
 pub use read::Reader;
 pub(crate) use read::{ANSWER, blocking, partitions};
+pub(crate) use record::copy as copy_record;
 pub use sender::{NotWritten, Refusal};
 pub(crate) use sender::{Outgoing, Sender};
 pub(crate) use voice::{Voice, log_line};

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 
 use rdkafka::error::KafkaError;
-use rdkafka::message::Header;
 use tokio::sync::{OnceCell, Semaphore};
 
 use crate::kafka::Config;
 use crate::kafka::sender::{NotWritten, Outgoing, Refusal, Sender};
+use crate::message::{Header, VALUE_LEFT_OUT};
 
 /// Writes records and waits for all in-sync replicas to have them. Cheap to clone; the clones
 /// share what they write with.
@@ -29,10 +29,6 @@ struct Senders {
 
 /// Records that go alone at once. librdkafka sends five at a time to each broker.
 const ALONE_AT_ONCE: usize = 100;
-
-/// The header of a record that was too large for its topic: how large its value was, and what
-/// the broker said.
-pub const VALUE_LEFT_OUT: &str = "halley-value-left-out";
 
 impl Producer {
     /// Makes the producer. It connects by itself, now and after every interruption.
@@ -95,7 +91,7 @@ fn acceptable<'a>(topic: &str, record: Outgoing<'a>, error: &KafkaError) -> Opti
 /// The record as a topic takes it for which its value is too large. A record that fitted into
 /// its topic may not fit with our headers, or into another one; trying for ever would hold up
 /// its partition.
-fn without_value<'a>(topic: &str, record: Outgoing<'a>, error: &KafkaError) -> Option<Outgoing<'a>> {
+fn without_value<'a>(topic: &str, mut record: Outgoing<'a>, error: &KafkaError) -> Option<Outgoing<'a>> {
     let size = record.value.map(<[u8]>::len).filter(|size| *size > 0)?;
     tracing::error!(
         topic,
@@ -103,14 +99,13 @@ fn without_value<'a>(topic: &str, record: Outgoing<'a>, error: &KafkaError) -> O
         "a record is too large for the topic and is written without its value; raise the topic's `max.message.bytes`"
     );
     let left_out = format!("{size} bytes: {error}");
-    let headers = record.headers.insert(Header { key: VALUE_LEFT_OUT, value: Some(&left_out) });
-    Some(Outgoing { value: None, headers, ..record })
+    record.headers.push(Header::new(VALUE_LEFT_OUT, left_out));
+    Some(Outgoing { value: None, ..record })
 }
 
 #[cfg(test)]
 mod tests {
     use rdkafka::error::RDKafkaErrorCode;
-    use rdkafka::message::Headers as _;
 
     use super::*;
 
@@ -123,11 +118,14 @@ mod tests {
             Outgoing { key: Some(b"k"), value: Some(b"v"), timestamp_ms: Some(7), ..Outgoing::default() };
         let stub = acceptable("t", record, &large).expect("something is left");
         assert_eq!((stub.key, stub.value, stub.timestamp_ms), (Some(&b"k"[..]), None, Some(7)));
-        assert_eq!(stub.headers.iter().map(|header| header.key).collect::<Vec<_>>(), [VALUE_LEFT_OUT]);
+        assert_eq!(
+            stub.headers.iter().map(|header| header.name.clone()).collect::<Vec<_>>(),
+            [VALUE_LEFT_OUT]
+        );
         assert!(acceptable("t", stub.clone(), &large).is_none(), "there is nothing more to leave out");
 
         let stub = acceptable("t", stub, &old).expect("something is left");
-        assert_eq!((stub.key, stub.timestamp_ms, stub.headers.count()), (Some(&b"k"[..]), None, 1));
+        assert_eq!((stub.key, stub.timestamp_ms, stub.headers.len()), (Some(&b"k"[..]), None, 1));
         assert!(acceptable("t", stub.clone(), &old).is_none());
         assert!(acceptable("t", stub, &of(RDKafkaErrorCode::MessageTimedOut)).is_none());
     }

@@ -9,14 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use bytes::Bytes;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
+use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::kafka::Config;
-use crate::message::{Header, Origin, Record};
+use crate::kafka::{Config, record};
+use crate::message::{Record, RecordLimits};
 
 /// How long Kafka may take for one answer.
 pub(crate) const ANSWER: Duration = Duration::from_secs(8);
@@ -256,7 +255,7 @@ fn read_step(
             Some(Ok(message)) if message.partition() == span.partition => {
                 if message.offset() < span.end {
                     step.next = message.offset() + 1;
-                    let record = record(&message);
+                    let record = record::copy(&message, &RecordLimits::NONE);
                     bytes += record.size();
                     step.records.push(record);
                 }
@@ -273,19 +272,4 @@ fn read_step(
         }
     }
     Ok(step)
-}
-
-/// Copies a record out of librdkafka's memory.
-fn record(message: &BorrowedMessage<'_>) -> Record {
-    let copy = Bytes::copy_from_slice;
-    let own =
-        |h: rdkafka::message::Header<'_, &[u8]>| Header { name: h.key.to_owned(), value: h.value.map(copy) };
-    let (topic, partition, offset) = (message.topic().into(), message.partition(), message.offset());
-    Record {
-        origin: Origin { topic, partition, offset },
-        timestamp_ms: message.timestamp().to_millis(),
-        key: message.key().map(copy),
-        value: message.payload().map(copy),
-        headers: message.headers().map_or_else(Vec::new, |headers| headers.iter().map(own).collect()),
-    }
 }

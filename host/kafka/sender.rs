@@ -10,13 +10,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::OwnedHeaders;
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use rdkafka::util::Timeout;
 use tracing::warn;
 
-use crate::kafka::Config;
 use crate::kafka::voice::ProducerContext;
+use crate::kafka::{Config, record};
+use crate::message::Header;
 use crate::telemetry::Seldom;
 
 /// A record could not be written, and the broker may not have it.
@@ -49,7 +49,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) key: Option<&'a [u8]>,
     pub(crate) value: Option<&'a [u8]>,
     pub(crate) timestamp_ms: Option<i64>,
-    pub(crate) headers: OwnedHeaders,
+    pub(crate) headers: Vec<Header>,
     /// None leaves the choice to the producer, by key.
     pub(crate) partition: Option<i32>,
 }
@@ -183,7 +183,7 @@ impl<'a> Outgoing<'a> {
             payload: self.value,
             key: self.key,
             timestamp: self.timestamp_ms,
-            headers: Some(self.headers),
+            headers: Some(record::to_native(&self.headers)),
         }
     }
 }

@@ -16,8 +16,8 @@ pub(crate) fn record(input: &mut Unstructured<'_>) -> Result<Record> {
     };
     let mut headers = Vec::new();
     for _ in 0..input.int_in_range(0..=3)? {
-        let name = if input.arbitrary()? { MESSAGE_ID.to_owned() } else { input.arbitrary()? };
-        headers.push(Header { name, value: bytes(input)? });
+        let name = if input.arbitrary()? { MESSAGE_ID.as_bytes() } else { input.arbitrary()? };
+        headers.push(Header { name: Bytes::copy_from_slice(name), value: bytes(input)? });
     }
     let (timestamp_ms, key) = (input.arbitrary()?, bytes(input)?);
     let value = if input.arbitrary()? {

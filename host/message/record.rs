@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::push::count_keys;
 use super::{MESSAGE_ID, MessageId};
 
 /// Where a record stands in Kafka.
@@ -28,10 +29,22 @@ impl fmt::Display for Origin {
 /// One header of a record. Names may repeat; a value may be absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The header's name.
-    pub name: String,
+    /// The header's name. Kafka calls it a string, and takes whatever bytes a producer writes.
+    pub name: Bytes,
     /// The header's value.
     pub value: Option<Bytes>,
+}
+
+impl Header {
+    /// A header of the gateway's own.
+    pub fn new(name: &'static str, value: impl Into<Bytes>) -> Self {
+        Self { name: Bytes::from_static(name.as_bytes()), value: Some(value.into()) }
+    }
+
+    /// The name for readers that take only text: U+FFFD stands for a name that is not UTF-8.
+    pub fn name_text(&self) -> &str {
+        std::str::from_utf8(&self.name).unwrap_or("\u{fffd}")
+    }
 }
 
 /// A Kafka record as it was read, kept whole so that a dead letter can be exactly it.
@@ -58,8 +71,8 @@ impl Record {
 
     /// The id in the `halley-message-id` header, when it is one.
     pub fn carried_id(&self) -> Option<MessageId> {
-        let carried = self.header(MESSAGE_ID).and_then(|value| std::str::from_utf8(value).ok());
-        carried.filter(|id| is_message_id(id)).map(MessageId::from)
+        let carried = self.header(MESSAGE_ID).filter(|id| is_message_id(id));
+        carried.and_then(|id| std::str::from_utf8(id).ok()).map(MessageId::from)
     }
 
     /// `<topic>/<partition>/<offset>/<fingerprint>`, the id of this record at that place.
@@ -68,19 +81,7 @@ impl Record {
     /// every other cluster. The fingerprint keeps their messages apart for readers that drop
     /// repeats. It is the same at every redelivery, since Kafka keeps what it is made of.
     pub fn id_at(&self, origin: &Origin) -> MessageId {
-        MessageId::from(format!("{origin}/{:016x}", self.fingerprint()))
-    }
-
-    /// XXH3 of value, key and timestamp: each is hashed with the hash of the next as its seed.
-    /// Absent and empty are told apart.
-    fn fingerprint(&self) -> u64 {
-        let hash = |bytes: &Option<Bytes>, seed: u64| match bytes {
-            Some(bytes) => xxh3_64_with_seed(bytes, seed),
-            None => seed.wrapping_add(1),
-        };
-        // i64::MIN is no time that Kafka knows.
-        let timestamp = self.timestamp_ms.unwrap_or(i64::MIN) as u64;
-        hash(&self.value, hash(&self.key, timestamp))
+        id_of(origin, fingerprint(self.timestamp_ms, self.key.as_deref(), self.value.as_deref()))
     }
 
     /// The value of the first header of this name that has one.
@@ -88,17 +89,42 @@ impl Record {
         self.headers.iter().filter(|h| h.name == name).find_map(|h| h.value.as_ref())
     }
 
-    /// The memory that the record's content takes, in bytes, for limits on what is in flight.
+    /// The memory that the record takes on its way, in bytes, for limits on what is in flight:
+    /// its content, and what is made of its headers and keys.
     pub fn size(&self) -> usize {
         let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
-        let headers: usize = self.headers.iter().map(|h| h.name.len() + length(&h.value)).sum();
-        length(&self.key) + length(&self.value) + headers
+        let headers: usize = self.headers.iter().map(|h| HEADER + h.name.len() + length(&h.value)).sum();
+        let keys = self.value.as_deref().map_or(0, count_keys);
+        RECORD + length(&self.key) + length(&self.value) + headers + KEY * keys
     }
 }
 
+/// What a record costs beside its content: itself, its message, and the task that ends it.
+const RECORD: usize = 1024;
+/// What a header costs beside its content.
+const HEADER: usize = size_of::<Header>();
+/// What a key of a PUSH costs: the key, its look-up, the connection that is found, its place in
+/// a call. Measured: see `tests/records`.
+const KEY: usize = 256;
+
+pub(super) fn id_of(origin: &Origin, fingerprint: u64) -> MessageId {
+    MessageId::from(format!("{origin}/{fingerprint:016x}"))
+}
+
+/// XXH3 of value, key and timestamp: each is hashed with the hash of the next as its seed. Absent
+/// and empty are told apart.
+pub(super) fn fingerprint(timestamp_ms: Option<i64>, key: Option<&[u8]>, value: Option<&[u8]>) -> u64 {
+    let hash = |bytes: Option<&[u8]>, seed: u64| match bytes {
+        Some(bytes) => xxh3_64_with_seed(bytes, seed),
+        None => seed.wrapping_add(1),
+    };
+    // i64::MIN is no time that Kafka knows.
+    hash(value, hash(key, timestamp_ms.unwrap_or(i64::MIN) as u64))
+}
+
 /// Ids travel as gRPC metadata: printable ASCII of a sane length.
-fn is_message_id(id: &str) -> bool {
-    !id.is_empty() && id.len() <= 512 && id.bytes().all(|b| b.is_ascii_graphic())
+pub(super) fn is_message_id(id: &[u8]) -> bool {
+    !id.is_empty() && id.len() <= 512 && id.iter().all(u8::is_ascii_graphic)
 }
 
 #[cfg(test)]
@@ -143,11 +169,10 @@ mod tests {
 
     #[test]
     fn a_redriven_record_keeps_its_id() {
-        let header = |value: &'static str| Header { name: MESSAGE_ID.into(), value: Some(value.into()) };
         let mut redriven = record();
-        redriven.headers.push(header("push/0/7"));
+        redriven.headers.push(Header::new(MESSAGE_ID, "push/0/7"));
         assert_eq!(redriven.message_id().as_str(), "push/0/7");
-        redriven.headers[0] = header("not an id\n");
+        redriven.headers[0] = Header::new(MESSAGE_ID, "not an id\n");
         assert_eq!(redriven.message_id(), record().message_id());
     }
 }

@@ -3,11 +3,9 @@
 //!
 //! Key: the user id. Value: the message's body. Headers say the rest.
 
-use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
-
 use crate::decision::Absent;
 use crate::kafka::{NotWritten, Outgoing, Producer};
-use crate::message::{MESSAGE_ID, Message};
+use crate::message::{Header, MESSAGE_ID, Message};
 
 /// Writes notifications. Cheap to clone.
 #[derive(Clone)]
@@ -27,19 +25,16 @@ impl Notifier {
     /// # Errors
     /// When the broker did not confirm it: the recipient has no outcome yet.
     pub async fn notify(&self, message: &Message, absent: &Absent, channel: &str) -> Result<(), NotWritten> {
-        let operation = message.operation.to_string();
         let room = message.room().map(|room| room.as_str()).unwrap_or_default();
         let fields = [
-            (MESSAGE_ID, message.id.as_str()),
-            ("halley-channel", channel),
-            ("halley-cause", absent.cause.as_str()),
-            ("halley-operation", &operation),
-            ("halley-room", room),
+            (MESSAGE_ID, message.id.to_string()),
+            ("halley-channel", channel.to_owned()),
+            ("halley-cause", absent.cause.as_str().to_owned()),
+            ("halley-operation", message.operation.to_string()),
+            ("halley-room", room.to_owned()),
         ];
-        let mut headers = OwnedHeaders::new_with_capacity(fields.len());
-        for (key, value) in fields.into_iter().filter(|(_, value)| !value.is_empty()) {
-            headers = headers.insert(KafkaHeader { key, value: Some(value) });
-        }
+        let said = fields.into_iter().filter(|(_, value)| !value.is_empty());
+        let headers = said.map(|(name, value)| Header::new(name, value)).collect();
         let outgoing = Outgoing {
             key: Some(absent.user.as_str().as_bytes()),
             value: Some(&message.body),

@@ -1,6 +1,7 @@
 //! One batch through the stages that need a round trip: decode, filter, guard, resolve, and
 //! the hand-over to the comets' lanes, in order.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use crate::consumer::{Admitted, Feed};
 use crate::dead_letter::{Reason, Stage};
 use crate::decision::{Guard, Overrides, StateWrite, Verdict};
 use crate::guard;
-use crate::message::Message;
+use crate::message::{Message, Record};
 use crate::offsets::Ticket;
 use crate::panics;
 use crate::pipeline::Pipeline;
@@ -96,19 +97,29 @@ impl Worker {
         let mut messages = Vec::with_capacity(admitted.len());
         let mut tickets = Vec::with_capacity(admitted.len());
         for Admitted { record, ticket } in admitted {
-            match Message::decode(Arc::clone(&record)) {
+            match self.decode_one(&record) {
                 Ok(message) => {
                     messages.push(message);
                     tickets.push(ticket);
                 }
-                Err(error) => {
-                    let reason = Reason::new(Stage::Decode, error.to_string());
+                Err(why) => {
+                    let reason = Reason::new(Stage::Decode, why);
                     let story = Story::of_record(record, ticket, self.started);
                     self.end(story, Ending::DeadLetter(reason));
                 }
             }
         }
         (messages, tickets)
+    }
+
+    /// A record that makes the decoder panic is a dead letter like any other that is no message:
+    /// it would end every gateway of the group, one after the other.
+    fn decode_one(&self, record: &Arc<Record>) -> Result<Message, String> {
+        let decode = || Message::decode_within(Arc::clone(record), self.pipeline.max_keys);
+        match catch_unwind(AssertUnwindSafe(decode)) {
+            Ok(decoded) => decoded.map_err(|error| error.to_string()),
+            Err(panic) => Err(format!("decoding it panicked, which is a bug: {}", panics::text(&*panic))),
+        }
     }
 
     async fn filter(&self, messages: Vec<Message>) -> Result<Vec<Filtered>, Abandoned> {

@@ -159,7 +159,7 @@ async fn what_a_filter_leaves_out_waits_for_another_redrive() {
     let records = kafka().read_all(&desk.topic);
     let told: Vec<_> = records.iter().map(|r| (r.partition, body(r))).collect();
     assert_eq!(told, ["b", "d", "a", "c"].map(|body| (3, body.to_owned())), "in the partition of origin");
-    let own = |name: &str, value: &str| (name.to_owned(), Some(value.to_owned().into()));
+    let own = |name: &'static str, value: &str| (name.into(), Some(value.to_owned().into()));
     let id = format!("{}/3/b", desk.topic);
     assert_eq!(records[0].headers, [own("trace", "b"), own("halley-message-id", &id)]);
     assert_eq!(records[0].key.as_deref(), Some(&b"key"[..]));

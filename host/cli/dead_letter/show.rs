@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::print;
 use crate::dead_letter::DeadLetter;
-use crate::message::Origin;
+use crate::message::{Header, Origin};
 
 const HEAD: [&str; 7] = ["ID", "WHEN", "STAGE", "ORIGIN", "COMETS", "PLUGIN", "REASON"];
 /// Rows that are held back to find the columns' widths.
@@ -76,7 +76,6 @@ fn when(letter: &DeadLetter) -> Option<String> {
 /// Everything about one dead letter.
 pub(super) fn json(letter: &DeadLetter) -> Value {
     let place = |at: &Origin| json!({ "topic": &*at.topic, "partition": at.partition, "offset": at.offset });
-    let header = |h: &crate::message::Header| json!({ "name": h.name, "value": bytes(h.value.as_deref()) });
     json!({
         "id": letter.id.as_str(),
         "timestamp": when(letter),
@@ -91,6 +90,15 @@ pub(super) fn json(letter: &DeadLetter) -> Value {
         "value_left_out": letter.value_left_out,
         "headers": letter.original_headers().map(header).collect::<Vec<_>>(),
     })
+}
+
+/// A name is a text; one that is not UTF-8 stands in `name_base64` as well.
+fn header(header: &Header) -> Value {
+    let (name, value) = (header.name_text(), bytes(header.value.as_deref()));
+    if std::str::from_utf8(&header.name).is_ok() {
+        return json!({ "name": name, "value": value });
+    }
+    json!({ "name": name, "name_base64": base64(&header.name), "value": value })
 }
 
 /// `{"text": ...}` for UTF-8 without control characters other than white space, else

@@ -80,7 +80,7 @@ mod tests {
 
     fn record(offset: i64, headers: &[(&str, &str)]) -> Record {
         let header = |(name, value): &(&str, &str)| Header {
-            name: (*name).into(),
+            name: (*name).to_owned().into(),
             value: Some((*value).to_owned().into()),
         };
         Record {

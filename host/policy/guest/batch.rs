@@ -45,7 +45,7 @@ impl Batch {
         }
         let record = &message.record;
         for header in &record.headers {
-            self.texts.push(&header.name);
+            self.texts.push(header.name_text());
             self.blobs.push(header.value.as_deref().unwrap_or_default());
         }
         self.blobs.push(&message.body);
@@ -118,7 +118,7 @@ mod tests {
         ];
         let bytes = || vec(any::<u8>(), 0..20);
         let header = (text(), proptest::option::of(bytes()))
-            .prop_map(|(name, value)| Header { name, value: value.map(Into::into) });
+            .prop_map(|(name, value)| Header { name: name.into(), value: value.map(Into::into) });
         let record = (any::<i64>(), proptest::option::of(any::<i64>()), vec(header, 0..3));
         (audience, record, any::<i32>(), bytes()).prop_map(|(audience, record, operation, body)| {
             let (offset, timestamp_ms, headers) = record;

@@ -39,7 +39,7 @@ fn headers(message: &Message) -> Vec<types::Header<'_>> {
     headers
         .iter()
         .map(|header| types::Header {
-            name: &header.name,
+            name: header.name_text(),
             value: header.value.as_deref().unwrap_or_default(),
         })
         .collect()

@@ -9,6 +9,7 @@
 
 mod node;
 mod produce;
+mod raw;
 mod view;
 
 use std::collections::BTreeMap;

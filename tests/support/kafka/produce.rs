@@ -2,10 +2,9 @@
 
 use bytes::Bytes;
 use halley::message::{Audience, Origin, Record, encode};
-use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::FutureRecord;
 
-use super::{ANSWER, Kafka};
+use super::{ANSWER, Kafka, raw};
 
 impl Kafka {
     /// Produces a message as `logic` does and waits until the broker has it. Returns the id
@@ -70,11 +69,22 @@ impl Kafka {
         headers: &[(&str, &str)],
         timestamp_ms: Option<i64>,
     ) -> String {
-        let mut all = OwnedHeaders::new();
-        for (name, value) in headers {
-            all = all.insert(Header { key: name, value: Some(*value) });
-        }
-        let record = FutureRecord { headers: Some(all), ..FutureRecord::<str, [u8]>::to(topic) };
+        let headers: Vec<_> =
+            headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        self.produce_raw(topic, key, value, &headers, timestamp_ms).await
+    }
+
+    /// The same with headers whose names need not be UTF-8.
+    pub async fn produce_raw(
+        &self,
+        topic: &str,
+        key: Option<&str>,
+        value: Option<&[u8]>,
+        headers: &[(&[u8], &[u8])],
+        timestamp_ms: Option<i64>,
+    ) -> String {
+        let headers = Some(raw::headers(headers));
+        let record = FutureRecord { headers, ..FutureRecord::<str, [u8]>::to(topic) };
         let record = FutureRecord { key, payload: value, timestamp: timestamp_ms, ..record };
         let sent = self.producer.send(record, ANSWER).await;
         let at = sent.unwrap_or_else(|(e, _)| panic!("topic {topic} does not take the record: {e}"));

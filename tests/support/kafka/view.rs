@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use halley::message::{Origin, Record};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::message::{Header, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::{ANSWER, client};
+use super::{ANSWER, client, raw};
 use crate::support::{eventually, unique};
 
 /// A record as it was read back.
@@ -19,7 +19,8 @@ pub struct Read {
     pub offset: i64,
     pub key: Option<Bytes>,
     pub value: Option<Bytes>,
-    pub headers: Vec<(String, Option<Bytes>)>,
+    /// Names need not be UTF-8.
+    pub headers: Vec<(Bytes, Option<Bytes>)>,
     /// Milliseconds since 1970.
     pub timestamp_ms: Option<i64>,
 }
@@ -129,18 +130,13 @@ impl View {
     }
 }
 
-fn read(message: &impl Message) -> Read {
-    let headers = message.headers().map(|headers| {
-        let own =
-            |header: Header<'_, &[u8]>| (header.key.to_owned(), header.value.map(Bytes::copy_from_slice));
-        headers.iter().map(own).collect()
-    });
+fn read(message: &BorrowedMessage<'_>) -> Read {
     Read {
         partition: message.partition(),
         offset: message.offset(),
         key: message.key().map(Bytes::copy_from_slice),
         value: message.payload().map(Bytes::copy_from_slice),
-        headers: headers.unwrap_or_default(),
+        headers: raw::read(message),
         timestamp_ms: message.timestamp().to_millis(),
     }
 }

@@ -1,0 +1,122 @@
+//! The one place where a record is copied out of librdkafka's memory, and headers into it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rdkafka::message::{BorrowedMessage, Message as _, OwnedHeaders};
+
+use crate::kafka::native::{self, Headers};
+use crate::message::{Header, Origin, RawHeader, RawRecord, Record, RecordLimits, VALUE_LEFT_OUT};
+use crate::panics;
+
+/// Copies a record out of librdkafka's memory. Whatever it is, this does not panic: what cannot
+/// be read is a record that lacks it.
+pub(crate) fn copy(message: &BorrowedMessage<'_>, limits: &RecordLimits) -> Record {
+    let copied = catch_unwind(AssertUnwindSafe(|| raw(message).copy(limits)));
+    copied.unwrap_or_else(|panic| {
+        let why = format!("cannot be read, which is a bug of the gateway: {}", panics::text(&*panic));
+        Record {
+            origin: origin(message),
+            timestamp_ms: None,
+            key: None,
+            value: None,
+            headers: vec![Header::new(VALUE_LEFT_OUT, why)],
+        }
+    })
+}
+
+fn origin(message: &BorrowedMessage<'_>) -> Origin {
+    Origin { topic: message.topic().into(), partition: message.partition(), offset: message.offset() }
+}
+
+fn raw<'a>(
+    message: &'a BorrowedMessage<'_>,
+) -> RawRecord<'a, impl Iterator<Item = RawHeader<'a>> + Clone + use<'a>> {
+    let headers = match Headers::of(message) {
+        Ok(headers) => Ok(headers.into_iter().flat_map(Headers::into_iter)),
+        Err(native::Unreadable) => Err("they cannot be read: malformed, or more than 100,000"),
+    };
+    RawRecord {
+        origin: origin(message),
+        timestamp_ms: message.timestamp().to_millis(),
+        key: message.key(),
+        value: message.payload(),
+        headers,
+    }
+}
+
+/// Headers as librdkafka takes them.
+pub(super) fn to_native(headers: &[Header]) -> OwnedHeaders {
+    let mut all = OwnedHeaders::new_with_capacity(headers.len());
+    for header in headers {
+        native::add(&mut all, &header.name, header.value.as_deref());
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use bytes::Bytes;
+    use rdkafka::consumer::{BaseConsumer, Consumer as _};
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+    use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+    use super::*;
+
+    fn header(name: &'static [u8], value: Option<&'static [u8]>) -> Header {
+        Header { name: Bytes::from_static(name), value: value.map(Bytes::from_static) }
+    }
+
+    /// What is read of a record with these headers.
+    fn through_kafka(headers: &[Header]) -> Record {
+        let cluster = MockCluster::new(1).expect("a mock cluster");
+        cluster.create_topic("t", 1, 1).expect("a topic");
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "g");
+        let producer: BaseProducer = client.create().expect("a producer");
+        let record = BaseRecord::to("t").key("key").payload("value").headers(to_native(headers));
+        producer.send(record).map_err(|(error, _)| error).expect("queued");
+        producer.flush(Duration::from_secs(10)).expect("written");
+        let consumer: BaseConsumer = client.create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset("t", 0, Offset::Beginning).expect("an offset");
+        consumer.assign(&list).expect("assigned");
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            assert!(Instant::now() < until, "no record");
+            if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+                return copy(&message, &RecordLimits::NONE);
+            }
+        }
+    }
+
+    #[test]
+    fn header_names_of_any_bytes_are_read_and_written() {
+        let headers = [
+            header(b"\xc6\xb5\xb5\xc0", Some(b"1")),
+            header(b"", Some(b"")),
+            header(b"no value", None),
+            header(b"trace", Some(b"\x00\xff")),
+            header(b"trace", Some(b"again")),
+        ];
+        let record = through_kafka(&headers);
+        assert_eq!(record.headers, headers);
+        assert_eq!(
+            (record.key.as_deref(), record.value.as_deref()),
+            (Some(&b"key"[..]), Some(&b"value"[..]))
+        );
+        assert!(through_kafka(&[]).headers.is_empty());
+        // librdkafka hands names out as C strings.
+        assert_eq!(through_kafka(&[header(b"a\x00b", None)]).headers, [header(b"a", None)]);
+    }
+
+    #[test]
+    fn more_headers_than_librdkafka_reads_are_named() {
+        let many = vec![header(b"", None); 100_001];
+        let record = through_kafka(&many);
+        let [note, id] = &record.headers[..] else { panic!("{} headers", record.headers.len()) };
+        assert_eq!((&*note.name, &*id.name), (&b"halley-message-id"[..], &b"halley-headers-left-out"[..]));
+    }
+}

@@ -1,0 +1,249 @@
+//! Copying a record out of its reader's memory: what is too large is left out before it is
+//! copied, and named.
+//!
+//! A record that lacks something is no message. It becomes a dead letter ([`DecodeError::LeftOut`]),
+//! whose headers say how large what is missing was, and its SHA-256. It carries its id, which can
+//! no longer be computed from what is left.
+//!
+//! [`DecodeError::LeftOut`]: super::DecodeError::LeftOut
+
+use std::fmt::Write as _;
+
+use bytes::{Bytes, BytesMut};
+use sha2::{Digest as _, Sha256};
+
+use super::record::{fingerprint, id_of, is_message_id};
+use super::{Header, MESSAGE_ID, Origin, Record};
+
+/// The value was too large, and is not here: how large it was, its SHA-256, and why.
+pub const VALUE_LEFT_OUT: &str = "halley-value-left-out";
+/// The same of the key.
+pub const KEY_LEFT_OUT: &str = "halley-key-left-out";
+/// The same of the headers that are not the gateway's own.
+pub const HEADERS_LEFT_OUT: &str = "halley-headers-left-out";
+
+/// What all headers of the gateway's own begin with.
+const OURS: &[u8] = b"halley-";
+
+/// How much of a record is copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordLimits {
+    /// Bytes of key and value together.
+    pub bytes: usize,
+    /// Headers.
+    pub headers: usize,
+    /// Bytes of their names and values.
+    pub header_bytes: usize,
+}
+
+impl RecordLimits {
+    /// Everything is copied.
+    pub const NONE: Self = Self { bytes: usize::MAX, headers: usize::MAX, header_bytes: usize::MAX };
+}
+
+/// A header's name and value, as they stand in the reader's memory.
+pub type RawHeader<'a> = (&'a [u8], Option<&'a [u8]>);
+
+/// A record in its reader's memory.
+#[derive(Clone, Debug)]
+pub struct RawRecord<'a, H> {
+    /// Where it stands.
+    pub origin: Origin,
+    /// Milliseconds since 1970-01-01 UTC, when the record has a timestamp.
+    pub timestamp_ms: Option<i64>,
+    /// The key.
+    pub key: Option<&'a [u8]>,
+    /// The value.
+    pub value: Option<&'a [u8]>,
+    /// The headers in order, or why they cannot be read.
+    pub headers: Result<H, &'static str>,
+}
+
+impl<'a, H: Iterator<Item = RawHeader<'a>> + Clone> RawRecord<'a, H> {
+    /// Copies what is within the limits; what is not is left out and named in a header.
+    pub fn copy(self, limits: &RecordLimits) -> Record {
+        let (mut key, mut value) = (self.key, self.value);
+        let mut notes = Vec::new();
+        let length = |bytes: Option<&[u8]>| bytes.map_or(0, <[u8]>::len);
+        if length(key).saturating_add(length(value)) > limits.bytes {
+            let why = format!("larger than `[delivery] max_record` ({} bytes)", limits.bytes);
+            if let Some(value) = value.take() {
+                notes.push(Header::new(VALUE_LEFT_OUT, note(value, &why)));
+            }
+            if let Some(key) = key.take_if(|key| key.len() > limits.bytes) {
+                notes.push(Header::new(KEY_LEFT_OUT, note(key, &why)));
+            }
+        }
+        let mut headers = match self.headers {
+            Ok(theirs) => match too_many(theirs.clone(), limits) {
+                None => copy_headers(theirs),
+                Some(why) => {
+                    notes.push(Header::new(HEADERS_LEFT_OUT, note_headers(theirs.clone(), &why)));
+                    copy_headers(ours_within(theirs, *limits))
+                }
+            },
+            Err(why) => {
+                notes.push(Header::new(HEADERS_LEFT_OUT, why));
+                Vec::new()
+            }
+        };
+        if !notes.is_empty() {
+            let carried = |header: &Header| {
+                header.name == MESSAGE_ID && header.value.as_deref().is_some_and(|id| is_message_id(id))
+            };
+            if !headers.iter().any(carried) {
+                let id = id_of(&self.origin, fingerprint(self.timestamp_ms, self.key, self.value));
+                headers.push(Header::new(MESSAGE_ID, id.to_string()));
+            }
+            headers.append(&mut notes);
+        }
+        Record {
+            origin: self.origin,
+            timestamp_ms: self.timestamp_ms,
+            key: key.map(Bytes::copy_from_slice),
+            value: value.map(Bytes::copy_from_slice),
+            headers,
+        }
+    }
+}
+
+/// What is said of something that is left out.
+pub fn note(content: &[u8], why: &str) -> String {
+    noted(content.len(), Sha256::digest(content).as_slice(), why)
+}
+
+fn noted(size: usize, digest: &[u8], why: &str) -> String {
+    let mut note = format!("{size} bytes, sha256 ");
+    for byte in digest {
+        write!(note, "{byte:02x}").expect("writing to a string does not fail");
+    }
+    note.push_str(": ");
+    note.push_str(why);
+    note
+}
+
+/// Names and values, each with a zero byte behind it.
+fn note_headers<'a>(headers: impl Iterator<Item = RawHeader<'a>>, why: &str) -> String {
+    let (mut count, mut size, mut digest) = (0, 0, Sha256::new());
+    for (name, value) in headers {
+        count += 1;
+        for part in [name, value.unwrap_or_default()] {
+            size += part.len() + 1;
+            digest.update(part);
+            digest.update([0]);
+        }
+    }
+    format!("{count} headers, {}", noted(size, digest.finalize().as_slice(), why))
+}
+
+fn too_many<'a>(headers: impl Iterator<Item = RawHeader<'a>>, limits: &RecordLimits) -> Option<String> {
+    let (mut count, mut size) = (0_usize, 0_usize);
+    for header in headers {
+        count += 1;
+        size = size.saturating_add(weight(&header));
+    }
+    if count > limits.headers {
+        return Some(format!("more than `[delivery] max_headers` ({})", limits.headers));
+    }
+    (size > limits.header_bytes)
+        .then(|| format!("larger than `[delivery] max_header_bytes` ({} bytes)", limits.header_bytes))
+}
+
+fn weight((name, value): &RawHeader<'_>) -> usize {
+    name.len() + value.map_or(0, <[u8]>::len)
+}
+
+/// The gateway's own headers, as many as fit: they make a redriven record recognisable.
+fn ours_within<'a, H: Iterator<Item = RawHeader<'a>> + Clone>(
+    headers: H,
+    limits: RecordLimits,
+) -> impl Iterator<Item = RawHeader<'a>> + Clone {
+    let ours = headers.filter(|(name, _)| name.starts_with(OURS));
+    ours.take(limits.headers).scan(0_usize, move |size, header| {
+        *size = size.saturating_add(weight(&header));
+        (*size <= limits.header_bytes).then_some(header)
+    })
+}
+
+/// All names and values share one allocation.
+fn copy_headers<'a>(headers: impl Iterator<Item = RawHeader<'a>> + Clone) -> Vec<Header> {
+    let (count, bytes) = headers.clone().fold((0, 0), |(count, bytes), h| (count + 1, bytes + weight(&h)));
+    let mut joined = BytesMut::with_capacity(bytes);
+    for (name, value) in headers.clone() {
+        joined.extend_from_slice(name);
+        joined.extend_from_slice(value.unwrap_or_default());
+    }
+    let mut joined = joined.freeze();
+    let mut copied = Vec::with_capacity(count);
+    copied.extend(headers.map(|(name, value)| Header {
+        name: joined.split_to(name.len()),
+        value: value.map(|value| joined.split_to(value.len())),
+    }));
+    copied
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::message::{DecodeError, Message};
+
+    const LIMITS: RecordLimits = RecordLimits { bytes: 10, headers: 2, header_bytes: 40 };
+
+    fn copy(key: &[u8], value: &[u8], headers: &[RawHeader<'_>], limits: &RecordLimits) -> Record {
+        let origin = Origin { topic: "push".into(), partition: 3, offset: 42 };
+        let headers = Ok(headers.iter().copied());
+        RawRecord { origin, timestamp_ms: Some(7), key: Some(key), value: Some(value), headers }.copy(limits)
+    }
+
+    fn text(record: &Record, name: &str) -> String {
+        record.header(name).map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default()
+    }
+
+    #[test]
+    fn what_is_within_the_limits_is_copied_as_it_is() {
+        let headers: [RawHeader<'_>; 2] = [(b"\xc6\xb5", None), (b"", Some(b""))];
+        let record = copy(b"key", b"7 bytes", &headers, &LIMITS);
+        assert_eq!(
+            (record.key.as_deref(), record.value.as_deref()),
+            (Some(&b"key"[..]), Some(&b"7 bytes"[..]))
+        );
+        let own = |name: &'static [u8], value| Header { name: name.into(), value };
+        assert_eq!(record.headers, [own(b"\xc6\xb5", None), own(b"", Some(Bytes::new()))]);
+    }
+
+    #[test]
+    fn what_is_too_large_is_left_out_and_named_and_the_id_is_kept() {
+        let whole = copy(b"key", b"eight by", &[], &RecordLimits::NONE);
+        let record = copy(b"key", b"eight by", &[], &LIMITS);
+        assert_eq!((record.key.as_deref(), record.value.as_deref()), (Some(&b"key"[..]), None));
+        assert_eq!(record.message_id(), whole.message_id());
+        let said = text(&record, VALUE_LEFT_OUT);
+        assert!(
+            said.starts_with("8 bytes, sha256 ") && said.ends_with("`[delivery] max_record` (10 bytes)"),
+            "{said}"
+        );
+        let refused = Message::decode(Arc::new(record));
+        assert!(matches!(&refused, Err(DecodeError::LeftOut(why)) if why.contains(&said)), "{refused:?}");
+
+        let record = copy(b"eleven bytes", b"", &[], &LIMITS);
+        assert_eq!((record.key, record.value), (None, None));
+    }
+
+    #[test]
+    fn too_many_headers_are_left_out_but_for_our_own() {
+        let id = "push/0/7/0a1b";
+        let headers: [RawHeader<'_>; 3] =
+            [(b"a", Some(b"1")), (b"b", None), (MESSAGE_ID.as_bytes(), Some(id.as_bytes()))];
+        let record = copy(b"", b"", &headers, &LIMITS);
+        assert_eq!(record.message_id().as_str(), id);
+        assert!(text(&record, HEADERS_LEFT_OUT).starts_with("3 headers, 39 bytes, sha256 "), "{record:?}");
+        assert_eq!(record.headers.len(), 2);
+
+        let long = [b'x'; 41];
+        let record = copy(b"", b"", &[(b"halley-trace", Some(&long))], &LIMITS);
+        assert_eq!(record.headers.len(), 2, "the note and the id: {record:?}");
+        assert!(text(&record, HEADERS_LEFT_OUT).contains("max_header_bytes"));
+    }
+}
