@@ -3,10 +3,19 @@
 //! A worker or a journey that vanished would hold up its partition for ever while everything
 //! looks healthy. Ended at once, the process is started anew by whoever watches it, and what
 //! was in flight is delivered again.
+//!
+//! The end depends on nothing that may have failed: the log hears of it when it can.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
+
+use crate::telemetry;
+
+/// How long the log may take for the last lines of a process that ends.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Runs a future whose panic ends the process.
 pub async fn fatal<F: Future>(part: &'static str, future: F) -> F::Output {
@@ -21,12 +30,43 @@ pub fn fatal_call<T>(part: &'static str, call: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| abort(part))
 }
 
-fn abort(part: &'static str) -> ! {
-    tracing::error!(
-        part,
-        "a part of the gateway panicked, which is a bug; the process ends, and what was in flight will be delivered again"
-    );
+/// Ends the process: this part is gone, and others would wait for it for ever.
+pub fn abort(part: &'static str) -> ! {
+    let tell = || {
+        tracing::error!(
+            part,
+            "a part of the gateway panicked, which is a bug; the process ends, and what was in flight will be delivered again"
+        );
+    };
+    // The log may be what panicked.
+    let _ = catch_unwind(tell);
+    let _ = catch_unwind(|| telemetry::flush(LAST_WORDS));
     std::process::abort()
+}
+
+/// What a panic was about, as its caller wrote it.
+pub fn text(payload: &(dyn std::any::Any + Send)) -> &str {
+    let text = payload.downcast_ref::<&str>().copied();
+    text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
+}
+
+/// Has panics told through the log. The standard library's own hook writes to standard error,
+/// which blocks where nobody reads it.
+pub fn log_them() {
+    std::panic::set_hook(Box::new(|panic| telemetry::last_words(&described(panic))));
+}
+
+fn described(panic: &PanicHookInfo<'_>) -> String {
+    let thread = std::thread::current();
+    let name = thread.name().unwrap_or("without a name");
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    let told = panic.payload_as_str().unwrap_or("no reason given");
+    let mut text = format!("thread `{name}` panicked at {place}: {told}");
+    let backtrace = Backtrace::capture();
+    if backtrace.status() == BacktraceStatus::Captured {
+        text.push_str(&format!("\n{backtrace}"));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -63,6 +103,28 @@ mod tests {
         let task = runtime.spawn(super::fatal("a test", async { panic!("on purpose") }));
         // Unsupervised, the panic would stop at the task.
         drop(runtime.block_on(task));
+    }
+
+    /// A log that panics, as `eprintln!` does on a full disk.
+    struct Broken;
+
+    impl std::io::Write for Broken {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            panic!("the log is broken")
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_log_that_panics_does_not_keep_the_process_alive() {
+        if !is_child() {
+            return assert_aborted(&child("a_log_that_panics_does_not_keep_the_process_alive"));
+        }
+        tracing_subscriber::fmt().with_writer(|| Broken).init();
+        super::fatal_call("a test", || panic!("on purpose"));
     }
 
     #[test]

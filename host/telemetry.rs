@@ -1,12 +1,20 @@
 //! Logs, and what the modules' metrics share.
+//!
+//! Nothing of the process's work waits for its log, or fails with it: see [`sink`].
 
-use std::io::IsTerminal as _;
+mod sink;
+
+use std::io::{IsTerminal as _, Write as _};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
+
+use sink::Sink;
 
 /// `[log]`: what is written to standard error.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -62,21 +70,66 @@ impl Config {
     }
 }
 
+/// The process's log, once it is started.
+static LOG: OnceLock<(Sink, Format)> = OnceLock::new();
+
 /// Starts logging to standard error. Later calls change nothing.
 ///
 /// # Errors
-/// When the level is none.
+/// When the level is none, or the system gives no thread.
 pub fn init(config: &Config) -> anyhow::Result<()> {
     let filter = config.filter().with_context(|| format!("log level `{}`", config.level))?;
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr);
+    let format = config.format;
+    let gap = move |lines| line(format, &format!("{lines} log lines could not be written and were dropped"));
+    let sink = Sink::start(std::io::stderr(), gap).context("cannot start the thread that writes the log")?;
+    let (sink, _) = LOG.get_or_init(|| (sink, format));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(sink.clone())
+        // It would print them with `eprintln!`, which panics where standard error fails.
+        .log_internal_errors(false);
     // An error means that a subscriber is set already, as in tests.
-    drop(match config.format {
+    drop(match format {
         Format::Text => builder.with_target(false).try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),
     });
     Ok(())
+}
+
+/// Registers what is counted of the log.
+pub fn register(registry: &mut Registry) {
+    registry.register("halley_log_lines_dropped", "Log lines that could not be written", sink::dropped());
+}
+
+/// Logs an error past tracing, which may be what has failed. Never fails, and never waits once
+/// the log is started.
+pub(crate) fn last_words(text: &str) {
+    match LOG.get() {
+        Some((sink, format)) => sink.put(&line(*format, text)),
+        None => drop(std::io::stderr().write_all(&line(Format::Text, text))),
+    }
+}
+
+/// Waits until the log is written, at most for this long: before the process ends.
+pub(crate) fn flush(at_most: Duration) {
+    if let Some((sink, _)) = LOG.get() {
+        sink.flush(at_most);
+    }
+}
+
+/// A line as tracing would have written it.
+fn line(format: Format, text: &str) -> Vec<u8> {
+    let now = humantime::format_rfc3339_micros(SystemTime::now());
+    let line = match format {
+        Format::Text => format!("{now} ERROR {text}\n"),
+        Format::Json => {
+            let line = serde_json::json!({ "timestamp": now.to_string(), "level": "ERROR", "message": text });
+            format!("{line}\n")
+        }
+    };
+    line.into_bytes()
 }
 
 /// A histogram of latencies in seconds: 50 microseconds to about 13 seconds, doubling.

@@ -6,13 +6,16 @@ mod demo;
 mod draft;
 mod explain;
 mod fleet;
+mod open_files;
 mod plugin;
 mod replay;
 mod run;
 mod time;
 
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 
@@ -78,10 +81,15 @@ impl Cli {
             Command::Replay(args) => replay::run(args),
             Command::DeadLetter(args) => dead_letter::run(args),
         };
-        let code = done.unwrap_or_else(|error| {
+        let mut code = done.unwrap_or_else(|error| {
             fail(&format!("{error:#}"));
             FAILURE
         });
+        printed(std::io::stdout().flush());
+        if let Some(why) = UNPRINTED.get() {
+            fail(&format!("cannot write to standard output: {why}"));
+            code = code.max(FAILURE);
+        }
         ExitCode::from(code)
     }
 }
@@ -95,16 +103,26 @@ fn plugin_of<'a>(file: &Path, mut known: impl Iterator<Item = &'a str> + Clone) 
     if !is_known && known.any(|name| name == dashed) { dashed } else { stem }
 }
 
-/// Prints to standard output, which is what a command's answer is for. A closed pipe
-/// (`halley explain | head`) is no error.
+/// Why standard output did not take everything: the first reason.
+static UNPRINTED: OnceLock<String> = OnceLock::new();
+
+/// Prints to standard output, which is what a command's answer is for. A command whose answer
+/// could not be written finishes what it does, and then fails.
 fn print(text: &str) {
-    use std::io::Write as _;
-    drop(writeln!(std::io::stdout(), "{text}"));
+    printed(writeln!(std::io::stdout(), "{text}"));
+}
+
+/// A closed pipe (`halley explain | head`) is no error: the reader has had enough.
+fn printed(result: std::io::Result<()>) {
+    if let Err(error) = result
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        let _ = UNPRINTED.set(error.to_string());
+    }
 }
 
 /// Prints an error to standard error.
 fn fail(text: &str) {
-    use std::io::Write as _;
     drop(writeln!(std::io::stderr(), "halley: {text}"));
 }
 

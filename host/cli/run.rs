@@ -1,16 +1,24 @@
 //! `halley run`: the daemon.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
-use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, runtime};
+use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, open_files, runtime};
 use crate::config::Config;
 use crate::consumer::Stopped;
 use crate::gateway::Gateway;
 use crate::policy::Sources;
-use crate::telemetry;
+use crate::{panics, telemetry};
+
+/// Signals that come this soon after the first mean the same: some supervisors send two.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+/// How long the log may take for its last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Arguments of `halley run`.
 #[derive(Debug, clap::Args)]
@@ -40,7 +48,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     config.log.level = args.log_level.unwrap_or(config.log.level);
     config.log.format = args.log_format.unwrap_or(config.log.format);
     telemetry::init(&config.log)?;
-    runtime()?.block_on(serve(config, sources, args.config))
+    panics::log_them();
+    open_files::raise_limit();
+    let code = runtime()?.block_on(serve(config, sources, args.config));
+    telemetry::flush(LAST_LINES);
+    code
 }
 
 async fn serve(config: Config, sources: Sources, file: ConfigArgs) -> anyhow::Result<u8> {
@@ -60,10 +72,12 @@ async fn serve(config: Config, sources: Sources, file: ConfigArgs) -> anyhow::Re
         () = signals.next() => {}
         () = gateway.until_shut_out() => {}
     }
+    let since = Instant::now();
     let stopped = tokio::select! {
         stopped = gateway.stop(config.delivery.shutdown_grace) => stopped,
-        () = signals.next() => {
+        () = signals.next_after(since + SAME_SIGNAL) => {
             warn!("second signal: exiting at once; what is in flight will be delivered again");
+            telemetry::flush(LAST_LINES);
             std::process::exit(i32::from(FAILURE));
         }
     };
@@ -81,6 +95,17 @@ struct Signals {
 impl Signals {
     fn new() -> std::io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next one that comes at or after this time.
+    async fn next_after(&mut self, time: Instant) {
+        loop {
+            self.next().await;
+            if Instant::now() >= time {
+                return;
+            }
+            info!("a signal so soon after the first means the same; going on with the stop");
+        }
     }
 
     async fn next(&mut self) {

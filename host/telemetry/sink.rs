@@ -1,0 +1,210 @@
+//! Where log lines go: through a bounded queue to a thread that writes them to standard error.
+//!
+//! The log is a side channel: whatever becomes of it, records go on. A full disk and a reader
+//! that is gone fail each write; a reader that stands still fails none and blocks it, for ever.
+//! So nobody but this thread writes, and what finds no place is dropped and counted.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
+
+use prometheus_client::metrics::counter::Counter;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that wait for the thread.
+const QUEUE: usize = 8 * 1024;
+/// Bytes of them.
+const QUEUE_BYTES: usize = 8 * 1024 * 1024;
+/// How often a full queue is asked again while flushing.
+const FLUSH_STEP: Duration = Duration::from_millis(10);
+
+/// Lines that were dropped, over all sinks of the process: there is one standard error.
+static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
+
+/// Takes lines for a thread that writes them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Sink {
+    queue: SyncSender<Item>,
+    bytes: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+enum Item {
+    Line(Vec<u8>),
+    /// Everything before it was written: say so.
+    Flush(SyncSender<()>),
+}
+
+impl Sink {
+    /// Starts the thread. It ends with the process, or once every clone is dropped.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub(super) fn start(
+        out: impl Write + Send + 'static,
+        gap: impl Fn(u64) -> Vec<u8> + Send + 'static,
+    ) -> std::io::Result<Self> {
+        let (queue, items) = sync_channel(QUEUE);
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let writer = Writer { out, gap, bytes: Arc::clone(&bytes), told: 0 };
+        std::thread::Builder::new().name("log".into()).spawn(move || writer.run(&items))?;
+        Ok(Self { queue, bytes })
+    }
+
+    /// Never waits and never fails.
+    pub(super) fn put(&self, line: &[u8]) {
+        let waiting = self.bytes.fetch_add(line.len(), Ordering::Relaxed);
+        if waiting < QUEUE_BYTES && self.queue.try_send(Item::Line(line.to_vec())).is_ok() {
+            return;
+        }
+        self.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+        DROPPED.inc();
+    }
+
+    /// Waits until what was put before is written, or this time is over.
+    pub(super) fn flush(&self, at_most: Duration) {
+        let deadline = Instant::now() + at_most;
+        let (done, written) = sync_channel(1);
+        while self.queue.try_send(Item::Flush(done.clone())).is_err() {
+            if Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(FLUSH_STEP);
+        }
+        let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// The thread's side.
+struct Writer<W, G> {
+    out: W,
+    /// The line that tells how many were dropped.
+    gap: G,
+    bytes: Arc<AtomicUsize>,
+    /// How many dropped lines the log has been told of.
+    told: u64,
+}
+
+impl<W: Write, G: Fn(u64) -> Vec<u8>> Writer<W, G> {
+    fn run(mut self, items: &Receiver<Item>) {
+        for item in items {
+            match item {
+                Item::Line(line) => {
+                    self.bytes.fetch_sub(line.len(), Ordering::Relaxed);
+                    self.write(&line);
+                }
+                Item::Flush(done) => drop(done.try_send(())),
+            }
+        }
+    }
+
+    fn write(&mut self, line: &[u8]) {
+        if self.out.write_all(line).and_then(|()| self.out.flush()).is_err() {
+            DROPPED.inc();
+            return;
+        }
+        let dropped = DROPPED.get();
+        if dropped > self.told && self.out.write_all(&(self.gap)(dropped - self.told)).is_ok() {
+            self.told = dropped;
+        }
+    }
+}
+
+/// How many lines were dropped.
+pub(super) fn dropped() -> Counter {
+    DROPPED.clone()
+}
+
+impl<'a> MakeWriter<'a> for Sink {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line(self)
+    }
+}
+
+/// Takes one formatted line: tracing's `fmt` layer writes each with one call.
+pub(super) struct Line<'a>(&'a Sink);
+
+impl Write for Line<'_> {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.put(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+
+    use super::*;
+
+    /// Fails, waits or passes on what is written, as the test wants it.
+    struct Out {
+        full: Arc<std::sync::atomic::AtomicBool>,
+        written: Sender<Vec<u8>>,
+        /// Each write waits for one of these; `None` waits for nothing.
+        turns: Option<Receiver<()>>,
+    }
+
+    impl Write for Out {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            if let Some(turns) = &self.turns {
+                let _ = turns.recv();
+            }
+            if self.full.load(Ordering::Relaxed) {
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            let _ = self.written.send(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn gap(_: u64) -> Vec<u8> {
+        b"some were dropped".to_vec()
+    }
+
+    #[test]
+    fn a_full_disk_drops_lines_counts_them_and_is_told_afterwards() {
+        let full = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let (sender, written) = channel();
+        let out = Out { full: Arc::clone(&full), written: sender, turns: None };
+        let sink = Sink::start(out, gap).expect("a thread");
+        let before = dropped().get();
+        sink.put(b"lost");
+        sink.flush(Duration::from_secs(10));
+        assert!(dropped().get() > before);
+        full.store(false, Ordering::Relaxed);
+        sink.put(b"kept");
+        assert_eq!(written.recv().expect("written"), b"kept");
+        assert_eq!(written.recv().expect("written"), b"some were dropped");
+    }
+
+    #[test]
+    fn a_reader_that_stands_still_holds_up_nobody() {
+        let (turns, waiting) = channel();
+        let (sender, written) = channel();
+        let out = Out { full: Arc::default(), written: sender, turns: Some(waiting) };
+        let sink = Sink::start(out, gap).expect("a thread");
+        let before = dropped().get();
+        for _ in 0..QUEUE + 10 {
+            sink.put(b"line");
+        }
+        let large = vec![b'x'; QUEUE_BYTES];
+        sink.put(&large);
+        assert!(dropped().get() > before + 8, "the queue is bounded");
+        sink.flush(Duration::from_millis(20));
+        drop(turns);
+        assert_eq!(written.recv().expect("goes on"), b"line");
+    }
+}
