@@ -35,7 +35,8 @@
 //!
 //! - [`message`], [`membership`], [`decision`], [`offsets`]: plain data and pure rules. They
 //!   know nobody above them.
-//! - [`kafka`], [`redis_client`]: what the clients of each share.
+//! - [`kafka`], [`redis_client`]: what the clients of each share. [`memory_guard`]: whether the process has
+//!   room for more.
 //! - [`consumer`], [`policy`], [`shared_state`], [`directory`], [`guard`], [`comets`],
 //!   [`offline`], [`dead_letter`]: neighbours. They know the plain data and not each other.
 //! - [`router`]: pure; from a resolved route to the calls of one message.
@@ -63,6 +64,7 @@ pub mod message;
 pub mod offsets;
 
 pub mod kafka;
+pub mod memory_guard;
 pub mod redis_client;
 
 pub mod comets;

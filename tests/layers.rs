@@ -18,7 +18,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("stalls", &[]),
     ("kafka", &["message"]),
     ("redis_client", &[]),
-    ("consumer", &["message", "offsets", "kafka"]),
+    ("memory_guard", &[]),
+    ("consumer", &["message", "offsets", "kafka", "memory_guard"]),
     ("policy", &["message", "membership", "decision"]),
     ("directory", &["message", "membership", "redis_client"]),
     ("guard", &["message", "redis_client"]),
@@ -43,6 +44,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "offline",
             "dead_letter",
             "router",
+            "memory_guard",
         ],
     ),
     (
@@ -51,6 +53,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "message",
             "decision",
             "kafka",
+            "memory_guard",
             "redis_client",
             "consumer",
             "policy",
@@ -91,7 +94,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
 
 /// Crates whose types stay in their room.
 const STAYS_IN: &[(&str, &[&str])] = &[
-    ("rdkafka", &["kafka", "consumer", "dead_letter", "offline"]),
+    ("rdkafka", &["kafka", "consumer", "dead_letter"]),
     ("redis", &["redis_client", "directory", "guard", "shared_state", "offline", "comets"]),
     ("wasmtime", &["policy"]),
     ("wasmtime_wasi", &["policy"]),

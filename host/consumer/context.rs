@@ -19,6 +19,7 @@ use crate::consumer::patience::Patience;
 use crate::consumer::{OnAssigned, add_offset};
 use crate::kafka::{self, Voice};
 use crate::stalls::Stalls;
+use crate::memory_guard::MemoryGuard;
 use crate::telemetry::Seldom;
 
 /// How often is told of a topic that is missing, and of commits that are refused.
@@ -44,13 +45,14 @@ pub(super) struct Context {
 impl Context {
     pub(super) fn new(
         total: Limit,
+        memory: MemoryGuard,
         drain_deadline: Duration,
         metrics: Metrics,
         stalls: Stalls,
         health: Health,
         on_assigned: OnAssigned,
     ) -> Self {
-        let partitions = Partitions::new(total, metrics.clone());
+        let partitions = Partitions::new(total, memory, metrics.clone());
         Self {
             partitions: Mutex::new(partitions),
             drain_deadline,

@@ -29,15 +29,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::{BorrowedMessage, Headers as _, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use crate::kafka;
-use crate::message::{Header, Origin, Record};
+use crate::memory_guard::{self, MemoryGuard};
+use crate::message::{Record, RecordLimits};
 use crate::panics;
 use crate::stalls::Stalls;
 
@@ -54,8 +53,12 @@ use partitions::Partitions;
 pub struct Limits {
     /// Records in flight over all partitions.
     pub records: usize,
-    /// Bytes of record content in flight over all partitions.
+    /// Bytes in flight over all partitions.
     pub bytes: usize,
+    /// How much of one record is read.
+    pub record: RecordLimits,
+    /// Near this much memory of the process nothing further is admitted.
+    pub memory: Option<u64>,
 }
 
 /// Receives the feed of each newly assigned partition, on the polling thread: it spawns the
@@ -68,6 +71,7 @@ pub struct Consumer {
     thread: Option<JoinHandle<()>>,
     finished: oneshot::Receiver<Stopped>,
     health: Health,
+    memory: memory_guard::Report,
 }
 
 /// What the thread and its owner share.
@@ -105,9 +109,12 @@ impl Consumer {
         on_assigned: OnAssigned,
     ) -> anyhow::Result<Self> {
         let health = Health::default();
-        let limit = Limit { records: limits.records, bytes: limits.bytes };
+        let guard = MemoryGuard::new(limits.memory, metrics.memory.clone());
+        let memory = guard.report();
+        let limit = Limit { records: limits.records, bytes: in_flight_bytes(&limits) };
+        info!(max_in_flight_bytes = limit.bytes, memory_limit = limits.memory, "limits of what is in flight");
         let context =
-            Context::new(limit, drain_deadline(config), metrics, stalls, health.clone(), on_assigned);
+            Context::new(limit, guard, drain_deadline(config), metrics, stalls, health.clone(), on_assigned);
         let consumer: BaseConsumer<Context> = client_config(config).create_with_context(context)?;
         let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
@@ -115,17 +122,27 @@ impl Consumer {
 
         let shared = Arc::new(Shared::default());
         let (report, finished) = oneshot::channel();
-        let poller = Poller { consumer, shared: Arc::clone(&shared), store_every: config.commit_every / 2 };
+        let poller = Poller {
+            consumer,
+            shared: Arc::clone(&shared),
+            limits: limits.record,
+            store_every: config.commit_every / 2,
+        };
         let run = move || {
             let _nobody_waits = report.send(panics::fatal_call("the Kafka thread", || poller.run()));
         };
         let thread = std::thread::Builder::new().name("kafka-poll".into()).spawn(run)?;
-        Ok(Self { context: shared, thread: Some(thread), finished, health })
+        Ok(Self { context: shared, thread: Some(thread), finished, health, memory })
     }
 
     /// Whether Kafka is there and the group has taken this member.
     pub fn health(&self) -> Health {
         self.health.clone()
+    }
+
+    /// Whether memory is short.
+    pub fn memory(&self) -> memory_guard::Report {
+        self.memory.clone()
     }
 
     /// Stops fetching, lets the workers finish within `grace`, commits and leaves the group.
@@ -150,6 +167,13 @@ impl Drop for Consumer {
     fn drop(&mut self) {
         self.context.stopping.store(true, Ordering::Release);
     }
+}
+
+/// What is in flight gets half of the memory at most: the rest is the process itself, what Kafka's
+/// client has fetched ahead, and what the estimate of a record leaves out.
+fn in_flight_bytes(limits: &Limits) -> usize {
+    let half = limits.memory.map_or(usize::MAX, |limit| usize::try_from(limit / 2).unwrap_or(usize::MAX));
+    limits.bytes.min(half)
 }
 
 /// Revoked partitions are drained while the group waits: less than half of the session
@@ -192,6 +216,7 @@ fn client_config(config: &kafka::Config) -> rdkafka::ClientConfig {
 struct Poller {
     consumer: BaseConsumer<Context>,
     shared: Arc<Shared>,
+    limits: RecordLimits,
     store_every: Duration,
 }
 
@@ -208,7 +233,7 @@ impl Poller {
         while !self.shared.stopping.load(Ordering::Acquire) && !self.consumer.context().is_shut_out() {
             let paused = self.partitions().any_paused();
             match self.consumer.poll(if paused { PAUSED_POLL } else { IDLE_POLL }) {
-                Some(Ok(message)) => self.accept(record(&message)),
+                Some(Ok(message)) => self.accept(kafka::copy_record(&message, &self.limits)),
                 Some(Err(error)) => self.consumer.context().kafka_error(&error),
                 None => {}
             }
@@ -216,6 +241,10 @@ impl Poller {
             if now >= next_refill {
                 self.consumer.context().refill(&self.consumer);
                 next_refill = now + PAUSED_POLL;
+            }
+            if self.partitions().worker_is_gone() && !self.shared.stopping.load(Ordering::Acquire) {
+                // Its records would wait for ever, and nothing would show it.
+                panics::abort("a partition's worker");
             }
             if now >= next_store {
                 self.store();
@@ -276,29 +305,6 @@ impl Poller {
         self.partitions().clear();
         self.consumer.unsubscribe();
         if abandoned == 0 { Stopped::Drained } else { Stopped::Abandoned(abandoned) }
-    }
-}
-
-/// Copies a record out of librdkafka's memory.
-fn record(message: &BorrowedMessage<'_>) -> Record {
-    let copy = Bytes::copy_from_slice;
-    let headers = message.headers().map_or_else(Vec::new, |headers| {
-        let owned = |h: rdkafka::message::Header<'_, &[u8]>| Header {
-            name: h.key.to_owned(),
-            value: h.value.map(copy),
-        };
-        headers.iter().map(owned).collect()
-    });
-    Record {
-        origin: Origin {
-            topic: message.topic().into(),
-            partition: message.partition(),
-            offset: message.offset(),
-        },
-        timestamp_ms: message.timestamp().to_millis(),
-        key: message.key().map(copy),
-        value: message.payload().map(copy),
-        headers,
     }
 }
 

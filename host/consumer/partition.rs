@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use crate::message::Record;
@@ -50,6 +51,11 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
+    /// Nothing is admitted.
+    pub(crate) const NOTHING: Self = Self { records: 0, bytes: 0 };
+    /// What is admitted at a time while memory is short: one record, and others when they are small.
+    pub(crate) const LITTLE: Self = Self { records: 32, bytes: 64 * 1024 };
+
     /// The share of one of `partitions` partitions. Equal shares, so that a partition that
     /// stands still cannot use up what the others need.
     pub(crate) fn share(self, partitions: usize) -> Self {
@@ -86,6 +92,8 @@ pub(crate) struct Partition {
     /// Read from Kafka while the pipeline was full.
     waiting: VecDeque<Record>,
     paused: bool,
+    /// The worker has dropped its feed though nobody told it to.
+    gone: bool,
     stored: Option<i64>,
     closing: CancellationToken,
     abandon: CancellationToken,
@@ -120,6 +128,7 @@ impl Partition {
             records: Some(sender),
             waiting: VecDeque::new(),
             paused: false,
+            gone: false,
             stored: None,
             closing,
             abandon,
@@ -156,7 +165,11 @@ impl Partition {
         let Some(records) = &self.records else { return self.waiting.clear() };
         while !limit.is_reached(&self.offsets) {
             // The slot is reserved first: a ticket without a receiver would hold the watermark.
-            let Ok(slot) = records.try_reserve() else { return };
+            let slot = match records.try_reserve() {
+                Ok(slot) => slot,
+                Err(TrySendError::Full(())) => return,
+                Err(TrySendError::Closed(())) => return self.gone = !self.abandon.is_cancelled(),
+            };
             let Some(record) = self.waiting.pop_front() else { return };
             let ticket = self.offsets.admit(record.origin.offset, record.size());
             slot.send(Admitted { record: Arc::new(record), ticket });
@@ -171,6 +184,11 @@ impl Partition {
     /// Notes which offset librdkafka has stored for committing, if any.
     pub(crate) fn stored(&mut self, offset: Option<i64>) {
         self.stored = offset;
+    }
+
+    /// Whether the worker has ended by itself: a bug, and nobody works on the records any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone
     }
 
     pub(crate) fn is_paused(&self) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -12,6 +13,7 @@ use rdkafka::{Statistics, TopicPartitionList};
 
 use crate::consumer::add_offset;
 use crate::consumer::partition::{Feed, Flow, Limit, Partition};
+use crate::memory_guard::{self, MemoryGuard};
 use crate::message::Record;
 
 /// What the consumer counts.
@@ -23,6 +25,7 @@ pub struct Metrics {
     assigned: Gauge,
     paused: Gauge,
     pub(super) rebalances: Counter,
+    pub(super) memory: memory_guard::Metrics,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -46,6 +49,7 @@ impl Metrics {
             assigned: Gauge::default(),
             paused: Gauge::default(),
             rebalances: Counter::default(),
+            memory: memory_guard::Metrics::register(registry),
         };
         registry.register("halley_records_consumed", "Records read from Kafka", metrics.records.clone());
         registry.register(
@@ -80,12 +84,15 @@ pub(super) struct Partitions {
     closing: bool,
     /// Records that partitions which went elsewhere left without an outcome while closing.
     abandoned: usize,
+    memory: MemoryGuard,
+    /// Whose turn it is while memory is short.
+    turn: usize,
     metrics: Metrics,
 }
 
 impl Partitions {
-    pub(super) fn new(total: Limit, metrics: Metrics) -> Self {
-        Self { assigned: HashMap::new(), total, closing: false, abandoned: 0, metrics }
+    pub(super) fn new(total: Limit, memory: MemoryGuard, metrics: Metrics) -> Self {
+        Self { assigned: HashMap::new(), total, closing: false, abandoned: 0, memory, turn: 0, metrics }
     }
 
     /// A newly assigned partition; the feed is for its worker.
@@ -120,8 +127,14 @@ impl Partitions {
         self.clear();
     }
 
+    /// What one partition may have in flight now. While memory is short, one partition at a time
+    /// may have a little, and only once nothing else is in flight.
     fn limit(&self) -> Limit {
-        self.total.share(self.assigned.len())
+        if !self.memory.is_stopped() {
+            return self.total.share(self.assigned.len());
+        }
+        let idle = self.assigned.values().all(|partition| partition.unsettled().records == 0);
+        if idle { Limit::LITTLE } else { Limit::NOTHING }
     }
 
     pub(super) fn accept(&mut self, record: Record) -> Flow {
@@ -138,6 +151,10 @@ impl Partitions {
 
     /// Admits what waits; returns the partitions that may flow again.
     pub(super) fn refill(&mut self) -> Vec<Key> {
+        self.memory.look(Instant::now());
+        if self.memory.is_stopped() {
+            return self.refill_one();
+        }
         let limit = self.limit();
         let mut resumed = Vec::new();
         for (key, partition) in &mut self.assigned {
@@ -146,6 +163,25 @@ impl Partitions {
             }
         }
         resumed
+    }
+
+    /// The next partition that has something waiting, in turns.
+    fn refill_one(&mut self) -> Vec<Key> {
+        let limit = self.limit();
+        let mut paused: Vec<_> = self.assigned.iter_mut().filter(|(_, p)| p.is_paused()).collect();
+        if limit == Limit::NOTHING || paused.is_empty() {
+            return Vec::new();
+        }
+        self.turn = self.turn.wrapping_add(1);
+        let turn = self.turn % paused.len();
+        let (key, partition) = &mut paused[turn];
+        let resumes = partition.refill(limit) == Flow::Resume;
+        resumes.then(|| key.clone()).into_iter().collect()
+    }
+
+    /// Whether the worker of a partition has ended by itself.
+    pub(super) fn worker_is_gone(&self) -> bool {
+        self.assigned.values().any(Partition::is_gone)
     }
 
     pub(super) fn any_paused(&self) -> bool {
@@ -219,5 +255,77 @@ impl Partitions {
         let labels = PartitionLabels { topic: topic.to_string(), partition: *number };
         self.metrics.lag.remove(&labels);
         self.metrics.unsettled.remove(&labels);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::consumer::partition::Admitted;
+    use crate::message::Origin;
+
+    fn record(partition: i32, offset: i64) -> Record {
+        Record {
+            origin: Origin { topic: "push".into(), partition, offset },
+            timestamp_ms: None,
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        }
+    }
+
+    fn taken(feeds: &mut [Feed]) -> Vec<Admitted> {
+        feeds.iter_mut().filter_map(|feed| feed.records.try_recv().ok()).collect()
+    }
+
+    #[test]
+    fn while_memory_is_short_partitions_take_turns_and_none_stops_for_good() {
+        let metrics = Metrics::register(&mut Registry::default());
+        let memory = Arc::new(AtomicU64::new(100));
+        let measured = Arc::clone(&memory);
+        let measure = Box::new(move || Some(measured.load(Ordering::Relaxed)));
+        let guard = MemoryGuard::measuring(Some(100), metrics.memory.clone(), measure);
+        let mut partitions = Partitions::new(Limit { records: 100, bytes: 1 << 20 }, guard, metrics);
+        let mut feeds: Vec<_> = (0..3).map(|number| partitions.assign("push".into(), number)).collect();
+        assert!(partitions.refill().is_empty(), "it is measured");
+
+        let flows: Vec<_> = (0..3).map(|number| partitions.accept(record(number, 0))).collect();
+        assert_eq!(flows, [Flow::Unchanged, Flow::Pause, Flow::Pause], "the first finds nothing in flight");
+        let mut seen = Vec::new();
+        for _ in 0..3 {
+            partitions.refill();
+            partitions.refill();
+            let mut admitted = taken(&mut feeds);
+            assert_eq!(admitted.len(), 1, "one at a time: {seen:?}");
+            let Admitted { record, ticket } = admitted.remove(0);
+            seen.push(record.origin.partition);
+            ticket.settle();
+        }
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2]);
+
+        memory.store(10, Ordering::Relaxed);
+        partitions.memory.look(Instant::now() + std::time::Duration::from_secs(1));
+        assert!((0..3).all(|number| partitions.accept(record(number, 1)) == Flow::Unchanged));
+        assert_eq!(taken(&mut feeds).len(), 3);
+    }
+
+    #[test]
+    fn a_worker_that_ends_by_itself_is_noticed_and_a_full_one_is_not() {
+        let metrics = Metrics::register(&mut Registry::default());
+        let guard = MemoryGuard::new(None, metrics.memory.clone());
+        let mut partitions = Partitions::new(Limit { records: 1, bytes: 1 << 20 }, guard, metrics);
+        let feed = partitions.assign("push".into(), 0);
+        assert_eq!(partitions.accept(record(0, 0)), Flow::Unchanged);
+        assert_eq!(partitions.accept(record(0, 1)), Flow::Pause);
+        assert!(!partitions.worker_is_gone());
+        drop(feed);
+        let _feed = partitions.assign("push".into(), 1);
+        assert!(!partitions.worker_is_gone(), "nobody has asked it for anything");
+        drop(partitions.assign("push".into(), 2));
+        partitions.accept(record(2, 0));
+        assert!(partitions.worker_is_gone());
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::comets::CometStatus;
 use crate::consumer;
+use crate::memory_guard;
 use crate::message::RoomId;
 use crate::pipeline::Pipeline;
 use crate::policy::{self, Policies};
@@ -21,6 +22,7 @@ pub struct Handle {
     pub(super) registry: Arc<Registry>,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) kafka: consumer::Health,
+    pub(super) memory: memory_guard::Report,
     pub(super) directory: watch::Receiver<Option<String>>,
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) tasks: TaskTracker,
@@ -40,6 +42,7 @@ impl Handle {
             problems.push("stopping: finishing what is in flight".to_owned());
         }
         problems.extend(self.kafka.problem());
+        problems.extend(self.memory.problem());
         problems.extend(self.directory.borrow().clone());
         let stalls = self.stalls();
         problems.extend(stalls.iter().take(STALLS_NAMED).map(ToString::to_string));

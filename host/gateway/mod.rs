@@ -30,6 +30,7 @@ use crate::policy::{self, Policies};
 use crate::redis_client::{self, RedisClient};
 use crate::shared_state::{MemorySharedState, RedisSharedState, SharedState};
 use crate::stalls::Stalls;
+use crate::telemetry;
 
 mod handle;
 
@@ -145,6 +146,7 @@ impl Gateway {
         storage: Storage,
         mut registry: Registry,
     ) -> anyhow::Result<Self> {
+        telemetry::register(&mut registry);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         // The versions first: their lock says that the folder is ours.
         let versions = config.policies.versions()?;
@@ -158,6 +160,8 @@ impl Gateway {
         let limits = Limits {
             records: config.delivery.max_in_flight,
             bytes: usize::try_from(config.delivery.max_in_flight_bytes.as_u64()).unwrap_or(usize::MAX),
+            record: config.delivery.record_limits(),
+            memory: config.delivery.memory_limit.bytes(),
         };
         let spawn_worker = {
             let (tasks, pipeline) = (tasks.clone(), Arc::clone(&pipeline));
@@ -180,6 +184,7 @@ impl Gateway {
             registry: Arc::new(registry),
             pipeline,
             kafka: consumer.health(),
+            memory: consumer.memory(),
             directory,
             stopping: Arc::default(),
             tasks: tasks.clone(),
@@ -262,6 +267,7 @@ fn build_pipeline(
         dead_letters: DeadLetters::new(producer, config.kafka.dead_letter_topic.clone()),
         max_batch: config.delivery.max_batch,
         stalls,
+        max_keys: config.delivery.max_keys,
         metrics: pipeline::Metrics::register(registry),
     })
 }

@@ -37,6 +37,8 @@ use crate::consumer::Feed;
 use crate::dead_letter::DeadLetters;
 use crate::directory::CacheConfig;
 use crate::guard::Guards;
+use crate::memory_guard::MemoryLimit;
+use crate::message::RecordLimits;
 use crate::offline::{self, Inbox, Notifier};
 use crate::policy::Policies;
 use crate::shared_state::SharedState;
@@ -91,8 +93,22 @@ pub struct DeliveryConfig {
     /// Records in flight over all partitions, in equal shares. A partition that reaches its
     /// share pauses.
     pub max_in_flight: usize,
-    /// Bytes of record content in flight over all partitions, in equal shares.
+    /// Bytes in flight over all partitions, in equal shares: the records' content, and what is
+    /// made of their keys and headers.
     pub max_in_flight_bytes: ByteSize,
+    /// The most bytes of a record's key and value. A larger one is not read: it becomes a dead
+    /// letter without its value.
+    pub max_record: ByteSize,
+    /// The most keys of a PUSH. One with more becomes a dead letter.
+    pub max_keys: usize,
+    /// The most headers of a record. One with more becomes a dead letter without them.
+    pub max_headers: usize,
+    /// The most bytes of a record's headers, names and values. One with more becomes a dead
+    /// letter without them.
+    pub max_header_bytes: ByteSize,
+    /// Near this much memory of the process no further records are admitted: `auto` is 90 % of
+    /// what its control group allows, `off` is no limit.
+    pub memory_limit: MemoryLimit,
     /// The most records that go through the stages together.
     pub max_batch: usize,
     /// How long finishing what is in flight may take on a stop; the process may need up to 10 s
@@ -101,6 +117,9 @@ pub struct DeliveryConfig {
     pub shutdown_grace: Duration,
 }
 
+/// Less is not worth a try.
+const LEAST_MEMORY: u64 = 64 * 1024 * 1024;
+
 impl Default for DeliveryConfig {
     fn default() -> Self {
         Self {
@@ -108,6 +127,11 @@ impl Default for DeliveryConfig {
             give_up_after: Duration::from_secs(10),
             max_in_flight: 10_000,
             max_in_flight_bytes: ByteSize::mib(256),
+            max_record: ByteSize::mib(16),
+            max_keys: 10_000,
+            max_headers: 1_000,
+            max_header_bytes: ByteSize::kib(256),
+            memory_limit: MemoryLimit::Auto,
             max_batch: 256,
             shutdown_grace: Duration::from_secs(20),
         }
@@ -124,15 +148,33 @@ impl DeliveryConfig {
         if self.give_up_after < self.timeout {
             problems.push("`delivery.give_up_after` is shorter than `delivery.timeout`".into());
         }
-        for (key, value) in [("max_in_flight", self.max_in_flight), ("max_batch", self.max_batch)] {
-            if value == 0 {
-                problems.push(format!("`delivery.{key}` is 0; it must be at least 1"));
-            }
+        let positive = [
+            ("max_in_flight", self.max_in_flight as u64),
+            ("max_in_flight_bytes", self.max_in_flight_bytes.as_u64()),
+            ("max_record", self.max_record.as_u64()),
+            ("max_keys", self.max_keys as u64),
+            ("max_batch", self.max_batch as u64),
+        ];
+        if self.memory_limit.bytes().is_some_and(|limit| limit < LEAST_MEMORY) {
+            problems.push(format!(
+                "`delivery.memory_limit` is {}, less than the gateway needs by itself; it must be at least 64MiB, \"auto\" or \"off\"",
+                self.memory_limit
+            ));
         }
-        if self.max_in_flight_bytes.as_u64() == 0 {
-            problems.push("`delivery.max_in_flight_bytes` is 0; it must be at least 1".into());
+        for (key, _) in positive.into_iter().filter(|(_, value)| *value == 0) {
+            problems.push(format!("`delivery.{key}` is 0; it must be at least 1"));
         }
         problems
+    }
+
+    /// How much of one record is read.
+    pub fn record_limits(&self) -> RecordLimits {
+        let bytes = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        RecordLimits {
+            bytes: bytes(self.max_record),
+            headers: self.max_headers,
+            header_bytes: bytes(self.max_header_bytes),
+        }
     }
 }
 
@@ -160,6 +202,8 @@ pub struct Pipeline {
     pub max_batch: usize,
     /// What is being retried, and the records that it holds.
     pub stalls: Stalls,
+    /// The most keys of a message.
+    pub max_keys: usize,
     /// What is counted and timed.
     pub metrics: Metrics,
 }

@@ -1,0 +1,221 @@
+//! Keeps the process below its memory limit: near it, no further records are admitted.
+//!
+//! What a record costs is estimated when it is admitted ([`crate::message::Record::size`]), and
+//! limits in flight bound the sum. The guard is for what nobody estimated: without it the kernel
+//! kills the process, its successor reads the same records, and is killed as well.
+//!
+//! It only says whether records may be admitted. Whoever asks admits one even so where nothing is
+//! in flight, so that a process that needs most of its memory by itself is slow and not dead.
+
+mod limit;
+mod rule;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tracing::{info, warn};
+
+pub use limit::MemoryLimit;
+
+use rule::{Change, Rule};
+
+/// How often memory is measured.
+const MEASURE_EVERY: Duration = Duration::from_millis(100);
+
+/// How long admission may stop before readiness says so.
+const STALL: Duration = Duration::from_secs(5);
+
+/// What the guard shows.
+#[derive(Clone, Default)]
+pub struct Metrics {
+    resident: Gauge,
+    limit: Gauge,
+    stopped: Gauge,
+    stops: Counter,
+}
+
+impl Metrics {
+    /// Registers the guard's metrics.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        registry.register(
+            "halley_memory_resident_bytes",
+            "Resident memory of the process",
+            metrics.resident.clone(),
+        );
+        registry.register(
+            "halley_memory_limit_bytes",
+            "The memory limit of the process; 0 is none",
+            metrics.limit.clone(),
+        );
+        registry.register(
+            "halley_memory_admission_stopped",
+            "1 while no records are admitted because the memory limit is near",
+            metrics.stopped.clone(),
+        );
+        registry.register(
+            "halley_memory_admission_stops",
+            "How often admission has stopped because the memory limit was near",
+            metrics.stops.clone(),
+        );
+        metrics
+    }
+}
+
+/// Since when admission has stopped, for readiness. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Report(Arc<Mutex<Option<Stopped>>>);
+
+#[derive(Clone, Copy)]
+struct Stopped {
+    since: Instant,
+    resident: u64,
+    limit: u64,
+}
+
+impl Report {
+    /// Why records are not flowing; `None` when they are, or have stopped only now.
+    pub fn problem(&self) -> Option<String> {
+        let Stopped { since, resident, limit } = (*self.lock())?;
+        let for_seconds = since.elapsed();
+        (for_seconds >= STALL).then(|| {
+            format!(
+                "memory: {} of {} are in use, and records are admitted one at a time, since {} s; what is in flight frees memory as it settles; raise the process's memory, or lower `[delivery] max_in_flight_bytes`",
+                ByteSize::b(resident),
+                ByteSize::b(limit),
+                for_seconds.as_secs()
+            )
+        })
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Stopped>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Watches the process's memory. The polling thread owns it.
+pub struct MemoryGuard {
+    rule: Option<Rule>,
+    measure: Box<dyn Fn() -> Option<u64> + Send>,
+    next: Option<Instant>,
+    report: Report,
+    metrics: Metrics,
+}
+
+impl MemoryGuard {
+    /// A guard of this process, with this limit in bytes.
+    pub fn new(limit: Option<u64>, metrics: Metrics) -> Self {
+        let statm = File::open("/proc/self/statm").ok();
+        let measure = move || resident(statm.as_ref()?);
+        Self::measuring(limit, metrics, Box::new(measure))
+    }
+
+    pub(crate) fn measuring(
+        limit: Option<u64>,
+        metrics: Metrics,
+        measure: Box<dyn Fn() -> Option<u64> + Send>,
+    ) -> Self {
+        metrics.limit.set(limit.map_or(0, |limit| limit as i64));
+        Self { rule: limit.map(Rule::new), measure, next: None, report: Report::default(), metrics }
+    }
+
+    /// For readiness.
+    pub fn report(&self) -> Report {
+        self.report.clone()
+    }
+
+    /// Whether admission has stopped, as of the last look.
+    pub fn is_stopped(&self) -> bool {
+        self.rule.as_ref().is_some_and(Rule::is_stopped)
+    }
+
+    /// Measures, when it is time to.
+    pub fn look(&mut self, now: Instant) {
+        if self.next.is_some_and(|next| now < next) {
+            return;
+        }
+        self.next = Some(now + MEASURE_EVERY);
+        let Some(resident) = (self.measure)() else { return };
+        self.metrics.resident.set(resident as i64);
+        let Some(rule) = &mut self.rule else { return };
+        let (change, limit) = (rule.update(resident), rule.limit());
+        let mut stopped = self.report.lock();
+        match change {
+            Change::Stopped => {
+                self.metrics.stops.inc();
+                warn!(
+                    resident = %ByteSize::b(resident), limit = %ByteSize::b(limit),
+                    "the memory limit is near: holding records until what is in flight has settled"
+                );
+                *stopped = Some(Stopped { since: now, resident, limit });
+            }
+            Change::Resumed => {
+                info!(resident = %ByteSize::b(resident), "memory is free again: records are admitted");
+                *stopped = None;
+            }
+            Change::None => {
+                if let Some(stopped) = &mut *stopped {
+                    stopped.resident = resident;
+                }
+            }
+        }
+        self.metrics.stopped.set(i64::from(stopped.is_some()));
+    }
+}
+
+/// Resident memory in bytes (`proc_pid_statm(5)`: the second number, in pages).
+fn resident(statm: &File) -> Option<u64> {
+    let mut text = [0; 128];
+    let length = statm.read_at(&mut text, 0).ok()?;
+    let text = std::str::from_utf8(&text[..length]).ok()?;
+    let pages: u64 = text.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn this_process_is_measured() {
+        let resident = resident(&File::open("/proc/self/statm").expect("Linux")).expect("a number");
+        assert!((1 << 20..1 << 40).contains(&resident), "{resident}");
+    }
+
+    #[test]
+    fn a_stop_shows_in_metrics_and_after_a_while_in_readiness() {
+        let memory = Arc::new(AtomicU64::new(50));
+        let measure = {
+            let memory = Arc::clone(&memory);
+            Box::new(move || Some(memory.load(Ordering::Relaxed)))
+        };
+        let metrics = Metrics::default();
+        let mut guard = MemoryGuard::measuring(Some(100), metrics.clone(), measure);
+        let report = guard.report();
+        let long_ago = Instant::now().checked_sub(2 * STALL).expect("the machine runs for longer");
+        guard.look(long_ago);
+        assert!(!guard.is_stopped());
+
+        memory.store(95, Ordering::Relaxed);
+        guard.look(long_ago + MEASURE_EVERY / 2);
+        assert!(!guard.is_stopped(), "it is not measured all the time");
+        guard.look(long_ago + MEASURE_EVERY);
+        assert!(guard.is_stopped());
+        assert_eq!((metrics.stopped.get(), metrics.stops.get(), metrics.limit.get()), (1, 1, 100));
+        let problem = report.problem().expect("it has stopped for long");
+        assert!(problem.contains("95 B of 100 B"), "{problem}");
+
+        memory.store(10, Ordering::Relaxed);
+        guard.look(Instant::now());
+        assert!(!guard.is_stopped());
+        assert_eq!((report.problem(), metrics.stopped.get()), (None, 0));
+    }
+}
