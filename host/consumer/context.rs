@@ -18,8 +18,8 @@ use crate::consumer::partitions::{Key, Metrics, Partitions};
 use crate::consumer::patience::Patience;
 use crate::consumer::{OnAssigned, add_offset};
 use crate::kafka::{self, Voice};
-use crate::stalls::Stalls;
 use crate::memory_guard::MemoryGuard;
+use crate::stalls::Stalls;
 use crate::telemetry::Seldom;
 
 /// How often is told of a topic that is missing, and of commits that are refused.
