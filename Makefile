@@ -39,6 +39,7 @@ test: ## Everything: lints, unit tests, policies, and the stories on real Kafka 
 		echo "make: no Apache Kafka: the stories take librdkafka's mock, and say what that cannot prove"
 	@$(MAKE) --no-print-directory plugins
 	@plugins/languages/build.sh || [ $$? -eq 3 ]
+	@tests/peers/build.sh >/dev/null || [ $$? -eq 3 ]
 	cargo test --locked -- --test-threads 5 $(foreach story,$(BUILDERS),--skip $(story))
 	cargo test --locked --test stories -- --test-threads 2 $(BUILDERS)
 	cargo test --locked --manifest-path plugins/Cargo.toml
@@ -50,6 +51,7 @@ soak: ## What takes longer than tests may: many faults, memory, throughput; HALL
 	@.ci/deps.sh test
 	@[ -n "$$HALLEY_TEST_KAFKA" ] || tests/support/fetch-kafka.sh >/dev/null
 	@$(MAKE) --no-print-directory plugins
+	@tests/peers/build.sh >/dev/null || [ $$? -eq 3 ]
 	cargo test --locked --test stories -- --test-threads 1 --nocapture --ignored soak::
 	cargo test --locked --test stories -- --test-threads 1 --nocapture a_thousand_swaps
 

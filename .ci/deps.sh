@@ -14,6 +14,13 @@ need() {
     shift
     "$@" >/dev/null 2>&1 || missing="$missing $package"
 }
+wanted=""
+# want PACKAGE CHECK...: the same for what some stories can do without.
+want() {
+    package=$1
+    shift
+    "$@" >/dev/null 2>&1 || wanted="$wanted $package"
+}
 has() { command -v "$1"; }
 
 if ! has cargo >/dev/null; then
@@ -39,8 +46,16 @@ if [ "${1:-build}" = test ]; then
     need redis-tools has redis-cli
     need openssl has openssl
     need docker-registry has docker-registry
+    want golang-go has go
+    want python3 has python3
+    want python3-venv python3 -c 'import ensurepip, venv'
 fi
 
+if [ -n "$wanted" ] && [ "$(id -u)" -eq 0 ] && has apt-get >/dev/null; then
+    missing="$missing$wanted"
+elif [ -n "$wanted" ]; then
+    say "missing (by their Debian names):$wanted; the stories that need them are skipped, and say so"
+fi
 [ -n "$missing" ] || exit 0
 packages=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
 command="apt-get install -y --no-install-recommends $packages"

@@ -11,6 +11,7 @@ mod fleet;
 mod languages;
 mod layers;
 mod letters;
+mod peers_selftest;
 mod platform;
 mod policies;
 mod proxy_works;

@@ -287,7 +287,7 @@ impl fmt::Debug for FakeComet {
     }
 }
 
-fn deliveries(calls: &[Call]) -> Vec<(To, i32, String)> {
+pub(super) fn deliveries(calls: &[Call]) -> Vec<(To, i32, String)> {
     let mut all = Vec::new();
     for call in calls {
         for (operation, body) in call.deliveries() {

@@ -115,8 +115,13 @@ impl Gateway {
     }
 
     /// A comet that the configuration names, for BROADCAST.
-    pub fn node(mut self, comet: &FakeComet) -> Self {
-        self.nodes.push(comet.address().to_string());
+    pub fn node(self, comet: &FakeComet) -> Self {
+        self.node_at(comet.address())
+    }
+
+    /// The same by its address, of a comet that is no [`FakeComet`].
+    pub fn node_at(mut self, address: impl fmt::Display) -> Self {
+        self.nodes.push(address.to_string());
         let nodes: Vec<String> = self.nodes.iter().map(|node| quoted(node)).collect();
         self.set("comets", "nodes", format!("[{}]", nodes.join(", ")))
     }

@@ -16,6 +16,7 @@ pub mod history;
 pub mod http;
 pub mod kafka;
 pub mod leash;
+pub mod peers;
 pub mod proxy;
 pub mod redis;
 pub mod redis_cluster;

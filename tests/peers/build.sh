@@ -1,0 +1,81 @@
+#!/bin/sh
+# Builds the peers of the stories that share no code with the gateway.
+#
+#   tests/peers/build.sh [go|python]...      both without a word
+#
+# It prints one line for each:
+#   go       the program with the comet on grpc-go and the producer on franz-go
+#   python   the Python that runs the comet on gRPC's C core (python/comet.py): it has grpcio
+#
+# What they need from their ecosystems is fetched once, in pinned versions, into the cache
+# (HALLEY_CACHE, default .cache in the repository; Go's modules into Go's own). What is built stays
+# there, too, and is built again only when something that goes into it changed.
+#
+# Exits with 0 when all is there, 1 when a build failed, and 3 when nothing failed but the tools for a
+# peer cannot be had here; it says which, and what would bring them.
+set -eu
+
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+cache=${HALLEY_CACHE:-$here/../../.cache}/peers
+mkdir -p "$cache"
+cache=$(CDPATH='' cd -- "$cache" && pwd)
+
+grpcio=1.76.0
+
+say() { printf 'peers: %s\n' "$*" >&2; }
+
+# lacking REASON...: the tools of this peer cannot be had.
+lacking() {
+    say "$peer is not there: $*"
+    exit 3
+}
+
+has() { command -v "$1" >/dev/null 2>&1; }
+
+# at_most SECONDS COMMAND...: nothing may hang where a network does not answer.
+at_most() { if has timeout; then timeout "$@"; else shift && "$@"; fi; }
+
+build_go() {
+    sh "$here/../support/need.sh" go golang-go || lacking "install Go 1.19 or newer"
+    minor=$(go env GOVERSION | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
+    [ "${minor:-0}" -ge 19 ] || lacking "$(go env GOVERSION) is too old; install Go 1.19 or newer"
+    made=$cache/go-$(cat "$here"/go/* | cksum | tr -d ' ')
+    if [ ! -x "$made" ]; then
+        # No other Go than the one that is installed.
+        export GOTOOLCHAIN=local GOFLAGS=-mod=readonly
+        (cd "$here/go" && at_most 300 go mod download >&2) || lacking "go cannot fetch the modules of tests/peers/go/go.mod"
+        say "building the Go peers (a minute, once)"
+        # Nothing of it has to be fast, except for its own build.
+        (cd "$here/go" && at_most 900 go build -buildvcs=false -gcflags='all=-N -l' -ldflags='-s -w' -o "$made.$$" . >&2) || exit 1
+        mv "$made.$$" "$made"
+    fi
+    echo "$made"
+}
+
+build_python() {
+    has python3 || lacking "python3 is missing; install Python 3.9 or newer with venv"
+    venv=$cache/grpcio-$grpcio
+    if ! "$venv/bin/python" -c 'import grpc' 2>/dev/null; then
+        say "fetching grpcio $grpcio into $venv (about 7 MB, once)"
+        rm -rf "$venv"
+        python3 -m venv "$venv" >&2 || lacking "python3 has no venv; on Debian: apt-get install python3-venv"
+        at_most 300 "$venv/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: \
+            "grpcio==$grpcio" >&2 || lacking "pip cannot fetch grpcio $grpcio"
+    fi
+    echo "$venv/bin/python"
+}
+
+[ $# -gt 0 ] || set -- go python
+result=0
+for peer in "$@"; do
+    case $peer in go | python) ;; *)
+        say "no peer \`$peer\`; there are go and python"
+        exit 2
+        ;;
+    esac
+    code=0
+    ("build_$peer") || code=$?
+    # A failure says more than a lack.
+    case $code in 0) ;; 3) [ "$result" -ne 0 ] || result=3 ;; *) result=1 ;; esac
+done
+exit "$result"

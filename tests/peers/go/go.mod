@@ -1,0 +1,20 @@
+module peers
+
+go 1.19
+
+require (
+	github.com/twmb/franz-go v1.15.4
+	google.golang.org/grpc v1.58.3
+)
+
+require (
+	github.com/golang/protobuf v1.5.3 // indirect
+	github.com/klauspost/compress v1.16.7 // indirect
+	github.com/pierrec/lz4/v4 v4.1.19 // indirect
+	github.com/twmb/franz-go/pkg/kmsg v1.7.0 // indirect
+	golang.org/x/net v0.12.0 // indirect
+	golang.org/x/sys v0.10.0 // indirect
+	golang.org/x/text v0.11.0 // indirect
+	google.golang.org/genproto/googleapis/rpc v0.0.0-20230711160842-782d3b101e98 // indirect
+	google.golang.org/protobuf v1.31.0 // indirect
+)
