@@ -241,10 +241,10 @@ impl Poller {
             if now >= next_refill {
                 self.consumer.context().refill(&self.consumer);
                 next_refill = now + PAUSED_POLL;
-            }
-            if self.partitions().worker_is_gone() && !self.shared.stopping.load(Ordering::Acquire) {
-                // Its records would wait for ever, and nothing would show it.
-                panics::abort("a partition's worker");
+                if self.partitions().worker_is_gone() && !self.shared.stopping.load(Ordering::Acquire) {
+                    // Its records would wait for ever, and nothing would show it.
+                    panics::abort("a partition's worker");
+                }
             }
             if now >= next_store {
                 self.store();

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 
-use super::{Audience, Header, MESSAGE_ID, Message, Origin, Record, encode};
+use super::{
+    Audience, DecodeError, HEADERS_LEFT_OUT, KEY_LEFT_OUT, MESSAGE_ID, Message, Origin, RawRecord, Record,
+    RecordLimits, VALUE_LEFT_OUT, encode,
+};
 
-/// Any record. Half of them hold a well-formed value.
+/// Any record, copied as it is copied out of librdkafka, within limits that many exceed. Half of
+/// them hold a well-formed value.
 pub(crate) fn record(input: &mut Unstructured<'_>) -> Result<Record> {
     let origin = Origin {
         topic: Arc::from(input.arbitrary::<&str>()?),
@@ -16,10 +20,12 @@ pub(crate) fn record(input: &mut Unstructured<'_>) -> Result<Record> {
     };
     let mut headers = Vec::new();
     for _ in 0..input.int_in_range(0..=3)? {
-        let name = if input.arbitrary()? { MESSAGE_ID.as_bytes() } else { input.arbitrary()? };
-        headers.push(Header { name: Bytes::copy_from_slice(name), value: bytes(input)? });
+        let name: &[u8] = if input.arbitrary()? { MESSAGE_ID.as_bytes() } else { input.arbitrary()? };
+        headers.push((name, input.arbitrary::<Option<&[u8]>>()?));
     }
-    let (timestamp_ms, key) = (input.arbitrary()?, bytes(input)?);
+    let headers = if input.ratio(1, 32)? { Err("malformed") } else { Ok(headers.into_iter()) };
+    let (timestamp_ms, key) = (input.arbitrary()?, input.arbitrary::<Option<&[u8]>>()?);
+    let limits = if input.ratio(3, 4)? { RecordLimits::NONE } else { limits(input)? };
     let value = if input.arbitrary()? {
         Some(encode(&audience(input)?, input.arbitrary()?, input.arbitrary::<&[u8]>()?))
     } else if input.ratio(1, 16)? {
@@ -27,7 +33,36 @@ pub(crate) fn record(input: &mut Unstructured<'_>) -> Result<Record> {
     } else {
         Some(Bytes::copy_from_slice(input.bytes(input.len())?))
     };
-    Ok(Record { origin, timestamp_ms, key, value, headers })
+    let raw = RawRecord { origin, timestamp_ms, key, value: value.as_deref(), headers };
+    let (whole, record) = (raw.clone().copy(&RecordLimits::NONE), raw.copy(&limits));
+    check_copy(&whole, &record, &limits);
+    Ok(record)
+}
+
+fn limits(input: &mut Unstructured<'_>) -> Result<RecordLimits> {
+    Ok(RecordLimits {
+        bytes: input.int_in_range(0..=64)?,
+        headers: input.int_in_range(0..=3)?,
+        header_bytes: input.int_in_range(0..=64)?,
+    })
+}
+
+/// What is copied is within the limits, or named and then no message; its id is that of the whole.
+fn check_copy(whole: &Record, record: &Record, limits: &RecordLimits) {
+    let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+    assert!(record.key == whole.key || length(&whole.key) > limits.bytes);
+    assert!(length(&record.key) <= limits.bytes && length(&record.value) <= limits.bytes);
+    let notes = [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT];
+    if notes.iter().any(|name| record.header(name).is_some()) {
+        assert!(matches!(Message::decode(Arc::new(record.clone())), Err(DecodeError::LeftOut(_))));
+        assert!(record.headers.len() <= limits.headers.saturating_add(notes.len() + 1));
+    } else {
+        assert_eq!(record, whole);
+        assert!(record.headers.len() <= limits.headers);
+    }
+    let ids = [whole.message_id(), whole.id_at(&whole.origin)];
+    // An id that does not fit is gone with the other headers.
+    assert!(ids.contains(&record.message_id()), "{:?} of {ids:?}", record.message_id());
 }
 
 /// Any audience, empty names among them.
@@ -44,10 +79,6 @@ pub(crate) fn audience(input: &mut Unstructured<'_>) -> Result<Audience> {
             Audience::Keys { server, keys }
         }
     })
-}
-
-fn bytes(input: &mut Unstructured<'_>) -> Result<Option<Bytes>> {
-    Ok(input.arbitrary::<Option<&[u8]>>()?.map(Bytes::copy_from_slice))
 }
 
 /// Checks what is promised of a record; returns its message, when it holds one.

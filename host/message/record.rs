@@ -69,10 +69,11 @@ impl Record {
         self.carried_id().unwrap_or_else(|| self.id_at(&self.origin))
     }
 
-    /// The id in the `halley-message-id` header, when it is one.
+    /// The first id in a `halley-message-id` header that is one.
     pub fn carried_id(&self) -> Option<MessageId> {
-        let carried = self.header(MESSAGE_ID).filter(|id| is_message_id(id));
-        carried.and_then(|id| std::str::from_utf8(id).ok()).map(MessageId::from)
+        let named = self.headers.iter().filter(|header| header.name == MESSAGE_ID);
+        let mut ids = named.filter_map(|header| header.value.as_ref()).filter(|id| is_message_id(id));
+        ids.find_map(|id| std::str::from_utf8(id).ok()).map(MessageId::from)
     }
 
     /// `<topic>/<partition>/<offset>/<fingerprint>`, the id of this record at that place.
@@ -165,6 +166,17 @@ mod tests {
         ];
         let ids: std::collections::BTreeSet<_> = others.iter().map(Record::message_id).collect();
         assert_eq!(ids.len(), others.len(), "{ids:?}");
+    }
+
+    #[test]
+    fn headers_and_keys_count_with_what_is_made_of_them() {
+        let empty = Header { name: Bytes::new(), value: None };
+        let headers = Record { headers: vec![empty; 100_000], ..record() };
+        assert!(headers.size() > 6_000_000, "{}", headers.size());
+        // 200,000 bytes on the wire.
+        let keys = Record { value: Some(b"\x32\x00".repeat(100_000).into()), ..record() };
+        assert!(keys.size() > 25_000_000, "{}", keys.size());
+        assert!((1024..2048).contains(&record().size()), "{}", record().size());
     }
 
     #[test]

@@ -270,12 +270,12 @@ impl Resolver {
         Ok(())
     }
 
-    /// Asks the directory until it has answered everything: all at once, and after a failure
+    /// Asks the directory until it has answered everything: many at once, and after a failure
     /// in smaller and smaller parts, since many large rooms together can take longer than a
     /// reply may.
     async fn ask(&self, lookups: &[Lookup], hold: Hold<'_>) -> Result<Vec<Found>, Abandoned> {
         let mut found = Vec::with_capacity(lookups.len());
-        let part = AtomicUsize::new(lookups.len());
+        let part = AtomicUsize::new(lookups.len().min(AT_ONCE));
         while found.len() < lookups.len() {
             let rest = &lookups[found.len()..];
             let attempt = || async {
@@ -316,6 +316,10 @@ fn readdress(names: &Names, act: impl FnOnce(&dyn Fn(&CometAddr) -> Option<Comet
         act(&|comet| names.get(comet).cloned());
     }
 }
+
+/// Look-ups of one round trip. A batch rarely has more; messages with thousands of keys do, and
+/// their commands and replies would all be in memory together.
+const AT_ONCE: usize = 2_000;
 
 /// A room that this worker resolves.
 type Mine = (RoomId, Permit<Arc<Route>>);

@@ -1,5 +1,8 @@
 //! Records as producers write them, and what becomes of the gateway that reads them.
 
+mod limits;
+mod side_channels;
+
 use std::process::Command;
 
 use bytes::Bytes;

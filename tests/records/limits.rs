@@ -1,0 +1,88 @@
+//! Records larger than is good for anybody.
+
+use halley::message::{Audience, encode};
+
+use crate::support::comet::{FakeComet, To};
+use crate::support::gateway::{Gateway, gateway, quoted};
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
+
+/// The most memory that a process has had, in KiB.
+fn peak_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+fn keys(count: usize) -> Audience {
+    Audience::Keys { server: None, keys: (0..count).map(|n| format!("key-{n}").into()).collect() }
+}
+
+#[tokio::test]
+async fn what_is_too_large_in_a_record_is_left_out_and_named() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("too-large", 1).await;
+    let dead_letters = format!("{topic}.dead-letter");
+    kafka().create_topic(&dead_letters, 1).await;
+    let settings = gateway(&topic)
+        .node(&comet)
+        .set("delivery", "max_record", quoted("100KiB"))
+        .set("delivery", "max_keys", 1000)
+        .set("delivery", "max_headers", 10)
+        .set("delivery", "max_header_bytes", quoted("1KiB"));
+    let running = settings.start().await;
+
+    let large = encode(&Audience::Everyone { speed: 0 }, 4, &[b'x'; 200 * 1024]);
+    let id = kafka().produce_record(&topic, Some("k"), Some(&large), &[("trace", "1")]).await;
+    let many = encode(&keys(1001), 4, b"hi");
+    kafka().produce_record(&topic, None, Some(&many), &[]).await;
+    let good = encode(&Audience::Everyone { speed: 0 }, 4, b"good");
+    kafka().produce_record(&topic, None, Some(&good), &[("", ""); 11]).await;
+    kafka().produce_record(&topic, None, Some(&good), &[("trace", &"x".repeat(1024))]).await;
+    kafka().produce_record(&topic, None, Some(&good), &[]).await;
+    running.wait_until_settled(&topic).await;
+    comet.wait_for_deliveries(&[(To::Everyone { speed: 0 }, 4, "good")]).await;
+
+    let mut letters = kafka().read_all(&dead_letters);
+    letters.sort_by_key(|letter| letter.header("halley-origin-offset"));
+    let headers = |name: &str| -> Vec<String> {
+        letters.iter().map(|letter| letter.header(name).unwrap_or_default()).collect()
+    };
+    let [value, keys, count, bytes] = &headers("halley-reason")[..] else { panic!("{letters:#?}") };
+    assert!(value.contains("larger than `[delivery] max_record`"), "{value}");
+    assert!(keys.contains("1001 keys; `[delivery] max_keys` is 1000"), "{keys}");
+    assert!(count.contains("11 headers") && count.contains("max_headers"), "{count}");
+    assert!(bytes.contains("max_header_bytes"), "{bytes}");
+    assert_eq!(headers("halley-message-id")[0], id, "as if the value were there");
+    assert!(letters[0].value.as_deref().unwrap_or_default().is_empty());
+    assert!(headers("halley-value-left-out")[0].starts_with(&format!("{} bytes, sha256 ", large.len())));
+    assert_eq!(headers("trace"), ["1", "", "", ""]);
+    assert_eq!(letters[2].value.as_deref(), Some(&good[..]));
+}
+
+/// Records of many keys, none of which anybody knows.
+async fn keys_of_nobody(settings: Gateway, topic: &str, records: usize) -> (u64, u64) {
+    let running = settings.start().await;
+    let before = peak_kib(running.pid());
+    let value = encode(&keys(50_000), 4, b"hi");
+    for _ in 0..records {
+        kafka().produce_record(topic, None, Some(&value), &[]).await;
+    }
+    running.wait_until_settled(topic).await;
+    assert_eq!(running.get("/readyz").await.status, 200);
+    (before, peak_kib(running.pid()))
+}
+
+#[tokio::test]
+async fn records_of_many_keys_stay_below_the_memory_limit() {
+    let redis = Redis::start().await;
+    let topic = kafka().topic("many-keys", 1).await;
+    let settings = gateway(&topic)
+        .redis(&redis)
+        .set("offline", "default", quoted("drop"))
+        .set("delivery", "max_keys", 100_000)
+        .set("delivery", "memory_limit", quoted("192MiB"));
+    let (before, peak) = keys_of_nobody(settings, &topic, 12).await;
+    eprintln!("MEASURED before {before} KiB, peak {peak} KiB");
+    assert!(peak < 192 * 1024, "{before} KiB before, then {peak} KiB");
+}
