@@ -11,6 +11,9 @@
 //!      |                                              v    | open for twice as long
 //!      +------------------------------------------ HalfOpen
 //! ```
+//!
+//! The doubling is for comets that accept connections and do not answer calls. One that was away
+//! and is seen to be back closes the breaker at once: [`Breaker::is_back`].
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -47,6 +50,13 @@ pub(super) struct Permit {
     epoch: u64,
     /// Alive as long as the probe is; `None` for other attempts.
     probe: Option<Arc<()>>,
+}
+
+#[cfg(test)]
+impl Permit {
+    pub(super) fn is_probe(&self) -> bool {
+        self.probe.is_some()
+    }
 }
 
 /// What a report changed.
@@ -150,6 +160,16 @@ impl Breaker {
         }
     }
 
+    /// The comet was away and can be reached again, whatever time is left.
+    pub(super) fn is_back(&mut self) -> Change {
+        if self.state() == State::Closed {
+            return Change::Nothing;
+        }
+        self.openings = 0;
+        self.become_condition(Condition::Closed { failures: 0, first: None });
+        Change::Closed
+    }
+
     fn open(&mut self, now: Instant, dice: f64) -> Duration {
         let doubled = self.settings.open.saturating_mul(1 << self.openings.min(20));
         let time = doubled.min(self.settings.open_max).mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0);
@@ -229,6 +249,18 @@ mod tests {
     }
 
     #[test]
+    fn a_comet_that_is_back_closes_it_at_once_whatever_is_under_way() {
+        let (mut breaker, now) = opened();
+        assert_eq!(breaker.is_back(), Change::Closed);
+        assert_eq!(breaker.is_back(), Change::Nothing);
+        let (mut breaker, now) = (opened().0, now + 10 * SECOND);
+        let probe = breaker.admit(now).expect("the probe");
+        assert_eq!((breaker.is_back(), breaker.state()), (Change::Closed, State::Closed));
+        assert_eq!(breaker.failed(probe, now, 1.0), Change::Nothing, "it began before");
+        assert!(breaker.admit(now).is_some());
+    }
+
+    #[test]
     fn a_probe_that_was_cancelled_lets_another_call_probe() {
         let (mut breaker, now) = opened();
         let cancelled = breaker.admit(now + SECOND).expect("the probe");
@@ -249,6 +281,8 @@ mod tests {
         Succeed(usize),
         Fail(usize),
         Cancel(usize),
+        /// The comet, which was away, can be reached again.
+        Back,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -258,6 +292,7 @@ mod tests {
             any::<usize>().prop_map(Step::Succeed),
             any::<usize>().prop_map(Step::Fail),
             any::<usize>().prop_map(Step::Cancel),
+            Just(Step::Back),
         ]
     }
 
@@ -285,6 +320,11 @@ mod tests {
                         flying.extend(permit);
                     }
                     Step::Cancel(at) => drop(take(&mut flying, at)),
+                    Step::Back => {
+                        let closed = breaker.is_back() == Change::Closed;
+                        prop_assert_eq!(closed, before != State::Closed);
+                        open_until = None;
+                    }
                     Step::Succeed(at) => {
                         let Some(permit) = take(&mut flying, at) else { continue };
                         let is_probe = permit.probe.is_some() && permit.epoch == breaker.epoch;

@@ -23,6 +23,7 @@ use super::names::Names;
 use super::nodes::Nodes;
 use super::sharing::Sharing;
 use super::status::{CometStatus, Reach};
+use super::shortage::Shortage;
 use super::store::CometStore;
 use super::{Config, Delivered, Metrics, Parcel, Payload, Receipt, Timing};
 use crate::message::CometAddr;
@@ -42,6 +43,7 @@ pub struct Fleet {
     /// What is wrong with `[comets.discovery]`.
     problems: ArcSwap<Vec<String>>,
     sharing: Sharing,
+    shortage: Arc<Shortage>,
     runtime: Handle,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -76,6 +78,7 @@ impl Fleet {
             complaints: Mutex::default(),
             problems: ArcSwap::default(),
             sharing: Sharing::new(store),
+            shortage: Arc::default(),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             _shutdown: shutdown.clone().drop_guard(),
@@ -171,10 +174,12 @@ impl Fleet {
         Reach::of(&self.status(), self.limits.remember)
     }
 
-    /// What a person should look at: why discovery, or what gateways share, is not up to date.
+    /// What a person should look at: why discovery, or what gateways share, is not up to date,
+    /// and what this process lacks.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.problems.load().to_vec();
         warnings.extend(self.sharing.problem());
+        warnings.extend(self.shortage.warning(Instant::now()));
         warnings
     }
 
@@ -270,7 +275,8 @@ impl Fleet {
 
     fn make(&self, known: &mut Known, address: CometAddr, source: Source) -> Result<Arc<Comet>, String> {
         let dialer = Dialer::new(&address, self.config.connect_timeout).map_err(|error| error.to_string())?;
-        let standing = Standing::new(address.clone(), source, self.metrics.of(&address));
+        let shortage = Arc::clone(&self.shortage);
+        let standing = Standing::new(address.clone(), source, self.metrics.of(&address), shortage);
         let (comet, task) = Comet::new(standing, dialer, &self.config, self.timing);
         self.tasks.spawn_on(task, &self.runtime);
         debug!(comet = %address, ?source, "a new comet");

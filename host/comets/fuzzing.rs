@@ -29,14 +29,14 @@ pub(crate) fn check(message: &Message) {
             Audience::Keys { keys, .. } => {
                 let ids: Vec<ConnectionId> = keys.iter().map(|key| ConnectionId::from(&**key)).collect();
                 let request = dialect.request(&Target::Connections(ids), &payload);
-                let read = goim::PushMsgReq::decode(request.body).expect("a PushMsgReq");
+                let read = goim::PushMsgReq::decode(request.body.message()).expect("a PushMsgReq");
                 assert!(read.keys.iter().map(String::as_str).eq(keys.iter().map(|key| &**key)));
                 assert_eq!(read.proto_op, message.operation);
                 check_proto(dialect, read.proto, &one);
             }
             Audience::Everyone { speed } => {
                 let request = dialect.request(&Target::Everyone { speed: *speed }, &payload);
-                let read = goim::BroadcastReq::decode(request.body).expect("a BroadcastReq");
+                let read = goim::BroadcastReq::decode(request.body.message()).expect("a BroadcastReq");
                 assert_eq!((read.proto_op, read.speed), (message.operation, *speed));
                 check_proto(dialect, read.proto, &one);
             }
@@ -45,7 +45,7 @@ pub(crate) fn check(message: &Message) {
 }
 
 fn check_room(dialect: Dialect, request: &Request, room: &RoomId, messages: &[&Message]) {
-    let read = goim::BroadcastRoomReq::decode(request.body.clone()).expect("a BroadcastRoomReq");
+    let read = goim::BroadcastRoomReq::decode(request.body.message()).expect("a BroadcastRoomReq");
     assert_eq!(read.room_id, room.as_str());
     check_proto(dialect, read.proto, messages);
 }

@@ -10,9 +10,10 @@ use super::breaker::State;
 use super::lanes::LaneSet;
 use super::metrics::CometMetrics;
 use super::places::Places;
+use super::shortage::Shortage;
 use super::wire::Payload;
-use super::{Delivered, Parcel};
-use crate::message::{CometAddr, MessageId, RoomId, Target};
+use super::{Delivered, Parcel, Partly};
+use crate::message::{CometAddr, ConnectionId, MessageId, RoomId, Target};
 
 /// How a comet came to be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
@@ -50,6 +51,7 @@ impl Source {
 pub(super) struct Standing {
     pub(super) address: CometAddr,
     pub(super) metrics: CometMetrics,
+    pub(super) shortage: Arc<Shortage>,
     source: AtomicU8,
     state: AtomicU8,
     /// Parcels without an outcome.
@@ -68,10 +70,16 @@ pub(super) struct Standing {
 }
 
 impl Standing {
-    pub(super) fn new(address: CometAddr, source: Source, metrics: CometMetrics) -> Self {
+    pub(super) fn new(
+        address: CometAddr,
+        source: Source,
+        metrics: CometMetrics,
+        shortage: Arc<Shortage>,
+    ) -> Self {
         Self {
             address,
             metrics,
+            shortage,
             source: AtomicU8::new(source as u8),
             state: AtomicU8::new(State::Closed as u8),
             unsettled: Places::default(),
@@ -167,16 +175,105 @@ impl Standing {
     }
 }
 
-/// A parcel that waits for its comet. Dropping it tells its receipt that nobody will call.
+/// A parcel, or a part of one, that waits for its comet. Dropping it tells its receipt that
+/// nobody will call.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) target: Target,
+    pub(super) room: Option<RoomId>,
     pub(super) payload: Payload,
     pub(super) message: MessageId,
     pub(super) lanes: LaneSet,
     pub(super) queued: Instant,
+    /// Whether it was looked at for connections that need a call of their own.
+    pub(super) is_divided: bool,
+    reply: Reply,
+}
+
+/// Who waits for the outcome.
+#[derive(Debug)]
+enum Reply {
+    Whole { outcome: oneshot::Sender<Delivered>, place: Place },
+    Part(Arc<Parts>),
+}
+
+/// A place in the comet's queue.
+#[derive(Debug)]
+struct Place(Arc<Standing>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.unsettled.give_back();
+        self.0.metrics.waiting.dec();
+    }
+}
+
+/// What the parts of one parcel have in common. The parcel's outcome is known when the last of
+/// them has its own.
+#[derive(Debug)]
+struct Parts {
     outcome: Option<oneshot::Sender<Delivered>>,
-    standing: Arc<Standing>,
+    place: Place,
+    /// How many connections the parcel is for.
+    connections: usize,
+    so_far: Mutex<SoFar>,
+}
+
+/// What became of the parts that have their outcome.
+#[derive(Debug, Default)]
+struct SoFar {
+    taken: usize,
+    unreachable: Vec<ConnectionId>,
+    refused: Vec<ConnectionId>,
+    /// The first reason of each kind.
+    why: [Option<String>; 2],
+}
+
+impl SoFar {
+    fn note(&mut self, keys: &[ConnectionId], delivered: Delivered) {
+        let (list, first, why) = match delivered {
+            Delivered::Unreachable(why) => (&mut self.unreachable, &mut self.why[0], why),
+            Delivered::Refused(why) => (&mut self.refused, &mut self.why[1], why),
+            Delivered::Acknowledged | Delivered::Partly(_) => return self.taken += keys.len(),
+        };
+        list.extend_from_slice(keys);
+        first.get_or_insert(why);
+    }
+
+    /// `None` when a part was dropped without an outcome.
+    fn outcome(self, connections: usize) -> Option<Delivered> {
+        let Self { taken, unreachable, refused, why: [why_unreachable, why_refused] } = self;
+        if taken + unreachable.len() + refused.len() < connections {
+            return None;
+        }
+        let whys: Vec<String> = why_unreachable.iter().chain(&why_refused).cloned().collect();
+        Some(match (taken, why_unreachable, why_refused) {
+            (_, None, None) => Delivered::Acknowledged,
+            (0, Some(why), None) => Delivered::Unreachable(why),
+            (0, None, Some(why)) => Delivered::Refused(why),
+            _ => Delivered::Partly(Box::new(Partly { unreachable, refused, why: whys.join("; ") })),
+        })
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        let so_far = std::mem::take(self.so_far.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let (Some(sender), Some(delivered)) = (self.outcome.take(), so_far.outcome(self.connections)) else {
+            return;
+        };
+        tell(sender, delivered, &self.place.0);
+    }
+}
+
+/// Tells the outcome of a parcel, and counts it.
+fn tell(outcome: oneshot::Sender<Delivered>, delivered: Delivered, standing: &Standing) {
+    match &delivered {
+        Delivered::Acknowledged | Delivered::Partly(_) => standing.metrics.success.inc(),
+        Delivered::Unreachable(_) | Delivered::Refused(_) => standing.metrics.failed.inc(),
+    };
+    // Whoever sent the parcel may have lost interest.
+    let _ = outcome.send(delivered);
 }
 
 impl Job {
@@ -196,32 +293,73 @@ impl Job {
         let job = Self {
             lanes: lanes_of(&target, room.as_ref(), lanes),
             target,
+            room,
             payload,
             message,
             queued: Instant::now(),
-            outcome: Some(outcome),
-            standing: Arc::clone(standing),
+            is_divided: false,
+            reply: Reply::Whole { outcome, place: Place(Arc::clone(standing)) },
         };
         Some((job, receipt))
     }
 
-    /// Tells the outcome.
-    pub(super) fn settle(mut self, delivered: Delivered) {
-        match &delivered {
-            Delivered::Acknowledged => self.standing.metrics.success.inc(),
-            Delivered::Unreachable(_) | Delivered::Refused(_) => self.standing.metrics.failed.inc(),
-        };
-        if let Some(outcome) = self.outcome.take() {
-            // Whoever sent the parcel may have lost interest.
-            let _ = outcome.send(delivered);
+    /// The connections that it is for by name.
+    pub(super) fn keys(&self) -> &[ConnectionId] {
+        match &self.target {
+            Target::Connections(keys) => keys,
+            Target::Room(_) | Target::Everyone { .. } => &[],
         }
     }
-}
 
-impl Drop for Job {
-    fn drop(&mut self) {
-        self.standing.unsettled.give_back();
-        self.standing.metrics.waiting.dec();
+    /// One job for each group of its connections, which together are all of them.
+    pub(super) fn split(self, groups: Vec<Vec<ConnectionId>>) -> Vec<Self> {
+        let Self { room, payload, message, lanes, queued, reply, .. } = self;
+        let parts = match reply {
+            Reply::Part(parts) => parts,
+            Reply::Whole { outcome, place } => Arc::new(Parts {
+                outcome: Some(outcome),
+                place,
+                connections: groups.iter().map(Vec::len).sum(),
+                so_far: Mutex::default(),
+            }),
+        };
+        let part = |keys| Self {
+            target: Target::Connections(keys),
+            room: room.clone(),
+            payload: payload.clone(),
+            message: message.clone(),
+            lanes,
+            queued,
+            is_divided: true,
+            reply: Reply::Part(Arc::clone(&parts)),
+        };
+        groups.into_iter().map(part).collect()
+    }
+
+    /// Tells the outcome.
+    pub(super) fn settle(self, delivered: Delivered) {
+        match self.reply {
+            Reply::Whole { outcome, place } => tell(outcome, delivered, &place.0),
+            Reply::Part(ref parts) => {
+                let mut so_far = parts.so_far.lock().unwrap_or_else(PoisonError::into_inner);
+                so_far.note(self.keys(), delivered);
+            }
+        }
+    }
+
+    /// Whether the other is a part of the same parcel.
+    pub(super) fn is_sibling_of(&self, other: &Self) -> bool {
+        match (&self.reply, &other.reply) {
+            (Reply::Part(mine), Reply::Part(others)) => Arc::ptr_eq(mine, others),
+            _ => false,
+        }
+    }
+
+    /// How many connections of its parcel were refused, while none took it.
+    pub(super) fn refused_so_far(&self) -> usize {
+        let Reply::Part(parts) = &self.reply else { return 0 };
+        let so_far = parts.so_far.lock().unwrap_or_else(PoisonError::into_inner);
+        if so_far.taken == 0 { so_far.refused.len() } else { 0 }
     }
 }
 

@@ -66,6 +66,7 @@ pub struct Metrics {
     success: Family<CometLabel, Counter>,
     failed: Family<CometLabel, Counter>,
     retries: Family<CometLabel, Counter>,
+    not_taken: Family<CometLabel, Counter>,
     seconds: Family<CometLabel, Histogram, fn() -> Histogram>,
     waiting: Family<CometLabel, Gauge>,
     breaker_open: Family<CometLabel, Gauge>,
@@ -80,6 +81,7 @@ impl Metrics {
             success: Family::default(),
             failed: Family::default(),
             retries: Family::default(),
+            not_taken: Family::default(),
             seconds: Family::new_with_constructor(latency_histogram as fn() -> Histogram),
             waiting: Family::default(),
             breaker_open: Family::default(),
@@ -103,6 +105,8 @@ impl Metrics {
         let help = "Known comets by how they came to be known; left_out are comets of the directory that it has not named lately and that do not answer";
         registry.register("halley_known_comets", help, metrics.known.clone());
         metrics.count_comets(&[]);
+        let help = "Connections that did not take a message although their comet answers";
+        registry.register("halley_comet_not_taken", help, metrics.not_taken.clone());
         metrics
     }
 
@@ -121,6 +125,7 @@ impl Metrics {
             success: self.success.get_or_create_owned(&label),
             failed: self.failed.get_or_create_owned(&label),
             retries: self.retries.get_or_create_owned(&label),
+            not_taken: self.not_taken.get_or_create_owned(&label),
             seconds: self.seconds.get_or_create_owned(&label),
             waiting: self.waiting.get_or_create_owned(&label),
             breaker_open: self.breaker_open.get_or_create_owned(&label),
@@ -131,7 +136,7 @@ impl Metrics {
     /// Takes a comet's metrics out.
     pub(super) fn forget(&self, comet: &CometAddr) {
         let label = CometLabel { comet: comet.to_string() };
-        for family in [&self.success, &self.failed, &self.retries] {
+        for family in [&self.success, &self.failed, &self.retries, &self.not_taken] {
             family.remove(&label);
         }
         for family in [&self.waiting, &self.breaker_open] {
@@ -147,6 +152,7 @@ pub(super) struct CometMetrics {
     pub(super) success: Counter,
     pub(super) failed: Counter,
     pub(super) retries: Counter,
+    pub(super) not_taken: Counter,
     pub(super) seconds: Histogram,
     pub(super) waiting: Gauge,
     pub(super) breaker_open: Gauge,

@@ -45,6 +45,7 @@ mod retry;
 mod sharing;
 mod status;
 mod store;
+mod shortage;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -57,7 +58,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::message::{CometAddr, MessageId, RoomId, Target};
+use crate::message::{CometAddr, ConnectionId, MessageId, RoomId, Target};
 
 pub use breaker::State as BreakerState;
 pub use config::Config;
@@ -105,6 +106,19 @@ pub enum Delivered {
     Unreachable(String),
     /// The comet refused it for good, with a status that no repetition can mend: which.
     Refused(String),
+    /// Some of the connections that the parcel names were not reached; the others were.
+    Partly(Box<Partly>),
+}
+
+/// The connections of a parcel that were not reached while others were.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Partly {
+    /// Those that did not take it in time: their client's queue is full, or it is gone.
+    pub unreachable: Vec<ConnectionId>,
+    /// Those that the comet refused for good.
+    pub refused: Vec<ConnectionId>,
+    /// Why, in the comet's words.
+    pub why: String,
 }
 
 /// The outcome of one parcel, to be awaited. Dropping it does not stop the call.

@@ -186,6 +186,37 @@ fn call(caller: usize, breaker: &Mutex<Breaker>, probes: &sync::atomic::AtomicUs
     }
 }
 
+/// A comet is found to be back while others probe: it is closed, and stays so whatever they report.
+#[test]
+fn a_comet_that_is_back_stays_so_while_probes_report() {
+    shuttle::check_random(
+        || {
+            let breaker = Arc::new(Mutex::new(opened()));
+            let late = Instant::now() + Duration::from_secs(3600);
+            let prober = {
+                let breaker = Arc::clone(&breaker);
+                thread::spawn(move || {
+                    let permit = breaker.lock().unwrap().admit(late);
+                    thread::yield_now();
+                    if let Some(permit) = permit.filter(|permit| permit.is_probe()) {
+                        breaker.lock().unwrap().failed(permit, late, 1.0);
+                    }
+                })
+            };
+            let back = {
+                let breaker = Arc::clone(&breaker);
+                thread::spawn(move || breaker.lock().unwrap().is_back())
+            };
+            back.join().expect("reports");
+            let state = breaker.lock().unwrap().state();
+            prober.join().expect("probes");
+            let after = breaker.lock().unwrap().state();
+            assert!(state != State::Closed || after == State::Closed, "{state:?}, then {after:?}");
+        },
+        RUNS,
+    );
+}
+
 /// A breaker that opened at once, for a short time.
 fn opened() -> Breaker {
     let short = Duration::from_millis(1);

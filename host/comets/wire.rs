@@ -2,14 +2,15 @@
 //!
 //! Requests are written by hand instead of from generated types, so that a message's body is
 //! encoded once for all comets. All three requests have their `Proto` as field 2: a payload
-//! is that field, ready to be copied between the fields around it.
+//! is that field. Small ones are copied between the fields around them; large ones are sent as
+//! a piece of their own, so that a message of 1 MB which waits for 200 comets is 1 MB.
 
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
+use http::HeaderValue;
 use http::uri::PathAndQuery;
 use prost::encoding::{encode_varint, encoded_len_varint};
-use tonic::metadata::AsciiMetadataValue;
 
 use crate::message::{ConnectionId, MessageId, RoomId, Target};
 
@@ -51,9 +52,9 @@ struct Encoded {
     /// goim: the frame, which is a part of `proto`.
     frame: Bytes,
     /// The whole request for the room that was asked for first; mostly there is only one.
-    room: OnceLock<(RoomId, Bytes)>,
+    room: OnceLock<(RoomId, Body)>,
     /// The id as it stands in calls, for the id that was asked for first.
-    id: OnceLock<(MessageId, AsciiMetadataValue)>,
+    id: OnceLock<(MessageId, HeaderValue)>,
 }
 
 impl Payload {
@@ -78,9 +79,17 @@ impl Payload {
         self.0.frame.len()
     }
 
-    /// The message's id as call metadata; `None` when it cannot stand there.
-    pub(super) fn metadata(&self, id: &MessageId) -> Option<AsciiMetadataValue> {
-        let encode = || AsciiMetadataValue::try_from(id.as_str()).ok();
+    /// The size of what all its calls share, in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.0.proto.len()
+    }
+
+    /// The message's id as call metadata; `None` when it cannot stand there: gRPC's metadata is
+    /// printable ASCII (`PROTOCOL-HTTP2.md`, ASCII-Value).
+    pub(super) fn metadata(&self, id: &MessageId) -> Option<HeaderValue> {
+        let is_printable = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        let text = id.as_str();
+        let encode = || is_printable(text).then(|| HeaderValue::from_str(text).ok()).flatten();
         if self.0.id.get().is_none() {
             let _ = self.0.id.set((id.clone(), encode()?));
         }
@@ -90,43 +99,114 @@ impl Payload {
         }
     }
 
-    fn room_request(&self, room: &RoomId) -> Bytes {
-        let (known, request) = self.0.room.get_or_init(|| (room.clone(), room_request(room, &self.0.proto)));
-        if known == room { request.clone() } else { room_request(room, &self.0.proto) }
+    fn room_request(&self, room: &RoomId) -> Body {
+        let write = || Body::around(&self.0.proto, room_len(room), |buffer| put_room(room, buffer), |_| ());
+        if self.0.proto.len() >= SHARED_FROM {
+            return write();
+        }
+        let (known, request) = self.0.room.get_or_init(|| (room.clone(), write()));
+        if known == room { request.clone() } else { write() }
     }
 }
 
 /// One call: its path and its encoded request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Request {
+    pub(super) method: Method,
     pub(super) path: PathAndQuery,
-    pub(super) body: Bytes,
+    pub(super) body: Body,
 }
+
+/// A request as it is sent: gRPC's prefix and the message, in up to three pieces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Body(pub(super) [Bytes; 3]);
+
+impl Body {
+    /// The message without any field.
+    pub(super) fn empty() -> Self {
+        Self([Bytes::from_static(&[0; PREFIX]), Bytes::new(), Bytes::new()])
+    }
+
+    /// `proto` between what stands before it, of about this length, and after it.
+    fn around(
+        proto: &Bytes,
+        length: usize,
+        before: impl FnOnce(&mut BytesMut),
+        after: impl FnOnce(&mut BytesMut),
+    ) -> Self {
+        let is_shared = proto.len() >= SHARED_FROM;
+        let copied = if is_shared { 0 } else { proto.len() };
+        let mut head = BytesMut::with_capacity(PREFIX + length + copied);
+        head.put_bytes(0, PREFIX);
+        before(&mut head);
+        let pieces = if is_shared {
+            let mut tail = BytesMut::new();
+            after(&mut tail);
+            put_prefix(&mut head, proto.len() + tail.len());
+            [head.freeze(), proto.clone(), tail.freeze()]
+        } else {
+            head.put_slice(proto);
+            after(&mut head);
+            put_prefix(&mut head, 0);
+            [head.freeze(), Bytes::new(), Bytes::new()]
+        };
+        Self(pieces)
+    }
+
+    /// The protobuf message without gRPC's prefix, for those who read it back.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn message(&self) -> Bytes {
+        let all = self.0.concat();
+        assert_eq!(all[1..PREFIX], ((all.len() - PREFIX) as u32).to_be_bytes(), "gRPC's prefix");
+        Bytes::from(all).slice(PREFIX..)
+    }
+}
+
+/// The prefix of every message in gRPC: not compressed, and its length in four bytes.
+const PREFIX: usize = 5;
+
+/// Writes the prefix of a message that goes on for so long behind this piece.
+fn put_prefix(head: &mut BytesMut, rest: usize) {
+    let length = head.len() - PREFIX + rest;
+    head[1..PREFIX].copy_from_slice(&(length as u32).to_be_bytes());
+}
+
+/// From this size on, the calls of a message share its bytes: a piece of its own costs an
+/// HTTP/2 frame, but no copy for each call that waits.
+const SHARED_FROM: usize = 16 * 1024;
 
 impl Dialect {
     /// The request for one message.
     pub(super) fn request(self, target: &Target, payload: &Payload) -> Request {
         let Encoded { operation, proto, .. } = &*payload.0;
-        match target {
-            Target::Room(room) => self.room(payload.room_request(room)),
+        let operation = *operation;
+        let (method, body) = match target {
+            Target::Room(room) => (Method::BroadcastRoom, payload.room_request(room)),
+            // goim's comets send to clients that subscribe to `protoOp`, which is the message's
+            // own operation even where `Proto.op` is `OpRaw`.
             Target::Connections(keys) => {
-                Request { path: self.path(Method::PushMsg), body: push_request(keys, *operation, proto) }
+                let length = keys.iter().map(key_len).sum::<usize>() + int_len(operation);
+                let before =
+                    |buffer: &mut BytesMut| keys.iter().for_each(|key| put_text(key.as_str(), buffer));
+                let after = |buffer: &mut BytesMut| put_int(VARINT_3, operation, buffer);
+                (Method::PushMsg, Body::around(proto, length, before, after))
             }
             Target::Everyone { speed } => {
-                let body = everyone_request(*operation, *speed, proto);
-                Request { path: self.path(Method::Broadcast), body }
+                let length = int_len(operation) + int_len(*speed);
+                let before = |buffer: &mut BytesMut| put_int(VARINT_1, operation, buffer);
+                let after = |buffer: &mut BytesMut| put_int(VARINT_3, *speed, buffer);
+                (Method::Broadcast, Body::around(proto, length, before, after))
             }
-        }
+        };
+        Request { method, path: self.path(method), body }
     }
 
     /// goim: one request with the frames of several messages for one room.
     pub(super) fn merged<'a>(self, room: &RoomId, payloads: impl Iterator<Item = &'a Payload>) -> Request {
         let frames: Vec<&[u8]> = payloads.map(|payload| &*payload.0.frame).collect();
-        self.room(room_request(room, &proto_field(OP_RAW, &frames)))
-    }
-
-    fn room(self, body: Bytes) -> Request {
-        Request { path: self.path(Method::BroadcastRoom), body }
+        let proto = proto_field(OP_RAW, &frames);
+        let body = Body::around(&proto, room_len(room), |buffer| put_room(room, buffer), |_| ());
+        Request { method: Method::BroadcastRoom, path: self.path(Method::BroadcastRoom), body }
     }
 
     fn path(self, method: Method) -> PathAndQuery {
@@ -141,11 +221,17 @@ impl Dialect {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Method {
+/// What comets are asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
     PushMsg,
     Broadcast,
     BroadcastRoom,
+}
+
+/// How much of a `PushMsg` request a key takes.
+pub(super) fn key_len(key: &ConnectionId) -> usize {
+    text_len(key.as_str())
 }
 
 /// `Proto{ver=1, op, seq=0, body}` as field 2 of a request. Zeros are left out, as proto3 does.
@@ -166,38 +252,6 @@ fn proto_field(operation: i32, body: &[&[u8]]) -> Bytes {
     buffer.freeze()
 }
 
-/// `PushMsgReq{keys, proto, protoOp}`. goim's comets send to clients that subscribe to
-/// `protoOp`, which is the message's own operation even where `Proto.op` is `OpRaw`.
-fn push_request(keys: &[ConnectionId], operation: i32, proto: &[u8]) -> Bytes {
-    let key_len = |key: &ConnectionId| 1 + len_of(key.as_str().len() as u64) + key.as_str().len();
-    let keys_len: usize = keys.iter().map(key_len).sum();
-    let mut buffer = BytesMut::with_capacity(keys_len + proto.len() + int_len(operation));
-    keys.iter().for_each(|key| put_text(key.as_str(), &mut buffer));
-    buffer.put_slice(proto);
-    put_int(VARINT_3, operation, &mut buffer);
-    buffer.freeze()
-}
-
-/// `BroadcastReq{protoOp, proto, speed}`.
-fn everyone_request(operation: i32, speed: i32, proto: &[u8]) -> Bytes {
-    let mut buffer = BytesMut::with_capacity(int_len(operation) + proto.len() + int_len(speed));
-    put_int(VARINT_1, operation, &mut buffer);
-    buffer.put_slice(proto);
-    put_int(VARINT_3, speed, &mut buffer);
-    buffer.freeze()
-}
-
-/// `BroadcastRoomReq{roomID, proto}`.
-fn room_request(room: &RoomId, proto: &[u8]) -> Bytes {
-    let room = room.as_str();
-    let mut buffer = BytesMut::with_capacity(1 + len_of(room.len() as u64) + room.len() + proto.len());
-    if !room.is_empty() {
-        put_text(room, &mut buffer);
-    }
-    buffer.put_slice(proto);
-    buffer.freeze()
-}
-
 /// goim's packet framing, api/protocol/protocol.go: big-endian `packLen:4 headerLen:2 ver:2
 /// op:4 seq:4`, then the body. The lengths are checked by nobody: a body that does not fit in
 /// 32 bits fits in no Kafka record.
@@ -210,6 +264,21 @@ fn frame_header(operation: i32, body_len: usize) -> [u8; FRAME_HEADER as usize] 
     rest.put_i32(operation);
     rest.put_i32(0);
     header
+}
+
+/// An empty room id is left out, as proto3 does.
+fn put_room(room: &RoomId, buffer: &mut BytesMut) {
+    if !room.is_empty() {
+        put_text(room.as_str(), buffer);
+    }
+}
+
+fn room_len(room: &RoomId) -> usize {
+    if room.is_empty() { 0 } else { text_len(room.as_str()) }
+}
+
+fn text_len(text: &str) -> usize {
+    1 + len_of(text.len() as u64) + text.len()
 }
 
 fn put_text(text: &str, buffer: &mut BytesMut) {
@@ -249,7 +318,7 @@ mod tests {
         let request = Dialect::Goim.request(&Target::Room("r".into()), &payload);
         let proto = goim::Proto { ver: 1, op: 9, seq: 0, body: Bytes::from_static(frame) };
         let expected = goim::BroadcastRoomReq { room_id: "r".into(), proto: Some(proto) };
-        assert_eq!(request.body, expected.encode_to_vec());
+        assert_eq!(request.body.message(), expected.encode_to_vec());
         assert_eq!(request.path, "/goim.comet.Comet/BroadcastRoom");
     }
 
@@ -259,7 +328,7 @@ mod tests {
             |text: &'static str| Payload::new(Dialect::Goim, 4, &Bytes::from_static(text.as_bytes()));
         let (a, b) = (payload("a"), payload("bc"));
         let request = Dialect::Goim.merged(&"r".into(), [&a, &b].into_iter());
-        let decoded = goim::BroadcastRoomReq::decode(request.body).expect("decodes");
+        let decoded = goim::BroadcastRoomReq::decode(request.body.message()).expect("decodes");
         let proto = decoded.proto.expect("a proto");
         assert_eq!((proto.op, proto.body), (9, [&a.0.frame[..], &b.0.frame[..]].concat().into()));
     }
@@ -269,7 +338,7 @@ mod tests {
         let payload = Payload::new(Dialect::Chatroom, 1, &Bytes::from_static(b"x"));
         for name in ["one", "two", "one"] {
             let request = Dialect::Chatroom.request(&Target::Room(name.into()), &payload);
-            assert_eq!(goim::BroadcastRoomReq::decode(request.body).expect("decodes").room_id, name);
+            assert_eq!(goim::BroadcastRoomReq::decode(request.body.message()).expect("decodes").room_id, name);
             assert_eq!(payload.metadata(&name.into()).expect("ASCII"), name);
         }
         assert!(payload.metadata(&"line\nbreak".into()).is_none());
@@ -280,11 +349,12 @@ mod tests {
         #[test]
         fn requests_are_what_prost_would_write(
             operation: i32, speed: i32, body in proptest::collection::vec(any::<u8>(), 0..300),
+            times in prop_oneof![Just(1), Just(200)],
             keys in proptest::collection::vec("[a-z0-9]{0,200}", 0..5)
         ) {
-            let body = Bytes::from(body);
+            let body = Bytes::from(body.repeat(times));
             let payload = Payload::new(Dialect::Chatroom, operation, &body);
-            let encode = |target: Target| Dialect::Chatroom.request(&target, &payload).body;
+            let encode = |target: Target| Dialect::Chatroom.request(&target, &payload).body.message();
             let proto = Some(goim::Proto { ver: 1, op: operation, seq: 0, body });
 
             let push = goim::PushMsgReq { keys: keys.clone(), proto: proto.clone(), proto_op: operation };

@@ -3,6 +3,7 @@
 //!
 //! A journey that is cut short drops its ticket: the record will be delivered again.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -10,7 +11,7 @@ use futures_util::future::try_join_all;
 use tokio_util::sync::CancellationToken;
 use tracing::{Level, debug, error};
 
-use crate::comets::{Delivered, Receipt};
+use crate::comets::{Delivered, Partly, Receipt};
 use crate::dead_letter::{Reason, Stage};
 use crate::decision::{Absent, Cause, Disposition, PluginVersion};
 use crate::message::{CometAddr, Message, Record};
@@ -120,6 +121,31 @@ pub(super) struct Journey {
     pub(super) story: Story,
 }
 
+/// The recipients of a call that reached only some of them.
+struct Apart {
+    absent: Vec<Absent>,
+    /// How many the comet refused for good.
+    refused: usize,
+    /// Whether the record itself has to be kept: somebody was refused for good, or nobody knows
+    /// whose connections were not reached.
+    is_failed: bool,
+}
+
+impl Apart {
+    fn of(recipients: &[Recipient], partly: &Partly) -> Self {
+        let unreachable: HashSet<_> = partly.unreachable.iter().collect();
+        let refused: HashSet<_> = partly.refused.iter().collect();
+        let absent: Vec<_> = recipients
+            .iter()
+            .filter(|recipient| unreachable.contains(&recipient.connection))
+            .map(|recipient| recipient.absent(Cause::CometUnreachable))
+            .collect();
+        let refused = recipients.iter().filter(|recipient| refused.contains(&recipient.connection)).count();
+        let is_failed = !partly.refused.is_empty() || absent.len() < partly.unreachable.len();
+        Self { absent, refused, is_failed }
+    }
+}
+
 /// How many notifications of one message are on their way at a time.
 const NOTIFY_CONCURRENCY: usize = 64;
 
@@ -169,6 +195,17 @@ impl Journey {
             };
             match delivered {
                 Delivered::Acknowledged => self.story.tally.sent += recipients.len(),
+                Delivered::Partly(partly) => {
+                    let outcome = Apart::of(&recipients, &partly);
+                    self.story.tally.sent += recipients.len() - outcome.absent.len() - outcome.refused;
+                    absent.extend(outcome.absent);
+                    if outcome.is_failed {
+                        self.story.tally.failed += outcome.refused.max(1);
+                        failed.push((comet, partly.why));
+                    } else {
+                        self.story.unreachable.push(format!("{comet}: {}", partly.why));
+                    }
+                }
                 Delivered::Unreachable(why) if !recipients.is_empty() => {
                     self.story.unreachable.push(format!("{comet}: {why}"));
                     absent.extend(recipients.iter().map(|r| r.absent(Cause::CometUnreachable)));

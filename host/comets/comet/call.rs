@@ -3,22 +3,32 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tonic::{Code, Status};
-
 use crate::comets::breaker::Permit;
-use crate::comets::channel::{Client, Path, with_ids};
+use crate::comets::channel::{self, Client, Failure};
+use crate::comets::comet::parked::{Name, Parked, Waiting};
 use crate::comets::job::Job;
 use crate::comets::lanes::{Lanes, Token};
-use crate::comets::retry::{self, Kind};
+use crate::comets::wire::Method;
 use crate::comets::{Delivered, Dialect};
-use crate::message::{MESSAGE_ID, Target};
+use crate::message::{ConnectionId, MESSAGE_ID, Target};
 
 /// How much of what waits for one room may travel in one call.
 const MERGE_MESSAGES: usize = 100;
 const MERGE_BYTES: usize = 64 * 1024;
 /// How much metadata their ids may take: gRPC's C++ servers refuse more than 8 KiB by default.
 const MERGE_METADATA: usize = 7 * 1024;
+/// Up to so many connections each get a call of their own when a call for all of them was not
+/// taken; more are tried in groups of so many first.
+const DIVIDE: usize = 64;
+
+/// What waits in a lane.
+#[derive(Debug)]
+pub(super) enum Item {
+    /// A parcel.
+    Job(Job),
+    /// What is parked under a name and is to be tried again.
+    Turn(Name),
+}
 
 /// A call that occupies its lanes.
 pub(super) struct Call {
@@ -32,33 +42,45 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// The next call that may start, with what may travel along.
-    pub(super) fn next(lanes: &mut Lanes<Job>, merges: bool) -> Option<Self> {
-        let (token, job) = lanes.next_ready()?;
-        let mut call =
-            Self { token, jobs: VecDeque::from([job]), singly: false, failures: 0, last_error: None };
-        if merges {
-            call.take_along(lanes);
-        }
-        Some(call)
+    /// A call for a parcel that may start.
+    pub(super) fn new(token: Token, job: Job) -> Self {
+        Self { token, jobs: VecDeque::from([job]), singly: false, failures: 0, last_error: None }
     }
 
-    fn take_along(&mut self, lanes: &mut Lanes<Job>) {
+    /// Another attempt at what was parked.
+    pub(super) fn again(token: Token, waiting: Waiting) -> Self {
+        let Waiting { jobs, failures, last_error, .. } = waiting;
+        Self { token, jobs, singly: true, failures, last_error }
+    }
+
+    /// Takes along what waits right behind for the same room.
+    pub(super) fn take_along(&mut self, lanes: &mut Lanes<Item>) {
         let Some(first) = self.jobs.front() else { return };
         let Target::Room(room) = first.target.clone() else { return };
         let (mut bytes, mut metadata) = (first.payload.frame_len(), metadata_len(first));
         while self.jobs.len() < MERGE_MESSAGES {
-            let fits = |job: &Job| {
+            let fits = |item: &Item| {
+                let Item::Job(job) = item else { return false };
                 let same_room = matches!(&job.target, Target::Room(other) if *other == room);
                 let small_enough = bytes + job.payload.frame_len() <= MERGE_BYTES
                     && metadata + metadata_len(job) <= MERGE_METADATA;
                 same_room && small_enough
             };
-            let Some(job) = lanes.join_next(&self.token, fits) else { return };
+            let Some(Item::Job(job)) = lanes.join_next(&self.token, fits) else { return };
             bytes += job.payload.frame_len();
             metadata += metadata_len(&job);
             self.jobs.push_back(job);
         }
+    }
+
+    /// Takes out what has to wait behind something parked, and divides what cannot be one call.
+    pub(super) fn divide(&mut self, parked: &mut Parked, now: Instant) {
+        while self.jobs.front().is_some_and(|job| !job.is_divided) {
+            let Some(job) = self.jobs.pop_front() else { return };
+            parked.divide(job, &mut self.jobs, now);
+        }
+        // The parts of a parcel, if it is in parts now. Only a room's messages travel together.
+        self.singly |= !self.keys().is_empty();
     }
 
     /// How many messages the next attempt carries.
@@ -66,15 +88,21 @@ impl Call {
         if self.singly { self.jobs.len().min(1) } else { self.jobs.len() }
     }
 
-    /// The request of the next attempt, and the path that it goes to.
-    pub(super) fn request(&self, dialect: Dialect) -> (tonic::Request<Bytes>, Path) {
+    /// The connections that the next attempt is for by name.
+    pub(super) fn keys(&self) -> &[ConnectionId] {
+        self.jobs.front().map(Job::keys).unwrap_or_default()
+    }
+
+    /// The request of the next attempt.
+    pub(super) fn request(&self, dialect: Dialect) -> (channel::Call, Method) {
         let jobs = || self.jobs.iter().take(self.together());
         let first = &self.jobs[0];
         let request = match &first.target {
             Target::Room(room) if self.together() > 1 => dialect.merged(room, jobs().map(|job| &job.payload)),
             target => dialect.request(target, &first.payload),
         };
-        with_ids(request, jobs().map(|job| (&job.payload, &job.message)))
+        let method = request.method;
+        (channel::Call::new(request, jobs().map(|job| (&job.payload, &job.message))), method)
     }
 
     /// The attempt's messages have their outcome.
@@ -85,9 +113,61 @@ impl Call {
         self.failures = 0;
     }
 
+    /// The attempt's message was refused for good. When so many of its connections were refused
+    /// and none took it, it is the message: the others are not asked.
+    pub(super) fn refuse(&mut self, why: &str) {
+        let Some(job) = self.jobs.pop_front() else { return };
+        while job.refused_so_far() >= DIVIDE
+            && self.jobs.front().is_some_and(|next| next.is_sibling_of(&job))
+            && let Some(next) = self.jobs.pop_front()
+        {
+            next.settle(Delivered::Refused(why.to_owned()));
+        }
+        job.settle(Delivered::Refused(why.to_owned()));
+        self.failures = 0;
+    }
+
     /// From now on each message has a call of its own.
     pub(super) fn try_singly(&mut self) {
         self.singly = true;
+    }
+
+    /// Whether a call for several connections, each of which may be the one that does not take
+    /// it, is small enough to be divided at once.
+    pub(super) fn is_small(&self) -> bool {
+        self.keys().len() <= DIVIDE
+    }
+
+    /// From now on the connections of the front message have calls of their own, or smaller
+    /// groups of them first.
+    pub(super) fn try_fewer_connections(&mut self) {
+        let Some(job) = self.jobs.pop_front() else { return };
+        let size = if job.keys().len() > DIVIDE { DIVIDE } else { 1 };
+        let groups = job.keys().chunks(size).map(<[_]>::to_vec).collect();
+        job.split(groups).into_iter().rev().for_each(|part| self.jobs.push_front(part));
+        self.singly = true;
+        self.failures = 0;
+    }
+
+    /// Takes out what has to wait with the front message, which another attempt may mend: that
+    /// message, and those of the same name behind it.
+    pub(super) fn take_front(&mut self) -> Option<(Name, VecDeque<Job>)> {
+        let name = Name::of(self.jobs.front()?)?;
+        let (waiting, rest) =
+            std::mem::take(&mut self.jobs).into_iter().partition(|job| name.covers(job));
+        self.jobs = rest;
+        self.failures = 0;
+        Some((name, waiting))
+    }
+
+    /// How many attempts at the front message failed.
+    pub(super) fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// When the front message was queued.
+    pub(super) fn queued(&self) -> Option<Instant> {
+        self.jobs.front().map(|job| job.queued)
     }
 
     /// Counts a failed attempt; returns how many there were.
@@ -108,6 +188,7 @@ impl Call {
             if let Some(job) = self.jobs.pop_front() {
                 job.settle(Delivered::Unreachable(why));
             }
+            self.failures = 0;
         }
     }
 
@@ -139,69 +220,35 @@ pub(super) struct Attempt {
     pub(super) channel: u64,
     pub(super) call: Call,
     pub(super) permit: Permit,
-    pub(super) request: tonic::Request<Bytes>,
-    pub(super) path: Path,
+    pub(super) request: channel::Call,
+    pub(super) method: Method,
     pub(super) timeout: Duration,
 }
 
 /// How an attempt ended.
 pub(super) struct Answer {
     pub(super) call: Call,
+    pub(super) method: Method,
     pub(super) permit: Permit,
     pub(super) channel: u64,
     pub(super) took: Duration,
-    pub(super) result: Result<(), Failure>,
-}
-
-/// Why an attempt failed.
-pub(super) struct Failure {
-    pub(super) kind: Kind,
     pub(super) timed_out: bool,
-    pub(super) text: String,
+    pub(super) result: Result<(), Failure>,
 }
 
 impl Attempt {
     pub(super) async fn run(self) -> Answer {
-        let Self { mut client, channel, call, permit, request, path, timeout } = self;
+        let Self { mut client, channel, call, permit, request, method, timeout } = self;
         let started = Instant::now();
-        let result = match tokio::time::timeout(timeout, client.call(request, path)).await {
-            Ok(answered) => answered.map_err(|status| Failure::from(&status)),
-            Err(_) => {
-                let text = format!("no answer within {timeout:?}");
-                Err(Failure { kind: Kind::Transient, timed_out: true, text })
-            }
+        let (result, timed_out) = match tokio::time::timeout(timeout, client.call(request)).await {
+            Ok(result) => (result, false),
+            Err(_) => (Err(Failure::NoAnswer(format!("no answer within {timeout:?}"))), true),
         };
-        Answer { call, permit, channel, took: started.elapsed(), result }
-    }
-}
-
-impl From<&Status> for Failure {
-    fn from(status: &Status) -> Self {
-        Self { kind: retry::kind(status), timed_out: false, text: describe(status) }
+        Answer { call, method, permit, channel, took: started.elapsed(), timed_out, result }
     }
 }
 
 /// What a job's id adds to a call's headers as HTTP/2 counts them: 32 bytes beside the text.
 fn metadata_len(job: &Job) -> usize {
     MESSAGE_ID.len() + job.message.as_str().len() + 32
-}
-
-/// The status with its root cause.
-fn describe(status: &Status) -> String {
-    let mut root: &dyn std::error::Error = status;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    let (message, cause) = (printable(status.message()), printable(&root.to_string()));
-    let is_same = std::ptr::addr_eq(root, status) || cause == message;
-    match (status.code(), is_same) {
-        (Code::Unknown, false) => cause,
-        (code, true) => format!("{code:?}: {message}"),
-        (code, false) => format!("{code:?}: {message}: {cause}"),
-    }
-}
-
-/// Comets write these texts, and they end up in logs and headers.
-fn printable(text: &str) -> String {
-    text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpListener;
-use tonic::{Code, Status};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tonic::Status;
 
 use super::support::*;
 use crate::comets::{BreakerState, Config, Delivered, Receipt, Timing};
@@ -50,35 +51,6 @@ async fn a_comet_that_restarts_is_found_again() {
     let second = FakeComet::start_at(address.as_str().parse().expect("an address"));
     assert_eq!(receipt.await, Delivered::Acknowledged);
     assert_eq!(second.calls().len(), 1);
-}
-
-#[tokio::test]
-async fn every_status_is_retried_or_not() {
-    let permanent = [
-        Code::InvalidArgument,
-        Code::NotFound,
-        Code::AlreadyExists,
-        Code::PermissionDenied,
-        Code::FailedPrecondition,
-        Code::OutOfRange,
-        Code::Unimplemented,
-        Code::DataLoss,
-        Code::Unauthenticated,
-    ];
-    let fleet = fleet(&config(), TIMING);
-    for code in (1..=16).map(Code::from) {
-        let comet = FakeComet::start();
-        comet.answers(move |_, before| match before {
-            0 => (Duration::ZERO, Err(Status::new(code, "no"))),
-            _ => (Duration::ZERO, Ok(())),
-        });
-        let delivered = to_room(&fleet, &comet.address, "a", "x").await;
-        let (expected, calls) = match permanent.contains(&code) {
-            true => (Delivered::Refused(format!("{code:?}: no")), 1),
-            false => (Delivered::Acknowledged, 2),
-        };
-        assert_eq!((delivered, comet.calls().len()), (expected, calls), "{code:?}");
-    }
 }
 
 #[tokio::test]
@@ -136,16 +108,14 @@ async fn a_black_hole_opens_its_breaker_and_harms_no_other() {
 }
 
 #[tokio::test]
-async fn one_probe_closes_the_breaker() {
-    let comet = FakeComet::start();
-    comet.answers(|_, _| (Duration::ZERO, Err(Status::unavailable("no"))));
+async fn one_call_closes_the_breaker() {
+    let (listener, address) = black_hole().await;
+    drop(listener);
     let fleet = fleet(&Config { breaker_failures: 3, ..config() }, TIMING);
-    assert!(why(to_room(&fleet, &comet.address, "a", "x").await).contains("Unavailable: no"));
+    assert!(why(to_room(&fleet, &address, "a", "x").await).contains("Connection refused"));
     assert_eq!(fleet.status()[0].breaker, BreakerState::Open);
-    let before = comet.calls().len();
-    assert_eq!(before, 3);
 
-    comet.answers(|_, _| (Duration::ZERO, Ok(())));
+    let comet = FakeComet::start_at(address.as_str().parse().expect("an address"));
     let mut refused = 0;
     while to_room(&fleet, &comet.address, "a", "y").await != Delivered::Acknowledged {
         refused += 1;
@@ -153,7 +123,44 @@ async fn one_probe_closes_the_breaker() {
         assert!(refused < 1000, "it never closes");
     }
     assert_eq!(fleet.status()[0].breaker, BreakerState::Closed);
-    assert_eq!(comet.calls().len(), before + 1, "only the probe was a call");
+    assert_eq!(comet.calls().len(), 1, "only one call was made");
+}
+
+#[tokio::test]
+async fn a_comet_that_is_back_is_found_without_a_message() {
+    let (listener, address) = black_hole().await;
+    drop(listener);
+    let long = Duration::from_secs(3600);
+    let config = Config { breaker_failures: 1, breaker_open: long, breaker_open_max: long, ..config() };
+    let fleet = fleet(&config, TIMING);
+    assert!(why(to_room(&fleet, &address, "a", "x").await).contains("Connection refused"));
+    assert_eq!(fleet.status()[0].breaker, BreakerState::Open);
+
+    let comet = FakeComet::start_at(address.as_str().parse().expect("an address"));
+    eventually("the breaker closes", || fleet.status()[0].breaker == BreakerState::Closed).await;
+    assert_eq!(comet.calls(), [], "the comet itself was not called");
+    assert_eq!(to_room(&fleet, &comet.address, "a", "y").await, Delivered::Acknowledged);
+    assert_eq!(comet.connections(), 1);
+}
+
+#[tokio::test]
+async fn a_connection_whose_other_end_is_gone_is_replaced() {
+    let comet = FakeComet::start();
+    let (listener, address) = black_hole().await;
+    let behind = comet.address.to_string();
+    let proxy = tokio::spawn(async move {
+        let (_gone, _) = listener.accept().await.expect("a connection");
+        loop {
+            let (mut inward, _) = listener.accept().await.expect("a connection");
+            let mut outward = TcpStream::connect(&behind).await.expect("the comet");
+            tokio::spawn(async move { copy_bidirectional(&mut inward, &mut outward).await.map(drop) });
+        }
+    });
+    let timing = Timing { timeout: Duration::from_millis(200), give_up_after: Duration::from_secs(5) };
+    let fleet = fleet(&patient(config()), timing);
+    assert_eq!(to_room(&fleet, &address, "a", "x").await, Delivered::Acknowledged);
+    assert_eq!(comet.calls().len(), 1);
+    proxy.abort();
 }
 
 #[tokio::test]

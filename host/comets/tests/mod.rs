@@ -1,5 +1,6 @@
 //! The fleet against real gRPC servers.
 
+mod answers;
 mod delivery;
 mod faults;
 mod known;

@@ -1,0 +1,131 @@
+//! Asking a comet whose breaker is open whether it can be reached again: once a second, on a
+//! connection of its own, by gRPC's health check. Any answer will do, `Unimplemented` as well:
+//! it comes from the server that the comet runs in.
+//!
+//! A comet that was away and answers is back. One that answered all along, while calls were
+//! lost, is not: for that only a call can tell, which the breaker lets through now and then.
+
+use std::time::{Duration, Instant};
+
+use crate::comets::channel::{Call, Client, Dialer, Failure};
+
+/// How often is asked, less a random part so that gateways do not ask together.
+const EVERY: Duration = Duration::from_secs(1);
+
+pub(super) struct Probe {
+    every: Duration,
+    timeout: Duration,
+    /// When to ask next; `None` while the breaker is closed, or a question is under way.
+    next: Option<Instant>,
+    is_open: bool,
+    was_away: bool,
+}
+
+/// What a question found out.
+pub(super) struct Found {
+    client: Client,
+    result: Result<(), Failure>,
+}
+
+impl Probe {
+    /// Asks at least as often as the breaker lets calls through at first.
+    pub(super) fn new(breaker_open: Duration, timeout: Duration) -> Self {
+        Self { every: EVERY.min(breaker_open), timeout, next: None, is_open: false, was_away: false }
+    }
+
+    /// The breaker has opened. Whether the comet could not even be reached is known from the
+    /// call that opened it.
+    pub(super) fn opened(&mut self, was_away: bool, now: Instant) {
+        self.was_away |= was_away;
+        if !self.is_open {
+            self.is_open = true;
+            self.next = Some(now + self.pause());
+        }
+    }
+
+    /// The breaker is closed.
+    pub(super) fn closed(&mut self) {
+        (self.next, self.is_open, self.was_away) = (None, false, false);
+    }
+
+    /// When to ask next.
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// The question, when it is time for one.
+    pub(super) fn due(&mut self, dialer: &Dialer, now: Instant) -> Option<impl Future<Output = Found> + use<>> {
+        self.next.filter(|next| *next <= now)?;
+        self.next = None;
+        let (mut client, timeout) = (dialer.dial(), self.timeout);
+        Some(async move {
+            let unanswered = || Err(Failure::NoAnswer(format!("no answer within {timeout:?}")));
+            let asked = tokio::time::timeout(timeout, client.call(Call::health())).await;
+            Found { result: asked.unwrap_or_else(|_| unanswered()), client }
+        })
+    }
+
+    /// Takes an answer in. When the comet is back, that is the connection to it; else the next
+    /// question follows.
+    pub(super) fn found(&mut self, found: Found, now: Instant) -> Option<Client> {
+        match found.result {
+            _ if !self.is_open => return None,
+            Ok(()) | Err(Failure::Answer { .. }) if self.was_away => return Some(found.client),
+            Ok(()) | Err(Failure::Answer { .. } | Failure::OurFault(_)) => {}
+            Err(Failure::NoAnswer(_)) => self.was_away = true,
+        }
+        self.next = Some(now + self.pause());
+        None
+    }
+
+    fn pause(&self) -> Duration {
+        self.every.mul_f64(0.5 + fastrand::f64() / 2.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(result: Result<(), Failure>) -> Found {
+        let dialer = Dialer::new(&"127.0.0.1:1".into(), EVERY).expect("an address");
+        Found { client: dialer.dial(), result }
+    }
+
+    fn away() -> Failure {
+        Failure::NoAnswer("connection refused".into())
+    }
+
+    fn unimplemented() -> Failure {
+        Failure::Answer { code: tonic::Code::Unimplemented, text: String::new() }
+    }
+
+    #[tokio::test]
+    async fn a_comet_that_was_away_is_back_with_its_first_answer() {
+        let (mut probe, now) = (Probe::new(EVERY, EVERY), Instant::now());
+        probe.opened(true, now);
+        assert!(probe.found(found(Err(away())), now).is_none());
+        assert!(probe.next().is_some_and(|next| next <= now + EVERY));
+        assert!(probe.found(found(Err(unimplemented())), now).is_some());
+    }
+
+    #[tokio::test]
+    async fn an_answer_says_nothing_about_a_comet_that_was_there_all_along() {
+        let (mut probe, now) = (Probe::new(EVERY, EVERY), Instant::now());
+        probe.opened(false, now);
+        for _ in 0..3 {
+            assert!(probe.found(found(Ok(())), now).is_none());
+        }
+        assert!(probe.found(found(Err(away())), now).is_none());
+        assert!(probe.found(found(Ok(())), now).is_some(), "it was away meanwhile");
+    }
+
+    #[tokio::test]
+    async fn nothing_is_asked_while_the_breaker_is_closed() {
+        let (mut probe, now) = (Probe::new(EVERY, EVERY), Instant::now());
+        probe.opened(true, now);
+        probe.closed();
+        assert!(probe.found(found(Ok(())), now).is_none());
+        assert_eq!(probe.next(), None);
+    }
+}

@@ -1,0 +1,213 @@
+//! Statuses that a comet's handler gives: answers about messages and connections, not about the
+//! comet.
+
+use std::time::Duration;
+
+use tonic::{Code, Status};
+
+use super::support::*;
+use crate::comets::{BreakerState, Config, Delivered, Fleet, Partly, Receipt, Timing};
+use crate::message::{CometAddr, Target};
+
+const SHORT: Timing = Timing { timeout: Duration::from_secs(2), give_up_after: Duration::from_millis(300) };
+/// What does not take messages: a connection, or a room.
+const STUCK: &str = "stuck";
+const REFUSED: [Code; 8] = [
+    Code::InvalidArgument,
+    Code::AlreadyExists,
+    Code::PermissionDenied,
+    Code::FailedPrecondition,
+    Code::OutOfRange,
+    Code::DataLoss,
+    Code::Unauthenticated,
+    Code::Unimplemented,
+];
+
+/// A comet that answers calls for one room or connection with this status.
+fn comet_with_a_stuck_client(code: Code) -> FakeComet {
+    let comet = FakeComet::start();
+    comet.answers(move |call, _| {
+        let is_stuck = call.to.iter().any(|to| to == STUCK);
+        (Duration::ZERO, if is_stuck { Err(Status::new(code, "no")) } else { Ok(()) })
+    });
+    comet
+}
+
+/// A breaker that one failure opens.
+fn touchy(config: Config) -> Config {
+    Config { breaker_failures: 1, lanes: 1, ..config }
+}
+
+fn keys(keys: &[&str]) -> Target {
+    Target::Connections(keys.iter().map(|key| (*key).into()).collect())
+}
+
+/// What a room or connection got, in order.
+fn got(comet: &FakeComet, name: &str) -> Vec<String> {
+    let calls = comet.calls();
+    let taken = calls.iter().filter(|call| !call.to.iter().any(|to| to == STUCK));
+    let here = taken.filter(|call| call.to.iter().any(|to| to == name));
+    here.flat_map(|call| call.ids.clone()).collect()
+}
+
+fn send(fleet: &Fleet, comet: &CometAddr, target: &Target, count: usize) -> Vec<Receipt> {
+    let parcel = |number: usize| parcel(fleet, comet, target.clone(), "x", &format!("{number:02}"));
+    (0..count).map(|number| fleet.send(parcel(number))).collect()
+}
+
+async fn outcomes(receipts: Vec<Receipt>) -> Vec<Delivered> {
+    let mut outcomes = Vec::new();
+    for receipt in receipts {
+        outcomes.push(receipt.await);
+    }
+    outcomes
+}
+
+/// The table of `retry`, seen from outside: twenty messages to three connections, one of which
+/// never takes any.
+#[tokio::test]
+async fn a_connection_that_takes_nothing_keeps_nothing_from_the_others_of_its_calls() {
+    for config in [config(), goim_config()] {
+        for code in (1..=16).map(Code::from).filter(|code| *code != Code::Unimplemented) {
+            let comet = comet_with_a_stuck_client(code);
+            let fleet = fleet(&touchy(config.clone()), SHORT);
+            let receipts = send(&fleet, &comet.address, &keys(&["a", STUCK, "b"]), 20);
+            let all: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
+            for delivered in outcomes(receipts).await {
+                let Delivered::Partly(partly) = delivered else { panic!("{code:?}: {delivered:?}") };
+                let stuck = vec![STUCK.into()];
+                let expected = match REFUSED.contains(&code) {
+                    true => Partly { refused: stuck, ..Partly::default() },
+                    false => Partly { unreachable: stuck, ..Partly::default() },
+                };
+                assert_eq!(Partly { why: String::new(), ..*partly.clone() }, expected, "{code:?}");
+                assert!(partly.why.contains(&format!("{code:?}: no")), "{partly:?}");
+            }
+            for healthy in ["a", "b"] {
+                assert_eq!(got(&comet, healthy), all, "{code:?}, {healthy}: in order, each once");
+            }
+            assert_eq!(fleet.status()[0].breaker, BreakerState::Closed, "{code:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_room_that_takes_nothing_keeps_nothing_from_the_others_of_its_lane() {
+    for config in [config(), goim_config()] {
+        for code in (1..=16).map(Code::from) {
+            let comet = comet_with_a_stuck_client(code);
+            let fleet = fleet(&touchy(config.clone()), SHORT);
+            let stuck = send(&fleet, &comet.address, &Target::Room(STUCK.into()), 20);
+            let healthy = send(&fleet, &comet.address, &Target::Room("a".into()), 20);
+            assert_eq!(outcomes(healthy).await, vec![Delivered::Acknowledged; 20], "{code:?}");
+            let all: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
+            assert_eq!(got(&comet, "a"), all, "{code:?}");
+            let refused = REFUSED.contains(&code) || code == Code::NotFound;
+            for delivered in outcomes(stuck).await {
+                assert_eq!(matches!(delivered, Delivered::Refused(_)), refused, "{code:?}: {delivered:?}");
+                assert_eq!(matches!(delivered, Delivered::Unreachable(_)), !refused, "{code:?}");
+            }
+            assert_eq!(fleet.status()[0].breaker, BreakerState::Closed, "{code:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_passes_by_is_tried_again_in_order() {
+    for code in (1..=16).map(Code::from).filter(|code| !REFUSED.contains(code) && *code != Code::NotFound) {
+        let comet = FakeComet::start();
+        comet.answers(move |_, before| match before {
+            0..3 => (Duration::ZERO, Err(Status::new(code, "no"))),
+            _ => (Duration::ZERO, Ok(())),
+        });
+        let fleet = fleet(&touchy(config()), TIMING);
+        let receipts = send(&fleet, &comet.address, &Target::Room("a".into()), 20);
+        assert_eq!(outcomes(receipts).await, vec![Delivered::Acknowledged; 20], "{code:?}");
+        let ids: Vec<String> = comet.calls().into_iter().skip(3).flat_map(|call| call.ids).collect();
+        assert_eq!(ids, (0..20).map(|number| format!("{number:02}")).collect::<Vec<_>>(), "{code:?}");
+    }
+}
+
+/// goim: `PushMsg` goes through its keys and stops at the first whose queue is full.
+#[tokio::test]
+async fn goim_s_full_queue_costs_the_others_one_repeat_at_most() {
+    let comet = FakeComet::start();
+    comet.answers(|call, _| {
+        let is_stuck = call.to.iter().any(|to| to == STUCK);
+        let full = Status::unknown("signal channel full, msg dropped");
+        (Duration::ZERO, if is_stuck { Err(full) } else { Ok(()) })
+    });
+    let fleet = fleet(&touchy(goim_config()), TIMING);
+    for target in [keys(&["a", STUCK]), keys(&[STUCK, "b"]), keys(&[STUCK])] {
+        for delivered in outcomes(send(&fleet, &comet.address, &target, 1)).await {
+            let unreached = match delivered {
+                Delivered::Partly(partly) => partly.unreachable == [STUCK.into()],
+                Delivered::Unreachable(why) => why == "Unknown: signal channel full, msg dropped",
+                _ => false,
+            };
+            assert!(unreached, "{target:?}");
+        }
+    }
+    let calls: Vec<Vec<String>> = comet.calls().into_iter().map(|call| call.to).collect();
+    let expected = [vec!["a", STUCK], vec!["a"], vec![STUCK], vec!["b"], vec![STUCK], vec![STUCK]];
+    assert_eq!(calls, expected, "who is stuck is known, and nothing is tried again");
+}
+
+#[tokio::test]
+async fn a_message_that_every_connection_is_refused_is_not_tried_with_each() {
+    let comet = FakeComet::start();
+    comet.answers(|_, _| (Duration::ZERO, Err(Status::invalid_argument("no"))));
+    let fleet = fleet(&config(), TIMING);
+    let many: Vec<String> = (0..5000).map(|number| format!("c{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let delivered = outcomes(send(&fleet, &comet.address, &keys(&many), 1)).await;
+    assert_eq!(delivered, [Delivered::Refused("InvalidArgument: no".into())]);
+    assert!(comet.calls().len() < 100, "{} calls", comet.calls().len());
+}
+
+#[tokio::test]
+async fn a_comet_that_answers_everything_with_later_is_not_called_for_each_connection() {
+    let comet = FakeComet::start();
+    comet.answers(|_, _| (Duration::ZERO, Err(Status::unavailable("no"))));
+    let fleet = fleet(&touchy(config()), SHORT);
+    let many: Vec<String> = (0..5000).map(|number| format!("c{number}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let delivered = outcomes(send(&fleet, &comet.address, &keys(&many), 1)).await;
+    let Delivered::Unreachable(why) = &delivered[0] else { panic!("{delivered:?}") };
+    assert_eq!(why, "given up after 300ms: Unavailable: no");
+    assert!(comet.calls().len() < 1500, "{} calls", comet.calls().len());
+    assert_eq!(fleet.status()[0].breaker, BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn many_connections_are_called_in_parts_that_comets_take() {
+    let comet = FakeComet::start();
+    let fleet = fleet(&touchy(config()), TIMING);
+    // 120,000 connections with 30 bytes each: 3.8 MB.
+    let many: Vec<String> = (0..120_000).map(|number| format!("connection-{number:019}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let delivered = outcomes(send(&fleet, &comet.address, &keys(&many), 2)).await;
+    assert_eq!(delivered, vec![Delivered::Acknowledged; 2]);
+    let calls = comet.calls();
+    let to: Vec<String> = calls.iter().flat_map(|call| call.to.clone()).collect();
+    assert!(to == [many.clone(), many].concat(), "everybody, in order, one message after the other");
+    let sizes: Vec<usize> = calls.iter().map(|call| call.to.len() * 32).collect();
+    assert!(sizes.iter().all(|size| *size <= 1024 * 1024), "{sizes:?}");
+    assert!(calls.len() <= 10, "{sizes:?}");
+}
+
+#[tokio::test]
+async fn a_part_that_is_not_taken_concerns_only_its_connections() {
+    let comet = FakeComet::start();
+    comet.answers(|call, _| {
+        let is_last = call.to.iter().any(|to| to == "last");
+        (Duration::ZERO, if is_last { Err(Status::unknown("full")) } else { Ok(()) })
+    });
+    let fleet = fleet(&touchy(goim_config()), TIMING);
+    let mut many: Vec<String> = (0..40_000).map(|number| format!("connection-{number:019}")).collect();
+    many.push("last".into());
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let delivered = outcomes(send(&fleet, &comet.address, &keys(&many), 1)).await;
+    let Delivered::Partly(partly) = &delivered[0] else { panic!("{delivered:?}") };
+    assert_eq!((&partly.unreachable[..], &partly.refused[..]), (&["last".into()][..], &[][..]));
+}
