@@ -3,6 +3,7 @@
 //!
 //! Sizes are those of `make test`; `make soak` runs the same stories longer.
 
+mod answers;
 pub mod comets;
 pub mod everything;
 pub mod gateways;

@@ -4,6 +4,7 @@
 //! same port. Each has a runtime of its own, so that a crash closes its connections as the end
 //! of a process would.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -117,6 +118,8 @@ pub(super) struct Book {
     count: watch::Sender<usize>,
     behaviour: Mutex<Behaviour>,
     fail_next: Mutex<(usize, Option<Code>)>,
+    /// Rooms and keys that do not take messages, with what calls that name them are answered.
+    stuck: Mutex<HashMap<String, Code>>,
 }
 
 impl Book {
@@ -135,7 +138,7 @@ impl Book {
     }
 
     fn enter(&self, call: Call) -> Behaviour {
-        let behaviour = self.behaviour();
+        let behaviour = self.stuck(&call.to).unwrap_or_else(|| self.behaviour());
         let refused = matches!(behaviour, Behaviour::Fail(_));
         let count = {
             let mut calls = lock(&self.calls);
@@ -144,6 +147,16 @@ impl Book {
         };
         self.count.send_replace(count);
         behaviour
+    }
+
+    fn stuck(&self, to: &To) -> Option<Behaviour> {
+        let stuck = lock(&self.stuck);
+        let code = match to {
+            To::Room(room) => stuck.get(room),
+            To::Keys(keys) => keys.iter().find_map(|key| stuck.get(key)),
+            To::Everyone { .. } | To::Rooms => None,
+        };
+        code.map(|code| Behaviour::Fail(*code))
     }
 
     fn behaviour(&self) -> Behaviour {
@@ -191,6 +204,11 @@ impl FakeComet {
     /// The next `calls` calls fail with this status, and then it behaves as before.
     pub fn fail_next(&self, calls: usize, code: Code) {
         *lock(&self.book.fail_next) = (calls, Some(code));
+    }
+
+    /// Calls that name this room or key fail with this status from now on: nobody gets them.
+    pub fn refuse(&self, room_or_key: &str, code: Code) {
+        lock(&self.book.stuck).insert(room_or_key.to_owned(), code);
     }
 
     /// Crashes: the port is closed and every connection is cut. What was written down stays.
