@@ -298,10 +298,14 @@ mod tests {
     fn headers(status: &'static str, message: &'static [u8]) -> HeaderMap {
         let message = HeaderValue::from_bytes(message).expect("a header");
         let details = HeaderValue::from_static("not base64!");
-        [("grpc-status", HeaderValue::from_static(status)), ("grpc-message", message), ("grpc-status-details-bin", details)]
-            .into_iter()
-            .map(|(name, value)| (http::HeaderName::from_static(name), value))
-            .collect()
+        [
+            ("grpc-status", HeaderValue::from_static(status)),
+            ("grpc-message", message),
+            ("grpc-status-details-bin", details),
+        ]
+        .into_iter()
+        .map(|(name, value)| (http::HeaderName::from_static(name), value))
+        .collect()
     }
 
     #[test]
@@ -318,7 +322,10 @@ mod tests {
         let answer = |code, text: &str| Some(Err(Failure::Answer { code, text: text.into() }));
         assert_eq!(status(&HeaderMap::new()), None);
         assert_eq!(status(&headers("0", b"")), Some(Ok(())));
-        assert_eq!(status(&headers("2", b"signal%20channel full")), answer(Code::Unknown, "signal channel full"));
+        assert_eq!(
+            status(&headers("2", b"signal%20channel full")),
+            answer(Code::Unknown, "signal channel full")
+        );
         assert_eq!(status(&headers("14", b"100% \xff%0a%")), answer(Code::Unavailable, "100% \u{fffd} %"));
         assert_eq!(status(&headers("seventeen", b"")), answer(Code::Unknown, ""));
     }

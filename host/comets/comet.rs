@@ -292,7 +292,9 @@ impl Actor {
         match meaning {
             // One of several messages was not taken: find out which.
             _ if call.together() > 1 => call.try_singly(),
-            Meaning::Later if call.keys().len() > 1 && !call.is_small() && call.failures() + 1 < WHOLE_ATTEMPTS => {
+            Meaning::Later
+                if call.keys().len() > 1 && !call.is_small() && call.failures() + 1 < WHOLE_ATTEMPTS =>
+            {
                 return self.rest(call, text);
             }
             // One of several connections did not take it, or all of them.

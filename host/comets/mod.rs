@@ -43,9 +43,9 @@ mod places;
 pub mod proto;
 mod retry;
 mod sharing;
+mod shortage;
 mod status;
 mod store;
-mod shortage;
 #[cfg(test)]
 mod tests;
 mod wire;

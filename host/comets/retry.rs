@@ -142,7 +142,11 @@ mod tests {
             for (dialect, push) in DIALECTS.into_iter().zip([chatroom, goim]) {
                 for method in METHODS {
                     let expected = if method == Method::PushMsg { push } else { other };
-                    assert_eq!(meaning(code, "no", dialect, method), expected, "{code:?} {dialect:?} {method:?}");
+                    assert_eq!(
+                        meaning(code, "no", dialect, method),
+                        expected,
+                        "{code:?} {dialect:?} {method:?}"
+                    );
                 }
             }
         }

@@ -338,7 +338,10 @@ mod tests {
         let payload = Payload::new(Dialect::Chatroom, 1, &Bytes::from_static(b"x"));
         for name in ["one", "two", "one"] {
             let request = Dialect::Chatroom.request(&Target::Room(name.into()), &payload);
-            assert_eq!(goim::BroadcastRoomReq::decode(request.body.message()).expect("decodes").room_id, name);
+            assert_eq!(
+                goim::BroadcastRoomReq::decode(request.body.message()).expect("decodes").room_id,
+                name
+            );
             assert_eq!(payload.metadata(&name.into()).expect("ASCII"), name);
         }
         assert!(payload.metadata(&"line\nbreak".into()).is_none());

@@ -10,8 +10,11 @@ use crate::support::redis::Redis;
 /// What a connection got by PUSH, in order.
 fn pushed(comet: &FakeComet, key: &str) -> Vec<String> {
     let calls = comet.calls().into_iter().filter(|call| !call.refused);
-    let here = calls.filter(|call| matches!(&call.to, To::Keys(keys) if keys.iter().any(|other| other == key)));
-    here.flat_map(|call| call.deliveries()).map(|(_, body)| String::from_utf8_lossy(&body).into_owned()).collect()
+    let here =
+        calls.filter(|call| matches!(&call.to, To::Keys(keys) if keys.iter().any(|other| other == key)));
+    here.flat_map(|call| call.deliveries())
+        .map(|(_, body)| String::from_utf8_lossy(&body).into_owned())
+        .collect()
 }
 
 fn numbers(count: usize) -> Vec<String> {
@@ -50,7 +53,8 @@ async fn a_client_that_stops_reading_takes_nothing_from_the_others() {
     }
     let bodies: Vec<String> = comet.deliveries().into_iter().map(|(_, _, body)| body).collect();
     for kind in ["room", "all"] {
-        let of_kind: Vec<_> = bodies.iter().filter_map(|body| body.strip_prefix(kind)).map(str::trim).collect();
+        let of_kind: Vec<_> =
+            bodies.iter().filter_map(|body| body.strip_prefix(kind)).map(str::trim).collect();
         assert_eq!(of_kind, numbers(EACH), "{kind}");
     }
     assert!(breaker_is_closed(&gateway, &comet).await, "{gateway:?}");
@@ -89,7 +93,11 @@ async fn a_status_for_one_connection_is_about_that_connection() {
     gateway.wait_until_settled(&topic).await;
 
     for healthy in ["a", "b"] {
-        assert_eq!(pushed(&comet, healthy), numbers(codes.len()), "{healthy}: in order, each once; {comet:?}");
+        assert_eq!(
+            pushed(&comet, healthy),
+            numbers(codes.len()),
+            "{healthy}: in order, each once; {comet:?}"
+        );
     }
     assert!(breaker_is_closed(&gateway, &comet).await, "{gateway:?}");
     let refused = kafka().read_all(&dead_letters).len();

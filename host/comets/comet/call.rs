@@ -153,8 +153,7 @@ impl Call {
     /// message, and those of the same name behind it.
     pub(super) fn take_front(&mut self) -> Option<(Name, VecDeque<Job>)> {
         let name = Name::of(self.jobs.front()?)?;
-        let (waiting, rest) =
-            std::mem::take(&mut self.jobs).into_iter().partition(|job| name.covers(job));
+        let (waiting, rest) = std::mem::take(&mut self.jobs).into_iter().partition(|job| name.covers(job));
         self.jobs = rest;
         self.failures = 0;
         Some((name, waiting))

@@ -54,7 +54,11 @@ impl Probe {
     }
 
     /// The question, when it is time for one.
-    pub(super) fn due(&mut self, dialer: &Dialer, now: Instant) -> Option<impl Future<Output = Found> + use<>> {
+    pub(super) fn due(
+        &mut self,
+        dialer: &Dialer,
+        now: Instant,
+    ) -> Option<impl Future<Output = Found> + use<>> {
         self.next.filter(|next| *next <= now)?;
         self.next = None;
         let (mut client, timeout) = (dialer.dial(), self.timeout);
