@@ -5,6 +5,7 @@ use halley::message::{Audience, encode};
 use crate::support::comet::{FakeComet, To};
 use crate::support::gateway::{Gateway, gateway, quoted};
 use crate::support::kafka::kafka;
+use crate::support::peers::{Outgoing, Producer};
 use crate::support::redis::Redis;
 
 /// The most memory that a process has had, in KiB.
@@ -85,4 +86,27 @@ async fn records_of_many_keys_stay_below_the_memory_limit() {
     let (before, peak) = keys_of_nobody(settings, &topic, 12).await;
     eprintln!("MEASURED before {before} KiB, peak {peak} KiB");
     assert!(peak < 192 * 1024, "{before} KiB before, then {peak} KiB");
+}
+
+#[tokio::test]
+async fn what_unpacks_to_more_than_a_record_may_be_is_not_copied() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("unpacked", 1).await;
+    let dead_letters = format!("{topic}.dead-letter");
+    kafka().create_topic(&dead_letters, 1).await;
+    let Some(producer) = Producer::new(kafka().brokers(), &topic).await else { return };
+    let running = gateway(&topic).node(&comet).start().await;
+    let before = peak_kib(running.pid());
+    const UNPACKED: usize = 80_000_000;
+    let gzip = producer.compression("gzip").batch_bytes(2 * UNPACKED);
+    gzip.write(&[Outgoing::new(b"").zeros(UNPACKED)]).await;
+    kafka().produce_everyone(&topic, 0, "after it").await;
+    running.wait_until_settled(&topic).await;
+    comet.wait_for_deliveries(&[(To::Everyone { speed: 0 }, 4, "after it")]).await;
+
+    let left_out = kafka().read_all(&dead_letters)[0].header("halley-value-left-out").unwrap_or_default();
+    assert!(left_out.starts_with("80000000 bytes, sha256 "), "{left_out}");
+    // Kafka's client unpacks it once; another copy would be as much again.
+    let grown = peak_kib(running.pid()) - before;
+    assert!(grown * 1024 < UNPACKED as u64 * 8 / 5, "{grown} KiB more than the {before} KiB before");
 }
