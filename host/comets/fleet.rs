@@ -137,8 +137,12 @@ impl Fleet {
     /// other gateways. What is not an address is nobody.
     pub fn named_by_directory<'a>(&self, comets: impl IntoIterator<Item = &'a CometAddr>) {
         let now_ms = now_ms();
-        for comet in comets {
-            self.note_sighting(comet, now_ms);
+        let known = self.read();
+        let unknown = comets.into_iter().filter(|comet| !known.note_sighting(comet, now_ms));
+        let unknown: Vec<_> = unknown.cloned().collect();
+        drop(known);
+        for comet in unknown {
+            self.take_in(&comet, now_ms);
         }
     }
 
@@ -205,15 +209,18 @@ impl Fleet {
         match learned {
             Ok((_lock, comet)) => comet.send(parcel),
             Err(why) => {
-                self.complain(&why);
+                self.complain(
+                    &why,
+                    "messages cannot be sent to a comet; their recipients go to the offline policy",
+                );
                 Receipt::known(Delivered::Unreachable(why))
             }
         }
     }
 
-    /// An entry of the directory named a comet at this moment, here or in another gateway.
-    fn note_sighting(&self, address: &CometAddr, at_ms: u64) {
-        if self.is_noted(address, at_ms) || address.address().is_err() {
+    /// A comet that is new, or counts for more now that an entry of the directory named it.
+    fn take_in(&self, address: &CometAddr, at_ms: u64) {
+        if address.address().is_err() {
             return;
         }
         match self.learn(address, Source::Directory) {
@@ -226,25 +233,7 @@ impl Fleet {
                 drop(known);
                 self.sharing.note_news();
             }
-            Err(why) => self.complain(&why),
-        }
-    }
-
-    /// Notes a sighting of a comet that is known as one of the directory, or an old one of a
-    /// comet that was forgotten since.
-    fn is_noted(&self, address: &CometAddr, at_ms: u64) -> bool {
-        let known = self.read();
-        if known.forgotten.get(address).is_some_and(|named_at| *named_at >= at_ms) {
-            return true;
-        }
-        let Some(comet) = known.comets.get(address).filter(|comet| !comet.is_dead()) else {
-            return known.closed;
-        };
-        comet.standing.note_named(at_ms);
-        match comet.standing.source() {
-            // An operator took it out; what was seen before says nothing against that.
-            Source::Retired => at_ms <= comet.standing.retired_at(),
-            source => source != Source::Named,
+            Err(why) => self.complain(&why, "a comet that the directory names gets no broadcasts"),
         }
     }
 
@@ -328,13 +317,10 @@ impl Fleet {
         self.tasks.spawn_on(task, &self.runtime);
     }
 
-    fn complain(&self, why: &str) {
+    fn complain(&self, why: &str, what: &str) {
         let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = complaints.due(Instant::now()) {
-            warn!(
-                why,
-                left_out, "messages cannot be sent to a comet; their recipients go to the offline policy"
-            );
+            warn!(why, left_out, "{what}");
         }
     }
 

@@ -81,6 +81,23 @@ impl Limits {
 }
 
 impl Known {
+    /// Notes that an entry of the directory named a comet. False where that changes what it counts
+    /// for, or that it is known at all.
+    pub(super) fn note_sighting(&self, address: &CometAddr, at_ms: u64) -> bool {
+        match self.comets.get(address).filter(|comet| !comet.is_dead()) {
+            Some(comet) => {
+                comet.standing.note_named(at_ms);
+                match comet.standing.source() {
+                    // An operator took it out; what was seen before says nothing against that.
+                    Source::Retired => at_ms <= comet.standing.retired_at(),
+                    source => source != Source::Named,
+                }
+            }
+            // What was seen before it was forgotten is no news.
+            None => self.closed || self.forgotten.get(address).is_some_and(|named_at| *named_at >= at_ms),
+        }
+    }
+
     /// Takes the comets out that are over, and returns them.
     pub(super) fn tidy(&mut self, limits: &Limits, now_ms: u64) -> Vec<Arc<Comet>> {
         let over: Vec<_> =

@@ -102,17 +102,16 @@ impl Resolver {
             match found {
                 Found::Room(membership) => {
                     readdress(&names, |address_of| membership.readdress(address_of));
-                    self.fleet.named_by_directory(&membership.comets);
                 }
                 Found::Key(Some(connection)) => {
                     if let Some(address) = names.get(&connection.comet) {
                         connection.comet = address.clone();
                     }
-                    self.fleet.named_by_directory([&connection.comet]);
                 }
                 Found::Key(None) => {}
             }
         }
+        self.fleet.named_by_directory(found.iter().flat_map(comets_of));
         Ok(found)
     }
 
@@ -320,6 +319,14 @@ fn readdress(names: &Names, act: impl FnOnce(&dyn Fn(&CometAddr) -> Option<Comet
 /// Look-ups of one round trip. A batch rarely has more; messages with thousands of keys do, and
 /// their commands and replies would all be in memory together.
 const AT_ONCE: usize = 2_000;
+
+/// The comets that an answer of the directory names.
+fn comets_of(found: &Found) -> &[CometAddr] {
+    match found {
+        Found::Room(membership) => &membership.comets,
+        Found::Key(connection) => connection.as_ref().map_or(&[], |found| std::slice::from_ref(&found.comet)),
+    }
+}
 
 /// A room that this worker resolves.
 type Mine = (RoomId, Permit<Arc<Route>>);

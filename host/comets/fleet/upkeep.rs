@@ -108,7 +108,10 @@ impl Fleet {
         for Sighting { comet, at_ms } in kept {
             // Another gateway's clock may be ahead.
             let at_ms = at_ms.min(now_ms);
-            self.note_sighting(&comet, at_ms);
+            let is_noted = self.read().note_sighting(&comet, at_ms);
+            if !is_noted {
+                self.take_in(&comet, at_ms);
+            }
             told.insert(comet, at_ms);
         }
         for comet in self.read().comets.values() {

@@ -7,7 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::decision::{Disposition, Verdict};
 use crate::membership::{Grouping, Place};
-use crate::message::{Audience, Message};
+use crate::message::{Audience, CometAddr, Message};
 use crate::policy::{Decided, Filtered};
 
 /// An answer: one line each for what it says.
@@ -57,10 +57,10 @@ impl Answer {
             _ => {}
         }
         let overrides = &filtered.overrides;
-        lines.extend(overrides.only.iter().map(|only| names("only", only)));
-        for (word, comets) in [("except", &overrides.except), ("also", &overrides.also)] {
-            if !comets.is_empty() {
-                lines.push(names(word, comets));
+        lines.extend(overrides.only.iter().map(|only| comets("only", only)));
+        for (word, some) in [("except", &overrides.except), ("also", &overrides.also)] {
+            if !some.is_empty() {
+                lines.push(comets(word, some));
             }
         }
         lines.extend(filtered.guards.iter().map(|guard| {
@@ -122,6 +122,11 @@ pub(super) fn room(id: &str) -> String {
 pub(super) fn names(what: &str, names: impl IntoIterator<Item = impl ToString>) -> String {
     let names: Vec<String> = names.into_iter().map(|name| name.to_string()).collect();
     format!("{what}: {}", names.join(", "))
+}
+
+/// Comets in the spelling that policies and the gateway compare.
+pub(super) fn comets(what: &str, comets: &[impl AsRef<str>]) -> String {
+    names(what, comets.iter().map(|comet| CometAddr::from(comet.as_ref())))
 }
 
 pub(super) fn once(key: &str, ttl: Duration) -> String {

@@ -12,6 +12,7 @@ use crate::cli::draft::Draft;
 use crate::cli::plugin::author::answer::{self, Answer};
 use crate::cli::plugin::author::expect::{Expected, Fate, FilterWord, OfflineWord, Outcome, WordOr};
 use crate::cli::plugin::author::question::{Away, AwayUser, Gathering, Member};
+use crate::message::CometAddr;
 
 /// Such a file.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
@@ -78,7 +79,11 @@ impl GroupingCase {
     }
 
     pub(super) fn expected(&self) -> Expected {
-        let moved: Vec<String> = self.expect.iter().map(|(id, to)| answer::moved(id, to)).collect();
+        let moved: Vec<String> = self
+            .expect
+            .iter()
+            .map(|(id, to)| answer::moved(id, CometAddr::from(to.as_str()).as_str()))
+            .collect();
         Expected::Exactly(if moved.is_empty() { Answer::line("stays") } else { Answer(moved) })
     }
 }

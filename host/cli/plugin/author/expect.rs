@@ -125,10 +125,10 @@ impl Outcome {
         if !self.keys.is_empty() {
             lines.push(answer::names("keys", &self.keys));
         }
-        lines.extend(self.only.iter().map(|only| answer::names("only", only)));
+        lines.extend(self.only.iter().map(|only| answer::comets("only", only)));
         for (word, comets) in [("except", &self.except), ("also", &self.also)] {
             if !comets.is_empty() {
-                lines.push(answer::names(word, comets));
+                lines.push(answer::comets(word, comets));
             }
         }
         lines.extend(self.once.iter().map(|once| answer::once(&once.key, once.ttl)));
