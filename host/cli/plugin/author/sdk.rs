@@ -18,6 +18,7 @@ macro_rules! sources {
 const SOURCES: [(&str, &str); 15] = sources![
     "src/batch.rs",
     "src/bindings.rs",
+    "src/comet.rs",
     "src/export.rs",
     "src/filter.rs",
     "src/grouping.rs",
