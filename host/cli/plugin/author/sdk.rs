@@ -15,7 +15,7 @@ macro_rules! sources {
 }
 
 /// Its files, by their paths in `plugins/sdk`.
-const SOURCES: [(&str, &str); 15] = sources![
+const SOURCES: [(&str, &str); 16] = sources![
     "src/batch.rs",
     "src/bindings.rs",
     "src/comet.rs",
