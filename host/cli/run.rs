@@ -50,7 +50,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     telemetry::init(&config.log)?;
     panics::log_them();
     open_files::raise_limit();
-    let code = runtime()?.block_on(serve(config, sources, args.config));
+    let runtime = runtime()?;
+    let code = runtime.block_on(serve(config, sources, args.config));
+    // A compilation, or a read from a network's disk, may be under way on a thread of its own. What
+    // had to be finished is; the process does not wait for it.
+    runtime.shutdown_background();
     telemetry::flush(LAST_LINES);
     code
 }
@@ -64,7 +68,15 @@ async fn serve(config: Config, sources: Sources, file: ConfigArgs) -> anyhow::Re
         env!("CARGO_PKG_VERSION")
     );
     let admin = Admin::bind(&config.admin).await?;
-    let gateway = Gateway::start(&config.gateway()?, sources).await?;
+    let wanted = config.gateway()?;
+    let gateway = tokio::select! {
+        gateway = Gateway::start(&wanted, sources) => gateway?,
+        // Compiling plugins may take a while; nothing is in flight yet.
+        () = signals.next() => {
+            info!("stopped before it was started");
+            return Ok(SUCCESS);
+        }
+    };
 
     let shutdown = CancellationToken::new();
     let serving = tokio::task::JoinSet::from_iter([admin.serve(gateway.handle(), shutdown.clone())]);

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::comets::CometStatus;
@@ -26,6 +27,7 @@ pub struct Handle {
     pub(super) directory: watch::Receiver<Option<String>>,
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) tasks: TaskTracker,
+    pub(super) shutdown: CancellationToken,
 }
 
 /// How many stalls `/readyz` names one by one.
@@ -129,14 +131,17 @@ impl Handle {
         self.pipeline.policies.differences(plugin)
     }
 
-    /// In a task of the gateway's: what was begun is finished, whether or not the client waits.
+    /// In a task of the gateway's: what was begun is finished, whether or not the client waits,
+    /// unless the gateway ends meanwhile: a compilation is not waited for.
     async fn steer<F>(&self, act: impl FnOnce(Arc<Policies>) -> F) -> Steered
     where
         F: Future<Output = Steered> + Send + 'static,
     {
-        let ended = |e| policy::Refused::because(format!("the gateway stopped meanwhile: {e}"));
-        let task = self.tasks.spawn(act(Arc::clone(&self.pipeline.policies)));
-        task.await.unwrap_or_else(|e| Err(ended(e)))
+        let act = act(Arc::clone(&self.pipeline.policies));
+        let shutdown = self.shutdown.clone();
+        let task = self.tasks.spawn(async move { shutdown.run_until_cancelled(act).await });
+        let done = task.await.ok().flatten();
+        done.unwrap_or_else(|| Err(policy::Refused::because("the gateway stopped meanwhile")))
     }
 
     /// Every known comet.

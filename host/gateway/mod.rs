@@ -151,7 +151,10 @@ impl Gateway {
         // The versions first: their lock says that the folder is ours.
         let versions = config.policies.versions()?;
         let runtime = policy::Runtime::with(&mut registry, config.policies.runtime())?;
-        let policies = Policies::start_with(runtime, &config.plugins, versions)?;
+        // Compiling may take long; whoever waits for the start may give it up meanwhile.
+        let plugins = config.plugins.clone();
+        let starting = tokio::task::spawn_blocking(move || Policies::start_with(runtime, &plugins, versions));
+        let policies = starting.await.context("preparing the plugins ended early")??;
         let stalls = Stalls::register(&mut registry);
         let pipeline = Arc::new(build_pipeline(config, policies, &storage, stalls.clone(), &mut registry)?);
 
@@ -188,6 +191,7 @@ impl Gateway {
             directory,
             stopping: Arc::default(),
             tasks: tasks.clone(),
+            shutdown: shutdown.clone(),
         };
         Ok(Self { handle, consumer, tasks, shutdown })
     }

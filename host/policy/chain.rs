@@ -4,6 +4,7 @@
 //! What comes out is plain data: the caller never learns of WebAssembly.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::decision::Absent;
 use crate::membership::Grouping;
@@ -21,12 +22,15 @@ pub struct Chain {
     set: Arc<PolicySet>,
     /// One for each plugin of the set.
     links: Vec<Link>,
+    /// All chains that there are; this one is counted.
+    chains: Arc<AtomicUsize>,
 }
 
 impl Chain {
-    pub(super) fn new(set: Arc<PolicySet>) -> Self {
+    pub(super) fn new(set: Arc<PolicySet>, chains: Arc<AtomicUsize>) -> Self {
+        chains.fetch_add(1, Relaxed);
         let links = set.plugins().iter().map(|plugin| Link::new(Arc::clone(plugin))).collect();
-        Self { set, links }
+        Self { set, links, chains }
     }
 
     /// The set that this is a chain of.
@@ -124,6 +128,12 @@ impl Chain {
             }
             Ok(decided)
         })
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        self.chains.fetch_sub(1, Relaxed);
     }
 }
 

@@ -62,6 +62,9 @@ pub struct PluginConfig {
     pub state: StateScope,
     /// Reaches the plugin as JSON, through `lifecycle.init` and `host.config`.
     pub config: serde_json::Value,
+    /// Nobody named it: its file lies in `[policies] directory`.
+    #[serde(skip)]
+    pub found: bool,
 }
 
 impl Default for PluginConfig {
@@ -77,6 +80,7 @@ impl Default for PluginConfig {
             memory: ByteSize::mib(64),
             state: StateScope::default(),
             config: serde_json::Value::Object(serde_json::Map::new()),
+            found: false,
         }
     }
 }
@@ -124,6 +128,7 @@ impl PluginConfig {
         if !self.config.is_object() {
             mistakes.push("`config` must be a table".to_owned());
         }
+        mistakes.extend(self.on_error.mistakes());
         mistakes.extend(self.quarantine.mistakes());
         mistakes.extend(self.trial.iter().flat_map(TrialConfig::mistakes));
         let looks_on = self.trial.as_ref().is_some_and(|trial| trial.mode == Mode::Shadow);
@@ -149,7 +154,8 @@ fn is_name(name: &str) -> bool {
 pub struct PoliciesConfig {
     /// Every `*.wasm` in this folder that no `[[plugin]]` names is a plugin too: named after
     /// its file, with default settings, in the order of the file names, after the
-    /// configured ones.
+    /// configured ones. One that cannot be read is left out, with a warning, unless it is in force:
+    /// name what messages must not pass without.
     pub directory: Option<PathBuf>,
     /// How long files have to be left alone after a change before they are looked at: what
     /// changes one after the other within this time is swapped as one.
@@ -264,7 +270,7 @@ pub fn expand(configured: &[PluginConfig], policies: &PoliciesConfig) -> anyhow:
             continue;
         }
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        wanted.push(PluginConfig::new(name, path));
+        wanted.push(PluginConfig { found: true, ..PluginConfig::new(name, path) });
     }
     Ok(wanted)
 }

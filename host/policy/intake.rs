@@ -60,19 +60,15 @@ impl Intake {
         }
         let hash = module::hash(&module::read(path).ok()?);
         Some(if self.trust.asks_for_signatures() {
-            let signature = std::fs::read(trust::beside(path)).unwrap_or_default();
+            let signature = trust::read_signature(path).ok().flatten().unwrap_or_default();
             self.with_keys(format!("{hash} {}", module::hash(&signature)))
         } else {
             hash
         })
     }
 
-    fn with_keys(&self, mut text: String) -> String {
-        for file in self.trust.key_files() {
-            text.push(' ');
-            text.push_str(&module::hash(&std::fs::read(file).unwrap_or_default()));
-        }
-        text
+    fn with_keys(&self, text: String) -> String {
+        text + &self.trust.fingerprint()
     }
 }
 

@@ -59,6 +59,7 @@
 
 mod chain;
 mod config;
+mod file;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod guest;

@@ -80,6 +80,8 @@ pub struct OnErrors {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bad_answer: Option<OnError>,
     /// An instance of it could not be started, though one could when its version was loaded.
+    /// Without a word of its own the partition waits, whatever `default` is: no message passes
+    /// because a worker has no instance. `pass` is refused here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<OnError>,
 }
@@ -92,15 +94,17 @@ impl OnErrors {
             FailureKind::Deadline => self.deadline,
             FailureKind::Memory => self.memory,
             FailureKind::BadAnswer => self.bad_answer,
-            FailureKind::Start => self.start,
+            FailureKind::Start => Some(self.start.unwrap_or(OnError::Stall)),
         };
         special.unwrap_or(self.default)
     }
 
-    /// Whether any way to fail stalls.
-    pub(super) fn may_stall(&self) -> bool {
-        let special = [self.trap, self.deadline, self.memory, self.bad_answer, self.start];
-        self.default == OnError::Stall || special.contains(&Some(OnError::Stall))
+    /// What is wrong with the choices, one sentence for each mistake.
+    pub(super) fn mistakes(&self) -> Vec<String> {
+        let opens = self.start == Some(OnError::Pass);
+        let mistake = "`on_error.start` cannot be \"pass\": every message would pass where no instance starts; \
+                       leave it out (the partition waits), or take \"drop\" or \"dead-letter\"";
+        opens.then(|| mistake.to_owned()).into_iter().collect()
     }
 }
 
@@ -163,8 +167,19 @@ mod tests {
         let table = read("on_error = { default = \"drop\", bad-answer = \"stall\" }").unwrap();
         assert_eq!(table.on(FailureKind::BadAnswer), OnError::Stall);
         assert_eq!(table.on(FailureKind::Deadline), OnError::Drop);
-        assert!(table.may_stall() && !all.may_stall());
-        assert_eq!(read("on_error = { trap = \"drop\" }").unwrap().on(FailureKind::Start), OnError::Pass);
+        assert_eq!(table.on(FailureKind::Trap), OnError::Drop);
+    }
+
+    #[test]
+    fn what_cannot_be_started_lets_nothing_pass() {
+        for text in ["\"pass\"", "\"drop\"", "{ trap = \"drop\" }"] {
+            let on_error = read(&format!("on_error = {text}")).unwrap();
+            assert_eq!(on_error.on(FailureKind::Start), OnError::Stall, "{text}");
+            assert!(on_error.mistakes().is_empty());
+        }
+        let own = read("on_error = { start = \"dead-letter\" }").unwrap();
+        assert_eq!(own.on(FailureKind::Start), OnError::DeadLetter);
+        assert_eq!(read("on_error = { start = \"pass\" }").unwrap().mistakes().len(), 1);
     }
 
     #[test]

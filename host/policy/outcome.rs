@@ -36,10 +36,13 @@ pub struct Decided {
     pub by: PluginVersion,
 }
 
-/// A plugin with `on_error = "stall"` failed: nothing was decided. The caller waits and asks
+/// A plugin failed that nothing passes without (`on_error = "stall"`, or no instance could be started):
+/// nothing was decided. The caller waits and asks
 /// again, with whatever set is in force then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("plugin {plugin} {error}; its partition waits (on_error = \"stall\") until it is mended or replaced")]
+#[error(
+    "plugin {plugin} {error}; its partition holds its records (on_error = \"stall\") until it is mended or replaced"
+)]
 pub struct Stalled {
     /// The plugin that failed.
     pub plugin: PluginVersion,

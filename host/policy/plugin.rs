@@ -63,7 +63,7 @@ impl Plugin {
         }
         let module = match same_bytes().next() {
             Some(known) => Arc::clone(&known.module),
-            None => Arc::new(module::compile(runtime, bytes)?),
+            None => runtime.compile(&config.name, bytes)?,
         };
         let trial = candidate.map(|candidate| Self::trial(runtime, config, candidate)).transpose()?;
         let plugin = Arc::new(Self::new(runtime, config, module, trial));
@@ -78,7 +78,7 @@ impl Plugin {
         let trial = &candidate.config;
         let own = PluginConfig { path: trial.path.clone(), trial: None, quarantine, ..config.clone() };
         let wrong = |why: String| format!("has a candidate ({}) that {why}", trial.path.display());
-        let module = Arc::new(module::compile(runtime, &candidate.arrived.bytes).map_err(wrong)?);
+        let module = runtime.compile(&config.name, &candidate.arrived.bytes).map_err(wrong)?;
         let mut plugin = Self::new(runtime, &own, module, None);
         if trial.mode == Mode::Shadow {
             plugin.services = Arc::new(plugin.services_of_a_shadow());

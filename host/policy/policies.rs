@@ -1,6 +1,7 @@
 //! The policy set in force, and its replacement: off to the side, as a whole, in one step.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -8,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::policy::config::PluginConfig;
 use crate::policy::guest::aside::outside_async;
+use crate::policy::guest::instance;
 use crate::policy::guest::runtime::Runtime;
 use crate::policy::intake::Intake;
 use crate::policy::plugin::Plugin;
@@ -36,6 +38,16 @@ struct Standing {
     /// The configuration of the set in force.
     wanted: Vec<PluginConfig>,
     refusal: Option<Refusal>,
+    /// Files of the plugin directory that cannot be read.
+    left_out: Vec<Problem>,
+    /// Since when a set is being prepared.
+    preparing: Option<SystemTime>,
+}
+
+/// A set that may come in force.
+struct Ready {
+    plugins: Vec<Arc<Plugin>>,
+    left_out: Vec<Problem>,
 }
 
 /// Says that nobody else replaces the set meanwhile.
@@ -63,12 +75,21 @@ impl Policies {
         versions: Versions,
     ) -> Result<Arc<Self>, Refused> {
         let versions = Arc::new(versions);
-        let (prepared, refused) = outside_async(|| first(&runtime, &versions, plugins))?;
+        let (Ready { plugins: prepared, left_out }, refused) =
+            outside_async(|| first(&runtime, &versions, plugins))?;
+        runtime.attempts.forget_compiled();
         let generation = Generation(1);
-        let standing = Standing { since: SystemTime::now(), wanted: plugins.to_vec(), refusal: None };
+        log_left_out(&[], &left_out);
+        let standing = Standing {
+            since: SystemTime::now(),
+            wanted: plugins.to_vec(),
+            refusal: None,
+            left_out,
+            preparing: None,
+        };
         let policies = Self {
             versions,
-            current: Switch::new(PolicySet::new(generation, prepared)),
+            current: Switch::new(PolicySet::new(generation, prepared, &runtime.chains)),
             replacing: tokio::sync::Mutex::new(()),
             generation: watch::Sender::new(generation),
             standing: Mutex::new(standing),
@@ -115,18 +136,24 @@ impl Policies {
         configured: Option<Vec<PluginConfig>>,
     ) -> Result<Generation, Refused> {
         let before = self.current();
-        let prepared = self.prepare_aside(wanted, Arc::clone(&before)).await?;
+        self.standing().preparing = Some(SystemTime::now());
+        let ready = self.prepare_aside(wanted, Arc::clone(&before)).await;
+        self.standing().preparing = None;
+        let Ready { plugins: prepared, left_out } = ready?;
+        self.runtime.attempts.forget_compiled();
         if let Some(configured) = configured {
             let mut standing = self.standing();
             standing.wanted = configured;
             standing.refusal = None;
+            log_left_out(&standing.left_out, &left_out);
+            standing.left_out = left_out;
         }
         if is_same(before.plugins(), &prepared) {
             return Ok(before.generation());
         }
         let generation = Generation(before.generation().0 + 1);
         tracing::info!(%generation, plugins = %changes(before.plugins(), &prepared), "policies swapped");
-        self.current.put(PolicySet::new(generation, prepared));
+        self.current.put(PolicySet::new(generation, prepared, &self.runtime.chains));
         self.standing().since = SystemTime::now();
         self.runtime.metrics.swapped(generation.0);
         self.generation.send_replace(generation);
@@ -148,6 +175,8 @@ impl Policies {
             plugins,
             overrides: self.overrides(&standing.wanted),
             last_refusal: standing.refusal.clone(),
+            left_out: standing.left_out.clone(),
+            preparing_since: standing.preparing,
         }
     }
 
@@ -182,14 +211,13 @@ impl Policies {
         self.runtime.metrics.quarantined(plugin);
     }
 
-    async fn prepare_aside(
-        &self,
-        wanted: Vec<Wanted>,
-        before: Arc<PolicySet>,
-    ) -> Result<Vec<Arc<Plugin>>, Refused> {
+    async fn prepare_aside(&self, wanted: Vec<Wanted>, before: Arc<PolicySet>) -> Result<Ready, Refused> {
         let (runtime, versions) = (Arc::clone(&self.runtime), Arc::clone(&self.versions));
         let aside = tokio::task::spawn_blocking(move || {
             let prepared = prepare(&runtime, &versions, &wanted, before.plugins())?;
+            if !is_same(before.plugins(), &prepared.plugins) {
+                check_room(&prepared.plugins, runtime.chains.load(Relaxed))?;
+            }
             let by_hand = wanted.iter().any(|one| matches!(one.want, Want::ByHand(_)));
             settle(&versions, prepared, by_hand)
         });
@@ -229,11 +257,13 @@ fn first(
     runtime: &Arc<Runtime>,
     versions: &Versions,
     plugins: &[PluginConfig],
-) -> Result<(Vec<Arc<Plugin>>, Option<Refused>), Refused> {
-    let prepare_with = |want: &dyn Fn(&PluginConfig) -> Want| {
+) -> Result<(Ready, Option<Refused>), Refused> {
+    let prepare_with = |want: &dyn Fn(&PluginConfig) -> Want| -> Result<Prepared, Refused> {
         let wanted: Vec<Wanted> =
             plugins.iter().map(|config| Wanted { config: config.clone(), want: want(config) }).collect();
-        prepare(runtime, versions, &wanted, &[])
+        let prepared = prepare(runtime, versions, &wanted, &[])?;
+        check_room(&prepared.plugins, 1)?;
+        Ok(prepared)
     };
     let (prepared, refused) = match prepare_with(&|_| Want::File) {
         Ok(prepared) => (prepared, None),
@@ -250,12 +280,24 @@ fn first(
     Ok((settle(versions, prepared, false)?, refused))
 }
 
+/// Whether each worker will have room for its instances of a set.
+///
+/// # Errors
+/// The plugin that has none. What a worker cannot start must not come in force.
+fn check_room(plugins: &[Arc<Plugin>], workers: usize) -> Result<(), Refused> {
+    let candidates = plugins.iter().filter_map(|plugin| plugin.trial.as_ref()).map(|trial| &trial.candidate);
+    instance::check_room(plugins.iter().chain(candidates), workers).map_err(|(plugin, failure)| {
+        let why = format!("cannot be started once for each of {} workers: it {failure}", workers.max(1));
+        Refused { problems: vec![Problem::of(&plugin.config, why)] }
+    })
+}
+
 /// Keeps what a prepared set means for the versions, before it comes in force.
 ///
 /// # Errors
 /// When the disk does not take what was said by hand: a restart would not come up with it.
 /// What files say stands in the files.
-fn settle(versions: &Versions, prepared: Prepared, by_hand: bool) -> Result<Vec<Arc<Plugin>>, Refused> {
+fn settle(versions: &Versions, prepared: Prepared, by_hand: bool) -> Result<Ready, Refused> {
     match versions.settle(prepared.changes) {
         Ok(()) => {}
         Err(error) if by_hand => {
@@ -269,7 +311,14 @@ fn settle(versions: &Versions, prepared: Prepared, by_hand: bool) -> Result<Vec<
             );
         }
     }
-    Ok(prepared.plugins)
+    Ok(Ready { plugins: prepared.plugins, left_out: prepared.left_out })
+}
+
+/// Says what is left out, where that is news.
+fn log_left_out(before: &[Problem], after: &[Problem]) {
+    for problem in after.iter().filter(|problem| !before.contains(problem)) {
+        tracing::warn!(%problem, "a file of the plugin directory is left out");
+    }
 }
 
 fn is_same(before: &[Arc<Plugin>], after: &[Arc<Plugin>]) -> bool {

@@ -73,6 +73,8 @@ pub(super) struct Prepared {
     pub(super) plugins: Vec<Arc<Plugin>>,
     /// What it means for the versions that are kept.
     pub(super) changes: Vec<Change>,
+    /// Files of the plugin directory that cannot be read, and never were in force.
+    pub(super) left_out: Vec<Problem>,
 }
 
 /// What is wrong with one plugin.
@@ -143,8 +145,11 @@ pub(super) fn prepare(
     in_force: &[Arc<Plugin>],
 ) -> Result<Prepared, Refused> {
     let mut problems = Vec::new();
-    let mut prepared =
-        Prepared { plugins: Vec::with_capacity(wanted.len()), changes: gone(versions, wanted) };
+    let mut prepared = Prepared {
+        plugins: Vec::with_capacity(wanted.len()),
+        changes: gone(versions, wanted),
+        left_out: vec![],
+    };
     for (at, one) in wanted.iter().enumerate() {
         let config = &one.config;
         if wanted[..at].iter().any(|earlier| earlier.config.name == config.name) {
@@ -177,7 +182,13 @@ fn prepare_one(
             return Ok(());
         }
         Want::ByHand(by_hand) => Some(by_hand),
-        Want::File => None,
+        Want::File => {
+            if let Some(stray) = stray(versions, &wanted.config, in_force) {
+                prepared.left_out.push(stray);
+                return Ok(());
+            }
+            None
+        }
     };
     let change = decide(&runtime.intake, versions, &wanted.config, by_hand)?;
     if let Some((_, Arrived { bytes, .. })) = &change.to {
@@ -192,6 +203,17 @@ fn prepare_one(
     }
     prepared.changes.push(change);
     Ok(())
+}
+
+/// A file that lies in the plugin directory, cannot be read, and is nobody's: it is left out, and
+/// stops neither the start nor the others. One that was in force goes on, and its update is refused.
+fn stray(versions: &Versions, config: &PluginConfig, in_force: &[Arc<Plugin>]) -> Option<Problem> {
+    let was_in_force = in_force.iter().any(|plugin| plugin.config.name == config.name)
+        || versions.in_force().contains_key(&config.name);
+    if !config.found || was_in_force {
+        return None;
+    }
+    Some(Problem::of(config, module::read(&config.path).err()?))
 }
 
 /// Which version decides from now on, and what stands in for the plugin's file. Whatever came in

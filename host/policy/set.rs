@@ -1,6 +1,7 @@
 //! A policy set: the plugins that decide together.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use crate::decision::PluginVersion;
 use crate::policy::chain::Chain;
@@ -21,12 +22,14 @@ pub struct PolicySet {
     generation: Generation,
     plugins: Vec<Arc<Plugin>>,
     versions: Vec<PluginVersion>,
+    /// How many chains there are, of this set and others.
+    chains: Arc<AtomicUsize>,
 }
 
 impl PolicySet {
-    pub(super) fn new(generation: Generation, plugins: Vec<Arc<Plugin>>) -> Self {
+    pub(super) fn new(generation: Generation, plugins: Vec<Arc<Plugin>>, chains: &Arc<AtomicUsize>) -> Self {
         let versions = plugins.iter().map(|plugin| plugin.version.clone()).collect();
-        Self { generation, plugins, versions }
+        Self { generation, plugins, versions, chains: Arc::clone(chains) }
     }
 
     /// Which set this is.
@@ -54,15 +57,9 @@ impl PolicySet {
         self.plugins.iter().any(|plugin| plugin.module.hooks.offline.is_some())
     }
 
-    /// Whether any plugin has `on_error = "stall"` for any kind of error. Where none has, nothing
-    /// stalls, and a caller need not keep its batch to try it again.
-    pub fn may_stall(&self) -> bool {
-        self.plugins.iter().any(|plugin| plugin.config.on_error.may_stall())
-    }
-
     /// A chain of this set, for one worker. Instances are made when they are needed.
     pub fn chain(self: &Arc<Self>) -> Chain {
-        Chain::new(Arc::clone(self))
+        Chain::new(Arc::clone(self), Arc::clone(&self.chains))
     }
 
     pub(super) fn plugins(&self) -> &[Arc<Plugin>] {

@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 
 use crate::policy::on_error::OnErrors;
 use crate::policy::plugin::Plugin;
+use crate::policy::prepare::Problem;
 use crate::policy::set::Generation;
 use crate::policy::trial::TrialStatus;
 use crate::policy::versions::{Cause, Override, Tried};
@@ -27,6 +28,12 @@ pub struct Status {
     pub overrides: BTreeMap<String, Override>,
     /// The candidate that was refused and has not been replaced by a good one since.
     pub last_refusal: Option<Refusal>,
+    /// Files of `[policies] directory` that cannot be read and never were in force.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<Problem>,
+    /// Since when another set is being prepared: compiling may take half a minute.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub preparing_since: Option<SystemTime>,
 }
 
 impl Status {
@@ -50,6 +57,7 @@ impl Status {
         if let Some(refusal) = &self.last_refusal {
             warnings.push(format!("new policies are refused: {}", refusal.errors.join("; ")));
         }
+        warnings.extend(self.left_out.iter().map(|stray| format!("{stray}; it is left out")));
         warnings
     }
 }

@@ -37,6 +37,8 @@ pub struct Gateway {
     nodes: Vec<String>,
     plugins: Vec<Plugin>,
     environment: Vec<(String, String)>,
+    /// What the binary is started by.
+    under: Vec<String>,
 }
 
 /// A `[[plugin]]` to be.
@@ -75,6 +77,7 @@ pub fn gateway(topic: &str) -> Gateway {
         nodes: Vec::new(),
         plugins: Vec::new(),
         environment: Vec::new(),
+        under: Vec::new(),
     };
     let group = quoted(&empty.group);
     empty
@@ -144,6 +147,12 @@ impl Gateway {
         self
     }
 
+    /// Another program that becomes the gateway, such as `prlimit --as=BYTES`.
+    pub fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|&word| word.to_owned()).collect();
+        self
+    }
+
     /// The configuration's text.
     pub fn toml(&self) -> String {
         let mut text = String::new();
@@ -175,8 +184,10 @@ impl Gateway {
         let file = folder.path().join("halley.toml");
         std::fs::write(&file, self.toml()).expect("a temporary file can be written");
         let args = ["run", "--config", &file.display().to_string(), "--log-format", "json"];
-        let binary = env!("CARGO_BIN_EXE_halley");
-        let process = Leash::start_with(binary, &args.map(str::to_owned), folder, &self.environment);
+        let binary = [env!("CARGO_BIN_EXE_halley")];
+        let words = self.under.iter().map(String::as_str).chain(binary).chain(args);
+        let words: Vec<String> = words.map(str::to_owned).collect();
+        let process = Leash::start_with(&words[0], &words[1..], folder, &self.environment);
         let process = Mutex::new(process.expect("the binary starts"));
         let kafka = self.view().clone();
         let mut running = RunningGateway { group: self.group, kafka, file, admin: String::new(), process };

@@ -10,7 +10,8 @@ use wasmparser::{Parser, Payload};
 /// The version of the contract that this gateway speaks.
 pub(in crate::policy) const VERSION: Version = Version(0, 1, 1);
 /// What mends most of what can be wrong with a plugin.
-pub(in crate::policy) const BUILD_WITH_SDK: &str = "build it with the halley-plugin SDK";
+pub(in crate::policy) const BUILD_FOR_CONTRACT: &str =
+    "build it for the contract that `halley plugin wit` prints (in Rust, the halley-plugin SDK has it)";
 
 const PACKAGE: &str = "halley:policy/";
 /// The interfaces that decide something; one of them has to be there.
@@ -92,12 +93,19 @@ impl Contract {
         if !HOOKS.iter().any(|hook| self.exports(hook)) {
             return Err(format!("exports none of filter, grouping, offline; {}", self.remedy()));
         }
-        let offered = |name: &String| name.starts_with(PACKAGE) || name.starts_with("wasi:");
+        let offered = |name: &String| name.starts_with(PACKAGE) || is_offered_wasi(name);
         let foreign: Vec<&str> = self.imports.iter().filter(|n| !offered(n)).map(String::as_str).collect();
-        if !foreign.is_empty() {
-            return Err(format!("imports {}, which the gateway does not offer", foreign.join(", ")));
+        if foreign.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let remedy = match foreign.iter().all(|name| name.starts_with("wasi:")) {
+            true => {
+                "policies do no I/O: switch that feature off in the tool that makes the component \
+                 (for componentize-js: -d http -d fetch-event)"
+            }
+            false => BUILD_FOR_CONTRACT,
+        };
+        Err(format!("imports {}, which the gateway does not offer; {remedy}", foreign.join(", ")))
     }
 
     /// The version that it was built for; ours, where it says nothing.
@@ -129,7 +137,7 @@ impl Contract {
         let version = self.version();
         match version > VERSION {
             true => format!("it was {}", mismatch(&version.to_string())),
-            false => BUILD_WITH_SDK.to_owned(),
+            false => BUILD_FOR_CONTRACT.to_owned(),
         }
     }
 
@@ -140,6 +148,16 @@ impl Contract {
     }
 }
 
+/// Whether this is of the part of WASI 0.2 that is offered, as an empty world.
+fn is_offered_wasi(name: &str) -> bool {
+    const OFFERED: [&str; 6] = ["cli", "clocks", "filesystem", "io", "random", "sockets"];
+    let Some((package, version)) = name.strip_prefix("wasi:").and_then(|rest| rest.split_once('@')) else {
+        return false;
+    };
+    let package = package.split('/').next().unwrap_or_default();
+    OFFERED.contains(&package) && version.starts_with("0.2.")
+}
+
 fn version_text(name: &str) -> &str {
     name.split_once('@').map_or("(none)", |(_, version)| version)
 }
@@ -148,8 +166,10 @@ fn version_text(name: &str) -> &str {
 fn mismatch(version: &str) -> String {
     let is_later = Version::read(version).is_some_and(|version| version > VERSION);
     let remedy = match is_later {
-        true => "upgrade the gateway, or build it with the halley-plugin SDK of the gateway's release",
-        false => "build it again with the halley-plugin SDK of this release",
+        true => "upgrade the gateway, or build it for the gateway's contract (`halley plugin wit`)",
+        false => {
+            "build it again for this contract (`halley plugin wit`; in Rust, with the halley-plugin SDK of this release)"
+        }
     };
     format!(
         "built for the contract halley:policy@{version}, this gateway speaks halley:policy@{VERSION}; {remedy}"
@@ -181,14 +201,15 @@ mod tests {
             refusal(&["filter@0.0.9"]),
             format!(
                 "was built for the contract halley:policy@0.0.9, this gateway speaks halley:policy@{VERSION}; \
-                 build it again with the halley-plugin SDK of this release"
+                 build it again for this contract (`halley plugin wit`; in Rust, with the halley-plugin SDK of this \
+                 release)"
             )
         );
         assert_eq!(
             refusal(&["filter@0.2.0"]),
             format!(
                 "was built for the contract halley:policy@0.2.0, this gateway speaks halley:policy@{VERSION}; \
-                 upgrade the gateway, or build it with the halley-plugin SDK of the gateway's release"
+                 upgrade the gateway, or build it for the gateway's contract (`halley plugin wit`)"
             )
         );
         for strange in ["filter", "filter@0.1", "filter@0.1.0.0", "filter@x.y.z"] {
@@ -206,11 +227,29 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_wasi_that_are_not_offered_are_named_with_the_remedy() {
+        let wasi = |import: &str| {
+            let imports = vec!["wasi:cli/stderr@0.2.3".to_owned(), import.to_owned()];
+            Contract { imports, exports: vec!["halley:policy/filter@0.1.1".to_owned()] }.check()
+        };
+        assert_eq!(wasi("wasi:io/streams@0.2.12"), Ok(()));
+        for foreign in ["wasi:http/types@0.2.0", "wasi:cli/stderr@0.3.0", "wasi:nn/graph", "wasi:http"] {
+            let why = wasi(foreign).unwrap_err();
+            assert!(
+                why.starts_with(&format!("imports {foreign}, which")) && why.contains("-d http"),
+                "{why}"
+            );
+            assert!(!why.contains("SDK"), "{why}");
+        }
+        assert!(wasi("foo:bar/baz").unwrap_err().contains("halley plugin wit"));
+    }
+
+    #[test]
     fn what_a_later_version_asks_for_in_vain_is_explained_with_both() {
         let why = refusal(&["lifecycle@0.1.99", "prophecy@0.1.99"]);
         assert!(why.starts_with("exports none of filter, grouping, offline; it was built for"), "{why}");
         assert!(why.contains("@0.1.99, this gateway speaks") && why.contains("upgrade the gateway"), "{why}");
         let earlier = contract(&[], &["filter@0.1.0"]);
-        assert_eq!(earlier.remedy(), BUILD_WITH_SDK);
+        assert_eq!(earlier.remedy(), BUILD_FOR_CONTRACT);
     }
 }

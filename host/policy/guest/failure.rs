@@ -29,6 +29,16 @@ impl Failure {
         Self::new(FailureKind::BadAnswer, Some(Limit::Output), message)
     }
 
+    /// The process has no room for the instance, or for more of its memory: not the plugin's doing.
+    pub(in crate::policy) fn no_room(message: String) -> Self {
+        Self::new(FailureKind::Start, Some(Limit::AddressSpace), message)
+    }
+
+    /// Whether the process, not the plugin, ran into a limit.
+    pub(in crate::policy) fn is_no_room(&self) -> bool {
+        self.limit == Some(Limit::AddressSpace)
+    }
+
     /// A refused start.
     pub(in crate::policy) fn start(message: String) -> Self {
         Self::new(FailureKind::Start, None, message)

@@ -15,6 +15,7 @@ use crate::decision::PluginVersion;
 use crate::policy::guest::bindings::halley::policy::{host, types};
 use crate::policy::guest::clock::Clock;
 use crate::policy::guest::log_budget::LogBudget;
+use crate::policy::guest::output::Output;
 use crate::policy::guest::shared::Session;
 use crate::policy::guest::state::State;
 use crate::policy::metrics::{Limit, MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, PluginMetrics};
@@ -67,11 +68,33 @@ impl Services {
         }
     }
 
+    /// A line of the plugin's own, unless there were too many of late.
+    fn log_line(&self, level: host::Level, message: &str) {
+        let admitted = self.log.admit();
+        if admitted.is_none() || message.len() > MAX_LOG_LINE {
+            self.metrics.hit(Limit::Log);
+        }
+        let Some(missed) = admitted else { return };
+        let plugin = &self.version;
+        let line = cut(message, MAX_LOG_LINE).replace(char::is_control, " ");
+        if missed > 0 {
+            tracing::warn!(target: "halley::plugin", %plugin, missed, "lines of the plugin were left out");
+        }
+        match level {
+            host::Level::Trace => tracing::trace!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Debug => tracing::debug!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Info => tracing::info!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Warn => tracing::warn!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Error => tracing::error!(target: "halley::plugin", %plugin, "{line}"),
+        }
+    }
+
     fn tell_of_metrics(&self, name: &str) {
         self.metrics.hit(Limit::Metrics);
         if !self.told_of_metrics.swap(true, Ordering::Relaxed) {
             let plugin = &self.version;
             tracing::warn!(
+                target: "halley::plugin",
                 %plugin,
                 name = cut(name, MAX_OWN_NAME_LENGTH),
                 "a metric of the plugin is left out: names are 1 to {MAX_OWN_NAME_LENGTH} bytes, \
@@ -87,6 +110,8 @@ pub(in crate::policy) struct HostState {
     /// With `state = "shared"`: the plugin's part of it.
     pub(in crate::policy) shared: Option<Arc<Session>>,
     pub(in crate::policy) memory: MemoryLimit,
+    stdout: Output,
+    stderr: Output,
     wasi: WasiCtx,
     resources: ResourceTable,
 }
@@ -96,21 +121,45 @@ impl HostState {
     pub(in crate::policy) fn new(services: Arc<Services>, memory: usize) -> Self {
         let mut resources = ResourceTable::new();
         resources.set_max_capacity(MAX_RESOURCES);
-        // An empty world: no files, no network, no environment, no arguments.
+        let (stdout, stderr) = (Output::default(), Output::default());
+        // An empty world: no files, no network, no environment, no arguments. What is printed goes
+        // to the plugin's log.
         let wasi = WasiCtxBuilder::new()
             .allow_tcp(false)
             .allow_udp(false)
             .allow_ip_name_lookup(false)
             .max_random_size(64 * 1024)
+            .stdout(stdout.clone())
+            .stderr(stderr.clone())
             .build();
-        let memory = MemoryLimit { limit: memory, used: 0, refused: false };
-        Self { services, shared: None, memory, wasi, resources }
+        let memory = MemoryLimit { limit: memory, used: 0, refused: false, no_room: false };
+        Self { services, shared: None, memory, stdout, stderr, wasi, resources }
     }
 
     /// Whether what the plugin does beside deciding is left out: nobody is to hear of it, or it
     /// will be asked again.
     fn is_silent(&self) -> bool {
         self.services.silent || self.shared.as_ref().is_some_and(|shared| shared.is_in_vain())
+    }
+}
+
+impl HostState {
+    /// Brings what the guest has printed to the plugin's log; answers with what there was on its
+    /// standard error.
+    pub(in crate::policy) fn log_output(&self) -> Option<String> {
+        let levels = [(&self.stdout, host::Level::Info), (&self.stderr, host::Level::Warn)];
+        let [_, error] = levels.map(|(output, level)| {
+            let (text, is_cut) = output.take()?;
+            if is_cut {
+                self.services.metrics.hit(Limit::Log);
+            }
+            if !self.is_silent() {
+                let lines = text.lines().filter(|line| !line.trim().is_empty());
+                lines.for_each(|line| self.services.log_line(level, line));
+            }
+            Some(text)
+        });
+        error
     }
 }
 
@@ -127,6 +176,8 @@ pub(in crate::policy) struct MemoryLimit {
     pub(in crate::policy) used: usize,
     /// Whether the instance wanted more than it may have. If it then fails, that is why.
     pub(in crate::policy) refused: bool,
+    /// Whether the system refused memory that the instance may have.
+    pub(in crate::policy) no_room: bool,
 }
 
 impl ResourceLimiter for MemoryLimit {
@@ -143,6 +194,12 @@ impl ResourceLimiter for MemoryLimit {
         }
         self.used = wanted;
         Ok(true)
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        // Ours, where it was not the limit above that said no.
+        self.no_room |= !self.refused;
+        Ok(())
     }
 
     fn table_growing(
@@ -174,25 +231,8 @@ impl types::Host for HostState {}
 
 impl host::Host for HostState {
     fn log(&mut self, level: host::Level, message: String) {
-        if self.is_silent() {
-            return;
-        }
-        let admitted = self.services.log.admit();
-        if admitted.is_none() || message.len() > MAX_LOG_LINE {
-            self.services.metrics.hit(Limit::Log);
-        }
-        let Some(missed) = admitted else { return };
-        let plugin = &self.services.version;
-        let line = cut(&message, MAX_LOG_LINE).replace(char::is_control, " ");
-        if missed > 0 {
-            tracing::warn!(target: "halley::plugin", %plugin, missed, "lines of the plugin were left out");
-        }
-        match level {
-            host::Level::Trace => tracing::trace!(target: "halley::plugin", %plugin, "{line}"),
-            host::Level::Debug => tracing::debug!(target: "halley::plugin", %plugin, "{line}"),
-            host::Level::Info => tracing::info!(target: "halley::plugin", %plugin, "{line}"),
-            host::Level::Warn => tracing::warn!(target: "halley::plugin", %plugin, "{line}"),
-            host::Level::Error => tracing::error!(target: "halley::plugin", %plugin, "{line}"),
+        if !self.is_silent() {
+            self.services.log_line(level, &message);
         }
     }
 
@@ -251,7 +291,7 @@ mod tests {
 
     #[test]
     fn all_memories_of_an_instance_share_the_limit() {
-        let mut memory = MemoryLimit { limit: 100, used: 0, refused: false };
+        let mut memory = MemoryLimit { limit: 100, used: 0, refused: false, no_room: false };
         assert!(memory.memory_growing(0, 60, None).unwrap());
         assert!(memory.memory_growing(0, 40, None).unwrap(), "a second memory");
         assert!(!memory.refused);

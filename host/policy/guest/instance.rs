@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use wasmtime::{Store, Trap};
 
 use crate::message::Message;
+use crate::policy::guest::address_space;
 use crate::policy::guest::answers;
 use crate::policy::guest::batch::{self, Batch};
 use crate::policy::guest::bindings::exports::halley::policy::{
@@ -32,6 +33,9 @@ const START_DEADLINE: Duration = Duration::from_secs(1);
 /// How wasmtime says that an answer or argument is larger than the host takes at once. Its
 /// error type is private.
 const TOO_MUCH_DATA: &str = "fuel allocated for hostcalls has been exhausted";
+
+/// The most that a failure quotes of what its runtime said, in bytes.
+const MAX_WORDS: usize = 1024;
 
 /// What is timed and counted: the index into [`crate::policy::metrics::HOOKS`].
 #[derive(Clone, Copy, Debug)]
@@ -58,15 +62,7 @@ impl Instance {
     pub(in crate::policy) fn start(plugin: &Arc<Plugin>) -> Result<Self, Failure> {
         let deadline = plugin.config.deadline.max(START_DEADLINE);
         let module = &plugin.module;
-        let mut store = Store::new(module.pre.engine(), plugin.host_state());
-        store.limiter(|state| &mut state.memory);
-        // What a call hands to the host is copied; aliased strings could make a gigabyte of
-        // a kilobyte. No honest answer is larger than the memory it comes from.
-        store.set_hostcall_fuel(plugin.memory());
-        store.set_epoch_deadline(ticks(deadline));
-        let started = module.pre.instantiate(&mut store);
-        count_memory(&store, plugin, started.is_err());
-        let instance = started.map_err(|e| at_start(failure(&e, &store, plugin, deadline)))?;
+        let (mut store, instance) = instantiate(plugin, deadline)?;
         let load = |e: wasmtime::Error| Failure::start(format!("could not be loaded: {}", causes(&e)));
         let hooks = &module.hooks;
         let filter = hooks.filter.as_ref().map(|i| i.load(&mut store, &instance));
@@ -185,7 +181,8 @@ impl Instance {
         work: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
     ) -> Result<R, Failure> {
         self.store.set_epoch_deadline(ticks(deadline));
-        self.store.data_mut().memory.refused = false;
+        let memory = &mut self.store.data_mut().memory;
+        (memory.refused, memory.no_room) = (false, false);
         let begun = Instant::now();
         // A bug of the engine's is treated like a trap: a message must not end the process, nor
         // come again and again because it did.
@@ -193,12 +190,70 @@ impl Instance {
             .unwrap_or_else(|_| Err(wasmtime::Error::msg("the engine panicked")));
         self.plugin.services.metrics.called(hook as usize, begun.elapsed().as_secs_f64());
         count_memory(&self.store, &self.plugin, result.is_err());
-        result.map_err(|e| failure(&e, &self.store, &self.plugin, deadline))
+        let printed = self.store.data().log_output();
+        result.map_err(|e| with_words(failure(&e, &self.store, &self.plugin, deadline), printed))
+    }
+}
+
+/// As many instances of these plugins together as there are workers, each with its memory, and not
+/// yet started: what a worker has no room for is not to come in force.
+///
+/// # Errors
+/// The first plugin that there is no room for, and why.
+pub(in crate::policy) fn check_room<'a>(
+    plugins: impl Iterator<Item = &'a Arc<Plugin>> + Clone,
+    workers: usize,
+) -> Result<(), (&'a Arc<Plugin>, Failure)> {
+    let mut held = Vec::new();
+    for _ in 0..workers.max(1) {
+        for plugin in plugins.clone() {
+            let deadline = plugin.config.deadline.max(START_DEADLINE);
+            held.push(instantiate(plugin, deadline).map_err(|failure| (plugin, failure))?);
+        }
+    }
+    Ok(())
+}
+
+/// A store with an instance in it that has not been told its configuration.
+fn instantiate(
+    plugin: &Arc<Plugin>,
+    deadline: Duration,
+) -> Result<(Store<HostState>, wasmtime::component::Instance), Failure> {
+    let mut store = Store::new(plugin.module.pre.engine(), plugin.host_state());
+    store.limiter(|state| &mut state.memory);
+    // What a call hands to the host is copied; aliased strings could make a gigabyte of
+    // a kilobyte. No honest answer is larger than the memory it comes from.
+    store.set_hostcall_fuel(plugin.memory());
+    store.set_epoch_deadline(ticks(deadline));
+    let started = plugin.module.pre.instantiate(&mut store);
+    count_memory(&store, plugin, started.is_err());
+    match started {
+        Ok(instance) => Ok((store, instance)),
+        Err(error) => {
+            let printed = store.data().log_output();
+            Err(at_start(with_words(failure(&error, &store, plugin, deadline), printed)))
+        }
     }
 }
 
 fn at_start(failure: Failure) -> Failure {
+    if failure.is_no_room() {
+        return failure;
+    }
     Failure { limit: failure.limit, ..Failure::start(format!("could not start: {failure}")) }
+}
+
+/// The failure with what its runtime said of it, such as an exception and where it was thrown: the
+/// end of that, in one line.
+fn with_words(failure: Failure, printed: Option<String>) -> Failure {
+    let lines = printed.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty());
+    let words = lines.collect::<Vec<_>>().join(" | ").replace(char::is_control, " ");
+    if words.is_empty() {
+        return failure;
+    }
+    let begin = words.ceil_char_boundary(words.len().saturating_sub(MAX_WORDS));
+    let cut = if begin > 0 { "..." } else { "" };
+    Failure { message: format!("{failure}; it said: {cut}{}", &words[begin..]), ..failure }
 }
 
 /// A plugin may go on without the memory that it wanted: nothing failed, and the limit was hit.
@@ -222,6 +277,11 @@ fn failure(
     if store.data().memory.refused {
         let message = format!("wanted more memory than its {}", plugin.config.memory);
         return Failure::new(FailureKind::Memory, Some(Limit::Memory), message);
+    }
+    if store.data().memory.no_room || address_space::is_refusal(error) {
+        let why = cut(&error.root_cause().to_string(), 256).replace('\n', " ");
+        let remedy = address_space::REMEDY;
+        return Failure::no_room(format!("has no room in this process: {why}; {remedy}"));
     }
     let cause = error.root_cause().to_string();
     if cause.contains(TOO_MUCH_DATA) {

@@ -2,19 +2,22 @@
 //!
 //! - `module`: from a file's bytes to something that can be instantiated; `contract`: for which
 //!   version of the contract it was built.
-//! - `code`: what was compiled already.
+//! - `attempts`: compiling, and what it came to; `code`: what earlier starts compiled.
 //! - `instance`: one instance with its store and its limits; its hooks as functions; `failure`:
 //!   how they fail.
 //! - `questions` and `answers`: what plugins see, and what they may say; `batch` and
 //!   `room`: the shapes in which many of them cross.
-//! - `host`: what they can call, with `clock`, `state`, `shared` and `log_budget` behind it.
-//! - `runtime`: what all of them share; `ticker`: the clock of their deadlines; `aside`: where
-//!   guest code may run.
+//! - `host`: what they can call, with `clock`, `state`, `shared` and `log_budget` behind it;
+//!   `output`: what they print.
+//! - `runtime`: what all of them share; `address_space`: how much of it their memories take;
+//!   `ticker`: the clock of their deadlines; `aside`: where guest code may run.
 //!
 //! Knows nothing of sets, chains, swaps or what becomes of a message.
 
+pub(in crate::policy) mod address_space;
 pub(in crate::policy) mod answers;
 pub(in crate::policy) mod aside;
+pub(in crate::policy) mod attempts;
 pub(in crate::policy) mod batch;
 pub(in crate::policy) mod bindings;
 pub(in crate::policy) mod clock;
@@ -25,6 +28,7 @@ pub(in crate::policy) mod host;
 pub(in crate::policy) mod instance;
 pub(in crate::policy) mod log_budget;
 pub(in crate::policy) mod module;
+pub(in crate::policy) mod output;
 pub(in crate::policy) mod questions;
 pub(in crate::policy) mod room;
 pub(in crate::policy) mod runtime;

@@ -11,10 +11,11 @@ use sha2::Digest as _;
 use wasmparser::{Parser, Payload};
 use wasmtime::component::{Component, InstancePre};
 
+use crate::policy::file::{self, Unreadable};
 use crate::policy::guest::bindings::exports::halley::policy::{
     filter, filter_columns, grouping, grouping_columns, lifecycle, offline,
 };
-use crate::policy::guest::contract::{BUILD_WITH_SDK, Contract};
+use crate::policy::guest::contract::{BUILD_FOR_CONTRACT, Contract};
 use crate::policy::guest::host::HostState;
 use crate::policy::guest::runtime::Runtime;
 
@@ -76,15 +77,14 @@ pub(in crate::policy) struct Module {
 /// # Errors
 /// When it is not there, cannot be read, or is too large to be a plugin.
 pub(in crate::policy) fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let metadata = std::fs::metadata(path)
-        .map_err(|e| format!("cannot be read: {e}; check `path` and the file's permissions"))?;
-    if !metadata.is_file() {
-        return Err("is not a file; `path` must name the .wasm file itself".to_owned());
-    }
-    if metadata.len() > MAX_SIZE {
-        return Err(format!("has {} bytes; plugins have at most {MAX_SIZE}", metadata.len()));
-    }
-    std::fs::read(path).map_err(|e| format!("cannot be read: {e}"))
+    file::read(path, MAX_SIZE).map_err(|why| {
+        let remedy = match &why {
+            Unreadable::System(_) => "check `path` and the file's permissions",
+            Unreadable::Other(_) => "`path` must name the .wasm file itself",
+            Unreadable::TooLarge { .. } => "plugins are not larger",
+        };
+        format!("{why}; {remedy}")
+    })
 }
 
 /// The SHA-256 of a file's bytes, in hex.
@@ -160,7 +160,9 @@ fn hooks(contract: &Contract, pre: &InstancePre<HostState>) -> Result<Hooks, Str
 /// Makes a component of a plain module, from the WIT that wit-bindgen left in its sections.
 fn encode(module: &[u8]) -> Result<Vec<u8>, String> {
     if !has_wit(module) {
-        return Err(format!("is a plain module that says nothing about its interfaces; {BUILD_WITH_SDK}"));
+        return Err(format!(
+            "is a plain module that says nothing about its interfaces; {BUILD_FOR_CONTRACT}"
+        ));
     }
     let encoder = wit_component::ComponentEncoder::default().validate(true).module(module);
     encoder.and_then(|mut encoder| encoder.encode()).map_err(|e| {

@@ -3,12 +3,16 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use anyhow::Context as _;
+use bytesize::ByteSize;
 use prometheus_client::registry::Registry;
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Config, Engine};
 
+use crate::policy::guest::address_space;
+use crate::policy::guest::attempts::Attempts;
 use crate::policy::guest::bindings::halley::policy::{host, types};
 use crate::policy::guest::clock::Clock;
 use crate::policy::guest::code::CodeCache;
@@ -50,6 +54,10 @@ pub struct Runtime {
     /// Where plugins come from and which are trusted.
     pub(in crate::policy) intake: Intake,
     pub(in crate::policy) clock: Clock,
+    /// How many chains there are now, each with instances of its own.
+    pub(in crate::policy) chains: Arc<AtomicUsize>,
+    /// What compiling came to lately.
+    pub(in crate::policy) attempts: Attempts,
     /// Compiled code of earlier starts.
     pub(in crate::policy) code: Option<CodeCache>,
     _ticker: Ticker,
@@ -99,6 +107,8 @@ impl Runtime {
             alarms: Alarms::default(),
             intake,
             clock,
+            chains: Arc::default(),
+            attempts: Attempts::default(),
             code,
             _ticker: ticker,
         }))
@@ -117,6 +127,14 @@ fn engine(code: Option<&CodeCache>) -> wasmtime::Result<Engine> {
     config.wasm_component_model(true).epoch_interruption(true);
     // A swap under load compiles on one core and leaves the others to the messages.
     config.parallel_compilation(false);
+    let limit = address_space::limit();
+    if address_space::is_tight(limit) {
+        tracing::info!(
+            limit = %ByteSize::b(limit.unwrap_or_default()),
+            "the process's address space is limited: plugins' memories take what they use and check their bounds"
+        );
+        address_space::make_tight(&mut config);
+    }
     Engine::new(&config)
 }
 

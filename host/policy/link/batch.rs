@@ -123,7 +123,7 @@ impl Link {
                 stretches.push(stretch);
                 continue;
             }
-            if indexes.len() == 1 || self.plugin.config.on_error.on(failure.kind) == OnError::Stall {
+            if indexes.len() == 1 || self.plugin.on_error(&failure) == OnError::Stall {
                 self.give_up_on(&failure, batch, indexes.iter().copied())?;
                 continue;
             }
@@ -196,10 +196,12 @@ impl Link {
         }
         let plugin = &self.plugin;
         let by = &plugin.version;
-        let on_error = plugin.config.on_error.on(failure.kind);
+        let on_error = plugin.on_error(failure);
         let indexes: Vec<usize> = indexes.collect();
-        plugin.tally.asked(indexes.len(), Duration::ZERO);
-        plugin.tally.failed(indexes.len());
+        if !failure.is_no_room() {
+            plugin.tally.asked(indexes.len(), Duration::ZERO);
+            plugin.tally.failed(indexes.len());
+        }
         plugin.complain(failure, indexes.len());
         let reason = format!("plugin {by} {failure}");
         for at in indexes {

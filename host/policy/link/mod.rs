@@ -149,10 +149,16 @@ impl Plugin {
     /// For hooks where a failure means that the plugin has no say, unless it stalls.
     pub(super) fn skip_or_stall(&self, failure: &Failure) -> Result<(), Stalled> {
         self.complain(failure, 1);
-        match self.config.on_error.on(failure.kind) {
+        match self.on_error(failure) {
             OnError::Stall => Err(self.stalled(failure)),
             OnError::Pass | OnError::Drop | OnError::DeadLetter => Ok(()),
         }
+    }
+
+    /// What becomes of what it failed on. Where the process has no room for it, nothing passes, is
+    /// dropped or dead-lettered: it was not asked.
+    fn on_error(&self, failure: &Failure) -> OnError {
+        if failure.is_no_room() { OnError::Stall } else { self.config.on_error.on(failure.kind) }
     }
 
     fn stalled(&self, failure: &Failure) -> Stalled {
@@ -165,10 +171,11 @@ impl Plugin {
         let plugin = &self.version;
         tracing::debug!(%plugin, %failure, "a plugin failed");
         if let Some(missed) = self.services.complaints.admit() {
-            let on_error = self.config.on_error.on(failure.kind).as_str();
+            let on_error = self.on_error(failure).as_str();
             tracing::warn!(%plugin, on_error, missed, "a plugin failed: it {failure}");
         }
-        if self.failures.note(messages, Instant::now()) {
+        // Another version would find no room either.
+        if !failure.is_no_room() && self.failures.note(messages, Instant::now()) {
             self.raise_alarm(failure);
         }
     }

@@ -35,7 +35,7 @@ pub(super) const KINDS: [&str; 5] = ["trap", "deadline", "memory", "bad-answer",
 /// What filters decide, as metrics name it.
 const DECISIONS: [&str; 4] = ["pass", "drop", "dead-letter", "amend"];
 /// What plugins may run into, as metrics name it.
-const LIMITS: [&str; 6] = ["time", "memory", "output", "log", "metrics", "state"];
+const LIMITS: [&str; 7] = ["time", "memory", "output", "log", "metrics", "state", "address-space"];
 /// In what a candidate that looks on differs, as metrics name it.
 const DIFFERENCES: [&str; 5] = ["verdict", "message", "comets", "guards", "failed"];
 

@@ -32,6 +32,8 @@ pub(in crate::policy) enum Limit {
     Metrics,
     /// The size of the plugin's state, or how much of it one batch uses.
     State,
+    /// What the process may have: there was no room for an instance.
+    AddressSpace,
 }
 
 /// The metrics of one prepared plugin. Dropping the last of a name removes its label sets.
@@ -39,7 +41,7 @@ pub(in crate::policy) enum Limit {
 pub(in crate::policy) struct PluginMetrics {
     pub(super) calls: [Counter; 4],
     pub(super) decisions: [Counter; 4],
-    pub(super) limits: [Counter; 6],
+    pub(super) limits: [Counter; 7],
     pub(super) seconds: [Histogram; 4],
     pub(super) all: Metrics,
     pub(super) version: PluginVersion,

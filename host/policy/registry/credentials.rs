@@ -11,6 +11,11 @@ use base64::engine::general_purpose::STANDARD;
 use oci_client::secrets::RegistryAuth;
 use serde_json::Value;
 
+use crate::policy::file::read;
+
+/// The largest file with credentials, in bytes.
+const MAX_SIZE: u64 = 1024 * 1024;
+
 /// The credentials for a registry (`host` or `host:port`); anonymous where there are none.
 ///
 /// # Errors
@@ -20,12 +25,10 @@ pub(super) fn of(registry: &str) -> Result<RegistryAuth, String> {
         return find(&text, "DOCKER_AUTH_CONFIG", registry);
     }
     let Some(file) = file() else { return Ok(RegistryAuth::Anonymous) };
-    match std::fs::read_to_string(&file) {
-        Ok(text) => find(&text, &file.display().to_string(), registry),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(RegistryAuth::Anonymous),
-        Err(error) => {
-            Err(format!("the registry's credentials in {} cannot be read: {error}", file.display()))
-        }
+    match read(&file, MAX_SIZE) {
+        Ok(text) => find(&String::from_utf8_lossy(&text), &file.display().to_string(), registry),
+        Err(why) if why.is_missing() => Ok(RegistryAuth::Anonymous),
+        Err(why) => Err(format!("the registry's credentials: {} {why}", file.display())),
     }
 }
 

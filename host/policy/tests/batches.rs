@@ -24,7 +24,7 @@ fn trail(filtered: &Filtered) -> Vec<&str> {
 #[test]
 fn without_plugins_everything_passes_untouched() {
     let set = Engine::new().set(&[]);
-    assert!(!set.has_filter() && !set.has_grouping() && !set.has_offline() && !set.may_stall());
+    assert!(!set.has_filter() && !set.has_grouping() && !set.has_offline());
     let filtered = one(&set, room("trap"));
     assert_eq!((filtered.message, filtered.verdict), (room("trap"), Verdict::Pass));
 }
@@ -169,7 +169,6 @@ fn what_an_instance_gathers_over_time_costs_no_message() {
 #[test]
 fn stall_decides_nothing() {
     let set = Engine::new().set(&[with(unruly("p"), OnError::Stall)]);
-    assert!(set.may_stall());
     let Stalled { plugin, error } =
         set.chain().filter("push", 3, vec![room("hello"), room("trap")]).unwrap_err();
     assert_eq!(plugin, set.versions()[0]);

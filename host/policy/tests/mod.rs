@@ -2,9 +2,11 @@
 
 mod batches;
 mod idle;
+mod printing;
 mod released;
 mod rooms_and_absent;
 mod steering;
+mod strays;
 mod swaps;
 mod trials;
 mod watching;

@@ -1,9 +1,15 @@
 //! Public keys in PEM, as `openssl pkey -pubout` writes them.
 
+use std::path::Path;
+
 use ed25519_dalek::VerifyingKey;
 use ed25519_dalek::pkcs8::DecodePublicKey as _;
 
+use crate::policy::file;
+
 const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
+/// The largest file with keys, in bytes.
+pub(super) const MAX_SIZE: u64 = 1024 * 1024;
 const END: &str = "-----END PUBLIC KEY-----";
 
 /// Whether this is a PEM text itself, not a file's name.
@@ -23,9 +29,9 @@ pub(super) fn read_all(sources: &[String]) -> Result<Vec<VerifyingKey>, String> 
             continue;
         }
         let place = format!("`[policies] trusted_keys` {source}");
-        let text = std::fs::read_to_string(source)
-            .map_err(|e| format!("cannot be checked: {place} cannot be read: {e}"))?;
-        keys.extend(parse(&text, &place)?);
+        let bytes = file::read(Path::new(source), MAX_SIZE)
+            .map_err(|why| format!("cannot be checked: {place} {why}"))?;
+        keys.extend(parse(&String::from_utf8_lossy(&bytes), &place)?);
     }
     Ok(keys)
 }

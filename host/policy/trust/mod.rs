@@ -43,6 +43,12 @@ impl Trust {
         self.keys.iter().filter(|key| !keys::is_text(key)).map(PathBuf::from).collect()
     }
 
+    /// What tells whether the files with keys have changed.
+    pub(super) fn fingerprint(&self) -> String {
+        let read = |file: PathBuf| crate::policy::file::read(&file, keys::MAX_SIZE).unwrap_or_default();
+        self.key_files().into_iter().map(|file| format!(" {}", module::hash(&read(file)))).collect()
+    }
+
     /// Whether a version of a plugin may decide.
     ///
     /// # Errors

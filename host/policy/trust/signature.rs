@@ -6,6 +6,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::Signature;
 
+use crate::policy::file::{self, Unreadable};
+
 /// A longer file is no signature.
 const MAX_SIZE: u64 = 1024;
 
@@ -46,15 +48,10 @@ pub(in crate::policy) fn beside(file: &Path) -> PathBuf {
 /// plugin.
 pub fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
     let path = beside(file);
-    let not_read =
-        |error: std::io::Error| format!("has a signature ({}) that cannot be read: {error}", path.display());
-    let metadata = match std::fs::metadata(&path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(not_read(error)),
-    };
-    if !metadata.is_file() || metadata.len() > MAX_SIZE {
-        return Err(format!("has a signature ({}) that is none; it has 64 bytes", path.display()));
+    match file::read(&path, MAX_SIZE) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(why) if why.is_missing() => Ok(None),
+        Err(why @ Unreadable::System(_)) => Err(format!("has a signature ({}) that {why}", path.display())),
+        Err(_) => Err(format!("has a signature ({}) that is none; it has 64 bytes", path.display())),
     }
-    std::fs::read(&path).map(Some).map_err(not_read)
 }

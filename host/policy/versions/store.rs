@@ -19,11 +19,15 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use crate::policy::file;
 use crate::policy::guest::module;
 use crate::policy::versions::record::Record;
 
 /// What the name of a signature ends with.
 const SIGNED: &str = ".sig";
+/// The largest signature and the largest record that are read, in bytes.
+const MAX_SIGNATURE: u64 = 1024;
+const MAX_RECORD: u64 = 16 * 1024 * 1024;
 
 /// Where versions are kept.
 #[derive(Debug)]
@@ -96,7 +100,7 @@ impl Store {
     /// The signature of a plugin's file, where one is kept.
     pub(super) fn signature(&self, hash: &str) -> Option<Arc<[u8]>> {
         match self {
-            Self::Folder(folder) => fs::read(folder.signature(hash)).ok().map(Arc::from),
+            Self::Folder(folder) => file::read(&folder.signature(hash), MAX_SIGNATURE).ok().map(Arc::from),
             Self::Memory(files) => files.get(&format!("{hash}{SIGNED}")).cloned(),
         }
     }
@@ -167,7 +171,7 @@ impl Folder {
                 continue;
             }
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let read = fs::read(&path).map_err(anyhow::Error::from);
+            let read = file::read(&path, MAX_RECORD).map_err(anyhow::Error::from);
             match read.and_then(|text| Ok(serde_json::from_slice(&text)?)) {
                 Ok(record) => drop(records.insert(name, record)),
                 Err(error) => {

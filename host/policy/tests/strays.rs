@@ -1,0 +1,80 @@
+//! Files of the plugin directory that cannot be read.
+
+use std::os::unix::fs::symlink;
+use std::process::Command;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::swaps::write_variant;
+use super::*;
+use crate::policy::{Generation, PluginState, PoliciesConfig, expand};
+
+fn mkfifo(path: &Path) {
+    assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_read_is_left_out_unless_it_decides_already() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    write_variant(&path("p.wasm"), 0);
+    mkfifo(&path("pipe.wasm"));
+    symlink("nowhere", path("dangling.wasm")).unwrap();
+    symlink("/dev/zero", path("endless.wasm")).unwrap();
+    std::fs::File::create(path("huge.wasm")).unwrap().set_len(1 << 40).unwrap();
+    let config = PoliciesConfig { directory: Some(folder.path().to_owned()), ..Default::default() };
+    let wanted = || expand(&[], &config).unwrap();
+
+    let engine = Engine::new();
+    let policies = engine.policies(&wanted());
+    let status = policies.status();
+    assert_eq!(status.plugins.iter().map(|plugin| plugin.name.as_str()).collect::<Vec<_>>(), ["p"]);
+    let left_out: Vec<&str> = status.left_out.iter().map(|stray| stray.plugin.as_str()).collect();
+    assert_eq!(left_out, ["dangling", "endless", "huge", "pipe"]);
+    let warnings = status.warnings();
+    assert_eq!(warnings.len(), 4);
+    assert!(warnings[3].contains("is not a file, but a pipe") && warnings[3].ends_with("; it is left out"));
+
+    // A set is swapped beside them.
+    write_variant(&path("p.wasm"), 1);
+    assert_eq!(policies.replace(wanted()).await.unwrap(), Generation(2));
+    assert_eq!(policies.status().left_out.len(), 4);
+
+    // What decides is not left out: nobody's messages pass without it.
+    std::fs::remove_file(path("p.wasm")).unwrap();
+    mkfifo(&path("p.wasm"));
+    let refused = policies.replace(wanted()).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("plugin `p`") && refused.to_string().contains("a pipe"),
+        "{refused}"
+    );
+    assert_eq!(policies.status().plugins[0].state, PluginState::UpdateRefused);
+
+    // One that can be read by now decides, too.
+    std::fs::remove_file(path("p.wasm")).unwrap();
+    std::fs::remove_file(path("pipe.wasm")).unwrap();
+    write_variant(&path("p.wasm"), 1);
+    write_variant(&path("pipe.wasm"), 2);
+    assert_eq!(policies.replace(wanted()).await.unwrap(), Generation(3));
+    let status = policies.status();
+    assert_eq!((status.plugins.len(), status.left_out.len()), (2, 3));
+}
+
+#[test]
+fn a_file_that_somebody_names_has_to_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    mkfifo(&folder.path().join("pipe.wasm"));
+    let named = [PluginConfig::new("pipe", folder.path().join("pipe.wasm"))];
+    let config = PoliciesConfig { directory: Some(folder.path().to_owned()), ..Default::default() };
+    let problems = Engine::new().refusal(&expand(&named, &config).unwrap());
+    assert!(problems[0].contains("is not a file, but a pipe; `path` must name"), "{problems:?}");
+}
+
+#[test]
+fn chains_are_counted_for_as_long_as_they_are() {
+    let engine = Engine::new();
+    let set = engine.set(&[unruly("p")]);
+    let chains = [set.chain(), set.chain()];
+    assert_eq!(engine.runtime.chains.load(Relaxed), 2);
+    drop(chains);
+    assert_eq!(engine.runtime.chains.load(Relaxed), 0);
+}
