@@ -9,14 +9,15 @@
 # The workspaces share one target directory (HALLEY_GUEST_TARGET), so that dependencies (and on
 # Debian's way the standard library) are built once. With HALLEY_GUEST_QUIET it says nothing
 # unless something is wrong; with HALLEY_GUEST_INSTALL=no it installs no packages, and says which
-# are missing. `halley plugin build` brings this script along.
+# are missing. HALLEY_GUEST_DIST names another folder for what is built. `halley plugin build`
+# brings this script along.
 set -eu
 
 target=wasm32-unknown-unknown
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
 workspace=$(CDPATH='' cd -- "${1:-$here}" && pwd)
 target_dir=${HALLEY_GUEST_TARGET:-$here/target/guest}
-dist=$workspace/dist
+dist=${HALLEY_GUEST_DIST:-$workspace/dist}
 packages="rustc-web cargo-web rust-web-src lld"
 
 say() { printf 'guests: %s\n' "$*" >&2; }
@@ -58,10 +59,7 @@ debian_is_complete() {
 
 debian_installs() {
     command -v apt-get >/dev/null || return 1
-    if [ "$(id -u)" -ne 0 ] || [ "${HALLEY_GUEST_INSTALL:-}" = no ]; then
-        say "to take Debian's way: sudo apt-get install -y --no-install-recommends $packages"
-        return 1
-    fi
+    [ "$(id -u)" -eq 0 ] && [ "${HALLEY_GUEST_INSTALL:-}" != no ] || return 1
     say "installing $packages"
     apt="at_most 900 apt-get -o Acquire::http::Timeout=30 -o Acquire::Retries=1"
     export DEBIAN_FRONTEND=noninteractive
@@ -91,7 +89,14 @@ find_a_way() {
 
 cd "$workspace"
 if ! find_a_way; then
-    say "no way to build for $target; install it with: rustup target add $target"
+    if command -v rustup >/dev/null; then
+        say "no way to build for $target; install it with: rustup target add $target"
+    else
+        say "no way to build for $target; install Rust from https://rustup.rs, then: rustup target add $target"
+        if command -v apt-get >/dev/null; then
+            say "or, on Debian without rustup: sudo apt-get install -y --no-install-recommends $packages"
+        fi
+    fi
     exit 1
 fi
 

@@ -2,6 +2,11 @@
 # Builds the policies in other languages into plugins/languages/dist/.
 #
 #   plugins/languages/build.sh [javascript|python|c|go]...      all of them without a word
+#   plugins/languages/build.sh --project FOLDER LANGUAGE WORLD NAME
+#
+# The second form builds a project that `halley plugin new --language` has made, which brings this
+# script along: into FOLDER/dist/NAME.wasm (HALLEY_GUEST_DIST names another folder), whose path it
+# prints. HALLEY_GUEST_INSTALL=no: no packages are installed, and it says which are missing.
 #
 # What a language needs from its ecosystem is fetched in pinned versions into the cache
 # (HALLEY_CACHE, default .cache in the repository) and left there. A policy is built again only
@@ -12,12 +17,27 @@
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-wit=$(CDPATH='' cd -- "$here/../../wit" && pwd)
-cache=${HALLEY_CACHE:-$here/../../.cache}/languages
-mkdir -p "$cache" "$here/dist"
+if [ "${1:-}" = --project ]; then
+    project=$(CDPATH='' cd -- "$2" && pwd)
+    world=$4
+    name=$5
+    wit=$project/wit
+    cache=${HALLEY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/halley}/languages
+    dist=${HALLEY_GUEST_DIST:-$project/dist}
+    main=policy
+    set -- "$3"
+else
+    project=""
+    world=filter-policy
+    wit=$(CDPATH='' cd -- "$here/../../wit" && pwd)
+    cache=${HALLEY_CACHE:-$here/../../.cache}/languages
+    dist=$here/dist
+    main=mask_words
+fi
+mkdir -p "$cache" "$dist"
 cache=$(CDPATH='' cd -- "$cache" && pwd)
-dist=$here/dist
-world=filter-policy
+# What wit-bindgen calls the files of a world.
+bindings=$(printf %s "$world" | tr - _)
 
 componentize_py=0.25.1
 wit_bindgen=0.61.1
@@ -89,7 +109,7 @@ debian() {
         dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q ' installed' || missing="$missing $package"
     done
     [ -n "$missing" ] || return 0
-    [ "$(id -u)" -eq 0 ] || lacking "missing; install with: sudo apt-get install -y --no-install-recommends$missing"
+    [ "$(id -u)" -eq 0 ] && [ "${HALLEY_GUEST_INSTALL:-}" != no ] || lacking "missing; install with: sudo apt-get install -y --no-install-recommends$missing"
     say "installing$missing"
     apt="at_most 900 apt-get -o Dpkg::Use-Pty=0 -o Acquire::http::Timeout=30 -o Acquire::Retries=1"
     export DEBIAN_FRONTEND=noninteractive
@@ -111,10 +131,11 @@ sum() { cat "$@" | cksum | tr -d ' '; }
 
 build_javascript() {
     node_packages
-    # The engine would import clocks, randomness and wasi:http; a policy has no use for them.
-    at_most 300 "$node/node_modules/.bin/componentize-js" "$here/javascript/mask_words.js" \
-        --wit "$wit" --world-name $world --out "$made" \
-        -d stdio -d random -d clocks -d http -d fetch-event >"$log" 2>&1
+    # The engine would import clocks, randomness and wasi:http; a policy has no use for them. What it
+    # says of an exception goes to standard error, which is the plugin's log (stdio).
+    at_most 300 "$node/node_modules/.bin/componentize-js" "$source/$main.js" \
+        --wit "$wit" --world-name "$world" --out "$made" \
+        -d random -d clocks -d http -d fetch-event >"$log" 2>&1
 }
 
 build_python() {
@@ -128,9 +149,9 @@ build_python() {
             "componentize-py==$componentize_py" >&2 ||
             lacking "pip cannot fetch componentize-py $componentize_py"
     fi
-    # Everything of WASI becomes a trap: a policy has no use for it, and starts without it.
-    (cd "$here/python" && at_most 300 "$venv/bin/componentize-py" -q -d "$wit" -w $world \
-        componentize --stub-wasi mask_words -o "$made" >"$log" 2>&1)
+    # Not `--stub-wasi`: CPython's words on an exception go to standard error, which is the plugin's log.
+    (cd "$source" && at_most 300 "$venv/bin/componentize-py" -q -d "$wit" -w "$world" \
+        componentize "$main" -o "$made" >"$log" 2>&1)
 }
 
 build_c() {
@@ -143,14 +164,13 @@ build_c() {
         [ -f "$jsmn" ] || lacking "jsmn.h is missing; set JSMN to where it is"
     fi
     wit_bindgen
-    "$bindgen" c "$wit" -w $world --out-dir "$work" >"$log" 2>&1
+    "$bindgen" c "$wit" -w "$world" --out-dir "$work" >"$log" 2>&1
     # A copy: the host's other headers are not for this target.
     mkdir "$work/include" && cp "$jsmn" "$work/include/"
     # The gateway makes the component: the object file says which world it is.
     at_most 120 clang --target=wasm32-wasi -mexec-model=reactor -O2 -Wall -Wextra -Werror \
         -I "$work" -I "$work/include" -Wl,--strip-all -o "$made" \
-        "$here/c/mask_words.c" "$here/c/config.c" \
-        "$work/filter_policy.c" "$work/filter_policy_component_type.o" >"$log" 2>&1
+        "$source"/*.c "$work/$bindings.c" "$work/${bindings}_component_type.o" >"$log" 2>&1
 }
 
 build_go() {
@@ -159,24 +179,29 @@ build_go() {
     [ "${minor:-0}" -ge 25 ] || lacking "$(go env GOVERSION) is too old; install Go 1.25 or newer"
     node_packages
     wit_bindgen
-    "$bindgen" go "$wit" -w $world --out-dir "$work" >"$log" 2>&1
-    cp -R "$here/go/." "$work/"
+    "$bindgen" go "$wit" -w "$world" --out-dir "$work" >"$log" 2>&1
+    (cd "$source" && tar cf - --exclude ./target --exclude ./dist --exclude ./wit .) | tar xf - -C "$work"
     (cd "$work" && at_most 300 go mod download >&2) || lacking "go cannot fetch the modules of plugins/languages/go/go.mod"
     # The bindings allocate before Go's runtime is up, by a function that is Go's own.
     (cd "$work" && GOOS=wasip1 GOARCH=wasm at_most 600 \
         go build -buildmode=c-shared -ldflags='-s -w -checklinkname=0' -o core.wasm . >"$log" 2>&1) || return 1
     ln -s "$node/node_modules" "$work/node_modules" && cp "$here/component.mjs" "$work/"
-    at_most 120 node "$work/component.mjs" "$work/core.wasm" "$wit/policy.wit" $world "$made" >"$log" 2>&1
+    at_most 120 node "$work/component.mjs" "$work/core.wasm" "$wit/policy.wit" "$world" "$made" >"$log" 2>&1
 }
 
 # build LANGUAGE: in a subshell, since `lacking` and `failed` end it.
 build() {
     language=$1
-    file=$dist/mask_words_$language.wasm
-    inputs=$(find "$wit" "$here/$language" "$here/package-lock.json" "$here/component.mjs" "$here/build.sh" -type f |
-        LC_ALL=C sort)
-    # shellcheck disable=SC2086 # a list of files
-    inputs=$(sum $inputs)
+    if [ -n "$project" ]; then
+        source=$project
+        file=$dist/$name.wasm
+    else
+        source=$here/$language
+        file=$dist/mask_words_$language.wasm
+    fi
+    inputs=$(find "$wit" "$source" "$here/package-lock.json" "$here/component.mjs" "$here/build.sh" \
+        \( -name target -o -name dist -o -name .git -o -name __pycache__ \) -prune -o -type f -exec cksum {} + |
+        LC_ALL=C sort | cksum | tr -d ' ')$world
     [ -f "$file" ] && [ "$(cat "$dist/.$language" 2>/dev/null)" = "$inputs" ] && return
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
@@ -187,7 +212,7 @@ build() {
     [ -s "$made" ] || { cat "$log" >&2 && failed "the build left no file"; }
     mv "$made" "$file.new" && mv "$file.new" "$file"
     echo "$inputs" >"$dist/.$language"
-    say "$file, $(wc -c <"$file") bytes"
+    [ -n "$project" ] || say "$file, $(wc -c <"$file") bytes"
 }
 
 [ $# -gt 0 ] || set -- javascript python c go
@@ -203,4 +228,5 @@ for language in "$@"; do
     # A failure says more than a lack.
     case $code in 0) ;; 3) [ "$result" -ne 0 ] || result=3 ;; *) result=1 ;; esac
 done
+[ -z "$project" ] || [ "$result" -ne 0 ] || printf '%s\n' "$dist/$name.wasm"
 exit "$result"

@@ -64,9 +64,14 @@ impl Desk {
 
 /// What builds leave goes where the bundled policies' builds left theirs: dependencies are built
 /// once.
-fn shared_builds() -> [(&'static str, PathBuf); 2] {
+fn shared_builds() -> [(&'static str, PathBuf); 3] {
     let target = repository("plugins/target");
-    [("HALLEY_GUEST_TARGET", target.join("guest")), ("CARGO_TARGET_DIR", target)]
+    [
+        ("HALLEY_GUEST_TARGET", target.join("guest")),
+        ("CARGO_TARGET_DIR", target),
+        // Stories run beside each other, and this build's engine is slow.
+        ("HALLEY_PLUGIN_DEADLINE", "5s".into()),
+    ]
 }
 
 fn said(command: &mut Command) -> Said {

@@ -18,7 +18,10 @@ fn where_no_toolchain_can_be_had_it_says_what_to_install() {
     }
     let built = said(desk.command("lonely", &["build"]).env("PATH", &tools));
     assert_eq!(built.code, Some(1), "{built:?}");
-    assert!(built.err.contains("rustup target add wasm32-unknown-unknown"), "{}", built.err);
+    let remedy =
+        built.err.find("install Rust from https://rustup.rs, then: rustup target add wasm32-unknown-unknown");
+    assert!(remedy.is_some(), "{}", built.err);
+    assert!(built.err.find("apt-get").is_none_or(|apt| Some(apt) > remedy), "{}", built.err);
     assert!(built.err.contains("does not build; what is wrong stands above"), "{}", built.err);
 }
 

@@ -50,6 +50,8 @@ enum Command {
     /// code is 1 when it failed on a question, 2 when a line makes no sense.
     #[command(verbatim_doc_comment)]
     Run(author::run::Args),
+    /// Prints the contract between policies and gateways (WIT), for generators of bindings.
+    Wit(author::wit::Args),
     /// Measures what a policy costs a message, beside one that does nothing.
     ///
     /// Each hook is measured as the gateway calls it: `filter` by messages in a batch, `offline` by the
@@ -91,6 +93,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Command::Build(args) => author::build::run(args),
         Command::Test(args) => author::test::run(args),
         Command::Run(args) => author::run::run(args),
+        Command::Wit(args) => author::wit::run(args),
         Command::Bench(args) => author::bench::run(args),
         Command::Inspect(args) => author::inspect::run(args),
         Command::Dev(args) => author::dev::run(args),

@@ -29,14 +29,16 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     }
     let runtime = Runtime::new(&mut Registry::default())?;
     let mut code = SUCCESS;
-    for file in built {
+    for built in built {
         let inspected =
-            inspect(&runtime, &file).map_err(|why| anyhow::anyhow!("{} {why}", file.display()))?;
-        print(&summary(&file, &inspected));
+            inspect(&runtime, &built).map_err(|why| anyhow::anyhow!("{} {why}", built.display()))?;
         if let Some(why) = &inspected.refused {
+            print(&summary(&built, &inspected));
             fail(&format!("a gateway would refuse it: it {why}"));
             code = FAILURE;
+            continue;
         }
+        print(&summary(&project::put_in_place(&args.folder, &built)?, &inspected));
     }
     Ok(code)
 }

@@ -5,10 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::cli::plugin::author::cases;
-use crate::cli::plugin::author::project::{self, Place};
+use crate::cli::plugin::author::project::{self, Limits, Place};
 use crate::cli::plugin::author::subject::Subject;
 use crate::cli::plugin::author::test::check;
+use crate::cli::plugin::author::{cases, language};
 use crate::cli::plugin::client::GatewayArgs;
 use crate::cli::plugin::push;
 use crate::cli::{SUCCESS, fail, print, runtime};
@@ -25,6 +25,8 @@ const MOST_FILES: usize = 10_000;
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    limits: Limits,
     /// Pushes what holds its cases into the gateway at --gateway.
     #[arg(long)]
     push: bool,
@@ -37,7 +39,7 @@ pub(in crate::cli::plugin) struct Args {
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let folder = args.place.folder();
-    if !folder.join("Cargo.toml").is_file() {
+    if !folder.join("Cargo.toml").is_file() && !language::is_project(&folder) {
         let why = anyhow::anyhow!(
             "there is no Cargo.toml in {}; `halley plugin new NAME` makes a project",
             folder.display()
@@ -65,16 +67,18 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 
 /// Builds, tests and pushes once.
 fn round(args: &Args) -> anyhow::Result<()> {
-    let Ok(policy) = args.place.policy() else { return Ok(()) };
-    print(&format!("built {}", policy.display()));
+    let Ok(built) = args.place.policy() else { return Ok(()) };
     if let Ok(file) = args.place.cases() {
-        let holds = check(&cases::read(&file)?, &mut Subject::new(&policy)?)? == SUCCESS;
+        let holds = check(&cases::read(&file)?, &mut Subject::new(&built, args.limits)?)? == SUCCESS;
         if !holds {
+            print("what was built goes nowhere");
             return Ok(());
         }
     } else {
         print("there are no cases (cases.toml): nothing is tested");
     }
+    let policy = args.place.put_in_place(&built)?;
+    print(&format!("built {}", policy.display()));
     if args.push {
         push::push(&[policy], args.name.as_deref(), &args.gateway)?;
     }

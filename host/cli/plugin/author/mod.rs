@@ -1,7 +1,7 @@
 //! `halley plugin new`, `build`, `inspect`, `test`, `run`, `bench` and `dev`: from an idea to a
 //! running policy. None of them needs a gateway, Kafka or Redis; `dev` can push into a gateway.
 //!
-//! - `template` and `sdk`: what a new project is made of. `project`: where a policy is, and how it
+//! - `template`, `language` and `sdk`: what a new project is made of. `project`: where a policy is, and how it
 //!   is built.
 //! - `question` and `answer`: what a policy is asked and what it says, as people write and read
 //!   them; `subject`: a policy that is asked; `cases` and `expect`: questions with the answers that
@@ -15,6 +15,7 @@ mod cases;
 pub(super) mod dev;
 mod expect;
 pub(super) mod inspect;
+mod language;
 pub(super) mod new;
 mod project;
 mod question;
@@ -23,3 +24,4 @@ mod sdk;
 mod subject;
 mod template;
 pub(super) mod test;
+pub(super) mod wit;

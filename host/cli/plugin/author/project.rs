@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
-use crate::cli::plugin::author::cases;
+use crate::cli::plugin::author::{cases, language};
 use crate::cli::{FAILURE, MISTAKE, fail};
 
 /// The script that builds policies, wherever the toolchain is from; the repository uses it, too.
@@ -33,8 +33,18 @@ pub(super) struct Configured {
     plugin_config: Option<PathBuf>,
 }
 
+/// What a policy's calls may cost.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Limits {
+    /// The most that one call may take: that of the [[plugin]] that it will be. A machine that is
+    /// busy with something else may need more.
+    #[arg(long, value_name = "DURATION", default_value = "50ms", env = "HALLEY_PLUGIN_DEADLINE")]
+    pub(super) deadline: humantime::Duration,
+}
+
 impl Place {
-    /// The policy's file, built first where this is a project.
+    /// The policy's file. Where this is a project, it is built first, and not put in place yet: a
+    /// gateway may be following what lies there.
     ///
     /// # Errors
     /// With the exit code, when there is none; why was said then.
@@ -52,7 +62,7 @@ impl Place {
             return Ok(Some(self.path.clone()));
         }
         // The first build takes its time, and may fetch things: it is to be seen.
-        let was_built = self.path.join("dist").is_dir();
+        let was_built = self.path.join(STAGED).is_dir();
         let Some(built) = build(&self.path, was_built)? else { return Ok(None) };
         match &built[..] {
             [one] => Ok(Some(one.clone())),
@@ -65,6 +75,15 @@ impl Place {
                 bail!("{} makes several policies; give one of {}", self.path.display(), names.join(", "))
             }
         }
+    }
+
+    /// Puts what was built of a project in its place; answers with where it is. A file is where it
+    /// is already.
+    ///
+    /// # Errors
+    /// When it cannot be put there.
+    pub(super) fn put_in_place(&self, built: &Path) -> anyhow::Result<PathBuf> {
+        if self.path.is_dir() { put_in_place(&self.path, built) } else { Ok(built.to_owned()) }
     }
 
     /// The cases beside the policy.
@@ -111,12 +130,43 @@ impl Configured {
     }
 }
 
-/// Builds the project in a folder; answers with the files that were made, `None` when that failed,
-/// which was said then.
+/// Where a project's builds are until they are found good, and where they are put then.
+const STAGED: &str = "target/halley-built";
+const DIST: &str = "dist";
+
+/// Puts what was built of the project in this folder into its `dist`, in one step, and only where
+/// it is something else: a gateway may be watching.
+///
+/// # Errors
+/// When it cannot be put there.
+pub(super) fn put_in_place(folder: &Path, built: &Path) -> anyhow::Result<PathBuf> {
+    let name = built.file_name().unwrap_or_default();
+    let place = folder.join(DIST).join(name);
+    let put = || {
+        let bytes = fs::read(built)?;
+        if fs::read(&place).is_ok_and(|before| before == bytes) {
+            return Ok(());
+        }
+        fs::create_dir_all(folder.join(DIST))?;
+        let beside = folder.join(DIST).join(format!(".{}.new", name.display()));
+        fs::write(&beside, bytes)?;
+        fs::rename(beside, &place)
+    };
+    put().with_context(|| format!("cannot write {}", place.display()))?;
+    Ok(place)
+}
+
+/// Builds the project in a folder; answers with the files that were made, which are not in their
+/// place yet, and `None` when that failed, which was said then.
 ///
 /// # Errors
 /// When there is no project, or no shell.
 pub(super) fn build(folder: &Path, quietly: bool) -> anyhow::Result<Option<Vec<PathBuf>>> {
+    let (target, staged) = (folder.join("target"), folder.join(STAGED));
+    if language::is_project(folder) {
+        fs::create_dir_all(&staged).with_context(|| format!("cannot write to {}", folder.display()))?;
+        return run_build(folder, &staged, language::build_command(folder, &target)?);
+    }
     ensure!(
         folder.join("Cargo.toml").is_file(),
         "there is no Cargo.toml in {}; `halley plugin new NAME` makes a project",
@@ -129,20 +179,24 @@ pub(super) fn build(folder: &Path, quietly: bool) -> anyhow::Result<Option<Vec<P
         "{} is no policy: its Cargo.toml has no `crate-type = [\"cdylib\"]`; `halley plugin new NAME` makes one",
         folder.display()
     );
-    let target = folder.join("target");
-    fs::create_dir_all(&target).with_context(|| format!("cannot write to {}", folder.display()))?;
+    fs::create_dir_all(&staged).with_context(|| format!("cannot write to {}", folder.display()))?;
     let script = target.join("halley-build.sh");
     fs::write(&script, BUILD).with_context(|| format!("cannot write {}", script.display()))?;
     let mut command = Command::new("sh");
-    command.arg(&script).arg(folder).stdin(Stdio::null()).stderr(Stdio::inherit());
-    // Whoever builds a policy did not ask for packages.
-    command.env("HALLEY_GUEST_INSTALL", "no");
+    command.arg(&script).arg(folder);
     if std::env::var_os("HALLEY_GUEST_TARGET").is_none() {
         command.env("HALLEY_GUEST_TARGET", target.canonicalize()?.join("guest"));
     }
     if quietly {
         command.env("HALLEY_GUEST_QUIET", "1").env("CARGO_TERM_QUIET", "true");
     }
+    run_build(folder, &staged, command)
+}
+
+fn run_build(folder: &Path, staged: &Path, mut command: Command) -> anyhow::Result<Option<Vec<PathBuf>>> {
+    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    // Whoever builds a policy did not ask for packages.
+    command.env("HALLEY_GUEST_INSTALL", "no").env("HALLEY_GUEST_DIST", staged.canonicalize()?);
     let built = command.output().context("there is no shell (`sh`), which builds policies")?;
     if !built.status.success() {
         fail(&format!("{} does not build; what is wrong stands above", folder.display()));
@@ -167,4 +221,45 @@ pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
         new.write_all(text.as_bytes())
     });
     done.with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::policy::PluginConfig;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        limits: Limits,
+    }
+
+    #[test]
+    fn a_call_may_take_as_long_as_in_a_gateway() {
+        let Line { limits } = Line::parse_from(["test", "--deadline", "70ms"]);
+        assert_eq!(*limits.deadline, std::time::Duration::from_millis(70));
+        let default = <Line as clap::CommandFactory>::command();
+        let deadline = default.get_arguments().find(|arg| arg.get_id() == "deadline").unwrap();
+        let default: humantime::Duration =
+            deadline.get_default_values()[0].to_str().unwrap().parse().unwrap();
+        assert_eq!(*default, PluginConfig::default().deadline);
+    }
+
+    #[test]
+    fn what_was_built_is_put_in_place_only_where_it_changed() {
+        let project = tempfile::tempdir().unwrap();
+        let built = project.path().join("policy.wasm");
+        fs::write(&built, b"one").unwrap();
+        let place = put_in_place(project.path(), &built).unwrap();
+        assert_eq!(place, project.path().join("dist/policy.wasm"));
+        let written = fs::metadata(&place).unwrap().modified().unwrap();
+        put_in_place(project.path(), &built).unwrap();
+        assert_eq!(fs::metadata(&place).unwrap().modified().unwrap(), written);
+        fs::write(&built, b"two").unwrap();
+        put_in_place(project.path(), &built).unwrap();
+        assert_eq!(fs::read(&place).unwrap(), b"two");
+        assert_eq!(fs::read_dir(project.path().join("dist")).unwrap().count(), 1);
+    }
 }

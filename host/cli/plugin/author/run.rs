@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::draft::Draft;
 use crate::cli::plugin::author::answer::Answer;
-use crate::cli::plugin::author::project::{self, Configured};
+use crate::cli::plugin::author::project::{self, Configured, Limits};
 use crate::cli::plugin::author::question::{Away, Gathering};
 use crate::cli::plugin::author::subject::{Instance, Subject};
 use crate::cli::{FAILURE, SUCCESS, fail, print};
@@ -21,6 +21,8 @@ const LONGEST_LINE: u64 = 16 * 1024 * 1024;
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
     configured: Configured,
+    #[command(flatten)]
+    limits: Limits,
     /// The file with the questions. Without it, or with `-`, standard input.
     #[arg(long, short, value_name = "FILE")]
     messages: Option<PathBuf>,
@@ -49,7 +51,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         Err(code) => return Ok(code),
     };
     show_its_log();
-    let mut subject = Subject::new(&policy)?;
+    let mut subject = Subject::new(&policy, args.limits)?;
     let mut instance = subject.with(&config).map_err(|why| {
         anyhow::anyhow!("with the configuration {config} it does not start: {why}; see --plugin-config")
     })?;
@@ -57,6 +59,8 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     for number in subject.numbers() {
         fail(&number);
     }
+    let deadline = args.limits.deadline;
+    fail(&format!("each call had {deadline}, as a [[plugin]] with `deadline = \"{deadline}\"`"));
     Ok(code)
 }
 

@@ -36,7 +36,7 @@ const SOURCES: [(&str, &str); 16] = sources![
 const MANIFEST: &str = include_str!("../../../../plugins/sdk/Cargo.toml");
 /// Where the manifest inherits from.
 const WORKSPACE: &str = include_str!("../../../../plugins/Cargo.toml");
-const CONTRACT: &str = include_str!("../../../../wit/policy.wit");
+pub(super) const CONTRACT: &str = include_str!("../../../../wit/policy.wit");
 
 /// Writes the SDK into a folder of this project.
 ///

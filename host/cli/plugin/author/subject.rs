@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::cli::draft::{Draft, since_1970};
 use crate::cli::plugin::author::answer::Answer;
+use crate::cli::plugin::author::project::Limits;
 use crate::cli::plugin::author::question::{Away, Gathering};
 use crate::cli::runtime;
 use crate::policy::{Chain, Clock, OnError, PluginConfig, Policies, Runtime, RuntimeConfig, Then};
@@ -24,9 +25,6 @@ pub(super) enum Refusal {
 
 /// What every message here comes from.
 const TOPIC: &str = "push";
-/// A machine that is busy with a build must not look like a slow policy; `bench` tells how fast it
-/// is.
-const DEADLINE: Duration = Duration::from_secs(2);
 
 /// A policy's file, loaded once; its instances and its state are fresh for every configuration.
 pub(super) struct Subject {
@@ -36,6 +34,7 @@ pub(super) struct Subject {
     file: PathBuf,
     began: usize,
     metrics: Registry,
+    limits: Limits,
 }
 
 /// One instance with state of its own.
@@ -47,13 +46,13 @@ pub(super) struct Instance {
 
 impl Subject {
     /// Loads nothing yet: a policy is loaded with its first configuration.
-    pub(super) fn new(file: &Path) -> anyhow::Result<Self> {
+    pub(super) fn new(file: &Path, limits: Limits) -> anyhow::Result<Self> {
         let clock = Clock::standing();
         let config = RuntimeConfig { clock: clock.clone(), ..RuntimeConfig::default() };
         let mut metrics = Registry::default();
         let engine = Runtime::with(&mut metrics, config)?;
         let policies = Policies::start(engine, &[])?;
-        Ok(Self { policies, runtime: runtime()?, clock, file: file.to_owned(), began: 0, metrics })
+        Ok(Self { policies, runtime: runtime()?, clock, file: file.to_owned(), began: 0, metrics, limits })
     }
 
     /// Begins anew with this configuration.
@@ -66,7 +65,7 @@ impl Subject {
         let name = format!("policy-{}", self.began);
         let mut plugin = PluginConfig::new(name, &self.file);
         plugin.config = config.clone();
-        plugin.deadline = DEADLINE;
+        plugin.deadline = *self.limits.deadline;
         // A failure is to be told, whatever the hook.
         plugin.on_error = OnError::Stall.into();
         plugin.quarantine.then = Then::Never;
@@ -85,7 +84,13 @@ impl Subject {
         Ok(Instance { chain, clock: self.clock.clone(), asked: 0 })
     }
 
-    /// The policy's own counters and gauges, as `/metrics` would show them.
+    /// What its calls may cost.
+    pub(super) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The policy's own counters and gauges, and the limits that it ran into, as `/metrics` would
+    /// show them.
     pub(super) fn numbers(&self) -> Vec<String> {
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.metrics).is_err() {
@@ -93,6 +98,7 @@ impl Subject {
         }
         let own = |line: &&str| {
             ["halley_plugin_counter_total{", "halley_plugin_gauge{"].iter().any(|own| line.starts_with(own))
+                || (line.starts_with("halley_plugin_limits_total{") && !line.ends_with(" 0"))
         };
         text.lines().filter(own).map(str::to_owned).collect()
     }

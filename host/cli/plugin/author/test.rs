@@ -8,7 +8,7 @@ use similar::{ChangeTag, TextDiff};
 use crate::cli::plugin::author::answer::Answer;
 use crate::cli::plugin::author::cases::{self, Case, Cases};
 use crate::cli::plugin::author::expect::Expected;
-use crate::cli::plugin::author::project::{self, Place};
+use crate::cli::plugin::author::project::{self, Limits, Place};
 use crate::cli::plugin::author::subject::{Instance, Refusal, Subject};
 use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, print};
 
@@ -17,6 +17,8 @@ use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, print};
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    limits: Limits,
     /// The file with the cases, TOML or JSON. Without it, cases.toml or cases.json beside the
     /// policy.
     #[arg(long, value_name = "FILE")]
@@ -40,8 +42,13 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         Ok(policy) => policy,
         Err(code) => return Ok(code),
     };
-    match check(&cases, &mut Subject::new(&policy)?) {
-        Ok(code) => Ok(code),
+    match check(&cases, &mut Subject::new(&policy, args.limits)?) {
+        Ok(code) => {
+            if code == SUCCESS {
+                args.place.put_in_place(&policy)?;
+            }
+            Ok(code)
+        }
         Err(mistake) => Ok(project::mistake(&mistake.context(format!("{} has a mistake", file.display())))),
     }
 }
@@ -66,7 +73,8 @@ pub(super) fn check(cases: &Cases, subject: &mut Subject) -> anyhow::Result<u8> 
         differences.iter().for_each(|difference| print(difference));
     }
     let whole = cases.cases.len();
-    print(&format!("{} of {whole} cases hold", whole - failed));
+    let deadline = subject.limits().deadline;
+    print(&format!("{} of {whole} cases hold, each call within {deadline}", whole - failed));
     Ok(if failed == 0 { SUCCESS } else { FAILURE })
 }
 

@@ -48,21 +48,23 @@ impl Hook {
     }
 }
 
-/// The files of a project by their paths, except for the SDK.
-pub(super) fn files(name: &str, hooks: &[Hook]) -> Vec<(&'static str, String)> {
+/// The files of a project by their paths, except for the SDK, which is in this folder or in one of the
+/// project's own.
+pub(super) fn files(name: &str, hooks: &[Hook], sdk: Option<&str>) -> Vec<(&'static str, String)> {
     let parts: Vec<&Part> = hooks.iter().map(|hook| hook.part()).collect();
     vec![
-        ("Cargo.toml", manifest(name)),
+        ("Cargo.toml", manifest(name, sdk.unwrap_or(sdk::NAME))),
         ("src/lib.rs", code(name, &parts)),
         ("cases.toml", cases(&parts)),
         ("messages.jsonl", parts.iter().map(|part| part.questions).collect()),
-        ("README.md", readme(name, &parts)),
+        ("README.md", readme(name, &parts, sdk.unwrap_or(sdk::NAME))),
         (".gitignore", "/target\n/dist\n".to_owned()),
     ]
 }
 
-fn manifest(name: &str) -> String {
-    let sdk = sdk::NAME;
+fn manifest(name: &str, path: &str) -> String {
+    // JSON's strings are TOML's, too.
+    let (sdk, path) = (sdk::NAME, serde_json::Value::from(path));
     format!(
         r#"[package]
 name = "{name}"
@@ -74,7 +76,7 @@ publish = false
 crate-type = ["cdylib"]
 
 [dependencies]
-{sdk} = {{ path = "{sdk}" }}
+{sdk} = {{ path = {path} }}
 serde = {{ version = "1", features = ["derive"] }}
 
 [dev-dependencies]
@@ -156,7 +158,7 @@ refused = "unknown field"
     )
 }
 
-fn readme(name: &str, parts: &[&Part]) -> String {
+fn readme(name: &str, parts: &[&Part], sdk: &str) -> String {
     let does: Vec<&str> = parts.iter().map(|part| part.does).collect();
     let (does, config, file) = (does.join(" "), config(parts), name.replace('-', "_"));
     format!(
@@ -187,7 +189,7 @@ A new file at that path takes effect within about a second. `halley plugin push 
 puts it in force in a running gateway at once, `halley plugin rollback {name}` takes it back, and
 `halley plugin dev --push` pushes whatever builds and holds its cases.
 
-`halley-plugin/` is the SDK, as it came with the gateway; `cargo doc --open -p halley-plugin` is its
+`{sdk}` is the SDK, in the version of the gateway; `cargo doc --open -p halley-plugin` is its
 reference.
 "#
     )
@@ -214,7 +216,7 @@ mod tests {
         for hooks in
             [&[Hook::Filter][..], &[Hook::Grouping], &[Hook::Offline], &[Hook::Filter, Hook::Offline]]
         {
-            let files = files("my-policy", hooks);
+            let files = files("my-policy", hooks, None);
             let text = |name: &str| files.iter().find(|(path, _)| *path == name).unwrap().1.clone();
             let cases: toml::Table = text("cases.toml").parse().unwrap();
             let parts: Vec<&Part> = hooks.iter().map(|hook| hook.part()).collect();

@@ -1,0 +1,27 @@
+//! `halley plugin wit`.
+
+use std::path::PathBuf;
+
+use crate::cli::plugin::author::{project, sdk};
+use crate::cli::{SUCCESS, print};
+
+/// Arguments of `halley plugin wit`.
+#[derive(Debug, clap::Args)]
+pub(in crate::cli::plugin) struct Args {
+    /// Writes policy.wit into this folder, for bindings' generators. Without it, it is printed.
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
+    let Some(folder) = args.out else {
+        print(sdk::CONTRACT.trim_end());
+        return Ok(SUCCESS);
+    };
+    let file = folder.join("policy.wit");
+    if let Err(mistake) = project::write(&file, sdk::CONTRACT) {
+        return Ok(project::mistake(&mistake));
+    }
+    print(&file.display().to_string());
+    Ok(SUCCESS)
+}
