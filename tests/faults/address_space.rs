@@ -92,17 +92,8 @@ async fn with_a_limit_every_worker_starts_its_plugins() {
 async fn what_a_worker_has_no_room_for_lets_nothing_pass() {
     let scene = Scene::new("no-space", 2).await;
     let gateway = scene.settings.clone().plugin(filter("one")).start().await;
-    // Its workers make their instances with their first messages.
-    limit(&gateway, Some(512 << 20));
-    scene.say().await;
-    let told = eventually("readiness to say what is missing", PATIENCE, async || {
-        let answer = gateway.get("/readyz").await;
-        (answer.status == 503 && answer.body.contains("has no room in this process")).then_some(answer.body)
-    });
-    let told = told.await;
-    assert!(told.contains("ulimit -v") && told.contains("plugin one@"), "{told}");
-    assert_eq!(scene.heard(), BTreeSet::new(), "nothing passes unseen");
-
+    // Workers make their instances, of 4 GiB each, with their first messages.
+    limit(&gateway, Some(6 << 30));
     let wanted = scene.settings.clone().plugin(filter("one")).plugin(filter("two"));
     gateway.configure(&wanted);
     let refused = eventually("the larger set to be refused", PATIENCE, async || {
@@ -111,6 +102,21 @@ async fn what_a_worker_has_no_room_for_lets_nothing_pass() {
     });
     let refused = refused.await;
     assert!(refused.contains("once for each of 2 workers") && refused.contains("ulimit -v"), "{refused}");
+
+    limit(&gateway, Some(512 << 20));
+    scene.say().await;
+    let told = eventually("readiness to say what is missing", PATIENCE, async || {
+        let answer = gateway.get("/readyz").await;
+        (answer.status == 503 && answer.body.contains("has no room in this process")).then_some(answer.body)
+    });
+    let told = told.await;
+    assert!(told.contains("ulimit -v") && told.contains("plugin one@"), "{told}");
+    eventually("both partitions to be counted", PATIENCE, async || {
+        let stalled = gateway.metric("halley_stalled_partitions{stage=\"policy\"}").await;
+        (stalled == Some(2.0)).then_some(())
+    })
+    .await;
+    assert_eq!(scene.heard(), BTreeSet::new(), "nothing passes unseen");
 
     limit(&gateway, None);
     gateway.wait_until_settled(&scene.topic).await;
