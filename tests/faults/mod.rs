@@ -3,11 +3,8 @@
 //!
 //! Sizes are those of `make test`; `make soak` runs the same stories longer.
 
-<<<<<<< HEAD
-mod answers;
-=======
 mod address_space;
->>>>>>> 7664005 (Policies: what a worker cannot start lets nothing pass; compilers are not waited for; strays are left out; what guests print is logged)
+mod answers;
 pub mod comets;
 mod compiling;
 pub mod everything;
