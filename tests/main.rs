@@ -25,5 +25,6 @@ mod soak;
 mod steering;
 mod support;
 mod support_works;
+mod topics;
 mod trials;
 mod versions;

@@ -2,22 +2,25 @@
 //!
 //! All callbacks run on the polling thread. None of them may panic: the frames below are C.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Statistics, TopicPartitionList};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::consumer::health::Health;
+use crate::consumer::metrics::Metrics;
 use crate::consumer::partition::{Flow, Limit, Partition};
-use crate::consumer::partitions::{Key, Metrics, Partitions};
+use crate::consumer::partitions::{Key, Partitions};
 use crate::consumer::patience::Patience;
-use crate::consumer::{OnAssigned, add_offset};
-use crate::kafka::{self, Voice};
+use crate::consumer::{OnAssigned, add_offset, drain_deadline};
+use crate::kafka::{self, Start, Voice};
 use crate::memory_guard::MemoryGuard;
 use crate::stalls::Stalls;
 use crate::telemetry::Seldom;
@@ -30,12 +33,18 @@ const DRAIN_STEP: Duration = Duration::from_millis(5);
 
 /// The consumer's side of librdkafka's callbacks.
 pub(super) struct Context {
-    partitions: Mutex<Partitions>,
+    partitions: Arc<Mutex<Partitions>>,
     drain_deadline: Duration,
-    metrics: Metrics,
-    #[expect(dead_code, reason = "for partitions that cannot be read, which comes next")]
-    stalls: Stalls,
-    health: Health,
+    pub(super) start: Start,
+    pub(super) metrics: Metrics,
+    pub(super) stalls: Stalls,
+    pub(super) health: Health,
+    /// It is not known of every partition where it is.
+    pub(super) unplaced: AtomicBool,
+    /// How often that could not be found out, in a row.
+    pub(super) attempts: AtomicUsize,
+    /// librdkafka has gone to another offset by itself.
+    offset_reset: AtomicBool,
     on_assigned: OnAssigned,
     voice: Voice,
     no_topic_warning: Seldom,
@@ -44,21 +53,26 @@ pub(super) struct Context {
 
 impl Context {
     pub(super) fn new(
+        config: &kafka::Config,
         total: Limit,
         memory: MemoryGuard,
-        drain_deadline: Duration,
         metrics: Metrics,
         stalls: Stalls,
         health: Health,
         on_assigned: OnAssigned,
     ) -> Self {
-        let partitions = Partitions::new(total, memory, metrics.clone());
+        let partitions = Arc::new(Mutex::new(Partitions::new(total, memory, metrics.clone())));
+        metrics.watch(&partitions);
         Self {
-            partitions: Mutex::new(partitions),
-            drain_deadline,
+            partitions,
+            drain_deadline: drain_deadline(config),
+            start: config.start,
             metrics,
             stalls,
             health,
+            unplaced: AtomicBool::default(),
+            attempts: AtomicUsize::default(),
+            offset_reset: AtomicBool::default(),
             on_assigned,
             voice: Voice::new("consumer"),
             no_topic_warning: Seldom::every(REPEAT_AFTER),
@@ -101,13 +115,49 @@ impl Context {
         }
     }
 
-    fn assign(&self, list: &TopicPartitionList) {
-        self.health.joined();
-        for (topic, number) in keys(list) {
-            let feed = self.partitions().assign(topic, number);
-            (self.on_assigned)(feed);
+    /// Whether it is not known of every partition where it is.
+    pub(super) fn has_unplaced(&self) -> bool {
+        self.unplaced.load(Ordering::Relaxed)
+    }
+
+    /// Whether librdkafka has gone to another offset by itself since this was asked last.
+    pub(super) fn take_offset_reset(&self) -> bool {
+        self.offset_reset.swap(false, Ordering::Relaxed)
+    }
+
+    /// Takes partitions over: finds out where they begin, has them fetched from there, and starts
+    /// their workers.
+    fn assign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        let feeds: Vec<_> =
+            keys(list).into_iter().map(|(topic, number)| self.partitions().assign(topic, number)).collect();
+        let placed = self.place_assigned(consumer, list);
+        let assigned = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_assign(&placed),
+            RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(&placed),
+        };
+        if let Err(error) = assigned {
+            error!(%error, partitions = %names(list), "librdkafka does not take partitions that were assigned");
         }
+        // librdkafka keeps a partition's pause over unassign and assign (rdkafka_assignment.c
+        // clears only its own): one that comes back would never flow again.
+        if let Err(error) = consumer.resume(list) {
+            warn!(%error, "cannot resume partitions that were assigned");
+        }
+        feeds.into_iter().for_each(&self.on_assigned);
+        self.health.joined();
         info!(partitions = %names(list), "partitions assigned");
+    }
+
+    /// Gives partitions back.
+    fn unassign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
+        self.revoke(consumer, list);
+        let unassigned = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
+            RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
+        };
+        if let Err(error) = unassigned {
+            error!(%error, partitions = %names(list), "librdkafka does not give partitions back");
+        }
     }
 
     /// Finishes what was begun on these partitions, as long as that is worth waiting for, and
@@ -124,7 +174,7 @@ impl Context {
         let mut settled = TopicPartitionList::new();
         for ((topic, number), partition) in &leaving {
             if let Some(offset) = partition.to_store() {
-                add_offset(&mut settled, topic, *number, offset);
+                add_offset(&mut settled, topic, *number, offset, partition.mark());
             }
         }
         if let Err(error) = consumer.store_offsets(&settled) {
@@ -178,6 +228,9 @@ pub(super) fn apply(consumer: &BaseConsumer<Context>, topic: &str, number: i32, 
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        if facility == "OFFSET" {
+            self.offset_reset.store(true, Ordering::Relaxed);
+        }
         kafka::log_line(level, facility, message);
     }
 
@@ -198,27 +251,13 @@ impl ClientContext for Context {
 }
 
 impl ConsumerContext for Context {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
         self.metrics.rebalances.inc();
-        match rebalance {
-            Rebalance::Revoke(list) => self.revoke(consumer, list),
-            Rebalance::Error(error) => {
-                self.health.left();
-                warn!(%error, "a rebalance failed; all partitions are given back");
-                self.partitions().abandon_all();
-            }
-            Rebalance::Assign(_) => {}
+        match what {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, list),
+            // rdkafka calls with no other than these two.
+            _ => self.unassign(consumer, list),
         }
-    }
-
-    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let Rebalance::Assign(list) = rebalance else { return };
-        // librdkafka keeps a partition's pause over unassign and assign (rdkafka_assignment.c
-        // clears only its own): one that comes back would never flow again.
-        if let Err(error) = consumer.resume(list) {
-            warn!(%error, "cannot resume partitions that were assigned");
-        }
-        self.assign(list);
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
@@ -240,7 +279,7 @@ pub(super) fn commit_now(consumer: &BaseConsumer<Context>) {
     }
 }
 
-fn keys(list: &TopicPartitionList) -> Vec<Key> {
+pub(super) fn keys(list: &TopicPartitionList) -> Vec<Key> {
     list.elements().iter().map(|e| (Arc::from(e.topic()), e.partition())).collect()
 }
 

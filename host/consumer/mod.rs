@@ -11,6 +11,9 @@
 //!   older assignment holds tickets of an older ledger, and so can commit nothing. The
 //!   partitions that stay go on with what they have. librdkafka fetches nothing new for them
 //!   meanwhile, which is why work that stands still is not waited for (`patience`).
+//! - Offsets count for one log: what is committed bears the topic's id, and a topic that was
+//!   deleted and created again is read from its start (`placing`, `mark`).
+//! - Records that are removed before they were read are told of, and counted.
 //! - A consumer that Kafka shuts out for good ends, and says so ([`Health::until_shut_out`]).
 //!
 //! One polling thread instead of librdkafka's split partition queues: those have lost
@@ -18,11 +21,17 @@
 //!
 //! It does not know what becomes of a record: that is the worker's, behind [`Feed`].
 
+mod begin;
 mod context;
 mod health;
+mod locate;
+mod mark;
+mod metrics;
 mod partition;
 mod partitions;
 mod patience;
+mod placing;
+mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,21 +41,23 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::kafka;
 use crate::memory_guard::{self, MemoryGuard};
-use crate::message::{Record, RecordLimits};
+use crate::message::{Origin, Record, RecordLimits};
 use crate::panics;
 use crate::stalls::Stalls;
 
 pub use health::Health;
+pub use metrics::Metrics;
 pub use partition::{Admitted, Feed};
-pub use partitions::Metrics;
 
 use context::{Context, apply, commit_now};
-use partition::{Flow, Limit};
+use mark::Mark;
+use partition::{Arrival, Flow, Limit};
 use partitions::Partitions;
+use watch::TopicWatch;
 
 /// What the consumer needs beside Kafka's own configuration.
 #[derive(Clone, Copy, Debug)]
@@ -113,8 +124,7 @@ impl Consumer {
         let memory = guard.report();
         let limit = Limit { records: limits.records, bytes: in_flight_bytes(&limits) };
         info!(max_in_flight_bytes = limit.bytes, memory_limit = limits.memory, "limits of what is in flight");
-        let context =
-            Context::new(limit, guard, drain_deadline(config), metrics, stalls, health.clone(), on_assigned);
+        let context = Context::new(config, limit, guard, metrics, stalls, health.clone(), on_assigned);
         let consumer: BaseConsumer<Context> = client_config(config).create_with_context(context)?;
         let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
@@ -189,7 +199,6 @@ fn client_config(config: &kafka::Config) -> rdkafka::ClientConfig {
             client.set(key, value);
         }
     };
-    default("auto.offset.reset", "earliest");
     default("partition.assignment.strategy", "cooperative-sticky");
     // The default of a second makes gaps of a second each time the fetch queue fills.
     default("fetch.queue.backoff.ms", "20");
@@ -199,6 +208,9 @@ fn client_config(config: &kafka::Config) -> rdkafka::ClientConfig {
     default("statistics.interval.ms", "1000");
     client
         .set("group.id", &config.group)
+        // Where a group begins is decided and committed by `placing`. What is left for this are
+        // offsets that the log does not hold any more, or does not hold yet.
+        .set("auto.offset.reset", "earliest")
         // librdkafka commits what the watermark stores, and again when Kafka refuses: of a commit
         // made by hand and not waited for, nobody hears how it ended (rdkafka_cgrp.c,
         // propagate_commit_result), and one refused in a rebalance would never be repeated.
@@ -224,35 +236,52 @@ struct Poller {
 /// else wakes the thread when there is room again.
 const IDLE_POLL: Duration = Duration::from_millis(100);
 const PAUSED_POLL: Duration = Duration::from_millis(5);
+/// How long to wait before Kafka is asked again where partitions are.
+const PLACE_AGAIN: Duration = Duration::from_secs(1);
 
 impl Poller {
     /// Polls until told to stop, or until Kafka will not have this consumer any more.
     fn run(self) -> Stopped {
-        let mut next_store = Instant::now() + self.store_every;
-        let mut next_refill = Instant::now();
-        while !self.shared.stopping.load(Ordering::Acquire) && !self.consumer.context().is_shut_out() {
+        self.poll_until_stopped();
+        self.drain()
+    }
+
+    fn poll_until_stopped(&self) {
+        let context = self.consumer.context();
+        let mut topics = TopicWatch::new(&self.consumer);
+        let now = Instant::now();
+        let (mut next_store, mut next_refill, mut next_place) = (now + self.store_every, now, now);
+        while !self.shared.stopping.load(Ordering::Acquire) && !context.is_shut_out() {
             let paused = self.partitions().any_paused();
             match self.consumer.poll(if paused { PAUSED_POLL } else { IDLE_POLL }) {
                 Some(Ok(message)) => self.accept(kafka::copy_record(&message, &self.limits)),
-                Some(Err(error)) => self.consumer.context().kafka_error(&error),
+                Some(Err(error)) => context.kafka_error(&error),
                 None => {}
             }
             let now = Instant::now();
             if now >= next_refill {
-                self.consumer.context().refill(&self.consumer);
+                context.refill(&self.consumer);
+                topics.look(now);
+                if context.take_offset_reset() {
+                    context.look_for_losses(&self.consumer);
+                }
                 next_refill = now + PAUSED_POLL;
                 if self.partitions().worker_is_gone() && !self.shared.stopping.load(Ordering::Acquire) {
                     // Its records would wait for ever, and nothing would show it.
                     panics::abort("a partition's worker");
                 }
             }
+            if now >= next_place && context.has_unplaced() {
+                context.place_again(&self.consumer);
+                next_place = Instant::now() + PLACE_AGAIN;
+            }
             if now >= next_store {
+                self.pass_over_ends();
                 self.store();
-                self.consumer.context().look_for_fatal_error(&self.consumer);
+                context.look_for_fatal_error(&self.consumer);
                 next_store = now + self.store_every;
             }
         }
-        self.drain()
     }
 
     fn partitions(&self) -> std::sync::MutexGuard<'_, Partitions> {
@@ -260,10 +289,32 @@ impl Poller {
     }
 
     fn accept(&self, record: Record) {
-        let (topic, number) = (Arc::clone(&record.origin.topic), record.origin.partition);
-        let flow = self.partitions().accept(record);
+        let Origin { partition, offset, .. } = record.origin;
+        let key = (Arc::clone(&record.origin.topic), partition);
+        let arrival = self.partitions().accept(record);
+        let flow = match arrival {
+            Arrival::Next(flow) => flow,
+            Arrival::After { expected, flow } => {
+                self.consumer.context().passed_over(&self.consumer, &key, expected, offset);
+                flow
+            }
+            Arrival::WentBack => return self.consumer.context().went_back(&key, offset),
+            Arrival::Dropped => return,
+        };
         if flow == Flow::Pause {
-            apply(&self.consumer, &topic, number, flow);
+            apply(&self.consumer, &key.0, partition, flow);
+        }
+    }
+
+    /// Where a partition ends without records (a transaction's marker, an aborted one), librdkafka
+    /// comes further than the last record. Nobody has to read that again, and it is no lag.
+    fn pass_over_ends(&self) {
+        if !self.partitions().any_idle() {
+            return;
+        }
+        match self.consumer.position() {
+            Ok(positions) => self.partitions().skip_to(&positions),
+            Err(error) => debug!(%error, "librdkafka does not tell how far it is"),
         }
     }
 
@@ -309,7 +360,10 @@ impl Poller {
 }
 
 /// One partition's offset, for committing.
-fn add_offset(list: &mut TopicPartitionList, topic: &str, partition: i32, offset: i64) {
-    list.add_partition_offset(topic, partition, Offset::Offset(offset))
-        .expect("an offset of a record is a valid offset");
+fn add_offset(list: &mut TopicPartitionList, topic: &str, partition: i32, offset: i64, mark: Option<Mark>) {
+    let mut element = list.add_partition(topic, partition);
+    element.set_offset(Offset::Offset(offset)).expect("an offset of a record is a valid offset");
+    if let Some(mark) = mark {
+        element.set_metadata(mark.to_string());
+    }
 }

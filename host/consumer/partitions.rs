@@ -1,77 +1,23 @@
-//! All assigned partitions, and what is counted of them.
+//! All assigned partitions.
 
-use std::collections::HashMap;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
-use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
-use rdkafka::{Statistics, TopicPartitionList};
+use rdkafka::{Offset, Statistics, TopicPartitionList};
 
 use crate::consumer::add_offset;
-use crate::consumer::partition::{Feed, Flow, Limit, Partition};
-use crate::memory_guard::{self, MemoryGuard};
+use crate::consumer::mark::Mark;
+use crate::consumer::metrics::{Metrics, Seen};
+use crate::consumer::partition::{Arrival, Feed, Flow, Limit, Partition, Place};
+use crate::kafka::TopicId;
+use crate::memory_guard::MemoryGuard;
 use crate::message::Record;
-
-/// What the consumer counts.
-#[derive(Clone)]
-pub struct Metrics {
-    records: Family<TopicLabel, Counter>,
-    lag: Family<PartitionLabels, Gauge>,
-    unsettled: Family<PartitionLabels, Gauge>,
-    assigned: Gauge,
-    paused: Gauge,
-    pub(super) rebalances: Counter,
-    pub(super) memory: memory_guard::Metrics,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TopicLabel {
-    topic: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PartitionLabels {
-    topic: String,
-    partition: i32,
-}
-
-impl Metrics {
-    /// Registers the consumer's metrics.
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            records: Family::default(),
-            lag: Family::default(),
-            unsettled: Family::default(),
-            assigned: Gauge::default(),
-            paused: Gauge::default(),
-            rebalances: Counter::default(),
-            memory: memory_guard::Metrics::register(registry),
-        };
-        registry.register("halley_records_consumed", "Records read from Kafka", metrics.records.clone());
-        registry.register(
-            "halley_consumer_lag",
-            "Records behind the end of a partition",
-            metrics.lag.clone(),
-        );
-        registry.register("halley_unsettled_records", "Records in flight", metrics.unsettled.clone());
-        registry.register(
-            "halley_partitions_assigned",
-            "Partitions of this process",
-            metrics.assigned.clone(),
-        );
-        registry.register(
-            "halley_partitions_paused",
-            "Partitions whose pipeline is full",
-            metrics.paused.clone(),
-        );
-        registry.register("halley_rebalances", "Assignments and revocations", metrics.rebalances.clone());
-        metrics
-    }
-}
+use crate::stalls::{Held, StallStage, Stalls};
 
 /// A topic and the number of its partition.
 pub(super) type Key = (Arc<str>, i32);
@@ -79,6 +25,8 @@ pub(super) type Key = (Arc<str>, i32);
 /// All assigned partitions.
 pub(super) struct Partitions {
     assigned: HashMap<Key, Partition>,
+    /// Topics of which this process has had partitions.
+    known: BTreeSet<Arc<str>>,
     total: Limit,
     /// Nothing new is begun any more, on newly assigned partitions either.
     closing: bool,
@@ -92,7 +40,16 @@ pub(super) struct Partitions {
 
 impl Partitions {
     pub(super) fn new(total: Limit, memory: MemoryGuard, metrics: Metrics) -> Self {
-        Self { assigned: HashMap::new(), total, closing: false, abandoned: 0, memory, turn: 0, metrics }
+        Self {
+            assigned: HashMap::new(),
+            known: BTreeSet::new(),
+            total,
+            closing: false,
+            abandoned: 0,
+            memory,
+            turn: 0,
+            metrics,
+        }
     }
 
     /// A newly assigned partition; the feed is for its worker.
@@ -101,8 +58,65 @@ impl Partitions {
         if self.closing {
             partition.close();
         }
+        self.metrics.topic(&topic);
         self.assigned.insert((topic, number), partition);
         feed
+    }
+
+    /// It is known where this partition begins: see [`Partition::begin`].
+    pub(super) fn begin(&mut self, key: &Key, next: Option<i64>, mark: Mark) {
+        self.known.insert(Arc::clone(&key.0));
+        if let Some(partition) = self.assigned.get_mut(key) {
+            partition.begin(next, mark);
+        }
+    }
+
+    /// Topics of which this process has had partitions.
+    pub(super) fn known(&self) -> BTreeSet<Arc<str>> {
+        self.known.clone()
+    }
+
+    /// The partitions of which it is not known where they are.
+    pub(super) fn unplaced(&self) -> Vec<(Key, Place)> {
+        let all = self.assigned.iter().map(|(key, partition)| (key.clone(), partition.place()));
+        all.filter(|(_, place)| *place != Place::Known).collect()
+    }
+
+    /// The partitions with the offset that comes next, where both are known.
+    pub(super) fn expected(&self) -> Vec<(Key, i64)> {
+        let expected = |(key, partition): (&Key, &Partition)| Some((key.clone(), partition.expected()?));
+        self.assigned.iter().filter_map(expected).collect()
+    }
+
+    /// This topic has this id now: ends the trackers of partitions that read another one of the
+    /// name. Returns these, with the number of records that were in flight.
+    pub(super) fn topic_is(&mut self, topic: &str, id: Option<TopicId>) -> Vec<(Key, usize)> {
+        let mut others = Vec::new();
+        for (key, partition) in self.assigned.iter_mut().filter(|(key, _)| &*key.0 == topic) {
+            let placed = partition.place() == Place::Known;
+            if placed && partition.mark().is_some_and(|mark| mark.is_of_another(id)) {
+                others.push((key.clone(), partition.lose_place(false)));
+            }
+        }
+        others
+    }
+
+    /// No records come of this partition, for this reason, until one does.
+    pub(super) fn hold(&mut self, stalls: &Stalls, key: &Key, offset: Option<i64>, cause: &dyn Display) {
+        let Some(partition) = self.assigned.get_mut(key) else { return };
+        let (topic, number) = (Arc::clone(&key.0), key.1);
+        let held = Held { stage: StallStage::Consume, topic, partition: number, offset };
+        partition.hold(|| stalls.begin(held), cause);
+    }
+
+    /// One assigned partition.
+    pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Partition> {
+        self.assigned.get_mut(key)
+    }
+
+    /// The topics of the assigned partitions.
+    pub(super) fn topics(&self) -> BTreeSet<Arc<str>> {
+        self.assigned.keys().map(|(topic, _)| Arc::clone(topic)).collect()
     }
 
     /// Takes partitions out that go elsewhere; their workers begin nothing new. Those of
@@ -116,7 +130,6 @@ impl Partitions {
             } else {
                 partition.close();
             }
-            self.forget(&key);
             taken.push((key, partition));
         }
         taken
@@ -137,15 +150,15 @@ impl Partitions {
         if idle { Limit::LITTLE } else { Limit::NOTHING }
     }
 
-    pub(super) fn accept(&mut self, record: Record) -> Flow {
+    pub(super) fn accept(&mut self, record: Record) -> Arrival {
         let limit = self.limit();
         let origin = &record.origin;
-        self.metrics.records.get_or_create(&TopicLabel { topic: origin.topic.to_string() }).inc();
+        self.metrics.read(&origin.topic);
         let key = (Arc::clone(&origin.topic), origin.partition);
         match self.assigned.get_mut(&key) {
             Some(partition) => partition.accept(record, limit),
             // Fetched before the partition was taken away: its next owner reads it.
-            None => Flow::Unchanged,
+            None => Arrival::Dropped,
         }
     }
 
@@ -188,12 +201,27 @@ impl Partitions {
         self.assigned.values().any(Partition::is_paused)
     }
 
+    pub(super) fn any_idle(&self) -> bool {
+        self.assigned.values().any(Partition::is_idle)
+    }
+
+    /// librdkafka has come this far in each partition: what it gave, and what holds no records.
+    pub(super) fn skip_to(&mut self, positions: &TopicPartitionList) {
+        for element in positions.elements() {
+            let key = (Arc::from(element.topic()), element.partition());
+            if let (Some(partition), Offset::Offset(offset)) = (self.assigned.get_mut(&key), element.offset())
+            {
+                partition.skip_to(offset);
+            }
+        }
+    }
+
     /// How far partitions are settled, where that has moved since the last time.
     pub(super) fn take_settled(&mut self) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for ((topic, number), partition) in &mut self.assigned {
             if let Some(offset) = partition.to_store() {
-                add_offset(&mut list, topic, *number, offset);
+                add_offset(&mut list, topic, *number, offset, partition.mark());
                 partition.stored(Some(offset));
             }
         }
@@ -233,99 +261,43 @@ impl Partitions {
     }
 
     pub(super) fn clear(&mut self) {
-        let keys: Vec<_> = self.assigned.drain().map(|(key, _)| key).collect();
-        keys.iter().for_each(|key| self.forget(key));
+        self.assigned.clear();
     }
 
-    pub(super) fn observe(&self, statistics: &Statistics) {
-        self.metrics.assigned.set(self.assigned.len() as i64);
-        self.metrics.paused.set(self.assigned.values().filter(|p| p.is_paused()).count() as i64);
-        for ((topic, number), partition) in &self.assigned {
-            let labels = PartitionLabels { topic: topic.to_string(), partition: *number };
-            let records = partition.unsettled().records as i64;
-            self.metrics.unsettled.get_or_create(&labels).set(records);
-            let found = statistics.topics.get(&**topic).and_then(|topic| topic.partitions.get(number));
-            if let Some(lag) = found.map(|found| found.consumer_lag).filter(|lag| *lag >= 0) {
-                self.metrics.lag.get_or_create(&labels).set(lag);
-            }
+    /// What librdkafka says of the partitions, once a second.
+    pub(super) fn observe(&mut self, statistics: &Statistics) {
+        let ends = self.assigned.keys().filter_map(|key| {
+            let found = statistics.topics.get(&*key.0)?.partitions.get(&key.1)?;
+            // What is not committed of transactions is no lag yet.
+            let end = if found.ls_offset >= 0 { found.ls_offset } else { found.hi_offset };
+            (end >= 0).then(|| (key.clone(), found.lo_offset, end))
+        });
+        for (key, low, end) in ends.collect::<Vec<_>>() {
+            self.note_end(&key, low, end);
         }
     }
 
-    fn forget(&self, (topic, number): &Key) {
-        let labels = PartitionLabels { topic: topic.to_string(), partition: *number };
-        self.metrics.lag.remove(&labels);
-        self.metrics.unsettled.remove(&labels);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    use super::*;
-    use crate::consumer::partition::Admitted;
-    use crate::message::Origin;
-
-    fn record(partition: i32, offset: i64) -> Record {
-        Record {
-            origin: Origin { topic: "push".into(), partition, offset },
-            timestamp_ms: None,
-            key: None,
-            value: None,
-            headers: Vec::new(),
+    /// A partition holds offsets from `low` to before `end`.
+    pub(super) fn note_end(&mut self, key: &Key, low: i64, end: i64) {
+        if let Some(partition) = self.assigned.get_mut(key) {
+            partition.note_end(low, end);
         }
     }
 
-    fn taken(feeds: &mut [Feed]) -> Vec<Admitted> {
-        feeds.iter_mut().filter_map(|feed| feed.records.try_recv().ok()).collect()
-    }
-
-    #[test]
-    fn while_memory_is_short_partitions_take_turns_and_none_stops_for_good() {
-        let metrics = Metrics::register(&mut Registry::default());
-        let memory = Arc::new(AtomicU64::new(100));
-        let measured = Arc::clone(&memory);
-        let measure = Box::new(move || Some(measured.load(Ordering::Relaxed)));
-        let guard = MemoryGuard::measuring(Some(100), metrics.memory.clone(), measure);
-        let mut partitions = Partitions::new(Limit { records: 100, bytes: 1 << 20 }, guard, metrics);
-        let mut feeds: Vec<_> = (0..3).map(|number| partitions.assign("push".into(), number)).collect();
-        assert!(partitions.refill().is_empty(), "it is measured");
-
-        let flows: Vec<_> = (0..3).map(|number| partitions.accept(record(number, 0))).collect();
-        assert_eq!(flows, [Flow::Unchanged, Flow::Pause, Flow::Pause], "the first finds nothing in flight");
-        let mut seen = Vec::new();
-        for _ in 0..3 {
-            partitions.refill();
-            partitions.refill();
-            let mut admitted = taken(&mut feeds);
-            assert_eq!(admitted.len(), 1, "one at a time: {seen:?}");
-            let Admitted { record, ticket } = admitted.remove(0);
-            seen.push(record.origin.partition);
-            ticket.settle();
-        }
-        seen.sort_unstable();
-        assert_eq!(seen, [0, 1, 2]);
-
-        memory.store(10, Ordering::Relaxed);
-        partitions.memory.look(Instant::now() + std::time::Duration::from_secs(1));
-        assert!((0..3).all(|number| partitions.accept(record(number, 1)) == Flow::Unchanged));
-        assert_eq!(taken(&mut feeds).len(), 3);
-    }
-
-    #[test]
-    fn a_worker_that_ends_by_itself_is_noticed_and_a_full_one_is_not() {
-        let metrics = Metrics::register(&mut Registry::default());
-        let guard = MemoryGuard::new(None, metrics.memory.clone());
-        let mut partitions = Partitions::new(Limit { records: 1, bytes: 1 << 20 }, guard, metrics);
-        let feed = partitions.assign("push".into(), 0);
-        assert_eq!(partitions.accept(record(0, 0)), Flow::Unchanged);
-        assert_eq!(partitions.accept(record(0, 1)), Flow::Pause);
-        assert!(!partitions.worker_is_gone());
-        drop(feed);
-        let _feed = partitions.assign("push".into(), 1);
-        assert!(!partitions.worker_is_gone(), "nobody has asked it for anything");
-        drop(partitions.assign("push".into(), 2));
-        partitions.accept(record(2, 0));
-        assert!(partitions.worker_is_gone());
+    /// The partitions as they are now.
+    pub(super) fn seen(&self) -> Vec<Seen> {
+        let mut seen: Vec<_> = self
+            .assigned
+            .iter()
+            .map(|((topic, number), partition)| Seen {
+                topic: Arc::clone(topic),
+                partition: *number,
+                unsettled: partition.unsettled().records,
+                paused: partition.is_paused(),
+                lag: partition.lag(),
+            })
+            .collect();
+        seen.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
+        seen
     }
 }

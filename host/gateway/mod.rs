@@ -272,6 +272,7 @@ fn build_pipeline(
         max_batch: config.delivery.max_batch,
         stalls,
         max_keys: config.delivery.max_keys,
+        max_age: config.delivery.max_age,
         metrics: pipeline::Metrics::register(registry),
     })
 }

@@ -10,6 +10,8 @@ mod producer;
 mod read;
 mod record;
 mod sender;
+mod start;
+mod topic_ids;
 mod voice;
 
 use std::collections::BTreeMap;
@@ -25,6 +27,8 @@ pub(crate) use read::{ANSWER, blocking, partitions};
 pub(crate) use record::copy as copy_record;
 pub use sender::{NotWritten, Refusal};
 pub(crate) use sender::{Outgoing, Sender};
+pub use start::{NotAStart, Start};
+pub(crate) use topic_ids::{TopicId, TopicQuestion, TopicState, Topics, cached_low, metadata_of};
 pub(crate) use voice::{Voice, log_line};
 
 /// `[kafka]`: where records come from.
@@ -37,6 +41,10 @@ pub struct Config {
     pub topics: Vec<String>,
     /// The consumer group.
     pub group: String,
+    /// Where the group begins in a topic in which it has committed nothing: `oldest`, `newest`,
+    /// or a UTC time. It is decided once and committed; partitions that are added later begin at
+    /// their start.
+    pub start: Start,
     /// Makes this process a static member of the group under this name, unique in the group:
     /// a restart within the session timeout then moves no partitions. Empty means dynamic.
     pub instance: String,
@@ -60,6 +68,7 @@ impl Default for Config {
             brokers: "localhost:9092".into(),
             topics: vec!["push".into()],
             group: "halley".into(),
+            start: Start::Oldest,
             instance: String::new(),
             dead_letter_topic: "push.dead-letter".into(),
             commit_every: Duration::from_secs(1),
@@ -83,6 +92,10 @@ const RESERVED: [&str; 11] = [
     "acks",
     "session.timeout.ms",
 ];
+
+/// Would apply at every assignment of a partition without a committed offset; `start` is instead
+/// of it.
+const RESET: &str = "auto.offset.reset";
 
 impl Config {
     /// What is wrong with the values, one sentence for each mistake.
@@ -109,6 +122,11 @@ impl Config {
                 "`kafka.session_timeout` must be 1s to 300s; brokers allow 6s to 30min unless told otherwise"
                     .into(),
             );
+        }
+        if self.properties.contains_key(RESET) {
+            problems.push(format!(
+                "`kafka.properties` sets `{RESET}`; use `kafka.start` = \"oldest\", \"newest\" or a time: it is decided once, where the property skips records after restarts and of partitions that are added"
+            ));
         }
         for key in RESERVED.iter().filter(|key| self.properties.contains_key(**key)) {
             problems.push(format!(
@@ -144,11 +162,14 @@ mod tests {
         let wrong = Config {
             topics: vec!["push".into()],
             dead_letter_topic: "push".into(),
-            properties: [("acks".to_owned(), "1".to_owned())].into(),
+            properties: [("acks", "1"), (RESET, "latest")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
             ..Config::default()
         };
         let problems = wrong.problems();
-        assert_eq!(problems.len(), 2, "{problems:?}");
-        assert!(problems[0].contains("kafka.dead_letter_topic") && problems[1].contains("`acks`"));
+        assert_eq!(problems.len(), 3, "{problems:?}");
+        let named = ["kafka.dead_letter_topic", "`kafka.start`", "`acks`"];
+        for (problem, name) in problems.iter().zip(named) {
+            assert!(problem.contains(name), "{problem}");
+        }
     }
 }

@@ -25,13 +25,18 @@ pub struct Offsets {
 impl Offsets {
     /// Admits a record of this many bytes.
     ///
-    /// Offsets come in growing order, with gaps (compaction, transactions). While records are
-    /// unsettled, one that is not above the last admitted gets a ticket that counts for
-    /// nothing: Kafka handed it out twice. When all are settled, the partition begins anew
-    /// there: its topic was made anew, or the offset was set back.
+    /// Offsets come in growing order, with gaps (compaction, transactions). One that is not
+    /// above the last admitted gets a ticket that counts for nothing: these are the offsets of
+    /// one log, and a log that is read from an earlier offset has offsets of its own.
     pub fn admit(&self, offset: i64, bytes: usize) -> Ticket {
         let counts = lock(&self.ledger).admit(offset, bytes);
         Ticket { offset, counts, ledger: Arc::clone(&self.ledger) }
+    }
+
+    /// There is no record below this offset that was not admitted. Where everything that was
+    /// admitted is settled, the watermark moves there.
+    pub fn skip_to(&self, offset: i64) {
+        lock(&self.ledger).skip_to(offset);
     }
 
     /// The next offset to read after a restart: everything admitted below it is settled.
@@ -89,8 +94,7 @@ struct Slot {
 impl Ledger {
     /// Returns whether the record counts.
     fn admit(&mut self, offset: i64, bytes: usize) -> bool {
-        let goes_back = self.last_admitted.is_some_and(|last| offset <= last);
-        if goes_back && !self.slots.is_empty() {
+        if self.last_admitted.is_some_and(|last| offset <= last) {
             return false;
         }
         self.last_admitted = Some(offset);
@@ -98,6 +102,14 @@ impl Ledger {
         self.unsettled.records += 1;
         self.unsettled.bytes += bytes;
         true
+    }
+
+    fn skip_to(&mut self, offset: i64) {
+        let goes_on = self.last_admitted.is_none_or(|last| offset > last + 1);
+        if goes_on && self.slots.is_empty() {
+            self.last_admitted = Some(offset - 1);
+            self.watermark = Some(offset);
+        }
     }
 
     fn settle(&mut self, offset: i64) {

@@ -44,13 +44,28 @@ fn a_record_that_comes_twice_counts_once() {
 }
 
 #[test]
-fn a_partition_that_was_set_back_begins_anew() {
+fn offsets_never_go_back() {
     let offsets = Offsets::default();
     offsets.admit(500, 1).settle();
-    let anew = offsets.admit(0, 1);
-    assert_eq!(offsets.unsettled().records, 1, "it counts, and is bounded");
-    anew.settle();
-    assert_eq!(offsets.watermark(), Some(1));
+    let back = offsets.admit(0, 1);
+    assert_eq!(offsets.unsettled().records, 0, "it is of another log and counts for nothing");
+    back.settle();
+    assert_eq!(offsets.watermark(), Some(501));
+}
+
+#[test]
+fn what_holds_no_records_is_passed_over_when_nothing_is_open() {
+    let offsets = Offsets::default();
+    let open = offsets.admit(3, 1);
+    offsets.skip_to(9);
+    assert_eq!(offsets.watermark(), None, "the record at 3 has no outcome yet");
+    open.settle();
+    offsets.skip_to(9);
+    assert_eq!(offsets.watermark(), Some(9));
+    offsets.skip_to(4);
+    assert_eq!(offsets.watermark(), Some(9), "never back");
+    offsets.admit(9, 1).settle();
+    assert_eq!(offsets.watermark(), Some(10));
 }
 
 proptest! {

@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -17,6 +17,7 @@ use crate::message::{Message, Record};
 use crate::offsets::Ticket;
 use crate::panics;
 use crate::pipeline::Pipeline;
+use crate::pipeline::age::Oldest;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::journey::{Call, Ending, Journey, Story};
 use crate::pipeline::metrics::Station;
@@ -96,7 +97,12 @@ impl Worker {
     fn decode(&self, admitted: Vec<Admitted>) -> (Vec<Message>, Vec<Ticket>) {
         let mut messages = Vec::with_capacity(admitted.len());
         let mut tickets = Vec::with_capacity(admitted.len());
+        let oldest = Oldest::of(self.pipeline.max_age, SystemTime::now());
         for Admitted { record, ticket } in admitted {
+            if oldest.excludes(&record) {
+                self.end(Story::of_record(record, ticket, self.started), Ending::Expired);
+                continue;
+            }
             match self.decode_one(&record) {
                 Ok(message) => {
                     messages.push(message);

@@ -36,9 +36,17 @@ pub(super) struct Call {
 
 /// How a message's way through the stages ended.
 pub(super) enum Ending {
-    Delivered { calls: Vec<Call>, absent: Vec<Absent> },
-    Dropped { reason: String, by: PluginVersion },
+    Delivered {
+        calls: Vec<Call>,
+        absent: Vec<Absent>,
+    },
+    Dropped {
+        reason: String,
+        by: PluginVersion,
+    },
     DeadLetter(Reason),
+    /// The record is older than `[delivery] max_age`.
+    Expired,
 }
 
 /// What is told of a message in its one line of log.
@@ -157,6 +165,7 @@ impl Journey {
             Ending::Delivered { calls, absent } => self.deliver(calls, absent).await,
             Ending::Dropped { reason, by } => Ok(("dropped", format!("{by}: {reason}"))),
             Ending::DeadLetter(reason) => self.dead_letter(reason).await,
+            Ending::Expired => Ok(("expired", "older than `[delivery] max_age`".to_owned())),
         };
         self.pipeline.metrics.in_flight.dec();
         let Ok((outcome, reason)) = outcome else { return };

@@ -17,6 +17,7 @@
 //!
 //! It never sees a Kafka, Redis, gRPC or WebAssembly type.
 
+mod age;
 mod batch;
 mod chain;
 mod explain;
@@ -111,6 +112,10 @@ pub struct DeliveryConfig {
     pub memory_limit: MemoryLimit,
     /// The most records that go through the stages together.
     pub max_batch: usize,
+    /// Messages whose record is older than this are dropped before any policy sees them; zero
+    /// means that none is too old. Redriven dead letters never are.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
     /// How long finishing what is in flight may take on a stop; the process may need up to 10 s
     /// more to leave Kafka. What is not finished by then is delivered again.
     #[serde(with = "humantime_serde")]
@@ -133,6 +138,7 @@ impl Default for DeliveryConfig {
             max_header_bytes: ByteSize::kib(256),
             memory_limit: MemoryLimit::Auto,
             max_batch: 256,
+            max_age: Duration::ZERO,
             shutdown_grace: Duration::from_secs(20),
         }
     }
@@ -204,6 +210,8 @@ pub struct Pipeline {
     pub stalls: Stalls,
     /// The most keys of a message.
     pub max_keys: usize,
+    /// How old a message may be; zero means any age.
+    pub max_age: Duration,
     /// What is counted and timed.
     pub metrics: Metrics,
 }

@@ -17,14 +17,31 @@ fn record(offset: i64, size: usize) -> Record {
     }
 }
 
+const MARK: Mark = Mark { topic: None, started: 1 };
+
+/// An assigned partition that begins with its first record.
+fn assigned() -> (Partition, Feed) {
+    let (mut partition, feed) = Partition::assign("push".into(), 0, 4);
+    partition.begin(None, MARK);
+    (partition, feed)
+}
+
+/// Takes a record that is the next one.
+fn accept(partition: &mut Partition, offset: i64, size: usize) -> Flow {
+    match partition.accept(record(offset, size), LIMIT) {
+        Arrival::Next(flow) => flow,
+        other => panic!("{offset}: {other:?}"),
+    }
+}
+
 fn taken(feed: &mut Feed) -> Vec<Admitted> {
     std::iter::from_fn(|| feed.records.try_recv().ok()).collect()
 }
 
 #[test]
 fn a_full_partition_pauses_and_resumes_at_half() {
-    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
-    let flows: Vec<_> = (0..6).map(|offset| partition.accept(record(offset, 1), LIMIT)).collect();
+    let (mut partition, mut feed) = assigned();
+    let flows: Vec<_> = (0..6).map(|offset| accept(&mut partition, offset, 1)).collect();
     use Flow::{Pause, Unchanged};
     assert_eq!(flows, [Unchanged, Unchanged, Unchanged, Unchanged, Pause, Unchanged]);
 
@@ -41,9 +58,9 @@ fn a_full_partition_pauses_and_resumes_at_half() {
 
 #[test]
 fn one_record_larger_than_the_limit_still_gets_through() {
-    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
-    assert_eq!(partition.accept(record(0, 50_000), LIMIT), Flow::Unchanged);
-    assert_eq!(partition.accept(record(1, 1), LIMIT), Flow::Pause);
+    let (mut partition, mut feed) = assigned();
+    assert_eq!(accept(&mut partition, 0, 50_000), Flow::Unchanged);
+    assert_eq!(accept(&mut partition, 1, 1), Flow::Pause);
     taken(&mut feed).remove(0).ticket.settle();
     assert_eq!(partition.refill(LIMIT), Flow::Resume);
     assert_eq!(taken(&mut feed).len(), 1);
@@ -51,11 +68,11 @@ fn one_record_larger_than_the_limit_still_gets_through() {
 
 #[test]
 fn one_record_that_never_settles_stops_the_partition_at_last() {
-    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+    let (mut partition, mut feed) = assigned();
     let mut stuck = None;
     let mut offset = 0;
     let paused_at = loop {
-        let flow = partition.accept(record(offset, 1), LIMIT);
+        let flow = accept(&mut partition, offset, 1);
         for admitted in taken(&mut feed) {
             match stuck {
                 None => stuck = Some(admitted),
@@ -74,9 +91,9 @@ fn one_record_that_never_settles_stops_the_partition_at_last() {
 
 #[test]
 fn closing_forgets_what_was_not_begun() {
-    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+    let (mut partition, mut feed) = assigned();
     for offset in 0..6 {
-        partition.accept(record(offset, 1), LIMIT);
+        accept(&mut partition, offset, 1);
     }
     let begun = feed.records.try_recv().expect("admitted");
     partition.close();
@@ -90,14 +107,82 @@ fn closing_forgets_what_was_not_begun() {
 
 #[test]
 fn a_worker_that_does_not_finish_is_abandoned() {
-    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
-    partition.accept(record(0, 1), LIMIT);
+    let (mut partition, mut feed) = assigned();
+    accept(&mut partition, 0, 1);
     let begun = feed.records.try_recv().expect("admitted");
     partition.close();
     assert_eq!(partition.give_up(), 1);
     assert!(feed.abandon.is_cancelled());
     assert_eq!(partition.to_store(), None);
     drop(begun);
+}
+
+#[test]
+fn records_are_dropped_until_it_is_known_where_to_begin() {
+    let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
+    assert_eq!(partition.accept(record(7, 1), LIMIT), Arrival::Dropped);
+    partition.begin(Some(3), MARK);
+    partition.note_end(0, 10);
+    assert_eq!(partition.lag(), Some(7), "also before the first record is settled");
+    assert_eq!(accept(&mut partition, 3, 1), Flow::Unchanged);
+    assert_eq!(taken(&mut feed)[0].record.origin.offset, 3);
+}
+
+#[test]
+fn a_log_that_was_created_again_has_a_tracker_of_its_own() {
+    let (mut partition, mut feed) = assigned();
+    (50..53).for_each(|offset| assert_eq!(accept(&mut partition, offset, 1), Flow::Unchanged));
+    let mut old = taken(&mut feed);
+    old.remove(0).ticket.settle();
+    assert_eq!(partition.to_store(), Some(51));
+    assert_eq!(partition.accept(record(0, 1), LIMIT), Arrival::WentBack);
+    assert_eq!(partition.place(), Place::Doubtful { offset: 0 });
+    assert_eq!(partition.to_store(), None, "nothing of the old log goes into one that may be new");
+    assert_eq!(partition.accept(record(1, 1), LIMIT), Arrival::Dropped);
+
+    assert_eq!(partition.lose_place(true), 2, "in flight");
+    let mark = Mark { started: 0, ..MARK };
+    partition.begin(Some(0), mark);
+    (0..2).for_each(|offset| assert_eq!(accept(&mut partition, offset, 1), Flow::Unchanged));
+    old.into_iter().for_each(|admitted| admitted.ticket.settle());
+    assert_eq!(partition.to_store(), None, "tickets of the old log count for nothing");
+    taken(&mut feed).remove(0).ticket.settle();
+    assert_eq!((partition.to_store(), partition.mark()), (Some(1), Some(mark)));
+}
+
+#[test]
+fn a_record_that_comes_twice_changes_nothing() {
+    let (mut partition, mut feed) = assigned();
+    (0..3).for_each(|offset| assert_eq!(accept(&mut partition, offset, 1), Flow::Unchanged));
+    assert_eq!(partition.accept(record(1, 1), LIMIT), Arrival::WentBack);
+    assert_eq!(partition.keep_place(), Some(3), "where Kafka is to go on");
+    assert_eq!(accept(&mut partition, 3, 1), Flow::Unchanged);
+    taken(&mut feed).into_iter().for_each(|admitted| admitted.ticket.settle());
+    assert_eq!(partition.to_store(), Some(4));
+}
+
+#[test]
+fn gaps_are_told_and_ends_without_records_are_passed_over() {
+    let (mut partition, mut feed) = assigned();
+    partition.begin(Some(5), MARK);
+    let after = Arrival::After { expected: 5, flow: Flow::Unchanged };
+    assert_eq!(partition.accept(record(8, 1), LIMIT), after);
+    partition.skip_to(12);
+    assert_eq!(partition.to_store(), None, "a record is in flight");
+    taken(&mut feed).remove(0).ticket.settle();
+    partition.skip_to(12);
+    assert_eq!(partition.to_store(), Some(12));
+    assert_eq!(accept(&mut partition, 12, 1), Flow::Unchanged);
+}
+
+#[test]
+fn what_was_removed_before_it_was_read_is_told_once() {
+    let (mut partition, _feed) = assigned();
+    partition.begin(Some(5), MARK);
+    assert_eq!(partition.lost_before(4), None);
+    assert_eq!(partition.lost_before(9), Some(5));
+    assert_eq!(partition.lost_before(9), None);
+    assert_eq!(accept(&mut partition, 9, 1), Flow::Unchanged);
 }
 
 #[test]
@@ -145,7 +230,7 @@ struct Watched {
 
 impl Watched {
     fn new() -> Self {
-        let (partition, feed) = Partition::assign("push".into(), 0, 4);
+        let (partition, feed) = assigned();
         let (arrived, begun, settled) = (Vec::new(), Vec::new(), Default::default());
         Self { partition, feed, arrived, begun, taken: 0, settled }
     }
@@ -154,7 +239,7 @@ impl Watched {
         match step {
             Step::Arrive(size) => {
                 let paused = self.partition.is_paused();
-                let flow = self.partition.accept(record(self.arrived.len() as i64, size), LIMIT);
+                let flow = accept(&mut self.partition, self.arrived.len() as i64, size);
                 self.arrived.push(size);
                 assert!(flow == Flow::Unchanged || flow == Flow::Pause && !paused, "{flow:?}");
                 assert!(self.partition.is_paused() || self.partition.waiting.is_empty());

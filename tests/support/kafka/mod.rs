@@ -10,14 +10,14 @@
 mod node;
 mod produce;
 mod raw;
+mod topics;
 mod view;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
+use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, FutureProducer, Producer};
 
@@ -177,14 +177,12 @@ impl Kafka {
             mock.create_topic(name, partitions, 1).expect("the mock makes topics");
             return;
         }
-        let admin: AdminClient<DefaultClientContext> =
-            client(self.brokers()).create().expect("an admin client");
         let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
         for (key, value) in settings {
             topic = topic.set(key, value);
         }
-        let options = AdminOptions::new().operation_timeout(Some(ANSWER)).request_timeout(Some(ANSWER));
-        let results = admin.create_topics([&topic], &options).await.expect("the broker answers");
+        let results =
+            self.admin().create_topics([&topic], &topics::options()).await.expect("the broker answers");
         for result in results {
             result.unwrap_or_else(|(topic, e)| panic!("topic {topic} cannot be made: {e}"));
         }

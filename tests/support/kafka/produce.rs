@@ -32,6 +32,18 @@ impl Kafka {
         self.produce(topic, Audience::Room(room.into()), 4, body).await
     }
 
+    /// Produces a ROOM message without a key: it goes to any partition.
+    pub async fn produce_room_anywhere(&self, topic: &str, room: &str, body: impl AsRef<[u8]>) -> String {
+        let value = encode(&Audience::Room(room.into()), 4, body.as_ref());
+        self.produce_record(topic, None, Some(&value), &[]).await
+    }
+
+    /// Produces a ROOM message with a timestamp, in milliseconds since 1970.
+    pub async fn produce_room_at(&self, topic: &str, room: &str, body: &str, timestamp_ms: i64) -> String {
+        let value = encode(&Audience::Room(room.into()), 4, body.as_bytes());
+        self.produce_record_of(topic, Some(room), Some(&value), &[], Some(timestamp_ms)).await
+    }
+
     /// Produces a PUSH message for connection or user ids, with or without the comet's name.
     pub async fn produce_keys(
         &self,

@@ -62,7 +62,8 @@ impl View {
         &self.brokers
     }
 
-    /// The offsets that a group has committed, by partition; a partition without one is left out.
+    /// The offsets that a group has committed, by partition; a partition without one, or that it
+    /// has only begun, is left out.
     pub async fn committed(&self, group: &str, topic: &str) -> BTreeMap<i32, i64> {
         let consumer: BaseConsumer =
             client(&self.brokers).set("group.id", group).create().expect("a consumer");
@@ -76,7 +77,7 @@ impl View {
         offsets
             .iter()
             .filter_map(|partition| match partition.offset() {
-                Offset::Offset(offset) => Some((partition.partition(), offset)),
+                Offset::Offset(offset) if offset > 0 => Some((partition.partition(), offset)),
                 _ => None,
             })
             .collect()

@@ -1,0 +1,78 @@
+//! What is committed beside an offset: of which incarnation of its topic it is.
+//!
+//! `halley/1 <topic id, 32 hexadecimal digits, or -> <partitions>`. Offsets without it (committed
+//! by another program, by a reset, or by an older gateway) are taken as they are.
+
+use std::fmt;
+
+use crate::kafka::TopicId;
+
+const VERSION: &str = "halley/1";
+
+/// The metadata of an offset that a gateway commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// The topic's id, where brokers have them.
+    pub(crate) topic: Option<TopicId>,
+    /// `[kafka] start` is for partitions with a lower number than this one: those that the topic
+    /// had when the group came to it. Others were added later.
+    pub(crate) started: i32,
+}
+
+impl Mark {
+    /// Reads metadata that anybody may have written.
+    pub(crate) fn parse(metadata: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(metadata).ok()?;
+        let mut words = text.split(' ');
+        let (version, topic, started) = (words.next()?, words.next()?, words.next()?);
+        let topic = if topic == "-" { None } else { Some(TopicId::parse(topic)?) };
+        let started = started.parse().ok()?;
+        (version == VERSION && words.next().is_none()).then_some(Self { topic, started })
+    }
+
+    /// Whether it is certainly of another incarnation than the one with this id.
+    pub(crate) fn is_of_another(self, id: Option<TopicId>) -> bool {
+        matches!((self.topic, id), (Some(mine), Some(id)) if mine != id)
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.topic {
+            Some(topic) => write!(f, "{VERSION} {topic} {}", self.started),
+            None => write!(f, "{VERSION} - {}", self.started),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_mark_is_read_as_it_was_written() {
+        for topic in [None, TopicId::new(7)] {
+            let mark = Mark { topic, started: 12 };
+            assert_eq!(Mark::parse(mark.to_string().as_bytes()), Some(mark));
+        }
+        let written = Mark { topic: TopicId::new(7), started: 4 };
+        assert_eq!(written.to_string(), "halley/1 00000000000000000000000000000007 4");
+    }
+
+    #[test]
+    fn only_two_different_ids_are_two_incarnations() {
+        let (one, other) = (TopicId::new(1), TopicId::new(2));
+        let of_another = |mine, now| Mark { topic: mine, started: 0 }.is_of_another(now);
+        assert!(of_another(one, other));
+        assert!(!of_another(one, one) && !of_another(None, other) && !of_another(one, None));
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_metadata_is_no_mark(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+            prop_assert_eq!(Mark::parse(&bytes), None);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! What is counted of the consumer, and what is looked at when somebody asks.
+//!
+//! What changes with every record (what is in flight, what is paused, the lag) is read from the
+//! partitions at each scrape, so that it is true also while the consumer stands still.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+
+use crate::consumer::partitions::Partitions;
+use crate::memory_guard;
+
+/// What the consumer counts.
+#[derive(Clone)]
+pub struct Metrics {
+    records: Family<TopicLabel, Counter>,
+    lost: Family<TopicLabel, Counter>,
+    created_again: Counter,
+    pub(super) rebalances: Counter,
+    pub(super) memory: memory_guard::Metrics,
+    live: Live,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TopicLabel {
+    topic: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct PartitionLabels {
+    topic: String,
+    partition: i32,
+}
+
+impl Metrics {
+    /// Registers the consumer's metrics.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            records: Family::default(),
+            lost: Family::default(),
+            created_again: Counter::default(),
+            rebalances: Counter::default(),
+            memory: memory_guard::Metrics::register(registry),
+            live: Live::default(),
+        };
+        registry.register("halley_records_consumed", "Records read from Kafka", metrics.records.clone());
+        registry.register(
+            "halley_records_lost",
+            "Records that were removed, by retention or by an operator, before they were read",
+            metrics.lost.clone(),
+        );
+        registry.register(
+            "halley_topics_recreated",
+            "Partitions whose topic was deleted and created again",
+            metrics.created_again.clone(),
+        );
+        registry.register("halley_rebalances", "Assignments and revocations", metrics.rebalances.clone());
+        registry.register_collector(Box::new(metrics.live.clone()));
+        metrics
+    }
+
+    /// These are the partitions to look at.
+    pub(super) fn watch(&self, partitions: &Arc<Mutex<Partitions>>) {
+        // A second consumer with the same metrics would be a mistake; the first one stays.
+        let _first = self.live.0.set(Arc::downgrade(partitions));
+    }
+
+    pub(super) fn read(&self, topic: &str) {
+        self.records.get_or_create(&TopicLabel { topic: topic.to_owned() }).inc();
+    }
+
+    pub(super) fn lost(&self, topic: &str, records: u64) {
+        self.lost.get_or_create(&TopicLabel { topic: topic.to_owned() }).inc_by(records);
+    }
+
+    /// A topic's series begins with zero, so that the first loss is an increase.
+    pub(super) fn topic(&self, topic: &str) {
+        drop(self.lost.get_or_create(&TopicLabel { topic: topic.to_owned() }));
+    }
+
+    pub(super) fn created_again(&self) {
+        self.created_again.inc();
+    }
+}
+
+/// The partitions as they are at a scrape.
+#[derive(Clone, Default)]
+struct Live(Arc<OnceLock<Weak<Mutex<Partitions>>>>);
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Live")
+    }
+}
+
+/// One partition at a scrape.
+pub(super) struct Seen {
+    pub(super) topic: Arc<str>,
+    pub(super) partition: i32,
+    pub(super) unsettled: usize,
+    pub(super) paused: bool,
+    pub(super) lag: Option<i64>,
+}
+
+impl Live {
+    fn partitions(&self) -> Vec<Seen> {
+        let Some(partitions) = self.0.get().and_then(Weak::upgrade) else { return Vec::new() };
+        partitions.lock().unwrap_or_else(PoisonError::into_inner).seen()
+    }
+}
+
+impl Collector for Live {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let seen = self.partitions();
+        let totals = [
+            ("halley_partitions_assigned", "Partitions of this process", seen.len()),
+            (
+                "halley_partitions_paused",
+                "Partitions whose pipeline is full",
+                seen.iter().filter(|partition| partition.paused).count(),
+            ),
+        ];
+        for (name, help, value) in totals {
+            let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(number(value)).encode(metric)?;
+        }
+        let series: [(_, _, fn(&Seen) -> Option<i64>); 2] = [
+            ("halley_consumer_lag", "Records behind the end of a partition", |seen| seen.lag),
+            ("halley_unsettled_records", "Records in flight", |seen| Some(number(seen.unsettled))),
+        ];
+        for (name, help, value) in series {
+            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for partition in &seen {
+                let labels =
+                    PartitionLabels { topic: partition.topic.to_string(), partition: partition.partition };
+                if let Some(value) = value(partition) {
+                    ConstGauge::new(value).encode(metric.encode_family(&labels)?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consumer::mark::Mark;
+    use crate::consumer::partition::Limit;
+    use crate::memory_guard::MemoryGuard;
+    use crate::message::{Origin, Record};
+
+    #[test]
+    fn what_is_in_flight_is_seen_at_each_scrape() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let scrape = || {
+            let mut text = String::new();
+            prometheus_client::encoding::text::encode(&mut text, &registry).expect("encodes");
+            text
+        };
+        assert!(scrape().contains("halley_partitions_assigned 0\n"));
+
+        let limit = Limit { records: 1, bytes: 1000 };
+        let guard = MemoryGuard::new(None, metrics.memory.clone());
+        let partitions = Arc::new(Mutex::new(Partitions::new(limit, guard, metrics.clone())));
+        metrics.watch(&partitions);
+        let key = (Arc::<str>::from("push"), 3);
+        let _feed = {
+            let mut partitions = partitions.lock().expect("not poisoned");
+            let feed = partitions.assign(Arc::clone(&key.0), key.1);
+            partitions.begin(&key, Some(5), Mark { topic: None, started: 1 });
+            for offset in 5..7 {
+                let origin = Origin { topic: Arc::clone(&key.0), partition: key.1, offset };
+                let nothing =
+                    Record { origin, timestamp_ms: None, key: None, value: None, headers: Vec::new() };
+                partitions.accept(nothing);
+            }
+            partitions.note_end(&key, 0, 9);
+            feed
+        };
+        let text = scrape();
+        for line in [
+            "halley_partitions_assigned 1",
+            "halley_partitions_paused 1",
+            "halley_unsettled_records{topic=\"push\",partition=\"3\"} 1",
+            "halley_consumer_lag{topic=\"push\",partition=\"3\"} 4",
+            "halley_records_lost_total{topic=\"push\"} 0",
+        ] {
+            assert!(text.lines().any(|seen| seen == line), "no `{line}` in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! `[kafka] start`: where a consumer group begins that has committed nothing yet.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use humantime_serde::re::humantime;
+
+/// Where a new group begins. It counts once for each topic: partitions that are added later begin
+/// with their first record (KIP-842), and so does a topic that was deleted and created again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// With the oldest record that the topic still has.
+    #[default]
+    Oldest,
+    /// With the first record after the group's first assignment.
+    Newest,
+    /// With the first record of this time or later.
+    At(SystemTime),
+}
+
+/// A value of `start` that is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a start; use `oldest`, `newest`, or a UTC time such as `2026-01-31T12:00:00Z`")]
+pub struct NotAStart(String);
+
+impl FromStr for Start {
+    type Err = NotAStart;
+
+    fn from_str(text: &str) -> Result<Self, NotAStart> {
+        match text {
+            "oldest" => Ok(Self::Oldest),
+            "newest" => Ok(Self::Newest),
+            time => humantime::parse_rfc3339(time).map(Self::At).map_err(|_| NotAStart(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Oldest => f.write_str("oldest"),
+            Self::Newest => f.write_str("newest"),
+            Self::At(time) => humantime::format_rfc3339(*time).fmt(f),
+        }
+    }
+}
+
+impl serde::Serialize for Start {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Start {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_start_is_a_word_or_a_time() {
+        let at = |seconds| Start::At(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!("oldest".parse(), Ok(Start::Oldest));
+        assert_eq!("newest".parse(), Ok(Start::Newest));
+        assert_eq!("1970-01-01T00:01:00Z".parse(), Ok(at(60)));
+        assert_eq!(at(60).to_string(), "1970-01-01T00:01:00Z");
+        for wrong in ["latest", "earliest", "", "2026-01-31", "1h"] {
+            let error = wrong.parse::<Start>().expect_err("is none");
+            assert!(error.to_string().contains("`oldest`"), "{error}");
+        }
+    }
+}

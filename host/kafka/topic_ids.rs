@@ -1,0 +1,225 @@
+//! What librdkafka knows and the `rdkafka` crate has no safe call for: the ids of topics, the
+//! metadata of committed offsets as bytes, and what is cached of a partition's first offset.
+//!
+//! A topic id (KIP-516) tells a topic that was deleted and created again from the one before.
+//! Brokers before 2.8 and some that only speak Kafka's protocol have none.
+
+#![allow(unsafe_code, reason = "librdkafka's own calls; each block says why it is sound")]
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, CString};
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::bindings as native;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::error::RDKafkaErrorCode;
+
+/// What identifies one incarnation of a topic.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct TopicId(u128);
+
+impl TopicId {
+    /// The id of this number; none for zero, which brokers use for "no id".
+    pub(crate) fn new(id: u128) -> Option<Self> {
+        (id != 0).then_some(Self(id))
+    }
+
+    /// Reads what [`fmt::Display`] has written.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().and_then(Self::new)
+    }
+}
+
+impl fmt::Display for TopicId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl fmt::Debug for TopicId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// What a topic is at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TopicState {
+    /// Its id, where brokers have them.
+    pub(crate) id: Option<TopicId>,
+    /// How many partitions it has.
+    pub(crate) partitions: i32,
+}
+
+/// Topics by name, or why Kafka did not describe one.
+pub(crate) type Topics = BTreeMap<String, Result<TopicState, RDKafkaErrorCode>>;
+
+/// A question about topics that a client asks its cluster. The answer comes meanwhile.
+pub(crate) struct TopicQuestion<'a> {
+    queue: *mut native::rd_kafka_queue_t,
+    /// The client outlives the question.
+    _client: PhantomData<&'a ()>,
+}
+
+impl<'a> TopicQuestion<'a> {
+    /// Asks for these topics.
+    pub(crate) fn ask<C: ClientContext>(client: &'a Client<C>, topics: &[&str], timeout: Duration) -> Self {
+        // Names come from Kafka, which allows no NUL in them.
+        let names: Vec<CString> = topics.iter().filter_map(|name| CString::new(*name).ok()).collect();
+        let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
+        let handle = client.native_ptr();
+        let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the handle lives as long as the client; names and options live until the end of
+        // the block, and librdkafka copies both; the queue is ours until it is dropped.
+        unsafe {
+            let queue = native::rd_kafka_queue_new(handle);
+            let options = native::rd_kafka_AdminOptions_new(
+                handle,
+                native::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+            );
+            let (mut text, capacity) = ([0; 128], 128);
+            native::rd_kafka_AdminOptions_set_request_timeout(
+                options,
+                milliseconds,
+                text.as_mut_ptr(),
+                capacity,
+            );
+            let wanted =
+                native::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+            native::rd_kafka_DescribeTopics(handle, wanted, options, queue);
+            native::rd_kafka_TopicCollection_destroy(wanted);
+            native::rd_kafka_AdminOptions_destroy(options);
+            Self { queue, _client: PhantomData }
+        }
+    }
+
+    /// The answer, when it comes within this time.
+    pub(crate) fn answer(&self, within: Duration) -> Option<Result<Topics, RDKafkaErrorCode>> {
+        let milliseconds = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the queue is ours. The event is ours until it is destroyed, and everything that
+        // is read of it is copied before.
+        unsafe {
+            let event = native::rd_kafka_queue_poll(self.queue, milliseconds);
+            if event.is_null() {
+                return None;
+            }
+            let answer = read_event(event);
+            native::rd_kafka_event_destroy(event);
+            answer
+        }
+    }
+}
+
+impl Drop for TopicQuestion<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the queue is ours, and the client still lives. A late answer is dropped with it.
+        unsafe { native::rd_kafka_queue_destroy(self.queue) }
+    }
+}
+
+/// # Safety
+/// The event is a valid one.
+unsafe fn read_event(event: *mut native::rd_kafka_event_t) -> Option<Result<Topics, RDKafkaErrorCode>> {
+    // SAFETY: the caller's; all pointers are into the event, and live as long as it.
+    unsafe {
+        let error = RDKafkaErrorCode::from(native::rd_kafka_event_error(event));
+        if error != RDKafkaErrorCode::NoError {
+            return Some(Err(error));
+        }
+        let result = native::rd_kafka_event_DescribeTopics_result(event);
+        if result.is_null() {
+            return None;
+        }
+        let mut count = 0;
+        let described = native::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+        let topics = (0..count).map(|at| read_topic(*described.add(at)));
+        Some(Ok(topics.collect()))
+    }
+}
+
+/// # Safety
+/// The description is a valid one.
+unsafe fn read_topic(
+    topic: *const native::rd_kafka_TopicDescription_t,
+) -> (String, Result<TopicState, RDKafkaErrorCode>) {
+    // SAFETY: the caller's; all pointers are into the description.
+    unsafe {
+        let name = CStr::from_ptr(native::rd_kafka_TopicDescription_name(topic));
+        let name = name.to_string_lossy().into_owned();
+        let error = native::rd_kafka_TopicDescription_error(topic);
+        let error = RDKafkaErrorCode::from(native::rd_kafka_error_code(error));
+        if error != RDKafkaErrorCode::NoError {
+            return (name, Err(error));
+        }
+        let mut partitions = 0;
+        native::rd_kafka_TopicDescription_partitions(topic, &raw mut partitions);
+        let id = native::rd_kafka_TopicDescription_topic_id(topic);
+        let high = native::rd_kafka_Uuid_most_significant_bits(id).cast_unsigned();
+        let low = native::rd_kafka_Uuid_least_significant_bits(id).cast_unsigned();
+        let id = TopicId::new(u128::from(high) << 64 | u128::from(low));
+        (name, Ok(TopicState { id, partitions: i32::try_from(partitions).unwrap_or(i32::MAX) }))
+    }
+}
+
+/// The metadata of committed offsets, in the list's order. Anybody may have written them:
+/// rdkafka's own accessor panics where they are not UTF-8.
+pub(crate) fn metadata_of(list: &TopicPartitionList) -> Vec<Vec<u8>> {
+    // SAFETY: the list lives for the whole call, and librdkafka keeps `cnt` elements there, each
+    // with `metadata_size` bytes at `metadata`.
+    unsafe {
+        let raw = &*list.ptr();
+        let count = usize::try_from(raw.cnt).unwrap_or_default();
+        let elements = (0..count).map(|at| &*raw.elems.add(at));
+        let bytes = elements.map(|element| match element.metadata_size {
+            0 => Vec::new(),
+            _ if element.metadata.is_null() => Vec::new(),
+            size => std::slice::from_raw_parts(element.metadata.cast::<u8>(), size).to_vec(),
+        });
+        bytes.collect()
+    }
+}
+
+/// A partition's first offset, as the last fetch had it. Asks nobody.
+pub(crate) fn cached_low<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<i64> {
+    let topic = CString::new(topic).ok()?;
+    let (mut low, mut high) = (-1, -1);
+    // SAFETY: the handle lives as long as the client, the name and both numbers as the call.
+    let error = unsafe {
+        native::rd_kafka_get_watermark_offsets(
+            client.native_ptr(),
+            topic.as_ptr(),
+            partition,
+            &raw mut low,
+            &raw mut high,
+        )
+    };
+    (RDKafkaErrorCode::from(error) == RDKafkaErrorCode::NoError && low >= 0).then_some(low)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_read_as_it_was_written() {
+        let id = TopicId::new(0x0123_4567_89ab_cdef_0011_2233_4455_6677).expect("is not zero");
+        assert_eq!(id.to_string(), "0123456789abcdef0011223344556677");
+        assert_eq!(TopicId::parse(&id.to_string()), Some(id));
+        for wrong in ["", "0", "00000000000000000000000000000000", "+123456789abcdef0011223344556677"] {
+            assert_eq!(TopicId::parse(wrong), None, "{wrong}");
+        }
+        assert_eq!(TopicId::new(0), None);
+    }
+
+    #[test]
+    fn metadata_that_is_not_text_is_read_as_bytes() {
+        let mut list = TopicPartitionList::new();
+        list.add_partition("t", 0).set_metadata("mark");
+        list.add_partition("t", 1);
+        assert_eq!(metadata_of(&list), [b"mark".to_vec(), Vec::new()]);
+    }
+}

@@ -1,0 +1,55 @@
+//! Which records are too old to be delivered. Pure.
+
+use std::time::{Duration, SystemTime};
+
+use crate::message::{MESSAGE_ID, Record};
+
+/// What is too old at one moment: a batch is judged by one clock.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Oldest(Option<i64>);
+
+impl Oldest {
+    /// Records from before `max_age` ago are too old; zero means that none is.
+    pub(super) fn of(max_age: Duration, now: SystemTime) -> Self {
+        let limit = || {
+            let since = now.checked_sub(max_age)?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            i64::try_from(since.as_millis()).ok()
+        };
+        Self(if max_age.is_zero() { None } else { limit() })
+    }
+
+    /// Whether a record is too old. One without a timestamp is not, and none that an operator
+    /// redrives: it bears the id that it was given when it became a dead letter.
+    pub(super) fn excludes(self, record: &Record) -> bool {
+        let old = matches!((self.0, record.timestamp_ms), (Some(limit), Some(at)) if at < limit);
+        old && record.header(MESSAGE_ID).is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Header, Origin};
+
+    #[test]
+    fn only_what_has_a_time_can_be_too_old() {
+        let record = |timestamp_ms| Record {
+            origin: Origin { topic: "push".into(), partition: 0, offset: 0 },
+            timestamp_ms,
+            key: None,
+            value: None,
+            headers: Vec::new(),
+        };
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+        let minute = Oldest::of(Duration::from_secs(60), now);
+        assert!(minute.excludes(&record(Some(39_999))));
+        assert!(!minute.excludes(&record(Some(40_000))));
+        assert!(!minute.excludes(&record(Some(200_000))), "a producer's clock may be ahead");
+        assert!(!minute.excludes(&record(None)));
+        let redriven = Header { name: MESSAGE_ID.into(), value: Some("push/0/7".into()) };
+        assert!(!minute.excludes(&Record { headers: vec![redriven], ..record(Some(0)) }));
+        for any in [Duration::ZERO, Duration::from_secs(200)] {
+            assert!(!Oldest::of(any, now).excludes(&record(Some(0))), "{any:?}");
+        }
+    }
+}

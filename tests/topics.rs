@@ -1,0 +1,217 @@
+//! Topics that change while they are read: new groups, partitions that are added, records that are
+//! removed, and topics that are deleted and created again.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use humantime_serde::re::humantime::format_rfc3339;
+
+use crate::support::comet::{Behaviour, FakeComet};
+use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
+use crate::support::{PATIENCE, eventually, eventually_eq};
+
+/// A room on one comet, and a gateway that commits at once and is soon back after a crash.
+struct Lobby {
+    comet: FakeComet,
+    topic: String,
+    settings: Gateway,
+    _redis: Redis,
+}
+
+impl Lobby {
+    /// `None` when there is no Kafka that can prove this story.
+    async fn new(story: &'static str, partitions: i32) -> Option<Self> {
+        if !kafka().can_prove(story) {
+            return None;
+        }
+        let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+        redis.join("lobby", "conn_1", "user_1", comet.address()).await;
+        let topic = kafka().topic("topics", partitions).await;
+        let settings = gateway(&topic)
+            .redis(&redis)
+            .set("kafka", "instance", quoted("gateway-0"))
+            .set("kafka", "session_timeout", quoted("6s"))
+            .set("kafka", "commit_every", quoted("100ms"));
+        Some(Self { comet, topic, settings, _redis: redis })
+    }
+
+    /// Produces messages without a key, so that all partitions get some.
+    async fn say(&self, words: impl IntoIterator<Item = String>) {
+        for word in words {
+            kafka().produce_room_anywhere(&self.topic, "lobby", word).await;
+        }
+    }
+
+    /// What was delivered, sorted, with how often.
+    fn heard(&self) -> BTreeMap<String, usize> {
+        let mut heard = BTreeMap::new();
+        for (_, _, body) in self.comet.deliveries() {
+            *heard.entry(body).or_default() += 1;
+        }
+        heard
+    }
+
+    /// Waits until each of these was delivered.
+    async fn wait_for(&self, words: &[String]) {
+        eventually("all messages to be delivered", PATIENCE, async || {
+            let heard = self.heard();
+            words.iter().all(|word| heard.contains_key(word)).then_some(())
+        })
+        .await;
+    }
+}
+
+fn words(name: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{name}-{number}")).collect()
+}
+
+async fn lost(gateway: &RunningGateway, topic: &str) -> Option<f64> {
+    gateway.metric(&format!("halley_records_lost_total{{topic=\"{topic}\"}}")).await
+}
+
+#[tokio::test]
+async fn newest_is_decided_once_also_for_partitions_without_traffic() {
+    let Some(lobby) = Lobby::new("newest_is_decided_once", 3).await else { return };
+    lobby.say(words("before", 9)).await;
+    let settings = lobby.settings.clone().set("kafka", "start", quoted("newest"));
+    let first = settings.clone().start().await;
+    // No partition has any traffic: what comes while the gateway is away is nevertheless its own.
+    assert!(first.sigterm().await.success(), "{first:?}");
+    let missed = words("missed", 9);
+    lobby.say(missed.clone()).await;
+    let second = settings.group(first.group()).start().await;
+    lobby.wait_for(&missed).await;
+    second.wait_until_settled(&lobby.topic).await;
+    assert_eq!(lobby.heard(), missed.into_iter().map(|word| (word, 1)).collect(), "nothing from before");
+}
+
+#[tokio::test]
+async fn partitions_that_are_added_are_read_from_their_start() {
+    let Some(lobby) = Lobby::new("partitions_that_are_added", 1).await else { return };
+    let settings = lobby.settings.clone().set("kafka", "start", quoted("newest"));
+    // Far longer than it takes until the first records of the new partitions are there.
+    let settings =
+        settings.set("kafka", "properties", "{ \"topic.metadata.refresh.interval.ms\" = \"3000\" }");
+    let gateway = settings.start().await;
+    kafka().add_partitions(&lobby.topic, 4).await;
+    let all = words("early", 40);
+    lobby.say(all.clone()).await;
+    lobby.wait_for(&all).await;
+    gateway.wait_until_settled(&lobby.topic).await;
+    assert_eq!(lobby.heard(), all.into_iter().map(|word| (word, 1)).collect());
+}
+
+#[tokio::test]
+async fn a_new_group_that_starts_at_a_time_or_the_oldest_record_says_what_waits() {
+    let Some(lobby) = Lobby::new("a_new_group_says_what_waits", 1).await else { return };
+    let ago = |minutes: u64| SystemTime::now() - Duration::from_secs(60 * minutes);
+    for (word, time) in [("old", ago(180)), ("due", ago(60))] {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        kafka().produce_room_at(&lobby.topic, "lobby", word, since.as_millis() as i64).await;
+    }
+    let start = quoted(&format_rfc3339(ago(120)).to_string());
+    let settings = lobby.settings.clone().set("kafka", "instance", quoted(""));
+    let timed = settings.clone().set("kafka", "start", start).start().await;
+    lobby.wait_for(&["due".to_owned()]).await;
+    let told = "a new consumer group begins with records that wait already";
+    let warning = async |gateway: &RunningGateway| {
+        let lines = gateway.log_lines();
+        let line = lines.iter().find(|line| line["message"].as_str().is_some_and(|m| m.starts_with(told)));
+        line.map(|line| (line["topic"].clone(), line["records"].clone()))
+    };
+    assert_eq!(warning(&timed).await, Some((lobby.topic.clone().into(), 1.into())), "{timed:?}");
+    assert_eq!(lobby.heard().get("old"), None);
+
+    // Another group, and messages that are too old for it.
+    lobby.comet.forget();
+    let aged = settings.group(&format!("{}-aged", timed.group())).set("delivery", "max_age", quoted("30m"));
+    let aged = aged.start().await;
+    aged.wait_until_settled(&lobby.topic).await;
+    assert_eq!(warning(&aged).await, Some((lobby.topic.clone().into(), 2.into())), "{aged:?}");
+    assert_eq!(aged.metric("halley_messages_total{outcome=\"expired\"}").await, Some(2.0));
+    assert_eq!(lobby.heard(), BTreeMap::new());
+}
+
+#[tokio::test]
+async fn a_topic_created_again_before_a_crash_is_read_from_its_start() {
+    let Some(lobby) = Lobby::new("a_topic_created_again_before_a_crash", 1).await else { return };
+    let first = lobby.settings.clone().start().await;
+    lobby.say(words("old", 50)).await;
+    first.wait_until_settled(&lobby.topic).await;
+    lobby.comet.behave(Behaviour::Hang);
+    let before = lobby.comet.count();
+    lobby.say(words("under-way", 1)).await;
+    lobby.comet.wait_for(before + 1).await;
+
+    kafka().recreate_topic(&lobby.topic, 1).await;
+    let new = words("new", 60);
+    lobby.say(new.clone()).await;
+    // What is in flight of the old topic ends while the new one is there already.
+    lobby.comet.behave(Behaviour::Ok);
+    eventually("something to be delivered", PATIENCE, async || {
+        lobby.heard().contains_key("new-59").then_some(())
+    })
+    .await;
+    first.kill();
+
+    let second = lobby.settings.clone().group(first.group()).start().await;
+    lobby.wait_for(&new).await;
+    second.wait_until_settled(&lobby.topic).await;
+}
+
+#[tokio::test]
+async fn a_topic_created_again_is_committed_and_repeats_nothing() {
+    let Some(lobby) = Lobby::new("a_topic_created_again_is_committed", 1).await else { return };
+    let first = lobby.settings.clone().start().await;
+    lobby.say(words("old", 90)).await;
+    first.wait_until_settled(&lobby.topic).await;
+    kafka().recreate_topic(&lobby.topic, 1).await;
+    let new = words("new", 60);
+    lobby.say(new.clone()).await;
+    lobby.wait_for(&new).await;
+    first.wait_until_settled(&lobby.topic).await;
+    assert!(first.metric("halley_topics_recreated_total").await >= Some(1.0), "{first:?}");
+    assert_eq!(lost(&first, &lobby.topic).await, Some(0.0));
+    first.kill();
+
+    lobby.comet.forget();
+    let second = lobby.settings.clone().group(first.group()).start().await;
+    lobby.say(words("last", 1)).await;
+    second.wait_until_settled(&lobby.topic).await;
+    assert_eq!(lobby.heard(), BTreeMap::from([("last-0".to_owned(), 1)]), "nothing twice");
+}
+
+#[tokio::test]
+async fn records_that_were_removed_before_they_were_read_are_told_of() {
+    let Some(lobby) = Lobby::new("records_that_were_removed", 1).await else { return };
+    let first = lobby.settings.clone().start().await;
+    lobby.say(words("read", 10)).await;
+    first.wait_until_settled(&lobby.topic).await;
+    assert!(first.sigterm().await.success(), "{first:?}");
+    lobby.say(words("lost", 40)).await;
+    lobby.say(words("kept", 10)).await;
+    kafka().delete_records(&lobby.topic, &BTreeMap::from([(0, 50)])).await;
+
+    let second = lobby.settings.clone().group(first.group()).start().await;
+    lobby.wait_for(&words("kept", 10)).await;
+    eventually_eq("records lost", Some(40.0), async || lost(&second, &lobby.topic).await).await;
+    let lines = second.log_lines();
+    let line = lines.iter().find(|line| {
+        line["level"] == "ERROR"
+            && line["message"].as_str().is_some_and(|m| m.starts_with("records were removed"))
+    });
+    let line = line.unwrap_or_else(|| panic!("not told: {second:?}"));
+    assert_eq!((&line["topic"], &line["partition"]), (&lobby.topic.clone().into(), &0.into()), "{line}");
+    assert_eq!((&line["from"], &line["to"]), (&10.into(), &50.into()), "{line}");
+
+    // Also where nothing comes after them.
+    second.wait_until_settled(&lobby.topic).await;
+    lobby.comet.behave(Behaviour::Hang);
+    assert!(second.sigterm().await.success(), "{second:?}");
+    lobby.say(words("lost-too", 5)).await;
+    kafka().delete_records(&lobby.topic, &BTreeMap::from([(0, 65)])).await;
+    let third = lobby.settings.clone().group(first.group()).start().await;
+    eventually_eq("records lost", Some(5.0), async || lost(&third, &lobby.topic).await).await;
+}
