@@ -112,11 +112,26 @@ impl Cause {
     }
 }
 
+/// What an absent recipient's id names. Only users have inboxes: nobody would ever read one
+/// that is named after a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Identity {
+    /// A user.
+    #[default]
+    User,
+    /// A user or a connection that is gone: kept only where a policy says so.
+    Unsure,
+    /// A connection: nothing is kept.
+    Connection,
+}
+
 /// One recipient who was not reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Absent {
     /// The user; the key or the connection id where no user is known.
     pub user: UserId,
+    /// What `user` names.
+    pub identity: Identity,
     /// The connection, when there is one.
     pub connection: Option<ConnectionId>,
     /// Why.

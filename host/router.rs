@@ -4,9 +4,9 @@
 //! message needs: at most one call per comet, and the recipients who are away.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use crate::decision::{Absent, Cause, Overrides};
+use crate::decision::{Absent, Cause, Identity, Overrides};
 use crate::membership::{Connection, Grouping, Member, Place};
 use crate::message::{CometAddr, ConnectionId, RoomId, Target, UserId};
 
@@ -22,8 +22,16 @@ pub struct Recipient {
 impl Recipient {
     /// The recipient as the offline policy sees it.
     pub fn absent(&self, cause: Cause) -> Absent {
-        let user = self.user.clone().unwrap_or_else(|| self.connection.as_str().into());
-        Absent { user, connection: Some(self.connection.clone()), cause }
+        let (user, identity) = match &self.user {
+            Some(user) => (user.clone(), Identity::User),
+            None => (self.connection.as_str().into(), Identity::Connection),
+        };
+        Absent { user, identity, connection: Some(self.connection.clone()), cause }
+    }
+
+    /// Whom it is for, as [`Recipient::absent`] has it.
+    pub fn name(&self) -> &str {
+        self.user.as_ref().map_or(self.connection.as_str(), UserId::as_str)
     }
 }
 
@@ -47,19 +55,52 @@ pub struct Share {
     pub recipients: Arc<[Recipient]>,
 }
 
+/// People who were not reached: each of `absent` once, in order, without those who are reached
+/// through a connection in `reached`. Whoever has several devices is one recipient.
+pub fn people<'a>(
+    absent: impl IntoIterator<Item = Absent>,
+    reached: impl IntoIterator<Item = &'a Recipient>,
+) -> Vec<Absent> {
+    split(absent, reached).0
+}
+
+/// [`people`], and those that are left out for being reached elsewhere.
+fn split<'a>(
+    absent: impl IntoIterator<Item = Absent>,
+    reached: impl IntoIterator<Item = &'a Recipient>,
+) -> (Vec<Absent>, Vec<Absent>) {
+    let mut seen = HashSet::new();
+    let mut absent: Vec<_> = absent.into_iter().collect();
+    absent.retain(|absent| seen.insert(absent.user.clone()));
+    // The absent are few, mostly: the others are only looked at.
+    let reached: HashSet<_> = if absent.is_empty() {
+        HashSet::new()
+    } else {
+        reached.into_iter().map(Recipient::name).filter(|name| seen.contains(*name)).collect()
+    };
+    if reached.is_empty() {
+        return (absent, Vec::new());
+    }
+    absent.into_iter().partition(|absent| !reached.contains(absent.user.as_str()))
+}
+
 /// A room, resolved and regrouped. Made once per resolution, shared by its messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
     /// One share for each comet that has to be called, in order of appearance.
     pub shares: Vec<Share>,
-    /// Members who are offline, or are to be treated so.
+    /// Users who are offline, or are to be treated so, each once.
     pub absent: Arc<[Absent]>,
+    /// Users who are to be treated as offline on one connection and are reached on another.
+    pub elsewhere: Arc<[Absent]>,
     /// Connections that the directory has in the room.
     pub connections: usize,
     /// Members without connection information.
     pub stale: usize,
     /// Members that a policy took out.
     pub skipped: usize,
+    /// See [`Route::has_repeats`].
+    repeats: OnceLock<bool>,
 }
 
 impl Route {
@@ -97,13 +138,27 @@ impl Route {
             }
         }
         let membership = grouping.membership();
+        let shares = shares.into_vec();
+        let (absent, elsewhere) = split(absent, shares.iter().flat_map(|share| share.recipients.iter()));
         Self {
-            shares: shares.into_vec(),
+            shares,
             absent: absent.into(),
+            elsewhere: elsewhere.into(),
             connections: membership.members.len(),
             stale: membership.stale,
             skipped,
+            repeats: OnceLock::new(),
         }
+    }
+
+    /// Whether a user is reached through several connections. Found out when somebody asks, which
+    /// is when a comet was not reached.
+    pub fn has_repeats(&self) -> bool {
+        *self.repeats.get_or_init(|| {
+            let mut seen = HashSet::new();
+            let mut recipients = self.shares.iter().flat_map(|share| share.recipients.iter());
+            !recipients.all(|recipient| seen.insert(recipient.name()))
+        })
     }
 }
 
@@ -163,8 +218,8 @@ pub struct Delivery {
 pub struct Plan {
     /// At most one call per comet.
     pub deliveries: Vec<Delivery>,
-    /// Recipients who are away.
-    pub absent: Vec<Absent>,
+    /// Users who are away and whom no delivery reaches, each once.
+    pub absent: Arc<[Absent]>,
     /// Recipients that a policy withheld the message from.
     pub withheld: usize,
     /// Whether it is for all comets that are known: then there should be some.
@@ -174,13 +229,19 @@ pub struct Plan {
 impl Plan {
     /// A message to a room that was found in the directory.
     pub fn room(room: &RoomId, route: &Route, overrides: &Overrides) -> Self {
-        let mut plan = Self { absent: route.absent.to_vec(), withheld: route.skipped, ..Self::default() };
+        let mut plan = Self { absent: Arc::clone(&route.absent), withheld: route.skipped, ..Self::default() };
         for share in &route.shares {
             let target = match share.part {
                 Part::Whole => Target::Room(room.clone()),
                 Part::Partial => Target::Connections(connections(&share.recipients)),
             };
             plan.deliver(&share.comet, target, Arc::clone(&share.recipients), overrides);
+        }
+        if !route.elsewhere.is_empty() && plan.deliveries.len() < route.shares.len() {
+            // Some are not reached elsewhere after all: the message is withheld there.
+            let all = route.absent.iter().chain(route.elsewhere.iter()).cloned();
+            let reached = plan.deliveries.iter().flat_map(|delivery| delivery.recipients.iter());
+            plan.absent = people(all, reached).into();
         }
         plan.deliver_also(&Target::Room(room.clone()), overrides);
         plan
@@ -203,14 +264,19 @@ impl Plan {
         Self::by_connection(vec![(comet.clone(), keys.iter().map(recipient).collect())], overrides)
     }
 
-    /// A message to keys that were looked up, each with its connection.
-    pub fn keys(found: Vec<(Arc<str>, Option<Connection>)>, overrides: &Overrides) -> Self {
+    /// A message to keys that were looked up, each with its connection; a key without one is
+    /// `unknown`.
+    pub fn keys(
+        found: Vec<(Arc<str>, Option<Connection>)>,
+        unknown: Identity,
+        overrides: &Overrides,
+    ) -> Self {
         let mut shares = Shares::default();
         let mut absent = Vec::new();
         for (key, connection) in found {
             let Some(connection) = connection else {
                 let cause = Cause::NoConnection;
-                absent.push(Absent { user: key.into(), connection: None, cause });
+                absent.push(Absent { user: key.into(), identity: unknown, connection: None, cause });
                 continue;
             };
             let recipient = Recipient { connection: connection.id, user: connection.user };
@@ -221,7 +287,10 @@ impl Plan {
             }
         }
         let mut plan = Self::by_connection(shares.recipients, overrides);
-        plan.absent = absent;
+        if !absent.is_empty() {
+            let reached = plan.deliveries.iter().flat_map(|delivery| delivery.recipients.iter());
+            plan.absent = people(absent, reached).into();
+        }
         plan
     }
 

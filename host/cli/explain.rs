@@ -93,7 +93,8 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
     )?;
     let fleet = look_at_fleet(&config, &storage, &mut registry).await;
     let metrics = CacheMetrics::register(&mut registry);
-    let resolver = Resolver::new(storage.directory, Arc::clone(&fleet), &config.routing, metrics);
+    let (routing, dialect) = (&config.routing, config.comets.dialect);
+    let resolver = Resolver::new(storage.directory, Arc::clone(&fleet), routing, dialect, metrics);
     let mut chain = policies.current().chain();
     explain(message, &resolver, &mut chain, &fleet, &*storage.shared_state, &config.offline).await
 }

@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::comets::{self, CometStore, Fleet, MemoryCometStore, RedisCometStore};
 use crate::consumer::{self, Consumer, Limits, Stopped};
@@ -23,7 +23,7 @@ use crate::dead_letter::DeadLetters;
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
 use crate::guard::{Guards, MemoryGuards, RedisGuards};
 use crate::kafka::{self, Producer};
-use crate::offline::{self, Inbox, MemoryInbox, Notifier, RedisInbox};
+use crate::offline::{self, Inbox, InboxQueue, MemoryInbox, Notifier, RedisInbox};
 use crate::panics;
 use crate::pipeline::{self, Pipeline, Resolver};
 use crate::policy::{self, Policies};
@@ -156,7 +156,10 @@ impl Gateway {
         let starting = tokio::task::spawn_blocking(move || Policies::start_with(runtime, &plugins, versions));
         let policies = starting.await.context("preparing the plugins ended early")??;
         let stalls = Stalls::register(&mut registry);
-        let pipeline = Arc::new(build_pipeline(config, policies, &storage, stalls.clone(), &mut registry)?);
+        let (inbox, writer) = InboxQueue::new(Arc::clone(&storage.inbox), &config.offline);
+        let pipeline =
+            Arc::new(build_pipeline(config, policies, &storage, inbox, stalls.clone(), &mut registry)?);
+        tasks.spawn(panics::fatal("the writer of inboxes", writer.run(shutdown.clone())));
 
         announce_reach(&pipeline.fleet).await;
         let consumer_metrics = consumer::Metrics::register(&mut registry);
@@ -245,6 +248,7 @@ fn build_pipeline(
     config: &Config,
     policies: Arc<Policies>,
     storage: &Storage,
+    inbox: InboxQueue,
     stalls: Stalls,
     registry: &mut Registry,
 ) -> anyhow::Result<Pipeline> {
@@ -260,12 +264,14 @@ fn build_pipeline(
             Arc::clone(&storage.directory),
             Arc::clone(&fleet),
             &config.routing,
+            config.comets.dialect,
             directory::CacheMetrics::register(registry),
         ),
         guards: Arc::clone(&storage.guards),
         shared_state: Arc::clone(&storage.shared_state),
         fleet,
-        inbox: Arc::clone(&storage.inbox),
+        inbox,
+        waiting: pipeline::Waiting::new(config.offline.max_in_flight),
         notifier: Notifier::new(producer.clone(), config.offline.notify_topic.clone()),
         offline: config.offline.clone(),
         dead_letters: DeadLetters::new(producer, config.kafka.dead_letter_topic.clone()),
@@ -310,7 +316,8 @@ fn watch_directory(
             let was_up = report.borrow().is_none();
             match &checked {
                 Ok(how) if !was_up => info!(how, "the directory is there"),
-                Err(error) if was_up => warn!(%error, "the directory is away; records wait"),
+                // The client of Redis has logged it.
+                Err(error) if was_up => debug!(%error, "the directory is away; records are held"),
                 _ => {}
             }
             report.send_replace(checked.err().map(|error| error.to_string()));

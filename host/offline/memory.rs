@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 
-use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, now_ms};
+use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, Unfinished, now_ms};
 use crate::message::UserId;
 
 /// How many users have an inbox; beyond it the inbox that was made first is forgotten.
@@ -35,7 +35,7 @@ impl MemoryInbox {
 
 #[async_trait]
 impl Inbox for MemoryInbox {
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unavailable> {
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> {
         let now = now_ms();
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         for entry in entries {

@@ -4,6 +4,11 @@
 //! in for it in the demo and in tests and behaves the same. Who reads inboxes is somebody
 //! else's software; the layout is described at [`RedisInbox`].
 //!
+//! [`InboxQueue`] is between them and the messages: one writer for the whole process, which
+//! stores what many messages have for absent users in full pipelines, one at a time. However much
+//! is to be stored, what waits is bounded, each entry is written once, and Redis' other work is
+//! not held up.
+//!
 //! Promises: what `store` reports as stored is in the inbox. A redelivered record may be stored
 //! twice under the same message id; readers drop repeats. It does not know how a policy
 //! decides.
@@ -12,6 +17,7 @@
 pub(crate) mod fuzzing;
 mod memory;
 mod notifier;
+mod queue;
 mod redis;
 #[cfg(test)]
 mod tests;
@@ -21,14 +27,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use bytesize::ByteSize;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
-use crate::decision::Disposition;
+use crate::decision::{Absent, Disposition, Identity};
 use crate::message::{Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::Unavailable;
 pub use memory::MemoryInbox;
 pub use notifier::Notifier;
+pub use queue::{InboxQueue, InboxWriter, Problem, Stored};
 pub use redis::RedisInbox;
 
 /// The `[offline]` section.
@@ -41,12 +49,29 @@ pub struct Config {
     /// How long stored messages are kept, unless a policy says shorter; it cannot say longer.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
-    /// How many messages are kept for one user; the oldest give way. Redis may keep up to a
-    /// hundred more, since it trims in whole blocks.
+    /// How many messages are kept for one user; the oldest give way.
     pub max_per_user: usize,
+    /// The largest body that is stored. A message with a larger one becomes a dead letter when
+    /// it would have to be stored; whoever is online gets it all the same.
+    pub max_body: ByteSize,
+    /// The most that one message may take in all inboxes together: its body (and some 256 bytes)
+    /// times the users it is stored for. Above it, likewise.
+    pub max_fan_out_bytes: ByteSize,
+    /// How many absent recipients, over all messages, may wait for their part before the
+    /// partitions that bring more of them wait, too.
+    pub max_in_flight: usize,
+    /// For how long Redis may answer and refuse to store (it is at `maxmemory`, cannot save, has
+    /// too few replicas, or the user may not write) until messages for absent users become dead
+    /// letters, so that those who are online go on receiving. While Redis does not answer,
+    /// records are held, however long that takes.
+    #[serde(with = "humantime_serde")]
+    pub give_up_after: Duration,
     /// The topic that `notify` produces to, on the brokers of `[kafka]`.
     pub notify_topic: String,
 }
+
+/// What an inbox entry takes beside its body, roughly.
+const ENTRY_OVERHEAD: u64 = 256;
 
 /// The configured default for the absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -66,6 +91,10 @@ impl Default for Config {
             default: DefaultDisposition::Store,
             retention: Duration::from_secs(7 * 24 * 3600),
             max_per_user: 1000,
+            max_body: ByteSize::kib(256),
+            max_fan_out_bytes: ByteSize::mib(256),
+            max_in_flight: 1_000_000,
+            give_up_after: Duration::from_secs(30),
             notify_topic: "push.offline".to_owned(),
         }
     }
@@ -81,6 +110,14 @@ impl Config {
         if self.max_per_user == 0 {
             problems.push("`offline.max_per_user` is 0; use `default = \"drop\"` to keep nothing".to_owned());
         }
+        for (key, value) in [("max_body", self.max_body), ("max_fan_out_bytes", self.max_fan_out_bytes)] {
+            if value.as_u64() == 0 {
+                problems.push(format!("`offline.{key}` is 0; use `default = \"drop\"` to keep nothing"));
+            }
+        }
+        if self.max_in_flight == 0 {
+            problems.push("`offline.max_in_flight` is 0; it must be at least 1".to_owned());
+        }
         if self.notify_topic.is_empty() {
             problems
                 .push("`offline.notify_topic` is empty; a policy may want to notify at any time".to_owned());
@@ -95,6 +132,37 @@ impl Config {
             DefaultDisposition::Drop => Disposition::Drop,
             DefaultDisposition::Notify => Disposition::Notify { channel: "default".to_owned() },
         }
+    }
+
+    /// What becomes of a message for this recipient, of whom policies decided this. Only users
+    /// have inboxes, and the default is for users.
+    pub fn disposition_of(&self, absent: &Absent, decided: Option<Disposition>) -> Disposition {
+        match (absent.identity, decided) {
+            (Identity::User, None) => self.disposition(),
+            (Identity::Unsure | Identity::Connection, None)
+            | (Identity::Connection, Some(Disposition::Store { .. })) => Disposition::Drop,
+            (_, Some(decided)) => decided,
+        }
+    }
+
+    /// Why this message cannot be stored for so many; `None` when it can.
+    pub fn refuses(&self, message: &Message, recipients: usize) -> Option<String> {
+        let body = message.body.len() as u64;
+        let together = (body + ENTRY_OVERHEAD).saturating_mul(recipients as u64);
+        if body > self.max_body.as_u64() {
+            return Some(format!(
+                "its body of {} is larger than `[offline] max_body` ({})",
+                ByteSize(body),
+                self.max_body
+            ));
+        }
+        (together > self.max_fan_out_bytes.as_u64()).then(|| {
+            format!(
+                "its {recipients} inbox entries would take {}, more than `[offline] max_fan_out_bytes` ({})",
+                ByteSize(together),
+                self.max_fan_out_bytes
+            )
+        })
     }
 
     /// How long a message is kept for which a policy asked for this.
@@ -148,6 +216,17 @@ pub struct NotStored {
     pub reason: String,
 }
 
+/// Not every entry has an outcome.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfinished {
+    /// The entries that can never be stored.
+    pub not_stored: Vec<NotStored>,
+    /// The indexes of those that have to be stored again; all others are.
+    pub left: Vec<usize>,
+    /// What was in the way.
+    pub because: Unavailable,
+}
+
 /// A message as it was kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
@@ -173,9 +252,10 @@ pub trait Inbox: Send + Sync + 'static {
     /// others are.
     ///
     /// # Errors
-    /// When the inbox cannot be used now. Some entries may have been stored; storing them again
-    /// repeats them under the same message id.
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unavailable>;
+    /// When the inbox cannot be used now, with the entries that are left. Of some of those it may
+    /// be unknown whether they are stored; storing them again repeats them under the same message
+    /// id.
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished>;
 
     /// The oldest messages of a user that have not expired, each id once, at most `limit`.
     ///

@@ -2,6 +2,13 @@
 //! another channel (APNs, SMS, mail). What sends them reads the topic.
 //!
 //! Key: the user id. Value: the message's body. Headers say the rest.
+//!
+//! What is on its way to the broker is bounded over all messages, so that a backlog does not
+//! take its own load for a broker that does not answer.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
 
 use crate::decision::Absent;
 use crate::kafka::{NotWritten, Outgoing, Producer};
@@ -12,12 +19,17 @@ use crate::message::{Header, MESSAGE_ID, Message};
 pub struct Notifier {
     producer: Producer,
     topic: String,
+    /// Kibibytes that may be on their way.
+    places: Arc<Semaphore>,
 }
+
+/// Kibibytes of notifications on their way to the broker; one takes a kibibyte beside its body.
+const KIBIBYTES: usize = 16 * 1024;
 
 impl Notifier {
     /// Notifications to this topic.
     pub fn new(producer: Producer, topic: String) -> Self {
-        Self { producer, topic }
+        Self { producer, topic, places: Arc::new(Semaphore::new(KIBIBYTES)) }
     }
 
     /// Writes one; returns once the broker has confirmed it.
@@ -25,6 +37,9 @@ impl Notifier {
     /// # Errors
     /// When the broker did not confirm it: the recipient has no outcome yet.
     pub async fn notify(&self, message: &Message, absent: &Absent, channel: &str) -> Result<(), NotWritten> {
+        let size = (message.body.len() / 1024 + 1).min(KIBIBYTES) as u32;
+        // The semaphore is never closed.
+        let _places = self.places.acquire_many(size).await.ok();
         let room = message.room().map(|room| room.as_str()).unwrap_or_default();
         let fields = [
             (MESSAGE_ID, message.id.to_string()),

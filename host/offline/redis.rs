@@ -7,23 +7,17 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use redis::{Cmd, Value};
 
-use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, now_ms};
+use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, Unfinished, now_ms};
 use crate::message::UserId;
 use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
 
-/// Commands per entry: append, trim by age, let the key expire.
-const COMMANDS: usize = 3;
 /// How many entries one `XRANGE` reads.
 const PAGE: usize = 500;
-/// How many entries, and bytes of their bodies, one pipeline has, so that a large fan-out
-/// neither holds up guards and look-ups nor takes longer than the timeout.
-const ENTRIES_AT_ONCE: usize = 1_000 / COMMANDS;
-const BYTES_AT_ONCE: usize = 1 << 20;
 
 /// A stream `<prefix>inbox:{user}` for each user, with the fields `id` (message id), `op`
 /// (operation), `room` (when there is one), `body` (as it came), `ts` (when it was sent) and
-/// `expires`, both in milliseconds since 1970. The stream is trimmed to its maximal length and
-/// age, and goes when nothing was stored for the longest retention.
+/// `expires`, both in milliseconds since 1970. The stream is trimmed to its maximal length
+/// (exactly) and age, and goes when nothing was stored for the longest retention.
 ///
 /// Readers leave out entries that have expired and repeats of an `id`: an entry whose connection
 /// breaks is appended again. All commands have one key, so a cluster may spread the inboxes.
@@ -46,31 +40,50 @@ impl RedisInbox {
         format!("{}inbox:{user}", self.client.prefix())
     }
 
-    fn commands(&self, entry: &InboxEntry, now: i64) -> [Cmd; COMMANDS] {
-        let key = self.key(&entry.user);
+    /// The commands that store these entries, and for each entry where its append stands among
+    /// them. Behind a user's first append, the inbox is trimmed by age and told when to go: once
+    /// for all of the user's entries.
+    fn commands(&self, entries: &[InboxEntry], now: i64) -> (Vec<Cmd>, Vec<Append>) {
         let longest = millis(self.config.retention);
-        let kept = Kept::new(&entry.message, now, self.config.retention(entry.retention));
-        let mut trim = redis::cmd("XTRIM");
-        trim.arg(&key).arg("MINID").arg("~").arg(now.saturating_sub(longest).max(0));
-        let mut expire = redis::cmd("PEXPIRE");
-        expire.arg(&key).arg(longest.max(1));
-        [append(&key, &kept, self.config.max_per_user), trim, expire]
+        let mut commands = Vec::with_capacity(entries.len() * 3);
+        let mut appends = Vec::with_capacity(entries.len());
+        let mut users = HashSet::with_capacity(entries.len());
+        for entry in entries {
+            let key = self.key(&entry.user);
+            let kept = Kept::new(&entry.message, now, self.config.retention(entry.retention));
+            let is_first = users.insert(&entry.user);
+            appends.push(Append { at: commands.len(), is_first });
+            commands.push(append(&key, &kept, self.config.max_per_user));
+            if is_first {
+                let mut trim = redis::cmd("XTRIM");
+                trim.arg(&key).arg("MINID").arg("~").arg(now.saturating_sub(longest).max(0));
+                let mut expire = redis::cmd("PEXPIRE");
+                expire.arg(&key).arg(longest.max(1));
+                commands.extend([trim, expire]);
+            }
+        }
+        (commands, appends)
     }
 
-    /// Why an entry was not stored, from the reply to its append.
-    fn outcome(&self, entry: &InboxEntry, appended: &Value) -> Result<Option<String>, Unavailable> {
-        match refusal(appended) {
-            None => Ok(None),
-            Some(Refusal::Denied(said)) => Err(self.client.denied("store_offline", said)),
+    /// What became of an entry, from the replies.
+    fn outcome(&self, entry: &InboxEntry, append: &Append, replies: &[Option<Value>]) -> Outcome {
+        // A stream that was not told when to go would stay for ever.
+        let expires = !append.is_first || replies.get(append.at + 2).is_some_and(Option::is_some);
+        let Some(Some(reply)) = replies.get(append.at).filter(|_| expires) else { return Outcome::Left };
+        match refusal(reply) {
+            None => Outcome::Stored,
+            Some(Refusal::Denied(said)) => Outcome::Denied(said),
             Some(Refusal::WrongType) => {
-                Ok(Some(format!("`{}` in Redis is not a stream; delete it", self.key(&entry.user))))
+                Outcome::Never(format!("`{}` in Redis is not a stream; delete it", self.key(&entry.user)))
             }
-            Some(Refusal::Other(said)) => Ok(Some(format!("`{}` in Redis: {said}", self.key(&entry.user)))),
+            Some(Refusal::Other(said)) => {
+                Outcome::Never(format!("`{}` in Redis: {said}", self.key(&entry.user)))
+            }
         }
     }
 
-    fn report(&self, entries: usize, not_stored: &[NotStored]) {
-        self.metrics.stored.inc_by((entries - not_stored.len()) as u64);
+    fn report(&self, stored: usize, not_stored: &[NotStored]) {
+        self.metrics.stored.inc_by(stored as u64);
         self.metrics.not_stored.inc_by(not_stored.len() as u64);
         if let Some(first) = not_stored.first() {
             let count = not_stored.len();
@@ -81,23 +94,26 @@ impl RedisInbox {
 
 #[async_trait]
 impl Inbox for RedisInbox {
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unavailable> {
-        let mut not_stored = Vec::new();
-        let mut index = 0;
-        while index < entries.len() {
-            let chunk = at_once(&entries[index..]);
-            let now = now_ms();
-            let commands = chunk.iter().flat_map(|entry| self.commands(entry, now)).collect();
-            let replies = self.client.run_small("store_offline", commands).await?;
-            for (entry, replies) in chunk.iter().zip(replies.chunks(COMMANDS)) {
-                if let Some(reason) = self.outcome(entry, &replies[0])? {
-                    not_stored.push(NotStored { entry: index, reason });
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> {
+        let (mut not_stored, mut left) = (Vec::new(), Vec::new());
+        let (commands, appends) = self.commands(entries, now_ms());
+        let (replies, mut problem) = self.client.run_bulk("store_offline", commands).await;
+        for (index, (entry, append)) in entries.iter().zip(&appends).enumerate() {
+            match self.outcome(entry, append, &replies) {
+                Outcome::Stored => {}
+                Outcome::Never(reason) => not_stored.push(NotStored { entry: index, reason }),
+                Outcome::Left => left.push(index),
+                Outcome::Denied(said) => {
+                    left.push(index);
+                    problem.get_or_insert_with(|| self.client.denied("store_offline", said));
                 }
-                index += 1;
             }
         }
-        self.report(entries.len(), &not_stored);
-        Ok(not_stored)
+        self.report(entries.len() - not_stored.len() - left.len(), &not_stored);
+        match problem {
+            Some(because) if !left.is_empty() => Err(Unfinished { not_stored, left, because }),
+            _ => Ok(not_stored),
+        }
     }
 
     async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<Kept>, Unavailable> {
@@ -128,22 +144,26 @@ impl Inbox for RedisInbox {
     }
 }
 
-/// As many entries from the first on as one pipeline takes; at least one.
-fn at_once(entries: &[InboxEntry]) -> &[InboxEntry] {
-    let (mut count, mut bytes) = (0, 0);
-    for entry in entries.iter().take(ENTRIES_AT_ONCE) {
-        bytes += entry.message.body.len();
-        if count > 0 && bytes > BYTES_AT_ONCE {
-            break;
-        }
-        count += 1;
-    }
-    &entries[..count]
+/// Where an entry's append stands among the commands, and whether it is the user's first.
+struct Append {
+    at: usize,
+    is_first: bool,
+}
+
+/// What became of one entry.
+enum Outcome {
+    Stored,
+    /// It can never be stored: why.
+    Never(String),
+    /// Nobody answered, or Redis does not write at present.
+    Left,
+    /// The user has no right to write there.
+    Denied(String),
 }
 
 fn append(key: &str, kept: &Kept, max_per_user: usize) -> Cmd {
     let mut command = redis::cmd("XADD");
-    command.arg(key).arg("MAXLEN").arg("~").arg(max_per_user).arg("*");
+    command.arg(key).arg("MAXLEN").arg("=").arg(max_per_user).arg("*");
     command.arg("id").arg(kept.id.as_str()).arg("op").arg(kept.operation);
     if let Some(room) = &kept.room {
         command.arg("room").arg(room.as_str());

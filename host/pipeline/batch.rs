@@ -18,11 +18,13 @@ use crate::offsets::Ticket;
 use crate::panics;
 use crate::pipeline::Pipeline;
 use crate::pipeline::age::Oldest;
+use crate::pipeline::call::{Call, Took};
 use crate::pipeline::chain::BatchChain;
-use crate::pipeline::journey::{Call, Ending, Journey, Story};
+use crate::pipeline::journey::{Ending, Journey};
 use crate::pipeline::metrics::Station;
 use crate::pipeline::persist::{Abandoned, Hold, Retry, persist};
 use crate::pipeline::resolve::Resolved;
+use crate::pipeline::story::Story;
 use crate::policy::{Chain, Decision, Filtered, Pass, Step};
 use crate::router::Delivery;
 use crate::stalls::StallStage;
@@ -79,8 +81,7 @@ impl Worker {
         let (passed, guards) = self.sort(filtered, tickets);
         let passed = self.guard(passed, guards).await?;
         let resolved = self.resolve(&passed).await?;
-        self.dispatch(passed, resolved);
-        Ok(())
+        self.dispatch(passed, resolved).await
     }
 
     /// What the batch's stages hold while they are retried.
@@ -247,8 +248,10 @@ impl Worker {
     }
 
     /// Hands every message's calls to the lanes, in the order of the batch, and starts its
-    /// journey. Nothing here waits, so that a slow comet cannot hold up the partition.
-    fn dispatch(&self, passed: Vec<Passed>, resolved: Resolved) {
+    /// journey. Nothing here waits for a comet, so that a slow one cannot hold up the partition;
+    /// only where very many absent recipients wait for their part, a message with more of them
+    /// waits, too.
+    async fn dispatch(&self, passed: Vec<Passed>, resolved: Resolved) -> Result<(), Abandoned> {
         let since = Instant::now();
         let Pipeline { resolver, fleet, .. } = &*self.pipeline;
         for Passed { message, overrides, trail, ticket } in passed {
@@ -261,6 +264,8 @@ impl Worker {
                 self.end(story, Ending::DeadLetter(Reason::new(Stage::Deliver, NO_COMET)));
                 continue;
             }
+            let Pipeline { waiting, inbox, .. } = &*self.pipeline;
+            let places = waiting.take(plan.absent.len(), inbox, self.hold()).await?;
             let payload = fleet.payload(message.operation, &message.body);
             let mut calls = Vec::with_capacity(plan.deliveries.len());
             for Delivery { comet, target, recipients } in plan.deliveries {
@@ -272,15 +277,17 @@ impl Worker {
                     message: message.id.clone(),
                 };
                 let of_everyone = plan.is_for_every_comet && !overrides.also.contains(&comet);
-                calls.push(Call { comet, recipients, of_everyone, receipt: fleet.send(parcel) });
+                let receipt = fleet.send(parcel);
+                calls.push(Call { comet, recipients, of_everyone, receipt, took: Took::Nothing });
             }
             let mut story = Story::new(message, ticket, trail, self.started);
             story.withheld = plan.withheld;
             story.connections = route.as_ref().map(|route| route.connections);
             story.stale = route.as_ref().map_or(0, |route| route.stale);
-            self.end(story, Ending::Delivered { calls, absent: plan.absent });
+            self.end(story, Ending::Delivered { route, calls, absent: plan.absent, places });
         }
         self.pipeline.metrics.stage(Station::Dispatch, since);
+        Ok(())
     }
 
     fn end(&self, story: Story, ending: Ending) {

@@ -172,11 +172,11 @@ fn fates(
     let decided = chain.decide(message, &plan.absent)?;
     let mut fates = Vec::with_capacity(plan.absent.len());
     for (absent, decided) in plan.absent.iter().zip(decided) {
-        let (disposition, by) = match decided {
-            Some(Decided { disposition, by }) => (disposition, by.to_string()),
-            None => (offline.disposition(), "[offline] default".to_owned()),
+        let (decided, by) = match decided {
+            Some(Decided { disposition, by }) => (Some(disposition), by.to_string()),
+            None => (None, "[offline] default".to_owned()),
         };
-        let disposition = match disposition {
+        let disposition = match offline.disposition_of(absent, decided) {
             Disposition::Drop => "drop".to_owned(),
             Disposition::Store { .. } => "store".to_owned(),
             Disposition::Notify { channel } => format!("notify {channel}"),

@@ -1,44 +1,37 @@
 //! What becomes of one message once its calls are queued: their outcomes, the absent, a dead
 //! letter if need be, and its settlement.
 //!
-//! A journey that is cut short drops its ticket: the record will be delivered again.
+//! A journey that is cut short drops its ticket: the record will be delivered again. Where
+//! everyone is reached, nothing is allocated here.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::future::try_join_all;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
-use tracing::{Level, debug, error};
 
-use crate::comets::{Delivered, Partly, Receipt};
+use crate::comets::Delivered;
 use crate::dead_letter::{Reason, Stage};
-use crate::decision::{Absent, Cause, Disposition, PluginVersion};
-use crate::message::{CometAddr, Message, Record};
-use crate::offline::InboxEntry;
-use crate::offsets::Ticket;
+use crate::decision::{Absent, Cause, Identity, PluginVersion};
+use crate::message::{Audience, CometAddr};
 use crate::pipeline::Pipeline;
+use crate::pipeline::call::{Apart, Call, Took};
 use crate::pipeline::chain::BatchChain;
-use crate::pipeline::metrics::Station;
+use crate::pipeline::metrics::{Outcome, Reached, Station};
 use crate::pipeline::persist::{Abandoned, Hold, persist};
-use crate::policy::{Decision, PolicySet};
-use crate::router::Recipient;
+use crate::pipeline::story::Story;
+use crate::router::{self, Recipient, Route};
 use crate::stalls::StallStage;
-
-/// One call that waits in a comet's lane or is under way.
-pub(super) struct Call {
-    pub(super) comet: CometAddr,
-    pub(super) recipients: Arc<[Recipient]>,
-    /// Whether it is made because the message is for every comet that counts.
-    pub(super) of_everyone: bool,
-    pub(super) receipt: Receipt,
-}
 
 /// How a message's way through the stages ended.
 pub(super) enum Ending {
     Delivered {
+        /// The room, when it was looked up.
+        route: Option<Arc<Route>>,
         calls: Vec<Call>,
-        absent: Vec<Absent>,
+        absent: Arc<[Absent]>,
+        /// The room that the absent take among all that wait.
+        places: Option<OwnedSemaphorePermit>,
     },
     Dropped {
         reason: String,
@@ -49,78 +42,6 @@ pub(super) enum Ending {
     Expired,
 }
 
-/// What is told of a message in its one line of log.
-pub(super) struct Story {
-    record: Arc<Record>,
-    message: Option<Message>,
-    ticket: Ticket,
-    trail: Vec<Decision>,
-    started: Instant,
-    pub(super) connections: Option<usize>,
-    pub(super) stale: usize,
-    pub(super) withheld: usize,
-    /// Comets that did not take it, and why.
-    unreachable: Vec<String>,
-    tally: Tally,
-}
-
-/// Recipients by outcome, and comets called.
-#[derive(Debug, Default)]
-struct Tally {
-    comets: usize,
-    sent: usize,
-    failed: usize,
-    offline: usize,
-    stored: usize,
-    notified: usize,
-    dropped: usize,
-}
-
-impl Story {
-    pub(super) fn new(message: Message, ticket: Ticket, trail: Vec<Decision>, started: Instant) -> Self {
-        let mut story = Self::of_record(Arc::clone(&message.record), ticket, started);
-        story.message = Some(message);
-        story.trail = trail;
-        story
-    }
-
-    /// The story of a record that is no message.
-    pub(super) fn of_record(record: Arc<Record>, ticket: Ticket, started: Instant) -> Self {
-        Self {
-            record,
-            message: None,
-            ticket,
-            trail: Vec::new(),
-            started,
-            connections: None,
-            stale: 0,
-            withheld: 0,
-            unreachable: Vec::new(),
-            tally: Tally::default(),
-        }
-    }
-
-    /// The one line that tells it all.
-    fn tell(&self, set: &PolicySet, outcome: &str, reason: &str) {
-        if !tracing::enabled!(Level::DEBUG) {
-            return;
-        }
-        let plugins: Vec<_> = set.versions().iter().map(ToString::to_string).collect();
-        let decisions: Vec<_> = self.trail.iter().map(|d| format!("{}: {}", d.by, d.what)).collect();
-        let Tally { comets, sent, failed, offline, stored, notified, dropped } = self.tally;
-        debug!(
-            id = %self.record.message_id(),
-            room = self.message.as_ref().and_then(Message::room).map(tracing::field::display),
-            operation = self.message.as_ref().map(|m| m.operation),
-            connections = self.connections, stale = self.stale, comets, sent, failed,
-            offline, stored, notified, dropped, withheld = self.withheld,
-            unreachable = ?self.unreachable, generation = %set.generation(), plugins = ?plugins, decisions = ?decisions, outcome, reason,
-            took_ms = self.started.elapsed().as_secs_f64() * 1e3,
-            "message settled"
-        );
-    }
-}
-
 /// A message on the rest of its way.
 pub(super) struct Journey {
     pub(super) pipeline: Arc<Pipeline>,
@@ -129,53 +50,33 @@ pub(super) struct Journey {
     pub(super) story: Story,
 }
 
-/// The recipients of a call that reached only some of them.
-struct Apart {
-    absent: Vec<Absent>,
-    /// How many the comet refused for good.
-    refused: usize,
-    /// Whether the record itself has to be kept: somebody was refused for good, or nobody knows
-    /// whose connections were not reached.
-    is_failed: bool,
-}
-
-impl Apart {
-    fn of(recipients: &[Recipient], partly: &Partly) -> Self {
-        let unreachable: HashSet<_> = partly.unreachable.iter().collect();
-        let refused: HashSet<_> = partly.refused.iter().collect();
-        let absent: Vec<_> = recipients
-            .iter()
-            .filter(|recipient| unreachable.contains(&recipient.connection))
-            .map(|recipient| recipient.absent(Cause::CometUnreachable))
-            .collect();
-        let refused = recipients.iter().filter(|recipient| refused.contains(&recipient.connection)).count();
-        let is_failed = !partly.refused.is_empty() || absent.len() < partly.unreachable.len();
-        Self { absent, refused, is_failed }
-    }
-}
-
-/// How many notifications of one message are on their way at a time.
-const NOTIFY_CONCURRENCY: usize = 64;
+/// How a journey ended, and why.
+pub(super) type Ended = (Outcome, String);
 
 impl Journey {
     /// Brings the message to its outcome and settles it.
     pub(super) async fn run(mut self, ending: Ending) {
         self.pipeline.metrics.in_flight.inc();
-        let outcome = match ending {
-            Ending::Delivered { calls, absent } => self.deliver(calls, absent).await,
-            Ending::Dropped { reason, by } => Ok(("dropped", format!("{by}: {reason}"))),
+        let ended = match ending {
+            Ending::Delivered { route, calls, absent, places } => {
+                self.story.calls = calls;
+                let ended = self.deliver(route, absent).await;
+                drop(places);
+                ended
+            }
+            Ending::Dropped { reason, by } => Ok((Outcome::Dropped, format!("{by}: {reason}"))),
             Ending::DeadLetter(reason) => self.dead_letter(reason).await,
-            Ending::Expired => Ok(("expired", "older than `[delivery] max_age`".to_owned())),
+            Ending::Expired => Ok((Outcome::Expired, "older than `[delivery] max_age`".to_owned())),
         };
         self.pipeline.metrics.in_flight.dec();
-        let Ok((outcome, reason)) = outcome else { return };
+        let Ok((outcome, reason)) = ended else { return };
         self.story.tell(self.chain.set(), outcome, &reason);
         self.pipeline.metrics.settled(outcome, self.story.started);
         self.story.ticket.settle();
     }
 
     /// What is held while something is retried: this record.
-    fn hold(&self) -> Hold<'_> {
+    pub(super) fn hold(&self) -> Hold<'_> {
         let origin = &self.story.record.origin;
         Hold {
             stalls: &self.pipeline.stalls,
@@ -188,64 +89,70 @@ impl Journey {
 
     async fn deliver(
         &mut self,
-        calls: Vec<Call>,
-        mut absent: Vec<Absent>,
-    ) -> Result<(&'static str, String), Abandoned> {
+        route: Option<Arc<Route>>,
+        planned: Arc<[Absent]>,
+    ) -> Result<Ended, Abandoned> {
         let since = Instant::now();
         let pipeline = Arc::clone(&self.pipeline);
         let fleet = &pipeline.fleet;
         let mut failed: Vec<(CometAddr, String)> = Vec::new();
         let mut gone = Vec::new();
-        self.story.tally.comets = calls.len();
-        for Call { comet, recipients, of_everyone, receipt } in calls {
+        let mut unreachable: Vec<Absent> = Vec::new();
+        for at in 0..self.story.calls.len() {
+            let call = &mut self.story.calls[at];
             let delivered = tokio::select! {
-                delivered = receipt => delivered,
+                delivered = &mut call.receipt => delivered,
                 () = self.abandon.cancelled() => return Err(Abandoned),
             };
             match delivered {
-                Delivered::Acknowledged => self.story.tally.sent += recipients.len(),
+                Delivered::Acknowledged => {
+                    call.took = Took::All;
+                    self.story.tally.sent += call.recipients.len();
+                }
                 Delivered::Partly(partly) => {
-                    let outcome = Apart::of(&recipients, &partly);
-                    self.story.tally.sent += recipients.len() - outcome.absent.len() - outcome.refused;
-                    absent.extend(outcome.absent);
-                    if outcome.is_failed {
-                        self.story.tally.failed += outcome.refused.max(1);
+                    let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
+                    let apart = Apart::of(&recipients, &partly);
+                    call.took = Took::AllBut(partly.unreachable.into_iter().chain(partly.refused).collect());
+                    self.story.tally.sent += recipients.len() - apart.unreachable.len() - apart.refused;
+                    unreachable.extend(apart.unreachable.iter().map(|recipient| self.unreachable(recipient)));
+                    if apart.is_failed {
+                        self.story.tally.failed += apart.refused.max(1);
                         failed.push((comet, partly.why));
                     } else {
                         self.story.unreachable.push(format!("{comet}: {}", partly.why));
                     }
                 }
-                Delivered::Unreachable(why) if !recipients.is_empty() => {
+                Delivered::Unreachable(why) if !call.recipients.is_empty() => {
+                    let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
                     self.story.unreachable.push(format!("{comet}: {why}"));
-                    absent.extend(recipients.iter().map(|r| r.absent(Cause::CometUnreachable)));
+                    unreachable.extend(recipients.iter().map(|recipient| self.unreachable(recipient)));
                 }
                 // Neither named by the directory lately nor answering: it turned out not to be
                 // one of those whom the message is for.
-                Delivered::Unreachable(why) if of_everyone && !fleet.is_one_of_everyone(&comet) => {
+                Delivered::Unreachable(why) if call.of_everyone && !fleet.is_one_of_everyone(&call.comet) => {
+                    let comet = call.comet.clone();
                     self.story.unreachable.push(format!("{comet}: {why}"));
                     gone.push((comet, why));
                 }
                 // Refused for good, or unreachable and nobody knows for whom it was: there is
                 // no offline user to decide about, so the record itself is kept.
                 Delivered::Unreachable(why) | Delivered::Refused(why) => {
-                    self.story.tally.failed += recipients.len().max(1);
-                    failed.push((comet, why));
+                    self.story.tally.failed += call.recipients.len().max(1);
+                    failed.push((call.comet.clone(), why));
                 }
             }
         }
-        if gone.len() == self.story.tally.comets {
+        if gone.len() == self.story.calls.len() {
             // Then nobody got it.
             self.story.tally.failed += gone.len();
             failed.append(&mut gone);
         }
         self.pipeline.metrics.stage(Station::Deliver, since);
-        self.pipeline.metrics.recipients("delivered", self.story.tally.sent);
-        self.pipeline.metrics.recipients("failed", self.story.tally.failed);
-        self.pipeline.metrics.recipients("withheld", self.story.withheld);
-
-        let kept = if absent.is_empty() { None } else { self.offline(&absent).await? };
+        self.story.absent = self.people(route.as_deref(), planned, unreachable);
+        let kept = self.offline().await?;
+        self.count();
         match (failed.is_empty(), kept) {
-            (true, None) => Ok(("delivered", String::new())),
+            (true, None) => Ok((self.outcome(), String::new())),
             (true, Some(reason)) => self.dead_letter(reason).await,
             (false, _) => {
                 let why: Vec<_> = failed.iter().map(|(comet, why)| format!("{comet}: {why}")).collect();
@@ -256,91 +163,62 @@ impl Journey {
         }
     }
 
-    /// Decides about the absent and carries it out. Returns a dead letter's reason when an
-    /// inbox can never take the message.
-    async fn offline(&mut self, absent: &[Absent]) -> Result<Option<Reason>, Abandoned> {
-        let since = Instant::now();
-        let Some(message) = self.story.message.clone() else { return Ok(None) };
-        let message = Arc::new(message);
-        self.story.tally.offline = absent.len();
-        let dispositions = self.decide(&message, absent).await?;
-
-        let (mut store, mut notify) = (Vec::new(), Vec::new());
-        for (absent, disposition) in absent.iter().zip(dispositions) {
-            match disposition {
-                Disposition::Drop => self.story.tally.dropped += 1,
-                Disposition::Store { retention } => {
-                    let (user, message) = (absent.user.clone(), Arc::clone(&message));
-                    store.push(InboxEntry { user, message, retention });
-                }
-                Disposition::Notify { channel } => notify.push((absent, channel)),
-            }
+    /// A recipient whose comet was not reached. Keys that the producer sent to a comet are not
+    /// looked up, so that the configuration says what they are.
+    fn unreachable(&self, recipient: &Recipient) -> Absent {
+        let mut absent = recipient.absent(Cause::CometUnreachable);
+        let audience = self.story.message.as_ref().map(|message| &message.audience);
+        if absent.identity != Identity::User
+            && matches!(audience, Some(Audience::Keys { server: Some(_), .. }))
+        {
+            absent.identity = self.pipeline.resolver.unknown_keys();
         }
-        self.story.tally.notified = notify.len();
-        self.notify(&message, &notify).await?;
-        let lost = self.store(&store).await?;
-
-        let Tally { stored, notified, dropped, .. } = self.story.tally;
-        let metrics = &self.pipeline.metrics;
-        metrics.recipients("stored", stored);
-        metrics.recipients("notified", notified);
-        metrics.recipients("dropped", dropped);
-        metrics.stage(Station::Offline, since);
-        let text = || format!("{} of {} inboxes cannot take the message", lost, store.len());
-        Ok((lost > 0).then(|| Reason::new(Stage::Offline, text())))
+        absent
     }
 
-    async fn decide(&mut self, message: &Message, absent: &[Absent]) -> Result<Vec<Disposition>, Abandoned> {
-        let default = self.pipeline.offline.disposition();
-        if !self.chain.set().has_offline() {
-            return Ok(vec![default; absent.len()]);
+    /// Everyone who was not reached, each once, whatever devices they have.
+    fn people(
+        &self,
+        route: Option<&Route>,
+        planned: Arc<[Absent]>,
+        unreachable: Vec<Absent>,
+    ) -> Arc<[Absent]> {
+        if unreachable.is_empty() {
+            return planned;
         }
-        let decided = self.chain.call(self.hold(), |chain| chain.decide(message, absent)).await?;
-        if let Some(first) = decided.iter().flatten().next() {
-            let what = format!("decided about {} of {}", decided.iter().flatten().count(), absent.len());
-            self.story.trail.push(Decision { by: first.by.clone(), what });
+        let all = planned.iter().cloned().chain(unreachable);
+        if route.is_some_and(|route| !route.has_repeats()) {
+            return all.collect();
         }
-        let or_default = |decided: Option<crate::policy::Decided>| {
-            decided.map_or_else(|| default.clone(), |decided| decided.disposition)
-        };
-        Ok(decided.into_iter().map(or_default).collect())
+        router::people(all, self.story.calls.iter().flat_map(Call::reached)).into()
     }
 
-    /// Stores what is to be stored; returns how many entries can never be.
-    async fn store(&mut self, entries: &[InboxEntry]) -> Result<usize, Abandoned> {
-        if entries.is_empty() {
-            return Ok(0);
+    /// What a message came to that has no dead letter.
+    fn outcome(&self) -> Outcome {
+        let tally = &self.story.tally;
+        let is_kept = tally.stored + tally.notified > 0;
+        match (self.story.calls.iter().any(|call| call.took != Took::Nothing), self.story.absent.is_empty()) {
+            (true, true) => Outcome::Delivered,
+            (true, false) => Outcome::PartlyDelivered,
+            (false, _) if is_kept => Outcome::Stored,
+            (false, _) => Outcome::Nobody,
         }
-        let store = || self.pipeline.inbox.store(entries);
-        let lost = persist(self.hold(), StallStage::Inbox, store).await?.len();
-        self.story.tally.stored = entries.len() - lost;
-        self.story.tally.failed += lost;
-        Ok(lost)
     }
 
-    async fn notify(&self, message: &Message, notify: &[(&Absent, String)]) -> Result<(), Abandoned> {
-        for some in notify.chunks(NOTIFY_CONCURRENCY) {
-            let mut writes = Vec::with_capacity(some.len());
-            for (absent, channel) in some {
-                let write = || self.pipeline.notifier.notify(message, absent, channel);
-                writes.push(persist(self.hold(), StallStage::Notify, write));
-            }
-            try_join_all(writes).await?;
-        }
-        Ok(())
+    fn count(&self) {
+        let (tally, metrics) = (&self.story.tally, &self.pipeline.metrics);
+        metrics.recipients(Reached::Delivered, tally.sent);
+        metrics.recipients(Reached::Failed, tally.failed);
+        metrics.recipients(Reached::Withheld, self.story.withheld);
+        metrics.recipients(Reached::Stored, tally.stored);
+        metrics.recipients(Reached::Notified, tally.notified);
+        metrics.recipients(Reached::Dropped, tally.dropped);
     }
 
-    async fn dead_letter(&self, reason: Reason) -> Result<(&'static str, String), Abandoned> {
+    async fn dead_letter(&self, reason: Reason) -> Result<Ended, Abandoned> {
         let write = || self.pipeline.dead_letters.write(&self.story.record, &reason);
         persist(self.hold(), StallStage::DeadLetter, write).await?;
-        let stage = reason.stage.as_str();
-        // A person has to look at these, but one line a record could flood the log: the
-        // counter tells how many, the topic tells which.
-        if reason.stage == Stage::Deliver || reason.stage == Stage::Offline {
-            error!(id = %self.story.record.message_id(), stage, reason = reason.text, "a record could not be delivered and is kept as a dead letter");
-        } else {
-            debug!(id = %self.story.record.message_id(), stage, reason = reason.text, "dead letter");
-        }
-        Ok(("dead-lettered", reason.text))
+        self.pipeline.metrics.dead_letter(&self.story.record, &reason);
+        Ok((Outcome::DeadLettered, reason.text))
     }
 }

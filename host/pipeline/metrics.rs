@@ -1,18 +1,49 @@
-//! What the pipeline counts and times.
+//! What the pipeline counts and times. Every series is there from zero on.
 
-use std::time::Instant;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+use tracing::{debug, error, warn};
 
-use crate::telemetry::latency_histogram;
+use crate::dead_letter::{Reason, Stage};
+use crate::message::Record;
+use crate::telemetry::{Seldom, latency_histogram};
+
+/// How often a dead letter of one stage is logged: one line a record could flood the log. The
+/// counter says how many there are, the topic which.
+const LETTERS_LOGGED_EVERY: Duration = Duration::from_secs(10);
+
+/// Gives an enum's values as labels.
+macro_rules! label {
+    ($name:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
+        impl $name {
+            pub(super) const ALL: &[Self] = &[$(Self::$variant),+];
+
+            pub(super) fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $text),+
+                }
+            }
+        }
+
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                EncodeLabelValue::encode(&self.as_str(), encoder)
+            }
+        }
+    };
+}
 
 /// A station of a batch, timed as a whole.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Station {
     Filter,
     Guard,
@@ -22,14 +53,82 @@ pub(super) enum Station {
     Offline,
 }
 
+label!(Station {
+    Filter => "filter",
+    Guard => "guard",
+    Resolve => "resolve",
+    Dispatch => "dispatch",
+    Deliver => "deliver",
+    Offline => "offline",
+});
+
+/// What a message came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Outcome {
+    /// Everyone it was for was reached.
+    Delivered,
+    /// Some were reached, some are absent.
+    PartlyDelivered,
+    /// Nobody was reached; it is kept, or told on another channel, for some.
+    Stored,
+    /// Nobody was reached, and nothing is kept: an empty room, or all absent and dropped.
+    Nobody,
+    /// A policy dropped it.
+    Dropped,
+    /// It is older than `[delivery] max_age`.
+    Expired,
+    /// It is in the dead-letter topic.
+    DeadLettered,
+}
+
+label!(Outcome {
+    Delivered => "delivered",
+    PartlyDelivered => "partly-delivered",
+    Stored => "stored",
+    Nobody => "nobody",
+    Dropped => "dropped",
+    Expired => "expired",
+    DeadLettered => "dead-lettered",
+});
+
+/// What became of one recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Reached {
+    Delivered,
+    Failed,
+    Withheld,
+    Stored,
+    Notified,
+    Dropped,
+}
+
+label!(Reached {
+    Delivered => "delivered",
+    Failed => "failed",
+    Withheld => "withheld",
+    Stored => "stored",
+    Notified => "notified",
+    Dropped => "dropped",
+});
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StationLabel {
-    stage: &'static str,
+    stage: Station,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
-    outcome: &'static str,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReachedLabel {
+    outcome: Reached,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LetterLabel {
+    stage: &'static str,
 }
 
 /// The pipeline's metrics.
@@ -37,26 +136,43 @@ struct OutcomeLabel {
 pub struct Metrics {
     stages: Family<StationLabel, Histogram, fn() -> Histogram>,
     messages: Family<OutcomeLabel, Counter>,
-    recipients: Family<OutcomeLabel, Counter>,
+    recipients: Family<ReachedLabel, Counter>,
+    dead_letters: Family<LetterLabel, Counter>,
+    /// One for each of [`Stage::ALL`].
+    letter_lines: Arc<[LetterLine; Stage::ALL.len()]>,
     batch: Histogram,
     message: Histogram,
     pub(super) in_flight: Gauge,
 }
 
+/// The log lines of one stage's dead letters.
+#[derive(Debug)]
+struct LetterLine {
+    seldom: Seldom,
+    /// Dead letters since the last line.
+    since: AtomicU64,
+}
+
 impl Metrics {
     /// Registers the pipeline's metrics.
     pub fn register(registry: &mut Registry) -> Self {
+        let line = |_| LetterLine { seldom: Seldom::every(LETTERS_LOGGED_EVERY), since: AtomicU64::new(0) };
         let metrics = Self {
             stages: Family::new_with_constructor(latency_histogram as fn() -> Histogram),
             messages: Family::default(),
             recipients: Family::default(),
+            dead_letters: Family::default(),
+            letter_lines: Arc::new(Stage::ALL.map(line)),
             batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             message: latency_histogram(),
             in_flight: Gauge::default(),
         };
+        metrics.begin_at_zero();
         registry.register("halley_stage_seconds", "Time in a stage", metrics.stages.clone());
         registry.register("halley_messages", "Settled messages by outcome", metrics.messages.clone());
         registry.register("halley_recipients", "Recipients by outcome", metrics.recipients.clone());
+        let help = "Records written to the dead-letter topic, by the stage where their way ended";
+        registry.register("halley_dead_letters", help, metrics.dead_letters.clone());
         registry.register("halley_batch_records", "Records in a batch", metrics.batch.clone());
         let help = "From the start of its batch until a message is settled";
         registry.register("halley_message_seconds", help, metrics.message.clone());
@@ -64,15 +180,22 @@ impl Metrics {
         metrics
     }
 
-    pub(super) fn stage(&self, station: Station, since: Instant) {
-        let stage = match station {
-            Station::Filter => "filter",
-            Station::Guard => "guard",
-            Station::Resolve => "resolve",
-            Station::Dispatch => "dispatch",
-            Station::Deliver => "deliver",
-            Station::Offline => "offline",
-        };
+    fn begin_at_zero(&self) {
+        for &stage in Station::ALL {
+            drop(self.stages.get_or_create(&StationLabel { stage }));
+        }
+        for &outcome in Outcome::ALL {
+            drop(self.messages.get_or_create(&OutcomeLabel { outcome }));
+        }
+        for &outcome in Reached::ALL {
+            drop(self.recipients.get_or_create(&ReachedLabel { outcome }));
+        }
+        for stage in Stage::ALL {
+            drop(self.dead_letters.get_or_create(&LetterLabel { stage: stage.as_str() }));
+        }
+    }
+
+    pub(super) fn stage(&self, stage: Station, since: Instant) {
         self.stages.get_or_create(&StationLabel { stage }).observe(since.elapsed().as_secs_f64());
     }
 
@@ -80,14 +203,61 @@ impl Metrics {
         self.batch.observe(records as f64);
     }
 
-    pub(super) fn settled(&self, outcome: &'static str, since: Instant) {
+    pub(super) fn settled(&self, outcome: Outcome, since: Instant) {
         self.messages.get_or_create(&OutcomeLabel { outcome }).inc();
         self.message.observe(since.elapsed().as_secs_f64());
     }
 
-    pub(super) fn recipients(&self, outcome: &'static str, count: usize) {
+    pub(super) fn recipients(&self, outcome: Reached, count: usize) {
         if count > 0 {
-            self.recipients.get_or_create(&OutcomeLabel { outcome }).inc_by(count as u64);
+            self.recipients.get_or_create(&ReachedLabel { outcome }).inc_by(count as u64);
+        }
+    }
+
+    /// A dead letter was written: counts it, and logs some.
+    pub(super) fn dead_letter(&self, record: &Record, reason: &Reason) {
+        let stage = reason.stage.as_str();
+        self.dead_letters.get_or_create(&LetterLabel { stage }).inc();
+        let at = Stage::ALL.iter().position(|known| *known == reason.stage).unwrap_or_default();
+        let LetterLine { seldom, since } = &self.letter_lines[at];
+        let count = since.fetch_add(1, Ordering::Relaxed) + 1;
+        let (id, reason_text) = (record.message_id(), &reason.text);
+        if !seldom.now() {
+            debug!(%id, stage, reason = reason_text, "dead letter");
+            return;
+        }
+        since.store(0, Ordering::Relaxed);
+        match reason.stage {
+            // A person has to look at these: somebody did not get what was for them.
+            Stage::Deliver | Stage::Offline => {
+                error!(%id, stage, count, reason = reason_text, "a record could not be delivered and is kept as a dead letter; `count` since the last such line");
+            }
+            Stage::Decode => {
+                warn!(%id, stage, count, reason = reason_text, "a record is not a message and is kept as a dead letter; `count` since the last such line");
+            }
+            Stage::Filter => debug!(%id, stage, count, reason = reason_text, "dead letter"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_series_is_there_from_zero_on() {
+        let mut registry = Registry::default();
+        let _metrics = Metrics::register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).expect("a string takes it");
+        for series in [
+            "halley_messages_total{outcome=\"partly-delivered\"} 0\n",
+            "halley_messages_total{outcome=\"nobody\"} 0\n",
+            "halley_recipients_total{outcome=\"stored\"} 0\n",
+            "halley_dead_letters_total{stage=\"decode\"} 0\n",
+            "halley_stage_seconds_count{stage=\"offline\"} 0\n",
+        ] {
+            assert!(text.contains(series), "{series} in\n{text}");
         }
     }
 }

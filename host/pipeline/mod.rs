@@ -17,14 +17,17 @@
 //!
 //! It never sees a Kafka, Redis, gRPC or WebAssembly type.
 
+mod absent;
 mod age;
 mod batch;
+mod call;
 mod chain;
 mod explain;
 mod journey;
 mod metrics;
 mod persist;
 mod resolve;
+mod story;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,18 +36,20 @@ use bytesize::ByteSize;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use crate::comets::Fleet;
+use crate::comets::{Dialect, Fleet};
 use crate::consumer::Feed;
 use crate::dead_letter::DeadLetters;
+use crate::decision::Identity;
 use crate::directory::CacheConfig;
 use crate::guard::Guards;
 use crate::memory_guard::MemoryLimit;
 use crate::message::RecordLimits;
-use crate::offline::{self, Inbox, Notifier};
+use crate::offline::{self, InboxQueue, Notifier};
 use crate::policy::Policies;
 use crate::shared_state::SharedState;
 use crate::stalls::Stalls;
 
+pub use absent::Waiting;
 pub use explain::{Explanation, explain};
 pub use metrics::Metrics;
 pub use resolve::Resolver;
@@ -68,6 +73,10 @@ pub enum Rooms {
 pub struct RoutingConfig {
     /// `directory`, or `every-comet` for installations whose Redis has no room sets.
     pub rooms: Rooms,
+    /// What a key of a PUSH message is that the directory does not know; only users have inboxes.
+    /// By default what the comets' dialect has there: `connections` for goim, else `users`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub push_keys: Option<PushKeys>,
     /// Whether a user without `user:online` counts as offline. Needs comets that renew it.
     pub check_online: bool,
     /// For how long, and for how many rooms, what was resolved is used again.
@@ -76,7 +85,40 @@ pub struct RoutingConfig {
 
 impl Default for RoutingConfig {
     fn default() -> Self {
-        Self { rooms: Rooms::Directory, check_online: true, cache: CacheConfig::default() }
+        Self { rooms: Rooms::Directory, push_keys: None, check_online: true, cache: CacheConfig::default() }
+    }
+}
+
+impl RoutingConfig {
+    /// What keys are for comets of this dialect.
+    fn push_keys(&self, dialect: Dialect) -> PushKeys {
+        self.push_keys.unwrap_or(match dialect {
+            Dialect::Goim => PushKeys::Connections,
+            Dialect::Chatroom => PushKeys::Users,
+        })
+    }
+}
+
+/// What a key of a PUSH message is when the directory knows neither a connection nor a user of
+/// that name. However it is set, a key is looked up as a connection, and then as a user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PushKeys {
+    /// A user who is away.
+    Users,
+    /// A connection that is gone: nothing is kept for it.
+    Connections,
+    /// Either: it is kept where a policy says so, and not by default.
+    Both,
+}
+
+impl PushKeys {
+    fn identity(self) -> Identity {
+        match self {
+            Self::Users => Identity::User,
+            Self::Connections => Identity::Connection,
+            Self::Both => Identity::Unsure,
+        }
     }
 }
 
@@ -197,7 +239,9 @@ pub struct Pipeline {
     /// The comets.
     pub fleet: Arc<Fleet>,
     /// Keeps messages for the absent.
-    pub inbox: Arc<dyn Inbox>,
+    pub inbox: InboxQueue,
+    /// The room for the absent who wait.
+    pub waiting: Waiting,
     /// Tells other channels of the absent.
     pub notifier: Notifier,
     /// What becomes of the absent when no policy decides.

@@ -2,9 +2,11 @@
 //! held; nothing is dropped. What is held, and why, stands in [`Stalls`].
 
 use std::fmt::Display;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::stalls::{Held, StallGuard, StallStage, Stalls};
@@ -93,6 +95,35 @@ pub(super) async fn persist<T, E: Display, F: Future<Output = Result<T, E>>>(
     attempt: impl FnMut() -> F,
 ) -> Result<T, Abandoned> {
     Retry::new(hold, stage).until_done(attempt).await
+}
+
+/// Waits for work that somebody else retries, and tells `problem` while that is in its way.
+pub(super) async fn hold_while<T>(
+    hold: Hold<'_>,
+    stage: StallStage,
+    mut problem: watch::Receiver<Option<Arc<str>>>,
+    work: impl Future<Output = T>,
+) -> Result<T, Abandoned> {
+    let mut retry = Retry::new(hold, stage);
+    let mut work = pin!(work);
+    loop {
+        let cause = problem.borrow_and_update().clone();
+        match cause {
+            Some(cause) => retry.failed(&cause),
+            None => drop(retry.stall.take()),
+        }
+        tokio::select! {
+            biased;
+            () = hold.abandon.cancelled() => return Err(retry.abandoned()),
+            done = &mut work => return Ok(done),
+            // Nobody who could tell of a problem is left: the work ends by itself.
+            Err(_) = problem.changed() => break,
+        }
+    }
+    tokio::select! {
+        () = hold.abandon.cancelled() => Err(retry.abandoned()),
+        done = work => Ok(done),
+    }
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::comets::{Fleet, Names};
-use crate::decision::Overrides;
+use crate::comets::{Dialect, Fleet, Names};
+use crate::decision::{Identity, Overrides};
 use crate::directory::{
     CacheMetrics, Claim, Directory, Found, Lookup, Permit, RouteCache, Unavailable, Waiter,
 };
@@ -30,6 +30,7 @@ pub struct Resolver {
     fleet: Arc<Fleet>,
     routes: RouteCache<Arc<Route>>,
     rooms: Rooms,
+    unknown_keys: Identity,
 }
 
 /// What a batch found out.
@@ -49,15 +50,22 @@ impl Resolved {
 }
 
 impl Resolver {
-    /// A resolver over this directory, for this fleet.
+    /// A resolver over this directory, for this fleet, whose comets speak this dialect.
     pub fn new(
         directory: Arc<dyn Directory>,
         fleet: Arc<Fleet>,
         config: &RoutingConfig,
+        dialect: Dialect,
         metrics: CacheMetrics,
     ) -> Self {
         let routes = RouteCache::new(&config.cache, metrics);
-        Self { directory, fleet, routes, rooms: config.rooms }
+        let unknown_keys = config.push_keys(dialect).identity();
+        Self { directory, fleet, routes, rooms: config.rooms, unknown_keys }
+    }
+
+    /// What a key is that the directory does not know.
+    pub(super) fn unknown_keys(&self) -> Identity {
+        self.unknown_keys
     }
 
     /// The route of a room as it stands now, for `GET /v1/routes/{room}`: looked up anew,
@@ -182,7 +190,7 @@ impl Resolver {
             Audience::Keys { server: None, keys } => {
                 let connection = |key: &Arc<str>| resolved.connections.get(key).cloned().flatten();
                 let found = keys.iter().map(|key| (Arc::clone(key), connection(key))).collect();
-                (Plan::keys(found, overrides), None)
+                (Plan::keys(found, self.unknown_keys, overrides), None)
             }
         }
     }

@@ -21,7 +21,7 @@ use super::link::PIPELINE_LIMIT;
 use super::nodes::Nodes;
 use super::slots::{Node, Slots, slot_of};
 use super::unavailable::{Problem, Trouble};
-use super::{BadUrl, Timeouts, reply, split};
+use super::{BadUrl, Partial, Timeouts, reply, split};
 
 /// How often a command is redirected in one call, or repeated because its keys are just being
 /// moved; after the first few times with a pause. While slots move, twice is usual.
@@ -45,6 +45,17 @@ struct Open {
     left: Vec<usize>,
     /// Who is to be asked instead of who serves the slot: the target of an `ASK`.
     ask: HashMap<usize, Node>,
+}
+
+impl Open {
+    fn new(commands: Vec<Cmd>) -> Self {
+        Self {
+            replies: commands.iter().map(|_| None).collect(),
+            left: (0..commands.len()).collect(),
+            commands,
+            ask: HashMap::new(),
+        }
+    }
 }
 
 /// Whom to send a group of commands, and whether as one who was told to ask there.
@@ -82,9 +93,20 @@ impl Cluster {
     /// is an error.
     pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, Problem> {
         let (commands, parts) = split::apart(commands);
+        let Partial { replies, problem } = self.run_each(commands).await;
+        match problem {
+            Some(problem) => Err(problem),
+            None => Ok(split::join(parts, replies.into_iter().map(Option::unwrap_or_default).collect())),
+        }
+    }
+
+    /// Runs commands of one key each as far as they go: a node that does not serve now keeps back
+    /// only what is its own.
+    pub(super) async fn run_each(&self, commands: Vec<Cmd>) -> Partial {
         let pipelines = commands.len().div_ceil(PIPELINE_LIMIT) as u32;
-        let replies = self.in_time(pipelines, self.answer(commands)).await?;
-        Ok(split::join(parts, replies))
+        let mut open = Open::new(commands);
+        let problem = self.in_time(pipelines, self.answer(&mut open)).await.err();
+        Partial { replies: open.replies, problem }
     }
 
     /// Whether everyone who serves slots answers, and no slot is left unserved.
@@ -115,22 +137,16 @@ impl Cluster {
         }
     }
 
-    async fn answer(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, Problem> {
-        let mut open = Open {
-            replies: commands.iter().map(|_| None).collect(),
-            left: (0..commands.len()).collect(),
-            commands,
-            ask: HashMap::new(),
-        };
+    async fn answer(&self, open: &mut Open) -> Result<(), Problem> {
         let mut lost_before = false;
         for round in 0..REDIRECTIONS {
             if open.left.is_empty() {
-                return Ok(open.replies.into_iter().map(Option::unwrap_or_default).collect());
+                return Ok(());
             }
             if round > USUAL_REDIRECTIONS {
                 tokio::time::sleep(PAUSE).await;
             }
-            match self.round(&mut open).await? {
+            match self.round(open).await? {
                 None => {}
                 // Once more with a new map: another node may have taken over.
                 Some(_) if !lost_before => lost_before = true,

@@ -18,7 +18,7 @@ use tokio::sync::Mutex;
 
 use super::sentinel::Sentinels;
 use super::unavailable::{Problem, Trouble};
-use super::{BadUrl, Timeouts, reply};
+use super::{BadUrl, Partial, Timeouts, reply};
 
 /// How soon after a failed attempt the next one is made, at first and at most. Redis' return is
 /// noticed within the longer.
@@ -116,6 +116,34 @@ impl Link {
             replies.extend(answer.replies);
         }
         Ok(replies)
+    }
+
+    /// Runs commands as far as they go. A reply that says that the whole server is unfit is none.
+    pub(super) async fn run_each(&self, commands: Vec<Cmd>) -> Partial {
+        let count = commands.len();
+        let (mut replies, mut problem) = (Vec::with_capacity(count), None);
+        for pipeline in pipelines(commands) {
+            let answer = match self.send(&pipeline).await {
+                Ok(answer) => answer,
+                Err(broken) => {
+                    problem = Some(broken);
+                    break;
+                }
+            };
+            for reply in answer.replies {
+                let unfit = reply::trouble(&reply);
+                replies.push(if unfit.is_none() { Some(reply) } else { None });
+                problem = problem.or(unfit);
+            }
+            if let Some(problem) = &problem {
+                if self.should_forget(problem) {
+                    self.forget(answer.epoch).await;
+                }
+                break;
+            }
+        }
+        replies.resize(count, None);
+        Partial { replies, problem }
     }
 
     /// Sends one pipeline, and again when the connection turns out to be closed; one reply per

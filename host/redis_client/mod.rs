@@ -9,7 +9,7 @@
 //! here: what waits is a caller's own future, and the response timeout bounds it.
 //!
 //! Room scans have a connection of their own, since one long reply holds up everything behind
-//! it. What a call asks for has to bear being asked twice: a command whose connection breaks is
+//! it; so has what is written for users who are away, of which there can be very much. What a call asks for has to bear being asked twice: a command whose connection breaks is
 //! sent again once.
 //!
 //! It does not know what the keys mean.
@@ -49,12 +49,20 @@ pub use reply::{Refusal, Texts, elements, refusal, text};
 use unavailable::Trouble;
 pub use unavailable::Unavailable;
 use way::Way;
+use wellbeing::Wellbeing;
 
 /// How long connecting and one pipeline may take.
 #[derive(Debug, Clone, Copy)]
 struct Timeouts {
     connect: Duration,
     response: Duration,
+}
+
+/// How far a call came: a reply for each command that has one, and what kept the others from it.
+#[derive(Debug)]
+struct Partial {
+    replies: Vec<Option<Value>>,
+    problem: Option<unavailable::Problem>,
 }
 
 /// The shared client. Cloning it is cheap, and the clones share their connections.
@@ -65,6 +73,7 @@ pub struct RedisClient(Arc<Shared>);
 struct Shared {
     small: Way,
     scan: Way,
+    bulk: Way,
     prefix: String,
     place: Arc<str>,
     metrics: Metrics,
@@ -79,13 +88,18 @@ impl RedisClient {
         let (target, place) = target::read(&config.url)?;
         let place: Arc<str> = place.into();
         let sign_of_life = format!("{}ping", config.prefix);
-        let way = |name, response| {
+        let longest = |response| config.connect_timeout + response;
+        let small = Wellbeing::new("small commands", place.clone(), longest(config.response_timeout));
+        let scan = small.of_another("room scans", longest(config.scan_timeout));
+        let bulk = small.of_another("bulk writes", longest(config.scan_timeout));
+        let way = |wellbeing, response| {
             let timeouts = Timeouts { connect: config.connect_timeout, response };
-            Way::new(name, place.clone(), target.clone(), timeouts, &sign_of_life)
+            Way::new(wellbeing, place.clone(), target.clone(), timeouts, &sign_of_life)
         };
         let shared = Shared {
-            small: way("small commands", config.response_timeout)?,
-            scan: way("room scans", config.scan_timeout)?,
+            small: way(small, config.response_timeout)?,
+            scan: way(scan, config.scan_timeout)?,
+            bulk: way(bulk, config.scan_timeout)?,
             prefix: config.prefix.clone(),
             place: place.clone(),
             metrics,
@@ -131,6 +145,23 @@ impl RedisClient {
         self.run(&self.0.scan, operation, commands).await
     }
 
+    /// Runs commands on the connection for much that is written, as far as they go: a reply for
+    /// each command that has one, and what kept the others from it. What has a reply need not be
+    /// asked again.
+    pub async fn run_bulk(
+        &self,
+        operation: &'static str,
+        commands: Vec<Cmd>,
+    ) -> (Vec<Option<Value>>, Option<Unavailable>) {
+        let started = Instant::now();
+        let (replies, problem) = self.0.bulk.run_each(operation, commands).await;
+        match &problem {
+            None => self.0.metrics.answered(operation, started.elapsed()),
+            Some(_) => self.0.metrics.failed(operation),
+        }
+        (replies, problem)
+    }
+
     /// Changes with every connection made for room scans: when it differs from what it was, the
     /// server may be another one.
     pub fn scan_epoch(&self) -> u64 {
@@ -139,7 +170,7 @@ impl RedisClient {
 
     /// What is wrong with Redis at present; `None` when it answers, or was not asked yet.
     pub fn last_problem(&self) -> Option<Unavailable> {
-        self.0.small.last_problem().or_else(|| self.0.scan.last_problem())
+        self.0.small.last_problem()
     }
 
     /// Asks Redis for a sign of life, on both connections; in a cluster everyone who serves

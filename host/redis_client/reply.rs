@@ -75,7 +75,10 @@ pub(crate) fn trouble(value: &Value) -> Option<Problem> {
     let Value::ServerError(error) = value else { return None };
     let trouble = match error.code() {
         "NOAUTH" | "WRONGPASS" => Trouble::Denied,
-        "BUSY" | "OOM" | "MISCONF" | "NOREPLICAS" | "UNBLOCKED" => Trouble::NotReady,
+        "OOM" => Trouble::OutOfMemory,
+        "MISCONF" => Trouble::CannotSave,
+        "NOREPLICAS" => Trouble::TooFewReplicas,
+        "BUSY" | "UNBLOCKED" => Trouble::NotReady,
         _ => match error.kind()? {
             ServerErrorKind::BusyLoading | ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown => {
                 Trouble::NotReady
@@ -115,10 +118,15 @@ mod tests {
             "READONLY You can't write against a read only replica.",
             "MASTERDOWN Link with MASTER is down",
             "BUSY Redis is busy running a script.",
-            "OOM command not allowed when used memory > 'maxmemory'.",
-            "NOREPLICAS Not enough good replicas to write.",
         ] {
             assert_eq!(trouble_of(line), Some(Trouble::NotReady), "{line}");
+        }
+        for (line, trouble) in [
+            ("OOM command not allowed when used memory > 'maxmemory'.", Trouble::OutOfMemory),
+            ("MISCONF Redis is configured to save RDB snapshots, but", Trouble::CannotSave),
+            ("NOREPLICAS Not enough good replicas to write.", Trouble::TooFewReplicas),
+        ] {
+            assert_eq!(trouble_of(line), Some(trouble), "{line}");
         }
         for line in [
             "MOVED 3999 127.0.0.1:6381",

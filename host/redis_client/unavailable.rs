@@ -11,7 +11,7 @@ pub struct Unavailable {
     place: Arc<str>,
     operation: &'static str,
     problem: Arc<str>,
-    remedy: &'static str,
+    trouble: Trouble,
 }
 
 /// What kind of trouble it is, since each has its own remedy.
@@ -21,8 +21,14 @@ pub(crate) enum Trouble {
     Away,
     /// No answer in time.
     Slow,
-    /// It answers that it cannot serve now: loading, a replica, out of memory.
+    /// It answers that it cannot serve now: loading, a replica.
     NotReady,
+    /// It is at `maxmemory` and may evict nothing: it reads, and writes nothing.
+    OutOfMemory,
+    /// It could not save its data and writes nothing for that reason (`MISCONF`).
+    CannotSave,
+    /// Too few of its replicas are there for it to write (`NOREPLICAS`).
+    TooFewReplicas,
     /// It will not let us in, or not let us do this.
     Denied,
     /// It answered something that no Redis answers.
@@ -78,6 +84,9 @@ impl From<RedisError> for Problem {
             ErrorKind::AuthenticationFailed => Trouble::Denied,
             ErrorKind::Server(_) | ErrorKind::Extension => match error.code() {
                 Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Trouble::Denied,
+                Some("OOM") => Trouble::OutOfMemory,
+                Some("MISCONF") => Trouble::CannotSave,
+                Some("NOREPLICAS") => Trouble::TooFewReplicas,
                 _ => Trouble::NotReady,
             },
             _ => Trouble::Nonsense,
@@ -94,10 +103,22 @@ impl Unavailable {
         operation: &'static str,
         problem: impl Into<Arc<str>>,
     ) -> Self {
-        let remedy = match trouble {
+        Self { place, operation, problem: problem.into(), trouble }
+    }
+
+    /// What an operator can do about it.
+    fn remedy(&self) -> &'static str {
+        match self.trouble {
             Trouble::Away => "check that it runs and that [redis] url names it",
             Trouble::Slow => "check its load and the network, or raise the timeouts in [redis]",
             Trouble::NotReady => "wait for it, or name its primary in [redis] url",
+            Trouble::OutOfMemory => {
+                "raise its `maxmemory`, or keep less: [offline] retention, max_per_user and max_body"
+            }
+            Trouble::CannotSave => {
+                "mend its disk (its own log says what is wrong), or set `stop-writes-on-bgsave-error no` there"
+            }
+            Trouble::TooFewReplicas => "bring its replicas back, or lower its `min-replicas-to-write`",
             Trouble::Denied => "check user and password in [redis] url, and the user's ACL",
             Trouble::Nonsense => "check that [redis] url names a Redis server",
             Trouble::IsCluster => "this is a cluster: name its nodes with redis+cluster:// in [redis] url",
@@ -106,13 +127,37 @@ impl Unavailable {
             }
             Trouble::ClusterDown => "wait for it, and see what `redis-cli --cluster check` says of it",
             Trouble::NoService => "check the sentinels and the service's name in [redis] url",
-        };
-        Self { place, operation, problem: problem.into(), remedy }
+        }
+    }
+
+    /// Whether Redis answers, and refuses to write: what only reads goes on.
+    pub fn refuses_writes(&self) -> bool {
+        matches!(
+            self.trouble,
+            Trouble::OutOfMemory | Trouble::CannotSave | Trouble::TooFewReplicas | Trouble::Denied
+        )
+    }
+
+    /// Whether there was no answer in time, which may be due to what was asked.
+    pub fn is_slow(&self) -> bool {
+        self.trouble == Trouble::Slow
     }
 
     /// What a part that only stands in for Redis reports when it plays that Redis is away.
     pub fn pretended(operation: &'static str) -> Self {
         Self::new(Trouble::Away, "memory://".into(), operation, "told to be away")
+    }
+
+    /// One that refuses to write.
+    #[cfg(test)]
+    pub(crate) fn pretended_full(operation: &'static str) -> Self {
+        Self::new(Trouble::OutOfMemory, "memory://".into(), operation, "OOM, or so it says")
+    }
+
+    /// One that is too slow.
+    #[cfg(test)]
+    pub(crate) fn pretended_slow(operation: &'static str) -> Self {
+        Self::new(Trouble::Slow, "memory://".into(), operation, "no answer in time")
     }
 
     /// What was seen, without place and remedy.
@@ -123,9 +168,30 @@ impl Unavailable {
 
 impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { place, operation, problem, remedy } = self;
+        let Self { place, operation, problem, .. } = self;
+        let remedy = self.remedy();
         write!(f, "Redis at {place} is unavailable for {operation}: {problem}; it is tried again; {remedy}")
     }
 }
 
 impl std::error::Error for Unavailable {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_refusal_to_write_has_its_own_remedy() {
+        let of = |trouble| Unavailable::new(trouble, "here".into(), "store_offline", "said");
+        for (trouble, remedy) in [
+            (Trouble::OutOfMemory, "maxmemory"),
+            (Trouble::CannotSave, "stop-writes-on-bgsave-error"),
+            (Trouble::TooFewReplicas, "min-replicas-to-write"),
+        ] {
+            let unavailable = of(trouble);
+            assert!(unavailable.refuses_writes(), "{unavailable}");
+            assert!(unavailable.to_string().contains(remedy), "{unavailable}");
+        }
+        assert!(!of(Trouble::NotReady).refuses_writes(), "a replica, or one that is loading: it passes");
+    }
+}

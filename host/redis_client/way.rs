@@ -10,7 +10,7 @@ use super::sentinel::Sentinels;
 use super::target::Target;
 use super::unavailable::{Problem, Unavailable};
 use super::wellbeing::Wellbeing;
-use super::{BadUrl, Timeouts};
+use super::{BadUrl, Partial, Timeouts};
 
 #[derive(Debug)]
 pub(super) struct Way {
@@ -29,7 +29,7 @@ enum Kind {
 impl Way {
     /// Prepares it; `sign_of_life` is a key that may be asked for.
     pub(super) fn new(
-        name: &'static str,
+        wellbeing: Wellbeing,
         place: Arc<str>,
         target: Target,
         timeouts: Timeouts,
@@ -42,7 +42,6 @@ impl Way {
             }
             Target::Cluster(seeds) => Kind::Cluster(Cluster::new(seeds, timeouts, sign_of_life)?),
         };
-        let wellbeing = Wellbeing::new(name, place.clone());
         Ok(Self { place, kind, wellbeing })
     }
 
@@ -75,6 +74,24 @@ impl Way {
             }
             Err(problem) => Err(self.failed(operation, problem)),
         }
+    }
+
+    /// Runs commands as far as they go: a reply for each that has one, and what kept the others
+    /// from it.
+    pub(super) async fn run_each(
+        &self,
+        operation: &'static str,
+        commands: Vec<Cmd>,
+    ) -> (Vec<Option<Value>>, Option<Unavailable>) {
+        let Partial { replies, problem } = match &self.kind {
+            Kind::One(link) => link.run_each(commands).await,
+            Kind::Cluster(cluster) => cluster.run_each(commands).await,
+        };
+        let problem = problem.map(|problem| self.failed(operation, problem));
+        if problem.is_none() {
+            self.wellbeing.succeeded(operation);
+        }
+        (replies, problem)
     }
 
     /// Asks for a sign of life: the server, or everyone in the cluster who serves slots. That is

@@ -9,21 +9,24 @@ use std::time::{Duration, Instant};
 
 use super::unavailable::{Trouble, Unavailable};
 
-/// How long what an operation met counts when it is not tried again: who waits for Redis tries
-/// again sooner.
+/// How long what an operation met counts when it is not tried again, beyond the time that one
+/// try may take: who waits for Redis tries again sooner.
 const FRESH: Duration = Duration::from_secs(2);
 
+/// What one connection knows. All connections of a client share their state, so that an outage
+/// is logged once.
 #[derive(Debug)]
 pub(super) struct Wellbeing {
-    /// Of the connection, for the log.
+    /// Which of the connections it is.
     name: &'static str,
     place: Arc<str>,
-    state: Mutex<State>,
+    fresh: Duration,
+    state: Arc<Mutex<State>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// At most one for each operation, the latest at the end.
+    /// At most one for each operation and connection, the latest at the end.
     met: Vec<Met>,
     /// Whether it was logged that something is wrong.
     told: bool,
@@ -31,43 +34,50 @@ struct State {
 
 #[derive(Debug)]
 struct Met {
+    connection: &'static str,
     operation: &'static str,
     trouble: Trouble,
     problem: Unavailable,
-    at: Instant,
+    until: Instant,
 }
 
 impl Wellbeing {
-    pub(super) fn new(name: &'static str, place: Arc<str>) -> Self {
-        Self { name, place, state: Mutex::default() }
+    /// Of the first connection; `longest` is how long one try may take.
+    pub(super) fn new(name: &'static str, place: Arc<str>, longest: Duration) -> Self {
+        Self { name, place, fresh: FRESH + longest, state: Arc::default() }
     }
 
-    /// What is wrong at present.
+    /// Of another connection of the same client.
+    pub(super) fn of_another(&self, name: &'static str, longest: Duration) -> Self {
+        let (place, state) = (Arc::clone(&self.place), Arc::clone(&self.state));
+        Self { name, place, fresh: FRESH + longest, state }
+    }
+
+    /// What is wrong at present, on whichever connection.
     pub(super) fn problem(&self) -> Option<Unavailable> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = state.met.iter().rev().find(|met| met.at.elapsed() < FRESH);
+        let now = Instant::now();
+        let fresh = state.met.iter().rev().find(|met| met.until > now);
         fresh.map(|met| met.problem.clone())
     }
 
     /// An operation was answered.
     pub(super) fn succeeded(&self, operation: &'static str) {
-        self.change(|met| met.retain(|met| met.operation != operation));
+        self.change(|met| met.retain(|met| met.connection != self.name || met.operation != operation));
     }
 
-    /// There was a sign of life: what remains is what a `PING` does not show.
+    /// There was a sign of life on this connection: what remains is what a `PING` does not show.
     pub(super) fn alive(&self) {
-        self.change(|met| {
-            met.retain(|met| {
-                matches!(met.trouble, Trouble::NotReady | Trouble::IsCluster | Trouble::ClusterDown)
-            });
-        });
+        let remains = |met: &Met| !matches!(met.trouble, Trouble::Away | Trouble::Slow | Trouble::NoService);
+        self.change(|met| met.retain(|met| met.connection != self.name || remains(met)));
     }
 
     /// An operation was not answered, or told that Redis is unfit.
     pub(super) fn failed(&self, operation: &'static str, trouble: Trouble, problem: Unavailable) {
         self.change(|met| {
-            met.retain(|met| met.operation != operation);
-            met.push(Met { operation, trouble, problem, at: Instant::now() });
+            met.retain(|met| met.connection != self.name || met.operation != operation);
+            let until = Instant::now() + self.fresh;
+            met.push(Met { connection: self.name, operation, trouble, problem, until });
         });
     }
 
@@ -75,10 +85,11 @@ impl Wellbeing {
     fn change(&self, change: impl FnOnce(&mut Vec<Met>)) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut state.met);
-        state.met.retain(|met| met.at.elapsed() < FRESH);
+        let now = Instant::now();
+        state.met.retain(|met| met.until > now);
         match (state.told, state.met.last()) {
-            (false, Some(met)) => tracing::warn!(connection = self.name, "{}", met.problem),
-            (true, None) => tracing::info!(connection = self.name, "Redis at {} is back", self.place),
+            (false, Some(met)) => tracing::warn!(connection = met.connection, "{}", met.problem),
+            (true, None) => tracing::info!("Redis at {} is back", self.place),
             (false, None) | (true, Some(_)) => {}
         }
         state.told = !state.met.is_empty();
@@ -95,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_sign_of_life_is_not_enough_while_an_operation_is_refused() {
-        let wellbeing = Wellbeing::new("test", "nowhere".into());
+        let wellbeing = Wellbeing::new("test", "nowhere".into(), Duration::ZERO);
         assert_eq!(wellbeing.problem(), None);
         wellbeing.failed("write", Trouble::NotReady, problem("write"));
         wellbeing.failed("read", Trouble::Away, problem("read"));
@@ -109,8 +120,20 @@ mod tests {
     }
 
     #[test]
+    fn a_sign_of_life_on_one_connection_says_nothing_of_another() {
+        let small = Wellbeing::new("small", "nowhere".into(), Duration::ZERO);
+        let scan = small.of_another("scan", Duration::ZERO);
+        scan.failed("read", Trouble::Slow, problem("read"));
+        small.alive();
+        small.succeeded("read");
+        assert_eq!(small.problem(), Some(problem("read")), "one state for all, and one line in the log");
+        scan.alive();
+        assert_eq!(small.problem(), None);
+    }
+
+    #[test]
     fn an_operation_has_one_problem_at_a_time() {
-        let wellbeing = Wellbeing::new("test", "nowhere".into());
+        let wellbeing = Wellbeing::new("test", "nowhere".into(), Duration::ZERO);
         for _ in 0..100 {
             wellbeing.failed("write", Trouble::NotReady, problem("write"));
         }

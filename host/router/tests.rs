@@ -33,7 +33,7 @@ fn the_specification_s_room_is_one_call_for_each_comet() {
     let plan = Plan::room(&room, &route, &Overrides::default());
     assert_eq!(shape(&plan), [("a:1", Target::Room(room.clone())), ("b:1", Target::Room(room))]);
     assert_eq!(plan.deliveries[0].recipients.len(), 2);
-    assert_eq!(plan.absent, []);
+    assert!(plan.absent.is_empty());
 }
 
 #[test]
@@ -91,10 +91,12 @@ fn keys_are_grouped_by_comet_and_the_missing_are_absent() {
         (Arc::from("u2"), Some(connection("c2", "b:1", false))),
         (Arc::from("u3"), None),
     ];
-    let plan = Plan::keys(found, &Overrides::default());
+    let plan = Plan::keys(found, Identity::Unsure, &Overrides::default());
     assert_eq!(shape(&plan), [("a:1", ids(&["c1"]))]);
     let absent: Vec<_> = plan.absent.iter().map(|a| (a.user.as_str(), a.cause)).collect();
     assert_eq!(absent, [("u-c2", Cause::NotOnline), ("u3", Cause::NoConnection)]);
+    let identities: Vec<_> = plan.absent.iter().map(|a| a.identity).collect();
+    assert_eq!(identities, [Identity::User, Identity::Unsure]);
 }
 
 #[test]
@@ -114,6 +116,42 @@ fn the_speed_of_a_broadcast_is_divided_over_the_comets() {
     assert_eq!((speeds(0), speeds(-7)), (vec![0; 3], vec![0; 3]), "no limit stays none");
 }
 
+#[test]
+fn a_connection_without_a_user_is_not_a_user() {
+    let anonymous = Connection { user: None, ..connection("c1", "a:1", true) };
+    let route = Route::new(&grouping(vec![anonymous]));
+    let absent = route.shares[0].recipients[0].absent(Cause::CometUnreachable);
+    assert_eq!((absent.user.as_str(), absent.identity), ("c1", Identity::Connection));
+}
+
+/// The same user on these connections; what the policies did to each.
+fn devices(devices: &[(&str, &str, Placement)]) -> Grouping {
+    let of_ann =
+        |id: &str, comet: &str| Connection { user: Some("ann".into()), ..connection(id, comet, true) };
+    let members: Vec<_> = devices.iter().map(|(id, comet, _)| of_ann(id, comet)).collect();
+    let mut grouping = grouping(members);
+    let moves = devices.iter().enumerate().map(|(at, (_, _, to))| (at as u32, to.clone())).collect();
+    grouping.apply(Regrouping { moves, ..Default::default() }).expect("in range");
+    grouping
+}
+
+#[test]
+fn who_is_reached_on_one_device_is_not_absent_on_another() {
+    let stays = |comet: &str| Placement::Comet(comet.into());
+    let both = devices(&[("phone", "a:1", Placement::Offline), ("browser", "b:1", stays("b:1"))]);
+    let route = Route::new(&both);
+    let room = RoomId::from("r");
+    assert!(Plan::room(&room, &route, &Overrides::default()).absent.is_empty());
+    let not_there = Overrides { except: vec!["b:1".into()], ..Overrides::default() };
+    let absent = Plan::room(&room, &route, &not_there).absent;
+    assert_eq!(absent.iter().map(|a| a.user.as_str()).collect::<Vec<_>>(), ["ann"], "withheld there");
+
+    let neither = devices(&[("phone", "a:1", Placement::Offline), ("browser", "b:1", Placement::Offline)]);
+    assert_eq!(Route::new(&neither).absent.len(), 1, "two devices are one recipient");
+    assert!(!route.has_repeats());
+    assert!(Route::new(&devices(&[("p", "a:1", stays("a:1")), ("b", "b:1", stays("b:1"))])).has_repeats());
+}
+
 fn placements() -> impl Strategy<Value = Placement> {
     prop_oneof![
         (0..5u8).prop_map(|n| Placement::Comet(format!("comet-{n}:1").into())),
@@ -123,6 +161,43 @@ fn placements() -> impl Strategy<Value = Placement> {
 }
 
 proptest! {
+    /// Whatever comets and policies do: a message ends for each user exactly once, live or as one
+    /// absent recipient, as long as any of the user's connections had to be reached.
+    #[test]
+    fn recipients_are_people(
+        members in proptest::collection::vec((0..6u8, 0..4u8, 0..3u8), 0..24),
+        down in proptest::collection::hash_set(0..4u8, 0..4),
+    ) {
+        // Of whom `place` is 1, a policy treats that connection as offline; online is who is not 0.
+        let online = |user: u8| user != 0;
+        let connections = members.iter().enumerate().map(|(n, (user, comet, _))| Connection {
+            id: format!("c{n}").into(),
+            user: Some(format!("u{user}").into()),
+            comet: format!("comet-{comet}:1").into(),
+            online: online(*user),
+        });
+        let mut grouping = grouping(connections.collect());
+        let offline = members.iter().enumerate().filter(|(_, (_, _, place))| *place == 1);
+        let moves = offline.map(|(n, _)| (n as u32, Placement::Offline)).collect();
+        grouping.apply(Regrouping { moves, ..Default::default() }).expect("in range");
+        let route = Route::new(&grouping);
+        let plan = Plan::room(&"r".into(), &route, &Overrides::default());
+
+        let is_down = |comet: &CometAddr| down.iter().any(|n| *comet == format!("comet-{n}:1").into());
+        let (lost, taken): (Vec<_>, Vec<_>) = plan.deliveries.iter().partition(|d| is_down(&d.comet));
+        let unreachable = lost.iter().flat_map(|d| d.recipients.iter()).map(|r| r.absent(Cause::CometUnreachable));
+        let all = plan.absent.iter().cloned().chain(unreachable);
+        let reached = taken.iter().flat_map(|d| d.recipients.iter());
+        let live: std::collections::HashSet<_> = reached.clone().map(|r| r.name().to_owned()).collect();
+        let absent: Vec<_> = people(all, reached).into_iter().map(|a| a.user.to_string()).collect();
+        for user in 0..6u8 {
+            let name = format!("u{user}");
+            let times = absent.iter().filter(|absent| **absent == name).count();
+            let expected = usize::from(members.iter().any(|m| m.0 == user) && !live.contains(&name));
+            prop_assert_eq!(times, expected, "{}", name);
+        }
+    }
+
     /// Whatever policies do to a room: nobody is lost, nobody is reached twice, a comet gets
     /// one call, and a whole part is exactly what the room's call reaches there.
     #[test]

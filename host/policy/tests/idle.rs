@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::decision::{Absent, Cause, Verdict};
+use crate::decision::{Absent, Cause, Identity, Verdict};
 use crate::membership::{Connection, Grouping, Membership, Place};
 use crate::policy::idle_plugin;
 
@@ -21,8 +21,12 @@ fn it_decides_nothing_in_every_hook() {
         assert_eq!(filtered.len(), messages.len());
         assert!(filtered.iter().all(|one| one.verdict == Verdict::Pass && one.trail.is_empty()));
 
-        let absent =
-            |n| Absent { user: format!("u{n}").as_str().into(), connection: None, cause: Cause::NotOnline };
+        let absent = |n| Absent {
+            user: format!("u{n}").as_str().into(),
+            identity: Identity::User,
+            connection: None,
+            cause: Cause::NotOnline,
+        };
         let absent: Vec<Absent> = (0..size).map(absent).collect();
         let decided = chain.decide(&messages[0], &absent).unwrap();
         assert_eq!(decided, vec![None; absent.len()]);

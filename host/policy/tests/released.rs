@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::decision::{Absent, Cause, Disposition, Verdict};
+use crate::decision::{Absent, Cause, Disposition, Identity, Verdict};
 use crate::membership::{Connection, Grouping, Membership, Place};
 use crate::policy::Filtered;
 
@@ -37,7 +37,8 @@ fn regrouped(set: &Arc<PolicySet>, id: &str) -> (Vec<String>, Vec<Place>) {
 }
 
 fn disposition(set: &Arc<PolicySet>, user: &str) -> Option<Disposition> {
-    let absent = Absent { user: user.into(), connection: None, cause: Cause::NotOnline };
+    let absent =
+        Absent { user: user.into(), identity: Identity::User, connection: None, cause: Cause::NotOnline };
     let mut decided = set.chain().decide(&room("hello"), &[absent]).unwrap();
     decided.remove(0).map(|decided| decided.disposition)
 }

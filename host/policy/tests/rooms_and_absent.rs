@@ -1,7 +1,7 @@
 //! The other two hooks: rooms that are regrouped, and those who are away.
 
 use super::*;
-use crate::decision::{Absent, Cause, Disposition};
+use crate::decision::{Absent, Cause, Disposition, Identity};
 use crate::membership::{Connection, Grouping, Membership, Place};
 use crate::message::RoomId;
 
@@ -49,7 +49,12 @@ fn a_grouping_that_fails_is_skipped() {
 }
 
 fn absent(users: &[&str]) -> Vec<Absent> {
-    let absent = |user: &&str| Absent { user: (*user).into(), connection: None, cause: Cause::NotOnline };
+    let absent = |user: &&str| Absent {
+        user: (*user).into(),
+        identity: Identity::User,
+        connection: None,
+        cause: Cause::NotOnline,
+    };
     users.iter().map(absent).collect()
 }
 

@@ -12,7 +12,7 @@ use crate::cli::draft::Draft;
 use crate::cli::plugin::author::project::{self, Configured};
 use crate::cli::plugin::author::question::Gathering;
 use crate::cli::{SUCCESS, fail, print};
-use crate::decision::{Absent, Cause};
+use crate::decision::{Absent, Cause, Identity};
 use crate::membership::Grouping;
 use crate::message::Message;
 use crate::policy::{Chain, OnError, PluginConfig, Policies, Runtime, Stalled, idle_plugin};
@@ -125,6 +125,7 @@ fn filter(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Durati
 fn offline(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Duration, Stalled> {
     let user = |number: usize| Absent {
         user: format!("user_{number}").as_str().into(),
+        identity: Identity::User,
         connection: None,
         cause: Cause::NotOnline,
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::cli::draft::Draft;
-use crate::decision::{Absent, Cause};
+use crate::decision::{Absent, Cause, Identity};
 use crate::membership::{Connection, Grouping, Membership};
 use crate::message::RoomId;
 
@@ -69,7 +69,7 @@ impl AwayUser {
             AwayCause::CometUnreachable => Cause::CometUnreachable,
         };
         let connection = self.connection.as_deref().map(Into::into);
-        Absent { user: self.user.as_str().into(), connection, cause }
+        Absent { user: self.user.as_str().into(), identity: Identity::User, connection, cause }
     }
 }
 

@@ -1,0 +1,187 @@
+//! The writer against an inbox that answers as a test wants.
+
+use std::collections::HashMap;
+
+use async_trait::async_trait;
+use tokio::task::JoinSet;
+
+use super::super::tests::entry;
+use super::super::{Kept, Unavailable};
+use super::*;
+use crate::message::UserId;
+
+/// What an inbox does with one pipeline.
+type Act = Box<dyn FnMut(&[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> + Send>;
+
+/// Notes what is stored, as it is told.
+struct Scripted {
+    act: Mutex<Act>,
+    /// The entries of each pipeline.
+    pipelines: Mutex<Vec<Vec<String>>>,
+}
+
+#[async_trait]
+impl Inbox for Scripted {
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> {
+        let names =
+            entries.iter().map(|entry| format!("{} {}", entry.user, entry.message.record.origin.offset));
+        self.pipelines.lock().expect("no panic").push(names.collect());
+        // A moment, in which others queue theirs.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        (self.act.lock().expect("no panic"))(entries)
+    }
+
+    async fn read(&self, _: &UserId, _: usize) -> Result<Vec<Kept>, Unavailable> {
+        Ok(Vec::new())
+    }
+}
+
+struct World {
+    queue: InboxQueue,
+    inbox: Arc<Scripted>,
+    _writer: JoinSet<()>,
+}
+
+impl World {
+    fn new(
+        give_up_after: Duration,
+        act: impl FnMut(&[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> + Send + 'static,
+    ) -> Self {
+        let inbox = Arc::new(Scripted { act: Mutex::new(Box::new(act)), pipelines: Mutex::default() });
+        let config = Config { give_up_after, ..Config::default() };
+        let (queue, writer) = InboxQueue::new(Arc::clone(&inbox), &config);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(writer.run(CancellationToken::new()));
+        Self { queue, inbox, _writer: tasks }
+    }
+
+    async fn store(&self, entries: Vec<InboxEntry>) -> Stored {
+        let places = self.queue.places(entries.len()).await.expect("the writer runs");
+        places.store(entries).await.expect("the writer runs")
+    }
+
+    /// How often each entry was sent, and how many pipelines there were.
+    fn written(&self) -> (HashMap<String, usize>, usize) {
+        let pipelines = self.inbox.pipelines.lock().expect("no panic");
+        let mut times = HashMap::new();
+        for name in pipelines.iter().flatten() {
+            *times.entry(name.clone()).or_default() += 1;
+        }
+        (times, pipelines.len())
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn full() -> Unavailable {
+    Unavailable::pretended_full("store_offline")
+}
+
+#[tokio::test]
+async fn many_messages_share_pipelines_and_nothing_is_written_twice() {
+    let world = World::new(HOUR, |_| Ok(Vec::new()));
+    let message = |offset: i64| (0..200).map(move |user| entry(&format!("u{user}"), offset, None)).collect();
+    // Few enough to be polled in order.
+    let all = (0..25).map(|offset| world.store(message(offset)));
+    let stored = futures_util::future::join_all(all).await;
+    assert!(stored.iter().all(|stored| *stored == Stored::default()));
+    let (times, pipelines) = world.written();
+    assert_eq!((times.len(), times.values().max()), (5000, Some(&1)));
+    assert!(pipelines < 20, "{pipelines} pipelines for 25 messages");
+    let pipelines = world.inbox.pipelines.lock().expect("no panic");
+    let of_one: Vec<_> = pipelines.iter().flatten().filter(|name| name.starts_with("u7 ")).collect();
+    let expected: Vec<_> = (0..25).map(|offset| format!("u7 {offset}")).collect();
+    assert_eq!(of_one, expected.iter().collect::<Vec<_>>(), "in the order of the queue");
+}
+
+#[tokio::test]
+async fn it_goes_on_where_redis_stopped() {
+    // A Redis that takes ten entries of each pipeline, and one that it will never take.
+    let world = World::new(HOUR, |entries| {
+        let never = entries.iter().position(|entry| entry.user.as_str() == "u13");
+        let not_stored =
+            never.filter(|at| *at < 10).map(|entry| NotStored { entry, reason: "spoilt".into() });
+        let not_stored: Vec<_> = not_stored.into_iter().collect();
+        if entries.len() <= 10 {
+            return Ok(not_stored);
+        }
+        Err(Unfinished { not_stored, left: (10..entries.len()).collect(), because: full() })
+    });
+    let stored = world.store((0..95).map(|user| entry(&format!("u{user}"), 1, None)).collect()).await;
+    assert_eq!(stored, Stored { refused: 1, reason: Some("spoilt".into()) });
+    let pipelines = world.inbox.pipelines.lock().expect("no panic");
+    let taken: Vec<_> = pipelines.iter().flat_map(|pipeline| pipeline.iter().take(10)).collect();
+    let expected: Vec<_> = (0..95).map(|user| format!("u{user} 1")).collect();
+    assert_eq!(taken, expected.iter().collect::<Vec<_>>(), "each once, in order");
+}
+
+#[tokio::test]
+async fn a_pipeline_that_was_too_slow_was_too_large() {
+    let world = World::new(HOUR, |entries| {
+        let because = Unavailable::pretended_slow("store_offline");
+        let left = (0..entries.len()).collect();
+        if entries.len() > 5 {
+            Err(Unfinished { not_stored: Vec::new(), left, because })
+        } else {
+            Ok(Vec::new())
+        }
+    });
+    let mut problem = world.queue.problem();
+    assert_eq!(
+        world.store((0..300).map(|user| entry(&format!("u{user}"), 1, None)).collect()).await,
+        Stored::default()
+    );
+    assert_eq!(*problem.borrow_and_update(), None, "it goes on");
+}
+
+#[tokio::test]
+async fn a_redis_that_refuses_for_long_is_given_up_and_asked_again() {
+    let refuses = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let world = World::new(Duration::from_millis(300), {
+        let refuses = Arc::clone(&refuses);
+        move |entries| {
+            let left = (0..entries.len()).collect();
+            let refused = Unfinished { not_stored: Vec::new(), left, because: full() };
+            if refuses.load(Ordering::Relaxed) { Err(refused) } else { Ok(Vec::new()) }
+        }
+    });
+    let begun = tokio::time::Instant::now();
+    let ten = || (0..10).map(|user| entry(&format!("u{user}"), 1, None)).collect();
+    let mut problem = world.queue.problem();
+    let (stored, seen) = tokio::join!(world.store(ten()), async {
+        problem.changed().await.expect("the writer runs");
+        problem.borrow_and_update().clone()
+    });
+    assert!(seen.is_some_and(|seen| seen.contains("maxmemory")), "who waits learns why");
+    assert_eq!(stored.refused, 10);
+    assert!(stored.reason.as_ref().is_some_and(|why| why.contains("maxmemory")), "{stored:?}");
+    let waited = begun.elapsed();
+    assert!(waited >= Duration::from_millis(300), "{waited:?}");
+
+    assert_eq!(world.store(ten()).await.refused, 10, "at once: it still refuses");
+    refuses.store(false, Ordering::Relaxed);
+    assert_eq!(world.store(ten()).await, Stored::default(), "it is asked each time");
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_not_written() {
+    let world = World::new(HOUR, |_| Ok(Vec::new()));
+    let places = world.queue.places(1).await.expect("the writer runs");
+    let mut abandoned = Box::pin(places.store(vec![entry("ann", 1, None)]));
+    assert!(futures_util::poll!(&mut abandoned).is_pending());
+    drop(abandoned);
+    assert_eq!(world.store(vec![entry("bob", 2, None)]).await, Stored::default());
+    assert_eq!(world.written().0.into_keys().collect::<Vec<_>>(), ["bob 2"]);
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded() {
+    let world = World::new(HOUR, |_| Ok(Vec::new()));
+    let all = world.queue.places(PLACES).await.expect("the writer runs");
+    let one = world.queue.places(1);
+    tokio::pin!(one);
+    assert!(futures_util::poll!(&mut one).is_pending());
+    drop(all);
+    assert!(one.await.is_some());
+    assert!(world.queue.places(usize::MAX).await.is_some(), "more than there is takes all of it");
+}

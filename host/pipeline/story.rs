@@ -1,0 +1,120 @@
+//! What is told of a message: one line of log, at `debug`, when it is settled.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tracing::{Level, debug};
+
+use crate::decision::Absent;
+use crate::message::{Audience, Message, Record};
+use crate::offsets::Ticket;
+use crate::pipeline::call::{Call, Took};
+use crate::pipeline::metrics::Outcome;
+use crate::policy::{Decision, PolicySet};
+use crate::router::Recipient;
+
+/// How many comets, and how many recipients, the line names.
+const NAMED: usize = 10;
+
+/// A message and what has become of it so far.
+pub(super) struct Story {
+    pub(super) record: Arc<Record>,
+    pub(super) message: Option<Message>,
+    pub(super) ticket: Ticket,
+    pub(super) trail: Vec<Decision>,
+    pub(super) started: Instant,
+    pub(super) connections: Option<usize>,
+    pub(super) stale: usize,
+    pub(super) withheld: usize,
+    pub(super) calls: Vec<Call>,
+    /// Who was not reached.
+    pub(super) absent: Arc<[Absent]>,
+    /// Comets that did not take it, and why.
+    pub(super) unreachable: Vec<String>,
+    pub(super) tally: Tally,
+}
+
+/// Recipients by outcome.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) sent: usize,
+    pub(super) failed: usize,
+    pub(super) stored: usize,
+    pub(super) notified: usize,
+    pub(super) dropped: usize,
+}
+
+impl Story {
+    pub(super) fn new(message: Message, ticket: Ticket, trail: Vec<Decision>, started: Instant) -> Self {
+        let mut story = Self::of_record(Arc::clone(&message.record), ticket, started);
+        story.message = Some(message);
+        story.trail = trail;
+        story
+    }
+
+    /// The story of a record that is no message.
+    pub(super) fn of_record(record: Arc<Record>, ticket: Ticket, started: Instant) -> Self {
+        Self {
+            record,
+            message: None,
+            ticket,
+            trail: Vec::new(),
+            started,
+            connections: None,
+            stale: 0,
+            withheld: 0,
+            calls: Vec::new(),
+            absent: Arc::default(),
+            unreachable: Vec::new(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// The one line that tells it all.
+    pub(super) fn tell(&self, set: &PolicySet, outcome: Outcome, reason: &str) {
+        if !tracing::enabled!(Level::DEBUG) {
+            return;
+        }
+        let plugins: Vec<_> = set.versions().iter().map(ToString::to_string).collect();
+        let decisions: Vec<_> = self.trail.iter().map(|d| format!("{}: {}", d.by, d.what)).collect();
+        let Tally { sent, failed, stored, notified, dropped } = self.tally;
+        debug!(
+            id = %self.record.message_id(),
+            kind = self.message.as_ref().map(|message| kind(&message.audience)),
+            room = self.message.as_ref().and_then(Message::room).map(tracing::field::display),
+            operation = self.message.as_ref().map(|message| message.operation),
+            connections = self.connections, stale = self.stale, comets = self.calls.len(),
+            sent_to = ?self.sent_to(), sent, failed, reached = ?self.reached(),
+            offline = self.absent.len(), away = ?self.away(), stored, notified, dropped,
+            withheld = self.withheld, unreachable = ?self.unreachable, generation = %set.generation(),
+            plugins = ?plugins, decisions = ?decisions, outcome = outcome.as_str(), reason,
+            took_ms = self.started.elapsed().as_secs_f64() * 1e3,
+            "message settled"
+        );
+    }
+
+    /// `address: recipients` of the comets that took it, the first few.
+    fn sent_to(&self) -> Vec<String> {
+        let taken = self.calls.iter().filter(|call| call.took != Took::Nothing).take(NAMED);
+        taken.map(|call| format!("{}: {}", call.comet, call.reached().count())).collect()
+    }
+
+    /// The users it reached, or connections without one, the first few.
+    fn reached(&self) -> Vec<&str> {
+        self.calls.iter().flat_map(Call::reached).map(Recipient::name).take(NAMED).collect()
+    }
+
+    /// The users it did not reach, the first few.
+    fn away(&self) -> Vec<&str> {
+        self.absent.iter().map(|absent| absent.user.as_str()).take(NAMED).collect()
+    }
+}
+
+/// The type, as producers know it.
+fn kind(audience: &Audience) -> &'static str {
+    match audience {
+        Audience::Keys { .. } => "PUSH",
+        Audience::Room(_) => "ROOM",
+        Audience::Everyone { .. } => "BROADCAST",
+    }
+}
