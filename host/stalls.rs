@@ -41,6 +41,8 @@ pub enum StallStage {
     Guard,
     /// Finding rooms and connections in Redis.
     Resolve,
+    /// Handing messages to comets that have as many as may wait.
+    Dispatch,
     /// Storing messages for users who are away.
     Inbox,
     /// Writing to the notify topic.
@@ -51,12 +53,13 @@ pub enum StallStage {
 
 impl StallStage {
     /// Every stage, in the order of a record's way.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Consume,
         Self::Policy,
         Self::SharedState,
         Self::Guard,
         Self::Resolve,
+        Self::Dispatch,
         Self::Inbox,
         Self::Notify,
         Self::DeadLetter,
@@ -70,6 +73,7 @@ impl StallStage {
             Self::SharedState => "shared-state",
             Self::Guard => "guard",
             Self::Resolve => "resolve",
+            Self::Dispatch => "dispatch",
             Self::Inbox => "inbox",
             Self::Notify => "notify",
             Self::DeadLetter => "dead-letter",

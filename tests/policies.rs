@@ -94,6 +94,20 @@ async fn the_keyword_filter_drops_or_masks() {
 }
 
 #[tokio::test]
+async fn a_comet_s_refusal_names_the_policies_that_amended_the_message() {
+    let stage = Stage::new("amended").await;
+    stage.comet.refuse("lobby", tonic::Code::InvalidArgument);
+    let mask = bundled("keyword-filter").config(&json!({ "words": ["spam"], "action": "mask" }));
+    let gateway = stage.start([mask]).await;
+    stage.say("some spam").await;
+    gateway.wait_until_settled(&stage.topic).await;
+    let letters = kafka().read_all(&format!("{}.dead-letter", stage.topic));
+    let reason = letters[0].header("halley-reason").expect("a reason");
+    assert!(reason.contains("InvalidArgument") && reason.contains("keyword-filter@"), "{reason}");
+    assert!(reason.contains("amended body"), "{reason}");
+}
+
+#[tokio::test]
 async fn the_duplicate_guard_stops_duplicates_and_calms_rooms() {
     let stage = Stage::new("duplicates").await;
     let duplicates = bundled("duplicate-guard").config(&json!({ "duplicates": { "within": "60s" } }));

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::breaker::{self, Breaker, Change, Permit, State};
 use super::channel::{Client, Dialer, Failure};
-use super::job::{Job, Standing};
+use super::job::{Job, Room, Standing};
 use super::lanes::Lanes;
 use super::retry::{self, Meaning};
 use super::{Config, Delivered, Parcel, Receipt, Timing};
@@ -42,7 +42,7 @@ pub(super) struct Comet {
     pub(super) standing: Arc<Standing>,
     inbox: mpsc::Sender<Job>,
     lanes: usize,
-    queue: usize,
+    room: Room,
 }
 
 impl Comet {
@@ -55,6 +55,7 @@ impl Comet {
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let standing = Arc::new(standing);
         let (sender, inbox) = mpsc::channel(config.queue);
+        let room = Room { messages: config.queue, bytes: config.share() };
         let actor = Actor {
             client: None,
             dialer,
@@ -66,6 +67,7 @@ impl Comet {
             timing,
             merges: config.dialect == super::Dialect::Goim,
             dialect: config.dialect,
+            with_ids: config.message_ids,
             breaker: Breaker::new(breaker::Settings {
                 failures: config.breaker_failures,
                 patience: config.breaker_patience,
@@ -78,21 +80,31 @@ impl Comet {
             due: Vec::new(),
             resting: Vec::new(),
         };
-        (Self { standing, inbox: sender, lanes: config.lanes, queue: config.queue }, actor.run(inbox))
+        (Self { standing, inbox: sender, lanes: config.lanes, room }, actor.run(inbox))
     }
 
-    /// Queues a parcel. Never waits.
-    pub(super) fn send(&self, parcel: Parcel) -> Receipt {
-        let Some((job, receipt)) = Job::queue(parcel, &self.standing, self.lanes, self.queue) else {
-            self.standing.metrics.failed.inc();
-            let why =
-                format!("queue full: {} messages wait for {} already", self.queue, self.standing.address);
-            return Receipt::known(Delivered::Unreachable(why));
+    /// Queues a parcel. Never waits: when the queue is full, a comet that takes messages gives
+    /// the parcel back, and for another one it is unreachable.
+    pub(super) fn send(&self, parcel: Parcel) -> Result<Receipt, Parcel> {
+        let (job, receipt) = match Job::queue(parcel, &self.standing, self.lanes, self.room) {
+            Ok(queued) => queued,
+            Err(parcel) if self.standing.keeps_up() => return Err(parcel),
+            Err(_) => return Ok(self.full("it does not take them")),
         };
         // The queue has as many places as there can be jobs. When the task is gone, the job is
         // dropped, which tells the receipt.
         drop(self.inbox.try_send(job));
-        Receipt::awaited(receipt)
+        Ok(Receipt::awaited(receipt))
+    }
+
+    /// The receipt of a parcel that found no room in the queue.
+    pub(super) fn full(&self, why: &str) -> Receipt {
+        let Standing { metrics, address, .. } = &*self.standing;
+        metrics.failed.inc();
+        let waiting = self.standing.unsettled();
+        Receipt::known(Delivered::Unreachable(format!(
+            "queue full: {waiting} messages wait for {address}, {why}"
+        )))
     }
 
     /// Whether its task ended, which only a bug can bring about.
@@ -151,6 +163,8 @@ struct Actor {
     probe: Probe,
     timing: Timing,
     dialect: super::Dialect,
+    /// Whether calls carry the ids of their messages.
+    with_ids: bool,
     /// Whether waiting messages for one room travel in one call.
     merges: bool,
     breaker: Breaker,
@@ -254,7 +268,7 @@ impl Actor {
 
     fn attempt(&mut self, call: Call, permit: Permit) -> Attempt {
         let client = self.client.get_or_insert_with(|| self.dialer.dial()).clone();
-        let (request, method) = call.request(self.dialect);
+        let (request, method) = call.request(self.dialect, self.with_ids);
         self.active.standing.in_flight().fetch_add(call.together(), Ordering::Relaxed);
         Attempt { client, channel: self.channel, call, permit, request, method, timeout: self.timing.timeout }
     }
@@ -377,6 +391,7 @@ impl Actor {
         let Some(client) = self.probe.found(found, Instant::now()) else { return };
         self.renew_channel();
         self.client = Some(client);
+        self.active.standing.note_answer();
         let change = self.breaker.is_back();
         self.changed(change);
     }
@@ -434,7 +449,9 @@ impl Actor {
 
     /// Ends what would be too old at a moment; returns the call if some of it is left.
     fn without_expired(&mut self, mut call: Call, at: Instant) -> Option<Call> {
-        call.expire(at, self.timing.give_up_after);
+        if call.expire(at, self.timing.give_up_after) {
+            self.active.standing.note_behind(self.timing.give_up_after);
+        }
         if call.is_done() {
             self.lanes.finish(call.into_token());
             return None;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 use super::discovery;
 use super::known::Limits;
 use super::lanes::MAX_LANES;
@@ -28,8 +30,16 @@ pub struct Config {
     /// How many calls to one comet may be under way at a time: 1 to 64. A room or connection
     /// always uses the same lane.
     pub lanes: usize,
-    /// How many calls may wait for one comet; further ones are unreachable at once.
+    /// How many messages may wait for one comet. What comes when it is full waits in its
+    /// partition while the comet takes messages. A comet that is slower than `queue` messages in
+    /// `delivery.give_up_after` does not take them: what finds its queue full is unreachable.
     pub queue: usize,
+    /// How many bytes of messages may wait for comets, over all comets; one comet may have a
+    /// quarter. At the bound partitions wait.
+    pub max_pending_bytes: ByteSize,
+    /// Whether calls carry the ids of their messages (`halley-message-id`), by which comets know
+    /// what they had before. Off saves bytes for comets that never read them.
+    pub message_ids: bool,
     /// How many comets may be known at a time. Addresses come from the directory and from
     /// plugins; this bounds what a mistake there can cost.
     pub max_comets: usize,
@@ -76,7 +86,9 @@ impl Default for Config {
             addresses: BTreeMap::new(),
             discovery: discovery::Config::default(),
             lanes: 8,
-            queue: 10_000,
+            queue: 1000,
+            max_pending_bytes: ByteSize::mib(256),
+            message_ids: true,
             max_comets: 4096,
             max_named: 1024,
             stale_after: Duration::from_secs(60),
@@ -93,6 +105,16 @@ impl Default for Config {
 }
 
 impl Config {
+    /// How many bytes may wait for comets.
+    pub(super) fn pending_bytes(&self) -> usize {
+        usize::try_from(self.max_pending_bytes.as_u64()).unwrap_or(usize::MAX)
+    }
+
+    /// How many of them may wait for one comet: a few that do not read leave room for the rest.
+    pub(super) fn share(&self) -> usize {
+        (self.pending_bytes() / 4).max(1)
+    }
+
     /// What is wrong with the values, one sentence for each mistake.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -105,6 +127,9 @@ impl Config {
             if value == 0 {
                 problems.push(format!("`comets.{name}` is 0; use at least 1"));
             }
+        }
+        if self.max_pending_bytes.as_u64() == 0 {
+            problems.push("`comets.max_pending_bytes` is 0; use a size such as \"256MiB\"".into());
         }
         let durations = [
             ("stale_after", self.stale_after),

@@ -21,6 +21,7 @@ use super::job::{Source, Standing};
 use super::known::{Known, Limits, now_ms};
 use super::names::Names;
 use super::nodes::Nodes;
+use super::pending::{Pending, once_more};
 use super::sharing::Sharing;
 use super::shortage::Shortage;
 use super::status::{CometStatus, Reach};
@@ -44,6 +45,7 @@ pub struct Fleet {
     problems: ArcSwap<Vec<String>>,
     sharing: Sharing,
     shortage: Arc<Shortage>,
+    pending: Arc<Pending>,
     runtime: Handle,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -68,6 +70,7 @@ impl Fleet {
         let discovery = Discovery::new(&config.discovery);
         let mut nodes = Nodes::default();
         nodes.update(&config, &discovery);
+        let pending = Pending::new(config.pending_bytes(), metrics.pending_bytes.clone());
         let fleet = Arc::new(Self {
             limits: config.limits(),
             names: ArcSwap::from_pointee(Nodes::names(&config, &discovery)),
@@ -79,6 +82,7 @@ impl Fleet {
             problems: ArcSwap::default(),
             sharing: Sharing::new(store),
             shortage: Arc::default(),
+            pending,
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
             _shutdown: shutdown.clone().drop_guard(),
@@ -100,14 +104,54 @@ impl Fleet {
         let _ = self.resolved.clone().wait_for(|resolved| *resolved).await;
     }
 
-    /// Encodes a message for comets, once for all its parcels.
-    pub fn payload(&self, operation: i32, body: &Bytes) -> Payload {
-        Payload::new(self.config.dialect, operation, body)
+    /// Encodes a message for comets, once for all its parcels. Waits while as many bytes as may
+    /// (`max_pending_bytes`) wait for comets.
+    pub async fn payload(&self, operation: i32, body: &Bytes) -> Payload {
+        let cost = Payload::cost(body);
+        let held = match self.pending.try_take(cost) {
+            Some(held) => held,
+            None => self.pending.take(cost).await,
+        };
+        Payload::new(self.config.dialect, operation, body, Some(held))
     }
 
-    /// Queues a parcel for its comet. Never waits; the order of sending is the order in the
-    /// comet's lanes.
-    pub fn send(&self, parcel: Parcel) -> Receipt {
+    /// Queues a parcel for its comet; the order of sending is the order in the comet's lanes.
+    /// Waits while the queue of a comet that takes messages is full: see [the module](super).
+    pub async fn send(&self, parcel: Parcel) -> Receipt {
+        let mut parcel = match self.try_send(parcel) {
+            Ok(receipt) => return receipt,
+            Err(parcel) => parcel,
+        };
+        let until = Instant::now() + self.timing.give_up_after;
+        if let Some(comet) = self.known(&parcel.comet) {
+            comet.standing.metrics.queue_full.inc();
+        }
+        loop {
+            let Some(comet) = self.known(&parcel.comet) else {
+                // Forgotten meanwhile: the next attempt makes it again, with an empty queue.
+                return self.try_send(parcel).unwrap_or_else(|parcel| not_queued(&parcel));
+            };
+            let mut left = Some(parcel);
+            let attempt = || match left.take().map(|parcel| self.try_send(parcel)) {
+                Some(Ok(receipt)) => Ok(receipt),
+                Some(Err(parcel)) => Err(left = Some(parcel)),
+                None => Err(()),
+            };
+            if let Ok(receipt) = once_more(&comet.standing.freed, attempt).await {
+                return receipt;
+            }
+            match left.take() {
+                Some(again) if Instant::now() < until => parcel = again,
+                _ => return comet.full("and none was taken for too long"),
+            }
+        }
+    }
+
+    /// As [`Fleet::send`], without waiting.
+    ///
+    /// # Errors
+    /// With the parcel when it is worth waiting for room in its comet's queue.
+    pub fn try_send(&self, parcel: Parcel) -> Result<Receipt, Parcel> {
         if let Some(comet) = self.read().comets.get(&parcel.comet).filter(|comet| !comet.is_dead()) {
             return comet.send(parcel);
         }
@@ -201,7 +245,7 @@ impl Fleet {
         self.tasks.wait().await;
     }
 
-    fn send_to_new(&self, parcel: Parcel) -> Receipt {
+    fn send_to_new(&self, parcel: Parcel) -> Result<Receipt, Parcel> {
         let learned = match Self::unusable(&parcel.comet) {
             Some(why) => Err(why),
             None => self.learn(&parcel.comet, Source::Named),
@@ -213,7 +257,7 @@ impl Fleet {
                     &why,
                     "messages cannot be sent to a comet; their recipients go to the offline policy",
                 );
-                Receipt::known(Delivered::Unreachable(why))
+                Ok(Receipt::known(Delivered::Unreachable(why)))
             }
         }
     }
@@ -317,6 +361,10 @@ impl Fleet {
         self.tasks.spawn_on(task, &self.runtime);
     }
 
+    fn known(&self, address: &CometAddr) -> Option<Arc<Comet>> {
+        self.read().comets.get(address).cloned()
+    }
+
     fn complain(&self, why: &str, what: &str) {
         let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(left_out) = complaints.due(Instant::now()) {
@@ -331,6 +379,12 @@ impl Fleet {
     fn write(&self) -> RwLockWriteGuard<'_, Known> {
         self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The outcome of a parcel whose comet was forgotten while it waited, and whose queue is full
+/// again.
+fn not_queued(parcel: &Parcel) -> Receipt {
+    Receipt::known(Delivered::Unreachable(format!("queue full: too many messages wait for {}", parcel.comet)))
 }
 
 /// One line of log for many mistakes: their source is data, of which there is much.

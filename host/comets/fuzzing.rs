@@ -13,7 +13,7 @@ const HEADER: usize = 16;
 /// Checks the calls that this message would be, in both dialects.
 pub(crate) fn check(message: &Message) {
     for dialect in [Dialect::Chatroom, Dialect::Goim] {
-        let payload = Payload::new(dialect, message.operation, &message.body);
+        let payload = Payload::new(dialect, message.operation, &message.body, None);
         if let Some(id) = payload.metadata(&message.id) {
             assert_eq!(id.as_bytes(), message.id.as_str().as_bytes());
         }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::breaker::State;
 use super::lanes::LaneSet;
@@ -54,8 +54,13 @@ pub(super) struct Standing {
     pub(super) shortage: Arc<Shortage>,
     source: AtomicU8,
     state: AtomicU8,
-    /// Parcels without an outcome.
+    /// Parcels without an outcome, and what they take in bytes.
     unsettled: Places,
+    bytes: Places,
+    /// Told when half of either is free again.
+    pub(super) freed: Notify,
+    /// Milliseconds from `born` until when the comet counts as too slow for what is sent to it.
+    behind: AtomicU64,
     /// Those of them whose call is under way.
     in_flight: AtomicUsize,
     born: Instant,
@@ -83,6 +88,9 @@ impl Standing {
             source: AtomicU8::new(source as u8),
             state: AtomicU8::new(State::Closed as u8),
             unsettled: Places::default(),
+            bytes: Places::default(),
+            freed: Notify::new(),
+            behind: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
             born: Instant::now(),
             answered: AtomicU64::new(0),
@@ -161,6 +169,32 @@ impl Standing {
         self.told_at.load(Ordering::Relaxed)
     }
 
+    /// A message waited for its first call until it was too late: for as long again, a full
+    /// queue is the comet's own.
+    pub(super) fn note_behind(&self, give_up_after: Duration) {
+        let until = (self.born.elapsed() + give_up_after).as_millis() as u64;
+        self.behind.store(until, Ordering::Relaxed);
+    }
+
+    /// Whether the comet takes messages, so that a full queue is worth waiting for.
+    pub(super) fn keeps_up(&self) -> bool {
+        let is_behind = (self.born.elapsed().as_millis() as u64) < self.behind.load(Ordering::Relaxed);
+        self.state() == State::Closed && !is_behind
+    }
+
+    /// Takes room in the queue.
+    fn take(self: &Arc<Self>, bytes: usize, room: Room) -> Option<Place> {
+        if !self.unsettled.take(1, room.messages) {
+            return None;
+        }
+        if !self.bytes.take(bytes, room.bytes) {
+            self.unsettled.give_back(1);
+            return None;
+        }
+        self.metrics.waiting.inc();
+        Some(Place { standing: Arc::clone(self), bytes, room })
+    }
+
     /// For how long the comet, known or not, has answered nothing.
     pub(super) fn silent_for(&self) -> Duration {
         self.born.elapsed().saturating_sub(Duration::from_millis(self.answered.load(Ordering::Relaxed)))
@@ -197,14 +231,30 @@ enum Reply {
     Part(Arc<Parts>),
 }
 
+/// How much may wait for one comet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) messages: usize,
+    pub(super) bytes: usize,
+}
+
 /// A place in the comet's queue.
 #[derive(Debug)]
-struct Place(Arc<Standing>);
+struct Place {
+    standing: Arc<Standing>,
+    bytes: usize,
+    room: Room,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.unsettled.give_back();
-        self.0.metrics.waiting.dec();
+        let (standing, room) = (&self.standing, self.room);
+        let bytes = standing.bytes.give_back(self.bytes);
+        let messages = standing.unsettled.give_back(1);
+        standing.metrics.waiting.dec();
+        if messages <= room.messages / 2 && bytes <= room.bytes / 2 {
+            standing.freed.notify_waiters();
+        }
     }
 }
 
@@ -262,7 +312,7 @@ impl Drop for Parts {
         let (Some(sender), Some(delivered)) = (self.outcome.take(), so_far.outcome(self.connections)) else {
             return;
         };
-        tell(sender, delivered, &self.place.0);
+        tell(sender, delivered, &self.place.standing);
     }
 }
 
@@ -277,17 +327,14 @@ fn tell(outcome: oneshot::Sender<Delivered>, delivered: Delivered, standing: &St
 }
 
 impl Job {
-    /// Takes a place in the queue; `None` when all `queue` places are taken.
+    /// Takes a place in the queue, which gives the parcel back when it has no room for it.
     pub(super) fn queue(
         parcel: Parcel,
         standing: &Arc<Standing>,
         lanes: usize,
-        queue: usize,
-    ) -> Option<(Self, oneshot::Receiver<Delivered>)> {
-        if !standing.unsettled.take(queue) {
-            return None;
-        }
-        standing.metrics.waiting.inc();
+        room: Room,
+    ) -> Result<(Self, oneshot::Receiver<Delivered>), Parcel> {
+        let Some(place) = standing.take(parcel.cost(), room) else { return Err(parcel) };
         let (outcome, receipt) = oneshot::channel();
         let Parcel { target, room, payload, message, .. } = parcel;
         let job = Self {
@@ -298,9 +345,9 @@ impl Job {
             message,
             queued: Instant::now(),
             is_divided: false,
-            reply: Reply::Whole { outcome, place: Place(Arc::clone(standing)) },
+            reply: Reply::Whole { outcome, place },
         };
-        Some((job, receipt))
+        Ok((job, receipt))
     }
 
     /// The connections that it is for by name.
@@ -339,7 +386,7 @@ impl Job {
     /// Tells the outcome.
     pub(super) fn settle(self, delivered: Delivered) {
         match self.reply {
-            Reply::Whole { outcome, place } => tell(outcome, delivered, &place.0),
+            Reply::Whole { outcome, place } => tell(outcome, delivered, &place.standing),
             Reply::Part(ref parts) => {
                 let mut so_far = parts.so_far.lock().unwrap_or_else(PoisonError::into_inner);
                 so_far.note(self.keys(), delivered);

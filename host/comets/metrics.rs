@@ -67,6 +67,9 @@ pub struct Metrics {
     failed: Family<CometLabel, Counter>,
     retries: Family<CometLabel, Counter>,
     not_taken: Family<CometLabel, Counter>,
+    queue_full: Family<CometLabel, Counter>,
+    /// Shared by all comets.
+    pub(super) pending_bytes: Gauge,
     seconds: Family<CometLabel, Histogram, fn() -> Histogram>,
     waiting: Family<CometLabel, Gauge>,
     breaker_open: Family<CometLabel, Gauge>,
@@ -82,6 +85,8 @@ impl Metrics {
             failed: Family::default(),
             retries: Family::default(),
             not_taken: Family::default(),
+            queue_full: Family::default(),
+            pending_bytes: Gauge::default(),
             seconds: Family::new_with_constructor(latency_histogram as fn() -> Histogram),
             waiting: Family::default(),
             breaker_open: Family::default(),
@@ -107,6 +112,10 @@ impl Metrics {
         metrics.count_comets(&[]);
         let help = "Connections that did not take a message although their comet answers";
         registry.register("halley_comet_not_taken", help, metrics.not_taken.clone());
+        let help = "Messages that had to wait for room in the comet's queue";
+        registry.register("halley_comet_queue_full", help, metrics.queue_full.clone());
+        let help = "Bytes of messages that wait for comets or are under way, each message once";
+        registry.register("halley_comets_pending_bytes", help, metrics.pending_bytes.clone());
         metrics
     }
 
@@ -126,6 +135,7 @@ impl Metrics {
             failed: self.failed.get_or_create_owned(&label),
             retries: self.retries.get_or_create_owned(&label),
             not_taken: self.not_taken.get_or_create_owned(&label),
+            queue_full: self.queue_full.get_or_create_owned(&label),
             seconds: self.seconds.get_or_create_owned(&label),
             waiting: self.waiting.get_or_create_owned(&label),
             breaker_open: self.breaker_open.get_or_create_owned(&label),
@@ -136,7 +146,7 @@ impl Metrics {
     /// Takes a comet's metrics out.
     pub(super) fn forget(&self, comet: &CometAddr) {
         let label = CometLabel { comet: comet.to_string() };
-        for family in [&self.success, &self.failed, &self.retries, &self.not_taken] {
+        for family in [&self.success, &self.failed, &self.retries, &self.not_taken, &self.queue_full] {
             family.remove(&label);
         }
         for family in [&self.waiting, &self.breaker_open] {
@@ -153,6 +163,7 @@ pub(super) struct CometMetrics {
     pub(super) failed: Counter,
     pub(super) retries: Counter,
     pub(super) not_taken: Counter,
+    pub(super) queue_full: Counter,
     pub(super) seconds: Histogram,
     pub(super) waiting: Gauge,
     pub(super) breaker_open: Gauge,

@@ -8,7 +8,8 @@
 //!   know. `status`: what is told of it.
 //! - `comet`: one comet's task. It owns the comet's lanes, breaker and channel. `job`: a call
 //!   that waits, and what a comet's task shares with the fleet.
-//! - `lanes`, `breaker`, `retry`: pure kernels.
+//! - `lanes`, `breaker`, `retry`, `places`: pure kernels. `pending`: bytes over all comets.
+//!   `shortage`: what this process lacks.
 //! - `wire`: what the calls look like in each dialect. `channel`: how they are made.
 //!
 //! # Promises
@@ -17,8 +18,25 @@
 //!   each other.
 //! - Every receipt resolves: at the latest when the parcel has waited for `give_up_after` and
 //!   its last call has ended. That is so even when nobody waits for it, or a task dies.
-//! - A comet that is slow or dead holds up only its own lanes; its waiting calls are bounded.
-//!   While its breaker is open, parcels for it are [`Delivered::Unreachable`] at once.
+//! - A status that a comet's handler gives is about the message, or about one of its connections
+//!   or its room. Those wait for another attempt by themselves; the lane and the breaker go on.
+//! - While a comet's breaker is open, parcels for it are [`Delivered::Unreachable`] at once.
+//!
+//! # When more is sent than comets take
+//! Each comet has a queue of `queue` messages, and of a quarter of the bytes that may wait for all
+//! comets together (`max_pending_bytes`). Three rules say who waits:
+//!
+//! 1. *The queue of a comet that takes messages is full:* [`Fleet::send`] waits for room. A
+//!    backlog that is read faster than comets take it is back-pressure, never an outcome.
+//! 2. *The comet does not take them:* its breaker is open, or a message waited for its first
+//!    call for `give_up_after`, which counts for as long again. Then what finds the queue full is
+//!    unreachable at once. So a comet has to take `queue` messages in `give_up_after` (100 a second
+//!    by default) to be waited for, and holds others up for `give_up_after` at most before that is
+//!    known. A smaller queue waits for slower comets; a larger one takes longer bursts.
+//! 3. *As many bytes as may wait for all comets:* [`Fleet::payload`] waits. One comet has a quarter
+//!    of them at most, and what waits has its outcome in bounded time.
+//!
+//! Content counts once in (3), since calls share it, and for each comet in (1).
 //!
 //! It does not know what a message is about, who its recipients are, or what becomes of those
 //! who were not reached.
@@ -39,6 +57,7 @@ mod metrics;
 mod model;
 mod names;
 mod nodes;
+mod pending;
 mod places;
 pub mod proto;
 mod retry;
@@ -95,6 +114,17 @@ pub struct Parcel {
     pub payload: Payload,
     /// The message's id, which travels in the call's metadata.
     pub message: MessageId,
+}
+
+impl Parcel {
+    /// What it takes of the comet's queue in bytes: its content and the names of its connections.
+    fn cost(&self) -> usize {
+        let keys = match &self.target {
+            Target::Connections(keys) => keys.iter().map(|key| wire::key_len(key) + size_of_val(key)).sum(),
+            Target::Room(_) | Target::Everyone { .. } => 0,
+        };
+        self.payload.len() + keys
+    }
 }
 
 /// How a parcel ended.

@@ -75,7 +75,7 @@ fn send_and_deliver(limit: usize) -> usize {
 fn send(sender: usize, inbox: &SyncSender<Parcel>, places: &Places, limit: usize) -> Vec<Parcel> {
     let mut sent = Vec::new();
     for number in 0..EACH {
-        if !places.take(limit) {
+        if !places.take(1, limit) {
             continue;
         }
         match inbox.try_send((sender, number)) {
@@ -108,7 +108,9 @@ fn deliver(inbox: &Receiver<Parcel>, places: &Places) -> Vec<Parcel> {
         if !flying.is_empty() {
             let (token, parcels) = flying.swap_remove(thread_rng().gen_range(0..flying.len()));
             lanes.finish(token);
-            parcels.iter().for_each(|_| places.give_back());
+            parcels.iter().for_each(|_| {
+                places.give_back(1);
+            });
             delivered.extend(parcels);
         }
     }
@@ -125,13 +127,13 @@ fn a_place_that_is_free_is_not_refused() {
     shuttle::check_random(
         || {
             let places = Arc::new(Places::default());
-            assert!(places.take(1));
+            assert!(places.take(1, 1));
             let other = {
                 let places = Arc::clone(&places);
-                thread::spawn(move || places.take(1))
+                thread::spawn(move || places.take(1, 1))
             };
-            places.give_back();
-            let mine = places.take(1);
+            places.give_back(1);
+            let mine = places.take(1, 1);
             let others = other.join().expect("takes");
             assert!(mine || others, "the one place is free, and both were refused");
             assert_eq!(places.taken(), usize::from(mine) + usize::from(others));

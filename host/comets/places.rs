@@ -1,29 +1,33 @@
-//! The places in one comet's queue: whoever sends takes one without waiting, from any thread,
-//! and the parcel's outcome gives it back.
+//! Places that are taken without waiting, from any thread, and given back: messages in one
+//! comet's queue, bytes of them, bytes that wait for all comets.
 //!
 //! Its atomic is the parent module's: std's, or in `model` that of a scheduler that tries many
 //! interleavings of this very file.
 
 use super::sync::atomic::{AtomicUsize, Ordering};
 
-/// How many places of a queue are taken.
+/// How many places are taken.
 #[derive(Debug, Default)]
 pub(super) struct Places {
     taken: AtomicUsize,
 }
 
 impl Places {
-    /// Takes a place unless `limit` are taken.
-    pub(super) fn take(&self, limit: usize) -> bool {
+    /// Takes so many places unless more than `limit` would be taken then. What needs more than
+    /// there are gets them when nothing else has any.
+    pub(super) fn take(&self, amount: usize, limit: usize) -> bool {
         // In one step: adding first and looking afterwards would make one sender's refusal
         // another's, although a place has become free between them.
-        let more = |taken| (taken < limit).then_some(taken + 1);
+        let more = |taken: usize| {
+            let then = taken.saturating_add(amount);
+            (then <= limit || taken == 0).then_some(then)
+        };
         self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
-    /// Gives a place back.
-    pub(super) fn give_back(&self) {
-        self.taken.fetch_sub(1, Ordering::AcqRel);
+    /// Gives places back; returns how many are taken now.
+    pub(super) fn give_back(&self, amount: usize) -> usize {
+        self.taken.fetch_sub(amount, Ordering::AcqRel).saturating_sub(amount)
     }
 
     /// How many are taken.

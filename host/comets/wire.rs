@@ -12,6 +12,7 @@ use http::HeaderValue;
 use http::uri::PathAndQuery;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
+use super::pending::Held;
 use crate::message::{ConnectionId, MessageId, RoomId, Target};
 
 /// Which comets are called: their service path and the form of the body.
@@ -40,6 +41,9 @@ const OP_RAW: i32 = 9;
 /// The length of goim's frame header.
 const FRAME_HEADER: u16 = 16;
 
+/// What an encoded message takes beside its content, about: the struct, its id, its frame.
+const OVERHEAD: usize = 256;
+
 /// A message in the form that comets take, encoded once and shared by all its calls.
 #[derive(Clone, Debug)]
 pub struct Payload(Arc<Encoded>);
@@ -55,11 +59,18 @@ struct Encoded {
     room: OnceLock<(RoomId, Body)>,
     /// The id as it stands in calls, for the id that was asked for first.
     id: OnceLock<(MessageId, HeaderValue)>,
+    /// Its room among what waits for comets, until its last call has ended.
+    _held: Option<Held>,
 }
 
 impl Payload {
-    /// Encodes a message.
-    pub(super) fn new(dialect: Dialect, operation: i32, body: &Bytes) -> Self {
+    /// What a message of this size takes of the memory for what waits, with its overhead.
+    pub(super) fn cost(body: &Bytes) -> usize {
+        body.len() + OVERHEAD
+    }
+
+    /// Encodes a message, which takes this room among what waits for comets.
+    pub(super) fn new(dialect: Dialect, operation: i32, body: &Bytes, held: Option<Held>) -> Self {
         let (proto, frame) = match dialect {
             Dialect::Chatroom => (proto_field(operation, &[body]), Bytes::new()),
             Dialect::Goim => {
@@ -71,7 +82,8 @@ impl Payload {
                 (proto, frame)
             }
         };
-        Self(Arc::new(Encoded { operation, proto, frame, room: OnceLock::new(), id: OnceLock::new() }))
+        let (room, id) = (OnceLock::new(), OnceLock::new());
+        Self(Arc::new(Encoded { operation, proto, frame, room, id, _held: held }))
     }
 
     /// The size of its goim frame in bytes; 0 in the other dialect.
@@ -312,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_goim_frame_is_byte_for_byte_what_goim_writes() {
-        let payload = Payload::new(Dialect::Goim, 5, &Bytes::from_static(b"hi"));
+        let payload = Payload::new(Dialect::Goim, 5, &Bytes::from_static(b"hi"), None);
         let frame = b"\0\0\0\x12\0\x10\0\x01\0\0\0\x05\0\0\0\0hi";
         assert_eq!(&payload.0.frame[..], frame);
         let request = Dialect::Goim.request(&Target::Room("r".into()), &payload);
@@ -323,9 +335,24 @@ mod tests {
     }
 
     #[test]
+    fn the_calls_of_a_large_message_share_its_bytes() {
+        let payload = Payload::new(Dialect::Goim, 5, &vec![b'x'; SHARED_FROM].into(), None);
+        let targets = [
+            Target::Room("r".into()),
+            Target::Room("other".into()),
+            Target::Connections(vec!["c".into()]),
+            Target::Everyone { speed: 1 },
+        ];
+        for target in targets {
+            let request = Dialect::Goim.request(&target, &payload);
+            assert_eq!(request.body.0[1].as_ptr(), payload.0.proto.as_ptr(), "{target:?}");
+        }
+    }
+
+    #[test]
     fn merged_frames_stand_one_after_the_other() {
         let payload =
-            |text: &'static str| Payload::new(Dialect::Goim, 4, &Bytes::from_static(text.as_bytes()));
+            |text: &'static str| Payload::new(Dialect::Goim, 4, &Bytes::from_static(text.as_bytes()), None);
         let (a, b) = (payload("a"), payload("bc"));
         let request = Dialect::Goim.merged(&"r".into(), [&a, &b].into_iter());
         let decoded = goim::BroadcastRoomReq::decode(request.body.message()).expect("decodes");
@@ -335,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_payload_serves_any_room_and_id() {
-        let payload = Payload::new(Dialect::Chatroom, 1, &Bytes::from_static(b"x"));
+        let payload = Payload::new(Dialect::Chatroom, 1, &Bytes::from_static(b"x"), None);
         for name in ["one", "two", "one"] {
             let request = Dialect::Chatroom.request(&Target::Room(name.into()), &payload);
             assert_eq!(
@@ -356,7 +383,7 @@ mod tests {
             keys in proptest::collection::vec("[a-z0-9]{0,200}", 0..5)
         ) {
             let body = Bytes::from(body.repeat(times));
-            let payload = Payload::new(Dialect::Chatroom, operation, &body);
+            let payload = Payload::new(Dialect::Chatroom, operation, &body, None);
             let encode = |target: Target| Dialect::Chatroom.request(&target, &payload).body.message();
             let proto = Some(goim::Proto { ver: 1, op: operation, seq: 0, body });
 

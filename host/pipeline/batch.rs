@@ -13,13 +13,14 @@ use crate::consumer::{Admitted, Feed};
 use crate::dead_letter::{Reason, Stage};
 use crate::decision::{Guard, Overrides, StateWrite, Verdict};
 use crate::guard;
-use crate::message::{Message, Record};
+use crate::message::{CometAddr, Message, Record};
 use crate::offsets::Ticket;
 use crate::panics;
 use crate::pipeline::Pipeline;
 use crate::pipeline::age::Oldest;
 use crate::pipeline::call::{Call, Took};
 use crate::pipeline::chain::BatchChain;
+use crate::pipeline::dispatch::dispatch;
 use crate::pipeline::journey::{Ending, Journey};
 use crate::pipeline::metrics::Station;
 use crate::pipeline::persist::{Abandoned, Hold, Retry, persist};
@@ -248,9 +249,9 @@ impl Worker {
     }
 
     /// Hands every message's calls to the lanes, in the order of the batch, and starts its
-    /// journey. Nothing here waits for a comet, so that a slow one cannot hold up the partition;
-    /// only where very many absent recipients wait for their part, a message with more of them
-    /// waits, too.
+    /// journey. It waits where comets that take messages have more of them than may wait (see
+    /// the rules in [`crate::comets`], which bound for how long a slow comet may hold this up),
+    /// and where very many absent recipients wait for their part.
     async fn dispatch(&self, passed: Vec<Passed>, resolved: Resolved) -> Result<(), Abandoned> {
         let since = Instant::now();
         let Pipeline { resolver, fleet, .. } = &*self.pipeline;
@@ -266,20 +267,8 @@ impl Worker {
             }
             let Pipeline { waiting, inbox, .. } = &*self.pipeline;
             let places = waiting.take(plan.absent.len(), inbox, self.hold()).await?;
-            let payload = fleet.payload(message.operation, &message.body);
-            let mut calls = Vec::with_capacity(plan.deliveries.len());
-            for Delivery { comet, target, recipients } in plan.deliveries {
-                let parcel = Parcel {
-                    comet: comet.clone(),
-                    target,
-                    room: message.room().cloned(),
-                    payload: payload.clone(),
-                    message: message.id.clone(),
-                };
-                let of_everyone = plan.is_for_every_comet && !overrides.also.contains(&comet);
-                let receipt = fleet.send(parcel);
-                calls.push(Call { comet, recipients, of_everyone, receipt, took: Took::Nothing });
-            }
+            let of_everyone = |comet: &CometAddr| plan.is_for_every_comet && !overrides.also.contains(comet);
+            let calls = dispatch(fleet, self.hold(), &message, plan.deliveries, of_everyone).await?;
             let mut story = Story::new(message, ticket, trail, self.started);
             story.withheld = plan.withheld;
             story.connections = route.as_ref().map(|route| route.connections);

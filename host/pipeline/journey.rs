@@ -156,11 +156,17 @@ impl Journey {
             (true, Some(reason)) => self.dead_letter(reason).await,
             (false, _) => {
                 let why: Vec<_> = failed.iter().map(|(comet, why)| format!("{comet}: {why}")).collect();
-                let mut reason = Reason::new(Stage::Deliver, why.join("; "));
+                let mut reason = Reason::new(Stage::Deliver, self.with_decisions(why.join("; ")));
                 reason.comets = failed.into_iter().map(|(comet, _)| comet).collect();
                 self.dead_letter(reason).await
             }
         }
+    }
+
+    /// Why comets did not take the message, with what policies did to it: perhaps that is why.
+    fn with_decisions(&self, why: String) -> String {
+        let decisions: Vec<_> = self.story.trail.iter().map(|d| format!("{}: {}", d.by, d.what)).collect();
+        if decisions.is_empty() { why } else { format!("{why} (policies: {})", decisions.join("; ")) }
     }
 
     /// A recipient whose comet was not reached. Keys that the producer sent to a comet are not

@@ -22,6 +22,7 @@ mod age;
 mod batch;
 mod call;
 mod chain;
+mod dispatch;
 mod explain;
 mod journey;
 mod metrics;

@@ -1,11 +1,15 @@
-//! Comets that answer, and say that one client does not take messages.
+//! Comets that answer, and say that one client does not take messages; comets that are slower
+//! than what is sent to them.
+
+use std::time::Duration;
 
 use tonic::Code;
 
-use crate::support::comet::{Dialect, FakeComet, To};
+use crate::support::comet::{Behaviour, Dialect, FakeComet, To};
 use crate::support::gateway::{RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
+use crate::support::{PATIENCE, eventually, resident_kib};
 
 /// What a connection got by PUSH, in order.
 fn pushed(comet: &FakeComet, key: &str) -> Vec<String> {
@@ -106,4 +110,110 @@ async fn a_status_for_one_connection_is_about_that_connection() {
         kept += redis.stream(&format!("halley:inbox:user-{code:?}")).await.len();
     }
     assert_eq!((refused, kept), (7, 8), "refused for good, or kept for who could not be reached");
+}
+
+/// A backlog that is read faster than the comet takes it.
+#[tokio::test]
+async fn a_backlog_waits_for_a_comet_that_takes_messages() {
+    const RECORDS: usize = 3_000;
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    redis.join("lobby", "conn_1", "user_1", comet.address()).await;
+    comet.behave(Behaviour::Delay(Duration::from_micros(200)));
+    let topic = kafka().topic("backlog", 1).await;
+    let dead_letters = format!("{topic}.dead-letter");
+    kafka().create_topic(&dead_letters, 1).await;
+    let sent = (0..RECORDS).map(|number| kafka().produce_room(&topic, "lobby", number.to_string()));
+    futures_util::future::join_all(sent).await;
+    let gateway = gateway(&topic)
+        .redis(&redis)
+        .set("comets", "queue", 50)
+        .set("delivery", "max_in_flight", 100_000)
+        .start()
+        .await;
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!(comet.deliveries().len(), RECORDS);
+    assert_eq!(redis.stream("halley:inbox:user_1").await.len(), 0, "nothing became unreachable");
+    assert_eq!(kafka().read_all(&dead_letters).len(), 0);
+    let waited = format!("halley_comet_queue_full_total{{comet=\"{}\"}}", comet.address());
+    assert!(gateway.metric(&waited).await.is_some_and(|times| times > 0.0), "the queue was full");
+}
+
+/// A gateway that may not open another file cannot connect, which is not the comet's fault.
+#[tokio::test]
+async fn a_lack_of_files_is_told_of_and_opens_no_breaker() {
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    redis.join("lobby", "conn_1", "user_1", comet.address()).await;
+    let topic = kafka().topic("files", 1).await;
+    let gateway = gateway(&topic)
+        .redis(&redis)
+        .set("delivery", "give_up_after", quoted("60s"))
+        .set("comets", "breaker_failures", 1)
+        .set("comets", "breaker_patience", quoted("0s"))
+        .start()
+        .await;
+    let limit = |files: &str| {
+        let pid = gateway.pid().to_string();
+        let mut set = std::process::Command::new("prlimit");
+        set.args(["--pid", &pid, &format!("--nofile={files}:")]);
+        assert!(set.status().expect("prlimit of util-linux").success());
+    };
+    limit("10");
+    kafka().produce_room(&topic, "lobby", "patience").await;
+    let told = async || {
+        let lines = gateway.log_lines();
+        let about =
+            |line: &&serde_json::Value| line.to_string().contains("this process lacks files or ports");
+        lines.iter().find(about).cloned()
+    };
+    let line = eventually("an error about files", PATIENCE, told).await;
+    assert_eq!(line["level"], "ERROR", "{line}");
+    limit("1024");
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!(comet.deliveries(), [(To::Room("lobby".into()), 4, "patience".to_owned())]);
+    let ready = gateway.get("/readyz").await;
+    assert!(ready.status == 200 && ready.body.contains("LimitNOFILE"), "{}", ready.body);
+    let opened = gateway.log_lines().iter().any(|line| line.to_string().contains("its breaker is open"));
+    assert!(!opened, "{gateway:?}");
+}
+
+/// Comets that take connections and read nothing, while large messages for all of them wait.
+#[tokio::test]
+async fn messages_that_wait_for_many_comets_are_there_once() {
+    const COMETS: usize = 40;
+    const ROOMS: usize = 8;
+    const BODY: usize = 900_000;
+    let mut listeners = Vec::new();
+    for _ in 0..COMETS {
+        listeners.push(tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port"));
+    }
+    let address = |listener: &tokio::net::TcpListener| listener.local_addr().expect("bound").to_string();
+    let addresses: Vec<String> = listeners.iter().map(address).collect();
+    let nodes: Vec<String> = addresses.iter().map(|address| quoted(address)).collect();
+    let topic = kafka().topic("large", 1).await;
+    let gateway = gateway(&topic)
+        .set("routing", "rooms", quoted("every-comet"))
+        .set("comets", "nodes", format!("[{}]", nodes.join(", ")))
+        .set("comets", "lanes", 64)
+        .set("delivery", "timeout", quoted("60s"))
+        .set("delivery", "give_up_after", quoted("60s"))
+        .set("delivery", "shutdown_grace", quoted("1s"))
+        .start()
+        .await;
+    let before = resident_kib(gateway.pid());
+    for room in 0..ROOMS {
+        kafka().produce_room(&topic, &format!("room-{room}"), "x".repeat(BODY)).await;
+    }
+    for address in &addresses {
+        let waiting = format!("halley_comet_waiting{{comet=\"{address}\"}}");
+        eventually(format!("{ROOMS} messages to wait for {address}"), PATIENCE, async || {
+            (gateway.metric(&waiting).await == Some(ROOMS as f64)).then_some(())
+        })
+        .await;
+    }
+    let pending = gateway.metric("halley_comets_pending_bytes").await.expect("a gauge");
+    assert!((pending as usize) < ROOMS * (BODY + 1000), "each message once: {pending}");
+    // A copy for each call were 288 MB. A record, its message and what was read ahead are a few of 7 MB.
+    let grown = resident_kib(gateway.pid()).saturating_sub(before);
+    assert!(grown < 120_000, "{grown} KiB for {ROOMS} messages of {BODY} bytes to {COMETS} comets");
+    gateway.kill();
 }

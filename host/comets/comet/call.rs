@@ -94,7 +94,7 @@ impl Call {
     }
 
     /// The request of the next attempt.
-    pub(super) fn request(&self, dialect: Dialect) -> (channel::Call, Method) {
+    pub(super) fn request(&self, dialect: Dialect, with_ids: bool) -> (channel::Call, Method) {
         let jobs = || self.jobs.iter().take(self.together());
         let first = &self.jobs[0];
         let request = match &first.target {
@@ -102,7 +102,8 @@ impl Call {
             target => dialect.request(target, &first.payload),
         };
         let method = request.method;
-        (channel::Call::new(request, jobs().map(|job| (&job.payload, &job.message))), method)
+        let ids = jobs().take(if with_ids { MERGE_MESSAGES } else { 0 });
+        (channel::Call::new(request, ids.map(|job| (&job.payload, &job.message))), method)
     }
 
     /// The attempt's messages have their outcome.
@@ -176,19 +177,25 @@ impl Call {
         self.failures
     }
 
-    /// Gives up the messages that are too old at this moment.
-    pub(super) fn expire(&mut self, at: Instant, give_up_after: Duration) {
+    /// Gives up the messages that are too old at this moment. Returns whether one of them waited
+    /// behind others all the time.
+    pub(super) fn expire(&mut self, at: Instant, give_up_after: Duration) -> bool {
+        let mut was_behind = false;
         // The oldest is the first.
         while self.jobs.front().is_some_and(|job| at >= job.queued + give_up_after) {
             let why = match &self.last_error {
                 Some(error) => format!("given up after {give_up_after:?}: {error}"),
-                None => format!("waited behind others for {give_up_after:?}"),
+                None => {
+                    was_behind = true;
+                    format!("waited behind others for {give_up_after:?}: the comet does not keep up")
+                }
             };
             if let Some(job) = self.jobs.pop_front() {
                 job.settle(Delivered::Unreachable(why));
             }
             self.failures = 0;
         }
+        was_behind
     }
 
     /// Gives up all messages.

@@ -52,7 +52,7 @@ fn got(comet: &FakeComet, name: &str) -> Vec<String> {
 
 fn send(fleet: &Fleet, comet: &CometAddr, target: &Target, count: usize) -> Vec<Receipt> {
     let parcel = |number: usize| parcel(fleet, comet, target.clone(), "x", &format!("{number:02}"));
-    (0..count).map(|number| fleet.send(parcel(number))).collect()
+    (0..count).map(|number| fleet.send_now(parcel(number))).collect()
 }
 
 async fn outcomes(receipts: Vec<Receipt>) -> Vec<Delivered> {

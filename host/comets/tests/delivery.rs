@@ -21,10 +21,11 @@ fn kinds() -> [(Target, &'static str); 3] {
 
 async fn calls_of_all_kinds(config: &Config) -> Vec<Call> {
     let (comet, fleet) = (FakeComet::start(), fleet(config, TIMING));
-    let payload = fleet.payload(5, &Bytes::from_static(b"hi"));
+    let payload = fleet.payload_now(5, &Bytes::from_static(b"hi"));
     for (target, id) in kinds() {
         let (comet, payload) = (comet.address.clone(), payload.clone());
-        let delivered = fleet.send(Parcel { comet, target, room: None, payload, message: id.into() }).await;
+        let delivered =
+            fleet.send_now(Parcel { comet, target, room: None, payload, message: id.into() }).await;
         assert_eq!(delivered, Delivered::Acknowledged);
     }
     comet.calls()
@@ -67,7 +68,7 @@ async fn rooms_and_connections_keep_their_order_whatever_the_latencies() {
             }
             _ => Target::Room(format!("room_{}", fastrand::usize(..6)).into()),
         };
-        receipts.push(fleet.send(parcel(&fleet, &comet.address, target, &format!("{number:04}"), "id")));
+        receipts.push(fleet.send_now(parcel(&fleet, &comet.address, target, &format!("{number:04}"), "id")));
     }
     for receipt in receipts {
         assert_eq!(receipt.await, Delivered::Acknowledged);
@@ -100,7 +101,7 @@ async fn merged_with(
     let fleet = fleet(&Config { lanes: 1, ..goim_config() }, TIMING);
     let send = |(number, room): (usize, &&str)| {
         let id = id(number);
-        fleet.send(parcel(&fleet, &comet.address, Target::Room((*room).into()), &id, &id))
+        fleet.send_now(parcel(&fleet, &comet.address, Target::Room((*room).into()), &id, &id))
     };
     let receipts: Vec<Receipt> = rooms.iter().enumerate().map(send).collect();
     let mut outcomes = Vec::new();
@@ -146,7 +147,7 @@ async fn long_ids_and_long_bodies_travel_in_smaller_groups() {
 
     let fleet = fleet(&Config { lanes: 1, ..goim_config() }, TIMING);
     let body = "x".repeat(30 * 1024);
-    let send = |_| fleet.send(parcel(&fleet, &comet.address, Target::Room("b".into()), &body, "id"));
+    let send = |_| fleet.send_now(parcel(&fleet, &comet.address, Target::Room("b".into()), &body, "id"));
     let receipts: Vec<Receipt> = (0..5).map(send).collect();
     for receipt in receipts {
         assert_eq!(receipt.await, Delivered::Acknowledged);
@@ -171,6 +172,6 @@ async fn one_refused_message_harms_none_that_travel_with_it() {
 #[tokio::test]
 async fn a_dropped_receipt_stops_nothing() {
     let (comet, fleet) = (FakeComet::start(), fleet(&config(), TIMING));
-    drop(fleet.send(parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id")));
+    drop(fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id")));
     eventually("the call arrives", || comet.calls().len() == 1).await;
 }

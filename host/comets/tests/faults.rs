@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::Status;
 
 use super::support::*;
-use crate::comets::{BreakerState, Config, Delivered, Receipt, Timing};
+use crate::comets::{BreakerState, Config, Delivered, Parcel, Receipt, Timing};
 use crate::message::{CometAddr, Target};
 
 /// An address that takes connections and never answers.
@@ -29,7 +29,7 @@ async fn a_comet_that_comes_up_late_gets_what_waited() {
     let (listener, address) = black_hole().await;
     drop(listener);
     let fleet = fleet(&patient(config()), TIMING);
-    let receipt = fleet.send(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
+    let receipt = fleet.send_now(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
     eventually("an attempt failed", || fleet.status()[0].last_error.is_some()).await;
     let comet = FakeComet::start_at(address.as_str().parse().expect("an address"));
     assert_eq!(receipt.await, Delivered::Acknowledged);
@@ -43,7 +43,7 @@ async fn a_comet_that_restarts_is_found_again() {
     let address = first.address.clone();
     assert_eq!(to_room(&fleet, &address, "a", "1").await, Delivered::Acknowledged);
     drop(first);
-    let mut receipt = fleet.send(parcel(&fleet, &address, Target::Room("a".into()), "2", "2"));
+    let mut receipt = fleet.send_now(parcel(&fleet, &address, Target::Room("a".into()), "2", "2"));
     tokio::select! {
         outcome = &mut receipt => panic!("nobody was there: {outcome:?}"),
         () = eventually("an attempt failed", || fleet.status()[0].last_error.is_some()) => {}
@@ -59,8 +59,8 @@ async fn what_fails_to_the_end_is_given_up_in_time() {
     comet.answers(|_, _| (Duration::ZERO, Err(Status::unavailable("no"))));
     let fleet = fleet(&patient(config()), Timing { give_up_after: Duration::from_secs(1), ..TIMING });
     let started = Instant::now();
-    let first = fleet.send(parcel(&fleet, &comet.address, Target::Room("a".into()), "1", "1"));
-    let behind = fleet.send(parcel(&fleet, &comet.address, Target::Room("a".into()), "2", "2"));
+    let first = fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), "1", "1"));
+    let behind = fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), "2", "2"));
     assert_eq!(why(first.await), "given up after 1s: Unavailable: no");
     let behind = why(behind.await);
     assert!(behind.contains("1s"), "{behind}");
@@ -79,7 +79,7 @@ async fn a_black_hole_opens_its_breaker_and_harms_no_other() {
     let fleet = fleet(&config, timing);
     let started = Instant::now();
     let send = |number: usize| {
-        fleet.send(parcel(&fleet, &dead, Target::Room(format!("room_{number}").into()), "x", "id"))
+        fleet.send_now(parcel(&fleet, &dead, Target::Room(format!("room_{number}").into()), "x", "id"))
     };
     let receipts: Vec<Receipt> = (0..500).map(send).collect();
 
@@ -163,14 +163,106 @@ async fn a_connection_whose_other_end_is_gone_is_replaced() {
     proxy.abort();
 }
 
+/// Linux shows a socket's timers in `/proc/net/tcp`; 2 is the one of TCP's keepalive.
 #[tokio::test]
-async fn a_full_queue_is_said_at_once() {
+async fn an_idle_connection_is_watched_by_tcp() {
+    let comet = FakeComet::start();
+    let fleet = fleet(&config(), TIMING);
+    assert_eq!(to_room(&fleet, &comet.address, "a", "x").await, Delivered::Acknowledged);
+    let port = comet.address.as_str().rsplit_once(':').expect("a port").1.parse::<u16>().expect("a number");
+    eventually("keepalive is on", || {
+        let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
+        let to_comet = format!("0100007F:{port:04X} 01 ");
+        sockets.lines().any(|line| line.contains(&to_comet) && line.contains(" 02:"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_full_queue_is_waited_for_while_the_comet_takes_messages() {
+    let comet = FakeComet::start();
+    comet.answers(|_, _| (Duration::from_millis(1), Ok(())));
+    let fleet = fleet(&Config { queue: 10, ..config() }, TIMING);
+    let mut receipts = Vec::new();
+    for number in 0..500 {
+        let parcel = parcel(&fleet, &comet.address, Target::Room("a".into()), "x", &format!("{number:03}"));
+        receipts.push(fleet.send(parcel).await);
+        assert!(fleet.status()[0].waiting + fleet.status()[0].in_flight <= 10);
+    }
+    for receipt in receipts {
+        assert_eq!(receipt.await, Delivered::Acknowledged);
+    }
+    let ids: Vec<String> = comet.calls().into_iter().flat_map(|call| call.ids).collect();
+    assert_eq!(ids, (0..500).map(|number| format!("{number:03}")).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_full_queue_is_said_at_once_while_the_breaker_is_open() {
     let (_listener, address) = black_hole().await;
-    let fleet = fleet(&Config { queue: 3, ..config() }, TIMING);
-    let send = || fleet.send(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
-    let waiting: Vec<Receipt> = (0..3).map(|_| send()).collect();
-    assert!(why(send().await).starts_with("queue full: 3 messages wait"));
-    drop(waiting);
+    let long = Duration::from_secs(60);
+    let timing = Timing { timeout: Duration::from_millis(100), give_up_after: Duration::from_secs(10) };
+    let config =
+        Config { queue: 3, breaker_failures: 2, breaker_open: long, breaker_open_max: long, ..config() };
+    let fleet = fleet(&config, timing);
+    let mut outcomes = Vec::new();
+    let started = Instant::now();
+    for _ in 0..100 {
+        let parcel = parcel(&fleet, &address, Target::Room("a".into()), "x", "id");
+        outcomes.push(fleet.send(parcel).await);
+    }
+    for outcome in outcomes {
+        assert!(matches!(outcome.await, Delivered::Unreachable(_)));
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+}
+
+/// It takes 10 messages a second where 10 have to be taken in half a second.
+#[tokio::test]
+async fn a_comet_that_does_not_keep_up_holds_its_senders_up_once() {
+    let comet = FakeComet::start();
+    comet.answers(|_, _| (Duration::from_millis(100), Ok(())));
+    let timing = Timing { timeout: Duration::from_secs(2), give_up_after: Duration::from_millis(500) };
+    let fleet = fleet(&Config { queue: 10, lanes: 1, ..config() }, timing);
+    let (started, mut receipts) = (Instant::now(), Vec::new());
+    for _ in 0..300 {
+        let parcel = parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id");
+        receipts.push(fleet.send(parcel).await);
+    }
+    assert!(started.elapsed() < Duration::from_secs(4), "300 of them take it 30 s: {:?}", started.elapsed());
+    let mut acknowledged = 0;
+    for receipt in receipts {
+        match receipt.await {
+            Delivered::Acknowledged => acknowledged += 1,
+            delivered => {
+                let why = why(delivered);
+                assert!(why.contains("does not keep up") || why.contains("queue full"), "{why}");
+            }
+        }
+    }
+    assert!(acknowledged >= 5, "it got what it can take: {acknowledged}");
+    assert_eq!(fleet.status()[0].breaker, BreakerState::Closed);
+}
+
+#[tokio::test]
+async fn bytes_that_wait_for_comets_are_bounded_over_all_of_them() {
+    let max_pending_bytes = bytesize::ByteSize::kib(400);
+    let fleet = fleet(&patient(Config { max_pending_bytes, ..config() }), TIMING);
+    let (_listener, hole) = black_hole().await;
+    let alive = FakeComet::start();
+    let body = bytes::Bytes::from(vec![b'x'; 90 * 1024]);
+    let send = async |comet: &CometAddr| {
+        let payload = fleet.payload(5, &body).await;
+        let target = Target::Room("a".into());
+        fleet.try_send(Parcel { comet: comet.clone(), target, room: None, payload, message: "id".into() })
+    };
+    // One comet has a quarter of them, which is one such message; the rest is for others.
+    let stuck = send(&hole).await.expect("room");
+    let parcel = send(&hole).await.expect_err("a second one has to wait");
+    for _ in 0..20 {
+        let receipt = send(&alive.address).await.expect("room for others");
+        assert_eq!(receipt.await, Delivered::Acknowledged);
+    }
+    drop((stuck, parcel));
 }
 
 #[tokio::test]
@@ -186,7 +278,7 @@ async fn a_worn_out_channel_is_made_anew() {
     while comet.connections() < 2 && sent < 40 {
         let send = |number: usize| {
             let room = Target::Room(format!("room_{sent}_{number}").into());
-            fleet.send(parcel(&fleet, &comet.address, room, "x", "id"))
+            fleet.send_now(parcel(&fleet, &comet.address, room, "x", "id"))
         };
         let receipts: Vec<Receipt> = (0..64).map(send).collect();
         for receipt in receipts {
@@ -202,7 +294,7 @@ async fn closing_waits_for_what_is_queued() {
     let comet = FakeComet::start();
     comet.answers(|_, _| (Duration::from_millis(20), Ok(())));
     let fleet = fleet(&config(), TIMING);
-    let send = |_| fleet.send(parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id"));
+    let send = |_| fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id"));
     let receipts: Vec<Receipt> = (0..10).map(send).collect();
     fleet.close().await;
     assert_eq!(comet.calls().len(), 10);
@@ -221,7 +313,7 @@ async fn a_receipt_resolves_when_the_fleet_and_its_tasks_are_gone() {
         let _entered = runtime.enter();
         fleet(&config(), TIMING)
     };
-    let receipt = fleet.send(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
+    let receipt = fleet.send_now(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
     runtime.shutdown_background();
     assert!(why(receipt.await).contains("task ended"));
 }

@@ -65,7 +65,7 @@ async fn a_comet_that_is_not_named_lately_and_does_not_answer_is_left_out() {
     };
     let to_all = |comet: &CometAddr| parcel(&fleet, comet, Target::Everyone { speed: 0 }, "x", "id");
     assert_eq!(fleet.everyone().len(), 2, "who was named lately counts");
-    let delivered = fleet.send(to_all(&gone)).await;
+    let delivered = fleet.send_now(to_all(&gone)).await;
     assert!(matches!(delivered, Delivered::Unreachable(_)), "{delivered:?}");
     eventually("it is left out", || fleet.everyone() == [kept.address.clone()]).await;
     assert!(!fleet.is_one_of_everyone(&gone));
@@ -81,7 +81,7 @@ async fn what_the_directory_named_is_known_to_all_and_after_a_restart() {
     let start = || fleet_sharing(&config(), TIMING, &mut Registry::default(), store.clone());
     let (one, other) = (start(), start());
     let found = CometAddr::from("10.255.0.1:1");
-    drop(one.send(parcel(&one, &"10.255.0.9:1".into(), Target::Room("a".into()), "x", "id")));
+    drop(one.send_now(parcel(&one, &"10.255.0.9:1".into(), Target::Room("a".into()), "x", "id")));
     one.named_by_directory([&found]);
     eventually("the other one knows", || other.everyone() == [found.clone()]).await;
     drop((one, other));
@@ -127,7 +127,7 @@ async fn the_number_of_comets_is_bounded() {
     let (busy, other) = (FakeComet::start(), FakeComet::start());
     let fleet = fleet(&Config { max_comets: 1, ..config() }, TIMING);
     busy.answers(|_, before| (Duration::from_millis(if before == 0 { 400 } else { 0 }), Ok(())));
-    let slow = fleet.send(parcel(&fleet, &busy.address, Target::Room("a".into()), "x", "id"));
+    let slow = fleet.send_now(parcel(&fleet, &busy.address, Target::Room("a".into()), "x", "id"));
     let delivered = to_room(&fleet, &other.address, "a", "x").await;
     assert!(matches!(&delivered, Delivered::Unreachable(why) if why.contains("max_comets")), "{delivered:?}");
     let other_form = CometAddr::from(format!("http://{}", busy.address));
@@ -167,7 +167,7 @@ async fn idle_comets_are_forgotten_with_their_metrics() {
     assert!(!metrics().contains(idle.address.as_str()), "{}", metrics());
     assert!(metrics().contains(&success(&kept)), "{}", metrics());
 
-    let again = fleet.send(parcel(&fleet, &idle.address, Target::Room("a".into()), "y", "id")).await;
+    let again = fleet.send_now(parcel(&fleet, &idle.address, Target::Room("a".into()), "y", "id")).await;
     assert_eq!(again, Delivered::Acknowledged);
 }
 

@@ -5,13 +5,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::comets::proto::{chatroom, goim};
-use crate::comets::{Config, Delivered, Dialect, Fleet, MemoryCometStore, Metrics, Parcel, Timing};
+use crate::comets::{
+    Config, Delivered, Dialect, Fleet, MemoryCometStore, Metrics, Parcel, Payload, Receipt, Timing,
+};
 use crate::message::{CometAddr, MESSAGE_ID, Target};
 
 /// One call as a comet saw it.
@@ -234,15 +237,33 @@ pub(super) fn fleet_sharing(
     Fleet::start(config, timing, Metrics::register(registry), Arc::new(store))
 }
 
+/// What the gateway waits for where it has to.
+pub(super) trait Now {
+    /// Sends what there has to be room for.
+    fn send_now(&self, parcel: Parcel) -> Receipt;
+    /// Encodes what there has to be room for.
+    fn payload_now(&self, operation: i32, body: &Bytes) -> Payload;
+}
+
+impl Now for Fleet {
+    fn send_now(&self, parcel: Parcel) -> Receipt {
+        self.try_send(parcel).expect("room in the queue")
+    }
+
+    fn payload_now(&self, operation: i32, body: &Bytes) -> Payload {
+        self.payload(operation, body).now_or_never().expect("room for its bytes")
+    }
+}
+
 /// A parcel with operation 5.
 pub(super) fn parcel(fleet: &Fleet, comet: &CometAddr, target: Target, body: &str, id: &str) -> Parcel {
-    let payload = fleet.payload(5, &Bytes::copy_from_slice(body.as_bytes()));
+    let payload = fleet.payload_now(5, &Bytes::copy_from_slice(body.as_bytes()));
     Parcel { comet: comet.clone(), target, room: None, payload, message: id.into() }
 }
 
 /// Sends to a room and waits for the outcome.
 pub(super) async fn to_room(fleet: &Fleet, comet: &CometAddr, room: &str, body: &str) -> Delivered {
-    fleet.send(parcel(fleet, comet, Target::Room(room.into()), body, body)).await
+    fleet.send_now(parcel(fleet, comet, Target::Room(room.into()), body, body)).await
 }
 
 /// Waits until something holds; fails after ten seconds.
