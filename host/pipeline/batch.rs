@@ -8,7 +8,6 @@ use std::time::{Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::comets::Parcel;
 use crate::consumer::{Admitted, Feed};
 use crate::dead_letter::{Reason, Stage};
 use crate::decision::{Guard, Overrides, StateWrite, Verdict};
@@ -18,7 +17,6 @@ use crate::offsets::Ticket;
 use crate::panics;
 use crate::pipeline::Pipeline;
 use crate::pipeline::age::Oldest;
-use crate::pipeline::call::{Call, Took};
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::dispatch::dispatch;
 use crate::pipeline::journey::{Ending, Journey};
@@ -27,7 +25,6 @@ use crate::pipeline::persist::{Abandoned, Hold, Retry, persist};
 use crate::pipeline::resolve::Resolved;
 use crate::pipeline::story::Story;
 use crate::policy::{Chain, Decision, Filtered, Pass, Step};
-use crate::router::Delivery;
 use crate::stalls::StallStage;
 
 /// The worker of one partition.
