@@ -197,6 +197,36 @@ async fn broadcasts_reach_what_any_gateway_has_seen_and_no_stranger() {
 }
 
 #[tokio::test]
+async fn a_broadcast_waits_until_it_is_known_whom_to_reach() {
+    let (configured, found) = (FakeComet::start().await, FakeComet::start().await);
+    let mut redis = Redis::start_keeping().await;
+    if !redis.can_stop("a_broadcast_waits_until_it_is_known_whom_to_reach") {
+        return;
+    }
+    let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as u64;
+    let mut seen = redis::cmd("ZADD");
+    seen.arg("halley:comets").arg(now).arg(found.address().as_str());
+    redis.run::<()>(seen).await;
+    redis.stop();
+    let topic = kafka().topic("unknown", 1).await;
+    let running = gateway(&topic).redis(&redis).node(&configured).start_unready().await;
+    kafka().produce_everyone(&topic, 0, "to all").await;
+    eventually("the record to be held", PATIENCE, async || {
+        let stalls = running.get("/v1/stalls").await.body;
+        (stalls.contains("resolve") && stalls.contains("share_comets")).then_some(())
+    })
+    .await;
+    assert_eq!(running.get("/readyz").await.status, 503);
+    assert_eq!(configured.count(), 0, "half a broadcast is none");
+    redis.restart().await;
+    running.wait_until_settled(&topic).await;
+    assert_eq!(
+        (configured.deliveries(), found.deliveries()),
+        (vec![to_all("to all")], vec![to_all("to all")])
+    );
+}
+
+#[tokio::test]
 async fn a_server_name_in_the_directory_is_mapped_or_said_to_be_none() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "c1", "u1", "comet-1").await;

@@ -9,13 +9,14 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
+use tokio::task::JoinSet;
 
 /// A running discovery.
 pub struct FakeDiscovery {
     address: SocketAddr,
     comets: Arc<Mutex<Vec<(String, String)>>>,
-    server: AbortHandle,
+    /// Ends with it.
+    _server: JoinSet<()>,
 }
 
 #[derive(serde::Deserialize)]
@@ -32,8 +33,9 @@ impl FakeDiscovery {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("bound");
         let router = Router::new().route("/discovery/fetch", get(fetch)).with_state(Arc::clone(&comets));
-        let server = tokio::spawn(async move { axum::serve(listener, router).await }).abort_handle();
-        Self { address, comets, server }
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, router).await.expect("it serves") });
+        Self { address, comets, _server: server }
     }
 
     /// Where it listens, as `[comets.discovery] goim` takes it.
@@ -45,12 +47,6 @@ impl FakeDiscovery {
     pub fn set(&self, comets: &[(&str, &str)]) {
         let comets = comets.iter().map(|(name, at)| ((*name).to_owned(), (*at).to_owned())).collect();
         *self.comets.lock().unwrap_or_else(PoisonError::into_inner) = comets;
-    }
-}
-
-impl Drop for FakeDiscovery {
-    fn drop(&mut self) {
-        self.server.abort();
     }
 }
 
