@@ -1,6 +1,6 @@
 //! The command line, as people use it.
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Plugin, gateway, quoted};
@@ -38,6 +38,21 @@ fn every_command_explains_itself() {
     }
     assert!(stdout(&halley(&["--version"])).starts_with("halley 0.1.0 ("));
     assert_eq!(halley(&["nonsense"]).status.code(), Some(2));
+}
+
+#[test]
+fn output_that_cannot_be_written_is_a_failure_unless_nobody_wants_it() {
+    let (_folder, file) = write("halley.toml", "[redis]\nurl = \"memory://\"\n");
+    let run = |out: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
+        command.args(["check", "--config", &file]).stdout(out).output().expect("the binary runs")
+    };
+    let full = run(std::fs::File::options().write(true).open("/dev/full").expect("Linux").into());
+    assert_eq!(full.status.code(), Some(1), "{full:?}");
+    assert!(stderr(&full).contains("cannot write to standard output: No space left"), "{full:?}");
+    let (reader, closed) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    assert_eq!(run(closed.into()).status.code(), Some(0), "`| head` has had enough");
 }
 
 #[test]

@@ -2,11 +2,12 @@
 
 use halley::message::{Audience, encode};
 
-use crate::support::comet::{FakeComet, To};
+use crate::support::comet::{Behaviour, FakeComet, To};
 use crate::support::gateway::{Gateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::peers::{Outgoing, Producer};
 use crate::support::redis::Redis;
+use crate::support::{PATIENCE, eventually, eventually_eq};
 
 /// The most memory that a process has had, in KiB.
 fn peak_kib(pid: u32) -> u64 {
@@ -82,10 +83,39 @@ async fn records_of_many_keys_stay_below_the_memory_limit() {
         .redis(&redis)
         .set("offline", "default", quoted("drop"))
         .set("delivery", "max_keys", 100_000)
-        .set("delivery", "memory_limit", quoted("192MiB"));
+        .set("delivery", "memory_limit", quoted("128MiB"));
     let (before, peak) = keys_of_nobody(settings, &topic, 12).await;
-    eprintln!("MEASURED before {before} KiB, peak {peak} KiB");
-    assert!(peak < 192 * 1024, "{before} KiB before, then {peak} KiB");
+    assert!(peak < 128 * 1024, "{before} KiB before, then {peak} KiB");
+}
+
+#[tokio::test]
+async fn near_the_memory_limit_admission_stops_says_so_and_goes_on() {
+    const RECORDS: usize = 100;
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("short-memory", 1).await;
+    let settings = gateway(&topic)
+        .node(&comet)
+        .set("delivery", "memory_limit", quoted("64MiB"))
+        .set("delivery", "timeout", quoted("2s"))
+        .set("delivery", "give_up_after", quoted("120s"))
+        .set("comets", "breaker_patience", quoted("120s"));
+    comet.behave(Behaviour::Hang);
+    let running = settings.start().await;
+    let body = vec![b'x'; 500 * 1024];
+    for _ in 0..RECORDS {
+        kafka().produce_everyone(&topic, 0, &body).await;
+    }
+    let stopped = async || running.metric("halley_memory_admission_stopped").await;
+    eventually_eq("admission", Some(1.0), stopped).await;
+    let problem = async || running.get("/readyz").await.body.contains("memory: ").then_some(());
+    eventually("/readyz to name it", PATIENCE, problem).await;
+    let peak = peak_kib(running.pid());
+    assert!(peak < 128 * 1024, "{peak} KiB, of {} KiB in records", RECORDS * 500);
+
+    comet.behave(Behaviour::Ok);
+    running.wait_until_settled(&topic).await;
+    eventually_eq("admission", Some(0.0), stopped).await;
+    running.wait_until_ready().await;
 }
 
 #[tokio::test]

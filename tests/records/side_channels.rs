@@ -46,12 +46,17 @@ async fn goes_on(script: &str, name: &str, drops: bool) {
         .set("routing", "cache", "{ max_age = \"0s\" }");
     let file = folder.path().join("halley.toml").display().to_string();
     std::fs::write(&file, settings.toml()).expect("writable");
-    let script = format!("cd {}; {script}", folder.path().display());
+    // Few files may be open, as a shell has it, until the gateway asks for more.
+    let script = format!("cd {}; ulimit -Sn 64; {script}", folder.path().display());
     let args = ["-c", &script, env!("CARGO_BIN_EXE_halley"), "run", "--config", &file];
     let mut process = Leash::start("sh", &args.map(str::to_owned), folder).expect("the binary starts");
     let ready =
         async || http::get(&admin, "/readyz").await.is_ok_and(|answer| answer.status == 200).then_some(());
     eventually("readiness", PATIENCE, ready).await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.pid())).expect("it runs");
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("Linux");
+    let mut files = files.split_whitespace();
+    assert_eq!(files.next(), files.next(), "the soft limit is the hard one");
 
     let mut wanted = Vec::new();
     let mut send = async |bodies: std::ops::Range<usize>| {
