@@ -204,7 +204,7 @@ impl DeliveryConfig {
             ("max_keys", self.max_keys as u64),
             ("max_batch", self.max_batch as u64),
         ];
-        if self.memory_limit.bytes().is_some_and(|limit| limit < LEAST_MEMORY) {
+        if matches!(self.memory_limit, MemoryLimit::Bytes(limit) if limit.as_u64() < LEAST_MEMORY) {
             problems.push(format!(
                 "`delivery.memory_limit` is {}, less than the gateway needs by itself; it must be at least 64MiB, \"auto\" or \"off\"",
                 self.memory_limit
