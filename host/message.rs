@@ -19,7 +19,8 @@ use prost::Message as _;
 
 pub use comet_addr::{Address, CometAddr, NotAnAddress};
 pub use copy::{
-    HEADERS_LEFT_OUT, KEY_LEFT_OUT, RawHeader, RawRecord, RecordLimits, VALUE_LEFT_OUT, note as left_out_note,
+    HEADERS_LEFT_OUT, KEY_LEFT_OUT, RawHeader, RawRecord, RecordLimits, VALUE_LEFT_OUT,
+    note as left_out_note, note_headers as left_out_headers_note,
 };
 pub use record::{Header, Origin, Record};
 
@@ -27,6 +28,10 @@ pub use record::{Header, Origin, Record};
 /// were written by the gateway. A record that has it already keeps that id, so that a
 /// redriven dead letter is recognised as the message it was.
 pub const MESSAGE_ID: &str = "halley-message-id";
+
+/// The header of a redriven record that names the comets which did not take the message, separated
+/// by commas: the others have had it.
+pub const REDRIVE_COMETS: &str = "halley-redrive-comets";
 
 /// Defines a name: a cheaply cloned string that cannot be mistaken for another kind of name.
 macro_rules! name {

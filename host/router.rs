@@ -327,6 +327,16 @@ impl Plan {
         }
     }
 
+    /// A redriven message: only these comets did not take it. A message to all comets goes to
+    /// those of them that are known. Recipients of a comet that is no longer among the calls have
+    /// moved, nobody knows where to, so that the message goes to all then.
+    pub fn only(&mut self, comets: &[CometAddr]) {
+        let calls = |comet: &CometAddr| self.deliveries.iter().any(|delivery| delivery.comet == *comet);
+        if self.is_for_every_comet || comets.iter().all(calls) {
+            self.deliveries.retain(|delivery| comets.contains(&delivery.comet));
+        }
+    }
+
     /// `also` reaches comets beyond the route; what `except` names stays out.
     fn deliver_also(&mut self, target: &Target, overrides: &Overrides) {
         for comet in &overrides.also {

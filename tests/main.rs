@@ -5,6 +5,7 @@
 mod authors;
 mod commands;
 mod cookbook;
+mod directory;
 mod examples_work;
 mod faults;
 mod fleet;

@@ -1,27 +1,36 @@
 //! What is written to a letter's topic of origin. Pure.
 
 use crate::dead_letter::{DeadLetter, ORIGIN_TIMESTAMP};
-use crate::kafka::Outgoing;
-use crate::message::Header;
+use crate::kafka::{Fit, NotWritten, Outgoing, Refusal};
+use crate::message::REDRIVE_COMETS;
 
-/// The letter as the record that it was, for a topic with so many partitions.
-pub(super) fn back(letter: &DeadLetter, partitions: i32) -> Outgoing<'_> {
+/// The letter as the record that it was, for a topic with so many partitions. It says which comets
+/// it is for, those that did not take it, unless all are to have it.
+pub(super) fn back(letter: &DeadLetter, partitions: i32, all_comets: bool) -> Outgoing<'_> {
     let origin = letter.origin.as_ref().map(|origin| origin.partition);
-    Outgoing {
-        key: letter.record.key.as_deref(),
-        value: letter.record.value.as_deref(),
-        timestamp_ms: letter.record.timestamp_ms,
+    let mut record = Outgoing {
         headers: letter.restored_headers(),
         // Where it was: producers of other languages spread keys differently.
         partition: origin.filter(|partition| (0..partitions).contains(partition)),
-    }
-}
-
-/// The same with the time of now, and its own in a header.
-pub(super) fn back_without_time(letter: &DeadLetter, partitions: i32) -> Outgoing<'_> {
-    let mut record = back(letter, partitions);
-    if let Some(time) = record.timestamp_ms.take() {
-        record.headers.push(Header::new(ORIGIN_TIMESTAMP, time.to_string()));
+        ..Outgoing::copy_of(&letter.record)
+    };
+    if !letter.comets.is_empty() && !letter.more_comets && !all_comets {
+        record.add_header(REDRIVE_COMETS, letter.comets.join(","));
     }
     record
+}
+
+/// Gives a record that its topic finds too old, or too new, the time of now, and its own in a
+/// header. Everything else that a topic refuses stays refused.
+pub(super) struct Restamp;
+
+impl Fit for Restamp {
+    fn fit<'a>(&self, mut record: Outgoing<'a>, error: &NotWritten) -> Option<Outgoing<'a>> {
+        if error.refusal != Some(Refusal::Timestamp) {
+            return None;
+        }
+        let time = record.timestamp_ms.take()?;
+        record.add_header(ORIGIN_TIMESTAMP, time.to_string());
+        Some(record)
+    }
 }

@@ -1,10 +1,12 @@
 //! One dead letter as it is read back, and which of them somebody means. Pure.
 
 use crate::dead_letter::{
-    FAILED_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION, ORIGIN_TIMESTAMP, ORIGIN_TOPIC, PLUGIN, REASON, STAGE,
-    Stage, theirs,
+    ATTEMPTS, FAILED_COMETS, KEY_ADDED, MORE_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION, ORIGIN_TIMESTAMP,
+    ORIGIN_TOPIC, PLUGIN, REASON, STAGE, Stage, theirs,
 };
-use crate::message::{Header, MESSAGE_ID, MessageId, Origin, Record, VALUE_LEFT_OUT};
+use crate::message::{
+    HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, MessageId, Origin, Record, VALUE_LEFT_OUT,
+};
 
 /// A record of the dead-letter topic with what its headers tell. Any record can be read as
 /// one: what a header does not say is empty.
@@ -23,16 +25,32 @@ pub struct DeadLetter {
     pub reason: String,
     /// The comets that did not take it.
     pub comets: Vec<String>,
+    /// Whether more did not than `comets` names.
+    pub more_comets: bool,
+    /// How often the message has become a dead letter.
+    pub attempts: u32,
     /// The plugin that decided, `name@hash`; empty when none did.
     pub plugin: String,
-    /// The value was too large for the dead-letter topic, and is not here: its size, and what
-    /// the broker said. `None` with an empty value: the original had none.
-    pub value_left_out: Option<String>,
+    /// What was too large for the dead-letter topic, and is not here.
+    pub left_out: Vec<LeftOut>,
+    /// Tells the record apart from another one at the same place, as in a topic that was made
+    /// again.
+    pub(super) fingerprint: u64,
+}
+
+/// A part of a record that its dead letter had to go without.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// `value`, `key` or `headers`.
+    pub part: &'static str,
+    /// Its size, its SHA-256, and what the broker said.
+    pub note: String,
 }
 
 impl DeadLetter {
     /// Reads the headers of a record.
     pub fn of(mut record: Record) -> Self {
+        let fingerprint = record.fingerprint();
         let text = |name| {
             record.header(name).map(|value| String::from_utf8_lossy(value).into_owned()).unwrap_or_default()
         };
@@ -44,15 +62,35 @@ impl DeadLetter {
         });
         let timestamp_ms = text(ORIGIN_TIMESTAMP).parse().ok();
         let comets = text(FAILED_COMETS);
-        let comets = comets.split(',').filter(|comet| !comet.is_empty()).map(str::to_owned).collect();
+        let mut comets: Vec<_> = comets.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect();
+        let more_comets = comets.pop_if(|last| last == MORE_COMETS).is_some();
+        let attempts = text(ATTEMPTS).parse().unwrap_or(1);
         let (stage, reason, plugin) = (text(STAGE), text(REASON), text(PLUGIN));
-        let left_out = record.value.is_none() && record.header(VALUE_LEFT_OUT).is_some();
-        let value_left_out = left_out.then(|| text(VALUE_LEFT_OUT));
+        let parts = [("value", VALUE_LEFT_OUT), ("key", KEY_LEFT_OUT), ("headers", HEADERS_LEFT_OUT)];
+        let parts = parts.into_iter().filter(|(_, name)| record.header(name).is_some());
+        let left_out: Vec<_> = parts.map(|(part, name)| LeftOut { part, note: text(name) }).collect();
+        let key_is_ours = record.header(KEY_ADDED).is_some();
+        record.key.take_if(|_| key_is_ours);
+        if left_out.iter().any(|left_out| left_out.part == "value") {
+            record.value = None;
+        }
         record.timestamp_ms = timestamp_ms.or(record.timestamp_ms);
         // Without a usable id of its own, the record would be known by where it stands now.
         let place = origin.as_ref().unwrap_or(&record.origin);
         let id = record.carried_id().unwrap_or_else(|| record.id_at(place));
-        Self { id, origin, stage, reason, comets, plugin, value_left_out, record }
+        Self {
+            id,
+            origin,
+            stage,
+            reason,
+            comets,
+            more_comets,
+            attempts,
+            plugin,
+            left_out,
+            fingerprint,
+            record,
+        }
     }
 
     /// The headers that the record had before it became a dead letter.
@@ -60,9 +98,26 @@ impl DeadLetter {
         theirs(&self.record)
     }
 
-    /// The original headers, and the message's id, which keeps it recognisable.
+    /// The original headers, and what keeps the message recognisable.
     pub(super) fn restored_headers(&self) -> Vec<Header> {
-        self.original_headers().cloned().chain([Header::new(MESSAGE_ID, self.id.to_string())]).collect()
+        let ours = [(ATTEMPTS, self.attempts.to_string()), (MESSAGE_ID, self.id.to_string())];
+        let ours = ours.map(|(name, value)| Header::new(name, value));
+        self.original_headers().cloned().chain(ours).collect()
+    }
+
+    /// Whether the value is missing, rather than absent from the start.
+    pub fn lacks_value(&self) -> bool {
+        self.left_out.iter().any(|left_out| left_out.part == "value")
+    }
+
+    /// What is missing of the record, in words; `None` when it is whole.
+    pub fn missing(&self) -> Option<String> {
+        let part = |LeftOut { part, note }: &LeftOut| {
+            let were = if *part == "headers" { "were" } else { "was" };
+            format!("its {part} {were} left out ({note})")
+        };
+        let parts: Vec<_> = self.left_out.iter().map(part).collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
     }
 }
 
@@ -200,6 +255,8 @@ mod tests {
             }
             let id = redriven.headers.pop().expect("the id");
             prop_assert_eq!(id.name, MESSAGE_ID);
+            let attempts = redriven.headers.pop().expect("the attempts");
+            prop_assert_eq!((attempts.name, attempts.value), (ATTEMPTS.into(), Some("2".into())));
             prop_assert_eq!(redriven.headers, record.headers);
         }
     }

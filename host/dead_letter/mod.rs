@@ -1,28 +1,43 @@
 //! Records that cannot be delivered, kept with their reason.
 //!
 //! A dead letter is the record as it came (key, value, headers, timestamp) with headers of
-//! ours behind the original ones. Writing returns once the broker has confirmed it; the
-//! record's offset may be committed only then.
+//! ours behind the original ones. Its record's offset may be committed only once the broker has
+//! confirmed it. Letters are written in the order in which they are given.
 //!
 //! [`Reader`] reads them back and [`redrive`] brings them to their topics of origin once what
 //! was wrong is mended; nothing in a running gateway does either.
 
 mod back;
+mod fit;
 mod letter;
+mod metrics;
 mod order;
 mod progress;
 mod read;
 mod redrive;
 mod remembered;
+mod writer;
+
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::decision::PluginVersion;
-use crate::kafka::{NotWritten, Outgoing, Producer};
-use crate::message::{CometAddr, HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, Record, VALUE_LEFT_OUT};
+use crate::kafka::{self, NotWritten, OrderedSender};
+use crate::message::{
+    CometAddr, HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, REDRIVE_COMETS, Record, VALUE_LEFT_OUT,
+};
+use crate::panics;
+use writer::{Letter, State, Writer};
 
 pub use letter::{DeadLetter, Filter};
+pub use metrics::Metrics;
 pub use order::{Fate, Order, Summary};
 pub use read::Reader;
 pub use redrive::redrive;
+pub use remembered::Remembered;
+pub use writer::Kept;
 
 /// The topic that the record was read from.
 pub const ORIGIN_TOPIC: &str = "halley-origin-topic";
@@ -34,17 +49,22 @@ pub const ORIGIN_OFFSET: &str = "halley-origin-offset";
 /// its topic stamps records itself or refuses old ones. A redriven record has this header where
 /// its topic refuses the timestamp; should it come here again, the header is kept.
 pub const ORIGIN_TIMESTAMP: &str = "halley-origin-timestamp";
-/// The station where its way ended: `decode`, `filter`, `offline` or `deliver`.
+/// The station where its way ended: `decode`, `filter`, `resolve`, `offline` or `deliver`.
 pub const STAGE: &str = "halley-stage";
 /// Why, in words.
 pub const REASON: &str = "halley-reason";
 /// The comets that did not take it, separated by commas.
 pub const FAILED_COMETS: &str = "halley-failed-comets";
+/// How often the message has become a dead letter.
+pub const ATTEMPTS: &str = "halley-attempts";
 /// The plugin that decided, with its version: `name@hash`.
 pub const PLUGIN: &str = "halley-plugin";
 
+/// The record had no key, and the topic takes none without: the letter's is the message's id.
+pub const KEY_ADDED: &str = "halley-key-added";
+
 /// All headers that the gateway adds, for taking them off again.
-const OURS: [&str; 12] = [
+const OURS: [&str; 15] = [
     MESSAGE_ID,
     ORIGIN_TOPIC,
     ORIGIN_PARTITION,
@@ -57,6 +77,9 @@ const OURS: [&str; 12] = [
     VALUE_LEFT_OUT,
     KEY_LEFT_OUT,
     HEADERS_LEFT_OUT,
+    KEY_ADDED,
+    ATTEMPTS,
+    REDRIVE_COMETS,
 ];
 
 /// The station where a record's way ended.
@@ -66,6 +89,8 @@ pub enum Stage {
     Decode,
     /// A policy said so, or failed.
     Filter,
+    /// Its room cannot be read.
+    Resolve,
     /// An absent recipient's inbox could not take it.
     Offline,
     /// Comets refused it, or were unreachable and nobody knows for whom it was.
@@ -74,13 +99,14 @@ pub enum Stage {
 
 impl Stage {
     /// All stages, in the order in which a message passes them.
-    pub const ALL: [Self; 4] = [Self::Decode, Self::Filter, Self::Offline, Self::Deliver];
+    pub const ALL: [Self; 5] = [Self::Decode, Self::Filter, Self::Resolve, Self::Offline, Self::Deliver];
 
     /// The stage as it stands in headers and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Decode => "decode",
             Self::Filter => "filter",
+            Self::Resolve => "resolve",
             Self::Offline => "offline",
             Self::Deliver => "deliver",
         }
@@ -88,7 +114,9 @@ impl Stage {
 }
 
 /// The most comets that the header names: a record has to stay writable.
-const MOST_COMETS: usize = 100;
+const MOST_COMETS: usize = 1_000;
+/// Stands at the end of the list when there are more.
+const MORE_COMETS: &str = "...";
 
 /// Why a record is a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,30 +140,61 @@ impl Reason {
 
 /// Writes dead letters. Cheap to clone.
 #[derive(Clone)]
-pub struct DeadLetters {
-    producer: Producer,
-    topic: String,
+pub struct DeadLetters(Arc<Queue>);
+
+struct Queue {
+    letters: mpsc::Sender<Letter>,
+    /// Ends with the last clone.
+    _writer: JoinSet<()>,
 }
 
-impl DeadLetters {
-    /// Dead letters to this topic.
-    pub fn new(producer: Producer, topic: String) -> Self {
-        Self { producer, topic }
-    }
+/// A letter on its way to the topic.
+#[derive(Debug)]
+pub struct Receipt(watch::Receiver<State>);
 
-    /// Writes one; returns once the broker has confirmed it.
+impl DeadLetters {
+    /// Starts the task that writes to `[kafka] dead_letter_topic`. It ends with the last clone.
     ///
     /// # Errors
-    /// When the broker did not confirm it: the record has no outcome yet.
-    pub async fn write(&self, record: &Record, reason: &Reason) -> Result<(), NotWritten> {
-        let outgoing = Outgoing {
-            key: record.key.as_deref(),
-            value: record.value.as_deref(),
-            timestamp_ms: record.timestamp_ms,
-            headers: headers(record, reason),
-            partition: None,
-        };
-        self.producer.write(&self.topic, outgoing).await
+    /// When librdkafka refuses a property.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(config: &kafka::Config, metrics: Metrics) -> anyhow::Result<Self> {
+        let (letters, queue) = mpsc::channel(writer::QUEUE);
+        let sender = OrderedSender::new(config)?;
+        let writer = Writer::new(sender, config.dead_letter_topic.clone(), metrics);
+        let mut task = JoinSet::new();
+        task.spawn(panics::fatal("the dead letters' writer", writer.run(queue)));
+        Ok(Self(Arc::new(Queue { letters, _writer: task })))
+    }
+
+    /// Puts one behind those that were put before; waits while the queue is full. It is written
+    /// as long as the receipt is there.
+    pub async fn put(&self, record: Arc<Record>, reason: Reason) -> Receipt {
+        let (state, receipt) = watch::channel(State::Waiting);
+        // The task lives as long as this.
+        let _ = self.0.letters.send(Letter { record, reason, state }).await;
+        Receipt(receipt)
+    }
+}
+
+impl Receipt {
+    /// Waits until the letter has come to its end, or an attempt has failed. Ask again then: it
+    /// keeps its place, and is tried until it works.
+    ///
+    /// # Errors
+    /// When the last attempt failed: the record has no outcome yet.
+    pub async fn outcome(&self) -> Result<Kept, NotWritten> {
+        let mut state = self.0.clone();
+        let known =
+            state.wait_for(|state| !matches!(state, State::Waiting)).await.map(|state| State::clone(&state));
+        match known {
+            Ok(State::Done(kept)) => Ok(kept),
+            Ok(State::Failed(error)) => Err(error),
+            // The writer has gone: the process is ending.
+            Ok(State::Waiting) | Err(_) => std::future::pending().await,
+        }
     }
 }
 
@@ -151,6 +210,7 @@ fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
         (ORIGIN_OFFSET, origin.offset.to_string()),
         (STAGE, reason.stage.as_str().to_owned()),
         (REASON, text),
+        (ATTEMPTS, (attempts(record) + 1).to_string()),
     ];
     headers.extend(ours.map(|(name, value)| Header::new(name, value)));
     // What was too large to be read is named in the record already.
@@ -159,14 +219,23 @@ fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
     if let Some(timestamp) = own_timestamp(record) {
         headers.push(Header::new(ORIGIN_TIMESTAMP, timestamp.to_string()));
     }
-    if !reason.comets.is_empty() {
-        let comets: Vec<_> = reason.comets.iter().take(MOST_COMETS).map(CometAddr::as_str).collect();
+    // A redriven message that ended before it was sent again is still due where it was.
+    let due = if reason.comets.is_empty() { record.redrive_comets() } else { None };
+    let failed = due.as_ref().unwrap_or(&reason.comets);
+    if !failed.is_empty() {
+        let mut comets: Vec<_> = failed.iter().take(MOST_COMETS).map(CometAddr::as_str).collect();
+        comets.extend((failed.len() > MOST_COMETS).then_some(MORE_COMETS));
         headers.push(Header::new(FAILED_COMETS, comets.join(",")));
     }
     if let Some(plugin) = &reason.plugin {
         headers.push(Header::new(PLUGIN, plugin.to_string()));
     }
     headers
+}
+
+/// How often the message became a dead letter so far, as the record tells.
+fn attempts(record: &Record) -> u32 {
+    record.header(ATTEMPTS).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok()).unwrap_or_default()
 }
 
 /// When the message was produced: a redrive may have had to leave the record's own time out.
@@ -201,6 +270,33 @@ mod tests {
     }
 
     #[test]
+    fn a_redriven_message_that_was_not_sent_again_is_due_where_it_was() {
+        let record = Record {
+            origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
+            timestamp_ms: None,
+            key: None,
+            value: None,
+            headers: vec![
+                Header::new(MESSAGE_ID, "push/0/7"),
+                Header::new(REDRIVE_COMETS, "a:1"),
+                Header::new(ATTEMPTS, "2"),
+            ],
+        };
+        let told = |reason: Reason, name: &str| {
+            let headers = headers(&record, &reason);
+            let found = headers.into_iter().find(|header| header.name == name);
+            found.and_then(|header| header.value).map(|value| String::from_utf8_lossy(&value).into_owned())
+        };
+        let before = Reason::new(Stage::Filter, "spam");
+        assert_eq!(told(before.clone(), FAILED_COMETS).as_deref(), Some("a:1"));
+        assert_eq!(told(before.clone(), ATTEMPTS).as_deref(), Some("3"));
+        assert_eq!(told(before, REDRIVE_COMETS), None);
+        let comets: Vec<CometAddr> = (0..1_001).map(|n| format!("c:{n}").into()).collect();
+        let many = told(Reason { comets, ..Reason::new(Stage::Deliver, "") }, FAILED_COMETS);
+        assert!(many.is_some_and(|many| many.starts_with("c:0,") && many.ends_with(",c:999,...")));
+    }
+
+    #[test]
     fn headers_of_an_earlier_round_are_replaced_and_the_id_is_kept() {
         let record = Record {
             origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
@@ -224,6 +320,7 @@ mod tests {
             (ORIGIN_OFFSET, "9"),
             (STAGE, "deliver"),
             (REASON, "refused"),
+            (ATTEMPTS, "1"),
             (ORIGIN_TIMESTAMP, "1000"),
             (FAILED_COMETS, "a:1,b:1"),
         ];

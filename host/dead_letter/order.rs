@@ -17,6 +17,8 @@ pub struct Order {
     pub rate: Option<NonZeroU32>,
     /// Also those that were redriven before.
     pub from_start: bool,
+    /// To all comets, also those that took the message before.
+    pub all_comets: bool,
     /// Only tells what it would do.
     pub dry_run: bool,
     /// The consumer group whose offsets remember the progress.
@@ -39,6 +41,8 @@ pub enum Fate {
 pub struct Summary {
     /// There is no dead-letter topic.
     pub missing: bool,
+    /// The topic was made again since the last run: what was redriven before is another topic's.
+    pub made_again: bool,
     /// Confirmed by the broker, by topic. In a dry run: what would be written.
     pub redriven: BTreeMap<Arc<str>, u64>,
     /// Of these, written with the time of now, because their topic refuses their own.

@@ -1,36 +1,36 @@
 //! Bringing dead letters back to their topics of origin.
 //!
 //! # Promises
+//! - Only the comets that did not take a message are to have it again, unless all are to.
 //! - What is written is the original record (key, value, headers, timestamp, partition) with
 //!   the message's id beside it, so that readers recognise the message.
 //! - A dead letter counts as done only once the broker has confirmed it. What a filter leaves
 //!   out, what is refused and what could not be written stays for another run.
-//! - When a topic takes nothing, the rest of that topic waits for another run, so that nothing
-//!   overtakes; other topics go on.
-//! - What is wrong with one letter alone holds up no other: its value was left out, it is too
+//! - Letters go back in the order in which they stand in the dead-letter topic, one batch at a
+//!   time: nothing overtakes.
+//! - When a topic takes nothing, the rest of that topic waits for another run; other topics go
+//!   on.
+//! - What is wrong with one letter alone holds up no other: a part of it was left out, it is too
 //!   large for its topic, and the like. It is refused by name.
 //! - A letter that its topic finds too old (or too new) is written with the time of now, and
-//!   has its own in a header. It may come after those that were in flight beside it.
+//!   has its own in a header.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::dead_letter::back::{back, back_without_time};
+use crate::dead_letter::back::{Restamp, back};
 use crate::dead_letter::remembered::Remembered;
 use crate::dead_letter::{DeadLetter, Fate, Order, Reader, Summary};
-use crate::kafka::{self, NotWritten, Refusal, Sender, blocking, partitions};
+use crate::kafka::{self, NotWritten, OrderedSender, Written, blocking, partitions};
 use crate::message::Origin;
 
-/// Records that wait for their confirmation. librdkafka sends five at a time to each broker;
-/// all of these must have their turn within one attempt, even when each is refused.
-const IN_FLIGHT: usize = 100;
+/// The most letters that go back together. A stop waits for them.
+const TOGETHER: usize = 200;
 /// How often progress is committed.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
@@ -48,80 +48,85 @@ pub async fn redrive(
         return Ok(Summary { missing: true, ..Summary::default() });
     };
     let topic = &config.dead_letter_topic;
-    let remembered = Remembered::load(&reader, topic, &order.group).await?;
+    let remembered = Remembered::load(&mut reader, topic, &order.group).await?;
     if !order.from_start {
         remembered.firsts().for_each(|(partition, next)| reader.records.begin_at(partition, next));
     }
-    // Not in batches: what the broker refuses is one letter then, and nothing overtakes.
-    let sender = Arc::new(Sender::one_by_one(config)?);
+    let summary = Summary { made_again: remembered.made_again(), ..Summary::default() };
     let mut run = Run {
         pace: order.rate.map(Pace::new),
         order,
         dead_letters: topic.as_str(),
-        sender,
+        sender: OrderedSender::new(config)?,
         remembered,
-        summary: Summary::default(),
+        summary,
         targets: HashMap::new(),
-        in_flight: FuturesUnordered::new(),
+        ready: Vec::new(),
         taken: 0,
         next_commit: Instant::now() + COMMIT_EVERY,
+        stop: CancellationToken::new(),
         tell,
     };
-    tokio::select! {
-        biased;
-        () = stop => run.summary.interrupted = true,
-        ended = run.everything(&mut reader) => run.broken(ended),
-    }
-    let finished = run.finish().await;
-    run.broken(finished);
+    let stopped = run.stop.clone();
+    let ended = {
+        let work = run.everything(&mut reader);
+        tokio::pin!(work);
+        tokio::select! {
+            biased;
+            // What is on its way is waited for.
+            () = stop => {
+                stopped.cancel();
+                work.await
+            }
+            ended = &mut work => ended,
+        }
+    };
+    run.summary.interrupted = stopped.is_cancelled();
+    run.broken(ended);
+    let saved = run.commit().await;
+    run.broken(saved);
     Ok(run.summary)
-}
-
-type Confirmation = Pin<Box<dyn Future<Output = Answer> + Send>>;
-
-/// What the broker said.
-struct Answer {
-    letter: DeadLetter,
-    result: Result<(), NotWritten>,
-    /// It went without its time.
-    restamped: bool,
 }
 
 struct Run<'a> {
     order: Order,
     dead_letters: &'a str,
-    sender: Arc<Sender>,
+    sender: OrderedSender,
     pace: Option<Pace>,
     remembered: Remembered,
     summary: Summary,
     /// How many partitions each topic of origin has, or why it takes nothing.
     targets: HashMap<Arc<str>, Result<i32, String>>,
-    in_flight: FuturesUnordered<Confirmation>,
+    /// What goes back next, in order; all of one topic.
+    ready: Vec<DeadLetter>,
     taken: u64,
     next_commit: Instant,
+    stop: CancellationToken,
     tell: &'a mut (dyn FnMut(&DeadLetter, &Fate) + Send),
 }
 
 impl Run<'_> {
     async fn everything(&mut self, reader: &mut Reader) -> anyhow::Result<()> {
-        loop {
-            let letters = reader.read().await?;
+        while let Some(letters) = self.stop.clone().run_until_cancelled(reader.read()).await {
+            let letters = letters?;
             if letters.is_empty() {
-                return Ok(());
+                break;
             }
             for letter in letters {
-                if self.order.limit.is_some_and(|limit| self.taken >= limit) {
-                    return Ok(());
+                let enough = self.order.limit.is_some_and(|limit| self.taken >= limit);
+                if enough || self.stop.is_cancelled() {
+                    return self.write().await;
                 }
                 self.take(letter, reader).await?;
             }
+            self.write().await?;
         }
+        self.write().await
     }
 
-    /// One dead letter. Cancelled at any wait, it has not happened.
+    /// One dead letter.
     async fn take(&mut self, letter: DeadLetter, reader: &Reader) -> anyhow::Result<()> {
-        let at = &letter.record.origin;
-        if !self.order.from_start && self.remembered.contains(at.partition, at.offset) {
+        if !self.order.from_start && self.remembered.contains(&letter) {
             self.summary.before += 1;
             return Ok(());
         }
@@ -134,10 +139,9 @@ impl Run<'_> {
             Some(_) => return self.refuse(&letter, "it comes from the dead-letter topic itself"),
             None => return self.refuse(&letter, "it has no `halley-origin-topic` header"),
         };
-        if let Some(why) = &letter.value_left_out {
+        if let Some(missing) = letter.missing() {
             let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
-            let why = format!("its value was left out ({why}); it may still stand at {origin}");
-            return self.refuse(&letter, &why);
+            return self.refuse(&letter, &format!("{missing}; it may still stand at {origin}"));
         }
         self.taken += 1;
         let known = self.targets.contains_key(&topic);
@@ -148,77 +152,80 @@ impl Run<'_> {
         self.targets.insert(Arc::clone(&topic), target.clone());
         match target {
             Ok(_) if self.order.dry_run => self.written(&letter, topic),
-            Ok(count) => self.write(letter, topic, count).await?,
+            Ok(_) => self.queue(letter, topic).await?,
             Err(why) => self.fail(&letter, why, !known),
         }
         Ok(())
     }
 
-    /// Waits for its turn and puts it on its way.
-    async fn write(&mut self, letter: DeadLetter, topic: Arc<str>, count: i32) -> anyhow::Result<()> {
-        while self.in_flight.len() >= IN_FLIGHT {
-            self.confirm_one().await?;
+    /// Waits for its turn, and puts it behind those that go back next.
+    async fn queue(&mut self, letter: DeadLetter, topic: Arc<str>) -> anyhow::Result<()> {
+        let other = self.ready.first().is_some_and(|first| topic_of(first) != topic);
+        if other || self.ready.len() >= TOGETHER {
+            self.write().await?;
         }
-        if let Some(due) = self.pace.as_mut().map(Pace::turn) {
-            self.wait_until(due).await?;
-        }
-        let confirmed = self.sender.enqueue(&topic, back(&letter, count));
-        let sender = Arc::clone(&self.sender);
-        self.in_flight.push(Box::pin(async move {
-            let mut result = confirmed.await;
-            let restamped = matches!(&result, Err(error) if error.refusal == Some(Refusal::Timestamp));
-            if restamped {
-                result = sender.enqueue(&topic, back_without_time(&letter, count)).await;
+        let due = self.pace.as_mut().map(Pace::turn);
+        if let Some(due) = due.filter(|due| *due > Instant::now()) {
+            self.write().await?;
+            if self.next_commit < due {
+                self.commit().await?;
             }
-            Answer { letter, result, restamped }
-        }));
+            let wait = tokio::time::sleep_until(due);
+            if self.stop.clone().run_until_cancelled(wait).await.is_none() {
+                return Ok(());
+            }
+        }
+        self.ready.push(letter);
         Ok(())
     }
 
-    /// Confirmations are noticed and committed while it waits.
-    async fn wait_until(&mut self, due: Instant) -> anyhow::Result<()> {
-        loop {
-            let commit = self.next_commit;
-            tokio::select! {
-                () = tokio::time::sleep_until(due) => return Ok(()),
-                done = self.confirm_one(), if !self.in_flight.is_empty() => done?,
-                () = tokio::time::sleep_until(commit), if commit < due => self.commit().await?,
+    /// Writes what goes back next, and notes what became of it.
+    async fn write(&mut self) -> anyhow::Result<()> {
+        let letters = std::mem::take(&mut self.ready);
+        let Some(topic) = letters.first().map(topic_of) else { return Ok(()) };
+        let count = match self.targets.get(&topic).cloned() {
+            Some(Ok(count)) => count,
+            Some(Err(why)) => {
+                letters.iter().for_each(|letter| self.fail(letter, why.clone(), false));
+                return Ok(());
             }
-        }
-    }
-
-    async fn confirm_one(&mut self) -> anyhow::Result<()> {
-        let Some(Answer { letter, result, restamped }) = self.in_flight.next().await else { return Ok(()) };
-        let topic = letter.origin.as_ref().map_or_else(|| Arc::from(""), |origin| Arc::clone(&origin.topic));
-        match result {
-            Ok(()) => {
-                let at = letter.record.origin.clone();
-                self.remembered.add(at.partition, at.offset);
-                self.summary.restamped += u64::from(restamped);
-                self.written(&letter, topic);
-            }
-            Err(NotWritten { refusal: Some(_), reason, .. }) => {
-                self.refuse(&letter, &format!("topic `{topic}` does not take it: {reason}"))?;
-            }
-            Err(error) => {
-                let first = self.targets.insert(topic, Err(error.to_string())).is_none_or(|t| t.is_ok());
-                self.fail(&letter, error.to_string(), first);
-            }
+            None => 0,
+        };
+        let records = letters.iter().map(|letter| back(letter, count, self.order.all_comets)).collect();
+        let answers = self.sender.write(&topic, records, &Restamp).await;
+        for (letter, answer) in letters.iter().zip(answers) {
+            self.answered(letter, &topic, answer)?;
         }
         if Instant::now() >= self.next_commit { self.commit().await } else { Ok(()) }
+    }
+
+    fn answered(
+        &mut self,
+        letter: &DeadLetter,
+        topic: &Arc<str>,
+        answer: Result<Written, NotWritten>,
+    ) -> anyhow::Result<()> {
+        match answer {
+            Ok(written) => {
+                self.remembered.add(letter);
+                self.summary.restamped += u64::from(written == Written::Fitted);
+                self.written(letter, Arc::clone(topic));
+            }
+            Err(NotWritten { refusal: Some(_), reason, .. }) => {
+                self.refuse(letter, &format!("topic `{topic}` does not take it: {reason}"))?;
+            }
+            Err(error) => {
+                let before = self.targets.insert(Arc::clone(topic), Err(error.to_string()));
+                self.fail(letter, error.to_string(), before.is_none_or(|target| target.is_ok()));
+            }
+        }
+        Ok(())
     }
 
     async fn commit(&mut self) -> anyhow::Result<()> {
         self.next_commit = Instant::now() + COMMIT_EVERY;
         self.summary.forgotten = self.remembered.save().await?;
         Ok(())
-    }
-
-    async fn finish(&mut self) -> anyhow::Result<()> {
-        while !self.in_flight.is_empty() {
-            self.confirm_one().await?;
-        }
-        self.commit().await
     }
 
     fn written(&mut self, letter: &DeadLetter, topic: Arc<str>) {
@@ -244,6 +251,11 @@ impl Run<'_> {
             self.summary.broken.get_or_insert(format!("{error:#}"));
         }
     }
+}
+
+/// Where a letter goes back to.
+fn topic_of(letter: &DeadLetter) -> Arc<str> {
+    letter.origin.as_ref().map_or_else(|| Arc::from(""), |origin| Arc::clone(&origin.topic))
 }
 
 async fn find_target(reader: &Reader, topic: &str) -> Result<i32, String> {

@@ -1,7 +1,8 @@
 //! Where a redrive's progress is kept: in the committed offsets of a consumer group that
-//! nobody joins, with what [`Progress`] has to add as their metadata.
+//! nobody joins, with what [`Progress`] has to add, and a mark of the topic, as their metadata.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,24 +10,36 @@ use anyhow::Context as _;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::dead_letter::Reader;
 use crate::dead_letter::progress::Progress;
-use crate::kafka::{ANSWER, blocking};
+use crate::dead_letter::{DeadLetter, Reader};
+use crate::kafka::{ANSWER, Span, blocking};
 
 /// The progress of all partitions with something to read.
-pub(super) struct Remembered {
+pub struct Remembered {
     consumer: Arc<BaseConsumer>,
     topic: String,
     group: String,
-    partitions: BTreeMap<i32, Progress>,
+    partitions: BTreeMap<i32, Done>,
     changed: bool,
+    /// Whether a commit was about an earlier topic of this name.
+    made_again: bool,
+}
+
+/// What is done of one partition, and the last record of it.
+#[derive(Default)]
+struct Done {
+    progress: Progress,
+    mark: Option<Mark>,
 }
 
 impl Remembered {
-    /// Reads what the group has committed, and forgets what the topic no longer holds.
-    pub(super) async fn load(reader: &Reader, topic: &str, group: &str) -> anyhow::Result<Self> {
+    /// Reads what the group has committed, and forgets what the topic no longer holds. A commit
+    /// is about records that were read: where another one stands now in the place of the last of
+    /// them, the topic was made again, and nothing of it is done.
+    pub(super) async fn load(reader: &mut Reader, topic: &str, group: &str) -> anyhow::Result<Self> {
+        let spans: Vec<_> = reader.records.spans().cloned().collect();
         let mut list = TopicPartitionList::new();
-        for span in reader.records.spans() {
+        for span in &spans {
             list.add_partition(topic, span.partition);
         }
         let committed = patiently(reader.records.consumer(), move |consumer| {
@@ -40,34 +53,50 @@ impl Remembered {
         });
         let committed =
             committed.await.with_context(|| format!("cannot read what group `{group}` has done"))?;
-        let mut partitions = BTreeMap::new();
-        for span in reader.records.spans() {
-            // A commit past the end was made for a topic that has been deleted since.
-            let commit = committed
-                .iter()
-                .find(|(partition, next, _)| *partition == span.partition && *next <= span.end);
-            let mut progress = commit
-                .map_or_else(Progress::default, |(_, next, metadata)| Progress::of_commit(*next, metadata));
-            progress.advance(span.next);
-            partitions.insert(span.partition, progress);
+        let (mut partitions, mut made_again) = (BTreeMap::new(), false);
+        for span in spans {
+            let mut done = Done::default();
+            let commit = committed.iter().find(|(partition, ..)| *partition == span.partition);
+            if let Some((_, next, metadata)) = commit {
+                let (mark, gaps) = Mark::read(metadata);
+                if *next <= span.end && is_same_log(reader, &span, mark).await? {
+                    done = Done { progress: Progress::of_commit(*next, gaps), mark };
+                } else {
+                    made_again = true;
+                }
+            }
+            done.progress.advance(span.next);
+            partitions.insert(span.partition, done);
         }
         let (topic, group) = (topic.to_owned(), group.to_owned());
-        Ok(Self { consumer: Arc::clone(reader.records.consumer()), topic, group, partitions, changed: false })
+        let consumer = Arc::clone(reader.records.consumer());
+        Ok(Self { consumer, topic, group, partitions, changed: false, made_again })
+    }
+
+    /// Whether the topic was made again since something of it was redriven.
+    pub fn made_again(&self) -> bool {
+        self.made_again
+    }
+
+    /// Whether a letter was redriven.
+    pub fn contains(&self, letter: &DeadLetter) -> bool {
+        let at = &letter.record.origin;
+        self.partitions.get(&at.partition).is_some_and(|done| done.progress.contains(at.offset))
     }
 
     /// The first record of each partition that is not done.
     pub(super) fn firsts(&self) -> impl Iterator<Item = (i32, i64)> {
-        self.partitions.iter().map(|(partition, progress)| (*partition, progress.next()))
+        self.partitions.iter().map(|(partition, done)| (*partition, done.progress.next()))
     }
 
-    /// Whether a record was redriven.
-    pub(super) fn contains(&self, partition: i32, offset: i64) -> bool {
-        self.partitions.get(&partition).is_some_and(|progress| progress.contains(offset))
-    }
-
-    /// A record was redriven: the broker has confirmed it.
-    pub(super) fn add(&mut self, partition: i32, offset: i64) {
-        self.partitions.entry(partition).or_default().add(offset);
+    /// A letter was redriven: the broker has confirmed it.
+    pub(super) fn add(&mut self, letter: &DeadLetter) {
+        let at = &letter.record.origin;
+        let done = self.partitions.entry(at.partition).or_default();
+        done.progress.add(at.offset);
+        if done.mark.is_none_or(|mark| mark.offset < at.offset) {
+            done.mark = Some(Mark { offset: at.offset, fingerprint: letter.fingerprint });
+        }
         self.changed = true;
     }
 
@@ -75,10 +104,11 @@ impl Remembered {
     pub(super) async fn save(&mut self) -> anyhow::Result<u64> {
         let mut forgotten = 0;
         let mut offsets = Vec::new();
-        for (partition, progress) in &self.partitions {
-            let (metadata, lost) = progress.metadata();
+        for (partition, Done { progress, mark }) in &self.partitions {
+            let (gaps, lost) = progress.metadata();
             forgotten += lost;
-            offsets.push((*partition, progress.next(), metadata));
+            let mark = mark.map(|mark| mark.to_string()).unwrap_or_default();
+            offsets.push((*partition, progress.next(), format!("{mark}{gaps}")));
         }
         if !self.changed {
             return Ok(forgotten);
@@ -92,6 +122,46 @@ impl Remembered {
         self.changed = false;
         Ok(forgotten)
     }
+}
+
+/// The last record of a partition that was redriven, as the commit's metadata name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Mark {
+    offset: i64,
+    fingerprint: u64,
+}
+
+impl Mark {
+    /// The mark that metadata begin with, if any, and the rest of them.
+    fn read(metadata: &str) -> (Option<Self>, &str) {
+        let read = || {
+            let (mark, gaps) = metadata.strip_prefix('@')?.split_once(';')?;
+            let (offset, fingerprint) = mark.split_once(':')?;
+            let fingerprint = u64::from_str_radix(fingerprint, 16).ok()?;
+            Some((Some(Self { offset: offset.parse().ok()?, fingerprint }), gaps))
+        };
+        read().unwrap_or((None, metadata))
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "@{}:{:016x};", self.offset, self.fingerprint)
+    }
+}
+
+/// Whether the record of a mark still stands in its place. A place whose record has gone, by
+/// retention or compaction, tells nothing.
+async fn is_same_log(reader: &mut Reader, span: &Span, mark: Option<Mark>) -> anyhow::Result<bool> {
+    let Some(mark) = mark else { return Ok(true) };
+    if mark.offset >= span.end {
+        return Ok(false);
+    }
+    if mark.offset < span.next {
+        return Ok(true);
+    }
+    let there = reader.records.read_at(span.partition, mark.offset).await?;
+    Ok(there.is_none_or(|record| record.fingerprint() == mark.fingerprint))
 }
 
 fn commit_list(topic: &str, offsets: &[(i32, i64, String)]) -> anyhow::Result<TopicPartitionList> {
@@ -116,6 +186,21 @@ async fn patiently<T: Send + 'static>(
         match blocking(consumer, call.clone()).await {
             Err(_) if Instant::now() < deadline => tokio::time::sleep(Duration::from_millis(200)).await,
             done => return done,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_are_read_as_they_were_written() {
+        let mark = Mark { offset: 17, fingerprint: 0xab };
+        assert_eq!(mark.to_string(), "@17:00000000000000ab;");
+        assert_eq!(Mark::read("@17:00000000000000ab;2+4,1+1"), (Some(mark), "2+4,1+1"));
+        for metadata in ["2+4", "", "@17;2+4", "@a:b;", "somebody's own"] {
+            assert_eq!(Mark::read(metadata), (None, metadata));
         }
     }
 }

@@ -31,7 +31,12 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     }));
 
     let _ = sort_refused(&lookups, &first);
-    let most = room_replies(&lookups, &first).cloned().map(|reply| elements(reply).len()).sum::<usize>();
+    // In a scan's reply the members are a list within the list.
+    let size = |reply: Value| {
+        let parts = elements(reply);
+        parts.len() + parts.into_iter().map(|part| elements(part).len()).sum::<usize>()
+    };
+    let most = room_replies(&lookups, &first).cloned().map(size).sum::<usize>();
     let Some(found) = answers(&lookups, first, second, infos) else { return Ok(()) };
     assert_eq!(found.len(), lookups.len(), "one answer for each look-up");
     let mut members = 0;
@@ -63,11 +68,11 @@ fn answers(
     infos: Option<Vec<Value>>,
 ) -> Option<Vec<Found>> {
     let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
-    let directory = RedisDirectory::new(client(), true, metrics);
+    let directory = RedisDirectory::new(client(), true, 1_000, metrics);
     let firsts = directory.understand(lookups, first, infos).ok()?;
     let not_online = directory.not_online(users(&firsts), second.clone()).ok()?;
     let mut second = Second { not_online, infos: second.into_iter() };
-    Some(firsts.into_iter().map(|first| directory.found(first, &mut second)).collect())
+    firsts.into_iter().map(|first| directory.found(first, &mut second)).collect()
 }
 
 fn check_connection(found: &Connection, known: &HashSet<String>) {

@@ -13,6 +13,8 @@ pub struct Metrics {
     pub(super) stale_members: Counter,
     /// Keys that hold another type of value than comets write.
     pub(super) wrong_type_keys: Counter,
+    /// Attempts to read a room that were given up.
+    pub(super) unreadable_rooms: Counter,
 }
 
 impl Metrics {
@@ -24,6 +26,7 @@ impl Metrics {
             room_connections: Histogram::new(buckets),
             stale_members: Counter::default(),
             wrong_type_keys: Counter::default(),
+            unreadable_rooms: Counter::default(),
         };
         registry.register(
             "room_connection_count",
@@ -39,6 +42,11 @@ impl Metrics {
             "halley_directory_wrong_type_keys",
             "Directory keys that held another type of value than comets write, and were skipped",
             metrics.wrong_type_keys.clone(),
+        );
+        registry.register(
+            "halley_directory_unreadable_rooms",
+            "Rooms that were given up: too large, or not read in time while Redis answered otherwise",
+            metrics.unreadable_rooms.clone(),
         );
         metrics
     }

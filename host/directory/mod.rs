@@ -6,7 +6,7 @@
 //! short time.
 //!
 //! Promises: one answer per look-up, in order; members that lead nowhere are counted and never
-//! fail a look-up; while the directory cannot be read the answer is [`Unavailable`], never
+//! fail a look-up; a room that cannot be read for what it is fails no other one; while the directory cannot be read the answer is [`Unavailable`], never
 //! "nobody is there". It does not know messages or policies.
 
 mod batch;
@@ -15,10 +15,14 @@ mod behaviour;
 mod cache;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+#[cfg(test)]
+mod large_tests;
 mod memory;
 mod metrics;
+mod pages;
 mod reading;
 mod redis;
+mod rooms;
 
 use std::sync::Arc;
 
@@ -48,6 +52,8 @@ pub enum Found {
     Room(Membership),
     /// The connection; `None` when the key leads to none.
     Key(Option<Connection>),
+    /// The room cannot be read, though the directory answers; why. Asking again soon is of no use.
+    Unreadable(Arc<str>),
 }
 
 /// The directory of connections.

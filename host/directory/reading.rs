@@ -1,8 +1,11 @@
 //! How rooms are read from this server: the commands, and how their replies are understood.
 //!
 //! `SORT_RO` gives a room's members with the comet and the user of each in one command, but
-//! needs Redis 7 and an ACL that allows reading every key. `SMEMBERS`, then one `HMGET` per
+//! needs Redis 7 and an ACL that allows reading every key. `SSCAN`, then one `HMGET` per
 //! member, works everywhere and takes a round trip more.
+//!
+//! Either way a command gives [`MOST`] members or a few more, so that Redis does nothing for long:
+//! it serves nobody else meanwhile. A larger room is read in pages.
 
 use std::collections::HashMap;
 
@@ -11,12 +14,15 @@ use redis::{Cmd, Value};
 use crate::message::{CometAddr, ConnectionId, UserId};
 use crate::redis_client::{Texts, elements, text};
 
+/// The most members of a room that is read with one command: about 5 ms of Redis' time.
+pub(super) const MOST: usize = 5_000;
+
 /// One of the ways to read a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reading {
     /// `SORT_RO` with `GET` patterns.
     SortRo,
-    /// `SMEMBERS`, then `HMGET`; with the reason why not `SORT_RO`.
+    /// `SSCAN`, then `HMGET`; with the reason why not `SORT_RO`.
     Members(String),
 }
 
@@ -24,7 +30,7 @@ impl std::fmt::Display for Reading {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::SortRo => f.write_str("SORT_RO"),
-            Self::Members(reason) => write!(f, "SMEMBERS + HMGET (the server refuses SORT_RO: {reason})"),
+            Self::Members(reason) => write!(f, "SSCAN + HMGET (the server refuses SORT_RO: {reason})"),
         }
     }
 }
@@ -79,22 +85,49 @@ fn describe(comets: &mut Comets, id: Texts, comet: Texts, user: Texts) -> Option
     Some(Described { id: id.into(), comet: comets.shared(comet), user: user.filled().map(UserId::from) })
 }
 
-/// A room in one command. Only the member takes the pattern's `*`, so a `*` in the room's own
-/// id means itself.
+/// A room in one command, up to one member more than [`MOST`]. Only the member takes the
+/// pattern's `*`, so a `*` in the room's own id means itself.
 pub(super) fn sort_ro(room: &str) -> Cmd {
     let mut command = redis::cmd("SORT_RO");
-    command.arg(room_key(room)).arg("BY").arg("nosort");
+    command.arg(room_key(room)).arg("BY").arg("nosort").arg("LIMIT").arg(0).arg(MOST + 1);
     for pattern in ["#", "connection:info:*->comet_id", "connection:info:*->user_id"] {
         command.arg("GET").arg(pattern);
     }
     command
 }
 
-/// The members' ids of a room.
-pub(super) fn smembers(room: &str) -> Cmd {
-    let mut command = redis::cmd("SMEMBERS");
-    command.arg(room_key(room));
+/// The ids of a room's members from the beginning: all of them, unless they are more than
+/// [`MOST`].
+pub(super) fn first_members(room: &str) -> Cmd {
+    sscan(room, b"0", MOST)
+}
+
+/// About so many ids of a room's members, from this cursor on.
+pub(super) fn sscan(room: &str, cursor: &[u8], count: usize) -> Cmd {
+    let mut command = redis::cmd("SSCAN");
+    command.arg(room_key(room)).arg(cursor).arg("COUNT").arg(count);
     command
+}
+
+/// The reply to [`sscan`]: where it goes on, `None` at the end, and the ids.
+pub(super) fn scanned(reply: Value) -> (Option<Vec<u8>>, Vec<Value>) {
+    let mut parts = elements(reply).into_iter();
+    let cursor = match parts.next() {
+        Some(Value::BulkString(cursor)) if cursor != b"0" => Some(cursor),
+        _ => None,
+    };
+    (cursor, parts.next().map(elements).unwrap_or_default())
+}
+
+/// The ids in the reply to [`first_members`]; none when they are not all.
+pub(super) fn all_members(reply: &Value) -> &[Value] {
+    match reply {
+        Value::Array(parts) => match parts.as_slice() {
+            [Value::BulkString(cursor), Value::Array(ids)] if cursor == b"0" => ids,
+            _ => &[],
+        },
+        _ => &[],
+    }
 }
 
 /// Comet and user of a connection. Takes bytes, since a member may be anything.
@@ -124,14 +157,25 @@ fn room_key(room: &str) -> String {
     format!("room:connections:{room}")
 }
 
-/// The reply to [`sort_ro`]: id, comet, user, id, comet, user, ...
-pub(super) fn sorted_members(reply: Value, comets: &mut Comets) -> RoomMembers {
+/// The reply to [`sort_ro`]: id, comet, user, id, comet, user, ...; `None` when there are more
+/// than [`MOST`].
+pub(super) fn sorted_members(reply: Value, comets: &mut Comets) -> Option<RoomMembers> {
+    let values = elements(reply);
+    if values.len() > 3 * MOST {
+        return None;
+    }
     let mut members = RoomMembers::default();
-    let mut values = elements(reply).into_iter().map(text);
+    let mut values = values.into_iter().map(text);
     while let (Some(id), Some(comet), Some(user)) = (values.next(), values.next(), values.next()) {
         members.add(comets, id, comet, user);
     }
-    members
+    Some(members)
+}
+
+/// The reply to [`connection_info`] for this member of a room.
+pub(super) fn describe_member(id: Value, info: Value, comets: &mut Comets) -> Option<Described> {
+    let (comet, user) = comet_and_user(info);
+    describe(comets, text(id), comet, user)
 }
 
 /// The replies to [`connection_info`] for these members, in their order.

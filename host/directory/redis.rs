@@ -3,40 +3,48 @@
 //! All look-ups of a batch travel in one pipeline. One further round trip tells which of the
 //! users found are online and where the user keys' connections live. How rooms are read is
 //! found out by trying, again after every reconnect, and whenever the server changes its mind.
+//! A room that turns out to be too large for one command is read in pages, then and later.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use redis::{Cmd, Value};
 
 use super::batch::{bytes, commands, room_replies, sort_refused};
+use super::pages::Pages;
 use super::reading::{self, Comets, Described, Reading, RoomMembers};
+use super::rooms::{Care, Rooms};
 use super::{Directory, Found, Lookup, Metrics, Unavailable};
 use crate::membership::{Connection, Membership};
-use crate::message::UserId;
+use crate::message::{RoomId, UserId};
 use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
 use crate::telemetry::Seldom;
 
 /// How many users one `MGET` asks for: long enough to be cheap, short enough not to hold up
 /// Redis' other clients.
-const USERS_AT_ONCE: usize = 1_000;
+pub(super) const USERS_AT_ONCE: usize = 1_000;
 
 /// The directory in Redis.
 #[derive(Debug)]
 pub struct RedisDirectory {
     client: RedisClient,
     check_online: bool,
-    metrics: Metrics,
+    pub(super) metrics: Metrics,
     /// How rooms are read, and the connection (its epoch) that this was found out on.
     known: Mutex<Option<(u64, Reading)>>,
     wrong_type_warning: Seldom,
+    max_room: usize,
+    rooms: Mutex<Rooms>,
+    given_up_warning: Seldom,
 }
 
 /// What the first round trip tells about one look-up.
 pub(super) enum First {
     Room(RoomMembers),
+    /// The room is too large for one command.
+    Large,
     Connection(Option<Described>),
     /// The key is a user's, and this is the user's connection.
     User {
@@ -47,10 +55,20 @@ pub(super) enum First {
 
 impl RedisDirectory {
     /// Reads through this client. With `check_online`, connections whose user has no
-    /// `user:online` key are reported as not online; without it everyone is.
-    pub fn new(client: RedisClient, check_online: bool, metrics: Metrics) -> Self {
-        let wrong_type_warning = Seldom::every(Duration::from_secs(10));
-        Self { client, check_online, metrics, known: Mutex::new(None), wrong_type_warning }
+    /// `user:online` key are reported as not online; without it everyone is. A room with more
+    /// than `max_room` members is not read.
+    pub fn new(client: RedisClient, check_online: bool, max_room: usize, metrics: Metrics) -> Self {
+        let seldom = || Seldom::every(Duration::from_secs(10));
+        Self {
+            client,
+            check_online,
+            metrics,
+            known: Mutex::new(None),
+            wrong_type_warning: seldom(),
+            max_room,
+            rooms: Mutex::default(),
+            given_up_warning: seldom(),
+        }
     }
 
     /// How rooms are read from the server behind the present connection.
@@ -98,7 +116,7 @@ impl RedisDirectory {
             // The server was replaced, or its ACL changed.
             self.learn(Reading::Members(reason));
         }
-        let commands = commands(lookups, reading::smembers);
+        let commands = commands(lookups, reading::first_members);
         let replies = self.client.run_scan("get_room_connections", commands).await?;
         let infos = self.infos(lookups, &replies).await?;
         self.understand(lookups, replies, Some(infos))
@@ -108,9 +126,8 @@ impl RedisDirectory {
     async fn infos(&self, lookups: &[Lookup], replies: &[Value]) -> Result<Vec<Value>, Unavailable> {
         let mut commands = Vec::new();
         for reply in room_replies(lookups, replies) {
-            if let Value::Array(ids) | Value::Set(ids) = reply {
-                commands.extend(ids.iter().map(|id| reading::connection_info(bytes(id))));
-            }
+            let ids = reading::all_members(reply);
+            commands.extend(ids.iter().map(|id| reading::connection_info(bytes(id))));
         }
         if commands.is_empty() {
             return Ok(Vec::new());
@@ -134,14 +151,17 @@ impl RedisDirectory {
             firsts.push(match lookup {
                 Lookup::Room(room) => {
                     let reply = self.unless_refused(next(), || format!("room:connections:{room}"))?;
-                    First::Room(match &mut infos {
+                    let members = match &mut infos {
                         None => reading::sorted_members(reply, &mut comets),
-                        Some(infos) => {
-                            let ids = elements(reply);
-                            let infos = infos.by_ref().take(ids.len());
-                            reading::described_members(ids, infos, &mut comets)
-                        }
-                    })
+                        Some(infos) => match reading::scanned(reply) {
+                            (Some(_), _) => None,
+                            (None, ids) => {
+                                let infos = infos.by_ref().take(ids.len());
+                                Some(reading::described_members(ids, infos, &mut comets))
+                            }
+                        },
+                    };
+                    members.map_or(First::Large, First::Room)
                 }
                 Lookup::Key(key) => {
                     let info = self.unless_refused(next(), || format!("connection:info:{key}"))?;
@@ -210,9 +230,10 @@ impl RedisDirectory {
         Ok(absent.map(|(user, _)| user).collect())
     }
 
-    /// Puts both round trips together.
-    pub(super) fn found(&self, first: First, second: &mut Second) -> Found {
-        match first {
+    /// Puts both round trips together; `None` for a room that is too large for one command.
+    pub(super) fn found(&self, first: First, second: &mut Second) -> Option<Found> {
+        Some(match first {
+            First::Large => return None,
             First::Room(members) => {
                 self.metrics.stale_members.inc_by(members.stale as u64);
                 self.metrics.room_connections.observe(members.connections.len() as f64);
@@ -228,27 +249,111 @@ impl RedisDirectory {
                 if own.is_none() {
                     self.metrics.stale_members.inc();
                 }
-                let Some(Described { id, comet, .. }) = own else { return Found::Key(None) };
+                let Some(Described { id, comet, .. }) = own else { return Some(Found::Key(None)) };
                 Found::Key(Some(Connection { id, user: Some(user), comet, online: true }))
             }
+        })
+    }
+
+    /// Looks these up in one pipeline, and what is left to ask in another one.
+    async fn together(&self, lookups: &[Lookup]) -> Result<Vec<Option<Found>>, Unavailable> {
+        if lookups.is_empty() {
+            return Ok(Vec::new());
         }
+        let firsts = self.first(lookups).await.inspect_err(|unavailable| {
+            if unavailable.is_slow() {
+                // One of them may be the reason.
+                self.rooms().are_large(lookups);
+            }
+        })?;
+        let mut second = self.second(&firsts).await?;
+        Ok(firsts.into_iter().map(|first| self.found(first, &mut second)).collect())
+    }
+
+    /// Reads a large room.
+    async fn in_pages(&self, room: &RoomId) -> Result<Found, Unavailable> {
+        let Self { client, check_online, max_room, .. } = self;
+        let pages = Pages { client, check_online: *check_online, max_room: *max_room };
+        let found = pages.read(room).await?;
+        let mut small = false;
+        match &found {
+            Found::Room(membership) => {
+                let members = membership.members.len() + membership.stale;
+                small = members < reading::MOST / 2;
+                self.metrics.stale_members.inc_by(membership.stale as u64);
+                self.metrics.room_connections.observe(membership.members.len() as f64);
+            }
+            Found::Unreadable(why) => {
+                self.metrics.unreadable_rooms.inc();
+                if self.given_up_warning.now() {
+                    tracing::error!("{why}; messages for it become dead letters");
+                }
+            }
+            Found::Key(_) => {}
+        }
+        self.rooms().was_read(room, &found, small, Instant::now());
+        Ok(found)
+    }
+
+    pub(super) fn rooms(&self) -> MutexGuard<'_, Rooms> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks up what needs care apart from the rest.
+    async fn with_care(&self, lookups: &[Lookup]) -> Result<Vec<Option<Found>>, Unavailable> {
+        let mut found: Vec<Option<Found>> = Vec::with_capacity(lookups.len());
+        let (mut usual, mut places) = (Vec::new(), Vec::new());
+        {
+            let (rooms, now) = (self.rooms(), Instant::now());
+            for (place, lookup) in lookups.iter().enumerate() {
+                found.push(match rooms.care(lookup, now) {
+                    Care::GivenUp(why) => Some(Found::Unreadable(why)),
+                    Care::Pages => None,
+                    Care::Usual => {
+                        usual.push(lookup.clone());
+                        places.push(place);
+                        None
+                    }
+                });
+            }
+        }
+        for (place, answer) in places.into_iter().zip(self.together(&usual).await?) {
+            found[place] = answer;
+        }
+        Ok(found)
     }
 }
 
 #[async_trait]
 impl Directory for RedisDirectory {
     async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable> {
-        if lookups.is_empty() {
-            return Ok(Vec::new());
+        let nothing_known = self.rooms().is_empty();
+        let found =
+            if nothing_known { self.together(lookups).await? } else { self.with_care(lookups).await? };
+        let mut all = Vec::with_capacity(lookups.len());
+        for (lookup, found) in lookups.iter().zip(found) {
+            all.push(match (found, lookup) {
+                (Some(found), _) => found,
+                (None, Lookup::Key(_)) => Found::Key(None),
+                (None, Lookup::Room(room)) => {
+                    self.rooms().are_large([lookup]);
+                    self.in_pages(room).await?
+                }
+            });
         }
-        let firsts = self.first(lookups).await?;
-        let mut second = self.second(&firsts).await?;
-        Ok(firsts.into_iter().map(|first| self.found(first, &mut second)).collect())
+        Ok(all)
     }
 
     async fn check(&self) -> Result<String, Unavailable> {
         self.client.ping().await?;
-        Ok(self.reading().await?.to_string())
+        let how = self.reading().await?.to_string();
+        // No room, connection or user has an empty name.
+        let room = vec![reading::sscan("", b"0", 1)];
+        self.client.may(room, "room:connections:*").await?;
+        self.client.may(vec![reading::connection_info(b"")], "connection:info:*").await?;
+        let users = vec![reading::user_online(""), reading::users_online(&[UserId::from("")])];
+        self.client.may(users, "user:online:*").await?;
+        Ok(how)
     }
 }
 
@@ -282,7 +387,7 @@ pub(super) fn users(firsts: &[First]) -> Vec<UserId> {
         match first {
             First::Room(members) => users.extend(members.connections.iter().filter_map(|c| c.user.clone())),
             First::Connection(found) => users.extend(found.iter().filter_map(|c| c.user.clone())),
-            First::User { .. } => {}
+            First::User { .. } | First::Large => {}
         }
     }
     users.into_iter().collect()

@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::comets::{self, CometStore, Fleet, MemoryCometStore, RedisCometStore};
 use crate::consumer::{self, Consumer, Limits, Stopped};
-use crate::dead_letter::DeadLetters;
+use crate::dead_letter::{self, DeadLetters};
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
 use crate::guard::{Guards, MemoryGuards, RedisGuards};
 use crate::kafka::{self, Producer};
@@ -70,6 +70,8 @@ pub struct Storage {
     pub inbox: Arc<dyn Inbox>,
     /// What all gateways know of comets.
     pub comets: Arc<dyn CometStore>,
+    /// The Redis behind all of them; `None` when everything is in memory.
+    pub redis: Option<RedisClient>,
 }
 
 impl Storage {
@@ -86,11 +88,17 @@ impl Storage {
         let metrics = directory::Metrics::register(registry);
         let inbox_metrics = offline::Metrics::register(registry);
         Ok(Self {
-            directory: Arc::new(RedisDirectory::new(client.clone(), config.routing.check_online, metrics)),
+            directory: Arc::new(RedisDirectory::new(
+                client.clone(),
+                config.routing.check_online,
+                config.routing.max_room,
+                metrics,
+            )),
             guards: Arc::new(RedisGuards::new(client.clone())),
             shared_state: Arc::new(RedisSharedState::new(client.clone())),
             inbox: Arc::new(RedisInbox::new(client.clone(), &config.offline, inbox_metrics)),
-            comets: Arc::new(RedisCometStore::new(client)),
+            comets: Arc::new(RedisCometStore::new(client.clone())),
+            redis: Some(client),
         })
     }
 
@@ -103,7 +111,29 @@ impl Storage {
             shared_state: Arc::new(MemorySharedState::new(MEMORY_VALUES)),
             inbox: Arc::new(MemoryInbox::new(&config.offline, inbox_metrics)),
             comets: Arc::new(MemoryCometStore::default()),
+            redis: None,
         }
+    }
+
+    /// Whether everything can be read, and written where it has to be; says how rooms are read.
+    ///
+    /// # Errors
+    /// When it cannot be now, or may not be.
+    pub async fn check(&self, writes: bool) -> Result<String, directory::Unavailable> {
+        let how = self.directory.check().await?;
+        match &self.redis {
+            Some(redis) if writes => redis.may_write().await?,
+            _ => {}
+        }
+        Ok(how)
+    }
+}
+
+impl Config {
+    /// Whether messages will need to write to Redis: inboxes do, and guards and shared state of
+    /// policies may.
+    pub fn writes_to_redis(&self) -> bool {
+        self.offline.default == offline::DefaultDisposition::Store || !self.plugins.is_empty()
     }
 }
 
@@ -183,7 +213,7 @@ impl Gateway {
             Consumer::start(&config.kafka, limits, consumer_metrics, stalls, Box::new(spawn_worker))
                 .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
 
-        let directory = watch_directory(&storage, &tasks, &shutdown);
+        let directory = watch_directory(&storage, config.writes_to_redis(), &tasks, &shutdown);
         tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));
         tasks.spawn(policy::supervise(Arc::clone(&pipeline.policies), shutdown.clone()));
         let handle = Handle {
@@ -272,9 +302,9 @@ fn build_pipeline(
         fleet,
         inbox,
         waiting: pipeline::Waiting::new(config.offline.max_in_flight),
-        notifier: Notifier::new(producer.clone(), config.offline.notify_topic.clone()),
+        notifier: Notifier::new(producer, config.offline.notify_topic.clone()),
         offline: config.offline.clone(),
-        dead_letters: DeadLetters::new(producer, config.kafka.dead_letter_topic.clone()),
+        dead_letters: DeadLetters::start(&config.kafka, dead_letter::Metrics::register(registry))?,
         max_batch: config.delivery.max_batch,
         stalls,
         max_keys: config.delivery.max_keys,
@@ -305,15 +335,17 @@ async fn announce_reach(fleet: &Fleet) {
 /// Asks the directory once a second whether it is there, for readiness and the log.
 fn watch_directory(
     storage: &Storage,
+    writes: bool,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> watch::Receiver<Option<String>> {
     let (report, problem) = watch::channel(Some("redis: not asked yet".to_owned()));
-    let (directory, shutdown) = (Arc::clone(&storage.directory), shutdown.clone());
+    let (storage, shutdown) = (storage.clone(), shutdown.clone());
     let check = async move {
         loop {
-            let checked = directory.check().await;
             let was_up = report.borrow().is_none();
+            // Rights seldom change; what is missing later shows when it is needed.
+            let checked = storage.check(writes && !was_up).await;
             match &checked {
                 Ok(how) if !was_up => info!(how, "the directory is there"),
                 // The client of Redis has logged it.

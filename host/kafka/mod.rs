@@ -6,6 +6,7 @@
 
 mod builtin;
 mod native;
+mod ordered;
 mod producer;
 mod read;
 mod record;
@@ -21,12 +22,13 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 pub use builtin::BuiltinBroker;
+pub(crate) use ordered::{Fit, OrderedSender, Written};
 pub use producer::Producer;
 pub use read::Reader;
-pub(crate) use read::{ANSWER, blocking, partitions};
+pub(crate) use read::{ANSWER, Span, blocking, partitions};
 pub(crate) use record::copy as copy_record;
+pub(crate) use sender::Outgoing;
 pub use sender::{NotWritten, Refusal};
-pub(crate) use sender::{Outgoing, Sender};
 pub use start::{NotAStart, Start};
 pub(crate) use topic_ids::{TopicId, TopicQuestion, TopicState, Topics, cached_low, metadata_of};
 pub(crate) use voice::{Voice, log_line};

@@ -47,7 +47,11 @@ impl Producer {
     /// After five seconds without a confirmation, or at once when a retry is of no use. A
     /// record that is refused and goes again has its turn, and five seconds again.
     pub async fn put(&self, topic: &str, key: &[u8], value: &[u8]) -> Result<(), NotWritten> {
-        self.write(topic, Outgoing { key: Some(key), value: Some(value), ..Outgoing::default() }).await
+        self.write(
+            topic,
+            Outgoing { key: Some(key.into()), value: Some(value.into()), ..Outgoing::default() },
+        )
+        .await
     }
 
     /// Writes one record; returns once the broker has confirmed it. One that was refused
@@ -92,7 +96,7 @@ fn acceptable<'a>(topic: &str, record: Outgoing<'a>, error: &KafkaError) -> Opti
 /// its topic may not fit with our headers, or into another one; trying for ever would hold up
 /// its partition.
 fn without_value<'a>(topic: &str, mut record: Outgoing<'a>, error: &KafkaError) -> Option<Outgoing<'a>> {
-    let size = record.value.map(<[u8]>::len).filter(|size| *size > 0)?;
+    let size = record.value.as_ref().map(|value| value.len()).filter(|size| *size > 0)?;
     tracing::error!(
         topic,
         size,
@@ -114,18 +118,21 @@ mod tests {
         let of = |code| KafkaError::MessageProduction(code);
         let (large, old) =
             (of(RDKafkaErrorCode::MessageSizeTooLarge), of(RDKafkaErrorCode::InvalidTimestamp));
-        let record =
-            Outgoing { key: Some(b"k"), value: Some(b"v"), timestamp_ms: Some(7), ..Outgoing::default() };
+        let record = Outgoing {
+            key: Some(b"k".into()),
+            value: Some(b"v".into()),
+            timestamp_ms: Some(7),
+            ..Outgoing::default()
+        };
+        let key = Some(&b"k"[..]);
         let stub = acceptable("t", record, &large).expect("something is left");
-        assert_eq!((stub.key, stub.value, stub.timestamp_ms), (Some(&b"k"[..]), None, Some(7)));
-        assert_eq!(
-            stub.headers.iter().map(|header| header.name.clone()).collect::<Vec<_>>(),
-            [VALUE_LEFT_OUT]
-        );
+        assert_eq!((stub.key.as_deref(), &stub.value, stub.timestamp_ms), (key, &None, Some(7)));
+        let names: Vec<_> = stub.headers.iter().map(|header| header.name.clone()).collect();
+        assert_eq!(names, [VALUE_LEFT_OUT]);
         assert!(acceptable("t", stub.clone(), &large).is_none(), "there is nothing more to leave out");
 
         let stub = acceptable("t", stub, &old).expect("something is left");
-        assert_eq!((stub.key, stub.timestamp_ms, stub.headers.len()), (Some(&b"k"[..]), None, 1));
+        assert_eq!((stub.key.as_deref(), stub.timestamp_ms, stub.headers.len()), (key, None, 1));
         assert!(acceptable("t", stub.clone(), &old).is_none());
         assert!(acceptable("t", stub, &of(RDKafkaErrorCode::MessageTimedOut)).is_none());
     }

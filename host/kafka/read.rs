@@ -121,6 +121,26 @@ impl Reader {
         self.spans.iter().map(|span| u64::try_from(span.end - span.next).unwrap_or_default()).sum()
     }
 
+    /// The record at this offset; `None` when there is none. What is read next stays the same.
+    ///
+    /// # Errors
+    /// When Kafka gives nothing for 8 s.
+    pub(crate) async fn read_at(&mut self, partition: i32, offset: i64) -> anyhow::Result<Option<Record>> {
+        let deadline = Instant::now() + ANSWER;
+        let span = Span { partition, next: offset, end: offset + 1 };
+        let mut assign = Some(at(&self.topic, &span));
+        self.assigned = false;
+        loop {
+            let (span, assign) = (span.clone(), assign.take());
+            let step = blocking(&self.consumer, move |consumer| read_step(consumer, span, assign)).await?;
+            if step.finished || !step.records.is_empty() {
+                return Ok(step.records.into_iter().next());
+            }
+            let why = step.problem.unwrap_or_else(|| "no record and no error".into());
+            anyhow::ensure!(Instant::now() < deadline, "{}: {why}", away(&self.brokers));
+        }
+    }
+
     /// The client, for questions to Kafka.
     pub(crate) fn consumer(&self) -> &Arc<BaseConsumer> {
         &self.consumer

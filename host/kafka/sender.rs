@@ -4,6 +4,7 @@
 //! out by the broker for good (its id was forgotten, or it may not have one). Then the next
 //! [`Sender::send`] makes a new one, so that a permission that is granted later needs no restart.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tracing::warn;
 
 use crate::kafka::voice::ProducerContext;
 use crate::kafka::{Config, record};
-use crate::message::Header;
+use crate::message::{Header, Record};
 use crate::telemetry::Seldom;
 
 /// A record could not be written, and the broker may not have it.
@@ -44,10 +45,10 @@ pub enum Refusal {
 }
 
 /// A record to be written.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Outgoing<'a> {
-    pub(crate) key: Option<&'a [u8]>,
-    pub(crate) value: Option<&'a [u8]>,
+    pub(crate) key: Option<Cow<'a, [u8]>>,
+    pub(crate) value: Option<Cow<'a, [u8]>>,
     pub(crate) timestamp_ms: Option<i64>,
     pub(crate) headers: Vec<Header>,
     /// None leaves the choice to the producer, by key.
@@ -115,27 +116,56 @@ impl Sender {
         }
     }
 
-    /// Puts one record behind those that are queued, at once; the future ends once the broker
-    /// has confirmed it. Records of one partition are written in the order of these calls.
+    /// Writes records of one topic in this order, as one batch where that can be; returns once
+    /// there is an answer for each of them.
     ///
-    /// # Errors
-    /// Those of [`Sender::send`], and a full queue: bound what is in flight.
-    pub(crate) fn enqueue(
+    /// Those that fail while others of them are written lose their place: who cares gives
+    /// records that can be refused one by one.
+    pub(crate) async fn send_all(
         &self,
         topic: &str,
-        record: Outgoing<'_>,
-    ) -> impl Future<Output = Result<(), NotWritten>> + Send + use<> {
-        let producer = self.current.load();
-        let queued = producer.send_result(record.to(topic)).map_err(|(error, _)| error);
-        let topic = topic.to_owned();
-        async move {
-            match queued {
+        records: &[&Outgoing<'_>],
+    ) -> Vec<Result<(), NotWritten>> {
+        let producer = self.current.load_full();
+        let queue =
+            |record: &Outgoing<'_>| producer.send_result(record.to(topic)).map_err(|(error, _)| error);
+        let queued: Vec<_> = records.iter().copied().map(queue).collect();
+        let mut results = Vec::with_capacity(queued.len());
+        for queued in queued {
+            let result = match queued {
                 Ok(delivery) => match delivery.await {
                     Ok(Ok(_)) => Ok(()),
-                    Ok(Err((error, _))) => Err(NotWritten::new(&topic, &error)),
-                    Err(_) => Err(NotWritten::new(&topic, &KafkaError::Canceled)),
+                    Ok(Err((error, _))) => Err(error),
+                    Err(_) => Err(KafkaError::Canceled),
                 },
-                Err(error) => Err(NotWritten::new(&topic, &error)),
+                Err(error) => Err(error),
+            };
+            results.push(result.map_err(|error| NotWritten::new(topic, &error)));
+        }
+        if results.iter().any(Result::is_err) {
+            self.renew(&producer);
+        }
+        results
+    }
+
+    /// How many partitions a topic has.
+    ///
+    /// # Errors
+    /// When the broker does not say within five seconds.
+    pub(crate) async fn partitions(&self, topic: &str) -> Result<i32, NotWritten> {
+        let (producer, name) = (self.current.load_full(), topic.to_owned());
+        let ask = move || producer.client().fetch_metadata(Some(&name), WRITE_TIMEOUT);
+        let metadata = match tokio::task::spawn_blocking(ask).await {
+            Ok(answer) => answer.map_err(|error| NotWritten::new(topic, &error))?,
+            Err(_) => return Err(NotWritten::new(topic, &KafkaError::Canceled)),
+        };
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        match found.map(|found| (found.error(), found.partitions().len())) {
+            Some((None, count @ 1..)) => Ok(i32::try_from(count).unwrap_or(i32::MAX)),
+            Some((Some(error), _)) => Err(NotWritten::new(topic, &KafkaError::MetadataFetch(error.into()))),
+            Some((None, 0)) | None => {
+                let error = KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition);
+                Err(NotWritten::new(topic, &error))
             }
         }
     }
@@ -176,12 +206,36 @@ impl Refusal {
 }
 
 impl<'a> Outgoing<'a> {
-    fn to(self, topic: &'a str) -> FutureRecord<'a, [u8], [u8]> {
+    /// A record as it is, without its origin.
+    pub(crate) fn copy_of(record: &'a Record) -> Self {
+        Self {
+            key: record.key.as_deref().map(Cow::Borrowed),
+            value: record.value.as_deref().map(Cow::Borrowed),
+            timestamp_ms: record.timestamp_ms,
+            headers: record.headers.clone(),
+            partition: None,
+        }
+    }
+
+    /// Adds a header of text.
+    pub(crate) fn add_header(&mut self, name: &'static str, value: impl Into<String>) {
+        self.headers.push(Header::new(name, value.into()));
+    }
+
+    /// About how many bytes of a batch it takes.
+    pub(crate) fn size(&self) -> usize {
+        let length = |bytes: &Option<Cow<'_, [u8]>>| bytes.as_ref().map_or(0, |bytes| bytes.len());
+        let header =
+            |header: &Header| 8 + header.name.len() + header.value.as_ref().map_or(0, |value| value.len());
+        80 + length(&self.key) + length(&self.value) + self.headers.iter().map(header).sum::<usize>()
+    }
+
+    fn to<'b>(&'b self, topic: &'b str) -> FutureRecord<'b, [u8], [u8]> {
         FutureRecord {
             topic,
             partition: self.partition,
-            payload: self.value,
-            key: self.key,
+            payload: self.value.as_deref(),
+            key: self.key.as_deref(),
             timestamp: self.timestamp_ms,
             headers: Some(record::to_native(&self.headers)),
         }
@@ -203,7 +257,7 @@ mod tests {
         cluster.request_errors(RDKafkaApiKey::InitProducerId, &[forbidden]);
         let config = Config { brokers: cluster.bootstrap_servers(), ..Config::default() };
         let sender = Sender::batching(&config).expect("good properties");
-        let record = Outgoing { key: Some(b"k"), value: Some(b"v"), ..Outgoing::default() };
+        let record = Outgoing { key: Some(b"k".into()), value: Some(b"v".into()), ..Outgoing::default() };
         let refused = sender.send("t", record.clone()).await.expect_err("the id was refused");
         assert!(sender.current.load().client().fatal_error().is_none(), "replaced after {refused}");
         sender.send("t", record).await.expect("the new one may write");

@@ -122,8 +122,8 @@ fn noted(size: usize, digest: &[u8], why: &str) -> String {
     note
 }
 
-/// Names and values, each with a zero byte behind it.
-fn note_headers<'a>(headers: impl Iterator<Item = RawHeader<'a>>, why: &str) -> String {
+/// What is said of headers that are left out: names and values, each with a zero byte behind it.
+pub fn note_headers<'a>(headers: impl Iterator<Item = RawHeader<'a>>, why: &str) -> String {
     let (mut count, mut size, mut digest) = (0, 0, Sha256::new());
     for (name, value) in headers {
         count += 1;

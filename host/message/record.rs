@@ -7,7 +7,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::push::count_keys;
-use super::{MESSAGE_ID, MessageId};
+use super::{CometAddr, MESSAGE_ID, MessageId, REDRIVE_COMETS};
 
 /// Where a record stands in Kafka.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -82,7 +82,22 @@ impl Record {
     /// every other cluster. The fingerprint keeps their messages apart for readers that drop
     /// repeats. It is the same at every redelivery, since Kafka keeps what it is made of.
     pub fn id_at(&self, origin: &Origin) -> MessageId {
-        id_of(origin, fingerprint(self.timestamp_ms, self.key.as_deref(), self.value.as_deref()))
+        id_of(origin, self.fingerprint())
+    }
+
+    /// A hash of what Kafka keeps of the record: it tells apart what may stand in one place.
+    pub fn fingerprint(&self) -> u64 {
+        fingerprint(self.timestamp_ms, self.key.as_deref(), self.value.as_deref())
+    }
+
+    /// The comets that a redriven record is for; `None` when it is for all that its message
+    /// reaches. Only a record that carries its message's id was redriven.
+    pub fn redrive_comets(&self) -> Option<Vec<CometAddr>> {
+        let comets = std::str::from_utf8(self.header(REDRIVE_COMETS)?).ok()?;
+        self.carried_id()?;
+        let comets: Vec<_> =
+            comets.split(',').filter(|comet| !comet.is_empty()).map(CometAddr::from).collect();
+        (!comets.is_empty()).then_some(comets)
     }
 
     /// The value of the first header of this name that has one.
@@ -177,6 +192,17 @@ mod tests {
         let keys = Record { value: Some(b"\x32\x00".repeat(100_000).into()), ..record() };
         assert!(keys.size() > 25_000_000, "{}", keys.size());
         assert!((1024..2048).contains(&record().size()), "{}", record().size());
+    }
+
+    #[test]
+    fn only_a_redriven_record_names_its_comets() {
+        let mut record = record();
+        record.headers.push(Header::new(REDRIVE_COMETS, "a:1,b:1"));
+        assert_eq!(record.redrive_comets(), None);
+        record.headers.push(Header::new(MESSAGE_ID, "push/0/7"));
+        assert_eq!(record.redrive_comets(), Some(vec!["a:1".into(), "b:1".into()]));
+        record.headers[0] = Header::new(REDRIVE_COMETS, "");
+        assert_eq!(record.redrive_comets(), None);
     }
 
     #[test]

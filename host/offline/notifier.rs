@@ -51,8 +51,8 @@ impl Notifier {
         let said = fields.into_iter().filter(|(_, value)| !value.is_empty());
         let headers = said.map(|(name, value)| Header::new(name, value)).collect();
         let outgoing = Outgoing {
-            key: Some(absent.user.as_str().as_bytes()),
-            value: Some(&message.body),
+            key: Some(absent.user.as_str().as_bytes().into()),
+            value: Some((&*message.body).into()),
             timestamp_ms: message.record.timestamp_ms,
             headers,
             partition: None,

@@ -13,17 +13,17 @@ use crate::dead_letter::{Reason, Stage};
 use crate::decision::{Guard, Overrides, StateWrite, Verdict};
 use crate::guard;
 use crate::message::{CometAddr, Message, Record};
-use crate::offsets::Ticket;
 use crate::panics;
 use crate::pipeline::Pipeline;
 use crate::pipeline::age::Oldest;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::dispatch::dispatch;
 use crate::pipeline::journey::{Ending, Journey};
+use crate::pipeline::key_order::KeyOrder;
 use crate::pipeline::metrics::Station;
 use crate::pipeline::persist::{Abandoned, Hold, Retry, persist};
 use crate::pipeline::resolve::Resolved;
-use crate::pipeline::story::Story;
+use crate::pipeline::story::{Pending, Story};
 use crate::policy::{Chain, Decision, Filtered, Pass, Step};
 use crate::stalls::StallStage;
 
@@ -38,17 +38,21 @@ pub(super) struct Worker {
     started: Instant,
     /// Of the first record of the batch.
     offset: Option<i64>,
+    order: KeyOrder,
 }
 
 /// What becomes of a message to everyone while there is nobody.
 const NO_COMET: &str = "a message to every comet, and no comet is known; list them in `[comets] nodes`";
+
+/// What becomes of a redriven message to every comet when those that did not take it are gone.
+const COMETS_GONE: &str = "redriven for comets that are not known any more: nobody is there";
 
 /// A message that the filters and guards let through.
 struct Passed {
     message: Message,
     overrides: Overrides,
     trail: Vec<Decision>,
-    ticket: Ticket,
+    pending: Pending,
 }
 
 impl Worker {
@@ -62,6 +66,7 @@ impl Worker {
             abandon: feed.abandon.clone(),
             started: Instant::now(),
             offset: None,
+            order: KeyOrder::default(),
         }
     }
 
@@ -74,9 +79,9 @@ impl Worker {
         self.offset = admitted.first().map(|admitted| admitted.record.origin.offset);
         self.chain = self.chain.renewed();
         self.pipeline.metrics.batch(admitted.len());
-        let (messages, tickets) = self.decode(admitted);
+        let (messages, pending) = self.decode(admitted);
         let filtered = self.filter(messages).await?;
-        let (passed, guards) = self.sort(filtered, tickets);
+        let (passed, guards) = self.sort(filtered, pending);
         let passed = self.guard(passed, guards).await?;
         let resolved = self.resolve(&passed).await?;
         self.dispatch(passed, resolved).await
@@ -93,28 +98,29 @@ impl Worker {
         }
     }
 
-    fn decode(&self, admitted: Vec<Admitted>) -> (Vec<Message>, Vec<Ticket>) {
+    fn decode(&self, admitted: Vec<Admitted>) -> (Vec<Message>, Vec<Pending>) {
         let mut messages = Vec::with_capacity(admitted.len());
-        let mut tickets = Vec::with_capacity(admitted.len());
+        let mut all_pending = Vec::with_capacity(admitted.len());
         let oldest = Oldest::of(self.pipeline.max_age, SystemTime::now());
         for Admitted { record, ticket } in admitted {
+            let pending = Pending { ticket, place: self.order.place(&record) };
             if oldest.excludes(&record) {
-                self.end(Story::of_record(record, ticket, self.started), Ending::Expired);
+                self.end(Story::of_record(record, pending, self.started), Ending::Expired);
                 continue;
             }
             match self.decode_one(&record) {
                 Ok(message) => {
                     messages.push(message);
-                    tickets.push(ticket);
+                    all_pending.push(pending);
                 }
                 Err(why) => {
                     let reason = Reason::new(Stage::Decode, why);
-                    let story = Story::of_record(record, ticket, self.started);
+                    let story = Story::of_record(record, pending, self.started);
                     self.end(story, Ending::DeadLetter(reason));
                 }
             }
         }
-        (messages, tickets)
+        (messages, all_pending)
     }
 
     /// A record that makes the decoder panic is a dead letter like any other that is no message:
@@ -175,24 +181,24 @@ impl Worker {
     }
 
     /// Ends the messages that the filters ended; collects the guards of the others.
-    fn sort(&self, filtered: Vec<Filtered>, tickets: Vec<Ticket>) -> (Vec<Passed>, Vec<(usize, Guard)>) {
+    fn sort(&self, filtered: Vec<Filtered>, pending: Vec<Pending>) -> (Vec<Passed>, Vec<(usize, Guard)>) {
         let mut passed = Vec::with_capacity(filtered.len());
         let mut guards = Vec::new();
-        for (filtered, ticket) in filtered.into_iter().zip(tickets) {
+        for (filtered, pending) in filtered.into_iter().zip(pending) {
             let Filtered { message, verdict, overrides, guards: wanted, trail } = filtered;
             match verdict {
                 Verdict::Pass => {
                     guards.extend(wanted.into_iter().map(|guard| (passed.len(), guard)));
-                    passed.push(Passed { message, overrides, trail, ticket });
+                    passed.push(Passed { message, overrides, trail, pending });
                 }
                 Verdict::Drop { reason, by } => {
-                    let story = Story::new(message, ticket, trail, self.started);
+                    let story = Story::new(message, pending, trail, self.started);
                     self.end(story, Ending::Dropped { reason, by });
                 }
                 Verdict::DeadLetter { reason, by } => {
                     let mut letter = Reason::new(Stage::Filter, reason);
                     letter.plugin = Some(by);
-                    let story = Story::new(message, ticket, trail, self.started);
+                    let story = Story::new(message, pending, trail, self.started);
                     self.end(story, Ending::DeadLetter(letter));
                 }
             }
@@ -230,7 +236,7 @@ impl Worker {
                 remaining.push(passed);
                 continue;
             };
-            let story = Story::new(passed.message, passed.ticket, passed.trail, self.started);
+            let story = Story::new(passed.message, passed.pending, passed.trail, self.started);
             self.end(story, Ending::Dropped { reason: format!("guard `{key}` is taken"), by });
         }
         self.pipeline.metrics.stage(Station::Guard, since);
@@ -252,21 +258,35 @@ impl Worker {
     async fn dispatch(&self, passed: Vec<Passed>, resolved: Resolved) -> Result<(), Abandoned> {
         let since = Instant::now();
         let Pipeline { resolver, fleet, .. } = &*self.pipeline;
-        for Passed { message, overrides, trail, ticket } in passed {
+        for Passed { message, overrides, trail, pending } in passed {
+            if let Some(why) = resolved.unreadable(&message) {
+                let reason = Reason::new(Stage::Resolve, why);
+                let story = Story::new(message, pending, trail, self.started);
+                self.end(story, Ending::DeadLetter(reason));
+                continue;
+            }
             let everyone = || fleet.everyone();
             let address_of = |server: &str| fleet.address_of(server);
-            let (plan, route) = resolver.plan(&message, &resolved, everyone, address_of, &overrides);
+            let (mut plan, route) = resolver.plan(&message, &resolved, everyone, address_of, &overrides);
             let nobody_known = plan.deliveries.is_empty() && plan.is_for_every_comet && !overrides.limit();
             if nobody_known {
-                let story = Story::new(message, ticket, trail, self.started);
+                let story = Story::new(message, pending, trail, self.started);
                 self.end(story, Ending::DeadLetter(Reason::new(Stage::Deliver, NO_COMET)));
                 continue;
+            }
+            if let Some(comets) = message.record.redrive_comets() {
+                plan.only(&comets);
+                if plan.deliveries.is_empty() && plan.is_for_every_comet {
+                    let story = Story::new(message, pending, trail, self.started);
+                    self.end(story, Ending::Unaddressed(COMETS_GONE));
+                    continue;
+                }
             }
             let Pipeline { waiting, inbox, .. } = &*self.pipeline;
             let places = waiting.take(plan.absent.len(), inbox, self.hold()).await?;
             let of_everyone = |comet: &CometAddr| plan.is_for_every_comet && !overrides.also.contains(comet);
             let calls = dispatch(fleet, self.hold(), &message, plan.deliveries, of_everyone).await?;
-            let mut story = Story::new(message, ticket, trail, self.started);
+            let mut story = Story::new(message, pending, trail, self.started);
             story.withheld = plan.withheld;
             story.connections = route.as_ref().map(|route| route.connections);
             story.stale = route.as_ref().map_or(0, |route| route.stale);

@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::comets::Delivered;
-use crate::dead_letter::{Reason, Stage};
+use crate::dead_letter::{Kept, Reason, Stage};
 use crate::decision::{Absent, Cause, Identity, PluginVersion};
 use crate::message::{Audience, CometAddr};
 use crate::pipeline::Pipeline;
@@ -37,6 +37,8 @@ pub(super) enum Ending {
         reason: String,
         by: PluginVersion,
     },
+    /// There is nobody whom it could reach.
+    Unaddressed(&'static str),
     DeadLetter(Reason),
     /// The record is older than `[delivery] max_age`.
     Expired,
@@ -65,6 +67,7 @@ impl Journey {
                 ended
             }
             Ending::Dropped { reason, by } => Ok((Outcome::Dropped, format!("{by}: {reason}"))),
+            Ending::Unaddressed(reason) => Ok((Outcome::Nobody, reason.to_owned())),
             Ending::DeadLetter(reason) => self.dead_letter(reason).await,
             Ending::Expired => Ok((Outcome::Expired, "older than `[delivery] max_age`".to_owned())),
         };
@@ -72,7 +75,7 @@ impl Journey {
         let Ok((outcome, reason)) = ended else { return };
         self.story.tell(self.chain.set(), outcome, &reason);
         self.pipeline.metrics.settled(outcome, self.story.started);
-        self.story.ticket.settle();
+        self.story.pending.ticket.settle();
     }
 
     /// What is held while something is retried: this record.
@@ -221,10 +224,21 @@ impl Journey {
         metrics.recipients(Reached::Dropped, tally.dropped);
     }
 
+    /// Keeps the record with the reason, behind earlier dead letters of its key.
     async fn dead_letter(&self, reason: Reason) -> Result<Ended, Abandoned> {
-        let write = || self.pipeline.dead_letters.write(&self.story.record, &reason);
-        persist(self.hold(), StallStage::DeadLetter, write).await?;
-        self.pipeline.metrics.dead_letter(&self.story.record, &reason);
-        Ok((Outcome::DeadLettered, reason.text))
+        let (record, place) = (&self.story.record, &self.story.pending.place);
+        let put = async {
+            place.turn().await;
+            self.pipeline.dead_letters.put(Arc::clone(record), reason.clone()).await
+        };
+        let receipt = self.abandon.run_until_cancelled(put).await.ok_or(Abandoned)?;
+        place.end();
+        match persist(self.hold(), StallStage::DeadLetter, || receipt.outcome()).await? {
+            Kept::Written => {
+                self.pipeline.metrics.dead_letter(record, &reason);
+                Ok((Outcome::DeadLettered, reason.text))
+            }
+            Kept::Lost(_) => Ok((Outcome::Lost, reason.text)),
+        }
     }
 }

@@ -79,6 +79,8 @@ pub(super) enum Outcome {
     Expired,
     /// It is in the dead-letter topic.
     DeadLettered,
+    /// The dead-letter topic refuses it for good: it is nowhere.
+    Lost,
 }
 
 label!(Outcome {
@@ -89,6 +91,7 @@ label!(Outcome {
     Dropped => "dropped",
     Expired => "expired",
     DeadLettered => "dead-lettered",
+    Lost => "lost",
 });
 
 /// What became of one recipient.
@@ -229,7 +232,7 @@ impl Metrics {
         since.store(0, Ordering::Relaxed);
         match reason.stage {
             // A person has to look at these: somebody did not get what was for them.
-            Stage::Deliver | Stage::Offline => {
+            Stage::Resolve | Stage::Deliver | Stage::Offline => {
                 error!(%id, stage, count, reason = reason_text, "a record could not be delivered and is kept as a dead letter; `count` since the last such line");
             }
             Stage::Decode => {

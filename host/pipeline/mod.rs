@@ -25,6 +25,7 @@ mod chain;
 mod dispatch;
 mod explain;
 mod journey;
+mod key_order;
 mod metrics;
 mod persist;
 mod resolve;
@@ -80,13 +81,22 @@ pub struct RoutingConfig {
     pub push_keys: Option<PushKeys>,
     /// Whether a user without `user:online` counts as offline. Needs comets that renew it.
     pub check_online: bool,
+    /// The most members of a room. A message for a larger one becomes a dead letter: reading it
+    /// would hold up its partition for long, and take about 300 bytes of memory a member.
+    pub max_room: usize,
     /// For how long, and for how many rooms, what was resolved is used again.
     pub cache: CacheConfig,
 }
 
 impl Default for RoutingConfig {
     fn default() -> Self {
-        Self { rooms: Rooms::Directory, push_keys: None, check_online: true, cache: CacheConfig::default() }
+        Self {
+            rooms: Rooms::Directory,
+            push_keys: None,
+            check_online: true,
+            max_room: 2_000_000,
+            cache: CacheConfig::default(),
+        }
     }
 }
 

@@ -37,10 +37,17 @@ pub struct Resolver {
 #[derive(Debug, Default)]
 pub(super) struct Resolved {
     routes: HashMap<RoomId, Arc<Route>>,
+    /// Rooms that cannot be read, and why.
+    unreadable: HashMap<RoomId, Arc<str>>,
     connections: HashMap<Arc<str>, Option<Connection>>,
 }
 
 impl Resolved {
+    /// Why the room of a message cannot be read, if so.
+    pub(super) fn unreadable(&self, message: &Message) -> Option<&str> {
+        self.unreadable.get(message.room()?).map(|why| &**why)
+    }
+
     fn keep_keys(&mut self, keys: Vec<Arc<str>>, found: impl IntoIterator<Item = Found>) {
         for (key, found) in keys.into_iter().zip(found) {
             let connection = if let Found::Key(connection) = found { connection } else { None };
@@ -75,8 +82,10 @@ impl Resolver {
     /// When the directory is away, or a policy stalls.
     pub async fn route(&self, room: &RoomId, chain: &mut Chain) -> anyhow::Result<Arc<Route>> {
         let found = self.read(&[Lookup::Room(room.clone())]).await?;
-        let Some(Found::Room(membership)) = found.into_iter().next() else {
-            anyhow::bail!("the directory did not answer for room `{room}`");
+        let membership = match found.into_iter().next() {
+            Some(Found::Room(membership)) => membership,
+            Some(Found::Unreadable(why)) => anyhow::bail!("{why}"),
+            Some(Found::Key(_)) | None => anyhow::bail!("the directory did not answer for room `{room}`"),
         };
         let mut grouping = Grouping::new(Arc::new(membership));
         chain.regroup(room, &mut grouping)?;
@@ -95,9 +104,9 @@ impl Resolver {
             resolved.routes.insert(room, route);
         }
         let keys = self.wanted_keys(&[message]);
-        let lookups: Vec<_> = keys.iter().cloned().map(Lookup::Key).collect();
-        if !lookups.is_empty() {
-            resolved.keep_keys(keys, self.read(&lookups).await?);
+        for keys in keys.chunks(AT_ONCE) {
+            let lookups: Vec<_> = keys.iter().cloned().map(Lookup::Key).collect();
+            resolved.keep_keys(keys.to_vec(), self.read(&lookups).await?);
         }
         Ok(resolved)
     }
@@ -116,7 +125,7 @@ impl Resolver {
                         connection.comet = address.clone();
                     }
                 }
-                Found::Key(None) => {}
+                Found::Key(None) | Found::Unreadable(_) => {}
             }
         }
         self.fleet.named_by_directory(found.iter().flat_map(comets_of));
@@ -266,7 +275,13 @@ impl Resolver {
         for (room, permit) in mine {
             let membership = match found.next() {
                 Some(Found::Room(membership)) => Arc::new(membership),
-                _ => Arc::default(),
+                Some(Found::Unreadable(why)) => {
+                    // Nothing is published: who waits for the room asks the directory, which
+                    // remembers that it is of no use.
+                    resolved.unreadable.insert(room, why);
+                    continue;
+                }
+                Some(Found::Key(_)) | None => Arc::default(),
             };
             let weight = membership.members.len();
             let route = self.regroup(&room, Grouping::new(membership), chain, hold).await?;
@@ -333,6 +348,7 @@ fn comets_of(found: &Found) -> &[CometAddr] {
     match found {
         Found::Room(membership) => &membership.comets,
         Found::Key(connection) => connection.as_ref().map_or(&[], |found| std::slice::from_ref(&found.comet)),
+        Found::Unreadable(_) => &[],
     }
 }
 

@@ -9,6 +9,7 @@ use crate::decision::Absent;
 use crate::message::{Audience, Message, Record};
 use crate::offsets::Ticket;
 use crate::pipeline::call::{Call, Took};
+use crate::pipeline::key_order::Place;
 use crate::pipeline::metrics::Outcome;
 use crate::policy::{Decision, PolicySet};
 use crate::router::Recipient;
@@ -16,11 +17,19 @@ use crate::router::Recipient;
 /// How many comets, and how many recipients, the line names.
 const NAMED: usize = 10;
 
+/// What a record needs until it has its outcome.
+pub(super) struct Pending {
+    /// Settles its offset.
+    pub(super) ticket: Ticket,
+    /// Its place among those of its key.
+    pub(super) place: Place,
+}
+
 /// A message and what has become of it so far.
 pub(super) struct Story {
     pub(super) record: Arc<Record>,
     pub(super) message: Option<Message>,
-    pub(super) ticket: Ticket,
+    pub(super) pending: Pending,
     pub(super) trail: Vec<Decision>,
     pub(super) started: Instant,
     pub(super) connections: Option<usize>,
@@ -45,19 +54,19 @@ pub(super) struct Tally {
 }
 
 impl Story {
-    pub(super) fn new(message: Message, ticket: Ticket, trail: Vec<Decision>, started: Instant) -> Self {
-        let mut story = Self::of_record(Arc::clone(&message.record), ticket, started);
+    pub(super) fn new(message: Message, pending: Pending, trail: Vec<Decision>, started: Instant) -> Self {
+        let mut story = Self::of_record(Arc::clone(&message.record), pending, started);
         story.message = Some(message);
         story.trail = trail;
         story
     }
 
     /// The story of a record that is no message.
-    pub(super) fn of_record(record: Arc<Record>, ticket: Ticket, started: Instant) -> Self {
+    pub(super) fn of_record(record: Arc<Record>, pending: Pending, started: Instant) -> Self {
         Self {
             record,
             message: None,
-            ticket,
+            pending,
             trail: Vec::new(),
             started,
             connections: None,

@@ -27,6 +27,9 @@ const BACK_OFF: (Duration, Duration) = (Duration::from_millis(25), Duration::fro
 /// How many commands travel in one pipeline; more of them take several. Very large pipelines
 /// make both sides buffer for long, and all of a pipeline has to fit into the timeout.
 pub(super) const PIPELINE_LIMIT: usize = 2_000;
+/// The same in bytes, of which one command may have more: ten thousand users' names, or a few large
+/// bodies.
+const PIPELINE_BYTES: usize = 512 * 1024;
 
 #[derive(Debug)]
 pub(super) struct Link {
@@ -236,9 +239,33 @@ fn pipelines(commands: Vec<Cmd>) -> impl Iterator<Item = Pipeline> {
     std::iter::from_fn(move || {
         commands.peek()?;
         let mut pipeline = Pipeline::new();
-        for command in commands.by_ref().take(PIPELINE_LIMIT) {
+        let mut bytes = 0;
+        while let Some(command) = commands.next_if(|command| {
+            bytes += size(command);
+            pipeline.is_empty() || pipeline.len() < PIPELINE_LIMIT && bytes <= PIPELINE_BYTES
+        }) {
             pipeline.add_command(command);
         }
         Some(pipeline)
     })
+}
+
+/// How many bytes a command's words have.
+fn size(command: &Cmd) -> usize {
+    command.args_iter().map(|word| super::slots::word(word).len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipeline_is_bounded_in_commands_and_bytes() {
+        let command = |bytes: usize| redis::cmd("SET").arg("k").arg(vec![b'x'; bytes]).take();
+        let lengths = |commands: Vec<Cmd>| pipelines(commands).map(|p| p.len()).collect::<Vec<_>>();
+        assert_eq!(lengths(vec![command(1); 4_500]), [2_000, 2_000, 500]);
+        assert_eq!(lengths(vec![command(200_000); 5]), [2, 2, 1]);
+        assert_eq!(lengths(vec![command(600_000), command(1), command(600_000)]), [1, 1, 1]);
+        assert_eq!(lengths(Vec::new()), Vec::<usize>::new());
+    }
 }

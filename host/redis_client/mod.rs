@@ -24,6 +24,7 @@ mod link;
 mod metrics;
 mod nodes;
 mod reply;
+mod rights;
 mod sentinel;
 #[cfg(test)]
 mod sentinel_tests;
@@ -189,10 +190,13 @@ impl RedisClient {
     }
 
     /// What a caller reports when the server refuses a command that has to work: the user's
-    /// rights or the server's version are wrong, and things wait until a person mends that.
+    /// rights or the server's version are wrong, and things wait until a person mends that. For
+    /// the next two seconds [`RedisClient::ping`] reports it, too.
     pub fn denied(&self, operation: &'static str, problem: String) -> Unavailable {
         self.0.metrics.failed(operation);
-        Unavailable::new(Trouble::Denied, self.0.place.clone(), operation, problem)
+        let problem = Unavailable::new(Trouble::Denied, self.0.place.clone(), operation, problem);
+        self.0.small.was_denied(operation, problem.clone());
+        problem
     }
 
     async fn run(

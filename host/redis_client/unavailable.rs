@@ -119,7 +119,9 @@ impl Unavailable {
                 "mend its disk (its own log says what is wrong), or set `stop-writes-on-bgsave-error no` there"
             }
             Trouble::TooFewReplicas => "bring its replicas back, or lower its `min-replicas-to-write`",
-            Trouble::Denied => "check user and password in [redis] url, and the user's ACL",
+            Trouble::Denied => {
+                "check user and password in [redis] url, and the user's ACL; `halley check --connect` tries what is needed"
+            }
             Trouble::Nonsense => "check that [redis] url names a Redis server",
             Trouble::IsCluster => "this is a cluster: name its nodes with redis+cluster:// in [redis] url",
             Trouble::NoCluster => {

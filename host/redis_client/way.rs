@@ -8,7 +8,7 @@ use super::cluster::Cluster;
 use super::link::Link;
 use super::sentinel::Sentinels;
 use super::target::Target;
-use super::unavailable::{Problem, Unavailable};
+use super::unavailable::{Problem, Trouble, Unavailable};
 use super::wellbeing::Wellbeing;
 use super::{BadUrl, Partial, Timeouts};
 
@@ -108,6 +108,11 @@ impl Way {
             }
             Err(problem) => Err(self.failed(operation, problem)),
         }
+    }
+
+    /// The server refused what has to work, in a reply among others.
+    pub(super) fn was_denied(&self, operation: &'static str, problem: Unavailable) {
+        self.wellbeing.failed(operation, Trouble::Denied, problem);
     }
 
     fn failed(&self, operation: &'static str, Problem { trouble, said }: Problem) -> Unavailable {

@@ -61,9 +61,11 @@ impl Wellbeing {
         fresh.map(|met| met.problem.clone())
     }
 
-    /// An operation was answered.
+    /// An operation was answered. What was refused for want of rights came as an answer, too:
+    /// that counts until it is not met any more.
     pub(super) fn succeeded(&self, operation: &'static str) {
-        self.change(|met| met.retain(|met| met.connection != self.name || met.operation != operation));
+        let answered = |met: &Met| met.connection == self.name && met.operation == operation;
+        self.change(|met| met.retain(|met| !answered(met) || met.trouble == Trouble::Denied));
     }
 
     /// There was a sign of life on this connection: what remains is what a `PING` does not show.
@@ -129,6 +131,15 @@ mod tests {
         assert_eq!(small.problem(), Some(problem("read")), "one state for all, and one line in the log");
         scan.alive();
         assert_eq!(small.problem(), None);
+    }
+
+    #[test]
+    fn what_is_forbidden_counts_although_it_was_answered() {
+        let wellbeing = Wellbeing::new("test", "nowhere".into(), Duration::ZERO);
+        wellbeing.failed("write", Trouble::Denied, problem("write"));
+        wellbeing.succeeded("write");
+        wellbeing.alive();
+        assert_eq!(wellbeing.problem(), Some(problem("write")));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Dead letters: listed, and brought back once what was wrong is mended.
 
+mod cut;
 mod limits;
+mod order;
 
 use std::process::{Command, Output};
 
@@ -14,7 +16,7 @@ use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, folder, unique};
 
 /// A configuration, and `halley dead-letter` with it.
-struct Desk {
+pub struct Desk {
     folder: tempfile::TempDir,
     topic: String,
     dead_letters: String,
@@ -38,6 +40,13 @@ impl Desk {
         let folder = folder("letters");
         std::fs::write(folder.path().join("halley.toml"), toml).expect("written");
         Self { folder, topic: topic.to_owned(), dead_letters: format!("{topic}.dead-letter") }
+    }
+
+    /// The gateway's consumer group, as its configuration has it.
+    fn group(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.path().join("halley.toml")).expect("it is there");
+        let line = text.lines().find_map(|line| line.strip_prefix("group = ")).expect("a group");
+        line.trim_matches('"').to_owned()
     }
 
     fn args(&self, args: &[&str]) -> Vec<String> {
@@ -161,7 +170,8 @@ async fn what_a_filter_leaves_out_waits_for_another_redrive() {
     assert_eq!(told, ["b", "d", "a", "c"].map(|body| (3, body.to_owned())), "in the partition of origin");
     let own = |name: &'static str, value: &str| (name.into(), Some(value.to_owned().into()));
     let id = format!("{}/3/b", desk.topic);
-    assert_eq!(records[0].headers, [own("trace", "b"), own("halley-message-id", &id)]);
+    let added = [own("halley-attempts", "1"), own("halley-message-id", &id)];
+    assert_eq!(records[0].headers, [&[own("trace", "b")][..], &added].concat());
     assert_eq!(records[0].key.as_deref(), Some(&b"key"[..]));
 }
 
@@ -224,7 +234,7 @@ async fn an_interrupted_redrive_goes_on_where_it_stopped() {
     for body in &bodies {
         desk.letter("deliver", 1, body).await;
     }
-    let args = desk.args(&["redrive", "--rate", "2"]);
+    let args = desk.args(&["redrive", "--rate", "1"]);
     let mut slow =
         Leash::start(env!("CARGO_BIN_EXE_halley"), &args, folder("redrive")).expect("the binary starts");
     let two = async || (desk.redriven().len() >= 2).then_some(());

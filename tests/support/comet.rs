@@ -107,6 +107,8 @@ pub enum Behaviour {
     Fail(Code),
     /// Answers OK after this time.
     Delay(Duration),
+    /// Answers with this status after this time.
+    FailLater(Duration, Code),
     /// Never answers.
     Hang,
 }
@@ -133,13 +135,17 @@ impl Book {
                 tokio::time::sleep(time).await;
                 Ok(())
             }
+            Behaviour::FailLater(time, code) => {
+                tokio::time::sleep(time).await;
+                Err(Status::new(code, "the fake comet was told to fail"))
+            }
             Behaviour::Hang => std::future::pending().await,
         }
     }
 
     fn enter(&self, call: Call) -> Behaviour {
         let behaviour = self.stuck(&call.to).unwrap_or_else(|| self.behaviour());
-        let refused = matches!(behaviour, Behaviour::Fail(_));
+        let refused = matches!(behaviour, Behaviour::Fail(_) | Behaviour::FailLater(..));
         let count = {
             let mut calls = lock(&self.calls);
             calls.push(Call { refused, ..call });

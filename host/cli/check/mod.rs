@@ -67,7 +67,8 @@ fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
 async fn connect(config: &Config) -> anyhow::Result<u8> {
     let (config, mut registry) = (config.gateway()?, Registry::default());
     let storage = Storage::open(&config, &mut registry)?;
-    match tokio::time::timeout(Duration::from_secs(10), storage.directory.check()).await {
+    let check = storage.check(config.writes_to_redis());
+    match tokio::time::timeout(Duration::from_secs(10), check).await {
         Ok(Ok(how)) => {
             print(&format!("the directory answers: {how}"));
             let fleet = look_at_fleet(&config, &storage, &mut registry).await;

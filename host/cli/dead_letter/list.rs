@@ -15,6 +15,12 @@ pub(super) struct Args {
     pub(super) config: ConfigArgs,
     #[command(flatten)]
     filter: FilterArgs,
+    /// Only those that are still due: no redrive has brought them back.
+    #[arg(long)]
+    pending: bool,
+    /// The consumer group that remembers redrives [default: `[kafka] group` and "-redrive"].
+    #[arg(long, value_name = "NAME", requires = "pending")]
+    group: Option<String>,
     /// Prints a JSON object a line with everything: keys, values and headers are {"text": ...}
     /// where they are text, else {"base64": ...}.
     #[arg(long)]
@@ -22,11 +28,13 @@ pub(super) struct Args {
 }
 
 pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u8> {
-    let group = format!("{}-redrive", config.group);
+    let group = args.group.clone().unwrap_or_else(|| format!("{}-redrive", config.group));
     let Some(mut reader) = Reader::open(config, &group).await? else {
         fail(&no_topic(&config.dead_letter_topic));
         return Ok(SUCCESS);
     };
+    let redriven = if args.pending { Some(reader.redriven(config, &group).await?) } else { None };
+    let is_due = |letter: &DeadLetter| redriven.as_ref().is_none_or(|redriven| !redriven.contains(letter));
     let filter = args.filter.filter();
     let mut shown = Shown { table: (!args.json).then(Table::default), stages: BTreeMap::new() };
     let mut left = args.filter.limit.unwrap_or(u64::MAX);
@@ -35,7 +43,7 @@ pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u
         if letters.is_empty() {
             break;
         }
-        for letter in letters.iter().filter(|letter| filter.means(letter)) {
+        for letter in letters.iter().filter(|letter| filter.means(letter) && is_due(letter)) {
             if left == 0 {
                 break 'reading;
             }

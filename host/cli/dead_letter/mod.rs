@@ -37,8 +37,12 @@ enum Command {
     /// leave out, what is refused and what could not be written stays for another run, with
     /// these filters or others: nothing is passed over, and nothing is redriven twice.
     ///
-    /// A letter whose value was left out is refused: it names the place where the value may
-    /// still stand. One whose topic does not take its timestamp any more is written with the
+    /// A message goes only to the comets that did not take it (`halley-failed-comets`), unless
+    /// `--all-comets` is given. A BROADCAST whose comets are gone reaches nobody; a message for a
+    /// room or for keys goes to all of them when one of its comets holds nobody of them any more.
+    ///
+    /// A letter whose value, key or headers were left out is refused: it names the place where
+    /// they may still stand. One whose topic does not take its timestamp any more is written with the
     /// time of now, and has its own in `halley-origin-timestamp`.
     ///
     /// Progress is remembered every second in the committed offsets of a consumer group, so

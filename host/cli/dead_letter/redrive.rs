@@ -25,6 +25,9 @@ pub(super) struct Args {
     /// Redrives also what was redriven before.
     #[arg(long)]
     from_start: bool,
+    /// Sends each message to all comets that it is for, also those that took it before.
+    #[arg(long)]
+    all_comets: bool,
     /// The consumer group that remembers the progress [default: `[kafka] group` and "-redrive"].
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
@@ -37,6 +40,7 @@ pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u
         limit: args.filter.limit,
         rate: args.rate,
         from_start: args.from_start,
+        all_comets: args.all_comets,
         dry_run: args.dry_run,
         group,
     };
@@ -70,6 +74,12 @@ fn report(config: &kafka::Config, summary: &Summary, dry_run: bool) -> u8 {
     if summary.missing {
         fail(&no_topic(&config.dead_letter_topic));
         return SUCCESS;
+    }
+    if summary.made_again {
+        let topic = &config.dead_letter_topic;
+        fail(&format!(
+            "`{topic}` was made again since the last redrive; what was redriven before is not counted"
+        ));
     }
     print(&counts(summary, dry_run));
     if summary.forgotten > 0 {

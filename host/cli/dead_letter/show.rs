@@ -9,7 +9,7 @@ use crate::cli::print;
 use crate::dead_letter::DeadLetter;
 use crate::message::{Header, Origin};
 
-const HEAD: [&str; 7] = ["ID", "WHEN", "STAGE", "ORIGIN", "COMETS", "PLUGIN", "REASON"];
+const HEAD: [&str; 8] = ["ID", "WHEN", "STAGE", "TRIES", "ORIGIN", "COMETS", "PLUGIN", "REASON"];
 /// Rows that are held back to find the columns' widths.
 const ROWS: usize = 200;
 
@@ -30,7 +30,8 @@ impl Table {
         let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
         let when = when(letter).unwrap_or_default();
         let (id, comets) = (letter.id.to_string(), letter.comets.join(","));
-        let row = [id, when, letter.stage.clone(), origin, comets, letter.plugin.clone(), reason(letter)];
+        let (stage, tries) = (letter.stage.clone(), letter.attempts.to_string());
+        let row = [id, when, stage, tries, origin, comets, letter.plugin.clone(), reason(letter)];
         self.rows.push(row.map(cell));
         if self.rows.len() >= ROWS {
             self.flush();
@@ -52,8 +53,8 @@ impl Table {
 
 fn reason(letter: &DeadLetter) -> String {
     let reason = &letter.reason;
-    match &letter.value_left_out {
-        Some(why) => format!("{reason}; its value was left out ({why})"),
+    match letter.missing() {
+        Some(missing) => format!("{reason}; {missing}"),
         None => reason.clone(),
     }
 }
@@ -75,11 +76,14 @@ fn when(letter: &DeadLetter) -> Option<String> {
 
 /// Everything about one dead letter.
 pub(super) fn json(letter: &DeadLetter) -> Value {
+    let left_out =
+        |part| letter.left_out.iter().find(|left_out| left_out.part == part).map(|left_out| &left_out.note);
     let place = |at: &Origin| json!({ "topic": &*at.topic, "partition": at.partition, "offset": at.offset });
     json!({
         "id": letter.id.as_str(),
         "timestamp": when(letter),
         "stage": letter.stage,
+        "attempts": letter.attempts,
         "reason": letter.reason,
         "comets": letter.comets,
         "plugin": (!letter.plugin.is_empty()).then_some(&letter.plugin),
@@ -87,7 +91,9 @@ pub(super) fn json(letter: &DeadLetter) -> Value {
         "dead_letter": place(&letter.record.origin),
         "key": bytes(letter.record.key.as_deref()),
         "value": bytes(letter.record.value.as_deref()),
-        "value_left_out": letter.value_left_out,
+        "value_left_out": left_out("value"),
+        "key_left_out": left_out("key"),
+        "headers_left_out": left_out("headers"),
         "headers": letter.original_headers().map(header).collect::<Vec<_>>(),
     })
 }

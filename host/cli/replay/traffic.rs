@@ -65,7 +65,7 @@ fn message(record: Record) -> Result<Message, &'static str> {
 fn original(record: Record) -> Result<(Record, Option<MessageId>), &'static str> {
     let letter = DeadLetter::of(record);
     let Some(origin) = letter.origin.clone() else { return Ok((letter.record, None)) };
-    if letter.value_left_out.is_some() {
+    if letter.lacks_value() {
         return Err(NO_VALUE);
     }
     let headers = letter.original_headers().cloned().collect();

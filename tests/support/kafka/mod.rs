@@ -137,6 +137,11 @@ impl Kafka {
         self.view.committed(group, topic).await
     }
 
+    /// See [`View::commit`].
+    pub async fn commit(&self, group: &str, topic: &str, partition: i32, offset: i64, metadata: &str) {
+        self.view.commit(group, topic, partition, offset, metadata).await;
+    }
+
     /// See [`View::ends`].
     pub fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
         self.view.ends(topic)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use halley::message::{Origin, Record};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
@@ -83,6 +83,20 @@ impl View {
             .collect()
     }
 
+    /// Commits an offset of a group that nobody has joined.
+    pub async fn commit(&self, group: &str, topic: &str, partition: i32, offset: i64, metadata: &str) {
+        let consumer: BaseConsumer =
+            client(&self.brokers).set("group.id", group).create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        let mut element = list.add_partition(topic, partition);
+        element.set_offset(Offset::Offset(offset)).expect("a valid offset");
+        element.set_metadata(metadata);
+        eventually(format!("a commit of group {group}"), ANSWER, async || {
+            consumer.commit(&list, CommitMode::Sync).ok()
+        })
+        .await;
+    }
+
     /// The offset after the last record, by partition; a partition without records is left out.
     /// Equal to [`Self::committed`] when a group has settled everything.
     pub fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
@@ -106,6 +120,8 @@ impl View {
             .set("group.id", unique("reader"))
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
+            // The end is told in the answer to a fetch that found nothing.
+            .set("fetch.wait.max.ms", "10")
             .create()
             .expect("a consumer");
         // Offsets say nothing of how many records there are: transactions and retention leave gaps.

@@ -1,0 +1,228 @@
+//! Reading one large room in pages, each short for Redis and for its other clients.
+//!
+//! A round trip scans the next members (`SSCAN`), fetches what `connection:info` says of those
+//! scanned before, and asks which of the users known by then are online. `SSCAN` gives every
+//! member that is in the room all the time, some of them twice.
+//!
+//! A room that Redis does not manage to read in time although it answers otherwise, or that has
+//! more members than may be, is [`Found::Unreadable`]: it must not hold up what has nothing to do
+//! with it. A Redis that answers nothing is [`Unavailable`].
+
+use std::collections::{HashSet, VecDeque};
+
+use redis::{Cmd, Value};
+
+use super::batch::bytes;
+use super::reading::{self, Comets, Described};
+use super::{Found, Unavailable};
+use crate::membership::{Connection, Membership};
+use crate::message::{RoomId, UserId};
+use crate::redis_client::{RedisClient, Refusal, elements, refusal};
+
+/// Members of one page, at first. With the other commands of a round trip they fit into one
+/// pipeline.
+const PAGE: usize = 1_800;
+/// Each attempt after the first has pages of a fifth of the size.
+const ATTEMPTS: u32 = 3;
+
+/// How rooms are read in pages.
+pub(super) struct Pages<'a> {
+    pub(super) client: &'a RedisClient,
+    pub(super) check_online: bool,
+    /// The most members that a room may have.
+    pub(super) max_room: usize,
+}
+
+/// Why an attempt ended.
+enum Ended {
+    /// It is no use to try again.
+    Unreadable(String),
+    /// Redis did not answer in time, or another server answers now.
+    Interrupted(String),
+    Unavailable(Unavailable),
+}
+
+impl From<Unavailable> for Ended {
+    fn from(unavailable: Unavailable) -> Self {
+        if unavailable.is_slow() {
+            Self::Interrupted(unavailable.problem().to_owned())
+        } else {
+            Self::Unavailable(unavailable)
+        }
+    }
+}
+
+impl Pages<'_> {
+    /// Reads a room, or finds that it cannot be read.
+    ///
+    /// # Errors
+    /// When Redis answers nothing.
+    pub(super) async fn read(&self, room: &RoomId) -> Result<Found, Unavailable> {
+        let mut why = String::new();
+        for attempt in 0..ATTEMPTS {
+            match self.attempt(room, PAGE / 5_usize.pow(attempt)).await {
+                Ok(membership) => return Ok(Found::Room(membership)),
+                Err(Ended::Unreadable(why)) => return Ok(Found::Unreadable(why.into())),
+                Err(Ended::Unavailable(unavailable)) => return Err(unavailable),
+                Err(Ended::Interrupted(problem)) => {
+                    // Whose fault is it?
+                    self.client.ping().await?;
+                    why = problem;
+                }
+            }
+        }
+        let why =
+            format!("room `{room}` could not be read in {ATTEMPTS} attempts, while Redis answers: {why}");
+        Ok(Found::Unreadable(why.into()))
+    }
+
+    async fn attempt(&self, room: &RoomId, page: usize) -> Result<Membership, Ended> {
+        let mut reading = Reading::new(self, room);
+        let mut epoch = None;
+        loop {
+            let (step, commands) = reading.next(page);
+            if commands.is_empty() {
+                return Ok(reading.membership());
+            }
+            let replies = self.client.run_scan("get_room_connections", commands).await?;
+            // A cursor means something to the server alone that gave it.
+            let now = self.client.scan_epoch();
+            if *epoch.get_or_insert(now) != now {
+                return Err(Ended::Interrupted("the connection to Redis was lost".into()));
+            }
+            reading.take(&step, replies)?;
+        }
+    }
+}
+
+/// One attempt.
+struct Reading<'a> {
+    pages: &'a Pages<'a>,
+    room: &'a RoomId,
+    /// Where the scan goes on; `None` at its end.
+    cursor: Option<Vec<u8>>,
+    seen: HashSet<Vec<u8>>,
+    /// Members whose `connection:info` is not fetched yet.
+    ids: VecDeque<Value>,
+    comets: Comets,
+    connections: Vec<Described>,
+    stale: usize,
+    asked: HashSet<UserId>,
+    /// Users whose presence is not known yet.
+    users: VecDeque<UserId>,
+    not_online: HashSet<UserId>,
+}
+
+/// What one round trip asks for.
+struct Step {
+    scans: bool,
+    ids: Vec<Value>,
+    users: Vec<UserId>,
+}
+
+impl<'a> Reading<'a> {
+    fn new(pages: &'a Pages<'a>, room: &'a RoomId) -> Self {
+        Self {
+            pages,
+            room,
+            cursor: Some(b"0".to_vec()),
+            seen: HashSet::new(),
+            ids: VecDeque::new(),
+            comets: Comets::default(),
+            connections: Vec::new(),
+            stale: 0,
+            asked: HashSet::new(),
+            users: VecDeque::new(),
+            not_online: HashSet::new(),
+        }
+    }
+
+    /// The next round trip; no commands when all is known.
+    fn next(&mut self, page: usize) -> (Step, Vec<Cmd>) {
+        let ids: Vec<_> = self.ids.drain(..page.min(self.ids.len())).collect();
+        let users: Vec<_> = self.users.drain(..page.min(self.users.len())).collect();
+        let scan = self.cursor.as_deref().filter(|_| self.ids.is_empty());
+        let mut commands = Vec::with_capacity(ids.len() + 3);
+        commands.extend(scan.map(|cursor| reading::sscan(self.room.as_str(), cursor, page)));
+        commands.extend(ids.iter().map(|id| reading::connection_info(bytes(id))));
+        commands.extend(users.chunks(super::redis::USERS_AT_ONCE).map(reading::users_online));
+        (Step { scans: scan.is_some(), ids, users }, commands)
+    }
+
+    fn take(&mut self, step: &Step, replies: Vec<Value>) -> Result<(), Ended> {
+        let mut replies = replies.into_iter();
+        if step.scans {
+            self.scanned(replies.next().unwrap_or_default())?;
+        }
+        for id in &step.ids {
+            self.described(id, replies.next().unwrap_or_default())?;
+        }
+        let answers = replies.flat_map(elements).map(|answer| answer == Value::Nil);
+        for (user, absent) in step.users.iter().zip(answers) {
+            if absent {
+                self.not_online.insert(user.clone());
+            }
+        }
+        Ok(())
+    }
+
+    fn scanned(&mut self, reply: Value) -> Result<(), Ended> {
+        if let Some(why) = self.refused(&reply)? {
+            // A key of the wrong type: nobody is there.
+            tracing::debug!(room = %self.room, why, "a room that is no set");
+            self.cursor = None;
+            return Ok(());
+        }
+        let (cursor, ids) = reading::scanned(reply);
+        for id in ids {
+            if self.seen.insert(bytes(&id).to_vec()) {
+                self.ids.push_back(id);
+            }
+        }
+        let most = self.pages.max_room;
+        if self.seen.len() > most {
+            let why = format!("room `{}` has more than {most} members; see `[routing] max_room`", self.room);
+            return Err(Ended::Unreadable(why));
+        }
+        self.cursor = cursor;
+        Ok(())
+    }
+
+    fn described(&mut self, id: &Value, reply: Value) -> Result<(), Ended> {
+        self.refused(&reply)?;
+        let Some(connection) = reading::describe_member(id.clone(), reply, &mut self.comets) else {
+            self.stale += 1;
+            return Ok(());
+        };
+        if let Some(user) = connection.user.as_ref().filter(|_| self.pages.check_online)
+            && self.asked.insert(user.clone())
+        {
+            self.users.push_back(user.clone());
+        }
+        self.connections.push(connection);
+        Ok(())
+    }
+
+    /// Why a key cannot be read that holds another type; an error when it may not be read at all.
+    fn refused(&self, reply: &Value) -> Result<Option<&'static str>, Ended> {
+        match refusal(reply) {
+            None => Ok(None),
+            Some(Refusal::WrongType) => Ok(Some("wrong type")),
+            Some(Refusal::Denied(said) | Refusal::Other(said)) => {
+                let room = self.room;
+                let denied =
+                    self.pages.client.denied("get_room_connections", format!("{said} (room `{room}`)"));
+                Err(Ended::Unavailable(denied))
+            }
+        }
+    }
+
+    fn membership(self) -> Membership {
+        let not_online = self.not_online;
+        let connections = self.connections.into_iter().map(|Described { id, comet, user }| {
+            let online = user.as_ref().is_none_or(|user| !not_online.contains(user));
+            Connection { id, user, comet, online }
+        });
+        Membership::new(connections, self.stale)
+    }
+}

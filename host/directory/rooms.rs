@@ -1,0 +1,100 @@
+//! Which rooms need care: those that are too large for one command, and those that could not be
+//! read at all. Pure.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Found, Lookup};
+use crate::message::RoomId;
+
+/// How long a room that could not be read is not read again: its messages come one after the
+/// other, and each attempt holds up its partition.
+const GIVEN_UP_FOR: Duration = Duration::from_secs(10);
+/// How many rooms are remembered. Beyond that everything is forgotten, and found out again.
+const MOST: usize = 10_000;
+
+/// What is remembered of rooms.
+#[derive(Debug, Default)]
+pub(super) struct Rooms {
+    large: HashSet<RoomId>,
+    given_up: HashMap<RoomId, (Instant, Arc<str>)>,
+}
+
+/// How one look-up is carried out.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Care {
+    /// Together with others.
+    Usual,
+    /// In pages.
+    Pages,
+    /// Not now; why.
+    GivenUp(Arc<str>),
+}
+
+impl Rooms {
+    /// Whether there is nothing to be remembered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.large.is_empty() && self.given_up.is_empty()
+    }
+
+    pub(super) fn care(&self, lookup: &Lookup, now: Instant) -> Care {
+        let Lookup::Room(room) = lookup else { return Care::Usual };
+        match self.given_up.get(room) {
+            Some((at, why)) if now.duration_since(*at) < GIVEN_UP_FOR => Care::GivenUp(Arc::clone(why)),
+            _ if self.large.contains(room) => Care::Pages,
+            _ => Care::Usual,
+        }
+    }
+
+    /// They are read in pages from now on.
+    pub(super) fn are_large<'a>(&mut self, lookups: impl IntoIterator<Item = &'a Lookup>) {
+        for lookup in lookups {
+            if let Lookup::Room(room) = lookup {
+                if self.large.len() >= MOST {
+                    self.large.clear();
+                }
+                self.large.insert(room.clone());
+            }
+        }
+    }
+
+    /// What became of a room that was read in pages; `small`: it need not be.
+    pub(super) fn was_read(&mut self, room: &RoomId, found: &Found, small: bool, now: Instant) {
+        if small {
+            self.large.remove(room);
+        }
+        match found {
+            Found::Unreadable(why) => {
+                if self.given_up.len() >= MOST {
+                    self.given_up.clear();
+                }
+                self.given_up.insert(room.clone(), (now, Arc::clone(why)));
+            }
+            Found::Room(_) | Found::Key(_) => drop(self.given_up.remove(room)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::membership::Membership;
+
+    #[test]
+    fn a_room_that_was_given_up_is_read_again_after_a_while() {
+        let (mut rooms, start) = (Rooms::default(), Instant::now());
+        let lookup = Lookup::Room("r".into());
+        assert_eq!(rooms.care(&lookup, start), Care::Usual);
+        rooms.are_large([&lookup]);
+        assert_eq!(rooms.care(&lookup, start), Care::Pages);
+        rooms.was_read(&"r".into(), &Found::Unreadable("slow".into()), false, start);
+        assert_eq!(rooms.care(&lookup, start), Care::GivenUp("slow".into()));
+        let later = start + GIVEN_UP_FOR;
+        assert_eq!(rooms.care(&lookup, later), Care::Pages);
+        rooms.was_read(&"r".into(), &Found::Room(Membership::default()), true, later);
+        assert!(rooms.is_empty());
+        rooms.are_large([&Lookup::Key("r".into())]);
+        assert!(rooms.is_empty(), "only rooms are large");
+    }
+}

@@ -1,0 +1,320 @@
+//! Writing records of a topic in their order, whatever the topic has against some of them.
+//!
+//! Records go in batches while all is well: the next batch leaves once the broker has answered
+//! the last one. The broker refuses a batch as a whole. Then its records go in smaller batches,
+//! or one by one, and what is refused alone is refused for what it is: its writer may make it
+//! acceptable, or give it up. Nothing overtakes, since nothing that comes later is on its way
+//! meanwhile. The one exception is a batch that librdkafka cuts in two, of which the first half
+//! is refused and the second is not.
+//!
+//! What is no refusal (no broker answers, no rights) ends the attempt: all that is not written
+//! by then comes back, in its order.
+
+use std::collections::VecDeque;
+
+use tokio::sync::OnceCell;
+
+use crate::kafka::Config;
+use crate::kafka::sender::{NotWritten, Outgoing, Refusal, Sender};
+
+/// The most records of one batch.
+const MOST_RECORDS: usize = 500;
+/// The most bytes of one batch, when the topic takes so many; one larger record goes alone.
+const MOST_BYTES: usize = 512 * 1024;
+/// A topic that refuses batches of this size gets its records one by one.
+const FEWEST_BYTES: usize = 4 * 1024;
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// It stands in the topic as it was given.
+    Whole,
+    /// It stands there as the topic takes it.
+    Fitted,
+}
+
+/// Makes records acceptable that their topic refuses as they are.
+pub(crate) trait Fit: Sync {
+    /// The record as the topic may take it; `None` when nothing more can be done. Called until
+    /// the topic takes it.
+    fn fit<'a>(&self, record: Outgoing<'a>, error: &NotWritten) -> Option<Outgoing<'a>>;
+}
+
+/// Writes in order. It has one batch on its way at a time.
+pub(crate) struct OrderedSender {
+    config: Config,
+    batching: Sender,
+    /// Made when a batch is refused for the first time.
+    alone: OnceCell<Sender>,
+    sizes: Sizes,
+}
+
+impl OrderedSender {
+    /// Makes it. It connects by itself, now and after every interruption.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a property.
+    pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
+        let batching = Sender::batching(config)?;
+        Ok(Self { config: config.clone(), batching, alone: OnceCell::new(), sizes: Sizes::default() })
+    }
+
+    /// How many partitions a topic has.
+    ///
+    /// # Errors
+    /// When the broker does not say within five seconds.
+    pub(crate) async fn partitions(&self, topic: &str) -> Result<i32, NotWritten> {
+        self.batching.partitions(topic).await
+    }
+
+    /// Writes these; one answer for each, in order. An error with a refusal is about that record
+    /// alone; one without is the same for all that are left.
+    pub(crate) async fn write(
+        &mut self,
+        topic: &str,
+        records: Vec<Outgoing<'_>>,
+        fit: &dyn Fit,
+    ) -> Vec<Result<Written, NotWritten>> {
+        let mut work = Work::new(records);
+        while let Some(batch) = work.next_batch(&self.sizes) {
+            let sender = match batch.len() {
+                1 => {
+                    let made = self.alone.get_or_try_init(async || Sender::one_by_one(&self.config)).await;
+                    made.unwrap_or(&self.batching)
+                }
+                _ => &self.batching,
+            };
+            let records: Vec<_> = batch.iter().map(|waiting| &waiting.record).collect();
+            let answers = sender.send_all(topic, &records).await;
+            work.take(answers, &mut self.sizes, fit);
+        }
+        work.answers()
+    }
+}
+
+/// How large batches are: smaller after the topic has refused one for its size, and slowly
+/// larger again.
+#[derive(Debug)]
+struct Sizes {
+    bytes: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { bytes: MOST_BYTES }
+    }
+}
+
+impl Sizes {
+    fn refused(&mut self, bytes: usize) {
+        self.bytes = (bytes.min(self.bytes) / 2).max(FEWEST_BYTES);
+    }
+
+    fn taken(&mut self) {
+        self.bytes = (self.bytes + self.bytes / 16).min(MOST_BYTES);
+    }
+}
+
+/// A record without an answer.
+struct Waiting<'a> {
+    index: usize,
+    record: Outgoing<'a>,
+    fitted: bool,
+}
+
+/// One call's records.
+struct Work<'a> {
+    answers: Vec<Option<Result<Written, NotWritten>>>,
+    /// In order.
+    waiting: VecDeque<Waiting<'a>>,
+    /// So many of the first go one by one.
+    alone: usize,
+    /// How many are on their way.
+    sent: usize,
+}
+
+impl<'a> Work<'a> {
+    fn new(records: Vec<Outgoing<'a>>) -> Self {
+        let answers = records.iter().map(|_| None).collect();
+        let waiting = records.into_iter().enumerate();
+        let waiting = waiting.map(|(index, record)| Waiting { index, record, fitted: false }).collect();
+        Self { answers, waiting, alone: 0, sent: 0 }
+    }
+
+    /// The records that go next; `None` when there is an answer to all.
+    fn next_batch(&mut self, sizes: &Sizes) -> Option<&[Waiting<'a>]> {
+        if self.waiting.is_empty() {
+            return None;
+        }
+        let waiting = self.waiting.make_contiguous();
+        let (mut count, mut bytes) = (1, waiting[0].record.size());
+        if self.alone == 0 {
+            let rest = waiting.iter().skip(1).take(MOST_RECORDS - 1);
+            for size in rest.map(|waiting| waiting.record.size()) {
+                bytes += size;
+                if bytes > sizes.bytes {
+                    break;
+                }
+                count += 1;
+            }
+        }
+        self.sent = count;
+        Some(&waiting[..count])
+    }
+
+    /// Takes the answers to the last batch.
+    fn take(&mut self, answers: Vec<Result<(), NotWritten>>, sizes: &mut Sizes, fit: &dyn Fit) {
+        let sent: Vec<_> = self.waiting.drain(..self.sent).collect();
+        let (count, bytes) = (sent.len(), sent.iter().map(|waiting| waiting.record.size()).sum());
+        let (mut failed, mut first) = (Vec::new(), None);
+        for (waiting, answer) in sent.into_iter().zip(answers) {
+            match answer {
+                Ok(()) => {
+                    let written = if waiting.fitted { Written::Fitted } else { Written::Whole };
+                    self.answers[waiting.index] = Some(Ok(written));
+                }
+                Err(error) => {
+                    first.get_or_insert(error);
+                    failed.push(waiting);
+                }
+            }
+        }
+        self.alone = self.alone.saturating_sub(count - failed.len());
+        let Some(error) = first else {
+            return if count > 1 {
+                sizes.taken()
+            };
+        };
+        match error.refusal {
+            None => {
+                let left = failed.into_iter().chain(self.waiting.drain(..));
+                left.for_each(|waiting| self.answers[waiting.index] = Some(Err(error.clone())));
+            }
+            Some(Refusal::TooLarge) if count > 1 && bytes > FEWEST_BYTES => {
+                sizes.refused(bytes);
+                self.again(failed);
+            }
+            Some(_) if count > 1 => {
+                self.alone = self.alone.max(failed.len());
+                self.again(failed);
+            }
+            Some(_) => failed.into_iter().for_each(|waiting| self.fit(waiting, &error, fit)),
+        }
+    }
+
+    /// Back to the front, in order.
+    fn again(&mut self, failed: Vec<Waiting<'a>>) {
+        failed.into_iter().rev().for_each(|waiting| self.waiting.push_front(waiting));
+    }
+
+    /// It was refused alone.
+    fn fit(&mut self, Waiting { index, record, .. }: Waiting<'a>, error: &NotWritten, fit: &dyn Fit) {
+        match fit.fit(record, error) {
+            Some(record) => {
+                self.waiting.push_front(Waiting { index, record, fitted: true });
+                self.alone = self.alone.max(1);
+            }
+            None => {
+                self.answers[index] = Some(Err(error.clone()));
+                self.alone = self.alone.saturating_sub(1);
+            }
+        }
+    }
+
+    fn answers(self) -> Vec<Result<Written, NotWritten>> {
+        self.answers.into_iter().map(|answer| answer.expect("all work is done")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A topic that takes batches and records up to a size, and no old ones.
+    struct Topic {
+        most_bytes: usize,
+        log: Vec<i64>,
+    }
+
+    impl Topic {
+        fn refusal(&self, batch: &[Waiting<'_>]) -> Option<Refusal> {
+            let old = batch.iter().any(|waiting| waiting.record.timestamp_ms.is_some_and(|time| time < 0));
+            let bytes: usize = batch.iter().map(|waiting| waiting.record.size()).sum();
+            if bytes > self.most_bytes { Some(Refusal::TooLarge) } else { old.then_some(Refusal::Timestamp) }
+        }
+
+        fn write(&mut self, batch: &[Waiting<'_>]) -> Vec<Result<(), NotWritten>> {
+            let refusal = self.refusal(batch);
+            let error = NotWritten { topic: "t".into(), reason: "no".into(), refusal };
+            if refusal.is_some() {
+                return batch.iter().map(|_| Err(error.clone())).collect();
+            }
+            let number = |waiting: &Waiting<'_>| waiting.record.timestamp_ms.unwrap_or_default().abs();
+            self.log.extend(batch.iter().map(number));
+            batch.iter().map(|_| Ok(())).collect()
+        }
+    }
+
+    /// A record whose number stands in its timestamp; old ones are negative.
+    fn record(number: usize, size: usize, old: bool) -> Outgoing<'static> {
+        let number = number as i64 + 1;
+        Outgoing {
+            value: Some(vec![0; size].into()),
+            timestamp_ms: Some(if old { -number } else { number }),
+            ..Outgoing::default()
+        }
+    }
+
+    /// Takes an old record's age, or a large one's value; one without a value is given up.
+    struct Mend;
+
+    impl Fit for Mend {
+        fn fit<'a>(&self, mut record: Outgoing<'a>, error: &NotWritten) -> Option<Outgoing<'a>> {
+            match error.refusal? {
+                Refusal::Timestamp => record.timestamp_ms = record.timestamp_ms.map(i64::abs),
+                _ => drop(record.value.take()?),
+            }
+            Some(record)
+        }
+    }
+
+    fn run(topic: &mut Topic, records: Vec<Outgoing<'_>>) -> Vec<Result<Written, NotWritten>> {
+        let (mut work, mut sizes) = (Work::new(records), Sizes::default());
+        while let Some(batch) = work.next_batch(&sizes) {
+            let answers = topic.write(batch);
+            work.take(answers, &mut sizes, &Mend);
+        }
+        work.answers()
+    }
+
+    #[test]
+    fn what_is_no_refusal_ends_the_attempt_and_keeps_the_order() {
+        let mut work = Work::new((0..3).map(|n| record(n, 1, false)).collect());
+        let away = NotWritten { topic: "t".into(), reason: "away".into(), refusal: None };
+        assert_eq!(work.next_batch(&Sizes::default()).map(<[_]>::len), Some(3));
+        work.take(vec![Ok(()), Err(away.clone()), Err(away)], &mut Sizes::default(), &Mend);
+        assert!(work.next_batch(&Sizes::default()).is_none());
+        let answers = work.answers();
+        assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, false]);
+    }
+
+    proptest! {
+        #[test]
+        fn each_is_written_once_in_order_and_fitted_only_where_it_must_be(
+            records in vec((prop_oneof![0..200usize, 2_000..9_000usize], prop::bool::weighted(0.1)), 0..80),
+            most_bytes in 200..20_000usize,
+        ) {
+            let mut topic = Topic { most_bytes, log: Vec::new() };
+            let given = records.iter().enumerate().map(|(n, (size, old))| record(n, *size, *old)).collect();
+            let answers = run(&mut topic, given);
+            prop_assert!(topic.log.iter().eq((1..=records.len() as i64).collect::<Vec<_>>().iter()));
+            for ((size, old), answer) in records.iter().zip(answers) {
+                let whole = !old && record(0, *size, *old).size() <= most_bytes;
+                prop_assert_eq!(answer.expect("written"), if whole { Written::Whole } else { Written::Fitted });
+            }
+        }
+    }
+}
