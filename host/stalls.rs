@@ -81,6 +81,14 @@ impl StallStage {
     }
 }
 
+impl StallStage {
+    /// Whether the client that fails logs an outage at once; then only one that lasts is worth
+    /// a second line.
+    fn has_a_voice(self) -> bool {
+        matches!(self, Self::SharedState | Self::Guard | Self::Resolve | Self::Inbox)
+    }
+}
+
 impl Display for StallStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -278,7 +286,8 @@ impl StallGuard {
             return;
         };
         let cause = entry.cause.insert(cause.to_string());
-        if stage.warned.is_some_and(|at| at.elapsed() < REMIND_EVERY) {
+        let is_told = self.stage.has_a_voice() && entry.since.elapsed() < STALL_AFTER;
+        if is_told || stage.warned.is_some_and(|at| at.elapsed() < REMIND_EVERY) {
             return;
         }
         stage.warned = Some(Instant::now());
@@ -373,10 +382,10 @@ mod tests {
         let stalls = Stalls::default();
         let logged = || {
             let state = stalls.state();
-            state.stages.get(&StallStage::Inbox).map(|stage| (stage.warned, stage.is_open))
+            state.stages.get(&StallStage::Policy).map(|stage| (stage.warned, stage.is_open))
         };
         let guards: Vec<_> =
-            (0..100).map(|offset| stalls.begin(held(StallStage::Inbox, 0, offset))).collect();
+            (0..100).map(|offset| stalls.begin(held(StallStage::Policy, 0, offset))).collect();
         guards.iter().for_each(|guard| guard.set_cause(&"away"));
         let first = logged();
         assert!(matches!(first, Some((Some(_), true))), "{first:?}");
@@ -386,7 +395,7 @@ mod tests {
         let (warned, is_open) = logged().expect("a stage");
         assert!(!is_open, "recovered");
 
-        let guard = stalls.begin(held(StallStage::Inbox, 0, 0));
+        let guard = stalls.begin(held(StallStage::Policy, 0, 0));
         guard.set_cause(&"away");
         assert_eq!(logged(), Some((warned, false)), "one that comes and goes does not fill the log");
         guard.cancel();

@@ -2,6 +2,7 @@
 
 #![allow(unreachable_pub, reason = "a test binary has no outside; `pub` says what a helper offers")]
 
+mod absent;
 mod authors;
 mod commands;
 mod cookbook;

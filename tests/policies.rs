@@ -252,14 +252,36 @@ async fn guests_that_misbehave_harm_no_other_message() {
 #[tokio::test]
 async fn a_stalling_policy_holds_its_partition_until_it_is_replaced() {
     let stage = Stage::new("stall").await;
-    let gateway = stage.start([unruly("unruly").set("on_error", quoted("stall"))]).await;
-    stage.say("trap").await;
-    stage.say("hello").await;
+    // One that fetches shared state stands before it: what succeeds in between is no recovery.
+    let counting =
+        Plugin::new("counting", wasm("tests/guests/dist/unruly.wasm")).set("state", quoted("shared"));
+    let gateway = stage
+        .start([counting.set("deadline", quoted("5s")), unruly("unruly").set("on_error", quoted("stall"))])
+        .await;
+    gateway.signal("STOP");
+    for body in ["count k", "trap", "hello"] {
+        stage.say(body).await;
+    }
+    gateway.signal("CONT");
     gateway.wait_for_log("holding records, retrying until it succeeds").await;
+    let held = async || {
+        let ready = gateway.get("/readyz").await;
+        (ready.status == 503 && ready.body.contains("policy: holding")).then_some(())
+    };
+    eventually("/readyz to name the policy that stalls", PATIENCE, held).await;
+    assert_eq!(gateway.metric("halley_stalled_partitions{stage=\"policy\"}").await, Some(1.0));
+    assert_eq!(gateway.get("/v1/stalls").await.json()["stalls"][0]["offset"], 0);
     assert_eq!(stage.heard(), [""; 0]);
+    let told = |begins: &str| {
+        let lines = gateway.log_lines();
+        lines.iter().filter(|line| line["message"].as_str().is_some_and(|m| m.starts_with(begins))).count()
+    };
+    assert_eq!((told("holding records"), told("recovered")), (1, 0), "one stall, one line");
     gateway.configure(&stage.settings);
     gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard(), ["trap", "hello"], "nothing was lost meanwhile");
+    assert_eq!(stage.heard(), ["count k", "trap", "hello"], "nothing was lost meanwhile");
+    gateway.wait_until_ready().await;
+    assert_eq!(told("recovered"), 1);
 }
 
 #[tokio::test]
