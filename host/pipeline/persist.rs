@@ -116,8 +116,10 @@ pub(super) async fn hold_while<T>(
             biased;
             () = hold.abandon.cancelled() => return Err(retry.abandoned()),
             done = &mut work => return Ok(done),
-            // Nobody who could tell of a problem is left: the work ends by itself.
-            Err(_) = problem.changed() => break,
+            changed = problem.changed() => if changed.is_err() {
+                // Nobody who could tell of a problem is left: the work ends by itself.
+                break;
+            },
         }
     }
     tokio::select! {
@@ -168,6 +170,29 @@ mod tests {
             async { Err::<(), _>("away") }
         };
         assert_eq!(persist(world.hold(), StallStage::Guard, attempt).await, Err(Abandoned));
+        assert_eq!(world.stalls.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_others_work_holds_its_record_while_that_has_a_problem() {
+        let world = World::new();
+        let (tell, problem) = watch::channel(None);
+        let (done, work) = tokio::sync::oneshot::channel();
+        let waits = hold_while(world.hold(), StallStage::Inbox, problem, work);
+        let story = async {
+            assert_eq!(world.stalls.held(), 0, "nothing is wrong");
+            tell.send_replace(Some("full".into()));
+            tokio::task::yield_now().await;
+            assert_eq!(world.stalls.held(), 1);
+            tell.send_replace(None);
+            tokio::task::yield_now().await;
+            assert_eq!(world.stalls.held(), 0, "it goes on");
+            tell.send_replace(Some("full".into()));
+            drop(tell);
+            tokio::task::yield_now().await;
+            done.send("done").expect("somebody waits");
+        };
+        assert_eq!(tokio::join!(waits, story).0, Ok(Ok("done")));
         assert_eq!(world.stalls.held(), 0);
     }
 

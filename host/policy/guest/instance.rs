@@ -23,7 +23,7 @@ use crate::policy::guest::module::causes;
 use crate::policy::guest::questions::with_messages;
 use crate::policy::guest::room::{Answer, Connections, Room};
 use crate::policy::guest::shared::Session;
-use crate::policy::guest::ticker::ticks;
+use crate::policy::guest::ticker::{Running, ticks};
 use crate::policy::metrics::Limit;
 use crate::policy::on_error::FailureKind;
 use crate::policy::plugin::Plugin;
@@ -180,6 +180,7 @@ impl Instance {
         deadline: Duration,
         work: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
     ) -> Result<R, Failure> {
+        let _running = Running::begin();
         self.store.set_epoch_deadline(ticks(deadline));
         let memory = &mut self.store.data_mut().memory;
         (memory.refused, memory.no_room) = (false, false);
@@ -224,6 +225,7 @@ fn instantiate(
     // What a call hands to the host is copied; aliased strings could make a gigabyte of
     // a kilobyte. No honest answer is larger than the memory it comes from.
     store.set_hostcall_fuel(plugin.memory());
+    let _running = Running::begin();
     store.set_epoch_deadline(ticks(deadline));
     let started = plugin.module.pre.instantiate(&mut store);
     count_memory(&store, plugin, started.is_err());

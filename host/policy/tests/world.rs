@@ -11,7 +11,7 @@ use crate::policy::Clock;
 use crate::policy::guest::aside::outside_async;
 use crate::policy::guest::host::{HostState, Services};
 use crate::policy::guest::runtime::CANNOT_WAIT;
-use crate::policy::guest::ticker::ticks;
+use crate::policy::guest::ticker::{Running, ticks};
 
 /// Runs the start functions of a component, as a plugin's are run.
 fn start(wat: &str) -> Result<(), String> {
@@ -21,6 +21,7 @@ fn start(wat: &str) -> Result<(), String> {
     let services = Services::new(version, "{}".into(), metrics, runtime.states.of("p"), Clock::default());
     let mut store = Store::new(&runtime.engine, HostState::new(Arc::new(services), 1 << 20));
     store.limiter(|state| &mut state.memory);
+    let _running = Running::begin();
     store.set_epoch_deadline(ticks(Duration::from_secs(1)));
     let component = Component::new(&runtime.engine, wat::parse_str(wat).unwrap()).unwrap();
     let result = outside_async(|| runtime.linker.instantiate(&mut store, &component));
