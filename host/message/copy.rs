@@ -89,7 +89,7 @@ impl<'a, H: Iterator<Item = RawHeader<'a>> + Clone> RawRecord<'a, H> {
         };
         if !notes.is_empty() {
             let carried = |header: &Header| {
-                header.name == MESSAGE_ID && header.value.as_deref().is_some_and(|id| is_message_id(id))
+                header.name == MESSAGE_ID && header.value.as_deref().is_some_and(is_message_id)
             };
             if !headers.iter().any(carried) {
                 let id = id_of(&self.origin, fingerprint(self.timestamp_ms, self.key, self.value));

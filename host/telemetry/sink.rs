@@ -7,8 +7,8 @@
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, LazyLock};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::fmt::MakeWriter;
@@ -17,24 +17,38 @@ use tracing_subscriber::fmt::MakeWriter;
 const QUEUE: usize = 8 * 1024;
 /// Bytes of them.
 const QUEUE_BYTES: usize = 8 * 1024 * 1024;
-/// How often a full queue is asked again while flushing.
-const FLUSH_STEP: Duration = Duration::from_millis(10);
-
 /// Lines that were dropped, over all sinks of the process: there is one standard error.
 static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Takes lines for a thread that writes them. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Sink {
-    queue: SyncSender<Item>,
-    bytes: Arc<AtomicUsize>,
+    queue: SyncSender<Vec<u8>>,
+    waiting: Arc<Waiting>,
 }
 
-#[derive(Debug)]
-enum Item {
-    Line(Vec<u8>),
-    /// Everything before it was written: say so.
-    Flush(SyncSender<()>),
+/// What is queued and not yet written.
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: AtomicUsize,
+    lines: Mutex<usize>,
+    none: Condvar,
+}
+
+impl Waiting {
+    fn lines(&self) -> std::sync::MutexGuard<'_, usize> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One line is written, dropped, or found no place.
+    fn done(&self, bytes: usize) {
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let mut lines = self.lines();
+        *lines -= 1;
+        if *lines == 0 {
+            self.none.notify_all();
+        }
+    }
 }
 
 impl Sink {
@@ -47,33 +61,26 @@ impl Sink {
         gap: impl Fn(u64) -> Vec<u8> + Send + 'static,
     ) -> std::io::Result<Self> {
         let (queue, items) = sync_channel(QUEUE);
-        let bytes = Arc::new(AtomicUsize::new(0));
-        let writer = Writer { out, gap, bytes: Arc::clone(&bytes), told: 0 };
+        let waiting = Arc::<Waiting>::default();
+        let writer = Writer { out, gap, waiting: Arc::clone(&waiting), told: 0 };
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run(&items))?;
-        Ok(Self { queue, bytes })
+        Ok(Self { queue, waiting })
     }
 
     /// Never waits and never fails.
     pub(super) fn put(&self, line: &[u8]) {
-        let waiting = self.bytes.fetch_add(line.len(), Ordering::Relaxed);
-        if waiting < QUEUE_BYTES && self.queue.try_send(Item::Line(line.to_vec())).is_ok() {
-            return;
+        let queued = self.waiting.bytes.fetch_add(line.len(), Ordering::Relaxed);
+        *self.waiting.lines() += 1;
+        if queued >= QUEUE_BYTES || self.queue.try_send(line.to_vec()).is_err() {
+            self.waiting.done(line.len());
+            DROPPED.inc();
         }
-        self.bytes.fetch_sub(line.len(), Ordering::Relaxed);
-        DROPPED.inc();
     }
 
-    /// Waits until what was put before is written, or this time is over.
+    /// Waits until nothing is left to be written, or this time is over.
     pub(super) fn flush(&self, at_most: Duration) {
-        let deadline = Instant::now() + at_most;
-        let (done, written) = sync_channel(1);
-        while self.queue.try_send(Item::Flush(done.clone())).is_err() {
-            if Instant::now() >= deadline {
-                return;
-            }
-            std::thread::sleep(FLUSH_STEP);
-        }
-        let _ = written.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+        let lines = self.waiting.lines();
+        drop(self.waiting.none.wait_timeout_while(lines, at_most, |lines| *lines > 0));
     }
 }
 
@@ -82,21 +89,16 @@ struct Writer<W, G> {
     out: W,
     /// The line that tells how many were dropped.
     gap: G,
-    bytes: Arc<AtomicUsize>,
+    waiting: Arc<Waiting>,
     /// How many dropped lines the log has been told of.
     told: u64,
 }
 
 impl<W: Write, G: Fn(u64) -> Vec<u8>> Writer<W, G> {
-    fn run(mut self, items: &Receiver<Item>) {
-        for item in items {
-            match item {
-                Item::Line(line) => {
-                    self.bytes.fetch_sub(line.len(), Ordering::Relaxed);
-                    self.write(&line);
-                }
-                Item::Flush(done) => drop(done.try_send(())),
-            }
+    fn run(mut self, lines: &Receiver<Vec<u8>>) {
+        for line in lines {
+            self.write(&line);
+            self.waiting.done(line.len());
         }
     }
 
