@@ -4,8 +4,8 @@
 //! `plugins/languages/build.sh` builds them, once for as long as nothing changes. Where the tools of
 //! a language cannot be had, the test says loudly that this language is not proven.
 
-use std::path::PathBuf;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::support::comet::FakeComet;
 use crate::support::gateway::{Plugin, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
-use crate::support::{loudly, repository};
+use crate::support::{folder, loudly, repository};
 
 /// How `build.sh` says that the tools of a language cannot be had.
 const LACKING: i32 = 3;
@@ -62,6 +62,45 @@ async fn one_that_is_not_rust_decides_in_a_gateway() {
     gateway.wait_until_settled(&topic).await;
     let heard: Vec<String> = comet.deliveries().into_iter().map(|(_, _, body)| body).collect();
     assert_eq!(heard, ["hello", "buy 口口口口", "看口口"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exception_of_a_new_python_project_is_in_the_failure_and_the_log() {
+    let _turn = ONE_AT_A_TIME.lock().await;
+    tokio::task::spawn_blocking(a_python_project_raises).await.expect("it does not panic");
+}
+
+/// As its author meets it: a project is made, changed, built and asked.
+fn a_python_project_raises() {
+    let desk = folder("python");
+    let halley = |place: &Path, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
+        command.arg("plugin").args(args).current_dir(place).stdin(Stdio::null());
+        let done = command.env("HALLEY_CACHE", repository(".cache")).output().expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (done.status.code(), text(&done.stdout), text(&done.stderr))
+    };
+    let made = halley(desk.path(), &["new", "raises", "--language", "python"]);
+    assert_eq!(made.0, Some(0), "{made:?}");
+    let project = desk.path().join("raises");
+    let source = std::fs::read_to_string(project.join("policy.py")).expect("it was made");
+    let begin = "def verdict(message):\n";
+    let raises = format!("{begin}    if message.body == b\"boom\":\n        raise ValueError(\"a boom\")\n");
+    assert!(source.contains(begin), "{source}");
+    std::fs::write(project.join("policy.py"), source.replace(begin, &raises)).expect("written");
+    let questions = ["boom", "spam"].map(|body| format!("{{\"room\":\"r\",\"body\":\"{body}\"}}\n"));
+    std::fs::write(project.join("messages.jsonl"), questions.concat()).expect("written");
+
+    let (code, out, err) = halley(&project, &["run", "--deadline", "10s", "-m", "messages.jsonl"]);
+    if err.contains("languages: python is not built: ") {
+        loudly(format!("languages: exceptions in Python are NOT PROVEN here:\n{err}"));
+        return;
+    }
+    assert_eq!(code, Some(1), "{out}{err}");
+    let failure = "it said: Traceback (most recent call last): | File \"/0/policy.py\"";
+    assert!(out.contains(failure) && out.contains("ValueError: a boom"), "{out}");
+    assert!(out.contains("2  filter    body: \"####\""), "{out}");
+    assert!(err.contains("WARN halley::plugin: ValueError: a boom"), "{err}");
 }
 
 /// One language at a time: two share tools, which are fetched once, and compiling what is as large

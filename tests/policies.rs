@@ -287,6 +287,28 @@ async fn a_stalling_policy_holds_its_partition_until_it_is_replaced() {
 }
 
 #[tokio::test]
+async fn a_stray_in_the_plugin_directory_stops_nothing() {
+    let stage = Stage::new("stray").await;
+    let home = folder("plugins");
+    std::fs::copy(wasm("tests/guests/dist/unruly.wasm"), home.path().join("unruly.wasm")).expect("copied");
+    let pipe = home.path().join("stray.wasm");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().is_ok_and(|status| status.success()));
+    let directory = quoted(&home.path().display().to_string());
+    let gateway = stage.settings.clone().set("policies", "directory", directory).start().await;
+    stage.say("drop this").await;
+    stage.say("hello").await;
+    gateway.wait_until_settled(&stage.topic).await;
+    assert_eq!(stage.heard(), ["hello"], "the others decide");
+    let ready = gateway.get("/readyz").await;
+    assert!(ready.status == 200 && ready.body.contains("plugin `stray`"), "{ready:?}");
+    let status = gateway.get("/v1/plugins").await.json();
+    assert_eq!(status["left_out"][0]["path"].as_str(), pipe.to_str(), "{status}");
+    let why = status["left_out"][0]["message"].as_str().unwrap_or_default();
+    assert!(why.contains("is not a file, but a pipe"), "{status}");
+    gateway.wait_for_log("a file of the plugin directory is left out").await;
+}
+
+#[tokio::test]
 async fn a_broken_file_leaves_the_running_version_in_place() {
     let stage = Stage::new("broken").await;
     let home = folder("plugin");

@@ -116,3 +116,48 @@ async fn a_redis_that_restarts_under_load_loses_and_reorders_nothing() {
     let report = History { rooms, sent, received, ..History::default() }.check();
     report.assert_nothing_lost_or_reordered();
 }
+
+#[tokio::test]
+async fn a_policy_that_stalls_beside_shared_state_is_one_stall() {
+    let redis = Redis::start().await;
+    let comet = room(&redis).await;
+    let (topic, settings) = settings("sharing-stalls", &redis).await;
+    let dist = |name: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name);
+    let quota = json!({ "messages": 1000, "minutes": 10, "spare": [] });
+    let quota = Plugin::new("quota", dist("plugins/dist/room_quota.wasm"))
+        .set("state", quoted("shared"))
+        .set("deadline", quoted("5s"))
+        .config(&quota);
+    let unruly =
+        Plugin::new("unruly", dist("tests/guests/dist/unruly.wasm")).set("deadline", quoted("300ms"));
+    let stalls = unruly.clone().set("on_error", quoted("stall"));
+    let gateway = settings.clone().plugin(quota.clone()).plugin(stalls).start().await;
+    for body in ["trap", "hello"] {
+        kafka().produce_room(&topic, "lobby", body).await;
+    }
+    let told = eventually("readiness to name the stall", PATIENCE, async || {
+        let answer = gateway.get("/readyz").await;
+        (answer.status == 503 && answer.body.contains("plugin unruly@")).then_some(answer.body)
+    });
+    let told = told.await;
+    assert!(told.contains(&format!("{topic}/0 at offset 0")) && told.contains("trapped"), "{told}");
+    let errors = async || {
+        let text = gateway.get("/metrics").await.body;
+        let line = text.lines().find(|line| line.starts_with("halley_plugin_errors_total{plugin=\"unruly\""));
+        line.and_then(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).unwrap_or_default()
+    };
+    let many = errors().await + 20.0;
+    eventually("it to be asked again many times", PATIENCE, async || (errors().await > many).then_some(()))
+        .await;
+    let said = |part: &str| {
+        let lines = gateway.log_lines();
+        lines.iter().filter(|line| line["message"].as_str().is_some_and(|text| text.contains(part))).count()
+    };
+    assert_eq!(said("recovered"), 0, "nothing has recovered meanwhile");
+    assert!(said("holding records") <= 6, "a line now and then: {gateway:?}");
+
+    gateway.configure(&settings.plugin(quota).plugin(unruly.set("on_error", quoted("drop"))));
+    gateway.wait_until_settled(&topic).await;
+    gateway.wait_until_ready().await;
+    assert_eq!(heard(&comet), ["hello"]);
+}

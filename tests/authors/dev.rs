@@ -71,11 +71,10 @@ async fn a_change_is_built_tested_and_pushed_and_what_fails_goes_nowhere() {
     let desk = Desk::new();
     desk.project("live", "filter");
     assert_eq!(desk.plugin_in("live", &["build"]).code, Some(0));
+    // The gateway follows what the project puts in its place.
     let file = desk.path("live/dist/live.wasm");
-    let deployed = desk.path("deployed.wasm");
-    std::fs::copy(&file, &deployed).expect("copied");
     let topic = kafka().topic("dev", 1).await;
-    let plugin = Plugin::new("live", &deployed)
+    let plugin = Plugin::new("live", &file)
         .set("deadline", quoted("5s"))
         .config(&serde_json::json!({ "words": ["spam"] }));
     let gateway = gateway(&topic).plugin(plugin).start().await;
@@ -94,6 +93,7 @@ async fn a_change_is_built_tested_and_pushed_and_what_fails_goes_nowhere() {
     dev.says("+ drop: has spam", 1).await;
     dev.says("waiting for a change", 2).await;
     assert_eq!(in_force().await, first, "what fails its cases is not pushed");
+    assert!(sha256(&file).starts_with(&first), "nor put where the gateway would find it");
 
     desk.write("live/src/lib.rs", "fn broken( {");
     dev.says("does not build", 1).await;

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::{Desk, guest, said, sha256, shared_builds};
+use crate::support::repository;
 
 #[test]
 fn a_new_project_does_all_that_its_readme_says() {
@@ -146,6 +147,61 @@ fn run_names_the_line_that_makes_no_sense_and_shows_failures() {
     let (code, _, err) =
         ask("{\"room\":\"r\",\"body\":\"own-metrics\"}\n{\"room\":\"r\",\"body\":\"flood\"}\n", &[]);
     assert_eq!(code, Some(0));
+    for left_out in ["limit=\"log\"", "limit=\"metrics\"", "a metric of the plugin is left out"] {
+        assert!(err.contains(left_out), "{left_out}: {err}");
+    }
+    assert!(!err.contains("limit=\"time\""), "only what it ran into: {err}");
     assert!(err.contains("halley_plugin_counter_total{") && err.contains("halley::plugin"), "{err}");
     assert!(!err.contains('\u{1b}'), "no colours where nobody sees them");
+}
+
+#[test]
+fn a_call_has_the_time_that_a_gateway_gives_it() {
+    let desk = Desk::new();
+    desk.write("loop.jsonl", "{\"room\":\"r\",\"body\":\"loop\"}\n");
+    let unruly = guest("dist/unruly.wasm");
+    let ask = |args: &[&str]| {
+        let mut command = desk.command(".", &[&["run", &unruly, "-m", "loop.jsonl"], args].concat());
+        said(command.env_remove("HALLEY_PLUGIN_DEADLINE"))
+    };
+    let gateways = ask(&[]);
+    assert!(gateways.out.contains("ran past its deadline of 50ms"), "{gateways:?}");
+    assert!(gateways.err.contains("each call had 50ms, as a [[plugin]]"), "{gateways:?}");
+    let own = ask(&["--deadline", "150ms"]);
+    assert!(own.out.contains("ran past its deadline of 150ms"), "{own:?}");
+}
+
+#[test]
+fn the_binary_prints_its_contract() {
+    let desk = Desk::new();
+    let contract = std::fs::read_to_string(repository("wit/policy.wit")).expect("it is there");
+    assert_eq!(desk.plugin(&["wit"]).out.trim_end(), contract.trim_end());
+    assert_eq!(desk.plugin(&["wit", "--out", "contract"]).code, Some(0));
+    assert_eq!(desk.read("contract/policy.wit"), contract);
+    let again = desk.plugin(&["wit", "--out", "contract"]);
+    assert_eq!((again.code, again.err.contains("cannot write")), (Some(2), true), "{again:?}");
+}
+
+#[test]
+fn a_project_may_refer_to_an_sdk_and_be_in_another_language() {
+    let desk = Desk::new();
+    let sdk = repository("plugins/sdk").display().to_string();
+    assert_eq!(desk.plugin(&["new", "refers", "--sdk", &sdk]).code, Some(0));
+    assert!(desk.read("refers/Cargo.toml").contains(&format!("halley-plugin = {{ path = \"{sdk}\" }}")));
+    assert!(!desk.path("refers/halley-plugin").exists());
+    let wrong = desk.plugin(&["new", "wrong", "--sdk", "refers"]);
+    assert_eq!((wrong.code, wrong.err.contains("is not the SDK")), (Some(2), true), "{wrong:?}");
+    for (language, file) in
+        [("javascript", "policy.js"), ("python", "policy.py"), ("go", "mask/mask.go"), ("c", "policy.c")]
+    {
+        assert_eq!(desk.plugin(&["new", language, "--language", language]).code, Some(0));
+        assert!(
+            desk.path(language).join(file).is_file() && desk.path(language).join("wit/policy.wit").is_file()
+        );
+    }
+    let hook = desk.plugin(&["new", "x", "--language", "go", "--hook", "offline"]);
+    assert_eq!((hook.code, hook.err.contains("--hook filter")), (Some(2), true), "{hook:?}");
+    desk.write("go/halley-plugin.toml", "language = \"go\"\nworld = \"filters\"\n");
+    let wrong = desk.plugin_in("go", &["build"]);
+    assert_eq!((wrong.code, wrong.err.contains("filter-policy")), (Some(2), true), "{wrong:?}");
 }
