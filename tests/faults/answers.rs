@@ -8,6 +8,7 @@ use tonic::Code;
 use crate::support::comet::{Behaviour, Dialect, FakeComet, To};
 use crate::support::gateway::{RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
+use crate::support::peers::{PeerComet, Stack};
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, resident_kib};
 
@@ -69,6 +70,37 @@ async fn a_client_that_stops_reading_takes_nothing_from_the_others() {
     assert_eq!(gateway.metric(&not_taken).await, Some(EACH as f64));
 }
 
+/// The same from servers that share no code with the gateway.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_handlers_on_other_stacks_say_is_an_answer() {
+    let (go, core) = tokio::join!(PeerComet::start(Stack::GrpcGo), PeerComet::start(Stack::GrpcCore));
+    for comet in [go, core].into_iter().flatten() {
+        let redis = Redis::start().await;
+        redis.join("lobby", "conn_1", "user_1", comet.address()).await;
+        let topic = kafka().topic("other-stacks", 1).await;
+        let gateway = gateway(&topic)
+            .redis(&redis)
+            .set("comets", "dialect", quoted("goim"))
+            .set("comets", "breaker_failures", 1)
+            .set("comets", "breaker_patience", quoted("0s"))
+            .start()
+            .await;
+        comet.behave(Duration::ZERO, Some((Code::Unknown, "signal channel full, msg dropped"))).await;
+        for number in numbers(3) {
+            kafka().produce_keys(&topic, None, &["conn_1"], number).await;
+        }
+        gateway.wait_until_settled(&topic).await;
+        assert_eq!(comet.calls().len(), 3, "nothing is tried again: {comet:?}");
+        comet.behave(Duration::ZERO, None).await;
+        kafka().produce_keys(&topic, None, &["conn_1"], "again").await;
+        gateway.wait_until_settled(&topic).await;
+        assert_eq!(comet.calls().len(), 4, "{comet:?}");
+        let series = format!("halley_comet_breaker_open{{comet=\"{}\"}}", comet.address());
+        assert_eq!(gateway.metric(&series).await, Some(0.0), "{gateway:?}");
+        assert_eq!(redis.stream("halley:inbox:user_1").await.len(), 3);
+    }
+}
+
 #[tokio::test]
 async fn a_status_for_one_connection_is_about_that_connection() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
@@ -115,10 +147,10 @@ async fn a_status_for_one_connection_is_about_that_connection() {
 /// A backlog that is read faster than the comet takes it.
 #[tokio::test]
 async fn a_backlog_waits_for_a_comet_that_takes_messages() {
-    const RECORDS: usize = 3_000;
+    const RECORDS: usize = 600;
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
-    comet.behave(Behaviour::Delay(Duration::from_micros(200)));
+    comet.behave(Behaviour::Delay(Duration::from_millis(1)));
     let topic = kafka().topic("backlog", 1).await;
     let dead_letters = format!("{topic}.dead-letter");
     kafka().create_topic(&dead_letters, 1).await;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::Status;
 
@@ -176,6 +176,40 @@ async fn an_idle_connection_is_watched_by_tcp() {
         sockets.lines().any(|line| line.contains(&to_comet) && line.contains(" 02:"))
     })
     .await;
+}
+
+/// gRPC servers on the C core and on Go end a connection that pings them while idle more often
+/// than every five minutes. HTTP/2 by hand: one call is answered, and then nothing happens.
+#[tokio::test]
+async fn an_idle_connection_is_not_pinged() {
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    let (listener, address) = black_hole().await;
+    let fleet = fleet(&config(), TIMING);
+    let receipt = fleet.send_now(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
+    let (mut connection, _) = listener.accept().await.expect("a connection");
+    let mut frames = Vec::new();
+    let serving = async {
+        connection.read_exact(&mut [0; 24]).await.expect("the preface");
+        connection.write_all(&[0, 0, 0, SETTINGS, 0, 0, 0, 0, 0]).await.expect("sent");
+        loop {
+            let mut head = [0; 9];
+            connection.read_exact(&mut head).await.expect("the connection stays open");
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            connection.read_exact(&mut vec![0; length as usize]).await.expect("a frame");
+            frames.push(head[3]);
+            if head[3] == HEADERS {
+                // `:status: 200` from HPACK's table, `grpc-status: 0` as text; ends the stream.
+                let answer = b"\0\0\x10\x01\x05\0\0\0\x01\x88\0\x0bgrpc-status\x010";
+                connection.write_all(answer).await.expect("sent");
+            }
+        }
+    };
+    // What was pinged was so every ten seconds.
+    let idle = tokio::time::timeout(Duration::from_secs(11), serving).await;
+    assert!(idle.is_err() && frames.contains(&HEADERS) && !frames.contains(&PING), "{frames:?}");
+    assert_eq!(receipt.await, Delivered::Acknowledged);
 }
 
 #[tokio::test]
