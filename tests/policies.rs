@@ -306,6 +306,10 @@ async fn a_stray_in_the_plugin_directory_stops_nothing() {
     let why = status["left_out"][0]["message"].as_str().unwrap_or_default();
     assert!(why.contains("is not a file, but a pipe"), "{status}");
     gateway.wait_for_log("a file of the plugin directory is left out").await;
+    let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_halley"));
+    let checked = check.arg("check").arg("--config").arg(gateway.file()).output().expect("it runs");
+    let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+    assert!(checked.status.code() == Some(2) && said.contains("plugin `stray`"), "{said}");
 }
 
 #[tokio::test]

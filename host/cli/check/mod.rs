@@ -59,7 +59,11 @@ fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
         policy::Runtime::with_intake(&mut Registry::default(), config.policies.intake()).map_err(one)?;
     let wanted = config.plugins().map_err(one)?;
     match Policies::start(runtime, &wanted) {
-        Ok(policies) => Ok(policies.current().versions().to_vec()),
+        Ok(policies) => {
+            // A gateway starts without them; whoever asks here wants to know.
+            let left_out: Vec<_> = policies.status().left_out.iter().map(ToString::to_string).collect();
+            if left_out.is_empty() { Ok(policies.current().versions().to_vec()) } else { Err(left_out) }
+        }
         Err(refused) => Err(refused.problems.iter().map(ToString::to_string).collect()),
     }
 }
