@@ -4,6 +4,7 @@
 
 mod absent;
 mod authors;
+mod checks;
 mod commands;
 mod cookbook;
 mod directory;

@@ -198,16 +198,20 @@ fn inbox(entries: Vec<Vec<(String, Vec<u8>)>>) -> BTreeSet<String> {
 async fn check_connects_to_each_kind_and_tells_the_wrong_one() {
     let (sentinels, cluster) = (RedisSentinel::start().await, RedisCluster::start().await);
     let node = cluster.nodes()[0].address();
+    let topic = kafka().topic("connect", 1).await;
+    for made in ["dead-letter", "offline"] {
+        kafka().create_topic(&format!("{topic}.{made}"), 1).await;
+    }
     for (url, status, said) in [
-        (sentinels.url(), 0, "the directory answers: SORT_RO"),
-        (cluster.url(), 0, "the directory answers: SMEMBERS + HMGET"),
+        (sentinels.url(), 0, "directory: SORT_RO"),
+        (cluster.url(), 0, "directory: SMEMBERS + HMGET"),
         (sentinels.url_of("mian"), 1, "knows no `mian`"),
         (format!("redis+sentinel://{node}/main"), 1, "check the sentinels"),
         (format!("redis+cluster://{}", sentinels.servers()[0].address()), 1, "this is no cluster"),
     ] {
         let folder = folder("check");
         let file = folder.path().join("halley.toml");
-        std::fs::write(&file, reading("unused", &url).toml()).expect("written");
+        std::fs::write(&file, reading(&topic, &url).toml()).expect("written");
         let mut check = Command::new(env!("CARGO_BIN_EXE_halley"));
         let output = check.args(["check", "--connect", "--config"]).arg(&file).output().expect("it runs");
         let text = [output.stdout, output.stderr].concat();

@@ -4,7 +4,7 @@
 //! through them.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, StatusCode, header};
@@ -46,24 +46,33 @@ impl Auth {
         decide(self.0.loopback, token.as_deref(), headers)
     }
 
-    /// The token that is wanted; none when none is configured. Read anew each time, so that it
-    /// can be changed while the gateway runs.
     async fn token(&self) -> Result<Option<String>, String> {
-        let (token, place) = match (std::env::var(TOKEN_VARIABLE), &self.0.token_file) {
-            (Ok(token), _) => (token, TOKEN_VARIABLE.to_owned()),
-            (Err(_), None) => return Ok(None),
-            (Err(_), Some(file)) => {
-                let place = format!("[admin] token_file {}", file.display());
-                let read = tokio::fs::read_to_string(file).await;
-                (read.map_err(|e| format!("{place} cannot be read: {e}; nobody can write"))?, place)
-            }
-        };
-        let token = token.trim();
-        if token.len() < SHORTEST_TOKEN {
-            return Err(format!("{place} has fewer than {SHORTEST_TOKEN} characters; nobody can write"));
-        }
-        Ok(Some(token.to_owned()))
+        let file = self.0.token_file.clone();
+        let read = tokio::task::spawn_blocking(move || read(file.as_deref()));
+        read.await.unwrap_or_else(|error| Err(format!("the token cannot be read: {error}; nobody can write")))
     }
+}
+
+/// The token that is wanted; none when none is configured. Read anew each time, so that it can be
+/// changed while the gateway runs.
+///
+/// # Errors
+/// Why there is none though one is configured.
+pub(super) fn read(file: Option<&Path>) -> Result<Option<String>, String> {
+    let (token, place) = match (std::env::var(TOKEN_VARIABLE), file) {
+        (Ok(token), _) => (token, TOKEN_VARIABLE.to_owned()),
+        (Err(_), None) => return Ok(None),
+        (Err(_), Some(file)) => {
+            let place = format!("`admin.token_file` {}", file.display());
+            let read = std::fs::read_to_string(file);
+            (read.map_err(|e| format!("{place} cannot be read: {e}; nobody can write"))?, place)
+        }
+    };
+    let token = token.trim();
+    if token.len() < SHORTEST_TOKEN {
+        return Err(format!("{place} has fewer than {SHORTEST_TOKEN} characters; nobody can write"));
+    }
+    Ok(Some(token.to_owned()))
 }
 
 fn decide(loopback: bool, token: Option<&str>, headers: &HeaderMap) -> Result<(), Denied> {

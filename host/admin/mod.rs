@@ -60,6 +60,12 @@ impl Config {
         }
         vec![format!("`admin.listen` is `{}`; expected host:port, such as 127.0.0.1:9093", self.listen)]
     }
+
+    /// What is wrong with the token that writes need. Not a part of [`Config::problems`]: the token
+    /// may come and change while the gateway runs, which only refuses writes meanwhile.
+    pub fn token_problem(&self) -> Option<String> {
+        auth::read(self.token_file.as_deref()).err()
+    }
 }
 
 /// A bound admin listener.

@@ -63,10 +63,35 @@ enum Command {
 /// Where the configuration is.
 #[derive(Debug, clap::Args)]
 struct ConfigArgs {
-    /// The configuration file (TOML). Without it, defaults and the environment
-    /// (HALLEY__SECTION__KEY) apply.
+    /// The configuration file (TOML). Without it `./halley.toml`, where there is one, or else the
+    /// defaults.
+    ///
+    /// The environment goes over the file: HALLEY__SECTION__KEY, its value text, or a number, a list
+    /// or a table as TOML has them: HALLEY__KAFKA__GROUP=halley-2,
+    /// HALLEY__KAFKA__TOPICS='["push", "push-2"]',
+    /// HALLEY__KAFKA__PROPERTIES='{ "security.protocol" = "SSL" }' (instead of the file's whole table).
     #[arg(long, short, value_name = "FILE", env = "HALLEY_CONFIG")]
     config: Option<PathBuf>,
+}
+
+/// What is taken where no file is named.
+const USUAL_FILE: &str = "halley.toml";
+
+impl ConfigArgs {
+    /// The file to read; none when there is none.
+    fn file(&self) -> Option<PathBuf> {
+        let usual = || Some(PathBuf::from(USUAL_FILE)).filter(|file| file.exists());
+        self.config.clone().or_else(usual)
+    }
+
+    /// What the configuration is read from, for people.
+    fn source(&self) -> String {
+        match (self.file(), &self.config) {
+            (Some(file), Some(_)) => file.display().to_string(),
+            (Some(file), None) => format!("./{}", file.display()),
+            (None, _) => "no file, only defaults and the environment".to_owned(),
+        }
+    }
 }
 
 impl Cli {

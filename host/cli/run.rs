@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use crate::admin::Admin;
 use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, open_files, runtime};
-use crate::config::Config;
+use crate::config::{Config, Inspected, Mistake, Mistakes};
 use crate::consumer::Stopped;
 use crate::gateway::Gateway;
 use crate::policy::Sources;
@@ -34,24 +34,37 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let mut config = match Config::load(args.config.config.as_deref()) {
-        Ok(config) => config,
-        Err(mistakes) => {
-            fail(&format!(
-                "the configuration is wrong (`halley check` looks at the plugins, too)\n{mistakes}"
-            ));
-            return Ok(MISTAKE);
-        }
-    };
+    let file = args.config.file();
+    let Inspected { mut config, mistakes, warnings } = Config::inspect(file.as_deref());
+    if !mistakes.is_empty() {
+        fail(&format!(
+            "the configuration ({}) is wrong (`halley check` looks at the plugins, too)\n{}",
+            args.config.source(),
+            Mistakes(mistakes)
+        ));
+        return Ok(MISTAKE);
+    }
     // Before the arguments' overrides: what the file says is compared with what it said.
-    let sources = config.sources(args.config.config.clone());
+    let sources = config.sources(file);
     config.log.level = args.log_level.unwrap_or(config.log.level);
     config.log.format = args.log_format.unwrap_or(config.log.format);
     telemetry::init(&config.log)?;
     panics::log_them();
     open_files::raise_limit();
+    info!(
+        revision = env!("HALLEY_REVISION"),
+        config = args.config.source(),
+        "halley {}",
+        env!("CARGO_PKG_VERSION")
+    );
+    for Mistake { place, text } in &warnings {
+        warn!(place, "configuration: {text}");
+    }
+    if let Some(problem) = config.admin.token_problem() {
+        warn!("configuration: {problem}");
+    }
     let runtime = runtime()?;
-    let code = runtime.block_on(serve(config, sources, args.config));
+    let code = runtime.block_on(serve(config, sources));
     // A compilation, or a read from a network's disk, may be under way on a thread of its own. What
     // had to be finished is; the process does not wait for it.
     runtime.shutdown_background();
@@ -59,14 +72,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     code
 }
 
-async fn serve(config: Config, sources: Sources, file: ConfigArgs) -> anyhow::Result<u8> {
+async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
-    info!(
-        revision = env!("HALLEY_REVISION"),
-        config = file.config.as_ref().map(|file| tracing::field::display(file.display())),
-        "halley {}",
-        env!("CARGO_PKG_VERSION")
-    );
     let admin = Admin::bind(&config.admin).await?;
     let wanted = config.gateway()?;
     let gateway = tokio::select! {

@@ -1,4 +1,7 @@
 //! From text and environment to a [`Config`], with the place of every mistake.
+//!
+//! What it says of a mistake never repeats a value that may be a secret: the text of the file only
+//! by line and column, and what stands in `kafka.properties` and the like not at all.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +11,7 @@ use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use crate::config::{Config, ENVIRONMENT_PREFIX};
+use crate::config::{Config, ENVIRONMENT_PREFIX, environment};
 
 /// One mistake in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -36,13 +39,28 @@ impl fmt::Display for Mistakes {
 /// Loading stops counting here; a file with more mistakes is not a configuration.
 const MOST_MISTAKES: usize = 50;
 
-/// What could be read, and every mistake on the way there.
-pub(super) fn load(
-    file: Option<&Path>,
-    environment: impl IntoIterator<Item = (String, String)>,
-) -> (Config, Vec<Mistake>) {
-    let name = file.map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
-    let nothing = |text: String| (Config::default(), vec![Mistake { place: name.clone(), text }]);
+/// What could be read.
+pub(super) struct Loaded {
+    pub(super) config: Config,
+    /// Every mistake on the way there.
+    pub(super) mistakes: Vec<Mistake>,
+    /// What is probably a mistake.
+    pub(super) warnings: Vec<Mistake>,
+}
+
+/// What a configuration is called: by its file, where there is one.
+pub(super) fn name_of(file: Option<&Path>) -> String {
+    file.map_or_else(|| "configuration".to_owned(), |file| file.display().to_string())
+}
+
+/// Reads a file and the environment on top of it.
+pub(super) fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> Loaded {
+    let name = name_of(file);
+    let nothing = |text: String| Loaded {
+        config: Config::default(),
+        mistakes: vec![Mistake { place: name.clone(), text }],
+        warnings: Vec::new(),
+    };
     let text = match file.map(std::fs::read_to_string) {
         Some(Ok(text)) => text,
         Some(Err(error)) => return nothing(format!("cannot be read: {error}")),
@@ -50,11 +68,24 @@ pub(super) fn load(
     };
     let table: Table = match text.parse() {
         Ok(table) => table,
-        Err(error) => return nothing(format!("is not TOML: {error}")),
+        Err(error) => return nothing(format!("is not TOML: {}", syntax(&text, &error))),
     };
     let mut source = Source { name: name.clone(), text: &text, table, variables: BTreeMap::new() };
-    source.overlay(environment);
-    source.read()
+    let misspelt = source.overlay(environment);
+    let mut warnings = source.sizes_without_unit();
+    warnings.extend(misspelt);
+    let (config, mistakes) = source.read();
+    Loaded { config, mistakes, warnings }
+}
+
+/// What is wrong with the text, and where. The error's own text would show the line, and with it
+/// whatever secret stands there.
+fn syntax(text: &str, error: &toml::de::Error) -> String {
+    let message = error.message().replace('\n', ", ");
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return message };
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("line {line}, column {column}: {message}")
 }
 
 /// What is being read, and where each value came from.
@@ -67,15 +98,42 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    fn overlay(&mut self, environment: impl IntoIterator<Item = (String, String)>) {
+    /// Puts the environment on top; gives the variables that look as if they were meant to be.
+    fn overlay(&mut self, environment: impl IntoIterator<Item = (String, String)>) -> Vec<Mistake> {
+        let mut misspelt = Vec::new();
         for (variable, raw) in environment {
-            let Some(rest) = variable.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+            let Some(rest) = variable.strip_prefix(ENVIRONMENT_PREFIX) else {
+                misspelt.extend(environment::misspelt(&variable));
+                continue;
+            };
             let path: Vec<_> = rest.split("__").map(str::to_lowercase).collect();
             // `5`, `true` and `["a"]` are what they look like, everything else is text.
             let value = format!("v = {raw}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
             set(&mut self.table, &path, value.unwrap_or_else(|| Value::String(raw.clone())));
             self.variables.insert(path, (variable, raw));
         }
+        misspelt
+    }
+
+    /// Sizes that are given as a bare number: it counts bytes, and mostly was not meant to.
+    fn sizes_without_unit(&self) -> Vec<Mistake> {
+        let bare = |value: &Value| match value {
+            Value::String(text) => !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()),
+            other => other.is_integer(),
+        };
+        let number = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            other => other.as_integer().unwrap_or_default().to_string(),
+        };
+        let warning = |path: Vec<String>| {
+            let number = get(&self.table, &path).map(number).unwrap_or_default();
+            let (place, key) = (self.place(&path), path.join("."));
+            let text = format!(
+                "`{key}` is {number} bytes, since no unit is given; write it with one, such as \"{number}MiB\", or \"{number}B\" if that is meant"
+            );
+            Mistake { place, text }
+        };
+        leaves(&self.table, bare).into_iter().filter(|path| is_size(path)).map(warning).collect()
     }
 
     /// Reads the table again and again, each time without the value that was wrong last.
@@ -95,8 +153,10 @@ impl Source<'_> {
             } else if self.take_as_text(&path) {
                 continue;
             }
-            mistakes
-                .push(Mistake { place: self.place(&path), text: format!("`{}`: {text}", path.join(".")) });
+            let hint = self.hint(&path, &text);
+            let text = if holds_secret(&path) { without_value(&text) } else { text };
+            let text = format!("`{}`: {text}{hint}", path.join("."));
+            mistakes.push(Mistake { place: self.place(&path), text });
             if !remove(&mut self.table, &path) {
                 break;
             }
@@ -116,6 +176,30 @@ impl Source<'_> {
         true
     }
 
+    /// What to do about it, where serde's words do not say so.
+    fn hint(&self, path: &[String], message: &str) -> String {
+        let is = |what| message.contains(what);
+        let property = path.len() > 2 && path[0] == "kafka" && path[1] == "properties";
+        let variable = self.variables.get(path).map(|(variable, _)| variable);
+        let spelling = || variable.and_then(|variable| environment::right_spelling(variable));
+        match () {
+            () if property && is("invalid type: map") => {
+                "; names of properties have dots in them and stand in quotes: \"sasl.password\" = \"...\""
+                    .into()
+            }
+            () if property && is("expected a string") => "; put it in quotes".into(),
+            () if variable.is_none() => String::new(),
+            () if is("unknown field") => spelling().map_or_else(String::new, |right| format!("; {right}")),
+            () if is("expected a sequence") => {
+                "; in the environment a list is written as in the file: [\"a\", \"b\"]".into()
+            }
+            () if is("expected a map") || is("expected struct") => {
+                "; in the environment a table is written inline: { key = \"value\" }".into()
+            }
+            () => String::new(),
+        }
+    }
+
     fn place(&self, path: &[String]) -> String {
         if let Some((variable, _)) = self.variables.get(path) {
             return format!("environment variable {variable}");
@@ -127,8 +211,77 @@ impl Source<'_> {
     }
 }
 
+/// Whether what stands here is shown to nobody: passwords are among librdkafka's properties and in
+/// URLs, and what is called a secret is one.
+pub(super) fn holds_secret(path: &[String]) -> bool {
+    let inside =
+        |section: &[&str]| path.len() >= section.len() && path.iter().zip(section).all(|(a, b)| a == b);
+    let telling = ["password", "secret", "token", "key"];
+    let named = path.last().is_some_and(|key| telling.iter().any(|word| key.contains(word)));
+    inside(&["kafka", "properties"]) || inside(&["redis", "url"]) || inside(&["comets", "tls"]) || named
+}
+
+/// What serde says of a value, without the value: "invalid type: integer `5`, expected a string".
+fn without_value(message: &str) -> String {
+    if unknown_field(message).is_some() {
+        return message.to_owned();
+    }
+    match message.rsplit_once("expected ") {
+        Some((_, expected)) => format!("expected {expected}"),
+        None => "this value cannot be read".to_owned(),
+    }
+}
+
+/// The paths of all values for which this holds.
+fn leaves(table: &Table, wanted: impl Fn(&Value) -> bool + Copy) -> Vec<Vec<String>> {
+    fn walk(path: &[String], value: &Value, wanted: &dyn Fn(&Value) -> bool, found: &mut Vec<Vec<String>>) {
+        let below = |key: String| path.iter().cloned().chain([key]).collect::<Vec<_>>();
+        match value {
+            Value::Table(table) => {
+                table.iter().for_each(|(key, value)| walk(&below(key.clone()), value, wanted, found))
+            }
+            Value::Array(array) => {
+                array
+                    .iter()
+                    .enumerate()
+                    .for_each(|(at, value)| walk(&below(at.to_string()), value, wanted, found));
+            }
+            value if wanted(value) => found.push(path.to_vec()),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    table.iter().for_each(|(key, value)| walk(std::slice::from_ref(key), value, &wanted, &mut found));
+    found
+}
+
+/// Whether a size is wanted here: one is taken, and neither a time nor any other word.
+fn is_size(path: &[String]) -> bool {
+    let takes = |text: &str| takes(path, Value::String(text.to_owned()));
+    takes("7 KiB") && !takes("7s") && !takes("word")
+}
+
+/// Whether a configuration with nothing but this value can be read.
+fn takes(path: &[String], value: Value) -> bool {
+    accepts(path, value).is_ok()
+}
+
+/// Reads a configuration with nothing but this value.
+///
+/// # Errors
+/// What serde has against it.
+pub(super) fn accepts(path: &[String], value: Value) -> Result<(), String> {
+    let value = path.iter().rev().fold(value, |inner, key| match key.parse::<usize>() {
+        // A list's element: alone it is as good as anywhere.
+        Ok(_) => Value::Array(vec![inner]),
+        Err(_) => Value::Table(Table::from_iter([(key.clone(), inner)])),
+    });
+    let read = value.try_into::<Config>();
+    read.map(drop).map_err(|error| error.message().to_owned())
+}
+
 /// serde has no structured form of this: its message begins with "unknown field `name`".
-fn unknown_field(message: &str) -> Option<String> {
+pub(super) fn unknown_field(message: &str) -> Option<String> {
     let rest = message.strip_prefix("unknown field `")?;
     Some(rest.split('`').next()?.to_owned())
 }

@@ -4,9 +4,9 @@
 //! Loading collects every mistake it can find, each with its place, instead of stopping at
 //! the first.
 
+mod environment;
 mod load;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -52,7 +52,7 @@ impl Config {
     /// # Errors
     /// All mistakes at once.
     pub fn load(file: Option<&Path>) -> Result<Self, Mistakes> {
-        Self::load_with(file, environment())
+        Self::load_with(file, environment::variables())
     }
 
     /// As [`Config::load`], with these environment variables.
@@ -63,27 +63,27 @@ impl Config {
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, Mistakes> {
-        let (config, mistakes) = Self::inspect_with(file, environment);
+        let Inspected { config, mistakes, .. } = Self::inspect_with(file, environment);
         if mistakes.is_empty() { Ok(config) } else { Err(Mistakes(mistakes)) }
     }
 
-    /// What can be read of a configuration with mistakes, and the mistakes: for checking
-    /// what else is wrong.
-    pub fn inspect(file: Option<&Path>) -> (Self, Vec<Mistake>) {
-        Self::inspect_with(file, environment())
+    /// What can be read of a configuration, what is wrong with it and what is probably wrong.
+    pub fn inspect(file: Option<&Path>) -> Inspected {
+        Self::inspect_with(file, environment::variables())
     }
 
     fn inspect_with(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
-    ) -> (Self, Vec<Mistake>) {
-        let (mut config, mut mistakes) = load::load(file, environment);
+    ) -> Inspected {
+        let load::Loaded { mut config, mut mistakes, mut warnings } = load::load(file, environment);
         let base = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_path_buf);
         config.take_paths_from(&base);
-        let place = file.map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
-        let mistake = |text| Mistake { place: place.clone(), text };
-        mistakes.extend(config.problems().into_iter().map(mistake));
-        (config, mistakes)
+        let place = load::name_of(file);
+        let placed = |text| Mistake { place: place.clone(), text };
+        mistakes.extend(config.problems().into_iter().map(placed));
+        warnings.extend(config.warnings().into_iter().map(placed));
+        Inspected { config, mistakes, warnings }
     }
 
     /// What the gateway is built from.
@@ -91,7 +91,16 @@ impl Config {
     /// # Errors
     /// When the plugin directory cannot be read.
     pub fn gateway(&self) -> anyhow::Result<gateway::Config> {
-        Ok(gateway::Config {
+        Ok(self.parts(self.plugins()?))
+    }
+
+    /// As [`Config::gateway`], without any plugin: nothing has to be read for it.
+    pub fn without_plugins(&self) -> gateway::Config {
+        self.parts(Vec::new())
+    }
+
+    fn parts(&self, plugins: Vec<policy::PluginConfig>) -> gateway::Config {
+        gateway::Config {
             kafka: self.kafka.clone(),
             redis: self.redis.clone(),
             routing: self.routing.clone(),
@@ -99,8 +108,8 @@ impl Config {
             delivery: self.delivery.clone(),
             offline: self.offline.clone(),
             policies: self.policies.clone(),
-            plugins: self.plugins()?,
-        })
+            plugins,
+        }
     }
 
     /// The wanted plugins: those of [[plugin]], then those of the plugin directory.
@@ -174,17 +183,45 @@ impl Config {
             let topic = &self.offline.notify_topic;
             problems.push(format!("`offline.notify_topic` is `{topic}`, which is also consumed"));
         }
+        let topics = [&self.kafka.dead_letter_topic, &self.offline.notify_topic];
+        if topics[0] == topics[1] && !topics[0].is_empty() {
+            problems.push(format!(
+                "`kafka.dead_letter_topic` and `offline.notify_topic` are both `{}`: notifications would be read as dead letters",
+                topics[0]
+            ));
+        }
         problems
+    }
+
+    /// What works, and was probably not meant.
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.kafka.warnings();
+        warnings.extend(self.delivery.warnings());
+        if self.comets.connect_timeout > self.delivery.timeout {
+            warnings.push(format!(
+                "`comets.connect_timeout` ({:?}) has no effect beyond `delivery.timeout` ({:?}), the deadline of a call",
+                self.comets.connect_timeout, self.delivery.timeout
+            ));
+        }
+        if self.comets.breaker_patience >= self.delivery.give_up_after {
+            warnings.push(format!(
+                "`comets.breaker_patience` ({:?}) is not below `delivery.give_up_after` ({:?}): every message to a dead comet waits for as long before its breaker opens",
+                self.comets.breaker_patience, self.delivery.give_up_after
+            ));
+        }
+        warnings
     }
 }
 
-/// The overrides. `vars_os`, since `vars` panics where any variable is not UTF-8; one of ours
-/// is read as far as it can be, and refused by the check of its value.
-fn environment() -> impl Iterator<Item = (String, String)> {
-    let text = |(name, value): (OsString, OsString)| {
-        (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
-    };
-    std::env::vars_os().map(text).filter(|(name, _)| name.starts_with(ENVIRONMENT_PREFIX))
+/// A configuration as far as it can be read.
+#[derive(Debug, Clone)]
+pub struct Inspected {
+    /// What could be read; defaults stand in for the rest.
+    pub config: Config,
+    /// Every mistake.
+    pub mistakes: Vec<Mistake>,
+    /// What works, and was probably not meant.
+    pub warnings: Vec<Mistake>,
 }
 
 #[cfg(test)]

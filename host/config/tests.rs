@@ -89,3 +89,117 @@ fn values_that_do_not_fit_together_are_named() {
     let mistakes = load(text, &[]).expect_err("wrong");
     assert_eq!(mistakes.len(), 2, "{mistakes:?}");
 }
+
+#[test]
+fn a_mistake_shows_no_secret() {
+    for text in [
+        "[kafka.properties]\n\"sasl.password\" = \"hunter2\nmore\"",
+        "[kafka.properties]\n\"sasl.password\" = hunter2",
+        "[kafka.properties]\n\"sasl.password\" = [\"hunter2\"]",
+        "[kafka.properties]\nsasl.password = \"hunter2\"",
+        "[kafka]\npropertys = { password = \"hunter2\" }",
+        "[redis]\nurl = [\"redis://u:hunter2@h\"]",
+        "[redis]\nurl = \"redis://u:hunter2/@h:x\"",
+        "[redis]\nurl = \"redis+sentinel://u:hunter2@\"",
+    ] {
+        let mistakes = load(text, &[]).expect_err(text);
+        assert!(!format!("{mistakes:?}").contains("hunter2"), "{text}: {mistakes:?}");
+    }
+    // A password of digits.
+    let mistakes = load("[kafka.properties]\n\"sasl.password\" = 4711", &[]).expect_err("a number");
+    let said = (
+        "halley.toml:2".to_owned(),
+        "`kafka.properties.sasl.password`: expected a string; put it in quotes".to_owned(),
+    );
+    assert_eq!(mistakes, [said]);
+}
+
+#[test]
+fn what_the_environment_gets_wrong_is_told_with_its_form() {
+    let said = |variable: &str, value: &str| load("", &[(variable, value)]).expect_err(variable)[0].1.clone();
+    let topics = said("HALLEY__KAFKA__TOPICS", "push");
+    assert!(
+        topics.ends_with(r#"; in the environment a list is written as in the file: ["a", "b"]"#),
+        "{topics}"
+    );
+    let addresses = said("HALLEY__COMETS__ADDRESSES", "a=b");
+    assert!(addresses.contains("inline: { key = \"value\" }"), "{addresses}");
+    let group = said("HALLEY__KAFKA_GROUP", "g");
+    assert!(group.ends_with("; write HALLEY__KAFKA__GROUP for `kafka.group`"), "{group}");
+    let right = [
+        ("HALLEY__COMETS__ADDRESSES", r#"{ "Comet-1" = "h:1" }"#),
+        ("HALLEY__KAFKA__PROPERTIES__SASL.PASSWORD", "4711"),
+    ];
+    let config = load("", &right).expect("right");
+    assert_eq!(config.comets.addresses["Comet-1"], "h:1");
+    assert_eq!(config.kafka.properties["sasl.password"], "4711");
+}
+
+fn warnings(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("halley.toml");
+    std::fs::write(&file, text).expect("written");
+    let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let inspected = Config::inspect_with(Some(&file), environment);
+    assert_eq!(inspected.mistakes, []);
+    inspected.warnings.into_iter().map(|warning| warning.text).collect()
+}
+
+#[test]
+fn what_was_probably_not_meant_is_warned_of() {
+    assert_eq!(warnings(include_str!("../../examples/halley.toml"), &[]), [""; 0]);
+    for (text, environment, expected) in [
+        (
+            "[delivery]\nmax_in_flight_bytes = \"256\"",
+            None,
+            "`delivery.max_in_flight_bytes` is 256 bytes, since no unit",
+        ),
+        (
+            "[delivery]\nmax_in_flight_bytes = 256",
+            None,
+            "`delivery.max_in_flight_bytes` is 256 bytes, since no unit",
+        ),
+        ("[delivery]\nmax_in_flight_bytes = \"64KiB\"", None, "less than one record may have"),
+        (
+            "[[plugin]]\nname = \"a\"\npath = \"a.wasm\"\nmemory = \"64000000\"",
+            None,
+            "`plugin.0.memory` is 64000000 bytes, since no unit",
+        ),
+        ("[kafka]\nsession_timeout = \"1s\"", None, "`group.min.session.timeout.ms`"),
+        (
+            "[kafka]\nsession_timeout = \"60s\"\nproperties = { \"group.protocol\" = \"consumer\" }",
+            None,
+            "the brokers say how long",
+        ),
+        ("[comets]\nconnect_timeout = \"3s\"", None, "no effect beyond `delivery.timeout`"),
+        ("[comets]\nbreaker_patience = \"10s\"", None, "not below `delivery.give_up_after`"),
+        ("", Some(("HALLEY_KAFKA_GROUP", "g")), "write HALLEY__KAFKA__GROUP"),
+    ] {
+        let warnings = warnings(text, environment.as_slice());
+        assert!(warnings.iter().any(|warning| warning.contains(expected)), "{text:?}: {warnings:?}");
+    }
+}
+
+#[test]
+fn names_that_kafka_refuses_are_mistakes() {
+    for (text, expected) in [
+        ("[kafka]\ndead_letter_topic = \"\"", "`kafka.dead_letter_topic` is empty"),
+        (
+            "[kafka]\ndead_letter_topic = \"push dead\"",
+            "`kafka.dead_letter_topic`: Kafka takes no topic `push dead`",
+        ),
+        ("[kafka]\ntopics = [\"a/b\"]", "`kafka.topics`: Kafka takes no topic `a/b`"),
+        (
+            "[kafka]\nbrokers = \"http://localhost:9092\"",
+            "`kafka.brokers`: `http://localhost:9092` has a scheme",
+        ),
+        ("[offline]\nnotify_topic = \"..\"", "`offline.notify_topic`: Kafka takes no topic `..`"),
+        ("[offline]\nnotify_topic = \"push.dead-letter\"", "are both `push.dead-letter`"),
+        ("[comets]\nnodes = [\"https://h:1\"]", "`comets.nodes`"),
+        ("[comets]\nnodes = [\"ftp://h:1\"]", "`comets.nodes`"),
+    ] {
+        let mistakes = load(text, &[]).expect_err(text);
+        assert_eq!(mistakes.len(), 1, "{text}: {mistakes:?}");
+        assert!(mistakes[0].1.contains(expected), "{text}: {mistakes:?}");
+    }
+}

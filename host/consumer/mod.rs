@@ -38,6 +38,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
@@ -125,7 +126,8 @@ impl Consumer {
         let limit = Limit { records: limits.records, bytes: in_flight_bytes(&limits) };
         info!(max_in_flight_bytes = limit.bytes, memory_limit = limits.memory, "limits of what is in flight");
         let context = Context::new(config, limit, guard, metrics, stalls, health.clone(), on_assigned);
-        let consumer: BaseConsumer<Context> = client_config(config).create_with_context(context)?;
+        let consumer: BaseConsumer<Context> =
+            client_config(config).create_with_context(context).map_err(kafka::refused)?;
         let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
         info!(brokers = config.brokers, topics = ?topics, group = config.group, "joining the consumer group");
@@ -192,6 +194,20 @@ fn drain_deadline(config: &kafka::Config) -> Duration {
     config.session_timeout.mul_f64(0.4)
 }
 
+/// Whether a consumer can be made and subscribed with this configuration; needs no network.
+///
+/// # Errors
+/// What librdkafka refuses.
+pub fn verify(config: &kafka::Config) -> anyhow::Result<()> {
+    let mut client = client_config(config);
+    // It would begin to join the group: without a broker it only reads the names and patterns.
+    client.remove("bootstrap.servers");
+    client.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
+    let consumer = client.create::<BaseConsumer>().map_err(kafka::refused)?;
+    let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
+    consumer.subscribe(&topics).with_context(|| format!("`kafka.topics` {topics:?}"))
+}
+
 fn client_config(config: &kafka::Config) -> rdkafka::ClientConfig {
     let mut client = config.client();
     let mut default = |key: &str, value: &str| {
@@ -199,7 +215,11 @@ fn client_config(config: &kafka::Config) -> rdkafka::ClientConfig {
             client.set(key, value);
         }
     };
-    default("partition.assignment.strategy", "cooperative-sticky");
+    if !config.is_next_generation() {
+        // The brokers assign and say how long a session lasts where the group speaks KIP-848.
+        default("partition.assignment.strategy", "cooperative-sticky");
+        default("session.timeout.ms", &config.session_timeout.as_millis().to_string());
+    }
     // The default of a second makes gaps of a second each time the fetch queue fills.
     default("fetch.queue.backoff.ms", "20");
     default("queued.max.messages.kbytes", "16384");
@@ -216,8 +236,7 @@ fn client_config(config: &kafka::Config) -> rdkafka::ClientConfig {
         // propagate_commit_result), and one refused in a rebalance would never be repeated.
         .set("enable.auto.commit", "true")
         .set("auto.commit.interval.ms", config.commit_every.as_millis().max(1).to_string())
-        .set("enable.auto.offset.store", "false")
-        .set("session.timeout.ms", config.session_timeout.as_millis().to_string());
+        .set("enable.auto.offset.store", "false");
     if !config.instance.is_empty() {
         client.set("group.instance.id", &config.instance);
     }

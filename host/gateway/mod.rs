@@ -33,8 +33,10 @@ use crate::stalls::Stalls;
 use crate::telemetry;
 
 mod handle;
+mod verify;
 
 pub use handle::{Handle, Steered};
+pub use verify::{probe, verify};
 
 /// What the gateway is built from: the modules' own configurations.
 #[derive(Debug, Clone, Default)]

@@ -7,12 +7,14 @@
 mod builtin;
 mod native;
 mod ordered;
+mod probe;
 mod producer;
 mod read;
 mod record;
 mod sender;
 mod start;
 mod topic_ids;
+mod verify;
 mod voice;
 
 use std::collections::BTreeMap;
@@ -23,6 +25,7 @@ use rdkafka::config::RDKafkaLogLevel;
 
 pub use builtin::BuiltinBroker;
 pub(crate) use ordered::{Fit, OrderedSender, Written};
+pub use probe::{Probed, probe};
 pub use producer::Producer;
 pub use read::Reader;
 pub(crate) use read::{ANSWER, Span, blocking, partitions};
@@ -31,6 +34,8 @@ pub(crate) use sender::Outgoing;
 pub use sender::{NotWritten, Refusal};
 pub use start::{NotAStart, Start};
 pub(crate) use topic_ids::{TopicId, TopicQuestion, TopicState, Topics, cached_low, metadata_of};
+pub use verify::verify;
+pub(crate) use verify::{describe, refused};
 pub(crate) use voice::{Voice, log_line};
 
 /// `[kafka]`: where records come from.
@@ -105,10 +110,18 @@ impl Config {
         let mut problems = Vec::new();
         if self.brokers.trim().is_empty() {
             problems.push("`kafka.brokers` is empty; name at least one `host:port`".into());
+        } else {
+            let protocol = self.properties.get("security.protocol").map(String::as_str);
+            problems
+                .extend(self.brokers.split(',').filter_map(|broker| broker_problem(broker.trim(), protocol)));
         }
         if self.topics.is_empty() || self.topics.iter().any(String::is_empty) {
             problems.push("`kafka.topics` must name at least one topic, and no empty one".into());
         }
+        // What begins with `^` is a pattern.
+        let literal = self.topics.iter().filter(|topic| !topic.is_empty() && !topic.starts_with('^'));
+        problems.extend(literal.filter_map(|topic| topic_problem("kafka.topics", topic)));
+        problems.extend(topic_problem("kafka.dead_letter_topic", &self.dead_letter_topic));
         if self.group.is_empty() {
             problems.push("`kafka.group` is empty; gateways that share topics share a group".into());
         }
@@ -138,6 +151,31 @@ impl Config {
         problems
     }
 
+    /// What works, and was probably not meant.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.session_timeout < BROKERS_LEAST_SESSION && !self.is_next_generation() {
+            warnings.push(format!(
+                "`kafka.session_timeout` is {:?}; brokers refuse less than 6s unless their `group.min.session.timeout.ms` says otherwise",
+                self.session_timeout
+            ));
+        }
+        if self.session_timeout != Self::default().session_timeout && self.is_next_generation() {
+            warnings.push(
+                "`kafka.session_timeout` only bounds how long draining may take: with `group.protocol` = \"consumer\" the brokers say how long a session lasts (`group.consumer.session.timeout.ms`)".into(),
+            );
+        }
+        warnings
+    }
+
+    /// Whether the group speaks the protocol of KIP-848, in which the brokers assign partitions and
+    /// say how long a session lasts.
+    pub(crate) fn is_next_generation(&self) -> bool {
+        self.properties
+            .get("group.protocol")
+            .is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer"))
+    }
+
     /// The configuration that all clients start from.
     pub(crate) fn client(&self) -> ClientConfig {
         let mut client = ClientConfig::new();
@@ -154,9 +192,84 @@ impl Config {
     }
 }
 
+/// What Kafka's brokers allow when they are told nothing (`group.min.session.timeout.ms`).
+const BROKERS_LEAST_SESSION: Duration = Duration::from_secs(6);
+
+/// What is wrong with the name of a topic; Kafka takes no others.
+pub fn topic_problem(key: &str, name: &str) -> Option<String> {
+    let is_legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let remedy = "a topic's name has 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_` and `-`, and is neither `.` nor `..`";
+    match name {
+        "" => Some(format!("`{key}` is empty; {remedy}")),
+        _ if name.len() > 249 || matches!(name, "." | "..") || !name.bytes().all(is_legal) => {
+            Some(format!("`{key}`: Kafka takes no topic `{name}`; {remedy}"))
+        }
+        _ => None,
+    }
+}
+
+/// What is wrong with one entry of `brokers`. librdkafka takes a scheme, if it is a security protocol
+/// and the one in `properties`; it leaves out what it cannot read, and says so in the log only.
+fn broker_problem(broker: &str, protocol: Option<&str>) -> Option<String> {
+    let wrong = |why: &str| Some(format!("`kafka.brokers`: `{broker}` {why}; write host:port"));
+    let (scheme, host) =
+        broker.split_once("://").map_or((None, broker), |(scheme, host)| (Some(scheme), host));
+    if scheme.is_some_and(|scheme| !scheme.eq_ignore_ascii_case(protocol.unwrap_or("plaintext"))) {
+        return wrong("has a scheme that is not the `security.protocol` of [kafka.properties]");
+    }
+    let (name, port) = match host.rsplit_once(':') {
+        // An IPv6 address stands in brackets.
+        Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
+        _ => (host, None),
+    };
+    if name.is_empty() || name.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '@')) {
+        return wrong("names no host");
+    }
+    if port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
+        return wrong("has no port from 1 to 65535 after its last colon");
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn brokers_are_host_and_port() {
+        for broker in
+            ["a", "a:9092", "10.0.0.1:1", "[::1]:9092", "[::1]", "PLAINTEXT://a:9092", "kafka-0.kafka:9092"]
+        {
+            assert_eq!(broker_problem(broker, None), None, "{broker}");
+        }
+        for broker in [
+            "",
+            ":9092",
+            "http://a:9092",
+            "kafka://a",
+            "SSL://a:9093",
+            "a:",
+            "a:0",
+            "a:65536",
+            "a:9092/x",
+            "a b:1",
+            "u@a:1",
+        ] {
+            assert!(broker_problem(broker, None).is_some(), "{broker}");
+        }
+        assert_eq!(broker_problem("SASL_SSL://a:9093", Some("sasl_ssl")), None);
+        assert!(broker_problem("plaintext://a:9093", Some("sasl_ssl")).is_some());
+    }
+
+    #[test]
+    fn names_of_topics_are_kafkas() {
+        for topic in ["a", "push.dead-letter_1", &"x".repeat(249)] {
+            assert_eq!(topic_problem("k", topic), None, "{topic}");
+        }
+        for topic in ["", ".", "..", "push dead", "push/dead", "t\u{f6}pic", &"x".repeat(250)] {
+            assert!(topic_problem("k", topic).is_some_and(|text| text.starts_with("`k`")), "{topic}");
+        }
+    }
 
     #[test]
     fn mistakes_are_named_with_their_key() {

@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 
 use tokio::sync::OnceCell;
 
-use crate::kafka::Config;
+use crate::kafka::{Config, refused};
 use crate::kafka::sender::{NotWritten, Outgoing, Refusal, Sender};
 
 /// The most records of one batch.
@@ -55,7 +55,7 @@ impl OrderedSender {
     /// # Errors
     /// When librdkafka refuses a property.
     pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
-        let batching = Sender::batching(config)?;
+        let batching = Sender::batching(config).map_err(refused)?;
         Ok(Self { config: config.clone(), batching, alone: OnceCell::new(), sizes: Sizes::default() })
     }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use rdkafka::error::KafkaError;
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::kafka::Config;
 use crate::kafka::sender::{NotWritten, Outgoing, Refusal, Sender};
+use crate::kafka::{Config, refused};
 use crate::message::{Header, VALUE_LEFT_OUT};
 
 /// Writes records and waits for all in-sync replicas to have them. Cheap to clone; the clones
@@ -36,7 +36,7 @@ impl Producer {
     /// # Errors
     /// When librdkafka refuses a property.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
-        let batching = Sender::batching(config)?;
+        let batching = Sender::batching(config).map_err(refused)?;
         let (config, turns) = (config.clone(), Semaphore::new(ALONE_AT_ONCE));
         Ok(Self(Arc::new(Senders { config, batching, alone: OnceCell::new(), turns })))
     }

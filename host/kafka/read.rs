@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::kafka::{Config, record};
+use crate::kafka::{Config, record, refused};
 use crate::message::{Record, RecordLimits};
 
 /// How long Kafka may take for one answer.
@@ -53,18 +53,8 @@ impl Reader {
     /// # Errors
     /// When Kafka does not answer within 8 s, or refuses.
     pub async fn open(config: &Config, topic: &str, group: &str) -> anyhow::Result<Option<Self>> {
-        let mut client = config.client();
-        client
-            // librdkafka wants a group's name even where no group is joined.
-            .set("group.id", group)
-            .set("auto.offset.reset", "earliest")
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("enable.partition.eof", "true")
-            .set("queued.max.messages.kbytes", "16384")
-            // A slow redrive polls seldom.
-            .set("max.poll.interval.ms", "86400000");
-        let consumer: Arc<BaseConsumer> = Arc::new(client.create()?);
+        let consumer = client(config, group).create::<BaseConsumer>().map_err(refused)?;
+        let consumer = Arc::new(consumer);
         let (brokers, topic) = (config.brokers.clone(), topic.to_owned());
         let found = blocking(&consumer, {
             let topic = topic.clone();
@@ -160,17 +150,36 @@ impl Reader {
     }
 }
 
+/// What a reader is made with.
+pub(super) fn client(config: &Config, group: &str) -> ClientConfig {
+    let mut client = config.client();
+    client
+        // librdkafka wants a group's name even where no group is joined.
+        .set("group.id", group)
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        .set("enable.partition.eof", "true")
+        .set("queued.max.messages.kbytes", "16384")
+        // A slow redrive polls seldom.
+        .set("max.poll.interval.ms", "86400000");
+    client
+}
+
 /// Runs a call that blocks, away from the runtime's own threads.
-pub(crate) async fn blocking<T: Send + 'static>(
-    consumer: &Arc<BaseConsumer>,
-    call: impl FnOnce(&BaseConsumer) -> anyhow::Result<T> + Send + 'static,
+pub(crate) async fn blocking<C: Send + Sync + 'static, T: Send + 'static>(
+    consumer: &Arc<C>,
+    call: impl FnOnce(&C) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
     let consumer = Arc::clone(consumer);
     tokio::task::spawn_blocking(move || call(&consumer)).await?
 }
 
 /// The partitions of a topic; `None` when there is no such topic.
-pub(crate) fn partitions(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Option<Vec<i32>>> {
+pub(crate) fn partitions<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+) -> anyhow::Result<Option<Vec<i32>>> {
     let metadata = consumer.fetch_metadata(Some(topic), ANSWER)?;
     let Some(found) = metadata.topics().iter().find(|found| found.name() == topic) else { return Ok(None) };
     match found.error().map(RDKafkaErrorCode::from) {

@@ -16,7 +16,7 @@ use rdkafka::util::Timeout;
 use tracing::warn;
 
 use crate::kafka::voice::ProducerContext;
-use crate::kafka::{Config, record};
+use crate::kafka::{Config, describe, record};
 use crate::message::{Header, Record};
 use crate::telemetry::Seldom;
 
@@ -179,14 +179,17 @@ impl Sender {
         warn!(reason, "kafka has shut the producer out for good; a new one takes its place");
         match self.config.create_with_context(ProducerContext::new()) {
             Ok(new) => self.current.store(Arc::new(new)),
-            Err(error) => warn!(%error, "cannot make a new producer; it is tried with a later record"),
+            Err(error) => {
+                let error = describe(&error);
+                warn!(error, "cannot make a new producer; it is tried with a later record");
+            }
         }
     }
 }
 
 impl NotWritten {
     pub(super) fn new(topic: &str, error: &KafkaError) -> Self {
-        Self { topic: topic.to_owned(), reason: error.to_string(), refusal: Refusal::of(error) }
+        Self { topic: topic.to_owned(), reason: describe(error), refusal: Refusal::of(error) }
     }
 }
 

@@ -32,6 +32,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
 use crate::decision::{Absent, Disposition, Identity};
+use crate::kafka::topic_problem;
 use crate::message::{Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::Unavailable;
 pub use memory::MemoryInbox;
@@ -118,10 +119,8 @@ impl Config {
         if self.max_in_flight == 0 {
             problems.push("`offline.max_in_flight` is 0; it must be at least 1".to_owned());
         }
-        if self.notify_topic.is_empty() {
-            problems
-                .push("`offline.notify_topic` is empty; a policy may want to notify at any time".to_owned());
-        }
+        // A policy may want to notify at any time.
+        problems.extend(topic_problem("offline.notify_topic", &self.notify_topic));
         problems
     }
 

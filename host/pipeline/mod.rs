@@ -235,6 +235,20 @@ impl DeliveryConfig {
             header_bytes: bytes(self.max_header_bytes),
         }
     }
+
+    /// What works, and was probably not meant.
+    pub fn warnings(&self) -> Vec<String> {
+        // What one record may have where Kafka's brokers and producers keep their defaults.
+        const ONE_RECORD: u64 = 1 << 20;
+        let bytes = self.max_in_flight_bytes;
+        if bytes.as_u64() >= ONE_RECORD {
+            return Vec::new();
+        }
+        vec![format!(
+            "`delivery.max_in_flight_bytes` is {} bytes for all partitions together, less than one record may have; with so little, records go one at a time",
+            bytes.as_u64()
+        )]
+    }
 }
 
 /// The parts that a message meets on its way. One for all partitions.

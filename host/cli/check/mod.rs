@@ -1,56 +1,82 @@
 //! `halley check`: every mistake of configuration and plugins, without starting anything.
 
-use std::time::Duration;
+mod connect;
 
 use prometheus_client::registry::Registry;
 
-use crate::cli::fleet::look_at_fleet;
 use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, print, runtime};
-use crate::config::Config;
+use crate::config::{Config, Inspected, Mistake};
 use crate::decision::PluginVersion;
-use crate::gateway::Storage;
-use crate::kafka::Producer;
+use crate::gateway;
 use crate::policy::{self, Policies};
+use connect::Connected;
 
 /// Arguments of `halley check`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Also asks the directory (Redis) whether it is there and how rooms are read.
+    /// Also asks Kafka, Redis and the configured comets whether they are there, with the topics and
+    /// the group that are needed, and whether the admin port is free. Changes nothing.
     #[arg(long)]
     connect: bool,
+    /// Prints JSON: `file`, `mistakes` and `warnings` (`place`, `text`), `plugins`, and with
+    /// --connect `connections` (`subject`, `ok`, `text`).
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was found.
+#[derive(serde::Serialize)]
+struct Report {
+    /// What the configuration was read from.
+    file: String,
+    mistakes: Vec<Mistake>,
+    warnings: Vec<Mistake>,
+    plugins: Vec<String>,
+    /// What --connect found; nothing is asked when there are mistakes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    connections: Vec<Connected>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let (config, mistakes) = Config::inspect(args.config.config.as_deref());
-    let mut lines: Vec<_> = mistakes.iter().map(|m| format!("{}: {}", m.place, m.text)).collect();
-    // librdkafka knows its properties; making a client needs no network.
-    if let Err(error) = Producer::new(&config.kafka) {
-        lines.push(format!("`kafka.properties`: {error:#}"));
+    let (config, mut report) = inspect(&args.config);
+    if args.connect && report.mistakes.is_empty() {
+        let runtime = runtime()?;
+        report.connections = runtime.block_on(connect::all(&config));
+        // A call to a Kafka that is away may still block; nobody waits for it.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     }
-    lines.extend(config.comets.discovery.file_problem());
-    let versions = match plugins(&config) {
-        Ok(versions) => versions,
-        Err(problems) => {
-            lines.extend(problems);
-            Vec::new()
-        }
-    };
-    if !lines.is_empty() {
-        lines.iter().for_each(|line| fail(line));
-        fail(&format!("{} found", count(lines.len(), "mistake")));
-        return Ok(MISTAKE);
+    if args.json {
+        print(&serde_json::to_string_pretty(&report)?);
+        return Ok(report.code());
     }
-    let names: Vec<_> = versions.iter().map(PluginVersion::to_string).collect();
-    print(&format!("configuration and {} are in order", count(names.len(), "plugin")));
-    names.iter().for_each(|name| print(&format!("  {name}")));
-    if !config.comets.names_comets() && !args.connect {
+    report.tell();
+    if report.mistakes.is_empty() && !config.comets.names_comets() && !args.connect {
         print(
             "no comet is configured: broadcasts reach those that the directory has named to a gateway lately; --connect shows them",
         );
     }
-    if args.connect { runtime()?.block_on(connect(&config)) } else { Ok(SUCCESS) }
+    Ok(report.code())
+}
+
+/// Everything that can be known without a network.
+fn inspect(args: &ConfigArgs) -> (Config, Report) {
+    let Inspected { config, mut mistakes, warnings } = Config::inspect(args.file().as_deref());
+    let place = args.file().map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
+    let placed = |text: String| Mistake { place: place.clone(), text };
+    mistakes.extend(gateway::verify(&config.without_plugins()).into_iter().map(placed));
+    mistakes.extend(config.admin.token_problem().map(placed));
+    mistakes.extend(config.comets.discovery.file_problem().map(placed));
+    let plugins = match plugins(&config) {
+        Ok(versions) => versions.iter().map(PluginVersion::to_string).collect(),
+        Err(problems) => {
+            mistakes.extend(problems.into_iter().map(placed));
+            Vec::new()
+        }
+    };
+    let report = Report { file: args.source(), mistakes, warnings, plugins, connections: Vec::new() };
+    (config, report)
 }
 
 fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
@@ -68,28 +94,35 @@ fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
     }
 }
 
-async fn connect(config: &Config) -> anyhow::Result<u8> {
-    let (config, mut registry) = (config.gateway()?, Registry::default());
-    let storage = Storage::open(&config, &mut registry)?;
-    let check = storage.check(config.writes_to_redis());
-    match tokio::time::timeout(Duration::from_secs(10), check).await {
-        Ok(Ok(how)) => {
-            print(&format!("the directory answers: {how}"));
-            let fleet = look_at_fleet(&config, &storage, &mut registry).await;
-            let reach = fleet.reach();
-            print(&reach.to_string());
-            reach.caveat().iter().for_each(|caveat| print(&format!("  {caveat}")));
-            let warnings = fleet.warnings();
-            warnings.iter().for_each(|warning| fail(warning));
-            Ok(if warnings.is_empty() { SUCCESS } else { FAILURE })
+impl Report {
+    fn code(&self) -> u8 {
+        match () {
+            () if !self.mistakes.is_empty() => MISTAKE,
+            () if self.connections.iter().any(|connected| !connected.ok) => FAILURE,
+            () => SUCCESS,
         }
-        Ok(Err(error)) => {
-            fail(&error.to_string());
-            Ok(FAILURE)
+    }
+
+    fn tell(&self) {
+        let line = |Mistake { place, text }: &Mistake| format!("{place}: {text}");
+        self.warnings.iter().for_each(|warning| fail(&format!("warning: {}", line(warning))));
+        if !self.mistakes.is_empty() {
+            self.mistakes.iter().for_each(|mistake| fail(&line(mistake)));
+            fail(&format!("{} found in {}", count(self.mistakes.len(), "mistake"), self.file));
+            return;
         }
-        Err(_) => {
-            fail("the directory did not answer within 10 s; check `[redis] url`");
-            Ok(FAILURE)
+        print(&format!(
+            "configuration ({}) and {} are in order",
+            self.file,
+            count(self.plugins.len(), "plugin")
+        ));
+        self.plugins.iter().for_each(|name| print(&format!("  {name}")));
+        for Connected { subject, ok, text } in &self.connections {
+            if *ok {
+                print(&format!("{subject}: {text}"));
+            } else {
+                fail(&format!("{subject}: {text}"));
+            }
         }
     }
 }

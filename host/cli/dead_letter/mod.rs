@@ -98,7 +98,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Command::List(args) => &args.config,
         Command::Redrive(args) => &args.config,
     };
-    let config = match Config::load(file.config.as_deref()) {
+    let config = match Config::load(file.file().as_deref()) {
         Ok(config) => config,
         Err(mistakes) => {
             fail(&mistakes.to_string());

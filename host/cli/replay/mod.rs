@@ -69,7 +69,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let config = match Config::load(args.config.config.as_deref()) {
+    let config = match Config::load(args.config.file().as_deref()) {
         Ok(config) => config,
         Err(mistakes) => {
             fail(&mistakes.to_string());

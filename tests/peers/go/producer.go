@@ -55,13 +55,13 @@ func produce(args []string) error {
 	if *transaction != "" {
 		options = append(options, kgo.TransactionalID(*transaction))
 	}
-	client, err := kgo.NewClient(options...)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	client, err := connect(ctx, options)
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
 	if *transaction != "" {
 		if err := client.BeginTransaction(); err != nil {
 			return err
@@ -84,6 +84,26 @@ func produce(args []string) error {
 		failed = client.EndTransaction(ctx, kgo.TransactionEndTry(!*abort))
 	}
 	return failed
+}
+
+// connect makes a client with a producer id. A coordinator that has just begun, or has another
+// transaction of the same id to end, refuses one for a while, after which the client is of no use.
+func connect(ctx context.Context, options []kgo.Opt) (*kgo.Client, error) {
+	for {
+		client, err := kgo.NewClient(options...)
+		if err != nil {
+			return nil, err
+		}
+		if _, _, err = client.ProducerID(ctx); err == nil {
+			return client, nil
+		}
+		client.Close()
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
 }
 
 func read(input io.Reader, topic string) ([]*kgo.Record, error) {

@@ -1,0 +1,98 @@
+//! `halley check --connect`: what is around the gateway.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+
+use crate::cli::fleet::look_at_fleet;
+use crate::comets::Fleet;
+use crate::config::Config;
+use crate::gateway::{self, Storage};
+
+/// What came of reaching for one thing.
+#[derive(serde::Serialize)]
+pub(super) struct Connected {
+    /// What it is.
+    pub(super) subject: String,
+    /// Whether it will do.
+    pub(super) ok: bool,
+    /// What there is, or what is wrong and what to do about it.
+    pub(super) text: String,
+}
+
+/// How long the directory may take to answer.
+const DIRECTORY: Duration = Duration::from_secs(10);
+/// How long a gateway may take to say that it is one.
+const ANSWER: Duration = Duration::from_secs(2);
+
+/// Reaches for everything that the gateway needs.
+pub(super) async fn all(config: &Config) -> Vec<Connected> {
+    let parts = config.without_plugins();
+    let (probed, directory, admin) =
+        tokio::join!(gateway::probe(&parts), directory(&parts), admin(&config.admin.listen));
+    let of = |subject: String, found: anyhow::Result<String>| match found {
+        Ok(text) => Connected { subject, ok: true, text },
+        Err(error) => Connected { subject, ok: false, text: format!("{error:#}") },
+    };
+    let mut connected: Vec<_> = probed.into_iter().map(|probed| of(probed.subject, probed.found)).collect();
+    match directory {
+        Ok((how, fleet)) => {
+            connected.push(of("directory".to_owned(), Ok(how)));
+            connected.extend(broadcasts(&fleet));
+        }
+        Err(error) => connected.push(of("directory".to_owned(), Err(error))),
+    }
+    connected.push(admin);
+    connected
+}
+
+/// Whether the directory answers, how rooms are read there, and the comets that are known there.
+async fn directory(parts: &gateway::Config) -> anyhow::Result<(String, Arc<Fleet>)> {
+    let mut registry = Registry::default();
+    let storage = Storage::open(parts, &mut registry)?;
+    let check = storage.check(parts.writes_to_redis());
+    let Ok(how) = tokio::time::timeout(DIRECTORY, check).await else {
+        anyhow::bail!("no answer within {DIRECTORY:?}; check `[redis] url`");
+    };
+    let how = how?;
+    Ok((how, look_at_fleet(parts, &storage, &mut registry).await))
+}
+
+/// What a BROADCAST would reach, and what is wrong with that.
+fn broadcasts(fleet: &Fleet) -> Vec<Connected> {
+    let connected = |ok, text| Connected { subject: "comets".to_owned(), ok, text };
+    let reach = fleet.reach();
+    let caveat = reach.caveat().map_or_else(String::new, |caveat| format!("; {caveat}"));
+    let warnings = fleet.warnings();
+    let warnings = warnings.iter().map(|warning| connected(false, warning.to_string()));
+    [connected(true, format!("{reach}{caveat}"))].into_iter().chain(warnings).collect()
+}
+
+/// Whether the admin listener can be bound. A gateway that listens there already may be the one
+/// whose configuration this is.
+async fn admin(listen: &str) -> Connected {
+    let connected = |ok, text| Connected { subject: format!("admin listener {listen}"), ok, text };
+    match TcpListener::bind(listen).await {
+        Ok(_) => connected(true, "its port is free".to_owned()),
+        Err(error) if error.kind() == ErrorKind::AddrInUse && is_gateway(listen).await => {
+            connected(true, "a gateway listens there already; a second one needs another port".to_owned())
+        }
+        Err(error) => connected(
+            false,
+            format!("cannot be bound: {error}; check `[admin] listen`, or what else uses the port"),
+        ),
+    }
+}
+
+/// Whether what listens there answers as a gateway does.
+async fn is_gateway(listen: &str) -> bool {
+    let asked = async {
+        let answer = reqwest::Client::builder().no_proxy().timeout(ANSWER).build()?;
+        let answer = answer.get(format!("http://{listen}/readyz")).send().await?;
+        answer.json::<serde_json::Value>().await
+    };
+    asked.await.is_ok_and(|answer| answer.get("ready").is_some())
+}

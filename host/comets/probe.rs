@@ -1,0 +1,80 @@
+//! Whether the configured comets can be connected to. It calls none.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use futures_util::{StreamExt as _, stream};
+use tokio::net::TcpStream;
+
+use super::Config;
+use crate::message::CometAddr;
+
+/// Connections that are made at a time.
+const AT_ONCE: usize = 32;
+/// How long looking up a name may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connects to every entry of `nodes` and `addresses`, and says for each what came of it, in their
+/// order. A name that stands for several comets is well when all of them are.
+pub async fn probe(config: &Config) -> Vec<(CometAddr, anyhow::Result<String>)> {
+    let mut comets: Vec<CometAddr> = Vec::new();
+    for comet in config.nodes.iter().chain(config.addresses.values()) {
+        let comet = CometAddr::from(comet.as_str());
+        if !comets.contains(&comet) {
+            comets.push(comet);
+        }
+    }
+    let within = config.connect_timeout;
+    let probe = |comet: CometAddr| async move {
+        let found = connect(&comet, within).await;
+        (comet, found)
+    };
+    let probing: Vec<_> = comets.into_iter().map(probe).collect();
+    stream::iter(probing).buffered(AT_ONCE).collect().await
+}
+
+async fn connect(comet: &CometAddr, within: Duration) -> anyhow::Result<String> {
+    let address = comet.address()?.to_string();
+    let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host(address));
+    let looked_up =
+        looked_up.await.with_context(|| format!("no answer about its name within {LOOKUP_TIMEOUT:?}"))?;
+    let found: Vec<SocketAddr> = looked_up.context("its name cannot be looked up")?.collect();
+    anyhow::ensure!(!found.is_empty(), "its name stands for no address");
+    for address in &found {
+        let connected = tokio::time::timeout(within, TcpStream::connect(address)).await;
+        connected
+            .with_context(|| format!("{address}: no connection within {within:?}"))?
+            .with_context(|| format!("{address} cannot be connected to; is the comet running?"))?;
+    }
+    Ok(match found.len() {
+        1 => "connects".to_owned(),
+        several => format!("connects to each of {several} addresses"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn comets_are_connected_to_in_their_order() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let there = listener.local_addr().expect("bound").to_string();
+        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let gone = closed.local_addr().expect("bound").to_string();
+        drop(closed);
+        let config = Config {
+            nodes: vec![gone.clone(), there.clone()],
+            addresses: [
+                ("again".to_owned(), there.clone()),
+                ("name".to_owned(), "not-there.invalid:1".to_owned()),
+            ]
+            .into(),
+            ..Config::default()
+        };
+        let probed = probe(&config).await;
+        let seen: Vec<_> = probed.iter().map(|(comet, found)| (comet.as_str(), found.is_ok())).collect();
+        assert_eq!(seen, [(gone.as_str(), false), (there.as_str(), true), ("not-there.invalid:1", false)]);
+    }
+}

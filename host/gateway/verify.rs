@@ -1,0 +1,66 @@
+//! What a start would refuse, found without starting: the same clients from the same configuration,
+//! none of which reaches for the network here; and whether what they would reach is there.
+
+use std::path::Path;
+
+use crate::gateway::Config;
+use crate::kafka::Probed;
+use crate::{comets, consumer, kafka};
+
+/// Makes every part that can refuse its configuration; one sentence for each that does.
+pub fn verify(config: &Config) -> Vec<String> {
+    let mut problems = Vec::new();
+    let properties = |error: anyhow::Error| format!("`kafka.properties`: {error:#}");
+    // What refuses a property for all clients is said once.
+    match kafka::verify(&config.kafka) {
+        Err(error) => problems.push(properties(error)),
+        Ok(()) => problems.extend(consumer::verify(&config.kafka).err().map(properties)),
+    }
+    if let Some(folder) = &config.policies.state_folder {
+        let refused = writable(folder).err();
+        problems.extend(refused.map(|error| {
+            format!("`policies.state_folder` {} cannot be written to: {error}", folder.display())
+        }));
+    }
+    problems
+}
+
+/// Asks Kafka and the configured comets whether they are there, with what is needed of them.
+pub async fn probe(config: &Config) -> Vec<Probed> {
+    let kafka = kafka::probe(&config.kafka, &config.offline.notify_topic);
+    let (kafka, comets) = tokio::join!(kafka, comets::probe(&config.comets));
+    let comets = comets.into_iter().map(|(comet, found)| Probed::new(format!("comet {comet}"), found));
+    kafka.into_iter().chain(comets).collect()
+}
+
+/// Whether files can be made in a folder, or where it is not there yet, in the one that it would be
+/// made in.
+fn writable(folder: &Path) -> std::io::Result<()> {
+    match std::fs::metadata(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => match folder.parent() {
+            Some(parent) if parent != Path::new("") => writable(parent),
+            _ => writable(Path::new(".")),
+        },
+        Err(error) => Err(error),
+        Ok(found) if found.is_dir() => tempfile::tempfile_in(folder).map(drop),
+        Ok(_) => Err(std::io::Error::other(format!("{} is not a folder", folder.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_writable_when_files_can_be_made_in_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").expect("written");
+        writable(folder.path()).expect("ours");
+        writable(&folder.path().join("new/er")).expect("it can be made");
+        let said = writable(&file).expect_err("a file").to_string();
+        assert!(said.contains("is not a folder"), "{said}");
+        writable(&file.join("below")).expect_err("below a file");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 1, "nothing is left behind");
+    }
+}

@@ -1,0 +1,267 @@
+//! Asks a cluster whether it has what the gateway needs of it: topics that are there and take dead
+//! letters, a group that this client may use. It changes nothing.
+//!
+//! Whether a topic may be written to cannot be asked; only writing shows that.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::kafka::{ANSWER, Config, blocking, log_line, read, refused};
+
+/// One thing that was asked.
+pub struct Probed {
+    /// What it is, as an operator knows it.
+    pub subject: String,
+    /// What there is, or what is wrong and what to do about it.
+    pub found: anyhow::Result<String>,
+}
+
+impl Probed {
+    /// What was found of a subject.
+    pub fn new(subject: impl Into<String>, found: anyhow::Result<String>) -> Self {
+        Self { subject: subject.into(), found }
+    }
+}
+
+/// How long what librdkafka logs is waited for.
+const LOG: Duration = Duration::from_millis(300);
+
+/// The client of all questions but those about settings.
+type Asking = BaseConsumer<Listening>;
+
+/// Keeps why a connection failed last, which librdkafka only logs: a question that is not answered
+/// then "timed out".
+#[derive(Default)]
+struct Listening(Mutex<Option<String>>);
+
+impl ClientContext for Listening {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log_line(level, facility, message);
+        if facility == "FAIL" {
+            // "[thrd:a:9092/bootstrap]: a:9092/bootstrap: Connect to ... failed: Connection refused"
+            let plain = message.split_once("]: ").map_or(message, |(_, plain)| plain);
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(plain.to_owned());
+        }
+    }
+}
+
+impl ConsumerContext for Listening {}
+
+/// Asks about the brokers, the consumed topics, the dead-letter topic, the notify topic and the
+/// group, in this order. When the brokers do not answer, about nothing else.
+pub async fn probe(config: &Config, notify_topic: &str) -> Vec<Probed> {
+    let brokers = format!("kafka at {}", config.brokers);
+    let asker = match Asker::new(config).await {
+        Ok((asker, count)) => (
+            asker,
+            Probed::new(brokers, Ok(format!("{count} broker{} known", if count == 1 { "" } else { "s" }))),
+        ),
+        Err(error) => return vec![Probed::new(brokers, Err(error))],
+    };
+    let (asker, answered) = asker;
+    let mut probed = vec![answered];
+    let mut largest = 0;
+    for topic in config.topics.iter().filter(|topic| !topic.starts_with('^')) {
+        let found = asker.topic(topic, false).await;
+        largest = largest.max(found.as_ref().map_or(0, |found| found.largest_record.unwrap_or(0)));
+        probed.push(Probed::new(format!("topic {topic}"), found.map(|found| found.to_string())));
+    }
+    let dead = asker.topic(&config.dead_letter_topic, true).await;
+    let dead = dead.and_then(|found| found.suits_dead_letters(largest));
+    probed.push(Probed::new(format!("dead-letter topic {}", config.dead_letter_topic), dead));
+    let notify = asker.topic(notify_topic, true).await.map(|found| found.to_string());
+    probed.push(Probed::new(format!("notify topic {notify_topic}"), notify));
+    probed.push(Probed::new(format!("group {}", config.group), asker.group(config).await));
+    probed
+}
+
+/// What was found of a topic. What is not known could not be asked.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Topic {
+    /// None: it is not there, and the brokers make it when it is first used.
+    partitions: Option<usize>,
+    largest_record: Option<u64>,
+    compacted: bool,
+}
+
+impl Topic {
+    /// Dead letters are records with headers added, and have no key where theirs had none.
+    fn suits_dead_letters(&self, largest_consumed: u64) -> anyhow::Result<String> {
+        anyhow::ensure!(
+            !self.compacted,
+            "it is compacted, which refuses dead letters without a key and deletes those with one; set its `cleanup.policy` to `delete`"
+        );
+        if let Some(largest) = self.largest_record.filter(|largest| *largest < largest_consumed) {
+            anyhow::bail!(
+                "its `max.message.bytes` is {largest}, below the {largest_consumed} of a consumed topic: the largest dead letters would be cut; raise it"
+            );
+        }
+        Ok(self.to_string())
+    }
+}
+
+impl std::fmt::Display for Topic {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.partitions {
+            None => write!(f, "not there yet; the brokers create topics when they are first used"),
+            Some(1) => write!(f, "1 partition"),
+            Some(partitions) => write!(f, "{partitions} partitions"),
+        }
+    }
+}
+
+struct Asker {
+    consumer: Arc<Asking>,
+    admin: AdminClient<DefaultClientContext>,
+    /// Whether brokers make topics by themselves.
+    creates_topics: bool,
+    /// The least and the longest session that the group's coordinator takes.
+    sessions: Option<(Duration, Duration)>,
+}
+
+impl Asker {
+    /// Connects; gives how many brokers there are, too.
+    async fn new(config: &Config) -> anyhow::Result<(Self, usize)> {
+        let client = read::client(config, &config.group);
+        let consumer: Asking = client.create_with_context(Listening::default()).map_err(refused)?;
+        let consumer = Arc::new(consumer);
+        let brokers = ask(&consumer, |consumer| {
+            let metadata = consumer.fetch_metadata(Some("__consumer_offsets"), ANSWER)?;
+            Ok(metadata.brokers().iter().map(rdkafka::metadata::MetadataBroker::id).collect::<Vec<_>>())
+        });
+        let brokers =
+            brokers.await.context("no broker answers; check `[kafka] brokers` and its properties")?;
+        let mut quiet = config.client();
+        quiet.set_log_level(RDKafkaLogLevel::Emerg);
+        let mut asker =
+            Self { consumer, admin: quiet.create().map_err(refused)?, creates_topics: false, sessions: None };
+        if let Some(settings) =
+            asker.settings(&ResourceSpecifier::Broker(*brokers.first().unwrap_or(&0))).await
+        {
+            let milliseconds = |key| Some(Duration::from_millis(value(&settings, key)?.parse().ok()?));
+            asker.creates_topics = value(&settings, "auto.create.topics.enable") == Some("true");
+            let least = milliseconds("group.min.session.timeout.ms");
+            asker.sessions = least.zip(milliseconds("group.max.session.timeout.ms"));
+        }
+        Ok((asker, brokers.len()))
+    }
+
+    /// Whether there is such a topic, or one `is_made` on first use.
+    async fn topic(&self, topic: &str, is_made: bool) -> anyhow::Result<Topic> {
+        let name = topic.to_owned();
+        let partitions = ask(&self.consumer, move |consumer| Ok(read::partitions(consumer, &name)?)).await?;
+        let Some(partitions) = partitions.filter(|partitions| !partitions.is_empty()) else {
+            anyhow::ensure!(
+                is_made && self.creates_topics,
+                "it does not exist; create it, or check its name"
+            );
+            return Ok(Topic::default());
+        };
+        let settings = self.settings(&ResourceSpecifier::Topic(topic)).await;
+        let setting = |key| settings.as_ref().and_then(|settings| value(settings, key));
+        Ok(Topic {
+            partitions: Some(partitions.len()),
+            largest_record: setting("max.message.bytes").and_then(|bytes| bytes.parse().ok()),
+            compacted: setting("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
+        })
+    }
+
+    /// Whether this client may use the group, and the group's coordinator takes its session timeout.
+    async fn group(&self, config: &Config) -> anyhow::Result<String> {
+        let mut list = TopicPartitionList::new();
+        for topic in config.topics.iter().filter(|topic| !topic.starts_with('^')) {
+            list.add_partition_offset(topic, 0, Offset::Invalid)?;
+        }
+        let committed =
+            ask(&self.consumer, move |consumer| Ok(consumer.committed_offsets(list, ANSWER)?)).await?;
+        let is_new = committed.elements().iter().all(|partition| partition.offset() == Offset::Invalid);
+        if let Some(problem) = session_problem(self.sessions, config) {
+            anyhow::bail!(problem);
+        }
+        Ok(if is_new { "it has committed nothing yet" } else { "it goes on where it was" }.to_owned())
+    }
+
+    /// What a topic or a broker is set to; `None` when this client may not ask.
+    async fn settings(&self, of: &ResourceSpecifier<'_>) -> Option<ConfigResource> {
+        let options = AdminOptions::new().request_timeout(Some(ANSWER));
+        let mut answers = self.admin.describe_configs([of], &options).await.ok()?;
+        answers.pop()?.ok()
+    }
+}
+
+/// What the group's coordinator has against the session timeout; it takes these.
+fn session_problem(taken: Option<(Duration, Duration)>, config: &Config) -> Option<String> {
+    let (least, most) = taken.filter(|_| !config.is_next_generation())?;
+    let timeout = config.session_timeout;
+    (!(least..=most).contains(&timeout)).then(|| {
+        format!(
+            "the brokers take sessions of {least:?} to {most:?} (`group.min.session.timeout.ms`, `group.max.session.timeout.ms`), and `kafka.session_timeout` is {timeout:?}"
+        )
+    })
+}
+
+fn value<'a>(settings: &'a ConfigResource, key: &str) -> Option<&'a str> {
+    settings.get(key)?.value.as_deref()
+}
+
+/// Whether a broker has answered, and said no.
+fn is_refusal(error: &anyhow::Error) -> bool {
+    let code = error.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
+    // Those of the client itself are below zero.
+    code.is_some_and(|code| code as i32 >= 0)
+}
+
+/// Asks, and gives with a failure what librdkafka said meanwhile of its connections.
+async fn ask<T: Send + 'static>(
+    consumer: &Arc<Asking>,
+    question: impl FnOnce(&Asking) -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let answer = blocking(consumer, move |consumer| {
+        let answer = question(consumer);
+        if answer.is_err() {
+            // What is logged comes with a poll.
+            drop(consumer.poll(LOG));
+        }
+        answer
+    });
+    let last = || consumer.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    // A connection of others may have failed meanwhile: only what could not be asked is explained so.
+    answer
+        .await
+        .map_err(|error| if is_refusal(&error) { error } else { last().map_or(error, |why| anyhow!(why)) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_are_as_long_as_the_brokers_take_them() {
+        let config = |seconds| Config { session_timeout: Duration::from_secs(seconds), ..Config::default() };
+        let taken = Some((Duration::from_secs(6), Duration::from_secs(60)));
+        for seconds in [6, 30, 60] {
+            assert_eq!(session_problem(taken, &config(seconds)), None);
+        }
+        let said = session_problem(taken, &config(1)).expect("too short");
+        assert!(said.contains("`kafka.session_timeout` is 1s") && said.contains("6s to 60s"), "{said}");
+        assert!(session_problem(taken, &config(61)).is_some());
+        assert_eq!(session_problem(None, &config(1)), None, "it could not be asked");
+    }
+
+    #[test]
+    fn dead_letters_need_room_and_no_key() {
+        let topic = |largest, compacted| Topic { partitions: Some(1), largest_record: largest, compacted };
+        assert!(topic(Some(1000), false).suits_dead_letters(1000).is_ok());
+        assert!(topic(None, false).suits_dead_letters(1000).is_ok());
+        assert!(topic(Some(999), false).suits_dead_letters(1000).is_err());
+        assert!(topic(Some(1000), true).suits_dead_letters(0).is_err());
+    }
+}

@@ -1,0 +1,222 @@
+//! `halley check`: what a new operator gets wrong is named, with its place and what to do, before
+//! anything starts; and with `--connect` what is missing around the gateway.
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::support::comet::FakeComet;
+use crate::support::gateway::{Gateway, gateway, quoted};
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
+use crate::support::{folder, free_port, unique};
+
+/// Runs `halley` with these arguments and variables in this folder.
+fn halley(folder: &std::path::Path, args: &[&str], environment: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
+    let command = command.args(args).envs(environment.iter().copied()).current_dir(folder);
+    command.output().expect("the binary runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// What `check` says of this configuration: its exit code, and both of its outputs.
+fn check(toml: &str, args: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
+    let folder = folder("checks");
+    std::fs::write(folder.path().join("halley.toml"), toml).expect("written");
+    let checked = halley(folder.path(), &[&["check"], args].concat(), environment);
+    (checked.status.code(), format!("{}{}", text(&checked.stdout), text(&checked.stderr)))
+}
+
+/// A mistake: the configuration, and what has to be said about it.
+const MISTAKES: &[(&str, &str)] = &[
+    ("[kafka]\nbrokers = \"http://localhost:9092\"", "`http://localhost:9092` has a scheme"),
+    ("[kafka]\ndead_letter_topic = \"\"", "`kafka.dead_letter_topic` is empty"),
+    ("[kafka]\ndead_letter_topic = \"dead letters\"", "Kafka takes no topic `dead letters`"),
+    ("[kafka]\ntopics = [\"^push[\"]", "`kafka.topics` [\"^push[\"]"),
+    (
+        "[kafka.properties]\n\"max.poll.interval.ms\" = \"1000\"",
+        "`max.poll.interval.ms`must be >= `session.timeout.ms`",
+    ),
+    (
+        "[kafka.properties]\n\"group.protocol\" = \"consumer\"\n\"partition.assignment.strategy\" = \"range\"",
+        "`partition.assignment.strategy` is not supported for `group.protocol=consumer`",
+    ),
+    ("[kafka.properties]\n\"max.in.flight\" = \"10\"", "max.in.flight"),
+    ("[kafka.properties]\n\"sasl.passwrod\" = \"hunter2\"", "librdkafka knows no property `sasl.passwrod`"),
+    (
+        "[kafka.properties]\n\"security.protocol\" = \"hunter2\"",
+        "`security.protocol` does not take this value",
+    ),
+    ("[kafka.properties]\n\"sasl.password\" = \"hunter2\nx\"", "is not TOML: line "),
+    ("[kafka.properties]\n\"sasl.password\" = { a = \"hunter2\" }", "halley.toml:2"),
+    ("[redis]\nurl = \"redis://u:hunter2@h:x\"", "[redis] url cannot be read"),
+    ("[comets]\nnodes = [\"https://comet:50051\"]", "`comets.nodes`"),
+    ("[policies]\nstate_folder = \"halley.toml/state\"", "`policies.state_folder`"),
+    ("[admin]\ntoken_file = \"nowhere\"", "nowhere cannot be read"),
+    ("[admin]\ntoken_file = \"halley.toml\"\n[log]\nlevel = \"x\"", "`log.level`"),
+    ("[admin]\nlisten = \"9093\"", "`admin.listen` is `9093`"),
+];
+
+#[test]
+fn every_mistake_is_named_before_anything_starts() {
+    for (toml, expected) in MISTAKES {
+        let (code, said) = check(toml, &[], &[]);
+        assert_eq!(code, Some(2), "{toml}\n{said}");
+        assert!(
+            said.contains(expected) && said.contains("1 mistake found in ./halley.toml"),
+            "{toml}\n{said}"
+        );
+        assert!(!said.contains("hunter2"), "{toml}\n{said}");
+    }
+    let (code, said) = check("", &[], &[("HALLEY_ADMIN_TOKEN", "short")]);
+    assert!(code == Some(2) && said.contains("HALLEY_ADMIN_TOKEN has fewer than 16"), "{said}");
+    let (code, said) =
+        check("", &[], &[("HALLEY__KAFKA__PROPERTIES", "{ \"sasl.passwrod\" = \"hunter2\" }")]);
+    assert!(code == Some(2) && said.contains("sasl.passwrod") && !said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn what_was_probably_not_meant_is_a_warning() {
+    for (toml, environment, expected) in [
+        ("[kafka]\nsession_timeout = \"1s\"", None, "group.min.session.timeout.ms"),
+        ("[delivery]\nmax_in_flight_bytes = \"256\"", None, "is 256 bytes"),
+        (
+            "",
+            Some(("HALLEY_KAFKA_GROUP", "g")),
+            "HALLEY_KAFKA_GROUP: is not read; write HALLEY__KAFKA__GROUP",
+        ),
+    ] {
+        let (code, said) = check(toml, &[], environment.as_slice());
+        assert!(
+            code == Some(0) && said.contains("halley: warning: ") && said.contains(expected),
+            "{toml}\n{said}"
+        );
+    }
+}
+
+#[test]
+fn a_group_of_the_next_generation_is_in_order() {
+    let toml = "[kafka.properties]\n\"group.protocol\" = \"consumer\"";
+    assert_eq!(check(toml, &[], &[]).0, Some(0));
+}
+
+#[test]
+fn check_says_which_file_it_saw() {
+    let folder = folder("checks");
+    let said = |args: &[&str], environment: &[(&str, &str)]| {
+        let checked = halley(folder.path(), &[&["check"], args].concat(), environment);
+        text(&checked.stdout)
+    };
+    assert!(said(&[], &[]).starts_with("configuration (no file, only defaults and the environment)"));
+    std::fs::write(folder.path().join("halley.toml"), "").expect("written");
+    std::fs::write(folder.path().join("other.toml"), "").expect("written");
+    assert!(said(&[], &[]).starts_with("configuration (./halley.toml)"));
+    assert!(said(&[], &[("HALLEY_CONFIG", "other.toml")]).starts_with("configuration (other.toml)"));
+    let named = said(&["--config", "halley.toml"], &[("HALLEY_CONFIG", "other.toml")]);
+    assert!(named.starts_with("configuration (halley.toml)"), "{named}");
+}
+
+#[test]
+fn check_tells_machines_as_json() {
+    let (code, said) = check("[kafka]\ngroop = 1\nsession_timeout = \"1s\"", &["--json"], &[]);
+    assert_eq!(code, Some(2));
+    let report: Value = serde_json::from_str(&said).expect("JSON");
+    let mistake = &report["mistakes"][0];
+    assert_eq!((&report["file"], &mistake["place"]), (&"./halley.toml".into(), &"halley.toml:2".into()));
+    assert!(mistake["text"].as_str().is_some_and(|text| text.contains("groop")), "{report}");
+    assert_eq!(report["warnings"].as_array().map(Vec::len), Some(1), "{report}");
+}
+
+/// What `check --connect` says of this configuration.
+async fn connect(settings: Gateway) -> (Option<i32>, Vec<(String, bool, String)>) {
+    let toml = settings.toml();
+    let run = move || check(&toml, &["--connect", "--json"], &[]);
+    let (code, said) = tokio::task::spawn_blocking(run).await.expect("it does not panic");
+    let report: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
+    let connections = report["connections"].as_array().unwrap_or_else(|| panic!("{said}"));
+    let own = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let read = |it: &Value| (own(&it["subject"]), it["ok"] == true, own(&it["text"]));
+    (code, connections.iter().map(read).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connecting_finds_what_is_missing_around_the_gateway() {
+    if !kafka().can_prove("connecting_finds_what_is_missing_around_the_gateway") {
+        return;
+    }
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    let topic = kafka().topic("connect", 2).await;
+    let dead = format!("{topic}.dead-letter");
+    let settings = || gateway(&topic).redis(&redis).node(&comet);
+    let (code, found) = connect(settings()).await;
+    let about = |found: &[(String, bool, String)], subject: &str| {
+        let found = found.iter().find(|(about, ..)| about.starts_with(subject));
+        found.map(|(_, ok, text)| (*ok, text.clone())).unwrap_or_else(|| panic!("nothing about {subject}"))
+    };
+    // The stories' broker makes topics by itself.
+    assert_eq!(code, Some(0), "{found:#?}");
+    let made = (true, "not there yet; the brokers create topics when they are first used".to_owned());
+    assert_eq!(about(&found, &format!("dead-letter topic {dead}")), made);
+    assert_eq!(about(&found, &format!("notify topic {topic}.offline")), made);
+    assert_eq!(about(&found, &format!("topic {topic}")), (true, "2 partitions".to_owned()));
+    assert_eq!(about(&found, "group "), (true, "it has committed nothing yet".to_owned()));
+    assert!(about(&found, "directory").1.contains("SORT_RO"), "{found:#?}");
+    assert_eq!(about(&found, &format!("comet {}", comet.address())), (true, "connects".to_owned()));
+
+    kafka().create_topic_with(&dead, 1, &[("max.message.bytes", "1000")]).await;
+    let (code, found) = connect(settings()).await;
+    assert_eq!(code, Some(1));
+    assert!(about(&found, "dead-letter topic").1.contains("`max.message.bytes` is 1000"), "{found:#?}");
+
+    let compacted = unique("compacted");
+    kafka().create_topic_with(&compacted, 1, &[("cleanup.policy", "compact")]).await;
+    comet.stop().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("bound").to_string();
+    let wrong = settings()
+        .set("kafka", "dead_letter_topic", quoted(&compacted))
+        .set("kafka", "topics", format!("[{}]", quoted(&unique("missing"))))
+        .set("admin", "listen", quoted(&port));
+    let (code, found) = connect(wrong).await;
+    assert_eq!(code, Some(1));
+    for (subject, expected) in [
+        ("topic missing", "it does not exist"),
+        ("dead-letter topic compacted", "it is compacted"),
+        ("comet ", "cannot be connected to"),
+        ("admin listener", "cannot be bound"),
+    ] {
+        let (ok, text) = about(&found, subject);
+        assert!(!ok && text.contains(expected), "{subject}: {text}");
+    }
+
+    let nobody = format!("127.0.0.1:{}", free_port());
+    let (code, found) = connect(settings().set("kafka", "brokers", quoted(&nobody))).await;
+    assert_eq!(code, Some(1));
+    assert!(about(&found, "kafka at").1.contains("refused"), "{found:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_of_the_next_generation_delivers() {
+    if !kafka().can_prove("a_group_of_the_next_generation_delivers") {
+        return;
+    }
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("next", 2).await;
+    let properties = "{ \"group.protocol\" = \"consumer\" }";
+    let settings = gateway(&topic).node(&comet).set("kafka", "properties", properties);
+    let running = settings.start().await;
+    for body in ["a", "b", "c"] {
+        kafka().produce_everyone(&topic, 0, body).await;
+    }
+    running.wait_until_settled(&topic).await;
+    assert_eq!(comet.deliveries().len(), 3);
+    // A gateway that runs already holds the port, and is not in the way of its own check.
+    let listening = running.url().replace("http://", "");
+    let (_, found) = connect(gateway(&topic).set("admin", "listen", quoted(&listening))).await;
+    let admin = found.iter().find(|(subject, ..)| subject.starts_with("admin listener"));
+    assert!(admin.is_some_and(|(_, ok, text)| *ok && text.contains("a gateway listens there")), "{found:#?}");
+    assert!(running.sigterm().await.success());
+}
