@@ -134,7 +134,10 @@ impl Fleet {
             let mut left = Some(parcel);
             let attempt = || match left.take().map(|parcel| self.try_send(parcel)) {
                 Some(Ok(receipt)) => Ok(receipt),
-                Some(Err(parcel)) => Err(left = Some(parcel)),
+                Some(Err(parcel)) => {
+                    left = Some(parcel);
+                    Err(())
+                }
                 None => Err(()),
             };
             if let Ok(receipt) = once_more(&comet.standing.freed, attempt).await {
