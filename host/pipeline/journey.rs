@@ -10,7 +10,7 @@ use std::time::Instant;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use crate::comets::Delivered;
+use crate::comets::{Delivered, Partly};
 use crate::dead_letter::{Kept, Reason, Stage};
 use crate::decision::{Absent, Cause, Identity, PluginVersion};
 use crate::message::{Audience, CometAddr};
@@ -112,19 +112,7 @@ impl Journey {
                     call.took = Took::All;
                     self.story.tally.sent += call.recipients.len();
                 }
-                Delivered::Partly(partly) => {
-                    let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
-                    let apart = Apart::of(&recipients, &partly);
-                    call.took = Took::AllBut(partly.unreachable.into_iter().chain(partly.refused).collect());
-                    self.story.tally.sent += recipients.len() - apart.unreachable.len() - apart.refused;
-                    unreachable.extend(apart.unreachable.iter().map(|recipient| self.unreachable(recipient)));
-                    if apart.is_failed {
-                        self.story.tally.failed += apart.refused.max(1);
-                        failed.push((comet, partly.why));
-                    } else {
-                        self.story.unreachable.push(format!("{comet}: {}", partly.why));
-                    }
-                }
+                Delivered::Partly(partly) => failed.extend(self.partly(at, *partly, &mut unreachable)),
                 Delivered::Unreachable(why) if !call.recipients.is_empty() => {
                     let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
                     self.story.unreachable.push(format!("{comet}: {why}"));
@@ -158,18 +146,45 @@ impl Journey {
             (true, None) => Ok((self.outcome(), String::new())),
             (true, Some(reason)) => self.dead_letter(reason).await,
             (false, _) => {
-                let why: Vec<_> = failed.iter().map(|(comet, why)| format!("{comet}: {why}")).collect();
-                let mut reason = Reason::new(Stage::Deliver, self.with_decisions(why.join("; ")));
-                reason.comets = failed.into_iter().map(|(comet, _)| comet).collect();
+                let reason = self.not_taken(failed);
                 self.dead_letter(reason).await
             }
         }
     }
 
+    /// Takes in a call that reached some of its recipients; gives the comet and why when the record
+    /// itself has to be kept.
+    fn partly(
+        &mut self,
+        at: usize,
+        partly: Partly,
+        unreachable: &mut Vec<Absent>,
+    ) -> Option<(CometAddr, String)> {
+        let call = &mut self.story.calls[at];
+        let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
+        let apart = Apart::of(&recipients, &partly);
+        call.took = Took::AllBut(partly.unreachable.into_iter().chain(partly.refused).collect());
+        self.story.tally.sent += recipients.len() - apart.unreachable.len() - apart.refused;
+        unreachable.extend(apart.unreachable.iter().map(|recipient| self.unreachable(recipient)));
+        if apart.is_failed {
+            self.story.tally.failed += apart.refused.max(1);
+            return Some((comet, partly.why));
+        }
+        self.story.unreachable.push(format!("{comet}: {}", partly.why));
+        None
+    }
+
     /// Why comets did not take the message, with what policies did to it: perhaps that is why.
-    fn with_decisions(&self, why: String) -> String {
+    fn not_taken(&self, failed: Vec<(CometAddr, String)>) -> Reason {
+        let why: Vec<_> = failed.iter().map(|(comet, why)| format!("{comet}: {why}")).collect();
         let decisions: Vec<_> = self.story.trail.iter().map(|d| format!("{}: {}", d.by, d.what)).collect();
-        if decisions.is_empty() { why } else { format!("{why} (policies: {})", decisions.join("; ")) }
+        let mut text = why.join("; ");
+        if !decisions.is_empty() {
+            text = format!("{text} (policies: {})", decisions.join("; "));
+        }
+        let mut reason = Reason::new(Stage::Deliver, text);
+        reason.comets = failed.into_iter().map(|(comet, _)| comet).collect();
+        reason
     }
 
     /// A recipient whose comet was not reached. Keys that the producer sent to a comet are not
