@@ -6,6 +6,7 @@ mod absent;
 mod authors;
 mod checks;
 mod commands;
+mod consuming;
 mod cookbook;
 mod directory;
 mod examples_work;

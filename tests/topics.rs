@@ -13,16 +13,16 @@ use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, eventually_eq};
 
 /// A room on one comet, and a gateway that commits at once and is soon back after a crash.
-struct Lobby {
-    comet: FakeComet,
-    topic: String,
-    settings: Gateway,
+pub struct Lobby {
+    pub comet: FakeComet,
+    pub topic: String,
+    pub settings: Gateway,
     _redis: Redis,
 }
 
 impl Lobby {
     /// `None` when there is no Kafka that can prove this story.
-    async fn new(story: &'static str, partitions: i32) -> Option<Self> {
+    pub async fn new(story: &'static str, partitions: i32) -> Option<Self> {
         if !kafka().can_prove(story) {
             return None;
         }
@@ -38,14 +38,14 @@ impl Lobby {
     }
 
     /// Produces messages without a key, so that all partitions get some.
-    async fn say(&self, words: impl IntoIterator<Item = String>) {
+    pub async fn say(&self, words: impl IntoIterator<Item = String>) {
         for word in words {
             kafka().produce_room_anywhere(&self.topic, "lobby", word).await;
         }
     }
 
     /// What was delivered, sorted, with how often.
-    fn heard(&self) -> BTreeMap<String, usize> {
+    pub fn heard(&self) -> BTreeMap<String, usize> {
         let mut heard = BTreeMap::new();
         for (_, _, body) in self.comet.deliveries() {
             *heard.entry(body).or_default() += 1;
@@ -54,7 +54,7 @@ impl Lobby {
     }
 
     /// Waits until each of these was delivered.
-    async fn wait_for(&self, words: &[String]) {
+    pub async fn wait_for(&self, words: &[String]) {
         eventually("all messages to be delivered", PATIENCE, async || {
             let heard = self.heard();
             words.iter().all(|word| heard.contains_key(word)).then_some(())
@@ -63,7 +63,7 @@ impl Lobby {
     }
 }
 
-fn words(name: &str, count: usize) -> Vec<String> {
+pub fn words(name: &str, count: usize) -> Vec<String> {
     (0..count).map(|number| format!("{name}-{number}")).collect()
 }
 

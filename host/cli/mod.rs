@@ -6,6 +6,7 @@ mod demo;
 mod draft;
 mod explain;
 mod fleet;
+mod offsets;
 mod open_files;
 mod plugin;
 mod replay;
@@ -58,6 +59,8 @@ enum Command {
     Replay(replay::Args),
     /// Lists what could not be delivered, and brings it back once what was wrong is mended.
     DeadLetter(dead_letter::Args),
+    /// Takes the consumer group past what cannot be read.
+    Offsets(offsets::Args),
 }
 
 /// Where the configuration is.
@@ -105,6 +108,7 @@ impl Cli {
             Command::Plugin(args) => plugin::run(args),
             Command::Replay(args) => replay::run(args),
             Command::DeadLetter(args) => dead_letter::run(args),
+            Command::Offsets(args) => offsets::run(args),
         };
         let mut code = done.unwrap_or_else(|error| {
             fail(&format!("{error:#}"));

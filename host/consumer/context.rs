@@ -19,13 +19,15 @@ use crate::consumer::metrics::Metrics;
 use crate::consumer::partition::{Flow, Limit, Partition};
 use crate::consumer::partitions::{Key, Partitions};
 use crate::consumer::patience::Patience;
+use crate::consumer::refusal;
+use crate::consumer::unreadable::{Fetched, Stuck, Unreadable};
 use crate::consumer::{OnAssigned, add_offset, drain_deadline};
 use crate::kafka::{self, Start, Voice};
 use crate::memory_guard::MemoryGuard;
 use crate::stalls::Stalls;
 use crate::telemetry::Seldom;
 
-/// How often is told of a topic that is missing, and of commits that are refused.
+/// How often is told of what Kafka refuses.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
 
 /// How often a drain looks after the partitions that stay.
@@ -43,11 +45,13 @@ pub(super) struct Context {
     pub(super) unplaced: AtomicBool,
     /// How often that could not be found out, in a row.
     pub(super) attempts: AtomicUsize,
+    config: kafka::Config,
+    unreadable: Mutex<Unreadable>,
     /// librdkafka has gone to another offset by itself.
     offset_reset: AtomicBool,
     on_assigned: OnAssigned,
     voice: Voice,
-    no_topic_warning: Seldom,
+    refusal_warning: Seldom,
     commit_warning: Seldom,
 }
 
@@ -72,10 +76,12 @@ impl Context {
             health,
             unplaced: AtomicBool::default(),
             attempts: AtomicUsize::default(),
+            config: config.clone(),
+            unreadable: Mutex::default(),
             offset_reset: AtomicBool::default(),
             on_assigned,
             voice: Voice::new("consumer"),
-            no_topic_warning: Seldom::every(REPEAT_AFTER),
+            refusal_warning: Seldom::every(REPEAT_AFTER),
             commit_warning: Seldom::every(REPEAT_AFTER),
         }
     }
@@ -97,22 +103,20 @@ impl Context {
         }
     }
 
-    /// An error that came in a record's place. librdkafka goes on by itself.
-    pub(super) fn kafka_error(&self, error: &KafkaError) {
-        use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Resolve, UnknownTopicOrPartition};
-        match error.rdkafka_error_code() {
-            // These come as events too, with a better reason.
-            Some(AllBrokersDown | BrokerTransportFailure | Resolve) => {}
-            Some(UnknownTopicOrPartition) => {
-                self.health.failed(error.to_string());
-                if self.no_topic_warning.now() {
-                    warn!(%error, "a topic of `[kafka] topics` does not exist yet; create it, it is looked for again every few seconds");
-                }
-            }
-            _ => {
-                self.voice.event(error, "while polling");
-            }
+    /// What keeps partitions from being read, as far as librdkafka says.
+    fn look_for_stalls(&self, fetched: &[Fetched]) {
+        let stuck = self.unreadable().stuck(Instant::now(), fetched);
+        for Stuck { key, offset, reason } in stuck {
+            let (topic, partition) = &key;
+            let cause = format!(
+                "cannot be read: {reason}; raise `receive.message.max.bytes` of [kafka.properties], or pass over it: stop the gateways of the group, then `halley offsets skip --topic {topic} --partition {partition}`"
+            );
+            self.partitions().hold(&self.stalls, &key, Some(offset), &cause);
         }
+    }
+
+    fn unreadable(&self) -> MutexGuard<'_, Unreadable> {
+        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it is not known of every partition where it is.
@@ -235,9 +239,17 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        if self.voice.event(&error, reason) {
-            self.health.all_brokers_are_down(self.voice.last_failure());
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+        if let Some(why) = refusal::of_group(code, &self.config) {
+            debug!(%error, reason, "kafka client event");
+            if self.refusal_warning.now() {
+                warn!(reason, "kafka: {why}");
+            }
+            return self.health.refused(why);
         }
+        self.unreadable().note(Instant::now(), code, reason);
+        let all_down = self.voice.event(&error, reason);
+        self.health.connection_failed(all_down, self.voice.last_failure());
     }
 
     fn stats(&self, statistics: Statistics) {
@@ -246,7 +258,8 @@ impl ClientContext for Context {
         if up && self.health.a_broker_is_up() {
             info!("kafka is there");
         }
-        self.partitions().observe(&statistics);
+        let fetched = self.partitions().observe(&statistics);
+        self.look_for_stalls(&fetched);
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Health {
 struct State {
     brokers_up: bool,
     in_group: bool,
+    /// Why the group does not take this member, or has no partitions for it.
+    refusal: Option<String>,
     last_error: Option<String>,
 }
 
@@ -28,10 +30,14 @@ impl Health {
         }
         if !state.brokers_up {
             let last = state.last_error.as_deref().unwrap_or("no connection yet");
-            return Some(format!("kafka: no broker answers ({last}); check `[kafka] brokers`"));
+            return Some(format!(
+                "kafka: no broker answers ({last}); check `[kafka] brokers`, and `security.protocol` and `sasl.*` of [kafka.properties]"
+            ));
         }
         if !state.in_group {
-            return Some("kafka: waiting for the consumer group to assign partitions".into());
+            let why =
+                state.refusal.as_deref().unwrap_or("waiting for the consumer group to assign partitions");
+            return Some(format!("kafka: {why}"));
         }
         None
     }
@@ -61,16 +67,23 @@ impl Health {
         !std::mem::replace(&mut self.lock().brokers_up, true)
     }
 
-    /// No broker answers any more, for this reason.
-    pub(super) fn all_brokers_are_down(&self, reason: Option<String>) {
+    /// A connection has failed for this reason; perhaps no broker answers any more.
+    pub(super) fn connection_failed(&self, all_down: bool, reason: Option<String>) {
         let mut state = self.lock();
-        state.brokers_up = false;
+        state.brokers_up &= !all_down;
         state.last_error = reason.or(state.last_error.take());
     }
 
     /// The group has taken this member.
     pub(super) fn joined(&self) {
-        self.lock().in_group = true;
+        let mut state = self.lock();
+        state.in_group = true;
+        state.refusal = None;
+    }
+
+    /// The group does not take this member, or has no partitions for it, for this reason.
+    pub(super) fn refused(&self, why: String) {
+        self.lock().refusal = Some(why);
     }
 
     /// The group has not taken this member any more, or not yet again.
@@ -78,12 +91,31 @@ impl Health {
         self.lock().in_group = false;
     }
 
-    /// What Kafka complained of last.
-    pub(super) fn failed(&self, error: String) {
-        self.lock().last_error = Some(error);
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_that_is_known_is_the_reason_that_is_told() {
+        let health = Health::default();
+        let told = |text: &str| health.problem().is_some_and(|problem| problem.contains(text));
+        assert!(told("no connection yet"));
+        health.connection_failed(false, Some("SASL authentication error".into()));
+        assert!(told("SASL authentication error") && told("sasl.*"));
+        health.a_broker_is_up();
+        assert!(told("waiting for the consumer group"));
+        health.refused("no right on the consumer group `halley`".into());
+        assert!(told("no right on the consumer group"));
+        health.joined();
+        assert_eq!(health.problem(), None);
+        health.left();
+        assert!(told("waiting for the consumer group"), "the refusal is over");
+        health.connection_failed(true, None);
+        assert!(told("SASL authentication error"));
     }
 }

@@ -187,7 +187,7 @@ mod tests {
                     Record { origin, timestamp_ms: None, key: None, value: None, headers: Vec::new() };
                 partitions.accept(nothing);
             }
-            partitions.note_end(&key, 0, 9);
+            partitions.get_mut(&key).expect("is assigned").note_end(0, 9);
             feed
         };
         let text = scrape();

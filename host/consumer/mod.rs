@@ -22,6 +22,7 @@
 //! It does not know what becomes of a record: that is the worker's, behind [`Feed`].
 
 mod begin;
+mod client;
 mod context;
 mod health;
 mod locate;
@@ -31,6 +32,8 @@ mod partition;
 mod partitions;
 mod patience;
 mod placing;
+mod refusal;
+mod unreadable;
 mod watch;
 
 use std::sync::Arc;
@@ -54,6 +57,7 @@ pub use health::Health;
 pub use metrics::Metrics;
 pub use partition::{Admitted, Feed};
 
+use client::client_config;
 use context::{Context, apply, commit_now};
 use mark::Mark;
 use partition::{Arrival, Flow, Limit};
@@ -108,13 +112,15 @@ pub enum Stopped {
 }
 
 impl Consumer {
-    /// Joins the group and starts to poll on a thread of its own.
+    /// Joins the group and starts to poll on a thread of its own. Topics of the names `not_these`
+    /// are never read, whatever pattern they match.
     ///
     /// # Errors
     /// When librdkafka refuses a property. A cluster that is away is no error: the consumer
     /// waits for it, and [`Health`] says so.
     pub fn start(
         config: &kafka::Config,
+        not_these: &[&str],
         limits: Limits,
         metrics: Metrics,
         stalls: Stalls,
@@ -126,8 +132,9 @@ impl Consumer {
         let limit = Limit { records: limits.records, bytes: in_flight_bytes(&limits) };
         info!(max_in_flight_bytes = limit.bytes, memory_limit = limits.memory, "limits of what is in flight");
         let context = Context::new(config, limit, guard, metrics, stalls, health.clone(), on_assigned);
-        let consumer: BaseConsumer<Context> =
-            client_config(config).create_with_context(context).map_err(kafka::refused)?;
+        let consumer: BaseConsumer<Context> = client_config(config, limits.memory, not_these)
+            .create_with_context(context)
+            .map_err(kafka::refused)?;
         let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
         info!(brokers = config.brokers, topics = ?topics, group = config.group, "joining the consumer group");
@@ -199,48 +206,13 @@ fn drain_deadline(config: &kafka::Config) -> Duration {
 /// # Errors
 /// What librdkafka refuses.
 pub fn verify(config: &kafka::Config) -> anyhow::Result<()> {
-    let mut client = client_config(config);
+    let mut client = client_config(config, None, &[]);
     // It would begin to join the group: without a broker it only reads the names and patterns.
     client.remove("bootstrap.servers");
     client.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
     let consumer = client.create::<BaseConsumer>().map_err(kafka::refused)?;
     let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
     consumer.subscribe(&topics).with_context(|| format!("`kafka.topics` {topics:?}"))
-}
-
-fn client_config(config: &kafka::Config) -> rdkafka::ClientConfig {
-    let mut client = config.client();
-    let mut default = |key: &str, value: &str| {
-        if !config.properties.contains_key(key) {
-            client.set(key, value);
-        }
-    };
-    if !config.is_next_generation() {
-        // The brokers assign and say how long a session lasts where the group speaks KIP-848.
-        default("partition.assignment.strategy", "cooperative-sticky");
-        default("session.timeout.ms", &config.session_timeout.as_millis().to_string());
-    }
-    // The default of a second makes gaps of a second each time the fetch queue fills.
-    default("fetch.queue.backoff.ms", "20");
-    default("queued.max.messages.kbytes", "16384");
-    // A topic that is created after the gateway started is found within this time.
-    default("topic.metadata.refresh.interval.ms", "10000");
-    default("statistics.interval.ms", "1000");
-    client
-        .set("group.id", &config.group)
-        // Where a group begins is decided and committed by `placing`. What is left for this are
-        // offsets that the log does not hold any more, or does not hold yet.
-        .set("auto.offset.reset", "earliest")
-        // librdkafka commits what the watermark stores, and again when Kafka refuses: of a commit
-        // made by hand and not waited for, nobody hears how it ended (rdkafka_cgrp.c,
-        // propagate_commit_result), and one refused in a rebalance would never be repeated.
-        .set("enable.auto.commit", "true")
-        .set("auto.commit.interval.ms", config.commit_every.as_millis().max(1).to_string())
-        .set("enable.auto.offset.store", "false");
-    if !config.instance.is_empty() {
-        client.set("group.instance.id", &config.instance);
-    }
-    client
 }
 
 /// The polling thread.
@@ -274,8 +246,8 @@ impl Poller {
             let paused = self.partitions().any_paused();
             match self.consumer.poll(if paused { PAUSED_POLL } else { IDLE_POLL }) {
                 Some(Ok(message)) => self.accept(kafka::copy_record(&message, &self.limits)),
-                Some(Err(error)) => context.kafka_error(&error),
-                None => {}
+                // The context has had the error as an event, with its reason.
+                Some(Err(_)) | None => {}
             }
             let now = Instant::now();
             if now >= next_refill {

@@ -14,6 +14,7 @@ use crate::consumer::add_offset;
 use crate::consumer::mark::Mark;
 use crate::consumer::metrics::{Metrics, Seen};
 use crate::consumer::partition::{Arrival, Feed, Flow, Limit, Partition, Place};
+use crate::consumer::unreadable::Fetched;
 use crate::kafka::TopicId;
 use crate::memory_guard::MemoryGuard;
 use crate::message::Record;
@@ -264,24 +265,24 @@ impl Partitions {
         self.assigned.clear();
     }
 
-    /// What librdkafka says of the partitions, once a second.
-    pub(super) fn observe(&mut self, statistics: &Statistics) {
-        let ends = self.assigned.keys().filter_map(|key| {
-            let found = statistics.topics.get(&*key.0)?.partitions.get(&key.1)?;
+    /// What librdkafka says of the partitions, once a second. Returns how far it has read those
+    /// that are not paused.
+    pub(super) fn observe(&mut self, statistics: &Statistics) -> Vec<Fetched> {
+        let mut fetched = Vec::new();
+        for (key, partition) in &mut self.assigned {
+            let topic = statistics.topics.get(&*key.0);
+            let Some(found) = topic.and_then(|topic| topic.partitions.get(&key.1)) else { continue };
             // What is not committed of transactions is no lag yet.
             let end = if found.ls_offset >= 0 { found.ls_offset } else { found.hi_offset };
-            (end >= 0).then(|| (key.clone(), found.lo_offset, end))
-        });
-        for (key, low, end) in ends.collect::<Vec<_>>() {
-            self.note_end(&key, low, end);
+            if end < 0 {
+                continue;
+            }
+            partition.note_end(found.lo_offset, end);
+            if partition.place() == Place::Known && !partition.is_paused() {
+                fetched.push(Fetched { key: key.clone(), next: found.next_offset, end });
+            }
         }
-    }
-
-    /// A partition holds offsets from `low` to before `end`.
-    pub(super) fn note_end(&mut self, key: &Key, low: i64, end: i64) {
-        if let Some(partition) = self.assigned.get_mut(key) {
-            partition.note_end(low, end);
-        }
+        fetched
     }
 
     /// The partitions as they are now.

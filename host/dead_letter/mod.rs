@@ -113,6 +113,12 @@ impl Stage {
     }
 }
 
+/// Whether a record is a dead letter as it stands in its topic: it was not redriven, which takes
+/// these headers off, but read where dead letters are. Written again, it would come again.
+pub fn is_letter(record: &Record) -> bool {
+    record.header(ORIGIN_TOPIC).is_some() && record.header(STAGE).is_some()
+}
+
 /// The most comets that the header names: a record has to stay writable.
 const MOST_COMETS: usize = 1_000;
 /// Stands at the end of the list when there are more.

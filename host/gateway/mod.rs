@@ -211,9 +211,10 @@ impl Gateway {
                 ))
             }
         };
-        let consumer =
-            Consumer::start(&config.kafka, limits, consumer_metrics, stalls, Box::new(spawn_worker))
-                .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
+        let ours = [config.kafka.dead_letter_topic.as_str(), config.offline.notify_topic.as_str()];
+        let spawn_worker = Box::new(spawn_worker);
+        let consumer = Consumer::start(&config.kafka, &ours, limits, consumer_metrics, stalls, spawn_worker)
+            .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
 
         let directory = watch_directory(&storage, config.writes_to_redis(), &tasks, &shutdown);
         tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));

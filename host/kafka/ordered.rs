@@ -14,8 +14,8 @@ use std::collections::VecDeque;
 
 use tokio::sync::OnceCell;
 
-use crate::kafka::{Config, refused};
 use crate::kafka::sender::{NotWritten, Outgoing, Refusal, Sender};
+use crate::kafka::{Config, refused};
 
 /// The most records of one batch.
 const MOST_RECORDS: usize = 500;

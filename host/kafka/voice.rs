@@ -35,7 +35,10 @@ impl Voice {
     /// An event of the client. Returns whether it means that no broker answers.
     pub(crate) fn event(&self, error: &KafkaError, reason: &str) -> bool {
         debug!(client = self.client, %error, reason, "kafka client event");
-        use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, Fatal, FencedInstanceId, Resolve};
+        use RDKafkaErrorCode::{
+            AllBrokersDown, Authentication, BrokerTransportFailure, Fatal, FencedInstanceId, Resolve, SSL,
+            SaslAuthenticationFailed, UnsupportedSASLMechanism,
+        };
         match error.rdkafka_error_code() {
             Some(AllBrokersDown) => {
                 if self.away.now() {
@@ -52,9 +55,16 @@ impl Voice {
             Some(Fatal | FencedInstanceId) => {
                 error!(client = self.client, reason, "kafka has shut this client out for good");
             }
-            Some(BrokerTransportFailure | Resolve) => {
-                let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
-                *last = Some(reason.to_owned());
+            Some(BrokerTransportFailure | Resolve) => self.failed(reason),
+            Some(Authentication | SSL | SaslAuthenticationFailed | UnsupportedSASLMechanism) => {
+                self.failed(reason);
+                if self.other.now() {
+                    error!(
+                        client = self.client,
+                        reason,
+                        "kafka refuses the login or the connection; check `security.protocol`, `sasl.*` and `ssl.*` of [kafka.properties]"
+                    );
+                }
             }
             _ if self.other.now() => {
                 warn!(client = self.client, %error, reason, "kafka reports an error; going on");
@@ -62,6 +72,11 @@ impl Voice {
             _ => {}
         }
         false
+    }
+
+    fn failed(&self, reason: &str) {
+        let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        *last = Some(reason.to_owned());
     }
 
     /// Why the last connection failed.

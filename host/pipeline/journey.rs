@@ -11,7 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::comets::{Delivered, Partly};
-use crate::dead_letter::{Kept, Reason, Stage};
+use crate::dead_letter::{self, Kept, Reason, Stage};
 use crate::decision::{Absent, Cause, Identity, PluginVersion};
 use crate::message::{Audience, CometAddr};
 use crate::pipeline::Pipeline;
@@ -242,6 +242,11 @@ impl Journey {
     /// Keeps the record with the reason, behind earlier dead letters of its key.
     async fn dead_letter(&self, reason: Reason) -> Result<Ended, Abandoned> {
         let (record, place) = (&self.story.record, &self.story.pending.place);
+        if dead_letter::is_letter(record) {
+            place.end();
+            self.pipeline.metrics.dead_letter_again(record, &reason);
+            return Ok((Outcome::DeadLetterAgain, reason.text));
+        }
         let put = async {
             place.turn().await;
             self.pipeline.dead_letters.put(Arc::clone(record), reason.clone()).await

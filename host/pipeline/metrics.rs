@@ -81,6 +81,8 @@ pub(super) enum Outcome {
     DeadLettered,
     /// The dead-letter topic refuses it for good: it is nowhere.
     Lost,
+    /// It was read from a dead-letter topic and failed again: it is not written once more.
+    DeadLetterAgain,
 }
 
 label!(Outcome {
@@ -92,6 +94,7 @@ label!(Outcome {
     Expired => "expired",
     DeadLettered => "dead-lettered",
     Lost => "lost",
+    DeadLetterAgain => "dead-letter-again",
 });
 
 /// What became of one recipient.
@@ -143,6 +146,7 @@ pub struct Metrics {
     dead_letters: Family<LetterLabel, Counter>,
     /// One for each of [`Stage::ALL`].
     letter_lines: Arc<[LetterLine; Stage::ALL.len()]>,
+    again_line: Arc<Seldom>,
     batch: Histogram,
     message: Histogram,
     pub(super) in_flight: Gauge,
@@ -166,6 +170,7 @@ impl Metrics {
             recipients: Family::default(),
             dead_letters: Family::default(),
             letter_lines: Arc::new(Stage::ALL.map(line)),
+            again_line: Arc::new(Seldom::every(LETTERS_LOGGED_EVERY)),
             batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             message: latency_histogram(),
             in_flight: Gauge::default(),
@@ -214,6 +219,13 @@ impl Metrics {
     pub(super) fn recipients(&self, outcome: Reached, count: usize) {
         if count > 0 {
             self.recipients.get_or_create(&ReachedLabel { outcome }).inc_by(count as u64);
+        }
+    }
+
+    /// A dead letter was consumed and failed again: logs some.
+    pub(super) fn dead_letter_again(&self, record: &Record, reason: &Reason) {
+        if self.again_line.now() {
+            error!(id = %record.message_id(), stage = reason.stage.as_str(), reason = reason.text, "a dead letter was consumed and cannot be delivered: it is not written again; does `[kafka] topics` name a dead-letter topic?");
         }
     }
 

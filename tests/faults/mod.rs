@@ -12,6 +12,7 @@ pub mod gateways;
 pub mod network;
 pub mod policies;
 pub mod servers;
+pub mod topics;
 pub mod world;
 
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! Rooms on several comets, a load that numbers its messages, and the history of what became
 //! of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use halley::message::MESSAGE_ID;
@@ -76,6 +77,8 @@ impl Plan {
             next: Mutex::default(),
             sent: Mutex::default(),
             interruptions: Mutex::default(),
+            incarnation: AtomicU32::default(),
+            old_marks: Mutex::default(),
         };
         world.join_all().await;
         world
@@ -130,6 +133,9 @@ pub struct World {
     next: Mutex<BTreeMap<String, u64>>,
     sent: Mutex<Vec<Sent>>,
     interruptions: Mutex<Vec<Interruption>>,
+    incarnation: AtomicU32,
+    /// What is committed with the offsets of incarnations that are deleted.
+    old_marks: Mutex<BTreeSet<String>>,
 }
 
 /// An interruption in the history.
@@ -213,7 +219,8 @@ impl World {
             *number
         };
         let id = self.broker().produce_room(&self.topic, room, (self.body)(room, number)).await;
-        self.sent.lock().expect("no panic holds it").push(Sent::new(room, number, id));
+        let sent = Sent { incarnation: self.incarnation(), ..Sent::new(room, number, id) };
+        self.sent.lock().expect("no panic holds it").push(sent);
     }
 
     /// How often comets were called so far.
@@ -234,12 +241,35 @@ impl World {
         }
     }
 
+    fn incarnation(&self) -> u32 {
+        self.incarnation.load(Ordering::Relaxed)
+    }
+
+    /// Deletes the topic and creates it again, while nobody sends. What is read of the new one
+    /// before the gateway has seen that it is another one may come twice.
+    pub async fn recreate_topic(&self, group: &str) -> Noted {
+        let marks = self.broker().view().committed_marks(group, &self.topic).await;
+        let ids = marks.values().map(|(_, mark)| topic_id(mark).to_owned());
+        self.old_marks.lock().expect("no panic holds it").extend(ids);
+        self.broker().recreate_topic(&self.topic, PARTITIONS).await;
+        let incarnation = 1 + self.incarnation.fetch_add(1, Ordering::Relaxed);
+        let from = Instant::now();
+        let mut interruptions = self.interruptions.lock().expect("no panic holds it");
+        let committed = BTreeMap::new();
+        interruptions.push(Interruption { from, until: from, incarnation, committed, read: from });
+        Noted(interruptions.len() - 1)
+    }
+
     /// Notes that a gateway of this group has just died, and what the group had committed.
     pub async fn note_interruption(&self, group: &str) -> Noted {
         let from = Instant::now();
-        let committed = self.broker().committed(group, &self.topic).await;
+        let committed = self.broker().view().committed_marks(group, &self.topic).await;
+        let old = self.old_marks.lock().expect("no panic holds it").clone();
+        let present = committed.into_iter().filter(|(_, (_, mark))| !old.contains(topic_id(mark)));
+        let committed = present.map(|(partition, (offset, _))| (partition, offset)).collect();
         let mut interruptions = self.interruptions.lock().expect("no panic holds it");
-        interruptions.push(Interruption { from, until: from, committed, read: Instant::now() });
+        let (incarnation, read) = (self.incarnation(), Instant::now());
+        interruptions.push(Interruption { from, until: from, incarnation, committed, read });
         Noted(interruptions.len() - 1)
     }
 
@@ -268,6 +298,7 @@ impl World {
         let mut history = History {
             began: Some(self.began),
             rooms: self.rooms.clone(),
+            incarnation: self.incarnation(),
             sent: self.sent.lock().expect("no panic holds it").clone(),
             interruptions: self.interruptions.lock().expect("no panic holds it").clone(),
             ..History::default()
@@ -298,6 +329,11 @@ impl World {
         loudly(format_args!("{}: {report}", self.topic));
         report
     }
+}
+
+/// The topic's id in what a gateway commits with an offset: `halley/1 <topic id> <partitions>`.
+fn topic_id(mark: &str) -> &str {
+    mark.split(' ').nth(1).unwrap_or_default()
 }
 
 async fn inbox(redis: &Redis, user: &str) -> Vec<String> {

@@ -68,12 +68,16 @@ impl History {
         if self.paid_elsewhere(sent, comet) {
             return;
         }
+        let is_deleted = sent.incarnation < self.incarnation;
         let at = At { comet: comet.to_owned(), room: sent.room.clone(), number: sent.number };
         let Some(first) = seen.first.get(&((comet, sent.room.as_str()), sent.number)) else {
-            return report.lost.push(at);
+            return if !is_deleted {
+                report.lost.push(at)
+            };
         };
         let committed_before = self.interruptions.iter().any(|interruption| {
-            let committed = interruption.committed.get(&sent.partition);
+            let same_log = interruption.incarnation == sent.incarnation;
+            let committed = interruption.committed.get(&sent.partition).filter(|_| same_log);
             interruption.read < *first && committed.is_some_and(|committed| sent.offset < *committed)
         });
         if committed_before {
@@ -101,7 +105,13 @@ impl History {
     /// Whether an interruption can be the cause of a message's coming twice, at these times.
     fn explained(&self, sent: &Sent, first: Instant, again: Instant) -> bool {
         self.interruptions.iter().any(|interruption| {
-            let committed = interruption.committed.get(&sent.partition).copied().unwrap_or(0);
+            if interruption.incarnation > sent.incarnation {
+                return false;
+            }
+            // Of a log that came later, nothing was committed then.
+            let same_log = interruption.incarnation == sent.incarnation;
+            let committed = interruption.committed.get(&sent.partition).filter(|_| same_log);
+            let committed = committed.copied().unwrap_or(0);
             first <= interruption.until && interruption.from <= again && committed <= sent.offset
         })
     }

@@ -10,7 +10,8 @@
 //!
 //! What counts: a message of a room is owed to every comet that has connections of it. The debt
 //! is paid when the comet got it, when every one of its users there has it in the inbox or was
-//! notified, when the whole record is a dead letter, or when a policy was to drop it.
+//! notified, when the whole record is a dead letter, or when a policy was to drop it. What a topic
+//! held when it was deleted is not owed any more; it may still arrive.
 
 mod check;
 mod report;
@@ -31,6 +32,8 @@ pub struct History {
     pub began: Option<Instant>,
     /// Who is owed a room's messages: the users by comet, by room.
     pub rooms: BTreeMap<String, BTreeMap<String, Vec<String>>>,
+    /// How often the topic was deleted and created again.
+    pub incarnation: u32,
     /// What Kafka has acknowledged.
     pub sent: Vec<Sent>,
     /// What comets got; each comet's receipts in the order of their arrival.
@@ -53,6 +56,8 @@ pub struct Sent {
     pub room: String,
     /// Counts the room's messages.
     pub number: u64,
+    /// How often the topic had been deleted and created again; offsets count in one incarnation.
+    pub incarnation: u32,
     pub partition: i32,
     pub offset: i64,
     /// `<topic>/<partition>/<offset>/<fingerprint>`
@@ -81,6 +86,8 @@ pub struct Receipt {
 pub struct Interruption {
     pub from: Instant,
     pub until: Instant,
+    /// The incarnation of the topic that there was then.
+    pub incarnation: u32,
     /// The group's offsets at some time between `from` and `read`, by partition.
     pub committed: BTreeMap<i32, i64>,
     pub read: Instant,
@@ -136,7 +143,7 @@ impl Sent {
     pub fn new(room: &str, number: u64, id: String) -> Self {
         let mut parts = id.rsplit('/').skip(1).map(|part| part.parse::<i64>().expect("numbers in an id"));
         let (offset, partition) = (parts.next().expect("an offset"), parts.next().expect("a partition"));
-        Self { room: room.to_owned(), number, partition: partition as i32, offset, id }
+        Self { room: room.to_owned(), number, incarnation: 0, partition: partition as i32, offset, id }
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::producer::FutureProducer;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::{ANSWER, Kafka, client};
@@ -50,6 +51,11 @@ impl Kafka {
         for element in deleted.elements() {
             element.error().expect("records can be removed");
         }
+    }
+
+    /// A producer with settings of its own, such as `compression.codec`.
+    pub fn producer_with(&self, settings: &[(&str, &str)]) -> FutureProducer {
+        super::producer(self.brokers(), settings)
     }
 
     pub(super) fn admin(&self) -> AdminClient<DefaultClientContext> {

@@ -65,6 +65,12 @@ impl View {
     /// The offsets that a group has committed, by partition; a partition without one, or that it
     /// has only begun, is left out.
     pub async fn committed(&self, group: &str, topic: &str) -> BTreeMap<i32, i64> {
+        let all = self.committed_marks(group, topic).await;
+        all.into_iter().map(|(partition, (offset, _))| (partition, offset)).collect()
+    }
+
+    /// The same with the metadata: the gateway's say of which incarnation of the topic an offset is.
+    pub async fn committed_marks(&self, group: &str, topic: &str) -> BTreeMap<i32, (i64, String)> {
         let consumer: BaseConsumer =
             client(&self.brokers).set("group.id", group).create().expect("a consumer");
         let list = self.partitions(&consumer, topic, Offset::Invalid);
@@ -77,7 +83,9 @@ impl View {
         offsets
             .iter()
             .filter_map(|partition| match partition.offset() {
-                Offset::Offset(offset) if offset > 0 => Some((partition.partition(), offset)),
+                Offset::Offset(offset) if offset > 0 => {
+                    Some((partition.partition(), (offset, partition.metadata().to_owned())))
+                }
                 _ => None,
             })
             .collect()

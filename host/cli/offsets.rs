@@ -1,0 +1,66 @@
+//! `halley offsets`: where the consumer group stands in its topics.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+
+use crate::cli::{ConfigArgs, MISTAKE, SUCCESS, fail, print, runtime};
+use crate::config::Config;
+use crate::kafka::{Skip, Skipped, skip};
+
+/// Arguments of `halley offsets`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Takes the group past records of one partition that cannot be read.
+    ///
+    /// For a batch that Kafka's client cannot unpack: `/readyz`, `GET /v1/stalls` and the log name
+    /// its topic, partition and offset. What is passed over is not delivered, and is no dead letter.
+    /// Raise `receive.message.max.bytes` in [kafka.properties] first, where that may help.
+    ///
+    /// The offsets belong to the group's members while it has any: stop all of its gateways first.
+    Skip(SkipArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct SkipArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The topic.
+    #[arg(long)]
+    topic: String,
+    /// The partition.
+    #[arg(long, value_name = "N")]
+    partition: i32,
+    /// The first offset to be read again. Without it, the first that can be read is looked for.
+    #[arg(long, value_name = "OFFSET")]
+    to: Option<i64>,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let Command::Skip(SkipArgs { config, topic, partition, to }) = args.command;
+    let config = match Config::load(config.config.as_deref()) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            fail(&mistakes.to_string());
+            return Ok(MISTAKE);
+        }
+    };
+    let runtime = runtime()?;
+    let wanted = Skip { topic: topic.clone(), partition, to };
+    let skipped = runtime.block_on(skip(&config.kafka, wanted));
+    // A call to a Kafka that is away may still block; nobody waits for it.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    let Skipped { from, to } = skipped?;
+    let group = &config.kafka.group;
+    print(&format!(
+        "group `{group}` goes on in `{topic}` partition {partition} at offset {to}: offsets {from} to {} are skipped",
+        to - 1
+    ));
+    Ok(SUCCESS)
+}

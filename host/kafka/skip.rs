@@ -1,0 +1,189 @@
+//! Takes a group past records that nobody can read, such as a batch that cannot be unpacked.
+//!
+//! A group's offsets belong to its members while it has any; Kafka refuses to have them changed
+//! from outside then, so that this needs gateways that are stopped.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::Message as _;
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::kafka::Config;
+use crate::kafka::read::{ANSWER, blocking};
+use crate::kafka::topic_ids::metadata_of;
+
+/// Which records to pass over.
+#[derive(Clone, Debug)]
+pub struct Skip {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: i32,
+    /// The first offset to be read again; `None` finds the first that can be read.
+    pub to: Option<i64>,
+}
+
+/// What was passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// The first offset that is not read.
+    pub from: i64,
+    /// The first offset that is read again.
+    pub to: i64,
+}
+
+/// Passes over records, for the group of the configuration.
+///
+/// # Errors
+/// When Kafka does not answer, the group has members, or there is nothing to pass over.
+pub async fn skip(config: &Config, skip: Skip) -> anyhow::Result<Skipped> {
+    let mut client = config.client();
+    client
+        .set("group.id", &config.group)
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false");
+    let consumer: Arc<BaseConsumer> = Arc::new(client.create()?);
+    let group = config.group.clone();
+    blocking(&consumer, move |consumer| pass_over(consumer, &group, &skip)).await
+}
+
+/// Whether an error says that a batch cannot be read, whoever tries.
+pub(crate) fn is_unreadable(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{
+        BadCompression, BadMessage, CriticalSystemResource, InvalidMessage, InvalidMessageSize,
+        MessageSizeTooLarge, NotImplemented, Underflow,
+    };
+    matches!(
+        code,
+        BadCompression
+            | BadMessage
+            | CriticalSystemResource
+            | InvalidMessage
+            | InvalidMessageSize
+            | MessageSizeTooLarge
+            | NotImplemented
+            | Underflow
+    )
+}
+
+fn pass_over(consumer: &BaseConsumer, group: &str, skip: &Skip) -> anyhow::Result<Skipped> {
+    let Skip { topic, partition, to } = skip;
+    refuse_members(consumer, group)?;
+    let (low, end) = consumer
+        .fetch_watermarks(topic, *partition, ANSWER)
+        .with_context(|| format!("`{topic}` partition {partition}"))?;
+    let mut asked = TopicPartitionList::new();
+    asked.add_partition(topic, *partition);
+    let committed = consumer.committed_offsets(asked, ANSWER)?;
+    let from = match committed.elements().first().map(|element| element.offset()) {
+        Some(Offset::Offset(offset)) => offset.max(low),
+        _ => low,
+    };
+    anyhow::ensure!(
+        from < end,
+        "the group `{group}` has read `{topic}` partition {partition} to its end, {end}"
+    );
+    let to = match to {
+        Some(to) => *to,
+        None => first_readable(end, from, |offset| can_read(consumer, topic, *partition, offset))?,
+    };
+    anyhow::ensure!(from < to && to <= end, "--to has to be after {from} and at most {end}, the end");
+    let mut list = TopicPartitionList::new();
+    let mut element = list.add_partition(topic, *partition);
+    element.set_offset(Offset::Offset(to))?;
+    // What the gateways keep there says which incarnation of the topic it is.
+    if let Some(mark) = metadata_of(&committed).first().and_then(|bytes| std::str::from_utf8(bytes).ok()) {
+        element.set_metadata(mark);
+    }
+    consumer.commit(&list, CommitMode::Sync).with_context(|| {
+        format!("the group `{group}` has members, or may not be written; stop its gateways first")
+    })?;
+    Ok(Skipped { from, to })
+}
+
+fn refuse_members(consumer: &BaseConsumer, group: &str) -> anyhow::Result<()> {
+    let groups = consumer.fetch_group_list(Some(group), ANSWER)?;
+    let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
+    anyhow::ensure!(
+        members == 0,
+        "the group `{group}` has {members} members, and its offsets are theirs: stop the gateways first, or wait until the session of one that died has ended"
+    );
+    Ok(())
+}
+
+/// The first offset after `from` that can be read; `end` when none can. A batch cannot be read at
+/// any of its offsets, so that its end is found by doubling the step and then by halving it.
+fn first_readable(
+    end: i64,
+    from: i64,
+    mut can_read: impl FnMut(i64) -> anyhow::Result<bool>,
+) -> anyhow::Result<i64> {
+    anyhow::ensure!(
+        !can_read(from)?,
+        "the record at {from} can be read; to pass over it nevertheless, name --to"
+    );
+    let (mut bad, mut step) = (from, 1);
+    let mut good = loop {
+        let next = bad.saturating_add(step);
+        if next >= end {
+            break end;
+        }
+        if can_read(next)? {
+            break next;
+        }
+        (bad, step) = (next, step.saturating_mul(2));
+    };
+    while bad + 1 < good {
+        let middle = bad + (good - bad) / 2;
+        if can_read(middle)? { good = middle } else { bad = middle }
+    }
+    Ok(good)
+}
+
+fn can_read(consumer: &BaseConsumer, topic: &str, partition: i32, offset: i64) -> anyhow::Result<bool> {
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+    consumer.assign(&list)?;
+    let until = Instant::now() + ANSWER;
+    while Instant::now() < until {
+        match consumer.poll(Duration::from_millis(200)) {
+            Some(Ok(message)) if message.partition() == partition && message.offset() >= offset => {
+                return Ok(true);
+            }
+            Some(Err(KafkaError::MessageConsumption(code))) if is_unreadable(code) => return Ok(false),
+            _ => {}
+        }
+    }
+    anyhow::bail!("kafka gives neither a record nor a reason at offset {offset}; name --to")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which of the offsets 0 to 99 is found, when those of these ranges cannot be read.
+    fn found(from: i64, unreadable: &[std::ops::Range<i64>]) -> anyhow::Result<i64> {
+        let mut asked = 0;
+        let answer = first_readable(100, from, |offset| {
+            asked += 1;
+            Ok(!unreadable.iter().any(|range| range.contains(&offset)))
+        });
+        assert!(asked <= 20, "{asked} questions");
+        answer
+    }
+
+    #[test]
+    fn the_end_of_a_batch_is_found() {
+        for end in 6..100 {
+            assert_eq!(found(5, &[5..end]).ok(), Some(end), "{end}");
+        }
+        assert_eq!(found(5, &[2..9]).ok(), Some(9), "also from its middle");
+        assert_eq!(found(95, &[90..100]).ok(), Some(100), "also at the end of the log");
+        assert!(found(5, &[]).is_err(), "there is nothing to pass over");
+    }
+}

@@ -1,0 +1,58 @@
+//! A topic that is deleted and created again while its records are under way.
+
+use std::time::Duration;
+
+use super::world::{Plan, World};
+use super::{seeded, some_time};
+use crate::support::PATIENCE;
+use crate::support::comet::Behaviour;
+use crate::support::eventually;
+use crate::support::kafka::kafka;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_created_again_under_load_loses_nothing_when_gateways_die() {
+    if kafka().can_prove("a_topic_created_again_under_load") {
+        recreated(2).await;
+    }
+}
+
+/// Deletes the topic with records under way and creates it again, kills the gateway at a random
+/// moment after that, this many times.
+pub async fn recreated(times: usize) {
+    let mut random = seeded("recreated");
+    let world: World = Plan::new("recreated", 4, 2).await.build().await;
+    let settings = world.gateway().await;
+    let mut gateway = settings.clone().start().await;
+    for _ in 0..times {
+        world.load_during(world.wait_for_work(100)).await;
+        let slow = Behaviour::Delay(Duration::from_millis(300));
+        world.comets.iter().for_each(|edge| edge.comet.behave(slow.clone()));
+        world.load_during(world.wait_for_work(8)).await;
+        let noted = world.recreate_topic(gateway.group()).await;
+        world.comets.iter().for_each(|edge| edge.comet.behave(Behaviour::Ok));
+        world
+            .load_during(async {
+                world.wait_for_work(20).await;
+                tokio::time::sleep(some_time(&mut random, Duration::from_secs(3))).await;
+                gateway.kill();
+                world.note_end(&noted);
+                world.note_interruption(gateway.group()).await;
+            })
+            .await;
+        gateway = settings.clone().start().await;
+    }
+    // The last one sees it without dying.
+    let noted = world.recreate_topic(gateway.group()).await;
+    world.load_during(world.wait_for_work(50)).await;
+    eventually("all partitions to be read from their start", PATIENCE, async || {
+        let seen = gateway.metric("halley_topics_recreated_total").await;
+        seen.filter(|partitions| *partitions >= 1.0)
+    })
+    .await;
+    world.settle(&gateway).await;
+    world.note_end(&noted);
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_repeats_explained();
+    report.assert_no_dead_letters();
+}
