@@ -30,7 +30,10 @@ pub(super) fn entry(user: &str, offset: i64, retention: Option<Duration>) -> Inb
 
 async fn offsets(inbox: &dyn Inbox, user: &str, limit: usize) -> Vec<String> {
     let kept = inbox.read(&user.into(), limit).await.expect("reads");
-    kept.into_iter().map(|kept| kept.id.to_string()).collect()
+    // Without the fingerprint at their end.
+    let place =
+        |id: MessageId| id.as_str().rsplit_once('/').map_or_else(String::new, |(at, _)| at.to_owned());
+    kept.into_iter().map(|kept| place(kept.id)).collect()
 }
 
 /// For an inbox with `max_per_user` 200 and a retention of an hour.

@@ -175,6 +175,12 @@ mod tests {
 
     #[tokio::test]
     async fn who_waits_for_others_work_holds_its_record_while_that_has_a_problem() {
+        // Long enough for the other future to be polled, whoever comes first.
+        let others_turn = async || {
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+        };
         let world = World::new();
         let (tell, problem) = watch::channel(None);
         let (done, work) = tokio::sync::oneshot::channel();
@@ -182,14 +188,14 @@ mod tests {
         let story = async {
             assert_eq!(world.stalls.held(), 0, "nothing is wrong");
             tell.send_replace(Some("full".into()));
-            tokio::task::yield_now().await;
+            others_turn().await;
             assert_eq!(world.stalls.held(), 1);
             tell.send_replace(None);
-            tokio::task::yield_now().await;
+            others_turn().await;
             assert_eq!(world.stalls.held(), 0, "it goes on");
             tell.send_replace(Some("full".into()));
             drop(tell);
-            tokio::task::yield_now().await;
+            others_turn().await;
             done.send("done").expect("somebody waits");
         };
         assert_eq!(tokio::join!(waits, story).0, Ok(Ok("done")));
