@@ -65,6 +65,7 @@ impl Ticker {
         let tick = move || {
             let mut idle = 0;
             while !is_ended.load(Ordering::SeqCst) {
+                #[allow(clippy::disallowed_methods, reason = "a clock waits for time")]
                 std::thread::sleep(TICK);
                 let Some(engine) = engine.upgrade() else { return };
                 engine.increment_epoch();
