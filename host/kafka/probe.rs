@@ -157,7 +157,7 @@ impl Asker {
     /// Whether there is such a topic, or one `is_made` on first use.
     async fn topic(&self, topic: &str, is_made: bool) -> anyhow::Result<Topic> {
         let name = topic.to_owned();
-        let partitions = ask(&self.consumer, move |consumer| Ok(read::partitions(consumer, &name)?)).await?;
+        let partitions = ask(&self.consumer, move |consumer| read::partitions(consumer, &name)).await?;
         let Some(partitions) = partitions.filter(|partitions| !partitions.is_empty()) else {
             anyhow::ensure!(
                 is_made && self.creates_topics,
