@@ -66,7 +66,7 @@ impl Pages<'_> {
                 Err(Ended::Unavailable(unavailable)) => return Err(unavailable),
                 Err(Ended::Interrupted(problem)) => {
                     // Whose fault is it?
-                    self.client.ping().await?;
+                    self.client.answers().await?;
                     why = problem;
                 }
             }

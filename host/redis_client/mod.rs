@@ -181,6 +181,16 @@ impl RedisClient {
     /// When one stays without an answer, or others' calls were refused just now, as a replica
     /// refuses to write.
     pub async fn ping(&self) -> Result<(), Unavailable> {
+        self.answers().await?;
+        // Only now: what one connection has met counts until it has answered.
+        self.last_problem().map_or(Ok(()), Err)
+    }
+
+    /// The same, whatever was refused to others.
+    ///
+    /// # Errors
+    /// When one connection stays without an answer.
+    pub async fn answers(&self) -> Result<(), Unavailable> {
         let ping = async |way: &Way| {
             let started = Instant::now();
             self.counted("ping", started, way.ping("ping").await)
