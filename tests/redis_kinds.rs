@@ -204,7 +204,7 @@ async fn check_connects_to_each_kind_and_tells_the_wrong_one() {
     }
     for (url, status, said) in [
         (sentinels.url(), 0, "directory: SORT_RO"),
-        (cluster.url(), 0, "directory: SMEMBERS + HMGET"),
+        (cluster.url(), 0, "directory: SSCAN + HMGET"),
         (sentinels.url_of("mian"), 1, "knows no `mian`"),
         (format!("redis+sentinel://{node}/main"), 1, "check the sentinels"),
         (format!("redis+cluster://{}", sentinels.servers()[0].address()), 1, "this is no cluster"),
