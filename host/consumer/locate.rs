@@ -56,6 +56,10 @@ pub(super) fn locate(
     wanted: &[Wanted],
     known: &BTreeSet<std::sync::Arc<str>>,
 ) -> anyhow::Result<Vec<Located>> {
+    if wanted.is_empty() {
+        // A member that waits for partitions is assigned none.
+        return Ok(Vec::new());
+    }
     let names: BTreeSet<&str> = wanted.iter().map(|wanted| &*wanted.key.0).collect();
     let states = describe(consumer, &names)?;
     let mut committed = committed(consumer, &states).context("what the group has committed")?;
@@ -133,7 +137,10 @@ fn describe(
     // The request has its own deadline; this one is for what never answers at all.
     let answer = question.answer(ANSWER + Duration::from_secs(1));
     let topics = match answer.unwrap_or(Err(RDKafkaErrorCode::OperationTimedOut)) {
-        Err(RDKafkaErrorCode::UnsupportedFeature) => without_ids(consumer, &names)?,
+        // Some that only speak Kafka's protocol, such as librdkafka's mock, never answer.
+        Err(RDKafkaErrorCode::UnsupportedFeature | RDKafkaErrorCode::OperationTimedOut) => {
+            without_ids(consumer, &names)?
+        }
         topics => topics.map_err(rdkafka::error::KafkaError::MetadataFetch)?,
     };
     let state = |name: &&str| match topics.get(*name) {
@@ -164,7 +171,9 @@ fn committed(
 ) -> anyhow::Result<BTreeMap<String, BTreeMap<i32, Committed>>> {
     let mut list = TopicPartitionList::new();
     for (topic, state) in topics {
-        (0..state.partitions).for_each(|partition| drop(list.add_partition(topic, partition)));
+        for partition in 0..state.partitions {
+            list.add_partition(topic, partition);
+        }
     }
     let found = consumer.committed_offsets(list, ANSWER)?;
     let metadata = kafka::metadata_of(&found);

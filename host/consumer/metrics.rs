@@ -131,7 +131,8 @@ impl Collector for Live {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             ConstGauge::new(number(value)).encode(metric)?;
         }
-        let series: [(_, _, fn(&Seen) -> Option<i64>); 2] = [
+        type Value = fn(&Seen) -> Option<i64>;
+        let series: [(_, _, Value); 2] = [
             ("halley_consumer_lag", "Records behind the end of a partition", |seen| seen.lag),
             ("halley_unsettled_records", "Records in flight", |seen| Some(number(seen.unsettled))),
         ];

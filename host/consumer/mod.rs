@@ -244,10 +244,9 @@ impl Poller {
         let (mut next_store, mut next_refill, mut next_place) = (now + self.store_every, now, now);
         while !self.shared.stopping.load(Ordering::Acquire) && !context.is_shut_out() {
             let paused = self.partitions().any_paused();
-            match self.consumer.poll(if paused { PAUSED_POLL } else { IDLE_POLL }) {
-                Some(Ok(message)) => self.accept(kafka::copy_record(&message, &self.limits)),
-                // The context has had the error as an event, with its reason.
-                Some(Err(_)) | None => {}
+            // The context has had an error as an event, with its reason.
+            if let Some(Ok(message)) = self.consumer.poll(if paused { PAUSED_POLL } else { IDLE_POLL }) {
+                self.accept(kafka::copy_record(&message, &self.limits));
             }
             let now = Instant::now();
             if now >= next_refill {

@@ -167,11 +167,11 @@ mod tests {
     use super::*;
 
     /// Which of the offsets 0 to 99 is found, when those of these ranges cannot be read.
-    fn found(from: i64, unreadable: &[std::ops::Range<i64>]) -> anyhow::Result<i64> {
+    fn found(from: i64, unreadable: Option<std::ops::Range<i64>>) -> anyhow::Result<i64> {
         let mut asked = 0;
         let answer = first_readable(100, from, |offset| {
             asked += 1;
-            Ok(!unreadable.iter().any(|range| range.contains(&offset)))
+            Ok(!unreadable.as_ref().is_some_and(|range| range.contains(&offset)))
         });
         assert!(asked <= 20, "{asked} questions");
         answer
@@ -180,10 +180,10 @@ mod tests {
     #[test]
     fn the_end_of_a_batch_is_found() {
         for end in 6..100 {
-            assert_eq!(found(5, &[5..end]).ok(), Some(end), "{end}");
+            assert_eq!(found(5, Some(5..end)).ok(), Some(end), "{end}");
         }
-        assert_eq!(found(5, &[2..9]).ok(), Some(9), "also from its middle");
-        assert_eq!(found(95, &[90..100]).ok(), Some(100), "also at the end of the log");
-        assert!(found(5, &[]).is_err(), "there is nothing to pass over");
+        assert_eq!(found(5, Some(2..9)).ok(), Some(9), "also from its middle");
+        assert_eq!(found(95, Some(90..100)).ok(), Some(100), "also at the end of the log");
+        assert!(found(5, None).is_err(), "there is nothing to pass over");
     }
 }
