@@ -50,10 +50,10 @@ impl FakeDiscovery {
     }
 }
 
-async fn fetch(
-    State(comets): State<Arc<Mutex<Vec<(String, String)>>>>,
-    Query(asked): Query<Asked>,
-) -> Json<Value> {
+/// Comets by hostname and address.
+type Registered = Arc<Mutex<Vec<(String, String)>>>;
+
+async fn fetch(State(comets): State<Registered>, Query(asked): Query<Asked>) -> Json<Value> {
     if (asked.appid.as_str(), asked.env.as_str(), asked.status.as_str()) != ("goim.comet", "dev", "1") {
         return Json(json!({ "code": -404, "message": "-404" }));
     }

@@ -68,7 +68,7 @@ impl PeerComet {
         let endpoint = Channel::from_shared(format!("http://{}", self.address())).expect("an address");
         let mut client = tonic::client::Grpc::new(endpoint.connect().await.expect("it listens"));
         client.ready().await.expect("it listens");
-        let codec = RawCodec::default();
+        let codec = RawCodec;
         let request = tonic::Request::new(wanted.to_string().into_bytes());
         let path = PathAndQuery::from_static("/halley.Peer/Behave");
         client.unary(request, path, codec).await.expect("it does as it is told");
