@@ -24,7 +24,9 @@ pub fn canonical_comet(address: &str) -> String {
 
 fn canonical(address: &str) -> Option<String> {
     let plain = match address.split_once("://") {
-        Some((scheme, rest)) => ["http", "grpc"].iter().any(|s| scheme.eq_ignore_ascii_case(s)).then_some(rest)?,
+        Some((scheme, rest)) => {
+            ["http", "grpc"].iter().any(|s| scheme.eq_ignore_ascii_case(s)).then_some(rest)?
+        }
         None => address,
     };
     let (host, port) = plain.strip_suffix('/').unwrap_or(plain).rsplit_once(':')?;
@@ -32,7 +34,9 @@ fn canonical(address: &str) -> Option<String> {
     let port: u16 = port.parse().ok().filter(|port| is_number && *port != 0)?;
     if let Some(ip) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         let ip: Ipv6Addr = ip.parse().ok()?;
-        return Some(ip.to_ipv4_mapped().map_or_else(|| format!("[{ip}]:{port}"), |ip| format!("{ip}:{port}")));
+        return Some(
+            ip.to_ipv4_mapped().map_or_else(|| format!("[{ip}]:{port}"), |ip| format!("{ip}:{port}")),
+        );
     }
     let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
     let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
