@@ -40,8 +40,8 @@ test: ## Everything: lints, unit tests, policies, and the stories on real Kafka 
 	@$(MAKE) --no-print-directory plugins
 	@plugins/languages/build.sh || [ $$? -eq 3 ]
 	@tests/peers/build.sh >/dev/null || [ $$? -eq 3 ]
-	cargo test --locked -- --test-threads 5 $(foreach story,$(BUILDERS),--skip $(story))
-	cargo test --locked --test stories -- --test-threads 2 $(BUILDERS)
+	@tests/run.sh 5 -- $(foreach story,$(BUILDERS),--skip $(story))
+	@tests/run.sh 2 --test stories -- $(BUILDERS)
 	cargo test --locked --manifest-path plugins/Cargo.toml
 	cargo test --locked --manifest-path examples/my-policy/Cargo.toml
 	@$(MAKE) --no-print-directory check
