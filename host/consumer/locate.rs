@@ -20,6 +20,9 @@ use crate::kafka::{self, Start, TopicQuestion, TopicState, Topics};
 
 /// How long Kafka may take for one answer.
 const ANSWER: Duration = Duration::from_secs(5);
+/// How long it may take to describe topics. Some that only speak Kafka's protocol, such as
+/// librdkafka's mock, never answer that: they are asked for their metadata then.
+const DESCRIBED: Duration = Duration::from_secs(2);
 
 /// A partition that is to begin somewhere.
 #[derive(Clone, Debug)]
@@ -71,6 +74,9 @@ pub(super) fn locate(
             committed: committed.remove(&name).unwrap_or_default(),
             known: known.contains(&*name),
         };
+        // The broker has told it before: then it is not taken for one that has none.
+        let has_ids = view.committed.values().any(|at| at.mark.is_some_and(|mark| mark.topic.is_some()));
+        anyhow::ensure!(view.id.is_some() || !has_ids, "the brokers do not tell the id of topic `{name}`");
         views.insert(name, view);
     }
     let mut located = Vec::with_capacity(wanted.len());
@@ -134,10 +140,8 @@ fn describe(
 ) -> anyhow::Result<BTreeMap<String, TopicState>> {
     let names: Vec<&str> = names.iter().copied().collect();
     let question = TopicQuestion::ask(consumer.client(), &names, ANSWER);
-    // The request has its own deadline; this one is for what never answers at all.
-    let answer = question.answer(ANSWER + Duration::from_secs(1));
+    let answer = question.answer(DESCRIBED);
     let topics = match answer.unwrap_or(Err(RDKafkaErrorCode::OperationTimedOut)) {
-        // Some that only speak Kafka's protocol, such as librdkafka's mock, never answer.
         Err(RDKafkaErrorCode::UnsupportedFeature | RDKafkaErrorCode::OperationTimedOut) => {
             without_ids(consumer, &names)?
         }
@@ -151,13 +155,14 @@ fn describe(
     names.iter().map(state).collect()
 }
 
-/// For brokers that know nothing of topic ids.
+/// For brokers that tell nothing of topic ids.
 fn without_ids(consumer: &BaseConsumer<Context>, names: &[&str]) -> anyhow::Result<Topics> {
     let mut topics = Topics::new();
     for name in names {
         let metadata = consumer.fetch_metadata(Some(name), ANSWER)?;
         let found = metadata.topics().iter().find(|topic| topic.name() == *name);
         let partitions = found.map_or(0, |topic| topic.partitions().len());
+        anyhow::ensure!(partitions > 0, "the brokers tell nothing of topic `{name}`");
         let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
         topics.insert((*name).to_owned(), Ok(TopicState { id: None, partitions }));
     }

@@ -16,6 +16,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
 use crate::consumer::mark::Mark;
+use crate::kafka::TopicId;
 use crate::message::Record;
 use crate::offsets::{Offsets, Ticket, Unsettled};
 use crate::stalls::StallGuard;
@@ -226,6 +227,13 @@ impl Partition {
 
     pub(crate) fn place(&self) -> Place {
         self.place
+    }
+
+    /// The brokers tell the topic's id, which they did not when the partition was placed.
+    pub(crate) fn learn(&mut self, id: Option<TopicId>) {
+        if let Some(mark) = &mut self.mark {
+            mark.topic = mark.topic.or(id);
+        }
     }
 
     /// What is committed with its offsets.

@@ -89,12 +89,13 @@ impl Partitions {
         self.assigned.iter().filter_map(expected).collect()
     }
 
-    /// This topic has this id now: ends the trackers of partitions that read another one of the
+    /// This topic has this id now: where none was known, it is committed from now on. Ends the trackers of partitions that read another one of the
     /// name. Returns these, with the number of records that were in flight.
     pub(super) fn topic_is(&mut self, topic: &str, id: Option<TopicId>) -> Vec<(Key, usize)> {
         let mut others = Vec::new();
         for (key, partition) in self.assigned.iter_mut().filter(|(key, _)| &*key.0 == topic) {
             let placed = partition.place() == Place::Known;
+            partition.learn(id);
             if placed && partition.mark().is_some_and(|mark| mark.is_of_another(id)) {
                 others.push((key.clone(), partition.lose_place(false)));
             }

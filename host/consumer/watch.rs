@@ -2,7 +2,8 @@
 //!
 //! A topic that was deleted and created again may have more records than the old one by the time
 //! librdkafka looks: then no offset goes back, and the first records of the new one would be passed
-//! over (librdkafka says so itself, in `rd_kafka_topic_metadata_update`).
+//! over (librdkafka says so itself, in `rd_kafka_topic_metadata_update`). They come late then, and
+//! out of their order, but they come.
 
 use std::time::{Duration, Instant};
 
