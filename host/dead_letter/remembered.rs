@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::dead_letter::progress::Progress;
 use crate::dead_letter::{DeadLetter, Reader};
-use crate::kafka::{ANSWER, Span, blocking};
+use crate::kafka::{ANSWER, Span, blocking, metadata_of};
 
 /// The progress of all partitions with something to read.
 pub struct Remembered {
@@ -44,9 +44,13 @@ impl Remembered {
         }
         let committed = patiently(reader.records.consumer(), move |consumer| {
             let committed = consumer.committed_offsets(list.clone(), ANSWER)?;
+            // Other tools may commit any bytes there; rdkafka's own call panics on what is not UTF-8.
+            let metadata = metadata_of(&committed);
             let elements = committed.elements();
-            let known = elements.iter().filter_map(|element| match element.offset() {
-                Offset::Offset(next) => Some((element.partition(), next, element.metadata().to_owned())),
+            let known = elements.iter().zip(&metadata).filter_map(|(element, text)| match element.offset() {
+                Offset::Offset(next) => {
+                    Some((element.partition(), next, String::from_utf8_lossy(text).into_owned()))
+                }
                 _ => None,
             });
             Ok(known.collect::<Vec<_>>())
