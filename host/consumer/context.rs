@@ -15,8 +15,9 @@ use rdkafka::{Statistics, TopicPartitionList};
 use tracing::{debug, error, info, warn};
 
 use crate::consumer::health::Health;
+use crate::consumer::limit::Limit;
 use crate::consumer::metrics::Metrics;
-use crate::consumer::partition::{Flow, Limit, Partition};
+use crate::consumer::partition::{Flow, Partition};
 use crate::consumer::partitions::{Key, Partitions};
 use crate::consumer::patience::Patience;
 use crate::consumer::refusal;

@@ -157,8 +157,8 @@ fn number(count: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::consumer::limit::Limit;
     use crate::consumer::mark::Mark;
-    use crate::consumer::partition::Limit;
     use crate::memory_guard::MemoryGuard;
     use crate::message::{Origin, Record};
 

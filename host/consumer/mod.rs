@@ -24,7 +24,9 @@
 mod begin;
 mod client;
 mod context;
+mod feed;
 mod health;
+mod limit;
 mod locate;
 mod mark;
 mod metrics;
@@ -53,14 +55,15 @@ use crate::message::{Origin, Record, RecordLimits};
 use crate::panics;
 use crate::stalls::Stalls;
 
+pub use feed::{Admitted, Feed};
 pub use health::Health;
 pub use metrics::Metrics;
-pub use partition::{Admitted, Feed};
 
 use client::client_config;
 use context::{Context, apply, commit_now};
+use limit::Limit;
 use mark::Mark;
-use partition::{Arrival, Flow, Limit};
+use partition::{Arrival, Flow};
 use partitions::Partitions;
 use watch::TopicWatch;
 

@@ -15,78 +15,13 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
+use crate::consumer::feed::{Admitted, Feed};
+use crate::consumer::limit::Limit;
 use crate::consumer::mark::Mark;
 use crate::kafka::TopicId;
 use crate::message::Record;
-use crate::offsets::{Offsets, Ticket, Unsettled};
+use crate::offsets::{Offsets, Unsettled};
 use crate::stalls::StallGuard;
-
-/// A record with its ticket: whoever settles the ticket has given the record its outcome.
-#[derive(Debug)]
-pub struct Admitted {
-    /// The record.
-    pub record: Arc<Record>,
-    /// Settles its offset.
-    pub ticket: Ticket,
-}
-
-/// One assigned partition as its worker sees it. Dropping it says that the worker is done.
-#[derive(Debug)]
-pub struct Feed {
-    /// The topic.
-    pub topic: Arc<str>,
-    /// The partition.
-    pub partition: i32,
-    /// Records in the order of their offsets. Ends when the partition is revoked.
-    pub records: mpsc::Receiver<Admitted>,
-    /// Cancelled when the partition is going away: begin nothing new, finish what is begun.
-    pub closing: CancellationToken,
-    /// Cancelled when the time for finishing is over: drop everything.
-    pub abandon: CancellationToken,
-    /// Closes with the feed; nothing is ever sent.
-    _done: std::sync::mpsc::Sender<()>,
-}
-
-/// How much of one partition may be in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Limit {
-    pub(crate) records: usize,
-    pub(crate) bytes: usize,
-}
-
-impl Limit {
-    /// Nothing is admitted.
-    pub(crate) const NOTHING: Self = Self { records: 0, bytes: 0 };
-    /// What is admitted at a time while memory is short: one record, and others when they are small.
-    pub(crate) const LITTLE: Self = Self { records: 32, bytes: 64 * 1024 };
-
-    /// The share of one of `partitions` partitions. Equal shares, so that a partition that
-    /// stands still cannot use up what the others need.
-    pub(crate) fn share(self, partitions: usize) -> Self {
-        let parts = partitions.max(1);
-        Self { records: (self.records / parts).max(1), bytes: (self.bytes / parts).max(1) }
-    }
-
-    fn is_reached(self, offsets: &Offsets) -> bool {
-        let unsettled = offsets.unsettled();
-        let full = unsettled.records >= self.records || unsettled.bytes >= self.bytes;
-        full || offsets.span() >= self.span()
-    }
-
-    /// Pausing throws away what librdkafka has fetched ahead, so a partition resumes only
-    /// once half of its share is free again.
-    fn has_room_again(self, offsets: &Offsets) -> bool {
-        let unsettled = offsets.unsettled();
-        let half_free = unsettled.records <= self.records / 2 && unsettled.bytes <= self.bytes / 2;
-        half_free && offsets.span() <= self.span() / 2
-    }
-
-    /// How many settled records may wait behind one that is not: it bounds the ledger, and
-    /// what is delivered again after a crash.
-    fn span(self) -> usize {
-        self.records.saturating_mul(16)
-    }
-}
 
 /// One assigned partition, owned by the polling thread.
 pub(crate) struct Partition {

@@ -11,9 +11,11 @@ use std::time::Instant;
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
 use crate::consumer::add_offset;
+use crate::consumer::feed::Feed;
+use crate::consumer::limit::Limit;
 use crate::consumer::mark::Mark;
 use crate::consumer::metrics::{Metrics, Seen};
-use crate::consumer::partition::{Arrival, Feed, Flow, Limit, Partition, Place};
+use crate::consumer::partition::{Arrival, Flow, Partition, Place};
 use crate::consumer::unreadable::Fetched;
 use crate::kafka::TopicId;
 use crate::memory_guard::MemoryGuard;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prometheus_client::registry::Registry;
 
 use super::*;
-use crate::consumer::partition::Admitted;
+use crate::consumer::feed::Admitted;
 use crate::message::Origin;
 
 fn record(partition: i32, offset: i64) -> Record {
