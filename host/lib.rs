@@ -42,9 +42,9 @@
 //! - [`router`]: pure; from a resolved route to the calls of one message.
 //! - [`pipeline`]: knows the neighbours and brings messages through them.
 //! - [`gateway`]: builds every part and owns every task; the order of start and stop.
-//! - [`config`], [`admin`], [`cli`]: around the gateway. [`telemetry`], [`panics`] and [`stalls`]
-//!   (what is being retried, and the records that it holds): known to all. `fuzzing`, in tests
-//!   and with its feature only: what fuzzers call.
+//! - [`config`], [`admin`], [`cli`]: around the gateway. [`sandbox`]: what the process gives up at its
+//!   start. [`telemetry`], [`panics`] and [`stalls`] (what is being retried, and the records that it
+//!   holds): known to all. `fuzzing`, in tests and with its feature only: what fuzzers call.
 //!
 //! `tests/layers.rs` holds this plan.
 //!
@@ -89,5 +89,6 @@ pub mod config;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod panics;
+pub mod sandbox;
 pub mod stalls;
 pub mod telemetry;

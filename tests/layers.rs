@@ -19,6 +19,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("kafka", &["message"]),
     ("redis_client", &[]),
     ("memory_guard", &[]),
+    ("sandbox", &[]),
     ("consumer", &["message", "offsets", "kafka", "memory_guard"]),
     ("policy", &["message", "membership", "decision"]),
     ("directory", &["message", "membership", "redis_client"]),
@@ -69,7 +70,10 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ),
     ("fuzzing", &["message", "comets", "policy", "directory", "guard", "offline"]),
     ("admin", &["message", "policy", "router", "gateway"]),
-    ("config", &["kafka", "redis_client", "pipeline", "comets", "offline", "policy", "gateway", "admin"]),
+    (
+        "config",
+        &["kafka", "redis_client", "pipeline", "comets", "offline", "policy", "gateway", "admin", "sandbox"],
+    ),
     (
         "cli",
         &[
@@ -88,6 +92,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
             "config",
             "gateway",
             "admin",
+            "sandbox",
         ],
     ),
 ];
@@ -106,6 +111,7 @@ const STAYS_IN: &[(&str, &[&str])] = &[
     ("ed25519_dalek", &["policy"]),
     ("tonic", &["comets", "cli"]),
     ("axum", &["admin"]),
+    ("landlock", &["sandbox"]),
     ("reqwest", &["cli", "comets"]),
     ("clap", &["cli", "telemetry"]),
 ];

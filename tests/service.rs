@@ -185,3 +185,29 @@ async fn a_process_whose_instance_name_is_taken_ends_and_says_so() {
     second.wait_until_settled(&topic).await;
     assert_eq!(heard(&comet), ["before", "after"]);
 }
+
+#[tokio::test]
+async fn the_process_gives_up_what_it_does_not_need() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("sandbox", 1).await;
+    let (_redis, settings) = lobby(&comet, &topic).await;
+    let files = crate::support::folder("sandbox");
+    let state = files.path().join("not/yet/there");
+    let settings = settings.set("policies", "state_folder", quoted(&state.display().to_string()));
+    let privileges = |gateway: &crate::support::gateway::RunningGateway| {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("NoNewPrivs:")).unwrap_or_default().to_owned();
+        line.trim_start_matches("NoNewPrivs:").trim().to_owned()
+    };
+
+    let restricted = settings.clone().start().await;
+    assert_eq!(privileges(&restricted), "1", "{restricted:?}");
+    kafka().produce_room(&topic, "lobby", "hello").await;
+    comet.wait_for(1).await;
+    assert!(state.join("lock").exists(), "what it has to write, it writes");
+    assert!(restricted.sigterm().await.success());
+
+    let free = settings.set("process", "sandbox", quoted("off")).start().await;
+    assert_eq!(privileges(&free), "0", "{free:?}");
+    assert!(free.sigterm().await.success());
+}

@@ -61,6 +61,11 @@ impl Config {
         vec![format!("`admin.listen` is `{}`; expected host:port, such as 127.0.0.1:9093", self.listen)]
     }
 
+    /// The TCP ports that are listened on.
+    pub fn ports(&self) -> Vec<u16> {
+        self.listen.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).into_iter().collect()
+    }
+
     /// What is wrong with the token that writes need. Not a part of [`Config::problems`]: the token
     /// may come and change while the gateway runs, which only refuses writes meanwhile.
     pub fn token_problem(&self) -> Option<String> {

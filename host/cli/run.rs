@@ -13,7 +13,7 @@ use crate::config::{Config, Inspected, Mistake, Mistakes};
 use crate::consumer::Stopped;
 use crate::gateway::Gateway;
 use crate::policy::Sources;
-use crate::{panics, telemetry};
+use crate::{panics, sandbox, telemetry};
 
 /// Signals that come this soon after the first mean the same: some supervisors send two.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
@@ -48,12 +48,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let sources = config.sources(file);
     config.log.level = args.log_level.unwrap_or(config.log.level);
     config.log.format = args.log_format.unwrap_or(config.log.format);
+    // Before any thread is there: each would be restricted alone. A folder that cannot be made is a
+    // clear error later, when it is used.
+    let _ = config.policies.make_state_folder();
+    let sandbox = sandbox::enter(config.process.sandbox, &config.allowed())?;
     telemetry::init(&config.log)?;
     panics::log_them();
     open_files::raise_limit();
     info!(
         revision = env!("HALLEY_REVISION"),
         config = args.config.source(),
+        %sandbox,
         "halley {}",
         env!("CARGO_PKG_VERSION")
     );

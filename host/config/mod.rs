@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use tracing::warn;
 
-use crate::{admin, comets, gateway, kafka, offline, pipeline, policy, redis_client, telemetry};
+use crate::{admin, comets, gateway, kafka, offline, pipeline, policy, redis_client, sandbox, telemetry};
 
 pub use load::{Mistake, Mistakes};
 
@@ -40,6 +40,8 @@ pub struct Config {
     pub admin: admin::Config,
     /// The log.
     pub log: telemetry::Config,
+    /// The process as the system sees it.
+    pub process: sandbox::Config,
 }
 
 /// The prefix of environment overrides: `HALLEY__SECTION__KEY`.
@@ -146,6 +148,13 @@ impl Config {
             Ok((plugins, paths))
         };
         policy::Sources { files: Box::new(files), quiet, rescan }
+    }
+
+    /// What the process may still do once it has restricted itself. The folder of the policies' state
+    /// is made where there is none: only what exists can be named.
+    pub fn allowed(&self) -> sandbox::Allowed {
+        let writable: Vec<_> = self.policies.state_folder.iter().cloned().collect();
+        sandbox::Allowed { writable, ports: self.admin.ports() }
     }
 
     fn without_policies(&self) -> Self {

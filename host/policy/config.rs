@@ -201,6 +201,16 @@ impl PoliciesConfig {
         }
     }
 
+    /// Makes the state folder where there is none, for its owner alone.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn make_state_folder(&self) -> std::io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let Some(folder) = &self.state_folder else { return Ok(()) };
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+    }
+
     /// Where plugins come from and which are trusted.
     pub fn intake(&self) -> Intake {
         Intake::new(self.trust(), self.state_folder.as_deref())

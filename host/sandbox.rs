@@ -1,0 +1,228 @@
+//! What the process gives up when it starts, so that code that runs in it by a fault can do less.
+//!
+//! By `no_new_privs`, nothing that it executes gains rights. By Landlock, where the kernel has it, it
+//! writes only below the paths that the configuration names, listens only on the admin ports,
+//! executes only its own binary, and signals only its own children. Reading stays free: certificates,
+//! key files and policies lie wherever an operator puts them. So do outgoing connections: comets come
+//! and go on any port, and `[comets] allow` says which may be called.
+//!
+//! Sources: Linux' `Documentation/userspace-api/landlock.rst`, `no_new_privs.rst`.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+/// `[process]`: the process as the system sees it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Whether the process restricts itself at its start.
+    pub sandbox: Mode,
+}
+
+/// How the process restricts itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// As far as the kernel can.
+    #[default]
+    Auto,
+    /// Wholly, or the process does not start.
+    Required,
+    /// Not at all.
+    Off,
+}
+
+/// What a restricted process may still do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allowed {
+    /// Files and folders with all below them that may be written to. What does not exist is left out.
+    pub writable: Vec<PathBuf>,
+    /// TCP ports that may be listened on; 0 is any free one.
+    pub ports: Vec<u16>,
+}
+
+/// How far the system enforces it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enforced {
+    /// Everything.
+    Fully,
+    /// What the kernel knows of; newer ones know more.
+    Partly,
+    /// `no_new_privs` alone.
+    NoNewPrivileges,
+    /// Nothing: it is switched off, or not Linux.
+    Nothing,
+}
+
+impl fmt::Display for Enforced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fully => "fully enforced",
+            Self::Partly => "partly enforced: this kernel does not know all of it",
+            Self::NoNewPrivileges => "no_new_privs only: this kernel has no Landlock",
+            Self::Nothing => "off",
+        })
+    }
+}
+
+/// Restricts the calling thread and the threads and processes that it starts from now on. Call it
+/// before the runtime is there.
+///
+/// # Errors
+/// With [`Mode::Required`], when not everything can be enforced; otherwise when the kernel refuses
+/// what it offers.
+pub fn enter(mode: Mode, allowed: &Allowed) -> anyhow::Result<Enforced> {
+    if mode == Mode::Off {
+        return Ok(Enforced::Nothing);
+    }
+    let enforced = restrict(allowed)
+        .context("cannot restrict the process; `[process] sandbox = \"off\"` leaves it as it is")?;
+    anyhow::ensure!(
+        mode == Mode::Auto || enforced == Enforced::Fully,
+        "`process.sandbox` is `required`, but {enforced}; it takes Linux 6.12 or newer with Landlock, or `auto`"
+    );
+    Ok(enforced)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn restrict(_: &Allowed) -> anyhow::Result<Enforced> {
+    Ok(Enforced::Nothing)
+}
+
+#[cfg(target_os = "linux")]
+fn restrict(allowed: &Allowed) -> anyhow::Result<Enforced> {
+    use landlock::{
+        ABI, AccessFs, AccessNet, CompatLevel, Compatible as _, NetPort, PathBeneath, PathFd, Ruleset,
+        RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus, Scope,
+    };
+
+    // The newest interface that the tests below have seen; older kernels enforce their part of it.
+    const KNOWN: ABI = ABI::V6;
+    let write = AccessFs::from_write(KNOWN);
+    let mut rules = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(write | AccessFs::Execute)?
+        .handle_access(AccessNet::BindTcp)?
+        .scope(Scope::Signal)?
+        .create()?;
+    let writable = allowed.writable.iter().cloned().chain([PathBuf::from("/dev/null")]);
+    let executable = executables().into_iter();
+    let paths =
+        writable.map(|path| (path, write)).chain(executable.map(|path| (path, AccessFs::Execute.into())));
+    for (path, access) in paths {
+        // What is not there cannot be named; it will not be writable.
+        let Ok(opened) = PathFd::new(&path) else { continue };
+        let access = if path.is_dir() { access } else { access & AccessFs::from_file(KNOWN) };
+        rules = rules.add_rule(PathBeneath::new(opened, access))?;
+    }
+    for port in &allowed.ports {
+        rules = rules.add_rule(NetPort::new(*port, AccessNet::BindTcp))?;
+    }
+    let status = rules.restrict_self()?;
+    Ok(match status.ruleset {
+        RulesetStatus::FullyEnforced => Enforced::Fully,
+        RulesetStatus::PartiallyEnforced => Enforced::Partly,
+        RulesetStatus::NotEnforced if status.no_new_privs => Enforced::NoNewPrivileges,
+        RulesetStatus::NotEnforced => Enforced::Nothing,
+    })
+}
+
+/// This binary, which compiles plugins in a child process, and what it is mapped from: among that is
+/// the dynamic loader, which the kernel opens as an executable, too.
+#[cfg(target_os = "linux")]
+fn executables() -> Vec<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let mut paths: Vec<PathBuf> = maps
+        .lines()
+        .filter(|line| line.split_whitespace().nth(1).is_some_and(|rights| rights.contains('x')))
+        .filter_map(|line| Some(PathBuf::from(&line[line.find('/')?..])))
+        .chain([PathBuf::from("/proc/self/exe")])
+        .collect();
+    paths.sort_unstable();
+    paths.dedup();
+    paths
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::fs;
+    use std::io::ErrorKind;
+    use std::net::TcpListener;
+    use std::process::Command;
+
+    use super::*;
+
+    /// Runs it in a thread of its own, which is restricted alone.
+    fn restricted(allowed: &Allowed, then: impl FnOnce() + Send) {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| match enter(Mode::Auto, allowed).expect("entered") {
+                Enforced::Fully => then(),
+                enforced => eprintln!("skipped: {enforced}"),
+            });
+            thread.join().expect("the promises hold");
+        });
+    }
+
+    #[test]
+    fn only_what_is_named_is_written_to() {
+        let (ours, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        fs::write(other.path().join("there"), "text").expect("written");
+        let allowed = Allowed { writable: vec![ours.path().into(), "/not/there".into()], ports: vec![] };
+        restricted(&allowed, || {
+            let file = ours.path().join("file");
+            fs::write(&file, "one").expect("written");
+            fs::rename(&file, ours.path().join("renamed")).expect("renamed");
+            fs::remove_file(ours.path().join("renamed")).expect("removed");
+            fs::write("/dev/null", "nothing").expect("written");
+            let there = other.path().join("there");
+            assert_eq!(fs::read_to_string(&there).expect("reading is free"), "text");
+            let denied = |result: std::io::Result<()>| result.expect_err("refused").kind();
+            assert_eq!(denied(fs::write(other.path().join("new"), "")), ErrorKind::PermissionDenied);
+            assert_eq!(denied(fs::write(&there, "")), ErrorKind::PermissionDenied);
+            assert_eq!(denied(fs::remove_file(&there)), ErrorKind::PermissionDenied);
+        });
+        assert_eq!(fs::read_to_string(other.path().join("there")).expect("there"), "text");
+    }
+
+    #[test]
+    fn only_the_admin_ports_are_listened_on() {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let (port, connected_to) = (free.local_addr().expect("bound").port(), free);
+        restricted(&Allowed::default(), || {
+            let refused = TcpListener::bind("127.0.0.1:0").expect_err("refused");
+            assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+            std::net::TcpStream::connect(("127.0.0.1", port)).expect("calling out is free");
+        });
+        drop(connected_to);
+        restricted(&Allowed { ports: vec![port], ..Allowed::default() }, || {
+            TcpListener::bind(("127.0.0.1", port)).expect("named");
+        });
+    }
+
+    #[test]
+    fn only_this_binary_is_executed() {
+        restricted(&Allowed::default(), || {
+            let refused = Command::new("/bin/true").status().expect_err("refused");
+            assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+            let own = Command::new("/proc/self/exe").arg("--list").output().expect("this test binary");
+            assert!(own.status.success(), "{own:?}");
+        });
+    }
+
+    #[test]
+    fn nothing_is_given_up_when_it_is_off_and_required_says_what_is_missing() {
+        std::thread::spawn(|| {
+            assert_eq!(enter(Mode::Off, &Allowed::default()).expect("entered"), Enforced::Nothing);
+            TcpListener::bind("127.0.0.1:0").expect("as before");
+            // Whether this kernel can or not, it is one of the two.
+            match enter(Mode::Required, &Allowed::default()) {
+                Ok(enforced) => assert_eq!(enforced, Enforced::Fully),
+                Err(error) => assert!(error.to_string().contains("`auto`"), "{error}"),
+            }
+        })
+        .join()
+        .expect("the promises hold");
+    }
+}
