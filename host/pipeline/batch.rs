@@ -150,7 +150,8 @@ impl Worker {
     }
 
     /// Asks the filters. Where one needs values of its shared state, they are fetched for the
-    /// whole batch at once, and it is asked again.
+    /// whole batch at once, and it is asked again. Where one stalls, the batch goes on with that one,
+    /// or from the first one of another set.
     async fn decided(&self, messages: &[Message]) -> Result<(Vec<Filtered>, Vec<StateWrite>), Abandoned> {
         let mut retry = Retry::new(self.hold(), StallStage::Policy);
         let mut under_way: Option<Pass> = None;
@@ -162,9 +163,10 @@ impl Worker {
                 let same_set = pass.take().filter(|pass| pass.generation() == generation);
                 // Messages are cheap to clone: their content is shared.
                 let mut current = same_set.unwrap_or_else(|| Pass::new(generation, messages.to_vec()));
-                let step = chain.advance(&self.topic, self.partition, &mut current)?;
+                let step = chain.advance(&self.topic, self.partition, &mut current);
+                // Also of a plugin that stalls: those before it have had their say.
                 *pass = Some(current);
-                Ok(step)
+                step
             };
             match self.chain.call_again(&mut retry, advance).await? {
                 Step::Decided(filtered, writes) => return Ok((filtered, writes)),

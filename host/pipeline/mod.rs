@@ -9,7 +9,8 @@
 //!
 //! # Promises
 //! - A batch carries one policy set from beginning to end. A stalled policy
-//!   (`on_error = "stall"`) begins its stage again with the set that is then in force.
+//!   (`on_error = "stall"`) is asked again; plugins before it are not, unless another set is
+//!   active by then, which begins the stage again.
 //! - A record is settled once every recipient has an outcome. A journey that is cut short
 //!   drops its ticket, and the record is delivered again.
 //! - Redis or the dead-letter topic being away stops the partition, not the message: stages

@@ -71,7 +71,8 @@ impl Chain {
     /// needs values of its shared state.
     ///
     /// # Errors
-    /// When a plugin with `on_error = "stall"` failed: the pass is of no use then.
+    /// When a plugin with `on_error = "stall"` failed. The same pass goes on with that plugin: those
+    /// before it, and what it has answered for already, are not asked again.
     pub fn advance(&mut self, topic: &str, partition: i32, pass: &mut Pass) -> Result<Step, Stalled> {
         if !self.set.has_filter() || pass.batch.is_empty() {
             return Ok(Step::Decided(std::mem::take(&mut pass.batch), Vec::new()));
@@ -80,7 +81,7 @@ impl Chain {
         outside_async(|| {
             while let Some(link) = self.links.get_mut(pass.next) {
                 if link.hooks().has_filter() {
-                    let wanted = link.filter_sharing(&source, pass)?;
+                    let wanted = link.filter_sharing(&source, pass).inspect_err(|_| pass.stalled())?;
                     if !wanted.is_empty() {
                         return Ok(Step::Wants(wanted));
                     }

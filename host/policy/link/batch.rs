@@ -17,7 +17,7 @@ use crate::policy::link::Link;
 use crate::policy::metrics::{Decision, Limit};
 use crate::policy::on_error::{FailureKind, OnError};
 use crate::policy::outcome::{Filtered, Stalled};
-use crate::policy::pass::Pass;
+use crate::policy::pass::{Asked, Pass};
 use crate::policy::plugin::Plugin;
 use crate::policy::trial::Seen;
 
@@ -41,17 +41,20 @@ impl Link {
         pass: &mut Pass,
     ) -> Result<Vec<StateKey>, Stalled> {
         let Some(shared) = self.shared.clone() else {
-            self.filter(source, &mut pass.batch)?;
+            self.filter(source, pass.asked())?;
             return Ok(Vec::new());
         };
         let before = pass.batch.clone();
         shared.open(pass.known.clone(), pass.is_last_round());
-        let result = self.filter(source, &mut pass.batch);
+        let result = self.filter(source, pass.asked());
         let closed = shared.close();
         let plugin = &self.plugin.version.name;
         let of_plugin = |key| StateKey { plugin: Arc::clone(plugin), key };
+        // What it wrote is forgotten with its answers.
+        if result.is_err() || !closed.wanted.is_empty() {
+            pass.take_back(before);
+        }
         if !closed.wanted.is_empty() {
-            pass.batch = before;
             return Ok(closed.wanted.into_iter().map(of_plugin).collect());
         }
         result?;
@@ -64,23 +67,25 @@ impl Link {
     pub(in crate::policy) fn filter(
         &mut self,
         source: &Source<'_>,
-        batch: &mut [Filtered],
+        mut asked: Asked<'_>,
     ) -> Result<(), Stalled> {
-        let open: Vec<usize> = (0..batch.len()).filter(|at| batch[*at].verdict == Verdict::Pass).collect();
+        let asked = &mut asked;
+        let is_open = |at: &usize| asked.batch[*at].verdict == Verdict::Pass && !asked.answered[*at];
+        let open: Vec<usize> = (0..asked.batch.len()).filter(is_open).collect();
         let plugin = Arc::clone(&self.plugin);
-        let Some(trial) = &plugin.trial else { return self.filter_open(source, batch, &open) };
+        let Some(trial) = &plugin.trial else { return self.filter_open(source, asked, &open) };
         if let Some(canary) = &mut self.canary {
             let (canarys, own): (Vec<usize>, Vec<usize>) =
-                open.into_iter().partition(|at| trial.decides_for(&batch[*at].message.audience));
-            canary.filter_open(source, batch, &canarys)?;
-            return self.filter_open(source, batch, &own);
+                open.into_iter().partition(|at| trial.decides_for(&asked.batch[*at].message.audience));
+            canary.filter_open(source, asked, &canarys)?;
+            return self.filter_open(source, asked, &own);
         }
         let take = |batch: &[Filtered]| open.iter().map(|at| batch[*at].clone()).collect::<Vec<_>>();
-        let before = take(batch);
-        self.filter_open(source, batch, &open)?;
+        let before = take(asked.batch);
+        self.filter_open(source, asked, &open)?;
         if let Some(shadow) = trial.shadow.as_ref().filter(|_| !self.is_in_vain()) {
             let (topic, partition) = (source.topic.to_owned(), source.partition);
-            shadow.show(Seen { topic, partition, before, after: take(batch) });
+            shadow.show(Seen { topic, partition, before, after: take(asked.batch) });
         }
         Ok(())
     }
@@ -88,7 +93,7 @@ impl Link {
     fn filter_open(
         &mut self,
         source: &Source<'_>,
-        batch: &mut [Filtered],
+        asked: &mut Asked<'_>,
         open: &[usize],
     ) -> Result<(), Stalled> {
         // Stretches of `open` that are still to be asked about; the first one on top.
@@ -102,10 +107,10 @@ impl Link {
                 continue;
             }
             let used = self.instance.is_some();
-            let failure = match self.verdicts(source, batch, indexes) {
+            let failure = match self.verdicts(source, asked.batch, indexes) {
                 Ok(verdicts) => {
                     row = 0;
-                    self.apply(verdicts, batch, indexes)?;
+                    self.apply(verdicts, asked, indexes)?;
                     continue;
                 }
                 Err(failure) => failure,
@@ -116,7 +121,7 @@ impl Link {
             let hopeless = worn_out || failure.kind == FailureKind::Start;
             if hopeless {
                 let rest = stretches.iter().cloned().flatten().map(|at| open[at]);
-                return self.give_up_on(&failure, batch, indexes.iter().copied().chain(rest));
+                return self.give_up_on(&failure, asked, indexes.iter().copied().chain(rest));
             }
             if indexes.len() == 1 && used {
                 // It may have been the instance: memory that leaked away over many calls.
@@ -124,7 +129,7 @@ impl Link {
                 continue;
             }
             if indexes.len() == 1 || self.plugin.on_error(&failure) == OnError::Stall {
-                self.give_up_on(&failure, batch, indexes.iter().copied())?;
+                self.give_up_on(&failure, asked, indexes.iter().copied())?;
                 continue;
             }
             let (first, second) = halves(stretch);
@@ -168,7 +173,7 @@ impl Link {
     fn apply(
         &self,
         verdicts: Vec<filter::Verdict>,
-        batch: &mut [Filtered],
+        asked: &mut Asked<'_>,
         indexes: &[usize],
     ) -> Result<(), Stalled> {
         if self.is_in_vain() {
@@ -176,10 +181,11 @@ impl Link {
         }
         for (verdict, at) in verdicts.into_iter().zip(indexes) {
             self.plugin.count(&verdict);
-            if let Err(failure) = answers::apply(verdict, &mut batch[*at], &self.plugin.version) {
+            if let Err(failure) = answers::apply(verdict, &mut asked.batch[*at], &self.plugin.version) {
                 let failure = self.counted(failure);
-                self.give_up_on(&failure, batch, std::iter::once(*at))?;
+                self.give_up_on(&failure, asked, std::iter::once(*at))?;
             }
+            asked.answered[*at] = true;
         }
         Ok(())
     }
@@ -188,7 +194,7 @@ impl Link {
     fn give_up_on(
         &self,
         failure: &Failure,
-        batch: &mut [Filtered],
+        asked: &mut Asked<'_>,
         indexes: impl Iterator<Item = usize>,
     ) -> Result<(), Stalled> {
         if self.is_in_vain() {
@@ -205,7 +211,7 @@ impl Link {
         plugin.complain(failure, indexes.len());
         let reason = format!("plugin {by} {failure}");
         for at in indexes {
-            let filtered = &mut batch[at];
+            let filtered = &mut asked.batch[at];
             let consequence = match on_error {
                 OnError::Pass => "passed on without it",
                 OnError::Drop => {
@@ -219,6 +225,7 @@ impl Link {
                 OnError::Stall => return Err(plugin.stalled(failure)),
             };
             filtered.note(by, format!("failed: {failure}; {consequence}"));
+            asked.answered[at] = true;
         }
         Ok(())
     }

@@ -6,7 +6,8 @@ use serde_json::json;
 
 use super::*;
 use crate::decision::Verdict;
-use crate::policy::{Filtered, Stalled};
+use crate::policy::on_error::OnErrors;
+use crate::policy::{Chain, Decision, Filtered, Pass, Stalled};
 
 fn filter(set: &Arc<PolicySet>, bodies: &[&str]) -> Vec<Filtered> {
     set.chain().filter("push", 3, bodies.iter().map(|body| room(body)).collect()).unwrap()
@@ -174,6 +175,44 @@ fn stall_decides_nothing() {
     assert_eq!(plugin, set.versions()[0]);
     assert!(error.starts_with("trapped: "), "{error}");
     set.chain().filter("push", 3, vec![room("hello")]).expect("does not stall");
+}
+
+/// Asks a stalled batch again, this many times.
+fn stall(chain: &mut Chain, pass: &mut Pass, times: usize) {
+    for _ in 0..times {
+        chain.advance("push", 3, pass).unwrap_err();
+    }
+}
+
+#[test]
+fn those_before_a_plugin_that_stalls_are_not_asked_again() {
+    let engine = Engine::new();
+    let set = engine.set(&[unruly("first"), with(unruly("second"), OnError::Stall)]);
+    let mut chain = set.chain();
+    // The first one is asked about each for itself, because of the trap.
+    let mut pass = Pass::new(set.generation(), vec![room("trap"), room("count a")]);
+    stall(&mut chain, &mut pass, 3);
+    assert_eq!(pass.batch[1].message.body, "1");
+    assert_eq!(trail(&pass.batch[1]), ["amended body"]);
+    let counted = chain.filter("push", 3, vec![room("count a")]).unwrap();
+    assert_eq!(counted[0].message.body, "2", "the first one has seen it once");
+}
+
+#[test]
+fn what_a_plugin_that_stalls_has_answered_for_is_not_shown_to_it_again() {
+    let engine = Engine::new();
+    let suffix = configured(unruly("p"), json!({ "suffix": "-1" }));
+    let on_error = OnErrors { deadline: Some(OnError::Stall), ..OnErrors::default() };
+    let set = engine.set(&[PluginConfig { on_error, ..suffix }]);
+    let mut chain = set.chain();
+    let bodies = ["suffix me", "count b", "trap", "loop"];
+    let mut pass = Pass::new(set.generation(), bodies.map(room).into());
+    stall(&mut chain, &mut pass, 2);
+    let counted = chain.filter("push", 3, vec![room("count b")]).unwrap();
+    assert_eq!(counted[0].message.body, "3", "once with all, once without what trapped");
+    assert_eq!(pass.batch[0].message.body, "suffix me-1");
+    let Decision { what, .. } = &pass.batch[2].trail[0];
+    assert!(what.ends_with("passed on without it") && pass.batch[2].trail.len() == 1, "{what}");
 }
 
 #[test]

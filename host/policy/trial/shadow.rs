@@ -18,6 +18,7 @@ use crate::policy::guest::bindings::halley::policy::types::Source;
 use crate::policy::guest::log_budget::LogBudget;
 use crate::policy::link::Link;
 use crate::policy::outcome::Filtered;
+use crate::policy::pass::Asked;
 use crate::policy::plugin::Plugin;
 
 /// How many batches may wait to be looked at.
@@ -133,7 +134,8 @@ fn look_on(waiting: &Receiver<Seen>, found: &Found, candidate: &Arc<Plugin>) {
         }
         let source = Source { topic: &seen.topic, partition: seen.partition };
         // A stall is a failure like any other here: it is not shown the batch again.
-        let _ = link.filter(&source, &mut seen.before);
+        let mut answered = vec![false; seen.before.len()];
+        let _ = link.filter(&source, Asked { batch: &mut seen.before, answered: &mut answered });
         for (candidates, in_force) in seen.before.iter().zip(&seen.after) {
             found.compared.fetch_add(1, Relaxed);
             if let Some(kind) = differ(in_force, candidates) {
