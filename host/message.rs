@@ -10,6 +10,7 @@ mod copy;
 pub(crate) mod fuzzing;
 mod push;
 mod record;
+mod redrive_users;
 
 use std::fmt;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub use copy::{
     note as left_out_note, note_headers as left_out_headers_note,
 };
 pub use record::{Header, Origin, Record};
+pub use redrive_users::{RedriveUsers, list as list_of_users};
 
 /// The header that carries a message's id, on gRPC calls as metadata and on records that
 /// were written by the gateway. A record that has it already keeps that id, so that a
@@ -32,6 +34,10 @@ pub const MESSAGE_ID: &str = "halley-message-id";
 /// The header of a redriven record that names the comets which did not take the message, separated
 /// by commas: the others have had it.
 pub const REDRIVE_COMETS: &str = "halley-redrive-comets";
+
+/// The header of a redriven record that names the users whom the message was not kept for
+/// ([`RedriveUsers`]): the others have had it.
+pub const REDRIVE_USERS: &str = "halley-redrive-users";
 
 /// Defines a name: a cheaply cloned string that cannot be mistaken for another kind of name.
 macro_rules! name {

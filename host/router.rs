@@ -3,6 +3,8 @@
 //! Pure. A [`Route`] is a room as policies left it, grouped by comet; a [`Plan`] is what one
 //! message needs: at most one call per comet, and the recipients who are away.
 
+mod redrive;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
@@ -324,16 +326,6 @@ impl Plan {
             self.deliveries.push(Delivery { comet: comet.clone(), target, recipients });
         } else {
             self.withheld += recipients.len();
-        }
-    }
-
-    /// A redriven message: only these comets did not take it. A message to all comets goes to
-    /// those of them that are known. Recipients of a comet that is no longer among the calls have
-    /// moved, nobody knows where to, so that the message goes to all then.
-    pub fn only(&mut self, comets: &[CometAddr]) {
-        let calls = |comet: &CometAddr| self.deliveries.iter().any(|delivery| delivery.comet == *comet);
-        if self.is_for_every_comet || comets.iter().all(calls) {
-            self.deliveries.retain(|delivery| comets.contains(&delivery.comet));
         }
     }
 

@@ -2,11 +2,12 @@
 
 use crate::dead_letter::{DeadLetter, ORIGIN_TIMESTAMP};
 use crate::kafka::{Fit, NotWritten, Outgoing, Refusal};
-use crate::message::REDRIVE_COMETS;
+use crate::message::{REDRIVE_COMETS, REDRIVE_USERS};
 
 /// The letter as the record that it was, for a topic with so many partitions. It says which comets
-/// it is for, those that did not take it, unless all are to have it.
-pub(super) fn back(letter: &DeadLetter, partitions: i32, all_comets: bool) -> Outgoing<'_> {
+/// it is for, those that did not take it, or which users, those whom it was not kept for; unless
+/// `all` are to have it.
+pub(super) fn back(letter: &DeadLetter, partitions: i32, all: bool) -> Outgoing<'_> {
     let origin = letter.origin.as_ref().map(|origin| origin.partition);
     let mut record = Outgoing {
         headers: letter.restored_headers(),
@@ -14,7 +15,12 @@ pub(super) fn back(letter: &DeadLetter, partitions: i32, all_comets: bool) -> Ou
         partition: origin.filter(|partition| (0..partitions).contains(partition)),
         ..Outgoing::copy_of(&letter.record)
     };
-    if !letter.comets.is_empty() && !letter.more_comets && !all_comets {
+    if all {
+        return record;
+    }
+    if !letter.users.is_empty() {
+        record.add_header(REDRIVE_USERS, letter.users.clone());
+    } else if !letter.comets.is_empty() && !letter.more_comets {
         record.add_header(REDRIVE_COMETS, letter.comets.join(","));
     }
     record

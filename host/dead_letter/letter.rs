@@ -1,8 +1,8 @@
 //! One dead letter as it is read back, and which of them somebody means. Pure.
 
 use crate::dead_letter::{
-    ATTEMPTS, FAILED_COMETS, KEY_ADDED, MORE_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION, ORIGIN_TIMESTAMP,
-    ORIGIN_TOPIC, PLUGIN, REASON, STAGE, Stage, theirs,
+    ATTEMPTS, FAILED_COMETS, FAILED_USERS, KEY_ADDED, MORE_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION,
+    ORIGIN_TIMESTAMP, ORIGIN_TOPIC, PLUGIN, REASON, STAGE, Stage, theirs,
 };
 use crate::message::{
     HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, MessageId, Origin, Record, VALUE_LEFT_OUT,
@@ -27,6 +27,9 @@ pub struct DeadLetter {
     pub comets: Vec<String>,
     /// Whether more did not than `comets` names.
     pub more_comets: bool,
+    /// The users whom it was not kept for, as the header names them; empty when that is not all
+    /// that is due.
+    pub users: String,
     /// How often the message has become a dead letter.
     pub attempts: u32,
     /// The plugin that decided, `name@hash`; empty when none did.
@@ -65,7 +68,7 @@ impl DeadLetter {
         let mut comets: Vec<_> = comets.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect();
         let more_comets = comets.pop_if(|last| last == MORE_COMETS).is_some();
         let attempts = text(ATTEMPTS).parse().unwrap_or(1);
-        let (stage, reason, plugin) = (text(STAGE), text(REASON), text(PLUGIN));
+        let (stage, reason, plugin, users) = (text(STAGE), text(REASON), text(PLUGIN), text(FAILED_USERS));
         let parts = [("value", VALUE_LEFT_OUT), ("key", KEY_LEFT_OUT), ("headers", HEADERS_LEFT_OUT)];
         let parts = parts.into_iter().filter(|(_, name)| record.header(name).is_some());
         let left_out: Vec<_> = parts.map(|(part, name)| LeftOut { part, note: text(name) }).collect();
@@ -85,6 +88,7 @@ impl DeadLetter {
             reason,
             comets,
             more_comets,
+            users,
             attempts,
             plugin,
             left_out,

@@ -26,7 +26,8 @@ use tokio::task::JoinSet;
 use crate::decision::PluginVersion;
 use crate::kafka::{self, NotWritten, OrderedSender};
 use crate::message::{
-    CometAddr, HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, REDRIVE_COMETS, Record, VALUE_LEFT_OUT,
+    CometAddr, HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, REDRIVE_COMETS, REDRIVE_USERS, Record,
+    UserId, VALUE_LEFT_OUT, list_of_users,
 };
 use crate::panics;
 use writer::{Letter, State, Writer};
@@ -55,6 +56,9 @@ pub const STAGE: &str = "halley-stage";
 pub const REASON: &str = "halley-reason";
 /// The comets that did not take it, separated by commas.
 pub const FAILED_COMETS: &str = "halley-failed-comets";
+/// The users whom it was not kept for, who were away; the others have had it. See
+/// [`crate::message::RedriveUsers`].
+pub const FAILED_USERS: &str = "halley-failed-users";
 /// How often the message has become a dead letter.
 pub const ATTEMPTS: &str = "halley-attempts";
 /// The plugin that decided, with its version: `name@hash`.
@@ -64,7 +68,7 @@ pub const PLUGIN: &str = "halley-plugin";
 pub const KEY_ADDED: &str = "halley-key-added";
 
 /// All headers that the gateway adds, for taking them off again.
-const OURS: [&str; 15] = [
+const OURS: [&str; 17] = [
     MESSAGE_ID,
     ORIGIN_TOPIC,
     ORIGIN_PARTITION,
@@ -80,6 +84,8 @@ const OURS: [&str; 15] = [
     KEY_ADDED,
     ATTEMPTS,
     REDRIVE_COMETS,
+    FAILED_USERS,
+    REDRIVE_USERS,
 ];
 
 /// The station where a record's way ended.
@@ -133,6 +139,8 @@ pub struct Reason {
     pub text: String,
     /// The comets that did not take it.
     pub comets: Vec<CometAddr>,
+    /// The users whom it was not kept for, when everyone else has had it.
+    pub users: Vec<UserId>,
     /// The plugin that decided.
     pub plugin: Option<PluginVersion>,
 }
@@ -140,7 +148,7 @@ pub struct Reason {
 impl Reason {
     /// A reason without comets and plugin.
     pub fn new(stage: Stage, text: impl Into<String>) -> Self {
-        Self { stage, text: text.into(), comets: Vec::new(), plugin: None }
+        Self { stage, text: text.into(), comets: Vec::new(), users: Vec::new(), plugin: None }
     }
 }
 
@@ -232,6 +240,13 @@ fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
         let mut comets: Vec<_> = failed.iter().take(MOST_COMETS).map(CometAddr::as_str).collect();
         comets.extend((failed.len() > MOST_COMETS).then_some(MORE_COMETS));
         headers.push(Header::new(FAILED_COMETS, comets.join(",")));
+    }
+    // A message that was redriven for some users is due at them and nobody else, wherever it ended.
+    let due = record.header(REDRIVE_USERS).filter(|_| reason.users.is_empty()).cloned();
+    let due = due.filter(|_| record.redrive_users().is_some());
+    let failed = due.or_else(|| Some(list_of_users(reason.users.iter().map(UserId::as_str))?.into()));
+    if let Some(failed) = failed {
+        headers.push(Header { name: FAILED_USERS.into(), value: Some(failed) });
     }
     if let Some(plugin) = &reason.plugin {
         headers.push(Header::new(PLUGIN, plugin.to_string()));

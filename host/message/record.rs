@@ -7,7 +7,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::push::count_keys;
-use super::{CometAddr, MESSAGE_ID, MessageId, REDRIVE_COMETS};
+use super::{CometAddr, MESSAGE_ID, MessageId, REDRIVE_COMETS, REDRIVE_USERS, RedriveUsers};
 
 /// Where a record stands in Kafka.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +98,14 @@ impl Record {
         let comets: Vec<_> =
             comets.split(',').filter(|comet| !comet.is_empty()).map(CometAddr::from).collect();
         (!comets.is_empty()).then_some(comets)
+    }
+
+    /// The users that a redriven record is for; `None` when it is for all that its message
+    /// reaches. Only a record that carries its message's id was redriven.
+    pub fn redrive_users(&self) -> Option<RedriveUsers> {
+        let users = std::str::from_utf8(self.header(REDRIVE_USERS)?).ok()?;
+        self.carried_id()?;
+        RedriveUsers::parse(users)
     }
 
     /// The value of the first header of this name that has one.
@@ -203,6 +211,17 @@ mod tests {
         assert_eq!(record.redrive_comets(), Some(vec!["a:1".into(), "b:1".into()]));
         record.headers[0] = Header::new(REDRIVE_COMETS, "");
         assert_eq!(record.redrive_comets(), None);
+    }
+
+    #[test]
+    fn only_a_redriven_record_names_its_users() {
+        let mut record = record();
+        record.headers.push(Header::new(REDRIVE_USERS, "a,b"));
+        assert_eq!(record.redrive_users(), None);
+        record.headers.push(Header::new(MESSAGE_ID, "push/0/7"));
+        assert_eq!(record.redrive_users(), RedriveUsers::parse("b,a"));
+        record.headers[0] = Header::new(REDRIVE_USERS, "");
+        assert_eq!(record.redrive_users(), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::dead_letter::{Reason, Stage};
 use crate::decision::{Absent, Disposition};
-use crate::message::Message;
+use crate::message::{Message, UserId};
 use crate::offline::{InboxEntry, InboxQueue, Stored};
 use crate::pipeline::journey::Journey;
 use crate::pipeline::metrics::Station;
@@ -68,12 +68,18 @@ impl Waiting {
 #[derive(Default)]
 struct Failed {
     recipients: usize,
+    /// Those, and perhaps some of whom it is not known.
+    users: Vec<UserId>,
     why: Option<String>,
 }
 
 impl Failed {
-    fn add(&mut self, recipients: usize, why: Option<String>) {
-        self.recipients += recipients;
+    /// So many failed, all of them among these.
+    fn add<'a>(&mut self, recipients: usize, among: impl Iterator<Item = &'a Absent>, why: Option<String>) {
+        if recipients > 0 {
+            self.recipients += recipients;
+            self.users.extend(among.map(|absent| absent.user.clone()));
+        }
         self.why = self.why.take().or(why);
     }
 }
@@ -94,12 +100,13 @@ impl Journey {
             let decided = decided.get(at).cloned().flatten();
             config.disposition_of(&absent[at], decided)
         };
-        let stored = (0..absent.len()).filter(|at| matches!(fate(*at), Disposition::Store { .. })).count();
+        let is_stored = |at: &usize| matches!(fate(*at), Disposition::Store { .. });
+        let stored = (0..absent.len()).filter(is_stored).count();
         let mut failed = Failed::default();
         let may_store = match config.refuses(&message, stored) {
             None => true,
             why => {
-                failed.add(stored, why);
+                failed.add(stored, (0..absent.len()).filter(is_stored).map(|at| &absent[at]), why);
                 false
             }
         };
@@ -115,7 +122,7 @@ impl Journey {
             }
             let (notified, refused) = self.notify(&message, &notify).await?;
             self.story.tally.notified += notified;
-            failed.add(notify.len() - notified, refused);
+            failed.add(notify.len() - notified, notify.iter().map(|(absent, _)| *absent), refused);
             let entries = || {
                 store.iter().map(|(at, retention)| InboxEntry {
                     user: absent[*at].user.clone(),
@@ -125,14 +132,14 @@ impl Journey {
             };
             let Stored { refused, reason } = self.store(store.len(), || entries().collect()).await?;
             self.story.tally.stored += store.len() - refused;
-            failed.add(refused, reason);
+            failed.add(refused, store.iter().map(|(at, _)| &absent[*at]), reason);
         }
         self.story.tally.failed += failed.recipients;
         self.pipeline.metrics.stage(Station::Offline, since);
         Ok(failed.why.map(|why| {
             let text =
                 format!("not kept for {} of {} absent recipients: {why}", failed.recipients, absent.len());
-            Reason::new(Stage::Offline, text)
+            Reason { users: failed.users, ..Reason::new(Stage::Offline, text) }
         }))
     }
 

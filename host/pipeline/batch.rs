@@ -284,6 +284,9 @@ impl Worker {
                     continue;
                 }
             }
+            if let Some(users) = message.record.redrive_users() {
+                plan.only_users(&users);
+            }
             let Pipeline { waiting, inbox, .. } = &*self.pipeline;
             let places = waiting.take(plan.absent.len(), inbox, self.hold()).await?;
             let of_everyone = |comet: &CometAddr| plan.is_for_every_comet && !overrides.also.contains(comet);

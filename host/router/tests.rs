@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::membership::{Membership, Placement, Regrouping};
+use crate::message::RedriveUsers;
 
 fn connection(id: &str, comet: &str, online: bool) -> Connection {
     Connection { id: id.into(), user: Some(format!("u-{id}").into()), comet: comet.into(), online }
@@ -45,6 +46,31 @@ fn the_offline_are_absent_and_leave_the_part_whole() {
     assert_eq!(shape(&plan), [("a:1", Target::Room(room))], "b:1 has nobody who is online");
     let absent: Vec<_> = plan.absent.iter().map(|a| (a.user.as_str(), a.cause)).collect();
     assert_eq!(absent, [("u-c2", Cause::NotOnline), ("u-c3", Cause::NotOnline)]);
+}
+
+#[test]
+fn a_message_that_was_not_kept_for_some_goes_to_them_wherever_they_are() {
+    let members = vec![
+        connection("c1", "a:1", true),
+        connection("back", "a:1", true),
+        connection("c3", "b:1", true),
+        connection("away", "b:1", false),
+        connection("later", "b:1", false),
+    ];
+    let plan = Plan::room(&"r".into(), &Route::new(&grouping(members)), &Overrides::default());
+    let redriven = |users: &str| {
+        let mut plan = plan.clone();
+        plan.only_users(&RedriveUsers::parse(users).expect("a list"));
+        let absent: Vec<_> = plan.absent.iter().map(|a| (a.user.to_string(), a.cause)).collect();
+        (plan.deliveries, absent)
+    };
+    let away = |user: &str| (user.to_owned(), Cause::NotOnline);
+    let (deliveries, absent) = redriven("u-back,u-away,gone");
+    assert_eq!(deliveries.len(), 1);
+    assert_eq!((&deliveries[0].target, deliveries[0].recipients.len()), (&ids(&["back"]), 1));
+    assert_eq!(absent, [away("u-away"), ("gone".to_owned(), Cause::NoConnection)]);
+    // Of whom it is not known, those who are away now.
+    assert_eq!(redriven("u-away,%.."), (Vec::new(), vec![away("u-away"), away("u-later")]));
 }
 
 #[test]

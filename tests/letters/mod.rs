@@ -2,6 +2,7 @@
 
 mod cut;
 mod limits;
+mod offline;
 mod order;
 
 use std::process::{Command, Output};

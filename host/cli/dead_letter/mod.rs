@@ -40,6 +40,9 @@ enum Command {
     /// A message goes only to the comets that did not take it (`halley-failed-comets`), unless
     /// `--all-comets` is given. A BROADCAST whose comets are gone reaches nobody; a message for a
     /// room or for keys goes to all of them when one of its comets holds nobody of them any more.
+    /// Where comets took it and it could not be kept for users who were away, it goes only to these
+    /// (`halley-failed-users`), live to those who are back; of more of them than the header names
+    /// (16 KiB), to those who are still away.
     ///
     /// A letter whose value, key or headers were left out is refused: it names the place where
     /// they may still stand. One whose topic does not take its timestamp any more is written with the

@@ -25,7 +25,7 @@ pub(super) struct Args {
     /// Redrives also what was redriven before.
     #[arg(long)]
     from_start: bool,
-    /// Sends each message to all comets that it is for, also those that took it before.
+    /// Sends each message to all comets and users that it is for, also those that had it before.
     #[arg(long)]
     all_comets: bool,
     /// The consumer group that remembers the progress [default: `[kafka] group` and "-redrive"].

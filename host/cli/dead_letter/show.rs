@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::print;
 use crate::dead_letter::DeadLetter;
-use crate::message::{Header, Origin};
+use crate::message::{Header, Origin, RedriveUsers};
 
 const HEAD: [&str; 8] = ["ID", "WHEN", "STAGE", "TRIES", "ORIGIN", "COMETS", "PLUGIN", "REASON"];
 /// Rows that are held back to find the columns' widths.
@@ -86,6 +86,7 @@ pub(super) fn json(letter: &DeadLetter) -> Value {
         "attempts": letter.attempts,
         "reason": letter.reason,
         "comets": letter.comets,
+        "users": RedriveUsers::parse(&letter.users).map(|users| users.named).unwrap_or_default(),
         "plugin": (!letter.plugin.is_empty()).then_some(&letter.plugin),
         "origin": letter.origin.as_ref().map(place),
         "dead_letter": place(&letter.record.origin),

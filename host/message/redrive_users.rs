@@ -1,0 +1,122 @@
+//! The users whom a redriven message is for, as a header names them. Pure.
+//!
+//! Names are separated by commas; `%`, commas and control characters in a name are percent-encoded.
+//! The list is bounded, so that a record stays writable: `...` at its end says that there are more.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+/// The most bytes of a list.
+const MOST_BYTES: usize = 16 * 1024;
+/// Stands at the end of a list that is not complete. No name is encoded so.
+const MORE: &str = "%..";
+
+/// Users by name; connection ids where no user is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RedriveUsers {
+    /// The users that are named.
+    pub named: BTreeSet<String>,
+    /// There are more than these: everyone who is away may be one of them.
+    pub more: bool,
+}
+
+impl RedriveUsers {
+    /// Reads a header's value. `None` where it names nobody, or is longer than what a gateway
+    /// writes.
+    pub fn parse(list: &str) -> Option<Self> {
+        if list.len() > MOST_BYTES + 1 + MORE.len() {
+            return None;
+        }
+        let mut users = Self::default();
+        for name in list.split(',').filter(|name| !name.is_empty()) {
+            if name == MORE {
+                users.more = true;
+            } else {
+                users.named.insert(decode(name));
+            }
+        }
+        (users.more || !users.named.is_empty()).then_some(users)
+    }
+}
+
+/// The header's value for these names; `None` for none.
+pub fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let mut list = String::new();
+    for name in names.into_iter().filter(|name| !name.is_empty()) {
+        let before = list.len();
+        if before > 0 {
+            list.push(',');
+        }
+        encode(name, &mut list);
+        if list.len() > MOST_BYTES {
+            list.truncate(before);
+            list.push_str(if before > 0 { "," } else { "" });
+            list.push_str(MORE);
+            break;
+        }
+    }
+    (!list.is_empty()).then_some(list)
+}
+
+fn encode(name: &str, list: &mut String) {
+    for char in name.chars() {
+        if char == '%' || char == ',' || char.is_ascii_control() {
+            // Writing to a string never fails.
+            let _ = write!(list, "%{:02x}", u32::from(char));
+        } else {
+            list.push(char);
+        }
+    }
+}
+
+fn decode(name: &str) -> String {
+    let mut bytes = Vec::with_capacity(name.len());
+    let mut rest = name.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let hex = after.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_list_that_is_too_long_says_that_there_are_more() {
+        let names: Vec<_> = (0..10_000).map(|n| format!("user-{n}")).collect();
+        let long = list(names.iter().map(String::as_str)).unwrap_or_default();
+        let users = RedriveUsers::parse(&long).unwrap_or_default();
+        assert!(users.more && users.named.len() > 1_000 && long.len() <= MOST_BYTES + 4, "{}", long.len());
+        let one = list([names.concat().as_str()]).unwrap_or_default();
+        assert_eq!(RedriveUsers::parse(&one), Some(RedriveUsers { more: true, ..RedriveUsers::default() }));
+        assert_eq!(RedriveUsers::parse(&"a,".repeat(MOST_BYTES)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn names_of_any_characters_are_read_as_they_were_written(names in proptest::collection::btree_set("\\PC{1,9}|[%,.\n]{1,4}", 0..20)) {
+            let written = list(names.iter().map(String::as_str));
+            let read = RedriveUsers::parse(&written.unwrap_or_default());
+            let expected = (!names.is_empty()).then_some(RedriveUsers { named: names, more: false });
+            prop_assert_eq!(read, expected);
+        }
+
+        #[test]
+        fn whatever_a_header_holds_is_read(text in ".*") {
+            let _ = RedriveUsers::parse(&text);
+        }
+    }
+}

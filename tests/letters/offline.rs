@@ -1,0 +1,46 @@
+//! Letters of messages that were delivered, and could not be kept for those who were away.
+
+use crate::letters::Desk;
+use crate::support::comet::{FakeComet, To};
+use crate::support::gateway::{gateway, quoted};
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
+
+#[tokio::test]
+async fn a_redriven_offline_letter_goes_only_to_those_it_was_not_kept_for() {
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    for name in ["on", "back", "away"] {
+        redis.join("lobby", &format!("conn_{name}"), &format!("user_{name}"), comet.address()).await;
+    }
+    redis.offline("user_back").await;
+    redis.offline("user_away").await;
+    let topic = kafka().topic("offline-letter", 1).await;
+    kafka().create_topic(&format!("{topic}.dead-letter"), 1).await;
+    let settings = gateway(&topic).redis(&redis);
+    let desk = Desk::with(&topic, &settings.toml());
+    let strict = settings.clone().set("offline", "max_body", quoted("10B")).start().await;
+    kafka().produce_room(&topic, "lobby", "more than ten bytes").await;
+    strict.wait_until_settled(&topic).await;
+    assert_eq!(comet.count(), 1, "who is online has it");
+    // Redriven too early: it is not sent again, and is due at the same users.
+    assert!(desk.ok(&["redrive"]).starts_with("1 redriven"));
+    strict.wait_until_settled(&topic).await;
+    assert_eq!(comet.count(), 1, "who is online has had it");
+    assert!(strict.sigterm().await.success());
+    let listed = desk.ok(&["list", "--json", "--pending"]);
+    let letter: serde_json::Value = serde_json::from_str(&listed).expect("one letter");
+    assert_eq!((&letter["stage"], &letter["attempts"]), (&"offline".into(), &2.into()), "{letter}");
+    assert_eq!(letter["users"], serde_json::json!(["user_away", "user_back"]), "{letter}");
+
+    redis.join("lobby", "conn_back", "user_back", comet.address()).await;
+    let gateway = settings.start().await;
+    assert!(desk.ok(&["redrive"]).starts_with("1 redriven"));
+    gateway.wait_until_settled(&topic).await;
+    let calls = comet.calls();
+    assert_eq!(calls.len(), 2, "{calls:?}");
+    assert_eq!(calls[1].to, To::Keys(vec!["conn_back".to_owned()]), "who is back gets it live");
+    for (user, entries) in [("user_on", 0), ("user_back", 0), ("user_away", 1)] {
+        assert_eq!(redis.stream(&format!("halley:inbox:{user}")).await.len(), entries, "{user}");
+    }
+    assert_eq!(desk.ok(&["list", "--json", "--pending"]), "");
+}
