@@ -58,6 +58,44 @@ async fn transactions_leave_no_lag_and_aborted_ones_no_messages() {
 }
 
 #[tokio::test]
+async fn a_transaction_that_nobody_ends_is_told_of() {
+    let Some(lobby) = Lobby::new("a_transaction_that_nobody_ends", 1).await else { return };
+    let gateway = lobby.settings.clone().start().await;
+    let (topic, (end, ended)) = (lobby.topic.clone(), std::sync::mpsc::channel::<()>());
+    let (begun, begins) = tokio::sync::oneshot::channel();
+    let producer = tokio::task::spawn_blocking(move || {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", kafka().brokers())
+            .set("transactional.id", unique("transaction"))
+            .create()
+            .expect("a producer");
+        producer.init_transactions(PATIENCE).expect("transactions");
+        producer.begin_transaction().expect("begins");
+        producer.send(BaseRecord::<(), _>::to(&topic).payload(&b"never"[..])).expect("is queued");
+        producer.flush(PATIENCE).expect("is written");
+        begun.send(()).expect("the story goes on");
+        // Until the story is told, or has failed.
+        let _ = ended.recv();
+        producer.abort_transaction(PATIENCE).expect("ends");
+    });
+    begins.await.expect("a transaction");
+    // It is behind the open transaction, though it is of none.
+    lobby.say(words("behind", 1)).await;
+    let lag = format!("halley_consumer_lag{{topic=\"{}\",partition=\"0\"}}", lobby.topic);
+    eventually_eq("the lag", Some(2.0), async || gateway.metric(&lag).await).await;
+    let stalled = async || gateway.metric("halley_stalled_partitions{stage=\"consume\"}").await;
+    eventually_eq("stalled partitions", Some(1.0), stalled).await;
+    reasons(&gateway, "transaction is open").await;
+    assert_eq!(lobby.heard().len(), 0);
+
+    drop(end);
+    producer.await.expect("no panic");
+    lobby.wait_for(&words("behind", 1)).await;
+    eventually_eq("stalled partitions", Some(0.0), stalled).await;
+    eventually_eq("the lag", Some(0.0), async || gateway.metric(&lag).await).await;
+}
+
+#[tokio::test]
 async fn a_batch_that_cannot_be_unpacked_is_told_of_and_can_be_skipped() {
     let Some(lobby) = Lobby::new("a_batch_that_cannot_be_unpacked", 2).await else { return };
     // As small as librdkafka allows: what counts is how much a batch unpacks to.

@@ -211,3 +211,16 @@ async fn the_process_gives_up_what_it_does_not_need() {
     assert_eq!(privileges(&free), "0", "{free:?}");
     assert!(free.sigterm().await.success());
 }
+
+#[tokio::test]
+async fn a_hangup_ends_nothing() {
+    let comet = FakeComet::start().await;
+    let topic = kafka().topic("hangup", 1).await;
+    let (_redis, settings) = lobby(&comet, &topic).await;
+    let gateway = settings.start().await;
+    gateway.signal("HUP");
+    gateway.wait_for_log_that("SIGHUP").await;
+    kafka().produce_room(&topic, "lobby", "hello").await;
+    comet.wait_for(1).await;
+    assert!(gateway.sigterm().await.success());
+}

@@ -110,15 +110,21 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     Ok(if stopped == Stopped::Drained { SUCCESS } else { FAILURE })
 }
 
-/// The signals that ask for an end.
+/// The signals that ask for an end. SIGHUP does not: service managers send it for a reload, which
+/// needs none here, and its default would end the process without draining.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
     fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
     }
 
     /// The next one that comes at or after this time.
@@ -133,9 +139,14 @@ impl Signals {
     }
 
     async fn next(&mut self) {
-        let name = tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+        let name = loop {
+            tokio::select! {
+                _ = self.terminate.recv() => break "SIGTERM",
+                _ = self.interrupt.recv() => break "SIGINT",
+                _ = self.hangup.recv() => info!(
+                    "SIGHUP: nothing to reload; policies are followed by themselves, the rest of the configuration needs a restart"
+                ),
+            }
         };
         info!(signal = name, "signal received");
     }

@@ -17,6 +17,7 @@ use tracing::{debug, error, info, warn};
 use crate::consumer::health::Health;
 use crate::consumer::limit::Limit;
 use crate::consumer::metrics::Metrics;
+use crate::consumer::open_transactions::{Changes, OpenTransactions};
 use crate::consumer::partition::{Flow, Partition};
 use crate::consumer::partitions::{Key, Partitions};
 use crate::consumer::patience::Patience;
@@ -48,6 +49,7 @@ pub(super) struct Context {
     pub(super) attempts: AtomicUsize,
     config: kafka::Config,
     unreadable: Mutex<Unreadable>,
+    open_transactions: Mutex<OpenTransactions>,
     /// librdkafka has gone to another offset by itself.
     offset_reset: AtomicBool,
     on_assigned: OnAssigned,
@@ -79,6 +81,7 @@ impl Context {
             attempts: AtomicUsize::default(),
             config: config.clone(),
             unreadable: Mutex::default(),
+            open_transactions: Mutex::default(),
             offset_reset: AtomicBool::default(),
             on_assigned,
             voice: Voice::new("consumer"),
@@ -114,6 +117,18 @@ impl Context {
             );
             self.partitions().hold(&self.stalls, &key, Some(offset), &cause);
         }
+        let Changes { held, released } = self.open_transactions().look(Instant::now(), fetched);
+        for key in released {
+            self.partitions().release(&key);
+        }
+        for (key, offset) in held {
+            let cause = "a producer's transaction is open from here on, and what comes after it cannot be read before it ends; `kafka-transactions.sh find-hanging` names it, and `abort` ends it";
+            self.partitions().hold(&self.stalls, &key, Some(offset), &cause);
+        }
+    }
+
+    fn open_transactions(&self) -> MutexGuard<'_, OpenTransactions> {
+        self.open_transactions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn unreadable(&self) -> MutexGuard<'_, Unreadable> {

@@ -30,6 +30,7 @@ mod limit;
 mod locate;
 mod mark;
 mod metrics;
+mod open_transactions;
 mod partition;
 mod partitions;
 mod patience;

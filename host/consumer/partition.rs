@@ -214,6 +214,11 @@ impl Partition {
         self.stall.get_or_insert_with(begin).set_cause(cause);
     }
 
+    /// What held it has ended.
+    pub(crate) fn release(&mut self) {
+        self.stall = None;
+    }
+
     /// Kafka has said which offsets the log holds.
     pub(crate) fn note_end(&mut self, low: i64, end: i64) {
         self.ends = Some((low, end));

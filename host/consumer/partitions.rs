@@ -113,6 +113,13 @@ impl Partitions {
         partition.hold(|| stalls.begin(held), cause);
     }
 
+    /// What held this partition has ended.
+    pub(super) fn release(&mut self, key: &Key) {
+        if let Some(partition) = self.assigned.get_mut(key) {
+            partition.release();
+        }
+    }
+
     /// One assigned partition.
     pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Partition> {
         self.assigned.get_mut(key)
@@ -275,14 +282,15 @@ impl Partitions {
         for (key, partition) in &mut self.assigned {
             let topic = statistics.topics.get(&*key.0);
             let Some(found) = topic.and_then(|topic| topic.partitions.get(&key.1)) else { continue };
-            // What is not committed of transactions is no lag yet.
             let end = if found.ls_offset >= 0 { found.ls_offset } else { found.hi_offset };
             if end < 0 {
                 continue;
             }
-            partition.note_end(found.lo_offset, end);
+            // What open transactions hold back is behind, too: a producer that hangs must show.
+            let last = found.hi_offset.max(end);
+            partition.note_end(found.lo_offset, last);
             if partition.place() == Place::Known && !partition.is_paused() {
-                fetched.push(Fetched { key: key.clone(), next: found.next_offset, end });
+                fetched.push(Fetched { key: key.clone(), next: found.next_offset, end, last });
             }
         }
         fetched

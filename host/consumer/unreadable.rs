@@ -26,8 +26,10 @@ pub(super) struct Fetched {
     pub(super) key: Key,
     /// The offset that it reads next.
     pub(super) next: i64,
-    /// The offset after the last one that there is to read.
+    /// The offset after the last one that there is to read: behind it, a transaction is open.
     pub(super) end: i64,
+    /// The offset after the last one that there is.
+    pub(super) last: i64,
 }
 
 /// A partition that stands still.
@@ -69,7 +71,7 @@ impl Unreadable {
     pub(super) fn stuck(&mut self, now: Instant, fetched: &[Fetched]) -> Vec<Stuck> {
         let mut seen = HashMap::with_capacity(fetched.len());
         let mut still = Vec::new();
-        for Fetched { key, next, end } in fetched {
+        for Fetched { key, next, end, .. } in fetched {
             let since = match self.seen.get(key) {
                 Some((before, since)) if before == next => *since,
                 _ => now,
@@ -116,7 +118,7 @@ mod tests {
         "Decompression (codec 0x4) of message at 17 of 2786 bytes failed: Local: Invalid compressed data";
 
     fn fetched(partition: i32, next: i64, end: i64) -> Fetched {
-        Fetched { key: ("push".into(), partition), next, end }
+        Fetched { key: ("push".into(), partition), next, end, last: end }
     }
 
     fn partitions(stuck: Vec<Stuck>) -> Vec<(i32, i64)> {
