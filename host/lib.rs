@@ -43,8 +43,9 @@
 //! - [`pipeline`]: knows the neighbours and brings messages through them.
 //! - [`gateway`]: builds every part and owns every task; the order of start and stop.
 //! - [`config`], [`admin`], [`cli`]: around the gateway. [`sandbox`]: what the process gives up at its
-//!   start. [`telemetry`], [`panics`] and [`stalls`] (what is being retried, and the records that it
-//!   holds): known to all. `fuzzing`, in tests and with its feature only: what fuzzers call.
+//!   start. [`telemetry`], [`panics`], `files` (the only one that opens files) and [`stalls`] (what is
+//!   being retried, and the records that it holds): known to all. `fuzzing`, in tests and with its
+//!   feature only: what fuzzers call.
 //!
 //! `tests/layers.rs` holds this plan.
 //!
@@ -85,6 +86,7 @@ pub mod gateway;
 pub mod admin;
 pub mod cli;
 pub mod config;
+mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -129,11 +129,16 @@ fn restrict(allowed: &Allowed) -> anyhow::Result<Enforced> {
     })
 }
 
+/// The longest list of what a process is mapped from, in bytes.
+#[cfg(target_os = "linux")]
+const LONGEST_MAPS: u64 = 16 * 1024 * 1024;
+
 /// This binary, which compiles plugins in a child process, and what it is mapped from: among that is
 /// the dynamic loader, which the kernel opens as an executable, too.
 #[cfg(target_os = "linux")]
 fn executables() -> Vec<PathBuf> {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let maps =
+        crate::files::read_text(std::path::Path::new("/proc/self/maps"), LONGEST_MAPS).unwrap_or_default();
     let mut paths: Vec<PathBuf> = maps
         .lines()
         .filter(|line| line.split_whitespace().nth(1).is_some_and(|rights| rights.contains('x')))

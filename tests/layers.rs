@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everyone may know these; they know nobody.
-const FOR_ALL: [&str; 3] = ["telemetry", "panics", "stalls"];
+const FOR_ALL: [&str; 4] = ["files", "telemetry", "panics", "stalls"];
 
 /// Each module with the modules of this crate that it may know.
 const MAY_KNOW: &[(&str, &[&str])] = &[
@@ -13,6 +13,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("offsets", &[]),
     ("membership", &["message"]),
     ("decision", &["message"]),
+    ("files", &[]),
     ("telemetry", &[]),
     ("panics", &[]),
     ("stalls", &[]),
@@ -147,6 +148,29 @@ fn foreign_types_stay_in_their_room() {
             if mentioned && !rooms.contains(&module.as_str()) {
                 escaped.insert(format!("{}: `{foreign}` belongs to {rooms:?}", file.display()));
             }
+        }
+    }
+    assert!(escaped.is_empty(), "{escaped:#?}");
+}
+
+/// What opens files by name, and what writes them. What reads does so nowhere but in `files`; what
+/// authors and the demo write is theirs.
+const READS: [&str; 5] = ["fs::read(", "fs::read_to_string(", "File::open(", "OpenOptions", "tokio::fs"];
+const WRITES: [&str; 4] = ["fs::write(", "File::create(", "File::create_new(", "File::options("];
+
+#[test]
+fn files_are_opened_in_one_room() {
+    let mut escaped = BTreeSet::new();
+    for (file, module, text) in sources() {
+        let in_tests = file.components().any(|part| part.as_os_str().to_string_lossy().contains("tests"));
+        let not_yet = file.ends_with("guest/code.rs");
+        if module == "files" || module == "fuzzing" || in_tests || not_yet {
+            continue;
+        }
+        let code = text.split("\nmod tests {").next().unwrap_or_default();
+        let forbidden = READS.iter().chain(WRITES.iter().filter(|_| module != "cli"));
+        for word in forbidden.filter(|word| code.contains(**word)) {
+            escaped.insert(format!("{}: `{word}`; use `crate::files`", file.display()));
         }
     }
     assert!(escaped.is_empty(), "{escaped:#?}");

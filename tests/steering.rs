@@ -9,7 +9,7 @@ use crate::faults::world::World;
 use crate::support::gateway::{Gateway, Plugin, RunningGateway, gateway, quoted};
 use crate::support::history::{VERSION_PLACE, version_mark};
 use crate::support::kafka::kafka;
-use crate::support::{folder, repository};
+use crate::support::{folder, repository, secret};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn versions_pushed_gone_back_from_and_released_under_load_lose_repeat_and_reorder_nothing() {
@@ -116,8 +116,8 @@ async fn writes_need_a_token_away_from_loopback() {
 
     let files = folder("token");
     let (token, other) = (files.path().join("token"), files.path().join("other"));
-    std::fs::write(&token, "the-first-token-of-this-story\n").expect("the folder takes it");
-    std::fs::write(&other, "another-token-than-the-gateways\n").expect("the folder takes it");
+    secret(&token, "the-first-token-of-this-story\n");
+    secret(&other, "another-token-than-the-gateways\n");
     let gateway = open.set("admin", "token_file", quoted(&text(&token))).start().await;
     let release = |more: &[&str]| plugin(&gateway, &[&["release", "one"], more].concat());
     assert!(failed(&release(&[])).contains("writes need a token"));

@@ -10,8 +10,12 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, StatusCode, header};
 use sha2::{Digest as _, Sha256};
 
+use crate::files;
+
 /// Where the token may stand in the environment.
 pub(super) const TOKEN_VARIABLE: &str = "HALLEY_ADMIN_TOKEN";
+/// The largest file with a token, in bytes.
+const LONGEST_FILE: u64 = 64 * 1024;
 /// A token shorter than that is guessed too soon.
 const SHORTEST_TOKEN: usize = 16;
 
@@ -64,8 +68,8 @@ pub(super) fn read(file: Option<&Path>) -> Result<Option<String>, String> {
         (Err(_), None) => return Ok(None),
         (Err(_), Some(file)) => {
             let place = format!("`admin.token_file` {}", file.display());
-            let read = std::fs::read_to_string(file);
-            (read.map_err(|e| format!("{place} cannot be read: {e}; nobody can write"))?, place)
+            let read = files::read_secret(file, LONGEST_FILE);
+            (read.map_err(|why| format!("{place} {why}; nobody can write"))?, place)
         }
     };
     let token = token.trim();
@@ -115,6 +119,8 @@ fn denied(status: StatusCode, why: impl Into<String>) -> Denied {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     const TOKEN: &str = "0123456789abcdef";
@@ -162,8 +168,14 @@ mod tests {
         let auth = Auth::new("127.0.0.1:1".parse().unwrap(), Some(file.clone()));
         assert!(auth.token().await.unwrap_err().contains("cannot be read"));
         std::fs::write(&file, "short\n").unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
         assert!(auth.token().await.unwrap_err().contains("fewer than 16"));
         std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+        let mode = |mode| std::fs::set_permissions(&file, PermissionsExt::from_mode(mode)).unwrap();
+        mode(0o666);
+        let why = auth.token().await.unwrap_err();
+        assert!(why.contains("can be written by others (mode 0666)") && why.contains("chmod 600"), "{why}");
+        mode(0o600);
         assert_eq!(auth.token().await.unwrap().as_deref(), Some(TOKEN));
     }
 }

@@ -8,9 +8,10 @@ use prometheus_client::registry::Registry;
 
 use crate::cli::draft::{Draft, OPERATION};
 use crate::cli::fleet::look_at_fleet;
-use crate::cli::{ConfigArgs, MISTAKE, SUCCESS, fail, print, runtime};
+use crate::cli::{ConfigArgs, LARGEST_INPUT, MISTAKE, SUCCESS, fail, print, runtime};
 use crate::config::Config;
 use crate::directory::CacheMetrics;
+use crate::files;
 use crate::gateway::Storage;
 use crate::message::Message;
 use crate::pipeline::{Explanation, Resolver, explain};
@@ -79,7 +80,8 @@ fn draft(args: &Args) -> anyhow::Result<Draft> {
 }
 
 fn read_draft(file: &Path) -> anyhow::Result<Draft> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = files::read_argument(file, LARGEST_INPUT)
+        .with_context(|| format!("cannot read {}", file.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not a message; see --help", file.display()))
 }
 

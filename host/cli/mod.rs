@@ -26,6 +26,8 @@ pub const SUCCESS: u8 = 0;
 pub const FAILURE: u8 = 1;
 /// The command line or the configuration is wrong.
 pub const MISTAKE: u8 = 2;
+/// The largest file that is read because it was named on the command line, in bytes.
+const LARGEST_INPUT: u64 = 256 * 1024 * 1024;
 
 /// A routing gateway for push systems: Kafka to comets through hot-swapped policies.
 #[derive(Debug, Parser)]

@@ -261,8 +261,7 @@ fn is_our_fault(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 fn has_a_file_left() -> bool {
-    let code = std::fs::File::open("/dev/null").err().and_then(|error| error.raw_os_error());
-    code.is_none_or(|code| !OUT_OF_FILES.contains(&code))
+    crate::files::exhausted().is_none_or(|code| !OUT_OF_FILES.contains(&code))
 }
 
 fn causes<'a>(

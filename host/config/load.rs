@@ -12,6 +12,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
 use crate::config::{Config, ENVIRONMENT_PREFIX, environment};
+use crate::files;
 
 /// One mistake in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -36,6 +37,8 @@ impl fmt::Display for Mistakes {
     }
 }
 
+/// The largest file that is a configuration, in bytes.
+const LARGEST: u64 = 16 * 1024 * 1024;
 /// Loading stops counting here; a file with more mistakes is not a configuration.
 const MOST_MISTAKES: usize = 50;
 
@@ -61,9 +64,9 @@ pub(super) fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (S
         mistakes: vec![Mistake { place: name.clone(), text }],
         warnings: Vec::new(),
     };
-    let text = match file.map(std::fs::read_to_string) {
+    let text = match file.map(|file| files::read_text(file, LARGEST)) {
         Some(Ok(text)) => text,
-        Some(Err(error)) => return nothing(format!("cannot be read: {error}")),
+        Some(Err(error)) => return nothing(error.to_string()),
         None => String::new(),
     };
     let table: Table = match text.parse() {

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use crate::files::folder_access;
 use crate::gateway::Config;
 use crate::kafka::Probed;
 use crate::{comets, consumer, kafka};
@@ -17,10 +18,13 @@ pub fn verify(config: &Config) -> Vec<String> {
         Ok(()) => problems.extend(consumer::verify(&config.kafka).err().map(properties)),
     }
     if let Some(folder) = &config.policies.state_folder {
-        let refused = writable(folder).err();
-        problems.extend(refused.map(|error| {
-            format!("`policies.state_folder` {} cannot be written to: {error}", folder.display())
-        }));
+        let name = format!("`policies.state_folder` {}", folder.display());
+        let refused = folder_access(folder).err().map(|why| format!("{name} {why}"));
+        problems.extend(
+            refused.or_else(|| {
+                writable(folder).err().map(|error| format!("{name} cannot be written to: {error}"))
+            }),
+        );
     }
     problems
 }

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use bytesize::ByteSize;
 
+use crate::files;
+
 /// `memory_limit`: how much memory the process may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MemoryLimit {
@@ -22,6 +24,9 @@ pub enum MemoryLimit {
 /// such as sockets' buffers and other processes of the container.
 const AUTO: u64 = 90;
 
+/// The largest of the kernel's files that is read, in bytes.
+const LARGEST: u64 = 1024 * 1024;
+
 /// Limits from here on are none: what version 1 says for "no limit" is near 2^63.
 const ENDLESS: u64 = 1 << 60;
 
@@ -32,12 +37,16 @@ impl MemoryLimit {
             Self::Off => None,
             Self::Bytes(bytes) => Some(bytes.as_u64()),
             Self::Auto => {
-                let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-                let allowed = group_limit(&groups, |file| std::fs::read_to_string(file).ok())?;
+                let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+                let allowed = group_limit(&groups, read)?;
                 Some(allowed / 100 * AUTO)
             }
         }
     }
+}
+
+fn read(file: &Path) -> Option<String> {
+    files::read_text(file, LARGEST).ok()
 }
 
 impl FromStr for MemoryLimit {

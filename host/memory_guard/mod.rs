@@ -25,6 +25,8 @@ pub use limit::MemoryLimit;
 
 use rule::{Change, Rule};
 
+use crate::files;
+
 /// How often memory is measured.
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
 
@@ -111,7 +113,7 @@ pub struct MemoryGuard {
 impl MemoryGuard {
     /// A guard of this process, with this limit in bytes.
     pub fn new(limit: Option<u64>, metrics: Metrics) -> Self {
-        let statm = File::open("/proc/self/statm").ok();
+        let statm = files::open_kernel("/proc/self/statm");
         let measure = move || resident(statm.as_ref()?);
         Self::measuring(limit, metrics, Box::new(measure))
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use crate::files::OwnFolder;
 use crate::policy::guest::runtime::RuntimeConfig;
 use crate::policy::intake::{self, Intake};
 use crate::policy::on_error::OnErrors;
@@ -204,11 +205,10 @@ impl PoliciesConfig {
     /// Makes the state folder where there is none, for its owner alone.
     ///
     /// # Errors
-    /// When it cannot be made.
-    pub fn make_state_folder(&self) -> std::io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt as _;
+    /// When it cannot be made, or should not be used.
+    pub fn make_state_folder(&self) -> Result<(), String> {
         let Some(folder) = &self.state_folder else { return Ok(()) };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+        OwnFolder::create(folder).map(drop)
     }
 
     /// Where plugins come from and which are trusted.

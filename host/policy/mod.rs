@@ -59,7 +59,6 @@
 
 mod chain;
 mod config;
-mod file;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod guest;

@@ -1,5 +1,6 @@
 //! Policies as a platform: whose plugins decide, and where they come from.
 
+mod files;
 mod limits;
 mod registry;
 mod trust;

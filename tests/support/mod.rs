@@ -105,6 +105,13 @@ pub fn folder(prefix: &str) -> tempfile::TempDir {
     tempfile::Builder::new().prefix(&format!("halley-{prefix}-")).tempdir().expect("a temporary folder")
 }
 
+/// Writes a file that nobody else may read.
+pub fn secret(path: &std::path::Path, content: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(path, content).expect("the folder takes it");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
+}
+
 /// The memory that a process has now, in KiB.
 pub fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");

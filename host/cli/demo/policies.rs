@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use crate::cli::LARGEST_INPUT;
+use crate::files;
 use crate::message::CometAddr;
 
 /// Built policies, found on this machine.
@@ -68,7 +70,7 @@ impl Folder {
 
     /// Drops the bundled keyword filter into the folder.
     pub(super) fn install_keyword_filter(&self) -> anyhow::Result<()> {
-        let module = fs::read(self.built.join(KEYWORD_FILTER))?;
+        let module = files::read(&self.built.join(KEYWORD_FILTER), LARGEST_INPUT)?;
         self.replace("policies/keyword_filter.wasm", &module)
     }
 

@@ -8,6 +8,7 @@ use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 
 use crate::cli::runtime;
+use crate::files::{self, Unreadable};
 
 /// Which gateway, and what it wants to hear first.
 #[derive(Debug, clap::Args)]
@@ -23,6 +24,8 @@ pub(super) struct GatewayArgs {
 
 /// Compiling on a busy gateway takes its time.
 const DEADLINE: Duration = Duration::from_secs(180);
+/// The largest file with a token, in bytes.
+const LONGEST_TOKEN: u64 = 64 * 1024;
 
 impl GatewayArgs {
     /// GETs a path below `/v1/`.
@@ -76,8 +79,12 @@ impl GatewayArgs {
     fn token(&self) -> anyhow::Result<Option<String>> {
         let token = match &self.token_file {
             Some(file) => {
-                let read = std::fs::read_to_string(file);
-                Some(read.with_context(|| format!("--token-file {} cannot be read", file.display()))?)
+                let read = match files::read_secret(file, LONGEST_TOKEN) {
+                    // What another command writes: nobody else has that.
+                    Err(Unreadable::Other("a pipe")) => files::read_argument(file, LONGEST_TOKEN),
+                    read => read,
+                };
+                Some(read.map_err(|why| anyhow::anyhow!("--token-file {} {why}", file.display()))?)
             }
             None => std::env::var("HALLEY_ADMIN_TOKEN").ok(),
         };

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::multipart::{Form, Part};
 
 use crate::cli::plugin::client::GatewayArgs;
 use crate::cli::plugin::show::in_force;
-use crate::cli::{MISTAKE, SUCCESS, fail, plugin_of, print};
+use crate::cli::{LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print};
+use crate::files;
 use crate::policy::{read_signature, signature_as_text};
 
 /// What goes with a part: its signature.
@@ -46,7 +46,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 pub(super) fn push(paths: &[PathBuf], name: Option<&str>, gateway: &GatewayArgs) -> anyhow::Result<()> {
     let mut files = Vec::new();
     for file in paths {
-        let bytes = std::fs::read(file).with_context(|| format!("{} cannot be read", file.display()))?;
+        let bytes =
+            files::read(file, LARGEST_INPUT).map_err(|why| anyhow::anyhow!("{} {why}", file.display()))?;
         files.push((file, bytes, signature(file)?));
     }
     let configured = gateway.get(&["plugins"])?;

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context as _;
 
 use crate::cli::time::milliseconds;
-use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, plugin_of, print, runtime};
+use crate::cli::{ConfigArgs, FAILURE, LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print, runtime};
 use crate::config::Config;
+use crate::files;
 use crate::kafka::Reader;
 use crate::policy::PluginConfig;
 
@@ -122,7 +123,8 @@ fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)
 }
 
 fn json(file: &Path) -> anyhow::Result<serde_json::Value> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = files::read_argument(file, LARGEST_INPUT)
+        .with_context(|| format!("cannot read {}", file.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()))
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Listing;
+use crate::files;
 
 /// A list of comets is small; a file that is longer is another one.
 const MAX_LENGTH: u64 = 4 << 20;
@@ -43,16 +44,8 @@ pub(super) fn read(path: &Path) -> Result<Listing, String> {
     parse(&content(path)?)
 }
 
-/// A pipe, or whatever else never ends, is not read.
 fn content(path: &Path) -> Result<Vec<u8>, String> {
-    let metadata = std::fs::metadata(path).map_err(|error| error.to_string())?;
-    if !metadata.is_file() {
-        return Err("it is not a file".to_owned());
-    }
-    if metadata.len() > MAX_LENGTH {
-        return Err(format!("it has {} bytes; at most {MAX_LENGTH} are read", metadata.len()));
-    }
-    std::fs::read(path).map_err(|error| error.to_string())
+    files::read(path, MAX_LENGTH).map_err(|why| format!("it {why}"))
 }
 
 /// JSON when it begins as such, else TOML.

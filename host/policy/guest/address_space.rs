@@ -6,10 +6,16 @@
 //! itself are all that fits. Where there is such a limit, memories take what they use and grow
 //! by moving, and compiled code checks its bounds.
 
+use std::path::Path;
+
 use wasmtime::Config;
+
+use crate::files;
 
 /// Where Linux says what a process may have.
 const LIMITS: &str = "/proc/self/limits";
+/// It is not longer than that, in bytes.
+const LONGEST: u64 = 64 * 1024;
 /// A limit from here on is as good as none: it holds some thousand reservations.
 const PLENTY: u64 = 16 << 40;
 /// What a memory may grow by before it moves.
@@ -23,7 +29,7 @@ pub(in crate::policy) const REMEDY: &str = "raise the limit on the process's add
 
 /// The limit on this process's address space in bytes; `None` where there is none.
 pub(in crate::policy) fn limit() -> Option<u64> {
-    parse(&std::fs::read_to_string(LIMITS).ok()?)
+    parse(&files::read_text(Path::new(LIMITS), LONGEST).ok()?)
 }
 
 fn parse(limits: &str) -> Option<u64> {

@@ -11,7 +11,7 @@ use sha2::Digest as _;
 use wasmparser::{Parser, Payload};
 use wasmtime::component::{Component, InstancePre};
 
-use crate::policy::file::{self, Unreadable};
+use crate::files::{self, Unreadable};
 use crate::policy::guest::bindings::exports::halley::policy::{
     filter, filter_columns, grouping, grouping_columns, lifecycle, offline,
 };
@@ -20,7 +20,7 @@ use crate::policy::guest::host::HostState;
 use crate::policy::guest::runtime::Runtime;
 
 /// The largest file that is looked at, in bytes.
-const MAX_SIZE: u64 = 64 * 1024 * 1024;
+pub(in crate::policy) const MAX_SIZE: u64 = 64 * 1024 * 1024;
 
 /// What a plugin exports, and where.
 pub(in crate::policy) struct Hooks {
@@ -77,11 +77,11 @@ pub(in crate::policy) struct Module {
 /// # Errors
 /// When it is not there, cannot be read, or is too large to be a plugin.
 pub(in crate::policy) fn read(path: &Path) -> Result<Vec<u8>, String> {
-    file::read(path, MAX_SIZE).map_err(|why| {
+    files::read(path, MAX_SIZE).map_err(|why| {
         let remedy = match &why {
             Unreadable::System(_) => "check `path` and the file's permissions",
-            Unreadable::Other(_) => "`path` must name the .wasm file itself",
             Unreadable::TooLarge { .. } => "plugins are not larger",
+            _ => "`path` must name the .wasm file itself",
         };
         format!("{why}; {remedy}")
     })

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use oci_client::secrets::RegistryAuth;
 use serde_json::Value;
 
-use crate::policy::file::read;
+use crate::files::read;
 
 /// The largest file with credentials, in bytes.
 const MAX_SIZE: u64 = 1024 * 1024;

@@ -27,6 +27,8 @@ use crate::policy::intake::Arrived;
 const SCHEME: &str = "oci://";
 /// The annotation of a layer, or of its manifest, with the base64 signature of the plugin.
 const SIGNATURE: &str = "halley.signature";
+/// The largest manifest, in bytes: what the distribution specification asks registries to take.
+const MAX_MANIFEST: usize = 4 * 1024 * 1024;
 /// The largest plugin, in bytes.
 const MAX_SIZE: usize = 64 * 1024 * 1024;
 /// How many plugins are kept in memory.

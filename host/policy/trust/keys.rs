@@ -5,7 +5,7 @@ use std::path::Path;
 use ed25519_dalek::VerifyingKey;
 use ed25519_dalek::pkcs8::DecodePublicKey as _;
 
-use crate::policy::file;
+use crate::files;
 
 const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
 /// The largest file with keys, in bytes.
@@ -29,7 +29,7 @@ pub(super) fn read_all(sources: &[String]) -> Result<Vec<VerifyingKey>, String> 
             continue;
         }
         let place = format!("`[policies] trusted_keys` {source}");
-        let bytes = file::read(Path::new(source), MAX_SIZE)
+        let bytes = files::read(Path::new(source), MAX_SIZE)
             .map_err(|why| format!("cannot be checked: {place} {why}"))?;
         keys.extend(parse(&String::from_utf8_lossy(&bytes), &place)?);
     }

@@ -45,7 +45,7 @@ impl Trust {
 
     /// What tells whether the files with keys have changed.
     pub(super) fn fingerprint(&self) -> String {
-        let read = |file: PathBuf| crate::policy::file::read(&file, keys::MAX_SIZE).unwrap_or_default();
+        let read = |file: PathBuf| crate::files::read(&file, keys::MAX_SIZE).unwrap_or_default();
         self.key_files().into_iter().map(|file| format!(" {}", module::hash(&read(file)))).collect()
     }
 

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::Signature;
 
-use crate::policy::file::{self, Unreadable};
+use crate::files::{self, Unreadable};
 
 /// A longer file is no signature.
 const MAX_SIZE: u64 = 1024;
@@ -48,7 +48,7 @@ pub(in crate::policy) fn beside(file: &Path) -> PathBuf {
 /// plugin.
 pub fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
     let path = beside(file);
-    match file::read(&path, MAX_SIZE) {
+    match files::read(&path, MAX_SIZE) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(why) if why.is_missing() => Ok(None),
         Err(why @ Unreadable::System(_)) => Err(format!("has a signature ({}) that {why}", path.display())),

@@ -8,18 +8,17 @@
 //! <state_folder>/plugins/<name>.json      what is remembered of each plugin
 //! ```
 //!
-//! Files are written beside and renamed, so that a crash leaves the old or the new one. What
-//! is read is checked against its hash. Knows nothing of what the records mean.
+//! Files appear as a whole, so that a crash leaves the old or the new one. What is read is checked:
+//! against its hash, and that nobody else can have written it (`files`). Knows nothing of what the records mean.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use crate::policy::file;
+use crate::files::{self, OwnFolder};
 use crate::policy::guest::module;
 use crate::policy::versions::record::Record;
 
@@ -40,7 +39,8 @@ pub(super) enum Store {
 /// A folder, locked for as long as this lives.
 #[derive(Debug)]
 pub(super) struct Folder {
-    path: PathBuf,
+    versions: OwnFolder,
+    plugins: OwnFolder,
     _lock: File,
 }
 
@@ -50,19 +50,33 @@ impl Store {
     /// # Errors
     /// When it cannot be used, or another gateway uses it.
     pub(super) fn open(path: &Path) -> anyhow::Result<(Self, BTreeMap<String, Record>)> {
-        let failed = || format!("[policies] state_folder {} cannot be used", path.display());
-        for part in ["versions", "plugins"] {
-            fs::create_dir_all(path.join(part)).with_context(failed)?;
-        }
-        let lock = File::create(path.join("lock")).with_context(failed)?;
+        let name = || format!("[policies] state_folder {}", path.display());
+        let create = |path: &Path| {
+            OwnFolder::create(path)
+                .map_err(|why| anyhow::anyhow!("[policies] state_folder {} {why}", path.display()))
+        };
+        let whole = create(path)?;
+        let lock =
+            files::open_lock(&path.join("lock")).with_context(|| format!("{} cannot be locked", name()))?;
         if lock.try_lock().is_err() {
             anyhow::bail!(
                 "[policies] state_folder {} is used by another gateway; give each its own",
                 path.display()
             );
         }
-        let folder = Folder { path: path.to_owned(), _lock: lock };
-        let records = folder.records().with_context(failed)?;
+        if let Some(shared) = whole.shared() {
+            tracing::warn!(
+                state_folder = %path.display(),
+                "others may write to {}: compiled code is not kept, and what is kept can be taken away; \
+                 give the gateway a folder of its own, or a volume that nobody shares",
+                shared.display()
+            );
+        }
+        let (versions, plugins) = (create(&path.join("versions"))?, create(&path.join("plugins"))?);
+        versions.tidy();
+        plugins.tidy();
+        let folder = Folder { versions, plugins, _lock: lock };
+        let records = folder.records().with_context(name)?;
         Ok((Self::Folder(folder), records))
     }
 
@@ -89,7 +103,7 @@ impl Store {
             return Ok(());
         }
         match self {
-            Self::Folder(folder) => write(&folder.signature(hash), signature),
+            Self::Folder(folder) => folder.versions.replace(&format!("{hash}{SIGNED}"), signature),
             Self::Memory(files) => {
                 files.insert(format!("{hash}{SIGNED}"), Arc::clone(signature));
                 Ok(())
@@ -100,7 +114,9 @@ impl Store {
     /// The signature of a plugin's file, where one is kept.
     pub(super) fn signature(&self, hash: &str) -> Option<Arc<[u8]>> {
         match self {
-            Self::Folder(folder) => file::read(&folder.signature(hash), MAX_SIGNATURE).ok().map(Arc::from),
+            Self::Folder(folder) => {
+                folder.versions.read(&format!("{hash}{SIGNED}"), MAX_SIGNATURE).ok().map(Arc::from)
+            }
             Self::Memory(files) => files.get(&format!("{hash}{SIGNED}")).cloned(),
         }
     }
@@ -125,7 +141,7 @@ impl Store {
     pub(super) fn remember(&self, plugin: &str, record: &Record) -> anyhow::Result<()> {
         let Self::Folder(folder) = self else { return Ok(()) };
         let text = serde_json::to_vec_pretty(record)?;
-        write(&folder.path.join("plugins").join(format!("{plugin}.json")), &text)
+        folder.plugins.replace(&format!("{plugin}.json"), &text)
     }
 
     /// Forgets the files that no record speaks of.
@@ -138,24 +154,18 @@ impl Store {
 }
 
 impl Folder {
-    fn file(&self, hash: &str) -> PathBuf {
-        self.path.join("versions").join(format!("{hash}.wasm"))
-    }
-
-    fn signature(&self, hash: &str) -> PathBuf {
-        self.path.join("versions").join(format!("{hash}{SIGNED}"))
-    }
-
     fn put(&self, hash: &str, bytes: &[u8]) -> anyhow::Result<()> {
         if self.get(hash).is_ok() {
             return Ok(());
         }
-        write(&self.file(hash), bytes)
+        self.versions.replace(&format!("{hash}.wasm"), bytes)
     }
 
     fn get(&self, hash: &str) -> Result<Arc<[u8]>, String> {
-        let path = self.file(hash);
-        let bytes = module::read(&path).map_err(|why| format!("{} {why}", path.display()))?;
+        let name = format!("{hash}.wasm");
+        let path = self.versions.path().join(&name);
+        let read = self.versions.read(&name, module::MAX_SIZE);
+        let bytes = read.map_err(|why| format!("{} {why}", path.display()))?;
         if module::hash(&bytes) != hash {
             return Err(format!("{} was changed by somebody: its content has another hash", path.display()));
         }
@@ -165,13 +175,13 @@ impl Folder {
     /// A record that cannot be read is left out and told of: the plugin's file decides then.
     fn records(&self) -> anyhow::Result<BTreeMap<String, Record>> {
         let mut records = BTreeMap::new();
-        for entry in fs::read_dir(self.path.join("plugins"))? {
+        for entry in fs::read_dir(self.plugins.path())? {
             let path = entry?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let read = file::read(&path, MAX_RECORD).map_err(anyhow::Error::from);
+            let read = self.plugins.read(&format!("{name}.json"), MAX_RECORD).map_err(anyhow::Error::from);
             match read.and_then(|text| Ok(serde_json::from_slice(&text)?)) {
                 Ok(record) => drop(records.insert(name, record)),
                 Err(error) => {
@@ -183,7 +193,7 @@ impl Folder {
     }
 
     fn sweep(&self, used: &HashSet<&str>) {
-        let Ok(entries) = fs::read_dir(self.path.join("versions")) else { return };
+        let Ok(entries) = fs::read_dir(self.versions.path()) else { return };
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
             let hash = path.file_stem().unwrap_or_default().to_string_lossy();
             if !used.contains(&*hash) {
@@ -192,15 +202,6 @@ impl Folder {
             }
         }
     }
-}
-
-/// Writes a file as a whole or not at all, on the disk before it has its name.
-fn write(path: &Path, content: &[u8]) -> anyhow::Result<()> {
-    let beside = path.with_extension("tmp");
-    let written = File::create(&beside)
-        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
-        .and_then(|()| fs::rename(&beside, path));
-    written.with_context(|| format!("{} cannot be written", path.display()))
 }
 
 #[cfg(test)]

@@ -11,8 +11,9 @@ use serde_json::Value;
 use crate::cli::draft::Draft;
 use crate::cli::plugin::author::project::{self, Configured};
 use crate::cli::plugin::author::question::Gathering;
-use crate::cli::{SUCCESS, fail, print};
+use crate::cli::{LARGEST_INPUT, SUCCESS, fail, print};
 use crate::decision::{Absent, Cause, Identity};
+use crate::files;
 use crate::membership::Grouping;
 use crate::message::Message;
 use crate::policy::{Chain, OnError, PluginConfig, Policies, Runtime, Stalled, idle_plugin};
@@ -150,7 +151,8 @@ fn messages(file: Option<&Path>) -> anyhow::Result<Vec<Message>> {
         let draft = Draft { room: Some("video_1".to_owned()), body, ..Draft::default() };
         return Ok(vec![draft.into_message("push", 1)?]);
     };
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = files::read_argument(file, LARGEST_INPUT)
+        .with_context(|| format!("cannot read {}", file.display()))?;
     let mut messages = Vec::new();
     for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let read = || -> anyhow::Result<Message> {

@@ -8,10 +8,12 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde_json::Value;
 
+use crate::cli::LARGEST_INPUT;
 use crate::cli::draft::Draft;
 use crate::cli::plugin::author::answer::{self, Answer};
 use crate::cli::plugin::author::expect::{Expected, Fate, FilterWord, OfflineWord, Outcome, WordOr};
 use crate::cli::plugin::author::question::{Away, AwayUser, Gathering, Member};
+use crate::files;
 use crate::message::CometAddr;
 
 /// Such a file.
@@ -93,7 +95,8 @@ impl GroupingCase {
 /// # Errors
 /// When it cannot be read, or a key or value makes no sense: with its place.
 pub(super) fn read(file: &Path) -> anyhow::Result<Cases> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text = files::read_argument(file, LARGEST_INPUT)
+        .with_context(|| format!("cannot read {}", file.display()))?;
     parse(&text, file.extension().is_some_and(|extension| extension == "json"))
         .with_context(|| format!("{} has a mistake", file.display()))
 }

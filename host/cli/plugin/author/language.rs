@@ -11,8 +11,10 @@ use std::process::Command;
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::cli::LARGEST_INPUT;
 use crate::cli::plugin::author::project::write;
 use crate::cli::plugin::author::sdk;
+use crate::files;
 
 /// What says that a folder is a project in another language than Rust.
 const SETTINGS: &str = "halley-plugin.toml";
@@ -218,7 +220,8 @@ pub(super) fn is_project(folder: &Path) -> bool {
 /// When its settings make no sense, or the tools cannot be written.
 pub(super) fn build_command(folder: &Path, target: &Path) -> anyhow::Result<Command> {
     let file = folder.join(SETTINGS);
-    let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text =
+        files::read_text(&file, LARGEST_INPUT).with_context(|| format!("cannot read {}", file.display()))?;
     let settings: Settings =
         toml::from_str(&text).with_context(|| format!("{} has a mistake", file.display()))?;
     ensure!(

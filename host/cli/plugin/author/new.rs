@@ -8,7 +8,8 @@ use anyhow::{Context as _, ensure};
 use crate::cli::plugin::author::language::Language;
 use crate::cli::plugin::author::template::{self, Hook};
 use crate::cli::plugin::author::{project, sdk};
-use crate::cli::{SUCCESS, print};
+use crate::cli::{LARGEST_INPUT, SUCCESS, print};
+use crate::files;
 
 /// Names that cargo, or the project itself, has for other things.
 const TAKEN: [&str; 7] = ["test", "core", "std", "alloc", "proc_macro", "serde", sdk::NAME];
@@ -75,7 +76,7 @@ fn done(folder: &Path) -> anyhow::Result<u8> {
 /// The SDK in this folder.
 fn sdk_at(folder: &Path) -> anyhow::Result<String> {
     let found = folder.canonicalize().with_context(|| format!("there is no {}", folder.display()))?;
-    let manifest = fs::read_to_string(found.join("Cargo.toml")).unwrap_or_default();
+    let manifest = files::read_text(&found.join("Cargo.toml"), LARGEST_INPUT).unwrap_or_default();
     ensure!(
         manifest.contains(&format!("name = \"{}\"", sdk::NAME)),
         "{} is not the SDK: its Cargo.toml is not that of {}",

@@ -1,7 +1,6 @@
 //! Where a policy is, and how it is built.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -9,7 +8,8 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::cli::plugin::author::{cases, language};
-use crate::cli::{FAILURE, MISTAKE, fail};
+use crate::cli::{FAILURE, LARGEST_INPUT, MISTAKE, fail};
+use crate::files;
 
 /// The script that builds policies, wherever the toolchain is from; the repository uses it, too.
 const BUILD: &str = include_str!("../../../../plugins/build.sh");
@@ -122,7 +122,8 @@ impl Configured {
     /// When it cannot be read.
     pub(super) fn config(&self) -> anyhow::Result<Value> {
         if let Some(file) = &self.plugin_config {
-            let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let text = files::read_argument(file, LARGEST_INPUT)
+                .with_context(|| format!("cannot read {}", file.display()))?;
             return serde_json::from_str(&text).with_context(|| format!("{} is not JSON", file.display()));
         }
         let beside = self.place.cases().ok().map(|file| cases::read(&file)).transpose()?;
@@ -143,8 +144,8 @@ pub(super) fn put_in_place(folder: &Path, built: &Path) -> anyhow::Result<PathBu
     let name = built.file_name().unwrap_or_default();
     let place = folder.join(DIST).join(name);
     let put = || {
-        let bytes = fs::read(built)?;
-        if fs::read(&place).is_ok_and(|before| before == bytes) {
+        let bytes = files::read(built, LARGEST_INPUT).map_err(std::io::Error::other)?;
+        if files::read(&place, LARGEST_INPUT).is_ok_and(|before| before == bytes) {
             return Ok(());
         }
         fs::create_dir_all(folder.join(DIST))?;
@@ -172,7 +173,7 @@ pub(super) fn build(folder: &Path, quietly: bool) -> anyhow::Result<Option<Vec<P
         "there is no Cargo.toml in {}; `halley plugin new NAME` makes a project",
         folder.display()
     );
-    let manifest = fs::read_to_string(folder.join("Cargo.toml"))?;
+    let manifest = files::read_text(&folder.join("Cargo.toml"), LARGEST_INPUT)?;
     // A workspace may have policies as members.
     ensure!(
         !manifest.contains("[package]") || manifest.contains("cdylib"),
@@ -216,10 +217,10 @@ pub(super) fn mistake(mistake: &anyhow::Error) -> u8 {
 /// # Errors
 /// When that cannot be.
 pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
-    let done = file.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| {
-        let mut new = fs::File::create_new(file)?;
-        new.write_all(text.as_bytes())
-    });
+    let done = file
+        .parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| files::create_new(file, text.as_bytes()));
     done.with_context(|| format!("cannot write {}", file.display()))
 }
 

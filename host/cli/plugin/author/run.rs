@@ -12,6 +12,7 @@ use crate::cli::plugin::author::project::{self, Configured, Limits};
 use crate::cli::plugin::author::question::{Away, Gathering};
 use crate::cli::plugin::author::subject::{Instance, Subject};
 use crate::cli::{FAILURE, SUCCESS, fail, print};
+use crate::files;
 
 /// The longest line that is read, in bytes.
 const LONGEST_LINE: u64 = 16 * 1024 * 1024;
@@ -37,7 +38,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         Err(mistake) => return Ok(project::mistake(&mistake)),
     };
     let mut questions: Box<dyn Read> = match &args.messages {
-        Some(file) if file.as_os_str() != "-" => match std::fs::File::open(file) {
+        Some(file) if file.as_os_str() != "-" => match files::open_argument(file) {
             Ok(open) => Box::new(open),
             Err(why) => {
                 let why = anyhow::anyhow!("cannot read {}: {why}", file.display());

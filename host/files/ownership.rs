@@ -1,0 +1,332 @@
+//! Who else may write to a folder, or put another one in its place.
+//!
+//! Every folder on the way from `/`, and every link, has to belong to root or to this process's user.
+//! Others may write to one in these cases only. It is sticky (`/tmp`), where nobody renames what is
+//! not his; that does not hold for the last folder. It is writable by the owner's own group, which has
+//! the owner's number and nobody else in it. It is the root of a mount: volumes of containers are
+//! `root:root 0777` or `root:<fsGroup> 2775`, and who shares them is the operator's decision.
+//! (Kubernetes gives an `fsGroup` everything in its volume, with the right to write.) In such a folder
+//! files are checked one by one, and no native code is kept.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::fs::{DirBuilder, Metadata};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::read::{Unreadable, is_trusted, read_own};
+use super::write::{is_temporary, replace};
+
+/// How many links a path may go through; as many as Linux follows.
+const MOST_LINKS: usize = 40;
+
+/// What a folder can be used for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Nobody else can write to it or replace it.
+    Private,
+    /// Others may write to this folder, which is the folder itself or above it.
+    Shared {
+        /// That folder.
+        path: PathBuf,
+        /// The group that the volume was made for, if it was: it may write to everything in it.
+        group: Option<u32>,
+    },
+}
+
+impl Access {
+    fn group(&self) -> Option<u32> {
+        match self {
+            Self::Private => None,
+            Self::Shared { group, .. } => *group,
+        }
+    }
+}
+
+/// A folder of this process's own. What is in it is read only where nobody else can have written it.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnFolder {
+    path: PathBuf,
+    access: Access,
+}
+
+impl OwnFolder {
+    /// Makes a folder that nobody else may enter, where there is none.
+    ///
+    /// # Errors
+    /// When it cannot be made, or should not be used: the second half of a sentence that begins with
+    /// the folder, with the remedy.
+    pub(crate) fn create(path: &Path) -> Result<Self, String> {
+        // Not below what others may replace.
+        folder_access(path)?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|error| format!("cannot be made: {error}"))?;
+        Self::open(path)
+    }
+
+    /// A folder that is there.
+    ///
+    /// # Errors
+    /// When it is not there, or should not be used.
+    pub(crate) fn open(path: &Path) -> Result<Self, String> {
+        let access = folder_access(path)?;
+        let path = path.canonicalize().map_err(|error| format!("cannot be used: {error}"))?;
+        Ok(Self { path, access })
+    }
+
+    /// The folder, without links.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder, which is this one or above it, that others may write to, too.
+    pub(crate) fn shared(&self) -> Option<&Path> {
+        match &self.access {
+            Access::Private => None,
+            Access::Shared { path, .. } => Some(path),
+        }
+    }
+
+    /// Reads a file in it.
+    ///
+    /// # Errors
+    /// Also when somebody else may have written it.
+    pub(crate) fn read(&self, name: &str, most: u64) -> Result<Vec<u8>, Unreadable> {
+        read_own(&self.path.join(name), self.access.group(), most)
+    }
+
+    /// Replaces a file in it, as a whole.
+    ///
+    /// # Errors
+    /// When it cannot be written; what was there stays.
+    pub(crate) fn replace(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        let path = self.path.join(name);
+        replace(&path, content).with_context(|| format!("{} cannot be written", path.display()))
+    }
+
+    /// Takes out what a crash left half written.
+    pub(crate) fn tidy(&self) {
+        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
+        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
+            if is_temporary(&path) {
+                // It does no harm.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// Who may write to a folder. Of one that is not there, what is there of the way to it counts.
+///
+/// # Errors
+/// As [`OwnFolder::create`].
+pub(crate) fn folder_access(path: &Path) -> Result<Access, String> {
+    let path = std::path::absolute(path).map_err(|error| format!("cannot be used: {error}"))?;
+    walk(&path).map_err(|refused| refused.to_string())
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("cannot be used: {1} at {0}")]
+    System(PathBuf, io::Error),
+    #[error("cannot be used: {0} is not a folder")]
+    NotAFolder(PathBuf),
+    #[error("cannot be used: more than {MOST_LINKS} links")]
+    Links,
+    #[error(
+        "is not safe: {path} belongs to user {owner}, who can put other files there; this process runs as user {ours}: run it as {owner}, or `chown {ours} {path}`", path = .0.display(), owner = .1, ours = rustix::process::geteuid().as_raw()
+    )]
+    Owner(PathBuf, u32),
+    #[error(
+        "is not safe: others may write to {path} (mode {mode:04o}); `chmod go-w {path}`", path = .0.display(), mode = .1
+    )]
+    Writable(PathBuf, u32),
+}
+
+fn walk(path: &Path) -> Result<Access, Refused> {
+    let mut rest: VecDeque<OsString> = parts(path).collect();
+    let mut here = PathBuf::from("/");
+    let mut device = look(&here)?.map_or(0, |root| root.dev());
+    let (mut access, mut links) = (Access::Private, 0);
+    while let Some(part) = rest.pop_front() {
+        if part == ".." {
+            here.pop();
+            device = look(&here)?.map_or(0, |above| above.dev());
+            continue;
+        }
+        let next = here.join(&part);
+        let Some(metadata) = look(&next)? else { break };
+        if !is_trusted(metadata.uid()) {
+            return Err(Refused::Owner(next, metadata.uid()));
+        }
+        if metadata.is_symlink() {
+            links += 1;
+            let target = std::fs::read_link(&next).map_err(|error| Refused::System(next, error))?;
+            if links > MOST_LINKS {
+                return Err(Refused::Links);
+            }
+            if target.is_absolute() {
+                here = PathBuf::from("/");
+                device = look(&here)?.map_or(0, |root| root.dev());
+            }
+            for part in parts(&target).collect::<Vec<_>>().into_iter().rev() {
+                rest.push_front(part);
+            }
+            continue;
+        }
+        if !metadata.is_dir() {
+            return Err(Refused::NotAFolder(next));
+        }
+        let is_mount = metadata.dev() != device;
+        match writers(&metadata, is_mount, rest.is_empty(), access.group()) {
+            Writers::Nobody => {}
+            Writers::Some => {
+                let by_group = metadata.mode() & 0o020 != 0;
+                let group = access.group().or((is_mount && by_group).then_some(metadata.gid()));
+                access = Access::Shared { path: next.clone(), group };
+            }
+            Writers::Anybody => return Err(Refused::Writable(next, metadata.mode() & 0o7777)),
+        }
+        device = metadata.dev();
+        here = next;
+    }
+    Ok(access)
+}
+
+/// Who but the owner may write to a folder.
+enum Writers {
+    Nobody,
+    /// Those whom an operator let in.
+    Some,
+    Anybody,
+}
+
+fn writers(metadata: &Metadata, is_mount: bool, is_last: bool, let_in: Option<u32>) -> Writers {
+    let mode = metadata.mode();
+    let (by_group, by_all, sticky) = (mode & 0o020 != 0, mode & 0o002 != 0, mode & 0o1000 != 0);
+    let own_group = metadata.gid() == metadata.uid();
+    let is_let_in = let_in == Some(metadata.gid());
+    match () {
+        () if !by_all && (!by_group || own_group) => Writers::Nobody,
+        () if sticky && !is_last => Writers::Nobody,
+        () if is_mount || !by_all && (!is_last || is_let_in) => Writers::Some,
+        () => Writers::Anybody,
+    }
+}
+
+/// What has this name; none where nothing has.
+fn look(path: &Path) -> Result<Option<Metadata>, Refused> {
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(Refused::NotAFolder(path.into())),
+        Err(error) => Err(Refused::System(path.to_owned(), error)),
+    }
+}
+
+fn parts(path: &Path) -> impl Iterator<Item = OsString> {
+    path.components().filter_map(|component| match component {
+        Component::Normal(part) => Some(part.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+
+    use super::*;
+
+    fn mode(path: &Path, mode: u32) {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    /// `above/state`, private.
+    fn folders() -> (tempfile::TempDir, PathBuf, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let above = folder.path().join("above");
+        let state = above.join("state");
+        assert_eq!(OwnFolder::create(&state).unwrap().shared(), None);
+        assert_eq!(std::fs::metadata(&state).unwrap().mode() & 0o777, 0o700);
+        (folder, above, state)
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_to_is_refused_with_the_remedy() {
+        let (_folder, above, state) = folders();
+        for open in [0o777, 0o1777, 0o702] {
+            mode(&state, open);
+            let why = folder_access(&state).unwrap_err();
+            assert!(why.contains("others may write") && why.contains("chmod go-w"), "{why}");
+            assert!(why.contains(&format!("{open:04o}")), "{why}");
+        }
+        mode(&state, 0o700);
+        mode(&above, 0o777);
+        assert!(folder_access(&state).unwrap_err().contains("above (mode 0777)"));
+        assert!(OwnFolder::create(&above.join("new")).is_err() && !above.join("new").exists());
+        mode(&above, 0o1777);
+        assert_eq!(folder_access(&state), Ok(Access::Private), "as in /tmp");
+    }
+
+    #[test]
+    fn what_belongs_to_somebody_else_is_refused_also_above_and_as_a_link() {
+        let (folder, above, state) = folders();
+        let theirs = |path: &Path| std::os::unix::fs::lchown(path, Some(4321), None);
+        if theirs(&state).is_err() {
+            return; // Needs root, which tests in containers are.
+        }
+        let why = folder_access(&state).unwrap_err();
+        assert!(why.contains("belongs to user 4321") && why.contains("chown 0"), "{why}");
+        chown(&state, Some(0), None).unwrap();
+        theirs(&above).unwrap();
+        assert!(folder_access(&state).unwrap_err().contains("above belongs to user 4321"));
+        chown(&above, Some(0), None).unwrap();
+        let link = folder.path().join("link");
+        symlink("above/../above", &link).unwrap();
+        assert_eq!(folder_access(&link.join("state")), Ok(Access::Private));
+        theirs(&link).unwrap();
+        assert!(folder_access(&link.join("state")).unwrap_err().contains("link belongs to user 4321"));
+        std::fs::remove_file(&link).unwrap();
+        symlink("link", &link).unwrap();
+        assert!(folder_access(&link).unwrap_err().contains("links"));
+    }
+
+    #[test]
+    fn a_group_of_ones_own_is_nobody_else_and_another_one_above_is_told_of() {
+        let (_folder, above, state) = folders();
+        mode(&above, 0o775);
+        let owner = std::fs::metadata(&above).unwrap().uid();
+        if chown(&above, None, Some(owner)).is_ok() {
+            assert_eq!(folder_access(&state), Ok(Access::Private));
+        }
+        if chown(&above, None, Some(4321)).is_ok() {
+            let shared = Access::Shared { path: above.clone(), group: None };
+            assert_eq!(folder_access(&state), Ok(shared));
+            mode(&state, 0o770);
+            chown(&state, None, Some(4321)).unwrap();
+            assert!(folder_access(&state).unwrap_err().contains("mode 0770"));
+        }
+    }
+
+    #[test]
+    fn a_volume_may_be_anybodys_and_is_not_private() {
+        let folder = tempfile::tempdir().unwrap();
+        mode(folder.path(), 0o777);
+        let metadata = std::fs::metadata(folder.path()).unwrap();
+        for is_last in [false, true] {
+            assert!(matches!(writers(&metadata, true, is_last, None), Writers::Some));
+            assert!(matches!(writers(&metadata, false, is_last, None), Writers::Anybody));
+        }
+        // What an fsGroup gets of a volume that was made for it.
+        mode(folder.path(), 0o770);
+        if chown(folder.path(), None, Some(4321)).is_ok() {
+            let metadata = std::fs::metadata(folder.path()).unwrap();
+            assert!(matches!(writers(&metadata, false, true, Some(4321)), Writers::Some));
+            assert!(matches!(writers(&metadata, false, true, Some(4322)), Writers::Anybody));
+        }
+    }
+}

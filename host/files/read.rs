@@ -1,0 +1,225 @@
+//! Reading with limits. A path is opened once, without blocking; what was opened is checked, not
+//! what the path named before.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+
+/// Why a file was not read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unreadable {
+    /// The system refused.
+    #[error("cannot be read: {0}")]
+    System(#[from] io::Error),
+    /// Something else has this name.
+    #[error("is not a file, but {0}")]
+    Other(&'static str),
+    /// It is larger than the limit.
+    #[error("has {size} bytes, or more; at most {most} are read")]
+    TooLarge {
+        /// The size that was found.
+        size: u64,
+        /// The limit.
+        most: u64,
+    },
+    /// It was to be text.
+    #[error("is not UTF-8")]
+    NotText,
+    /// Somebody else wrote it, or may write or read it.
+    #[error("{0}")]
+    Exposed(String),
+}
+
+impl Unreadable {
+    /// Whether nothing has this name.
+    pub(crate) fn is_missing(&self) -> bool {
+        matches!(self, Self::System(error) if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// Reads a regular file of at most `most` bytes. Links are followed: ConfigMaps consist of them.
+///
+/// # Errors
+/// Why it was not read: the second half of a sentence that begins with the file.
+pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>, Unreadable> {
+    let (file, metadata) = open(path, most, 0)?;
+    contents(file, &metadata, most)
+}
+
+/// As [`read`], for text.
+///
+/// # Errors
+/// As [`read`], and when it is not UTF-8.
+pub(crate) fn read_text(path: &Path, most: u64) -> Result<String, Unreadable> {
+    String::from_utf8(read(path, most)?).map_err(|_| Unreadable::NotText)
+}
+
+/// Reads a file that this process wrote earlier: it is not a link, belongs to this process's user
+/// (or to root), and nobody else may write to it but, where there is one, this group.
+///
+/// # Errors
+/// As [`read`], and when the file may be somebody else's.
+pub(super) fn read_own(path: &Path, group: Option<u32>, most: u64) -> Result<Vec<u8>, Unreadable> {
+    let (file, metadata) = open(path, most, libc::O_NOFOLLOW)?;
+    let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
+    let others = if group == Some(metadata.gid()) { 0o002 } else { 0o022 };
+    if !is_trusted(owner) || mode & others != 0 {
+        let why = format!(
+            "belongs to user {owner} with mode {mode:04o}: somebody else may have written it; it is not used"
+        );
+        return Err(Unreadable::Exposed(why));
+    }
+    contents(file, &metadata, most)
+}
+
+/// Reads what a person named on the command line: a pipe is read to its end, which waits for
+/// whoever writes to it.
+///
+/// # Errors
+/// As [`read_text`].
+pub(crate) fn read_argument(path: &Path, most: u64) -> Result<String, Unreadable> {
+    let bytes = read_to_limit(open_argument(path)?, 0, most)?;
+    String::from_utf8(bytes).map_err(|_| Unreadable::NotText)
+}
+
+/// Opens what a person named on the command line, to read it little by little.
+///
+/// # Errors
+/// When the system refuses.
+pub(crate) fn open_argument(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NOCTTY).open(path)
+}
+
+/// Opens a file of the kernel's (`/proc`) that is read again and again.
+pub(crate) fn open_kernel(path: &str) -> Option<File> {
+    File::open(path).ok()
+}
+
+/// The system's error number where it gives this process no further file.
+pub(crate) fn exhausted() -> Option<i32> {
+    File::open("/dev/null").err().and_then(|error| error.raw_os_error())
+}
+
+/// Opens a regular file of at most `most` bytes.
+pub(super) fn open(path: &Path, most: u64, flags: i32) -> Result<(File, Metadata), Unreadable> {
+    // Opening some devices has effects of its own.
+    check(&std::fs::metadata(path)?, most)?;
+    // What has the name by now may be a pipe, whose opening would wait for a writer.
+    let flags = flags | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    check(&metadata, most)?;
+    Ok((file, metadata))
+}
+
+/// What is in an open file.
+pub(super) fn contents(file: File, metadata: &Metadata, most: u64) -> Result<Vec<u8>, Unreadable> {
+    read_to_limit(file, metadata.len(), most)
+}
+
+fn read_to_limit(file: File, expected: u64, most: u64) -> Result<Vec<u8>, Unreadable> {
+    let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or_default());
+    // It may grow meanwhile.
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    let size = bytes.len() as u64;
+    if size > most { Err(Unreadable::TooLarge { size, most }) } else { Ok(bytes) }
+}
+
+/// Whether what belongs to this user is this process's, or root's.
+pub(super) fn is_trusted(owner: u32) -> bool {
+    owner == 0 || owner == rustix::process::geteuid().as_raw()
+}
+
+fn check(metadata: &Metadata, most: u64) -> Result<(), Unreadable> {
+    let kind = metadata.file_type();
+    let other = match () {
+        () if kind.is_file() => None,
+        () if kind.is_dir() => Some("a folder"),
+        () if kind.is_fifo() => Some("a pipe"),
+        () if kind.is_socket() => Some("a socket"),
+        () => Some("a device"),
+    };
+    let size = metadata.len();
+    match other {
+        Some(other) => Err(Unreadable::Other(other)),
+        None if size > most => Err(Unreadable::TooLarge { size, most }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        read(path, 10).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn files_are_read_up_to_their_limit_also_through_links() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, b"0123456789").unwrap();
+        assert_eq!(read(&file, 10).unwrap(), b"0123456789");
+        assert!(matches!(read(&file, 9), Err(Unreadable::TooLarge { size: 10, most: 9 })));
+        symlink(&file, folder.path().join("link")).unwrap();
+        assert_eq!(read(&folder.path().join("link"), 10).unwrap(), b"0123456789");
+        assert!(read(&folder.path().join("none"), 10).unwrap_err().is_missing());
+        symlink("itself", folder.path().join("itself")).unwrap();
+        assert!(refusal(&folder.path().join("itself")).starts_with("cannot be read"));
+        assert_eq!(read_argument(&file, 10).unwrap(), "0123456789");
+        assert!(read_argument(Path::new("/dev/zero"), 10).is_err(), "bounded, whatever it is");
+        std::fs::write(&file, b"\xff").unwrap();
+        assert!(matches!(read_text(&file, 10), Err(Unreadable::NotText)));
+    }
+
+    #[test]
+    fn what_is_no_file_is_named_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let _socket = UnixListener::bind(folder.path().join("socket")).unwrap();
+        symlink("/dev/zero", folder.path().join("endless")).unwrap();
+        assert_eq!(refusal(&pipe), "is not a file, but a pipe");
+        assert_eq!(refusal(&folder.path().join("socket")), "is not a file, but a socket");
+        assert_eq!(refusal(&folder.path().join("endless")), "is not a file, but a device");
+        assert_eq!(refusal(folder.path()), "is not a file, but a folder");
+    }
+
+    #[test]
+    fn a_file_that_says_that_it_is_empty_is_read_within_its_limit() {
+        // The kernel's files have no size before they are read.
+        assert!(matches!(read(Path::new("/proc/self/limits"), 10), Err(Unreadable::TooLarge { .. })));
+    }
+
+    #[test]
+    fn what_somebody_else_may_have_written_is_not_our_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, b"x").unwrap();
+        let mode = |mode| std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o644);
+        assert_eq!(read_own(&file, None, 10).unwrap(), b"x");
+        for open in [0o664, 0o646, 0o666] {
+            mode(open);
+            assert!(matches!(read_own(&file, None, 10), Err(Unreadable::Exposed(_))), "{open:o}");
+        }
+        mode(0o600);
+        symlink(&file, folder.path().join("link")).unwrap();
+        assert!(matches!(read_own(&folder.path().join("link"), None, 10), Err(Unreadable::System(_))));
+        // Needs root, which tests in containers are.
+        if chown(&file, Some(4321), None).is_ok() {
+            let why = read_own(&file, None, 10).unwrap_err().to_string();
+            assert!(why.contains("belongs to user 4321"), "{why}");
+            chown(&file, Some(0), Some(4321)).unwrap();
+            mode(0o660);
+            assert!(read_own(&file, None, 10).is_err());
+            assert_eq!(read_own(&file, Some(4321), 10).unwrap(), b"x", "the volume's group is let in");
+        }
+    }
+}
