@@ -1,7 +1,10 @@
 //! Logs, and what the modules' metrics share.
 //!
-//! Nothing of the process's work waits for its log, or fails with it: see [`sink`].
+//! Nothing of the process's work waits for its log, or fails with it: see [`sink`]. What stands in
+//! a line may come from anybody: see [`escape`].
 
+pub mod escape;
+mod fields;
 mod sink;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -14,6 +17,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
+pub use fields::Fields;
 use sink::Sink;
 
 /// `[log]`: what is written to standard error.
@@ -92,8 +96,8 @@ pub fn init(config: &Config) -> anyhow::Result<()> {
         .log_internal_errors(false);
     // An error means that a subscriber is set already, as in tests.
     drop(match format {
-        Format::Text => builder.with_target(false).try_init(),
-        Format::Json => builder.json().flatten_event(true).try_init(),
+        Format::Text => builder.fmt_fields(Fields).with_target(false).try_init(),
+        Format::Json => builder.json().flatten_event(true).map_writer(sink::Json).try_init(),
     });
     Ok(())
 }
@@ -123,10 +127,10 @@ pub(crate) fn flush(at_most: Duration) {
 fn line(format: Format, text: &str) -> Vec<u8> {
     let now = humantime::format_rfc3339_micros(SystemTime::now());
     let line = match format {
-        Format::Text => format!("{now} ERROR {text}\n"),
+        Format::Text => format!("{now} ERROR {}\n", escape::block(text)),
         Format::Json => {
             let line = serde_json::json!({ "timestamp": now.to_string(), "level": "ERROR", "message": text });
-            format!("{line}\n")
+            format!("{}\n", escape::json(&line.to_string(), usize::MAX))
         }
     };
     line.into_bytes()

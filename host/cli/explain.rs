@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 
 use crate::cli::draft::{Draft, OPERATION};
 use crate::cli::fleet::look_at_fleet;
-use crate::cli::{ConfigArgs, LARGEST_INPUT, MISTAKE, SUCCESS, fail, print, runtime};
+use crate::cli::{ConfigArgs, LARGEST_INPUT, MISTAKE, SUCCESS, fail, print_json, print_lines, runtime};
 use crate::config::Config;
 use crate::directory::CacheMetrics;
 use crate::files;
@@ -62,9 +62,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let message = draft(&args)?.into_message(&config.kafka.topics[0], 0)?;
     let explanation = runtime()?.block_on(explain_with(&config, message))?;
     if args.json {
-        print(&serde_json::to_string_pretty(&explanation)?);
+        print_json(&serde_json::to_string_pretty(&explanation)?);
     } else {
-        print(&text(&explanation));
+        print_lines(lines(&explanation));
     }
     Ok(SUCCESS)
 }
@@ -101,7 +101,7 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
     explain(message, &resolver, &mut chain, &fleet, &*storage.shared_state, &config.offline).await
 }
 
-fn text(explanation: &Explanation) -> String {
+fn lines(explanation: &Explanation) -> Vec<String> {
     let mut lines = vec![format!("to        {}", explanation.audience)];
     let policies: Vec<_> = explanation.policies.iter().map(ToString::to_string).collect();
     let policies = if policies.is_empty() { "none".to_owned() } else { policies.join(", ") };
@@ -135,5 +135,5 @@ fn text(explanation: &Explanation) -> String {
         }));
     }
     lines.extend(explanation.notes.iter().map(|note| format!("note      {note}")));
-    lines.join("\n")
+    lines
 }

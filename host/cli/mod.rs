@@ -8,17 +8,18 @@ mod explain;
 mod fleet;
 mod offsets;
 mod open_files;
+mod output;
 mod plugin;
 mod replay;
 mod run;
 mod time;
 
-use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
+
+use output::{fail, print, print_json, print_lines, print_styled};
 
 /// Everything went as asked.
 pub const SUCCESS: u8 = 0;
@@ -116,8 +117,7 @@ impl Cli {
             fail(&format!("{error:#}"));
             FAILURE
         });
-        printed(std::io::stdout().flush());
-        if let Some(why) = UNPRINTED.get() {
+        if let Some(why) = output::finish() {
             fail(&format!("cannot write to standard output: {why}"));
             code = code.max(FAILURE);
         }
@@ -132,29 +132,6 @@ fn plugin_of<'a>(file: &Path, mut known: impl Iterator<Item = &'a str> + Clone) 
     let dashed = stem.replace('_', "-");
     let is_known = known.clone().any(|name| name == stem);
     if !is_known && known.any(|name| name == dashed) { dashed } else { stem }
-}
-
-/// Why standard output did not take everything: the first reason.
-static UNPRINTED: OnceLock<String> = OnceLock::new();
-
-/// Prints to standard output, which is what a command's answer is for. A command whose answer
-/// could not be written finishes what it does, and then fails.
-fn print(text: &str) {
-    printed(writeln!(std::io::stdout(), "{text}"));
-}
-
-/// A closed pipe (`halley explain | head`) is no error: the reader has had enough.
-fn printed(result: std::io::Result<()>) {
-    if let Err(error) = result
-        && error.kind() != ErrorKind::BrokenPipe
-    {
-        let _ = UNPRINTED.set(error.to_string());
-    }
-}
-
-/// Prints an error to standard error.
-fn fail(text: &str) {
-    drop(writeln!(std::io::stderr(), "halley: {text}"));
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

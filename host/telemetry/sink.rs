@@ -13,6 +13,8 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::fmt::MakeWriter;
 
+use super::escape;
+
 /// Lines that wait for the thread.
 const QUEUE: usize = 8 * 1024;
 /// Bytes of them.
@@ -124,6 +126,36 @@ impl<'a> MakeWriter<'a> for Sink {
 
     fn make_writer(&'a self) -> Line<'a> {
         Line(self)
+    }
+}
+
+/// A sink for lines of JSON, whose strings it cuts.
+#[derive(Clone, Debug)]
+pub(super) struct Json(pub(super) Sink);
+
+impl<'a> MakeWriter<'a> for Json {
+    type Writer = JsonLine<'a>;
+
+    fn make_writer(&'a self) -> JsonLine<'a> {
+        JsonLine(&self.0)
+    }
+}
+
+/// Takes one formatted line of JSON.
+pub(super) struct JsonLine<'a>(&'a Sink);
+
+impl Write for JsonLine<'_> {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        match std::str::from_utf8(line) {
+            Ok(text) => self.0.put(escape::json(text, escape::LONGEST).as_bytes()),
+            // Formatted text always is.
+            Err(_) => self.0.put(line),
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

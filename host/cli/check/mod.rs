@@ -4,7 +4,7 @@ mod connect;
 
 use prometheus_client::registry::Registry;
 
-use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, print, runtime};
+use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, print, print_json, runtime};
 use crate::config::{Config, Inspected, Mistake};
 use crate::decision::PluginVersion;
 use crate::gateway;
@@ -48,7 +48,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     }
     if args.json {
-        print(&serde_json::to_string_pretty(&report)?);
+        print_json(&serde_json::to_string_pretty(&report)?);
         return Ok(report.code());
     }
     report.tell();

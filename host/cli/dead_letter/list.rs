@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use crate::cli::dead_letter::show::{Table, json};
 use crate::cli::dead_letter::{FilterArgs, no_topic};
-use crate::cli::{ConfigArgs, SUCCESS, fail, print};
-use crate::dead_letter::{DeadLetter, Reader};
+use crate::cli::{ConfigArgs, SUCCESS, fail, print, print_json};
+use crate::dead_letter::{DeadLetter, Reader, Stage};
 use crate::kafka;
 
 /// Arguments of `halley dead-letter list`.
@@ -58,15 +58,17 @@ pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u
 struct Shown {
     /// `None` prints JSON.
     table: Option<Table>,
-    stages: BTreeMap<String, u64>,
+    /// Letters by stage, in the order of the stages; last those of none.
+    stages: BTreeMap<usize, u64>,
 }
 
 impl Shown {
     fn show(&mut self, letter: &DeadLetter) {
-        *self.stages.entry(letter.stage.clone()).or_default() += 1;
+        let stage = Stage::ALL.iter().position(|stage| stage.as_str() == letter.stage);
+        *self.stages.entry(stage.unwrap_or(Stage::ALL.len())).or_default() += 1;
         match &mut self.table {
             Some(table) => table.add(letter),
-            None => print(&json(letter).to_string()),
+            None => print_json(&json(letter).to_string()),
         }
     }
 
@@ -74,8 +76,11 @@ impl Shown {
         let Some(mut table) = self.table else { return };
         table.flush();
         let total: u64 = self.stages.values().sum();
-        let count = |(stage, count): (&String, &u64)| {
-            format!("{count} {}", if stage.is_empty() { "without a stage" } else { stage })
+        let count = |(stage, count): (&usize, &u64)| {
+            format!(
+                "{count} {}",
+                Stage::ALL.get(*stage).map_or("without a known stage", |stage| stage.as_str())
+            )
         };
         let stages: Vec<_> = self.stages.iter().map(count).collect();
         print(&match total {

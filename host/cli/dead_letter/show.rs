@@ -8,10 +8,15 @@ use serde_json::{Value, json};
 use crate::cli::print;
 use crate::dead_letter::DeadLetter;
 use crate::message::{Header, Origin, RedriveUsers};
+use crate::telemetry::escape;
 
 const HEAD: [&str; 8] = ["ID", "WHEN", "STAGE", "TRIES", "ORIGIN", "COMETS", "PLUGIN", "REASON"];
 /// Rows that are held back to find the columns' widths.
 const ROWS: usize = 200;
+/// The most characters of a cell: anybody may have written what stands in a letter.
+const LONGEST_CELL: usize = 256;
+/// The most that a column is widened for a cell.
+const WIDEST: usize = 64;
 
 /// A table that prints as it grows, however long it gets.
 #[derive(Default)]
@@ -41,7 +46,7 @@ impl Table {
     pub(super) fn flush(&mut self) {
         for row in &self.rows {
             for (width, cell) in self.widths.iter_mut().zip(row) {
-                *width = cell.chars().count().max(*width);
+                *width = cell.chars().count().min(WIDEST).max(*width);
             }
         }
         for row in self.rows.drain(..) {
@@ -61,10 +66,7 @@ fn reason(letter: &DeadLetter) -> String {
 
 /// One line, whatever was in it.
 fn cell(text: String) -> String {
-    if text.is_empty() {
-        return "-".to_owned();
-    }
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    if text.is_empty() { "-".to_owned() } else { escape::line(&text, LONGEST_CELL).into_owned() }
 }
 
 fn when(letter: &DeadLetter) -> Option<String> {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use owo_colors::{OwoColorize as _, Stream::Stdout};
 
 use crate::cli::demo::comets::Arrival;
-use crate::cli::print;
+use crate::cli::{print, print_styled};
+use crate::telemetry::escape;
 
 /// The terminal.
 pub(super) struct Screen {
@@ -27,7 +28,7 @@ impl Screen {
     /// The first lines.
     pub(super) fn welcome(&self) {
         print("");
-        print(&format!("  {}", "Halley, the demo".if_supports_color(Stdout, |t| t.bold())));
+        print_styled(&format!("  {}", "Halley, the demo".if_supports_color(Stdout, |t| t.bold())));
         print("  One process: a Kafka, three comets, a directory in memory, policies in WebAssembly.");
         print("  Rooms: music (alice, bob on comet 1; carol on comet 2), games (dave on 2; erin on 3),");
         print("         news (grace on 1; heidi on 3; frank, who is away, on 3)");
@@ -40,7 +41,7 @@ impl Screen {
         }
         print("");
         let number = format!("{number}.");
-        print(&format!(
+        print_styled(&format!(
             "  {} {}",
             number.if_supports_color(Stdout, |t| t.bold()),
             title.if_supports_color(Stdout, |t| t.bold())
@@ -50,7 +51,9 @@ impl Screen {
     /// A message on its way into Kafka.
     pub(super) fn sent(&self, to: &str, body: &str) {
         let arrow = "kafka  ◀".to_owned();
-        print(&format!("     {} {to}: {body}", arrow.if_supports_color(Stdout, |t| t.dimmed())));
+        let told = format!("{to}: {body}");
+        let told = escape::line(&told, escape::LONGEST);
+        print_styled(&format!("     {} {told}", arrow.if_supports_color(Stdout, |t| t.dimmed())));
     }
 
     /// A call that reached a comet.
@@ -62,7 +65,8 @@ impl Screen {
             1 => name.if_supports_color(Stdout, |t| t.magenta()).to_string(),
             _ => name.if_supports_color(Stdout, |t| t.yellow()).to_string(),
         };
-        print(&format!("     {name} ▶ {method:<13} {to}: {body}"));
+        let told = format!("{to}: {body}");
+        print_styled(&format!("     {name} ▶ {method:<13} {}", escape::line(&told, escape::LONGEST)));
     }
 
     /// Something that the gateway did or said.
@@ -72,10 +76,11 @@ impl Screen {
 
     /// Whether a step went as told.
     pub(super) fn verdict(&self, passed: bool, text: &str) {
+        let text = escape::line(text, escape::LONGEST);
         if passed {
-            print(&format!("     {} {text}", "✓".if_supports_color(Stdout, |t| t.green())));
+            print_styled(&format!("     {} {text}", "✓".if_supports_color(Stdout, |t| t.green())));
         } else {
-            print(&format!("     {} {text}", "✗".if_supports_color(Stdout, |t| t.red())));
+            print_styled(&format!("     {} {text}", "✗".if_supports_color(Stdout, |t| t.red())));
         }
     }
 }

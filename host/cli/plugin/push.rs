@@ -8,7 +8,7 @@ use reqwest::multipart::{Form, Part};
 
 use crate::cli::plugin::client::GatewayArgs;
 use crate::cli::plugin::show::in_force;
-use crate::cli::{LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print};
+use crate::cli::{LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print, print_lines};
 use crate::files;
 use crate::policy::{read_signature, signature_as_text};
 
@@ -60,7 +60,7 @@ pub(super) fn push(paths: &[PathBuf], name: Option<&str>, gateway: &GatewayArgs)
     }
     let answer = gateway.send(Method::PUT, &["plugins"], |request| request.multipart(form))?;
     for name in &names {
-        print(&in_force(name, &answer["plugins"][name]));
+        print_lines(in_force(name, &answer["plugins"][name]));
     }
     print(&format!("generation {} is in force", answer["generation"]));
     Ok(())

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::cli::plugin::client::GatewayArgs;
-use crate::cli::{SUCCESS, print};
+use crate::cli::{SUCCESS, print, print_json, print_lines};
 
 /// Arguments of `halley plugin status`.
 #[derive(Debug, clap::Args)]
@@ -32,19 +32,23 @@ pub(super) struct NameArgs {
 pub(super) fn status(args: StatusArgs) -> anyhow::Result<u8> {
     if let Some(name) = &args.name {
         let one = args.gateway.get(&["plugins", name])?;
-        print(&if args.json { pretty(&one) } else { in_force(name, &one) });
+        if args.json {
+            print_json(&pretty(&one));
+        } else {
+            print_lines(in_force(name, &one));
+        }
         return Ok(SUCCESS);
     }
     let all = args.gateway.get(&["plugins"])?;
     if args.json {
-        print(&pretty(&all));
+        print_json(&pretty(&all));
         return Ok(SUCCESS);
     }
     print(&format!("generation {} since {}", all["generation"], text(&all["since"])));
     for plugin in all["plugins"].as_array().into_iter().flatten() {
         let name = text(&plugin["name"]);
         let one = serde_json::json!({ "in_force": plugin, "override": all["overrides"][name] });
-        print(&format!("  {}", in_force(name, &one)));
+        print_lines(in_force(name, &one).iter().map(|line| format!("  {line}")));
     }
     for (name, instead) in all["overrides"].as_object().into_iter().flatten() {
         if instead["with"].is_null() {
@@ -60,7 +64,7 @@ pub(super) fn status(args: StatusArgs) -> anyhow::Result<u8> {
 pub(super) fn versions(args: NameArgs) -> anyhow::Result<u8> {
     let answer = args.gateway.get(&["plugins", &args.name, "versions"])?;
     if args.json {
-        print(&pretty(&answer));
+        print_json(&pretty(&answer));
         return Ok(SUCCESS);
     }
     for version in answer["versions"].as_array().into_iter().flatten() {
@@ -79,7 +83,7 @@ pub(super) fn versions(args: NameArgs) -> anyhow::Result<u8> {
 pub(super) fn differences(args: NameArgs) -> anyhow::Result<u8> {
     let answer = args.gateway.get(&["plugins", &args.name, "differences"])?;
     if args.json {
-        print(&pretty(&answer));
+        print_json(&pretty(&answer));
         return Ok(SUCCESS);
     }
     let number = |name: &str| answer[name].as_u64().unwrap_or_default();
@@ -98,38 +102,42 @@ pub(super) fn differences(args: NameArgs) -> anyhow::Result<u8> {
 }
 
 /// One plugin in a line, and its trial in another.
-pub(super) fn in_force(name: &str, one: &Value) -> String {
+pub(super) fn in_force(name: &str, one: &Value) -> Vec<String> {
     let (plugin, instead) = (&one["in_force"], &one["override"]);
     if plugin.is_null() {
-        return format!("{name}: left out; {}", text(&instead["why"]));
+        return vec![format!("{name}: left out; {}", text(&instead["why"]))];
     }
-    let hash: String = text(&plugin["hash"]).chars().take(12).collect();
+    let hash = short(text(&plugin["hash"]));
     let hooks: Vec<&str> = plugin["hooks"].as_array().into_iter().flatten().map(text).collect();
     let why = match text(&instead["why"]) {
         "" => text(&plugin["state"]).to_owned(),
         why => format!("{}, instead of its file: {why}", text(&plugin["state"])),
     };
-    format!("{name}@{hash}  {}  {why}{}", hooks.join(" "), trial(plugin))
+    let plugin_line = format!("{name}@{hash}  {}  {why}", hooks.join(" "));
+    std::iter::once(plugin_line).chain(trial(plugin)).collect()
 }
 
-fn trial(plugin: &Value) -> String {
+fn trial(plugin: &Value) -> Option<String> {
     let trial = &plugin["trial"];
     if trial.is_null() {
         let last = &plugin["last_trial"];
-        let ended =
-            |hash: &str| format!("\n    candidate {}: {}", &hash[..hash.len().min(12)], text(&last["why"]));
-        return last["hash"].as_str().map(ended).unwrap_or_default();
+        let ended = |hash: &str| format!("    candidate {}: {}", short(hash), text(&last["why"]));
+        return last["hash"].as_str().map(ended);
     }
-    let candidate: String = text(&trial["candidate"]).chars().take(12).collect();
+    let candidate = short(text(&trial["candidate"]));
     let [mode, share, tried_for, errors, drops, latency, drops_in_force, latency_in_force] =
         ["mode", "share", "tried_for", "errors", "drops", "latency", "drops_in_force", "latency_in_force"]
             .map(|name| text(&trial[name]));
     let decides = if mode == "canary" { format!(" of {share}") } else { String::new() };
     let messages = &trial["messages"];
-    format!(
-        "\n    {mode}{decides} {candidate}, tried for {tried_for}: {messages} messages, {errors} failed, \
+    Some(format!(
+        "    {mode}{decides} {candidate}, tried for {tried_for}: {messages} messages, {errors} failed, \
          {drops} stopped (in force {drops_in_force}), {latency} each (in force {latency_in_force})"
-    )
+    ))
+}
+
+fn short(hash: &str) -> String {
+    hash.chars().take(12).collect()
 }
 
 fn text(value: &Value) -> &str {

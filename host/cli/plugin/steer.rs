@@ -4,7 +4,7 @@ use reqwest::Method;
 
 use crate::cli::plugin::client::GatewayArgs;
 use crate::cli::plugin::show::in_force;
-use crate::cli::{SUCCESS, print};
+use crate::cli::{SUCCESS, print, print_lines};
 
 /// Arguments of `halley plugin rollback`.
 #[derive(Debug, clap::Args)]
@@ -40,7 +40,7 @@ pub(super) fn steer(args: &NameArgs, what: &str) -> anyhow::Result<u8> {
 
 fn post(gateway: &GatewayArgs, name: &str, what: &str, query: &[(&str, String)]) -> anyhow::Result<u8> {
     let answer = gateway.send(Method::POST, &["plugins", name, what], |request| request.query(query))?;
-    print(&in_force(name, &answer["plugins"][name]));
+    print_lines(in_force(name, &answer["plugins"][name]));
     print(&format!("generation {} is in force", answer["generation"]));
     Ok(SUCCESS)
 }

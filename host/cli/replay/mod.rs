@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context as _;
 
 use crate::cli::time::milliseconds;
-use crate::cli::{ConfigArgs, FAILURE, LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print, runtime};
+use crate::cli::{ConfigArgs, FAILURE, LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print_json, print_lines, runtime};
 use crate::config::Config;
 use crate::files;
 use crate::kafka::Reader;
@@ -168,9 +168,9 @@ async fn replay(
 fn report(args: &Args, tally: &Tally, ended: Option<anyhow::Result<()>>) -> u8 {
     let is_whole = matches!(ended, Some(Ok(())));
     if args.json {
-        print(&show::json(tally, is_whole).to_string());
+        print_json(&show::json(tally, is_whole).to_string());
     } else if tally.records > 0 {
-        print(&show::text(tally));
+        print_lines(show::lines(tally));
     }
     match ended {
         None => fail("interrupted: this is what was found so far"),

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::replay::judge::Kind;
 use crate::cli::replay::tally::{Decisions, Example, Tally};
+use crate::telemetry::escape;
 
 /// Reasons of one kind that the table shows; JSON has all that were counted.
 const ROWS: usize = 20;
@@ -45,7 +46,7 @@ fn decisions(decisions: &Decisions) -> Value {
 }
 
 /// Everything as tables.
-pub(super) fn text(tally: &Tally) -> String {
+pub(super) fn lines(tally: &Tally) -> Vec<String> {
     let mut lines = vec![format!("{} records of {}", tally.records, tally.topic)];
     lines.extend(tally.unseen.iter().map(|(what, count)| format!("{count} of them are {what}")));
     lines.push(String::new());
@@ -54,7 +55,7 @@ pub(super) fn text(tally: &Tally) -> String {
         lines.push(String::new());
         changes(tally, &mut lines);
     }
-    lines.join("\n")
+    lines
 }
 
 fn table(tally: &Tally, lines: &mut Vec<String>) {
@@ -133,6 +134,6 @@ fn printable(text: &str) -> String {
 /// Writes over the terminal's present line.
 pub(super) fn over_the_line(text: &str) {
     use std::io::Write as _;
-    drop(write!(std::io::stderr(), "\r\x1b[2K{text}"));
+    drop(write!(std::io::stderr(), "\r\x1b[2K{}", escape::line(text, escape::LONGEST)));
     drop(std::io::stderr().flush());
 }

@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 
 use crate::cli::plugin::author::inspect::summary;
 use crate::cli::plugin::author::project;
-use crate::cli::{FAILURE, SUCCESS, fail, print};
+use crate::cli::{FAILURE, SUCCESS, fail, print_lines};
 use crate::policy::{Runtime, inspect};
 
 /// Arguments of `halley plugin build`.
@@ -33,12 +33,12 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         let inspected =
             inspect(&runtime, &built).map_err(|why| anyhow::anyhow!("{} {why}", built.display()))?;
         if let Some(why) = &inspected.refused {
-            print(&summary(&built, &inspected));
+            print_lines(summary(&built, &inspected));
             fail(&format!("a gateway would refuse it: it {why}"));
             code = FAILURE;
             continue;
         }
-        print(&summary(&project::put_in_place(&args.folder, &built)?, &inspected));
+        print_lines(summary(&project::put_in_place(&args.folder, &built)?, &inspected));
     }
     Ok(code)
 }

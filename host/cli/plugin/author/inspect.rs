@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use prometheus_client::registry::Registry;
 
 use crate::cli::plugin::author::project;
-use crate::cli::{FAILURE, SUCCESS, fail, print};
+use crate::cli::{FAILURE, SUCCESS, fail, print_json, print_lines};
 use crate::policy::{Inspection, Runtime, inspect};
 
 /// Arguments of `halley plugin inspect`.
@@ -36,10 +36,10 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     if args.json {
         let mut json = serde_json::to_value(&inspected)?;
         json["capabilities"] = capabilities(&inspected).into();
-        print(&serde_json::to_string_pretty(&json)?);
+        print_json(&serde_json::to_string_pretty(&json)?);
     } else {
-        print(&summary(&args.file, &inspected));
-        print(&interfaces(&inspected));
+        print_lines(summary(&args.file, &inspected));
+        print_lines(interfaces(&inspected));
     }
     let Some(why) = &inspected.refused else { return Ok(SUCCESS) };
     fail(&format!("a gateway would refuse it: it {why}"));
@@ -47,11 +47,11 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 /// What matters of a built policy.
-pub(super) fn summary(file: &Path, inspected: &Inspection) -> String {
+pub(super) fn summary(file: &Path, inspected: &Inspection) -> [String; 7] {
     let Inspection { form, size, sha256, contract, hooks, .. } = inspected;
     let contract = contract.as_ref().map_or("none".to_owned(), |version| format!("halley:policy@{version}"));
     let short = &sha256[..12];
-    let lines = [
+    [
         file.display().to_string(),
         format!("  size          {size} bytes, {form}"),
         format!("  sha256        {sha256}"),
@@ -59,11 +59,10 @@ pub(super) fn summary(file: &Path, inspected: &Inspection) -> String {
         format!("  contract      {contract}"),
         format!("  hooks         {}", listed(hooks)),
         format!("  capabilities  {}", listed(&capabilities(inspected))),
-    ];
-    lines.join("\n")
+    ]
 }
 
-fn interfaces(inspected: &Inspection) -> String {
+fn interfaces(inspected: &Inspection) -> Vec<String> {
     let mut lines = vec!["  exports".to_owned()];
     lines.extend(inspected.exports.iter().map(|name| format!("    {name}")));
     lines.push("  imports".to_owned());
@@ -75,7 +74,7 @@ fn interfaces(inspected: &Inspection) -> String {
         };
         lines.push(format!("    {}{functions}", import.interface));
     }
-    lines.join("\n")
+    lines
 }
 
 fn capabilities(inspected: &Inspection) -> Vec<&'static str> {

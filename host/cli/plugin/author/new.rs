@@ -8,7 +8,7 @@ use anyhow::{Context as _, ensure};
 use crate::cli::plugin::author::language::Language;
 use crate::cli::plugin::author::template::{self, Hook};
 use crate::cli::plugin::author::{project, sdk};
-use crate::cli::{LARGEST_INPUT, SUCCESS, print};
+use crate::cli::{LARGEST_INPUT, SUCCESS, print_lines};
 use crate::files;
 
 /// Names that cargo, or the project itself, has for other things.
@@ -66,10 +66,16 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 
 fn done(folder: &Path) -> anyhow::Result<u8> {
     let folder = folder.display();
-    print(&format!(
-        "{folder} is a policy that works. Next:\n\n  cd {folder}\n  halley plugin build\n  halley plugin test\n  \
-         halley plugin run < messages.jsonl\n\nIts README.md says the rest."
-    ));
+    print_lines([
+        &*format!("{folder} is a policy that works. Next:"),
+        "",
+        &*format!("  cd {folder}"),
+        "  halley plugin build",
+        "  halley plugin test",
+        "  halley plugin run < messages.jsonl",
+        "",
+        "Its README.md says the rest.",
+    ]);
     Ok(SUCCESS)
 }
 

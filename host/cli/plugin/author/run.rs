@@ -11,8 +11,9 @@ use crate::cli::plugin::author::answer::Answer;
 use crate::cli::plugin::author::project::{self, Configured, Limits};
 use crate::cli::plugin::author::question::{Away, Gathering};
 use crate::cli::plugin::author::subject::{Instance, Subject};
-use crate::cli::{FAILURE, SUCCESS, fail, print};
+use crate::cli::{FAILURE, SUCCESS, fail, print, print_json};
 use crate::files;
+use crate::telemetry::Fields;
 
 /// The longest line that is read, in bytes.
 const LONGEST_LINE: u64 = 16 * 1024 * 1024;
@@ -86,7 +87,7 @@ fn ask_all(questions: &mut dyn Read, instance: &mut Instance, json: bool) -> any
             code = FAILURE;
         }
         if json {
-            print(&json!({ "line": number, "hook": hook, "answer": answer }).to_string());
+            print_json(&json!({ "line": number, "hook": hook, "answer": answer }).to_string());
         } else {
             print(&format!("{number:>5}  {hook:<8}  {}", answer.joined()));
         }
@@ -111,7 +112,8 @@ fn ask(instance: &mut Instance, text: &str) -> anyhow::Result<(&'static str, Ans
 /// The policy's own lines, on standard error.
 fn show_its_log() {
     let is_terminal = std::io::stderr().is_terminal();
-    let format = tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_ansi(is_terminal);
+    let format = tracing_subscriber::fmt().fmt_fields(Fields).with_writer(std::io::stderr);
+    let format = format.without_time().with_ansi(is_terminal);
     let filter = tracing_subscriber::EnvFilter::new("off,halley::plugin=trace");
     if format.with_env_filter(filter).try_init().is_err() {
         fail("the policy's log is not shown: something else logs already");

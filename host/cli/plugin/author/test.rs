@@ -10,7 +10,7 @@ use crate::cli::plugin::author::cases::{self, Case, Cases};
 use crate::cli::plugin::author::expect::Expected;
 use crate::cli::plugin::author::project::{self, Limits, Place};
 use crate::cli::plugin::author::subject::{Instance, Refusal, Subject};
-use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, print};
+use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, print, print_lines};
 
 /// Arguments of `halley plugin test`.
 #[derive(Debug, clap::Args)]
@@ -70,7 +70,7 @@ pub(super) fn check(cases: &Cases, subject: &mut Subject) -> anyhow::Result<u8> 
         failed += usize::from(!differences.is_empty());
         let verdict = if differences.is_empty() { "ok      " } else { "FAILED  " };
         print(&format!("{verdict}{}", case.name));
-        differences.iter().for_each(|difference| print(difference));
+        print_lines(differences);
     }
     let whole = cases.cases.len();
     let deadline = subject.limits().deadline;
@@ -82,7 +82,7 @@ pub(super) fn check(cases: &Cases, subject: &mut Subject) -> anyhow::Result<u8> 
 fn refused(case: &Case, why: &str) -> Vec<String> {
     match &case.refused {
         Some(part) if why.contains(part.as_str()) => Vec::new(),
-        Some(part) => vec![differing("refused", &[format!("...{part}...")], &[why.to_owned()])],
+        Some(part) => differing("refused", &[format!("...{part}...")], &[why.to_owned()]),
         None => vec![format!("    it does not start: it {why}")],
     }
 }
@@ -92,7 +92,7 @@ impl Case {
     fn ask(&self, mut instance: Instance) -> anyhow::Result<Vec<String>> {
         if let Some(part) = &self.refused {
             let expected = [format!("...{part}...")];
-            return Ok(vec![differing("refused", &expected, &["the configuration is taken".to_owned()])]);
+            return Ok(differing("refused", &expected, &["the configuration is taken".to_owned()]));
         }
         let mut differences = Differences::default();
         for (at, case) in self.filter.iter().enumerate() {
@@ -119,24 +119,24 @@ struct Differences(Vec<String>);
 impl Differences {
     fn compare(&mut self, hook: &str, at: usize, expected: &Expected, got: &Answer) {
         if !expected.is_met_by(got) {
-            self.0.push(differing(&format!("{hook} {}", at + 1), &expected.lines(), &got.0));
+            self.0.extend(differing(&format!("{hook} {}", at + 1), &expected.lines(), &got.0));
         }
     }
 }
 
 /// Line by line: `-` was expected, `+` is what came.
-fn differing(what: &str, expected: &[String], got: &[String]) -> String {
+fn differing(what: &str, expected: &[String], got: &[String]) -> Vec<String> {
     let (expected, got) = (expected.join("\n"), got.join("\n"));
-    let mut text = format!("    {what}: - expected, + got");
+    let mut lines = vec![format!("    {what}: - expected, + got")];
     for change in TextDiff::from_lines(&expected, &got).iter_all_changes() {
         let sign = match change.tag() {
             ChangeTag::Delete => '-',
             ChangeTag::Insert => '+',
             ChangeTag::Equal => ' ',
         };
-        text.push_str(&format!("\n      {sign} {}", change.value().trim_end_matches('\n')));
+        lines.push(format!("      {sign} {}", change.value().trim_end_matches('\n')));
     }
-    text
+    lines
 }
 
 #[cfg(test)]
@@ -150,7 +150,12 @@ mod tests {
             differing("filter 2", &lines(&["body: \"a\"", "room: r"]), &lines(&["body: \"b\"", "room: r"]));
         assert_eq!(
             shown,
-            "    filter 2: - expected, + got\n      - body: \"a\"\n      + body: \"b\"\n        room: r"
+            [
+                "    filter 2: - expected, + got",
+                "      - body: \"a\"",
+                "      + body: \"b\"",
+                "        room: r"
+            ]
         );
     }
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cli::plugin::author::{project, sdk};
-use crate::cli::{SUCCESS, print};
+use crate::cli::{SUCCESS, print, print_lines};
 
 /// Arguments of `halley plugin wit`.
 #[derive(Debug, clap::Args)]
@@ -15,7 +15,7 @@ pub(in crate::cli::plugin) struct Args {
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let Some(folder) = args.out else {
-        print(sdk::CONTRACT.trim_end());
+        print_lines(sdk::CONTRACT.lines());
         return Ok(SUCCESS);
     };
     let file = folder.join("policy.wit");
