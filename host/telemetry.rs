@@ -6,6 +6,7 @@
 pub mod escape;
 mod fields;
 mod sink;
+mod throttle;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::OnceLock;
@@ -19,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 pub use fields::Fields;
 use sink::Sink;
+pub use throttle::LogThrottle;
 
 /// `[log]`: what is written to standard error.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]

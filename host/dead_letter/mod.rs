@@ -127,6 +127,10 @@ pub fn is_letter(record: &Record) -> bool {
 
 /// The most comets that the header names: a record has to stay writable.
 const MOST_COMETS: usize = 1_000;
+/// The most bytes of their names.
+const MOST_COMET_BYTES: usize = 64 * 1024;
+/// The most characters of a reason.
+const MOST_TEXT: usize = 1_000;
 /// Stands at the end of the list when there are more.
 const MORE_COMETS: &str = "...";
 
@@ -148,7 +152,11 @@ pub struct Reason {
 impl Reason {
     /// A reason without comets and plugin.
     pub fn new(stage: Stage, text: impl Into<String>) -> Self {
-        Self { stage, text: text.into(), comets: Vec::new(), users: Vec::new(), plugin: None }
+        let mut text = text.into();
+        if let Some((at, _)) = text.char_indices().nth(MOST_TEXT) {
+            text.truncate(at);
+        }
+        Self { stage, text, comets: Vec::new(), users: Vec::new(), plugin: None }
     }
 }
 
@@ -216,7 +224,7 @@ impl Receipt {
 fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
     let mut headers: Vec<Header> = theirs(record).cloned().collect();
     let origin = &record.origin;
-    let text: String = reason.text.chars().take(1000).collect();
+    let text: String = reason.text.chars().take(MOST_TEXT).collect();
     let ours = [
         (MESSAGE_ID, record.message_id().to_string()),
         (ORIGIN_TOPIC, origin.topic.to_string()),
@@ -237,9 +245,7 @@ fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
     let due = if reason.comets.is_empty() { record.redrive_comets() } else { None };
     let failed = due.as_ref().unwrap_or(&reason.comets);
     if !failed.is_empty() {
-        let mut comets: Vec<_> = failed.iter().take(MOST_COMETS).map(CometAddr::as_str).collect();
-        comets.extend((failed.len() > MOST_COMETS).then_some(MORE_COMETS));
-        headers.push(Header::new(FAILED_COMETS, comets.join(",")));
+        headers.push(Header::new(FAILED_COMETS, comet_list(failed)));
     }
     // A message that was redriven for some users is due at them and nobody else, wherever it ended.
     let due = record.header(REDRIVE_USERS).filter(|_| reason.users.is_empty()).cloned();
@@ -252,6 +258,20 @@ fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
         headers.push(Header::new(PLUGIN, plugin.to_string()));
     }
     headers
+}
+
+/// The comets, as many as a header may name.
+fn comet_list(comets: &[CometAddr]) -> String {
+    let (mut names, mut bytes) = (Vec::new(), 0);
+    for name in comets.iter().take(MOST_COMETS).map(CometAddr::as_str) {
+        bytes += name.len() + 1;
+        if bytes > MOST_COMET_BYTES {
+            break;
+        }
+        names.push(name);
+    }
+    names.extend((names.len() < comets.len()).then_some(MORE_COMETS));
+    names.join(",")
 }
 
 /// How often the message became a dead letter so far, as the record tells.
@@ -315,6 +335,9 @@ mod tests {
         let comets: Vec<CometAddr> = (0..1_001).map(|n| format!("c:{n}").into()).collect();
         let many = told(Reason { comets, ..Reason::new(Stage::Deliver, "") }, FAILED_COMETS);
         assert!(many.is_some_and(|many| many.starts_with("c:0,") && many.ends_with(",c:999,...")));
+        let long: Vec<CometAddr> = (0..500).map(|n| format!("{}:{n}", "c".repeat(250)).into()).collect();
+        let many = told(Reason { comets: long, ..Reason::new(Stage::Deliver, "") }, FAILED_COMETS);
+        assert!(many.is_some_and(|many| many.len() <= MOST_COMET_BYTES + 4 && many.ends_with(",...")));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::dead_letter::metrics::Part;
 use crate::dead_letter::{Metrics, Reason, headers};
 use crate::kafka::{Fit, NotWritten, OrderedSender, Outgoing, Refusal, Written};
 use crate::message::{HEADERS_LEFT_OUT, KEY_LEFT_OUT, Record, VALUE_LEFT_OUT};
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
 /// Letters that wait for the writer; whoever comes later waits outside.
 pub(super) const QUEUE: usize = 1_024;
@@ -61,12 +61,14 @@ pub(super) struct Writer {
     /// How many partitions the topic has, once that is known.
     partitions: Option<i32>,
     metrics: Metrics,
-    cut_warning: Seldom,
+    cut_line: LogThrottle,
+    lost_line: LogThrottle,
 }
 
 impl Writer {
     pub(super) fn new(sender: OrderedSender, topic: String, metrics: Metrics) -> Self {
-        Self { sender, topic, partitions: None, metrics, cut_warning: Seldom::every(Duration::from_secs(10)) }
+        let (cut_line, lost_line) = (LogThrottle::per_record(), LogThrottle::per_record());
+        Self { sender, topic, partitions: None, metrics, cut_line, lost_line }
     }
 
     /// Writes until nobody can give it letters any more.
@@ -103,8 +105,8 @@ impl Writer {
             },
         };
         let outgoing = letters.iter().map(|letter| outgoing(letter, partitions)).collect();
-        let Self { sender, topic, metrics, cut_warning, .. } = self;
-        let answers = sender.write(topic, outgoing, &Cutter { topic, metrics, cut_warning }).await;
+        let Self { sender, topic, metrics, cut_line, .. } = self;
+        let answers = sender.write(topic, outgoing, &Cutter { topic, metrics, cut_line }).await;
         let mut left = Vec::new();
         for (letter, answer) in letters.into_iter().zip(answers) {
             match answer {
@@ -125,8 +127,11 @@ impl Writer {
 
     fn lost(&self, letter: &Letter, error: &NotWritten) {
         self.metrics.lost();
+        letter.state.send_replace(State::Done(Kept::Lost(error.reason.clone())));
+        let Some(held_back) = self.lost_line.admit() else { return };
         let (origin, reason) = (&letter.record.origin, &letter.reason);
         error!(
+            held_back,
             id = %letter.record.message_id(),
             topic = %origin.topic,
             partition = origin.partition,
@@ -136,7 +141,6 @@ impl Writer {
             refusal = error.reason,
             "the dead-letter topic refuses a letter for good: the record is settled and kept nowhere"
         );
-        letter.state.send_replace(State::Done(Kept::Lost(error.reason.clone())));
     }
 }
 
@@ -144,7 +148,7 @@ impl Writer {
 struct Cutter<'w> {
     topic: &'w str,
     metrics: &'w Metrics,
-    cut_warning: &'w Seldom,
+    cut_line: &'w LogThrottle,
 }
 
 impl Fit for Cutter<'_> {
@@ -159,9 +163,10 @@ impl Fit for Cutter<'_> {
             .find(|(name, _)| error.refusal == Some(Refusal::TooLarge) && header.name == *name);
         if let Some((name, part)) = cut {
             self.metrics.cut(part);
-            if self.cut_warning.now() {
+            if let Some(held_back) = self.cut_line.admit() {
                 let left_out = String::from_utf8_lossy(header.value.as_deref().unwrap_or_default());
                 error!(
+                    held_back,
                     topic = self.topic,
                     header = name,
                     %left_out,

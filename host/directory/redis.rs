@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use redis::{Cmd, Value};
@@ -20,7 +20,7 @@ use super::{Directory, Found, Lookup, Metrics, Unavailable};
 use crate::membership::{Connection, Membership};
 use crate::message::{RoomId, UserId};
 use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
 /// How many users one `MGET` asks for: long enough to be cheap, short enough not to hold up
 /// Redis' other clients.
@@ -34,10 +34,10 @@ pub struct RedisDirectory {
     pub(super) metrics: Metrics,
     /// How rooms are read, and the connection (its epoch) that this was found out on.
     known: Mutex<Option<(u64, Reading)>>,
-    wrong_type_warning: Seldom,
+    wrong_type_line: LogThrottle,
     max_room: usize,
     rooms: Mutex<Rooms>,
-    given_up_warning: Seldom,
+    given_up_line: LogThrottle,
 }
 
 /// What the first round trip tells about one look-up.
@@ -58,16 +58,15 @@ impl RedisDirectory {
     /// `user:online` key are reported as not online; without it everyone is. A room with more
     /// than `max_room` members is not read.
     pub fn new(client: RedisClient, check_online: bool, max_room: usize, metrics: Metrics) -> Self {
-        let seldom = || Seldom::every(Duration::from_secs(10));
         Self {
             client,
             check_online,
             metrics,
             known: Mutex::new(None),
-            wrong_type_warning: seldom(),
+            wrong_type_line: LogThrottle::per_record(),
             max_room,
             rooms: Mutex::default(),
-            given_up_warning: seldom(),
+            given_up_line: LogThrottle::per_record(),
         }
     }
 
@@ -182,9 +181,10 @@ impl RedisDirectory {
             None => Ok(value),
             Some(Refusal::WrongType) => {
                 self.metrics.wrong_type_keys.inc();
-                if self.wrong_type_warning.now() {
+                if let Some(held_back) = self.wrong_type_line.admit() {
                     let (key, place) = (key(), self.client.place());
                     tracing::warn!(
+                        held_back,
                         "`{key}` in Redis at {place} has the wrong type and is skipped; delete it"
                     );
                 }
@@ -285,8 +285,8 @@ impl RedisDirectory {
             }
             Found::Unreadable(why) => {
                 self.metrics.unreadable_rooms.inc();
-                if self.given_up_warning.now() {
-                    tracing::error!("{why}; messages for it become dead letters");
+                if let Some(held_back) = self.given_up_line.admit() {
+                    tracing::error!(held_back, "{why}; messages for it become dead letters");
                 }
             }
             Found::Key(_) => {}

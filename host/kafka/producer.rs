@@ -12,6 +12,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use crate::kafka::sender::{NotWritten, Outgoing, Refusal, Sender};
 use crate::kafka::{Config, refused};
 use crate::message::{Header, VALUE_LEFT_OUT};
+use crate::telemetry::LogThrottle;
 
 /// Writes records and waits for all in-sync replicas to have them. Cheap to clone; the clones
 /// share what they write with.
@@ -97,11 +98,15 @@ fn acceptable<'a>(topic: &str, record: Outgoing<'a>, error: &KafkaError) -> Opti
 /// its partition.
 fn without_value<'a>(topic: &str, mut record: Outgoing<'a>, error: &KafkaError) -> Option<Outgoing<'a>> {
     let size = record.value.as_ref().map(|value| value.len()).filter(|size| *size > 0)?;
-    tracing::error!(
-        topic,
-        size,
-        "a record is too large for the topic and is written without its value; raise the topic's `max.message.bytes`"
-    );
+    static LINE: LogThrottle = LogThrottle::per_record();
+    if let Some(held_back) = LINE.admit() {
+        tracing::error!(
+            topic,
+            size,
+            held_back,
+            "a record is too large for the topic and is written without its value; raise the topic's `max.message.bytes`"
+        );
+    }
     let left_out = format!("{size} bytes: {error}");
     record.headers.push(Header::new(VALUE_LEFT_OUT, left_out));
     Some(Outgoing { value: None, ..record })

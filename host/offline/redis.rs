@@ -1,6 +1,7 @@
 //! Inboxes in Redis: a stream for each user.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,6 +11,7 @@ use redis::{Cmd, Value};
 use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, Unfinished, now_ms};
 use crate::message::UserId;
 use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
+use crate::telemetry::LogThrottle;
 
 /// How many entries one `XRANGE` reads.
 const PAGE: usize = 500;
@@ -28,12 +30,13 @@ pub struct RedisInbox {
     client: RedisClient,
     config: Config,
     metrics: Metrics,
+    refused_line: Arc<LogThrottle>,
 }
 
 impl RedisInbox {
     /// Inboxes through this client.
     pub fn new(client: RedisClient, config: &Config, metrics: Metrics) -> Self {
-        Self { client, config: config.clone(), metrics }
+        Self { client, config: config.clone(), metrics, refused_line: Arc::new(LogThrottle::per_record()) }
     }
 
     fn key(&self, user: &UserId) -> String {
@@ -87,7 +90,13 @@ impl RedisInbox {
         self.metrics.not_stored.inc_by(not_stored.len() as u64);
         if let Some(first) = not_stored.first() {
             let count = not_stored.len();
-            tracing::error!(count, "messages for users who are away cannot be stored: {}", first.reason);
+            let Some(held_back) = self.refused_line.admit() else { return };
+            tracing::error!(
+                count,
+                held_back,
+                "messages for users who are away cannot be stored: {}",
+                first.reason
+            );
         }
     }
 }

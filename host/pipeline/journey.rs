@@ -11,13 +11,14 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::comets::{Delivered, Partly};
-use crate::dead_letter::{self, Kept, Reason, Stage};
+use crate::dead_letter::{self, Kept, Reason};
 use crate::decision::{Absent, Cause, Identity, PluginVersion};
 use crate::message::{Audience, CometAddr};
 use crate::pipeline::Pipeline;
 use crate::pipeline::call::{Apart, Call, Took};
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::metrics::{Outcome, Reached, Station};
+use crate::pipeline::not_taken::NotTaken;
 use crate::pipeline::persist::{Abandoned, Hold, persist};
 use crate::pipeline::story::Story;
 use crate::router::{self, Recipient, Route};
@@ -98,8 +99,7 @@ impl Journey {
         let since = Instant::now();
         let pipeline = Arc::clone(&self.pipeline);
         let fleet = &pipeline.fleet;
-        let mut failed: Vec<(CometAddr, String)> = Vec::new();
-        let mut gone = Vec::new();
+        let (mut failed, mut gone) = (NotTaken::default(), NotTaken::default());
         let mut unreachable: Vec<Absent> = Vec::new();
         for at in 0..self.story.calls.len() {
             let call = &mut self.story.calls[at];
@@ -112,31 +112,35 @@ impl Journey {
                     call.took = Took::All;
                     self.story.tally.sent += call.recipients.len();
                 }
-                Delivered::Partly(partly) => failed.extend(self.partly(at, *partly, &mut unreachable)),
+                Delivered::Partly(partly) => {
+                    if let Some((comet, why)) = self.partly(at, *partly, &mut unreachable) {
+                        failed.add(comet, &why);
+                    }
+                }
                 Delivered::Unreachable(why) if !call.recipients.is_empty() => {
                     let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
-                    self.story.unreachable.push(format!("{comet}: {why}"));
+                    self.story.not_reached(&comet, &why);
                     unreachable.extend(recipients.iter().map(|recipient| self.unreachable(recipient)));
                 }
                 // Neither named by the directory lately nor answering: it turned out not to be
                 // one of those whom the message is for.
                 Delivered::Unreachable(why) if call.of_everyone && !fleet.is_one_of_everyone(&call.comet) => {
                     let comet = call.comet.clone();
-                    self.story.unreachable.push(format!("{comet}: {why}"));
-                    gone.push((comet, why));
+                    self.story.not_reached(&comet, &why);
+                    gone.add(comet, &why);
                 }
                 // Refused for good, or unreachable and nobody knows for whom it was: there is
                 // no offline user to decide about, so the record itself is kept.
                 Delivered::Unreachable(why) | Delivered::Refused(why) => {
                     self.story.tally.failed += call.recipients.len().max(1);
-                    failed.push((call.comet.clone(), why));
+                    failed.add(call.comet.clone(), &why);
                 }
             }
         }
         if gone.len() == self.story.calls.len() {
             // Then nobody got it.
             self.story.tally.failed += gone.len();
-            failed.append(&mut gone);
+            failed.append(gone);
         }
         self.pipeline.metrics.stage(Station::Deliver, since);
         self.story.absent = self.people(route.as_deref(), planned, unreachable);
@@ -146,7 +150,7 @@ impl Journey {
             (true, None) => Ok((self.outcome(), String::new())),
             (true, Some(reason)) => self.dead_letter(reason).await,
             (false, _) => {
-                let reason = self.not_taken(failed);
+                let reason = failed.into_reason(&self.story.trail);
                 self.dead_letter(reason).await
             }
         }
@@ -170,21 +174,8 @@ impl Journey {
             self.story.tally.failed += apart.refused.max(1);
             return Some((comet, partly.why));
         }
-        self.story.unreachable.push(format!("{comet}: {}", partly.why));
+        self.story.not_reached(&comet, &partly.why);
         None
-    }
-
-    /// Why comets did not take the message, with what policies did to it: perhaps that is why.
-    fn not_taken(&self, failed: Vec<(CometAddr, String)>) -> Reason {
-        let why: Vec<_> = failed.iter().map(|(comet, why)| format!("{comet}: {why}")).collect();
-        let decisions: Vec<_> = self.story.trail.iter().map(|d| format!("{}: {}", d.by, d.what)).collect();
-        let mut text = why.join("; ");
-        if !decisions.is_empty() {
-            text = format!("{text} (policies: {})", decisions.join("; "));
-        }
-        let mut reason = Reason::new(Stage::Deliver, text);
-        reason.comets = failed.into_iter().map(|(comet, _)| comet).collect();
-        reason
     }
 
     /// A recipient whose comet was not reached. Keys that the producer sent to a comet are not

@@ -2,8 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
@@ -15,11 +14,7 @@ use tracing::{debug, error, warn};
 
 use crate::dead_letter::{Reason, Stage};
 use crate::message::Record;
-use crate::telemetry::{Seldom, latency_histogram};
-
-/// How often a dead letter of one stage is logged: one line a record could flood the log. The
-/// counter says how many there are, the topic which.
-const LETTERS_LOGGED_EVERY: Duration = Duration::from_secs(10);
+use crate::telemetry::{LogThrottle, latency_histogram};
 
 /// Gives an enum's values as labels.
 macro_rules! label {
@@ -144,33 +139,34 @@ pub struct Metrics {
     messages: Family<OutcomeLabel, Counter>,
     recipients: Family<ReachedLabel, Counter>,
     dead_letters: Family<LetterLabel, Counter>,
-    /// One for each of [`Stage::ALL`].
-    letter_lines: Arc<[LetterLine; Stage::ALL.len()]>,
-    again_line: Arc<Seldom>,
+    lines: Arc<Lines>,
     batch: Histogram,
     message: Histogram,
     pub(super) in_flight: Gauge,
 }
 
-/// The log lines of one stage's dead letters.
+/// What may be logged of single records: a line each could flood the log. Counters say how many
+/// there are, the dead-letter topic which.
 #[derive(Debug)]
-struct LetterLine {
-    seldom: Seldom,
-    /// Dead letters since the last line.
-    since: AtomicU64,
+struct Lines {
+    /// One for each of [`Stage::ALL`].
+    letters: [LogThrottle; Stage::ALL.len()],
+    again: LogThrottle,
 }
 
 impl Metrics {
     /// Registers the pipeline's metrics.
     pub fn register(registry: &mut Registry) -> Self {
-        let line = |_| LetterLine { seldom: Seldom::every(LETTERS_LOGGED_EVERY), since: AtomicU64::new(0) };
+        let lines = Lines {
+            letters: Stage::ALL.map(|_| LogThrottle::per_record()),
+            again: LogThrottle::per_record(),
+        };
         let metrics = Self {
             stages: Family::new_with_constructor(latency_histogram as fn() -> Histogram),
             messages: Family::default(),
             recipients: Family::default(),
             dead_letters: Family::default(),
-            letter_lines: Arc::new(Stage::ALL.map(line)),
-            again_line: Arc::new(Seldom::every(LETTERS_LOGGED_EVERY)),
+            lines: Arc::new(lines),
             batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             message: latency_histogram(),
             in_flight: Gauge::default(),
@@ -224,8 +220,8 @@ impl Metrics {
 
     /// A dead letter was consumed and failed again: logs some.
     pub(super) fn dead_letter_again(&self, record: &Record, reason: &Reason) {
-        if self.again_line.now() {
-            error!(id = %record.message_id(), stage = reason.stage.as_str(), reason = reason.text, "a dead letter was consumed and cannot be delivered: it is not written again; does `[kafka] topics` name a dead-letter topic?");
+        if let Some(held_back) = self.lines.again.admit() {
+            error!(held_back, id = %record.message_id(), stage = reason.stage.as_str(), reason = reason.text, "a dead letter was consumed and cannot be delivered: it is not written again; does `[kafka] topics` name a dead-letter topic?");
         }
     }
 
@@ -234,14 +230,12 @@ impl Metrics {
         let stage = reason.stage.as_str();
         self.dead_letters.get_or_create(&LetterLabel { stage }).inc();
         let at = Stage::ALL.iter().position(|known| *known == reason.stage).unwrap_or_default();
-        let LetterLine { seldom, since } = &self.letter_lines[at];
-        let count = since.fetch_add(1, Ordering::Relaxed) + 1;
         let (id, reason_text) = (record.message_id(), &reason.text);
-        if !seldom.now() {
+        let Some(held_back) = self.lines.letters[at].admit() else {
             debug!(%id, stage, reason = reason_text, "dead letter");
             return;
-        }
-        since.store(0, Ordering::Relaxed);
+        };
+        let count = held_back + 1;
         match reason.stage {
             // A person has to look at these: somebody did not get what was for them.
             Stage::Resolve | Stage::Deliver | Stage::Offline => {

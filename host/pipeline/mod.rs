@@ -28,6 +28,7 @@ mod explain;
 mod journey;
 mod key_order;
 mod metrics;
+mod not_taken;
 mod persist;
 mod resolve;
 mod story;

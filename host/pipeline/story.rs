@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::{Level, debug};
 
 use crate::decision::Absent;
-use crate::message::{Audience, Message, Record};
+use crate::message::{Audience, CometAddr, Message, Record};
 use crate::offsets::Ticket;
 use crate::pipeline::call::{Call, Took};
 use crate::pipeline::key_order::Place;
@@ -38,8 +38,10 @@ pub(super) struct Story {
     pub(super) calls: Vec<Call>,
     /// Who was not reached.
     pub(super) absent: Arc<[Absent]>,
-    /// Comets that did not take it, and why.
-    pub(super) unreachable: Vec<String>,
+    /// The first few comets that were not reached, and why.
+    unreachable: Vec<String>,
+    /// How many were not.
+    unreachable_comets: usize,
     pub(super) tally: Tally,
 }
 
@@ -75,8 +77,17 @@ impl Story {
             calls: Vec::new(),
             absent: Arc::default(),
             unreachable: Vec::new(),
+            unreachable_comets: 0,
             tally: Tally::default(),
         }
+    }
+
+    /// A comet was not reached, or only with a part.
+    pub(super) fn not_reached(&mut self, comet: &CometAddr, why: &str) {
+        if self.unreachable.len() < NAMED {
+            self.unreachable.push(format!("{comet}: {why}"));
+        }
+        self.unreachable_comets += 1;
     }
 
     /// The one line that tells it all.
@@ -95,7 +106,7 @@ impl Story {
             connections = self.connections, stale = self.stale, comets = self.calls.len(),
             sent_to = ?self.sent_to(), sent, failed, reached = ?self.reached(),
             offline = self.absent.len(), away = ?self.away(), stored, notified, dropped,
-            withheld = self.withheld, unreachable = ?self.unreachable, generation = %set.generation(),
+            withheld = self.withheld, unreachable = ?self.unreachable, unreachable_comets = self.unreachable_comets, generation = %set.generation(),
             plugins = ?plugins, decisions = ?decisions, outcome = outcome.as_str(), reason,
             took_ms = self.started.elapsed().as_secs_f64() * 1e3,
             "message settled"

@@ -75,6 +75,15 @@ impl fmt::Display for Cut {
     }
 }
 
+/// Up to so many characters of a text, which is not escaped here: for what is put together before
+/// it is written.
+pub fn cut(text: &str, longest: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(longest) {
+        None => Cow::Borrowed(text),
+        Some((at, _)) => Cow::Owned(format!("{}{}", &text[..at], Cut(text[at..].chars().count()))),
+    }
+}
+
 /// One line of up to so many characters, whatever was in it.
 pub fn line(text: &str, longest: usize) -> Cow<'_, str> {
     if text.len() <= longest && !text.contains(is_active) {
@@ -166,6 +175,7 @@ mod tests {
         assert_eq!(line(room, LONGEST), shown);
         assert_eq!(line("弹幕 is text", LONGEST), "弹幕 is text");
         assert_eq!(line("0123456789", 4), "0123…[6 more]");
+        assert_eq!((&*cut("弹幕", 2), &*cut("弹幕\n", 2)), ("弹幕", "弹幕…[1 more]"));
         assert_eq!(block("one\ntwo\r\nhalley: three\x07"), "one\n  two\n  halley: three\\u{7}");
         assert!(block(&"x\n".repeat(1_000)).ends_with("\n  x\n  …[800 more lines]"));
         assert_eq!(json("{\"a\":\"b\u{7f}\u{202e}\"}", 9), "{\"a\":\"b\\u007f\\u202e\"}");

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -23,6 +23,7 @@ use crate::comets::job::{Job, Standing};
 use crate::comets::lanes::Lanes;
 use crate::comets::retry::{self, Meaning};
 use crate::comets::{Config, Delivered, Dialect, Timing};
+use crate::telemetry::LogThrottle;
 
 /// After this many timed-out calls a channel is made anew: a connection ends by itself after
 /// 1,024 streams that this side reset (h2), at a moment of its own choice.
@@ -32,6 +33,11 @@ const WORN_OUT_AFTER: u32 = 256;
 const WHOLE_ATTEMPTS: u32 = 3;
 /// How many parcels are taken over at a time.
 const INTAKE: usize = 64;
+
+/// Lines about comets that come and go, of all comets: thousands may at once, and a hostile one may
+/// as often as it likes.
+static AWAY: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
+static BACK: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 
 pub(super) struct Actor {
     active: Active,
@@ -317,14 +323,27 @@ impl Actor {
             Change::Nothing => {}
             Change::Opened(time) => {
                 let error = self.active.standing.last_error().unwrap_or_default();
+                let Some(held_back) = AWAY.admit() else {
+                    debug!(comet = %address, error, retry_in = ?time, "its breaker is open");
+                    return self.state_changed();
+                };
                 warn!(
-                    comet = %address, error, retry_in = ?time,
+                    comet = %address, error, retry_in = ?time, held_back,
                     "a comet does not answer: its breaker is open, its recipients go to the offline policy; check that the comet runs and can be reached"
                 );
             }
             Change::StillOpen(time) => debug!(comet = %address, retry_in = ?time, "the probe failed"),
-            Change::Closed => info!(comet = %address, "the comet answers again: its breaker is closed"),
+            Change::Closed => {
+                if let Some(held_back) = BACK.admit() {
+                    info!(comet = %address, held_back, "the comet answers again: its breaker is closed");
+                }
+            }
         }
+        self.state_changed();
+    }
+
+    /// The breaker's state is another one.
+    fn state_changed(&mut self) {
         self.active.set(self.breaker.state());
         if self.breaker.state() == State::Closed {
             self.probe.closed();

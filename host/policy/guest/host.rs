@@ -14,11 +14,11 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiVie
 use crate::decision::PluginVersion;
 use crate::policy::guest::bindings::halley::policy::{host, types};
 use crate::policy::guest::clock::Clock;
-use crate::policy::guest::log_budget::LogBudget;
 use crate::policy::guest::output::Output;
 use crate::policy::guest::shared::Session;
 use crate::policy::guest::state::State;
 use crate::policy::metrics::{Limit, MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, PluginMetrics};
+use crate::telemetry::LogThrottle;
 
 /// The longest line that a plugin may log, in bytes; the rest is cut off.
 const MAX_LOG_LINE: usize = 4096;
@@ -37,9 +37,9 @@ pub(in crate::policy) struct Services {
     /// The state of the plugin's name.
     pub(in crate::policy) state: Arc<State>,
     /// Lines of the plugin's own.
-    pub(in crate::policy) log: LogBudget,
+    pub(in crate::policy) log: LogThrottle,
     /// Lines of ours about the plugin's failures.
-    pub(in crate::policy) complaints: LogBudget,
+    pub(in crate::policy) complaints: LogThrottle,
     /// Whether it was said that the plugin wants more metrics than it may have.
     pub(in crate::policy) told_of_metrics: AtomicBool,
     pub(in crate::policy) clock: Clock,
@@ -60,8 +60,8 @@ impl Services {
             config,
             metrics,
             state,
-            log: LogBudget::new(100, Duration::from_secs(1)),
-            complaints: LogBudget::new(1, Duration::from_secs(5)),
+            log: LogThrottle::new(100, Duration::from_secs(1)),
+            complaints: LogThrottle::new(1, Duration::from_secs(5)),
             told_of_metrics: AtomicBool::new(false),
             clock,
             silent: false,

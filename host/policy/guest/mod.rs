@@ -7,7 +7,7 @@
 //!   how they fail.
 //! - `questions` and `answers`: what plugins see, and what they may say; `batch` and
 //!   `room`: the shapes in which many of them cross.
-//! - `host`: what they can call, with `clock`, `state`, `shared` and `log_budget` behind it;
+//! - `host`: what they can call, with `clock`, `state` and `shared` behind it;
 //!   `output`: what they print.
 //! - `runtime`: what all of them share; `address_space`: how much of it their memories take;
 //!   `ticker`: the clock of their deadlines; `aside`: where guest code may run.
@@ -26,7 +26,6 @@ pub(in crate::policy) mod contract;
 pub(in crate::policy) mod failure;
 pub(in crate::policy) mod host;
 pub(in crate::policy) mod instance;
-pub(in crate::policy) mod log_budget;
 pub(in crate::policy) mod module;
 pub(in crate::policy) mod output;
 pub(in crate::policy) mod questions;

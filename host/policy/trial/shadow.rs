@@ -15,11 +15,11 @@ use serde::Serialize;
 
 use crate::decision::Verdict;
 use crate::policy::guest::bindings::halley::policy::types::Source;
-use crate::policy::guest::log_budget::LogBudget;
 use crate::policy::link::Link;
 use crate::policy::outcome::Filtered;
 use crate::policy::pass::Asked;
 use crate::policy::plugin::Plugin;
+use crate::telemetry::LogThrottle;
 
 /// How many batches may wait to be looked at.
 const WAITING: usize = 16;
@@ -75,7 +75,7 @@ struct Found {
     not_compared: AtomicU64,
     count: AtomicU64,
     latest: Mutex<VecDeque<Difference>>,
-    log: LogBudget,
+    log: LogThrottle,
 }
 
 impl Shadow {
@@ -91,7 +91,7 @@ impl Shadow {
             not_compared: AtomicU64::new(0),
             count: AtomicU64::new(0),
             latest: Mutex::default(),
-            log: LogBudget::new(1, Duration::from_secs(1)),
+            log: LogThrottle::new(1, Duration::from_secs(1)),
         });
         let (looker, candidate) = (Arc::clone(&found), Arc::clone(candidate));
         let thread = std::thread::Builder::new().name("shadow".to_owned());

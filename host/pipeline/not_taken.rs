@@ -1,0 +1,103 @@
+//! Which comets did not take a message, and why. Pure.
+//!
+//! There may be thousands, each with a text of its own, for every BROADCAST. What is said of them
+//! is cut before it is built: the first few with their reasons, and how many more.
+
+use crate::dead_letter::{Reason, Stage};
+use crate::message::CometAddr;
+use crate::policy::Decision;
+use crate::telemetry::escape::cut;
+
+/// How many comets, and how many decisions, are named with their texts.
+const NAMED: usize = 5;
+/// The most characters of one of these texts.
+const LONGEST: usize = 150;
+
+/// The comets, and the first few reasons.
+#[derive(Debug, Default)]
+pub(super) struct NotTaken {
+    comets: Vec<CometAddr>,
+    why: Vec<String>,
+}
+
+impl NotTaken {
+    /// This comet did not take it.
+    pub(super) fn add(&mut self, comet: CometAddr, why: &str) {
+        if self.why.len() < NAMED {
+            self.why.push(format!("{comet}: {}", cut(why, LONGEST)));
+        }
+        self.comets.push(comet);
+    }
+
+    /// These neither.
+    pub(super) fn append(&mut self, mut other: Self) {
+        other.why.truncate(NAMED.saturating_sub(self.why.len()));
+        self.why.append(&mut other.why);
+        self.comets.append(&mut other.comets);
+    }
+
+    /// How many comets.
+    pub(super) fn len(&self) -> usize {
+        self.comets.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.comets.is_empty()
+    }
+
+    /// The dead letter's reason, with what policies did to the message: perhaps that is why.
+    pub(super) fn into_reason(self, trail: &[Decision]) -> Reason {
+        let mut text = self.why.join("; ");
+        more(&mut text, self.comets.len() - self.why.len(), "comets");
+        if !trail.is_empty() {
+            let told: Vec<_> =
+                trail.iter().take(NAMED).map(|d| format!("{}: {}", d.by, cut(&d.what, LONGEST))).collect();
+            let mut decisions = told.join("; ");
+            more(&mut decisions, trail.len() - told.len(), "decisions");
+            text = format!("{text} (policies: {decisions})");
+        }
+        let mut reason = Reason::new(Stage::Deliver, text);
+        reason.comets = self.comets;
+        reason
+    }
+}
+
+fn more(text: &mut String, count: usize, what: &str) {
+    if count > 0 {
+        text.push_str(&format!("; and {count} more {what}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::PluginVersion;
+
+    #[test]
+    fn thousands_of_comets_make_a_short_reason() {
+        let mut not_taken = NotTaken::default();
+        for n in 0..4_096 {
+            not_taken.add(format!("10.0.{}.{}:50051", n / 256, n % 256).into(), &"no answer ".repeat(1_000));
+        }
+        assert_eq!((not_taken.len(), not_taken.is_empty()), (4_096, false));
+        let by = PluginVersion { name: "spam".into(), hash: "0a1b".into() };
+        let decision = Decision { by, what: "amended ".repeat(1_000) };
+        let reason = not_taken.into_reason(&vec![decision; 100]);
+        assert!(reason.text.starts_with("10.0.0.0:50051: no answer "), "{}", reason.text);
+        assert!(reason.text.contains("; and 4091 more comets (policies: spam@0a1b: "), "{}", reason.text);
+        assert!(reason.text.chars().count() <= 1_000, "{}", reason.text.len());
+        assert_eq!(reason.comets.len(), 4_096);
+    }
+
+    #[test]
+    fn few_comets_are_all_named() {
+        let mut not_taken = NotTaken::default();
+        not_taken.add("a:1".into(), "refused");
+        let mut others = NotTaken::default();
+        others.add("b:1".into(), "away");
+        not_taken.append(others);
+        let reason = not_taken.into_reason(&[]);
+        assert_eq!(reason.text, "a:1: refused; b:1: away");
+        assert_eq!(reason.comets, ["a:1".into(), "b:1".into()]);
+    }
+}

@@ -1,0 +1,69 @@
+//! Up to so many lines in so much time, for what somebody else could make the log say as often as
+//! they like. What is held back is counted, and the count is logged with the next line.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How often the same complaint about a record is repeated.
+const REPEAT_AFTER: Duration = Duration::from_secs(10);
+
+/// Counts lines, and the ones that were too many.
+#[derive(Debug)]
+pub struct LogThrottle {
+    lines: u32,
+    per: Duration,
+    window: Mutex<Window>,
+}
+
+#[derive(Debug)]
+struct Window {
+    began: Option<Instant>,
+    used: u32,
+    held_back: u64,
+}
+
+impl LogThrottle {
+    /// Up to `lines` in each stretch of `per`.
+    pub const fn new(lines: u32, per: Duration) -> Self {
+        Self { lines, per, window: Mutex::new(Window { began: None, used: 0, held_back: 0 }) }
+    }
+
+    /// For what may be wrong with every record: one line in ten seconds.
+    pub const fn per_record() -> Self {
+        Self::new(1, REPEAT_AFTER)
+    }
+
+    /// Whether a line may be written now; if so, how many were held back before it.
+    pub fn admit(&self) -> Option<u64> {
+        self.admit_at(Instant::now())
+    }
+
+    fn admit_at(&self, now: Instant) -> Option<u64> {
+        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        if window.began.is_none_or(|began| now.duration_since(began) >= self.per) {
+            window.began = Some(now);
+            window.used = 0;
+        }
+        if window.used >= self.lines {
+            window.held_back += 1;
+            return None;
+        }
+        window.used += 1;
+        Some(std::mem::take(&mut window.held_back))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_much_is_counted() {
+        let throttle = LogThrottle::new(2, Duration::from_secs(1));
+        let start = Instant::now();
+        let admitted: Vec<_> = (0..4).map(|_| throttle.admit_at(start)).collect();
+        assert_eq!(admitted, [Some(0), Some(0), None, None]);
+        let later = start + Duration::from_secs(1);
+        assert_eq!((throttle.admit_at(later), throttle.admit_at(later)), (Some(2), Some(0)));
+    }
+}
