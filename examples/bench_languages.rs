@@ -106,7 +106,8 @@ fn message(offset: i64) -> Message {
     let body =
         format!("{:<200}", format!("{{\"user\":\"user_{offset}\",\"text\":\"I am {word} and say so.\"}}"));
     let origin = Origin { topic: "push".into(), partition: 0, offset };
-    let record = Record { origin, timestamp_ms: Some(1), key: None, value: None, headers: Vec::new() };
+    let record =
+        Record { origin, timestamp_ms: Some(1), key: None, value: None, headers: Vec::new(), trusted: false };
     Message {
         id: MessageId::from(format!("push/0/{offset}").as_str()),
         record: Arc::new(record),

@@ -259,7 +259,8 @@ fn message(offset: i64) -> Message {
         format!("{{\"user\":\"user_{offset}\",\"color\":\"#ffcc00\",\"text\":\"{text}\"}}")
     );
     let origin = Origin { topic: "push".into(), partition: 0, offset };
-    let record = Record { origin, timestamp_ms: Some(1), key: None, value: None, headers: Vec::new() };
+    let record =
+        Record { origin, timestamp_ms: Some(1), key: None, value: None, headers: Vec::new(), trusted: false };
     Message {
         id: record.message_id(),
         record: Arc::new(record),

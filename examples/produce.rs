@@ -193,7 +193,9 @@ fn put(
         let at = confirmed.map_err(|(error, _)| explain_for(&error, &topic, &brokers))?;
         let origin = Origin { topic: topic.into(), partition: at.partition, offset: at.offset };
         let (timestamp_ms, value) = (at.timestamp.to_millis(), Some(value));
-        Ok(Record { origin, timestamp_ms, key, value, headers: Vec::new() }.message_id().to_string())
+        Ok(Record { origin, timestamp_ms, key, value, headers: Vec::new(), trusted: false }
+            .message_id()
+            .to_string())
     })
 }
 

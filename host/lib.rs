@@ -15,6 +15,7 @@
 //!               │ records            consumer     polls, admits, pauses, commits
 //!               ▼
 //!   ┌─ a partition's worker ─────┐   pipeline     one batch: what is ready, one policy set
+//!   │ claims ──── Redis          │   redrive_key  whether a record was redriven, as it says
 //!   │ decode                     │   message      bytes -> Message
 //!   │ filter ──── plugins, Redis │   policy       pass, drop, dead letter, amend
 //!   │                            │   shared_state what policies of all gateways remember
@@ -38,7 +39,7 @@
 //! - [`kafka`], [`redis_client`]: what the clients of each share. [`memory_guard`]: whether the process has
 //!   room for more.
 //! - [`consumer`], [`policy`], [`shared_state`], [`directory`], [`guard`], [`comets`],
-//!   [`offline`], [`dead_letter`]: neighbours. They know the plain data and not each other.
+//!   [`offline`], [`dead_letter`], [`redrive_key`]: neighbours. They know the plain data and not each other.
 //! - [`router`]: pure; from a resolved route to the calls of one message.
 //! - [`pipeline`]: knows the neighbours and brings messages through them.
 //! - [`gateway`]: builds every part and owns every task; the order of start and stop.
@@ -75,6 +76,7 @@ pub mod directory;
 pub mod guard;
 pub mod offline;
 pub mod policy;
+pub mod redrive_key;
 pub mod shared_state;
 
 pub mod router;

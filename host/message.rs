@@ -8,6 +8,7 @@ mod comet_addr;
 mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod proof;
 mod push;
 mod record;
 mod redrive_users;
@@ -23,12 +24,13 @@ pub use copy::{
     HEADERS_LEFT_OUT, KEY_LEFT_OUT, RawHeader, RawRecord, RecordLimits, VALUE_LEFT_OUT,
     note as left_out_note, note_headers as left_out_headers_note,
 };
+pub use proof::{Claim, Claimed, Content, PROOF, RedriveKey};
 pub use record::{Header, Origin, Record};
 pub use redrive_users::{RedriveUsers, list as list_of_users};
 
 /// The header that carries a message's id, on gRPC calls as metadata and on records that
-/// were written by the gateway. A record that has it already keeps that id, so that a
-/// redriven dead letter is recognised as the message it was.
+/// were written by the gateway. A redriven record that has it keeps that id, so that it is
+/// recognised as the message it was; see [`PROOF`].
 pub const MESSAGE_ID: &str = "halley-message-id";
 
 /// The header of a redriven record that names the comets which did not take the message, separated
@@ -38,6 +40,12 @@ pub const REDRIVE_COMETS: &str = "halley-redrive-comets";
 /// The header of a redriven record that names the users whom the message was not kept for
 /// ([`RedriveUsers`]): the others have had it.
 pub const REDRIVE_USERS: &str = "halley-redrive-users";
+
+/// The topic that a dead letter's record was read from.
+pub const ORIGIN_TOPIC: &str = "halley-origin-topic";
+
+/// The station where a dead letter's way ended.
+pub const STAGE: &str = "halley-stage";
 
 /// Defines a name: a cheaply cloned string that cannot be mistaken for another kind of name.
 macro_rules! name {
@@ -193,10 +201,9 @@ impl Message {
     /// # Errors
     /// As [`Message::decode`], and for more keys.
     pub fn decode_within(record: Arc<Record>, max_keys: usize) -> Result<Self, DecodeError> {
-        for name in [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT] {
-            if let Some(why) = record.header(name) {
-                return Err(DecodeError::LeftOut(String::from_utf8_lossy(why).into_owned()));
-            }
+        let left_out = [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT].into_iter();
+        if let Some(why) = left_out.filter(|_| record.trusted).find_map(|name| record.header(name)) {
+            return Err(DecodeError::LeftOut(String::from_utf8_lossy(why).into_owned()));
         }
         let value = record.value.clone().ok_or(DecodeError::NoValue)?;
         let keys = push::count_keys(&value);
@@ -285,6 +292,7 @@ mod tests {
             key: None,
             value,
             headers: Vec::new(),
+            trusted: false,
         })
     }
 

@@ -33,6 +33,8 @@ const REMIND_EVERY: Duration = Duration::from_secs(10);
 pub enum StallStage {
     /// Reading from Kafka: what cannot be fetched or decompressed.
     Consume,
+    /// Reading the key in Redis that proves redriven records.
+    RedriveKey,
     /// A policy with `on_error = "stall"`.
     Policy,
     /// What policies keep in Redis for all gateways.
@@ -53,8 +55,9 @@ pub enum StallStage {
 
 impl StallStage {
     /// Every stage, in the order of a record's way.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Consume,
+        Self::RedriveKey,
         Self::Policy,
         Self::SharedState,
         Self::Guard,
@@ -69,6 +72,7 @@ impl StallStage {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Consume => "consume",
+            Self::RedriveKey => "redrive-key",
             Self::Policy => "policy",
             Self::SharedState => "shared-state",
             Self::Guard => "guard",
@@ -85,7 +89,7 @@ impl StallStage {
     /// Whether the client that fails logs an outage at once; then only one that lasts is worth
     /// a second line.
     fn has_a_voice(self) -> bool {
-        matches!(self, Self::SharedState | Self::Guard | Self::Resolve | Self::Inbox)
+        matches!(self, Self::RedriveKey | Self::SharedState | Self::Guard | Self::Resolve | Self::Inbox)
     }
 }
 

@@ -238,7 +238,8 @@ fn mixed(count: usize) -> Vec<Message> {
 
 fn message(offset: i64, body: Vec<u8>) -> Message {
     let origin = Origin { topic: "push".into(), partition: 0, offset };
-    let record = Record { origin, timestamp_ms: Some(1), key: None, value: None, headers: Vec::new() };
+    let record =
+        Record { origin, timestamp_ms: Some(1), key: None, value: None, headers: Vec::new(), trusted: false };
     Message {
         id: MessageId::from(format!("push/0/{offset}").as_str()),
         record: Arc::new(record),

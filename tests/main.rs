@@ -5,6 +5,7 @@
 mod absent;
 mod authors;
 mod checks;
+mod claims;
 mod commands;
 mod consuming;
 mod cookbook;

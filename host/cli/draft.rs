@@ -63,6 +63,7 @@ impl Draft {
             key: None,
             value: Some(value),
             headers: self.headers.into_iter().map(header).collect(),
+            trusted: false,
         };
         Ok(Message::decode(Arc::new(record))?)
     }

@@ -184,8 +184,14 @@ mod tests {
             partitions.begin(&key, Some(5), Mark { topic: None, started: 1 });
             for offset in 5..7 {
                 let origin = Origin { topic: Arc::clone(&key.0), partition: key.1, offset };
-                let nothing =
-                    Record { origin, timestamp_ms: None, key: None, value: None, headers: Vec::new() };
+                let nothing = Record {
+                    origin,
+                    timestamp_ms: None,
+                    key: None,
+                    value: None,
+                    headers: Vec::new(),
+                    trusted: false,
+                };
                 partitions.accept(nothing);
             }
             partitions.get_mut(&key).expect("is assigned").note_end(0, 9);

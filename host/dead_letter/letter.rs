@@ -80,7 +80,7 @@ impl DeadLetter {
         record.timestamp_ms = timestamp_ms.or(record.timestamp_ms);
         // Without a usable id of its own, the record would be known by where it stands now.
         let place = origin.as_ref().unwrap_or(&record.origin);
-        let id = record.carried_id().unwrap_or_else(|| record.id_at(place));
+        let id = record.claimed_id().unwrap_or_else(|| record.id_at(place));
         Self {
             id,
             origin,
@@ -183,6 +183,7 @@ mod tests {
             key: None,
             value: None,
             headers: Vec::new(),
+            trusted: false,
         };
         let plugin = Some(PluginVersion { name: "spam".into(), hash: "0a1b".into() });
         let comets = vec!["a:1".into(), "b:1".into()];

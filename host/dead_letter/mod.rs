@@ -26,12 +26,13 @@ use tokio::task::JoinSet;
 use crate::decision::PluginVersion;
 use crate::kafka::{self, NotWritten, OrderedSender};
 use crate::message::{
-    CometAddr, HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, REDRIVE_COMETS, REDRIVE_USERS, Record,
-    UserId, VALUE_LEFT_OUT, list_of_users,
+    CometAddr, HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, PROOF, REDRIVE_COMETS, REDRIVE_USERS,
+    Record, UserId, VALUE_LEFT_OUT, list_of_users,
 };
 use crate::panics;
 use writer::{Letter, State, Writer};
 
+pub use crate::message::{ORIGIN_TOPIC, STAGE};
 pub use letter::{DeadLetter, Filter};
 pub use metrics::Metrics;
 pub use order::{Fate, Order, Summary};
@@ -40,8 +41,6 @@ pub use redrive::redrive;
 pub use remembered::Remembered;
 pub use writer::Kept;
 
-/// The topic that the record was read from.
-pub const ORIGIN_TOPIC: &str = "halley-origin-topic";
 /// The partition that the record was read from.
 pub const ORIGIN_PARTITION: &str = "halley-origin-partition";
 /// The offset that the record was read from.
@@ -50,8 +49,6 @@ pub const ORIGIN_OFFSET: &str = "halley-origin-offset";
 /// its topic stamps records itself or refuses old ones. A redriven record has this header where
 /// its topic refuses the timestamp; should it come here again, the header is kept.
 pub const ORIGIN_TIMESTAMP: &str = "halley-origin-timestamp";
-/// The station where its way ended: `decode`, `filter`, `resolve`, `offline` or `deliver`.
-pub const STAGE: &str = "halley-stage";
 /// Why, in words.
 pub const REASON: &str = "halley-reason";
 /// The comets that did not take it, separated by commas.
@@ -68,8 +65,9 @@ pub const PLUGIN: &str = "halley-plugin";
 pub const KEY_ADDED: &str = "halley-key-added";
 
 /// All headers that the gateway adds, for taking them off again.
-const OURS: [&str; 17] = [
+const OURS: [&str; 18] = [
     MESSAGE_ID,
+    PROOF,
     ORIGIN_TOPIC,
     ORIGIN_PARTITION,
     ORIGIN_OFFSET,
@@ -237,7 +235,8 @@ fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
     headers.extend(ours.map(|(name, value)| Header::new(name, value)));
     // What was too large to be read is named in the record already.
     let left_out = [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT];
-    headers.extend(record.headers.iter().filter(|h| left_out.iter().any(|name| h.name == name)).cloned());
+    let notes = record.headers.iter().filter(|h| left_out.iter().any(|name| h.name == name));
+    headers.extend(notes.filter(|_| record.trusted).cloned());
     if let Some(timestamp) = own_timestamp(record) {
         headers.push(Header::new(ORIGIN_TIMESTAMP, timestamp.to_string()));
     }
@@ -274,14 +273,19 @@ fn comet_list(comets: &[CometAddr]) -> String {
     names.join(",")
 }
 
-/// How often the message became a dead letter so far, as the record tells.
+/// How often the message became a dead letter so far, as a trusted record tells.
 fn attempts(record: &Record) -> u32 {
-    record.header(ATTEMPTS).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok()).unwrap_or_default()
+    let told = record.header(ATTEMPTS).filter(|_| record.trusted);
+    told.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok())
+        .map_or(0, |attempts: u32| attempts.min(u32::MAX - 1))
 }
 
 /// When the message was produced: a redrive may have had to leave the record's own time out.
 fn own_timestamp(record: &Record) -> Option<i64> {
-    let told = record.header(ORIGIN_TIMESTAMP).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+    let told = record
+        .header(ORIGIN_TIMESTAMP)
+        .filter(|_| record.trusted)
+        .and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
     told.or(record.timestamp_ms)
 }
 
@@ -304,10 +308,13 @@ mod tests {
             key: None,
             value: None,
             headers,
+            trusted: true,
         };
         assert_eq!(own_timestamp(&record(vec![time("1000")])), Some(1_000));
         assert_eq!(own_timestamp(&record(vec![time("moon")])), Some(2_000));
         assert_eq!(own_timestamp(&record(Vec::new())), Some(2_000));
+        let forged = Record { trusted: false, ..record(vec![time("1000"), Header::new(ATTEMPTS, "7")]) };
+        assert_eq!((own_timestamp(&forged), attempts(&forged)), (Some(2_000), 0));
     }
 
     #[test]
@@ -322,6 +329,7 @@ mod tests {
                 Header::new(REDRIVE_COMETS, "a:1"),
                 Header::new(ATTEMPTS, "2"),
             ],
+            trusted: true,
         };
         let told = |reason: Reason, name: &str| {
             let headers = headers(&record, &reason);
@@ -352,6 +360,7 @@ mod tests {
                 Header::new(MESSAGE_ID, "push/0/7"),
                 Header::new(REASON, "old"),
             ],
+            trusted: true,
         };
         let mut reason = Reason::new(Stage::Deliver, "refused");
         reason.comets = vec!["a:1".into(), "b:1".into()];

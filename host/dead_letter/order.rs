@@ -5,6 +5,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use crate::dead_letter::Filter;
+use crate::kafka::TopicSet;
+use crate::message::RedriveKey;
 
 /// What is to be redriven, and how.
 #[derive(Clone, Debug)]
@@ -23,6 +25,11 @@ pub struct Order {
     pub dry_run: bool,
     /// The consumer group whose offsets remember the progress.
     pub group: String,
+    /// Where letters may go back to. What a letter says of its origin, anybody may have written who
+    /// can write to the dead-letter topic.
+    pub allowed: TopicSet,
+    /// Proves what is redriven. `None` in a dry run, which writes nothing.
+    pub key: Option<RedriveKey>,
 }
 
 /// What becomes of one dead letter that the filter means.
@@ -51,8 +58,8 @@ pub struct Summary {
     pub before: u64,
     /// Left out by the filter.
     pub left_out: u64,
-    /// Without a topic of origin, from the dead-letter topic itself, without their value, or
-    /// not taken by a topic that takes others.
+    /// Without a topic of origin or with one that is not allowed, from the dead-letter topic itself,
+    /// without their value, or not taken by a topic that takes others.
     pub refused: u64,
     /// Not taken by their topic.
     pub failed: u64,

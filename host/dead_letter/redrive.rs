@@ -6,6 +6,8 @@
 //!   the message's id beside it, so that readers recognise the message.
 //! - A dead letter counts as done only once the broker has confirmed it. What a filter leaves
 //!   out, what is refused and what could not be written stays for another run.
+//! - What is written is proven to be redriven: gateways believe no other record that it is.
+//! - It is written to topics that the caller allows, whatever letters say of their origin.
 //! - Letters go back in the order in which they stand in the dead-letter topic, one batch at a
 //!   time: nothing overtakes.
 //! - When a topic takes nothing, the rest of that topic waits for another run; other topics go
@@ -20,14 +22,16 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::dead_letter::back::{Restamp, back};
+use crate::dead_letter::back::{Restamp, back, prove};
 use crate::dead_letter::remembered::Remembered;
 use crate::dead_letter::{DeadLetter, Fate, Order, Reader, Summary};
 use crate::kafka::{self, NotWritten, OrderedSender, Written, blocking, partitions};
 use crate::message::Origin;
+use crate::telemetry::escape::cut;
 
 /// The most letters that go back together. A stop waits for them.
 const TOGETHER: usize = 200;
@@ -139,6 +143,9 @@ impl Run<'_> {
             Some(_) => return self.refuse(&letter, "it comes from the dead-letter topic itself"),
             None => return self.refuse(&letter, "it has no `halley-origin-topic` header"),
         };
+        if !self.order.allowed.contains(&topic) {
+            return self.refuse(&letter, &not_allowed(&topic));
+        }
         if let Some(missing) = letter.missing() {
             let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
             return self.refuse(&letter, &format!("{missing}; it may still stand at {origin}"));
@@ -191,8 +198,14 @@ impl Run<'_> {
             }
             None => 0,
         };
-        let records = letters.iter().map(|letter| back(letter, count, self.order.all_comets)).collect();
-        let answers = self.sender.write(&topic, records, &Restamp).await;
+        let key = self.order.key.clone().context("there is no key to prove what is redriven")?;
+        let proven = |letter| {
+            let mut record = back(letter, count, self.order.all_comets);
+            prove(&mut record, &topic, &key);
+            record
+        };
+        let records = letters.iter().map(proven).collect();
+        let answers = self.sender.write(&topic, records, &Restamp { topic: &topic, key: &key }).await;
         for (letter, answer) in letters.iter().zip(answers) {
             self.answered(letter, &topic, answer)?;
         }
@@ -251,6 +264,14 @@ impl Run<'_> {
             self.summary.broken.get_or_insert(format!("{error:#}"));
         }
     }
+}
+
+/// Why a letter does not go where it says that it came from.
+fn not_allowed(topic: &str) -> String {
+    let topic = cut(topic, 249);
+    format!(
+        "it says that it came from `{topic}`, which is not one of `[kafka] topics`; if it did, name the topic with `--allow-topic`"
+    )
 }
 
 /// Where a letter goes back to.

@@ -28,6 +28,7 @@ use crate::panics;
 use crate::pipeline::{self, Pipeline, Resolver};
 use crate::policy::{self, Policies};
 use crate::redis_client::{self, RedisClient};
+use crate::redrive_key::{KnownKey, MemoryRedriveKeys, RedisRedriveKeys, RedriveKeys};
 use crate::shared_state::{MemorySharedState, RedisSharedState, SharedState};
 use crate::stalls::Stalls;
 use crate::telemetry;
@@ -72,6 +73,8 @@ pub struct Storage {
     pub inbox: Arc<dyn Inbox>,
     /// What all gateways know of comets.
     pub comets: Arc<dyn CometStore>,
+    /// The key that proves redriven records.
+    pub redrive_keys: Arc<dyn RedriveKeys>,
     /// The Redis behind all of them; `None` when everything is in memory.
     pub redis: Option<RedisClient>,
 }
@@ -100,6 +103,7 @@ impl Storage {
             shared_state: Arc::new(RedisSharedState::new(client.clone())),
             inbox: Arc::new(RedisInbox::new(client.clone(), &config.offline, inbox_metrics)),
             comets: Arc::new(RedisCometStore::new(client.clone())),
+            redrive_keys: Arc::new(RedisRedriveKeys::new(client.clone())),
             redis: Some(client),
         })
     }
@@ -113,6 +117,7 @@ impl Storage {
             shared_state: Arc::new(MemorySharedState::new(MEMORY_VALUES)),
             inbox: Arc::new(MemoryInbox::new(&config.offline, inbox_metrics)),
             comets: Arc::new(MemoryCometStore::default()),
+            redrive_keys: Arc::new(MemoryRedriveKeys::default()),
             redis: None,
         }
     }
@@ -312,6 +317,7 @@ fn build_pipeline(
         stalls,
         max_keys: config.delivery.max_keys,
         max_age: config.delivery.max_age,
+        redrive_key: KnownKey::new(Arc::clone(&storage.redrive_keys)),
         metrics: pipeline::Metrics::register(registry),
     })
 }

@@ -15,6 +15,7 @@ mod sender;
 mod skip;
 mod start;
 mod topic_ids;
+mod topic_set;
 mod verify;
 mod voice;
 
@@ -37,6 +38,7 @@ pub(crate) use skip::is_unreadable;
 pub use skip::{Skip, Skipped, skip};
 pub use start::{NotAStart, Start};
 pub(crate) use topic_ids::{TopicId, TopicQuestion, TopicState, Topics, cached_low, metadata_of};
+pub use topic_set::TopicSet;
 pub use verify::verify;
 pub(crate) use verify::{describe, refused};
 pub(crate) use voice::{Voice, log_line};

@@ -20,6 +20,7 @@ pub(crate) fn copy(message: &BorrowedMessage<'_>, limits: &RecordLimits) -> Reco
             key: None,
             value: None,
             headers: vec![Header::new(VALUE_LEFT_OUT, why)],
+            trusted: true,
         }
     })
 }

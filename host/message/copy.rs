@@ -3,7 +3,8 @@
 //!
 //! A record that lacks something is no message. It becomes a dead letter ([`DecodeError::LeftOut`]),
 //! whose headers say how large what is missing was, and its SHA-256. It carries its id, which can
-//! no longer be computed from what is left.
+//! no longer be computed from what is left. What it claims to be is not looked at: no proof can be
+//! checked without all of it.
 //!
 //! [`DecodeError::LeftOut`]: super::DecodeError::LeftOut
 
@@ -12,8 +13,8 @@ use std::fmt::Write as _;
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 
-use super::record::{fingerprint, id_of, is_message_id};
-use super::{Header, MESSAGE_ID, Origin, Record};
+use super::record::{fingerprint, id_of};
+use super::{Header, MESSAGE_ID, ORIGIN_TOPIC, Origin, Record, STAGE};
 
 /// The value was too large, and is not here: how large it was, its SHA-256, and why.
 pub const VALUE_LEFT_OUT: &str = "halley-value-left-out";
@@ -24,6 +25,9 @@ pub const HEADERS_LEFT_OUT: &str = "halley-headers-left-out";
 
 /// What all headers of the gateway's own begin with.
 const OURS: &[u8] = b"halley-";
+/// What a record is known by that was read where dead letters are. No claim: it only keeps it from
+/// being written there again.
+const LETTER: [&str; 2] = [ORIGIN_TOPIC, STAGE];
 
 /// How much of a record is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +78,7 @@ impl<'a, H: Iterator<Item = RawHeader<'a>> + Clone> RawRecord<'a, H> {
                 notes.push(Header::new(KEY_LEFT_OUT, note(key, &why)));
             }
         }
-        let mut headers = match self.headers {
+        let headers = match self.headers {
             Ok(theirs) => match too_many(theirs.clone(), limits) {
                 None => copy_headers(theirs),
                 Some(why) => {
@@ -87,14 +91,14 @@ impl<'a, H: Iterator<Item = RawHeader<'a>> + Clone> RawRecord<'a, H> {
                 Vec::new()
             }
         };
-        if !notes.is_empty() {
-            let carried = |header: &Header| {
-                header.name == MESSAGE_ID && header.value.as_deref().is_some_and(is_message_id)
-            };
-            if !headers.iter().any(carried) {
-                let id = id_of(&self.origin, fingerprint(self.timestamp_ms, self.key, self.value));
-                headers.push(Header::new(MESSAGE_ID, id.to_string()));
-            }
+        let trusted = !notes.is_empty();
+        let mut headers: Vec<Header> = headers;
+        if trusted {
+            let id = id_of(&self.origin, fingerprint(self.timestamp_ms, self.key, self.value));
+            headers.retain(|header| {
+                !header.name.starts_with(OURS) || LETTER.iter().any(|name| header.name == name)
+            });
+            headers.push(Header::new(MESSAGE_ID, id.to_string()));
             headers.append(&mut notes);
         }
         Record {
@@ -103,6 +107,7 @@ impl<'a, H: Iterator<Item = RawHeader<'a>> + Clone> RawRecord<'a, H> {
             key: key.map(Bytes::copy_from_slice),
             value: value.map(Bytes::copy_from_slice),
             headers,
+            trusted,
         }
     }
 }
@@ -233,13 +238,19 @@ mod tests {
 
     #[test]
     fn too_many_headers_are_left_out_but_for_our_own() {
-        let id = "push/0/7/0a1b";
-        let headers: [RawHeader<'_>; 3] =
-            [(b"a", Some(b"1")), (b"b", None), (MESSAGE_ID.as_bytes(), Some(id.as_bytes()))];
-        let record = copy(b"", b"", &headers, &LIMITS);
-        assert_eq!(record.message_id().as_str(), id);
-        assert!(text(&record, HEADERS_LEFT_OUT).starts_with("3 headers, 39 bytes, sha256 "), "{record:?}");
-        assert_eq!(record.headers.len(), 2);
+        let (id, stage) = (MESSAGE_ID.as_bytes(), STAGE.as_bytes());
+        let headers: [RawHeader<'_>; 4] =
+            [(b"a", Some(b"1")), (b"b", None), (id, Some(b"push/0/7")), (stage, Some(b"x"))];
+        let whole = copy(b"", b"", &[], &RecordLimits::NONE);
+        let record = copy(b"", b"", &headers, &RecordLimits { header_bytes: 90, ..LIMITS });
+        assert_eq!(record.message_id(), whole.message_id(), "what it claims is not looked at");
+        assert!(text(&record, HEADERS_LEFT_OUT).starts_with("4 headers, "), "{record:?}");
+        assert!(record.trusted && !whole.trusted);
+        assert_eq!(record.headers.len(), 3, "the note, the id, and that it is a letter: {record:?}");
+        let few = RecordLimits { headers: 5, header_bytes: 900, ..LIMITS };
+        let record = copy(b"", b"more than ten bytes", &headers, &few);
+        assert_eq!(text(&record, STAGE), "x", "it was read where dead letters are: {record:?}");
+        assert_eq!(record.headers.len(), 5, "{record:?}");
 
         let long = [b'x'; 41];
         let record = copy(b"", b"", &[(b"halley-trace", Some(&long))], &LIMITS);

@@ -60,17 +60,25 @@ pub struct Record {
     pub value: Option<Bytes>,
     /// The record's headers, in order.
     pub headers: Vec<Header>,
+    /// Whether its `halley-` headers are the gateway's own: they were added while it was read, or
+    /// its proof was checked. Those of any other record are not looked at.
+    pub trusted: bool,
 }
 
 impl Record {
-    /// The message id: the one that the record carries in its `halley-message-id` header, else
+    /// The message id: the one that a trusted record carries in its `halley-message-id` header, else
     /// [`Record::id_at`] the place where it stands.
     pub fn message_id(&self) -> MessageId {
-        self.carried_id().unwrap_or_else(|| self.id_at(&self.origin))
+        self.trusted_id().unwrap_or_else(|| self.id_at(&self.origin))
     }
 
-    /// The first id in a `halley-message-id` header that is one.
-    pub fn carried_id(&self) -> Option<MessageId> {
+    /// The id that it carries, when it may be believed: such a record was redriven.
+    pub fn trusted_id(&self) -> Option<MessageId> {
+        if self.trusted { self.claimed_id() } else { None }
+    }
+
+    /// The first id in a `halley-message-id` header that is one, whoever wrote it.
+    pub fn claimed_id(&self) -> Option<MessageId> {
         let named = self.headers.iter().filter(|header| header.name == MESSAGE_ID);
         let mut ids = named.filter_map(|header| header.value.as_ref()).filter(|id| is_message_id(id));
         ids.find_map(|id| std::str::from_utf8(id).ok()).map(MessageId::from)
@@ -91,20 +99,20 @@ impl Record {
     }
 
     /// The comets that a redriven record is for; `None` when it is for all that its message
-    /// reaches. Only a record that carries its message's id was redriven.
+    /// reaches. Only a trusted record that carries its message's id was redriven.
     pub fn redrive_comets(&self) -> Option<Vec<CometAddr>> {
+        self.trusted_id()?;
         let comets = std::str::from_utf8(self.header(REDRIVE_COMETS)?).ok()?;
-        self.carried_id()?;
         let comets: Vec<_> =
             comets.split(',').filter(|comet| !comet.is_empty()).map(CometAddr::from).collect();
         (!comets.is_empty()).then_some(comets)
     }
 
     /// The users that a redriven record is for; `None` when it is for all that its message
-    /// reaches. Only a record that carries its message's id was redriven.
+    /// reaches. Only a trusted record that carries its message's id was redriven.
     pub fn redrive_users(&self) -> Option<RedriveUsers> {
+        self.trusted_id()?;
         let users = std::str::from_utf8(self.header(REDRIVE_USERS)?).ok()?;
-        self.carried_id()?;
         RedriveUsers::parse(users)
     }
 
@@ -162,6 +170,7 @@ mod tests {
             key: Some("key".into()),
             value: Some("value".into()),
             headers: Vec::new(),
+            trusted: false,
         }
     }
 
@@ -204,7 +213,7 @@ mod tests {
 
     #[test]
     fn only_a_redriven_record_names_its_comets() {
-        let mut record = record();
+        let mut record = Record { trusted: true, ..record() };
         record.headers.push(Header::new(REDRIVE_COMETS, "a:1,b:1"));
         assert_eq!(record.redrive_comets(), None);
         record.headers.push(Header::new(MESSAGE_ID, "push/0/7"));
@@ -215,7 +224,7 @@ mod tests {
 
     #[test]
     fn only_a_redriven_record_names_its_users() {
-        let mut record = record();
+        let mut record = Record { trusted: true, ..record() };
         record.headers.push(Header::new(REDRIVE_USERS, "a,b"));
         assert_eq!(record.redrive_users(), None);
         record.headers.push(Header::new(MESSAGE_ID, "push/0/7"));
@@ -228,6 +237,8 @@ mod tests {
     fn a_redriven_record_keeps_its_id() {
         let mut redriven = record();
         redriven.headers.push(Header::new(MESSAGE_ID, "push/0/7"));
+        assert_eq!(redriven.message_id(), record().message_id(), "anybody may have written it");
+        redriven.trusted = true;
         assert_eq!(redriven.message_id().as_str(), "push/0/7");
         redriven.headers[0] = Header::new(MESSAGE_ID, "not an id\n");
         assert_eq!(redriven.message_id(), record().message_id());

@@ -14,7 +14,7 @@ fn metrics() -> Metrics {
 fn message(offset: i64) -> Arc<Message> {
     let origin = Origin { topic: "push".into(), partition: 0, offset };
     let timestamp_ms = Some(1_700_000_000_000 + offset);
-    let record = Record { origin, timestamp_ms, key: None, value: None, headers: Vec::new() };
+    let record = Record { origin, timestamp_ms, key: None, value: None, headers: Vec::new(), trusted: false };
     Arc::new(Message {
         id: record.message_id(),
         record: Arc::new(record),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::message::{MESSAGE_ID, Record};
+use crate::message::Record;
 
 /// What is too old at one moment: a batch is judged by one clock.
 #[derive(Clone, Copy, Debug)]
@@ -19,17 +19,17 @@ impl Oldest {
     }
 
     /// Whether a record is too old. One without a timestamp is not, and none that an operator
-    /// redrives: it bears the id that it was given when it became a dead letter.
+    /// redrives: it bears the id that it was given when it became a dead letter, provably.
     pub(super) fn excludes(self, record: &Record) -> bool {
         let old = matches!((self.0, record.timestamp_ms), (Some(limit), Some(at)) if at < limit);
-        old && record.header(MESSAGE_ID).is_none()
+        old && record.trusted_id().is_none()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::{Header, Origin};
+    use crate::message::{Header, MESSAGE_ID, Origin};
 
     #[test]
     fn only_what_has_a_time_can_be_too_old() {
@@ -39,6 +39,7 @@ mod tests {
             key: None,
             value: None,
             headers: Vec::new(),
+            trusted: false,
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
         let minute = Oldest::of(Duration::from_secs(60), now);
@@ -47,7 +48,9 @@ mod tests {
         assert!(!minute.excludes(&record(Some(200_000))), "a producer's clock may be ahead");
         assert!(!minute.excludes(&record(None)));
         let redriven = Header { name: MESSAGE_ID.into(), value: Some("push/0/7".into()) };
-        assert!(!minute.excludes(&Record { headers: vec![redriven], ..record(Some(0)) }));
+        let claimed = Record { headers: vec![redriven], ..record(Some(0)) };
+        assert!(minute.excludes(&claimed), "anybody may have written that");
+        assert!(!minute.excludes(&Record { trusted: true, ..claimed }));
         for any in [Duration::ZERO, Duration::from_secs(200)] {
             assert!(!Oldest::of(any, now).excludes(&record(Some(0))), "{any:?}");
         }

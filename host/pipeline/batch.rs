@@ -17,6 +17,7 @@ use crate::panics;
 use crate::pipeline::Pipeline;
 use crate::pipeline::age::Oldest;
 use crate::pipeline::chain::BatchChain;
+use crate::pipeline::claims;
 use crate::pipeline::dispatch::dispatch;
 use crate::pipeline::journey::{Ending, Journey};
 use crate::pipeline::key_order::KeyOrder;
@@ -74,11 +75,13 @@ impl Worker {
     ///
     /// # Errors
     /// When the partition was abandoned meanwhile: tickets are dropped, nothing is settled.
-    pub(super) async fn batch(&mut self, admitted: Vec<Admitted>) -> Result<(), Abandoned> {
+    pub(super) async fn batch(&mut self, mut admitted: Vec<Admitted>) -> Result<(), Abandoned> {
         self.started = Instant::now();
         self.offset = admitted.first().map(|admitted| admitted.record.origin.offset);
         self.chain = self.chain.renewed();
         self.pipeline.metrics.batch(admitted.len());
+        let Pipeline { redrive_key, metrics, .. } = &*self.pipeline;
+        claims::check(&mut admitted, redrive_key, metrics, self.hold()).await?;
         let (messages, pending) = self.decode(admitted);
         let filtered = self.filter(messages).await?;
         let (passed, guards) = self.sort(filtered, pending);

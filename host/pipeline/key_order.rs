@@ -134,6 +134,7 @@ mod tests {
             key: key.map(|key| key.to_owned().into()),
             value: None,
             headers: Vec::new(),
+            trusted: false,
         }
     }
 

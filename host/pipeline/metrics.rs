@@ -112,6 +112,25 @@ label!(Reached {
     Dropped => "dropped",
 });
 
+/// What a record brings along for its claim to be redriven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Proof {
+    Valid,
+    Invalid,
+    Missing,
+}
+
+label!(Proof {
+    Valid => "valid",
+    Invalid => "invalid",
+    Missing => "missing",
+});
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProofLabel {
+    proof: Proof,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StationLabel {
     stage: Station,
@@ -139,6 +158,7 @@ pub struct Metrics {
     messages: Family<OutcomeLabel, Counter>,
     recipients: Family<ReachedLabel, Counter>,
     dead_letters: Family<LetterLabel, Counter>,
+    claims: Family<ProofLabel, Counter>,
     lines: Arc<Lines>,
     batch: Histogram,
     message: Histogram,
@@ -152,6 +172,7 @@ struct Lines {
     /// One for each of [`Stage::ALL`].
     letters: [LogThrottle; Stage::ALL.len()],
     again: LogThrottle,
+    claims: LogThrottle,
 }
 
 impl Metrics {
@@ -160,12 +181,14 @@ impl Metrics {
         let lines = Lines {
             letters: Stage::ALL.map(|_| LogThrottle::per_record()),
             again: LogThrottle::per_record(),
+            claims: LogThrottle::per_record(),
         };
         let metrics = Self {
             stages: Family::new_with_constructor(latency_histogram as fn() -> Histogram),
             messages: Family::default(),
             recipients: Family::default(),
             dead_letters: Family::default(),
+            claims: Family::default(),
             lines: Arc::new(lines),
             batch: Histogram::new(exponential_buckets(1.0, 2.0, 11)),
             message: latency_histogram(),
@@ -177,6 +200,9 @@ impl Metrics {
         registry.register("halley_recipients", "Recipients by outcome", metrics.recipients.clone());
         let help = "Records written to the dead-letter topic, by the stage where their way ended";
         registry.register("halley_dead_letters", help, metrics.dead_letters.clone());
+        let help =
+            "Records that claim to be redriven, by their proof; without a valid one the claim is ignored";
+        registry.register("halley_redrive_claims", help, metrics.claims.clone());
         registry.register("halley_batch_records", "Records in a batch", metrics.batch.clone());
         let help = "From the start of its batch until a message is settled";
         registry.register("halley_message_seconds", help, metrics.message.clone());
@@ -193,6 +219,9 @@ impl Metrics {
         }
         for &outcome in Reached::ALL {
             drop(self.recipients.get_or_create(&ReachedLabel { outcome }));
+        }
+        for &proof in Proof::ALL {
+            drop(self.claims.get_or_create(&ProofLabel { proof }));
         }
         for stage in Stage::ALL {
             drop(self.dead_letters.get_or_create(&LetterLabel { stage: stage.as_str() }));
@@ -215,6 +244,18 @@ impl Metrics {
     pub(super) fn recipients(&self, outcome: Reached, count: usize) {
         if count > 0 {
             self.recipients.get_or_create(&ReachedLabel { outcome }).inc_by(count as u64);
+        }
+    }
+
+    /// A record claims to be redriven: counts it, and logs some of those that are not believed.
+    pub(super) fn claimed(&self, proof: Proof, record: &Record) {
+        self.claims.get_or_create(&ProofLabel { proof }).inc();
+        if proof == Proof::Valid {
+            return;
+        }
+        if let Some(held_back) = self.lines.claims.admit() {
+            let (origin, proof) = (&record.origin, proof.as_str());
+            warn!(held_back, %origin, proof, "a record claims to be redriven and brings no valid proof: its `halley-` headers are ignored, it is a message of its own; `halley dead-letter redrive` writes proofs");
         }
     }
 
@@ -264,6 +305,7 @@ mod tests {
             "halley_messages_total{outcome=\"nobody\"} 0\n",
             "halley_recipients_total{outcome=\"stored\"} 0\n",
             "halley_dead_letters_total{stage=\"decode\"} 0\n",
+            "halley_redrive_claims_total{proof=\"missing\"} 0\n",
             "halley_stage_seconds_count{stage=\"offline\"} 0\n",
         ] {
             assert!(text.contains(series), "{series} in\n{text}");

@@ -1,4 +1,4 @@
-//! The way of a message: decode, filter, guard, resolve, route, fan out, offline, settle.
+//! The way of a message: check its claims, decode, filter, guard, resolve, route, fan out, offline, settle.
 //!
 //! # How it runs
 //! Each assigned partition has one [`worker`](self) task. It takes what is ready as a batch
@@ -23,6 +23,7 @@ mod age;
 mod batch;
 mod call;
 mod chain;
+mod claims;
 mod dispatch;
 mod explain;
 mod journey;
@@ -50,6 +51,7 @@ use crate::memory_guard::MemoryLimit;
 use crate::message::RecordLimits;
 use crate::offline::{self, InboxQueue, Notifier};
 use crate::policy::Policies;
+use crate::redrive_key::KnownKey;
 use crate::shared_state::SharedState;
 use crate::stalls::Stalls;
 
@@ -283,6 +285,8 @@ pub struct Pipeline {
     pub max_keys: usize,
     /// How old a message may be; zero means any age.
     pub max_age: Duration,
+    /// Proves redriven records.
+    pub redrive_key: KnownKey,
     /// What is counted and timed.
     pub metrics: Metrics,
 }

@@ -126,7 +126,8 @@ fn bounded(name: &str) -> bool {
 
 fn message(input: &mut Unstructured<'_>) -> Result<Message> {
     let origin = Origin { topic: "push".into(), partition: 0, offset: 0 };
-    let record = Record { origin, timestamp_ms: None, key: None, value: None, headers: Vec::new() };
+    let record =
+        Record { origin, timestamp_ms: None, key: None, value: None, headers: Vec::new(), trusted: false };
     let (audience, operation) = (messages::audience(input)?, input.arbitrary()?);
     Ok(Message {
         id: record.message_id(),

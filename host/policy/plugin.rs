@@ -171,7 +171,8 @@ impl Plugin {
 
 fn trial_message() -> Message {
     let origin = Origin { topic: "trial".into(), partition: 0, offset: 0 };
-    let record = Record { origin, timestamp_ms: None, key: None, value: None, headers: Vec::new() };
+    let record =
+        Record { origin, timestamp_ms: None, key: None, value: None, headers: Vec::new(), trusted: false };
     Message {
         id: MessageId::from("trial/0/0"),
         record: Arc::new(record),

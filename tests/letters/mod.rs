@@ -19,13 +19,15 @@ use crate::support::{PATIENCE, eventually, folder, unique};
 /// A configuration, and `halley dead-letter` with it.
 pub struct Desk {
     folder: tempfile::TempDir,
-    topic: String,
-    dead_letters: String,
+    pub topic: String,
+    pub dead_letters: String,
+    /// The gateways' Redis, where it is the desk's own.
+    _redis: Option<Redis>,
 }
 
 impl Desk {
     /// A topic with 4 partitions and its dead-letter topic with one.
-    async fn new(name: &str) -> Self {
+    pub async fn new(name: &str) -> Self {
         Self::to(name, &[]).await
     }
 
@@ -34,13 +36,15 @@ impl Desk {
         let topic = unique(name);
         kafka().create_topic_with(&topic, 4, settings).await;
         kafka().create_topic(&format!("{topic}.dead-letter"), 1).await;
-        Self::with(&topic, &gateway(&topic).toml())
+        let redis = Redis::start().await;
+        let desk = Self::with(&topic, &gateway(&topic).redis(&redis).toml());
+        Self { _redis: Some(redis), ..desk }
     }
 
-    fn with(topic: &str, toml: &str) -> Self {
+    pub fn with(topic: &str, toml: &str) -> Self {
         let folder = folder("letters");
         std::fs::write(folder.path().join("halley.toml"), toml).expect("written");
-        Self { folder, topic: topic.to_owned(), dead_letters: format!("{topic}.dead-letter") }
+        Self { folder, topic: topic.to_owned(), dead_letters: format!("{topic}.dead-letter"), _redis: None }
     }
 
     /// The gateway's consumer group, as its configuration has it.
@@ -56,24 +60,24 @@ impl Desk {
         all.map(str::to_owned).collect()
     }
 
-    fn run(&self, args: &[&str]) -> Output {
+    pub fn run(&self, args: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
         command.args(self.args(args)).output().expect("the binary runs")
     }
 
     /// What it prints; it must succeed.
-    fn ok(&self, args: &[&str]) -> String {
+    pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {output:?}");
         text(&output.stdout)
     }
 
     /// A dead letter as the gateway writes it, from this partition.
-    async fn letter(&self, stage: &str, partition: u32, body: &str) {
+    pub async fn letter(&self, stage: &str, partition: u32, body: &str) {
         self.letter_from(&self.topic, stage, partition, body).await;
     }
 
-    async fn letter_from(&self, origin: &str, stage: &str, partition: u32, body: &str) {
+    pub async fn letter_from(&self, origin: &str, stage: &str, partition: u32, body: &str) {
         self.letter_with(origin, stage, partition, Some(body), &[]).await;
     }
 
@@ -102,7 +106,7 @@ impl Desk {
     }
 
     /// The bodies in the topic of origin, sorted.
-    fn redriven(&self) -> Vec<String> {
+    pub fn redriven(&self) -> Vec<String> {
         let mut bodies: Vec<_> = kafka().read_all(&self.topic).iter().map(body).collect();
         bodies.sort();
         bodies
@@ -113,7 +117,7 @@ fn body(record: &Read) -> String {
     text(record.value.as_deref().unwrap_or_default())
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
@@ -172,7 +176,9 @@ async fn what_a_filter_leaves_out_waits_for_another_redrive() {
     let own = |name: &'static str, value: &str| (name.into(), Some(value.to_owned().into()));
     let id = format!("{}/3/b", desk.topic);
     let added = [own("halley-attempts", "1"), own("halley-message-id", &id)];
-    assert_eq!(records[0].headers, [&[own("trace", "b")][..], &added].concat());
+    let (proof, headers) = records[0].headers.split_last().expect("headers");
+    assert_eq!(headers, [&[own("trace", "b")][..], &added].concat());
+    assert_eq!(&*proof.0, b"halley-proof");
     assert_eq!(records[0].key.as_deref(), Some(&b"key"[..]));
 }
 
@@ -217,7 +223,7 @@ async fn what_cannot_go_back_is_said_and_counted_and_holds_up_nothing() {
     desk.letter_from(&format!("{}-gone", desk.topic), "filter", 0, "homeless").await;
     desk.letter("filter", 0, "good").await;
     for redriven in ["1 redriven", "0 redriven"] {
-        let output = desk.run(&["redrive"]);
+        let output = desk.run(&["redrive", "--allow-topic", &format!("{}-gone", desk.topic)]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let (out, said) = (text(&output.stdout), text(&output.stderr));
         assert!(out.starts_with(redriven) && out.contains("2 refused, 1 failed"), "{out}");

@@ -9,6 +9,7 @@ use super::{Desk, text};
 use crate::support::comet::{Behaviour, FakeComet, To};
 use crate::support::gateway::gateway;
 use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
 
 /// The bodies that a comet got.
 fn heard(comet: &FakeComet) -> Vec<String> {
@@ -72,9 +73,11 @@ async fn letters_keep_the_order_of_their_records_and_so_does_a_redrive() {
 #[tokio::test]
 async fn a_redriven_broadcast_reaches_only_the_comets_that_did_not_take_it() {
     let (good, bad) = (FakeComet::start().await, FakeComet::start().await);
+    let redis = Redis::start().await;
     let topic = kafka().topic("due", 1).await;
     kafka().create_topic(&format!("{topic}.dead-letter"), 1).await;
-    let settings = gateway(&topic).node(&good).node(&bad).set("routing", "rooms", "\"every-comet\"");
+    let settings =
+        gateway(&topic).redis(&redis).node(&good).node(&bad).set("routing", "rooms", "\"every-comet\"");
     let desk = Desk::with(&topic, &settings.toml());
     let gateway = settings.start().await;
     bad.behave(Behaviour::Fail(Code::InvalidArgument));

@@ -44,6 +44,11 @@ enum Command {
     /// (`halley-failed-users`), live to those who are back; of more of them than the header names
     /// (16 KiB), to those who are still away.
     ///
+    /// Letters go only to topics of `[kafka] topics`, and to those that --allow-topic names: whoever
+    /// can write to the dead-letter topic can write into a letter where it came from. What is written
+    /// carries a proof (`halley-proof`), made with a key in Redis, without which gateways would take
+    /// it for a new message; so this needs the `[redis]` of the gateways.
+    ///
     /// A letter whose value, key or headers were left out is refused: it names the place where
     /// they may still stand. One whose topic does not take its timestamp any more is written with the
     /// time of now, and has its own in `halley-origin-timestamp`.
@@ -112,7 +117,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let code = runtime.block_on(async {
         match args.command {
             Command::List(args) => list::run(&config.kafka, &args).await,
-            Command::Redrive(args) => redrive::run(&config.kafka, &args).await,
+            Command::Redrive(args) => redrive::run(&config, &args).await,
         }
     });
     // A call to a Kafka that is away may still block; nobody waits for it.

@@ -2,12 +2,23 @@
 
 use std::num::NonZeroU32;
 
+use anyhow::Context as _;
+use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::dead_letter::{FilterArgs, no_topic};
 use crate::cli::{ConfigArgs, FAILURE, SUCCESS, fail, print};
+use crate::config::Config;
 use crate::dead_letter::{DeadLetter, Fate, Order, Summary, redrive};
-use crate::kafka;
+use crate::gateway::Storage;
+use crate::kafka::{self, TopicSet};
+use crate::message::RedriveKey;
+use crate::telemetry::escape::cut;
+
+/// How many refused letters are named: anybody may have written a million of them.
+const MOST_REFUSALS: u64 = 100;
+/// The most characters of a text of a letter.
+const LONGEST: usize = 1_000;
 
 /// Arguments of `halley dead-letter redrive`.
 #[derive(Debug, clap::Args)]
@@ -28,12 +39,19 @@ pub(super) struct Args {
     /// Sends each message to all comets and users that it is for, also those that had it before.
     #[arg(long)]
     all_comets: bool,
+    /// Also writes to this topic (or to those of a pattern, which begins with `^`), when a letter says
+    /// that it came from there. May be given several times. Without it, only topics of `[kafka]
+    /// topics` are written to.
+    #[arg(long, value_name = "TOPIC")]
+    allow_topic: Vec<String>,
     /// The consumer group that remembers the progress [default: `[kafka] group` and "-redrive"].
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
 }
 
-pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u8> {
+pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
+    let key = if args.dry_run { None } else { Some(key(config).await?) };
+    let config = &config.kafka;
     let group = args.group.clone().unwrap_or_else(|| format!("{}-redrive", config.group));
     let order = Order {
         filter: args.filter.filter(),
@@ -43,12 +61,26 @@ pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u
         all_comets: args.all_comets,
         dry_run: args.dry_run,
         group,
+        allowed: TopicSet::new(config.topics.iter().chain(&args.allow_topic)),
+        key,
     };
     // Listened for before anything is written.
     let signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    let mut tell = |letter: &DeadLetter, fate: &Fate| tell(letter, fate, args.dry_run);
+    let mut refusals = 0;
+    let mut tell = |letter: &DeadLetter, fate: &Fate| tell(letter, fate, args.dry_run, &mut refusals);
     let summary = redrive(config, order, &mut tell, stop(signals)).await?;
     Ok(report(config, &summary, args.dry_run))
+}
+
+/// The key that proves what is redriven, from the gateways' Redis.
+async fn key(config: &Config) -> anyhow::Result<RedriveKey> {
+    if config.redis.is_memory() {
+        fail(
+            "warning: `[redis] url` is memory://, where no other process finds the key that proves what is redriven: gateways take it for new messages",
+        );
+    }
+    let storage = Storage::open(&config.without_plugins(), &mut Registry::default())?;
+    storage.redrive_keys.read_or_make().await.context("cannot read the key that proves what is redriven")
 }
 
 async fn stop((mut interrupt, mut terminate): (Signal, Signal)) {
@@ -58,14 +90,24 @@ async fn stop((mut interrupt, mut terminate): (Signal, Signal)) {
     }
 }
 
-fn tell(letter: &DeadLetter, fate: &Fate, dry_run: bool) {
+fn tell(letter: &DeadLetter, fate: &Fate, dry_run: bool, refusals: &mut u64) {
     let id = &letter.id;
     match fate {
         Fate::Written(topic) if dry_run => {
-            print(&format!("would write {id} to {topic} ({}: {})", letter.stage, letter.reason));
+            let (stage, reason) = (cut(&letter.stage, LONGEST), cut(&letter.reason, LONGEST));
+            print(&format!("would write {id} to {topic} ({stage}: {reason})"));
         }
         Fate::Written(_) => {}
-        Fate::Refused(why) => fail(&format!("{} is not redriven: {why}", letter.record.origin)),
+        Fate::Refused(why) => {
+            *refusals += 1;
+            match *refusals {
+                ..=MOST_REFUSALS => fail(&format!("{} is not redriven: {why}", letter.record.origin)),
+                n if n == MOST_REFUSALS + 1 => {
+                    fail("further refusals are only counted; `dead-letter list` shows the letters")
+                }
+                _ => {}
+            }
+        }
         Fate::Failed(why) => fail(&format!("{id} is not redriven, nor what comes after it: {why}")),
     }
 }

@@ -127,6 +127,7 @@ mod tests {
             key: None,
             value: Some(encode(&Audience::Room("lobby".into()), 4, b"hello")),
             headers: Vec::new(),
+            trusted: false,
         };
         Message::decode(Arc::new(record)).unwrap()
     }

@@ -89,6 +89,7 @@ mod tests {
             key: Some("key".into()),
             value: Some(encode(&Audience::Room("lobby".into()), 4, b"hello")),
             headers: headers.iter().map(header).collect(),
+            trusted: false,
         }
     }
 

@@ -14,6 +14,7 @@ fn record(offset: i64, size: usize) -> Record {
         key: None,
         value: Some(vec![0; size].into()),
         headers: Vec::new(),
+        trusted: false,
     }
 }
 

@@ -15,6 +15,7 @@ fn record(partition: i32, offset: i64) -> Record {
         key: None,
         value: None,
         headers: Vec::new(),
+        trusted: false,
     }
 }
 

@@ -123,7 +123,7 @@ mod tests {
         (audience, record, any::<i32>(), bytes()).prop_map(|(audience, record, operation, body)| {
             let (offset, timestamp_ms, headers) = record;
             let origin = Origin { topic: "push".into(), partition: 0, offset };
-            let record = Record { origin, timestamp_ms, key: None, value: None, headers };
+            let record = Record { origin, timestamp_ms, key: None, value: None, headers, trusted: false };
             let id = MessageId::from("id");
             Message { record: Arc::new(record), id, audience, operation, body: body.into() }
         })

@@ -104,6 +104,7 @@ pub(super) fn message(audience: Audience, body: &str) -> Message {
         key: None,
         value: None,
         headers: vec![Header { name: "h".into(), value: None }],
+        trusted: false,
     };
     Message {
         id: record.message_id(),

@@ -107,6 +107,7 @@ impl Kafka {
             key: key.map(|key| Bytes::copy_from_slice(key.as_bytes())),
             value: value.map(Bytes::copy_from_slice),
             headers: Vec::new(),
+            trusted: false,
         }
         .message_id()
         .to_string()

@@ -35,6 +35,7 @@ impl Read {
             key: self.key.clone(),
             value: self.value.clone(),
             headers: Vec::new(),
+            trusted: false,
         };
         record.message_id().to_string()
     }

@@ -1,0 +1,283 @@
+//! Which `halley-` headers of a record may be believed. Pure.
+//!
+//! Whoever may write to a topic can write any header, and with a message's id, or the comets that
+//! it is still due at, the gateway would do something else with it: comets and guards would take it
+//! for another message. So these headers count only in records that `halley dead-letter redrive`
+//! wrote. Such a record has a proof: HMAC-SHA256 under a key that the gateways of an installation
+//! share, over the topic, all its `halley-` headers, its key and its value.
+//!
+//! What a proof does not keep anybody from: writing a proven record that stands in a topic to the
+//! same topic once more, as who may read and write it can.
+
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::{MESSAGE_ID, REDRIVE_COMETS, REDRIVE_USERS, RawHeader, Record};
+
+/// The header with a redriven record's proof.
+pub const PROOF: &str = "halley-proof";
+
+/// What all headers of the gateway's own begin with.
+const OURS: &[u8] = b"halley-";
+/// What begins a proof in its header; the version is part of what is proven.
+const VERSION: &str = "1:";
+/// Bytes of SHA-256, and so of a key and a proof.
+const LENGTH: usize = 32;
+
+/// The key under which redriven records are proven.
+#[derive(Clone)]
+pub struct RedriveKey([u8; LENGTH]);
+
+impl fmt::Debug for RedriveKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RedriveKey(..)")
+    }
+}
+
+impl From<[u8; LENGTH]> for RedriveKey {
+    fn from(bytes: [u8; LENGTH]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl RedriveKey {
+    /// The key of these bytes; `None` unless there are 32.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// Its bytes, for keeping it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The value of [`PROOF`] for a record with this content.
+    pub fn prove(&self, content: &Content) -> String {
+        let mut proof = VERSION.to_owned();
+        for byte in self.mac(content) {
+            proof.push_str(&format!("{byte:02x}"));
+        }
+        proof
+    }
+
+    /// Whether this key made the proof. Takes the same time whatever is wrong with it.
+    pub fn proves(&self, claimed: &Claimed) -> bool {
+        self.mac(&claimed.content).ct_eq(&claimed.proof).into()
+    }
+
+    fn mac(&self, Content(digest): &Content) -> [u8; LENGTH] {
+        let said = [b"halley redriven record ".as_slice(), VERSION.as_bytes(), digest];
+        hmac_sha256(&self.0, &said)
+    }
+}
+
+/// A digest of what a proof is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content([u8; LENGTH]);
+
+impl Content {
+    /// Of a record in this topic. Of its headers all count that begin with `halley-`, in their order,
+    /// but for the proof itself.
+    pub fn of<'a>(
+        topic: &str,
+        headers: impl Iterator<Item = RawHeader<'a>> + Clone,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) -> Self {
+        let ours = headers.filter(|(name, _)| name.starts_with(OURS) && *name != PROOF.as_bytes());
+        let mut digest = Sha256::new();
+        // Every part with its length before it: none can be taken for another.
+        let mut part = |bytes: Option<&[u8]>| {
+            let length = bytes.map_or(u64::MAX, |bytes| bytes.len() as u64);
+            digest.update(length.to_be_bytes());
+            digest.update(bytes.unwrap_or_default());
+        };
+        part(Some(topic.as_bytes()));
+        part(Some(&(ours.clone().count() as u64).to_be_bytes()));
+        for (name, value) in ours {
+            part(Some(name));
+            part(value);
+        }
+        part(key);
+        part(value);
+        Self(digest.finalize().into())
+    }
+}
+
+/// What a record says of itself that only a redriven one may say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// Nothing.
+    None,
+    /// Something, without a proof.
+    Unproven,
+    /// Something, with a proof that is still to be checked.
+    Proof(Claimed),
+}
+
+/// A proof, and what it is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    content: Content,
+    proof: [u8; LENGTH],
+}
+
+impl Record {
+    /// What the record claims. Costs a look at the names of its headers; a hash of the record where
+    /// there is a proof.
+    pub fn claim(&self) -> Claim {
+        let claims = [MESSAGE_ID, REDRIVE_COMETS, REDRIVE_USERS, PROOF];
+        let is_claim =
+            |name: &[u8]| name.starts_with(OURS) && claims.iter().any(|claim| name == claim.as_bytes());
+        if self.trusted || !self.headers.iter().any(|header| is_claim(&header.name)) {
+            return Claim::None;
+        }
+        let Some(proof) = self.header(PROOF).and_then(|proof| read(proof)) else { return Claim::Unproven };
+        let headers = self.headers.iter().map(|header| (&*header.name, header.value.as_deref()));
+        let content = Content::of(&self.origin.topic, headers, self.key.as_deref(), self.value.as_deref());
+        Claim::Proof(Claimed { content, proof })
+    }
+}
+
+/// `1:` and 64 hexadecimal digits.
+fn read(proof: &[u8]) -> Option<[u8; LENGTH]> {
+    let digits = proof.strip_prefix(VERSION.as_bytes()).filter(|digits| digits.len() == 2 * LENGTH)?;
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut read = [0; LENGTH];
+    for (byte, pair) in read.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
+    }
+    Some(read)
+}
+
+/// RFC 2104 with SHA-256, for keys of up to a block.
+fn hmac_sha256(key: &[u8], message: &[&[u8]]) -> [u8; LENGTH] {
+    const BLOCK: usize = 64;
+    let pad = |with: u8| {
+        let mut block = [with; BLOCK];
+        block.iter_mut().zip(key).for_each(|(byte, key)| *byte ^= key);
+        block
+    };
+    let mut inner = Sha256::new_with_prefix(pad(0x36));
+    message.iter().for_each(|part| inner.update(part));
+    Sha256::new_with_prefix(pad(0x5c)).chain_update(inner.finalize()).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::{Header, Origin};
+
+    fn key() -> RedriveKey {
+        RedriveKey::from([7; LENGTH])
+    }
+
+    fn claimed() -> Record {
+        Record {
+            origin: Origin { topic: "push".into(), partition: 3, offset: 42 },
+            timestamp_ms: Some(7),
+            key: Some("key".into()),
+            value: Some("value".into()),
+            headers: vec![
+                Header::new("trace", "1"),
+                Header::new(MESSAGE_ID, "push/0/7/0a1b"),
+                Header::new(REDRIVE_COMETS, "a:1,b:1"),
+            ],
+            trusted: false,
+        }
+    }
+
+    fn content(record: &Record) -> Content {
+        let headers = record.headers.iter().map(|header| (&*header.name, header.value.as_deref()));
+        Content::of(&record.origin.topic, headers, record.key.as_deref(), record.value.as_deref())
+    }
+
+    fn proven() -> Record {
+        let mut record = claimed();
+        let proof = key().prove(&content(&record));
+        record.headers.push(Header::new(PROOF, proof));
+        record
+    }
+
+    fn is_proven(record: &Record) -> bool {
+        matches!(record.claim(), Claim::Proof(claimed) if key().proves(&claimed))
+    }
+
+    #[test]
+    fn hmac_is_that_of_rfc_4231() {
+        let hex = |mac: [u8; LENGTH]| mac.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(
+            hex(hmac_sha256(&[0x0b; 20], &[b"Hi There"])),
+            "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"
+        );
+        assert_eq!(
+            hex(hmac_sha256(b"Jefe", &[b"what do ya want ", b"for nothing?"])),
+            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        );
+        assert_eq!(
+            hex(hmac_sha256(&[0xaa; 20], &[&[0xdd; 50]])),
+            "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe"
+        );
+    }
+
+    #[test]
+    fn what_was_proven_is_believed_and_nothing_else() {
+        assert!(is_proven(&proven()));
+        let moved = |partition, offset| Origin { topic: "push".into(), partition, offset };
+        assert!(is_proven(&Record { origin: moved(0, 1), timestamp_ms: None, ..proven() }), "places differ");
+        let changed: [fn(&mut Record); 9] = [
+            |record| record.origin.topic = "other".into(),
+            |record| record.key = None,
+            |record| record.key = Some("".into()),
+            |record| record.value = Some("value2".into()),
+            |record| record.value = None,
+            |record| (record.key, record.value) = (Some("keyval".into()), Some("ue".into())),
+            |record| record.headers[1] = Header::new(MESSAGE_ID, "push/0/8/0a1b"),
+            |record| record.headers.push(Header::new("halley-attempts", "9")),
+            |record| drop(record.headers.remove(2)),
+        ];
+        for (at, change) in changed.iter().enumerate() {
+            let mut record = proven();
+            change(&mut record);
+            assert!(!is_proven(&record), "change {at}");
+        }
+        let mut record = proven();
+        record.headers[0] = Header::new("trace", "2");
+        assert!(is_proven(&record), "theirs are not the gateway's to prove");
+        let Claim::Proof(claimed) = proven().claim() else { panic!("a proof") };
+        assert!(!RedriveKey::from([8; LENGTH]).proves(&claimed));
+    }
+
+    #[test]
+    fn claims_without_a_proof_are_told_apart_from_none() {
+        assert_eq!(claimed().claim(), Claim::Unproven);
+        let with = |proof: &'static str| {
+            let mut record = claimed();
+            record.headers.push(Header::new(PROOF, proof));
+            record.claim()
+        };
+        for odd in ["", "1:", "2:0a", "1:zz", &"1:".repeat(33)] {
+            let odd: &'static str = Box::leak(odd.to_owned().into_boxed_str());
+            assert_eq!(with(odd), Claim::Unproven, "{odd}");
+        }
+        let none = Record { headers: vec![Header::new("halley-attempts", "9")], ..claimed() };
+        assert_eq!(none.claim(), Claim::None);
+        assert_eq!(Record { trusted: true, ..claimed() }.claim(), Claim::None);
+        assert_eq!(format!("{:?}", key()), "RedriveKey(..)");
+    }
+
+    proptest! {
+        #[test]
+        fn no_proof_fits_another_record(name in "halley-[a-z]{0,9}", value in any::<Option<Vec<u8>>>(), at in 0..5_usize) {
+            let mut record = proven();
+            let header = Header { name: name.clone().into(), value: value.map(Into::into) };
+            record.headers.insert(at.min(record.headers.len()), header);
+            // A second proof is not looked at.
+            prop_assert_eq!(is_proven(&record), name == PROOF && at == 4);
+        }
+    }
+}

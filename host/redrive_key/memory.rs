@@ -1,0 +1,27 @@
+//! The key inside the process: for the demo, `memory://` and tests. No other process knows it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+
+use super::{RedriveKeys, Unavailable, new_key};
+use crate::message::RedriveKey;
+
+/// A key in memory. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryRedriveKeys(Arc<Mutex<Option<RedriveKey>>>);
+
+#[async_trait]
+impl RedriveKeys for MemoryRedriveKeys {
+    async fn read(&self) -> Result<Option<RedriveKey>, Unavailable> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    async fn read_or_make(&self) -> anyhow::Result<RedriveKey> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.is_none() {
+            *kept = Some(new_key()?);
+        }
+        kept.clone().ok_or_else(|| anyhow::anyhow!("no key"))
+    }
+}

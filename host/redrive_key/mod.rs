@@ -1,0 +1,93 @@
+//! The key under which redriven records are proven, where all gateways of an installation find it.
+//!
+//! Promises: there is one key for all who share a Redis, made by the first redrive that needs it.
+//! Gateways read it when a record brings a proof, and remember it: see [`KnownKey`]. While it cannot
+//! be read nothing is said about a proof. What is proven, and how, stands in [`crate::message`].
+
+mod known;
+mod memory;
+mod redis;
+
+use async_trait::async_trait;
+
+use crate::message::RedriveKey;
+pub use crate::redis_client::Unavailable;
+pub use known::KnownKey;
+pub use memory::MemoryRedriveKeys;
+pub use redis::RedisRedriveKeys;
+
+/// Keeps the key.
+#[async_trait]
+pub trait RedriveKeys: Send + Sync + 'static {
+    /// The key; `None` when nothing was redriven yet.
+    ///
+    /// # Errors
+    /// When that cannot be found out now.
+    async fn read(&self) -> Result<Option<RedriveKey>, Unavailable>;
+
+    /// The key, which is made where there is none.
+    ///
+    /// # Errors
+    /// When it cannot be read or written, or what stands in its place is no key.
+    async fn read_or_make(&self) -> anyhow::Result<RedriveKey>;
+}
+
+/// A key that nobody can guess.
+fn new_key() -> anyhow::Result<RedriveKey> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| anyhow::anyhow!("the system gives no random bytes: {error}"))?;
+    Ok(RedriveKey::from(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redis_client::testing::{RedisCluster, RedisServer, client_of, eventually};
+
+    async fn it_behaves(first: &dyn RedriveKeys, second: &dyn RedriveKeys) {
+        assert!(first.read().await.expect("it answers").is_none(), "only a redrive makes one");
+        let (one, other) = tokio::join!(first.read_or_make(), second.read_or_make());
+        let (one, other) = (one.expect("a key"), other.expect("a key"));
+        assert_eq!(one.bytes(), other.bytes(), "one for all");
+        let read = second.read().await.expect("it answers").expect("a key");
+        assert_eq!(read.bytes(), one.bytes());
+    }
+
+    #[tokio::test]
+    async fn in_memory_there_is_one_key() {
+        let keys = MemoryRedriveKeys::default();
+        it_behaves(&keys, &keys.clone()).await;
+    }
+
+    #[tokio::test]
+    async fn in_redis_there_is_one_key_for_all() {
+        let server = RedisServer::start().await;
+        let keys = || RedisRedriveKeys::new(server.client());
+        it_behaves(&keys(), &keys()).await;
+        for odd in [&["SET", "halley:redrive-key", "short"][..], &["LPUSH", "halley:redrive-key", "x"]] {
+            server.run(&["DEL", "halley:redrive-key"]).await;
+            server.run(odd).await;
+            assert!(keys().read().await.expect("it answers").is_none(), "what is no key proves nothing");
+            let refused = keys().read_or_make().await.expect_err("somebody else's").to_string();
+            assert!(refused.contains("`halley:redrive-key`") && refused.contains("delete it"), "{refused}");
+        }
+    }
+
+    #[tokio::test]
+    async fn in_a_cluster_there_is_one_key() {
+        let cluster = RedisCluster::start().await;
+        let keys = || RedisRedriveKeys::new(client_of(&cluster.url()));
+        it_behaves(&keys(), &keys()).await;
+    }
+
+    #[tokio::test]
+    async fn while_redis_is_away_nothing_is_said() {
+        let mut server = RedisServer::away();
+        let keys = RedisRedriveKeys::new(server.client());
+        keys.read().await.expect_err("nobody listens");
+        keys.read_or_make().await.expect_err("nobody listens");
+        server.revive().await;
+        eventually("it can be read", async || keys.read().await.is_ok()).await;
+    }
+}

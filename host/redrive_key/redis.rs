@@ -1,0 +1,65 @@
+//! The key in Redis: `<prefix>redrive-key`, 32 bytes that never change by themselves.
+
+use async_trait::async_trait;
+use redis::Value;
+
+use super::{RedriveKeys, Unavailable, new_key};
+use crate::message::RedriveKey;
+use crate::redis_client::{RedisClient, Refusal, refusal};
+
+/// The key in this Redis.
+#[derive(Clone, Debug)]
+pub struct RedisRedriveKeys {
+    client: RedisClient,
+}
+
+impl RedisRedriveKeys {
+    /// Through this client.
+    pub fn new(client: RedisClient) -> Self {
+        Self { client }
+    }
+
+    fn name(&self) -> String {
+        format!("{}redrive-key", self.client.prefix())
+    }
+
+    fn check(&self, reply: &Value) -> Result<(), Unavailable> {
+        match refusal(reply) {
+            Some(Refusal::Denied(said) | Refusal::Other(said)) => {
+                Err(self.client.denied("read_redrive_key", format!("{said} (`{}`)", self.name())))
+            }
+            // Somebody else's value, which is no key.
+            Some(Refusal::WrongType) | None => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl RedriveKeys for RedisRedriveKeys {
+    async fn read(&self) -> Result<Option<RedriveKey>, Unavailable> {
+        let mut get = redis::cmd("GET");
+        get.arg(self.name());
+        let replies = self.client.run_small("read_redrive_key", vec![get]).await?;
+        replies.iter().try_for_each(|reply| self.check(reply))?;
+        Ok(match replies.first() {
+            Some(Value::BulkString(bytes)) => RedriveKey::of(bytes),
+            _ => None,
+        })
+    }
+
+    async fn read_or_make(&self) -> anyhow::Result<RedriveKey> {
+        let new = new_key()?;
+        let mut set = redis::cmd("SET");
+        set.arg(self.name()).arg(new.bytes()).arg("NX");
+        let replies = self.client.run_small("read_redrive_key", vec![set]).await?;
+        replies.iter().try_for_each(|reply| self.check(reply))?;
+        // Read back in any case: whoever came first made it.
+        self.read().await?.ok_or_else(|| {
+            anyhow::anyhow!(
+                "`{}` in Redis at {} is not a key of 32 bytes; delete it, and the next redrive makes one",
+                self.name(),
+                self.client.place()
+            )
+        })
+    }
+}
