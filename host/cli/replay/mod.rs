@@ -17,7 +17,9 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context as _;
 
 use crate::cli::time::milliseconds;
-use crate::cli::{ConfigArgs, FAILURE, LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print_json, print_lines, runtime};
+use crate::cli::{
+    ConfigArgs, FAILURE, LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print_json, print_lines, runtime,
+};
 use crate::config::Config;
 use crate::files;
 use crate::kafka::Reader;
