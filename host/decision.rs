@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::message::{CometAddr, ConnectionId, UserId};
+use crate::message::{CometAddr, ConnectionId, NamedBy, UserId};
 
 /// The name and the content hash of a plugin: what stands in logs, metrics and dead letters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -54,6 +54,8 @@ pub struct Overrides {
     pub except: Vec<CometAddr>,
     /// These comets as well.
     pub also: Vec<CometAddr>,
+    /// Those of `also` that a plugin named which may name any comet (`comets = "any"`).
+    pub trusted: Vec<CometAddr>,
 }
 
 impl Overrides {
@@ -65,11 +67,16 @@ impl Overrides {
     /// Gives comets other addresses, such as those behind server names.
     pub fn readdress(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
         let only = self.only.iter_mut().flatten();
-        for comet in only.chain(&mut self.except).chain(&mut self.also) {
+        for comet in only.chain(&mut self.except).chain(&mut self.also).chain(&mut self.trusted) {
             if let Some(address) = address_of(comet) {
                 *comet = address;
             }
         }
+    }
+
+    /// Who named a comet of `also`.
+    pub fn named_by(&self, comet: &CometAddr) -> NamedBy {
+        if self.trusted.contains(comet) { NamedBy::TrustedPlugin } else { NamedBy::Plugin }
     }
 
     /// Whether a message may go through this comet.

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::message::{CometAddr, ConnectionId, UserId};
+use crate::message::{CometAddr, ConnectionId, NamedBy, UserId};
 
 /// One connection and where it lives.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,6 +133,8 @@ pub struct Grouping {
     membership: Arc<Membership>,
     /// Addresses by index: the membership's own first, then the ones that members moved to.
     comets: Vec<CometAddr>,
+    /// Who named each of them.
+    named_by: Vec<NamedBy>,
     places: Vec<Place>,
 }
 
@@ -140,8 +142,9 @@ impl Grouping {
     /// The room as the directory has it.
     pub fn new(membership: Arc<Membership>) -> Self {
         let comets = membership.comets.clone();
+        let named_by = vec![NamedBy::Directory; comets.len()];
         let places = membership.members.iter().map(|member| Place::At(member.comet)).collect();
-        Self { membership, comets, places }
+        Self { membership, comets, named_by, places }
     }
 
     /// The room as the directory had it.
@@ -152,6 +155,11 @@ impl Grouping {
     /// The comets' addresses as they stand now.
     pub fn comets(&self) -> &[CometAddr] {
         &self.comets
+    }
+
+    /// Who named the comet with this index.
+    pub fn named_by(&self, comet: u32) -> NamedBy {
+        self.named_by[comet as usize]
     }
 
     /// Gives the comets that policies named other addresses, such as those behind server names.
@@ -168,11 +176,12 @@ impl Grouping {
         self.membership.members.iter().zip(self.places.iter().copied())
     }
 
-    /// Applies one policy's answer, or nothing of it.
+    /// Applies one policy's answer, or nothing of it. The comets that it names are named by
+    /// `named_by`.
     ///
     /// # Errors
     /// When an index points outside of the room; the grouping is then unchanged.
-    pub fn apply(&mut self, regrouping: Regrouping) -> Result<(), BadIndex> {
+    pub fn apply(&mut self, regrouping: Regrouping, named_by: NamedBy) -> Result<(), BadIndex> {
         let (comets, members) = (self.comets.len(), self.places.len());
         if let Some((bad, _)) = regrouping.redirects.iter().find(|(at, _)| *at as usize >= comets) {
             return Err(BadIndex::Comet(*bad, comets));
@@ -182,12 +191,13 @@ impl Grouping {
         }
         for (comet, to) in regrouping.redirects {
             self.comets[comet as usize] = to;
+            self.named_by[comet as usize] = named_by;
         }
-        self.move_members(regrouping.moves);
+        self.move_members(regrouping.moves, named_by);
         Ok(())
     }
 
-    fn move_members(&mut self, moves: Vec<(u32, Placement)>) {
+    fn move_members(&mut self, moves: Vec<(u32, Placement)>, named_by: NamedBy) {
         // Made for the first member that goes to a comet: most answers move none.
         let mut indexes = None;
         for (member, placement) in moves {
@@ -196,11 +206,15 @@ impl Grouping {
                 Placement::Offline => Place::Offline,
                 Placement::Comet(to) => {
                     let indexes = indexes.get_or_insert_with(|| first_indexes(&self.comets));
-                    let index = *indexes.entry(to).or_insert_with_key(|comet| {
+                    let index = indexes.entry(to).or_insert_with_key(|comet| {
                         self.comets.push(comet.clone());
+                        self.named_by.push(named_by);
                         (self.comets.len() - 1) as u32
                     });
-                    Place::At(index)
+                    // Named twice: what the more trusted one may name is fine.
+                    let before = &mut self.named_by[*index as usize];
+                    *before = named_by.min(*before);
+                    Place::At(*index)
                 }
             };
         }
@@ -258,9 +272,11 @@ mod tests {
     fn a_later_policy_sees_what_an_earlier_one_left() {
         let mut grouping = room();
         let moves = vec![(0, Placement::Comet("c:1".into())), (2, Placement::Skip)];
-        grouping.apply(Regrouping { moves, ..Default::default() }).expect("in range");
+        grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin).expect("in range");
         let redirects = vec![(2, CometAddr::from("d:1"))];
-        grouping.apply(Regrouping { redirects, ..Default::default() }).expect("c:1 has index 2 now");
+        grouping
+            .apply(Regrouping { redirects, ..Default::default() }, NamedBy::Plugin)
+            .expect("c:1 has index 2 now");
         assert_eq!(grouping.comets(), ["a:1".into(), "b:1".into(), "d:1".into()]);
         assert_eq!(places(&grouping), [Place::At(2), Place::At(1), Place::Skipped]);
     }
@@ -273,11 +289,11 @@ mod tests {
             redirects: vec![(0, "b:1".into())],
             moves: vec![(0, to("c:1")), (1, to("b:1")), (2, to("c:1"))],
         };
-        grouping.apply(regrouping).expect("in range");
+        grouping.apply(regrouping, NamedBy::Plugin).expect("in range");
         assert_eq!(grouping.comets(), ["b:1".into(), "b:1".into(), "c:1".into()]);
         assert_eq!(places(&grouping), [Place::At(2), Place::At(0), Place::At(2)]);
         let moves = vec![(0, to("b:1")), (1, to("d:1")), (2, to("c:1"))];
-        grouping.apply(Regrouping { moves, ..Default::default() }).expect("in range");
+        grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin).expect("in range");
         assert_eq!(places(&grouping), [Place::At(0), Place::At(3), Place::At(2)], "across answers, too");
     }
 
@@ -285,10 +301,10 @@ mod tests {
     fn an_answer_with_one_bad_index_changes_nothing() {
         let mut grouping = room();
         let moves = vec![(0, Placement::Skip), (3, Placement::Skip)];
-        let bad = grouping.apply(Regrouping { moves, ..Default::default() });
+        let bad = grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin);
         assert_eq!(bad, Err(BadIndex::Member(3, 3)));
         let redirects = vec![(9, CometAddr::from("d:1"))];
-        let bad = grouping.apply(Regrouping { redirects, ..Default::default() });
+        let bad = grouping.apply(Regrouping { redirects, ..Default::default() }, NamedBy::Plugin);
         assert_eq!(bad, Err(BadIndex::Comet(9, 2)));
         assert_eq!(places(&grouping), [Place::At(0), Place::At(1), Place::At(0)]);
     }

@@ -8,6 +8,7 @@ mod comet_addr;
 mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod named_by;
 mod proof;
 mod push;
 mod record;
@@ -24,6 +25,7 @@ pub use copy::{
     HEADERS_LEFT_OUT, KEY_LEFT_OUT, RawHeader, RawRecord, RecordLimits, VALUE_LEFT_OUT,
     note as left_out_note, note_headers as left_out_headers_note,
 };
+pub use named_by::NamedBy;
 pub use proof::{Claim, Claimed, Content, PROOF, RedriveKey};
 pub use record::{Header, Origin, Record};
 pub use redrive_users::{RedriveUsers, list as list_of_users};

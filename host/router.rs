@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::decision::{Absent, Cause, Identity, Overrides};
 use crate::membership::{Connection, Grouping, Member, Place};
-use crate::message::{CometAddr, ConnectionId, RoomId, Target, UserId};
+use crate::message::{CometAddr, ConnectionId, NamedBy, RoomId, Target, UserId};
 
 /// Someone a message is for, and the connection it goes through.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +51,8 @@ pub enum Part {
 pub struct Share {
     /// The comet.
     pub comet: CometAddr,
+    /// Who named the comet.
+    pub named_by: NamedBy,
     /// Whether the room's call reaches exactly these.
     pub part: Part,
     /// Who is reached through it; never empty.
@@ -117,8 +119,8 @@ impl Route {
         let mut skipped = 0;
         for (member, place) in grouping.members() {
             let home = &grouping.comets()[member.comet as usize];
-            let at = match place {
-                Place::At(comet) => &grouping.comets()[comet as usize],
+            let (at, named_by) = match place {
+                Place::At(comet) => (&grouping.comets()[comet as usize], grouping.named_by(comet)),
                 Place::Skipped | Place::Offline => {
                     shares.make_partial(home);
                     if place == Place::Skipped {
@@ -134,7 +136,7 @@ impl Route {
                 shares.make_partial(at);
             }
             if member.online {
-                shares.add(at, recipient(member));
+                shares.add(at, named_by, recipient(member));
             } else {
                 absent.push(recipient(member).absent(Cause::NotOnline));
             }
@@ -171,22 +173,24 @@ fn recipient(member: &Member) -> Recipient {
 /// Shares while they are collected, in order of appearance.
 #[derive(Default)]
 struct Shares {
-    recipients: Vec<(CometAddr, Vec<Recipient>)>,
+    comets: Vec<(CometAddr, NamedBy, Vec<Recipient>)>,
     indexes: HashMap<CometAddr, usize>,
     partial: HashSet<CometAddr>,
 }
 
 impl Shares {
-    fn add(&mut self, comet: &CometAddr, recipient: Recipient) {
+    fn add(&mut self, comet: &CometAddr, named_by: NamedBy, recipient: Recipient) {
         let index = match self.indexes.get(comet) {
             Some(index) => *index,
             None => {
-                self.recipients.push((comet.clone(), Vec::new()));
-                self.indexes.insert(comet.clone(), self.recipients.len() - 1);
-                self.recipients.len() - 1
+                self.comets.push((comet.clone(), named_by, Vec::new()));
+                self.indexes.insert(comet.clone(), self.comets.len() - 1);
+                self.comets.len() - 1
             }
         };
-        self.recipients[index].1.push(recipient);
+        let (_, before, recipients) = &mut self.comets[index];
+        *before = named_by.min(*before);
+        recipients.push(recipient);
     }
 
     fn make_partial(&mut self, comet: &CometAddr) {
@@ -196,11 +200,11 @@ impl Shares {
     }
 
     fn into_vec(self) -> Vec<Share> {
-        let share = |(comet, recipients): (CometAddr, Vec<Recipient>)| {
+        let share = |(comet, named_by, recipients): (CometAddr, NamedBy, Vec<Recipient>)| {
             let part = if self.partial.contains(&comet) { Part::Partial } else { Part::Whole };
-            Share { comet, part, recipients: recipients.into() }
+            Share { comet, named_by, part, recipients: recipients.into() }
         };
-        self.recipients.into_iter().map(share).collect()
+        self.comets.into_iter().map(share).collect()
     }
 }
 
@@ -209,6 +213,8 @@ impl Shares {
 pub struct Delivery {
     /// The comet.
     pub comet: CometAddr,
+    /// Who named it.
+    pub named_by: NamedBy,
     /// What the call is for.
     pub target: Target,
     /// Who is reached through it; empty where nobody knows (BROADCAST, every-comet rooms).
@@ -237,7 +243,7 @@ impl Plan {
                 Part::Whole => Target::Room(room.clone()),
                 Part::Partial => Target::Connections(connections(&share.recipients)),
             };
-            plan.deliver(&share.comet, target, Arc::clone(&share.recipients), overrides);
+            plan.deliver((&share.comet, share.named_by), target, Arc::clone(&share.recipients), overrides);
         }
         if !route.elsewhere.is_empty() && plan.deliveries.len() < route.shares.len() {
             // Some are not reached elsewhere after all: the message is withheld there.
@@ -253,7 +259,7 @@ impl Plan {
     pub fn everywhere(comets: &[CometAddr], target: &Target, overrides: &Overrides) -> Self {
         let mut plan = Self { is_for_every_comet: true, ..Self::default() };
         for comet in comets {
-            plan.deliver(comet, target.clone(), Arc::new([]), overrides);
+            plan.deliver((comet, NamedBy::Directory), target.clone(), Arc::new([]), overrides);
         }
         plan.deliver_also(target, overrides);
         plan.divide_speed();
@@ -263,7 +269,8 @@ impl Plan {
     /// A message to keys whose comet the producer named.
     pub fn server(comet: &CometAddr, keys: &[Arc<str>], overrides: &Overrides) -> Self {
         let recipient = |key: &Arc<str>| Recipient { connection: Arc::clone(key).into(), user: None };
-        Self::by_connection(vec![(comet.clone(), keys.iter().map(recipient).collect())], overrides)
+        let recipients = keys.iter().map(recipient).collect();
+        Self::by_connection(vec![(comet.clone(), NamedBy::Record, recipients)], overrides)
     }
 
     /// A message to keys that were looked up, each with its connection; a key without one is
@@ -283,12 +290,12 @@ impl Plan {
             };
             let recipient = Recipient { connection: connection.id, user: connection.user };
             if connection.online {
-                shares.add(&connection.comet, recipient);
+                shares.add(&connection.comet, NamedBy::Directory, recipient);
             } else {
                 absent.push(recipient.absent(Cause::NotOnline));
             }
         }
-        let mut plan = Self::by_connection(shares.recipients, overrides);
+        let mut plan = Self::by_connection(shares.comets, overrides);
         if !absent.is_empty() {
             let reached = plan.deliveries.iter().flat_map(|delivery| delivery.recipients.iter());
             plan.absent = people(absent, reached).into();
@@ -296,10 +303,10 @@ impl Plan {
         plan
     }
 
-    fn by_connection(shares: Vec<(CometAddr, Vec<Recipient>)>, overrides: &Overrides) -> Self {
+    fn by_connection(shares: Vec<(CometAddr, NamedBy, Vec<Recipient>)>, overrides: &Overrides) -> Self {
         let mut plan = Self::default();
         let mut everyone = Vec::new();
-        for (comet, mut recipients) in shares {
+        for (comet, named_by, mut recipients) in shares {
             // A user named by id and by connection is still one recipient.
             let mut seen = HashSet::new();
             recipients.retain(|recipient| seen.insert(recipient.connection.clone()));
@@ -307,7 +314,8 @@ impl Plan {
             if !overrides.also.is_empty() {
                 everyone.extend(connections.iter().cloned());
             }
-            plan.deliver(&comet, Target::Connections(connections), recipients.into(), overrides);
+            let target = Target::Connections(connections);
+            plan.deliver((&comet, named_by), target, recipients.into(), overrides);
         }
         if !everyone.is_empty() {
             plan.deliver_also(&Target::Connections(everyone), overrides);
@@ -317,13 +325,13 @@ impl Plan {
 
     fn deliver(
         &mut self,
-        comet: &CometAddr,
+        (comet, named_by): (&CometAddr, NamedBy),
         target: Target,
         recipients: Arc<[Recipient]>,
         overrides: &Overrides,
     ) {
         if overrides.allow(comet) {
-            self.deliveries.push(Delivery { comet: comet.clone(), target, recipients });
+            self.deliveries.push(Delivery { comet: comet.clone(), named_by, target, recipients });
         } else {
             self.withheld += recipients.len();
         }
@@ -334,9 +342,9 @@ impl Plan {
         for comet in &overrides.also {
             let planned = self.deliveries.iter().any(|delivery| delivery.comet == *comet);
             if !planned && !overrides.except.contains(comet) {
-                let delivery =
-                    Delivery { comet: comet.clone(), target: target.clone(), recipients: Arc::new([]) };
-                self.deliveries.push(delivery);
+                let (named_by, target) = (overrides.named_by(comet), target.clone());
+                let recipients = Arc::new([]);
+                self.deliveries.push(Delivery { comet: comet.clone(), named_by, target, recipients });
             }
         }
     }

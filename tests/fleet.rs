@@ -162,7 +162,7 @@ async fn broadcasts_reach_what_any_gateway_has_seen_and_no_stranger() {
     let topic = kafka().topic("shared", 1).await;
     redis.join("room_a", "c1", "u1", a.address()).await;
     redis.join("room_b", "c2", "u2", b.address()).await;
-    let settings = gateway(&topic).redis(&redis);
+    let settings = gateway(&topic).redis(&redis).set("comets", "allow", "[\"127.0.0.1\"]");
     let first = settings.clone().start().await;
     first.wait_for_log_that("broadcasts reach nobody").await;
     kafka().produce_room(&topic, "room_a", "a").await;

@@ -3,6 +3,7 @@
 #![allow(unreachable_pub, reason = "a test binary has no outside; `pub` says what a helper offers")]
 
 mod absent;
+mod access;
 mod authors;
 mod checks;
 mod claims;

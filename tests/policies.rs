@@ -133,11 +133,12 @@ async fn the_duplicate_guard_stops_duplicates_and_calms_rooms() {
 
 #[tokio::test]
 async fn the_comet_drain_moves_a_comet_s_share() {
-    let stage = Stage::new("drain").await;
+    let mut stage = Stage::new("drain").await;
     let (draining, fresh) = (FakeComet::start().await, FakeComet::start().await);
     stage.redis.join("lobby", "conn_2", "user_2", draining.address()).await;
     let leaving = draining.address().to_string();
     let redirect = json!({ "draining": [leaving], "action": "redirect", "to": fresh.address().to_string() });
+    stage.settings = stage.settings.node(&fresh);
     let gateway = stage.start([bundled("comet-drain").config(&redirect)]).await;
     stage.say("moved").await;
     gateway.wait_until_settled(&stage.topic).await;
@@ -203,10 +204,11 @@ async fn the_offline_rules_store_notify_and_drop() {
 
 #[tokio::test]
 async fn amendments_of_several_policies_compose() {
-    let stage = Stage::new("compose").await;
+    let mut stage = Stage::new("compose").await;
     let other = FakeComet::start().await;
     let mask = bundled("keyword-filter").config(&json!({ "words": ["spam"], "action": "mask" }));
-    let gateway = stage.start([mask, unruly("unruly")]).await;
+    stage.settings = stage.settings.set("comets", "allow", "[\"127.0.0.0/8\"]");
+    let gateway = stage.start([mask, unruly("unruly").set("comets", quoted("any"))]).await;
     stage.say(&format!("also {}", other.address())).await;
     stage.say("body rewritten, spam and all").await;
     stage.say("dead-letter for a person to look at").await;

@@ -23,6 +23,7 @@ use tonic::Code;
 use tonic::codegen::Service as _;
 use tonic::transport::{Channel, Endpoint};
 
+use super::access::{Gate, GatedConnector, Refused};
 use super::wire::{Body, Payload, Request};
 use crate::message::{CometAddr, MESSAGE_ID, MessageId};
 
@@ -44,31 +45,39 @@ const MAX_REPLY: usize = 64 * 1024;
 const MAX_TEXT: usize = 1000;
 
 /// Makes channels to one comet.
-#[derive(Clone, Debug)]
-pub(super) struct Dialer(Endpoint);
+#[derive(Clone)]
+pub(super) struct Dialer {
+    endpoint: Endpoint,
+    connector: GatedConnector,
+}
 
 impl Dialer {
+    /// To where the gate lets it.
+    ///
     /// # Errors
     /// When the address is none.
     pub(super) fn new(
         address: &CometAddr,
         connect_timeout: Duration,
+        gate: Gate,
     ) -> Result<Self, tonic::transport::Error> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))?
             .user_agent(concat!("halley/", env!("CARGO_PKG_VERSION")))?
-            .connect_timeout(connect_timeout)
-            .tcp_nodelay(true)
-            .tcp_keepalive(Some(TCP_KEEPALIVE_AFTER))
-            .tcp_keepalive_interval(Some(TCP_KEEPALIVE_EVERY))
-            .tcp_keepalive_retries(Some(TCP_KEEPALIVE_PROBES))
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        Ok(Self(endpoint))
+        let connector = GatedConnector::new(gate, |http| {
+            http.set_connect_timeout(Some(connect_timeout));
+            http.set_nodelay(true);
+            http.set_keepalive(Some(TCP_KEEPALIVE_AFTER));
+            http.set_keepalive_interval(Some(TCP_KEEPALIVE_EVERY));
+            http.set_keepalive_retries(Some(TCP_KEEPALIVE_PROBES));
+        });
+        Ok(Self { endpoint, connector })
     }
 
     /// A new channel, which connects on its first call.
     pub(super) fn dial(&self) -> Client {
-        Client(self.0.connect_lazy())
+        Client(self.endpoint.connect_with_connector_lazy(self.connector.clone()))
     }
 }
 
@@ -86,6 +95,8 @@ pub(super) enum Failure {
     NoAnswer(String),
     /// This process could not even ask: it is out of files or ports.
     OurFault(String),
+    /// Its address may not be connected to: why.
+    NotAllowed(String),
 }
 
 impl Failure {
@@ -93,7 +104,7 @@ impl Failure {
     pub(super) fn text(&self) -> String {
         match self {
             Self::Answer { code, text } => format!("{code:?}: {text}"),
-            Self::NoAnswer(why) | Self::OurFault(why) => why.clone(),
+            Self::NoAnswer(why) | Self::OurFault(why) | Self::NotAllowed(why) => why.clone(),
         }
     }
 }
@@ -242,6 +253,9 @@ fn percent_decoded(text: &[u8]) -> String {
 }
 
 fn not_answered(error: &(dyn std::error::Error + 'static)) -> Failure {
+    if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<Refused>()) {
+        return Failure::NotAllowed(refused.to_string());
+    }
     let text = describe(error);
     if is_our_fault(error) { Failure::OurFault(text) } else { Failure::NoAnswer(text) }
 }

@@ -28,12 +28,11 @@ pub(super) struct Comet {
 impl Comet {
     /// A comet, and its task, which has to be spawned.
     pub(super) fn new(
-        standing: Standing,
+        standing: Arc<Standing>,
         dialer: Dialer,
         config: &Config,
         timing: Timing,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let standing = Arc::new(standing);
         let (sender, inbox) = mpsc::channel(config.queue);
         let room = Room { messages: config.queue, bytes: config.share() };
         let actor = Actor::new(Arc::clone(&standing), dialer, config, timing);

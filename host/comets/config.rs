@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
+use super::access::AllowList;
 use super::discovery;
 use super::known::Limits;
 use super::lanes::MAX_LANES;
@@ -27,6 +28,14 @@ pub struct Config {
     pub addresses: BTreeMap<String, String>,
     /// Comets that come and go while the gateway runs.
     pub discovery: discovery::Config,
+    /// The addresses that the directory, records (`server`) and plugins may name, beside the comets
+    /// of this section: `host`, `host:port` or `host:port-port`, where the host is an IP address, a
+    /// network such as `10.0.0.0/8` (an IPv6 one in brackets where a port follows), or a name in
+    /// which `*` stands for any characters but a dot. Names are checked where they lead: loopback,
+    /// link-local and other special addresses only where an entry lies in their block. Without the
+    /// key, all others are allowed, and the directory may name loopback addresses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow: Option<Vec<String>>,
     /// How many calls to one comet may be under way at a time: 1 to 64. A room or connection
     /// always uses the same lane.
     pub lanes: usize,
@@ -85,6 +94,7 @@ impl Default for Config {
             nodes: Vec::new(),
             addresses: BTreeMap::new(),
             discovery: discovery::Config::default(),
+            allow: None,
             lanes: 8,
             queue: 1000,
             max_pending_bytes: ByteSize::mib(256),
@@ -154,6 +164,9 @@ impl Config {
             problems.push("`comets.remember` is shorter than `comets.stale_after`".into());
         }
         problems.extend(self.discovery.problems());
+        let allow = AllowList::parse(self.allow.as_deref().unwrap_or_default());
+        let wrong = allow.err().into_iter().flatten();
+        problems.extend(wrong.map(|why| format!("`comets.allow`: {why}")));
         for node in &self.nodes {
             problems.extend(Address::parse(node).err().map(|error| format!("`comets.nodes`: {error}")));
         }
@@ -162,6 +175,20 @@ impl Config {
             problems.extend(error.map(|error| format!("`comets.addresses.{name}`: {error}")));
         }
         problems
+    }
+
+    /// The parsed `allow`. What cannot be read allows nothing: `problems` says so before.
+    pub(super) fn allow_list(&self) -> Option<AllowList> {
+        self.allow.as_ref().map(|entries| AllowList::parse(entries).unwrap_or_default())
+    }
+
+    /// Which comets may be called beside those of an operator, in a sentence.
+    pub fn who_may_be_called(&self) -> String {
+        match self.allow.as_deref() {
+            None => "records (`server`) may name comets at any address but loopback, link-local and other special ones; [comets] allow says which".to_owned(),
+            Some([]) => "[comets] allow is empty: no comet is called but those of [comets] and its discovery".to_owned(),
+            Some(entries) => format!("the directory and records (`server`) may name comets at {}", entries.join(", ")),
+        }
     }
 
     /// Whether an operator says which comets there are, here or through discovery.
@@ -176,6 +203,7 @@ impl Config {
             stale_after: self.stale_after,
             remember: self.remember,
             idle_after: self.idle_after,
+            chance: 2 * self.connect_timeout,
         }
     }
 }

@@ -14,11 +14,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::access::{Access, Gate, Refused, Trust};
 use super::channel::Dialer;
 use super::comet::Comet;
 use super::discovery::Discovery;
 use super::job::{Source, Standing};
-use super::known::{Known, Limits, now_ms};
+use super::known::{Crowd, Known, Limits, now_ms};
 use super::names::Names;
 use super::nodes::Nodes;
 use super::pending::{Pending, once_more};
@@ -27,7 +28,7 @@ use super::shortage::Shortage;
 use super::status::{CometStatus, Reach};
 use super::store::CometStore;
 use super::{Config, Delivered, Metrics, Parcel, Payload, Receipt, Timing};
-use crate::message::CometAddr;
+use crate::message::{CometAddr, NamedBy};
 
 /// All known comets.
 ///
@@ -39,12 +40,15 @@ pub struct Fleet {
     timing: Timing,
     metrics: Metrics,
     names: ArcSwap<Names>,
-    known: RwLock<Known>,
+    /// Shared with the gates of its comets, weakly: see `access`.
+    known: Arc<RwLock<Known>>,
+    access: Arc<Access>,
     complaints: Mutex<Complaints>,
     /// What is wrong with `[comets.discovery]`.
     problems: ArcSwap<Vec<String>>,
     sharing: Sharing,
     shortage: Arc<Shortage>,
+    crowd: Crowd,
     pending: Arc<Pending>,
     runtime: Handle,
     tasks: TaskTracker,
@@ -70,6 +74,7 @@ impl Fleet {
         let discovery = Discovery::new(&config.discovery);
         let mut nodes = Nodes::default();
         nodes.update(&config, &discovery);
+        let access = Arc::new(Access::new(config.allow_list(), metrics.refused.clone()));
         let pending = Pending::new(config.pending_bytes(), metrics.pending_bytes.clone());
         let fleet = Arc::new(Self {
             limits: config.limits(),
@@ -77,11 +82,13 @@ impl Fleet {
             config,
             timing,
             metrics,
-            known: RwLock::default(),
+            known: Arc::default(),
+            access,
             complaints: Mutex::default(),
             problems: ArcSwap::default(),
             sharing: Sharing::new(store),
             shortage: Arc::default(),
+            crowd: Crowd::default(),
             pending,
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
@@ -155,7 +162,9 @@ impl Fleet {
     /// # Errors
     /// With the parcel when it is worth waiting for room in its comet's queue.
     pub fn try_send(&self, parcel: Parcel) -> Result<Receipt, Parcel> {
-        if let Some(comet) = self.read().comets.get(&parcel.comet).filter(|comet| !comet.is_dead()) {
+        if let Some(comet) = self.read().comets.get(&parcel.comet).filter(|comet| !comet.is_dead())
+            && (!parcel.named_by.is_limited_to_known() || comet.standing.source().is_own())
+        {
             return comet.send(parcel);
         }
         self.send_to_new(parcel)
@@ -204,10 +213,26 @@ impl Fleet {
         self.names.load().address_of(server.into())
     }
 
-    /// Why nothing can be sent there; `None` for an address.
-    pub fn unusable(comet: &CometAddr) -> Option<String> {
-        let error = comet.address().err()?;
-        Some(format!("{error}; map server names in [comets] addresses"))
+    /// Why nothing is sent to a comet that was named so; `None` where something is. Where a name
+    /// leads is not looked at: that is found out when it is dialled.
+    pub fn unusable(&self, comet: &CometAddr, named_by: NamedBy) -> Option<String> {
+        if let Err(error) = comet.address() {
+            return Some(format!("{error}; map server names in [comets] addresses"));
+        }
+        self.admit(comet, named_by).err().map(|refused| refused.to_string())
+    }
+
+    /// Whether a comet may be called that was named so, as far as that can be said without
+    /// looking up its name.
+    fn admit(&self, comet: &CometAddr, named_by: NamedBy) -> Result<(), Refused> {
+        if self.read().has_own(comet) {
+            return Ok(());
+        }
+        match named_by {
+            NamedBy::Plugin => Err(Refused::unknown(comet)),
+            NamedBy::Directory => self.access.check_comet(Trust::Directory, comet),
+            NamedBy::Record | NamedBy::TrustedPlugin => self.access.check_comet(Trust::Others, comet),
+        }
     }
 
     /// How every known comet is doing, in order of address.
@@ -231,6 +256,8 @@ impl Fleet {
         let mut warnings = self.problems.load().to_vec();
         warnings.extend(self.sharing.problem());
         warnings.extend(self.shortage.warning(Instant::now()));
+        warnings.extend(self.access.warning(Instant::now()));
+        warnings.extend(self.crowd.warning(Instant::now()));
         warnings
     }
 
@@ -249,12 +276,25 @@ impl Fleet {
     }
 
     fn send_to_new(&self, parcel: Parcel) -> Result<Receipt, Parcel> {
-        let learned = match Self::unusable(&parcel.comet) {
-            Some(why) => Err(why),
-            None => self.learn(&parcel.comet, Source::Named),
+        let (comet, named_by) = (&parcel.comet, parcel.named_by);
+        if comet.address().is_ok()
+            && let Err(refused) = self.admit(comet, named_by)
+        {
+            self.access.note(&refused, named_by);
+            return Ok(Receipt::known(Delivered::Unreachable(refused.to_string())));
+        }
+        let source = if named_by == NamedBy::Directory { Source::Directory } else { Source::Named };
+        let learned = match comet.address() {
+            Err(error) => Err(format!("{error}; map server names in [comets] addresses")),
+            Ok(_) => self.learn(comet, source),
         };
         match learned {
-            Ok((_lock, comet)) => comet.send(parcel),
+            Ok((_lock, comet)) => {
+                if source == Source::Directory {
+                    comet.standing.note_named(now_ms());
+                }
+                comet.send(parcel)
+            }
             Err(why) => {
                 self.complain(
                     &why,
@@ -269,6 +309,9 @@ impl Fleet {
     fn take_in(&self, address: &CometAddr, at_ms: u64) {
         if address.address().is_err() {
             return;
+        }
+        if let Err(refused) = self.access.check_comet(Trust::Directory, address) {
+            return self.access.note(&refused, NamedBy::Directory);
         }
         match self.learn(address, Source::Directory) {
             Ok((mut known, comet)) => {
@@ -298,9 +341,14 @@ impl Fleet {
         let comet = match known.comets.get(address) {
             Some(comet) if !comet.is_dead() => Arc::clone(comet),
             _ => {
-                let gone = known.make_room(source, &self.limits).map_err(|full| full.to_string())?;
+                let gone = known.make_room(source, &self.limits).map_err(|full| {
+                    let full = full.to_string();
+                    self.crowd.note(&full, Instant::now());
+                    full
+                })?;
                 if let Some(gone) = gone {
                     debug!(comet = %gone.standing.address, "a comet made room for another one");
+                    gone.standing.evict();
                     self.metrics.forget(&gone.standing.address);
                 }
                 self.make(&mut known, address.clone(), source)?
@@ -310,9 +358,12 @@ impl Fleet {
     }
 
     fn make(&self, known: &mut Known, address: CometAddr, source: Source) -> Result<Arc<Comet>, String> {
-        let dialer = Dialer::new(&address, self.config.connect_timeout).map_err(|error| error.to_string())?;
         let shortage = Arc::clone(&self.shortage);
         let standing = Standing::new(address.clone(), source, self.metrics.of(&address), shortage);
+        let standing = Arc::new(standing);
+        let gate = Gate::new(Arc::clone(&self.access), Arc::clone(&standing), Arc::downgrade(&self.known));
+        let dialer = Dialer::new(&address, self.config.connect_timeout, gate);
+        let dialer = dialer.map_err(|error| error.to_string())?;
         let (comet, task) = Comet::new(standing, dialer, &self.config, self.timing);
         self.tasks.spawn_on(task, &self.runtime);
         debug!(comet = %address, ?source, "a new comet");

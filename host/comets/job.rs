@@ -1,6 +1,6 @@
 //! A parcel that waits for its comet, and what a comet's task shows to the fleet.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,11 @@ impl Source {
     pub(super) const ALL: [Self; 6] =
         [Self::Configured, Self::Dns, Self::Discovery, Self::Directory, Self::Named, Self::Retired];
 
+    /// Whether it is known for more than that a record or a plugin named it.
+    pub(super) fn is_own(self) -> bool {
+        matches!(self, Self::Configured | Self::Dns | Self::Discovery | Self::Directory)
+    }
+
     /// Whether an operator says that the comet is there.
     pub(super) fn is_wanted(self) -> bool {
         matches!(self, Self::Configured | Self::Dns | Self::Discovery)
@@ -71,6 +76,8 @@ pub(super) struct Standing {
     named_at: AtomicU64,
     told_at: AtomicU64,
     retired_at: AtomicU64,
+    /// Whether it gave its place to another comet.
+    evicted: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
 
@@ -97,6 +104,7 @@ impl Standing {
             named_at: AtomicU64::new(0),
             told_at: AtomicU64::new(0),
             retired_at: AtomicU64::new(0),
+            evicted: AtomicBool::new(false),
             last_error: Mutex::new(None),
         }
     }
@@ -126,6 +134,16 @@ impl Standing {
 
     pub(super) fn in_flight(&self) -> &AtomicUsize {
         &self.in_flight
+    }
+
+    /// Another comet has its place: what waits for it is given up once nobody can send there.
+    pub(super) fn evict(&self) {
+        self.evicted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether another comet has its place.
+    pub(super) fn is_evicted(&self) -> bool {
+        self.evicted.load(Ordering::Relaxed)
     }
 
     /// The comet answered a call.

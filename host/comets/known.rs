@@ -9,8 +9,8 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::breaker::State;
 use super::comet::Comet;
@@ -35,6 +35,29 @@ pub(super) struct Limits {
     pub(super) stale_after: Duration,
     pub(super) remember: Duration,
     pub(super) idle_after: Duration,
+    /// How long a comet that only records named has to answer for the first time, when others
+    /// need its place.
+    pub(super) chance: Duration,
+}
+
+/// That there was no room for a comet, for the readiness warnings.
+#[derive(Debug, Default)]
+pub(super) struct Crowd(Mutex<Option<(Instant, String)>>);
+
+/// For how long after the last time it stands there.
+const LASTS: Duration = Duration::from_secs(30);
+
+impl Crowd {
+    pub(super) fn note(&self, full: &str, now: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, full.to_owned()));
+    }
+
+    /// The warning, while it has not been long.
+    pub(super) fn warning(&self, now: Instant) -> Option<String> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, full) = last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS)?;
+        Some(format!("comets that are not known yet cannot be reached: {full}"))
+    }
 }
 
 /// No room for another comet: which limit, and the key that raises it.
@@ -81,6 +104,11 @@ impl Limits {
 }
 
 impl Known {
+    /// Whether this is a comet that the configuration, discovery or the directory named.
+    pub(super) fn has_own(&self, address: &CometAddr) -> bool {
+        self.comets.get(address).is_some_and(|comet| comet.standing.source().is_own())
+    }
+
     /// Notes that an entry of the directory named a comet. False where that changes what it counts
     /// for, or that it is known at all.
     pub(super) fn note_sighting(&self, address: &CometAddr, at_ms: u64) -> bool {
@@ -124,14 +152,15 @@ impl Known {
         if !full {
             return Ok(None);
         }
-        let first = self.first_to_go(source).ok_or(Full { most, kind, key })?;
+        let first = self.first_to_go(source, limits).ok_or(Full { most, kind, key })?;
         Ok(self.take_out(&first))
     }
 
     /// Who has to go for a comet of this source: one that never answered before one that did, of
     /// those one that only records named before one of the directory, and then the one that has
-    /// been silent for longest. Nobody who has something to do.
-    fn first_to_go(&self, source: Source) -> Option<CometAddr> {
+    /// been silent for longest. Nobody who has something to do, but for one that only records named
+    /// and that has had its chance to answer: it gives up what waits for it.
+    fn first_to_go(&self, source: Source, limits: &Limits) -> Option<CometAddr> {
         let may_go = |standing: &Standing| {
             let of = standing.source();
             let is_lesser = match source {
@@ -142,7 +171,11 @@ impl Known {
                         || (of == Source::Directory && !standing.has_answered())
                 }
             };
-            is_lesser && standing.unsettled() == 0
+            // One that was called and never answered holds no place for longer than that takes.
+            let is_silent = standing.source() == Source::Named
+                && !standing.has_answered()
+                && standing.silent_for() >= limits.chance;
+            is_lesser && (standing.unsettled() == 0 || is_silent)
         };
         let candidates =
             self.comets.values().map(|comet| &comet.standing).filter(|standing| may_go(standing));

@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 
 use super::job::Source;
 use super::status::CometStatus;
-use crate::message::CometAddr;
+use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::latency_histogram;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -60,6 +60,49 @@ impl KnownBy {
     }
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RefusedLabel {
+    reason: RefusedReason,
+    named_by: RefusedNamedBy,
+}
+
+/// Why an address is not connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the names are the label's values")]
+pub(super) enum RefusedReason {
+    not_listed,
+    loopback,
+    link_local,
+    unspecified,
+    multicast,
+    broadcast,
+    /// A plugin named a comet that is not known.
+    unknown_comet,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the names are the label's values")]
+enum RefusedNamedBy {
+    directory,
+    record,
+    plugin,
+}
+
+/// Counts addresses that were not connected to.
+#[derive(Clone, Debug, Default)]
+pub(super) struct RefusedMetrics(Family<RefusedLabel, Counter>);
+
+impl RefusedMetrics {
+    pub(super) fn count(&self, reason: RefusedReason, named_by: NamedBy) {
+        let named_by = match named_by {
+            NamedBy::Directory => RefusedNamedBy::directory,
+            NamedBy::Record => RefusedNamedBy::record,
+            NamedBy::TrustedPlugin | NamedBy::Plugin => RefusedNamedBy::plugin,
+        };
+        self.0.get_or_create(&RefusedLabel { reason, named_by }).inc();
+    }
+}
+
 /// The comets' metrics. Their label sets are bounded by the number of known comets.
 #[derive(Clone)]
 pub struct Metrics {
@@ -75,6 +118,7 @@ pub struct Metrics {
     breaker_open: Family<CometLabel, Gauge>,
     active: Gauge,
     known: Family<KnownLabel, Gauge>,
+    pub(super) refused: RefusedMetrics,
 }
 
 impl Metrics {
@@ -92,6 +136,7 @@ impl Metrics {
             breaker_open: Family::default(),
             active: Gauge::default(),
             known: Family::default(),
+            refused: RefusedMetrics::default(),
         };
         let help = "Messages that the comet acknowledged";
         registry.register("job_dispatch_success", help, metrics.success.clone());
@@ -109,6 +154,8 @@ impl Metrics {
         registry.register("halley_comet_retries", help, metrics.retries.clone());
         let help = "Known comets by how they came to be known; left_out are comets of the directory that it has not named lately and that do not answer";
         registry.register("halley_known_comets", help, metrics.known.clone());
+        let help = "Calls that were not made because the comet's address may not be connected to, by why and by who named it; see [comets] allow";
+        registry.register("halley_comets_refused", help, metrics.refused.0.clone());
         metrics.count_comets(&[]);
         let help = "Connections that did not take a message although their comet answers";
         registry.register("halley_comet_not_taken", help, metrics.not_taken.clone());

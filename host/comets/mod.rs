@@ -5,7 +5,7 @@
 //! - `fleet`: the comets by address. `known`: which are known, who gets BROADCASTs, who is
 //!   forgotten. `nodes`: those that an operator names, and what DNS says of them; `discovery`:
 //!   those that come and go. `names`: server names. `store` and `sharing`: what all gateways
-//!   know. `status`: what is told of it.
+//!   know. `status`: what is told of it. `access`: which addresses may be connected to.
 //! - `comet`: one comet's task. It owns the comet's lanes, breaker and channel. `job`: a call
 //!   that waits, and what a comet's task shares with the fleet.
 //! - `lanes`, `breaker`, `retry`, `places`: pure kernels. `pending`: bytes over all comets.
@@ -41,6 +41,7 @@
 //! It does not know what a message is about, who its recipients are, or what becomes of those
 //! who were not reached.
 
+mod access;
 mod breaker;
 mod channel;
 mod comet;
@@ -78,7 +79,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::message::{CometAddr, ConnectionId, MessageId, RoomId, Target};
+use crate::message::{CometAddr, ConnectionId, MessageId, NamedBy, RoomId, Target};
 
 pub use breaker::State as BreakerState;
 pub use config::Config;
@@ -107,6 +108,8 @@ pub struct Timing {
 pub struct Parcel {
     /// The comet to call.
     pub comet: CometAddr,
+    /// Who named it: this decides whether its address may be connected to.
+    pub named_by: NamedBy,
     /// For whom it is there.
     pub target: Target,
     /// The room whose order it keeps, whatever its target: a room's messages may go to a

@@ -50,10 +50,18 @@ impl CometStatus {
             in_flight,
             sent: standing.metrics.success.get(),
             failed: standing.metrics.failed.get(),
-            last_error: standing.last_error(),
+            last_error: standing.last_error().map(|error| match standing.source() {
+                // Whoever names addresses must not learn here what is behind them.
+                Source::Named if !standing.has_answered() => NEVER_ANSWERED.to_owned(),
+                _ => error,
+            }),
         }
     }
 }
+
+/// What is told of a comet that only records or plugins named and that never answered.
+const NEVER_ANSWERED: &str =
+    "it has never answered as a comet does; its dead letters and the debug log say more";
 
 /// What a BROADCAST would reach, and what is not known of that.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

@@ -15,7 +15,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 /// A DNS name has at most 253 characters; what is longer is no address.
@@ -115,6 +115,21 @@ impl<'a> Address<'a> {
     /// The DNS name and the port to look it up with; `None` when the host is an IP address.
     pub fn name(&self) -> Option<(&str, u16)> {
         (!self.is_ip).then_some((&*self.host, self.port))
+    }
+
+    /// The host, an IPv6 address without its brackets.
+    pub fn host(&self) -> &str {
+        self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host)
+    }
+
+    /// The IP address; `None` when the host is a name.
+    pub fn ip(&self) -> Option<IpAddr> {
+        if self.is_ip { self.host().parse().ok() } else { None }
+    }
+
+    /// The port, which is not 0.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Whether this text, from which it was read, is the canonical one.

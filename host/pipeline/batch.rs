@@ -251,7 +251,9 @@ impl Worker {
     async fn resolve(&self, passed: &[Passed]) -> Result<Resolved, Abandoned> {
         let since = Instant::now();
         let messages: Vec<_> = passed.iter().map(|passed| &passed.message).collect();
-        let resolved = self.pipeline.resolver.resolve(&messages, &self.chain, self.hold()).await?;
+        let adds_comets = passed.iter().any(|passed| !passed.overrides.also.is_empty());
+        let resolver = &self.pipeline.resolver;
+        let resolved = resolver.resolve(&messages, adds_comets, &self.chain, self.hold()).await?;
         self.pipeline.metrics.stage(Station::Resolve, since);
         Ok(resolved)
     }

@@ -35,9 +35,10 @@ pub(super) async fn dispatch(
     let payload = once_there_is_room(hold, fleet.payload(message.operation, &message.body)).await?;
     let mut calls = Vec::with_capacity(deliveries.len());
     let mut waiting = Vec::new();
-    for Delivery { comet, target, recipients } in deliveries {
+    for Delivery { comet, named_by, target, recipients } in deliveries {
         let parcel = Parcel {
             comet: comet.clone(),
+            named_by,
             target,
             room: message.room().cloned(),
             payload: payload.clone(),

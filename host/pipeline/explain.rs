@@ -116,7 +116,7 @@ pub async fn explain(
     let (plan, route) = resolver.plan(&message, &resolved, || fleet.everyone(), address_of, &overrides);
     explanation.room = route.map(|route| facts(&route));
     explanation.withheld = plan.withheld;
-    explanation.calls = plan.deliveries.iter().map(call).collect();
+    explanation.calls = plan.deliveries.iter().map(|delivery| call(fleet, delivery)).collect();
     if plan.is_for_every_comet {
         let reach = fleet.reach();
         explanation.notes = reach.caveat().into_iter().chain(fleet.warnings()).collect();
@@ -150,14 +150,14 @@ fn facts(route: &Route) -> RoomFacts {
     RoomFacts { connections: route.connections, stale: route.stale }
 }
 
-fn call(delivery: &Delivery) -> PlannedCall {
+fn call(fleet: &Fleet, delivery: &Delivery) -> PlannedCall {
     let method = match delivery.target {
         Target::Room(_) => "BroadcastRoom",
         Target::Connections(_) => "PushMsg",
         Target::Everyone { .. } => "Broadcast",
     };
     let (comet, recipients) = (delivery.comet.clone(), delivery.recipients.len());
-    PlannedCall { problem: Fleet::unusable(&comet), comet, method, recipients }
+    PlannedCall { problem: fleet.unusable(&comet, delivery.named_by), comet, method, recipients }
 }
 
 fn fates(

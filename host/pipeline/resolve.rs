@@ -16,7 +16,7 @@ use crate::directory::{
     CacheMetrics, Claim, Directory, Found, Lookup, Permit, RouteCache, Unavailable, Waiter,
 };
 use crate::membership::{Connection, Grouping};
-use crate::message::{Audience, CometAddr, Message, RoomId, Target};
+use crate::message::{Audience, CometAddr, Message, NamedBy, RoomId, Target};
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::persist::{Abandoned, Hold, persist};
 use crate::pipeline::{Rooms, RoutingConfig};
@@ -138,15 +138,19 @@ impl Resolver {
         Arc::new(Route::new(&grouping))
     }
 
-    /// Looks up what these messages need, trying until the directory answers.
+    /// Looks up what these messages need, trying until the directory answers. `adds_comets`: whether
+    /// plugins want more comets called, of which then has to be known whether they are the gateway's
+    /// own.
     pub(super) async fn resolve(
         &self,
         messages: &[&Message],
+        adds_comets: bool,
         chain: &BatchChain,
         hold: Hold<'_>,
     ) -> Result<Resolved, Abandoned> {
         let mut resolved = Resolved::default();
-        if !self.fleet.is_informed() && messages.iter().any(|message| self.is_for_every_comet(message)) {
+        let needs_comets = |message: &&Message| self.is_for_every_comet(message) || self.is_refused(message);
+        if !self.fleet.is_informed() && (adds_comets || messages.iter().any(needs_comets)) {
             persist(hold, StallStage::Resolve, || self.fleet.share()).await?;
         }
         let mut keys = self.wanted_keys(messages);
@@ -212,6 +216,12 @@ impl Resolver {
         let mut overrides = overrides.clone();
         overrides.readdress(|comet| names.get(comet).cloned());
         Cow::Owned(overrides)
+    }
+
+    /// Whether the comet that a record names would not be called as things are known now.
+    fn is_refused(&self, message: &Message) -> bool {
+        let Audience::Keys { server: Some(server), .. } = &message.audience else { return false };
+        self.fleet.unusable(&self.fleet.address_of(server), NamedBy::Record).is_some()
     }
 
     fn is_for_every_comet(&self, message: &Message) -> bool {

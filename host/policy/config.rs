@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::files::OwnFolder;
+use crate::message::NamedBy;
 use crate::policy::guest::runtime::RuntimeConfig;
 use crate::policy::intake::{self, Intake};
 use crate::policy::on_error::OnErrors;
@@ -27,6 +28,27 @@ pub enum StateScope {
     /// All gateways with the same `[redis]`, through it: fetched and written once for a batch.
     /// For `filter` only.
     Shared,
+}
+
+/// Which comets a plugin may name, in `also`, redirects and moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CometScope {
+    /// Comets that the gateway knows: configured, discovered, or named by the directory.
+    #[default]
+    Known,
+    /// Any address that a record may name, too: see `[comets] allow`.
+    Any,
+}
+
+impl CometScope {
+    /// How the comets that such a plugin names are looked at.
+    pub(super) fn named_by(self) -> NamedBy {
+        match self {
+            Self::Known => NamedBy::Plugin,
+            Self::Any => NamedBy::TrustedPlugin,
+        }
+    }
 }
 
 /// One `[[plugin]]`. The order in the configuration is the order of the chain.
@@ -61,6 +83,8 @@ pub struct PluginConfig {
     /// Who sees the values that the plugin keeps: all workers of this process, or all gateways
     /// with the same `[redis]`.
     pub state: StateScope,
+    /// Which comets it may name: those that the gateway knows, or any that a record may name.
+    pub comets: CometScope,
     /// Reaches the plugin as JSON, through `lifecycle.init` and `host.config`.
     pub config: serde_json::Value,
     /// Nobody named it: its file lies in `[policies] directory`.
@@ -80,6 +104,7 @@ impl Default for PluginConfig {
             deadline: Duration::from_millis(50),
             memory: ByteSize::mib(64),
             state: StateScope::default(),
+            comets: CometScope::default(),
             config: serde_json::Value::Object(serde_json::Map::new()),
             found: false,
         }

@@ -7,7 +7,7 @@ use arbitrary::{Result, Unstructured};
 
 use crate::decision::{Disposition, PluginVersion, Verdict};
 use crate::membership::{Connection, Grouping, Membership, Place};
-use crate::message::{Audience, Message, Origin, Record, fuzzing as messages};
+use crate::message::{Audience, Message, NamedBy, Origin, Record, fuzzing as messages};
 use crate::policy::guest::answers;
 use crate::policy::guest::bindings::exports::halley::policy::{filter, grouping, grouping_columns, offline};
 use crate::policy::guest::room::{Answer, Room};
@@ -34,7 +34,7 @@ fn check_verdicts(input: &mut Unstructured<'_>) -> Result<()> {
     let mut filtered = Filtered::untouched(message(input)?);
     for _ in 0..input.int_in_range(1..=3)? {
         let before = filtered.clone();
-        if answers::apply(verdict(input)?, &mut filtered, &by).is_err() {
+        if answers::apply(verdict(input)?, &mut filtered, &by, NamedBy::Plugin).is_err() {
             assert_eq!(filtered, before, "a refused answer changes nothing");
             continue;
         }
@@ -87,7 +87,7 @@ fn check_regroupings(input: &mut Unstructured<'_>) -> Result<()> {
             "moves whom it did not see"
         );
         let most = comets + checked.moves.len();
-        room.apply(checked).expect("its indexes were checked");
+        room.apply(checked, NamedBy::Plugin).expect("its indexes were checked");
         assert!(room.comets().len() <= most);
         for (_, place) in room.members() {
             if let Place::At(comet) = place {

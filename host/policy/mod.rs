@@ -89,7 +89,7 @@ mod watch;
 use arc_swap as cell;
 
 pub use chain::Chain;
-pub use config::{PluginConfig, PoliciesConfig, StateScope, expand};
+pub use config::{CometScope, PluginConfig, PoliciesConfig, StateScope, expand};
 pub use guest::clock::Clock;
 pub use guest::runtime::{Runtime, RuntimeConfig};
 pub use idle::idle_plugin;

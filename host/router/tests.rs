@@ -78,7 +78,7 @@ fn what_a_policy_moves_makes_both_parts_partial() {
     let members = ["c1", "c2", "c3"].map(|id| connection(id, if id == "c3" { "b:1" } else { "a:1" }, true));
     let mut grouping = grouping(members.to_vec());
     let moves = vec![(0, Placement::Comet("b:1".into()))];
-    grouping.apply(Regrouping { moves, ..Default::default() }).expect("in range");
+    grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin).expect("in range");
     let plan = Plan::room(&"r".into(), &Route::new(&grouping), &Overrides::default());
     assert_eq!(shape(&plan), [("b:1", ids(&["c1", "c3"])), ("a:1", ids(&["c2"]))]);
 }
@@ -88,7 +88,7 @@ fn a_redirected_comet_stays_whole_and_merges_with_its_new_address() {
     let members = vec![connection("c1", "a:1", true), connection("c2", "b:1", true)];
     let mut grouping = grouping(members);
     let redirects = vec![(0, "b:1".into())];
-    grouping.apply(Regrouping { redirects, ..Default::default() }).expect("in range");
+    grouping.apply(Regrouping { redirects, ..Default::default() }, NamedBy::Plugin).expect("in range");
     let plan = Plan::room(&"r".into(), &Route::new(&grouping), &Overrides::default());
     assert_eq!(shape(&plan), [("b:1", Target::Room("r".into()))]);
     assert_eq!(plan.deliveries[0].recipients.len(), 2);
@@ -103,6 +103,7 @@ fn overrides_limit_and_extend() {
         only: Some(vec!["a:1".into()]),
         except: vec!["d:1".into()],
         also: vec!["a:1".into(), "c:1".into(), "d:1".into()],
+        trusted: vec!["d:1".into()],
     };
     let plan = Plan::room(&room, &route, &overrides);
     assert_eq!(shape(&plan), [("a:1", Target::Room(room.clone())), ("c:1", Target::Room(room))]);
@@ -157,7 +158,7 @@ fn devices(devices: &[(&str, &str, Placement)]) -> Grouping {
     let members: Vec<_> = devices.iter().map(|(id, comet, _)| of_ann(id, comet)).collect();
     let mut grouping = grouping(members);
     let moves = devices.iter().enumerate().map(|(at, (_, _, to))| (at as u32, to.clone())).collect();
-    grouping.apply(Regrouping { moves, ..Default::default() }).expect("in range");
+    grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin).expect("in range");
     grouping
 }
 
@@ -205,7 +206,7 @@ proptest! {
         let mut grouping = grouping(connections.collect());
         let offline = members.iter().enumerate().filter(|(_, (_, _, place))| *place == 1);
         let moves = offline.map(|(n, _)| (n as u32, Placement::Offline)).collect();
-        grouping.apply(Regrouping { moves, ..Default::default() }).expect("in range");
+        grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin).expect("in range");
         let route = Route::new(&grouping);
         let plan = Plan::room(&"r".into(), &route, &Overrides::default());
 
@@ -243,7 +244,7 @@ proptest! {
                     .map(|(at, to)| (at.index(comets) as u32, format!("comet-{to}:1").into())).collect(),
                 moves: moves.into_iter().map(|(at, to)| (at.index(connections.len()) as u32, to)).collect(),
             };
-            grouping.apply(regrouping).expect("in range");
+            grouping.apply(regrouping, NamedBy::Plugin).expect("in range");
         }
         let route = Route::new(&grouping);
 

@@ -52,6 +52,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         return Ok(report.code());
     }
     report.tell();
+    if report.mistakes.is_empty() {
+        print(&config.comets.who_may_be_called());
+    }
     if report.mistakes.is_empty() && !config.comets.names_comets() && !args.connect {
         print(
             "no comet is configured: broadcasts reach those that the directory has named to a gateway lately; --connect shows them",

@@ -115,6 +115,10 @@ impl Actor {
                 Some(found) = probes.next(), if !probes.is_empty() => self.found(found),
                 received = inbox.recv_many(&mut arrived, INTAKE), if open => {
                     open = received > 0;
+                    if !open && self.active.standing.is_evicted() {
+                        // Dropping what waits tells its receipts.
+                        return;
+                    }
                     for job in arrived.drain(..) {
                         self.lanes.push(job.lanes, Item::Job(job));
                     }
@@ -195,7 +199,7 @@ impl Actor {
         standing.in_flight().fetch_sub(answer.call.together(), Ordering::Relaxed);
         standing.metrics.seconds.observe(answer.took.as_secs_f64());
         let answer_of_comet = match &answer.result {
-            Err(Failure::NoAnswer(_)) => return self.failed(answer),
+            Err(Failure::NoAnswer(_) | Failure::NotAllowed(_)) => return self.failed(answer),
             Err(Failure::OurFault(_)) => return self.not_made(answer),
             Ok(()) => None,
             Err(Failure::Answer { code, text }) => Some((*code, text.clone())),
@@ -269,6 +273,7 @@ impl Actor {
     /// Nobody answered: that is the comet, and counts against its breaker.
     fn failed(&mut self, answer: Answer) {
         let Answer { call, permit, channel, took, timed_out, result, .. } = answer;
+        let is_allowed = !matches!(result, Err(Failure::NotAllowed(_)));
         let text = result.err().map(|failure| failure.text()).unwrap_or_default();
         let standing = &self.active.standing;
         standing.note_error(&text);
@@ -287,6 +292,10 @@ impl Actor {
         self.changed(change);
         if self.breaker.state() != State::Closed {
             self.probe.opened(!timed_out, now);
+            return self.end(call, &text);
+        }
+        if !is_allowed {
+            // Another attempt leads to the same address.
             return self.end(call, &text);
         }
         self.rest(call, text);

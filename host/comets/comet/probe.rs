@@ -76,7 +76,7 @@ impl Probe {
             _ if !self.is_open => return None,
             Ok(()) | Err(Failure::Answer { .. }) if self.was_away => return Some(found.client),
             Ok(()) | Err(Failure::Answer { .. } | Failure::OurFault(_)) => {}
-            Err(Failure::NoAnswer(_)) => self.was_away = true,
+            Err(Failure::NoAnswer(_) | Failure::NotAllowed(_)) => self.was_away = true,
         }
         self.next = Some(now + self.pause());
         None
@@ -90,9 +90,11 @@ impl Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::comets::access::Gate;
 
     fn found(result: Result<(), Failure>) -> Found {
-        let dialer = Dialer::new(&"127.0.0.1:1".into(), EVERY).expect("an address");
+        let address = "127.0.0.1:1".into();
+        let dialer = Dialer::new(&address, EVERY, Gate::open(&address)).expect("an address");
         Found { client: dialer.dial(), result }
     }
 

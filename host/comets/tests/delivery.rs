@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::support::*;
 use crate::comets::{Config, Delivered, Parcel, Receipt};
-use crate::message::Target;
+use crate::message::{NamedBy, Target};
 
 /// The three kinds of calls with their message ids.
 fn kinds() -> [(Target, &'static str); 3] {
@@ -24,8 +24,16 @@ async fn calls_of_all_kinds(config: &Config) -> Vec<Call> {
     let payload = fleet.payload_now(5, &Bytes::from_static(b"hi"));
     for (target, id) in kinds() {
         let (comet, payload) = (comet.address.clone(), payload.clone());
-        let delivered =
-            fleet.send_now(Parcel { comet, target, room: None, payload, message: id.into() }).await;
+        let delivered = fleet
+            .send_now(Parcel {
+                comet,
+                named_by: NamedBy::Record,
+                target,
+                room: None,
+                payload,
+                message: id.into(),
+            })
+            .await;
         assert_eq!(delivered, Delivered::Acknowledged);
     }
     comet.calls()

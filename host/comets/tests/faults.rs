@@ -8,7 +8,7 @@ use tonic::Status;
 
 use super::support::*;
 use crate::comets::{BreakerState, Config, Delivered, Parcel, Receipt, Timing};
-use crate::message::{CometAddr, Target};
+use crate::message::{CometAddr, NamedBy, Target};
 
 /// An address that takes connections and never answers.
 async fn black_hole() -> (TcpListener, CometAddr) {
@@ -289,7 +289,14 @@ async fn bytes_that_wait_for_comets_are_bounded_over_all_of_them() {
     let send = async |comet: &CometAddr| {
         let payload = fleet.payload(5, &body).await;
         let target = Target::Room("a".into());
-        fleet.try_send(Parcel { comet: comet.clone(), target, room: None, payload, message: "id".into() })
+        fleet.try_send(Parcel {
+            comet: comet.clone(),
+            named_by: NamedBy::Record,
+            target,
+            room: None,
+            payload,
+            message: "id".into(),
+        })
     };
     // One comet has a quarter of them, which is one such message; the rest is for others.
     let stuck = send(&hole).await.expect("room");

@@ -1,5 +1,6 @@
 //! The fleet against real gRPC servers.
 
+mod access;
 mod answers;
 mod delivery;
 mod faults;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::decision::{Disposition, Guard, PluginVersion, Verdict};
-use crate::message::{Audience, CometAddr};
+use crate::message::{Audience, CometAddr, NamedBy};
 use crate::policy::guest::bindings::exports::halley::policy::filter::{self, Amendment, Once};
 use crate::policy::guest::bindings::exports::halley::policy::offline;
 use crate::policy::guest::failure::Failure;
@@ -36,7 +36,8 @@ pub(in crate::policy) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) 
     Ok(answers)
 }
 
-/// Applies a filter's verdict to a message, or nothing of it.
+/// Applies a filter's verdict to a message, or nothing of it. The comets that it adds are named by
+/// `named_by`.
 ///
 /// # Errors
 /// When the verdict makes no sense for this message, which is then unchanged.
@@ -44,6 +45,7 @@ pub(in crate::policy) fn apply(
     verdict: filter::Verdict,
     filtered: &mut Filtered,
     by: &PluginVersion,
+    named_by: NamedBy,
 ) -> Result<(), Failure> {
     match verdict {
         filter::Verdict::Pass => return Ok(()),
@@ -59,7 +61,7 @@ pub(in crate::policy) fn apply(
         }
         filter::Verdict::Amend(amendment) => {
             check(&amendment, &filtered.message.audience)?;
-            amend(amendment, filtered, by);
+            amend(amendment, filtered, by, named_by);
         }
     }
     Ok(())
@@ -119,7 +121,7 @@ fn within(text: &str, what: &str, most: usize) -> Result<(), Failure> {
 }
 
 /// Carries out a checked amendment.
-fn amend(amendment: Amendment, filtered: &mut Filtered, by: &PluginVersion) {
+fn amend(amendment: Amendment, filtered: &mut Filtered, by: &PluginVersion, named_by: NamedBy) {
     let mut amended = Vec::new();
     if let Some(body) = amendment.body {
         filtered.message.body = body.into();
@@ -137,7 +139,7 @@ fn amend(amendment: Amendment, filtered: &mut Filtered, by: &PluginVersion) {
         *keys = new.into_iter().map(Arc::from).collect();
         amended.push("keys");
     }
-    if override_comets(filtered, amendment.only, amendment.except, amendment.also) {
+    if override_comets(filtered, amendment.only, amendment.except, (amendment.also, named_by)) {
         amended.push("comets");
     }
     if !amendment.once.is_empty() {
@@ -158,7 +160,7 @@ fn override_comets(
     filtered: &mut Filtered,
     only: Option<Vec<String>>,
     except: Vec<String>,
-    also: Vec<String>,
+    (also, named_by): (Vec<String>, NamedBy),
 ) -> bool {
     let anything = only.is_some() || !except.is_empty() || !also.is_empty();
     let overrides = &mut filtered.overrides;
@@ -170,7 +172,11 @@ fn override_comets(
         overrides.only = Some(wanted);
     }
     add_new(&mut overrides.except, addresses(except));
-    add_new(&mut overrides.also, addresses(also));
+    let also = addresses(also);
+    if !named_by.is_limited_to_known() {
+        add_new(&mut overrides.trusted, also.clone());
+    }
+    add_new(&mut overrides.also, also);
     anything
 }
 

@@ -204,6 +204,7 @@ mod tests {
 
     use super::*;
     use crate::membership::{Connection, Membership};
+    use crate::message::NamedBy;
 
     const NAMES: [&str; 3] = ["a:1", "b:1", ""];
 
@@ -225,7 +226,8 @@ mod tests {
             });
             let mut room = Grouping::new(Arc::new(Membership::new(connections, 0)));
             let moves = (0..).zip(&members).filter_map(|(at, (_, place))| Some((at, place.clone()?)));
-            room.apply(Regrouping { redirects: Vec::new(), moves: moves.collect() }).expect("in range");
+            room.apply(Regrouping { redirects: Vec::new(), moves: moves.collect() }, NamedBy::Plugin)
+                .expect("in range");
             room
         })
     }

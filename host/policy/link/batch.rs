@@ -179,9 +179,12 @@ impl Link {
         if self.is_in_vain() {
             return Ok(());
         }
+        let named_by = self.plugin.config.comets.named_by();
         for (verdict, at) in verdicts.into_iter().zip(indexes) {
             self.plugin.count(&verdict);
-            if let Err(failure) = answers::apply(verdict, &mut asked.batch[*at], &self.plugin.version) {
+            if let Err(failure) =
+                answers::apply(verdict, &mut asked.batch[*at], &self.plugin.version, named_by)
+            {
                 let failure = self.counted(failure);
                 self.give_up_on(&failure, asked, std::iter::once(*at))?;
             }

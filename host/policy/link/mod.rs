@@ -74,9 +74,10 @@ impl Link {
         let seen = Room::of(grouping, self.hooks().columns());
         let answer = self.twice(|instance| instance.regroup(room.as_str(), &seen))?;
         let Some(answer) = answer else { return Ok(()) };
-        let applied = seen
-            .check(answer)
-            .and_then(|changes| grouping.apply(changes).map_err(|e| Failure::bad_answer(e.to_string())));
+        let named_by = self.plugin.config.comets.named_by();
+        let applied = seen.check(answer).and_then(|changes| {
+            grouping.apply(changes, named_by).map_err(|e| Failure::bad_answer(e.to_string()))
+        });
         applied.map_err(|failure| self.counted(failure))
     }
 

@@ -1,0 +1,170 @@
+//! What stands before a comet's channel: no address is dialled that it does not let through.
+//!
+//! The connector is hyper-util's, as tonic has it by itself. It dials an IP address as it stands
+//! in the URI, and looks a name up through a resolver; both are checked here, the latter after
+//! the look-up, and what is let through is what is dialled.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, RwLock, Weak};
+use std::task::{Context, Poll};
+
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use tonic::codegen::Service;
+
+use super::{Access, Refused, Trust};
+use crate::comets::job::Standing;
+use crate::comets::known::Known;
+use crate::message::{CometAddr, NamedBy};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+
+/// What one comet's connections may lead to.
+#[derive(Clone)]
+pub(in crate::comets) struct Gate {
+    access: Arc<Access>,
+    standing: Arc<Standing>,
+    known: Weak<RwLock<Known>>,
+}
+
+impl Gate {
+    pub(in crate::comets) fn new(
+        access: Arc<Access>,
+        standing: Arc<Standing>,
+        known: Weak<RwLock<Known>>,
+    ) -> Self {
+        Self { access, standing, known }
+    }
+
+    /// That of a comet that an operator named.
+    #[cfg(test)]
+    pub(in crate::comets) fn open(address: &CometAddr) -> Self {
+        let metrics = crate::comets::Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let access = Access::new(None, metrics.refused.clone());
+        let source = crate::comets::Source::Configured;
+        let standing = Standing::new(address.clone(), source, metrics.of(address), Arc::default());
+        Self { access: Arc::new(access), standing: Arc::new(standing), known: Weak::new() }
+    }
+
+    /// Whether this address may be dialled now: who named the comet may have changed.
+    fn check(&self, name: Option<&str>, address: SocketAddr) -> Result<(), Refused> {
+        let trust = Trust::from(self.standing.source());
+        self.access.check(trust, name, address).or_else(|refused| {
+            // Whoever names it, one of the gateway's own comets is there.
+            let is_own = trust == Trust::Others && self.is_own(address);
+            if is_own { Ok(()) } else { Err(refused) }
+        })
+    }
+
+    fn is_own(&self, address: SocketAddr) -> bool {
+        let Some(known) = self.known.upgrade() else { return false };
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
+        let address = CometAddr::from(address.to_string());
+        known.read().unwrap_or_else(std::sync::PoisonError::into_inner).has_own(&address)
+    }
+
+    /// Those of a name's addresses that may be dialled.
+    fn filter(
+        &self,
+        name: &str,
+        found: impl Iterator<Item = SocketAddr>,
+    ) -> Result<Vec<SocketAddr>, BoxError> {
+        let port = self.standing.address.address().map_or(0, |address| address.port());
+        let (mut admitted, mut last) = (Vec::new(), None);
+        for mut address in found {
+            address.set_port(port);
+            match self.check(Some(name), address) {
+                Ok(()) => admitted.push(address),
+                Err(refused) => last = Some(refused),
+            }
+        }
+        match last {
+            Some(refused) if admitted.is_empty() => Err(self.note(refused).into()),
+            _ => Ok(admitted),
+        }
+    }
+
+    fn note(&self, refused: Refused) -> Refused {
+        let named_by = match Trust::from(self.standing.source()) {
+            Trust::Operator | Trust::Directory => NamedBy::Directory,
+            Trust::Others => NamedBy::Record,
+        };
+        self.access.note(&refused, named_by);
+        refused
+    }
+}
+
+/// Looks names up, and gives the addresses that may be dialled.
+#[derive(Clone)]
+pub(in crate::comets) struct GatedResolver {
+    gate: Gate,
+    resolver: GaiResolver,
+}
+
+impl Service<Name> for GatedResolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = BoxError;
+    type Future = Boxed<Self::Response>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.resolver.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let gate = self.gate.clone();
+        let found = self.resolver.call(name.clone());
+        Box::pin(async move {
+            let found = found.await?;
+            Ok(gate.filter(name.as_str(), found)?.into_iter())
+        })
+    }
+}
+
+/// Makes connections to where the gate lets it.
+#[derive(Clone)]
+pub(in crate::comets) struct GatedConnector {
+    gate: Gate,
+    http: HttpConnector<GatedResolver>,
+}
+
+impl GatedConnector {
+    /// With a connector that is configured with `set_up`.
+    pub(in crate::comets) fn new(gate: Gate, set_up: impl FnOnce(&mut HttpConnector<GatedResolver>)) -> Self {
+        let resolver = GatedResolver { gate: gate.clone(), resolver: GaiResolver::new() };
+        let mut http = HttpConnector::new_with_resolver(resolver);
+        set_up(&mut http);
+        Self { gate, http }
+    }
+
+    fn admits(&self, uri: &http::Uri) -> Result<(), Refused> {
+        let address = CometAddr::from(uri.authority().map_or("", http::uri::Authority::as_str));
+        let Ok(address) = address.address() else {
+            return Err(Refused::not_listed(uri.to_string()));
+        };
+        match address.ip() {
+            Some(ip) => self.gate.check(None, SocketAddr::new(ip, address.port())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Service<http::Uri> for GatedConnector {
+    type Response = <HttpConnector<GatedResolver> as Service<http::Uri>>::Response;
+    type Error = BoxError;
+    type Future = Boxed<Self::Response>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.http.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, uri: http::Uri) -> Self::Future {
+        if let Err(refused) = self.admits(&uri) {
+            let refused = self.gate.note(refused);
+            return Box::pin(async move { Err(refused.into()) });
+        }
+        let connecting = self.http.call(uri);
+        Box::pin(async move { Ok(connecting.await?) })
+    }
+}

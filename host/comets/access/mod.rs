@@ -1,0 +1,263 @@
+//! Which addresses are connected to: whoever writes records, the directory or a plugin must not
+//! be able to make the gateway connect to arbitrary hosts.
+//!
+//! Who named a comet decides. What configuration, DNS of it and discovery name is always dialled.
+//! What the directory names has to match `[comets] allow` where that is set; without it, the
+//! directory may name anything but link-local, multicast, broadcast and unspecified addresses.
+//! What only a record or a trusted plugin named has to match, too; without `allow` it may not be
+//! a loopback address either, unless one of the gateway's own comets is there. Other plugins name
+//! known comets only, which `fleet` sees to.
+//!
+//! Names are checked where they lead: each address that a look-up gave, right before it is
+//! dialled, with no second look-up between. See [`Gate`].
+//!
+//! # Layout
+//! - `allow`: the list. `special`: loopback and its like. `gate`: what stands before a channel.
+
+mod allow;
+mod gate;
+mod special;
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::warn;
+
+use super::job::Source;
+use super::metrics::{RefusedMetrics, RefusedReason};
+use crate::message::{CometAddr, NamedBy};
+use crate::telemetry::Seldom;
+pub(super) use allow::AllowList;
+pub(super) use gate::{Gate, GatedConnector};
+use special::Special;
+
+const LOG_EVERY: Duration = Duration::from_secs(10);
+/// For how long after the last one refusals stand in the readiness warnings.
+const LASTS: Duration = Duration::from_secs(30);
+
+/// How far the one who named a comet is trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// An operator.
+    Operator,
+    Directory,
+    /// A record, or a plugin.
+    Others,
+}
+
+impl From<Source> for Trust {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Configured | Source::Dns | Source::Discovery => Self::Operator,
+            // It was named by an operator until just now.
+            Source::Directory | Source::Retired => Self::Directory,
+            Source::Named => Self::Others,
+        }
+    }
+}
+
+/// An address that is not connected to, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} {why}; {REMEDY}")]
+pub(super) struct Refused {
+    what: String,
+    why: &'static str,
+    reason: RefusedReason,
+}
+
+const REMEDY: &str =
+    "it is not connected to; if it is a comet, list it in [comets] allow, or in [comets] nodes";
+
+impl Refused {
+    /// A plugin named a comet that the gateway does not know.
+    pub(super) fn unknown(comet: &CometAddr) -> Self {
+        let why = "is named by a plugin and is no comet that the gateway knows (a plugin with `comets = \"any\"` may name others)";
+        Self { what: comet.to_string(), why, reason: RefusedReason::unknown_comet }
+    }
+
+    fn special(address: SocketAddr, special: Special) -> Self {
+        Self { what: address.to_string(), why: why(special), reason: special.into() }
+    }
+
+    fn not_listed(what: String) -> Self {
+        Self { what, why: "is not in [comets] allow", reason: RefusedReason::not_listed }
+    }
+}
+
+fn why(special: Special) -> &'static str {
+    match special {
+        Special::Loopback => "is a loopback address, which only comets of the gateway's own may have",
+        Special::LinkLocal => "is a link-local address",
+        Special::Unspecified => "is an unspecified address",
+        Special::Multicast => "is a multicast address",
+        Special::Broadcast => "is a broadcast address",
+    }
+}
+
+impl From<Special> for RefusedReason {
+    fn from(special: Special) -> Self {
+        match special {
+            Special::Loopback => Self::loopback,
+            Special::LinkLocal => Self::link_local,
+            Special::Unspecified => Self::unspecified,
+            Special::Multicast => Self::multicast,
+            Special::Broadcast => Self::broadcast,
+        }
+    }
+}
+
+/// The rules, and what they refused lately.
+pub(super) struct Access {
+    allow: Option<AllowList>,
+    metrics: RefusedMetrics,
+    log: Seldom,
+    last: Mutex<Option<(Instant, String)>>,
+}
+
+impl Access {
+    pub(super) fn new(allow: Option<AllowList>, metrics: RefusedMetrics) -> Self {
+        Self { allow, metrics, log: Seldom::every(LOG_EVERY), last: Mutex::default() }
+    }
+
+    /// Whether an address may be dialled that this name led to, if it was a name.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn check(&self, trust: Trust, name: Option<&str>, address: SocketAddr) -> Result<(), Refused> {
+        let special = Special::of(address.ip());
+        if trust == Trust::Operator {
+            return Ok(());
+        }
+        if let Some(allow) = &self.allow {
+            // A name that is listed says nothing of where it leads within this host.
+            let by_name =
+                || special.is_none() && name.is_some_and(|name| allow.has_name(name, address.port()));
+            return match special {
+                _ if allow.has_address(address) || by_name() => Ok(()),
+                Some(special) => Err(Refused::special(address, special)),
+                None => Err(Refused::not_listed(address.to_string())),
+            };
+        }
+        match (trust, special) {
+            (_, None) | (Trust::Directory, Some(Special::Loopback)) => Ok(()),
+            (_, Some(special)) => Err(Refused::special(address, special)),
+        }
+    }
+
+    /// The same for a comet's address, as far as it can be said without looking a name up.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn check_comet(&self, trust: Trust, comet: &CometAddr) -> Result<(), Refused> {
+        match comet.address() {
+            Ok(address) => match address.ip() {
+                Some(ip) => self.check(trust, None, SocketAddr::new(ip, address.port())),
+                None => Ok(()),
+            },
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Counts and logs that something was refused.
+    pub(super) fn note(&self, refused: &Refused, named_by: NamedBy) {
+        self.metrics.count(refused.reason, named_by);
+        if self.log.now() {
+            let by = named_by.as_str();
+            warn!(named_by = by, "a comet is not called: {refused}; its recipients go to the offline policy");
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            *last = Some((Instant::now(), format!("a comet that {by} named is not called: {refused}")));
+        }
+    }
+
+    /// What was refused lately.
+    pub(super) fn warning(&self, now: Instant) -> Option<String> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS).map(|(_, text)| text.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn access(allow: Option<&[&str]>) -> Access {
+        let allow = allow.map(|entries| {
+            let entries: Vec<String> = entries.iter().map(|entry| (*entry).to_owned()).collect();
+            AllowList::parse(&entries).expect("a list")
+        });
+        Access::new(allow, RefusedMetrics::default())
+    }
+
+    fn may(access: &Access, trust: Trust, name: Option<&str>, address: &str) -> bool {
+        access.check(trust, name, address.parse().expect("a socket address")).is_ok()
+    }
+
+    const SPECIAL: [&str; 5] =
+        ["127.0.0.1:1", "169.254.169.254:80", "0.0.0.0:1", "224.0.0.1:1", "255.255.255.255:1"];
+
+    #[test]
+    fn without_a_list_trust_decides() {
+        let access = access(None);
+        for address in ["10.0.0.1:1", "8.8.8.8:1", "[fd00::1]:1"] {
+            for trust in [Trust::Operator, Trust::Directory, Trust::Others] {
+                assert!(may(&access, trust, None, address), "{trust:?} {address}");
+            }
+        }
+        for address in SPECIAL {
+            assert!(may(&access, Trust::Operator, None, address), "{address}");
+            assert_eq!(
+                may(&access, Trust::Directory, None, address),
+                address.starts_with("127."),
+                "{address}"
+            );
+            assert!(!may(&access, Trust::Others, Some("innocent.example"), address), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_list_decides_for_all_but_operators() {
+        let access = access(Some(&["10.0.0.0/8:3109", "comet-*.internal:3109", "127.0.0.1:7"]));
+        for trust in [Trust::Directory, Trust::Others] {
+            for (name, address, expected) in [
+                (None, "10.0.0.1:3109", true),
+                (None, "[::ffff:10.0.0.1]:3109", true),
+                (None, "10.0.0.1:3110", false),
+                (None, "11.0.0.1:3109", false),
+                (Some("comet-1.internal"), "11.0.0.1:3109", true),
+                (Some("comet-1.internal"), "11.0.0.1:3110", false),
+                (Some("evil.example"), "11.0.0.1:3109", false),
+                (Some("evil.example"), "10.0.0.1:3109", true),
+                (Some("comet-1.internal"), "127.0.0.1:3109", false),
+                (Some("comet-1.internal"), "169.254.169.254:3109", false),
+                (None, "127.0.0.1:7", true),
+                (None, "127.0.0.1:8", false),
+            ] {
+                assert_eq!(may(&access, trust, name, address), expected, "{trust:?} {name:?} {address}");
+            }
+        }
+        for address in SPECIAL.iter().chain(&["11.0.0.1:1"]) {
+            assert!(may(&access, Trust::Operator, None, address), "{address}");
+        }
+    }
+
+    #[test]
+    fn an_empty_list_allows_operators_alone() {
+        let access = access(Some(&[]));
+        assert!(!may(&access, Trust::Directory, Some("comet"), "10.0.0.1:1"));
+        assert!(may(&access, Trust::Operator, Some("comet"), "10.0.0.1:1"));
+    }
+
+    #[test]
+    fn refusals_are_told_with_the_remedy_for_a_while() {
+        let access = access(None);
+        let now = Instant::now();
+        assert_eq!(access.warning(now), None);
+        let refused = access.check_comet(Trust::Others, &"127.0.0.1:22".into()).expect_err("loopback");
+        access.note(&refused, NamedBy::Record);
+        let warning = access.warning(Instant::now()).expect("just noted");
+        assert!(warning.contains("127.0.0.1:22") && warning.contains("[comets] allow"), "{warning}");
+        assert_eq!(access.warning(Instant::now() + LASTS), None);
+        access.check_comet(Trust::Others, &"a-name:22".into()).expect("nobody looked it up");
+    }
+}
