@@ -117,7 +117,7 @@ const STAYS_IN: &[(&str, &[&str])] = &[
     ("tonic", &["comets", "cli"]),
     ("axum", &["admin"]),
     ("landlock", &["sandbox"]),
-    ("reqwest", &["cli", "comets"]),
+    ("reqwest", &["cli", "comets", "policy"]),
     ("clap", &["cli", "telemetry"]),
 ];
 

@@ -13,7 +13,7 @@ use crate::message::NamedBy;
 use crate::policy::guest::runtime::RuntimeConfig;
 use crate::policy::intake::{self, Intake};
 use crate::policy::on_error::OnErrors;
-use crate::policy::registry;
+use crate::policy::registry::{self, RegistryConfig};
 use crate::policy::trial::{Mode, TrialConfig};
 use crate::policy::trust::Trust;
 use crate::policy::versions::{QuarantineConfig, Versions};
@@ -200,6 +200,8 @@ pub struct PoliciesConfig {
     /// Files with ed25519 public keys in PEM, or such texts themselves. Once there is one, only
     /// plugins decide that one of the keys has signed. The files are followed.
     pub trusted_keys: Vec<String>,
+    /// What registries may do.
+    pub registry: RegistryConfig,
 }
 
 impl Default for PoliciesConfig {
@@ -211,6 +213,7 @@ impl Default for PoliciesConfig {
             state_folder: None,
             keep_versions: 10,
             trusted_keys: Vec::new(),
+            registry: RegistryConfig::default(),
         }
     }
 }
@@ -238,7 +241,7 @@ impl PoliciesConfig {
 
     /// Where plugins come from and which are trusted.
     pub fn intake(&self) -> Intake {
-        Intake::new(self.trust(), self.state_folder.as_deref())
+        Intake::new(self.trust(), self.state_folder.as_deref(), self.registry.clone())
     }
 
     /// What a gateway's runtime is made with.
@@ -280,6 +283,7 @@ impl PoliciesConfig {
         if !(2..=MOST_VERSIONS).contains(&self.keep_versions) {
             problems.push(format!("`policies.keep_versions` must be 2 to {MOST_VERSIONS}"));
         }
+        problems.extend(self.registry.problems());
         problems
     }
 }

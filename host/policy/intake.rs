@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::policy::config::PluginConfig;
 use crate::policy::guest::module;
-use crate::policy::registry::{self, Registries};
+use crate::policy::registry::{self, Registries, RegistryConfig};
 use crate::policy::trust::{self, Trust};
 
 /// A version that came in, with its signature where it has one.
@@ -25,8 +25,8 @@ pub struct Intake {
 
 impl Intake {
     /// With this trust; what comes from registries is kept in the folder, where there is one.
-    pub fn new(trust: Trust, folder: Option<&Path>) -> Self {
-        Self { trust, registries: Registries::new(folder.map(Path::to_owned)) }
+    pub fn new(trust: Trust, folder: Option<&Path>, registry: RegistryConfig) -> Self {
+        Self { trust, registries: Registries::new(folder.map(Path::to_owned), registry) }
     }
 
     /// What the configuration names: a file, or what a registry has. May take its time.

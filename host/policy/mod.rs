@@ -101,6 +101,7 @@ pub use outcome::{Decided, Decision, Filtered, Stalled};
 pub use pass::{Pass, Step};
 pub use policies::Policies;
 pub use prepare::{Problem, Refused};
+pub use registry::RegistryConfig;
 pub use set::{Generation, PolicySet};
 pub use status::{PluginState, PluginStatus, Refusal, Status};
 pub use steer::{Upload, supervise};

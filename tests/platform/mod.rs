@@ -1,6 +1,7 @@
 //! Policies as a platform: whose plugins decide, and where they come from.
 
 mod files;
+mod hostile_registry;
 mod limits;
 mod registry;
 mod trust;

@@ -1,137 +1,276 @@
-//! Fetching from a registry, within bounds of size and time, on a thread of its own.
+//! Fetching from a registry, on a thread of its own.
+//!
+//! Whatever a registry is, or has become: every body has a limit, everything together a deadline, and
+//! nothing goes anywhere but to the registry's own site and to sites that the configuration lists.
+//! Credentials go to the registry, and to where its tokens come from; with a redirect they go to the
+//! registry itself alone.
+//!
+//! Own code, not oci-client's, which reads manifests, errors and tokens to their end, follows every
+//! redirect and sends credentials to whatever realm it is told. What is spoken: the OCI distribution
+//! specification 1.1, and its token authentication (distribution.github.io/distribution/spec/auth).
 
-use std::error::Error as _;
-use std::io;
-use std::net::IpAddr;
-use std::pin::Pin;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use oci_client::client::{Client, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
+use oci_client::Reference;
 use oci_client::manifest::{IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE};
-use oci_client::{Reference, secrets::RegistryAuth};
-use tokio::io::AsyncWrite;
+use oci_client::secrets::RegistryAuth;
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
 
-use crate::policy::registry::{MAX_SIZE, Package, check_digest, credentials, plugin_of};
+use crate::policy::registry::challenge::{self, Challenge};
+use crate::policy::registry::site::{RegistryConfig, is_near, is_same_site};
+use crate::policy::registry::{MAX_MANIFEST, MAX_SIZE, Package, check_digest, credentials, plugin_of};
 
 /// How long everything may take together.
 const DEADLINE: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(5);
+/// The most redirects of one request.
+const MOST_REDIRECTS: usize = 5;
+/// The largest answer with a token, and what is read of an error, in bytes.
+const MAX_TOKEN: usize = 64 * 1024;
+const MAX_ERROR: usize = 4 * 1024;
+/// What is shown of an error, in characters.
+const SHOWN: usize = 200;
 
 /// Fetches the package of this digest, checked.
 ///
 /// # Errors
 /// What is wrong: the second half of a sentence that begins with the plugin.
-pub(super) fn pull(reference: &Reference, digest: &str) -> Result<Package, String> {
+pub(super) fn pull(config: &RegistryConfig, reference: &Reference, digest: &str) -> Result<Package, String> {
     // The caller may stand inside of an async runtime; a thread of our own never does.
     std::thread::scope(|scope| {
         let fetching = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|e| format!("cannot be fetched: no runtime: {e}"))?;
-            runtime.block_on(async {
-                let fetched = tokio::time::timeout(DEADLINE, fetch(reference, digest)).await;
+            let fetched = runtime.block_on(async {
+                let fetched = tokio::time::timeout(DEADLINE, fetch(config, reference, digest)).await;
                 fetched.unwrap_or_else(|_| {
                     Err(format!(
                         "cannot be fetched: the registry took longer than {DEADLINE:?}; it is tried again"
                     ))
                 })
-            })
+            });
+            // Looking up a name may still block a thread.
+            runtime.shutdown_background();
+            fetched
         });
         fetching.join().unwrap_or_else(|_| Err("cannot be fetched: the client panicked".to_owned()))
     })
 }
 
-async fn fetch(reference: &Reference, digest: &str) -> Result<Package, String> {
-    let auth = credentials::of(reference.registry())?;
-    let client = client(reference.registry())?;
-    let said_no = |error: OciDistributionError| explain(&error, &auth);
-    let accepted = [OCI_IMAGE_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE];
-    let (manifest, _) = client.pull_manifest_raw(reference, &auth, &accepted).await.map_err(said_no)?;
-    let (layer, _) = plugin_of(digest, &manifest)?;
-    let mut plugin = Bounded(Vec::new());
-    client.pull_blob(reference, &layer, &mut plugin).await.map_err(said_no)?;
-    check_digest("the plugin", &layer.digest, &plugin.0)?;
-    Ok(Package { manifest: manifest.to_vec(), plugin: plugin.0 })
-}
-
-fn client(registry: &str) -> Result<Client, String> {
-    let near = is_near(registry);
-    let protocol =
-        if near { ClientProtocol::HttpsExcept(vec![registry.to_owned()]) } else { ClientProtocol::Https };
-    let config = ClientConfig {
-        protocol,
-        connect_timeout: Some(CONNECT),
-        read_timeout: Some(DEADLINE),
-        user_agent: concat!("halley/", env!("CARGO_PKG_VERSION")),
-        ..ClientConfig::default()
+async fn fetch(config: &RegistryConfig, reference: &Reference, digest: &str) -> Result<Package, String> {
+    let credentials = credentials::of(reference.registry())?;
+    let who = if matches!(credentials, RegistryAuth::Anonymous) { "without" } else { "with" };
+    let failed = |why: String| {
+        format!(
+            "cannot be fetched (asked {who} credentials): {why}; check the reference, that the registry is there, and the credentials (`docker login` writes them; helpers are not asked). It is tried again"
+        )
     };
-    Client::try_from(config).map_err(|e| format!("cannot be fetched: no client for registries: {e}"))
+    let mut session = Session::new(config, reference, credentials).map_err(failed)?;
+    let manifest = session.get("manifests", digest, MAX_MANIFEST).await.map_err(failed)?;
+    let (layer, _) = plugin_of(digest, &manifest)?;
+    let plugin = session.get("blobs", &layer.digest, MAX_SIZE).await.map_err(failed)?;
+    check_digest("the plugin", &layer.digest, &plugin)?;
+    Ok(Package { manifest, plugin })
 }
 
-/// Whether a registry (`host` or `host:port`) is on this machine.
-fn is_near(registry: &str) -> bool {
-    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+/// One conversation with a registry about one repository.
+struct Session<'a> {
+    config: &'a RegistryConfig,
+    client: Client,
+    /// `https://registry/v2/`.
+    base: Url,
+    repository: &'a str,
+    credentials: RegistryAuth,
+    /// What the registry wants with each request, once it said so.
+    authorization: Option<HeaderValue>,
 }
 
-fn explain(error: &OciDistributionError, auth: &RegistryAuth) -> String {
-    let who =
-        if matches!(auth, RegistryAuth::Anonymous) { "without credentials" } else { "with credentials" };
+impl<'a> Session<'a> {
+    fn new(
+        config: &'a RegistryConfig,
+        reference: &'a Reference,
+        credentials: RegistryAuth,
+    ) -> Result<Self, String> {
+        let registry = reference.resolve_registry();
+        let place = |scheme| format!("{scheme}://{registry}/v2/").parse::<Url>();
+        let mut base = place("https").map_err(|why| format!("`{registry}` is no registry: {why}"))?;
+        if base.host_str().is_some_and(is_near) {
+            base = place("http").map_err(|why| format!("`{registry}` is no registry: {why}"))?;
+        }
+        let client = Client::builder()
+            .connect_timeout(CONNECT)
+            .read_timeout(DEADLINE)
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .user_agent(concat!("halley/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|why| format!("no client for registries: {}", causes(&why)))?;
+        let authorization = match &credentials {
+            RegistryAuth::Bearer(token) => Some(bearer(token)?),
+            _ => None,
+        };
+        Ok(Self { config, client, base, repository: reference.repository(), credentials, authorization })
+    }
+
+    /// What the registry has under this digest: `manifests` or `blobs`.
+    async fn get(&mut self, what: &str, digest: &str, most: usize) -> Result<Vec<u8>, String> {
+        let path = format!("{}/{what}/{digest}", self.repository);
+        let url = self.base.join(&path).map_err(|why| format!("`{path}` is no path: {why}"))?;
+        let mut answer = self.follow(url.clone()).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED && self.authorize(&answer).await? {
+            answer = self.follow(url).await?;
+        }
+        if !answer.status().is_success() {
+            return Err(refusal(answer).await);
+        }
+        body(answer, most).await
+    }
+
+    /// Asks, and goes where the answer leads.
+    async fn follow(&self, mut url: Url) -> Result<Response, String> {
+        for _ in 0..=MOST_REDIRECTS {
+            let mut request = self.client.get(url.clone());
+            request =
+                request.header(ACCEPT, format!("{OCI_IMAGE_MEDIA_TYPE}, {IMAGE_MANIFEST_MEDIA_TYPE}, */*"));
+            if let Some(authorization) =
+                self.authorization.as_ref().filter(|_| is_same_site(&self.base, &url))
+            {
+                request = request.header(AUTHORIZATION, authorization);
+            }
+            let answer = send(request).await?;
+            if !answer.status().is_redirection() {
+                return Ok(answer);
+            }
+            let to = answer.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+            let to = to.and_then(|to| url.join(to).ok()).ok_or("the registry redirects to nowhere")?;
+            if !self.config.allows(&self.base, &to) {
+                return Err(format!("the registry redirects to {}", self.elsewhere(&to)));
+            }
+            url = to;
+        }
+        Err(format!("the registry redirects more than {MOST_REDIRECTS} times"))
+    }
+
+    /// Does what the registry asks for; whether there is anything to do.
+    async fn authorize(&mut self, answer: &Response) -> Result<bool, String> {
+        if self.authorization.is_some() {
+            return Ok(false);
+        }
+        let headers =
+            answer.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        let authorization = match (challenge::parse(headers), &self.credentials) {
+            (Some(Challenge::Basic), RegistryAuth::Basic(user, password)) => basic(user, password)?,
+            (Some(Challenge::Bearer { realm, service }), _) => self.token(&realm, service.as_deref()).await?,
+            _ => return Ok(false),
+        };
+        self.authorization = Some(authorization);
+        Ok(true)
+    }
+
+    /// A token that lets in who has the credentials, to read this repository and nothing else.
+    async fn token(&self, realm: &str, service: Option<&str>) -> Result<HeaderValue, String> {
+        let realm: Url = realm.parse().map_err(|_| "the registry's tokens come from what is no URL")?;
+        if !self.config.allows(&self.base, &realm) {
+            return Err(format!("the registry's tokens come from {}", self.elsewhere(&realm)));
+        }
+        let scope = format!("repository:{}:pull", self.repository);
+        let mut request = self.client.get(realm).query(&[("scope", &*scope)]);
+        if let Some(service) = service {
+            request = request.query(&[("service", service)]);
+        }
+        if let RegistryAuth::Basic(user, password) = &self.credentials {
+            request = request.header(AUTHORIZATION, basic(user, password)?);
+        }
+        let answer = send(request).await?;
+        if !answer.status().is_success() {
+            return Err(format!("no token: {}", refusal(answer).await));
+        }
+        let answer = body(answer, MAX_TOKEN).await.map_err(|why| format!("no token: {why}"))?;
+        // The parser's own words could quote a secret.
+        let answer: Token =
+            serde_json::from_slice(&answer).map_err(|_| "the answer with the token is not JSON")?;
+        let token = answer.token.or(answer.access_token).ok_or("the answer has no token")?;
+        bearer(&token)
+    }
+
+    fn elsewhere(&self, place: &Url) -> String {
+        let host = place.host_str().unwrap_or_default();
+        let site = place.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        format!(
+            "another site, {}://{site}, which got nothing; if it belongs to the registry, list it: `[policies.registry] also = [\"{site}\"]`",
+            place.scheme()
+        )
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+async fn send(request: RequestBuilder) -> Result<Response, String> {
+    request.send().await.map_err(|why| causes(&why.without_url()))
+}
+
+/// A body of at most so many bytes.
+async fn body(mut answer: Response, most: usize) -> Result<Vec<u8>, String> {
+    let too_large = || format!("the answer has more than {most} bytes");
+    if answer.content_length().is_some_and(|length| length > most as u64) {
+        return Err(too_large());
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|why| causes(&why.without_url()))? {
+        if body.len() + chunk.len() > most {
+            return Err(too_large());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// The status of a refusal and the beginning of what the registry says of it.
+async fn refusal(mut answer: Response) -> String {
+    let status = answer.status();
+    let mut text = Vec::new();
+    while let Ok(Some(chunk)) = answer.chunk().await {
+        text.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR - text.len())]);
+        if text.len() >= MAX_ERROR {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&text);
+    let shown: String = text.chars().filter(|c| !c.is_control()).take(SHOWN).collect();
+    format!("the registry answered {status}: {shown}")
+}
+
+fn basic(user: &str, password: &str) -> Result<HeaderValue, String> {
+    use base64::Engine as _;
+    let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    secret(&format!("Basic {pair}"))
+}
+
+fn bearer(token: &str) -> Result<HeaderValue, String> {
+    secret(&format!("Bearer {token}"))
+}
+
+fn secret(text: &str) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| "the token cannot be sent: it is no header")?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// An error with its causes, each once.
+fn causes(error: &dyn std::error::Error) -> String {
     let mut words = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
-        let inner_words = inner.to_string();
-        if !words.contains(&inner_words) {
-            words = format!("{words}: {inner_words}");
+        let text = inner.to_string();
+        if !words.contains(&text) {
+            words = format!("{words}: {text}");
         }
         cause = inner.source();
     }
-    format!(
-        "cannot be fetched (asked {who}): {words}; check the reference, that the registry is there, and the credentials (`docker login` writes them; helpers are not asked). It is tried again"
-    )
-}
-
-/// Takes so many bytes and no more.
-struct Bounded(Vec<u8>);
-
-impl AsyncWrite for Bounded {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.0.len() + bytes.len() > MAX_SIZE {
-            return Poll::Ready(Err(io::Error::other(format!("more than {MAX_SIZE} bytes"))));
-        }
-        self.0.extend_from_slice(bytes);
-        Poll::Ready(Ok(bytes.len()))
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plain_http_is_for_this_machine() {
-        for near in ["localhost", "localhost:5000", "127.0.0.1:5000"] {
-            assert!(is_near(near), "{near}");
-        }
-        for far in ["registry.example", "10.0.0.1:5000", "localhost.example:5000", "127.0.0.1.example"] {
-            assert!(!is_near(far), "{far}");
-        }
-    }
-
-    #[tokio::test]
-    async fn no_more_is_taken_than_a_plugin_may_have() {
-        use tokio::io::AsyncWriteExt as _;
-        let mut bounded = Bounded(vec![0; MAX_SIZE - 1]);
-        assert!(bounded.write_all(&[0]).await.is_ok());
-        assert!(bounded.write_all(&[0]).await.is_err());
-    }
+    words
 }

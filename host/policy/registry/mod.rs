@@ -5,12 +5,15 @@
 //! registry is spoken to over TLS, over plain HTTP on loopback only.
 //!
 //! - `client`: fetching, within bounds of size and time.
+//! - `site`: where a registry may send its clients. `challenge`: what it asks for first.
 //! - `credentials`: what `docker login` writes.
 //! - `cache`: the folder.
 
 mod cache;
+mod challenge;
 mod client;
 mod credentials;
+mod site;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -22,6 +25,8 @@ use oci_client::manifest::{OciDescriptor, OciImageManifest};
 
 use crate::policy::guest::module;
 use crate::policy::intake::Arrived;
+
+pub use site::RegistryConfig;
 
 /// How references begin.
 const SCHEME: &str = "oci://";
@@ -81,6 +86,7 @@ fn is_sha256(digest: &str) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct Registries {
     folder: Option<PathBuf>,
+    config: RegistryConfig,
     known: Mutex<Known>,
 }
 
@@ -99,9 +105,9 @@ struct Package {
 
 impl Registries {
     /// Kept in this folder's `registry`, too.
-    pub(super) fn new(folder: Option<PathBuf>) -> Self {
+    pub(super) fn new(folder: Option<PathBuf>, config: RegistryConfig) -> Self {
         let folder = folder.map(|folder| folder.join("registry"));
-        Self { folder, known: Mutex::default() }
+        Self { folder, config, known: Mutex::default() }
     }
 
     /// The plugin of this digest. Takes up to half a minute when it has to be fetched.
@@ -141,7 +147,7 @@ impl Registries {
     }
 
     fn pull(&self, reference: &Reference, digest: &str) -> Result<Package, String> {
-        let pulled = client::pull(reference, digest);
+        let pulled = client::pull(&self.config, reference, digest);
         match &pulled {
             Ok(package) => {
                 if let Some(Err(error)) = self.folder.as_deref().map(|to| cache::put(to, digest, package)) {
