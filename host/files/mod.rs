@@ -19,4 +19,4 @@ mod write;
 pub(crate) use ownership::{OwnFolder, folder_access};
 pub(crate) use read::{Unreadable, exhausted, open_argument, open_kernel, read, read_argument, read_text};
 pub(crate) use secret::read_secret;
-pub(crate) use write::{create_new, open_lock};
+pub(crate) use write::{create_new, open_lock, publish};

@@ -15,6 +15,14 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     write(path, content, 0o600)
 }
 
+/// The same for a file that everybody may read, as far as this process's umask lets them.
+///
+/// # Errors
+/// As [`replace`].
+pub(crate) fn publish(path: &Path, content: &[u8]) -> io::Result<()> {
+    write(path, content, 0o644)
+}
+
 fn write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let folder = folder_of(path);
     // Made with O_EXCL, and removed when this fails.

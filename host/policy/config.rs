@@ -62,8 +62,12 @@ pub struct PluginConfig {
     /// has: `oci://registry/repository@sha256:...`.
     pub path: PathBuf,
     /// The SHA-256 of the file, in hex: nothing else is taken in for this plugin, by file, from a
-    /// registry or by push. Versions that are kept from before may be gone back to.
+    /// registry or by push. Versions that are kept from before may be gone back to. A candidate then
+    /// needs a pin of its own, `trial.sha256`.
     pub sha256: Option<String>,
+    /// Whether a version may come in force that is signed with a lower number than the highest that
+    /// was active.
+    pub allow_downgrade: bool,
     /// What happens to a message when the plugin fails on it: one word, or a table by kind of
     /// error. For `grouping`, `drop` and `dead-letter` mean `pass` (a room cannot be dropped);
     /// for `offline`, everything but `stall` means that the plugin has no opinion.
@@ -98,6 +102,7 @@ impl Default for PluginConfig {
             name: String::new(),
             path: PathBuf::new(),
             sha256: None,
+            allow_downgrade: false,
             on_error: OnErrors::default(),
             trial: None,
             quarantine: QuarantineConfig::default(),
@@ -142,8 +147,17 @@ impl PluginConfig {
         }
         mistakes.extend(self.paths().filter_map(|path| registry::reference(path)?.err()));
         let is_hash = |pin: &String| pin.len() == 64 && pin.bytes().all(|b| b.is_ascii_hexdigit());
-        if !self.sha256.as_ref().is_none_or(is_hash) {
-            mistakes.push("`sha256` must be 64 hex digits, as `sha256sum` prints them".to_owned());
+        let candidate = self.trial.as_ref().and_then(|trial| trial.sha256.as_ref());
+        for (key, pin) in [("sha256", self.sha256.as_ref()), ("trial.sha256", candidate)] {
+            if !pin.is_none_or(is_hash) {
+                mistakes.push(format!("`{key}` must be 64 hex digits, as `sha256sum` prints them"));
+            }
+        }
+        if self.trial.is_some() && self.sha256.is_some() && candidate.is_none() {
+            mistakes.push(
+                "`sha256` pins the plugin, and its candidate is not pinned; give it `trial.sha256`"
+                    .to_owned(),
+            );
         }
         if self.deadline.is_zero() || self.deadline > LONGEST_DEADLINE {
             mistakes.push("`deadline` must be more than 0 and at most 60s".to_owned());
@@ -198,8 +212,12 @@ pub struct PoliciesConfig {
     /// How many versions of each plugin are kept in the folder.
     pub keep_versions: usize,
     /// Files with ed25519 public keys in PEM, or such texts themselves. Once there is one, only
-    /// plugins decide that one of the keys has signed. The files are followed.
+    /// plugins decide that one of the keys has signed: under their name, with a number that does not
+    /// fall. The files are followed.
     pub trusted_keys: Vec<String>,
+    /// Whether signatures of the file alone count, too, as earlier versions of Halley took them. They
+    /// tell neither for which plugin nor which version it is.
+    pub bare_signatures: bool,
     /// What registries may do.
     pub registry: RegistryConfig,
 }
@@ -213,6 +231,7 @@ impl Default for PoliciesConfig {
             state_folder: None,
             keep_versions: 10,
             trusted_keys: Vec::new(),
+            bare_signatures: false,
             registry: RegistryConfig::default(),
         }
     }
@@ -268,7 +287,7 @@ impl PoliciesConfig {
     }
 
     fn trust(&self) -> Trust {
-        Trust::new(self.trusted_keys.clone())
+        Trust::new(self.trusted_keys.clone()).with_bare_signatures(self.bare_signatures)
     }
 
     /// What is wrong with the values, one sentence for each mistake.

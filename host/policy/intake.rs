@@ -43,11 +43,21 @@ impl Intake {
         Ok(Arrived { bytes: bytes.into(), signature: signature.map(Arc::from) })
     }
 
-    /// Whether it may decide.
+    /// Whether signatures are asked for.
+    pub(super) fn asks_for_signatures(&self) -> bool {
+        self.trust.asks_for_signatures()
+    }
+
+    /// Whether it may decide; the number that it is signed with, if it is.
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn check(&self, name: &str, arrived: &Arrived, pin: Option<&str>) -> Result<(), String> {
+    pub(super) fn check(
+        &self,
+        name: &str,
+        arrived: &Arrived,
+        pin: Option<&str>,
+    ) -> Result<Option<u64>, String> {
         self.trust.check(name, &arrived.bytes, arrived.signature.as_deref(), pin)
     }
 
@@ -77,7 +87,7 @@ pub(super) fn paths(plugins: &[PluginConfig], trust: &Trust) -> Vec<PathBuf> {
     let files = plugins.iter().flat_map(PluginConfig::paths).filter(|path| !registry::is_reference(path));
     let mut paths: Vec<PathBuf> = files.map(Path::to_path_buf).collect();
     if trust.asks_for_signatures() {
-        let signatures: Vec<PathBuf> = paths.iter().map(|path| trust::beside(path)).collect();
+        let signatures: Vec<PathBuf> = paths.iter().map(|path| trust::signature_file(path)).collect();
         paths.extend(signatures);
         paths.extend(trust.key_files());
     }

@@ -106,7 +106,7 @@ pub use set::{Generation, PolicySet};
 pub use status::{PluginState, PluginStatus, Refusal, Status};
 pub use steer::{Upload, supervise};
 pub use trial::{Budget, Difference, Differences, Mode, Share, TrialConfig, TrialStatus};
-pub use trust::{Trust, read_signature, signature_as_text};
+pub use trust::{Trust, read_signature, sign, signature_as_text, signature_file};
 pub use versions::{
     Against, Cause, Event, KeptVersion, Override, QuarantineConfig, Then, Tried, Turn, Versions,
 };

@@ -14,6 +14,7 @@ use crate::policy::guest::module;
 use crate::policy::guest::runtime::Runtime;
 use crate::policy::intake::{Arrived, Intake};
 use crate::policy::plugin::{Candidate, Plugin};
+use crate::policy::trust::check_order;
 use crate::policy::versions::{Against, Cause, Change, Choice, Override, Tried, Versions};
 
 /// A plugin that is wanted.
@@ -228,18 +229,20 @@ fn decide(
     let file = intake.fetch(&config.path);
     let file_hash = file.as_ref().ok().map(|file| module::hash(&file.bytes));
     let known = versions.record(name).and_then(|record| record.instead);
-    let change = |to, why: &str, instead| {
+    let change = |decides: Option<Trusted>, why: &str, instead| {
         let against = by_hand.and_then(|by_hand| by_hand.against.clone());
         let tried = by_hand.and_then(|by_hand| by_hand.tried.clone());
-        Change { plugin: name.clone(), to, why: why.to_owned(), instead, against, tried }
+        let signed = decides.as_ref().and_then(|trusted| trusted.signed);
+        let to = decides.map(|trusted| (trusted.hash, trusted.arrived));
+        Change { plugin: name.clone(), to, signed, why: why.to_owned(), instead, against, tried }
     };
-    let trusted = |arrived: Arrived, pin: Option<&str>| {
-        intake.check(name, &arrived, pin)?;
-        Ok::<_, String>(Some((module::hash(&arrived.bytes), arrived)))
-    };
+    let trusted =
+        |arrived: Arrived, pin: Option<&str>| trust_new(intake, versions, config, arrived, pin).map(Some);
+    // What was active before may come back, whatever its number is: nobody but an operator, or a
+    // quarantine, brings it back.
     let kept = |hash: &str, pin: Option<&str>| {
-        let kept = trusted(versions.file(hash)?, pin);
-        kept.map_err(|why| format!("has a kept version, {hash}, that {why}"))
+        let kept = versions.file(name, hash).and_then(|arrived| Trusted::new(intake, name, arrived, pin));
+        kept.map(Some).map_err(|why| format!("has a kept version, {hash}, that {why}"))
     };
     let Some(by_hand) = by_hand else {
         let why = known.as_ref().map_or("", |known| &known.why).to_owned();
@@ -259,7 +262,7 @@ fn decide(
         Pick::Kept(hash) => kept(hash, None)?,
         Pick::Without => None,
     };
-    let with = to.as_ref().map(|(hash, _)| hash.clone());
+    let with = to.as_ref().map(|trusted| trusted.hash.clone());
     let instead = match by_hand.cause {
         // The file says the same.
         _ if with.is_some() && with == file_hash => None,
@@ -272,6 +275,38 @@ fn decide(
     Ok(change(to, &by_hand.why, instead))
 }
 
+/// A version that may decide.
+struct Trusted {
+    hash: String,
+    arrived: Arrived,
+    /// The number that it is signed with.
+    signed: Option<u64>,
+}
+
+impl Trusted {
+    fn new(intake: &Intake, name: &str, arrived: Arrived, pin: Option<&str>) -> Result<Self, String> {
+        let signed = intake.check(name, &arrived, pin)?;
+        Ok(Self { hash: module::hash(&arrived.bytes), arrived, signed })
+    }
+}
+
+/// What came in just now, where it may decide: it is the pinned one, trusted, and not an older one
+/// than was active before.
+fn trust_new(
+    intake: &Intake,
+    versions: &Versions,
+    config: &PluginConfig,
+    arrived: Arrived,
+    pin: Option<&str>,
+) -> Result<Trusted, String> {
+    let trusted = Trusted::new(intake, &config.name, arrived, pin)?;
+    if intake.asks_for_signatures() && !config.allow_downgrade {
+        let highest = versions.record(&config.name).and_then(|record| record.highest);
+        check_order(&config.name, trusted.signed, highest)?;
+    }
+    Ok(trusted)
+}
+
 /// The candidate to try, unless its trial ended already, or it is what decides anyway.
 fn candidate(
     intake: &Intake,
@@ -280,13 +315,11 @@ fn candidate(
     change: &Change,
 ) -> Result<Option<Candidate>, String> {
     let Some(trial) = &config.trial else { return Ok(None) };
-    // A pin names the version that it is compared with.
-    let trusted = intake.fetch(&trial.path).and_then(|arrived| {
-        intake.check(&config.name, &arrived, None)?;
-        Ok(arrived)
-    });
-    let arrived = trusted.map_err(|why| format!("has a candidate ({}) that {why}", trial.path.display()))?;
-    let hash = module::hash(&arrived.bytes);
+    let pin = trial.sha256.as_deref();
+    let trusted =
+        intake.fetch(&trial.path).and_then(|arrived| trust_new(intake, versions, config, arrived, pin));
+    let trusted = trusted.map_err(|why| format!("has a candidate ({}) that {why}", trial.path.display()))?;
+    let Trusted { hash, arrived, .. } = trusted;
     let tried = versions.record(&config.name).and_then(|record| record.tried);
     let over = [tried.as_ref(), change.tried.as_ref()].into_iter().flatten().any(|tried| tried.hash == hash);
     let decides = change.to.as_ref().is_some_and(|(deciding, _)| *deciding == hash);
@@ -298,6 +331,14 @@ fn gone(versions: &Versions, wanted: &[Wanted]) -> Vec<Change> {
     let is_wanted = |name: &String| wanted.iter().any(|one| one.config.name == *name);
     let gone = versions.in_force().into_keys().filter(|name| !is_wanted(name));
     let why = || "taken out of the configuration".to_owned();
-    gone.map(|plugin| Change { plugin, to: None, why: why(), instead: None, against: None, tried: None })
-        .collect()
+    let change = |plugin| Change {
+        plugin,
+        to: None,
+        signed: None,
+        why: why(),
+        instead: None,
+        against: None,
+        tried: None,
+    };
+    gone.map(change).collect()
 }

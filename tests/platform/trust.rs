@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use base64::Engine as _;
 use serde_json::json;
@@ -9,7 +10,7 @@ use serde_json::json;
 use crate::faults::world::World;
 use crate::platform::{harmless, hash, put, sha256, variant, wait_for_hash, wait_for_refusal, with_plugin};
 use crate::steering::{failed, halley, plugin, succeeded, text};
-use crate::support::gateway::{gateway, quoted};
+use crate::support::gateway::{Gateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::registry::Registry;
 use crate::support::{folder, loudly};
@@ -28,8 +29,20 @@ impl Key {
         Self { private, public }
     }
 
-    /// Writes FILE.sig, in one step.
+    /// Signs a version of `p`, with a number above those before.
     fn sign(&self, file: &Path) {
+        static NUMBER: AtomicU64 = AtomicU64::new(1);
+        self.sign_as(file, "p", NUMBER.fetch_add(1, Relaxed));
+    }
+
+    fn sign_as(&self, file: &Path, name: &str, number: u64) {
+        let number = number.to_string();
+        let sign = ["plugin", "sign", "--key", &text(&self.private), "--name", name, "--number", &number];
+        succeeded(&halley(&[&sign[..], &[&text(file)]].concat()));
+    }
+
+    /// Signs the file alone, as it was done before there were names and numbers.
+    fn sign_bare(&self, file: &Path) {
         let (signature, beside) = (signature_of(file), file.with_extension("newsig"));
         let sign = ["pkeyutl", "-sign", "-rawin", "-inkey", &text(&self.private)];
         openssl(&[&sign[..], &["-in", &text(file), "-out", &text(&beside)]].concat());
@@ -80,7 +93,7 @@ async fn under_load_only_what_a_trusted_key_signed_comes_in_force() {
             world.wait_for_work(20).await;
             // By file: nothing without a signature that fits, and the signature alone is noticed.
             put(&file, &variant(1));
-            wait_for_refusal(&gateway, "is signed by none of the 1 keys").await;
+            wait_for_refusal(&gateway, "was changed after it was signed").await;
             assert_eq!(hash(&gateway).await, sha256(&variant(0)));
             stranger.sign(&file);
             world.wait_for_work(20).await;
@@ -94,7 +107,7 @@ async fn under_load_only_what_a_trusted_key_signed_comes_in_force() {
             // By push: unsigned, by a stranger, signed, tampered with.
             put(&pushed, &variant(2));
             let why = failed(&push());
-            assert!(why.contains("is not signed") && why.contains("openssl pkeyutl -sign"), "{why}");
+            assert!(why.contains("is not signed") && why.contains("halley plugin sign"), "{why}");
             stranger.sign(&pushed);
             assert!(failed(&push()).contains("is signed by none of the 1 keys"));
             ops.sign(&pushed);
@@ -103,7 +116,7 @@ async fn under_load_only_what_a_trusted_key_signed_comes_in_force() {
             put(&pushed, &variant(3));
             assert!(failed(&push()).contains("was changed after it was signed"));
             std::fs::write(signature_of(&pushed), "nonsense").expect("the folder takes it");
-            assert!(failed(&push()).contains("neither 64 bytes nor base64"));
+            assert!(failed(&push()).contains("is neither what `halley plugin sign` writes"));
             world.wait_for_work(20).await;
         })
         .await;
@@ -214,8 +227,93 @@ async fn a_plugin_from_a_registry_is_signed_by_an_annotation() {
     gateway.configure(&with(&unsigned));
     wait_for_refusal(&gateway, "is not signed").await;
     gateway.configure(&with(&other));
-    wait_for_refusal(&gateway, "is signed by none of the 1 keys").await;
+    wait_for_refusal(&gateway, "was changed after it was signed").await;
     assert_eq!(hash(&gateway).await, sha256(&variant(1)));
+}
+
+#[tokio::test]
+async fn a_signed_version_is_one_plugins_and_does_not_come_back() {
+    if no_openssl("a_signed_version_is_one_plugins_and_does_not_come_back") {
+        return;
+    }
+    let files = folder("numbers");
+    let ops = Key::new(files.path(), "ops");
+    let file = files.path().join("p.wasm");
+    let version = |number: u8| {
+        put(&file, &variant(number));
+        ops.sign_as(&file, "p", number.into());
+    };
+    let topic = kafka().topic("numbers", 1).await;
+    let keyed = |settings: Gateway| {
+        let state = files.path().join("state");
+        settings.set("policies", "trusted_keys", format!("[{}]", quoted(&text(&ops.public)))).set(
+            "policies",
+            "state_folder",
+            quoted(&text(&state)),
+        )
+    };
+    let settings = keyed(gateway(&topic)).plugin(harmless(&file));
+    version(1);
+    let gateway = settings.clone().start().await;
+    version(2);
+    wait_for_hash(&gateway, &sha256(&variant(2))).await;
+
+    // What was signed once, and put back; also through a restart, which comes up with what was active.
+    version(1);
+    wait_for_refusal(&gateway, "is signed as version 1, and version 2 was active before").await;
+    assert!(gateway.sigterm().await.success());
+    let gateway = settings.clone().start().await;
+    wait_for_refusal(&gateway, "halley plugin rollback p").await;
+    assert_eq!(hash(&gateway).await, sha256(&variant(2)));
+    assert!(failed(&plugin(&gateway, &["push", &text(&file)])).contains("is signed as version 1"));
+    // An operator may, by a rollback or in the configuration.
+    succeeded(&plugin(&gateway, &["rollback", "p"]));
+    assert_eq!(hash(&gateway).await, sha256(&variant(1)));
+    version(3);
+    wait_for_hash(&gateway, &sha256(&variant(3))).await;
+    let older = harmless(&file).set("allow_downgrade", "true");
+    gateway.configure(&settings.clone().without_plugins().plugin(older));
+    version(2);
+    wait_for_hash(&gateway, &sha256(&variant(2))).await;
+
+    // Signed for another plugin, and for none.
+    gateway.configure(&settings.clone());
+    version(4);
+    wait_for_hash(&gateway, &sha256(&variant(4))).await;
+    put(&file, &variant(5));
+    ops.sign_as(&file, "q", 5);
+    wait_for_refusal(&gateway, "is signed as `q`, and not for `p`").await;
+    ops.sign_bare(&file);
+    wait_for_refusal(&gateway, "a signature of the file alone").await;
+    assert_eq!(hash(&gateway).await, sha256(&variant(4)));
+    // Where such signatures count, one has no number, and so comes below every number.
+    assert!(gateway.sigterm().await.success());
+    let gateway = settings.set("policies", "bare_signatures", "true").start().await;
+    wait_for_refusal(&gateway, "has no signed number, and version 4 was active before").await;
+    assert_eq!(hash(&gateway).await, sha256(&variant(4)));
+}
+
+#[tokio::test]
+async fn a_candidate_is_pinned_like_its_plugin() {
+    let files = folder("candidate");
+    let (file, candidate) = (files.path().join("p.wasm"), files.path().join("candidate.wasm"));
+    put(&file, &variant(0));
+    put(&candidate, &variant(1));
+    let topic = kafka().topic("candidate", 1).await;
+    let checked = |trial: &str| {
+        let trial = format!("{{ path = {}, share = \"50%\"{trial} }}", quoted(&text(&candidate)));
+        let pinned = harmless(&file).set("sha256", quoted(&sha256(&variant(0)))).set("trial", trial);
+        let config = files.path().join("halley.toml");
+        std::fs::write(&config, gateway(&topic).plugin(pinned).toml()).expect("the folder takes it");
+        let checked = halley(&["check", "--config", &text(&config)]);
+        (checked.status.code(), String::from_utf8_lossy(&checked.stderr).into_owned())
+    };
+    let (code, why) = checked("");
+    assert!(code == Some(2) && why.contains("give it `trial.sha256`"), "{why}");
+    let (code, why) = checked(&format!(", sha256 = {}", quoted(&sha256(&variant(2)))));
+    assert!(code == Some(2) && why.contains("has a candidate") && why.contains("is pinned to"), "{why}");
+    let (code, why) = checked(&format!(", sha256 = {}", quoted(&sha256(&variant(1)))));
+    assert_eq!(code, Some(0), "{why}");
 }
 
 async fn eventually_calm(gateway: &crate::support::gateway::RunningGateway) {

@@ -5,6 +5,7 @@ mod author;
 mod client;
 mod push;
 mod show;
+mod sign;
 mod steer;
 
 use clap::Subcommand;
@@ -65,6 +66,11 @@ enum Command {
     /// Runs until Ctrl-C. What does not build, or fails its cases, goes nowhere: what was pushed before
     /// stays in force.
     Dev(author::dev::Args),
+    /// Signs a version of a policy: for which plugin it is, and its number.
+    ///
+    /// Writes FILE.sig, which gateways with `[policies] trusted_keys` ask for. The number rises with
+    /// every version: a gateway takes none below the highest that was active there.
+    Sign(sign::Args),
     /// Puts new versions of policies in force in a running gateway, several of them as one.
     ///
     /// They are compiled, checked and tried there before anything changes; what is refused
@@ -97,6 +103,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Command::Bench(args) => author::bench::run(args),
         Command::Inspect(args) => author::inspect::run(args),
         Command::Dev(args) => author::dev::run(args),
+        Command::Sign(args) => sign::run(args),
         Command::Push(args) => push::run(args),
         Command::Rollback(args) => steer::roll_back(args),
         Command::Release(args) => steer::steer(&args, "release"),

@@ -11,6 +11,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 pub struct TrialConfig {
     /// The candidate's file. It gets the plugin's own settings.
     pub path: PathBuf,
+    /// The SHA-256 of the candidate's file, in hex: nothing else is tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
     /// Whether it decides for some rooms, or only looks on.
     pub mode: Mode,
     /// A canary's share of the rooms, chosen by a stable hash: the same rooms on all gateways.
@@ -57,6 +60,7 @@ impl Default for TrialConfig {
     fn default() -> Self {
         Self {
             path: PathBuf::new(),
+            sha256: None,
             mode: Mode::default(),
             share: Share(0.05),
             rooms: Vec::new(),

@@ -1,4 +1,4 @@
-//! Detached signatures: 64 bytes as they are, or base64 of them.
+//! Detached signatures: a signed statement, 64 bytes over the file alone, or base64 of either.
 
 use std::path::{Path, PathBuf};
 
@@ -7,23 +7,38 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::Signature;
 
 use crate::files::{self, Unreadable};
+use crate::policy::trust::statement::{self, Statement};
 
 /// A longer file is no signature.
 const MAX_SIZE: u64 = 1024;
 
+/// What signers write.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Signed {
+    /// Over a statement.
+    Statement(Statement, Signature),
+    /// Over the file alone.
+    Bare(Signature),
+}
+
 /// A signature from what stands in a file, a header or an annotation.
-pub(super) fn parse(bytes: &[u8]) -> Result<Signature, String> {
-    let raw = match <&[u8; 64]>::try_from(bytes) {
-        Ok(raw) => *raw,
-        Err(_) => {
-            let text: Vec<u8> = bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
-            let raw = STANDARD.decode(text).ok().and_then(|raw| <[u8; 64]>::try_from(raw).ok());
-            raw.ok_or_else(|| {
-                "is neither 64 bytes nor base64 of them; `openssl pkeyutl -sign -rawin` writes one".to_owned()
-            })?
-        }
-    };
-    Ok(Signature::from_bytes(&raw))
+pub(super) fn parse(bytes: &[u8]) -> Result<Signed, String> {
+    if let Some(signed) = plain(bytes) {
+        return Ok(signed);
+    }
+    let text: Vec<u8> = bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let signed = STANDARD.decode(text).ok().and_then(|decoded| plain(&decoded));
+    signed.ok_or_else(|| {
+        "is neither what `halley plugin sign` writes nor base64 of it; sign the plugin again".to_owned()
+    })
+}
+
+fn plain(bytes: &[u8]) -> Option<Signed> {
+    if let Ok(raw) = <&[u8; 64]>::try_from(bytes) {
+        return Some(Signed::Bare(Signature::from_bytes(raw)));
+    }
+    let (statement, signature) = statement::parse(std::str::from_utf8(bytes).ok()?)?;
+    Some(Signed::Statement(statement, signature))
 }
 
 /// A signature as a header or an annotation takes it.
@@ -31,11 +46,16 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Signature, String> {
 /// # Errors
 /// When it is none.
 pub fn as_text(bytes: &[u8]) -> Result<String, String> {
-    Ok(STANDARD.encode(parse(bytes)?.to_bytes()))
+    Ok(match parse(bytes)? {
+        Signed::Bare(signature) => STANDARD.encode(signature.to_bytes()),
+        Signed::Statement(statement, signature) => {
+            STANDARD.encode(statement::with_signature(&statement, &signature))
+        }
+    })
 }
 
 /// Where the signature of a plugin's file is.
-pub(in crate::policy) fn beside(file: &Path) -> PathBuf {
+pub fn beside(file: &Path) -> PathBuf {
     let mut path = file.as_os_str().to_owned();
     path.push(".sig");
     path.into()
@@ -52,6 +72,8 @@ pub fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
         Ok(bytes) => Ok(Some(bytes)),
         Err(why) if why.is_missing() => Ok(None),
         Err(why @ Unreadable::System(_)) => Err(format!("has a signature ({}) that {why}", path.display())),
-        Err(_) => Err(format!("has a signature ({}) that is none; it has 64 bytes", path.display())),
+        Err(_) => {
+            Err(format!("has a signature ({}) that is none: `halley plugin sign` writes one", path.display()))
+        }
     }
 }

@@ -47,6 +47,8 @@ pub(super) struct Change {
     pub(super) plugin: String,
     /// The version in force from now on; none when there is none.
     pub(super) to: Option<(String, Arrived)>,
+    /// The number that it is signed with.
+    pub(super) signed: Option<u64>,
     pub(super) why: String,
     /// What stands in for the file from now on; none when the file decides.
     pub(super) instead: Option<Override>,
@@ -78,13 +80,13 @@ impl Versions {
         self.lock().records.get(plugin).map_or(Choice::File, |record| record.choose(file))
     }
 
-    /// The file of a kept version, with its signature.
+    /// The file of a plugin's kept version, with its signature.
     ///
     /// # Errors
     /// When it is not kept, or was tampered with.
-    pub(super) fn file(&self, hash: &str) -> Result<Arrived, String> {
+    pub(super) fn file(&self, plugin: &str, hash: &str) -> Result<Arrived, String> {
         let kept = self.lock();
-        Ok(Arrived { bytes: kept.store.get(hash)?, signature: kept.store.signature(hash) })
+        Ok(Arrived { bytes: kept.store.get(hash)?, signature: kept.store.signature(plugin, hash) })
     }
 
     /// What is remembered of a plugin.
@@ -112,7 +114,7 @@ impl Versions {
             let before = records.get(&change.plugin).cloned().unwrap_or_default();
             let changed = applied(&before, &change, self.keep, now);
             if let Some((hash, Arrived { signature: Some(signature), .. })) = &change.to {
-                store.put_signature(hash, signature)?;
+                store.put_signature(&change.plugin, hash, signature)?;
             }
             if changed == before {
                 continue;
@@ -174,6 +176,7 @@ fn applied(before: &Record, change: &Change, keep: usize, now: SystemTime) -> Re
         after.hold_against(&left, against.clone());
     }
     after.instead = change.instead.clone();
+    after.highest = after.highest.max(change.signed);
     after.tried = change.tried.clone().or(after.tried);
     after.prune(keep);
     after
@@ -191,6 +194,7 @@ mod tests {
         Change {
             plugin: plugin.into(),
             to,
+            signed: None,
             why: "its file".into(),
             instead: None,
             against: None,
@@ -212,7 +216,7 @@ mod tests {
         let versions = Versions::in_folder(folder.path(), 2).unwrap();
         assert_eq!(versions.record("p"), Some(record.clone()));
         assert_eq!(versions.in_force().get("p"), record.in_force.as_ref());
-        assert_eq!(*versions.file(&record.good().next().unwrap().hash).unwrap().bytes, *b"two");
+        assert_eq!(*versions.file("p", &record.good().next().unwrap().hash).unwrap().bytes, *b"two");
     }
 
     #[test]
@@ -240,6 +244,6 @@ mod tests {
         }
         let record = versions.record("p").unwrap();
         assert_eq!(record.versions.len(), 3);
-        assert!(record.versions.iter().all(|version| versions.file(&version.hash).is_ok()));
+        assert!(record.versions.iter().all(|version| versions.file("p", &version.hash).is_ok()));
     }
 }

@@ -103,6 +103,9 @@ pub(in crate::policy) struct Record {
     /// The candidate whose trial ended last: it is not tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::policy) tried: Option<Tried>,
+    /// The highest number that a version in force was signed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::policy) highest: Option<u64>,
 }
 
 /// A trial that ended.

@@ -4,7 +4,7 @@
 //! ```text
 //! <state_folder>/lock                     held by the gateway that uses the folder
 //! <state_folder>/versions/<sha256>.wasm   plugins' files
-//! <state_folder>/versions/<sha256>.sig    their signatures, where they have one
+//! <state_folder>/versions/<sha256>.<name>.sig   their signatures, by plugin, where they have one
 //! <state_folder>/plugins/<name>.json      what is remembered of each plugin
 //! ```
 //!
@@ -94,30 +94,39 @@ impl Store {
         }
     }
 
-    /// Keeps the signature of a plugin's file.
+    /// Keeps the signature of a plugin's file: another plugin's of the same file is another one.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn put_signature(&mut self, hash: &str, signature: &Arc<[u8]>) -> anyhow::Result<()> {
-        if self.signature(hash).as_ref() == Some(signature) {
+    pub(super) fn put_signature(
+        &mut self,
+        plugin: &str,
+        hash: &str,
+        signature: &Arc<[u8]>,
+    ) -> anyhow::Result<()> {
+        if self.signature(plugin, hash).as_ref() == Some(signature) {
             return Ok(());
         }
+        let name = format!("{hash}.{plugin}{SIGNED}");
         match self {
-            Self::Folder(folder) => folder.versions.replace(&format!("{hash}{SIGNED}"), signature),
+            Self::Folder(folder) => folder.versions.replace(&name, signature),
             Self::Memory(files) => {
-                files.insert(format!("{hash}{SIGNED}"), Arc::clone(signature));
+                files.insert(name, Arc::clone(signature));
                 Ok(())
             }
         }
     }
 
     /// The signature of a plugin's file, where one is kept.
-    pub(super) fn signature(&self, hash: &str) -> Option<Arc<[u8]>> {
+    pub(super) fn signature(&self, plugin: &str, hash: &str) -> Option<Arc<[u8]>> {
+        let name = format!("{hash}.{plugin}{SIGNED}");
         match self {
             Self::Folder(folder) => {
-                folder.versions.read(&format!("{hash}{SIGNED}"), MAX_SIGNATURE).ok().map(Arc::from)
+                let read = |name: &str| folder.versions.read(name, MAX_SIGNATURE).ok().map(Arc::from);
+                // Earlier gateways kept one for all plugins.
+                read(&name).or_else(|| read(&format!("{hash}{SIGNED}")))
             }
-            Self::Memory(files) => files.get(&format!("{hash}{SIGNED}")).cloned(),
+            Self::Memory(files) => files.get(&name).cloned(),
         }
     }
 
@@ -148,7 +157,7 @@ impl Store {
     pub(super) fn sweep(&mut self, used: &HashSet<&str>) {
         match self {
             Self::Folder(folder) => folder.sweep(used),
-            Self::Memory(files) => files.retain(|name, _| used.contains(name.trim_end_matches(SIGNED))),
+            Self::Memory(files) => files.retain(|name, _| used.contains(hash_of(name))),
         }
     }
 }
@@ -195,13 +204,18 @@ impl Folder {
     fn sweep(&self, used: &HashSet<&str>) {
         let Ok(entries) = fs::read_dir(self.versions.path()) else { return };
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            let hash = path.file_stem().unwrap_or_default().to_string_lossy();
-            if !used.contains(&*hash) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if !used.contains(hash_of(&name)) {
                 // It is tried again with the next version.
                 let _ = fs::remove_file(&path);
             }
         }
     }
+}
+
+/// The hash that a file's name begins with.
+fn hash_of(name: &str) -> &str {
+    name.split('.').next().unwrap_or_default()
 }
 
 #[cfg(test)]

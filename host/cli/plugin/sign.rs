@@ -1,0 +1,43 @@
+//! `halley plugin sign`.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::cli::{LARGEST_INPUT, SUCCESS, print};
+use crate::files;
+use crate::policy;
+
+/// The largest file with a private key, in bytes.
+const LARGEST_KEY: u64 = 64 * 1024;
+
+/// Arguments of `halley plugin sign`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The plugin's file. The signature is written beside it, into FILE.sig.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The file with the ed25519 private key in PEM (`openssl genpkey -algorithm ed25519`), which
+    /// nobody else may read.
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// The plugin's name in the gateways' configuration.
+    #[arg(long, value_name = "NAME")]
+    name: String,
+    /// The version's number, from 1; higher than that of the version before.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    number: u64,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<u8> {
+    let Args { file, key, name, number } = args;
+    let failed = |what: &PathBuf, why: String| anyhow::anyhow!("{} {why}", what.display());
+    let bytes = files::read(&file, LARGEST_INPUT).map_err(|why| failed(&file, why.to_string()))?;
+    let secret = files::read_secret(&key, LARGEST_KEY).map_err(|why| failed(&key, why.to_string()))?;
+    let signature = policy::sign(&secret, &name, number, &bytes).map_err(|why| failed(&key, why))?;
+    let place = policy::signature_file(&file);
+    files::publish(&place, signature.as_bytes())
+        .with_context(|| format!("{} cannot be written", place.display()))?;
+    print(&format!("{}: version {number} of `{name}`", place.display()));
+    Ok(SUCCESS)
+}
