@@ -53,6 +53,7 @@ pub async fn stopped(times: usize) {
                 tokio::time::sleep(some_time(&mut random, Duration::from_millis(800))).await;
                 let status = gateway.sigterm().await;
                 assert!(status.success(), "{status:?}; {gateway:?}");
+                world.note_log(&gateway);
             }
         })
         .await;
@@ -121,6 +122,7 @@ pub async fn joining(times: usize) {
                 tokio::time::sleep(some_time(&mut random, Duration::from_millis(500))).await;
                 let status = guest.sigterm().await;
                 assert!(status.success(), "{status:?}; {guest:?}");
+                world.note_log(&guest);
                 wait_for_partitions(&stays, 4).await;
             }
         })

@@ -8,6 +8,7 @@ mod answers;
 pub mod comets;
 mod compiling;
 pub mod everything;
+pub mod excuses;
 pub mod gateways;
 pub mod network;
 pub mod policies;

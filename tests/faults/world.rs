@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use halley::message::MESSAGE_ID;
 use tokio_util::sync::CancellationToken;
 
+use crate::faults::excuses;
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
-use crate::support::history::{History, Interruption, Report, Sent, body, receipts};
+use crate::support::history::{Excuse, History, Interruption, Report, Sent, body, receipts};
 use crate::support::kafka::{Kafka, kafka};
 use crate::support::loudly;
 use crate::support::proxy::Proxy;
@@ -77,6 +78,7 @@ impl Plan {
             next: Mutex::default(),
             sent: Mutex::default(),
             interruptions: Mutex::default(),
+            excuses: Mutex::default(),
             incarnation: AtomicU32::default(),
             old_marks: Mutex::default(),
         };
@@ -133,6 +135,7 @@ pub struct World {
     next: Mutex<BTreeMap<String, u64>>,
     sent: Mutex<Vec<Sent>>,
     interruptions: Mutex<Vec<Interruption>>,
+    excuses: Mutex<Vec<Excuse>>,
     incarnation: AtomicU32,
     /// What is committed with the offsets of incarnations that are deleted.
     old_marks: Mutex<BTreeSet<String>>,
@@ -186,6 +189,7 @@ impl World {
             .set("kafka", "instance", quoted("gateway-0"))
             .set("kafka", "commit_every", quoted("100ms"))
             .set("kafka", "session_timeout", quoted("6s"))
+            .set("log", "level", quoted(excuses::LOG_LEVEL))
             // By default the oldest of 1,000 give way.
             .set("offline", "max_per_user", 1_000_000)
     }
@@ -278,14 +282,20 @@ impl World {
         self.interruptions.lock().expect("no panic holds it")[noted.0].until = Instant::now();
     }
 
-    /// Waits until everything that was sent is settled.
+    /// Notes what this gateway has logged of messages that come again; before it is dropped, and at
+    /// its end.
+    pub fn note_log(&self, gateway: &RunningGateway) {
+        self.excuses.lock().expect("no panic holds it").extend(excuses::excuses(gateway));
+    }
+
+    /// Waits until everything that was sent is settled, and notes what the gateway says.
     pub async fn settle(&self, gateway: &RunningGateway) {
         let until = Instant::now() + SETTLE;
         loop {
             let committed = self.broker().committed(gateway.group(), &self.topic).await;
             let ends = self.broker().ends(&self.topic);
             if committed == ends {
-                return;
+                return self.note_log(gateway);
             }
             let late = Instant::now() > until;
             assert!(!late, "committed {committed:?} of {ends:?} after {SETTLE:?}; {gateway:?}");
@@ -301,6 +311,7 @@ impl World {
             incarnation: self.incarnation(),
             sent: self.sent.lock().expect("no panic holds it").clone(),
             interruptions: self.interruptions.lock().expect("no panic holds it").clone(),
+            excuses: self.excuses.lock().expect("no panic holds it").clone(),
             ..History::default()
         };
         for edge in &self.comets {

@@ -39,6 +39,9 @@ impl History {
         let place = (receipt.comet.as_str(), receipt.room.as_str());
         let first = seen.first.entry((place, receipt.number));
         if let std::collections::hash_map::Entry::Occupied(first) = &first {
+            if self.excuses.iter().any(|it| it.covers(&receipt.comet, *first.get(), receipt.at)) {
+                return report.excused.push(at);
+            }
             if !self.explained(sent, *first.get(), receipt.at) {
                 report.unexplained.push(at.clone());
             }

@@ -21,7 +21,7 @@ mod tests;
 pub use report::{At, Report};
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::support::comet::{Call, To};
 
@@ -48,6 +48,8 @@ pub struct History {
     pub dropped: BTreeSet<String>,
     /// When the gateway could not say what it had done.
     pub interruptions: Vec<Interruption>,
+    /// What gateways said themselves of messages that would come again.
+    pub excuses: Vec<Excuse>,
 }
 
 /// A message as it stands in Kafka.
@@ -91,6 +93,27 @@ pub struct Interruption {
     /// The group's offsets at some time between `from` and `read`, by partition.
     pub committed: BTreeMap<i32, i64>,
     pub read: Instant,
+}
+
+/// A gateway has logged why messages come again: a call had no answer in time, its session was lost.
+/// Machines that are busy with other things bring that about.
+#[derive(Debug, Clone)]
+pub struct Excuse {
+    /// The comet that did not answer; `None` when it is about everything.
+    pub comet: Option<String>,
+    pub from: Instant,
+    pub until: Instant,
+}
+
+/// How far the times of a log and those of the comets may lie apart.
+const APART: Duration = Duration::from_millis(100);
+
+impl Excuse {
+    /// Whether it can be why this comet got a message at both times.
+    fn covers(&self, comet: &str, first: Instant, again: Instant) -> bool {
+        let concerns = self.comet.as_deref().is_none_or(|name| name == comet);
+        concerns && first <= self.until + APART && self.from <= again + APART
+    }
 }
 
 /// What the mask character of the first version is; later ones follow.

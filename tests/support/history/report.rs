@@ -39,6 +39,8 @@ pub struct Report {
     pub went_back: Vec<At>,
     /// Came again.
     pub repeated: Vec<At>,
+    /// Came again, and a gateway has said why; not in `repeated`.
+    pub excused: Vec<At>,
     /// Those of `repeated` that no interruption explains: their offsets were committed, or
     /// nothing was interrupted.
     pub unexplained: Vec<At>,
@@ -62,7 +64,7 @@ impl Report {
     }
 
     /// # Panics
-    /// When anything came twice.
+    /// When anything came twice and no gateway has logged why.
     pub fn assert_no_repeats(&self) {
         assert!(self.repeated.is_empty(), "{self}");
     }
@@ -99,6 +101,7 @@ impl fmt::Display for Report {
             ("committed before they were delivered", &self.committed_undelivered),
             ("decided by an older version", &self.went_back),
             ("repeated", &self.repeated),
+            ("repeated for a reason in a gateway's log", &self.excused),
             ("repeated without a reason", &self.unexplained),
         ] {
             write!(f, "; {} {name}", found.len())?;

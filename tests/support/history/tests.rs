@@ -69,6 +69,29 @@ fn a_run_in_which_all_went_well_has_no_faults() {
 }
 
 #[test]
+fn a_repeat_is_excused_by_what_was_logged_of_its_comet_between_its_times() {
+    let mut history = faultless();
+    let chosen = history.received[7].clone();
+    let second = Duration::from_secs(1);
+    history.received.push(Receipt { at: chosen.at + 3 * second, ..chosen.clone() });
+    let excused = |comet: Option<&str>, after: Duration| {
+        let at = chosen.at + after;
+        let excuses = vec![Excuse { comet: comet.map(str::to_owned), from: at, until: at }];
+        let report = History { excuses, ..history.clone() }.check();
+        assert_eq!(report.excused.len() + report.repeated.len(), 1, "{report}");
+        report.repeated.is_empty()
+    };
+    assert!(excused(Some(&chosen.comet), 2 * second) && excused(None, 2 * second));
+    assert!(!excused(Some("another"), 2 * second), "it is about another comet");
+    assert!(!excused(None, 4 * second), "it was later");
+    let before = History {
+        excuses: vec![Excuse { comet: None, from: chosen.at - 2 * second, until: chosen.at - second }],
+        ..history
+    };
+    assert_eq!(before.check().repeated.len(), 1, "it was before");
+}
+
+#[test]
 fn what_comes_to_the_wrong_place_is_misrouted_and_missing_where_it_belongs() {
     for fault in ["another room", "another comet", "another id"] {
         let (_, report) = planted(fault, 7);
