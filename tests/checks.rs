@@ -131,7 +131,7 @@ fn check_tells_machines_as_json() {
 }
 
 /// What `check --connect` says of this configuration.
-async fn connect(settings: Gateway) -> (Option<i32>, Vec<(String, bool, String)>) {
+pub async fn connect(settings: Gateway) -> (Option<i32>, Vec<(String, bool, String)>) {
     let toml = settings.toml();
     let run = move || check(&toml, &["--connect", "--json"], &[]);
     let (code, said) = tokio::task::spawn_blocking(run).await.expect("it does not panic");
@@ -191,6 +191,15 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
         let (ok, text) = about(&found, subject);
         assert!(!ok && text.contains(expected), "{subject}: {text}");
     }
+
+    let pattern = |pattern: &str| settings().set("kafka", "topics", format!("[{}]", quoted(pattern)));
+    let dots = topic.replace('.', "\\.");
+    let (_, found) = connect(pattern(&format!("^{dots}"))).await;
+    let (ok, text) = about(&found, &format!("topics ^{dots}"));
+    assert!(ok && text.contains(&format!("it matches 1 topic: {topic}; `{dead}`, too")), "{text}");
+    let (code, found) = connect(pattern("^none-of-these")).await;
+    assert_eq!(code, Some(1));
+    assert!(about(&found, "topics ^none").1.starts_with("it matches no topic;"), "{found:#?}");
 
     let nobody = format!("127.0.0.1:{}", free_port());
     let (code, found) = connect(settings().set("kafka", "brokers", quoted(&nobody))).await;

@@ -50,6 +50,17 @@ fn output_that_cannot_be_written_is_a_failure_unless_nobody_wants_it() {
     let full = run(std::fs::File::options().write(true).open("/dev/full").expect("Linux").into());
     assert_eq!(full.status.code(), Some(1), "{full:?}");
     assert!(stderr(&full).contains("cannot write to standard output: No space left"), "{full:?}");
+    for words in [&["--help"][..], &["-h"], &["help", "run"], &["--version"], &["plugin", "new", "--help"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
+        let said = command.args(words).stdout(full).output().expect("the binary runs");
+        assert_eq!(said.status.code(), Some(1), "{words:?}: {said:?}");
+        assert!(stderr(&said).contains("cannot write to standard output: No space left"), "{said:?}");
+        let heard = halley(words);
+        assert!(heard.status.success() && !heard.stdout.is_empty(), "{words:?}: {heard:?}");
+    }
+    assert_eq!(halley(&["--no-such"]).status.code(), Some(2));
+    assert_eq!(halley(&[]).status.code(), Some(2));
     let (reader, closed) = std::io::pipe().expect("a pipe");
     drop(reader);
     assert_eq!(run(closed.into()).status.code(), Some(0), "`| head` has had enough");

@@ -113,16 +113,30 @@ impl Cli {
             Command::DeadLetter(args) => dead_letter::run(args),
             Command::Offsets(args) => offsets::run(args),
         };
-        let mut code = done.unwrap_or_else(|error| {
+        let code = done.unwrap_or_else(|error| {
             fail(&format!("{error:#}"));
             FAILURE
         });
-        if let Some(why) = output::finish() {
-            fail(&format!("cannot write to standard output: {why}"));
-            code = code.max(FAILURE);
-        }
-        ExitCode::from(code)
+        finish(code)
     }
+}
+
+/// Prints what clap has to say instead of running a command: help, the version, what is wrong with
+/// the arguments. Like every answer, it has to arrive.
+pub fn say(said: &clap::Error) -> ExitCode {
+    if said.use_stderr() {
+        drop(said.print());
+        return ExitCode::from(MISTAKE);
+    }
+    output::printed(said.print());
+    finish(SUCCESS)
+}
+
+/// Writes out what is still buffered; the exit code with what became of that.
+fn finish(code: u8) -> ExitCode {
+    let Some(why) = output::finish() else { return ExitCode::from(code) };
+    fail(&format!("cannot write to standard output: {why}"));
+    ExitCode::from(code.max(FAILURE))
 }
 
 /// Which plugin a file is for, by its name: the one of these that is called as the file is, or with

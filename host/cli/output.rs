@@ -36,7 +36,7 @@ pub(super) fn print_styled(text: &str) {
 }
 
 /// A closed pipe (`halley explain | head`) is no error: the reader has had enough.
-fn printed(result: std::io::Result<()>) {
+pub(super) fn printed(result: std::io::Result<()>) {
     if let Err(error) = result
         && error.kind() != ErrorKind::BrokenPipe
     {

@@ -196,7 +196,39 @@ async fn patiently<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::ClientConfig;
+    use rdkafka::producer::{FutureProducer, FutureRecord};
+
     use super::*;
+    use crate::kafka::{self, BuiltinBroker, cut_metadata};
+
+    #[tokio::test]
+    async fn foreign_metadata_that_is_no_text_is_an_offset_and_no_more() {
+        let broker = BuiltinBroker::start(&[("dead", 1)]).expect("a free port");
+        let config = kafka::Config {
+            brokers: broker.brokers(),
+            dead_letter_topic: "dead".into(),
+            ..kafka::Config::default()
+        };
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", &config.brokers).set("group.id", "redrive");
+        let producer: FutureProducer = client.create().expect("a producer");
+        for body in ["a", "b"] {
+            let record: FutureRecord<'_, [u8], str> = FutureRecord::to("dead").payload(body);
+            producer.send(record, ANSWER).await.expect("written");
+        }
+        let list = commit_list("dead", &[(0, 1, "@0:some\u{e4}".to_owned())]).expect("a list");
+        cut_metadata(&list);
+        assert!(std::str::from_utf8(&metadata_of(&list)[0]).is_err());
+        let consumer: Arc<BaseConsumer> = Arc::new(client.create().expect("a consumer"));
+        patiently(&consumer, move |consumer| Ok(consumer.commit(&list, CommitMode::Sync)?))
+            .await
+            .expect("committed");
+        let mut reader = Reader::open(&config, "redrive").await.expect("it answers").expect("a topic");
+        let remembered = reader.redriven(&config, "redrive").await.expect("no panic");
+        assert!(!remembered.made_again());
+        assert_eq!(remembered.firsts().collect::<Vec<_>>(), [(0, 1)]);
+    }
 
     #[test]
     fn marks_are_read_as_they_were_written() {

@@ -7,6 +7,7 @@
 mod builtin;
 mod native;
 mod ordered;
+mod patterns;
 mod probe;
 mod producer;
 mod read;
@@ -37,6 +38,8 @@ pub use sender::{NotWritten, Refusal};
 pub(crate) use skip::is_unreadable;
 pub use skip::{Skip, Skipped, skip};
 pub use start::{NotAStart, Start};
+#[cfg(test)]
+pub(crate) use topic_ids::cut_metadata;
 pub(crate) use topic_ids::{TopicId, TopicQuestion, TopicState, Topics, cached_low, metadata_of};
 pub use topic_set::TopicSet;
 pub use verify::verify;

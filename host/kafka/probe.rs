@@ -14,6 +14,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::kafka::patterns::{self, Matches, is_pattern};
 use crate::kafka::{ANSWER, Config, blocking, log_line, read, refused};
 
 /// One thing that was asked.
@@ -33,6 +34,9 @@ impl Probed {
 
 /// How long what librdkafka logs is waited for.
 const LOG: Duration = Duration::from_millis(300);
+
+/// Of how many topics that a pattern matches it is asked how large their records may be.
+const MATCHES_ASKED: usize = 20;
 
 /// The client of all questions but those about settings.
 type Asking = BaseConsumer<Listening>;
@@ -69,7 +73,17 @@ pub async fn probe(config: &Config, notify_topic: &str) -> Vec<Probed> {
     let (asker, answered) = asker;
     let mut probed = vec![answered];
     let mut largest = 0;
-    for topic in config.topics.iter().filter(|topic| !topic.starts_with('^')) {
+    let (patterns, topics): (Vec<_>, Vec<_>) = config.topics.iter().partition(|topic| is_pattern(topic));
+    for pattern in patterns {
+        let matches = asker.matches(pattern, config, notify_topic).await;
+        for topic in matches.iter().flat_map(|matches| &matches.topics).take(MATCHES_ASKED) {
+            let found = asker.topic(topic, false).await.unwrap_or_default();
+            largest = largest.max(found.largest_record.unwrap_or_default());
+        }
+        let found = matches.and_then(|matches| matches.found());
+        probed.push(Probed::new(format!("topics {pattern}"), found));
+    }
+    for topic in topics {
         let found = asker.topic(topic, false).await;
         largest = largest.max(found.as_ref().map_or(0, |found| found.largest_record.unwrap_or(0)));
         probed.push(Probed::new(format!("topic {topic}"), found.map(|found| found.to_string())));
@@ -138,7 +152,7 @@ impl Asker {
             Ok(metadata.brokers().iter().map(rdkafka::metadata::MetadataBroker::id).collect::<Vec<_>>())
         });
         let brokers =
-            brokers.await.context("no broker answers; check `[kafka] brokers` and its properties")?;
+            brokers.await.context("no broker answers; check `[kafka] brokers`, and `security.protocol` and `sasl.*` of [kafka.properties]")?;
         let mut quiet = config.client();
         quiet.set_log_level(RDKafkaLogLevel::Emerg);
         let mut asker =
@@ -174,10 +188,19 @@ impl Asker {
         })
     }
 
+    /// The topics that a pattern matches now.
+    async fn matches(&self, pattern: &str, config: &Config, notify_topic: &str) -> anyhow::Result<Matches> {
+        let topics = ask(&self.consumer, |consumer| {
+            let metadata = consumer.fetch_metadata(None, ANSWER)?;
+            Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect::<Vec<_>>())
+        });
+        patterns::matches(pattern, &topics.await?, notify_topic, config)
+    }
+
     /// Whether this client may use the group, and the group's coordinator takes its session timeout.
     async fn group(&self, config: &Config) -> anyhow::Result<String> {
         let mut list = TopicPartitionList::new();
-        for topic in config.topics.iter().filter(|topic| !topic.starts_with('^')) {
+        for topic in config.topics.iter().filter(|topic| !is_pattern(topic)) {
             list.add_partition_offset(topic, 0, Offset::Invalid)?;
         }
         let committed =

@@ -200,6 +200,14 @@ pub(crate) fn cached_low<C: ClientContext>(client: &Client<C>, topic: &str, part
     (RDKafkaErrorCode::from(error) == RDKafkaErrorCode::NoError && low >= 0).then_some(low)
 }
 
+/// Cuts the metadata of a list's first element in the middle of its last character, as other tools may
+/// write any bytes there.
+#[cfg(test)]
+pub(crate) fn cut_metadata(list: &TopicPartitionList) {
+    // SAFETY: the list has an element with metadata, of which one byte less is read from now on.
+    unsafe { (*(*list.ptr()).elems).metadata_size -= 1 };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,5 +229,9 @@ mod tests {
         list.add_partition("t", 0).set_metadata("mark");
         list.add_partition("t", 1);
         assert_eq!(metadata_of(&list), [b"mark".to_vec(), Vec::new()]);
+        let mut list = TopicPartitionList::new();
+        list.add_partition("t", 0).set_metadata("m\u{e4}");
+        cut_metadata(&list);
+        assert_eq!(metadata_of(&list), [b"m\xc3".to_vec()]);
     }
 }

@@ -1,0 +1,117 @@
+//! Which topics a pattern of `[kafka] topics` means (`^push.*`). Pure.
+//!
+//! librdkafka matches with the C library's extended expressions, this with the `regex` crate: what
+//! names of topics are matched with means the same in both.
+
+use anyhow::{Context as _, ensure};
+use regex::Regex;
+
+use crate::kafka::Config;
+
+/// How many topics are named.
+const NAMED: usize = 10;
+
+/// What a pattern matches.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Matches {
+    /// Topics that are consumed.
+    pub(super) topics: Vec<String>,
+    /// The gateway's own topics, which are not.
+    own: Vec<String>,
+}
+
+/// Whether an entry of `[kafka] topics` is a pattern.
+pub(super) fn is_pattern(topic: &str) -> bool {
+    topic.starts_with('^')
+}
+
+/// Which of these topics a pattern matches.
+pub(super) fn matches(
+    pattern: &str,
+    topics: &[String],
+    notify_topic: &str,
+    config: &Config,
+) -> anyhow::Result<Matches> {
+    let regex = |text: &str| Regex::new(text).with_context(|| format!("cannot tell what `{text}` matches"));
+    let pattern = regex(pattern)?;
+    let ignored = config.properties.get("topic.blacklist").map_or("", String::as_str);
+    let ignored: Vec<_> =
+        ignored.split(',').filter(|text| !text.is_empty()).map(regex).collect::<Result<_, _>>()?;
+    let mut found = Matches::default();
+    for topic in topics.iter().filter(|topic| pattern.is_match(topic)) {
+        if *topic == config.dead_letter_topic || *topic == notify_topic {
+            found.own.push(topic.clone());
+        } else if !ignored.iter().any(|ignored| ignored.is_match(topic)) {
+            found.topics.push(topic.clone());
+        }
+    }
+    found.topics.sort_unstable();
+    Ok(found)
+}
+
+impl Matches {
+    /// What there is to say of them.
+    pub(super) fn found(&self) -> anyhow::Result<String> {
+        let own: Vec<_> = self
+            .own
+            .iter()
+            .map(|topic| format!("; `{topic}`, too, which is the gateway's own and never read"))
+            .collect();
+        let own = own.concat();
+        ensure!(
+            !self.topics.is_empty(),
+            "it matches no topic{own}; create one, or check the pattern (one that is created later is found within 5 minutes, `topic.metadata.refresh.interval.ms`)"
+        );
+        if let Some(kafkas) = self.topics.iter().find(|topic| topic.starts_with("__")) {
+            anyhow::bail!(
+                "it matches `{kafkas}`, whose records are Kafka's own and no messages; narrow the pattern, or leave that out with `topic.blacklist` in [kafka.properties]"
+            );
+        }
+        let named: Vec<_> = self.topics.iter().take(NAMED).map(String::as_str).collect();
+        let more = match self.topics.len() - named.len() {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let plural = if self.topics.len() == 1 { "" } else { "s" };
+        Ok(format!("it matches {} topic{plural}: {}{more}{own}", self.topics.len(), named.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(pattern: &str, topics: &[&str], ignored: &str) -> String {
+        let topics: Vec<_> = topics.iter().map(|topic| (*topic).to_owned()).collect();
+        let properties = [("topic.blacklist".to_owned(), ignored.to_owned())].into();
+        let config = Config { dead_letter_topic: "push.dead-letter".into(), properties, ..Config::default() };
+        let found = matches(pattern, &topics, "push.offline", &config).and_then(|matches| matches.found());
+        found.unwrap_or_else(|error| format!("mistake: {error:#}"))
+    }
+
+    #[test]
+    fn what_a_pattern_matches_is_named() {
+        assert_eq!(said("^push.*", &["push", "push-2", "other"], ""), "it matches 2 topics: push, push-2");
+        let own = said("^push", &["push", "push.dead-letter", "push.offline"], "");
+        assert!(
+            own.starts_with("it matches 1 topic: push; `push.dead-letter`, too")
+                && own.contains("`push.offline`"),
+            "{own}"
+        );
+        assert_eq!(said("^push", &["push", "push.test"], "^push\\.test"), "it matches 1 topic: push");
+        let many: Vec<_> = (10..30).map(|n| format!("push-{n}")).collect();
+        let many = said("^push", &many.iter().map(String::as_str).collect::<Vec<_>>(), "");
+        assert!(many.contains("20 topics: push-10") && many.ends_with("push-19 and 10 more"), "{many}");
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_useful_is_a_mistake() {
+        assert!(said("^pusj", &["push"], "").starts_with("mistake: it matches no topic; "));
+        assert!(
+            said("^push\\.d", &["push", "push.dead-letter"], "")
+                .contains("no topic; `push.dead-letter`, too")
+        );
+        assert!(said("^.*", &["push", "__consumer_offsets"], "").contains("`__consumer_offsets`"));
+        assert!(said("^push(", &["push"], "").starts_with("mistake: cannot tell what `^push(` matches"));
+    }
+}
