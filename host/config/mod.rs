@@ -212,6 +212,13 @@ impl Config {
                 self.comets.connect_timeout, self.delivery.timeout
             ));
         }
+        if self.offline.default == offline::DefaultDisposition::Store
+            && self.routing.knows_no_users(self.comets.dialect)
+        {
+            warnings.push(
+                "`offline.default` is \"store\", and nothing is stored: keys are connections (`routing.push_keys`) and rooms are not looked up (`routing.rooms`), so that no user is known who could be away; set `offline.default = \"drop\"`, or `routing.push_keys = \"users\"` where keys are users".to_owned(),
+            );
+        }
         if self.comets.breaker_patience >= self.delivery.give_up_after {
             warnings.push(format!(
                 "`comets.breaker_patience` ({:?}) is not below `delivery.give_up_after` ({:?}): every message to a dead comet waits for as long before its breaker opens",

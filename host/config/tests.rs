@@ -173,10 +173,28 @@ fn what_was_probably_not_meant_is_warned_of() {
         ),
         ("[comets]\nconnect_timeout = \"3s\"", None, "no effect beyond `delivery.timeout`"),
         ("[comets]\nbreaker_patience = \"10s\"", None, "not below `delivery.give_up_after`"),
+        (
+            "[comets]\ndialect = \"goim\"\nnodes = [\"a:1\"]\n[routing]\nrooms = \"every-comet\"",
+            None,
+            "`offline.default` is \"store\", and nothing is stored",
+        ),
         ("", Some(("HALLEY_KAFKA_GROUP", "g")), "write HALLEY__KAFKA__GROUP"),
     ] {
         let warnings = warnings(text, environment.as_slice());
         assert!(warnings.iter().any(|warning| warning.contains(expected)), "{text:?}: {warnings:?}");
+    }
+}
+
+#[test]
+fn storing_is_warned_of_only_where_nobody_can_be_away() {
+    let goim = "[comets]\ndialect = \"goim\"\nnodes = [\"a:1\"]\n[routing]\nrooms = \"every-comet\"\n";
+    for in_order in [
+        format!("{goim}[offline]\ndefault = \"drop\""),
+        format!("{goim}push_keys = \"users\""),
+        goim.replace("every-comet", "directory"),
+        goim.replace("goim", "chatroom"),
+    ] {
+        assert_eq!(warnings(&in_order, &[]), [""; 0], "{in_order}");
     }
 }
 

@@ -105,6 +105,12 @@ impl Default for RoutingConfig {
 }
 
 impl RoutingConfig {
+    /// Whether nobody can be found who is away: keys that nobody knows are connections, and rooms are not
+    /// looked up.
+    pub fn knows_no_users(&self, dialect: Dialect) -> bool {
+        self.rooms == Rooms::EveryComet && self.push_keys(dialect) == PushKeys::Connections
+    }
+
     /// What keys are for comets of this dialect.
     fn push_keys(&self, dialect: Dialect) -> PushKeys {
         self.push_keys.unwrap_or(match dialect {
