@@ -304,3 +304,29 @@ async fn comets_of_a_file_and_of_goims_discovery_come_and_go() {
     running.wait_until_settled(&topic).await;
     assert_eq!([heard(0).len(), heard(1).len(), heard(2).len()], [2, 4, 3]);
 }
+
+#[tokio::test]
+async fn calls_carry_no_ids_where_nobody_reads_them() {
+    for (dialect, name) in [(Dialect::Chatroom, "chatroom"), (Dialect::Goim, "goim")] {
+        let (topic, comet) = (kafka().topic("no-ids", 1).await, FakeComet::start_speaking(dialect).await);
+        let settings = gateway(&topic)
+            .node(&comet)
+            .set("comets", "dialect", quoted(name))
+            .set("comets", "message_ids", "false")
+            .set("routing", "rooms", quoted("every-comet"));
+        let running = settings.start().await;
+        kafka().produce_room(&topic, "lobby", "to the room").await;
+        kafka().produce_everyone(&topic, 0, "to all").await;
+        kafka().produce_keys(&topic, Some(comet.address().as_str()), &["k"], "to a key").await;
+        let all = |comet: &FakeComet| {
+            let mut bodies: Vec<_> = comet.deliveries().into_iter().map(|(_, _, body)| body).collect();
+            bodies.sort();
+            bodies
+        };
+        running.wait_until_settled(&topic).await;
+        let expected = ["to a key", "to all", "to the room"];
+        assert_eq!(all(&comet), expected);
+        assert!(comet.calls().iter().all(|call| call.messages.is_empty()), "{:?}", comet.calls());
+        assert!(running.sigterm().await.success());
+    }
+}

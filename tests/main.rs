@@ -23,6 +23,7 @@ mod policies;
 mod proxy_works;
 mod records;
 mod redis_kinds;
+mod refusals;
 mod replay;
 mod routing;
 mod service;

@@ -7,6 +7,7 @@
 //!
 //! A story that stops its broker starts one of its own, always Apache Kafka: [`Kafka::own`].
 
+pub mod acl;
 mod node;
 mod produce;
 mod raw;
@@ -79,8 +80,16 @@ impl Kafka {
     pub async fn own_behind_proxy(seed: u64) -> Option<(Self, Proxy)> {
         let listen = format!("127.0.0.1:{}", free_port());
         let proxy = Proxy::start(listen.as_str(), seed).await;
-        let detour = Detour { listen, advertise: proxy.address() };
+        let detour = Detour { listen, advertise: proxy.address(), secured: false };
         Some((Self::own_with(Some(detour)).await?, proxy))
+    }
+
+    /// The same with a second listener, whose address comes along: who logs in there may do only what
+    /// was granted.
+    pub async fn own_secured() -> Option<(Self, String)> {
+        let listen = format!("127.0.0.1:{}", free_port());
+        let detour = Detour { listen: listen.clone(), advertise: listen.clone(), secured: true };
+        Some((Self::own_with(Some(detour)).await?, listen))
     }
 
     async fn own_with(detour: Option<Detour>) -> Option<Self> {

@@ -28,6 +28,8 @@ pub(super) struct Node {
 pub(super) struct Detour {
     pub(super) listen: String,
     pub(super) advertise: String,
+    /// Its clients log in (SASL PLAIN, see [`super::acl`]) and may do only what they are granted.
+    pub(super) secured: bool,
 }
 
 impl Node {
@@ -152,13 +154,16 @@ fn configuration(brokers: &str, detour: Option<&Detour>, controller: u16, folder
     let listener = |address: &String| format!(",DETOUR://{address}");
     let listen = detour.map(|detour| listener(&detour.listen)).unwrap_or_default();
     let advertise = detour.map(|detour| listener(&detour.advertise)).unwrap_or_default();
+    let secured = detour.is_some_and(|detour| detour.secured);
+    let (protocol, security) =
+        if secured { ("SASL_PLAINTEXT", super::acl::SECURITY) } else { ("PLAINTEXT", "") };
     format!(
         "process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://{brokers},CONTROLLER://127.0.0.1:{controller}{listen}
 advertised.listeners=PLAINTEXT://{brokers}{advertise}
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,DETOUR:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,DETOUR:{protocol}
 controller.listener.names=CONTROLLER
 log.dirs={data}
 offsets.topic.replication.factor=1
@@ -174,7 +179,7 @@ group.min.session.timeout.ms=1000
 log.cleaner.enable=false
 num.network.threads=2
 num.io.threads=4
-",
+{security}",
         data = data.display()
     )
 }

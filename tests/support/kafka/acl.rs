@@ -1,0 +1,84 @@
+//! Logins and rights, which `rdkafka` has no functions for.
+
+#![allow(unsafe_code, reason = "librdkafka's own functions are the only way to grant rights")]
+
+use std::ffi::CString;
+use std::ptr;
+
+use rdkafka::bindings as native;
+use rdkafka::bindings::rd_kafka_ResourceType_t as Type;
+use rdkafka::producer::Producer as _;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::Kafka;
+
+/// What `halley` logs in with.
+pub const PASSWORD: &str = "a-password";
+
+/// One user. Whoever comes by another listener may do everything, the other stories' tools among them.
+pub(super) const SECURITY: &str = "listener.name.detour.sasl.enabled.mechanisms=PLAIN
+listener.name.detour.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_halley=\"a-password\";
+authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+super.users=User:ANONYMOUS
+";
+
+/// What somebody may be granted.
+pub enum Right<'a> {
+    /// Everything about this topic.
+    Topic(&'a str),
+    /// Everything about this consumer group.
+    Group(&'a str),
+}
+
+impl Kafka {
+    /// Grants a right to the user `halley`.
+    ///
+    /// # Panics
+    /// When the broker refuses.
+    pub async fn grant(&self, right: Right<'_>) {
+        let (kind, name) = match right {
+            Right::Topic(name) => (Type::RD_KAFKA_RESOURCE_TOPIC, name.to_owned()),
+            Right::Group(name) => (Type::RD_KAFKA_RESOURCE_GROUP, name.to_owned()),
+        };
+        let producer = self.producer.clone();
+        super::blocking(move || grant(producer.client().native_ptr(), kind, &name)).await;
+    }
+}
+
+fn grant(client: *mut native::rd_kafka_t, kind: Type, name: &str) {
+    let text = |text: &str| CString::new(text).expect("no NUL byte");
+    let (name, user, anywhere) = (text(name), text("User:halley"), text("*"));
+    // SAFETY: the client lives for the whole call, names are copied, and everything that is made here is
+    // destroyed here.
+    unsafe {
+        let mut binding = native::rd_kafka_AclBinding_new(
+            kind,
+            name.as_ptr(),
+            native::rd_kafka_ResourcePatternType_t::RD_KAFKA_RESOURCE_PATTERN_LITERAL,
+            user.as_ptr(),
+            anywhere.as_ptr(),
+            native::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_ALL,
+            native::rd_kafka_AclPermissionType_t::RD_KAFKA_ACL_PERMISSION_TYPE_ALLOW,
+            ptr::null_mut(),
+            0,
+        );
+        assert!(!binding.is_null(), "a right that there is");
+        let queue = native::rd_kafka_queue_new(client);
+        native::rd_kafka_CreateAcls(client, &raw mut binding, 1, ptr::null(), queue);
+        let event = native::rd_kafka_queue_poll(queue, 30_000);
+        assert!(!event.is_null(), "the broker answers");
+        let error = native::rd_kafka_event_error(event);
+        assert_eq!(error, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR);
+        let mut count = 0;
+        let results = native::rd_kafka_CreateAcls_result_acls(
+            native::rd_kafka_event_CreateAcls_result(event),
+            &raw mut count,
+        );
+        for at in 0..count {
+            assert!(native::rd_kafka_acl_result_error(*results.add(at)).is_null(), "it is granted");
+        }
+        native::rd_kafka_event_destroy(event);
+        native::rd_kafka_queue_destroy(queue);
+        native::rd_kafka_AclBinding_destroy(binding);
+    }
+}
