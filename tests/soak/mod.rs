@@ -2,8 +2,10 @@
 //!
 //! `HALLEY_SOAK_MINUTES` (10) says how long each fault lasts.
 
+mod idle;
 mod long;
 mod memory;
+mod sizes;
 mod throughput;
 
 use std::time::Duration;
