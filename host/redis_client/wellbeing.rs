@@ -8,6 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::unavailable::{Trouble, Unavailable};
+use crate::telemetry::LogThrottle;
+
+/// Lines of a Redis that goes and returns, as a broken one may many times a second.
+static LINES: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 
 /// How long what an operation met counts when it is not tried again, beyond the time that one
 /// try may take: who waits for Redis tries again sooner.
@@ -90,8 +94,16 @@ impl Wellbeing {
         let now = Instant::now();
         state.met.retain(|met| met.until > now);
         match (state.told, state.met.last()) {
-            (false, Some(met)) => tracing::warn!(connection = met.connection, "{}", met.problem),
-            (true, None) => tracing::info!("Redis at {} is back", self.place),
+            (false, Some(met)) => {
+                if let Some(held_back) = LINES.admit() {
+                    tracing::warn!(connection = met.connection, held_back, "{}", met.problem);
+                }
+            }
+            (true, None) => {
+                if let Some(held_back) = LINES.admit() {
+                    tracing::info!(held_back, "Redis at {} is back", self.place);
+                }
+            }
             (false, None) | (true, Some(_)) => {}
         }
         state.told = !state.met.is_empty();
