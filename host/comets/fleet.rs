@@ -3,7 +3,7 @@
 mod upkeep;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -29,6 +29,7 @@ use super::status::{CometStatus, Reach};
 use super::store::CometStore;
 use super::{Config, Delivered, Metrics, Parcel, Payload, Receipt, Timing};
 use crate::message::{CometAddr, NamedBy};
+use crate::telemetry::LogThrottle;
 
 /// All known comets.
 ///
@@ -43,7 +44,8 @@ pub struct Fleet {
     /// Shared with the gates of its comets, weakly: see `access`.
     known: Arc<RwLock<Known>>,
     access: Arc<Access>,
-    complaints: Mutex<Complaints>,
+    /// Their source is data, of which there is much.
+    complaints: LogThrottle,
     /// What is wrong with `[comets.discovery]`.
     problems: ArcSwap<Vec<String>>,
     sharing: Sharing,
@@ -84,7 +86,7 @@ impl Fleet {
             metrics,
             known: Arc::default(),
             access,
-            complaints: Mutex::default(),
+            complaints: LogThrottle::per_record(),
             problems: ArcSwap::default(),
             sharing: Sharing::new(store),
             shortage: Arc::default(),
@@ -420,9 +422,8 @@ impl Fleet {
     }
 
     fn complain(&self, why: &str, what: &str) {
-        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left_out) = complaints.due(Instant::now()) {
-            warn!(why, left_out, "{what}");
+        if let Some(held_back) = self.complaints.admit() {
+            warn!(why, held_back, "{what}");
         }
     }
 
@@ -439,25 +440,4 @@ impl Fleet {
 /// again.
 fn not_queued(parcel: &Parcel) -> Receipt {
     Receipt::known(Delivered::Unreachable(format!("queue full: too many messages wait for {}", parcel.comet)))
-}
-
-/// One line of log for many mistakes: their source is data, of which there is much.
-#[derive(Default)]
-struct Complaints {
-    last: Option<Instant>,
-    left_out: u64,
-}
-
-const COMPLAIN_EVERY: Duration = Duration::from_secs(10);
-
-impl Complaints {
-    /// How many were left out since the last line; `None` when it is too early for another.
-    fn due(&mut self, now: Instant) -> Option<u64> {
-        if self.last.is_some_and(|last| now.duration_since(last) < COMPLAIN_EVERY) {
-            self.left_out += 1;
-            return None;
-        }
-        self.last = Some(now);
-        Some(std::mem::take(&mut self.left_out))
-    }
 }

@@ -27,12 +27,11 @@ use tracing::warn;
 use super::job::Source;
 use super::metrics::{RefusedMetrics, RefusedReason};
 use crate::message::{CometAddr, NamedBy};
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 pub(super) use allow::AllowList;
 pub(super) use gate::{Gate, GatedConnector};
 use special::Special;
 
-const LOG_EVERY: Duration = Duration::from_secs(10);
 /// For how long after the last one refusals stand in the readiness warnings.
 const LASTS: Duration = Duration::from_secs(30);
 
@@ -111,13 +110,13 @@ impl From<Special> for RefusedReason {
 pub(super) struct Access {
     allow: Option<AllowList>,
     metrics: RefusedMetrics,
-    log: Seldom,
+    log: LogThrottle,
     last: Mutex<Option<(Instant, String)>>,
 }
 
 impl Access {
     pub(super) fn new(allow: Option<AllowList>, metrics: RefusedMetrics) -> Self {
-        Self { allow, metrics, log: Seldom::every(LOG_EVERY), last: Mutex::default() }
+        Self { allow, metrics, log: LogThrottle::per_record(), last: Mutex::default() }
     }
 
     /// Whether an address may be dialled that this name led to, if it was a name.
@@ -162,9 +161,12 @@ impl Access {
     /// Counts and logs that something was refused.
     pub(super) fn note(&self, refused: &Refused, named_by: NamedBy) {
         self.metrics.count(refused.reason, named_by);
-        if self.log.now() {
+        if let Some(held_back) = self.log.admit() {
             let by = named_by.as_str();
-            warn!(named_by = by, "a comet is not called: {refused}; its recipients go to the offline policy");
+            warn!(
+                named_by = by,
+                held_back, "a comet is not called: {refused}; its recipients go to the offline policy"
+            );
             let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
             *last = Some((Instant::now(), format!("a comet that {by} named is not called: {refused}")));
         }
