@@ -110,6 +110,38 @@ async fn notifications_of_a_backlog_are_written_once() {
 }
 
 #[tokio::test]
+async fn what_a_user_misses_is_kept_in_order() {
+    let redis = Redis::start().await;
+    let (topic, settings) = station("absent-order", &redis).await;
+    let file = repository("plugins/dist/offline_rules.wasm");
+    let rules = json!({ "rules": [{ "operations": [9], "action": "notify", "channel": "sms" }] });
+    let plugin = Plugin::new("offline-rules", file).set("deadline", quoted("5s")).config(&rules);
+    let users: Vec<_> = (0..20).map(|n| format!("user_{n}")).collect();
+    for number in 0..600_usize {
+        // Some are stored and some are notified; some are for one user and some for many.
+        let (operation, many) = (if number % 3 == 0 { 9 } else { 4 }, number % 2 * 19);
+        let keys: Vec<_> = ["user_0"].into_iter().chain(users[1..=many].iter().map(String::as_str)).collect();
+        let keys = Audience::Keys { keys: keys.iter().map(|key| (*key).into()).collect(), server: None };
+        kafka().produce(&topic, keys, operation, number.to_string()).await;
+    }
+    let gateway = settings.plugin(plugin).start().await;
+    gateway.wait_until_settled(&topic).await;
+    let body = |fields: Vec<(String, Vec<u8>)>| {
+        let field = fields.into_iter().find(|(name, _)| name == "body").expect("a body");
+        String::from_utf8(field.1).expect("text")
+    };
+    let kept: Vec<_> = redis.stream("halley:inbox:user_0").await.into_iter().map(body).collect();
+    let expected = |notified: bool| (0..600).filter(move |n| (n % 3 == 0) == notified).map(|n| n.to_string());
+    assert_eq!(kept, expected(false).collect::<Vec<_>>());
+    let notified = kafka().read_all(&format!("{topic}.offline"));
+    let of_user = notified.iter().filter(|read| read.key.as_deref() == Some(b"user_0"));
+    let notified: Vec<_> = of_user
+        .map(|read| String::from_utf8_lossy(read.value.as_deref().unwrap_or_default()).into_owned())
+        .collect();
+    assert_eq!(notified, expected(true).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn who_is_online_comes_first_while_redis_refuses_to_store() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     absent_room(&redis, "lobby", 3).await;
@@ -230,16 +262,29 @@ async fn what_is_too_large_to_store_is_one_dead_letter() {
     let many: Vec<_> = many.iter().map(String::as_str).chain(["user_on"]).collect();
     kafka().produce_keys(&topic, None, &many, "hello").await;
     kafka().produce_keys(&topic, None, &["away-1"], "small").await;
+    // Names count as well as bodies do.
+    let long = format!("away-{}", "x".repeat(11 * 1024));
+    kafka().produce_keys(&topic, None, &[&long], "hello").await;
     gateway.wait_until_settled(&topic).await;
 
     assert_eq!(comet.deliveries().len(), 2, "whoever is online gets it all the same");
     let letters = kafka().read_all(&format!("{topic}.dead-letter"));
     let reasons: Vec<_> =
         letters.iter().map(|letter| letter.header("halley-reason").unwrap_or_default()).collect();
-    assert_eq!(reasons.len(), 2, "{reasons:?}");
+    assert_eq!(reasons.len(), 3, "{reasons:?}");
+    assert!(reasons[2].contains("1 of 1") && reasons[2].contains("max_fan_out_bytes"), "{reasons:?}");
     assert!(reasons[0].contains("2 of 2") && reasons[0].contains("`[offline] max_body`"), "{reasons:?}");
     assert!(reasons[1].contains("50 of 50") && reasons[1].contains("max_fan_out_bytes"), "{reasons:?}");
     assert_eq!(redis.keys("halley:inbox:*").await, ["halley:inbox:away-1"]);
+
+    // Where nothing is kept, nothing is too large to keep.
+    let (topic, settings) = station("absent-dropped", &redis).await;
+    let settings = settings.set("offline", "max_body", quoted("1KiB"));
+    let gateway = settings.set("offline", "default", quoted("drop")).start().await;
+    kafka().produce_keys(&topic, None, &["user_on", "away-1"], "x".repeat(1_025)).await;
+    gateway.wait_until_settled(&topic).await;
+    assert_eq!(comet.deliveries().len(), 3);
+    assert_eq!(kafka().read_all(&format!("{topic}.dead-letter")).len(), 0);
 }
 
 #[tokio::test]

@@ -215,3 +215,44 @@ async fn records_that_were_removed_before_they_were_read_are_told_of() {
     let third = lobby.settings.clone().group(first.group()).start().await;
     eventually_eq("records lost", Some(5.0), async || lost(&third, &lobby.topic).await).await;
 }
+
+#[tokio::test]
+async fn an_offset_beyond_the_end_repeats_nothing() {
+    use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+    use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+    let Some(lobby) = Lobby::new("an_offset_beyond_the_end", 1).await else { return };
+    lobby.say(words("before", 5)).await;
+    // A dynamic member leaves with its end: offsets are set of groups without members.
+    let settings = lobby.settings.clone().set("kafka", "instance", quoted(""));
+    let first = settings.clone().start().await;
+    lobby.wait_for(&words("before", 5)).await;
+    first.wait_until_settled(&lobby.topic).await;
+    let group = first.group().to_owned();
+    assert!(first.sigterm().await.success());
+
+    let (topic, of_group) = (lobby.topic.clone(), group.clone());
+    let set = move || {
+        let mut client = ClientConfig::new();
+        client.set("bootstrap.servers", kafka().brokers()).set("group.id", of_group);
+        let consumer: BaseConsumer = client.create().expect("a consumer");
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&topic, 0);
+        // What is committed with it says which topic it is of.
+        let committed = consumer.committed_offsets(list, PATIENCE).expect("an answer");
+        let metadata = committed.elements()[0].metadata().to_owned();
+        let mut list = TopicPartitionList::new();
+        let mut element = list.add_partition(&topic, 0);
+        element.set_offset(Offset::Offset(50)).expect("an offset");
+        element.set_metadata(metadata);
+        consumer.commit(&list, CommitMode::Sync).expect("committed");
+    };
+    tokio::task::spawn_blocking(set).await.expect("no panic");
+
+    let second = settings.group(&group).start().await;
+    second.wait_for_log_that("the log ends before the group's offset").await;
+    lobby.say(words("after", 5)).await;
+    lobby.wait_for(&words("after", 5)).await;
+    second.wait_until_settled(&lobby.topic).await;
+    assert!(lobby.heard().values().all(|times| *times == 1), "{:?}", lobby.heard());
+}

@@ -104,28 +104,54 @@ pub(super) fn locate(
     Ok(located)
 }
 
-/// Whether a record that came although a later one had come means that the log is another one.
-/// `offset` is the record's, `expected` the one that should have come.
+/// What it means that a record came although a later one had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WentBack {
+    /// The record came twice.
+    Repeated,
+    /// The topic is another one.
+    AnotherLog,
+    /// The log was cut off, and goes on at this offset; or the group's offset was set beyond its end.
+    CutOff(i64),
+}
+
+/// Finds out what it means. `offset` is the record's, `expected` the one that should have come.
 ///
 /// # Errors
 /// When Kafka does not answer in time, or refuses.
-pub(super) fn is_another_log(
+pub(super) fn why_back(
     consumer: &BaseConsumer<Context>,
     (topic, partition): &Key,
     mark: Option<Mark>,
     offset: i64,
     expected: i64,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<WentBack> {
     let states = describe(consumer, &BTreeSet::from([&**topic]))?;
     let id = states.get(&**topic).and_then(|state| state.id);
     if mark.is_some_and(|mark| mark.is_of_another(id)) {
-        return Ok(true);
+        return Ok(WentBack::AnotherLog);
     }
     let (low, end) = consumer.fetch_watermarks(topic, *partition, ANSWER)?;
     let same_topic = id.is_some() && mark.is_some_and(|mark| mark.topic == id);
-    // It is shorter than what was read of it: another topic, or cut off by its new leader.
-    // Where ids do not tell, librdkafka has begun at the first record that there is.
-    Ok(end < expected || !same_topic && offset <= low)
+    Ok(WentBack::of(same_topic, offset, expected, low, end))
+}
+
+impl WentBack {
+    fn of(same_topic: bool, offset: i64, expected: i64, low: i64, end: i64) -> Self {
+        match (same_topic, end < expected) {
+            // librdkafka compares leader epochs and goes on where the log was cut (KIP-320). Without
+            // an epoch to compare it begins at the first record that there is: then it is not known
+            // what is new, and everything again would be worse than what was written since.
+            (true, true) if offset <= low => Self::CutOff(end),
+            (true, true) => Self::CutOff(offset),
+            (true, false) => Self::Repeated,
+            // Shorter than what was read of it.
+            (false, true) => Self::AnotherLog,
+            // Where ids do not tell, librdkafka has begun at the first record that there is.
+            (false, false) if offset <= low => Self::AnotherLog,
+            (false, false) => Self::Repeated,
+        }
+    }
 }
 
 /// The first offsets of partitions; those that could not be asked for are left out.
@@ -237,4 +263,21 @@ fn list_offsets<'a>(
         }
     }
     Ok(offsets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_offset_that_goes_back_means() {
+        let of = WentBack::of;
+        assert_eq!(of(true, 7, 9, 0, 20), WentBack::Repeated);
+        assert_eq!(of(true, 0, 9, 0, 20), WentBack::Repeated, "the same topic's log is not shorter");
+        assert_eq!(of(true, 15, 20, 0, 18), WentBack::CutOff(15), "where librdkafka found the cut");
+        assert_eq!(of(true, 3, 20, 3, 18), WentBack::CutOff(18), "an offset that was set beyond the end");
+        assert_eq!(of(false, 3, 20, 3, 18), WentBack::AnotherLog);
+        assert_eq!(of(false, 0, 9, 0, 20), WentBack::AnotherLog);
+        assert_eq!(of(false, 7, 9, 0, 20), WentBack::Repeated);
+    }
 }

@@ -17,7 +17,8 @@ use tracing::{debug, error, info, warn};
 use crate::consumer::add_offset;
 use crate::consumer::begin::{Because, Position};
 use crate::consumer::context::{Context, keys};
-use crate::consumer::locate::{self, Located, Wanted};
+use crate::consumer::locate::{self, Located, Wanted, WentBack};
+use crate::consumer::mark::Mark;
 use crate::consumer::partition::Place;
 use crate::consumer::partitions::Key;
 use crate::kafka::{self, Start, Topics};
@@ -89,10 +90,16 @@ impl Context {
 
     fn go_to(&self, consumer: &BaseConsumer<Self>, wanted: &[Wanted]) -> anyhow::Result<()> {
         let located = self.locate(consumer, wanted)?;
+        self.go_to_located(consumer, &located)?;
+        self.tell(&located);
+        Ok(())
+    }
+
+    fn go_to_located(&self, consumer: &BaseConsumer<Self>, located: &[Located]) -> anyhow::Result<()> {
         // What is stored of an older log would be committed over what is decided now.
         let mut stored = TopicPartitionList::new();
         let mut places = TopicPartitionList::new();
-        for at in &located {
+        for at in located {
             let (topic, number) = &at.key;
             if let Some(offset) = at.offset {
                 add_offset(&mut stored, topic, *number, offset, Some(at.mark));
@@ -100,14 +107,13 @@ impl Context {
             add(&mut places, &at.key, at.offset.map_or(Offset::Beginning, Offset::Offset));
         }
         consumer.store_offsets(&stored)?;
-        commit(consumer, &located)?;
+        commit(consumer, located)?;
         for element in consumer.seek_partitions(places, SEEK)?.elements() {
             element.error()?;
         }
-        for at in &located {
+        for at in located {
             self.partitions().begin(&at.key, at.offset, at.mark);
         }
-        self.tell(&located);
         Ok(())
     }
 
@@ -139,14 +145,37 @@ impl Context {
             let seen =
                 self.partitions().get_mut(&key).map(|partition| (partition.mark(), partition.reached()));
             let Some((mark, Some(expected))) = seen else { continue };
-            match locate::is_another_log(consumer, &key, mark, offset, expected) {
-                Ok(true) => {
+            match locate::why_back(consumer, &key, mark, offset, expected) {
+                Ok(WentBack::CutOff(at)) => self.cut_off(consumer, &key, mark, expected, at),
+                Ok(WentBack::AnotherLog) => {
                     let in_flight = self.partitions().get_mut(&key).map_or(0, |p| p.lose_place(true));
                     self.created_again(&key, in_flight);
                 }
-                Ok(false) => self.keep_place(consumer, &key),
+                Ok(WentBack::Repeated) => self.keep_place(consumer, &key),
                 Err(error) => self.cannot_place(&error),
             }
+        }
+    }
+
+    /// The same topic's log ends before what the group has read of it: goes on at this offset, and
+    /// commits it, which would not go back by itself.
+    fn cut_off(&self, consumer: &BaseConsumer<Self>, key: &Key, mark: Option<Mark>, expected: i64, at: i64) {
+        let Some(mark) = mark else { return };
+        let in_flight = self.partitions().get_mut(key).map_or(0, |partition| partition.lose_place(false));
+        error!(
+            topic = &*key.0,
+            partition = key.1,
+            from = at,
+            to = expected,
+            in_flight,
+            "the log ends before the group's offset: the brokers have lost its last records, or the offset was set beyond the end; going on at `from`, and what was there before was delivered or is lost"
+        );
+        let position = Position::Committed(at);
+        let key = key.clone();
+        let located =
+            Located { key, position, offset: Some(at), backlog: 0, mark, commit: true, is_first: false };
+        if let Err(error) = self.go_to_located(consumer, &[located]) {
+            self.cannot_place(&error);
         }
     }
 
@@ -180,7 +209,7 @@ impl Context {
             topic = &**topic,
             partition,
             in_flight,
-            "the topic was deleted and created again, or cut off: reading it from its start; what is in flight of the one before is finished"
+            "the topic was deleted and created again: reading it from its start; what is in flight of the one before is finished"
         );
     }
 

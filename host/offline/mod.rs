@@ -55,8 +55,8 @@ pub struct Config {
     /// The largest body that is stored. A message with a larger one becomes a dead letter when
     /// it would have to be stored; whoever is online gets it all the same.
     pub max_body: ByteSize,
-    /// The most that one message may take in all inboxes together: its body (and some 256 bytes)
-    /// times the users it is stored for. Above it, likewise.
+    /// The most that one message may take in all inboxes together: its body, the room's and the
+    /// user's names and some 256 bytes, for each user it is stored for. Above it, likewise.
     pub max_fan_out_bytes: ByteSize,
     /// How many absent recipients, over all messages, may wait for their part before the
     /// partitions that bring more of them wait, too.
@@ -71,7 +71,7 @@ pub struct Config {
     pub notify_topic: String,
 }
 
-/// What an inbox entry takes beside its body, roughly.
+/// What an inbox entry takes beside what differs between messages, roughly.
 const ENTRY_OVERHEAD: u64 = 256;
 
 /// The configured default for the absent.
@@ -144,10 +144,17 @@ impl Config {
         }
     }
 
-    /// Why this message cannot be stored for so many; `None` when it can.
-    pub fn refuses(&self, message: &Message, recipients: usize) -> Option<String> {
+    /// Why this message cannot be stored for these; `None` when it can, or has to be for nobody.
+    pub fn refuses<'a>(&self, message: &Message, users: impl Iterator<Item = &'a UserId>) -> Option<String> {
+        let (mut recipients, mut together) = (0_usize, 0_u64);
+        for user in users {
+            recipients += 1;
+            together = together.saturating_add(ENTRY_OVERHEAD + size(message, user) as u64);
+        }
         let body = message.body.len() as u64;
-        let together = (body + ENTRY_OVERHEAD).saturating_mul(recipients as u64);
+        if recipients == 0 {
+            return None;
+        }
         if body > self.max_body.as_u64() {
             return Some(format!(
                 "its body of {} is larger than `[offline] max_body` ({})",
@@ -168,6 +175,13 @@ impl Config {
     fn retention(&self, asked: Option<Duration>) -> Duration {
         asked.map_or(self.retention, |asked| asked.min(self.retention))
     }
+}
+
+/// The bytes of a message and of its recipient that an entry or a notification carries: the body and
+/// the names, any of which may be the large one.
+fn size(message: &Message, user: &UserId) -> usize {
+    let room = message.room().map_or(0, |room| room.as_str().len());
+    message.body.len() + room + user.as_str().len()
 }
 
 /// What the inbox counts.

@@ -6,13 +6,16 @@
 //! What is on its way to the broker is bounded over all messages, so that a backlog does not
 //! take its own load for a broker that does not answer.
 
+use std::pin::pin;
 use std::sync::Arc;
 
+use futures_util::future::poll_immediate;
 use tokio::sync::Semaphore;
 
 use crate::decision::Absent;
 use crate::kafka::{NotWritten, Outgoing, Producer};
 use crate::message::{Header, MESSAGE_ID, Message};
+use crate::offline::size;
 
 /// Writes notifications. Cheap to clone.
 #[derive(Clone)]
@@ -23,7 +26,8 @@ pub struct Notifier {
     places: Arc<Semaphore>,
 }
 
-/// Kibibytes of notifications on their way to the broker; one takes a kibibyte beside its body.
+/// Kibibytes of notifications on their way to the broker; one takes a kibibyte beside its body and
+/// the names that it carries.
 const KIBIBYTES: usize = 16 * 1024;
 
 impl Notifier {
@@ -32,12 +36,19 @@ impl Notifier {
         Self { producer, topic, places: Arc::new(Semaphore::new(KIBIBYTES)) }
     }
 
-    /// Writes one; returns once the broker has confirmed it.
+    /// Writes one; returns once the broker has confirmed it. Calls `queued` once its place among
+    /// those of its user is certain.
     ///
     /// # Errors
     /// When the broker did not confirm it: the recipient has no outcome yet.
-    pub async fn notify(&self, message: &Message, absent: &Absent, channel: &str) -> Result<(), NotWritten> {
-        let size = (message.body.len() / 1024 + 1).min(KIBIBYTES) as u32;
+    pub async fn notify(
+        &self,
+        message: &Message,
+        absent: &Absent,
+        channel: &str,
+        queued: impl FnOnce(),
+    ) -> Result<(), NotWritten> {
+        let size = (size(message, &absent.user) / 1024 + 1).min(KIBIBYTES) as u32;
         // The semaphore is never closed.
         let _places = self.places.acquire_many(size).await.ok();
         let room = message.room().map(|room| room.as_str()).unwrap_or_default();
@@ -57,6 +68,13 @@ impl Notifier {
             headers,
             partition: None,
         };
-        self.producer.write(&self.topic, outgoing).await
+        let mut write = pin!(self.producer.write(&self.topic, outgoing));
+        // The first step puts it into the producer's queue, unless that is full.
+        let written = poll_immediate(&mut write).await;
+        queued();
+        match written {
+            Some(written) => written,
+            None => write.await,
+        }
     }
 }

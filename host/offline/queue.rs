@@ -23,7 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Inbox, InboxEntry, NotStored, Unfinished};
+use super::{Config, Inbox, InboxEntry, NotStored, Unfinished, size};
 
 /// How many entries may be queued.
 pub(super) const PLACES: usize = 16_384;
@@ -36,7 +36,7 @@ const TARGET: Duration = Duration::from_millis(25);
 const FIRST_SIZE: usize = 128;
 const LARGEST_SIZE: usize = 2_048;
 
-/// Bytes of bodies in one pipeline, unless one entry alone has more.
+/// Bytes of bodies and names in one pipeline, unless one entry alone has more.
 const LARGEST_BYTES: usize = 1 << 20;
 
 /// Pauses after a failure, at first and at most.
@@ -136,10 +136,11 @@ impl InboxQueue {
 }
 
 impl Places {
-    /// Queues entries and waits until each has its outcome. Dropping the future gives up those
-    /// that are not written yet. `None`: the writer has ended.
-    pub async fn store(self, entries: Vec<InboxEntry>) -> Option<Stored> {
+    /// Queues entries, calls `queued`, and waits until each has its outcome. Dropping the future
+    /// gives up those that are not written yet. `None`: the writer has ended.
+    pub async fn store(self, entries: Vec<InboxEntry>, queued: impl FnOnce()) -> Option<Stored> {
         if entries.is_empty() {
+            queued();
             return Some(Stored::default());
         }
         let (done, outcome) = oneshot::channel();
@@ -150,6 +151,7 @@ impl Places {
             _places: self.places,
         });
         self.chunks.send(Chunk { entries, owner }).await.ok()?;
+        queued();
         outcome.await.ok()
     }
 }
@@ -229,7 +231,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
             if owner.is_gone() {
                 continue;
             }
-            bytes += entry.message.body.len();
+            bytes += size(&entry.message, &entry.user);
             if bytes > LARGEST_BYTES && !entries.is_empty() {
                 self.waiting.push_front((entry, owner));
                 break;

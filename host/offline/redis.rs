@@ -2,19 +2,28 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::{Cmd, Value};
+use tracing::warn;
 
 use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, Unfinished, now_ms};
 use crate::message::UserId;
 use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
-use crate::telemetry::LogThrottle;
+use crate::telemetry::{LogThrottle, Seldom};
 
 /// How many entries one `XRANGE` reads.
 const PAGE: usize = 500;
+
+/// How far this process' clock and Redis' may be apart for entries to be trimmed by age: entries are
+/// numbered by Redis' clock, and one that is wrong by days would empty inboxes.
+const CLOCKS_APART: i64 = 3_600_000;
+
+/// How often is told that they are further apart.
+const CLOCK_WARNING: Duration = Duration::from_secs(60);
 
 /// A stream `<prefix>inbox:{user}` for each user, with the fields `id` (message id), `op`
 /// (operation), `room` (when there is one), `body` (as it came), `ts` (when it was sent) and
@@ -31,12 +40,22 @@ pub struct RedisInbox {
     config: Config,
     metrics: Metrics,
     refused_line: Arc<LogThrottle>,
+    /// Whether the last entries were numbered about as this process' clock would have done it.
+    clocks_agree: Arc<AtomicBool>,
+    clock_warning: Arc<Seldom>,
 }
 
 impl RedisInbox {
     /// Inboxes through this client.
     pub fn new(client: RedisClient, config: &Config, metrics: Metrics) -> Self {
-        Self { client, config: config.clone(), metrics, refused_line: Arc::new(LogThrottle::per_record()) }
+        Self {
+            client,
+            config: config.clone(),
+            metrics,
+            refused_line: Arc::new(LogThrottle::per_record()),
+            clocks_agree: Arc::default(),
+            clock_warning: Arc::new(Seldom::every(CLOCK_WARNING)),
+        }
     }
 
     fn key(&self, user: &UserId) -> String {
@@ -44,7 +63,7 @@ impl RedisInbox {
     }
 
     /// The commands that store these entries, and for each entry where its append stands among
-    /// them. Behind a user's first append, the inbox is trimmed by age and told when to go: once
+    /// them. Behind a user's first append, the inbox is told when to go and trimmed by age: once
     /// for all of the user's entries.
     fn commands(&self, entries: &[InboxEntry], now: i64) -> (Vec<Cmd>, Vec<Append>) {
         let longest = millis(self.config.retention);
@@ -58,11 +77,14 @@ impl RedisInbox {
             appends.push(Append { at: commands.len(), is_first });
             commands.push(append(&key, &kept, self.config.max_per_user));
             if is_first {
-                let mut trim = redis::cmd("XTRIM");
-                trim.arg(&key).arg("MINID").arg("~").arg(now.saturating_sub(longest).max(0));
                 let mut expire = redis::cmd("PEXPIRE");
                 expire.arg(&key).arg(longest.max(1));
-                commands.extend([trim, expire]);
+                commands.push(expire);
+                if self.clocks_agree.load(Ordering::Relaxed) {
+                    let mut trim = redis::cmd("XTRIM");
+                    trim.arg(&key).arg("MINID").arg("~").arg(now.saturating_sub(longest).max(0));
+                    commands.push(trim);
+                }
             }
         }
         (commands, appends)
@@ -71,7 +93,7 @@ impl RedisInbox {
     /// What became of an entry, from the replies.
     fn outcome(&self, entry: &InboxEntry, append: &Append, replies: &[Option<Value>]) -> Outcome {
         // A stream that was not told when to go would stay for ever.
-        let expires = !append.is_first || replies.get(append.at + 2).is_some_and(Option::is_some);
+        let expires = !append.is_first || replies.get(append.at + 1).is_some_and(Option::is_some);
         let Some(Some(reply)) = replies.get(append.at).filter(|_| expires) else { return Outcome::Left };
         match refusal(reply) {
             None => Outcome::Stored,
@@ -82,6 +104,24 @@ impl RedisInbox {
             Some(Refusal::Other(said)) => {
                 Outcome::Never(format!("`{}` in Redis: {said}", self.key(&entry.user)))
             }
+        }
+    }
+
+    /// Looks at the numbers of new entries, which begin with Redis' time in milliseconds.
+    fn compare_clocks(&self, now: i64, appends: &[Append], replies: &[Option<Value>]) {
+        let reply = |append: &Append| replies.get(append.at).cloned().flatten();
+        let number = |value| text(value).filled()?.split_once('-')?.0.parse::<i64>().ok();
+        let apart =
+            appends.iter().filter_map(|append| number(reply(append)?)).map(|at| now.abs_diff(at)).max();
+        let Some(apart) = apart else { return };
+        let agree = apart <= CLOCKS_APART as u64;
+        self.clocks_agree.store(agree, Ordering::Relaxed);
+        if !agree && self.clock_warning.now() {
+            let apart = Duration::from_secs(apart / 1000);
+            warn!(
+                "the clocks of this process and of Redis, or of an inbox' last entry, are {} apart: inboxes are not trimmed by age; synchronise the clocks",
+                humantime::format_duration(apart)
+            );
         }
     }
 
@@ -105,8 +145,10 @@ impl RedisInbox {
 impl Inbox for RedisInbox {
     async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> {
         let (mut not_stored, mut left) = (Vec::new(), Vec::new());
-        let (commands, appends) = self.commands(entries, now_ms());
+        let now = now_ms();
+        let (commands, appends) = self.commands(entries, now);
         let (replies, mut problem) = self.client.run_bulk("store_offline", commands).await;
+        self.compare_clocks(now, &appends, &replies);
         for (index, (entry, append)) in entries.iter().zip(&appends).enumerate() {
             match self.outcome(entry, append, &replies) {
                 Outcome::Stored => {}

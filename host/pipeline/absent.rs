@@ -6,6 +6,7 @@
 //! may bring along, in the inbox's queue and at the notifier by what is under way.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use futures_util::StreamExt as _;
@@ -17,6 +18,7 @@ use crate::decision::{Absent, Disposition};
 use crate::message::{Message, UserId};
 use crate::offline::{InboxEntry, InboxQueue, Stored};
 use crate::pipeline::journey::Journey;
+use crate::pipeline::key_order::{Output, Passer};
 use crate::pipeline::metrics::Station;
 use crate::pipeline::persist::{Abandoned, Hold, hold_while, persist};
 use crate::policy::Decision;
@@ -89,6 +91,7 @@ impl Journey {
     /// inbox, or the notify topic, can never take the message.
     pub(super) async fn offline(&mut self) -> Result<Option<Reason>, Abandoned> {
         if self.story.absent.is_empty() {
+            self.story.pending.place.pass(Output::Offline);
             return Ok(None);
         }
         let since = Instant::now();
@@ -101,15 +104,21 @@ impl Journey {
             config.disposition_of(&absent[at], decided)
         };
         let is_stored = |at: &usize| matches!(fate(*at), Disposition::Store { .. });
-        let stored = (0..absent.len()).filter(is_stored).count();
+        let stored = || (0..absent.len()).filter(is_stored).map(|at| &absent[at]);
         let mut failed = Failed::default();
-        let may_store = match config.refuses(&message, stored) {
+        let may_store = match config.refuses(&message, stored().map(|absent| &absent.user)) {
             None => true,
             why => {
-                failed.add(stored, (0..absent.len()).filter(is_stored).map(|at| &absent[at]), why);
+                failed.add(stored().count(), stored(), why);
                 false
             }
         };
+        let is_written = |at: &usize| match fate(*at) {
+            Disposition::Drop => false,
+            Disposition::Store { .. } => may_store,
+            Disposition::Notify { .. } => true,
+        };
+        let queueing = self.turn((0..absent.len()).filter(is_written).count()).await?;
         for first in (0..absent.len()).step_by(CARRIED_OUT_AT_ONCE) {
             let (mut store, mut notify) = (Vec::new(), Vec::new());
             for at in first..absent.len().min(first + CARRIED_OUT_AT_ONCE) {
@@ -120,7 +129,7 @@ impl Journey {
                     Disposition::Notify { channel } => notify.push((&absent[at], channel)),
                 }
             }
-            let (notified, refused) = self.notify(&message, &notify).await?;
+            let (notified, refused) = self.notify(&message, &notify, &queueing).await?;
             self.story.tally.notified += notified;
             failed.add(notify.len() - notified, notify.iter().map(|(absent, _)| *absent), refused);
             let entries = || {
@@ -130,10 +139,12 @@ impl Journey {
                     retention: *retention,
                 })
             };
-            let Stored { refused, reason } = self.store(store.len(), || entries().collect()).await?;
+            let stored = self.store(store.len(), || entries().collect(), &queueing).await?;
+            let Stored { refused, reason } = stored;
             self.story.tally.stored += store.len() - refused;
             failed.add(refused, store.iter().map(|(at, _)| &absent[*at]), reason);
         }
+        drop(queueing);
         self.story.tally.failed += failed.recipients;
         self.pipeline.metrics.stage(Station::Offline, since);
         Ok(failed.why.map(|why| {
@@ -141,6 +152,19 @@ impl Journey {
                 format!("not kept for {} of {} absent recipients: {why}", failed.recipients, absent.len());
             Reason { users: failed.users, ..Reason::new(Stage::Offline, text) }
         }))
+    }
+
+    /// Waits until everything is queued that earlier messages of the same key have for the absent:
+    /// each user's inbox and notifications are in the order of the messages. There are so many
+    /// entries and notifications to come.
+    async fn turn(&self, outputs: usize) -> Result<Queueing, Abandoned> {
+        let place = &self.story.pending.place;
+        if outputs > 0 {
+            self.abandon.run_until_cancelled(place.turn(Output::Offline)).await.ok_or(Abandoned)?;
+        } else {
+            place.pass(Output::Offline);
+        }
+        Ok(Queueing { left: AtomicUsize::new(outputs), pass: place.passer(Output::Offline) })
     }
 
     /// What policies decide; nothing at all where there are none that would.
@@ -175,12 +199,13 @@ impl Journey {
         &self,
         count: usize,
         entries: impl FnOnce() -> Vec<InboxEntry>,
+        queueing: &Queueing,
     ) -> Result<Stored, Abandoned> {
         if count == 0 {
             return Ok(Stored::default());
         }
         let inbox = &self.pipeline.inbox;
-        let store = async { inbox.places(count).await?.store(entries()).await };
+        let store = async { inbox.places(count).await?.store(entries(), || queueing.queued(count)).await };
         // Without an outcome the writer has ended, which it does after the partitions.
         hold_while(self.hold(), StallStage::Inbox, inbox.problem(), store).await?.ok_or(Abandoned)
     }
@@ -190,6 +215,7 @@ impl Journey {
         &self,
         message: &Message,
         notify: &[(&Absent, String)],
+        queueing: &Queueing,
     ) -> Result<(usize, Option<String>), Abandoned> {
         let mut rest = notify.iter();
         let mut under_way = FuturesUnordered::new();
@@ -198,7 +224,7 @@ impl Journey {
             while under_way.len() < NOTIFIED_AT_ONCE
                 && let Some((absent, channel)) = rest.next()
             {
-                under_way.push(self.notify_one(message, absent, channel));
+                under_way.push(self.notify_one(message, absent, channel, queueing));
             }
             match under_way.next().await {
                 None => return Ok((written, refused)),
@@ -216,14 +242,37 @@ impl Journey {
         message: &Message,
         absent: &Absent,
         channel: &str,
+        queueing: &Queueing,
     ) -> Result<Option<String>, Abandoned> {
+        let is_queued = AtomicBool::new(false);
+        // One that has to be written again has lost its place; the others do not wait for that.
+        let queued = || {
+            if !is_queued.swap(true, Ordering::Relaxed) {
+                queueing.queued(1);
+            }
+        };
         let write = || async {
-            match self.pipeline.notifier.notify(message, absent, channel).await {
+            match self.pipeline.notifier.notify(message, absent, channel, queued).await {
                 Ok(()) => Ok(None),
                 Err(refused) if refused.refusal.is_some() => Ok(Some(refused.to_string())),
                 Err(error) => Err(error),
             }
         };
         persist(self.hold(), StallStage::Notify, write).await
+    }
+}
+
+/// Entries and notifications of one message that are not queued yet: the next message of the key
+/// has its turn when there are none.
+struct Queueing {
+    left: AtomicUsize,
+    pass: Passer,
+}
+
+impl Queueing {
+    fn queued(&self, outputs: usize) {
+        if self.left.fetch_sub(outputs, Ordering::AcqRel) == outputs {
+            self.pass.pass();
+        }
     }
 }

@@ -17,6 +17,7 @@ use crate::message::{Audience, CometAddr};
 use crate::pipeline::Pipeline;
 use crate::pipeline::call::{Apart, Call, Took};
 use crate::pipeline::chain::BatchChain;
+use crate::pipeline::key_order::Output;
 use crate::pipeline::metrics::{Outcome, Reached, Station};
 use crate::pipeline::not_taken::NotTaken;
 use crate::pipeline::persist::{Abandoned, Hold, persist};
@@ -233,17 +234,19 @@ impl Journey {
     /// Keeps the record with the reason, behind earlier dead letters of its key.
     async fn dead_letter(&self, reason: Reason) -> Result<Ended, Abandoned> {
         let (record, place) = (&self.story.record, &self.story.pending.place);
+        // Nothing is kept for anybody any more.
+        place.pass(Output::Offline);
         if dead_letter::is_letter(record) {
-            place.end();
+            place.pass(Output::Letter);
             self.pipeline.metrics.dead_letter_again(record, &reason);
             return Ok((Outcome::DeadLetterAgain, reason.text));
         }
         let put = async {
-            place.turn().await;
+            place.turn(Output::Letter).await;
             self.pipeline.dead_letters.put(Arc::clone(record), reason.clone()).await
         };
         let receipt = self.abandon.run_until_cancelled(put).await.ok_or(Abandoned)?;
-        place.end();
+        place.pass(Output::Letter);
         match persist(self.hold(), StallStage::DeadLetter, || receipt.outcome()).await? {
             Kept::Written => {
                 self.pipeline.metrics.dead_letter(record, &reason);

@@ -1,12 +1,12 @@
 //! Which messages of one partition come before others of the same key, for what has to be
-//! written in order: dead letters.
+//! written in order: inbox entries and notifications, and dead letters.
 //!
-//! Messages end in any order: one waits for a slow comet, the next one is refused at once. A
-//! dead letter waits for its [turn](Place::turn): until no earlier message of its key can become
-//! one any more. That costs no progress, since no offset is committed past an earlier record
-//! anyway. Records without a key count as one key.
+//! Messages end in any order: one waits for a slow comet, the next one is refused at once. What a
+//! message writes waits for its [turn](Place::turn): until no earlier message of its key can
+//! write anything of the kind any more. That costs no progress, since no offset is committed past an
+//! earlier record anyway. Records without a key count as one key.
 //!
-//! A message costs two short locks here and no memory of its own; a letter that waits also looks
+//! A message costs three short locks here and no memory of its own; one that waits also looks
 //! through the messages before it.
 
 use std::collections::VecDeque;
@@ -28,19 +28,30 @@ struct State {
     slots: VecDeque<Slot>,
 }
 
+/// What a message may write, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Inbox entries and notifications.
+    Offline,
+    /// A dead letter.
+    Letter,
+}
+
+/// How many kinds there are.
+const OUTPUTS: usize = 2;
+
 #[derive(Debug)]
 struct Slot {
     /// A hash of the record's key. Two keys that share one wait for each other in vain, and no
     /// longer than messages of one key do.
     key: u64,
-    /// Whether it may still become a letter.
-    open: bool,
-    /// The letter that comes next.
-    waiter: Option<oneshot::Sender<()>>,
+    /// How many of the outputs, the first ones, are queued or will never come.
+    done: usize,
+    /// Who comes next with each output.
+    waiters: [Option<oneshot::Sender<()>>; OUTPUTS],
 }
 
-/// One message's place. Dropping it says that no letter comes of it any more, or that the letter
-/// is queued.
+/// One message's place. Dropping it says that it writes nothing any more, or that all is queued.
 #[derive(Debug)]
 pub(super) struct Place {
     order: KeyOrder,
@@ -52,7 +63,7 @@ impl KeyOrder {
     pub(super) fn place(&self, record: &Record) -> Place {
         let key = record.key.as_deref().map_or(0, xxh3_64);
         let mut state = self.lock();
-        state.slots.push_back(Slot { key, open: true, waiter: None });
+        state.slots.push_back(Slot { key, done: 0, waiters: Default::default() });
         let number = state.first + state.slots.len() as u64 - 1;
         drop(state);
         Place { order: self.clone(), number }
@@ -69,50 +80,70 @@ impl State {
         number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok()).unwrap_or(usize::MAX)
     }
 
-    /// Waits for the last open slot of the same key before this one; `None` when there is none.
-    fn wait(&mut self, number: u64) -> Option<oneshot::Receiver<()>> {
+    /// Waits for the last slot of the same key before this one that may write such an output;
+    /// `None` when there is none.
+    fn wait(&mut self, number: u64, output: Output) -> Option<oneshot::Receiver<()>> {
         let index = self.index(number);
         let key = self.slots.get(index)?.key;
-        let before = self.slots.iter_mut().take(index).rev().find(|slot| slot.open && slot.key == key)?;
+        let mut before = self.slots.iter_mut().take(index).rev();
+        let before = before.find(|slot| slot.key == key && slot.done <= output as usize)?;
         let (sender, receiver) = oneshot::channel();
-        before.waiter = Some(sender);
+        before.waiters[output as usize] = Some(sender);
         Some(receiver)
     }
 
-    fn end(&mut self, number: u64) {
+    fn pass(&mut self, number: u64, output: Output) {
         let index = self.index(number);
         if let Some(slot) = self.slots.get_mut(index) {
-            slot.open = false;
+            let done = output as usize + 1;
+            slot.done = slot.done.max(done);
             // Dropping the sender wakes who waits.
-            slot.waiter = None;
+            slot.waiters.iter_mut().take(done).for_each(|waiter| *waiter = None);
         }
-        while self.slots.pop_front_if(|slot| !slot.open).is_some() {
+        while self.slots.pop_front_if(|slot| slot.done == OUTPUTS).is_some() {
             self.first += 1;
         }
     }
 }
 
 impl Place {
-    /// Waits until nothing earlier of the same key can become a letter. May be cancelled.
-    pub(super) async fn turn(&self) {
+    /// Waits until nothing earlier of the same key can write such an output. May be cancelled.
+    pub(super) async fn turn(&self, output: Output) {
         loop {
-            let Some(ended) = self.order.lock().wait(self.number) else { return };
+            let Some(ended) = self.order.lock().wait(self.number, output) else { return };
             // It ends by being dropped.
             let _ = ended.await;
         }
     }
+
+    /// This output, and those before it, will not come any more, or are queued.
+    pub(super) fn pass(&self, output: Output) {
+        self.order.lock().pass(self.number, output);
+    }
+
+    /// Says so from elsewhere; without an effect when the place is given up by then.
+    pub(super) fn passer(&self, output: Output) -> Passer {
+        Passer { order: self.order.clone(), number: self.number, output }
+    }
 }
 
-impl Place {
-    /// No letter comes of it any more, or it is queued.
-    pub(super) fn end(&self) {
-        self.order.lock().end(self.number);
+/// Passes one output of a [`Place`].
+#[derive(Debug)]
+pub(super) struct Passer {
+    order: KeyOrder,
+    number: u64,
+    output: Output,
+}
+
+impl Passer {
+    pub(super) fn pass(&self) {
+        self.order.lock().pass(self.number, self.output);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.end();
+        self.pass(Output::Letter);
     }
 }
 
@@ -143,9 +174,9 @@ mod tests {
         let order = KeyOrder::default();
         let [a, b, again, last] =
             [Some("a"), Some("b"), Some("a"), Some("a")].map(|key| order.place(&record(key)));
-        a.turn().await;
-        b.turn().await;
-        let mut turn = Box::pin(last.turn());
+        a.turn(Output::Letter).await;
+        b.turn(Output::Letter).await;
+        let mut turn = Box::pin(last.turn(Output::Letter));
         assert_eq!(poll_immediate(&mut turn).await, None);
         drop(again);
         assert_eq!(poll_immediate(&mut turn).await, None, "the first is still before it");
@@ -155,33 +186,57 @@ mod tests {
         assert!(order.lock().slots.is_empty());
     }
 
+    #[tokio::test]
+    async fn an_inbox_does_not_wait_for_letters() {
+        let order = KeyOrder::default();
+        let [first, second] = [Some("a"), Some("a")].map(|key| order.place(&record(key)));
+        assert_eq!(poll_immediate(Box::pin(second.turn(Output::Offline))).await, None);
+        first.pass(Output::Offline);
+        second.turn(Output::Offline).await;
+        second.pass(Output::Offline);
+        assert_eq!(poll_immediate(Box::pin(second.turn(Output::Letter))).await, None);
+        first.pass(Output::Letter);
+        second.turn(Output::Letter).await;
+    }
+
+    /// Does what a message does: writes entries, a letter, both or nothing.
+    async fn run(place: Place, does: u8, number: usize, written: &std::cell::RefCell<[Vec<usize>; OUTPUTS]>) {
+        for output in [Output::Offline, Output::Letter] {
+            if does >> output as u8 & 1 == 1 {
+                place.turn(output).await;
+                written.borrow_mut()[output as usize].push(number);
+            }
+            place.pass(output);
+        }
+    }
+
     proptest! {
         #[test]
-        fn letters_of_a_key_come_in_order_whatever_ends_when(
-            keys in proptest::collection::vec(0..3u8, 1..24), dice in any::<u64>(), letters in any::<u32>(),
+        fn outputs_of_a_key_come_in_order_whatever_ends_when(
+            messages in proptest::collection::vec((0..3u8, 0..4u8), 1..24), dice in any::<u64>(),
         ) {
             let order = KeyOrder::default();
+            let written = std::cell::RefCell::default();
             let mut dice = fastrand::Rng::with_seed(dice);
-            let place = |key: &u8| order.place(&record(Some(&key.to_string())));
-            let mut open: Vec<_> = keys.iter().map(place).enumerate().collect();
-            let (mut waiting, mut written) = (Vec::new(), Vec::new());
-            while !open.is_empty() || !waiting.is_empty() {
-                if !open.is_empty() {
-                    let (number, place) = open.swap_remove(dice.usize(..open.len()));
-                    if letters >> number & 1 == 1 {
-                        waiting.push((number, async move { place.turn().await; place }.boxed()));
-                    }
+            let mut waiting: Vec<_> = messages.iter().enumerate().map(|(number, (key, does))| {
+                run(order.place(&record(Some(&key.to_string()))), *does, number, &written).boxed_local()
+            }).collect();
+            let mut begun = Vec::new();
+            while !waiting.is_empty() || !begun.is_empty() {
+                if !waiting.is_empty() {
+                    begun.push(waiting.swap_remove(dice.usize(..waiting.len())));
                 }
                 let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-                waiting.retain_mut(|(number, turn)| {
-                    let ready = turn.poll_unpin(&mut context);
-                    written.extend(ready.is_ready().then_some(*number));
-                    matches!(ready, Poll::Pending)
-                });
+                dice.shuffle(&mut begun);
+                let before = begun.len();
+                begun.retain_mut(|message| matches!(message.poll_unpin(&mut context), Poll::Pending));
+                prop_assert!(!waiting.is_empty() || begun.is_empty() || begun.len() < before, "nobody waits for ever");
             }
-            for key in 0..3 {
-                let of_key: Vec<_> = written.iter().filter(|number| keys[**number] == key).collect();
-                prop_assert!(of_key.is_sorted(), "{written:?}");
+            for of_output in written.borrow().iter() {
+                for key in 0..3 {
+                    let of_key: Vec<_> = of_output.iter().filter(|number| messages[**number].0 == key).collect();
+                    prop_assert!(of_key.is_sorted(), "{of_output:?}");
+                }
             }
             prop_assert!(order.lock().slots.is_empty());
         }

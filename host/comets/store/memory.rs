@@ -20,13 +20,13 @@ impl CometStore for MemoryCometStore {
         for Sighting { comet, at_ms } in new {
             table.insert(comet.clone(), *at_ms);
         }
-        table.retain(|_, at_ms| *at_ms >= since_ms);
         let mut sightings: Vec<_> =
             table.iter().map(|(comet, at_ms)| Sighting { comet: comet.clone(), at_ms: *at_ms }).collect();
         sightings.sort_unstable_by(|a, b| (Reverse(a.at_ms), &a.comet).cmp(&(Reverse(b.at_ms), &b.comet)));
         for beyond in sightings.drain(most.min(sightings.len())..) {
             table.remove(&beyond.comet);
         }
+        sightings.retain(|sighting| sighting.at_ms >= since_ms);
         Ok(Kept { sightings, refused: None })
     }
 }

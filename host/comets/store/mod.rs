@@ -39,8 +39,8 @@ pub struct Kept {
 /// Keeps sightings.
 #[async_trait]
 pub trait CometStore: Send + Sync + 'static {
-    /// Adds sightings, forgets those before `since_ms` and all but the last `most`, and returns
-    /// what is kept then. Adding a sighting twice is harmless.
+    /// Adds sightings, forgets all but the last `most`, and returns those of them that are not older
+    /// than `since_ms`. Older ones stay for whoever has another clock. Adding a sighting twice is harmless.
     ///
     /// # Errors
     /// When the store cannot be used now.
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(kept(store, &[("a:1", 4_000)], 0, 10).await, renewed);
         assert_eq!(kept(store, &[], 3_000, 10).await, renewed[..2], "old ones are not read");
         assert_eq!(kept(store, &[("d:1", 5_000)], 3_000, 10).await.len(), 3);
-        assert_eq!(kept(store, &[], 0, 10).await.len(), 3, "and are gone with the next addition");
+        assert_eq!(kept(store, &[], 0, 10).await.len(), 4, "and stay for who has another clock");
         let newest = sightings(&[("e:1", 6_000), ("d:1", 5_000)]);
         assert_eq!(kept(store, &[("e:1", 6_000)], 0, 2).await, newest);
         assert_eq!(kept(store, &[], 0, 10).await, newest, "no more than that are kept");

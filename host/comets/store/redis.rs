@@ -12,7 +12,8 @@ use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
 const KEY_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The sorted set `<prefix>comets`: addresses, scored by when they were last named, in
-/// milliseconds since 1970. The clocks are the gateways' own.
+/// milliseconds since 1970. The clocks are the gateways' own: each reads what is young by its own, and
+/// removes only what is old by any.
 #[derive(Debug, Clone)]
 pub struct RedisCometStore {
     client: RedisClient,
@@ -40,7 +41,7 @@ impl RedisCometStore {
             add.arg(*at_ms).arg(comet.as_str());
         }
         let mut by_age = self.command("ZREMRANGEBYSCORE");
-        by_age.arg("-inf").arg(format!("({since_ms}"));
+        by_age.arg("-inf").arg(format!("({}", since_ms.saturating_sub(KEY_LIVES.as_millis() as u64)));
         let mut by_count = self.command("ZREMRANGEBYRANK");
         by_count.arg(0).arg(-(i64::try_from(most).unwrap_or(i64::MAX - 1)) - 1);
         let mut lives = self.command("PEXPIRE");

@@ -57,7 +57,7 @@ impl World {
 
     async fn store(&self, entries: Vec<InboxEntry>) -> Stored {
         let places = self.queue.places(entries.len()).await.expect("the writer runs");
-        places.store(entries).await.expect("the writer runs")
+        places.store(entries, || ()).await.expect("the writer runs")
     }
 
     /// How often each entry was sent, and how many pipelines there were.
@@ -167,7 +167,7 @@ async fn a_redis_that_refuses_for_long_is_given_up_and_asked_again() {
 async fn what_nobody_waits_for_any_more_is_not_written() {
     let world = World::new(HOUR, |_| Ok(Vec::new()));
     let places = world.queue.places(1).await.expect("the writer runs");
-    let mut abandoned = Box::pin(places.store(vec![entry("ann", 1, None)]));
+    let mut abandoned = Box::pin(places.store(vec![entry("ann", 1, None)], || ()));
     assert!(futures_util::poll!(&mut abandoned).is_pending());
     drop(abandoned);
     assert_eq!(world.store(vec![entry("bob", 2, None)]).await, Stored::default());
