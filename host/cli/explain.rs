@@ -90,7 +90,7 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
     let config = config.gateway()?;
     let storage = Storage::open(&config, &mut registry)?;
     let policies = Policies::start(
-        policy::Runtime::with_intake(&mut registry, config.policies.intake())?,
+        policy::Runtime::with(&mut registry, config.policies.runtime_of_a_command())?,
         &config.plugins,
     )?;
     let fleet = look_at_fleet(&config, &storage, &mut registry).await;

@@ -1,6 +1,7 @@
 //! The command line: one file per command.
 
 mod check;
+mod compile_plugin;
 mod dead_letter;
 mod demo;
 mod draft;
@@ -64,6 +65,9 @@ enum Command {
     DeadLetter(dead_letter::Args),
     /// Takes the consumer group past what cannot be read.
     Offsets(offsets::Args),
+    /// Compiles one plugin for the gateway that starts this process.
+    #[command(hide = true)]
+    CompilePlugin(compile_plugin::Args),
 }
 
 /// Where the configuration is.
@@ -112,6 +116,7 @@ impl Cli {
             Command::Replay(args) => replay::run(args),
             Command::DeadLetter(args) => dead_letter::run(args),
             Command::Offsets(args) => offsets::run(args),
+            Command::CompilePlugin(args) => compile_plugin::run(args),
         };
         let code = done.unwrap_or_else(|error| {
             fail(&format!("{error:#}"));

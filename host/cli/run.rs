@@ -12,11 +12,13 @@ use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, open_files, runtim
 use crate::config::{Config, Inspected, Mistake, Mistakes};
 use crate::consumer::Stopped;
 use crate::gateway::Gateway;
-use crate::policy::Sources;
+use crate::policy::{self, Sources};
 use crate::{panics, sandbox, telemetry};
 
 /// Signals that come this soon after the first mean the same: some supervisors send two.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
+/// How long a compilation may take to end that nobody waits for any more.
+const LAST_COMPILATION: Duration = Duration::from_secs(1);
 /// How long the log may take for its last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -70,6 +72,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     }
     let runtime = runtime()?;
     let code = runtime.block_on(serve(config, sources));
+    policy::end_compilations();
+    policy::await_compilations(LAST_COMPILATION);
     // A compilation, or a read from a network's disk, may be under way on a thread of its own. What
     // had to be finished is; the process does not wait for it.
     runtime.shutdown_background();
@@ -97,6 +101,8 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
         () = gateway.until_shut_out() => {}
     }
     let since = Instant::now();
+    // What is active decides to the end.
+    policy::end_compilations();
     let stopped = tokio::select! {
         stopped = gateway.stop(config.delivery.shutdown_grace) => stopped,
         () = signals.next_after(since + SAME_SIGNAL) => {

@@ -10,6 +10,8 @@ use bytesize::ByteSize;
 
 use crate::files::OwnFolder;
 use crate::message::NamedBy;
+use crate::policy::guest::compile::CompileLimits;
+use crate::policy::guest::engine::WasmFeature;
 use crate::policy::guest::runtime::RuntimeConfig;
 use crate::policy::intake::{self, Intake};
 use crate::policy::on_error::OnErrors;
@@ -220,6 +222,22 @@ pub struct PoliciesConfig {
     pub bare_signatures: bool,
     /// What registries may do.
     pub registry: RegistryConfig,
+    /// The most memory that compiling one plugin may take. It is compiled in a process of its own;
+    /// what takes more is refused, and not tried again.
+    pub compile_memory: ByteSize,
+    /// The most time that it may take, by the clock and by the processor.
+    #[serde(with = "humantime_serde")]
+    pub compile_timeout: Duration,
+    /// Of which WebAssembly plugins may be made.
+    pub wasm: WasmConfig,
+}
+
+/// `[policies.wasm]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WasmConfig {
+    /// Proposals that are on beside what compilers to WebAssembly emit by default.
+    pub features: Vec<WasmFeature>,
 }
 
 impl Default for PoliciesConfig {
@@ -233,6 +251,9 @@ impl Default for PoliciesConfig {
             trusted_keys: Vec::new(),
             bare_signatures: false,
             registry: RegistryConfig::default(),
+            compile_memory: CompileLimits::default().memory,
+            compile_timeout: CompileLimits::default().timeout,
+            wasm: WasmConfig::default(),
         }
     }
 }
@@ -265,8 +286,16 @@ impl PoliciesConfig {
 
     /// What a gateway's runtime is made with.
     pub fn runtime(&self) -> RuntimeConfig {
-        let compiled = self.state_folder.as_ref().map(|folder| folder.join("compiled"));
-        RuntimeConfig { intake: self.intake(), compiled, ..RuntimeConfig::default() }
+        let inside = |name| self.state_folder.as_ref().map(|folder| folder.join(name));
+        let (compiled, uncompilable) = (inside("compiled"), inside("uncompilable"));
+        RuntimeConfig { compiled, uncompilable, ..self.runtime_of_a_command() }
+    }
+
+    /// The same for a command next to a gateway, which leaves the gateway's folder alone.
+    pub fn runtime_of_a_command(&self) -> RuntimeConfig {
+        let compile = CompileLimits { memory: self.compile_memory, timeout: self.compile_timeout };
+        let features = self.wasm.features.clone();
+        RuntimeConfig { intake: self.intake(), compile, features, ..RuntimeConfig::default() }
     }
 
     /// What to watch for these plugins.
@@ -303,6 +332,12 @@ impl PoliciesConfig {
             problems.push(format!("`policies.keep_versions` must be 2 to {MOST_VERSIONS}"));
         }
         problems.extend(self.registry.problems());
+        if self.compile_memory < LEAST_COMPILE_MEMORY {
+            problems.push(format!("`policies.compile_memory` must be at least {LEAST_COMPILE_MEMORY}"));
+        }
+        if !(SHORTEST_COMPILE..=LONGEST_COMPILE).contains(&self.compile_timeout) {
+            problems.push("`policies.compile_timeout` must be 1s to 1h".to_owned());
+        }
         problems
     }
 }
@@ -311,6 +346,9 @@ const SHORTEST_QUIET: Duration = Duration::from_millis(10);
 const LONGEST_QUIET: Duration = Duration::from_secs(10);
 const SHORTEST_RESCAN: Duration = Duration::from_millis(100);
 const MOST_VERSIONS: usize = 1000;
+const LEAST_COMPILE_MEMORY: ByteSize = ByteSize::mib(64);
+const SHORTEST_COMPILE: Duration = Duration::from_secs(1);
+const LONGEST_COMPILE: Duration = Duration::from_secs(3600);
 
 /// The plugins that are wanted now: the configured ones, then the ones in the directory.
 ///
@@ -402,9 +440,11 @@ mod tests {
             quiet: Duration::ZERO,
             rescan: Duration::ZERO,
             keep_versions: 0,
+            compile_memory: ByteSize::mib(1),
+            compile_timeout: Duration::ZERO,
             ..PoliciesConfig::default()
         };
-        assert_eq!(never.problems().len(), 3, "{:?}", never.problems());
+        assert_eq!(never.problems().len(), 5, "{:?}", never.problems());
         assert!(PoliciesConfig::default().problems().is_empty());
     }
 }

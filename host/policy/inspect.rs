@@ -5,6 +5,7 @@ use std::path::Path;
 
 use wit_parser::{Resolve, WorldItem, WorldKey};
 
+use crate::policy::guest::compile::NotCompiled;
 use crate::policy::guest::module;
 use crate::policy::guest::runtime::Runtime;
 
@@ -46,7 +47,7 @@ pub struct Import {
 pub fn inspect(runtime: &Runtime, file: &Path) -> Result<Inspection, String> {
     let bytes = module::read(file)?;
     let (imports, exports) = module::component(&bytes).map(|whole| interfaces(&whole)).unwrap_or_default();
-    let compiled = module::compile(runtime, &bytes);
+    let compiled = module::compile(runtime, "", &bytes);
     Ok(Inspection {
         form: if wasmparser::Parser::is_component(&bytes) { "component" } else { "module" },
         size: bytes.len(),
@@ -55,7 +56,7 @@ pub fn inspect(runtime: &Runtime, file: &Path) -> Result<Inspection, String> {
         hooks: compiled.as_ref().map(|module| module.hooks.names()).unwrap_or_default(),
         exports,
         imports,
-        refused: compiled.err(),
+        refused: compiled.err().map(NotCompiled::into_reason),
     })
 }
 

@@ -89,8 +89,12 @@ mod watch;
 use arc_swap as cell;
 
 pub use chain::Chain;
-pub use config::{CometScope, PluginConfig, PoliciesConfig, StateScope, expand};
+pub use config::{CometScope, PluginConfig, PoliciesConfig, StateScope, WasmConfig, expand};
 pub use guest::clock::Clock;
+pub use guest::compile::{
+    CompileLimits, Job, await_compilations, compile_plugin, end_compilations, use_child_processes,
+};
+pub use guest::engine::WasmFeature;
 pub use guest::runtime::{Runtime, RuntimeConfig};
 pub use idle::idle_plugin;
 pub use inspect::{Import, Inspection, inspect};

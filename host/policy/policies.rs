@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use crate::policy::config::PluginConfig;
 use crate::policy::guest::aside::outside_async;
+use crate::policy::guest::compile;
 use crate::policy::guest::instance;
 use crate::policy::guest::runtime::Runtime;
 use crate::policy::intake::Intake;
@@ -228,6 +229,10 @@ impl Policies {
     /// Keeps a refusal for the status. One that says the same as the last is not logged
     /// again: the files are looked at every few seconds.
     pub(super) fn refuse(&self, refused: &Refused) {
+        if compile::is_ending() {
+            tracing::debug!(%refused, "policies are not prepared any more");
+            return;
+        }
         self.runtime.metrics.refused();
         let errors: Vec<String> = refused.problems.iter().map(Problem::to_string).collect();
         let mut standing = self.standing();

@@ -84,8 +84,8 @@ fn inspect(args: &ConfigArgs) -> (Config, Report) {
 
 fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
     let one = |error: anyhow::Error| vec![format!("{error:#}")];
-    let runtime =
-        policy::Runtime::with_intake(&mut Registry::default(), config.policies.intake()).map_err(one)?;
+    let runtime = policy::Runtime::with(&mut Registry::default(), config.policies.runtime_of_a_command())
+        .map_err(one)?;
     let wanted = config.plugins().map_err(one)?;
     match Policies::start(runtime, &wanted) {
         Ok(policies) => {

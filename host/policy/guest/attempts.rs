@@ -11,6 +11,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::policy::guest::compile::NotCompiled;
 use crate::policy::guest::module::{self, Module};
 use crate::policy::guest::runtime::Runtime;
 
@@ -42,12 +43,27 @@ impl Runtime {
         if let Some(known) = self.attempts.known(&hash) {
             return known;
         }
-        let compile = || logging_when_slow(plugin, bytes.len(), || module::compile(self, bytes));
-        // A file from outside goes through compilers here; a bug of theirs must not end us.
-        let compiled = catch_unwind(AssertUnwindSafe(compile));
-        let compiled =
-            compiled.unwrap_or_else(|_| Err("made the compiler panic; is the file complete?".into()));
-        self.attempts.keep(hash, compiled.map(Arc::new))
+        let compile = || logging_when_slow(plugin, bytes.len(), || module::compile(self, plugin, bytes));
+        // A file from outside goes through parsers here; a bug of theirs must not end us.
+        let compiled = catch_unwind(AssertUnwindSafe(compile)).unwrap_or_else(|_| {
+            Err(NotCompiled::Invalid("made the compiler panic; is the file complete?".into()))
+        });
+        match compiled {
+            Ok(module) => Ok(self.attempts.keep(Arc::new(module))),
+            Err(why) => {
+                // What is marked in a folder may be tried again once the mark is removed there.
+                let is_final = match why {
+                    NotCompiled::Invalid(_) => true,
+                    NotCompiled::Limited(_) => !self.compiler.keeps_marks(),
+                    NotCompiled::Interrupted(_) => false,
+                };
+                let why = why.into_reason();
+                if is_final {
+                    self.attempts.refuse(hash, why.clone());
+                }
+                Err(why)
+            }
+        }
     }
 }
 
@@ -65,13 +81,13 @@ impl Attempts {
         known.compiled.iter().find(|module| module.hash == hash).cloned().map(Ok)
     }
 
-    fn keep(&self, hash: String, compiled: Result<Arc<Module>, String>) -> Result<Arc<Module>, String> {
-        let known = &mut *self.lock();
-        match &compiled {
-            Ok(module) => push(&mut known.compiled, Arc::clone(module), COMPILED),
-            Err(why) => push(&mut known.refused, (hash, why.clone()), REFUSED),
-        }
-        compiled
+    fn keep(&self, module: Arc<Module>) -> Arc<Module> {
+        push(&mut self.lock().compiled, Arc::clone(&module), COMPILED);
+        module
+    }
+
+    fn refuse(&self, hash: String, why: String) {
+        push(&mut self.lock().refused, (hash, why), REFUSED);
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {

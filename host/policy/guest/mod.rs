@@ -2,7 +2,8 @@
 //!
 //! - `module`: from a file's bytes to something that can be instantiated; `contract`: for which
 //!   version of the contract it was built.
-//! - `attempts`: compiling, and what it came to; `code`: what earlier starts compiled.
+//! - `attempts`: compiling, and what it came to; `compile`: within which bounds, and where; `code`: what
+//!   earlier starts compiled; `engine`: of which WebAssembly plugins may be made.
 //! - `instance`: one instance with its store and its limits; its hooks as functions; `failure`:
 //!   how they fail.
 //! - `questions` and `answers`: what plugins see, and what they may say; `batch` and
@@ -22,7 +23,9 @@ pub(in crate::policy) mod batch;
 pub(in crate::policy) mod bindings;
 pub(in crate::policy) mod clock;
 pub(in crate::policy) mod code;
+pub(in crate::policy) mod compile;
 pub(in crate::policy) mod contract;
+pub(in crate::policy) mod engine;
 pub(in crate::policy) mod failure;
 pub(in crate::policy) mod host;
 pub(in crate::policy) mod instance;

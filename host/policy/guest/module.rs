@@ -9,18 +9,19 @@ use std::path::Path;
 
 use sha2::Digest as _;
 use wasmparser::{Parser, Payload};
-use wasmtime::component::{Component, InstancePre};
+use wasmtime::component::InstancePre;
 
 use crate::files::{self, Unreadable};
 use crate::policy::guest::bindings::exports::halley::policy::{
     filter, filter_columns, grouping, grouping_columns, lifecycle, offline,
 };
+use crate::policy::guest::compile::{NotCompiled, bounds};
 use crate::policy::guest::contract::{BUILD_FOR_CONTRACT, Contract};
 use crate::policy::guest::host::HostState;
 use crate::policy::guest::runtime::Runtime;
 
 /// The largest file that is looked at, in bytes.
-pub(in crate::policy) const MAX_SIZE: u64 = 64 * 1024 * 1024;
+pub(in crate::policy) const MAX_SIZE: u64 = bounds::SIZE;
 
 /// What a plugin exports, and where.
 pub(in crate::policy) struct Hooks {
@@ -97,24 +98,25 @@ pub(in crate::policy) fn hash(bytes: &[u8]) -> String {
     hex
 }
 
-/// Compiles a plugin and checks that it fits. Takes milliseconds to seconds: not for a
-/// thread that carries messages.
+/// Compiles a plugin and checks that it fits. Takes milliseconds to minutes: not for a thread that
+/// carries messages.
 ///
 /// # Errors
 /// What is wrong with it, and what its author can do.
-pub(in crate::policy) fn compile(runtime: &Runtime, bytes: &[u8]) -> Result<Module, String> {
-    let component = component(bytes)?;
-    let contract = Contract::read(&component)?;
-    contract.check()?;
-    let compiled = Component::new(&runtime.engine, &component)
-        .map_err(|e| format!("does not compile: {}; is the file complete?", causes(&e)))?;
-    if let Some(code) = &runtime.code {
-        code.note();
-    }
+pub(in crate::policy) fn compile(
+    runtime: &Runtime,
+    plugin: &str,
+    bytes: &[u8],
+) -> Result<Module, NotCompiled> {
+    let invalid = NotCompiled::Invalid;
+    let component = component(bytes).map_err(invalid)?;
+    let contract = Contract::read(&component).map_err(invalid)?;
+    contract.check().map_err(invalid)?;
+    let compiled = runtime.load(plugin, &component)?;
     let pre = runtime.linker.instantiate_pre(&compiled).map_err(|e| {
-        format!("imports what the gateway does not offer: {}; {}", causes(&e), contract.remedy())
+        invalid(format!("imports what the gateway does not offer: {}; {}", causes(&e), contract.remedy()))
     })?;
-    let hooks = hooks(&contract, &pre)?;
+    let hooks = hooks(&contract, &pre).map_err(invalid)?;
     let wit_version = contract.version().to_string();
     Ok(Module { pre, hooks, hash: hash(bytes), size: bytes.len(), wit_version })
 }
@@ -122,15 +124,14 @@ pub(in crate::policy) fn compile(runtime: &Runtime, bytes: &[u8]) -> Result<Modu
 /// A component as it is, or what is made of a plain module.
 ///
 /// # Errors
-/// When it is neither, or says nothing about its interfaces.
+/// When it is neither, is more than may be compiled, or says nothing about its interfaces.
 pub(in crate::policy) fn component(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
-    if Parser::is_component(bytes) {
-        Ok(Cow::Borrowed(bytes))
-    } else if Parser::is_core_wasm(bytes) {
-        encode(bytes).map(Cow::Owned)
-    } else {
-        Err("is not WebAssembly; give the .wasm file that the build left in `target`".to_owned())
+    let is_component = Parser::is_component(bytes);
+    if !is_component && !Parser::is_core_wasm(bytes) {
+        return Err("is not WebAssembly; give the .wasm file that the build left in `target`".to_owned());
     }
+    bounds::check(bytes)?;
+    if is_component { Ok(Cow::Borrowed(bytes)) } else { encode(bytes).map(Cow::Owned) }
 }
 
 /// The contract that a plugin was built for, where it says so.
@@ -189,17 +190,19 @@ mod tests {
 
     fn refusal(wat: &str) -> String {
         let runtime = Runtime::new(&mut Registry::default()).unwrap();
-        match compile(&runtime, &wat::parse_str(wat).unwrap()) {
+        match compile(&runtime, "p", &wat::parse_str(wat).unwrap()) {
             Ok(_) => panic!("it was accepted"),
-            Err(why) => why,
+            Err(why) => why.into_reason(),
         }
     }
 
     #[test]
     fn what_is_no_plugin_is_told_why() {
         let runtime = Runtime::new(&mut Registry::default()).unwrap();
-        assert!(compile(&runtime, b"hello").err().unwrap().contains("is not WebAssembly"));
-        assert!(compile(&runtime, b"").err().unwrap().contains("is not WebAssembly"));
+        for text in [&b"hello"[..], b""] {
+            let why = compile(&runtime, "p", text).err().unwrap().into_reason();
+            assert!(why.contains("is not WebAssembly"), "{why}");
+        }
         assert!(refusal("(module)").contains("plain module that says nothing"));
         assert!(refusal("(component)").contains("exports none of filter, grouping, offline"));
     }
@@ -222,7 +225,7 @@ mod tests {
         let whole = wat::parse_str(r#"(component (core module (func (export "f")))(import "a" (instance)))"#)
             .unwrap();
         for length in 0..whole.len() {
-            assert!(compile(&runtime, &whole[..length]).is_err(), "cut at {length}");
+            assert!(compile(&runtime, "p", &whole[..length]).is_err(), "cut at {length}");
         }
     }
 }

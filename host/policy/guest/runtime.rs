@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use anyhow::Context as _;
-use bytesize::ByteSize;
 use prometheus_client::registry::Registry;
-use wasmtime::component::{HasSelf, Linker};
-use wasmtime::{Config, Engine};
+use wasmtime::Engine;
+use wasmtime::component::{Component, HasSelf, Linker};
 
-use crate::policy::guest::address_space;
 use crate::policy::guest::attempts::Attempts;
 use crate::policy::guest::bindings::halley::policy::{host, types};
 use crate::policy::guest::clock::Clock;
-use crate::policy::guest::code::CodeCache;
+use crate::policy::guest::code::CodeStore;
+use crate::policy::guest::compile::{CompileLimits, Compiler, NotCompiled};
+use crate::policy::guest::engine::{EngineConfig, WasmFeature};
 use crate::policy::guest::host::HostState;
 use crate::policy::guest::state::States;
 use crate::policy::guest::ticker::Ticker;
@@ -39,6 +39,12 @@ pub struct RuntimeConfig {
     /// Where compiled code is kept, so that a restart need not compile. Made where there is none.
     /// Where it cannot be used, or others may write to it, a WARN says so, and nothing is kept.
     pub compiled: Option<PathBuf>,
+    /// Where it is remembered which plugins cannot be compiled within the limits.
+    pub uncompilable: Option<PathBuf>,
+    /// What compiling one plugin may take.
+    pub compile: CompileLimits,
+    /// Features of WebAssembly that are on beside those that all languages need.
+    pub features: Vec<WasmFeature>,
     /// What plugins take for the time.
     pub clock: Clock,
 }
@@ -59,7 +65,8 @@ pub struct Runtime {
     /// What compiling came to lately.
     pub(in crate::policy) attempts: Attempts,
     /// Compiled code of earlier starts.
-    pub(in crate::policy) code: Option<CodeCache>,
+    pub(in crate::policy) code: Option<CodeStore>,
+    pub(in crate::policy) compiler: Compiler,
     _ticker: Ticker,
 }
 
@@ -72,29 +79,21 @@ impl Runtime {
         Self::with(registry, RuntimeConfig::default())
     }
 
-    /// The same where not every plugin is trusted, or some come from registries: for commands
-    /// beside a gateway, which leave its compiled code alone.
-    ///
-    /// # Errors
-    /// As [`Runtime::new`].
-    pub fn with_intake(registry: &mut Registry, intake: Intake) -> anyhow::Result<Arc<Self>> {
-        Self::with(registry, RuntimeConfig { intake, ..RuntimeConfig::default() })
-    }
-
     /// With all that a gateway may want.
     ///
     /// # Errors
     /// As [`Runtime::new`].
     pub fn with(registry: &mut Registry, config: RuntimeConfig) -> anyhow::Result<Arc<Self>> {
-        let RuntimeConfig { intake, compiled, clock } = config;
-        let code = compiled.and_then(|folder| match CodeCache::open(&folder) {
+        let RuntimeConfig { intake, compiled, uncompilable, compile, features, clock } = config;
+        let code = compiled.and_then(|folder| match CodeStore::open(&folder) {
             Ok(code) => Some(code),
             Err(why) => {
                 tracing::warn!("compiled code is not kept, so that starts take longer: {why}");
                 None
             }
         });
-        let engine = engine(code.as_ref()).map_err(anyhow::Error::msg);
+        let config = EngineConfig::of_this_process(&features);
+        let engine = config.engine().map_err(anyhow::Error::msg);
         let engine = engine.context("wasmtime does not start here")?;
         let linker = linker(&engine).map_err(anyhow::Error::msg)?;
         let ticker = Ticker::start(&engine).context("no thread for the plugins' deadlines")?;
@@ -110,8 +109,23 @@ impl Runtime {
             chains: Arc::default(),
             attempts: Attempts::default(),
             code,
+            compiler: Compiler::new(config, compile, uncompilable),
             _ticker: ticker,
         }))
+    }
+
+    /// The code of a component: what an earlier start compiled, or compiled now.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(in crate::policy) fn load(&self, plugin: &str, component: &[u8]) -> Result<Component, NotCompiled> {
+        self.compiler.load(&self.engine, self.code.as_ref(), plugin, component)
+    }
+
+    /// How often something was compiled.
+    #[cfg(test)]
+    pub(in crate::policy) fn compilations(&self) -> u64 {
+        self.compiler.compilations()
     }
 }
 
@@ -119,23 +133,6 @@ impl std::fmt::Debug for Runtime {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Runtime").finish_non_exhaustive()
     }
-}
-
-fn engine(code: Option<&CodeCache>) -> wasmtime::Result<Engine> {
-    let mut config = Config::new();
-    config.cache(code.map(CodeCache::cache));
-    config.wasm_component_model(true).epoch_interruption(true);
-    // A swap under load compiles on one core and leaves the others to the messages.
-    config.parallel_compilation(false);
-    let limit = address_space::limit();
-    if address_space::is_tight(limit) {
-        tracing::info!(
-            limit = %ByteSize::b(limit.unwrap_or_default()),
-            "the process's address space is limited: plugins' memories take what they use and check their bounds"
-        );
-        address_space::make_tight(&mut config);
-    }
-    Engine::new(&config)
 }
 
 fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
