@@ -13,7 +13,14 @@ const CODE: &str = include_str!("idle.wat");
 /// # Errors
 /// When the contract and the code do not fit each other, which the tests of this project rule out.
 pub fn idle_plugin() -> anyhow::Result<Vec<u8>> {
-    let mut module = wat::parse_str(CODE.replace("VERSION", &VERSION.to_string()))?;
+    idle_plugin_with("")
+}
+
+/// The same with more in its module.
+pub(super) fn idle_plugin_with(more: &str) -> anyhow::Result<Vec<u8>> {
+    let code =
+        CODE.replace("VERSION", &VERSION.to_string()).replacen("(module", &format!("(module {more}"), 1);
+    let mut module = wat::parse_str(code)?;
     let mut resolve = Resolve::default();
     let package = resolve.push_str("policy.wit", CONTRACT)?;
     let world = resolve.select_world(&[package], Some("gateway"))?;

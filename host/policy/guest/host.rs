@@ -24,6 +24,8 @@ use crate::telemetry::LogThrottle;
 const MAX_LOG_LINE: usize = 4096;
 /// The most elements that one table of an instance may have.
 const MAX_TABLE: usize = 1_000_000;
+/// What an element of a table takes, in bytes.
+const TABLE_ELEMENT: usize = 8;
 /// The most WASI resources that one instance may hold.
 const MAX_RESOURCES: usize = 1024;
 
@@ -169,7 +171,7 @@ impl WasiView for HostState {
     }
 }
 
-/// The memory of all linear memories of an instance together, and the size of its tables.
+/// The memory of all linear memories and tables of an instance together, and the size of each table.
 pub(in crate::policy) struct MemoryLimit {
     limit: usize,
     /// In bytes.
@@ -180,6 +182,19 @@ pub(in crate::policy) struct MemoryLimit {
     pub(in crate::policy) no_room: bool,
 }
 
+impl MemoryLimit {
+    /// So many bytes more, where they fit.
+    fn takes(&mut self, more: usize) -> bool {
+        let wanted = self.used.saturating_add(more);
+        let fits = wanted <= self.limit;
+        self.refused |= !fits;
+        if fits {
+            self.used = wanted;
+        }
+        fits
+    }
+}
+
 impl ResourceLimiter for MemoryLimit {
     fn memory_growing(
         &mut self,
@@ -187,13 +202,7 @@ impl ResourceLimiter for MemoryLimit {
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let wanted = self.used.saturating_add(desired.saturating_sub(current));
-        if wanted > self.limit {
-            self.refused = true;
-            return Ok(false);
-        }
-        self.used = wanted;
-        Ok(true)
+        Ok(self.takes(desired.saturating_sub(current)))
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
@@ -204,13 +213,19 @@ impl ResourceLimiter for MemoryLimit {
 
     fn table_growing(
         &mut self,
-        _current: usize,
+        current: usize,
         desired: usize,
         _maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        let fits = desired <= MAX_TABLE;
-        self.refused |= !fits;
-        Ok(fits)
+        if desired > MAX_TABLE {
+            self.refused = true;
+            return Ok(false);
+        }
+        Ok(self.takes(desired.saturating_sub(current).saturating_mul(TABLE_ELEMENT)))
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory_grow_failed(error)
     }
 
     fn instances(&self) -> usize {
@@ -297,6 +312,19 @@ mod tests {
         assert!(!memory.refused);
         assert!(!memory.memory_growing(60, 61, None).unwrap());
         assert!(memory.refused);
+    }
+
+    #[test]
+    fn tables_count_against_the_limit_of_memories() {
+        let mut memory = MemoryLimit { limit: 64 << 20, used: 0, refused: false, no_room: false };
+        let taken = (0..60).filter(|_| memory.table_growing(0, MAX_TABLE, None).unwrap()).count();
+        assert_eq!(taken, (64 << 20) / (MAX_TABLE * TABLE_ELEMENT));
+        assert!(memory.refused && memory.used <= memory.limit);
+        assert!(!memory.memory_growing(0, 8 << 20, None).unwrap(), "what tables have, memories have not");
+        assert!(memory.memory_growing(0, 1 << 20, None).unwrap());
+        let mut small = MemoryLimit { limit: 100, used: 0, refused: false, no_room: false };
+        assert!(small.table_growing(0, 10, None).unwrap() && small.table_growing(10, 12, None).unwrap());
+        assert!(!small.table_growing(12, 13, None).unwrap());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::decision::{Absent, Cause, Identity, Verdict};
 use crate::membership::{Connection, Grouping, Membership, Place};
+use crate::policy::idle::idle_plugin_with;
 use crate::policy::idle_plugin;
 
 #[test]
@@ -42,4 +43,28 @@ fn it_decides_nothing_in_every_hook() {
         assert!(grouping.members().all(|(member, place)| place == Place::At(member.comet)));
     }
     assert!(chain.memory() > 0);
+}
+
+#[test]
+fn tables_count_against_an_instances_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let plugin = |tables: usize, memory: u64| {
+        let file = folder.path().join(format!("{tables}.wasm"));
+        let more = "(table 100000 funcref)".repeat(tables);
+        std::fs::write(&file, idle_plugin_with(&more).unwrap()).unwrap();
+        PluginConfig { memory: bytesize::ByteSize::mib(memory), ..PluginConfig::new("p", file) }
+    };
+    let engine = Engine::new();
+    // 60 tables of 800 kB, and what the module's memory has.
+    let refused = engine.refusal(&[plugin(60, 32)]);
+    assert!(refused[0].contains("wanted more memory than its 32.0 MiB"), "{refused:?}");
+    let mut chain = engine.set(&[plugin(60, 128)]).chain();
+    chain.filter("push", 3, vec![room("hello")]).unwrap();
+    assert!(chain.memory() > 60 * 800_000, "{}", chain.memory());
+    // As many as the report has are not even compiled.
+    let more = "(table 1000000 funcref)".repeat(60);
+    let file = folder.path().join("bomb.wasm");
+    std::fs::write(&file, idle_plugin_with(&more).unwrap()).unwrap();
+    let refused = engine.refusal(&[PluginConfig::new("p", file)]);
+    assert!(refused[0].contains("elements in its tables"), "{refused:?}");
 }
