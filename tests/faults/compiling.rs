@@ -1,11 +1,13 @@
-//! Plugins that compile for minutes: whoever asks the gateway to end does not wait for them.
+//! Plugins that compile for minutes, or not at all: they stop neither the gateway's end nor its start.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::support::comet::FakeComet;
 use crate::support::gateway::{Plugin, RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, folder, repository};
 
 const SLOW: &str = "compiling a plugin takes its time; what is active stays so meanwhile";
@@ -86,10 +88,128 @@ async fn the_end_does_not_wait_for_a_compiler() {
     compiles(&running).await;
     let status = running.get("/v1/plugins").await.json();
     assert!(status["preparing_since"].is_string(), "{status}");
+    let compiler = compiler_of(&running);
+    assert!(compiler.is_some(), "it is at work in a process of its own");
     assert!(running.sigterm().await.success(), "drained and ended, with the compiler at work");
+    let gone = || compiler.is_none_or(has_ended);
+    eventually("the end of the compiler", PATIENCE, async || gone().then_some(())).await;
 
     // Also while the first set is being compiled.
     let starting = settings.start_unready().await;
     compiles(&starting).await;
     assert!(starting.sigterm().await.success());
+
+    // And where there is no time for an end.
+    let killed = settings.start_unready().await;
+    compiles(&killed).await;
+    let compiler = compiler_of(&killed).expect("it is at work");
+    killed.kill();
+    eventually("the end of the compiler", PATIENCE, async || has_ended(compiler).then_some(())).await;
+}
+
+/// The process that compiles for this gateway.
+fn compiler_of(gateway: &RunningGateway) -> Option<u32> {
+    let parent = format!("\nPPid:\t{}\n", gateway.pid());
+    let entries = std::fs::read_dir("/proc").expect("Linux");
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+    let text = |pid: &u32, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let is_child = |pid: &u32| text(pid, "status").is_ok_and(|status| status.contains(&parent));
+    let compiles = |pid: &u32| text(pid, "cmdline").is_ok_and(|line| line.contains("compile-plugin"));
+    pids.into_iter().find(|pid| is_child(pid) && compiles(pid))
+}
+
+/// Whether a process has ended; whoever inherits it may not have looked yet.
+fn has_ended(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+    status.is_ok_and(|status| status.contains("\nState:\tZ")) || !Path::new(&format!("/proc/{pid}")).exists()
+}
+
+#[tokio::test]
+async fn what_cannot_be_compiled_is_tried_once_and_the_good_version_goes_on() {
+    let topic = kafka().topic("uncompilable", 1).await;
+    let (folder, comet) = (folder("uncompilable"), FakeComet::start().await);
+    let redis = Redis::start().await;
+    redis.join("lobby", "conn_1", "user_1", comet.address()).await;
+    let (file, state) = (folder.path().join("filter.wasm"), folder.path().join("state"));
+    std::fs::copy(repository("plugins/dist/keyword_filter.wasm"), &file).expect("copied");
+    let plugin =
+        Plugin::new("filter", &file).set("deadline", quoted("5s")).config(&json!({ "words": ["spam"] }));
+    let settings = gateway(&topic)
+        .redis(&redis)
+        .plugin(plugin)
+        .set("policies", "state_folder", quoted(&state.display().to_string()))
+        .set("policies", "rescan", quoted("300ms"))
+        // Enough for the filter, and not for the other one.
+        .set("policies", "compile_memory", quoted("128MiB"));
+
+    // The good version is compiled, and active; then a file comes that takes too much.
+    let first = settings.clone().start().await;
+    write_slow_component(&file.with_extension("new"));
+    std::fs::rename(file.with_extension("new"), &file).expect("renamed");
+    let why = warning_with(&first, "takes more memory to compile than [policies] compile_memory").await;
+    assert!(why.contains("128.0 MiB"), "{why}");
+    let mark = only_file(&state.join("uncompilable"));
+    // Looked at again and again, and not tried again.
+    let why = warning_with(&first, "not tried again: raise the limit, or remove").await;
+    assert!(why.contains(&mark.display().to_string()), "{why}");
+    kafka().produce_room(&topic, "lobby", "spam").await;
+    kafka().produce_room(&topic, "lobby", "hello").await;
+    first.wait_until_settled(&topic).await;
+    first.kill();
+    first.wait().await;
+
+    // The next start does not try it at all, and comes up with the version that was active.
+    let before = std::fs::read(&mark).expect("the mark");
+    let second = settings.clone().start().await;
+    warning_with(&second, "not tried again").await;
+    assert_eq!(std::fs::read(&mark).expect("the mark"), before, "an attempt would have been noted");
+    kafka().produce_room(&topic, "lobby", "spam again").await;
+    kafka().produce_room(&topic, "lobby", "hello again").await;
+    second.wait_until_settled(&topic).await;
+    let heard: Vec<String> = comet.deliveries().into_iter().map(|(_, _, body)| body).collect();
+    assert_eq!(heard, ["hello", "hello again"], "the filter decided all the time");
+
+    // Removed by a person, it is tried again, and found again.
+    std::fs::remove_file(&mark).expect("removed");
+    eventually("another attempt", PATIENCE, async || mark.exists().then_some(())).await;
+    assert!(second.sigterm().await.success());
+
+    // With another limit it is tried again as well: time this time, within the same story's bounds.
+    let third = settings.set("policies", "compile_memory", quoted("1GiB"));
+    let third = third.set("policies", "compile_timeout", quoted("1s")).start().await;
+    warning_with(&third, "takes longer to compile than [policies] compile_timeout (1s)").await;
+}
+
+/// Waits until `/readyz` warns of this, with 200.
+async fn warning_with(gateway: &RunningGateway, text: &str) -> String {
+    eventually(text, PATIENCE, async || {
+        let answer = gateway.get("/readyz").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let warnings = answer.json()["warnings"].as_array().cloned().unwrap_or_default();
+        warnings.iter().filter_map(Value::as_str).find(|warning| warning.contains(text)).map(str::to_owned)
+    })
+    .await
+}
+
+fn only_file(folder: &Path) -> std::path::PathBuf {
+    let mut files =
+        std::fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("an entry").path());
+    let file = files.next().expect("a file");
+    assert!(files.next().is_none());
+    file
+}
+
+#[tokio::test]
+async fn bombs_are_refused_before_they_are_compiled() {
+    let topic = kafka().topic("bombs", 1).await;
+    let folder = folder("bombs");
+    let nested = (0..26).fold("(component)".to_owned(), |inside, _| {
+        format!("(component {inside} (instance (instantiate 0)) (instance (instantiate 0)))")
+    });
+    let file = folder.path().join("bomb.wasm");
+    std::fs::write(&file, wat::parse_str(nested).expect("wat")).expect("written");
+    let gateway = gateway(&topic).plugin(Plugin::new("bomb", &file)).start_unready().await;
+    assert_eq!(gateway.wait().await.code(), Some(1));
+    let log = format!("{gateway:?}");
+    assert!(log.contains("levels of components in each other"), "{log}");
 }
