@@ -453,3 +453,50 @@ async fn a_policy_dropped_into_the_directory_is_in_force_at_once() {
     assert_eq!(stage.heard(), ["changed"]);
     assert_eq!(gateway.get("/v1/plugins").await.json()["plugins"][0]["name"], "mine");
 }
+
+#[tokio::test]
+async fn a_first_version_that_loops_on_some_messages_holds_up_nobody() {
+    const MESSAGES: usize = 600;
+    let stage = Stage::new("loops").await;
+    // Everything as it is by default.
+    let plugin = Plugin::new("loops", wasm("tests/guests/dist/unruly.wasm"));
+    let gateway = stage.start([plugin]).await;
+    for number in 0..MESSAGES {
+        stage.say(&if number % 4 == 1 { "loop".to_owned() } else { format!("hello {number}") }).await;
+    }
+    gateway.wait_until_settled(&stage.topic).await;
+    assert_eq!(stage.heard().len(), MESSAGES, "`on_error` lets all of them pass, in order or not at all");
+    let numbers: Vec<String> = stage.heard().into_iter().filter(|body| body != "loop").collect();
+    let expected = (0..MESSAGES).filter(|number| number % 4 != 1).map(|number| format!("hello {number}"));
+    assert!(numbers.iter().cloned().eq(expected), "{numbers:?}");
+
+    // 150 messages, each of which costs some calls until it is found in its batch: most of them were
+    // never made.
+    let metrics = gateway.get("/metrics").await.body;
+    let sum = |name: &str, label: &str| -> f64 {
+        let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    };
+    let late = sum("halley_plugin_errors_total{", "kind=\"deadline\"");
+    assert!(late < 100.0, "{late} calls ran past their deadline");
+    assert!(sum("halley_plugin_limits_total{", "limit=\"time-budget\"") > 0.0, "{metrics}");
+
+    // What an operator sees; and once nothing loops any more, it decides again.
+    gateway.wait_for_log_that("a plugin ran past its deadline too often").await;
+    let decides_again = async || {
+        stage.say("drop me").await;
+        gateway.wait_until_settled(&stage.topic).await;
+        let status = gateway.get("/v1/plugins").await.json();
+        let ready = gateway.get("/readyz").await;
+        assert_eq!(ready.status, 200, "{ready:?}");
+        if status["plugins"][0]["state"] == "over-time-budget" {
+            assert!(ready.body.contains("ran past its deadline too often"), "{ready:?}");
+            return None;
+        }
+        Some(())
+    };
+    eventually("its decisions again", PATIENCE, decides_again).await;
+    stage.say("drop me, too").await;
+    gateway.wait_until_settled(&stage.topic).await;
+    assert!(!stage.heard().contains(&"drop me, too".to_owned()));
+}

@@ -16,7 +16,7 @@ use crate::policy::guest::runtime::RuntimeConfig;
 use crate::policy::intake::{self, Intake};
 use crate::policy::on_error::OnErrors;
 use crate::policy::registry::{self, RegistryConfig};
-use crate::policy::trial::{Mode, TrialConfig};
+use crate::policy::trial::{Mode, Share, TrialConfig};
 use crate::policy::trust::Trust;
 use crate::policy::versions::{QuarantineConfig, Versions};
 
@@ -83,8 +83,12 @@ pub struct PluginConfig {
     /// next 5 ms.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
-    /// The most linear memory that one instance may have, in bytes. Every worker has an
-    /// instance. Bounds the data of one answer too.
+    /// How much of a worker's time may go into calls that run past their deadline, while no other
+    /// version can come in the plugin's place: beyond it the plugin is not called for a while, and
+    /// `on_error` decides at once. `100%` is no limit.
+    pub time_budget: Share,
+    /// The most linear memory that one instance may have, in bytes, with 8 bytes for each element of
+    /// its tables. Every worker has an instance. Bounds the data of one answer too.
     pub memory: ByteSize,
     /// Who sees the values that the plugin keeps: all workers of this process, or all gateways
     /// with the same `[redis]`.
@@ -109,6 +113,7 @@ impl Default for PluginConfig {
             trial: None,
             quarantine: QuarantineConfig::default(),
             deadline: Duration::from_millis(50),
+            time_budget: Share(0.1),
             memory: ByteSize::mib(64),
             state: StateScope::default(),
             comets: CometScope::default(),
@@ -163,6 +168,9 @@ impl PluginConfig {
         }
         if self.deadline.is_zero() || self.deadline > LONGEST_DEADLINE {
             mistakes.push("`deadline` must be more than 0 and at most 60s".to_owned());
+        }
+        if !(0.01..=1.0).contains(&self.time_budget.0) {
+            mistakes.push("`time_budget` must be 1% to 100%".to_owned());
         }
         if self.memory < ByteSize::kib(64) || self.memory > ByteSize::gib(4) {
             mistakes.push("`memory` must be 64KiB to 4GiB".to_owned());
@@ -426,11 +434,12 @@ mod tests {
         let bad = PluginConfig {
             name: "a b".into(),
             deadline: Duration::ZERO,
+            time_budget: Share(0.0),
             memory: ByteSize::b(1),
             config: serde_json::Value::Null,
             ..Default::default()
         };
-        assert_eq!(bad.mistakes().len(), 5, "{:?}", bad.mistakes());
+        assert_eq!(bad.mistakes().len(), 6, "{:?}", bad.mistakes());
         let good = PluginConfig::new("a-b_c.d", "x.wasm");
         assert!(good.mistakes().is_empty());
         let shadow = TrialConfig { path: "y.wasm".into(), mode: Mode::Shadow, ..TrialConfig::default() };

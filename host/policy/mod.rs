@@ -80,6 +80,7 @@ mod set;
 mod status;
 mod steer;
 mod switch;
+mod time_budget;
 mod trial;
 mod trust;
 mod versions;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use crate::decision::PluginVersion;
 use crate::membership::{Grouping, Membership};
@@ -36,6 +37,8 @@ pub(super) struct Plugin {
     pub(super) failures: Failures,
     /// What it did, for comparison with a candidate.
     pub(super) tally: Tally,
+    /// Whether no other version can come in its place.
+    is_without_alternative: AtomicBool,
     /// A candidate beside it.
     pub(super) trial: Option<Trial>,
     /// Keeps the clock behind the deadlines running.
@@ -120,6 +123,7 @@ impl Plugin {
             module,
             services: Arc::new(services),
             failures: Failures::new(config.quarantine.clone()),
+            is_without_alternative: AtomicBool::new(config.quarantine.then == Then::Never),
             tally: Tally::default(),
             trial,
             runtime: Arc::clone(runtime),
@@ -147,10 +151,26 @@ impl Plugin {
         Ok(())
     }
 
-    /// It has failed too often.
-    pub(super) fn raise_alarm(&self, last: &Failure) {
+    /// It has failed too often, or for too long.
+    pub(super) fn raise_alarm(&self, limit: String, last: &Failure) {
         let (plugin, hash) = (self.config.name.clone(), self.module.hash.clone());
-        self.runtime.alarms.raise(Alarm { plugin, hash, last: last.to_string() });
+        self.runtime.alarms.raise(Alarm { plugin, hash, limit, last: last.to_string() });
+    }
+
+    /// Nothing else can decide instead of it: from now on its time is a budget.
+    pub(super) fn enforce_time_budget(&self) {
+        self.is_without_alternative.store(true, Relaxed);
+    }
+
+    /// Whether its `on_error` decides while it is over its budget. While another version may still
+    /// come in its place, it is asked for as long as that takes.
+    pub(super) fn is_time_a_budget(&self) -> bool {
+        self.is_without_alternative.load(Relaxed)
+    }
+
+    /// How many workers do not call it for now.
+    pub(super) fn workers_over_budget(&self) -> usize {
+        usize::try_from(self.services.metrics.over_budget().get()).unwrap_or_default()
     }
 
     /// The limit on an instance's memory, in bytes.

@@ -49,6 +49,13 @@ impl Status {
                 warnings.push(format!("plugin `{plugin}` was {}; {then}", instead.why));
             }
         }
+        for plugin in self.plugins.iter().filter(|plugin| plugin.state == PluginState::OverTimeBudget) {
+            let (name, workers) = (&plugin.name, plugin.workers_over_budget);
+            warnings.push(format!(
+                "plugin `{name}` ran past its deadline too often and is not called by {workers} workers for now; \
+                 its `on_error` decides"
+            ));
+        }
         for plugin in self.plugins.iter().filter(|plugin| plugin.state == PluginState::Failing) {
             let name = &plugin.name;
             warnings
@@ -86,6 +93,10 @@ pub struct PluginStatus {
     pub memory: ByteSize,
     /// Whether a newer version waits that was refused.
     pub state: PluginState,
+    /// How many partitions' workers do not call it for now, because too many calls ran past their
+    /// deadline: its `on_error` decides there.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub workers_over_budget: usize,
     /// How its candidate stands.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trial: Option<TrialStatus>,
@@ -104,6 +115,14 @@ pub enum PluginState {
     UpdateRefused,
     /// It has failed too often, and there was no good version to go back to.
     Failing,
+    /// The same, and too much time went into it: some workers do not call it for now.
+    OverTimeBudget,
+}
+
+/// For what is shown only where there is some.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// A candidate set that was refused.
@@ -121,7 +140,9 @@ pub struct Refusal {
 
 pub(super) fn plugin_status(plugin: &Plugin, refusal: &Option<Refusal>) -> PluginStatus {
     let refused = refusal.as_ref().is_some_and(|refusal| refusal.plugins.contains(&plugin.config.name));
+    let workers_over_budget = plugin.workers_over_budget();
     let state = match () {
+        () if workers_over_budget > 0 => PluginState::OverTimeBudget,
         () if plugin.failures.too_many() => PluginState::Failing,
         () if refused => PluginState::UpdateRefused,
         () => PluginState::Running,
@@ -137,6 +158,7 @@ pub(super) fn plugin_status(plugin: &Plugin, refusal: &Option<Refusal>) -> Plugi
         deadline: plugin.config.deadline,
         memory: plugin.config.memory,
         state,
+        workers_over_budget,
         trial: plugin.trial.as_ref().map(|trial| trial.status(plugin)),
         last_trial: None,
     }

@@ -179,7 +179,7 @@ impl Policies {
             |plugin: &&Arc<Plugin>| plugin.config.name == alarm.plugin && plugin.module.hash == alarm.hash;
         // It may have been replaced meanwhile.
         let Some(plugin) = current.plugins().iter().find(failing) else { return };
-        let why = format!("quarantined: {}: it {}", plugin.failures.limit(), alarm.last);
+        let why = format!("quarantined: {}: it {}", alarm.limit, alarm.last);
         let record = self.versions.record(&alarm.plugin).unwrap_or_default();
         for pick in ways_out(plugin.failures.then(), &record) {
             let out = ByHand {
@@ -200,8 +200,10 @@ impl Policies {
         tracing::error!(
             plugin = %plugin.version, on_error,
             "{}: it {}; there is no good version to go back to, so it stays and its `on_error` decides",
-            plugin.failures.limit(), alarm.last
+            alarm.limit, alarm.last
         );
+        // It stays, but it does not hold up everything.
+        plugin.enforce_time_budget();
     }
 
     fn problem(&self, plugin: &str, message: String) -> Refused {

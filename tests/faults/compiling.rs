@@ -95,7 +95,7 @@ async fn the_end_does_not_wait_for_a_compiler() {
     eventually("the end of the compiler", PATIENCE, async || gone().then_some(())).await;
 
     // Also while the first set is being compiled.
-    let starting = settings.start_unready().await;
+    let starting = settings.clone().start_unready().await;
     compiles(&starting).await;
     assert!(starting.sigterm().await.success());
 

@@ -50,6 +50,8 @@ pub async fn swapped(times: u32) {
 pub fn with_policies(settings: &Gateway, version: u32) -> Gateway {
     let unruly = Plugin::new("unruly", repository("tests/guests/dist/unruly.wasm"))
         .set("on_error", quoted("dead-letter"))
+        // What is not asked about would be dead-lettered, too.
+        .set("time_budget", quoted("100%"))
         .set("deadline", quoted("300ms"))
         .set("memory", quoted("16MiB"));
     let sign = json!({

@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 
 use crate::decision::{PluginVersion, Verdict};
 use crate::message::Message;
-use crate::policy::{self, Chain, Filtered, OnError, PluginConfig, Policies, StateScope, Then};
+use crate::policy::{self, Chain, Filtered, OnError, PluginConfig, Policies, Share, StateScope, Then};
 
 /// A plugin on its own, with state of its own.
 pub(super) struct Judge {
@@ -56,6 +56,8 @@ impl Judge {
         // Failures are to be seen, and nothing may wait: whatever `on_error` says of them.
         config.on_error = OnError::DeadLetter.into();
         config.quarantine.then = Then::Never;
+        // Every question is asked.
+        config.time_budget = Share(1.0);
         config.state = StateScope::Local;
         let policies = Policies::start(policy::Runtime::new(&mut Registry::default())?, &[config])?;
         let set = policies.current();

@@ -1,6 +1,7 @@
 //! How a plugin fails: in which way, at which limit, and the words for it.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::policy::metrics::Limit;
 use crate::policy::on_error::FailureKind;
@@ -37,6 +38,18 @@ impl Failure {
     /// Whether the process, not the plugin, ran into a limit.
     pub(in crate::policy) fn is_no_room(&self) -> bool {
         self.limit == Some(Limit::AddressSpace)
+    }
+
+    /// It was not called: too much time went into calls that failed in this way.
+    pub(in crate::policy) fn over_budget(kind: FailureKind, rest: Duration) -> Self {
+        let rest = humantime::format_duration(Duration::from_secs(rest.as_secs().max(1)));
+        let message = format!("ran past its deadline too often, and is called again within {rest}");
+        Self::new(kind, Some(Limit::TimeBudget), message)
+    }
+
+    /// Whether it was ended for its time.
+    pub(in crate::policy) fn is_late(&self) -> bool {
+        self.limit == Some(Limit::Time)
     }
 
     /// A refused start.

@@ -42,6 +42,8 @@ pub(in crate::policy) struct Services {
     pub(in crate::policy) log: LogThrottle,
     /// Lines of ours about the plugin's failures.
     pub(in crate::policy) complaints: LogThrottle,
+    /// Lines of ours about workers that do not call it.
+    pub(in crate::policy) over_budget: LogThrottle,
     /// Whether it was said that the plugin wants more metrics than it may have.
     pub(in crate::policy) told_of_metrics: AtomicBool,
     pub(in crate::policy) clock: Clock,
@@ -64,6 +66,7 @@ impl Services {
             state,
             log: LogThrottle::new(100, Duration::from_secs(1)),
             complaints: LogThrottle::new(1, Duration::from_secs(5)),
+            over_budget: LogThrottle::new(1, Duration::from_secs(5)),
             told_of_metrics: AtomicBool::new(false),
             clock,
             silent: false,

@@ -156,7 +156,7 @@ impl Instance {
         answers::one_each(answer?, absent.len(), "dispositions")
     }
 
-    /// Its linear memory, in bytes.
+    /// Its linear memory and its tables, in bytes.
     pub(in crate::policy) fn memory(&self) -> usize {
         self.store.data().memory.used
     }

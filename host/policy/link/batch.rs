@@ -106,6 +106,12 @@ impl Link {
             if indexes.is_empty() {
                 continue;
             }
+            if let Some(failure) = self.over_budget() {
+                let rest = stretches.iter().cloned().flatten().map(|at| open[at]);
+                let unasked: Vec<usize> = indexes.iter().copied().chain(rest).collect();
+                self.plugin.services.metrics.unasked(unasked.len());
+                return self.give_up_on(&failure, asked, unasked.into_iter());
+            }
             let used = self.instance.is_some();
             let failure = match self.verdicts(source, asked.batch, indexes) {
                 Ok(verdicts) => {
@@ -118,7 +124,7 @@ impl Link {
             row += 1;
             failures += 1;
             let worn_out = row >= in_a_row || failures >= in_a_row * ROWS_PER_BATCH;
-            let hopeless = worn_out || failure.kind == FailureKind::Start;
+            let hopeless = worn_out || failure.kind == FailureKind::Start || self.over_budget().is_some();
             if hopeless {
                 let rest = stretches.iter().cloned().flatten().map(|at| open[at]);
                 return self.give_up_on(&failure, asked, indexes.iter().copied().chain(rest));

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use prometheus_client::metrics::gauge::Gauge;
+
 use crate::decision::Absent;
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
@@ -19,9 +21,10 @@ use crate::policy::guest::module::Hooks;
 use crate::policy::guest::questions;
 use crate::policy::guest::room::Room;
 use crate::policy::guest::shared::Session;
-use crate::policy::on_error::OnError;
+use crate::policy::on_error::{FailureKind, OnError};
 use crate::policy::outcome::{Decided, Stalled};
 use crate::policy::plugin::Plugin;
+use crate::policy::time_budget::TimeBudget;
 
 mod batch;
 
@@ -33,6 +36,11 @@ pub(super) struct Link {
     pub(super) shared: Option<Arc<Session>>,
     /// Of the candidate that decides for some rooms, when there is one.
     canary: Option<Box<Self>>,
+    budget: TimeBudget,
+    /// How its last call failed that took too long.
+    late: FailureKind,
+    /// For as long as the plugin is not called.
+    over: Option<OverBudget>,
 }
 
 impl Link {
@@ -51,7 +59,8 @@ impl Link {
     /// Without any candidate.
     pub(super) fn alone(plugin: Arc<Plugin>) -> Self {
         let shared = (plugin.config.state == StateScope::Shared).then(Arc::default);
-        Self { plugin, instance: None, shared, canary: None }
+        let budget = TimeBudget::new(plugin.config.deadline, plugin.config.time_budget.0, Instant::now());
+        Self { plugin, instance: None, shared, canary: None, budget, late: FailureKind::Deadline, over: None }
     }
 
     /// The linear memory of its instance, in bytes.
@@ -118,11 +127,46 @@ impl Link {
         failure
     }
 
+    /// Why the plugin is not to be called now.
+    fn over_budget(&mut self) -> Option<Failure> {
+        if !self.budget.is_over() || !self.plugin.is_time_a_budget() {
+            return None;
+        }
+        let rest = self.budget.rest(Instant::now())?;
+        let plugin = &self.plugin;
+        self.over.get_or_insert_with(|| OverBudget::begin(plugin));
+        Some(Failure::over_budget(self.late, rest))
+    }
+
+    /// Counts what a call took against the budget.
+    fn spend<R>(&mut self, result: &Result<R, Failure>, begun: Instant) {
+        match result {
+            Err(failure) if failure.is_late() => {
+                self.late = failure.kind;
+                let now = Instant::now();
+                // What a busy machine adds is not the plugin's doing.
+                let took = match failure.kind {
+                    FailureKind::Start => now - begun,
+                    _ => self.plugin.config.deadline,
+                };
+                if self.budget.overran(took, now) && self.plugin.failures.are_too_much() {
+                    self.plugin.raise_alarm("too much time in calls past its deadline".to_owned(), failure);
+                }
+            }
+            Ok(_) if self.budget.is_over() && self.budget.kept(Instant::now()) => self.over = None,
+            _ => {}
+        }
+    }
+
     /// Calls this chain's instance, and a fresh one when the one at hand fails.
     fn twice<R>(&mut self, call: impl Fn(&mut Instance) -> Result<R, Failure>) -> Result<R, Failure> {
+        if let Some(failure) = self.over_budget() {
+            self.plugin.services.metrics.unasked(1);
+            return Err(failure);
+        }
         let used = self.instance.is_some();
         match self.with_instance(&call) {
-            Err(_) if used => self.with_instance(&call),
+            Err(_) if used && self.over_budget().is_none() => self.with_instance(&call),
             result => result,
         }
     }
@@ -133,16 +177,44 @@ impl Link {
         &mut self,
         call: impl FnOnce(&mut Instance) -> Result<R, Failure>,
     ) -> Result<R, Failure> {
+        let begun = Instant::now();
         let result = match &mut self.instance {
             Some(instance) => call(instance),
             None => Instance::start(&self.plugin)
                 .and_then(|fresh| call(self.instance.insert(fresh.sharing(self.shared.as_ref())))),
         };
+        self.spend(&result, begun);
         if let Err(failure) = &result {
             self.instance = None;
             self.plugin.services.metrics.failed(failure.kind, failure.limit);
         }
         result
+    }
+}
+
+/// A worker does not call the plugin for now; counted for as long as that holds.
+struct OverBudget(Gauge);
+
+impl OverBudget {
+    fn begin(plugin: &Plugin) -> Self {
+        let gauge = plugin.services.metrics.over_budget().clone();
+        gauge.inc();
+        if let Some(missed) = plugin.services.over_budget.admit() {
+            let plugin = &plugin.version;
+            tracing::warn!(
+                %plugin,
+                missed,
+                "a plugin ran past its deadline too often: its `on_error` decides without calling it; \
+                 it is tried again now and then"
+            );
+        }
+        Self(gauge)
+    }
+}
+
+impl Drop for OverBudget {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 
@@ -177,7 +249,7 @@ impl Plugin {
         }
         // Another version would find no room either.
         if !failure.is_no_room() && self.failures.note(messages, Instant::now()) {
-            self.raise_alarm(failure);
+            self.raise_alarm(self.failures.limit(), failure);
         }
     }
 }

@@ -35,7 +35,8 @@ pub(super) const KINDS: [&str; 5] = ["trap", "deadline", "memory", "bad-answer",
 /// What filters decide, as metrics name it.
 const DECISIONS: [&str; 4] = ["pass", "drop", "dead-letter", "amend"];
 /// What plugins may run into, as metrics name it.
-const LIMITS: [&str; 7] = ["time", "memory", "output", "log", "metrics", "state", "address-space"];
+const LIMITS: [&str; 8] =
+    ["time", "memory", "output", "log", "metrics", "state", "address-space", "time-budget"];
 /// In what a candidate that looks on differs, as metrics name it.
 const DIFFERENCES: [&str; 5] = ["verdict", "message", "comets", "guards", "failed"];
 
@@ -49,6 +50,7 @@ pub struct Metrics {
     differences: Family<ErrorLabels, Counter>,
     seconds: Histograms,
     info: Family<VersionLabels, Gauge>,
+    over_budget: Family<VersionLabels, Gauge>,
     own_counters: Family<OwnLabels, Counter>,
     own_gauges: Family<OwnLabels, Gauge<f64, AtomicU64>>,
     swaps: Family<SwapLabels, Counter>,
@@ -77,6 +79,7 @@ impl Metrics {
             differences: Family::default(),
             seconds: Family::new_with_constructor(latency_histogram),
             info: Family::default(),
+            over_budget: Family::default(),
             own_counters: Family::default(),
             own_gauges: Family::default(),
             swaps: Family::default(),
@@ -100,6 +103,11 @@ impl Metrics {
         );
         registry.register("halley_plugin_seconds", "Time in calls of plugins", m.seconds.clone());
         registry.register("halley_plugin_info", "1 for every version that is loaded", m.info.clone());
+        registry.register(
+            "halley_plugin_over_time_budget",
+            "Workers that do not call the plugin for now, since too many calls ran past their deadline",
+            m.over_budget.clone(),
+        );
         registry.register("halley_plugin_counter", "Plugins' own counters", m.own_counters.clone());
         registry.register("halley_plugin_gauge", "Plugins' own gauges", m.own_gauges.clone());
         registry.register("halley_policy_swaps", "Attempts to swap the policy set", m.swaps.clone());
@@ -137,6 +145,7 @@ impl Metrics {
         let limit = |limit| LimitLabels::of(version, limit);
         PluginMetrics {
             limits: LIMITS.map(|name| self.limits.get_or_create_owned(&limit(name))),
+            over_budget: self.over_budget.get_or_create_owned(&VersionLabels::of(version)),
             decisions: DECISIONS.map(|name| self.decisions.get_or_create_owned(&decision(name))),
             calls: HOOKS.map(|name| self.calls.get_or_create_owned(&hook(name))),
             seconds: HOOKS.map(|name| self.seconds.get_or_create_owned(&hook(name))),
@@ -169,6 +178,7 @@ impl Metrics {
 
     fn forget_version(&self, version: &PluginVersion) {
         self.info.remove(&VersionLabels::of(version));
+        self.over_budget.remove(&VersionLabels::of(version));
         for hook in HOOKS {
             self.calls.remove(&HookLabels::of(version, hook));
             self.seconds.remove(&HookLabels::of(version, hook));

@@ -1,6 +1,7 @@
 //! The metrics of one plugin's version, for as long as it is prepared.
 
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::decision::PluginVersion;
@@ -34,6 +35,8 @@ pub(in crate::policy) enum Limit {
     State,
     /// What the process may have: there was no room for an instance.
     AddressSpace,
+    /// The time of calls that ran past their deadline: what it was not asked about.
+    TimeBudget,
 }
 
 /// The metrics of one prepared plugin. Dropping the last of a name removes its label sets.
@@ -41,7 +44,8 @@ pub(in crate::policy) enum Limit {
 pub(in crate::policy) struct PluginMetrics {
     pub(super) calls: [Counter; 4],
     pub(super) decisions: [Counter; 4],
-    pub(super) limits: [Counter; 7],
+    pub(super) limits: [Counter; 8],
+    pub(super) over_budget: Gauge,
     pub(super) seconds: [Histogram; 4],
     pub(super) all: Metrics,
     pub(super) version: PluginVersion,
@@ -65,6 +69,16 @@ impl PluginMetrics {
     /// The plugin ran into a limit.
     pub(in crate::policy) fn hit(&self, limit: Limit) {
         self.limits[limit as usize].inc();
+    }
+
+    /// It was not asked about this many messages, rooms or recipients.
+    pub(in crate::policy) fn unasked(&self, count: usize) {
+        self.limits[Limit::TimeBudget as usize].inc_by(count as u64);
+    }
+
+    /// How many workers do not ask it for now.
+    pub(in crate::policy) fn over_budget(&self) -> &Gauge {
+        &self.over_budget
     }
 
     /// One message that the filter decided so.

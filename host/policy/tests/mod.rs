@@ -1,6 +1,7 @@
 //! The engine with real guests: the misbehaving ones of `tests/guests`, and small ones in WAT.
 
 mod batches;
+mod budget;
 mod idle;
 mod printing;
 mod released;

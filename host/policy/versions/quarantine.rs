@@ -95,6 +95,15 @@ impl Failures {
         recent.too_many
     }
 
+    /// It is too much for another reason than their number. True once, as [`Failures::note`].
+    pub(in crate::policy) fn are_too_much(&self) -> bool {
+        if self.config.then == Then::Never {
+            return false;
+        }
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        !std::mem::replace(&mut recent.too_many, true)
+    }
+
     /// Whether it ever was too much.
     pub(in crate::policy) fn too_many(&self) -> bool {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).too_many
@@ -116,6 +125,8 @@ pub(in crate::policy) struct Alarm {
     pub(in crate::policy) plugin: String,
     /// The SHA-256 of the version, in hex.
     pub(in crate::policy) hash: String,
+    /// What was too much, such as `100 failures within 1m`.
+    pub(in crate::policy) limit: String,
     /// How it failed last.
     pub(in crate::policy) last: String,
 }
@@ -183,7 +194,8 @@ mod tests {
     async fn alarms_wait_until_somebody_looks() {
         let alarms = Alarms::default();
         for plugin in ["a", "b"] {
-            alarms.raise(Alarm { plugin: plugin.into(), hash: String::new(), last: String::new() });
+            let (plugin, empty) = (plugin.into(), String::new);
+            alarms.raise(Alarm { plugin, hash: empty(), limit: empty(), last: empty() });
         }
         assert_eq!((alarms.next().await.plugin, alarms.next().await.plugin), ("a".into(), "b".into()));
     }

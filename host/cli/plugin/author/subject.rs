@@ -13,7 +13,7 @@ use crate::cli::plugin::author::answer::Answer;
 use crate::cli::plugin::author::project::Limits;
 use crate::cli::plugin::author::question::{Away, Gathering};
 use crate::cli::runtime;
-use crate::policy::{Chain, Clock, OnError, PluginConfig, Policies, Runtime, RuntimeConfig, Then};
+use crate::policy::{Chain, Clock, OnError, PluginConfig, Policies, Runtime, RuntimeConfig, Share, Then};
 
 /// Why a policy does not start.
 pub(super) enum Refusal {
@@ -69,6 +69,8 @@ impl Subject {
         // A failure is to be told, whatever the hook.
         plugin.on_error = OnError::Stall.into();
         plugin.quarantine.then = Then::Never;
+        // Every question is asked.
+        plugin.time_budget = Share(1.0);
         let replaced = self.runtime.block_on(self.policies.replace(vec![plugin]));
         replaced.map_err(|refused| {
             let reasons: Vec<String> = refused.problems.into_iter().map(|problem| problem.message).collect();

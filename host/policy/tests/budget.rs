@@ -1,0 +1,117 @@
+//! A plugin that loops and cannot be replaced is called less and less, and `on_error` decides.
+
+use std::time::Duration;
+
+use super::*;
+use crate::decision::Verdict;
+use crate::membership::{Grouping, Membership};
+use crate::policy::{Chain, PluginState, QuarantineConfig, Then, idle_plugin, supervise};
+
+/// It stays, whatever it does, and has little time.
+fn stays(on_error: OnError) -> PluginConfig {
+    let mut plugin = with(unruly("p"), on_error);
+    plugin.deadline = Duration::from_millis(20);
+    plugin.quarantine.then = Then::Never;
+    plugin
+}
+
+fn late(engine: &Engine, set: &PolicySet) -> f64 {
+    let version = &set.versions()[0].hash;
+    let line = format!("halley_plugin_errors_total{{plugin=\"p\",version=\"{version}\",kind=\"deadline\"}}");
+    engine.metric(&line).unwrap_or_default()
+}
+
+#[test]
+fn beyond_the_budget_on_error_decides_without_a_call() {
+    let engine = Engine::new();
+    let policies = engine.policies(&[stays(OnError::DeadLetter)]);
+    let set = policies.current();
+    let mut chain = set.chain();
+    for _ in 0..200 {
+        let batch = chain.filter("push", 3, vec![room("loop"), room("hello"), room("loop")]).unwrap();
+        assert!(matches!(&batch[0].verdict, Verdict::DeadLetter { .. }));
+        assert!(matches!(&batch[2].verdict, Verdict::DeadLetter { .. }));
+    }
+    // Twenty deadlines, and the few that a busy machine's time brings back.
+    let calls = late(&engine, &set);
+    assert!((20.0..60.0).contains(&calls), "{calls}");
+    let batch = chain.filter("push", 3, vec![room("hello")]).unwrap();
+    let Verdict::DeadLetter { reason, .. } = &batch[0].verdict else { panic!("{batch:?}") };
+    assert!(reason.contains("ran past its deadline too often, and is called again within"), "{reason}");
+    let mut grouping = Grouping::new(Arc::new(Membership::default()));
+    chain.regroup(&"loop".into(), &mut grouping).unwrap();
+    assert!(chain.decide(&room("loop"), &[]).unwrap().is_empty());
+    assert!(late(&engine, &set) <= calls + 1.0);
+
+    let status = policies.status();
+    assert_eq!(status.plugins[0].state, PluginState::OverTimeBudget);
+    assert_eq!(status.plugins[0].workers_over_budget, 1);
+    assert!(status.warnings()[0].contains("not called by 1 workers"), "{:?}", status.warnings());
+    let version = set.versions()[0].hash.clone();
+    let labels = format!("{{plugin=\"p\",version=\"{version}\"");
+    assert_eq!(engine.metric(&format!("halley_plugin_over_time_budget{labels}}}")), Some(1.0));
+    let unasked = engine.metric(&format!("halley_plugin_limits_total{labels},limit=\"time-budget\"}}"));
+    assert!(unasked > Some(100.0), "{unasked:?}");
+
+    // Another worker's messages are its own; and what ends is not counted any more.
+    assert_eq!(set.chain().filter("push", 4, vec![room("hello")]).unwrap()[0].verdict, Verdict::Pass);
+    drop(chain);
+    assert_eq!(policies.status().plugins[0].state, PluginState::Running);
+}
+
+#[test]
+fn what_stalls_is_held_and_not_asked_again_and_again() {
+    let engine = Engine::new();
+    let set = engine.set(&[stays(OnError::Stall)]);
+    let mut chain = set.chain();
+    for _ in 0..200 {
+        chain.filter("push", 3, vec![room("loop")]).unwrap_err();
+    }
+    assert!(late(&engine, &set) < 60.0);
+    let stalled = chain.filter("push", 3, vec![room("loop")]).unwrap_err();
+    assert!(stalled.error.contains("too often"), "{stalled:?}");
+}
+
+#[test]
+fn it_is_tried_again_and_decides_when_it_ends_in_time() {
+    let engine = Engine::new();
+    let mut chain = engine.set(&[stays(OnError::Drop)]).chain();
+    let is_dropped = |chain: &mut Chain, body: &str| {
+        let batch = chain.filter("push", 3, vec![room(body)]).unwrap();
+        matches!(batch[0].verdict, Verdict::Drop { .. })
+    };
+    while !is_dropped(&mut chain, "hello") {
+        is_dropped(&mut chain, "loop");
+    }
+    let begun = std::time::Instant::now();
+    while is_dropped(&mut chain, "hello") {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it is not tried again");
+        std::thread::yield_now();
+    }
+    assert!(!is_dropped(&mut chain, "hello"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_with_an_alternative_gives_way_instead() {
+    let engine = Engine::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("idle.wasm");
+    std::fs::write(&file, idle_plugin().unwrap()).unwrap();
+    let quarantine = QuarantineConfig::default();
+    let good = PluginConfig { path: file, quarantine, ..stays(OnError::Pass) };
+    let policies = engine.policies(&[good.clone()]);
+    let bad = PluginConfig { path: guest("unruly"), ..good };
+    policies.replace(vec![bad]).await.unwrap();
+    let active = policies.current();
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let supervising = tokio::spawn(supervise(Arc::clone(&policies), shutdown.clone()));
+    let mut chain = active.chain();
+    while policies.current().generation() == active.generation() {
+        chain.filter("push", 3, vec![room("loop")]).unwrap();
+        tokio::task::yield_now().await;
+    }
+    let instead = &policies.status().overrides["p"];
+    assert!(instead.why.contains("too much time in calls past its deadline"), "{instead:?}");
+    shutdown.cancel();
+    supervising.await.unwrap();
+}

@@ -1,0 +1,229 @@
+//! What one worker lets one plugin waste: the time of calls that ran past their deadline.
+//!
+//! A plugin without an alternative stays active however often it loops, and each call that is ended
+//! costs its deadline. So that time is a budget: it fills with a share of the time that passes (a
+//! tenth by default), and holds what twenty such calls take, which is enough to find two messages in a
+//! batch of 256. A
+//! plugin that has used it up is not called for a while; its `on_error` decides at once. Then it is
+//! tried with one call: in time, and it decides again; too late, and the next try is twice as far.
+//!
+//! Each worker has its own budget: what is wrong with one partition's messages costs that partition.
+//!
+//! Pure; the time is an argument. Nothing here costs a call that ends in time.
+
+use std::time::{Duration, Instant};
+
+/// How many deadlines the full budget holds.
+const DEADLINES: u32 = 20;
+/// What is left to a plugin that was tried and decides again, as a part of the full budget.
+const AFTER_TRIAL: u32 = 4;
+/// For how long it is not called: at first, and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// One worker's budget for one plugin.
+#[derive(Clone, Debug)]
+pub(super) struct TimeBudget {
+    /// Of the time that passes, the part that may be wasted; all of it is no limit.
+    share: f64,
+    full: Duration,
+    left: Duration,
+    /// When `left` was true.
+    at: Instant,
+    /// The next pause.
+    pause: Duration,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Within,
+    /// It is not called before this time.
+    Over(Instant),
+    /// The next call decides.
+    Trial,
+}
+
+impl TimeBudget {
+    /// A full one, for calls with this deadline, that fills with this share of the time.
+    pub(super) fn new(deadline: Duration, share: f64, now: Instant) -> Self {
+        let full = deadline.saturating_mul(DEADLINES);
+        Self { share, full, left: full, at: now, pause: FIRST_PAUSE, state: State::Within }
+    }
+
+    /// Whether it is used up, and was not found good since.
+    pub(super) fn is_over(&self) -> bool {
+        self.state != State::Within
+    }
+
+    /// How long the plugin is not to be called; none where it may be.
+    pub(super) fn rest(&mut self, now: Instant) -> Option<Duration> {
+        let State::Over(until) = self.state else { return None };
+        let rest = until.saturating_duration_since(now);
+        if rest.is_zero() {
+            self.state = State::Trial;
+            return None;
+        }
+        Some(rest)
+    }
+
+    /// A call was ended after this time. True when the budget is used up with that.
+    pub(super) fn overran(&mut self, took: Duration, now: Instant) -> bool {
+        if self.share >= 1.0 {
+            return false;
+        }
+        self.refill(now);
+        self.left = self.left.saturating_sub(took);
+        match self.state {
+            State::Over(_) => false,
+            State::Within if !self.left.is_zero() => false,
+            State::Within | State::Trial => {
+                let news = self.state == State::Within;
+                self.state = State::Over(now + self.pause);
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                news
+            }
+        }
+    }
+
+    /// A call ended in time. True when that ends a pause.
+    pub(super) fn kept(&mut self, now: Instant) -> bool {
+        if self.state != State::Trial {
+            return false;
+        }
+        self.refill(now);
+        self.left = self.full / AFTER_TRIAL;
+        self.state = State::Within;
+        true
+    }
+
+    fn refill(&mut self, now: Instant) {
+        let passed = now.saturating_duration_since(self.at);
+        self.at = now;
+        self.left = self.left.saturating_add(passed.mul_f64(self.share)).min(self.full);
+        // Long enough without trouble: what was before is forgotten.
+        if self.left == self.full && self.state == State::Within {
+            self.pause = FIRST_PAUSE;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_millis(50);
+    const SHARE: f64 = 0.1;
+
+    /// A plugin that is asked all the time, and loops on some of what it is asked.
+    struct Worker {
+        budget: TimeBudget,
+        now: Instant,
+        began: Instant,
+        wasted: Duration,
+        calls: u32,
+    }
+
+    impl Worker {
+        fn new() -> Self {
+            let now = Instant::now();
+            Self {
+                budget: TimeBudget::new(DEADLINE, SHARE, now),
+                now,
+                began: now,
+                wasted: Duration::ZERO,
+                calls: 0,
+            }
+        }
+
+        fn ask(&mut self, loops: bool) {
+            if self.budget.rest(self.now).is_some() {
+                self.now += Duration::from_millis(1);
+                return;
+            }
+            self.calls += 1;
+            if loops {
+                self.now += DEADLINE;
+                self.wasted += DEADLINE;
+                self.budget.overran(DEADLINE, self.now);
+            } else {
+                self.now += Duration::from_millis(1);
+                self.budget.kept(self.now);
+            }
+        }
+
+        fn passed(&self) -> Duration {
+            self.now - self.began
+        }
+    }
+
+    #[test]
+    fn a_plugin_that_always_loops_is_called_less_and_less() {
+        let mut worker = Worker::new();
+        while worker.passed() < Duration::from_secs(60) {
+            worker.ask(true);
+        }
+        // The budget, what a second brings, and a try after 1, 2, 4, 8, 16 and 30 seconds.
+        assert!((20..=30).contains(&worker.calls), "{}", worker.calls);
+    }
+
+    #[test]
+    fn all_of_the_time_is_no_limit() {
+        let (now, mut budget) = (Instant::now(), TimeBudget::new(DEADLINE, 1.0, Instant::now()));
+        (0..1000).for_each(|_| assert!(!budget.overran(DEADLINE, now)));
+        assert!(!budget.is_over());
+    }
+
+    #[test]
+    fn one_message_is_found_in_its_batch_without_an_end_to_the_budget() {
+        let mut worker = Worker::new();
+        (0..10).for_each(|_| worker.ask(true));
+        assert!(!worker.budget.is_over());
+        while worker.passed() < Duration::from_secs(10) {
+            worker.ask(false);
+        }
+        (0..19).for_each(|_| worker.ask(true));
+        assert!(!worker.budget.is_over(), "what was spent comes back");
+    }
+
+    #[test]
+    fn it_decides_again_as_soon_as_a_try_ends_in_time() {
+        let mut worker = Worker::new();
+        while !worker.budget.is_over() {
+            worker.ask(true);
+        }
+        assert_eq!(worker.budget.rest(worker.now), Some(FIRST_PAUSE));
+        worker.now += FIRST_PAUSE;
+        worker.ask(false);
+        assert!(!worker.budget.is_over());
+        let calls = worker.calls;
+        while !worker.budget.is_over() {
+            worker.ask(true);
+        }
+        assert!(worker.calls - calls < 8, "less is left to it: {}", worker.calls - calls);
+        assert_eq!(worker.budget.rest(worker.now), Some(FIRST_PAUSE * 2));
+        worker.now += FIRST_PAUSE * 2;
+        worker.ask(false);
+        worker.now += Duration::from_secs(60);
+        (0..20).for_each(|_| worker.ask(true));
+        worker.ask(true);
+        assert!(worker.budget.rest(worker.now) <= Some(FIRST_PAUSE), "what was long ago is forgotten");
+    }
+
+    proptest! {
+        #[test]
+        fn the_waste_is_bounded_whatever_it_is_asked(pattern in proptest::collection::vec(any::<bool>(), 1..60)) {
+            let mut worker = Worker::new();
+            let mut asked = pattern.iter().cycle();
+            while worker.passed() < Duration::from_secs(30) {
+                worker.ask(*asked.next().expect("it goes round"));
+            }
+            // What it holds, its share, and what it gets by passing tries, which are 1, 2, 4, 8 and 16
+            // seconds apart, with a call that overran the last bit each time.
+            let most = DEADLINE * DEADLINES * 3 + worker.passed().mul_f64(SHARE);
+            prop_assert!(worker.wasted <= most, "{:?} of {:?}", worker.wasted, worker.passed());
+        }
+    }
+}
