@@ -53,6 +53,7 @@ pub(crate) mod fuzzing;
 mod job;
 mod known;
 mod lanes;
+mod lookup;
 mod metrics;
 #[cfg(test)]
 mod model;

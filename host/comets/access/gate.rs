@@ -10,7 +10,7 @@ use std::sync::{Arc, RwLock, Weak};
 use std::task::{Context, Poll};
 
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
+use hyper_util::client::legacy::connect::dns::Name;
 use tonic::codegen::Service;
 
 use super::{Access, Refused, Trust};
@@ -100,7 +100,6 @@ impl Gate {
 #[derive(Clone)]
 pub(in crate::comets) struct GatedResolver {
     gate: Gate,
-    resolver: GaiResolver,
 }
 
 impl Service<Name> for GatedResolver {
@@ -108,16 +107,15 @@ impl Service<Name> for GatedResolver {
     type Error = BoxError;
     type Future = Boxed<Self::Response>;
 
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.resolver.poll_ready(context).map_err(Into::into)
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
         let gate = self.gate.clone();
-        let found = self.resolver.call(name.clone());
         Box::pin(async move {
-            let found = found.await?;
-            Ok(gate.filter(name.as_str(), found)?.into_iter())
+            let found = gate.access.names().look_up(name.as_str()).await.map_err(|why| why.to_string())?;
+            Ok(gate.filter(name.as_str(), found.iter().copied())?.into_iter())
         })
     }
 }
@@ -132,7 +130,7 @@ pub(in crate::comets) struct GatedConnector {
 impl GatedConnector {
     /// With a connector that is configured with `set_up`.
     pub(in crate::comets) fn new(gate: Gate, set_up: impl FnOnce(&mut HttpConnector<GatedResolver>)) -> Self {
-        let resolver = GatedResolver { gate: gate.clone(), resolver: GaiResolver::new() };
+        let resolver = GatedResolver { gate: gate.clone() };
         let mut http = HttpConnector::new_with_resolver(resolver);
         set_up(&mut http);
         Self { gate, http }

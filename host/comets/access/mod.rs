@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::job::Source;
+use super::lookup::NameLookup;
 use super::metrics::{RefusedMetrics, RefusedReason};
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::LogThrottle;
@@ -112,11 +113,18 @@ pub(super) struct Access {
     metrics: RefusedMetrics,
     log: LogThrottle,
     last: Mutex<Option<(Instant, String)>>,
+    names: NameLookup,
 }
 
 impl Access {
     pub(super) fn new(allow: Option<AllowList>, metrics: RefusedMetrics) -> Self {
-        Self { allow, metrics, log: LogThrottle::per_record(), last: Mutex::default() }
+        let (log, last) = (LogThrottle::per_record(), Mutex::default());
+        Self { allow, metrics, log, last, names: NameLookup::default() }
+    }
+
+    /// What names stand for.
+    pub(super) fn names(&self) -> &NameLookup {
+        &self.names
     }
 
     /// Whether an address may be dialled that this name led to, if it was a name.

@@ -1,0 +1,213 @@
+//! Looks up the names of comets, on few threads.
+//!
+//! The system's resolver blocks a thread for as long as a DNS server does not answer, and nothing can
+//! end that. A room may name a thousand comets, each of which is dialled again and again: without a
+//! bound they would take every thread that the process has for blocking work, and hold up its end. So
+//! look-ups have a number of threads of their own, there is one at a time for a name, a name whose
+//! look-up was slow to fail rests for a while, and names that were found before do not wait behind
+//! those that never were.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, watch};
+
+/// Threads for names that were never found, and for those that were.
+const FOR_UNPROVEN: usize = 24;
+const FOR_PROVEN: usize = 8;
+/// A look-up that fails after this long had a server that does not answer.
+const SLOW: Duration = Duration::from_secs(1);
+/// How long a name rests then, at first and at most.
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+/// How many names are remembered.
+const REMEMBERED: usize = 8_192;
+
+/// The addresses, whose ports mean nothing, or why there are none.
+type Found = Result<Arc<[SocketAddr]>, Arc<str>>;
+type Resolver = dyn Fn(&str) -> std::io::Result<Vec<SocketAddr>> + Send + Sync;
+
+/// Looks names up. Clones share their threads.
+#[derive(Clone)]
+pub(super) struct NameLookup(Arc<Inner>);
+
+struct Inner {
+    resolver: Box<Resolver>,
+    names: Mutex<HashMap<String, Entry>>,
+    unproven: Arc<Semaphore>,
+    proven: Arc<Semaphore>,
+}
+
+#[derive(Default)]
+struct Entry {
+    running: Option<watch::Receiver<Option<Found>>>,
+    /// It was found the last time.
+    proven: bool,
+    rests: Option<Rest>,
+}
+
+struct Rest {
+    until: Instant,
+    pause: Duration,
+    why: Arc<str>,
+}
+
+impl Default for NameLookup {
+    fn default() -> Self {
+        Self::new(|name| Ok((name, 0).to_socket_addrs()?.collect()))
+    }
+}
+
+impl NameLookup {
+    fn new(resolver: impl Fn(&str) -> std::io::Result<Vec<SocketAddr>> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(Inner {
+            resolver: Box::new(resolver),
+            names: Mutex::default(),
+            unproven: Arc::new(Semaphore::new(FOR_UNPROVEN)),
+            proven: Arc::new(Semaphore::new(FOR_PROVEN)),
+        }))
+    }
+
+    /// The addresses of a name. Dropping the future gives up waiting; a look-up that has begun goes
+    /// on, and its answer is for whoever asks next.
+    pub(super) async fn look_up(&self, name: &str) -> Found {
+        let mut running = match self.0.begun(name) {
+            Ok(running) => running,
+            Err(answer) => match answer {
+                Some(resting) => return Err(resting),
+                None => self.0.begin(name).await?,
+            },
+        };
+        let found = running.wait_for(Option::is_some).await;
+        found.ok().and_then(|found| found.clone()).unwrap_or_else(|| Err("its look-up was given up".into()))
+    }
+}
+
+impl Inner {
+    fn names(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A look-up that has begun; otherwise why there is none yet, when it rests.
+    fn begun(&self, name: &str) -> Result<watch::Receiver<Option<Found>>, Option<Arc<str>>> {
+        let names = self.names();
+        let Some(entry) = names.get(name) else { return Err(None) };
+        if let Some(running) = &entry.running {
+            return Ok(running.clone());
+        }
+        match &entry.rests {
+            Some(rest) if Instant::now() < rest.until => Err(Some(Arc::clone(&rest.why))),
+            _ => Err(None),
+        }
+    }
+
+    /// Begins a look-up as soon as a thread is free, unless somebody else has by then.
+    async fn begin(self: &Arc<Self>, name: &str) -> Result<watch::Receiver<Option<Found>>, Arc<str>> {
+        let is_proven = self.names().get(name).is_some_and(|entry| entry.proven);
+        let threads = if is_proven { &self.proven } else { &self.unproven };
+        let thread = Arc::clone(threads).acquire_owned().await;
+        let thread = thread.map_err(|_| Arc::from("name look-ups have ended"))?;
+        match self.begun(name) {
+            Ok(running) => return Ok(running),
+            Err(Some(resting)) => return Err(resting),
+            Err(None) => {}
+        }
+        let (done, running) = watch::channel(None);
+        self.note_begun(name, running.clone());
+        let (inner, name) = (Arc::clone(self), name.to_owned());
+        tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            let found = (inner.resolver)(&name).map(Arc::from).map_err(|error| Arc::from(error.to_string()));
+            inner.note_found(&name, &found, started.elapsed());
+            done.send_replace(Some(found));
+            drop(thread);
+        });
+        Ok(running)
+    }
+
+    fn note_begun(&self, name: &str, running: watch::Receiver<Option<Found>>) {
+        let mut names = self.names();
+        if names.len() >= REMEMBERED {
+            names.retain(|_, entry| entry.running.is_some());
+        }
+        names.entry(name.to_owned()).or_default().running = Some(running);
+    }
+
+    fn note_found(&self, name: &str, found: &Found, took: Duration) {
+        let mut names = self.names();
+        let entry = names.entry(name.to_owned()).or_default();
+        entry.running = None;
+        entry.proven = found.is_ok();
+        entry.rests = match found {
+            Err(why) if took >= SLOW => {
+                let pause =
+                    entry.rests.as_ref().map_or(FIRST_REST, |rest| (rest.pause * 2).min(LONGEST_REST));
+                let why = format!("its name could not be looked up: {why}; the DNS server took {took:.0?}");
+                Some(Rest { until: Instant::now() + pause, pause, why: why.into() })
+            }
+            _ => None,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Names that begin with `dead` take long, and fail.
+    fn lookup(took: Duration, asked: &Arc<AtomicUsize>) -> NameLookup {
+        let asked = Arc::clone(asked);
+        NameLookup::new(move |name| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            if name.starts_with("dead") {
+                std::thread::sleep(took);
+                return Err(std::io::Error::other("no answer"));
+            }
+            Ok(vec![SocketAddr::from(([127, 0, 0, 1], 0))])
+        })
+    }
+
+    #[tokio::test]
+    async fn a_name_is_looked_up_once_for_all_who_ask() {
+        let asked = Arc::default();
+        let lookup = lookup(Duration::from_millis(100), &asked);
+        let all = futures_util::future::join_all((0..50).map(|_| lookup.look_up("dead"))).await;
+        assert!(all.iter().all(Result::is_err));
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert!(lookup.look_up("there").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn many_names_without_an_answer_take_few_threads_and_hold_up_no_proven_one() {
+        let asked = Arc::default();
+        let lookup = lookup(Duration::from_millis(1_500), &asked);
+        lookup.look_up("there").await.expect("found");
+        let waiting: Vec<_> = (0..200)
+            .map(|number| {
+                let lookup = lookup.clone();
+                tokio::spawn(async move { lookup.look_up(&format!("dead-{number}")).await })
+            })
+            .collect();
+        while lookup.0.unproven.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        lookup.look_up("there").await.expect("found beside them");
+        assert_eq!(asked.load(Ordering::Relaxed), 2 + FOR_UNPROVEN);
+        waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+
+    #[tokio::test]
+    async fn a_name_whose_server_does_not_answer_rests() {
+        let asked = Arc::default();
+        let lookup = lookup(SLOW, &asked);
+        let first = lookup.look_up("dead").await.expect_err("no answer");
+        assert_eq!(&*first, "no answer");
+        let again = lookup.look_up("dead").await.expect_err("it rests");
+        assert!(again.contains("could not be looked up"), "{again}");
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+}
