@@ -8,6 +8,7 @@ mod builtin;
 mod native;
 mod ordered;
 mod patterns;
+mod polled;
 mod probe;
 mod producer;
 mod read;

@@ -11,11 +11,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
-use rdkafka::util::Timeout;
+use tokio::sync::oneshot;
 use tracing::warn;
 
-use crate::kafka::voice::ProducerContext;
+use crate::kafka::polled::{Outcome, PolledProducer, Queued};
+use crate::kafka::voice::Waiting;
 use crate::kafka::{Config, describe, record};
 use crate::message::{Header, Record};
 use crate::telemetry::Seldom;
@@ -58,7 +58,7 @@ pub(crate) struct Outgoing<'a> {
 /// Writes records and waits for all in-sync replicas to have them.
 pub(crate) struct Sender {
     config: ClientConfig,
-    current: ArcSwap<FutureProducer<ProducerContext>>,
+    current: ArcSwap<PolledProducer>,
     renewals: Seldom,
 }
 
@@ -97,7 +97,7 @@ impl Sender {
             // What was read can be written: the broker's limit decides, not librdkafka's
             // default of a million bytes.
             .set("message.max.bytes", "1000000000");
-        let current = ArcSwap::from_pointee(client.create_with_context(ProducerContext::new())?);
+        let current = ArcSwap::from_pointee(PolledProducer::new(&client)?);
         Ok(Self { config: client, current, renewals: Seldom::every(RENEW_EVERY) })
     }
 
@@ -107,13 +107,14 @@ impl Sender {
     /// After five seconds without a confirmation, or at once when a retry is of no use.
     pub(super) async fn send(&self, topic: &str, record: Outgoing<'_>) -> Result<(), KafkaError> {
         let producer = self.current.load_full();
-        match producer.send(record.to(topic), Timeout::After(WRITE_TIMEOUT)).await {
-            Ok(_) => Ok(()),
-            Err((error, _)) => {
-                self.renew(&producer);
-                Err(error)
-            }
+        let written = match producer.queue_within(WRITE_TIMEOUT, |waiting| record.to(topic, waiting)).await {
+            Ok(outcome) => outcome_of(outcome).await,
+            Err(error) => Err(error),
+        };
+        if written.is_err() {
+            self.renew(&producer);
         }
+        written
     }
 
     /// Writes records of one topic in this order, as one batch where that can be; returns once
@@ -127,17 +128,12 @@ impl Sender {
         records: &[&Outgoing<'_>],
     ) -> Vec<Result<(), NotWritten>> {
         let producer = self.current.load_full();
-        let queue =
-            |record: &Outgoing<'_>| producer.send_result(record.to(topic)).map_err(|(error, _)| error);
+        let queue = |record: &Outgoing<'_>| producer.queue(|waiting| record.to(topic, waiting));
         let queued: Vec<_> = records.iter().copied().map(queue).collect();
         let mut results = Vec::with_capacity(queued.len());
         for queued in queued {
             let result = match queued {
-                Ok(delivery) => match delivery.await {
-                    Ok(Ok(_)) => Ok(()),
-                    Ok(Err((error, _))) => Err(error),
-                    Err(_) => Err(KafkaError::Canceled),
-                },
+                Ok(outcome) => outcome_of(outcome).await,
                 Err(error) => Err(error),
             };
             results.push(result.map_err(|error| NotWritten::new(topic, &error)));
@@ -171,13 +167,13 @@ impl Sender {
     }
 
     /// Takes a new client in the place of one that Kafka has shut out for good.
-    fn renew(&self, old: &Arc<FutureProducer<ProducerContext>>) {
+    fn renew(&self, old: &Arc<PolledProducer>) {
         let Some((_, reason)) = old.client().fatal_error() else { return };
         if !Arc::ptr_eq(old, &self.current.load()) || !self.renewals.now() {
             return;
         }
         warn!(reason, "kafka has shut the producer out for good; a new one takes its place");
-        match self.config.create_with_context(ProducerContext::new()) {
+        match PolledProducer::new(&self.config) {
             Ok(new) => self.current.store(Arc::new(new)),
             Err(error) => {
                 let error = describe(&error);
@@ -185,6 +181,11 @@ impl Sender {
             }
         }
     }
+}
+
+/// What became of a record; a producer that is gone never says.
+async fn outcome_of(outcome: oneshot::Receiver<Outcome>) -> Outcome {
+    outcome.await.unwrap_or(Err(KafkaError::Canceled))
 }
 
 impl NotWritten {
@@ -233,14 +234,15 @@ impl<'a> Outgoing<'a> {
         80 + length(&self.key) + length(&self.value) + self.headers.iter().map(header).sum::<usize>()
     }
 
-    fn to<'b>(&'b self, topic: &'b str) -> FutureRecord<'b, [u8], [u8]> {
-        FutureRecord {
+    fn to<'b>(&'b self, topic: &'b str, waiting: Waiting) -> Queued<'b> {
+        Queued {
             topic,
             partition: self.partition,
             payload: self.value.as_deref(),
             key: self.key.as_deref(),
             timestamp: self.timestamp_ms,
             headers: Some(record::to_native(&self.headers)),
+            delivery_opaque: waiting,
         }
     }
 }

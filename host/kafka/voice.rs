@@ -10,6 +10,8 @@ use std::time::Duration;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
 use crate::telemetry::Seldom;
@@ -90,6 +92,9 @@ pub(crate) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     debug!(?level, facility, message, "librdkafka");
 }
 
+/// Who waits for what became of a record.
+pub(super) type Waiting = Box<oneshot::Sender<Result<(), KafkaError>>>;
+
 /// The producer's side of librdkafka's callbacks.
 pub(super) struct ProducerContext(Voice);
 
@@ -106,5 +111,15 @@ impl ClientContext for ProducerContext {
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.0.event(&error, reason);
+    }
+}
+
+impl rdkafka::producer::ProducerContext for ProducerContext {
+    type DeliveryOpaque = Waiting;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, waiting: Waiting) {
+        let outcome = result.as_ref().map(|_| ()).map_err(|(error, _)| error.clone());
+        // Whoever waited may have lost interest.
+        let _ = waiting.send(outcome);
     }
 }

@@ -1,0 +1,119 @@
+//! A producer, and the thread that polls it for what the brokers answer.
+//!
+//! rdkafka has one as well (`FutureProducer`), which costs 1 % of a processor while nothing happens:
+//! its thread polls for 100 ms at a time, librdkafka waits in whole milliseconds and rdkafka rounds
+//! down what is left, so that the last of them is asked for in a busy loop. A time that is a little
+//! more than whole milliseconds is over when librdkafka comes back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::client::Client;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use tokio::sync::oneshot;
+
+use crate::kafka::voice::{ProducerContext, Waiting};
+use crate::panics;
+
+/// How long one poll waits: whole milliseconds, and a little.
+const POLL: Duration = Duration::from_micros(100_050);
+/// How soon a record is queued again that found no room.
+const FULL_PAUSE: Duration = Duration::from_millis(50);
+
+/// What became of a record.
+pub(super) type Outcome = Result<(), KafkaError>;
+/// A record for this producer.
+pub(super) type Queued<'a> = BaseRecord<'a, [u8], [u8], Waiting>;
+
+/// See the module. Its thread ends with it.
+pub(super) struct PolledProducer {
+    producer: Arc<BaseProducer<ProducerContext>>,
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl PolledProducer {
+    /// Makes the client, and starts its thread.
+    ///
+    /// # Errors
+    /// When librdkafka refuses a property, or there is no room for a thread.
+    pub(super) fn new(config: &ClientConfig) -> Result<Self, KafkaError> {
+        let producer: BaseProducer<_> = config.create_with_context(ProducerContext::new())?;
+        let (producer, is_over) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
+        let poll = {
+            let (producer, is_over) = (Arc::clone(&producer), Arc::clone(&is_over));
+            move || {
+                while !is_over.load(Ordering::Acquire) {
+                    producer.poll(POLL);
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("kafka-produce".into());
+        let thread = thread.spawn(|| panics::fatal_call("a producer's thread", poll));
+        let thread = thread.map_err(|error| KafkaError::ClientCreation(format!("its thread: {error}")))?;
+        Ok(Self { producer, is_over, thread: Some(thread) })
+    }
+
+    /// librdkafka's client.
+    pub(super) fn client(&self) -> &Client<ProducerContext> {
+        self.producer.client()
+    }
+
+    /// Queues a record. The receiver has its outcome; it is dropped without one when the producer is.
+    ///
+    /// # Errors
+    /// When there is no room for it now, or it can never be written.
+    pub(super) fn queue<'a>(
+        &self,
+        record: impl FnOnce(Waiting) -> Queued<'a>,
+    ) -> Result<oneshot::Receiver<Outcome>, KafkaError> {
+        let (waiting, outcome) = oneshot::channel();
+        self.producer.send(record(Box::new(waiting))).map_err(|(error, _)| error)?;
+        Ok(outcome)
+    }
+
+    /// The same; waits for so long where there is no room.
+    ///
+    /// # Errors
+    /// Those of [`PolledProducer::queue`].
+    pub(super) async fn queue_within<'a>(
+        &self,
+        at_most: Duration,
+        record: impl Fn(Waiting) -> Queued<'a>,
+    ) -> Result<oneshot::Receiver<Outcome>, KafkaError> {
+        let until = Instant::now() + at_most;
+        loop {
+            match self.queue(&record) {
+                Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) if Instant::now() < until => {
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+                queued => return queued,
+            }
+        }
+    }
+}
+
+impl Drop for PolledProducer {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            // It aborts the process where it panics.
+            drop(thread.join());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_poll_is_a_little_longer_than_librdkafka_waits() {
+        let beyond = POLL - Duration::from_millis(POLL.as_millis() as u64);
+        assert!(!beyond.is_zero() && beyond < Duration::from_micros(200), "{beyond:?}");
+    }
+}
