@@ -11,7 +11,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifie
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::kafka::patterns::{self, Matches, is_pattern};
@@ -52,8 +52,35 @@ impl ClientContext for Listening {
         if facility == "FAIL" {
             // "[thrd:a:9092/bootstrap]: a:9092/bootstrap: Connect to ... failed: Connection refused"
             let plain = message.split_once("]: ").map_or(message, |(_, plain)| plain);
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(plain.to_owned());
+            self.heard(plain.to_owned());
         }
+    }
+
+    /// A group that may not be used is told of so; the question itself has no answer then.
+    fn error(&self, error: KafkaError, reason: &str) {
+        log_line(RDKafkaLogLevel::Debug, "ERROR", reason);
+        if let Some(remedy) = error.rdkafka_error_code().and_then(remedy) {
+            self.heard(format!("{remedy}: {reason}"));
+        }
+    }
+}
+
+impl Listening {
+    fn heard(&self, what: String) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+    }
+}
+
+/// What to do where a right is missing.
+fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
+    match code {
+        RDKafkaErrorCode::GroupAuthorizationFailed => {
+            Some("no right on the group; grant its user READ on the group")
+        }
+        RDKafkaErrorCode::TopicAuthorizationFailed => Some(
+            "no right on the topic; grant its user READ and DESCRIBE on what is consumed, WRITE and DESCRIBE on the others",
+        ),
+        _ => None,
     }
 }
 
@@ -235,11 +262,11 @@ fn value<'a>(settings: &'a ConfigResource, key: &str) -> Option<&'a str> {
     settings.get(key)?.value.as_deref()
 }
 
-/// Whether a broker has answered, and said no.
-fn is_refusal(error: &anyhow::Error) -> bool {
+/// What a broker has answered to say no.
+fn refusal(error: &anyhow::Error) -> Option<RDKafkaErrorCode> {
     let code = error.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
     // Those of the client itself are below zero.
-    code.is_some_and(|code| code as i32 >= 0)
+    code.filter(|code| *code as i32 >= 0)
 }
 
 /// Asks, and gives with a failure what librdkafka said meanwhile of its connections.
@@ -257,9 +284,13 @@ async fn ask<T: Send + 'static>(
     });
     let last = || consumer.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
     // A connection of others may have failed meanwhile: only what could not be asked is explained so.
-    answer
-        .await
-        .map_err(|error| if is_refusal(&error) { error } else { last().map_or(error, |why| anyhow!(why)) })
+    answer.await.map_err(|error| match refusal(&error) {
+        Some(code) => match remedy(code) {
+            Some(remedy) => error.context(remedy),
+            None => error,
+        },
+        None => last().map_or(error, |why| anyhow!(why)),
+    })
 }
 
 #[cfg(test)]

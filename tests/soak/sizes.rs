@@ -12,7 +12,7 @@ use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::peers::{PeerComet, Stack};
 use crate::support::redis::Redis;
-use crate::support::{eventually, eventually_eq, loudly, resident_kib};
+use crate::support::{eventually, eventually_eq, loudly, resident_kib, unique};
 
 /// How long one of these may take, on a machine that is busy with other things.
 const LONG: Duration = Duration::from_secs(600);
@@ -50,7 +50,11 @@ async fn many_keys(what: &str, settings: Gateway, redis: &Redis, topic: &str) ->
 #[ignore = "takes minutes: make soak"]
 async fn records_of_170_000_keys_stay_below_the_memory_limit() {
     let redis = Redis::start().await;
-    let topic = || kafka().topic("soak-keys", 1);
+    let topic = async || {
+        let name = unique("soak-keys");
+        kafka().create_topic_with(&name, 1, &[("max.message.bytes", "2000000")]).await;
+        name
+    };
     let refused = topic().await;
     let what = "40 records of 1 MB with 170,000 keys, by default (dead letters)";
     let peak = many_keys(what, gateway(&refused), &redis, &refused).await;
