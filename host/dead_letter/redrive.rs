@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::dead_letter::back::{Restamp, back, prove};
 use crate::dead_letter::remembered::Remembered;
 use crate::dead_letter::{DeadLetter, Fate, Order, Reader, Summary};
-use crate::kafka::{self, NotWritten, OrderedSender, Written, blocking, partitions};
+use crate::kafka::{self, NotWritten, OrderedSender, Written, blocking, partitions, topic_problem};
 use crate::message::Origin;
 use crate::telemetry::escape::cut;
 
@@ -143,7 +143,7 @@ impl Run<'_> {
             Some(_) => return self.refuse(&letter, "it comes from the dead-letter topic itself"),
             None => return self.refuse(&letter, "it has no `halley-origin-topic` header"),
         };
-        if !self.order.allowed.contains(&topic) {
+        if topic_problem("", &topic).is_some() || !self.order.allowed.contains(&topic) {
             return self.refuse(&letter, &not_allowed(&topic));
         }
         if let Some(missing) = letter.missing() {

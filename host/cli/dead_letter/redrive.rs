@@ -51,6 +51,8 @@ pub(super) struct Args {
 
 pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
     let key = if args.dry_run { None } else { Some(key(config).await?) };
+    let own = [config.kafka.dead_letter_topic.as_str(), config.offline.notify_topic.as_str()];
+    let allowed = TopicSet::consumed_and(&config.kafka, &args.allow_topic, &own);
     let config = &config.kafka;
     let group = args.group.clone().unwrap_or_else(|| format!("{}-redrive", config.group));
     let order = Order {
@@ -61,7 +63,7 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
         all_comets: args.all_comets,
         dry_run: args.dry_run,
         group,
-        allowed: TopicSet::new(config.topics.iter().chain(&args.allow_topic)),
+        allowed,
         key,
     };
     // Listened for before anything is written.
@@ -99,16 +101,23 @@ fn tell(letter: &DeadLetter, fate: &Fate, dry_run: bool, refusals: &mut u64) {
         }
         Fate::Written(_) => {}
         Fate::Refused(why) => {
-            *refusals += 1;
-            match *refusals {
-                ..=MOST_REFUSALS => fail(&format!("{} is not redriven: {why}", letter.record.origin)),
-                n if n == MOST_REFUSALS + 1 => {
-                    fail("further refusals are only counted; `dead-letter list` shows the letters")
-                }
-                _ => {}
-            }
+            complain(refusals, &|| format!("{} is not redriven: {why}", letter.record.origin));
         }
-        Fate::Failed(why) => fail(&format!("{id} is not redriven, nor what comes after it: {why}")),
+        Fate::Failed(why) => {
+            complain(refusals, &|| format!("{id} is not redriven, nor what comes after it: {why}"));
+        }
+    }
+}
+
+/// Says what is wrong with one letter, unless that was said of many.
+fn complain(refusals: &mut u64, what: &dyn Fn() -> String) {
+    *refusals += 1;
+    match *refusals {
+        ..=MOST_REFUSALS => fail(&what()),
+        n if n == MOST_REFUSALS + 1 => {
+            fail("further refusals are only counted; `dead-letter list` shows the letters");
+        }
+        _ => {}
     }
 }
 
