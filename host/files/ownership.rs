@@ -10,15 +10,12 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
-use std::fs::{DirBuilder, Metadata};
+use std::fs::Metadata;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::Context as _;
-
-use super::read::{Unreadable, is_trusted, read_own};
-use super::write::{is_temporary, replace};
+use super::read::is_trusted;
 
 /// How many links a path may go through; as many as Linux follows.
 const MOST_LINKS: usize = 40;
@@ -38,7 +35,7 @@ pub(crate) enum Access {
 }
 
 impl Access {
-    fn group(&self) -> Option<u32> {
+    pub(super) fn group(&self) -> Option<u32> {
         match self {
             Self::Private => None,
             Self::Shared { group, .. } => *group,
@@ -46,83 +43,11 @@ impl Access {
     }
 }
 
-/// A folder of this process's own. What is in it is read only where nobody else can have written it.
-#[derive(Clone, Debug)]
-pub(crate) struct OwnFolder {
-    path: PathBuf,
-    access: Access,
-}
-
-impl OwnFolder {
-    /// Makes a folder that nobody else may enter, where there is none.
-    ///
-    /// # Errors
-    /// When it cannot be made, or should not be used: the second half of a sentence that begins with
-    /// the folder, with the remedy.
-    pub(crate) fn create(path: &Path) -> Result<Self, String> {
-        // Not below what others may replace.
-        folder_access(path)?;
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(|error| format!("cannot be made: {error}"))?;
-        Self::open(path)
-    }
-
-    /// A folder that is there.
-    ///
-    /// # Errors
-    /// When it is not there, or should not be used.
-    pub(crate) fn open(path: &Path) -> Result<Self, String> {
-        let access = folder_access(path)?;
-        let path = path.canonicalize().map_err(|error| format!("cannot be used: {error}"))?;
-        Ok(Self { path, access })
-    }
-
-    /// The folder, without links.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The folder, which is this one or above it, that others may write to, too.
-    pub(crate) fn shared(&self) -> Option<&Path> {
-        match &self.access {
-            Access::Private => None,
-            Access::Shared { path, .. } => Some(path),
-        }
-    }
-
-    /// Reads a file in it.
-    ///
-    /// # Errors
-    /// Also when somebody else may have written it.
-    pub(crate) fn read(&self, name: &str, most: u64) -> Result<Vec<u8>, Unreadable> {
-        read_own(&self.path.join(name), self.access.group(), most)
-    }
-
-    /// Replaces a file in it, as a whole.
-    ///
-    /// # Errors
-    /// When it cannot be written; what was there stays.
-    pub(crate) fn replace(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
-        let path = self.path.join(name);
-        replace(&path, content).with_context(|| format!("{} cannot be written", path.display()))
-    }
-
-    /// Takes out what a crash left half written.
-    pub(crate) fn tidy(&self) {
-        let Ok(entries) = std::fs::read_dir(&self.path) else { return };
-        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            if is_temporary(&path) {
-                // It does no harm.
-                let _ = std::fs::remove_file(path);
-            }
-        }
-    }
-}
-
 /// Who may write to a folder. Of one that is not there, what is there of the way to it counts.
 ///
 /// # Errors
-/// As [`OwnFolder::create`].
+/// When it should not be used: the second half of a sentence that begins with the folder, with the
+/// remedy.
 pub(crate) fn folder_access(path: &Path) -> Result<Access, String> {
     let path = std::path::absolute(path).map_err(|error| format!("cannot be used: {error}"))?;
     walk(&path).map_err(|refused| refused.to_string())
@@ -240,6 +165,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
     use super::*;
+    use crate::files::OwnFolder;
 
     fn mode(path: &Path, mode: u32) {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();

@@ -16,7 +16,7 @@ use super::read::{Unreadable, contents, is_trusted, open};
 /// # Errors
 /// Why it was not read, with the remedy where its owner or mode is the reason.
 pub(crate) fn read_secret(path: &Path, most: u64) -> Result<String, Unreadable> {
-    let (file, metadata) = open(path, most, 0)?;
+    let (file, metadata) = open(path, most)?;
     if let Some(why) = exposure(path, &metadata, is_mounted_read_only(&file)) {
         return Err(Unreadable::Exposed(why));
     }

@@ -2,9 +2,7 @@
 //! plugin that it names. Whatever does not fit its digest any more, or may be somebody else's, counts
 //! as not there.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::path::Path;
 
 use crate::files::OwnFolder;
 use crate::policy::registry::{MAX_MANIFEST, MAX_SIZE, Package, check_digest, plugin_of};
@@ -35,7 +33,7 @@ pub(super) fn put(folder: &Path, digest: &str, package: &Package) -> anyhow::Res
     let (manifest, plugin) = names(digest);
     folder.replace(&plugin, &package.plugin)?;
     folder.replace(&manifest, &package.manifest)?;
-    forget_oldest(folder.path());
+    folder.keep_newest(KEPT);
     Ok(())
 }
 
@@ -43,18 +41,4 @@ pub(super) fn put(folder: &Path, digest: &str, package: &Package) -> anyhow::Res
 fn names(digest: &str) -> (String, String) {
     let hex = digest.trim_start_matches("sha256:");
     (format!("{hex}.json"), format!("{hex}.wasm"))
-}
-
-fn forget_oldest(folder: &Path) {
-    let Ok(entries) = fs::read_dir(folder) else { return };
-    let with_time = |entry: fs::DirEntry| -> (SystemTime, PathBuf) {
-        let written = entry.metadata().and_then(|metadata| metadata.modified());
-        (written.unwrap_or(SystemTime::UNIX_EPOCH), entry.path())
-    };
-    let mut all: Vec<_> = entries.filter_map(Result::ok).map(with_time).collect();
-    all.sort();
-    for (_, path) in &all[..all.len().saturating_sub(KEPT)] {
-        // It is tried again with the next one.
-        let _ = fs::remove_file(path);
-    }
 }

@@ -12,13 +12,13 @@
 //! against its hash, and that nobody else can have written it (`files`). Knows nothing of what the records mean.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use crate::files::{self, OwnFolder};
+use crate::files::OwnFolder;
 use crate::policy::guest::module;
 use crate::policy::versions::record::Record;
 
@@ -56,8 +56,7 @@ impl Store {
                 .map_err(|why| anyhow::anyhow!("[policies] state_folder {} {why}", path.display()))
         };
         let whole = create(path)?;
-        let lock =
-            files::open_lock(&path.join("lock")).with_context(|| format!("{} cannot be locked", name()))?;
+        let lock = whole.open_lock("lock").with_context(|| format!("{} cannot be locked", name()))?;
         if lock.try_lock().is_err() {
             anyhow::bail!(
                 "[policies] state_folder {} is used by another gateway; give each its own",
@@ -184,16 +183,13 @@ impl Folder {
     /// A record that cannot be read is left out and told of: the plugin's file decides then.
     fn records(&self) -> anyhow::Result<BTreeMap<String, Record>> {
         let mut records = BTreeMap::new();
-        for entry in fs::read_dir(self.plugins.path())? {
-            let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let read = self.plugins.read(&format!("{name}.json"), MAX_RECORD).map_err(anyhow::Error::from);
+        for file in self.plugins.names()? {
+            let Some(name) = file.strip_suffix(".json") else { continue };
+            let read = self.plugins.read(&file, MAX_RECORD).map_err(anyhow::Error::from);
             match read.and_then(|text| Ok(serde_json::from_slice(&text)?)) {
-                Ok(record) => drop(records.insert(name, record)),
+                Ok(record) => drop(records.insert(name.to_owned(), record)),
                 Err(error) => {
+                    let path = self.plugins.path().join(&file);
                     tracing::warn!(path = %path.display(), %error, "cannot be read; the plugin's file decides");
                 }
             }
@@ -202,12 +198,10 @@ impl Folder {
     }
 
     fn sweep(&self, used: &HashSet<&str>) {
-        let Ok(entries) = fs::read_dir(self.versions.path()) else { return };
-        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
+        for name in self.versions.names().unwrap_or_default() {
             if !used.contains(hash_of(&name)) {
                 // It is tried again with the next version.
-                let _ = fs::remove_file(&path);
+                let _ = self.versions.remove(&name);
             }
         }
     }
@@ -220,6 +214,8 @@ fn hash_of(name: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

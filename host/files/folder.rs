@@ -1,0 +1,260 @@
+//! A folder of this process's own, by its handle: whatever is put in the place of its name later, what
+//! was checked is what is read, written and taken out of.
+
+use std::fs::{DirBuilder, File};
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, statat, unlinkat};
+
+use super::ownership::{Access, folder_access};
+use super::read::{Unreadable, is_trusted, read_own};
+
+/// How the names of temporary files begin and end.
+const BEGIN: &str = ".new-";
+const END: &str = ".tmp";
+/// How often a temporary file is given another name.
+const TRIES: usize = 8;
+
+/// A folder of this process's own. What is in it is read only where nobody else can have written it.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnFolder {
+    path: PathBuf,
+    access: Access,
+    handle: Arc<OwnedFd>,
+}
+
+impl OwnFolder {
+    /// Makes a folder that nobody else may enter, where there is none.
+    ///
+    /// # Errors
+    /// When it cannot be made, or should not be used: the second half of a sentence that begins with
+    /// the folder, with the remedy.
+    pub(crate) fn create(path: &Path) -> Result<Self, String> {
+        // Not below what others may replace.
+        folder_access(path)?;
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.map_err(|error| format!("cannot be made: {error}"))?;
+        Self::open(path)
+    }
+
+    /// A folder that is there.
+    ///
+    /// # Errors
+    /// When it is not there, or should not be used.
+    pub(crate) fn open(path: &Path) -> Result<Self, String> {
+        let failed = |error: io::Error| format!("cannot be used: {error}");
+        let access = folder_access(path)?;
+        let path = path.canonicalize().map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
+        let opened = File::from(handle);
+        // Where others may write, another one may be in its place by now.
+        let owner = opened.metadata().map_err(failed)?.uid();
+        if !is_trusted(owner) {
+            return Err(format!("is not safe: it belongs to user {owner} by now"));
+        }
+        Ok(Self { path, access, handle: Arc::new(opened.into()) })
+    }
+
+    /// The folder, without links.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder, which is this one or above it, that others may write to, too.
+    pub(crate) fn shared(&self) -> Option<&Path> {
+        match &self.access {
+            Access::Private => None,
+            Access::Shared { path, .. } => Some(path),
+        }
+    }
+
+    /// Reads a file in it.
+    ///
+    /// # Errors
+    /// Also when it is a link, or somebody else may have written it.
+    pub(crate) fn read(&self, name: &str, most: u64) -> Result<Vec<u8>, Unreadable> {
+        let file = self.open_file(name, OFlags::RDONLY)?;
+        read_own(file, self.access.group(), most)
+    }
+
+    /// Replaces a file in it, as a whole. The content is on the disk, under a random name that nothing
+    /// had before, before the file's name is; what had the name (a link, too) gives way. Only this
+    /// process's user may read and write it.
+    ///
+    /// # Errors
+    /// When it cannot be written; what was there stays.
+    pub(crate) fn replace(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        self.write(name, content)
+            .with_context(|| format!("{} cannot be written", self.path.join(name).display()))
+    }
+
+    /// Opens a file to lock it, or makes it; what is in it stays.
+    ///
+    /// # Errors
+    /// When it is a link, or cannot be opened.
+    pub(crate) fn open_lock(&self, name: &str) -> io::Result<File> {
+        let lock = self.open_file(name, OFlags::RDWR | OFlags::CREATE)?;
+        if lock.metadata()?.is_file() { Ok(lock) } else { Err(io::Error::other("it is not a file")) }
+    }
+
+    /// The names of what is in it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(crate) fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&self.handle)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Takes a file out of it.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
+        Ok(unlinkat(&self.handle, name, AtFlags::empty())?)
+    }
+
+    /// Takes out what was written first, beyond this many files. Failing is no harm: the next time does
+    /// it.
+    pub(crate) fn keep_newest(&self, most: usize) {
+        let written = |name: String| {
+            let stat = statat(&self.handle, &*name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+            Some((stat.st_mtime, stat.st_mtime_nsec, name))
+        };
+        let mut all: Vec<_> = self.names().unwrap_or_default().into_iter().filter_map(written).collect();
+        all.sort();
+        for (.., name) in &all[..all.len().saturating_sub(most)] {
+            let _ = self.remove(name);
+        }
+    }
+
+    /// Takes out what a crash left half written. Failing is no harm.
+    pub(crate) fn tidy(&self) {
+        let is_temporary = |name: &String| name.starts_with(BEGIN) && name.ends_with(END);
+        for name in self.names().unwrap_or_default().iter().filter(|name| is_temporary(name)) {
+            let _ = self.remove(name);
+        }
+    }
+
+    fn open_file(&self, name: &str, flags: OFlags) -> io::Result<File> {
+        let safe = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        Ok(openat(&self.handle, name, flags | safe, Mode::RUSR | Mode::WUSR)?.into())
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let (new, mut file) = self.temporary()?;
+        let written = file
+            .write_all(content)
+            .and_then(|()| file.sync_all())
+            .and_then(|()| Ok(renameat(&self.handle, &*new, &self.handle, name)?));
+        if written.is_err() {
+            let _ = self.remove(&new);
+        }
+        // The name as well.
+        written.and_then(|()| Ok(rustix::fs::fsync(&self.handle)?))
+    }
+
+    fn temporary(&self) -> io::Result<(String, File)> {
+        let mut tries = 0;
+        loop {
+            let name = format!("{BEGIN}{:016x}{END}", fastrand::u64(..));
+            match self.open_file(&name, OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL) {
+                Ok(file) => return Ok((name, file)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && tries < TRIES => tries += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn own() -> (tempfile::TempDir, OwnFolder) {
+        let folder = tempfile::tempdir().unwrap();
+        let own = OwnFolder::create(&folder.path().join("own")).unwrap();
+        (folder, own)
+    }
+
+    #[test]
+    fn a_file_is_replaced_and_what_a_link_leads_to_is_not() {
+        let (folder, own) = own();
+        let (file, target) = (own.path().join("file"), folder.path().join("target"));
+        std::fs::write(&target, b"precious").unwrap();
+        symlink(&target, &file).unwrap();
+        assert!(own.read("file", 10).is_err(), "nor is it read");
+        own.replace("file", b"one").unwrap();
+        own.replace("file", b"two").unwrap();
+        assert_eq!(own.read("file", 10).unwrap(), b"two");
+        assert!(own.read("none", 10).unwrap_err().is_missing());
+        assert_eq!(std::fs::read(&target).unwrap(), b"precious");
+        assert_eq!(std::fs::symlink_metadata(&file).unwrap().mode(), 0o100_600);
+        assert_eq!(own.names().unwrap(), ["file"], "nothing temporary is left");
+        std::fs::create_dir_all(own.path().join("busy/x")).unwrap();
+        assert!(own.replace("busy", b"one").unwrap_err().to_string().contains("cannot be written"));
+        assert_eq!(own.names().unwrap().len(), 2, "also when it fails");
+    }
+
+    #[test]
+    fn a_lock_empties_nothing_and_follows_no_link() {
+        let (folder, own) = own();
+        let (lock, target) = (own.path().join("lock"), folder.path().join("target"));
+        std::fs::write(&target, b"precious").unwrap();
+        symlink(&target, &lock).unwrap();
+        assert!(own.open_lock("lock").is_err());
+        own.remove("lock").unwrap();
+        std::fs::write(&lock, b"kept").unwrap();
+        own.open_lock("lock").unwrap();
+        assert_eq!(std::fs::read(&lock).unwrap(), b"kept");
+        assert_eq!(std::fs::read(&target).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn what_is_put_in_its_place_is_left_alone() {
+        let (folder, own) = own();
+        own.replace("mine", b"mine").unwrap();
+        let (moved, theirs) = (folder.path().join("moved"), folder.path().join("theirs"));
+        std::fs::create_dir(&theirs).unwrap();
+        std::fs::write(theirs.join("mine"), b"theirs").unwrap();
+        std::fs::rename(own.path(), &moved).unwrap();
+        symlink(&theirs, folder.path().join("own")).unwrap();
+        assert_eq!(own.read("mine", 10).unwrap(), b"mine");
+        own.replace("more", b"more").unwrap();
+        own.keep_newest(0);
+        assert_eq!(std::fs::read_dir(&moved).unwrap().count(), 0);
+        assert_eq!(std::fs::read(theirs.join("mine")).unwrap(), b"theirs");
+        assert_eq!(std::fs::read_dir(&theirs).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_newest_stay_and_what_a_crash_left_goes() {
+        let (_folder, own) = own();
+        for (age, name) in ["new", "old", "older"].into_iter().enumerate() {
+            own.replace(name, b"").unwrap();
+            let time = std::time::SystemTime::now() - std::time::Duration::from_secs(60 * age as u64);
+            File::open(own.path().join(name)).unwrap().set_modified(time).unwrap();
+        }
+        own.keep_newest(2);
+        let mut names = own.names().unwrap();
+        names.sort();
+        assert_eq!(names, ["new", "old"]);
+        std::fs::write(own.path().join(".new-0123.tmp"), b"half").unwrap();
+        own.tidy();
+        assert_eq!(own.names().unwrap().len(), 2);
+    }
+}
