@@ -5,6 +5,7 @@
 //! is not on loopback (`auth`), and changes nothing but policies (`write`).
 
 mod auth;
+mod exposure;
 mod listener;
 mod write;
 

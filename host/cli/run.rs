@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         ));
         return Ok(MISTAKE);
     }
+    if let Some(exposed) = config.admin.exposed_token() {
+        fail(&exposed);
+        return Ok(MISTAKE);
+    }
     // Before the arguments' overrides: what the file says is compared with what it said.
     let sources = config.sources(file);
     config.log.level = args.log_level.unwrap_or(config.log.level);
@@ -84,9 +89,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
     let admin = Admin::bind(&config.admin).await?;
-    let wanted = config.gateway()?;
+    let reading = {
+        let config = config.clone();
+        // The plugin directory may be on a network's disk.
+        tokio::task::spawn_blocking(move || config.gateway())
+    };
+    let starting = async {
+        let wanted = reading.await.context("reading the plugin directory ended early")??;
+        Gateway::start(&wanted, sources).await
+    };
     let gateway = tokio::select! {
-        gateway = Gateway::start(&wanted, sources) => gateway?,
+        gateway = starting => gateway?,
         // Compiling plugins may take a while; nothing is in flight yet.
         () = signals.next() => {
             info!("stopped before it was started");

@@ -9,7 +9,7 @@ use crate::steering::{halley, text};
 use crate::support::gateway::{Gateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::leash::Leash;
-use crate::support::{PATIENCE, folder, loudly, resident_kib};
+use crate::support::{PATIENCE, folder, loudly, resident_kib, secret};
 
 /// A user that is neither root nor whoever runs tests.
 const SOMEBODY: u32 = 4321;
@@ -148,4 +148,25 @@ async fn links_in_the_state_folder_lead_nowhere() {
     assert_eq!(std::fs::read_to_string(&precious).expect("it is there"), "precious");
     let record = std::fs::symlink_metadata(state.join("plugins/p.json")).expect("it was written");
     assert!(record.is_file(), "the link gave way to the record");
+}
+
+#[tokio::test]
+async fn a_token_that_others_may_read_or_write_is_refused() {
+    let files = folder("secret");
+    let token = files.path().join("token");
+    secret(&token, "0123456789abcdef-of-this-story");
+    let topic = kafka().topic("secret", 1).await;
+    let settings = gateway(&topic).set("admin", "token_file", quoted(&text(&token)));
+    for (open, why) in [(0o666, "can be written by others"), (0o644, "can be read by everybody")] {
+        mode(&token, open);
+        let checked = check(files.path(), &settings);
+        let said = String::from_utf8_lossy(&checked.stderr).into_owned();
+        assert_eq!(checked.status.code(), Some(2), "{said}");
+        assert!(said.contains(why) && said.contains("chmod 600"), "{said}");
+        let log = refused_start(&settings).await;
+        assert!(log.contains(why) && log.contains("chmod 600"), "{log}");
+    }
+    mode(&token, 0o640);
+    assert!(check(files.path(), &settings).status.success());
+    settings.start().await;
 }

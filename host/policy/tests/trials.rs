@@ -143,7 +143,10 @@ async fn a_canary_of_a_pinned_plugin_goes_instead_of_coming_in_force() {
     let mut world = world(TrialConfig { promote_after: Some(Duration::from_millis(1)), ..canary(PATIENT) });
     let (active, _) = world.hashes();
     let bytes = std::fs::read(&world.config.path).unwrap();
-    world.config.sha256 = Some(crate::policy::guest::module::hash(&bytes));
+    let hash = crate::policy::guest::module::hash;
+    world.config.sha256 = Some(hash(&bytes));
+    let trial = world.config.trial.as_mut().unwrap();
+    trial.sha256 = Some(hash(&std::fs::read(&trial.path).unwrap()));
     world.policies.replace(vec![world.config.clone()]).await.unwrap();
     let why = world.until_ended(&["fine"]).await;
     assert!(why.contains("could not come in force") && why.contains("is pinned to"), "{why}");

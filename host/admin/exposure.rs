@@ -1,0 +1,25 @@
+//! Files with tokens that others may have: a gateway does not start with one.
+
+use std::path::Path;
+
+use crate::admin::Config;
+use crate::files::{Unreadable, read_secret};
+
+/// The largest file with a token, in bytes.
+const LONGEST: u64 = 64 * 1024;
+
+impl Config {
+    /// A file with a token that others may read or write, with the remedy. Other than what
+    /// [`Config::token_problem`] tells, this does not pass by itself, and the token may be known.
+    pub fn exposed_token(&self) -> Option<String> {
+        let files = [("admin.token_file", self.token_file.as_deref())];
+        files.into_iter().find_map(|(key, file)| exposure(key, file?))
+    }
+}
+
+fn exposure(key: &str, file: &Path) -> Option<String> {
+    match read_secret(file, LONGEST) {
+        Err(why @ Unreadable::Exposed(_)) => Some(format!("`{key}` {} {why}", file.display())),
+        _ => None,
+    }
+}
