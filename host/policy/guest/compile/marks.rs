@@ -9,9 +9,7 @@
 //! is short) is tried only so often. A mark counts for one engine and one set of limits: whoever
 //! raises them, or takes another version of the gateway, has it tried again.
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
@@ -125,15 +123,16 @@ impl Attempt<'_> {
     pub(super) fn forget(self) {
         if let Some(folder) = self.folder {
             // One that stays counts as an attempt that did not end.
-            let _ = fs::remove_file(folder.path().join(&self.name));
+            let _ = folder.remove(&self.name);
         }
     }
 
     fn write(&self) {
         let Some(folder) = self.folder else { return };
         let text = serde_json::to_vec_pretty(&self.mark).unwrap_or_default();
-        if let Err(error) = folder.replace(&self.name, &text).and_then(|()| Ok(tidy(folder.path())?)) {
-            tracing::warn!(error = format!("{error:#}"), "{UNMARKED}");
+        match folder.replace(&self.name, &text) {
+            Ok(()) => folder.keep_newest(MOST),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "{UNMARKED}"),
         }
     }
 }
@@ -150,19 +149,10 @@ fn read(folder: &OwnFolder, name: &str) -> Option<Mark> {
     serde_json::from_slice(&folder.read(name, MAX_MARK).ok()?).ok()
 }
 
-/// Takes out the oldest marks where there are too many.
-fn tidy(folder: &Path) -> io::Result<()> {
-    let mut marks = Vec::new();
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        marks.push((entry.metadata()?.modified()?, entry.path()));
-    }
-    marks.sort_by(|one, other| other.cmp(one));
-    marks.into_iter().skip(MOST).try_for_each(|(_, path)| fs::remove_file(path))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const LIMITS: CompileLimits =
