@@ -117,6 +117,8 @@ const STAYS_IN: &[(&str, &[&str])] = &[
     ("tonic", &["comets", "cli"]),
     ("axum", &["admin"]),
     ("landlock", &["sandbox"]),
+    ("hyper", &["admin"]),
+    ("hyper_util", &["admin", "comets"]),
     ("reqwest", &["cli", "comets", "policy"]),
     ("clap", &["cli", "telemetry"]),
 ];

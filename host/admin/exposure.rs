@@ -12,7 +12,10 @@ impl Config {
     /// A file with a token that others may read or write, with the remedy. Other than what
     /// [`Config::token_problem`] tells, this does not pass by itself, and the token may be known.
     pub fn exposed_token(&self) -> Option<String> {
-        let files = [("admin.token_file", self.token_file.as_deref())];
+        let files = [
+            ("admin.token_file", self.token_file.as_deref()),
+            ("admin.read_token_file", self.read_token_file.as_deref()),
+        ];
         files.into_iter().find_map(|(key, file)| exposure(key, file?))
     }
 }

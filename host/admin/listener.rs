@@ -1,81 +1,69 @@
-//! A listener that holds a bounded number of connections: the next one waits to be accepted.
+//! Where connections come from: TCP and the Unix socket.
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use axum::extract::connect_info::Connected;
-use axum::serve::{IncomingStream, Listener};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use anyhow::Context as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream, lookup_host};
 
-/// A TCP listener with a bound on open connections.
-pub(super) struct Bounded {
-    listener: TcpListener,
-    free: Arc<Semaphore>,
+use crate::admin::peer::Peer;
+use crate::admin::socket::BoundSocket;
+
+/// Something that gives connections.
+pub(super) trait Listen: Send + Sync + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
 }
 
-impl Bounded {
-    pub(super) fn new(listener: TcpListener, connections: usize) -> Self {
-        Self { listener, free: Arc::new(Semaphore::new(connections)) }
-    }
-}
+impl Listen for TcpListener {
+    type Stream = TcpStream;
 
-impl Listener for Bounded {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let permit = Arc::clone(&self.free).acquire_owned().await;
-        // axum's own accept waits out errors such as too many open files.
-        let (stream, address) = Listener::accept(&mut self.listener).await;
-        (Connection { stream, _permit: permit.ok() }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
+        let (stream, address) = Self::accept(self).await?;
+        Ok((stream, Peer::Tcp(address)))
     }
 }
 
-/// Who is at the other end of a connection.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) SocketAddr);
+impl Listen for BoundSocket {
+    type Stream = UnixStream;
 
-impl Connected<IncomingStream<'_, Bounded>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
-        Self(*stream.remote_addr())
+    async fn accept(&self) -> io::Result<(UnixStream, Peer)> {
+        let (stream, _) = self.listener.accept().await?;
+        let user = stream.peer_cred().ok().map(|credentials| credentials.uid());
+        Ok((stream, Peer::Unix(user)))
     }
 }
 
-/// A connection that makes room for another one when it ends.
-pub(super) struct Connection {
-    stream: TcpStream,
-    _permit: Option<OwnedSemaphorePermit>,
+/// What the system keeps of an answer that is not read, in bytes, for each connection.
+const SEND_BUFFER: u32 = 256 * 1024;
+/// Connections that the system keeps until they are accepted.
+const BACKLOG: u32 = 1024;
+
+/// Binds a TCP listener for `[admin] KEY`.
+///
+/// # Errors
+/// When the address is not one, or taken.
+pub(super) async fn bind(key: &str, listen: &str) -> anyhow::Result<TcpListener> {
+    let failed = || format!("cannot listen on `{listen}`; check `[admin] {key}`, or what else uses the port");
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in lookup_host(listen).await.with_context(failed)? {
+        match bind_to(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last).with_context(failed)
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    // Connections inherit it.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }

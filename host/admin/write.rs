@@ -7,21 +7,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, HttpBody as _, to_bytes};
-use axum::extract::{
-    ConnectInfo, DefaultBodyLimit, FromRequest as _, Multipart, Path, Query, Request, State,
-};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::extract::{DefaultBodyLimit, FromRequest as _, Multipart, Path, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{post, put};
 use axum::{Extension, Router};
 use serde_json::json;
 use tokio::sync::Semaphore;
-use tracing::{info, warn};
+use tracing::info;
 
-use crate::admin::auth::Auth;
-use crate::admin::listener::Peer;
-use crate::admin::{failed, one_plugin};
+use crate::admin::access::{Access, Gate, Needs, gate};
+use crate::admin::activity::Activity;
+use crate::admin::answer::{discard, failed, failed_for_now};
+use crate::admin::peer::Peer;
+use crate::admin::read::one_plugin;
+use crate::admin::refusals::shown;
 use crate::gateway::{Handle, Steered};
 use crate::policy::Upload;
 
@@ -48,7 +49,7 @@ struct Writes {
 struct Outcome(String);
 
 /// The routes that write.
-pub(super) fn router(gateway: Handle, auth: Auth) -> Router {
+pub(super) fn router(gateway: Handle, access: Access) -> Router {
     Router::new()
         .route("/v1/plugins", put(push_several))
         .route("/v1/plugins/{name}", put(push_one))
@@ -57,28 +58,20 @@ pub(super) fn router(gateway: Handle, auth: Auth) -> Router {
         .route("/v1/plugins/{name}/promote", post(promote))
         .route("/v1/plugins/{name}/abandon", post(abandon))
         .layer(DefaultBodyLimit::max(MAX_BODY))
-        .route_layer(middleware::from_fn_with_state(auth, authorized))
+        .route_layer(middleware::from_fn(logged))
+        .route_layer(middleware::from_fn_with_state(Gate { access, needs: Needs::Write }, gate))
         .with_state(Writes { gateway, uploading: Arc::new(Semaphore::new(1)) })
 }
 
-/// Nothing of a body is read before it is clear that its sender may write.
-async fn authorized(
-    State(auth): State<Auth>,
-    ConnectInfo(Peer(from)): ConnectInfo<Peer>,
+/// Who changes what stands in the log.
+async fn logged(
+    Extension(from): Extension<Peer>,
+    Extension(activity): Extension<Arc<Activity>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    if let Err(denied) = auth.check(request.headers()).await {
-        warn!(%from, %method, path, status = denied.status.as_u16(), why = denied.why, "a write was denied");
-        let mut response = failed(denied.status, &denied.why);
-        if denied.status == StatusCode::UNAUTHORIZED {
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
-        }
-        return response;
-    }
+    activity.writes();
+    let (method, path) = (request.method().clone(), shown(request.uri().path()).into_owned());
     let mut response = next.run(request).await;
     let outcome = response.extensions_mut().remove::<Outcome>().map(|Outcome(words)| words);
     info!(%from, %method, path, status = response.status().as_u16(), outcome, "a write");
@@ -86,7 +79,7 @@ async fn authorized(
 }
 
 async fn push_one(State(writes): State<Writes>, Path(name): Path<String>, request: Request) -> Response {
-    let Ok(_alone) = writes.uploading.try_acquire() else { return busy() };
+    let Ok(_alone) = writes.uploading.try_acquire() else { return busy(request).await };
     if request.body().size_hint().lower() > MAX_PLUGIN as u64 {
         return too_large();
     }
@@ -100,7 +93,7 @@ async fn push_one(State(writes): State<Writes>, Path(name): Path<String>, reques
 }
 
 async fn push_several(State(writes): State<Writes>, request: Request) -> Response {
-    let Ok(_alone) = writes.uploading.try_acquire() else { return busy() };
+    let Ok(_alone) = writes.uploading.try_acquire() else { return busy(request).await };
     if request.body().size_hint().lower() > MAX_BODY as u64 {
         return too_large();
     }
@@ -199,8 +192,10 @@ fn answer(writes: &Writes, names: &[String], done: Steered) -> Response {
     }
 }
 
-fn busy() -> Response {
-    failed(StatusCode::SERVICE_UNAVAILABLE, "another upload is on its way; try again in a moment")
+async fn busy(request: Request) -> Response {
+    discard(request.into_body()).await;
+    let error = "another upload is on its way; try again in a moment";
+    failed_for_now(StatusCode::SERVICE_UNAVAILABLE, error, Duration::from_secs(1))
 }
 
 fn too_large() -> Response {

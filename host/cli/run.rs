@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,6 +21,8 @@ use crate::{panics, sandbox, telemetry};
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
 /// How long a compilation may take to end that nobody waits for any more.
 const LAST_COMPILATION: Duration = Duration::from_secs(1);
+/// How long the admin listener may take for its last answers.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// How long the log may take for its last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
@@ -88,7 +91,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 
 async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
-    let admin = Admin::bind(&config.admin).await?;
+    let mut registry = Registry::default();
+    let admin = Admin::bind(&config.admin, &mut registry).await?;
     let reading = {
         let config = config.clone();
         // The plugin directory may be on a network's disk.
@@ -96,7 +100,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     };
     let starting = async {
         let wanted = reading.await.context("reading the plugin directory ended early")??;
-        Gateway::start(&wanted, sources).await
+        Gateway::start(&wanted, sources, registry).await
     };
     let gateway = tokio::select! {
         gateway = starting => gateway?,
@@ -108,7 +112,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     };
 
     let shutdown = CancellationToken::new();
-    let serving = tokio::task::JoinSet::from_iter([admin.serve(gateway.handle(), shutdown.clone())]);
+    let mut serving = tokio::task::JoinSet::from_iter([admin.serve(gateway.handle(), shutdown.clone())]);
     tokio::select! {
         () = signals.next() => {}
         () = gateway.until_shut_out() => {}
@@ -125,7 +129,8 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
         }
     };
     shutdown.cancel();
-    drop(serving);
+    // What takes longer is cut off.
+    drop(tokio::time::timeout(LAST_ANSWERS, serving.join_next()).await);
     Ok(if stopped == Stopped::Drained { SUCCESS } else { FAILURE })
 }
 

@@ -150,10 +150,11 @@ impl Config {
         policy::Sources { files: Box::new(files), quiet, rescan }
     }
 
-    /// What the process may still do once it has restricted itself. The folder of the policies' state
-    /// is made where there is none: only what exists can be named.
+    /// What the process may still do once it has restricted itself. Folders that it makes itself are
+    /// made where there are none: only what exists can be named.
     pub fn allowed(&self) -> sandbox::Allowed {
-        let writable: Vec<_> = self.policies.state_folder.iter().cloned().collect();
+        let mut writable: Vec<_> = self.policies.state_folder.iter().cloned().collect();
+        writable.extend(self.admin.socket_folders());
         sandbox::Allowed { writable, ports: self.admin.ports() }
     }
 
@@ -168,9 +169,7 @@ impl Config {
         }
         self.policies.take_paths_from(base);
         self.comets.discovery.take_paths_from(base);
-        if let Some(file) = &mut self.admin.token_file {
-            *file = base.join(&*file);
-        }
+        self.admin.take_paths_from(base);
     }
 
     /// What is wrong with values that have the right type.

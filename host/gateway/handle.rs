@@ -149,6 +149,11 @@ impl Handle {
         self.pipeline.fleet.status()
     }
 
+    /// The route of a room as it is kept for a short time: asks nobody. `None` when it is not kept.
+    pub fn cached_route(&self, room: &RoomId) -> Option<Arc<Route>> {
+        self.pipeline.resolver.cached(room, self.pipeline.policies.current().generation().0)
+    }
+
     /// The route of a room as it stands now.
     ///
     /// # Errors

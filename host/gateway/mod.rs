@@ -163,12 +163,16 @@ const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 impl Gateway {
     /// Starts everything. `sources` says which plugins are wanted; it is asked again whenever
-    /// something changes, and the answer takes effect while the gateway runs.
+    /// something changes, and the answer takes effect while the gateway runs. `registry` may have
+    /// metrics of those around the gateway already.
     ///
     /// # Errors
     /// When policies are refused, or a part cannot be built from its configuration.
-    pub async fn start(config: &Config, sources: policy::Sources) -> anyhow::Result<Self> {
-        let mut registry = Registry::default();
+    pub async fn start(
+        config: &Config,
+        sources: policy::Sources,
+        mut registry: Registry,
+    ) -> anyhow::Result<Self> {
         let storage = Storage::open(config, &mut registry)?;
         Self::start_with(config, sources, storage, registry).await
     }

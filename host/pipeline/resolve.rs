@@ -75,6 +75,11 @@ impl Resolver {
         self.unknown_keys
     }
 
+    /// The route of a room that is kept, under this generation of policies.
+    pub fn cached(&self, room: &RoomId, generation: u64) -> Option<Arc<Route>> {
+        self.routes.peek(room, generation)
+    }
+
     /// The route of a room as it stands now, for `GET /v1/routes/{room}`: looked up anew,
     /// regrouped by `chain`, kept nowhere.
     ///

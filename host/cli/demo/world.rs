@@ -65,6 +65,8 @@ impl World {
         }
         let parts = config.gateway()?;
         let mut registry = Registry::default();
+        let listener = Admin::bind(&config.admin, &mut registry).await?;
+        let admin = listener.address();
         let storage = Storage::memory(directory, &parts, &mut registry);
         let inbox = Arc::clone(&storage.inbox);
         let sources = config.sources(Some(folder.config()));
@@ -72,8 +74,6 @@ impl World {
         let gateway = running.handle();
 
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let listener = Admin::bind(&config.admin).await?;
-        let admin = listener.address();
         tasks.spawn(listener.serve(gateway.clone(), shutdown.clone()));
         let producer = Producer::new(&parts.kafka)?;
         Ok(Self { folder, comets, inbox, gateway, admin, producer, broker, running, shutdown, tasks })

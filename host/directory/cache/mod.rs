@@ -142,6 +142,11 @@ impl<V: Clone> RouteCache<V> {
         Claim::Mine(Permit { table: self.table.clone(), flight, stamp, since: Instant::now(), sender })
     }
 
+    /// A room's value under a generation of policies, if it is there. Claims nothing, counts nothing.
+    pub fn peek(&self, room: &RoomId, generation: u64) -> Option<V> {
+        lock(&self.table).valid(room, generation)
+    }
+
     /// Forgets a room: claims from now on do not get what was read before now.
     pub fn invalidate(&self, room: &RoomId) {
         let mut table = lock(&self.table);

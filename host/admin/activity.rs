@@ -1,0 +1,311 @@
+//! What a connection is doing, and how long it may: so that nobody holds one by sending or reading
+//! slowly, or by doing nothing.
+//!
+//! [`Watched`] sees the bytes and [`Answered`] the end of an answer's body; both report to the
+//! [`Activity`] of the connection, whose owner closes it at the deadline.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use axum::body::{Body, Bytes};
+use http_body::{Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// How long each part may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Timeouts {
+    /// The head of a request, and the first byte of the first one.
+    pub(super) head: Duration,
+    /// The pause between an answer and the next request.
+    pub(super) idle: Duration,
+    /// Sending an answer without the client reading any of it.
+    pub(super) stall: Duration,
+    /// Sending an answer.
+    pub(super) answer: Duration,
+    /// Everything from the head of a request to the begin of the answer. What takes long (uploads,
+    /// compiling, look-ups) has shorter deadlines of its own.
+    pub(super) handling: Duration,
+}
+
+/// Prometheus scrapes every 15 to 60 seconds over one connection.
+pub(super) const TIMEOUTS: Timeouts = Timeouts {
+    head: Duration::from_secs(10),
+    idle: Duration::from_secs(75),
+    stall: Duration::from_secs(10),
+    answer: Duration::from_secs(60),
+    handling: Duration::from_secs(300),
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing has come yet.
+    New,
+    /// The last answer is sent.
+    Idle,
+    /// A head is coming.
+    Head,
+    /// A request is being handled; whether it is a write, which is not broken off.
+    Handling { is_write: bool },
+    /// An answer is being sent; whether its end is with the connection's buffers.
+    Answering { handed_over: bool },
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    /// When the phase began.
+    since: Instant,
+    /// When the client last read something.
+    read: Instant,
+}
+
+/// What is lost when a connection is closed for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Expendable {
+    /// The gateway waits for the client: to send, or to read.
+    Waiting,
+    /// The client waits for the answer to a read.
+    Served,
+}
+
+/// What a connection is doing.
+#[derive(Debug)]
+pub(super) struct Activity {
+    state: Mutex<State>,
+    timeouts: Timeouts,
+}
+
+impl Activity {
+    pub(super) fn new(timeouts: Timeouts) -> Self {
+        let now = Instant::now();
+        Self { state: Mutex::new(State { phase: Phase::New, since: now, read: now }), timeouts }
+    }
+
+    /// When the connection has to be closed if nothing happens until then.
+    pub(super) fn deadline(&self) -> Instant {
+        let State { phase, since, read } = *self.state();
+        let timeouts = &self.timeouts;
+        match phase {
+            Phase::New | Phase::Head => since + timeouts.head,
+            Phase::Idle => since + timeouts.idle,
+            Phase::Handling { .. } => since + timeouts.handling,
+            Phase::Answering { .. } => (since + timeouts.answer).min(read + timeouts.stall),
+        }
+    }
+
+    /// How readily the connection may be closed for another one: those first that the gateway waits
+    /// for, then those whose reads are being answered, of either the oldest. Never one that writes.
+    pub(super) fn expendable(&self) -> Option<(Expendable, Instant)> {
+        let state = self.state();
+        let how = match state.phase {
+            Phase::Handling { is_write: true } => return None,
+            Phase::Handling { is_write: false } => Expendable::Served,
+            _ => Expendable::Waiting,
+        };
+        Some((how, state.since))
+    }
+
+    /// Since when the gateway waits for the client to read an answer.
+    pub(super) fn unread_since(&self) -> Option<Instant> {
+        let state = self.state();
+        matches!(state.phase, Phase::Answering { .. }).then_some(state.since)
+    }
+
+    /// The head of a request is there as a whole.
+    pub(super) fn called(&self) {
+        self.enter(Phase::Handling { is_write: false });
+    }
+
+    /// The request that is being handled is a write that may be made.
+    pub(super) fn writes(&self) {
+        if let Phase::Handling { is_write } = &mut self.state().phase {
+            *is_write = true;
+        }
+    }
+
+    /// There is an answer.
+    pub(super) fn answered(&self) {
+        self.enter(Phase::Answering { handed_over: false });
+    }
+
+    fn received(&self) {
+        if matches!(self.state().phase, Phase::New | Phase::Idle) {
+            self.enter(Phase::Head);
+        }
+    }
+
+    fn handed_over(&self) {
+        let mut state = self.state();
+        if let Phase::Answering { handed_over } = &mut state.phase {
+            *handed_over = true;
+        }
+    }
+
+    fn was_read(&self) {
+        self.state().read = Instant::now();
+    }
+
+    fn flushed(&self) {
+        if self.state().phase == (Phase::Answering { handed_over: true }) {
+            self.enter(Phase::Idle);
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        let now = Instant::now();
+        *self.state() = State { phase, since: now, read: now };
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A stream that reports what goes over it.
+pub(super) struct Watched<S> {
+    stream: S,
+    activity: Arc<Activity>,
+}
+
+impl<S> Watched<S> {
+    pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
+        Self { stream, activity }
+    }
+
+    fn wrote(&self, done: &Poll<io::Result<usize>>) {
+        if matches!(done, Poll::Ready(Ok(1..))) {
+            self.activity.was_read();
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if buffer.filled().len() > before {
+            self.activity.received();
+        }
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.wrote(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.wrote(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        if matches!(flushed, Poll::Ready(Ok(()))) {
+            self.activity.flushed();
+        }
+        flushed
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// A body that reports when the connection has taken all of it.
+pub(super) struct Answered {
+    body: Body,
+    activity: Arc<Activity>,
+}
+
+impl Answered {
+    pub(super) fn new(body: Body, activity: Arc<Activity>) -> Self {
+        Self { body, activity }
+    }
+}
+
+impl http_body::Body for Answered {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Answered {
+    fn drop(&mut self) {
+        self.activity.handed_over();
+    }
+}
+
+#[cfg(test)]
+impl Activity {
+    /// As if the phase had begun so much earlier.
+    pub(super) fn age(&self, by: Duration) {
+        self.state().since -= by;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_phase_has_its_deadline() {
+        let activity = Activity::new(TIMEOUTS);
+        let left = || activity.deadline().saturating_duration_since(activity.state().since);
+        assert_eq!(left(), TIMEOUTS.head);
+        activity.received();
+        let head = activity.state().since;
+        activity.received();
+        assert_eq!((left(), activity.state().since), (TIMEOUTS.head, head), "more bytes give no more time");
+        activity.called();
+        let how = || activity.expendable().map(|(how, _)| how);
+        assert_eq!((left(), how()), (TIMEOUTS.handling, Some(Expendable::Served)));
+        activity.writes();
+        assert_eq!((left(), how()), (TIMEOUTS.handling, None));
+        activity.answered();
+        activity.flushed();
+        assert_eq!(left(), TIMEOUTS.stall, "only a part of the answer is flushed");
+        assert!(activity.unread_since().is_some());
+        activity.state().read += Duration::from_secs(3600);
+        assert_eq!(left(), TIMEOUTS.answer, "reading slowly does not go on for ever");
+        activity.handed_over();
+        activity.flushed();
+        assert_eq!(left(), TIMEOUTS.idle);
+        assert!(activity.unread_since().is_none() && how() == Some(Expendable::Waiting));
+        activity.received();
+        assert_eq!(left(), TIMEOUTS.head);
+    }
+}

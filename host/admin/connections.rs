@@ -1,0 +1,219 @@
+//! The open connections: how many there may be, and which one makes room for a new one.
+//!
+//! A new connection is not shut out by those that are there: the one that the gateway has waited for
+//! longest makes room, else the one whose read has been answered for longest; first of the client that
+//! is at its limit, else of the client that holds most. Only writes are not broken off.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::activity::Activity;
+use crate::admin::peer::{Peer, PeerKey};
+use crate::admin::refusals::{Reason, Refusals};
+
+/// The open connections of a listener, or of several that share a limit.
+#[derive(Clone)]
+pub(super) struct Connections {
+    table: Arc<Mutex<Table>>,
+    most: usize,
+    most_each: usize,
+    refusals: Refusals,
+}
+
+#[derive(Default)]
+struct Table {
+    next: u64,
+    open: HashMap<u64, Open>,
+}
+
+struct Open {
+    peer: Peer,
+    activity: Arc<Activity>,
+    close: CancellationToken,
+}
+
+/// A connection's place; it is free when this is dropped.
+pub(super) struct Place {
+    table: Arc<Mutex<Table>>,
+    id: u64,
+    /// Cancelled when the connection has to make room.
+    pub(super) close: CancellationToken,
+}
+
+impl Connections {
+    /// At most this many, and of each client a quarter of them.
+    pub(super) fn new(most: usize, refusals: Refusals) -> Self {
+        Self { table: Arc::default(), most, most_each: (most / 4).max(2), refusals }
+    }
+
+    /// A place for a new connection. `None` while there is none: all of them write.
+    pub(super) fn open(&self, peer: Peer, activity: &Arc<Activity>) -> Option<Place> {
+        let mut table = self.table();
+        let (key, mut held) = (peer.key(), HashMap::<PeerKey, usize>::new());
+        table.open.values().for_each(|open| *held.entry(open.peer.key()).or_default() += 1);
+        let victim = if held.get(&key).is_some_and(|held| *held >= self.most_each) {
+            table.most_expendable(|open| (open.peer.key() == key).then_some(0))
+        } else if table.open.len() >= self.most {
+            table.most_expendable(|open| held.get(&open.peer.key()).copied())
+        } else {
+            return Some(table.insert(peer, activity, &self.table));
+        };
+        let Some(victim) = victim else {
+            let what = || format!("a connection was refused: all {} are writing", table.open.len());
+            self.refusals.count(Reason::Connections, Some(peer), what);
+            return None;
+        };
+        self.evict(&mut table, victim, "made room for a new one");
+        Some(table.insert(peer, activity, &self.table))
+    }
+
+    /// Closes the connection that has been waited for longest; whether there was one.
+    pub(super) fn close_longest_waiting(&self) -> bool {
+        let mut table = self.table();
+        let victim = table.most_expendable(|_| Some(0));
+        victim.is_some_and(|victim| self.evict(&mut table, victim, "made room for a new one"))
+    }
+
+    /// Closes the connection whose answer has been unread for longest, if that is at least this
+    /// long; whether there was one.
+    pub(super) fn close_slowest_reader(&self, at_least: Duration) -> bool {
+        let mut table = self.table();
+        let slow = table.open.iter().filter_map(|(id, open)| Some((open.activity.unread_since()?, *id)));
+        let slowest = slow.min().filter(|(since, _)| since.elapsed() >= at_least);
+        slowest.is_some_and(|(_, victim)| self.evict(&mut table, victim, "did not read its answer"))
+    }
+
+    fn evict(&self, table: &mut Table, victim: u64, why: &str) -> bool {
+        let Some(open) = table.open.remove(&victim) else { return false };
+        open.close.cancel();
+        self.refusals
+            .count(Reason::Evicted, Some(open.peer), || format!("a connection was closed: it {why}"));
+        true
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        lock(&self.table)
+    }
+}
+
+impl Table {
+    fn insert(&mut self, peer: Peer, activity: &Arc<Activity>, table: &Arc<Mutex<Self>>) -> Place {
+        let (id, close) = (self.next, CancellationToken::new());
+        self.next += 1;
+        self.open.insert(id, Open { peer, activity: Arc::clone(activity), close: close.clone() });
+        Place { table: Arc::clone(table), id, close }
+    }
+
+    /// Of those with the highest rank, the most expendable one.
+    fn most_expendable(&self, rank: impl Fn(&Open) -> Option<usize>) -> Option<u64> {
+        let expendable = self.open.iter().filter_map(|(id, open)| {
+            Some((std::cmp::Reverse(rank(open)?), open.activity.expendable()?, *id))
+        });
+        expendable.min().map(|(_, _, id)| id)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        lock(&self.table).open.remove(&self.id);
+    }
+}
+
+fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
+    table.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+impl Connections {
+    /// How many are open.
+    pub(super) fn len(&self) -> usize {
+        self.table().open.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::admin::activity::TIMEOUTS;
+
+    struct Client {
+        place: Option<Place>,
+        activity: Arc<Activity>,
+    }
+
+    impl Client {
+        fn connect(connections: &Connections, address: u32) -> Self {
+            let activity = Arc::new(Activity::new(TIMEOUTS));
+            let ip = std::net::Ipv4Addr::from(address);
+            Self { place: connections.open(Peer::Tcp((ip, 1).into()), &activity), activity }
+        }
+
+        fn is_open(&self) -> bool {
+            self.place.as_ref().is_some_and(|place| !place.close.is_cancelled())
+        }
+    }
+
+    fn connections(most: usize) -> Connections {
+        Connections::new(most, Refusals::register(&mut Registry::default()))
+    }
+
+    fn states(clients: &[Client]) -> Vec<bool> {
+        clients.iter().map(Client::is_open).collect()
+    }
+
+    #[test]
+    fn a_client_at_its_limit_pushes_out_only_its_own() {
+        let connections = connections(16);
+        let other = Client::connect(&connections, 1);
+        let mut greedy: Vec<_> = (0..4).map(|_| Client::connect(&connections, 2)).collect();
+        greedy[0].activity.called();
+        greedy.extend((0..2).map(|_| Client::connect(&connections, 2)));
+        assert!(other.is_open());
+        assert_eq!(states(&greedy), [true, false, false, true, true, true], "the one that is served stays");
+        assert_eq!(connections.table().open.len(), 5);
+    }
+
+    #[test]
+    fn when_all_places_are_taken_whoever_holds_most_makes_room() {
+        let connections = connections(8);
+        let first = Client::connect(&connections, 1);
+        let pairs: Vec<_> = (0..7).map(|n| Client::connect(&connections, 10 + n / 2)).collect();
+        let new = Client::connect(&connections, 2);
+        assert!(first.is_open() && new.is_open());
+        assert_eq!(states(&pairs), [false, true, true, true, true, true, true]);
+    }
+
+    #[test]
+    fn reads_are_broken_off_last_and_writes_never() {
+        let connections = connections(8);
+        let mut clients: Vec<_> = (0..8).map(|n| Client::connect(&connections, n)).collect();
+        clients.iter().for_each(|client| client.activity.called());
+        clients[1..].iter().for_each(|client| client.activity.writes());
+        let read = Client::connect(&connections, 98);
+        assert_eq!(states(&clients), [false, true, true, true, true, true, true, true]);
+        read.activity.called();
+        read.activity.writes();
+        assert!(!Client::connect(&connections, 99).is_open());
+        clients.pop();
+        assert!(Client::connect(&connections, 99).is_open());
+        assert_eq!(connections.table().open.len(), 7);
+    }
+
+    #[test]
+    fn the_slowest_reader_is_found() {
+        let connections = connections(8);
+        let clients: Vec<_> = (0..3).map(|n| Client::connect(&connections, n)).collect();
+        assert!(!connections.close_slowest_reader(Duration::ZERO), "nobody has an answer to read");
+        clients[1].activity.answered();
+        clients[0].activity.answered();
+        assert!(!connections.close_slowest_reader(Duration::from_secs(60)));
+        assert!(connections.close_slowest_reader(Duration::ZERO));
+        assert_eq!(states(&clients), [true, false, true]);
+        assert!(connections.close_longest_waiting());
+    }
+}

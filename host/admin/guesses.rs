@@ -1,0 +1,162 @@
+//! How often wrong tokens may be tried.
+//!
+//! Every client has a budget of tries that comes back slowly; a right token costs nothing. Who is
+//! over budget is answered without a look at the token. All clients together have a budget, too:
+//! when it is spent, only those are refused who have failed before. So a client that never failed is
+//! never refused, whatever others do. Nothing waits, and the table is bounded. Pure: the clock is an
+//! argument.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use crate::admin::peer::PeerKey;
+
+/// Wrong tokens that a client may try at once, and how soon one more may be tried.
+const EACH: Rate = Rate { burst: 10.0, per_second: 0.5 };
+/// The same for all clients together.
+const ALL: Rate = Rate { burst: 100.0, per_second: 10.0 };
+/// Clients that are remembered; the one that has failed least lately makes room.
+const MAX_CLIENTS: usize = 1024;
+
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    burst: f64,
+    per_second: f64,
+}
+
+/// What is left to try.
+#[derive(Clone, Copy, Debug)]
+struct Budget {
+    left: f64,
+    at: Instant,
+}
+
+impl Budget {
+    fn full(rate: Rate, now: Instant) -> Self {
+        Self { left: rate.burst, at: now }
+    }
+
+    fn refill(&mut self, rate: Rate, now: Instant) {
+        let since = now.saturating_duration_since(self.at).as_secs_f64();
+        *self = Self { left: (self.left + since * rate.per_second).min(rate.burst), at: now };
+    }
+
+    /// Until there is one to try.
+    fn wait(&self, rate: Rate) -> Duration {
+        Duration::from_secs_f64(((1.0 - self.left) / rate.per_second).max(0.0))
+    }
+}
+
+/// The budgets.
+#[derive(Debug)]
+pub(super) struct Guesses {
+    clients: HashMap<PeerKey, Budget>,
+    all: Budget,
+}
+
+impl Guesses {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { clients: HashMap::new(), all: Budget::full(ALL, now) }
+    }
+
+    /// Takes one try from the budgets; [`Guesses::right`] gives it back.
+    ///
+    /// # Errors
+    /// How long to wait before the next try.
+    pub(super) fn take(&mut self, client: PeerKey, now: Instant) -> Result<(), Duration> {
+        self.all.refill(ALL, now);
+        match self.clients.get_mut(&client) {
+            Some(own) => {
+                own.refill(EACH, now);
+                let wait = own.wait(EACH).max(self.all.wait(ALL));
+                if !wait.is_zero() {
+                    return Err(wait);
+                }
+                own.left -= 1.0;
+            }
+            None => {
+                self.make_room();
+                let mut own = Budget::full(EACH, now);
+                own.left -= 1.0;
+                self.clients.insert(client, own);
+            }
+        }
+        self.all.left = (self.all.left - 1.0).max(0.0);
+        Ok(())
+    }
+
+    /// The token was right: the try was none.
+    pub(super) fn right(&mut self, client: PeerKey) {
+        self.all.left = (self.all.left + 1.0).min(ALL.burst);
+        if let Some(own) = self.clients.get_mut(&client) {
+            own.left += 1.0;
+            if own.left >= EACH.burst {
+                self.clients.remove(&client);
+            }
+        }
+    }
+
+    fn make_room(&mut self) {
+        if self.clients.len() < MAX_CLIENTS {
+            return;
+        }
+        let least = self.clients.iter().min_by_key(|(_, budget)| budget.at).map(|(client, _)| *client);
+        if let Some(least) = least {
+            self.clients.remove(&least);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(number: u32) -> PeerKey {
+        PeerKey::V4(number.into())
+    }
+
+    /// How many of these tries are let through.
+    fn tries(guesses: &mut Guesses, client: PeerKey, tries: usize, now: Instant) -> usize {
+        (0..tries).filter(|_| guesses.take(client, now).is_ok()).count()
+    }
+
+    #[test]
+    fn a_client_that_guesses_is_slowed_down_and_told_how_long() {
+        let start = Instant::now();
+        let mut guesses = Guesses::new(start);
+        assert_eq!(tries(&mut guesses, client(1), 5_000, start), 10);
+        assert_eq!(guesses.take(client(1), start), Err(Duration::from_secs(2)));
+        assert_eq!(tries(&mut guesses, client(1), 5_000, start + Duration::from_secs(60)), 10);
+        // Over an hour: one in two seconds.
+        let hour =
+            (1..=3600).map(|s| tries(&mut guesses, client(1), 100, start + Duration::from_secs(60 + s)));
+        assert_eq!(hour.sum::<usize>(), 1800);
+    }
+
+    #[test]
+    fn a_right_token_is_never_locked_out_by_others() {
+        let start = Instant::now();
+        let mut guesses = Guesses::new(start);
+        for other in 10..3_000 {
+            tries(&mut guesses, client(other), 12, start);
+            assert!(guesses.clients.len() <= MAX_CLIENTS);
+        }
+        for _ in 0..1_000 {
+            assert_eq!(guesses.take(client(1), start), Ok(()));
+            guesses.right(client(1));
+        }
+        assert!(!guesses.clients.contains_key(&client(1)), "who never failed is not remembered");
+    }
+
+    #[test]
+    fn many_clients_together_are_slowed_down_as_well() {
+        let start = Instant::now();
+        let mut guesses = Guesses::new(start);
+        let spent: usize = (0..50).map(|other| tries(&mut guesses, client(other), 100, start)).sum();
+        // The common budget, and one try of each who came after it was spent.
+        assert_eq!(spent, 100 + 40);
+        let later = start + Duration::from_secs(1);
+        let spent: usize = (0..50).map(|other| tries(&mut guesses, client(other), 100, later)).sum();
+        assert_eq!(spent, 10);
+    }
+}

@@ -1,0 +1,88 @@
+//! Who is at the other end of a connection: what the system says, never what a request says.
+//! `X-Forwarded-For` and its like mean nothing here.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// Over TCP.
+    Tcp(SocketAddr),
+    /// Over the Unix socket, with the user that `SO_PEERCRED` names.
+    Unix(Option<u32>),
+}
+
+/// Whom limits are for: one IPv4 address, one IPv6 network of 64 bits (a host has all addresses of
+/// one), one user of this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum PeerKey {
+    /// An IPv4 address.
+    V4(Ipv4Addr),
+    /// The network of an IPv6 address.
+    V6([u16; 4]),
+    /// A user.
+    User(Option<u32>),
+}
+
+impl Peer {
+    /// Whom limits count this one as.
+    pub(super) fn key(self) -> PeerKey {
+        match self {
+            Self::Tcp(address) => match address.ip().to_canonical() {
+                IpAddr::V4(ip) => PeerKey::V4(ip),
+                IpAddr::V6(ip) => {
+                    let [a, b, c, d, ..] = ip.segments();
+                    PeerKey::V6([a, b, c, d])
+                }
+            },
+            Self::Unix(user) => PeerKey::User(user),
+        }
+    }
+
+    /// Whether the system vouches for this one: root or the gateway's own user, who could do as they
+    /// like with the process anyway.
+    pub(super) fn is_operator(self) -> bool {
+        match self {
+            Self::Tcp(_) | Self::Unix(None) => false,
+            Self::Unix(Some(user)) => user == 0 || user == own_user(),
+        }
+    }
+}
+
+/// The user of this process.
+pub(super) fn own_user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(Some(user)) => write!(f, "uid {user}"),
+            Self::Unix(None) => f.write_str("a process without credentials"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_one_host_count_as_one() {
+        let key = |address: &str| Peer::Tcp(address.parse().unwrap()).key();
+        assert_eq!(key("10.0.0.1:1"), key("10.0.0.1:2"));
+        assert_eq!(key("10.0.0.1:1"), key("[::ffff:10.0.0.1]:1"));
+        assert_ne!(key("10.0.0.1:1"), key("10.0.0.2:1"));
+        assert_eq!(key("[2001:db8:1:2::3]:1"), key("[2001:db8:1:2:ffff::4]:1"));
+        assert_ne!(key("[2001:db8:1:2::3]:1"), key("[2001:db8:1:3::3]:1"));
+    }
+
+    #[test]
+    fn only_the_system_vouches_for_operators() {
+        assert!(Peer::Unix(Some(0)).is_operator() && Peer::Unix(Some(own_user())).is_operator());
+        assert!(!Peer::Unix(Some(own_user() + 1)).is_operator() && !Peer::Unix(None).is_operator());
+        assert!(!Peer::Tcp("127.0.0.1:1".parse().unwrap()).is_operator());
+    }
+}

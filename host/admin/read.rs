@@ -1,0 +1,258 @@
+//! The reads: health, readiness, metrics, and what the gateway knows.
+//!
+//! What costs something takes turns ([`Turns`]): look-ups in the directory one at a time and with at
+//! most a fifth of the time, so that nobody keeps Redis busy through this listener; the metrics are
+//! written once for all who ask meanwhile.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use serde::Serialize;
+use serde_json::json;
+use tokio::sync::Mutex;
+
+use crate::admin::access::{Access, Gate, Needs, gate};
+use crate::admin::answer::{failed, failed_for_now};
+use crate::admin::refusals::{Reason, Refusals};
+use crate::admin::turns::{Busy, Limits, Turns};
+use crate::gateway::Handle;
+use crate::message::{CometAddr, RoomId};
+use crate::router::{Part, Route};
+
+/// A look-up for `/v1/routes/{room}` may take this long.
+const ROUTE_DEADLINE: Duration = Duration::from_secs(5);
+/// Look-ups in the directory.
+const LOOKUPS: Limits = Limits { at_once: 1, waiting: 8, wait: Duration::from_secs(2), pause: 4 };
+/// What is read from memory.
+const LISTS: Limits = Limits { at_once: 4, waiting: 64, wait: Duration::from_secs(2), pause: 0 };
+/// Writing the metrics as text.
+const METRICS: Limits = Limits { at_once: 1, waiting: 256, wait: Duration::from_secs(10), pause: 1 };
+
+/// What the reads work with.
+#[derive(Clone)]
+pub(super) struct Reads {
+    gateway: Handle,
+    refusals: Refusals,
+    lookups: Arc<Turns>,
+    lists: Arc<Turns>,
+    metrics: Arc<Metrics>,
+}
+
+/// The text of the metrics, for all who ask while it is written.
+struct Metrics {
+    turns: Turns,
+    /// The last text, and when its writing began.
+    text: Mutex<Option<(Instant, Bytes)>>,
+}
+
+impl Reads {
+    pub(super) fn new(gateway: Handle, refusals: Refusals) -> Self {
+        Self {
+            gateway,
+            refusals,
+            lookups: Arc::new(Turns::new(LOOKUPS)),
+            lists: Arc::new(Turns::new(LISTS)),
+            metrics: Arc::new(Metrics { turns: Turns::new(METRICS), text: Mutex::default() }),
+        }
+    }
+
+    /// Health, readiness and metrics.
+    pub(super) fn probes(&self, access: &Access) -> Router {
+        let behind = |needs| middleware::from_fn_with_state(Gate { access: access.clone(), needs }, gate);
+        // Whether the process lives is no secret, and some who ask send no Host.
+        Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready).route_layer(behind(Needs::Host)))
+            .route("/metrics", get(metrics).route_layer(behind(access.metrics_need())))
+            .with_state(self.clone())
+    }
+
+    /// The reads below `/v1/`.
+    pub(super) fn router(&self, access: &Access) -> Router {
+        let gate = middleware::from_fn_with_state(Gate { access: access.clone(), needs: Needs::Read }, gate);
+        let lists = Router::new()
+            .route("/v1/plugins", get(plugins))
+            .route("/v1/plugins/{name}", get(plugin))
+            .route("/v1/plugins/{name}/versions", get(versions))
+            .route("/v1/plugins/{name}/differences", get(differences))
+            .route("/v1/comets", get(comets))
+            .route("/v1/stalls", get(stalls))
+            .route_layer(middleware::from_fn_with_state(self.clone(), take_turn));
+        lists.route("/v1/routes/{room}", get(route)).route_layer(gate).with_state(self.clone())
+    }
+
+    /// Nothing is done now; whoever asked may come back.
+    fn busy(&self, status: StatusCode, error: &str, wait: Duration) -> Response {
+        self.refusals.count(Reason::Busy, None, || format!("a request was refused: {error}"));
+        failed_for_now(status, error, wait)
+    }
+}
+
+async fn take_turn(State(reads): State<Reads>, request: Request, next: Next) -> Response {
+    match reads.lists.next().await {
+        Ok(_turn) => next.run(request).await,
+        Err(Busy(wait)) => {
+            reads.busy(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time; try again", wait)
+        }
+    }
+}
+
+async fn ready(State(Reads { gateway, .. }): State<Reads>) -> Response {
+    let problems = gateway.problems();
+    let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let warnings = gateway.warnings();
+    let answer = json!({ "ready": problems.is_empty(), "reasons": problems, "warnings": warnings });
+    (status, Json(answer)).into_response()
+}
+
+async fn metrics(State(reads): State<Reads>) -> Response {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match reads.metrics.text(&reads.gateway).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Ok(Err(error)) => failed(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        Err(Busy(wait)) => reads.busy(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "too many ask for the metrics; try again in a moment",
+            wait,
+        ),
+    }
+}
+
+impl Metrics {
+    /// The metrics as they were at the time of the call or later.
+    async fn text(&self, gateway: &Handle) -> Result<Result<Bytes, std::fmt::Error>, Busy> {
+        let asked = Instant::now();
+        let _turn = self.turns.next().await?;
+        let mut text = self.text.lock().await;
+        if let Some((since, text)) = &*text
+            && *since >= asked
+        {
+            return Ok(Ok(text.clone()));
+        }
+        let since = Instant::now();
+        let written = gateway.metrics().map(Bytes::from);
+        if let Ok(written) = &written {
+            *text = Some((since, written.clone()));
+        }
+        Ok(written)
+    }
+}
+
+async fn plugins(State(Reads { gateway, .. }): State<Reads>) -> Response {
+    Json(gateway.policies()).into_response()
+}
+
+async fn plugin(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<String>) -> Response {
+    match one_plugin(&gateway, &name) {
+        Some(status) => Json(status).into_response(),
+        None => unknown(&name),
+    }
+}
+
+async fn versions(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<String>) -> Response {
+    match gateway.plugin_versions(&name) {
+        Some(versions) => Json(json!({ "plugin": name, "versions": versions })).into_response(),
+        None => unknown(&name),
+    }
+}
+
+async fn differences(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<String>) -> Response {
+    match gateway.differences(&name) {
+        Some(differences) => Json(differences).into_response(),
+        None => failed(StatusCode::NOT_FOUND, &format!("no candidate looks on beside a plugin `{name}`")),
+    }
+}
+
+/// A plugin's version in force, and what stands in for its file; `None` when there is neither.
+pub(super) fn one_plugin(gateway: &Handle, name: &str) -> Option<serde_json::Value> {
+    let status = gateway.policies();
+    let in_force = status.plugins.iter().find(|plugin| plugin.name == name);
+    let instead = status.overrides.get(name);
+    if in_force.is_none() && instead.is_none() {
+        return None;
+    }
+    Some(json!({ "generation": status.generation, "in_force": in_force, "override": instead }))
+}
+
+fn unknown(name: &str) -> Response {
+    failed(StatusCode::NOT_FOUND, &format!("no plugin `{name}`; GET /v1/plugins shows the names"))
+}
+
+async fn comets(State(Reads { gateway, .. }): State<Reads>) -> Response {
+    Json(json!({ "comets": gateway.comets() })).into_response()
+}
+
+async fn stalls(State(Reads { gateway, .. }): State<Reads>) -> Response {
+    Json(json!({ "stalls": gateway.stalls() })).into_response()
+}
+
+/// The route of a room: from the cache, or looked up when it is this request's turn.
+async fn route(State(reads): State<Reads>, Path(room): Path<String>) -> Response {
+    let (gateway, room) = (&reads.gateway, RoomId::from(room));
+    if let Some(route) = gateway.cached_route(&room) {
+        return Json(RouteView::new(&room, &route)).into_response();
+    }
+    let _turn = match reads.lookups.next().await {
+        Ok(turn) => turn,
+        Err(Busy(wait)) => {
+            let error = "too many look-ups of routes; they are done one at a time; try again later";
+            return reads.busy(StatusCode::TOO_MANY_REQUESTS, error, wait);
+        }
+    };
+    match tokio::time::timeout(ROUTE_DEADLINE, gateway.route(&room)).await {
+        Ok(Ok(route)) => Json(RouteView::new(&room, &route)).into_response(),
+        Ok(Err(error)) => failed(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")),
+        Err(_) => failed(StatusCode::GATEWAY_TIMEOUT, "the directory did not answer in time"),
+    }
+}
+
+/// A route as the API shows it: counts, and the first connections of each share.
+#[derive(Serialize)]
+struct RouteView<'a> {
+    room: &'a RoomId,
+    connections: usize,
+    stale: usize,
+    skipped: usize,
+    absent: usize,
+    shares: Vec<ShareView<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShareView<'a> {
+    comet: &'a CometAddr,
+    call: &'static str,
+    recipients: usize,
+    first: Vec<&'a str>,
+}
+
+/// A room can have a hundred thousand connections; nobody reads them all here.
+const CONNECTIONS_SHOWN: usize = 20;
+
+impl<'a> RouteView<'a> {
+    fn new(room: &'a RoomId, route: &'a Route) -> Self {
+        let shares = route.shares.iter().map(|share| ShareView {
+            comet: &share.comet,
+            call: match share.part {
+                Part::Whole => "BroadcastRoom",
+                Part::Partial => "PushMsg",
+            },
+            recipients: share.recipients.len(),
+            first: share.recipients.iter().take(CONNECTIONS_SHOWN).map(|r| r.connection.as_str()).collect(),
+        });
+        Self {
+            room,
+            connections: route.connections,
+            stale: route.stale,
+            skipped: route.skipped,
+            absent: route.absent.len(),
+            shares: shares.collect(),
+        }
+    }
+}

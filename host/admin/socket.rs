@@ -1,0 +1,192 @@
+//! The Unix socket: where it is, and how it gets there.
+//!
+//! Only the gateway's own user and root can open it (mode 0600, and `SO_PEERCRED` is asked all the
+//! same), and it stands in a folder where nobody else can put another one in its place. A socket that
+//! a dead gateway left is replaced; one that somebody answers on, or that is not ours, is not.
+
+use std::fs::{self, Metadata, Permissions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use tokio::net::UnixListener;
+use tracing::{info, warn};
+
+use crate::admin::config::Socket;
+use crate::admin::peer::own_user;
+use crate::files::{OwnFolder, folder_access};
+
+/// A bound socket. Its file goes with it.
+pub(super) struct BoundSocket {
+    pub(super) listener: UnixListener,
+    _file: SocketFile,
+}
+
+/// The file of a socket of ours, as long as it is that one.
+struct SocketFile {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|file| id_of(&file) == self.id) {
+            drop(fs::remove_file(&self.path));
+        }
+    }
+}
+
+/// Binds the socket of a gateway whose TCP listener has this port.
+///
+/// # Errors
+/// When it cannot be where the configuration says. Where it says `auto`, there is only a warning.
+pub(super) fn bind(socket: &Socket, port: u16) -> anyhow::Result<Option<BoundSocket>> {
+    match socket {
+        Socket::Off => Ok(None),
+        Socket::At(path) => {
+            let failed = || format!("cannot listen on `[admin] socket` {}", path.display());
+            let bound = bind_at(path).with_context(failed)?;
+            info!(socket = %path.display(), "admin is listening on a unix socket");
+            Ok(Some(bound))
+        }
+        Socket::Auto => {
+            let mut failures = Vec::new();
+            for folder in usual_folders() {
+                let path = folder.join(name_for(port));
+                match make(&folder).and_then(|()| bind_at(&path)) {
+                    Ok(bound) => {
+                        info!(socket = %path.display(), "admin is listening on a unix socket");
+                        return Ok(Some(bound));
+                    }
+                    Err(error) => failures.push(format!("{}: {error:#}", path.display())),
+                }
+            }
+            warn!(
+                "no unix socket for `halley plugin`: {}; set `[admin] socket` to a path, or to `off`",
+                failures.join("; ")
+            );
+            Ok(None)
+        }
+    }
+}
+
+/// Where `[admin] socket = "auto"` put the socket of a gateway of this user whose TCP listener has
+/// this port; `None` where no gateway answers.
+pub fn usual_socket(port: u16) -> Option<PathBuf> {
+    let is_ours = |folder: &PathBuf| OwnFolder::open(folder).is_ok_and(|folder| folder.shared().is_none());
+    let mut paths = usual_folders().into_iter().filter(is_ours).map(|folder| folder.join(name_for(port)));
+    paths.find(|path| UnixStream::connect(path).is_ok())
+}
+
+fn name_for(port: u16) -> String {
+    format!("admin-{port}.sock")
+}
+
+fn usual_folders() -> Vec<PathBuf> {
+    let runtime =
+        std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
+    let runtime = runtime.map(|folder| folder.join("halley"));
+    runtime.into_iter().chain([PathBuf::from(format!("/tmp/halley-{}", own_user()))]).collect()
+}
+
+/// The usual folders, made where they are not there; without those that cannot be used.
+pub(super) fn make_usual_folders() -> Vec<PathBuf> {
+    usual_folders().into_iter().filter(|folder| make(folder).is_ok()).take(1).collect()
+}
+
+/// The folder of a socket.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a folder for this user alone. In `/tmp`, somebody else may have made it first.
+fn make(folder: &Path) -> anyhow::Result<()> {
+    let made = OwnFolder::create(folder).map_err(|why| anyhow!("the folder {why}"))?;
+    ensure!(made.shared().is_none(), "others may write to the folder");
+    Ok(())
+}
+
+fn bind_at(path: &Path) -> anyhow::Result<BoundSocket> {
+    let folder = folder_of(path);
+    folder_access(folder).map_err(|why| anyhow!("the folder {} {why}", folder.display()))?;
+    check_free(path)?;
+    // Bound beside and renamed, so that clients find the old socket or the new one, with its rights.
+    let beside = folder.join(format!(".{}.sock", std::process::id()));
+    check_free(&beside)?;
+    drop(fs::remove_file(&beside));
+    let listener = std::os::unix::net::UnixListener::bind(&beside)?;
+    let renamed = fs::set_permissions(&beside, Permissions::from_mode(0o600))
+        .and_then(|()| fs::symlink_metadata(&beside))
+        .and_then(|file| fs::rename(&beside, path).map(|()| id_of(&file)));
+    let id = renamed.inspect_err(|_| drop(fs::remove_file(&beside)))?;
+    listener.set_nonblocking(true)?;
+    let file = SocketFile { path: path.to_owned(), id };
+    Ok(BoundSocket { listener: UnixListener::from_std(listener)?, _file: file })
+}
+
+/// Nothing is there, or a socket that a gateway of ours left behind.
+fn check_free(path: &Path) -> anyhow::Result<()> {
+    let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
+    ensure!(found.file_type().is_socket(), "there is a file that is not a socket");
+    ensure!(found.uid() == own_user(), "there is a socket of another user (uid {})", found.uid());
+    match UnixStream::connect(path) {
+        Ok(_) => bail!("another process listens there; give each gateway its own `[admin] socket`"),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) => bail!("there is a socket, and whether somebody listens there is not clear: {error}"),
+    }
+}
+
+fn id_of(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(bound: anyhow::Result<BoundSocket>) -> String {
+        bound.err().map(|error| format!("{error:#}")).unwrap_or_default()
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_private_taken_once_and_gone_with_its_gateway() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let bound = bind_at(&path).unwrap();
+        assert_eq!(fs::symlink_metadata(&path).unwrap().mode() & 0o777, 0o600);
+        assert!(why(bind_at(&path)).contains("another process listens there"));
+        let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        assert_eq!(names, ["admin.sock"]);
+        drop(bound);
+        assert!(!path.exists());
+        // What a killed gateway leaves.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let again = bind_at(&path).unwrap();
+        // A gateway that ends late does not take the file of its successor along.
+        fs::remove_file(&path).unwrap();
+        let successor = bind_at(&path).unwrap();
+        drop(again);
+        assert!(path.exists());
+        drop(successor);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_ours_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        fs::write(&path, "precious").unwrap();
+        assert!(why(bind_at(&path)).contains("not a socket"));
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("target"), &path).unwrap();
+        assert!(why(bind_at(&path)).contains("not a socket"));
+        fs::remove_file(&path).unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+        assert!(why(bind_at(&path)).contains("others may write to"));
+        assert!(make(folder.path()).is_err());
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
+        assert!(make(folder.path()).is_ok() && bind_at(&path).is_ok());
+        assert!(why(bind_at(Path::new("/nowhere/admin.sock"))).contains("No such file"));
+    }
+}

@@ -1,0 +1,143 @@
+//! The tokens: where they stand, and whether what a client sent is one of them.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::files;
+
+/// Where a token may stand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    /// The variable of the environment, which wins.
+    variable: &'static str,
+    /// The key that names a file.
+    key: &'static str,
+}
+
+/// The token that is good for everything.
+pub(super) const WRITE: Place = Place { variable: "HALLEY_ADMIN_TOKEN", key: "admin.token_file" };
+/// The token that is good for reads.
+pub(super) const READ: Place = Place { variable: "HALLEY_ADMIN_READ_TOKEN", key: "admin.read_token_file" };
+
+/// The largest file with a token, in bytes.
+const LONGEST_FILE: u64 = 64 * 1024;
+/// A token shorter than that is guessed too soon.
+const SHORTEST: usize = 16;
+
+/// The tokens of a gateway. They are read again for each request, so that they can be changed while
+/// it runs.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tokens {
+    /// The file for [`WRITE`].
+    pub(super) write: Option<PathBuf>,
+    /// The file for [`READ`].
+    pub(super) read: Option<PathBuf>,
+}
+
+/// The tokens as they stood when a request came.
+#[derive(Debug, Default)]
+pub(super) struct Current {
+    /// Good for everything.
+    pub(super) write: Option<Secret>,
+    /// Good for reads.
+    pub(super) read: Option<Secret>,
+}
+
+/// A token's digest: of one size whatever the token is, so that comparing takes the same time.
+#[derive(Debug)]
+pub(super) struct Secret([u8; 32]);
+
+impl Tokens {
+    /// Reads both.
+    ///
+    /// # Errors
+    /// Why one is not there though it is configured: then no token is good.
+    pub(super) async fn current(&self) -> Result<Current, String> {
+        let files = self.clone();
+        let read = tokio::task::spawn_blocking(move || {
+            let secret = |place, file: Option<PathBuf>| -> Result<Option<Secret>, String> {
+                Ok(read(place, file.as_deref())?.as_deref().map(Secret::new))
+            };
+            Ok(Current { write: secret(WRITE, files.write)?, read: secret(READ, files.read)? })
+        });
+        read.await.unwrap_or_else(|error| Err(format!("the tokens cannot be read: {error}")))
+    }
+}
+
+impl Secret {
+    fn new(token: &str) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+
+    /// Whether this is the token. Takes the same time whatever differs.
+    pub(super) fn is(&self, given: &[u8]) -> bool {
+        let given: [u8; 32] = Sha256::digest(given).into();
+        let differing = self.0.iter().zip(given).fold(0, |differing, (own, given)| differing | (own ^ given));
+        std::hint::black_box(differing) == 0
+    }
+}
+
+/// The token of this place; none when none is configured.
+///
+/// # Errors
+/// Why there is none though one is configured.
+pub(super) fn read(place: Place, file: Option<&Path>) -> Result<Option<String>, String> {
+    let (token, from) = match (std::env::var(place.variable), file) {
+        (Ok(token), _) => (token, place.variable.to_owned()),
+        (Err(_), None) => return Ok(None),
+        (Err(_), Some(file)) => {
+            let from = format!("`{}` {}", place.key, file.display());
+            let read = files::read_secret(file, LONGEST_FILE);
+            (read.map_err(|why| format!("{from} {why}; no token is accepted"))?, from)
+        }
+    };
+    let token = token.trim();
+    if token.len() < SHORTEST {
+        return Err(format!("{from} has fewer than {SHORTEST} characters; no token is accepted"));
+    }
+    Ok(Some(token.to_owned()))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// Writes a file that is its owner's alone.
+    pub(in crate::admin) fn write_secret(file: &Path, secret: &str) {
+        std::fs::write(file, secret).unwrap();
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn the_files_are_read_each_time_and_have_to_be_good() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        for tokens in [
+            Tokens { write: Some(file.clone()), read: None },
+            Tokens { write: None, read: Some(file.clone()) },
+        ] {
+            drop(std::fs::remove_file(&file));
+            assert!(tokens.current().await.unwrap_err().contains("cannot be read"));
+            write_secret(&file, "short\n");
+            assert!(tokens.current().await.unwrap_err().contains("fewer than 16"));
+            write_secret(&file, "0123456789abcdef\n");
+            let current = tokens.current().await.unwrap();
+            assert_eq!(
+                (current.write.is_some(), current.read.is_some()),
+                (tokens.write.is_some(), tokens.read.is_some())
+            );
+        }
+    }
+
+    #[test]
+    fn only_the_whole_token_is_the_token() {
+        let secret = Secret::new("0123456789abcdef");
+        assert!(secret.is(b"0123456789abcdef"));
+        for other in [&b""[..], b"0123456789abcde", b"0123456789abcdef0", b"0123456789abcdeg"] {
+            assert!(!secret.is(other));
+        }
+    }
+}

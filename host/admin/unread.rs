@@ -1,0 +1,131 @@
+//! Answers that clients have not read yet: how many bytes there may be in sum.
+//!
+//! An answer is made as a whole and may have megabytes. Who asks and does not read makes the gateway
+//! keep it; so the bytes of all answers have a budget, and when it is spent, the slowest readers are
+//! closed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody as _, to_bytes};
+use axum::http::StatusCode;
+use axum::response::Response;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::admin::answer::failed_for_now;
+use crate::admin::connections::Connections;
+use crate::admin::refusals::{Reason, Refusals};
+
+/// The most that may be unread, in KiB.
+const MOST: u32 = 64 * 1024;
+/// Answers of at most this many bytes are not counted.
+const SMALL: u64 = 16 * 1024;
+/// Who reads faster than that is not slow.
+const SLOW: Duration = Duration::from_secs(1);
+/// How often a slow reader is closed and the budget is tried again.
+const TRIES: usize = 10;
+const EACH_TRY: Duration = Duration::from_millis(100);
+
+/// The budget. Clones share it.
+#[derive(Clone)]
+pub(super) struct Unread {
+    free: Arc<Semaphore>,
+    connections: Connections,
+    refusals: Refusals,
+}
+
+/// Bytes that hold a part of the budget until the last of them is sent.
+struct Held {
+    bytes: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Unread {
+    pub(super) fn new(connections: Connections, refusals: Refusals) -> Self {
+        Self { free: Arc::new(Semaphore::new(MOST as usize)), connections, refusals }
+    }
+
+    /// The answer, its bytes counted until they are sent; or that there is no room for it.
+    pub(super) async fn count(&self, answer: Response) -> Response {
+        let size = answer.body().size_hint().upper().unwrap_or(u64::MAX);
+        if size <= SMALL {
+            return answer;
+        }
+        let kib = u32::try_from(size / 1024 + 1).unwrap_or(MOST).min(MOST);
+        let Some(permit) = self.permit(kib).await else {
+            let error = "too many answers have not been read yet; try again in a moment";
+            self.refusals.count(Reason::Unread, None, || format!("a request was refused: {error}"));
+            return failed_for_now(StatusCode::SERVICE_UNAVAILABLE, error, EACH_TRY);
+        };
+        let (head, body) = answer.into_parts();
+        // Bodies here are in memory already, and their reading does not fail.
+        let bytes = to_bytes(body, usize::MAX).await.unwrap_or_default();
+        Response::from_parts(head, Body::from(Bytes::from_owner(Held { bytes, _permit: permit })))
+    }
+
+    async fn permit(&self, kib: u32) -> Option<OwnedSemaphorePermit> {
+        let acquire = || Arc::clone(&self.free).acquire_many_owned(kib);
+        if let Ok(permit) = Arc::clone(&self.free).try_acquire_many_owned(kib) {
+            return Some(permit);
+        }
+        for _ in 0..TRIES {
+            self.connections.close_slowest_reader(SLOW);
+            if let Ok(permit) = tokio::time::timeout(EACH_TRY, acquire()).await {
+                return permit.ok();
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::response::IntoResponse as _;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::admin::activity::{Activity, TIMEOUTS};
+    use crate::admin::peer::Peer;
+
+    #[tokio::test]
+    async fn what_is_unread_is_bounded_and_comes_back_with_the_last_byte() {
+        let refusals = Refusals::register(&mut Registry::default());
+        let connections = Connections::new(8, refusals.clone());
+        let unread = Unread { free: Arc::new(Semaphore::new(100)), connections, refusals };
+        let small = unread.count("x".repeat(100).into_response()).await;
+        assert_eq!(unread.free.available_permits(), 100, "small answers are not counted");
+        let large = || async { unread.count("x".repeat(80_000).into_response()).await };
+        let first = large().await;
+        assert_eq!(large().await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let bytes = to_bytes(first.into_body(), usize::MAX).await.unwrap();
+        assert!(unread.free.available_permits() < 100, "the connection still has them");
+        drop((bytes, small));
+        assert_eq!(large().await.status(), StatusCode::OK);
+        assert_eq!(unread.free.available_permits(), 100);
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_makes_room() {
+        let refusals = Refusals::register(&mut Registry::default());
+        let connections = Connections::new(8, refusals.clone());
+        let free = Arc::new(Semaphore::new(100));
+        let unread = Unread { free, connections: connections.clone(), refusals };
+        let activity = Arc::new(Activity::new(TIMEOUTS));
+        let place = connections.open(Peer::Unix(None), &activity).unwrap();
+        let kept = unread.count("x".repeat(80_000).into_response()).await;
+        activity.answered();
+        activity.age(SLOW);
+        let closing = async {
+            place.close.cancelled().await;
+            drop(kept);
+        };
+        let (answer, ()) = tokio::join!(unread.count("x".repeat(80_000).into_response()), closing);
+        assert_eq!(answer.status(), StatusCode::OK);
+    }
+}
