@@ -40,7 +40,7 @@ impl Policies {
         let nodes: Vec<_> = comets.iter().map(|comet| format!("\"{comet}\"")).collect();
         let settings = format!(
             "[kafka]\nbrokers = \"{brokers}\"\n\n[redis]\nurl = \"memory://\"\n\n[comets]\nnodes = [{}]\n\n\
-             [admin]\nlisten = \"127.0.0.1:0\"\n\n[policies]\ndirectory = \"policies\"\n",
+             [admin]\nlisten = \"127.0.0.1:0\"\nsocket = \"admin.sock\"\n\n[policies]\ndirectory = \"policies\"\n",
             nodes.join(", ")
         );
         let folder = Folder { root, built: self.built, settings };
@@ -61,6 +61,11 @@ impl Folder {
     /// The configuration file.
     pub(super) fn config(&self) -> PathBuf {
         self.root.join("halley.toml")
+    }
+
+    /// Where `halley plugin` reaches the gateway.
+    pub(super) fn socket(&self) -> PathBuf {
+        self.root.join("admin.sock")
     }
 
     /// Where policies are dropped.

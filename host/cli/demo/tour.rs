@@ -156,6 +156,10 @@ pub(super) fn invite(world: &World, screen: &Screen) {
     screen.line(&format!("    drop a policy of yours (.wasm) into   {}", folder.display()));
     screen.line(&format!("    or change the configuration           {}", world.folder.config().display()));
     screen.line(&format!("    look at it                            curl http://{}/v1/plugins", world.admin));
+    screen.line(&format!(
+        "    push a version of it                  halley plugin push FILE --gateway unix:{}",
+        world.folder.socket().display()
+    ));
     screen.line(&format!("    send a message of yours               cargo run --example produce -- --brokers {} room music hello", world.brokers()));
     screen.line("");
 }

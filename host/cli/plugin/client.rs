@@ -1,25 +1,80 @@
 //! How commands speak to a running gateway.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use reqwest::{Method, RequestBuilder, StatusCode, Url};
+use reqwest::{Client, Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 
+use crate::admin;
 use crate::cli::runtime;
 use crate::files::{self, Unreadable};
 
 /// Which gateway, and what it wants to hear first.
 #[derive(Debug, clap::Args)]
 pub(super) struct GatewayArgs {
-    /// The admin listener of the gateway.
+    /// The admin listener of the gateway: its URL, or `unix:PATH` for its `[admin] socket`.
+    ///
+    /// The gateway's own user and root may do everything over the socket, without a token. For a URL
+    /// on this machine and without a token, the socket of a gateway of this user is taken where
+    /// `[admin] socket` is `auto`.
     #[arg(long, value_name = "URL", env = "HALLEY_GATEWAY", default_value = "http://127.0.0.1:9093")]
-    gateway: Url,
-    /// A file with the token that the gateway wants for writes. Without it, HALLEY_ADMIN_TOKEN
-    /// is taken from the environment, where it is set.
+    gateway: Endpoint,
+    /// A file with the token that the gateway wants. Without it, HALLEY_ADMIN_TOKEN is taken from the
+    /// environment, where it is set.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+}
+
+/// Where a gateway listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Endpoint {
+    Tcp(Url),
+    Unix(PathBuf),
+}
+
+impl FromStr for Endpoint {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Self> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            anyhow::ensure!(!path.is_empty(), "`unix:` needs a path: unix:/run/halley/admin.sock");
+            return Ok(Self::Unix(path.into()));
+        }
+        let url: Url = text.parse().with_context(wanted)?;
+        anyhow::ensure!(!url.cannot_be_a_base(), wanted());
+        Ok(Self::Tcp(url))
+    }
+}
+
+fn wanted() -> &'static str {
+    "expected the address of a gateway, such as http://127.0.0.1:9093 or unix:/run/halley/admin.sock"
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(url) => write!(f, "{url}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Endpoint {
+    /// The socket of a gateway of this user on this machine, where it has one.
+    fn over_socket(self) -> Self {
+        let Self::Tcp(url) = &self else { return self };
+        let is_local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
+        let port = url.port().filter(|_| is_local && url.scheme() == "http");
+        match port.and_then(admin::usual_socket) {
+            Some(path) => Self::Unix(path),
+            None => self,
+        }
+    }
 }
 
 /// Compiling on a busy gateway takes its time.
@@ -46,14 +101,19 @@ impl GatewayArgs {
         path: &[&str],
         with: impl FnOnce(RequestBuilder) -> RequestBuilder,
     ) -> anyhow::Result<Value> {
-        let mut url = self.gateway.clone();
-        match url.path_segments_mut() {
-            Ok(mut segments) => drop(segments.pop_if_empty().push("v1").extend(path)),
-            Err(()) => bail!("`{}` is no address of a gateway; try http://127.0.0.1:9093", self.gateway),
+        let token = self.token()?;
+        let endpoint = self.gateway.clone();
+        let endpoint = if token.is_none() { endpoint.over_socket() } else { endpoint };
+        let client = Client::builder().timeout(DEADLINE).connect_timeout(Duration::from_secs(10)).no_proxy();
+        let (client, mut url) = match endpoint {
+            Endpoint::Tcp(url) => (client, url),
+            Endpoint::Unix(path) => (client.unix_socket(path), Url::parse("http://localhost")?),
+        };
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("v1").extend(path);
         }
-        let client = reqwest::Client::builder().timeout(DEADLINE).connect_timeout(Duration::from_secs(10));
-        let mut request = client.no_proxy().build()?.request(method, url);
-        if let Some(token) = self.token()? {
+        let mut request = client.build()?.request(method, url);
+        if let Some(token) = token {
             request = request.bearer_auth(token);
         }
         runtime()?.block_on(self.exchange(with(request)))
@@ -100,4 +160,22 @@ fn reasons(status: StatusCode, body: &Value, text: &str) -> String {
     let problems = body["problems"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let lines: Vec<String> = problems.map(|problem| format!("\n  {problem}")).collect();
     format!("{error}{}", lines.concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_is_a_url_or_a_socket() {
+        let shown = |text: &str| text.parse::<Endpoint>().map(|endpoint| endpoint.to_string()).ok();
+        assert_eq!(shown("http://gw:9093").as_deref(), Some("http://gw:9093/"));
+        for socket in ["unix:/run/halley/admin.sock", "unix:///run/halley/admin.sock"] {
+            assert_eq!(shown(socket).as_deref(), Some("unix:/run/halley/admin.sock"));
+        }
+        for wrong in ["unix:", "gw:9093", "127.0.0.1:9093", "mailto:x"] {
+            let error = format!("{:#}", wrong.parse::<Endpoint>().unwrap_err());
+            assert!(error.contains("unix:/run/halley/admin.sock"), "{wrong}: {error}");
+        }
+    }
 }
