@@ -4,6 +4,7 @@
 
 mod absent;
 mod access;
+mod admin;
 mod authors;
 mod checks;
 mod claims;

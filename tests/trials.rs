@@ -99,7 +99,7 @@ async fn a_shadow_changes_nothing_and_its_differences_are_told() {
         })
         .await;
     let shown = std::process::Command::new(env!("CARGO_BIN_EXE_halley"))
-        .args(["plugin", "differences", "p", "--gateway", &gateway.url()])
+        .args(["plugin", "differences", "p", "--gateway", &gateway.operator()])
         .output()
         .expect("the binary runs");
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();

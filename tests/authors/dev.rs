@@ -84,7 +84,7 @@ async fn a_change_is_built_tested_and_pushed_and_what_fails_goes_nowhere() {
     };
     let first = in_force().await;
 
-    let mut dev = Dev::start(&desk, &["dev", "--push", "--gateway", &gateway.url()]);
+    let mut dev = Dev::start(&desk, &["dev", "--push", "--gateway", &gateway.operator()]);
     dev.says("2 of 2 cases hold", 1).await;
     dev.says("waiting for a change", 1).await;
 

@@ -1,7 +1,7 @@
 //! Who changes policies stands in the log, and no more uploads are held than there is room for.
 
 use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpStream;
+use tokio::net::UnixStream;
 
 use crate::platform::{hash, variant, with_plugin};
 use crate::support::gateway::gateway;
@@ -14,16 +14,16 @@ async fn a_slow_upload_holds_its_place_only_and_the_log_tells_who_wrote() {
     let file = repository("plugins/dist/keyword_filter.wasm");
     let gateway = with_plugin(gateway(&topic), file).start().await;
     let before = hash(&gateway).await;
-    let address = gateway.url().trim_start_matches("http://").to_owned();
-    let head = format!("PUT /v1/plugins/p HTTP/1.1\r\nHost: {address}\r\nContent-Length: 1000\r\n\r\nbegun");
+    let socket = gateway.operator().trim_start_matches("unix:").to_owned();
+    let head = "PUT /v1/plugins/p HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nbegun";
     let mut slow = None;
-    let push = async || gateway.send("PUT", "/v1/plugins/p", &[], &variant(1)).await;
+    let push = async || gateway.operate("PUT", "/v1/plugins/p", &[], &variant(1)).await;
     eventually("the slow one to have its place", PATIENCE, async || {
         if push().await.status == 503 {
             return Some(());
         }
         // It may have come while another had the place, and be gone.
-        let mut begun = TcpStream::connect(&address).await.expect("the listener is there");
+        let mut begun = UnixStream::connect(&socket).await.expect("the listener is there");
         begun.write_all(head.as_bytes()).await.expect("it is read");
         slow = Some(begun);
         None
@@ -35,7 +35,7 @@ async fn a_slow_upload_holds_its_place_only_and_the_log_tells_who_wrote() {
     assert_ne!(hash(&gateway).await, before, "what was cut off changed nothing, what came after did");
     let lines: Vec<String> = gateway.log_lines().iter().map(ToString::to_string).collect();
     let tells = |line: &&String| {
-        ["127.0.0.1:", "PUT", "/v1/plugins/p", "generation 2: p"].iter().all(|word| line.contains(word))
+        ["uid ", "PUT", "/v1/plugins/p", "generation 2: p"].iter().all(|word| line.contains(word))
     };
     assert!(lines.iter().any(|line| tells(&line)), "{lines:#?}");
 }

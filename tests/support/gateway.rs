@@ -87,6 +87,7 @@ pub fn gateway(topic: &str) -> Gateway {
         .set("offline", "notify_topic", quoted(&format!("{topic}.offline")))
         .set("redis", "url", quoted("memory://"))
         .set("admin", "listen", quoted("127.0.0.1:0"))
+        .set("admin", "socket", quoted("admin.sock"))
 }
 
 impl Gateway {
@@ -239,7 +240,7 @@ impl RunningGateway {
         http::get(&self.admin, path).await.unwrap_or_else(|e| panic!("{e}; {self:?}"))
     }
 
-    /// Sends a request to its admin interface.
+    /// Sends a request to its admin interface, over TCP.
     ///
     /// # Panics
     /// When there is no answer, with the log.
@@ -248,9 +249,28 @@ impl RunningGateway {
         sent.unwrap_or_else(|e| panic!("{e}; {self:?}"))
     }
 
-    /// For `--gateway`.
+    /// The same over its Unix socket, as its operator: nothing needs a token.
+    ///
+    /// # Panics
+    /// When there is no answer, with the log.
+    pub async fn operate(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let sent = http::send(&self.operator(), method, path, headers, body).await;
+        sent.unwrap_or_else(|e| panic!("{e}; {self:?}"))
+    }
+
+    /// Its admin interface over TCP, `host:port`.
+    pub fn admin(&self) -> &str {
+        &self.admin
+    }
+
+    /// Its admin interface over TCP, for `--gateway`.
     pub fn url(&self) -> String {
         format!("http://{}", self.admin)
+    }
+
+    /// Its Unix socket, for `--gateway`.
+    pub fn operator(&self) -> String {
+        format!("unix:{}", self.file.with_file_name("admin.sock").display())
     }
 
     /// The value of one metric, by its name and labels as `/metrics` shows them, such as

@@ -3,14 +3,16 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 
 /// An answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The status code.
     pub status: u16,
+    /// The status line and the headers.
+    pub head: String,
     /// The body as text.
     pub body: String,
 }
@@ -30,7 +32,7 @@ pub async fn get(address: &str, path: &str) -> Result<Answer, String> {
     send(address, "GET", path, &[], b"").await
 }
 
-/// Sends a request; `Err` says why there was no answer.
+/// Sends a request; `Err` says why there was no answer. The address is `host:port` or `unix:PATH`.
 pub async fn send(
     address: &str,
     method: &str,
@@ -39,7 +41,13 @@ pub async fn send(
     body: &[u8],
 ) -> Result<Answer, String> {
     let what = format!("{method} http://{address}{path}");
-    let exchange = exchange(address, method, path, headers, body);
+    let request = request(address, method, path, headers, body);
+    let exchange = async {
+        match address.strip_prefix("unix:") {
+            Some(path) => exchange(UnixStream::connect(path).await?, &request, body).await,
+            None => exchange(TcpStream::connect(address).await?, &request, body).await,
+        }
+    };
     let text = match tokio::time::timeout(Duration::from_secs(10), exchange).await {
         Ok(Ok(text)) => text,
         Ok(Err(error)) => return Err(format!("{what}: {error}")),
@@ -48,19 +56,14 @@ pub async fn send(
     parse(&text).ok_or_else(|| format!("{what}: not HTTP: {text}"))
 }
 
-async fn exchange(
-    address: &str,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: &[u8],
-) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(address).await?;
+/// The head of a request.
+fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> String {
     // HTTP/1.0: the answer is not chunked and ends with the connection.
     let mut request = format!("{method} {path} HTTP/1.0\r\n");
     let named = |name: &str| headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
     if !named("host") {
-        request += &format!("Host: {address}\r\n");
+        let host = if address.starts_with("unix:") { "localhost" } else { address };
+        request += &format!("Host: {host}\r\n");
     }
     if !named("content-length") {
         request += &format!("Content-Length: {}\r\n", body.len());
@@ -68,15 +71,28 @@ async fn exchange(
     for (name, value) in headers {
         request += &format!("{name}: {value}\r\n");
     }
-    stream.write_all(format!("{request}Connection: close\r\n\r\n").as_bytes()).await?;
-    stream.write_all(body).await?;
+    format!("{request}Connection: close\r\n\r\n")
+}
+
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: &str,
+    body: &[u8],
+) -> std::io::Result<String> {
+    stream.write_all(request.as_bytes()).await?;
+    // What is refused before its body is read may break off; what was answered counts.
+    let sent = stream.write_all(body).await;
     let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
+    let read = stream.read_to_end(&mut answer).await;
+    if answer.is_empty() {
+        sent?;
+        read?;
+    }
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
 fn parse(text: &str) -> Option<Answer> {
     let (head, body) = text.split_once("\r\n\r\n")?;
     let status = head.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    Some(Answer { status, body: body.to_owned() })
+    Some(Answer { status, head: head.to_owned(), body: body.to_owned() })
 }
