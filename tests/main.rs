@@ -23,6 +23,7 @@ mod platform;
 mod policies;
 mod proxy_works;
 mod records;
+mod redis_bounds;
 mod redis_kinds;
 mod refusals;
 mod replay;

@@ -173,3 +173,33 @@ async fn a_room_that_alone_is_not_read_in_time_is_given_up() {
     let Found::Unreadable(why) = &found[1] else { panic!("{:?}", found[1]) };
     assert!(why.contains("could not be read in 3 attempts, while Redis answers"), "{why}");
 }
+
+#[tokio::test]
+async fn what_is_far_too_large_is_nobody_s_and_costs_the_others_nothing() {
+    let server = RedisServer::start().await;
+    let bounded = client(&Config { max_reply: bytesize::ByteSize::mib(1), ..server.config() });
+    let (long, huge) = ("x".repeat(100_000), "x".repeat(3_000_000));
+    for (id, comet) in
+        [("w1", "a:1"), ("o1", "a:1"), ("o2", &long), ("h1", "a:1"), ("h2", &huge), ("k1", "b:1")]
+    {
+        server.run(&["HSET", &format!("connection:info:{id}"), "comet_id", comet]).await;
+    }
+    for (room, id) in [("well", "w1"), ("odd", "o1"), ("odd", "o2"), ("huge", "h1"), ("huge", "h2")] {
+        server.run(&["SADD", &format!("room:connections:{room}"), id]).await;
+    }
+    let key = |key: &str| Lookup::Key(key.into());
+    let lookups = [room("well"), key("k1"), room("odd"), room("huge"), key("h2"), key("o2")];
+    let found = directory(bounded, 100).lookup(&lookups).await.expect("Redis is well");
+    let comets = |found: &Found| match found {
+        Found::Room(membership) => (membership.members.len(), membership.stale),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((comets(&found[0]), comets(&found[2])), ((1, 0), (1, 1)));
+    assert!(matches!(&found[1], Found::Key(Some(connection)) if connection.comet == "b:1".into()));
+    assert!(
+        matches!(&found[3], Found::Unreadable(why) if why.contains("while Redis answers")),
+        "{:?}",
+        found[3]
+    );
+    assert_eq!((&found[4], &found[5]), (&Found::Key(None), &Found::Key(None)));
+}

@@ -17,7 +17,7 @@ use super::reading::{self, Comets, Described};
 use super::{Found, Unavailable};
 use crate::membership::{Connection, Membership};
 use crate::message::{RoomId, UserId};
-use crate::redis_client::{RedisClient, Refusal, elements, refusal};
+use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal};
 
 /// Members of one page, at first. With the other commands of a round trip they fit into one
 /// pipeline.
@@ -167,6 +167,9 @@ impl<'a> Reading<'a> {
     }
 
     fn scanned(&mut self, reply: Value) -> Result<(), Ended> {
+        if is_too_large(&reply) {
+            return Err(Ended::Interrupted("the ids of its members are far too large".into()));
+        }
         if let Some(why) = self.refused(&reply)? {
             // A key of the wrong type: nobody is there.
             tracing::debug!(room = %self.room, why, "a room that is no set");

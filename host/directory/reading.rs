@@ -17,6 +17,9 @@ use crate::redis_client::{Texts, elements, text};
 /// The most members of a room that is read with one command: about 5 ms of Redis' time.
 pub(super) const MOST: usize = 5_000;
 
+/// The longest `comet_id` that is one: a server name or an address.
+const LONGEST_COMET: usize = 1024;
+
 /// One of the ways to read a room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reading {
@@ -82,6 +85,9 @@ fn describe(comets: &mut Comets, id: Texts, comet: Texts, user: Texts) -> Option
         return None;
     }
     let (id, comet) = (id.filled()?, comet.filled()?);
+    if comet.len() > LONGEST_COMET {
+        return None;
+    }
     Some(Described { id: id.into(), comet: comets.shared(comet), user: user.filled().map(UserId::from) })
 }
 

@@ -19,7 +19,7 @@ use super::rooms::{Care, Rooms};
 use super::{Directory, Found, Lookup, Metrics, Unavailable};
 use crate::membership::{Connection, Membership};
 use crate::message::{RoomId, UserId};
-use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
+use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
 use crate::telemetry::LogThrottle;
 
 /// How many users one `MGET` asks for: long enough to be cheap, short enough not to hold up
@@ -149,7 +149,12 @@ impl RedisDirectory {
             let mut next = || replies.next().unwrap_or_default();
             firsts.push(match lookup {
                 Lookup::Room(room) => {
-                    let reply = self.unless_refused(next(), || format!("room:connections:{room}"))?;
+                    let reply = next();
+                    if is_too_large(&reply) {
+                        firsts.push(First::Large);
+                        continue;
+                    }
+                    let reply = self.unless_refused(reply, || format!("room:connections:{room}"))?;
                     let members = match &mut infos {
                         None => reading::sorted_members(reply, &mut comets),
                         Some(infos) => match reading::scanned(reply) {
@@ -185,7 +190,7 @@ impl RedisDirectory {
                     let (key, place) = (key(), self.client.place());
                     tracing::warn!(
                         held_back,
-                        "`{key}` in Redis at {place} has the wrong type and is skipped; delete it"
+                        "`{key}` in Redis at {place} has the wrong type, or is far too large, and is skipped; delete it"
                     );
                 }
                 Ok(Value::Nil)

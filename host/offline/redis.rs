@@ -12,11 +12,11 @@ use tracing::warn;
 
 use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, Unfinished, now_ms};
 use crate::message::UserId;
-use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
+use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
 use crate::telemetry::{LogThrottle, Seldom};
 
 /// How many entries one `XRANGE` reads.
-const PAGE: usize = 500;
+const PAGE: usize = 100;
 
 /// How far this process' clock and Redis' may be apart for entries to be trimmed by age: entries are
 /// numbered by Redis' clock, and one that is wrong by days would empty inboxes.
@@ -175,6 +175,10 @@ impl Inbox for RedisInbox {
             let reply = reply.unwrap_or_default();
             if let Some(Refusal::Denied(said) | Refusal::Other(said)) = refusal(&reply) {
                 return Err(self.client.denied("read_offline", said));
+            }
+            if is_too_large(&reply) {
+                let why = format!("the inbox of `{user}` has entries that are larger than [redis] max_reply");
+                return Err(self.client.denied("read_offline", why));
             }
             let entries = elements(reply);
             let (count, now, before) = (entries.len(), now_ms(), start.clone());

@@ -80,7 +80,7 @@ impl Cluster {
         timeouts: Timeouts,
         sign_of_life: &str,
     ) -> Result<Self, BadUrl> {
-        let nodes = Nodes::new(seeds, timeouts)?;
+        let nodes = Nodes::new(seeds, timeouts.clone())?;
         Ok(Self { nodes, timeouts, sign_of_life: sign_of_life.to_owned() })
     }
 

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use bytesize::ByteSize;
+
 use super::target;
 
 /// The `[redis]` section.
@@ -37,6 +39,9 @@ pub struct Config {
     /// together: Redis reads roughly half a million members a second.
     #[serde(with = "humantime_serde")]
     pub scan_timeout: Duration,
+    /// The most that Redis' replies to one pipeline may take in memory, roughly. What asks for more
+    /// is asked for in smaller parts; one reply that is larger by itself counts as unreadable.
+    pub max_reply: ByteSize,
 }
 
 impl Default for Config {
@@ -47,6 +52,7 @@ impl Default for Config {
             connect_timeout: Duration::from_secs(2),
             response_timeout: Duration::from_secs(2),
             scan_timeout: Duration::from_secs(5),
+            max_reply: ByteSize::mib(64),
         }
     }
 }
@@ -62,9 +68,16 @@ impl Config {
         if self.is_memory() {
             return Vec::new();
         }
-        target::read(&self.url).err().map(|error| error.to_string()).into_iter().collect()
+        let mut problems: Vec<_> = target::read(&self.url).err().iter().map(ToString::to_string).collect();
+        if self.max_reply < SMALLEST_REPLY {
+            problems.push("`redis.max_reply` must be at least 1MiB".to_owned());
+        }
+        problems
     }
 }
+
+/// Below this, ordinary replies would not fit.
+const SMALLEST_REPLY: ByteSize = ByteSize::mib(1);
 
 /// A `[redis] url` that cannot be right. Its text does not repeat the URL, which may hold a
 /// password.

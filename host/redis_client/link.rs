@@ -12,10 +12,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, Pipeline, Value};
+use redis::{Cmd, ConnectionInfo, Pipeline, Value};
 use tokio::sync::Mutex;
 
+use super::dial::Connection;
 use super::sentinel::Sentinels;
 use super::unavailable::{Problem, Trouble};
 use super::{BadUrl, Partial, Timeouts, reply};
@@ -30,11 +30,14 @@ pub(super) const PIPELINE_LIMIT: usize = 2_000;
 /// The same in bytes, of which one command may have more: ten thousand users' names, or a few large
 /// bodies.
 const PIPELINE_BYTES: usize = 512 * 1024;
+/// How often a pipeline is divided whose replies are too large: enough to find ten culprits among
+/// all of its commands.
+const MOST_DIVISIONS: u32 = 200;
 
 #[derive(Debug)]
 pub(super) struct Link {
     destination: Destination,
-    config: AsyncConnectionConfig,
+    timeouts: Timeouts,
     /// Held while connecting, so that one attempt serves all who wait.
     state: Mutex<State>,
     /// Connections made so far.
@@ -44,7 +47,7 @@ pub(super) struct Link {
 /// Where new connections lead.
 #[derive(Debug)]
 enum Destination {
-    Server(redis::Client),
+    Server(Box<ConnectionInfo>),
     Primary(Sentinels),
 }
 
@@ -58,7 +61,7 @@ struct State {
 #[derive(Clone)]
 struct Numbered {
     epoch: u64,
-    connection: MultiplexedConnection,
+    connection: Connection,
 }
 
 struct Failure {
@@ -82,8 +85,7 @@ impl std::fmt::Debug for State {
 impl Link {
     /// To this server.
     pub(super) fn to_server(server: ConnectionInfo, timeouts: Timeouts) -> Result<Self, BadUrl> {
-        let client = redis::Client::open(server).map_err(|e| BadUrl::Malformed(e.to_string()))?;
-        Ok(Self::new(Destination::Server(client), timeouts))
+        Ok(Self::new(Destination::Server(Box::new(server)), timeouts))
     }
 
     /// To whoever the sentinels say is the primary.
@@ -92,11 +94,8 @@ impl Link {
     }
 
     fn new(destination: Destination, timeouts: Timeouts) -> Self {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(timeouts.connect))
-            .set_response_timeout(Some(timeouts.response));
         let (state, epoch) = Default::default();
-        Self { destination, config, state, epoch }
+        Self { destination, timeouts, state, epoch }
     }
 
     /// Counts the connections made.
@@ -149,9 +148,56 @@ impl Link {
         Partial { replies, problem }
     }
 
-    /// Sends one pipeline, and again when the connection turns out to be closed; one reply per
-    /// command, whatever it says.
+    /// Sends one pipeline; one reply per command, whatever it says. Where the replies are larger
+    /// than they may be, it is sent in smaller parts; a command whose own reply is that large has a
+    /// refusal for a reply (see [`reply::is_too_large`]), if the server is well otherwise.
     pub(super) async fn send(&self, pipeline: &Pipeline) -> Result<Answer, Problem> {
+        match self.whole(pipeline).await {
+            Err(problem) if problem.trouble == Trouble::TooLarge => {
+                self.divided(pipeline, problem, &mut MOST_DIVISIONS.clone()).await
+            }
+            other => other,
+        }
+    }
+
+    /// Sends a pipeline in two parts that was too large as a whole.
+    async fn divided(&self, pipeline: &Pipeline, why: Problem, left: &mut u32) -> Result<Answer, Problem> {
+        *left = left.checked_sub(1).ok_or_else(|| why.clone())?;
+        let commands: Vec<Cmd> = pipeline.cmd_iter().cloned().collect();
+        // What is told to ask goes with what it has to ask for.
+        let is_asking = commands
+            .first()
+            .is_some_and(|command| command.get_packed_command() == redis::cmd("ASKING").get_packed_command());
+        let unit = if is_asking { 2 } else { 1 };
+        if commands.len() <= unit {
+            // Whose fault is it?
+            let mut ping = Pipeline::with_capacity(1);
+            ping.cmd("PING");
+            let answer = self.whole(&ping).await?;
+            let replies = vec![reply::too_large(&why.said); commands.len()];
+            return Ok(Answer { replies, epoch: answer.epoch });
+        }
+        let (mut replies, mut epoch) = (Vec::with_capacity(commands.len()), 0);
+        let middle = commands.len().div_ceil(2 * unit) * unit;
+        for part in commands.chunks(middle) {
+            let mut pipeline = Pipeline::with_capacity(part.len());
+            for command in part {
+                pipeline.add_command(command.clone());
+            }
+            let answer = match self.whole(&pipeline).await {
+                Err(problem) if problem.trouble == Trouble::TooLarge => {
+                    Box::pin(self.divided(&pipeline, problem, left)).await?
+                }
+                other => other?,
+            };
+            replies.extend(answer.replies);
+            epoch = answer.epoch;
+        }
+        Ok(Answer { replies, epoch })
+    }
+
+    /// Sends one pipeline, and again when the connection turns out to be closed.
+    async fn whole(&self, pipeline: &Pipeline) -> Result<Answer, Problem> {
         match self.attempt(pipeline).await {
             // A connection that idled is often found closed only when it is used.
             Err((Problem { trouble: Trouble::Away, .. }, true)) => self.attempt(pipeline).await,
@@ -165,11 +211,11 @@ impl Link {
         let before = self.epoch();
         let Numbered { epoch, mut connection } =
             self.connection().await.map_err(|problem| (problem, false))?;
-        match connection.send_packed_commands(pipeline, 0, pipeline.len()).await {
+        match connection.send(pipeline).await {
             Ok(replies) => Ok(Answer { replies, epoch }),
-            Err(error) => {
+            Err(problem) => {
                 self.forget(epoch).await;
-                Err((error.into(), epoch == before))
+                Err((problem, epoch == before))
             }
         }
     }
@@ -194,7 +240,7 @@ impl Link {
         {
             return Err(failure.problem.clone());
         }
-        match self.destination.connect(&self.config).await {
+        match self.destination.connect(&self.timeouts).await {
             Ok(connection) => {
                 let epoch = self.epoch.fetch_add(1, Ordering::AcqRel) + 1;
                 let numbered = Numbered { epoch, connection };
@@ -219,10 +265,10 @@ impl Link {
 }
 
 impl Destination {
-    async fn connect(&self, config: &AsyncConnectionConfig) -> Result<MultiplexedConnection, Problem> {
+    async fn connect(&self, timeouts: &Timeouts) -> Result<Connection, Problem> {
         match self {
-            Self::Server(client) => Ok(client.get_multiplexed_async_connection_with_config(config).await?),
-            Self::Primary(sentinels) => sentinels.connect(config).await,
+            Self::Server(server) => Connection::open(server, timeouts).await,
+            Self::Primary(sentinels) => sentinels.connect(timeouts).await,
         }
     }
 }

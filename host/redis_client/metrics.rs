@@ -1,5 +1,6 @@
 //! How long Redis takes and how often it fails, by operation.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -8,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::telemetry::latency_histogram;
+use crate::telemetry::{Seldom, latency_histogram};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
@@ -20,6 +21,10 @@ struct Labels {
 pub struct Metrics {
     seconds: Family<Labels, Histogram, fn() -> Histogram>,
     errors: Family<Labels, Counter>,
+    /// Strings of replies that were left out, and replies that ended their connection.
+    values_refused: Counter,
+    replies_refused: Counter,
+    warning: Arc<Seldom>,
 }
 
 impl Metrics {
@@ -33,11 +38,37 @@ impl Metrics {
             "Calls that Redis did not answer, by operation",
             errors.clone(),
         );
-        Self { seconds, errors }
+        let (values_refused, replies_refused) = (Counter::default(), Counter::default());
+        registry.register(
+            "halley_redis_values_refused",
+            "Strings in Redis' replies that are longer than such strings may be and were left out",
+            values_refused.clone(),
+        );
+        registry.register(
+            "halley_redis_replies_refused",
+            "Replies of Redis that were larger than `[redis] max_reply` or no replies, and ended their connection",
+            replies_refused.clone(),
+        );
+        let warning = Arc::new(Seldom::every(Duration::from_secs(10)));
+        Self { seconds, errors, values_refused, replies_refused, warning }
     }
 
     pub(crate) fn answered(&self, operation: &'static str, took: Duration) {
         self.seconds.get_or_create(&Labels { operation }).observe(took.as_secs_f64());
+    }
+
+    pub(super) fn value_refused(&self, length: usize) {
+        self.values_refused.inc();
+        if self.warning.now() {
+            tracing::warn!(
+                length,
+                "a string in a reply of Redis is too long for what it should be, and is left out; see halley_redis_values_refused_total"
+            );
+        }
+    }
+
+    pub(super) fn reply_refused(&self) {
+        self.replies_refused.inc();
     }
 
     pub(crate) fn failed(&self, operation: &'static str) {

@@ -14,10 +14,12 @@
 //!
 //! It does not know what the keys mean.
 
+mod bounds;
 mod cluster;
 #[cfg(test)]
 mod cluster_tests;
 mod config;
+mod dial;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod link;
@@ -44,20 +46,25 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, Value};
 
+use bounds::Bounds;
 pub use config::{BadUrl, Config};
 pub use metrics::Metrics;
-pub use reply::{Refusal, Texts, elements, refusal, text};
+pub use reply::{Refusal, Texts, elements, is_too_large, refusal, text};
 use unavailable::Trouble;
 pub use unavailable::Unavailable;
 use way::Way;
 use wellbeing::Wellbeing;
 
-/// How long connecting and one pipeline may take.
-#[derive(Debug, Clone, Copy)]
+/// How long connecting and one pipeline may take, and how much may come.
+#[derive(Debug, Clone)]
 struct Timeouts {
     connect: Duration,
     response: Duration,
+    bounds: Bounds,
 }
+
+/// The longest string in a reply about rooms: ids and addresses, which are far shorter.
+const LONGEST_ID: usize = 4 * 1024;
 
 /// How far a call came: a reply for each command that has one, and what kept the others from it.
 #[derive(Debug)]
@@ -93,17 +100,19 @@ impl RedisClient {
         let small = Wellbeing::new("small commands", place.clone(), longest(config.response_timeout));
         let scan = small.of_another("room scans", longest(config.scan_timeout));
         let bulk = small.of_another("bulk writes", longest(config.scan_timeout));
-        let way = |wellbeing, response| {
-            let timeouts = Timeouts { connect: config.connect_timeout, response };
+        let replies = usize::try_from(config.max_reply.as_u64()).unwrap_or(usize::MAX);
+        let way = |wellbeing, response, value| {
+            let bounds = Bounds { value, replies, metrics: metrics.clone() };
+            let timeouts = Timeouts { connect: config.connect_timeout, response, bounds };
             Way::new(wellbeing, place.clone(), target.clone(), timeouts, &sign_of_life)
         };
         let shared = Shared {
-            small: way(small, config.response_timeout)?,
-            scan: way(scan, config.scan_timeout)?,
-            bulk: way(bulk, config.scan_timeout)?,
+            small: way(small, config.response_timeout, replies)?,
+            scan: way(scan, config.scan_timeout, LONGEST_ID)?,
+            bulk: way(bulk, config.scan_timeout, replies)?,
             prefix: config.prefix.clone(),
             place: place.clone(),
-            metrics,
+            metrics: metrics.clone(),
         };
         Ok(Self(Arc::new(shared)))
     }

@@ -71,7 +71,7 @@ impl Nodes {
             return Ok(link.clone());
         }
         let info = target::at(&self.info, &node.host, node.port);
-        let link = Link::to_server(info, self.timeouts)
+        let link = Link::to_server(info, self.timeouts.clone())
             .map_err(|error| Problem::new(Trouble::Nonsense, error.to_string()).of(node))?;
         let link = Arc::new(link);
         links.insert(node.clone(), link.clone());

@@ -63,11 +63,27 @@ pub fn refusal(value: &Value) -> Option<Refusal> {
     let Value::ServerError(error) = value else { return None };
     let said = said(error);
     Some(match error.code() {
-        "WRONGTYPE" => Refusal::WrongType,
+        // Too much to be what it should be.
+        "WRONGTYPE" | TOO_LARGE => Refusal::WrongType,
         "NOPERM" => Refusal::Denied(said),
         _ if said.contains("insufficient ACL permissions") => Refusal::Denied(said),
         _ => Refusal::Other(said),
     })
+}
+
+/// What stands for the code in a reply that was made here, in place of one that was too large.
+const TOO_LARGE: &str = "TOOLARGE";
+
+/// The reply to a command whose own was too large.
+pub(super) fn too_large(said: &str) -> Value {
+    let printable = |c: &char| !c.is_control();
+    let line: String = said.chars().filter(printable).collect();
+    redis::parse_redis_value(format!("-{TOO_LARGE} {line}\r\n").as_bytes()).unwrap_or_default()
+}
+
+/// Whether this stands for a reply that was too large.
+pub fn is_too_large(value: &Value) -> bool {
+    matches!(value, Value::ServerError(error) if error.code() == TOO_LARGE)
 }
 
 /// Whether a reply says that the server as a whole cannot serve now.

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ConnectionInfo, Value};
+use redis::{ConnectionInfo, Value};
 
+use super::Timeouts;
+use super::dial::Connection;
 use super::reply::{Texts, elements, refusal, text, trouble};
 use super::target::{self, Watched};
 use super::unavailable::{Problem, Trouble};
@@ -33,22 +34,19 @@ impl Sentinels {
     }
 
     /// Connects to the primary.
-    pub(super) async fn connect(
-        &self,
-        config: &AsyncConnectionConfig,
-    ) -> Result<MultiplexedConnection, Problem> {
-        let found = tokio::time::timeout(self.timeout, self.find(config)).await;
+    pub(super) async fn connect(&self, timeouts: &Timeouts) -> Result<Connection, Problem> {
+        let found = tokio::time::timeout(self.timeout, self.find(timeouts)).await;
         found.unwrap_or_else(|_| Err(Problem::new(Trouble::Slow, "no primary was found in time")))
     }
 
-    async fn find(&self, config: &AsyncConnectionConfig) -> Result<MultiplexedConnection, Problem> {
+    async fn find(&self, timeouts: &Timeouts) -> Result<Connection, Problem> {
         let sentinels = &self.watched.sentinels;
-        let mut answers: FuturesUnordered<_> = sentinels.iter().map(|s| self.ask(s)).collect();
+        let mut answers: FuturesUnordered<_> = sentinels.iter().map(|s| self.ask(s, timeouts)).collect();
         let (mut tried, mut worst) = (HashSet::new(), None);
         while let Some(answer) = answers.next().await {
             let problem = match answer {
                 Ok(address) if !tried.insert(address.clone()) => continue,
-                Ok((host, port)) => match self.primary(&host, port, config).await {
+                Ok((host, port)) => match self.primary(&host, port, timeouts).await {
                     Ok(connection) => return Ok(connection),
                     Err(problem) => problem.of(format_args!("{host}:{port}")),
                 },
@@ -60,8 +58,8 @@ impl Sentinels {
     }
 
     /// Where the primary is, in the eyes of one sentinel.
-    async fn ask(&self, sentinel: &ConnectionInfo) -> Result<(String, u16), Problem> {
-        let said = self.reply(sentinel).await;
+    async fn ask(&self, sentinel: &ConnectionInfo, timeouts: &Timeouts) -> Result<(String, u16), Problem> {
+        let said = self.reply(sentinel, timeouts).await;
         let name = sentinel.addr();
         let reply = said.map_err(|problem| problem.of(format_args!("sentinel {name}")))?;
         if let Some(problem) = sentinel_problem(&reply) {
@@ -77,26 +75,18 @@ impl Sentinels {
         Err(Problem::new(Trouble::NoService, said))
     }
 
-    async fn reply(&self, sentinel: &ConnectionInfo) -> Result<Value, Problem> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.timeout))
-            .set_response_timeout(Some(self.timeout));
-        let client = redis::Client::open(sentinel.clone())?;
-        let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    async fn reply(&self, sentinel: &ConnectionInfo, timeouts: &Timeouts) -> Result<Value, Problem> {
+        let bounds = timeouts.bounds.clone();
+        let timeouts = Timeouts { connect: self.timeout, response: self.timeout, bounds };
+        let connection = Connection::open(sentinel, &timeouts).await?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.watched.service);
         ask(connection, question).await
     }
 
     /// Connects to who should be the primary, and sees whether it is.
-    async fn primary(
-        &self,
-        host: &str,
-        port: u16,
-        config: &AsyncConnectionConfig,
-    ) -> Result<MultiplexedConnection, Problem> {
-        let client = redis::Client::open(target::at(&self.watched.primary, host, port))?;
-        let connection = client.get_multiplexed_async_connection_with_config(config).await?;
+    async fn primary(&self, host: &str, port: u16, timeouts: &Timeouts) -> Result<Connection, Problem> {
+        let connection = Connection::open(&target::at(&self.watched.primary, host, port), timeouts).await?;
         let reply = ask(connection.clone(), redis::cmd("ROLE")).await?;
         if let Some(problem) = trouble(&reply) {
             return Err(problem);
@@ -116,10 +106,10 @@ impl Sentinels {
 }
 
 /// One command; a refusal is a reply.
-async fn ask(mut connection: MultiplexedConnection, command: redis::Cmd) -> Result<Value, Problem> {
+async fn ask(mut connection: Connection, command: redis::Cmd) -> Result<Value, Problem> {
     let mut pipeline = redis::Pipeline::with_capacity(1);
     pipeline.add_command(command);
-    Ok(connection.send_packed_commands(&pipeline, 0, 1).await?.pop().unwrap_or_default())
+    Ok(connection.send(&pipeline).await?.pop().unwrap_or_default())
 }
 
 /// What is wrong with a sentinel, from its reply.

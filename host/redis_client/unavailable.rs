@@ -31,6 +31,8 @@ pub(crate) enum Trouble {
     TooFewReplicas,
     /// It will not let us in, or not let us do this.
     Denied,
+    /// A reply was larger than may be.
+    TooLarge,
     /// It answered something that no Redis answers.
     Nonsense,
     /// The URL names one server, and it is a node of a cluster.
@@ -122,6 +124,7 @@ impl Unavailable {
             Trouble::Denied => {
                 "check user and password in [redis] url, and the user's ACL; `halley check --connect` tries what is needed"
             }
+            Trouble::TooLarge => "see what is in its keys, or raise [redis] max_reply",
             Trouble::Nonsense => "check that [redis] url names a Redis server",
             Trouble::IsCluster => "this is a cluster: name its nodes with redis+cluster:// in [redis] url",
             Trouble::NoCluster => {
@@ -140,9 +143,10 @@ impl Unavailable {
         )
     }
 
-    /// Whether there was no answer in time, which may be due to what was asked.
+    /// Whether there was no answer in time, or one that was too large: either may be due to what was
+    /// asked.
     pub fn is_slow(&self) -> bool {
-        self.trouble == Trouble::Slow
+        matches!(self.trouble, Trouble::Slow | Trouble::TooLarge)
     }
 
     /// What a part that only stands in for Redis reports when it plays that Redis is away.

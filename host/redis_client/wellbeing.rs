@@ -74,7 +74,12 @@ impl Wellbeing {
 
     /// There was a sign of life on this connection: what remains is what a `PING` does not show.
     pub(super) fn alive(&self) {
-        let remains = |met: &Met| !matches!(met.trouble, Trouble::Away | Trouble::Slow | Trouble::NoService);
+        let remains = |met: &Met| !{
+            matches!(
+                met.trouble,
+                Trouble::Away | Trouble::Slow | Trouble::NoService | Trouble::TooLarge | Trouble::Nonsense
+            )
+        };
         self.change(|met| met.retain(|met| met.connection != self.name || remains(met)));
     }
 

@@ -13,6 +13,7 @@ pub mod discovery;
 
 pub mod gateway;
 pub mod history;
+pub mod hostile_redis;
 pub mod http;
 pub mod kafka;
 pub mod leash;

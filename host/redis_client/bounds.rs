@@ -1,0 +1,412 @@
+//! How much a server may send: a stream that reads replies along, and lets no more through.
+//!
+//! The `redis` crate's decoder keeps all of a reply in memory, whatever its length. Here the lengths
+//! are read as they are announced, before what they announce has come: a string that is longer than
+//! such strings are is left out (nil takes its place, and its bytes are skipped), and the
+//! connection ends where the replies to one pipeline grow beyond their bound, or where a line never
+//! ends.
+//!
+//! It knows RESP and no commands.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::metrics::Metrics;
+
+/// The longest line: an error, a number, the length of something. Redis' own are shorter than this.
+const LONGEST_LINE: usize = 64 * 1024;
+/// How deep arrays may be in arrays. `CLUSTER SLOTS` has four levels.
+const DEEPEST: usize = 32;
+/// What an element of a reply takes in memory beside its bytes.
+const ELEMENT: usize = 48;
+/// How much is read from the socket at a time.
+const CHUNK: usize = 16 * 1024;
+
+/// How much may come.
+#[derive(Clone, Debug)]
+pub(super) struct Bounds {
+    /// The longest string that is kept of a reply.
+    pub(super) value: usize,
+    /// The most that the replies to one pipeline take in memory, roughly.
+    pub(super) replies: usize,
+    pub(super) metrics: Metrics,
+}
+
+/// What a server sent that goes beyond.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Excess {
+    /// Replies that are too large.
+    Large(String),
+    /// What no Redis sends.
+    Nonsense(String),
+}
+
+/// What one connection's replies came to, shared by its stream and those who wait for replies.
+#[derive(Debug)]
+pub(super) struct Meter {
+    bounds: Bounds,
+    /// What has come since a pipeline had all its replies.
+    since: AtomicUsize,
+    next: AtomicU64,
+    /// The pipelines that wait for replies, in the order in which they were sent.
+    waiting: Mutex<BTreeSet<u64>>,
+    /// What went beyond, and whose reply it was.
+    excess: Mutex<Option<(Excess, Option<u64>)>>,
+}
+
+/// A pipeline that waits for its replies.
+pub(super) struct Ticket<'a> {
+    meter: &'a Meter,
+    number: u64,
+}
+
+impl Meter {
+    pub(super) fn new(bounds: Bounds) -> Arc<Self> {
+        Arc::new(Self {
+            bounds,
+            since: AtomicUsize::new(0),
+            next: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            excess: Mutex::default(),
+        })
+    }
+
+    /// A pipeline is about to be sent.
+    pub(super) fn enter(&self) -> Ticket<'_> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        lock(&self.waiting).insert(number);
+        Ticket { meter: self, number }
+    }
+
+    /// What went beyond on this connection.
+    pub(super) fn excess(&self) -> Option<Excess> {
+        lock(&self.excess).as_ref().map(|(excess, _)| excess.clone())
+    }
+
+    fn take(&self, bytes: usize) -> Result<(), Excess> {
+        let most = self.bounds.replies;
+        let before = self.since.fetch_add(bytes.min(most.saturating_add(1)), Ordering::Relaxed);
+        if before.saturating_add(bytes) <= most {
+            return Ok(());
+        }
+        Err(Excess::Large(format!("replies of more than {most} bytes")))
+    }
+
+    fn exceeded(&self, excess: Excess) {
+        self.bounds.metrics.reply_refused();
+        let first = lock(&self.waiting).first().copied();
+        lock(&self.excess).get_or_insert((excess, first));
+    }
+}
+
+impl Ticket<'_> {
+    /// All replies are there: what comes now belongs to the next pipeline.
+    pub(super) fn answered(&self) {
+        self.meter.since.store(0, Ordering::Relaxed);
+    }
+
+    /// What ended the connection, if it was more than may be in the reply to this pipeline, or
+    /// something that no Redis sends.
+    pub(super) fn excess(&self) -> Option<Excess> {
+        match &*lock(&self.meter.excess) {
+            Some((excess @ Excess::Nonsense(_), _)) => Some(excess.clone()),
+            Some((excess, at)) if *at == Some(self.number) => Some(excess.clone()),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        lock(&self.meter.waiting).remove(&self.number);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A string of which so many bytes are to come, its end of line included.
+#[derive(Debug)]
+struct Rest {
+    left: usize,
+    keep: bool,
+}
+
+/// Reads replies along.
+#[derive(Debug, Default)]
+struct Scanner {
+    /// What is there of a line that came in pieces.
+    begun: Vec<u8>,
+    /// The string that the stream is in, if it is in one.
+    string: Option<Rest>,
+    /// How many elements the open arrays still have, the outermost first.
+    open: Vec<usize>,
+}
+
+impl Scanner {
+    /// Takes bytes in, and adds those that are let through to `out`.
+    fn feed(&mut self, mut bytes: &[u8], out: &mut Vec<u8>, meter: &Meter) -> Result<(), Excess> {
+        while !bytes.is_empty() {
+            if let Some(Rest { left, keep }) = &mut self.string {
+                let (part, rest) = bytes.split_at(bytes.len().min(*left));
+                bytes = rest;
+                *left -= part.len();
+                if *keep {
+                    out.extend_from_slice(part);
+                }
+                if *left == 0 {
+                    self.string = None;
+                    self.element();
+                }
+                continue;
+            }
+            let end = bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+            let (part, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
+            bytes = rest;
+            if self.begun.len() + part.len() > LONGEST_LINE {
+                return Err(Excess::Nonsense(format!("a line of more than {LONGEST_LINE} bytes")));
+            }
+            match end {
+                Some(_) if self.begun.is_empty() => self.line(part, out, meter)?,
+                Some(_) => {
+                    let mut line = std::mem::take(&mut self.begun);
+                    line.extend_from_slice(part);
+                    self.line(&line, out, meter)?;
+                }
+                None => self.begun.extend_from_slice(part),
+            }
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: &[u8], out: &mut Vec<u8>, meter: &Meter) -> Result<(), Excess> {
+        meter.take(line.len() + ELEMENT)?;
+        let elements = match line.first() {
+            Some(b'$' | b'!' | b'=') => return self.string(line, out, meter),
+            Some(b'*' | b'~' | b'>') => number(line)?,
+            Some(b'%') => number(line)?.map(|pairs| pairs.saturating_mul(2)),
+            Some(b'|') => number(line)?.map(|pairs| pairs.saturating_mul(2).saturating_add(1)),
+            _ => None,
+        };
+        out.extend_from_slice(line);
+        match elements {
+            None | Some(0) => self.element(),
+            Some(elements) => {
+                // They are announced: nobody has to wait for them to come.
+                if elements.saturating_mul(4) > meter.bounds.replies || self.open.len() >= DEEPEST {
+                    return Err(Excess::Large(format!("an array of {elements} elements")));
+                }
+                self.open.push(elements);
+            }
+        }
+        Ok(())
+    }
+
+    fn string(&mut self, line: &[u8], out: &mut Vec<u8>, meter: &Meter) -> Result<(), Excess> {
+        let Some(length) = number(line)? else {
+            out.extend_from_slice(line);
+            self.element();
+            return Ok(());
+        };
+        meter.take(length).map_err(|excess| match excess {
+            Excess::Large(why) => Excess::Large(format!("a string of {length} bytes, in {why}")),
+            other => other,
+        })?;
+        let keep = length <= meter.bounds.value;
+        if keep {
+            out.extend_from_slice(line);
+        } else {
+            meter.bounds.metrics.value_refused(length);
+            out.extend_from_slice(b"$-1\r\n");
+        }
+        self.string = Some(Rest { left: length.saturating_add(2), keep });
+        Ok(())
+    }
+
+    /// An element is complete, and perhaps what it is in.
+    fn element(&mut self) {
+        while let Some(left) = self.open.last_mut() {
+            *left -= 1;
+            if *left > 0 {
+                return;
+            }
+            self.open.pop();
+        }
+    }
+}
+
+/// The number in a line; `None` for a negative one, which stands for nil.
+fn number(line: &[u8]) -> Result<Option<usize>, Excess> {
+    let text = line.get(1..).unwrap_or_default().trim_ascii();
+    if text.starts_with(b"-") {
+        return Ok(None);
+    }
+    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    number.map(Some).ok_or_else(|| Excess::Nonsense("a length that is no number".to_owned()))
+}
+
+/// A stream of replies that lets no more through than may come.
+pub(super) struct Bounded<S> {
+    stream: S,
+    meter: Arc<Meter>,
+    scanner: Scanner,
+    chunk: Box<[u8]>,
+    /// What was let through and not taken yet, from `taken` on.
+    through: Vec<u8>,
+    taken: usize,
+}
+
+impl<S> Bounded<S> {
+    pub(super) fn new(stream: S, meter: Arc<Meter>) -> Self {
+        Self {
+            stream,
+            meter,
+            scanner: Scanner::default(),
+            chunk: vec![0; CHUNK].into(),
+            through: Vec::with_capacity(CHUNK),
+            taken: 0,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Bounded<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while this.taken == this.through.len() {
+            this.taken = 0;
+            this.through.clear();
+            let mut chunk = ReadBuf::new(&mut this.chunk);
+            ready!(Pin::new(&mut this.stream).poll_read(context, &mut chunk))?;
+            if chunk.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            if let Err(excess) = this.scanner.feed(chunk.filled(), &mut this.through, &this.meter) {
+                let error = io::Error::new(io::ErrorKind::ConnectionAborted, format!("{excess:?}"));
+                this.meter.exceeded(excess);
+                return Poll::Ready(Err(error));
+            }
+        }
+        let left = &this.through[this.taken..];
+        let part = &left[..left.len().min(out.remaining())];
+        out.put_slice(part);
+        this.taken += part.len();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Bounded<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prometheus_client::registry::Registry;
+    use proptest::prelude::*;
+
+    fn meter(value: usize, replies: usize) -> Arc<Meter> {
+        let metrics = Metrics::register(&mut Registry::default());
+        Meter::new(Bounds { value, replies, metrics })
+    }
+
+    /// What is let through of these replies, which come in pieces of this size.
+    fn through(replies: &[u8], size: usize, meter: &Meter) -> Result<Vec<u8>, Excess> {
+        let mut scanner = Scanner::default();
+        let mut out = Vec::new();
+        for piece in replies.chunks(size) {
+            scanner.feed(piece, &mut out, meter)?;
+        }
+        assert_eq!(scanner.open, [0; 0]);
+        Ok(out)
+    }
+
+    #[test]
+    fn what_is_within_bounds_goes_through_unchanged_however_it_is_cut() {
+        let replies = b"+OK\r\n-ERR no\r\n:7\r\n$3\r\na\r\n\r\n$-1\r\n*-1\r\n*0\r\n*3\r\n$1\r\na\r\n*1\r\n:1\r\n$0\r\n\r\n%1\r\n+k\r\n+v\r\n";
+        for size in 1..replies.len() {
+            assert_eq!(through(replies, size, &meter(3, 10_000)), Ok(replies.to_vec()), "{size}");
+        }
+    }
+
+    #[test]
+    fn a_string_that_is_too_long_is_nil_wherever_it_stands() {
+        let replies = b"*3\r\n$1\r\na\r\n$5\r\nlong!\r\n$1\r\nb\r\n$4\r\nlong\r\n+OK\r\n";
+        let expected = b"*3\r\n$1\r\na\r\n$-1\r\n$1\r\nb\r\n$-1\r\n+OK\r\n";
+        for size in 1..replies.len() {
+            assert_eq!(through(replies, size, &meter(3, 10_000)), Ok(expected.to_vec()), "{size}");
+        }
+    }
+
+    #[test]
+    fn nothing_endless_is_waited_for() {
+        let large =
+            |replies: &[u8]| matches!(through(replies, 100, &meter(100, 1_000)), Err(Excess::Large(_)));
+        assert!(large(b"$99999999999\r\n"));
+        assert!(large(b"*99999999999\r\n"));
+        assert!(large(b"*2\r\n$10\r\n0123456789\r\n$990\r\n"));
+        assert!(large(&b"*9\r\n:1\r\n".repeat(40)), "many small ones");
+        assert!(large(&b"*1\r\n".repeat(40)), "or one in the other");
+        let nonsense = |replies: &[u8]| {
+            matches!(through(replies, 100, &meter(100, usize::MAX)), Err(Excess::Nonsense(_)))
+        };
+        assert!(nonsense(&[b'+'; LONGEST_LINE + 1]));
+        assert!(nonsense(b"$x\r\n") && nonsense(b"*1e9\r\n") && nonsense(b"$99999999999999999999999\r\n"));
+    }
+
+    #[test]
+    fn the_bound_is_for_one_pipeline_and_the_first_one_is_to_blame() {
+        let meter = meter(1_000, 1_000);
+        let (first, second) = (meter.enter(), meter.enter());
+        let reply = [&b"$600\r\n"[..], &[b'x'; 600], b"\r\n"].concat();
+        through(&reply, 100, &meter).expect("within the bound");
+        first.answered();
+        drop(first);
+        let third = meter.enter();
+        through(&reply, 100, &meter).expect("another pipeline's");
+        let excess = through(&reply, 100, &meter).expect_err("too much for one");
+        meter.exceeded(excess.clone());
+        assert_eq!((second.excess(), third.excess()), (Some(excess), None));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_without_panic(
+            replies in proptest::collection::vec(
+                prop_oneof![Just(b'*'), Just(b'$'), Just(b'\r'), Just(b'\n'), Just(b'1'), Just(b'0'), any::<u8>()],
+                0..200,
+            ),
+            size in 1_usize..20,
+        ) {
+            let meter = meter(4, 500);
+            let mut scanner = Scanner::default();
+            let mut out = Vec::new();
+            for piece in replies.chunks(size) {
+                if scanner.feed(piece, &mut out, &meter).is_err() {
+                    break;
+                }
+            }
+            prop_assert!(out.len() <= replies.len() * 2);
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Making one connection: over TCP, TLS or a socket file, with bounds on what the server may send.
+//!
+//! The `redis` crate makes connections itself and lets nobody stand between; so the socket is made
+//! here, as it does it, and handed over with [`Bounded`] around it.
+
+use std::io;
+use std::sync::Arc;
+
+use futures_util::future::select_ok;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, Pipeline, Value};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Timeouts;
+use super::bounds::{Bounded, Excess, Meter};
+use super::unavailable::{Problem, Trouble};
+
+/// A connection. Clones share it; it ends with the last of them.
+#[derive(Clone)]
+pub(super) struct Connection {
+    redis: MultiplexedConnection,
+    meter: Arc<Meter>,
+    _driver: Arc<AbortOnDropHandle<()>>,
+}
+
+impl Connection {
+    /// Connects and logs in.
+    pub(super) async fn open(server: &ConnectionInfo, timeouts: &Timeouts) -> Result<Self, Problem> {
+        let opened = tokio::time::timeout(timeouts.connect, Self::open_in_time(server, timeouts)).await;
+        opened.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
+    }
+
+    async fn open_in_time(server: &ConnectionInfo, timeouts: &Timeouts) -> Result<Self, Problem> {
+        let meter = Meter::new(timeouts.bounds.clone());
+        let stream = Bounded::new(dial(server).await?, Arc::clone(&meter));
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(Some(timeouts.response));
+        let made = MultiplexedConnection::new_with_config(server.redis_settings(), stream, config).await;
+        let (redis, driver) = made.map_err(|error| match meter.excess() {
+            Some(excess) => excess.into(),
+            None => Problem::from(error),
+        })?;
+        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
+        Ok(Self { redis, meter, _driver: Arc::new(driver) })
+    }
+
+    /// Sends one pipeline; one reply per command, whatever it says.
+    pub(super) async fn send(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, Problem> {
+        let ticket = self.meter.enter();
+        match self.redis.send_packed_commands(pipeline, 0, pipeline.len()).await {
+            Ok(replies) => {
+                ticket.answered();
+                Ok(replies)
+            }
+            Err(error) => Err(ticket.excess().map_or_else(|| error.into(), Problem::from)),
+        }
+    }
+}
+
+impl From<Excess> for Problem {
+    fn from(excess: Excess) -> Self {
+        match excess {
+            Excess::Large(said) => Self::new(Trouble::TooLarge, said),
+            Excess::Nonsense(said) => Self::new(Trouble::Nonsense, said),
+        }
+    }
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        redis::RedisError::from(error).into()
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+
+async fn dial(server: &ConnectionInfo) -> Result<Box<dyn Stream>, Problem> {
+    match server.addr() {
+        ConnectionAddr::Tcp(host, port) => Ok(Box::new(dial_tcp(host, *port, server).await?)),
+        ConnectionAddr::TcpTls { host, port, insecure, .. } => {
+            let stream = dial_tcp(host, *port, server).await?;
+            let connector = tls(*insecure).map_err(redis::RedisError::from)?;
+            let secured = connector.connect(host, stream).await.map_err(redis::RedisError::from)?;
+            Ok(Box::new(secured))
+        }
+        ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
+        other => Err(Problem::new(Trouble::Nonsense, format!("{other} is no address that is known here"))),
+    }
+}
+
+/// The first of the host's addresses that answers.
+async fn dial_tcp(host: &str, port: u16, server: &ConnectionInfo) -> io::Result<TcpStream> {
+    let attempts: Vec<_> =
+        lookup_host((host, port)).await?.map(|address| Box::pin(TcpStream::connect(address))).collect();
+    if attempts.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} stands for no address")));
+    }
+    let (stream, _) = select_ok(attempts).await?;
+    stream.set_nodelay(server.tcp_settings().nodelay())?;
+    Ok(stream)
+}
+
+/// As the `redis` crate has it: `#insecure` in the URL accepts any certificate.
+fn tls(insecure: bool) -> native_tls::Result<tokio_native_tls::TlsConnector> {
+    let mut builder = native_tls::TlsConnector::builder();
+    if insecure {
+        builder.danger_accept_invalid_certs(true).danger_accept_invalid_hostnames(true).use_sni(false);
+    }
+    Ok(builder.build()?.into())
+}
