@@ -66,6 +66,26 @@ async fn what_one_gateway_writes_the_other_reads_and_a_swap_keeps_it() {
 }
 
 #[tokio::test]
+async fn a_plugin_s_shared_state_has_a_total() {
+    let redis = Redis::start().await;
+    let comet = room(&redis).await;
+    let (topic, settings) = settings("sharing-total", &redis).await;
+    let bounded = counting().set("max_shared_state", quoted("400B"));
+    let gateway = settings.plugin(bounded).start().await;
+    for key in ["a", "b", "c", "d", "a"] {
+        kafka().produce_room(&topic, "lobby", &format!("count {key}")).await;
+    }
+    gateway.wait_until_settled(&topic).await;
+    let heard = heard(&comet);
+    assert_eq!(
+        (&heard[..3], heard[4].as_str()),
+        (&["1".to_owned(), "1".to_owned(), "1".to_owned()][..], "2")
+    );
+    assert!(heard[3].contains("max_shared_state"), "{heard:?}");
+    assert_eq!(redis.keys("halley:state:*").await.len(), 3);
+}
+
+#[tokio::test]
 async fn without_redis_state_is_shared_by_the_workers() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("sharing-memory", 1).await;

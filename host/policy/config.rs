@@ -93,6 +93,9 @@ pub struct PluginConfig {
     /// Who sees the values that the plugin keeps: all workers of this process, or all gateways
     /// with the same `[redis]`.
     pub state: StateScope,
+    /// The most that its keys and values take in Redis with `state = "shared"`, as far as this gateway
+    /// wrote them and they have not run out. What would be more is refused to the plugin.
+    pub max_shared_state: ByteSize,
     /// Which comets it may name: those that the gateway knows, or any that a record may name.
     pub comets: CometScope,
     /// Reaches the plugin as JSON, through `lifecycle.init` and `host.config`.
@@ -116,6 +119,7 @@ impl Default for PluginConfig {
             time_budget: Share(0.1),
             memory: ByteSize::mib(64),
             state: StateScope::default(),
+            max_shared_state: ByteSize::mib(64),
             comets: CometScope::default(),
             config: serde_json::Value::Object(serde_json::Map::new()),
             found: false,

@@ -16,6 +16,7 @@ use crate::policy::guest::module::{self, Module};
 use crate::policy::guest::questions::with_message;
 use crate::policy::guest::room::Room;
 use crate::policy::guest::runtime::Runtime;
+use crate::policy::guest::shared::Session;
 use crate::policy::intake::Arrived;
 use crate::policy::trial::{Mode, Tally, Trial, TrialConfig};
 use crate::policy::versions::{Alarm, Failures, QuarantineConfig, Then};
@@ -176,6 +177,12 @@ impl Plugin {
     /// The limit on an instance's memory, in bytes.
     pub(super) fn memory(&self) -> usize {
         usize::try_from(self.config.memory.as_u64()).unwrap_or(usize::MAX)
+    }
+
+    /// Between an instance of it and the state that gateways share.
+    pub(super) fn session(&self) -> Session {
+        let most = usize::try_from(self.config.max_shared_state.as_u64()).unwrap_or(usize::MAX);
+        Session::new(self.runtime.states.account_of(&self.config.name), most)
     }
 
     /// The host's side of a fresh instance.

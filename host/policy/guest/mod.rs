@@ -8,13 +8,14 @@
 //!   how they fail.
 //! - `questions` and `answers`: what plugins see, and what they may say; `batch` and
 //!   `room`: the shapes in which many of them cross.
-//! - `host`: what they can call, with `clock`, `state` and `shared` behind it;
+//! - `host`: what they can call, with `clock`, `state`, `shared` and its `account` behind it;
 //!   `output`: what they print.
 //! - `runtime`: what all of them share; `address_space`: how much of it their memories take;
 //!   `ticker`: the clock of their deadlines; `aside`: where guest code may run.
 //!
 //! Knows nothing of sets, chains, swaps or what becomes of a message.
 
+pub(in crate::policy) mod account;
 pub(in crate::policy) mod address_space;
 pub(in crate::policy) mod answers;
 pub(in crate::policy) mod aside;

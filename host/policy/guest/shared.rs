@@ -6,9 +6,10 @@
 //! end. What a failed call wrote is forgotten.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use crate::policy::guest::account::Account;
 use crate::policy::guest::state::{MAX_KEY, check_size};
 
 /// The most keys that are fetched at once.
@@ -22,8 +23,13 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(in crate::policy) type Written = Option<(Vec<u8>, Duration)>;
 
 /// Between one plugin's instance and its chain. Closed outside of `filter`.
-#[derive(Debug, Default)]
-pub(in crate::policy) struct Session(Mutex<Batch>);
+#[derive(Debug)]
+pub(in crate::policy) struct Session {
+    batch: Mutex<Batch>,
+    /// What the plugin has in the shared state, and the most that it may have.
+    account: Arc<Account>,
+    most: usize,
+}
 
 #[derive(Debug, Default)]
 struct Batch {
@@ -35,6 +41,8 @@ struct Batch {
     written: BTreeMap<String, Written>,
     /// Bytes of these.
     size: usize,
+    /// By how much they let the plugin's total grow.
+    growth: usize,
     wanted: BTreeSet<String>,
     call: Call,
 }
@@ -45,6 +53,7 @@ struct Call {
     written: BTreeMap<String, Written>,
     /// Bytes of these.
     size: usize,
+    growth: usize,
     wanted: BTreeSet<String>,
     trouble: Option<String>,
 }
@@ -57,6 +66,11 @@ pub(in crate::policy) struct Closed {
 }
 
 impl Session {
+    /// Of a plugin with this account, which may come to so many bytes.
+    pub(in crate::policy) fn new(account: Arc<Account>, most: usize) -> Self {
+        Self { batch: Mutex::default(), account, most }
+    }
+
     /// Begins a batch with what was fetched for it. The last time, what is not known is a
     /// failure.
     pub(in crate::policy) fn open(&self, known: HashMap<String, Option<Vec<u8>>>, is_last: bool) {
@@ -66,6 +80,13 @@ impl Session {
     /// Ends the batch.
     pub(in crate::policy) fn close(&self) -> Closed {
         let batch = std::mem::take(&mut *self.lock());
+        if batch.wanted.is_empty() {
+            let now = Instant::now();
+            for (key, written) in &batch.written {
+                let value = written.as_ref().map(|(value, ttl)| (value.len(), *ttl));
+                self.account.note(key, value, now);
+            }
+        }
         Closed { wanted: batch.wanted.into_iter().collect(), written: batch.written }
     }
 
@@ -82,6 +103,7 @@ impl Session {
         }
         batch.wanted.extend(call.wanted);
         if succeeded {
+            batch.growth += call.growth;
             for (key, written) in call.written {
                 let more = size(&key, &written);
                 let replaced = batch.written.get(&key).map_or(0, |old| size(&key, old));
@@ -150,13 +172,18 @@ impl Session {
         if batch.size + in_call > MAX_WRITTEN {
             return Err(format!("one batch would write more than {MAX_WRITTEN} bytes"));
         }
+        if let Some((value, _)) = &written {
+            let growth = self.account.growth(&key, value.len());
+            self.account.fits(batch.growth + batch.call.growth + growth, self.most, Instant::now())?;
+            batch.call.growth += growth;
+        }
         batch.call.size = in_call;
         batch.call.written.insert(key, written);
         Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Batch> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -173,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_is_unknown_is_wanted_and_writes_are_seen_by_later_calls() {
-        let session = Session::default();
+        let session = Session::new(Arc::default(), usize::MAX);
         assert!(session.set("a".into(), vec![1], None).is_err(), "closed");
         session.open(HashMap::new(), false);
         assert_eq!(session.get("a"), None);
@@ -197,7 +224,7 @@ mod tests {
 
     #[test]
     fn limits_are_named() {
-        let session = Session::default();
+        let session = Session::new(Arc::default(), usize::MAX);
         session.open(HashMap::new(), false);
         assert!(session.set("k".repeat(513), vec![], None).unwrap_err().contains("key has 513"));
         assert!(session.set("k".into(), vec![0; VALUE + 1], None).unwrap_err().contains("value has"));
@@ -209,5 +236,30 @@ mod tests {
         session.open(HashMap::new(), true);
         assert_eq!(session.get("a"), None);
         assert!(session.end_call(true).unwrap_err().contains("other keys"));
+    }
+
+    #[test]
+    fn all_batches_together_have_a_total() {
+        let account = Arc::<Account>::default();
+        let session = |most| Session::new(Arc::clone(&account), most);
+        let write = |session: &Session, from: usize, count: usize| {
+            session.open(HashMap::new(), true);
+            let fit =
+                (from..from + count).filter(|n| session.set(format!("{n}"), vec![0; VALUE], None).is_ok());
+            let fit = fit.count();
+            session.end_call(true).unwrap();
+            session.close();
+            fit
+        };
+        let most = 10 * (VALUE + 200);
+        assert_eq!(write(&session(most), 0, 8), 8);
+        assert_eq!(write(&session(most), 100, 8), 2, "of another worker as well");
+        assert_eq!(write(&session(most), 0, 8), 8, "what is there may be written again");
+        let forgetful = session(most);
+        forgetful.open(HashMap::new(), true);
+        forgetful.delete("0".into());
+        forgetful.end_call(true).unwrap();
+        forgetful.close();
+        assert_eq!(write(&session(most), 200, 2), 1);
     }
 }

@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::policy::guest::account::Account;
+
 /// The longest key, in bytes.
 pub(in crate::policy) const MAX_KEY: usize = 512;
 /// The longest value, in bytes.
@@ -20,13 +22,23 @@ const PURGE_EVERY: Duration = Duration::from_millis(500);
 
 /// The state of all plugins of a gateway, by plugin name.
 #[derive(Debug, Default)]
-pub(in crate::policy) struct States(Mutex<HashMap<String, Arc<State>>>);
+pub(in crate::policy) struct States {
+    local: Mutex<HashMap<String, Arc<State>>>,
+    /// What plugins keep in the state that gateways share.
+    accounts: Mutex<HashMap<String, Arc<Account>>>,
+}
 
 impl States {
     /// The state of the plugin of this name.
     pub(in crate::policy) fn of(&self, plugin: &str) -> Arc<State> {
-        let mut states = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states = self.local.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(states.entry(plugin.to_owned()).or_default())
+    }
+
+    /// The account of the plugin of this name.
+    pub(in crate::policy) fn account_of(&self, plugin: &str) -> Arc<Account> {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(accounts.entry(plugin.to_owned()).or_default())
     }
 }
 

@@ -58,7 +58,7 @@ impl Link {
 
     /// Without any candidate.
     pub(super) fn alone(plugin: Arc<Plugin>) -> Self {
-        let shared = (plugin.config.state == StateScope::Shared).then(Arc::default);
+        let shared = (plugin.config.state == StateScope::Shared).then(|| Arc::new(plugin.session()));
         let budget = TimeBudget::new(plugin.config.deadline, plugin.config.time_budget.0, Instant::now());
         Self { plugin, instance: None, shared, canary: None, budget, late: FailureKind::Deadline, over: None }
     }
