@@ -11,7 +11,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, Pipeline, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::task::JoinSet;
 
 use super::Timeouts;
 use super::bounds::{Bounded, Excess, Meter};
@@ -22,7 +22,7 @@ use super::unavailable::{Problem, Trouble};
 pub(super) struct Connection {
     redis: MultiplexedConnection,
     meter: Arc<Meter>,
-    _driver: Arc<AbortOnDropHandle<()>>,
+    _driver: Arc<JoinSet<()>>,
 }
 
 impl Connection {
@@ -43,8 +43,9 @@ impl Connection {
             Some(excess) => excess.into(),
             None => Problem::from(error),
         })?;
-        let driver = AbortOnDropHandle::new(tokio::spawn(driver));
-        Ok(Self { redis, meter, _driver: Arc::new(driver) })
+        let mut task = JoinSet::new();
+        task.spawn(driver);
+        Ok(Self { redis, meter, _driver: Arc::new(task) })
     }
 
     /// Sends one pipeline; one reply per command, whatever it says.

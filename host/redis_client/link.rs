@@ -48,7 +48,7 @@ pub(super) struct Link {
 #[derive(Debug)]
 enum Destination {
     Server(Box<ConnectionInfo>),
-    Primary(Sentinels),
+    Primary(Box<Sentinels>),
 }
 
 #[derive(Default)]
@@ -90,7 +90,7 @@ impl Link {
 
     /// To whoever the sentinels say is the primary.
     pub(super) fn to_primary(sentinels: Sentinels, timeouts: Timeouts) -> Self {
-        Self::new(Destination::Primary(sentinels), timeouts)
+        Self::new(Destination::Primary(Box::new(sentinels)), timeouts)
     }
 
     fn new(destination: Destination, timeouts: Timeouts) -> Self {

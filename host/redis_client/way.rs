@@ -22,8 +22,8 @@ pub(super) struct Way {
 #[derive(Debug)]
 enum Kind {
     /// One server, or the primary that sentinels watch.
-    One(Link),
-    Cluster(Cluster),
+    One(Box<Link>),
+    Cluster(Box<Cluster>),
 }
 
 impl Way {
@@ -36,11 +36,12 @@ impl Way {
         sign_of_life: &str,
     ) -> Result<Self, BadUrl> {
         let kind = match target {
-            Target::Server(server) => Kind::One(Link::to_server(server, timeouts)?),
+            Target::Server(server) => Kind::One(Box::new(Link::to_server(server, timeouts)?)),
             Target::Primary(watched) => {
-                Kind::One(Link::to_primary(Sentinels::new(watched, timeouts.connect), timeouts))
+                let sentinels = Sentinels::new(watched, timeouts.connect);
+                Kind::One(Box::new(Link::to_primary(sentinels, timeouts)))
             }
-            Target::Cluster(seeds) => Kind::Cluster(Cluster::new(seeds, timeouts, sign_of_life)?),
+            Target::Cluster(seeds) => Kind::Cluster(Box::new(Cluster::new(seeds, timeouts, sign_of_life)?)),
         };
         Ok(Self { place, kind, wellbeing })
     }
