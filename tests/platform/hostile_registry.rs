@@ -11,7 +11,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
 use serde_json::json;
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 
 use crate::platform::{sha256, variant};
 use crate::steering::text;
@@ -26,9 +26,12 @@ const CREDENTIALS: &str = "Basic c3Rvcnk6c2VjcmV0";
 struct Site {
     port: u16,
     /// Every request: its path, and the credentials that came with it.
-    seen: Arc<Mutex<Vec<(String, Option<String>)>>>,
-    server: JoinHandle<()>,
+    seen: Arc<Mutex<Seen>>,
+    /// Ends with this.
+    _server: JoinSet<()>,
 }
+
+type Seen = Vec<(String, Option<String>)>;
 
 impl Site {
     /// With what answers to its own URL and the path that is asked for.
@@ -45,22 +48,17 @@ impl Site {
             log.lock().expect("no panic").push((path, given));
             async move { answered }
         });
-        let server = tokio::spawn(async move { axum::serve(listener, app).await.expect("it serves") });
-        Self { port, seen, server }
+        let mut server = JoinSet::new();
+        server.spawn(async move { axum::serve(listener, app).await.expect("it serves") });
+        Self { port, seen, _server: server }
     }
 
     fn name(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    fn seen(&self) -> Vec<(String, Option<String>)> {
+    fn seen(&self) -> Seen {
         std::mem::take(&mut *self.seen.lock().expect("no panic"))
-    }
-}
-
-impl Drop for Site {
-    fn drop(&mut self) {
-        self.server.abort();
     }
 }
 
