@@ -237,7 +237,7 @@ pub struct PoliciesConfig {
     /// The most memory that compiling one plugin may take. It is compiled in a process of its own;
     /// what takes more is refused, and not tried again.
     pub compile_memory: ByteSize,
-    /// The most time that it may take, by the clock and by the processor.
+    /// The most time of the processor that it may take; four times that by the clock.
     #[serde(with = "humantime_serde")]
     pub compile_timeout: Duration,
     /// Of which WebAssembly plugins may be made.

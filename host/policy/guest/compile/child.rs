@@ -18,6 +18,8 @@ pub(super) const COMMAND: &str = "compile-plugin";
 const PROGRAM: &str = "/proc/self/exe";
 /// The most of what a compiler says that is read, in bytes.
 const MAX_WORDS: u64 = 4096;
+/// How much longer than its time of the processor it may take by the clock: the machine may be busy.
+pub(super) const PATIENCE: u32 = 4;
 /// How often a compilation is asked whether it is still wanted.
 const CHECK_EVERY: Duration = Duration::from_millis(20);
 
@@ -95,7 +97,7 @@ pub(super) fn compile(
         });
         let output = reader(scope, output, MAX_CODE.min(limits.memory.as_u64()));
         let errors = reader(scope, errors, MAX_WORDS);
-        let ended = wait(&mut child, &output, limits.timeout);
+        let ended = wait(&mut child, &output, limits.timeout.saturating_mul(PATIENCE));
         // Ends the threads, also where a child closed its output and went on.
         let _ = child.kill();
         let status = child.wait();

@@ -38,7 +38,7 @@ use marks::Marks;
 pub struct CompileLimits {
     /// The memory of the process that compiles.
     pub memory: ByteSize,
-    /// Its time, by the clock and by the processor.
+    /// Its time of the processor. By the clock it may take four times that.
     pub timeout: Duration,
 }
 

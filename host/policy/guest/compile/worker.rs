@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 
+use crate::policy::guest::compile::child::PATIENCE;
 use crate::policy::guest::engine::{EngineConfig, WasmFeature};
 use crate::policy::guest::module::causes;
 
@@ -88,7 +89,7 @@ fn confine(job: &Job) -> std::io::Result<()> {
     limit(Resource::As, addresses, addresses)?;
     // The signal of the first limit says what it was; that of the second one ends in any case.
     limit(Resource::Cpu, job.seconds, job.seconds.saturating_add(2))?;
-    end_after(Duration::from_secs(job.seconds.saturating_mul(2).saturating_add(10)));
+    end_after(Duration::from_secs(job.seconds.saturating_mul(u64::from(PATIENCE)).saturating_add(10)));
     Ok(())
 }
 
