@@ -141,7 +141,7 @@ struct Rest {
 
 /// Reads replies along.
 #[derive(Debug, Default)]
-struct Scanner {
+pub(super) struct Scanner {
     /// What is there of a line that came in pieces.
     begun: Vec<u8>,
     /// The string that the stream is in, if it is in one.
@@ -152,7 +152,7 @@ struct Scanner {
 
 impl Scanner {
     /// Takes bytes in, and adds those that are let through to `out`.
-    fn feed(&mut self, mut bytes: &[u8], out: &mut Vec<u8>, meter: &Meter) -> Result<(), Excess> {
+    pub(super) fn feed(&mut self, mut bytes: &[u8], out: &mut Vec<u8>, meter: &Meter) -> Result<(), Excess> {
         while !bytes.is_empty() {
             if let Some(Rest { left, keep }) = &mut self.string {
                 let (part, rest) = bytes.split_at(bytes.len().min(*left));
@@ -188,6 +188,10 @@ impl Scanner {
 
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>, meter: &Meter) -> Result<(), Excess> {
         meter.take(line.len() + ELEMENT)?;
+        // The decoder reads on where a line ends otherwise, and would see other lengths than this.
+        if !line.ends_with(b"\r\n") {
+            return Err(Excess::Nonsense("a line that ends without a carriage return".to_owned()));
+        }
         let elements = match line.first() {
             Some(b'$' | b'!' | b'=') => return self.string(line, out, meter),
             Some(b'*' | b'~' | b'>') => number(line)?,
@@ -242,13 +246,15 @@ impl Scanner {
     }
 }
 
-/// The number in a line; `None` for a negative one, which stands for nil.
+/// The number in a line; `None` for -1, which stands for nil. Servers write numbers in one way: what
+/// could be read in two is none.
 fn number(line: &[u8]) -> Result<Option<usize>, Excess> {
-    let text = line.get(1..).unwrap_or_default().trim_ascii();
-    if text.starts_with(b"-") {
+    let text = line.get(1..).and_then(|text| text.strip_suffix(b"\r\n")).unwrap_or_default();
+    if text == b"-1" {
         return Ok(None);
     }
-    let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    let digits = Some(text).filter(|text| text.iter().all(u8::is_ascii_digit));
+    let number = digits.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
     number.map(Some).ok_or_else(|| Excess::Nonsense("a length that is no number".to_owned()))
 }
 
@@ -371,6 +377,7 @@ mod tests {
             matches!(through(replies, 100, &meter(100, usize::MAX)), Err(Excess::Nonsense(_)))
         };
         assert!(nonsense(&[b'+'; LONGEST_LINE + 1]));
+        assert!(nonsense(b"+one\n$5\r\n") && nonsense(b"$-0\r\n") && nonsense(b"*+1\r\n"), "two readings");
         assert!(nonsense(b"$x\r\n") && nonsense(b"*1e9\r\n") && nonsense(b"$99999999999999999999999\r\n"));
     }
 
