@@ -1,8 +1,50 @@
 //! What is written to a letter's topic of origin. Pure.
 
-use crate::dead_letter::{DeadLetter, ORIGIN_TIMESTAMP};
-use crate::kafka::{Fit, NotWritten, Outgoing, Refusal};
-use crate::message::{Content, PROOF, REDRIVE_COMETS, REDRIVE_USERS, RedriveKey};
+use std::sync::Arc;
+
+use crate::dead_letter::{DeadLetter, FAILED_USERS, ORIGIN_TIMESTAMP};
+use crate::kafka::{Fit, NotWritten, Outgoing, Refusal, TopicSet, topic_problem};
+use crate::message::{Content, Origin, PROOF, REDRIVE_COMETS, REDRIVE_USERS, RedriveKey, RedriveUsers};
+use crate::telemetry::escape::cut;
+
+/// The topic that a letter goes back to, out of those that are allowed.
+///
+/// # Errors
+/// Why it goes nowhere.
+pub(super) fn destination(
+    letter: &DeadLetter,
+    dead_letters: &str,
+    allowed: &TopicSet,
+    all: bool,
+) -> Result<Arc<str>, String> {
+    let topic = match &letter.origin {
+        Some(origin) if *origin.topic != *dead_letters => Arc::clone(&origin.topic),
+        Some(_) => return Err("it comes from the dead-letter topic itself".to_owned()),
+        None => return Err("it has no `halley-origin-topic` header".to_owned()),
+    };
+    if topic_problem("", &topic).is_some() || !allowed.contains(&topic) {
+        return Err(not_allowed(&topic));
+    }
+    if let Some(missing) = letter.missing() {
+        let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
+        return Err(format!("{missing}; it may still stand at {origin}"));
+    }
+    // Gateways take what they cannot read for no list at all: everybody would have it again.
+    if !all && !letter.users.is_empty() && RedriveUsers::parse(&letter.users).is_none() {
+        return Err(format!(
+            "its `{FAILED_USERS}` header names nobody, or is longer than what gateways write; `--all-comets` sends it to all that it is for"
+        ));
+    }
+    Ok(topic)
+}
+
+/// Why a letter does not go where it says that it came from.
+fn not_allowed(topic: &str) -> String {
+    let topic = cut(topic, 249);
+    format!(
+        "it says that it came from `{topic}`, which is not one of `[kafka] topics`; if it did, name the topic with `--allow-topic`"
+    )
+}
 
 /// The letter as the record that it was, for a topic with so many partitions. It says which comets
 /// it is for, those that did not take it, or which users, those whom it was not kept for; unless

@@ -26,12 +26,10 @@ use anyhow::Context as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::dead_letter::back::{Restamp, back, prove};
+use crate::dead_letter::back::{Restamp, back, destination, prove};
 use crate::dead_letter::remembered::Remembered;
 use crate::dead_letter::{DeadLetter, Fate, Order, Reader, Summary};
-use crate::kafka::{self, NotWritten, OrderedSender, Written, blocking, partitions, topic_problem};
-use crate::message::Origin;
-use crate::telemetry::escape::cut;
+use crate::kafka::{self, NotWritten, OrderedSender, Written, blocking, partitions};
 
 /// The most letters that go back together. A stop waits for them.
 const TOGETHER: usize = 200;
@@ -138,18 +136,11 @@ impl Run<'_> {
             self.summary.left_out += 1;
             return Ok(());
         }
-        let topic = match &letter.origin {
-            Some(origin) if *origin.topic != *self.dead_letters => Arc::clone(&origin.topic),
-            Some(_) => return self.refuse(&letter, "it comes from the dead-letter topic itself"),
-            None => return self.refuse(&letter, "it has no `halley-origin-topic` header"),
+        let (dead_letters, allowed) = (self.dead_letters, &self.order.allowed);
+        let topic = match destination(&letter, dead_letters, allowed, self.order.all_comets) {
+            Ok(topic) => topic,
+            Err(why) => return self.refuse(&letter, &why),
         };
-        if topic_problem("", &topic).is_some() || !self.order.allowed.contains(&topic) {
-            return self.refuse(&letter, &not_allowed(&topic));
-        }
-        if let Some(missing) = letter.missing() {
-            let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
-            return self.refuse(&letter, &format!("{missing}; it may still stand at {origin}"));
-        }
         self.taken += 1;
         let known = self.targets.contains_key(&topic);
         let target = match self.targets.get(&topic) {
@@ -264,14 +255,6 @@ impl Run<'_> {
             self.summary.broken.get_or_insert(format!("{error:#}"));
         }
     }
-}
-
-/// Why a letter does not go where it says that it came from.
-fn not_allowed(topic: &str) -> String {
-    let topic = cut(topic, 249);
-    format!(
-        "it says that it came from `{topic}`, which is not one of `[kafka] topics`; if it did, name the topic with `--allow-topic`"
-    )
 }
 
 /// Where a letter goes back to.

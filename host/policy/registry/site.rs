@@ -25,8 +25,12 @@ impl RegistryConfig {
         self.also.iter().filter(wrong).map(problem).collect()
     }
 
-    /// Whether a client may go from a registry to this place.
+    /// Whether a client may go from a registry to this place. A place with a user in it is none: what
+    /// is sent along is not for the registry to say.
     pub(super) fn allows(&self, registry: &Url, place: &Url) -> bool {
+        if !place.username().is_empty() || place.password().is_some() {
+            return false;
+        }
         if is_same_site(registry, place) {
             return true;
         }
@@ -131,6 +135,8 @@ mod tests {
             "https://blobs.example/",
             "https://evilblobs.example/",
             "https://registry.example@evil.example/",
+            "https://user:password@registry.example/",
+            "https://user@auth.example/token",
             "http://127.0.0.1:7001/",
             "http://169.254.169.254/",
             "https://other.example/",
