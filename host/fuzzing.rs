@@ -1,4 +1,4 @@
-//! What fuzzers feed: three doors through which bytes come from outside, each as a function
+//! What fuzzers feed: the doors through which bytes come from outside, each as a function
 //! that takes any bytes and panics when something that was promised does not hold.
 //!
 //! Only there in tests and with the cargo feature `fuzzing`. `tests/fuzz/` calls these under
@@ -10,7 +10,10 @@
 
 use arbitrary::Unstructured;
 
-use crate::{comets, directory, guard, message, offline, policy};
+use crate::dead_letter::DeadLetter;
+use crate::{
+    admin, cli, comets, dead_letter, directory, guard, kafka, message, offline, policy, redis_client,
+};
 
 /// A Kafka record: decoding it never panics, what was decoded is encoded and decoded to the
 /// same, and the calls that it would be are what the comets' own types read.
@@ -20,6 +23,11 @@ pub fn record(data: &[u8]) {
     if let Some(message) = message::fuzzing::check(record) {
         comets::fuzzing::check(&message);
     }
+}
+
+/// A record in librdkafka's memory: what is read is what was put in, or it says what is left out.
+pub fn native_record(data: &[u8]) {
+    let _ = kafka::fuzzing::check(&mut Unstructured::new(data));
 }
 
 /// What a plugin answers: whatever it is, it is refused and changes nothing, or taken with
@@ -41,6 +49,37 @@ pub fn redis_reply(data: &[u8]) {
     };
 }
 
+/// The bytes that Redis sends, before they are decoded: they are bounded however they come.
+pub fn redis_stream(data: &[u8]) {
+    let _ = redis_client::fuzzing::check_stream(&mut Unstructured::new(data));
+}
+
+/// A request to the admin listener: it is admitted only from those who may ask for this.
+pub fn admin_request(data: &[u8]) {
+    let _ = admin::fuzzing::check(&mut Unstructured::new(data));
+}
+
+/// What a registry answers: credentials go to its own site and to those that are listed, and
+/// nothing is fetched but what fits its digest.
+pub fn registry_answer(data: &[u8]) {
+    let _ = policy::fuzzing::check_registry_answer(&mut Unstructured::new(data));
+}
+
+/// A plugin's file and its signature: nothing is taken that a trusted key did not sign as what it
+/// is, and nothing is compiled that is beyond the bounds.
+pub fn plugin_file(data: &[u8]) {
+    let _ = policy::fuzzing::check_file(&mut Unstructured::new(data));
+}
+
+/// A record of the dead-letter topic: it goes back to topics that are allowed and to nobody who is
+/// not to have it again, and shows nothing that does something to a terminal.
+pub fn dead_letter(data: &[u8]) {
+    let Ok(record) = dead_letter::fuzzing::record(&mut Unstructured::new(data)) else { return };
+    let letter = DeadLetter::of(record);
+    dead_letter::fuzzing::check(&letter);
+    cli::check_dead_letter(&letter);
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -48,19 +87,30 @@ mod tests {
 
     use proptest::collection::vec;
     use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
 
     use super::*;
 
     /// What a fuzz target calls.
     type Door = fn(&[u8]);
 
-    const DOORS: [(&str, Door); 3] =
-        [("record", record), ("plugin_answer", plugin_answer), ("redis_reply", redis_reply)];
+    /// Each with how many random inputs it gets: dear ones get few.
+    const DOORS: [(&str, Door, u32); 9] = [
+        ("record", record, 4096),
+        ("native_record", native_record, 2048),
+        ("plugin_answer", plugin_answer, 4096),
+        ("redis_reply", redis_reply, 4096),
+        ("redis_stream", redis_stream, 2048),
+        ("admin_request", admin_request, 2048),
+        ("registry_answer", registry_answer, 2048),
+        ("plugin_file", plugin_file, 512),
+        ("dead_letter", dead_letter, 2048),
+    ];
 
     #[test]
     fn what_was_found_once_stays_found() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
-        for (name, door) in DOORS {
+        for (name, door, _) in DOORS {
             let files = files_in(&corpus.join(name));
             assert!(!files.is_empty(), "there are seeds for {name}");
             for file in files {
@@ -73,22 +123,28 @@ mod tests {
 
     #[test]
     fn every_door_has_its_target() {
-        for (name, _) in DOORS {
+        for (name, ..) in DOORS {
             let target = format!("{}/tests/fuzz/targets/{name}.rs", env!("CARGO_MANIFEST_DIR"));
             let text = fs::read_to_string(&target).expect("a target of this name");
             assert!(text.contains(&format!("halley::fuzzing::{name}(data)")), "{target}");
+            let path = format!("path = \"targets/{name}.rs\"");
+            assert!(include_str!("../tests/fuzz/Cargo.toml").contains(&path), "{name}");
+            let script = include_str!("../tests/fuzz/run.sh");
+            let all = script.lines().find(|line| line.contains("|| set --")).unwrap_or_default();
+            assert!(all.split(' ').any(|target| target == name), "{all}");
         }
     }
 
-    proptest! {
-        // Structure is found late in random bytes, and a case takes microseconds.
-        #![proptest_config(ProptestConfig::with_cases(4096))]
-
-        #[test]
-        fn no_bytes_break_a_promise(data in vec(any::<u8>(), 0..600)) {
-            for (_, door) in DOORS {
+    #[test]
+    fn no_bytes_break_a_promise() {
+        for (name, door, cases) in DOORS {
+            // Structure is found late in random bytes, and most cases take microseconds.
+            let config = ProptestConfig { source_file: Some(file!()), ..ProptestConfig::with_cases(cases) };
+            let broken = TestRunner::new(config).run(&vec(any::<u8>(), 0..600), |data| {
                 door(&data);
-            }
+                Ok(())
+            });
+            broken.unwrap_or_else(|why| panic!("{name}: {why}"));
         }
     }
 

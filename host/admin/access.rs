@@ -54,10 +54,10 @@ struct Inner {
 
 /// Why somebody may not.
 #[derive(Debug, PartialEq, Eq)]
-struct Denied {
+pub(super) struct Denied {
     reason: Reason,
     status: StatusCode,
-    why: String,
+    pub(super) why: String,
     retry_after: Option<Duration>,
 }
 
@@ -107,12 +107,28 @@ impl Access {
     }
 
     async fn check(&self, peer: Peer, needs: Needs, uri: &Uri, headers: &HeaderMap) -> Result<(), Denied> {
+        if self.is_admitted_already(peer, needs, uri, headers)? {
+            return Ok(());
+        }
+        let tokens = self.0.tokens.current().await;
+        let tokens = tokens.map_err(|why| denied(Reason::Forbidden, StatusCode::FORBIDDEN, why))?;
+        self.check_token(peer, needs, headers, &tokens)
+    }
+
+    /// Whether a request is admitted whatever the tokens are; fails where none would help.
+    pub(super) fn is_admitted_already(
+        &self,
+        peer: Peer,
+        needs: Needs,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<bool, Denied> {
         if needs == Needs::Write && headers.contains_key(header::ORIGIN) {
             let why = "browsers cannot write; use `halley plugin`";
             return Err(denied(Reason::Origin, StatusCode::FORBIDDEN, why));
         }
         if peer.is_operator() {
-            return Ok(());
+            return Ok(true);
         }
         if let Peer::Tcp(_) = peer {
             self.0
@@ -120,19 +136,25 @@ impl Access {
                 .check(uri, headers)
                 .map_err(|wrong| denied(Reason::Host, StatusCode::MISDIRECTED_REQUEST, wrong.to_string()))?;
         }
-        if needs == Needs::Host {
-            return Ok(());
-        }
-        let tokens = self.0.tokens.current().await;
-        let tokens = tokens.map_err(|why| denied(Reason::Forbidden, StatusCode::FORBIDDEN, why))?;
-        if !self.needs_token(peer, needs, &tokens)? {
+        Ok(needs == Needs::Host)
+    }
+
+    /// Whether the token of a request is good for what it needs.
+    pub(super) fn check_token(
+        &self,
+        peer: Peer,
+        needs: Needs,
+        headers: &HeaderMap,
+        tokens: &Current,
+    ) -> Result<(), Denied> {
+        if !self.needs_token(peer, needs, tokens)? {
             return Ok(());
         }
         let given = bearer(headers).ok_or_else(|| {
             let what = if needs == Needs::Write { "writes" } else { "reads" };
             unauthorized(Reason::NoToken, &format!("{what} need a token"))
         })?;
-        self.try_token(peer, needs, &tokens, given)
+        self.try_token(peer, needs, tokens, given)
     }
 
     /// Whether a token is needed; fails where none would help.
@@ -183,7 +205,7 @@ impl Access {
 }
 
 impl Denied {
-    fn into_response(self) -> Response {
+    pub(super) fn into_response(self) -> Response {
         let mut response = match self.retry_after {
             Some(wait) => failed_for_now(self.status, &self.why, wait),
             None => failed(self.status, &self.why),

@@ -20,6 +20,8 @@ mod answer;
 mod config;
 mod connections;
 mod exposure;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod guesses;
 mod host;
 mod listener;

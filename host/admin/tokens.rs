@@ -66,7 +66,7 @@ impl Tokens {
 }
 
 impl Secret {
-    fn new(token: &str) -> Self {
+    pub(super) fn new(token: &str) -> Self {
         Self(Sha256::digest(token).into())
     }
 

@@ -15,6 +15,9 @@ mod replay;
 mod run;
 mod time;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use dead_letter::fuzzing::check as check_dead_letter;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

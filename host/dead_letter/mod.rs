@@ -9,6 +9,8 @@
 
 mod back;
 mod fit;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod letter;
 mod metrics;
 mod order;

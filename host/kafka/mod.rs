@@ -5,6 +5,8 @@
 //! sender build on it.
 
 mod builtin;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod native;
 mod ordered;
 mod patterns;

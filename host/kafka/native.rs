@@ -44,6 +44,12 @@ impl<'a> Headers<'a> {
         }
     }
 
+    /// Those of a list that was made here.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn of_list(list: &'a OwnedHeaders) -> Self {
+        Self { list: ptr::from_ref(list.as_borrowed()).cast(), _message: PhantomData }
+    }
+
     /// How many there are.
     fn count(self) -> usize {
         // SAFETY: the list lives as long as the message, which is borrowed.

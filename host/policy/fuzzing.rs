@@ -10,8 +10,12 @@ use crate::membership::{Connection, Grouping, Membership, Place};
 use crate::message::{Audience, Message, NamedBy, Origin, Record, fuzzing as messages};
 use crate::policy::guest::answers;
 use crate::policy::guest::bindings::exports::halley::policy::{filter, grouping, grouping_columns, offline};
+use crate::policy::guest::compile;
 use crate::policy::guest::room::{Answer, Room};
 use crate::policy::outcome::Filtered;
+use crate::policy::trust;
+
+pub(crate) use crate::policy::registry::fuzzing::check as check_registry_answer;
 
 /// The bounds that `answers` promises, said once more: it shall not judge itself.
 const LONGEST_TEXT: usize = 1024;
@@ -25,6 +29,14 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
         0 => check_verdicts(input),
         1 => check_regroupings(input),
         _ => check_disposition(input),
+    }
+}
+
+/// Checks a plugin's file before it is compiled, or its signature.
+pub(crate) fn check_file(input: &mut Unstructured<'_>) -> Result<()> {
+    match input.int_in_range(0..=2u8)? {
+        0 => trust::fuzzing::check(input),
+        _ => compile::fuzzing::check(input),
     }
 }
 

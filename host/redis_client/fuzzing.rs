@@ -5,7 +5,34 @@ use std::collections::HashSet;
 use arbitrary::{Result, Unstructured};
 use redis::{Value, VerbatimFormat};
 
+use super::bounds::{Bounds, Excess, Meter, Scanner};
 use super::{Config, Metrics, RedisClient};
+
+/// Pieces of replies: those that servers write, and some that none does.
+const PIECES: [&str; 22] = [
+    "+OK\r\n",
+    ":1\r\n",
+    "$-1\r\n",
+    "$0\r\n\r\n",
+    "$3\r\nabc\r\n",
+    "$99\r\n",
+    "$4294967296\r\n",
+    "*0\r\n",
+    "*1\r\n",
+    "*3\r\n",
+    "*99999999999\r\n",
+    "%1\r\n",
+    "~2\r\n",
+    ">2\r\n",
+    "|1\r\n",
+    "=7\r\ntxt:abc\r\n",
+    "!3\r\nERR\r\n",
+    "_\r\n",
+    "#t\r\n",
+    "+x\n$20\r\n",
+    "$-0\r\n",
+    "*+1\r\n",
+];
 
 /// Beginnings of errors that mean something to us, and one that does not.
 const ERRORS: [&str; 9] = [
@@ -40,6 +67,57 @@ pub(crate) fn reply(input: &mut Unstructured<'_>, depth: u8) -> Result<Value> {
             Value::Map(names.into_iter().zip(values).collect())
         }
     })
+}
+
+/// Checks a server's bytes on their way through the bounds: however they are cut, the same comes
+/// through, no more than may, and no longer string.
+pub(crate) fn check_stream(input: &mut Unstructured<'_>) -> Result<()> {
+    let (value, most) = (input.int_in_range(0..=64)?, input.int_in_range(0..=4_096)?);
+    let size = input.int_in_range(1..=64)?;
+    let mut bytes = Vec::new();
+    for _ in 0..input.int_in_range(0..=40u8)? {
+        let other = input.ratio(1, 8)?;
+        bytes.extend(if other { input.arbitrary::<&[u8]>()? } else { input.choose(&PIECES)?.as_bytes() });
+    }
+    let (whole, all) = through(&bytes, bytes.len().max(1), value, most);
+    let (pieces, same) = through(&bytes, size, value, most);
+    assert!(all.len() <= most && same.len() <= most, "{} of {most} bytes", all.len().max(same.len()));
+    assert_eq!((&whole, &all), (&pieces, &same), "cut into pieces of {size}");
+    if let (Ok(()), Ok(reply)) = (whole, redis::parse_redis_value(&all)) {
+        let longest = longest_string(&reply);
+        assert!(longest <= value, "a string of {longest} bytes, {value} may be");
+    }
+    Ok(())
+}
+
+/// What comes through of bytes that come in pieces of a size.
+fn through(
+    bytes: &[u8],
+    size: usize,
+    value: usize,
+    most: usize,
+) -> (std::result::Result<(), Excess>, Vec<u8>) {
+    let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+    let meter = Meter::new(Bounds { value, replies: most, metrics });
+    let (mut scanner, mut out) = (Scanner::default(), Vec::new());
+    let read = bytes.chunks(size).try_for_each(|piece| scanner.feed(piece, &mut out, &meter));
+    (read, out)
+}
+
+fn longest_string(reply: &Value) -> usize {
+    let longest = |values: &[Value]| values.iter().map(longest_string).max().unwrap_or_default();
+    match reply {
+        Value::BulkString(bytes) => bytes.len(),
+        Value::VerbatimString { text, .. } => text.len(),
+        Value::Array(values) | Value::Set(values) => longest(values),
+        Value::Map(pairs) => pairs
+            .iter()
+            .map(|(name, value)| longest_string(name).max(longest_string(value)))
+            .max()
+            .unwrap_or(0),
+        Value::Push { data, .. } => longest(data),
+        _ => 0,
+    }
 }
 
 /// Some replies.

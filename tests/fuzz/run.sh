@@ -41,7 +41,7 @@ fi
 say "building"
 cargo fuzz build --fuzz-dir tests/fuzz --sanitizer none
 
-[ $# -gt 0 ] || set -- record plugin_answer redis_reply
+[ $# -gt 0 ] || set -- record native_record plugin_answer redis_reply redis_stream admin_request registry_answer plugin_file dead_letter
 for target in "$@"; do
     found=tests/fuzz/found/$target
     mkdir -p "$found"

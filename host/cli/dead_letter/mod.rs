@@ -1,5 +1,7 @@
 //! `halley dead-letter`: what could not be delivered, listed and brought back.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod list;
 mod redrive;
 mod show;

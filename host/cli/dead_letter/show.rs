@@ -32,12 +32,7 @@ impl Table {
             self.headed = true;
             self.rows.push(HEAD.map(str::to_owned));
         }
-        let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
-        let when = when(letter).unwrap_or_default();
-        let (id, comets) = (letter.id.to_string(), letter.comets.join(","));
-        let (stage, tries) = (letter.stage.clone(), letter.attempts.to_string());
-        let row = [id, when, stage, tries, origin, comets, letter.plugin.clone(), reason(letter)];
-        self.rows.push(row.map(cell));
+        self.rows.push(row(letter));
         if self.rows.len() >= ROWS {
             self.flush();
         }
@@ -54,6 +49,15 @@ impl Table {
             print(cells.collect::<Vec<_>>().join("  ").trim_end());
         }
     }
+}
+
+/// One letter's cells.
+pub(super) fn row(letter: &DeadLetter) -> [String; HEAD.len()] {
+    let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
+    let when = when(letter).unwrap_or_default();
+    let (id, comets) = (letter.id.to_string(), letter.comets.join(","));
+    let (stage, tries) = (letter.stage.clone(), letter.attempts.to_string());
+    [id, when, stage, tries, origin, comets, letter.plugin.clone(), reason(letter)].map(cell)
 }
 
 fn reason(letter: &DeadLetter) -> String {

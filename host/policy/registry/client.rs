@@ -74,8 +74,20 @@ async fn fetch(config: &RegistryConfig, reference: &Reference, digest: &str) -> 
     Ok(Package { manifest, plugin })
 }
 
+/// A client that goes nowhere by itself.
+pub(super) fn client() -> Result<Client, String> {
+    Client::builder()
+        .connect_timeout(CONNECT)
+        .read_timeout(DEADLINE)
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .user_agent(concat!("halley/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|why| format!("no client for registries: {}", causes(&why)))
+}
+
 /// One conversation with a registry about one repository.
-struct Session<'a> {
+pub(super) struct Session<'a> {
     config: &'a RegistryConfig,
     client: Client,
     /// `https://registry/v2/`.
@@ -92,20 +104,22 @@ impl<'a> Session<'a> {
         reference: &'a Reference,
         credentials: RegistryAuth,
     ) -> Result<Self, String> {
+        Self::with(client()?, config, reference, credentials)
+    }
+
+    /// Over this client.
+    pub(super) fn with(
+        client: Client,
+        config: &'a RegistryConfig,
+        reference: &'a Reference,
+        credentials: RegistryAuth,
+    ) -> Result<Self, String> {
         let registry = reference.resolve_registry();
         let place = |scheme| format!("{scheme}://{registry}/v2/").parse::<Url>();
         let mut base = place("https").map_err(|why| format!("`{registry}` is no registry: {why}"))?;
         if base.host_str().is_some_and(is_near) {
             base = place("http").map_err(|why| format!("`{registry}` is no registry: {why}"))?;
         }
-        let client = Client::builder()
-            .connect_timeout(CONNECT)
-            .read_timeout(DEADLINE)
-            .redirect(redirect::Policy::none())
-            .referer(false)
-            .user_agent(concat!("halley/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|why| format!("no client for registries: {}", causes(&why)))?;
         let authorization = match &credentials {
             RegistryAuth::Bearer(token) => Some(bearer(token)?),
             _ => None,
@@ -130,26 +144,33 @@ impl<'a> Session<'a> {
     /// Asks, and goes where the answer leads.
     async fn follow(&self, mut url: Url) -> Result<Response, String> {
         for _ in 0..=MOST_REDIRECTS {
-            let mut request = self.client.get(url.clone());
-            request =
-                request.header(ACCEPT, format!("{OCI_IMAGE_MEDIA_TYPE}, {IMAGE_MANIFEST_MEDIA_TYPE}, */*"));
-            if let Some(authorization) =
-                self.authorization.as_ref().filter(|_| is_same_site(&self.base, &url))
-            {
-                request = request.header(AUTHORIZATION, authorization);
-            }
-            let answer = send(request).await?;
+            let answer = send(self.ask(&url)).await?;
             if !answer.status().is_redirection() {
                 return Ok(answer);
             }
-            let to = answer.headers().get(LOCATION).and_then(|to| to.to_str().ok());
-            let to = to.and_then(|to| url.join(to).ok()).ok_or("the registry redirects to nowhere")?;
-            if !self.config.allows(&self.base, &to) {
-                return Err(format!("the registry redirects to {}", self.elsewhere(&to)));
-            }
-            url = to;
+            url = self.redirected(&url, answer.headers().get(LOCATION))?;
         }
         Err(format!("the registry redirects more than {MOST_REDIRECTS} times"))
+    }
+
+    /// A request for this place, with what the registry wants if it is the registry's own.
+    pub(super) fn ask(&self, url: &Url) -> RequestBuilder {
+        let accepted = format!("{OCI_IMAGE_MEDIA_TYPE}, {IMAGE_MANIFEST_MEDIA_TYPE}, */*");
+        let request = self.client.get(url.clone()).header(ACCEPT, accepted);
+        match self.authorization.as_ref().filter(|_| is_same_site(&self.base, url)) {
+            Some(authorization) => request.header(AUTHORIZATION, authorization),
+            None => request,
+        }
+    }
+
+    /// Where a redirect leads.
+    pub(super) fn redirected(&self, from: &Url, location: Option<&HeaderValue>) -> Result<Url, String> {
+        let to = location.and_then(|to| to.to_str().ok());
+        let to = to.and_then(|to| from.join(to).ok()).ok_or("the registry redirects to nowhere")?;
+        if self.config.allows(&self.base, &to) {
+            return Ok(to);
+        }
+        Err(format!("the registry redirects to {}", self.elsewhere(&to)))
     }
 
     /// Does what the registry asks for; whether there is anything to do.
@@ -170,6 +191,16 @@ impl<'a> Session<'a> {
 
     /// A token that lets in who has the credentials, to read this repository and nothing else.
     async fn token(&self, realm: &str, service: Option<&str>) -> Result<HeaderValue, String> {
+        let answer = send(self.ask_for_token(realm, service)?).await?;
+        if !answer.status().is_success() {
+            return Err(format!("no token: {}", refusal(answer).await));
+        }
+        let answer = body(answer, MAX_TOKEN).await.map_err(|why| format!("no token: {why}"))?;
+        token_in(&answer)
+    }
+
+    /// A request for a token, with the credentials.
+    pub(super) fn ask_for_token(&self, realm: &str, service: Option<&str>) -> Result<RequestBuilder, String> {
         let realm: Url = realm.parse().map_err(|_| "the registry's tokens come from what is no URL")?;
         if !self.config.allows(&self.base, &realm) {
             return Err(format!("the registry's tokens come from {}", self.elsewhere(&realm)));
@@ -182,16 +213,7 @@ impl<'a> Session<'a> {
         if let RegistryAuth::Basic(user, password) = &self.credentials {
             request = request.header(AUTHORIZATION, basic(user, password)?);
         }
-        let answer = send(request).await?;
-        if !answer.status().is_success() {
-            return Err(format!("no token: {}", refusal(answer).await));
-        }
-        let answer = body(answer, MAX_TOKEN).await.map_err(|why| format!("no token: {why}"))?;
-        // The parser's own words could quote a secret.
-        let answer: Token =
-            serde_json::from_slice(&answer).map_err(|_| "the answer with the token is not JSON")?;
-        let token = answer.token.or(answer.access_token).ok_or("the answer has no token")?;
-        bearer(&token)
+        Ok(request)
     }
 
     fn elsewhere(&self, place: &Url) -> String {
@@ -208,6 +230,15 @@ impl<'a> Session<'a> {
 struct Token {
     token: Option<String>,
     access_token: Option<String>,
+}
+
+/// The token of an answer.
+pub(super) fn token_in(answer: &[u8]) -> Result<HeaderValue, String> {
+    // The parser's own words could quote a secret.
+    let answer: Token =
+        serde_json::from_slice(answer).map_err(|_| "the answer with the token is not JSON")?;
+    let token = answer.token.or(answer.access_token).ok_or("the answer has no token")?;
+    bearer(&token)
 }
 
 async fn send(request: RequestBuilder) -> Result<Response, String> {

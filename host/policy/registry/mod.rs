@@ -13,6 +13,8 @@ mod cache;
 mod challenge;
 mod client;
 mod credentials;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod site;
 
 use std::collections::VecDeque;
@@ -25,6 +27,7 @@ use oci_client::manifest::{OciDescriptor, OciImageManifest};
 
 use crate::policy::guest::module;
 use crate::policy::intake::Arrived;
+use crate::telemetry::escape::cut;
 
 pub use site::RegistryConfig;
 
@@ -36,6 +39,8 @@ const SIGNATURE: &str = "halley.signature";
 const MAX_MANIFEST: usize = 4 * 1024 * 1024;
 /// The largest plugin, in bytes.
 const MAX_SIZE: usize = 64 * 1024 * 1024;
+/// The most characters of what a parser says of a manifest.
+const LONGEST_REASON: usize = 500;
 /// How many plugins are kept in memory.
 const KEPT: usize = 16;
 /// A registry that failed is not asked again for so long: an operator's word on another plugin
@@ -172,7 +177,10 @@ impl Registries {
 fn plugin_of(digest: &str, manifest: &[u8]) -> Result<(OciDescriptor, Option<String>), String> {
     check_digest("the manifest", digest, manifest)?;
     let manifest: OciImageManifest = serde_json::from_slice(manifest).map_err(|e| {
-        format!("is no artifact with a plugin: {e}; an index needs the digest of one of its manifests")
+        // The parser quotes what it found, however long that is.
+        let why = e.to_string();
+        let why = cut(&why, LONGEST_REASON);
+        format!("is no artifact with a plugin: {why}; an index needs the digest of one of its manifests")
     })?;
     let is_plugin = |layer: &&OciDescriptor| MEDIA_TYPES.contains(&layer.media_type.as_str());
     let layers: Vec<&OciDescriptor> = manifest.layers.iter().filter(is_plugin).collect();

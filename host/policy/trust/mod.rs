@@ -7,6 +7,8 @@
 //! again for every check, so that they can be changed while the gateway
 //! runs. Knows nothing of where files come from.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod keys;
 mod signature;
 mod statement;

@@ -13,6 +13,8 @@
 
 pub(in crate::policy) mod bounds;
 mod child;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(in crate::policy) mod fuzzing;
 mod marks;
 mod worker;
 

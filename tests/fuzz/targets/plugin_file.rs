@@ -1,0 +1,5 @@
+//! Fuzzes `halley::fuzzing::plugin_file`, which says what it does and what has to hold.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| halley::fuzzing::plugin_file(data));

@@ -1,0 +1,5 @@
+//! Fuzzes `halley::fuzzing::redis_stream`, which says what it does and what has to hold.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| halley::fuzzing::redis_stream(data));

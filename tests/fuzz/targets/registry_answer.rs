@@ -1,0 +1,5 @@
+//! Fuzzes `halley::fuzzing::registry_answer`, which says what it does and what has to hold.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| halley::fuzzing::registry_answer(data));
