@@ -239,7 +239,7 @@ mod tests {
 
     use super::*;
     use crate::admin::peer::own_user;
-    use crate::admin::tokens::tests::write_secret;
+    use crate::admin::tests::write_secret;
 
     const WRITE: &str = "Bearer 0123456789abcdef";
     const READ: &str = "Bearer fedcba9876543210";

@@ -30,6 +30,8 @@ mod read;
 mod refusals;
 mod serve;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod tokens;
 mod turns;
 mod unread;

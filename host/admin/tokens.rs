@@ -100,16 +100,9 @@ pub(super) fn read(place: Place, file: Option<&Path>) -> Result<Option<String>, 
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
+mod tests {
     use super::*;
-
-    /// Writes a file that is its owner's alone.
-    pub(in crate::admin) fn write_secret(file: &Path, secret: &str) {
-        std::fs::write(file, secret).unwrap();
-        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).unwrap();
-    }
+    use crate::admin::tests::write_secret;
 
     #[tokio::test]
     async fn the_files_are_read_each_time_and_have_to_be_good() {
