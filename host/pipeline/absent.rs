@@ -84,6 +84,13 @@ impl Failed {
         }
         self.why = self.why.take().or(why);
     }
+
+    /// Why the record itself is kept, when any of so many absent recipients failed.
+    fn into_reason(self, absent: usize) -> Option<Reason> {
+        let Self { recipients, users, why } = self;
+        let text = format!("not kept for {recipients} of {absent} absent recipients: {}", why?);
+        Some(Reason { users, ..Reason::new(Stage::Offline, text) })
+    }
 }
 
 impl Journey {
@@ -147,11 +154,7 @@ impl Journey {
         drop(queueing);
         self.story.tally.failed += failed.recipients;
         self.pipeline.metrics.stage(Station::Offline, since);
-        Ok(failed.why.map(|why| {
-            let text =
-                format!("not kept for {} of {} absent recipients: {why}", failed.recipients, absent.len());
-            Reason { users: failed.users, ..Reason::new(Stage::Offline, text) }
-        }))
+        Ok(failed.into_reason(absent.len()))
     }
 
     /// Waits until everything is queued that earlier messages of the same key have for the absent:
