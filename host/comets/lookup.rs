@@ -159,6 +159,7 @@ mod tests {
     use super::*;
 
     /// Names that begin with `dead` take long, and fail.
+    #[allow(clippy::disallowed_methods, reason = "a resolver that blocks its thread is what this is about")]
     fn lookup(took: Duration, asked: &Arc<AtomicUsize>) -> NameLookup {
         let asked = Arc::clone(asked);
         NameLookup::new(move |name| {
@@ -186,18 +187,17 @@ mod tests {
         let asked = Arc::default();
         let lookup = lookup(Duration::from_millis(1_500), &asked);
         lookup.look_up("there").await.expect("found");
-        let waiting: Vec<_> = (0..200)
-            .map(|number| {
-                let lookup = lookup.clone();
-                tokio::spawn(async move { lookup.look_up(&format!("dead-{number}")).await })
-            })
-            .collect();
+        let mut waiting = tokio::task::JoinSet::new();
+        for number in 0..200 {
+            let lookup = lookup.clone();
+            waiting.spawn(async move { lookup.look_up(&format!("dead-{number}")).await });
+        }
         while lookup.0.unproven.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
         lookup.look_up("there").await.expect("found beside them");
         assert_eq!(asked.load(Ordering::Relaxed), 2 + FOR_UNPROVEN);
-        waiting.iter().for_each(tokio::task::JoinHandle::abort);
+        waiting.abort_all();
     }
 
     #[tokio::test]

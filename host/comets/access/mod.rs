@@ -66,13 +66,13 @@ pub(super) struct Refused {
     reason: RefusedReason,
 }
 
-const REMEDY: &str =
-    "it is not connected to; if it is a comet, list it in [comets] allow, or in [comets] nodes";
+// Short: a dead letter has room for 150 characters of each comet's reason.
+const REMEDY: &str = "not connected to; list it in [comets] allow, or in [comets] nodes";
 
 impl Refused {
     /// A plugin named a comet that the gateway does not know.
     pub(super) fn unknown(comet: &CometAddr) -> Self {
-        let why = "is named by a plugin and is no comet that the gateway knows (a plugin with `comets = \"any\"` may name others)";
+        let why = "is named by a plugin and unknown (`comets = \"any\"` of the plugin allows it)";
         Self { what: comet.to_string(), why, reason: RefusedReason::unknown_comet }
     }
 

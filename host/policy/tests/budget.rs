@@ -99,12 +99,13 @@ async fn a_version_with_an_alternative_gives_way_instead() {
     std::fs::write(&file, idle_plugin().unwrap()).unwrap();
     let quarantine = QuarantineConfig::default();
     let good = PluginConfig { path: file, quarantine, ..stays(OnError::Pass) };
-    let policies = engine.policies(&[good.clone()]);
+    let policies = engine.policies(std::slice::from_ref(&good));
     let bad = PluginConfig { path: guest("unruly"), ..good };
     policies.replace(vec![bad]).await.unwrap();
     let active = policies.current();
     let shutdown = tokio_util::sync::CancellationToken::new();
-    let supervising = tokio::spawn(supervise(Arc::clone(&policies), shutdown.clone()));
+    let mut supervising = tokio::task::JoinSet::new();
+    supervising.spawn(supervise(Arc::clone(&policies), shutdown.clone()));
     let mut chain = active.chain();
     while policies.current().generation() == active.generation() {
         chain.filter("push", 3, vec![room("loop")]).unwrap();
@@ -113,5 +114,5 @@ async fn a_version_with_an_alternative_gives_way_instead() {
     let instead = &policies.status().overrides["p"];
     assert!(instead.why.contains("too much time in calls past its deadline"), "{instead:?}");
     shutdown.cancel();
-    supervising.await.unwrap();
+    supervising.join_all().await;
 }

@@ -87,14 +87,14 @@ impl Marks {
         let is_same = |mark: &Mark| mark.engine == engine && (mark.memory, mark.timeout) == (memory, timeout);
         let known = folder.and_then(|folder| read(folder, &name)).filter(is_same);
         let attempts = known.as_ref().map_or(0, |mark| mark.attempts);
-        if let (Some(mark), Some(folder)) = (known, folder) {
-            if let Some(why) = mark.why.or_else(|| often(attempts)) {
-                return Err(NotCompiled::Limited(format!(
-                    "{why}; that was found at an earlier attempt, and it is not tried again: raise the limit, or \
-                     remove {}",
-                    folder.path().join(&name).display()
-                )));
-            }
+        if let (Some(mark), Some(folder)) = (known, folder)
+            && let Some(why) = mark.why.or_else(|| often(attempts))
+        {
+            return Err(NotCompiled::Limited(format!(
+                "{why}; that was found at an earlier attempt, and it is not tried again: raise the limit, or \
+                 remove {}",
+                folder.path().join(&name).display()
+            )));
         }
         let (plugin, engine) = (plugin.to_owned(), engine.to_owned());
         let mark = Mark {
