@@ -67,7 +67,7 @@ bench-languages: ## What the same policy costs a message in Rust, C, Go, Python 
 	@plugins/languages/build.sh || [ $$? -eq 3 ]
 	cargo run --locked --release --example bench_languages
 
-fuzz: ## Feeds records, plugin answers and Redis replies to libFuzzer, FUZZ_SECONDS (60) each
+fuzz: ## Feeds everything that comes from outside to libFuzzer, nine targets, FUZZ_SECONDS (60) each
 	@.ci/deps.sh build
 	@tests/fuzz/run.sh
 
