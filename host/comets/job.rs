@@ -401,6 +401,15 @@ impl Job {
         groups.into_iter().map(part).collect()
     }
 
+    /// Whether nobody waits for the outcome any more: the record will be delivered again, perhaps by
+    /// another gateway, and behind that this call would come late.
+    pub(super) fn is_abandoned(&self) -> bool {
+        match &self.reply {
+            Reply::Whole { outcome, .. } => outcome.is_closed(),
+            Reply::Part(parts) => parts.outcome.as_ref().is_none_or(oneshot::Sender::is_closed),
+        }
+    }
+
     /// Tells the outcome.
     pub(super) fn settle(self, delivered: Delivered) {
         match self.reply {

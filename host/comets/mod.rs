@@ -17,7 +17,9 @@
 //!   call at a time. Rooms and connections are spread over lanes, so that they do not wait for
 //!   each other.
 //! - Every receipt resolves: at the latest when the parcel has waited for `give_up_after` and
-//!   its last call has ended. That is so even when nobody waits for it, or a task dies.
+//!   its last call has ended. That is so even when a task dies.
+//! - A parcel whose receipt is dropped before its call is not sent: its partition was given up, and
+//!   another gateway may have sent what comes after it.
 //! - A status that a comet's handler gives is about the message, or about one of its connections
 //!   or its room. Those wait for another attempt by themselves; the lane and the breaker go on.
 //! - While a comet's breaker is open, parcels for it are [`Delivered::Unreachable`] at once.

@@ -386,8 +386,10 @@ impl Actor {
         }
     }
 
-    /// Ends what would be too old at a moment; returns the call if some of it is left.
+    /// Ends what would be too old at a moment, or is nobody's any more; returns the call if some of
+    /// it is left.
     fn without_expired(&mut self, mut call: Call, at: Instant) -> Option<Call> {
+        call.forget_abandoned();
         if call.expire(at, self.timing.give_up_after) {
             self.active.standing.note_behind(self.timing.give_up_after);
         }

@@ -177,6 +177,15 @@ impl Call {
         self.failures
     }
 
+    /// Drops the messages whose partition was given up meanwhile.
+    pub(super) fn forget_abandoned(&mut self) {
+        let before = self.jobs.len();
+        self.jobs.retain(|job| !job.is_abandoned());
+        if self.jobs.len() < before {
+            self.failures = 0;
+        }
+    }
+
     /// Gives up the messages that are too old at this moment. Returns whether one of them waited
     /// behind others all the time.
     pub(super) fn expire(&mut self, at: Instant, give_up_after: Duration) -> bool {

@@ -178,8 +178,16 @@ async fn one_refused_message_harms_none_that_travel_with_it() {
 }
 
 #[tokio::test]
-async fn a_dropped_receipt_stops_nothing() {
-    let (comet, fleet) = (FakeComet::start(), fleet(&config(), TIMING));
-    drop(fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id")));
-    eventually("the call arrives", || comet.calls().len() == 1).await;
+async fn what_nobody_waits_for_any_more_is_not_called_and_holds_up_nothing() {
+    let comet = FakeComet::start();
+    comet.answers(|_, _| (Duration::from_millis(300), Ok(())));
+    let fleet = fleet(&config(), TIMING);
+    let send = |id: &str| fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), "x", id));
+    let first = send("first");
+    eventually("the first call is under way", || comet.calls().len() == 1).await;
+    // Its partition is given up: another gateway delivers it, and what comes after it.
+    drop(send("second"));
+    assert_eq!(send("third").await, Delivered::Acknowledged);
+    assert_eq!(first.await, Delivered::Acknowledged);
+    assert_eq!(ids(&comet.calls()), [vec!["first"], vec!["third"]]);
 }
