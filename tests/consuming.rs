@@ -22,18 +22,24 @@ async fn reasons(gateway: &RunningGateway, text: &str) {
     .await;
 }
 
+/// Blocks until the broker knows it.
+fn transactional_producer() -> BaseProducer {
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", kafka().brokers())
+        .set("transactional.id", unique("transaction"))
+        .create()
+        .expect("a producer");
+    producer.init_transactions(PATIENCE).expect("transactions");
+    producer
+}
+
 #[tokio::test]
 async fn transactions_leave_no_lag_and_aborted_ones_no_messages() {
     let Some(lobby) = Lobby::new("transactions_leave_no_lag", 1).await else { return };
     let gateway = lobby.settings.clone().start().await;
     let topic = lobby.topic.clone();
     let work = move || {
-        let producer: BaseProducer = ClientConfig::new()
-            .set("bootstrap.servers", kafka().brokers())
-            .set("transactional.id", unique("transaction"))
-            .create()
-            .expect("a producer");
-        producer.init_transactions(PATIENCE).expect("transactions");
+        let producer = transactional_producer();
         for (word, commit) in [("first", true), ("aborted", false), ("second", true), ("aborted-too", false)]
         {
             producer.begin_transaction().expect("begins");
@@ -64,12 +70,7 @@ async fn a_transaction_that_nobody_ends_is_told_of() {
     let (topic, (end, ended)) = (lobby.topic.clone(), std::sync::mpsc::channel::<()>());
     let (begun, begins) = tokio::sync::oneshot::channel();
     let producer = tokio::task::spawn_blocking(move || {
-        let producer: BaseProducer = ClientConfig::new()
-            .set("bootstrap.servers", kafka().brokers())
-            .set("transactional.id", unique("transaction"))
-            .create()
-            .expect("a producer");
-        producer.init_transactions(PATIENCE).expect("transactions");
+        let producer = transactional_producer();
         producer.begin_transaction().expect("begins");
         producer.send(BaseRecord::<(), _>::to(&topic).payload(&b"never"[..])).expect("is queued");
         producer.flush(PATIENCE).expect("is written");
