@@ -98,7 +98,7 @@ impl Journey {
     /// inbox, or the notify topic, can never take the message.
     pub(super) async fn offline(&mut self) -> Result<Option<Reason>, Abandoned> {
         if self.story.absent.is_empty() {
-            self.story.pending.place.pass(Output::Offline);
+            // Its place is passed with its settlement, which is next, or with its letter.
             return Ok(None);
         }
         let since = Instant::now();
@@ -164,8 +164,6 @@ impl Journey {
         let place = &self.story.pending.place;
         if outputs > 0 {
             self.abandon.run_until_cancelled(place.turn(Output::Offline)).await.ok_or(Abandoned)?;
-        } else {
-            place.pass(Output::Offline);
         }
         Ok(Queueing { left: AtomicUsize::new(outputs), pass: place.passer(Output::Offline) })
     }

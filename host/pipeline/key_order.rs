@@ -6,7 +6,7 @@
 //! write anything of the kind any more. That costs no progress, since no offset is committed past an
 //! earlier record anyway. Records without a key count as one key.
 //!
-//! A message costs three short locks here and no memory of its own; one that waits also looks
+//! A message costs two short locks here and no memory of its own; one that waits also looks
 //! through the messages before it.
 
 use std::collections::VecDeque;
