@@ -18,7 +18,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -33,6 +33,7 @@ use halley::comets::proto::chatroom::{
     RoomsReply, RoomsReq,
 };
 use halley::message::MESSAGE_ID;
+use parking_lot::Mutex;
 use redis::aio::ConnectionManager;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -122,7 +123,7 @@ async fn asked_to_stop_and_drained(comet: &ExampleComet) {
         _ = tokio::signal::ctrl_c() => {}
         _ = terminate.recv() => {}
     }
-    info!("stopping: {} connections leave", comet.hub().browsers.len());
+    info!("stopping: {} connections leave", comet.hub.lock().browsers.len());
     comet.draining.cancel();
     comet.browsers.close();
     if tokio::time::timeout(GRACE, comet.browsers.wait()).await.is_err() {
@@ -217,11 +218,6 @@ impl Hub {
 }
 
 impl ExampleComet {
-    fn hub(&self) -> MutexGuard<'_, Hub> {
-        // A panic while it was held leaves the maps usable: each change is one insert or remove.
-        self.hub.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Answers a call that carries a message.
     fn take(&self, metadata: &MetadataMap, to: &To<'_>, proto: Option<Proto>) -> Result<(), Status> {
         let proto = proto.ok_or_else(|| Status::invalid_argument("the request has no `proto`"))?;
@@ -234,7 +230,7 @@ impl ExampleComet {
         };
         let body = String::from_utf8_lossy(&proto.body);
         let event = serde_json::json!({ "to": to_whom, "op": proto.op, "body": body, "id": id });
-        self.hub().deliver(to, &event.to_string().into(), id.as_ref());
+        self.hub.lock().deliver(to, &event.to_string().into(), id.as_ref());
         Ok(())
     }
 
@@ -294,7 +290,7 @@ async fn serve_browser(comet: &ExampleComet, visit: &Visit, mut socket: WebSocke
     let (queue, mut events) = mpsc::channel(QUEUE);
     // Known here before the directory knows it, and here until the directory has forgotten it.
     let browser = Browser { room: visit.room.clone(), queue, seen: Seen::default() };
-    comet.hub().browsers.insert(connection.clone(), browser);
+    comet.hub.lock().browsers.insert(connection.clone(), browser);
     info!("{connection}: user {} enters room {}", visit.user, visit.room);
 
     let hello = serde_json::json!({ "connection": connection, "comet": comet.address });
@@ -319,7 +315,7 @@ async fn serve_browser(comet: &ExampleComet, visit: &Visit, mut socket: WebSocke
     if let Err(error) = comet.unregister(visit, &connection).await {
         warn!("{connection}: could not be taken out of Redis, where it is now stale: {error}");
     }
-    comet.hub().browsers.remove(&connection);
+    comet.hub.lock().browsers.remove(&connection);
     info!("{connection}: user {} leaves room {}", visit.user, visit.room);
 }
 
@@ -364,7 +360,7 @@ impl Comet for ExampleComet {
     }
 
     async fn rooms(&self, _: Request<RoomsReq>) -> Result<tonic::Response<RoomsReply>, Status> {
-        let rooms = self.hub().browsers.values().map(|browser| (browser.room.clone(), true)).collect();
+        let rooms = self.hub.lock().browsers.values().map(|browser| (browser.room.clone(), true)).collect();
         Ok(tonic::Response::new(RoomsReply { rooms }))
     }
 }

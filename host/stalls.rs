@@ -10,9 +10,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Display};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
@@ -198,7 +199,7 @@ impl Stalls {
 
     /// Work has waited since then.
     pub fn begin_since(&self, held: Held, since: Instant) -> StallGuard {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         state.next += 1;
         let id = state.next;
         state.stages.entry(held.stage).or_default().holding += 1;
@@ -215,11 +216,11 @@ impl Stalls {
     /// How many pieces of work are being retried, however long.
     #[cfg(test)]
     pub(crate) fn held(&self) -> usize {
-        self.state().held.len()
+        self.0.lock().held.len()
     }
 
     fn longer_than(&self, least: Duration) -> Vec<Stall> {
-        let state = self.state();
+        let state = self.0.lock();
         let mut oldest: BTreeMap<_, (&Entry, Option<i64>, usize)> = BTreeMap::new();
         for entry in state.held.values() {
             let Held { stage, topic, partition, offset } = &entry.held;
@@ -249,10 +250,6 @@ impl Stalls {
                 }
             })
             .collect()
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -284,7 +281,7 @@ pub struct StallGuard {
 impl StallGuard {
     /// What the last attempt failed with. Logs that records are held, now and then.
     pub fn set_cause(&self, cause: &dyn Display) {
-        let mut state = self.stalls.state();
+        let mut state = self.stalls.0.lock();
         let State { held, stages, .. } = &mut *state;
         let (Some(entry), Some(stage)) = (held.get_mut(&self.id), stages.get_mut(&self.stage)) else {
             return;
@@ -306,7 +303,7 @@ impl StallGuard {
     /// The work is given up, which is no recovery.
     pub fn cancel(self) {
         // Nobody knows whether it would have succeeded: no line says that the stage has recovered.
-        if let Some(stage) = self.stalls.state().stages.get_mut(&self.stage)
+        if let Some(stage) = self.stalls.0.lock().stages.get_mut(&self.stage)
             && stage.holding == 1
         {
             stage.is_open = false;
@@ -316,7 +313,7 @@ impl StallGuard {
 
 impl Drop for StallGuard {
     fn drop(&mut self) {
-        let mut state = self.stalls.state();
+        let mut state = self.stalls.0.lock();
         state.held.remove(&self.id);
         let Some(stage) = state.stages.get_mut(&self.stage) else { return };
         stage.holding = stage.holding.saturating_sub(1);
@@ -385,7 +382,7 @@ mod tests {
     fn a_stage_is_logged_as_held_once_however_many_records_it_holds() {
         let stalls = Stalls::default();
         let logged = || {
-            let state = stalls.state();
+            let state = stalls.0.lock();
             state.stages.get(&StallStage::Policy).map(|stage| (stage.warned, stage.is_open))
         };
         let guards: Vec<_> =
@@ -403,6 +400,6 @@ mod tests {
         guard.set_cause(&"away");
         assert_eq!(logged(), Some((warned, false)), "one that comes and goes does not fill the log");
         guard.cancel();
-        assert_eq!(stalls.state().held.len(), 0);
+        assert_eq!(stalls.0.lock().held.len(), 0);
     }
 }

@@ -10,7 +10,7 @@
 //! Nothing of a body is kept before this is decided.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Extension;
@@ -18,6 +18,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::Response;
+use parking_lot::Mutex;
 
 use crate::admin::answer::{discard, failed, failed_for_now};
 use crate::admin::config::{Config, host_of};
@@ -179,7 +180,7 @@ impl Access {
     }
 
     fn try_token(&self, peer: Peer, needs: Needs, tokens: &Current, given: &[u8]) -> Result<(), Denied> {
-        let guesses = || self.0.guesses.lock().unwrap_or_else(PoisonError::into_inner);
+        let guesses = || self.0.guesses.lock();
         guesses().take(peer.key(), Instant::now()).map_err(|wait| Denied {
             retry_after: Some(wait),
             ..denied(

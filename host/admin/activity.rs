@@ -6,12 +6,13 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
 use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// How long each part may take.
@@ -86,7 +87,7 @@ impl Activity {
 
     /// When the connection has to be closed if nothing happens until then.
     pub(super) fn deadline(&self) -> Instant {
-        let State { phase, since, read } = *self.state();
+        let State { phase, since, read } = *self.state.lock();
         let timeouts = &self.timeouts;
         match phase {
             Phase::New | Phase::Head => since + timeouts.head,
@@ -99,7 +100,7 @@ impl Activity {
     /// How readily the connection may be closed for another one: those first that the gateway waits
     /// for, then those whose reads are being answered, of either the oldest. Never one that writes.
     pub(super) fn expendable(&self) -> Option<(Expendable, Instant)> {
-        let state = self.state();
+        let state = self.state.lock();
         let how = match state.phase {
             Phase::Handling { is_write: true } => return None,
             Phase::Handling { is_write: false } => Expendable::Served,
@@ -110,7 +111,7 @@ impl Activity {
 
     /// Since when the gateway waits for the client to read an answer.
     pub(super) fn unread_since(&self) -> Option<Instant> {
-        let state = self.state();
+        let state = self.state.lock();
         matches!(state.phase, Phase::Answering { .. }).then_some(state.since)
     }
 
@@ -121,7 +122,7 @@ impl Activity {
 
     /// The request that is being handled is a write that may be made.
     pub(super) fn writes(&self) {
-        if let Phase::Handling { is_write } = &mut self.state().phase {
+        if let Phase::Handling { is_write } = &mut self.state.lock().phase {
             *is_write = true;
         }
     }
@@ -132,35 +133,31 @@ impl Activity {
     }
 
     fn received(&self) {
-        if matches!(self.state().phase, Phase::New | Phase::Idle) {
+        if matches!(self.state.lock().phase, Phase::New | Phase::Idle) {
             self.enter(Phase::Head);
         }
     }
 
     fn handed_over(&self) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         if let Phase::Answering { handed_over } = &mut state.phase {
             *handed_over = true;
         }
     }
 
     fn was_read(&self) {
-        self.state().read = Instant::now();
+        self.state.lock().read = Instant::now();
     }
 
     fn flushed(&self) {
-        if self.state().phase == (Phase::Answering { handed_over: true }) {
+        if self.state.lock().phase == (Phase::Answering { handed_over: true }) {
             self.enter(Phase::Idle);
         }
     }
 
     fn enter(&self, phase: Phase) {
         let now = Instant::now();
-        *self.state() = State { phase, since: now, read: now };
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.state.lock() = State { phase, since: now, read: now };
     }
 }
 
@@ -273,7 +270,7 @@ impl Drop for Answered {
 impl Activity {
     /// As if the phase had begun so much earlier.
     pub(super) fn age(&self, by: Duration) {
-        self.state().since -= by;
+        self.state.lock().since -= by;
     }
 }
 
@@ -284,12 +281,16 @@ mod tests {
     #[test]
     fn each_phase_has_its_deadline() {
         let activity = Activity::new(TIMEOUTS);
-        let left = || activity.deadline().saturating_duration_since(activity.state().since);
+        let left = || activity.deadline().saturating_duration_since(activity.state.lock().since);
         assert_eq!(left(), TIMEOUTS.head);
         activity.received();
-        let head = activity.state().since;
+        let head = activity.state.lock().since;
         activity.received();
-        assert_eq!((left(), activity.state().since), (TIMEOUTS.head, head), "more bytes give no more time");
+        assert_eq!(
+            (left(), activity.state.lock().since),
+            (TIMEOUTS.head, head),
+            "more bytes give no more time"
+        );
         activity.called();
         let how = || activity.expendable().map(|(how, _)| how);
         assert_eq!((left(), how()), (TIMEOUTS.handling, Some(Expendable::Served)));
@@ -299,7 +300,7 @@ mod tests {
         activity.flushed();
         assert_eq!(left(), TIMEOUTS.stall, "only a part of the answer is flushed");
         assert!(activity.unread_since().is_some());
-        activity.state().read += Duration::from_secs(3600);
+        activity.state.lock().read += Duration::from_secs(3600);
         assert_eq!(left(), TIMEOUTS.answer, "reading slowly does not go on for ever");
         activity.handed_over();
         activity.flushed();

@@ -5,9 +5,10 @@
 //! is at its limit, else of the client that holds most. Only writes are not broken off.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::activity::Activity;
@@ -51,7 +52,7 @@ impl Connections {
 
     /// A place for a new connection. `None` while there is none: all of them write.
     pub(super) fn open(&self, peer: Peer, activity: &Arc<Activity>) -> Option<Place> {
-        let mut table = self.table();
+        let mut table = self.table.lock();
         let (key, mut held) = (peer.key(), HashMap::<PeerKey, usize>::new());
         table.open.values().for_each(|open| *held.entry(open.peer.key()).or_default() += 1);
         let victim = if held.get(&key).is_some_and(|held| *held >= self.most_each) {
@@ -72,7 +73,7 @@ impl Connections {
 
     /// Closes the connection that has been waited for longest; whether there was one.
     pub(super) fn close_longest_waiting(&self) -> bool {
-        let mut table = self.table();
+        let mut table = self.table.lock();
         let victim = table.most_expendable(|_| Some(0));
         victim.is_some_and(|victim| self.evict(&mut table, victim, "made room for a new one"))
     }
@@ -80,7 +81,7 @@ impl Connections {
     /// Closes the connection whose answer has been unread for longest, if that is at least this
     /// long; whether there was one.
     pub(super) fn close_slowest_reader(&self, at_least: Duration) -> bool {
-        let mut table = self.table();
+        let mut table = self.table.lock();
         let slow = table.open.iter().filter_map(|(id, open)| Some((open.activity.unread_since()?, *id)));
         let slowest = slow.min().filter(|(since, _)| since.elapsed() >= at_least);
         slowest.is_some_and(|(_, victim)| self.evict(&mut table, victim, "did not read its answer"))
@@ -92,10 +93,6 @@ impl Connections {
         self.refusals
             .count(Reason::Evicted, Some(open.peer), || format!("a connection was closed: it {why}"));
         true
-    }
-
-    fn table(&self) -> MutexGuard<'_, Table> {
-        lock(&self.table)
     }
 }
 
@@ -118,19 +115,15 @@ impl Table {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        lock(&self.table).open.remove(&self.id);
+        self.table.lock().open.remove(&self.id);
     }
-}
-
-fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 impl Connections {
     /// How many are open.
     pub(super) fn len(&self) -> usize {
-        self.table().open.len()
+        self.table.lock().open.len()
     }
 }
 
@@ -175,7 +168,7 @@ mod tests {
         greedy.extend((0..2).map(|_| Client::connect(&connections, 2)));
         assert!(other.is_open());
         assert_eq!(states(&greedy), [true, false, false, true, true, true], "the one that is served stays");
-        assert_eq!(connections.table().open.len(), 5);
+        assert_eq!(connections.table.lock().open.len(), 5);
     }
 
     #[test]
@@ -201,7 +194,7 @@ mod tests {
         assert!(!Client::connect(&connections, 99).is_open());
         clients.pop();
         assert!(Client::connect(&connections, 99).is_open());
-        assert_eq!(connections.table().open.len(), 7);
+        assert_eq!(connections.table.lock().open.len(), 7);
     }
 
     #[test]

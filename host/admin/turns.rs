@@ -3,9 +3,9 @@
 //! A few at a time, a few waiting, each wait with a deadline, and pauses so that together they take
 //! only a share of the time, however many ask.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// How turns are given.
@@ -68,7 +68,7 @@ impl Turns {
     }
 
     fn free_at(&self) -> Option<Instant> {
-        *self.free_at.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.free_at.lock()
     }
 }
 
@@ -77,7 +77,7 @@ impl Drop for Turn<'_> {
         let Turns { limits, free_at, .. } = self.turns;
         let now = Instant::now();
         let pause = now.saturating_duration_since(self.since) * limits.pause;
-        *free_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(now + pause);
+        *free_at.lock() = Some(now + pause);
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
         let turn = turns.next().await.unwrap();
         assert!(matches!(turns.next().await, Err(Busy(_))), "no turn in time");
         drop(turn);
-        *turns.free_at.lock().unwrap() = Some(Instant::now() + Duration::from_secs(20));
+        *turns.free_at.lock() = Some(Instant::now() + Duration::from_secs(20));
         let Err(Busy(wait)) = turns.next().await else { panic!("the pause is longer than the wait") };
         assert!(wait > Duration::from_secs(15), "{wait:?}");
     }

@@ -3,11 +3,12 @@
 mod upkeep;
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -164,7 +165,7 @@ impl Fleet {
     /// # Errors
     /// With the parcel when it is worth waiting for room in its comet's queue.
     pub fn try_send(&self, parcel: Parcel) -> Result<Receipt, Parcel> {
-        if let Some(comet) = self.read().comets.get(&parcel.comet).filter(|comet| !comet.is_dead())
+        if let Some(comet) = self.known.read().comets.get(&parcel.comet).filter(|comet| !comet.is_dead())
             && (!parcel.named_by.is_limited_to_known() || comet.standing.source().is_own())
         {
             return comet.send(parcel);
@@ -175,7 +176,7 @@ impl Fleet {
     /// The comets that a BROADCAST has to reach, each once, in order of address.
     pub fn everyone(&self) -> Vec<CometAddr> {
         let now_ms = now_ms();
-        let known = self.read();
+        let known = self.known.read();
         let standings = known.comets.values().map(|comet| &comet.standing);
         let wanted = standings.filter(|standing| self.limits.gets_broadcasts(standing, now_ms));
         let mut addresses: Vec<_> = wanted.map(|standing| standing.address.clone()).collect();
@@ -187,7 +188,7 @@ impl Fleet {
     /// Whether a BROADCAST has to reach this comet. Who turns out not to answer, and was not named
     /// lately by the directory, does not count among everyone any more.
     pub fn is_one_of_everyone(&self, comet: &CometAddr) -> bool {
-        let known = self.read();
+        let known = self.known.read();
         known.comets.get(comet).is_some_and(|comet| self.limits.gets_broadcasts(&comet.standing, now_ms()))
     }
 
@@ -195,7 +196,7 @@ impl Fleet {
     /// other gateways. What is not an address is nobody.
     pub fn named_by_directory<'a>(&self, comets: impl IntoIterator<Item = &'a CometAddr>) {
         let now_ms = now_ms();
-        let known = self.read();
+        let known = self.known.read();
         let unknown = comets.into_iter().filter(|comet| !known.note_sighting(comet, now_ms));
         let unknown: Vec<_> = unknown.cloned().collect();
         drop(known);
@@ -227,7 +228,7 @@ impl Fleet {
     /// Whether a comet may be called that was named so, as far as that can be said without
     /// looking up its name.
     fn admit(&self, comet: &CometAddr, named_by: NamedBy) -> Result<(), Refused> {
-        if self.read().has_own(comet) {
+        if self.known.read().has_own(comet) {
             return Ok(());
         }
         match named_by {
@@ -242,7 +243,8 @@ impl Fleet {
         let now_ms = now_ms();
         let of =
             |standing: &Standing| CometStatus::of(standing, self.limits.gets_broadcasts(standing, now_ms));
-        let mut statuses: Vec<_> = self.read().comets.values().map(|comet| of(&comet.standing)).collect();
+        let mut statuses: Vec<_> =
+            self.known.read().comets.values().map(|comet| of(&comet.standing)).collect();
         statuses.sort_unstable_by(|a, b| a.address.cmp(&b.address));
         statuses
     }
@@ -267,7 +269,7 @@ impl Fleet {
     /// the rest to itself.
     pub async fn close(&self) {
         {
-            let mut known = self.write();
+            let mut known = self.known.write();
             known.closed = true;
             // A comet's task ends when nobody can send to it and it has nothing left to do.
             known.comets.clear();
@@ -335,8 +337,8 @@ impl Fleet {
         &self,
         address: &CometAddr,
         source: Source,
-    ) -> Result<(RwLockWriteGuard<'_, Known>, Arc<Comet>), String> {
-        let mut known = self.write();
+    ) -> Result<(parking_lot::RwLockWriteGuard<'_, Known>, Arc<Comet>), String> {
+        let mut known = self.known.write();
         if known.closed {
             return Err("the gateway is stopping".into());
         }
@@ -376,7 +378,7 @@ impl Fleet {
 
     /// Takes over which comets an operator names now.
     pub(super) fn set_nodes(&self, nodes: &Nodes) {
-        let mut known = self.write();
+        let mut known = self.known.write();
         if known.closed {
             return;
         }
@@ -401,7 +403,7 @@ impl Fleet {
 
     /// Forgets the comets that are over.
     fn tidy(&self) {
-        let over = self.write().tidy(&self.limits, now_ms());
+        let over = self.known.write().tidy(&self.limits, now_ms());
         for comet in over {
             debug!(comet = %comet.standing.address, "a comet is forgotten");
             self.metrics.forget(&comet.standing.address);
@@ -418,21 +420,13 @@ impl Fleet {
     }
 
     fn known(&self, address: &CometAddr) -> Option<Arc<Comet>> {
-        self.read().comets.get(address).cloned()
+        self.known.read().comets.get(address).cloned()
     }
 
     fn complain(&self, why: &str, what: &str) {
         if let Some(held_back) = self.complaints.admit() {
             warn!(why, held_back, "{what}");
         }
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, Known> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Known> {
-        self.known.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

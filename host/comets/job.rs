@@ -1,9 +1,10 @@
 //! A parcel that waits for its comet, and what a comet's task shows to the fleet.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
 use super::breaker::State;
@@ -219,11 +220,11 @@ impl Standing {
     }
 
     pub(super) fn note_error(&self, error: &str) {
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_owned());
+        *self.last_error.lock() = Some(error.to_owned());
     }
 
     pub(super) fn last_error(&self) -> Option<String> {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_error.lock().clone()
     }
 }
 
@@ -326,7 +327,7 @@ impl SoFar {
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        let so_far = std::mem::take(self.so_far.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let so_far = std::mem::take(self.so_far.get_mut());
         let (Some(sender), Some(delivered)) = (self.outcome.take(), so_far.outcome(self.connections)) else {
             return;
         };
@@ -415,7 +416,7 @@ impl Job {
         match self.reply {
             Reply::Whole { outcome, place } => tell(outcome, delivered, &place.standing),
             Reply::Part(ref parts) => {
-                let mut so_far = parts.so_far.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut so_far = parts.so_far.lock();
                 so_far.note(self.keys(), delivered);
             }
         }
@@ -432,7 +433,7 @@ impl Job {
     /// How many connections of its parcel were refused, while none took it.
     pub(super) fn refused_so_far(&self) -> usize {
         let Reply::Part(parts) = &self.reply else { return 0 };
-        let so_far = parts.so_far.lock().unwrap_or_else(PoisonError::into_inner);
+        let so_far = parts.so_far.lock();
         if so_far.taken == 0 { so_far.refused.len() } else { 0 }
     }
 }

@@ -9,8 +9,10 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::breaker::State;
 use super::comet::Comet;
@@ -49,12 +51,12 @@ const LASTS: Duration = Duration::from_secs(30);
 
 impl Crowd {
     pub(super) fn note(&self, full: &str, now: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, full.to_owned()));
+        *self.0.lock() = Some((now, full.to_owned()));
     }
 
     /// The warning, while it has not been long.
     pub(super) fn warning(&self, now: Instant) -> Option<String> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.0.lock();
         let (_, full) = last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS)?;
         Some(format!("comets that are not known yet cannot be reached: {full}"))
     }

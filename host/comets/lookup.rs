@@ -9,9 +9,10 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 /// Threads for names that were never found, and for those that were.
@@ -86,13 +87,9 @@ impl NameLookup {
 }
 
 impl Inner {
-    fn names(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A look-up that has begun; otherwise why there is none yet, when it rests.
     fn begun(&self, name: &str) -> Result<watch::Receiver<Option<Found>>, Option<Arc<str>>> {
-        let names = self.names();
+        let names = self.names.lock();
         let Some(entry) = names.get(name) else { return Err(None) };
         if let Some(running) = &entry.running {
             return Ok(running.clone());
@@ -105,7 +102,7 @@ impl Inner {
 
     /// Begins a look-up as soon as a thread is free, unless somebody else has by then.
     async fn begin(self: &Arc<Self>, name: &str) -> Result<watch::Receiver<Option<Found>>, Arc<str>> {
-        let is_proven = self.names().get(name).is_some_and(|entry| entry.proven);
+        let is_proven = self.names.lock().get(name).is_some_and(|entry| entry.proven);
         let threads = if is_proven { &self.proven } else { &self.unproven };
         let thread = Arc::clone(threads).acquire_owned().await;
         let thread = thread.map_err(|_| Arc::from("name look-ups have ended"))?;
@@ -128,7 +125,7 @@ impl Inner {
     }
 
     fn note_begun(&self, name: &str, running: watch::Receiver<Option<Found>>) {
-        let mut names = self.names();
+        let mut names = self.names.lock();
         if names.len() >= REMEMBERED {
             names.retain(|_, entry| entry.running.is_some());
         }
@@ -136,7 +133,7 @@ impl Inner {
     }
 
     fn note_found(&self, name: &str, found: &Found, took: Duration) {
-        let mut names = self.names();
+        let mut names = self.names.lock();
         let entry = names.entry(name.to_owned()).or_default();
         entry.running = None;
         entry.proven = found.is_ok();

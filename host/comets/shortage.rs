@@ -1,9 +1,9 @@
 //! Files and ports that this process lacks. No comet is at fault when a connection cannot be
 //! made for want of them: nothing counts against a breaker, and an operator has to act.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tracing::error;
 
 /// For how long after the last time it stands in the readiness warnings.
@@ -25,7 +25,7 @@ struct Noted {
 impl Shortage {
     /// A connection could not be made because of this.
     pub(super) fn note(&self, why: &str, now: Instant) {
-        let mut noted = self.lock();
+        let mut noted = self.0.lock();
         if noted.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_EVERY) {
             noted.logged = Some(now);
             error!(error = why, "comets cannot be connected to: this process lacks files or ports; {REMEDY}");
@@ -35,13 +35,9 @@ impl Shortage {
 
     /// The warning, while it has not been long.
     pub(super) fn warning(&self, now: Instant) -> Option<String> {
-        let noted = self.lock();
+        let noted = self.0.lock();
         let (_, why) = noted.last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS)?;
         Some(format!("comets cannot be connected to: {why}; {REMEDY}"))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Noted> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

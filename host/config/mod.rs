@@ -8,8 +8,8 @@ mod environment;
 mod load;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::{admin, comets, gateway, kafka, offline, pipeline, policy, redis_client, sandbox, telemetry};
@@ -134,7 +134,7 @@ impl Config {
                 None => started_with.clone(),
             };
             let rest = config.without_policies();
-            let mut told_of = told_of.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut told_of = told_of.lock();
             if *told_of != rest {
                 warn!(
                     "the configuration changed outside of [[plugin]] and policies.directory; restart for that"

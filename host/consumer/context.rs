@@ -2,10 +2,11 @@
 //!
 //! All callbacks run on the polling thread. None of them may panic: the frames below are C.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
@@ -90,8 +91,8 @@ impl Context {
         }
     }
 
-    pub(super) fn partitions(&self) -> MutexGuard<'_, Partitions> {
-        self.partitions.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn partitions(&self) -> parking_lot::MutexGuard<'_, Partitions> {
+        self.partitions.lock()
     }
 
     /// Whether Kafka will not have this consumer any more.
@@ -109,7 +110,7 @@ impl Context {
 
     /// What keeps partitions from being read, as far as librdkafka says.
     fn look_for_stalls(&self, fetched: &[Fetched]) {
-        let stuck = self.unreadable().stuck(Instant::now(), fetched);
+        let stuck = self.unreadable.lock().stuck(Instant::now(), fetched);
         for Stuck { key, offset, reason } in stuck {
             let (topic, partition) = &key;
             let cause = format!(
@@ -117,7 +118,7 @@ impl Context {
             );
             self.partitions().hold(&self.stalls, &key, Some(offset), &cause);
         }
-        let Changes { held, released } = self.open_transactions().look(Instant::now(), fetched);
+        let Changes { held, released } = self.open_transactions.lock().look(Instant::now(), fetched);
         for key in released {
             self.partitions().release(&key);
         }
@@ -125,14 +126,6 @@ impl Context {
             let cause = "a producer's transaction is open from here on, and what comes after it cannot be read before it ends; `kafka-transactions.sh find-hanging` names it, and `abort` ends it";
             self.partitions().hold(&self.stalls, &key, Some(offset), &cause);
         }
-    }
-
-    fn open_transactions(&self) -> MutexGuard<'_, OpenTransactions> {
-        self.open_transactions.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn unreadable(&self) -> MutexGuard<'_, Unreadable> {
-        self.unreadable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it is not known of every partition where it is.
@@ -263,7 +256,7 @@ impl ClientContext for Context {
             }
             return self.health.refused(why);
         }
-        self.unreadable().note(Instant::now(), code, reason);
+        self.unreadable.lock().note(Instant::now(), code, reason);
         let all_down = self.voice.event(&error, reason);
         self.health.connection_failed(all_down, self.voice.last_failure());
     }

@@ -1,7 +1,8 @@
 //! Whether Kafka is there: what readiness asks.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 /// Whether Kafka is there, for readiness.
@@ -23,7 +24,7 @@ struct State {
 impl Health {
     /// Why records are not flowing; `None` when they are.
     pub fn problem(&self) -> Option<String> {
-        let state = self.lock();
+        let state = self.state.lock();
         if self.shut_out.is_cancelled() {
             let last = state.last_error.as_deref().unwrap_or("no reason given");
             return Some(format!("kafka: shut out of the consumer group for good ({last})"));
@@ -55,7 +56,7 @@ impl Health {
     /// Kafka will not have this consumer any more, for this reason.
     pub(super) fn shut_out(&self, reason: &str) {
         {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             state.in_group = false;
             state.last_error = Some(reason.to_owned());
         }
@@ -64,35 +65,31 @@ impl Health {
 
     /// Statistics say that a broker answers. Returns whether that is new.
     pub(super) fn a_broker_is_up(&self) -> bool {
-        !std::mem::replace(&mut self.lock().brokers_up, true)
+        !std::mem::replace(&mut self.state.lock().brokers_up, true)
     }
 
     /// A connection has failed for this reason; perhaps no broker answers any more.
     pub(super) fn connection_failed(&self, all_down: bool, reason: Option<String>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.brokers_up &= !all_down;
         state.last_error = reason.or(state.last_error.take());
     }
 
     /// The group has taken this member.
     pub(super) fn joined(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.in_group = true;
         state.refusal = None;
     }
 
     /// The group does not take this member, or has no partitions for it, for this reason.
     pub(super) fn refused(&self, why: String) {
-        self.lock().refusal = Some(why);
+        self.state.lock().refusal = Some(why);
     }
 
     /// The group has not taken this member any more, or not yet again.
     pub(super) fn left(&self) {
-        self.lock().in_group = false;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().in_group = false;
     }
 }
 

@@ -4,8 +4,9 @@
 //! partitions at each scrape, so that it is true also while the consumer stands still.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
+use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
 use prometheus_client::metrics::MetricType;
@@ -112,7 +113,7 @@ pub(super) struct Seen {
 impl Live {
     fn partitions(&self) -> Vec<Seen> {
         let Some(partitions) = self.0.get().and_then(Weak::upgrade) else { return Vec::new() };
-        partitions.lock().unwrap_or_else(PoisonError::into_inner).seen()
+        partitions.lock().seen()
     }
 }
 
@@ -179,7 +180,7 @@ mod tests {
         metrics.watch(&partitions);
         let key = (Arc::<str>::from("push"), 3);
         let _feed = {
-            let mut partitions = partitions.lock().expect("not poisoned");
+            let mut partitions = partitions.lock();
             let feed = partitions.assign(Arc::clone(&key.0), key.1);
             partitions.begin(&key, Some(5), Mark { topic: None, started: 1 });
             for offset in 5..7 {

@@ -98,7 +98,7 @@ pub struct Consumer {
 #[derive(Default)]
 struct Shared {
     stopping: AtomicBool,
-    grace: std::sync::Mutex<Duration>,
+    grace: parking_lot::Mutex<Duration>,
 }
 
 /// How the consumer ended.
@@ -170,7 +170,7 @@ impl Consumer {
 
     /// Stops fetching, lets the workers finish within `grace`, commits and leaves the group.
     pub async fn stop(mut self, grace: Duration) -> Stopped {
-        *self.context.grace.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = grace;
+        *self.context.grace.lock() = grace;
         self.context.stopping.store(true, Ordering::Release);
         // Closing a consumer can hang while the broker is away; it gets a little longer than
         // the workers, then the process goes without it.
@@ -278,7 +278,7 @@ impl Poller {
         }
     }
 
-    fn partitions(&self) -> std::sync::MutexGuard<'_, Partitions> {
+    fn partitions(&self) -> parking_lot::MutexGuard<'_, Partitions> {
         self.consumer.context().partitions()
     }
 
@@ -332,7 +332,7 @@ impl Poller {
             self.partitions().abandon_all();
             return Stopped::ShutOut;
         }
-        let grace = *self.shared.grace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let grace = *self.shared.grace.lock();
         let deadline = Instant::now() + grace;
         self.partitions().close_all();
         if let Ok(assignment) = self.consumer.assignment() {

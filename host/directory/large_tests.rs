@@ -107,10 +107,10 @@ async fn a_room_that_shrinks_is_read_at_once_again_and_one_that_is_too_large_not
 
     let directory = self::directory(server.client(), 1_000_000);
     drop(directory.lookup(&[room("r")]).await.expect("answers"));
-    assert!(!directory.rooms().is_empty());
+    assert!(!directory.rooms.lock().is_empty());
     run(&server.client(), &["SPOP", "room:connections:r", "11000"]).await;
     drop(directory.lookup(&[room("r")]).await.expect("answers"));
-    assert!(directory.rooms().is_empty(), "it is no large room any more");
+    assert!(directory.rooms.lock().is_empty(), "it is no large room any more");
 }
 
 /// A server that answers everything at once but what has to do with one key.

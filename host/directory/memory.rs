@@ -4,9 +4,10 @@
 //! comet and user, a user's connection), and answers the same.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use super::{Directory, Found, Lookup, Unavailable};
 use crate::membership::{Connection, Membership};
@@ -47,12 +48,12 @@ impl MemoryDirectory {
 
     /// Adds a connection to a room's members.
     pub fn join(&self, room: &str, connection: &str) {
-        self.tables().rooms.entry(room.into()).or_default().insert(connection.into());
+        self.tables.lock().rooms.entry(room.into()).or_default().insert(connection.into());
     }
 
     /// Takes a connection out of a room's members.
     pub fn leave(&self, room: &str, connection: &str) {
-        let mut tables = self.tables();
+        let mut tables = self.tables.lock();
         let Some(members) = tables.rooms.get_mut(room) else { return };
         members.remove(connection);
         if members.is_empty() {
@@ -62,39 +63,34 @@ impl MemoryDirectory {
 
     /// Writes down which comet holds a connection, and whose it is.
     pub fn connect(&self, connection: &str, comet: &str, user: Option<&str>) {
-        self.tables().connections.insert(connection.into(), (comet.into(), user.map(UserId::from)));
+        self.tables.lock().connections.insert(connection.into(), (comet.into(), user.map(UserId::from)));
     }
 
     /// Forgets a connection; rooms that still list it have a stale member then.
     pub fn disconnect(&self, connection: &str) {
-        self.tables().connections.remove(connection);
+        self.tables.lock().connections.remove(connection);
     }
 
     /// Registers a user as online with a connection.
     pub fn online(&self, user: &str, connection: &str) {
-        self.tables().online.insert(user.into(), connection.into());
+        self.tables.lock().online.insert(user.into(), connection.into());
     }
 
     /// Registers a user as offline.
     pub fn offline(&self, user: &str) {
-        self.tables().online.remove(user);
+        self.tables.lock().online.remove(user);
     }
 
     /// Plays that the directory is away, or back: look-ups fail while it is.
     pub fn set_away(&self, away: bool) {
-        self.tables().away = away;
-    }
-
-    fn tables(&self) -> MutexGuard<'_, Tables> {
-        // No panic can leave the tables half-changed: every change is one call.
-        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tables.lock().away = away;
     }
 }
 
 #[async_trait]
 impl Directory for MemoryDirectory {
     async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable> {
-        let tables = self.tables();
+        let tables = self.tables.lock();
         if tables.away {
             return Err(Unavailable::pretended("lookup"));
         }
@@ -102,7 +98,7 @@ impl Directory for MemoryDirectory {
     }
 
     async fn check(&self) -> Result<String, Unavailable> {
-        match self.tables().away {
+        match self.tables.lock().away {
             true => Err(Unavailable::pretended("check")),
             false => Ok("memory".to_owned()),
         }

@@ -6,10 +6,10 @@
 //! A room that turns out to be too large for one command is read in pages, then and later.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use redis::{Cmd, Value};
 
 use super::batch::{bytes, commands, room_replies, sort_refused};
@@ -36,7 +36,7 @@ pub struct RedisDirectory {
     known: Mutex<Option<(u64, Reading)>>,
     wrong_type_line: LogThrottle,
     max_room: usize,
-    rooms: Mutex<Rooms>,
+    pub(super) rooms: Mutex<Rooms>,
     given_up_line: LogThrottle,
 }
 
@@ -73,7 +73,7 @@ impl RedisDirectory {
     /// How rooms are read from the server behind the present connection.
     async fn reading(&self) -> Result<Reading, Unavailable> {
         let epoch = self.client.scan_epoch();
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let known = self.known.lock().clone();
         if let Some((at, reading)) = known
             && at == epoch
         {
@@ -90,7 +90,7 @@ impl RedisDirectory {
     }
 
     fn learn(&self, reading: Reading) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         let news = known.as_ref().is_none_or(|(_, before)| *before != reading);
         if news {
             tracing::info!("rooms in Redis at {} are read with {reading}", self.client.place());
@@ -268,7 +268,7 @@ impl RedisDirectory {
         let firsts = self.first(lookups).await.inspect_err(|unavailable| {
             if unavailable.is_slow() {
                 // One of them may be the reason.
-                self.rooms().are_large(lookups);
+                self.rooms.lock().are_large(lookups);
             }
         })?;
         let mut second = self.second(&firsts).await?;
@@ -296,12 +296,8 @@ impl RedisDirectory {
             }
             Found::Key(_) => {}
         }
-        self.rooms().was_read(room, &found, small, Instant::now());
+        self.rooms.lock().was_read(room, &found, small, Instant::now());
         Ok(found)
-    }
-
-    pub(super) fn rooms(&self) -> MutexGuard<'_, Rooms> {
-        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks up what needs care apart from the rest.
@@ -309,7 +305,7 @@ impl RedisDirectory {
         let mut found: Vec<Option<Found>> = Vec::with_capacity(lookups.len());
         let (mut usual, mut places) = (Vec::new(), Vec::new());
         {
-            let (rooms, now) = (self.rooms(), Instant::now());
+            let (rooms, now) = (self.rooms.lock(), Instant::now());
             for (place, lookup) in lookups.iter().enumerate() {
                 found.push(match rooms.care(lookup, now) {
                     Care::GivenUp(why) => Some(Found::Unreadable(why)),
@@ -332,7 +328,7 @@ impl RedisDirectory {
 #[async_trait]
 impl Directory for RedisDirectory {
     async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable> {
-        let nothing_known = self.rooms().is_empty();
+        let nothing_known = self.rooms.lock().is_empty();
         let found =
             if nothing_known { self.together(lookups).await? } else { self.with_care(lookups).await? };
         let mut all = Vec::with_capacity(lookups.len());
@@ -341,7 +337,7 @@ impl Directory for RedisDirectory {
                 (Some(found), _) => found,
                 (None, Lookup::Key(_)) => Found::Key(None),
                 (None, Lookup::Room(room)) => {
-                    self.rooms().are_large([lookup]);
+                    self.rooms.lock().are_large([lookup]);
                     self.in_pages(room).await?
                 }
             });

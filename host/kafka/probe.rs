@@ -3,10 +3,11 @@
 //!
 //! Whether a topic may be written to cannot be asked; only writing shows that.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
+use parking_lot::Mutex;
 use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, ResourceSpecifier};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
@@ -67,7 +68,7 @@ impl ClientContext for Listening {
 
 impl Listening {
     fn heard(&self, what: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+        *self.0.lock() = Some(what);
     }
 }
 
@@ -282,7 +283,7 @@ async fn ask<T: Send + 'static>(
         }
         answer
     });
-    let last = || consumer.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let last = || consumer.context().0.lock().take();
     // A connection of others may have failed meanwhile: only what could not be asked is explained so.
     answer.await.map_err(|error| match refusal(&error) {
         Some(code) => match remedy(code) {

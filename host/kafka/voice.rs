@@ -4,9 +4,9 @@
 //! and as events of each client. Here all of that is `debug`; what an operator has to know is
 //! said once in a while, with a remedy.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -77,13 +77,13 @@ impl Voice {
     }
 
     fn failed(&self, reason: &str) {
-        let mut last = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_failure.lock();
         *last = Some(reason.to_owned());
     }
 
     /// Why the last connection failed.
     pub(crate) fn last_failure(&self) -> Option<String> {
-        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.last_failure.lock().clone()
     }
 }
 

@@ -12,10 +12,11 @@ mod rule;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -84,7 +85,7 @@ struct Stopped {
 impl Report {
     /// Why records are not flowing; `None` when they are, or have stopped only now.
     pub fn problem(&self) -> Option<String> {
-        let Stopped { since, resident, limit } = (*self.lock())?;
+        let Stopped { since, resident, limit } = (*self.0.lock())?;
         let for_seconds = since.elapsed();
         (for_seconds >= STALL).then(|| {
             format!(
@@ -94,10 +95,6 @@ impl Report {
                 for_seconds.as_secs()
             )
         })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Stopped>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -147,7 +144,7 @@ impl MemoryGuard {
         self.metrics.resident.set(resident as i64);
         let Some(rule) = &mut self.rule else { return };
         let (change, limit) = (rule.update(resident), rule.limit());
-        let mut stopped = self.report.lock();
+        let mut stopped = self.report.0.lock();
         match change {
             Change::Stopped => {
                 self.metrics.stops.inc();

@@ -1,9 +1,9 @@
 //! Inboxes inside the process: for the demo, `memory://` and tests.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, Unfinished, now_ms};
 use crate::message::UserId;
@@ -37,7 +37,7 @@ impl MemoryInbox {
 impl Inbox for MemoryInbox {
     async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> {
         let now = now_ms();
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.lock();
         for entry in entries {
             let kept = Kept::new(&entry.message, now, self.config.retention(entry.retention));
             let inbox = table.inbox(&entry.user, MAX_USERS);
@@ -52,7 +52,7 @@ impl Inbox for MemoryInbox {
 
     async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<Kept>, Unavailable> {
         let now = now_ms();
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.lock();
         let mut seen = HashSet::new();
         let kept = table.inboxes.get(user).into_iter().flatten();
         let valid = kept.filter(|kept| kept.expires_ms > now && seen.insert(kept.id.clone()));

@@ -15,10 +15,11 @@
 //! bounded. An entry whose message was abandoned meanwhile is not written.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -159,12 +160,12 @@ impl Places {
 impl Owner {
     /// Nobody waits any more: the record will be delivered again.
     fn is_gone(&self) -> bool {
-        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let done = self.done.lock();
         done.as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 
     fn refuse(&self, reason: &str) {
-        let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stored = self.stored.lock();
         stored.refused += 1;
         stored.reason.get_or_insert_with(|| reason.to_owned());
     }
@@ -174,8 +175,8 @@ impl Owner {
         if self.open.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
-        let stored = std::mem::take(&mut *self.stored.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Some(done) = self.done.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        let stored = std::mem::take(&mut *self.stored.lock());
+        if let Some(done) = self.done.lock().take() {
             // Whoever waited may have lost interest.
             let _ = done.send(stored);
         }

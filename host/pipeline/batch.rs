@@ -2,9 +2,10 @@
 //! the hand-over to the comets' lanes, in order.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -162,7 +163,7 @@ impl Worker {
             let pass = Mutex::new(under_way.take());
             let advance = |chain: &mut Chain| {
                 let generation = chain.set().generation();
-                let mut pass = pass.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut pass = pass.lock();
                 let same_set = pass.take().filter(|pass| pass.generation() == generation);
                 // Messages are cheap to clone: their content is shared.
                 let mut current = same_set.unwrap_or_else(|| Pass::new(generation, messages.to_vec()));
@@ -176,7 +177,7 @@ impl Worker {
                 Step::Wants(keys) => {
                     let fetch = || self.pipeline.shared_state.fetch(&keys);
                     let values = persist(self.hold(), StallStage::SharedState, fetch).await?;
-                    under_way = pass.into_inner().unwrap_or_else(PoisonError::into_inner);
+                    under_way = pass.into_inner();
                     if let Some(pass) = &mut under_way {
                         pass.learn(keys, values);
                     }

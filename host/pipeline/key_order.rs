@@ -10,8 +10,9 @@
 //! through the messages before it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -62,15 +63,11 @@ impl KeyOrder {
     /// The place behind all that were taken before.
     pub(super) fn place(&self, record: &Record) -> Place {
         let key = record.key.as_deref().map_or(0, xxh3_64);
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.slots.push_back(Slot { key, done: 0, waiters: Default::default() });
         let number = state.first + state.slots.len() as u64 - 1;
         drop(state);
         Place { order: self.clone(), number }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,7 +107,7 @@ impl Place {
     /// Waits until nothing earlier of the same key can write such an output. May be cancelled.
     pub(super) async fn turn(&self, output: Output) {
         loop {
-            let Some(ended) = self.order.lock().wait(self.number, output) else { return };
+            let Some(ended) = self.order.0.lock().wait(self.number, output) else { return };
             // It ends by being dropped.
             let _ = ended.await;
         }
@@ -118,7 +115,7 @@ impl Place {
 
     /// This output, and those before it, will not come any more, or are queued.
     pub(super) fn pass(&self, output: Output) {
-        self.order.lock().pass(self.number, output);
+        self.order.0.lock().pass(self.number, output);
     }
 
     /// Says so from elsewhere; without an effect when the place is given up by then.
@@ -137,7 +134,7 @@ pub(super) struct Passer {
 
 impl Passer {
     pub(super) fn pass(&self) {
-        self.order.lock().pass(self.number, self.output);
+        self.order.0.lock().pass(self.number, self.output);
     }
 }
 
@@ -183,7 +180,7 @@ mod tests {
         drop(a);
         turn.await;
         drop((b, last));
-        assert!(order.lock().slots.is_empty());
+        assert!(order.0.lock().slots.is_empty());
     }
 
     #[tokio::test]
@@ -238,7 +235,7 @@ mod tests {
                     prop_assert!(of_key.is_sorted(), "{of_output:?}");
                 }
             }
-            prop_assert!(order.lock().slots.is_empty());
+            prop_assert!(order.0.lock().slots.is_empty());
         }
     }
 }

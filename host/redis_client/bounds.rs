@@ -11,10 +11,11 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::metrics::Metrics;
@@ -80,13 +81,13 @@ impl Meter {
     /// A pipeline is about to be sent.
     pub(super) fn enter(&self) -> Ticket<'_> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        lock(&self.waiting).insert(number);
+        self.waiting.lock().insert(number);
         Ticket { meter: self, number }
     }
 
     /// What went beyond on this connection.
     pub(super) fn excess(&self) -> Option<Excess> {
-        lock(&self.excess).as_ref().map(|(excess, _)| excess.clone())
+        self.excess.lock().as_ref().map(|(excess, _)| excess.clone())
     }
 
     fn take(&self, bytes: usize) -> Result<(), Excess> {
@@ -100,8 +101,8 @@ impl Meter {
 
     fn exceeded(&self, excess: Excess) {
         self.bounds.metrics.reply_refused();
-        let first = lock(&self.waiting).first().copied();
-        lock(&self.excess).get_or_insert((excess, first));
+        let first = self.waiting.lock().first().copied();
+        self.excess.lock().get_or_insert((excess, first));
     }
 }
 
@@ -114,7 +115,7 @@ impl Ticket<'_> {
     /// What ended the connection, if it was more than may be in the reply to this pipeline, or
     /// something that no Redis sends.
     pub(super) fn excess(&self) -> Option<Excess> {
-        match &*lock(&self.meter.excess) {
+        match &*self.meter.excess.lock() {
             Some((excess @ Excess::Nonsense(_), _)) => Some(excess.clone()),
             Some((excess, at)) if *at == Some(self.number) => Some(excess.clone()),
             _ => None,
@@ -124,12 +125,8 @@ impl Ticket<'_> {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        lock(&self.meter.waiting).remove(&self.number);
+        self.meter.waiting.lock().remove(&self.number);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A string of which so many bytes are to come, its end of line included.

@@ -3,12 +3,13 @@
 //! The map is read when it is first needed and whenever it proved wrong, by one caller for all.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use parking_lot::Mutex as StdMutex;
 use redis::{ConnectionInfo, Pipeline, ServerError, Value};
 use tokio::sync::Mutex;
 
@@ -66,7 +67,7 @@ impl Nodes {
 
     /// The connection to a node.
     pub(super) fn link(&self, node: &Node) -> Result<Arc<Link>, Problem> {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.links.lock();
         if let Some(link) = links.get(node) {
             return Ok(link.clone());
         }
@@ -88,7 +89,7 @@ impl Nodes {
             return Ok(slots);
         }
         let outcome = self.read().await;
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         known.at = Some(Instant::now());
         match outcome {
             Ok(slots) => {
@@ -107,7 +108,7 @@ impl Nodes {
 
     /// The map, unless it has to be read now.
     fn good(&self) -> Option<Arc<Slots>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         let due = known.wrong && known.at.is_none_or(|at| at.elapsed() >= MAP_AGE);
         known.slots.clone().filter(|_| !due)
     }
@@ -150,7 +151,7 @@ impl Nodes {
 
     /// Whom to ask for the map: some whom we know, in any order, and some whom the URL names.
     fn candidates(&self) -> Vec<Node> {
-        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let links = self.links.lock();
         let mut nodes: Vec<Node> = links.keys().filter(|node| !self.seeds.contains(node)).cloned().collect();
         drop(links);
         let mut seeds = self.seeds.clone();
@@ -164,7 +165,7 @@ impl Nodes {
 
     /// Drops the connections to nodes that serve nothing any more.
     fn keep_links(&self, slots: &Slots) {
-        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut links = self.links.lock();
         links.retain(|node, _| slots.nodes().contains(node) || self.seeds.contains(node));
     }
 
@@ -173,7 +174,7 @@ impl Nodes {
         if moved.is_empty() {
             return;
         }
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         known.wrong = true;
         if let Some(slots) = &mut known.slots {
             let slots = Arc::make_mut(slots);
@@ -185,7 +186,7 @@ impl Nodes {
 
     /// Something does not fit the map.
     pub(super) fn distrust(&self) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).wrong = true;
+        self.known.lock().wrong = true;
     }
 }
 

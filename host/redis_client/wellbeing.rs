@@ -4,8 +4,10 @@
 //! write, a node of a cluster what is not its own. So what an operation met counts until the
 //! same operation succeeds, or is not tried any more.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::unavailable::{Trouble, Unavailable};
 use crate::telemetry::LogThrottle;
@@ -59,7 +61,7 @@ impl Wellbeing {
 
     /// What is wrong at present, on whichever connection.
     pub(super) fn problem(&self) -> Option<Unavailable> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.lock();
         let now = Instant::now();
         let fresh = state.met.iter().rev().find(|met| met.until > now);
         fresh.map(|met| met.problem.clone())
@@ -94,7 +96,7 @@ impl Wellbeing {
 
     /// Logs only when Redis goes or returns: calls in between would all say the same.
     fn change(&self, change: impl FnOnce(&mut Vec<Met>)) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         change(&mut state.met);
         let now = Instant::now();
         state.met.retain(|met| met.until > now);
@@ -165,7 +167,7 @@ mod tests {
         for _ in 0..100 {
             wellbeing.failed("write", Trouble::NotReady, problem("write"));
         }
-        let met = wellbeing.state.lock().expect("not poisoned").met.len();
+        let met = wellbeing.state.lock().met.len();
         assert_eq!(met, 1);
     }
 }

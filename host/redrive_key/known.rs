@@ -2,8 +2,10 @@
 //! fit, since the key may be another one now. Who writes proofs that never fit makes that no more
 //! than a read in two seconds.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::{RedriveKeys, Unavailable};
 use crate::message::RedriveKey;
@@ -25,13 +27,13 @@ impl KnownKey {
 
     /// The key, as far as it is known.
     pub fn get(&self) -> Option<RedriveKey> {
-        self.last().as_ref().map(|(key, _)| key.clone())
+        self.last.lock().as_ref().map(|(key, _)| key.clone())
     }
 
     /// Whether it is time to read it, for a proof that does not fit. Where there was no key, always:
     /// the first redrive may just have made it.
     pub fn is_stale(&self, now: Instant) -> bool {
-        self.last().as_ref().is_none_or(|(_, at)| now.saturating_duration_since(*at) >= AGAIN_AFTER)
+        self.last.lock().as_ref().is_none_or(|(_, at)| now.saturating_duration_since(*at) >= AGAIN_AFTER)
     }
 
     /// Reads it.
@@ -40,12 +42,8 @@ impl KnownKey {
     /// When it cannot be read now: what was known is still known.
     pub async fn read(&self) -> Result<Option<RedriveKey>, Unavailable> {
         let key = self.keys.read().await?;
-        *self.last() = key.clone().map(|key| (key, Instant::now()));
+        *self.last.lock() = key.clone().map(|key| (key, Instant::now()));
         Ok(key)
-    }
-
-    fn last(&self) -> MutexGuard<'_, Option<(RedriveKey, Instant)>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

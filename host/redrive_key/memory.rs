@@ -1,8 +1,9 @@
 //! The key inside the process: for the demo, `memory://` and tests. No other process knows it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use super::{RedriveKeys, Unavailable, new_key};
 use crate::message::RedriveKey;
@@ -14,11 +15,11 @@ pub struct MemoryRedriveKeys(Arc<Mutex<Option<RedriveKey>>>);
 #[async_trait]
 impl RedriveKeys for MemoryRedriveKeys {
     async fn read(&self) -> Result<Option<RedriveKey>, Unavailable> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+        Ok(self.0.lock().clone())
     }
 
     async fn read_or_make(&self) -> anyhow::Result<RedriveKey> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.0.lock();
         if kept.is_none() {
             *kept = Some(new_key()?);
         }

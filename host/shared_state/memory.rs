@@ -1,10 +1,10 @@
 //! Shared state inside the process: for the demo, `memory://` and tests.
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use super::{SharedState, Unavailable};
 use crate::decision::{StateKey, StateWrite};
@@ -33,7 +33,7 @@ impl MemorySharedState {
 #[async_trait]
 impl SharedState for MemorySharedState {
     async fn fetch(&self, keys: &[StateKey]) -> Result<Vec<Option<Vec<u8>>>, Unavailable> {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.lock();
         table.forget_until(Instant::now());
         let value = |at| table.values.get(at).map(|(value, _)| value.clone());
         Ok(keys.iter().map(value).collect())
@@ -41,7 +41,7 @@ impl SharedState for MemorySharedState {
 
     async fn write(&self, writes: &[StateWrite]) -> Result<(), Unavailable> {
         let now = Instant::now();
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.lock();
         table.forget_until(now);
         for write in writes {
             table.write(write, now);
@@ -93,7 +93,7 @@ mod tests {
             let value = Some((vec![1], Duration::from_secs(1000 + n)));
             state.write(&[StateWrite { at, value }]).await.unwrap();
         }
-        let table = state.table.lock().unwrap();
+        let table = state.table.lock();
         assert_eq!((table.values.len(), table.by_end.len()), (3, 3));
     }
 }

@@ -65,8 +65,9 @@ impl Visit for Visitor<'_> {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
     use std::io::Write;
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use proptest::prelude::*;
 
@@ -78,7 +79,7 @@ mod tests {
 
     impl Write for Out {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("nobody panicked").extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -94,7 +95,7 @@ mod tests {
         let subscriber = tracing_subscriber::fmt().fmt_fields(Fields).with_ansi(false).without_time();
         let subscriber = subscriber.with_target(false).with_writer(move || writer.clone()).finish();
         tracing::subscriber::with_default(subscriber, log);
-        let bytes = out.0.lock().expect("nobody panicked").clone();
+        let bytes = out.0.lock().clone();
         String::from_utf8(bytes).expect("text")
     }
 

@@ -7,9 +7,10 @@
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Condvar, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -38,14 +39,10 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn lines(&self) -> std::sync::MutexGuard<'_, usize> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// One line is written, dropped, or found no place.
     fn done(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        let mut lines = self.lines();
+        let mut lines = self.lines.lock();
         *lines -= 1;
         if *lines == 0 {
             self.none.notify_all();
@@ -72,7 +69,7 @@ impl Sink {
     /// Never waits and never fails.
     pub(super) fn put(&self, line: &[u8]) {
         let queued = self.waiting.bytes.fetch_add(line.len(), Ordering::Relaxed);
-        *self.waiting.lines() += 1;
+        *self.waiting.lines.lock() += 1;
         if queued >= QUEUE_BYTES || self.queue.try_send(line.to_vec()).is_err() {
             self.waiting.done(line.len());
             DROPPED.inc();
@@ -81,8 +78,8 @@ impl Sink {
 
     /// Waits until nothing is left to be written, or this time is over.
     pub(super) fn flush(&self, at_most: Duration) {
-        let lines = self.waiting.lines();
-        drop(self.waiting.none.wait_timeout_while(lines, at_most, |lines| *lines > 0));
+        let mut lines = self.waiting.lines.lock();
+        self.waiting.none.wait_while_for(&mut lines, |lines| *lines > 0, at_most);
     }
 }
 

@@ -1,8 +1,9 @@
 //! Up to so many lines in so much time, for what somebody else could make the log say as often as
 //! they like. What is held back is counted, and the count is logged with the next line.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 /// How often the same complaint about a record is repeated.
 const REPEAT_AFTER: Duration = Duration::from_secs(10);
@@ -39,7 +40,7 @@ impl LogThrottle {
     }
 
     fn admit_at(&self, now: Instant) -> Option<u64> {
-        let mut window = self.window.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut window = self.window.lock();
         if window.began.is_none_or(|began| now.duration_since(began) >= self.per) {
             window.began = Some(now);
             window.used = 0;

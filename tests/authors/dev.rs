@@ -2,7 +2,9 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use super::{Desk, sha256};
 use crate::support::gateway::{Plugin, gateway, quoted};
@@ -28,7 +30,7 @@ impl Dev {
         let out = BufReader::new(child.stdout.take().expect("piped"));
         let err = BufReader::new(child.stderr.take().expect("piped"));
         let keep = |said: &Arc<Mutex<String>>, line: String| {
-            let mut said = said.lock().expect("no panic holds it");
+            let mut said = said.lock();
             said.push_str(&line);
             said.push('\n');
         };
@@ -48,7 +50,7 @@ impl Dev {
     }
 
     fn said(&self) -> String {
-        self.said.lock().expect("no panic holds it").clone()
+        self.said.lock().clone()
     }
 
     /// Ctrl-C.

@@ -2,11 +2,11 @@
 //! of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use halley::message::MESSAGE_ID;
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::faults::excuses;
@@ -217,14 +217,14 @@ impl World {
 
     async fn say(&self, room: &str) {
         let number = {
-            let mut next = self.next.lock().expect("no panic holds it");
+            let mut next = self.next.lock();
             let number = next.entry(room.to_owned()).or_default();
             *number += 1;
             *number
         };
         let id = self.broker().produce_room(&self.topic, room, (self.body)(room, number)).await;
         let sent = Sent { incarnation: self.incarnation(), ..Sent::new(room, number, id) };
-        self.sent.lock().expect("no panic holds it").push(sent);
+        self.sent.lock().push(sent);
     }
 
     /// How often comets were called so far.
@@ -234,7 +234,7 @@ impl World {
 
     /// Waits until comets were called so many times more.
     pub async fn wait_for_work(&self, calls: usize) {
-        let sent = || self.sent.lock().expect("no panic holds it").len();
+        let sent = || self.sent.lock().len();
         let (before, sent_before) = (self.received(), sent());
         let until = Instant::now() + Duration::from_secs(60);
         while self.received() < before + calls {
@@ -254,11 +254,11 @@ impl World {
     pub async fn recreate_topic(&self, group: &str) -> Noted {
         let marks = self.broker().view().committed_marks(group, &self.topic).await;
         let ids = marks.values().map(|(_, mark)| topic_id(mark).to_owned());
-        self.old_marks.lock().expect("no panic holds it").extend(ids);
+        self.old_marks.lock().extend(ids);
         self.broker().recreate_topic(&self.topic, PARTITIONS).await;
         let incarnation = 1 + self.incarnation.fetch_add(1, Ordering::Relaxed);
         let from = Instant::now();
-        let mut interruptions = self.interruptions.lock().expect("no panic holds it");
+        let mut interruptions = self.interruptions.lock();
         let committed = BTreeMap::new();
         interruptions.push(Interruption { from, until: from, incarnation, committed, read: from });
         Noted(interruptions.len() - 1)
@@ -268,10 +268,10 @@ impl World {
     pub async fn note_interruption(&self, group: &str) -> Noted {
         let from = Instant::now();
         let committed = self.broker().view().committed_marks(group, &self.topic).await;
-        let old = self.old_marks.lock().expect("no panic holds it").clone();
+        let old = self.old_marks.lock().clone();
         let present = committed.into_iter().filter(|(_, (_, mark))| !old.contains(topic_id(mark)));
         let committed = present.map(|(partition, (offset, _))| (partition, offset)).collect();
-        let mut interruptions = self.interruptions.lock().expect("no panic holds it");
+        let mut interruptions = self.interruptions.lock();
         let (incarnation, read) = (self.incarnation(), Instant::now());
         interruptions.push(Interruption { from, until: from, incarnation, committed, read });
         Noted(interruptions.len() - 1)
@@ -279,13 +279,13 @@ impl World {
 
     /// The interruption has lasted until now: a gateway that stood still may have gone on.
     pub fn note_end(&self, noted: &Noted) {
-        self.interruptions.lock().expect("no panic holds it")[noted.0].until = Instant::now();
+        self.interruptions.lock()[noted.0].until = Instant::now();
     }
 
     /// Notes what this gateway has logged of messages that come again; before it is dropped, and at
     /// its end.
     pub fn note_log(&self, gateway: &RunningGateway) {
-        self.excuses.lock().expect("no panic holds it").extend(excuses::excuses(gateway));
+        self.excuses.lock().extend(excuses::excuses(gateway));
     }
 
     /// Waits until everything that was sent is settled, and notes what the gateway says.
@@ -309,9 +309,9 @@ impl World {
             began: Some(self.began),
             rooms: self.rooms.clone(),
             incarnation: self.incarnation(),
-            sent: self.sent.lock().expect("no panic holds it").clone(),
-            interruptions: self.interruptions.lock().expect("no panic holds it").clone(),
-            excuses: self.excuses.lock().expect("no panic holds it").clone(),
+            sent: self.sent.lock().clone(),
+            interruptions: self.interruptions.lock().clone(),
+            excuses: self.excuses.lock().clone(),
             ..History::default()
         };
         for edge in &self.comets {

@@ -1,8 +1,8 @@
 //! Registries that mean harm: answers without end, and ways that lead elsewhere.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -10,6 +10,7 @@ use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::stream;
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -45,7 +46,7 @@ impl Site {
             let given = given.map(|value| value.to_str().expect("text").to_owned());
             let path = request.uri().to_string();
             let answered = answer(&format!("http://127.0.0.1:{port}"), &path);
-            log.lock().expect("no panic").push((path, given));
+            log.lock().push((path, given));
             async move { answered }
         });
         let mut server = JoinSet::new();
@@ -58,7 +59,7 @@ impl Site {
     }
 
     fn seen(&self) -> Seen {
-        std::mem::take(&mut *self.seen.lock().expect("no panic"))
+        std::mem::take(&mut *self.seen.lock())
     }
 }
 

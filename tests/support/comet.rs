@@ -7,11 +7,12 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use halley::message::{CometAddr, MESSAGE_ID};
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
@@ -147,7 +148,7 @@ impl Book {
         let behaviour = self.stuck(&call.to).unwrap_or_else(|| self.behaviour());
         let refused = matches!(behaviour, Behaviour::Fail(_) | Behaviour::FailLater(..));
         let count = {
-            let mut calls = lock(&self.calls);
+            let mut calls = self.calls.lock();
             calls.push(Call { refused, ..call });
             calls.len()
         };
@@ -156,7 +157,7 @@ impl Book {
     }
 
     fn stuck(&self, to: &To) -> Option<Behaviour> {
-        let stuck = lock(&self.stuck);
+        let stuck = self.stuck.lock();
         let code = match to {
             To::Room(room) => stuck.get(room),
             To::Keys(keys) => keys.iter().find_map(|key| stuck.get(key)),
@@ -166,12 +167,12 @@ impl Book {
     }
 
     fn behaviour(&self) -> Behaviour {
-        let mut fail_next = lock(&self.fail_next);
+        let mut fail_next = self.fail_next.lock();
         if let (left @ 1.., Some(code)) = *fail_next {
             fail_next.0 = left - 1;
             return Behaviour::Fail(code);
         }
-        lock(&self.behaviour).clone()
+        self.behaviour.lock().clone()
     }
 }
 
@@ -204,22 +205,22 @@ impl FakeComet {
 
     /// From the next call on, behaves like this.
     pub fn behave(&self, behaviour: Behaviour) {
-        *lock(&self.book.behaviour) = behaviour;
+        *self.book.behaviour.lock() = behaviour;
     }
 
     /// The next `calls` calls fail with this status, and then it behaves as before.
     pub fn fail_next(&self, calls: usize, code: Code) {
-        *lock(&self.book.fail_next) = (calls, Some(code));
+        *self.book.fail_next.lock() = (calls, Some(code));
     }
 
     /// Calls that name this room or key fail with this status from now on: nobody gets them.
     pub fn refuse(&self, room_or_key: &str, code: Code) {
-        lock(&self.book.stuck).insert(room_or_key.to_owned(), code);
+        self.book.stuck.lock().insert(room_or_key.to_owned(), code);
     }
 
     /// Crashes: the port is closed and every connection is cut. What was written down stays.
     pub async fn stop(&self) {
-        let server = lock(&self.server).take();
+        let server = self.server.lock().take();
         let ended = tokio::task::spawn_blocking(move || {
             if let Some(server) = server {
                 server.shutdown_timeout(Duration::from_secs(5));
@@ -235,12 +236,12 @@ impl FakeComet {
             serve(self.dialect, self.address, self.book.clone()).ok()
         });
         let (server, _) = server.await;
-        *lock(&self.server) = Some(server);
+        *self.server.lock() = Some(server);
     }
 
     /// All calls so far, in order of arrival.
     pub fn calls(&self) -> Vec<Call> {
-        lock(&self.book.calls).clone()
+        self.book.calls.lock().clone()
     }
 
     /// How many calls there were so far.
@@ -255,7 +256,7 @@ impl FakeComet {
 
     /// Forgets the calls so far.
     pub fn forget(&self) {
-        lock(&self.book.calls).clear();
+        self.book.calls.lock().clear();
         self.book.count.send_replace(0);
     }
 
@@ -292,7 +293,7 @@ impl FakeComet {
 impl Drop for FakeComet {
     fn drop(&mut self) {
         // Without waiting: dropping a runtime inside another one would block it.
-        if let Some(server) = lock(&self.server).take() {
+        if let Some(server) = self.server.lock().take() {
             server.shutdown_background();
         }
     }
@@ -343,9 +344,4 @@ fn serve(dialect: Dialect, address: SocketAddr, book: Arc<Book>) -> std::io::Res
 pub(super) fn message_ids(metadata: &tonic::metadata::MetadataMap) -> Vec<String> {
     let values = metadata.get_all(MESSAGE_ID).iter();
     values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A failed assertion in one wait must not hide the next one's message.
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

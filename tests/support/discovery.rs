@@ -2,11 +2,12 @@
 //! stories change.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::extract::{Query, State};
 use axum::routing::get;
 use axum::{Json, Router};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -46,7 +47,7 @@ impl FakeDiscovery {
     /// These comets are registered now, by hostname and address.
     pub fn set(&self, comets: &[(&str, &str)]) {
         let comets = comets.iter().map(|(name, at)| ((*name).to_owned(), (*at).to_owned())).collect();
-        *self.comets.lock().unwrap_or_else(PoisonError::into_inner) = comets;
+        *self.comets.lock() = comets;
     }
 }
 
@@ -57,7 +58,7 @@ async fn fetch(State(comets): State<Registered>, Query(asked): Query<Asked>) -> 
     if (asked.appid.as_str(), asked.env.as_str(), asked.status.as_str()) != ("goim.comet", "dev", "1") {
         return Json(json!({ "code": -404, "message": "-404" }));
     }
-    let comets = comets.lock().unwrap_or_else(PoisonError::into_inner);
+    let comets = comets.lock();
     let instance = |(name, address): &(String, String)| json!({ "hostname": name, "addrs": ["http://10.0.0.1:1", format!("grpc://{address}")], "status": 1 });
     let instances: Vec<_> = comets.iter().map(instance).collect();
     Json(json!({ "code": 0, "data": { "instances": { "sh001": instances }, "latest_timestamp": 1 } }))

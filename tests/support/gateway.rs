@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::comet::FakeComet;
@@ -222,7 +222,7 @@ impl RunningGateway {
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.process().pid()
+        self.process.lock().pid()
     }
 
     /// Replaces its configuration file in one step, as an editor would; a hot swap follows.
@@ -310,7 +310,7 @@ impl RunningGateway {
 
     /// What it has logged, a JSON object for each line; other lines (a panic) are strings.
     pub fn log_lines(&self) -> Vec<Value> {
-        let text = self.process().log();
+        let text = self.process.lock().log();
         let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| Value::from(line));
         text.lines().map(parse).collect()
     }
@@ -342,32 +342,28 @@ impl RunningGateway {
 
     /// Sends any signal: `STOP`, `CONT`, `INT`.
     pub fn signal(&self, signal: &str) {
-        self.process().signal(signal);
+        self.process.lock().signal(signal);
     }
 
     /// Waits for its end.
     pub async fn wait(&self) -> ExitStatus {
-        let ended = eventually_or("the gateway's end", async || self.process().ended());
+        let ended = eventually_or("the gateway's end", async || self.process.lock().ended());
         ended.await.unwrap_or_else(|| panic!("still running after {PATIENCE:?}; {self:?}"))
     }
 
     /// How it ended, when it has.
     pub fn ended(&self) -> Option<ExitStatus> {
-        self.process().ended()
+        self.process.lock().ended()
     }
 
     /// Kills it (SIGKILL): nothing is drained.
     pub fn kill(&self) {
-        self.process().kill();
+        self.process.lock().kill();
     }
 
     fn check_alive(&self) {
-        let ended = self.process().ended();
+        let ended = self.process.lock().ended();
         assert!(ended.is_none(), "the gateway has ended by itself: {ended:?}; {self:?}");
-    }
-
-    fn process(&self) -> std::sync::MutexGuard<'_, Leash> {
-        self.process.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -383,7 +379,7 @@ impl Drop for RunningGateway {
 impl fmt::Debug for RunningGateway {
     /// What a failure prints: the end of the log.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let log = self.process().log();
+        let log = self.process.lock().log();
         let lines: Vec<&str> = log.lines().collect();
         let last = &lines[lines.len().saturating_sub(100)..];
         writeln!(f, "gateway {} (admin {}), its last {} log lines:", self.pid(), self.admin, last.len())?;

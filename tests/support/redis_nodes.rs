@@ -5,10 +5,10 @@
 
 use std::collections::HashMap;
 use std::net::TcpListener;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisError, RedisResult};
 
@@ -73,7 +73,7 @@ impl RedisNode {
     /// Kills it as a crash would.
     pub fn kill(&mut self) {
         self.process = None;
-        *self.cached() = None;
+        *self.connection.lock() = None;
     }
 
     /// Whether it was started and not killed.
@@ -126,12 +126,12 @@ impl RedisNode {
         &self,
         ask: impl AsyncFn(MultiplexedConnection) -> RedisResult<T>,
     ) -> RedisResult<T> {
-        let was_there = self.cached().is_some();
+        let was_there = self.connection.lock().is_some();
         let answer = ask(self.connection().await?).await;
         if !answer.as_ref().is_err_and(RedisError::is_io_error) {
             return answer;
         }
-        *self.cached() = None;
+        *self.connection.lock() = None;
         if was_there { ask(self.connection().await?).await } else { answer }
     }
 
@@ -143,7 +143,7 @@ impl RedisNode {
     }
 
     async fn connection(&self) -> RedisResult<MultiplexedConnection> {
-        if let Some(connection) = self.cached().clone() {
+        if let Some(connection) = self.connection.lock().clone() {
             return Ok(connection);
         }
         let client = redis::Client::open(format!("redis://{}", self.address()))?;
@@ -151,12 +151,8 @@ impl RedisNode {
             .set_connection_timeout(Some(ANSWER))
             .set_response_timeout(Some(ANSWER));
         let connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        *self.cached() = Some(connection.clone());
+        *self.connection.lock() = Some(connection.clone());
         Ok(connection)
-    }
-
-    fn cached(&self) -> std::sync::MutexGuard<'_, Option<MultiplexedConnection>> {
-        self.connection.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -6,11 +6,12 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, RwLock, Weak};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
+use parking_lot::RwLock;
 use tonic::codegen::Service;
 
 use super::{Access, Refused, Trust};
@@ -62,7 +63,7 @@ impl Gate {
         let Some(known) = self.known.upgrade() else { return false };
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let address = CometAddr::from(address.to_string());
-        known.read().unwrap_or_else(std::sync::PoisonError::into_inner).has_own(&address)
+        known.read().has_own(&address)
     }
 
     /// Those of a name's addresses that may be dialled.

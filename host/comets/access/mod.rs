@@ -19,9 +19,9 @@ mod gate;
 mod special;
 
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tracing::warn;
 
 use super::job::Source;
@@ -175,14 +175,14 @@ impl Access {
                 named_by = by,
                 held_back, "a comet is not called: {refused}; its recipients go to the offline policy"
             );
-            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut last = self.last.lock();
             *last = Some((Instant::now(), format!("a comet that {by} named is not called: {refused}")));
         }
     }
 
     /// What was refused lately.
     pub(super) fn warning(&self, now: Instant) -> Option<String> {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = self.last.lock();
         last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS).map(|(_, text)| text.clone())
     }
 }

@@ -108,13 +108,13 @@ impl Fleet {
         for Sighting { comet, at_ms } in kept {
             // Another gateway's clock may be ahead.
             let at_ms = at_ms.min(now_ms);
-            let is_noted = self.read().note_sighting(&comet, at_ms);
+            let is_noted = self.known.read().note_sighting(&comet, at_ms);
             if !is_noted {
                 self.take_in(&comet, at_ms);
             }
             told.insert(comet, at_ms);
         }
-        for comet in self.read().comets.values() {
+        for comet in self.known.read().comets.values() {
             if let Some(at_ms) = told.get(&comet.standing.address) {
                 comet.standing.note_told(*at_ms);
             }
@@ -127,7 +127,7 @@ impl Fleet {
     fn untold(&self) -> Vec<Sighting> {
         let every = millis((self.limits.stale_after / 4).min(TELL_EVERY));
         let mut untold = Vec::new();
-        for comet in self.read().comets.values() {
+        for comet in self.known.read().comets.values() {
             let (at_ms, told_at) = (comet.standing.named_at(), comet.standing.told_at());
             if at_ms > told_at && (told_at == 0 || at_ms - told_at >= every) {
                 untold.push(Sighting { comet: comet.standing.address.clone(), at_ms });

@@ -2,9 +2,10 @@
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 
 use super::{CometStore, Kept, Sighting, Unavailable};
 use crate::message::CometAddr;
@@ -16,7 +17,7 @@ pub struct MemoryCometStore(Arc<Mutex<HashMap<CometAddr, u64>>>);
 #[async_trait]
 impl CometStore for MemoryCometStore {
     async fn exchange(&self, new: &[Sighting], since_ms: u64, most: usize) -> Result<Kept, Unavailable> {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.0.lock();
         for Sighting { comet, at_ms } in new {
             table.insert(comet.clone(), *at_ms);
         }

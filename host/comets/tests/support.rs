@@ -1,11 +1,12 @@
 //! A comet that does as it is told and remembers what it got, and a fleet to go with it.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
 use tonic::transport::server::TcpIncoming;
@@ -86,18 +87,18 @@ impl FakeComet {
 
     /// From now on it answers so. Gets the call and how many there were before.
     pub(super) fn answers(&self, behaviour: impl Fn(&Call, usize) -> Answer + Send + 'static) {
-        *self.state.behaviour.lock().expect("not poisoned") = Box::new(behaviour);
+        *self.state.behaviour.lock() = Box::new(behaviour);
     }
 
     /// The calls until now, without the peers.
     pub(super) fn calls(&self) -> Vec<Call> {
-        let calls = self.state.calls.lock().expect("not poisoned").clone();
+        let calls = self.state.calls.lock().clone();
         calls.into_iter().map(|call| Call { peer: None, ..call }).collect()
     }
 
     /// From how many connections calls came.
     pub(super) fn connections(&self) -> usize {
-        let calls = self.state.calls.lock().expect("not poisoned");
+        let calls = self.state.calls.lock();
         calls.iter().filter_map(|call| call.peer).collect::<std::collections::HashSet<_>>().len()
     }
 }
@@ -105,8 +106,8 @@ impl FakeComet {
 impl Service {
     async fn take(&self, call: Call) -> Result<(), Status> {
         let (delay, result) = {
-            let mut calls = self.calls.lock().expect("not poisoned");
-            let answer = self.behaviour.lock().expect("not poisoned")(&call, calls.len());
+            let mut calls = self.calls.lock();
+            let answer = self.behaviour.lock()(&call, calls.len());
             calls.push(call.clone());
             answer
         };
@@ -120,7 +121,7 @@ impl Service {
 
     /// Two calls at a time for one room or connection are out of order, sooner or later.
     fn occupy(&self, call: &Call, begin: bool) {
-        let mut busy = self.busy.lock().expect("not poisoned");
+        let mut busy = self.busy.lock();
         for to in &call.to {
             let is_busy = busy.contains(to);
             if begin {

@@ -17,9 +17,10 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -125,7 +126,7 @@ impl<V: Clone> RouteCache<V> {
 
     /// Asks for a room's value under a generation of policies. Never waits.
     pub fn claim(&self, room: &RoomId, generation: u64) -> Claim<V> {
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         if let Some(value) = table.valid(room, generation) {
             self.metrics.count("hit");
             return Claim::Hit(value);
@@ -144,19 +145,19 @@ impl<V: Clone> RouteCache<V> {
 
     /// A room's value under a generation of policies, if it is there. Claims nothing, counts nothing.
     pub fn peek(&self, room: &RoomId, generation: u64) -> Option<V> {
-        lock(&self.table).valid(room, generation)
+        self.table.lock().valid(room, generation)
     }
 
     /// Forgets a room: claims from now on do not get what was read before now.
     pub fn invalidate(&self, room: &RoomId) {
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         table.remove(room);
         table.flights.retain(|(flying, _), _| flying != room);
     }
 
     /// How many rooms are kept, and how many connections they have in sum.
     pub fn size(&self) -> (usize, usize) {
-        let table = lock(&self.table);
+        let table = self.table.lock();
         (table.kept.len(), table.weight)
     }
 }
@@ -165,7 +166,7 @@ impl<V: Clone> Permit<V> {
     /// Hands the value to everyone who waits, and keeps it. `weight` is the number of
     /// connections.
     pub fn publish(self, value: V, weight: usize) {
-        let mut table = lock(&self.table);
+        let mut table = self.table.lock();
         if table.lands(&self.flight, self.stamp) {
             let (room, generation) = self.flight.clone();
             let stamp = table.stamp();
@@ -179,7 +180,7 @@ impl<V: Clone> Permit<V> {
 impl<V: Clone> Drop for Permit<V> {
     fn drop(&mut self) {
         // After publish() the flight is gone already, and this does nothing.
-        lock(&self.table).lands(&self.flight, self.stamp);
+        self.table.lock().lands(&self.flight, self.stamp);
     }
 }
 
@@ -190,8 +191,4 @@ impl<V: Clone> Waiter<V> {
         let made = self.0.wait_for(Option::is_some).await.ok()?;
         made.clone()
     }
-}
-
-fn lock<V>(table: &Mutex<Table<V>>) -> MutexGuard<'_, Table<V>> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
 }

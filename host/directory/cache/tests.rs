@@ -111,7 +111,7 @@ fn rooms_and_connections_are_bounded() {
     assert_eq!((cache.size(), hit(&cache, "large", 1)), ((1, 95), Some(100)));
     mine(&cache, "large", 2).publish(102, 96);
     assert_eq!(cache.size(), (1, 96), "a replaced value weighs no more");
-    let table = lock(&cache.table);
+    let table = cache.table.lock();
     assert_eq!((table.by_age.len(), table.flights.len()), (1, 0), "nothing is left behind");
 }
 
@@ -126,7 +126,7 @@ async fn workers_never_make_the_same_room_at_once_and_never_lock_up() {
     }
     let all = async { while workers.join_next().await.transpose().expect("no worker panics").is_some() {} };
     tokio::time::timeout(Duration::from_secs(60), all).await.expect("no deadlock");
-    assert!(lock(&cache.table).flights.is_empty());
+    assert!(cache.table.lock().flights.is_empty());
 }
 
 async fn batches(worker: usize, cache: RouteCache<usize>, making: Arc<Vec<AtomicUsize>>) {

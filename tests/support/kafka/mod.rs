@@ -15,9 +15,10 @@ mod topics;
 mod view;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::config::ClientConfig;
 use rdkafka::producer::{BaseProducer, FutureProducer, Producer};
@@ -128,7 +129,7 @@ impl Kafka {
     async fn with_node<T: Send + 'static>(&self, act: impl FnOnce(&mut Node) -> T + Send + 'static) -> T {
         let Kind::Own(node) = &self.kind else { panic!("only a broker of one's own can be stopped") };
         let node = node.clone();
-        blocking(move || act(&mut node.lock().unwrap_or_else(PoisonError::into_inner))).await
+        blocking(move || act(&mut node.lock())).await
     }
 
     /// For `bootstrap.servers`.

@@ -1,7 +1,6 @@
 //! A comet on another gRPC implementation: a process that tells of every call.
 
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -9,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use halley::comets::proto::chatroom;
 use halley::message::CometAddr;
+use parking_lot::Mutex;
 use prost::Message as _;
 use serde_json::{Value, json};
 use tonic::Code;
@@ -76,19 +76,19 @@ impl PeerComet {
 
     /// Kills it: every connection is cut. What it told stays.
     pub fn stop(&self) {
-        self.process().kill();
+        self.process.lock().kill();
     }
 
     /// Kills it when it runs, and starts it again on the same port.
     pub async fn restart(&self) {
         let starts = self.events().iter().filter(|event| event.get("listening").is_some()).count();
-        self.process().restart().expect("what was built starts");
+        self.process.lock().restart().expect("what was built starts");
         self.listening(starts + 1).await;
     }
 
     /// Sends a signal, such as `STOP` or `CONT`.
     pub fn signal(&self, signal: &str) {
-        self.process().signal(signal);
+        self.process.lock().signal(signal);
     }
 
     /// All calls so far, in order of arrival; `at` is when they are read.
@@ -146,7 +146,7 @@ impl PeerComet {
 
     async fn listening(&self, starts: usize) {
         eventually(format!("{self:?} to listen"), PATIENCE, async || {
-            let ended = self.process().ended();
+            let ended = self.process.lock().ended();
             assert!(ended.is_none(), "it ended with {ended:?}; {self:?}");
             let listening = self.events().into_iter().filter(|event| event.get("listening").is_some());
             (listening.count() >= starts).then_some(())
@@ -156,19 +156,15 @@ impl PeerComet {
 
     /// What it told, line by line; a line that is half written is left for later.
     fn events(&self) -> Vec<Value> {
-        let log = self.process().log();
+        let log = self.process.lock().log();
         let whole = log.rfind('\n').map_or("", |end| &log[..end]);
         whole.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
-    }
-
-    fn process(&self) -> MutexGuard<'_, Leash> {
-        self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for PeerComet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let log = self.process().log();
+        let log = self.process.lock().log();
         let last: Vec<&str> = log.lines().rev().take(50).collect();
         writeln!(f, "comet {} on {:?}, what it told last:", self.address(), self.stack)?;
         last.iter().rev().try_for_each(|line| writeln!(f, "  {line}"))
