@@ -27,7 +27,7 @@ check: ## Format, lints and the plan of the house, without running anything
 	cargo fmt --check --all --manifest-path tests/guests/Cargo.toml
 	cargo fmt --check --manifest-path examples/my-policy/Cargo.toml
 	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --all-features -- -D warnings
 	cargo clippy --locked --manifest-path plugins/Cargo.toml --all-targets -- -D warnings
 
 # Stories that run compilers: beside them, the stories of faults would see a machine that stands still.
@@ -41,6 +41,7 @@ test: ## Everything: lints, unit tests, policies, and the stories on real Kafka 
 	@plugins/languages/build.sh || [ $$? -eq 3 ]
 	@tests/peers/build.sh >/dev/null || [ $$? -eq 3 ]
 	@tests/run.sh 5 -- $(foreach story,$(BUILDERS),--skip $(story))
+	cargo test --locked --features models --lib model::
 	@tests/run.sh 2 --test stories -- $(BUILDERS)
 	cargo test --locked --manifest-path plugins/Cargo.toml
 	cargo test --locked --manifest-path examples/my-policy/Cargo.toml

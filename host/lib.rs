@@ -45,7 +45,7 @@
 //! - [`gateway`]: builds every part and owns every task; the order of start and stop.
 //! - [`config`], [`admin`], [`cli`]: around the gateway. [`sandbox`]: what the process gives up at its
 //!   start. [`telemetry`], [`panics`], `files` (the only one that opens files) and [`stalls`] (what is
-//!   being retried, and the records that it holds): known to all. `fuzzing`, in tests and with its
+//!   being retried, and the records that it holds) and `sync` (locks that models can run): known to all. `fuzzing`, in tests and with its
 //!   feature only: what fuzzers call.
 //!
 //! `tests/layers.rs` holds this plan.
@@ -95,4 +95,5 @@ pub mod fuzzing;
 pub mod panics;
 pub mod sandbox;
 pub mod stalls;
+mod sync;
 pub mod telemetry;

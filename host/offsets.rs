@@ -10,12 +10,9 @@
 //! [`Offsets::unsettled`] first.
 
 mod ledger;
-#[cfg(test)]
+#[cfg(all(test, feature = "models"))]
 mod model;
 #[cfg(test)]
 mod tests;
-
-// What `ledger` is made of; its model brings other locks.
-use std::sync;
 
 pub use ledger::{Offsets, Ticket, Unsettled};

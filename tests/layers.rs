@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everyone may know these; they know nobody.
-const FOR_ALL: [&str; 4] = ["files", "telemetry", "panics", "stalls"];
+const FOR_ALL: [&str; 5] = ["files", "telemetry", "panics", "stalls", "sync"];
 
 /// Each module with the modules of this crate that it may know.
 const MAY_KNOW: &[(&str, &[&str])] = &[
@@ -17,6 +17,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("panics", &[]),
     ("stalls", &[]),
+    ("sync", &[]),
     ("kafka", &["message"]),
     ("redis_client", &[]),
     ("memory_guard", &[]),

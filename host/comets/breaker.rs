@@ -52,7 +52,7 @@ pub(super) struct Permit {
     probe: Option<Arc<()>>,
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "models"))]
 impl Permit {
     pub(super) fn is_probe(&self) -> bool {
         self.probe.is_some()

@@ -57,7 +57,7 @@ mod known;
 mod lanes;
 mod lookup;
 mod metrics;
-#[cfg(test)]
+#[cfg(all(test, feature = "models"))]
 mod model;
 mod names;
 mod nodes;
@@ -75,8 +75,6 @@ mod tests;
 mod wire;
 
 use std::pin::Pin;
-// What `places` is made of; its model brings another atomic.
-use std::sync;
 use std::task::{Context, Poll};
 use std::time::Duration;
 

@@ -1,14 +1,12 @@
 //! A comet's queue, lanes and breaker under many interleavings of threads, by shuttle. A failure
 //! prints the seed that brings it back (`SHUTTLE_RANDOM_SEED`).
 //!
-//! What is real: `places.rs`, compiled once more with shuttle's atomic; `Lanes`; `Breaker`.
+//! `cargo test --features models --lib model::` runs it.
+//!
+//! What is real: `places.rs`, over shuttle's atomic; `Lanes`; `Breaker`.
 //! What stands in: the comet's task is a thread, tokio's bounded channel a bounded channel of
 //! shuttle's, and a call ends when the thread says so. Lanes and breaker belong to the task
 //! alone and need no lock; the breaker gets one here, so that callers really are threads.
-
-#[path = "places.rs"]
-#[allow(clippy::duplicate_mod, reason = "the very file that the gateway has, for this model once more")]
-mod places;
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +17,7 @@ use shuttle::thread;
 
 use super::breaker::{Breaker, Settings, State};
 use super::lanes::{LaneSet, Lanes, Token};
-use places::Places;
+use super::places::Places;
 
 /// How many interleavings are tried.
 const RUNS: usize = 2_000;

@@ -1,10 +1,9 @@
 //! Places that are taken without waiting, from any thread, and given back: messages in one
 //! comet's queue, bytes of them, bytes that wait for all comets.
 //!
-//! Its atomic is the parent module's: std's, or in `model` that of a scheduler that tries many
-//! interleavings of this very file.
+//! `model` runs it under many interleavings: its atomic comes from [`crate::sync`].
 
-use super::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::{AtomicUsize, Ordering};
 
 /// How many places are taken.
 #[derive(Debug, Default)]

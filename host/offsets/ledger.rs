@@ -1,11 +1,10 @@
 //! The ledger of one partition and the tickets that threads settle in it.
 //!
-//! Its locks are those of the parent module: std's, or in `model` those of a scheduler that
-//! tries many interleavings of this very file.
+//! `model` runs it under many interleavings: its locks come from [`crate::sync`].
 
 use std::collections::VecDeque;
 
-use super::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::sync::{Arc, Mutex};
 
 /// How much of a partition is admitted and not settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,31 +28,31 @@ impl Offsets {
     /// above the last admitted gets a ticket that counts for nothing: these are the offsets of
     /// one log, and a log that is read from an earlier offset has offsets of its own.
     pub fn admit(&self, offset: i64, bytes: usize) -> Ticket {
-        let counts = lock(&self.ledger).admit(offset, bytes);
+        let counts = self.ledger.lock().admit(offset, bytes);
         Ticket { offset, counts, ledger: Arc::clone(&self.ledger) }
     }
 
     /// There is no record below this offset that was not admitted. Where everything that was
     /// admitted is settled, the watermark moves there.
     pub fn skip_to(&self, offset: i64) {
-        lock(&self.ledger).skip_to(offset);
+        self.ledger.lock().skip_to(offset);
     }
 
     /// The next offset to read after a restart: everything admitted below it is settled.
     /// `None` until the first record is settled at the front.
     pub fn watermark(&self) -> Option<i64> {
-        lock(&self.ledger).watermark
+        self.ledger.lock().watermark
     }
 
     /// What is admitted and not settled.
     pub fn unsettled(&self) -> Unsettled {
-        lock(&self.ledger).unsettled
+        self.ledger.lock().unsettled
     }
 
     /// Records from the oldest unsettled one on, settled ones among them: what would be
     /// delivered again after a crash, and what this ledger takes in memory.
     pub fn span(&self) -> usize {
-        lock(&self.ledger).slots.len()
+        self.ledger.lock().slots.len()
     }
 }
 
@@ -70,7 +69,7 @@ impl Ticket {
     /// The record has its outcome: its offset may be committed once all before it may.
     pub fn settle(self) {
         if self.counts {
-            lock(&self.ledger).settle(self.offset);
+            self.ledger.lock().settle(self.offset);
         }
     }
 }
@@ -126,8 +125,4 @@ impl Ledger {
             self.watermark = Some(front.offset + 1);
         }
     }
-}
-
-fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
-    ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,21 +1,12 @@
-//! The ledger under many interleavings of threads: shuttle compiles `ledger.rs` once more, with
-//! locks that hand over to a random other thread whenever they are taken.
+//! The ledger under many interleavings of threads, by shuttle, whose locks hand over to a random other
+//! thread whenever they are taken: `cargo test --features models --lib model::`.
 //!
 //! A failure prints the seed that brings it back (`SHUTTLE_RANDOM_SEED`).
-
-#[path = "ledger.rs"]
-#[allow(
-    clippy::duplicate_mod,
-    unreachable_pub,
-    dead_code,
-    reason = "the very file that the gateway has, for this model once more"
-)]
-mod ledger;
 
 use shuttle::sync::{self, Arc, Mutex};
 use shuttle::thread;
 
-use ledger::Offsets;
+use super::{Offsets, Ticket};
 
 /// How many interleavings are tried.
 const RUNS: usize = 3_000;
@@ -48,7 +39,7 @@ fn settle_in_threads(lost: Option<i64>) {
                     continue;
                 }
                 begun.lock().unwrap().push(offset);
-                ledger::Ticket::settle(ticket);
+                Ticket::settle(ticket);
             }
         }));
     }
