@@ -10,8 +10,7 @@ mod throttle;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -143,46 +142,9 @@ pub fn latency_histogram() -> Histogram {
     Histogram::new(exponential_buckets(50e-6, 2.0, 19))
 }
 
-/// Lets one line pass per interval, for what would otherwise flood the log.
-#[derive(Debug)]
-pub struct Seldom {
-    started: Instant,
-    /// Milliseconds after `started` before which nothing passes.
-    quiet_until: AtomicU64,
-    interval: Duration,
-}
-
-impl Seldom {
-    /// One per interval; the first passes at once.
-    pub fn every(interval: Duration) -> Self {
-        Self { started: Instant::now(), quiet_until: AtomicU64::new(0), interval }
-    }
-
-    /// Whether this one may pass.
-    pub fn now(&self) -> bool {
-        let now = self.started.elapsed().as_millis() as u64;
-        let quiet_until = self.quiet_until.load(Ordering::Relaxed);
-        if now < quiet_until {
-            return false;
-        }
-        let next = now + self.interval.as_millis() as u64;
-        self.quiet_until.compare_exchange(quiet_until, next, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_line_passes_per_interval() {
-        let hourly = Seldom::every(Duration::from_secs(3600));
-        assert!(hourly.now());
-        assert!(!hourly.now());
-        let always = Seldom::every(Duration::ZERO);
-        assert!(always.now());
-        assert!(always.now());
-    }
 
     #[test]
     fn a_level_that_is_none_is_named() {

@@ -6,37 +6,42 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tracing::error;
 
+use crate::telemetry::LogThrottle;
+
 /// For how long after the last time it stands in the readiness warnings.
 const LASTS: Duration = Duration::from_secs(30);
-const LOG_EVERY: Duration = Duration::from_secs(10);
 const REMEDY: &str =
     "raise the limit of open files (`ulimit -n`, LimitNOFILE= of systemd); every comet takes one";
 
 /// What was lacking last.
-#[derive(Debug, Default)]
-pub(super) struct Shortage(Mutex<Noted>);
+#[derive(Debug)]
+pub(super) struct Shortage {
+    last: Mutex<Option<(Instant, String)>>,
+    log: LogThrottle,
+}
 
-#[derive(Debug, Default)]
-struct Noted {
-    last: Option<(Instant, String)>,
-    logged: Option<Instant>,
+impl Default for Shortage {
+    fn default() -> Self {
+        Self { last: Mutex::default(), log: LogThrottle::per_record() }
+    }
 }
 
 impl Shortage {
     /// A connection could not be made because of this.
     pub(super) fn note(&self, why: &str, now: Instant) {
-        let mut noted = self.0.lock();
-        if noted.logged.is_none_or(|logged| now.duration_since(logged) >= LOG_EVERY) {
-            noted.logged = Some(now);
-            error!(error = why, "comets cannot be connected to: this process lacks files or ports; {REMEDY}");
+        if let Some(held_back) = self.log.admit() {
+            error!(
+                error = why,
+                held_back, "comets cannot be connected to: this process lacks files or ports; {REMEDY}"
+            );
         }
-        noted.last = Some((now, why.to_owned()));
+        *self.last.lock() = Some((now, why.to_owned()));
     }
 
     /// The warning, while it has not been long.
     pub(super) fn warning(&self, now: Instant) -> Option<String> {
-        let noted = self.0.lock();
-        let (_, why) = noted.last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS)?;
+        let last = self.last.lock();
+        let (_, why) = last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS)?;
         Some(format!("comets cannot be connected to: {why}; {REMEDY}"))
     }
 }

@@ -28,7 +28,7 @@ use crate::consumer::{OnAssigned, add_offset, drain_deadline};
 use crate::kafka::{self, Start, Voice};
 use crate::memory_guard::MemoryGuard;
 use crate::stalls::Stalls;
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
 /// How often is told of what Kafka refuses.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
@@ -55,8 +55,8 @@ pub(super) struct Context {
     offset_reset: AtomicBool,
     on_assigned: OnAssigned,
     voice: Voice,
-    refusal_warning: Seldom,
-    commit_warning: Seldom,
+    refusal_warning: LogThrottle,
+    commit_warning: LogThrottle,
 }
 
 impl Context {
@@ -86,8 +86,8 @@ impl Context {
             offset_reset: AtomicBool::default(),
             on_assigned,
             voice: Voice::new("consumer"),
-            refusal_warning: Seldom::every(REPEAT_AFTER),
-            commit_warning: Seldom::every(REPEAT_AFTER),
+            refusal_warning: LogThrottle::new(1, REPEAT_AFTER),
+            commit_warning: LogThrottle::new(1, REPEAT_AFTER),
         }
     }
 
@@ -251,8 +251,8 @@ impl ClientContext for Context {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
         if let Some(why) = refusal::of_group(code, &self.config) {
             debug!(%error, reason, "kafka client event");
-            if self.refusal_warning.now() {
-                warn!(reason, "kafka: {why}");
+            if let Some(held_back) = self.refusal_warning.admit() {
+                warn!(reason, held_back, "kafka: {why}");
             }
             return self.health.refused(why);
         }
@@ -286,9 +286,9 @@ impl ConsumerContext for Context {
         // The whole may have succeeded and single partitions not.
         let refused = offsets.elements().iter().find_map(|element| element.error().err());
         if let Some(error) = result.err().or(refused)
-            && self.commit_warning.now()
+            && let Some(held_back) = self.commit_warning.admit()
         {
-            warn!(%error, "kafka refused a commit; librdkafka tries again with the next one");
+            warn!(%error, held_back, "kafka refused a commit; librdkafka tries again with the next one");
         }
     }
 }

@@ -18,7 +18,6 @@ use crate::kafka::polled::{Outcome, PolledProducer, Queued};
 use crate::kafka::voice::Waiting;
 use crate::kafka::{Config, describe, record};
 use crate::message::{Header, Record};
-use crate::telemetry::Seldom;
 
 /// A record could not be written, and the broker may not have it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -59,14 +58,13 @@ pub(crate) struct Outgoing<'a> {
 pub(crate) struct Sender {
     config: ClientConfig,
     current: ArcSwap<PolledProducer>,
-    renewals: Seldom,
 }
 
 /// How long one attempt may take, from the queue to the broker's acknowledgement.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How soon after one new client there may be another.
-const RENEW_EVERY: Duration = Duration::from_secs(2);
+/// How old a client is at least when another takes its place.
+const RENEW_AFTER: Duration = Duration::from_secs(2);
 
 impl Sender {
     /// Writes records in batches, which the broker takes or refuses as a whole.
@@ -98,7 +96,7 @@ impl Sender {
             // default of a million bytes.
             .set("message.max.bytes", "1000000000");
         let current = ArcSwap::from_pointee(PolledProducer::new(&client)?);
-        Ok(Self { config: client, current, renewals: Seldom::every(RENEW_EVERY) })
+        Ok(Self { config: client, current })
     }
 
     /// Writes one record; returns once the broker has confirmed it.
@@ -169,7 +167,7 @@ impl Sender {
     /// Takes a new client in the place of one that Kafka has shut out for good.
     fn renew(&self, old: &Arc<PolledProducer>) {
         let Some((_, reason)) = old.client().fatal_error() else { return };
-        if !Arc::ptr_eq(old, &self.current.load()) || !self.renewals.now() {
+        if !Arc::ptr_eq(old, &self.current.load()) || old.age() < RENEW_AFTER {
             return;
         }
         warn!(reason, "kafka has shut the producer out for good; a new one takes its place");

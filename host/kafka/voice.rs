@@ -14,7 +14,7 @@ use rdkafka::message::DeliveryResult;
 use tokio::sync::oneshot;
 use tracing::{debug, error, warn};
 
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
 /// How often the same thing is said again.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
@@ -23,15 +23,15 @@ const REPEAT_AFTER: Duration = Duration::from_secs(30);
 pub(crate) struct Voice {
     /// The client, as an operator knows it: `consumer`, `producer`.
     client: &'static str,
-    away: Seldom,
-    other: Seldom,
+    away: LogThrottle,
+    other: LogThrottle,
     last_failure: Mutex<Option<String>>,
 }
 
 impl Voice {
     pub(crate) fn new(client: &'static str) -> Self {
-        let seldom = || Seldom::every(REPEAT_AFTER);
-        Self { client, away: seldom(), other: seldom(), last_failure: Mutex::default() }
+        let throttle = || LogThrottle::new(1, REPEAT_AFTER);
+        Self { client, away: throttle(), other: throttle(), last_failure: Mutex::default() }
     }
 
     /// An event of the client. Returns whether it means that no broker answers.
@@ -43,7 +43,7 @@ impl Voice {
         };
         match error.rdkafka_error_code() {
             Some(AllBrokersDown) => {
-                if self.away.now() {
+                if self.away.admit().is_some() {
                     let reason = self.last_failure().unwrap_or_else(|| reason.to_owned());
                     error!(
                         client = self.client,
@@ -60,18 +60,20 @@ impl Voice {
             Some(BrokerTransportFailure | Resolve) => self.failed(reason),
             Some(Authentication | SSL | SaslAuthenticationFailed | UnsupportedSASLMechanism) => {
                 self.failed(reason);
-                if self.other.now() {
+                if let Some(held_back) = self.other.admit() {
                     error!(
                         client = self.client,
                         reason,
+                        held_back,
                         "kafka refuses the login or the connection; check `security.protocol`, `sasl.*` and `ssl.*` of [kafka.properties]"
                     );
                 }
             }
-            _ if self.other.now() => {
-                warn!(client = self.client, %error, reason, "kafka reports an error; going on");
+            _ => {
+                if let Some(held_back) = self.other.admit() {
+                    warn!(client = self.client, %error, reason, held_back, "kafka reports an error; going on");
+                }
             }
-            _ => {}
         }
         false
     }

@@ -13,7 +13,7 @@ use tracing::warn;
 use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, Unfinished, now_ms};
 use crate::message::UserId;
 use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
-use crate::telemetry::{LogThrottle, Seldom};
+use crate::telemetry::LogThrottle;
 
 /// How many entries one `XRANGE` reads.
 const PAGE: usize = 100;
@@ -42,7 +42,7 @@ pub struct RedisInbox {
     refused_line: Arc<LogThrottle>,
     /// Whether the last entries were numbered about as this process' clock would have done it.
     clocks_agree: Arc<AtomicBool>,
-    clock_warning: Arc<Seldom>,
+    clock_warning: Arc<LogThrottle>,
 }
 
 impl RedisInbox {
@@ -54,7 +54,7 @@ impl RedisInbox {
             metrics,
             refused_line: Arc::new(LogThrottle::per_record()),
             clocks_agree: Arc::default(),
-            clock_warning: Arc::new(Seldom::every(CLOCK_WARNING)),
+            clock_warning: Arc::new(LogThrottle::new(1, CLOCK_WARNING)),
         }
     }
 
@@ -116,7 +116,7 @@ impl RedisInbox {
         let Some(apart) = apart else { return };
         let agree = apart <= CLOCKS_APART as u64;
         self.clocks_agree.store(agree, Ordering::Relaxed);
-        if !agree && self.clock_warning.now() {
+        if !agree && self.clock_warning.admit().is_some() {
             let apart = Duration::from_secs(apart / 1000);
             warn!(
                 "the clocks of this process and of Redis, or of an inbox' last entry, are {} apart: inboxes are not trimmed by age; synchronise the clocks",

@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::telemetry::{Seldom, latency_histogram};
+use crate::telemetry::{LogThrottle, latency_histogram};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
@@ -24,7 +24,7 @@ pub struct Metrics {
     /// Strings of replies that were left out, and replies that ended their connection.
     values_refused: Counter,
     replies_refused: Counter,
-    warning: Arc<Seldom>,
+    warning: Arc<LogThrottle>,
 }
 
 impl Metrics {
@@ -49,7 +49,7 @@ impl Metrics {
             "Replies of Redis that were larger than `[redis] max_reply` or no replies, and ended their connection",
             replies_refused.clone(),
         );
-        let warning = Arc::new(Seldom::every(Duration::from_secs(10)));
+        let warning = Arc::new(LogThrottle::per_record());
         Self { seconds, errors, values_refused, replies_refused, warning }
     }
 
@@ -59,9 +59,10 @@ impl Metrics {
 
     pub(super) fn value_refused(&self, length: usize) {
         self.values_refused.inc();
-        if self.warning.now() {
+        if let Some(held_back) = self.warning.admit() {
             tracing::warn!(
                 length,
+                held_back,
                 "a string in a reply of Redis is too long for what it should be, and is left out; see halley_redis_values_refused_total"
             );
         }
