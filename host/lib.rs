@@ -45,7 +45,8 @@
 //! - [`gateway`]: builds every part and owns every task; the order of start and stop.
 //! - [`config`], [`admin`], [`cli`]: around the gateway. [`sandbox`]: what the process gives up at its
 //!   start. [`telemetry`], [`panics`], `files` (the only one that opens files) and [`stalls`] (what is
-//!   being retried, and the records that it holds) and `sync` (locks that models can run): known to all. `fuzzing`, in tests and with its
+//!   being retried, and the records that it holds), `sync` (locks that models can run), `backoff` and
+//!   `expiring` (a map whose values run out): known to all. `fuzzing`, in tests and with its
 //!   feature only: what fuzzers call.
 //!
 //! `tests/layers.rs` holds this plan.
@@ -86,8 +87,10 @@ pub mod pipeline;
 pub mod gateway;
 
 pub mod admin;
+mod backoff;
 pub mod cli;
 pub mod config;
+mod expiring;
 mod files;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

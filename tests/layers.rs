@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everyone may know these; they know nobody.
-const FOR_ALL: [&str; 5] = ["files", "telemetry", "panics", "stalls", "sync"];
+const FOR_ALL: [&str; 7] = ["files", "telemetry", "panics", "stalls", "sync", "backoff", "expiring"];
 
 /// Each module with the modules of this crate that it may know.
 const MAY_KNOW: &[(&str, &[&str])] = &[
@@ -18,6 +18,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("panics", &[]),
     ("stalls", &[]),
     ("sync", &[]),
+    ("backoff", &[]),
+    ("expiring", &[]),
     ("kafka", &["message"]),
     ("redis_client", &[]),
     ("memory_guard", &[]),

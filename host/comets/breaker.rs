@@ -18,6 +18,8 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use crate::backoff::Backoff;
+
 /// When a breaker opens, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
@@ -79,8 +81,8 @@ pub(super) struct Breaker {
     /// Counts changes of condition: reports of attempts from before the last one say nothing
     /// about now.
     epoch: u64,
-    /// How often it opened since it was last closed.
-    openings: u32,
+    /// How long it is open, the more often since it was last closed.
+    backoff: Backoff,
 }
 
 #[derive(Debug)]
@@ -94,7 +96,8 @@ impl Breaker {
     /// A closed breaker.
     pub(super) fn new(settings: Settings) -> Self {
         let condition = Condition::Closed { failures: 0, first: None };
-        Self { settings, condition, epoch: 0, openings: 0 }
+        let backoff = Backoff::new(settings.open, settings.open_max);
+        Self { settings, condition, epoch: 0, backoff }
     }
 
     pub(super) fn state(&self) -> State {
@@ -133,7 +136,7 @@ impl Breaker {
             }
             Condition::Open { .. } => Change::Nothing,
             Condition::HalfOpen { .. } => {
-                self.openings = 0;
+                self.backoff.reset();
                 self.become_condition(Condition::Closed { failures: 0, first: None });
                 Change::Closed
             }
@@ -165,15 +168,13 @@ impl Breaker {
         if self.state() == State::Closed {
             return Change::Nothing;
         }
-        self.openings = 0;
+        self.backoff.reset();
         self.become_condition(Condition::Closed { failures: 0, first: None });
         Change::Closed
     }
 
     fn open(&mut self, now: Instant, dice: f64) -> Duration {
-        let doubled = self.settings.open.saturating_mul(1 << self.openings.min(20));
-        let time = doubled.min(self.settings.open_max).mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0);
-        self.openings = self.openings.saturating_add(1);
+        let time = self.backoff.next_wait(dice);
         self.become_condition(Condition::Open { until: now + time });
         time
     }

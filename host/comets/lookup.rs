@@ -15,14 +15,15 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
+use crate::backoff::Backoff;
+
 /// Threads for names that were never found, and for those that were.
 const FOR_UNPROVEN: usize = 24;
 const FOR_PROVEN: usize = 8;
 /// A look-up that fails after this long had a server that does not answer.
 const SLOW: Duration = Duration::from_secs(1);
 /// How long a name rests then, at first and at most.
-const FIRST_REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(60);
+const REST: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// How many names are remembered.
 const REMEMBERED: usize = 8_192;
 
@@ -51,7 +52,7 @@ struct Entry {
 
 struct Rest {
     until: Instant,
-    pause: Duration,
+    backoff: Backoff,
     why: Arc<str>,
 }
 
@@ -139,10 +140,10 @@ impl Inner {
         entry.proven = found.is_ok();
         entry.rests = match found {
             Err(why) if took >= SLOW => {
-                let pause =
-                    entry.rests.as_ref().map_or(FIRST_REST, |rest| (rest.pause * 2).min(LONGEST_REST));
+                let mut backoff = entry.rests.as_ref().map_or(REST, |rest| rest.backoff);
+                let until = Instant::now() + backoff.next_wait(fastrand::f64());
                 let why = format!("its name could not be looked up: {why}; the DNS server took {took:.0?}");
-                Some(Rest { until: Instant::now() + pause, pause, why: why.into() })
+                Some(Rest { until, backoff, why: why.into() })
             }
             _ => None,
         };

@@ -30,11 +30,10 @@ use std::time::Duration;
 use tonic::Code;
 
 use super::wire::{Dialect, Method};
+use crate::backoff::Backoff;
 
-/// The first wait is up to this long; the bound doubles with every attempt.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-/// No wait is longer than this.
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+/// How long a call waits for its next attempt.
+pub(super) const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 
 /// What a comet's answer means for the messages and connections of the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,17 +95,9 @@ fn is_too_large(text: &str) -> bool {
     ["larger than max", "exceeds maximum size", "length too large"].iter().any(|part| text.contains(part))
 }
 
-/// How long to wait before the next attempt when `failed` (1 or more) have failed:
-/// exponential, with full jitter. `dice` is from 0 to 1.
-pub(super) fn wait(failed: u32, dice: f64) -> Duration {
-    let bound = FIRST_WAIT.saturating_mul(1 << failed.saturating_sub(1).min(20)).min(LONGEST_WAIT);
-    bound.mul_f64(dice.clamp(0.0, 1.0))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
     const DIALECTS: [Dialect; 2] = [Dialect::Chatroom, Dialect::Goim];
     const METHODS: [Method; 3] = [Method::PushMsg, Method::Broadcast, Method::BroadcastRoom];
@@ -159,15 +150,6 @@ mod tests {
             let meaning = meaning(Code::ResourceExhausted, text, dialect, method);
             assert_eq!(meaning, Meaning::Refused { about_a_key: false });
             assert!(!meaning.divides(), "every part of it would be as large");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn waits_grow_and_are_bounded(failed in 1u32.., dice in 0.0..=1.0f64) {
-            prop_assert!(wait(failed, dice) <= wait(failed, 1.0));
-            prop_assert!(wait(failed, 1.0) <= wait(failed.saturating_add(1), 1.0));
-            prop_assert!(wait(failed, 1.0) <= LONGEST_WAIT);
         }
     }
 }

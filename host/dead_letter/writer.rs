@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tracing::error;
 
+use crate::backoff::Backoff;
 use crate::dead_letter::fit::fit;
 use crate::dead_letter::metrics::Part;
 use crate::dead_letter::{Metrics, Reason, headers};
@@ -25,7 +26,7 @@ pub(super) const QUEUE: usize = 1_024;
 /// Letters that are taken out of the queue together.
 const TOGETHER: usize = 500;
 /// How soon a failed attempt is followed by the next one, at first and at most.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(400));
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
 /// How far a letter has come.
 #[derive(Clone, Debug)]
@@ -74,7 +75,7 @@ impl Writer {
     /// Writes until nobody can give it letters any more.
     pub(super) async fn run(mut self, mut letters: mpsc::Receiver<Letter>) {
         let mut waiting = Vec::new();
-        let mut pause = PAUSES.0;
+        let mut backoff = BACKOFF;
         loop {
             if waiting.is_empty() && letters.recv_many(&mut waiting, TOGETHER).await == 0 {
                 return;
@@ -84,11 +85,10 @@ impl Writer {
             let before = waiting.len();
             waiting = self.attempt(waiting).await;
             if waiting.is_empty() || waiting.len() < before {
-                pause = PAUSES.0;
+                backoff.reset();
                 continue;
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSES.1);
+            tokio::time::sleep(backoff.next_wait(fastrand::f64())).await;
         }
     }
 

@@ -25,6 +25,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Config, Inbox, InboxEntry, NotStored, Unfinished, size};
+use crate::backoff::Backoff;
 
 /// How many entries may be queued.
 pub(super) const PLACES: usize = 16_384;
@@ -41,8 +42,7 @@ const LARGEST_SIZE: usize = 2_048;
 const LARGEST_BYTES: usize = 1 << 20;
 
 /// Pauses after a failure, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
 /// How often those who wait are reminded of the same problem.
 const REMIND_EVERY: Duration = Duration::from_secs(10);
@@ -97,7 +97,7 @@ pub struct InboxWriter<I: ?Sized> {
     told: Instant,
     waiting: VecDeque<(InboxEntry, Arc<Owner>)>,
     size: usize,
-    pause: Duration,
+    backoff: Backoff,
     give_up_after: Duration,
     refused_since: Option<Instant>,
     inbox: Arc<I>,
@@ -115,7 +115,7 @@ impl InboxQueue {
             told: Instant::now(),
             waiting: VecDeque::new(),
             size: FIRST_SIZE,
-            pause: FIRST_PAUSE,
+            backoff: BACKOFF,
             give_up_after: config.give_up_after,
             refused_since: None,
             inbox,
@@ -253,7 +253,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
     }
 
     fn succeeded(&mut self) {
-        self.pause = FIRST_PAUSE;
+        self.backoff.reset();
         self.refused_since = None;
         self.problem.send_if_modified(|problem| problem.take().is_some());
     }
@@ -295,10 +295,9 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
         }
         self.tell(because.to_string().into());
         if has_moved {
-            self.pause = FIRST_PAUSE;
+            self.backoff.reset();
         }
-        tokio::time::sleep(self.pause.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        tokio::time::sleep(self.backoff.next_wait(fastrand::f64())).await;
     }
 
     /// Tells those who wait what they wait for.

@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::backoff::Backoff;
 use crate::stalls::{Held, StallGuard, StallStage, Stalls};
 
 /// The partition was given up before the work was done: its records will be delivered again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Abandoned;
 
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// With the clients' own back-off of half a second, work goes on within a second of the other
 /// side's return.
-const LONGEST_PAUSE: Duration = Duration::from_millis(400);
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
 /// The record, or the first one of a batch, that is held while something is retried.
 #[derive(Clone, Copy)]
@@ -37,13 +37,13 @@ pub(super) struct Retry<'a> {
     hold: Hold<'a>,
     stage: StallStage,
     since: Instant,
-    pause: Duration,
+    backoff: Backoff,
     stall: Option<StallGuard>,
 }
 
 impl<'a> Retry<'a> {
     pub(super) fn new(hold: Hold<'a>, stage: StallStage) -> Self {
-        Self { hold, stage, since: Instant::now(), pause: FIRST_PAUSE, stall: None }
+        Self { hold, stage, since: Instant::now(), backoff: BACKOFF, stall: None }
     }
 
     /// Tries until `attempt` succeeds or the partition is abandoned.
@@ -64,10 +64,8 @@ impl<'a> Retry<'a> {
             }
             tokio::select! {
                 () = abandon.cancelled() => return Err(self.abandoned()),
-                // Full jitter, so that the workers of many partitions do not come back together.
-                () = tokio::time::sleep(self.pause.mul_f64(fastrand::f64())) => {}
+                () = tokio::time::sleep(self.backoff.next_wait(fastrand::f64())) => {}
             }
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         }
     }
 
@@ -215,7 +213,8 @@ mod tests {
             assert_eq!(retry.until_done(attempt).await, Ok(()));
             assert_eq!(world.stalls.held(), 1, "the same stall");
         }
-        assert_eq!(retry.pause, FIRST_PAUSE * 4, "it tries less and less often");
+        let third = BACKOFF.wait_after(3, 1.0);
+        assert_eq!(retry.backoff.next_wait(1.0), third, "it tries less and less often");
         drop(retry);
         assert_eq!(world.stalls.held(), 0);
     }

@@ -19,10 +19,11 @@ use super::dial::Connection;
 use super::sentinel::Sentinels;
 use super::unavailable::{Problem, Trouble};
 use super::{BadUrl, Partial, Timeouts, reply};
+use crate::backoff::Backoff;
 
 /// How soon after a failed attempt the next one is made, at first and at most. Redis' return is
 /// noticed within the longer.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(500));
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
 
 /// How many commands travel in one pipeline; more of them take several. Very large pipelines
 /// make both sides buffer for long, and all of a pipeline has to fit into the timeout.
@@ -66,8 +67,8 @@ struct Numbered {
 
 struct Failure {
     problem: Problem,
-    at: Instant,
-    wait: Duration,
+    until: Instant,
+    backoff: Backoff,
 }
 
 /// Replies, and the connection (its epoch) that they came by.
@@ -236,7 +237,7 @@ impl Link {
             return Ok(numbered.clone());
         }
         if let Some(failure) = &state.failure
-            && failure.at.elapsed() < failure.wait
+            && Instant::now() < failure.until
         {
             return Err(failure.problem.clone());
         }
@@ -248,8 +249,9 @@ impl Link {
                 Ok(numbered)
             }
             Err(problem) => {
-                let wait = next_wait(state.failure.as_ref());
-                state.failure = Some(Failure { problem: problem.clone(), at: Instant::now(), wait });
+                let mut backoff = state.failure.as_ref().map_or(BACKOFF, |failure| failure.backoff);
+                let until = Instant::now() + backoff.next_wait(fastrand::f64());
+                state.failure = Some(Failure { problem: problem.clone(), until, backoff });
                 Err(problem)
             }
         }
@@ -271,13 +273,6 @@ impl Destination {
             Self::Primary(sentinels) => sentinels.connect(timeouts).await,
         }
     }
-}
-
-/// Doubles, with jitter: many gateways should not all come at once.
-fn next_wait(failure: Option<&Failure>) -> Duration {
-    let (first, longest) = BACK_OFF;
-    let wait = failure.map_or(first, |failure| (failure.wait * 2).min(longest));
-    wait.mul_f64(0.75 + 0.25 * fastrand::f64())
 }
 
 fn pipelines(commands: Vec<Cmd>) -> impl Iterator<Item = Pipeline> {

@@ -253,7 +253,7 @@ impl Actor {
         }
         self.active.standing.metrics.retries.inc();
         let (failures, queued) = (call.note_failure(error.clone()), call.queued());
-        let wait = retry::wait(failures, fastrand::f64());
+        let wait = retry::BACKOFF.wait_after(failures, fastrand::f64());
         let Some((name, waiting)) = call.take_front() else { return self.rest(call, error) };
         let now = Instant::now();
         let last = queued.map_or(now, |queued| queued + self.timing.give_up_after);
@@ -264,7 +264,7 @@ impl Actor {
     /// Lets a call wait for another attempt, with its lanes.
     fn rest(&mut self, mut call: Call, error: String) {
         self.active.standing.metrics.retries.inc();
-        let again = Instant::now() + retry::wait(call.note_failure(error), fastrand::f64());
+        let again = Instant::now() + retry::BACKOFF.wait_after(call.note_failure(error), fastrand::f64());
         if let Some(call) = self.without_expired(call, again) {
             self.resting.push((again, call));
         }
