@@ -1,24 +1,32 @@
 //! Which rooms need care: those that are too large for one command, and those that could not be
 //! read at all. Pure.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::{Found, Lookup};
+use crate::expiring::ExpiringMap;
 use crate::message::RoomId;
 
 /// How long a room that could not be read is not read again: its messages come one after the
 /// other, and each attempt holds up its partition.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(10);
-/// How many rooms are remembered. Beyond that everything is forgotten, and found out again.
+/// How many rooms of either kind are remembered. What is forgotten beyond that is found out again.
 const MOST: usize = 10_000;
 
 /// What is remembered of rooms.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Rooms {
     large: HashSet<RoomId>,
-    given_up: HashMap<RoomId, (Instant, Arc<str>)>,
+    /// Why they could not be read.
+    given_up: ExpiringMap<RoomId, Arc<str>>,
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self { large: HashSet::new(), given_up: ExpiringMap::new(MOST) }
+    }
 }
 
 /// How one look-up is carried out.
@@ -40,8 +48,8 @@ impl Rooms {
 
     pub(super) fn care(&self, lookup: &Lookup, now: Instant) -> Care {
         let Lookup::Room(room) = lookup else { return Care::Usual };
-        match self.given_up.get(room) {
-            Some((at, why)) if now.duration_since(*at) < GIVEN_UP_FOR => Care::GivenUp(Arc::clone(why)),
+        match self.given_up.get(room, now) {
+            Some(why) => Care::GivenUp(Arc::clone(why)),
             _ if self.large.contains(room) => Care::Pages,
             _ => Care::Usual,
         }
@@ -66,10 +74,8 @@ impl Rooms {
         }
         match found {
             Found::Unreadable(why) => {
-                if self.given_up.len() >= MOST {
-                    self.given_up.clear();
-                }
-                self.given_up.insert(room.clone(), (now, Arc::clone(why)));
+                self.given_up.sweep(now);
+                self.given_up.insert(room.clone(), Arc::clone(why), GIVEN_UP_FOR, now);
             }
             Found::Room(_) | Found::Key(_) => drop(self.given_up.remove(room)),
         }

@@ -1,37 +1,37 @@
 //! Claims inside the process: for the demo, `memory://` and tests.
 
-use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::{Claim, Guards, Unavailable};
+use crate::expiring::ExpiringMap;
 use crate::message::MessageId;
 
-/// Claims in memory, bounded: beyond its capacity the claim that runs out soonest is forgotten.
+/// Claims in memory, by key, with the messages that have them. Bounded: beyond its capacity, claims that
+/// run out soonest are forgotten.
 #[derive(Debug)]
-pub struct MemoryGuards {
-    table: Mutex<Table>,
-    capacity: usize,
-}
-
-#[derive(Debug, Default)]
-struct Table {
-    owners: HashMap<String, (MessageId, Instant)>,
-    /// The same claims by the time at which they run out.
-    by_end: BTreeSet<(Instant, String)>,
-}
+pub struct MemoryGuards(Mutex<ExpiringMap<String, MessageId>>);
 
 impl MemoryGuards {
     /// Room for so many claims.
     pub fn new(capacity: usize) -> Self {
-        Self { table: Mutex::default(), capacity }
+        Self(Mutex::new(ExpiringMap::new(capacity)))
     }
 
     fn claim_at(&self, claims: &[Claim], now: Instant) -> Vec<bool> {
-        let mut table = self.table.lock();
-        claims.iter().map(|claim| table.claim(claim, now, self.capacity)).collect()
+        let mut owners = self.0.lock();
+        owners.sweep(now);
+        let mut claim = |claim: &Claim| match owners.get(&claim.key, now) {
+            Some(owner) => *owner == claim.message,
+            None => {
+                let ttl = Duration::from_millis(claim.millis());
+                owners.insert(claim.key.clone(), claim.message.clone(), ttl, now);
+                true
+            }
+        };
+        claims.iter().map(&mut claim).collect()
     }
 }
 
@@ -39,30 +39,6 @@ impl MemoryGuards {
 impl Guards for MemoryGuards {
     async fn claim(&self, claims: &[Claim]) -> Result<Vec<bool>, Unavailable> {
         Ok(self.claim_at(claims, Instant::now()))
-    }
-}
-
-impl Table {
-    fn claim(&mut self, claim: &Claim, now: Instant, capacity: usize) -> bool {
-        while self.by_end.first().is_some_and(|(end, _)| *end <= now) {
-            self.forget_soonest();
-        }
-        if let Some((owner, _)) = self.owners.get(&claim.key) {
-            return *owner == claim.message;
-        }
-        let end = now + Duration::from_millis(claim.millis());
-        self.owners.insert(claim.key.clone(), (claim.message.clone(), end));
-        self.by_end.insert((end, claim.key.clone()));
-        while self.owners.len() > capacity {
-            self.forget_soonest();
-        }
-        true
-    }
-
-    fn forget_soonest(&mut self) {
-        if let Some((_, key)) = self.by_end.pop_first() {
-            self.owners.remove(&key);
-        }
     }
 }
 
@@ -94,7 +70,6 @@ mod tests {
             let claims = [claim(&format!("k{number}"), 1000 + number, "m/0/1")];
             assert_eq!(guards.claim_at(&claims, start), [true]);
         }
-        let table = guards.table.lock();
-        assert_eq!((table.owners.len(), table.by_end.len()), (3, 3));
+        assert_eq!(guards.0.lock().len(), 3);
     }
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crate::comets::job::Job;
 use crate::comets::lanes::LaneSet;
 use crate::comets::wire::key_len;
+use crate::expiring::ExpiringMap;
 use crate::message::{ConnectionId, RoomId, Target};
 
 /// How many names may be parked: it bounds the calls that a comet which refuses everything gets.
@@ -75,10 +76,16 @@ pub(super) struct Waiting {
     again: Option<Instant>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Parked {
     waiting: HashMap<Name, Waiting>,
-    reluctant: HashMap<ConnectionId, Instant>,
+    reluctant: ExpiringMap<ConnectionId, ()>,
+}
+
+impl Default for Parked {
+    fn default() -> Self {
+        Self { waiting: HashMap::new(), reluctant: ExpiringMap::new(MAX_REMEMBERED) }
+    }
 }
 
 impl Parked {
@@ -132,12 +139,8 @@ impl Parked {
 
     /// This connection did not take a message.
     pub(super) fn remember(&mut self, key: &ConnectionId, now: Instant) {
-        if self.reluctant.len() >= MAX_REMEMBERED {
-            self.reluctant.retain(|_, since| now.duration_since(*since) < REMEMBERED_FOR);
-        }
-        if self.reluctant.len() < MAX_REMEMBERED {
-            self.reluctant.insert(key.clone(), now);
-        }
+        self.reluctant.sweep(now);
+        self.reluctant.insert(key.clone(), (), REMEMBERED_FOR, now);
     }
 
     /// These connections took a message.
@@ -192,7 +195,7 @@ impl Parked {
     }
 
     fn is_reluctant(&self, key: &ConnectionId, now: Instant) -> bool {
-        self.reluctant.get(key).is_some_and(|since| now.duration_since(*since) < REMEMBERED_FOR)
+        self.reluctant.get(key, now).is_some()
     }
 
     /// What is parked and has to be called before all of this job.
