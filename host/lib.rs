@@ -45,8 +45,9 @@
 //! - [`gateway`]: builds every part and owns every task; the order of start and stop.
 //! - [`config`], [`admin`], [`cli`]: around the gateway. [`sandbox`]: what the process gives up at its
 //!   start. [`telemetry`], [`panics`], `files` (the only one that opens files) and [`stalls`] (what is
-//!   being retried, and the records that it holds), `sync` (locks that models can run), `backoff` and
-//!   `expiring` (a map whose values run out): known to all. `fuzzing`, in tests and with its
+//!   being retried, and the records that it holds): known to all, as are small tools: `sync` (locks that
+//!   models can run), `backoff`, `expiring` (a map whose values run out), `blocking` (work that blocks)
+//!   and `time` (as people and records write it). `fuzzing`, in tests and with its
 //!   feature only: what fuzzers call.
 //!
 //! `tests/layers.rs` holds this plan.
@@ -88,6 +89,7 @@ pub mod gateway;
 
 pub mod admin;
 mod backoff;
+mod blocking;
 pub mod cli;
 pub mod config;
 mod expiring;
@@ -100,3 +102,4 @@ pub mod sandbox;
 pub mod stalls;
 mod sync;
 pub mod telemetry;
+mod time;

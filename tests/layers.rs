@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everyone may know these; they know nobody.
-const FOR_ALL: [&str; 7] = ["files", "telemetry", "panics", "stalls", "sync", "backoff", "expiring"];
+const FOR_ALL: [&str; 9] =
+    ["files", "telemetry", "panics", "stalls", "sync", "backoff", "expiring", "time", "blocking"];
 
 /// Each module with the modules of this crate that it may know.
 const MAY_KNOW: &[(&str, &[&str])] = &[
@@ -20,6 +21,8 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("backoff", &[]),
     ("expiring", &[]),
+    ("time", &[]),
+    ("blocking", &[]),
     ("kafka", &["message"]),
     ("redis_client", &[]),
     ("memory_guard", &[]),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::blocking::run_blocking;
 use crate::files;
 
 /// Where a token may stand.
@@ -55,13 +56,13 @@ impl Tokens {
     /// Why one is not there though it is configured: then no token is good.
     pub(super) async fn current(&self) -> Result<Current, String> {
         let files = self.clone();
-        let read = tokio::task::spawn_blocking(move || {
+        let read = run_blocking("reading the tokens", move || {
             let secret = |place, file: Option<PathBuf>| -> Result<Option<Secret>, String> {
                 Ok(read(place, file.as_deref())?.as_deref().map(Secret::new))
             };
             Ok(Current { write: secret(WRITE, files.write)?, read: secret(READ, files.read)? })
         });
-        read.await.unwrap_or_else(|error| Err(format!("the tokens cannot be read: {error}")))
+        read.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 }
 

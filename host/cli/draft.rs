@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::message::{Audience, Header, Message, Origin, Record, encode};
+use crate::time::to_record_ms;
 
 /// The operation of a message that names none: a message to users, in goim's numbers.
 pub(super) const OPERATION: i32 = 4;
@@ -59,7 +60,7 @@ impl Draft {
             |(name, value): (String, String)| Header { name: name.into(), value: Some(value.into()) };
         let record = Record {
             origin: Origin { topic: topic.into(), partition: 0, offset },
-            timestamp_ms: self.at.map(|at| i64::try_from(since_1970(at)).unwrap_or(i64::MAX)),
+            timestamp_ms: self.at.map(|at| to_record_ms(at)),
             key: None,
             value: Some(value),
             headers: self.headers.into_iter().map(header).collect(),
@@ -87,12 +88,6 @@ impl Draft {
             Some(text) => STANDARD.decode(text).map_err(|why| anyhow::anyhow!("`body_base64`: {why}")),
         }
     }
-}
-
-/// In milliseconds; 0 before that.
-pub(super) fn since_1970(at: SystemTime) -> u64 {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

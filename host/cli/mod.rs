@@ -13,7 +13,6 @@ mod output;
 mod plugin;
 mod replay;
 mod run;
-mod time;
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use dead_letter::fuzzing::check as check_dead_letter;

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
@@ -10,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::admin::Admin;
+use crate::blocking::run_blocking;
 use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, open_files, runtime};
 use crate::config::{Config, Inspected, Mistake, Mistakes};
 use crate::consumer::Stopped;
@@ -96,10 +96,10 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let reading = {
         let config = config.clone();
         // The plugin directory may be on a network's disk.
-        tokio::task::spawn_blocking(move || config.gateway())
+        run_blocking("reading the plugin directory", move || config.gateway())
     };
     let starting = async {
-        let wanted = reading.await.context("reading the plugin directory ended early")??;
+        let wanted = reading.await??;
         Gateway::start(&wanted, sources, registry).await
     };
     let gateway = tokio::select! {

@@ -207,6 +207,5 @@ pub(super) fn millis(time: Duration) -> u64 {
 
 /// Milliseconds since 1970-01-01 UTC.
 pub(super) fn now_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, millis)
+    crate::time::to_ms(std::time::SystemTime::now())
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use crate::consumer::mark::Mark;
 use crate::kafka::{Start, TopicId};
+use crate::time::to_record_ms;
 
 /// A committed offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl TopicView {
             None if partition < self.started() => match start {
                 Start::Oldest => Position::Beginning(Because::New),
                 Start::Newest => Position::End,
-                Start::At(time) => Position::Time(milliseconds(time)),
+                Start::At(time) => Position::Time(to_record_ms(time)),
             },
             None => Position::Beginning(Because::Added),
         }
@@ -90,11 +91,6 @@ impl TopicView {
         let present = marks.filter(|mark| !mark.is_of_another(self.id));
         present.map(|mark| mark.started).max().unwrap_or(0)
     }
-}
-
-fn milliseconds(time: std::time::SystemTime) -> i64 {
-    let since = time.duration_since(std::time::SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]

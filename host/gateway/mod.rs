@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
+use crate::blocking::run_blocking;
 use crate::comets::{self, CometStore, Fleet, MemoryCometStore, RedisCometStore};
 use crate::consumer::{self, Consumer, Limits, Stopped};
 use crate::dead_letter::{self, DeadLetters};
@@ -194,8 +195,8 @@ impl Gateway {
         let runtime = policy::Runtime::with(&mut registry, config.policies.runtime())?;
         // Compiling may take long; whoever waits for the start may give it up meanwhile.
         let plugins = config.plugins.clone();
-        let starting = tokio::task::spawn_blocking(move || Policies::start_with(runtime, &plugins, versions));
-        let policies = starting.await.context("preparing the plugins ended early")??;
+        let start = move || Policies::start_with(runtime, &plugins, versions);
+        let policies = run_blocking("preparing the plugins", start).await??;
         let stalls = Stalls::register(&mut registry);
         let (inbox, writer) = InboxQueue::new(Arc::clone(&storage.inbox), &config.offline);
         let pipeline =

@@ -14,6 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
+use crate::blocking::run_blocking;
 use crate::kafka::{Config, record, refused};
 use crate::message::{Record, RecordLimits};
 
@@ -172,7 +173,7 @@ pub(crate) async fn blocking<C: Send + Sync + 'static, T: Send + 'static>(
     call: impl FnOnce(&C) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
     let consumer = Arc::clone(consumer);
-    tokio::task::spawn_blocking(move || call(&consumer)).await?
+    run_blocking("a call to kafka", move || call(&consumer)).await?
 }
 
 /// The partitions of a topic; `None` when there is no such topic.

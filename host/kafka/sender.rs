@@ -14,6 +14,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::oneshot;
 use tracing::warn;
 
+use crate::blocking::run_blocking;
 use crate::kafka::polled::{Outcome, PolledProducer, Queued};
 use crate::kafka::voice::Waiting;
 use crate::kafka::{Config, describe, record};
@@ -149,7 +150,7 @@ impl Sender {
     pub(crate) async fn partitions(&self, topic: &str) -> Result<i32, NotWritten> {
         let (producer, name) = (self.current.load_full(), topic.to_owned());
         let ask = move || producer.client().fetch_metadata(Some(&name), WRITE_TIMEOUT);
-        let metadata = match tokio::task::spawn_blocking(ask).await {
+        let metadata = match run_blocking("asking for partitions", ask).await {
             Ok(answer) => answer.map_err(|error| NotWritten::new(topic, &error))?,
             Err(_) => return Err(NotWritten::new(topic, &KafkaError::Canceled)),
         };

@@ -6,6 +6,8 @@ use std::time::SystemTime;
 
 use humantime_serde::re::humantime;
 
+use crate::time::parse_date;
+
 /// Where a new group begins. It counts once for each topic: partitions that are added later begin
 /// with their first record (KIP-842), and so does a topic that was deleted and created again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,7 +23,9 @@ pub enum Start {
 
 /// A value of `start` that is none.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a start; use `oldest`, `newest`, or a UTC time such as `2026-01-31T12:00:00Z`")]
+#[error(
+    "`{0}` is not a start; use `oldest`, `newest`, or a UTC time such as `2026-01-31T12:00:00Z` or `2026-01-31`"
+)]
 pub struct NotAStart(String);
 
 impl FromStr for Start {
@@ -31,7 +35,7 @@ impl FromStr for Start {
         match text {
             "oldest" => Ok(Self::Oldest),
             "newest" => Ok(Self::Newest),
-            time => humantime::parse_rfc3339(time).map(Self::At).map_err(|_| NotAStart(text.to_owned())),
+            time => parse_date(time).map(Self::At).ok_or_else(|| NotAStart(text.to_owned())),
         }
     }
 }
@@ -72,7 +76,8 @@ mod tests {
         assert_eq!("newest".parse(), Ok(Start::Newest));
         assert_eq!("1970-01-01T00:01:00Z".parse(), Ok(at(60)));
         assert_eq!(at(60).to_string(), "1970-01-01T00:01:00Z");
-        for wrong in ["latest", "earliest", "", "2026-01-31", "1h"] {
+        assert_eq!("1970-01-02".parse(), Ok(at(86_400)));
+        for wrong in ["latest", "earliest", "", "2026-01", "1h"] {
             let error = wrong.parse::<Start>().expect_err("is none");
             assert!(error.to_string().contains("`oldest`"), "{error}");
         }

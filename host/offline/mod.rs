@@ -293,6 +293,5 @@ impl Kept {
 
 /// Milliseconds since 1970-01-01 UTC.
 fn now_ms() -> i64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+    crate::time::to_record_ms(std::time::SystemTime::now())
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::message::Record;
+use crate::time::to_record_ms;
 
 /// What is too old at one moment: a batch is judged by one clock.
 #[derive(Clone, Copy, Debug)]
@@ -12,8 +13,8 @@ impl Oldest {
     /// Records from before `max_age` ago are too old; zero means that none is.
     pub(super) fn of(max_age: Duration, now: SystemTime) -> Self {
         let limit = || {
-            let since = now.checked_sub(max_age)?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-            i64::try_from(since.as_millis()).ok()
+            let oldest = now.checked_sub(max_age)?;
+            (oldest >= SystemTime::UNIX_EPOCH).then(|| to_record_ms(oldest))
         };
         Self(if max_age.is_zero() { None } else { limit() })
     }

@@ -10,12 +10,11 @@ use std::time::{Duration, SystemTime};
 
 use clap::Subcommand;
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
-use humantime_serde::re::humantime;
 
-use crate::cli::time::{date, milliseconds};
 use crate::cli::{ConfigArgs, MISTAKE, fail, runtime};
 use crate::config::Config;
 use crate::dead_letter::{Filter, Stage};
+use crate::time;
 
 /// Arguments of `halley dead-letter`.
 #[derive(Debug, clap::Args)]
@@ -80,10 +79,10 @@ struct FilterArgs {
     reason: Option<String>,
     /// Only messages produced at or after this time: `2026-01-31T12:00:00Z`, `2026-01-31`, or
     /// an age such as `90m` or `2days`.
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
     since: Option<SystemTime>,
     /// Only messages produced before this time.
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
     until: Option<SystemTime>,
     /// At most so many, counted from the first that the filters mean.
     #[arg(long, value_name = "N")]
@@ -97,8 +96,8 @@ impl FilterArgs {
             plugin: self.plugin.clone(),
             topic: self.topic.clone(),
             reason: self.reason.clone(),
-            since_ms: self.since.map(milliseconds),
-            until_ms: self.until.map(milliseconds),
+            since_ms: self.since.map(time::to_record_ms),
+            until_ms: self.until.map(time::to_record_ms),
         }
     }
 }
@@ -138,30 +137,4 @@ fn stage_parser() -> impl clap::builder::TypedValueParser<Value = Stage> {
     let named = |name: String| Stage::ALL.into_iter().find(|stage| stage.as_str() == name);
     PossibleValuesParser::new(Stage::ALL.map(Stage::as_str))
         .try_map(move |name| named(name).ok_or("no stage of this name"))
-}
-
-/// A time, or an age.
-fn time(text: &str) -> Result<SystemTime, String> {
-    if let Ok(age) = humantime::parse_duration(text) {
-        return SystemTime::now().checked_sub(age).ok_or_else(|| "too long ago".to_owned());
-    }
-    date(text).ok_or_else(|| {
-        "neither a UTC time (2026-01-31T12:00:00Z, 2026-01-31) nor an age (90m, 2days)".to_owned()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_as_people_write_them() {
-        let at = |text| time(text).map(milliseconds);
-        assert_eq!(at("1970-01-01T00:00:01Z"), Ok(1_000));
-        assert_eq!(at("1970-01-01 00:00:01"), Ok(1_000));
-        assert_eq!(at("1970-01-02"), Ok(86_400_000));
-        let hour_ago = milliseconds(SystemTime::now()) - 3_600_000;
-        assert!(at("1h").is_ok_and(|at| (hour_ago - 60_000..=hour_ago + 60_000).contains(&at)));
-        assert!(at("yesterday").is_err());
-    }
 }

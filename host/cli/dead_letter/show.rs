@@ -1,8 +1,5 @@
 //! How a dead letter looks: a row of a table, or JSON.
 
-use std::time::{Duration, SystemTime};
-
-use humantime_serde::re::humantime;
 use serde_json::{Value, json};
 
 use crate::cli::print;
@@ -74,10 +71,7 @@ fn cell(text: String) -> String {
 }
 
 fn when(letter: &DeadLetter) -> Option<String> {
-    let ms = u64::try_from(letter.record.timestamp_ms?).ok()?;
-    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ms))?;
-    // humantime knows the years 1970 to 9999.
-    (ms < 253_402_300_800_000).then(|| humantime::format_rfc3339_millis(time).to_string())
+    crate::time::format_ms(letter.record.timestamp_ms?)
 }
 
 /// Everything about one dead letter.

@@ -5,9 +5,9 @@
 //! delivers to nobody. Local state begins empty and goes with the process.
 
 mod judge;
+mod range;
 mod show;
 mod tally;
-mod time;
 mod traffic;
 
 use std::io::IsTerminal as _;
@@ -16,7 +16,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 
-use crate::cli::time::milliseconds;
 use crate::cli::{
     ConfigArgs, FAILURE, LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print_json, print_lines, runtime,
 };
@@ -24,10 +23,11 @@ use crate::config::Config;
 use crate::files;
 use crate::kafka::Reader;
 use crate::policy::PluginConfig;
+use crate::time;
 
 use judge::Judge;
+use range::Range;
 use tally::Tally;
-use time::{Range, time};
 use traffic::{Item, Traffic};
 
 /// Arguments of `halley replay`.
@@ -41,10 +41,10 @@ pub(super) struct Args {
     topic: String,
     /// Where to begin: `2026-01-31T12:00:00Z`, `2026-01-31`, or so long ago: `-2h`, `-7days`. The
     /// timestamps of the records count.
-    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true)]
+    #[arg(long, value_name = "TIME", value_parser = time::parse, allow_hyphen_values = true)]
     from: SystemTime,
     /// Where to end: records before this time. `now`, or as for --from.
-    #[arg(long, value_name = "TIME", value_parser = time, allow_hyphen_values = true, default_value = "now")]
+    #[arg(long, value_name = "TIME", value_parser = time::parse, allow_hyphen_values = true, default_value = "now")]
     to: SystemTime,
     /// The plugin's file.
     #[arg(long, value_name = "FILE")]
@@ -144,7 +144,7 @@ async fn replay(
     };
     // Dead letters have the timestamps of the messages that they were: in no order.
     let is_in_order = args.topic != config.kafka.dead_letter_topic;
-    reader.narrow(milliseconds(args.from), is_in_order.then_some(range.stop_ms)).await?;
+    reader.narrow(time::to_record_ms(args.from), is_in_order.then_some(range.stop_ms)).await?;
     let (candidate, against) = judges;
     let mut run = Run {
         tally: Tally::new(

@@ -1,14 +1,13 @@
 //! How the findings of a replay look: tables, or JSON.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime};
 
-use humantime_serde::re::humantime;
 use serde_json::{Value, json};
 
 use crate::cli::replay::judge::Kind;
 use crate::cli::replay::tally::{Decisions, Example, Tally};
 use crate::telemetry::escape;
+use crate::time::format_ms;
 
 /// Reasons of one kind that the table shows; JSON has all that were counted.
 const ROWS: usize = 20;
@@ -114,16 +113,9 @@ fn changes(tally: &Tally, lines: &mut Vec<String>) {
 
 fn example(example: &Example) -> String {
     let Example { id, timestamp_ms, before, after, body, .. } = example;
-    let when = timestamp_ms.and_then(when).map(|when| format!("  {when}")).unwrap_or_default();
+    let when = timestamp_ms.and_then(format_ms).map(|when| format!("  {when}")).unwrap_or_default();
     let (before, after) = (printable(before), printable(after));
     format!("  {id}{when}  {before} -> {after}  \"{}\"", printable(body))
-}
-
-fn when(ms: i64) -> Option<String> {
-    let ms = u64::try_from(ms).ok()?;
-    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(ms))?;
-    // humantime knows the years 1970 to 9999.
-    (ms < 253_402_300_800_000).then(|| humantime::format_rfc3339_millis(time).to_string())
 }
 
 /// One line, whatever was in it.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::cli::replay::time::Range;
+use crate::cli::replay::range::Range;
 use crate::dead_letter::DeadLetter;
 use crate::message::{Message, MessageId, Record};
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Listing;
+use crate::blocking::run_blocking;
 use crate::files;
 
 /// A list of comets is small; a file that is longer is another one.
@@ -34,7 +35,7 @@ impl File {
 
     async fn content(&self) -> Result<Vec<u8>, String> {
         let path = self.path.clone();
-        let read = tokio::task::spawn_blocking(move || content(&path));
+        let read = run_blocking("reading the file", move || content(&path));
         read.await.map_err(|error| error.to_string())?
     }
 }

@@ -8,12 +8,13 @@ use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
-use crate::cli::draft::{Draft, since_1970};
+use crate::cli::draft::Draft;
 use crate::cli::plugin::author::answer::Answer;
 use crate::cli::plugin::author::project::Limits;
 use crate::cli::plugin::author::question::{Away, Gathering};
 use crate::cli::runtime;
 use crate::policy::{Chain, Clock, OnError, PluginConfig, Policies, Runtime, RuntimeConfig, Share, Then};
+use crate::time;
 
 /// Why a policy does not start.
 pub(super) enum Refusal {
@@ -82,7 +83,7 @@ impl Subject {
             }
         })?;
         let chain = self.policies.current().chain();
-        self.clock.set(since_1970(SystemTime::now()));
+        self.clock.set(time::to_ms(SystemTime::now()));
         Ok(Instance { chain, clock: self.clock.clone(), asked: 0 })
     }
 
@@ -162,7 +163,7 @@ impl Instance {
 
     fn set_clock(&self, at: Option<SystemTime>) {
         if let Some(at) = at {
-            self.clock.set(since_1970(at));
+            self.clock.set(time::to_ms(at));
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Times as people write them, and the range between two of them.
+//! The range between two times.
 
 use std::time::{Duration, SystemTime};
 
 use humantime_serde::re::humantime;
 
-use crate::cli::time::{date, milliseconds};
+use crate::time::to_record_ms;
 
 /// How late a record may come into its topic and still be found: reading ends at the first
 /// record that is so much younger than the end of the range.
@@ -34,7 +34,7 @@ impl Range {
             humantime::format_rfc3339_seconds(from),
             humantime::format_rfc3339_seconds(to)
         );
-        let (from_ms, to_ms) = (milliseconds(from), milliseconds(to));
+        let (from_ms, to_ms) = (to_record_ms(from), to_record_ms(to));
         Ok(Self { from_ms, to_ms, stop_ms: to_ms.saturating_add(LATE.as_millis() as i64) })
     }
 
@@ -44,39 +44,10 @@ impl Range {
     }
 }
 
-/// A time as it may stand on the command line.
-pub(super) fn time(text: &str) -> Result<SystemTime, String> {
-    let now = SystemTime::now();
-    if text == "now" {
-        return Ok(now);
-    }
-    if let Some(age) = text.strip_prefix('-') {
-        let age = humantime::parse_duration(age).map_err(|error| format!("no length of time: {error}"))?;
-        return now.checked_sub(age).ok_or_else(|| "too long ago".to_owned());
-    }
-    date(text).ok_or_else(|| {
-        "neither a UTC time (2026-01-31T12:00:00Z, 2026-01-31), nor `now`, nor so long ago (-90m, -2days)"
-            .to_owned()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_read_as_people_write_them() {
-        let at = |text| time(text).map(milliseconds);
-        assert_eq!(at("1970-01-01T00:00:01Z"), Ok(1_000));
-        assert_eq!(at("1970-01-02"), Ok(86_400_000));
-        let now = milliseconds(SystemTime::now());
-        let about = |at: i64| (at - 60_000)..(at + 60_000);
-        assert!(at("now").is_ok_and(|at| about(now).contains(&at)));
-        assert!(at("-2h").is_ok_and(|at| about(now - 7_200_000).contains(&at)));
-        for wrong in ["yesterday", "2h", "-moon", ""] {
-            assert!(at(wrong).is_err(), "{wrong}");
-        }
-    }
+    use crate::time::parse as time;
 
     #[test]
     fn a_range_that_cannot_hold_anything_is_explained() {
