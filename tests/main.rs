@@ -22,6 +22,7 @@ mod peers_selftest;
 mod platform;
 mod policies;
 mod proxy_works;
+mod readme;
 mod records;
 mod redis_bounds;
 mod redis_kinds;
