@@ -20,7 +20,7 @@ demo: ## The whole thing in one process, with nothing to install
 	@plugins/build.sh >/dev/null
 	cargo run --locked --bin halley -- demo $(DEMO_ARGS)
 
-check: ## Format, lints and the plan of the house, without running anything
+check: ## Format, lints, and licences and versions of dependencies, without running anything
 	@.ci/deps.sh build
 	cargo fmt --check
 	cargo fmt --check --all --manifest-path plugins/Cargo.toml
@@ -29,6 +29,7 @@ check: ## Format, lints and the plan of the house, without running anything
 	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	cargo clippy --locked --manifest-path plugins/Cargo.toml --all-targets -- -D warnings
+	@.ci/deny.sh
 
 # Stories that run compilers: beside them, the stories of faults would see a machine that stands still.
 BUILDERS := authors:: languages::
