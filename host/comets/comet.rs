@@ -3,9 +3,11 @@
 
 mod active;
 mod actor;
+mod backlog;
 mod call;
 mod parked;
 mod probe;
+mod turns;
 
 use std::sync::Arc;
 

@@ -16,6 +16,11 @@ use super::wire::Payload;
 use super::{Delivered, Parcel, Partly};
 use crate::message::{CometAddr, ConnectionId, MessageId, RoomId, Target};
 
+/// The most calls for one parcel that a comet did not take as a whole, or one for so many of its
+/// connections: what is left after them is unreachable.
+const MAX_CALLS: usize = 4096;
+const CALLED_TOGETHER: usize = 4;
+
 /// How a comet came to be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -285,6 +290,8 @@ struct Parts {
     place: Place,
     /// How many connections the parcel is for.
     connections: usize,
+    /// How many calls were made to find out which of them take it.
+    calls: AtomicUsize,
     so_far: Mutex<SoFar>,
 }
 
@@ -296,6 +303,8 @@ struct SoFar {
     refused: Vec<ConnectionId>,
     /// The first reason of each kind.
     why: [Option<String>; 2],
+    /// Whether the reason says that not all were tried.
+    is_cut_short: bool,
 }
 
 impl SoFar {
@@ -311,7 +320,7 @@ impl SoFar {
 
     /// `None` when a part was dropped without an outcome.
     fn outcome(self, connections: usize) -> Option<Delivered> {
-        let Self { taken, unreachable, refused, why: [why_unreachable, why_refused] } = self;
+        let Self { taken, unreachable, refused, why: [why_unreachable, why_refused], .. } = self;
         if taken + unreachable.len() + refused.len() < connections {
             return None;
         }
@@ -386,6 +395,7 @@ impl Job {
                 outcome: Some(outcome),
                 place,
                 connections: groups.iter().map(Vec::len).sum(),
+                calls: AtomicUsize::new(0),
                 so_far: Mutex::default(),
             }),
         };
@@ -428,6 +438,30 @@ impl Job {
             (Reply::Part(mine), Reply::Part(others)) => Arc::ptr_eq(mine, others),
             _ => false,
         }
+    }
+
+    /// Counts a call for a part of a parcel; `false` when there were as many as may be.
+    pub(super) fn may_be_called(&self) -> bool {
+        let Reply::Part(parts) = &self.reply else { return true };
+        parts.calls.fetch_add(1, Ordering::Relaxed) < MAX_CALLS.max(parts.connections / CALLED_TOGETHER)
+    }
+
+    /// Tells that nobody asked the comet.
+    pub(super) fn settle_unasked(self) {
+        let Reply::Part(parts) = &self.reply else { return };
+        let mut so_far = parts.so_far.lock().unwrap_or_else(PoisonError::into_inner);
+        if !std::mem::replace(&mut so_far.is_cut_short, true) {
+            let calls = parts.calls.load(Ordering::Relaxed);
+            let first = so_far.why[0].take().unwrap_or_else(|| "not taken".to_owned());
+            let rest = format!("after {calls} calls for one message its other connections were not tried");
+            so_far.why[0] = Some(format!("{first}; {rest}"));
+        }
+        so_far.unreachable.extend_from_slice(self.keys());
+    }
+
+    /// Whether it is for one connection of a parcel that has several.
+    pub(super) fn is_single_part(&self) -> bool {
+        matches!(self.reply, Reply::Part(_)) && self.keys().len() == 1
     }
 
     /// How many connections of its parcel were refused, while none took it.

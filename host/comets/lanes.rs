@@ -15,7 +15,17 @@ pub(super) struct LaneSet(u64);
 impl LaneSet {
     /// The lane of a name, when there are `lanes` of them.
     pub(super) fn of(name: &str, lanes: usize) -> Self {
-        Self(1 << (xxhash_rust::xxh3::xxh3_64(name.as_bytes()) % lanes as u64))
+        Self::one(Self::index_of(name, lanes))
+    }
+
+    /// The number of a name's lane, when there are `lanes` of them.
+    pub(super) fn index_of(name: &str, lanes: usize) -> usize {
+        (xxhash_rust::xxh3::xxh3_64(name.as_bytes()) % lanes as u64) as usize
+    }
+
+    /// The lane with this number.
+    pub(super) fn one(lane: usize) -> Self {
+        Self(1 << lane)
     }
 
     /// All of `lanes` lanes.
@@ -26,6 +36,11 @@ impl LaneSet {
     /// The lanes of both.
     pub(super) fn union(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// The number of the lane, when there is only one.
+    pub(super) fn single(self) -> Option<usize> {
+        (self.len() == 1).then(|| self.0.trailing_zeros() as usize)
     }
 
     fn len(self) -> u32 {
@@ -92,6 +107,16 @@ impl<T> Lanes<T> {
         self.slots[at] = Some(Slot { set, heads, item: Some(item) });
         if heads == set.len() {
             self.ready.push_back(at);
+        }
+    }
+
+    /// Puts an item of one lane behind the first one there, however many wait: it is older than they
+    /// are, and lets one go before it.
+    pub(super) fn push_second(&mut self, lane: usize, item: T) {
+        let has_others = self.queues[lane].len() > 1;
+        self.push(LaneSet::one(lane), item);
+        if has_others && let Some(last) = self.queues[lane].pop_back() {
+            self.queues[lane].insert(1, last);
         }
     }
 
@@ -168,6 +193,24 @@ mod tests {
         assert_eq!(item, "b1");
         lanes.finish(b1);
         assert!(lanes.is_empty());
+    }
+
+    #[test]
+    fn what_is_older_lets_one_go_before_it() {
+        let (a, b) = (LaneSet(0b01), LaneSet(0b10));
+        let mut lanes = Lanes::new(2);
+        for (set, item) in [(a.union(b), "both"), (a, "a1"), (a, "a2"), (b, "b1")] {
+            lanes.push(set, item);
+        }
+        lanes.push_second(0, "older");
+        let mut started = Vec::new();
+        while let Some((token, item)) = lanes.next_ready() {
+            started.push(item);
+            lanes.finish(token);
+        }
+        assert_eq!(started, ["both", "b1", "older", "a1", "a2"]);
+        lanes.push_second(0, "alone");
+        assert_eq!(lanes.next_ready().map(|(_, item)| item), Some("alone"));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A call holds its lanes until its outcome, so that what is behind it cannot overtake it. While
 //! the comet cannot be reached, that is so through all attempts. When the comet answers but does
-//! not take a message now, only the order of that room or connection is kept: see `parked`.
+//! not take a message now, only the order of that room or connection is kept: see `parked` and
+//! `backlog`. `turns` says when a call gives its lanes to others.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::active::Active;
+use super::backlog::Backlog;
 use super::call::{Answer, Attempt, Call, Item};
 use super::parked::Parked;
 use super::probe::{Found, Probe};
@@ -40,7 +42,7 @@ static AWAY: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 static BACK: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 
 pub(super) struct Actor {
-    active: Active,
+    pub(super) active: Active,
     dialer: Dialer,
     /// `None` until the first call, and when it is to be made anew.
     client: Option<Client>,
@@ -50,22 +52,24 @@ pub(super) struct Actor {
     last_answer: Instant,
     /// Calls that timed out on this channel.
     timed_out: u32,
-    probe: Probe,
-    timing: Timing,
+    pub(super) probe: Probe,
+    pub(super) timing: Timing,
     dialect: Dialect,
     /// Whether calls carry the ids of their messages.
     with_ids: bool,
     /// Whether waiting messages for one room travel in one call.
-    merges: bool,
+    pub(super) merges: bool,
     breaker: Breaker,
-    lanes: Lanes<Item>,
-    lane_count: usize,
+    pub(super) lanes: Lanes<Item>,
+    pub(super) lane_count: usize,
     /// What waits for another attempt without holding a lane.
-    parked: Parked,
+    pub(super) parked: Parked,
+    /// What a call is divided into, of which each part takes its turn.
+    pub(super) backlog: Backlog,
     /// Calls that go on at once.
-    due: Vec<Call>,
+    pub(super) due: Vec<Call>,
     /// Calls that hold their lanes and wait to be tried again, each until its moment.
-    resting: Vec<(Instant, Call)>,
+    pub(super) resting: Vec<(Instant, Call)>,
 }
 
 impl Actor {
@@ -91,6 +95,7 @@ impl Actor {
             lanes: Lanes::new(config.lanes),
             lane_count: config.lanes,
             parked: Parked::default(),
+            backlog: Backlog::new(config.lanes),
             due: Vec::new(),
             resting: Vec::new(),
         }
@@ -105,7 +110,7 @@ impl Actor {
             while let Some(attempt) = self.next_attempt() {
                 calls.push(attempt.run());
             }
-            if !open && self.lanes.is_empty() && self.parked.is_empty() {
+            if !open && self.is_idle() {
                 return;
             }
             let wake = self.wakes_at();
@@ -134,12 +139,6 @@ impl Actor {
         }
     }
 
-    /// When something is to be done again.
-    fn wakes_at(&self) -> Option<Instant> {
-        let calls = self.resting.iter().map(|(at, _)| *at);
-        calls.chain(self.parked.next()).chain(self.probe.next()).min()
-    }
-
     /// The next attempt that may start now. Calls that may not be tried end here.
     fn next_attempt(&mut self) -> Option<Attempt> {
         loop {
@@ -152,9 +151,14 @@ impl Actor {
             };
             let now = Instant::now();
             let Some(mut call) = self.without_expired(call, now) else { continue };
-            call.divide(&mut self.parked, now);
+            call.divide(&mut self.parked, &mut self.backlog, now);
+            if !call.may_start() {
+                self.go_on(call);
+                continue;
+            }
+            call.withdraw();
             if call.is_done() {
-                self.lanes.finish(call.into_token());
+                self.go_on(call);
                 continue;
             }
             let Some(permit) = self.breaker.admit(now) else {
@@ -163,27 +167,6 @@ impl Actor {
             };
             self.active.set(self.breaker.state());
             return Some(self.attempt(call, permit));
-        }
-    }
-
-    /// The next call that may start; nothing inside when what had its turn is gone.
-    fn next_call(&mut self) -> Option<Option<Call>> {
-        let (token, item) = self.lanes.next_ready()?;
-        match item {
-            Item::Job(job) => {
-                let mut call = Call::new(token, job);
-                if self.merges {
-                    call.take_along(&mut self.lanes);
-                }
-                Some(Some(call))
-            }
-            Item::Turn(name) => match self.parked.take(&name) {
-                Some(waiting) => Some(Some(Call::again(token, waiting))),
-                None => {
-                    self.lanes.finish(token);
-                    Some(None)
-                }
-            },
         }
     }
 
@@ -228,12 +211,12 @@ impl Actor {
             // One of several messages was not taken: find out which.
             _ if call.together() > 1 => call.try_singly(),
             Meaning::Later
-                if call.keys().len() > 1 && !call.is_small() && call.failures() + 1 < WHOLE_ATTEMPTS =>
+                if call.keys().len() > 1 && call.is_whole() && call.failures() + 1 < WHOLE_ATTEMPTS =>
             {
                 return self.rest(call, text);
             }
             // One of several connections did not take it, or all of them.
-            _ if call.keys().len() > 1 && meaning.divides() => call.try_fewer_connections(),
+            _ if call.keys().len() > 1 && meaning.divides() => call.try_fewer_connections(meaning, text),
             Meaning::Later => return self.park(call, text),
             Meaning::NotTaken => {
                 standing.metrics.not_taken.inc_by(call.keys().len() as u64);
@@ -243,31 +226,6 @@ impl Actor {
             Meaning::Refused { .. } => call.refuse(&text),
         }
         self.go_on(call);
-    }
-
-    /// Lets a message wait for another attempt, and with it those of the same name; the call's
-    /// lanes go on with others.
-    fn park(&mut self, mut call: Call, error: String) {
-        if !self.parked.has_room() {
-            return self.rest(call, error);
-        }
-        self.active.standing.metrics.retries.inc();
-        let (failures, queued) = (call.note_failure(error.clone()), call.queued());
-        let wait = retry::BACKOFF.wait_after(failures, fastrand::f64());
-        let Some((name, waiting)) = call.take_front() else { return self.rest(call, error) };
-        let now = Instant::now();
-        let last = queued.map_or(now, |queued| queued + self.timing.give_up_after);
-        self.parked.park(name, waiting, failures, error, last.min(now + wait));
-        self.go_on(call);
-    }
-
-    /// Lets a call wait for another attempt, with its lanes.
-    fn rest(&mut self, mut call: Call, error: String) {
-        self.active.standing.metrics.retries.inc();
-        let again = Instant::now() + retry::BACKOFF.wait_after(call.note_failure(error), fastrand::f64());
-        if let Some(call) = self.without_expired(call, again) {
-            self.resting.push((again, call));
-        }
     }
 
     /// Nobody answered: that is the comet, and counts against its breaker.
@@ -364,7 +322,7 @@ impl Actor {
                 self.end(call, "the comet's breaker is open");
             }
             let why = self.open_breaker();
-            for job in self.parked.drain() {
+            for job in self.take_waiting() {
                 job.settle(Delivered::Unreachable(why.clone()));
             }
         }
@@ -376,47 +334,9 @@ impl Actor {
         self.timed_out = 0;
     }
 
-    /// Takes up the calls whose wait is over.
-    fn wake(&mut self) {
-        let now = Instant::now();
-        let over = self.resting.extract_if(.., |(at, _)| *at <= now);
-        self.due.extend(over.map(|(_, call)| call));
-        for name in self.parked.due(now) {
-            self.lanes.push(name.lanes(self.lane_count), Item::Turn(name));
-        }
-    }
-
-    /// Ends what would be too old at a moment, or is nobody's any more; returns the call if some of
-    /// it is left.
-    fn without_expired(&mut self, mut call: Call, at: Instant) -> Option<Call> {
-        call.forget_abandoned();
-        if call.expire(at, self.timing.give_up_after) {
-            self.active.standing.note_behind(self.timing.give_up_after);
-        }
-        if call.is_done() {
-            self.lanes.finish(call.into_token());
-            return None;
-        }
-        Some(call)
-    }
-
-    /// Goes on with what is left of a call.
-    fn go_on(&mut self, call: Call) {
-        if call.is_done() {
-            self.lanes.finish(call.into_token());
-        } else {
-            self.due.push(call);
-        }
-    }
-
     fn open_breaker(&self) -> String {
         let last = self.active.standing.last_error().unwrap_or_default();
         format!("the comet's breaker is open; last error: {last}")
-    }
-
-    fn end(&mut self, mut call: Call, why: &str) {
-        call.give_up(why, self.active.standing.last_error());
-        self.lanes.finish(call.into_token());
     }
 }
 

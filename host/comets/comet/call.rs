@@ -5,21 +5,24 @@ use std::time::{Duration, Instant};
 
 use crate::comets::breaker::Permit;
 use crate::comets::channel::{self, Client, Failure};
+use crate::comets::comet::backlog::{Backlog, Next};
 use crate::comets::comet::parked::{Name, Parked, Waiting};
 use crate::comets::job::Job;
 use crate::comets::lanes::{Lanes, Token};
+use crate::comets::retry::Meaning;
 use crate::comets::wire::Method;
 use crate::comets::{Delivered, Dialect};
-use crate::message::{ConnectionId, MESSAGE_ID, Target};
+use crate::message::{ConnectionId, MESSAGE_ID, RoomId, Target};
 
 /// How much of what waits for one room may travel in one call.
 const MERGE_MESSAGES: usize = 100;
 const MERGE_BYTES: usize = 64 * 1024;
 /// How much metadata their ids may take: gRPC's C++ servers refuse more than 8 KiB by default.
 const MERGE_METADATA: usize = 7 * 1024;
-/// Up to so many connections each get a call of their own when a call for all of them was not
-/// taken; more are tried in groups of so many first.
+/// When a call for many connections was not taken, they are tried in groups of so many, and then of
+/// fewer, before each gets a call of its own.
 const DIVIDE: usize = 64;
+const DIVIDE_AGAIN: usize = 8;
 
 /// What waits in a lane.
 #[derive(Debug)]
@@ -28,6 +31,19 @@ pub(super) enum Item {
     Job(Job),
     /// What is parked under a name and is to be tried again.
     Turn(Name),
+    /// The next part in the backlog of a lane.
+    Backlog(usize),
+}
+
+/// Where a call comes from, and where it waits when it makes way for others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Its lanes.
+    Lane,
+    /// What was parked under this name.
+    Parked(Name),
+    /// The backlog of this lane.
+    Backlog(usize),
 }
 
 /// A call that occupies its lanes.
@@ -35,8 +51,13 @@ pub(super) struct Call {
     token: Token,
     /// In order; the front ones are part of the next attempt.
     jobs: VecDeque<Job>,
+    origin: Origin,
     /// Whether each message has a call of its own, although there are several.
     singly: bool,
+    /// Whether it was divided after an answer, so that others go on in between.
+    makes_way: bool,
+    /// Whether its parts are called after those of the same message that were not tried yet.
+    broad: bool,
     failures: u32,
     last_error: Option<String>,
 }
@@ -44,13 +65,25 @@ pub(super) struct Call {
 impl Call {
     /// A call for a parcel that may start.
     pub(super) fn new(token: Token, job: Job) -> Self {
-        Self { token, jobs: VecDeque::from([job]), singly: false, failures: 0, last_error: None }
+        Self::with(token, Origin::Lane, VecDeque::from([job]))
     }
 
-    /// Another attempt at what was parked.
-    pub(super) fn again(token: Token, waiting: Waiting) -> Self {
+    fn with(token: Token, origin: Origin, jobs: VecDeque<Job>) -> Self {
+        let singly = origin != Origin::Lane;
+        Self { token, jobs, origin, singly, makes_way: singly, broad: false, failures: 0, last_error: None }
+    }
+
+    /// Another attempt at what was parked under this name.
+    pub(super) fn again(token: Token, name: Name, waiting: Waiting) -> Self {
         let Waiting { jobs, failures, last_error, .. } = waiting;
-        Self { token, jobs, singly: true, failures, last_error }
+        Self { failures, last_error, ..Self::with(token, Origin::Parked(name), jobs) }
+    }
+
+    /// A part from the backlog of this lane.
+    pub(super) fn part(token: Token, lane: usize, next: Next) -> Self {
+        let Next { job, failures, last_error } = next;
+        let call = Self::with(token, Origin::Backlog(lane), VecDeque::from([job]));
+        Self { failures, last_error, ..call }
     }
 
     /// Takes along what waits right behind for the same room.
@@ -73,14 +106,72 @@ impl Call {
         }
     }
 
-    /// Takes out what has to wait behind something parked, and divides what cannot be one call.
-    pub(super) fn divide(&mut self, parked: &mut Parked, now: Instant) {
+    /// Takes out what has to wait behind something else, and divides what cannot be one call.
+    pub(super) fn divide(&mut self, parked: &mut Parked, backlog: &mut Backlog, now: Instant) {
         while self.jobs.front().is_some_and(|job| !job.is_divided) {
-            let Some(job) = self.jobs.pop_front() else { return };
+            let Some(mut job) = self.jobs.pop_front() else { return };
+            // What is parked, and what is in the backlog itself, is older than that.
+            if self.origin == Origin::Lane && job.room.is_none() {
+                let Some(free) = backlog.line_up(job) else { continue };
+                job = free;
+            }
             parked.divide(job, &mut self.jobs, now);
         }
         // The parts of a parcel, if it is in parts now. Only a room's messages travel together.
         self.singly |= !self.keys().is_empty();
+    }
+
+    /// Settles the parts that are not worth a call any more: their message is refused by everybody,
+    /// or there were too many calls for it.
+    pub(super) fn withdraw(&mut self) {
+        while self.failures == 0
+            && let Some(job) = self.jobs.pop_front()
+        {
+            if job.refused_so_far() >= DIVIDE {
+                let why = self.last_error.clone().unwrap_or_default();
+                job.settle(Delivered::Refused(why));
+            } else if !job.may_be_called() {
+                job.settle_unasked();
+            } else {
+                return self.jobs.push_front(job);
+            }
+        }
+    }
+
+    /// Whether its front message may be called with the lanes that it has now: a connection that did
+    /// not take a message lately may cost many calls, and waits for a turn of its own.
+    pub(super) fn may_start(&self) -> bool {
+        self.makes_way || !self.jobs.front().is_some_and(Job::is_single_part)
+    }
+
+    /// Whether what is left of it goes on at once, with the lanes that it has.
+    pub(super) fn keeps_its_lanes(&self) -> bool {
+        !self.makes_way && self.may_start()
+    }
+
+    /// Where it comes from.
+    pub(super) fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The room whose order its front message belongs to.
+    pub(super) fn room(&self) -> Option<&RoomId> {
+        self.jobs.front()?.room.as_ref()
+    }
+
+    /// Whether its parts are called after those of the same message that were not tried yet.
+    pub(super) fn is_broad(&self) -> bool {
+        self.broad
+    }
+
+    /// How many attempts at the front message failed, and with what.
+    pub(super) fn failed_with(&self) -> (u32, Option<String>) {
+        (self.failures, self.last_error.clone())
+    }
+
+    /// Takes out all messages.
+    pub(super) fn take_all(&mut self) -> VecDeque<Job> {
+        std::mem::take(&mut self.jobs)
     }
 
     /// How many messages the next attempt carries.
@@ -133,21 +224,24 @@ impl Call {
         self.singly = true;
     }
 
-    /// Whether a call for several connections, each of which may be the one that does not take
-    /// it, is small enough to be divided at once.
-    pub(super) fn is_small(&self) -> bool {
-        self.keys().len() <= DIVIDE
+    /// Whether it is for many connections and none of its parts was tried: then it is perhaps not
+    /// about some of them.
+    pub(super) fn is_whole(&self) -> bool {
+        self.origin == Origin::Lane && self.keys().len() > DIVIDE
     }
 
-    /// From now on the connections of the front message have calls of their own, or smaller
-    /// groups of them first.
-    pub(super) fn try_fewer_connections(&mut self) {
+    /// From now on the connections of the front message have calls of their own, or smaller groups
+    /// of them first; other calls go on in between.
+    pub(super) fn try_fewer_connections(&mut self, meaning: Meaning, error: String) {
         let Some(job) = self.jobs.pop_front() else { return };
-        let size = if job.keys().len() > DIVIDE { DIVIDE } else { 1 };
+        let size = [DIVIDE, DIVIDE_AGAIN].into_iter().find(|size| job.keys().len() > *size).unwrap_or(1);
         let groups = job.keys().chunks(size).map(<[_]>::to_vec).collect();
         job.split(groups).into_iter().rev().for_each(|part| self.jobs.push_front(part));
-        self.singly = true;
+        (self.singly, self.makes_way) = (true, true);
+        // Whether it is the message that is refused shows soonest with single connections.
+        self.broad = !matches!(meaning, Meaning::Refused { .. });
         self.failures = 0;
+        self.last_error = Some(error);
     }
 
     /// Takes out what has to wait with the front message, which another attempt may mend: that

@@ -111,6 +111,20 @@ impl Parked {
         self.waiting.insert(name, waiting);
     }
 
+    /// Lines up what is left of a call, whose turn the caller sees to, in front of what has come since.
+    pub(super) fn line_up(
+        &mut self,
+        name: Name,
+        mut jobs: VecDeque<Job>,
+        failures: u32,
+        last_error: Option<String>,
+    ) {
+        if let Some(since) = self.waiting.remove(&name) {
+            jobs.extend(since.jobs);
+        }
+        self.waiting.insert(name, Waiting { jobs, failures, last_error, again: None });
+    }
+
     /// When the next name is to be tried again.
     pub(super) fn next(&self) -> Option<Instant> {
         self.waiting.values().filter_map(|waiting| waiting.again).min()

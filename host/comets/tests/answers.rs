@@ -6,8 +6,8 @@ use std::time::Duration;
 use tonic::{Code, Status};
 
 use super::support::*;
-use crate::comets::{BreakerState, Config, Delivered, Fleet, Partly, Receipt, Timing};
-use crate::message::{CometAddr, Target};
+use crate::comets::{BreakerState, Config, Delivered, Fleet, Parcel, Partly, Receipt, Timing};
+use crate::message::{CometAddr, RoomId, Target};
 
 const SHORT: Timing = Timing { timeout: Duration::from_secs(2), give_up_after: Duration::from_millis(300) };
 /// What does not take messages: a connection, or a room.
@@ -210,4 +210,111 @@ async fn a_part_that_is_not_taken_concerns_only_its_connections() {
     let delivered = outcomes(send(&fleet, &comet.address, &keys(&many), 1)).await;
     let Delivered::Partly(partly) = &delivered[0] else { panic!("{delivered:?}") };
     assert_eq!((&partly.unreachable[..], &partly.refused[..]), (&["last".into()][..], &[][..]));
+}
+
+/// Keys of which each call for one that is gone is answered with this after a moment.
+fn comet_without(gone: &'static str, takes: Duration) -> FakeComet {
+    let comet = FakeComet::start();
+    comet.answers(move |call, _| {
+        let names_one = call.to.iter().any(|to| to.starts_with(gone));
+        (takes, if names_one { Err(Status::not_found("gone")) } else { Ok(()) })
+    });
+    comet
+}
+
+fn many(name: &str, count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("{name}{number}")).collect()
+}
+
+#[tokio::test]
+async fn many_connections_that_are_gone_hold_nobody_else_up() {
+    for room in [None, Some("with-exceptions")] {
+        let comet = comet_without("gone", Duration::from_millis(3));
+        let fleet = fleet(&touchy(Config { lanes: 4, ..config() }), TIMING);
+        let gone = many("gone", 1500);
+        let target = keys(&gone.iter().map(String::as_str).collect::<Vec<_>>());
+        let all = parcel(&fleet, &comet.address, target, "x", "gone");
+        let all = fleet.send_now(Parcel { room: room.map(RoomId::from), ..all });
+        let others = many("room-", 40).into_iter().map(|room| Target::Room(room.as_str().into()));
+        let others: Vec<_> = others.flat_map(|room| send(&fleet, &comet.address, &room, 1)).collect();
+        assert_eq!(outcomes(others).await, vec![Delivered::Acknowledged; 40], "{room:?}");
+        let calls = comet.calls();
+        let is_other = |call: &Call| call.to[0].starts_with("room-");
+        let last = calls.iter().rposition(is_other).expect("they were called");
+        assert!(last < 300, "{room:?}: {last} calls were made until all rooms had theirs");
+        drop(all);
+    }
+}
+
+#[tokio::test]
+async fn who_is_there_gets_everything_in_order_among_many_who_are_gone() {
+    let comet = comet_without("gone", Duration::ZERO);
+    let fleet = fleet(&touchy(Config { lanes: 4, ..config() }), TIMING);
+    let mut names = many("gone", 100);
+    names.extend(many("here", 100));
+    fastrand::shuffle(&mut names);
+    let all = keys(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let some = keys(&["here1", "gone1", "here2"]);
+    let mut receipts = Vec::new();
+    for number in 0..9 {
+        let target = match number % 3 {
+            0 => all.clone(),
+            1 => some.clone(),
+            _ => keys(&["here1"]),
+        };
+        let id = format!("{number}");
+        receipts.push((number, fleet.send_now(parcel(&fleet, &comet.address, target, "x", &id))));
+    }
+    for (number, receipt) in receipts {
+        match (number % 3, receipt.await) {
+            (0, Delivered::Partly(partly)) => assert_eq!(partly.unreachable.len(), 100),
+            (1, Delivered::Partly(partly)) => assert_eq!(partly.unreachable, ["gone1".into()]),
+            (2, Delivered::Acknowledged) => {}
+            (_, other) => panic!("{number}: {other:?}"),
+        }
+    }
+    let taken = |name: &str| -> Vec<String> {
+        let calls = comet.calls().into_iter().filter(|call| !call.to.iter().any(|to| to.starts_with("gone")));
+        calls.filter(|call| call.to.iter().any(|to| to == name)).flat_map(|call| call.ids).collect()
+    };
+    assert_eq!(taken("here1"), ["0", "1", "2", "3", "4", "5", "6", "7", "8"]);
+    assert_eq!(taken("here2"), ["0", "1", "3", "4", "6", "7"]);
+    assert_eq!(taken("here50"), ["0", "3", "6"]);
+}
+
+#[tokio::test]
+async fn a_room_s_messages_keep_their_order_when_one_is_divided() {
+    let comet = comet_without("gone", Duration::ZERO);
+    let fleet = fleet(&touchy(Config { lanes: 4, ..config() }), TIMING);
+    let mut names = many("gone", 70);
+    names.push("here".into());
+    let some = keys(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let of_room = |target: Target, id: &str| {
+        let parcel = parcel(&fleet, &comet.address, target, "x", id);
+        fleet.send_now(Parcel { room: Some("r".into()), ..parcel })
+    };
+    let room = Target::Room("r".into());
+    let receipts: Vec<_> = [(&room, "0"), (&some, "1"), (&room, "2"), (&some, "3"), (&room, "4")]
+        .map(|(target, id)| of_room(target.clone(), id))
+        .into();
+    for (number, delivered) in outcomes(receipts).await.into_iter().enumerate() {
+        assert_eq!(matches!(delivered, Delivered::Partly(_)), number % 2 == 1, "{number}: {delivered:?}");
+    }
+    let taken = comet.calls().into_iter().filter(|call| !call.to.iter().any(|to| to.starts_with("gone")));
+    let ids: Vec<String> = taken.flat_map(|call| call.ids).collect();
+    assert_eq!(ids, ["0", "1", "2", "3", "4"]);
+}
+
+#[tokio::test]
+async fn so_many_calls_are_made_for_one_message_and_no_more() {
+    let comet = comet_without("gone", Duration::ZERO);
+    let timing = Timing { give_up_after: Duration::from_secs(60), ..TIMING };
+    let fleet = fleet(&touchy(config()), timing);
+    let gone = many("gone", 4_500);
+    let target = keys(&gone.iter().map(String::as_str).collect::<Vec<_>>());
+    let delivered = outcomes(send(&fleet, &comet.address, &target, 1)).await;
+    let Delivered::Unreachable(why) = &delivered[0] else { panic!("{delivered:?}") };
+    assert!(why.starts_with("NotFound: gone; after 4"), "{why}");
+    assert!(why.ends_with("its other connections were not tried"), "{why}");
+    assert!(comet.calls().len() <= 4_097, "{} calls", comet.calls().len());
 }
