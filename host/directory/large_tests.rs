@@ -188,18 +188,19 @@ async fn what_is_far_too_large_is_nobody_s_and_costs_the_others_nothing() {
         server.run(&["SADD", &format!("room:connections:{room}"), id]).await;
     }
     let key = |key: &str| Lookup::Key(key.into());
-    let lookups = [room("well"), key("k1"), room("odd"), room("huge"), key("h2"), key("o2")];
+    server.run(&["SADD", "room:connections:ids", &huge]).await;
+    let lookups = [room("well"), key("k1"), room("odd"), room("huge"), key("h2"), key("o2"), room("ids")];
     let found = directory(bounded, 100).lookup(&lookups).await.expect("Redis is well");
     let comets = |found: &Found| match found {
         Found::Room(membership) => (membership.members.len(), membership.stale),
         other => panic!("{other:?}"),
     };
     assert_eq!((comets(&found[0]), comets(&found[2])), ((1, 0), (1, 1)));
+    assert_eq!(comets(&found[3]), (1, 1), "one member that is too large is no reason to reach nobody");
     assert!(matches!(&found[1], Found::Key(Some(connection)) if connection.comet == "b:1".into()));
-    assert!(
-        matches!(&found[3], Found::Unreadable(why) if why.contains("while Redis answers")),
-        "{:?}",
-        found[3]
-    );
+    let Found::Unreadable(why) = &found[6] else { panic!("{:?}", found[6]) };
+    for told in ["room `ids`", "`room:connections:ids`", "3000000 bytes", "[redis] max_reply"] {
+        assert!(why.contains(told), "{told} in {why}");
+    }
     assert_eq!((&found[4], &found[5]), (&Found::Key(None), &Found::Key(None)));
 }

@@ -4,11 +4,15 @@
 //! scanned before, and asks which of the users known by then are online. `SSCAN` gives every
 //! member that is in the room all the time, some of them twice.
 //!
+//! A member whose `connection:info` is larger than a reply may be is stale, and costs the others
+//! nothing: it is not asked for again.
+//!
 //! A room that Redis does not manage to read in time although it answers otherwise, or that has
 //! more members than may be, is [`Found::Unreadable`]: it must not hold up what has nothing to do
 //! with it. A Redis that answers nothing is [`Unavailable`].
 
 use std::collections::{HashSet, VecDeque};
+use std::time::Duration;
 
 use redis::{Cmd, Value};
 
@@ -17,13 +21,19 @@ use super::reading::{self, Comets, Described};
 use super::{Found, Unavailable};
 use crate::membership::{Connection, Membership};
 use crate::message::{RoomId, UserId};
-use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal};
+use crate::redis_client::{RedisClient, Refusal, elements, excess, refusal};
+use crate::telemetry::LogThrottle;
 
 /// Members of one page, at first. With the other commands of a round trip they fit into one
 /// pipeline.
 const PAGE: usize = 1_800;
 /// Each attempt after the first has pages of a fifth of the size.
 const ATTEMPTS: u32 = 3;
+/// How often the connection may be lost to members that are too large, which are left out then.
+const MOST_LARGE: usize = 100;
+
+/// Lines about members that are too large.
+static LARGE: LogThrottle = LogThrottle::new(5, Duration::from_secs(10));
 
 /// How rooms are read in pages.
 pub(super) struct Pages<'a> {
@@ -59,8 +69,13 @@ impl Pages<'_> {
     /// When Redis answers nothing.
     pub(super) async fn read(&self, room: &RoomId) -> Result<Found, Unavailable> {
         let mut why = String::new();
-        for attempt in 0..ATTEMPTS {
-            match self.attempt(room, PAGE / 5_usize.pow(attempt)).await {
+        let (mut attempt, mut large) = (0, HashSet::new());
+        while attempt < ATTEMPTS {
+            let known = large.len();
+            let outcome = self.attempt(room, PAGE / 5_usize.pow(attempt), &mut large).await;
+            // One that found out whom not to ask for was not in vain.
+            attempt += u32::from(large.len() == known || known > MOST_LARGE);
+            match outcome {
                 Ok(membership) => return Ok(Found::Room(membership)),
                 Err(Ended::Unreadable(why)) => return Ok(Found::Unreadable(why.into())),
                 Err(Ended::Unavailable(unavailable)) => return Err(unavailable),
@@ -76,8 +91,13 @@ impl Pages<'_> {
         Ok(Found::Unreadable(why.into()))
     }
 
-    async fn attempt(&self, room: &RoomId, page: usize) -> Result<Membership, Ended> {
-        let mut reading = Reading::new(self, room);
+    async fn attempt(
+        &self,
+        room: &RoomId,
+        page: usize,
+        large: &mut HashSet<Vec<u8>>,
+    ) -> Result<Membership, Ended> {
+        let mut reading = Reading::new(self, room, large);
         let mut epoch = None;
         loop {
             let (step, commands) = reading.next(page);
@@ -85,12 +105,14 @@ impl Pages<'_> {
                 return Ok(reading.membership());
             }
             let replies = self.client.run_scan("get_room_connections", commands).await?;
+            let scans_on = step.scans || reading.cursor.is_some();
+            reading.take(&step, replies)?;
             // A cursor means something to the server alone that gave it.
             let now = self.client.scan_epoch();
-            if *epoch.get_or_insert(now) != now {
+            if *epoch.get_or_insert(now) != now && scans_on {
                 return Err(Ended::Interrupted("the connection to Redis was lost".into()));
             }
-            reading.take(&step, replies)?;
+            epoch = Some(now);
         }
     }
 }
@@ -99,6 +121,8 @@ impl Pages<'_> {
 struct Reading<'a> {
     pages: &'a Pages<'a>,
     room: &'a RoomId,
+    /// Members whose `connection:info` is too large.
+    large: &'a mut HashSet<Vec<u8>>,
     /// Where the scan goes on; `None` at its end.
     cursor: Option<Vec<u8>>,
     seen: HashSet<Vec<u8>>,
@@ -121,10 +145,11 @@ struct Step {
 }
 
 impl<'a> Reading<'a> {
-    fn new(pages: &'a Pages<'a>, room: &'a RoomId) -> Self {
+    fn new(pages: &'a Pages<'a>, room: &'a RoomId, large: &'a mut HashSet<Vec<u8>>) -> Self {
         Self {
             pages,
             room,
+            large,
             cursor: Some(b"0".to_vec()),
             seen: HashSet::new(),
             ids: VecDeque::new(),
@@ -167,8 +192,12 @@ impl<'a> Reading<'a> {
     }
 
     fn scanned(&mut self, reply: Value) -> Result<(), Ended> {
-        if is_too_large(&reply) {
-            return Err(Ended::Interrupted("the ids of its members are far too large".into()));
+        if let Some(excess) = excess(&reply) {
+            let key = reading::room_key(self.room.as_str());
+            let why = format!(
+                "the ids of members in `{key}` take {excess}: take them out, or raise [redis] max_reply"
+            );
+            return Err(Ended::Interrupted(why));
         }
         if let Some(why) = self.refused(&reply)? {
             // A key of the wrong type: nobody is there.
@@ -178,7 +207,12 @@ impl<'a> Reading<'a> {
         }
         let (cursor, ids) = reading::scanned(reply);
         for id in ids {
-            if self.seen.insert(bytes(&id).to_vec()) {
+            if !self.seen.insert(bytes(&id).to_vec()) {
+                continue;
+            }
+            if self.large.contains(bytes(&id)) {
+                self.stale += 1;
+            } else {
                 self.ids.push_back(id);
             }
         }
@@ -192,6 +226,16 @@ impl<'a> Reading<'a> {
     }
 
     fn described(&mut self, id: &Value, reply: Value) -> Result<(), Ended> {
+        if let Some(excess) = excess(&reply) {
+            self.large.insert(bytes(id).to_vec());
+            let (room, id) = (self.room, String::from_utf8_lossy(bytes(id)));
+            if let Some(held_back) = LARGE.admit() {
+                tracing::warn!(
+                    held_back,
+                    "`connection:info:{id}`, a member of room `{room}`, takes {excess} and is skipped; delete it, or raise [redis] max_reply"
+                );
+            }
+        }
         self.refused(&reply)?;
         let Some(connection) = reading::describe_member(id.clone(), reply, &mut self.comets) else {
             self.stale += 1;

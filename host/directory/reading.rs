@@ -159,7 +159,7 @@ pub(super) fn users_online(users: &[UserId]) -> Cmd {
     command
 }
 
-fn room_key(room: &str) -> String {
+pub(super) fn room_key(room: &str) -> String {
     format!("room:connections:{room}")
 }
 

@@ -248,7 +248,8 @@ impl Cluster {
         if said.len() != part.len() {
             return Err(Problem::new(Trouble::Nonsense, "replies are missing").of(node));
         }
-        let denied = |said: &Said| matches!(said, Said::Unfit(problem) if problem.trouble == Trouble::Denied);
+        let denied =
+            |said: &Said| matches!(said, Said::Unfit(problem) if problem.trouble.is_about_the_user());
         if said.iter().any(denied) {
             link.forget(answer.epoch).await;
         }

@@ -225,7 +225,7 @@ impl Link {
     fn should_forget(&self, problem: &Problem) -> bool {
         match self.destination {
             Destination::Server(_) => {
-                problem.trouble == Trouble::Denied || problem.said.starts_with("READONLY")
+                problem.trouble.is_about_the_user() || problem.said.starts_with("READONLY")
             }
             Destination::Primary(_) => true,
         }

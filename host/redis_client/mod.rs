@@ -49,7 +49,7 @@ use redis::{Cmd, Value};
 use bounds::Bounds;
 pub use config::{BadUrl, Config};
 pub use metrics::Metrics;
-pub use reply::{Refusal, Texts, elements, is_too_large, refusal, text};
+pub use reply::{Refusal, Texts, elements, excess, is_too_large, refusal, text};
 use unavailable::Trouble;
 pub use unavailable::Unavailable;
 use way::Way;

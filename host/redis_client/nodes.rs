@@ -139,7 +139,7 @@ impl Nodes {
         let reply = answer.replies.pop().unwrap_or_default();
         if let Value::ServerError(error) = &reply {
             let problem = reply::trouble(&reply).map_or_else(|| no_map(error), as_cluster);
-            if problem.trouble == Trouble::Denied {
+            if problem.trouble.is_about_the_user() {
                 link.forget(answer.epoch).await;
             }
             return Err(problem.of(&node));

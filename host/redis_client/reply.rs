@@ -71,6 +71,11 @@ pub fn refusal(value: &Value) -> Option<Refusal> {
     })
 }
 
+/// Whether the user's ACL forbade something among these.
+pub(super) fn is_any_denied<'a>(replies: impl IntoIterator<Item = &'a Value>) -> bool {
+    replies.into_iter().any(|reply| matches!(refusal(reply), Some(Refusal::Denied(_))))
+}
+
 /// What stands for the code in a reply that was made here, in place of one that was too large.
 const TOO_LARGE: &str = "TOOLARGE";
 
@@ -81,16 +86,22 @@ pub(super) fn too_large(said: &str) -> Value {
     redis::parse_redis_value(format!("-{TOO_LARGE} {line}\r\n").as_bytes()).unwrap_or_default()
 }
 
+/// How large a reply was that this stands for, in words; `None` for any other reply.
+pub fn excess(value: &Value) -> Option<String> {
+    let Value::ServerError(error) = value else { return None };
+    (error.code() == TOO_LARGE).then(|| error.details().unwrap_or_default().to_owned())
+}
+
 /// Whether this stands for a reply that was too large.
 pub fn is_too_large(value: &Value) -> bool {
-    matches!(value, Value::ServerError(error) if error.code() == TOO_LARGE)
+    excess(value).is_some()
 }
 
 /// Whether a reply says that the server as a whole cannot serve now.
 pub(crate) fn trouble(value: &Value) -> Option<Problem> {
     let Value::ServerError(error) = value else { return None };
     let trouble = match error.code() {
-        "NOAUTH" | "WRONGPASS" => Trouble::Denied,
+        "NOAUTH" | "WRONGPASS" => Trouble::NotLetIn,
         "OOM" => Trouble::OutOfMemory,
         "MISCONF" => Trouble::CannotSave,
         "NOREPLICAS" => Trouble::TooFewReplicas,
@@ -153,7 +164,7 @@ mod tests {
         ] {
             assert_eq!(trouble_of(line), Some(Trouble::IsCluster), "{line}");
         }
-        assert_eq!(trouble_of("NOAUTH Authentication required."), Some(Trouble::Denied));
+        assert_eq!(trouble_of("NOAUTH Authentication required."), Some(Trouble::NotLetIn));
         assert_eq!(trouble_of("WRONGTYPE Operation against a key"), None);
         assert_eq!(trouble_of("ERR unknown command"), None);
     }

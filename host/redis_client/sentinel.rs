@@ -117,7 +117,8 @@ fn sentinel_problem(reply: &Value) -> Option<Problem> {
     let Value::ServerError(error) = reply else { return None };
     let said = super::reply::said(error);
     let trouble = match error.code() {
-        "NOAUTH" | "WRONGPASS" | "NOPERM" => Trouble::Denied,
+        "NOAUTH" | "WRONGPASS" => Trouble::NotLetIn,
+        "NOPERM" => Trouble::Denied,
         _ => Trouble::NoService,
     };
     Some(Problem::new(trouble, said))

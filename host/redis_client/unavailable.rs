@@ -14,7 +14,7 @@ pub struct Unavailable {
     trouble: Trouble,
 }
 
-/// What kind of trouble it is, since each has its own remedy.
+/// What kind of trouble it is, since each has its own remedy and its own sign that it is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Trouble {
     /// No connection, or it broke.
@@ -29,8 +29,10 @@ pub(crate) enum Trouble {
     CannotSave,
     /// Too few of its replicas are there for it to write (`NOREPLICAS`).
     TooFewReplicas,
-    /// It will not let us in, or not let us do this.
+    /// It does not let us do this.
     Denied,
+    /// It does not let us in: no password, or a wrong one.
+    NotLetIn,
     /// A reply was larger than may be.
     TooLarge,
     /// It answered something that no Redis answers.
@@ -78,14 +80,22 @@ impl Problem {
     }
 }
 
+impl Trouble {
+    /// Whether a connection that logs in anew may have other rights.
+    pub(super) fn is_about_the_user(self) -> bool {
+        matches!(self, Self::Denied | Self::NotLetIn)
+    }
+}
+
 impl From<RedisError> for Problem {
     fn from(error: RedisError) -> Self {
         let trouble = match error.kind() {
             ErrorKind::Io if error.is_timeout() => Trouble::Slow,
             ErrorKind::Io => Trouble::Away,
-            ErrorKind::AuthenticationFailed => Trouble::Denied,
+            ErrorKind::AuthenticationFailed => Trouble::NotLetIn,
             ErrorKind::Server(_) | ErrorKind::Extension => match error.code() {
-                Some("NOAUTH" | "WRONGPASS" | "NOPERM") => Trouble::Denied,
+                Some("NOAUTH" | "WRONGPASS") => Trouble::NotLetIn,
+                Some("NOPERM") => Trouble::Denied,
                 Some("OOM") => Trouble::OutOfMemory,
                 Some("MISCONF") => Trouble::CannotSave,
                 Some("NOREPLICAS") => Trouble::TooFewReplicas,
@@ -121,7 +131,7 @@ impl Unavailable {
                 "mend its disk (its own log says what is wrong), or set `stop-writes-on-bgsave-error no` there"
             }
             Trouble::TooFewReplicas => "bring its replicas back, or lower its `min-replicas-to-write`",
-            Trouble::Denied => {
+            Trouble::Denied | Trouble::NotLetIn => {
                 "check user and password in [redis] url, and the user's ACL; `halley check --connect` tries what is needed"
             }
             Trouble::TooLarge => "see what is in its keys, or raise [redis] max_reply",
@@ -139,7 +149,11 @@ impl Unavailable {
     pub fn refuses_writes(&self) -> bool {
         matches!(
             self.trouble,
-            Trouble::OutOfMemory | Trouble::CannotSave | Trouble::TooFewReplicas | Trouble::Denied
+            Trouble::OutOfMemory
+                | Trouble::CannotSave
+                | Trouble::TooFewReplicas
+                | Trouble::Denied
+                | Trouble::NotLetIn
         )
     }
 

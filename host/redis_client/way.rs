@@ -6,6 +6,7 @@ use redis::{Cmd, Value};
 
 use super::cluster::Cluster;
 use super::link::Link;
+use super::reply::is_any_denied;
 use super::sentinel::Sentinels;
 use super::target::Target;
 use super::unavailable::{Problem, Trouble, Unavailable};
@@ -70,7 +71,7 @@ impl Way {
         };
         match outcome {
             Ok(replies) => {
-                self.wellbeing.succeeded(operation);
+                self.wellbeing.succeeded(operation, is_any_denied(&replies));
                 Ok(replies)
             }
             Err(problem) => Err(self.failed(operation, problem)),
@@ -90,7 +91,7 @@ impl Way {
         };
         let problem = problem.map(|problem| self.failed(operation, problem));
         if problem.is_none() {
-            self.wellbeing.succeeded(operation);
+            self.wellbeing.succeeded(operation, is_any_denied(replies.iter().flatten()));
         }
         (replies, problem)
     }
@@ -103,7 +104,7 @@ impl Way {
         };
         match outcome {
             Ok(()) => {
-                self.wellbeing.alive();
+                self.wellbeing.alive(operation);
                 Ok(())
             }
             Err(problem) => Err(self.failed(operation, problem)),

@@ -2,7 +2,8 @@
 //!
 //! A server that answers a `PING` may still refuse to do anything else: a replica refuses to
 //! write, a node of a cluster what is not its own. So what an operation met counts until the
-//! same operation succeeds, or is not tried any more.
+//! same operation succeeds, or is not tried any more. It never counts longer than that: readiness
+//! follows the first success.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -67,22 +68,32 @@ impl Wellbeing {
         fresh.map(|met| met.problem.clone())
     }
 
-    /// An operation was answered. What was refused for want of rights came as an answer, too:
-    /// that counts until it is not met any more.
-    pub(super) fn succeeded(&self, operation: &'static str) {
-        let answered = |met: &Met| met.connection == self.name && met.operation == operation;
-        self.change(|met| met.retain(|met| !answered(met) || met.trouble == Trouble::Denied));
+    /// An operation was answered. `denied`: something in the answer was refused for want of rights.
+    /// Without that, the rights are there, on whichever connection they were missed.
+    pub(super) fn succeeded(&self, operation: &'static str, denied: bool) {
+        let is_over = |met: &Met| {
+            met.operation == operation
+                && if met.trouble == Trouble::Denied { !denied } else { met.connection == self.name }
+        };
+        self.change(|met| met.retain(|met| !is_over(met)));
     }
 
-    /// There was a sign of life on this connection: what remains is what a `PING` does not show.
-    pub(super) fn alive(&self) {
-        let remains = |met: &Met| !{
-            matches!(
+    /// There was a sign of life on this connection, which that `operation` asked for: what remains is
+    /// what a `PING` does not show.
+    pub(super) fn alive(&self, operation: &'static str) {
+        let is_over = |met: &Met| {
+            let shows = matches!(
                 met.trouble,
-                Trouble::Away | Trouble::Slow | Trouble::NoService | Trouble::TooLarge | Trouble::Nonsense
-            )
+                Trouble::Away
+                    | Trouble::Slow
+                    | Trouble::NoService
+                    | Trouble::TooLarge
+                    | Trouble::Nonsense
+                    | Trouble::NotLetIn
+            );
+            met.connection == self.name && (shows || met.operation == operation)
         };
-        self.change(|met| met.retain(|met| met.connection != self.name || remains(met)));
+        self.change(|met| met.retain(|met| !is_over(met)));
     }
 
     /// An operation was not answered, or told that Redis is unfit.
@@ -132,11 +143,11 @@ mod tests {
         wellbeing.failed("write", Trouble::NotReady, problem("write"));
         wellbeing.failed("read", Trouble::Away, problem("read"));
         assert_eq!(wellbeing.problem(), Some(problem("read")));
-        wellbeing.alive();
+        wellbeing.alive("ping");
         assert_eq!(wellbeing.problem(), Some(problem("write")), "a replica answers as well");
-        wellbeing.succeeded("read");
+        wellbeing.succeeded("read", false);
         assert_eq!(wellbeing.problem(), Some(problem("write")));
-        wellbeing.succeeded("write");
+        wellbeing.succeeded("write", false);
         assert_eq!(wellbeing.problem(), None);
     }
 
@@ -145,20 +156,33 @@ mod tests {
         let small = Wellbeing::new("small", "nowhere".into(), Duration::ZERO);
         let scan = small.of_another("scan", Duration::ZERO);
         scan.failed("read", Trouble::Slow, problem("read"));
-        small.alive();
-        small.succeeded("read");
+        small.alive("ping");
+        small.succeeded("read", false);
         assert_eq!(small.problem(), Some(problem("read")), "one state for all, and one line in the log");
-        scan.alive();
+        scan.alive("ping");
         assert_eq!(small.problem(), None);
     }
 
     #[test]
-    fn what_is_forbidden_counts_although_it_was_answered() {
+    fn what_is_forbidden_counts_until_it_is_allowed() {
         let wellbeing = Wellbeing::new("test", "nowhere".into(), Duration::ZERO);
         wellbeing.failed("write", Trouble::Denied, problem("write"));
-        wellbeing.succeeded("write");
-        wellbeing.alive();
-        assert_eq!(wellbeing.problem(), Some(problem("write")));
+        wellbeing.succeeded("write", true);
+        wellbeing.alive("ping");
+        assert_eq!(wellbeing.problem(), Some(problem("write")), "it was answered, and refused");
+        wellbeing.of_another("scan", Duration::ZERO).succeeded("write", false);
+        assert_eq!(wellbeing.problem(), None, "it is done now");
+    }
+
+    #[test]
+    fn who_is_let_in_again_is_not_unready_for_longer() {
+        let wellbeing = Wellbeing::new("test", "nowhere".into(), Duration::ZERO);
+        wellbeing.failed("read", Trouble::NotLetIn, problem("read"));
+        wellbeing.failed("ping", Trouble::NotLetIn, problem("ping"));
+        wellbeing.failed("ping", Trouble::NotReady, problem("ping"));
+        assert_eq!(wellbeing.problem(), Some(problem("ping")));
+        wellbeing.alive("ping");
+        assert_eq!(wellbeing.problem(), None, "the password is right, and it serves");
     }
 
     #[test]
