@@ -252,6 +252,38 @@ async fn guests_that_misbehave_harm_no_other_message() {
 }
 
 #[tokio::test]
+async fn partitions_behind_another_s_stalled_look_up_are_named() {
+    let (redis, comet) = (Redis::start().await, FakeComet::start().await);
+    redis.join("trap", "conn_1", "user_1", comet.address()).await;
+    let topic = kafka().topic("stall-behind", 2).await;
+    let settings = gateway(&topic).redis(&redis);
+    let gateway = settings.clone().plugin(unruly("unruly").set("on_error", quoted("stall"))).start().await;
+    let mut sent = 0;
+    while kafka().ends(&topic).values().any(|end| *end == 0) {
+        kafka().produce_room_anywhere(&topic, "trap", "hello").await;
+        sent += 1;
+    }
+    let stalls = async || {
+        let stalls = gateway.get("/v1/stalls").await.json()["stalls"].as_array().cloned()?;
+        (stalls.len() == 2).then_some(stalls)
+    };
+    let stalls = eventually("both partitions to be named", PATIENCE, stalls).await;
+    let of = |stage: &str| stalls.iter().find(|stall| stall["stage"] == stage).expect("a stall");
+    let (leader, follower) = (of("policy"), of("resolve"));
+    assert_ne!(leader["partition"], follower["partition"]);
+    let cause =
+        format!("room `trap` is being looked up for {topic}/{}: waiting for that", leader["partition"]);
+    assert_eq!(follower["cause"], cause);
+    assert_eq!(gateway.metric("halley_stalled_partitions{stage=\"resolve\"}").await, Some(1.0));
+    let ready = gateway.get("/readyz").await;
+    assert!(ready.status == 503 && ready.body.contains("resolve: holding"), "{}", ready.body);
+    gateway.configure(&settings);
+    gateway.wait_until_settled(&topic).await;
+    gateway.wait_until_ready().await;
+    assert_eq!(comet.deliveries().len(), sent, "nothing was lost meanwhile");
+}
+
+#[tokio::test]
 async fn a_stalling_policy_holds_its_partition_until_it_is_replaced() {
     let stage = Stage::new("stall").await;
     // One that fetches shared state stands before it: what succeeds in between is no recovery.

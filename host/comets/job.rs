@@ -449,7 +449,7 @@ impl Job {
     /// Tells that nobody asked the comet.
     pub(super) fn settle_unasked(self) {
         let Reply::Part(parts) = &self.reply else { return };
-        let mut so_far = parts.so_far.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut so_far = parts.so_far.lock();
         if !std::mem::replace(&mut so_far.is_cut_short, true) {
             let calls = parts.calls.load(Ordering::Relaxed);
             let first = so_far.why[0].take().unwrap_or_else(|| "not taken".to_owned());

@@ -31,7 +31,7 @@ use async_trait::async_trait;
 use crate::membership::{Connection, Membership};
 use crate::message::RoomId;
 pub use crate::redis_client::Unavailable;
-pub use cache::{CacheConfig, CacheMetrics, Claim, Permit, RouteCache, Waiter};
+pub use cache::{CacheConfig, CacheMetrics, Claim, Maker, Permit, RouteCache, Waiter};
 pub use memory::MemoryDirectory;
 pub use metrics::Metrics;
 pub use redis::RedisDirectory;

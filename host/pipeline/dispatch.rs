@@ -2,17 +2,16 @@
 //!
 //! Nothing is done here per message beyond the calls themselves while there is room.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
 use crate::comets::{Fleet, Parcel};
 use crate::message::{CometAddr, Message};
 use crate::pipeline::call::{Call, Took};
-use crate::pipeline::persist::{Abandoned, Hold};
+use crate::pipeline::persist::{Abandoned, Hold, hold_behind};
 use crate::router::Delivery;
-use crate::stalls::{Held, StallStage};
+use crate::stalls::StallStage;
 
 /// What a partition waits for that reads faster than comets take.
 const COMETS_ARE_FULL: &str = "comets have as many messages as may wait for them; see halley_comet_waiting and halley_comets_pending_bytes, and `[comets] queue` and `max_pending_bytes`";
@@ -64,22 +63,5 @@ async fn once_there_is_room<T>(hold: Hold<'_>, room: impl Future<Output = T>) ->
     if let Some(done) = room.as_mut().now_or_never() {
         return Ok(done);
     }
-    let since = Instant::now();
-    tokio::select! {
-        done = &mut room => return Ok(done),
-        () = hold.abandon.cancelled() => return Err(Abandoned),
-        () = tokio::time::sleep(BACK_PRESSURE) => {}
-    }
-    let held = Held {
-        stage: StallStage::Dispatch,
-        topic: Arc::clone(hold.topic),
-        partition: hold.partition,
-        offset: hold.offset,
-    };
-    let stall = hold.stalls.begin_since(held, since);
-    stall.set_cause(&COMETS_ARE_FULL);
-    tokio::select! {
-        done = room => Ok(done),
-        () = hold.abandon.cancelled() => Err(Abandoned),
-    }
+    hold_behind(hold, StallStage::Dispatch, BACK_PRESSURE, || COMETS_ARE_FULL.to_owned(), room).await
 }

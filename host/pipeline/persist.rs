@@ -126,6 +126,27 @@ pub(super) async fn hold_while<T>(
     }
 }
 
+/// Waits for what others do, which may take long without a failure here: what takes longer than
+/// `usual` holds the record, and `cause` says what is waited for.
+pub(super) async fn hold_behind<T>(
+    hold: Hold<'_>,
+    stage: StallStage,
+    usual: Duration,
+    cause: impl Fn() -> String,
+    work: impl Future<Output = T>,
+) -> Result<T, Abandoned> {
+    let mut retry = Retry::new(hold, stage);
+    let mut work = pin!(work);
+    loop {
+        tokio::select! {
+            biased;
+            () = hold.abandon.cancelled() => return Err(retry.abandoned()),
+            done = &mut work => return Ok(done),
+            () = tokio::time::sleep(usual) => retry.failed(&cause()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,6 +219,24 @@ mod tests {
         };
         assert_eq!(tokio::join!(waits, story).0, Ok(Ok("done")));
         assert_eq!(world.stalls.held(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_long_for_others_holds_its_record_and_says_for_what() {
+        let world = World::new();
+        let usual = Duration::from_millis(1);
+        let (done, work) = tokio::sync::oneshot::channel();
+        let cause = || "room `r` is being looked up for push/1: waiting for that".to_owned();
+        let waits = hold_behind(world.hold(), StallStage::Resolve, usual, cause, work);
+        let story = async {
+            assert_eq!(world.stalls.held(), 0, "that is what it takes usually");
+            while world.stalls.held() == 0 {
+                tokio::time::sleep(usual).await;
+            }
+            done.send("done").expect("somebody waits");
+        };
+        assert_eq!(tokio::join!(waits, story).0, Ok(Ok("done")));
+        assert_eq!(world.stalls.held(), 0, "it goes on");
     }
 
     #[tokio::test]

@@ -9,16 +9,17 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use crate::comets::{Dialect, Fleet, Names};
 use crate::decision::{Identity, Overrides};
 use crate::directory::{
-    CacheMetrics, Claim, Directory, Found, Lookup, Permit, RouteCache, Unavailable, Waiter,
+    CacheMetrics, Claim, Directory, Found, Lookup, Maker, Permit, RouteCache, Unavailable, Waiter,
 };
 use crate::membership::{Connection, Grouping};
 use crate::message::{Audience, CometAddr, Message, NamedBy, RoomId, Target};
 use crate::pipeline::chain::BatchChain;
-use crate::pipeline::persist::{Abandoned, Hold, persist};
+use crate::pipeline::persist::{Abandoned, Hold, hold_behind, persist};
 use crate::pipeline::{Rooms, RoutingConfig};
 use crate::policy::Chain;
 use crate::router::{Plan, Route};
@@ -163,15 +164,14 @@ impl Resolver {
         // A room that another worker was resolving, and failed to, is wanted again.
         while !rooms.is_empty() || !keys.is_empty() {
             let generation = chain.set().generation().0;
-            let (mine, others) = self.claim(std::mem::take(&mut rooms), generation, &mut resolved);
+            let by = Maker { topic: Arc::clone(hold.topic), partition: hold.partition };
+            let (mine, others) = self.claim(std::mem::take(&mut rooms), generation, &by, &mut resolved);
             self.look_up(mine, std::mem::take(&mut keys), chain, hold, &mut resolved).await?;
             // Only now, with nothing claimed, may this worker wait for others.
             for (room, waiter) in others {
-                let route = tokio::select! {
-                    route = waiter.wait() => route,
-                    () = hold.abandon.cancelled() => return Err(Abandoned),
-                };
-                match route {
+                let maker = waiter.maker().clone();
+                let cause = || format!("room `{room}` is being looked up for {maker}: waiting for that");
+                match hold_behind(hold, StallStage::Resolve, USUAL, cause, waiter.wait()).await? {
                     Some(route) => drop(resolved.routes.insert(room, route)),
                     None => rooms.push(room),
                 }
@@ -261,10 +261,16 @@ impl Resolver {
 
     /// Takes what the cache has; splits the rest into rooms that this worker resolves and
     /// rooms that another one is resolving already.
-    fn claim(&self, rooms: Vec<RoomId>, generation: u64, resolved: &mut Resolved) -> (Vec<Mine>, Vec<Other>) {
+    fn claim(
+        &self,
+        rooms: Vec<RoomId>,
+        generation: u64,
+        by: &Maker,
+        resolved: &mut Resolved,
+    ) -> (Vec<Mine>, Vec<Other>) {
         let (mut mine, mut others) = (Vec::new(), Vec::new());
         for room in rooms {
-            match self.routes.claim(&room, generation) {
+            match self.routes.claim(&room, generation, by) {
                 Claim::Hit(route) => drop(resolved.routes.insert(room, route)),
                 Claim::Mine(permit) => mine.push((room, permit)),
                 Claim::Other(waiter) => others.push((room, waiter)),
@@ -353,6 +359,9 @@ fn readdress(names: &Names, act: impl FnOnce(&dyn Fn(&CometAddr) -> Option<Comet
         act(&|comet| names.get(comet).cloned());
     }
 }
+
+/// How long another worker may take for a room before what waits for it is held.
+const USUAL: Duration = Duration::from_secs(1);
 
 /// Look-ups of one round trip. A batch rarely has more; messages with thousands of keys do, and
 /// their commands and replies would all be in memory together.

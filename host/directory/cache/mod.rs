@@ -17,6 +17,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -115,7 +116,25 @@ pub struct Permit<V: Clone> {
 
 /// The wait for a value that another worker makes.
 #[derive(Debug)]
-pub struct Waiter<V>(watch::Receiver<Option<V>>);
+pub struct Waiter<V> {
+    made: watch::Receiver<Option<V>>,
+    maker: Maker,
+}
+
+/// The worker that makes a value: that of this partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Maker {
+    /// Its topic.
+    pub topic: Arc<str>,
+    /// Its number.
+    pub partition: i32,
+}
+
+impl fmt::Display for Maker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.partition)
+    }
+}
 
 impl<V: Clone> RouteCache<V> {
     /// An empty cache.
@@ -124,8 +143,8 @@ impl<V: Clone> RouteCache<V> {
         Self { table: Arc::new(Mutex::new(table)), metrics }
     }
 
-    /// Asks for a room's value under a generation of policies. Never waits.
-    pub fn claim(&self, room: &RoomId, generation: u64) -> Claim<V> {
+    /// Asks for a room's value under a generation of policies, for this worker. Never waits.
+    pub fn claim(&self, room: &RoomId, generation: u64, by: &Maker) -> Claim<V> {
         let mut table = self.table.lock();
         if let Some(value) = table.valid(room, generation) {
             self.metrics.count("hit");
@@ -134,12 +153,12 @@ impl<V: Clone> RouteCache<V> {
         let flight = (room.clone(), generation);
         if let Some(running) = table.flights.get(&flight) {
             self.metrics.count("shared");
-            return Claim::Other(Waiter(running.receiver.clone()));
+            return Claim::Other(Waiter { made: running.receiver.clone(), maker: running.maker.clone() });
         }
         self.metrics.count("miss");
         let (sender, receiver) = watch::channel(None);
         let stamp = table.stamp();
-        table.flights.insert(flight.clone(), Flight { stamp, receiver });
+        table.flights.insert(flight.clone(), Flight { stamp, maker: by.clone(), receiver });
         Claim::Mine(Permit { table: self.table.clone(), flight, stamp, since: Instant::now(), sender })
     }
 
@@ -185,10 +204,15 @@ impl<V: Clone> Drop for Permit<V> {
 }
 
 impl<V: Clone> Waiter<V> {
+    /// Who makes it.
+    pub fn maker(&self) -> &Maker {
+        &self.maker
+    }
+
     /// The value; `None` when the worker that was making it gave up: claim again. Ends when the
     /// permit does.
     pub async fn wait(mut self) -> Option<V> {
-        let made = self.0.wait_for(Option::is_some).await.ok()?;
+        let made = self.made.wait_for(Option::is_some).await.ok()?;
         made.clone()
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::sync::watch;
 
-use super::CacheConfig;
+use super::{CacheConfig, Maker};
 use crate::message::RoomId;
 
 /// A room under a generation.
@@ -37,6 +37,7 @@ pub(super) struct Kept<V> {
 #[derive(Debug)]
 pub(super) struct Flight<V> {
     pub(super) stamp: u64,
+    pub(super) maker: Maker,
     pub(super) receiver: watch::Receiver<Option<V>>,
 }
 

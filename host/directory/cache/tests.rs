@@ -11,12 +11,16 @@ fn cache<V: Clone>(rooms: usize, connections: usize, max_age: Duration) -> Route
     RouteCache::new(&limits, CacheMetrics::register(&mut Registry::default()))
 }
 
+fn maker() -> Maker {
+    Maker { topic: "push".into(), partition: 7 }
+}
+
 fn lasting<V: Clone>() -> RouteCache<V> {
     cache(100, 1000, Duration::from_secs(3600))
 }
 
 fn mine<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Permit<V> {
-    match cache.claim(&room.into(), generation) {
+    match cache.claim(&room.into(), generation, &maker()) {
         Claim::Mine(permit) => permit,
         Claim::Hit(_) => panic!("{room} is kept"),
         Claim::Other(_) => panic!("{room} is being made"),
@@ -24,12 +28,14 @@ fn mine<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Permit<
 }
 
 fn other<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Waiter<V> {
-    let Claim::Other(waiter) = cache.claim(&room.into(), generation) else { panic!("nobody makes {room}") };
+    let Claim::Other(waiter) = cache.claim(&room.into(), generation, &maker()) else {
+        panic!("nobody makes {room}")
+    };
     waiter
 }
 
 fn hit<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Option<V> {
-    match cache.claim(&room.into(), generation) {
+    match cache.claim(&room.into(), generation, &maker()) {
         Claim::Hit(value) => Some(value),
         Claim::Mine(_) | Claim::Other(_) => None,
     }
@@ -40,6 +46,7 @@ async fn one_makes_it_and_all_have_it() {
     let cache = lasting();
     let permit = mine(&cache, "r", 1);
     let waiters = [other(&cache, "r", 1), other(&cache, "r", 1)];
+    assert_eq!(waiters[0].maker().to_string(), "push/7");
     permit.publish("value", 3);
     for waiter in waiters {
         assert_eq!(waiter.wait().await, Some("value"));
@@ -151,7 +158,7 @@ async fn one_round(
 ) -> Vec<usize> {
     let (mut permits, mut waiters, mut again) = (Vec::new(), Vec::new(), Vec::new());
     for &room in wanted {
-        match cache.claim(&room.to_string().into(), 1) {
+        match cache.claim(&room.to_string().into(), 1, &maker()) {
             Claim::Hit(value) => assert_eq!(value, room),
             Claim::Other(waiter) => waiters.push((room, waiter)),
             Claim::Mine(permit) => {
