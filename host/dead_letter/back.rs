@@ -47,8 +47,8 @@ fn not_allowed(topic: &str) -> String {
 }
 
 /// The letter as the record that it was, for a topic with so many partitions. It says which comets
-/// it is for, those that did not take it, or which users, those whom it was not kept for; unless
-/// `all` are to have it. [`prove`] is still to come.
+/// it is for, those that did not take it, and which users, those whom it was not kept for; unless
+/// `all` are to have it, or there are more comets than are named. [`prove`] is still to come.
 pub(super) fn back(letter: &DeadLetter, partitions: i32, all: bool) -> Outgoing<'_> {
     let origin = letter.origin.as_ref().map(|origin| origin.partition);
     let mut record = Outgoing {
@@ -57,12 +57,13 @@ pub(super) fn back(letter: &DeadLetter, partitions: i32, all: bool) -> Outgoing<
         partition: origin.filter(|partition| (0..partitions).contains(partition)),
         ..Outgoing::copy_of(&letter.record)
     };
-    if all {
+    if all || letter.more_comets {
         return record;
     }
     if !letter.users.is_empty() {
         record.add_header(REDRIVE_USERS, letter.users.clone());
-    } else if !letter.comets.is_empty() && !letter.more_comets {
+    }
+    if !letter.comets.is_empty() {
         record.add_header(REDRIVE_COMETS, letter.comets.join(","));
     }
     record

@@ -100,7 +100,7 @@ fn check_back(letter: &DeadLetter, topic: &str, all: bool) {
     let due = comets.iter().flatten().all(|comet| failed.contains(comet.as_str()));
     assert!(due, "{comets:?} of {failed:?}");
     assert!(users.is_none() || users == RedriveUsers::parse(&letter.users));
-    let named = !letter.users.is_empty() || !failed.is_empty() && !letter.more_comets;
+    let named = !letter.more_comets && (!letter.users.is_empty() || !failed.is_empty());
     assert!(!named || comets.is_some() || users.is_some(), "everybody would have it again");
 }
 

@@ -20,8 +20,10 @@ mod redrive;
 mod remembered;
 mod writer;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
@@ -32,6 +34,7 @@ use crate::message::{
     Record, UserId, VALUE_LEFT_OUT, list_of_users,
 };
 use crate::panics;
+use crate::telemetry::escape::cut;
 use writer::{Letter, State, Writer};
 
 pub use crate::message::{ORIGIN_TOPIC, STAGE};
@@ -55,8 +58,8 @@ pub const ORIGIN_TIMESTAMP: &str = "halley-origin-timestamp";
 pub const REASON: &str = "halley-reason";
 /// The comets that did not take it, separated by commas.
 pub const FAILED_COMETS: &str = "halley-failed-comets";
-/// The users whom it was not kept for, who were away; the others have had it. See
-/// [`crate::message::RedriveUsers`].
+/// The users whom it was not kept for, who were away. The others have had it, but for those at comets
+/// that are named as well. See [`crate::message::RedriveUsers`].
 pub const FAILED_USERS: &str = "halley-failed-users";
 /// How often the message has become a dead letter.
 pub const ATTEMPTS: &str = "halley-attempts";
@@ -134,6 +137,9 @@ const MOST_TEXT: usize = 1_000;
 /// Stands at the end of the list when there are more.
 const MORE_COMETS: &str = "...";
 
+/// How much of a reason is for whom the message was not kept, when comets did not take it either.
+const NOT_KEPT_TEXT: usize = 300;
+
 /// Why a record is a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
@@ -143,7 +149,7 @@ pub struct Reason {
     pub text: String,
     /// The comets that did not take it.
     pub comets: Vec<CometAddr>,
-    /// The users whom it was not kept for, when everyone else has had it.
+    /// The users whom it was not kept for. Everyone else has had it, but for those at `comets`.
     pub users: Vec<UserId>,
     /// The plugin that decided.
     pub plugin: Option<PluginVersion>,
@@ -157,6 +163,13 @@ impl Reason {
             text.truncate(at);
         }
         Self { stage, text, comets: Vec::new(), users: Vec::new(), plugin: None }
+    }
+
+    /// The same, of a message that could not be kept for some who were away either.
+    pub fn and_not_kept(self, kept: Self) -> Self {
+        // That comes first: there may be many comets, and what is too long is cut.
+        let text = format!("{}; {}", cut(&kept.text, NOT_KEPT_TEXT), self.text);
+        Self { users: kept.users, text: Self::new(self.stage, text).text, ..self }
     }
 }
 
@@ -242,23 +255,35 @@ fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
     if let Some(timestamp) = own_timestamp(record) {
         headers.push(Header::new(ORIGIN_TIMESTAMP, timestamp.to_string()));
     }
-    // A redriven message that ended before it was sent again is still due where it was.
-    let due = if reason.comets.is_empty() { record.redrive_comets() } else { None };
-    let failed = due.as_ref().unwrap_or(&reason.comets);
-    if !failed.is_empty() {
-        headers.push(Header::new(FAILED_COMETS, comet_list(failed)));
+    let (comets, users) = due(record, reason);
+    if !comets.is_empty() {
+        headers.push(Header::new(FAILED_COMETS, comet_list(&comets)));
     }
-    // A message that was redriven for some users is due at them and nobody else, wherever it ended.
-    let due = record.header(REDRIVE_USERS).filter(|_| reason.users.is_empty()).cloned();
-    let due = due.filter(|_| record.redrive_users().is_some());
-    let failed = due.or_else(|| Some(list_of_users(reason.users.iter().map(UserId::as_str))?.into()));
-    if let Some(failed) = failed {
-        headers.push(Header { name: FAILED_USERS.into(), value: Some(failed) });
+    if users.is_some() {
+        headers.push(Header { name: FAILED_USERS.into(), value: users });
     }
     if let Some(plugin) = &reason.plugin {
         headers.push(Header::new(PLUGIN, plugin.to_string()));
     }
     headers
+}
+
+/// The comets and the users that the message is due at.
+fn due<'a>(record: &Record, reason: &'a Reason) -> (Cow<'a, [CometAddr]>, Option<Bytes>) {
+    let comets_before = record.redrive_comets();
+    let users_before = record.header(REDRIVE_USERS).filter(|_| record.redrive_users().is_some());
+    let was_sent = !reason.comets.is_empty() || !reason.users.is_empty();
+    // It ended before it was sent again: nothing has changed.
+    if !was_sent {
+        return (comets_before.unwrap_or_default().into(), users_before.cloned());
+    }
+    // It was for some users and nobody else. Which of them are at the comets that did not take it is
+    // not known here, so that all of them stay due, and nobody else at those comets.
+    if users_before.is_some() && comets_before.is_none() && !reason.comets.is_empty() {
+        return (Cow::default(), users_before.cloned());
+    }
+    let users = list_of_users(reason.users.iter().map(UserId::as_str)).map(Bytes::from);
+    (Cow::Borrowed(reason.comets.as_slice()), users)
 }
 
 /// The comets, as many as a header may name.
@@ -348,6 +373,47 @@ mod tests {
         let long: Vec<CometAddr> = (0..500).map(|n| format!("{}:{n}", "c".repeat(250)).into()).collect();
         let many = told(Reason { comets: long, ..Reason::new(Stage::Deliver, "") }, FAILED_COMETS);
         assert!(many.is_some_and(|many| many.len() <= MOST_COMET_BYTES + 4 && many.ends_with(",...")));
+    }
+
+    #[test]
+    fn a_message_is_due_at_comets_and_at_users_until_it_was_sent_there() {
+        let redriven = |comets: &[&'static str], users: &[&'static str]| Record {
+            origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
+            timestamp_ms: None,
+            key: None,
+            value: None,
+            headers: [(MESSAGE_ID, "push/0/7")]
+                .into_iter()
+                .chain(comets.iter().map(|comet| (REDRIVE_COMETS, *comet)))
+                .chain(users.iter().map(|user| (REDRIVE_USERS, *user)))
+                .map(|(name, value)| Header::new(name, value))
+                .collect(),
+            trusted: true,
+        };
+        let failed = |comets: &[&str], users: &[&str]| Reason {
+            comets: comets.iter().map(|comet| (*comet).into()).collect(),
+            users: users.iter().map(|user| (*user).into()).collect(),
+            ..Reason::new(Stage::Deliver, "no")
+        };
+        let table: [([&[&str]; 2], [&[&str]; 2], [&str; 2]); 7] = [
+            ([&[], &[]], [&["a:1"], &["u"]], ["a:1", "u"]),
+            ([&["a:1"], &["u"]], [&[], &[]], ["a:1", "u"]),
+            ([&["a:1"], &["u"]], [&["a:1"], &[]], ["a:1", ""]),
+            ([&["a:1"], &["u"]], [&[], &["u"]], ["", "u"]),
+            ([&[], &["u,v"]], [&["a:1"], &[]], ["", "u,v"]),
+            ([&[], &["u,v"]], [&["a:1"], &["v"]], ["", "u,v"]),
+            ([&[], &["u,v"]], [&[], &["v"]], ["", "v"]),
+        ];
+        for ([comets, users], [failed_comets, failed_users], expected) in table {
+            let (record, reason) = (redriven(comets, users), failed(failed_comets, failed_users));
+            let headers = headers(&record, &reason);
+            let value = |name: &str| {
+                let found = headers.iter().find(|header| header.name == name);
+                found.and_then(|header| header.value.as_deref()).map(String::from_utf8_lossy)
+            };
+            let told = [FAILED_COMETS, FAILED_USERS].map(|name| value(name).unwrap_or_default());
+            assert_eq!(told, expected, "{comets:?} {users:?}, then {reason:?}");
+        }
     }
 
     #[test]

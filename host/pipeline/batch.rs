@@ -282,16 +282,13 @@ impl Worker {
                 self.end(story, Ending::DeadLetter(Reason::new(Stage::Deliver, NO_COMET)));
                 continue;
             }
-            if let Some(comets) = message.record.redrive_comets() {
-                plan.only(&comets);
-                if plan.deliveries.is_empty() && plan.is_for_every_comet {
-                    let story = Story::new(message, pending, trail, self.started);
-                    self.end(story, Ending::Unaddressed(COMETS_GONE));
-                    continue;
-                }
-            }
-            if let Some(users) = message.record.redrive_users() {
-                plan.only_users(&users);
+            let (comets, users) = (message.record.redrive_comets(), message.record.redrive_users());
+            plan.only_due(comets.as_deref(), users.as_ref());
+            let is_for_nobody = plan.deliveries.is_empty() && plan.absent.is_empty();
+            if comets.is_some() && is_for_nobody && plan.is_for_every_comet {
+                let story = Story::new(message, pending, trail, self.started);
+                self.end(story, Ending::Unaddressed(COMETS_GONE));
+                continue;
             }
             let Pipeline { waiting, inbox, .. } = &*self.pipeline;
             let places = waiting.take(plan.absent.len(), inbox, self.hold()).await?;

@@ -150,8 +150,11 @@ impl Journey {
         match (failed.is_empty(), kept) {
             (true, None) => Ok((self.outcome(), String::new())),
             (true, Some(reason)) => self.dead_letter(reason).await,
-            (false, _) => {
-                let reason = failed.into_reason(&self.story.trail);
+            (false, kept) => {
+                let mut reason = failed.into_reason(&self.story.trail);
+                if let Some(kept) = kept {
+                    reason = reason.and_not_kept(kept);
+                }
                 self.dead_letter(reason).await
             }
         }

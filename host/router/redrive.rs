@@ -8,23 +8,38 @@ impl Plan {
     /// A redriven message: only these comets did not take it. A message to all comets goes to
     /// those of them that are known. Recipients of a comet that is no longer among the calls have
     /// moved, nobody knows where to, so that the message goes to all then.
-    pub fn only(&mut self, comets: &[CometAddr]) {
+    fn only(&mut self, comets: &[CometAddr]) {
         let calls = |comet: &CometAddr| self.deliveries.iter().any(|delivery| delivery.comet == *comet);
         if self.is_for_every_comet || comets.iter().all(calls) {
             self.deliveries.retain(|delivery| comets.contains(&delivery.comet));
         }
     }
 
-    /// A redriven message that was not kept for these users, and that everyone else has had:
-    /// wherever they are now, it is for them only. Of those who are not named it may be for
-    /// everyone who is away.
-    pub fn only_users(&mut self, users: &RedriveUsers) {
+    /// A redriven message: these comets did not take it, and it was not kept for these users. Everyone
+    /// else has had it, and gets it again only where it is not known who has not.
+    pub fn only_due(&mut self, comets: Option<&[CometAddr]>, users: Option<&RedriveUsers>) {
+        match (comets, users) {
+            (None, None) => {}
+            (Some(comets), None) => self.only(comets),
+            (comets, Some(users)) => self.only_users(comets.unwrap_or_default(), users),
+        }
+    }
+
+    /// Wherever these users are now, it is for them, and for everyone at these comets. When there are
+    /// more users than are named, or recipients of a comet have moved, anybody may be one of those
+    /// who have not had it: a repeat is better than a loss.
+    fn only_users(&mut self, comets: &[CometAddr], users: &RedriveUsers) {
         let mut missing = users.named.clone();
+        let calls = |comet: &CometAddr| self.deliveries.iter().any(|delivery| delivery.comet == *comet);
+        let have_moved = !self.is_for_every_comet && !comets.iter().all(calls);
         self.deliveries.retain_mut(|delivery| {
             let named = |recipient: &&Recipient| users.named.contains(recipient.name());
             let due: Vec<_> = delivery.recipients.iter().filter(named).cloned().collect();
             for recipient in &due {
                 missing.remove(recipient.name());
+            }
+            if users.more || have_moved || comets.contains(&delivery.comet) {
+                return true;
             }
             if due.len() < delivery.recipients.len() {
                 delivery.target = Target::Connections(connections(&due));
@@ -32,7 +47,9 @@ impl Plan {
             }
             !delivery.recipients.is_empty()
         });
-        let is_due = |absent: &&Absent| users.more || users.named.contains(absent.user.as_str());
+        // Of those whom a comet did not take it for, some may be away now.
+        let may_be_anyone = users.more || !comets.is_empty();
+        let is_due = |absent: &&Absent| may_be_anyone || users.named.contains(absent.user.as_str());
         let mut absent: Vec<_> = self.absent.iter().filter(is_due).cloned().collect();
         for absent in &absent {
             missing.remove(absent.user.as_str());
@@ -45,6 +62,6 @@ impl Plan {
         };
         absent.extend(missing.into_iter().map(gone));
         self.absent = absent.into();
-        self.is_for_every_comet = false;
+        self.is_for_every_comet &= !comets.is_empty();
     }
 }

@@ -58,19 +58,27 @@ fn a_message_that_was_not_kept_for_some_goes_to_them_wherever_they_are() {
         connection("later", "b:1", false),
     ];
     let plan = Plan::room(&"r".into(), &Route::new(&grouping(members)), &Overrides::default());
-    let redriven = |users: &str| {
+    let redriven = |comets: Option<&[CometAddr]>, users: &str| {
         let mut plan = plan.clone();
-        plan.only_users(&RedriveUsers::parse(users).expect("a list"));
+        plan.only_due(comets, Some(&RedriveUsers::parse(users).expect("a list")));
         let absent: Vec<_> = plan.absent.iter().map(|a| (a.user.to_string(), a.cause)).collect();
         (plan.deliveries, absent)
     };
     let away = |user: &str| (user.to_owned(), Cause::NotOnline);
-    let (deliveries, absent) = redriven("u-back,u-away,gone");
+    let (deliveries, absent) = redriven(None, "u-back,u-away,gone");
     assert_eq!(deliveries.len(), 1);
     assert_eq!((&deliveries[0].target, deliveries[0].recipients.len()), (&ids(&["back"]), 1));
     assert_eq!(absent, [away("u-away"), ("gone".to_owned(), Cause::NoConnection)]);
-    // Of whom it is not known, those who are away now.
-    assert_eq!(redriven("u-away,%.."), (Vec::new(), vec![away("u-away"), away("u-later")]));
+    // Those whom nobody names may be back.
+    let (deliveries, absent) = redriven(None, "u-away,%..");
+    assert_eq!((deliveries, absent), (plan.deliveries.clone(), vec![away("u-away"), away("u-later")]));
+    // A comet did not take it either: its own get it, and of the others those who are named.
+    let (deliveries, absent) = redriven(Some(&["b:1".into()]), "u-back");
+    let targets: Vec<_> = deliveries.iter().map(|d| (d.comet.as_str(), d.target.clone())).collect();
+    assert_eq!(targets, [("a:1", ids(&["back"])), ("b:1", Target::Room("r".into()))]);
+    assert_eq!(absent, [away("u-away"), away("u-later")]);
+    let (deliveries, _) = redriven(Some(&["moved:1".into()]), "u-back");
+    assert_eq!(deliveries, plan.deliveries, "nobody knows where its own are");
 }
 
 #[test]
