@@ -179,6 +179,9 @@ impl PluginConfig {
         if self.memory < ByteSize::kib(64) || self.memory > ByteSize::gib(4) {
             mistakes.push("`memory` must be 64KiB to 4GiB".to_owned());
         }
+        if self.max_shared_state < LEAST_SHARED_STATE {
+            mistakes.push(format!("`max_shared_state` must be at least {LEAST_SHARED_STATE}"));
+        }
         if !self.config.is_object() {
             mistakes.push("`config` must be a table".to_owned());
         }
@@ -195,6 +198,8 @@ impl PluginConfig {
     }
 }
 
+/// Each value takes 128 bytes beside itself and its key: below this, not one would fit.
+const LEAST_SHARED_STATE: ByteSize = ByteSize::b(256);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
 
 fn is_name(name: &str) -> bool {
@@ -305,9 +310,14 @@ impl PoliciesConfig {
 
     /// The same for a command next to a gateway, which leaves the gateway's folder alone.
     pub fn runtime_of_a_command(&self) -> RuntimeConfig {
+        RuntimeConfig { intake: self.intake(), ..self.runtime_of_an_author() }
+    }
+
+    /// The same for a file that is being worked on, which nobody has signed yet: what compiles there
+    /// compiles in the gateway.
+    pub fn runtime_of_an_author(&self) -> RuntimeConfig {
         let compile = CompileLimits { memory: self.compile_memory, timeout: self.compile_timeout };
-        let features = self.wasm.features.clone();
-        RuntimeConfig { intake: self.intake(), compile, features, ..RuntimeConfig::default() }
+        RuntimeConfig { compile, features: self.wasm.features.clone(), ..RuntimeConfig::default() }
     }
 
     /// What to watch for these plugins.
@@ -440,10 +450,11 @@ mod tests {
             deadline: Duration::ZERO,
             time_budget: Share(0.0),
             memory: ByteSize::b(1),
+            max_shared_state: ByteSize::b(255),
             config: serde_json::Value::Null,
             ..Default::default()
         };
-        assert_eq!(bad.mistakes().len(), 6, "{:?}", bad.mistakes());
+        assert_eq!(bad.mistakes().len(), 7, "{:?}", bad.mistakes());
         let good = PluginConfig::new("a-b_c.d", "x.wasm");
         assert!(good.mistakes().is_empty());
         let shadow = TrialConfig { path: "y.wasm".into(), mode: Mode::Shadow, ..TrialConfig::default() };

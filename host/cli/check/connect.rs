@@ -31,8 +31,13 @@ const ANSWER: Duration = Duration::from_secs(2);
 /// Reaches for everything that the gateway needs.
 pub(super) async fn all(config: &Config) -> Vec<Connected> {
     let parts = config.without_plugins();
-    let (probed, directory, admin) =
-        tokio::join!(gateway::probe(&parts), directory(&parts), admin(&config.admin.listen));
+    let listen = listener("admin listener", "listen", &config.admin.listen);
+    let probes = async {
+        let address = config.admin.probes.as_deref()?;
+        Some(listener("admin listener for probes", "probes", address).await)
+    };
+    let (probed, directory, listen, probes) =
+        tokio::join!(gateway::probe(&parts), directory(&parts), listen, probes);
     let of = |subject: String, found: anyhow::Result<String>| match found {
         Ok(text) => Connected { subject, ok: true, text },
         Err(error) => Connected { subject, ok: false, text: format!("{error:#}") },
@@ -45,7 +50,8 @@ pub(super) async fn all(config: &Config) -> Vec<Connected> {
         }
         Err(error) => connected.push(of("directory".to_owned(), Err(error))),
     }
-    connected.push(admin);
+    connected.push(listen);
+    connected.extend(probes);
     connected
 }
 
@@ -71,10 +77,10 @@ fn broadcasts(fleet: &Fleet) -> Vec<Connected> {
     [connected(true, format!("{reach}{caveat}"))].into_iter().chain(warnings).collect()
 }
 
-/// Whether the admin listener can be bound. A gateway that listens there already may be the one
+/// Whether a listener of `[admin]` can be bound. A gateway that listens there already may be the one
 /// whose configuration this is.
-async fn admin(listen: &str) -> Connected {
-    let connected = |ok, text| Connected { subject: format!("admin listener {listen}"), ok, text };
+async fn listener(what: &str, key: &str, listen: &str) -> Connected {
+    let connected = |ok, text| Connected { subject: format!("{what} {listen}"), ok, text };
     match TcpListener::bind(listen).await {
         Ok(_) => connected(true, "its port is free".to_owned()),
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_gateway(listen).await => {
@@ -82,7 +88,7 @@ async fn admin(listen: &str) -> Connected {
         }
         Err(error) => connected(
             false,
-            format!("cannot be bound: {error}; check `[admin] listen`, or what else uses the port"),
+            format!("cannot be bound: {error}; check `[admin] {key}`, or what else uses the port"),
         ),
     }
 }

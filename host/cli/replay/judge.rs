@@ -6,7 +6,9 @@ use prometheus_client::registry::Registry;
 
 use crate::decision::{PluginVersion, Verdict};
 use crate::message::Message;
-use crate::policy::{self, Chain, Filtered, OnError, PluginConfig, Policies, Share, StateScope, Then};
+use crate::policy::{
+    self, Chain, Filtered, OnError, PluginConfig, Policies, RuntimeConfig, Share, StateScope, Then,
+};
 
 /// A plugin on its own, with state of its own.
 pub(super) struct Judge {
@@ -47,8 +49,8 @@ pub(super) struct Decided {
 }
 
 impl Judge {
-    /// Loads this file with these settings.
-    pub(super) fn new(settings: &PluginConfig, file: &Path) -> anyhow::Result<Self> {
+    /// Loads this file with these settings, into a runtime that is made with this.
+    pub(super) fn new(settings: &PluginConfig, file: &Path, runtime: RuntimeConfig) -> anyhow::Result<Self> {
         let mut config = PluginConfig { path: file.to_owned(), ..settings.clone() };
         // A pin names the configured file, and a candidate of its own is not what is asked about.
         config.sha256 = None;
@@ -59,7 +61,7 @@ impl Judge {
         // Every question is asked.
         config.time_budget = Share(1.0);
         config.state = StateScope::Local;
-        let policies = Policies::start(policy::Runtime::new(&mut Registry::default())?, &[config])?;
+        let policies = Policies::start(policy::Runtime::with(&mut Registry::default(), runtime)?, &[config])?;
         let set = policies.current();
         anyhow::ensure!(
             set.has_filter(),

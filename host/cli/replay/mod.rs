@@ -110,16 +110,19 @@ fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)
     if let Some(file) = &args.plugin_config {
         settings.config = json(file)?;
     }
-    let candidate = Judge::new(&settings, &args.plugin)?;
+    let judge = |settings: &PluginConfig, file: &Path| {
+        Judge::new(settings, file, config.policies.runtime_of_an_author())
+    };
+    let candidate = judge(&settings, &args.plugin)?;
     let against = match &args.against {
         None => None,
         Some(word) if word == Path::new("current") => {
             let current = current.with_context(|| {
                 format!("--against current: no plugin `{name}` is configured (configured: {known}); name it with --name")
             })?;
-            Some(Judge::new(current, &current.path)?)
+            Some(judge(current, &current.path)?)
         }
-        Some(file) => Some(Judge::new(&settings, file)?),
+        Some(file) => Some(judge(&settings, file)?),
     };
     Ok((candidate, against))
 }

@@ -6,7 +6,8 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use bytesize::ByteSize;
-use wasmtime::{Config, Engine};
+use wasmparser::Payload;
+use wasmtime::{Config, Engine, Module};
 
 use crate::policy::guest::address_space;
 
@@ -89,6 +90,22 @@ impl EngineConfig {
         Self { features: features.to_vec(), is_tight }
     }
 
+    /// The features that are off and that this component needs; none where it is not valid with all of
+    /// them either.
+    pub(in crate::policy) fn missing(&self, component: &[u8]) -> Vec<WasmFeature> {
+        let modules = core_modules(component);
+        let is_valid = |features: Vec<WasmFeature>| {
+            let engine = Self { features, is_tight: self.is_tight }.engine();
+            engine.is_ok_and(|engine| modules.iter().all(|module| Module::validate(&engine, module).is_ok()))
+        };
+        if !is_valid(WasmFeature::ALL.to_vec()) {
+            return Vec::new();
+        }
+        let all_but = |feature| WasmFeature::ALL.into_iter().filter(|other| *other != feature).collect();
+        let off = WasmFeature::ALL.into_iter().filter(|feature| !self.features.contains(feature));
+        off.filter(|feature| !is_valid(all_but(*feature))).collect()
+    }
+
     /// # Errors
     /// When this machine cannot run WebAssembly.
     pub(in crate::policy) fn engine(&self) -> wasmtime::Result<Engine> {
@@ -106,6 +123,16 @@ impl EngineConfig {
     }
 }
 
+/// The modules in a component, as far as it can be read.
+fn core_modules(component: &[u8]) -> Vec<&[u8]> {
+    let payloads = wasmparser::Parser::new(0).parse_all(component).map_while(Result::ok);
+    let module = |payload| match payload {
+        Payload::ModuleSection { unchecked_range, .. } => component.get(unchecked_range),
+        _ => None,
+    };
+    payloads.filter_map(module).collect()
+}
+
 /// What of an engine decides whether code fits it: wasmtime's version, the processor, the settings.
 pub(in crate::policy) fn fingerprint(engine: &Engine) -> String {
     let mut hasher = DefaultHasher::new();
@@ -115,8 +142,6 @@ pub(in crate::policy) fn fingerprint(engine: &Engine) -> String {
 
 #[cfg(test)]
 mod tests {
-    use wasmtime::Module;
-
     use super::*;
 
     /// A module that needs the feature, and nothing else that is off.
@@ -155,6 +180,28 @@ mod tests {
         for never in ["(module (memory 1 1 shared))", "(module (memory 1 (pagesize 1)))"] {
             assert!(Module::new(&engine(&WasmFeature::ALL), binary(never)).is_err(), "{never}");
         }
+    }
+
+    #[test]
+    fn the_features_that_a_component_needs_are_known() {
+        let component = |features: &[WasmFeature]| {
+            let modules: Vec<_> = features
+                .iter()
+                .map(|feature| module(*feature).replacen("(module", "(core module", 1))
+                .collect();
+            binary(&format!("(component {})", modules.join("\n")))
+        };
+        let plain = EngineConfig::default();
+        for feature in WasmFeature::ALL {
+            assert_eq!(plain.missing(&component(&[feature])), [feature]);
+            let on = EngineConfig { features: vec![feature], ..plain.clone() };
+            assert_eq!(on.missing(&component(&[feature])), []);
+        }
+        let both = [WasmFeature::Memory64, WasmFeature::TailCall];
+        assert_eq!(plain.missing(&component(&both)), both);
+        assert_eq!(plain.missing(b"not a component"), []);
+        let never = binary("(component (core module (memory 1 1 shared)))");
+        assert_eq!(plain.missing(&never), [], "no feature switches that on");
     }
 
     #[test]

@@ -9,14 +9,14 @@ use prometheus_client::registry::Registry;
 use serde_json::Value;
 
 use crate::cli::draft::Draft;
-use crate::cli::plugin::author::project::{self, Configured};
+use crate::cli::plugin::author::project::{self, Configured, Engine};
 use crate::cli::plugin::author::question::Gathering;
 use crate::cli::{LARGEST_INPUT, SUCCESS, fail, print};
 use crate::decision::{Absent, Cause, Identity};
 use crate::files;
 use crate::membership::Grouping;
 use crate::message::Message;
-use crate::policy::{Chain, OnError, PluginConfig, Policies, Runtime, Stalled, idle_plugin};
+use crate::policy::{Chain, OnError, PluginConfig, Policies, Runtime, RuntimeConfig, Stalled, idle_plugin};
 
 /// Messages in a batch, absent users of a message, or connections of a room.
 const SIZES: [usize; 4] = [1, 16, 64, 256];
@@ -28,6 +28,8 @@ const LEAST: usize = 5;
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
     configured: Configured,
+    #[command(flatten)]
+    engine: Engine,
     /// Messages to measure with, one in JSON a line, as for `halley plugin run`. Without it,
     /// messages of 200 bytes to a room.
     #[arg(long, value_name = "FILE")]
@@ -48,6 +50,10 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
             Ok(ready) => ready,
             Err(mistake) => return Ok(project::mistake(&mistake)),
         };
+    let engine = match args.engine.config() {
+        Ok(engine) => engine,
+        Err(mistake) => return Ok(project::mistake(&mistake)),
+    };
     let policy = match args.configured.place.policy() {
         Ok(policy) => policy,
         Err(code) => return Ok(code),
@@ -59,7 +65,10 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     }
     let mut idle = tempfile::Builder::new().suffix(".wasm").tempfile()?;
     idle.write_all(&idle_plugin()?)?;
-    let mut pair = (chain(&policy, &config)?, chain(idle.path(), &serde_json::json!({}))?);
+    let mut pair = (
+        chain(&policy, &config, engine)?,
+        chain(idle.path(), &serde_json::json!({}), RuntimeConfig::default())?,
+    );
     let time = Duration::from_secs_f64(args.seconds);
     print("hook        size   calls/s  ns each  idle  above");
     let set = pair.0.set().clone();
@@ -77,13 +86,13 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     Ok(SUCCESS)
 }
 
-fn chain(file: &Path, config: &Value) -> anyhow::Result<Chain> {
+fn chain(file: &Path, config: &Value, engine: RuntimeConfig) -> anyhow::Result<Chain> {
     let mut plugin = PluginConfig::new("policy", file);
     plugin.config = config.clone();
     // What fails is no measurement; what is slow is told by the figures.
     plugin.on_error = OnError::Stall.into();
     plugin.deadline = Duration::from_secs(10);
-    Ok(Policies::start(Runtime::new(&mut Registry::default())?, &[plugin])?.current().chain())
+    Ok(Policies::start(Runtime::with(&mut Registry::default(), engine)?, &[plugin])?.current().chain())
 }
 
 /// A line for each size.

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::cli::plugin::author::project::{self, Limits, Place};
+use crate::cli::plugin::author::project::{self, Engine, Limits, Place};
 use crate::cli::plugin::author::subject::Subject;
 use crate::cli::plugin::author::test::check;
 use crate::cli::plugin::author::{cases, language};
@@ -27,6 +27,8 @@ pub(in crate::cli::plugin) struct Args {
     place: Place,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    engine: Engine,
     /// Pushes what holds its cases into the gateway at --gateway.
     #[arg(long)]
     push: bool,
@@ -69,7 +71,10 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 fn round(args: &Args) -> anyhow::Result<()> {
     let Ok(built) = args.place.policy() else { return Ok(()) };
     if let Ok(file) = args.place.cases() {
-        let holds = check(&cases::read(&file)?, &mut Subject::new(&built, args.limits)?)? == SUCCESS;
+        let holds = {
+            let mut subject = Subject::new(&built, args.limits, args.engine.config()?)?;
+            check(&cases::read(&file)?, &mut subject)? == SUCCESS
+        };
         if !holds {
             print("what was built goes nowhere");
             return Ok(());

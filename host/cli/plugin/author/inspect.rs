@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use prometheus_client::registry::Registry;
 
-use crate::cli::plugin::author::project;
+use crate::cli::plugin::author::project::{self, Engine};
 use crate::cli::{FAILURE, SUCCESS, fail, print_json, print_lines};
 use crate::policy::{Inspection, Runtime, inspect};
 
@@ -14,6 +14,8 @@ pub(in crate::cli::plugin) struct Args {
     /// The policy's file.
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    #[command(flatten)]
+    engine: Engine,
     /// Prints JSON instead of text.
     #[arg(long)]
     json: bool,
@@ -28,7 +30,11 @@ const CAPABILITIES: [(&str, &[&str]); 4] = [
 ];
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
-    let runtime = Runtime::new(&mut Registry::default())?;
+    let engine = match args.engine.config() {
+        Ok(engine) => engine,
+        Err(mistake) => return Ok(project::mistake(&mistake)),
+    };
+    let runtime = Runtime::with(&mut Registry::default(), engine)?;
     let inspected = match inspect(&runtime, &args.file) {
         Ok(inspected) => inspected,
         Err(why) => return Ok(project::mistake(&anyhow::anyhow!("{} {why}", args.file.display()))),

@@ -8,8 +8,10 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::cli::plugin::author::{cases, language};
-use crate::cli::{FAILURE, LARGEST_INPUT, MISTAKE, fail};
+use crate::cli::{ConfigArgs, FAILURE, LARGEST_INPUT, MISTAKE, fail};
+use crate::config::Config;
 use crate::files;
+use crate::policy::RuntimeConfig;
 
 /// The script that builds policies, wherever the toolchain is from; the repository uses it, too.
 const BUILD: &str = include_str!("../../../../plugins/build.sh");
@@ -31,6 +33,23 @@ pub(super) struct Configured {
     /// cases.json beside the policy, where there is one.
     #[arg(long, value_name = "FILE")]
     plugin_config: Option<PathBuf>,
+}
+
+/// The gateway that a policy is for.
+#[derive(Debug, clap::Args)]
+pub(super) struct Engine {
+    #[command(flatten)]
+    gateway: ConfigArgs,
+}
+
+impl Engine {
+    /// With what its runtime is made: its `[policies.wasm] features` and what compiling may take.
+    ///
+    /// # Errors
+    /// When its configuration is wrong.
+    pub(super) fn config(&self) -> anyhow::Result<RuntimeConfig> {
+        Ok(Config::load(self.gateway.file().as_deref())?.policies.runtime_of_an_author())
+    }
 }
 
 /// What a policy's calls may cost.

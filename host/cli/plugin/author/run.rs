@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cli::draft::Draft;
 use crate::cli::plugin::author::answer::Answer;
-use crate::cli::plugin::author::project::{self, Configured, Limits};
+use crate::cli::plugin::author::project::{self, Configured, Engine, Limits};
 use crate::cli::plugin::author::question::{Away, Gathering};
 use crate::cli::plugin::author::subject::{Instance, Subject};
 use crate::cli::{FAILURE, SUCCESS, fail, print, print_json};
@@ -25,6 +25,8 @@ pub(in crate::cli::plugin) struct Args {
     configured: Configured,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    engine: Engine,
     /// The file with the questions. Without it, or with `-`, standard input.
     #[arg(long, short, value_name = "FILE")]
     messages: Option<PathBuf>,
@@ -34,10 +36,11 @@ pub(in crate::cli::plugin) struct Args {
 }
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
-    let config = match args.configured.config() {
-        Ok(config) => config,
-        Err(mistake) => return Ok(project::mistake(&mistake)),
-    };
+    let (config, engine) =
+        match args.configured.config().and_then(|config| Ok((config, args.engine.config()?))) {
+            Ok(ready) => ready,
+            Err(mistake) => return Ok(project::mistake(&mistake)),
+        };
     let mut questions: Box<dyn Read> = match &args.messages {
         Some(file) if file.as_os_str() != "-" => match files::open_argument(file) {
             Ok(open) => Box::new(open),
@@ -53,7 +56,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         Err(code) => return Ok(code),
     };
     show_its_log();
-    let mut subject = Subject::new(&policy, args.limits)?;
+    let mut subject = Subject::new(&policy, args.limits, engine)?;
     let mut instance = subject.with(&config).map_err(|why| {
         anyhow::anyhow!("with the configuration {config} it does not start: {why}; see --plugin-config")
     })?;

@@ -46,10 +46,11 @@ pub(super) struct Instance {
 }
 
 impl Subject {
-    /// Loads nothing yet: a policy is loaded with its first configuration.
-    pub(super) fn new(file: &Path, limits: Limits) -> anyhow::Result<Self> {
+    /// Loads nothing yet: a policy is loaded with its first configuration, into a runtime that is made
+    /// with `engine`.
+    pub(super) fn new(file: &Path, limits: Limits, engine: RuntimeConfig) -> anyhow::Result<Self> {
         let clock = Clock::standing();
-        let config = RuntimeConfig { clock: clock.clone(), ..RuntimeConfig::default() };
+        let config = RuntimeConfig { clock: clock.clone(), ..engine };
         let mut metrics = Registry::default();
         let engine = Runtime::with(&mut metrics, config)?;
         let policies = Policies::start(engine, &[])?;

@@ -8,7 +8,7 @@ use similar::{ChangeTag, TextDiff};
 use crate::cli::plugin::author::answer::Answer;
 use crate::cli::plugin::author::cases::{self, Case, Cases};
 use crate::cli::plugin::author::expect::Expected;
-use crate::cli::plugin::author::project::{self, Limits, Place};
+use crate::cli::plugin::author::project::{self, Engine, Limits, Place};
 use crate::cli::plugin::author::subject::{Instance, Refusal, Subject};
 use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, print, print_lines};
 
@@ -19,6 +19,8 @@ pub(in crate::cli::plugin) struct Args {
     place: Place,
     #[command(flatten)]
     limits: Limits,
+    #[command(flatten)]
+    engine: Engine,
     /// The file with the cases, TOML or JSON. Without it, cases.toml or cases.json beside the
     /// policy.
     #[arg(long, value_name = "FILE")]
@@ -38,11 +40,15 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         fail(&format!("{} has no cases; `[[case]]` begins one", file.display()));
         return Ok(MISTAKE);
     }
+    let engine = match args.engine.config() {
+        Ok(engine) => engine,
+        Err(mistake) => return Ok(project::mistake(&mistake)),
+    };
     let policy = match args.place.policy() {
         Ok(policy) => policy,
         Err(code) => return Ok(code),
     };
-    match check(&cases, &mut Subject::new(&policy, args.limits)?) {
+    match check(&cases, &mut Subject::new(&policy, args.limits, engine)?) {
         Ok(code) => {
             if code == SUCCESS {
                 args.place.put_in_place(&policy)?;

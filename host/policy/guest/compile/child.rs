@@ -103,7 +103,7 @@ pub(super) fn compile(
         let status = child.wait();
         Outcome { ended, status, words: errors.recv().unwrap_or_default() }
     });
-    outcome.result(limits)
+    outcome.result(limits, |why| invalid(why, config, component))
 }
 
 fn spawn(config: &EngineConfig, limits: CompileLimits, size: usize) -> std::io::Result<Child> {
@@ -183,7 +183,11 @@ struct Outcome {
 }
 
 impl Outcome {
-    fn result(self, limits: CompileLimits) -> Result<Vec<u8>, NotCompiled> {
+    fn result(
+        self,
+        limits: CompileLimits,
+        invalid: impl FnOnce(&str) -> String,
+    ) -> Result<Vec<u8>, NotCompiled> {
         let timeout = || {
             let most = humantime::format_duration(limits.timeout);
             NotCompiled::Limited(format!("takes longer to compile than [policies] compile_timeout ({most})"))

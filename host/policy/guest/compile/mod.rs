@@ -147,7 +147,7 @@ impl Compiler {
         if !child::is_used() {
             return engine
                 .precompile_component(component)
-                .map_err(|e| NotCompiled::Invalid(invalid(&causes(&e))));
+                .map_err(|e| NotCompiled::Invalid(invalid(&causes(&e), &self.config, component)));
         }
         let attempt = self.marks.begin(plugin, key, fingerprint, self.limits)?;
         let compiled = child::compile(&self.config, self.limits, component);
@@ -160,11 +160,16 @@ impl Compiler {
 }
 
 /// What the compiler says, with what mends it.
-fn invalid(why: &str) -> String {
-    let remedy = if why.contains("not enabled") || why.contains("not supported") || why.contains("requires") {
-        "features that no supported language needs are off; [policies.wasm] features switches them on"
+fn invalid(why: &str, config: &EngineConfig, component: &[u8]) -> String {
+    let missing: Vec<_> =
+        config.missing(component).iter().map(|feature| format!("`{}`", feature.as_str())).collect();
+    let remedy = if missing.is_empty() {
+        "is the file complete?".to_owned()
     } else {
-        "is the file complete?"
+        let missing = missing.join(", ");
+        format!(
+            "it needs features that are off: add {missing} to [policies.wasm] features, or build it without"
+        )
     };
     format!("does not compile: {why}; {remedy}")
 }
