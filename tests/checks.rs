@@ -228,5 +228,11 @@ async fn a_group_of_the_next_generation_delivers() {
     let (_, found) = connect(gateway(&topic).set("admin", "listen", quoted(&listening))).await;
     let admin = found.iter().find(|(subject, ..)| subject.starts_with("admin listener"));
     assert!(admin.is_some_and(|(_, ok, text)| *ok && text.contains("a gateway listens there")), "{found:#?}");
+    // The listener for probes is tried as well: this one is a comet's.
+    let taken = comet.address().to_string();
+    let (_, found) = connect(gateway(&topic).set("admin", "probes", quoted(&taken))).await;
+    let probes = found.iter().find(|(subject, ..)| *subject == format!("admin listener for probes {taken}"));
+    let told = probes.is_some_and(|(_, ok, text)| !*ok && text.contains("check `[admin] probes`"));
+    assert!(told, "{found:#?}");
     assert!(running.sigterm().await.success());
 }
