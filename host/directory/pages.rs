@@ -30,7 +30,7 @@ const PAGE: usize = 1_800;
 /// Each attempt after the first has pages of a fifth of the size.
 const ATTEMPTS: u32 = 3;
 /// How often the connection may be lost to members that are too large, which are left out then.
-const MOST_LARGE: usize = 100;
+const MOST_LARGE: usize = 10;
 
 /// Lines about members that are too large.
 static LARGE: LogThrottle = LogThrottle::new(5, Duration::from_secs(10));

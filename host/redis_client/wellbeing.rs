@@ -20,6 +20,10 @@ static LINES: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 /// try may take: who waits for Redis tries again sooner.
 const FRESH: Duration = Duration::from_secs(2);
 
+/// How long what was refused for want of rights counts after a success: within this, who waits for
+/// Redis has tried again, and met it again if it is still so.
+const NEXT_ROUND_TRIP: Duration = Duration::from_millis(500);
+
 /// What one connection knows. All connections of a client share their state, so that an outage
 /// is logged once.
 #[derive(Debug)]
@@ -69,13 +73,19 @@ impl Wellbeing {
     }
 
     /// An operation was answered. `denied`: something in the answer was refused for want of rights.
-    /// Without that, the rights are there, on whichever connection they were missed.
+    /// Without that, the rights are perhaps there, on whichever connection they were missed: some
+    /// operations take several round trips, of which the next may be refused.
     pub(super) fn succeeded(&self, operation: &'static str, denied: bool) {
-        let is_over = |met: &Met| {
-            met.operation == operation
-                && if met.trouble == Trouble::Denied { !denied } else { met.connection == self.name }
-        };
-        self.change(|met| met.retain(|met| !is_over(met)));
+        let is_same = |met: &Met| met.operation == operation;
+        let of_rights = |met: &Met| met.trouble == Trouble::Denied;
+        self.change(|met| {
+            met.retain(|met| !is_same(met) || met.connection != self.name || of_rights(met));
+            if !denied {
+                let soon = Instant::now() + NEXT_ROUND_TRIP;
+                let rights = met.iter_mut().filter(|met| is_same(met) && of_rights(met));
+                rights.for_each(|met| met.until = met.until.min(soon));
+            }
+        });
     }
 
     /// There was a sign of life on this connection, which that `operation` asked for: what remains is
@@ -170,8 +180,10 @@ mod tests {
         wellbeing.succeeded("write", true);
         wellbeing.alive("ping");
         assert_eq!(wellbeing.problem(), Some(problem("write")), "it was answered, and refused");
+        let until = || wellbeing.state.lock().met[0].until;
+        assert!(until() > Instant::now() + NEXT_ROUND_TRIP);
         wellbeing.of_another("scan", Duration::ZERO).succeeded("write", false);
-        assert_eq!(wellbeing.problem(), None, "it is done now");
+        assert!(until() <= Instant::now() + NEXT_ROUND_TRIP, "it is done now");
     }
 
     #[test]

@@ -50,14 +50,14 @@ impl Backlog {
     }
 
     /// Whether a message for this connection has to line up here.
-    pub(super) fn covers(&self, key: &ConnectionId) -> bool {
-        let line = &self.lines[self.lane_of(key)];
-        !line.keys.is_empty() && line.keys.contains_key(key)
+    fn covers(&self, key: &ConnectionId) -> bool {
+        self.lines[self.lane_of(key)].keys.contains_key(key)
     }
 
     /// Lines up the connections of a job that have to wait here; returns what is left of it.
     pub(super) fn line_up(&mut self, job: Job) -> Option<Job> {
-        if !job.keys().iter().any(|key| self.covers(key)) {
+        let nobody_waits = self.lines.iter().all(|line| line.keys.is_empty());
+        if nobody_waits || !job.keys().iter().any(|key| self.covers(key)) {
             return Some(job);
         }
         let (behind, free): (Vec<_>, Vec<_>) = job.keys().iter().cloned().partition(|key| self.covers(key));
