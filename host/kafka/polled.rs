@@ -32,7 +32,6 @@ pub(super) type Queued<'a> = BaseRecord<'a, [u8], [u8], Waiting>;
 /// See the module. Its thread ends with it.
 pub(super) struct PolledProducer {
     producer: Arc<BaseProducer<ProducerContext>>,
-    since: Instant,
     is_over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -56,12 +55,7 @@ impl PolledProducer {
         let thread = std::thread::Builder::new().name("kafka-produce".into());
         let thread = thread.spawn(|| panics::fatal_call("a producer's thread", poll));
         let thread = thread.map_err(|error| KafkaError::ClientCreation(format!("its thread: {error}")))?;
-        Ok(Self { producer, since: Instant::now(), is_over, thread: Some(thread) })
-    }
-
-    /// How long ago it was made.
-    pub(super) fn age(&self) -> Duration {
-        self.since.elapsed()
+        Ok(Self { producer, is_over, thread: Some(thread) })
     }
 
     /// librdkafka's client.

@@ -6,9 +6,10 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::oneshot;
@@ -59,13 +60,14 @@ pub(crate) struct Outgoing<'a> {
 pub(crate) struct Sender {
     config: ClientConfig,
     current: ArcSwap<PolledProducer>,
+    renewed: Mutex<Option<Instant>>,
 }
 
 /// How long one attempt may take, from the queue to the broker's acknowledgement.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How old a client is at least when another takes its place.
-const RENEW_AFTER: Duration = Duration::from_secs(2);
+/// How soon after one new client there may be another.
+const RENEW_EVERY: Duration = Duration::from_secs(2);
 
 impl Sender {
     /// Writes records in batches, which the broker takes or refuses as a whole.
@@ -97,7 +99,7 @@ impl Sender {
             // default of a million bytes.
             .set("message.max.bytes", "1000000000");
         let current = ArcSwap::from_pointee(PolledProducer::new(&client)?);
-        Ok(Self { config: client, current })
+        Ok(Self { config: client, current, renewed: Mutex::default() })
     }
 
     /// Writes one record; returns once the broker has confirmed it.
@@ -168,9 +170,13 @@ impl Sender {
     /// Takes a new client in the place of one that Kafka has shut out for good.
     fn renew(&self, old: &Arc<PolledProducer>) {
         let Some((_, reason)) = old.client().fatal_error() else { return };
-        if !Arc::ptr_eq(old, &self.current.load()) || old.age() < RENEW_AFTER {
+        let mut renewed = self.renewed.lock();
+        let is_early = renewed.is_some_and(|at| at.elapsed() < RENEW_EVERY);
+        if is_early || !Arc::ptr_eq(old, &self.current.load()) {
             return;
         }
+        *renewed = Some(Instant::now());
+        drop(renewed);
         warn!(reason, "kafka has shut the producer out for good; a new one takes its place");
         match PolledProducer::new(&self.config) {
             Ok(new) => self.current.store(Arc::new(new)),
