@@ -10,7 +10,8 @@
 //! [`Offsets::unsettled`] first.
 
 mod ledger;
-#[cfg(all(test, feature = "models"))]
+#[cfg(test)]
+#[cfg(feature = "models")]
 mod model;
 #[cfg(test)]
 mod tests;

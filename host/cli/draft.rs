@@ -60,7 +60,7 @@ impl Draft {
             |(name, value): (String, String)| Header { name: name.into(), value: Some(value.into()) };
         let record = Record {
             origin: Origin { topic: topic.into(), partition: 0, offset },
-            timestamp_ms: self.at.map(|at| to_record_ms(at)),
+            timestamp_ms: self.at.map(to_record_ms),
             key: None,
             value: Some(value),
             headers: self.headers.into_iter().map(header).collect(),

@@ -57,7 +57,8 @@ mod known;
 mod lanes;
 mod lookup;
 mod metrics;
-#[cfg(all(test, feature = "models"))]
+#[cfg(test)]
+#[cfg(feature = "models")]
 mod model;
 mod names;
 mod nodes;
