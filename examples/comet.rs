@@ -34,7 +34,7 @@ use halley::comets::proto::chatroom::{
 };
 use halley::message::MESSAGE_ID;
 use parking_lot::Mutex;
-use redis::aio::ConnectionManager;
+use redis::aio::MultiplexedConnection;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -76,7 +76,7 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_max_level(tracing::Level::INFO).with_target(false).init();
     let args = Args::parse();
-    let redis = connect(&args.redis).await?;
+    let redis = Redis::connect(&args.redis).await?;
     let grpc = TcpIncoming::bind(args.listen)
         .with_context(|| format!("cannot listen on --listen {}", args.listen))?;
     let http = TcpListener::bind(args.http).await;
@@ -104,14 +104,37 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn connect(url: &str) -> anyhow::Result<ConnectionManager> {
-    let client = redis::Client::open(url).with_context(|| format!("--redis {url} is not a Redis URL"))?;
-    // A plain connection first: the manager would try on and on, and hide why.
-    let connected = match client.get_multiplexed_async_connection().await {
-        Ok(_) => ConnectionManager::new(client).await,
-        Err(error) => Err(error),
-    };
-    connected.with_context(|| format!("no Redis at {url}; start redis-server or name another with --redis"))
+/// A connection to Redis, made again when it broke.
+struct Redis {
+    client: redis::Client,
+    connection: tokio::sync::Mutex<Option<MultiplexedConnection>>,
+}
+
+impl Redis {
+    async fn connect(url: &str) -> anyhow::Result<Self> {
+        let client = redis::Client::open(url).with_context(|| format!("--redis {url} is not a Redis URL"))?;
+        let connected = client.get_multiplexed_async_connection().await;
+        let connection = connected
+            .with_context(|| format!("no Redis at {url}; start redis-server or name another with --redis"))?;
+        Ok(Self { client, connection: tokio::sync::Mutex::new(Some(connection)) })
+    }
+
+    async fn query<T: redis::FromRedisValue>(&self, pipe: &redis::Pipeline) -> redis::RedisResult<T> {
+        let mut connection = self.connection().await?;
+        let answer = pipe.query_async(&mut connection).await;
+        if answer.is_err() {
+            *self.connection.lock().await = None;
+        }
+        answer
+    }
+
+    async fn connection(&self) -> redis::RedisResult<MultiplexedConnection> {
+        let mut kept = self.connection.lock().await;
+        if let Some(connection) = &*kept {
+            return Ok(connection.clone());
+        }
+        Ok(kept.insert(self.client.get_multiplexed_async_connection().await?).clone())
+    }
 }
 
 /// Waits for SIGINT or SIGTERM; then every connection leaves the directory, while both servers
@@ -137,7 +160,7 @@ async fn asked_to_stop_and_drained(comet: &ExampleComet) {
 struct ExampleComet {
     /// What the directory calls this comet.
     address: String,
-    redis: ConnectionManager,
+    redis: Redis,
     hub: Mutex<Hub>,
     /// Cancelled when every browser has to go.
     draining: CancellationToken,
@@ -242,7 +265,7 @@ impl ExampleComet {
         pipe.hset_multiple(format!("connection:info:{connection}"), &info).ignore();
         pipe.sadd(format!("room:connections:{}", visit.room), connection).ignore();
         pipe.set_ex(format!("user:online:{}", visit.user), connection, ONLINE.as_secs()).ignore();
-        pipe.query_async(&mut self.redis.clone()).await
+        self.redis.query(&pipe).await
     }
 
     /// Takes a connection out of the directory. The user stays online when another connection of
@@ -253,9 +276,11 @@ impl ExampleComet {
         pipe.srem(format!("room:connections:{}", visit.room), connection).ignore();
         pipe.del(format!("connection:info:{connection}")).ignore();
         pipe.get(&online);
-        let (newest,): (Option<String>,) = pipe.query_async(&mut self.redis.clone()).await?;
+        let (newest,): (Option<String>,) = self.redis.query(&pipe).await?;
         if newest.as_deref() == Some(connection) {
-            redis::Cmd::del(&online).query_async::<()>(&mut self.redis.clone()).await?;
+            let mut pipe = redis::pipe();
+            pipe.del(&online).ignore();
+            self.redis.query::<()>(&pipe).await?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
-use humantime_serde::re::humantime::format_rfc3339;
+use humantime::format_rfc3339;
 
 use crate::support::comet::{Behaviour, FakeComet};
 use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};

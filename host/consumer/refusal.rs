@@ -28,7 +28,7 @@ pub(super) fn of_group(code: RDKafkaErrorCode, config: &Config) -> Option<String
         ),
         InvalidSessionTimeout => format!(
             "the brokers refuse `[kafka] session_timeout` = {}; they allow 6s to 30min unless `group.min.session.timeout.ms` and `group.max.session.timeout.ms` say otherwise",
-            humantime_serde::re::humantime::format_duration(config.session_timeout)
+            humantime::format_duration(config.session_timeout)
         ),
         GroupMaxSizeReached => format!("the group `{group}` is full (`group.max.size` of the brokers)"),
         InvalidGroupId => format!("`{group}` is no name for a group"),

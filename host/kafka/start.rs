@@ -4,8 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
-use humantime_serde::re::humantime;
-
 use crate::time::parse_date;
 
 /// Where a new group begins. It counts once for each topic: partitions that are added later begin

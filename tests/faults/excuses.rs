@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use humantime_serde::re::humantime::parse_rfc3339;
+use humantime::parse_rfc3339;
 use serde_json::Value;
 
 use crate::support::gateway::RunningGateway;

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use halley::message::{Audience, encode};
-use humantime_serde::re::humantime;
 use tonic::Code;
 
 use super::{Desk, text};

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, SystemTime};
 
-use humantime_serde::re::humantime;
-
 use crate::time::to_record_ms;
 
 /// How late a record may come into its topic and still be found: reading ends at the first

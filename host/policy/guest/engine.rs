@@ -114,8 +114,6 @@ impl EngineConfig {
         for feature in WasmFeature::ALL {
             feature.set(&mut config, self.features.contains(&feature));
         }
-        // A swap under load compiles on one core and leaves the others to the messages.
-        config.parallel_compilation(false);
         if self.is_tight {
             address_space::make_tight(&mut config);
         }
