@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use halley::message::{Audience, Message, MessageId, Origin, Record};
-use halley::policy::{Chain, PluginConfig, Policies, Runtime};
+use halley::policy::{Chain, PluginConfig, Policies};
+use halley::wasm::Runtime;
 use prometheus_client::registry::Registry;
 
 /// How long each figure is measured for.

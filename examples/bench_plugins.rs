@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use halley::membership::{Connection, Grouping, Membership, Place};
 use halley::message::{Audience, Message, Origin, Record};
-use halley::policy::{Chain, PluginConfig, Policies, Runtime, RuntimeConfig};
+use halley::policy::{Chain, PluginConfig, Policies};
+use halley::wasm::{Runtime, RuntimeConfig};
 use prometheus_client::registry::Registry;
 
 #[path = "../tests/guests/bench-filter/src/rule.rs"]

@@ -19,3 +19,19 @@ pub(crate) async fn run_blocking<R: Send + 'static>(
 ) -> Result<R, EndedEarly> {
     tokio::task::spawn_blocking(work).await.map_err(|why| EndedEarly { what, why })
 }
+
+/// Runs what blocks right here, where it may take its time: other tasks move to other threads, and
+/// wasmtime-wasi may block. A single-threaded runtime (tests) has no other thread; there,
+/// one is made.
+pub(crate) fn outside_async<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
+    match flavor {
+        Err(_) => work(),
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        Ok(_) => std::thread::scope(|scope| match scope.spawn(work).join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }),
+    }
+}

@@ -3,11 +3,15 @@
 //! Pure. `policy` produces these from what plugins answer, having checked every length and
 //! index; the pipeline and the router act on them without knowing that WebAssembly exists.
 
+mod outcome;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::message::{CometAddr, ConnectionId, NamedBy, UserId};
+
+pub use outcome::{Decided, Decision, Filtered, Stalled};
 
 /// The name and the content hash of a plugin: what stands in logs, metrics and dead letters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]

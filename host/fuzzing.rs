@@ -12,7 +12,7 @@ use arbitrary::Unstructured;
 
 use crate::dead_letter::DeadLetter;
 use crate::{
-    admin, cli, comets, dead_letter, directory, guard, kafka, message, offline, policy, redis_client,
+    admin, artifact, cli, comets, dead_letter, directory, guard, kafka, message, offline, redis_client, wasm,
 };
 
 /// A Kafka record: decoding it never panics, what was decoded is encoded and decoded to the
@@ -34,7 +34,7 @@ pub fn native_record(data: &[u8]) {
 /// everything inside of its bounds.
 pub fn plugin_answer(data: &[u8]) {
     // The bytes are used up when this fails: nothing is left to check.
-    let _ = policy::fuzzing::check(&mut Unstructured::new(data));
+    let _ = wasm::fuzzing::check(&mut Unstructured::new(data));
 }
 
 /// What Redis replies: nobody is found whom no reply named, and there is one answer for each
@@ -62,13 +62,18 @@ pub fn admin_request(data: &[u8]) {
 /// What a registry answers: credentials go to its own site and to those that are listed, and
 /// nothing is fetched but what fits its digest.
 pub fn registry_answer(data: &[u8]) {
-    let _ = policy::fuzzing::check_registry_answer(&mut Unstructured::new(data));
+    let _ = artifact::check_registry_answer(&mut Unstructured::new(data));
 }
 
 /// A plugin's file and its signature: nothing is taken that a trusted key did not sign as what it
 /// is, and nothing is compiled that is beyond the bounds.
 pub fn plugin_file(data: &[u8]) {
-    let _ = policy::fuzzing::check_file(&mut Unstructured::new(data));
+    let mut input = Unstructured::new(data);
+    let Ok(which) = input.int_in_range(0..=2u8) else { return };
+    let _ = match which {
+        0 => artifact::check_signature(&mut input),
+        _ => wasm::fuzzing::check_file(&mut input),
+    };
 }
 
 /// A record of the dead-letter topic: it goes back to topics that are allowed and to nobody who is

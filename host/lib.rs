@@ -34,23 +34,26 @@
 //!
 //! # Layers
 //!
-//! - [`message`], [`membership`], [`decision`], [`offsets`]: plain data and pure rules. They
+//! - [`message`], [`membership`], [`decision`], [`offsets`], `digest`: plain data and pure rules. They
 //!   know nobody above them.
 //! - [`kafka`], [`redis_client`]: what the clients of each share. [`memory_guard`]: whether the process has
 //!   room for more.
-//! - [`consumer`], [`policy`], [`shared_state`], [`directory`], [`guard`], [`comets`],
+//! - [`consumer`], [`wasm`], [`artifact`], [`shared_state`], [`directory`], [`guard`], [`comets`],
 //!   [`offline`], [`dead_letter`], [`redrive_key`]: neighbours. They know the plain data and not each other.
+//! - [`policy`]: which plugins are active. It knows [`wasm`], which runs them, and [`artifact`], which
+//!   fetches, checks and keeps their files.
 //! - [`router`]: pure; from a resolved route to the calls of one message.
 //! - [`pipeline`]: knows the neighbours and brings messages through them.
-//! - [`gateway`]: builds every part and owns every task; the order of start and stop.
-//! - [`config`], [`admin`], [`cli`]: around the gateway. [`sandbox`]: what the process gives up at its
+//! - [`config`]: the whole configuration, made of the modules' own.
+//! - [`gateway`]: builds every part from it and owns every task; the order of start and stop.
+//! - [`admin`], [`cli`]: around the gateway. [`sandbox`]: what the process gives up at its
 //!   start. [`telemetry`], [`panics`], `files` (the only one that opens files) and [`stalls`] (what is
 //!   being retried, and the records that it holds): known to all, as are small tools: `sync` (locks that
 //!   models can run), `backoff`, `expiring` (a map whose values run out), `blocking` (work that blocks)
 //!   and `time` (as people and records write it). `fuzzing`, in tests and with its
 //!   feature only: what fuzzers call.
 //!
-//! `tests/layers.rs` holds this plan.
+//! `tests/layers.rs` holds this plan. No two files know each other in a circle, either.
 //!
 //! # Invariants of absence
 //!
@@ -58,11 +61,14 @@
 //! - Nothing stores an offset for committing but the polling thread, and nothing settles a record but its
 //!   journey, at its very end.
 //! - No policy does I/O: its decisions are data, carried out in batches.
+//! - Only [`wasm`] sees wasmtime and the types made from `wit/policy.wit`; it never sees a set of plugins,
+//!   a version or a registry.
 //! - No part waits for a comet but the comet's own lanes and the journeys of the messages
 //!   that go there.
 //! - No task is without an owner, no queue without a bound, no wait without a deadline.
 
 pub mod decision;
+mod digest;
 pub mod membership;
 pub mod message;
 pub mod offsets;
@@ -71,19 +77,24 @@ pub mod kafka;
 pub mod memory_guard;
 pub mod redis_client;
 
+pub mod artifact;
 pub mod comets;
 pub mod consumer;
 pub mod dead_letter;
 pub mod directory;
 pub mod guard;
 pub mod offline;
-pub mod policy;
 pub mod redrive_key;
 pub mod shared_state;
+pub mod wasm;
+
+pub mod policy;
 
 pub mod router;
 
 pub mod pipeline;
+
+pub mod config;
 
 pub mod gateway;
 
@@ -91,7 +102,6 @@ pub mod admin;
 mod backoff;
 mod blocking;
 pub mod cli;
-pub mod config;
 mod expiring;
 mod files;
 #[cfg(any(test, feature = "fuzzing"))]

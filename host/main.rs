@@ -18,7 +18,7 @@ pub static ALLOCATOR_SETTINGS: &[u8; 59] = b"background_thread:true,dirty_decay_
 
 fn main() -> std::process::ExitCode {
     // This binary has `compile-plugin`.
-    halley::policy::use_child_processes();
+    halley::wasm::use_child_processes();
     match halley::cli::Cli::try_parse() {
         Ok(cli) => cli.run(),
         Err(said) => halley::cli::say(&said),

@@ -9,12 +9,12 @@ mod copy;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod named_by;
+mod names;
 mod proof;
 mod push;
 mod record;
 mod redrive_users;
 
-use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,103 +26,12 @@ pub use copy::{
     note as left_out_note, note_headers as left_out_headers_note,
 };
 pub use named_by::NamedBy;
+pub use names::{
+    ConnectionId, MESSAGE_ID, MessageId, ORIGIN_TOPIC, REDRIVE_COMETS, REDRIVE_USERS, RoomId, STAGE, UserId,
+};
 pub use proof::{Claim, Claimed, Content, PROOF, RedriveKey};
 pub use record::{Header, Origin, Record};
 pub use redrive_users::{RedriveUsers, list as list_of_users};
-
-/// The header that carries a message's id, on gRPC calls as metadata and on records that
-/// were written by the gateway. A redriven record that has it keeps that id, so that it is
-/// recognised as the message it was; see [`PROOF`].
-pub const MESSAGE_ID: &str = "halley-message-id";
-
-/// The header of a redriven record that names the comets which did not take the message, separated
-/// by commas: the others have had it.
-pub const REDRIVE_COMETS: &str = "halley-redrive-comets";
-
-/// The header of a redriven record that names the users whom the message was not kept for
-/// ([`RedriveUsers`]): the others have had it.
-pub const REDRIVE_USERS: &str = "halley-redrive-users";
-
-/// The topic that a dead letter's record was read from.
-pub const ORIGIN_TOPIC: &str = "halley-origin-topic";
-
-/// The station where a dead letter's way ended.
-pub const STAGE: &str = "halley-stage";
-
-/// Defines a name: a cheaply cloned string that cannot be mistaken for another kind of name.
-macro_rules! name {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub struct $name(Arc<str>);
-
-        impl $name {
-            /// The name as text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-
-            /// Whether the name is the empty string.
-            pub fn is_empty(&self) -> bool {
-                self.0.is_empty()
-            }
-        }
-
-        impl<T: Into<Arc<str>>> From<T> for $name {
-            fn from(text: T) -> Self {
-                Self(text.into())
-            }
-        }
-
-        impl AsRef<str> for $name {
-            fn as_ref(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl std::borrow::Borrow<str> for $name {
-            fn borrow(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                fmt::Debug::fmt(&self.0, f)
-            }
-        }
-
-        impl serde::Serialize for $name {
-            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
-            }
-        }
-    };
-}
-
-name! {
-    /// A room's id, such as `video_123`.
-    RoomId
-}
-name! {
-    /// The id of one connection that a comet holds.
-    ConnectionId
-}
-name! {
-    /// A user's id.
-    UserId
-}
-name! {
-    /// What identifies a message over redelivery and redrive:
-    /// `<topic>/<partition>/<offset>/<fingerprint>`. See [`Record::message_id`].
-    MessageId
-}
 
 /// Whom a message is for.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -53,7 +53,7 @@ impl Default for Config {
 
 impl Config {
     /// What is wrong with the values, one sentence for each mistake.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         match self.filter() {
             Ok(_) => Vec::new(),
             Err(error) => vec![format!(
@@ -148,10 +148,10 @@ mod tests {
 
     #[test]
     fn a_level_that_is_none_is_named() {
-        assert_eq!(Config::default().problems(), Vec::<String>::new());
+        assert_eq!(Config::default().validate(), Vec::<String>::new());
         let odd = Config { level: "halley=loud".into(), ..Config::default() };
-        assert!(odd.problems()[0].contains("halley=loud"), "{:?}", odd.problems());
+        assert!(odd.validate()[0].contains("halley=loud"), "{:?}", odd.validate());
         let mistyped = Config { level: "inof".into(), ..Config::default() };
-        assert!(mistyped.problems()[0].contains("`inof`: no such level"), "{:?}", mistyped.problems());
+        assert!(mistyped.validate()[0].contains("`inof`: no such level"), "{:?}", mistyped.validate());
     }
 }

@@ -1,7 +1,8 @@
 //! The cookbook in `plugins/README.md` is true: its code is the crates' code, and every recipe loads with
 //! the configuration that stands there.
 
-use halley::policy::{PluginConfig, Policies, Runtime};
+use halley::policy::{PluginConfig, Policies};
+use halley::wasm::Runtime;
 
 use crate::support::repository;
 

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use halley::decision::Verdict;
 use halley::message::{Audience, Message, MessageId, Origin, Record};
-use halley::policy::{Chain, PluginConfig, Policies, Runtime};
+use halley::policy::{Chain, PluginConfig, Policies};
+use halley::wasm::Runtime;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
@@ -195,7 +196,7 @@ fn load(file: PathBuf, name: &str, config: Value) -> Arc<Policies> {
 /// What becomes of each message: its body as delivered, or why it is dropped.
 fn decisions(chain: &mut Chain, messages: &[Message]) -> Vec<Result<String, String>> {
     let filtered = chain.filter("push", 0, messages.to_vec()).expect("nothing stalls");
-    let decision = |one: halley::policy::Filtered| match one.verdict {
+    let decision = |one: halley::decision::Filtered| match one.verdict {
         Verdict::Pass => {
             let failed = one.trail.iter().find(|decision| decision.what.starts_with("failed"));
             assert_eq!(failed, None, "{:?}", one.message.body);

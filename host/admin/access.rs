@@ -21,12 +21,12 @@ use axum::response::Response;
 use parking_lot::Mutex;
 
 use crate::admin::answer::{discard, failed, failed_for_now};
-use crate::admin::config::{Config, host_of};
 use crate::admin::guesses::Guesses;
 use crate::admin::host::Hosts;
 use crate::admin::peer::Peer;
 use crate::admin::refusals::{Reason, Refusals, shown};
 use crate::admin::tokens::{Current, Tokens};
+use crate::config::admin::{Config, host_of};
 
 /// What a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,14 +1,22 @@
-//! Files with tokens that others may have: a gateway does not start with one.
+//! What is wrong with the files of tokens: a gateway does not start with one that others may have.
 
 use std::path::Path;
 
-use crate::admin::Config;
+use crate::admin::tokens;
+use crate::config::admin::Config;
 use crate::files::{Unreadable, read_secret};
 
 /// The largest file with a token, in bytes.
 const LONGEST: u64 = 64 * 1024;
 
 impl Config {
+    /// What is wrong with the tokens. Not a part of [`Config::validate`]: a token may come and
+    /// change while the gateway runs, which only refuses requests meanwhile.
+    pub fn token_problem(&self) -> Option<String> {
+        let files = [(tokens::WRITE, &self.token_file), (tokens::READ, &self.read_token_file)];
+        files.into_iter().find_map(|(place, file)| tokens::read(place, file.as_deref()).err())
+    }
+
     /// A file with a token that others may read or write, with the remedy. Other than what
     /// [`Config::token_problem`] tells, this does not pass by itself, and the token may be known.
     pub fn exposed_token(&self) -> Option<String> {

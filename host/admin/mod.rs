@@ -17,7 +17,6 @@
 mod access;
 mod activity;
 mod answer;
-mod config;
 mod connections;
 mod exposure;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -44,6 +43,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::config::admin::Config;
 use crate::gateway::Handle;
 use access::Access;
 use read::Reads;
@@ -51,7 +51,6 @@ use refusals::Refusals;
 use serve::Server;
 use socket::BoundSocket;
 
-pub use config::{Config, Socket};
 pub use socket::usual_socket;
 
 /// Bound admin listeners.

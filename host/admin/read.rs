@@ -146,7 +146,7 @@ impl Metrics {
 }
 
 async fn plugins(State(Reads { gateway, .. }): State<Reads>) -> Response {
-    Json(gateway.policies()).into_response()
+    Json(gateway.policies().status()).into_response()
 }
 
 async fn plugin(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<String>) -> Response {
@@ -157,14 +157,14 @@ async fn plugin(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<Str
 }
 
 async fn versions(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<String>) -> Response {
-    match gateway.plugin_versions(&name) {
+    match gateway.policies().versions(&name) {
         Some(versions) => Json(json!({ "plugin": name, "versions": versions })).into_response(),
         None => unknown(&name),
     }
 }
 
 async fn differences(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<String>) -> Response {
-    match gateway.differences(&name) {
+    match gateway.policies().differences(&name) {
         Some(differences) => Json(differences).into_response(),
         None => failed(StatusCode::NOT_FOUND, &format!("no candidate looks on beside a plugin `{name}`")),
     }
@@ -172,7 +172,7 @@ async fn differences(State(Reads { gateway, .. }): State<Reads>, Path(name): Pat
 
 /// A plugin's version in force, and what stands in for its file; `None` when there is neither.
 pub(super) fn one_plugin(gateway: &Handle, name: &str) -> Option<serde_json::Value> {
-    let status = gateway.policies();
+    let status = gateway.policies().status();
     let in_force = status.plugins.iter().find(|plugin| plugin.name == name);
     let instead = status.overrides.get(name);
     if in_force.is_none() && instead.is_none() {
@@ -186,7 +186,7 @@ fn unknown(name: &str) -> Response {
 }
 
 async fn comets(State(Reads { gateway, .. }): State<Reads>) -> Response {
-    Json(json!({ "comets": gateway.comets() })).into_response()
+    Json(json!({ "comets": gateway.fleet().status() })).into_response()
 }
 
 async fn stalls(State(Reads { gateway, .. }): State<Reads>) -> Response {

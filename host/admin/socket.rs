@@ -14,8 +14,8 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use tokio::net::UnixListener;
 use tracing::{info, warn};
 
-use crate::admin::config::Socket;
 use crate::admin::peer::own_user;
+use crate::config::admin::{Config, Socket, folder_of};
 use crate::files::{OwnFolder, folder_access};
 
 /// A bound socket. Its file goes with it.
@@ -92,13 +92,19 @@ fn usual_folders() -> Vec<PathBuf> {
 }
 
 /// The usual folders, made where they are not there; without those that cannot be used.
-pub(super) fn make_usual_folders() -> Vec<PathBuf> {
+fn make_usual_folders() -> Vec<PathBuf> {
     usual_folders().into_iter().filter(|folder| make(folder).is_ok()).take(1).collect()
 }
 
-/// The folder of a socket.
-pub(super) fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+impl Config {
+    /// The folders that sockets are made in. The one of `auto` is made where there is none.
+    pub fn socket_folders(&self) -> Vec<PathBuf> {
+        match &self.socket {
+            Socket::Off => Vec::new(),
+            Socket::At(path) => vec![folder_of(path).to_owned()],
+            Socket::Auto => make_usual_folders(),
+        }
+    }
 }
 
 /// Makes a folder for this user alone. In `/tmp`, somebody else may have made it first.

@@ -24,7 +24,7 @@ use crate::admin::peer::Peer;
 use crate::admin::read::one_plugin;
 use crate::admin::refusals::shown;
 use crate::gateway::{Handle, Steered};
-use crate::policy::Upload;
+use crate::policy::{Policies, Upload};
 
 /// The largest plugin, in bytes.
 const MAX_PLUGIN: usize = 64 * 1024 * 1024;
@@ -134,7 +134,7 @@ fn signature(headers: &HeaderMap) -> Option<Vec<u8>> {
 
 async fn push(writes: &Writes, uploads: Vec<Upload>) -> Response {
     let names: Vec<String> = uploads.iter().map(|upload| upload.name.clone()).collect();
-    answer(writes, &names, writes.gateway.push(uploads).await)
+    answer(writes, &names, writes.gateway.steer(|policies| async move { policies.push(uploads).await }).await)
 }
 
 #[derive(serde::Deserialize)]
@@ -147,22 +147,28 @@ async fn roll_back(
     Path(name): Path<String>,
     Query(target): Query<Target>,
 ) -> Response {
-    let done = writes.gateway.roll_back(name.clone(), target.to).await;
+    let plugin = name.clone();
+    let change =
+        |policies: Arc<Policies>| async move { policies.rollback(&plugin, target.to.as_deref()).await };
+    let done = writes.gateway.steer(change).await;
     answer(&writes, &[name], done)
 }
 
 async fn release(State(writes): State<Writes>, Path(name): Path<String>) -> Response {
-    let done = writes.gateway.release(name.clone()).await;
+    let plugin = name.clone();
+    let done = writes.gateway.steer(|policies| async move { policies.release(&plugin).await }).await;
     answer(&writes, &[name], done)
 }
 
 async fn promote(State(writes): State<Writes>, Path(name): Path<String>) -> Response {
-    let done = writes.gateway.promote(name.clone()).await;
+    let plugin = name.clone();
+    let done = writes.gateway.steer(|policies| async move { policies.promote(&plugin).await }).await;
     answer(&writes, &[name], done)
 }
 
 async fn abandon(State(writes): State<Writes>, Path(name): Path<String>) -> Response {
-    let done = writes.gateway.abandon(name.clone()).await;
+    let plugin = name.clone();
+    let done = writes.gateway.steer(|policies| async move { policies.abandon(&plugin).await }).await;
     answer(&writes, &[name], done)
 }
 

@@ -1,6 +1,6 @@
 //! `halley compile-plugin`: the process in which a gateway has a plugin compiled. Not for people.
 
-use crate::policy::{Job, compile_plugin};
+use crate::wasm::{Job, compile_plugin};
 
 /// Arguments of `halley compile-plugin`.
 #[derive(Debug, clap::Args)]

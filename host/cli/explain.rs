@@ -1,21 +1,18 @@
 //! `halley explain`: where a message would go, and why.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 
 use crate::cli::draft::{Draft, OPERATION};
-use crate::cli::fleet::look_at_fleet;
 use crate::cli::{ConfigArgs, LARGEST_INPUT, MISTAKE, SUCCESS, fail, print_json, print_lines, runtime};
 use crate::config::Config;
-use crate::directory::CacheMetrics;
 use crate::files;
-use crate::gateway::Storage;
+use crate::gateway::{self, Storage};
 use crate::message::Message;
-use crate::pipeline::{Explanation, Resolver, explain};
-use crate::policy::{self, Policies};
+use crate::pipeline::{Explanation, explain};
+use crate::policy::{Policies, Setup};
 
 /// Arguments of `halley explain`.
 #[derive(Debug, clap::Args)]
@@ -87,16 +84,11 @@ fn read_draft(file: &Path) -> anyhow::Result<Draft> {
 
 async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Explanation> {
     let mut registry = Registry::default();
-    let config = config.gateway()?;
-    let storage = Storage::open(&config, &mut registry)?;
-    let policies = Policies::start(
-        policy::Runtime::with(&mut registry, config.policies.runtime_of_a_command())?,
-        &config.plugins,
-    )?;
-    let fleet = look_at_fleet(&config, &storage, &mut registry).await;
-    let metrics = CacheMetrics::register(&mut registry);
-    let (routing, dialect) = (&config.routing, config.comets.dialect);
-    let resolver = Resolver::new(storage.directory, Arc::clone(&fleet), routing, dialect, metrics);
+    let plugins = config.plugins()?;
+    let storage = Storage::open(config, &mut registry)?;
+    let policies = Policies::start_with(Setup::of_command(&config.policies)?, &plugins)?;
+    let fleet = gateway::look_at_fleet(config, &storage, &mut registry).await;
+    let resolver = gateway::resolver(config, &storage, &fleet, &mut registry);
     let mut chain = policies.current().chain();
     explain(message, &resolver, &mut chain, &fleet, &*storage.shared_state, &config.offline).await
 }

@@ -1,14 +1,13 @@
 //! The command line: one file per command.
 
 mod check;
+mod common;
 mod compile_plugin;
 mod dead_letter;
 mod demo;
 mod draft;
 mod explain;
-mod fleet;
 mod offsets;
-mod open_files;
 mod output;
 mod plugin;
 mod replay;
@@ -17,21 +16,13 @@ mod run;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use dead_letter::fuzzing::check as check_dead_letter;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use common::{ConfigArgs, LARGEST_INPUT, plugin_of, runtime};
+pub use common::{FAILURE, MISTAKE, SUCCESS};
 use output::{fail, print, print_json, print_lines, print_styled};
-
-/// Everything went as asked.
-pub const SUCCESS: u8 = 0;
-/// The command ran and failed, or left work unfinished.
-pub const FAILURE: u8 = 1;
-/// The command line or the configuration is wrong.
-pub const MISTAKE: u8 = 2;
-/// The largest file that is read because it was named on the command line, in bytes.
-const LARGEST_INPUT: u64 = 256 * 1024 * 1024;
 
 /// A routing gateway for push systems: Kafka to comets through hot-swapped policies.
 #[derive(Debug, Parser)]
@@ -72,40 +63,6 @@ enum Command {
     CompilePlugin(compile_plugin::Args),
 }
 
-/// Where the configuration is.
-#[derive(Debug, clap::Args)]
-struct ConfigArgs {
-    /// The configuration file (TOML). Without it `./halley.toml`, where there is one, or else the
-    /// defaults.
-    ///
-    /// The environment goes over the file: HALLEY__SECTION__KEY, its value text, or a number, a list
-    /// or a table as TOML has them: HALLEY__KAFKA__GROUP=halley-2,
-    /// HALLEY__KAFKA__TOPICS='["push", "push-2"]',
-    /// HALLEY__KAFKA__PROPERTIES='{ "security.protocol" = "SSL" }' (instead of the file's whole table).
-    #[arg(long, short, value_name = "FILE", env = "HALLEY_CONFIG")]
-    config: Option<PathBuf>,
-}
-
-/// What is taken where no file is named.
-const USUAL_FILE: &str = "halley.toml";
-
-impl ConfigArgs {
-    /// The file to read; none when there is none.
-    fn file(&self) -> Option<PathBuf> {
-        let usual = || Some(PathBuf::from(USUAL_FILE)).filter(|file| file.exists());
-        self.config.clone().or_else(usual)
-    }
-
-    /// What the configuration is read from, for people.
-    fn source(&self) -> String {
-        match (self.file(), &self.config) {
-            (Some(file), Some(_)) => file.display().to_string(),
-            (Some(file), None) => format!("./{}", file.display()),
-            (None, _) => "no file, only defaults and the environment".to_owned(),
-        }
-    }
-}
-
 impl Cli {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
@@ -144,30 +101,4 @@ fn finish(code: u8) -> ExitCode {
     let Some(why) = output::finish() else { return ExitCode::from(code) };
     fail(&format!("cannot write to standard output: {why}"));
     ExitCode::from(code.max(FAILURE))
-}
-
-/// Which plugin a file is for, by its name: the one of these that is called as the file is, or with
-/// `-` for `_` where only that is known. Else as the file is called.
-fn plugin_of<'a>(file: &Path, mut known: impl Iterator<Item = &'a str> + Clone) -> String {
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let dashed = stem.replace('_', "-");
-    let is_known = known.clone().any(|name| name == stem);
-    if !is_known && known.any(|name| name == dashed) { dashed } else { stem }
-}
-
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_is_for_the_plugin_of_its_name() {
-        let name = |file: &str| plugin_of(Path::new(file), ["keyword-filter", "a_b"].into_iter());
-        assert_eq!(name("x/keyword_filter.wasm"), "keyword-filter");
-        assert_eq!(name("a_b.wasm"), "a_b");
-        assert_eq!(name("un_known.wasm"), "un_known");
-    }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use prometheus_client::registry::Registry;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -10,11 +11,12 @@ use tracing::{info, warn};
 
 use crate::admin::Admin;
 use crate::blocking::run_blocking;
-use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, open_files, runtime};
+use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, runtime};
 use crate::config::{Config, Inspected, Mistake, Mistakes};
 use crate::consumer::Stopped;
 use crate::gateway::Gateway;
-use crate::policy::{self, Sources};
+use crate::policy::Sources;
+use crate::wasm;
 use crate::{panics, sandbox, telemetry};
 
 /// Signals that come this soon after the first mean the same: some supervisors send two.
@@ -61,10 +63,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     // Before any thread is there: each would be restricted alone. A folder that cannot be made is a
     // clear error later, when it is used.
     let _ = config.policies.make_state_folder();
-    let sandbox = sandbox::enter(config.process.sandbox, &config.allowed())?;
+    let sandbox = sandbox::enter(config.process.sandbox, &allowed(&config))?;
     telemetry::init(&config.log)?;
     panics::log_them();
-    open_files::raise_limit();
+    raise_limit_on_files();
     info!(
         revision = env!("HALLEY_REVISION"),
         config = args.config.source(),
@@ -80,13 +82,43 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     }
     let runtime = runtime()?;
     let code = runtime.block_on(serve(config, sources));
-    policy::end_compilations();
-    policy::await_compilations(LAST_COMPILATION);
+    wasm::end_compilations();
+    wasm::await_compilations(LAST_COMPILATION);
     // A compilation, or a read from a network's disk, may be under way on a thread of its own. What
     // had to be finished is; the process does not wait for it.
     runtime.shutdown_background();
     telemetry::flush(LAST_LINES);
     code
+}
+
+/// Fewer make a gateway of some comets fail soon.
+const FEW: u64 = 1024;
+
+/// Raises the soft limit on open files and sockets to the hard one. Shells and service managers start
+/// programs with a soft limit of 1,024 for the sake of those that use `select(2)`, which this one does
+/// not. Every comet is a socket; so is every broker.
+fn raise_limit_on_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    match raised {
+        Ok(()) => info!(limit, was = current.unwrap_or(u64::MAX), "open files"),
+        Err(error) => warn!(limit, %error, "cannot raise the limit on open files"),
+    }
+    if limit < FEW {
+        warn!(
+            limit,
+            "few files may be open at a time: each comet, broker and admin client needs one; raise the hard limit (`ulimit -Hn`, `LimitNOFILE=`)"
+        );
+    }
+}
+
+/// What the process may still do once it has restricted itself. Folders that it makes itself are
+/// made where there are none: only what exists can be named.
+fn allowed(config: &Config) -> sandbox::Allowed {
+    let mut writable: Vec<_> = config.policies.state_folder.iter().cloned().collect();
+    writable.extend(config.admin.socket_folders());
+    sandbox::Allowed { writable, ports: config.admin.ports() }
 }
 
 async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
@@ -96,11 +128,11 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let reading = {
         let config = config.clone();
         // The plugin directory may be on a network's disk.
-        run_blocking("reading the plugin directory", move || config.gateway())
+        run_blocking("reading the plugin directory", move || config.plugins())
     };
     let starting = async {
-        let wanted = reading.await??;
-        Gateway::start(&wanted, sources, registry).await
+        let plugins = reading.await??;
+        Gateway::start(&config, plugins, sources, registry).await
     };
     let gateway = tokio::select! {
         gateway = starting => gateway?,
@@ -119,7 +151,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     }
     let since = Instant::now();
     // What is active decides to the end.
-    policy::end_compilations();
+    wasm::end_compilations();
     let stopped = tokio::select! {
         stopped = gateway.stop(config.delivery.shutdown_grace) => stopped,
         () = signals.next_after(since + SAME_SIGNAL) => {

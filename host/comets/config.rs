@@ -126,7 +126,7 @@ impl Config {
     }
 
     /// What is wrong with the values, one sentence for each mistake.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !(1..=MAX_LANES).contains(&self.lanes) {
             problems.push(format!("`comets.lanes` is {}; use 1 to {MAX_LANES}", self.lanes));
@@ -163,7 +163,7 @@ impl Config {
         if self.remember < self.stale_after {
             problems.push("`comets.remember` is shorter than `comets.stale_after`".into());
         }
-        problems.extend(self.discovery.problems());
+        problems.extend(self.discovery.validate());
         let allow = AllowList::parse(self.allow.as_deref().unwrap_or_default());
         let wrong = allow.err().into_iter().flatten();
         problems.extend(wrong.map(|why| format!("`comets.allow`: {why}")));
@@ -214,7 +214,7 @@ mod tests {
 
     #[test]
     fn the_default_is_sound() {
-        assert_eq!(Config::default().problems(), Vec::<String>::new());
+        assert_eq!(Config::default().validate(), Vec::<String>::new());
     }
 
     #[test]
@@ -227,7 +227,7 @@ mod tests {
             addresses: [("edge".to_owned(), "edge.example".to_owned())].into(),
             ..Config::default()
         };
-        let problems = config.problems();
+        let problems = config.validate();
         assert_eq!(problems.len(), 5, "{problems:#?}");
         assert!(
             problems[3].contains("comet-2") && problems[4].contains("comets.addresses.edge"),

@@ -2,10 +2,13 @@
 
 use std::ffi::OsString;
 
-use toml::Value;
+use toml::{Table, Value};
 
-use crate::config::ENVIRONMENT_PREFIX;
-use crate::config::load::{Mistake, accepts, unknown_field};
+use crate::config::Config;
+use crate::config::mistake::Mistake;
+
+/// The prefix of environment overrides: `HALLEY__SECTION__KEY`.
+pub const ENVIRONMENT_PREFIX: &str = "HALLEY__";
 
 /// What the variables of this program begin with, the overrides among them.
 const OURS: &str = "HALLEY";
@@ -64,6 +67,26 @@ fn is_key(path: &[String]) -> bool {
         unknown_field(&error).is_some() || error.contains("struct") || error.contains("sequence")
     };
     !named && !accepts(path, Value::String("x".to_owned())).is_err_and(is_none)
+}
+
+/// Reads a configuration with nothing but this value.
+///
+/// # Errors
+/// What serde has against it.
+pub(super) fn accepts(path: &[String], value: Value) -> Result<(), String> {
+    let value = path.iter().rev().fold(value, |inner, key| match key.parse::<usize>() {
+        // A list's element: alone it is as good as anywhere.
+        Ok(_) => Value::Array(vec![inner]),
+        Err(_) => Value::Table(Table::from_iter([(key.clone(), inner)])),
+    });
+    let read = value.try_into::<Config>();
+    read.map(drop).map_err(|error| error.message().to_owned())
+}
+
+/// serde has no structured form of this: its message begins with "unknown field `name`".
+pub(super) fn unknown_field(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown field `")?;
+    Some(rest.split('`').next()?.to_owned())
 }
 
 #[cfg(test)]

@@ -4,43 +4,74 @@
 //! by line and column, and what stands in `kafka.properties` and the like not at all.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_path_to_error::Segment;
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
-use crate::config::{Config, ENVIRONMENT_PREFIX, environment};
+use crate::config::Config;
+use crate::config::environment::{self, ENVIRONMENT_PREFIX, accepts, unknown_field};
+use crate::config::mistake::{Mistake, Mistakes};
 use crate::files;
-
-/// One mistake in the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Mistake {
-    /// `file:line`, or the environment variable.
-    pub place: String,
-    /// What is wrong, and where it is not plain, what to do.
-    pub text: String,
-}
-
-/// All mistakes that were found; never empty.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Mistakes(pub Vec<Mistake>);
-
-impl fmt::Display for Mistakes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, Mistake { place, text }) in self.0.iter().enumerate() {
-            let separator = if at == 0 { "" } else { "\n" };
-            write!(f, "{separator}{place}: {text}")?;
-        }
-        Ok(())
-    }
-}
 
 /// The largest file that is a configuration, in bytes.
 const LARGEST: u64 = 16 * 1024 * 1024;
 /// Loading stops counting here; a file with more mistakes is not a configuration.
 const MOST_MISTAKES: usize = 50;
+
+/// A configuration as far as it can be read.
+#[derive(Debug, Clone)]
+pub struct Inspected {
+    /// What could be read; defaults stand in for the rest.
+    pub config: Config,
+    /// Every mistake.
+    pub mistakes: Vec<Mistake>,
+    /// What works, and was probably not meant.
+    pub warnings: Vec<Mistake>,
+}
+
+impl Config {
+    /// Reads a file (none means the defaults) and the environment on top of it. Relative
+    /// paths are taken from the file's folder.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn load(file: Option<&Path>) -> Result<Self, Mistakes> {
+        Self::load_with(file, environment::variables())
+    }
+
+    /// As [`Config::load`], with these environment variables.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn load_with(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Mistakes> {
+        let Inspected { config, mistakes, .. } = Self::inspect_with(file, environment);
+        if mistakes.is_empty() { Ok(config) } else { Err(Mistakes(mistakes)) }
+    }
+
+    /// What can be read of a configuration, what is wrong with it and what is probably wrong.
+    pub fn inspect(file: Option<&Path>) -> Inspected {
+        Self::inspect_with(file, environment::variables())
+    }
+
+    pub(super) fn inspect_with(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Inspected {
+        let Loaded { mut config, mut mistakes, mut warnings } = load(file, environment);
+        let base = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_path_buf);
+        config.take_paths_from(&base);
+        let place = name_of(file);
+        let placed = |text| Mistake { place: place.clone(), text };
+        mistakes.extend(config.validate().into_iter().map(placed));
+        warnings.extend(config.warnings().into_iter().map(placed));
+        Inspected { config, mistakes, warnings }
+    }
+}
 
 /// What could be read.
 pub(super) struct Loaded {
@@ -267,26 +298,6 @@ fn is_size(path: &[String]) -> bool {
 /// Whether a configuration with nothing but this value can be read.
 fn takes(path: &[String], value: Value) -> bool {
     accepts(path, value).is_ok()
-}
-
-/// Reads a configuration with nothing but this value.
-///
-/// # Errors
-/// What serde has against it.
-pub(super) fn accepts(path: &[String], value: Value) -> Result<(), String> {
-    let value = path.iter().rev().fold(value, |inner, key| match key.parse::<usize>() {
-        // A list's element: alone it is as good as anywhere.
-        Ok(_) => Value::Array(vec![inner]),
-        Err(_) => Value::Table(Table::from_iter([(key.clone(), inner)])),
-    });
-    let read = value.try_into::<Config>();
-    read.map(drop).map_err(|error| error.message().to_owned())
-}
-
-/// serde has no structured form of this: its message begins with "unknown field `name`".
-pub(super) fn unknown_field(message: &str) -> Option<String> {
-    let rest = message.strip_prefix("unknown field `")?;
-    Some(rest.split('`').next()?.to_owned())
 }
 
 fn segments(path: &serde_path_to_error::Path) -> Vec<String> {

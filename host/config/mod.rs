@@ -4,17 +4,21 @@
 //! Loading collects every mistake it can find, each with its place, instead of stopping at
 //! the first.
 
+pub mod admin;
 mod environment;
 mod load;
+mod mistake;
 
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 use tracing::warn;
 
-use crate::{admin, comets, gateway, kafka, offline, pipeline, policy, redis_client, sandbox, telemetry};
+use crate::{comets, kafka, offline, pipeline, policy, redis_client, sandbox, telemetry};
 
-pub use load::{Mistake, Mistakes};
+pub use environment::ENVIRONMENT_PREFIX;
+pub use load::Inspected;
+pub use mistake::{Mistake, Mistakes};
 
 /// Everything that can be configured. Every key is optional; unknown keys are refused.
 #[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -44,76 +48,7 @@ pub struct Config {
     pub process: sandbox::Config,
 }
 
-/// The prefix of environment overrides: `HALLEY__SECTION__KEY`.
-pub const ENVIRONMENT_PREFIX: &str = "HALLEY__";
-
 impl Config {
-    /// Reads a file (none means the defaults) and the environment on top of it. Relative
-    /// paths are taken from the file's folder.
-    ///
-    /// # Errors
-    /// All mistakes at once.
-    pub fn load(file: Option<&Path>) -> Result<Self, Mistakes> {
-        Self::load_with(file, environment::variables())
-    }
-
-    /// As [`Config::load`], with these environment variables.
-    ///
-    /// # Errors
-    /// All mistakes at once.
-    pub fn load_with(
-        file: Option<&Path>,
-        environment: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, Mistakes> {
-        let Inspected { config, mistakes, .. } = Self::inspect_with(file, environment);
-        if mistakes.is_empty() { Ok(config) } else { Err(Mistakes(mistakes)) }
-    }
-
-    /// What can be read of a configuration, what is wrong with it and what is probably wrong.
-    pub fn inspect(file: Option<&Path>) -> Inspected {
-        Self::inspect_with(file, environment::variables())
-    }
-
-    fn inspect_with(
-        file: Option<&Path>,
-        environment: impl IntoIterator<Item = (String, String)>,
-    ) -> Inspected {
-        let load::Loaded { mut config, mut mistakes, mut warnings } = load::load(file, environment);
-        let base = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_path_buf);
-        config.take_paths_from(&base);
-        let place = load::name_of(file);
-        let placed = |text| Mistake { place: place.clone(), text };
-        mistakes.extend(config.problems().into_iter().map(placed));
-        warnings.extend(config.warnings().into_iter().map(placed));
-        Inspected { config, mistakes, warnings }
-    }
-
-    /// What the gateway is built from.
-    ///
-    /// # Errors
-    /// When the plugin directory cannot be read.
-    pub fn gateway(&self) -> anyhow::Result<gateway::Config> {
-        Ok(self.parts(self.plugins()?))
-    }
-
-    /// As [`Config::gateway`], without any plugin: nothing has to be read for it.
-    pub fn without_plugins(&self) -> gateway::Config {
-        self.parts(Vec::new())
-    }
-
-    fn parts(&self, plugins: Vec<policy::PluginConfig>) -> gateway::Config {
-        gateway::Config {
-            kafka: self.kafka.clone(),
-            redis: self.redis.clone(),
-            routing: self.routing.clone(),
-            comets: self.comets.clone(),
-            delivery: self.delivery.clone(),
-            offline: self.offline.clone(),
-            policies: self.policies.clone(),
-            plugins,
-        }
-    }
-
     /// The wanted plugins: those of [[plugin]], then those of the plugin directory.
     ///
     /// # Errors
@@ -150,14 +85,6 @@ impl Config {
         policy::Sources { files: Box::new(files), quiet, rescan }
     }
 
-    /// What the process may still do once it has restricted itself. Folders that it makes itself are
-    /// made where there are none: only what exists can be named.
-    pub fn allowed(&self) -> sandbox::Allowed {
-        let mut writable: Vec<_> = self.policies.state_folder.iter().cloned().collect();
-        writable.extend(self.admin.socket_folders());
-        sandbox::Allowed { writable, ports: self.admin.ports() }
-    }
-
     fn without_policies(&self) -> Self {
         let policies = policy::PoliciesConfig { directory: None, ..self.policies.clone() };
         Self { plugin: Vec::new(), policies, ..self.clone() }
@@ -173,15 +100,15 @@ impl Config {
     }
 
     /// What is wrong with values that have the right type.
-    fn problems(&self) -> Vec<String> {
-        let mut problems = self.kafka.problems();
-        problems.extend(self.redis.problems());
-        problems.extend(self.delivery.problems());
-        problems.extend(self.comets.problems());
-        problems.extend(self.offline.problems());
-        problems.extend(self.policies.problems());
-        problems.extend(self.admin.problems());
-        problems.extend(self.log.problems());
+    fn validate(&self) -> Vec<String> {
+        let mut problems = self.kafka.validate();
+        problems.extend(self.redis.validate());
+        problems.extend(self.delivery.validate());
+        problems.extend(self.comets.validate());
+        problems.extend(self.offline.validate());
+        problems.extend(self.policies.validate());
+        problems.extend(self.admin.validate());
+        problems.extend(self.log.validate());
         if self.routing.rooms == pipeline::Rooms::EveryComet && !self.comets.names_comets() {
             problems.push(
                 "`routing.rooms = \"every-comet\"` needs `comets.nodes` or `comets.discovery`: no comet is ever learned from a directory that is not asked".into(),
@@ -226,17 +153,6 @@ impl Config {
         }
         warnings
     }
-}
-
-/// A configuration as far as it can be read.
-#[derive(Debug, Clone)]
-pub struct Inspected {
-    /// What could be read; defaults stand in for the rest.
-    pub config: Config,
-    /// Every mistake.
-    pub mistakes: Vec<Mistake>,
-    /// What works, and was probably not meant.
-    pub warnings: Vec<Mistake>,
 }
 
 #[cfg(test)]

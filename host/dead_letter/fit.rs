@@ -4,7 +4,7 @@
 //! ever would hold up its partition. So what does not fit is left out in steps: the value, the
 //! key, the headers that are not ours. How large each was, and its SHA-256, stands in a header.
 
-use crate::dead_letter::KEY_ADDED;
+use crate::dead_letter::headers::KEY_ADDED;
 use crate::kafka::{NotWritten, Outgoing, Refusal};
 use crate::message::{
     HEADERS_LEFT_OUT, KEY_LEFT_OUT, MESSAGE_ID, VALUE_LEFT_OUT, left_out_headers_note, left_out_note,

@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 
+use super::DeadLetter;
 use super::back::{back, destination, prove};
-use super::{DeadLetter, OURS, theirs};
+use super::headers::{OURS, theirs};
 use crate::kafka::{Config, Outgoing, TopicSet};
 use crate::message::{
     Claim, Header, MESSAGE_ID, Origin, PROOF, REDRIVE_COMETS, REDRIVE_USERS, Record, RedriveKey, RedriveUsers,

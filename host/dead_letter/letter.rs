@@ -1,11 +1,12 @@
 //! One dead letter as it is read back, and which of them somebody means. Pure.
 
-use crate::dead_letter::{
+use crate::dead_letter::headers::{
     ATTEMPTS, FAILED_COMETS, FAILED_USERS, KEY_ADDED, MORE_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION,
-    ORIGIN_TIMESTAMP, ORIGIN_TOPIC, PLUGIN, REASON, STAGE, Stage, theirs,
+    ORIGIN_TIMESTAMP, PLUGIN, REASON, Stage, theirs,
 };
 use crate::message::{
-    HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, MessageId, Origin, Record, VALUE_LEFT_OUT,
+    HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, MessageId, ORIGIN_TOPIC, Origin, Record, STAGE,
+    VALUE_LEFT_OUT,
 };
 
 /// A record of the dead-letter topic with what its headers tell. Any record can be read as
@@ -167,7 +168,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::dead_letter::{Reason, headers};
+    use crate::dead_letter::headers::{Reason, headers};
     use crate::decision::PluginVersion;
 
     /// What becomes of a record on its way through the dead-letter topic.

@@ -1,6 +1,6 @@
 //! Reading the dead-letter topic from its beginning to the end that it had at the start.
 
-use crate::dead_letter::{DeadLetter, Remembered};
+use crate::dead_letter::DeadLetter;
 use crate::kafka;
 
 /// Reads dead letters. Ends by itself at the end that the topic had when it was opened. Joins no
@@ -17,14 +17,6 @@ impl Reader {
     pub async fn open(config: &kafka::Config, group: &str) -> anyhow::Result<Option<Self>> {
         let records = kafka::Reader::open(config, &config.dead_letter_topic, group).await?;
         Ok(records.map(|records| Self { records }))
-    }
-
-    /// What redrives have brought back so far, as this group remembers it.
-    ///
-    /// # Errors
-    /// When Kafka does not answer within 8 s.
-    pub async fn redriven(&mut self, config: &kafka::Config, group: &str) -> anyhow::Result<Remembered> {
-        Remembered::load(self, &config.dead_letter_topic, group).await
     }
 
     /// The next dead letters, in order; none at the end.

@@ -12,7 +12,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::dead_letter::progress::Progress;
 use crate::dead_letter::{DeadLetter, Reader};
-use crate::kafka::{ANSWER, Span, blocking, metadata_of};
+use crate::kafka::{self, ANSWER, Span, blocking, metadata_of};
 
 /// The progress of all partitions with something to read.
 pub struct Remembered {
@@ -30,6 +30,16 @@ pub struct Remembered {
 struct Done {
     progress: Progress,
     mark: Option<Mark>,
+}
+
+impl Reader {
+    /// What redrives have brought back so far, as this group remembers it.
+    ///
+    /// # Errors
+    /// When Kafka does not answer within 8 s.
+    pub async fn redriven(&mut self, config: &kafka::Config, group: &str) -> anyhow::Result<Remembered> {
+        Remembered::load(self, &config.dead_letter_topic, group).await
+    }
 }
 
 impl Remembered {

@@ -14,9 +14,10 @@ use tokio::sync::{mpsc, watch};
 use tracing::error;
 
 use crate::backoff::Backoff;
+use crate::dead_letter::Metrics;
 use crate::dead_letter::fit::fit;
+use crate::dead_letter::headers::{Reason, headers};
 use crate::dead_letter::metrics::Part;
-use crate::dead_letter::{Metrics, Reason, headers};
 use crate::kafka::{Fit, NotWritten, OrderedSender, Outgoing, Refusal, Written};
 use crate::message::{HEADERS_LEFT_OUT, KEY_LEFT_OUT, Record, VALUE_LEFT_OUT};
 use crate::telemetry::LogThrottle;

@@ -24,6 +24,9 @@ use crate::message::{RoomId, UserId};
 use crate::redis_client::{RedisClient, Refusal, elements, excess, refusal};
 use crate::telemetry::LogThrottle;
 
+/// How many users one `MGET` asks for: long enough to be cheap, short enough not to hold up
+/// Redis' other clients.
+pub(super) const USERS_AT_ONCE: usize = 1_000;
 /// Members of one page, at first. With the other commands of a round trip they fit into one
 /// pipeline.
 const PAGE: usize = 1_800;
@@ -170,7 +173,7 @@ impl<'a> Reading<'a> {
         let mut commands = Vec::with_capacity(ids.len() + 3);
         commands.extend(scan.map(|cursor| reading::sscan(self.room.as_str(), cursor, page)));
         commands.extend(ids.iter().map(|id| reading::connection_info(bytes(id))));
-        commands.extend(users.chunks(super::redis::USERS_AT_ONCE).map(reading::users_online));
+        commands.extend(users.chunks(USERS_AT_ONCE).map(reading::users_online));
         (Step { scans: scan.is_some(), ids, users }, commands)
     }
 

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use redis::{Cmd, Value};
 
 use super::batch::{bytes, commands, room_replies, sort_refused};
-use super::pages::Pages;
+use super::pages::{Pages, USERS_AT_ONCE};
 use super::reading::{self, Comets, Described, Reading, RoomMembers};
 use super::rooms::{Care, Rooms};
 use super::{Directory, Found, Lookup, Metrics, Unavailable};
@@ -21,10 +21,6 @@ use crate::membership::{Connection, Membership};
 use crate::message::{RoomId, UserId};
 use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
 use crate::telemetry::LogThrottle;
-
-/// How many users one `MGET` asks for: long enough to be cheap, short enough not to hold up
-/// Redis' other clients.
-pub(super) const USERS_AT_ONCE: usize = 1_000;
 
 /// The directory in Redis.
 #[derive(Debug)]

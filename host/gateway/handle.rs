@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::comets::CometStatus;
+use crate::comets::Fleet;
 use crate::consumer;
 use crate::memory_guard;
 use crate::message::RoomId;
@@ -76,64 +76,22 @@ impl Handle {
         Ok(text)
     }
 
-    /// The policies in force, and the last set that was refused.
-    pub fn policies(&self) -> policy::Status {
-        self.pipeline.policies.status()
+    /// The policies. What changes them goes through [`Handle::steer`].
+    pub fn policies(&self) -> &Policies {
+        &self.pipeline.policies
     }
 
-    /// What is kept of a plugin; `None` for a name that was never in force.
-    pub fn plugin_versions(&self, plugin: &str) -> Option<Vec<policy::KeptVersion>> {
-        self.pipeline.policies.versions(plugin)
+    /// The comets.
+    pub fn fleet(&self) -> &Fleet {
+        &self.pipeline.fleet
     }
 
-    /// See [`Policies::push`].
+    /// Changes the policies in a task of the gateway's: what was begun is finished, whether or not the
+    /// client waits, unless the gateway ends meanwhile: a compilation is not waited for.
     ///
     /// # Errors
-    /// With everything that is wrong with any of them.
-    pub async fn push(&self, uploads: Vec<policy::Upload>) -> Steered {
-        self.steer(|policies| async move { policies.push(uploads).await }).await
-    }
-
-    /// See [`Policies::rollback`].
-    ///
-    /// # Errors
-    /// When there is no such version, or it does not start any more.
-    pub async fn roll_back(&self, plugin: String, to: Option<String>) -> Steered {
-        self.steer(|policies| async move { policies.rollback(&plugin, to.as_deref()).await }).await
-    }
-
-    /// See [`Policies::release`].
-    ///
-    /// # Errors
-    /// When the file is refused.
-    pub async fn release(&self, plugin: String) -> Steered {
-        self.steer(|policies| async move { policies.release(&plugin).await }).await
-    }
-
-    /// See [`Policies::promote`].
-    ///
-    /// # Errors
-    /// When the plugin has no candidate.
-    pub async fn promote(&self, plugin: String) -> Steered {
-        self.steer(|policies| async move { policies.promote(&plugin).await }).await
-    }
-
-    /// See [`Policies::abandon`].
-    ///
-    /// # Errors
-    /// When the plugin has no candidate.
-    pub async fn abandon(&self, plugin: String) -> Steered {
-        self.steer(|policies| async move { policies.abandon(&plugin).await }).await
-    }
-
-    /// See [`Policies::differences`].
-    pub fn differences(&self, plugin: &str) -> Option<policy::Differences> {
-        self.pipeline.policies.differences(plugin)
-    }
-
-    /// In a task of the gateway's: what was begun is finished, whether or not the client waits,
-    /// unless the gateway ends meanwhile: a compilation is not waited for.
-    async fn steer<F>(&self, act: impl FnOnce(Arc<Policies>) -> F) -> Steered
+    /// Why nothing changed.
+    pub async fn steer<F>(&self, act: impl FnOnce(Arc<Policies>) -> F) -> Steered
     where
         F: Future<Output = Steered> + Send + 'static,
     {
@@ -142,11 +100,6 @@ impl Handle {
         let task = self.tasks.spawn(async move { shutdown.run_until_cancelled(act).await });
         let done = task.await.ok().flatten();
         done.unwrap_or_else(|| Err(policy::Refused::because("the gateway stopped meanwhile")))
-    }
-
-    /// Every known comet.
-    pub fn comets(&self) -> Vec<CometStatus> {
-        self.pipeline.fleet.status()
     }
 
     /// The route of a room as it is kept for a short time: asks nobody. `None` when it is not kept.

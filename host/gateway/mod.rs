@@ -18,132 +18,26 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use crate::blocking::run_blocking;
-use crate::comets::{self, CometStore, Fleet, MemoryCometStore, RedisCometStore};
+use crate::comets::Fleet;
+use crate::config::Config;
 use crate::consumer::{self, Consumer, Limits, Stopped};
 use crate::dead_letter::{self, DeadLetters};
-use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
-use crate::guard::{Guards, MemoryGuards, RedisGuards};
-use crate::kafka::{self, Producer};
-use crate::offline::{self, Inbox, InboxQueue, MemoryInbox, Notifier, RedisInbox};
+use crate::kafka::Producer;
+use crate::offline::{InboxQueue, Notifier};
 use crate::panics;
-use crate::pipeline::{self, Pipeline, Resolver};
-use crate::policy::{self, Policies};
-use crate::redis_client::{self, RedisClient};
-use crate::redrive_key::{KnownKey, MemoryRedriveKeys, RedisRedriveKeys, RedriveKeys};
-use crate::shared_state::{MemorySharedState, RedisSharedState, SharedState};
+use crate::pipeline::{self, Pipeline};
+use crate::policy::{self, PluginConfig, Policies};
+use crate::redrive_key::KnownKey;
 use crate::stalls::Stalls;
 use crate::telemetry;
 
 mod handle;
+mod parts;
 mod verify;
 
 pub use handle::{Handle, Steered};
+pub use parts::{Storage, look_at_fleet, resolver, writes_to_redis};
 pub use verify::{probe, verify};
-
-/// What the gateway is built from: the modules' own configurations.
-#[derive(Debug, Clone, Default)]
-pub struct Config {
-    /// Where records come from.
-    pub kafka: kafka::Config,
-    /// The directory's Redis, and the gateway's own keys in it.
-    pub redis: redis_client::Config,
-    /// How recipients are found.
-    pub routing: pipeline::RoutingConfig,
-    /// The comets and how they are called.
-    pub comets: comets::Config,
-    /// How long and how much.
-    pub delivery: pipeline::DeliveryConfig,
-    /// What becomes of the absent.
-    pub offline: offline::Config,
-    /// Where versions of policies are kept.
-    pub policies: policy::PoliciesConfig,
-    /// The policies to start with, in the order in which they are asked.
-    pub plugins: Vec<policy::PluginConfig>,
-}
-
-/// What is kept outside of the process, or for the demo inside of it.
-#[derive(Clone)]
-pub struct Storage {
-    /// Who is where.
-    pub directory: Arc<dyn Directory>,
-    /// The policies' guards.
-    pub guards: Arc<dyn Guards>,
-    /// What policies keep for all gateways.
-    pub shared_state: Arc<dyn SharedState>,
-    /// Messages for the absent.
-    pub inbox: Arc<dyn Inbox>,
-    /// What all gateways know of comets.
-    pub comets: Arc<dyn CometStore>,
-    /// The key that proves redriven records.
-    pub redrive_keys: Arc<dyn RedriveKeys>,
-    /// The Redis behind all of them; `None` when everything is in memory.
-    pub redis: Option<RedisClient>,
-}
-
-impl Storage {
-    /// Opens what `[redis] url` names: Redis, or `memory://`.
-    ///
-    /// # Errors
-    /// When the URL is none. A Redis that is away is no error.
-    pub fn open(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
-        if config.redis.is_memory() {
-            let directory = MemoryDirectory::new(config.routing.check_online);
-            return Ok(Self::memory(directory, config, registry));
-        }
-        let client = RedisClient::new(&config.redis, redis_client::Metrics::register(registry))?;
-        let metrics = directory::Metrics::register(registry);
-        let inbox_metrics = offline::Metrics::register(registry);
-        Ok(Self {
-            directory: Arc::new(RedisDirectory::new(
-                client.clone(),
-                config.routing.check_online,
-                config.routing.max_room,
-                metrics,
-            )),
-            guards: Arc::new(RedisGuards::new(client.clone())),
-            shared_state: Arc::new(RedisSharedState::new(client.clone())),
-            inbox: Arc::new(RedisInbox::new(client.clone(), &config.offline, inbox_metrics)),
-            comets: Arc::new(RedisCometStore::new(client.clone())),
-            redrive_keys: Arc::new(RedisRedriveKeys::new(client.clone())),
-            redis: Some(client),
-        })
-    }
-
-    /// Everything in memory, around this directory.
-    pub fn memory(directory: MemoryDirectory, config: &Config, registry: &mut Registry) -> Self {
-        let inbox_metrics = offline::Metrics::register(registry);
-        Self {
-            directory: Arc::new(directory),
-            guards: Arc::new(MemoryGuards::new(MEMORY_GUARDS)),
-            shared_state: Arc::new(MemorySharedState::new(MEMORY_VALUES)),
-            inbox: Arc::new(MemoryInbox::new(&config.offline, inbox_metrics)),
-            comets: Arc::new(MemoryCometStore::default()),
-            redrive_keys: Arc::new(MemoryRedriveKeys::default()),
-            redis: None,
-        }
-    }
-
-    /// Whether everything can be read, and written where it has to be; says how rooms are read.
-    ///
-    /// # Errors
-    /// When it cannot be now, or may not be.
-    pub async fn check(&self, writes: bool) -> Result<String, directory::Unavailable> {
-        let how = self.directory.check().await?;
-        match &self.redis {
-            Some(redis) if writes => redis.may_write().await?,
-            _ => {}
-        }
-        Ok(how)
-    }
-}
-
-impl Config {
-    /// Whether messages will need to write to Redis: inboxes do, and guards and shared state of
-    /// policies may.
-    pub fn writes_to_redis(&self) -> bool {
-        self.offline.default == offline::DefaultDisposition::Store || !self.plugins.is_empty()
-    }
-}
 
 /// A running gateway. Stop it with [`Gateway::stop`]; dropping it abandons what is in flight.
 pub struct Gateway {
@@ -153,17 +47,11 @@ pub struct Gateway {
     shutdown: CancellationToken,
 }
 
-/// How many claims `memory://` remembers.
-const MEMORY_GUARDS: usize = 100_000;
-
-/// How many values of policies `memory://` remembers.
-const MEMORY_VALUES: usize = 100_000;
-
 /// How often the directory is asked whether it is there.
 const CHECK_EVERY: Duration = Duration::from_secs(1);
 
 impl Gateway {
-    /// Starts everything. `sources` says which plugins are wanted; it is asked again whenever
+    /// Starts everything, with these plugins. `sources` says which are wanted later; it is asked again whenever
     /// something changes, and the answer takes effect while the gateway runs. `registry` may have
     /// metrics of those around the gateway already.
     ///
@@ -171,11 +59,12 @@ impl Gateway {
     /// When policies are refused, or a part cannot be built from its configuration.
     pub async fn start(
         config: &Config,
+        plugins: Vec<PluginConfig>,
         sources: policy::Sources,
         mut registry: Registry,
     ) -> anyhow::Result<Self> {
         let storage = Storage::open(config, &mut registry)?;
-        Self::start_with(config, sources, storage, registry).await
+        Self::start_with(config, plugins, sources, storage, registry).await
     }
 
     /// As [`Gateway::start`], around this storage.
@@ -184,18 +73,17 @@ impl Gateway {
     /// As [`Gateway::start`].
     pub async fn start_with(
         config: &Config,
+        plugins: Vec<PluginConfig>,
         sources: policy::Sources,
         storage: Storage,
         mut registry: Registry,
     ) -> anyhow::Result<Self> {
         telemetry::register(&mut registry);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        // The versions first: their lock says that the folder is ours.
-        let versions = config.policies.versions()?;
-        let runtime = policy::Runtime::with(&mut registry, config.policies.runtime())?;
+        let setup = policy::Setup::of_gateway(&config.policies, &mut registry)?;
         // Compiling may take long; whoever waits for the start may give it up meanwhile.
-        let plugins = config.plugins.clone();
-        let start = move || Policies::start_with(runtime, &plugins, versions);
+        let writes = writes_to_redis(config, &plugins);
+        let start = move || Policies::start_with(setup, &plugins);
         let policies = run_blocking("preparing the plugins", start).await??;
         let stalls = Stalls::register(&mut registry);
         let (inbox, writer) = InboxQueue::new(Arc::clone(&storage.inbox), &config.offline);
@@ -226,7 +114,7 @@ impl Gateway {
         let consumer = Consumer::start(&config.kafka, &ours, limits, consumer_metrics, stalls, spawn_worker)
             .context("cannot start the Kafka consumer; check [kafka] and its properties")?;
 
-        let directory = watch_directory(&storage, config.writes_to_redis(), &tasks, &shutdown);
+        let directory = watch_directory(&storage, writes, &tasks, &shutdown);
         tasks.spawn(policy::watch(Arc::clone(&pipeline.policies), sources, shutdown.clone()));
         tasks.spawn(policy::supervise(Arc::clone(&pipeline.policies), shutdown.clone()));
         let handle = Handle {
@@ -297,19 +185,11 @@ fn build_pipeline(
 ) -> anyhow::Result<Pipeline> {
     let producer =
         Producer::new(&config.kafka).context("cannot make the Kafka producer; check [kafka] properties")?;
-    let timing =
-        comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
-    let store = Arc::clone(&storage.comets);
-    let fleet = Fleet::start(&config.comets, timing, comets::Metrics::register(registry), store);
+    let fleet = parts::fleet(config, Arc::clone(&storage.comets), registry);
+    let resolver = resolver(config, storage, &fleet, registry);
     Ok(Pipeline {
         policies,
-        resolver: Resolver::new(
-            Arc::clone(&storage.directory),
-            Arc::clone(&fleet),
-            &config.routing,
-            config.comets.dialect,
-            directory::CacheMetrics::register(registry),
-        ),
+        resolver,
         guards: Arc::clone(&storage.guards),
         shared_state: Arc::clone(&storage.shared_state),
         fleet,

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
+use crate::config::Config;
 use crate::files::folder_access;
-use crate::gateway::Config;
 use crate::kafka::Probed;
 use crate::{comets, consumer, kafka};
 

@@ -5,6 +5,7 @@
 //! sender build on it.
 
 mod builtin;
+mod errors;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod native;
@@ -30,6 +31,7 @@ use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
 pub use builtin::BuiltinBroker;
+pub(crate) use errors::{describe, refused};
 pub(crate) use ordered::{Fit, OrderedSender, Written};
 pub use probe::{Probed, probe};
 pub use producer::Producer;
@@ -46,7 +48,6 @@ pub(crate) use topic_ids::cut_metadata;
 pub(crate) use topic_ids::{TopicId, TopicQuestion, TopicState, Topics, cached_low, metadata_of};
 pub use topic_set::TopicSet;
 pub use verify::verify;
-pub(crate) use verify::{describe, refused};
 pub(crate) use voice::{Voice, log_line};
 
 /// `[kafka]`: where records come from.
@@ -117,7 +118,7 @@ const RESET: &str = "auto.offset.reset";
 
 impl Config {
     /// What is wrong with the values, one sentence for each mistake.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.brokers.trim().is_empty() {
             problems.push("`kafka.brokers` is empty; name at least one `host:port`".into());
@@ -284,14 +285,14 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_with_their_key() {
-        assert_eq!(Config::default().problems(), Vec::<String>::new());
+        assert_eq!(Config::default().validate(), Vec::<String>::new());
         let wrong = Config {
             topics: vec!["push".into()],
             dead_letter_topic: "push".into(),
             properties: [("acks", "1"), (RESET, "latest")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
             ..Config::default()
         };
-        let problems = wrong.problems();
+        let problems = wrong.validate();
         assert_eq!(problems.len(), 3, "{problems:?}");
         let named = ["kafka.dead_letter_topic", "`kafka.start`", "`acks`"];
         for (problem, name) in problems.iter().zip(named) {

@@ -103,7 +103,7 @@ impl Default for Config {
 
 impl Config {
     /// What is wrong with the values, one sentence for each mistake.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.retention.is_zero() {
             problems.push("`offline.retention` is zero; use `default = \"drop\"` to keep nothing".to_owned());

@@ -14,14 +14,13 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::dead_letter::{Reason, Stage};
-use crate::decision::{Absent, Disposition};
+use crate::decision::{Absent, Decision, Disposition};
 use crate::message::{Message, UserId};
 use crate::offline::{InboxEntry, InboxQueue, Stored};
 use crate::pipeline::journey::Journey;
 use crate::pipeline::key_order::{Output, Passer};
 use crate::pipeline::metrics::Station;
 use crate::pipeline::persist::{Abandoned, Hold, hold_while, persist};
-use crate::policy::Decision;
 use crate::stalls::StallStage;
 
 /// How many absent recipients a policy is asked about in one call.

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::consumer::{Admitted, Feed};
 use crate::dead_letter::{Reason, Stage};
-use crate::decision::{Guard, Overrides, StateWrite, Verdict};
+use crate::decision::{Decision, Filtered, Guard, Overrides, StateWrite, Verdict};
 use crate::guard;
 use crate::message::{CometAddr, Message, Record};
 use crate::panics;
@@ -26,7 +26,7 @@ use crate::pipeline::metrics::Station;
 use crate::pipeline::persist::{Abandoned, Hold, Retry, persist};
 use crate::pipeline::resolve::Resolved;
 use crate::pipeline::story::{Pending, Story};
-use crate::policy::{Chain, Decision, Filtered, Pass, Step};
+use crate::policy::{Chain, Pass, Step};
 use crate::stalls::StallStage;
 
 /// The worker of one partition.

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
+use crate::decision::Stalled;
 use crate::pipeline::persist::{Abandoned, Hold, Retry};
-use crate::policy::{Chain, Policies, PolicySet, Stalled};
+use crate::policy::{Chain, Policies, PolicySet};
 use crate::stalls::StallStage;
 
 /// One policy set, shared by a batch's stages and journeys. The set is freed when the last

@@ -4,11 +4,11 @@
 use serde::Serialize;
 
 use crate::comets::{Fleet, Reach};
-use crate::decision::{Disposition, Guard, PluginVersion, Verdict};
+use crate::decision::{Decided, Disposition, Filtered, Guard, PluginVersion, Verdict};
 use crate::message::{Audience, CometAddr, Message, Target, UserId};
 use crate::offline;
 use crate::pipeline::Resolver;
-use crate::policy::{Chain, Decided, Filtered, Pass, Step};
+use crate::policy::{Chain, Pass, Step};
 use crate::router::{Delivery, Plan, Route};
 use crate::shared_state::SharedState;
 

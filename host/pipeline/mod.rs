@@ -209,7 +209,7 @@ impl Default for DeliveryConfig {
 
 impl DeliveryConfig {
     /// What is wrong with the values, one sentence for each mistake.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.timeout.is_zero() {
             problems.push("`delivery.timeout` is zero; no call could ever succeed".into());

@@ -4,8 +4,8 @@
 //! is cut before it is built: the first few with their reasons, and how many more.
 
 use crate::dead_letter::{Reason, Stage};
+use crate::decision::Decision;
 use crate::message::CometAddr;
-use crate::policy::Decision;
 use crate::telemetry::escape::cut;
 
 /// How many comets, and how many decisions, are named with their texts.

@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use tracing::{Level, debug};
 
-use crate::decision::Absent;
+use crate::decision::{Absent, Decision};
 use crate::message::{Audience, CometAddr, Message, Record};
 use crate::offsets::Ticket;
 use crate::pipeline::call::{Call, Took};
 use crate::pipeline::key_order::Place;
 use crate::pipeline::metrics::Outcome;
-use crate::policy::{Decision, PolicySet};
+use crate::policy::PolicySet;
 use crate::router::Recipient;
 
 /// How many comets, and how many recipients, the line names.

@@ -6,13 +6,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::decision::Absent;
+use crate::blocking::outside_async;
+use crate::decision::{Absent, Decided, Filtered, Stalled};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
-use crate::policy::guest::aside::outside_async;
-use crate::policy::guest::bindings::halley::policy::types::Source;
-use crate::policy::link::Link;
-use crate::policy::outcome::{Decided, Filtered, Stalled};
+use crate::policy::link::{Link, Source};
 use crate::policy::pass::{Pass, Step};
 use crate::policy::set::PolicySet;
 
@@ -26,10 +24,19 @@ pub struct Chain {
     chains: Arc<AtomicUsize>,
 }
 
+impl PolicySet {
+    /// A chain of this set, for one worker.
+    pub fn chain(self: &Arc<Self>) -> Chain {
+        Chain::new(Arc::clone(self))
+    }
+}
+
 impl Chain {
-    pub(super) fn new(set: Arc<PolicySet>, chains: Arc<AtomicUsize>) -> Self {
+    /// For one worker. Instances are made when they are needed.
+    fn new(set: Arc<PolicySet>) -> Self {
+        let chains = Arc::clone(set.chains());
         chains.fetch_add(1, Relaxed);
-        let links = set.plugins().iter().map(|plugin| Link::new(Arc::clone(plugin))).collect();
+        let links = set.entries().iter().map(|entry| entry.link()).collect();
         Self { set, links, chains }
     }
 
@@ -81,7 +88,7 @@ impl Chain {
         outside_async(|| {
             while let Some(link) = self.links.get_mut(pass.next) {
                 if link.hooks().has_filter() {
-                    let wanted = link.filter_sharing(&source, pass).inspect_err(|_| pass.stalled())?;
+                    let wanted = link.filter_sharing(source, pass).inspect_err(|_| pass.stalled())?;
                     if !wanted.is_empty() {
                         return Ok(Step::Wants(wanted));
                     }

@@ -4,6 +4,8 @@ use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::wasm::failure::FailureKind;
+
 /// What happens to a message when a plugin fails on it: traps, runs past its deadline, needs
 /// more memory than it may have, or answers what makes no sense.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -28,34 +30,6 @@ impl OnError {
             Self::Drop => "drop",
             Self::DeadLetter => "dead-letter",
             Self::Stall => "stall",
-        }
-    }
-}
-
-/// How a plugin failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum FailureKind {
-    /// It trapped.
-    Trap,
-    /// It ran past its deadline.
-    Deadline,
-    /// It failed after it wanted more memory than it may have.
-    Memory,
-    /// It answered what makes no sense.
-    BadAnswer,
-    /// It could not be instantiated, or `init` refused.
-    Start,
-}
-
-impl FailureKind {
-    /// The kind as metrics and the configuration name it.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Trap => "trap",
-            Self::Deadline => "deadline",
-            Self::Memory => "memory",
-            Self::BadAnswer => "bad-answer",
-            Self::Start => "start",
         }
     }
 }
@@ -100,7 +74,7 @@ impl OnErrors {
     }
 
     /// What is wrong with the choices, one sentence for each mistake.
-    pub(super) fn mistakes(&self) -> Vec<String> {
+    pub(super) fn validate(&self) -> Vec<String> {
         let opens = self.start == Some(OnError::Pass);
         let mistake = "`on_error.start` cannot be \"pass\": every message would pass where no instance starts; \
                        leave it out (the partition waits), or take \"drop\" or \"dead-letter\"";
@@ -175,11 +149,11 @@ mod tests {
         for text in ["\"pass\"", "\"drop\"", "{ trap = \"drop\" }"] {
             let on_error = read(&format!("on_error = {text}")).unwrap();
             assert_eq!(on_error.on(FailureKind::Start), OnError::Stall, "{text}");
-            assert!(on_error.mistakes().is_empty());
+            assert!(on_error.validate().is_empty());
         }
         let own = read("on_error = { start = \"dead-letter\" }").unwrap();
         assert_eq!(own.on(FailureKind::Start), OnError::DeadLetter);
-        assert_eq!(read("on_error = { start = \"pass\" }").unwrap().mistakes().len(), 1);
+        assert_eq!(read("on_error = { start = \"pass\" }").unwrap().validate().len(), 1);
     }
 
     #[test]

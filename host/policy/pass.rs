@@ -3,9 +3,8 @@
 
 use std::collections::HashMap;
 
-use crate::decision::{StateKey, StateWrite};
+use crate::decision::{Filtered, StateKey, StateWrite};
 use crate::message::Message;
-use crate::policy::outcome::Filtered;
 use crate::policy::set::Generation;
 
 /// How often values are fetched for one plugin and batch: keys that depend on values, on values,

@@ -1,30 +1,74 @@
 //! The policy set in force, and its replacement: off to the side, as a whole, in one step.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use crate::policy::config::PluginConfig;
-use crate::policy::guest::aside::outside_async;
-use crate::policy::guest::compile;
-use crate::policy::guest::instance;
-use crate::policy::guest::runtime::Runtime;
-use crate::policy::intake::Intake;
+use crate::artifact::{Intake, Override, Versions};
+use crate::blocking::{outside_async, run_blocking};
+use crate::policy::config::{PluginConfig, PoliciesConfig};
+use crate::policy::entry::{Entry, Workshop};
+use crate::policy::metrics::Metrics;
 use crate::policy::plugin::Plugin;
-use crate::policy::prepare::{ByHand, Prepared, Problem, Refused, Want, Wanted, prepare};
+use crate::policy::prepare::{ByHand, Means, Prepared, Problem, Refused, Want, Wanted, prepare};
+use crate::policy::rollout::quarantine::Alarm;
 use crate::policy::set::{Generation, PolicySet};
 use crate::policy::status::{PluginStatus, Refusal, Status, plugin_status};
 use crate::policy::switch::Switch;
-use crate::policy::versions::{Alarm, Override, Versions};
+use crate::wasm::{self, Runtime};
+
+/// What policies are started with.
+#[derive(Debug)]
+pub struct Setup {
+    /// What runs the plugins.
+    pub runtime: Arc<Runtime>,
+    /// Where plugins come from and which are trusted.
+    pub intake: Intake,
+    /// What keeps their versions.
+    pub versions: Versions,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+impl Setup {
+    /// Trusts every file, keeps versions in memory, and shows no metrics of the set.
+    pub fn new(runtime: Arc<Runtime>) -> Self {
+        let (intake, versions) = (Intake::default(), Versions::in_memory());
+        Self { runtime, intake, versions, metrics: Metrics::default() }
+    }
+
+    /// For a gateway. Metrics go into the registry.
+    ///
+    /// # Errors
+    /// When the folder of versions cannot be used, or this machine cannot run WebAssembly.
+    pub fn of_gateway(config: &PoliciesConfig, registry: &mut Registry) -> anyhow::Result<Self> {
+        // The versions first: their lock says that the folder is ours.
+        let versions = config.versions()?;
+        let runtime = Runtime::with(registry, config.runtime())?;
+        Ok(Self { runtime, intake: config.intake(), versions, metrics: Metrics::register(registry) })
+    }
+
+    /// For a command next to a gateway, which leaves the gateway's folder alone.
+    ///
+    /// # Errors
+    /// When this machine cannot run WebAssembly.
+    pub fn of_command(config: &PoliciesConfig) -> anyhow::Result<Self> {
+        let runtime = Runtime::with(&mut Registry::default(), config.runtime_of_a_command())?;
+        Ok(Self { intake: config.intake(), ..Self::new(runtime) })
+    }
+}
 
 /// The set in force. Workers take [`Policies::current`] for each batch: one set decides all
 /// of it.
 pub struct Policies {
-    runtime: Arc<Runtime>,
-    pub(super) versions: Arc<Versions>,
+    means: Arc<Means>,
+    metrics: Metrics,
+    /// How many chains there are now, each with instances of its own.
+    pub(super) chains: Arc<AtomicUsize>,
     current: Switch<PolicySet>,
     /// One replacement at a time.
     replacing: tokio::sync::Mutex<()>,
@@ -47,7 +91,7 @@ struct Standing {
 
 /// A set that may come in force.
 struct Ready {
-    plugins: Vec<Arc<Plugin>>,
+    entries: Vec<Arc<Entry>>,
     left_out: Vec<Problem>,
 }
 
@@ -62,23 +106,19 @@ impl Policies {
     /// # Errors
     /// With everything that is wrong with any plugin.
     pub fn start(runtime: Arc<Runtime>, plugins: &[PluginConfig]) -> Result<Arc<Self>, Refused> {
-        Self::start_with(runtime, plugins, Versions::in_memory())
+        Self::start_with(Setup::new(runtime), plugins)
     }
 
-    /// The same with versions that are kept elsewhere: comes up with what was in force, where
-    /// something stood in for a plugin's file, or where what is wanted now is refused.
+    /// The same with all that a gateway may want: comes up with what was in force, where something
+    /// stood in for a plugin's file, or where what is wanted now is refused.
     ///
     /// # Errors
     /// With everything that is wrong with any plugin, when there is nothing to come up with.
-    pub fn start_with(
-        runtime: Arc<Runtime>,
-        plugins: &[PluginConfig],
-        versions: Versions,
-    ) -> Result<Arc<Self>, Refused> {
-        let versions = Arc::new(versions);
-        let (Ready { plugins: prepared, left_out }, refused) =
-            outside_async(|| first(&runtime, &versions, plugins))?;
-        runtime.attempts.forget_compiled();
+    pub fn start_with(setup: Setup, plugins: &[PluginConfig]) -> Result<Arc<Self>, Refused> {
+        let Setup { runtime, intake, versions, metrics } = setup;
+        let means = Means { workshop: Workshop { runtime, alarms: Arc::default() }, intake, versions };
+        let (Ready { entries, left_out }, refused) = outside_async(|| first(&means, plugins))?;
+        means.workshop.runtime.attempts.forget_compiled();
         let generation = Generation(1);
         log_left_out(&[], &left_out);
         let standing = Standing {
@@ -88,16 +128,18 @@ impl Policies {
             left_out,
             preparing: None,
         };
+        let chains = Arc::default();
         let policies = Self {
-            versions,
-            current: Switch::new(PolicySet::new(generation, prepared, &runtime.chains)),
+            means: Arc::new(means),
+            current: Switch::new(PolicySet::new(generation, entries, &chains)),
+            chains,
             replacing: tokio::sync::Mutex::new(()),
             generation: watch::Sender::new(generation),
             standing: Mutex::new(standing),
-            runtime,
+            metrics,
         };
-        policies.runtime.metrics.swapped(generation.0);
-        tracing::info!(%generation, plugins = %changes(&[], policies.current().plugins()), "policies in force");
+        policies.metrics.swapped(generation.0);
+        tracing::info!(%generation, plugins = %changes(&[], policies.current().entries()), "policies in force");
         if let Some(refused) = refused {
             policies.refuse(&refused);
         }
@@ -140,8 +182,8 @@ impl Policies {
         self.standing().preparing = Some(SystemTime::now());
         let ready = self.prepare_aside(wanted, Arc::clone(&before)).await;
         self.standing().preparing = None;
-        let Ready { plugins: prepared, left_out } = ready?;
-        self.runtime.attempts.forget_compiled();
+        let Ready { entries, left_out } = ready?;
+        self.means.workshop.runtime.attempts.forget_compiled();
         if let Some(configured) = configured {
             let mut standing = self.standing();
             standing.wanted = configured;
@@ -149,14 +191,14 @@ impl Policies {
             log_left_out(&standing.left_out, &left_out);
             standing.left_out = left_out;
         }
-        if is_same(before.plugins(), &prepared) {
+        if is_same(before.entries(), &entries) {
             return Ok(before.generation());
         }
         let generation = Generation(before.generation().0 + 1);
-        tracing::info!(%generation, plugins = %changes(before.plugins(), &prepared), "policies swapped");
-        self.current.put(PolicySet::new(generation, prepared, &self.runtime.chains));
+        tracing::info!(%generation, plugins = %changes(before.entries(), &entries), "policies swapped");
+        self.current.put(PolicySet::new(generation, entries, &self.chains));
         self.standing().since = SystemTime::now();
-        self.runtime.metrics.swapped(generation.0);
+        self.metrics.swapped(generation.0);
         self.generation.send_replace(generation);
         Ok(generation)
     }
@@ -165,11 +207,11 @@ impl Policies {
     pub fn status(&self) -> Status {
         let set = self.current();
         let standing = self.standing();
-        let with_trial = |plugin: &Arc<Plugin>| PluginStatus {
-            last_trial: self.versions.record(&plugin.config.name).and_then(|record| record.tried),
-            ..plugin_status(plugin, &standing.refusal)
+        let with_trial = |entry: &Arc<Entry>| PluginStatus {
+            last_trial: self.kept().record(&entry.plugin.config.name).and_then(|record| record.tried),
+            ..plugin_status(entry, &standing.refusal)
         };
-        let plugins = set.plugins().iter().map(with_trial).collect();
+        let plugins = set.entries().iter().map(with_trial).collect();
         Status {
             generation: set.generation(),
             since: standing.since,
@@ -184,7 +226,7 @@ impl Policies {
     /// What stands in for the files of configured plugins.
     fn overrides(&self, wanted: &[PluginConfig]) -> BTreeMap<String, Override> {
         let configured = |name: &String| wanted.iter().any(|config| config.name == *name);
-        self.versions.overrides().into_iter().filter(|(name, _)| configured(name)).collect()
+        self.kept().overrides().into_iter().filter(|(name, _)| configured(name)).collect()
     }
 
     /// Tells of every new generation.
@@ -197,43 +239,47 @@ impl Policies {
         self.standing().wanted.clone()
     }
 
+    pub(super) fn kept(&self) -> &Versions {
+        &self.means.versions
+    }
+
     /// Where plugins come from and which are trusted.
     pub(super) fn intake(&self) -> &Intake {
-        &self.runtime.intake
+        &self.means.intake
     }
 
     /// Waits for the next version that failed too often.
     pub(super) async fn next_alarm(&self) -> Alarm {
-        self.runtime.alarms.next().await
+        self.means.workshop.alarms.next().await
     }
 
     /// Counts a quarantine.
     pub(super) fn quarantined(&self, plugin: &str) {
-        self.runtime.metrics.quarantined(plugin);
+        self.metrics.quarantined(plugin);
     }
 
     async fn prepare_aside(&self, wanted: Vec<Wanted>, before: Arc<PolicySet>) -> Result<Ready, Refused> {
-        let (runtime, versions) = (Arc::clone(&self.runtime), Arc::clone(&self.versions));
-        let aside = tokio::task::spawn_blocking(move || {
-            let prepared = prepare(&runtime, &versions, &wanted, before.plugins())?;
-            if !is_same(before.plugins(), &prepared.plugins) {
-                check_room(&prepared.plugins, runtime.chains.load(Relaxed))?;
+        let (means, chains) = (Arc::clone(&self.means), Arc::clone(&self.chains));
+        let work = move || {
+            let prepared = prepare(&means, &wanted, before.entries())?;
+            if !is_same(before.entries(), &prepared.entries) {
+                check_room(&prepared.entries, chains.load(Relaxed))?;
             }
             let by_hand = wanted.iter().any(|one| matches!(one.want, Want::ByHand(_)));
-            settle(&versions, prepared, by_hand)
-        });
-        let ended = |e| Refused::because(format!("preparing the plugins ended early: {e}"));
-        aside.await.unwrap_or_else(|e| Err(ended(e)))
+            settle(&means.versions, prepared, by_hand)
+        };
+        let done = run_blocking("preparing the plugins", work).await;
+        done.unwrap_or_else(|e| Err(Refused::because(e.to_string())))
     }
 
     /// Keeps a refusal for the status. One that says the same as the last is not logged
     /// again: the files are looked at every few seconds.
     pub(super) fn refuse(&self, refused: &Refused) {
-        if compile::is_ending() {
+        if wasm::compile::is_ending() {
             tracing::debug!(%refused, "policies are not prepared any more");
             return;
         }
-        self.runtime.metrics.refused();
+        self.metrics.refused();
         let errors: Vec<String> = refused.problems.iter().map(Problem::to_string).collect();
         let mut standing = self.standing();
         if standing.refusal.as_ref().is_some_and(|last| last.errors == errors) {
@@ -258,22 +304,18 @@ impl std::fmt::Debug for Policies {
 
 /// Prepares the first set: what is wanted, else what was in force before this process. With
 /// the reasons in the second case.
-fn first(
-    runtime: &Arc<Runtime>,
-    versions: &Versions,
-    plugins: &[PluginConfig],
-) -> Result<(Ready, Option<Refused>), Refused> {
+fn first(means: &Means, plugins: &[PluginConfig]) -> Result<(Ready, Option<Refused>), Refused> {
     let prepare_with = |want: &dyn Fn(&PluginConfig) -> Want| -> Result<Prepared, Refused> {
         let wanted: Vec<Wanted> =
             plugins.iter().map(|config| Wanted { config: config.clone(), want: want(config) }).collect();
-        let prepared = prepare(runtime, versions, &wanted, &[])?;
-        check_room(&prepared.plugins, 1)?;
+        let prepared = prepare(means, &wanted, &[])?;
+        check_room(&prepared.entries, 1)?;
         Ok(prepared)
     };
     let (prepared, refused) = match prepare_with(&|_| Want::File) {
         Ok(prepared) => (prepared, None),
         Err(refused) => {
-            let in_force = versions.in_force();
+            let in_force = means.versions.in_force();
             let before = |config: &PluginConfig| {
                 in_force
                     .get(&config.name)
@@ -282,19 +324,28 @@ fn first(
             (prepare_with(&before).map_err(|_| refused.clone())?, Some(refused))
         }
     };
-    Ok((settle(versions, prepared, false)?, refused))
+    Ok((settle(&means.versions, prepared, false)?, refused))
 }
 
 /// Whether each worker will have room for its instances of a set.
 ///
 /// # Errors
 /// The plugin that has none. What a worker cannot start must not come in force.
-fn check_room(plugins: &[Arc<Plugin>], workers: usize) -> Result<(), Refused> {
-    let candidates = plugins.iter().filter_map(|plugin| plugin.trial.as_ref()).map(|trial| &trial.candidate);
-    instance::check_room(plugins.iter().chain(candidates), workers).map_err(|(plugin, failure)| {
-        let why = format!("cannot be started once for each of {} workers: it {failure}", workers.max(1));
-        Refused { problems: vec![Problem::of(&plugin.config, why)] }
-    })
+fn check_room(entries: &[Arc<Entry>], workers: usize) -> Result<(), Refused> {
+    let candidate = |entry: &Arc<Entry>| entry.trial.as_ref().map(|trial| Arc::clone(&trial.candidate));
+    let plugins = entries.iter().map(|entry| Arc::clone(&entry.plugin));
+    let all: Vec<Arc<Plugin>> = plugins.chain(entries.iter().filter_map(candidate)).collect();
+    let mut held = Vec::new();
+    for _ in 0..workers.max(1) {
+        for plugin in &all {
+            held.push(plugin.reserve().map_err(|failure| {
+                let workers = workers.max(1);
+                let why = format!("cannot be started once for each of {workers} workers: it {failure}");
+                Refused { problems: vec![Problem::of(&plugin.config, why)] }
+            })?);
+        }
+    }
+    Ok(())
 }
 
 /// Keeps what a prepared set means for the versions, before it comes in force.
@@ -316,7 +367,7 @@ fn settle(versions: &Versions, prepared: Prepared, by_hand: bool) -> Result<Read
             );
         }
     }
-    Ok(Ready { plugins: prepared.plugins, left_out: prepared.left_out })
+    Ok(Ready { entries: prepared.entries, left_out: prepared.left_out })
 }
 
 /// Says what is left out, where that is news.
@@ -326,16 +377,16 @@ fn log_left_out(before: &[Problem], after: &[Problem]) {
     }
 }
 
-fn is_same(before: &[Arc<Plugin>], after: &[Arc<Plugin>]) -> bool {
+fn is_same(before: &[Arc<Entry>], after: &[Arc<Entry>]) -> bool {
     before.len() == after.len() && before.iter().zip(after).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 /// The swap in one line: `a 1234 -> 5678, b 9abc, c (new) def0, d (gone)`.
-fn changes(before: &[Arc<Plugin>], after: &[Arc<Plugin>]) -> String {
+fn changes(before: &[Arc<Entry>], after: &[Arc<Entry>]) -> String {
     let mut words = Vec::new();
-    for plugin in after {
+    for Entry { plugin, .. } in after.iter().map(|entry| &**entry) {
         let (name, hash) = (&plugin.version.name, &plugin.version.hash);
-        let old = before.iter().find(|old| old.version.name == *name);
+        let old = before.iter().map(|old| &old.plugin).find(|old| old.version.name == *name);
         words.push(match old {
             None => format!("{name} (new) {hash}"),
             Some(old) if old.version.hash != *hash => format!("{name} {} -> {hash}", old.version.hash),
@@ -343,7 +394,9 @@ fn changes(before: &[Arc<Plugin>], after: &[Arc<Plugin>]) -> String {
             Some(_) => format!("{name} {hash}"),
         });
     }
-    let gone = before.iter().filter(|old| after.iter().all(|new| new.version.name != old.version.name));
-    words.extend(gone.map(|old| format!("{} (gone)", old.version.name)));
+    let is_gone =
+        |old: &&Arc<Entry>| after.iter().all(|new| new.plugin.version.name != old.plugin.version.name);
+    let gone = before.iter().filter(is_gone);
+    words.extend(gone.map(|old| format!("{} (gone)", old.plugin.version.name)));
     if words.is_empty() { "none".to_owned() } else { words.join(", ") }
 }

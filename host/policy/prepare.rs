@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::artifact::{
+    self, Against, Arrived, Cause, Change, Choice, Intake, Override, Tried, Versions, check_order,
+};
+use crate::digest;
 use crate::policy::config::PluginConfig;
-use crate::policy::guest::module;
-use crate::policy::guest::runtime::Runtime;
-use crate::policy::intake::{Arrived, Intake};
-use crate::policy::plugin::{Candidate, Plugin};
-use crate::policy::trust::check_order;
-use crate::policy::versions::{Against, Cause, Change, Choice, Override, Tried, Versions};
+use crate::policy::entry::{Entry, Workshop};
+use crate::policy::rollout::trial::Candidate;
 
 /// A plugin that is wanted.
 #[derive(Clone, Debug)]
@@ -71,7 +71,7 @@ pub(super) enum Pick {
 
 /// A prepared set.
 pub(super) struct Prepared {
-    pub(super) plugins: Vec<Arc<Plugin>>,
+    pub(super) entries: Vec<Arc<Entry>>,
     /// What it means for the versions that are kept.
     pub(super) changes: Vec<Change>,
     /// Files of the plugin directory that cannot be read, and never were in force.
@@ -135,20 +135,27 @@ impl std::fmt::Display for Refused {
     }
 }
 
+/// What sets are prepared with.
+pub(super) struct Means {
+    pub(super) workshop: Workshop,
+    /// Where plugins come from and which are trusted.
+    pub(super) intake: Intake,
+    pub(super) versions: Versions,
+}
+
 /// Prepares a whole set, reusing from the one in force what did not change.
 ///
 /// # Errors
 /// With the problems of all plugins.
 pub(super) fn prepare(
-    runtime: &Arc<Runtime>,
-    versions: &Versions,
+    means: &Means,
     wanted: &[Wanted],
-    in_force: &[Arc<Plugin>],
+    in_force: &[Arc<Entry>],
 ) -> Result<Prepared, Refused> {
     let mut problems = Vec::new();
     let mut prepared = Prepared {
-        plugins: Vec::with_capacity(wanted.len()),
-        changes: gone(versions, wanted),
+        entries: Vec::with_capacity(wanted.len()),
+        changes: gone(&means.versions, wanted),
         left_out: vec![],
     };
     for (at, one) in wanted.iter().enumerate() {
@@ -156,12 +163,12 @@ pub(super) fn prepare(
         if wanted[..at].iter().any(|earlier| earlier.config.name == config.name) {
             problems.push(Problem::of(config, "has the name of a plugin before it; names are unique"));
         }
-        let mistakes = config.mistakes();
+        let mistakes = config.validate();
         if !mistakes.is_empty() {
             problems.extend(mistakes.into_iter().map(|mistake| Problem::of(config, mistake)));
             continue;
         }
-        match prepare_one(runtime, versions, one, in_force, &mut prepared) {
+        match prepare_one(means, one, in_force, &mut prepared) {
             Ok(()) => {}
             Err(why) => problems.push(Problem::of(config, why)),
         }
@@ -170,16 +177,16 @@ pub(super) fn prepare(
 }
 
 fn prepare_one(
-    runtime: &Arc<Runtime>,
-    versions: &Versions,
+    means: &Means,
     wanted: &Wanted,
-    in_force: &[Arc<Plugin>],
+    in_force: &[Arc<Entry>],
     prepared: &mut Prepared,
 ) -> Result<(), String> {
+    let Means { workshop, intake, versions } = means;
     let by_hand = match &wanted.want {
         Want::AsItIs => {
-            let same = in_force.iter().filter(|plugin| plugin.config.name == wanted.config.name);
-            prepared.plugins.extend(same.cloned());
+            let same = in_force.iter().filter(|entry| entry.plugin.config.name == wanted.config.name);
+            prepared.entries.extend(same.cloned());
             return Ok(());
         }
         Want::ByHand(by_hand) => Some(by_hand),
@@ -191,16 +198,16 @@ fn prepare_one(
             None
         }
     };
-    let change = decide(&runtime.intake, versions, &wanted.config, by_hand)?;
+    let change = decide(intake, versions, &wanted.config, by_hand)?;
     if let Some((_, Arrived { bytes, .. })) = &change.to {
-        let candidate = candidate(&runtime.intake, versions, &wanted.config, &change)?;
-        let known: Vec<Arc<Plugin>> = in_force.iter().chain(&prepared.plugins).map(Arc::clone).collect();
+        let candidate = candidate(intake, versions, &wanted.config, &change)?;
+        let known: Vec<Arc<Entry>> = in_force.iter().chain(&prepared.entries).map(Arc::clone).collect();
         // A file from outside goes through compilers here; a bug of theirs must not end us.
         let attempt = catch_unwind(AssertUnwindSafe(|| {
-            Plugin::prepare(runtime, &wanted.config, bytes, candidate.as_ref(), &known)
+            Entry::prepare(workshop, &wanted.config, bytes, candidate.as_ref(), &known)
         }));
-        let plugin = attempt.unwrap_or_else(|_| Err("made the compiler panic; is the file complete?".into()));
-        prepared.plugins.push(plugin?);
+        let entry = attempt.unwrap_or_else(|_| Err("made the compiler panic; is the file complete?".into()));
+        prepared.entries.push(entry?);
     }
     prepared.changes.push(change);
     Ok(())
@@ -208,13 +215,13 @@ fn prepare_one(
 
 /// A file that lies in the plugin directory, cannot be read, and is nobody's: it is left out, and
 /// stops neither the start nor the others. One that was in force goes on, and its update is refused.
-fn stray(versions: &Versions, config: &PluginConfig, in_force: &[Arc<Plugin>]) -> Option<Problem> {
-    let was_in_force = in_force.iter().any(|plugin| plugin.config.name == config.name)
+fn stray(versions: &Versions, config: &PluginConfig, in_force: &[Arc<Entry>]) -> Option<Problem> {
+    let was_in_force = in_force.iter().any(|entry| entry.plugin.config.name == config.name)
         || versions.in_force().contains_key(&config.name);
     if !config.found || was_in_force {
         return None;
     }
-    Some(Problem::of(config, module::read(&config.path).err()?))
+    Some(Problem::of(config, artifact::read(&config.path).err()?))
 }
 
 /// Which version decides from now on, and what stands in for the plugin's file. Whatever came in
@@ -227,7 +234,7 @@ fn decide(
 ) -> Result<Change, String> {
     let (name, pin) = (&config.name, config.sha256.as_deref());
     let file = intake.fetch(&config.path);
-    let file_hash = file.as_ref().ok().map(|file| module::hash(&file.bytes));
+    let file_hash = file.as_ref().ok().map(|file| digest::hash(&file.bytes));
     let known = versions.record(name).and_then(|record| record.instead);
     let change = |decides: Option<Trusted>, why: &str, instead| {
         let against = by_hand.and_then(|by_hand| by_hand.against.clone());
@@ -286,7 +293,7 @@ struct Trusted {
 impl Trusted {
     fn new(intake: &Intake, name: &str, arrived: Arrived, pin: Option<&str>) -> Result<Self, String> {
         let signed = intake.check(name, &arrived, pin)?;
-        Ok(Self { hash: module::hash(&arrived.bytes), arrived, signed })
+        Ok(Self { hash: digest::hash(&arrived.bytes), arrived, signed })
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::decision::PluginVersion;
-use crate::policy::chain::Chain;
+use crate::policy::entry::Entry;
 use crate::policy::plugin::Plugin;
 
 /// Which policy set: counts the swaps of a process, from 1.
@@ -20,16 +20,16 @@ impl std::fmt::Display for Generation {
 /// Plugins in configured order. Immutable; freed with the last of its chains.
 pub struct PolicySet {
     generation: Generation,
-    plugins: Vec<Arc<Plugin>>,
+    entries: Vec<Arc<Entry>>,
     versions: Vec<PluginVersion>,
     /// How many chains there are, of this set and others.
     chains: Arc<AtomicUsize>,
 }
 
 impl PolicySet {
-    pub(super) fn new(generation: Generation, plugins: Vec<Arc<Plugin>>, chains: &Arc<AtomicUsize>) -> Self {
-        let versions = plugins.iter().map(|plugin| plugin.version.clone()).collect();
-        Self { generation, plugins, versions, chains: Arc::clone(chains) }
+    pub(super) fn new(generation: Generation, entries: Vec<Arc<Entry>>, chains: &Arc<AtomicUsize>) -> Self {
+        let versions = entries.iter().map(|entry| entry.plugin.version.clone()).collect();
+        Self { generation, entries, versions, chains: Arc::clone(chains) }
     }
 
     /// Which set this is.
@@ -44,26 +44,29 @@ impl PolicySet {
 
     /// Whether any plugin filters.
     pub fn has_filter(&self) -> bool {
-        self.plugins.iter().any(|plugin| plugin.module.hooks.has_filter())
+        self.plugins().any(|plugin| plugin.module.hooks.has_filter())
     }
 
     /// Whether any plugin regroups rooms.
     pub fn has_grouping(&self) -> bool {
-        self.plugins.iter().any(|plugin| plugin.module.hooks.has_grouping())
+        self.plugins().any(|plugin| plugin.module.hooks.has_grouping())
     }
 
     /// Whether any plugin decides about the absent.
     pub fn has_offline(&self) -> bool {
-        self.plugins.iter().any(|plugin| plugin.module.hooks.offline.is_some())
+        self.plugins().any(|plugin| plugin.module.hooks.offline.is_some())
     }
 
-    /// A chain of this set, for one worker. Instances are made when they are needed.
-    pub fn chain(self: &Arc<Self>) -> Chain {
-        Chain::new(Arc::clone(self), Arc::clone(&self.chains))
+    pub(super) fn entries(&self) -> &[Arc<Entry>] {
+        &self.entries
     }
 
-    pub(super) fn plugins(&self) -> &[Arc<Plugin>] {
-        &self.plugins
+    pub(super) fn chains(&self) -> &Arc<AtomicUsize> {
+        &self.chains
+    }
+
+    fn plugins(&self) -> impl Iterator<Item = &Plugin> {
+        self.entries.iter().map(|entry| &*entry.plugin)
     }
 }
 

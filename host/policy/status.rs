@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 
+use crate::artifact::{Cause, Override, Tried};
+use crate::policy::entry::Entry;
 use crate::policy::on_error::OnErrors;
-use crate::policy::plugin::Plugin;
 use crate::policy::prepare::Problem;
+use crate::policy::rollout::trial::TrialStatus;
 use crate::policy::set::Generation;
-use crate::policy::trial::TrialStatus;
-use crate::policy::versions::{Cause, Override, Tried};
 
 /// What `GET /v1/plugins` shows.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -138,7 +138,8 @@ pub struct Refusal {
     pub(super) plugins: Vec<String>,
 }
 
-pub(super) fn plugin_status(plugin: &Plugin, refusal: &Option<Refusal>) -> PluginStatus {
+pub(super) fn plugin_status(entry: &Entry, refusal: &Option<Refusal>) -> PluginStatus {
+    let plugin = &entry.plugin;
     let refused = refusal.as_ref().is_some_and(|refusal| refusal.plugins.contains(&plugin.config.name));
     let workers_over_budget = plugin.workers_over_budget();
     let state = match () {
@@ -159,7 +160,7 @@ pub(super) fn plugin_status(plugin: &Plugin, refusal: &Option<Refusal>) -> Plugi
         memory: plugin.config.memory,
         state,
         workers_over_budget,
-        trial: plugin.trial.as_ref().map(|trial| trial.status(plugin)),
+        trial: entry.trial.as_ref().map(|trial| trial.status(plugin)),
         last_trial: None,
     }
 }

@@ -17,8 +17,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking::run_blocking;
 use crate::policy::config::PluginConfig;
-use crate::policy::plugin::Plugin;
+use crate::policy::entry::Entry;
 use crate::policy::policies::Policies;
 use crate::policy::prepare::{Problem, Refused};
 
@@ -82,12 +83,12 @@ impl Follower {
     fn new(policies: Arc<Policies>, sources: Sources) -> Self {
         let in_force = policies.current();
         // Where signatures are asked for, the first look checks again what they are now.
-        let hashes = |plugin: &Plugin| {
-            let candidate = plugin.trial.as_ref().map(|trial| &trial.candidate.module.hash);
-            [Some(&plugin.module.hash), candidate].into_iter().flatten().cloned().map(Some).collect()
+        let hashes = |entry: &Entry| {
+            let candidate = entry.trial.as_ref().map(|trial| &trial.candidate.module.hash);
+            [Some(&entry.plugin.module.hash), candidate].into_iter().flatten().cloned().map(Some).collect()
         };
-        let wanted = |plugin: &Arc<Plugin>| (plugin.config.clone(), hashes(plugin));
-        let tried = Some(in_force.plugins().iter().map(wanted).collect());
+        let wanted = |entry: &Arc<Entry>| (entry.plugin.config.clone(), hashes(entry));
+        let tried = Some(in_force.entries().iter().map(wanted).collect());
         Self { policies, sources: Arc::new(sources), events: Events::start(), tried }
     }
 
@@ -123,7 +124,8 @@ impl Follower {
             }
         };
         let policies = Arc::clone(&self.policies);
-        let Some(wanted) = aside(move || with_fingerprints(&policies, plugins)).await else { return };
+        let look = move || with_fingerprints(&policies, plugins);
+        let Ok(wanted) = run_blocking("looking at the plugins' files", look).await else { return };
         if self.tried.as_ref() == Some(&wanted) {
             return;
         }
@@ -152,14 +154,8 @@ impl Follower {
 
     async fn read_sources(&self) -> anyhow::Result<(Vec<PluginConfig>, Vec<PathBuf>)> {
         let sources = Arc::clone(&self.sources);
-        let read = aside(move || (sources.files)()).await;
-        read.unwrap_or_else(|| Err(anyhow::anyhow!("reading the configuration ended early")))
+        run_blocking("reading the configuration", move || (sources.files)()).await?
     }
-}
-
-/// Runs what may block on its own thread; `None` when it panicked or the runtime ends.
-async fn aside<R: Send + 'static>(work: impl FnOnce() -> R + Send + 'static) -> Option<R> {
-    tokio::task::spawn_blocking(work).await.ok()
 }
 
 fn with_fingerprints(policies: &Policies, plugins: Vec<PluginConfig>) -> Wanted {

@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 use redis::{Cmd, ConnectionInfo, Pipeline, ServerErrorKind, Value};
 
 use super::link::PIPELINE_LIMIT;
-use super::nodes::Nodes;
+use super::nodes::{Nodes, as_cluster, unserved};
 use super::slots::{Node, Slots, slot_of};
 use super::unavailable::{Problem, Trouble};
 use super::{BadUrl, Partial, Timeouts, reply, split};
@@ -292,11 +292,6 @@ fn anyone(slots: &Slots) -> Result<&Node, Problem> {
     slots.nodes().first().ok_or_else(|| unserved(format_args!("any slot")))
 }
 
-/// Nobody in the cluster serves this now.
-pub(super) fn unserved(what: std::fmt::Arguments<'_>) -> Problem {
-    Problem::new(Trouble::ClusterDown, format!("no node serves {what}"))
-}
-
 fn understand(reply: Value, node: &Node) -> Said {
     let Value::ServerError(error) = &reply else { return Said::Answer(reply) };
     let target = || Node::redirected(error.details()?.split_ascii_whitespace().nth(1)?, node);
@@ -310,14 +305,6 @@ fn understand(reply: Value, node: &Node) -> Said {
             Some(problem) => Said::Unfit(as_cluster(problem).of(node)),
             None => Said::Answer(reply),
         },
-    }
-}
-
-/// What a single server must not say, a cluster may.
-pub(super) fn as_cluster(problem: Problem) -> Problem {
-    match problem.trouble {
-        Trouble::IsCluster => Problem::new(Trouble::ClusterDown, problem.said),
-        _ => problem,
     }
 }
 

@@ -64,7 +64,7 @@ impl Config {
     }
 
     /// What is wrong with the values, one sentence for each mistake.
-    pub fn problems(&self) -> Vec<String> {
+    pub fn validate(&self) -> Vec<String> {
         if self.is_memory() {
             return Vec::new();
         }
@@ -78,32 +78,3 @@ impl Config {
 
 /// Below this, ordinary replies would not fit.
 const SMALLEST_REPLY: ByteSize = ByteSize::mib(1);
-
-/// A `[redis] url` that cannot be right. Its text does not repeat the URL, which may hold a
-/// password.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadUrl {
-    /// `memory://` is no server: whoever builds the parts takes the in-memory ones instead.
-    #[error("[redis] url: memory:// names no server to connect to; use redis:// or rediss://")]
-    Memory,
-    /// It should name a cluster.
-    #[error(
-        "[redis] url cannot be read ({0}); expected redis+cluster://[user:password@]node[:port][,node[:port]...], \
-         with special characters of the password percent-encoded"
-    )]
-    Cluster(String),
-    /// It should name sentinels.
-    #[error(
-        "[redis] url cannot be read ({0}); expected redis+sentinel://[user:password@]sentinel[:port][,...]\
-         /service[/database][?sentinel_username=...&sentinel_password=...], with special characters \
-         percent-encoded"
-    )]
-    Sentinel(String),
-    /// Everything else.
-    #[error(
-        "[redis] url cannot be read ({0}); expected redis://[user:password@]host[:port][/database], \
-         with special characters of the password percent-encoded; or redis+sentinel://, redis+cluster://, \
-         memory://"
-    )]
-    Malformed(String),
-}

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::select_ok;
 use redis::aio::MultiplexedConnection;
@@ -13,9 +14,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::task::JoinSet;
 
-use super::Timeouts;
-use super::bounds::{Bounded, Excess, Meter};
+use super::bounds::{Bounded, Bounds, Excess, Meter};
 use super::unavailable::{Problem, Trouble};
+
+/// How long connecting and one pipeline may take, and how much may come.
+#[derive(Debug, Clone)]
+pub(super) struct Timeouts {
+    pub(super) connect: Duration,
+    pub(super) response: Duration,
+    pub(super) bounds: Bounds,
+}
 
 /// A connection. Clones share it; it ends with the last of them.
 #[derive(Clone)]

@@ -42,36 +42,24 @@ mod way;
 mod wellbeing;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use redis::{Cmd, Value};
 
 use bounds::Bounds;
-pub use config::{BadUrl, Config};
+pub use config::Config;
+use dial::Timeouts;
 pub use metrics::Metrics;
+use reply::Partial;
 pub use reply::{Refusal, Texts, elements, excess, is_too_large, refusal, text};
+pub use target::BadUrl;
 use unavailable::Trouble;
 pub use unavailable::Unavailable;
 use way::Way;
 use wellbeing::Wellbeing;
 
-/// How long connecting and one pipeline may take, and how much may come.
-#[derive(Debug, Clone)]
-struct Timeouts {
-    connect: Duration,
-    response: Duration,
-    bounds: Bounds,
-}
-
 /// The longest string in a reply about rooms: ids and addresses, which are far shorter.
 const LONGEST_ID: usize = 4 * 1024;
-
-/// How far a call came: a reply for each command that has one, and what kept the others from it.
-#[derive(Debug)]
-struct Partial {
-    replies: Vec<Option<Value>>,
-    problem: Option<unavailable::Problem>,
-}
 
 /// The shared client. Cloning it is cheap, and the clones share their connections.
 #[derive(Clone, Debug)]

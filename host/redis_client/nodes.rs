@@ -13,7 +13,6 @@ use parking_lot::Mutex as StdMutex;
 use redis::{ConnectionInfo, Pipeline, ServerError, Value};
 use tokio::sync::Mutex;
 
-use super::cluster::{as_cluster, unserved};
 use super::link::Link;
 use super::slots::{Node, Slots};
 use super::unavailable::{Problem, Trouble};
@@ -195,4 +194,17 @@ fn no_map(error: &ServerError) -> Problem {
     let said = reply::said(error);
     let denied = error.code() == "NOPERM";
     Problem::new(if denied { Trouble::Denied } else { Trouble::NoCluster }, said)
+}
+
+/// Nobody in the cluster serves this now.
+pub(super) fn unserved(what: std::fmt::Arguments<'_>) -> Problem {
+    Problem::new(Trouble::ClusterDown, format!("no node serves {what}"))
+}
+
+/// What a single server must not say, a cluster may.
+pub(super) fn as_cluster(problem: Problem) -> Problem {
+    match problem.trouble {
+        Trouble::IsCluster => Problem::new(Trouble::ClusterDown, problem.said),
+        _ => problem,
+    }
 }

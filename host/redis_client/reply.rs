@@ -7,6 +7,13 @@ use redis::{ServerError, ServerErrorKind, Value};
 
 use super::unavailable::{Problem, Trouble};
 
+/// How far a call came: a reply for each command that has one, and what kept the others from it.
+#[derive(Debug)]
+pub(super) struct Partial {
+    pub(super) replies: Vec<Option<Value>>,
+    pub(super) problem: Option<Problem>,
+}
+
 /// One string out of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Texts {

@@ -5,7 +5,34 @@
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
-use super::BadUrl;
+/// A `[redis] url` that cannot be right. Its text does not repeat the URL, which may hold a
+/// password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadUrl {
+    /// `memory://` is no server: whoever builds the parts takes the in-memory ones instead.
+    #[error("[redis] url: memory:// names no server to connect to; use redis:// or rediss://")]
+    Memory,
+    /// It should name a cluster.
+    #[error(
+        "[redis] url cannot be read ({0}); expected redis+cluster://[user:password@]node[:port][,node[:port]...], \
+         with special characters of the password percent-encoded"
+    )]
+    Cluster(String),
+    /// It should name sentinels.
+    #[error(
+        "[redis] url cannot be read ({0}); expected redis+sentinel://[user:password@]sentinel[:port][,...]\
+         /service[/database][?sentinel_username=...&sentinel_password=...], with special characters \
+         percent-encoded"
+    )]
+    Sentinel(String),
+    /// Everything else.
+    #[error(
+        "[redis] url cannot be read ({0}); expected redis://[user:password@]host[:port][/database], \
+         with special characters of the password percent-encoded; or redis+sentinel://, redis+cluster://, \
+         memory://"
+    )]
+    Malformed(String),
+}
 
 /// Where sentinels listen unless the URL says otherwise.
 const SENTINEL_PORT: u16 = 26_379;

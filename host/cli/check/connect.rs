@@ -7,7 +7,6 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 
-use crate::cli::fleet::look_at_fleet;
 use crate::comets::Fleet;
 use crate::config::Config;
 use crate::gateway::{self, Storage};
@@ -30,14 +29,13 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 /// Reaches for everything that the gateway needs.
 pub(super) async fn all(config: &Config) -> Vec<Connected> {
-    let parts = config.without_plugins();
     let listen = listener("admin listener", "listen", &config.admin.listen);
     let probes = async {
         let address = config.admin.probes.as_deref()?;
         Some(listener("admin listener for probes", "probes", address).await)
     };
     let (probed, directory, listen, probes) =
-        tokio::join!(gateway::probe(&parts), directory(&parts), listen, probes);
+        tokio::join!(gateway::probe(config), directory(config), listen, probes);
     let of = |subject: String, found: anyhow::Result<String>| match found {
         Ok(text) => Connected { subject, ok: true, text },
         Err(error) => Connected { subject, ok: false, text: format!("{error:#}") },
@@ -56,15 +54,15 @@ pub(super) async fn all(config: &Config) -> Vec<Connected> {
 }
 
 /// Whether the directory answers, how rooms are read there, and the comets that are known there.
-async fn directory(parts: &gateway::Config) -> anyhow::Result<(String, Arc<Fleet>)> {
+async fn directory(config: &Config) -> anyhow::Result<(String, Arc<Fleet>)> {
     let mut registry = Registry::default();
-    let storage = Storage::open(parts, &mut registry)?;
-    let check = storage.check(parts.writes_to_redis());
+    let storage = Storage::open(config, &mut registry)?;
+    let check = storage.check(gateway::writes_to_redis(config, &[]));
     let Ok(how) = tokio::time::timeout(DIRECTORY, check).await else {
         anyhow::bail!("no answer within {DIRECTORY:?}; check `[redis] url`");
     };
     let how = how?;
-    Ok((how, look_at_fleet(parts, &storage, &mut registry).await))
+    Ok((how, gateway::look_at_fleet(config, &storage, &mut registry).await))
 }
 
 /// What a BROADCAST would reach, and what is wrong with that.

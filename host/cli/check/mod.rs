@@ -2,13 +2,11 @@
 
 mod connect;
 
-use prometheus_client::registry::Registry;
-
 use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, print, print_json, runtime};
 use crate::config::{Config, Inspected, Mistake};
 use crate::decision::PluginVersion;
 use crate::gateway;
-use crate::policy::{self, Policies};
+use crate::policy::{Policies, Setup};
 use connect::Connected;
 
 /// Arguments of `halley check`.
@@ -68,7 +66,7 @@ fn inspect(args: &ConfigArgs) -> (Config, Report) {
     let Inspected { config, mut mistakes, warnings } = Config::inspect(args.file().as_deref());
     let place = args.file().map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
     let placed = |text: String| Mistake { place: place.clone(), text };
-    mistakes.extend(gateway::verify(&config.without_plugins()).into_iter().map(placed));
+    mistakes.extend(gateway::verify(&config).into_iter().map(placed));
     mistakes.extend(config.admin.token_problem().map(placed));
     mistakes.extend(config.comets.discovery.file_problem().map(placed));
     let plugins = match plugins(&config) {
@@ -84,10 +82,9 @@ fn inspect(args: &ConfigArgs) -> (Config, Report) {
 
 fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
     let one = |error: anyhow::Error| vec![format!("{error:#}")];
-    let runtime = policy::Runtime::with(&mut Registry::default(), config.policies.runtime_of_a_command())
-        .map_err(one)?;
+    let setup = Setup::of_command(&config.policies).map_err(one)?;
     let wanted = config.plugins().map_err(one)?;
-    match Policies::start(runtime, &wanted) {
+    match Policies::start_with(setup, &wanted) {
         Ok(policies) => {
             // A gateway starts without them; whoever asks here wants to know.
             let left_out: Vec<_> = policies.status().left_out.iter().map(ToString::to_string).collect();

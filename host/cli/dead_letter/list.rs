@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::cli::dead_letter::filter::{FilterArgs, no_topic};
 use crate::cli::dead_letter::show::{Table, json};
-use crate::cli::dead_letter::{FilterArgs, no_topic};
 use crate::cli::{ConfigArgs, SUCCESS, fail, print, print_json};
 use crate::dead_letter::{DeadLetter, Reader, Stage};
 use crate::kafka;

@@ -1,20 +1,18 @@
 //! `halley dead-letter`: what could not be delivered, listed and brought back.
 
+mod filter;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod list;
 mod redrive;
 mod show;
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::Subcommand;
-use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 
 use crate::cli::{ConfigArgs, MISTAKE, fail, runtime};
 use crate::config::Config;
-use crate::dead_letter::{Filter, Stage};
-use crate::time;
 
 /// Arguments of `halley dead-letter`.
 #[derive(Debug, clap::Args)]
@@ -62,46 +60,6 @@ enum Command {
     Redrive(redrive::Args),
 }
 
-/// Which dead letters are meant: all that agree with every filter.
-#[derive(Debug, clap::Args)]
-struct FilterArgs {
-    /// Only those whose way ended at this station.
-    #[arg(long, value_parser = stage_parser())]
-    stage: Option<Stage>,
-    /// Only those that this plugin decided: `name` or `name@version`.
-    #[arg(long, value_name = "NAME")]
-    plugin: Option<String>,
-    /// Only those that came from this topic.
-    #[arg(long, value_name = "ORIGIN")]
-    topic: Option<String>,
-    /// Only those whose reason contains this text, whatever its case.
-    #[arg(long, value_name = "TEXT")]
-    reason: Option<String>,
-    /// Only messages produced at or after this time: `2026-01-31T12:00:00Z`, `2026-01-31`, or
-    /// an age such as `90m` or `2days`.
-    #[arg(long, value_name = "TIME", value_parser = time::parse)]
-    since: Option<SystemTime>,
-    /// Only messages produced before this time.
-    #[arg(long, value_name = "TIME", value_parser = time::parse)]
-    until: Option<SystemTime>,
-    /// At most so many, counted from the first that the filters mean.
-    #[arg(long, value_name = "N")]
-    limit: Option<u64>,
-}
-
-impl FilterArgs {
-    fn filter(&self) -> Filter {
-        Filter {
-            stage: self.stage,
-            plugin: self.plugin.clone(),
-            topic: self.topic.clone(),
-            reason: self.reason.clone(),
-            since_ms: self.since.map(time::to_record_ms),
-            until_ms: self.until.map(time::to_record_ms),
-        }
-    }
-}
-
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let file: &ConfigArgs = match &args.command {
         Command::List(args) => &args.config,
@@ -124,17 +82,4 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     // A call to a Kafka that is away may still block; nobody waits for it.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
-}
-
-/// What is said when there is no dead-letter topic.
-fn no_topic(topic: &str) -> String {
-    format!(
-        "there is no topic `{topic}`: no dead letter was ever written, or `[kafka] dead_letter_topic` names another one"
-    )
-}
-
-fn stage_parser() -> impl clap::builder::TypedValueParser<Value = Stage> {
-    let named = |name: String| Stage::ALL.into_iter().find(|stage| stage.as_str() == name);
-    PossibleValuesParser::new(Stage::ALL.map(Stage::as_str))
-        .try_map(move |name| named(name).ok_or("no stage of this name"))
 }

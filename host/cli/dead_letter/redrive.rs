@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::cli::dead_letter::{FilterArgs, no_topic};
+use crate::cli::dead_letter::filter::{FilterArgs, no_topic};
 use crate::cli::{ConfigArgs, FAILURE, SUCCESS, fail, print};
 use crate::config::Config;
 use crate::dead_letter::{DeadLetter, Fate, Order, Summary, redrive};
@@ -81,7 +81,7 @@ async fn key(config: &Config) -> anyhow::Result<RedriveKey> {
             "warning: `[redis] url` is memory://, where no other process finds the key that proves what is redriven: gateways take it for new messages",
         );
     }
-    let storage = Storage::open(&config.without_plugins(), &mut Registry::default())?;
+    let storage = Storage::open(config, &mut Registry::default())?;
     storage.redrive_keys.read_or_make().await.context("cannot read the key that proves what is redriven")
 }
 

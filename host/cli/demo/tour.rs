@@ -88,12 +88,12 @@ async fn a_policy(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
 
 async fn a_broken_policy(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
     screen.step(5, "A broken policy changes nothing").await;
-    let generation = world.gateway.policies().generation;
+    let generation = world.gateway.policies().status().generation;
     world.folder.break_keyword_filter()?;
-    let refused = eventually(async || world.gateway.policies().last_refusal.is_some()).await;
+    let refused = eventually(async || world.gateway.policies().status().last_refusal.is_some()).await;
     tell_refusal(world, screen);
     let arrivals = say(world, screen, &room("games"), "more spam", 2).await?;
-    let still = world.gateway.policies().generation == generation;
+    let still = world.gateway.policies().status().generation == generation;
     let passed = refused && still && arrivals.iter().all(|arrival| arrival.body == "more ****");
     world.folder.install_keyword_filter()?;
     screen.verdict(passed, "the version before it stays in force, and /v1/plugins says why");
@@ -168,7 +168,7 @@ pub(super) fn invite(world: &World, screen: &Screen) {
 pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::Result<()> {
     let phrases = ["what a goal", "who is playing?", "cheap spam here", "so good", "first!"];
     let mut ticks = tokio::time::interval(Duration::from_secs(2));
-    let mut before = world.gateway.policies();
+    let mut before = world.gateway.policies().status();
     for number in 0.. {
         ticks.tick().await;
         let (name, body) = (ROOMS[number % ROOMS.len()], phrases[number % phrases.len()]);
@@ -177,7 +177,7 @@ pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::
         while let Some(arrival) = world.arrival(Duration::from_millis(500)).await {
             screen.arrived(&arrival);
         }
-        let now = world.gateway.policies();
+        let now = world.gateway.policies().status();
         if now.generation != before.generation {
             let names: Vec<_> = now.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
             screen.note(&format!(
@@ -221,7 +221,7 @@ async fn say(
 
 /// Why the last candidate was refused; the demo's own folder is known to the reader.
 fn tell_refusal(world: &World, screen: &Screen) {
-    let Some(refusal) = world.gateway.policies().last_refusal else { return };
+    let Some(refusal) = world.gateway.policies().status().last_refusal else { return };
     let folder = format!("{}/", world.folder.policies().display());
     for problem in &refusal.errors {
         screen.note(&format!("refused: {}", problem.replace(&folder, "")));
@@ -230,7 +230,8 @@ fn tell_refusal(world: &World, screen: &Screen) {
 
 /// Changes policies and waits until the change is in force.
 async fn swap(world: &World, change: impl Fn(&World) -> anyhow::Result<()>) -> anyhow::Result<Duration> {
-    let wanted = |world: &World| world.gateway.policies().plugins.iter().any(|p| p.name == "keyword-filter");
+    let wanted =
+        |world: &World| world.gateway.policies().status().plugins.iter().any(|p| p.name == "keyword-filter");
     let since = Instant::now();
     change(world)?;
     anyhow::ensure!(eventually(async || wanted(world)).await, "the policy did not come into force");

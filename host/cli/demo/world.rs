@@ -63,19 +63,19 @@ impl World {
                 directory.offline(user);
             }
         }
-        let parts = config.gateway()?;
+        let plugins = config.plugins()?;
         let mut registry = Registry::default();
         let listener = Admin::bind(&config.admin, &mut registry).await?;
         let admin = listener.address();
-        let storage = Storage::memory(directory, &parts, &mut registry);
+        let storage = Storage::memory(directory, &config, &mut registry);
         let inbox = Arc::clone(&storage.inbox);
         let sources = config.sources(Some(folder.config()));
-        let running = Gateway::start_with(&parts, sources, storage, registry).await?;
+        let running = Gateway::start_with(&config, plugins, sources, storage, registry).await?;
         let gateway = running.handle();
 
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(listener.serve(gateway.clone(), shutdown.clone()));
-        let producer = Producer::new(&parts.kafka)?;
+        let producer = Producer::new(&config.kafka)?;
         Ok(Self { folder, comets, inbox, gateway, admin, producer, broker, running, shutdown, tasks })
     }
 

@@ -6,11 +6,11 @@ use reqwest::Method;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use reqwest::multipart::{Form, Part};
 
+use crate::artifact::{read_signature, signature_as_text};
 use crate::cli::plugin::client::GatewayArgs;
 use crate::cli::plugin::show::in_force;
 use crate::cli::{LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print, print_lines};
 use crate::files;
-use crate::policy::{read_signature, signature_as_text};
 
 /// What goes with a part: its signature.
 const SIGNATURE: HeaderName = HeaderName::from_static("halley-signature");

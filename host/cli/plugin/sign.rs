@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
+use crate::artifact;
 use crate::cli::{LARGEST_INPUT, SUCCESS, print};
 use crate::files;
-use crate::policy;
 
 /// The largest file with a private key, in bytes.
 const LARGEST_KEY: u64 = 64 * 1024;
@@ -34,8 +34,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let failed = |what: &PathBuf, why: String| anyhow::anyhow!("{} {why}", what.display());
     let bytes = files::read(&file, LARGEST_INPUT).map_err(|why| failed(&file, why.to_string()))?;
     let secret = files::read_secret(&key, LARGEST_KEY).map_err(|why| failed(&key, why.to_string()))?;
-    let signature = policy::sign(&secret, &name, number, &bytes).map_err(|why| failed(&key, why))?;
-    let place = policy::signature_file(&file);
+    let signature = artifact::sign(&secret, &name, number, &bytes).map_err(|why| failed(&key, why))?;
+    let place = artifact::signature_file(&file);
     files::publish(&place, signature.as_bytes())
         .with_context(|| format!("{} cannot be written", place.display()))?;
     print(&format!("{}: version {number} of `{name}`", place.display()));

@@ -4,11 +4,10 @@ use std::path::Path;
 
 use prometheus_client::registry::Registry;
 
-use crate::decision::{PluginVersion, Verdict};
+use crate::decision::{Filtered, PluginVersion, Verdict};
 use crate::message::Message;
-use crate::policy::{
-    self, Chain, Filtered, OnError, PluginConfig, Policies, RuntimeConfig, Share, StateScope, Then,
-};
+use crate::policy::{Chain, OnError, PluginConfig, Policies, Share, StateScope, Then};
+use crate::wasm::{self, RuntimeConfig};
 
 /// A plugin on its own, with state of its own.
 pub(super) struct Judge {
@@ -61,7 +60,7 @@ impl Judge {
         // Every question is asked.
         config.time_budget = Share(1.0);
         config.state = StateScope::Local;
-        let policies = Policies::start(policy::Runtime::with(&mut Registry::default(), runtime)?, &[config])?;
+        let policies = Policies::start(wasm::Runtime::with(&mut Registry::default(), runtime)?, &[config])?;
         let set = policies.current();
         anyhow::ensure!(
             set.has_filter(),
@@ -122,6 +121,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::decision::Decision;
     use crate::message::{Audience, Origin, Record, encode};
 
     fn message() -> Message {
@@ -145,7 +145,7 @@ mod tests {
         filtered.verdict = verdict;
         filtered.message.body = body.into();
         if !what.is_empty() {
-            filtered.trail.push(policy::Decision { by: version("a"), what: what.into() });
+            filtered.trail.push(Decision { by: version("a"), what: what.into() });
         }
         decided(filtered)
     }

@@ -111,7 +111,7 @@ fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)
         settings.config = json(file)?;
     }
     let judge = |settings: &PluginConfig, file: &Path| {
-        Judge::new(settings, file, config.policies.runtime_of_an_author())
+        Judge::new(settings, file, config.policies.runtime_of_a_command())
     };
     let candidate = judge(&settings, &args.plugin)?;
     let against = match &args.against {

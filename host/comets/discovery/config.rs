@@ -59,7 +59,7 @@ impl Config {
     }
 
     /// What is wrong with the values, one sentence for each mistake.
-    pub(in crate::comets) fn problems(&self) -> Vec<String> {
+    pub(in crate::comets) fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for url in &self.goim {
             let is_http = reqwest::Url::parse(url).is_ok_and(|url| {

@@ -17,9 +17,8 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -29,27 +28,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::message::RoomId;
+pub use table::{CacheConfig, Maker};
 use table::{Flight, FlightKey, Kept, Table};
-
-/// The limits of the route cache.
-#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CacheConfig {
-    /// How many rooms are kept at most; 0 keeps none.
-    pub rooms: usize,
-    /// How many connections the kept rooms have in sum at most. A larger room is not kept.
-    pub connections: usize,
-    /// How old what is known of a room may be. Who enters a room may miss messages for so long,
-    /// and calls may go to connections that have left.
-    #[serde(with = "humantime_serde")]
-    pub max_age: Duration,
-}
-
-impl Default for CacheConfig {
-    fn default() -> Self {
-        Self { rooms: 10_000, connections: 2_000_000, max_age: Duration::from_secs(1) }
-    }
-}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
@@ -119,21 +99,6 @@ pub struct Permit<V: Clone> {
 pub struct Waiter<V> {
     made: watch::Receiver<Option<V>>,
     maker: Maker,
-}
-
-/// The worker that makes a value: that of this partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Maker {
-    /// Its topic.
-    pub topic: Arc<str>,
-    /// Its number.
-    pub partition: i32,
-}
-
-impl fmt::Display for Maker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.topic, self.partition)
-    }
 }
 
 impl<V: Clone> RouteCache<V> {

@@ -3,12 +3,48 @@
 //! Plain data under the cache's lock; nothing here waits.
 
 use std::collections::{BTreeMap, HashMap};
-use std::time::Instant;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::{CacheConfig, Maker};
 use crate::message::RoomId;
+
+/// The limits of the route cache.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CacheConfig {
+    /// How many rooms are kept at most; 0 keeps none.
+    pub rooms: usize,
+    /// How many connections the kept rooms have in sum at most. A larger room is not kept.
+    pub connections: usize,
+    /// How old what is known of a room may be. Who enters a room may miss messages for so long,
+    /// and calls may go to connections that have left.
+    #[serde(with = "humantime_serde")]
+    pub max_age: Duration,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { rooms: 10_000, connections: 2_000_000, max_age: Duration::from_secs(1) }
+    }
+}
+
+/// The worker that makes a value: that of this partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Maker {
+    /// Its topic.
+    pub topic: Arc<str>,
+    /// Its number.
+    pub partition: i32,
+}
+
+impl fmt::Display for Maker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.partition)
+    }
+}
 
 /// A room under a generation.
 pub(super) type FlightKey = (RoomId, u64);

@@ -1,6 +1,7 @@
 //! The route cache: what it promises, alone and among many workers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 

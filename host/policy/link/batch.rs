@@ -7,19 +7,24 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::decision::{StateKey, StateWrite, Verdict};
+use crate::decision::{Filtered, Stalled, StateKey, StateWrite, Verdict};
 use crate::message::Message;
-use crate::policy::guest::answers;
-use crate::policy::guest::bindings::exports::halley::policy::filter;
-use crate::policy::guest::bindings::halley::policy::types::Source;
-use crate::policy::guest::failure::Failure;
 use crate::policy::link::Link;
-use crate::policy::metrics::{Decision, Limit};
-use crate::policy::on_error::{FailureKind, OnError};
-use crate::policy::outcome::{Filtered, Stalled};
+use crate::policy::on_error::OnError;
 use crate::policy::pass::{Asked, Pass};
 use crate::policy::plugin::Plugin;
-use crate::policy::trial::Seen;
+use crate::policy::rollout::shadow::Seen;
+use crate::wasm::failure::Limit;
+use crate::wasm::failure::{Failure, FailureKind};
+use crate::wasm::lift::UncheckedVerdict;
+use crate::wasm::metrics::Decision;
+
+/// The partition that a batch is of.
+#[derive(Clone, Copy)]
+pub(in crate::policy) struct Source<'a> {
+    pub(in crate::policy) topic: &'a str,
+    pub(in crate::policy) partition: i32,
+}
 
 /// How many calls of one plugin may fail in a row before it is given up on for the batch:
 /// enough to find one message by halving (and to ask once more with a fresh instance), so that
@@ -37,7 +42,7 @@ impl Link {
     /// where it needs some; nothing has happened then.
     pub(in crate::policy) fn filter_sharing(
         &mut self,
-        source: &Source<'_>,
+        source: Source<'_>,
         pass: &mut Pass,
     ) -> Result<Vec<StateKey>, Stalled> {
         let Some(shared) = self.shared.clone() else {
@@ -63,17 +68,19 @@ impl Link {
         Ok(Vec::new())
     }
 
+    /// Runs a batch through the filter of a plugin that looks on. A stall is a failure like any other
+    /// here: it is not shown the batch again.
+    pub(in crate::policy) fn look_on(&mut self, topic: &str, partition: i32, batch: &mut [Filtered]) {
+        let mut answered = vec![false; batch.len()];
+        let _ = self.filter(Source { topic, partition }, Asked { batch, answered: &mut answered });
+    }
+
     /// Runs what is still open of a batch through the plugin's filter, or its candidate's.
-    pub(in crate::policy) fn filter(
-        &mut self,
-        source: &Source<'_>,
-        mut asked: Asked<'_>,
-    ) -> Result<(), Stalled> {
+    fn filter(&mut self, source: Source<'_>, mut asked: Asked<'_>) -> Result<(), Stalled> {
         let asked = &mut asked;
         let is_open = |at: &usize| asked.batch[*at].verdict == Verdict::Pass && !asked.answered[*at];
         let open: Vec<usize> = (0..asked.batch.len()).filter(is_open).collect();
-        let plugin = Arc::clone(&self.plugin);
-        let Some(trial) = &plugin.trial else { return self.filter_open(source, asked, &open) };
+        let Some(trial) = self.trial.clone() else { return self.filter_open(source, asked, &open) };
         if let Some(canary) = &mut self.canary {
             let (canarys, own): (Vec<usize>, Vec<usize>) =
                 open.into_iter().partition(|at| trial.decides_for(&asked.batch[*at].message.audience));
@@ -92,7 +99,7 @@ impl Link {
 
     fn filter_open(
         &mut self,
-        source: &Source<'_>,
+        source: Source<'_>,
         asked: &mut Asked<'_>,
         open: &[usize],
     ) -> Result<(), Stalled> {
@@ -147,10 +154,10 @@ impl Link {
 
     fn verdicts(
         &mut self,
-        source: &Source<'_>,
+        source: Source<'_>,
         batch: &[Filtered],
         indexes: &[usize],
-    ) -> Result<Vec<filter::Verdict>, Failure> {
+    ) -> Result<Vec<UncheckedVerdict>, Failure> {
         let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
         let begun = Instant::now();
         let mut verdicts =
@@ -178,7 +185,7 @@ impl Link {
     /// Applies verdicts; one that makes no sense costs its own message only.
     fn apply(
         &self,
-        verdicts: Vec<filter::Verdict>,
+        verdicts: Vec<UncheckedVerdict>,
         asked: &mut Asked<'_>,
         indexes: &[usize],
     ) -> Result<(), Stalled> {
@@ -188,9 +195,7 @@ impl Link {
         let named_by = self.plugin.config.comets.named_by();
         for (verdict, at) in verdicts.into_iter().zip(indexes) {
             self.plugin.count(&verdict);
-            if let Err(failure) =
-                answers::apply(verdict, &mut asked.batch[*at], &self.plugin.version, named_by)
-            {
+            if let Err(failure) = verdict.apply(&mut asked.batch[*at], &self.plugin.version, named_by) {
                 let failure = self.counted(failure);
                 self.give_up_on(&failure, asked, std::iter::once(*at))?;
             }
@@ -241,15 +246,10 @@ impl Link {
 }
 
 impl Plugin {
-    fn count(&self, verdict: &filter::Verdict) {
-        let (decision, reason) = match verdict {
-            filter::Verdict::Pass => (Decision::Pass, ""),
-            filter::Verdict::Drop(reason) => (Decision::Drop, reason.as_str()),
-            filter::Verdict::DeadLetter(reason) => (Decision::DeadLetter, reason.as_str()),
-            filter::Verdict::Amend(_) => (Decision::Amend, ""),
-        };
+    fn count(&self, verdict: &UncheckedVerdict) {
+        let (decision, is_cut) = verdict.decision();
         self.services.metrics.decided(decision);
-        if reason.len() > answers::MAX_REASON {
+        if is_cut {
             self.services.metrics.hit(Limit::Output);
         }
         if matches!(decision, Decision::Drop | Decision::DeadLetter) {

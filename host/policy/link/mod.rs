@@ -8,29 +8,30 @@ use std::time::Instant;
 
 use prometheus_client::metrics::gauge::Gauge;
 
-use crate::decision::Absent;
+use crate::decision::{Absent, Decided, Stalled};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
 use crate::policy::config::StateScope;
-use crate::policy::guest::answers;
-use crate::policy::guest::bindings::exports::halley::policy::offline as wit;
-use crate::policy::guest::bindings::halley::policy::types::Source;
-use crate::policy::guest::failure::Failure;
-use crate::policy::guest::instance::Instance;
-use crate::policy::guest::module::Hooks;
-use crate::policy::guest::questions;
-use crate::policy::guest::room::Room;
-use crate::policy::guest::shared::Session;
-use crate::policy::on_error::{FailureKind, OnError};
-use crate::policy::outcome::{Decided, Stalled};
+use crate::policy::on_error::OnError;
 use crate::policy::plugin::Plugin;
+use crate::policy::rollout::trial::Trial;
 use crate::policy::time_budget::TimeBudget;
+use crate::wasm::failure::{Failure, FailureKind};
+use crate::wasm::instance::Instance;
+use crate::wasm::lift::UncheckedDisposition;
+use crate::wasm::module::Hooks;
+use crate::wasm::room::Room;
+use crate::wasm::shared::Session;
 
 mod batch;
+
+pub(super) use batch::Source;
 
 /// A plugin with a chain's instance of it, which is made when it is needed.
 pub(super) struct Link {
     pub(super) plugin: Arc<Plugin>,
+    /// A candidate beside it.
+    trial: Option<Arc<Trial>>,
     instance: Option<Instance>,
     /// With `state = "shared"`.
     pub(super) shared: Option<Arc<Session>>,
@@ -45,10 +46,10 @@ pub(super) struct Link {
 
 impl Link {
     /// With the plugin's candidate, where it has one.
-    pub(super) fn new(plugin: Arc<Plugin>) -> Self {
-        let canary = plugin.trial.as_ref().filter(|trial| trial.shadow.is_none());
+    pub(super) fn new(plugin: Arc<Plugin>, trial: Option<Arc<Trial>>) -> Self {
+        let canary = trial.as_ref().filter(|trial| trial.shadow.is_none());
         let canary = canary.map(|trial| Box::new(Self::alone(Arc::clone(&trial.candidate))));
-        let mut link = Self { canary, ..Self::alone(plugin) };
+        let mut link = Self { canary, trial, ..Self::alone(plugin) };
         // State belongs to the name: a batch that both decide is one.
         if let (Some(canary), Some(shared)) = (&mut link.canary, &link.shared) {
             canary.shared = Some(Arc::clone(shared));
@@ -60,7 +61,16 @@ impl Link {
     pub(super) fn alone(plugin: Arc<Plugin>) -> Self {
         let shared = (plugin.config.state == StateScope::Shared).then(|| Arc::new(plugin.session()));
         let budget = TimeBudget::new(plugin.config.deadline, plugin.config.time_budget.0, Instant::now());
-        Self { plugin, instance: None, shared, canary: None, budget, late: FailureKind::Deadline, over: None }
+        Self {
+            plugin,
+            trial: None,
+            instance: None,
+            shared,
+            canary: None,
+            budget,
+            late: FailureKind::Deadline,
+            over: None,
+        }
     }
 
     /// The linear memory of its instance, in bytes.
@@ -75,7 +85,7 @@ impl Link {
 
     /// Lets the plugin regroup a room; on failure the room is as it was.
     pub(super) fn regroup(&mut self, room: &RoomId, grouping: &mut Grouping) -> Result<(), Failure> {
-        if let (Some(canary), Some(trial)) = (&mut self.canary, &self.plugin.trial)
+        if let (Some(canary), Some(trial)) = (&mut self.canary, &self.trial)
             && trial.decides_for_room(room.as_str())
         {
             return canary.regroup(room, grouping);
@@ -97,7 +107,7 @@ impl Link {
         absent: &[Absent],
         decided: &mut [Option<Decided>],
     ) -> Result<(), Failure> {
-        if let (Some(canary), Some(trial)) = (&mut self.canary, &self.plugin.trial)
+        if let (Some(canary), Some(trial)) = (&mut self.canary, &self.trial)
             && trial.decides_for(&message.audience)
         {
             return canary.decide(message, absent, decided);
@@ -106,13 +116,9 @@ impl Link {
         if open.is_empty() {
             return Ok(());
         }
-        let asked: Vec<wit::Absent<'_>> = open.iter().map(|at| questions::absent(&absent[*at])).collect();
-        let origin = &message.record.origin;
-        let answer = self.twice(|instance| {
-            let source = Source { topic: &origin.topic, partition: origin.partition };
-            questions::with_message(message, |message| instance.decide(source, message, &asked))
-        })?;
-        let checked: Result<Vec<_>, Failure> = answer.into_iter().map(answers::disposition).collect();
+        let asked: Vec<&Absent> = open.iter().map(|at| &absent[*at]).collect();
+        let answer = self.twice(|instance| instance.decide(message, &asked))?;
+        let checked: Result<Vec<_>, Failure> = answer.into_iter().map(UncheckedDisposition::check).collect();
         let checked = checked.map_err(|failure| self.counted(failure))?;
         for (disposition, at) in checked.into_iter().zip(open) {
             let by = self.plugin.version.clone();
@@ -180,7 +186,9 @@ impl Link {
         let begun = Instant::now();
         let result = match &mut self.instance {
             Some(instance) => call(instance),
-            None => Instance::start(&self.plugin)
+            None => self
+                .plugin
+                .start()
                 .and_then(|fresh| call(self.instance.insert(fresh.sharing(self.shared.as_ref())))),
         };
         self.spend(&result, begun);

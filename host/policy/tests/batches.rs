@@ -6,8 +6,9 @@ use serde_json::json;
 
 use super::*;
 use crate::decision::Verdict;
+use crate::decision::{Decision, Filtered, Stalled};
 use crate::policy::on_error::OnErrors;
-use crate::policy::{Chain, Decision, Filtered, Pass, Stalled};
+use crate::policy::{Chain, Pass};
 
 fn filter(set: &Arc<PolicySet>, bodies: &[&str]) -> Vec<Filtered> {
     set.chain().filter("push", 3, bodies.iter().map(|body| room(body)).collect()).unwrap()

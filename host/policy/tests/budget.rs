@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::*;
 use crate::decision::Verdict;
 use crate::membership::{Grouping, Membership};
-use crate::policy::{Chain, PluginState, QuarantineConfig, Then, idle_plugin, supervise};
+use crate::policy::{Chain, PluginState, QuarantineConfig, Then, supervise};
+use crate::wasm::idle_plugin;
 
 /// It stays, whatever it does, and has little time.
 fn stays(on_error: OnError) -> PluginConfig {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::*;
 use crate::decision::{Absent, Cause, Identity, Verdict};
 use crate::membership::{Connection, Grouping, Membership, Place};
-use crate::policy::idle::idle_plugin_with;
-use crate::policy::idle_plugin;
+use crate::wasm::idle::idle_plugin_with;
+use crate::wasm::idle_plugin;
 
 #[test]
 fn it_decides_nothing_in_every_hook() {

@@ -11,7 +11,6 @@ mod strays;
 mod swaps;
 mod trials;
 mod watching;
-mod world;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +19,8 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 
 use crate::message::{Audience, Header, Message, Origin, Record};
-use crate::policy::{OnError, PluginConfig, Policies, PolicySet, Runtime, RuntimeConfig};
+use crate::policy::{Metrics, OnError, PluginConfig, Policies, PolicySet, Setup};
+use crate::wasm::{Runtime, RuntimeConfig};
 
 /// Where `make plugins` leaves the guests.
 pub(super) fn guest(name: &str) -> PathBuf {
@@ -34,7 +34,7 @@ pub(super) fn guest(name: &str) -> PathBuf {
 
 /// The version of a plugin's file, as metrics name it.
 pub(super) fn hash_of(path: &Path) -> String {
-    crate::policy::guest::module::hash(&std::fs::read(path).unwrap())[..12].to_owned()
+    crate::digest::hash(&std::fs::read(path).unwrap())[..12].to_owned()
 }
 
 /// The guest that does as it is told.
@@ -54,17 +54,23 @@ pub(super) fn configured(config: PluginConfig, json: serde_json::Value) -> Plugi
 pub(super) struct Engine {
     pub(super) registry: Registry,
     pub(super) runtime: Arc<Runtime>,
+    metrics: Metrics,
 }
 
 impl Engine {
     pub(super) fn new() -> Self {
         let mut registry = Registry::default();
         let runtime = Runtime::new(&mut registry).unwrap();
-        Self { registry, runtime }
+        let metrics = Metrics::register(&mut registry);
+        Self { registry, runtime, metrics }
+    }
+
+    pub(super) fn setup(&self) -> Setup {
+        Setup { metrics: self.metrics.clone(), ..Setup::new(Arc::clone(&self.runtime)) }
     }
 
     pub(super) fn policies(&self, plugins: &[PluginConfig]) -> Arc<Policies> {
-        Policies::start(Arc::clone(&self.runtime), plugins).unwrap()
+        Policies::start_with(self.setup(), plugins).unwrap()
     }
 
     pub(super) fn set(&self, plugins: &[PluginConfig]) -> Arc<PolicySet> {
@@ -72,7 +78,7 @@ impl Engine {
     }
 
     pub(super) fn refusal(&self, plugins: &[PluginConfig]) -> Vec<String> {
-        let refused = Policies::start(Arc::clone(&self.runtime), plugins).unwrap_err();
+        let refused = Policies::start_with(self.setup(), plugins).unwrap_err();
         refused.problems.iter().map(ToString::to_string).collect()
     }
 

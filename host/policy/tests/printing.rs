@@ -2,11 +2,9 @@
 
 use std::path::PathBuf;
 
-use wit_component::{StringEncoding, embed_component_metadata};
-use wit_parser::Resolve;
-
 use super::*;
 use crate::decision::Verdict;
+use crate::wasm::idle::with_contract;
 
 /// What it takes of WASI, and its world.
 const WORLD: [&str; 3] = [
@@ -47,12 +45,7 @@ fn raises(folder: &Path, text: &str) -> PathBuf {
                 (i32.const 0)))"#,
         length = text.len()
     );
-    let mut module = wat::parse_str(module).unwrap();
-    let mut resolve = Resolve::default();
-    resolve.push_str("policy.wit", include_str!("../../../wit/policy.wit")).unwrap();
-    let packages = WORLD.map(|text| resolve.push_str("world.wit", text).unwrap());
-    let world = resolve.select_world(&packages[2..], None).unwrap();
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();
+    let module = with_contract(&module, &WORLD, None).unwrap();
     let file = folder.join("raises.wasm");
     std::fs::write(&file, module).unwrap();
     file

@@ -4,9 +4,9 @@
 use serde_json::json;
 
 use super::*;
+use crate::decision::Filtered;
 use crate::decision::{Absent, Cause, Disposition, Identity, Verdict};
 use crate::membership::{Connection, Grouping, Membership, Place};
-use crate::policy::Filtered;
 
 /// The versions that were released.
 const RELEASED: [&str; 1] = ["0.1.0"];

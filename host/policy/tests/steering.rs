@@ -7,9 +7,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::swaps::write_variant;
 use super::*;
-use crate::policy::{
-    Against, Cause, PluginState, QuarantineConfig, Refused, Then, Turn, Upload, Versions, supervise,
-};
+use crate::artifact::{Against, Cause, Turn, Versions};
+use crate::policy::{PluginState, QuarantineConfig, Refused, Then, Upload, supervise};
 
 /// Waiting for a condition, generously.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -220,7 +219,7 @@ async fn a_restart_comes_up_with_what_was_in_force() {
     let config = vec![configured_at(&path)];
     let start = || {
         let versions = Versions::in_folder(state.path(), 10).unwrap();
-        Policies::start_with(Engine::new().runtime, &config, versions)
+        Policies::start_with(Setup { versions, ..Setup::new(Engine::new().runtime) }, &config)
     };
     let first = start().unwrap();
     first.push(upload(variant(files.path(), 2))).await.unwrap();

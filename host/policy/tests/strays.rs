@@ -72,9 +72,10 @@ fn a_file_that_somebody_names_has_to_be_read() {
 #[test]
 fn chains_are_counted_for_as_long_as_they_are() {
     let engine = Engine::new();
-    let set = engine.set(&[unruly("p")]);
+    let policies = engine.policies(&[unruly("p")]);
+    let set = policies.current();
     let chains = [set.chain(), set.chain()];
-    assert_eq!(engine.runtime.chains.load(Relaxed), 2);
+    assert_eq!(policies.chains.load(Relaxed), 2);
     drop(chains);
-    assert_eq!(engine.runtime.chains.load(Relaxed), 0);
+    assert_eq!(policies.chains.load(Relaxed), 0);
 }

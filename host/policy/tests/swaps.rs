@@ -91,7 +91,7 @@ async fn hundreds_of_swaps_free_what_they_replace() {
     let mut old: Vec<(Weak<PolicySet>, Weak<Plugin>)> = Vec::new();
     for number in 1..=200 {
         let set = policies.current();
-        old.push((Arc::downgrade(&set), Arc::downgrade(&set.plugins()[0])));
+        old.push((Arc::downgrade(&set), Arc::downgrade(&set.entries()[0].plugin)));
         let batch = set.chain().filter("push", 3, vec![room("body x"), room("trap")]).unwrap();
         assert_eq!(batch[0].message.body, "x");
         write_variant(&path, number);

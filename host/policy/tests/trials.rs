@@ -143,7 +143,7 @@ async fn a_canary_of_a_pinned_plugin_goes_instead_of_coming_in_force() {
     let mut world = world(TrialConfig { promote_after: Some(Duration::from_millis(1)), ..canary(PATIENT) });
     let (active, _) = world.hashes();
     let bytes = std::fs::read(&world.config.path).unwrap();
-    let hash = crate::policy::guest::module::hash;
+    let hash = crate::digest::hash;
     world.config.sha256 = Some(hash(&bytes));
     let trial = world.config.trial.as_mut().unwrap();
     trial.sha256 = Some(hash(&std::fs::read(&trial.path).unwrap()));

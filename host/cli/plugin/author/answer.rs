@@ -5,10 +5,10 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::decision::{Decided, Filtered};
 use crate::decision::{Disposition, Verdict};
 use crate::membership::{Grouping, Place};
 use crate::message::{Audience, CometAddr, Message};
-use crate::policy::{Decided, Filtered};
 
 /// An answer: one line each for what it says.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]

@@ -12,11 +12,13 @@ use crate::cli::draft::Draft;
 use crate::cli::plugin::author::project::{self, Configured, Engine};
 use crate::cli::plugin::author::question::Gathering;
 use crate::cli::{LARGEST_INPUT, SUCCESS, fail, print};
+use crate::decision::Stalled;
 use crate::decision::{Absent, Cause, Identity};
 use crate::files;
 use crate::membership::Grouping;
 use crate::message::Message;
-use crate::policy::{Chain, OnError, PluginConfig, Policies, Runtime, RuntimeConfig, Stalled, idle_plugin};
+use crate::policy::{Chain, OnError, PluginConfig, Policies};
+use crate::wasm::{Runtime, RuntimeConfig, idle_plugin};
 
 /// Messages in a batch, absent users of a message, or connections of a room.
 const SIZES: [usize; 4] = [1, 16, 64, 256];

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use prometheus_client::registry::Registry;
 
-use crate::cli::plugin::author::inspect::summary;
+use crate::cli::plugin::author::inspect::{read_and_inspect, summary};
 use crate::cli::plugin::author::project;
 use crate::cli::{FAILURE, SUCCESS, fail, print_lines};
-use crate::policy::{Runtime, inspect};
+use crate::wasm::Runtime;
 
 /// Arguments of `halley plugin build`.
 #[derive(Debug, clap::Args)]
@@ -30,8 +30,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let runtime = Runtime::new(&mut Registry::default())?;
     let mut code = SUCCESS;
     for built in built {
-        let inspected =
-            inspect(&runtime, &built).map_err(|why| anyhow::anyhow!("{} {why}", built.display()))?;
+        let inspected = read_and_inspect(&runtime, &built)?;
         if let Some(why) = &inspected.refused {
             print_lines(summary(&built, &inspected));
             fail(&format!("a gateway would refuse it: it {why}"));

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use prometheus_client::registry::Registry;
 
+use crate::artifact;
 use crate::cli::plugin::author::project::{self, Engine};
 use crate::cli::{FAILURE, SUCCESS, fail, print_json, print_lines};
-use crate::policy::{Inspection, Runtime, inspect};
+use crate::wasm::{Inspection, Runtime, inspect};
 
 /// Arguments of `halley plugin inspect`.
 #[derive(Debug, clap::Args)]
@@ -35,9 +36,9 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         Err(mistake) => return Ok(project::mistake(&mistake)),
     };
     let runtime = Runtime::with(&mut Registry::default(), engine)?;
-    let inspected = match inspect(&runtime, &args.file) {
+    let inspected = match read_and_inspect(&runtime, &args.file) {
         Ok(inspected) => inspected,
-        Err(why) => return Ok(project::mistake(&anyhow::anyhow!("{} {why}", args.file.display()))),
+        Err(mistake) => return Ok(project::mistake(&mistake)),
     };
     if args.json {
         let mut json = serde_json::to_value(&inspected)?;
@@ -50,6 +51,15 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let Some(why) = &inspected.refused else { return Ok(SUCCESS) };
     fail(&format!("a gateway would refuse it: it {why}"));
     Ok(FAILURE)
+}
+
+/// Looks at a plugin's file.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn read_and_inspect(runtime: &Runtime, file: &Path) -> anyhow::Result<Inspection> {
+    let bytes = artifact::read(file).map_err(|why| anyhow::anyhow!("{} {why}", file.display()))?;
+    Ok(inspect(runtime, &bytes))
 }
 
 /// What matters of a built policy.

@@ -12,7 +12,7 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::LARGEST_INPUT;
-use crate::cli::plugin::author::project::write;
+use crate::cli::common::write;
 use crate::cli::plugin::author::sdk;
 use crate::files;
 

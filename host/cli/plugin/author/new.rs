@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
+use crate::cli::common;
 use crate::cli::plugin::author::language::Language;
 use crate::cli::plugin::author::template::{self, Hook};
 use crate::cli::plugin::author::{project, sdk};
@@ -56,7 +57,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         Err(mistake) => return Ok(project::mistake(&mistake)),
     };
     for (path, text) in template::files(&args.name, &hooks, sdk.as_deref()) {
-        project::write(&folder.join(path), &text)?;
+        common::write(&folder.join(path), &text)?;
     }
     if sdk.is_none() {
         sdk::write_into(&folder)?;

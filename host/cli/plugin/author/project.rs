@@ -11,7 +11,7 @@ use crate::cli::plugin::author::{cases, language};
 use crate::cli::{ConfigArgs, FAILURE, LARGEST_INPUT, MISTAKE, fail};
 use crate::config::Config;
 use crate::files;
-use crate::policy::RuntimeConfig;
+use crate::wasm::RuntimeConfig;
 
 /// The script that builds policies, wherever the toolchain is from; the repository uses it, too.
 const BUILD: &str = include_str!("../../../../plugins/build.sh");
@@ -48,7 +48,7 @@ impl Engine {
     /// # Errors
     /// When its configuration is wrong.
     pub(super) fn config(&self) -> anyhow::Result<RuntimeConfig> {
-        Ok(Config::load(self.gateway.file().as_deref())?.policies.runtime_of_an_author())
+        Ok(Config::load(self.gateway.file().as_deref())?.policies.runtime_of_a_command())
     }
 }
 
@@ -229,18 +229,6 @@ fn run_build(folder: &Path, staged: &Path, mut command: Command) -> anyhow::Resu
 pub(super) fn mistake(mistake: &anyhow::Error) -> u8 {
     fail(&format!("{mistake:#}"));
     MISTAKE
-}
-
-/// Writes a file, and the folders that it is in.
-///
-/// # Errors
-/// When that cannot be.
-pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
-    let done = file
-        .parent()
-        .map_or(Ok(()), fs::create_dir_all)
-        .and_then(|()| files::create_new(file, text.as_bytes()));
-    done.with_context(|| format!("cannot write {}", file.display()))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::cli::plugin::author::project::write;
+use crate::cli::common::write;
 
 /// The crate's name, and the folder that it is put into.
 pub(super) const NAME: &str = "halley-plugin";

@@ -13,8 +13,9 @@ use crate::cli::plugin::author::answer::Answer;
 use crate::cli::plugin::author::project::Limits;
 use crate::cli::plugin::author::question::{Away, Gathering};
 use crate::cli::runtime;
-use crate::policy::{Chain, Clock, OnError, PluginConfig, Policies, Runtime, RuntimeConfig, Share, Then};
+use crate::policy::{Chain, OnError, PluginConfig, Policies, Share, Then};
 use crate::time;
+use crate::wasm::{Clock, Runtime, RuntimeConfig};
 
 /// Why a policy does not start.
 pub(super) enum Refusal {

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::cli::common;
 use crate::cli::plugin::author::{project, sdk};
 use crate::cli::{SUCCESS, print, print_lines};
 
@@ -19,7 +20,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         return Ok(SUCCESS);
     };
     let file = folder.join("policy.wit");
-    if let Err(mistake) = project::write(&file, sdk::CONTRACT) {
+    if let Err(mistake) = common::write(&file, sdk::CONTRACT) {
         return Ok(project::mistake(&mistake));
     }
     print(&file.display().to_string());

@@ -3,6 +3,9 @@
 mod filter;
 mod grouping;
 mod offline;
+mod part;
+
+use part::Part;
 
 use crate::cli::plugin::author::sdk;
 
@@ -15,27 +18,6 @@ pub(super) enum Hook {
     Grouping,
     /// Decides what becomes of messages for users who are away.
     Offline,
-}
-
-/// What one hook brings into a project.
-struct Part {
-    /// The trait of the SDK.
-    hook: &'static str,
-    /// Fields of the configuration.
-    fields: &'static str,
-    /// The same, as TOML.
-    config: &'static str,
-    /// What the policy does, in a sentence.
-    does: &'static str,
-    /// The trait's implementation, for `NAME`.
-    code: &'static str,
-    /// Its tests; `policy()` makes one with the configuration above.
-    tests: &'static str,
-    /// What the tests use of `halley_plugin::testing`.
-    uses: &'static [&'static str],
-    cases: &'static str,
-    /// Lines for `halley plugin run`.
-    questions: &'static str,
 }
 
 impl Hook {

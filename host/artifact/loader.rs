@@ -1,0 +1,88 @@
+//! Where the bytes of plugins come from (files, registries) and whether they are trusted: the
+//! one door through which code comes in.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::artifact::file::{self, Arrived};
+use crate::artifact::registry::{self, Registries, RegistryConfig};
+use crate::artifact::trust::{self, Trust};
+use crate::digest;
+
+/// One per gateway. The default trusts everything and keeps nothing.
+#[derive(Debug, Default)]
+pub struct Intake {
+    trust: Trust,
+    registries: Registries,
+}
+
+impl Intake {
+    /// With this trust; what comes from registries is kept in the folder, where there is one.
+    pub fn new(trust: Trust, folder: Option<&Path>, registry: RegistryConfig) -> Self {
+        Self { trust, registries: Registries::new(folder.map(Path::to_owned), registry) }
+    }
+
+    /// What the configuration names: a file, or what a registry has. May take its time.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub(crate) fn fetch(&self, path: &Path) -> Result<Arrived, String> {
+        if let Some(reference) = registry::reference(path) {
+            return self.registries.fetch(&reference?);
+        }
+        let bytes = file::read(path)?;
+        let asked = self.trust.asks_for_signatures();
+        let signature = if asked { trust::read_signature(path)? } else { None };
+        Ok(Arrived { bytes: bytes.into(), signature: signature.map(Arc::from) })
+    }
+
+    /// Whether signatures are asked for.
+    pub(crate) fn asks_for_signatures(&self) -> bool {
+        self.trust.asks_for_signatures()
+    }
+
+    /// Whether it may decide; the number that it is signed with, if it is.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn check(
+        &self,
+        name: &str,
+        arrived: &Arrived,
+        pin: Option<&str>,
+    ) -> Result<Option<u64>, String> {
+        self.trust.check(name, &arrived.bytes, arrived.signature.as_deref(), pin)
+    }
+
+    /// What tells whether a plugin's file, its signature or the trusted keys have changed; none
+    /// where the file cannot be read.
+    pub(crate) fn fingerprint(&self, path: &Path) -> Option<String> {
+        if registry::is_reference(path) {
+            // A digest names the same content for ever; the keys may change.
+            return Some(self.with_keys(path.display().to_string()));
+        }
+        let hash = digest::hash(&file::read(path).ok()?);
+        Some(if self.trust.asks_for_signatures() {
+            let signature = trust::read_signature(path).ok().flatten().unwrap_or_default();
+            self.with_keys(format!("{hash} {}", digest::hash(&signature)))
+        } else {
+            hash
+        })
+    }
+
+    fn with_keys(&self, text: String) -> String {
+        text + &self.trust.fingerprint()
+    }
+}
+
+/// What to watch for these plugins' files: themselves, their signatures, the keys.
+pub(crate) fn paths<'a>(files: impl Iterator<Item = &'a Path>, trust: &Trust) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> =
+        files.filter(|path| !registry::is_reference(path)).map(Path::to_path_buf).collect();
+    if trust.asks_for_signatures() {
+        let signatures: Vec<PathBuf> = paths.iter().map(|path| trust::signature_file(path)).collect();
+        paths.extend(signatures);
+        paths.extend(trust.key_files());
+    }
+    paths
+}

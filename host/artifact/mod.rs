@@ -1,0 +1,30 @@
+//! Plugins as files: where they come from, whether they are trusted, and where their versions are
+//! kept.
+//!
+//! - `loader`: the one door through which code comes in, from a `file` or a `registry`, and only
+//!   what `trust` lets in.
+//! - `versions`: which versions there were, when and why they came and went, and what decides
+//!   instead of a plugin's file; in a folder, or in memory.
+//!
+//! Knows nothing of what is in a plugin's file, of sets, or of what becomes of a message.
+
+mod file;
+mod loader;
+mod registry;
+mod trust;
+mod versions;
+
+pub use file::read;
+pub(crate) use file::{Arrived, MAX_SIZE};
+pub use loader::Intake;
+pub(crate) use loader::paths;
+pub use registry::RegistryConfig;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use registry::fuzzing::check as check_registry_answer;
+pub(crate) use registry::{is_reference, reference};
+pub(crate) use trust::check_order;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use trust::fuzzing::check as check_signature;
+pub use trust::{Trust, read_signature, sign, signature_as_text, signature_file};
+pub use versions::{Against, Cause, Event, KeptVersion, Override, Tried, Turn, Versions};
+pub(crate) use versions::{Change, Choice, Record};

@@ -1,0 +1,308 @@
+//! Fetching from a registry, on a thread of its own.
+//!
+//! Whatever a registry is, or has become: every body has a limit, everything together a deadline, and
+//! nothing goes anywhere but to the registry's own site and to sites that the configuration lists.
+//! Credentials go to the registry, and to where its tokens come from; with a redirect they go to the
+//! registry itself alone.
+//!
+//! Own code, not oci-client's, which reads manifests, errors and tokens to their end, follows every
+//! redirect and sends credentials to whatever realm it is told. What is spoken: the OCI distribution
+//! specification 1.1, and its token authentication (distribution.github.io/distribution/spec/auth).
+
+use std::time::Duration;
+
+use oci_client::Reference;
+use oci_client::manifest::{IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE};
+use oci_client::secrets::RegistryAuth;
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
+
+use crate::artifact::registry::challenge::{self, Challenge};
+use crate::artifact::registry::credentials;
+use crate::artifact::registry::manifest::{MAX_MANIFEST, MAX_SIZE, Package, check_digest, plugin_of};
+use crate::artifact::registry::site::{RegistryConfig, is_near, is_same_site};
+
+/// How long everything may take together.
+const DEADLINE: Duration = Duration::from_secs(30);
+const CONNECT: Duration = Duration::from_secs(5);
+/// The most redirects of one request.
+const MOST_REDIRECTS: usize = 5;
+/// The largest answer with a token, and what is read of an error, in bytes.
+const MAX_TOKEN: usize = 64 * 1024;
+const MAX_ERROR: usize = 4 * 1024;
+/// What is shown of an error, in characters.
+const SHOWN: usize = 200;
+
+/// Fetches the package of this digest, checked.
+///
+/// # Errors
+/// What is wrong: the second half of a sentence that begins with the plugin.
+pub(super) fn pull(config: &RegistryConfig, reference: &Reference, digest: &str) -> Result<Package, String> {
+    // The caller may stand inside of an async runtime; a thread of our own never does.
+    std::thread::scope(|scope| {
+        let fetching = scope.spawn(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|e| format!("cannot be fetched: no runtime: {e}"))?;
+            let fetched = runtime.block_on(async {
+                let fetched = tokio::time::timeout(DEADLINE, fetch(config, reference, digest)).await;
+                fetched.unwrap_or_else(|_| {
+                    Err(format!(
+                        "cannot be fetched: the registry took longer than {DEADLINE:?}; it is tried again"
+                    ))
+                })
+            });
+            // Looking up a name may still block a thread.
+            runtime.shutdown_background();
+            fetched
+        });
+        fetching.join().unwrap_or_else(|_| Err("cannot be fetched: the client panicked".to_owned()))
+    })
+}
+
+async fn fetch(config: &RegistryConfig, reference: &Reference, digest: &str) -> Result<Package, String> {
+    let credentials = credentials::of(reference.registry())?;
+    let who = if matches!(credentials, RegistryAuth::Anonymous) { "without" } else { "with" };
+    let failed = |why: String| {
+        format!(
+            "cannot be fetched (asked {who} credentials): {why}; check the reference, that the registry is there, and the credentials (`docker login` writes them; helpers are not asked). It is tried again"
+        )
+    };
+    let mut session = Session::new(config, reference, credentials).map_err(failed)?;
+    let manifest = session.get("manifests", digest, MAX_MANIFEST).await.map_err(failed)?;
+    let (layer, _) = plugin_of(digest, &manifest)?;
+    let plugin = session.get("blobs", &layer.digest, MAX_SIZE).await.map_err(failed)?;
+    check_digest("the plugin", &layer.digest, &plugin)?;
+    Ok(Package { manifest, plugin })
+}
+
+/// A client that goes nowhere by itself.
+pub(super) fn client() -> Result<Client, String> {
+    Client::builder()
+        .connect_timeout(CONNECT)
+        .read_timeout(DEADLINE)
+        .redirect(redirect::Policy::none())
+        .referer(false)
+        .user_agent(concat!("halley/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|why| format!("no client for registries: {}", causes(&why)))
+}
+
+/// One conversation with a registry about one repository.
+pub(super) struct Session<'a> {
+    config: &'a RegistryConfig,
+    client: Client,
+    /// `https://registry/v2/`.
+    base: Url,
+    repository: &'a str,
+    credentials: RegistryAuth,
+    /// What the registry wants with each request, once it said so.
+    authorization: Option<HeaderValue>,
+}
+
+impl<'a> Session<'a> {
+    fn new(
+        config: &'a RegistryConfig,
+        reference: &'a Reference,
+        credentials: RegistryAuth,
+    ) -> Result<Self, String> {
+        Self::with(client()?, config, reference, credentials)
+    }
+
+    /// Over this client.
+    pub(super) fn with(
+        client: Client,
+        config: &'a RegistryConfig,
+        reference: &'a Reference,
+        credentials: RegistryAuth,
+    ) -> Result<Self, String> {
+        let registry = reference.resolve_registry();
+        let place = |scheme| format!("{scheme}://{registry}/v2/").parse::<Url>();
+        let mut base = place("https").map_err(|why| format!("`{registry}` is no registry: {why}"))?;
+        if base.host_str().is_some_and(is_near) {
+            base = place("http").map_err(|why| format!("`{registry}` is no registry: {why}"))?;
+        }
+        let authorization = match &credentials {
+            RegistryAuth::Bearer(token) => Some(bearer(token)?),
+            _ => None,
+        };
+        Ok(Self { config, client, base, repository: reference.repository(), credentials, authorization })
+    }
+
+    /// What the registry has under this digest: `manifests` or `blobs`.
+    async fn get(&mut self, what: &str, digest: &str, most: usize) -> Result<Vec<u8>, String> {
+        let path = format!("{}/{what}/{digest}", self.repository);
+        let url = self.base.join(&path).map_err(|why| format!("`{path}` is no path: {why}"))?;
+        let mut answer = self.follow(url.clone()).await?;
+        if answer.status() == StatusCode::UNAUTHORIZED && self.authorize(&answer).await? {
+            answer = self.follow(url).await?;
+        }
+        if !answer.status().is_success() {
+            return Err(refusal(answer).await);
+        }
+        body(answer, most).await
+    }
+
+    /// Asks, and goes where the answer leads.
+    async fn follow(&self, mut url: Url) -> Result<Response, String> {
+        for _ in 0..=MOST_REDIRECTS {
+            let answer = send(self.ask(&url)).await?;
+            if !answer.status().is_redirection() {
+                return Ok(answer);
+            }
+            url = self.redirected(&url, answer.headers().get(LOCATION))?;
+        }
+        Err(format!("the registry redirects more than {MOST_REDIRECTS} times"))
+    }
+
+    /// A request for this place, with what the registry wants if it is the registry's own.
+    pub(super) fn ask(&self, url: &Url) -> RequestBuilder {
+        let accepted = format!("{OCI_IMAGE_MEDIA_TYPE}, {IMAGE_MANIFEST_MEDIA_TYPE}, */*");
+        let request = self.client.get(url.clone()).header(ACCEPT, accepted);
+        match self.authorization.as_ref().filter(|_| is_same_site(&self.base, url)) {
+            Some(authorization) => request.header(AUTHORIZATION, authorization),
+            None => request,
+        }
+    }
+
+    /// Where a redirect leads.
+    pub(super) fn redirected(&self, from: &Url, location: Option<&HeaderValue>) -> Result<Url, String> {
+        let to = location.and_then(|to| to.to_str().ok());
+        let to = to.and_then(|to| from.join(to).ok()).ok_or("the registry redirects to nowhere")?;
+        if self.config.allows(&self.base, &to) {
+            return Ok(to);
+        }
+        Err(format!("the registry redirects to {}", self.elsewhere(&to)))
+    }
+
+    /// Does what the registry asks for; whether there is anything to do.
+    async fn authorize(&mut self, answer: &Response) -> Result<bool, String> {
+        if self.authorization.is_some() {
+            return Ok(false);
+        }
+        let headers =
+            answer.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
+        let authorization = match (challenge::parse(headers), &self.credentials) {
+            (Some(Challenge::Basic), RegistryAuth::Basic(user, password)) => basic(user, password)?,
+            (Some(Challenge::Bearer { realm, service }), _) => self.token(&realm, service.as_deref()).await?,
+            _ => return Ok(false),
+        };
+        self.authorization = Some(authorization);
+        Ok(true)
+    }
+
+    /// A token that lets in who has the credentials, to read this repository and nothing else.
+    async fn token(&self, realm: &str, service: Option<&str>) -> Result<HeaderValue, String> {
+        let answer = send(self.ask_for_token(realm, service)?).await?;
+        if !answer.status().is_success() {
+            return Err(format!("no token: {}", refusal(answer).await));
+        }
+        let answer = body(answer, MAX_TOKEN).await.map_err(|why| format!("no token: {why}"))?;
+        token_in(&answer)
+    }
+
+    /// A request for a token, with the credentials.
+    pub(super) fn ask_for_token(&self, realm: &str, service: Option<&str>) -> Result<RequestBuilder, String> {
+        let realm: Url = realm.parse().map_err(|_| "the registry's tokens come from what is no URL")?;
+        if !self.config.allows(&self.base, &realm) {
+            return Err(format!("the registry's tokens come from {}", self.elsewhere(&realm)));
+        }
+        let scope = format!("repository:{}:pull", self.repository);
+        let mut request = self.client.get(realm).query(&[("scope", &*scope)]);
+        if let Some(service) = service {
+            request = request.query(&[("service", service)]);
+        }
+        if let RegistryAuth::Basic(user, password) = &self.credentials {
+            request = request.header(AUTHORIZATION, basic(user, password)?);
+        }
+        Ok(request)
+    }
+
+    fn elsewhere(&self, place: &Url) -> String {
+        let host = place.host_str().unwrap_or_default();
+        let site = place.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        format!(
+            "another site, {}://{site}, which got nothing; if it belongs to the registry, list it: `[policies.registry] also = [\"{site}\"]`",
+            place.scheme()
+        )
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// The token of an answer.
+pub(super) fn token_in(answer: &[u8]) -> Result<HeaderValue, String> {
+    // The parser's own words could quote a secret.
+    let answer: Token =
+        serde_json::from_slice(answer).map_err(|_| "the answer with the token is not JSON")?;
+    let token = answer.token.or(answer.access_token).ok_or("the answer has no token")?;
+    bearer(&token)
+}
+
+async fn send(request: RequestBuilder) -> Result<Response, String> {
+    request.send().await.map_err(|why| causes(&why.without_url()))
+}
+
+/// A body of at most so many bytes.
+async fn body(mut answer: Response, most: usize) -> Result<Vec<u8>, String> {
+    let too_large = || format!("the answer has more than {most} bytes");
+    if answer.content_length().is_some_and(|length| length > most as u64) {
+        return Err(too_large());
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|why| causes(&why.without_url()))? {
+        if body.len() + chunk.len() > most {
+            return Err(too_large());
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// The status of a refusal and the beginning of what the registry says of it.
+async fn refusal(mut answer: Response) -> String {
+    let status = answer.status();
+    let mut text = Vec::new();
+    while let Ok(Some(chunk)) = answer.chunk().await {
+        text.extend_from_slice(&chunk[..chunk.len().min(MAX_ERROR - text.len())]);
+        if text.len() >= MAX_ERROR {
+            break;
+        }
+    }
+    let text = String::from_utf8_lossy(&text);
+    let shown: String = text.chars().filter(|c| !c.is_control()).take(SHOWN).collect();
+    format!("the registry answered {status}: {shown}")
+}
+
+fn basic(user: &str, password: &str) -> Result<HeaderValue, String> {
+    use base64::Engine as _;
+    let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    secret(&format!("Basic {pair}"))
+}
+
+fn bearer(token: &str) -> Result<HeaderValue, String> {
+    secret(&format!("Bearer {token}"))
+}
+
+fn secret(text: &str) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| "the token cannot be sent: it is no header")?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// An error with its causes, each once.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !words.contains(&text) {
+            words = format!("{words}: {text}");
+        }
+        cause = inner.source();
+    }
+    words
+}

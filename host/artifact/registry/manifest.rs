@@ -1,0 +1,97 @@
+//! What a registry's manifest says of a plugin, checked against its digest.
+
+use oci_client::manifest::{OciDescriptor, OciImageManifest};
+
+use crate::artifact::file;
+use crate::artifact::registry::reference::is_sha256;
+use crate::digest;
+use crate::telemetry::escape::cut;
+
+/// The annotation of a layer, or of its manifest, with the base64 signature of the plugin.
+pub(super) const SIGNATURE: &str = "halley.signature";
+/// The largest manifest, in bytes: what the distribution specification asks registries to take.
+pub(super) const MAX_MANIFEST: usize = 4 * 1024 * 1024;
+/// The largest plugin, in bytes.
+pub(super) const MAX_SIZE: usize = file::MAX_SIZE as usize;
+/// The most characters of what a parser says of a manifest.
+const LONGEST_REASON: usize = 500;
+/// What a layer with a plugin says of itself: the standard's word, and those of earlier tools.
+pub(super) const MEDIA_TYPES: [&str; 4] = [
+    "application/wasm",
+    "application/vnd.wasm.content.layer.v1+wasm",
+    "application/vnd.module.wasm.content.layer.v1+wasm",
+    "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm",
+];
+
+/// A manifest and the plugin that it names, both checked.
+pub(super) struct Package {
+    pub(super) manifest: Vec<u8>,
+    pub(super) plugin: Vec<u8>,
+}
+
+/// The layer with the plugin, and the plugin's signature, from a manifest of this digest.
+pub(super) fn plugin_of(digest: &str, manifest: &[u8]) -> Result<(OciDescriptor, Option<String>), String> {
+    check_digest("the manifest", digest, manifest)?;
+    let manifest: OciImageManifest = serde_json::from_slice(manifest).map_err(|e| {
+        // The parser quotes what it found, however long that is.
+        let why = e.to_string();
+        let why = cut(&why, LONGEST_REASON);
+        format!("is no artifact with a plugin: {why}; an index needs the digest of one of its manifests")
+    })?;
+    let is_plugin = |layer: &&OciDescriptor| MEDIA_TYPES.contains(&layer.media_type.as_str());
+    let layers: Vec<&OciDescriptor> = manifest.layers.iter().filter(is_plugin).collect();
+    let [layer] = layers[..] else {
+        return Err(format!(
+            "has {} layers with a plugin; push it as one layer of the media type application/wasm",
+            layers.len()
+        ));
+    };
+    if !is_sha256(&layer.digest) {
+        return Err("has a layer whose digest is no sha256".to_owned());
+    }
+    let size = usize::try_from(layer.size).unwrap_or(usize::MAX);
+    if size > MAX_SIZE {
+        return Err(format!("has {} bytes; plugins have at most {MAX_SIZE}", layer.size));
+    }
+    let annotations = [&layer.annotations, &manifest.annotations];
+    let signature = annotations.into_iter().flatten().find_map(|annotations| annotations.get(SIGNATURE));
+    Ok((layer.clone(), signature.cloned()))
+}
+
+/// The same after it was kept for a while, or after it was sent.
+pub(super) fn check_digest(what: &str, digest: &str, bytes: &[u8]) -> Result<(), String> {
+    let hash = digest::hash(bytes);
+    if digest.strip_prefix("sha256:") == Some(&*hash) {
+        return Ok(());
+    }
+    Err(format!("{what} has the digest sha256:{hash} and not {digest}: the registry gave something else"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn a_manifest_names_one_plugin() {
+        let layer = |media: &str| {
+            serde_json::json!({ "mediaType": media, "digest": format!("sha256:{HEX}"), "size": 3,
+                "annotations": { SIGNATURE: "abc" } })
+        };
+        let try_with = |layers: &[serde_json::Value]| {
+            let config = layer("application/vnd.oci.empty.v1+json");
+            let manifest = serde_json::json!({ "schemaVersion": 2, "config": config, "layers": layers });
+            let bytes = serde_json::to_vec(&manifest).unwrap();
+            plugin_of(&format!("sha256:{}", digest::hash(&bytes)), &bytes)
+        };
+        let other = layer("text/plain");
+        for media in MEDIA_TYPES {
+            let (found, signature) = try_with(&[other.clone(), layer(media)]).unwrap();
+            assert_eq!((&*found.media_type, signature.as_deref()), (media, Some("abc")));
+        }
+        assert!(try_with(&[other]).unwrap_err().contains("0 layers"));
+        assert!(try_with(&[layer("application/wasm"), layer("application/wasm")]).is_err());
+        assert!(plugin_of(&format!("sha256:{HEX}"), b"{}").unwrap_err().contains("something else"));
+    }
+}

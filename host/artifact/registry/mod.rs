@@ -1,0 +1,121 @@
+//! Plugins from OCI registries: `oci://registry/repository@sha256:...`.
+//!
+//! A digest names one content for ever, so what was fetched once is kept: in memory, and in the
+//! state folder where there is one. Everything is checked against its digest, each time. A
+//! registry is spoken to over TLS, over plain HTTP on loopback only.
+//!
+//! - `client`: fetching, within bounds of size and time.
+//! - `site`: where a registry may send its clients. `challenge`: what it asks for first.
+//! - `credentials`: what `docker login` writes.
+//! - `reference` and `manifest`: how content is named, and which of it is a plugin.
+//! - `cache`: the folder.
+
+mod cache;
+mod challenge;
+mod client;
+mod credentials;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+mod manifest;
+mod reference;
+mod site;
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use oci_client::Reference;
+
+use crate::artifact::file::Arrived;
+
+pub(crate) use reference::{is_reference, reference};
+pub use site::RegistryConfig;
+
+use manifest::{Package, plugin_of};
+
+/// How many plugins are kept in memory.
+const KEPT: usize = 16;
+/// A registry that failed is not asked again for so long: an operator's word on another plugin
+/// must not wait for it again and again.
+const REST: Duration = Duration::from_secs(5);
+
+/// What came from registries, by digest.
+#[derive(Debug, Default)]
+pub(crate) struct Registries {
+    folder: Option<PathBuf>,
+    config: RegistryConfig,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    arrived: VecDeque<(String, Arrived)>,
+    /// When which reference failed last, and why.
+    failed: VecDeque<(String, Instant, String)>,
+}
+
+impl Registries {
+    /// Kept in this folder's `registry`, too.
+    pub(crate) fn new(folder: Option<PathBuf>, config: RegistryConfig) -> Self {
+        let folder = folder.map(|folder| folder.join("registry"));
+        Self { folder, config, known: Mutex::default() }
+    }
+
+    /// The plugin of this digest. Takes up to half a minute when it has to be fetched.
+    ///
+    /// # Errors
+    /// When the registry is away, has not got it, or has something else.
+    pub(crate) fn fetch(&self, reference: &Reference) -> Result<Arrived, String> {
+        let digest = reference.digest().unwrap_or_default();
+        if let Some(known) = self.known(reference, digest) {
+            return known;
+        }
+        let package = match self.folder.as_deref().and_then(|folder| cache::get(folder, digest)) {
+            Some(package) => package,
+            None => self.pull(reference, digest)?,
+        };
+        let (_, signature) = plugin_of(digest, &package.manifest)?;
+        let arrived = Arrived {
+            bytes: package.plugin.into(),
+            signature: signature.map(|text| Arc::from(text.as_bytes())),
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.arrived.len() >= KEPT {
+            known.arrived.pop_front();
+        }
+        known.arrived.push_back((digest.to_owned(), arrived.clone()));
+        Ok(arrived)
+    }
+
+    fn known(&self, reference: &Reference, digest: &str) -> Option<Result<Arrived, String>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, arrived)) = known.arrived.iter().find(|(known, _)| known == digest) {
+            return Some(Ok(arrived.clone()));
+        }
+        let name = reference.to_string();
+        let failed = known.failed.iter().find(|(failed, at, _)| *failed == name && at.elapsed() < REST);
+        failed.map(|(_, _, why)| Err(why.clone()))
+    }
+
+    fn pull(&self, reference: &Reference, digest: &str) -> Result<Package, String> {
+        let pulled = client::pull(&self.config, reference, digest);
+        match &pulled {
+            Ok(package) => {
+                if let Some(Err(error)) = self.folder.as_deref().map(|to| cache::put(to, digest, package)) {
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        "what a registry gave cannot be kept; a restart fetches it again"
+                    );
+                }
+            }
+            Err(why) => {
+                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                let name = reference.to_string();
+                known.failed.retain(|(failed, at, _)| *failed != name && at.elapsed() < REST);
+                known.failed.push_back((name, Instant::now(), why.clone()));
+            }
+        }
+        pulled
+    }
+}

@@ -1,0 +1,168 @@
+//! Where a registry may send its clients: the same site (scheme, host and port), and the sites that
+//! the configuration lists. Pure.
+
+use std::net::IpAddr;
+
+use reqwest::Url;
+
+/// `[policies.registry]`: what registries may do.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// Sites to which registries may redirect, and which may give out their tokens, apart from
+    /// themselves: `host`, `host:port`, or `*.parent` for every host below a name. What asks for
+    /// tokens there sends the registry's credentials.
+    pub also: Vec<String>,
+}
+
+impl RegistryConfig {
+    /// What is wrong with the values, one sentence for each mistake.
+    pub(crate) fn validate(&self) -> Vec<String> {
+        let wrong = |site: &&String| Listed::parse(site).is_none();
+        let problem = |site: &String| {
+            format!("`policies.registry.also` has `{site}`; expected host, host:port or *.parent.example")
+        };
+        self.also.iter().filter(wrong).map(problem).collect()
+    }
+
+    /// Whether a client may go from a registry to this place. A place with a user in it is none: what
+    /// is sent along is not for the registry to say.
+    pub(super) fn allows(&self, registry: &Url, place: &Url) -> bool {
+        if !place.username().is_empty() || place.password().is_some() {
+            return false;
+        }
+        if is_same_site(registry, place) {
+            return true;
+        }
+        let is_listed =
+            || self.also.iter().filter_map(|site| Listed::parse(site)).any(|site| site.covers(place));
+        is_safe(place) && is_listed()
+    }
+}
+
+/// Whether two places are the same site: then credentials go there, too.
+pub(super) fn is_same_site(one: &Url, other: &Url) -> bool {
+    let site =
+        |url: &Url| (url.scheme().to_owned(), url.host_str().map(str::to_owned), url.port_or_known_default());
+    site(one) == site(other)
+}
+
+/// Whether a host is this machine.
+pub(super) fn is_near(host: &str) -> bool {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// TLS, or plain HTTP on this machine.
+fn is_safe(place: &Url) -> bool {
+    place.scheme() == "https" || place.scheme() == "http" && place.host_str().is_some_and(is_near)
+}
+
+/// One entry of the list.
+struct Listed<'a> {
+    host: &'a str,
+    /// Every host below this one.
+    below: bool,
+    port: Option<u16>,
+}
+
+impl<'a> Listed<'a> {
+    fn parse(text: &'a str) -> Option<Self> {
+        let (name, port) = match text.rsplit_once(':') {
+            Some((name, port)) => (name, Some(port.parse().ok()?)),
+            None => (text, None),
+        };
+        let below = name.strip_prefix("*.");
+        let host = below.unwrap_or(name);
+        let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+        // Everything below `com` is not a site.
+        let is_wide = below.is_some() && !host.contains('.');
+        let good = !host.is_empty() && !host.starts_with('.') && host.bytes().all(is_host) && !is_wide;
+        good.then_some(Self { host, below: below.is_some(), port })
+    }
+
+    fn covers(&self, place: &Url) -> bool {
+        let Some(host) = place.host_str() else { return false };
+        let fits = if self.below {
+            let parent = host.len().checked_sub(self.host.len()).filter(|at| *at > 1);
+            parent.is_some_and(|at| host[at..].eq_ignore_ascii_case(self.host) && host[..at].ends_with('.'))
+        } else {
+            host.eq_ignore_ascii_case(self.host)
+        };
+        let port = place.port_or_known_default();
+        fits && match self.port {
+            Some(wanted) => port == Some(wanted),
+            None => port == Some(443),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn url(text: &str) -> Url {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_registry_leads_to_itself_and_to_what_is_listed() {
+        let registry = url("https://registry.example/v2/");
+        let config = RegistryConfig {
+            also: ["auth.example", "*.blobs.example", "127.0.0.1:7000", "other.example:8443"]
+                .map(str::to_owned)
+                .into(),
+        };
+        assert!(config.validate().is_empty());
+        for place in [
+            "https://registry.example/anything",
+            "https://registry.example:443/",
+            "https://auth.example/token?x=y",
+            "https://eu.blobs.example/",
+            "https://a.b.blobs.example/",
+            "http://127.0.0.1:7000/token",
+            "https://other.example:8443/",
+        ] {
+            assert!(config.allows(&registry, &url(place)), "{place}");
+        }
+        for place in [
+            "http://registry.example/",
+            "https://registry.example:5000/",
+            "https://registry.example.evil/",
+            "http://auth.example/token",
+            "https://auth.example:8443/",
+            "https://sub.auth.example/",
+            "https://blobs.example/",
+            "https://evilblobs.example/",
+            "https://registry.example@evil.example/",
+            "https://user:password@registry.example/",
+            "https://user@auth.example/token",
+            "http://127.0.0.1:7001/",
+            "http://169.254.169.254/",
+            "https://other.example/",
+            "file:///etc/passwd",
+        ] {
+            assert!(!config.allows(&registry, &url(place)), "{place}");
+        }
+    }
+
+    #[test]
+    fn entries_of_the_list_are_hosts() {
+        for wrong in
+            ["", "https://a.example", "a.example/path", "*", "*.", "*.com", "a.example:x", "a b", ".x"]
+        {
+            let config = RegistryConfig { also: vec![wrong.to_owned()] };
+            assert_eq!(config.validate().len(), 1, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn plain_http_is_for_this_machine() {
+        for near in ["localhost", "127.0.0.1", "[::1]"] {
+            assert!(is_near(near), "{near}");
+        }
+        for far in ["registry.example", "10.0.0.1", "localhost.example", "127.0.0.1.example"] {
+            assert!(!is_near(far), "{far}");
+        }
+    }
+}

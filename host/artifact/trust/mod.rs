@@ -1,0 +1,260 @@
+//! Which versions of plugins may decide: those whose file has the pinned hash, and, once keys are
+//! configured, only those that one of the keys has signed.
+//!
+//! Signatures are detached, ed25519 over a statement: the plugin's name, the version's number and the
+//! file's hash, so that neither another plugin's nor an older version can be put in its place. A
+//! signature over the file alone says none of that; it counts where that is configured. Keys are read
+//! again for every check, so that they can be changed while the gateway
+//! runs. Knows nothing of where files come from.
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+mod keys;
+mod signature;
+mod statement;
+
+use std::path::PathBuf;
+
+use crate::digest;
+
+pub use signature::{as_text as signature_as_text, beside as signature_file, read as read_signature};
+pub use statement::sign;
+
+use signature::Signed;
+use statement::Statement;
+
+/// The keys that are trusted; without any, signatures are not asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trust {
+    /// Files, or PEM texts themselves.
+    keys: Vec<String>,
+    /// Whether signatures over the file alone count.
+    bare: bool,
+}
+
+impl Trust {
+    /// Trust in these keys: files with public keys in PEM, or such a text itself.
+    pub fn new(keys: Vec<String>) -> Self {
+        Self { keys, bare: false }
+    }
+
+    /// Whether signatures over the file alone count, too.
+    pub fn with_bare_signatures(self, bare: bool) -> Self {
+        Self { bare, ..self }
+    }
+
+    /// Whether signatures are asked for.
+    pub fn asks_for_signatures(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// Whether a key is given as a PEM text, not as a file's name.
+    pub(crate) fn is_text(key: &str) -> bool {
+        keys::is_text(key)
+    }
+
+    /// The files with keys.
+    pub fn key_files(&self) -> Vec<PathBuf> {
+        self.keys.iter().filter(|key| !keys::is_text(key)).map(PathBuf::from).collect()
+    }
+
+    /// What tells whether the files with keys have changed.
+    pub(crate) fn fingerprint(&self) -> String {
+        let read = |file: PathBuf| crate::files::read(&file, keys::MAX_SIZE).unwrap_or_default();
+        self.key_files().into_iter().map(|file| format!(" {}", digest::hash(&read(file)))).collect()
+    }
+
+    /// Whether a version of a plugin may decide; the number that it is signed with, if it is.
+    ///
+    /// # Errors
+    /// Why not, and what to do: the second half of a sentence that begins with the plugin.
+    pub fn check(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        signature: Option<&[u8]>,
+        pin: Option<&str>,
+    ) -> Result<Option<u64>, String> {
+        if let Some(pin) = pin {
+            check_pin(name, bytes, pin)?;
+        }
+        if self.keys.is_empty() {
+            return Ok(None);
+        }
+        let keys = keys::read_all(&self.keys)?;
+        let Some(signature) = signature else {
+            return Err(format!(
+                "is not signed, and `[policies] trusted_keys` lets only signed plugins decide; {SIGN_IT}"
+            ));
+        };
+        let signed = signature::parse(signature).map_err(|why| format!("has a signature that {why}"))?;
+        let (text, signature) = match &signed {
+            Signed::Statement(statement, signature) => (statement.to_string().into_bytes(), signature),
+            Signed::Bare(signature) => (bytes.to_vec(), signature),
+        };
+        // Strict: no key and no signature that others could take for another's.
+        if !keys.iter().any(|key| key.verify_strict(&text, signature).is_ok()) {
+            return Err(format!(
+                "is signed by none of the {} keys of `[policies] trusted_keys`, or was changed after it was signed (sha256 {}); {SIGN_IT}",
+                keys.len(),
+                digest::hash(bytes)
+            ));
+        }
+        match &signed {
+            Signed::Statement(statement, _) => check_statement(name, bytes, statement).map(Some),
+            Signed::Bare(_) if self.bare => Ok(None),
+            Signed::Bare(_) => Err(format!(
+                "has a signature of the file alone, which says neither for which plugin nor which version it is; {SIGN_IT}, or take such signatures, too: `[policies] bare_signatures = true`"
+            )),
+        }
+    }
+}
+
+/// What makes a signature.
+const SIGN_IT: &str = "sign it: `halley plugin sign --key KEY.pem --name NAME --number NUMBER PLUGIN.wasm` (a key pair: `openssl genpkey -algorithm ed25519 -out KEY.pem`, then `openssl pkey -in KEY.pem -pubout -out keys/ops.pem`)";
+
+/// What is signed has to be this plugin's, and this very file; its number.
+fn check_statement(name: &str, bytes: &[u8], statement: &Statement) -> Result<u64, String> {
+    let hash = digest::hash(bytes);
+    if statement.sha256 != hash {
+        return Err(format!(
+            "was changed after it was signed: it has the sha256 {hash}, and its signature is of {}; {SIGN_IT}",
+            statement.sha256
+        ));
+    }
+    if statement.name != name {
+        return Err(format!("is signed as `{}`, and not for `{name}`; {SIGN_IT}", statement.name));
+    }
+    Ok(statement.version)
+}
+
+/// Whether a version may come in force that was not active before: one with a lower number than the
+/// highest that was may not.
+///
+/// # Errors
+/// Why not, and what to do.
+pub(crate) fn check_order(name: &str, version: Option<u64>, highest: Option<u64>) -> Result<(), String> {
+    let Some(highest) = highest.filter(|highest| version.unwrap_or_default() < *highest) else {
+        return Ok(());
+    };
+    let signed = version
+        .map_or("has no signed number".to_owned(), |version| format!("is signed as version {version}"));
+    Err(format!(
+        "{signed}, and version {highest} was active before; an older one comes back by `halley plugin rollback {name}`, or with `allow_downgrade = true` in its [[plugin]]"
+    ))
+}
+
+fn check_pin(name: &str, bytes: &[u8], pin: &str) -> Result<(), String> {
+    let hash = digest::hash(bytes);
+    if hash.eq_ignore_ascii_case(pin) {
+        return Ok(());
+    }
+    Err(format!(
+        "has the sha256 {hash}, and [[plugin]] `{name}` is pinned to {pin}; bring that version, or change `sha256` in the configuration if this one is right"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
+    use ed25519_dalek::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _};
+    use ed25519_dalek::{Signer as _, SigningKey};
+
+    use super::*;
+
+    const BYTES: &[u8] = b"\0asm and so on";
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_bytes(&[seed; 32])
+    }
+
+    fn pem(seed: u8) -> String {
+        key(seed).verifying_key().to_public_key_pem(LineEnding::LF).unwrap()
+    }
+
+    fn signed(seed: u8, bytes: &[u8]) -> Vec<u8> {
+        let key = key(seed).to_pkcs8_pem(LineEnding::LF).unwrap();
+        sign(&key, "p", 1, bytes).unwrap().into_bytes()
+    }
+
+    fn bare(seed: u8, bytes: &[u8]) -> Vec<u8> {
+        key(seed).sign(bytes).to_bytes().to_vec()
+    }
+
+    #[test]
+    fn a_pin_holds_with_and_without_keys() {
+        let (open, keyed) = (Trust::default(), Trust::new(vec![pem(1)]));
+        let (hash, other) = (digest::hash(BYTES), "0".repeat(64));
+        let signature = signed(1, BYTES);
+        assert_eq!(open.check("p", BYTES, None, None), Ok(None));
+        assert_eq!(open.check("p", BYTES, None, Some(&hash.to_uppercase())), Ok(None));
+        for trust in [open, keyed] {
+            let why = trust.check("p", BYTES, Some(&signature), Some(&other)).unwrap_err();
+            assert!(why.contains(&hash) && why.contains(&other) && why.contains("change `sha256`"), "{why}");
+        }
+    }
+
+    #[test]
+    fn only_what_a_trusted_key_signed_may_decide() {
+        let trust = Trust::new(vec![pem(1), pem(2) + &pem(3)]);
+        let check = |signature: Option<&[u8]>| trust.check("p", BYTES, signature, None);
+        for seed in [1, 2, 3] {
+            assert_eq!(check(Some(&signed(seed, BYTES))), Ok(Some(1)), "key {seed}");
+        }
+        let text = base64::engine::general_purpose::STANDARD.encode(signed(2, BYTES));
+        assert_eq!(check(Some(format!("{text}\n").as_bytes())), Ok(Some(1)));
+        assert!(check(None).unwrap_err().contains("halley plugin sign"));
+        assert!(check(Some(&signed(4, BYTES))).unwrap_err().contains("none of the 3 keys"));
+        assert!(check(Some(&signed(1, b"else"))).unwrap_err().contains("was changed after it was signed"));
+        let tampered = String::from_utf8(signed(1, BYTES)).unwrap().replace("version: 1", "version: 9");
+        assert!(check(Some(tampered.as_bytes())).unwrap_err().contains("none of the 3 keys"));
+        assert!(check(Some(b"nonsense")).unwrap_err().contains("sign the plugin again"));
+        let other = trust.check("q", BYTES, Some(&signed(1, BYTES)), None).unwrap_err();
+        assert!(other.contains("is signed as `p`, and not for `q`"), "{other}");
+    }
+
+    #[test]
+    fn a_signature_of_the_file_alone_counts_only_where_that_is_configured() {
+        let trust = Trust::new(vec![pem(1)]);
+        let check = |trust: &Trust, seed| trust.check("p", BYTES, Some(&bare(seed, BYTES)), None);
+        assert!(check(&trust, 1).unwrap_err().contains("bare_signatures = true"));
+        let trust = trust.with_bare_signatures(true);
+        assert_eq!(check(&trust, 1), Ok(None));
+        assert!(check(&trust, 2).unwrap_err().contains("none of the 1 keys"));
+    }
+
+    #[test]
+    fn numbers_do_not_fall() {
+        for (version, highest) in [(None, None), (Some(1), None), (Some(5), Some(5)), (Some(6), Some(5))] {
+            assert_eq!(check_order("p", version, highest), Ok(()));
+        }
+        for (version, highest) in [(Some(4), Some(5)), (None, Some(1))] {
+            let why = check_order("p", version, highest).unwrap_err();
+            assert!(why.contains("halley plugin rollback p") && why.contains("allow_downgrade"), "{why}");
+        }
+    }
+
+    #[test]
+    fn keys_that_cannot_be_used_refuse_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ops.pem");
+        let trust = Trust::new(vec![file.display().to_string()]);
+        let check = || trust.check("p", BYTES, Some(&signed(1, BYTES)), None);
+        assert!(check().unwrap_err().contains("cannot be read"));
+        for (content, why) in [
+            ("", "no public key"),
+            ("-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "private key"),
+            ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "no ed25519 public key"),
+        ] {
+            std::fs::write(&file, content).unwrap();
+            let error = check().unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        std::fs::write(&file, pem(1)).unwrap();
+        assert_eq!(check(), Ok(Some(1)));
+        std::fs::write(&file, pem(2)).unwrap();
+        assert!(check().is_err(), "the key was changed");
+        assert_eq!(trust.key_files(), [file]);
+    }
+}

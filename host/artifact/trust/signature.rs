@@ -1,0 +1,79 @@
+//! Detached signatures: a signed statement, 64 bytes over the file alone, or base64 of either.
+
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::Signature;
+
+use crate::artifact::trust::statement::{self, Statement};
+use crate::files::{self, Unreadable};
+
+/// A longer file is no signature.
+const MAX_SIZE: u64 = 1024;
+
+/// What signers write.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Signed {
+    /// Over a statement.
+    Statement(Statement, Signature),
+    /// Over the file alone.
+    Bare(Signature),
+}
+
+/// A signature from what stands in a file, a header or an annotation.
+pub(super) fn parse(bytes: &[u8]) -> Result<Signed, String> {
+    if let Some(signed) = plain(bytes) {
+        return Ok(signed);
+    }
+    let text: Vec<u8> = bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    let signed = STANDARD.decode(text).ok().and_then(|decoded| plain(&decoded));
+    signed.ok_or_else(|| {
+        "is neither what `halley plugin sign` writes nor base64 of it; sign the plugin again".to_owned()
+    })
+}
+
+fn plain(bytes: &[u8]) -> Option<Signed> {
+    if let Ok(raw) = <&[u8; 64]>::try_from(bytes) {
+        return Some(Signed::Bare(Signature::from_bytes(raw)));
+    }
+    let (statement, signature) = statement::parse(std::str::from_utf8(bytes).ok()?)?;
+    Some(Signed::Statement(statement, signature))
+}
+
+/// A signature as a header or an annotation takes it.
+///
+/// # Errors
+/// When it is none.
+pub fn as_text(bytes: &[u8]) -> Result<String, String> {
+    Ok(match parse(bytes)? {
+        Signed::Bare(signature) => STANDARD.encode(signature.to_bytes()),
+        Signed::Statement(statement, signature) => {
+            STANDARD.encode(statement::with_signature(&statement, &signature))
+        }
+    })
+}
+
+/// Where the signature of a plugin's file is.
+pub fn beside(file: &Path) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(".sig");
+    path.into()
+}
+
+/// The signature beside a plugin's file (`FILE.sig`); none where there is none.
+///
+/// # Errors
+/// When there is one that cannot be read: the second half of a sentence that begins with the
+/// plugin.
+pub fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
+    let path = beside(file);
+    match files::read(&path, MAX_SIZE) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(why) if why.is_missing() => Ok(None),
+        Err(why @ Unreadable::System(_)) => Err(format!("has a signature ({}) that {why}", path.display())),
+        Err(_) => {
+            Err(format!("has a signature ({}) that is none: `halley plugin sign` writes one", path.display()))
+        }
+    }
+}

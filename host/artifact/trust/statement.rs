@@ -1,0 +1,105 @@
+//! What a signer says of a version: for which plugin it is, its number, and which file it is.
+//!
+//! ```text
+//! halley-plugin-v1
+//! name: keyword-filter
+//! version: 7
+//! sha256: 0123...
+//! signature: <base64>
+//! ```
+//!
+//! The signature is ed25519 over the first four lines, each with its newline: what `openssl pkeyutl
+//! -sign -rawin` makes of them. A signature over a file alone cannot be taken for one of these: files
+//! begin otherwise.
+
+use std::fmt;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::pkcs8::DecodePrivateKey as _;
+use ed25519_dalek::{Signature, Signer as _, SigningKey};
+
+use crate::digest;
+
+/// The first line.
+pub(super) const BEGIN: &str = "halley-plugin-v1\n";
+
+/// What is signed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Statement {
+    /// The plugin's name in the configuration.
+    pub(super) name: String,
+    /// Rises with every version.
+    pub(super) version: u64,
+    /// Of the file, in hex.
+    pub(super) sha256: String,
+}
+
+impl fmt::Display for Statement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, version, sha256 } = self;
+        write!(f, "{BEGIN}name: {name}\nversion: {version}\nsha256: {sha256}\n")
+    }
+}
+
+/// A statement with its signature, as [`sign`] writes it and nothing else.
+pub(super) fn parse(text: &str) -> Option<(Statement, Signature)> {
+    let mut lines = text.strip_prefix(BEGIN)?.lines();
+    let mut value = |key: &str| lines.next()?.strip_prefix(key)?.strip_prefix(": ");
+    let statement = Statement {
+        name: value("name")?.to_owned(),
+        version: value("version")?.parse().ok()?,
+        sha256: value("sha256")?.to_owned(),
+    };
+    let signature = STANDARD.decode(value("signature")?).ok()?;
+    let signature = Signature::from_bytes(&<[u8; 64]>::try_from(signature).ok()?);
+    // Written in one way only: what was signed is what the statement writes.
+    (with_signature(&statement, &signature) == text).then_some((statement, signature))
+}
+
+/// Signs a version of a plugin, with an ed25519 private key in PEM; what belongs into FILE.sig.
+///
+/// # Errors
+/// When that is no such key.
+pub fn sign(key: &str, name: &str, version: u64, bytes: &[u8]) -> Result<String, String> {
+    let key = SigningKey::from_pkcs8_pem(key).map_err(|why| {
+        format!("is no ed25519 private key: {why}; make one with `openssl genpkey -algorithm ed25519 -out KEY.pem`")
+    })?;
+    let statement = Statement { name: name.to_owned(), version, sha256: digest::hash(bytes) };
+    let signature = key.sign(statement.to_string().as_bytes());
+    Ok(with_signature(&statement, &signature))
+}
+
+pub(super) fn with_signature(statement: &Statement, signature: &Signature) -> String {
+    format!("{statement}signature: {}\n", STANDARD.encode(signature.to_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::pkcs8::EncodePrivateKey as _;
+    use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
+
+    use super::*;
+
+    #[test]
+    fn a_statement_is_read_in_one_way_only() {
+        let key = SigningKey::from_bytes(&[1; 32]).to_pkcs8_pem(LineEnding::LF).unwrap();
+        let text = sign(&key, "p", 7, b"file").unwrap();
+        let (statement, _) = parse(&text).unwrap();
+        assert_eq!(statement, Statement { name: "p".into(), version: 7, sha256: digest::hash(b"file") });
+        for other in [
+            text.replace("version: 7", "version: 07"),
+            text.replace("version: 7", "version: +7"),
+            text.replace("version: 7", "version: -7"),
+            text.replace('\n', "\r\n"),
+            text.trim_end().to_owned(),
+            format!("{text}more\n"),
+            text.replace("sha256", "sha512"),
+            text.replace("-v1", "-v2"),
+            text.replace("signature: ", "signature: AA"),
+        ] {
+            assert_eq!(parse(&other), None, "{other}");
+        }
+        assert!(sign("-----BEGIN PRIVATE KEY-----\n", "p", 1, b"").unwrap_err().contains("openssl genpkey"));
+    }
+}

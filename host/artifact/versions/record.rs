@@ -1,0 +1,277 @@
+//! What is remembered of one plugin: which versions there were, when and why they came and
+//! went, and what decides instead of its file. Plain data and pure rules.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+/// The most events that are kept of one version; the oldest go.
+const MAX_EVENTS: usize = 20;
+
+/// One version of a plugin that can be gone back to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptVersion {
+    /// The SHA-256 of its file, in hex.
+    pub hash: String,
+    /// The file's size in bytes.
+    pub size: u64,
+    /// What is held against it, if anything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<Against>,
+    /// When and why it came and went, oldest first.
+    pub events: Vec<Event>,
+}
+
+/// Why a version is not gone back to unless it is named.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", content = "why", rename_all = "kebab-case")]
+pub enum Against {
+    /// It failed too often.
+    Quarantined(String),
+    /// An operator went back from it.
+    RolledBack,
+}
+
+/// One turn in a version's life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
+    /// Whether it came in force or went out of it.
+    pub what: Turn,
+    /// Such as `its file`, `pushed`, `quarantined: 100 failures within 1m`.
+    pub why: String,
+}
+
+/// Which way a version turned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Turn {
+    /// Into force.
+    Came,
+    /// Out of force.
+    Went,
+}
+
+/// What decides instead of a plugin's file, until that changes or an operator releases it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Override {
+    /// The hash of the file that it stands in for; none when the file could not be read.
+    pub file: Option<String>,
+    /// The version that decides; none when the chain goes on without the plugin.
+    pub with: Option<String>,
+    /// How it came about.
+    pub cause: Cause,
+    /// The same in words.
+    pub why: String,
+    /// Since when.
+    #[serde(with = "humantime_serde")]
+    pub since: SystemTime,
+}
+
+/// How a version came to decide instead of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// It was pushed.
+    Pushed,
+    /// An operator went back to it.
+    RolledBack,
+    /// The file's version failed too often.
+    Quarantined,
+}
+
+/// What is to decide: a plugin's file, or what stands in for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Choice {
+    File,
+    /// The kept version with this hash.
+    Kept(String),
+    /// Nothing: the chain goes on without the plugin.
+    Without,
+}
+
+/// All that is remembered of one plugin.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// The one that came in force last is the first.
+    pub(crate) versions: Vec<KeptVersion>,
+    /// The hash of the version in force.
+    pub(crate) in_force: Option<String>,
+    pub(crate) instead: Option<Override>,
+    /// The candidate whose trial ended last: it is not tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tried: Option<Tried>,
+    /// The highest number that a version in force was signed with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) highest: Option<u64>,
+}
+
+/// A trial that ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tried {
+    /// The SHA-256 of the candidate's file, in hex.
+    pub hash: String,
+    /// Such as `promoted`, or which budget it breached.
+    pub why: String,
+    /// When.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
+}
+
+impl Record {
+    /// What decides when the file has this hash: what stands in for the file holds for that
+    /// very file, and a new one ends it.
+    pub(crate) fn choose(&self, file: Option<&str>) -> Choice {
+        match &self.instead {
+            Some(instead) if instead.file.as_deref() == file => {
+                instead.with.clone().map_or(Choice::Without, Choice::Kept)
+            }
+            _ => Choice::File,
+        }
+    }
+
+    /// The versions to go back to from the one in force, the latest first: the ones that nothing
+    /// is held against.
+    pub(crate) fn good(&self) -> impl Iterator<Item = &KeptVersion> {
+        let in_force = self.in_force.as_deref();
+        let good = move |version: &&KeptVersion| {
+            version.against.is_none() && Some(version.hash.as_str()) != in_force
+        };
+        self.versions.iter().filter(good)
+    }
+
+    /// The version whose hash begins so.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub(crate) fn find(&self, prefix: &str) -> Result<&KeptVersion, String> {
+        let mut found = self.versions.iter().filter(|version| version.hash.starts_with(prefix));
+        match (found.next(), found.next()) {
+            (Some(version), None) => Ok(version),
+            (Some(_), Some(_)) => Err(format!("more than one version is called {prefix}; give more digits")),
+            (None, _) => {
+                let kept: Vec<&str> = self.versions.iter().map(|version| &version.hash[..12]).collect();
+                let kept = if kept.is_empty() { "none".to_owned() } else { kept.join(", ") };
+                Err(format!("no version {prefix} is kept; there are: {kept}"))
+            }
+        }
+    }
+
+    /// A version came in force, or none is any more.
+    pub(crate) fn turn(&mut self, to: Option<(&str, u64)>, why: &str, at: SystemTime) {
+        if to.map(|(hash, _)| hash) == self.in_force.as_deref() {
+            return;
+        }
+        if let Some(gone) = self.in_force.take() {
+            self.note(&gone, Event { at, what: Turn::Went, why: why.to_owned() });
+        }
+        let Some((hash, size)) = to else { return };
+        let known = self.versions.iter().position(|version| version.hash == hash);
+        let fresh = || KeptVersion { hash: hash.to_owned(), size, against: None, events: Vec::new() };
+        let version = known.map_or_else(fresh, |at| self.versions.remove(at));
+        self.versions.insert(0, KeptVersion { against: None, ..version });
+        self.note(hash, Event { at, what: Turn::Came, why: why.to_owned() });
+        self.in_force = Some(hash.to_owned());
+    }
+
+    /// Holds something against a version, until it comes in force again.
+    pub(crate) fn hold_against(&mut self, hash: &str, against: Against) {
+        if let Some(version) = self.versions.iter_mut().find(|version| version.hash == hash) {
+            version.against = Some(against);
+        }
+    }
+
+    /// Forgets all but the latest versions; the ones in use stay.
+    pub(crate) fn prune(&mut self, keep: usize) {
+        let in_use = [self.in_force.clone(), self.instead.as_ref().and_then(|instead| instead.with.clone())];
+        let mut kept = 0;
+        self.versions.retain(|version| {
+            kept += 1;
+            kept <= keep || in_use.iter().flatten().any(|used| *used == version.hash)
+        });
+    }
+
+    fn note(&mut self, hash: &str, event: Event) {
+        if let Some(version) = self.versions.iter_mut().find(|version| version.hash == hash) {
+            if version.events.len() >= MAX_EVENTS {
+                version.events.remove(0);
+            }
+            version.events.push(event);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+    fn record(hashes: &[&str]) -> Record {
+        let mut record = Record::default();
+        for hash in hashes {
+            record.turn(Some((hash, 1)), "its file", NOW);
+        }
+        record
+    }
+
+    fn instead(file: &str, with: Option<&str>) -> Override {
+        let (file, with) = (Some(file.to_owned()), with.map(str::to_owned));
+        Override { file, with, cause: Cause::RolledBack, why: String::new(), since: NOW }
+    }
+
+    #[test]
+    fn a_new_file_ends_what_stands_in_for_the_old_one() {
+        let mut record = record(&["aaaa", "bbbb"]);
+        assert_eq!(record.choose(Some("bbbb")), Choice::File);
+        record.instead = Some(instead("bbbb", Some("aaaa")));
+        assert_eq!(record.choose(Some("bbbb")), Choice::Kept("aaaa".into()));
+        assert_eq!(record.choose(Some("cccc")), Choice::File);
+        assert_eq!(record.choose(None), Choice::File, "a file that is gone is looked at, and refused");
+        record.instead = Some(instead("bbbb", None));
+        assert_eq!(record.choose(Some("bbbb")), Choice::Without);
+    }
+
+    #[test]
+    fn going_back_twice_does_not_return_to_what_was_left() {
+        let mut record = record(&["aaaa", "bbbb", "cccc"]);
+        for expected in ["bbbb", "aaaa"] {
+            let good = record.good().next().unwrap().hash.clone();
+            assert_eq!(good, expected);
+            let left = record.in_force.clone().unwrap();
+            record.turn(Some((&good, 1)), "rolled back", NOW);
+            record.hold_against(&left, Against::RolledBack);
+        }
+        assert_eq!(record.good().next(), None);
+        record.turn(Some(("cccc", 1)), "its file", NOW);
+        assert_eq!(record.good().next().unwrap().hash, "aaaa", "what is held against `bbbb` stays");
+    }
+
+    #[test]
+    fn versions_in_use_are_never_forgotten() {
+        let mut record = record(&["a", "b", "c", "d"]);
+        record.instead = Some(instead("d", Some("a")));
+        record.prune(2);
+        let hashes: Vec<&str> = record.versions.iter().map(|version| version.hash.as_str()).collect();
+        assert_eq!(hashes, ["d", "c", "a"]);
+    }
+
+    #[test]
+    fn a_version_is_found_by_the_beginning_of_its_hash() {
+        let record = record(&["aaaaaaaaaaaa1", "aaaaaaaaaaaa2"]);
+        assert_eq!(record.find("aaaaaaaaaaaa2").unwrap().hash, "aaaaaaaaaaaa2");
+        assert!(record.find("aa").unwrap_err().contains("more than one"));
+        assert!(record.find("b").unwrap_err().contains("there are: aaaaaaaaaaaa"));
+    }
+
+    #[test]
+    fn comings_and_goings_are_noted_once() {
+        let mut record = record(&["a", "a"]);
+        assert_eq!(record.versions[0].events.len(), 1, "what is in force already does not come again");
+        record.turn(None, "taken out of the configuration", NOW);
+        let turns: Vec<Turn> = record.versions[0].events.iter().map(|event| event.what).collect();
+        assert_eq!((turns, record.in_force), (vec![Turn::Came, Turn::Went], None));
+    }
+}

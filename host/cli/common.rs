@@ -1,0 +1,90 @@
+//! What the commands have in common: exit codes, the configuration's place, and how files named on the
+//! command line are read and written.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use crate::files;
+
+/// Everything went as asked.
+pub const SUCCESS: u8 = 0;
+/// The command ran and failed, or left work unfinished.
+pub const FAILURE: u8 = 1;
+/// The command line or the configuration is wrong.
+pub const MISTAKE: u8 = 2;
+/// The largest file that is read because it was named on the command line, in bytes.
+pub(super) const LARGEST_INPUT: u64 = 256 * 1024 * 1024;
+
+/// Where the configuration is.
+#[derive(Debug, clap::Args)]
+pub(super) struct ConfigArgs {
+    /// The configuration file (TOML). Without it `./halley.toml`, where there is one, or else the
+    /// defaults.
+    ///
+    /// The environment goes over the file: HALLEY__SECTION__KEY, its value text, or a number, a list
+    /// or a table as TOML has them: HALLEY__KAFKA__GROUP=halley-2,
+    /// HALLEY__KAFKA__TOPICS='["push", "push-2"]',
+    /// HALLEY__KAFKA__PROPERTIES='{ "security.protocol" = "SSL" }' (instead of the file's whole table).
+    #[arg(long, short, value_name = "FILE", env = "HALLEY_CONFIG")]
+    pub(super) config: Option<PathBuf>,
+}
+
+/// What is taken where no file is named.
+const USUAL_FILE: &str = "halley.toml";
+
+impl ConfigArgs {
+    /// The file to read; none when there is none.
+    pub(super) fn file(&self) -> Option<PathBuf> {
+        let usual = || Some(PathBuf::from(USUAL_FILE)).filter(|file| file.exists());
+        self.config.clone().or_else(usual)
+    }
+
+    /// What the configuration is read from, for people.
+    pub(super) fn source(&self) -> String {
+        match (self.file(), &self.config) {
+            (Some(file), Some(_)) => file.display().to_string(),
+            (Some(file), None) => format!("./{}", file.display()),
+            (None, _) => "no file, only defaults and the environment".to_owned(),
+        }
+    }
+}
+
+/// Which plugin a file is for, by its name: the one of these that is called as the file is, or with
+/// `-` for `_` where only that is known. Else as the file is called.
+pub(super) fn plugin_of<'a>(file: &Path, mut known: impl Iterator<Item = &'a str> + Clone) -> String {
+    let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let dashed = stem.replace('_', "-");
+    let is_known = known.clone().any(|name| name == stem);
+    if !is_known && known.any(|name| name == dashed) { dashed } else { stem }
+}
+
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+}
+
+/// Writes a file, and the folders that it is in.
+///
+/// # Errors
+/// When that cannot be.
+pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
+    let done = file
+        .parent()
+        .map_or(Ok(()), fs::create_dir_all)
+        .and_then(|()| files::create_new(file, text.as_bytes()));
+    done.with_context(|| format!("cannot write {}", file.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_for_the_plugin_of_its_name() {
+        let name = |file: &str| plugin_of(Path::new(file), ["keyword-filter", "a_b"].into_iter());
+        assert_eq!(name("x/keyword_filter.wasm"), "keyword-filter");
+        assert_eq!(name("a_b.wasm"), "a_b");
+        assert_eq!(name("un_known.wasm"), "un_known");
+    }
+}

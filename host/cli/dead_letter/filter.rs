@@ -1,0 +1,61 @@
+//! Which dead letters are meant.
+
+use std::time::SystemTime;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser as _};
+
+use crate::dead_letter::{Filter, Stage};
+use crate::time;
+
+/// Which dead letters are meant: all that agree with every filter.
+#[derive(Debug, clap::Args)]
+pub(super) struct FilterArgs {
+    /// Only those whose way ended at this station.
+    #[arg(long, value_parser = stage_parser())]
+    pub(super) stage: Option<Stage>,
+    /// Only those that this plugin decided: `name` or `name@version`.
+    #[arg(long, value_name = "NAME")]
+    pub(super) plugin: Option<String>,
+    /// Only those that came from this topic.
+    #[arg(long, value_name = "ORIGIN")]
+    pub(super) topic: Option<String>,
+    /// Only those whose reason contains this text, whatever its case.
+    #[arg(long, value_name = "TEXT")]
+    pub(super) reason: Option<String>,
+    /// Only messages produced at or after this time: `2026-01-31T12:00:00Z`, `2026-01-31`, or
+    /// an age such as `90m` or `2days`.
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
+    pub(super) since: Option<SystemTime>,
+    /// Only messages produced before this time.
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
+    pub(super) until: Option<SystemTime>,
+    /// At most so many, counted from the first that the filters mean.
+    #[arg(long, value_name = "N")]
+    pub(super) limit: Option<u64>,
+}
+
+impl FilterArgs {
+    pub(super) fn filter(&self) -> Filter {
+        Filter {
+            stage: self.stage,
+            plugin: self.plugin.clone(),
+            topic: self.topic.clone(),
+            reason: self.reason.clone(),
+            since_ms: self.since.map(time::to_record_ms),
+            until_ms: self.until.map(time::to_record_ms),
+        }
+    }
+}
+
+/// What is said when there is no dead-letter topic.
+pub(super) fn no_topic(topic: &str) -> String {
+    format!(
+        "there is no topic `{topic}`: no dead letter was ever written, or `[kafka] dead_letter_topic` names another one"
+    )
+}
+
+fn stage_parser() -> impl clap::builder::TypedValueParser<Value = Stage> {
+    let named = |name: String| Stage::ALL.into_iter().find(|stage| stage.as_str() == name);
+    PossibleValuesParser::new(Stage::ALL.map(Stage::as_str))
+        .try_map(move |name| named(name).ok_or("no stage of this name"))
+}

@@ -1,0 +1,26 @@
+//! What is wrong with a configuration, and where.
+
+use std::fmt;
+
+/// One mistake in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Mistake {
+    /// `file:line`, or the environment variable.
+    pub place: String,
+    /// What is wrong, and where it is not plain, what to do.
+    pub text: String,
+}
+
+/// All mistakes that were found; never empty.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Mistakes(pub Vec<Mistake>);
+
+impl fmt::Display for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, Mistake { place, text }) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "\n" };
+            write!(f, "{separator}{place}: {text}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,355 @@
+//! The headers of dead letters: where a record came from, and why it came here.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use crate::decision::PluginVersion;
+use crate::message::{
+    CometAddr, HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, ORIGIN_TOPIC, PROOF, REDRIVE_COMETS,
+    REDRIVE_USERS, Record, STAGE, UserId, VALUE_LEFT_OUT, list_of_users,
+};
+use crate::telemetry::escape::cut;
+
+/// The partition that the record was read from.
+pub const ORIGIN_PARTITION: &str = "halley-origin-partition";
+/// The offset that the record was read from.
+pub const ORIGIN_OFFSET: &str = "halley-origin-offset";
+/// The record's own timestamp, in milliseconds since 1970. The dead letter has the same, unless
+/// its topic stamps records itself or refuses old ones. A redriven record has this header where
+/// its topic refuses the timestamp; should it come here again, the header is kept.
+pub const ORIGIN_TIMESTAMP: &str = "halley-origin-timestamp";
+/// Why, in words.
+pub const REASON: &str = "halley-reason";
+/// The comets that did not take it, separated by commas.
+pub const FAILED_COMETS: &str = "halley-failed-comets";
+/// The users whom it was not kept for, who were away. The others have had it, but for those at comets
+/// that are named as well. See [`crate::message::RedriveUsers`].
+pub const FAILED_USERS: &str = "halley-failed-users";
+/// How often the message has become a dead letter.
+pub const ATTEMPTS: &str = "halley-attempts";
+/// The plugin that decided, with its version: `name@hash`.
+pub const PLUGIN: &str = "halley-plugin";
+
+/// The record had no key, and the topic takes none without: the letter's is the message's id.
+pub const KEY_ADDED: &str = "halley-key-added";
+
+/// All headers that the gateway adds, for taking them off again.
+pub(super) const OURS: [&str; 18] = [
+    MESSAGE_ID,
+    PROOF,
+    ORIGIN_TOPIC,
+    ORIGIN_PARTITION,
+    ORIGIN_OFFSET,
+    ORIGIN_TIMESTAMP,
+    STAGE,
+    REASON,
+    FAILED_COMETS,
+    PLUGIN,
+    VALUE_LEFT_OUT,
+    KEY_LEFT_OUT,
+    HEADERS_LEFT_OUT,
+    KEY_ADDED,
+    ATTEMPTS,
+    REDRIVE_COMETS,
+    FAILED_USERS,
+    REDRIVE_USERS,
+];
+
+/// The station where a record's way ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// It is no message.
+    Decode,
+    /// A policy said so, or failed.
+    Filter,
+    /// Its room cannot be read.
+    Resolve,
+    /// An absent recipient's inbox could not take it.
+    Offline,
+    /// Comets refused it, or were unreachable and nobody knows for whom it was.
+    Deliver,
+}
+
+impl Stage {
+    /// All stages, in the order in which a message passes them.
+    pub const ALL: [Self; 5] = [Self::Decode, Self::Filter, Self::Resolve, Self::Offline, Self::Deliver];
+
+    /// The stage as it stands in headers and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::Filter => "filter",
+            Self::Resolve => "resolve",
+            Self::Offline => "offline",
+            Self::Deliver => "deliver",
+        }
+    }
+}
+
+/// Whether a record is a dead letter as it stands in its topic: it was not redriven, which takes
+/// these headers off, but read where dead letters are. Written again, it would come again.
+pub fn is_letter(record: &Record) -> bool {
+    record.header(ORIGIN_TOPIC).is_some() && record.header(STAGE).is_some()
+}
+
+/// The most comets that the header names: a record has to stay writable.
+const MOST_COMETS: usize = 1_000;
+/// The most bytes of their names.
+const MOST_COMET_BYTES: usize = 64 * 1024;
+/// The most characters of a reason.
+const MOST_TEXT: usize = 1_000;
+/// Stands at the end of the list when there are more.
+pub(super) const MORE_COMETS: &str = "...";
+
+/// How much of a reason is for whom the message was not kept, when comets did not take it either.
+const NOT_KEPT_TEXT: usize = 300;
+
+/// Why a record is a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// Where its way ended.
+    pub stage: Stage,
+    /// Why, in words; cut to 1,000 characters.
+    pub text: String,
+    /// The comets that did not take it.
+    pub comets: Vec<CometAddr>,
+    /// The users whom it was not kept for. Everyone else has had it, but for those at `comets`.
+    pub users: Vec<UserId>,
+    /// The plugin that decided.
+    pub plugin: Option<PluginVersion>,
+}
+
+impl Reason {
+    /// A reason without comets and plugin.
+    pub fn new(stage: Stage, text: impl Into<String>) -> Self {
+        let mut text = text.into();
+        if let Some((at, _)) = text.char_indices().nth(MOST_TEXT) {
+            text.truncate(at);
+        }
+        Self { stage, text, comets: Vec::new(), users: Vec::new(), plugin: None }
+    }
+
+    /// The same, of a message that could not be kept for some who were away either.
+    pub fn and_not_kept(self, kept: Self) -> Self {
+        // That comes first: there may be many comets, and what is too long is cut.
+        let text = format!("{}; {}", cut(&kept.text, NOT_KEPT_TEXT), self.text);
+        Self { users: kept.users, text: Self::new(self.stage, text).text, ..self }
+    }
+}
+
+/// The original headers, less those of an earlier round, and ours.
+pub(super) fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
+    let mut headers: Vec<Header> = theirs(record).cloned().collect();
+    let origin = &record.origin;
+    let text: String = reason.text.chars().take(MOST_TEXT).collect();
+    let ours = [
+        (MESSAGE_ID, record.message_id().to_string()),
+        (ORIGIN_TOPIC, origin.topic.to_string()),
+        (ORIGIN_PARTITION, origin.partition.to_string()),
+        (ORIGIN_OFFSET, origin.offset.to_string()),
+        (STAGE, reason.stage.as_str().to_owned()),
+        (REASON, text),
+        (ATTEMPTS, (attempts(record) + 1).to_string()),
+    ];
+    headers.extend(ours.map(|(name, value)| Header::new(name, value)));
+    // What was too large to be read is named in the record already.
+    let left_out = [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT];
+    let notes = record.headers.iter().filter(|h| left_out.iter().any(|name| h.name == name));
+    headers.extend(notes.filter(|_| record.trusted).cloned());
+    if let Some(timestamp) = own_timestamp(record) {
+        headers.push(Header::new(ORIGIN_TIMESTAMP, timestamp.to_string()));
+    }
+    let (comets, users) = due(record, reason);
+    if !comets.is_empty() {
+        headers.push(Header::new(FAILED_COMETS, comet_list(&comets)));
+    }
+    if users.is_some() {
+        headers.push(Header { name: FAILED_USERS.into(), value: users });
+    }
+    if let Some(plugin) = &reason.plugin {
+        headers.push(Header::new(PLUGIN, plugin.to_string()));
+    }
+    headers
+}
+
+/// The comets and the users that the message is due at.
+fn due<'a>(record: &Record, reason: &'a Reason) -> (Cow<'a, [CometAddr]>, Option<Bytes>) {
+    let comets_before = record.redrive_comets();
+    let users_before = record.header(REDRIVE_USERS).filter(|_| record.redrive_users().is_some());
+    let was_sent = !reason.comets.is_empty() || !reason.users.is_empty();
+    // It ended before it was sent again: nothing has changed.
+    if !was_sent {
+        return (comets_before.unwrap_or_default().into(), users_before.cloned());
+    }
+    // It was for some users and nobody else. Which of them are at the comets that did not take it is
+    // not known here, so that all of them stay due, and nobody else at those comets.
+    if users_before.is_some() && comets_before.is_none() && !reason.comets.is_empty() {
+        return (Cow::default(), users_before.cloned());
+    }
+    let users = list_of_users(reason.users.iter().map(UserId::as_str)).map(Bytes::from);
+    (Cow::Borrowed(reason.comets.as_slice()), users)
+}
+
+/// The comets, as many as a header may name.
+fn comet_list(comets: &[CometAddr]) -> String {
+    let (mut names, mut bytes) = (Vec::new(), 0);
+    for name in comets.iter().take(MOST_COMETS).map(CometAddr::as_str) {
+        bytes += name.len() + 1;
+        if bytes > MOST_COMET_BYTES {
+            break;
+        }
+        names.push(name);
+    }
+    names.extend((names.len() < comets.len()).then_some(MORE_COMETS));
+    names.join(",")
+}
+
+/// How often the message became a dead letter so far, as a trusted record tells.
+fn attempts(record: &Record) -> u32 {
+    let told = record.header(ATTEMPTS).filter(|_| record.trusted);
+    told.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok())
+        .map_or(0, |attempts: u32| attempts.min(u32::MAX - 1))
+}
+
+/// When the message was produced: a redrive may have had to leave the record's own time out.
+fn own_timestamp(record: &Record) -> Option<i64> {
+    let told = record
+        .header(ORIGIN_TIMESTAMP)
+        .filter(|_| record.trusted)
+        .and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+    told.or(record.timestamp_ms)
+}
+
+/// The record's headers without those that the gateway adds.
+pub(super) fn theirs(record: &Record) -> impl Iterator<Item = &Header> {
+    record.headers.iter().filter(|header| OURS.iter().all(|ours| header.name != ours))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Origin;
+
+    #[test]
+    fn the_time_that_a_redrive_left_out_is_kept() {
+        let time = |value: &'static str| Header::new(ORIGIN_TIMESTAMP, value);
+        let record = |headers| Record {
+            origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
+            timestamp_ms: Some(2_000),
+            key: None,
+            value: None,
+            headers,
+            trusted: true,
+        };
+        assert_eq!(own_timestamp(&record(vec![time("1000")])), Some(1_000));
+        assert_eq!(own_timestamp(&record(vec![time("moon")])), Some(2_000));
+        assert_eq!(own_timestamp(&record(Vec::new())), Some(2_000));
+        let forged = Record { trusted: false, ..record(vec![time("1000"), Header::new(ATTEMPTS, "7")]) };
+        assert_eq!((own_timestamp(&forged), attempts(&forged)), (Some(2_000), 0));
+    }
+
+    #[test]
+    fn a_redriven_message_that_was_not_sent_again_is_due_where_it_was() {
+        let record = Record {
+            origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
+            timestamp_ms: None,
+            key: None,
+            value: None,
+            headers: vec![
+                Header::new(MESSAGE_ID, "push/0/7"),
+                Header::new(REDRIVE_COMETS, "a:1"),
+                Header::new(ATTEMPTS, "2"),
+            ],
+            trusted: true,
+        };
+        let told = |reason: Reason, name: &str| {
+            let headers = headers(&record, &reason);
+            let found = headers.into_iter().find(|header| header.name == name);
+            found.and_then(|header| header.value).map(|value| String::from_utf8_lossy(&value).into_owned())
+        };
+        let before = Reason::new(Stage::Filter, "spam");
+        assert_eq!(told(before.clone(), FAILED_COMETS).as_deref(), Some("a:1"));
+        assert_eq!(told(before.clone(), ATTEMPTS).as_deref(), Some("3"));
+        assert_eq!(told(before, REDRIVE_COMETS), None);
+        let comets: Vec<CometAddr> = (0..1_001).map(|n| format!("c:{n}").into()).collect();
+        let many = told(Reason { comets, ..Reason::new(Stage::Deliver, "") }, FAILED_COMETS);
+        assert!(many.is_some_and(|many| many.starts_with("c:0,") && many.ends_with(",c:999,...")));
+        let long: Vec<CometAddr> = (0..500).map(|n| format!("{}:{n}", "c".repeat(250)).into()).collect();
+        let many = told(Reason { comets: long, ..Reason::new(Stage::Deliver, "") }, FAILED_COMETS);
+        assert!(many.is_some_and(|many| many.len() <= MOST_COMET_BYTES + 4 && many.ends_with(",...")));
+    }
+
+    #[test]
+    fn a_message_is_due_at_comets_and_at_users_until_it_was_sent_there() {
+        let redriven = |comets: &[&'static str], users: &[&'static str]| Record {
+            origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
+            timestamp_ms: None,
+            key: None,
+            value: None,
+            headers: [(MESSAGE_ID, "push/0/7")]
+                .into_iter()
+                .chain(comets.iter().map(|comet| (REDRIVE_COMETS, *comet)))
+                .chain(users.iter().map(|user| (REDRIVE_USERS, *user)))
+                .map(|(name, value)| Header::new(name, value))
+                .collect(),
+            trusted: true,
+        };
+        let failed = |comets: &[&str], users: &[&str]| Reason {
+            comets: comets.iter().map(|comet| (*comet).into()).collect(),
+            users: users.iter().map(|user| (*user).into()).collect(),
+            ..Reason::new(Stage::Deliver, "no")
+        };
+        let table: [([&[&str]; 2], [&[&str]; 2], [&str; 2]); 7] = [
+            ([&[], &[]], [&["a:1"], &["u"]], ["a:1", "u"]),
+            ([&["a:1"], &["u"]], [&[], &[]], ["a:1", "u"]),
+            ([&["a:1"], &["u"]], [&["a:1"], &[]], ["a:1", ""]),
+            ([&["a:1"], &["u"]], [&[], &["u"]], ["", "u"]),
+            ([&[], &["u,v"]], [&["a:1"], &[]], ["", "u,v"]),
+            ([&[], &["u,v"]], [&["a:1"], &["v"]], ["", "u,v"]),
+            ([&[], &["u,v"]], [&[], &["v"]], ["", "v"]),
+        ];
+        for ([comets, users], [failed_comets, failed_users], expected) in table {
+            let (record, reason) = (redriven(comets, users), failed(failed_comets, failed_users));
+            let headers = headers(&record, &reason);
+            let value = |name: &str| {
+                let found = headers.iter().find(|header| header.name == name);
+                found.and_then(|header| header.value.as_deref()).map(String::from_utf8_lossy)
+            };
+            let told = [FAILED_COMETS, FAILED_USERS].map(|name| value(name).unwrap_or_default());
+            assert_eq!(told, expected, "{comets:?} {users:?}, then {reason:?}");
+        }
+    }
+
+    #[test]
+    fn headers_of_an_earlier_round_are_replaced_and_the_id_is_kept() {
+        let record = Record {
+            origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
+            timestamp_ms: Some(1_000),
+            key: None,
+            value: None,
+            headers: vec![
+                Header::new("trace", "1"),
+                Header::new(MESSAGE_ID, "push/0/7"),
+                Header::new(REASON, "old"),
+            ],
+            trusted: true,
+        };
+        let mut reason = Reason::new(Stage::Deliver, "refused");
+        reason.comets = vec!["a:1".into(), "b:1".into()];
+        let headers = headers(&record, &reason);
+        let expected = [
+            ("trace", "1"),
+            (MESSAGE_ID, "push/0/7"),
+            (ORIGIN_TOPIC, "push"),
+            (ORIGIN_PARTITION, "2"),
+            (ORIGIN_OFFSET, "9"),
+            (STAGE, "deliver"),
+            (REASON, "refused"),
+            (ATTEMPTS, "1"),
+            (ORIGIN_TIMESTAMP, "1000"),
+            (FAILED_COMETS, "a:1,b:1"),
+        ];
+        assert_eq!(headers, expected.map(|(name, value)| Header::new(name, value)));
+    }
+}

@@ -1,0 +1,86 @@
+//! What a chain tells its caller: plain data that never mentions WebAssembly.
+
+use crate::decision::{Disposition, Guard, Overrides, PluginVersion, Verdict};
+use crate::message::Message;
+
+/// What the filters made of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filtered {
+    /// The message as amended.
+    pub message: Message,
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// Which comets get it.
+    pub overrides: Overrides,
+    /// What has to let it through.
+    pub guards: Vec<Guard>,
+    /// One entry for each plugin that did anything but pass.
+    pub trail: Vec<Decision>,
+}
+
+/// What one plugin did to a message, in words: for logs and `halley explain`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Decision {
+    /// Who decided.
+    pub by: PluginVersion,
+    /// Such as `amended body, room`, `dropped: spam`, `failed: trapped: ...`.
+    pub what: String,
+}
+
+/// What a plugin decided for one absent recipient.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// What becomes of the message.
+    pub disposition: Disposition,
+    /// Who decided.
+    pub by: PluginVersion,
+}
+
+/// A plugin failed that nothing passes without (`on_error = "stall"`, or no instance could be started):
+/// nothing was decided. The caller waits and asks
+/// again, with whatever set is in force then.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "plugin {plugin} {error}; its partition holds its records (on_error = \"stall\") until it is mended or replaced"
+)]
+pub struct Stalled {
+    /// The plugin that failed.
+    pub plugin: PluginVersion,
+    /// How.
+    pub error: String,
+}
+
+impl Filtered {
+    /// A message that no filter has seen.
+    pub fn untouched(message: Message) -> Self {
+        Self {
+            message,
+            verdict: Verdict::Pass,
+            overrides: Overrides::default(),
+            guards: Vec::new(),
+            trail: Vec::new(),
+        }
+    }
+
+    /// The parts in which two outcomes for a message differ, apart from their verdicts and from
+    /// who decided: `body`, `operation`, `recipients`, `comets`, `guards`.
+    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+        let guards = |filtered: &Self| -> Vec<_> {
+            filtered.guards.iter().map(|guard| (guard.key.clone(), guard.ttl)).collect()
+        };
+        let (one, another) = (&self.message, &other.message);
+        let parts = [
+            ("body", one.body != another.body),
+            ("operation", one.operation != another.operation),
+            ("recipients", one.audience != another.audience),
+            ("comets", self.overrides != other.overrides),
+            ("guards", guards(self) != guards(other)),
+        ];
+        parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part).collect()
+    }
+
+    /// Adds to the trail.
+    pub(crate) fn note(&mut self, by: &PluginVersion, what: String) {
+        self.trail.push(Decision { by: by.clone(), what });
+    }
+}

@@ -1,0 +1,128 @@
+//! The parts that commands need, too: where things are kept, and what finds out where a message goes.
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+
+use crate::comets::{self, CometStore, Fleet, MemoryCometStore, ReadOnly, RedisCometStore};
+use crate::config::Config;
+use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
+use crate::guard::{Guards, MemoryGuards, RedisGuards};
+use crate::offline::{self, Inbox, MemoryInbox, RedisInbox};
+use crate::pipeline::Resolver;
+use crate::policy::PluginConfig;
+use crate::redis_client::{self, RedisClient};
+use crate::redrive_key::{MemoryRedriveKeys, RedisRedriveKeys, RedriveKeys};
+use crate::shared_state::{MemorySharedState, RedisSharedState, SharedState};
+
+/// How many claims `memory://` remembers.
+const MEMORY_GUARDS: usize = 100_000;
+
+/// How many values of policies `memory://` remembers.
+const MEMORY_VALUES: usize = 100_000;
+
+/// What is kept outside of the process, or for the demo inside of it.
+#[derive(Clone)]
+pub struct Storage {
+    /// Who is where.
+    pub directory: Arc<dyn Directory>,
+    /// The policies' guards.
+    pub guards: Arc<dyn Guards>,
+    /// What policies keep for all gateways.
+    pub shared_state: Arc<dyn SharedState>,
+    /// Messages for the absent.
+    pub inbox: Arc<dyn Inbox>,
+    /// What all gateways know of comets.
+    pub comets: Arc<dyn CometStore>,
+    /// The key that proves redriven records.
+    pub redrive_keys: Arc<dyn RedriveKeys>,
+    /// The Redis behind all of them; `None` when everything is in memory.
+    pub redis: Option<RedisClient>,
+}
+
+impl Storage {
+    /// Opens what `[redis] url` names: Redis, or `memory://`.
+    ///
+    /// # Errors
+    /// When the URL is none. A Redis that is away is no error.
+    pub fn open(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
+        if config.redis.is_memory() {
+            let directory = MemoryDirectory::new(config.routing.check_online);
+            return Ok(Self::memory(directory, config, registry));
+        }
+        let client = RedisClient::new(&config.redis, redis_client::Metrics::register(registry))?;
+        let metrics = directory::Metrics::register(registry);
+        let inbox_metrics = offline::Metrics::register(registry);
+        Ok(Self {
+            directory: Arc::new(RedisDirectory::new(
+                client.clone(),
+                config.routing.check_online,
+                config.routing.max_room,
+                metrics,
+            )),
+            guards: Arc::new(RedisGuards::new(client.clone())),
+            shared_state: Arc::new(RedisSharedState::new(client.clone())),
+            inbox: Arc::new(RedisInbox::new(client.clone(), &config.offline, inbox_metrics)),
+            comets: Arc::new(RedisCometStore::new(client.clone())),
+            redrive_keys: Arc::new(RedisRedriveKeys::new(client.clone())),
+            redis: Some(client),
+        })
+    }
+
+    /// Everything in memory, around this directory.
+    pub fn memory(directory: MemoryDirectory, config: &Config, registry: &mut Registry) -> Self {
+        let inbox_metrics = offline::Metrics::register(registry);
+        Self {
+            directory: Arc::new(directory),
+            guards: Arc::new(MemoryGuards::new(MEMORY_GUARDS)),
+            shared_state: Arc::new(MemorySharedState::new(MEMORY_VALUES)),
+            inbox: Arc::new(MemoryInbox::new(&config.offline, inbox_metrics)),
+            comets: Arc::new(MemoryCometStore::default()),
+            redrive_keys: Arc::new(MemoryRedriveKeys::default()),
+            redis: None,
+        }
+    }
+
+    /// Whether everything can be read, and written where it has to be; says how rooms are read.
+    ///
+    /// # Errors
+    /// When it cannot be now, or may not be.
+    pub async fn check(&self, writes: bool) -> Result<String, directory::Unavailable> {
+        let how = self.directory.check().await?;
+        match &self.redis {
+            Some(redis) if writes => redis.may_write().await?,
+            _ => {}
+        }
+        Ok(how)
+    }
+}
+
+/// Whether messages will need to write to Redis: inboxes do, and guards and shared state of
+/// policies may.
+pub fn writes_to_redis(config: &Config, plugins: &[PluginConfig]) -> bool {
+    config.offline.default == offline::DefaultDisposition::Store || !plugins.is_empty()
+}
+
+/// The fleet, with this store of what all gateways know.
+pub(super) fn fleet(config: &Config, store: Arc<dyn CometStore>, registry: &mut Registry) -> Arc<Fleet> {
+    let timing =
+        comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
+    Fleet::start(&config.comets, timing, comets::Metrics::register(registry), store)
+}
+
+/// The fleet as a gateway would know it, for commands that only look: it has asked discovery and DNS,
+/// and the store of what all gateways know, where it can be read; its warnings say where not. Nothing
+/// is written.
+pub async fn look_at_fleet(config: &Config, storage: &Storage, registry: &mut Registry) -> Arc<Fleet> {
+    let fleet = fleet(config, Arc::new(ReadOnly(Arc::clone(&storage.comets))), registry);
+    fleet.resolved().await;
+    drop(fleet.share().await);
+    fleet
+}
+
+/// What finds out where recipients are.
+pub fn resolver(config: &Config, storage: &Storage, fleet: &Arc<Fleet>, registry: &mut Registry) -> Resolver {
+    let metrics = directory::CacheMetrics::register(registry);
+    let directory = Arc::clone(&storage.directory);
+    Resolver::new(directory, Arc::clone(fleet), &config.routing, config.comets.dialect, metrics)
+}

@@ -1,0 +1,260 @@
+//! `[policies]`: where plugins come from, are kept and compiled.
+//!
+//! Plain data. Whether a plugin's file exists and works is found out when the set is
+//! prepared, where all problems are reported at once.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use crate::artifact::{self, Intake, RegistryConfig, Trust, Versions};
+use crate::files::OwnFolder;
+use crate::policy::config::plugin::PluginConfig;
+use crate::wasm::{CompileLimits, RuntimeConfig, WasmFeature};
+
+/// `[policies]`: where plugins come from, apart from the ones that are named one by one.
+#[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PoliciesConfig {
+    /// Every `*.wasm` in this folder that no `[[plugin]]` names is a plugin too: named after
+    /// its file, with default settings, in the order of the file names, after the
+    /// configured ones. One that cannot be read is left out, with a warning, unless it is in force:
+    /// name what messages must not pass without.
+    pub directory: Option<PathBuf>,
+    /// How long files have to be left alone after a change before they are looked at: what
+    /// changes one after the other within this time is swapped as one.
+    #[serde(with = "humantime_serde")]
+    pub quiet: Duration,
+    /// How often all files are looked at again, in case the file system's events were lost.
+    #[serde(with = "humantime_serde")]
+    pub rescan: Duration,
+    /// Where the versions of plugins are kept, with what is in force: a restart comes up with
+    /// it. Compiled code is kept there, too, unless others may write to the folder. Made where
+    /// there is none; no other gateway may use it. Without one, the last three versions of each
+    /// plugin are kept in memory, and a restart takes the files as they are.
+    pub state_folder: Option<PathBuf>,
+    /// How many versions of each plugin are kept in the folder.
+    pub keep_versions: usize,
+    /// Files with ed25519 public keys in PEM, or such texts themselves. Once there is one, only
+    /// plugins decide that one of the keys has signed: under their name, with a number that does not
+    /// fall. The files are followed.
+    pub trusted_keys: Vec<String>,
+    /// Whether signatures of the file alone count, too, as earlier versions of Halley took them. They
+    /// tell neither for which plugin nor which version it is.
+    pub bare_signatures: bool,
+    /// What registries may do.
+    pub registry: RegistryConfig,
+    /// The most memory that compiling one plugin may take. It is compiled in a process of its own;
+    /// what takes more is refused, and not tried again.
+    pub compile_memory: ByteSize,
+    /// The most time of the processor that it may take; four times that by the clock.
+    #[serde(with = "humantime_serde")]
+    pub compile_timeout: Duration,
+    /// Of which WebAssembly plugins may be made.
+    pub wasm: WasmConfig,
+}
+
+/// `[policies.wasm]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WasmConfig {
+    /// Proposals that are on beside what compilers to WebAssembly emit by default.
+    pub features: Vec<WasmFeature>,
+}
+
+impl Default for PoliciesConfig {
+    fn default() -> Self {
+        Self {
+            directory: None,
+            quiet: Duration::from_millis(100),
+            rescan: Duration::from_secs(10),
+            state_folder: None,
+            keep_versions: 10,
+            trusted_keys: Vec::new(),
+            bare_signatures: false,
+            registry: RegistryConfig::default(),
+            compile_memory: CompileLimits::default().memory,
+            compile_timeout: CompileLimits::default().timeout,
+            wasm: WasmConfig::default(),
+        }
+    }
+}
+
+impl PoliciesConfig {
+    /// Opens what keeps the versions of plugins.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, or another gateway uses it.
+    pub(in crate::policy) fn versions(&self) -> anyhow::Result<Versions> {
+        match &self.state_folder {
+            Some(folder) => Versions::in_folder(folder, self.keep_versions),
+            None => Ok(Versions::in_memory()),
+        }
+    }
+
+    /// Makes the state folder where there is none, for its owner alone.
+    ///
+    /// # Errors
+    /// When it cannot be made, or should not be used.
+    pub fn make_state_folder(&self) -> Result<(), String> {
+        let Some(folder) = &self.state_folder else { return Ok(()) };
+        OwnFolder::create(folder).map(drop)
+    }
+
+    /// Where plugins come from and which are trusted.
+    pub(in crate::policy) fn intake(&self) -> Intake {
+        Intake::new(self.trust(), self.state_folder.as_deref(), self.registry.clone())
+    }
+
+    /// What a gateway's runtime is made with.
+    pub(in crate::policy) fn runtime(&self) -> RuntimeConfig {
+        let inside = |name| self.state_folder.as_ref().map(|folder| folder.join(name));
+        let (compiled, uncompilable) = (inside("compiled"), inside("uncompilable"));
+        RuntimeConfig { compiled, uncompilable, ..self.runtime_of_a_command() }
+    }
+
+    /// The same for a command next to a gateway, which leaves the gateway's folder alone.
+    pub fn runtime_of_a_command(&self) -> RuntimeConfig {
+        let compile = CompileLimits { memory: self.compile_memory, timeout: self.compile_timeout };
+        RuntimeConfig { compile, features: self.wasm.features.clone(), ..RuntimeConfig::default() }
+    }
+
+    /// What to watch for these plugins.
+    pub fn paths(&self, plugins: &[PluginConfig]) -> Vec<PathBuf> {
+        let files = plugins.iter().flat_map(PluginConfig::paths);
+        let mut paths = artifact::paths(files, &self.trust());
+        paths.extend(self.directory.clone());
+        paths
+    }
+
+    /// Makes relative paths relative to this folder.
+    pub fn take_paths_from(&mut self, base: &Path) {
+        for folder in [&mut self.directory, &mut self.state_folder].into_iter().flatten() {
+            *folder = base.join(&*folder);
+        }
+        for key in self.trusted_keys.iter_mut().filter(|key| !Trust::is_text(key)) {
+            *key = base.join(&*key).display().to_string();
+        }
+    }
+
+    fn trust(&self) -> Trust {
+        Trust::new(self.trusted_keys.clone()).with_bare_signatures(self.bare_signatures)
+    }
+
+    /// What is wrong with the values, one sentence for each mistake.
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if !(SHORTEST_QUIET..=LONGEST_QUIET).contains(&self.quiet) {
+            problems.push("`policies.quiet` must be 10ms to 10s".to_owned());
+        }
+        if self.rescan < SHORTEST_RESCAN {
+            problems.push("`policies.rescan` must be at least 100ms; everything is read for it".to_owned());
+        }
+        if !(2..=MOST_VERSIONS).contains(&self.keep_versions) {
+            problems.push(format!("`policies.keep_versions` must be 2 to {MOST_VERSIONS}"));
+        }
+        problems.extend(self.registry.validate());
+        if self.compile_memory < LEAST_COMPILE_MEMORY {
+            problems.push(format!("`policies.compile_memory` must be at least {LEAST_COMPILE_MEMORY}"));
+        }
+        if !(SHORTEST_COMPILE..=LONGEST_COMPILE).contains(&self.compile_timeout) {
+            problems.push("`policies.compile_timeout` must be 1s to 1h".to_owned());
+        }
+        problems
+    }
+}
+
+const SHORTEST_QUIET: Duration = Duration::from_millis(10);
+const LONGEST_QUIET: Duration = Duration::from_secs(10);
+const SHORTEST_RESCAN: Duration = Duration::from_millis(100);
+const MOST_VERSIONS: usize = 1000;
+const LEAST_COMPILE_MEMORY: ByteSize = ByteSize::mib(64);
+const SHORTEST_COMPILE: Duration = Duration::from_secs(1);
+const LONGEST_COMPILE: Duration = Duration::from_secs(3600);
+
+/// The plugins that are wanted now: the configured ones, then the ones in the directory.
+///
+/// # Errors
+/// When the directory cannot be read. A directory that does not exist is an error too: a
+/// volume that is not mounted must not look like "no policies".
+pub fn expand(configured: &[PluginConfig], policies: &PoliciesConfig) -> anyhow::Result<Vec<PluginConfig>> {
+    let mut wanted = configured.to_vec();
+    let Some(directory) = &policies.directory else {
+        return Ok(wanted);
+    };
+    let named: Vec<PathBuf> = configured.iter().map(|plugin| canonical(&plugin.path)).collect();
+    for path in wasm_files(directory)? {
+        if named.contains(&canonical(&path)) {
+            continue;
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        wanted.push(PluginConfig { found: true, ..PluginConfig::new(name, path) });
+    }
+    Ok(wanted)
+}
+
+/// The folder's `*.wasm` in the order of their names. Hidden files are left out: they are
+/// what editors and ConfigMaps work with.
+fn wasm_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let cannot_read = |e: std::io::Error| {
+        anyhow::anyhow!(
+            "[policies] directory {} cannot be read: {e}; create it or take the key out",
+            directory.display()
+        )
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(cannot_read)? {
+        let path = entry.map_err(cannot_read)?.path();
+        let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+        if !hidden && path.extension().is_some_and(|e| e == "wasm") && !path.is_dir() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Only for comparing: a path that does not resolve stands for itself.
+fn canonical(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_adds_what_is_not_named() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["b.wasm", "a.wasm", "c.wasm", ".d.wasm", "notes.txt"] {
+            std::fs::write(folder.path().join(file), b"").unwrap();
+        }
+        let configured = [PluginConfig::new("mine", folder.path().join("b.wasm"))];
+        let policies = PoliciesConfig { directory: Some(folder.path().into()), ..Default::default() };
+        let names: Vec<String> =
+            expand(&configured, &policies).unwrap().into_iter().map(|p| p.name).collect();
+        assert_eq!(names, ["mine", "a", "c"]);
+        assert_eq!(expand(&configured, &PoliciesConfig::default()).unwrap(), configured);
+    }
+
+    #[test]
+    fn a_missing_directory_is_not_an_empty_one() {
+        let policies = PoliciesConfig { directory: Some("/nowhere/at/all".into()), ..Default::default() };
+        assert!(expand(&[], &policies).unwrap_err().to_string().contains("[policies] directory"));
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_all_named() {
+        let never = PoliciesConfig {
+            quiet: Duration::ZERO,
+            rescan: Duration::ZERO,
+            keep_versions: 0,
+            compile_memory: ByteSize::mib(1),
+            compile_timeout: Duration::ZERO,
+            ..PoliciesConfig::default()
+        };
+        assert_eq!(never.validate().len(), 5, "{:?}", never.validate());
+        assert!(PoliciesConfig::default().validate().is_empty());
+    }
+}

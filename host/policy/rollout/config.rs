@@ -1,0 +1,215 @@
+//! `trial` and `quarantine` of a `[[plugin]]`: a candidate beside the version in force, and when a
+//! version is taken out of force. Plain data.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// A candidate, and how it is tried.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrialConfig {
+    /// The candidate's file. It gets the plugin's own settings.
+    pub path: PathBuf,
+    /// The SHA-256 of the candidate's file, in hex: nothing else is tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Whether it decides for some rooms, or only looks on.
+    pub mode: Mode,
+    /// A canary's share of the rooms, chosen by a stable hash: the same rooms on all gateways.
+    pub share: Share,
+    /// Rooms that a canary decides for, whatever the share.
+    pub rooms: Vec<String>,
+    /// After this time without a breach of the budget, a canary comes in force by itself. Without
+    /// it, `halley plugin promote` does that.
+    #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
+    pub promote_after: Option<Duration>,
+    /// What a canary may cost, before it goes by itself.
+    pub budget: Budget,
+}
+
+/// What a candidate may do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// It decides for a share of the rooms.
+    #[default]
+    Canary,
+    /// It sees all that the version in force filters, and has no effect.
+    Shadow,
+}
+
+/// What a canary may cost. Judged from 100 messages on.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budget {
+    /// The share of its messages that it may fail on.
+    pub errors: Share,
+    /// Its mean time for a message, as a multiple of what the version in force takes meanwhile.
+    pub latency: f64,
+    /// By how much its share of dropped and dead-lettered messages may exceed that of the version
+    /// in force.
+    pub drops: Share,
+}
+
+/// A part of a whole, written as `5%` or `0.05`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
+pub struct Share(pub f64);
+
+impl Default for TrialConfig {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            sha256: None,
+            mode: Mode::default(),
+            share: Share(0.05),
+            rooms: Vec::new(),
+            promote_after: None,
+            budget: Budget::default(),
+        }
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { errors: Share(0.01), latency: 3.0, drops: Share(0.05) }
+    }
+}
+
+impl TrialConfig {
+    /// What is wrong with these settings by themselves, each with its remedy.
+    pub(in crate::policy) fn validate(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        if self.path.as_os_str().is_empty() {
+            mistakes.push("`trial.path` is missing; give the candidate's .wasm file".to_owned());
+        }
+        let shares = [
+            ("share", self.share),
+            ("budget.errors", self.budget.errors),
+            ("budget.drops", self.budget.drops),
+        ];
+        for (name, Share(share)) in shares {
+            if !(0.0..=1.0).contains(&share) {
+                mistakes.push(format!("`trial.{name}` must be 0% to 100%"));
+            }
+        }
+        if self.budget.latency.is_nan() || self.budget.latency < 1.0 {
+            mistakes.push("`trial.budget.latency` must be at least 1".to_owned());
+        }
+        mistakes
+    }
+}
+
+/// `quarantine` of a `[[plugin]]`: when a version is taken out of force by itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QuarantineConfig {
+    /// So many messages (or rooms) that the version failed on.
+    pub after: usize,
+    /// Within this time.
+    #[serde(with = "humantime_serde")]
+    pub within: Duration,
+    /// What decides then.
+    pub then: Then,
+}
+
+/// What decides after a version was quarantined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// The last good version of the plugin. Where there is none, the failing one stays, and its
+    /// `on_error` decides.
+    LastGood,
+    /// Nothing: the chain goes on without the plugin.
+    Without,
+    /// Never quarantined: its `on_error` decides, for as long as it fails.
+    Never,
+}
+
+impl Default for QuarantineConfig {
+    fn default() -> Self {
+        Self { after: 100, within: Duration::from_secs(60), then: Then::LastGood }
+    }
+}
+
+impl QuarantineConfig {
+    /// What is wrong with the values, one sentence for each mistake.
+    pub(in crate::policy) fn validate(&self) -> Vec<String> {
+        let mut mistakes = Vec::new();
+        if !(1..=MOST).contains(&self.after) {
+            mistakes.push(format!("`quarantine.after` must be 1 to {MOST}"));
+        }
+        if self.within.is_zero() {
+            mistakes.push("`quarantine.within` must be more than 0".to_owned());
+        }
+        mistakes
+    }
+}
+
+const MOST: usize = 100_000;
+
+impl std::str::FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text = text.trim();
+        let number = |text: &str| text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
+        let share = match text.strip_suffix('%') {
+            Some(percent) => number(percent).map(|percent| percent / 100.0),
+            None => number(text),
+        };
+        share.map(Self).ok_or_else(|| format!("`{text}` is no share; write it as `5%` or `0.05`"))
+    }
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let percent = (self.0 * 10_000.0).round() / 100.0;
+        write!(f, "{percent}%")
+    }
+}
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a share must be written as `\"5%\"` or `0.05`")]
+        enum Either {
+            Number(f64),
+            Text(String),
+        }
+        match Either::deserialize(deserializer)? {
+            Either::Number(share) => Ok(Self(share)),
+            Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+impl Serialize for Share {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_read_as_people_write_them() {
+        let read = |text: &str| toml::from_str::<TrialConfig>(&format!("path = \"p\"\nshare = {text}"));
+        assert_eq!(read("\"5%\"").unwrap().share, Share(0.05));
+        assert_eq!(read("0.25").unwrap().share, Share(0.25));
+        assert!(read("\"many\"").unwrap_err().to_string().contains("write it as"));
+        assert_eq!(Share(0.125).to_string(), "12.5%");
+        assert_eq!("12.5%".parse(), Ok(Share(0.125)));
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_all_named() {
+        let budget = Budget { errors: Share(2.0), latency: 0.5, drops: Share(-1.0) };
+        let bad = TrialConfig { share: Share(f64::NAN), budget, ..TrialConfig::default() };
+        assert_eq!(bad.validate().len(), 5, "{:?}", bad.validate());
+        assert!(TrialConfig { path: "p".into(), ..TrialConfig::default() }.validate().is_empty());
+    }
+}

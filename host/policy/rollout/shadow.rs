@@ -1,0 +1,214 @@
+//! A candidate that looks on: it is shown what the version in force filtered, on a thread of its
+//! own, and what it would have decided otherwise is counted and sampled.
+//!
+//! It has no effect: what does not fit into its queue is not shown to it, and its state and its
+//! own metrics are not the plugin's. Only `filter` is compared; groupings and dispositions hang
+//! on who is where.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+
+use crate::decision::{Filtered, Verdict};
+use crate::policy::plugin::Plugin;
+use crate::telemetry::LogThrottle;
+
+/// How many batches may wait to be looked at.
+const WAITING: usize = 16;
+/// How many differences are kept, the latest ones.
+const KEPT: usize = 100;
+
+/// What the version in force saw of a batch, and what it made of it.
+pub(in crate::policy) struct Seen {
+    pub(in crate::policy) topic: String,
+    pub(in crate::policy) partition: i32,
+    pub(in crate::policy) before: Vec<Filtered>,
+    pub(in crate::policy) after: Vec<Filtered>,
+}
+
+/// A candidate that looks on. Its thread ends after the batch at hand when this is dropped.
+pub(in crate::policy) struct Shadow {
+    queue: SyncSender<Seen>,
+    found: Arc<Found>,
+}
+
+/// What it would have decided otherwise.
+#[derive(Clone, Debug, Serialize)]
+pub struct Differences {
+    /// The messages that were compared.
+    pub compared: u64,
+    /// The ones that it was not shown, because it was too slow.
+    pub not_compared: u64,
+    /// The ones that it would have decided otherwise.
+    pub count: u64,
+    /// The latest of these, oldest first.
+    pub latest: Vec<Difference>,
+}
+
+/// One message that it would have decided otherwise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// When it was found.
+    #[serde(with = "humantime_serde")]
+    pub at: SystemTime,
+    /// The message's id.
+    pub message: String,
+    /// In what they differ: `verdict`, `message`, `comets`, `guards` or `failed`.
+    pub kind: &'static str,
+    /// What the version in force did.
+    pub in_force: String,
+    /// What the candidate would have done.
+    pub candidate: String,
+}
+
+struct Found {
+    ended: AtomicBool,
+    compared: AtomicU64,
+    not_compared: AtomicU64,
+    count: AtomicU64,
+    latest: Mutex<VecDeque<Difference>>,
+    log: LogThrottle,
+}
+
+impl Shadow {
+    /// Starts the candidate's thread. `filter` lets the candidate decide about messages of a topic's
+    /// partition.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(in crate::policy) fn start(
+        candidate: &Arc<Plugin>,
+        filter: impl FnMut(&str, i32, &mut [Filtered]) + Send + 'static,
+    ) -> Result<Self, String> {
+        let (queue, waiting) = sync_channel(WAITING);
+        let found = Arc::new(Found {
+            ended: AtomicBool::new(false),
+            compared: AtomicU64::new(0),
+            not_compared: AtomicU64::new(0),
+            count: AtomicU64::new(0),
+            latest: Mutex::default(),
+            log: LogThrottle::new(1, Duration::from_secs(1)),
+        });
+        let (looker, candidate) = (Arc::clone(&found), Arc::clone(candidate));
+        let thread = std::thread::Builder::new().name("shadow".to_owned());
+        let started = thread.spawn(move || look_on(&waiting, &looker, &candidate, filter));
+        started.map_err(|e| format!("no thread for its candidate: {e}"))?;
+        Ok(Self { queue, found })
+    }
+
+    /// Shows it what the version in force decided. Never waits.
+    pub(in crate::policy) fn show(&self, seen: Seen) {
+        let messages = seen.before.len() as u64;
+        if self.queue.try_send(seen).is_err() {
+            self.found.not_compared.fetch_add(messages, Relaxed);
+        }
+    }
+
+    /// What it would have decided otherwise.
+    pub(in crate::policy) fn differences(&self) -> Differences {
+        let latest = self.found.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        Differences {
+            compared: self.found.compared.load(Relaxed),
+            not_compared: self.found.not_compared.load(Relaxed),
+            count: self.found.count.load(Relaxed),
+            latest: latest.iter().cloned().collect(),
+        }
+    }
+}
+
+impl Drop for Shadow {
+    fn drop(&mut self) {
+        self.found.ended.store(true, Relaxed);
+    }
+}
+
+fn look_on(
+    waiting: &Receiver<Seen>,
+    found: &Found,
+    candidate: &Plugin,
+    mut filter: impl FnMut(&str, i32, &mut [Filtered]),
+) {
+    while let Ok(mut seen) = waiting.recv() {
+        if found.ended.load(Relaxed) {
+            return;
+        }
+        filter(&seen.topic, seen.partition, &mut seen.before);
+        for (candidates, in_force) in seen.before.iter().zip(&seen.after) {
+            found.compared.fetch_add(1, Relaxed);
+            if let Some(kind) = differ(in_force, candidates) {
+                found.note(kind, in_force, candidates, candidate);
+            }
+        }
+    }
+}
+
+impl Found {
+    fn note(&self, kind: &'static str, in_force: &Filtered, candidates: &Filtered, candidate: &Plugin) {
+        self.count.fetch_add(1, Relaxed);
+        candidate.services.metrics.differed(kind);
+        let difference = Difference {
+            at: SystemTime::now(),
+            message: in_force.message.id.to_string(),
+            kind,
+            in_force: words(in_force),
+            candidate: words(candidates),
+        };
+        if let Some(missed) = self.log.admit() {
+            let Difference { message, in_force, candidate: would, .. } = &difference;
+            let plugin = &candidate.version;
+            tracing::info!(%plugin, message, in_force, would, missed, "a candidate would have decided otherwise");
+        }
+        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.len() >= KEPT {
+            latest.pop_front();
+        }
+        latest.push_back(difference);
+    }
+}
+
+/// In what two outcomes for a message differ.
+fn differ(one: &Filtered, other: &Filtered) -> Option<&'static str> {
+    let failed =
+        |filtered: &Filtered| filtered.trail.last().is_some_and(|last| last.what.starts_with("failed: "));
+    if failed(one) != failed(other) {
+        return Some("failed");
+    }
+    if verdict(&one.verdict) != verdict(&other.verdict) {
+        return Some("verdict");
+    }
+    match one.differing(other).first() {
+        None => None,
+        Some(&"comets") => Some("comets"),
+        Some(&"guards") => Some("guards"),
+        Some(_) => Some("message"),
+    }
+}
+
+/// A verdict without who gave it. Reasons of failures name versions, and are left out.
+fn verdict(verdict: &Verdict) -> (&'static str, &str) {
+    let own = |reason: &'static str, text| (reason, text);
+    match verdict {
+        Verdict::Pass => own("pass", ""),
+        Verdict::Drop { reason, .. } => own("drop", own_words(reason)),
+        Verdict::DeadLetter { reason, .. } => own("dead-letter", own_words(reason)),
+    }
+}
+
+fn own_words(reason: &str) -> &str {
+    if reason.starts_with("plugin ") { "" } else { reason }
+}
+
+/// What was done to a message, in words.
+fn words(filtered: &Filtered) -> String {
+    let body = String::from_utf8_lossy(&filtered.message.body);
+    let shown = &body[..body.floor_char_boundary(80)];
+    match filtered.trail.last() {
+        Some(last) if last.what.starts_with("amended") => format!("{}: {shown}", last.what),
+        Some(last) => last.what.clone(),
+        None => "passed".to_owned(),
+    }
+}

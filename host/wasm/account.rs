@@ -1,0 +1,121 @@
+//! How much one plugin keeps in the state that gateways share: what this process wrote and what has
+//! not run out since.
+//!
+//! Redis holds the values and has no total of them; nobody else counts. The account belongs to
+//! the plugin's name, as its state does, and begins anew with the process: what a process before
+//! wrote runs out by itself. Several gateways have an account each.
+//!
+//! It knows keys by their hashes alone.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+/// What a key takes in Redis beside its bytes and its value's.
+const OVERHEAD: usize = 128;
+/// How often a full account looks for what has run out: it walks over all of it.
+const PURGE_EVERY: Duration = Duration::from_millis(500);
+
+/// One plugin's account.
+#[derive(Debug, Default)]
+pub(crate) struct Account(Mutex<Entries>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    /// What a key takes, and until when.
+    sizes: HashMap<u64, (usize, Instant)>,
+    total: usize,
+    purged: Option<Instant>,
+}
+
+impl Account {
+    /// By how much a key's value of this length lets the total grow.
+    pub(crate) fn growth(&self, key: &str, value: usize) -> usize {
+        let before = self.lock().sizes.get(&hash(key)).map_or(0, |(size, _)| *size);
+        cost(key, value).saturating_sub(before)
+    }
+
+    /// Whether so much more fits.
+    ///
+    /// # Errors
+    /// Says what the limit is.
+    pub(crate) fn fits(&self, more: usize, most: usize, now: Instant) -> Result<(), String> {
+        let mut entries = self.lock();
+        if entries.total + more > most {
+            entries.purge(now);
+        }
+        let total = entries.total + more;
+        if more == 0 || total <= most {
+            return Ok(());
+        }
+        Err(format!(
+            "all keys and values together would take {total} bytes in Redis, more than {most} (`max_shared_state`)"
+        ))
+    }
+
+    /// A key was written for a time, or deleted.
+    pub(crate) fn note(&self, key: &str, value: Option<(usize, Duration)>, now: Instant) {
+        let mut entries = self.lock();
+        let key_hash = hash(key);
+        if let Some((before, _)) = entries.sizes.remove(&key_hash) {
+            entries.total -= before;
+        }
+        if let Some((length, ttl)) = value {
+            let size = cost(key, length);
+            entries.total += size;
+            entries.sizes.insert(key_hash, (size, now + ttl));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    fn purge(&mut self, now: Instant) {
+        if self.purged.is_some_and(|then| now.duration_since(then) < PURGE_EVERY) {
+            return;
+        }
+        self.purged = Some(now);
+        self.sizes.retain(|_, (_, until)| *until > now);
+        self.total = self.sizes.values().map(|(size, _)| size).sum();
+    }
+}
+
+fn hash(key: &str) -> u64 {
+    xxh3_64(key.as_bytes())
+}
+
+fn cost(key: &str, value: usize) -> usize {
+    key.len() + value + OVERHEAD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ran_out_or_was_deleted_makes_room() {
+        let (account, now) = (Account::default(), Instant::now());
+        let size = 100 + 1 + OVERHEAD;
+        for (key, seconds) in [("a", 1), ("b", 10)] {
+            account.note(key, Some((100, Duration::from_secs(seconds))), now);
+        }
+        assert_eq!(
+            (account.growth("a", 100), account.growth("a", 110), account.growth("c", 100)),
+            (0, 10, size)
+        );
+        let most = 2 * size;
+        assert!(account.fits(size, most, now).is_err_and(|why| why.contains("max_shared_state")));
+        assert_eq!(account.fits(0, most, now), Ok(()), "what does not grow is written");
+        let later = now + Duration::from_secs(2);
+        assert_eq!(account.fits(size, most, later), Ok(()), "one has run out");
+        account.note("c", Some((100, Duration::from_secs(10))), later);
+        assert!(account.fits(size, most, later).is_err());
+        account.note("b", None, later);
+        assert_eq!(account.fits(size, most, later), Ok(()));
+    }
+}

@@ -1,0 +1,80 @@
+//! How much address space the memory of an instance takes.
+//!
+//! wasmtime reserves 4 GiB for each linear memory, and guards around it, so that compiled code
+//! needs no bounds checks. A reservation costs no memory. It does count against a limit on the
+//! process's address space (`ulimit -v`, `LimitAS=`): with 8 GiB, one instance and the gateway
+//! itself are all that fits. Where there is such a limit, memories take what they use and grow
+//! by moving, and compiled code checks its bounds.
+
+use std::path::Path;
+
+use wasmtime::Config;
+
+use crate::files;
+
+/// Where Linux says what a process may have.
+const LIMITS: &str = "/proc/self/limits";
+/// It is not longer than that, in bytes.
+const LONGEST: u64 = 64 * 1024;
+/// A limit from here on is as good as none: it holds some thousand reservations.
+const PLENTY: u64 = 16 << 40;
+/// What a memory may grow by before it moves.
+const GROWTH: u64 = 4 << 20;
+/// Behind each memory: accesses at smaller constant offsets need one bounds check only.
+const GUARD: u64 = 64 << 10;
+
+/// What mends a process that has no room for another instance.
+pub(crate) const REMEDY: &str = "raise the limit on the process's address space (`ulimit -v`, \
+    systemd's `LimitAS=`) or on its mappings (vm.max_map_count), or give the gateway fewer partitions or plugins";
+
+/// The limit on this process's address space in bytes; `None` where there is none.
+pub(crate) fn limit() -> Option<u64> {
+    parse(&files::read_text(Path::new(LIMITS), LONGEST).ok()?)
+}
+
+fn parse(limits: &str) -> Option<u64> {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Whether memories have to be small with this limit.
+pub(crate) fn is_tight(limit: Option<u64>) -> bool {
+    limit.is_some_and(|limit| limit < PLENTY)
+}
+
+/// Small memories, for a process with a limit.
+pub(crate) fn make_tight(config: &mut Config) {
+    config.memory_reservation(0).memory_reservation_for_growth(GROWTH);
+    config.memory_guard_size(GUARD).guard_before_linear_memory(false);
+}
+
+/// Whether the system refused the process the memory for an instance. wasmtime hands the
+/// system's error on as a text.
+pub(crate) fn is_refusal(error: &wasmtime::Error) -> bool {
+    const ENOMEM: &str = "(os error 12)";
+    error.is::<wasmtime::error::OutOfMemory>() || format!("{error:#}").contains(ENOMEM)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_read_as_linux_writes_it() {
+        let limits = |soft: &str| {
+            format!(
+                "Limit                     Soft Limit           Hard Limit           Units     \n\
+                 Max locked memory         8388608              8388608              bytes     \n\
+                 Max address space         {soft:<20} unlimited            bytes     \n"
+            )
+        };
+        assert_eq!(parse(&limits("8589934592")), Some(8 << 30));
+        assert_eq!(parse(&limits("unlimited")), None);
+        assert_eq!(parse(""), None);
+    }
+
+    #[test]
+    fn only_a_limit_that_could_be_hit_makes_memories_small() {
+        assert!(is_tight(Some(8 << 30)) && !is_tight(Some(1 << 46)) && !is_tight(None));
+    }
+}

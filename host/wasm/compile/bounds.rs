@@ -1,0 +1,310 @@
+//! What may be compiled at all, counted on the bytes before anything is done with them.
+//!
+//! A small file can ask for a lot of work: components that instantiate each other, so that each level
+//! doubles what the one below costs; functions whose variables times branches are more than a
+//! compiler's tables hold; tables and segments that are large by a number alone. What is counted here
+//! is linear in the file, and takes 20 ms for the largest plugin of a language with a guide. The limits
+//! are several times what those hold, which is said with each limit: who runs into one has a generated
+//! file at hand. What the limits let through ends at those of the process that compiles.
+//!
+//! Errors are the second half of a sentence that begins with the plugin's name and path.
+
+use wasmparser::{
+    BinaryReaderError, ComponentAlias, ComponentExternalKind, ComponentInstance, ComponentOuterAliasKind,
+    ComponentTypeRef, CompositeInnerType, FunctionBody, Operator, Parser, Payload,
+};
+
+/// The file, in bytes. Python: 18 MB.
+pub(crate) const SIZE: u64 = 64 * 1024 * 1024;
+/// Modules and components in each other. All tools: 2; compositions of components: some more.
+const NESTING: u64 = 16;
+/// Steps to instantiate everything, each component as often as it is instantiated. Python: 1,639.
+const STEPS: u64 = 100_000;
+/// Python: 14.
+const MODULES: u64 = 500;
+/// Python: 13,368.
+const FUNCTIONS: u64 = 500_000;
+/// All of them: 2.
+const TABLES: u64 = 100;
+/// What all tables begin with, together. JavaScript: 7,725.
+const TABLE_ELEMENTS: u64 = 10_000_000;
+/// All of them: 1.
+const MEMORIES: u64 = 100;
+/// Segments of data and of elements. Go: 37,571.
+const SEGMENTS: u64 = 400_000;
+/// Variables of a function, parameters among them, times its branches. JavaScript: less than 10 million.
+const VARIABLES_TIMES_BRANCHES: u64 = 64_000_000;
+
+/// What a file holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Contents {
+    nesting: u64,
+    steps: u64,
+    modules: u64,
+    functions: u64,
+    tables: u64,
+    table_elements: u64,
+    memories: u64,
+    segments: u64,
+    variables_times_branches: u64,
+}
+
+/// Whether a component or a module is small enough to be compiled.
+///
+/// # Errors
+/// Which limit it exceeds, and by how much; or that it is not valid.
+pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
+    let broken = |why: Broken| match why {
+        Broken::Invalid(e) => format!("is not valid WebAssembly: {e}; is the file complete?"),
+        Broken::Refused(why) => why,
+    };
+    if bytes.len() as u64 > SIZE {
+        return Err(format!("is not compiled: it has {} bytes; at most {SIZE} are compiled", bytes.len()));
+    }
+    let mut walk = Walk::default();
+    for payload in Parser::new(0).parse_all(bytes) {
+        let payload = payload.map_err(|e| broken(e.into()))?;
+        walk.visit(payload).map_err(broken)?;
+        // What is too much is not read to its end.
+        walk.contents.check()?;
+    }
+    Ok(())
+}
+
+impl Contents {
+    fn check(&self) -> Result<(), String> {
+        let all = [
+            (self.nesting, NESTING, "levels of components in each other"),
+            (self.steps, STEPS, "steps to instantiate its components"),
+            (self.modules, MODULES, "modules"),
+            (self.functions, FUNCTIONS, "functions"),
+            (self.tables, TABLES, "tables"),
+            (self.table_elements, TABLE_ELEMENTS, "elements in its tables"),
+            (self.memories, MEMORIES, "memories"),
+            (self.segments, SEGMENTS, "segments"),
+            (
+                self.variables_times_branches,
+                VARIABLES_TIMES_BRANCHES,
+                "variables times branches in one function",
+            ),
+        ];
+        let over = all.into_iter().find(|(found, most, _)| found > most);
+        over.map_or(Ok(()), |(found, most, what)| {
+            Err(format!("is not compiled: it has {found} {what}, or more; at most {most} are compiled"))
+        })
+    }
+}
+
+/// A module or component that is being read.
+#[derive(Debug, Default)]
+struct Frame {
+    is_component: bool,
+    /// What it takes to instantiate it once.
+    steps: u64,
+    /// The same of each component that it can name.
+    components: Vec<u64>,
+    /// The number of parameters of each type of a module.
+    types: Vec<u64>,
+    /// The type of each function of a module.
+    functions: Vec<u32>,
+    /// How many functions were read.
+    bodies: usize,
+}
+
+enum Broken {
+    Invalid(BinaryReaderError),
+    Refused(String),
+}
+
+impl From<BinaryReaderError> for Broken {
+    fn from(error: BinaryReaderError) -> Self {
+        Self::Invalid(error)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Walk {
+    frames: Vec<Frame>,
+    contents: Contents,
+}
+
+impl Walk {
+    fn visit(&mut self, payload: Payload<'_>) -> Result<(), Broken> {
+        let Self { frames, contents } = self;
+        if let Payload::Version { encoding, .. } = payload {
+            let is_component = encoding == wasmparser::Encoding::Component;
+            contents.modules += u64::from(!is_component);
+            frames.push(Frame { is_component, ..Frame::default() });
+            contents.nesting = contents.nesting.max(frames.len() as u64);
+            return Ok(());
+        }
+        let Some((frame, above)) = frames.split_last_mut() else { return Ok(()) };
+        match payload {
+            Payload::End(_) => {
+                let done = frames.pop().unwrap_or_default();
+                contents.steps = contents.steps.max(done.steps);
+                if let Some(parent) = frames.last_mut()
+                    && done.is_component
+                {
+                    parent.components.push(done.steps);
+                }
+            }
+            Payload::ComponentInstanceSection(section) => {
+                for instance in section {
+                    frame.instantiates(&instance?)?;
+                }
+                contents.steps = contents.steps.max(frame.steps);
+            }
+            Payload::InstanceSection(section) => frame.takes(section.count()),
+            Payload::ComponentCanonicalSection(section) => frame.takes(section.count()),
+            Payload::ComponentAliasSection(section) => {
+                frame.takes(section.count());
+                for alias in section {
+                    frame.names(&alias?, above)?;
+                }
+            }
+            Payload::ComponentImportSection(section) => {
+                frame.takes(section.count());
+                for import in section {
+                    if matches!(import?.ty, ComponentTypeRef::Component(_)) {
+                        return Err(foreign());
+                    }
+                }
+            }
+            Payload::ComponentExportSection(section) => {
+                frame.takes(section.count());
+                for export in section {
+                    let export = export?;
+                    if export.kind == ComponentExternalKind::Component {
+                        let same = frame.component(export.index)?;
+                        frame.components.push(same);
+                    }
+                }
+            }
+            module => frame.reads(contents, module)?,
+        }
+        Ok(())
+    }
+}
+
+impl Frame {
+    fn takes(&mut self, steps: u32) {
+        self.steps = self.steps.saturating_add(u64::from(steps));
+    }
+
+    fn instantiates(&mut self, instance: &ComponentInstance<'_>) -> Result<(), Broken> {
+        let steps = match instance {
+            ComponentInstance::Instantiate { component_index, .. } => self.component(*component_index)?,
+            ComponentInstance::FromExports(_) => 0,
+        };
+        self.steps = self.steps.saturating_add(1).saturating_add(steps);
+        Ok(())
+    }
+
+    fn component(&self, index: u32) -> Result<u64, Broken> {
+        let known = self.components.get(index as usize).copied();
+        known.ok_or_else(|| {
+            Broken::Refused("is not valid WebAssembly: it names a component that is not there".into())
+        })
+    }
+
+    fn names(&mut self, alias: &ComponentAlias<'_>, above: &[Self]) -> Result<(), Broken> {
+        match alias {
+            ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. } => Err(foreign()),
+            ComponentAlias::Outer { kind: ComponentOuterAliasKind::Component, count, index } => {
+                let outer = match (*count as usize).checked_sub(1) {
+                    None => self.component(*index)?,
+                    Some(up) => above
+                        .iter()
+                        .rev()
+                        .nth(up)
+                        .map_or_else(|| Err(foreign()), |it| it.component(*index))?,
+                };
+                self.components.push(outer);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A part of a module.
+    fn reads(&mut self, contents: &mut Contents, payload: Payload<'_>) -> Result<(), Broken> {
+        match payload {
+            Payload::TypeSection(section) => {
+                for group in section {
+                    for one in group?.types() {
+                        self.types.push(match &one.composite_type.inner {
+                            CompositeInnerType::Func(function) => function.params().len() as u64,
+                            _ => 0,
+                        });
+                    }
+                }
+            }
+            Payload::FunctionSection(section) => {
+                contents.functions += u64::from(section.count());
+                if contents.functions <= FUNCTIONS {
+                    self.functions = section.into_iter().collect::<Result<_, _>>()?;
+                }
+            }
+            Payload::TableSection(section) => {
+                contents.tables += u64::from(section.count());
+                for table in section {
+                    contents.table_elements = contents.table_elements.saturating_add(table?.ty.initial);
+                }
+            }
+            Payload::MemorySection(section) => contents.memories += u64::from(section.count()),
+            Payload::ElementSection(section) => contents.segments += u64::from(section.count()),
+            Payload::DataSection(section) => contents.segments += u64::from(section.count()),
+            Payload::CodeSectionEntry(body) => {
+                let parameters = self.functions.get(self.bodies).and_then(|ty| self.types.get(*ty as usize));
+                self.bodies += 1;
+                let product = variables_times_branches(&body, parameters.copied().unwrap_or_default())?;
+                contents.variables_times_branches = contents.variables_times_branches.max(product);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Components that come from elsewhere: what they cost is not known here.
+fn foreign() -> Broken {
+    Broken::Refused(
+        "is not compiled: it passes components to components; compose them to one with `wac plug` or the like".into(),
+    )
+}
+
+/// At most this: functions that cannot have many branches are not read.
+fn variables_times_branches(body: &FunctionBody<'_>, parameters: u64) -> Result<u64, BinaryReaderError> {
+    let mut variables = parameters;
+    for local in body.get_locals_reader()? {
+        variables = variables.saturating_add(u64::from(local?.0));
+    }
+    // A branch takes at least one byte, and its end another.
+    let at_most = variables.saturating_mul(body.range().len() as u64);
+    if at_most <= VARIABLES_TIMES_BRANCHES {
+        return Ok(at_most);
+    }
+    let mut branches = 0;
+    let mut operators = body.get_operators_reader()?;
+    while !operators.eof() {
+        branches += match operators.read()? {
+            Operator::Block { .. }
+            | Operator::Loop { .. }
+            | Operator::If { .. }
+            | Operator::Else
+            | Operator::TryTable { .. }
+            | Operator::BrIf { .. }
+            | Operator::BrOnNull { .. }
+            | Operator::BrOnNonNull { .. }
+            | Operator::BrOnCast { .. }
+            | Operator::BrOnCastFail { .. } => 1,
+            Operator::BrTable { targets } => 1 + u64::from(targets.len()),
+            _ => 0,
+        };
+    }
+    Ok(variables.saturating_mul(branches))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,231 @@
+//! The gateway's side of the process that compiles.
+
+use std::io::{Read, Write as _};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::wasm::compile::limits::{CompileLimits, NotCompiled, PATIENCE, invalid};
+use crate::wasm::compile::worker;
+use crate::wasm::engine::EngineConfig;
+use crate::wasm::module_cache::MAX_CODE;
+
+/// The command of this binary that compiles.
+pub(super) const COMMAND: &str = "compile-plugin";
+/// This very program, also when another one has its name by now.
+const PROGRAM: &str = "/proc/self/exe";
+/// The most of what a compiler says that is read, in bytes.
+const MAX_WORDS: u64 = 4096;
+/// How often a compilation is asked whether it is still wanted.
+const CHECK_EVERY: Duration = Duration::from_millis(20);
+
+/// Whether this process's binary has the command.
+static USED: AtomicBool = AtomicBool::new(false);
+/// Whether the gateway ends.
+static ENDING: AtomicBool = AtomicBool::new(false);
+/// How many compilations there are now.
+static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
+
+/// From now on plugins are compiled in processes of their own. For the binary alone: whatever
+/// program this is, it is started again with `compile-plugin`.
+pub fn use_child_processes() {
+    USED.store(true, Ordering::Relaxed);
+}
+
+/// Whether plugins are compiled in processes of their own.
+pub(super) fn is_used() -> bool {
+    USED.load(Ordering::Relaxed)
+}
+
+/// The gateway ends: compilations are ended, and no more begin. Does not wait for them.
+pub fn end_compilations() {
+    ENDING.store(true, Ordering::SeqCst);
+}
+
+/// Whether compilations are ended because the gateway ends.
+pub(crate) fn is_ending() -> bool {
+    ENDING.load(Ordering::SeqCst)
+}
+
+/// Waits until there are no compilations, for at most this long.
+pub fn await_compilations(most: Duration) {
+    let (running, ended) = &RUNNING;
+    let running = running.lock().unwrap_or_else(PoisonError::into_inner);
+    drop(ended.wait_timeout_while(running, most, |running| *running > 0));
+}
+
+/// A compilation, for as long as this lives.
+struct Running(());
+
+impl Running {
+    fn begin() -> Self {
+        *RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        Self(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        *RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        RUNNING.1.notify_all();
+    }
+}
+
+/// Compiles a component in a process of its own, and waits for it. Not for a thread that carries
+/// messages.
+///
+/// # Errors
+/// What became of it instead.
+pub(super) fn compile(
+    config: &EngineConfig,
+    limits: CompileLimits,
+    component: &[u8],
+) -> Result<Vec<u8>, NotCompiled> {
+    let _running = Running::begin();
+    let mut child = spawn(config, limits, component.len()).map_err(|e| {
+        NotCompiled::Interrupted(format!("was not compiled: no process can be started for that: {e}"))
+    })?;
+    let outcome = std::thread::scope(|scope| {
+        let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        scope.spawn(move || {
+            // A child that ends early says so by its exit code.
+            input.map(|mut input| input.write_all(component))
+        });
+        let output = reader(scope, output, MAX_CODE.min(limits.memory.as_u64()));
+        let errors = reader(scope, errors, MAX_WORDS);
+        let ended = wait(&mut child, &output, limits.timeout.saturating_mul(PATIENCE));
+        // Ends the threads, also where a child closed its output and went on.
+        let _ = child.kill();
+        let status = child.wait();
+        Outcome { ended, status, words: errors.recv().unwrap_or_default() }
+    });
+    outcome.result(limits, |why| invalid(why, config, component))
+}
+
+fn spawn(config: &EngineConfig, limits: CompileLimits, size: usize) -> std::io::Result<Child> {
+    let mut command = Command::new(PROGRAM);
+    command.arg0("halley").arg(COMMAND).env_clear().process_group(0);
+    // Nothing else of the environment is its business.
+    command.envs(std::env::var_os("LD_LIBRARY_PATH").map(|path| ("LD_LIBRARY_PATH", path)));
+    command.arg("--size").arg(size.to_string());
+    command.arg("--memory").arg(limits.memory.as_u64().to_string());
+    command.arg("--seconds").arg(limits.timeout.as_secs().max(1).to_string());
+    command.arg("--parent").arg(std::process::id().to_string());
+    for feature in &config.features {
+        command.arg("--feature").arg(feature.as_str());
+    }
+    if config.is_tight {
+        command.arg("--tight");
+    }
+    command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+}
+
+/// Reads a pipe to its end, or to one byte more than it may have.
+fn reader<'scope>(
+    scope: &'scope std::thread::Scope<'scope, '_>,
+    pipe: Option<impl Read + Send + 'scope>,
+    most: u64,
+) -> Receiver<Vec<u8>> {
+    let (read, result) = mpsc::channel();
+    scope.spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(pipe) = pipe {
+            // What was read before an error is what there is.
+            let _ = pipe.take(most + 1).read_to_end(&mut bytes);
+        }
+        // Whoever has given up does not read it.
+        let _ = read.send(bytes);
+    });
+    result
+}
+
+enum Ended {
+    /// It closed its output, with this in it.
+    Wrote(Vec<u8>),
+    /// It took too long.
+    Late,
+    /// The gateway ends.
+    Unwanted,
+}
+
+fn wait(child: &mut Child, output: &Receiver<Vec<u8>>, timeout: Duration) -> Ended {
+    let deadline = Instant::now() + timeout;
+    loop {
+        match output.recv_timeout(CHECK_EVERY) {
+            Ok(bytes) => {
+                // It is about to end; one that does not is as late as another.
+                while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
+                    #[allow(
+                        clippy::disallowed_methods,
+                        reason = "waiting for a process, which has no other way"
+                    )]
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                return if matches!(child.try_wait(), Ok(None)) { Ended::Late } else { Ended::Wrote(bytes) };
+            }
+            Err(RecvTimeoutError::Disconnected) => return Ended::Wrote(Vec::new()),
+            Err(RecvTimeoutError::Timeout) if is_ending() => return Ended::Unwanted,
+            Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => return Ended::Late,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+    }
+}
+
+struct Outcome {
+    ended: Ended,
+    status: std::io::Result<ExitStatus>,
+    /// What it wrote to its standard error.
+    words: Vec<u8>,
+}
+
+impl Outcome {
+    fn result(
+        self,
+        limits: CompileLimits,
+        invalid: impl FnOnce(&str) -> String,
+    ) -> Result<Vec<u8>, NotCompiled> {
+        let timeout = || {
+            let most = humantime::format_duration(limits.timeout);
+            NotCompiled::Limited(format!("takes longer to compile than [policies] compile_timeout ({most})"))
+        };
+        let memory = || {
+            let most = limits.memory;
+            NotCompiled::Limited(format!(
+                "takes more memory to compile than [policies] compile_memory ({most})"
+            ))
+        };
+        let code = match self.ended {
+            Ended::Late => return Err(timeout()),
+            Ended::Unwanted => {
+                return Err(NotCompiled::Interrupted("was not compiled: the gateway is stopping".to_owned()));
+            }
+            Ended::Wrote(code) => code,
+        };
+        if code.len() as u64 > MAX_CODE.min(limits.memory.as_u64()) {
+            return Err(memory());
+        }
+        let status = self.status.map_err(|e| NotCompiled::Interrupted(format!("was not compiled: {e}")))?;
+        let words = String::from_utf8_lossy(&self.words).replace(char::is_control, " ");
+        match (status.code(), status.signal()) {
+            (Some(0), _) => Ok(code),
+            (Some(worker::INVALID), _) => Err(NotCompiled::Invalid(invalid(&words))),
+            (Some(worker::NO_MEMORY), _) => Err(memory()),
+            (_, Some(libc::SIGABRT)) if words.contains("memory allocation of") => Err(memory()),
+            (_, Some(libc::SIGXCPU)) => Err(timeout()),
+            (_, Some(signal @ (libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT))) => {
+                Err(NotCompiled::Interrupted(format!(
+                    "was not compiled: the compiler was ended by signal {signal}"
+                )))
+            }
+            (_, Some(libc::SIGKILL)) => Err(NotCompiled::Limited(
+                "was not compiled: the compiler was killed, as the kernel does where memory is short; \
+                 see [policies] compile_memory"
+                    .to_owned(),
+            )),
+            _ => Err(NotCompiled::Limited(format!("made the compiler end with {status}: {}", words.trim()))),
+        }
+    }
+}

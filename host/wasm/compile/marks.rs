@@ -1,0 +1,214 @@
+//! What ran into a limit of the compiler, remembered through restarts: one file for each component.
+//!
+//! ```text
+//! <folder>/<SHA-256 of the component>.json
+//! ```
+//!
+//! A mark is set before a compilation begins and taken away when it ends well. So also what ends the
+//! gateway together with its compiler (a container whose processes are killed together, where memory
+//! is short) is tried only so often. A mark counts for one engine and one set of limits: whoever
+//! raises them, or takes another version of the gateway, has it tried again.
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use bytesize::ByteSize;
+
+use crate::files::OwnFolder;
+use crate::wasm::compile::limits::{CompileLimits, NotCompiled};
+
+/// How many attempts may end without a word, each with the gateway.
+const ATTEMPTS: u32 = 3;
+/// The largest mark that is read, in bytes.
+const MAX_MARK: u64 = 64 * 1024;
+/// The most marks; older ones go.
+const MOST: usize = 1_000;
+
+/// Where marks are. Without a folder nothing is remembered.
+#[derive(Debug)]
+pub(super) struct Marks {
+    folder: Option<OwnFolder>,
+}
+
+/// What is remembered of one component.
+#[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize)]
+struct Mark {
+    /// The plugin that it was tried for.
+    plugin: String,
+    /// The fingerprint of the engine.
+    engine: String,
+    memory: ByteSize,
+    #[serde(with = "humantime_serde")]
+    timeout: Duration,
+    /// Attempts that began and did not end.
+    attempts: u32,
+    /// Which limit it ran into; none while it is being compiled.
+    why: Option<String>,
+    #[serde(with = "humantime_serde")]
+    at: SystemTime,
+}
+
+/// A compilation that has begun.
+#[derive(Debug)]
+pub(super) struct Attempt<'a> {
+    folder: Option<&'a OwnFolder>,
+    /// The file's.
+    name: String,
+    mark: Mark,
+}
+
+impl Marks {
+    pub(super) fn new(folder: Option<PathBuf>) -> Self {
+        let open = |folder: PathBuf| {
+            let opened = OwnFolder::create(&folder).inspect(OwnFolder::tidy);
+            let folder = folder.display();
+            opened.inspect_err(|why| tracing::warn!("{folder} {why}; {UNMARKED}")).ok()
+        };
+        Self { folder: folder.and_then(open) }
+    }
+
+    pub(super) fn are_kept(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// Notes that a component is about to be compiled.
+    ///
+    /// # Errors
+    /// When it is known that nothing comes of it.
+    pub(super) fn begin(
+        &self,
+        plugin: &str,
+        component: &str,
+        engine: &str,
+        limits: CompileLimits,
+    ) -> Result<Attempt<'_>, NotCompiled> {
+        let CompileLimits { memory, timeout } = limits;
+        let (folder, name) = (self.folder.as_ref(), format!("{component}.json"));
+        let is_same = |mark: &Mark| mark.engine == engine && (mark.memory, mark.timeout) == (memory, timeout);
+        let known = folder.and_then(|folder| read(folder, &name)).filter(is_same);
+        let attempts = known.as_ref().map_or(0, |mark| mark.attempts);
+        if let (Some(mark), Some(folder)) = (known, folder)
+            && let Some(why) = mark.why.or_else(|| often(attempts))
+        {
+            return Err(NotCompiled::Limited(format!(
+                "{why}; that was found at an earlier attempt, and it is not tried again: raise the limit, or \
+                 remove {}",
+                folder.path().join(&name).display()
+            )));
+        }
+        let (plugin, engine) = (plugin.to_owned(), engine.to_owned());
+        let mark = Mark {
+            plugin,
+            engine,
+            memory,
+            timeout,
+            attempts: attempts + 1,
+            why: None,
+            at: SystemTime::now(),
+        };
+        let attempt = Attempt { folder, name, mark };
+        attempt.write();
+        Ok(attempt)
+    }
+}
+
+impl Attempt<'_> {
+    /// It ran into a limit.
+    pub(super) fn limited(mut self, why: &str) {
+        self.mark.why = Some(why.to_owned());
+        self.write();
+    }
+
+    /// It ended otherwise: nothing speaks against another attempt.
+    pub(super) fn forget(self) {
+        if let Some(folder) = self.folder {
+            // One that stays counts as an attempt that did not end.
+            let _ = folder.remove(&self.name);
+        }
+    }
+
+    fn write(&self) {
+        let Some(folder) = self.folder else { return };
+        let text = serde_json::to_vec_pretty(&self.mark).unwrap_or_default();
+        match folder.replace(&self.name, &text) {
+            Ok(()) => folder.keep_newest(MOST),
+            Err(error) => tracing::warn!(error = format!("{error:#}"), "{UNMARKED}"),
+        }
+    }
+}
+
+/// What follows where marks cannot be kept.
+const UNMARKED: &str = "a plugin that cannot be compiled is tried at every start";
+
+fn often(attempts: u32) -> Option<String> {
+    (attempts >= ATTEMPTS)
+        .then(|| format!("was being compiled each of {attempts} times when the gateway was killed"))
+}
+
+fn read(folder: &OwnFolder, name: &str) -> Option<Mark> {
+    serde_json::from_slice(&folder.read(name, MAX_MARK).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const LIMITS: CompileLimits =
+        CompileLimits { memory: ByteSize::mib(64), timeout: Duration::from_secs(9) };
+
+    fn begin(marks: &Marks) -> Result<Attempt<'_>, String> {
+        marks.begin("p", "abc", "engine", LIMITS).map_err(NotCompiled::into_reason)
+    }
+
+    #[test]
+    fn what_ran_into_a_limit_is_not_tried_again_until_something_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let marks = || Marks::new(Some(folder.path().join("uncompilable")));
+        begin(&marks()).unwrap().forget();
+        begin(&marks()).unwrap().limited("takes too much");
+        let why = begin(&marks()).unwrap_err();
+        let file = folder.path().join("uncompilable/abc.json");
+        assert!(why.starts_with("takes too much;") && why.contains(&file.display().to_string()), "{why}");
+        let more = CompileLimits { memory: ByteSize::mib(65), ..LIMITS };
+        let longer = CompileLimits { timeout: Duration::from_secs(10), ..LIMITS };
+        for (component, engine, limits) in [
+            ("other", "engine", LIMITS),
+            ("abc", "other", LIMITS),
+            ("abc", "engine", more),
+            ("abc", "engine", longer),
+        ] {
+            // Nothing else is written: each is compared with the same mark.
+            let kept = fs::read(&file).unwrap();
+            marks().begin("p", component, engine, limits).unwrap().forget();
+            fs::write(&file, kept).unwrap();
+        }
+        begin(&marks()).unwrap_err();
+        fs::remove_file(&file).unwrap();
+        begin(&marks()).unwrap();
+    }
+
+    #[test]
+    fn what_ends_the_gateway_is_tried_only_so_often() {
+        let folder = tempfile::tempdir().unwrap();
+        let marks = Marks::new(Some(folder.path().to_owned()));
+        // An attempt that is dropped is one that did not end.
+        (0..ATTEMPTS).for_each(|_| drop(begin(&marks).unwrap()));
+        assert!(begin(&marks).unwrap_err().contains("3 times when the gateway was killed"));
+    }
+
+    #[test]
+    fn marks_are_bounded_and_what_is_no_mark_says_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let marks = Marks::new(Some(folder.path().to_owned()));
+        for number in 0..MOST + 20 {
+            fs::write(folder.path().join(format!("{number}.json")), b"{").unwrap();
+        }
+        begin(&marks).unwrap().limited("too much");
+        assert!(fs::read_dir(folder.path()).unwrap().count() <= MOST);
+        fs::write(folder.path().join("abc.json"), b"{").unwrap();
+        begin(&marks).unwrap();
+        assert!(begin(&Marks::new(None)).is_ok());
+    }
+}

@@ -1,0 +1,113 @@
+//! The process that compiles one component: bytes on standard input, code on standard output.
+//!
+//! Whatever the compiler does ends with this process: its memory, its time and its size of files are
+//! limited, it starts nothing and opens nothing, and it ends when the gateway does.
+
+use std::io::{Read as _, Write as _};
+use std::time::Duration;
+
+use rustix::process::{Pid, Resource, Rlimit, Signal};
+
+use crate::wasm::compile::limits::PATIENCE;
+use crate::wasm::engine::{EngineConfig, WasmFeature};
+use crate::wasm::failure::causes;
+
+/// The component is not valid; standard error says why.
+pub(super) const INVALID: i32 = 3;
+/// The compiler had no memory left, and said so itself.
+pub(super) const NO_MEMORY: i32 = 4;
+/// The gateway ended, or did not send everything.
+const ALONE: i32 = 5;
+
+/// Address space beside what is counted as memory: the program, its libraries, stacks, reservations.
+const ADDRESSES: u64 = 4 << 30;
+/// How much less urgent it is than messages.
+const NICENESS: i32 = 5;
+
+/// What the process is told on its command line.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The size of the component on standard input, in bytes.
+    pub size: u64,
+    /// The most memory, in bytes.
+    pub memory: u64,
+    /// The most seconds of processor time.
+    pub seconds: u64,
+    /// The process that wants the code.
+    pub parent: i32,
+    /// Features that are on, by name.
+    pub features: Vec<String>,
+    /// Whether the code is for a process with little address space.
+    pub tight: bool,
+}
+
+/// Compiles what comes on standard input; the exit code says what became of it.
+pub fn compile_plugin(job: &Job) -> u8 {
+    match work(job) {
+        Ok(()) => 0,
+        Err((code, why)) => {
+            // Nobody reads it when the gateway is gone.
+            let _ = write!(std::io::stderr(), "{why}");
+            u8::try_from(code).unwrap_or(u8::MAX)
+        }
+    }
+}
+
+type Failure = (i32, String);
+
+fn work(job: &Job) -> Result<(), Failure> {
+    let alone = |e: std::io::Error| (ALONE, e.to_string());
+    confine(job).map_err(alone)?;
+    let mut component = Vec::new();
+    std::io::stdin().take(job.size).read_to_end(&mut component).map_err(alone)?;
+    if component.len() as u64 != job.size {
+        return Err((ALONE, "the component did not arrive".to_owned()));
+    }
+    let features = job.features.iter().filter_map(|name| WasmFeature::named(name)).collect();
+    let engine = EngineConfig { features, is_tight: job.tight }.engine();
+    let compiled = engine.and_then(|engine| engine.precompile_component(&component));
+    let code = compiled.map_err(|e| {
+        let no_memory = e.is::<wasmtime::error::OutOfMemory>() || format!("{e:#}").contains("os error 12");
+        (if no_memory { NO_MEMORY } else { INVALID }, causes(&e))
+    })?;
+    let mut out = std::io::stdout();
+    out.write_all(&code).and_then(|()| out.flush()).map_err(alone)
+}
+
+/// Takes from this process what it does not need.
+fn confine(job: &Job) -> std::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before that.
+    if rustix::process::getppid().map(Pid::as_raw_pid) != Some(job.parent) {
+        return Err(std::io::Error::other("the gateway has ended"));
+    }
+    let _ = rustix::process::nice(NICENESS);
+    limit(Resource::Core, 0, 0)?;
+    limit(Resource::Fsize, 0, 0)?;
+    limit(Resource::Data, job.memory, job.memory)?;
+    let addresses = job.memory.saturating_add(ADDRESSES);
+    limit(Resource::As, addresses, addresses)?;
+    // The signal of the first limit says what it was; that of the second one ends in any case.
+    limit(Resource::Cpu, job.seconds, job.seconds.saturating_add(2))?;
+    end_after(Duration::from_secs(job.seconds.saturating_mul(u64::from(PATIENCE)).saturating_add(10)));
+    Ok(())
+}
+
+/// Lowers a limit; one that is lower already stays.
+fn limit(resource: Resource, soft: u64, hard: u64) -> std::io::Result<()> {
+    let now = rustix::process::getrlimit(resource);
+    let lower = |wanted: u64, now: Option<u64>| Some(now.map_or(wanted, |now| now.min(wanted)));
+    let new = Rlimit { current: lower(soft, now.current), maximum: lower(hard, now.maximum) };
+    Ok(rustix::process::setrlimit(resource, new)?)
+}
+
+/// A gateway that is stopped itself cannot end this process.
+fn end_after(time: Duration) {
+    let wait = move || {
+        #[allow(clippy::disallowed_methods, reason = "a deadline waits for time")]
+        std::thread::sleep(time);
+        std::process::exit(ALONE);
+    };
+    // Without the thread there is the gateway's own deadline.
+    drop(std::thread::Builder::new().name("deadline".into()).spawn(wait));
+}

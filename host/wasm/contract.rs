@@ -1,0 +1,255 @@
+//! What a component says of the contract (`wit/policy.wit`): which of its interfaces it imports and
+//! exports, and in which version. Read before anything is compiled.
+//!
+//! Errors are the second half of a sentence that begins with the plugin's name and path.
+
+use std::fmt;
+
+use wasmparser::{Parser, Payload};
+
+/// The version of the contract that this gateway speaks.
+pub(crate) const VERSION: Version = Version(0, 1, 1);
+/// What mends most of what can be wrong with a plugin.
+pub(crate) const BUILD_FOR_CONTRACT: &str =
+    "build it for the contract that `halley plugin wit` prints (in Rust, the halley-plugin SDK has it)";
+
+const PACKAGE: &str = "halley:policy/";
+/// The interfaces that decide something; one of them has to be there.
+const HOOKS: [&str; 5] = ["filter", "filter-columns", "grouping", "grouping-columns", "offline"];
+
+/// A version of the contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version(u64, u64, u64);
+
+impl Version {
+    fn read(text: &str) -> Option<Self> {
+        let mut numbers = text.split('.').map(|number| number.parse().ok());
+        let version = Self(numbers.next()??, numbers.next()??, numbers.next()??);
+        numbers.next().is_none().then_some(version)
+    }
+
+    /// Versions of one line add to each other: as semantic versioning has it, and as wasmtime
+    /// links.
+    fn line(self) -> (u64, u64) {
+        if self.0 == 0 { (0, self.1) } else { (self.0, 0) }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.0, self.1, self.2)
+    }
+}
+
+/// What a component imports and exports at its top level.
+#[derive(Debug, Default)]
+pub(crate) struct Contract {
+    imports: Vec<String>,
+    exports: Vec<String>,
+}
+
+impl Contract {
+    /// Reads the names in a component.
+    ///
+    /// # Errors
+    /// When it is no valid one.
+    pub(crate) fn read(component: &[u8]) -> Result<Self, String> {
+        let broken = |e: wasmparser::BinaryReaderError| {
+            format!("is not valid WebAssembly: {e}; is the file complete?")
+        };
+        let mut names = Self::default();
+        let mut depth = 0;
+        for payload in Parser::new(0).parse_all(component) {
+            match payload.map_err(broken)? {
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) => depth -= 1,
+                Payload::ComponentImportSection(section) if depth == 0 => {
+                    for import in section {
+                        names.imports.push(import.map_err(broken)?.name.name.to_owned());
+                    }
+                }
+                Payload::ComponentExportSection(section) if depth == 0 => {
+                    for export in section {
+                        names.exports.push(export.map_err(broken)?.name.name.to_owned());
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(names)
+    }
+
+    /// Checks versions, that there is a hook, and that nothing foreign is imported.
+    ///
+    /// # Errors
+    /// What does not fit, and what mends it.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        for name in self.ours() {
+            let text = version_text(name);
+            if Version::read(text).is_none_or(|version| version.line() != VERSION.line()) {
+                return Err(format!("was {}", mismatch(text)));
+            }
+        }
+        if !HOOKS.iter().any(|hook| self.exports(hook)) {
+            return Err(format!("exports none of filter, grouping, offline; {}", self.remedy()));
+        }
+        let offered = |name: &String| name.starts_with(PACKAGE) || is_offered_wasi(name);
+        let foreign: Vec<&str> = self.imports.iter().filter(|n| !offered(n)).map(String::as_str).collect();
+        if foreign.is_empty() {
+            return Ok(());
+        }
+        let remedy = match foreign.iter().all(|name| name.starts_with("wasi:")) {
+            true => {
+                "policies do no I/O: switch that feature off in the tool that makes the component \
+                 (for componentize-js: -d http -d fetch-event)"
+            }
+            false => BUILD_FOR_CONTRACT,
+        };
+        Err(format!("imports {}, which the gateway does not offer; {remedy}", foreign.join(", ")))
+    }
+
+    /// The version that it was built for; ours, where it says nothing.
+    pub(crate) fn version(&self) -> Version {
+        self.ours().filter_map(|name| Version::read(version_text(name))).max().unwrap_or(VERSION)
+    }
+
+    /// The version that stands in it, as it stands there.
+    pub(crate) fn named_version(&self) -> Option<String> {
+        self.ours().map(version_text).max().map(str::to_owned)
+    }
+
+    /// Whether this interface of the contract is exported.
+    pub(crate) fn exports(&self, interface: &str) -> bool {
+        let of_ours = |name: &String| {
+            name.strip_prefix(PACKAGE).and_then(|rest| rest.split('@').next()) == Some(interface)
+        };
+        self.exports.iter().any(of_ours)
+    }
+
+    /// An interface does not have the types that the contract gives it.
+    pub(crate) fn misfit(&self, why: &str) -> String {
+        format!("does not fit halley:policy@{VERSION}: {why}; {}", self.remedy())
+    }
+
+    /// What mends a plugin that asks for something that is not there: a gateway that has it,
+    /// where the plugin was built for a later one.
+    pub(crate) fn remedy(&self) -> String {
+        let version = self.version();
+        match version > VERSION {
+            true => format!("it was {}", mismatch(&version.to_string())),
+            false => BUILD_FOR_CONTRACT.to_owned(),
+        }
+    }
+
+    /// The names that are of the contract.
+    fn ours(&self) -> impl Iterator<Item = &str> {
+        let names = self.exports.iter().chain(&self.imports).map(String::as_str);
+        names.filter(|name| name.starts_with(PACKAGE))
+    }
+}
+
+/// Whether this is of the part of WASI 0.2 that is offered, as an empty world.
+fn is_offered_wasi(name: &str) -> bool {
+    const OFFERED: [&str; 6] = ["cli", "clocks", "filesystem", "io", "random", "sockets"];
+    let Some((package, version)) = name.strip_prefix("wasi:").and_then(|rest| rest.split_once('@')) else {
+        return false;
+    };
+    let package = package.split('/').next().unwrap_or_default();
+    OFFERED.contains(&package) && version.starts_with("0.2.")
+}
+
+fn version_text(name: &str) -> &str {
+    name.split_once('@').map_or("(none)", |(_, version)| version)
+}
+
+/// Both versions, and what to do: the rest of a sentence.
+fn mismatch(version: &str) -> String {
+    let is_later = Version::read(version).is_some_and(|version| version > VERSION);
+    let remedy = match is_later {
+        true => "upgrade the gateway, or build it for the gateway's contract (`halley plugin wit`)",
+        false => {
+            "build it again for this contract (`halley plugin wit`; in Rust, with the halley-plugin SDK of this release)"
+        }
+    };
+    format!(
+        "built for the contract halley:policy@{version}, this gateway speaks halley:policy@{VERSION}; {remedy}"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn contract(imports: &[&str], exports: &[&str]) -> Contract {
+        let names = |names: &[&str]| names.iter().map(|name| format!("halley:policy/{name}")).collect();
+        Contract { imports: names(imports), exports: names(exports) }
+    }
+
+    fn refusal(exports: &[&str]) -> String {
+        contract(&[], exports).check().expect_err("it was accepted")
+    }
+
+    #[test]
+    fn the_version_is_the_one_of_the_contract() {
+        let wit = include_str!("../../wit/policy.wit");
+        assert!(wit.contains(&format!("package halley:policy@{VERSION};")));
+    }
+
+    #[test]
+    fn another_line_of_the_contract_is_explained_with_both_versions() {
+        assert_eq!(
+            refusal(&["filter@0.0.9"]),
+            format!(
+                "was built for the contract halley:policy@0.0.9, this gateway speaks halley:policy@{VERSION}; \
+                 build it again for this contract (`halley plugin wit`; in Rust, with the halley-plugin SDK of this \
+                 release)"
+            )
+        );
+        assert_eq!(
+            refusal(&["filter@0.2.0"]),
+            format!(
+                "was built for the contract halley:policy@0.2.0, this gateway speaks halley:policy@{VERSION}; \
+                 upgrade the gateway, or build it for the gateway's contract (`halley plugin wit`)"
+            )
+        );
+        for strange in ["filter", "filter@0.1", "filter@0.1.0.0", "filter@x.y.z"] {
+            assert!(refusal(&[strange]).contains("build it again"), "{strange}");
+        }
+    }
+
+    #[test]
+    fn versions_of_one_line_are_taken_earlier_and_later() {
+        for version in ["0.1.0", "0.1.1", "0.1.99"] {
+            let contract = contract(&["types@0.1.0"], &[&format!("filter@{version}")]);
+            assert_eq!(contract.check(), Ok(()));
+            assert_eq!(contract.version().to_string(), version);
+        }
+    }
+
+    #[test]
+    fn parts_of_wasi_that_are_not_offered_are_named_with_the_remedy() {
+        let wasi = |import: &str| {
+            let imports = vec!["wasi:cli/stderr@0.2.3".to_owned(), import.to_owned()];
+            Contract { imports, exports: vec!["halley:policy/filter@0.1.1".to_owned()] }.check()
+        };
+        assert_eq!(wasi("wasi:io/streams@0.2.12"), Ok(()));
+        for foreign in ["wasi:http/types@0.2.0", "wasi:cli/stderr@0.3.0", "wasi:nn/graph", "wasi:http"] {
+            let why = wasi(foreign).unwrap_err();
+            assert!(
+                why.starts_with(&format!("imports {foreign}, which")) && why.contains("-d http"),
+                "{why}"
+            );
+            assert!(!why.contains("SDK"), "{why}");
+        }
+        assert!(wasi("foo:bar/baz").unwrap_err().contains("halley plugin wit"));
+    }
+
+    #[test]
+    fn what_a_later_version_asks_for_in_vain_is_explained_with_both() {
+        let why = refusal(&["lifecycle@0.1.99", "prophecy@0.1.99"]);
+        assert!(why.starts_with("exports none of filter, grouping, offline; it was built for"), "{why}");
+        assert!(why.contains("@0.1.99, this gateway speaks") && why.contains("upgrade the gateway"), "{why}");
+        let earlier = contract(&[], &["filter@0.1.0"]);
+        assert_eq!(earlier.remedy(), BUILD_FOR_CONTRACT);
+    }
+}

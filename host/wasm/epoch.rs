@@ -1,0 +1,146 @@
+//! The clock behind the plugins' deadlines: a thread that advances the engine's epoch while
+//! guests run, and sleeps while none has run for a second. An idle gateway is not woken two
+//! hundred times a second.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use wasmtime::Engine;
+
+/// The step of plugins' deadlines.
+pub(crate) const TICK: Duration = Duration::from_millis(5);
+
+/// How many ticks without a guest it takes until a ticker sleeps.
+const IDLE_TICKS: u32 = 200;
+
+/// The guests that run now, and the tickers that sleep meanwhile: of the whole process, since a
+/// store does not know its ticker.
+static RUNNING: AtomicUsize = AtomicUsize::new(0);
+static SLEEPING: AtomicUsize = AtomicUsize::new(0);
+static BELL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+
+/// A guest runs for as long as this lives: deadlines are counted.
+#[derive(Debug)]
+pub(crate) struct Running(());
+
+impl Running {
+    pub(crate) fn begin() -> Self {
+        RUNNING.fetch_add(1, Ordering::SeqCst);
+        if SLEEPING.load(Ordering::SeqCst) > 0 {
+            ring();
+        }
+        Self(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        RUNNING.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Wakes the tickers that sleep. Whoever is about to sleep holds the lock while looking whether
+/// there is a reason not to.
+fn ring() {
+    let (lock, bell) = &BELL;
+    drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
+    bell.notify_all();
+}
+
+/// The thread. It ends when this is dropped, which waits for it; it holds the engine weakly
+/// and so keeps nothing alive.
+#[derive(Debug)]
+pub(crate) struct Ticker {
+    ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ticker {
+    pub(crate) fn start(engine: &Engine) -> std::io::Result<Self> {
+        let engine = engine.weak();
+        let ended = Arc::new(AtomicBool::new(false));
+        let is_ended = Arc::clone(&ended);
+        let tick = move || {
+            let mut idle = 0;
+            while !is_ended.load(Ordering::SeqCst) {
+                #[allow(clippy::disallowed_methods, reason = "a clock waits for time")]
+                std::thread::sleep(TICK);
+                let Some(engine) = engine.upgrade() else { return };
+                engine.increment_epoch();
+                idle = if RUNNING.load(Ordering::SeqCst) == 0 { idle + 1 } else { 0 };
+                if idle >= IDLE_TICKS {
+                    drop(engine);
+                    sleep_until_needed(&is_ended);
+                    idle = 0;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("halley-epochs".into()).spawn(tick)?;
+        Ok(Self { ended, thread: Some(thread) })
+    }
+}
+
+fn sleep_until_needed(ended: &AtomicBool) {
+    let (lock, bell) = &BELL;
+    let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+    SLEEPING.fetch_add(1, Ordering::SeqCst);
+    while RUNNING.load(Ordering::SeqCst) == 0 && !ended.load(Ordering::SeqCst) {
+        guard = bell.wait(guard).unwrap_or_else(PoisonError::into_inner);
+    }
+    SLEEPING.fetch_sub(1, Ordering::SeqCst);
+}
+
+impl Drop for Ticker {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::SeqCst);
+        ring();
+        if let Some(thread) = self.thread.take() {
+            // The thread cannot panic; and if it did, there would be nothing left to do.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A deadline in ticks: rounded up, and one more because the current tick has begun.
+pub(crate) fn ticks(deadline: Duration) -> u64 {
+    let whole = deadline.as_nanos().div_ceil(TICK.as_nanos());
+    u64::try_from(whole).unwrap_or(u64::MAX - 1).saturating_add(1).min(u64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_rounded_up() {
+        assert_eq!(ticks(Duration::from_millis(1)), 2);
+        assert_eq!(ticks(Duration::from_millis(50)), 11);
+        assert_eq!(ticks(Duration::from_millis(51)), 12);
+        assert_eq!(ticks(Duration::MAX), u64::from(u32::MAX));
+    }
+
+    #[test]
+    fn dropping_the_ticker_ends_its_thread() {
+        let engine = Engine::default();
+        drop(Ticker::start(&engine).unwrap());
+    }
+
+    #[test]
+    fn a_ticker_that_sleeps_is_woken_by_a_guest_and_by_its_end() {
+        let ended = Arc::new(AtomicBool::new(false));
+        let sleeper = |ended: &Arc<AtomicBool>| {
+            let ended = Arc::clone(ended);
+            std::thread::spawn(move || sleep_until_needed(&ended))
+        };
+        let woken = sleeper(&ended);
+        let running = Running::begin();
+        woken.join().unwrap();
+        drop(running);
+        let woken = sleeper(&ended);
+        ended.store(true, Ordering::SeqCst);
+        ring();
+        woken.join().unwrap();
+    }
+}

@@ -1,0 +1,116 @@
+//! How a plugin fails: in which way, at which limit, and the words for it.
+
+use std::fmt;
+use std::time::Duration;
+
+/// How a plugin failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FailureKind {
+    /// It trapped.
+    Trap,
+    /// It ran past its deadline.
+    Deadline,
+    /// It failed after it wanted more memory than it may have.
+    Memory,
+    /// It answered what makes no sense.
+    BadAnswer,
+    /// It could not be instantiated, or `init` refused.
+    Start,
+}
+
+impl FailureKind {
+    /// The kind as metrics and the configuration name it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Deadline => "deadline",
+            Self::Memory => "memory",
+            Self::BadAnswer => "bad-answer",
+            Self::Start => "start",
+        }
+    }
+}
+
+/// A limit that plugins run into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// The deadline of a call.
+    Time,
+    /// The memory of an instance, or the size of its tables.
+    Memory,
+    /// The size of an answer, or of a part of it.
+    Output,
+    /// The length of a line in the log, or how many there are.
+    Log,
+    /// The names of the plugin's own metrics.
+    Metrics,
+    /// The size of the plugin's state, or how much of it one batch uses.
+    State,
+    /// What the process may have: there was no room for an instance.
+    AddressSpace,
+    /// The time of calls that ran past their deadline: what it was not asked about.
+    TimeBudget,
+}
+
+/// A failed call: the second half of a sentence that begins with the plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) kind: FailureKind,
+    /// The limit that it ran into, if that is why.
+    pub(crate) limit: Option<Limit>,
+    pub(crate) message: String,
+}
+
+impl Failure {
+    pub(crate) fn new(kind: FailureKind, limit: Option<Limit>, message: String) -> Self {
+        Self { kind, limit, message }
+    }
+
+    /// An answer that makes no sense.
+    pub(crate) fn bad_answer(message: impl Into<String>) -> Self {
+        Self::new(FailureKind::BadAnswer, None, message.into())
+    }
+
+    /// An answer of which there is too much.
+    pub(crate) fn too_large(message: String) -> Self {
+        Self::new(FailureKind::BadAnswer, Some(Limit::Output), message)
+    }
+
+    /// The process has no room for the instance, or for more of its memory: not the plugin's doing.
+    pub(crate) fn no_room(message: String) -> Self {
+        Self::new(FailureKind::Start, Some(Limit::AddressSpace), message)
+    }
+
+    /// Whether the process, not the plugin, ran into a limit.
+    pub(crate) fn is_no_room(&self) -> bool {
+        self.limit == Some(Limit::AddressSpace)
+    }
+
+    /// It was not called: too much time went into calls that failed in this way.
+    pub(crate) fn over_budget(kind: FailureKind, rest: Duration) -> Self {
+        let rest = humantime::format_duration(Duration::from_secs(rest.as_secs().max(1)));
+        let message = format!("ran past its deadline too often, and is called again within {rest}");
+        Self::new(kind, Some(Limit::TimeBudget), message)
+    }
+
+    /// Whether it was ended for its time.
+    pub(crate) fn is_late(&self) -> bool {
+        self.limit == Some(Limit::Time)
+    }
+
+    /// A refused start.
+    pub(crate) fn start(message: String) -> Self {
+        Self::new(FailureKind::Start, None, message)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// An error with what is behind it, in one line.
+pub(crate) fn causes(error: &wasmtime::Error) -> String {
+    format!("{error:#}").replace('\n', " ")
+}

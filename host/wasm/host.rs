@@ -1,0 +1,339 @@
+//! What plugins get from the gateway: the functions of WIT `host`, an empty WASI world, and
+//! the limit on their memory.
+//!
+//! Every function here is short and never waits. Its time counts against the deadline of the call
+//! that it belongs to: the clock runs on, and the plugin is ended as soon as it goes on.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use wasmtime::ResourceLimiter;
+use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+
+use crate::decision::PluginVersion;
+use crate::telemetry::LogThrottle;
+use crate::wasm::bindings::halley::policy::{host, types};
+use crate::wasm::clock::Clock;
+use crate::wasm::failure::Limit;
+use crate::wasm::metrics::{MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, PluginMetrics};
+use crate::wasm::output::Output;
+use crate::wasm::shared::Session;
+use crate::wasm::state::State;
+
+/// The longest line that a plugin may log, in bytes; the rest is cut off.
+const MAX_LOG_LINE: usize = 4096;
+/// The most elements that one table of an instance may have.
+const MAX_TABLE: usize = 1_000_000;
+/// What an element of a table takes, in bytes.
+const TABLE_ELEMENT: usize = 8;
+/// The most WASI resources that one instance may hold.
+const MAX_RESOURCES: usize = 1024;
+
+/// What all instances of one prepared plugin share.
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub(crate) version: PluginVersion,
+    /// The plugin's `config` table as JSON.
+    pub(crate) config: String,
+    pub(crate) metrics: PluginMetrics,
+    /// The state of the plugin's name.
+    pub(crate) state: Arc<State>,
+    /// Lines of the plugin's own.
+    pub(crate) log: LogThrottle,
+    /// Lines of ours about the plugin's failures.
+    pub(crate) complaints: LogThrottle,
+    /// Lines of ours about workers that do not call it.
+    pub(crate) over_budget: LogThrottle,
+    /// Whether it was said that the plugin wants more metrics than it may have.
+    pub(crate) told_of_metrics: AtomicBool,
+    pub(crate) clock: Clock,
+    /// Whether the plugin's own metrics are not to be shown: it only looks on.
+    pub(crate) silent: bool,
+}
+
+impl Services {
+    pub(crate) fn new(
+        version: PluginVersion,
+        config: String,
+        metrics: PluginMetrics,
+        state: Arc<State>,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            version,
+            config,
+            metrics,
+            state,
+            log: LogThrottle::new(100, Duration::from_secs(1)),
+            complaints: LogThrottle::new(1, Duration::from_secs(5)),
+            over_budget: LogThrottle::new(1, Duration::from_secs(5)),
+            told_of_metrics: AtomicBool::new(false),
+            clock,
+            silent: false,
+        }
+    }
+
+    /// A line of the plugin's own, unless there were too many of late.
+    fn log_line(&self, level: host::Level, message: &str) {
+        let admitted = self.log.admit();
+        if admitted.is_none() || message.len() > MAX_LOG_LINE {
+            self.metrics.hit(Limit::Log);
+        }
+        let Some(missed) = admitted else { return };
+        let plugin = &self.version;
+        let line = cut(message, MAX_LOG_LINE).replace(char::is_control, " ");
+        if missed > 0 {
+            tracing::warn!(target: "halley::plugin", %plugin, missed, "lines of the plugin were left out");
+        }
+        match level {
+            host::Level::Trace => tracing::trace!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Debug => tracing::debug!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Info => tracing::info!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Warn => tracing::warn!(target: "halley::plugin", %plugin, "{line}"),
+            host::Level::Error => tracing::error!(target: "halley::plugin", %plugin, "{line}"),
+        }
+    }
+
+    fn tell_of_metrics(&self, name: &str) {
+        self.metrics.hit(Limit::Metrics);
+        if !self.told_of_metrics.swap(true, Ordering::Relaxed) {
+            let plugin = &self.version;
+            tracing::warn!(
+                target: "halley::plugin",
+                %plugin,
+                name = cut(name, MAX_OWN_NAME_LENGTH),
+                "a metric of the plugin is left out: names are 1 to {MAX_OWN_NAME_LENGTH} bytes, \
+                 and at most {MAX_OWN_NAMES} of a kind"
+            );
+        }
+    }
+}
+
+/// What one store holds: the host's side of one instance.
+pub(crate) struct HostState {
+    services: Arc<Services>,
+    /// With `state = "shared"`: the plugin's part of it.
+    pub(crate) shared: Option<Arc<Session>>,
+    pub(crate) memory: MemoryLimit,
+    stdout: Output,
+    stderr: Output,
+    wasi: WasiCtx,
+    resources: ResourceTable,
+}
+
+impl HostState {
+    /// For an instance that may have this many bytes of memory.
+    pub(crate) fn new(services: Arc<Services>, memory: usize) -> Self {
+        let mut resources = ResourceTable::new();
+        resources.set_max_capacity(MAX_RESOURCES);
+        let (stdout, stderr) = (Output::default(), Output::default());
+        // An empty world: no files, no network, no environment, no arguments. What is printed goes
+        // to the plugin's log.
+        let wasi = WasiCtxBuilder::new()
+            .allow_tcp(false)
+            .allow_udp(false)
+            .allow_ip_name_lookup(false)
+            .max_random_size(64 * 1024)
+            .stdout(stdout.clone())
+            .stderr(stderr.clone())
+            .build();
+        let memory = MemoryLimit { limit: memory, used: 0, refused: false, no_room: false };
+        Self { services, shared: None, memory, stdout, stderr, wasi, resources }
+    }
+
+    /// Whether what the plugin does beside deciding is left out: nobody is to hear of it, or it
+    /// will be asked again.
+    fn is_silent(&self) -> bool {
+        self.services.silent || self.shared.as_ref().is_some_and(|shared| shared.is_in_vain())
+    }
+}
+
+impl HostState {
+    /// Brings what the guest has printed to the plugin's log; answers with what there was on its
+    /// standard error.
+    pub(crate) fn log_output(&self) -> Option<String> {
+        let levels = [(&self.stdout, host::Level::Info), (&self.stderr, host::Level::Warn)];
+        let [_, error] = levels.map(|(output, level)| {
+            let (text, is_cut) = output.take()?;
+            if is_cut {
+                self.services.metrics.hit(Limit::Log);
+            }
+            if !self.is_silent() {
+                let lines = text.lines().filter(|line| !line.trim().is_empty());
+                lines.for_each(|line| self.services.log_line(level, line));
+            }
+            Some(text)
+        });
+        error
+    }
+}
+
+impl WasiView for HostState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.resources }
+    }
+}
+
+/// The memory of all linear memories and tables of an instance together, and the size of each table.
+pub(crate) struct MemoryLimit {
+    limit: usize,
+    /// In bytes.
+    pub(crate) used: usize,
+    /// Whether the instance wanted more than it may have. If it then fails, that is why.
+    pub(crate) refused: bool,
+    /// Whether the system refused memory that the instance may have.
+    pub(crate) no_room: bool,
+}
+
+impl MemoryLimit {
+    /// So many bytes more, where they fit.
+    fn takes(&mut self, more: usize) -> bool {
+        let wanted = self.used.saturating_add(more);
+        let fits = wanted <= self.limit;
+        self.refused |= !fits;
+        if fits {
+            self.used = wanted;
+        }
+        fits
+    }
+}
+
+impl ResourceLimiter for MemoryLimit {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        Ok(self.takes(desired.saturating_sub(current)))
+    }
+
+    fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
+        // Ours, where it was not the limit above that said no.
+        self.no_room |= !self.refused;
+        Ok(())
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _maximum: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        if desired > MAX_TABLE {
+            self.refused = true;
+            return Ok(false);
+        }
+        Ok(self.takes(desired.saturating_sub(current).saturating_mul(TABLE_ELEMENT)))
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory_grow_failed(error)
+    }
+
+    fn instances(&self) -> usize {
+        64
+    }
+
+    fn tables(&self) -> usize {
+        64
+    }
+
+    fn memories(&self) -> usize {
+        16
+    }
+}
+
+/// Only types: there is nothing to call.
+impl types::Host for HostState {}
+
+impl host::Host for HostState {
+    fn log(&mut self, level: host::Level, message: String) {
+        if !self.is_silent() {
+            self.services.log_line(level, &message);
+        }
+    }
+
+    fn config(&mut self) -> String {
+        self.services.config.clone()
+    }
+
+    fn now(&mut self) -> u64 {
+        self.services.clock.now_ms()
+    }
+
+    fn counter_add(&mut self, name: String, value: u64) {
+        if !self.is_silent() && !self.services.metrics.own_counter(&name, value) {
+            self.services.tell_of_metrics(&name);
+        }
+    }
+
+    fn gauge_set(&mut self, name: String, value: f64) {
+        if !self.is_silent() && !self.services.metrics.own_gauge(&name, value) {
+            self.services.tell_of_metrics(&name);
+        }
+    }
+
+    fn state_get(&mut self, key: String) -> Option<Vec<u8>> {
+        match &self.shared {
+            Some(shared) => shared.get(&key),
+            None => self.services.state.get(&key),
+        }
+    }
+
+    fn state_set(&mut self, key: String, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), String> {
+        let ttl = ttl_ms.map(Duration::from_millis);
+        let kept = match &self.shared {
+            Some(shared) => shared.set(key, value, ttl),
+            None => self.services.state.set(key, value, ttl),
+        };
+        kept.inspect_err(|_| self.services.metrics.hit(Limit::State))
+    }
+
+    fn state_delete(&mut self, key: String) {
+        match &self.shared {
+            Some(shared) => shared.delete(key),
+            None => self.services.state.delete(&key),
+        }
+    }
+}
+
+/// The text's beginning, at most this many bytes, cut between characters.
+pub(crate) fn cut(text: &str, length: usize) -> &str {
+    &text[..text.floor_char_boundary(length)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_memories_of_an_instance_share_the_limit() {
+        let mut memory = MemoryLimit { limit: 100, used: 0, refused: false, no_room: false };
+        assert!(memory.memory_growing(0, 60, None).unwrap());
+        assert!(memory.memory_growing(0, 40, None).unwrap(), "a second memory");
+        assert!(!memory.refused);
+        assert!(!memory.memory_growing(60, 61, None).unwrap());
+        assert!(memory.refused);
+    }
+
+    #[test]
+    fn tables_count_against_the_limit_of_memories() {
+        let mut memory = MemoryLimit { limit: 64 << 20, used: 0, refused: false, no_room: false };
+        let taken = (0..60).filter(|_| memory.table_growing(0, MAX_TABLE, None).unwrap()).count();
+        assert_eq!(taken, (64 << 20) / (MAX_TABLE * TABLE_ELEMENT));
+        assert!(memory.refused && memory.used <= memory.limit);
+        assert!(!memory.memory_growing(0, 8 << 20, None).unwrap(), "what tables have, memories have not");
+        assert!(memory.memory_growing(0, 1 << 20, None).unwrap());
+        let mut small = MemoryLimit { limit: 100, used: 0, refused: false, no_room: false };
+        assert!(small.table_growing(0, 10, None).unwrap() && small.table_growing(10, 12, None).unwrap());
+        assert!(!small.table_growing(12, 13, None).unwrap());
+    }
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(cut("房间", 4), "房");
+        assert_eq!(cut("ab", 4), "ab");
+    }
+}

@@ -1,0 +1,38 @@
+//! A policy that decides nothing, made where it is needed: what others are measured against.
+
+use wit_component::{StringEncoding, embed_component_metadata};
+use wit_parser::Resolve;
+
+use crate::wasm::contract::VERSION;
+
+const CONTRACT: &str = include_str!("../../wit/policy.wit");
+const CODE: &str = include_str!("idle.wat");
+
+/// The bytes of a plugin with every hook that decides nothing.
+///
+/// # Errors
+/// When the contract and the code do not fit each other, which the tests of this project rule out.
+pub fn idle_plugin() -> anyhow::Result<Vec<u8>> {
+    idle_plugin_with("")
+}
+
+/// The same with more in its module.
+pub(crate) fn idle_plugin_with(more: &str) -> anyhow::Result<Vec<u8>> {
+    let code =
+        CODE.replace("VERSION", &VERSION.to_string()).replacen("(module", &format!("(module {more}"), 1);
+    with_contract(&code, &[], Some("gateway"))
+}
+
+/// A module of this text that says what its interfaces are: a world of the last of these packages, or of
+/// the contract itself.
+pub(crate) fn with_contract(code: &str, packages: &[&str], world: Option<&str>) -> anyhow::Result<Vec<u8>> {
+    let mut module = wat::parse_str(code)?;
+    let mut resolve = Resolve::default();
+    let mut package = resolve.push_str("policy.wit", CONTRACT)?;
+    for text in packages {
+        package = resolve.push_str("world.wit", text)?;
+    }
+    let world = resolve.select_world(&[package], world)?;
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)?;
+    Ok(module)
+}

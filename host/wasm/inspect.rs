@@ -1,0 +1,80 @@
+//! What a plugin's file says of itself, and whether a gateway would take it: for the people who
+//! write plugins.
+
+use wit_parser::{Resolve, WorldItem, WorldKey};
+
+use crate::digest;
+use crate::wasm::compile::NotCompiled;
+use crate::wasm::module;
+use crate::wasm::runtime::Runtime;
+
+/// A plugin's file, looked at.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Inspection {
+    /// `component`, or `module` for a plain one of which the gateway makes a component.
+    pub form: &'static str,
+    /// In bytes.
+    pub size: usize,
+    /// SHA-256 of the file, in hex; gateways show the first twelve digits.
+    pub sha256: String,
+    /// The contract that it was built for, such as `0.1.1`; `None` where nothing says so.
+    pub contract: Option<String>,
+    /// Hooks that the gateway would call.
+    pub hooks: Vec<&'static str>,
+    /// What it exports, in the words of the contract.
+    pub exports: Vec<String>,
+    /// What it imports, with the functions that it uses of each interface.
+    pub imports: Vec<Import>,
+    /// Why a gateway would refuse it.
+    pub refused: Option<String>,
+}
+
+/// One imported interface.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Import {
+    /// Such as `halley:policy/host@0.1.1`.
+    pub interface: String,
+    /// The functions that are used; none where only types are.
+    pub functions: Vec<String>,
+}
+
+/// Looks at a file and compiles it, as a gateway would; starts nothing, since that takes a
+/// configuration.
+/// What is wrong in it is part of the answer.
+pub fn inspect(runtime: &Runtime, bytes: &[u8]) -> Inspection {
+    let (imports, exports) = module::component(bytes).map(|whole| interfaces(&whole)).unwrap_or_default();
+    let compiled = runtime.compile_now("", bytes);
+    Inspection {
+        form: if wasmparser::Parser::is_component(bytes) { "component" } else { "module" },
+        size: bytes.len(),
+        sha256: digest::hash(bytes),
+        contract: module::contract_version(bytes),
+        hooks: compiled.as_ref().map(|module| module.hooks.names()).unwrap_or_default(),
+        exports,
+        imports,
+        refused: compiled.err().map(NotCompiled::into_reason),
+    }
+}
+
+fn interfaces(component: &[u8]) -> (Vec<Import>, Vec<String>) {
+    let Ok(wit_component::DecodedWasm::Component(resolve, world)) = wit_component::decode(component) else {
+        return Default::default();
+    };
+    let world = &resolve.worlds[world];
+    let import = |(key, item): (&WorldKey, &WorldItem)| {
+        let mut functions: Vec<String> = match item {
+            WorldItem::Interface { id, .. } => resolve.interfaces[*id].functions.keys().cloned().collect(),
+            WorldItem::Function(_) | WorldItem::Type { .. } => Vec::new(),
+        };
+        functions.sort();
+        Import { interface: name(&resolve, key), functions }
+    };
+    (
+        world.imports.iter().map(import).collect(),
+        world.exports.keys().map(|key| name(&resolve, key)).collect(),
+    )
+}
+
+fn name(resolve: &Resolve, key: &WorldKey) -> String {
+    resolve.name_world_key(key)
+}

@@ -1,0 +1,306 @@
+//! One instance of a plugin: its store, its limits, and its hooks as functions.
+//!
+//! After any failure an instance is not to be used again: a trap leaves it in a state that
+//! its author never thought of. The caller throws it away and starts a fresh one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytesize::ByteSize;
+use wasmtime::{Store, Trap};
+
+use crate::decision::Absent;
+use crate::message::Message;
+use crate::wasm::address_space;
+use crate::wasm::batch::{self, Batch};
+use crate::wasm::bindings::exports::halley::policy::{
+    filter, filter_columns, grouping, grouping_columns, offline,
+};
+use crate::wasm::bindings::halley::policy::types;
+use crate::wasm::epoch::{Running, ticks};
+use crate::wasm::failure::Failure;
+use crate::wasm::failure::FailureKind;
+use crate::wasm::failure::Limit;
+use crate::wasm::failure::causes;
+use crate::wasm::host::{HostState, Services, cut};
+use crate::wasm::lift::{self, UncheckedDisposition, UncheckedVerdict};
+use crate::wasm::lower::{self, with_message, with_messages};
+use crate::wasm::module::Module;
+use crate::wasm::room::{Answer, Connections, Room};
+use crate::wasm::shared::Session;
+
+/// The least time that instantiation and `init` get: they run once, and build word lists.
+const START_DEADLINE: Duration = Duration::from_secs(1);
+/// How wasmtime says that an answer or argument is larger than the host takes at once. Its
+/// error type is private.
+const TOO_MUCH_DATA: &str = "fuel allocated for hostcalls has been exhausted";
+
+/// The most that a failure quotes of what its runtime said, in bytes.
+const MAX_WORDS: usize = 1024;
+
+/// What is timed and counted: the index into [`crate::wasm::metrics::HOOKS`].
+#[derive(Clone, Copy, Debug)]
+enum Hook {
+    Filter,
+    Grouping,
+    Offline,
+    Init,
+}
+
+/// What one instance may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Of one call. Its start gets a second at least.
+    pub(crate) deadline: Duration,
+    /// Of its linear memories and tables together.
+    pub(crate) memory: ByteSize,
+}
+
+/// One instance. Belongs to one worker.
+pub(crate) struct Instance {
+    services: Arc<Services>,
+    limits: Limits,
+    store: Store<HostState>,
+    filter: Option<filter::Guest>,
+    filter_columns: Option<filter_columns::Guest>,
+    grouping: Option<grouping::Guest>,
+    grouping_columns: Option<grouping_columns::Guest>,
+    offline: Option<offline::Guest>,
+}
+
+impl Instance {
+    /// Makes a fresh instance and runs its `init`.
+    pub(crate) fn start(module: &Module, services: &Arc<Services>, limits: Limits) -> Result<Self, Failure> {
+        let Reserved { mut store, instance } = Reserved::new(module, services, limits)?;
+        let load = |e: wasmtime::Error| Failure::start(format!("could not be loaded: {}", causes(&e)));
+        let hooks = &module.hooks;
+        let filter = hooks.filter.as_ref().map(|i| i.load(&mut store, &instance));
+        let filter_columns = hooks.filter_columns.as_ref().map(|i| i.load(&mut store, &instance));
+        let grouping = hooks.grouping.as_ref().map(|i| i.load(&mut store, &instance));
+        let columns = hooks.grouping_columns.as_ref().map(|i| i.load(&mut store, &instance));
+        let offline = hooks.offline.as_ref().map(|i| i.load(&mut store, &instance));
+        let lifecycle = hooks.lifecycle.as_ref().map(|i| i.load(&mut store, &instance));
+        let mut loaded = Self {
+            filter: filter.transpose().map_err(load)?,
+            filter_columns: filter_columns.transpose().map_err(load)?,
+            grouping: grouping.transpose().map_err(load)?,
+            grouping_columns: columns.transpose().map_err(load)?,
+            offline: offline.transpose().map_err(load)?,
+            services: Arc::clone(services),
+            limits,
+            store,
+        };
+        if let Some(lifecycle) = lifecycle.transpose().map_err(load)? {
+            let config = &services.config;
+            let answer = loaded
+                .call(Hook::Init, limits.at_start(), |store| lifecycle.call_init(store, config))
+                .map_err(at_start)?;
+            answer
+                .map_err(|why| Failure::start(format!("refused its configuration: {}", cut(&why, 1024))))?;
+        }
+        Ok(loaded)
+    }
+
+    /// Calls `filter`, in the shape that costs least: one verdict for each message.
+    pub(crate) fn filter(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        messages: &[&Message],
+    ) -> Result<Vec<UncheckedVerdict>, Failure> {
+        let (source, deadline) = (types::Source { topic, partition }, self.deadline());
+        if let Some(hook) = self.filter_columns.take() {
+            let batch = Batch::of(messages);
+            let answer =
+                self.call(Hook::Filter, deadline, |store| hook.call_filter(store, source, batch.lend()));
+            self.filter_columns = Some(hook);
+            let verdicts = lift::one_each(answer?, messages.len(), "verdicts");
+            return Ok(verdicts?.into_iter().map(batch::verdict).map(UncheckedVerdict).collect());
+        }
+        let Some(hook) = self.filter.take() else { return Ok(Vec::new()) };
+        let answer = with_messages(messages, |records| {
+            self.call(Hook::Filter, deadline, |store| hook.call_filter(store, source, records))
+        });
+        self.filter = Some(hook);
+        let verdicts = lift::one_each(answer?, messages.len(), "verdicts")?;
+        Ok(verdicts.into_iter().map(UncheckedVerdict).collect())
+    }
+
+    /// Calls `regroup` about a room in the shape that this plugin takes. What it answers is not
+    /// checked yet; `None` where it does not regroup.
+    pub(crate) fn regroup(&mut self, id: &str, room: &Room<'_>) -> Result<Option<Answer>, Failure> {
+        let (comets, deadline) = (&room.comets, self.deadline());
+        match &room.connections {
+            Connections::Columns(columns) => {
+                let Some(hook) = self.grouping_columns.take() else { return Ok(None) };
+                let answer = self.call(Hook::Grouping, deadline, |store| {
+                    hook.call_regroup(store, id, comets, columns.lend())
+                });
+                self.grouping_columns = Some(hook);
+                answer.map(|answer| Some(Answer::Columns(answer)))
+            }
+            Connections::Records(records) => {
+                let Some(hook) = self.grouping.take() else { return Ok(None) };
+                let answer = self
+                    .call(Hook::Grouping, deadline, |store| hook.call_regroup(store, id, comets, records));
+                self.grouping = Some(hook);
+                answer.map(|answer| Some(Answer::Records(answer)))
+            }
+        }
+    }
+
+    /// Calls `decide`: one disposition for each recipient.
+    pub(crate) fn decide(
+        &mut self,
+        message: &Message,
+        absent: &[&Absent],
+    ) -> Result<Vec<UncheckedDisposition>, Failure> {
+        let Some(hook) = self.offline.take() else { return Ok(Vec::new()) };
+        let deadline = self.deadline();
+        let origin = &message.record.origin;
+        let source = types::Source { topic: &origin.topic, partition: origin.partition };
+        let asked: Vec<_> = absent.iter().map(|absent| lower::absent(absent)).collect();
+        let answer = with_message(message, |message| {
+            self.call(Hook::Offline, deadline, |store| hook.call_decide(store, source, message, &asked))
+        });
+        self.offline = Some(hook);
+        let dispositions = lift::one_each(answer?, absent.len(), "dispositions")?;
+        Ok(dispositions.into_iter().map(UncheckedDisposition).collect())
+    }
+
+    /// Its linear memory and its tables, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        self.store.data().memory.used
+    }
+
+    /// Its state is this from now on, and not the process's own.
+    pub(crate) fn sharing(mut self, session: Option<&Arc<Session>>) -> Self {
+        if let Some(session) = session {
+            self.store.data_mut().shared = Some(Arc::clone(session));
+        }
+        self
+    }
+
+    fn deadline(&self) -> Duration {
+        self.limits.deadline
+    }
+
+    /// Every call of guest code goes through here.
+    fn call<R>(
+        &mut self,
+        hook: Hook,
+        deadline: Duration,
+        work: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
+    ) -> Result<R, Failure> {
+        let _running = Running::begin();
+        self.store.set_epoch_deadline(ticks(deadline));
+        let memory = &mut self.store.data_mut().memory;
+        (memory.refused, memory.no_room) = (false, false);
+        let begun = Instant::now();
+        // A bug of the engine's is treated like a trap: a message must not end the process, nor
+        // come again and again because it did.
+        let result = catch_unwind(AssertUnwindSafe(|| work(&mut self.store)))
+            .unwrap_or_else(|_| Err(wasmtime::Error::msg("the engine panicked")));
+        self.services.metrics.called(hook as usize, begun.elapsed().as_secs_f64());
+        count_memory(&self.store, &self.services, result.is_err());
+        let printed = self.store.data().log_output();
+        let limits = Limits { deadline, ..self.limits };
+        result.map_err(|e| with_words(failure(&e, &self.store, limits), printed))
+    }
+}
+
+impl Limits {
+    /// Instantiation and `init` run once, and build word lists.
+    fn at_start(self) -> Duration {
+        self.deadline.max(START_DEADLINE)
+    }
+
+    /// The limit on the memory, in bytes.
+    fn bytes(self) -> usize {
+        usize::try_from(self.memory.as_u64()).unwrap_or(usize::MAX)
+    }
+}
+
+/// The memory of an instance that has not been told its configuration.
+pub(crate) struct Reserved {
+    store: Store<HostState>,
+    instance: wasmtime::component::Instance,
+}
+
+impl Reserved {
+    /// Makes a store with an instance in it.
+    pub(crate) fn new(module: &Module, services: &Arc<Services>, limits: Limits) -> Result<Self, Failure> {
+        let state = HostState::new(Arc::clone(services), limits.bytes());
+        let mut store = Store::new(module.pre.engine(), state);
+        store.limiter(|state| &mut state.memory);
+        // What a call hands to the host is copied; aliased strings could make a gigabyte of
+        // a kilobyte. No honest answer is larger than the memory it comes from.
+        store.set_hostcall_fuel(limits.bytes());
+        let _running = Running::begin();
+        let deadline = limits.at_start();
+        store.set_epoch_deadline(ticks(deadline));
+        let started = module.pre.instantiate(&mut store);
+        count_memory(&store, services, started.is_err());
+        match started {
+            Ok(instance) => Ok(Self { store, instance }),
+            Err(error) => {
+                let printed = store.data().log_output();
+                let failure = failure(&error, &store, Limits { deadline, ..limits });
+                Err(at_start(with_words(failure, printed)))
+            }
+        }
+    }
+}
+
+fn at_start(failure: Failure) -> Failure {
+    if failure.is_no_room() {
+        return failure;
+    }
+    Failure { limit: failure.limit, ..Failure::start(format!("could not start: {failure}")) }
+}
+
+/// The failure with what its runtime said of it, such as an exception and where it was thrown: the
+/// end of that, in one line.
+fn with_words(failure: Failure, printed: Option<String>) -> Failure {
+    let lines = printed.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty());
+    let words = lines.collect::<Vec<_>>().join(" | ").replace(char::is_control, " ");
+    if words.is_empty() {
+        return failure;
+    }
+    let begin = words.ceil_char_boundary(words.len().saturating_sub(MAX_WORDS));
+    let cut = if begin > 0 { "..." } else { "" };
+    Failure { message: format!("{failure}; it said: {cut}{}", &words[begin..]), ..failure }
+}
+
+/// A plugin may go on without the memory that it wanted: nothing failed, and the limit was hit.
+fn count_memory(store: &Store<HostState>, services: &Services, failed: bool) {
+    if store.data().memory.refused && !failed {
+        services.metrics.hit(Limit::Memory);
+    }
+}
+
+/// Reads from wasmtime's error what it was that failed.
+fn failure(error: &wasmtime::Error, store: &Store<HostState>, limits: Limits) -> Failure {
+    let Limits { deadline, memory } = limits;
+    if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
+        let message = format!("ran past its deadline of {deadline:?}");
+        return Failure::new(FailureKind::Deadline, Some(Limit::Time), message);
+    }
+    if store.data().memory.refused {
+        let message = format!("wanted more memory than its {memory}");
+        return Failure::new(FailureKind::Memory, Some(Limit::Memory), message);
+    }
+    if store.data().memory.no_room || address_space::is_refusal(error) {
+        let why = cut(&error.root_cause().to_string(), 256).replace('\n', " ");
+        let remedy = address_space::REMEDY;
+        return Failure::no_room(format!("has no room in this process: {why}; {remedy}"));
+    }
+    let cause = error.root_cause().to_string();
+    if cause.contains(TOO_MUCH_DATA) {
+        let message = format!("passed more data than its memory of {memory} can hold");
+        return Failure::too_large(message);
+    }
+    let message = format!("trapped: {}", cut(&cause, 512).replace('\n', " "));
+    Failure::new(FailureKind::Trap, None, message)
+}

@@ -1,0 +1,260 @@
+//! What plugins answer, checked and turned into our plain types. Plugins are not trusted:
+//! every length, index and name is looked at here, and nowhere else.
+//!
+//! Errors say what makes no sense, or is too much; they end as `bad-answer` in metrics and in reasons.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::decision::{Disposition, Filtered, Guard, PluginVersion, Verdict};
+use crate::message::{Audience, CometAddr, NamedBy};
+use crate::wasm::bindings::exports::halley::policy::filter::{self, Amendment, Once};
+use crate::wasm::bindings::exports::halley::policy::offline;
+use crate::wasm::failure::Failure;
+use crate::wasm::host::cut;
+use crate::wasm::metrics::Decision;
+
+/// The longest reason that is kept, in bytes; the rest is cut off.
+const MAX_REASON: usize = 1024;
+/// The longest guard key, in bytes (WIT `once.key`).
+const MAX_GUARD_KEY: usize = 512;
+/// The most guards that one plugin may ask for on one message.
+const MAX_GUARDS: usize = 16;
+/// The most comets that one amendment may name.
+const MAX_COMETS: usize = 1024;
+/// The longest room id, key, comet address or channel, in bytes.
+const MAX_NAME: usize = 1024;
+
+/// What a filter answered for one message, not checked yet.
+#[derive(Debug)]
+pub(crate) struct UncheckedVerdict(pub(super) filter::Verdict);
+
+impl UncheckedVerdict {
+    /// What it decides, for metrics, and whether its reason is longer than what is kept.
+    pub(crate) fn decision(&self) -> (Decision, bool) {
+        let (decision, reason) = match &self.0 {
+            filter::Verdict::Pass => (Decision::Pass, ""),
+            filter::Verdict::Drop(reason) => (Decision::Drop, reason.as_str()),
+            filter::Verdict::DeadLetter(reason) => (Decision::DeadLetter, reason.as_str()),
+            filter::Verdict::Amend(_) => (Decision::Amend, ""),
+        };
+        (decision, reason.len() > MAX_REASON)
+    }
+
+    /// Applies it to a message, or nothing of it. The comets that it adds are named by `named_by`.
+    ///
+    /// # Errors
+    /// When it makes no sense for this message, which is then unchanged.
+    pub(crate) fn apply(
+        self,
+        filtered: &mut Filtered,
+        by: &PluginVersion,
+        named_by: NamedBy,
+    ) -> Result<(), Failure> {
+        apply(self.0, filtered, by, named_by)
+    }
+}
+
+/// What a plugin answered for one absent recipient, not checked yet.
+#[derive(Debug)]
+pub(crate) struct UncheckedDisposition(pub(super) offline::Disposition);
+
+impl UncheckedDisposition {
+    /// What it is; `None` where the plugin has no opinion.
+    ///
+    /// # Errors
+    /// When it makes no sense.
+    pub(crate) fn check(self) -> Result<Option<Disposition>, Failure> {
+        disposition(self.0)
+    }
+}
+
+/// One list element for each question.
+///
+/// # Errors
+/// When there are more or fewer.
+pub(crate) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<Vec<T>, Failure> {
+    if answers.len() != asked {
+        return Err(Failure::bad_answer(format!("answered {} {what} for {asked}", answers.len())));
+    }
+    Ok(answers)
+}
+
+/// Applies a filter's verdict to a message, or nothing of it. The comets that it adds are named by
+/// `named_by`.
+///
+/// # Errors
+/// When the verdict makes no sense for this message, which is then unchanged.
+pub(crate) fn apply(
+    verdict: filter::Verdict,
+    filtered: &mut Filtered,
+    by: &PluginVersion,
+    named_by: NamedBy,
+) -> Result<(), Failure> {
+    match verdict {
+        filter::Verdict::Pass => return Ok(()),
+        filter::Verdict::Drop(reason) => {
+            let reason = cut(&reason, MAX_REASON).to_owned();
+            filtered.note(by, format!("dropped: {reason}"));
+            filtered.verdict = Verdict::Drop { reason, by: by.clone() };
+        }
+        filter::Verdict::DeadLetter(reason) => {
+            let reason = cut(&reason, MAX_REASON).to_owned();
+            filtered.note(by, format!("dead-lettered: {reason}"));
+            filtered.verdict = Verdict::DeadLetter { reason, by: by.clone() };
+        }
+        filter::Verdict::Amend(amendment) => {
+            check(&amendment, &filtered.message.audience)?;
+            amend(amendment, filtered, by, named_by);
+        }
+    }
+    Ok(())
+}
+
+fn check(amendment: &Amendment, audience: &Audience) -> Result<(), Failure> {
+    if let Some(room) = &amendment.room {
+        if !matches!(audience, Audience::Room(_)) {
+            return Err(Failure::bad_answer("amended the room of a message that is not for a room"));
+        }
+        name(room, "room")?;
+    }
+    if let Some(keys) = &amendment.keys {
+        if !matches!(audience, Audience::Keys { .. }) {
+            return Err(Failure::bad_answer("amended the keys of a message that is not for keys"));
+        }
+        if keys.is_empty() {
+            return Err(Failure::bad_answer("amended the keys to none; use `drop`"));
+        }
+        keys.iter().try_for_each(|key| name(key, "key"))?;
+    }
+    let named = amendment.only.iter().flatten().chain(&amendment.except).chain(&amendment.also);
+    if named.clone().count() > MAX_COMETS {
+        return Err(Failure::too_large(format!("named more than {MAX_COMETS} comets for one message")));
+    }
+    named.into_iter().try_for_each(|comet| name(comet, "comet address"))?;
+    if amendment.once.len() > MAX_GUARDS {
+        let asked = amendment.once.len();
+        return Err(Failure::too_large(format!("asked for {asked} guards; at most {MAX_GUARDS}")));
+    }
+    amendment.once.iter().try_for_each(check_guard)
+}
+
+fn check_guard(once: &Once) -> Result<(), Failure> {
+    within(&once.key, "guard key", MAX_GUARD_KEY)?;
+    if once.ttl_ms == 0 {
+        return Err(Failure::bad_answer("a guard with a ttl of 0"));
+    }
+    Ok(())
+}
+
+/// Whether a text can be the name of a thing.
+///
+/// # Errors
+/// When it is empty, or too long.
+pub(crate) fn name(text: &str, what: &str) -> Result<(), Failure> {
+    within(text, what, MAX_NAME)
+}
+
+fn within(text: &str, what: &str, most: usize) -> Result<(), Failure> {
+    let why = || format!("a {what} of {} bytes; 1 to {most} are allowed", text.len());
+    match text.len() {
+        0 => Err(Failure::bad_answer(why())),
+        length if length > most => Err(Failure::too_large(why())),
+        _ => Ok(()),
+    }
+}
+
+/// Carries out a checked amendment.
+fn amend(amendment: Amendment, filtered: &mut Filtered, by: &PluginVersion, named_by: NamedBy) {
+    let mut amended = Vec::new();
+    if let Some(body) = amendment.body {
+        filtered.message.body = body.into();
+        amended.push("body");
+    }
+    if let Some(operation) = amendment.operation {
+        filtered.message.operation = operation;
+        amended.push("operation");
+    }
+    if let Some(room) = amendment.room {
+        filtered.message.audience = Audience::Room(room.into());
+        amended.push("room");
+    }
+    if let (Some(new), Audience::Keys { keys, .. }) = (amendment.keys, &mut filtered.message.audience) {
+        *keys = new.into_iter().map(Arc::from).collect();
+        amended.push("keys");
+    }
+    if override_comets(filtered, amendment.only, amendment.except, (amendment.also, named_by)) {
+        amended.push("comets");
+    }
+    if !amendment.once.is_empty() {
+        amended.push("guards");
+    }
+    for once in amendment.once {
+        let key = format!("{}:{}", by.name, once.key);
+        let ttl = Duration::from_millis(once.ttl_ms);
+        filtered.guards.push(Guard { key, ttl, by: by.clone() });
+    }
+    if !amended.is_empty() {
+        filtered.note(by, format!("amended {}", amended.join(", ")));
+    }
+}
+
+/// What several policies say of comets adds up: a comet has to be in every `only`.
+fn override_comets(
+    filtered: &mut Filtered,
+    only: Option<Vec<String>>,
+    except: Vec<String>,
+    (also, named_by): (Vec<String>, NamedBy),
+) -> bool {
+    let anything = only.is_some() || !except.is_empty() || !also.is_empty();
+    let overrides = &mut filtered.overrides;
+    if let Some(only) = only {
+        let mut wanted = addresses(only);
+        if let Some(earlier) = &overrides.only {
+            wanted.retain(|comet| earlier.contains(comet));
+        }
+        overrides.only = Some(wanted);
+    }
+    add_new(&mut overrides.except, addresses(except));
+    let also = addresses(also);
+    if !named_by.is_limited_to_known() {
+        add_new(&mut overrides.trusted, also.clone());
+    }
+    add_new(&mut overrides.also, also);
+    anything
+}
+
+fn addresses(texts: Vec<String>) -> Vec<CometAddr> {
+    let mut addresses = Vec::with_capacity(texts.len());
+    add_new(&mut addresses, texts.into_iter().map(CometAddr::from).collect());
+    addresses
+}
+
+fn add_new(known: &mut Vec<CometAddr>, more: Vec<CometAddr>) {
+    for comet in more {
+        if !known.contains(&comet) {
+            known.push(comet);
+        }
+    }
+}
+
+/// A disposition; `None` when the plugin has no opinion.
+///
+/// # Errors
+/// When it names no channel, or keeps for no time.
+pub(crate) fn disposition(answer: offline::Disposition) -> Result<Option<Disposition>, Failure> {
+    Ok(match answer {
+        offline::Disposition::Pass => None,
+        offline::Disposition::Drop => Some(Disposition::Drop),
+        offline::Disposition::Store(Some(0)) => {
+            return Err(Failure::bad_answer("stores for 0 seconds; use `drop`"));
+        }
+        offline::Disposition::Store(seconds) => {
+            Some(Disposition::Store { retention: seconds.map(Duration::from_secs) })
+        }
+        offline::Disposition::Notify(channel) => {
+            name(&channel, "channel")?;
+            Some(Disposition::Notify { channel })
+        }
+    })
+}

@@ -1,0 +1,205 @@
+//! The plugins' metrics, with label sets that go when the versions they speak of go.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::decision::PluginVersion;
+use crate::telemetry::latency_histogram;
+use crate::wasm::metrics::labels::{
+    DecisionLabels, ErrorLabels, HookLabels, LimitLabels, OwnLabels, VersionLabels,
+};
+
+mod labels;
+mod plugin;
+
+pub(crate) use plugin::{Decision, PluginMetrics};
+
+/// The most counters, and the most gauges, that one plugin may have of its own.
+pub(crate) const MAX_OWN_NAMES: usize = 64;
+/// The longest name of such a counter or gauge, in bytes.
+pub(crate) const MAX_OWN_NAME_LENGTH: usize = 64;
+
+type Histograms = Family<HookLabels, Histogram, fn() -> Histogram>;
+
+/// The hooks, as metrics name them.
+pub(crate) const HOOKS: [&str; 4] = ["filter", "grouping", "offline", "init"];
+/// The ways to fail, as metrics name them.
+pub(crate) const KINDS: [&str; 5] = ["trap", "deadline", "memory", "bad-answer", "start"];
+/// What filters decide, as metrics name it.
+const DECISIONS: [&str; 4] = ["pass", "drop", "dead-letter", "amend"];
+/// What plugins may run into, as metrics name it.
+const LIMITS: [&str; 8] =
+    ["time", "memory", "output", "log", "metrics", "state", "address-space", "time-budget"];
+/// In what a candidate that looks on differs, as metrics name it.
+const DIFFERENCES: [&str; 5] = ["verdict", "message", "comets", "guards", "failed"];
+
+/// Metrics of the plugins. Registered once per gateway.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    calls: Family<HookLabels, Counter>,
+    errors: Family<ErrorLabels, Counter>,
+    decisions: Family<DecisionLabels, Counter>,
+    limits: Family<LimitLabels, Counter>,
+    differences: Family<ErrorLabels, Counter>,
+    seconds: Histograms,
+    info: Family<VersionLabels, Gauge>,
+    over_budget: Family<VersionLabels, Gauge>,
+    own_counters: Family<OwnLabels, Counter>,
+    own_gauges: Family<OwnLabels, Gauge<f64, AtomicU64>>,
+    /// How many prepared plugins there are of each name and version, and which names their
+    /// own metrics have: what to take away with the last of them.
+    known: Arc<Mutex<BTreeMap<String, Known>>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    versions: BTreeMap<String, usize>,
+    counters: Vec<String>,
+    gauges: Vec<String>,
+}
+
+impl Metrics {
+    /// Registers all of them.
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            calls: Family::default(),
+            errors: Family::default(),
+            decisions: Family::default(),
+            limits: Family::default(),
+            differences: Family::default(),
+            seconds: Family::new_with_constructor(latency_histogram),
+            info: Family::default(),
+            over_budget: Family::default(),
+            own_counters: Family::default(),
+            own_gauges: Family::default(),
+            known: Arc::default(),
+        };
+        let m = &metrics;
+        registry.register("halley_plugin_calls", "Calls of plugins", m.calls.clone());
+        registry.register("halley_plugin_errors", "Calls of plugins that failed", m.errors.clone());
+        registry.register(
+            "halley_plugin_decisions",
+            "Messages by what a filter decided",
+            m.decisions.clone(),
+        );
+        registry.register("halley_plugin_limits", "Limits that plugins ran into", m.limits.clone());
+        registry.register(
+            "halley_plugin_differences",
+            "Messages that a candidate would have decided otherwise",
+            m.differences.clone(),
+        );
+        registry.register("halley_plugin_seconds", "Time in calls of plugins", m.seconds.clone());
+        registry.register("halley_plugin_info", "1 for every version that is loaded", m.info.clone());
+        registry.register(
+            "halley_plugin_over_time_budget",
+            "Workers that do not call the plugin for now, since too many calls ran past their deadline",
+            m.over_budget.clone(),
+        );
+        registry.register("halley_plugin_counter", "Plugins' own counters", m.own_counters.clone());
+        registry.register("halley_plugin_gauge", "Plugins' own gauges", m.own_gauges.clone());
+        metrics
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self, version: &PluginVersion) {
+        let mut all = self.known();
+        let Some(known) = all.get_mut(&*version.name) else { return };
+        let left = known.versions.get_mut(&*version.hash).map(|count| {
+            *count -= 1;
+            *count
+        });
+        if left == Some(0) {
+            known.versions.remove(&*version.hash);
+            self.forget_version(version);
+        }
+        if known.versions.is_empty()
+            && let Some(gone) = all.remove(&*version.name)
+        {
+            self.forget_name(&version.name, gone);
+        }
+    }
+
+    fn forget_version(&self, version: &PluginVersion) {
+        self.info.remove(&VersionLabels::of(version));
+        self.over_budget.remove(&VersionLabels::of(version));
+        for hook in HOOKS {
+            self.calls.remove(&HookLabels::of(version, hook));
+            self.seconds.remove(&HookLabels::of(version, hook));
+        }
+        for kind in KINDS {
+            self.errors.remove(&ErrorLabels::of(version, kind));
+        }
+        for decision in DECISIONS {
+            self.decisions.remove(&DecisionLabels::of(version, decision));
+        }
+        for limit in LIMITS {
+            self.limits.remove(&LimitLabels::of(version, limit));
+        }
+        for kind in DIFFERENCES {
+            self.differences.remove(&ErrorLabels::of(version, kind));
+        }
+    }
+
+    fn forget_name(&self, name: &str, known: Known) {
+        let own = |own: String| OwnLabels { plugin: name.to_owned(), name: own };
+        for counter in known.counters {
+            self.own_counters.remove(&own(counter));
+        }
+        for gauge in known.gauges {
+            self.own_gauges.remove(&own(gauge));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wasm::failure::FailureKind;
+
+    fn text(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
+
+    fn version(hash: &str) -> PluginVersion {
+        PluginVersion { name: "p".into(), hash: hash.into() }
+    }
+
+    #[test]
+    fn label_sets_go_with_the_last_version() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let (old, new) = (metrics.plugin(&version("aa")), metrics.plugin(&version("bb")));
+        old.called(0, 0.001);
+        old.failed(FailureKind::Trap, None);
+        assert!(old.own_counter("seen", 2) && new.own_counter("seen", 3) && new.own_gauge("g", 1.5));
+        drop(old);
+        let between = text(&registry);
+        assert!(between.contains("halley_plugin_counter_total{plugin=\"p\",name=\"seen\"} 5"), "{between}");
+        assert!(!between.contains("version=\"aa\"") && between.contains("version=\"bb\""), "{between}");
+        drop(new);
+        assert!(!text(&registry).contains("plugin=\"p\""), "{}", text(&registry));
+    }
+
+    #[test]
+    fn a_plugins_own_names_are_bounded() {
+        let metrics = Metrics::register(&mut Registry::default());
+        let plugin = metrics.plugin(&version("aa"));
+        let taken = (0..1000).filter(|n| plugin.own_counter(&format!("c{n}"), 1)).count();
+        assert_eq!(taken, MAX_OWN_NAMES);
+        assert!(plugin.own_counter("c0", 1), "a known name stays usable");
+        assert!(!plugin.own_gauge("", 1.0) && !plugin.own_gauge("a\nb", 1.0));
+        assert!(!plugin.own_gauge(&"x".repeat(65), 1.0));
+    }
+}

@@ -1,0 +1,143 @@
+//! The metrics of one plugin's version, for as long as it is prepared.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+
+use crate::decision::PluginVersion;
+use crate::wasm::failure::{FailureKind, Limit};
+use crate::wasm::metrics::labels::{
+    DecisionLabels, ErrorLabels, HookLabels, LimitLabels, OwnLabels, VersionLabels,
+};
+use crate::wasm::metrics::{DECISIONS, HOOKS, Known, LIMITS, MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, Metrics};
+
+/// What a filter decided about a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    Pass,
+    Drop,
+    DeadLetter,
+    Amend,
+}
+
+/// The metrics of one prepared plugin. Dropping the last of a name removes its label sets.
+#[derive(Debug)]
+pub(crate) struct PluginMetrics {
+    pub(crate) calls: [Counter; 4],
+    pub(crate) decisions: [Counter; 4],
+    pub(crate) limits: [Counter; 8],
+    pub(crate) over_budget: Gauge,
+    pub(crate) seconds: [Histogram; 4],
+    pub(crate) all: Metrics,
+    pub(crate) version: PluginVersion,
+}
+
+impl Metrics {
+    /// The metrics of one prepared plugin, until the answer is dropped.
+    pub(crate) fn plugin(&self, version: &PluginVersion) -> PluginMetrics {
+        let mut known = self.known();
+        let name = known.entry(version.name.to_string()).or_default();
+        *name.versions.entry(version.hash.to_string()).or_default() += 1;
+        self.info.get_or_create(&VersionLabels::of(version)).set(1);
+        let hook = |hook| HookLabels::of(version, hook);
+        let decision = |decision| DecisionLabels::of(version, decision);
+        let limit = |limit| LimitLabels::of(version, limit);
+        PluginMetrics {
+            limits: LIMITS.map(|name| self.limits.get_or_create_owned(&limit(name))),
+            over_budget: self.over_budget.get_or_create_owned(&VersionLabels::of(version)),
+            decisions: DECISIONS.map(|name| self.decisions.get_or_create_owned(&decision(name))),
+            calls: HOOKS.map(|name| self.calls.get_or_create_owned(&hook(name))),
+            seconds: HOOKS.map(|name| self.seconds.get_or_create_owned(&hook(name))),
+            all: self.clone(),
+            version: version.clone(),
+        }
+    }
+}
+
+impl PluginMetrics {
+    /// One call of the hook with this index in [`HOOKS`].
+    pub(crate) fn called(&self, hook: usize, seconds: f64) {
+        self.calls[hook].inc();
+        self.seconds[hook].observe(seconds);
+    }
+
+    /// A call failed in this way, and at this limit, if that is why.
+    pub(crate) fn failed(&self, kind: FailureKind, limit: Option<Limit>) {
+        self.all.errors.get_or_create(&ErrorLabels::of(&self.version, kind.as_str())).inc();
+        if let Some(limit) = limit {
+            self.hit(limit);
+        }
+    }
+
+    /// The plugin ran into a limit.
+    pub(crate) fn hit(&self, limit: Limit) {
+        self.limits[limit as usize].inc();
+    }
+
+    /// It was not asked about this many messages, rooms or recipients.
+    pub(crate) fn unasked(&self, count: usize) {
+        self.limits[Limit::TimeBudget as usize].inc_by(count as u64);
+    }
+
+    /// How many workers do not ask it for now.
+    pub(crate) fn over_budget(&self) -> &Gauge {
+        &self.over_budget
+    }
+
+    /// One message that the filter decided so.
+    pub(crate) fn decided(&self, decision: Decision) {
+        self.decisions[decision as usize].inc();
+    }
+
+    /// One message that the version in force decided otherwise.
+    pub(crate) fn differed(&self, kind: &'static str) {
+        self.all.differences.get_or_create(&ErrorLabels::of(&self.version, kind)).inc();
+    }
+
+    /// Adds to a counter of the plugin's own. False when its name is not allowed, or one too
+    /// many.
+    pub(crate) fn own_counter(&self, name: &str, value: u64) -> bool {
+        if !self.may_have(name, |known| &mut known.counters) {
+            return false;
+        }
+        self.all.own_counters.get_or_create(&self.own_labels(name)).inc_by(value);
+        true
+    }
+
+    /// Sets a gauge of the plugin's own. False when its name is not allowed, or one too many.
+    pub(crate) fn own_gauge(&self, name: &str, value: f64) -> bool {
+        if !self.may_have(name, |known| &mut known.gauges) {
+            return false;
+        }
+        self.all.own_gauges.get_or_create(&self.own_labels(name)).set(value);
+        true
+    }
+
+    fn may_have(&self, name: &str, names: impl Fn(&mut Known) -> &mut Vec<String>) -> bool {
+        let printable = name.chars().all(|c| !c.is_control());
+        if name.is_empty() || name.len() > MAX_OWN_NAME_LENGTH || !printable {
+            return false;
+        }
+        let mut all = self.all.known();
+        let Some(known) = all.get_mut(&*self.version.name) else { return false };
+        let names = names(known);
+        if names.iter().any(|known| known == name) {
+            return true;
+        }
+        if names.len() >= MAX_OWN_NAMES {
+            return false;
+        }
+        names.push(name.to_owned());
+        true
+    }
+
+    fn own_labels(&self, name: &str) -> OwnLabels {
+        OwnLabels { plugin: self.version.name.to_string(), name: name.to_owned() }
+    }
+}
+
+impl Drop for PluginMetrics {
+    fn drop(&mut self) {
+        self.all.forget(&self.version);
+    }
+}

@@ -1,0 +1,199 @@
+//! From a file's bytes to something that can be instantiated: told apart (component or plain
+//! module), its contract version read, compiled, its imports and exports checked.
+//!
+//! Errors are the second half of a sentence that begins with the plugin's name and path.
+
+use std::borrow::Cow;
+
+use wasmparser::{Parser, Payload};
+use wasmtime::component::{Component, InstancePre, Linker};
+
+use crate::digest;
+use crate::wasm::bindings::exports::halley::policy::{
+    filter, filter_columns, grouping, grouping_columns, lifecycle, offline,
+};
+use crate::wasm::compile::{NotCompiled, bounds};
+use crate::wasm::contract::{BUILD_FOR_CONTRACT, Contract};
+use crate::wasm::failure::causes;
+use crate::wasm::host::HostState;
+
+/// What a plugin exports, and where.
+pub(crate) struct Hooks {
+    pub(crate) filter: Option<filter::GuestIndices>,
+    pub(crate) filter_columns: Option<filter_columns::GuestIndices>,
+    pub(crate) grouping: Option<grouping::GuestIndices>,
+    pub(crate) grouping_columns: Option<grouping_columns::GuestIndices>,
+    pub(crate) offline: Option<offline::GuestIndices>,
+    pub(crate) lifecycle: Option<lifecycle::GuestIndices>,
+}
+
+impl Hooks {
+    /// Whether it regroups rooms, in either shape.
+    pub(crate) fn has_grouping(&self) -> bool {
+        self.grouping.is_some() || self.columns()
+    }
+
+    /// Whether it filters, in either shape.
+    pub(crate) fn has_filter(&self) -> bool {
+        self.filter.is_some() || self.filter_columns.is_some()
+    }
+
+    /// Whether it takes rooms in columns, which is preferred.
+    pub(crate) fn columns(&self) -> bool {
+        self.grouping_columns.is_some()
+    }
+
+    /// The hooks that are there, by the names of their interfaces.
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        let all = [
+            ("filter", self.has_filter()),
+            ("grouping", self.has_grouping()),
+            ("offline", self.offline.is_some()),
+            ("lifecycle", self.lifecycle.is_some()),
+        ];
+        all.iter().filter(|(_, there)| *there).map(|(name, _)| *name).collect()
+    }
+}
+
+/// A compiled plugin. Its code is unmapped with the last of these and of its instances.
+pub(crate) struct Module {
+    pub(crate) pre: InstancePre<HostState>,
+    pub(crate) hooks: Hooks,
+    /// SHA-256 of the file, in hex.
+    pub(crate) hash: String,
+    /// The file's size in bytes.
+    pub(crate) size: usize,
+    /// The contract version it was built for.
+    pub(crate) wit_version: String,
+}
+
+impl Module {
+    /// Compiles a plugin and checks that it fits. Takes milliseconds to minutes: not for a thread that
+    /// carries messages.
+    ///
+    /// # Errors
+    /// What is wrong with it, and what its author can do.
+    pub(crate) fn compile(
+        linker: &Linker<HostState>,
+        bytes: &[u8],
+        load: impl FnOnce(&[u8]) -> Result<Component, NotCompiled>,
+    ) -> Result<Self, NotCompiled> {
+        let invalid = NotCompiled::Invalid;
+        let component = component(bytes).map_err(invalid)?;
+        let contract = Contract::read(&component).map_err(invalid)?;
+        contract.check().map_err(invalid)?;
+        let compiled = load(&component)?;
+        let pre = linker.instantiate_pre(&compiled).map_err(|e| {
+            let remedy = contract.remedy();
+            invalid(format!("imports what the gateway does not offer: {}; {remedy}", causes(&e)))
+        })?;
+        let hooks = hooks(&contract, &pre).map_err(invalid)?;
+        let wit_version = contract.version().to_string();
+        Ok(Self { pre, hooks, hash: digest::hash(bytes), size: bytes.len(), wit_version })
+    }
+}
+
+/// A component as it is, or what is made of a plain module.
+///
+/// # Errors
+/// When it is neither, is more than may be compiled, or says nothing about its interfaces.
+pub(crate) fn component(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
+    let is_component = Parser::is_component(bytes);
+    if !is_component && !Parser::is_core_wasm(bytes) {
+        return Err("is not WebAssembly; give the .wasm file that the build left in `target`".to_owned());
+    }
+    bounds::check(bytes)?;
+    if is_component { Ok(Cow::Borrowed(bytes)) } else { encode(bytes).map(Cow::Owned) }
+}
+
+/// The contract that a plugin was built for, where it says so.
+pub(crate) fn contract_version(bytes: &[u8]) -> Option<String> {
+    Contract::read(&component(bytes).ok()?).ok()?.named_version()
+}
+
+/// Finds the functions of the exported hooks and checks their types.
+fn hooks(contract: &Contract, pre: &InstancePre<HostState>) -> Result<Hooks, String> {
+    fn find<I>(
+        contract: &Contract,
+        interface: &str,
+        indices: impl FnOnce() -> wasmtime::Result<I>,
+    ) -> Result<Option<I>, String> {
+        contract.exports(interface).then(indices).transpose().map_err(|e| contract.misfit(&causes(&e)))
+    }
+    Ok(Hooks {
+        filter: find(contract, "filter", || filter::GuestIndices::new(pre))?,
+        filter_columns: find(contract, "filter-columns", || filter_columns::GuestIndices::new(pre))?,
+        grouping: find(contract, "grouping", || grouping::GuestIndices::new(pre))?,
+        grouping_columns: find(contract, "grouping-columns", || grouping_columns::GuestIndices::new(pre))?,
+        offline: find(contract, "offline", || offline::GuestIndices::new(pre))?,
+        lifecycle: find(contract, "lifecycle", || lifecycle::GuestIndices::new(pre))?,
+    })
+}
+
+/// Makes a component of a plain module, from the WIT that wit-bindgen left in its sections.
+fn encode(module: &[u8]) -> Result<Vec<u8>, String> {
+    if !has_wit(module) {
+        return Err(format!(
+            "is a plain module that says nothing about its interfaces; {BUILD_FOR_CONTRACT}"
+        ));
+    }
+    let encoder = wit_component::ComponentEncoder::default().validate(true).module(module);
+    encoder.and_then(|mut encoder| encoder.encode()).map_err(|e| {
+        format!("cannot be made a component: {e:#}; build it for wasm32-unknown-unknown or wasm32-wasip2")
+    })
+}
+
+fn has_wit(module: &[u8]) -> bool {
+    let sections = Parser::new(0).parse_all(module).filter_map(Result::ok);
+    sections
+        .into_iter()
+        .any(|section| matches!(section, Payload::CustomSection(s) if s.name().starts_with("component-type")))
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::registry::Registry;
+
+    use crate::wasm::Runtime;
+
+    fn refusal(wat: &str) -> String {
+        let runtime = Runtime::new(&mut Registry::default()).unwrap();
+        match runtime.compile_now("p", &wat::parse_str(wat).unwrap()) {
+            Ok(_) => panic!("it was accepted"),
+            Err(why) => why.into_reason(),
+        }
+    }
+
+    #[test]
+    fn what_is_no_plugin_is_told_why() {
+        let runtime = Runtime::new(&mut Registry::default()).unwrap();
+        for text in [&b"hello"[..], b""] {
+            let why = runtime.compile_now("p", text).err().unwrap().into_reason();
+            assert!(why.contains("is not WebAssembly"), "{why}");
+        }
+        assert!(refusal("(module)").contains("plain module that says nothing"));
+        assert!(refusal("(component)").contains("exports none of filter, grouping, offline"));
+    }
+
+    #[test]
+    fn foreign_imports_and_wrong_types_are_named() {
+        let filter = r#"(instance $i) (export "halley:policy/filter@0.1.0" (instance $i))"#;
+        let why = refusal(&format!(r#"(component (import "foo:bar/baz" (instance)) {filter})"#));
+        assert!(why.contains("imports foo:bar/baz"), "{why}");
+        let why = refusal(&format!("(component {filter})"));
+        assert!(why.contains("does not fit halley:policy@0.1.1"), "{why}");
+        let http = r#"(import "wasi:http/types@0.2.0" (instance (export "f" (func))))"#;
+        let why = refusal(&format!("(component {http} {filter})"));
+        assert!(why.contains("wasi:http/types"), "{why}");
+    }
+
+    #[test]
+    fn a_cut_file_is_refused_wherever_it_is_cut() {
+        let runtime = Runtime::new(&mut Registry::default()).unwrap();
+        let whole = wat::parse_str(r#"(component (core module (func (export "f")))(import "a" (instance)))"#)
+            .unwrap();
+        for length in 0..whole.len() {
+            assert!(runtime.compile_now("p", &whole[..length]).is_err(), "cut at {length}");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Compiled code that outlives a restart: one file for each component and engine, in a folder of the
+//! gateway's own.
+//!
+//! ```text
+//! <folder>/<SHA-256 of the component>-<fingerprint of the engine>    what is below
+//! SHA-256 of the rest and of the file's name | what the compiler made
+//! ```
+//!
+//! What is found is run. So nobody else may write to the folder (`files`), and each file is read once,
+//! and what was read is checked and then loaded: what is not, byte for byte, what was written here for
+//! this component and this engine is taken out, be it a disk's doing or a person's. What is not there
+//! is compiled.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use std::{fs, io};
+
+use sha2::{Digest as _, Sha256};
+
+use crate::files::{OwnFolder, Unreadable};
+
+/// The length of a SHA-256.
+const DIGEST: usize = 32;
+/// Beyond this, what was written first is taken out. Components of Python and JavaScript are 40 MB of code.
+const MOST_BYTES: u64 = 1024 * 1024 * 1024;
+const MOST_FILES: usize = 1_000;
+/// The largest file that is read, in bytes.
+pub(crate) const MAX_CODE: u64 = 512 * 1024 * 1024;
+
+/// The folder. One gateway uses it.
+#[derive(Debug)]
+pub(crate) struct CodeStore {
+    folder: OwnFolder,
+}
+
+impl CodeStore {
+    /// Opens a folder, which is made where there is none, and takes out of it what is not code of
+    /// ours.
+    ///
+    /// # Errors
+    /// Why the folder cannot be used.
+    pub(crate) fn open(folder: &Path) -> Result<Self, String> {
+        let named = |why: String| format!("{} {why}", folder.display());
+        let folder = OwnFolder::create(folder).map_err(named)?;
+        if let Some(shared) = folder.shared() {
+            return Err(named(format!("is not safe for code: others may write to {}", shared.display())));
+        }
+        let store = Self { folder };
+        store.sweep().map_err(|e| named(format!("cannot be used: {e}")))?;
+        Ok(store)
+    }
+
+    /// The code of a component (its SHA-256 in hex) for an engine of this fingerprint.
+    pub(crate) fn get(&self, component: &str, engine: &str) -> Option<Vec<u8>> {
+        let name = name(component, engine);
+        let read = self.folder.read(&name, MAX_CODE + DIGEST as u64);
+        if read.as_ref().is_err_and(Unreadable::is_missing) {
+            return None;
+        }
+        let is_as_written = |content: &Vec<u8>| {
+            let (head, code) = content.split_at_checked(DIGEST).unwrap_or_default();
+            head == digest(&name, code)
+        };
+        let content = read.ok().filter(is_as_written);
+        if content.is_none() {
+            let file = self.folder.path().join(&name);
+            tracing::warn!(file = %file.display(), "compiled code is not as it was written; it is compiled again");
+            self.remove(component, engine);
+        }
+        let mut content = content?;
+        content.drain(..DIGEST);
+        Some(content)
+    }
+
+    /// Keeps code, so that the next start need not compile.
+    pub(crate) fn put(&self, component: &str, engine: &str, code: &[u8]) {
+        let name = name(component, engine);
+        let content = [&digest(&name, code)[..], code].concat();
+        let kept = self.folder.replace(&name, &content).and_then(|()| Ok(self.sweep()?));
+        if let Err(error) = kept {
+            let error = format!("{error:#}");
+            tracing::warn!(error, "compiled code cannot be kept; the next start takes longer");
+        }
+    }
+
+    /// Takes out code that could not be loaded.
+    pub(crate) fn remove(&self, component: &str, engine: &str) {
+        // What stays is overwritten by what is compiled now.
+        let _ = fs::remove_file(self.folder.path().join(name(component, engine)));
+    }
+
+    /// Takes out what is not code, and what is too much, beginning with what was written first.
+    fn sweep(&self) -> io::Result<()> {
+        let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
+        for entry in fs::read_dir(self.folder.path())? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if !is_name(&entry.file_name().to_string_lossy()) {
+                remove(&entry.path(), &metadata)?;
+                continue;
+            }
+            entries.push((metadata.modified()?, metadata.len(), entry.path()));
+        }
+        entries.sort_by(|one, other| other.cmp(one));
+        let mut bytes = 0;
+        for (at, (_, size, path)) in entries.into_iter().enumerate() {
+            bytes += size;
+            if at > 0 && (at >= MOST_FILES || bytes > MOST_BYTES) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn name(component: &str, engine: &str) -> String {
+    format!("{component}-{engine}")
+}
+
+fn is_name(name: &str) -> bool {
+    let hex = |text: &str| text.bytes().all(|b| b.is_ascii_hexdigit());
+    name.split_once('-')
+        .is_some_and(|(component, engine)| component.len() == 64 && hex(component) && hex(engine))
+}
+
+/// Older gateways kept theirs in folders of the same folder.
+fn remove(path: &Path, metadata: &fs::Metadata) -> io::Result<()> {
+    if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+fn digest(name: &str, code: &[u8]) -> [u8; DIGEST] {
+    Sha256::new().chain_update(name).chain_update(code).finalize().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    use std::sync::Arc;
+
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+    use crate::digest;
+    use crate::wasm::runtime::{Runtime, RuntimeConfig};
+
+    /// A component that stands for a plugin; `number` makes it one of its own.
+    fn plugin(number: u32) -> Vec<u8> {
+        wat::parse_str(format!(
+            r#"(component (core module (func (export "f") (result i32) (i32.const {number})))
+                (instance $i) (export "halley:policy/filter@0.0.{number}" (instance $i)))"#
+        ))
+        .unwrap()
+    }
+
+    fn runtime(folder: &Path) -> Arc<Runtime> {
+        let config = RuntimeConfig { compiled: Some(folder.to_owned()), ..Default::default() };
+        Runtime::with(&mut Registry::default(), config).unwrap()
+    }
+
+    /// Starts again, loads these plugins, and answers how many of them had to be compiled.
+    fn restart(folder: &Path, plugins: &[Vec<u8>]) -> u64 {
+        let runtime = runtime(folder);
+        assert!(runtime.code.is_some(), "the folder can be used");
+        plugins.iter().for_each(|plugin| drop(runtime.load("p", plugin).unwrap()));
+        runtime.compilations()
+    }
+
+    fn only_entry(folder: &Path) -> PathBuf {
+        let entries: Vec<PathBuf> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(entries.len(), 1, "{entries:?}");
+        entries[0].clone()
+    }
+
+    fn mode(path: &Path, mode: u32) {
+        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_second_start_finds_what_the_first_one_compiled() {
+        let folder = tempfile::tempdir().unwrap();
+        let compiled = folder.path().join("compiled");
+        let plugins = [plugin(1), plugin(2)];
+        assert_eq!(restart(&compiled, &plugins), 2);
+        assert_eq!(restart(&compiled, &plugins), 0);
+        assert_eq!(restart(&compiled, &[plugin(3), plugin(1)]), 1);
+        assert_eq!(fs::metadata(&compiled).unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn an_entry_that_was_changed_or_cut_is_compiled_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let compiled = folder.path().join("compiled");
+        assert_eq!(restart(&compiled, &[plugin(1)]), 1);
+        let entry = only_entry(&compiled);
+        let whole = fs::read(&entry).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        for damaged in [flipped, whole[..whole.len() / 2].to_vec(), Vec::new(), b"not code".to_vec()] {
+            fs::write(&entry, &damaged).unwrap();
+            assert_eq!(restart(&compiled, &[plugin(1)]), 1, "{} bytes", damaged.len());
+            assert_eq!(restart(&compiled, &[plugin(1)]), 0);
+        }
+    }
+
+    #[test]
+    fn code_is_bound_to_its_component_and_engine() {
+        let folder = tempfile::tempdir().unwrap();
+        let compiled = folder.path().join("compiled");
+        restart(&compiled, &[plugin(1)]);
+        let one = only_entry(&compiled);
+        let other =
+            compiled.join(name(&digest::hash(&plugin(2)), one.to_str().unwrap().rsplit('-').next().unwrap()));
+        fs::copy(&one, &other).unwrap();
+        assert_eq!(restart(&compiled, &[plugin(2)]), 1, "that is another plugin's");
+        let foreign = one.with_file_name(name(&digest::hash(&plugin(1)), "0123456789abcdef"));
+        fs::rename(&one, &foreign).unwrap();
+        assert_eq!(restart(&compiled, &[plugin(1)]), 1, "that is another engine's");
+    }
+
+    #[test]
+    fn what_the_engine_does_not_take_for_code_is_compiled_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let compiled = folder.path().join("compiled");
+        restart(&compiled, &[plugin(1)]);
+        // With a digest that says that it is right.
+        let entry = only_entry(&compiled);
+        let name = entry.file_name().unwrap().to_str().unwrap();
+        fs::write(&entry, [&digest(name, b"not code")[..], b"not code"].concat()).unwrap();
+        assert_eq!(restart(&compiled, &[plugin(1)]), 1);
+        assert_eq!(restart(&compiled, &[plugin(1)]), 0);
+    }
+
+    #[test]
+    fn what_is_not_code_goes_and_links_are_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let compiled = folder.path().join("compiled");
+        fs::create_dir_all(compiled.join("code/modules")).unwrap();
+        fs::write(compiled.join("SHA256SUMS"), b"").unwrap();
+        let store = CodeStore::open(&compiled).unwrap();
+        assert_eq!(fs::read_dir(&compiled).unwrap().count(), 0);
+        let (component, engine) = ("a".repeat(64), "0123456789abcdef");
+        let precious = folder.path().join("precious");
+        fs::write(&precious, b"precious").unwrap();
+        std::os::unix::fs::symlink(&precious, compiled.join(name(&component, engine))).unwrap();
+        store.put(&component, engine, b"code");
+        assert_eq!(store.get(&component, engine).unwrap(), b"code");
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_folder_that_others_may_write_to_is_not_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let compiled = folder.path().join("compiled");
+        restart(&compiled, &[plugin(1)]);
+        for (path, open) in [(folder.path(), 0o777), (&*compiled, 0o702)] {
+            mode(path, open);
+            let why = CodeStore::open(&compiled).unwrap_err();
+            assert!(why.contains("others may write to") && why.contains("chmod go-w"), "{why}");
+            assert!(runtime(&compiled).code.is_none(), "the gateway starts without it");
+            mode(path, 0o700);
+        }
+        assert_eq!(restart(&compiled, &[plugin(1)]), 0);
+    }
+
+    #[test]
+    fn where_no_folder_can_be_the_gateway_starts_without_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, b"").unwrap();
+        let runtime = runtime(&file.join("compiled"));
+        assert!(runtime.code.is_none());
+        assert!(runtime.load("p", &plugin(1)).is_ok());
+        assert!(CodeStore::open(Path::new("/proc/compiled")).unwrap_err().contains("cannot be made"));
+    }
+}

@@ -1,0 +1,133 @@
+//! What a guest writes to its standard output and error: where the runtimes of languages leave
+//! what they have to say of an uncaught exception, and the first place that authors print to.
+//!
+//! Kept from one call to the next within a bound, the latest part of it. The instance brings it to
+//! the plugin's log, and into the text of a failure.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use tokio::io::AsyncWrite;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError};
+
+/// The most that is kept of a call, in bytes.
+const MOST: usize = 16 * 1024;
+/// The most that a guest may hand over at once, in bytes.
+const AT_ONCE: usize = 64 * 1024;
+
+/// One stream of one instance. Clones are the same stream.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Output(Arc<Mutex<Written>>);
+
+#[derive(Debug, Default)]
+struct Written {
+    bytes: Vec<u8>,
+    /// Whether older bytes gave way.
+    is_cut: bool,
+}
+
+impl Output {
+    /// What was written since the last time, and whether its beginning is missing; `None` where
+    /// that is nothing.
+    pub(crate) fn take(&self) -> Option<(String, bool)> {
+        let mut written = self.lock();
+        if written.bytes.is_empty() {
+            return None;
+        }
+        let Written { bytes, is_cut } = std::mem::take(&mut *written);
+        Some((String::from_utf8_lossy(&bytes).into_owned(), is_cut))
+    }
+
+    fn keep(&self, bytes: &[u8]) {
+        let mut written = self.lock();
+        let latest = &bytes[bytes.len().saturating_sub(MOST)..];
+        let too_many = (written.bytes.len() + latest.len()).saturating_sub(MOST);
+        written.is_cut |= too_many > 0 || latest.len() < bytes.len();
+        written.bytes.drain(..too_many);
+        written.bytes.extend_from_slice(latest);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Written> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl IsTerminal for Output {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for Output {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[async_trait::async_trait]
+impl OutputStream for Output {
+    fn write(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+        self.keep(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StreamError> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> Result<usize, StreamError> {
+        Ok(AT_ONCE)
+    }
+}
+
+#[async_trait::async_trait]
+impl Pollable for Output {
+    async fn ready(&mut self) {}
+}
+
+impl AsyncWrite for Output {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.keep(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_latest_part_is_kept() {
+        let output = Output::default();
+        assert_eq!(output.take(), None);
+        output.keep(b"one ");
+        output.keep("两".as_bytes());
+        assert_eq!(output.take(), Some(("one 两".to_owned(), false)));
+        assert_eq!(output.take(), None, "each is taken once");
+        output.keep(b"first");
+        output.keep(&[b'x'; MOST]);
+        output.keep(b"last");
+        let (text, is_cut) = output.take().unwrap();
+        assert!(is_cut && text.len() == MOST && text.ends_with("xlast") && !text.contains("first"));
+        output.keep(&[b'y'; 3 * MOST]);
+        assert_eq!(output.take().unwrap().0.len(), MOST);
+        output.keep(b"new");
+        assert_eq!(output.take(), Some(("new".to_owned(), false)));
+    }
+}

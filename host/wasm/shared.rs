@@ -1,0 +1,260 @@
+//! One plugin's part of the state that gateways share, during one batch.
+//!
+//! A hook cannot wait, so nothing is fetched while it runs. What it reads and is not known yet is
+//! noted; the call is then in vain, the caller has the values fetched for the whole batch at
+//! once, and asks again. What it writes is kept, seen by the calls after it, and handed out at the
+//! end. What a failed call wrote is forgotten.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::wasm::account::Account;
+use crate::wasm::state::{MAX_KEY, check_size};
+
+/// The most keys that are fetched at once.
+const MAX_WANTED: usize = 1_000;
+/// The most that one batch writes, in bytes of keys and values.
+const MAX_WRITTEN: usize = 16 * 1024 * 1024;
+/// The longest time that a value is kept; also of one without a time of its own.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A value and how long it is kept; `None` where the key is deleted.
+pub(crate) type Written = Option<(Vec<u8>, Duration)>;
+
+/// Between one plugin's instance and its chain. Closed outside of `filter`.
+#[derive(Debug)]
+pub(crate) struct Session {
+    batch: Mutex<Batch>,
+    /// What the plugin has in the shared state, and the most that it may have.
+    account: Arc<Account>,
+    most: usize,
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    is_open: bool,
+    /// Whether nothing more can be fetched.
+    is_last: bool,
+    known: HashMap<String, Option<Vec<u8>>>,
+    /// By calls that succeeded.
+    written: BTreeMap<String, Written>,
+    /// Bytes of these.
+    size: usize,
+    /// By how much they let the plugin's total grow.
+    growth: usize,
+    wanted: BTreeSet<String>,
+    call: Call,
+}
+
+/// What the call under way did.
+#[derive(Debug, Default)]
+struct Call {
+    written: BTreeMap<String, Written>,
+    /// Bytes of these.
+    size: usize,
+    growth: usize,
+    wanted: BTreeSet<String>,
+    trouble: Option<String>,
+}
+
+/// How a batch went.
+pub(crate) struct Closed {
+    /// What has to be fetched; while there is something, the rest means nothing.
+    pub(crate) wanted: Vec<String>,
+    pub(crate) written: BTreeMap<String, Written>,
+}
+
+impl Session {
+    /// Of a plugin with this account, which may come to so many bytes.
+    pub(crate) fn new(account: Arc<Account>, most: usize) -> Self {
+        Self { batch: Mutex::default(), account, most }
+    }
+
+    /// Begins a batch with what was fetched for it. The last time, what is not known is a
+    /// failure.
+    pub(crate) fn open(&self, known: HashMap<String, Option<Vec<u8>>>, is_last: bool) {
+        *self.lock() = Batch { is_open: true, is_last, known, ..Batch::default() };
+    }
+
+    /// Ends the batch.
+    pub(crate) fn close(&self) -> Closed {
+        let batch = std::mem::take(&mut *self.lock());
+        if batch.wanted.is_empty() {
+            let now = Instant::now();
+            for (key, written) in &batch.written {
+                let value = written.as_ref().map(|(value, ttl)| (value.len(), *ttl));
+                self.account.note(key, value, now);
+            }
+        }
+        Closed { wanted: batch.wanted.into_iter().collect(), written: batch.written }
+    }
+
+    /// After a call. What it wrote counts where it succeeded; what it wanted counts always, for a
+    /// value may be what it failed without.
+    ///
+    /// # Errors
+    /// When it asked for what it cannot have.
+    pub(crate) fn end_call(&self, succeeded: bool) -> Result<(), String> {
+        let mut batch = self.lock();
+        let call = std::mem::take(&mut batch.call);
+        if let Some(trouble) = call.trouble {
+            return Err(trouble);
+        }
+        batch.wanted.extend(call.wanted);
+        if succeeded {
+            batch.growth += call.growth;
+            for (key, written) in call.written {
+                let more = size(&key, &written);
+                let replaced = batch.written.get(&key).map_or(0, |old| size(&key, old));
+                batch.size = batch.size - replaced + more;
+                batch.written.insert(key, written);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the call under way is in vain: what it does beside deciding is left out.
+    pub(crate) fn is_in_vain(&self) -> bool {
+        let batch = self.lock();
+        !batch.wanted.is_empty() || !batch.call.wanted.is_empty()
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
+        let batch = &mut *self.lock();
+        if !batch.is_open || key.len() > MAX_KEY {
+            return None;
+        }
+        if let Some(written) = batch.call.written.get(key).or_else(|| batch.written.get(key)) {
+            return written.as_ref().map(|(value, _)| value.clone());
+        }
+        if let Some(known) = batch.known.get(key) {
+            return known.clone();
+        }
+        if batch.is_last {
+            batch.call.trouble = Some("reads other keys of its shared state whenever it is asked".to_owned());
+        } else if batch.wanted.len() + batch.call.wanted.len() >= MAX_WANTED {
+            batch.call.trouble =
+                Some(format!("reads more than {MAX_WANTED} keys of its shared state in a batch"));
+        } else {
+            batch.call.wanted.insert(key.to_owned());
+        }
+        None
+    }
+
+    /// # Errors
+    /// Says which limit was hit; nothing is changed then.
+    pub(crate) fn set(&self, key: String, value: Vec<u8>, ttl: Option<Duration>) -> Result<(), String> {
+        check_size(&key, &value)?;
+        let ttl = ttl.unwrap_or(LONGEST).clamp(Duration::from_millis(1), LONGEST);
+        self.write(key, Some((value, ttl)))
+    }
+
+    pub(crate) fn delete(&self, key: String) {
+        if key.len() <= MAX_KEY {
+            // Where it cannot be noted, the plugin could do nothing either.
+            drop(self.write(key, None));
+        }
+    }
+
+    fn write(&self, key: String, written: Written) -> Result<(), String> {
+        let mut batch = self.lock();
+        if !batch.is_open {
+            return Err("shared state is there in `filter` only".to_owned());
+        }
+        let replaced = batch.call.written.get(&key).map_or(0, |old| size(&key, old));
+        let in_call = batch.call.size - replaced + size(&key, &written);
+        if batch.size + in_call > MAX_WRITTEN {
+            return Err(format!("one batch would write more than {MAX_WRITTEN} bytes"));
+        }
+        if let Some((value, _)) = &written {
+            let growth = self.account.growth(&key, value.len());
+            self.account.fits(batch.growth + batch.call.growth + growth, self.most, Instant::now())?;
+            batch.call.growth += growth;
+        }
+        batch.call.size = in_call;
+        batch.call.written.insert(key, written);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Batch> {
+        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn size(key: &str, written: &Written) -> usize {
+    key.len() + written.as_ref().map_or(0, |(value, _)| value.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The longest value, in bytes.
+    const VALUE: usize = 64 * 1024;
+
+    #[test]
+    fn what_is_unknown_is_wanted_and_writes_are_seen_by_later_calls() {
+        let session = Session::new(Arc::default(), usize::MAX);
+        assert!(session.set("a".into(), vec![1], None).is_err(), "closed");
+        session.open(HashMap::new(), false);
+        assert_eq!(session.get("a"), None);
+        session.end_call(true).unwrap();
+        assert!(session.is_in_vain());
+        assert_eq!(session.close().wanted, ["a"]);
+
+        session.open([("a".to_owned(), Some(vec![7]))].into(), false);
+        assert_eq!(session.get("a"), Some(vec![7]));
+        session.set("a".into(), vec![8], Some(Duration::ZERO)).unwrap();
+        session.end_call(true).unwrap();
+        session.set("a".into(), vec![9], None).unwrap();
+        session.end_call(false).unwrap();
+        assert_eq!(session.get("a"), Some(vec![8]), "what a failed call wrote is forgotten");
+        session.delete("b".into());
+        session.end_call(true).unwrap();
+        let closed = session.close();
+        assert_eq!((closed.wanted.len(), closed.written["b"].clone()), (0, None));
+        assert_eq!(closed.written["a"], Some((vec![8], Duration::from_millis(1))));
+    }
+
+    #[test]
+    fn limits_are_named() {
+        let session = Session::new(Arc::default(), usize::MAX);
+        session.open(HashMap::new(), false);
+        assert!(session.set("k".repeat(513), vec![], None).unwrap_err().contains("key has 513"));
+        assert!(session.set("k".into(), vec![0; VALUE + 1], None).unwrap_err().contains("value has"));
+        session.set("k".into(), vec![], Some(Duration::MAX)).unwrap();
+        let fit = (0..300).filter(|n| session.set(format!("{n}"), vec![0; VALUE], None).is_ok()).count();
+        assert_eq!(fit, 255);
+        (0..=MAX_WANTED).for_each(|n| assert_eq!(session.get(&format!("read {n}")), None));
+        assert!(session.end_call(true).unwrap_err().contains("more than 1000 keys"));
+        session.open(HashMap::new(), true);
+        assert_eq!(session.get("a"), None);
+        assert!(session.end_call(true).unwrap_err().contains("other keys"));
+    }
+
+    #[test]
+    fn all_batches_together_have_a_total() {
+        let account = Arc::<Account>::default();
+        let session = |most| Session::new(Arc::clone(&account), most);
+        let write = |session: &Session, from: usize, count: usize| {
+            session.open(HashMap::new(), true);
+            let fit =
+                (from..from + count).filter(|n| session.set(format!("{n}"), vec![0; VALUE], None).is_ok());
+            let fit = fit.count();
+            session.end_call(true).unwrap();
+            session.close();
+            fit
+        };
+        let most = 10 * (VALUE + 200);
+        assert_eq!(write(&session(most), 0, 8), 8);
+        assert_eq!(write(&session(most), 100, 8), 2, "of another worker as well");
+        assert_eq!(write(&session(most), 0, 8), 8, "what is there may be written again");
+        let forgetful = session(most);
+        forgetful.open(HashMap::new(), true);
+        forgetful.delete("0".into());
+        forgetful.end_call(true).unwrap();
+        forgetful.close();
+        assert_eq!(write(&session(most), 200, 2), 1);
+    }
+}

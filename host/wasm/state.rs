@@ -1,0 +1,185 @@
+//! The small key-value state that a plugin has through the host: it belongs to the plugin's
+//! name, is shared by all workers and outlives instances and versions, not the process.
+//!
+//! Bounded in key, value, number and total, so that no plugin fills the gateway's memory.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::wasm::account::Account;
+
+/// The longest key, in bytes.
+pub(crate) const MAX_KEY: usize = 512;
+/// The longest value, in bytes.
+const MAX_VALUE: usize = 64 * 1024;
+/// The most keys of one plugin.
+const MAX_ENTRIES: usize = 10_000;
+/// The most that keys and values of one plugin take together, in bytes.
+const MAX_TOTAL: usize = 16 * 1024 * 1024;
+/// How often a full store may look for expired entries: it walks over all of them.
+const PURGE_EVERY: Duration = Duration::from_millis(500);
+
+/// The state of all plugins of a gateway, by plugin name.
+#[derive(Debug, Default)]
+pub(crate) struct States {
+    local: Mutex<HashMap<String, Arc<State>>>,
+    /// What plugins keep in the state that gateways share.
+    accounts: Mutex<HashMap<String, Arc<Account>>>,
+}
+
+impl States {
+    /// The state of the plugin of this name.
+    pub(crate) fn of(&self, plugin: &str) -> Arc<State> {
+        let mut states = self.local.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(states.entry(plugin.to_owned()).or_default())
+    }
+
+    /// The account of the plugin of this name.
+    pub(crate) fn account_of(&self, plugin: &str) -> Arc<Account> {
+        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(accounts.entry(plugin.to_owned()).or_default())
+    }
+}
+
+/// One plugin's state.
+#[derive(Debug, Default)]
+pub(crate) struct State(Mutex<Entries>);
+
+#[derive(Debug, Default)]
+struct Entries {
+    entries: HashMap<String, Entry>,
+    /// Bytes of all keys and values.
+    total: usize,
+    purged: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    value: Vec<u8>,
+    expires: Option<Instant>,
+}
+
+impl State {
+    pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
+        let mut state = self.lock();
+        let entry = state.entries.get(key)?;
+        if entry.is_expired(Instant::now()) {
+            state.remove(key);
+            return None;
+        }
+        Some(entry.value.clone())
+    }
+
+    /// # Errors
+    /// Says which limit was hit; nothing is changed then.
+    pub(crate) fn set(&self, key: String, value: Vec<u8>, ttl: Option<Duration>) -> Result<(), String> {
+        check_size(&key, &value)?;
+        let now = Instant::now();
+        let mut state = self.lock();
+        if state.limit_hit(&key, value.len()).is_some() {
+            state.purge(now);
+        }
+        if let Some(limit) = state.limit_hit(&key, value.len()) {
+            return Err(limit);
+        }
+        state.remove(&key);
+        state.total += key.len() + value.len();
+        // A time beyond what the clock can count is as good as for ever.
+        let expires = ttl.and_then(|ttl| now.checked_add(ttl));
+        state.entries.insert(key, Entry { value, expires });
+        Ok(())
+    }
+
+    pub(crate) fn delete(&self, key: &str) {
+        self.lock().remove(key);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a key and its value may be kept at all.
+///
+/// # Errors
+/// Says which limit was hit.
+pub(crate) fn check_size(key: &str, value: &[u8]) -> Result<(), String> {
+    if key.len() > MAX_KEY {
+        return Err(format!("the key has {} bytes; at most {MAX_KEY} are kept", key.len()));
+    }
+    if value.len() > MAX_VALUE {
+        return Err(format!("the value has {} bytes; at most {MAX_VALUE} are kept", value.len()));
+    }
+    Ok(())
+}
+
+impl Entries {
+    fn remove(&mut self, key: &str) {
+        if let Some(old) = self.entries.remove(key) {
+            self.total -= key.len() + old.value.len();
+        }
+    }
+
+    /// Which limit setting this key to a value of this length would pass.
+    fn limit_hit(&self, key: &str, length: usize) -> Option<String> {
+        let old = self.entries.get(key);
+        if old.is_none() && self.entries.len() >= MAX_ENTRIES {
+            return Some(format!("there are {MAX_ENTRIES} keys already; delete some, or let them expire"));
+        }
+        let freed = old.map_or(0, |old| key.len() + old.value.len());
+        let total = self.total - freed + key.len() + length;
+        (total > MAX_TOTAL)
+            .then(|| format!("all keys and values together would take {total} bytes, more than {MAX_TOTAL}"))
+    }
+
+    fn purge(&mut self, now: Instant) {
+        if self.purged.is_some_and(|then| now.duration_since(then) < PURGE_EVERY) {
+            return;
+        }
+        self.purged = Some(now);
+        self.entries.retain(|_, entry| !entry.is_expired(now));
+        self.total = self.entries.iter().map(|(key, entry)| key.len() + entry.value.len()).sum();
+    }
+}
+
+impl Entry {
+    fn is_expired(&self, now: Instant) -> bool {
+        self.expires.is_some_and(|expires| expires <= now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_kept_expire_and_are_forgotten() {
+        let states = States::default();
+        let state = states.of("p");
+        state.set("a".into(), vec![1], None).unwrap();
+        state.set("b".into(), vec![2], Some(Duration::ZERO)).unwrap();
+        state.set("c".into(), vec![3], Some(Duration::MAX)).unwrap();
+        assert_eq!(states.of("p").get("a"), Some(vec![1]), "shared under the plugin's name");
+        assert_eq!(states.of("q").get("a"), None);
+        assert_eq!((state.get("b"), state.get("c")), (None, Some(vec![3])));
+        state.delete("a");
+        assert_eq!(state.get("a"), None);
+    }
+
+    #[test]
+    fn every_limit_is_named_and_expired_entries_make_room() {
+        let state = State::default();
+        assert!(state.set("k".repeat(513), vec![], None).unwrap_err().contains("key has 513"));
+        assert!(state.set("k".into(), vec![0; MAX_VALUE + 1], None).unwrap_err().contains("value has"));
+        for n in 0..MAX_ENTRIES {
+            state.set(n.to_string(), vec![], Some(Duration::from_micros(1))).unwrap();
+        }
+        state.set("one more".into(), vec![], None).expect("the others have expired");
+
+        let state = State::default();
+        let fit = (0..1000).filter(|n| state.set(n.to_string(), vec![0; MAX_VALUE], None).is_ok()).count();
+        assert!((200..=256).contains(&fit), "{fit}");
+        state.set("0".into(), vec![0; 10], None).expect("a smaller value for a known key");
+    }
+}
