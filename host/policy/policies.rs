@@ -1,10 +1,11 @@
 //! The policy set in force, and its replacement: off to the side, as a whole, in one step.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
@@ -179,13 +180,13 @@ impl Policies {
         configured: Option<Vec<PluginConfig>>,
     ) -> Result<Generation, Refused> {
         let before = self.current();
-        self.standing().preparing = Some(SystemTime::now());
+        self.standing.lock().preparing = Some(SystemTime::now());
         let ready = self.prepare_aside(wanted, Arc::clone(&before)).await;
-        self.standing().preparing = None;
+        self.standing.lock().preparing = None;
         let Ready { entries, left_out } = ready?;
         self.means.workshop.runtime.attempts.forget_compiled();
         if let Some(configured) = configured {
-            let mut standing = self.standing();
+            let mut standing = self.standing.lock();
             standing.wanted = configured;
             standing.refusal = None;
             log_left_out(&standing.left_out, &left_out);
@@ -197,7 +198,7 @@ impl Policies {
         let generation = Generation(before.generation().0 + 1);
         tracing::info!(%generation, plugins = %changes(before.entries(), &entries), "policies swapped");
         self.current.put(PolicySet::new(generation, entries, &self.chains));
-        self.standing().since = SystemTime::now();
+        self.standing.lock().since = SystemTime::now();
         self.metrics.swapped(generation.0);
         self.generation.send_replace(generation);
         Ok(generation)
@@ -206,7 +207,7 @@ impl Policies {
     /// What is in force, and what was refused: for `GET /v1/plugins`.
     pub fn status(&self) -> Status {
         let set = self.current();
-        let standing = self.standing();
+        let standing = self.standing.lock();
         let with_trial = |entry: &Arc<Entry>| PluginStatus {
             last_trial: self.kept().record(&entry.plugin.config.name).and_then(|record| record.tried),
             ..plugin_status(entry, &standing.refusal)
@@ -236,7 +237,7 @@ impl Policies {
 
     /// The configuration of the set in force.
     pub(super) fn wanted(&self) -> Vec<PluginConfig> {
-        self.standing().wanted.clone()
+        self.standing.lock().wanted.clone()
     }
 
     pub(super) fn kept(&self) -> &Versions {
@@ -281,7 +282,7 @@ impl Policies {
         }
         self.metrics.refused();
         let errors: Vec<String> = refused.problems.iter().map(Problem::to_string).collect();
-        let mut standing = self.standing();
+        let mut standing = self.standing.lock();
         if standing.refusal.as_ref().is_some_and(|last| last.errors == errors) {
             return;
         }
@@ -289,10 +290,6 @@ impl Policies {
         tracing::warn!(problems = %refused, %generation, "policies refused; the set in force stays");
         let plugins = refused.problems.iter().map(|problem| problem.plugin.clone()).collect();
         standing.refusal = Some(Refusal { at: SystemTime::now(), errors, plugins });
-    }
-
-    fn standing(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -8,9 +8,9 @@
 //! It knows keys by their hashes alone.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// What a key takes in Redis beside its bytes and its value's.
@@ -33,7 +33,7 @@ struct Entries {
 impl Account {
     /// By how much a key's value of this length lets the total grow.
     pub(crate) fn growth(&self, key: &str, value: usize) -> usize {
-        let before = self.lock().sizes.get(&hash(key)).map_or(0, |(size, _)| *size);
+        let before = self.0.lock().sizes.get(&hash(key)).map_or(0, |(size, _)| *size);
         cost(key, value).saturating_sub(before)
     }
 
@@ -42,7 +42,7 @@ impl Account {
     /// # Errors
     /// Says what the limit is.
     pub(crate) fn fits(&self, more: usize, most: usize, now: Instant) -> Result<(), String> {
-        let mut entries = self.lock();
+        let mut entries = self.0.lock();
         if entries.total + more > most {
             entries.purge(now);
         }
@@ -57,7 +57,7 @@ impl Account {
 
     /// A key was written for a time, or deleted.
     pub(crate) fn note(&self, key: &str, value: Option<(usize, Duration)>, now: Instant) {
-        let mut entries = self.lock();
+        let mut entries = self.0.lock();
         let key_hash = hash(key);
         if let Some((before, _)) = entries.sizes.remove(&key_hash) {
             entries.total -= before;
@@ -67,10 +67,6 @@ impl Account {
             entries.total += size;
             entries.sizes.insert(key_hash, (size, now + ttl));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

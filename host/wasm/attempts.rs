@@ -7,9 +7,11 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::digest;
 use crate::wasm::compile::NotCompiled;
@@ -75,11 +77,11 @@ impl Attempts {
 
     /// Some set is in force now: what did not come in force with it may never do.
     pub(crate) fn forget_compiled(&self) {
-        self.lock().compiled.clear();
+        self.0.lock().compiled.clear();
     }
 
     fn known(&self, hash: &str) -> Option<Result<Arc<Module>, String>> {
-        let known = self.lock();
+        let known = self.0.lock();
         if let Some((_, why)) = known.refused.iter().find(|(refused, _)| refused == hash) {
             return Some(Err(why.clone()));
         }
@@ -87,16 +89,12 @@ impl Attempts {
     }
 
     fn keep(&self, module: Arc<Module>) -> Arc<Module> {
-        push(&mut self.lock().compiled, Arc::clone(&module), COMPILED);
+        push(&mut self.0.lock().compiled, Arc::clone(&module), COMPILED);
         module
     }
 
     fn refuse(&self, hash: String, why: String) {
-        push(&mut self.lock().refused, (hash, why), REFUSED);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        push(&mut self.0.lock().refused, (hash, why), REFUSED);
     }
 }
 
@@ -154,7 +152,7 @@ mod tests {
         assert_eq!(runtime.attempts.known(&digest::hash(b"text")).unwrap().err(), Some(why));
         (0..REFUSED).for_each(|n| drop(runtime.compile("p", format!("{n}").as_bytes())));
         assert!(runtime.attempts.known(&digest::hash(b"text")).is_none(), "no more than so many");
-        assert_eq!(runtime.attempts.lock().refused.len(), REFUSED);
+        assert_eq!(runtime.attempts.0.lock().refused.len(), REFUSED);
     }
 
     #[test]

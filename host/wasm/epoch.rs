@@ -2,11 +2,12 @@
 //! guests run, and sleeps while none has run for a second. An idle gateway is not woken two
 //! hundred times a second.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex};
 use wasmtime::Engine;
 
 /// The step of plugins' deadlines.
@@ -45,7 +46,7 @@ impl Drop for Running {
 /// there is a reason not to.
 fn ring() {
     let (lock, bell) = &BELL;
-    drop(lock.lock().unwrap_or_else(PoisonError::into_inner));
+    drop(lock.lock());
     bell.notify_all();
 }
 
@@ -84,10 +85,10 @@ impl Ticker {
 
 fn sleep_until_needed(ended: &AtomicBool) {
     let (lock, bell) = &BELL;
-    let mut guard = lock.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut guard = lock.lock();
     SLEEPING.fetch_add(1, Ordering::SeqCst);
     while RUNNING.load(Ordering::SeqCst) == 0 && !ended.load(Ordering::SeqCst) {
-        guard = bell.wait(guard).unwrap_or_else(PoisonError::into_inner);
+        bell.wait(&mut guard);
     }
     SLEEPING.fetch_sub(1, Ordering::SeqCst);
 }

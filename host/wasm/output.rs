@@ -6,10 +6,11 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError};
@@ -34,7 +35,7 @@ impl Output {
     /// What was written since the last time, and whether its beginning is missing; `None` where
     /// that is nothing.
     pub(crate) fn take(&self) -> Option<(String, bool)> {
-        let mut written = self.lock();
+        let mut written = self.0.lock();
         if written.bytes.is_empty() {
             return None;
         }
@@ -43,16 +44,12 @@ impl Output {
     }
 
     fn keep(&self, bytes: &[u8]) {
-        let mut written = self.lock();
+        let mut written = self.0.lock();
         let latest = &bytes[bytes.len().saturating_sub(MOST)..];
         let too_many = (written.bytes.len() + latest.len()).saturating_sub(MOST);
         written.is_cut |= too_many > 0 || latest.len() < bytes.len();
         written.bytes.drain(..too_many);
         written.bytes.extend_from_slice(latest);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Written> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,8 +6,10 @@
 //! end. What a failed call wrote is forgotten.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::wasm::account::Account;
 use crate::wasm::state::{MAX_KEY, check_size};
@@ -74,12 +76,12 @@ impl Session {
     /// Begins a batch with what was fetched for it. The last time, what is not known is a
     /// failure.
     pub(crate) fn open(&self, known: HashMap<String, Option<Vec<u8>>>, is_last: bool) {
-        *self.lock() = Batch { is_open: true, is_last, known, ..Batch::default() };
+        *self.batch.lock() = Batch { is_open: true, is_last, known, ..Batch::default() };
     }
 
     /// Ends the batch.
     pub(crate) fn close(&self) -> Closed {
-        let batch = std::mem::take(&mut *self.lock());
+        let batch = std::mem::take(&mut *self.batch.lock());
         if batch.wanted.is_empty() {
             let now = Instant::now();
             for (key, written) in &batch.written {
@@ -96,7 +98,7 @@ impl Session {
     /// # Errors
     /// When it asked for what it cannot have.
     pub(crate) fn end_call(&self, succeeded: bool) -> Result<(), String> {
-        let mut batch = self.lock();
+        let mut batch = self.batch.lock();
         let call = std::mem::take(&mut batch.call);
         if let Some(trouble) = call.trouble {
             return Err(trouble);
@@ -116,12 +118,12 @@ impl Session {
 
     /// Whether the call under way is in vain: what it does beside deciding is left out.
     pub(crate) fn is_in_vain(&self) -> bool {
-        let batch = self.lock();
+        let batch = self.batch.lock();
         !batch.wanted.is_empty() || !batch.call.wanted.is_empty()
     }
 
     pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
-        let batch = &mut *self.lock();
+        let batch = &mut *self.batch.lock();
         if !batch.is_open || key.len() > MAX_KEY {
             return None;
         }
@@ -158,7 +160,7 @@ impl Session {
     }
 
     fn write(&self, key: String, written: Written) -> Result<(), String> {
-        let mut batch = self.lock();
+        let mut batch = self.batch.lock();
         if !batch.is_open {
             return Err("shared state is there in `filter` only".to_owned());
         }
@@ -175,10 +177,6 @@ impl Session {
         batch.call.size = in_call;
         batch.call.written.insert(key, written);
         Ok(())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Batch> {
-        self.batch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,8 +4,10 @@
 //! Bounded in key, value, number and total, so that no plugin fills the gateway's memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::wasm::account::Account;
 
@@ -31,13 +33,13 @@ pub(crate) struct States {
 impl States {
     /// The state of the plugin of this name.
     pub(crate) fn of(&self, plugin: &str) -> Arc<State> {
-        let mut states = self.local.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut states = self.local.lock();
         Arc::clone(states.entry(plugin.to_owned()).or_default())
     }
 
     /// The account of the plugin of this name.
     pub(crate) fn account_of(&self, plugin: &str) -> Arc<Account> {
-        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut accounts = self.accounts.lock();
         Arc::clone(accounts.entry(plugin.to_owned()).or_default())
     }
 }
@@ -62,7 +64,7 @@ struct Entry {
 
 impl State {
     pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         let entry = state.entries.get(key)?;
         if entry.is_expired(Instant::now()) {
             state.remove(key);
@@ -76,7 +78,7 @@ impl State {
     pub(crate) fn set(&self, key: String, value: Vec<u8>, ttl: Option<Duration>) -> Result<(), String> {
         check_size(&key, &value)?;
         let now = Instant::now();
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         if state.limit_hit(&key, value.len()).is_some() {
             state.purge(now);
         }
@@ -92,11 +94,7 @@ impl State {
     }
 
     pub(crate) fn delete(&self, key: &str) {
-        self.lock().remove(key);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().remove(key);
     }
 }
 

@@ -22,10 +22,11 @@ mod site;
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use oci_client::Reference;
+use parking_lot::Mutex;
 
 use crate::artifact::file::Arrived;
 
@@ -80,7 +81,7 @@ impl Registries {
             bytes: package.plugin.into(),
             signature: signature.map(|text| Arc::from(text.as_bytes())),
         };
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if known.arrived.len() >= KEPT {
             known.arrived.pop_front();
         }
@@ -89,7 +90,7 @@ impl Registries {
     }
 
     fn known(&self, reference: &Reference, digest: &str) -> Option<Result<Arrived, String>> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         if let Some((_, arrived)) = known.arrived.iter().find(|(known, _)| known == digest) {
             return Some(Ok(arrived.clone()));
         }
@@ -110,7 +111,7 @@ impl Registries {
                 }
             }
             Err(why) => {
-                let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut known = self.known.lock();
                 let name = reference.to_string();
                 known.failed.retain(|(failed, at, _)| *failed != name && at.elapsed() < REST);
                 known.failed.push_back((name, Instant::now(), why.clone()));

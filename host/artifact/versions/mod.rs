@@ -11,8 +11,9 @@ mod store;
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
+
+use parking_lot::Mutex;
 
 pub use record::{Against, Cause, Event, KeptVersion, Override, Tried, Turn};
 pub(crate) use record::{Choice, Record};
@@ -73,7 +74,7 @@ impl Versions {
 
     /// What decides for a plugin whose file has this hash.
     pub(crate) fn choose(&self, plugin: &str, file: Option<&str>) -> Choice {
-        self.lock().records.get(plugin).map_or(Choice::File, |record| record.choose(file))
+        self.kept.lock().records.get(plugin).map_or(Choice::File, |record| record.choose(file))
     }
 
     /// The file of a plugin's kept version, with its signature.
@@ -81,18 +82,18 @@ impl Versions {
     /// # Errors
     /// When it is not kept, or was tampered with.
     pub(crate) fn file(&self, plugin: &str, hash: &str) -> Result<Arrived, String> {
-        let kept = self.lock();
+        let kept = self.kept.lock();
         Ok(Arrived { bytes: kept.store.get(hash)?, signature: kept.store.signature(plugin, hash) })
     }
 
     /// What is remembered of a plugin.
     pub(crate) fn record(&self, plugin: &str) -> Option<Record> {
-        self.lock().records.get(plugin).cloned()
+        self.kept.lock().records.get(plugin).cloned()
     }
 
     /// What stands in for files, by plugin.
     pub(crate) fn overrides(&self) -> Vec<(String, Override)> {
-        let kept = self.lock();
+        let kept = self.kept.lock();
         let instead = |(name, record): (&String, &Record)| Some((name.clone(), record.instead.clone()?));
         kept.records.iter().filter_map(instead).collect()
     }
@@ -103,7 +104,7 @@ impl Versions {
     /// When the disk does not take it.
     pub(crate) fn settle(&self, changes: Vec<Change>) -> anyhow::Result<()> {
         let now = SystemTime::now();
-        let mut kept = self.lock();
+        let mut kept = self.kept.lock();
         let Kept { store, records } = &mut *kept;
         let mut after = BTreeMap::new();
         for change in changes {
@@ -133,13 +134,9 @@ impl Versions {
 
     /// The plugins that had a version in force when this was written.
     pub(crate) fn in_force(&self) -> BTreeMap<String, String> {
-        let kept = self.lock();
+        let kept = self.kept.lock();
         let in_force = |(name, record): (&String, &Record)| Some((name.clone(), record.in_force.clone()?));
         kept.records.iter().filter_map(in_force).collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

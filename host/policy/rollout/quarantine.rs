@@ -1,9 +1,9 @@
 //! When a version has failed too often: so many messages within so long.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::policy::rollout::config::{QuarantineConfig, Then};
@@ -32,7 +32,7 @@ impl Failures {
         if self.config.then == Then::Never {
             return false;
         }
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = self.recent.lock();
         if recent.too_many {
             return false;
         }
@@ -53,13 +53,13 @@ impl Failures {
         if self.config.then == Then::Never {
             return false;
         }
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = self.recent.lock();
         !std::mem::replace(&mut recent.too_many, true)
     }
 
     /// Whether it ever was too much.
     pub(in crate::policy) fn too_many(&self) -> bool {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).too_many
+        self.recent.lock().too_many
     }
 
     /// Such as `100 failures within 1m`.
@@ -96,7 +96,7 @@ const MOST_WAITING: usize = 1024;
 
 impl Alarms {
     pub(in crate::policy) fn raise(&self, alarm: Alarm) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         if waiting.len() < MOST_WAITING {
             waiting.push_back(alarm);
         }
@@ -106,7 +106,7 @@ impl Alarms {
     /// Waits for the next one.
     pub(in crate::policy) async fn next(&self) -> Alarm {
         loop {
-            let next = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let next = self.waiting.lock().pop_front();
             match next {
                 Some(alarm) => return alarm,
                 None => self.arrived.notified().await,

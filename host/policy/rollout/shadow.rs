@@ -6,11 +6,12 @@
 //! on who is where.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::decision::{Filtered, Verdict};
@@ -110,7 +111,7 @@ impl Shadow {
 
     /// What it would have decided otherwise.
     pub(in crate::policy) fn differences(&self) -> Differences {
-        let latest = self.found.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest = self.found.latest.lock();
         Differences {
             compared: self.found.compared.load(Relaxed),
             not_compared: self.found.not_compared.load(Relaxed),
@@ -162,7 +163,7 @@ impl Found {
             let plugin = &candidate.version;
             tracing::info!(%plugin, message, in_force, would, missed, "a candidate would have decided otherwise");
         }
-        let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut latest = self.latest.lock();
         if latest.len() >= KEPT {
             latest.pop_front();
         }

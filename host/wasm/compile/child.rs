@@ -5,8 +5,9 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
 
 use crate::wasm::compile::limits::{CompileLimits, NotCompiled, PATIENCE, invalid};
 use crate::wasm::compile::worker;
@@ -53,8 +54,7 @@ pub(crate) fn is_ending() -> bool {
 /// Waits until there are no compilations, for at most this long.
 pub fn await_compilations(most: Duration) {
     let (running, ended) = &RUNNING;
-    let running = running.lock().unwrap_or_else(PoisonError::into_inner);
-    drop(ended.wait_timeout_while(running, most, |running| *running > 0));
+    ended.wait_while_for(&mut running.lock(), |running| *running > 0, most);
 }
 
 /// A compilation, for as long as this lives.
@@ -62,14 +62,14 @@ struct Running(());
 
 impl Running {
     fn begin() -> Self {
-        *RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *RUNNING.0.lock() += 1;
         Self(())
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        *RUNNING.0.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        *RUNNING.0.lock() -= 1;
         RUNNING.1.notify_all();
     }
 }

@@ -1,9 +1,10 @@
 //! The plugins' metrics, with label sets that go when the versions they speak of go.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -107,12 +108,8 @@ impl Metrics {
         metrics
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<String, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn forget(&self, version: &PluginVersion) {
-        let mut all = self.known();
+        let mut all = self.known.lock();
         let Some(known) = all.get_mut(&*version.name) else { return };
         let left = known.versions.get_mut(&*version.hash).map(|count| {
             *count -= 1;

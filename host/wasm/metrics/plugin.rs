@@ -35,7 +35,7 @@ pub(crate) struct PluginMetrics {
 impl Metrics {
     /// The metrics of one prepared plugin, until the answer is dropped.
     pub(crate) fn plugin(&self, version: &PluginVersion) -> PluginMetrics {
-        let mut known = self.known();
+        let mut known = self.known.lock();
         let name = known.entry(version.name.to_string()).or_default();
         *name.versions.entry(version.hash.to_string()).or_default() += 1;
         self.info.get_or_create(&VersionLabels::of(version)).set(1);
@@ -118,7 +118,7 @@ impl PluginMetrics {
         if name.is_empty() || name.len() > MAX_OWN_NAME_LENGTH || !printable {
             return false;
         }
-        let mut all = self.all.known();
+        let mut all = self.all.known.lock();
         let Some(known) = all.get_mut(&*self.version.name) else { return false };
         let names = names(known);
         if names.iter().any(|known| known == name) {
