@@ -10,7 +10,7 @@
 //!   with `init` and tried at every hook, and the candidate beside it.
 //! - `prepare` makes a set of all plugins of a configuration, or refuses them with all problems
 //!   at once; `set` is what comes out.
-//! - `policies` holds the set in force. A swap is one atomic store (`switch`) between batches; the old
+//! - `policies` holds the set in force. A swap is one atomic store between batches; the old
 //!   set is freed with the last of its chains, its code with it.
 //! - `chain` is one worker's instances of one set, a `link` for each plugin: it turns answers
 //!   into plain data, and failures into `on_error`. A `pass` is a batch on its way through it;
@@ -53,8 +53,6 @@ mod config;
 mod entry;
 mod link;
 mod metrics;
-#[cfg(test)]
-mod model;
 mod on_error;
 mod pass;
 mod plugin;
@@ -63,12 +61,8 @@ mod prepare;
 mod rollout;
 mod set;
 mod status;
-mod switch;
 mod time_budget;
 mod watch;
-
-// What `switch` is made of; its model brings another cell.
-use arc_swap as cell;
 
 /// What is read as a plugin is looked at.
 const _: () = assert!(crate::artifact::MAX_SIZE == crate::wasm::compile::bounds::SIZE);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::SystemTime;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -19,7 +20,6 @@ use crate::policy::prepare::{ByHand, Means, Prepared, Problem, Refused, Want, Wa
 use crate::policy::rollout::quarantine::Alarm;
 use crate::policy::set::{Generation, PolicySet};
 use crate::policy::status::{PluginStatus, Refusal, Status, plugin_status};
-use crate::policy::switch::Switch;
 use crate::wasm::{self, Runtime};
 
 /// What policies are started with.
@@ -70,7 +70,7 @@ pub struct Policies {
     metrics: Metrics,
     /// How many chains there are now, each with instances of its own.
     pub(super) chains: Arc<AtomicUsize>,
-    current: Switch<PolicySet>,
+    current: ArcSwap<PolicySet>,
     /// One replacement at a time.
     replacing: tokio::sync::Mutex<()>,
     generation: watch::Sender<Generation>,
@@ -132,7 +132,7 @@ impl Policies {
         let chains = Arc::default();
         let policies = Self {
             means: Arc::new(means),
-            current: Switch::new(PolicySet::new(generation, entries, &chains)),
+            current: ArcSwap::from_pointee(PolicySet::new(generation, entries, &chains)),
             chains,
             replacing: tokio::sync::Mutex::new(()),
             generation: watch::Sender::new(generation),
@@ -149,7 +149,7 @@ impl Policies {
 
     /// The set in force. Cheap.
     pub fn current(&self) -> Arc<PolicySet> {
-        self.current.get()
+        self.current.load_full()
     }
 
     /// Replaces the whole set, or nothing of it. Compiles away from the threads that carry
@@ -197,7 +197,7 @@ impl Policies {
         }
         let generation = Generation(before.generation().0 + 1);
         tracing::info!(%generation, plugins = %changes(before.entries(), &entries), "policies swapped");
-        self.current.put(PolicySet::new(generation, entries, &self.chains));
+        self.current.store(Arc::new(PolicySet::new(generation, entries, &self.chains)));
         self.standing.lock().since = SystemTime::now();
         self.metrics.swapped(generation.0);
         self.generation.send_replace(generation);
@@ -286,7 +286,7 @@ impl Policies {
         if standing.refusal.as_ref().is_some_and(|last| last.errors == errors) {
             return;
         }
-        let generation = self.current.get().generation();
+        let generation = self.current.load().generation();
         tracing::warn!(problems = %refused, %generation, "policies refused; the set in force stays");
         let plugins = refused.problems.iter().map(|problem| problem.plugin.clone()).collect();
         standing.refusal = Some(Refusal { at: SystemTime::now(), errors, plugins });
