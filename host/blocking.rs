@@ -20,10 +20,9 @@ pub(crate) async fn run_blocking<R: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|why| EndedEarly { what, why })
 }
 
-/// Runs what blocks right here, where it may take its time: other tasks move to other threads, and
-/// wasmtime-wasi may block. A single-threaded runtime (tests) has no other thread; there,
-/// one is made.
-pub(crate) fn outside_async<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+/// Runs work that blocks where it is, while other tasks move to other threads; for work that borrows. A
+/// single-threaded runtime (tests) has no other thread; there, one is made.
+pub(crate) fn run_in_place<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     use tokio::runtime::{Handle, RuntimeFlavor};
     let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());
     match flavor {

@@ -37,6 +37,14 @@ impl<K: Clone + Eq + Hash, V> ExpiringMap<K, V> {
         self.values.get(key).filter(|(_, end)| *end > now).map(|(value, _)| value)
     }
 
+    /// The value, whether it has run out or not.
+    pub(crate) fn peek<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<&V>
+    where
+        K: Borrow<Q>,
+    {
+        self.values.get(key).map(|(value, _)| value)
+    }
+
     /// Keeps a value for this long, in the place of the one before.
     pub(crate) fn insert(&mut self, key: K, value: V, ttl: Duration, now: Instant) {
         if self.values.len() >= self.capacity && !self.values.contains_key(&key) {
@@ -64,8 +72,12 @@ impl<K: Clone + Eq + Hash, V> ExpiringMap<K, V> {
         is_due
     }
 
+    /// All values and their keys, those that have run out and were not swept among them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.values.iter().map(|(key, (value, _))| (key, value))
+    }
+
     /// How many values there are, those that have run out and were not swept among them.
-    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.values.len()
     }

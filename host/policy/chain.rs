@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::blocking::outside_async;
+use crate::blocking::run_in_place;
 use crate::decision::{Absent, Decided, Filtered, Stalled};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
@@ -85,7 +85,7 @@ impl Chain {
             return Ok(Step::Decided(std::mem::take(&mut pass.batch), Vec::new()));
         }
         let source = Source { topic, partition };
-        outside_async(|| {
+        run_in_place(|| {
             while let Some(link) = self.links.get_mut(pass.next) {
                 if link.hooks().has_filter() {
                     let wanted = link.filter_sharing(source, pass).inspect_err(|_| pass.stalled())?;
@@ -108,7 +108,7 @@ impl Chain {
         if !self.set.has_grouping() {
             return Ok(());
         }
-        outside_async(|| {
+        run_in_place(|| {
             for link in self.links.iter_mut().filter(|link| link.hooks().has_grouping()) {
                 if let Err(failure) = link.regroup(room, grouping) {
                     link.plugin.skip_or_stall(&failure)?;
@@ -128,7 +128,7 @@ impl Chain {
         if !self.set.has_offline() || absent.is_empty() {
             return Ok(decided);
         }
-        outside_async(|| {
+        run_in_place(|| {
             for link in self.links.iter_mut().filter(|link| link.hooks().offline.is_some()) {
                 if let Err(failure) = link.decide(message, absent, &mut decided) {
                     link.plugin.skip_or_stall(&failure)?;

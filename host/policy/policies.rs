@@ -11,7 +11,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::artifact::{Intake, Override, Versions};
-use crate::blocking::{outside_async, run_blocking};
+use crate::blocking::{run_blocking, run_in_place};
 use crate::policy::config::{PluginConfig, PoliciesConfig};
 use crate::policy::entry::{Entry, Workshop};
 use crate::policy::metrics::Metrics;
@@ -118,7 +118,7 @@ impl Policies {
     pub fn start_with(setup: Setup, plugins: &[PluginConfig]) -> Result<Arc<Self>, Refused> {
         let Setup { runtime, intake, versions, metrics } = setup;
         let means = Means { workshop: Workshop { runtime, alarms: Arc::default() }, intake, versions };
-        let (Ready { entries, left_out }, refused) = outside_async(|| first(&means, plugins))?;
+        let (Ready { entries, left_out }, refused) = run_in_place(|| first(&means, plugins))?;
         means.workshop.runtime.attempts.forget_compiled();
         let generation = Generation(1);
         log_left_out(&[], &left_out);

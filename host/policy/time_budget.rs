@@ -13,13 +13,16 @@
 
 use std::time::{Duration, Instant};
 
+use crate::backoff::Backoff;
+
 /// How many deadlines the full budget holds.
 const DEADLINES: u32 = 20;
 /// What is left to a plugin that was tried and decides again, as a part of the full budget.
 const AFTER_TRIAL: u32 = 4;
 /// For how long it is not called: at first, and at most.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+/// Each worker has a budget of its own: there is nobody to keep apart from.
+const NO_JITTER: f64 = 1.0;
 
 /// One worker's budget for one plugin.
 #[derive(Clone, Debug)]
@@ -30,8 +33,7 @@ pub(super) struct TimeBudget {
     left: Duration,
     /// When `left` was true.
     at: Instant,
-    /// The next pause.
-    pause: Duration,
+    pauses: Backoff,
     state: State,
 }
 
@@ -48,7 +50,7 @@ impl TimeBudget {
     /// A full one, for calls with this deadline, that fills with this share of the time.
     pub(super) fn new(deadline: Duration, share: f64, now: Instant) -> Self {
         let full = deadline.saturating_mul(DEADLINES);
-        Self { share, full, left: full, at: now, pause: FIRST_PAUSE, state: State::Within }
+        Self { share, full, left: full, at: now, pauses: PAUSES, state: State::Within }
     }
 
     /// Whether it is used up, and was not found good since.
@@ -79,8 +81,7 @@ impl TimeBudget {
             State::Within if !self.left.is_zero() => false,
             State::Within | State::Trial => {
                 let news = self.state == State::Within;
-                self.state = State::Over(now + self.pause);
-                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                self.state = State::Over(now + self.pauses.next_wait(NO_JITTER));
                 news
             }
         }
@@ -103,7 +104,7 @@ impl TimeBudget {
         self.left = self.left.saturating_add(passed.mul_f64(self.share)).min(self.full);
         // Long enough without trouble: what was before is forgotten.
         if self.left == self.full && self.state == State::Within {
-            self.pause = FIRST_PAUSE;
+            self.pauses.reset();
         }
     }
 }
@@ -113,6 +114,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
     const DEADLINE: Duration = Duration::from_millis(50);
     const SHARE: f64 = 0.1;

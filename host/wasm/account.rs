@@ -7,33 +7,38 @@
 //!
 //! It knows keys by their hashes alone.
 
-use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::expiring::ExpiringMap;
+
 /// What a key takes in Redis beside its bytes and its value's.
 const OVERHEAD: usize = 128;
-/// How often a full account looks for what has run out: it walks over all of it.
-const PURGE_EVERY: Duration = Duration::from_millis(500);
 
 /// One plugin's account.
 #[derive(Debug, Default)]
 pub(crate) struct Account(Mutex<Entries>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Entries {
-    /// What a key takes, and until when.
-    sizes: HashMap<u64, (usize, Instant)>,
+    /// What a key takes. Bounded by `max_shared_state`, of which each takes `OVERHEAD` at least.
+    sizes: ExpiringMap<u64, usize>,
+    /// Of all of them, those that have run out and were not swept among them.
     total: usize,
-    purged: Option<Instant>,
+}
+
+impl Default for Entries {
+    fn default() -> Self {
+        Self { sizes: ExpiringMap::new(usize::MAX), total: 0 }
+    }
 }
 
 impl Account {
     /// By how much a key's value of this length lets the total grow.
     pub(crate) fn growth(&self, key: &str, value: usize) -> usize {
-        let before = self.0.lock().sizes.get(&hash(key)).map_or(0, |(size, _)| *size);
+        let before = self.0.lock().sizes.peek(&hash(key)).copied().unwrap_or(0);
         cost(key, value).saturating_sub(before)
     }
 
@@ -59,25 +64,22 @@ impl Account {
     pub(crate) fn note(&self, key: &str, value: Option<(usize, Duration)>, now: Instant) {
         let mut entries = self.0.lock();
         let key_hash = hash(key);
-        if let Some((before, _)) = entries.sizes.remove(&key_hash) {
+        if let Some(before) = entries.sizes.remove(&key_hash) {
             entries.total -= before;
         }
         if let Some((length, ttl)) = value {
             let size = cost(key, length);
             entries.total += size;
-            entries.sizes.insert(key_hash, (size, now + ttl));
+            entries.sizes.insert(key_hash, size, ttl, now);
         }
     }
 }
 
 impl Entries {
     fn purge(&mut self, now: Instant) {
-        if self.purged.is_some_and(|then| now.duration_since(then) < PURGE_EVERY) {
-            return;
+        if self.sizes.sweep(now) {
+            self.total = self.sizes.iter().map(|(_, size)| size).sum();
         }
-        self.purged = Some(now);
-        self.sizes.retain(|_, (_, until)| *until > now);
-        self.total = self.sizes.values().map(|(size, _)| size).sum();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 /// The system's clock, or one that stands still until it is set: for commands that ask a plugin
 /// what it would decide at another time. Only what plugins ask for with `now` goes by it; their
@@ -30,6 +30,5 @@ impl Clock {
 }
 
 fn system_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    crate::time::to_ms(SystemTime::now())
 }

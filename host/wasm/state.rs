@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
+use crate::expiring::ExpiringMap;
 use crate::wasm::account::Account;
 
 /// The longest key, in bytes.
@@ -19,8 +20,6 @@ const MAX_VALUE: usize = 64 * 1024;
 const MAX_ENTRIES: usize = 10_000;
 /// The most that keys and values of one plugin take together, in bytes.
 const MAX_TOTAL: usize = 16 * 1024 * 1024;
-/// How often a full store may look for expired entries: it walks over all of them.
-const PURGE_EVERY: Duration = Duration::from_millis(500);
 
 /// The state of all plugins of a gateway, by plugin name.
 #[derive(Debug, Default)]
@@ -48,29 +47,22 @@ impl States {
 #[derive(Debug, Default)]
 pub(crate) struct State(Mutex<Entries>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Entries {
-    entries: HashMap<String, Entry>,
-    /// Bytes of all keys and values.
+    values: ExpiringMap<String, Vec<u8>>,
+    /// Bytes of all keys and values, those that have run out and were not swept among them.
     total: usize,
-    purged: Option<Instant>,
 }
 
-#[derive(Debug)]
-struct Entry {
-    value: Vec<u8>,
-    expires: Option<Instant>,
+impl Default for Entries {
+    fn default() -> Self {
+        Self { values: ExpiringMap::new(MAX_ENTRIES), total: 0 }
+    }
 }
 
 impl State {
     pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
-        let mut state = self.0.lock();
-        let entry = state.entries.get(key)?;
-        if entry.is_expired(Instant::now()) {
-            state.remove(key);
-            return None;
-        }
-        Some(entry.value.clone())
+        self.0.lock().values.get(key, Instant::now()).cloned()
     }
 
     /// # Errors
@@ -87,9 +79,7 @@ impl State {
         }
         state.remove(&key);
         state.total += key.len() + value.len();
-        // A time beyond what the clock can count is as good as for ever.
-        let expires = ttl.and_then(|ttl| now.checked_add(ttl));
-        state.entries.insert(key, Entry { value, expires });
+        state.values.insert(key, value, ttl.unwrap_or(Duration::MAX), now);
         Ok(())
     }
 
@@ -114,36 +104,27 @@ pub(crate) fn check_size(key: &str, value: &[u8]) -> Result<(), String> {
 
 impl Entries {
     fn remove(&mut self, key: &str) {
-        if let Some(old) = self.entries.remove(key) {
-            self.total -= key.len() + old.value.len();
+        if let Some(old) = self.values.remove(key) {
+            self.total -= key.len() + old.len();
         }
     }
 
     /// Which limit setting this key to a value of this length would pass.
     fn limit_hit(&self, key: &str, length: usize) -> Option<String> {
-        let old = self.entries.get(key);
-        if old.is_none() && self.entries.len() >= MAX_ENTRIES {
+        let old = self.values.peek(key);
+        if old.is_none() && self.values.len() >= MAX_ENTRIES {
             return Some(format!("there are {MAX_ENTRIES} keys already; delete some, or let them expire"));
         }
-        let freed = old.map_or(0, |old| key.len() + old.value.len());
+        let freed = old.map_or(0, |old| key.len() + old.len());
         let total = self.total - freed + key.len() + length;
         (total > MAX_TOTAL)
             .then(|| format!("all keys and values together would take {total} bytes, more than {MAX_TOTAL}"))
     }
 
     fn purge(&mut self, now: Instant) {
-        if self.purged.is_some_and(|then| now.duration_since(then) < PURGE_EVERY) {
-            return;
+        if self.values.sweep(now) {
+            self.total = self.values.iter().map(|(key, value)| key.len() + value.len()).sum();
         }
-        self.purged = Some(now);
-        self.entries.retain(|_, entry| !entry.is_expired(now));
-        self.total = self.entries.iter().map(|(key, entry)| key.len() + entry.value.len()).sum();
-    }
-}
-
-impl Entry {
-    fn is_expired(&self, now: Instant) -> bool {
-        self.expires.is_some_and(|expires| expires <= now)
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 
-use crate::blocking::outside_async;
+use crate::blocking::run_in_place;
 use crate::decision::PluginVersion;
 use crate::wasm::epoch::{Running, ticks};
 use crate::wasm::host::{HostState, Services};
@@ -27,7 +27,7 @@ fn start(wat: &str) -> Result<(), String> {
     let _running = Running::begin();
     store.set_epoch_deadline(ticks(Duration::from_secs(1)));
     let component = Component::new(&runtime.engine, wat::parse_str(wat).unwrap()).unwrap();
-    let result = outside_async(|| runtime.linker.instantiate(&mut store, &component));
+    let result = run_in_place(|| runtime.linker.instantiate(&mut store, &component));
     result.map(|_| ()).map_err(|error| format!("{error:#}"))
 }
 

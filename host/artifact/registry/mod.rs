@@ -29,6 +29,7 @@ use oci_client::Reference;
 use parking_lot::Mutex;
 
 use crate::artifact::file::Arrived;
+use crate::expiring::ExpiringMap;
 
 pub(crate) use reference::{is_reference, reference};
 pub use site::RegistryConfig;
@@ -40,6 +41,8 @@ const KEPT: usize = 16;
 /// A registry that failed is not asked again for so long: an operator's word on another plugin
 /// must not wait for it again and again.
 const REST: Duration = Duration::from_secs(5);
+/// How many failures are remembered.
+const FAILED: usize = 256;
 
 /// What came from registries, by digest.
 #[derive(Debug, Default)]
@@ -49,11 +52,17 @@ pub(crate) struct Registries {
     known: Mutex<Known>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
     arrived: VecDeque<(String, Arrived)>,
-    /// When which reference failed last, and why.
-    failed: VecDeque<(String, Instant, String)>,
+    /// Why which reference failed last.
+    failed: ExpiringMap<String, String>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { arrived: VecDeque::new(), failed: ExpiringMap::new(FAILED) }
+    }
 }
 
 impl Registries {
@@ -94,9 +103,7 @@ impl Registries {
         if let Some((_, arrived)) = known.arrived.iter().find(|(known, _)| known == digest) {
             return Some(Ok(arrived.clone()));
         }
-        let name = reference.to_string();
-        let failed = known.failed.iter().find(|(failed, at, _)| *failed == name && at.elapsed() < REST);
-        failed.map(|(_, _, why)| Err(why.clone()))
+        known.failed.get(&reference.to_string(), Instant::now()).map(|why| Err(why.clone()))
     }
 
     fn pull(&self, reference: &Reference, digest: &str) -> Result<Package, String> {
@@ -111,10 +118,9 @@ impl Registries {
                 }
             }
             Err(why) => {
-                let mut known = self.known.lock();
-                let name = reference.to_string();
-                known.failed.retain(|(failed, at, _)| *failed != name && at.elapsed() < REST);
-                known.failed.push_back((name, Instant::now(), why.clone()));
+                let (mut known, now) = (self.known.lock(), Instant::now());
+                known.failed.sweep(now);
+                known.failed.insert(reference.to_string(), why.clone(), REST, now);
             }
         }
         pulled
