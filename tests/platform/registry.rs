@@ -113,6 +113,33 @@ async fn credentials_are_asked_for_and_never_told() {
     assert!(!format!("{:?}", gateway.log_lines()).contains(registry.password()));
 }
 
+#[tokio::test]
+async fn a_credential_helper_is_asked_and_one_that_hangs_is_left() {
+    let name = "a_credential_helper_is_asked_and_one_that_hangs_is_left";
+    let Some(registry) = Registry::start(name, true).await else { return };
+    let reference = registry.push("kept/policy", &variant(1), json!({})).await;
+    let home = folder("helpers");
+    let answer = json!({ "Username": registry.user(), "Secret": registry.password() });
+    let scripts = [("good", format!("cat >/dev/null; echo '{answer}'")), ("hangs", "sleep 600".to_owned())];
+    for (name, script) in &scripts {
+        let file = home.path().join(format!("docker-credential-{name}"));
+        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("the folder takes it");
+        let may_run = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&file, may_run).expect("its mode can be set");
+    }
+    let path = format!("{}:{}", home.path().display(), std::env::var("PATH").unwrap_or_default());
+    let with = |helper: &str| {
+        let config = json!({ "credsStore": helper }).to_string();
+        check(&reference, &[("PATH", &path), ("DOCKER_AUTH_CONFIG", &config)])
+    };
+    let (code, said) = with("good");
+    assert!(code == Some(0), "{said}");
+    let (code, said) = with("hangs");
+    assert!(code == Some(2) && said.contains("`hangs`") && said.contains("no answer within 10s"), "{said}");
+    let (code, said) = with("missing");
+    assert!(code == Some(2) && said.contains("cannot be started"), "{said}");
+}
+
 /// What `halley check` says of a plugin from this reference.
 fn check(reference: &str, environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let files = folder("check");

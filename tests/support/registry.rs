@@ -77,6 +77,11 @@ impl Registry {
         json!({ "auths": auths }).to_string()
     }
 
+    /// Who may ask it.
+    pub fn user(&self) -> &'static str {
+        USER
+    }
+
     /// The password, to look for it where it must not be.
     pub fn password(&self) -> &'static str {
         PASSWORD

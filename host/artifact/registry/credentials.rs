@@ -1,8 +1,8 @@
 //! Credentials for registries, where people keep them: what `docker login` and its kin write.
 //!
 //! Read again for every fetch. From the environment's DOCKER_AUTH_CONFIG (the content itself), else
-//! from `config.json` in DOCKER_CONFIG or `~/.docker`. Credential helpers are not asked. Nothing
-//! of it goes into an error or a log.
+//! from `config.json` in DOCKER_CONFIG or `~/.docker`. A credential helper that is named there for the
+//! registry, or for all, is asked first (see [`helper`]). Nothing of it goes into an error or a log.
 
 use std::path::PathBuf;
 
@@ -11,10 +11,13 @@ use base64::engine::general_purpose::STANDARD;
 use oci_client::secrets::RegistryAuth;
 use serde_json::Value;
 
+use crate::artifact::registry::helper::{self, Login};
 use crate::files::read;
 
 /// The largest file with credentials, in bytes.
 const MAX_SIZE: u64 = 1024 * 1024;
+/// The name that helpers give to what is no password.
+const IDENTITY_TOKEN: &str = "<token>";
 
 /// The credentials for a registry (`host` or `host:port`); anonymous where there are none.
 ///
@@ -22,11 +25,11 @@ const MAX_SIZE: u64 = 1024 * 1024;
 /// When they are there and cannot be read.
 pub(super) fn of(registry: &str) -> Result<RegistryAuth, String> {
     if let Ok(text) = std::env::var("DOCKER_AUTH_CONFIG") {
-        return find(&text, "DOCKER_AUTH_CONFIG", registry);
+        return find(&text, "DOCKER_AUTH_CONFIG", registry, &ask);
     }
     let Some(file) = file() else { return Ok(RegistryAuth::Anonymous) };
     match read(&file, MAX_SIZE) {
-        Ok(text) => find(&String::from_utf8_lossy(&text), &file.display().to_string(), registry),
+        Ok(text) => find(&String::from_utf8_lossy(&text), &file.display().to_string(), registry, &ask),
         Err(why) if why.is_missing() => Ok(RegistryAuth::Anonymous),
         Err(why) => Err(format!("the registry's credentials: {} {why}", file.display())),
     }
@@ -38,28 +41,57 @@ fn file() -> Option<PathBuf> {
     Some(folder.or_else(home)?.join("config.json"))
 }
 
-fn find(text: &str, place: &str, registry: &str) -> Result<RegistryAuth, String> {
+/// How a helper of this name is asked for the credentials of a server.
+type Ask<'a> = &'a dyn Fn(&str, &str) -> Result<Option<Login>, String>;
+
+fn ask(name: &str, server: &str) -> Result<Option<Login>, String> {
+    helper::ask(helper::command(name)?, server, helper::DEADLINE)
+}
+
+fn find(text: &str, place: &str, registry: &str, ask: Ask<'_>) -> Result<RegistryAuth, String> {
     // The parser's own words could quote a secret.
     let config: Value = serde_json::from_str(text)
         .map_err(|_| format!("the registry's credentials in {place} are not JSON"))?;
     let auths = config["auths"].as_object().into_iter().flatten();
-    let Some((_, entry)) = auths.into_iter().find(|(name, _)| host_of(name) == registry) else {
-        return Ok(RegistryAuth::Anonymous);
-    };
+    let entry = auths.into_iter().find(|(name, _)| host_of(name) == registry);
+    // What a helper keeps has an empty entry, whose name it knows.
+    let server = entry.map_or(registry, |(name, _)| name);
+    let helper = config["credHelpers"][registry].as_str().or_else(|| config["credsStore"].as_str());
+    if let Some(name) = helper.filter(|name| !name.is_empty()) {
+        let asked = ask(name, server);
+        let login = asked.map_err(|why| {
+            format!("the credential helper `{name}`, which {place} names for {registry}, is of no use: {why}")
+        })?;
+        match login {
+            Some(login) if login.username == IDENTITY_TOKEN => {
+                return Err(format!(
+                    "the credential helper `{name}` has an identity token for {registry}, which cannot be used here; log in with a user's name and an access token"
+                ));
+            }
+            Some(login) => return Ok(RegistryAuth::Basic(login.username, login.secret)),
+            None => {}
+        }
+    }
+    match entry {
+        Some((_, entry)) if entry.as_object().is_some_and(|entry| !entry.is_empty()) => login_of(entry)
+            .ok_or_else(|| {
+                format!("the credentials for {registry} in {place} are not as `docker login` writes them")
+            }),
+        _ => Ok(RegistryAuth::Anonymous),
+    }
+}
+
+fn login_of(entry: &Value) -> Option<RegistryAuth> {
     if let Some(token) = entry["registrytoken"].as_str() {
-        return Ok(RegistryAuth::Bearer(token.to_owned()));
+        return Some(RegistryAuth::Bearer(token.to_owned()));
     }
     if let (Some(user), Some(password)) = (entry["username"].as_str(), entry["password"].as_str()) {
-        return Ok(RegistryAuth::Basic(user.to_owned(), password.to_owned()));
+        return Some(RegistryAuth::Basic(user.to_owned(), password.to_owned()));
     }
-    let pair = entry["auth"].as_str().and_then(|auth| STANDARD.decode(auth.trim()).ok());
-    let pair = pair.and_then(|pair| String::from_utf8(pair).ok());
-    match pair.as_deref().and_then(|pair| pair.split_once(':')) {
-        Some((user, password)) => Ok(RegistryAuth::Basic(user.to_owned(), password.to_owned())),
-        None => Err(format!(
-            "the credentials for {registry} in {place} are not as `docker login` writes them without a credential helper"
-        )),
-    }
+    let pair = STANDARD.decode(entry["auth"].as_str()?.trim()).ok()?;
+    let pair = String::from_utf8(pair).ok()?;
+    let (user, password) = pair.split_once(':')?;
+    Some(RegistryAuth::Basic(user.to_owned(), password.to_owned()))
 }
 
 /// Entries are hosts, or URLs as the first of these tools wrote them.
@@ -79,13 +111,36 @@ mod tests {
             "two.example:5000": { "username": "a", "password": "b" },
             "three.example": { "registrytoken": "t" },
             "four.example": { "auth": "secret!" } } }"#;
-        let of = |registry: &str| find(text, "here", registry);
+        let nobody = |_: &str, _: &str| panic!("no helper is named");
+        let of = |registry: &str| find(text, "here", registry, &nobody);
         let basic = |user: &str, password: &str| RegistryAuth::Basic(user.into(), password.into());
         assert_eq!(of("one.example"), Ok(basic("user", "pass:word")));
         assert_eq!(of("two.example:5000"), Ok(basic("a", "b")));
         assert_eq!(of("two.example"), Ok(RegistryAuth::Anonymous), "another port is another registry");
         assert_eq!(of("three.example"), Ok(RegistryAuth::Bearer("t".into())));
         assert!(!of("four.example").unwrap_err().contains("secret"));
-        assert!(!find("{ secret", "here", "one.example").unwrap_err().contains("secret"));
+        assert!(!find("{ secret", "here", "one.example", &nobody).unwrap_err().contains("secret"));
+    }
+
+    #[test]
+    fn a_helper_is_asked_first_and_under_the_name_that_it_knows() {
+        let text = r#"{ "credsStore": "all", "credHelpers": { "one.example": "own" }, "auths": {
+            "https://index.docker.io/v1/": {},
+            "two.example": { "username": "a", "password": "b" } } }"#;
+        let basic = |user: &str, password: &str| RegistryAuth::Basic(user.into(), password.into());
+        let answer =
+            |name: &str, server: &str| Ok(Some(Login { username: name.into(), secret: server.into() }));
+        let of = |registry: &str| find(text, "here", registry, &answer);
+        assert_eq!(of("one.example"), Ok(basic("own", "one.example")));
+        assert_eq!(of("index.docker.io"), Ok(basic("all", "https://index.docker.io/v1/")));
+        let none = |registry: &str| find(text, "here", registry, &|_, _| Ok(None));
+        assert_eq!(none("two.example"), Ok(basic("a", "b")), "what stands in the file");
+        assert_eq!(none("index.docker.io"), Ok(RegistryAuth::Anonymous));
+        let token = |_: &str, _: &str| Ok(Some(Login { username: "<token>".into(), secret: "s3".into() }));
+        let why = find(text, "here", "one.example", &token).expect_err("no password");
+        assert!(why.contains("identity token") && !why.contains("s3"), "{why}");
+        let away = |_: &str, _: &str| Err("it gives no answer within 10s".to_owned());
+        let why = find(text, "here", "one.example", &away).expect_err("the helper hangs");
+        assert!(why.contains("`own`") && why.contains("within 10s"), "{why}");
     }
 }

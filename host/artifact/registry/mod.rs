@@ -16,6 +16,7 @@ mod client;
 mod credentials;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod helper;
 mod manifest;
 mod reference;
 mod site;

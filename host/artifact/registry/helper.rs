@@ -1,0 +1,159 @@
+//! Credential helpers: programs that give credentials out of a keychain, as docker's and podman's settings
+//! name them (`credsStore`, `credHelpers`).
+//!
+//! The crate for this (`docker_credential`) waits for a helper for as long as it takes, reads whatever it
+//! writes, and puts that into its errors. Here a helper has a deadline and a bound, is ended with all that
+//! it started, and nothing that it says is told to anybody.
+//!
+//! Source of the protocol: github.com/docker/docker-credential-helpers.
+
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use serde::Deserialize;
+
+/// How long one may take: some ask a service for a token.
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+/// The most that is read of one, in bytes.
+const MAX_ANSWER: u64 = 64 * 1024;
+/// What a helper says when it has no credentials for a server.
+const NOT_FOUND: &[u8] = b"credentials not found";
+
+/// What a helper gives.
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Login {
+    pub(super) username: String,
+    pub(super) secret: String,
+}
+
+/// The command of the helper of this name.
+///
+/// # Errors
+/// When that is no name: a path would run something else than a helper.
+pub(super) fn command(name: &str) -> Result<Command, String> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || !name.chars().all(is_name) {
+        return Err("its name has other characters than letters, digits, `-`, `_` and `.`".to_owned());
+    }
+    Ok(Command::new(format!("docker-credential-{name}")))
+}
+
+/// Asks a helper for the credentials of a server; none where it has none. Blocks for up to the deadline.
+///
+/// # Errors
+/// When it cannot be started, takes too long, or gives something else.
+pub(super) fn ask(mut command: Command, server: &str, deadline: Duration) -> Result<Option<Login>, String> {
+    command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
+    let mut helper = Helper(command.spawn().map_err(|why| format!("it cannot be started: {why}"))?);
+    if let Some(mut stdin) = helper.0.stdin.take() {
+        // A pipe takes a name at once. One who does not read it says so in its answer.
+        let _ = stdin.write_all(server.as_bytes());
+    }
+    let answer = helper.answer(deadline)?;
+    if answer.len() as u64 > MAX_ANSWER {
+        return Err(format!("it writes more than {MAX_ANSWER} bytes"));
+    }
+    match serde_json::from_slice(&answer) {
+        Ok(login) => Ok(Some(login)),
+        Err(_) if answer.starts_with(NOT_FOUND) => Ok(None),
+        // What it wrote could be a secret.
+        Err(_) => Err("it gives no credentials; run it by hand to see why".to_owned()),
+    }
+}
+
+/// A helper, ended with everything that it started.
+struct Helper(Child);
+
+impl Helper {
+    fn answer(&mut self, deadline: Duration) -> Result<Vec<u8>, String> {
+        let stdout = self.0.stdout.take().ok_or("it has no output")?;
+        let (sender, answer) = mpsc::sync_channel(1);
+        let read = move || {
+            let mut bytes = Vec::new();
+            let read = stdout.take(MAX_ANSWER + 1).read_to_end(&mut bytes);
+            // Nobody waits any more when it was too late.
+            let _ = sender.send(read.map(|_| bytes));
+        };
+        let thread = std::thread::Builder::new().name("credentials".into());
+        thread.spawn(read).map_err(|why| format!("there is no thread for it: {why}"))?;
+        match answer.recv_timeout(deadline) {
+            Ok(read) => read.map_err(|why| format!("its answer cannot be read: {why}")),
+            Err(_) => Err(format!("it gives no answer within {deadline:?}")),
+        }
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // It leads a group of its own, so that what it started ends as well, and with it the pipe that the
+        // thread reads. It may be gone by now.
+        if let Ok(id) = i32::try_from(self.0.id())
+            && let Some(group) = Pid::from_raw(id)
+        {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    fn script(text: &str) -> Result<Option<Login>, String> {
+        let mut command = Command::new("sh");
+        command.args(["-c", text]);
+        ask(command, "one.example", Duration::from_secs(20))
+    }
+
+    #[test]
+    fn a_helper_is_asked_for_the_server() {
+        let login =
+            script(r#"read -r s; printf '{"ServerURL":"%s","Username":"u","Secret":"for %s"}' "$s" "$s""#);
+        assert_eq!(login, Ok(Some(Login { username: "u".into(), secret: "for one.example".into() })));
+        let none = script("echo 'credentials not found in native keychain'; exit 1");
+        assert_eq!(none, Ok(None));
+    }
+
+    #[test]
+    fn what_a_helper_says_is_bounded_and_told_to_nobody() {
+        let why = script("echo 'the secret is 4711'; exit 1").expect_err("no credentials");
+        assert!(!why.contains("4711"), "{why}");
+        let why = script("yes secret").expect_err("too much");
+        assert!(why.contains("more than 65536 bytes") && !why.contains("secret"), "{why}");
+        let missing = ask(command("of-this-name-there-is-none").unwrap(), "one.example", DEADLINE);
+        assert!(missing.is_err_and(|why| why.contains("cannot be started")));
+        for odd in ["", "../evil", "a b", "/bin/sh"] {
+            assert!(command(odd).is_err(), "{odd}");
+        }
+    }
+
+    /// The helper's child holds its output open, as a daemon would that it starts.
+    #[test]
+    fn a_helper_that_hangs_is_ended_with_what_it_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let pids = folder.path().join("pids");
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("sleep 600 & echo $! $$ > '{}'; wait", pids.display())]);
+        let begun = Instant::now();
+        let why = ask(command, "one.example", Duration::from_secs(2)).expect_err("it hangs");
+        assert!(why.contains("no answer within 2s"), "{why}");
+        let pids = std::fs::read_to_string(pids).expect("it ran");
+        // Nobody may have taken over a dead child's exit status yet.
+        let is_dead = |pid: &str| {
+            let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            state.is_empty() || state.contains(") Z ")
+        };
+        while !pids.split_whitespace().all(is_dead) {
+            assert!(begun.elapsed() < Duration::from_secs(60), "what it started goes on");
+            std::thread::yield_now();
+        }
+    }
+}
