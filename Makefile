@@ -1,4 +1,4 @@
-# Halley. `make` alone says what there is.
+# Halley. `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
 .PHONY: help build plugins demo check test soak bench-plugins bench-languages fuzz clean
@@ -15,7 +15,7 @@ plugins: ## The bundled policies and the tests' guests, to WebAssembly
 	@plugins/build.sh >/dev/null
 	@plugins/build.sh tests/guests >/dev/null
 
-demo: ## The whole thing in one process, with nothing to install
+demo: ## A complete demo in one process, with nothing to install
 	@.ci/deps.sh build
 	@plugins/build.sh >/dev/null
 	cargo run --locked --bin halley -- demo $(DEMO_ARGS)
@@ -31,13 +31,13 @@ check: ## Format, lints, and licences and versions of dependencies, without runn
 	cargo clippy --locked --manifest-path plugins/Cargo.toml --all-targets -- -D warnings
 	@.ci/deny.sh
 
-# Stories that run compilers: beside them, the stories of faults would see a machine that stands still.
+# Stories that run compilers: they would starve the fault stories, so they run separately.
 BUILDERS := authors:: languages::
 
 test: ## Everything: lints, unit tests, policies, and the stories on real Kafka and Redis
 	@.ci/deps.sh test
 	@[ -n "$$HALLEY_TEST_KAFKA" ] || tests/support/fetch-kafka.sh >/dev/null || \
-		echo "make: no Apache Kafka: the stories take librdkafka's mock, and say what that cannot prove"
+		echo "make: no Apache Kafka: the stories use librdkafka's mock, and report what that cannot prove"
 	@$(MAKE) --no-print-directory plugins
 	@plugins/languages/build.sh || [ $$? -eq 3 ]
 	@tests/peers/build.sh >/dev/null || [ $$? -eq 3 ]
@@ -48,8 +48,8 @@ test: ## Everything: lints, unit tests, policies, and the stories on real Kafka 
 	cargo test --locked --manifest-path examples/my-policy/Cargo.toml
 	@$(MAKE) --no-print-directory check
 
-# One at a time: they print figures, and share two cores with nobody.
-soak: ## What takes longer than tests may: many faults, memory, throughput; HALLEY_SOAK_MINUTES (10)
+# One at a time: they print figures, and need the machine for themselves.
+soak: ## Long runs: many faults, memory, throughput; HALLEY_SOAK_MINUTES (10)
 	@.ci/deps.sh test
 	@[ -n "$$HALLEY_TEST_KAFKA" ] || tests/support/fetch-kafka.sh >/dev/null
 	@$(MAKE) --no-print-directory plugins
@@ -57,22 +57,22 @@ soak: ## What takes longer than tests may: many faults, memory, throughput; HALL
 	cargo test --locked --test stories -- --test-threads 1 --nocapture --ignored soak::
 	cargo test --locked --test stories -- --test-threads 1 --nocapture a_thousand_swaps
 
-bench-plugins: ## What policies cost, beside the same Rust code without WebAssembly; a minute
+bench-plugins: ## The cost of policies compared to native Rust code; a minute
 	@.ci/deps.sh build
 	@plugins/build.sh >/dev/null
 	@plugins/build.sh tests/guests >/dev/null
 	cargo run --locked --release --example bench_plugins
 
-bench-languages: ## What the same policy costs a message in Rust, C, Go, Python and JavaScript
+bench-languages: ## The cost per message of the same policy in Rust, C, Go, Python and JavaScript
 	@.ci/deps.sh build
 	@plugins/build.sh >/dev/null
 	@plugins/languages/build.sh || [ $$? -eq 3 ]
 	cargo run --locked --release --example bench_languages
 
-fuzz: ## Feeds everything that comes from outside to libFuzzer, nine targets, FUZZ_SECONDS (60) each
+fuzz: ## Fuzzes all external inputs with libFuzzer, nine targets, FUZZ_SECONDS (60) each
 	@.ci/deps.sh build
 	@tests/fuzz/run.sh
 
-clean: ## Removes everything that was built
+clean: ## Removes all build output
 	cargo clean
 	rm -rf plugins/target plugins/dist plugins/languages/dist tests/guests/dist tests/fuzz/target .cache

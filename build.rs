@@ -1,4 +1,5 @@
-//! Protos to code (with protox, so that no `protoc` is needed) and the git revision.
+//! Generates code from the protos (with protox, so that no `protoc` is needed) and exports the git
+//! revision.
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +8,7 @@ const PROTOS: [&str; 3] = ["push.proto", "comet_chatroom.proto", "comet_goim.pro
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    // Naming a file that is not there (a tarball, a git worktree) would rebuild every time.
+    // Naming a missing file (in a tarball or a git worktree) would rebuild every time.
     for file in [".git/HEAD", ".git/logs/HEAD"] {
         if Path::new(file).exists() {
             println!("cargo:rerun-if-changed={file}");
@@ -16,8 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rustc-env=HALLEY_REVISION={}", git_revision());
 
     let files = protox::compile(PROTOS, ["proto"])?;
-    // Only the comets' server side is generated: the gateway calls them through a codec that
-    // sends bytes which were encoded once.
+    // Only the server side of comets is generated: the gateway calls them with a codec that sends
+    // pre-encoded bytes.
     tonic_prost_build::configure()
         .bytes(".")
         .build_client(false)

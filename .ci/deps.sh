@@ -1,8 +1,8 @@
 #!/bin/sh
-# Sees to the system packages that a step needs: .ci/deps.sh build | test
+# Installs the system packages that a step needs: .ci/deps.sh build | test
 #
-# What is missing is installed when root on a Debian or Ubuntu machine, and otherwise named
-# with the exact command.
+# Missing packages are installed if run as root on Debian or Ubuntu; otherwise the exact command is
+# printed.
 set -eu
 
 say() { printf 'deps: %s\n' "$*" >&2; }
@@ -15,7 +15,7 @@ need() {
     "$@" >/dev/null 2>&1 || missing="$missing $package"
 }
 wanted=""
-# want PACKAGE CHECK...: the same for what some stories can do without.
+# want PACKAGE CHECK...: the same for optional packages of some stories.
 want() {
     package=$1
     shift
@@ -54,7 +54,7 @@ fi
 if [ -n "$wanted" ] && [ "$(id -u)" -eq 0 ] && has apt-get >/dev/null; then
     missing="$missing$wanted"
 elif [ -n "$wanted" ]; then
-    say "missing (by their Debian names):$wanted; the stories that need them are skipped, and say so"
+    say "missing (by their Debian names):$wanted; the stories that need them are skipped"
 fi
 [ -n "$missing" ] || exit 0
 packages=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')

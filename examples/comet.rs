@@ -78,6 +78,7 @@ async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let redis = Redis::connect(&args.redis).await?;
     let grpc = TcpIncoming::bind(args.listen)
+        .map(|incoming| incoming.with_nodelay(Some(true)))
         .with_context(|| format!("cannot listen on --listen {}", args.listen))?;
     let http = TcpListener::bind(args.http).await;
     let http = http.with_context(|| format!("cannot listen on --http {}", args.http))?;

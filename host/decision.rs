@@ -1,7 +1,7 @@
-//! What policies decide, as plain data: verdicts, amendments, guards, dispositions.
+//! The decisions of policies, as plain data: verdicts, amendments, guards, dispositions.
 //!
-//! Pure. `policy` produces these from what plugins answer, having checked every length and
-//! index; the pipeline and the router act on them without knowing that WebAssembly exists.
+//! Pure. `policy` produces them from the results of plugins, with every length and index checked.
+//! The pipeline and the router act on them and do not know WebAssembly.
 
 mod outcome;
 
@@ -31,44 +31,44 @@ impl fmt::Display for PluginVersion {
 /// What the filters decided about one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on, perhaps amended.
+    /// It continues, perhaps amended.
     Pass,
-    /// It is delivered to nobody.
+    /// It is not delivered.
     Drop {
         /// What the policy said.
         reason: String,
-        /// Who decided.
+        /// The plugin that decided.
         by: PluginVersion,
     },
     /// It goes to the dead-letter topic.
     DeadLetter {
         /// What the policy said, or how it failed.
         reason: String,
-        /// Who decided.
+        /// The plugin that decided.
         by: PluginVersion,
     },
 }
 
-/// Which comets get one message, as amended by policies. The default changes nothing.
+/// Restrictions and additions of policies to the comets of one message. The default changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// These comets and no others.
+    /// Only these comets.
     pub only: Option<Vec<CometAddr>>,
     /// Not these comets.
     pub except: Vec<CometAddr>,
-    /// These comets as well.
+    /// These comets in addition.
     pub also: Vec<CometAddr>,
-    /// Those of `also` that a plugin named which may name any comet (`comets = "any"`).
+    /// Those of `also` that come from a plugin with `comets = "any"`.
     pub trusted: Vec<CometAddr>,
 }
 
 impl Overrides {
-    /// Whether they keep the message from some comets: then reaching none is what was wanted.
+    /// Whether they exclude comets: then it is intended if none is reached.
     pub fn limit(&self) -> bool {
         self.only.is_some() || !self.except.is_empty()
     }
 
-    /// Gives comets other addresses, such as those behind server names.
+    /// Maps comets to other addresses, such as those of server names.
     pub fn readdress(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
         let only = self.only.iter_mut().flatten();
         for comet in only.chain(&mut self.except).chain(&mut self.also).chain(&mut self.trusted) {
@@ -90,10 +90,10 @@ impl Overrides {
     }
 }
 
-/// "Pass only if nobody used this key within the time."
+/// "Pass only if the key was not used within this time."
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guard {
-    /// The key, under the plugin's own name: plugins cannot stop each other's messages.
+    /// The key, prefixed with the plugin's name: plugins cannot block each other's messages.
     pub key: String,
     /// How long the key stays claimed.
     pub ttl: Duration,
@@ -104,16 +104,16 @@ pub struct Guard {
 /// Why a recipient was not reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
-    /// The user is not online, or a policy said to treat the connection so.
+    /// The user is not online, or a policy treats the connection as offline.
     NotOnline,
     /// No connection is known for the key.
     NoConnection,
-    /// The comet did not take the message in time.
+    /// The comet did not accept the message in time.
     CometUnreachable,
 }
 
 impl Cause {
-    /// The cause as it stands in logs, metrics and records.
+    /// The cause's name in logs, metrics and records.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotOnline => "not-online",
@@ -123,43 +123,43 @@ impl Cause {
     }
 }
 
-/// What an absent recipient's id names. Only users have inboxes: nobody would ever read one
-/// that is named after a connection.
+/// What an absent recipient's id identifies. Only users have inboxes: an inbox of a connection would
+/// never be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Identity {
     /// A user.
     #[default]
     User,
-    /// A user or a connection that is gone: kept only where a policy says so.
+    /// A user or a closed connection: a message is stored only if a policy says so.
     Unsure,
-    /// A connection: nothing is kept.
+    /// A connection: nothing is stored.
     Connection,
 }
 
 /// One recipient who was not reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Absent {
-    /// The user; the key or the connection id where no user is known.
+    /// The user; the key or the connection id if no user is known.
     pub user: UserId,
-    /// What `user` names.
+    /// What `user` identifies.
     pub identity: Identity,
-    /// The connection, when there is one.
+    /// The connection, if there is one.
     pub connection: Option<ConnectionId>,
     /// Why.
     pub cause: Cause,
 }
 
-/// What becomes of a message for one absent recipient.
+/// What happens to a message for one absent recipient.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// Nothing is kept.
+    /// Nothing is stored.
     Drop,
-    /// Into the user's inbox; `None` is the configured retention.
+    /// It is stored in the user's inbox; `None` is the configured retention.
     Store {
-        /// How long it is kept.
+        /// How long it is stored.
         retention: Option<Duration>,
     },
-    /// A record for this channel to the notify topic.
+    /// A notification for this channel is written to the notify topic.
     Notify {
         /// The channel, such as `apns`.
         channel: String,
@@ -169,9 +169,9 @@ pub enum Disposition {
 /// One value of a plugin's shared state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct StateKey {
-    /// The plugin's name: versions share their state.
+    /// The plugin's name; its versions share the state.
     pub plugin: Arc<str>,
-    /// The key, which other plugins may use for their own.
+    /// The key; other plugins may use the same key.
     pub key: String,
 }
 
@@ -180,7 +180,7 @@ pub struct StateKey {
 pub struct StateWrite {
     /// What is changed.
     pub at: StateKey,
-    /// The value and for how long it is kept; `None` deletes it.
+    /// The value and its time to live; `None` deletes it.
     pub value: Option<(Vec<u8>, Duration)>,
 }
 

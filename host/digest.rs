@@ -1,4 +1,4 @@
-//! What tells one content from another: its SHA-256, in hex.
+//! The identity of content: its SHA-256, in hex.
 
 use std::fmt::Write as _;
 

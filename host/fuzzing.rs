@@ -1,12 +1,11 @@
-//! What fuzzers feed: the doors through which bytes come from outside, each as a function
-//! that takes any bytes and panics when something that was promised does not hold.
+//! Fuzz entry points: every place where bytes come from outside, each as a function that takes
+//! arbitrary bytes and panics if a promise is broken.
 //!
-//! Only there in tests and with the cargo feature `fuzzing`. `tests/fuzz/` calls these under
-//! libFuzzer (`make fuzz`); the tests below feed them some random bytes and everything in
-//! `tests/fuzz/corpus/`, so that a crash that was found once stays found on every machine.
+//! Compiled only for tests and with the cargo feature `fuzzing`. `tests/fuzz/` runs these under
+//! libFuzzer (`make fuzz`). The tests below feed them random bytes and the files of
+//! `tests/fuzz/corpus/`, so that a fixed crash stays fixed.
 //!
-//! The promises themselves stand in the `fuzzing` files of the modules, next to what they are
-//! about. This module knows nothing but their names.
+//! The promises are checked in the `fuzzing` files of the modules. This module only lists them.
 
 use arbitrary::Unstructured;
 
@@ -15,8 +14,8 @@ use crate::{
     admin, artifact, cli, comets, dead_letter, directory, guard, kafka, message, offline, redis_client, wasm,
 };
 
-/// A Kafka record: decoding it never panics, what was decoded is encoded and decoded to the
-/// same, and the calls that it would be are what the comets' own types read.
+/// A Kafka record: decoding never panics, a decoded message survives encoding, and its calls can be
+/// read by the comets' own types.
 pub fn record(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let Ok(record) = message::fuzzing::record(&mut input) else { return };
@@ -25,20 +24,18 @@ pub fn record(data: &[u8]) {
     }
 }
 
-/// A record in librdkafka's memory: what is read is what was put in, or it says what is left out.
+/// A record in librdkafka's memory: the copy equals the original, or names what was left out.
 pub fn native_record(data: &[u8]) {
     let _ = kafka::fuzzing::check(&mut Unstructured::new(data));
 }
 
-/// What a plugin answers: whatever it is, it is refused and changes nothing, or taken with
-/// everything inside of its bounds.
+/// A plugin's answer: it is rejected without effect, or accepted within its limits.
 pub fn plugin_answer(data: &[u8]) {
     // The bytes are used up when this fails: nothing is left to check.
     let _ = wasm::fuzzing::check(&mut Unstructured::new(data));
 }
 
-/// What Redis replies: nobody is found whom no reply named, and there is one answer for each
-/// question.
+/// Redis' replies: only names in the replies are found, and there is one result per query.
 pub fn redis_reply(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let Ok(which) = input.int_in_range(0..=3u8) else { return };
@@ -49,24 +46,24 @@ pub fn redis_reply(data: &[u8]) {
     };
 }
 
-/// The bytes that Redis sends, before they are decoded: they are bounded however they come.
+/// Bytes from Redis before they are decoded: they are bounded, however they are split.
 pub fn redis_stream(data: &[u8]) {
     let _ = redis_client::fuzzing::check_stream(&mut Unstructured::new(data));
 }
 
-/// A request to the admin listener: it is admitted only from those who may ask for this.
+/// A request to the admin listener: it is allowed only for permitted clients.
 pub fn admin_request(data: &[u8]) {
     let _ = admin::fuzzing::check(&mut Unstructured::new(data));
 }
 
-/// What a registry answers: credentials go to its own site and to those that are listed, and
-/// nothing is fetched but what fits its digest.
+/// A registry's answer: credentials go only to the registry and listed hosts, and nothing is fetched
+/// that does not match its digest.
 pub fn registry_answer(data: &[u8]) {
     let _ = artifact::check_registry_answer(&mut Unstructured::new(data));
 }
 
-/// A plugin's file and its signature: nothing is taken that a trusted key did not sign as what it
-/// is, and nothing is compiled that is beyond the bounds.
+/// A plugin file with its signature: only files that a trusted key signed are accepted, and only
+/// files within the limits are compiled.
 pub fn plugin_file(data: &[u8]) {
     let mut input = Unstructured::new(data);
     let Ok(which) = input.int_in_range(0..=2u8) else { return };
@@ -76,8 +73,8 @@ pub fn plugin_file(data: &[u8]) {
     };
 }
 
-/// A record of the dead-letter topic: it goes back to topics that are allowed and to nobody who is
-/// not to have it again, and shows nothing that does something to a terminal.
+/// A record of the dead-letter topic: it goes back only to allowed topics and due recipients, and
+/// cannot control a terminal.
 pub fn dead_letter(data: &[u8]) {
     let Ok(record) = dead_letter::fuzzing::record(&mut Unstructured::new(data)) else { return };
     let letter = DeadLetter::of(record);
@@ -96,10 +93,10 @@ mod tests {
 
     use super::*;
 
-    /// What a fuzz target calls.
+    /// A fuzz target.
     type Door = fn(&[u8]);
 
-    /// Each with how many random inputs it gets: dear ones get few.
+    /// Each with its number of random inputs: expensive ones get few.
     const DOORS: [(&str, Door, u32); 9] = [
         ("record", record, 4096),
         ("native_record", native_record, 2048),
@@ -119,7 +116,7 @@ mod tests {
             let files = files_in(&corpus.join(name));
             assert!(!files.is_empty(), "there are seeds for {name}");
             for file in files {
-                // Shown only when the test fails: the last one is the culprit.
+                // Shown only if the test fails: the last file is the culprit.
                 println!("{}", file.display());
                 door(&fs::read(&file).expect("readable"));
             }
@@ -143,7 +140,7 @@ mod tests {
     #[test]
     fn no_bytes_break_a_promise() {
         for (name, door, cases) in DOORS {
-            // Structure is found late in random bytes, and most cases take microseconds.
+            // Random bytes rarely form structure, and most cases take microseconds.
             let config = ProptestConfig { source_file: Some(file!()), ..ProptestConfig::with_cases(cases) };
             let broken = TestRunner::new(config).run(&vec(any::<u8>(), 0..600), |data| {
                 door(&data);

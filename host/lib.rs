@@ -1,32 +1,32 @@
 //! Halley: a routing gateway for push systems in the style of goim.
 //!
-//! *Logic* services put `PushMsg` records on Kafka; *comets* hold the users' connections.
-//! Halley is the middle: it finds out who is where and has every message delivered. What is
-//! delivered, to whom, and what becomes of those who are away, is decided by **policies**:
-//! WebAssembly components that are swapped while it runs.
+//! *Logic* services write `PushMsg` records to Kafka; *comets* hold the users' connections. Halley
+//! sits in between: it looks up where recipients are connected, and delivers every message.
+//! **Policies** decide what is delivered, to whom, and what happens for absent users: WebAssembly
+//! components that are swapped at run time.
 //!
-//! This page is the map. `README.md` is for those who run it, `plugins/README.md` for those
-//! who write policies.
+//! This page is the architecture. `README.md` is for operators, `plugins/README.md` for authors of
+//! policies.
 //!
-//! # The way of a message
+//! # The path of a message
 //!
 //! ```text
 //!             Kafka
 //!               │ records            consumer     polls, admits, pauses, commits
 //!               ▼
-//!   ┌─ a partition's worker ─────┐   pipeline     one batch: what is ready, one policy set
-//!   │ claims ──── Redis          │   redrive_key  whether a record was redriven, as it says
+//!   ┌─ a partition's worker ─────┐   pipeline     one batch of ready records, one policy set
+//!   │ claims ──── Redis          │   redrive_key  verifies records that claim to be redriven
 //!   │ decode                     │   message      bytes -> Message
-//!   │ filter ──── plugins, Redis │   policy       pass, drop, dead letter, amend
-//!   │                            │   shared_state what policies of all gateways remember
+//!   │ filter ──── plugins, Redis │   policy       pass, drop, dead-letter, amend
+//!   │                            │   shared_state the state that policies of all gateways share
 //!   │ guard ───── Redis          │   guard        "only once within this time"
 //!   │ resolve ─── Redis, plugins │   directory    room or keys -> connections (cached)
 //!   │ route                      │   router       connections -> at most one call per comet
 //!   └─────────────┬──────────────┘
 //!                 ▼ calls, in order  comets       lanes, retries, breaker, dialects
-//!   ┌─ a message's journey ──────┐   pipeline     one task a message
-//!   │ outcomes of its calls      │
-//!   │ the absent ─ plugins       │   offline      inbox, notify topic
+//!   ┌─ a delivery task ──────────┐   pipeline     one task per message
+//!   │ call outcomes              │
+//!   │ absent users ─ plugins     │   offline      inbox, notify topic
 //!   │ dead letter                │   dead_letter
 //!   │ settle ────────────────────┼─▶ offsets      watermark -> commit
 //!   └────────────────────────────┘

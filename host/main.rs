@@ -1,17 +1,17 @@
-//! The binary: its allocator, arguments, one command, exit code.
+//! The binary: allocator, arguments, one command, exit code.
 //!
-//! glibc's allocator has heaps for groups of threads, and gives back only what is free at the
-//! end of one. Messages and compilers wander between threads, so that the process came to keep
-//! for each heap the most that it ever held. jemalloc gives back whatever was free for a while.
+//! glibc's allocator has one heap per group of threads, and returns memory only from the end of a
+//! heap. Messages and compilers move between threads, so each heap would stay at its peak size.
+//! jemalloc returns all memory that has been free for a while.
 
 use clap::Parser as _;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// jemalloc's settings: what was free for a fifth of a second goes back to the system (it would
-/// be ten seconds: a swap's compiler leaves megabytes behind), and a thread sees to that, so that
-/// no message waits for it. `_RJEM_MALLOC_CONF` in the environment goes over them.
+/// jemalloc's settings: memory that has been free for 200 ms is returned to the system (the
+/// default is 10 s, and the compiler of a swapped plugin frees megabytes). A background thread does
+/// it, so no message waits. `_RJEM_MALLOC_CONF` in the environment overrides these settings.
 #[allow(unsafe_code, reason = "jemalloc finds its settings by the name of this symbol; it only reads them")]
 #[unsafe(export_name = "_rjem_malloc_conf")]
 pub static ALLOCATOR_SETTINGS: &[u8; 59] = b"background_thread:true,dirty_decay_ms:200,muzzy_decay_ms:0\0";

@@ -1,8 +1,7 @@
-//! Who is where: a room's connections as the directory has them, and the working copy that
-//! policies regroup.
+//! A room's connections as the directory has them, and the working copy that policies regroup.
 //!
-//! Pure. The directory makes a [`Membership`]; policies change a [`Grouping`] of it; the
-//! router turns the result into a route.
+//! Pure. The directory creates a [`Membership`]; policies change a [`Grouping`] of it; the router
+//! turns the result into a route.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ pub struct Connection {
     pub user: Option<UserId>,
     /// The comet that holds it.
     pub comet: CometAddr,
-    /// Whether the user counts as online. True when nobody checks, or no user is known.
+    /// Whether the user counts as online. True if that is not checked, or no user is known.
     pub online: bool,
 }
 
@@ -63,8 +62,8 @@ impl Membership {
         membership
     }
 
-    /// Gives comets other addresses, such as those behind server names. Comets that have the same
-    /// one then become one.
+    /// Maps comets to other addresses, such as those of server names. Comets that then have the same
+    /// address are merged.
     pub fn readdress(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
         if !self.comets.iter().any(|comet| address_of(comet).is_some()) {
             return;
@@ -85,16 +84,16 @@ impl Membership {
     }
 }
 
-/// What one policy wants changed in a room. Indexes are into the [`Grouping`] it saw.
+/// The changes of one policy to a room. Indexes refer to the [`Grouping`] it saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Regrouping {
-    /// A comet's whole share goes to another address.
+    /// Comets whose whole share goes to another address.
     pub redirects: Vec<(u32, CometAddr)>,
-    /// Single members go elsewhere.
+    /// Single members that move.
     pub moves: Vec<(u32, Placement)>,
 }
 
-/// Where one member's messages go instead.
+/// Where one member's messages go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placement {
     /// Through the comet at this address, by connection id.
@@ -105,7 +104,7 @@ pub enum Placement {
     Offline,
 }
 
-/// A regrouping that points outside of the room.
+/// A regrouping has an index outside of the room.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadIndex {
     /// No such comet.
@@ -116,12 +115,12 @@ pub enum BadIndex {
     Member(u32, usize),
 }
 
-/// Where a member stands while a room is regrouped.
+/// Where a member currently is while a room is regrouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// At the comet with this index.
     At(u32),
-    /// A policy took it out.
+    /// A policy skips it.
     Skipped,
     /// A policy treats it as offline.
     Offline,
@@ -131,7 +130,7 @@ pub enum Place {
 #[derive(Clone, Debug)]
 pub struct Grouping {
     membership: Arc<Membership>,
-    /// Addresses by index: the membership's own first, then the ones that members moved to.
+    /// Addresses by index: the membership's first, then the ones that members moved to.
     comets: Vec<CometAddr>,
     /// Who named each of them.
     named_by: Vec<NamedBy>,
@@ -139,7 +138,7 @@ pub struct Grouping {
 }
 
 impl Grouping {
-    /// The room as the directory has it.
+    /// A copy of the room as in the directory.
     pub fn new(membership: Arc<Membership>) -> Self {
         let comets = membership.comets.clone();
         let named_by = vec![NamedBy::Directory; comets.len()];
@@ -147,12 +146,12 @@ impl Grouping {
         Self { membership, comets, named_by, places }
     }
 
-    /// The room as the directory had it.
+    /// The room as in the directory, before regrouping.
     pub fn membership(&self) -> &Membership {
         &self.membership
     }
 
-    /// The comets' addresses as they stand now.
+    /// The current addresses of the comets.
     pub fn comets(&self) -> &[CometAddr] {
         &self.comets
     }
@@ -162,7 +161,7 @@ impl Grouping {
         self.named_by[comet as usize]
     }
 
-    /// Gives the comets that policies named other addresses, such as those behind server names.
+    /// Maps the comets that policies named to other addresses, such as those of server names.
     pub fn readdress(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
         for comet in &mut self.comets {
             if let Some(address) = address_of(comet) {
@@ -171,16 +170,16 @@ impl Grouping {
         }
     }
 
-    /// Every member with its place now, in the membership's order.
+    /// Every member with its current placement, in the membership's order.
     pub fn members(&self) -> impl ExactSizeIterator<Item = (&Member, Place)> {
         self.membership.members.iter().zip(self.places.iter().copied())
     }
 
-    /// Applies one policy's answer, or nothing of it. The comets that it names are named by
-    /// `named_by`.
+    /// Applies one policy's regrouping, or nothing of it. `named_by` is the source of the comets
+    /// that it names.
     ///
     /// # Errors
-    /// When an index points outside of the room; the grouping is then unchanged.
+    /// When an index is out of range; the grouping is then unchanged.
     pub fn apply(&mut self, regrouping: Regrouping, named_by: NamedBy) -> Result<(), BadIndex> {
         let (comets, members) = (self.comets.len(), self.places.len());
         if let Some((bad, _)) = regrouping.redirects.iter().find(|(at, _)| *at as usize >= comets) {
@@ -198,7 +197,7 @@ impl Grouping {
     }
 
     fn move_members(&mut self, moves: Vec<(u32, Placement)>, named_by: NamedBy) {
-        // Made for the first member that goes to a comet: most answers move none.
+        // Created for the first member that moves to a comet: most regroupings move none.
         let mut indexes = None;
         for (member, placement) in moves {
             self.places[member as usize] = match placement {
@@ -211,7 +210,7 @@ impl Grouping {
                         self.named_by.push(named_by);
                         (self.comets.len() - 1) as u32
                     });
-                    // Named twice: what the more trusted one may name is fine.
+                    // Named twice: the more trusted source counts.
                     let before = &mut self.named_by[*index as usize];
                     *before = named_by.min(*before);
                     Place::At(*index)
@@ -221,7 +220,7 @@ impl Grouping {
     }
 }
 
-/// Where each address stands first: after redirects, several indexes may have the same one.
+/// The first index of each address: after redirects, several indexes may have the same address.
 fn first_indexes(comets: &[CometAddr]) -> HashMap<CometAddr, u32> {
     let mut indexes = HashMap::with_capacity(comets.len());
     for (index, comet) in comets.iter().enumerate() {
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn comets_behind_one_address_become_one() {
+    fn comets_with_the_same_address_are_merged() {
         let grouping = room();
         let mut membership = grouping.membership().clone();
         let same = |_: &CometAddr| None;
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_with_one_bad_index_changes_nothing() {
+    fn a_regrouping_with_a_bad_index_changes_nothing() {
         let mut grouping = room();
         let moves = vec![(0, Placement::Skip), (3, Placement::Skip)];
         let bad = grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin);

@@ -1,8 +1,8 @@
-//! What travels through the gateway: the Kafka record, the message inside it, and the plain
-//! names (room, comet, connection, user) that every other part speaks in.
+//! The data that passes through the gateway: the Kafka record, the message inside it, and the ids
+//! (room, comet, connection, user) that all other modules use.
 //!
-//! Pure: this module knows no other and does no I/O. Whatever bytes a record holds, decoding
-//! ends in a [`Message`] or a [`DecodeError`], never in a panic.
+//! Pure: this module depends on no other and does no I/O. For any bytes in a record, decoding
+//! returns a [`Message`] or a [`DecodeError`], and never panics.
 
 mod comet_addr;
 mod copy;
@@ -38,7 +38,7 @@ pub use redrive_users::{RedriveUsers, list as list_of_users};
 pub enum Audience {
     /// PUSH: these connections or users.
     Keys {
-        /// The comet that holds the keys, when the producer knew it: a name or an address.
+        /// The comet that holds the keys, if the producer knows it: a name or an address.
         server: Option<Arc<str>>,
         /// Connection ids or user ids; never empty.
         keys: Vec<Arc<str>>,
@@ -57,7 +57,7 @@ pub enum Audience {
 pub struct Message {
     /// The record that it came in, untouched.
     pub record: Arc<Record>,
-    /// What identifies it over redelivery.
+    /// Identifies it across redelivery.
     pub id: MessageId,
     /// Whom it is for.
     pub audience: Audience,
@@ -102,15 +102,15 @@ impl Message {
     /// Decodes the `PushMsg` in a record's value.
     ///
     /// # Errors
-    /// When the value is no `PushMsg`, or one that is for nobody.
+    /// When the value is not a `PushMsg`, or has no recipients.
     pub fn decode(record: Arc<Record>) -> Result<Self, DecodeError> {
         Self::decode_within(record, usize::MAX)
     }
 
-    /// The same, when it names no more keys than these.
+    /// Like [`Message::decode`], with a limit on keys.
     ///
     /// # Errors
-    /// As [`Message::decode`], and for more keys.
+    /// As [`Message::decode`], and when there are more keys.
     pub fn decode_within(record: Arc<Record>, max_keys: usize) -> Result<Self, DecodeError> {
         let left_out = [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT].into_iter();
         if let Some(why) = left_out.filter(|_| record.trusted).find_map(|name| record.header(name)) {
@@ -133,7 +133,7 @@ impl Message {
         Ok(Self { record, id, audience, operation: push.operation, body: push.msg })
     }
 
-    /// The room, when the message is for one.
+    /// The room, if the message is for one.
     pub fn room(&self) -> Option<&RoomId> {
         match &self.audience {
             Audience::Room(room) => Some(room),
@@ -174,7 +174,7 @@ pub fn encode(audience: &Audience, operation: i32, body: &[u8]) -> Bytes {
 /// What one call to a comet is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The comet's whole part of a room: `BroadcastRoom`.
+    /// All of the comet's connections in a room: `BroadcastRoom`.
     Room(RoomId),
     /// These connections: `PushMsg`.
     Connections(Vec<ConnectionId>),
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_room_message_is_read() {
-        // Written by hand from goim's logic.proto, so that our own encoder is not the judge.
+        // Encoded by hand after goim's logic.proto, to be independent of our own encoder.
         let bytes: &[u8] = b"\x08\x01\x10\x05\x2a\x09video_123\x3a\x02hi";
         let message = Message::decode(record(Some(Bytes::from_static(bytes)))).expect("decodes");
         assert_eq!(message.audience, Audience::Room("video_123".into()));
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn more_keys_than_are_allowed_are_refused() {
+    fn more_keys_than_allowed_are_rejected() {
         let keys = Audience::Keys { server: None, keys: vec!["a".into(), "b".into()] };
         let record = record(Some(encode(&keys, 4, b"")));
         assert!(Message::decode_within(Arc::clone(&record), 2).is_ok());
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_nobody_is_refused_with_its_reason() {
+    fn a_message_without_recipients_is_rejected() {
         let of = |bytes: &'static [u8]| Message::decode(record(Some(Bytes::from_static(bytes))));
         assert_eq!(Message::decode(record(None)), Err(DecodeError::NoValue));
         assert_eq!(of(b"\x08\x01"), Err(DecodeError::NoRoom));
@@ -254,7 +254,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_encoded_is_decoded(
+        fn decoding_reverses_encoding(
             audience in audiences(), operation: i32, body in proptest::collection::vec(any::<u8>(), 0..64)
         ) {
             let bytes = encode(&audience, operation, &body);

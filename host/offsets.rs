@@ -1,10 +1,10 @@
 //! Settled offsets of one partition: records are settled in any order, offsets are committed
 //! in order.
 //!
-//! Every record that is admitted gets a [`Ticket`]. The watermark is the offset below which
-//! everything admitted is settled: the only offset that may be committed. A ticket that is
-//! dropped without having been settled keeps its offset, and so everything after it,
-//! uncommitted: the record will be delivered again, never lost.
+//! Every admitted record gets a [`Ticket`]. The watermark is the offset below which every admitted
+//! record is settled: the only offset that may be committed. A handle that is dropped without
+//! being settled keeps its offset, and all later ones, uncommitted: the record is delivered again,
+//! never lost.
 //!
 //! Pure: no Kafka, no clock, no task. Admission is bounded by the caller, who asks
 //! [`Offsets::unsettled`] first.

@@ -1,10 +1,10 @@
-//! A panic in a part that others wait for is a bug, and ends the process.
+//! A panic in a task that others depend on is a bug, and aborts the process.
 //!
-//! A worker or a journey that vanished would hold up its partition for ever while everything
-//! looks healthy. Ended at once, the process is started anew by whoever watches it, and what
-//! was in flight is delivered again.
+//! If a worker or a delivery task just disappeared, its partition would stall forever while the
+//! process looks healthy. After an abort, the supervisor restarts the process, and records in
+//! flight are delivered again.
 //!
-//! The end depends on nothing that may have failed: the log hears of it when it can.
+//! The abort depends on nothing that may have failed: logging it is best effort.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
@@ -14,10 +14,10 @@ use futures_util::FutureExt as _;
 
 use crate::telemetry;
 
-/// How long the log may take for the last lines of a process that ends.
+/// How long the process waits for its last log lines.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-/// Runs a future whose panic ends the process.
+/// Runs a future; a panic in it aborts the process.
 pub async fn fatal<F: Future>(part: &'static str, future: F) -> F::Output {
     match AssertUnwindSafe(future).catch_unwind().await {
         Ok(output) => output,
@@ -25,17 +25,17 @@ pub async fn fatal<F: Future>(part: &'static str, future: F) -> F::Output {
     }
 }
 
-/// Runs a function whose panic ends the process.
+/// Runs a function; a panic in it aborts the process.
 pub fn fatal_call<T>(part: &'static str, call: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| abort(part))
 }
 
-/// Ends the process: this part is gone, and others would wait for it for ever.
+/// Aborts the process: this part has panicked, and others would wait for it forever.
 pub fn abort(part: &'static str) -> ! {
     let tell = || {
         tracing::error!(
             part,
-            "a part of the gateway panicked, which is a bug; the process ends, and what was in flight will be delivered again"
+            "a part of the gateway panicked, which is a bug; aborting the process, records in flight are delivered again"
         );
     };
     // The log may be what panicked.
@@ -44,14 +44,14 @@ pub fn abort(part: &'static str) -> ! {
     std::process::abort()
 }
 
-/// What a panic was about, as its caller wrote it.
+/// The message of a panic.
 pub fn text(payload: &(dyn std::any::Any + Send)) -> &str {
     let text = payload.downcast_ref::<&str>().copied();
     text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no reason given")
 }
 
-/// Has panics told through the log. The standard library's own hook writes to standard error,
-/// which blocks where nobody reads it.
+/// Installs a hook that logs panics. The standard library's own hook writes to standard error,
+/// which blocks if nobody reads it.
 pub fn log_them() {
     std::panic::set_hook(Box::new(|panic| telemetry::last_words(&described(panic))));
 }
@@ -73,7 +73,7 @@ fn described(panic: &PanicHookInfo<'_>) -> String {
 mod tests {
     use std::process::{Command, Output};
 
-    /// Set for the child that is to panic.
+    /// Set for the child process that panics.
     const CHILD: &str = "HALLEY_TEST_PANICS";
 
     /// Runs one test of this binary in a process of its own.
@@ -94,14 +94,14 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_in_a_task_that_others_wait_for_ends_the_process() {
+    fn a_panic_in_a_task_aborts_the_process() {
         if !is_child() {
-            return assert_aborted(&child("a_panic_in_a_task_that_others_wait_for_ends_the_process"));
+            return assert_aborted(&child("a_panic_in_a_task_aborts_the_process"));
         }
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
         let task = runtime.spawn(super::fatal("a test", async { panic!("on purpose") }));
-        // Unsupervised, the panic would stop at the task.
+        // Otherwise the panic would end only the task.
         drop(runtime.block_on(task));
     }
 
@@ -119,18 +119,18 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_panics_does_not_keep_the_process_alive() {
+    fn a_panicking_log_does_not_prevent_the_abort() {
         if !is_child() {
-            return assert_aborted(&child("a_log_that_panics_does_not_keep_the_process_alive"));
+            return assert_aborted(&child("a_panicking_log_does_not_prevent_the_abort"));
         }
         tracing_subscriber::fmt().with_writer(|| Broken).init();
         super::fatal_call("a test", || panic!("on purpose"));
     }
 
     #[test]
-    fn a_panic_on_a_thread_of_ours_ends_the_process() {
+    fn a_panic_on_a_thread_aborts_the_process() {
         if !is_child() {
-            return assert_aborted(&child("a_panic_on_a_thread_of_ours_ends_the_process"));
+            return assert_aborted(&child("a_panic_on_a_thread_aborts_the_process"));
         }
         let thread = std::thread::spawn(|| super::fatal_call("a test", || panic!("on purpose")));
         drop(thread.join());

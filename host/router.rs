@@ -1,7 +1,7 @@
-//! From a resolved route to the calls of one message.
+//! Plans the calls of one message from a resolved route.
 //!
-//! Pure. A [`Route`] is a room as policies left it, grouped by comet; a [`Plan`] is what one
-//! message needs: at most one call per comet, and the recipients who are away.
+//! Pure. A [`Route`] is a regrouped room, by comet. A [`Plan`] is what one message needs: at most
+//! one call per comet, and the absent recipients.
 
 mod redrive;
 
@@ -12,12 +12,12 @@ use crate::decision::{Absent, Cause, Identity, Overrides};
 use crate::membership::{Connection, Grouping, Member, Place};
 use crate::message::{CometAddr, ConnectionId, NamedBy, RoomId, Target, UserId};
 
-/// Someone a message is for, and the connection it goes through.
+/// A recipient, and the connection through which it is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recipient {
     /// The connection.
     pub connection: ConnectionId,
-    /// Its user, when the directory names one.
+    /// Its user, if the directory names one.
     pub user: Option<UserId>,
 }
 
@@ -31,18 +31,18 @@ impl Recipient {
         Absent { user, identity, connection: Some(self.connection.clone()), cause }
     }
 
-    /// Whom it is for, as [`Recipient::absent`] has it.
+    /// The user or connection id, as in [`Recipient::absent`].
     pub fn name(&self) -> &str {
         self.user.as_ref().map_or(self.connection.as_str(), UserId::as_str)
     }
 }
 
-/// Whether a comet gets a room as a whole or by connection.
+/// Whether a comet is called for the whole room or by connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// All of the comet's connections in the room, and no others: one call for the room.
+    /// Exactly the comet's connections in the room: one call for the room.
     Whole,
-    /// Some of them, or others' too: one call with the connection ids.
+    /// Some of them, or others in addition: one call with the connection ids.
     Partial,
 }
 
@@ -53,14 +53,14 @@ pub struct Share {
     pub comet: CometAddr,
     /// Who named the comet.
     pub named_by: NamedBy,
-    /// Whether the room's call reaches exactly these.
+    /// Whether a call for the room reaches exactly these.
     pub part: Part,
-    /// Who is reached through it; never empty.
+    /// The recipients; never empty.
     pub recipients: Arc<[Recipient]>,
 }
 
-/// People who were not reached: each of `absent` once, in order, without those who are reached
-/// through a connection in `reached`. Whoever has several devices is one recipient.
+/// The recipients that were not reached: each of `absent` once, in order, without those that are
+/// reached through a connection in `reached`. A user with several devices is one recipient.
 pub fn people<'a>(
     absent: impl IntoIterator<Item = Absent>,
     reached: impl IntoIterator<Item = &'a Recipient>,
@@ -68,7 +68,7 @@ pub fn people<'a>(
     split(absent, reached).0
 }
 
-/// [`people`], and those that are left out for being reached elsewhere.
+/// Like [`people`], but also returns those that are excluded because they are reached elsewhere.
 fn split<'a>(
     absent: impl IntoIterator<Item = Absent>,
     reached: impl IntoIterator<Item = &'a Recipient>,
@@ -76,7 +76,7 @@ fn split<'a>(
     let mut seen = HashSet::new();
     let mut absent: Vec<_> = absent.into_iter().collect();
     absent.retain(|absent| seen.insert(absent.user.clone()));
-    // The absent are few, mostly: the others are only looked at.
+    // Absent recipients are usually few, so only their names are collected.
     let reached: HashSet<_> = if absent.is_empty() {
         HashSet::new()
     } else {
@@ -88,20 +88,20 @@ fn split<'a>(
     absent.into_iter().partition(|absent| !reached.contains(absent.user.as_str()))
 }
 
-/// A room, resolved and regrouped. Made once per resolution, shared by its messages.
+/// A resolved and regrouped room. Created once per resolution, shared by its messages.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
-    /// One share for each comet that has to be called, in order of appearance.
+    /// One share per comet to call, in order of appearance.
     pub shares: Vec<Share>,
-    /// Users who are offline, or are to be treated so, each once.
+    /// Users who are offline or treated as offline, each once.
     pub absent: Arc<[Absent]>,
-    /// Users who are to be treated as offline on one connection and are reached on another.
+    /// Users who are treated as offline on one connection and reached on another.
     pub elsewhere: Arc<[Absent]>,
     /// Connections that the directory has in the room.
     pub connections: usize,
     /// Members without connection information.
     pub stale: usize,
-    /// Members that a policy took out.
+    /// Members that a policy skips.
     pub skipped: usize,
     /// See [`Route::has_repeats`].
     repeats: OnceLock<bool>,
@@ -110,9 +110,8 @@ pub struct Route {
 impl Route {
     /// Groups a room by comet.
     ///
-    /// A comet's part is whole as long as no policy moved one of its members away or someone
-    /// else's to it. Members who are offline do not make it partial; a comet all of whose
-    /// members are offline is not called.
+    /// A comet's share is whole unless a policy moved one of its members away, or another member to
+    /// it. Offline members do not make it partial. A comet with only offline members is not called.
     pub fn new(grouping: &Grouping) -> Self {
         let mut shares = Shares::default();
         let mut absent = Vec::new();
@@ -155,8 +154,8 @@ impl Route {
         }
     }
 
-    /// Whether a user is reached through several connections. Found out when somebody asks, which
-    /// is when a comet was not reached.
+    /// Whether a user is reached through several connections. Computed on first use, which is when a
+    /// comet was not reached.
     pub fn has_repeats(&self) -> bool {
         *self.repeats.get_or_init(|| {
             let mut seen = HashSet::new();
@@ -217,7 +216,7 @@ pub struct Delivery {
     pub named_by: NamedBy,
     /// What the call is for.
     pub target: Target,
-    /// Who is reached through it; empty where nobody knows (BROADCAST, every-comet rooms).
+    /// The recipients; empty if unknown (BROADCAST, every-comet rooms).
     pub recipients: Arc<[Recipient]>,
 }
 
@@ -226,11 +225,11 @@ pub struct Delivery {
 pub struct Plan {
     /// At most one call per comet.
     pub deliveries: Vec<Delivery>,
-    /// Users who are away and whom no delivery reaches, each once.
+    /// Absent users whom no delivery reaches, each once.
     pub absent: Arc<[Absent]>,
-    /// Recipients that a policy withheld the message from.
+    /// Recipients from whom a policy withholds the message.
     pub withheld: usize,
-    /// Whether it is for all comets that are known: then there should be some.
+    /// Whether it is for all known comets; then there should be at least one.
     pub is_for_every_comet: bool,
 }
 
@@ -246,7 +245,7 @@ impl Plan {
             plan.deliver((&share.comet, share.named_by), target, Arc::clone(&share.recipients), overrides);
         }
         if !route.elsewhere.is_empty() && plan.deliveries.len() < route.shares.len() {
-            // Some are not reached elsewhere after all: the message is withheld there.
+            // Some are not reached elsewhere after all, because the message is withheld there.
             let all = route.absent.iter().chain(route.elsewhere.iter()).cloned();
             let reached = plan.deliveries.iter().flat_map(|delivery| delivery.recipients.iter());
             plan.absent = people(all, reached).into();
@@ -255,7 +254,7 @@ impl Plan {
         plan
     }
 
-    /// A message to everyone, or to a room that every comet is told of.
+    /// A message to everyone, or to a room for which every comet is called.
     pub fn everywhere(comets: &[CometAddr], target: &Target, overrides: &Overrides) -> Self {
         let mut plan = Self { is_for_every_comet: true, ..Self::default() };
         for comet in comets {
@@ -307,7 +306,7 @@ impl Plan {
         let mut plan = Self::default();
         let mut everyone = Vec::new();
         for (comet, named_by, mut recipients) in shares {
-            // A user named by id and by connection is still one recipient.
+            // A user given by id and by connection is one recipient.
             let mut seen = HashSet::new();
             recipients.retain(|recipient| seen.insert(recipient.connection.clone()));
             let connections = connections(&recipients);
@@ -337,7 +336,7 @@ impl Plan {
         }
     }
 
-    /// `also` reaches comets beyond the route; what `except` names stays out.
+    /// `also` adds comets beyond the route; `except` still excludes comets.
     fn deliver_also(&mut self, target: &Target, overrides: &Overrides) {
         for comet in &overrides.also {
             let planned = self.deliveries.iter().any(|delivery| delivery.comet == *comet);
@@ -349,11 +348,10 @@ impl Plan {
         }
     }
 
-    /// A BROADCAST's speed (clients per second) is for all comets together, as goim's job has it:
-    /// the comets' speeds add up to it. Where it is less than one for each comet, each gets 1: the
-    /// slowest that a comet can be told. goim's job divides without rounding and tells 0 then, which
-    /// comets take for "no limit"; a wish for less speed must not become a wish for the most. No
-    /// limit (0, and whatever is below) stays none.
+    /// A BROADCAST's speed (clients per second) applies to all comets together, as in goim's job:
+    /// the comets' speeds add up to it. If it is less than one per comet, each gets 1, the slowest
+    /// possible speed. goim's job rounds down to 0 then, which comets treat as "no limit": a low
+    /// speed must not become the highest. No limit (0 or less) stays no limit.
     fn divide_speed(&mut self) {
         let comets = i32::try_from(self.deliveries.len()).unwrap_or(i32::MAX).max(1);
         for (at, delivery) in (0..).zip(&mut self.deliveries) {

@@ -1,10 +1,10 @@
-//! What the process gives up when it starts, so that code that runs in it by a fault can do less.
+//! Restricts the process at its start, so that a compromised gateway can do less.
 //!
-//! By `no_new_privs`, nothing that it executes gains rights. By Landlock, where the kernel has it, it
-//! writes only below the paths that the configuration names, listens only on the admin ports,
-//! executes only its own binary, and signals only its own children. Reading stays free: certificates,
-//! key files and policies lie wherever an operator puts them. So do outgoing connections: comets come
-//! and go on any port, and `[comets] allow` says which may be called.
+//! With `no_new_privs`, programs that it executes gain no privileges. With Landlock, if the kernel
+//! supports it, it writes only below the configured paths, listens only on the admin ports, executes
+//! only its own binary, and signals only its own children. Reading is not restricted: certificates,
+//! key files and policies may be anywhere. Neither are outgoing connections: comets come and go on
+//! any port, and `[comets] allow` restricts which ones are called.
 //!
 //! Sources: Linux' `Documentation/userspace-api/landlock.rst`, `no_new_privs.rst`.
 
@@ -13,11 +13,11 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-/// `[process]`: the process as the system sees it.
+/// The `[process]` section.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Whether the process restricts itself at its start.
+    /// Whether the process restricts itself.
     pub sandbox: Mode,
 }
 
@@ -25,34 +25,34 @@ pub struct Config {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// As far as the kernel can.
+    /// As far as the kernel supports it.
     #[default]
     Auto,
-    /// Wholly, or the process does not start.
+    /// Completely, otherwise the process does not start.
     Required,
     /// Not at all.
     Off,
 }
 
-/// What a restricted process may still do.
+/// What a restricted process may do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allowed {
-    /// Files and folders with all below them that may be written to. What does not exist is left out.
+    /// Writable files, and directories with everything below. Missing ones are skipped.
     pub writable: Vec<PathBuf>,
-    /// TCP ports that may be listened on; 0 is any free one.
+    /// TCP ports to listen on; 0 means any free port.
     pub ports: Vec<u16>,
 }
 
-/// How far the system enforces it.
+/// How much of it the kernel enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Enforced {
     /// Everything.
     Fully,
-    /// What the kernel knows of; newer ones know more.
+    /// What this kernel supports; newer ones support more.
     Partly,
-    /// `no_new_privs` alone.
+    /// `no_new_privs` only.
     NoNewPrivileges,
-    /// Nothing: it is switched off, or not Linux.
+    /// Nothing: disabled, or not Linux.
     Nothing,
 }
 
@@ -60,28 +60,28 @@ impl fmt::Display for Enforced {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fully => "fully enforced",
-            Self::Partly => "partly enforced: this kernel does not know all of it",
+            Self::Partly => "partly enforced: this kernel does not support all of it",
             Self::NoNewPrivileges => "no_new_privs only: this kernel has no Landlock",
             Self::Nothing => "off",
         })
     }
 }
 
-/// Restricts the calling thread and the threads and processes that it starts from now on. Call it
-/// before the runtime is there.
+/// Restricts the calling thread, and all threads and processes that it starts afterwards. Call it
+/// before the runtime is created.
 ///
 /// # Errors
-/// With [`Mode::Required`], when not everything can be enforced; otherwise when the kernel refuses
-/// what it offers.
+/// With [`Mode::Required`], if not everything can be enforced; otherwise if the kernel rejects a
+/// feature that it claims to support.
 pub fn enter(mode: Mode, allowed: &Allowed) -> anyhow::Result<Enforced> {
     if mode == Mode::Off {
         return Ok(Enforced::Nothing);
     }
     let enforced = restrict(allowed)
-        .context("cannot restrict the process; `[process] sandbox = \"off\"` leaves it as it is")?;
+        .context("cannot restrict the process; `[process] sandbox = \"off\"` disables this")?;
     anyhow::ensure!(
         mode == Mode::Auto || enforced == Enforced::Fully,
-        "`process.sandbox` is `required`, but {enforced}; it takes Linux 6.12 or newer with Landlock, or `auto`"
+        "`process.sandbox` is `required`, but {enforced}; it requires Linux 6.12 or newer with Landlock; or use `auto`"
     );
     Ok(enforced)
 }
@@ -98,7 +98,7 @@ fn restrict(allowed: &Allowed) -> anyhow::Result<Enforced> {
         RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus, Scope,
     };
 
-    // The newest interface that the tests below have seen; older kernels enforce their part of it.
+    // The newest interface that the tests cover; older kernels enforce their part of it.
     const KNOWN: ABI = ABI::V6;
     let write = AccessFs::from_write(KNOWN);
     let mut rules = Ruleset::default()
@@ -112,7 +112,7 @@ fn restrict(allowed: &Allowed) -> anyhow::Result<Enforced> {
     let paths =
         writable.map(|path| (path, write)).chain(executable.map(|path| (path, AccessFs::Execute.into())));
     for (path, access) in paths {
-        // What is not there cannot be named; it will not be writable.
+        // A missing path cannot be named, and will not be writable.
         let Ok(opened) = PathFd::new(&path) else { continue };
         let access = if path.is_dir() { access } else { access & AccessFs::from_file(KNOWN) };
         rules = rules.add_rule(PathBeneath::new(opened, access))?;
@@ -129,12 +129,12 @@ fn restrict(allowed: &Allowed) -> anyhow::Result<Enforced> {
     })
 }
 
-/// The longest list of what a process is mapped from, in bytes.
+/// Maximum size of the list of mappings, in bytes.
 #[cfg(target_os = "linux")]
 const LONGEST_MAPS: u64 = 16 * 1024 * 1024;
 
-/// This binary, which compiles plugins in a child process, and what it is mapped from: among that is
-/// the dynamic loader, which the kernel opens as an executable, too.
+/// This binary, which compiles plugins in a child process, and the files mapped into it, such as the
+/// dynamic loader, which the kernel opens as an executable as well.
 #[cfg(target_os = "linux")]
 fn executables() -> Vec<PathBuf> {
     let maps =
@@ -159,7 +159,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs it in a thread of its own, which is restricted alone.
+    /// Runs a closure in its own thread, which alone is restricted.
     fn restricted(allowed: &Allowed, then: impl FnOnce() + Send) {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| match enter(Mode::Auto, allowed).expect("entered") {
@@ -221,7 +221,7 @@ mod tests {
         std::thread::spawn(|| {
             assert_eq!(enter(Mode::Off, &Allowed::default()).expect("entered"), Enforced::Nothing);
             TcpListener::bind("127.0.0.1:0").expect("as before");
-            // Whether this kernel can or not, it is one of the two.
+            // Either result is possible, depending on the kernel.
             match enter(Mode::Required, &Allowed::default()) {
                 Ok(enforced) => assert_eq!(enforced, Enforced::Fully),
                 Err(error) => assert!(error.to_string().contains("`auto`"), "{error}"),

@@ -1,12 +1,12 @@
-//! What stands still: work that is retried until it succeeds, and the records that it holds.
+//! Tracks stalls: work that is retried until it succeeds, and the records that it holds.
 //!
-//! Whoever holds records (the pipeline while Redis or Kafka refuses something, the consumer
-//! with a batch that it cannot read) begins a stall and drops the [`StallGuard`] when the work
-//! goes on. What lasts longer than five seconds is what an operator has to see: in `/readyz`,
-//! `GET /v1/stalls` and `halley_stalled_partitions`. Logging is here as well, one line for a
-//! stage and ten seconds however many records it holds.
+//! The owner of held records (the pipeline while Redis or Kafka fails, the consumer at a batch that
+//! it cannot read) begins a stall and drops the [`StallGuard`] when the work resumes. A stall of
+//! more than five seconds is shown to the operator in `/readyz`, `GET /v1/stalls` and
+//! `halley_stalled_partitions`. Stalls are also logged here, one line per stage and ten seconds,
+//! however many records are held.
 //!
-//! Nothing is done per message while everything works: a stall begins with a failure.
+//! There is no cost per message while everything works: a stall begins with a failure.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::{self, Display};
@@ -32,21 +32,21 @@ const REMIND_EVERY: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StallStage {
-    /// Reading from Kafka: what cannot be fetched or decompressed.
+    /// Reading from Kafka: a batch cannot be fetched or decompressed.
     Consume,
     /// Reading the key in Redis that proves redriven records.
     RedriveKey,
     /// A policy with `on_error = "stall"`.
     Policy,
-    /// What policies keep in Redis for all gateways.
+    /// The policies' shared state in Redis.
     SharedState,
     /// The policies' guards in Redis.
     Guard,
-    /// Finding rooms and connections in Redis.
+    /// Looking up rooms and connections in Redis.
     Resolve,
-    /// Handing messages to comets that have as many as may wait.
+    /// Handing messages to comets whose queues are full.
     Dispatch,
-    /// Storing messages for users who are away.
+    /// Storing messages for absent users.
     Inbox,
     /// Writing to the notify topic.
     Notify,
@@ -55,7 +55,7 @@ pub enum StallStage {
 }
 
 impl StallStage {
-    /// Every stage, in the order of a record's way.
+    /// Every stage, in the order in which a record passes them.
     pub const ALL: [Self; 10] = [
         Self::Consume,
         Self::RedriveKey,
@@ -69,7 +69,7 @@ impl StallStage {
         Self::DeadLetter,
     ];
 
-    /// The stage as it stands in metrics, logs and the API.
+    /// The stage's name in metrics, logs and the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Consume => "consume",
@@ -87,8 +87,8 @@ impl StallStage {
 }
 
 impl StallStage {
-    /// Whether the client that fails logs an outage at once; then only one that lasts is worth
-    /// a second line.
+    /// Whether the failing client logs an outage itself; then only a lasting one is worth a second
+    /// line.
     fn has_a_voice(self) -> bool {
         matches!(self, Self::RedriveKey | Self::SharedState | Self::Guard | Self::Resolve | Self::Inbox)
     }
@@ -111,7 +111,7 @@ struct StageLabel {
     stage: StallStage,
 }
 
-/// What is held, and where.
+/// The record that is held, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
     /// The stage that is retried.
@@ -133,15 +133,15 @@ pub struct Stall {
     pub topic: Arc<str>,
     /// The partition.
     pub partition: i32,
-    /// The first offset that is held, where it is known.
+    /// The first offset that is held, if known.
     pub offset: Option<i64>,
-    /// How many pieces of work wait there: records, or batches of them.
+    /// How many pieces of work are held: records, or batches of them.
     pub held: usize,
-    /// When the oldest of them began to wait, as RFC 3339.
+    /// When the oldest of them stalled, as RFC 3339.
     pub since: String,
-    /// For how many seconds that has lasted.
+    /// How many seconds the stall has lasted.
     pub seconds: u64,
-    /// What it failed with last.
+    /// The last error.
     pub cause: String,
 }
 
@@ -156,7 +156,7 @@ impl Display for Stall {
     }
 }
 
-/// All work that is being retried. Cheap to clone; the clones are one.
+/// All work that is being retried. Cheap to clone; clones share the state.
 #[derive(Clone, Debug, Default)]
 pub struct Stalls(Arc<Mutex<State>>);
 
@@ -174,13 +174,13 @@ struct Entry {
     cause: Option<String>,
 }
 
-/// One stage, for the log.
+/// The log state of one stage.
 #[derive(Debug, Default)]
 struct StageState {
     holding: usize,
     /// When records were last logged as held.
     warned: Option<Instant>,
-    /// Whether the log says that records are held.
+    /// Whether the log reports held records that have not recovered.
     is_open: bool,
 }
 
@@ -192,12 +192,12 @@ impl Stalls {
         stalls
     }
 
-    /// Work begins to wait now.
+    /// Begins a stall now.
     pub fn begin(&self, held: Held) -> StallGuard {
         self.begin_since(held, Instant::now())
     }
 
-    /// Work has waited since then.
+    /// Begins a stall that has lasted since then.
     pub fn begin_since(&self, held: Held, since: Instant) -> StallGuard {
         let mut state = self.0.lock();
         state.next += 1;
@@ -208,12 +208,12 @@ impl Stalls {
         StallGuard { stalls: self.clone(), id, stage }
     }
 
-    /// What has lasted longer than five seconds, by stage and partition.
+    /// The stalls of more than five seconds, by stage and partition.
     pub fn list(&self) -> Vec<Stall> {
         self.longer_than(STALL_AFTER)
     }
 
-    /// How many pieces of work are being retried, however long.
+    /// How many pieces of work are being retried, for any time.
     #[cfg(test)]
     pub(crate) fn held(&self) -> usize {
         self.0.lock().held.len()
@@ -253,7 +253,7 @@ impl Stalls {
     }
 }
 
-/// Partitions by stage, counted when they are asked for.
+/// Stalled partitions by stage, counted at each scrape.
 impl Collector for Stalls {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let stalls = self.list();
@@ -270,7 +270,7 @@ impl Collector for Stalls {
     }
 }
 
-/// Work that waits. Dropping it says that the work goes on.
+/// One stall. Dropping it means that the work has resumed.
 #[derive(Debug)]
 pub struct StallGuard {
     stalls: Stalls,
@@ -279,7 +279,7 @@ pub struct StallGuard {
 }
 
 impl StallGuard {
-    /// What the last attempt failed with. Logs that records are held, now and then.
+    /// Sets the last error, and logs occasionally that records are held.
     pub fn set_cause(&self, cause: &dyn Display) {
         let mut state = self.stalls.0.lock();
         let State { held, stages, .. } = &mut *state;
@@ -300,7 +300,7 @@ impl StallGuard {
         );
     }
 
-    /// The work is given up, which is no recovery.
+    /// The work is cancelled, which is not a recovery.
     pub fn cancel(self) {
         // Nobody knows whether it would have succeeded: no line says that the stage has recovered.
         if let Some(stage) = self.stalls.0.lock().stages.get_mut(&self.stage)
@@ -318,7 +318,7 @@ impl Drop for StallGuard {
         let Some(stage) = state.stages.get_mut(&self.stage) else { return };
         stage.holding = stage.holding.saturating_sub(1);
         if stage.holding == 0 && std::mem::take(&mut stage.is_open) {
-            tracing::info!(stage = self.stage.as_str(), "recovered: no records are held any more");
+            tracing::info!(stage = self.stage.as_str(), "recovered: no records are held");
         }
     }
 }
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lasts_is_listed_with_the_first_record_it_holds() {
+    fn a_lasting_stall_is_listed_with_its_first_record() {
         let stalls = Stalls::default();
         let _new = stalls.begin(held(StallStage::Guard, 0, 1));
         assert_eq!(stalls.list(), [], "what has only begun is no stall");
@@ -363,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_are_counted_by_stage_and_from_zero_on() {
+    fn stalled_partitions_are_counted_by_stage() {
         let mut registry = Registry::default();
         let stalls = Stalls::register(&mut registry);
         for stage in StallStage::ALL {
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_is_logged_as_held_once_however_many_records_it_holds() {
+    fn a_stage_is_logged_once_for_many_held_records() {
         let stalls = Stalls::default();
         let logged = || {
             let state = stalls.0.lock();

@@ -1,7 +1,7 @@
-//! Logs, and what the modules' metrics share.
+//! Logging, and helpers for metrics.
 //!
-//! Nothing of the process's work waits for its log, or fails with it: see [`sink`]. What stands in
-//! a line may come from anybody: see [`escape`].
+//! The gateway never waits for its log or fails with it: see [`sink`]. Log lines may contain foreign
+//! text: see [`escape`].
 
 pub mod escape;
 mod fields;
@@ -21,18 +21,18 @@ pub use fields::Fields;
 use sink::Sink;
 pub use throttle::LogThrottle;
 
-/// `[log]`: what is written to standard error.
+/// The `[log]` section: what is written to standard error.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// `error`, `warn`, `info`, `debug` (one line per message) or `trace`; or directives of
-    /// tracing's `EnvFilter`, such as `warn,halley::pipeline=debug`.
+    /// `error`, `warn`, `info`, `debug` (one line per message) or `trace`; or a filter in the syntax
+    /// of tracing's `EnvFilter`, such as `warn,halley::pipeline=debug`.
     pub level: String,
     /// `text` for people, `json` for machines.
     pub format: Format,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize, clap::ValueEnum,
 )]
@@ -41,7 +41,7 @@ pub enum Format {
     /// For people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -63,25 +63,24 @@ impl Config {
         }
     }
 
-    /// A plain level is the gateway's own; libraries only speak up when something is wrong.
+    /// A plain level applies to the gateway; libraries log warnings only.
     fn filter(&self) -> anyhow::Result<EnvFilter> {
         if self.level.contains(['=', ',']) {
             return Ok(EnvFilter::try_new(&self.level)?);
         }
-        // A bare word that is no level would be taken for the name of a module, and the log
-        // would be silent.
+        // An unknown bare word would be taken for a module name, and nothing would be logged.
         let level: tracing::Level = self.level.parse().map_err(|_| anyhow::anyhow!("no such level"))?;
         Ok(EnvFilter::try_new(format!("warn,halley={level}"))?)
     }
 }
 
-/// The process's log, once it is started.
+/// The log of the process, once started.
 static LOG: OnceLock<(Sink, Format)> = OnceLock::new();
 
-/// Starts logging to standard error. Later calls change nothing.
+/// Starts logging to standard error. Further calls have no effect.
 ///
 /// # Errors
-/// When the level is none, or the system gives no thread.
+/// If the level is invalid, or the thread cannot be started.
 pub fn init(config: &Config) -> anyhow::Result<()> {
     let filter = config.filter().with_context(|| format!("log level `{}`", config.level))?;
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -93,7 +92,7 @@ pub fn init(config: &Config) -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_ansi(colours)
         .with_writer(sink.clone())
-        // It would print them with `eprintln!`, which panics where standard error fails.
+        // tracing would print them with `eprintln!`, which panics if standard error fails.
         .log_internal_errors(false);
     // An error means that a subscriber is set already, as in tests.
     drop(match format {
@@ -103,13 +102,13 @@ pub fn init(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Registers what is counted of the log.
+/// Registers the metrics of the log.
 pub fn register(registry: &mut Registry) {
     registry.register("halley_log_lines_dropped", "Log lines that could not be written", sink::dropped());
 }
 
-/// Logs an error past tracing, which may be what has failed. Never fails, and never waits once
-/// the log is started.
+/// Logs an error without tracing, which may be what has failed. Never fails, and never blocks once
+/// the log has been started.
 pub(crate) fn last_words(text: &str) {
     match LOG.get() {
         Some((sink, format)) => sink.put(&line(*format, text)),
@@ -117,14 +116,14 @@ pub(crate) fn last_words(text: &str) {
     }
 }
 
-/// Waits until the log is written, at most for this long: before the process ends.
+/// Waits until the log is written, at most for this long: before the process exits.
 pub(crate) fn flush(at_most: Duration) {
     if let Some((sink, _)) = LOG.get() {
         sink.flush(at_most);
     }
 }
 
-/// A line as tracing would have written it.
+/// Formats a line as tracing does.
 fn line(format: Format, text: &str) -> Vec<u8> {
     let now = humantime::format_rfc3339_micros(SystemTime::now());
     let line = match format {
@@ -137,7 +136,7 @@ fn line(format: Format, text: &str) -> Vec<u8> {
     line.into_bytes()
 }
 
-/// A histogram of latencies in seconds: 50 microseconds to about 13 seconds, doubling.
+/// A latency histogram in seconds: from 50 microseconds to about 13 seconds, doubling.
 pub fn latency_histogram() -> Histogram {
     Histogram::new(exponential_buckets(50e-6, 2.0, 19))
 }

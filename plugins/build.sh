@@ -3,14 +3,13 @@
 #
 #   plugins/build.sh [WORKSPACE]      the bundled policies; or tests/guests, or your own
 #
-# It takes the ordinary way where the wasm32-unknown-unknown target is installed or rustup
-# can fetch it, and Debian's rustc-web packages, which bring the standard library's source,
-# where not. It says which way it took, and writes the paths of what it built to standard output.
-# The workspaces share one target directory (HALLEY_GUEST_TARGET), so that dependencies (and on
-# Debian's way the standard library) are built once. With HALLEY_GUEST_QUIET it says nothing
-# unless something is wrong; with HALLEY_GUEST_INSTALL=no it installs no packages, and says which
-# are missing. HALLEY_GUEST_DIST names another folder for what is built. `halley plugin build`
-# brings this script along.
+# It uses the wasm32-unknown-unknown target if that is installed or rustup can install it, else
+# Debian's rustc-web packages, which contain the standard library's source. It prints which one it
+# uses, and writes the paths of the built files to standard output. The workspaces share one target
+# directory (HALLEY_GUEST_TARGET), so that dependencies (and with Debian's packages the standard
+# library) are built once. With HALLEY_GUEST_QUIET it only prints errors; with
+# HALLEY_GUEST_INSTALL=no it installs no packages, and prints which are missing.
+# HALLEY_GUEST_DIST sets another output directory. `halley plugin build` contains this script.
 set -eu
 
 target=wasm32-unknown-unknown
@@ -23,7 +22,7 @@ packages="rustc-web cargo-web rust-web-src lld"
 say() { printf 'guests: %s\n' "$*" >&2; }
 progress() { [ -n "${HALLEY_GUEST_QUIET:-}" ] || say "$@"; }
 
-# at_most SECONDS COMMAND...: nothing may hang where a network does not answer.
+# at_most SECONDS COMMAND...: with a timeout, because a network may not answer.
 at_most() { if command -v timeout >/dev/null; then timeout "$@"; else shift && "$@"; fi; }
 
 # Speed before size: guests are small. (3 is no faster than 2.) A panic is a trap.
@@ -32,7 +31,7 @@ export CARGO_PROFILE_RELEASE_LTO=true
 export CARGO_PROFILE_RELEASE_CODEGEN_UNITS=1
 export CARGO_PROFILE_RELEASE_PANIC=abort
 export CARGO_PROFILE_RELEASE_STRIP=true
-# What the caller set is meant for the host.
+# The caller's settings are for the host target.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS
 
 target_is_installed() {
@@ -40,7 +39,7 @@ target_is_installed() {
         [ -d "$libdir" ]
 }
 
-# Where the network refuses, it is not asked again for a day, if there is another way.
+# After a network failure, it is not tried again for a day, if there is an alternative.
 rustup_refused=$target_dir/.rustup-refused
 recently_refused() { [ -n "$(find "$rustup_refused" -mtime -1 2>/dev/null)" ]; }
 
@@ -68,7 +67,7 @@ debian_installs() {
         { $apt update -qq && $apt install -qq -y --no-install-recommends $packages; }; } >&2
 }
 
-# Runs cargo; its messages on standard output name the files that were made.
+# Runs cargo; its messages on standard output name the built files.
 build() {
     if target_is_installed; then
         progress "building $workspace with $(rustc --version)"
@@ -105,7 +104,7 @@ trap 'rm -f "$messages"' EXIT
 build --release --workspace --lib --target $target --target-dir "$target_dir" \
     --message-format=json-render-diagnostics >"$messages"
 
-# A file is replaced in one step and only when it changed: a gateway may be watching.
+# Files are replaced atomically, and only if they changed: a gateway may be watching.
 mkdir -p "$dist"
 grep -o '"[^"]*/release/[^"/]*\.wasm"' "$messages" | tr -d '"' | sort -u | while read -r made; do
     name=$(basename "$made")

@@ -1,4 +1,4 @@
-//! Who is away, in numbers: backlogs, limits, a Redis that refuses to write, several devices.
+//! Absent users at scale: backlogs, limits, a Redis that refuses writes, several devices.
 
 use halley::message::{Audience, encode};
 use serde_json::json;
@@ -9,7 +9,7 @@ use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, eventually_eq, free_port, repository, resident_kib};
 
-/// A topic with its dead-letter and notify topics, and a gateway to be.
+/// A topic with its dead-letter and notify topics, and the settings of a gateway.
 async fn station(name: &str, redis: &Redis) -> (String, Gateway) {
     let topic = kafka().topic(name, 1).await;
     kafka().create_topic(&format!("{topic}.dead-letter"), 1).await;
@@ -27,10 +27,10 @@ async fn absent_room(redis: &Redis, room: &str, users: usize) {
     }
 }
 
-/// At its start, a gateway tries once whether it may write what it will have to.
+/// At the start, a gateway probes its permission to write once.
 const PROBED: u64 = 1;
 
-/// How often Redis has carried out a command.
+/// How often Redis has run a command.
 async fn calls(redis: &Redis, command: &str) -> u64 {
     let mut info = redis::cmd("INFO");
     info.arg("commandstats");
@@ -57,7 +57,7 @@ async fn a_backlog_that_meets_absent_users_is_stored_once() {
         kafka().produce_room(&topic, "lobby", &body).await;
     }
     let gateway = settings.start().await;
-    // It is ready for as long as it works: its own load is no outage of Redis.
+    // It stays ready while it works: its own load is not an outage of Redis.
     let all = [(0, 300)].into_iter().collect();
     let settled = async || {
         let ready = gateway.get("/readyz").await;
@@ -118,7 +118,7 @@ async fn what_a_user_misses_is_kept_in_order() {
     let plugin = Plugin::new("offline-rules", file).set("deadline", quoted("5s")).config(&rules);
     let users: Vec<_> = (0..20).map(|n| format!("user_{n}")).collect();
     for number in 0..600_usize {
-        // Some are stored and some are notified; some are for one user and some for many.
+        // Some are stored and some notified, some for one user and some for many.
         let (operation, many) = (if number % 3 == 0 { 9 } else { 4 }, number % 2 * 19);
         let keys: Vec<_> = ["user_0"].into_iter().chain(users[1..=many].iter().map(String::as_str)).collect();
         let keys = Audience::Keys { keys: keys.iter().map(|key| (*key).into()).collect(), server: None };
@@ -161,7 +161,7 @@ async fn who_is_online_comes_first_while_redis_refuses_to_store() {
     }
     let expected: Vec<_> = (0..60).map(|number| number.to_string()).collect();
 
-    // Up to the limit on what is in flight nobody who is online waits for what cannot be stored.
+    // Below the in-flight limit, online users do not wait for what cannot be stored.
     eventually_eq("what was heard meanwhile", expected[..40].to_vec(), async || bodies(&comet)).await;
     let held = async || {
         let ready = gateway.get("/readyz").await;
@@ -173,7 +173,7 @@ async fn who_is_online_comes_first_while_redis_refuses_to_store() {
     let stalls = gateway.get("/v1/stalls").await.json();
     assert_eq!((&stalls["stalls"][0]["stage"], &stalls["stalls"][0]["offset"]), (&json!("inbox"), &json!(0)));
 
-    // After that time the absent have a dead letter, and the others go on.
+    // After that time, absent users get a dead letter, and the others continue.
     gateway.wait_until_settled(&topic).await;
     assert_eq!(bodies(&comet), expected, "all of them, in order, once");
     let letters = kafka().read_all(&format!("{topic}.dead-letter"));
@@ -186,7 +186,7 @@ async fn who_is_online_comes_first_while_redis_refuses_to_store() {
     memory("0").await;
     kafka().produce_room(&topic, "lobby", "after").await;
     gateway.wait_until_settled(&topic).await;
-    assert_eq!(redis.stream("halley:inbox:user_0").await.len(), 1, "it stores again");
+    assert_eq!(redis.stream("halley:inbox:user_0").await.len(), 1, "storing resumes");
     gateway.wait_until_ready().await;
 }
 
@@ -194,8 +194,8 @@ async fn who_is_online_comes_first_while_redis_refuses_to_store() {
 async fn a_person_with_two_devices_is_one_recipient() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     let dead = format!("127.0.0.1:{}", free_port());
-    // One who is reached in the browser, one whose devices are both at a dead comet, one who is
-    // offline on two.
+    // One user who is reached in the browser, one with both devices at a dead comet, one offline on
+    // two devices.
     redis.join("lobby", "ann-phone", "ann", &dead).await;
     redis.join("lobby", "ann-browser", "ann", comet.address()).await;
     for (user, device) in [("bob", "phone"), ("bob", "tablet"), ("cid", "phone"), ("cid", "tablet")] {
@@ -262,12 +262,12 @@ async fn what_is_too_large_to_store_is_one_dead_letter() {
     let many: Vec<_> = many.iter().map(String::as_str).chain(["user_on"]).collect();
     kafka().produce_keys(&topic, None, &many, "hello").await;
     kafka().produce_keys(&topic, None, &["away-1"], "small").await;
-    // Names count as well as bodies do.
+    // Names count as well as bodies.
     let long = format!("away-{}", "x".repeat(11 * 1024));
     kafka().produce_keys(&topic, None, &[&long], "hello").await;
     gateway.wait_until_settled(&topic).await;
 
-    assert_eq!(comet.deliveries().len(), 2, "whoever is online gets it all the same");
+    assert_eq!(comet.deliveries().len(), 2, "online users get it nevertheless");
     let letters = kafka().read_all(&format!("{topic}.dead-letter"));
     let reasons: Vec<_> =
         letters.iter().map(|letter| letter.header("halley-reason").unwrap_or_default()).collect();
@@ -277,7 +277,7 @@ async fn what_is_too_large_to_store_is_one_dead_letter() {
     assert!(reasons[1].contains("50 of 50") && reasons[1].contains("max_fan_out_bytes"), "{reasons:?}");
     assert_eq!(redis.keys("halley:inbox:*").await, ["halley:inbox:away-1"]);
 
-    // Where nothing is kept, nothing is too large to keep.
+    // If nothing is stored, nothing is too large to store.
     let (topic, settings) = station("absent-dropped", &redis).await;
     let settings = settings.set("offline", "max_body", quoted("1KiB"));
     let gateway = settings.set("offline", "default", quoted("drop")).start().await;

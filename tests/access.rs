@@ -1,5 +1,5 @@
-//! Who may be called: what a record or a plugin names on loopback sees no connection, and an operator
-//! sees why.
+//! Which comets may be called: a loopback address that a record or plugin names is never dialled, and
+//! the operator sees why.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 use crate::support::{folder, repository};
 
-/// Somebody on loopback who is no comet.
+/// A listener on loopback that is not a comet.
 struct Bystander(TcpListener);
 
 impl Bystander {
@@ -66,7 +66,7 @@ async fn what_records_and_plugins_name_on_loopback_is_not_dialled() {
     assert_eq!(heard, [format!("also 127.0.0.1:{port}"), "goes on".to_owned()]);
     assert!(bystander.saw_nobody(), "nothing is dialled");
 
-    // Nobody knows for whom the plugin's call was, so the record itself is kept, with the reason.
+    // The recipients of the plugin's call are unknown, so the record itself is kept, with the reason.
     let kept = kafka().read_all(&letters);
     assert_eq!(kept.len(), 1, "{kept:#?}");
     let reason = kept[0].header("halley-reason").unwrap_or_default();
@@ -75,12 +75,12 @@ async fn what_records_and_plugins_name_on_loopback_is_not_dialled() {
         let series = format!("halley_comets_refused_total{{reason=\"{reason}\",named_by=\"{by}\"}}");
         running.metric(&series).await
     };
-    assert_eq!(refused("loopback", "record").await, Some(4.0), "two of them are no addresses at all");
+    assert_eq!(refused("loopback", "record").await, Some(4.0), "two of them are not addresses");
     assert_eq!(refused("unspecified", "record").await, Some(1.0));
     assert_eq!(refused("unknown_comet", "plugin").await, Some(1.0));
     let ready = running.get("/readyz").await;
     assert!(ready.status == 200 && ready.body.contains("[comets] allow"), "{}", ready.body);
-    assert!(!running.get("/v1/comets").await.body.contains(&port.to_string()), "and nothing is told of it");
+    assert!(!running.get("/v1/comets").await.body.contains(&port.to_string()), "and it is not reported");
 
     let message = folder("message");
     let file = message.path().join("message.json");
@@ -101,7 +101,7 @@ async fn a_list_opens_what_records_may_name() {
     let allow = json!([comet.address().as_str()]);
     let running = gateway(&topic).redis(&redis).set("comets", "allow", allow).start().await;
     kafka().produce_room(&topic, "lobby", "listed").await;
-    kafka().produce_keys(&topic, Some(comet.address().as_str()), &["k"], "listed, too").await;
+    kafka().produce_keys(&topic, Some(comet.address().as_str()), &["k"], "also listed").await;
     kafka().produce_keys(&topic, Some(other.address().as_str()), &["k"], "not listed").await;
     redis.join("elsewhere", "conn_2", "user_2", other.address()).await;
     kafka().produce_room(&topic, "elsewhere", "nor is what the directory names").await;

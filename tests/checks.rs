@@ -1,5 +1,5 @@
-//! `halley check`: what a new operator gets wrong is named, with its place and what to do, before
-//! anything starts; and with `--connect` what is missing around the gateway.
+//! `halley check`: reports mistakes with location and remedy before anything starts; with `--connect`
+//! also what is missing around the gateway.
 
 use std::process::{Command, Output};
 
@@ -22,16 +22,16 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// What `check` says of this configuration: its exit code, and both of its outputs.
+/// The exit code and both outputs of `check` for this configuration.
 fn check(toml: &str, args: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let folder = folder("checks");
-    // One of them is its own token file.
+    // One case uses it as the token file.
     secret(&folder.path().join("halley.toml"), toml);
     let checked = halley(folder.path(), &[&["check"], args].concat(), environment);
     (checked.status.code(), format!("{}{}", text(&checked.stdout), text(&checked.stderr)))
 }
 
-/// A mistake: the configuration, and what has to be said about it.
+/// A mistaken configuration, and the expected message.
 const MISTAKES: &[(&str, &str)] = &[
     ("[kafka]\nbrokers = \"http://localhost:9092\"", "`http://localhost:9092` has a scheme"),
     ("[kafka]\ndead_letter_topic = \"\"", "`kafka.dead_letter_topic` is empty"),
@@ -46,14 +46,11 @@ const MISTAKES: &[(&str, &str)] = &[
         "`partition.assignment.strategy` is not supported for `group.protocol=consumer`",
     ),
     ("[kafka.properties]\n\"max.in.flight\" = \"10\"", "max.in.flight"),
-    ("[kafka.properties]\n\"sasl.passwrod\" = \"hunter2\"", "librdkafka knows no property `sasl.passwrod`"),
-    (
-        "[kafka.properties]\n\"security.protocol\" = \"hunter2\"",
-        "`security.protocol` does not take this value",
-    ),
-    ("[kafka.properties]\n\"sasl.password\" = \"hunter2\nx\"", "is not TOML: line "),
+    ("[kafka.properties]\n\"sasl.passwrod\" = \"hunter2\"", "librdkafka has no property `sasl.passwrod`"),
+    ("[kafka.properties]\n\"security.protocol\" = \"hunter2\"", "`security.protocol` has an invalid value"),
+    ("[kafka.properties]\n\"sasl.password\" = \"hunter2\nx\"", "is not valid TOML: line "),
     ("[kafka.properties]\n\"sasl.password\" = { a = \"hunter2\" }", "halley.toml:2"),
-    ("[redis]\nurl = \"redis://u:hunter2@h:x\"", "[redis] url cannot be read"),
+    ("[redis]\nurl = \"redis://u:hunter2@h:x\"", "[redis] url is invalid"),
     ("[comets]\nnodes = [\"https://comet:50051\"]", "`comets.nodes`"),
     ("[policies]\nstate_folder = \"halley.toml/state\"", "`policies.state_folder`"),
     ("[admin]\ntoken_file = \"nowhere\"", "nowhere cannot be read"),
@@ -84,11 +81,7 @@ fn what_was_probably_not_meant_is_a_warning() {
     for (toml, environment, expected) in [
         ("[kafka]\nsession_timeout = \"1s\"", None, "group.min.session.timeout.ms"),
         ("[delivery]\nmax_in_flight_bytes = \"256\"", None, "is 256 bytes"),
-        (
-            "",
-            Some(("HALLEY_KAFKA_GROUP", "g")),
-            "HALLEY_KAFKA_GROUP: is not read; write HALLEY__KAFKA__GROUP",
-        ),
+        ("", Some(("HALLEY_KAFKA_GROUP", "g")), "HALLEY_KAFKA_GROUP: is ignored; write HALLEY__KAFKA__GROUP"),
     ] {
         let (code, said) = check(toml, &[], environment.as_slice());
         assert!(
@@ -111,7 +104,7 @@ fn check_says_which_file_it_saw() {
         let checked = halley(folder.path(), &[&["check"], args].concat(), environment);
         text(&checked.stdout)
     };
-    assert!(said(&[], &[]).starts_with("configuration (no file, only defaults and the environment)"));
+    assert!(said(&[], &[]).starts_with("configuration (defaults and environment only)"));
     std::fs::write(folder.path().join("halley.toml"), "").expect("written");
     std::fs::write(folder.path().join("other.toml"), "").expect("written");
     assert!(said(&[], &[]).starts_with("configuration (./halley.toml)"));
@@ -131,7 +124,7 @@ fn check_tells_machines_as_json() {
     assert_eq!(report["warnings"].as_array().map(Vec::len), Some(1), "{report}");
 }
 
-/// What `check --connect` says of this configuration.
+/// The result of `check --connect` for these settings.
 pub async fn connect(settings: Gateway) -> (Option<i32>, Vec<(String, bool, String)>) {
     let toml = settings.toml();
     let run = move || check(&toml, &["--connect", "--json"], &[]);
@@ -157,9 +150,9 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
         let found = found.iter().find(|(about, ..)| about.starts_with(subject));
         found.map(|(_, ok, text)| (*ok, text.clone())).unwrap_or_else(|| panic!("nothing about {subject}"))
     };
-    // The stories' broker makes topics by itself.
+    // The stories' broker creates topics automatically.
     assert_eq!(code, Some(0), "{found:#?}");
-    let made = (true, "not there yet; the brokers create topics when they are first used".to_owned());
+    let made = (true, "does not exist yet; the brokers create topics on first use".to_owned());
     assert_eq!(about(&found, &format!("dead-letter topic {dead}")), made);
     assert_eq!(about(&found, &format!("notify topic {topic}.offline")), made);
     assert_eq!(about(&found, &format!("topic {topic}")), (true, "2 partitions".to_owned()));
@@ -186,7 +179,7 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
     for (subject, expected) in [
         ("topic missing", "it does not exist"),
         ("dead-letter topic compacted", "it is compacted"),
-        ("comet ", "cannot be connected to"),
+        ("comet ", "cannot connect to"),
         ("admin listener", "cannot be bound"),
     ] {
         let (ok, text) = about(&found, subject);
@@ -223,7 +216,7 @@ async fn a_group_of_the_next_generation_delivers() {
     }
     running.wait_until_settled(&topic).await;
     assert_eq!(comet.deliveries().len(), 3);
-    // A gateway that runs already holds the port, and is not in the way of its own check.
+    // A running gateway holds the port; its own check accepts that.
     let listening = running.url().replace("http://", "");
     let (_, found) = connect(gateway(&topic).set("admin", "listen", quoted(&listening))).await;
     let admin = found.iter().find(|(subject, ..)| subject.starts_with("admin listener"));

@@ -1,5 +1,5 @@
-//! What consuming meets: transactions, batches that nobody can unpack, patterns that match too
-//! much, and a Kafka that refuses.
+//! Consuming: transactions, batches that cannot be decompressed, patterns that match too much, and a
+//! Kafka that refuses.
 
 use std::process::Command;
 use std::time::Duration;
@@ -22,7 +22,7 @@ async fn reasons(gateway: &RunningGateway, text: &str) {
     .await;
 }
 
-/// Blocks until the broker knows it.
+/// Blocks until the broker knows the producer.
 fn transactional_producer() -> BaseProducer {
     let producer: BaseProducer = ClientConfig::new()
         .set("bootstrap.servers", kafka().brokers())
@@ -56,7 +56,7 @@ async fn transactions_leave_no_lag_and_aborted_ones_no_messages() {
     };
     tokio::task::spawn_blocking(work).await.expect("no panic");
     lobby.wait_for(&["first".to_owned(), "second".to_owned()]).await;
-    // The end of the log is behind the markers of all four.
+    // The end of the log is after the markers of all four.
     gateway.wait_until_settled(&lobby.topic).await;
     assert_eq!(lobby.heard().len(), 2, "{:?}", lobby.heard());
     let lag = format!("halley_consumer_lag{{topic=\"{}\",partition=\"0\"}}", lobby.topic);
@@ -64,7 +64,7 @@ async fn transactions_leave_no_lag_and_aborted_ones_no_messages() {
 }
 
 #[tokio::test]
-async fn a_transaction_that_nobody_ends_is_told_of() {
+async fn an_open_transaction_is_reported() {
     let Some(lobby) = Lobby::new("a_transaction_that_nobody_ends", 1).await else { return };
     let gateway = lobby.settings.clone().start().await;
     let (topic, (end, ended)) = (lobby.topic.clone(), std::sync::mpsc::channel::<()>());
@@ -75,12 +75,12 @@ async fn a_transaction_that_nobody_ends_is_told_of() {
         producer.send(BaseRecord::<(), _>::to(&topic).payload(&b"never"[..])).expect("is queued");
         producer.flush(PATIENCE).expect("is written");
         begun.send(()).expect("the story goes on");
-        // Until the story is told, or has failed.
+        // Until the story has passed, or failed.
         let _ = ended.recv();
         producer.abort_transaction(PATIENCE).expect("ends");
     });
     begins.await.expect("a transaction");
-    // It is behind the open transaction, though it is of none.
+    // It comes after the open transaction, although it belongs to none.
     lobby.say(words("behind", 1)).await;
     let lag = format!("halley_consumer_lag{{topic=\"{}\",partition=\"0\"}}", lobby.topic);
     eventually_eq("the lag", Some(2.0), async || gateway.metric(&lag).await).await;
@@ -97,9 +97,9 @@ async fn a_transaction_that_nobody_ends_is_told_of() {
 }
 
 #[tokio::test]
-async fn a_batch_that_cannot_be_unpacked_is_told_of_and_can_be_skipped() {
+async fn an_unreadable_batch_is_reported_and_can_be_skipped() {
     let Some(lobby) = Lobby::new("a_batch_that_cannot_be_unpacked", 2).await else { return };
-    // As small as librdkafka allows: what counts is how much a batch unpacks to.
+    // As small as librdkafka allows: the decompressed size of a batch counts.
     let limits = "{ \"receive.message.max.bytes\" = \"1001024\", \"fetch.max.bytes\" = \"1000000\" }";
     let settings = lobby.settings.clone().set("kafka", "instance", quoted(""));
     let settings = settings.set("kafka", "properties", limits);
@@ -131,7 +131,7 @@ async fn a_batch_that_cannot_be_unpacked_is_told_of_and_can_be_skipped() {
     let skipped = skip().await;
     assert!(skipped.status.success(), "{skipped:?}");
     let told = String::from_utf8_lossy(&skipped.stdout).into_owned();
-    assert!(told.contains("at offset 1: offsets 0 to 0 are skipped"), "{told}");
+    assert!(told.contains("at offset 1: skipped offsets 0 to 0"), "{told}");
 
     let second = settings.group(&group).start().await;
     lobby.wait_for(&more).await;
@@ -164,7 +164,7 @@ async fn a_batch_of_more_than_a_hundred_megabytes_is_read() {
 }
 
 #[tokio::test]
-async fn a_pattern_that_matches_the_dead_letter_topic_makes_no_circle() {
+async fn a_pattern_matching_the_dead_letter_topic_does_not_loop() {
     let Some(lobby) = Lobby::new("a_pattern_that_matches", 1).await else { return };
     let dead_letters = format!("{}.dead-letter", lobby.topic);
     kafka().create_topic(&dead_letters, 1).await;
@@ -178,7 +178,7 @@ async fn a_pattern_that_matches_the_dead_letter_topic_makes_no_circle() {
     assert_eq!(kafka().read_all(&dead_letters).len(), 2, "each once");
     assert_eq!(gateway.metric("halley_partitions_assigned").await, Some(1.0), "only the topic itself");
 
-    // A letter that comes by another way is not written once more.
+    // A dead letter that arrives in another way is not written again.
     let header = [("halley-origin-topic", "push"), ("halley-stage", "decode")];
     kafka().produce_record(&lobby.topic, None, Some(b"\xff\xff"), &header).await;
     gateway.wait_until_settled(&lobby.topic).await;
@@ -212,13 +212,13 @@ async fn a_group_of_another_protocol_is_named_by_readiness() {
     .await;
     let gateway = lobby.settings.clone().group(&group).start_unready().await;
     reasons(&gateway, "members with another protocol or assignment strategy").await;
-    // It ends with the first record that it gets.
+    // It ends with the first record.
     lobby.say(words("end", 1)).await;
     member.join().expect("no panic");
 }
 
 #[tokio::test]
-async fn a_login_that_kafka_does_not_take_is_named_by_readiness() {
+async fn a_refused_kafka_login_is_named_by_readiness() {
     if !kafka().can_prove("a_login_that_kafka_does_not_take") {
         return;
     }
@@ -226,5 +226,5 @@ async fn a_login_that_kafka_does_not_take_is_named_by_readiness() {
     let login = "{ \"security.protocol\" = \"SASL_PLAINTEXT\", \"sasl.mechanisms\" = \"PLAIN\", \"sasl.username\" = \"halley\", \"sasl.password\" = \"wrong\" }";
     let gateway = gateway(&topic).set("kafka", "properties", login).start_unready().await;
     reasons(&gateway, "SASL").await;
-    reasons(&gateway, "`sasl.*` of [kafka.properties]").await;
+    reasons(&gateway, "`sasl.*` in [kafka.properties]").await;
 }

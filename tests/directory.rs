@@ -1,4 +1,4 @@
-//! Redis as the directory: rooms that are too large to be read at once, rights that are missing.
+//! Redis as the directory: oversized rooms, missing permissions.
 
 use std::process::Command;
 
@@ -22,10 +22,10 @@ async fn fill(redis: &Redis, room: &str, members: usize, comet: &FakeComet) {
 }
 
 #[tokio::test]
-async fn a_large_room_is_delivered_and_one_too_large_holds_up_nothing() {
+async fn a_large_room_is_delivered_and_a_huge_one_blocks_nothing() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
-    // Either takes several times as long as a reply may, when it is read with one command.
+    // Read with one command, both would take several times the timeout.
     fill(&redis, "large", 60_000, &comet).await;
     fill(&redis, "huge", 120_000, &comet).await;
     let topic = kafka().topic("large", 1).await;
@@ -99,7 +99,7 @@ async fn missing_rights_in_redis_are_named_by_readiness_and_check() {
     assert_eq!(redis.stream("halley:inbox:user_2").await.len(), 1);
     assert!(check().await.status.success());
 
-    // Rights that are taken away while records need them.
+    // Permissions that are revoked while records need them.
     allow(&["~room:*", "~connection:*", "~user:*"]).await;
     kafka().produce_room(&topic, "lobby", "again").await;
     not_ready("store_offline: NOPERM").await;

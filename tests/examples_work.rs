@@ -1,4 +1,4 @@
-//! The examples do what their first lines say.
+//! The examples do what their documentation says.
 
 use std::path::PathBuf;
 
@@ -87,7 +87,7 @@ async fn produce(topic: &str, args: &[&str]) -> String {
     process.log()
 }
 
-/// `cargo test` builds the examples beside the binary.
+/// `cargo test` builds the examples next to the binary.
 fn example(name: &str) -> String {
     let binary = PathBuf::from(env!("CARGO_BIN_EXE_halley"));
     let example = binary.with_file_name("examples").join(name);
@@ -95,7 +95,7 @@ fn example(name: &str) -> String {
     example.display().to_string()
 }
 
-/// The least of a WebSocket client: small text frames from the server.
+/// A minimal WebSocket client: small text frames from the server.
 struct Browser {
     stream: BufReader<TcpStream>,
 }
@@ -116,7 +116,7 @@ impl Browser {
         Self { stream }
     }
 
-    /// The next text frame; pings are passed over.
+    /// The next text frame; pings are skipped.
     async fn next(&mut self) -> Value {
         let frame = async {
             loop {

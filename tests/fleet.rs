@@ -1,4 +1,4 @@
-//! Which comets there are: one comet in many spellings, who gets BROADCASTs, comets that move, and
+//! Known comets: one comet in many spellings, which comets get BROADCASTs, comets that move, and
 //! comets that come and go while the gateway runs.
 
 use std::process::Command;
@@ -27,7 +27,7 @@ async fn dead_letters_to(topic: &str) -> String {
     letters
 }
 
-/// What `/v1/comets` says of the comet at this address.
+/// The status of this comet in `/v1/comets`.
 async fn status(gateway: &RunningGateway, comet: &FakeComet) -> Option<Value> {
     let comets = gateway.get("/v1/comets").await.json();
     let address = Value::from(comet.address().as_str());
@@ -43,7 +43,7 @@ async fn wait_for_source(gateway: &RunningGateway, comet: &FakeComet, source: &s
     eventually(&format!("{} to be {source}", comet.address()), PATIENCE, known).await;
 }
 
-/// `halley explain` with the configuration of these settings.
+/// The output of `halley explain` for these settings.
 fn explain(settings: &Gateway, message: &Value) -> String {
     let folder = folder("explain");
     let (file, asked) = (folder.path().join("halley.toml"), folder.path().join("message.json"));
@@ -93,11 +93,11 @@ async fn one_comet_in_every_spelling_is_one_comet() {
     assert_eq!(heard, expected);
     assert_eq!(running.get("/v1/comets").await.json()["comets"].as_array().map(Vec::len), Some(1));
 
-    // A drain that names one spelling takes the others, too.
+    // A drain that names one spelling applies to the others as well.
     let drain = Plugin::new("drain", repository("plugins/dist/comet_drain.wasm"))
         .config(&json!({ "draining": [format!("http://LOCALHOST.:{port}/")], "action": "skip" }));
     running.configure(&settings.clone().plugin(drain));
-    eventually("the drain is in force", PATIENCE, async || {
+    eventually("the drain is active", PATIENCE, async || {
         let route = running.get("/v1/routes/lobby").await.json();
         (route["skipped"] == spellings.len()).then_some(())
     })
@@ -145,7 +145,7 @@ async fn a_comet_under_a_new_address_leaves_no_dead_letters() {
         (left_out == Some(1.0)).then_some(())
     })
     .await;
-    // It is back: named by the directory again, it gets BROADCASTs again.
+    // The directory names it again, so it gets BROADCASTs again.
     old.restart().await;
     redis.join("lobby", "c2", "u2", old.address()).await;
     kafka().produce_room(&topic, "lobby", "back").await;
@@ -156,7 +156,7 @@ async fn a_comet_under_a_new_address_leaves_no_dead_letters() {
 }
 
 #[tokio::test]
-async fn broadcasts_reach_what_any_gateway_has_seen_and_no_stranger() {
+async fn broadcasts_reach_comets_that_any_gateway_has_seen() {
     let (redis, stranger) = (Redis::start().await, FakeComet::start().await);
     let (a, b) = (FakeComet::start().await, FakeComet::start().await);
     let topic = kafka().topic("shared", 1).await;
@@ -197,10 +197,10 @@ async fn broadcasts_reach_what_any_gateway_has_seen_and_no_stranger() {
 }
 
 #[tokio::test]
-async fn a_broadcast_waits_until_it_is_known_whom_to_reach() {
+async fn a_broadcast_waits_for_the_shared_list_of_comets() {
     let (configured, found) = (FakeComet::start().await, FakeComet::start().await);
     let mut redis = Redis::start_keeping().await;
-    if !redis.can_stop("a_broadcast_waits_until_it_is_known_whom_to_reach") {
+    if !redis.can_stop("a_broadcast_waits_for_the_shared_list_of_comets") {
         return;
     }
     let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_millis() as u64;
@@ -217,7 +217,7 @@ async fn a_broadcast_waits_until_it_is_known_whom_to_reach() {
     })
     .await;
     assert_eq!(running.get("/readyz").await.status, 503);
-    assert_eq!(configured.count(), 0, "half a broadcast is none");
+    assert_eq!(configured.count(), 0, "a partial broadcast does not count");
     redis.restart().await;
     running.wait_until_settled(&topic).await;
     assert_eq!(
@@ -227,7 +227,7 @@ async fn a_broadcast_waits_until_it_is_known_whom_to_reach() {
 }
 
 #[tokio::test]
-async fn a_server_name_in_the_directory_is_mapped_or_said_to_be_none() {
+async fn a_server_name_in_the_directory_is_mapped_or_reported() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "c1", "u1", "comet-1").await;
     redis.join("lobby", "c2", "u2", "comet-9").await;
@@ -240,7 +240,7 @@ async fn a_server_name_in_the_directory_is_mapped_or_said_to_be_none() {
     running.wait_until_settled(&topic).await;
     let heard: Vec<_> = comet.deliveries().into_iter().map(|(_, _, body)| body).collect();
     assert_eq!(heard, ["hello", "to a user"]);
-    assert_eq!(redis.stream("halley:inbox:u2").await.len(), 1, "who cannot be reached is away");
+    assert_eq!(redis.stream("halley:inbox:u2").await.len(), 1, "unreachable users are absent");
 
     let explained = explain(&settings, &json!({ "room": "lobby" }));
     assert!(explained.contains(comet.address().as_str()), "{explained}");
@@ -269,7 +269,7 @@ async fn comets_of_a_file_and_of_goims_discovery_come_and_go() {
         .start()
         .await;
     let warned = running.get("/readyz").await.body;
-    assert!(warned.contains("comets.discovery.file"), "a file that is not there is told of: {warned}");
+    assert!(warned.contains("comets.discovery.file"), "a missing file is reported: {warned}");
     assert_eq!(source_of(&running, &comets[0]).await.as_deref(), Some("discovery"));
 
     discovery.set(&[("comet-0", &at(0)), ("comet-1", &at(1))]);
@@ -290,14 +290,14 @@ async fn comets_of_a_file_and_of_goims_discovery_come_and_go() {
     assert_eq!(heard(1), ["by hostname", "to all", "to the room"]);
     assert_eq!(heard(2), ["to all", "to the room"]);
 
-    // One goes; what is broken or empty takes nobody out.
+    // One is removed; a broken or empty list removes none.
     discovery.set(&[("comet-1", &at(1))]);
     wait_for_source(&running, &comets[0], "retired").await;
     std::fs::write(&file, "nodes = [").expect("written");
     discovery.set(&[]);
-    eventually("both are told of", PATIENCE, async || {
+    eventually("both are reported", PATIENCE, async || {
         let warned = running.get("/readyz").await.body;
-        (warned.contains("not the TOML") && warned.contains("names no comet")).then_some(())
+        (warned.contains("not valid TOML") && warned.contains("lists no comet")).then_some(())
     })
     .await;
     kafka().produce_everyone(&topic, 0, "once more").await;
@@ -306,7 +306,7 @@ async fn comets_of_a_file_and_of_goims_discovery_come_and_go() {
 }
 
 #[tokio::test]
-async fn calls_carry_no_ids_where_nobody_reads_them() {
+async fn calls_carry_no_ids_if_they_are_turned_off() {
     for (dialect, name) in [(Dialect::Chatroom, "chatroom"), (Dialect::Goim, "goim")] {
         let (topic, comet) = (kafka().topic("no-ids", 1).await, FakeComet::start_speaking(dialect).await);
         let settings = gateway(&topic)

@@ -98,7 +98,7 @@ fn a_python_project_raises() {
         return;
     }
     assert_eq!(code, Some(1), "{out}{err}");
-    let failure = "it said: Traceback (most recent call last): | File \"/0/policy.py\"";
+    let failure = "it printed: Traceback (most recent call last): | File \"/0/policy.py\"";
     assert!(out.contains(failure) && out.contains("ValueError: a boom"), "{out}");
     assert!(out.contains("2  filter    body: \"####\""), "{out}");
     assert!(err.contains("WARN halley::plugin: ValueError: a boom"), "{err}");

@@ -1,5 +1,5 @@
-//! The peers that share no code with the gateway do what the stories take for granted, and a gateway
-//! reaches comets on every implementation of gRPC in both dialects.
+//! The independent peers behave as the stories assume, and a gateway reaches comets on every gRPC
+//! implementation in both dialects.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ async fn comets_on_grpc_go_and_the_c_core_get_rooms_and_keys_in_both_dialects() 
         gateway.wait_until_settled(&topic).await;
 
         for ((comet, connection), before) in [(&go, "conn_1"), (&core, "conn_2")].into_iter().zip(before) {
-            // Nothing promises an order between a room, keys and everyone.
+            // The order of a room, keys and everyone is not defined.
             let mut calls = comet.calls().split_off(before);
             calls.sort_by_key(|call| call.messages.clone());
             let seen: Vec<_> = calls.iter().map(|call| (call.to.clone(), call.deliveries())).collect();
@@ -96,7 +96,7 @@ async fn a_producer_that_is_not_librdkafka_writes_any_bytes() {
     let aborted = producer.clone().transaction("peer").abort().compression("gzip");
     aborted.write(&[Outgoing::new("never")]).await;
     let committed = producer.transaction("peer").write(&[Outgoing::new("once")]).await;
-    // A mark of each transaction's end takes an offset.
+    // The end marker of each transaction takes an offset.
     assert_eq!(committed, [Written { partition: 0, offset: 3 }]);
 
     let all = kafka().read_all(&topic);

@@ -1,5 +1,5 @@
-//! What policies decide, in the gateway: each bundled one, hot swaps under load, broken files,
-//! and guests that misbehave.
+//! What policies decide, in the gateway: each bundled policy, hot swaps under load, broken files, and
+//! misbehaving guests.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::support::{PATIENCE, eventually, folder, loudly, repository, resident_
 
 /// A bundled policy, as `make plugins` built it.
 fn bundled(name: &str) -> Plugin {
-    // Generous: a machine that is busy with other tests must not look like a slow plugin.
+    // A generous deadline: a machine that is busy with other tests must not look like a slow plugin.
     Plugin::new(name, wasm(&format!("plugins/dist/{}.wasm", name.replace('-', "_"))))
         .set("deadline", quoted("5s"))
 }
@@ -26,7 +26,7 @@ fn unruly(name: &str) -> Plugin {
 
 fn wasm(path: &str) -> PathBuf {
     let file = repository(path);
-    assert!(file.is_file(), "{path} is not there; run `make plugins`");
+    assert!(file.is_file(), "{path} is missing; run `make plugins`");
     file
 }
 
@@ -62,7 +62,7 @@ impl Stage {
     }
 }
 
-/// Waits until a generation later than this one is in force.
+/// Waits until a later generation than this one is active.
 async fn generation_after(gateway: &RunningGateway, before: u64) -> u64 {
     let now = async || Some(generation(gateway).await).filter(|now| *now > before);
     eventually("a new generation of policies", PATIENCE, now).await
@@ -162,7 +162,7 @@ async fn a_partly_moved_room_is_called_by_connection() {
     for n in 2..=3 {
         stage.redis.join("drain", &format!("conn_{n}"), "anyone", stage.comet.address()).await;
     }
-    // The guest sends the first comet's share elsewhere and skips the last connection.
+    // The guest redirects the first comet's share and skips the last connection.
     let elsewhere = stage.start([unruly("unruly")]).await;
     let route = elsewhere.get("/v1/routes/drain").await.json();
     assert_eq!(route["shares"][0]["comet"], "elsewhere:1");
@@ -241,7 +241,7 @@ async fn guests_that_misbehave_harm_no_other_message() {
         assert_eq!(heard, expected, "{command}: the others passed through both policies");
         let letters = kafka().read_all(&format!("{}.dead-letter", stage.topic));
         if command == "flood" {
-            assert_eq!(letters.len(), 0, "much logging is limited, not punished");
+            assert_eq!(letters.len(), 0, "excessive logging is limited, not an error");
         } else {
             assert_eq!(letters.len(), 1, "{command}");
             assert!(letters[0].header("halley-reason").is_some_and(|reason| !reason.is_empty()));
@@ -286,14 +286,14 @@ async fn partitions_behind_another_s_stalled_look_up_are_named() {
 #[tokio::test]
 async fn a_stalling_policy_holds_its_partition_until_it_is_replaced() {
     let stage = Stage::new("stall").await;
-    // One that fetches shared state stands before it: what succeeds in between is no recovery.
+    // A policy that fetches shared state runs before it: its success in between is not a recovery.
     let counting =
         Plugin::new("counting", wasm("tests/guests/dist/unruly.wasm")).set("state", quoted("shared"));
     let gateway = stage
         .start([counting.set("deadline", quoted("5s")), unruly("unruly").set("on_error", quoted("stall"))])
         .await;
     gateway.signal("STOP");
-    // The first record answers the fetch that was under way; the others come together.
+    // The first record answers the pending fetch; the others arrive together.
     let all = ["first", "count k", "trap", "hello"];
     for body in all {
         stage.say(body).await;
@@ -332,14 +332,14 @@ async fn a_stray_in_the_plugin_directory_stops_nothing() {
     stage.say("drop this").await;
     stage.say("hello").await;
     gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard(), ["hello"], "the others decide");
+    assert_eq!(stage.heard(), ["hello"], "the other plugins decide");
     let ready = gateway.get("/readyz").await;
     assert!(ready.status == 200 && ready.body.contains("plugin `stray`"), "{ready:?}");
     let status = gateway.get("/v1/plugins").await.json();
     assert_eq!(status["left_out"][0]["path"].as_str(), pipe.to_str(), "{status}");
     let why = status["left_out"][0]["message"].as_str().unwrap_or_default();
     assert!(why.contains("is not a file, but a pipe"), "{status}");
-    gateway.wait_for_log("a file of the plugin directory is left out").await;
+    gateway.wait_for_log("skipping an unreadable file of the plugin directory").await;
     let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_halley"));
     let checked = check.arg("check").arg("--config").arg(gateway.file()).output().expect("it runs");
     let said = String::from_utf8_lossy(&checked.stderr).into_owned();
@@ -411,7 +411,7 @@ async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_mem
         let (mut first, mut early, mut seen) = (0, 0, generation(&gateway).await);
         for swap in 1..=SWAPS {
             if swap % 10 == 0 {
-                // Other bytes, so that there is something new to compile and old code to free.
+                // Different bytes, so that every swap compiles new code and frees old code.
                 replace(&files[0], &variant(&module, swap));
             }
             gateway.configure(&agreeing(&settings, &files, swap));
@@ -438,7 +438,7 @@ async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_mem
     assert_eq!(
         forms,
         BTreeSet::from(["**** ****", "#### ####"]),
-        "both policies of a message are of one set"
+        "both policies of a message belong to one set"
     );
     loudly(format_args!(
         "resident after 10 swaps {first} KiB, after {} {early} KiB, after {SWAPS} and {sent} messages {late} KiB: {:.3}x of after 10",
@@ -448,8 +448,8 @@ async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_mem
     assert!(late * 10 <= first * 11, "{first} KiB after 10 swaps, {late} KiB after {SWAPS}");
 }
 
-/// Two policies that have to agree: a message that two sets decided about would show it. No two
-/// swaps want the same, so that each makes a generation.
+/// Two policies that have to agree: a message that was decided by two sets would show it. All swaps
+/// differ, so that each one creates a generation.
 fn agreeing(settings: &Gateway, files: &[PathBuf; 2], swap: u64) -> Gateway {
     let mask = if swap.is_multiple_of(2) { "*" } else { "#" };
     let plugin = |name, file, word| {
@@ -460,13 +460,13 @@ fn agreeing(settings: &Gateway, files: &[PathBuf; 2], swap: u64) -> Gateway {
     settings.clone().plugin(plugin("first", &files[0], "spam")).plugin(plugin("second", &files[1], "eggs"))
 }
 
-/// Replaces a file in one step.
+/// Replaces a file atomically.
 fn replace(file: &Path, content: &[u8]) {
     let aside = file.with_extension("aside");
     std::fs::write(&aside, content).and_then(|()| std::fs::rename(&aside, file)).expect("renamed");
 }
 
-/// The same module with other bytes: a custom section more.
+/// The same module with different bytes: one more custom section.
 fn variant(module: &[u8], number: u64) -> Vec<u8> {
     [module, &[0, 10, 1, b'v'], &number.to_le_bytes()].concat()
 }
@@ -490,31 +490,31 @@ async fn a_policy_dropped_into_the_directory_is_in_force_at_once() {
 async fn a_first_version_that_loops_on_some_messages_holds_up_nobody() {
     const MESSAGES: usize = 600;
     let stage = Stage::new("loops").await;
-    // Everything as it is by default.
+    // Default settings.
     let plugin = Plugin::new("loops", wasm("tests/guests/dist/unruly.wasm"));
     let gateway = stage.start([plugin]).await;
     for number in 0..MESSAGES {
         stage.say(&if number % 4 == 1 { "loop".to_owned() } else { format!("hello {number}") }).await;
     }
     gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard().len(), MESSAGES, "`on_error` lets all of them pass, in order or not at all");
+    assert_eq!(stage.heard().len(), MESSAGES, "`on_error` passes all of them, in order");
     let numbers: Vec<String> = stage.heard().into_iter().filter(|body| body != "loop").collect();
     let expected = (0..MESSAGES).filter(|number| number % 4 != 1).map(|number| format!("hello {number}"));
     assert!(numbers.iter().cloned().eq(expected), "{numbers:?}");
 
-    // 150 messages, each of which costs some calls until it is found in its batch: most of them were
-    // never made.
+    // 150 messages, each of which would cost several calls until it is isolated in its batch: most of
+    // these calls were never made.
     let metrics = gateway.get("/metrics").await.body;
     let sum = |name: &str, label: &str| -> f64 {
         let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(label));
         lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     };
     let late = sum("halley_plugin_errors_total{", "kind=\"deadline\"");
-    assert!(late < 100.0, "{late} calls ran past their deadline");
+    assert!(late < 100.0, "{late} calls exceeded their deadline");
     assert!(sum("halley_plugin_limits_total{", "limit=\"time-budget\"") > 0.0, "{metrics}");
 
-    // What an operator sees; and once nothing loops any more, it decides again.
-    gateway.wait_for_log_that("a plugin ran past its deadline too often").await;
+    // What an operator sees. Once nothing loops any more, the plugin decides again.
+    gateway.wait_for_log_that("a plugin exceeded its deadline too often").await;
     let decides_again = async || {
         stage.say("drop me").await;
         gateway.wait_until_settled(&stage.topic).await;
@@ -522,7 +522,7 @@ async fn a_first_version_that_loops_on_some_messages_holds_up_nobody() {
         let ready = gateway.get("/readyz").await;
         assert_eq!(ready.status, 200, "{ready:?}");
         if status["plugins"][0]["state"] == "over-time-budget" {
-            assert!(ready.body.contains("ran past its deadline too often"), "{ready:?}");
+            assert!(ready.body.contains("exceeded its deadline too often"), "{ready:?}");
             return None;
         }
         Some(())

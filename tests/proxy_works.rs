@@ -1,5 +1,4 @@
-//! The ground under the stories: the proxy that stands for a bad network does what it is told,
-//! and nothing else.
+//! Tests of the fault-injecting proxy: it does what it is told, and nothing else.
 
 use std::io;
 use std::net::SocketAddr;
@@ -15,7 +14,7 @@ use crate::support::proxy::{Fault, Proxy};
 
 const SEED: u64 = 4711;
 
-/// A server that hands out its connections.
+/// A server that returns its connections.
 struct Server {
     address: SocketAddr,
     accepted: mpsc::Receiver<TcpStream>,
@@ -43,7 +42,7 @@ impl Server {
     }
 }
 
-/// A server, a proxy before it, and the two ends of a connection through both.
+/// A server with a proxy, and both ends of a connection through it.
 struct Pair {
     server: Server,
     proxy: Proxy,
@@ -69,7 +68,7 @@ impl Pair {
 
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     let in_time = tokio::time::timeout(PATIENCE, future).await;
-    in_time.unwrap_or_else(|_| panic!("waited {PATIENCE:?} in vain for {what}"))
+    in_time.unwrap_or_else(|_| panic!("timed out after {PATIENCE:?} waiting for {what}"))
 }
 
 async fn say(stream: &mut TcpStream, text: &str) {
@@ -82,7 +81,7 @@ async fn hear(stream: &mut TcpStream, text: &str) {
     assert_eq!(String::from_utf8_lossy(&heard), text);
 }
 
-/// Everything until the end, and how that came about.
+/// Reads to the end; returns the bytes and how the connection ended.
 async fn rest(mut stream: impl AsyncRead + Unpin) -> (Vec<u8>, io::Result<()>) {
     let mut all = Vec::new();
     let end = soon("the connection's end", stream.read_to_end(&mut all)).await;
@@ -95,7 +94,7 @@ async fn is_reset(stream: &mut TcpStream) {
     assert_eq!((heard.len(), kind), (0, io::ErrorKind::ConnectionReset));
 }
 
-/// Nothing arrives for as long as it takes to say something over another connection's way.
+/// Nothing arrives while a message passes over another connection.
 async fn hears_nothing(stream: &mut TcpStream) {
     let silence = tokio::time::timeout(Duration::from_millis(100), stream.read(&mut [0])).await;
     assert!(silence.is_err(), "heard {silence:?}");
@@ -156,7 +155,7 @@ async fn a_narrow_line_takes_its_time() {
     let sent = "0123456789".repeat(200);
     say(&mut near, &sent).await;
     hear(&mut far, &sent).await;
-    // All but the last sip of 200 bytes has been waited for.
+    // All but the last 200 bytes have been waited for.
     assert!(start.elapsed() >= Duration::from_millis(180), "{:?}", start.elapsed());
 }
 
@@ -207,7 +206,7 @@ async fn who_is_refused_is_reset() {
     pair.proxy.inflict(Fault::Refuse);
     is_reset(&mut pair.near).await;
     is_reset(&mut pair.far).await;
-    // The reset may come before the connection's own end knows that it is open.
+    // The reset may arrive before the connect has returned.
     if let Ok(mut young) = TcpStream::connect(pair.proxy.address()).await {
         is_reset(&mut young).await;
     }
@@ -241,7 +240,7 @@ async fn the_target_may_come_later_and_go() {
     is_reset(&mut near).await;
 }
 
-/// How many bytes of 8,000 arrive, connection by connection, when each is cut.
+/// How many of 8,000 bytes arrive on each connection that is cut.
 async fn cuts(seed: u64) -> Vec<usize> {
     let mut server = Server::start().await;
     let proxy = Proxy::start(server.address.to_string(), seed).await;
@@ -250,7 +249,7 @@ async fn cuts(seed: u64) -> Vec<usize> {
     for _ in 0..8 {
         let mut near = TcpStream::connect(proxy.address()).await.expect("the proxy listens");
         let far = server.accept().await;
-        // The cut may come while this is written.
+        // The cut may happen during the write.
         let _ = near.write_all(&[7; 8000]).await;
         let (heard, end) = rest(far).await;
         end.expect_err("an end by reset");

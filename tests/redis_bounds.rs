@@ -1,5 +1,5 @@
-//! A Redis that sends more than it may: memory stays bounded, an operator sees why, and what is too
-//! large holds up nothing else.
+//! A Redis that sends too much: memory stays bounded, the operator sees why, and other messages are
+//! not held up.
 
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{gateway, quoted};

@@ -1,6 +1,6 @@
-//! The kinds of Redis beside a single good server: one that turns out to be a replica, a primary
-//! that is replaced under load, and a cluster whose slots move under load. Nothing is lost, and
-//! every room keeps its order.
+//! Redis topologies and failures: a server that is demoted to a replica, a primary that is replaced
+//! under load, and a cluster that moves slots under load. Nothing is lost, and every room keeps its
+//! order.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -15,12 +15,12 @@ use crate::support::{PATIENCE, eventually, folder};
 
 const ROOMS: usize = 6;
 
-/// Reads rooms from this Redis, and nearly every time: hardly anything is remembered.
+/// Settings that read rooms from this Redis nearly every time: almost nothing is cached.
 fn reading(topic: &str, url: &str) -> Gateway {
     gateway(topic).set("redis", "url", quoted(url)).set("routing.cache", "max_age", quoted("10ms"))
 }
 
-/// One connection that is there, and one whose user is away, for each room.
+/// For each room one connected user, and one who is absent.
 fn members(room: usize, comet: &FakeComet) -> [(String, String, String); 2] {
     let member =
         |who: &str| (format!("conn-{who}-{room}"), format!("{who}-{room}"), comet.address().to_string());
@@ -36,7 +36,7 @@ async fn send(topic: &str, numbers: std::ops::Range<usize>) {
     }
 }
 
-/// What each room got, in order; what is delivered again at once counts once.
+/// What each room received, in order, without immediate repeats.
 fn received(comet: &FakeComet) -> BTreeMap<String, Vec<String>> {
     let mut rooms: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (to, _, body) in comet.deliveries() {
@@ -66,7 +66,7 @@ async fn what_a_replica_refuses_waits_for_a_primary() {
     let gateway = reading(&topic, redis.url()).start().await;
 
     let replica_of = |host: &str, port: &str| redis::cmd("REPLICAOF").arg(host).arg(port).take();
-    // Of nobody: it keeps what it has.
+    // A replica without a primary keeps its data.
     redis.run::<()>(replica_of("127.0.0.1", "1")).await;
     kafka().produce_room(&topic, "room-0", "patience").await;
     let unready = async || {
@@ -100,11 +100,11 @@ async fn a_primary_is_replaced_under_load_and_every_message_arrives_in_order() {
     let named_or_over = async || {
         let answer = gateway.get("/readyz").await;
         let named = answer.status == 503 && answer.body.contains("redis+sentinel://");
-        // On a busy machine the failover may be over before the gateway has missed anything.
+        // On a busy machine the failover may be over before the gateway notices.
         (named || redis.primary().await != dead).then_some(())
     };
     eventually("/readyz to name Redis", PATIENCE, named_or_over).await;
-    // Nobody restarts the dead one: the other becomes the primary, and work goes on by itself.
+    // Nobody restarts the dead one: the other becomes the primary, and delivery continues.
     gateway.wait_until_ready().await;
     send(&topic, 80..120).await;
     gateway.wait_until_settled(&topic).await;
@@ -112,7 +112,7 @@ async fn a_primary_is_replaced_under_load_and_every_message_arrives_in_order() {
     assert_eq!(received(&comet), expected(120));
     assert_eq!(redis.primary().await, 1 - dead);
     for room in 0..ROOMS {
-        // What was sent after the failover is kept by the new primary.
+        // The new primary keeps everything sent after the failover.
         let kept = inbox(redis.stream(&format!("halley:inbox:away-{room}")).await);
         assert!((80..120).all(|number| kept.contains(&number.to_string())), "{kept:?}");
     }
@@ -165,7 +165,7 @@ async fn slots_move_under_load_and_every_message_arrives_in_order() {
         for (slot, from) in &slots {
             let to = (from + 1) % 3;
             redis.begin_move(*slot, *from, to).await;
-            // Messages meet the slot while it is half here, half there.
+            // Messages arrive while the slot is half moved.
             comet.wait_for(comet.calls().len() + 5).await;
             while redis.move_keys(*slot, *from, to, 1).await > 0 {}
             redis.end_move(*slot, *from, to).await;
@@ -187,7 +187,7 @@ async fn slots_move_under_load_and_every_message_arrives_in_order() {
     }
 }
 
-/// The bodies in an inbox. Messages are stored side by side, so it has no order to speak of.
+/// The bodies in an inbox. Messages are stored concurrently, so it has no defined order.
 fn inbox(entries: Vec<Vec<(String, Vec<u8>)>>) -> BTreeSet<String> {
     let body = |entry: Vec<(String, Vec<u8>)>| entry.into_iter().find(|(name, _)| name == "body");
     let bodies = entries.into_iter().filter_map(body);
@@ -207,7 +207,7 @@ async fn check_connects_to_each_kind_and_tells_the_wrong_one() {
         (cluster.url(), 0, "directory: SSCAN + HMGET"),
         (sentinels.url_of("mian"), 1, "knows no `mian`"),
         (format!("redis+sentinel://{node}/main"), 1, "check the sentinels"),
-        (format!("redis+cluster://{}", sentinels.servers()[0].address()), 1, "this is no cluster"),
+        (format!("redis+cluster://{}", sentinels.servers()[0].address()), 1, "this is not a cluster"),
     ] {
         let folder = folder("check");
         let file = folder.path().join("halley.toml");

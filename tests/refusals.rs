@@ -1,5 +1,5 @@
-//! What servers refuse: a Redis that reads and does not write, a Kafka that lets nobody in. What an
-//! operator looks at says so, and what helps; when it is mended, everything goes on.
+//! Servers that refuse: a Redis that rejects writes, a Kafka that denies access. Readiness and logs
+//! give the cause and the remedy; after the fix, delivery continues.
 
 use std::path::PathBuf;
 
@@ -18,7 +18,7 @@ async fn set(redis: &Redis, key: &str, value: &str) {
     redis.run::<()>(config).await;
 }
 
-/// Has Redis save until that goes well, or does not.
+/// Has Redis save until it succeeds, or fails.
 async fn save(redis: &Redis, well: bool) {
     eventually("Redis to have tried to save", PATIENCE, async || {
         let mut info = redis::cmd("INFO");
@@ -36,7 +36,7 @@ async fn save(redis: &Redis, well: bool) {
     .await;
 }
 
-/// Where Redis saves: a folder of that name is in the way.
+/// A directory at the path to which Redis saves.
 async fn in_the_way(redis: &Redis) -> PathBuf {
     let mut get = redis::cmd("CONFIG");
     get.arg("GET").arg("dir");
@@ -70,7 +70,7 @@ async fn a_redis_that_does_not_write_is_named_and_holds_only_who_is_away() {
     set(&redis, "min-replicas-to-write", "1").await;
     kafka().produce_room(&topic, "lobby", "one").await;
     eventually_eq("calls", 1, heard).await;
-    readiness(&gateway, &["NOREPLICAS", "bring its replicas back, or lower its `min-replicas-to-write`"])
+    readiness(&gateway, &["NOREPLICAS", "reconnect its replicas, or lower its `min-replicas-to-write`"])
         .await;
     let stalled = async || gateway.metric("halley_stalled_partitions{stage=\"inbox\"}").await;
     eventually_eq("stalled partitions", Some(1.0), stalled).await;
@@ -89,7 +89,7 @@ async fn a_redis_that_does_not_write_is_named_and_holds_only_who_is_away() {
     save(&redis, false).await;
     kafka().produce_room(&topic, "lobby", "two").await;
     eventually_eq("calls", 2, heard).await;
-    readiness(&gateway, &["MISCONF", "mend its disk"]).await;
+    readiness(&gateway, &["MISCONF", "fix its disk"]).await;
     let (code, found) = connect(settings).await;
     assert!(
         code == Some(1) && found.iter().any(|(_, ok, text)| !ok && text.contains("MISCONF")),
@@ -136,26 +136,30 @@ async fn what_kafka_refuses_is_named_until_it_is_granted() {
         [(plain, "security.protocol"), (login(settings.clone(), "another"), "SASL authentication error")]
     {
         let gateway = wrong.clone().start_unready().await;
-        readiness(&gateway, &["kafka: no broker answers", word]).await;
+        readiness(&gateway, &["kafka: no broker reachable", word]).await;
         gateway.kill();
         let (code, found) = connect(wrong).await;
         let (ok, text) = about(&found, "kafka at");
         assert!(code == Some(1) && !ok && text.contains(&word.to_lowercase()), "{word}: {found:#?}");
     }
 
-    // Logged in, and without any right: the topic first, then the group.
+    // Logged in, without any permission: the topic first, then the group.
     let gateway = settings.clone().start_unready().await;
     let (_, found) = connect(settings.clone()).await;
     for subject in [format!("topic {topic}"), format!("dead-letter topic {dead}"), format!("group {group}")] {
         let (ok, text) = about(&found, &subject);
-        let named = text.contains("authorization failed") && text.contains("no right on the");
+        let named = text.contains("authorization failed") && text.contains("not authorized for the");
         assert!(!ok && named, "{subject}: {text}");
     }
-    readiness(&gateway, &["no right on", "grant its user READ"]).await;
+    readiness(&gateway, &["not authorized for", "grant the gateway's user READ"]).await;
     for topic in [&topic, &dead, &notify] {
         kafka.grant(Right::Topic(topic)).await;
     }
-    readiness(&gateway, &["no right on the consumer group", "grant its user READ on the group"]).await;
+    readiness(
+        &gateway,
+        &["not authorized for the consumer group", "grant the gateway's user READ on the group"],
+    )
+    .await;
     let (_, found) = connect(settings.clone()).await;
     assert!(about(&found, &format!("topic {topic}")).0 && !about(&found, "group ").0, "{found:#?}");
 

@@ -101,7 +101,7 @@ async fn a_replay_tells_what_would_change_and_touches_nothing() {
     let said = text(&changed.stdout);
     for expected in [
         "4 records",
-        "1 of them are no messages",
+        "1 of them are not messages",
         "contains `spam`",
         "1 decision changes",
         "passed -> dropped",
@@ -200,10 +200,10 @@ async fn failures_and_mistakes_have_their_codes() {
         assert!(err.contains(said), "`{said}` is not in:\n{err}");
     };
     code(&[], 1, "has no records between these times");
-    code(&["--to", "2999-01-01"], 2, "lies in the future");
-    code(&["--to", "-2h"], 2, "does not lie before");
-    code(&["--to", "moon"], 2, "neither a UTC time");
-    code(&["--name", "nobody"], 2, "there is no plugin `nobody` in the configuration");
+    code(&["--to", "2999-01-01"], 2, "is in the future");
+    code(&["--to", "-2h"], 2, "is not before");
+    code(&["--to", "moon"], 2, "expected a UTC time");
+    code(&["--name", "nobody"], 2, "plugin `nobody` is not configured");
     code(&["--against", "/nowhere.wasm"], 2, "/nowhere.wasm");
     code(&["--fail-on-change"], 2, "--against");
     let (config, unruly) =
@@ -211,7 +211,7 @@ async fn failures_and_mistakes_have_their_codes() {
     let missing =
         desk.run_all(&["--config", &config, "--topic", "no-such", "--from", "-1h", "--plugin", &unruly]);
     assert_eq!(missing.status.code(), Some(2), "{missing:?}");
-    assert!(text(&missing.stderr).contains("there is no topic `no-such`"), "{missing:?}");
+    assert!(text(&missing.stderr).contains("topic `no-such` not found"), "{missing:?}");
 
     for body in ["fine", "trap", "fine"] {
         desk.message(&desk.topic, body, 0, &[]).await;
@@ -227,5 +227,5 @@ async fn failures_and_mistakes_have_their_codes() {
     let brokers = toml.lines().find(|line| line.starts_with("brokers")).expect("brokers");
     let away = toml.replace(brokers, &format!("brokers = {}", quoted("127.0.0.1:1")));
     std::fs::write(&config, away).expect("written");
-    code(&[], 1, "Kafka at `127.0.0.1:1` does not answer");
+    code(&[], 1, "kafka unreachable at `127.0.0.1:1`");
 }

@@ -1,4 +1,4 @@
-//! Who gets a message: rooms, users, everyone; those who are away; both dialects.
+//! Who receives a message: rooms, users, everyone, absent users; in both dialects.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ fn keys(keys: &[&str]) -> To {
 }
 
 #[tokio::test]
-async fn the_specification_s_room_takes_one_call_for_each_comet() {
+async fn a_room_takes_one_call_for_each_comet() {
     let (redis, a, b) = (Redis::start().await, FakeComet::start().await, FakeComet::start().await);
     redis.join("video_123", "conn_1", "user_1", a.address()).await;
     redis.join("video_123", "conn_2", "user_2", a.address()).await;
@@ -86,7 +86,7 @@ async fn broadcast_reaches_every_comet_and_divides_its_speed() {
     let topic = kafka().topic("broadcast", 1).await;
     let gateway = gateway(&topic).redis(&redis).node(&named).start().await;
 
-    // A comet that no configuration names is known once a message went there.
+    // A comet that is not configured becomes known with the first message to it.
     kafka().produce_room(&topic, "lobby", "first").await;
     learned.wait_for(1).await;
     kafka().produce_everyone(&topic, 100, "to all").await;
@@ -98,7 +98,7 @@ async fn broadcast_reaches_every_comet_and_divides_its_speed() {
 }
 
 #[tokio::test]
-async fn a_broadcast_while_no_comet_is_known_is_kept_as_a_dead_letter() {
+async fn a_broadcast_without_comets_becomes_a_dead_letter() {
     let topic = kafka().topic("nobody", 1).await;
     let dead_letters = format!("{topic}.dead-letter");
     kafka().create_topic(&dead_letters, 1).await;
@@ -152,7 +152,7 @@ async fn stale_members_are_skipped_and_counted() {
 }
 
 #[tokio::test]
-async fn who_is_away_finds_the_message_in_the_inbox() {
+async fn an_absent_user_gets_the_message_in_the_inbox() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     redis.join("lobby", "conn_2", "user_2", comet.address()).await;
@@ -171,11 +171,7 @@ async fn who_is_away_finds_the_message_in_the_inbox() {
         (kept.len(), fields["id"].as_slice(), fields["body"].as_slice()),
         (1, id.as_bytes(), &b"hello"[..])
     );
-    assert_eq!(
-        redis.stream("halley:inbox:user_9").await.len(),
-        1,
-        "nobody knows the key: it is a user who is away"
-    );
+    assert_eq!(redis.stream("halley:inbox:user_9").await.len(), 1, "an unknown key is an absent user");
     assert_eq!(redis.stream("halley:inbox:user_1").await.len(), 0);
 }
 
@@ -221,7 +217,7 @@ async fn the_goim_dialect_frames_what_goim_comets_expect() {
 }
 
 #[tokio::test]
-async fn goim_without_room_sets_tells_every_comet() {
+async fn goim_without_room_sets_calls_every_comet() {
     let comets =
         [FakeComet::start_speaking(Dialect::Goim).await, FakeComet::start_speaking(Dialect::Goim).await];
     let topic = kafka().topic("every-comet", 1).await;
@@ -258,7 +254,7 @@ async fn one_room_s_messages_reach_a_slow_comet_in_order() {
 }
 
 #[tokio::test]
-async fn records_that_are_no_messages_become_dead_letters_and_hold_up_nothing() {
+async fn invalid_records_become_dead_letters_and_block_nothing() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     let topic = kafka().topic("poison", 1).await;
@@ -284,7 +280,7 @@ async fn records_that_are_no_messages_become_dead_letters_and_hold_up_nothing() 
 }
 
 #[tokio::test]
-async fn what_a_comet_refuses_for_good_is_kept_as_a_dead_letter() {
+async fn a_permanent_rejection_becomes_a_dead_letter() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     let topic = kafka().topic("refused", 1).await;
@@ -295,14 +291,14 @@ async fn what_a_comet_refuses_for_good_is_kept_as_a_dead_letter() {
     kafka().produce_room(&topic, "lobby", "malformed").await;
     gateway.wait_until_settled(&topic).await;
 
-    assert_eq!(comet.calls().len(), 1, "a retry cannot mend it");
+    assert_eq!(comet.calls().len(), 1, "a retry cannot fix it");
     let letters = kafka().read_all(&dead_letters);
     assert_eq!(letters[0].header("halley-stage").as_deref(), Some("deliver"));
     assert_eq!(letters[0].header("halley-failed-comets"), Some(comet.address().to_string()));
 }
 
 #[tokio::test]
-async fn a_dead_comet_s_users_find_the_message_in_their_inbox_and_the_others_get_it_at_once() {
+async fn a_dead_comet_s_users_get_inbox_entries_others_live_ones() {
     let (redis, alive, dead) = (Redis::start().await, FakeComet::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", alive.address()).await;
     redis.join("lobby", "conn_2", "user_2", dead.address()).await;
@@ -351,7 +347,7 @@ async fn records_wait_for_a_redis_that_comes_up_late() {
     redis.restart().await;
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     gateway.wait_until_ready().await;
-    // The room was looked up before anyone could join, or after: the next message is certain.
+    // The room may have been looked up before anyone joined; the next message is certain.
     kafka().produce_room(&topic, "lobby", "at last").await;
     gateway.wait_until_settled(&topic).await;
     let bodies: Vec<_> = comet.deliveries().into_iter().map(|(_, _, body)| body).collect();
@@ -386,7 +382,7 @@ async fn two_gateways_share_a_group() {
     expected.sort();
     assert_eq!(bodies, expected, "every message once");
 
-    // One goes: the other takes over its partitions and nothing is delivered twice.
+    // One leaves: the other takes over its partitions, and nothing is delivered twice.
     assert!(second.sigterm().await.success());
     comet.forget();
     for room in &rooms {

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs tests of this package, and those that failed once more, one at a time: tests/run.sh THREADS ARGUMENTS...
+# Runs tests of this package, and retries failed ones one at a time: tests/run.sh THREADS ARGUMENTS...
 #
 # THREADS go to the test runner, ARGUMENTS to cargo up to `--`, then to the runner. Stories start
-# servers and wait for them; beside compilers and each other, a machine of two cores can be slower
-# than a story's deadlines. What fails alone as well has failed; what passes then is listed as
-# flaky, to be looked at.
+# servers and wait for them; next to compilers and each other, a machine with two cores can be slower
+# than a story's deadlines. A test that also fails alone has failed; one that passes is reported as
+# flaky, to be investigated.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,10 +27,10 @@ if cargo test --locked --no-fail-fast "${cargo[@]}" -- --test-threads "$threads"
     exit 0
 fi
 mapfile -t failed < <(sed -nE 's/^test (\S+) \.\.\. FAILED$/\1/p' "$log" | sort -u)
-# Nothing compiled, or so much failed that it is no matter of load.
+# The build failed, or too many tests failed to blame the load.
 if [ "${#failed[@]}" -eq 0 ] || [ "${#failed[@]}" -gt 8 ]; then
     exit 1
 fi
-printf '\ntests: once more, one at a time: %s\n' "${failed[*]}"
+printf '\ntests: retrying one at a time: %s\n' "${failed[*]}"
 cargo test --locked --no-fail-fast "${cargo[@]}" -- --test-threads 1 --exact "${failed[@]}" || exit 1
 printf '\ntests: FLAKY, failed first and passed alone: %s\n' "${failed[*]}"

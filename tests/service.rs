@@ -1,4 +1,4 @@
-//! The gateway as a service: draining, dying, starting again; health and metrics.
+//! The gateway as a service: draining, crashing, restarting; health and metrics.
 
 use crate::support::comet::{Behaviour, FakeComet};
 use crate::support::gateway::{Gateway, gateway, quoted};
@@ -45,7 +45,7 @@ async fn a_killed_gateway_loses_nothing() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("killed", 2).await;
     let (_redis, settings) = lobby(&comet, &topic).await;
-    // A member that died holds its partitions until its session ends.
+    // A dead member holds its partitions until its session ends.
     let settings = settings.set("kafka", "session_timeout", quoted("6s"));
     let first = settings.clone().start().await;
     for number in 0..300 {
@@ -59,7 +59,7 @@ async fn a_killed_gateway_loses_nothing() {
     let mut heard: Vec<u32> = heard(&comet).iter().map(|body| body.parse().expect("a number")).collect();
     heard.sort_unstable();
     heard.dedup();
-    assert_eq!(heard, (0..300).collect::<Vec<_>>(), "some perhaps twice, none not at all");
+    assert_eq!(heard, (0..300).collect::<Vec<_>>(), "some perhaps twice, none lost");
 }
 
 #[tokio::test]
@@ -85,7 +85,7 @@ async fn a_partition_that_was_paused_flows_again_when_it_comes_back() {
     let paused = async || first.metric("halley_partitions_paused").await;
     eventually_eq("paused partitions", Some(2.0), paused).await;
 
-    // Another member takes one of them, and gives it back.
+    // Another member takes one of them, and returns it.
     let second = settings.group(first.group()).start().await;
     let assigned = async || first.metric("halley_partitions_assigned").await;
     eventually_eq("partitions of the first", Some(1.0), assigned).await;
@@ -100,7 +100,7 @@ async fn a_partition_that_was_paused_flows_again_when_it_comes_back() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_grace_period_and_a_second_signal_end_it_with_a_failure() {
+async fn grace_timeout_and_second_signal_exit_with_a_failure() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("grace", 1).await;
     let (_redis, settings) = lobby(&comet, &topic).await;
@@ -120,8 +120,8 @@ async fn the_end_of_the_grace_period_and_a_second_signal_end_it_with_a_failure()
     long.wait_for_log("stopping: finishing what is in flight").await;
     let reason = async || long.get("/readyz").await.body.contains("stopping").then_some(());
     eventually("/readyz to say that it stops", PATIENCE, reason).await;
-    // Some supervisors send two at once: that is one.
-    long.wait_for_log("a signal so soon after the first means the same; going on with the stop").await;
+    // Some supervisors send two signals at once: they count as one.
+    long.wait_for_log("ignoring a second signal so soon after the first; still stopping").await;
     let ended = eventually("the end by a later signal", PATIENCE, async || {
         let ended = long.ended();
         if ended.is_none() {
@@ -145,7 +145,7 @@ async fn health_metrics_and_the_api_answer() {
     assert_eq!(gateway.get("/nothing/here").await.status, 404);
     let comets = gateway.get("/v1/comets").await.json();
     assert_eq!(comets["comets"][0]["address"], comet.address().as_str(), "{comets}");
-    // The lag comes with librdkafka's statistics, once a second.
+    // The lag is part of librdkafka's statistics, once per second.
     let lag = format!("halley_consumer_lag{{topic=\"{topic}\",partition=\"0\"}}");
     eventually_eq("the lag", Some(0.0), async || gateway.metric(&lag).await).await;
     let metrics = gateway.get("/metrics").await.body;
@@ -180,7 +180,7 @@ async fn a_process_whose_instance_name_is_taken_ends_and_says_so() {
     let status = first.wait().await;
     assert_eq!(status.code(), Some(1), "{first:?}");
     let said = format!("{first:?}");
-    assert!(said.contains("kafka has shut this process out of the consumer group"), "{said}");
+    assert!(said.contains("kafka has fenced this process out of the consumer group"), "{said}");
     kafka().produce_room(&topic, "lobby", "after").await;
     second.wait_until_settled(&topic).await;
     assert_eq!(heard(&comet), ["before", "after"]);

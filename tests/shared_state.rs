@@ -1,4 +1,4 @@
-//! State that policies share through Redis: two gateways, a swap, a Redis that restarts.
+//! State that policies share through Redis: two gateways, a swap, a restart of Redis.
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually};
 
-/// The guest that counts under the key that a body names, and answers with the count.
+/// The guest that counts under the key in a body, and returns the count.
 fn counting() -> Plugin {
     let guest = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/guests/dist/unruly.wasm");
     Plugin::new("counting", guest).set("state", quoted("shared")).set("deadline", quoted("300ms"))
@@ -118,7 +118,7 @@ async fn a_redis_that_restarts_under_load_loses_and_reorders_nothing() {
         ids.push(kafka().produce_room(&topic, "lobby", "count load").await);
     }
     gateway.wait_until_settled(&topic).await;
-    // Bodies are the counts: that they grow by one says that no write was lost or made twice.
+    // Bodies are counts: each is one more than the last, so no write was lost or repeated.
     let counts: Vec<_> = (1..=300).map(|count: u64| count.to_string()).collect();
     assert_eq!(heard(&comet), counts);
     let rooms =

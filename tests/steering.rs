@@ -66,8 +66,8 @@ async fn what_cannot_be_done_is_explained() {
     let run = |args: &[&str]| plugin(&gateway, args);
     let bundled = text(&repository("plugins/dist/comet_drain.wasm"));
     assert!(failed(&run(&["push", &bundled])).contains("plugin `comet_drain` is not configured"));
-    assert!(failed(&run(&["rollback", "one"])).contains("has no good version to go back to"));
-    assert!(failed(&run(&["rollback", "one", "--to", "ffff"])).contains("no version ffff is kept"));
+    assert!(failed(&run(&["rollback", "one"])).contains("has no known-good version to roll back to"));
+    assert!(failed(&run(&["rollback", "one", "--to", "ffff"])).contains("version ffff not found"));
     assert!(failed(&run(&["status", "nobody"])).contains("no plugin `nobody`"));
     assert!(failed(&run(&["push", "nowhere.wasm"])).contains("nowhere.wasm cannot be read"));
     let two = run(&["push", &bundled, &bundled, "--name", "one"]);
@@ -79,7 +79,7 @@ async fn what_cannot_be_done_is_explained() {
     assert_eq!(json["plugins"][0]["name"], "one");
 
     let nobody = halley(&["plugin", "status", "--gateway", "http://127.0.0.1:1"]);
-    assert!(failed(&nobody).contains("no answer from a gateway at http://127.0.0.1:1/"), "{nobody:?}");
+    assert!(failed(&nobody).contains("gateway unreachable at http://127.0.0.1:1/"), "{nobody:?}");
 }
 
 #[tokio::test]
@@ -122,8 +122,8 @@ async fn writes_over_tcp_need_a_token() {
     secret(&other, "another-token-than-the-gateways\n");
     let gateway = open.set("admin", "token_file", quoted(&text(&token))).start().await;
     let release = |more: &[&str]| plugin(&gateway, &[&["release", "one"], more].concat());
-    assert!(failed(&release(&[])).contains("writes need a token"));
-    assert!(failed(&release(&["--token-file", &text(&other)])).contains("the token does not match"));
+    assert!(failed(&release(&[])).contains("writes require a token"));
+    assert!(failed(&release(&["--token-file", &text(&other)])).contains("token does not match"));
     succeeded(&release(&["--token-file", &text(&token)]));
     std::fs::rename(&other, &token).expect("the folder takes it");
     succeeded(&release(&["--token-file", &text(&token)]));

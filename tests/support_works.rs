@@ -1,5 +1,4 @@
-//! The ground under the stories: Kafka, Redis and the fake comets do what the other stories
-//! take for granted.
+//! Tests of the test support: Kafka, Redis and the fake comets behave as the other stories assume.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -64,7 +63,7 @@ async fn a_kafka_of_ones_own_is_killed_and_comes_back_with_what_it_had() {
         own.produce_room(&topic, &format!("room_{n}"), n.to_string()).await;
     }
     own.stop().await;
-    // What is produced meanwhile waits.
+    // Records produced meanwhile wait.
     let produce = async {
         for n in 10..20 {
             own.produce_room(&topic, &format!("room_{n}"), n.to_string()).await;
@@ -89,12 +88,12 @@ async fn a_gateway_reads_from_a_kafka_of_ones_own_through_a_proxy() {
     own.produce_everyone(&topic, 0, "one").await;
     gateway.wait_until_settled(&topic).await;
     let before = proxy.connections();
-    assert!(before > 0, "it goes around the proxy");
+    assert!(before > 0, "it bypasses the proxy");
 
     proxy.cut();
     own.produce_everyone(&topic, 0, "two").await;
     gateway.wait_until_settled(&topic).await;
-    assert!(proxy.connections() > before, "it goes around the proxy");
+    assert!(proxy.connections() > before, "it bypasses the proxy");
     own.restart().await;
     own.produce_everyone(&topic, 0, "three").await;
     gateway.wait_until_settled(&topic).await;
@@ -149,7 +148,7 @@ async fn a_chatroom_comet_writes_down_its_calls() {
 #[tokio::test]
 async fn a_goim_comet_reads_the_frames_of_a_call() {
     let comet = FakeComet::start_speaking(Dialect::Goim).await;
-    // Two frames written by hand: op 5 "hi", op 6 "yo!".
+    // Two handwritten frames: op 5 "hi", op 6 "yo!".
     let body = b"\0\0\0\x12\0\x10\0\x01\0\0\0\x05\0\0\0\0hi\0\0\0\x13\0\x10\0\x01\0\0\0\x06\0\0\0\0yo!";
     let proto = goim::Proto { ver: 1, op: 9, seq: 0, body: Bytes::from_static(body) };
     let room = goim::BroadcastRoomReq { room_id: "live://1".into(), proto: Some(proto) };

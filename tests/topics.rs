@@ -1,5 +1,5 @@
-//! Topics that change while they are read: new groups, partitions that are added, records that are
-//! removed, and topics that are deleted and created again.
+//! Topics that change while they are read: new groups, added partitions, removed records, and topics
+//! that are deleted and created again.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -12,7 +12,7 @@ use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, eventually_eq};
 
-/// A room on one comet, and a gateway that commits at once and is soon back after a crash.
+/// A room on one comet, and a gateway that commits immediately and recovers fast after a crash.
 pub struct Lobby {
     pub comet: FakeComet,
     pub topic: String,
@@ -21,7 +21,7 @@ pub struct Lobby {
 }
 
 impl Lobby {
-    /// `None` when there is no Kafka that can prove this story.
+    /// `None` if there is no Kafka for this story.
     pub async fn new(story: &'static str, partitions: i32) -> Option<Self> {
         if !kafka().can_prove(story) {
             return None;
@@ -44,7 +44,7 @@ impl Lobby {
         }
     }
 
-    /// What was delivered, sorted, with how often.
+    /// The delivered bodies, sorted, with their number of deliveries.
     pub fn heard(&self) -> BTreeMap<String, usize> {
         let mut heard = BTreeMap::new();
         for (_, _, body) in self.comet.deliveries() {
@@ -77,7 +77,7 @@ async fn newest_is_decided_once_also_for_partitions_without_traffic() {
     lobby.say(words("before", 9)).await;
     let settings = lobby.settings.clone().set("kafka", "start", quoted("newest"));
     let first = settings.clone().start().await;
-    // No partition has any traffic: what comes while the gateway is away is nevertheless its own.
+    // No partition has traffic; records that arrive while the gateway is down still belong to it.
     assert!(first.sigterm().await.success(), "{first:?}");
     let missed = words("missed", 9);
     lobby.say(missed.clone()).await;
@@ -88,10 +88,10 @@ async fn newest_is_decided_once_also_for_partitions_without_traffic() {
 }
 
 #[tokio::test]
-async fn partitions_that_are_added_are_read_from_their_start() {
+async fn added_partitions_are_read_from_the_beginning() {
     let Some(lobby) = Lobby::new("partitions_that_are_added", 1).await else { return };
     let settings = lobby.settings.clone().set("kafka", "start", quoted("newest"));
-    // Far longer than it takes until the first records of the new partitions are there.
+    // Far longer than it takes until the new partitions have their first records.
     let settings =
         settings.set("kafka", "properties", "{ \"topic.metadata.refresh.interval.ms\" = \"3000\" }");
     let gateway = settings.start().await;
@@ -104,7 +104,7 @@ async fn partitions_that_are_added_are_read_from_their_start() {
 }
 
 #[tokio::test]
-async fn a_new_group_that_starts_at_a_time_or_the_oldest_record_says_what_waits() {
+async fn a_new_group_logs_the_backlog_at_its_start() {
     let Some(lobby) = Lobby::new("a_new_group_says_what_waits", 1).await else { return };
     let ago = |minutes: u64| SystemTime::now() - Duration::from_secs(60 * minutes);
     for (word, time) in [("old", ago(180)), ("due", ago(60))] {
@@ -115,7 +115,7 @@ async fn a_new_group_that_starts_at_a_time_or_the_oldest_record_says_what_waits(
     let settings = lobby.settings.clone().set("kafka", "instance", quoted(""));
     let timed = settings.clone().set("kafka", "start", start).start().await;
     lobby.wait_for(&["due".to_owned()]).await;
-    let told = "a new consumer group begins with records that wait already";
+    let told = "a new consumer group starts with a backlog";
     let warning = async |gateway: &RunningGateway| {
         let lines = gateway.log_lines();
         let line = lines.iter().find(|line| line["message"].as_str().is_some_and(|m| m.starts_with(told)));
@@ -135,7 +135,7 @@ async fn a_new_group_that_starts_at_a_time_or_the_oldest_record_says_what_waits(
 }
 
 #[tokio::test]
-async fn a_topic_created_again_before_a_crash_is_read_from_its_start() {
+async fn a_topic_recreated_before_a_crash_is_read_from_the_start() {
     let Some(lobby) = Lobby::new("a_topic_created_again_before_a_crash", 1).await else { return };
     let first = lobby.settings.clone().start().await;
     lobby.say(words("old", 50)).await;
@@ -148,7 +148,7 @@ async fn a_topic_created_again_before_a_crash_is_read_from_its_start() {
     kafka().recreate_topic(&lobby.topic, 1).await;
     let new = words("new", 60);
     lobby.say(new.clone()).await;
-    // What is in flight of the old topic ends while the new one is there already.
+    // Records in flight of the old topic finish while the new one already exists.
     lobby.comet.behave(Behaviour::Ok);
     eventually("something to be delivered", PATIENCE, async || {
         lobby.heard().contains_key("new-59").then_some(())
@@ -162,7 +162,7 @@ async fn a_topic_created_again_before_a_crash_is_read_from_its_start() {
 }
 
 #[tokio::test]
-async fn a_topic_created_again_is_committed_and_repeats_nothing() {
+async fn a_recreated_topic_is_committed_and_repeats_nothing() {
     let Some(lobby) = Lobby::new("a_topic_created_again_is_committed", 1).await else { return };
     let first = lobby.settings.clone().start().await;
     lobby.say(words("old", 90)).await;
@@ -184,7 +184,7 @@ async fn a_topic_created_again_is_committed_and_repeats_nothing() {
 }
 
 #[tokio::test]
-async fn records_that_were_removed_before_they_were_read_are_told_of() {
+async fn records_removed_before_they_were_read_are_reported() {
     let Some(lobby) = Lobby::new("records_that_were_removed", 1).await else { return };
     let first = lobby.settings.clone().start().await;
     lobby.say(words("read", 10)).await;
@@ -202,11 +202,11 @@ async fn records_that_were_removed_before_they_were_read_are_told_of() {
         line["level"] == "ERROR"
             && line["message"].as_str().is_some_and(|m| m.starts_with("records were removed"))
     });
-    let line = line.unwrap_or_else(|| panic!("not told: {second:?}"));
+    let line = line.unwrap_or_else(|| panic!("not reported: {second:?}"));
     assert_eq!((&line["topic"], &line["partition"]), (&lobby.topic.clone().into(), &0.into()), "{line}");
     assert_eq!((&line["from"], &line["to"]), (&10.into(), &50.into()), "{line}");
 
-    // Also where nothing comes after them.
+    // Even if no record follows them.
     second.wait_until_settled(&lobby.topic).await;
     lobby.comet.behave(Behaviour::Hang);
     assert!(second.sigterm().await.success(), "{second:?}");
@@ -217,13 +217,38 @@ async fn records_that_were_removed_before_they_were_read_are_told_of() {
 }
 
 #[tokio::test]
+async fn records_lost_before_the_group_s_first_ones_are_counted_too() {
+    let Some(lobby) = Lobby::new("records_lost_before_the_first", 1).await else { return };
+    // The group has come to an empty partition, and left.
+    let first = lobby.settings.clone().start().await;
+    assert!(first.sigterm().await.success(), "{first:?}");
+    lobby.say(words("lost", 40)).await;
+    lobby.say(words("kept", 10)).await;
+    kafka().delete_records(&lobby.topic, &BTreeMap::from([(0, 40)])).await;
+    // So have partitions that came meanwhile, and whose first records went again.
+    kafka().add_partitions(&lobby.topic, 2).await;
+    let added = format!("{}/1/", lobby.topic);
+    let mut lost_too = 0;
+    eventually("records of the new partition", PATIENCE, async || {
+        let id = kafka().produce_room_anywhere(&lobby.topic, "lobby", "any").await;
+        lost_too += usize::from(id.starts_with(&added));
+        (lost_too == 3).then_some(())
+    })
+    .await;
+    kafka().delete_records(&lobby.topic, &BTreeMap::from([(1, 3)])).await;
+    let second = lobby.settings.clone().group(first.group()).start().await;
+    lobby.wait_for(&words("kept", 10)).await;
+    eventually_eq("records lost", Some(43.0), async || lost(&second, &lobby.topic).await).await;
+}
+
+#[tokio::test]
 async fn an_offset_beyond_the_end_repeats_nothing() {
     use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
     use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
     let Some(lobby) = Lobby::new("an_offset_beyond_the_end", 1).await else { return };
     lobby.say(words("before", 5)).await;
-    // A dynamic member leaves with its end: offsets are set of groups without members.
+    // A dynamic member leaves when it stops: offsets can be set for groups without members.
     let settings = lobby.settings.clone().set("kafka", "instance", quoted(""));
     let first = settings.clone().start().await;
     lobby.wait_for(&words("before", 5)).await;
@@ -238,7 +263,7 @@ async fn an_offset_beyond_the_end_repeats_nothing() {
         let consumer: BaseConsumer = client.create().expect("a consumer");
         let mut list = TopicPartitionList::new();
         list.add_partition(&topic, 0);
-        // What is committed with it says which topic it is of.
+        // The committed metadata names the topic it belongs to.
         let committed = consumer.committed_offsets(list, PATIENCE).expect("an answer");
         let metadata = committed.elements()[0].metadata().to_owned();
         let mut list = TopicPartitionList::new();
@@ -255,4 +280,19 @@ async fn an_offset_beyond_the_end_repeats_nothing() {
     lobby.wait_for(&words("after", 5)).await;
     second.wait_until_settled(&lobby.topic).await;
     assert!(lobby.heard().values().all(|times| *times == 1), "{:?}", lobby.heard());
+}
+
+#[tokio::test]
+async fn a_topic_that_is_deleted_is_named_as_the_cause() {
+    let Some(lobby) = Lobby::new("a_topic_that_is_deleted", 1).await else { return };
+    let settings = lobby.settings.clone().set(
+        "kafka",
+        "properties",
+        "{ \"topic.metadata.refresh.interval.ms\" = \"1000\" }",
+    );
+    let gateway = settings.start().await;
+    lobby.say(words("before", 5)).await;
+    gateway.wait_until_settled(&lobby.topic).await;
+    kafka().delete_topic(&lobby.topic).await;
+    gateway.wait_for_log_that("partitions lost: their topic was deleted").await;
 }

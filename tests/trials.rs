@@ -104,7 +104,8 @@ async fn a_shadow_changes_nothing_and_its_differences_are_told() {
         .expect("the binary runs");
     let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
     assert!(
-        shown.contains("would have been decided otherwise") && shown.contains("message: amended body: room-"),
+        shown.contains("would have been decided differently")
+            && shown.contains("message: amended body: room-"),
         "{shown}"
     );
     assert!(gateway.get("/metrics").await.body.contains("halley_plugin_differences_total{plugin=\"p\""));

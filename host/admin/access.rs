@@ -1,13 +1,15 @@
-//! Who may ask for what.
+//! Access control: which requests are allowed.
 //!
 //! | | over the Unix socket, own user or root | over TCP |
 //! |---|---|---|
 //! | `/healthz` | yes | yes |
-//! | `/readyz`, `/metrics` | yes | for a known host; `/metrics` with a token where `protect_metrics` is set |
-//! | reads below `/v1/` | yes | for a known host, with a token; on loopback without one while none is configured |
-//! | writes | yes | for a known host, not from a browser, with the token for writes |
+//! | `/readyz`, `/metrics` | yes | for an allowed host; `/metrics` needs a token if `protect_metrics`
+//! is set |
+//! | reads below `/v1/` | yes | for an allowed host, with a token; on loopback without one if none is
+//! configured |
+//! | writes | yes | for an allowed host, not from a browser, with the write token |
 //!
-//! Nothing of a body is kept before this is decided.
+//! No part of a request body is read before this is decided.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,23 +30,23 @@ use crate::admin::refusals::{Reason, Refusals, shown};
 use crate::admin::tokens::{Current, Tokens};
 use crate::config::admin::{Config, host_of};
 
-/// What a request needs.
+/// The permission that a request needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Needs {
-    /// A known host.
+    /// A request for an allowed host.
     Host,
-    /// The right to read.
+    /// Permission to read.
     Read,
-    /// The right to write.
+    /// Permission to write.
     Write,
 }
 
-/// Decides. Clones share their state.
+/// Decides about requests. Clones share state.
 #[derive(Clone)]
 pub(super) struct Access(Arc<Inner>);
 
 struct Inner {
-    /// Whether only this machine reaches the TCP listener.
+    /// Whether the TCP listener is reachable from this machine only.
     loopback: bool,
     hosts: Hosts,
     tokens: Tokens,
@@ -53,7 +55,7 @@ struct Inner {
     protect_metrics: bool,
 }
 
-/// Why somebody may not.
+/// Why a request is denied.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Denied {
     reason: Reason,
@@ -62,14 +64,14 @@ pub(super) struct Denied {
     retry_after: Option<Duration>,
 }
 
-/// What a route needs, and who decides.
+/// The permission that a route needs, and the access control that checks it.
 #[derive(Clone)]
 pub(super) struct Gate {
     pub(super) access: Access,
     pub(super) needs: Needs,
 }
 
-/// The middleware in front of a route.
+/// Middleware in front of a route.
 pub(super) async fn gate(
     State(Gate { access, needs }): State<Gate>,
     Extension(peer): Extension<Peer>,
@@ -80,7 +82,7 @@ pub(super) async fn gate(
         Ok(()) => next.run(request).await,
         Err(denied) => {
             let what =
-                || format!("{} {} was denied: {}", request.method(), shown(request.uri().path()), denied.why);
+                || format!("{} {} denied: {}", request.method(), shown(request.uri().path()), denied.why);
             access.0.refusals.count(denied.reason, Some(peer), what);
             discard(request.into_body()).await;
             denied.into_response()
@@ -102,7 +104,7 @@ impl Access {
         }))
     }
 
-    /// What `/metrics` needs.
+    /// The permission that `/metrics` needs.
     pub(super) fn metrics_need(&self) -> Needs {
         if self.0.protect_metrics { Needs::Read } else { Needs::Host }
     }
@@ -116,7 +118,7 @@ impl Access {
         self.check_token(peer, needs, headers, &tokens)
     }
 
-    /// Whether a request is admitted whatever the tokens are; fails where none would help.
+    /// Whether a request is allowed without a token. Fails if no token would help.
     pub(super) fn is_admitted_already(
         &self,
         peer: Peer,
@@ -125,7 +127,7 @@ impl Access {
         headers: &HeaderMap,
     ) -> Result<bool, Denied> {
         if needs == Needs::Write && headers.contains_key(header::ORIGIN) {
-            let why = "browsers cannot write; use `halley plugin`";
+            let why = "writes from browsers are refused; use `halley plugin`";
             return Err(denied(Reason::Origin, StatusCode::FORBIDDEN, why));
         }
         if peer.is_operator() {
@@ -140,7 +142,7 @@ impl Access {
         Ok(needs == Needs::Host)
     }
 
-    /// Whether the token of a request is good for what it needs.
+    /// Whether the token of a request grants the permission.
     pub(super) fn check_token(
         &self,
         peer: Peer,
@@ -153,17 +155,17 @@ impl Access {
         }
         let given = bearer(headers).ok_or_else(|| {
             let what = if needs == Needs::Write { "writes" } else { "reads" };
-            unauthorized(Reason::NoToken, &format!("{what} need a token"))
+            unauthorized(Reason::NoToken, &format!("{what} require a token"))
         })?;
         self.try_token(peer, needs, tokens, given)
     }
 
-    /// Whether a token is needed; fails where none would help.
+    /// Whether a token is required. Fails if no token would help.
     fn needs_token(&self, peer: Peer, needs: Needs, tokens: &Current) -> Result<bool, Denied> {
         let forbidden = |why: &str| Err(denied(Reason::Forbidden, StatusCode::FORBIDDEN, why));
         match needs {
             Needs::Write if tokens.write.is_none() => forbidden(
-                "writes need a token, or have to come over the Unix socket from the gateway's own user; \
+                "writes require a token, or the Unix socket and the gateway's own user; \
                  set `[admin] token_file` or HALLEY_ADMIN_TOKEN for the gateway, or use `--gateway unix:PATH`",
             ),
             Needs::Read if tokens.write.is_none() && tokens.read.is_none() => {
@@ -171,7 +173,7 @@ impl Access {
                     return Ok(false);
                 }
                 forbidden(
-                    "reads below /v1/, and protected metrics, need a token where the listener is not on loopback; \
+                    "reads below /v1/ and protected metrics require a token if the listener is not on loopback; \
                      set `[admin] read_token_file` or `token_file` for the gateway, or use its Unix socket",
                 )
             }
@@ -186,7 +188,7 @@ impl Access {
             ..denied(
                 Reason::Guessing,
                 StatusCode::TOO_MANY_REQUESTS,
-                "too many tokens from here did not match; try again later, or use the Unix socket",
+                "too many failed token attempts; retry later, or use the Unix socket",
             )
         })?;
         let (is_write, is_read) = (
@@ -194,11 +196,11 @@ impl Access {
             tokens.read.as_ref().is_some_and(|token| token.is(given)),
         );
         if !is_write && !is_read {
-            return Err(unauthorized(Reason::WrongToken, "the token does not match"));
+            return Err(unauthorized(Reason::WrongToken, "token does not match"));
         }
         guesses().right(peer.key());
         if needs == Needs::Write && !is_write {
-            let why = "this token is for reads only; writes need the one of `[admin] token_file`";
+            let why = "this token is read-only; writes require the token in `[admin] token_file`";
             return Err(denied(Reason::Forbidden, StatusCode::FORBIDDEN, why));
         }
         Ok(())
@@ -218,7 +220,7 @@ impl Denied {
     }
 }
 
-/// The one token that a request carries.
+/// The token of a request, if it carries exactly one.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let mut given = headers.get_all(header::AUTHORIZATION).iter();
     let only = given.next().filter(|_| given.next().is_none())?;
@@ -226,7 +228,7 @@ fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 fn unauthorized(reason: Reason, why: &str) -> Denied {
-    let remedy = "give `--token-file` or HALLEY_ADMIN_TOKEN (`Authorization: Bearer ...`)";
+    let remedy = "pass `--token-file` or set HALLEY_ADMIN_TOKEN (`Authorization: Bearer ...`)";
     denied(reason, StatusCode::UNAUTHORIZED, format!("{why}; {remedy}"))
 }
 

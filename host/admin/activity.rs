@@ -1,7 +1,7 @@
-//! What a connection is doing, and how long it may: so that nobody holds one by sending or reading
-//! slowly, or by doing nothing.
+//! Tracks what a connection is doing and when it times out, so that no client holds a connection by
+//! being slow or idle.
 //!
-//! [`Watched`] sees the bytes and [`Answered`] the end of an answer's body; both report to the
+//! [`Watched`] sees the bytes, [`Answered`] the end of a response body. Both report to the
 //! [`Activity`] of the connection, whose owner closes it at the deadline.
 
 use std::io;
@@ -15,19 +15,19 @@ use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How long each part may take.
+/// Timeout of each phase.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Timeouts {
-    /// The head of a request, and the first byte of the first one.
+    /// Receiving the head of a request, including its first byte on a new connection.
     pub(super) head: Duration,
-    /// The pause between an answer and the next request.
+    /// Waiting for the next request after a response.
     pub(super) idle: Duration,
-    /// Sending an answer without the client reading any of it.
+    /// Sending a response while the client reads nothing.
     pub(super) stall: Duration,
-    /// Sending an answer.
+    /// Sending a whole response.
     pub(super) answer: Duration,
-    /// Everything from the head of a request to the begin of the answer. What takes long (uploads,
-    /// compiling, look-ups) has shorter deadlines of its own.
+    /// Handling a request: from its head to the start of the response. Slow operations (uploads,
+    /// compilation, look-ups) have shorter deadlines of their own.
     pub(super) handling: Duration,
 }
 
@@ -42,33 +42,33 @@ pub(super) const TIMEOUTS: Timeouts = Timeouts {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Nothing has come yet.
+    /// No byte has been received.
     New,
-    /// The last answer is sent.
+    /// The last response has been sent.
     Idle,
-    /// A head is coming.
+    /// The head of a request is being received.
     Head,
-    /// A request is being handled; whether it is a write, which is not broken off.
+    /// A request is being handled. A write is never interrupted.
     Handling { is_write: bool },
-    /// An answer is being sent; whether its end is with the connection's buffers.
+    /// A response is being sent. `handed_over`: the connection has buffered all of its body.
     Answering { handed_over: bool },
 }
 
 #[derive(Debug)]
 struct State {
     phase: Phase,
-    /// When the phase began.
+    /// When the phase started.
     since: Instant,
     /// When the client last read something.
     read: Instant,
 }
 
-/// What is lost when a connection is closed for another one.
+/// What closing a connection in favour of another one would cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Expendable {
-    /// The gateway waits for the client: to send, or to read.
+    /// The gateway is waiting for the client to send or to read.
     Waiting,
-    /// The client waits for the answer to a read.
+    /// The client is waiting for the response to a read.
     Served,
 }
 
@@ -85,7 +85,7 @@ impl Activity {
         Self { state: Mutex::new(State { phase: Phase::New, since: now, read: now }), timeouts }
     }
 
-    /// When the connection has to be closed if nothing happens until then.
+    /// When to close the connection if nothing happens before.
     pub(super) fn deadline(&self) -> Instant {
         let State { phase, since, read } = *self.state.lock();
         let timeouts = &self.timeouts;
@@ -97,8 +97,9 @@ impl Activity {
         }
     }
 
-    /// How readily the connection may be closed for another one: those first that the gateway waits
-    /// for, then those whose reads are being answered, of either the oldest. Never one that writes.
+    /// Whether the connection may be closed in favour of another one, and in which order: first those
+    /// that wait for their client, then those whose reads are being handled, the oldest first. A
+    /// write is never interrupted.
     pub(super) fn expendable(&self) -> Option<(Expendable, Instant)> {
         let state = self.state.lock();
         let how = match state.phase {
@@ -109,25 +110,25 @@ impl Activity {
         Some((how, state.since))
     }
 
-    /// Since when the gateway waits for the client to read an answer.
+    /// Since when the client has left a response unread.
     pub(super) fn unread_since(&self) -> Option<Instant> {
         let state = self.state.lock();
         matches!(state.phase, Phase::Answering { .. }).then_some(state.since)
     }
 
-    /// The head of a request is there as a whole.
+    /// The head of a request has been received.
     pub(super) fn called(&self) {
         self.enter(Phase::Handling { is_write: false });
     }
 
-    /// The request that is being handled is a write that may be made.
+    /// The current request is a write and has been authorized.
     pub(super) fn writes(&self) {
         if let Phase::Handling { is_write } = &mut self.state.lock().phase {
             *is_write = true;
         }
     }
 
-    /// There is an answer.
+    /// The response is ready.
     pub(super) fn answered(&self) {
         self.enter(Phase::Answering { handed_over: false });
     }
@@ -161,7 +162,7 @@ impl Activity {
     }
 }
 
-/// A stream that reports what goes over it.
+/// A stream that reports its traffic.
 pub(super) struct Watched<S> {
     stream: S,
     activity: Arc<Activity>,
@@ -228,7 +229,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 }
 
-/// A body that reports when the connection has taken all of it.
+/// A body that reports when the connection has buffered all of it.
 pub(super) struct Answered {
     body: Body,
     activity: Arc<Activity>,
@@ -268,7 +269,7 @@ impl Drop for Answered {
 
 #[cfg(test)]
 impl Activity {
-    /// As if the phase had begun so much earlier.
+    /// Moves the start of the phase back by this much.
     pub(super) fn age(&self, by: Duration) {
         self.state.lock().since -= by;
     }

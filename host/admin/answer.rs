@@ -1,4 +1,4 @@
-//! What the API says when it does not do what it was asked to.
+//! Error responses of the API.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub(super) fn failed(status: StatusCode, error: &str) -> Response {
     (status, Json(json!({ "error": error }))).into_response()
 }
 
-/// The same, with when to try again.
+/// An error as JSON, with `Retry-After`.
 pub(super) fn failed_for_now(status: StatusCode, error: &str, retry_after: Duration) -> Response {
     let mut response = failed(status, error);
     let seconds = retry_after.as_secs_f64().ceil().max(1.0) as u64;
@@ -21,12 +21,12 @@ pub(super) fn failed_for_now(status: StatusCode, error: &str, retry_after: Durat
     response
 }
 
-/// The most of a body that is thrown away, in bytes, and how long that may take.
+/// How much of a rejected body is read, in bytes, and for how long.
 const MAX_DISCARDED: usize = 8 * 1024 * 1024;
 const DISCARDING: Duration = Duration::from_millis(500);
 
-/// Throws away the body of a request that is refused, within limits. A connection that is closed with
-/// something unread in it is reset, and the client may lose the answer.
+/// Reads and discards the body of a rejected request, within limits. Closing a connection with unread
+/// data resets it, and the client may lose the response.
 pub(super) async fn discard(mut body: Body) {
     let read_all = async {
         let mut discarded = 0;
@@ -36,6 +36,6 @@ pub(super) async fn discard(mut body: Body) {
             discarded += frame.data_ref().map_or(0, |data| data.len());
         }
     };
-    // What comes later is not waited for.
+    // The rest is not read.
     let _ = tokio::time::timeout(DISCARDING, read_all).await;
 }

@@ -1,8 +1,9 @@
-//! The open connections: how many there may be, and which one makes room for a new one.
+//! The open connections: their limit, and which one is closed for a new one.
 //!
-//! A new connection is not shut out by those that are there: the one that the gateway has waited for
-//! longest makes room, else the one whose read has been answered for longest; first of the client that
-//! is at its limit, else of the client that holds most. Only writes are not broken off.
+//! Existing connections do not lock out a new one. The connection that has waited longest for its
+//! client is closed; if there is none, the one whose read has been handled longest. Candidates are
+//! the connections of the same client if it is at its limit, otherwise those of the client that holds
+//! most. A write is never interrupted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::admin::activity::Activity;
 use crate::admin::peer::{Peer, PeerKey};
 use crate::admin::refusals::{Reason, Refusals};
 
-/// The open connections of a listener, or of several that share a limit.
+/// The open connections of a listener, or of several listeners that share a limit.
 #[derive(Clone)]
 pub(super) struct Connections {
     table: Arc<Mutex<Table>>,
@@ -36,21 +37,21 @@ struct Open {
     close: CancellationToken,
 }
 
-/// A connection's place; it is free when this is dropped.
+/// A slot for one connection, released on drop.
 pub(super) struct Place {
     table: Arc<Mutex<Table>>,
     id: u64,
-    /// Cancelled when the connection has to make room.
+    /// Cancelled when the connection has to be closed for another one.
     pub(super) close: CancellationToken,
 }
 
 impl Connections {
-    /// At most this many, and of each client a quarter of them.
+    /// At most `most` connections; one client holds at most a quarter of them.
     pub(super) fn new(most: usize, refusals: Refusals) -> Self {
         Self { table: Arc::default(), most, most_each: (most / 4).max(2), refusals }
     }
 
-    /// A place for a new connection. `None` while there is none: all of them write.
+    /// A slot for a new connection. `None` if all connections are writing.
     pub(super) fn open(&self, peer: Peer, activity: &Arc<Activity>) -> Option<Place> {
         let mut table = self.table.lock();
         let (key, mut held) = (peer.key(), HashMap::<PeerKey, usize>::new());
@@ -63,35 +64,34 @@ impl Connections {
             return Some(table.insert(peer, activity, &self.table));
         };
         let Some(victim) = victim else {
-            let what = || format!("a connection was refused: all {} are writing", table.open.len());
+            let what = || format!("connection refused: all {} connections are writing", table.open.len());
             self.refusals.count(Reason::Connections, Some(peer), what);
             return None;
         };
-        self.evict(&mut table, victim, "made room for a new one");
+        self.evict(&mut table, victim, "was closed for a new connection");
         Some(table.insert(peer, activity, &self.table))
     }
 
-    /// Closes the connection that has been waited for longest; whether there was one.
+    /// Closes the connection that has waited longest for its client. Returns whether there was one.
     pub(super) fn close_longest_waiting(&self) -> bool {
         let mut table = self.table.lock();
         let victim = table.most_expendable(|_| Some(0));
-        victim.is_some_and(|victim| self.evict(&mut table, victim, "made room for a new one"))
+        victim.is_some_and(|victim| self.evict(&mut table, victim, "was closed for a new connection"))
     }
 
-    /// Closes the connection whose answer has been unread for longest, if that is at least this
-    /// long; whether there was one.
+    /// Closes the connection whose response has been unread for longest, if for at least `at_least`.
+    /// Returns whether there was one.
     pub(super) fn close_slowest_reader(&self, at_least: Duration) -> bool {
         let mut table = self.table.lock();
         let slow = table.open.iter().filter_map(|(id, open)| Some((open.activity.unread_since()?, *id)));
         let slowest = slow.min().filter(|(since, _)| since.elapsed() >= at_least);
-        slowest.is_some_and(|(_, victim)| self.evict(&mut table, victim, "did not read its answer"))
+        slowest.is_some_and(|(_, victim)| self.evict(&mut table, victim, "did not read its response"))
     }
 
     fn evict(&self, table: &mut Table, victim: u64, why: &str) -> bool {
         let Some(open) = table.open.remove(&victim) else { return false };
         open.close.cancel();
-        self.refusals
-            .count(Reason::Evicted, Some(open.peer), || format!("a connection was closed: it {why}"));
+        self.refusals.count(Reason::Evicted, Some(open.peer), || format!("connection closed: it {why}"));
         true
     }
 }
@@ -104,7 +104,7 @@ impl Table {
         Place { table: Arc::clone(table), id, close }
     }
 
-    /// Of those with the highest rank, the most expendable one.
+    /// The most expendable connection among those with the highest rank.
     fn most_expendable(&self, rank: impl Fn(&Open) -> Option<usize>) -> Option<u64> {
         let expendable = self.open.iter().filter_map(|(id, open)| {
             Some((std::cmp::Reverse(rank(open)?), open.activity.expendable()?, *id))
@@ -201,7 +201,7 @@ mod tests {
     fn the_slowest_reader_is_found() {
         let connections = connections(8);
         let clients: Vec<_> = (0..3).map(|n| Client::connect(&connections, n)).collect();
-        assert!(!connections.close_slowest_reader(Duration::ZERO), "nobody has an answer to read");
+        assert!(!connections.close_slowest_reader(Duration::ZERO), "no client has a response to read");
         clients[1].activity.answered();
         clients[0].activity.answered();
         assert!(!connections.close_slowest_reader(Duration::from_secs(60)));

@@ -6,7 +6,7 @@ use crate::admin::tokens;
 use crate::config::admin::Config;
 use crate::files::{Unreadable, read_secret};
 
-/// The largest file with a token, in bytes.
+/// Maximum size of a token file, in bytes.
 const LONGEST: u64 = 64 * 1024;
 
 impl Config {

@@ -1,4 +1,4 @@
-//! Any request, and whether it is admitted.
+//! Fuzzing: arbitrary requests, and whether they are allowed.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,7 +14,7 @@ use super::tokens::{Current, Secret};
 
 const WRITE: &str = "0123456789abcdef";
 const READ: &str = "fedcba9876543210";
-/// The most characters of a reason.
+/// Maximum length of a reason, in characters.
 const LONGEST_REASON: usize = 600;
 const NAMES: [&str; 8] =
     ["host", "host", "authorization", "authorization", "origin", "x-forwarded-for", "forwarded", "cookie"];
@@ -51,7 +51,7 @@ const TARGETS: [&str; 8] = [
     "localhost:9093",
 ];
 
-/// Checks that only those are admitted who may be.
+/// Checks that only permitted requests are allowed.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let listen = *input.choose(&["127.0.0.1:9093", "0.0.0.0:9093"])?;
     let needs = *input.choose(&[Needs::Host, Needs::Read, Needs::Write])?;
@@ -90,14 +90,14 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// One token and no other, said once more: the rule shall not judge itself.
+/// Exactly one token. Written independently, so that the check does not test itself.
 fn is_bearer(headers: &HeaderMap, token: &str) -> bool {
     let given: Vec<_> = headers.get_all(header::AUTHORIZATION).iter().collect();
     let [given] = given[..] else { return false };
     given.as_bytes().strip_prefix(b"Bearer ").is_some_and(|given| given.trim_ascii() == token.as_bytes())
 }
 
-/// One host, which is an address or known.
+/// Exactly one host, which is an address or an allowed name.
 fn is_ours(uri: &Uri, headers: &HeaderMap) -> bool {
     let given: Vec<_> = headers.get_all(header::HOST).iter().collect();
     let [host] = given[..] else { return false };
@@ -123,7 +123,7 @@ fn peer(input: &mut Unstructured<'_>) -> Result<Peer> {
     })
 }
 
-/// Any target of a request; the root where the bytes are none.
+/// An arbitrary request target; `/` if the bytes are not one.
 fn uri(input: &mut Unstructured<'_>) -> Result<Uri> {
     let text = if input.ratio(3, 4)? { input.choose(&TARGETS)?.as_bytes() } else { input.arbitrary()? };
     Ok(Uri::try_from(text).unwrap_or_default())

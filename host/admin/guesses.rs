@@ -1,9 +1,9 @@
-//! How often wrong tokens may be tried.
+//! Rate limit on failed token attempts.
 //!
-//! Every client has a budget of tries that comes back slowly; a right token costs nothing. Who is
-//! over budget is answered without a look at the token. All clients together have a budget, too:
-//! when it is spent, only those are refused who have failed before. So a client that never failed is
-//! never refused, whatever others do. Nothing waits, and the table is bounded. Pure: the clock is an
+//! Each client has a token bucket that refills slowly; a correct token costs nothing. Above its limit
+//! a client is refused before its token is compared. All clients share a second bucket: when that is
+//! empty, only clients that have failed before are refused. So a client that never failed is never
+//! refused, whatever others do. Nothing waits, and the table is bounded. Pure: the clock is an
 //! argument.
 
 use std::collections::HashMap;
@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use crate::admin::peer::PeerKey;
 
-/// Wrong tokens that a client may try at once, and how soon one more may be tried.
+/// Failed attempts of one client: burst, and refill rate.
 const EACH: Rate = Rate { burst: 10.0, per_second: 0.5 };
 /// The same for all clients together.
 const ALL: Rate = Rate { burst: 100.0, per_second: 10.0 };
-/// Clients that are remembered; the one that has failed least lately makes room.
+/// Maximum number of clients in the table; the one whose last failure is oldest is evicted.
 const MAX_CLIENTS: usize = 1024;
 
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +24,7 @@ struct Rate {
     per_second: f64,
 }
 
-/// What is left to try.
+/// The remaining attempts.
 #[derive(Clone, Copy, Debug)]
 struct Budget {
     left: f64,
@@ -41,13 +41,13 @@ impl Budget {
         *self = Self { left: (self.left + since * rate.per_second).min(rate.burst), at: now };
     }
 
-    /// Until there is one to try.
+    /// How long until the next attempt is allowed.
     fn wait(&self, rate: Rate) -> Duration {
         Duration::from_secs_f64(((1.0 - self.left) / rate.per_second).max(0.0))
     }
 }
 
-/// The budgets.
+/// The token buckets.
 #[derive(Debug)]
 pub(super) struct Guesses {
     clients: HashMap<PeerKey, Budget>,
@@ -59,10 +59,10 @@ impl Guesses {
         Self { clients: HashMap::new(), all: Budget::full(ALL, now) }
     }
 
-    /// Takes one try from the budgets; [`Guesses::right`] gives it back.
+    /// Takes one attempt from the buckets; [`Guesses::right`] returns it.
     ///
     /// # Errors
-    /// How long to wait before the next try.
+    /// How long to wait before the next attempt.
     pub(super) fn take(&mut self, client: PeerKey, now: Instant) -> Result<(), Duration> {
         self.all.refill(ALL, now);
         match self.clients.get_mut(&client) {
@@ -85,7 +85,7 @@ impl Guesses {
         Ok(())
     }
 
-    /// The token was right: the try was none.
+    /// The token was correct: returns the attempt.
     pub(super) fn right(&mut self, client: PeerKey) {
         self.all.left = (self.all.left + 1.0).min(ALL.burst);
         if let Some(own) = self.clients.get_mut(&client) {
@@ -115,7 +115,7 @@ mod tests {
         PeerKey::V4(number.into())
     }
 
-    /// How many of these tries are let through.
+    /// How many of these attempts are allowed.
     fn tries(guesses: &mut Guesses, client: PeerKey, tries: usize, now: Instant) -> usize {
         (0..tries).filter(|_| guesses.take(client, now).is_ok()).count()
     }
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(tries(&mut guesses, client(1), 5_000, start), 10);
         assert_eq!(guesses.take(client(1), start), Err(Duration::from_secs(2)));
         assert_eq!(tries(&mut guesses, client(1), 5_000, start + Duration::from_secs(60)), 10);
-        // Over an hour: one in two seconds.
+        // Over an hour: one every two seconds.
         let hour =
             (1..=3600).map(|s| tries(&mut guesses, client(1), 100, start + Duration::from_secs(60 + s)));
         assert_eq!(hour.sum::<usize>(), 1800);
@@ -145,7 +145,7 @@ mod tests {
             assert_eq!(guesses.take(client(1), start), Ok(()));
             guesses.right(client(1));
         }
-        assert!(!guesses.clients.contains_key(&client(1)), "who never failed is not remembered");
+        assert!(!guesses.clients.contains_key(&client(1)), "a client that never failed is not tracked");
     }
 
     #[test]
@@ -153,7 +153,7 @@ mod tests {
         let start = Instant::now();
         let mut guesses = Guesses::new(start);
         let spent: usize = (0..50).map(|other| tries(&mut guesses, client(other), 100, start)).sum();
-        // The common budget, and one try of each who came after it was spent.
+        // The shared bucket, plus one attempt for each client that came after it was empty.
         assert_eq!(spent, 100 + 40);
         let later = start + Duration::from_secs(1);
         let spent: usize = (0..50).map(|other| tries(&mut guesses, client(other), 100, later)).sum();

@@ -1,38 +1,38 @@
-//! Which `Host` a request may be for.
+//! Checks the `Host` header.
 //!
-//! A browser can be led to this listener by a name that somebody else made resolve to its address
-//! (DNS rebinding); the page then reads and writes as if the gateway were its own. The name stands in
-//! `Host`, so names have to be known. IP addresses cannot be rebound: every one is taken, such as the
-//! address of a pod. Pure.
+//! DNS rebinding leads a browser to this listener through a name that an attacker controls; the page
+//! can then read and write as if the gateway were its own origin. The name is sent in `Host`, so
+//! names have to be listed. IP addresses cannot be rebound: all of them are accepted, such as a
+//! pod's. Pure.
 
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Uri, header};
 
-/// The names that are taken.
+/// The accepted names.
 #[derive(Debug, Default)]
 pub(super) struct Hosts(Vec<String>);
 
 /// Why a request is not for this gateway.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum WrongHost {
-    /// There is no `Host`.
+    /// The `Host` header is missing.
     #[error("the request has no Host header")]
     Missing,
-    /// There are two or more.
+    /// There is more than one.
     #[error("the request has more than one Host header")]
     Several,
     /// It is not `host` or `host:port`.
     #[error("the Host header of the request is not `host` or `host:port`")]
     Malformed,
-    /// The request line names another one.
+    /// The request line names a different host.
     #[error("the request line and the Host header name different hosts")]
     Contradicting,
-    /// A name that is not known.
-    #[error("the host `{0}` is not known to be this gateway; list it in `[admin] hosts` if it is")]
+    /// The name is not listed.
+    #[error("unknown host `{0}`; list it in `[admin] hosts` if it is this gateway")]
     Unknown(String),
 }
 
-/// A name is at most this long; what is longer is cut where it is shown.
+/// Maximum length of a DNS name; longer ones are cut when shown.
 const LONGEST_SHOWN: usize = 253;
 
 impl Hosts {
@@ -41,10 +41,10 @@ impl Hosts {
         Self(names.into_iter().chain(["localhost"]).map(canonical).collect())
     }
 
-    /// Whether a request is for this gateway.
+    /// Checks that a request is for this gateway.
     ///
     /// # Errors
-    /// Why not.
+    /// Why it is not.
     pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), WrongHost> {
         let mut hosts = headers.get_all(header::HOST).iter();
         let host = hosts.next().ok_or(WrongHost::Missing)?;
@@ -53,8 +53,8 @@ impl Hosts {
         }
         let host = host.to_str().map_err(|_| WrongHost::Malformed)?;
         let authority: Authority = host.parse().map_err(|_| WrongHost::Malformed)?;
-        // An authority may have a user in front; a Host may not.
-        if host.contains('@') || authority.host().is_empty() {
+        // `Authority` takes a user in front, and whatever follows an IPv6 address; a Host has neither.
+        if !is_host_and_port(host, authority.host()) {
             return Err(WrongHost::Malformed);
         }
         if uri.authority().is_some_and(|named| *named != authority) {
@@ -65,6 +65,19 @@ impl Hosts {
         }
         Err(WrongHost::Unknown(authority.host().chars().take(LONGEST_SHOWN).collect()))
     }
+}
+
+/// Whether the text is this host, and a port or nothing.
+fn is_host_and_port(text: &str, host: &str) -> bool {
+    // Digits only: `parse` alone takes a sign.
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let is_closed = host.starts_with('[') == host.ends_with(']');
+    !host.is_empty()
+        && is_closed
+        && text.strip_prefix(host).is_some_and(|rest| match rest.strip_prefix(':') {
+            Some(port) => is_port(port),
+            None => rest.is_empty(),
+        })
 }
 
 fn is_address(host: &str) -> bool {
@@ -135,6 +148,22 @@ mod tests {
         for host in
             ["", "a b", "evil.example@localhost", "localhost:9093@evil.example", "localhost/evil", ":80"]
         {
+            assert_eq!(check("/", &[host]), Err(WrongHost::Malformed), "{host}");
+        }
+        for host in [
+            "[::1]evil.example",
+            "[::1]:80evil",
+            "[::1]:",
+            "[::1]:+80",
+            "[::1]:80:80",
+            "[::1]]",
+            "[::1",
+            "localhost:abc",
+            "localhost:",
+            "localhost:65536",
+            "127.0.0.1:9093x",
+            "::1",
+        ] {
             assert_eq!(check("/", &[host]), Err(WrongHost::Malformed), "{host}");
         }
         assert_eq!(check("http://evil.example/", &["localhost"]), Err(WrongHost::Contradicting));

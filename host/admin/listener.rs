@@ -1,4 +1,4 @@
-//! Where connections come from: TCP and the Unix socket.
+//! Sources of connections: TCP and the Unix socket.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,12 +10,12 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream, lookup_host};
 use crate::admin::peer::Peer;
 use crate::admin::socket::BoundSocket;
 
-/// Something that gives connections.
+/// A source of connections.
 pub(super) trait Listen: Send + Sync + 'static {
     /// A connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// The next connection.
+    /// Accepts the next connection.
     fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
 }
 
@@ -38,17 +38,18 @@ impl Listen for BoundSocket {
     }
 }
 
-/// What the system keeps of an answer that is not read, in bytes, for each connection.
+/// Kernel send buffer of each connection, in bytes.
 const SEND_BUFFER: u32 = 256 * 1024;
-/// Connections that the system keeps until they are accepted.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: u32 = 1024;
 
 /// Binds a TCP listener for `[admin] KEY`.
 ///
 /// # Errors
-/// When the address is not one, or taken.
+/// If the address is invalid or in use.
 pub(super) async fn bind(key: &str, listen: &str) -> anyhow::Result<TcpListener> {
-    let failed = || format!("cannot listen on `{listen}`; check `[admin] {key}`, or what else uses the port");
+    let failed =
+        || format!("cannot listen on `{listen}`; check `[admin] {key}`, or which process uses the port");
     let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
     for address in lookup_host(listen).await.with_context(failed)? {
         match bind_to(address) {
@@ -62,7 +63,7 @@ pub(super) async fn bind(key: &str, listen: &str) -> anyhow::Result<TcpListener>
 fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
-    // Connections inherit it.
+    // Accepted connections inherit it.
     socket.set_send_buffer_size(SEND_BUFFER)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)

@@ -1,18 +1,16 @@
-//! The admin listener: health, readiness, metrics, an API that looks at the gateway, and a few
-//! writes that change its policies.
+//! The admin listener: health, readiness, metrics, a read API, and writes that change policies.
 //!
 //! # Layout
 //!
-//! - `config`, `tokens`: what is configured.
-//! - `listener`, `socket`, `peer`: TCP, the Unix socket, and who is at the other end.
+//! - `config`, `tokens`: configuration.
+//! - `listener`, `socket`, `peer`: TCP, the Unix socket, and the identity of the peer.
 //! - `serve`, `connections`, `activity`, `unread`: HTTP/1 over a bounded number of connections, each
-//!   with deadlines; the bytes that clients have not read are bounded.
-//! - `access`, `host`, `guesses`: who may ask for what, under which host, and how often with a wrong
-//!   token.
-//! - `read`, `turns`, `write`: the routes; what costs something takes turns.
-//! - `refusals`: what was refused, counted and logged.
+//!   with deadlines; a bounded number of unread response bytes.
+//! - `access`, `host`, `guesses`: access control, allowed hosts, and the rate limit on failed tokens.
+//! - `read`, `turns`, `write`: the routes; expensive ones have a concurrency limit.
+//! - `refusals`: counts and logs refused requests.
 //!
-//! The axum, hyper and Unix socket types stay here.
+//! The axum, hyper and Unix socket types stay in this module.
 
 mod access;
 mod activity;
@@ -53,7 +51,7 @@ use socket::BoundSocket;
 
 pub use socket::usual_socket;
 
-/// Bound admin listeners.
+/// The bound admin listeners.
 pub struct Admin {
     config: Config,
     listener: TcpListener,
@@ -63,15 +61,15 @@ pub struct Admin {
     refusals: Refusals,
 }
 
-/// Connections of the listener for probes, and of the Unix socket: they have theirs whatever happens
-/// over TCP.
+/// Connections of the probe listener and of the Unix socket each: they do not depend on the load over
+/// TCP.
 const MAX_SET_APART: usize = 64;
 
 impl Admin {
-    /// Binds the listeners, and registers what is counted of them.
+    /// Binds the listeners and registers their metrics.
     ///
     /// # Errors
-    /// When an address is not one, or taken.
+    /// If an address is invalid or in use.
     pub async fn bind(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
         let listener = listener::bind("listen", &config.listen).await?;
         let address = listener.local_addr()?;
@@ -88,12 +86,12 @@ impl Admin {
         Ok(Self { config: config.clone(), listener, address, probes, socket, refusals })
     }
 
-    /// Where it listens.
+    /// The address of the TCP listener.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Answers until the shutdown.
+    /// Serves requests until the shutdown.
     pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) {
         let Self { config, listener, address, probes, socket, refusals } = self;
         let access = Access::new(&config, address, refusals.clone());

@@ -1,20 +1,20 @@
-//! Who is at the other end of a connection: what the system says, never what a request says.
-//! `X-Forwarded-For` and its like mean nothing here.
+//! The peer of a connection, as the kernel reports it. `X-Forwarded-For` and similar headers are
+//! ignored.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// The other end of a connection.
+/// The peer of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Peer {
     /// Over TCP.
     Tcp(SocketAddr),
-    /// Over the Unix socket, with the user that `SO_PEERCRED` names.
+    /// Over the Unix socket, with the uid from `SO_PEERCRED`.
     Unix(Option<u32>),
 }
 
-/// Whom limits are for: one IPv4 address, one IPv6 network of 64 bits (a host has all addresses of
-/// one), one user of this machine.
+/// The unit that limits apply to: one IPv4 address, one IPv6 /64 network (a host owns all addresses
+/// of one), or one local user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum PeerKey {
     /// An IPv4 address.
@@ -26,7 +26,7 @@ pub(super) enum PeerKey {
 }
 
 impl Peer {
-    /// Whom limits count this one as.
+    /// The unit that limits count this peer as.
     pub(super) fn key(self) -> PeerKey {
         match self {
             Self::Tcp(address) => match address.ip().to_canonical() {
@@ -40,8 +40,8 @@ impl Peer {
         }
     }
 
-    /// Whether the system vouches for this one: root or the gateway's own user, who could do as they
-    /// like with the process anyway.
+    /// Whether the kernel identifies the peer as root or the gateway's own user, who control the
+    /// process anyway.
     pub(super) fn is_operator(self) -> bool {
         match self {
             Self::Tcp(_) | Self::Unix(None) => false,
@@ -50,7 +50,7 @@ impl Peer {
     }
 }
 
-/// The user of this process.
+/// The effective uid of this process.
 pub(super) fn own_user() -> u32 {
     rustix::process::geteuid().as_raw()
 }

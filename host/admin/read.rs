@@ -1,8 +1,8 @@
-//! The reads: health, readiness, metrics, and what the gateway knows.
+//! Read routes: health, readiness, metrics, and the gateway's state.
 //!
-//! What costs something takes turns ([`Turns`]): look-ups in the directory one at a time and with at
-//! most a fifth of the time, so that nobody keeps Redis busy through this listener; the metrics are
-//! written once for all who ask meanwhile.
+//! Expensive routes are limited by [`Turns`]. Directory look-ups run one at a time and use at most a
+//! fifth of the time, so that this listener cannot keep Redis busy. Metrics are rendered once for all
+//! requests that wait meanwhile.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,16 +26,16 @@ use crate::gateway::Handle;
 use crate::message::{CometAddr, RoomId};
 use crate::router::{Part, Route};
 
-/// A look-up for `/v1/routes/{room}` may take this long.
+/// Deadline of a look-up for `/v1/routes/{room}`.
 const ROUTE_DEADLINE: Duration = Duration::from_secs(5);
-/// Look-ups in the directory.
+/// Directory look-ups.
 const LOOKUPS: Limits = Limits { at_once: 1, waiting: 8, wait: Duration::from_secs(2), pause: 4 };
-/// What is read from memory.
+/// Routes that read memory only.
 const LISTS: Limits = Limits { at_once: 4, waiting: 64, wait: Duration::from_secs(2), pause: 0 };
-/// Writing the metrics as text.
+/// Rendering the metrics.
 const METRICS: Limits = Limits { at_once: 1, waiting: 256, wait: Duration::from_secs(10), pause: 1 };
 
-/// What the reads work with.
+/// State of the read routes.
 #[derive(Clone)]
 pub(super) struct Reads {
     gateway: Handle,
@@ -45,10 +45,10 @@ pub(super) struct Reads {
     metrics: Arc<Metrics>,
 }
 
-/// The text of the metrics, for all who ask while it is written.
+/// The rendered metrics, shared by all requests that wait for them.
 struct Metrics {
     turns: Turns,
-    /// The last text, and when its writing began.
+    /// The last rendering, and when it started.
     text: Mutex<Option<(Instant, Bytes)>>,
 }
 
@@ -66,7 +66,7 @@ impl Reads {
     /// Health, readiness and metrics.
     pub(super) fn probes(&self, access: &Access) -> Router {
         let behind = |needs| middleware::from_fn_with_state(Gate { access: access.clone(), needs }, gate);
-        // Whether the process lives is no secret, and some who ask send no Host.
+        // Whether the process is alive is no secret, and some probes send no Host.
         Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready).route_layer(behind(Needs::Host)))
@@ -88,7 +88,7 @@ impl Reads {
         lists.route("/v1/routes/{room}", get(route)).route_layer(gate).with_state(self.clone())
     }
 
-    /// Nothing is done now; whoever asked may come back.
+    /// The request is refused for now; the client may retry.
     fn busy(&self, status: StatusCode, error: &str, wait: Duration) -> Response {
         self.refusals.count(Reason::Busy, None, || format!("a request was refused: {error}"));
         failed_for_now(status, error, wait)
@@ -99,7 +99,7 @@ async fn take_turn(State(reads): State<Reads>, request: Request, next: Next) -> 
     match reads.lists.next().await {
         Ok(_turn) => next.run(request).await,
         Err(Busy(wait)) => {
-            reads.busy(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time; try again", wait)
+            reads.busy(StatusCode::SERVICE_UNAVAILABLE, "too many concurrent requests; retry later", wait)
         }
     }
 }
@@ -119,14 +119,14 @@ async fn metrics(State(reads): State<Reads>) -> Response {
         Ok(Err(error)) => failed(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         Err(Busy(wait)) => reads.busy(
             StatusCode::SERVICE_UNAVAILABLE,
-            "too many ask for the metrics; try again in a moment",
+            "too many requests for the metrics; retry later",
             wait,
         ),
     }
 }
 
 impl Metrics {
-    /// The metrics as they were at the time of the call or later.
+    /// The metrics at the time of the call or later.
     async fn text(&self, gateway: &Handle) -> Result<Result<Bytes, std::fmt::Error>, Busy> {
         let asked = Instant::now();
         let _turn = self.turns.next().await?;
@@ -166,11 +166,11 @@ async fn versions(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<S
 async fn differences(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<String>) -> Response {
     match gateway.policies().differences(&name) {
         Some(differences) => Json(differences).into_response(),
-        None => failed(StatusCode::NOT_FOUND, &format!("no candidate looks on beside a plugin `{name}`")),
+        None => failed(StatusCode::NOT_FOUND, &format!("plugin `{name}` has no shadow candidate")),
     }
 }
 
-/// A plugin's version in force, and what stands in for its file; `None` when there is neither.
+/// The active version of a plugin and the override of its file; `None` if there is neither.
 pub(super) fn one_plugin(gateway: &Handle, name: &str) -> Option<serde_json::Value> {
     let status = gateway.policies().status();
     let in_force = status.plugins.iter().find(|plugin| plugin.name == name);
@@ -182,7 +182,7 @@ pub(super) fn one_plugin(gateway: &Handle, name: &str) -> Option<serde_json::Val
 }
 
 fn unknown(name: &str) -> Response {
-    failed(StatusCode::NOT_FOUND, &format!("no plugin `{name}`; GET /v1/plugins shows the names"))
+    failed(StatusCode::NOT_FOUND, &format!("plugin `{name}` not found; GET /v1/plugins lists the names"))
 }
 
 async fn comets(State(Reads { gateway, .. }): State<Reads>) -> Response {
@@ -193,7 +193,7 @@ async fn stalls(State(Reads { gateway, .. }): State<Reads>) -> Response {
     Json(json!({ "stalls": gateway.stalls() })).into_response()
 }
 
-/// The route of a room: from the cache, or looked up when it is this request's turn.
+/// The route of a room: from the cache, or looked up within the concurrency limit.
 async fn route(State(reads): State<Reads>, Path(room): Path<String>) -> Response {
     let (gateway, room) = (&reads.gateway, RoomId::from(room));
     if let Some(route) = gateway.cached_route(&room) {
@@ -202,7 +202,7 @@ async fn route(State(reads): State<Reads>, Path(room): Path<String>) -> Response
     let _turn = match reads.lookups.next().await {
         Ok(turn) => turn,
         Err(Busy(wait)) => {
-            let error = "too many look-ups of routes; they are done one at a time; try again later";
+            let error = "too many route look-ups; they run one at a time; retry later";
             return reads.busy(StatusCode::TOO_MANY_REQUESTS, error, wait);
         }
     };
@@ -232,7 +232,7 @@ struct ShareView<'a> {
     first: Vec<&'a str>,
 }
 
-/// A room can have a hundred thousand connections; nobody reads them all here.
+/// A room can have a hundred thousand connections; this many are listed.
 const CONNECTIONS_SHOWN: usize = 20;
 
 impl<'a> RouteView<'a> {

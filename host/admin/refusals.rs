@@ -1,4 +1,4 @@
-//! What the admin listener refuses: counted by reason, and logged at most once in a while for each.
+//! Counts what the admin listener refuses, by reason, and logs it with a throttle.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -13,37 +13,37 @@ use tracing::warn;
 use crate::admin::peer::Peer;
 use crate::telemetry::{LogThrottle, escape};
 
-/// How often one reason is logged.
+/// Log interval of one reason.
 const LOG_EVERY: Duration = Duration::from_secs(10);
-/// The most of what a client sent that is logged, in characters.
+/// Maximum length of logged client input, in characters.
 const LONGEST_LOGGED: usize = 200;
 
-/// Why something was refused.
+/// Why a connection or request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Reason {
-    /// No room for one more connection, all of them being served.
+    /// All connections are writing.
     Connections,
-    /// A connection that made room for a newer one.
+    /// Closed for a newer connection.
     Evicted,
-    /// A connection that was idle, or sent or read too slowly.
+    /// Idle, or sent or read too slowly.
     Timeout,
     /// A request for another host.
     Host,
     /// A write from a browser.
     Origin,
-    /// No token where one is needed.
+    /// A token is required and missing.
     NoToken,
     /// A token that does not match.
     WrongToken,
-    /// Too many tokens that did not match.
+    /// Too many failed tokens.
     Guessing,
-    /// Where no token would help: none is configured, or it cannot be read.
+    /// No token would help: none is configured, or it cannot be read.
     Forbidden,
-    /// More look-ups than are done at a time.
+    /// Above the concurrency limit.
     Busy,
-    /// More answers than may be unread.
+    /// Too many unread response bytes.
     Unread,
-    /// The system gave no connection.
+    /// The system could not accept a connection.
     Accept,
 }
 
@@ -80,7 +80,7 @@ impl Reason {
         }
     }
 
-    /// Clients that go away without a word are everyday.
+    /// Clients that disconnect are normal.
     fn is_everyday(self) -> bool {
         self == Self::Timeout
     }
@@ -108,7 +108,7 @@ struct Inner {
 }
 
 impl Refusals {
-    /// Makes and registers them.
+    /// Creates and registers the metrics.
     pub(super) fn register(registry: &mut Registry) -> Self {
         let refused = Family::<Labels, Counter>::default();
         registry.register(
@@ -123,7 +123,7 @@ impl Refusals {
         Self(Arc::new(Inner { refused, log }))
     }
 
-    /// Counts one; logs it if none was logged for this reason lately. `what` says what it was.
+    /// Counts one refusal, and logs it unless this reason was logged recently. `what` describes it.
     pub(super) fn count(&self, reason: Reason, from: Option<Peer>, what: impl FnOnce() -> String) {
         self.0.refused.get_or_create(&Labels { reason }).inc();
         if reason.is_everyday() {
@@ -136,7 +136,7 @@ impl Refusals {
     }
 }
 
-/// What a client sent, not too long for a log line.
+/// Client input, cut for a log line.
 pub(super) fn shown(text: &str) -> Cow<'_, str> {
     escape::cut(text, LONGEST_LOGGED)
 }

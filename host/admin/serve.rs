@@ -1,7 +1,7 @@
-//! Serving: connections are accepted, and each is served HTTP/1 in a task of its own.
+//! Serves HTTP/1: accepts connections and runs one task for each.
 //!
-//! Not `axum::serve`: that speaks whatever protocol any crate of the build has compiled into hyper,
-//! HTTP/2 with its hundreds of streams a connection among them.
+//! Not `axum::serve`: that speaks every protocol that any crate of the build has enabled in hyper,
+//! including HTTP/2 with hundreds of streams per connection.
 
 use std::convert::Infallible;
 use std::io;
@@ -29,16 +29,16 @@ use crate::admin::peer::Peer;
 use crate::admin::refusals::{Reason, Refusals};
 use crate::admin::unread::Unread;
 
-/// The most that the head of a request may have, in bytes.
+/// Maximum size of a request head, in bytes.
 const MAX_HEAD: usize = 32 * 1024;
-/// The most headers that a request may have.
+/// Maximum number of headers of a request.
 const MAX_HEADERS: usize = 64;
-/// How long to wait when the system gives no connection, as when too many files are open.
+/// Pause after a failed accept, such as when too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-/// How long connections may finish what they do at the end.
+/// Grace period of connections at the shutdown.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
-/// What serving a listener needs.
+/// Everything needed to serve a listener.
 #[derive(Clone)]
 pub(super) struct Server {
     router: Router,
@@ -49,7 +49,7 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Serves these routes over at most this many connections.
+    /// Serves these routes over at most `max_connections` connections.
     pub(super) fn new(router: Router, max_connections: usize, refusals: &Refusals) -> Self {
         let connections = Connections::new(max_connections, refusals.clone());
         let unread = Unread::new(connections.clone(), refusals.clone());
@@ -77,11 +77,11 @@ impl Server {
                 Err(error) => {
                     let what = || {
                         format!(
-                            "no connection can be accepted: {error}; raise the limit on open files if that is it"
+                            "cannot accept connections: {error}; if too many files are open, raise the limit"
                         )
                     };
                     self.refusals.count(Reason::Accept, None, what);
-                    // Nothing comes of asking again at once; a connection less may help.
+                    // Retrying at once would fail again; closing a connection may help.
                     self.connections.close_longest_waiting();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
@@ -89,7 +89,7 @@ impl Server {
         }
         drop(listener);
         let finish = async { while serving.join_next().await.is_some() {} };
-        // What is left is cut off with the set.
+        // Dropping the set aborts what is left.
         drop(timeout(LAST_ANSWERS, finish).await);
     }
 }
@@ -99,7 +99,7 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// A connection that has its place.
+/// A connection that holds a slot.
 struct Connection {
     peer: Peer,
     activity: Arc<Activity>,
@@ -131,20 +131,20 @@ impl Connection {
         });
         let mut connection = pin!(
             http1::Builder::new()
-                // Its own timeouts know less of what goes on than `Activity`.
+                // hyper's own timeouts know less than `Activity`.
                 .header_read_timeout(None)
                 .max_headers(MAX_HEADERS)
                 .max_buf_size(MAX_HEAD)
-                // Bodies stay where they are counted, instead of being copied.
+                // Bodies stay where they are counted, without a copy.
                 .writev(true)
                 .serve_connection(stream, service)
         );
         let mut is_ending = false;
         loop {
-            // It may begin a phase with an earlier deadline, so it is looked at in between.
+            // A phase with an earlier deadline may begin at any time: check in between.
             let look = server.timeouts.head / 4;
             tokio::select! {
-                // Clients that break off are everyday.
+                // Clients that disconnect are normal.
                 _ = connection.as_mut() => return,
                 () = place.close.cancelled() => return,
                 () = shutdown.cancelled(), if !is_ending => {
@@ -154,7 +154,7 @@ impl Connection {
                 () = tokio::time::sleep(look) => {}
             }
             if activity.deadline() <= Instant::now() {
-                let what = || "a connection was closed: it was idle, or too slow".to_owned();
+                let what = || "connection closed: idle or too slow".to_owned();
                 return server.refusals.count(Reason::Timeout, Some(peer), what);
             }
         }

@@ -1,8 +1,8 @@
-//! The Unix socket: where it is, and how it gets there.
+//! The Unix socket: its location and its creation.
 //!
-//! Only the gateway's own user and root can open it (mode 0600, and `SO_PEERCRED` is asked all the
-//! same), and it stands in a folder where nobody else can put another one in its place. A socket that
-//! a dead gateway left is replaced; one that somebody answers on, or that is not ours, is not.
+//! Only the gateway's own user and root can open it (mode 0600; `SO_PEERCRED` is checked as well).
+//! Its directory is one where no other user can replace it. A socket left behind by a dead gateway is
+//! replaced; one that a process listens on, or that belongs to another user, is not.
 
 use std::fs::{self, Metadata, Permissions};
 use std::io::ErrorKind;
@@ -18,13 +18,13 @@ use crate::admin::peer::own_user;
 use crate::config::admin::{Config, Socket, folder_of};
 use crate::files::{OwnFolder, folder_access};
 
-/// A bound socket. Its file goes with it.
+/// A bound socket. Its file is removed on drop.
 pub(super) struct BoundSocket {
     pub(super) listener: UnixListener,
     _file: SocketFile,
 }
 
-/// The file of a socket of ours, as long as it is that one.
+/// The file of our socket, identified by device and inode.
 struct SocketFile {
     path: PathBuf,
     id: (u64, u64),
@@ -41,7 +41,7 @@ impl Drop for SocketFile {
 /// Binds the socket of a gateway whose TCP listener has this port.
 ///
 /// # Errors
-/// When it cannot be where the configuration says. Where it says `auto`, there is only a warning.
+/// If it cannot be created as configured. With `auto`, a failure is only logged.
 pub(super) fn bind(socket: &Socket, port: u16) -> anyhow::Result<Option<BoundSocket>> {
     match socket {
         Socket::Off => Ok(None),
@@ -73,7 +73,7 @@ pub(super) fn bind(socket: &Socket, port: u16) -> anyhow::Result<Option<BoundSoc
 }
 
 /// Where `[admin] socket = "auto"` put the socket of a gateway of this user whose TCP listener has
-/// this port; `None` where no gateway answers.
+/// this port; `None` if no gateway answers.
 pub fn usual_socket(port: u16) -> Option<PathBuf> {
     let is_ours = |folder: &PathBuf| OwnFolder::open(folder).is_ok_and(|folder| folder.shared().is_none());
     let mut paths = usual_folders().into_iter().filter(is_ours).map(|folder| folder.join(name_for(port)));
@@ -107,18 +107,19 @@ impl Config {
     }
 }
 
-/// Makes a folder for this user alone. In `/tmp`, somebody else may have made it first.
+/// Creates a directory for this user only. In `/tmp`, another user may have created it first.
 fn make(folder: &Path) -> anyhow::Result<()> {
-    let made = OwnFolder::create(folder).map_err(|why| anyhow!("the folder {why}"))?;
-    ensure!(made.shared().is_none(), "others may write to the folder");
+    let made = OwnFolder::create(folder).map_err(|why| anyhow!("the directory {why}"))?;
+    ensure!(made.shared().is_none(), "others may write to the directory");
     Ok(())
 }
 
 fn bind_at(path: &Path) -> anyhow::Result<BoundSocket> {
     let folder = folder_of(path);
-    folder_access(folder).map_err(|why| anyhow!("the folder {} {why}", folder.display()))?;
+    folder_access(folder).map_err(|why| anyhow!("the directory {} {why}", folder.display()))?;
     check_free(path)?;
-    // Bound beside and renamed, so that clients find the old socket or the new one, with its rights.
+    // Bound under another name and renamed, so that clients find the old socket or the new one with
+    // its final mode.
     let beside = folder.join(format!(".{}.sock", std::process::id()));
     check_free(&beside)?;
     drop(fs::remove_file(&beside));
@@ -132,15 +133,17 @@ fn bind_at(path: &Path) -> anyhow::Result<BoundSocket> {
     Ok(BoundSocket { listener: UnixListener::from_std(listener)?, _file: file })
 }
 
-/// Nothing is there, or a socket that a gateway of ours left behind.
+/// Nothing exists there, or a socket that a gateway of this user left behind.
 fn check_free(path: &Path) -> anyhow::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
-    ensure!(found.file_type().is_socket(), "there is a file that is not a socket");
-    ensure!(found.uid() == own_user(), "there is a socket of another user (uid {})", found.uid());
+    ensure!(found.file_type().is_socket(), "a file that is not a socket exists there");
+    ensure!(found.uid() == own_user(), "a socket of another user (uid {}) exists there", found.uid());
     match UnixStream::connect(path) {
         Ok(_) => bail!("another process listens there; give each gateway its own `[admin] socket`"),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
-        Err(error) => bail!("there is a socket, and whether somebody listens there is not clear: {error}"),
+        Err(error) => {
+            bail!("a socket exists there, and it is unknown whether a process listens on it: {error}")
+        }
     }
 }
 
@@ -167,10 +170,10 @@ mod tests {
         assert_eq!(names, ["admin.sock"]);
         drop(bound);
         assert!(!path.exists());
-        // What a killed gateway leaves.
+        // What a killed gateway leaves behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let again = bind_at(&path).unwrap();
-        // A gateway that ends late does not take the file of its successor along.
+        // A gateway that ends late does not remove its successor's file.
         fs::remove_file(&path).unwrap();
         let successor = bind_at(&path).unwrap();
         drop(again);

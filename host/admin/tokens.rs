@@ -1,4 +1,4 @@
-//! The tokens: where they stand, and whether what a client sent is one of them.
+//! Tokens: where they are stored, and how a client's token is compared.
 
 use std::path::{Path, PathBuf};
 
@@ -7,27 +7,27 @@ use sha2::{Digest as _, Sha256};
 use crate::blocking::run_blocking;
 use crate::files;
 
-/// Where a token may stand.
+/// Where a token is configured.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// The variable of the environment, which wins.
+    /// The environment variable, which takes precedence.
     variable: &'static str,
     /// The key that names a file.
     key: &'static str,
 }
 
-/// The token that is good for everything.
+/// The token that grants everything.
 pub(super) const WRITE: Place = Place { variable: "HALLEY_ADMIN_TOKEN", key: "admin.token_file" };
-/// The token that is good for reads.
+/// The token that grants reads.
 pub(super) const READ: Place = Place { variable: "HALLEY_ADMIN_READ_TOKEN", key: "admin.read_token_file" };
 
-/// The largest file with a token, in bytes.
+/// Maximum size of a token file, in bytes.
 const LONGEST_FILE: u64 = 64 * 1024;
-/// A token shorter than that is guessed too soon.
+/// A shorter token is too easy to guess.
 const SHORTEST: usize = 16;
 
-/// The tokens of a gateway. They are read again for each request, so that they can be changed while
-/// it runs.
+/// The tokens of a gateway. They are read for each request, so that they can be changed while it
+/// runs.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tokens {
     /// The file for [`WRITE`].
@@ -36,16 +36,16 @@ pub(super) struct Tokens {
     pub(super) read: Option<PathBuf>,
 }
 
-/// The tokens as they stood when a request came.
+/// The tokens at the time of a request.
 #[derive(Debug, Default)]
 pub(super) struct Current {
-    /// Good for everything.
+    /// Grants everything.
     pub(super) write: Option<Secret>,
-    /// Good for reads.
+    /// Grants reads.
     pub(super) read: Option<Secret>,
 }
 
-/// A token's digest: of one size whatever the token is, so that comparing takes the same time.
+/// The digest of a token. Its fixed size makes the comparison take constant time.
 #[derive(Debug)]
 pub(super) struct Secret([u8; 32]);
 
@@ -53,7 +53,7 @@ impl Tokens {
     /// Reads both.
     ///
     /// # Errors
-    /// Why one is not there though it is configured: then no token is good.
+    /// If a token is configured and cannot be used: then none is accepted.
     pub(super) async fn current(&self) -> Result<Current, String> {
         let files = self.clone();
         let read = run_blocking("reading the tokens", move || {
@@ -71,7 +71,7 @@ impl Secret {
         Self(Sha256::digest(token).into())
     }
 
-    /// Whether this is the token. Takes the same time whatever differs.
+    /// Whether this is the token. Takes constant time.
     pub(super) fn is(&self, given: &[u8]) -> bool {
         let given: [u8; 32] = Sha256::digest(given).into();
         let differing = self.0.iter().zip(given).fold(0, |differing, (own, given)| differing | (own ^ given));
@@ -79,10 +79,10 @@ impl Secret {
     }
 }
 
-/// The token of this place; none when none is configured.
+/// The token configured here; `None` if none is configured.
 ///
 /// # Errors
-/// Why there is none though one is configured.
+/// If it is configured and cannot be used.
 pub(super) fn read(place: Place, file: Option<&Path>) -> Result<Option<String>, String> {
     let (token, from) = match (std::env::var(place.variable), file) {
         (Ok(token), _) => (token, place.variable.to_owned()),

@@ -1,43 +1,43 @@
-//! Requests that cost the gateway or Redis something take turns.
+//! Limits the concurrency of requests that load the gateway or Redis.
 //!
-//! A few at a time, a few waiting, each wait with a deadline, and pauses so that together they take
-//! only a share of the time, however many ask.
+//! A few run at a time, a few wait with a deadline, and a pause follows each, so that they use only a
+//! share of the time whatever the demand.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// How turns are given.
+/// The limits.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// How many have their turn at a time.
+    /// How many run at a time.
     pub(super) at_once: usize,
     /// How many may wait.
     pub(super) waiting: usize,
-    /// How long they may wait.
+    /// How long one may wait.
     pub(super) wait: Duration,
-    /// What took a second is followed by a pause of so many.
+    /// A request that took one second is followed by a pause of this many seconds.
     pub(super) pause: u32,
 }
 
-/// Gives turns.
+/// The limiter.
 pub(super) struct Turns {
     limits: Limits,
     turns: Semaphore,
     places: Semaphore,
-    /// When the pause after the last turn is over.
+    /// When the pause after the last request ends.
     free_at: Mutex<Option<Instant>>,
 }
 
-/// A turn; what it took is counted when it is dropped.
+/// A permit; its duration is measured until drop.
 pub(super) struct Turn<'a> {
     turns: &'a Turns,
     since: Instant,
     _turn: SemaphorePermit<'a>,
 }
 
-/// There is no turn to have in time; when it is worth asking again.
+/// No permit in time; when to retry.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Busy(pub(super) Duration);
 
@@ -47,16 +47,16 @@ impl Turns {
         Self { limits, turns, places, free_at: Mutex::new(None) }
     }
 
-    /// Waits for a turn, for as long as the limits allow.
+    /// Waits for a permit, within the limits.
     ///
     /// # Errors
-    /// When too many wait, or the turn did not come in time.
+    /// If too many wait, or no permit was free in time.
     pub(super) async fn next(&self) -> Result<Turn<'_>, Busy> {
         let _place = self.places.try_acquire().map_err(|_| Busy(self.limits.wait))?;
         let until = Instant::now() + self.limits.wait;
         let busy = |_| Busy(self.limits.wait);
         let turn = tokio::time::timeout_at(until.into(), self.turns.acquire()).await.map_err(busy)?;
-        // Nobody closes the semaphore.
+        // The semaphore is never closed.
         let turn = turn.map_err(|_| Busy(self.limits.wait))?;
         if let Some(free_at) = self.free_at() {
             if free_at > until {

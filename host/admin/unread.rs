@@ -1,8 +1,8 @@
-//! Answers that clients have not read yet: how many bytes there may be in sum.
+//! Bounds the memory of responses that clients have not read.
 //!
-//! An answer is made as a whole and may have megabytes. Who asks and does not read makes the gateway
-//! keep it; so the bytes of all answers have a budget, and when it is spent, the slowest readers are
-//! closed.
+//! A response is rendered as a whole and may take megabytes. A client that does not read it makes the
+//! gateway keep it. So all responses share a budget; when it is exhausted, the slowest readers are
+//! disconnected.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,13 +16,13 @@ use crate::admin::answer::failed_for_now;
 use crate::admin::connections::Connections;
 use crate::admin::refusals::{Reason, Refusals};
 
-/// The most that may be unread, in KiB.
+/// The budget, in KiB.
 const MOST: u32 = 64 * 1024;
-/// Answers of at most this many bytes are not counted.
+/// Responses up to this size are not counted, in bytes.
 const SMALL: u64 = 16 * 1024;
-/// Who reads faster than that is not slow.
+/// A client that leaves a response unread for this long is slow.
 const SLOW: Duration = Duration::from_secs(1);
-/// How often a slow reader is closed and the budget is tried again.
+/// How often a slow reader is disconnected and the budget is tried again.
 const TRIES: usize = 10;
 const EACH_TRY: Duration = Duration::from_millis(100);
 
@@ -51,7 +51,8 @@ impl Unread {
         Self { free: Arc::new(Semaphore::new(MOST as usize)), connections, refusals }
     }
 
-    /// The answer, its bytes counted until they are sent; or that there is no room for it.
+    /// The response, whose bytes are counted until they are sent; or an error if the budget is
+    /// exhausted.
     pub(super) async fn count(&self, answer: Response) -> Response {
         let size = answer.body().size_hint().upper().unwrap_or(u64::MAX);
         if size <= SMALL {
@@ -59,12 +60,12 @@ impl Unread {
         }
         let kib = u32::try_from(size / 1024 + 1).unwrap_or(MOST).min(MOST);
         let Some(permit) = self.permit(kib).await else {
-            let error = "too many answers have not been read yet; try again in a moment";
+            let error = "too many unread responses; retry later";
             self.refusals.count(Reason::Unread, None, || format!("a request was refused: {error}"));
             return failed_for_now(StatusCode::SERVICE_UNAVAILABLE, error, EACH_TRY);
         };
         let (head, body) = answer.into_parts();
-        // Bodies here are in memory already, and their reading does not fail.
+        // Bodies are in memory here, and reading them does not fail.
         let bytes = to_bytes(body, usize::MAX).await.unwrap_or_default();
         Response::from_parts(head, Body::from(Bytes::from_owner(Held { bytes, _permit: permit })))
     }
@@ -104,7 +105,7 @@ mod tests {
         let first = large().await;
         assert_eq!(large().await.status(), StatusCode::SERVICE_UNAVAILABLE);
         let bytes = to_bytes(first.into_body(), usize::MAX).await.unwrap();
-        assert!(unread.free.available_permits() < 100, "the connection still has them");
+        assert!(unread.free.available_permits() < 100, "the connection still holds them");
         drop((bytes, small));
         assert_eq!(large().await.status(), StatusCode::OK);
         assert_eq!(unread.free.available_permits(), 100);

@@ -1,7 +1,7 @@
-//! The writes: versions of policies pushed, gone back from, released.
+//! Write routes: push, roll back and release versions of policies.
 //!
-//! Whatever is sent is bounded in size, number and time, takes effect as a whole between two
-//! batches or not at all, and is told of in the log.
+//! Requests are bounded in size, number and time. A change is applied as a whole between two batches,
+//! or not at all, and is logged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,15 +26,15 @@ use crate::admin::refusals::shown;
 use crate::gateway::{Handle, Steered};
 use crate::policy::{Policies, Upload};
 
-/// The largest plugin, in bytes.
+/// Maximum size of a plugin, in bytes.
 const MAX_PLUGIN: usize = 64 * 1024 * 1024;
-/// The most that one request may send, in bytes.
+/// Maximum size of a request body, in bytes.
 const MAX_BODY: usize = 2 * MAX_PLUGIN;
-/// The most plugins that one request may send.
+/// Maximum number of plugins of a request.
 const MAX_PLUGINS: usize = 64;
-/// The signature of what is sent, in base64: of a request, or of one of its parts.
+/// The header with the base64 signature, of a request or of one of its parts.
 const SIGNATURE: &str = "halley-signature";
-/// How long sending may take.
+/// Deadline of an upload.
 const SENDING: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
@@ -44,11 +44,11 @@ struct Writes {
     uploading: Arc<Semaphore>,
 }
 
-/// What came of a write, for the log.
+/// The outcome of a write, for the log.
 #[derive(Clone)]
 struct Outcome(String);
 
-/// The routes that write.
+/// The write routes.
 pub(super) fn router(gateway: Handle, access: Access) -> Router {
     Router::new()
         .route("/v1/plugins", put(push_several))
@@ -63,7 +63,7 @@ pub(super) fn router(gateway: Handle, access: Access) -> Router {
         .with_state(Writes { gateway, uploading: Arc::new(Semaphore::new(1)) })
 }
 
-/// Who changes what stands in the log.
+/// Logs who changed what.
 async fn logged(
     Extension(from): Extension<Peer>,
     Extension(activity): Extension<Arc<Activity>>,
@@ -109,7 +109,7 @@ async fn parts(request: Request<Body>) -> Result<Vec<Upload>, Response> {
     let wrong = |why: String| failed(StatusCode::BAD_REQUEST, &why);
     let mut parts = Multipart::from_request(request, &())
         .await
-        .map_err(|e| wrong(format!("{e}; send multipart/form-data, one part for each plugin")))?;
+        .map_err(|e| wrong(format!("{e}; send multipart/form-data, one part per plugin")))?;
     let mut uploads = Vec::new();
     while let Some(part) = parts.next_field().await.map_err(|e| wrong(e.body_text()))? {
         let Some(name) = part.name().map(str::to_owned) else {
@@ -123,7 +123,7 @@ async fn parts(request: Request<Body>) -> Result<Vec<Upload>, Response> {
         uploads.push(Upload { name, bytes, signature });
     }
     if uploads.is_empty() {
-        return Err(wrong("there is no part; parts are named after the plugins".to_owned()));
+        return Err(wrong("the request has no parts; parts are named after the plugins".to_owned()));
     }
     Ok(uploads)
 }
@@ -172,7 +172,7 @@ async fn abandon(State(writes): State<Writes>, Path(name): Path<String>) -> Resp
     answer(&writes, &[name], done)
 }
 
-/// What is in force of these plugins now, or why nothing changed.
+/// The active versions of these plugins, or why nothing changed.
 fn answer(writes: &Writes, names: &[String], done: Steered) -> Response {
     match done {
         Ok(generation) => {
@@ -192,7 +192,7 @@ fn answer(writes: &Writes, names: &[String], done: Steered) -> Response {
             } else {
                 StatusCode::NOT_FOUND
             };
-            let body = json!({ "error": "refused; what was in force stays", "problems": problems });
+            let body = json!({ "error": "refused; the active versions are unchanged", "problems": problems });
             (status, Extension(Outcome(refused.to_string())), Json(body)).into_response()
         }
     }
@@ -200,7 +200,7 @@ fn answer(writes: &Writes, names: &[String], done: Steered) -> Response {
 
 async fn busy(request: Request) -> Response {
     discard(request.into_body()).await;
-    let error = "another upload is on its way; try again in a moment";
+    let error = "another upload is in progress; retry later";
     failed_for_now(StatusCode::SERVICE_UNAVAILABLE, error, Duration::from_secs(1))
 }
 

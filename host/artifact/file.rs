@@ -1,14 +1,14 @@
-//! A plugin's file: how large it may be, how it is read, and what came of it.
+//! A plugin's file: its maximum size, how it is read, and the result.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::files::{self, Unreadable};
 
-/// The largest file that is looked at, in bytes.
+/// The largest file that is read, in bytes.
 pub(crate) const MAX_SIZE: u64 = 64 * 1024 * 1024;
 
-/// A version that came in, with its signature where it has one.
+/// The bytes of a version, with its signature if it has one.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrived {
     pub(crate) bytes: Arc<[u8]>,
@@ -18,13 +18,13 @@ pub(crate) struct Arrived {
 /// Reads a plugin's file.
 ///
 /// # Errors
-/// When it is not there, cannot be read, or is too large to be a plugin: the second half of a
-/// sentence that begins with the plugin.
+/// When it is missing, cannot be read, or is too large to be a plugin: the second half of a sentence
+/// that begins with the plugin.
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     files::read(path, MAX_SIZE).map_err(|why| {
         let remedy = match &why {
             Unreadable::System(_) => "check `path` and the file's permissions",
-            Unreadable::TooLarge { .. } => "plugins are not larger",
+            Unreadable::TooLarge { .. } => "plugins cannot be larger",
             _ => "`path` must name the .wasm file itself",
         };
         format!("{why}; {remedy}")

@@ -1,5 +1,5 @@
-//! Where the bytes of plugins come from (files, registries) and whether they are trusted: the
-//! one door through which code comes in.
+//! Loads plugins from files and registries and checks whether they are trusted. All plugin code
+//! enters through here.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::artifact::registry::{self, Registries, RegistryConfig};
 use crate::artifact::trust::{self, Trust};
 use crate::digest;
 
-/// One per gateway. The default trusts everything and keeps nothing.
+/// One per gateway. The default trusts every plugin and caches nothing.
 #[derive(Debug, Default)]
 pub struct Intake {
     trust: Trust,
@@ -17,15 +17,15 @@ pub struct Intake {
 }
 
 impl Intake {
-    /// With this trust; what comes from registries is kept in the folder, where there is one.
+    /// With this trust. Content from registries is cached in the directory, if there is one.
     pub fn new(trust: Trust, folder: Option<&Path>, registry: RegistryConfig) -> Self {
         Self { trust, registries: Registries::new(folder.map(Path::to_owned), registry) }
     }
 
-    /// What the configuration names: a file, or what a registry has. May take its time.
+    /// Loads a configured path: a file, or a reference into a registry. May take half a minute.
     ///
     /// # Errors
-    /// When it cannot be had.
+    /// When it cannot be loaded.
     pub(crate) fn fetch(&self, path: &Path) -> Result<Arrived, String> {
         if let Some(reference) = registry::reference(path) {
             return self.registries.fetch(&reference?);
@@ -36,12 +36,12 @@ impl Intake {
         Ok(Arrived { bytes: bytes.into(), signature: signature.map(Arc::from) })
     }
 
-    /// Whether signatures are asked for.
+    /// Whether plugins must be signed.
     pub(crate) fn asks_for_signatures(&self) -> bool {
         self.trust.asks_for_signatures()
     }
 
-    /// Whether it may decide; the number that it is signed with, if it is.
+    /// Whether a version may decide. Returns the number that it is signed with, if any.
     ///
     /// # Errors
     /// Why not.
@@ -54,11 +54,11 @@ impl Intake {
         self.trust.check(name, &arrived.bytes, arrived.signature.as_deref(), pin)
     }
 
-    /// What tells whether a plugin's file, its signature or the trusted keys have changed; none
-    /// where the file cannot be read.
+    /// A fingerprint of a plugin's file, its signature and the trusted keys; `None` if the file
+    /// cannot be read.
     pub(crate) fn fingerprint(&self, path: &Path) -> Option<String> {
         if registry::is_reference(path) {
-            // A digest names the same content for ever; the keys may change.
+            // A digest always names the same content; the keys may change.
             return Some(self.with_keys(path.display().to_string()));
         }
         let hash = digest::hash(&file::read(path).ok()?);
@@ -75,7 +75,7 @@ impl Intake {
     }
 }
 
-/// What to watch for these plugins' files: themselves, their signatures, the keys.
+/// The paths to watch for these plugin files: the files, their signatures, the keys.
 pub(crate) fn paths<'a>(files: impl Iterator<Item = &'a Path>, trust: &Trust) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> =
         files.filter(|path| !registry::is_reference(path)).map(Path::to_path_buf).collect();

@@ -1,12 +1,12 @@
 //! Plugins as files: where they come from, whether they are trusted, and where their versions are
-//! kept.
+//! stored.
 //!
-//! - `loader`: the one door through which code comes in, from a `file` or a `registry`, and only
-//!   what `trust` lets in.
-//! - `versions`: which versions there were, when and why they came and went, and what decides
-//!   instead of a plugin's file; in a folder, or in memory.
+//! - `loader`: loads all plugin code, from a `file` or a `registry`, and accepts only what `trust`
+//!   allows.
+//! - `versions`: the history of each plugin, and the overrides of its file; in a directory, or in
+//!   memory.
 //!
-//! Knows nothing of what is in a plugin's file, of sets, or of what becomes of a message.
+//! Knows nothing of the contents of a plugin's file, of sets, or of what happens to a message.
 
 mod file;
 mod loader;

@@ -1,26 +1,26 @@
-//! `halley compile-plugin`: the process in which a gateway has a plugin compiled. Not for people.
+//! `halley compile-plugin`: the child process in which a gateway compiles a plugin. Internal.
 
 use crate::wasm::{Job, compile_plugin};
 
 /// Arguments of `halley compile-plugin`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The size of the component on standard input, in bytes.
+    /// Size of the component on standard input, in bytes.
     #[arg(long)]
     size: u64,
-    /// The most memory, in bytes.
+    /// Memory limit, in bytes.
     #[arg(long)]
     memory: u64,
-    /// The most seconds of processor time.
+    /// CPU time limit, in seconds.
     #[arg(long)]
     seconds: u64,
-    /// The process that wants the code: this one ends with it.
+    /// The parent process: this one ends with it.
     #[arg(long)]
     parent: i32,
-    /// A feature of WebAssembly that is on.
+    /// An enabled feature of WebAssembly.
     #[arg(long = "feature")]
     features: Vec<String>,
-    /// For a process with little address space.
+    /// For processes with a limited address space.
     #[arg(long)]
     tight: bool,
 }

@@ -1,4 +1,4 @@
-//! A message as people write it, in JSON or TOML: `halley explain` and the authors' commands.
+//! A message in JSON or TOML, as people write it: for `halley explain` and `halley plugin`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use crate::message::{Audience, Header, Message, Origin, Record, encode};
 use crate::time::to_record_ms;
 
-/// The operation of a message that names none: a message to users, in goim's numbers.
+/// The default operation: goim's number of a message to users.
 pub(super) const OPERATION: i32 = 4;
 
-/// Exactly one of `room`, `keys` and `everyone` is there.
+/// A message; exactly one of `room`, `keys` and `everyone` is set.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Draft {
@@ -24,7 +24,7 @@ pub(super) struct Draft {
     pub(super) operation: i32,
     pub(super) speed: i32,
     pub(super) body: String,
-    /// For bodies that are not text; instead of `body`.
+    /// For bodies that are not text; excludes `body`.
     pub(super) body_base64: Option<String>,
     pub(super) headers: BTreeMap<String, String>,
     /// When it was produced.
@@ -50,10 +50,10 @@ impl Default for Draft {
 }
 
 impl Draft {
-    /// The message that a record at this place would be.
+    /// The message of a record at this offset.
     ///
     /// # Errors
-    /// When nobody, or more than one audience, is named, or the body makes no sense.
+    /// If there is not exactly one audience, or the body is invalid.
     pub(super) fn into_message(self, topic: &str, offset: i64) -> anyhow::Result<Message> {
         let value = encode(&self.audience()?, self.operation, &self.bytes()?);
         let header =
@@ -77,14 +77,16 @@ impl Draft {
                 Ok(Audience::Keys { server: self.server.as_deref().map(Arc::from), keys })
             }
             (None, true, true) => Ok(Audience::Everyone { speed: self.speed }),
-            _ => anyhow::bail!("a message has exactly one of `room`, `keys` and `everyone`"),
+            _ => anyhow::bail!("a message needs exactly one of `room`, `keys` and `everyone`"),
         }
     }
 
     fn bytes(&self) -> anyhow::Result<Vec<u8>> {
         match &self.body_base64 {
             None => Ok(self.body.clone().into_bytes()),
-            Some(_) if !self.body.is_empty() => anyhow::bail!("a message has `body` or `body_base64`"),
+            Some(_) if !self.body.is_empty() => {
+                anyhow::bail!("a message has either `body` or `body_base64`, not both")
+            }
             Some(text) => STANDARD.decode(text).map_err(|why| anyhow::anyhow!("`body_base64`: {why}")),
         }
     }

@@ -117,13 +117,13 @@ fn lines(explanation: &Explanation) -> Vec<String> {
         lines.push(format!("absent    {} ({}): {} by {}", fate.user, fate.cause, fate.disposition, fate.by));
     }
     if explanation.calls.is_empty() && explanation.verdict == "pass" {
-        lines.push("call      none: nobody is there".to_owned());
+        lines.push("call      none: no recipient is connected".to_owned());
     }
     if let Some(reach) = &explanation.reach {
         lines.push(format!("reach     {reach}"));
         let left_out = reach.left_out.iter();
         lines.extend(left_out.map(|comet| {
-            format!("          without {comet}: not named by the directory lately, and not answering")
+            format!("          skips {comet}: not recently named by the directory, and unreachable")
         }));
     }
     lines.extend(explanation.notes.iter().map(|note| format!("note      {note}")));

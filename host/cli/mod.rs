@@ -38,25 +38,25 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("HALLEY_REVI
 enum Command {
     /// Runs the gateway until SIGTERM or Ctrl-C, then drains.
     Run(run::Args),
-    /// Shows the whole thing in one process, with nothing to install.
+    /// Runs a complete demo in one process, with nothing to install.
     Demo(demo::Args),
-    /// Checks configuration and plugins without starting, and names every mistake.
+    /// Checks configuration and plugins without starting, and reports every mistake.
     Check(check::Args),
     /// Shows where a message would go, and why, without sending it.
     Explain(explain::Args),
-    /// Makes, builds, tests and measures policies; changes the ones of a running gateway.
+    /// Creates, builds, tests and benchmarks policies; changes those of a running gateway.
     Plugin(plugin::Args),
-    /// Runs recorded traffic through a policy, and shows what it would have decided.
+    /// Replays recorded traffic through a policy, and shows its decisions.
     ///
-    /// Every message goes through the plugin alone, in the order of its partition and in batches of
-    /// `[delivery] max_batch`. Only decisions of `filter` are compared: what `grouping` and `offline`
-    /// decide depends on who is where at that moment. Guards (`once`) are counted and not claimed,
-    /// the plugin's clock is that of now, and its state begins empty: a policy that counts over time
-    /// decides here as if everything came at once.
+    /// Every message goes through this plugin only, in the order of its partition and in batches of
+    /// `[delivery] max_batch`. Only decisions of `filter` are compared: those of `grouping` and
+    /// `offline` depend on who is online at that moment. Guards (`once`) are counted and not claimed.
+    /// The plugin's clock is the current time and its state begins empty: a policy that counts over
+    /// time decides as if everything arrived at once.
     Replay(replay::Args),
-    /// Lists what could not be delivered, and brings it back once what was wrong is mended.
+    /// Lists messages that could not be delivered, and redrives them once the cause is fixed.
     DeadLetter(dead_letter::Args),
-    /// Takes the consumer group past what cannot be read.
+    /// Moves the consumer group past records that cannot be read.
     Offsets(offsets::Args),
     /// Compiles one plugin for the gateway that starts this process.
     #[command(hide = true)]
@@ -85,8 +85,8 @@ impl Cli {
     }
 }
 
-/// Prints what clap has to say instead of running a command: help, the version, what is wrong with
-/// the arguments. Like every answer, it has to arrive.
+/// Prints clap's output instead of running a command: help, the version, or an argument error. Like
+/// every answer, it has to be written completely.
 pub fn say(said: &clap::Error) -> ExitCode {
     if said.use_stderr() {
         drop(said.print());
@@ -96,7 +96,7 @@ pub fn say(said: &clap::Error) -> ExitCode {
     finish(SUCCESS)
 }
 
-/// Writes out what is still buffered; the exit code with what became of that.
+/// Flushes the output; the exit code reflects a failure to do so.
 fn finish(code: u8) -> ExitCode {
     let Some(why) = output::finish() else { return ExitCode::from(code) };
     fail(&format!("cannot write to standard output: {why}"));

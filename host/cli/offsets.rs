@@ -1,4 +1,4 @@
-//! `halley offsets`: where the consumer group stands in its topics.
+//! `halley offsets`: the consumer group's position in its topics.
 
 use std::time::Duration;
 
@@ -17,13 +17,14 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Takes the group past records of one partition that cannot be read.
+    /// Skips records of one partition that cannot be read.
     ///
-    /// For a batch that Kafka's client cannot unpack: `/readyz`, `GET /v1/stalls` and the log name
-    /// its topic, partition and offset. What is passed over is not delivered, and is no dead letter.
-    /// Raise `receive.message.max.bytes` in [kafka.properties] first, where that may help.
+    /// For a batch that Kafka's client cannot decode: `/readyz`, `GET /v1/stalls` and the log name
+    /// its topic, partition and offset. Skipped records are not delivered, and do not become dead
+    /// letters. Try a higher `receive.message.max.bytes` in [kafka.properties] first if that may
+    /// help.
     ///
-    /// The offsets belong to the group's members while it has any: stop all of its gateways first.
+    /// The group's members own its offsets: stop all of its gateways first.
     Skip(SkipArgs),
 }
 
@@ -37,7 +38,7 @@ struct SkipArgs {
     /// The partition.
     #[arg(long, value_name = "N")]
     partition: i32,
-    /// The first offset to be read again. Without it, the first that can be read is looked for.
+    /// The first offset to read. Default: the first readable one, found by trying.
     #[arg(long, value_name = "OFFSET")]
     to: Option<i64>,
 }
@@ -54,12 +55,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let runtime = runtime()?;
     let wanted = Skip { topic: topic.clone(), partition, to };
     let skipped = runtime.block_on(skip(&config.kafka, wanted));
-    // A call to a Kafka that is away may still block; nobody waits for it.
+    // A call to an unreachable Kafka may still block; the process does not wait for it.
     runtime.shutdown_timeout(Duration::from_secs(1));
     let Skipped { from, to } = skipped?;
     let group = &config.kafka.group;
     print(&format!(
-        "group `{group}` goes on in `{topic}` partition {partition} at offset {to}: offsets {from} to {} are skipped",
+        "group `{group}` continues in `{topic}` partition {partition} at offset {to}: skipped offsets {from} to {}",
         to - 1
     ));
     Ok(SUCCESS)

@@ -19,13 +19,13 @@ use crate::policy::Sources;
 use crate::wasm;
 use crate::{panics, sandbox, telemetry};
 
-/// Signals that come this soon after the first mean the same: some supervisors send two.
+/// A second signal within this time is ignored: some supervisors send two.
 const SAME_SIGNAL: Duration = Duration::from_secs(1);
-/// How long a compilation may take to end that nobody waits for any more.
+/// How long to wait for an abandoned compilation.
 const LAST_COMPILATION: Duration = Duration::from_secs(1);
-/// How long the admin listener may take for its last answers.
+/// Grace period of the admin listener.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
-/// How long the log may take for its last lines.
+/// Grace period of the log.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Arguments of `halley run`.
@@ -33,10 +33,10 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The log's level, over `[log] level`.
+    /// Log level; overrides `[log] level`.
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// The log's format, over `[log] format`.
+    /// Log format; overrides `[log] format`.
     #[arg(long, value_enum, value_name = "FORMAT")]
     log_format: Option<telemetry::Format>,
 }
@@ -46,7 +46,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let Inspected { mut config, mistakes, warnings } = Config::inspect(file.as_deref());
     if !mistakes.is_empty() {
         fail(&format!(
-            "the configuration ({}) is wrong (`halley check` looks at the plugins, too)\n{}",
+            "invalid configuration ({}); `halley check` also checks the plugins\n{}",
             args.config.source(),
             Mistakes(mistakes)
         ));
@@ -56,12 +56,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         fail(&exposed);
         return Ok(MISTAKE);
     }
-    // Before the arguments' overrides: what the file says is compared with what it said.
+    // Before the command-line overrides, because changes are compared with the file.
     let sources = config.sources(file);
     config.log.level = args.log_level.unwrap_or(config.log.level);
     config.log.format = args.log_format.unwrap_or(config.log.format);
-    // Before any thread is there: each would be restricted alone. A folder that cannot be made is a
-    // clear error later, when it is used.
+    // Before any thread exists: a thread restricts only itself. A directory that cannot be created is
+    // reported later, where it is used.
     let _ = config.policies.make_state_folder();
     let sandbox = sandbox::enter(config.process.sandbox, &allowed(&config))?;
     telemetry::init(&config.log)?;
@@ -138,7 +138,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
         gateway = starting => gateway?,
         // Compiling plugins may take a while; nothing is in flight yet.
         () = signals.next() => {
-            info!("stopped before it was started");
+            info!("stopped before the start was complete");
             return Ok(SUCCESS);
         }
     };
@@ -155,24 +155,25 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let stopped = tokio::select! {
         stopped = gateway.stop(config.delivery.shutdown_grace) => stopped,
         () = signals.next_after(since + SAME_SIGNAL) => {
-            warn!("second signal: exiting at once; what is in flight will be delivered again");
+            warn!("second signal: exiting immediately; records in flight will be redelivered");
             telemetry::flush(LAST_LINES);
             std::process::exit(i32::from(FAILURE));
         }
     };
     shutdown.cancel();
-    // What takes longer is cut off.
+    // What takes longer is aborted.
     drop(tokio::time::timeout(LAST_ANSWERS, serving.join_next()).await);
     Ok(if stopped == Stopped::Drained { SUCCESS } else { FAILURE })
 }
 
-/// The signals that ask for an end. SIGHUP does not: service managers send it for a reload, which
-/// needs none here, and its default would end the process without draining.
+/// The signals that stop the process. SIGHUP does not: service managers send it for a reload, which
+/// is not needed, and its default action would end the process without draining.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
-    /// A log that has reached the limit on file sizes: with a handler, writing fails instead.
+    /// For a log that reaches the file size limit: with a handler, the write fails instead of ending
+    /// the process.
     _file_size: Signal,
 }
 
@@ -186,14 +187,14 @@ impl Signals {
         })
     }
 
-    /// The next one that comes at or after this time.
+    /// The next signal at or after this time.
     async fn next_after(&mut self, time: Instant) {
         loop {
             self.next().await;
             if Instant::now() >= time {
                 return;
             }
-            info!("a signal so soon after the first means the same; going on with the stop");
+            info!("ignoring a second signal so soon after the first; still stopping");
         }
     }
 
@@ -203,7 +204,7 @@ impl Signals {
                 _ = self.terminate.recv() => break "SIGTERM",
                 _ = self.interrupt.recv() => break "SIGINT",
                 _ = self.hangup.recv() => info!(
-                    "SIGHUP: nothing to reload; policies are followed by themselves, the rest of the configuration needs a restart"
+                    "SIGHUP: nothing to reload; policy changes are picked up automatically, other configuration needs a restart"
                 ),
             }
         };

@@ -1,7 +1,7 @@
-//! The breaker of one comet: after many failures in a row it opens, and calls are not even
-//! tried; later one call probes whether the comet is back.
+//! The circuit breaker of one comet: after several consecutive failures it opens, and calls fail
+//! fast; later one call probes whether the comet has recovered.
 //!
-//! Pure: the clock and the dice are arguments.
+//! Pure: clock and random numbers are arguments.
 //!
 //! ```text
 //!            failures in a row, and for long enough
@@ -12,8 +12,8 @@
 //!      +------------------------------------------ HalfOpen
 //! ```
 //!
-//! The doubling is for comets that accept connections and do not answer calls. One that was away
-//! and is seen to be back closes the breaker at once: [`Breaker::is_back`].
+//! The doubling is for comets that accept connections but do not answer calls. A comet that was
+//! unreachable and is reachable again closes the breaker at once: [`Breaker::is_back`].
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -23,13 +23,13 @@ use crate::backoff::Backoff;
 /// When a breaker opens, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {
-    /// How many attempts in a row have to fail.
+    /// How many consecutive attempts have to fail.
     pub(super) failures: u32,
-    /// How long after the first of them the last one has to be.
+    /// The minimum time between the first and the last of these failures.
     pub(super) patience: Duration,
-    /// How long it is open at first.
+    /// How long it stays open at first.
     pub(super) open: Duration,
-    /// How long it is open at most.
+    /// How long it stays open at most.
     pub(super) open_max: Duration,
 }
 
@@ -41,16 +41,16 @@ pub enum State {
     Closed,
     /// No call is made.
     Open,
-    /// One call is under way to find out; no other is made.
+    /// One probing call is in flight; no other is made.
     HalfOpen,
 }
 
-/// Leave to make one attempt, whose outcome has to be reported with it. A probe's permit that
-/// is dropped without a report (its attempt was cancelled) lets another call probe.
+/// A permit for one attempt; the outcome is reported with it. A probe's permit that is dropped
+/// without a report (its attempt was cancelled) lets another call probe.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Permit {
     epoch: u64,
-    /// Alive as long as the probe is; `None` for other attempts.
+    /// Alive as long as the probe; `None` for other attempts.
     probe: Option<Arc<()>>,
 }
 
@@ -64,9 +64,9 @@ impl Permit {
 /// What a report changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// Nothing that others would notice.
+    /// Nothing visible from outside.
     Nothing,
-    /// It is open now, for this long, and was closed before.
+    /// It was closed and is open now, for this long.
     Opened(Duration),
     /// The probe failed: it is open again, for this long.
     StillOpen(Duration),
@@ -78,8 +78,7 @@ pub(super) enum Change {
 pub(super) struct Breaker {
     settings: Settings,
     condition: Condition,
-    /// Counts changes of condition: reports of attempts from before the last one say nothing
-    /// about now.
+    /// Counts state changes: reports of attempts from before the last change are ignored.
     epoch: u64,
     /// How long it is open, the more often since it was last closed.
     backoff: Backoff,
@@ -108,7 +107,7 @@ impl Breaker {
         }
     }
 
-    /// Leave to make an attempt now; `None` while the breaker is open or a probe is under way.
+    /// A permit for an attempt now; `None` while the breaker is open or a probe is in flight.
     pub(super) fn admit(&mut self, now: Instant) -> Option<Permit> {
         match &self.condition {
             Condition::Closed { .. } => Some(Permit { epoch: self.epoch, probe: None }),
@@ -143,7 +142,7 @@ impl Breaker {
         }
     }
 
-    /// The attempt failed. `dice` is from 0 to 1: breakers that opened together probe apart.
+    /// The attempt failed. `dice` is from 0 to 1: breakers that opened together probe at different times.
     pub(super) fn failed(&mut self, permit: Permit, now: Instant, dice: f64) -> Change {
         if permit.epoch != self.epoch {
             return Change::Nothing;
@@ -163,7 +162,7 @@ impl Breaker {
         }
     }
 
-    /// The comet was away and can be reached again, whatever time is left.
+    /// The comet was unreachable and is reachable again: closes at once.
     pub(super) fn is_back(&mut self) -> Change {
         if self.state() == State::Closed {
             return Change::Nothing;
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_in_a_row_open_it_and_one_probe_closes_it() {
+    fn consecutive_failures_open_it_and_a_probe_closes_it() {
         let (mut breaker, now) = opened();
         assert_eq!(breaker.admit(now + SECOND / 2), None);
         let probe = breaker.admit(now + SECOND).expect("the probe");
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_in_an_instant_do_not_open_it() {
+    fn failures_at_the_same_instant_do_not_open_it() {
         let (mut breaker, start) = (Breaker::new(settings()), Instant::now());
         for _ in 0..100 {
             let permit = breaker.admit(start).expect("closed");
@@ -229,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn every_failed_probe_doubles_the_time_up_to_the_bound() {
+    fn each_failed_probe_doubles_the_open_time() {
         let (mut breaker, mut now) = opened();
         for seconds in [2, 4, 8, 8] {
             now += 8 * SECOND;
@@ -239,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn calls_of_before_say_nothing_about_now() {
+    fn reports_from_before_a_change_are_ignored() {
         let (mut breaker, now) = opened();
         let old = || Permit { epoch: 0, probe: None };
         assert_eq!(breaker.succeeded(old()), Change::Nothing);
@@ -250,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_comet_that_is_back_closes_it_at_once_whatever_is_under_way() {
+    fn a_recovered_comet_closes_it_at_once() {
         let (mut breaker, now) = opened();
         assert_eq!(breaker.is_back(), Change::Closed);
         assert_eq!(breaker.is_back(), Change::Nothing);
@@ -299,7 +298,7 @@ mod tests {
 
     proptest! {
         /// Many attempts under way at once, whose reports come in any order or never: against
-        /// the plain rules of the picture above.
+        /// the rules of the diagram above.
         #[test]
         fn one_probe_at_a_time_and_never_stuck(steps in proptest::collection::vec(step(), 0..300)) {
             let (mut breaker, mut now) = (Breaker::new(settings()), Instant::now());
@@ -344,7 +343,7 @@ mod tests {
                 }
                 prop_assert_eq!(breaker.state() == State::Closed, open_until.is_none());
             }
-            // Whatever happened, once nobody calls any more the next call may probe and close it.
+            // Whatever happened, once no call is in flight the next one may probe and close it.
             flying.clear();
             let probe = breaker.admit(now + settings().open_max);
             prop_assert!(probe.is_some());
@@ -354,7 +353,7 @@ mod tests {
 
         /// Each step passes some time, makes an attempt if one is allowed, and reports it.
         #[test]
-        fn it_opens_only_after_failures_in_a_row_and_always_lets_a_probe_through(
+        fn it_opens_only_on_consecutive_failures_and_always_probes(
             steps in proptest::collection::vec((0u64..3000, any::<bool>(), 0.0..1.0f64), 1..200)
         ) {
             let (mut breaker, mut now) = (Breaker::new(settings()), Instant::now());

@@ -1,70 +1,96 @@
-//! How calls are made: one tonic channel to one comet, requests that are sent as they are, and
-//! replies that are not looked into.
+//! Unary gRPC calls to one comet, on HTTP/2 as the `h2` crate speaks it.
 //!
-//! The channel connects on the first call and again by itself when the connection is gone;
-//! the name is then looked up anew, so that a comet whose address changed behind its DNS name
-//! is found (hyper-util's `HttpConnector` resolves on every connect). It uses no proxy,
-//! whatever the environment says.
+//! Nothing stands between a call and the connection: no channel, no task, no buffer. What drives
+//! the connection is a future of its own ([`Drivers`]), which the comet's task polls together with
+//! the calls, so that requests which start together leave in one write, and replies that arrive
+//! together wake nobody else. (tonic's `Channel` costs two to three times as much a call: a
+//! buffer's queue and a task behind it. `make bench` has the figures.)
 //!
-//! What a comet answered and what kept it from answering are told apart here, where it is
-//! known: a [`Failure::Answer`] is a gRPC status that came over the wire.
+//! A client connects on its first call. When its connection has ended it [is
+//! closed](Client::is_closed), and the next one looks the name up again, so that a comet whose
+//! address changed behind its DNS name is found. No proxy is used, whatever the environment says.
+//!
+//! This module distinguishes an answer of the comet from a failure to get one: a
+//! [`Failure::Answer`] is a gRPC status that was received over the wire.
 
-use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, TE};
-use http::{HeaderMap, HeaderValue, StatusCode};
-use http_body::{Body as _, Frame};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use futures_util::stream::{FuturesUnordered, Stream as _};
+use h2::RecvStream;
+use h2::client::{Builder, SendRequest};
+use http::header::{CONTENT_TYPE, TE, USER_AGENT};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
+use tokio::sync::mpsc;
 use tonic::Code;
 use tonic::codegen::Service as _;
-use tonic::transport::{Channel, Endpoint};
 
 use super::access::{Gate, GatedConnector, Refused};
-use super::wire::{Body, Payload, Request};
-use crate::message::{CometAddr, MESSAGE_ID, MessageId};
+use super::wire::{self, Body, Payload};
+use crate::message::{CometAddr, MESSAGE_ID, MessageId, NotAnAddress};
 
-/// A peer that vanished while nothing is called is noticed by TCP: a probe after this long
-/// without traffic, then one after each interval, up to so many.
+/// TCP keepalive detects a peer that vanished while the connection is idle: a probe after this long
+/// without traffic, then up to `TCP_KEEPALIVE_PROBES`, one per interval.
 ///
 /// There are no HTTP/2 pings: gRPC servers on the C core and on Go allow one every five minutes,
 /// and none without calls (`keepalive.md`, "Too many pings"); more end the connection with
-/// whatever runs on it. While calls are under way their deadlines notice: see `comet`.
+/// whatever runs on it. While calls are in flight their deadlines notice: see `comet`.
 const TCP_KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const TCP_KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const TCP_KEEPALIVE_PROBES: u32 = 3;
-/// Windows are for what comets send, which are empty replies.
+/// Flow-control windows for what comets send: empty replies.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Replies are empty messages. This is what a comet may send without being refused.
+/// Replies are empty messages. A larger reply than this is an error.
 const MAX_REPLY: usize = 64 * 1024;
+/// How large the headers or the trailers of a reply may be.
+const MAX_REPLY_HEADERS: u32 = 16 * 1024;
+/// How many calls may be in flight before the server's own limit is known.
+const FIRST_STREAMS: usize = 100;
 /// How much of what a comet says is kept, in bytes as they travel.
 const MAX_TEXT: usize = 1000;
 
-/// Makes channels to one comet.
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("halley/", env!("CARGO_PKG_VERSION")));
+
+/// Makes clients of one comet.
 #[derive(Clone)]
 pub(super) struct Dialer {
-    endpoint: Endpoint,
+    authority: Authority,
     connector: GatedConnector,
+    drivers: mpsc::UnboundedSender<Driver>,
 }
 
+/// What drives the connections that a dialer made; each ends with its connection. Whoever waits for
+/// calls has to poll it with them.
+pub(super) struct Drivers {
+    /// One for each client that has connected: as many as calls and probes dialled.
+    new: mpsc::UnboundedReceiver<Driver>,
+    running: FuturesUnordered<Driver>,
+}
+
+type Driver = BoxFuture<'static, ()>;
+
 impl Dialer {
-    /// To where the gate lets it.
+    /// A dialer that connects only where the gate allows it.
     ///
     /// # Errors
-    /// When the address is none.
+    /// When the address is invalid.
     pub(super) fn new(
         address: &CometAddr,
         connect_timeout: Duration,
         gate: Gate,
-    ) -> Result<Self, tonic::transport::Error> {
-        let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-            .user_agent(concat!("halley/", env!("CARGO_PKG_VERSION")))?
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
+    ) -> Result<(Self, Drivers), NotAnAddress> {
+        let checked = address.address()?;
+        let authority = Authority::from_maybe_shared(checked.to_string())
+            .unwrap_or_else(|_| Authority::from_static("comet.invalid"));
         let connector = GatedConnector::new(gate, |http| {
             http.set_connect_timeout(Some(connect_timeout));
             http.set_nodelay(true);
@@ -72,13 +98,82 @@ impl Dialer {
             http.set_keepalive_interval(Some(TCP_KEEPALIVE_EVERY));
             http.set_keepalive_retries(Some(TCP_KEEPALIVE_PROBES));
         });
-        Ok(Self { endpoint, connector })
+        let (drivers, new) = mpsc::unbounded_channel();
+        Ok((Self { authority, connector, drivers }, Drivers { new, running: FuturesUnordered::new() }))
     }
 
-    /// A new channel, which connects on its first call.
+    /// A new client, which connects on its first call.
     pub(super) fn dial(&self) -> Client {
-        Client(self.endpoint.connect_with_connector_lazy(self.connector.clone()))
+        let closed = Arc::new(AtomicBool::new(false));
+        let connecting = self.clone().connect(Arc::clone(&closed)).boxed().shared();
+        Client { authority: self.authority.clone(), connecting, closed }
     }
+
+    async fn connect(mut self, closed: Arc<AtomicBool>) -> Result<SendRequest<Bytes>, Failure> {
+        let connected = self.handshake(&closed).await;
+        if connected.is_err() {
+            closed.store(true, Ordering::Relaxed);
+        }
+        connected
+    }
+
+    async fn handshake(&mut self, closed: &Arc<AtomicBool>) -> Result<SendRequest<Bytes>, Failure> {
+        let uri = uri(&self.authority, PathAndQuery::from_static("/"));
+        std::future::poll_fn(|context| self.connector.poll_ready(context))
+            .await
+            .map_err(|error| not_answered(&*error))?;
+        let stream = self.connector.call(uri).await.map_err(|error| not_answered(&*error))?.into_inner();
+        let mut http2 = Builder::new();
+        http2
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_max_send_streams(FIRST_STREAMS)
+            .max_header_list_size(MAX_REPLY_HEADERS)
+            .enable_push(false);
+        let (sender, connection) = http2.handshake(stream).await.map_err(|error| not_answered(&error))?;
+        let closed = Arc::clone(closed);
+        let driver = async move {
+            // Its calls are told why it ended.
+            drop(connection.await);
+            closed.store(true, Ordering::Relaxed);
+        };
+        // Nobody polls for a comet that is not called any more: its calls end with their deadlines.
+        drop(self.drivers.send(driver.boxed()));
+        Ok(sender)
+    }
+}
+
+impl Drivers {
+    /// Lets all connections read and write what they can. Never ready: connections come and go.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>) {
+        while let Poll::Ready(Some(driver)) = self.new.poll_recv(context) {
+            self.running.push(driver);
+        }
+        while let Poll::Ready(Some(())) = Pin::new(&mut self.running).poll_next(context) {}
+    }
+
+    /// Waits for this while the connections work.
+    pub(super) async fn run<F: Future>(&mut self, until: F) -> F::Output {
+        let mut until = std::pin::pin!(until);
+        std::future::poll_fn(|context| {
+            // In both orders: what is sent has to leave, and what has arrived has to be seen.
+            if let Poll::Ready(output) = until.as_mut().poll(context) {
+                self.poll(context);
+                return Poll::Ready(output);
+            }
+            self.poll(context);
+            until.as_mut().poll(context)
+        })
+        .await
+    }
+}
+
+fn uri(authority: &Authority, path: PathAndQuery) -> Uri {
+    let mut parts = http::uri::Parts::default();
+    (parts.scheme, parts.authority, parts.path_and_query) =
+        (Some(Scheme::HTTP), Some(authority.clone()), Some(path));
+    // All three are there, which is all that is asked.
+    Uri::from_parts(parts).unwrap_or_default()
 }
 
 /// Why a call failed.
@@ -88,19 +183,19 @@ pub(super) enum Failure {
     Answer {
         /// Its code.
         code: Code,
-        /// What it said.
+        /// Its message.
         text: String,
     },
-    /// Nobody answered, or nobody who speaks gRPC: why.
+    /// No gRPC status was received: why.
     NoAnswer(String),
-    /// This process could not even ask: it is out of files or ports.
+    /// This process could not make the call: it is out of files or ports.
     OurFault(String),
-    /// Its address may not be connected to: why.
+    /// The address may not be connected to: why.
     NotAllowed(String),
 }
 
 impl Failure {
-    /// The failure in words.
+    /// The failure as text.
     pub(super) fn text(&self) -> String {
         match self {
             Self::Answer { code, text } => format!("{code:?}: {text}"),
@@ -109,19 +204,42 @@ impl Failure {
     }
 }
 
-/// A channel to a comet. Clones share the connection.
+/// One connection to a comet. Clones share it.
 #[derive(Clone)]
-pub(super) struct Client(Channel);
+pub(super) struct Client {
+    authority: Authority,
+    connecting: Shared<BoxFuture<'static, Result<SendRequest<Bytes>, Failure>>>,
+    closed: Arc<AtomicBool>,
+}
 
 impl Client {
-    /// Makes one call. It has no deadline of its own.
-    pub(super) async fn call(&mut self, call: Call) -> Result<(), Failure> {
-        let Self(channel) = self;
-        let no_answer = |error: tonic::transport::Error| not_answered(&error);
-        std::future::poll_fn(|context| channel.poll_ready(context)).await.map_err(no_answer)?;
-        let response = channel.call(call.0).await.map_err(no_answer)?;
+    /// Whether the connection has ended, or could not be made: further calls need another client.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Makes one call. It has no deadline of its own; dropping it cancels the call.
+    pub(super) async fn call(self, call: Call) -> Result<(), Failure> {
+        let Self { authority, connecting, .. } = self;
+        let no_answer = |error: h2::Error| not_answered(&error);
+        // A stream may have to wait until the server's limit lets it begin.
+        let mut sender = connecting.await?.ready().await.map_err(no_answer)?;
+        let Call { path, headers, body } = call;
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.version_mut() = Version::HTTP_2;
+        *request.uri_mut() = uri(&authority, path);
+        *request.headers_mut() = headers;
+        let (response, mut stream) = sender.send_request(request, false).map_err(no_answer)?;
+        drop(sender);
+        let Body(pieces) = body;
+        let last = pieces.iter().rposition(|piece| !piece.is_empty()).unwrap_or(0);
+        for (at, piece) in pieces.into_iter().enumerate().take(last + 1) {
+            stream.send_data(piece, at == last).map_err(no_answer)?;
+        }
+        let response = response.await.map_err(no_answer)?;
         if response.status() != StatusCode::OK {
-            // Something else than a comet: a proxy before one that is gone, for example.
+            // Not a comet: for example a proxy in front of one that is down.
             return Err(Failure::NoAnswer(format!("HTTP {}", response.status())));
         }
         let (head, body) = response.into_parts();
@@ -132,23 +250,24 @@ impl Client {
     }
 }
 
-/// A method's path.
-type Path = http::uri::PathAndQuery;
-
 /// A call that is ready to be sent.
-pub(super) struct Call(http::Request<tonic::body::Body>);
+pub(super) struct Call {
+    path: PathAndQuery,
+    headers: HeaderMap,
+    body: Body,
+}
 
 impl Call {
     /// A request with the ids of its messages as metadata.
     pub(super) fn new<'a>(
-        request: Request,
+        request: wire::Request,
         messages: impl Iterator<Item = (&'a Payload, &'a MessageId)>,
     ) -> Self {
-        let Request { path, body, .. } = request;
+        let wire::Request { path, body, .. } = request;
         let mut call = Self::to(path, body);
         for (payload, id) in messages {
             if let Some(value) = payload.metadata(id) {
-                call.0.headers_mut().append(MESSAGE_ID, value);
+                call.headers.append(MESSAGE_ID, value);
             }
         }
         call
@@ -156,72 +275,37 @@ impl Call {
 
     /// gRPC's health check of the whole server (`grpc/health/v1/health.proto`).
     pub(super) fn health() -> Self {
-        Self::to(Path::from_static("/grpc.health.v1.Health/Check"), Body::empty())
+        Self::to(PathAndQuery::from_static("/grpc.health.v1.Health/Check"), Body::empty())
     }
 
-    fn to(path: Path, body: Body) -> Self {
-        let mut call = http::Request::new(tonic::body::Body::new(Pieces { body, sent: 0 }));
-        *call.method_mut() = http::Method::POST;
-        *call.version_mut() = http::Version::HTTP_2;
-        // The channel adds scheme and authority.
-        *call.uri_mut() = path.into();
-        let headers = call.headers_mut();
+    fn to(path: PathAndQuery, body: Body) -> Self {
+        let mut headers = HeaderMap::with_capacity(8);
         headers.insert(TE, HeaderValue::from_static("trailers"));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        Self(call)
-    }
-}
-
-/// A request's pieces, which are sent without being copied.
-struct Pieces {
-    body: Body,
-    sent: usize,
-}
-
-impl http_body::Body for Pieces {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let sent = self.sent;
-        self.sent += 1;
-        let piece = self.body.0.get_mut(sent).map(std::mem::take).filter(|piece| !piece.is_empty());
-        Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
-    }
-
-    /// Known in time, so that the last piece ends the stream and no empty frame has to.
-    fn is_end_stream(&self) -> bool {
-        self.body.0.get(self.sent).is_none_or(Bytes::is_empty)
+        headers.insert(USER_AGENT, AGENT);
+        Self { path, headers, body }
     }
 }
 
 /// Reads a reply to its end, which tells how the call ended.
-async fn ended(mut body: tonic::body::Body) -> Result<(), Failure> {
+async fn ended(mut body: RecvStream) -> Result<(), Failure> {
     let mut length = 0;
-    loop {
-        let frame = std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
-        let frame = match frame {
-            Some(Ok(frame)) => frame,
-            Some(Err(error)) => return Err(not_answered(&error)),
-            None => return Err(Failure::NoAnswer("a reply without a gRPC status".into())),
-        };
-        if let Some(data) = frame.data_ref() {
-            length += data.len();
-            if length > MAX_REPLY {
-                return Err(Failure::NoAnswer(format!("a reply of more than {MAX_REPLY} bytes")));
-            }
+    while let Some(data) = body.data().await {
+        let data = data.map_err(|error| not_answered(&error))?;
+        length += data.len();
+        if length > MAX_REPLY {
+            return Err(Failure::NoAnswer(format!("a reply of more than {MAX_REPLY} bytes")));
         }
-        if let Some(status) = frame.trailers_ref().and_then(status) {
-            return status;
-        }
+        // Fails only for more than was received.
+        drop(body.flow_control().release_capacity(data.len()));
     }
+    let trailers = body.trailers().await.map_err(|error| not_answered(&error))?;
+    let no_status = || Err(Failure::NoAnswer("a reply without a gRPC status".into()));
+    trailers.as_ref().and_then(status).unwrap_or_else(no_status)
 }
 
-/// The gRPC status in these headers or trailers. Read by hand: tonic's own reading takes it for
-/// granted that a comet's `grpc-status-details-bin` is base64, and panics where it is not.
+/// The gRPC status in these headers or trailers. Not parsed by tonic, which panics if a comet's
+/// `grpc-status-details-bin` is not base64.
 fn status(headers: &HeaderMap) -> Option<Result<(), Failure>> {
     let code = Code::from_bytes(headers.get("grpc-status")?.as_bytes());
     if code == Code::Ok {
@@ -231,7 +315,7 @@ fn status(headers: &HeaderMap) -> Option<Result<(), Failure>> {
     Some(Err(Failure::Answer { code, text: printable(&text.unwrap_or_default()) }))
 }
 
-/// `grpc-message` is percent-encoded; what is no such encoding stands for itself.
+/// Decodes the percent-encoded `grpc-message`; invalid sequences are kept as they are.
 fn percent_decoded(text: &[u8]) -> String {
     let text = &text[..text.len().min(MAX_TEXT)];
     let digit = |at: usize| text.get(at).and_then(|digit| char::from(*digit).to_digit(16));
@@ -264,8 +348,8 @@ fn not_answered(error: &(dyn std::error::Error + 'static)) -> Failure {
 const OUT_OF_FILES: [i32; 2] = [24, 23];
 const OUT_OF_PORTS: i32 = 99;
 
-/// Whether a call failed for want of something of this process. Looking up a name needs a file
-/// as well, and does not say so when there is none: then opening another one tells.
+/// Whether a call failed because this process is out of files or ports. A name look-up needs a file
+/// too, and hides that error: then this tries to open a file.
 fn is_our_fault(error: &(dyn std::error::Error + 'static)) -> bool {
     let codes = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>());
     let codes: Vec<i32> = codes.filter_map(std::io::Error::raw_os_error).collect();
@@ -284,7 +368,7 @@ fn causes<'a>(
     std::iter::successors(Some(error), |error| error.source())
 }
 
-/// An error with its root cause, which is the part that helps.
+/// An error with its root cause.
 fn describe(error: &dyn std::error::Error) -> String {
     let mut root = error;
     while let Some(source) = root.source() {
@@ -298,7 +382,7 @@ fn describe(error: &dyn std::error::Error) -> String {
     words
 }
 
-/// Others write these texts, and they end up in logs and headers.
+/// Cleans text from remote peers, which ends up in logs and headers.
 fn printable(text: &str) -> String {
     text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -322,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn what_this_process_lacks_is_not_the_comet_s_fault() {
+    fn a_local_shortage_is_not_the_comet_s_failure() {
         let failure = |code| not_answered(&std::io::Error::from_raw_os_error(code));
         for code in [23, 24, 99] {
             assert!(matches!(failure(code), Failure::OurFault(_)), "{:?}", failure(code));
@@ -331,7 +415,7 @@ mod tests {
     }
 
     #[test]
-    fn a_status_is_read_whatever_stands_beside_it() {
+    fn a_status_is_read_from_any_headers() {
         let answer = |code, text: &str| Some(Err(Failure::Answer { code, text: text.into() }));
         assert_eq!(status(&HeaderMap::new()), None);
         assert_eq!(status(&headers("0", b"")), Some(Ok(())));

@@ -1,4 +1,4 @@
-//! `[comets]`: where they are and how they are called.
+//! `[comets]`: where comets are and how they are called.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,9 +8,11 @@ use bytesize::ByteSize;
 use super::access::AllowList;
 use super::discovery;
 use super::known::Limits;
-use super::lanes::MAX_LANES;
 use super::wire::Dialect;
 use crate::message::Address;
+
+/// Messages that gather do not reach anybody.
+const MAX_MERGE_WINDOW: Duration = Duration::from_secs(10);
 
 /// `[comets]`: where they are and how they are called.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -18,68 +20,69 @@ use crate::message::Address;
 pub struct Config {
     /// `chatroom` or `goim`: the service path and the form of the body.
     pub dialect: Dialect,
-    /// The comets that BROADCAST and `every-comet` always reach, each `host:port`. A DNS name
-    /// with several addresses stands for all of them. The ones that entries of the directory
-    /// name are added by themselves, for all gateways; name them alike in both places, since a
-    /// comet that is known by name and by IP address gets a BROADCAST under each.
+    /// The comets that BROADCAST and `every-comet` always reach, each `host:port`. A DNS name with
+    /// several addresses means all of them. Comets in the directory are added automatically, for
+    /// all gateways. Use the same name in both places: a comet that is known by name and by IP
+    /// address gets each BROADCAST twice.
     pub nodes: Vec<String>,
-    /// Addresses (`host:port`) of server names, as producers put them into `server` and comets
-    /// into the directory. They are comets like those in `nodes`.
+    /// Addresses (`host:port`) of server names, as producers use them in `server` and comets in the
+    /// directory. These are comets like those in `nodes`.
     pub addresses: BTreeMap<String, String>,
     /// Comets that come and go while the gateway runs.
     pub discovery: discovery::Config,
-    /// The addresses that the directory, records (`server`) and plugins may name, beside the comets
-    /// of this section: `host`, `host:port` or `host:port-port`, where the host is an IP address, a
-    /// network such as `10.0.0.0/8` (an IPv6 one in brackets where a port follows), or a name in
-    /// which `*` stands for any characters but a dot. Names are checked where they lead: loopback,
-    /// link-local and other special addresses only where an entry lies in their block. Without the
-    /// key, all others are allowed, and the directory may name loopback addresses.
+    /// The addresses that the directory, records (`server`) and plugins may name in addition to the
+    /// comets of this section: `host`, `host:port` or `host:port-port`. The host is an IP address, a
+    /// network such as `10.0.0.0/8` (IPv6 in brackets if a port follows), or a name in which `*`
+    /// matches any characters except a dot. Names are checked by the addresses they resolve to:
+    /// loopback, link-local and other special addresses need an entry within their block. Without
+    /// the key, all other addresses are allowed, and the directory may name loopback addresses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<String>>,
-    /// How many calls to one comet may be under way at a time: 1 to 64. A room or connection
-    /// always uses the same lane.
-    pub lanes: usize,
+    /// goim: how long messages for a room gather after one was sent, to travel in one call. The first
+    /// one goes at once, and a full call does not wait. 0 does not wait at all.
+    #[serde(with = "humantime_serde")]
+    pub merge_window: Duration,
     /// How many messages may wait for one comet. What comes when it is full waits in its
     /// partition while the comet takes messages. A comet that is slower than `queue` messages in
     /// `delivery.give_up_after` does not take them: what finds its queue full is unreachable.
     pub queue: usize,
-    /// How many bytes of messages may wait for comets, over all comets; one comet may have a
-    /// quarter. At the bound partitions wait.
+    /// How many bytes of messages may be pending, over all comets; one comet may use a quarter. At
+    /// the limit, partitions wait.
     pub max_pending_bytes: ByteSize,
-    /// Whether calls carry the ids of their messages (`halley-message-id`), by which comets know
-    /// what they had before. Off saves bytes for comets that never read them.
+    /// Whether calls carry the ids of their messages (`halley-message-id`), which let comets
+    /// recognise duplicates. Turn it off to save bytes for comets that do not read them.
     pub message_ids: bool,
-    /// How many comets may be known at a time. Addresses come from the directory and from
-    /// plugins; this bounds what a mistake there can cost.
+    /// Maximum number of known comets. Addresses come from the directory and from plugins; this
+    /// bounds the cost of a mistake there.
     pub max_comets: usize,
-    /// How many comets may be known that only records (`server`) or policies named. They get no
-    /// BROADCASTs; of them the longest idle ones give way, first those that never answered.
+    /// Maximum number of known comets that only records (`server`) or policies named. They get no
+    /// BROADCASTs. At the limit, the one that has been idle longest is evicted, those that never
+    /// answered first.
     pub max_named: usize,
-    /// A comet of the directory that no entry has named for so long, and that does not answer, is
-    /// left out of BROADCASTs until it is named or answers again.
+    /// A comet of the directory that no entry has named for this long, and that does not answer, is
+    /// excluded from BROADCASTs until it is named or answers again.
     #[serde(with = "humantime_serde")]
     pub stale_after: Duration,
-    /// For how long a comet that an entry of the directory named is remembered by all gateways,
-    /// through restarts, without being named again. At most 30 days.
+    /// How long all gateways remember a comet that an entry of the directory named, across
+    /// restarts, without another entry naming it. At most 30 days.
     #[serde(with = "humantime_serde")]
     pub remember: Duration,
-    /// After how long without an answer other comets are forgotten, and left-out ones.
+    /// Other comets, and excluded ones, are forgotten after this long without an answer.
     #[serde(with = "humantime_serde")]
     pub idle_after: Duration,
     /// How often the names in `nodes` are looked up again.
     #[serde(with = "humantime_serde")]
     pub resolve_every: Duration,
-    /// How long a connection may take to come about. Beyond `delivery.timeout` it has no
-    /// effect.
+    /// Timeout of connecting. Values above `delivery.timeout` have no effect.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// How many attempts in a row have to fail until a comet's breaker opens.
+    /// A comet's breaker opens after this many consecutive failed attempts.
     pub breaker_failures: u32,
-    /// For how long, beside that, nothing may have succeeded: a comet that restarts quickly is
-    /// waited for. Useful below `delivery.give_up_after`.
+    /// The failures must also span this time without a success, so that a quick restart of a comet
+    /// does not open its breaker. Useful below `delivery.give_up_after`.
     #[serde(with = "humantime_serde")]
     pub breaker_patience: Duration,
-    /// How long a breaker stays open at first. It doubles with every probe that fails.
+    /// How long a breaker stays open at first. It doubles with every failed probe.
     #[serde(with = "humantime_serde")]
     pub breaker_open: Duration,
     /// How long a breaker stays open at most.
@@ -95,7 +98,7 @@ impl Default for Config {
             addresses: BTreeMap::new(),
             discovery: discovery::Config::default(),
             allow: None,
-            lanes: 8,
+            merge_window: Duration::from_millis(50),
             queue: 1000,
             max_pending_bytes: ByteSize::mib(256),
             message_ids: true,
@@ -115,12 +118,12 @@ impl Default for Config {
 }
 
 impl Config {
-    /// How many bytes may wait for comets.
+    /// How many bytes may be pending over all comets.
     pub(super) fn pending_bytes(&self) -> usize {
         usize::try_from(self.max_pending_bytes.as_u64()).unwrap_or(usize::MAX)
     }
 
-    /// How many of them may wait for one comet: a few that do not read leave room for the rest.
+    /// How many of them one comet may use: a few slow comets leave room for the others.
     pub(super) fn share(&self) -> usize {
         (self.pending_bytes() / 4).max(1)
     }
@@ -128,8 +131,8 @@ impl Config {
     /// What is wrong with the values, one sentence for each mistake.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if !(1..=MAX_LANES).contains(&self.lanes) {
-            problems.push(format!("`comets.lanes` is {}; use 1 to {MAX_LANES}", self.lanes));
+        if self.merge_window > MAX_MERGE_WINDOW {
+            problems.push(format!("`comets.merge_window` is longer than {MAX_MERGE_WINDOW:?}"));
         }
         let counts = [("queue", self.queue), ("max_comets", self.max_comets), ("max_named", self.max_named)];
         for (name, value) in counts.into_iter().chain([("breaker_failures", self.breaker_failures as usize)])
@@ -177,21 +180,21 @@ impl Config {
         problems
     }
 
-    /// The parsed `allow`. What cannot be read allows nothing: `problems` says so before.
+    /// The parsed `allow`. An invalid list allows nothing; `problems` reports it before.
     pub(super) fn allow_list(&self) -> Option<AllowList> {
         self.allow.as_ref().map(|entries| AllowList::parse(entries).unwrap_or_default())
     }
 
-    /// Which comets may be called beside those of an operator, in a sentence.
+    /// Which comets may be called in addition to the configured ones, as a sentence.
     pub fn who_may_be_called(&self) -> String {
         match self.allow.as_deref() {
-            None => "records (`server`) may name comets at any address but loopback, link-local and other special ones; [comets] allow says which".to_owned(),
-            Some([]) => "[comets] allow is empty: no comet is called but those of [comets] and its discovery".to_owned(),
+            None => "records (`server`) may name comets at any address except loopback, link-local and other special ones; restrict them with [comets] allow".to_owned(),
+            Some([]) => "[comets] allow is empty: only comets of [comets] and its discovery are called".to_owned(),
             Some(entries) => format!("the directory and records (`server`) may name comets at {}", entries.join(", ")),
         }
     }
 
-    /// Whether an operator says which comets there are, here or through discovery.
+    /// Whether an operator lists comets, here or through discovery.
     pub fn names_comets(&self) -> bool {
         !self.nodes.is_empty() || !self.addresses.is_empty() || !self.discovery.is_empty()
     }
@@ -218,9 +221,9 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told() {
+    fn every_mistake_is_reported() {
         let config = Config {
-            lanes: 65,
+            merge_window: Duration::from_secs(11),
             queue: 0,
             resolve_every: Duration::ZERO,
             nodes: vec!["comet-1:50051".into(), "comet-2".into()],

@@ -1,4 +1,4 @@
-//! All known comets: sends to them, and says which of them a BROADCAST has to reach.
+//! All known comets: sends to them, and decides which of them get BROADCASTs.
 
 mod upkeep;
 
@@ -28,14 +28,14 @@ use super::sharing::Sharing;
 use super::shortage::Shortage;
 use super::status::{CometStatus, Reach};
 use super::store::CometStore;
-use super::{Config, Delivered, Metrics, Parcel, Payload, Receipt, Timing};
+use super::{Config, Delivered, Metrics, Parcel, Payload, Timing};
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::LogThrottle;
 
 /// All known comets.
 ///
-/// Comets are made when they are named or something is first sent there; their number is
-/// bounded, and `known` says which are forgotten.
+/// A comet is created when it is named, or when the first call is sent to it. Their number is
+/// bounded; `known` decides which are forgotten.
 pub struct Fleet {
     config: Config,
     limits: Limits,
@@ -45,7 +45,7 @@ pub struct Fleet {
     /// Shared with the gates of its comets, weakly: see `access`.
     known: Arc<RwLock<Known>>,
     access: Arc<Access>,
-    /// Their source is data, of which there is much.
+    /// Throttles lines that are caused by data.
     complaints: LogThrottle,
     /// What is wrong with `[comets.discovery]`.
     problems: ArcSwap<Vec<String>>,
@@ -56,22 +56,21 @@ pub struct Fleet {
     runtime: Handle,
     tasks: TaskTracker,
     shutdown: CancellationToken,
-    /// Whether discovery was asked and the nodes' names were looked up once.
+    /// Whether discovery has been read and the nodes' names have been resolved once.
     resolved: watch::Receiver<bool>,
-    /// Ends the background tasks when the fleet is dropped without being closed.
+    /// Stops the background tasks if the fleet is dropped without being closed.
     _shutdown: DropGuard,
 }
 
 impl Fleet {
-    /// Starts with the configured comets. Connections are made when they are needed; what all
-    /// gateways know of comets is read from and written to the store.
+    /// Starts with the configured comets. Connections are made on demand. The store holds what all
+    /// gateways know of comets.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn start(config: &Config, timing: Timing, metrics: Metrics, store: Arc<dyn CometStore>) -> Arc<Self> {
         let shutdown = CancellationToken::new();
         let mut config = config.clone();
-        config.lanes = config.lanes.clamp(1, super::lanes::MAX_LANES);
         config.queue = config.queue.max(1);
         let (resolved, is_resolved) = watch::channel(false);
         let discovery = Discovery::new(&config.discovery);
@@ -107,15 +106,14 @@ impl Fleet {
         fleet
     }
 
-    /// Waits until discovery was asked and the names in `nodes` were looked up once, which takes
-    /// seconds at most: before that, a name with many addresses stands for nothing.
+    /// Waits until discovery has been read and the names in `nodes` have been resolved once, which
+    /// takes a few seconds at most. Before that, a name has no addresses.
     pub async fn resolved(&self) {
-        // The sender goes away with the look-ups' task, which ends with the fleet.
+        // The sender is dropped with its task, which ends with the fleet.
         let _ = self.resolved.clone().wait_for(|resolved| *resolved).await;
     }
 
-    /// Encodes a message for comets, once for all its parcels. Waits while as many bytes as may
-    /// (`max_pending_bytes`) wait for comets.
+    /// Encodes a message once for all its calls. Waits while `max_pending_bytes` are used up.
     pub async fn payload(&self, operation: i32, body: &Bytes) -> Payload {
         let cost = Payload::cost(body);
         let held = match self.pending.try_take(cost) {
@@ -127,11 +125,8 @@ impl Fleet {
 
     /// Queues a parcel for its comet; the order of sending is the order in the comet's lanes.
     /// Waits while the queue of a comet that takes messages is full: see [the module](super).
-    pub async fn send(&self, parcel: Parcel) -> Receipt {
-        let mut parcel = match self.try_send(parcel) {
-            Ok(receipt) => return receipt,
-            Err(parcel) => parcel,
-        };
+    pub async fn send(&self, parcel: Parcel) {
+        let Err(mut parcel) = self.try_send(parcel) else { return };
         let until = Instant::now() + self.timing.give_up_after;
         if let Some(comet) = self.known(&parcel.comet) {
             comet.standing.metrics.queue_full.inc();
@@ -139,32 +134,33 @@ impl Fleet {
         loop {
             let Some(comet) = self.known(&parcel.comet) else {
                 // Forgotten meanwhile: the next attempt makes it again, with an empty queue.
-                return self.try_send(parcel).unwrap_or_else(|parcel| not_queued(&parcel));
+                return self.try_send(parcel).unwrap_or_else(not_queued);
             };
             let mut left = Some(parcel);
             let attempt = || match left.take().map(|parcel| self.try_send(parcel)) {
-                Some(Ok(receipt)) => Ok(receipt),
+                Some(Ok(())) => Ok(()),
                 Some(Err(parcel)) => {
                     left = Some(parcel);
                     Err(())
                 }
                 None => Err(()),
             };
-            if let Ok(receipt) = once_more(&comet.standing.freed, attempt).await {
-                return receipt;
+            if once_more(&comet.standing.freed, attempt).await.is_ok() {
+                return;
             }
             match left.take() {
                 Some(again) if Instant::now() < until => parcel = again,
-                _ => return comet.full("and none was taken for too long"),
+                Some(parcel) => return comet.full(parcel.reply, "and none was taken for too long"),
+                None => return,
             }
         }
     }
 
-    /// As [`Fleet::send`], without waiting.
+    /// Like [`Fleet::send`], without waiting.
     ///
     /// # Errors
     /// With the parcel when it is worth waiting for room in its comet's queue.
-    pub fn try_send(&self, parcel: Parcel) -> Result<Receipt, Parcel> {
+    pub fn try_send(&self, parcel: Parcel) -> Result<(), Parcel> {
         if let Some(comet) = self.known.read().comets.get(&parcel.comet).filter(|comet| !comet.is_dead())
             && (!parcel.named_by.is_limited_to_known() || comet.standing.source().is_own())
         {
@@ -173,7 +169,7 @@ impl Fleet {
         self.send_to_new(parcel)
     }
 
-    /// The comets that a BROADCAST has to reach, each once, in order of address.
+    /// The comets that get BROADCASTs, each once, in order of address.
     pub fn everyone(&self) -> Vec<CometAddr> {
         let now_ms = now_ms();
         let known = self.known.read();
@@ -185,15 +181,15 @@ impl Fleet {
         addresses
     }
 
-    /// Whether a BROADCAST has to reach this comet. Who turns out not to answer, and was not named
-    /// lately by the directory, does not count among everyone any more.
+    /// Whether this comet gets BROADCASTs. A comet that does not answer, and that the directory has
+    /// not named lately, does not.
     pub fn is_one_of_everyone(&self, comet: &CometAddr) -> bool {
         let known = self.known.read();
         known.comets.get(comet).is_some_and(|comet| self.limits.gets_broadcasts(&comet.standing, now_ms()))
     }
 
     /// Entries of the directory name these comets: they are known from now on, here and by the
-    /// other gateways. What is not an address is nobody.
+    /// other gateways. Invalid addresses are ignored.
     pub fn named_by_directory<'a>(&self, comets: impl IntoIterator<Item = &'a CometAddr>) {
         let now_ms = now_ms();
         let known = self.known.read();
@@ -205,19 +201,19 @@ impl Fleet {
         }
     }
 
-    /// The server names that are mapped now.
+    /// The current mapping of server names.
     pub fn names(&self) -> Arc<Names> {
         self.names.load_full()
     }
 
-    /// The address behind a server name that configuration or discovery maps; other names are
-    /// taken for addresses.
+    /// The address of a server name that configuration or discovery maps; any other name is taken
+    /// as an address.
     pub fn address_of(&self, server: &str) -> CometAddr {
         self.names.load().address_of(server.into())
     }
 
-    /// Why nothing is sent to a comet that was named so; `None` where something is. Where a name
-    /// leads is not looked at: that is found out when it is dialled.
+    /// Why nothing is sent to this comet; `None` if it can be called. Does not resolve names: their
+    /// addresses are checked when they are dialled.
     pub fn unusable(&self, comet: &CometAddr, named_by: NamedBy) -> Option<String> {
         if let Err(error) = comet.address() {
             return Some(format!("{error}; map server names in [comets] addresses"));
@@ -225,8 +221,7 @@ impl Fleet {
         self.admit(comet, named_by).err().map(|refused| refused.to_string())
     }
 
-    /// Whether a comet may be called that was named so, as far as that can be said without
-    /// looking up its name.
+    /// Whether this comet may be called, as far as that is known without resolving its name.
     fn admit(&self, comet: &CometAddr, named_by: NamedBy) -> Result<(), Refused> {
         if self.known.read().has_own(comet) {
             return Ok(());
@@ -238,7 +233,7 @@ impl Fleet {
         }
     }
 
-    /// How every known comet is doing, in order of address.
+    /// The status of every known comet, in order of address.
     pub fn status(&self) -> Vec<CometStatus> {
         let now_ms = now_ms();
         let of =
@@ -249,13 +244,13 @@ impl Fleet {
         statuses
     }
 
-    /// What a BROADCAST would reach.
+    /// The comets that a BROADCAST would reach.
     pub fn reach(&self) -> Reach {
         Reach::of(&self.status(), self.limits.remember)
     }
 
-    /// What a person should look at: why discovery, or what gateways share, is not up to date,
-    /// and what this process lacks.
+    /// Warnings for the operator: why discovery or the shared list is out of date, and what this
+    /// process lacks.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.problems.load().to_vec();
         warnings.extend(self.sharing.problem());
@@ -265,13 +260,12 @@ impl Fleet {
         warnings
     }
 
-    /// Takes nothing more and waits for the outcome of what is queued. Stopping to wait leaves
-    /// the rest to itself.
+    /// Accepts no more calls and waits for the outcome of queued ones. The wait can be cancelled.
     pub async fn close(&self) {
         {
             let mut known = self.known.write();
             known.closed = true;
-            // A comet's task ends when nobody can send to it and it has nothing left to do.
+            // A comet's task ends when its senders are gone and it has nothing left to do.
             known.comets.clear();
         }
         self.shutdown.cancel();
@@ -279,13 +273,14 @@ impl Fleet {
         self.tasks.wait().await;
     }
 
-    fn send_to_new(&self, parcel: Parcel) -> Result<Receipt, Parcel> {
+    fn send_to_new(&self, parcel: Parcel) -> Result<(), Parcel> {
         let (comet, named_by) = (&parcel.comet, parcel.named_by);
         if comet.address().is_ok()
             && let Err(refused) = self.admit(comet, named_by)
         {
             self.access.note(&refused, named_by);
-            return Ok(Receipt::known(Delivered::Unreachable(refused.to_string())));
+            parcel.reply.tell(Delivered::Unreachable(refused.to_string()));
+            return Ok(());
         }
         let source = if named_by == NamedBy::Directory { Source::Directory } else { Source::Named };
         let learned = match comet.address() {
@@ -302,14 +297,15 @@ impl Fleet {
             Err(why) => {
                 self.complain(
                     &why,
-                    "messages cannot be sent to a comet; their recipients go to the offline policy",
+                    "cannot send messages to a comet; their recipients go to the offline policy",
                 );
-                Ok(Receipt::known(Delivered::Unreachable(why)))
+                parcel.reply.tell(Delivered::Unreachable(why));
+                Ok(())
             }
         }
     }
 
-    /// A comet that is new, or counts for more now that an entry of the directory named it.
+    /// Adds a comet that an entry of the directory named, or raises its source to `Directory`.
     fn take_in(&self, address: &CometAddr, at_ms: u64) {
         if address.address().is_err() {
             return;
@@ -327,12 +323,12 @@ impl Fleet {
                 drop(known);
                 self.sharing.note_news();
             }
-            Err(why) => self.complain(&why, "a comet that the directory names gets no broadcasts"),
+            Err(why) => self.complain(&why, "a comet in the directory gets no broadcasts"),
         }
     }
 
-    /// The comet at an address, made if need be, under the lock that keeps it from being
-    /// forgotten before it is used.
+    /// The comet at an address, created if needed, with the lock that keeps it from being forgotten
+    /// before it is used.
     fn learn(
         &self,
         address: &CometAddr,
@@ -351,7 +347,7 @@ impl Fleet {
                     full
                 })?;
                 if let Some(gone) = gone {
-                    debug!(comet = %gone.standing.address, "a comet made room for another one");
+                    debug!(comet = %gone.standing.address, "a comet was evicted for another one");
                     gone.standing.evict();
                     self.metrics.forget(&gone.standing.address);
                 }
@@ -376,7 +372,7 @@ impl Fleet {
         Ok(comet)
     }
 
-    /// Takes over which comets an operator names now.
+    /// Applies the operator's current list of comets.
     pub(super) fn set_nodes(&self, nodes: &Nodes) {
         let mut known = self.known.write();
         if known.closed {
@@ -396,16 +392,16 @@ impl Fleet {
             if let Some(comet) = known.comets.get(&address) {
                 comet.standing.set_source(source);
             } else if let Err(error) = self.make(&mut known, address, source) {
-                warn!(error, "a comet that is configured cannot be used");
+                warn!(error, "cannot use a configured comet");
             }
         }
     }
 
-    /// Forgets the comets that are over.
+    /// Forgets expired comets.
     fn tidy(&self) {
         let over = self.known.write().tidy(&self.limits, now_ms());
         for comet in over {
-            debug!(comet = %comet.standing.address, "a comet is forgotten");
+            debug!(comet = %comet.standing.address, "an idle comet was forgotten");
             self.metrics.forget(&comet.standing.address);
         }
     }
@@ -432,6 +428,7 @@ impl Fleet {
 
 /// The outcome of a parcel whose comet was forgotten while it waited, and whose queue is full
 /// again.
-fn not_queued(parcel: &Parcel) -> Receipt {
-    Receipt::known(Delivered::Unreachable(format!("queue full: too many messages wait for {}", parcel.comet)))
+fn not_queued(parcel: Parcel) {
+    let why = format!("queue full: too many messages wait for {}", parcel.comet);
+    parcel.reply.tell(Delivered::Unreachable(why));
 }

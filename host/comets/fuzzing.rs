@@ -1,4 +1,4 @@
-//! The calls of any message, read with the types that comets read them with.
+//! Checks the calls of any message by decoding them with the types that comets use.
 
 use bytes::{Buf, Bytes};
 use prost::Message as _;

@@ -1,19 +1,19 @@
-//! A parcel that waits for its comet, and what a comet's task shows to the fleet.
+//! A queued call, and the state that a comet's task shares with the fleet.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 
 use super::breaker::State;
-use super::lanes::LaneSet;
 use super::metrics::CometMetrics;
+use super::order::Keys;
 use super::places::Places;
 use super::shortage::Shortage;
 use super::wire::Payload;
-use super::{Delivered, Parcel, Partly};
+use super::{Delivered, Parcel, Partly, ReplyTo};
 use crate::message::{CometAddr, ConnectionId, MessageId, RoomId, Target};
 
 /// The most calls for one parcel that a comet did not take as a whole, or one for so many of its
@@ -26,7 +26,7 @@ const CALLED_TOGETHER: usize = 4;
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Source {
-    /// It stands in `[comets] nodes` or `[comets] addresses`.
+    /// It is in `[comets] nodes` or `[comets] addresses`.
     Configured,
     /// A name in `[comets] nodes` has this address.
     Dns,
@@ -34,10 +34,10 @@ pub enum Source {
     Discovery,
     /// Entries of the directory named it.
     Directory,
-    /// Only a record (`server`) or a policy named it: it gets what is sent there, and no
-    /// BROADCAST.
+    /// Only a record (`server`) or a policy named it: it gets the calls sent to it, and no
+    /// BROADCASTs.
     Named,
-    /// It was configured, in DNS or discovered and is so no more: BROADCAST leaves it out.
+    /// It was configured, in DNS or discovered, and no longer is: it gets no BROADCASTs.
     Retired,
 }
 
@@ -46,18 +46,18 @@ impl Source {
     pub(super) const ALL: [Self; 6] =
         [Self::Configured, Self::Dns, Self::Discovery, Self::Directory, Self::Named, Self::Retired];
 
-    /// Whether it is known for more than that a record or a plugin named it.
+    /// Whether it is known from more than a record or a plugin.
     pub(super) fn is_own(self) -> bool {
         matches!(self, Self::Configured | Self::Dns | Self::Discovery | Self::Directory)
     }
 
-    /// Whether an operator says that the comet is there.
+    /// Whether an operator lists the comet.
     pub(super) fn is_wanted(self) -> bool {
         matches!(self, Self::Configured | Self::Dns | Self::Discovery)
     }
 }
 
-/// What a comet's task shows to the fleet.
+/// The state that a comet's task shares with the fleet.
 #[derive(Debug)]
 pub(super) struct Standing {
     pub(super) address: CometAddr,
@@ -65,24 +65,24 @@ pub(super) struct Standing {
     pub(super) shortage: Arc<Shortage>,
     source: AtomicU8,
     state: AtomicU8,
-    /// Parcels without an outcome, and what they take in bytes.
+    /// Calls without an outcome, and their size in bytes.
     unsettled: Places,
     bytes: Places,
-    /// Told when half of either is free again.
+    /// Notified when half of both is free again.
     pub(super) freed: Notify,
-    /// Milliseconds from `born` until when the comet counts as too slow for what is sent to it.
+    /// Until when the comet counts as too slow, in milliseconds since `born`.
     behind: AtomicU64,
-    /// Those of them whose call is under way.
+    /// Those of them that are in flight.
     in_flight: AtomicUsize,
     born: Instant,
-    /// Milliseconds from `born` to the last answer; 0 where there was none.
+    /// The last answer, in milliseconds since `born`; 0 if there was none.
     answered: AtomicU64,
-    /// When an entry of the directory last named it, and which such moment was last told to the
-    /// other gateways; milliseconds since 1970, or 0.
+    /// When an entry of the directory last named it, and the latest such time that was shared with
+    /// the other gateways; milliseconds since 1970, or 0.
     named_at: AtomicU64,
     told_at: AtomicU64,
     retired_at: AtomicU64,
-    /// Whether it gave its place to another comet.
+    /// Whether it was evicted for another comet.
     evicted: AtomicBool,
     last_error: Mutex<Option<String>>,
 }
@@ -142,12 +142,12 @@ impl Standing {
         &self.in_flight
     }
 
-    /// Another comet has its place: what waits for it is given up once nobody can send there.
+    /// Evicts it for another comet: its queued calls fail once it has no senders.
     pub(super) fn evict(&self) {
         self.evicted.store(true, Ordering::Relaxed);
     }
 
-    /// Whether another comet has its place.
+    /// Whether it was evicted for another comet.
     pub(super) fn is_evicted(&self) -> bool {
         self.evicted.load(Ordering::Relaxed)
     }
@@ -162,7 +162,7 @@ impl Standing {
         self.answered.load(Ordering::Relaxed) > 0
     }
 
-    /// An entry of the directory named it, here or in the sight of another gateway.
+    /// An entry of the directory named it, as seen by this or another gateway.
     pub(super) fn note_named(&self, at_ms: u64) {
         self.named_at.fetch_max(at_ms, Ordering::Relaxed);
     }
@@ -172,7 +172,7 @@ impl Standing {
         self.named_at.load(Ordering::Relaxed)
     }
 
-    /// An operator does not name it any more.
+    /// An operator no longer lists it.
     pub(super) fn retire(&self, at_ms: u64) {
         self.retired_at.store(at_ms, Ordering::Relaxed);
         self.set_source(Source::Retired);
@@ -188,19 +188,18 @@ impl Standing {
         self.told_at.fetch_max(at_ms, Ordering::Relaxed);
     }
 
-    /// The last moment of being named that the other gateways know of.
+    /// The latest time of being named that the other gateways know.
     pub(super) fn told_at(&self) -> u64 {
         self.told_at.load(Ordering::Relaxed)
     }
 
-    /// A message waited for its first call until it was too late: for as long again, a full
-    /// queue is the comet's own.
+    /// A call expired before its first attempt: the comet counts as slow for as long again.
     pub(super) fn note_behind(&self, give_up_after: Duration) {
         let until = (self.born.elapsed() + give_up_after).as_millis() as u64;
         self.behind.store(until, Ordering::Relaxed);
     }
 
-    /// Whether the comet takes messages, so that a full queue is worth waiting for.
+    /// Whether the comet keeps up, so that a full queue is worth waiting for.
     pub(super) fn keeps_up(&self) -> bool {
         let is_behind = (self.born.elapsed().as_millis() as u64) < self.behind.load(Ordering::Relaxed);
         self.state() == State::Closed && !is_behind
@@ -219,7 +218,7 @@ impl Standing {
         Some(Place { standing: Arc::clone(self), bytes, room })
     }
 
-    /// For how long the comet, known or not, has answered nothing.
+    /// How long the comet has not answered.
     pub(super) fn silent_for(&self) -> Duration {
         self.born.elapsed().saturating_sub(Duration::from_millis(self.answered.load(Ordering::Relaxed)))
     }
@@ -233,36 +232,35 @@ impl Standing {
     }
 }
 
-/// A parcel, or a part of one, that waits for its comet. Dropping it tells its receipt that
-/// nobody will call.
+/// A queued call, or a part of one. Dropping it resolves its handle as unreachable.
 #[derive(Debug)]
 pub(super) struct Job {
     pub(super) target: Target,
     pub(super) room: Option<RoomId>,
     pub(super) payload: Payload,
     pub(super) message: MessageId,
-    pub(super) lanes: LaneSet,
+    pub(super) order: Keys<OrderKey>,
     pub(super) queued: Instant,
-    /// Whether it was looked at for connections that need a call of their own.
+    /// Whether connections that need a call of their own have been split off.
     pub(super) is_divided: bool,
     reply: Reply,
 }
 
-/// Who waits for the outcome.
+/// Where the outcome goes.
 #[derive(Debug)]
 enum Reply {
-    Whole { outcome: oneshot::Sender<Delivered>, place: Place },
+    Whole { outcome: ReplyTo, place: Place },
     Part(Arc<Parts>),
 }
 
-/// How much may wait for one comet.
+/// How much may be queued for one comet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
     pub(super) messages: usize,
     pub(super) bytes: usize,
 }
 
-/// A place in the comet's queue.
+/// Room in the comet's queue, released on drop.
 #[derive(Debug)]
 struct Place {
     standing: Arc<Standing>,
@@ -282,20 +280,19 @@ impl Drop for Place {
     }
 }
 
-/// What the parts of one parcel have in common. The parcel's outcome is known when the last of
-/// them has its own.
+/// What the parts of one call share. The call's outcome is known when the last part has its own.
 #[derive(Debug)]
 struct Parts {
-    outcome: Option<oneshot::Sender<Delivered>>,
+    outcome: Option<ReplyTo>,
     place: Place,
-    /// How many connections the parcel is for.
+    /// How many connections the call is for.
     connections: usize,
     /// How many calls were made to find out which of them take it.
     calls: AtomicUsize,
     so_far: Mutex<SoFar>,
 }
 
-/// What became of the parts that have their outcome.
+/// The outcomes of the finished parts.
 #[derive(Debug, Default)]
 struct SoFar {
     taken: usize,
@@ -305,6 +302,8 @@ struct SoFar {
     why: [Option<String>; 2],
     /// Whether the reason says that not all were tried.
     is_cut_short: bool,
+    /// Why the parcel was not taken as a whole.
+    cause: Option<String>,
 }
 
 impl SoFar {
@@ -318,7 +317,7 @@ impl SoFar {
         first.get_or_insert(why);
     }
 
-    /// `None` when a part was dropped without an outcome.
+    /// `None` if a part was dropped without an outcome.
     fn outcome(self, connections: usize) -> Option<Delivered> {
         let Self { taken, unreachable, refused, why: [why_unreachable, why_refused], .. } = self;
         if taken + unreachable.len() + refused.len() < connections {
@@ -337,48 +336,40 @@ impl SoFar {
 impl Drop for Parts {
     fn drop(&mut self) {
         let so_far = std::mem::take(self.so_far.get_mut());
-        let (Some(sender), Some(delivered)) = (self.outcome.take(), so_far.outcome(self.connections)) else {
-            return;
-        };
-        tell(sender, delivered, &self.place.standing);
+        // A reply that is dropped tells that nobody calls.
+        if let (Some(reply), Some(delivered)) = (self.outcome.take(), so_far.outcome(self.connections)) {
+            tell(reply, delivered, &self.place.standing);
+        }
     }
 }
 
 /// Tells the outcome of a parcel, and counts it.
-fn tell(outcome: oneshot::Sender<Delivered>, delivered: Delivered, standing: &Standing) {
+fn tell(reply: ReplyTo, delivered: Delivered, standing: &Standing) {
     match &delivered {
         Delivered::Acknowledged | Delivered::Partly(_) => standing.metrics.success.inc(),
         Delivered::Unreachable(_) | Delivered::Refused(_) => standing.metrics.failed.inc(),
     };
-    // Whoever sent the parcel may have lost interest.
-    let _ = outcome.send(delivered);
+    reply.tell(delivered);
 }
 
 impl Job {
     /// Takes a place in the queue, which gives the parcel back when it has no room for it.
-    pub(super) fn queue(
-        parcel: Parcel,
-        standing: &Arc<Standing>,
-        lanes: usize,
-        room: Room,
-    ) -> Result<(Self, oneshot::Receiver<Delivered>), Parcel> {
+    pub(super) fn queue(parcel: Parcel, standing: &Arc<Standing>, room: Room) -> Result<Self, Parcel> {
         let Some(place) = standing.take(parcel.cost(), room) else { return Err(parcel) };
-        let (outcome, receipt) = oneshot::channel();
-        let Parcel { target, room, payload, message, .. } = parcel;
-        let job = Self {
-            lanes: lanes_of(&target, room.as_ref(), lanes),
+        let Parcel { target, room, payload, message, reply, .. } = parcel;
+        Ok(Self {
+            order: keys_of(&target, room.as_ref()),
             target,
             room,
             payload,
             message,
             queued: Instant::now(),
             is_divided: false,
-            reply: Reply::Whole { outcome, place },
-        };
-        Ok((job, receipt))
+            reply: Reply::Whole { outcome: reply, place },
+        })
     }
 
-    /// The connections that it is for by name.
+    /// The connections that it names.
     pub(super) fn keys(&self) -> &[ConnectionId] {
         match &self.target {
             Target::Connections(keys) => keys,
@@ -386,9 +377,9 @@ impl Job {
         }
     }
 
-    /// One job for each group of its connections, which together are all of them.
+    /// Splits it into one part for each group; together the groups are all its connections.
     pub(super) fn split(self, groups: Vec<Vec<ConnectionId>>) -> Vec<Self> {
-        let Self { room, payload, message, lanes, queued, reply, .. } = self;
+        let Self { room, payload, message, queued, reply, .. } = self;
         let parts = match reply {
             Reply::Part(parts) => parts,
             Reply::Whole { outcome, place } => Arc::new(Parts {
@@ -399,12 +390,12 @@ impl Job {
                 so_far: Mutex::default(),
             }),
         };
-        let part = |keys| Self {
+        let part = |keys: Vec<ConnectionId>| Self {
+            order: keys_of(&Target::Connections(keys.clone()), room.as_ref()),
             target: Target::Connections(keys),
             room: room.clone(),
             payload: payload.clone(),
             message: message.clone(),
-            lanes,
             queued,
             is_divided: true,
             reply: Reply::Part(Arc::clone(&parts)),
@@ -412,16 +403,16 @@ impl Job {
         groups.into_iter().map(part).collect()
     }
 
-    /// Whether nobody waits for the outcome any more: the record will be delivered again, perhaps by
-    /// another gateway, and behind that this call would come late.
+    /// Whether its handle was dropped: the record is delivered again, perhaps by another gateway, and
+    /// this call could arrive after later ones.
     pub(super) fn is_abandoned(&self) -> bool {
         match &self.reply {
-            Reply::Whole { outcome, .. } => outcome.is_closed(),
-            Reply::Part(parts) => parts.outcome.as_ref().is_none_or(oneshot::Sender::is_closed),
+            Reply::Whole { outcome, .. } => outcome.is_abandoned(),
+            Reply::Part(parts) => parts.outcome.as_ref().is_none_or(ReplyTo::is_abandoned),
         }
     }
 
-    /// Tells the outcome.
+    /// Reports the outcome.
     pub(super) fn settle(self, delivered: Delivered) {
         match self.reply {
             Reply::Whole { outcome, place } => tell(outcome, delivered, &place.standing),
@@ -432,7 +423,7 @@ impl Job {
         }
     }
 
-    /// Whether the other is a part of the same parcel.
+    /// Whether the other is a part of the same call.
     pub(super) fn is_sibling_of(&self, other: &Self) -> bool {
         match (&self.reply, &other.reply) {
             (Reply::Part(mine), Reply::Part(others)) => Arc::ptr_eq(mine, others),
@@ -459,9 +450,30 @@ impl Job {
         so_far.unreachable.extend_from_slice(self.keys());
     }
 
-    /// Whether it is for one connection of a parcel that has several.
-    pub(super) fn is_single_part(&self) -> bool {
-        matches!(self.reply, Reply::Part(_)) && self.keys().len() == 1
+    /// Its parcel was not taken as a whole, for this reason.
+    pub(super) fn note_not_taken_whole(&self, why: &str) {
+        if let Reply::Part(parts) = &self.reply {
+            parts.so_far.lock().cause.get_or_insert_with(|| why.to_owned());
+        }
+    }
+
+    /// Why its parcel was not taken as a whole.
+    pub(super) fn not_taken_whole(&self) -> Option<String> {
+        let Reply::Part(parts) = &self.reply else { return None };
+        parts.so_far.lock().cause.clone()
+    }
+
+    /// Whether it is a part of a parcel.
+    pub(super) fn is_part(&self) -> bool {
+        matches!(self.reply, Reply::Part(_))
+    }
+
+    /// Why the connections of its parcel were refused, when so many were and none took it.
+    pub(super) fn refused_by_all(&self, connections: usize) -> Option<String> {
+        let Reply::Part(parts) = &self.reply else { return None };
+        let so_far = parts.so_far.lock();
+        let is_refused = so_far.taken == 0 && so_far.refused.len() >= connections;
+        so_far.why[1].clone().filter(|_| is_refused)
     }
 
     /// How many connections of its parcel were refused, while none took it.
@@ -472,19 +484,55 @@ impl Job {
     }
 }
 
-/// A call to several connections occupies the lanes of all of them: it is one call, and still
-/// in order for each. One that is part of a room's messages occupies the room's lane as well.
-fn lanes_of(target: &Target, room: Option<&RoomId>, lanes: usize) -> LaneSet {
-    let own = match target {
-        Target::Room(room) => LaneSet::of(room.as_str(), lanes),
-        Target::Everyone { .. } => LaneSet::all(lanes),
-        Target::Connections(keys) => {
-            let each = keys.iter().map(|key| LaneSet::of(key.as_str(), lanes));
-            // Nobody makes a call without keys; it would have to wait for some lane.
-            each.reduce(LaneSet::union).unwrap_or_else(|| LaneSet::of("", lanes))
+/// Whose order a message keeps at its comet.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum OrderKey {
+    Room(RoomId),
+    Connection(ConnectionId),
+    Everyone,
+}
+
+impl OrderKey {
+    /// The key of a job for one room, one connection, or everyone.
+    pub(super) fn of(job: &Job) -> Option<Self> {
+        match &job.target {
+            Target::Room(room) => Some(Self::Room(room.clone())),
+            Target::Everyone { .. } => Some(Self::Everyone),
+            Target::Connections(keys) => match keys.as_slice() {
+                [key] => Some(Self::Connection(key.clone())),
+                _ => None,
+            },
         }
+    }
+
+    /// Whether a job has to keep its place behind others of this key.
+    pub(super) fn covers(&self, job: &Job) -> bool {
+        match self {
+            Self::Room(room) => job.room.as_ref() == Some(room) || job.target == Target::Room(room.clone()),
+            Self::Connection(_) | Self::Everyone => Self::of(job).as_ref() == Some(self),
+        }
+    }
+
+    /// What it needs for its turn.
+    pub(super) fn keys(&self) -> Keys<Self> {
+        match self {
+            Self::Everyone => Keys::Barrier,
+            Self::Room(_) | Self::Connection(_) => Keys::One(self.clone()),
+        }
+    }
+}
+
+/// A call to several connections keeps the order of all of them: it is one call. One that is part
+/// of a room's messages keeps the room's as well.
+fn keys_of(target: &Target, room: Option<&RoomId>) -> Keys<OrderKey> {
+    let connections = match target {
+        Target::Everyone { .. } => return Keys::Barrier,
+        Target::Room(room) => return Keys::One(OrderKey::Room(room.clone())),
+        Target::Connections(connections) => connections,
     };
-    room.map_or(own, |room| own.union(LaneSet::of(room.as_str(), lanes)))
+    let rooms = room.cloned().map(OrderKey::Room).into_iter();
+    // Nobody makes a call without keys.
+    Keys::of(rooms.chain(connections.iter().cloned().map(OrderKey::Connection))).unwrap_or(Keys::Barrier)
 }
 
 #[cfg(test)]
@@ -492,12 +540,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_room_keeps_its_lane_whether_it_is_called_as_a_whole_or_by_connection() {
-        let room = RoomId::from("lobby");
-        let whole = lanes_of(&Target::Room(room.clone()), Some(&room), 8);
-        let partial = lanes_of(&Target::Connections(vec!["c1".into()]), Some(&room), 8);
-        assert_eq!(partial.union(whole), partial, "the partial call waits for the whole one");
-        let push = lanes_of(&Target::Connections(vec!["c1".into()]), None, 8);
-        assert_eq!(partial, whole.union(push));
+    fn a_room_keeps_its_order_whether_it_is_called_as_a_whole_or_by_connection() {
+        let (room, key) = (RoomId::from("lobby"), OrderKey::Room("lobby".into()));
+        assert_eq!(keys_of(&Target::Room(room.clone()), Some(&room)), Keys::One(key.clone()));
+        let connections = Target::Connections(vec!["c1".into(), "c1".into()]);
+        let connection = OrderKey::Connection("c1".into());
+        assert_eq!(keys_of(&connections, Some(&room)), Keys::Many(vec![key, connection.clone()]));
+        assert_eq!(keys_of(&connections, None), Keys::One(connection));
+        assert_eq!(keys_of(&Target::Everyone { speed: 0 }, None), Keys::Barrier);
     }
 }

@@ -1,11 +1,10 @@
-//! The table of known comets: who gets a BROADCAST, who has to make room for whom, who is
+//! The table of known comets: which get BROADCASTs, which are evicted for others, and which are
 //! forgotten.
 //!
-//! Trust decides. What the configuration, DNS and discovery name is always known and always gets
-//! BROADCASTs. What entries of the directory name gets them, too, as long as it was named lately
-//! or answers. What only a producer (`server`) or a policy named gets what is sent there and
-//! nothing else, and has a budget of its own: however many addresses records name, they push
-//! out only each other.
+//! The source decides. Comets from the configuration, DNS and discovery are always known and always
+//! get BROADCASTs. Comets in the directory get them while they were named lately or answer. Comets
+//! that only a producer (`server`) or a policy named get the calls sent to them and nothing else,
+//! and have a separate limit: however many addresses records name, they evict only each other.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -19,17 +18,17 @@ use super::comet::Comet;
 use super::job::{Source, Standing};
 use crate::message::CometAddr;
 
-/// The comets by address, and what was known of those that are not there any more.
+/// The comets by address, and what is remembered of forgotten ones.
 #[derive(Default)]
 pub(super) struct Known {
     pub(super) comets: HashMap<CometAddr, Arc<Comet>>,
-    /// When the directory last named comets that were forgotten since: the list that gateways
-    /// share still has them.
+    /// When the directory last named comets that were forgotten since. The shared list still has
+    /// them.
     pub(super) forgotten: HashMap<CometAddr, u64>,
     pub(super) closed: bool,
 }
 
-/// For how long what is known holds, and how much of it.
+/// Limits on how many comets are known, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) max_comets: usize,
@@ -37,16 +36,16 @@ pub(super) struct Limits {
     pub(super) stale_after: Duration,
     pub(super) remember: Duration,
     pub(super) idle_after: Duration,
-    /// How long a comet that only records named has to answer for the first time, when others
-    /// need its place.
+    /// How long a comet that only records named may take for its first answer before it can be
+    /// evicted.
     pub(super) chance: Duration,
 }
 
-/// That there was no room for a comet, for the readiness warnings.
+/// The warning for readiness that a comet could not be added.
 #[derive(Debug, Default)]
 pub(super) struct Crowd(Mutex<Option<(Instant, String)>>);
 
-/// For how long after the last time it stands there.
+/// How long the warning lasts.
 const LASTS: Duration = Duration::from_secs(30);
 
 impl Crowd {
@@ -54,17 +53,17 @@ impl Crowd {
         *self.0.lock() = Some((now, full.to_owned()));
     }
 
-    /// The warning, while it has not been long.
+    /// The warning, if it is recent.
     pub(super) fn warning(&self, now: Instant) -> Option<String> {
         let last = self.0.lock();
         let (_, full) = last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS)?;
-        Some(format!("comets that are not known yet cannot be reached: {full}"))
+        Some(format!("new comets cannot be reached: {full}"))
     }
 }
 
-/// No room for another comet: which limit, and the key that raises it.
+/// The table is full: which limit, and the key that raises it.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{most} comets {kind}; raise [comets] {key} if that is right")]
+#[error("{most} comets {kind}; raise [comets] {key} if that is expected")]
 pub(super) struct Full {
     most: usize,
     kind: &'static str,
@@ -72,7 +71,7 @@ pub(super) struct Full {
 }
 
 impl Limits {
-    /// Whether a BROADCAST has to reach this comet.
+    /// Whether this comet gets BROADCASTs.
     pub(super) fn gets_broadcasts(&self, standing: &Standing, now_ms: u64) -> bool {
         match standing.source() {
             Source::Configured | Source::Dns | Source::Discovery => true,
@@ -86,8 +85,8 @@ impl Limits {
         now_ms.saturating_sub(standing.named_at()) > millis(self.stale_after)
     }
 
-    /// No entry has named it lately, and it does not answer: a comet that ended, or came back
-    /// under another address.
+    /// No entry has named it lately, and it does not answer: a comet that was shut down, or that
+    /// has another address now.
     fn is_presumed_gone(&self, standing: &Standing, now_ms: u64) -> bool {
         self.is_stale(standing, now_ms) && standing.state() != State::Closed
     }
@@ -111,24 +110,24 @@ impl Known {
         self.comets.get(address).is_some_and(|comet| comet.standing.source().is_own())
     }
 
-    /// Notes that an entry of the directory named a comet. False where that changes what it counts
-    /// for, or that it is known at all.
+    /// Records that an entry of the directory named a comet. False if that makes the comet known, or
+    /// changes its source.
     pub(super) fn note_sighting(&self, address: &CometAddr, at_ms: u64) -> bool {
         match self.comets.get(address).filter(|comet| !comet.is_dead()) {
             Some(comet) => {
                 comet.standing.note_named(at_ms);
                 match comet.standing.source() {
-                    // An operator took it out; what was seen before says nothing against that.
+                    // An operator removed it; earlier sightings do not override that.
                     Source::Retired => at_ms <= comet.standing.retired_at(),
                     source => source != Source::Named,
                 }
             }
-            // What was seen before it was forgotten is no news.
+            // A sighting from before it was forgotten is not new.
             None => self.closed || self.forgotten.get(address).is_some_and(|named_at| *named_at >= at_ms),
         }
     }
 
-    /// Takes the comets out that are over, and returns them.
+    /// Removes expired comets, and returns them.
     pub(super) fn tidy(&mut self, limits: &Limits, now_ms: u64) -> Vec<Arc<Comet>> {
         let over: Vec<_> =
             self.comets.values().filter(|comet| limits.is_over(&comet.standing, now_ms)).cloned().collect();
@@ -140,14 +139,14 @@ impl Known {
         over
     }
 
-    /// Makes room for one more comet of this source; returns the one that had to go.
+    /// Makes room for a comet of this source; returns the evicted one, if any.
     pub(super) fn make_room(&mut self, source: Source, limits: &Limits) -> Result<Option<Arc<Comet>>, Full> {
         let named = self.comets.values().filter(|comet| comet.standing.source() == Source::Named).count();
         let (full, kind, most, key) = match source {
-            // What an operator wrote down is not refused.
+            // Comets that an operator lists are never refused.
             Source::Configured | Source::Dns | Source::Discovery => return Ok(None),
             Source::Named if named >= limits.max_named => {
-                (true, "that only records and policies named are known", limits.max_named, "max_named")
+                (true, "that only records or policies named are known", limits.max_named, "max_named")
             }
             _ => (self.comets.len() >= limits.max_comets, "are known", limits.max_comets, "max_comets"),
         };
@@ -158,22 +157,22 @@ impl Known {
         Ok(self.take_out(&first))
     }
 
-    /// Who has to go for a comet of this source: one that never answered before one that did, of
-    /// those one that only records named before one of the directory, and then the one that has
-    /// been silent for longest. Nobody who has something to do, but for one that only records named
-    /// and that has had its chance to answer: it gives up what waits for it.
+    /// The comet to evict for one of this source. Comets that only records named go before those of
+    /// the directory, then those that never answered, then the one that has been silent longest.
+    /// A comet with queued calls stays, unless only records named it and it has not given a first
+    /// answer in time: then its queued calls fail.
     fn first_to_go(&self, source: Source, limits: &Limits) -> Option<CometAddr> {
         let may_go = |standing: &Standing| {
             let of = standing.source();
             let is_lesser = match source {
                 Source::Named => of == Source::Named || of == Source::Retired,
-                // One of the directory goes only where it never answered.
+                // A comet of the directory is evicted only if it never answered.
                 _ => {
                     matches!(of, Source::Named | Source::Retired)
                         || (of == Source::Directory && !standing.has_answered())
                 }
             };
-            // One that was called and never answered holds no place for longer than that takes.
+            // A comet that was called and has not answered in time can be evicted.
             let is_silent = standing.source() == Source::Named
                 && !standing.has_answered()
                 && standing.silent_for() >= limits.chance;
@@ -197,7 +196,7 @@ impl Known {
     }
 }
 
-/// How many forgotten comets are remembered as such.
+/// How many forgotten comets are remembered.
 const MAX_FORGOTTEN: usize = 10_000;
 
 /// A time in milliseconds.

@@ -1,11 +1,11 @@
-//! Looks up the names of comets, on few threads.
+//! Resolves the names of comets, on a bounded number of threads.
 //!
-//! The system's resolver blocks a thread for as long as a DNS server does not answer, and nothing can
-//! end that. A room may name a thousand comets, each of which is dialled again and again: without a
-//! bound they would take every thread that the process has for blocking work, and hold up its end. So
-//! look-ups have a number of threads of their own, there is one at a time for a name, a name whose
-//! look-up was slow to fail rests for a while, and names that were found before do not wait behind
-//! those that never were.
+//! The system's resolver blocks a thread while a DNS server does not answer, and cannot be
+//! cancelled. A room may name a thousand comets, each of which is dialled repeatedly: without a
+//! bound, their look-ups would take every blocking thread of the process and delay its shutdown. So
+//! look-ups have their own limit of threads, with one look-up per name at a time. A name whose
+//! look-up failed slowly backs off, and names that resolved before do not wait behind those that
+//! never did.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -20,18 +20,18 @@ use crate::backoff::Backoff;
 /// Threads for names that were never found, and for those that were.
 const FOR_UNPROVEN: usize = 24;
 const FOR_PROVEN: usize = 8;
-/// A look-up that fails after this long had a server that does not answer.
+/// A look-up that fails after this long had a DNS server that did not answer.
 const SLOW: Duration = Duration::from_secs(1);
 /// How long a name rests then, at first and at most.
 const REST: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// How many names are remembered.
 const REMEMBERED: usize = 8_192;
 
-/// The addresses, whose ports mean nothing, or why there are none.
+/// The addresses (their ports are meaningless), or the error.
 type Found = Result<Arc<[SocketAddr]>, Arc<str>>;
 type Resolver = dyn Fn(&str) -> std::io::Result<Vec<SocketAddr>> + Send + Sync;
 
-/// Looks names up. Clones share their threads.
+/// Resolves names. Clones share their threads.
 #[derive(Clone)]
 pub(super) struct NameLookup(Arc<Inner>);
 
@@ -45,7 +45,7 @@ struct Inner {
 #[derive(Default)]
 struct Entry {
     running: Option<watch::Receiver<Option<Found>>>,
-    /// It was found the last time.
+    /// The last look-up succeeded.
     proven: bool,
     rests: Option<Rest>,
 }
@@ -72,8 +72,8 @@ impl NameLookup {
         }))
     }
 
-    /// The addresses of a name. Dropping the future gives up waiting; a look-up that has begun goes
-    /// on, and its answer is for whoever asks next.
+    /// The addresses of a name. Dropping the future stops waiting; a running look-up continues, and
+    /// its result is kept for the next caller.
     pub(super) async fn look_up(&self, name: &str) -> Found {
         let mut running = match self.0.begun(name) {
             Ok(running) => running,
@@ -83,7 +83,7 @@ impl NameLookup {
             },
         };
         let found = running.wait_for(Option::is_some).await;
-        found.ok().and_then(|found| found.clone()).unwrap_or_else(|| Err("its look-up was given up".into()))
+        found.ok().and_then(|found| found.clone()).unwrap_or_else(|| Err("its look-up was cancelled".into()))
     }
 }
 
@@ -101,7 +101,7 @@ impl Inner {
         }
     }
 
-    /// Begins a look-up as soon as a thread is free, unless somebody else has by then.
+    /// Starts a look-up as soon as a thread is free, unless one is running by then.
     async fn begin(self: &Arc<Self>, name: &str) -> Result<watch::Receiver<Option<Found>>, Arc<str>> {
         let is_proven = self.names.lock().get(name).is_some_and(|entry| entry.proven);
         let threads = if is_proven { &self.proven } else { &self.unproven };
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_is_looked_up_once_for_all_who_ask() {
+    async fn a_name_is_resolved_once_for_all_callers() {
         let asked = Arc::default();
         let lookup = lookup(Duration::from_millis(100), &asked);
         let all = futures_util::future::join_all((0..50).map(|_| lookup.look_up("dead"))).await;
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn many_names_without_an_answer_take_few_threads_and_hold_up_no_proven_one() {
+    async fn unanswered_look_ups_do_not_block_proven_names() {
         let asked = Arc::default();
         let lookup = lookup(Duration::from_millis(1_500), &asked);
         lookup.look_up("there").await.expect("found");
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_whose_server_does_not_answer_rests() {
+    async fn a_name_without_an_answer_backs_off() {
         let asked = Arc::default();
         let lookup = lookup(SLOW, &asked);
         let first = lookup.look_up("dead").await.expect_err("no answer");

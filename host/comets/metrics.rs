@@ -1,4 +1,4 @@
-//! What the comets count and time.
+//! The comets' metrics.
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
@@ -17,7 +17,7 @@ struct CometLabel {
     comet: String,
 }
 
-/// How a comet came to be known, and whether it gets BROADCASTs.
+/// A comet's source, and whether it gets BROADCASTs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct KnownLabel {
     source: KnownBy,
@@ -30,7 +30,7 @@ enum KnownBy {
     dns,
     discovery,
     directory,
-    /// Of the directory, but neither named lately nor answering: no BROADCASTs.
+    /// In the directory, but neither named lately nor answering: no BROADCASTs.
     left_out,
     named,
     retired,
@@ -66,7 +66,7 @@ struct RefusedLabel {
     named_by: RefusedNamedBy,
 }
 
-/// Why an address is not connected to.
+/// Why an address was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the names are the label's values")]
 pub(super) enum RefusedReason {
@@ -88,7 +88,7 @@ enum RefusedNamedBy {
     plugin,
 }
 
-/// Counts addresses that were not connected to.
+/// Counts refused addresses.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RefusedMetrics(Family<RefusedLabel, Counter>);
 
@@ -140,33 +140,33 @@ impl Metrics {
         };
         let help = "Messages that the comet acknowledged";
         registry.register("job_dispatch_success", help, metrics.success.clone());
-        let help = "Messages that the comet did not take";
+        let help = "Messages that the comet did not accept";
         registry.register("job_dispatch_failed", help, metrics.failed.clone());
         let help = "Known comets whose breaker is closed";
         registry.register("active_comet_nodes", help, metrics.active.clone());
         let help = "Duration of calls, of each attempt";
         registry.register("halley_comet_seconds", help, metrics.seconds.clone());
-        let help = "Messages that wait for the comet or are under way to it";
+        let help = "Messages queued for the comet or in flight to it";
         registry.register("halley_comet_waiting", help, metrics.waiting.clone());
         let help = "Whether the comet's breaker is open (1)";
         registry.register("halley_comet_breaker_open", help, metrics.breaker_open.clone());
-        let help = "Attempts that failed in a way that another one may mend";
+        let help = "Attempts that failed and are retried";
         registry.register("halley_comet_retries", help, metrics.retries.clone());
-        let help = "Known comets by how they came to be known; left_out are comets of the directory that it has not named lately and that do not answer";
+        let help = "Known comets by source; left_out are comets of the directory that were not named lately and do not answer";
         registry.register("halley_known_comets", help, metrics.known.clone());
-        let help = "Calls that were not made because the comet's address may not be connected to, by why and by who named it; see [comets] allow";
+        let help = "Calls that were not made because the comet's address is not allowed, by reason and by who named it; see [comets] allow";
         registry.register("halley_comets_refused", help, metrics.refused.0.clone());
         metrics.count_comets(&[]);
-        let help = "Connections that did not take a message although their comet answers";
+        let help = "Connections that did not accept a message although their comet answers";
         registry.register("halley_comet_not_taken", help, metrics.not_taken.clone());
         let help = "Messages that had to wait for room in the comet's queue";
         registry.register("halley_comet_queue_full", help, metrics.queue_full.clone());
-        let help = "Bytes of messages that wait for comets or are under way, each message once";
+        let help = "Bytes of messages queued for comets or in flight, each message once";
         registry.register("halley_comets_pending_bytes", help, metrics.pending_bytes.clone());
         metrics
     }
 
-    /// Takes over how many comets are known, and in which way.
+    /// Sets how many comets are known, by source.
     pub(super) fn count_comets(&self, comets: &[CometStatus]) {
         for source in KnownBy::ALL {
             let count = comets.iter().filter(|status| KnownBy::of(status) == source).count();
@@ -190,7 +190,7 @@ impl Metrics {
         }
     }
 
-    /// Takes a comet's metrics out.
+    /// Removes a comet's metrics.
     pub(super) fn forget(&self, comet: &CometAddr) {
         let label = CometLabel { comet: comet.to_string() };
         for family in [&self.success, &self.failed, &self.retries, &self.not_taken, &self.queue_full] {

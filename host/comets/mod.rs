@@ -1,47 +1,47 @@
-//! The fleet of comets: takes each call that the router wants made, keeps its order, makes it,
-//! tries again where that helps, and tells the outcome.
+//! The fleet of comets: queues each call of the router, keeps the order, makes the call, retries
+//! where that helps, and reports the outcome.
 //!
 //! # Layout
-//! - `fleet`: the comets by address. `known`: which are known, who gets BROADCASTs, who is
-//!   forgotten. `nodes`: those that an operator names, and what DNS says of them; `discovery`:
-//!   those that come and go. `names`: server names. `store` and `sharing`: what all gateways
-//!   know. `status`: what is told of it. `access`: which addresses may be connected to.
-//! - `comet`: one comet's task. It owns the comet's lanes, breaker and channel. `job`: a call
-//!   that waits, and what a comet's task shares with the fleet.
+//! - `fleet`: the comets by address. `known`: the table of known comets, which of them get
+//!   BROADCASTs, and eviction. `nodes`: comets that an operator lists, resolved by DNS;
+//!   `discovery`: dynamic lists. `names`: server names. `store` and `sharing`: what all gateways
+//!   know. `status`: the view of the admin API. `access`: which addresses may be connected to.
+//! - `comet`: one comet's task. It owns the comet's lanes, breaker and channel. `job`: a queued
+//!   call, and the state that a comet's task shares with the fleet.
 //! - `lanes`, `breaker`, `retry`, `places`: pure kernels. `pending`: bytes over all comets.
-//!   `shortage`: what this process lacks.
-//! - `wire`: what the calls look like in each dialect. `channel`: how they are made.
+//!   `shortage`: files and ports that this process lacks.
+//! - `wire`: the encoding of calls in each dialect. `channel`: how calls are made.
 //!
 //! # Promises
 //! - Parcels for one room or one connection reach a comet in the order of [`Fleet::send`], one
 //!   call at a time. Rooms and connections are spread over lanes, so that they do not wait for
 //!   each other.
-//! - Every receipt resolves: at the latest when the parcel has waited for `give_up_after` and
+//! - Every parcel has its outcome told: at the latest when it has waited for `give_up_after` and
 //!   its last call has ended. That is so even when a task dies.
-//! - A parcel whose receipt is dropped before its call is not sent: its partition was given up, and
+//! - A parcel whose message was given up before its call is not sent: its partition was given up, and
 //!   another gateway may have sent what comes after it.
 //! - A status that a comet's handler gives is about the message, or about one of its connections
 //!   or its room. Those wait for another attempt by themselves; the lane and the breaker go on.
 //! - While a comet's breaker is open, parcels for it are [`Delivered::Unreachable`] at once.
 //!
-//! # When more is sent than comets take
-//! Each comet has a queue of `queue` messages, and of a quarter of the bytes that may wait for all
-//! comets together (`max_pending_bytes`). Three rules say who waits:
+//! # Back-pressure
+//! Each comet has a queue of `queue` messages, limited to a quarter of the bytes that may be pending
+//! for all comets together (`max_pending_bytes`). Three rules:
 //!
-//! 1. *The queue of a comet that takes messages is full:* [`Fleet::send`] waits for room. A
-//!    backlog that is read faster than comets take it is back-pressure, never an outcome.
-//! 2. *The comet does not take them:* its breaker is open, or a message waited for its first
-//!    call for `give_up_after`, which counts for as long again. Then what finds the queue full is
-//!    unreachable at once. So a comet has to take `queue` messages in `give_up_after` (100 a second
-//!    by default) to be waited for, and holds others up for `give_up_after` at most before that is
-//!    known. A smaller queue waits for slower comets; a larger one takes longer bursts.
-//! 3. *As many bytes as may wait for all comets:* [`Fleet::payload`] waits. One comet has a quarter
-//!    of them at most, and what waits has its outcome in bounded time.
+//! 1. *The queue of a comet that keeps up is full:* [`Fleet::send`] waits for room. Reading a
+//!    backlog faster than comets accept it is back-pressure, never an outcome.
+//! 2. *The comet does not keep up:* its breaker is open, or a message waited `give_up_after` for its
+//!    first attempt (the comet then counts as slow for as long again). Calls that find its queue
+//!    full are unreachable at once. So a comet has to accept `queue` messages in `give_up_after`
+//!    (100 per second by default), and a slow one blocks others for at most `give_up_after` before
+//!    it is detected. A smaller queue waits for slower comets; a larger one absorbs longer bursts.
+//! 3. *All pending bytes are used:* [`Fleet::payload`] waits. One comet uses a quarter of them at
+//!    most, and every pending call has its outcome in bounded time.
 //!
-//! Content counts once in (3), since calls share it, and for each comet in (1).
+//! Content counts once in (3), since calls share it, and once per comet in (1).
 //!
-//! It does not know what a message is about, who its recipients are, or what becomes of those
-//! who were not reached.
+//! The fleet does not know what a message means, who its recipients are, or what happens to
+//! those that were not reached.
 
 mod access;
 mod breaker;
@@ -54,7 +54,6 @@ mod fleet;
 pub(crate) mod fuzzing;
 mod job;
 mod known;
-mod lanes;
 mod lookup;
 mod metrics;
 #[cfg(test)]
@@ -62,6 +61,7 @@ mod metrics;
 mod model;
 mod names;
 mod nodes;
+mod order;
 mod pending;
 mod places;
 mod probe;
@@ -75,11 +75,8 @@ mod store;
 mod tests;
 mod wire;
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
 use std::time::Duration;
-
-use tokio::sync::oneshot;
 
 use crate::message::{CometAddr, ConnectionId, MessageId, NamedBy, RoomId, Target};
 
@@ -95,36 +92,38 @@ pub use status::{CometStatus, Reach};
 pub use store::{CometStore, Kept, MemoryCometStore, ReadOnly, RedisCometStore, Sighting, Unavailable};
 pub use wire::{Dialect, Payload};
 
-/// How long is tried. Part of `[delivery]`, whose other keys are not the comets' concern.
+/// The timeouts of calls: the part of `[delivery]` that concerns comets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     /// The deadline of one call.
     pub timeout: Duration,
-    /// How long after it was queued a parcel is still tried again. A call that is under way at
-    /// that moment may still end well: an outcome takes at most this and `timeout` together.
+    /// How long after it was queued a call is retried. An attempt in flight at that moment may
+    /// still succeed: an outcome takes at most this plus `timeout`.
     pub give_up_after: Duration,
 }
 
 /// One message for one comet.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Parcel {
     /// The comet to call.
     pub comet: CometAddr,
     /// Who named it: this decides whether its address may be connected to.
     pub named_by: NamedBy,
-    /// For whom it is there.
+    /// What the call is for.
     pub target: Target,
-    /// The room whose order it keeps, whatever its target: a room's messages may go to a
-    /// comet as a whole now and by connection after a policy changed.
+    /// The room whose order it keeps, whatever its target: a room's messages may go to a comet as
+    /// a whole now, and by connection after a policy change.
     pub room: Option<RoomId>,
-    /// The message, encoded once by [`Fleet::payload`] for all its parcels.
+    /// The message, encoded once by [`Fleet::payload`] for all its calls.
     pub payload: Payload,
-    /// The message's id, which travels in the call's metadata.
+    /// The message's id, sent in the call's metadata.
     pub message: MessageId,
+    /// Whom to tell the outcome.
+    pub reply: ReplyTo,
 }
 
 impl Parcel {
-    /// What it takes of the comet's queue in bytes: its content and the names of its connections.
+    /// Its size in the comet's queue in bytes: the content and the connection ids.
     fn cost(&self) -> usize {
         let keys = match &self.target {
             Target::Connections(keys) => keys.iter().map(|key| wire::key_len(key) + size_of_val(key)).sum(),
@@ -134,62 +133,71 @@ impl Parcel {
     }
 }
 
-/// How a parcel ended.
+/// The outcome of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Delivered {
-    /// The comet said that it took it.
+    /// The comet acknowledged it.
     Acknowledged,
-    /// The comet did not take it in time: why.
+    /// The comet did not accept it in time: why.
     Unreachable(String),
-    /// The comet refused it for good, with a status that no repetition can mend: which.
+    /// The comet rejected it with a permanent status: which.
     Refused(String),
-    /// Some of the connections that the parcel names were not reached; the others were.
+    /// Some of the call's connections were not reached; the others were.
     Partly(Box<Partly>),
 }
 
-/// The connections of a parcel that were not reached while others were.
+/// The connections of a partially delivered call that were not reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Partly {
-    /// Those that did not take it in time: their client's queue is full, or it is gone.
+    /// Those that did not accept it in time: their client's queue is full, or they are closed.
     pub unreachable: Vec<ConnectionId>,
-    /// Those that the comet refused for good.
+    /// Those that the comet rejected permanently.
     pub refused: Vec<ConnectionId>,
-    /// Why, in the comet's words.
+    /// The comet's error message.
     pub why: String,
 }
 
-/// The outcome of one parcel, to be awaited. Dropping it does not stop the call.
-#[derive(Debug)]
-#[must_use = "the outcome decides what becomes of the recipients"]
-pub struct Receipt(Outcome);
+/// Learns how the calls of one message ended.
+pub trait Outcomes: Send + Sync + std::fmt::Debug {
+    /// The call of this number has ended; told once for each, mostly on the comet's task: it should
+    /// return soon.
+    fn ended(self: Arc<Self>, call: usize, delivered: Delivered);
 
-#[derive(Debug)]
-enum Outcome {
-    Known(Option<Delivered>),
-    Awaited(oneshot::Receiver<Delivered>),
+    /// Whether the message was given up: calls that have not begun are not made.
+    fn is_abandoned(&self) -> bool;
 }
 
-impl Receipt {
-    /// The receipt of a parcel for which no call was made.
-    fn known(delivered: Delivered) -> Self {
-        Self(Outcome::Known(Some(delivered)))
+/// Whom to tell the outcome of one parcel. When it is dropped, it tells that nobody will call.
+#[derive(Debug)]
+pub struct ReplyTo {
+    /// `None` once they are told.
+    outcomes: Option<Arc<dyn Outcomes>>,
+    call: usize,
+}
+
+impl ReplyTo {
+    /// Tells these, as the call of this number.
+    pub fn new(outcomes: Arc<dyn Outcomes>, call: usize) -> Self {
+        Self { outcomes: Some(outcomes), call }
     }
 
-    fn awaited(outcome: oneshot::Receiver<Delivered>) -> Self {
-        Self(Outcome::Awaited(outcome))
+    /// Tells the outcome.
+    fn tell(mut self, delivered: Delivered) {
+        if let Some(outcomes) = self.outcomes.take() {
+            outcomes.ended(self.call, delivered);
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.outcomes.as_ref().is_none_or(|outcomes| outcomes.is_abandoned())
     }
 }
 
-impl Future for Receipt {
-    type Output = Delivered;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Delivered> {
-        let task_ended = || Delivered::Unreachable("the comet's task ended before its call did".into());
-        match &mut self.0 {
-            Outcome::Known(delivered) => Poll::Ready(delivered.take().unwrap_or_else(task_ended)),
-            Outcome::Awaited(outcome) => {
-                Pin::new(outcome).poll(context).map(|delivered| delivered.unwrap_or_else(|_| task_ended()))
-            }
+impl Drop for ReplyTo {
+    fn drop(&mut self) {
+        if let Some(outcomes) = self.outcomes.take() {
+            let why = "the comet's task ended before its call did";
+            outcomes.ended(self.call, Delivered::Unreachable(why.into()));
         }
     }
 }

@@ -1,11 +1,11 @@
-//! A comet's queue, lanes and breaker under many interleavings of threads, by shuttle. A failure
+//! A comet's queue, order and breaker under many interleavings of threads, by shuttle. A failure
 //! prints the seed that brings it back (`SHUTTLE_RANDOM_SEED`).
 //!
 //! `cargo test --features models --lib model::` runs it.
 //!
-//! What is real: `places.rs`, over shuttle's atomic; `Lanes`; `Breaker`.
+//! What is real: `places.rs`, over shuttle's atomic; `OrderQueues`; `Breaker`.
 //! What stands in: the comet's task is a thread, tokio's bounded channel a bounded channel of
-//! shuttle's, and a call ends when the thread says so. Lanes and breaker belong to the task
+//! shuttle's, and a call ends when the thread says so. Order queues and breaker belong to the task
 //! alone and need no lock; the breaker gets one here, so that callers really are threads.
 
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use shuttle::sync::{self, Arc, Mutex};
 use shuttle::thread;
 
 use super::breaker::{Breaker, Settings, State};
-use super::lanes::{LaneSet, Lanes, Token};
+use super::order::{Keys, OrderQueues, Token, Window};
 use super::places::Places;
 
 /// How many interleavings are tried.
@@ -24,11 +24,11 @@ const RUNS: usize = 2_000;
 const SENDERS: usize = 3;
 const EACH: usize = 4;
 
-/// A parcel: who sent it, and as the how-manieth.
+/// A call: its sender, and its number.
 type Parcel = (usize, usize);
 
 #[test]
-fn nothing_is_lost_order_is_kept_and_closing_ends() {
+fn calls_are_delivered_in_order_and_closing_ends() {
     shuttle::check_random(|| assert_eq!(send_and_deliver(SENDERS * EACH), 0), RUNS);
 }
 
@@ -43,7 +43,7 @@ fn a_full_queue_refuses_and_never_overflows() {
     );
 }
 
-/// Several threads send to the lanes of one comet and go away. Returns how many parcels were
+/// Several threads send to one comet and go away. Returns how many parcels were
 /// refused because all places were taken.
 fn send_and_deliver(limit: usize) -> usize {
     let places = Arc::new(Places::default());
@@ -86,26 +86,28 @@ fn send(sender: usize, inbox: &SyncSender<Parcel>, places: &Places, limit: usize
 }
 
 /// What a comet's task does: takes over what has come, starts what may start, and ends calls
-/// at any time. Each sender has a lane; the first sender's parcels occupy all of them.
+/// at any time. Each sender has a key; the first sender's parcels are barriers.
 fn deliver(inbox: &Receiver<Parcel>, places: &Places) -> Vec<Parcel> {
-    let (mut lanes, mut flying, mut delivered) =
-        (Lanes::new(2), Vec::<(Token, Vec<Parcel>)>::new(), Vec::new());
+    let window = Window { time: Duration::ZERO, items: 100, bytes: 1000 };
+    let (mut queues, mut in_flight, mut delivered) =
+        (OrderQueues::new(window), Vec::<(Token, Vec<Parcel>)>::new(), Vec::new());
+    let now = Instant::now();
     let mut open = true;
-    while open || !lanes.is_empty() {
+    while open || !queues.is_empty() {
         // Only a task with nothing in flight sleeps until something comes.
-        match if flying.is_empty() { inbox.recv().ok() } else { inbox.try_recv().ok() } {
-            Some(parcel) => lanes.push(lanes_of(parcel.0), parcel),
-            None if flying.is_empty() => open = false,
+        match if in_flight.is_empty() { inbox.recv().ok() } else { inbox.try_recv().ok() } {
+            Some(parcel) => queues.push(keys_of(parcel.0), (parcel.0 > 0).then_some(1), parcel, now),
+            None if in_flight.is_empty() => open = false,
             None => {}
         }
-        while let Some((token, parcel)) = lanes.next_ready() {
-            let joined = lanes.join_next(&token, |next: &Parcel| next.0 == parcel.0);
-            flying.push((token, [parcel].into_iter().chain(joined).collect()));
+        while let Some((token, parcel)) = queues.next_ready(now) {
+            let joined = queues.join_next(&token, |next: &Parcel| next.0 == parcel.0);
+            in_flight.push((token, [parcel].into_iter().chain(joined).collect()));
         }
-        assert!(flying.len() <= 2, "two in flight in one lane");
-        if !flying.is_empty() {
-            let (token, parcels) = flying.swap_remove(thread_rng().gen_range(0..flying.len()));
-            lanes.finish(token);
+        assert!(in_flight.len() <= 2, "two in flight of one key");
+        if !in_flight.is_empty() {
+            let (token, parcels) = in_flight.swap_remove(thread_rng().gen_range(0..in_flight.len()));
+            queues.finish(token, now);
             parcels.iter().for_each(|_| {
                 places.give_back(1);
             });
@@ -115,13 +117,12 @@ fn deliver(inbox: &Receiver<Parcel>, places: &Places) -> Vec<Parcel> {
     delivered
 }
 
-fn lanes_of(sender: usize) -> LaneSet {
-    let names = ["a", "c"];
-    if sender == 0 { LaneSet::all(2) } else { LaneSet::of(names[sender - 1], 2) }
+fn keys_of(sender: usize) -> Keys<usize> {
+    if sender == 0 { Keys::Barrier } else { Keys::One(sender) }
 }
 
 #[test]
-fn a_place_that_is_free_is_not_refused() {
+fn free_capacity_is_not_refused() {
     shuttle::check_random(
         || {
             let places = Arc::new(Places::default());
@@ -141,7 +142,7 @@ fn a_place_that_is_free_is_not_refused() {
 }
 
 #[test]
-fn callers_never_probe_together_and_a_cancelled_probe_is_made_again() {
+fn only_one_caller_probes_and_a_cancelled_probe_repeats() {
     shuttle::check_random(
         || {
             let breaker = Arc::new(Mutex::new(opened()));
@@ -186,9 +187,9 @@ fn call(caller: usize, breaker: &Mutex<Breaker>, probes: &sync::atomic::AtomicUs
     }
 }
 
-/// A comet is found to be back while others probe: it is closed, and stays so whatever they report.
+/// The comet recovers while others probe: the breaker closes, and stays closed whatever they report.
 #[test]
-fn a_comet_that_is_back_stays_so_while_probes_report() {
+fn a_recovered_comet_stays_closed_while_probes_report() {
     shuttle::check_random(
         || {
             let breaker = Arc::new(Mutex::new(opened()));

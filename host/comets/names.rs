@@ -1,7 +1,7 @@
-//! Server names: what `[comets] addresses` and discovery say of them.
+//! Server names, as `[comets] addresses` and discovery map them.
 //!
-//! Producers put names into `server`, comets may register themselves in the directory by name,
-//! and policies may repeat what they see there. All of them are mapped by one table.
+//! Producers use names in `server`, comets may register in the directory by name, and policies may
+//! repeat these. One table maps all of them.
 //!
 //! Pure.
 
@@ -9,12 +9,12 @@ use std::collections::HashMap;
 
 use crate::message::CometAddr;
 
-/// Addresses by server name. A name that is itself an address is compared in its canonical form.
+/// Addresses by server name. A name that is itself an address is matched in canonical form.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Names(HashMap<CometAddr, CometAddr>);
 
 impl Names {
-    /// These names. Of two entries for one name, the first counts.
+    /// The table of these entries. For duplicate names, the first entry counts.
     pub fn new<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut names = HashMap::new();
         for (name, address) in entries {
@@ -28,12 +28,12 @@ impl Names {
         self.0.is_empty()
     }
 
-    /// The address behind a name; `None` for what is not a known name.
+    /// The address of a name; `None` if the name is unknown.
     pub fn get(&self, name: &CometAddr) -> Option<&CometAddr> {
         self.0.get(name)
     }
 
-    /// The address behind a name, or what was asked for.
+    /// The address of a name, or the name itself if it is unknown.
     pub fn address_of(&self, name: CometAddr) -> CometAddr {
         self.0.get(&name).cloned().unwrap_or(name)
     }

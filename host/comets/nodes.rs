@@ -1,4 +1,4 @@
-//! The comets that an operator names, by configuration or discovery, and what DNS says of them.
+//! The comets that an operator lists, by configuration or discovery, with their names resolved.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -16,25 +16,24 @@ use crate::message::CometAddr;
 /// How long a look-up may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// All comets that an operator names.
+/// All comets that an operator lists.
 #[derive(Debug, Default)]
 pub(super) struct Nodes(Vec<Node>);
 
-/// One of them.
+/// One entry of the list.
 #[derive(Debug)]
 struct Node {
     address: CometAddr,
     source: Source,
-    /// Whether it is looked up; what stands for one comet is not.
+    /// Whether it is a name to resolve.
     expands: bool,
-    /// What it stands for: itself, or the several addresses of its name. Nothing, while that is
-    /// not known.
+    /// Its comets: itself, or the addresses of its name. Empty while the name is unresolved.
     stands_for: Vec<CometAddr>,
     failing: bool,
 }
 
 impl Nodes {
-    /// What configuration and discovery name now. What DNS said of a name before stays.
+    /// Applies the current configuration and discovery. Known DNS results are kept.
     pub(super) fn update(&mut self, config: &Config, discovery: &Discovery) {
         let mut known = std::mem::take(&mut self.0);
         let mut seen = HashSet::new();
@@ -47,7 +46,7 @@ impl Nodes {
                     let before = before.map(|at| known.swap_remove(at));
                     self.0.push(Node::new(address, source, expands, before));
                 }
-                Err(error) => warn!(%error, "a comet that is configured is left out"),
+                Err(error) => warn!(%error, "ignoring a configured comet"),
             }
         };
         config.nodes.iter().for_each(|node| add(node, Source::Configured, true));
@@ -65,12 +64,12 @@ impl Nodes {
         Names::new(all.map(|(name, address)| (name.as_str(), address.as_str())))
     }
 
-    /// The comets that they stand for, and how they came to be known.
+    /// The comets of all entries, with their sources.
     pub(super) fn comets(&self) -> impl Iterator<Item = (CometAddr, Source)> {
         self.0.iter().flat_map(Node::comets)
     }
 
-    /// Looks the names up that stand for several comets.
+    /// Resolves all names.
     pub(super) async fn resolve(&mut self) {
         join_all(self.0.iter_mut().map(Node::resolve)).await;
     }
@@ -95,7 +94,7 @@ impl Node {
         self.stands_for.iter().map(move |comet| (comet.clone(), source(comet)))
     }
 
-    /// Looks the name up. When that fails, the answer before stays.
+    /// Resolves the name. If that fails, the last result is kept.
     async fn resolve(&mut self) {
         if !self.expands {
             return;
@@ -107,7 +106,7 @@ impl Node {
             Ok(Ok(found)) => match expand(&self.address, found) {
                 Some(comets) => {
                     if std::mem::take(&mut self.failing) {
-                        info!(node = %self.address, "the name is known again");
+                        info!(node = %self.address, "recovered: the name resolves again");
                     }
                     self.stands_for = comets;
                     return;
@@ -121,14 +120,14 @@ impl Node {
             self.stands_for.push(self.address.clone());
         }
         if !std::mem::replace(&mut self.failing, true) {
-            warn!(node = %self.address, error, "cannot look up a name of `comets.nodes`; what was known of it is still used");
+            warn!(node = %self.address, error, "cannot resolve a name of `comets.nodes`; using its last known addresses");
         }
     }
 }
 
-/// What a name stands for. With one address it is the comet's own name, which connecting looks
-/// up anyway. With several, each is a comet; a comet that has both kinds of addresses would
-/// then count twice, so only IPv4 is taken where there is any.
+/// The comets of a name. With one address, the name is the comet, and connecting resolves it again.
+/// With several, each address is a comet. A comet with both kinds of addresses would count twice,
+/// so only IPv4 addresses are used if there are any.
 fn expand(address: &CometAddr, found: impl Iterator<Item = SocketAddr>) -> Option<Vec<CometAddr>> {
     let (mut v4, mut v6): (Vec<_>, Vec<_>) = found.partition(SocketAddr::is_ipv4);
     let chosen = if v4.is_empty() { &mut v6 } else { &mut v4 };
@@ -174,7 +173,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_stands_for_nothing_until_it_was_looked_up_and_then_for_itself() {
+    async fn an_unresolvable_name_becomes_its_own_comet() {
         let mut nodes = nodes(&["surely-not-there.invalid:1", "no address"], &[]);
         assert_eq!(nodes.comets().count(), 0);
         nodes.resolve().await;
@@ -184,11 +183,15 @@ mod tests {
     }
 
     #[test]
-    fn mapped_addresses_are_comets_each_once_in_whatever_spelling() {
+    fn mapped_addresses_are_one_comet_in_any_spelling() {
         let all =
             nodes(&["http://A.example.:01"], &[("a", "10.0.0.1:1"), ("b", "comet:1"), ("c", "10.0.0.1:01")]);
         let comets: Vec<_> = all.comets().collect();
         let configured = |text: &str| (CometAddr::from(text), Source::Configured);
-        assert_eq!(comets, [configured("10.0.0.1:1"), configured("comet:1")], "a.example is looked up first");
+        assert_eq!(
+            comets,
+            [configured("10.0.0.1:1"), configured("comet:1")],
+            "a.example has to be resolved first"
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! Messages that wait for comets, in bytes over all of them, and waiting for room among them.
+//! Bounds the bytes of messages that are pending over all comets, and waits for room.
 //!
-//! A message's content counts once, however many comets it waits for: its calls share it.
+//! A message's content counts once, however many comets it is queued for: its calls share it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use tokio::sync::Notify;
 
 use super::places::Places;
 
-/// Who waits for room is woken when half of it is free, and looks by itself after this long:
-/// others may take what becomes free before.
+/// A waiter is woken when half of the room is free, and checks again after this long: others may
+/// take the free room first.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// How many bytes may wait for comets.
+/// The limit on pending bytes.
 #[derive(Debug)]
 pub(super) struct Pending {
     places: Places,
     limit: usize,
     freed: Notify,
-    /// What is taken, for metrics.
+    /// The used bytes, for metrics.
     bytes: Gauge,
 }
 
@@ -29,7 +29,7 @@ impl Pending {
         Arc::new(Self { places: Places::default(), limit, freed: Notify::new(), bytes })
     }
 
-    /// Takes room for so many bytes, when there is.
+    /// Takes room for this many bytes, if there is room.
     pub(super) fn try_take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
         if !self.places.take(bytes, self.limit) {
             return None;
@@ -38,14 +38,14 @@ impl Pending {
         Some(Held { pending: Arc::clone(self), bytes })
     }
 
-    /// Waits for room for so many bytes. What holds it has its outcome in bounded time: see
-    /// [`super::Receipt`].
+    /// Waits for room for this many bytes. The calls that hold it have their outcome in bounded
+    /// time: see [`super::Receipt`].
     pub(super) async fn take(self: &Arc<Self>, bytes: usize) -> Held {
         until(&self.freed, || self.try_take(bytes).ok_or(())).await
     }
 }
 
-/// Room that is taken until this is dropped.
+/// Room that is released on drop.
 #[derive(Debug)]
 pub(super) struct Held {
     pending: Arc<Pending>,
@@ -62,7 +62,7 @@ impl Drop for Held {
     }
 }
 
-/// Tries until it works: after every notification, and now and then without one.
+/// Tries until it succeeds: after every notification, and at intervals.
 pub(super) async fn until<T, E>(freed: &Notify, mut attempt: impl FnMut() -> Result<T, E>) -> T {
     loop {
         if let Ok(done) = once_more(freed, &mut attempt).await {
@@ -71,7 +71,7 @@ pub(super) async fn until<T, E>(freed: &Notify, mut attempt: impl FnMut() -> Res
     }
 }
 
-/// Tries; when that fails, waits until it is worth another attempt.
+/// Tries once; after a failure, waits until another attempt is worthwhile.
 pub(super) async fn once_more<T, E>(
     freed: &Notify,
     mut attempt: impl FnMut() -> Result<T, E>,
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn room_is_waited_for_and_given_back() {
+    async fn a_waiter_gets_released_room() {
         let pending = Pending::new(100, Gauge::default());
         let held = pending.try_take(60).expect("room");
         assert!(pending.try_take(41).is_none());
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_larger_than_the_limit_waits_until_it_is_alone() {
+    fn a_message_above_the_limit_waits_until_it_is_alone() {
         let pending = Pending::new(100, Gauge::default());
         let small = pending.try_take(1).expect("room");
         assert!(pending.try_take(1000).is_none());

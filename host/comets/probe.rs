@@ -1,4 +1,4 @@
-//! Whether the configured comets can be connected to. It calls none.
+//! Checks whether the configured comets can be connected to. Makes no calls.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,13 +10,13 @@ use tokio::net::TcpStream;
 use super::Config;
 use crate::message::CometAddr;
 
-/// Connections that are made at a time.
+/// Concurrent connection attempts.
 const AT_ONCE: usize = 32;
-/// How long looking up a name may take.
+/// Timeout of resolving a name.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connects to every entry of `nodes` and `addresses`, and says for each what came of it, in their
-/// order. A name that stands for several comets is well when all of them are.
+/// Connects to every entry of `nodes` and `addresses`, and returns the result of each, in their
+/// order. A name with several addresses succeeds if all of them can be connected to.
 pub async fn probe(config: &Config) -> Vec<(CometAddr, anyhow::Result<String>)> {
     let mut comets: Vec<CometAddr> = Vec::new();
     for comet in config.nodes.iter().chain(config.addresses.values()) {
@@ -38,14 +38,14 @@ async fn connect(comet: &CometAddr, within: Duration) -> anyhow::Result<String> 
     let address = comet.address()?.to_string();
     let looked_up = tokio::time::timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host(address));
     let looked_up =
-        looked_up.await.with_context(|| format!("no answer about its name within {LOOKUP_TIMEOUT:?}"))?;
-    let found: Vec<SocketAddr> = looked_up.context("its name cannot be looked up")?.collect();
-    anyhow::ensure!(!found.is_empty(), "its name stands for no address");
+        looked_up.await.with_context(|| format!("its name was not resolved within {LOOKUP_TIMEOUT:?}"))?;
+    let found: Vec<SocketAddr> = looked_up.context("its name cannot be resolved")?.collect();
+    anyhow::ensure!(!found.is_empty(), "its name has no address");
     for address in &found {
         let connected = tokio::time::timeout(within, TcpStream::connect(address)).await;
         connected
             .with_context(|| format!("{address}: no connection within {within:?}"))?
-            .with_context(|| format!("{address} cannot be connected to; is the comet running?"))?;
+            .with_context(|| format!("cannot connect to {address}; is the comet running?"))?;
     }
     Ok(match found.len() {
         1 => "connects".to_owned(),
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn comets_are_connected_to_in_their_order() {
+    async fn comets_are_probed_in_their_order() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let there = listener.local_addr().expect("bound").to_string();
         let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");

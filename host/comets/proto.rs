@@ -1,7 +1,7 @@
-//! The generated side of both dialects: their messages and the service that a comet offers.
+//! The generated types of both dialects: their messages and the service that a comet implements.
 //!
-//! The gateway itself calls comets with bytes that it encodes once (`wire`); these types are
-//! for those who are comets: the demo, the example comet and tests.
+//! The gateway itself calls comets with bytes that it encodes once (`wire`). These types are for
+//! implementations of comets: the demo, the example comet and tests.
 
 /// The `chatroom` dialect, `/ChatRoom.Comet.Comet/<Method>`.
 #[allow(

@@ -1,10 +1,10 @@
-//! What a failed attempt means: whether the comet answered at all, whether another attempt may
-//! help, whom the answer concerns, and how long to wait before the next attempt.
+//! Classifies failed attempts: whether the comet answered, whether a retry may help, which part of
+//! the call the answer concerns, and how long to back off.
 //!
-//! Pure. One rule comes first: *a status that the comet's handler gave is an answer*. It says
-//! something about the call, never about the comet, and does not count against the breaker.
-//! Broken connections, connections that do not come about, replies of something that is not
-//! gRPC (a proxy before a comet that is gone) and missed deadlines are no answers.
+//! Pure. The first rule: *a status from the comet's handler is an answer*. It concerns the call,
+//! never the comet, and does not count against the breaker. Broken connections, failed connection
+//! attempts, replies that are not gRPC (from a proxy in front of a comet that is down) and missed
+//! deadlines are not answers.
 //!
 //! # What the statuses mean
 //!
@@ -17,13 +17,13 @@
 //! | `InvalidArgument` `AlreadyExists` `PermissionDenied` `FailedPrecondition` `OutOfRange` `DataLoss` `Unauthenticated` | refused, key by key | refused |
 //! | `Unimplemented`; `OutOfRange` and `ResourceExhausted` when the call is too large | refused | refused |
 //!
-//! Sources: goim `internal/comet/grpc/server.go` and `errors/errors.go`: `PushMsg` goes through
-//! its keys and returns the first error of `Channel.Push`, which is `ErrSignalFullMsgDropped`
-//! (a plain error, so that grpc-go answers `Unknown`) when that client's queue is full; an
-//! unknown key is skipped. Its other errors are about missing arguments, which no call of ours
-//! lacks. gRPC's `doc/statuscodes.md`: servers answer `Unknown` when a handler throws, `Internal`
-//! when a message cannot be decoded, `Unimplemented` for an unknown method. A message beyond the
-//! receiver's limit is `OutOfRange` in tonic and `ResourceExhausted` elsewhere.
+//! Sources: goim `internal/comet/grpc/server.go` and `errors/errors.go`: `PushMsg` iterates over
+//! its keys and returns the first error of `Channel.Push`, which is `ErrSignalFullMsgDropped` (a
+//! plain error, which grpc-go reports as `Unknown`) when that client's queue is full; an unknown
+//! key is skipped. Its other errors are about missing arguments, which the gateway always sends.
+//! gRPC's `doc/statuscodes.md`: servers answer `Unknown` when a handler throws, `Internal` when a
+//! message cannot be decoded, `Unimplemented` for an unknown method. A message above the receiver's
+//! limit is `OutOfRange` in tonic and `ResourceExhausted` elsewhere.
 
 use std::time::Duration;
 
@@ -35,29 +35,29 @@ use crate::backoff::Backoff;
 /// How long a call waits for its next attempt.
 pub(super) const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
 
-/// What a comet's answer means for the messages and connections of the call.
+/// How to proceed after a comet's answer other than OK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// The handler cannot take it now. Another attempt may help.
+    /// The handler cannot accept it now. A retry may help.
     Later,
-    /// One of the named connections did not take it, and will not for now: its queue is full,
-    /// or it is gone. Other connections of the same call may have been passed over.
+    /// One of the named connections did not accept it, and will not for now: its queue is full, or
+    /// it is closed. Other connections of the same call may have been skipped.
     NotTaken,
-    /// Another attempt gets the same answer.
+    /// A retry gets the same answer.
     Refused {
-        /// Whether it may be about one of the call's connections rather than about the call.
+        /// Whether it may concern one of the call's connections rather than the whole call.
         about_a_key: bool,
     },
 }
 
 impl Meaning {
-    /// Whether a call for several connections is worth being divided after this answer.
+    /// Whether splitting a call for several connections may help after this answer.
     pub(super) fn divides(self) -> bool {
         !matches!(self, Self::Refused { about_a_key: false })
     }
 }
 
-/// What an answer other than OK means.
+/// Classifies an answer other than OK.
 pub(super) fn meaning(code: Code, text: &str, dialect: Dialect, method: Method) -> Meaning {
     let names_keys = method == Method::PushMsg;
     match code {
@@ -66,7 +66,7 @@ pub(super) fn meaning(code: Code, text: &str, dialect: Dialect, method: Method) 
         Code::ResourceExhausted | Code::OutOfRange if is_too_large(text) => {
             Meaning::Refused { about_a_key: false }
         }
-        // `Ok` is no failure; a comet that sends it as one has not said that anything is wrong.
+        // `Ok` is not a failure; it cannot occur here.
         Code::Ok
         | Code::Unknown
         | Code::Cancelled
@@ -83,14 +83,14 @@ pub(super) fn meaning(code: Code, text: &str, dialect: Dialect, method: Method) 
         | Code::OutOfRange
         | Code::DataLoss
         | Code::Unauthenticated => Meaning::Refused { about_a_key: names_keys },
-        // No server answers so for one key: it is gRPC's own answer to an unknown method.
+        // Never about one key: it is gRPC's own answer to an unknown method.
         Code::Unimplemented => Meaning::Refused { about_a_key: false },
     }
 }
 
 /// The texts of grpc-go and C++ ("received message larger than max"), of Java ("gRPC message
-/// exceeds maximum size") and of tonic ("decoded message length too large"). The same codes say
-/// other things as well.
+/// exceeds maximum size") and of tonic ("decoded message length too large"). The codes alone are
+/// ambiguous.
 fn is_too_large(text: &str) -> bool {
     ["larger than max", "exceeds maximum size", "length too large"].iter().any(|part| text.contains(part))
 }
@@ -102,10 +102,10 @@ mod tests {
     const DIALECTS: [Dialect; 2] = [Dialect::Chatroom, Dialect::Goim];
     const METHODS: [Method; 3] = [Method::PushMsg, Method::Broadcast, Method::BroadcastRoom];
 
-    /// The table above, once more by code: what `PushMsg` means in chatroom and in goim, and
-    /// what the other two methods mean.
+    /// The table above as data: the decision for `PushMsg` in chatroom and in goim, and for
+    /// the other two methods.
     #[test]
-    fn every_code_has_its_meaning_in_both_dialects_and_all_methods() {
+    fn every_code_is_classified_for_all_methods() {
         use Meaning::{Later, NotTaken};
         let (call, key) = (Meaning::Refused { about_a_key: false }, Meaning::Refused { about_a_key: true });
         let table = [
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_too_large_stays_so() {
+    fn a_message_that_is_too_large_is_refused() {
         let text = "grpc: received message larger than max (5000000 vs. 4194304)";
         for (dialect, method) in DIALECTS.into_iter().flat_map(|d| METHODS.map(|m| (d, m))) {
             let meaning = meaning(Code::ResourceExhausted, text, dialect, method);

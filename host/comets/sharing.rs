@@ -1,7 +1,7 @@
-//! The store of what all gateways know of comets, as one fleet uses it: whether it was ever read,
-//! whether it can be used now.
+//! One fleet's access to the store of comets that all gateways share: whether it was ever read, and
+//! whether it is usable now.
 //!
-//! While it cannot, the gateway goes on with what it knows, and says so.
+//! While it is not usable, the gateway continues with what it knows, and reports it.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::store::{CometStore, Sighting, Unavailable};
 pub(super) struct Sharing {
     store: Arc<dyn CometStore>,
     has_news: Arc<Notify>,
-    /// Whether the store has been read, or will never be.
+    /// Whether the store has been read, or refuses permanently.
     is_informed: watch::Sender<bool>,
     problem: ArcSwapOption<String>,
 }
@@ -26,17 +26,17 @@ impl Sharing {
         Self { store, has_news: Arc::default(), is_informed, problem: ArcSwapOption::empty() }
     }
 
-    /// There is something that other gateways do not know.
+    /// Wakes the exchange: there is something to share.
     pub(super) fn note_news(&self) {
         self.has_news.notify_one();
     }
 
-    /// Notified when there is something that other gateways do not know.
+    /// Notified when there is something to share.
     pub(super) fn news(&self) -> Arc<Notify> {
         Arc::clone(&self.has_news)
     }
 
-    /// Whether the store has been read once, or refuses for good.
+    /// Whether the store has been read once, or refuses permanently.
     pub(super) fn is_informed(&self) -> bool {
         *self.is_informed.borrow()
     }
@@ -58,21 +58,21 @@ impl Sharing {
         Ok(kept.sightings)
     }
 
-    /// Why what is known of comets is not shared now.
+    /// Why known comets are not shared now.
     pub(super) fn problem(&self) -> Option<String> {
         let problem = self.problem.load_full()?;
-        Some(format!("what gateways know of comets is not shared: {problem}"))
+        Some(format!("known comets are not shared between gateways: {problem}"))
     }
 
-    /// Logs when it begins and when it ends.
+    /// Logs the beginning and the end of a problem.
     fn report(&self, problem: Option<String>) {
         let before = self.problem.swap(problem.clone().map(Arc::new));
         match (before, problem) {
             (None, Some(error)) => warn!(
                 error,
-                "what gateways know of comets cannot be shared: a BROADCAST reaches those that this one knows"
+                "cannot share known comets between gateways: a BROADCAST reaches only the comets that this gateway knows"
             ),
-            (Some(_), None) => info!("what gateways know of comets is shared again"),
+            (Some(_), None) => info!("recovered: known comets are shared between gateways"),
             _ => {}
         }
     }

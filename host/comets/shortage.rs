@@ -1,5 +1,5 @@
-//! Files and ports that this process lacks. No comet is at fault when a connection cannot be
-//! made for want of them: nothing counts against a breaker, and an operator has to act.
+//! Detects that this process is out of files or ports. A connection that fails for that reason does
+//! not count against a comet's breaker, and an operator has to act.
 
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ impl Default for Shortage {
 }
 
 impl Shortage {
-    /// A connection could not be made because of this.
+    /// Records that a connection could not be made because of this.
     pub(super) fn note(&self, why: &str, now: Instant) {
         if let Some(held_back) = self.log.admit() {
             error!(
@@ -38,7 +38,7 @@ impl Shortage {
         *self.last.lock() = Some((now, why.to_owned()));
     }
 
-    /// The warning, while it has not been long.
+    /// The warning, if it is recent.
     pub(super) fn warning(&self, now: Instant) -> Option<String> {
         let last = self.last.lock();
         let (_, why) = last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS)?;
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shortage_is_told_of_until_it_is_over() {
+    fn a_shortage_is_reported_for_a_while() {
         let (shortage, now) = (Shortage::default(), Instant::now());
         assert_eq!(shortage.warning(now), None);
         shortage.note("Too many open files (os error 24)", now);

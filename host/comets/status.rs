@@ -1,4 +1,4 @@
-//! How comets are doing and what a BROADCAST reaches: for people, the admin API and `explain`.
+//! The status of comets, and what a BROADCAST reaches: for the admin API and `explain`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use super::breaker::State;
 use super::job::{Source, Standing};
 use crate::message::CometAddr;
 
-/// How one comet is doing, for people and the admin API.
+/// The status of one comet.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct CometStatus {
     /// Its address.
@@ -22,15 +22,15 @@ pub struct CometStatus {
     pub directory_named: Option<String>,
     /// Whether calls are made.
     pub breaker: State,
-    /// Messages that wait in its lanes.
+    /// Messages queued in its lanes.
     pub waiting: usize,
-    /// Messages whose call is under way.
+    /// Messages in flight.
     pub in_flight: usize,
-    /// Messages that it acknowledged since it is known.
+    /// Messages that it has acknowledged since it became known.
     pub sent: u64,
-    /// Messages that it did not take since it is known.
+    /// Messages that it has not accepted since it became known.
     pub failed: u64,
-    /// What went wrong last.
+    /// The last error.
     pub last_error: Option<String>,
 }
 
@@ -51,7 +51,7 @@ impl CometStatus {
             sent: standing.metrics.success.get(),
             failed: standing.metrics.failed.get(),
             last_error: standing.last_error().map(|error| match standing.source() {
-                // Whoever names addresses must not learn here what is behind them.
+                // A producer that names addresses must not learn here what listens there.
                 Source::Named if !standing.has_answered() => NEVER_ANSWERED.to_owned(),
                 _ => error,
             }),
@@ -59,19 +59,17 @@ impl CometStatus {
     }
 }
 
-/// What is told of a comet that only records or plugins named and that never answered.
-const NEVER_ANSWERED: &str =
-    "it has never answered as a comet does; its dead letters and the debug log say more";
+/// The error shown for a comet that only records or plugins named and that never answered.
+const NEVER_ANSWERED: &str = "it has never answered like a comet; see its dead letters and the debug log";
 
-/// What a BROADCAST would reach, and what is not known of that.
+/// The comets that a BROADCAST would reach.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Reach {
     /// The comets, in order of address.
     pub comets: Vec<CometAddr>,
-    /// How many of them came to be known in which way.
+    /// How many of them have which source.
     pub sources: BTreeMap<Source, usize>,
-    /// Comets that the directory named once, that it has not named lately, and that do not
-    /// answer: left out.
+    /// Comets that the directory named before but not lately, and that do not answer: excluded.
     pub left_out: Vec<CometAddr>,
     #[serde(skip)]
     remember: Duration,
@@ -94,17 +92,17 @@ impl Reach {
         reach
     }
 
-    /// Whether an operator named comets: then the list does not depend on what was seen.
+    /// Whether an operator lists comets: then the result does not depend on sightings.
     fn has_wanted(&self) -> bool {
         self.sources.keys().any(|source| source.is_wanted())
     }
 
-    /// What this does not know.
+    /// Why the result may be incomplete.
     pub fn caveat(&self) -> Option<String> {
         let remember = humantime::format_duration(self.remember);
         (!self.has_wanted()).then(|| {
             format!(
-                "no comet is configured: those are known that an entry of the directory named to a gateway within the last {remember}; list all of them in [comets] nodes, or name a [comets.discovery]"
+                "no comet is configured: only comets that an entry of the directory named within the last {remember} are known; list all comets in [comets] nodes, or configure [comets.discovery]"
             )
         })
     }

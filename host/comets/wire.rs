@@ -1,9 +1,9 @@
-//! What calls look like on the wire, in both dialects.
+//! The wire format of calls, in both dialects.
 //!
-//! Requests are written by hand instead of from generated types, so that a message's body is
-//! encoded once for all comets. All three requests have their `Proto` as field 2: a payload
-//! is that field. Small ones are copied between the fields around them; large ones are sent as
-//! a piece of their own, so that a message of 1 MB which waits for 200 comets is 1 MB.
+//! Requests are not encoded from generated types, so that a message's body is encoded once for all
+//! comets. All three requests have their `Proto` as field 2: a payload is that field. A small
+//! payload is copied between the fields around it; a large one is sent as a separate piece, so a
+//! message of 1 MB that is queued for 200 comets takes 1 MB.
 
 use std::sync::{Arc, OnceLock};
 
@@ -15,7 +15,7 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 use super::pending::Held;
 use crate::message::{ConnectionId, MessageId, RoomId, Target};
 
-/// Which comets are called: their service path and the form of the body.
+/// The comets' dialect: the service path and the format of the body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Dialect {
@@ -31,7 +31,7 @@ const BYTES_1: u8 = 0x0a;
 const VARINT_1: u8 = 0x08;
 const PROTO: u8 = 0x12;
 const VARINT_3: u8 = 0x18;
-/// Those of `Proto`'s own.
+/// The tags of `Proto`'s own fields.
 const PROTO_VER: u8 = 0x08;
 const PROTO_OP: u8 = 0x10;
 const PROTO_BODY: u8 = 0x22;
@@ -41,10 +41,10 @@ const OP_RAW: i32 = 9;
 /// The length of goim's frame header.
 const FRAME_HEADER: u16 = 16;
 
-/// What an encoded message takes beside its content, about: the struct, its id, its frame.
+/// The approximate overhead of an encoded message: the struct, its id, its frame.
 const OVERHEAD: usize = 256;
 
-/// A message in the form that comets take, encoded once and shared by all its calls.
+/// An encoded message, shared by all its calls.
 #[derive(Clone, Debug)]
 pub struct Payload(Arc<Encoded>);
 
@@ -55,26 +55,26 @@ struct Encoded {
     proto: Bytes,
     /// goim: the frame, which is a part of `proto`.
     frame: Bytes,
-    /// The whole request for the room that was asked for first; mostly there is only one.
+    /// The whole request for the first room; usually there is only one.
     room: OnceLock<(RoomId, Body)>,
-    /// The id as it stands in calls, for the id that was asked for first.
+    /// The encoded metadata of the first id.
     id: OnceLock<(MessageId, HeaderValue)>,
-    /// Its room among what waits for comets, until its last call has ended.
+    /// Its pending bytes, until its last call has ended.
     _held: Option<Held>,
 }
 
 impl Payload {
-    /// What a message of this size takes of the memory for what waits, with its overhead.
+    /// The pending bytes of a message of this size, with its overhead.
     pub(super) fn cost(body: &Bytes) -> usize {
         body.len() + OVERHEAD
     }
 
-    /// Encodes a message, which takes this room among what waits for comets.
+    /// Encodes a message that holds these pending bytes.
     pub(super) fn new(dialect: Dialect, operation: i32, body: &Bytes, held: Option<Held>) -> Self {
         let (proto, frame) = match dialect {
             Dialect::Chatroom => (proto_field(operation, &[body]), Bytes::new()),
             Dialect::Goim => {
-                // goim's job does so for all three kinds of push: internal/job/push.go
+                // goim's job does the same for all three kinds of push: internal/job/push.go
                 // (pushKeys, broadcast, broadcastRoomRawBytes) and room.go in Terry-Mao/goim.
                 let header = frame_header(operation, body.len());
                 let proto = proto_field(OP_RAW, &[&header, body]);
@@ -91,12 +91,12 @@ impl Payload {
         self.0.frame.len()
     }
 
-    /// The size of what all its calls share, in bytes.
+    /// The size in bytes of the part that all its calls share.
     pub(super) fn len(&self) -> usize {
         self.0.proto.len()
     }
 
-    /// The message's id as call metadata; `None` when it cannot stand there: gRPC's metadata is
+    /// The message's id as call metadata; `None` if it is not valid there: gRPC's metadata is
     /// printable ASCII (`PROTOCOL-HTTP2.md`, ASCII-Value).
     pub(super) fn metadata(&self, id: &MessageId) -> Option<HeaderValue> {
         let is_printable = |text: &str| text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
@@ -139,7 +139,7 @@ impl Body {
         Self([Bytes::from_static(&[0; PREFIX]), Bytes::new(), Bytes::new()])
     }
 
-    /// `proto` between what stands before it, of about this length, and after it.
+    /// `proto` between the fields before it, of about this length, and after it.
     fn around(
         proto: &Bytes,
         length: usize,
@@ -177,14 +177,14 @@ impl Body {
 /// The prefix of every message in gRPC: not compressed, and its length in four bytes.
 const PREFIX: usize = 5;
 
-/// Writes the prefix of a message that goes on for so long behind this piece.
+/// Writes the prefix of a message that continues for `rest` bytes after this piece.
 fn put_prefix(head: &mut BytesMut, rest: usize) {
     let length = head.len() - PREFIX + rest;
     head[1..PREFIX].copy_from_slice(&(length as u32).to_be_bytes());
 }
 
-/// From this size on, the calls of a message share its bytes: a piece of its own costs an
-/// HTTP/2 frame, but no copy for each call that waits.
+/// From this size on, the calls of a message share its bytes: a separate piece costs an HTTP/2
+/// frame, but no copy per queued call.
 const SHARED_FROM: usize = 16 * 1024;
 
 impl Dialect {
@@ -233,7 +233,7 @@ impl Dialect {
     }
 }
 
-/// What comets are asked to do.
+/// The methods of a comet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Method {
     PushMsg,
@@ -241,12 +241,12 @@ pub(super) enum Method {
     BroadcastRoom,
 }
 
-/// How much of a `PushMsg` request a key takes.
+/// The size of a key in a `PushMsg` request.
 pub(super) fn key_len(key: &ConnectionId) -> usize {
     text_len(key.as_str())
 }
 
-/// `Proto{ver=1, op, seq=0, body}` as field 2 of a request. Zeros are left out, as proto3 does.
+/// `Proto{ver=1, op, seq=0, body}` as field 2 of a request. Zeros are omitted, as in proto3.
 fn proto_field(operation: i32, body: &[&[u8]]) -> Bytes {
     let body_len: usize = body.iter().map(|piece| piece.len()).sum();
     let body_field = if body_len == 0 { 0 } else { 1 + len_of(body_len as u64) + body_len };
@@ -265,8 +265,8 @@ fn proto_field(operation: i32, body: &[&[u8]]) -> Bytes {
 }
 
 /// goim's packet framing, api/protocol/protocol.go: big-endian `packLen:4 headerLen:2 ver:2
-/// op:4 seq:4`, then the body. The lengths are checked by nobody: a body that does not fit in
-/// 32 bits fits in no Kafka record.
+/// op:4 seq:4`, then the body. The lengths are not checked: a body that exceeds 32 bits does not fit
+/// in a Kafka record.
 fn frame_header(operation: i32, body_len: usize) -> [u8; FRAME_HEADER as usize] {
     let mut header = [0; FRAME_HEADER as usize];
     let mut rest = &mut header[..];
@@ -278,7 +278,7 @@ fn frame_header(operation: i32, body_len: usize) -> [u8; FRAME_HEADER as usize] 
     header
 }
 
-/// An empty room id is left out, as proto3 does.
+/// An empty room id is omitted, as in proto3.
 fn put_room(room: &RoomId, buffer: &mut BytesMut) {
     if !room.is_empty() {
         put_text(room.as_str(), buffer);
@@ -299,7 +299,7 @@ fn put_text(text: &str, buffer: &mut BytesMut) {
     buffer.put_slice(text.as_bytes());
 }
 
-/// An int32 field; negative ones take ten bytes, as protobuf wants it.
+/// An int32 field; a negative value takes ten bytes, as in protobuf.
 fn put_int(tag: u8, value: i32, buffer: &mut BytesMut) {
     if value != 0 {
         buffer.put_u8(tag);
@@ -323,7 +323,7 @@ mod tests {
     use prost::Message as _;
 
     #[test]
-    fn a_goim_frame_is_byte_for_byte_what_goim_writes() {
+    fn a_goim_frame_is_identical_to_goim_s() {
         let payload = Payload::new(Dialect::Goim, 5, &Bytes::from_static(b"hi"), None);
         let frame = b"\0\0\0\x12\0\x10\0\x01\0\0\0\x05\0\0\0\0hi";
         assert_eq!(&payload.0.frame[..], frame);
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn merged_frames_stand_one_after_the_other() {
+    fn merged_frames_are_concatenated() {
         let payload =
             |text: &'static str| Payload::new(Dialect::Goim, 4, &Bytes::from_static(text.as_bytes()), None);
         let (a, b) = (payload("a"), payload("bc"));
@@ -375,7 +375,7 @@ mod tests {
     }
 
     proptest! {
-        /// The generated types are the judge: same bytes in every case.
+        /// Against the generated types: the same bytes in every case.
         #[test]
         fn requests_are_what_prost_would_write(
             operation: i32, speed: i32, body in proptest::collection::vec(any::<u8>(), 0..300),

@@ -1,4 +1,4 @@
-//! `[admin]`: where it listens, and who may ask for what.
+//! The `[admin]` section: listeners and access.
 
 use std::path::{Path, PathBuf};
 
@@ -6,43 +6,44 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// The address to listen on; port 0 takes a free one and logs it. `/healthz`, `/readyz` and
-    /// `/metrics` are open to whoever reaches it. On loopback, so are the reads below `/v1/` as long
-    /// as no token is configured; elsewhere they need one.
+    /// The address to listen on. Port 0 picks a free port and logs it. `/healthz`, `/readyz` and
+    /// `/metrics` are open to everyone who can reach it. Reads below `/v1/` are open as well if it is
+    /// on loopback and no token is configured; otherwise they require one.
     pub listen: String,
-    /// Another address for `/healthz`, `/readyz` and `/metrics` alone, with connections of its own:
-    /// probes that go there are answered whatever happens on `listen`.
+    /// A second address for `/healthz`, `/readyz` and `/metrics` only, with its own connections:
+    /// probes sent there are answered whatever happens on `listen`.
     pub probes: Option<String>,
-    /// The Unix socket over which the gateway's own user and root may do everything without a token:
-    /// a path, `auto` for a place that `halley plugin` finds by the port of `listen`
-    /// (`$XDG_RUNTIME_DIR/halley` or `/tmp/halley-UID`), or `off`.
+    /// The Unix socket. The gateway's own user and root may do everything over it without a token. A
+    /// path; `auto` for a location that `halley plugin` derives from the port of `listen`
+    /// (`$XDG_RUNTIME_DIR/halley` or `/tmp/halley-UID`); or `off`.
     pub socket: Socket,
-    /// A file with the token that writes need over TCP (pushing and rolling back policies), at least
-    /// 16 characters; it is read again for each request. It is good for reads, too.
-    /// `HALLEY_ADMIN_TOKEN` in the environment does the same and wins.
+    /// A file with the token for writes over TCP (pushing and rolling back policies), at least 16
+    /// characters. It is read for each request, and grants reads as well. The environment variable
+    /// `HALLEY_ADMIN_TOKEN` takes precedence.
     pub token_file: Option<PathBuf>,
-    /// A file with a token that is good for reads only; `HALLEY_ADMIN_READ_TOKEN` in the environment
-    /// does the same and wins. Once any token is configured, reads below `/v1/` need one.
+    /// A file with a read-only token. The environment variable `HALLEY_ADMIN_READ_TOKEN` takes
+    /// precedence. Once any token is configured, reads below `/v1/` require one.
     pub read_token_file: Option<PathBuf>,
-    /// Whether `/metrics` needs a token for reads, too.
+    /// Whether `/metrics` requires a read token as well.
     pub protect_metrics: bool,
-    /// Names under which clients may address the gateway over TCP, apart from `localhost`, IP
-    /// addresses and the name in `listen`: requests for other hosts are refused, since a browser
-    /// could have been led here by a name of somebody else's (DNS rebinding).
+    /// Host names under which clients may reach the gateway over TCP, in addition to `localhost`, IP
+    /// addresses and the name in `listen`. Requests for other hosts are refused: a browser could have
+    /// been led here by DNS rebinding.
     pub hosts: Vec<String>,
-    /// How many connections `listen` holds at most, each client at most a quarter of them; `socket` and
-    /// `probes` have 64 each of their own. One more takes the place of the one that has been idle longest.
+    /// Maximum number of connections to `listen`; one client holds at most a quarter of them.
+    /// `socket` and `probes` have 64 each in addition. A new connection beyond the limit replaces the
+    /// one that has been idle longest.
     pub max_connections: usize,
 }
 
-/// Where the Unix socket is.
+/// Location of the Unix socket.
 #[derive(Debug, Clone, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 #[serde(from = "String", into = "String")]
 pub enum Socket {
-    /// Where `halley plugin` looks for it.
+    /// The default location, where `halley plugin` looks for it.
     #[default]
     Auto,
-    /// Nowhere.
+    /// No socket.
     Off,
     /// At this path.
     At(PathBuf),
@@ -83,9 +84,9 @@ impl Default for Config {
     }
 }
 
-/// Fewer would leave nothing for a second client.
+/// With fewer, a second client would get none.
 const FEWEST_CONNECTIONS: usize = 8;
-/// `sockaddr_un` has room for no more bytes of a path.
+/// The limit of `sockaddr_un` on a path.
 const LONGEST_SOCKET: usize = 107;
 
 impl Config {
@@ -116,7 +117,7 @@ impl Config {
         }
         if self.max_connections < FEWEST_CONNECTIONS {
             problems.push(format!(
-                "`admin.max_connections` is {}; the least is {FEWEST_CONNECTIONS}",
+                "`admin.max_connections` is {}; it must be at least {FEWEST_CONNECTIONS}",
                 self.max_connections
             ));
         }

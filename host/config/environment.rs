@@ -1,4 +1,4 @@
-//! The environment: which variables are ours, and which only look like it.
+//! Environment variables: overrides, and variables that look like misspelled ones.
 
 use std::ffi::OsString;
 
@@ -10,12 +10,11 @@ use crate::config::mistake::Mistake;
 /// The prefix of environment overrides: `HALLEY__SECTION__KEY`.
 pub const ENVIRONMENT_PREFIX: &str = "HALLEY__";
 
-/// What the variables of this program begin with, the overrides among them.
+/// Prefix of this program's variables, including the overrides.
 const OURS: &str = "HALLEY";
 
-/// The variables that may be overrides, or were meant to be. `vars_os`, since `vars` panics where
-/// any variable is not UTF-8; one of ours is read as far as it can be, and refused by the check of
-/// its value.
+/// The variables that are overrides or may be meant as such. Uses `vars_os`, because `vars` panics if
+/// any variable is not UTF-8. Invalid UTF-8 in ours is replaced, and fails validation.
 pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
     let text = |(name, value): (OsString, OsString)| {
         (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
@@ -23,29 +22,29 @@ pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(text).filter(|(name, _)| name.to_uppercase().starts_with(OURS))
 }
 
-/// What is wrong with a variable that is no override, when it spells one except for its underscores
-/// and its case: `HALLEY_KAFKA_GROUP`. What else begins like that may be anybody's: container
-/// platforms name variables after services.
+/// The mistake in a variable that is not an override but matches one except for underscores and case:
+/// `HALLEY_KAFKA_GROUP`. Other variables with this prefix may belong to anyone: container platforms
+/// name variables after services.
 pub(super) fn misspelt(variable: &str) -> Option<Mistake> {
-    let text = format!("is not read; {}", right_spelling(variable)?);
+    let text = format!("is ignored; {}", right_spelling(variable)?);
     Some(Mistake { place: format!("environment variable {variable}"), text })
 }
 
-/// How a variable is written that spells a key except for its underscores and its case.
+/// The correct spelling of a variable that matches a key except for underscores and case.
 pub(super) fn right_spelling(variable: &str) -> Option<String> {
     let upper = variable.to_uppercase();
     let words: Vec<&str> = upper.strip_prefix(OURS)?.split('_').filter(|word| !word.is_empty()).collect();
-    // Each way to put words together to sections and a key; a gap between words is one or the other.
+    // Tries every way to join the words into sections and a key: each gap is `_` or `__`.
     let gaps = u32::try_from(words.len()).ok().filter(|words| (2..=MOST_WORDS).contains(words))? - 1;
     let path = (1..1_u32 << gaps).map(|cuts| path(&words, cuts)).find(|path| is_key(path))?;
     let right = format!("{ENVIRONMENT_PREFIX}{}", path.join("__").to_uppercase());
     Some(format!("write {right} for `{}`", path.join(".")))
 }
 
-/// No key has more words than that.
+/// Maximum number of words in a key.
 const MOST_WORDS: u32 = 8;
 
-/// The words, with a new part wherever a bit of `cuts` is set.
+/// Joins the words, starting a new part at each set bit of `cuts`.
 fn path(words: &[&str], cuts: u32) -> Vec<String> {
     let mut path = vec![words[0].to_lowercase()];
     for (gap, word) in words[1..].iter().enumerate() {
@@ -58,9 +57,9 @@ fn path(words: &[&str], cuts: u32) -> Vec<String> {
     path
 }
 
-/// Whether a key stands here: whatever is said against the value, it is not that there is none.
+/// Whether this path is a key: the error about a test value must not be that the key is unknown.
 fn is_key(path: &[String]) -> bool {
-    // Anything may stand in a table of names; whoever means one writes it with two underscores.
+    // Tables with free keys accept anything; an override of those needs two underscores.
     let named = path.starts_with(&["kafka".into(), "properties".into()])
         || path.starts_with(&["comets".into(), "addresses".into()]);
     let is_none = |error: String| {

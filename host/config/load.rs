@@ -1,7 +1,7 @@
-//! From text and environment to a [`Config`], with the place of every mistake.
+//! Loads a [`Config`] from a file and the environment, and locates every mistake.
 //!
-//! What it says of a mistake never repeats a value that may be a secret: the text of the file only
-//! by line and column, and what stands in `kafka.properties` and the like not at all.
+//! Messages never repeat a value that may be secret: syntax errors give line and column only, and
+//! values in `kafka.properties` and similar sections are not shown.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::files;
 
 /// The largest file that is a configuration, in bytes.
 const LARGEST: u64 = 16 * 1024 * 1024;
-/// Loading stops counting here; a file with more mistakes is not a configuration.
+/// Loading stops after this many mistakes.
 const MOST_MISTAKES: usize = 50;
 
 /// A configuration as far as it can be read.
@@ -76,18 +76,18 @@ impl Config {
 /// What could be read.
 pub(super) struct Loaded {
     pub(super) config: Config,
-    /// Every mistake on the way there.
+    /// Every mistake found while loading.
     pub(super) mistakes: Vec<Mistake>,
-    /// What is probably a mistake.
+    /// Probable mistakes.
     pub(super) warnings: Vec<Mistake>,
 }
 
-/// What a configuration is called: by its file, where there is one.
+/// The name of the configuration: its file, if any.
 pub(super) fn name_of(file: Option<&Path>) -> String {
     file.map_or_else(|| "configuration".to_owned(), |file| file.display().to_string())
 }
 
-/// Reads a file and the environment on top of it.
+/// Reads a file and applies the environment.
 pub(super) fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> Loaded {
     let name = name_of(file);
     let nothing = |text: String| Loaded {
@@ -102,7 +102,7 @@ pub(super) fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (S
     };
     let table: Table = match text.parse() {
         Ok(table) => table,
-        Err(error) => return nothing(format!("is not TOML: {}", syntax(&text, &error))),
+        Err(error) => return nothing(format!("is not valid TOML: {}", syntax(&text, &error))),
     };
     let mut source = Source { name: name.clone(), text: &text, table, variables: BTreeMap::new() };
     let misspelt = source.overlay(environment);
@@ -112,8 +112,8 @@ pub(super) fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (S
     Loaded { config, mistakes, warnings }
 }
 
-/// What is wrong with the text, and where. The error's own text would show the line, and with it
-/// whatever secret stands there.
+/// The message and position of a syntax error. The error's own text would quote the line, which may
+/// contain a secret.
 fn syntax(text: &str, error: &toml::de::Error) -> String {
     let message = error.message().replace('\n', ", ");
     let Some(before) = error.span().and_then(|span| text.get(..span.start)) else { return message };
@@ -122,17 +122,17 @@ fn syntax(text: &str, error: &toml::de::Error) -> String {
     format!("line {line}, column {column}: {message}")
 }
 
-/// What is being read, and where each value came from.
+/// The input, and the origin of each value.
 struct Source<'a> {
     name: String,
     text: &'a str,
     table: Table,
-    /// Environment variables by the path that they set, with their raw text.
+    /// Environment variables with their raw text, by the path that they set.
     variables: BTreeMap<Vec<String>, (String, String)>,
 }
 
 impl Source<'_> {
-    /// Puts the environment on top; gives the variables that look as if they were meant to be.
+    /// Applies the environment. Returns the variables that look like misspelled overrides.
     fn overlay(&mut self, environment: impl IntoIterator<Item = (String, String)>) -> Vec<Mistake> {
         let mut misspelt = Vec::new();
         for (variable, raw) in environment {
@@ -141,7 +141,7 @@ impl Source<'_> {
                 continue;
             };
             let path: Vec<_> = rest.split("__").map(str::to_lowercase).collect();
-            // `5`, `true` and `["a"]` are what they look like, everything else is text.
+            // `5`, `true` and `["a"]` are parsed as TOML, everything else is text.
             let value = format!("v = {raw}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
             set(&mut self.table, &path, value.unwrap_or_else(|| Value::String(raw.clone())));
             self.variables.insert(path, (variable, raw));
@@ -149,7 +149,7 @@ impl Source<'_> {
         misspelt
     }
 
-    /// Sizes that are given as a bare number: it counts bytes, and mostly was not meant to.
+    /// Sizes given as a bare number: they count bytes, which is rarely intended.
     fn sizes_without_unit(&self) -> Vec<Mistake> {
         let bare = |value: &Value| match value {
             Value::String(text) => !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()),
@@ -163,14 +163,14 @@ impl Source<'_> {
             let number = get(&self.table, &path).map(number).unwrap_or_default();
             let (place, key) = (self.place(&path), path.join("."));
             let text = format!(
-                "`{key}` is {number} bytes, since no unit is given; write it with one, such as \"{number}MiB\", or \"{number}B\" if that is meant"
+                "`{key}` is {number} bytes, because it has no unit; add one, such as \"{number}MiB\", or \"{number}B\" if bytes are intended"
             );
             Mistake { place, text }
         };
         leaves(&self.table, bare).into_iter().filter(|path| is_size(path)).map(warning).collect()
     }
 
-    /// Reads the table again and again, each time without the value that was wrong last.
+    /// Deserializes repeatedly, each time without the last wrong value.
     fn read(mut self) -> (Config, Vec<Mistake>) {
         let mut mistakes = Vec::new();
         while mistakes.len() < MOST_MISTAKES {
@@ -198,8 +198,8 @@ impl Source<'_> {
         (Config::default(), mistakes)
     }
 
-    /// A group named `123` looks like a number in the environment: where that is wrong it is
-    /// text after all. Returns whether there is something new to try.
+    /// In the environment, a group named `123` looks like a number; if that is rejected, it is text.
+    /// Returns whether there is something new to try.
     fn take_as_text(&mut self, path: &[String]) -> bool {
         let Some((_, raw)) = self.variables.get(path) else { return false };
         let text = Value::String(raw.clone());
@@ -210,7 +210,7 @@ impl Source<'_> {
         true
     }
 
-    /// What to do about it, where serde's words do not say so.
+    /// How to fix a mistake, if serde's message does not say so.
     fn hint(&self, path: &[String], message: &str) -> String {
         let is = |what| message.contains(what);
         let property = path.len() > 2 && path[0] == "kafka" && path[1] == "properties";
@@ -218,8 +218,7 @@ impl Source<'_> {
         let spelling = || variable.and_then(|variable| environment::right_spelling(variable));
         match () {
             () if property && is("invalid type: map") => {
-                "; names of properties have dots in them and stand in quotes: \"sasl.password\" = \"...\""
-                    .into()
+                "; property names contain dots and need quotes: \"sasl.password\" = \"...\"".into()
             }
             () if property && is("expected a string") => "; put it in quotes".into(),
             () if variable.is_none() => String::new(),
@@ -245,8 +244,8 @@ impl Source<'_> {
     }
 }
 
-/// Whether what stands here is shown to nobody: passwords are among librdkafka's properties and in
-/// URLs, and what is called a secret is one.
+/// Whether the value at this path must not be shown: librdkafka's properties and URLs contain
+/// passwords, and so may every key that is named like a secret.
 pub(super) fn holds_secret(path: &[String]) -> bool {
     let inside =
         |section: &[&str]| path.len() >= section.len() && path.iter().zip(section).all(|(a, b)| a == b);
@@ -255,7 +254,7 @@ pub(super) fn holds_secret(path: &[String]) -> bool {
     inside(&["kafka", "properties"]) || inside(&["redis", "url"]) || inside(&["comets", "tls"]) || named
 }
 
-/// What serde says of a value, without the value: "invalid type: integer `5`, expected a string".
+/// serde's message without the value: "invalid type: integer `5`, expected a string".
 fn without_value(message: &str) -> String {
     if unknown_field(message).is_some() {
         return message.to_owned();
@@ -266,7 +265,7 @@ fn without_value(message: &str) -> String {
     }
 }
 
-/// The paths of all values for which this holds.
+/// The paths of all values that match.
 fn leaves(table: &Table, wanted: impl Fn(&Value) -> bool + Copy) -> Vec<Vec<String>> {
     fn walk(path: &[String], value: &Value, wanted: &dyn Fn(&Value) -> bool, found: &mut Vec<Vec<String>>) {
         let below = |key: String| path.iter().cloned().chain([key]).collect::<Vec<_>>();
@@ -289,13 +288,13 @@ fn leaves(table: &Table, wanted: impl Fn(&Value) -> bool + Copy) -> Vec<Vec<Stri
     found
 }
 
-/// Whether a size is wanted here: one is taken, and neither a time nor any other word.
+/// Whether a size is expected here: a size is accepted, but neither a duration nor any other word.
 fn is_size(path: &[String]) -> bool {
     let takes = |text: &str| takes(path, Value::String(text.to_owned()));
     takes("7 KiB") && !takes("7s") && !takes("word")
 }
 
-/// Whether a configuration with nothing but this value can be read.
+/// Whether a configuration with only this value is valid.
 fn takes(path: &[String], value: Value) -> bool {
     accepts(path, value).is_ok()
 }
@@ -331,8 +330,8 @@ fn get<'a>(table: &'a Table, path: &[String]) -> Option<&'a Value> {
     })
 }
 
-/// Takes out the value at this path, or the innermost array element or table around it that
-/// can be taken out.
+/// Removes the value at this path, or the innermost array element or table around it that can
+/// be removed.
 fn remove(table: &mut Table, path: &[String]) -> bool {
     let Some((key, rest)) = path.split_first() else { return false };
     match table.get_mut(key) {
@@ -351,7 +350,7 @@ fn remove(table: &mut Table, path: &[String]) -> bool {
     }
 }
 
-/// The line on which a key stands, or the innermost table around it.
+/// The line of a key, or of the innermost table around it.
 fn line_of(text: &str, path: &[String]) -> Option<usize> {
     let root = DeTable::parse(text).ok()?;
     let mut table: Option<&DeTable<'_>> = Some(root.get_ref());

@@ -1,8 +1,7 @@
-//! The configuration as a whole: the modules' own `Config`s under their section names, the
-//! file, the environment, and the checks that cross sections.
+//! The whole configuration: the modules' own `Config`s by section, loaded from a file and the
+//! environment, and checked across sections.
 //!
-//! Loading collects every mistake it can find, each with its place, instead of stopping at
-//! the first.
+//! Loading collects every mistake with its location instead of stopping at the first.
 
 pub mod admin;
 mod environment;
@@ -20,7 +19,7 @@ pub use environment::ENVIRONMENT_PREFIX;
 pub use load::Inspected;
 pub use mistake::{Mistake, Mistakes};
 
-/// Everything that can be configured. Every key is optional; unknown keys are refused.
+/// Everything that can be configured. Every key is optional; unknown keys are rejected.
 #[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -32,19 +31,19 @@ pub struct Config {
     pub routing: pipeline::RoutingConfig,
     /// The comets and how they are called.
     pub comets: comets::Config,
-    /// How long and how much.
+    /// Deadlines, batch sizes and limits of delivery.
     pub delivery: pipeline::DeliveryConfig,
-    /// What becomes of the absent.
+    /// What happens to messages for absent users.
     pub offline: offline::Config,
     /// The plugin directory and how it is watched.
     pub policies: policy::PoliciesConfig,
-    /// The policies, in the order in which they are asked.
+    /// The policies, in the order in which they run.
     pub plugin: Vec<policy::PluginConfig>,
     /// The admin listener.
     pub admin: admin::Config,
     /// The log.
     pub log: telemetry::Config,
-    /// The process as the system sees it.
+    /// Process-level settings.
     pub process: sandbox::Config,
 }
 
@@ -52,16 +51,16 @@ impl Config {
     /// The wanted plugins: those of [[plugin]], then those of the plugin directory.
     ///
     /// # Errors
-    /// When the plugin directory cannot be read.
+    /// If the plugin directory cannot be read.
     pub fn plugins(&self) -> anyhow::Result<Vec<policy::PluginConfig>> {
         policy::expand(&self.plugin, &self.policies)
     }
 
-    /// What to watch for changes of policies while the gateway runs: the file itself, the
-    /// plugins that it names, the plugin directory. Without a file, what this one names.
+    /// What to watch for policy changes at run time: the configuration file, its plugins and the
+    /// plugin directory. Without a file, the plugins of this configuration.
     pub fn sources(&self, file: Option<PathBuf>) -> policy::Sources {
         let (started_with, quiet, rescan) = (self.clone(), self.policies.quiet, self.policies.rescan);
-        // Files are read again every few seconds; the operator is told once of each change.
+        // Files are read every few seconds; each change is reported once.
         let told_of = Mutex::new(self.without_policies());
         let files = move || {
             let config = match &file {
@@ -72,7 +71,7 @@ impl Config {
             let mut told_of = told_of.lock();
             if *told_of != rest {
                 warn!(
-                    "the configuration changed outside of [[plugin]] and policies.directory; restart for that"
+                    "the configuration changed outside [[plugin]] and policies.directory; restart to apply it"
                 );
                 *told_of = rest;
             }
@@ -111,7 +110,7 @@ impl Config {
         problems.extend(self.log.validate());
         if self.routing.rooms == pipeline::Rooms::EveryComet && !self.comets.names_comets() {
             problems.push(
-                "`routing.rooms = \"every-comet\"` needs `comets.nodes` or `comets.discovery`: no comet is ever learned from a directory that is not asked".into(),
+                "`routing.rooms = \"every-comet\"` needs `comets.nodes` or `comets.discovery`: comets are not learned from a directory that is not queried".into(),
             );
         }
         if self.kafka.topics.contains(&self.offline.notify_topic) {
@@ -128,7 +127,7 @@ impl Config {
         problems
     }
 
-    /// What works, and was probably not meant.
+    /// Valid values that are probably not intended.
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.kafka.warnings();
         warnings.extend(self.delivery.warnings());
@@ -142,12 +141,12 @@ impl Config {
             && self.routing.knows_no_users(self.comets.dialect)
         {
             warnings.push(
-                "`offline.default` is \"store\", and nothing is stored: keys are connections (`routing.push_keys`) and rooms are not looked up (`routing.rooms`), so that no user is known who could be away; set `offline.default = \"drop\"`, or `routing.push_keys = \"users\"` where keys are users".to_owned(),
+                "`offline.default` is \"store\", but nothing is stored: keys are connections (`routing.push_keys`) and rooms are not looked up (`routing.rooms`), so no user is known to be absent; set `offline.default = \"drop\"`, or `routing.push_keys = \"users\"` where keys are users".to_owned(),
             );
         }
         if self.comets.breaker_patience >= self.delivery.give_up_after {
             warnings.push(format!(
-                "`comets.breaker_patience` ({:?}) is not below `delivery.give_up_after` ({:?}): every message to a dead comet waits for as long before its breaker opens",
+                "`comets.breaker_patience` ({:?}) is not below `delivery.give_up_after` ({:?}): every message to a dead comet waits that long before its breaker opens",
                 self.comets.breaker_patience, self.delivery.give_up_after
             ));
         }

@@ -1,4 +1,4 @@
-//! Loading: defaults, places of mistakes, the environment.
+//! Loading: defaults, locations of mistakes, the environment.
 
 use super::*;
 
@@ -105,7 +105,7 @@ fn a_mistake_shows_no_secret() {
         let mistakes = load(text, &[]).expect_err(text);
         assert!(!format!("{mistakes:?}").contains("hunter2"), "{text}: {mistakes:?}");
     }
-    // A password of digits.
+    // A password that consists of digits.
     let mistakes = load("[kafka.properties]\n\"sasl.password\" = 4711", &[]).expect_err("a number");
     let said = (
         "halley.toml:2".to_owned(),
@@ -152,31 +152,31 @@ fn what_was_probably_not_meant_is_warned_of() {
         (
             "[delivery]\nmax_in_flight_bytes = \"256\"",
             None,
-            "`delivery.max_in_flight_bytes` is 256 bytes, since no unit",
+            "`delivery.max_in_flight_bytes` is 256 bytes, because it has no unit",
         ),
         (
             "[delivery]\nmax_in_flight_bytes = 256",
             None,
-            "`delivery.max_in_flight_bytes` is 256 bytes, since no unit",
+            "`delivery.max_in_flight_bytes` is 256 bytes, because it has no unit",
         ),
-        ("[delivery]\nmax_in_flight_bytes = \"64KiB\"", None, "less than one record may have"),
+        ("[delivery]\nmax_in_flight_bytes = \"64KiB\"", None, "less than the maximum size of one record"),
         (
             "[[plugin]]\nname = \"a\"\npath = \"a.wasm\"\nmemory = \"64000000\"",
             None,
-            "`plugin.0.memory` is 64000000 bytes, since no unit",
+            "`plugin.0.memory` is 64000000 bytes, because it has no unit",
         ),
         ("[kafka]\nsession_timeout = \"1s\"", None, "`group.min.session.timeout.ms`"),
         (
             "[kafka]\nsession_timeout = \"60s\"\nproperties = { \"group.protocol\" = \"consumer\" }",
             None,
-            "the brokers say how long",
+            "the brokers set the session timeout",
         ),
         ("[comets]\nconnect_timeout = \"3s\"", None, "no effect beyond `delivery.timeout`"),
         ("[comets]\nbreaker_patience = \"10s\"", None, "not below `delivery.give_up_after`"),
         (
             "[comets]\ndialect = \"goim\"\nnodes = [\"a:1\"]\n[routing]\nrooms = \"every-comet\"",
             None,
-            "`offline.default` is \"store\", and nothing is stored",
+            "`offline.default` is \"store\", but nothing is stored",
         ),
         ("", Some(("HALLEY_KAFKA_GROUP", "g")), "write HALLEY__KAFKA__GROUP"),
     ] {

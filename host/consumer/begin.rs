@@ -1,12 +1,13 @@
-//! Where an assigned partition begins. Pure.
+//! Decides where an assigned partition starts. Pure.
 //!
-//! - With what the group has committed there, when that is of the topic as it stands.
-//! - At its start, when the committed offset is of a topic of the same name that was deleted:
-//!   what was counted in that log says nothing of this one.
-//! - Where `[kafka] start` says, when the group has committed nothing in the topic at all, or
-//!   when others of the group do the same at the moment. Once committed, that holds: a restart
-//!   does not decide again.
-//! - At its start, when it was added later (KIP-842).
+//! - At the group's committed offset, if that offset belongs to the current incarnation of the
+//!   topic.
+//! - At the beginning, if the committed offset belongs to a deleted topic of the same name: an
+//!   offset of that log has no meaning in this one.
+//! - Where `[kafka] start` says, if the group has committed nothing in the topic, or if other
+//!   members of the group are starting there at this moment. The decision is committed, so a
+//!   restart does not decide again.
+//! - At the beginning, if the partition was added later (KIP-842).
 
 use std::collections::BTreeMap;
 
@@ -28,18 +29,18 @@ pub(super) struct TopicView {
     pub(super) id: Option<TopicId>,
     /// How many partitions it has.
     pub(super) partitions: i32,
-    /// What the group has committed there, of all partitions.
+    /// What the group has committed, for all partitions of the topic.
     pub(super) committed: BTreeMap<i32, Committed>,
-    /// This process has had partitions of it before: the group is not new to it.
+    /// This process has consumed the topic before, so the group is not new to it.
     pub(super) known: bool,
 }
 
-/// Where to begin.
+/// Where to start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Position {
     /// At the offset that the group has committed.
     Committed(i64),
-    /// At the first record that is there.
+    /// At the first available record.
     Beginning(Because),
     /// After the last record.
     End,
@@ -47,19 +48,19 @@ pub(super) enum Position {
     Time(i64),
 }
 
-/// Why a partition begins at its start.
+/// Why a partition starts at the beginning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Because {
     /// The group is new, and `[kafka] start` says so.
     New,
-    /// It was added to a topic that the group had come to before.
+    /// The partition was added after the group started to consume the topic.
     Added,
     /// The topic was deleted and created again.
     CreatedAgain,
 }
 
 impl TopicView {
-    /// Where this partition begins.
+    /// Where this partition starts.
     pub(super) fn position(&self, start: Start, partition: i32) -> Position {
         match self.committed.get(&partition) {
             Some(Committed { mark: Some(mark), .. }) if mark.is_of_another(self.id) => {
@@ -75,14 +76,26 @@ impl TopicView {
         }
     }
 
+    /// Whether the group was there before the partition's first record, so that what is missing at
+    /// the log's start is lost. Not known of a group that another program has committed for.
+    pub(super) fn owns_from_zero(&self, position: Position) -> bool {
+        match position {
+            Position::Beginning(Because::CreatedAgain) => true,
+            Position::Beginning(Because::Added) => {
+                self.known || self.committed.values().any(|committed| committed.mark.is_some())
+            }
+            _ => false,
+        }
+    }
+
     /// What to commit with the offsets of this topic from now on.
     pub(super) fn mark(&self) -> Mark {
         Mark { topic: self.id, started: self.started() }
     }
 
-    /// `[kafka] start` is for partitions below this number: all, when the group has never come
-    /// here; those that it found, when some of them are committed; none that came later, and
-    /// none of a topic that was created again.
+    /// `[kafka] start` applies to partitions below this number: to all if the group is new to
+    /// the topic, or to those that existed when it was. It never applies to partitions that were
+    /// added later, nor to a recreated topic.
     fn started(&self) -> i32 {
         if self.committed.is_empty() && !self.known {
             return self.partitions;
@@ -114,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_group_begins_where_start_says() {
+    fn a_new_group_starts_where_configured() {
         let new = topic(4, &[]);
         let minute = Start::At(SystemTime::UNIX_EPOCH + Duration::from_secs(60));
         assert_eq!(new.position(Start::Oldest, 3), Position::Beginning(Because::New));
@@ -124,20 +137,24 @@ mod tests {
     }
 
     #[test]
-    fn partitions_that_come_later_begin_at_their_start() {
+    fn partitions_added_later_start_at_the_beginning() {
         // Another member has committed two of the four partitions that the group found.
         let at_first = topic(6, &[(0, 10, mark(NOW, 4)), (1, 0, mark(NOW, 4))]);
-        assert_eq!(at_first.position(Start::Newest, 3), Position::End, "the group has just come");
+        assert_eq!(at_first.position(Start::Newest, 3), Position::End, "the group is new");
         assert_eq!(at_first.position(Start::Newest, 4), Position::Beginning(Because::Added));
         assert_eq!(Some(at_first.mark()), mark(NOW, 4));
+        let added = Position::Beginning(Because::Added);
+        assert!(at_first.owns_from_zero(added), "what retention has removed of it was never read");
+        assert!(!at_first.owns_from_zero(Position::Beginning(Because::New)), "that was before the group");
         // Committed by a program that leaves no marks.
         let foreign = topic(2, &[(0, 10, None)]);
         assert_eq!(foreign.position(Start::Newest, 1), Position::Beginning(Because::Added));
         assert_eq!(Some(foreign.mark()), mark(NOW, 0));
+        assert!(!foreign.owns_from_zero(added), "it is not known when the group came");
     }
 
     #[test]
-    fn what_is_committed_counts_when_it_is_of_this_topic() {
+    fn a_committed_offset_counts_only_for_its_topic_incarnation() {
         let topic = topic(3, &[(0, 7, mark(NOW, 3)), (1, 8, None), (2, 51, mark(OLD, 3))]);
         assert_eq!(topic.position(Start::Newest, 0), Position::Committed(7));
         assert_eq!(topic.position(Start::Newest, 1), Position::Committed(8));
@@ -145,20 +162,20 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_that_was_created_again_is_read_from_its_start_whatever_start_says() {
+    fn a_recreated_topic_is_read_from_the_beginning() {
         let again = topic(4, &[(0, 51, mark(OLD, 4))]);
         for partition in 0..4 {
             assert!(matches!(again.position(Start::Newest, partition), Position::Beginning(_)));
         }
-        assert_eq!(Some(again.mark()), mark(NOW, 0), "also for members that see only this commit");
-        // Kafka forgets what was committed in a topic that is deleted; this process does not.
+        assert_eq!(Some(again.mark()), mark(NOW, 0), "holds for members that see only this commit");
+        // Kafka forgets the committed offsets of a deleted topic; this process remembers the topic.
         let forgotten = TopicView { known: true, ..topic(4, &[]) };
         assert_eq!(forgotten.position(Start::Newest, 0), Position::Beginning(Because::Added));
         assert_eq!(Some(forgotten.mark()), mark(NOW, 0));
     }
 
     #[test]
-    fn without_topic_ids_what_is_committed_is_taken_as_it_is() {
+    fn without_topic_ids_committed_offsets_are_trusted() {
         let topic = TopicView { id: None, ..topic(1, &[(0, 51, mark(OLD, 1))]) };
         assert_eq!(topic.position(Start::Newest, 0), Position::Committed(51));
     }

@@ -1,16 +1,16 @@
-//! How librdkafka is set up to consume.
+//! librdkafka's configuration for the consumer.
 
 use rdkafka::ClientConfig;
 
 use crate::kafka;
 
-/// The least that the memory of an unpacked batch is bounded to: what librdkafka has by default.
+/// The lowest bound on the size of a decompressed batch: librdkafka's default.
 const LEAST_BATCH: u64 = 100_000_000;
-/// The most, where memory allows it.
+/// The highest bound, if memory allows it.
 const MOST_BATCH: u64 = 1 << 30;
 
-/// The configuration of the group's consumer. `memory` is what the process may use; topics of these
-/// names are never read, whatever pattern they match.
+/// The consumer's configuration. `memory` is the memory limit of the process. Topics with these
+/// names are never consumed, even if a pattern matches them.
 pub(super) fn client_config(config: &kafka::Config, memory: Option<u64>, not_these: &[&str]) -> ClientConfig {
     let mut client = config.client();
     let mut default = |key: &str, value: &str| {
@@ -19,25 +19,25 @@ pub(super) fn client_config(config: &kafka::Config, memory: Option<u64>, not_the
         }
     };
     if !config.is_next_generation() {
-        // The brokers assign and say how long a session lasts where the group speaks KIP-848.
+        // With KIP-848 the brokers assign partitions and set the session timeout.
         default("partition.assignment.strategy", "cooperative-sticky");
         default("session.timeout.ms", &config.session_timeout.as_millis().to_string());
     }
-    // The default of a second makes gaps of a second each time the fetch queue fills.
+    // The default of 1 s causes a gap of 1 s each time the fetch queue fills.
     default("fetch.queue.backoff.ms", "20");
     default("queued.max.messages.kbytes", "16384");
-    // A topic that is created after the gateway started is found within this time.
+    // A topic that is created while the gateway runs is discovered within this time.
     default("topic.metadata.refresh.interval.ms", "10000");
     default("statistics.interval.ms", "1000");
     default("receive.message.max.bytes", &largest_batch(config, memory).to_string());
     client
         .set("group.id", &config.group)
-        // Where a group begins is decided and committed by `placing`. What is left for this are
-        // offsets that the log does not hold any more, or does not hold yet.
+        // `placing` decides and commits where a group starts. This setting only covers offsets
+        // outside the log: already removed, or not yet written.
         .set("auto.offset.reset", "earliest")
-        // librdkafka commits what the watermark stores, and again when Kafka refuses: of a commit
-        // made by hand and not waited for, nobody hears how it ended (rdkafka_cgrp.c,
-        // propagate_commit_result), and one refused in a rebalance would never be repeated.
+        // librdkafka commits the stored watermark and retries a refused commit. The result of an
+        // explicit asynchronous commit is not reported (rdkafka_cgrp.c, propagate_commit_result),
+        // and a commit refused during a rebalance would never be retried.
         .set("enable.auto.commit", "true")
         .set("auto.commit.interval.ms", config.commit_every.as_millis().max(1).to_string())
         .set("enable.auto.offset.store", "false");
@@ -50,16 +50,16 @@ pub(super) fn client_config(config: &kafka::Config, memory: Option<u64>, not_the
     client
 }
 
-/// A batch that unpacks to more than `receive.message.max.bytes` is never read (librdkafka issue
-/// 5260, for zstd), so that this is as high as memory allows: half of it for one batch.
+/// librdkafka never reads a batch that decompresses to more than `receive.message.max.bytes`
+/// (issue 5260, for zstd). So this is as high as memory allows: half of the limit for one batch.
 fn largest_batch(config: &kafka::Config, memory: Option<u64>) -> u64 {
     let fetched = config.properties.get("fetch.max.bytes").and_then(|bytes| bytes.parse::<u64>().ok());
-    // librdkafka wants it to hold a whole answer.
+    // librdkafka requires room for a whole response.
     let least = LEAST_BATCH.max(fetched.unwrap_or_default().saturating_add(512));
     memory.map_or(MOST_BATCH, |memory| memory / 2).clamp(least, MOST_BATCH.max(least))
 }
 
-/// What librdkafka is to take for topics that do not exist: expressions, separated by commas.
+/// Topics for librdkafka to ignore, as comma-separated regular expressions.
 fn ignored(config: &kafka::Config, not_these: &[&str]) -> String {
     let exactly = |topic: &&str| format!("^{}$", topic.replace('.', "\\."));
     let theirs = config.properties.get("topic.blacklist").cloned();
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_may_unpack_to_half_of_the_memory() {
+    fn a_batch_may_decompress_to_half_of_the_memory() {
         let config = kafka::Config::default();
         assert_eq!(largest_batch(&config, None), MOST_BATCH);
         assert_eq!(largest_batch(&config, Some(1_000_000_000)), 500_000_000);

@@ -1,6 +1,6 @@
-//! What librdkafka calls back: assignments, revocations, errors and statistics.
+//! librdkafka's callbacks: assignments, revocations, errors and statistics.
 //!
-//! All callbacks run on the polling thread. None of them may panic: the frames below are C.
+//! All callbacks run on the polling thread. None of them may panic: the frames below are C code.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,18 +9,20 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Statistics, TopicPartitionList};
 use tracing::{debug, error, info, warn};
 
+use crate::consumer::commit::{Hope, commit_stored};
 use crate::consumer::health::Health;
 use crate::consumer::limit::Limit;
+use crate::consumer::locate;
 use crate::consumer::metrics::Metrics;
 use crate::consumer::open_transactions::{Changes, OpenTransactions};
-use crate::consumer::partition::{Flow, Partition};
-use crate::consumer::partitions::{Key, Partitions};
+use crate::consumer::partition::Partition;
+use crate::consumer::partitions::{Key, Partitions, Relief, uncommitted};
 use crate::consumer::patience::Patience;
 use crate::consumer::refusal;
 use crate::consumer::unreadable::{Fetched, Stuck, Unreadable};
@@ -30,11 +32,14 @@ use crate::memory_guard::MemoryGuard;
 use crate::stalls::Stalls;
 use crate::telemetry::LogThrottle;
 
-/// How often is told of what Kafka refuses.
+/// How often a refusal of Kafka's is logged.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
 
-/// How often a drain looks after the partitions that stay.
+/// How often a drain refills the partitions that stay.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
+
+/// How long to wait before a commit is tried again.
+const COMMIT_AGAIN: Duration = Duration::from_millis(50);
 
 /// The consumer's side of librdkafka's callbacks.
 pub(super) struct Context {
@@ -44,14 +49,14 @@ pub(super) struct Context {
     pub(super) metrics: Metrics,
     pub(super) stalls: Stalls,
     pub(super) health: Health,
-    /// It is not known of every partition where it is.
+    /// Some partition has no known position.
     pub(super) unplaced: AtomicBool,
-    /// How often that could not be found out, in a row.
+    /// Consecutive failed attempts to find the positions.
     pub(super) attempts: AtomicUsize,
     config: kafka::Config,
     unreadable: Mutex<Unreadable>,
     open_transactions: Mutex<OpenTransactions>,
-    /// librdkafka has gone to another offset by itself.
+    /// librdkafka has reset an offset.
     offset_reset: AtomicBool,
     on_assigned: OnAssigned,
     voice: Voice,
@@ -95,26 +100,26 @@ impl Context {
         self.partitions.lock()
     }
 
-    /// Whether Kafka will not have this consumer any more.
+    /// Whether Kafka has fenced this consumer.
     pub(super) fn is_shut_out(&self) -> bool {
         self.health.is_shut_out()
     }
 
-    /// Finds out whether Kafka will not have this consumer any more. The events of fatal errors
-    /// bear the codes of their causes, so that the client is asked.
+    /// Checks whether Kafka has fenced this consumer. The event of a fatal error carries the code
+    /// of its cause, so this asks the client.
     pub(super) fn look_for_fatal_error(&self, consumer: &BaseConsumer<Self>) {
         if let Some((_, reason)) = consumer.client().fatal_error() {
             self.health.shut_out(&reason);
         }
     }
 
-    /// What keeps partitions from being read, as far as librdkafka says.
+    /// Reports partitions that librdkafka cannot read.
     fn look_for_stalls(&self, fetched: &[Fetched]) {
         let stuck = self.unreadable.lock().stuck(Instant::now(), fetched);
         for Stuck { key, offset, reason } in stuck {
             let (topic, partition) = &key;
             let cause = format!(
-                "cannot be read: {reason}; raise `receive.message.max.bytes` of [kafka.properties], or pass over it: stop the gateways of the group, then `halley offsets skip --topic {topic} --partition {partition}`"
+                "cannot be read: {reason}; raise `receive.message.max.bytes` in [kafka.properties], or skip the batch: stop the gateways of the group, then run `halley offsets skip --topic {topic} --partition {partition}`"
             );
             self.partitions().hold(&self.stalls, &key, Some(offset), &cause);
         }
@@ -123,7 +128,7 @@ impl Context {
             self.partitions().release(&key);
         }
         for (key, offset) in held {
-            let cause = "a producer's transaction is open from here on, and what comes after it cannot be read before it ends; `kafka-transactions.sh find-hanging` names it, and `abort` ends it";
+            let cause = "a producer's transaction is open from this offset on, and later records cannot be read until it ends; `kafka-transactions.sh find-hanging` names it, and `abort` ends it";
             self.partitions().hold(&self.stalls, &key, Some(offset), &cause);
         }
     }
@@ -133,13 +138,13 @@ impl Context {
         self.unplaced.load(Ordering::Relaxed)
     }
 
-    /// Whether librdkafka has gone to another offset by itself since this was asked last.
+    /// Whether librdkafka has reset an offset since the last call.
     pub(super) fn take_offset_reset(&self) -> bool {
         self.offset_reset.swap(false, Ordering::Relaxed)
     }
 
-    /// Takes partitions over: finds out where they begin, has them fetched from there, and starts
-    /// their workers.
+    /// Takes over partitions: finds out where they start, assigns them there, and starts their
+    /// workers.
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let feeds: Vec<_> =
             keys(list).into_iter().map(|(topic, number)| self.partitions().assign(topic, number)).collect();
@@ -149,10 +154,10 @@ impl Context {
             RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(&placed),
         };
         if let Err(error) = assigned {
-            error!(%error, partitions = %names(list), "librdkafka does not take partitions that were assigned");
+            error!(%error, partitions = %names(list), "librdkafka refused assigned partitions");
         }
-        // librdkafka keeps a partition's pause over unassign and assign (rdkafka_assignment.c
-        // clears only its own): one that comes back would never flow again.
+        // librdkafka keeps a partition paused across unassign and assign (rdkafka_assignment.c
+        // clears only its own pauses): a partition that comes back would never flow again.
         if let Err(error) = consumer.resume(list) {
             warn!(%error, "cannot resume partitions that were assigned");
         }
@@ -161,7 +166,7 @@ impl Context {
         info!(partitions = %names(list), "partitions assigned");
     }
 
-    /// Gives partitions back.
+    /// Releases partitions.
     fn unassign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         self.revoke(consumer, list);
         let unassigned = match consumer.rebalance_protocol() {
@@ -169,20 +174,18 @@ impl Context {
             RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
         };
         if let Err(error) = unassigned {
-            error!(%error, partitions = %names(list), "librdkafka does not give partitions back");
+            error!(%error, partitions = %names(list), "librdkafka cannot release partitions");
         }
     }
 
-    /// Finishes what was begun on these partitions, as long as that is worth waiting for, and
-    /// commits.
+    /// Drains these partitions within the drain timeout, then commits.
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let lost = consumer.assignment_lost();
         let mut leaving = self.partitions().take(keys(list), lost);
         if lost {
-            self.health.left();
-            warn!(partitions = %names(list), "partitions lost: this member was silent for longer than the session timeout; what was in flight is delivered again");
-            return;
+            return self.lost_partitions(consumer, &leaving);
         }
+        let deadline = Instant::now() + self.drain_deadline;
         let unfinished = self.drain(consumer, &mut leaving);
         let mut settled = TopicPartitionList::new();
         for ((topic, number), partition) in &leaving {
@@ -191,10 +194,47 @@ impl Context {
             }
         }
         if let Err(error) = consumer.store_offsets(&settled) {
-            warn!(%error, "cannot store offsets; what was settled last is delivered again");
+            warn!(%error, "cannot store offsets; the records settled last are delivered again");
         }
-        commit_now(consumer);
+        let open = uncommitted(leaving.iter().map(|(key, partition)| (key, partition)));
+        // Without any, it is the end of a stop, which has had its time.
+        let deadline = if leaving.is_empty() { Instant::now() } else { deadline };
+        let committed = self.commit_until(consumer, deadline);
+        if let Err(error) = &committed {
+            warn!(%error, partitions = %offsets_of(&open), "cannot commit offsets of partitions that go elsewhere: what was settled since the last commit is delivered again");
+        }
+        self.partitions().note_revoked(unfinished, if committed.is_ok() { 0 } else { open.len() });
         info!(partitions = %names(list), unfinished, "partitions revoked");
+    }
+
+    /// Others have these partitions already, or nobody will.
+    fn lost_partitions(&self, consumer: &BaseConsumer<Self>, lost: &[(Key, Partition)]) {
+        self.health.left();
+        let unsettled = lost.iter().map(|(_, partition)| partition.unsettled().records).sum();
+        let open = uncommitted(lost.iter().map(|(key, partition)| (key, partition)));
+        self.partitions().note_revoked(unsettled, open.len());
+        let all: Vec<&Key> = lost.iter().map(|(key, _)| key).collect();
+        let deleted = locate::deleted(consumer, all.iter().map(|key| &*key.0));
+        let (gone, rest): (Vec<&Key>, Vec<&Key>) = all.into_iter().partition(|key| deleted.contains(&key.0));
+        if !gone.is_empty() {
+            warn!(partitions = %names_of(&gone), "partitions lost: their topic was deleted; what was read of it is finished as far as it had begun");
+        }
+        if !rest.is_empty() {
+            warn!(partitions = %names_of(&rest), "partitions lost: the group has given them to others, as this member was silent for longer than the session timeout or its topics changed; what was in flight is delivered again");
+        }
+    }
+
+    /// Commits what is stored; again, until this time, while that may help and no poll is needed.
+    fn commit_until(&self, consumer: &BaseConsumer<Self>, deadline: Instant) -> KafkaResult<()> {
+        loop {
+            let Err(error) = commit_stored(consumer) else { return Ok(()) };
+            if Hope::of(&error) != Hope::Later || Instant::now() + COMMIT_AGAIN > deadline {
+                return Err(error);
+            }
+            debug!(%error, "kafka refused a commit; trying again");
+            std::thread::sleep(COMMIT_AGAIN);
+            self.refill(consumer);
+        }
     }
 
     /// Waits for the workers of partitions that go elsewhere; those that stay go on with what
@@ -208,34 +248,41 @@ impl Context {
             busy.wait(left.min(DRAIN_STEP));
             self.refill(consumer);
         }
-        let unfinished = leaving.iter_mut().map(|(_, partition)| partition.give_up()).sum();
-        self.partitions().note_abandoned(unfinished);
-        unfinished
+        leaving.iter_mut().map(|(_, partition)| partition.give_up()).sum()
     }
 
-    /// Admits what waits, and lets the partitions flow again that have room.
+    /// Admits waiting records and resumes the partitions that have room.
     pub(super) fn refill(&self, consumer: &BaseConsumer<Self>) {
-        let resumed = self.partitions().refill();
-        for (topic, number) in resumed {
-            apply(consumer, &topic, number, Flow::Resume);
+        let resumed = self.partitions().refill(Instant::now());
+        if let Some(list) = list_of(&resumed) {
+            debug!(partitions = ?resumed, "partitions resume");
+            warn_of(consumer.resume(&list), &resumed, "cannot resume partitions");
         }
+    }
+
+    /// Pauses partitions of which too much waits. Returns whether no more is to be read for a
+    /// moment.
+    pub(super) fn relieve(&self, consumer: &BaseConsumer<Self>) -> bool {
+        let Relief { pause, wait } = self.partitions().relieve(Instant::now());
+        if let Some(list) = list_of(&pause) {
+            debug!(partitions = ?pause, "partitions pause");
+            warn_of(consumer.pause(&list), &pause, "cannot pause partitions");
+        }
+        wait
     }
 }
 
-/// Tells Kafka to pause or to resume a partition.
-pub(super) fn apply(consumer: &BaseConsumer<Context>, topic: &str, number: i32, flow: Flow) {
-    let mut list = TopicPartitionList::new();
-    list.add_partition(topic, number);
-    let applied = match flow {
-        Flow::Pause => consumer.pause(&list),
-        Flow::Resume => consumer.resume(&list),
-        Flow::Unchanged => Ok(()),
-    };
-    debug!(topic, partition = number, ?flow, "the flow of a partition changed");
-    if let Err(error) = applied {
-        // Pausing only saves memory and resuming is tried with the next assignment, but
-        // neither should ever fail for a partition that is ours.
-        warn!(topic, partition = number, ?flow, %error, "cannot change the flow of a partition");
+fn list_of(keys: &[Key]) -> Option<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(keys.len());
+    keys.iter().for_each(|(topic, number)| drop(list.add_partition(topic, *number)));
+    (!keys.is_empty()).then_some(list)
+}
+
+/// Pausing only saves memory and resuming is tried with the next assignment, but neither should ever
+/// fail for partitions that are ours.
+fn warn_of(result: KafkaResult<()>, partitions: &[Key], what: &str) {
+    if let Err(error) = result {
+        warn!(?partitions, %error, "{what}");
     }
 }
 
@@ -262,10 +309,10 @@ impl ClientContext for Context {
     }
 
     fn stats(&self, statistics: Statistics) {
-        // Logical connections (the coordinator's) have no node id.
+        // Logical connections (to the coordinator) have no node id.
         let up = statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP");
         if up && self.health.a_broker_is_up() {
-            info!("kafka is there");
+            info!("connected to kafka");
         }
         let fetched = self.partitions().observe(&statistics);
         self.look_for_stalls(&fetched);
@@ -277,12 +324,15 @@ impl ConsumerContext for Context {
         self.metrics.rebalances.inc();
         match what {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, list),
-            // rdkafka calls with no other than these two.
+            // rdkafka passes no other values.
             _ => self.unassign(consumer, list),
         }
     }
 
     fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
+        if result.is_ok() {
+            self.partitions().note_committed(offsets);
+        }
         // The whole may have succeeded and single partitions not.
         let refused = offsets.elements().iter().find_map(|element| element.error().err());
         if let Some(error) = result.err().or(refused)
@@ -293,19 +343,23 @@ impl ConsumerContext for Context {
     }
 }
 
-/// Commits what is stored, and waits for it.
-pub(super) fn commit_now(consumer: &BaseConsumer<Context>) {
-    match consumer.commit_consumer_state(CommitMode::Sync) {
-        Ok(()) | Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => {}
-        Err(error) => warn!(%error, "cannot commit offsets; what was settled last is delivered again"),
-    }
-}
-
 pub(super) fn keys(list: &TopicPartitionList) -> Vec<Key> {
     list.elements().iter().map(|e| (Arc::from(e.topic()), e.partition())).collect()
 }
 
 fn names(list: &TopicPartitionList) -> String {
     let names: Vec<_> = list.elements().iter().map(|e| format!("{}/{}", e.topic(), e.partition())).collect();
+    names.join(" ")
+}
+
+fn names_of(keys: &[&Key]) -> String {
+    let names: Vec<_> = keys.iter().map(|(topic, partition)| format!("{topic}/{partition}")).collect();
+    names.join(" ")
+}
+
+/// As `topic/partition/offset`.
+pub(super) fn offsets_of(open: &[(Key, i64)]) -> String {
+    let names: Vec<_> =
+        open.iter().map(|((topic, partition), offset)| format!("{topic}/{partition}/{offset}")).collect();
     names.join(" ")
 }

@@ -1,4 +1,4 @@
-//! What the polling thread hands to the worker of one partition.
+//! The records of one partition, from the polling thread to the partition's worker.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use tokio_util::sync::CancellationToken;
 use crate::message::Record;
 use crate::offsets::Ticket;
 
-/// A record with its ticket: whoever settles the ticket has given the record its outcome.
+/// An admitted record and the handle that settles it.
 #[derive(Debug)]
 pub struct Admitted {
     /// The record.
     pub record: Arc<Record>,
-    /// Settles its offset.
+    /// Settles the record's offset.
     pub ticket: Ticket,
 }
 
-/// One assigned partition as its worker sees it. Dropping it says that the worker is done.
+/// One assigned partition as its worker sees it. Dropping it signals that the worker is done.
 #[derive(Debug)]
 pub struct Feed {
     /// The topic.
@@ -26,10 +26,10 @@ pub struct Feed {
     pub partition: i32,
     /// Records in the order of their offsets. Ends when the partition is revoked.
     pub records: mpsc::Receiver<Admitted>,
-    /// Cancelled when the partition is going away: begin nothing new, finish what is begun.
+    /// Cancelled when the partition is being revoked: finish the work in progress, start no more.
     pub closing: CancellationToken,
-    /// Cancelled when the time for finishing is over: drop everything.
+    /// Cancelled when the drain has timed out: drop everything.
     pub abandon: CancellationToken,
-    /// Closes with the feed; nothing is ever sent.
+    /// Closes with the stream; nothing is ever sent.
     pub(super) _done: std::sync::mpsc::Sender<()>,
 }

@@ -1,11 +1,11 @@
-//! Whether Kafka is there: what readiness asks.
+//! Whether Kafka is reachable, for readiness.
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-/// Whether Kafka is there, for readiness.
+/// Whether Kafka is reachable, for readiness.
 #[derive(Clone, Default)]
 pub struct Health {
     state: Arc<Mutex<State>>,
@@ -16,7 +16,7 @@ pub struct Health {
 struct State {
     brokers_up: bool,
     in_group: bool,
-    /// Why the group does not take this member, or has no partitions for it.
+    /// Why the group does not accept this member, or has no partitions for it.
     refusal: Option<String>,
     last_error: Option<String>,
 }
@@ -27,12 +27,12 @@ impl Health {
         let state = self.state.lock();
         if self.shut_out.is_cancelled() {
             let last = state.last_error.as_deref().unwrap_or("no reason given");
-            return Some(format!("kafka: shut out of the consumer group for good ({last})"));
+            return Some(format!("kafka: fenced from the consumer group ({last}); restart the process"));
         }
         if !state.brokers_up {
             let last = state.last_error.as_deref().unwrap_or("no connection yet");
             return Some(format!(
-                "kafka: no broker answers ({last}); check `[kafka] brokers`, and `security.protocol` and `sasl.*` of [kafka.properties]"
+                "kafka: no broker reachable ({last}); check `[kafka] brokers`, and `security.protocol` and `sasl.*` in [kafka.properties]"
             ));
         }
         if !state.in_group {
@@ -43,8 +43,8 @@ impl Health {
         None
     }
 
-    /// Waits until Kafka has shut this consumer out for good. Nothing mends that but a new
-    /// process: usually another one has taken the name in `[kafka] instance`.
+    /// Waits until Kafka has fenced this consumer. Only a new process recovers from that; usually
+    /// another process has taken over the name in `[kafka] instance`.
     pub async fn until_shut_out(&self) {
         self.shut_out.cancelled().await;
     }
@@ -53,7 +53,7 @@ impl Health {
         self.shut_out.is_cancelled()
     }
 
-    /// Kafka will not have this consumer any more, for this reason.
+    /// Records that Kafka has fenced this consumer, and why.
     pub(super) fn shut_out(&self, reason: &str) {
         {
             let mut state = self.state.lock();
@@ -63,31 +63,31 @@ impl Health {
         self.shut_out.cancel();
     }
 
-    /// Statistics say that a broker answers. Returns whether that is new.
+    /// Statistics report a connected broker. Returns whether there was none before.
     pub(super) fn a_broker_is_up(&self) -> bool {
         !std::mem::replace(&mut self.state.lock().brokers_up, true)
     }
 
-    /// A connection has failed for this reason; perhaps no broker answers any more.
+    /// A connection has failed for this reason; `all_down` if no broker is reachable.
     pub(super) fn connection_failed(&self, all_down: bool, reason: Option<String>) {
         let mut state = self.state.lock();
         state.brokers_up &= !all_down;
         state.last_error = reason.or(state.last_error.take());
     }
 
-    /// The group has taken this member.
+    /// The group has accepted this member.
     pub(super) fn joined(&self) {
         let mut state = self.state.lock();
         state.in_group = true;
         state.refusal = None;
     }
 
-    /// The group does not take this member, or has no partitions for it, for this reason.
+    /// The group does not accept this member, or has no partitions for it, for this reason.
     pub(super) fn refused(&self, why: String) {
         self.state.lock().refusal = Some(why);
     }
 
-    /// The group has not taken this member any more, or not yet again.
+    /// This member is no longer in the group.
     pub(super) fn left(&self) {
         self.state.lock().in_group = false;
     }
@@ -98,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_reason_that_is_known_is_the_reason_that_is_told() {
+    fn readiness_names_the_known_reason() {
         let health = Health::default();
         let told = |text: &str| health.problem().is_some_and(|problem| problem.contains(text));
         assert!(told("no connection yet"));
@@ -106,8 +106,8 @@ mod tests {
         assert!(told("SASL authentication error") && told("sasl.*"));
         health.a_broker_is_up();
         assert!(told("waiting for the consumer group"));
-        health.refused("no right on the consumer group `halley`".into());
-        assert!(told("no right on the consumer group"));
+        health.refused("not authorized for the consumer group `halley`".into());
+        assert!(told("not authorized for the consumer group"));
         health.joined();
         assert_eq!(health.problem(), None);
         health.left();

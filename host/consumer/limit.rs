@@ -1,6 +1,9 @@
-//! How much of one partition may be in flight: in records, and in bytes.
+//! Limits on what one partition may have in flight, in records and in bytes.
 
 use crate::offsets::Offsets;
+
+/// See [`Limit::held`].
+const HELD: usize = 8 << 20;
 
 /// How much of one partition may be in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,11 +15,11 @@ pub(crate) struct Limit {
 impl Limit {
     /// Nothing is admitted.
     pub(crate) const NOTHING: Self = Self { records: 0, bytes: 0 };
-    /// What is admitted at a time while memory is short: one record, and others when they are small.
+    /// What is admitted at a time while memory is short: one record, or a few small ones.
     pub(crate) const LITTLE: Self = Self { records: 32, bytes: 64 * 1024 };
 
-    /// The share of one of `partitions` partitions. Equal shares, so that a partition that
-    /// stands still cannot use up what the others need.
+    /// The share of one of `partitions` partitions. Shares are equal, so a stalled partition
+    /// cannot use up what the others need.
     pub(crate) fn share(self, partitions: usize) -> Self {
         let parts = partitions.max(1);
         Self { records: (self.records / parts).max(1), bytes: (self.bytes / parts).max(1) }
@@ -28,16 +31,15 @@ impl Limit {
         full || offsets.span() >= self.span()
     }
 
-    /// Pausing throws away what librdkafka has fetched ahead, so a partition resumes only
-    /// once half of its share is free again.
-    pub(super) fn has_room_again(self, offsets: &Offsets) -> bool {
-        let unsettled = offsets.unsettled();
-        let half_free = unsettled.records <= self.records / 2 && unsettled.bytes <= self.bytes / 2;
-        half_free && offsets.span() <= self.span() / 2
+    /// How many bytes of records may wait for the pipeline: what Kafka sends of one partition
+    /// before it sends of another (`max.partition.fetch.bytes`, 1 MiB), several times. Nothing
+    /// while memory is short.
+    pub(super) fn held(self) -> usize {
+        if self == Self::NOTHING || self == Self::LITTLE { 0 } else { self.bytes.min(HELD) }
     }
 
-    /// How many settled records may wait behind one that is not: it bounds the ledger, and
-    /// what is delivered again after a crash.
+    /// How many settled records may wait behind an unsettled one. This bounds the tracker's memory
+    /// and what is delivered again after a crash.
     pub(super) fn span(self) -> usize {
         self.records.saturating_mul(16)
     }

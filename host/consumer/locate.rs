@@ -1,8 +1,8 @@
-//! Asks Kafka where partitions begin: what the topic is, what the group has committed there, and
-//! the offsets of its ends and of times.
+//! Asks Kafka where partitions start: the topic's id, the group's committed offsets, and the
+//! offsets of the log's ends and of timestamps.
 //!
-//! Everything here blocks the polling thread, for some seconds at most. It happens when partitions
-//! are assigned, and when a topic has turned out to be another one.
+//! These calls block the polling thread for a few seconds at most. They run when partitions are
+//! assigned, and when a topic turns out to be recreated.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,38 +18,40 @@ use crate::consumer::mark::Mark;
 use crate::consumer::partitions::Key;
 use crate::kafka::{self, Start, TopicQuestion, TopicState, Topics};
 
-/// How long Kafka may take for one answer.
+/// Timeout of one request to Kafka.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long it may take to describe topics. Some that only speak Kafka's protocol, such as
-/// librdkafka's mock, never answer that: they are asked for their metadata then.
+/// Timeout of describing topics. Some servers that speak Kafka's protocol, such as librdkafka's
+/// mock, never answer; then the topics' metadata is requested instead.
 const DESCRIBED: Duration = Duration::from_secs(2);
 
-/// A partition that is to begin somewhere.
+/// A partition whose start is to be found.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) key: Key,
-    /// What the group has committed there is of another log, whatever it says.
+    /// The group's committed offset belongs to another log and is ignored.
     pub(super) from_start: bool,
 }
 
-/// Where a partition begins.
+/// Where a partition starts.
 #[derive(Clone, Debug)]
 pub(super) struct Located {
     pub(super) key: Key,
     pub(super) position: Position,
-    /// The offset that the position is; `None` where Kafka did not tell, and it is the first that
-    /// there is.
+    /// The offset of the position; `None` if Kafka did not report it and the partition starts at
+    /// the first available record.
     pub(super) offset: Option<i64>,
-    /// How many offsets there are from there to the end, where it was asked for.
+    /// How many offsets lie between the start and the end, if that was requested.
     pub(super) backlog: i64,
     pub(super) mark: Mark,
-    /// It has to be committed at once, so that it stays decided.
+    /// The decision has to be committed at once.
     pub(super) commit: bool,
     /// The group has never committed anything in this topic.
     pub(super) is_first: bool,
+    /// Every record that this log ever had was for the group.
+    pub(super) is_whole: bool,
 }
 
-/// Finds out where these partitions begin. `known` are topics that this process had before.
+/// Finds out where these partitions start. `known` are topics that this process has consumed.
 ///
 /// # Errors
 /// When Kafka does not answer in time, or refuses.
@@ -60,12 +62,12 @@ pub(super) fn locate(
     known: &BTreeSet<std::sync::Arc<str>>,
 ) -> anyhow::Result<Vec<Located>> {
     if wanted.is_empty() {
-        // A member that waits for partitions is assigned none.
+        // An idle member of the group has an empty assignment.
         return Ok(Vec::new());
     }
     let names: BTreeSet<&str> = wanted.iter().map(|wanted| &*wanted.key.0).collect();
     let states = describe(consumer, &names)?;
-    let mut committed = committed(consumer, &states).context("what the group has committed")?;
+    let mut committed = committed(consumer, &states).context("the group's committed offsets")?;
     let mut views = BTreeMap::new();
     for (name, state) in states {
         let view = TopicView {
@@ -74,9 +76,9 @@ pub(super) fn locate(
             committed: committed.remove(&name).unwrap_or_default(),
             known: known.contains(&*name),
         };
-        // The broker has told it before: then it is not taken for one that has none.
+        // The broker has reported an id before, so a missing one is an error.
         let has_ids = view.committed.values().any(|at| at.mark.is_some_and(|mark| mark.topic.is_some()));
-        anyhow::ensure!(view.id.is_some() || !has_ids, "the brokers do not tell the id of topic `{name}`");
+        anyhow::ensure!(view.id.is_some() || !has_ids, "the brokers did not return the id of topic `{name}`");
         views.insert(name, view);
     }
     let mut located = Vec::with_capacity(wanted.len());
@@ -89,33 +91,36 @@ pub(super) fn locate(
         let before = view.committed.get(&key.1);
         let commit = match position {
             Position::Committed(_) => before.and_then(|before| before.mark) != Some(view.mark()),
-            // Nothing is lost when it is decided again.
-            Position::Beginning(Because::New) => false,
+            // Also of a partition that is empty: what retention removes of it later, while nobody
+            // reads, is seen to be missing only against an offset of the group.
             Position::Beginning(_) | Position::End | Position::Time(_) => true,
         };
         let offset = if let Position::Committed(offset) = position { Some(offset) } else { None };
         let (key, mark, is_first) = (key.clone(), view.mark(), view.committed.is_empty() && !view.known);
-        located.push(Located { key, position, offset, backlog: 0, mark, commit, is_first });
+        let is_whole = view.owns_from_zero(position);
+        located.push(Located { key, position, offset, backlog: 0, mark, commit, is_first, is_whole });
     }
     let looked_up = look_up(consumer, &mut located).context("the ends of partitions");
-    if located.iter().any(|at| at.commit && at.offset.is_none()) {
+    // Only the start of a new group is the same when it is decided again.
+    let may_wait = |at: &Located| at.position == Position::Beginning(Because::New);
+    if located.iter().any(|at| at.commit && at.offset.is_none() && !may_wait(at)) {
         looked_up?;
     }
     Ok(located)
 }
 
-/// What it means that a record came although a later one had come.
+/// Why a record arrived after a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WentBack {
-    /// The record came twice.
+    /// The record was delivered twice.
     Repeated,
-    /// The topic is another one.
+    /// The topic was recreated.
     AnotherLog,
-    /// The log was cut off, and goes on at this offset; or the group's offset was set beyond its end.
+    /// The log was truncated and continues at this offset, or the group's offset was beyond its end.
     CutOff(i64),
 }
 
-/// Finds out what it means. `offset` is the record's, `expected` the one that should have come.
+/// Finds the reason. `offset` is the record's offset, `expected` the next one that was due.
 ///
 /// # Errors
 /// When Kafka does not answer in time, or refuses.
@@ -139,25 +144,40 @@ pub(super) fn why_back(
 impl WentBack {
     fn of(same_topic: bool, offset: i64, expected: i64, low: i64, end: i64) -> Self {
         match (same_topic, end < expected) {
-            // librdkafka compares leader epochs and goes on where the log was cut (KIP-320). Without
-            // an epoch to compare it begins at the first record that there is: then it is not known
-            // what is new, and everything again would be worse than what was written since.
+            // librdkafka compares leader epochs and continues where the log was truncated (KIP-320).
+            // Without an epoch it restarts at the first available record. Then it is unknown which
+            // records are new, and delivering all of them again would be worse than missing those.
             (true, true) if offset <= low => Self::CutOff(end),
             (true, true) => Self::CutOff(offset),
             (true, false) => Self::Repeated,
-            // Shorter than what was read of it.
+            // The log is shorter than what was read of it.
             (false, true) => Self::AnotherLog,
-            // Where ids do not tell, librdkafka has begun at the first record that there is.
+            // Without ids: librdkafka has restarted at the first available record.
             (false, false) if offset <= low => Self::AnotherLog,
             (false, false) => Self::Repeated,
         }
     }
 }
 
-/// The first offsets of partitions; those that could not be asked for are left out.
+/// The first offsets of partitions, without those that could not be requested.
 pub(super) fn lows(consumer: &BaseConsumer<Context>, keys: &[Key]) -> BTreeMap<Key, i64> {
     let wanted = keys.iter().map(|key| (key, Offset::Beginning));
     list_offsets(consumer, wanted).unwrap_or_default()
+}
+
+/// Those of these topics that are not there any more, as far as Kafka says so at once.
+pub(super) fn deleted<'a>(
+    consumer: &BaseConsumer<Context>,
+    topics: impl Iterator<Item = &'a str>,
+) -> BTreeSet<std::sync::Arc<str>> {
+    let names: Vec<&str> = topics.collect::<BTreeSet<_>>().into_iter().collect();
+    if names.is_empty() {
+        return BTreeSet::new();
+    }
+    let question = TopicQuestion::ask(consumer.client(), &names, DESCRIBED);
+    let Some(Ok(topics)) = question.answer(DESCRIBED) else { return BTreeSet::new() };
+    let is_gone = |state: &Result<_, _>| matches!(state, Err(RDKafkaErrorCode::UnknownTopicOrPartition));
+    topics.iter().filter(|(_, state)| is_gone(state)).map(|(name, _)| std::sync::Arc::from(&**name)).collect()
 }
 
 fn describe(
@@ -176,19 +196,19 @@ fn describe(
     let state = |name: &&str| match topics.get(*name) {
         Some(Ok(state)) => Ok(((*name).to_owned(), *state)),
         Some(Err(error)) => Err(anyhow::anyhow!("topic `{name}`: {error}")),
-        None => Err(anyhow::anyhow!("topic `{name}` was not described")),
+        None => Err(anyhow::anyhow!("kafka did not describe topic `{name}`")),
     };
     names.iter().map(state).collect()
 }
 
-/// For brokers that tell nothing of topic ids.
+/// For brokers without topic ids.
 fn without_ids(consumer: &BaseConsumer<Context>, names: &[&str]) -> anyhow::Result<Topics> {
     let mut topics = Topics::new();
     for name in names {
         let metadata = consumer.fetch_metadata(Some(name), ANSWER)?;
         let found = metadata.topics().iter().find(|topic| topic.name() == *name);
         let partitions = found.map_or(0, |topic| topic.partitions().len());
-        anyhow::ensure!(partitions > 0, "the brokers tell nothing of topic `{name}`");
+        anyhow::ensure!(partitions > 0, "the brokers do not know topic `{name}`");
         let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
         topics.insert((*name).to_owned(), Ok(TopicState { id: None, partitions }));
     }
@@ -231,7 +251,7 @@ fn look_up(consumer: &BaseConsumer<Context>, located: &mut [Located]) -> anyhow:
     let ends = list_offsets(consumer, all().map(|at| (&at.key, Offset::End)))?;
     for at in located.iter_mut().filter(|at| at.offset.is_none()) {
         let end = *ends.get(&at.key).context("no answer for a partition")?;
-        // There may be no record of that time or later yet.
+        // There may be no record at or after that time yet.
         let offset = begins.get(&at.key).copied().unwrap_or(end).min(end);
         at.offset = Some(offset);
         at.backlog = end - offset;
@@ -239,8 +259,8 @@ fn look_up(consumer: &BaseConsumer<Context>, located: &mut [Located]) -> anyhow:
     Ok(())
 }
 
-/// One request to each leader: the offset of a time, in milliseconds, of the beginning or the end.
-/// Partitions without one are left out.
+/// One request to each leader: the offset of a timestamp in milliseconds, of the beginning or of
+/// the end. Partitions without one are omitted.
 fn list_offsets<'a>(
     consumer: &BaseConsumer<Context>,
     wanted: impl Iterator<Item = (&'a Key, Offset)>,
@@ -270,7 +290,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_offset_that_goes_back_means() {
+    fn an_offset_regression_is_classified() {
         let of = WentBack::of;
         assert_eq!(of(true, 7, 9, 0, 20), WentBack::Repeated);
         assert_eq!(of(true, 0, 9, 0, 20), WentBack::Repeated, "the same topic's log is not shorter");

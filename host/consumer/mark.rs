@@ -1,7 +1,7 @@
-//! What is committed beside an offset: of which incarnation of its topic it is.
+//! The metadata committed with an offset: the incarnation of the topic that it belongs to.
 //!
 //! `halley/1 <topic id, 32 hexadecimal digits, or -> <partitions>`. Offsets without it (committed
-//! by another program, by a reset, or by an older gateway) are taken as they are.
+//! by another program, by a reset, or by an older gateway) are trusted.
 
 use std::fmt;
 
@@ -14,13 +14,13 @@ const VERSION: &str = "halley/1";
 pub(crate) struct Mark {
     /// The topic's id, where brokers have them.
     pub(crate) topic: Option<TopicId>,
-    /// `[kafka] start` is for partitions with a lower number than this one: those that the topic
-    /// had when the group came to it. Others were added later.
+    /// `[kafka] start` applies to partitions below this number: those that the topic had when the
+    /// group first consumed it. Others were added later.
     pub(crate) started: i32,
 }
 
 impl Mark {
-    /// Reads metadata that anybody may have written.
+    /// Parses metadata that any program may have written.
     pub(crate) fn parse(metadata: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(metadata).ok()?;
         let mut words = text.split(' ');
@@ -30,7 +30,7 @@ impl Mark {
         (version == VERSION && words.next().is_none()).then_some(Self { topic, started })
     }
 
-    /// Whether it is certainly of another incarnation than the one with this id.
+    /// Whether it certainly belongs to another incarnation than the one with this id.
     pub(crate) fn is_of_another(self, id: Option<TopicId>) -> bool {
         matches!((self.topic, id), (Some(mine), Some(id)) if mine != id)
     }
@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mark_is_read_as_it_was_written() {
+    fn metadata_is_parsed_as_it_was_written() {
         for topic in [None, TopicId::new(7)] {
             let mark = Mark { topic, started: 12 };
             assert_eq!(Mark::parse(mark.to_string().as_bytes()), Some(mark));
@@ -71,7 +71,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn foreign_metadata_is_no_mark(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
+        fn foreign_metadata_is_rejected(bytes in proptest::collection::vec(any::<u8>(), 0..60)) {
             prop_assert_eq!(Mark::parse(&bytes), None);
         }
     }

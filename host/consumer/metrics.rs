@@ -1,7 +1,7 @@
-//! What is counted of the consumer, and what is looked at when somebody asks.
+//! The consumer's metrics.
 //!
-//! What changes with every record (what is in flight, what is paused, the lag) is read from the
-//! partitions at each scrape, so that it is true also while the consumer stands still.
+//! Values that change with every record (in flight, paused, lag) are read from the partitions at
+//! each scrape, so they are right even while the consumer is stalled.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
@@ -18,7 +18,7 @@ use prometheus_client::registry::Registry;
 use crate::consumer::partitions::Partitions;
 use crate::memory_guard;
 
-/// What the consumer counts.
+/// The consumer's metrics.
 #[derive(Clone)]
 pub struct Metrics {
     records: Family<TopicLabel, Counter>,
@@ -54,7 +54,7 @@ impl Metrics {
         registry.register("halley_records_consumed", "Records read from Kafka", metrics.records.clone());
         registry.register(
             "halley_records_lost",
-            "Records that were removed, by retention or by an operator, before they were read",
+            "Records removed by retention or by an operator before they were read",
             metrics.lost.clone(),
         );
         registry.register(
@@ -67,9 +67,9 @@ impl Metrics {
         metrics
     }
 
-    /// These are the partitions to look at.
+    /// Sets the partitions to observe.
     pub(super) fn watch(&self, partitions: &Arc<Mutex<Partitions>>) {
-        // A second consumer with the same metrics would be a mistake; the first one stays.
+        // A second consumer with the same metrics would be a bug; the first one stays.
         let _first = self.live.0.set(Arc::downgrade(partitions));
     }
 
@@ -81,7 +81,7 @@ impl Metrics {
         self.lost.get_or_create(&TopicLabel { topic: topic.to_owned() }).inc_by(records);
     }
 
-    /// A topic's series begins with zero, so that the first loss is an increase.
+    /// A topic's series starts at zero, so that the first loss is an increase.
     pub(super) fn topic(&self, topic: &str) {
         drop(self.lost.get_or_create(&TopicLabel { topic: topic.to_owned() }));
     }
@@ -91,7 +91,7 @@ impl Metrics {
     }
 }
 
-/// The partitions as they are at a scrape.
+/// Reads the partitions at each scrape.
 #[derive(Clone, Default)]
 struct Live(Arc<OnceLock<Weak<Mutex<Partitions>>>>);
 
@@ -121,7 +121,7 @@ impl Collector for Live {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let seen = self.partitions();
         let totals = [
-            ("halley_partitions_assigned", "Partitions of this process", seen.len()),
+            ("halley_partitions_assigned", "Partitions assigned to this process", seen.len()),
             (
                 "halley_partitions_paused",
                 "Partitions whose pipeline is full",
@@ -134,7 +134,11 @@ impl Collector for Live {
         }
         type Value = fn(&Seen) -> Option<i64>;
         let series: [(_, _, Value); 2] = [
-            ("halley_consumer_lag", "Records behind the end of a partition", |seen| seen.lag),
+            (
+                "halley_consumer_lag",
+                "Records between the group's position and the end of a partition",
+                |seen| seen.lag,
+            ),
             ("halley_unsettled_records", "Records in flight", |seen| Some(number(seen.unsettled))),
         ];
         for (name, help, value) in series {
@@ -164,7 +168,7 @@ mod tests {
     use crate::message::{Origin, Record};
 
     #[test]
-    fn what_is_in_flight_is_seen_at_each_scrape() {
+    fn partitions_are_read_at_each_scrape() {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let scrape = || {
@@ -193,9 +197,10 @@ mod tests {
                     headers: Vec::new(),
                     trusted: false,
                 };
-                partitions.accept(nothing);
+                partitions.accept(nothing, std::time::Instant::now());
             }
             partitions.get_mut(&key).expect("is assigned").note_end(0, 9);
+            partitions.get_mut(&key).expect("is assigned").pause();
             feed
         };
         let text = scrape();

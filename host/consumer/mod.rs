@@ -1,28 +1,33 @@
-//! Kafka in: one thread that polls, hands each partition's records to a worker of its own,
-//! and commits what is settled.
+//! Consumes from Kafka: one thread polls, hands each partition's records to that partition's
+//! worker, and commits what is settled.
 //!
 //! # Promises
 //! - An offset is stored, and then committed, only when every record before it is settled
 //!   ([`crate::offsets`]).
-//! - A partition whose worker is full pauses by itself; polling goes on, so that the group
-//!   keeps this member and the other partitions keep flowing.
+//! - What was read of a partition whose worker is full waits in a bounded buffer while the other
+//!   partitions flow. When that is full as well, nothing more is read for a moment, or the
+//!   partition is paused ([`partitions::Partitions::relieve`]); polling goes on, so that the group
+//!   keeps this member.
 //! - When partitions are taken away, what was begun on them is finished within a deadline
 //!   below half of the session timeout, and committed before the next owner starts. Work of an
 //!   older assignment holds tickets of an older ledger, and so can commit nothing. The
 //!   partitions that stay go on with what they have. librdkafka fetches nothing new for them
 //!   meanwhile, which is why work that stands still is not waited for (`patience`).
+//! - A stop that reports [`Stopped::Drained`] has every settled offset confirmed by Kafka: a commit
+//!   that a rebalance refuses is repeated until the rebalance is over or the grace ends.
 //! - Offsets count for one log: what is committed bears the topic's id, and a topic that was
 //!   deleted and created again is read from its start (`placing`, `mark`).
 //! - Records that are removed before they were read are told of, and counted.
 //! - A consumer that Kafka shuts out for good ends, and says so ([`Health::until_shut_out`]).
 //!
-//! One polling thread instead of librdkafka's split partition queues: those have lost
-//! wake-ups and orphan partitions (rust-rdkafka #840, #665, #535).
+//! There is one polling thread. librdkafka's split partition queues have lost wake-ups and orphan
+//! partitions (rust-rdkafka #840, #665, #535).
 //!
-//! It does not know what becomes of a record: that is the worker's, behind [`Feed`].
+//! The consumer does not know what happens to a record: that is up to the worker behind [`Feed`].
 
 mod begin;
 mod client;
+mod commit;
 mod context;
 mod feed;
 mod health;
@@ -36,6 +41,7 @@ mod partitions;
 mod patience;
 mod placing;
 mod refusal;
+mod stopped;
 mod unreadable;
 mod watch;
 
@@ -48,7 +54,7 @@ use anyhow::Context as _;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::kafka;
 use crate::memory_guard::{self, MemoryGuard};
@@ -59,16 +65,18 @@ use crate::stalls::Stalls;
 pub use feed::{Admitted, Feed};
 pub use health::Health;
 pub use metrics::Metrics;
+pub use stopped::{Leftover, Stopped};
 
 use client::client_config;
-use context::{Context, apply, commit_now};
+use commit::{Hope, commit_stored};
+use context::{Context, offsets_of};
 use limit::Limit;
 use mark::Mark;
-use partition::{Arrival, Flow};
+use partition::{Arrival, Fill};
 use partitions::Partitions;
 use watch::TopicWatch;
 
-/// What the consumer needs beside Kafka's own configuration.
+/// The consumer's limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Records in flight over all partitions.
@@ -77,11 +85,11 @@ pub struct Limits {
     pub bytes: usize,
     /// How much of one record is read.
     pub record: RecordLimits,
-    /// Near this much memory of the process nothing further is admitted.
+    /// Near this memory usage of the process no further records are admitted.
     pub memory: Option<u64>,
 }
 
-/// Receives the feed of each newly assigned partition, on the polling thread: it spawns the
+/// Receives the stream of each newly assigned partition. Runs on the polling thread: it spawns the
 /// partition's worker and returns.
 pub type OnAssigned = Box<dyn Fn(Feed) + Send + Sync>;
 
@@ -94,34 +102,20 @@ pub struct Consumer {
     memory: memory_guard::Report,
 }
 
-/// What the thread and its owner share.
+/// How the owner tells the thread to stop.
 #[derive(Default)]
 struct Shared {
     stopping: AtomicBool,
     grace: parking_lot::Mutex<Duration>,
 }
 
-/// How the consumer ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stopped {
-    /// Everything that was begun is settled and committed.
-    Drained,
-    /// The grace period ended first: this many records will be delivered again.
-    Abandoned(usize),
-    /// Kafka had shut this consumer out for good, for example because another process took its
-    /// `[kafka] instance`. What was in flight is delivered again.
-    ShutOut,
-    /// Kafka did not let go in time; what was settled may not be committed.
-    Hung,
-}
-
 impl Consumer {
-    /// Joins the group and starts to poll on a thread of its own. Topics of the names `not_these`
-    /// are never read, whatever pattern they match.
+    /// Joins the group and starts the polling thread. Topics named in `not_these` are never
+    /// consumed, even if a pattern matches them.
     ///
     /// # Errors
-    /// When librdkafka refuses a property. A cluster that is away is no error: the consumer
-    /// waits for it, and [`Health`] says so.
+    /// When librdkafka refuses a property. An unreachable cluster is not an error: the consumer
+    /// waits for it, and [`Health`] reports it.
     pub fn start(
         config: &kafka::Config,
         not_these: &[&str],
@@ -134,7 +128,7 @@ impl Consumer {
         let guard = MemoryGuard::new(limits.memory, metrics.memory.clone());
         let memory = guard.report();
         let limit = Limit { records: limits.records, bytes: in_flight_bytes(&limits) };
-        info!(max_in_flight_bytes = limit.bytes, memory_limit = limits.memory, "limits of what is in flight");
+        info!(max_in_flight_bytes = limit.bytes, memory_limit = limits.memory, "limits on records in flight");
         let context = Context::new(config, limit, guard, metrics, stalls, health.clone(), on_assigned);
         let consumer: BaseConsumer<Context> = client_config(config, limits.memory, not_these)
             .create_with_context(context)
@@ -158,7 +152,7 @@ impl Consumer {
         Ok(Self { context: shared, thread: Some(thread), finished, health, memory })
     }
 
-    /// Whether Kafka is there and the group has taken this member.
+    /// Whether Kafka is reachable and the group has accepted this member.
     pub fn health(&self) -> Health {
         self.health.clone()
     }
@@ -172,46 +166,46 @@ impl Consumer {
     pub async fn stop(mut self, grace: Duration) -> Stopped {
         *self.context.grace.lock() = grace;
         self.context.stopping.store(true, Ordering::Release);
-        // Closing a consumer can hang while the broker is away; it gets a little longer than
-        // the workers, then the process goes without it.
+        // Closing a consumer can hang while the brokers are unreachable. It gets a little longer
+        // than the workers; then the process exits without it.
         let patience = grace + Duration::from_secs(5);
         let Ok(Ok(stopped)) = tokio::time::timeout(patience, &mut self.finished).await else {
             return Stopped::Hung;
         };
-        // The thread has closed its consumer before it reports, and has nothing left to do. Waiting for
-        // it would take a thread for blocking work, all of which may be busy.
+        // The thread closes its consumer before it reports, and has nothing left to do. Joining it
+        // would need a blocking thread, and all of them may be busy.
         drop(self.thread.take());
         stopped
     }
 }
 
 impl Drop for Consumer {
-    /// A consumer that nobody stopped leaves the group without waiting for its workers.
+    /// A consumer that is dropped without a stop leaves the group and does not wait for its workers.
     fn drop(&mut self) {
         self.context.stopping.store(true, Ordering::Release);
     }
 }
 
-/// What is in flight gets half of the memory at most: the rest is the process itself, what Kafka's
-/// client has fetched ahead, and what the estimate of a record leaves out.
+/// Records in flight get at most half of the memory. The rest is for the process itself, for what
+/// librdkafka prefetches, and for what the size estimate of a record misses.
 fn in_flight_bytes(limits: &Limits) -> usize {
     let half = limits.memory.map_or(usize::MAX, |limit| usize::try_from(limit / 2).unwrap_or(usize::MAX));
     limits.bytes.min(half)
 }
 
-/// Revoked partitions are drained while the group waits: less than half of the session
-/// timeout, so that a slow drain does not look like a dead member.
+/// The group waits while revoked partitions are drained. The deadline is less than half of the
+/// session timeout, so a slow drain does not look like a dead member.
 fn drain_deadline(config: &kafka::Config) -> Duration {
     config.session_timeout.mul_f64(0.4)
 }
 
-/// Whether a consumer can be made and subscribed with this configuration; needs no network.
+/// Checks that a consumer can be created and subscribed with this configuration. Needs no network.
 ///
 /// # Errors
 /// What librdkafka refuses.
 pub fn verify(config: &kafka::Config) -> anyhow::Result<()> {
     let mut client = client_config(config, None, &[]);
-    // It would begin to join the group: without a broker it only reads the names and patterns.
+    // With a broker it would join the group; without one it only parses names and patterns.
     client.remove("bootstrap.servers");
     client.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
     let consumer = client.create::<BaseConsumer>().map_err(kafka::refused)?;
@@ -227,15 +221,20 @@ struct Poller {
     store_every: Duration,
 }
 
-/// How long one poll waits. Short while a partition waits for its pipeline, since nothing
-/// else wakes the thread when there is room again.
+/// How long one poll waits. Short while a partition is paused, since nothing else wakes the thread
+/// when there is room again.
 const IDLE_POLL: Duration = Duration::from_millis(100);
-const PAUSED_POLL: Duration = Duration::from_millis(5);
+const FULL_POLL: Duration = Duration::from_millis(5);
+/// How long reading stops at a time when too much waits.
+const REST: Duration = Duration::from_millis(1);
+/// How long a stop waits before it tries a commit again, and for how long when the grace is over.
+const COMMIT_AGAIN: Duration = Duration::from_millis(50);
+const LAST_COMMITS: Duration = Duration::from_secs(1);
 /// How long to wait before Kafka is asked again where partitions are.
 const PLACE_AGAIN: Duration = Duration::from_secs(1);
 
 impl Poller {
-    /// Polls until told to stop, or until Kafka will not have this consumer any more.
+    /// Polls until it is stopped or fenced.
     fn run(self) -> Stopped {
         self.poll_until_stopped();
         self.drain()
@@ -244,24 +243,32 @@ impl Poller {
     fn poll_until_stopped(&self) {
         let context = self.consumer.context();
         let mut topics = TopicWatch::new(&self.consumer);
-        let now = Instant::now();
+        let mut now = Instant::now();
         let (mut next_store, mut next_refill, mut next_place) = (now + self.store_every, now, now);
+        let (mut fill, mut any_full) = (Fill::Nothing, false);
         while !self.shared.stopping.load(Ordering::Acquire) && !context.is_shut_out() {
-            let paused = self.partitions().any_paused();
-            // The context has had an error as an event, with its reason.
-            if let Some(Ok(message)) = self.consumer.poll(if paused { PAUSED_POLL } else { IDLE_POLL }) {
-                self.accept(kafka::copy_record(&message, &self.limits));
+            if fill == Fill::Limit && context.relieve(&self.consumer) {
+                std::thread::sleep(REST);
+                next_refill = now;
+            } else {
+                // The context has had an error as an event, with its reason.
+                fill = match self.consumer.poll(if any_full { FULL_POLL } else { IDLE_POLL }) {
+                    Some(Ok(message)) => self.accept(kafka::copy_record(&message, &self.limits), now),
+                    _ => Fill::Nothing,
+                };
+                any_full |= fill != Fill::Nothing;
             }
-            let now = Instant::now();
+            now = Instant::now();
             if now >= next_refill {
                 context.refill(&self.consumer);
+                any_full = self.partitions().any_full();
                 topics.look(now);
                 if context.take_offset_reset() {
                     context.look_for_losses(&self.consumer);
                 }
-                next_refill = now + PAUSED_POLL;
+                next_refill = now + FULL_POLL;
                 if self.partitions().worker_is_gone() && !self.shared.stopping.load(Ordering::Acquire) {
-                    // Its records would wait for ever, and nothing would show it.
+                    // Its records would wait forever, unnoticed.
                     panics::abort("a partition's worker");
                 }
             }
@@ -282,53 +289,50 @@ impl Poller {
         self.consumer.context().partitions()
     }
 
-    fn accept(&self, record: Record) {
+    /// Returns how much waits of the record's partition.
+    fn accept(&self, record: Record, now: Instant) -> Fill {
         let Origin { partition, offset, .. } = record.origin;
         let key = (Arc::clone(&record.origin.topic), partition);
-        let arrival = self.partitions().accept(record);
-        let flow = match arrival {
-            Arrival::Next(flow) => flow,
-            Arrival::After { expected, flow } => {
+        let (arrival, fill) = self.partitions().accept(record, now);
+        match arrival {
+            Arrival::Next | Arrival::Dropped => {}
+            Arrival::After { expected } => {
                 self.consumer.context().passed_over(&self.consumer, &key, expected, offset);
-                flow
             }
-            Arrival::WentBack => return self.consumer.context().went_back(&key, offset),
-            Arrival::Dropped => return,
-        };
-        if flow == Flow::Pause {
-            apply(&self.consumer, &key.0, partition, flow);
+            Arrival::WentBack => self.consumer.context().went_back(&key, offset),
         }
+        fill
     }
 
-    /// Where a partition ends without records (a transaction's marker, an aborted one), librdkafka
-    /// comes further than the last record. Nobody has to read that again, and it is no lag.
+    /// The end of a partition may hold no records (transaction markers, aborted transactions).
+    /// librdkafka reads past the last record there; that tail is not lag and need not be read again.
     fn pass_over_ends(&self) {
         if !self.partitions().any_idle() {
             return;
         }
         match self.consumer.position() {
             Ok(positions) => self.partitions().skip_to(&positions),
-            Err(error) => debug!(%error, "librdkafka does not tell how far it is"),
+            Err(error) => debug!(%error, "librdkafka did not return its position"),
         }
     }
 
-    /// Tells librdkafka how far everything is settled; it commits that every `commit_every`.
+    /// Stores the settled offsets in librdkafka, which commits them every `commit_every`.
     fn store(&self) {
         let list = self.partitions().take_settled();
         if list.count() == 0 {
             return;
         }
         if let Err(error) = self.consumer.store_offsets(&list) {
-            // Not while these partitions are ours; if ever, the next time.
+            // Does not happen for assigned partitions; retried next time.
             warn!(%error, "cannot store offsets; they are stored later");
             self.partitions().not_stored(&list);
         }
     }
 
-    /// Finishes what was begun, commits, leaves the group.
+    /// Drains, commits and leaves the group.
     fn drain(self) -> Stopped {
         if self.consumer.context().is_shut_out() {
-            // Somebody else has the partitions: what is not settled yet is theirs.
+            // Another member owns the partitions and their unsettled records.
             self.partitions().abandon_all();
             return Stopped::ShutOut;
         }
@@ -338,18 +342,44 @@ impl Poller {
         if let Ok(assignment) = self.consumer.assignment() {
             drop(self.consumer.pause(&assignment));
         }
-        // Polling goes on, so that the group keeps us until we are done; so does committing,
-        // in case somebody loses patience with us first.
+        // Polling continues, so that the group keeps this member until it is done. So does storing
+        // offsets, in case the process is killed first.
         while Instant::now() < deadline && !self.partitions().all_done() {
-            drop(self.consumer.poll(PAUSED_POLL));
+            drop(self.consumer.poll(FULL_POLL));
             self.store();
         }
-        let abandoned = self.partitions().give_up_all();
-        self.store();
-        commit_now(&self.consumer);
+        let unfinished = self.partitions().give_up_all();
+        self.commit_until(deadline.max(Instant::now() + LAST_COMMITS));
+        let open = self.partitions().uncommitted();
+        if !open.is_empty() {
+            error!(partitions = %offsets_of(&open), "offsets are not committed: what was settled since the last commit is delivered again");
+        }
+        let (revoked, lost) = self.partitions().left_by_revocations();
         self.partitions().clear();
         self.consumer.unsubscribe();
-        if abandoned == 0 { Stopped::Drained } else { Stopped::Abandoned(abandoned) }
+        let leftover = Leftover { unfinished, revoked, uncommitted: lost + open.len() };
+        if leftover == Leftover::default() { Stopped::Drained } else { Stopped::Incomplete(leftover) }
+    }
+
+    /// Commits what is settled; again, until this time, while that may help. A commit that a
+    /// rebalance refuses is taken when this member has rejoined, for which polling goes on.
+    fn commit_until(&self, deadline: Instant) {
+        loop {
+            self.store();
+            let Err(error) = commit_stored(&self.consumer) else {
+                return self.partitions().note_all_committed();
+            };
+            self.consumer.context().look_for_fatal_error(&self.consumer);
+            let is_over = Instant::now() >= deadline || self.consumer.context().is_shut_out();
+            if is_over || Hope::of(&error) == Hope::None {
+                return warn!(%error, "cannot commit offsets");
+            }
+            debug!(%error, "kafka refused a commit; trying again");
+            let next = Instant::now() + COMMIT_AGAIN;
+            while Instant::now() < next {
+                drop(self.consumer.poll(FULL_POLL));
+            }
+        }
     }
 }
 

@@ -1,8 +1,8 @@
-//! Partitions that stand still behind a transaction that nobody ends. Pure.
+//! Detects partitions that are held by a transaction that does not end. Pure.
 //!
-//! What comes after the first record of an open transaction is not readable, whoever wrote it, until
-//! the transaction ends: a producer that dies in the middle holds a partition for its whole
-//! `transaction.timeout.ms`, and one that is lost to the broker for ever (KIP-664).
+//! Records after the first record of an open transaction cannot be read until the transaction ends.
+//! A producer that dies holds the partition for its `transaction.timeout.ms`; a hanging transaction
+//! holds it forever (KIP-664).
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use crate::consumer::partitions::Key;
 use crate::consumer::unreadable::Fetched;
 
-/// Transactions of streaming jobs last for seconds; one that lasts longer is told of.
+/// Transactions of streaming jobs last for seconds; a longer one is reported.
 const LONG: Duration = Duration::from_secs(10);
 
-/// Since when the partitions stand where they stand.
+/// Since when each partition has had the same stable end.
 #[derive(Debug, Default)]
 pub(super) struct OpenTransactions {
     seen: HashMap<Key, Standing>,
@@ -26,17 +26,17 @@ struct Standing {
     reported: bool,
 }
 
-/// What has changed since the last look.
+/// What has changed since the last update.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Changes {
-    /// Partitions that are held at this offset, for long.
+    /// Partitions that have been held at this offset for long.
     pub(super) held: Vec<(Key, i64)>,
-    /// Those that were held, and are not any more.
+    /// Partitions that are no longer held.
     pub(super) released: Vec<Key>,
 }
 
 impl OpenTransactions {
-    /// Takes how far all partitions are read.
+    /// Takes the fetch positions of all partitions.
     pub(super) fn look(&mut self, now: Instant, fetched: &[Fetched]) -> Changes {
         let mut changes = Changes::default();
         let mut seen = HashMap::new();
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_that_stays_open_is_told_of_until_it_ends() {
+    fn an_open_transaction_is_reported_until_it_ends() {
         let start = Instant::now();
         let mut open = OpenTransactions::default();
         let none = Changes::default();
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn partitions_with_more_to_read_or_nothing_open_are_not_held() {
+    fn readable_partitions_are_not_held() {
         let start = Instant::now();
         let mut open = OpenTransactions::default();
         for later in [start, start + LONG, start + 2 * LONG] {
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_is_taken_away_is_released() {
+    fn a_revoked_partition_is_released() {
         let start = Instant::now();
         let mut open = OpenTransactions::default();
         open.look(start, &at(7, 7, 9));

@@ -1,7 +1,7 @@
-//! One assigned partition as the polling thread sees it: what is admitted, what waits because
-//! the pipeline is full, and how far offsets may be committed.
+//! One assigned partition as the polling thread sees it: admission, back-pressure, and the offset
+//! that may be committed.
 //!
-//! No Kafka type comes here, so that the rules can be tested without a broker.
+//! It uses no Kafka type, so the rules are tested without a broker.
 
 #[cfg(test)]
 mod tests;
@@ -9,7 +9,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
@@ -28,75 +28,82 @@ pub(crate) struct Partition {
     offsets: Offsets,
     /// `None` once the partition is closing.
     records: Option<mpsc::Sender<Admitted>>,
-    /// Read from Kafka while the pipeline was full.
+    /// Records that were read while the pipeline was full.
     waiting: VecDeque<Record>,
+    /// What these take, in bytes.
+    waiting_bytes: usize,
+    /// Since when something waits.
+    full_since: Option<Instant>,
+    /// When a record was last admitted.
+    admitted_at: Instant,
     paused: bool,
-    /// The worker has dropped its feed though nobody told it to.
+    /// The worker has dropped its stream without being told to.
     gone: bool,
     stored: Option<i64>,
+    /// What Kafka has confirmed.
+    committed: Option<i64>,
     place: Place,
-    /// The offset that comes next, where that is known.
+    /// The next offset to read, if known.
     expected: Option<i64>,
-    /// The first offset of this log that counts for the group.
+    /// The offset at which the group started in this log.
     begun: Option<i64>,
     mark: Option<Mark>,
-    /// The first offset that the log still has, and the one after its last.
+    /// The log's first available offset, and the one after its last.
     ends: Option<(i64, i64)>,
-    /// No records come, and an operator should know why.
+    /// Set while no records arrive, to tell the operator why.
     stall: Option<StallGuard>,
     closing: CancellationToken,
     abandon: CancellationToken,
     done: std::sync::mpsc::Receiver<()>,
 }
 
-/// Whether it is known which log is read, and from where.
+/// Whether the log and the position in it are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// Not yet, or not any more: records are dropped until it is. When `from_start`, what the
-    /// group has committed is of another log.
+    /// The position is unknown: records are dropped until it is found. With `from_start`, the
+    /// group's committed offset belongs to another log.
     Unknown {
         /// See above.
         from_start: bool,
     },
-    /// A record came with this offset although a later one had come: the log may be another one.
-    /// Records are dropped until that is known.
+    /// A record with this offset arrived after a later one, so the topic may have been recreated.
+    /// Records are dropped until that is resolved.
     Doubtful {
         /// See above.
         offset: i64,
     },
-    /// It is known.
+    /// The position is known.
     Known,
+}
+
+/// How much waits of a partition because its pipeline is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fill {
+    Nothing,
+    Something,
+    /// As much as may, and more comes.
+    Limit,
 }
 
 /// What became of a record that Kafka gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
     /// It is admitted, or waits.
-    Next(Flow),
+    Next,
     /// As `Next`, and the offsets from this one on hold no records, or were not read in time.
     After {
-        /// The offset that should have come.
+        /// The first offset of the gap.
         expected: i64,
-        /// What the polling thread has to tell Kafka.
-        flow: Flow,
     },
-    /// It is dropped: it is not known whether it counts. Kafka will hand it out again.
+    /// It is dropped, because the position is unknown. It is read again later.
     Dropped,
-    /// As `Dropped`, and this is news: see [`Place::Doubtful`].
+    /// As `Dropped`, and the first such record: see [`Place::Doubtful`].
     WentBack,
 }
 
-/// What the polling thread has to tell Kafka after a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Flow {
-    Unchanged,
-    Pause,
-    Resume,
-}
-
 impl Partition {
-    /// A new assignment and the feed for its worker. `capacity` bounds the queue between
-    /// them; it has to be at least the greatest limit.
+    /// A new assignment and the stream for its worker. `capacity` bounds the queue between them;
+    /// it must be at least the largest limit.
     pub(crate) fn assign(topic: Arc<str>, partition: i32, capacity: usize) -> (Self, Feed) {
         let (sender, records) = mpsc::channel(capacity.max(1));
         let (done_sender, done) = std::sync::mpsc::channel();
@@ -113,9 +120,13 @@ impl Partition {
             offsets: Offsets::default(),
             records: Some(sender),
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            full_since: None,
+            admitted_at: Instant::now(),
             paused: false,
             gone: false,
             stored: None,
+            committed: None,
             place: Place::Unknown { from_start: false },
             expected: None,
             begun: None,
@@ -129,31 +140,31 @@ impl Partition {
         (assigned, feed)
     }
 
-    /// It is known where to begin: there, with an empty tracker. `next` is `None` when that is at
-    /// the first record, whatever its offset.
+    /// Starts at `next` with an empty tracker. `None` means at the first record, whatever its
+    /// offset.
     pub(crate) fn begin(&mut self, next: Option<i64>, mark: Mark) {
         self.offsets = Offsets::default();
-        self.waiting.clear();
-        self.stored = None;
+        self.forget_waiting();
+        (self.stored, self.committed) = (None, None);
         (self.expected, self.begun) = (next, next);
         self.mark = Some(mark);
         self.place = Place::Known;
         self.stall = None;
     }
 
-    /// The log that was read is not there any more: ends its tracker. Tickets of the records that
-    /// are in flight count for nothing. Returns how many these are.
+    /// The log no longer exists: drops its tracker, so handles of records in flight have no effect.
+    /// Returns how many records were in flight.
     pub(crate) fn lose_place(&mut self, from_start: bool) -> usize {
         let in_flight = self.offsets.unsettled().records;
         self.offsets = Offsets::default();
-        self.waiting.clear();
-        self.stored = None;
+        self.forget_waiting();
+        (self.stored, self.committed) = (None, None);
         (self.expected, self.begun, self.ends) = (None, None, None);
         self.place = Place::Unknown { from_start };
         in_flight
     }
 
-    /// The doubt was for nothing: it is still the same log. Returns the offset to go on with.
+    /// The log is still the same one. Returns the offset to continue at.
     pub(crate) fn keep_place(&mut self) -> Option<i64> {
         self.place = Place::Known;
         self.stall = None;
@@ -164,38 +175,38 @@ impl Partition {
         self.place
     }
 
-    /// The brokers tell the topic's id, which they did not when the partition was placed.
+    /// The brokers report the topic's id, which they did not when the partition started.
     pub(crate) fn learn(&mut self, id: Option<TopicId>) {
         if let Some(mark) = &mut self.mark {
             mark.topic = mark.topic.or(id);
         }
     }
 
-    /// What is committed with its offsets.
+    /// The metadata to commit with its offsets.
     pub(crate) fn mark(&self) -> Option<Mark> {
         self.mark
     }
 
-    /// The offset that comes next, where that is known.
+    /// The next offset to read, if the position is known.
     pub(crate) fn expected(&self) -> Option<i64> {
         self.expected.filter(|_| self.place == Place::Known)
     }
 
-    /// The offset that was to come, also while that is in doubt.
+    /// The next offset to read, even while the position is in doubt.
     pub(crate) fn reached(&self) -> Option<i64> {
         self.expected
     }
 
-    /// What stood before this offset is gone. Returns the offset that should have come, when that
-    /// was before.
+    /// Records before this offset were removed. Returns the offset that was due, if it is one of
+    /// them.
     pub(crate) fn lost_before(&mut self, low: i64) -> Option<i64> {
         let expected = self.expected().filter(|expected| *expected < low)?;
         self.expected = Some(low);
         Some(expected)
     }
 
-    /// There is no record before this offset that has not come. Where all are settled, the group
-    /// need not read them again.
+    /// Every record before this offset has been read. If all are settled, moves the watermark
+    /// there.
     pub(crate) fn skip_to(&mut self, offset: i64) {
         if self.is_idle() && self.expected.is_none_or(|expected| expected < offset) {
             self.offsets.skip_to(offset);
@@ -203,36 +214,41 @@ impl Partition {
         }
     }
 
-    /// Whether everything that Kafka has given is settled.
+    /// Whether every record that was read is settled.
     pub(crate) fn is_idle(&self) -> bool {
         let open = self.records.is_some() && self.place == Place::Known;
         open && self.waiting.is_empty() && self.offsets.span() == 0
     }
 
-    /// No records come, for this reason.
+    /// No records arrive, for this reason.
     pub(crate) fn hold(&mut self, begin: impl FnOnce() -> StallGuard, cause: &dyn Display) {
         self.stall.get_or_insert_with(begin).set_cause(cause);
     }
 
-    /// What held it has ended.
+    /// The reason for the stall has ended.
     pub(crate) fn release(&mut self) {
         self.stall = None;
     }
 
-    /// Kafka has said which offsets the log holds.
+    /// Kafka has reported the range of the log.
     pub(crate) fn note_end(&mut self, low: i64, end: i64) {
         self.ends = Some((low, end));
     }
 
-    /// How many offsets a process that took over now would have before it.
+    /// How many offsets a new owner of the partition would have to read.
     pub(crate) fn lag(&self) -> Option<i64> {
         let (low, end) = self.ends?;
         let position = self.offsets.watermark().or(self.begun).unwrap_or(low);
         Some(end.saturating_sub(position.max(low)).max(0))
     }
 
+    fn forget_waiting(&mut self) {
+        self.waiting.clear();
+        (self.waiting_bytes, self.full_since) = (0, None);
+    }
+
     /// Takes a record from Kafka.
-    pub(crate) fn accept(&mut self, record: Record, limit: Limit) -> Arrival {
+    pub(crate) fn accept(&mut self, record: Record, limit: Limit, now: Instant) -> Arrival {
         let offset = record.origin.offset;
         if self.place != Place::Known {
             return Arrival::Dropped;
@@ -247,55 +263,104 @@ impl Partition {
         }
         self.expected = Some(offset + 1);
         self.begun.get_or_insert(offset);
+        self.waiting_bytes += record.size();
         self.waiting.push_back(record);
-        self.admit(limit);
-        let flow = if self.paused || self.waiting.is_empty() { Flow::Unchanged } else { Flow::Pause };
-        self.paused |= flow == Flow::Pause;
-        if offset > expected { Arrival::After { expected, flow } } else { Arrival::Next(flow) }
+        self.admit(limit, now);
+        if offset > expected { Arrival::After { expected } } else { Arrival::Next }
     }
 
-    /// Admits what waits, as far as records have been settled meanwhile.
-    pub(crate) fn refill(&mut self, limit: Limit) -> Flow {
-        if !self.paused || !limit.has_room_again(&self.offsets) {
-            return Flow::Unchanged;
+    /// Admits what waits, as far as records have been settled meanwhile. Returns whether a paused
+    /// partition flows again: once half of what it may hold is admitted, so that there is
+    /// something to work on until Kafka's next records come.
+    pub(crate) fn refill(&mut self, limit: Limit, now: Instant) -> bool {
+        if self.waiting.is_empty() && !self.paused {
+            return false;
         }
-        self.admit(limit);
-        if !self.waiting.is_empty() {
-            return Flow::Unchanged;
-        }
-        self.paused = false;
-        Flow::Resume
+        self.admit(limit, now);
+        let resumes = self.paused && self.waiting_bytes <= limit.held() / 2;
+        self.paused &= !resumes;
+        resumes
     }
 
-    fn admit(&mut self, limit: Limit) {
-        let Some(records) = &self.records else { return self.waiting.clear() };
+    /// How much waits.
+    pub(crate) fn fill(&self, limit: Limit) -> Fill {
+        match self.waiting_bytes {
+            _ if self.waiting.is_empty() => Fill::Nothing,
+            bytes if self.paused || bytes < limit.held() => Fill::Something,
+            _ => Fill::Limit,
+        }
+    }
+
+    /// Whether it could take records at once.
+    pub(crate) fn is_hungry(&self) -> bool {
+        !self.paused && self.waiting.is_empty() && self.records.is_some() && self.place == Place::Known
+    }
+
+    /// For how long something has waited, and for how long nothing was admitted meanwhile.
+    pub(crate) fn has_waited(&self, now: Instant) -> (Duration, Duration) {
+        let since = |moment: Instant| now.saturating_duration_since(moment);
+        let full = self.full_since.map(since).unwrap_or_default();
+        (full, full.min(since(self.admitted_at)))
+    }
+
+    /// Kafka gives no more of it for now.
+    pub(crate) fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    fn admit(&mut self, limit: Limit, now: Instant) {
+        self.admit_waiting(limit, now);
+        self.full_since = if self.waiting.is_empty() { None } else { self.full_since.or(Some(now)) };
+    }
+
+    fn admit_waiting(&mut self, limit: Limit, now: Instant) {
+        let Some(records) = &self.records else { return self.forget_waiting() };
         while !limit.is_reached(&self.offsets) {
-            // The slot is reserved first: a ticket without a receiver would hold the watermark.
+            // The slot is reserved first: a handle without a receiver would hold the watermark.
             let slot = match records.try_reserve() {
                 Ok(slot) => slot,
                 Err(TrySendError::Full(())) => return,
                 Err(TrySendError::Closed(())) => return self.gone = !self.abandon.is_cancelled(),
             };
             let Some(record) = self.waiting.pop_front() else { return };
-            let ticket = self.offsets.admit(record.origin.offset, record.size());
+            let size = record.size();
+            self.waiting_bytes = self.waiting_bytes.saturating_sub(size);
+            self.admitted_at = now;
+            let ticket = self.offsets.admit(record.origin.offset, size);
             slot.send(Admitted { record: Arc::new(record), ticket });
         }
     }
 
-    /// The offset to store, when it has moved since [`Partition::stored`].
+    /// The offset to store, if it has moved since the last one was stored.
     pub(crate) fn to_store(&self) -> Option<i64> {
         let watermark = self.offsets.watermark().filter(|_| self.place == Place::Known);
         watermark.filter(|watermark| self.stored != Some(*watermark))
     }
 
-    /// Notes which offset librdkafka has stored for committing, if any.
+    /// Records which offset librdkafka has stored for committing, if any.
     pub(crate) fn stored(&mut self, offset: Option<i64>) {
         self.stored = offset;
+    }
+
+    /// Kafka has confirmed this offset, or what is stored.
+    pub(crate) fn note_committed(&mut self, offset: Option<i64>) {
+        self.committed = offset.or(self.stored);
+    }
+
+    /// How far it is settled, where Kafka has not confirmed that.
+    pub(crate) fn uncommitted(&self) -> Option<i64> {
+        let watermark = self.offsets.watermark().filter(|_| self.place == Place::Known);
+        watermark.filter(|watermark| self.committed != Some(*watermark))
     }
 
     /// Whether the worker has ended by itself: a bug, and nobody works on the records any more.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone
+    }
+
+    /// Whether something waits, or would.
+    pub(crate) fn is_full(&self) -> bool {
+        self.paused || !self.waiting.is_empty()
     }
 
     pub(crate) fn is_paused(&self) -> bool {
@@ -306,26 +371,25 @@ impl Partition {
         self.offsets.unsettled()
     }
 
-    /// Tells the worker to begin nothing new. What it has not begun will be read again by
-    /// whoever gets the partition next.
+    /// Tells the worker to start no more work. The next owner of the partition reads the records
+    /// that were not started.
     pub(crate) fn close(&mut self) {
         self.closing.cancel();
         self.records = None;
-        self.waiting.clear();
+        self.forget_waiting();
         // Whoever reads it next may stand still there, too.
         if let Some(stall) = self.stall.take() {
             stall.cancel();
         }
     }
 
-    /// Waits until the worker is done, or this time is over.
+    /// Waits until the worker is done, at most for this long.
     pub(crate) fn wait(&self, at_most: Duration) {
-        // Nothing is ever sent: it ends when the worker drops its feed.
+        // Nothing is ever sent: this returns when the worker drops its stream.
         let _ = self.done.recv_timeout(at_most);
     }
 
-    /// Tells a worker that is not done to drop everything. Returns how many records are left
-    /// without an outcome.
+    /// Cancels a worker that is not done. Returns how many records have no outcome.
     pub(crate) fn give_up(&mut self) -> usize {
         if self.is_done() {
             return 0;
@@ -339,7 +403,7 @@ impl Partition {
         matches!(self.done.try_recv(), Err(std::sync::mpsc::TryRecvError::Disconnected))
     }
 
-    /// Tells the worker to drop everything, at once.
+    /// Cancels the worker at once.
     pub(crate) fn abandon(&mut self) {
         self.close();
         self.abandon.cancel();

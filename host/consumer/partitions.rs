@@ -6,7 +6,7 @@ mod tests;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Display;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
@@ -15,12 +15,23 @@ use crate::consumer::feed::Feed;
 use crate::consumer::limit::Limit;
 use crate::consumer::mark::Mark;
 use crate::consumer::metrics::{Metrics, Seen};
-use crate::consumer::partition::{Arrival, Flow, Partition, Place};
+use crate::consumer::partition::{Arrival, Fill, Partition, Place};
 use crate::consumer::unreadable::Fetched;
 use crate::kafka::TopicId;
 use crate::memory_guard::MemoryGuard;
 use crate::message::Record;
 use crate::stalls::{Held, StallStage, Stalls};
+
+/// How long it takes until records come again of a partition that was paused.
+const PAUSE_COSTS: Duration = Duration::from_secs(1);
+
+/// What to do about partitions of which as much waits as may.
+pub(super) struct Relief {
+    /// Kafka is to give no more of these.
+    pub(super) pause: Vec<Key>,
+    /// No more is to be read for a moment.
+    pub(super) wait: bool,
+}
 
 /// A topic and the number of its partition.
 pub(super) type Key = (Arc<str>, i32);
@@ -28,15 +39,17 @@ pub(super) type Key = (Arc<str>, i32);
 /// All assigned partitions.
 pub(super) struct Partitions {
     assigned: HashMap<Key, Partition>,
-    /// Topics of which this process has had partitions.
+    /// Topics that this process has consumed.
     known: BTreeSet<Arc<str>>,
     total: Limit,
-    /// Nothing new is begun any more, on newly assigned partitions either.
+    /// No more work is started, not on newly assigned partitions either.
     closing: bool,
-    /// Records that partitions which went elsewhere left without an outcome while closing.
+    /// Records without an outcome on partitions that were revoked while closing.
     abandoned: usize,
+    /// How many partitions went elsewhere while closing, with offsets that are not committed.
+    uncommitted: usize,
     memory: MemoryGuard,
-    /// Whose turn it is while memory is short.
+    /// The next partition to refill while memory is short.
     turn: usize,
     metrics: Metrics,
 }
@@ -49,13 +62,14 @@ impl Partitions {
             total,
             closing: false,
             abandoned: 0,
+            uncommitted: 0,
             memory,
             turn: 0,
             metrics,
         }
     }
 
-    /// A newly assigned partition; the feed is for its worker.
+    /// A newly assigned partition; the stream is for its worker.
     pub(super) fn assign(&mut self, topic: Arc<str>, number: i32) -> Feed {
         let (mut partition, feed) = Partition::assign(Arc::clone(&topic), number, self.total.records);
         if self.closing {
@@ -66,7 +80,7 @@ impl Partitions {
         feed
     }
 
-    /// It is known where this partition begins: see [`Partition::begin`].
+    /// Starts this partition: see [`Partition::begin`].
     pub(super) fn begin(&mut self, key: &Key, next: Option<i64>, mark: Mark) {
         self.known.insert(Arc::clone(&key.0));
         if let Some(partition) = self.assigned.get_mut(key) {
@@ -74,25 +88,26 @@ impl Partitions {
         }
     }
 
-    /// Topics of which this process has had partitions.
+    /// Topics that this process has consumed.
     pub(super) fn known(&self) -> BTreeSet<Arc<str>> {
         self.known.clone()
     }
 
-    /// The partitions of which it is not known where they are.
+    /// The partitions without a known position.
     pub(super) fn unplaced(&self) -> Vec<(Key, Place)> {
         let all = self.assigned.iter().map(|(key, partition)| (key.clone(), partition.place()));
         all.filter(|(_, place)| *place != Place::Known).collect()
     }
 
-    /// The partitions with the offset that comes next, where both are known.
+    /// The partitions with their next offset, where it is known.
     pub(super) fn expected(&self) -> Vec<(Key, i64)> {
         let expected = |(key, partition): (&Key, &Partition)| Some((key.clone(), partition.expected()?));
         self.assigned.iter().filter_map(expected).collect()
     }
 
-    /// This topic has this id now: where none was known, it is committed from now on. Ends the trackers of partitions that read another one of the
-    /// name. Returns these, with the number of records that were in flight.
+    /// The topic has this id now. Partitions without a known id commit it from now on. Drops the
+    /// trackers of partitions that read another incarnation, and returns these partitions with the
+    /// number of records that were in flight.
     pub(super) fn topic_is(&mut self, topic: &str, id: Option<TopicId>) -> Vec<(Key, usize)> {
         let mut others = Vec::new();
         for (key, partition) in self.assigned.iter_mut().filter(|(key, _)| &*key.0 == topic) {
@@ -105,7 +120,7 @@ impl Partitions {
         others
     }
 
-    /// No records come of this partition, for this reason, until one does.
+    /// This partition is stalled for this reason until a record arrives.
     pub(super) fn hold(&mut self, stalls: &Stalls, key: &Key, offset: Option<i64>, cause: &dyn Display) {
         let Some(partition) = self.assigned.get_mut(key) else { return };
         let (topic, number) = (Arc::clone(&key.0), key.1);
@@ -113,7 +128,7 @@ impl Partitions {
         partition.hold(|| stalls.begin(held), cause);
     }
 
-    /// What held this partition has ended.
+    /// The reason for this partition's stall has ended.
     pub(super) fn release(&mut self, key: &Key) {
         if let Some(partition) = self.assigned.get_mut(key) {
             partition.release();
@@ -130,8 +145,8 @@ impl Partitions {
         self.assigned.keys().map(|(topic, _)| Arc::clone(topic)).collect()
     }
 
-    /// Takes partitions out that go elsewhere; their workers begin nothing new. Those of
-    /// `lost` ones drop everything at once: somebody else has them already.
+    /// Removes revoked partitions; their workers start no more work. Workers of `lost` partitions
+    /// are cancelled at once, since another member owns them already.
     pub(super) fn take(&mut self, keys: Vec<Key>, lost: bool) -> Vec<(Key, Partition)> {
         let mut taken = Vec::with_capacity(keys.len());
         for key in keys {
@@ -152,7 +167,7 @@ impl Partitions {
     }
 
     /// What one partition may have in flight now. While memory is short, one partition at a time
-    /// may have a little, and only once nothing else is in flight.
+    /// gets a small limit, and only once nothing else is in flight.
     fn limit(&self) -> Limit {
         if !self.memory.is_stopped() {
             return self.total.share(self.assigned.len());
@@ -161,28 +176,32 @@ impl Partitions {
         if idle { Limit::LITTLE } else { Limit::NOTHING }
     }
 
-    pub(super) fn accept(&mut self, record: Record) -> Arrival {
+    /// Takes a record. Returns also how much waits of its partition now.
+    pub(super) fn accept(&mut self, record: Record, now: Instant) -> (Arrival, Fill) {
         let limit = self.limit();
         let origin = &record.origin;
         self.metrics.read(&origin.topic);
         let key = (Arc::clone(&origin.topic), origin.partition);
         match self.assigned.get_mut(&key) {
-            Some(partition) => partition.accept(record, limit),
+            Some(partition) => {
+                let arrival = partition.accept(record, limit, now);
+                (arrival, partition.fill(limit))
+            }
             // Fetched before the partition was taken away: its next owner reads it.
-            None => Arrival::Dropped,
+            None => (Arrival::Dropped, Fill::Nothing),
         }
     }
 
     /// Admits what waits; returns the partitions that may flow again.
-    pub(super) fn refill(&mut self) -> Vec<Key> {
-        self.memory.look(Instant::now());
+    pub(super) fn refill(&mut self, now: Instant) -> Vec<Key> {
+        self.memory.look(now);
         if self.memory.is_stopped() {
-            return self.refill_one();
+            return self.refill_one(now);
         }
         let limit = self.limit();
         let mut resumed = Vec::new();
         for (key, partition) in &mut self.assigned {
-            if partition.refill(limit) == Flow::Resume {
+            if partition.refill(limit, now) {
                 resumed.push(key.clone());
             }
         }
@@ -190,17 +209,41 @@ impl Partitions {
     }
 
     /// The next partition that has something waiting, in turns.
-    fn refill_one(&mut self) -> Vec<Key> {
+    fn refill_one(&mut self, now: Instant) -> Vec<Key> {
         let limit = self.limit();
-        let mut paused: Vec<_> = self.assigned.iter_mut().filter(|(_, p)| p.is_paused()).collect();
-        if limit == Limit::NOTHING || paused.is_empty() {
+        let mut full: Vec<_> =
+            self.assigned.iter_mut().filter(|(_, partition)| partition.is_full()).collect();
+        if limit == Limit::NOTHING || full.is_empty() {
             return Vec::new();
         }
         self.turn = self.turn.wrapping_add(1);
-        let turn = self.turn % paused.len();
-        let (key, partition) = &mut paused[turn];
-        let resumes = partition.refill(limit) == Flow::Resume;
+        let turn = self.turn % full.len();
+        let (key, partition) = &mut full[turn];
+        let resumes = partition.refill(limit, now);
         resumes.then(|| key.clone()).into_iter().collect()
+    }
+
+    /// What to do about partitions of which as much waits as may.
+    ///
+    /// A pause costs a second: librdkafka throws away what it has fetched, and after `resume` its
+    /// broker's thread may sleep for that long (2.12; `rd_kafka_toppar_pause_resume` wakes nobody).
+    /// So a partition that moves on is waited for, without reading more, unless it has been full for
+    /// as long as a pause costs and others have nothing to do. One that does not move on is paused.
+    pub(super) fn relieve(&mut self, now: Instant) -> Relief {
+        let limit = self.limit();
+        let any_hungry = self.assigned.values().any(Partition::is_hungry);
+        let mut relief = Relief { pause: Vec::new(), wait: false };
+        let at_limit = |partition: &Partition| partition.fill(limit) == Fill::Limit;
+        for (key, partition) in self.assigned.iter_mut().filter(|(_, partition)| at_limit(partition)) {
+            let (full, stuck) = partition.has_waited(now);
+            if limit.held() == 0 || stuck >= PAUSE_COSTS || any_hungry && full >= PAUSE_COSTS {
+                partition.pause();
+                relief.pause.push(key.clone());
+            } else {
+                relief.wait = true;
+            }
+        }
+        relief
     }
 
     /// Whether the worker of a partition has ended by itself.
@@ -208,15 +251,15 @@ impl Partitions {
         self.assigned.values().any(Partition::is_gone)
     }
 
-    pub(super) fn any_paused(&self) -> bool {
-        self.assigned.values().any(Partition::is_paused)
+    pub(super) fn any_full(&self) -> bool {
+        self.assigned.values().any(Partition::is_full)
     }
 
     pub(super) fn any_idle(&self) -> bool {
         self.assigned.values().any(Partition::is_idle)
     }
 
-    /// librdkafka has come this far in each partition: what it gave, and what holds no records.
+    /// librdkafka's position in each partition, past offsets that hold no records.
     pub(super) fn skip_to(&mut self, positions: &TopicPartitionList) {
         for element in positions.elements() {
             let key = (Arc::from(element.topic()), element.partition());
@@ -227,7 +270,7 @@ impl Partitions {
         }
     }
 
-    /// How far partitions are settled, where that has moved since the last time.
+    /// The watermarks that have moved since the last call.
     pub(super) fn take_settled(&mut self) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for ((topic, number), partition) in &mut self.assigned {
@@ -239,7 +282,7 @@ impl Partitions {
         list
     }
 
-    /// These could not be stored: they are given out again.
+    /// These could not be stored: the next call returns them again.
     pub(super) fn not_stored(&mut self, list: &TopicPartitionList) {
         for element in list.elements() {
             let key = (Arc::from(element.topic()), element.partition());
@@ -259,23 +302,51 @@ impl Partitions {
     }
 
     /// Tells the workers that are not done to drop everything. Returns how many records were
-    /// left without an outcome since [`Partitions::close_all`].
+    /// left without an outcome.
     pub(super) fn give_up_all(&mut self) -> usize {
-        self.abandoned + self.assigned.values_mut().map(Partition::give_up).sum::<usize>()
+        self.assigned.values_mut().map(Partition::give_up).sum()
     }
 
-    /// A revocation left this many records without an outcome.
-    pub(super) fn note_abandoned(&mut self, records: usize) {
+    /// A revocation left this many records without an outcome, and the offsets of so many partitions
+    /// uncommitted.
+    pub(super) fn note_revoked(&mut self, abandoned: usize, uncommitted: usize) {
         if self.closing {
-            self.abandoned += records;
+            self.abandoned += abandoned;
+            self.uncommitted += uncommitted;
         }
+    }
+
+    /// What revocations have left since [`Partitions::close_all`]: see [`Partitions::note_revoked`].
+    pub(super) fn left_by_revocations(&self) -> (usize, usize) {
+        (self.abandoned, self.uncommitted)
+    }
+
+    /// Kafka has confirmed these.
+    pub(super) fn note_committed(&mut self, offsets: &TopicPartitionList) {
+        for element in offsets.elements().iter().filter(|element| element.error().is_ok()) {
+            let key = (Arc::from(element.topic()), element.partition());
+            if let (Some(partition), Offset::Offset(offset)) = (self.assigned.get_mut(&key), element.offset())
+            {
+                partition.note_committed(Some(offset));
+            }
+        }
+    }
+
+    /// Kafka has confirmed everything that was stored.
+    pub(super) fn note_all_committed(&mut self) {
+        self.assigned.values_mut().for_each(|partition| partition.note_committed(None));
+    }
+
+    /// The partitions that are settled further than Kafka has confirmed, with how far.
+    pub(super) fn uncommitted(&self) -> Vec<(Key, i64)> {
+        uncommitted(&self.assigned)
     }
 
     pub(super) fn clear(&mut self) {
         self.assigned.clear();
     }
 
-    /// What librdkafka says of the partitions, once a second. Returns how far it has read those
+    /// Takes librdkafka's statistics, once a second. Returns the fetch positions of the partitions
     /// that are not paused.
     pub(super) fn observe(&mut self, statistics: &Statistics) -> Vec<Fetched> {
         let mut fetched = Vec::new();
@@ -286,7 +357,7 @@ impl Partitions {
             if end < 0 {
                 continue;
             }
-            // What open transactions hold back is behind, too: a producer that hangs must show.
+            // Records held by open transactions count as lag: a hanging producer must show.
             let last = found.hi_offset.max(end);
             partition.note_end(found.lo_offset, last);
             if partition.place() == Place::Known && !partition.is_paused() {
@@ -296,7 +367,7 @@ impl Partitions {
         fetched
     }
 
-    /// The partitions as they are now.
+    /// The current state of all partitions.
     pub(super) fn seen(&self) -> Vec<Seen> {
         let mut seen: Vec<_> = self
             .assigned
@@ -312,4 +383,12 @@ impl Partitions {
         seen.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
         seen
     }
+}
+
+/// Those of these partitions that are settled further than Kafka has confirmed, with how far.
+pub(super) fn uncommitted<'a>(
+    partitions: impl IntoIterator<Item = (&'a Key, &'a Partition)>,
+) -> Vec<(Key, i64)> {
+    let open = |(key, partition): (&Key, &Partition)| Some((key.clone(), partition.uncommitted()?));
+    partitions.into_iter().filter_map(open).collect()
 }

@@ -1,17 +1,17 @@
-//! How long partitions that go elsewhere may take to finish what was begun on them. Pure.
+//! How long revoked partitions may take to drain. Pure.
 //!
-//! librdkafka fetches nothing for any partition while one is being taken away
-//! (`rd_kafka_rebalance_op_incr` pauses them all until the application lets go), so the
-//! partitions that stay pay for a long drain. Work that moves is waited for until the deadline;
-//! work that stands still, at a comet that does not answer or a Redis that is away, is not: it
-//! is delivered again by the partition's next owner.
+//! librdkafka fetches nothing for any partition while one is being revoked
+//! (`rd_kafka_rebalance_op_incr` pauses them all until the application releases it), so a long
+//! drain stalls the remaining partitions. A drain that makes progress may last until the deadline.
+//! One that is stalled, by a comet that does not answer or an unreachable Redis, is cut short; the
+//! partition's next owner delivers those records again.
 
 use std::time::{Duration, Instant};
 
-/// For how long nothing may have been settled until a drain is given up.
+/// A drain is cut short when no record has been settled for this long.
 const STANDSTILL: Duration = Duration::from_secs(1);
 
-/// The patience of one drain.
+/// The timeout of one drain.
 #[derive(Debug)]
 pub(super) struct Patience {
     deadline: Instant,
@@ -20,12 +20,12 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// For a drain that begins now with so many unsettled records.
+    /// For a drain that starts now with this many unsettled records.
     pub(super) fn new(now: Instant, at_most: Duration, unsettled: usize) -> Self {
         Self { deadline: now + at_most, unsettled, moved: now }
     }
 
-    /// For how much longer to wait with this many records unsettled; `None` when it is over.
+    /// How much longer to wait with this many unsettled records; `None` when the drain has timed out.
     pub(super) fn left(&mut self, now: Instant, unsettled: usize) -> Option<Duration> {
         if unsettled != self.unsettled {
             self.unsettled = unsettled;
@@ -43,7 +43,7 @@ mod tests {
     const MILLI: Duration = Duration::from_millis(1);
 
     #[test]
-    fn work_that_moves_is_waited_for_until_the_deadline() {
+    fn a_drain_with_progress_lasts_until_the_deadline() {
         let start = Instant::now();
         let mut patience = Patience::new(start, STANDSTILL * 3, 10);
         for step in 1..10 {
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn work_that_stands_still_is_given_up_early() {
+    fn a_stalled_drain_is_cut_short() {
         let start = Instant::now();
         let mut patience = Patience::new(start, STANDSTILL * 10, 10);
         assert_eq!(patience.left(start + STANDSTILL - MILLI, 10), Some(MILLI));

@@ -1,9 +1,9 @@
-//! Makes partitions begin where they are to begin: when they are assigned, and again when their
-//! topic has turned out to be another one.
+//! Positions partitions at their start: when they are assigned, and again when their topic turns
+//! out to be recreated.
 //!
-//! What was decided is committed before the first record is taken, with the topic's id. So a
-//! process that dies at any moment leaves either that, or offsets of which the next one sees that
-//! they are of another log.
+//! The decision is committed with the topic's id before the first record is accepted. So a process
+//! that dies at any moment leaves either the decision, or offsets that its successor recognises as
+//! those of another log.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,13 +23,13 @@ use crate::consumer::partition::Place;
 use crate::consumer::partitions::Key;
 use crate::kafka::{self, Start, Topics};
 
-/// How long librdkafka may take to go to another offset.
+/// Timeout of a seek.
 const SEEK: Duration = Duration::from_secs(5);
 
 impl Context {
-    /// Finds out where partitions begin that are being assigned. Returns them with their offsets.
-    /// Where Kafka does not tell in time, they read from the end, and all of that is dropped until
-    /// [`Context::place_again`] has found out.
+    /// Finds the start of partitions that are being assigned. Returns them with their offsets.
+    /// If Kafka does not answer in time, they read from the end, and those records are dropped
+    /// until [`Context::place_again`] has found the start.
     pub(super) fn place_assigned(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -58,7 +58,7 @@ impl Context {
         placed
     }
 
-    /// Tries once more to find out where partitions are of which that is not known.
+    /// Retries to position the partitions that have no known position.
     pub(super) fn place_again(&self, consumer: &BaseConsumer<Self>) {
         self.unplaced.store(false, Ordering::Relaxed);
         self.settle_doubts(consumer);
@@ -69,8 +69,8 @@ impl Context {
                 wanted.push(Wanted { key, from_start });
             }
         }
-        // All together, or when that has just failed one after the other: one of them may be what
-        // Kafka cannot tell.
+        // All together at first; after a failure one at a time, since a single partition may be
+        // the cause.
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed);
         if attempt > 0 && !wanted.is_empty() {
             let turn = attempt % wanted.len();
@@ -96,7 +96,7 @@ impl Context {
     }
 
     fn go_to_located(&self, consumer: &BaseConsumer<Self>, located: &[Located]) -> anyhow::Result<()> {
-        // What is stored of an older log would be committed over what is decided now.
+        // A stored offset of an older log would otherwise be committed over this decision.
         let mut stored = TopicPartitionList::new();
         let mut places = TopicPartitionList::new();
         for at in located {
@@ -124,20 +124,20 @@ impl Context {
 
     fn cannot_place(&self, error: &anyhow::Error) {
         self.unplaced.store(true, Ordering::Relaxed);
-        let cause = format!("cannot find out from kafka where to begin: {error:#}");
+        let cause = format!("cannot find the start offset in kafka: {error:#}; holding records, retrying");
         let mut partitions = self.partitions();
         for (key, _) in partitions.unplaced() {
             partitions.hold(&self.stalls, &key, None, &cause);
         }
     }
 
-    /// A record came although a later one had come.
+    /// A record arrived after a later one.
     pub(super) fn went_back(&self, (topic, partition): &Key, offset: i64) {
         debug!(topic = &**topic, partition, offset, "an offset went back");
         self.unplaced.store(true, Ordering::Relaxed);
     }
 
-    /// Finds out of partitions whose offsets went back whether their log is another one.
+    /// Finds out whether partitions whose offsets regressed have a new log.
     fn settle_doubts(&self, consumer: &BaseConsumer<Self>) {
         let unplaced = self.partitions().unplaced();
         for (key, place) in unplaced {
@@ -157,8 +157,8 @@ impl Context {
         }
     }
 
-    /// The same topic's log ends before what the group has read of it: goes on at this offset, and
-    /// commits it, which would not go back by itself.
+    /// The log of the same topic ends before the group's offset: continues at this offset and
+    /// commits it explicitly, since the watermark never moves back.
     fn cut_off(&self, consumer: &BaseConsumer<Self>, key: &Key, mark: Option<Mark>, expected: i64, at: i64) {
         let Some(mark) = mark else { return };
         let in_flight = self.partitions().get_mut(key).map_or(0, |partition| partition.lose_place(false));
@@ -168,30 +168,38 @@ impl Context {
             from = at,
             to = expected,
             in_flight,
-            "the log ends before the group's offset: the brokers have lost its last records, or the offset was set beyond the end; going on at `from`, and what was there before was delivered or is lost"
+            "the log ends before the group's offset: the brokers lost its last records, or the offset was set beyond the end; continuing at `from`; earlier records from there on were delivered or are lost"
         );
         let position = Position::Committed(at);
         let key = key.clone();
-        let located =
-            Located { key, position, offset: Some(at), backlog: 0, mark, commit: true, is_first: false };
+        let located = Located {
+            key,
+            position,
+            offset: Some(at),
+            backlog: 0,
+            mark,
+            commit: true,
+            is_first: false,
+            is_whole: false,
+        };
         if let Err(error) = self.go_to_located(consumer, &[located]) {
             self.cannot_place(&error);
         }
     }
 
-    /// The record came twice: goes on behind the last one that came.
+    /// The record was delivered twice: continues after the last one.
     fn keep_place(&self, consumer: &BaseConsumer<Self>, key: &Key) {
         let next = self.partitions().get_mut(key).and_then(|partition| partition.keep_place());
         let Some(next) = next else { return };
         let mut list = TopicPartitionList::new();
         add(&mut list, key, Offset::Offset(next));
         if let Err(error) = consumer.seek_partitions(list, SEEK) {
-            // The next record does not fit either, and is looked at again.
-            debug!(topic = &*key.0, partition = key.1, %error, "cannot go on behind the last record");
+            // The next record is out of order as well and is handled then.
+            debug!(topic = &*key.0, partition = key.1, %error, "cannot seek to the next record");
         }
     }
 
-    /// Kafka has said what topics are now.
+    /// Kafka has described the topics.
     pub(super) fn topics_are(&self, topics: &Topics) {
         for (topic, state) in topics {
             let Ok(state) = state else { continue };
@@ -209,28 +217,31 @@ impl Context {
             topic = &**topic,
             partition,
             in_flight,
-            "the topic was deleted and created again: reading it from its start; what is in flight of the one before is finished"
+            "the topic was deleted and created again: reading it from the beginning; records in flight of the old one are still delivered"
         );
     }
 
-    /// What an operator should know of where partitions begin.
+    /// Logs where partitions start, as far as an operator should know.
     fn tell(&self, located: &[Located]) {
         let mut new: BTreeMap<Arc<str>, (usize, i64)> = BTreeMap::new();
         for at in located {
             let (topic, partition) = (&*at.key.0, at.key.1);
+            if let Some(low) = at.offset.filter(|low| at.is_whole && *low > 0) {
+                self.lost((topic, partition), 0, low);
+            }
             match at.position {
                 Position::Beginning(Because::CreatedAgain) => info!(
                     topic,
                     partition,
                     offset = at.offset,
-                    "begins at the start: what the group had committed was of a topic that is deleted"
+                    "starting at the beginning: the group's committed offset belongs to a deleted topic"
                 ),
                 Position::Beginning(Because::Added) => {
                     info!(
                         topic,
                         partition,
                         offset = at.offset,
-                        "a partition that was added begins at its start"
+                        "starting a newly added partition at the beginning"
                     );
                 }
                 Position::Committed(_) => {}
@@ -244,20 +255,20 @@ impl Context {
         for (topic, (partitions, records)) in new {
             let (topic, start) = (&*topic, self.start);
             match start {
-                Start::Newest => info!(topic, partitions, "a new consumer group begins with new records"),
+                Start::Newest => info!(topic, partitions, "a new consumer group starts with new records"),
                 Start::Oldest | Start::At(_) if records == 0 => {
-                    info!(topic, partitions, %start, "a new consumer group begins; no records wait");
+                    info!(topic, partitions, %start, "a new consumer group starts; the topic has no backlog");
                 }
                 Start::Oldest | Start::At(_) => warn!(
                     topic, partitions, records, %start,
-                    "a new consumer group begins with records that wait already: they are delivered to users now; `[kafka] start` = \"newest\" begins with new ones, `[delivery] max_age` leaves old ones out"
+                    "a new consumer group starts with a backlog: these records are delivered to users now; `[kafka] start` = \"newest\" starts with new records, `[delivery] max_age` drops old ones"
                 ),
             }
         }
     }
 
-    /// Offsets were passed over: says so when records were removed there before they were read.
-    /// Those of transactions and of compacted records are none.
+    /// Offsets were skipped: reports records that were removed before they were read. Gaps left by
+    /// transactions and compaction are not losses.
     pub(super) fn passed_over(
         &self,
         consumer: &BaseConsumer<Self>,
@@ -271,8 +282,8 @@ impl Context {
         }
     }
 
-    /// librdkafka has gone to another offset by itself: looks whether records were removed before
-    /// they were read, also where none comes after them.
+    /// librdkafka has reset an offset: reports records that were removed before they were read,
+    /// even if no record follows them.
     pub(super) fn look_for_losses(&self, consumer: &BaseConsumer<Self>) {
         let expected = self.partitions().expected();
         let keys: Vec<Key> = expected.into_iter().map(|(key, _)| key).collect();
@@ -293,12 +304,12 @@ impl Context {
             from,
             to,
             records,
-            "records were removed before they were read: they are lost; the topic's retention is shorter than this group is behind"
+            "records were removed before they were read and are lost: the group's lag exceeds the topic's retention; raise the retention, or add gateways"
         );
     }
 }
 
-/// Commits what has to be committed at once.
+/// Commits the decisions that have to be committed at once.
 fn commit(consumer: &BaseConsumer<Context>, located: &[Located]) -> anyhow::Result<()> {
     let mut list = TopicPartitionList::new();
     for at in located.iter().filter(|at| at.commit) {
@@ -313,5 +324,5 @@ fn commit(consumer: &BaseConsumer<Context>, located: &[Located]) -> anyhow::Resu
 }
 
 fn add(list: &mut TopicPartitionList, (topic, number): &Key, offset: Offset) {
-    list.add_partition_offset(topic, *number, offset).expect("an offset of a record, or a word of Kafka's");
+    list.add_partition_offset(topic, *number, offset).expect("an offset of a record, or a logical offset");
 }

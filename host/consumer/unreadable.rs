@@ -1,9 +1,9 @@
-//! Partitions that stand still because librdkafka cannot read what comes next. Pure.
+//! Detects partitions that are stuck at a batch that librdkafka cannot read. Pure.
 //!
-//! librdkafka tries such a batch again for ever: one that unpacks to more than
-//! `receive.message.max.bytes` (librdkafka issue 5260), one with a codec or a format that it does
-//! not know, a broken one. Its errors name the batch's first offset and no partition, so that
-//! they are brought together with the partitions that stand still although there is more to read.
+//! librdkafka retries such a batch forever: one that decompresses to more than
+//! `receive.message.max.bytes` (librdkafka issue 5260), has an unknown codec or format, or is
+//! corrupt. Its errors name the batch's first offset and no partition, so this matches them with
+//! the partitions that make no progress although there is more to read.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -13,11 +13,11 @@ use rdkafka::error::RDKafkaErrorCode;
 use crate::consumer::partitions::Key;
 use crate::kafka;
 
-/// For how long an error may be the reason of a standstill; librdkafka tries twice a second.
+/// How long an error may explain a stuck partition; librdkafka retries twice a second.
 const RECENT: Duration = Duration::from_secs(5);
-/// How long a partition has to stand still.
+/// How long a partition has to make no progress.
 const STANDSTILL: Duration = Duration::from_secs(2);
-/// How many errors are remembered: one for each partition, in a bad case.
+/// How many errors are remembered: in a bad case, one per partition.
 const ERRORS: usize = 64;
 
 /// How far librdkafka has read a partition.
@@ -26,13 +26,13 @@ pub(super) struct Fetched {
     pub(super) key: Key,
     /// The offset that it reads next.
     pub(super) next: i64,
-    /// The offset after the last one that there is to read: behind it, a transaction is open.
+    /// The offset after the last readable record; beyond it, a transaction may be open.
     pub(super) end: i64,
-    /// The offset after the last one that there is.
+    /// The offset after the last record.
     pub(super) last: i64,
 }
 
-/// A partition that stands still.
+/// A partition that makes no progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Stuck {
     pub(super) key: Key,
@@ -40,7 +40,7 @@ pub(super) struct Stuck {
     pub(super) reason: String,
 }
 
-/// Brings errors and standstills together.
+/// Matches fetch errors with partitions that make no progress.
 #[derive(Debug, Default)]
 pub(super) struct Unreadable {
     errors: VecDeque<FetchError>,
@@ -55,7 +55,7 @@ struct FetchError {
 }
 
 impl Unreadable {
-    /// librdkafka reports an error. Returns whether it is about a batch that it cannot read.
+    /// Records an error of librdkafka. Returns whether it is about an unreadable batch.
     pub(super) fn note(&mut self, now: Instant, code: RDKafkaErrorCode, reason: &str) -> bool {
         let about_a_batch = kafka::is_unreadable(code);
         if about_a_batch {
@@ -67,7 +67,7 @@ impl Unreadable {
         about_a_batch
     }
 
-    /// The partitions that stand still because of such an error, of all that are read.
+    /// The partitions of `fetched` that are stuck because of such an error.
     pub(super) fn stuck(&mut self, now: Instant, fetched: &[Fetched]) -> Vec<Stuck> {
         let mut seen = HashMap::with_capacity(fetched.len());
         let mut still = Vec::new();
@@ -86,7 +86,7 @@ impl Unreadable {
         if self.errors.is_empty() {
             return Vec::new();
         }
-        // A batch may begin before the offset that is read next: then its error says less.
+        // A batch may begin before the next offset; its error is then less exact.
         let exact = |next: i64| self.errors.iter().find(|error| error.offset == Some(next));
         let any_exact = still.iter().any(|(_, next)| exact(*next).is_some());
         let before =
@@ -126,14 +126,14 @@ mod tests {
     }
 
     #[test]
-    fn offsets_are_found_in_what_librdkafka_says() {
+    fn the_offset_is_parsed_from_the_error() {
         assert_eq!(offset_in(ZSTD), Some(17));
         assert_eq!(offset_in("Message at offset 5 might be too large to fetch, try"), Some(5));
         assert_eq!(offset_in("no offset at all"), None);
     }
 
     #[test]
-    fn the_partition_of_an_error_is_the_one_that_stands_still_there() {
+    fn an_error_belongs_to_the_partition_stuck_there() {
         let start = Instant::now();
         let mut unreadable = Unreadable::default();
         let all = [fetched(0, 17, 20), fetched(1, 17, 17), fetched(2, 40, 90), fetched(3, 17, 99)];
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_may_name_the_batch_s_beginning() {
+    fn an_error_may_name_the_start_of_the_batch() {
         let start = Instant::now();
         let mut unreadable = Unreadable::default();
         let inside = [fetched(0, 19, 30)];

@@ -1,9 +1,9 @@
-//! Asks Kafka every few seconds whether the topics are still the ones that are read.
+//! Asks Kafka every few seconds whether the consumed topics were recreated.
 //!
-//! A topic that was deleted and created again may have more records than the old one by the time
-//! librdkafka looks: then no offset goes back, and the first records of the new one would be passed
-//! over (librdkafka says so itself, in `rd_kafka_topic_metadata_update`). They come late then, and
-//! out of their order, but they come.
+//! By the time librdkafka notices, a recreated topic may have more records than the old one. Then
+//! no offset regresses, and the first records of the new log would be skipped (a known limitation,
+//! see `rd_kafka_topic_metadata_update`). With this check they arrive late and out of order, but
+//! they arrive.
 
 use std::time::{Duration, Instant};
 
@@ -13,12 +13,12 @@ use tracing::debug;
 use crate::consumer::context::Context;
 use crate::kafka::TopicQuestion;
 
-/// How often.
+/// How often topics are checked.
 const EVERY: Duration = Duration::from_secs(5);
-/// How long Kafka may take.
+/// Timeout of the request.
 const ANSWER: Duration = Duration::from_secs(10);
 
-/// The question that is on its way, and when the next one is due.
+/// The pending request, and when the next one is due.
 pub(super) struct TopicWatch<'a> {
     consumer: &'a BaseConsumer<Context>,
     question: Option<TopicQuestion<'a>>,
@@ -30,14 +30,14 @@ impl<'a> TopicWatch<'a> {
         Self { consumer, question: None, next: Instant::now() + EVERY }
     }
 
-    /// Takes an answer, or asks when it is time. Never waits.
+    /// Handles a response, or sends a request when one is due. Never blocks.
     pub(super) fn look(&mut self, now: Instant) {
         let context = self.consumer.context();
         if let Some(question) = &self.question {
             let Some(answer) = question.answer(Duration::ZERO) else { return };
             match answer {
                 Ok(topics) => context.topics_are(&topics),
-                Err(error) => debug!(%error, "kafka does not describe its topics"),
+                Err(error) => debug!(%error, "kafka did not describe the topics"),
             }
             self.question = None;
         } else if now >= self.next {

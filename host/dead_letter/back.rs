@@ -1,4 +1,4 @@
-//! What is written to a letter's topic of origin. Pure.
+//! Builds the record that is written to a letter's topic of origin. Pure.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use crate::kafka::{Fit, NotWritten, Outgoing, Refusal, TopicSet, topic_problem};
 use crate::message::{Content, Origin, PROOF, REDRIVE_COMETS, REDRIVE_USERS, RedriveKey, RedriveUsers};
 use crate::telemetry::escape::cut;
 
-/// The topic that a letter goes back to, out of those that are allowed.
+/// The topic that a letter goes back to, if it is allowed.
 ///
 /// # Errors
-/// Why it goes nowhere.
+/// Why it cannot go back.
 pub(super) fn destination(
     letter: &DeadLetter,
     dead_letters: &str,
@@ -29,20 +29,20 @@ pub(super) fn destination(
         let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
         return Err(format!("{missing}; it may still stand at {origin}"));
     }
-    // Gateways take what they cannot read for no list at all: everybody would have it again.
+    // Gateways ignore a list that they cannot read: everyone would get the message again.
     if !all && !letter.users.is_empty() && RedriveUsers::parse(&letter.users).is_none() {
         return Err(format!(
-            "its `{FAILED_USERS}` header names nobody, or is longer than what gateways write; `--all-comets` sends it to all that it is for"
+            "its `{FAILED_USERS}` header names nobody, or is longer than gateways write; `--all-comets` sends it to all of its recipients"
         ));
     }
     Ok(topic)
 }
 
-/// Why a letter does not go where it says that it came from.
+/// Why the stated origin of a letter is not allowed.
 fn not_allowed(topic: &str) -> String {
     let topic = cut(topic, 249);
     format!(
-        "it says that it came from `{topic}`, which is not one of `[kafka] topics`; if it did, name the topic with `--allow-topic`"
+        "its origin is `{topic}`, which is not one of `[kafka] topics`; if that is right, allow it with `--allow-topic`"
     )
 }
 
@@ -53,7 +53,7 @@ pub(super) fn back(letter: &DeadLetter, partitions: i32, all: bool) -> Outgoing<
     let origin = letter.origin.as_ref().map(|origin| origin.partition);
     let mut record = Outgoing {
         headers: letter.restored_headers(),
-        // Where it was: producers of other languages spread keys differently.
+        // The original partition: producers in other languages spread keys differently.
         partition: origin.filter(|partition| (0..partitions).contains(partition)),
         ..Outgoing::copy_of(&letter.record)
     };
@@ -69,7 +69,7 @@ pub(super) fn back(letter: &DeadLetter, partitions: i32, all: bool) -> Outgoing<
     record
 }
 
-/// Proves that the record was redriven to this topic.
+/// Adds the proof that the record was redriven to this topic.
 pub(super) fn prove(record: &mut Outgoing<'_>, topic: &str, key: &RedriveKey) {
     record.headers.retain(|header| header.name != PROOF);
     let headers = record.headers.iter().map(|header| (&*header.name, header.value.as_deref()));
@@ -77,8 +77,8 @@ pub(super) fn prove(record: &mut Outgoing<'_>, topic: &str, key: &RedriveKey) {
     record.add_header(PROOF, key.prove(&content));
 }
 
-/// Gives a record that its topic finds too old, or too new, the time of now, and its own in a
-/// header. Everything else that a topic refuses stays refused.
+/// Gives a record whose timestamp its topic refuses the current time, and keeps the original in a
+/// header. All other refusals stand.
 pub(super) struct Restamp<'a> {
     pub(super) topic: &'a str,
     pub(super) key: &'a RedriveKey,

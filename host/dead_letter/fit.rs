@@ -1,8 +1,8 @@
-//! A dead letter as its topic takes it. Pure.
+//! Shrinks a dead letter until its topic accepts it. Pure.
 //!
-//! A record that fitted into its topic may not fit into this one with our headers; trying for
-//! ever would hold up its partition. So what does not fit is left out in steps: the value, the
-//! key, the headers that are not ours. How large each was, and its SHA-256, stands in a header.
+//! A record that fitted into its own topic may not fit into this one with our headers, and retrying
+//! for ever would hold up its partition. So parts are left out in steps: the value, the key, the
+//! foreign headers. A header records the size and SHA-256 of each.
 
 use crate::dead_letter::headers::KEY_ADDED;
 use crate::kafka::{NotWritten, Outgoing, Refusal};
@@ -10,16 +10,16 @@ use crate::message::{
     HEADERS_LEFT_OUT, KEY_LEFT_OUT, MESSAGE_ID, VALUE_LEFT_OUT, left_out_headers_note, left_out_note,
 };
 
-/// What our headers' names begin with.
+/// The prefix of our headers.
 const OURS: &[u8] = b"halley-";
 
-/// What is left of a letter that its topic refuses; `None` when nothing more can be left out.
+/// A smaller letter after a refusal; `None` if nothing more can be left out.
 pub(super) fn fit<'a>(mut letter: Outgoing<'a>, error: &NotWritten) -> Option<Outgoing<'a>> {
     match error.refusal? {
         Refusal::TooLarge => smaller(letter, &error.reason),
-        // Ours carry it in a header, too.
+        // Our letters carry it in a header, too.
         Refusal::Timestamp => letter.timestamp_ms.take().map(|_| letter),
-        // A compacted topic takes no record without a key.
+        // A compacted topic refuses records without a key.
         Refusal::Other if letter.key.is_none() && !has(&letter, KEY_ADDED) => {
             let id = letter.headers.iter().find(|header| header.name == MESSAGE_ID)?.value.clone()?;
             letter.key = Some(id.to_vec().into());
@@ -33,7 +33,7 @@ pub(super) fn fit<'a>(mut letter: Outgoing<'a>, error: &NotWritten) -> Option<Ou
 fn smaller<'a>(mut letter: Outgoing<'a>, said: &str) -> Option<Outgoing<'a>> {
     if letter.value.as_ref().is_some_and(|value| !value.is_empty()) {
         let note = left_out_note(letter.value.as_deref()?, said);
-        // Empty, and not null, which would delete earlier letters of this key in a compacted topic.
+        // Empty instead of null: null would delete earlier letters of this key in a compacted topic.
         letter.value = Some(Vec::new().into());
         letter.add_header(VALUE_LEFT_OUT, note);
         return Some(letter);

@@ -1,4 +1,4 @@
-//! Any record of the dead-letter topic, and what a redrive would make of it.
+//! Fuzzing: arbitrary records of the dead-letter topic, and how they are redriven.
 
 use std::collections::BTreeSet;
 
@@ -15,7 +15,7 @@ use crate::message::{
 
 const DEAD_LETTERS: &str = "push.dead-letter";
 const PARTITIONS: i32 = 3;
-/// Values that mean something in one header or another.
+/// Values that have a meaning in some header.
 const VALUES: [&str; 16] = [
     "push",
     "payments",
@@ -35,7 +35,7 @@ const VALUES: [&str; 16] = [
     "deliver",
 ];
 
-/// Any record, as it is read from the dead-letter topic.
+/// An arbitrary record of the dead-letter topic.
 pub(crate) fn record(input: &mut Unstructured<'_>) -> Result<Record> {
     let mut headers = Vec::new();
     for _ in 0..input.int_in_range(0..=9)? {
@@ -57,7 +57,7 @@ pub(crate) fn record(input: &mut Unstructured<'_>) -> Result<Record> {
     })
 }
 
-/// Checks where a record may go, and for whom.
+/// Checks where a record may be redriven, and for whom.
 pub(crate) fn check(letter: &DeadLetter) {
     let topics = vec!["push".to_owned(), "^.*".to_owned()];
     let narrow = Config { topics: vec!["push".into(), "^chat\\.".into()], ..Config::default() };
@@ -76,7 +76,7 @@ pub(crate) fn check(letter: &DeadLetter) {
     }
 }
 
-/// What is written is the record as it was, proven, and for those who are still to have it.
+/// Checks that the redriven record is the original, proven, and addressed to those who are still due.
 fn check_back(letter: &DeadLetter, topic: &str, all: bool) {
     let key = RedriveKey::from([7; 32]);
     let mut outgoing = back(letter, PARTITIONS, all);

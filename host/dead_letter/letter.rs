@@ -1,4 +1,4 @@
-//! One dead letter as it is read back, and which of them somebody means. Pure.
+//! Reads dead letters back, and selects them by filter. Pure.
 
 use crate::dead_letter::headers::{
     ATTEMPTS, FAILED_COMETS, FAILED_USERS, KEY_ADDED, MORE_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION,
@@ -9,45 +9,43 @@ use crate::message::{
     VALUE_LEFT_OUT,
 };
 
-/// A record of the dead-letter topic with what its headers tell. Any record can be read as
-/// one: what a header does not say is empty.
+/// A record of the dead-letter topic and the contents of its headers. Any record can be read as one;
+/// missing headers are empty.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// The record with its original timestamp; its `origin` is where it stands in the
-    /// dead-letter topic.
+    /// The record with its original timestamp; its `origin` is its position in the dead-letter topic.
     pub record: Record,
-    /// The message's id: the one that it carries, else where it came from.
+    /// The message's id: the one that it carries, otherwise the one of its origin.
     pub id: MessageId,
-    /// Where the message came from. A partition or offset that is not told is -1.
+    /// Where the message came from. An unknown partition or offset is -1.
     pub origin: Option<Origin>,
-    /// The station where its way ended.
+    /// The stage at which processing ended.
     pub stage: String,
-    /// Why, in words.
+    /// The reason as text.
     pub reason: String,
     /// The comets that did not take it.
     pub comets: Vec<String>,
-    /// Whether more did not than `comets` names.
+    /// Whether more comets failed than `comets` lists.
     pub more_comets: bool,
-    /// The users whom it was not kept for, as the header names them; empty when that is not all
-    /// that is due.
+    /// The users for whom it was not stored, encoded as in the header; empty if more than these are
+    /// due.
     pub users: String,
     /// How often the message has become a dead letter.
     pub attempts: u32,
-    /// The plugin that decided, `name@hash`; empty when none did.
+    /// The plugin that caused it, `name@hash`; empty if none did.
     pub plugin: String,
-    /// What was too large for the dead-letter topic, and is not here.
+    /// The parts that were too large for the dead-letter topic.
     pub left_out: Vec<LeftOut>,
-    /// Tells the record apart from another one at the same place, as in a topic that was made
-    /// again.
+    /// Distinguishes the record from another one at the same offset, as in a recreated topic.
     pub(super) fingerprint: u64,
 }
 
-/// A part of a record that its dead letter had to go without.
+/// A part of a record that was left out of its dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftOut {
     /// `value`, `key` or `headers`.
     pub part: &'static str,
-    /// Its size, its SHA-256, and what the broker said.
+    /// Its size, its SHA-256, and the broker's error.
     pub note: String,
 }
 
@@ -79,7 +77,7 @@ impl DeadLetter {
             record.value = None;
         }
         record.timestamp_ms = timestamp_ms.or(record.timestamp_ms);
-        // Without a usable id of its own, the record would be known by where it stands now.
+        // Without a usable id, the record would be identified by its current position.
         let place = origin.as_ref().unwrap_or(&record.origin);
         let id = record.claimed_id().unwrap_or_else(|| record.id_at(place));
         Self {
@@ -98,24 +96,24 @@ impl DeadLetter {
         }
     }
 
-    /// The headers that the record had before it became a dead letter.
+    /// The headers of the record before it became a dead letter.
     pub fn original_headers(&self) -> impl Iterator<Item = &Header> {
         theirs(&self.record)
     }
 
-    /// The original headers, and what keeps the message recognisable.
+    /// The original headers and those that identify the message.
     pub(super) fn restored_headers(&self) -> Vec<Header> {
         let ours = [(ATTEMPTS, self.attempts.to_string()), (MESSAGE_ID, self.id.to_string())];
         let ours = ours.map(|(name, value)| Header::new(name, value));
         self.original_headers().cloned().chain(ours).collect()
     }
 
-    /// Whether the value is missing, rather than absent from the start.
+    /// Whether the value was left out, as opposed to absent from the start.
     pub fn lacks_value(&self) -> bool {
         self.left_out.iter().any(|left_out| left_out.part == "value")
     }
 
-    /// What is missing of the record, in words; `None` when it is whole.
+    /// The parts that are missing, as text; `None` if the letter is complete.
     pub fn missing(&self) -> Option<String> {
         let part = |LeftOut { part, note }: &LeftOut| {
             let were = if *part == "headers" { "were" } else { "was" };
@@ -126,25 +124,25 @@ impl DeadLetter {
     }
 }
 
-/// Which dead letters are meant. The default means all; every part that is set must agree.
+/// Selects dead letters. The default matches all; every field that is set must match.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
-    /// Those whose way ended here.
+    /// The stage.
     pub stage: Option<Stage>,
-    /// Those that this plugin decided: its name, or `name@hash`.
+    /// The plugin that caused it: its name, or `name@hash`.
     pub plugin: Option<String>,
-    /// Those that came from this topic.
+    /// The topic of origin.
     pub topic: Option<String>,
-    /// Those whose reason contains this text, whatever its case.
+    /// Text in the reason, ignoring case.
     pub reason: Option<String>,
-    /// Those with a timestamp at or after this one, in milliseconds since 1970.
+    /// Earliest timestamp (inclusive), in milliseconds since 1970.
     pub since_ms: Option<i64>,
-    /// Those with a timestamp before this one.
+    /// Latest timestamp (exclusive).
     pub until_ms: Option<i64>,
 }
 
 impl Filter {
-    /// Whether it means this one.
+    /// Whether the filter selects this letter.
     pub fn means(&self, letter: &DeadLetter) -> bool {
         let at = letter.record.timestamp_ms;
         let topic = letter.origin.as_ref().map(|origin| &*origin.topic);
@@ -171,7 +169,7 @@ mod tests {
     use crate::dead_letter::headers::{Reason, headers};
     use crate::decision::PluginVersion;
 
-    /// What becomes of a record on its way through the dead-letter topic.
+    /// The dead letter of a record.
     fn dead(record: &Record, reason: &Reason) -> DeadLetter {
         let origin = Origin { topic: "push.dead-letter".into(), partition: 0, offset: 5 };
         DeadLetter::of(Record { origin, headers: headers(record, reason), ..record.clone() })
@@ -250,7 +248,7 @@ mod tests {
             let pairs = names.into_iter().zip(values);
             record.headers = pairs.map(|(name, value)| Header { name: name.into(), value: value.map(Into::into) }).collect();
             reason.text = text;
-            // Twice round: a redriven record that becomes a dead letter again.
+            // Two rounds: a redriven record that becomes a dead letter again.
             let mut redriven = record.clone();
             for _ in 0..2 {
                 let letter = dead(&redriven, &reason);
@@ -258,7 +256,7 @@ mod tests {
                 prop_assert_eq!(&letter.id, &record.message_id());
                 redriven.headers = letter.restored_headers();
                 redriven.origin.offset = 1;
-                // Its proof is right.
+                // Its proof is valid.
                 redriven.trusted = true;
             }
             let id = redriven.headers.pop().expect("the id");

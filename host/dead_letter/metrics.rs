@@ -1,11 +1,11 @@
-//! What is counted of dead letters that their topic does not take as they are.
+//! Metrics of dead letters that their topic does not accept as they are.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-/// What was left out of a letter.
+/// A part that was left out of a letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Part {
     Value,
@@ -31,7 +31,7 @@ struct PartLabel {
     part: &'static str,
 }
 
-/// The dead letters' metrics.
+/// Metrics of dead letters.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     cut: Family<PartLabel, Counter>,
@@ -39,7 +39,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes and registers them; every series is there from the start.
+    /// Creates and registers the metrics; every series exists from the start.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self { cut: Family::default(), lost: Counter::default() };
         for part in Part::ALL {
@@ -47,12 +47,12 @@ impl Metrics {
         }
         registry.register(
             "halley_dead_letters_cut",
-            "Dead letters that lost a part because their topic does not take them whole",
+            "Dead letters written without a part that their topic did not accept",
             metrics.cut.clone(),
         );
         registry.register(
             "halley_dead_letters_lost",
-            "Dead letters that their topic refused for good: their records are settled and kept nowhere",
+            "Dead letters that their topic permanently refused: their records are settled and lost",
             metrics.lost.clone(),
         );
         metrics

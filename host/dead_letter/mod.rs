@@ -1,11 +1,11 @@
-//! Records that cannot be delivered, kept with their reason.
+//! Dead letters: records that cannot be delivered, stored with the reason.
 //!
-//! A dead letter is the record as it came (key, value, headers, timestamp) with headers of
-//! ours behind the original ones. Its record's offset may be committed only once the broker has
-//! confirmed it. Letters are written in the order in which they are given.
+//! A dead letter is the original record (key, value, headers, timestamp) with our headers appended.
+//! The record's offset may be committed only after the broker has confirmed the letter. Letters are
+//! written in the order of the calls.
 //!
-//! [`Reader`] reads them back and [`redrive`] brings them to their topics of origin once what
-//! was wrong is mended; nothing in a running gateway does either.
+//! [`Reader`] reads them back, and [`redrive`] writes them to their topics of origin. A running
+//! gateway does neither.
 
 mod back;
 mod fit;
@@ -50,11 +50,11 @@ pub struct DeadLetters(Arc<Queue>);
 
 struct Queue {
     letters: mpsc::Sender<Letter>,
-    /// Ends with the last clone.
+    /// Stopped when the last clone is dropped.
     _writer: JoinSet<()>,
 }
 
-/// A letter on its way to the topic.
+/// A letter that is being written.
 #[derive(Debug)]
 pub struct Receipt(watch::Receiver<State>);
 
@@ -62,7 +62,7 @@ impl DeadLetters {
     /// Starts the task that writes to `[kafka] dead_letter_topic`. It ends with the last clone.
     ///
     /// # Errors
-    /// When librdkafka refuses a property.
+    /// If librdkafka rejects a property.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
@@ -75,22 +75,22 @@ impl DeadLetters {
         Ok(Self(Arc::new(Queue { letters, _writer: task })))
     }
 
-    /// Puts one behind those that were put before; waits while the queue is full. It is written
-    /// as long as the receipt is there.
+    /// Appends a letter; waits while the queue is full. The letter is written as long as its receipt
+    /// exists.
     pub async fn put(&self, record: Arc<Record>, reason: Reason) -> Receipt {
         let (state, receipt) = watch::channel(State::Waiting);
-        // The task lives as long as this.
+        // The task lives as long as this handle.
         let _ = self.0.letters.send(Letter { record, reason, state }).await;
         Receipt(receipt)
     }
 }
 
 impl Receipt {
-    /// Waits until the letter has come to its end, or an attempt has failed. Ask again then: it
-    /// keeps its place, and is tried until it works.
+    /// Waits until the letter is written or lost, or an attempt has failed. In the latter case call
+    /// it again: the letter keeps its place and is retried.
     ///
     /// # Errors
-    /// When the last attempt failed: the record has no outcome yet.
+    /// If the last attempt failed: the record has no outcome yet.
     pub async fn outcome(&self) -> Result<Kept, NotWritten> {
         let mut state = self.0.clone();
         let known =
@@ -98,7 +98,7 @@ impl Receipt {
         match known {
             Ok(State::Done(kept)) => Ok(kept),
             Ok(State::Failed(error)) => Err(error),
-            // The writer has gone: the process is ending.
+            // The writer has ended: the process is stopping.
             Ok(State::Waiting) | Err(_) => std::future::pending().await,
         }
     }

@@ -1,4 +1,4 @@
-//! What somebody asks of a redrive, and what became of it.
+//! Options and results of a redrive.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -8,65 +8,65 @@ use crate::dead_letter::Filter;
 use crate::kafka::TopicSet;
 use crate::message::RedriveKey;
 
-/// What is to be redriven, and how.
+/// What to redrive, and how.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// Which dead letters.
+    /// Selects the dead letters.
     pub filter: Filter,
-    /// At most so many.
+    /// Maximum number of letters.
     pub limit: Option<u64>,
-    /// At most so many a second.
+    /// Maximum number per second.
     pub rate: Option<NonZeroU32>,
-    /// Also those that were redriven before.
+    /// Include letters that were redriven before.
     pub from_start: bool,
-    /// To all comets, also those that took the message before.
+    /// Send to all comets, including those that already took the message.
     pub all_comets: bool,
-    /// Only tells what it would do.
+    /// Report only.
     pub dry_run: bool,
-    /// The consumer group whose offsets remember the progress.
+    /// The consumer group whose offsets store the progress.
     pub group: String,
-    /// Where letters may go back to. What a letter says of its origin, anybody may have written who
-    /// can write to the dead-letter topic.
+    /// The topics that letters may go back to. Anyone who can write to the dead-letter topic can
+    /// forge the origin of a letter.
     pub allowed: TopicSet,
-    /// Proves what is redriven. `None` in a dry run, which writes nothing.
+    /// Proves redriven records. `None` in a dry run, which writes nothing.
     pub key: Option<RedriveKey>,
 }
 
-/// What becomes of one dead letter that the filter means.
+/// The outcome of one selected dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It goes to this topic.
+    /// Written to this topic.
     Written(Arc<str>),
-    /// It can not go back as it is; why. It holds up no other.
+    /// The letter cannot go back as it is, for this reason. Others are not held up.
     Refused(String),
-    /// Its topic did not take it; why. Told once for each topic.
+    /// Its topic did not accept it, for this reason. Reported once per topic.
     Failed(String),
 }
 
-/// What a redrive did, or would do.
+/// The result of a redrive or dry run.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
-    /// There is no dead-letter topic.
+    /// The dead-letter topic does not exist.
     pub missing: bool,
-    /// The topic was made again since the last run: what was redriven before is another topic's.
+    /// The topic was recreated since the last run: the stored progress belongs to the previous one.
     pub made_again: bool,
     /// Confirmed by the broker, by topic. In a dry run: what would be written.
     pub redriven: BTreeMap<Arc<str>, u64>,
-    /// Of these, written with the time of now, because their topic refuses their own.
+    /// Of these, written with the current time, because their topic refuses the original one.
     pub restamped: u64,
-    /// Redriven by an earlier run, as far as they were met.
+    /// Redriven by an earlier run, as far as this run encountered them.
     pub before: u64,
-    /// Left out by the filter.
+    /// Excluded by the filter.
     pub left_out: u64,
     /// Without a topic of origin or with one that is not allowed, from the dead-letter topic itself,
-    /// without their value, or not taken by a topic that takes others.
+    /// incomplete, or refused by a topic that accepts others.
     pub refused: u64,
-    /// Not taken by their topic.
+    /// Not accepted by their topic.
     pub failed: u64,
-    /// Redriven, but more scattered than a commit can tell: another run would repeat them.
+    /// Redriven, but too scattered for one commit: another run would repeat them.
     pub forgotten: u64,
-    /// It was told to stop.
+    /// The run was stopped.
     pub interrupted: bool,
-    /// Why it ended early.
+    /// Why the run ended early.
     pub broken: Option<String>,
 }

@@ -1,31 +1,30 @@
-//! Which records of one partition were redriven: all before an offset, and ranges after it.
+//! The redriven records of one partition: all before an offset, and ranges after it.
 //!
-//! A redrive with a filter leaves records between those that it writes. They must not be
-//! passed over for ever, and what was written must not be written again; so the group's
-//! committed offset is the first record that was *not* redriven, and the ranges behind it
-//! travel in the commit's metadata, as `gap+length` pairs: offset 3 with `2+4,1+1` says that
-//! 0 to 2, 5 to 8 and 10 are done. Pure.
+//! A filtered redrive leaves gaps between the records that it writes. Those must not be skipped for
+//! ever, and written records must not be written again. So the committed offset is the first record
+//! that was *not* redriven, and the commit's metadata lists the ranges after it as `gap+length`
+//! pairs: offset 3 with `2+4,1+1` means that 0 to 2, 5 to 8 and 10 are done. Pure.
 
 use std::collections::BTreeMap;
 
-/// A broker takes 4,096 bytes (`offset.metadata.max.bytes`).
+/// A broker accepts 4,096 bytes (`offset.metadata.max.bytes`).
 const MOST_METADATA: usize = 4000;
 
-/// What is done of one partition.
+/// The redriven records of one partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
     next: i64,
-    /// Start to end (exclusive), apart from each other, all after `next`.
+    /// Ranges from start to end (exclusive), disjoint, all after `next`.
     ahead: BTreeMap<i64, i64>,
 }
 
 impl Progress {
-    /// Nothing is done but what is no longer there.
+    /// Only records before this offset are done.
     pub(super) fn from(next: i64) -> Self {
         Self { next, ahead: BTreeMap::new() }
     }
 
-    /// Reads a commit. Metadata that somebody else wrote tells nothing.
+    /// Parses a commit. Foreign metadata is ignored.
     pub(super) fn of_commit(next: i64, metadata: &str) -> Self {
         let mut progress = Self::from(next);
         let mut at = next;
@@ -47,13 +46,13 @@ impl Progress {
         self.next
     }
 
-    /// Whether this record is done.
+    /// Whether the record is done.
     pub(super) fn contains(&self, offset: i64) -> bool {
         let range = self.ahead.range(..=offset).next_back();
         offset < self.next || range.is_some_and(|(_, end)| offset < *end)
     }
 
-    /// This record is done.
+    /// Marks the record as done.
     pub(super) fn add(&mut self, offset: i64) {
         if self.contains(offset) {
             return;
@@ -72,7 +71,7 @@ impl Progress {
         }
     }
 
-    /// Everything before is done: the broker no longer has it.
+    /// Marks everything before this offset as done: the broker no longer has it.
     pub(super) fn advance(&mut self, next: i64) {
         self.next = self.next.max(next);
         while let Some((start, end)) = self.ahead.pop_first() {
@@ -84,7 +83,7 @@ impl Progress {
         }
     }
 
-    /// The commit's metadata, and how many done records had no place in it.
+    /// The commit's metadata, and how many done records do not fit into it.
     pub(super) fn metadata(&self) -> (String, u64) {
         let (mut text, mut at, mut forgotten) = (String::new(), self.next, 0);
         for (start, end) in &self.ahead {

@@ -1,21 +1,20 @@
-//! Bringing dead letters back to their topics of origin.
+//! Writes dead letters back to their topics of origin.
 //!
 //! # Promises
-//! - Only the comets that did not take a message are to have it again, unless all are to.
-//! - What is written is the original record (key, value, headers, timestamp, partition) with
-//!   the message's id beside it, so that readers recognise the message.
-//! - A dead letter counts as done only once the broker has confirmed it. What a filter leaves
-//!   out, what is refused and what could not be written stays for another run.
-//! - What is written is proven to be redriven: gateways believe no other record that it is.
-//! - It is written to topics that the caller allows, whatever letters say of their origin.
-//! - Letters go back in the order in which they stand in the dead-letter topic, one batch at a
-//!   time: nothing overtakes.
-//! - When a topic takes nothing, the rest of that topic waits for another run; other topics go
-//!   on.
-//! - What is wrong with one letter alone holds up no other: a part of it was left out, it is too
-//!   large for its topic, and the like. It is refused by name.
-//! - A letter that its topic finds too old (or too new) is written with the time of now, and
-//!   has its own in a header.
+//! - Only the comets that did not take a message receive it again, unless all are requested.
+//! - The written record is the original (key, value, headers, timestamp, partition) plus the message
+//!   id, by which readers recognise the message.
+//! - A dead letter counts as done only after the broker has confirmed it. Letters that are excluded,
+//!   refused or could not be written stay for another run.
+//! - Written records carry a proof; gateways accept no other record as redriven.
+//! - Records are written only to topics that the caller allows, whatever letters claim as their
+//!   origin.
+//! - Letters go back in the order of the dead-letter topic, one batch at a time: none overtakes.
+//! - If a topic accepts nothing, its remaining letters wait for another run; other topics continue.
+//! - A problem with one letter holds up no other: a part was left out, it is too large for its topic,
+//!   and so on. Such letters are refused and reported.
+//! - A letter whose topic refuses its timestamp is written with the current time, and keeps the
+//!   original in a header.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -31,15 +30,15 @@ use crate::dead_letter::remembered::Remembered;
 use crate::dead_letter::{DeadLetter, Fate, Order, Reader, Summary};
 use crate::kafka::{self, NotWritten, OrderedSender, Written, blocking, partitions};
 
-/// The most letters that go back together. A stop waits for them.
+/// Maximum batch size. A stop waits for the batch.
 const TOGETHER: usize = 200;
-/// How often progress is committed.
+/// Commit interval of the progress.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
-/// Redrives until the end that the topic has now, or until `stop`. `tell` hears of each record.
+/// Redrives up to the current end of the topic, or until `stop`. `tell` is called for each record.
 ///
 /// # Errors
-/// When it cannot begin: Kafka is away, or a property is refused.
+/// If it cannot start: Kafka is unreachable, or a property is rejected.
 pub async fn redrive(
     config: &kafka::Config,
     order: Order,
@@ -75,7 +74,7 @@ pub async fn redrive(
         tokio::pin!(work);
         tokio::select! {
             biased;
-            // What is on its way is waited for.
+            // A batch in progress is completed.
             () = stop => {
                 stopped.cancel();
                 work.await
@@ -97,9 +96,9 @@ struct Run<'a> {
     pace: Option<Pace>,
     remembered: Remembered,
     summary: Summary,
-    /// How many partitions each topic of origin has, or why it takes nothing.
+    /// The number of partitions of each topic of origin, or why it accepts nothing.
     targets: HashMap<Arc<str>, Result<i32, String>>,
-    /// What goes back next, in order; all of one topic.
+    /// The next batch, in order; all of one topic.
     ready: Vec<DeadLetter>,
     taken: u64,
     next_commit: Instant,
@@ -126,7 +125,7 @@ impl Run<'_> {
         self.write().await
     }
 
-    /// One dead letter.
+    /// Handles one dead letter.
     async fn take(&mut self, letter: DeadLetter, reader: &Reader) -> anyhow::Result<()> {
         if !self.order.from_start && self.remembered.contains(&letter) {
             self.summary.before += 1;
@@ -156,7 +155,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Waits for its turn, and puts it behind those that go back next.
+    /// Waits for the rate limit, and appends the letter to the next batch.
     async fn queue(&mut self, letter: DeadLetter, topic: Arc<str>) -> anyhow::Result<()> {
         let other = self.ready.first().is_some_and(|first| topic_of(first) != topic);
         if other || self.ready.len() >= TOGETHER {
@@ -177,7 +176,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Writes what goes back next, and notes what became of it.
+    /// Writes the next batch and records the outcomes.
     async fn write(&mut self) -> anyhow::Result<()> {
         let letters = std::mem::take(&mut self.ready);
         let Some(topic) = letters.first().map(topic_of) else { return Ok(()) };
@@ -189,7 +188,7 @@ impl Run<'_> {
             }
             None => 0,
         };
-        let key = self.order.key.clone().context("there is no key to prove what is redriven")?;
+        let key = self.order.key.clone().context("no key to prove redriven records")?;
         let proven = |letter| {
             let mut record = back(letter, count, self.order.all_comets);
             prove(&mut record, &topic, &key);
@@ -216,7 +215,7 @@ impl Run<'_> {
                 self.written(letter, Arc::clone(topic));
             }
             Err(NotWritten { refusal: Some(_), reason, .. }) => {
-                self.refuse(letter, &format!("topic `{topic}` does not take it: {reason}"))?;
+                self.refuse(letter, &format!("topic `{topic}` refused it: {reason}"))?;
             }
             Err(error) => {
                 let before = self.targets.insert(Arc::clone(topic), Err(error.to_string()));
@@ -257,7 +256,7 @@ impl Run<'_> {
     }
 }
 
-/// Where a letter goes back to.
+/// The topic of origin.
 fn topic_of(letter: &DeadLetter) -> Arc<str> {
     letter.origin.as_ref().map_or_else(|| Arc::from(""), |origin| Arc::clone(&origin.topic))
 }
@@ -266,12 +265,12 @@ async fn find_target(reader: &Reader, topic: &str) -> Result<i32, String> {
     let name = topic.to_owned();
     match blocking(reader.records.consumer(), move |consumer| partitions(consumer, &name)).await {
         Ok(Some(partitions)) => Ok(i32::try_from(partitions.len()).unwrap_or(i32::MAX)),
-        Ok(None) => Err(format!("there is no topic `{topic}`; create it, or leave it out with the filter")),
+        Ok(None) => Err(format!("topic `{topic}` not found; create it, or exclude it with the filters")),
         Err(error) => Err(format!("topic `{topic}`: {error:#}")),
     }
 }
 
-/// Spreads records over time.
+/// Limits the rate of records.
 struct Pace {
     period: Duration,
     next: Instant,
@@ -282,7 +281,7 @@ impl Pace {
         Self { period: Duration::from_secs(1) / rate.get(), next: Instant::now() }
     }
 
-    /// When the next record may go. After a stall, a tenth of a second is caught up and no more.
+    /// When the next record may be sent. After a stall, at most a tenth of a second is caught up.
     fn turn(&mut self) -> Instant {
         let now = Instant::now();
         let turn = self.next.max(now.checked_sub(Duration::from_millis(100)).unwrap_or(now));

@@ -1,5 +1,5 @@
-//! Where a redrive's progress is kept: in the committed offsets of a consumer group that
-//! nobody joins, with what [`Progress`] has to add, and a mark of the topic, as their metadata.
+//! Stores the progress of redrives in the committed offsets of a consumer group without members:
+//! [`Progress`] and the identity of the last record are the metadata of a commit.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,18 +14,18 @@ use crate::dead_letter::progress::Progress;
 use crate::dead_letter::{DeadLetter, Reader};
 use crate::kafka::{self, ANSWER, Span, blocking, metadata_of};
 
-/// The progress of all partitions with something to read.
+/// The progress of all partitions that have something to read.
 pub struct Remembered {
     consumer: Arc<BaseConsumer>,
     topic: String,
     group: String,
     partitions: BTreeMap<i32, Done>,
     changed: bool,
-    /// Whether a commit was about an earlier topic of this name.
+    /// Whether a commit refers to an earlier topic of this name.
     made_again: bool,
 }
 
-/// What is done of one partition, and the last record of it.
+/// The progress of one partition, and the last record of it.
 #[derive(Default)]
 struct Done {
     progress: Progress,
@@ -43,9 +43,8 @@ impl Reader {
 }
 
 impl Remembered {
-    /// Reads what the group has committed, and forgets what the topic no longer holds. A commit
-    /// is about records that were read: where another one stands now in the place of the last of
-    /// them, the topic was made again, and nothing of it is done.
+    /// Reads the group's commits and drops what the topic no longer holds. If another record stands
+    /// at the offset of the last redriven one, the topic was recreated, and the progress is void.
     pub(super) async fn load(reader: &mut Reader, topic: &str, group: &str) -> anyhow::Result<Self> {
         let spans: Vec<_> = reader.records.spans().cloned().collect();
         let mut list = TopicPartitionList::new();
@@ -54,7 +53,7 @@ impl Remembered {
         }
         let committed = patiently(reader.records.consumer(), move |consumer| {
             let committed = consumer.committed_offsets(list.clone(), ANSWER)?;
-            // Other tools may commit any bytes there; rdkafka's own call panics on what is not UTF-8.
+            // Other tools may commit any bytes; rdkafka's own accessor panics on invalid UTF-8.
             let metadata = metadata_of(&committed);
             let elements = committed.elements();
             let known = elements.iter().zip(&metadata).filter_map(|(element, text)| match element.offset() {
@@ -65,8 +64,9 @@ impl Remembered {
             });
             Ok(known.collect::<Vec<_>>())
         });
-        let committed =
-            committed.await.with_context(|| format!("cannot read what group `{group}` has done"))?;
+        let committed = committed
+            .await
+            .with_context(|| format!("cannot read the committed progress of group `{group}`"))?;
         let (mut partitions, mut made_again) = (BTreeMap::new(), false);
         for span in spans {
             let mut done = Done::default();
@@ -87,7 +87,7 @@ impl Remembered {
         Ok(Self { consumer, topic, group, partitions, changed: false, made_again })
     }
 
-    /// Whether the topic was made again since something of it was redriven.
+    /// Whether the topic was recreated since a letter of it was redriven.
     pub fn made_again(&self) -> bool {
         self.made_again
     }
@@ -103,7 +103,7 @@ impl Remembered {
         self.partitions.iter().map(|(partition, done)| (*partition, done.progress.next()))
     }
 
-    /// A letter was redriven: the broker has confirmed it.
+    /// Marks a letter as redriven: the broker has confirmed it.
     pub(super) fn add(&mut self, letter: &DeadLetter) {
         let at = &letter.record.origin;
         let done = self.partitions.entry(at.partition).or_default();
@@ -114,7 +114,7 @@ impl Remembered {
         self.changed = true;
     }
 
-    /// Commits what was added. Returns how many records had no place in the commit.
+    /// Commits the progress. Returns how many records did not fit into the commit.
     pub(super) async fn save(&mut self) -> anyhow::Result<u64> {
         let mut forgotten = 0;
         let mut offsets = Vec::new();
@@ -131,14 +131,14 @@ impl Remembered {
         let saved = patiently(&self.consumer, move |consumer| Ok(consumer.commit(&list, CommitMode::Sync)?));
         saved.await.with_context(|| {
             let group = &self.group;
-            format!("cannot commit the progress to group `{group}`; another run repeats what was redriven since the last commit")
+            format!("cannot commit the progress to group `{group}`; another run repeats the records that were redriven since the last commit")
         })?;
         self.changed = false;
         Ok(forgotten)
     }
 }
 
-/// The last record of a partition that was redriven, as the commit's metadata name it.
+/// The last redriven record of a partition, as stored in the commit's metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Mark {
     offset: i64,
@@ -146,7 +146,7 @@ struct Mark {
 }
 
 impl Mark {
-    /// The mark that metadata begin with, if any, and the rest of them.
+    /// Splits metadata into the mark, if any, and the rest.
     fn read(metadata: &str) -> (Option<Self>, &str) {
         let read = || {
             let (mark, gaps) = metadata.strip_prefix('@')?.split_once(';')?;
@@ -164,8 +164,8 @@ impl fmt::Display for Mark {
     }
 }
 
-/// Whether the record of a mark still stands in its place. A place whose record has gone, by
-/// retention or compaction, tells nothing.
+/// Whether the record of a mark still stands at its offset. If it is gone, by retention or
+/// compaction, nothing can be concluded.
 async fn is_same_log(reader: &mut Reader, span: &Span, mark: Option<Mark>) -> anyhow::Result<bool> {
     let Some(mark) = mark else { return Ok(true) };
     if mark.offset >= span.end {
@@ -190,7 +190,7 @@ fn commit_list(topic: &str, offsets: &[(i32, i64, String)]) -> anyhow::Result<To
     Ok(list)
 }
 
-/// Tries again for a while: the group's coordinator may be moving or only starting.
+/// Retries for a while: the group's coordinator may be moving or starting.
 async fn patiently<T: Send + 'static>(
     consumer: &Arc<BaseConsumer>,
     call: impl Fn(&BaseConsumer) -> anyhow::Result<T> + Clone + Send + 'static,

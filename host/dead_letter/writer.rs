@@ -1,11 +1,10 @@
-//! The one task that writes a process' dead letters, in the order in which they are given.
+//! The task that writes all dead letters of a process, in the order of the calls.
 //!
-//! Letters of one partition of origin go to one partition of the dead-letter topic, so that
-//! reading it back meets them in their order, with or without keys. What cannot be written now
-//! (no broker, no topic, no rights) is tried until it works, before anything that came later.
-//! A letter that the topic refuses for good, even with everything left out that can be, is lost:
-//! one error line and a counter say so, and its record is settled. Trying for ever would hold up
-//! its partition.
+//! Letters of one partition of origin go to one partition of the dead-letter topic, so that they are
+//! read back in order, with or without keys. Failures that may pass (no broker, no topic, no
+//! permission) are retried until they succeed, before anything later. A letter that the topic
+//! permanently refuses, even with everything possible left out, is lost: it is logged as an error and
+//! counted, and its record is settled. Retrying for ever would hold up its partition.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,45 +21,45 @@ use crate::kafka::{Fit, NotWritten, OrderedSender, Outgoing, Refusal, Written};
 use crate::message::{HEADERS_LEFT_OUT, KEY_LEFT_OUT, Record, VALUE_LEFT_OUT};
 use crate::telemetry::LogThrottle;
 
-/// Letters that wait for the writer; whoever comes later waits outside.
+/// Capacity of the queue; further callers wait.
 pub(super) const QUEUE: usize = 1_024;
-/// Letters that are taken out of the queue together.
+/// Maximum number of letters taken from the queue at once.
 const TOGETHER: usize = 500;
 /// How soon a failed attempt is followed by the next one, at first and at most.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
-/// How far a letter has come.
+/// The state of a letter.
 #[derive(Clone, Debug)]
 pub(super) enum State {
-    /// It waits, or is on its way.
+    /// Queued, or being written.
     Waiting,
-    /// The last attempt failed; another one follows.
+    /// The last attempt failed; the letter is retried.
     Failed(NotWritten),
-    /// The broker has it, or never will.
+    /// Written or lost.
     Done(Kept),
 }
 
-/// How a letter ended.
+/// The outcome of a letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kept {
-    /// The broker has confirmed it.
+    /// Confirmed by the broker.
     Written,
-    /// The topic refuses it for good; what the broker said.
+    /// Permanently refused by the topic, with the broker's error.
     Lost(String),
 }
 
-/// A letter on its way.
+/// A queued letter.
 pub(super) struct Letter {
     pub(super) record: Arc<Record>,
     pub(super) reason: Reason,
     pub(super) state: watch::Sender<State>,
 }
 
-/// What the task works with.
+/// State of the writer task.
 pub(super) struct Writer {
     sender: OrderedSender,
     topic: String,
-    /// How many partitions the topic has, once that is known.
+    /// The number of partitions of the topic, once known.
     partitions: Option<i32>,
     metrics: Metrics,
     cut_line: LogThrottle,
@@ -73,7 +72,7 @@ impl Writer {
         Self { sender, topic, partitions: None, metrics, cut_line, lost_line }
     }
 
-    /// Writes until nobody can give it letters any more.
+    /// Writes until every sender is dropped.
     pub(super) async fn run(mut self, mut letters: mpsc::Receiver<Letter>) {
         let mut waiting = Vec::new();
         let mut backoff = BACKOFF;
@@ -81,7 +80,7 @@ impl Writer {
             if waiting.is_empty() && letters.recv_many(&mut waiting, TOGETHER).await == 0 {
                 return;
             }
-            // Whoever asked has gone: the record will come again.
+            // The caller has gone: the record will be redelivered.
             waiting.retain(|letter| letter.state.receiver_count() > 0);
             let before = waiting.len();
             waiting = self.attempt(waiting).await;
@@ -93,7 +92,7 @@ impl Writer {
         }
     }
 
-    /// One attempt; returns the letters that have to be tried again, in order.
+    /// One attempt. Returns the letters to retry, in order.
     async fn attempt(&mut self, letters: Vec<Letter>) -> Vec<Letter> {
         if letters.is_empty() {
             return letters;
@@ -116,7 +115,7 @@ impl Writer {
                 }
                 Err(error) if error.refusal.is_some() => self.lost(&letter, &error),
                 Err(error) => {
-                    // It may be that the topic was made anew.
+                    // The topic may have been recreated.
                     self.partitions = None;
                     letter.state.send_replace(State::Failed(error));
                     left.push(letter);
@@ -140,12 +139,12 @@ impl Writer {
             stage = reason.stage.as_str(),
             reason = reason.text,
             refusal = error.reason,
-            "the dead-letter topic refuses a letter for good: the record is settled and kept nowhere"
+            "the dead-letter topic permanently refused a letter: the record is settled and lost"
         );
     }
 }
 
-/// Makes letters fit, and says so.
+/// Makes letters fit, and logs what was left out.
 struct Cutter<'w> {
     topic: &'w str,
     metrics: &'w Metrics,
@@ -155,7 +154,7 @@ struct Cutter<'w> {
 impl Fit for Cutter<'_> {
     fn fit<'a>(&self, letter: Outgoing<'a>, error: &NotWritten) -> Option<Outgoing<'a>> {
         let letter = fit(letter, error)?;
-        // What was left out last stands in the last header.
+        // The last header names what was left out last.
         let Some(header) = letter.headers.last() else { return Some(letter) };
         let parts =
             [(VALUE_LEFT_OUT, Part::Value), (KEY_LEFT_OUT, Part::Key), (HEADERS_LEFT_OUT, Part::Headers)];
@@ -171,7 +170,7 @@ impl Fit for Cutter<'_> {
                     topic = self.topic,
                     header = name,
                     %left_out,
-                    "a dead letter is too large for its topic and loses a part; raise the topic's `max.message.bytes`"
+                    "a dead letter is too large for its topic and is written without a part; raise the topic's `max.message.bytes`"
                 );
             }
         }
@@ -179,7 +178,7 @@ impl Fit for Cutter<'_> {
     }
 }
 
-/// The letter as it should stand in its topic.
+/// The record to be written for a letter.
 fn outgoing(letter: &Letter, partitions: i32) -> Outgoing<'_> {
     let record = &*letter.record;
     let partition = Some(record.origin.partition.rem_euclid(partitions.max(1)));

@@ -1,27 +1,27 @@
-//! What a chain tells its caller: plain data that never mentions WebAssembly.
+//! What a chain returns to its caller: plain data that never mentions WebAssembly.
 
 use crate::decision::{Disposition, Guard, Overrides, PluginVersion, Verdict};
 use crate::message::Message;
 
-/// What the filters made of one message.
+/// What the filters decided about one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filtered {
     /// The message as amended.
     pub message: Message,
-    /// What becomes of it.
+    /// Whether it passes.
     pub verdict: Verdict,
-    /// Which comets get it.
+    /// Which comets receive it.
     pub overrides: Overrides,
-    /// What has to let it through.
+    /// The guards that it must pass.
     pub guards: Vec<Guard>,
-    /// One entry for each plugin that did anything but pass.
+    /// One entry for each plugin that did more than pass.
     pub trail: Vec<Decision>,
 }
 
-/// What one plugin did to a message, in words: for logs and `halley explain`.
+/// What one plugin did to a message, as text: for logs and `halley explain`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Decision {
-    /// Who decided.
+    /// The plugin that decided.
     pub by: PluginVersion,
     /// Such as `amended body, room`, `dropped: spam`, `failed: trapped: ...`.
     pub what: String,
@@ -30,15 +30,14 @@ pub struct Decision {
 /// What a plugin decided for one absent recipient.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decided {
-    /// What becomes of the message.
+    /// What to do with the message.
     pub disposition: Disposition,
-    /// Who decided.
+    /// The plugin that decided.
     pub by: PluginVersion,
 }
 
-/// A plugin failed that nothing passes without (`on_error = "stall"`, or no instance could be started):
-/// nothing was decided. The caller waits and asks
-/// again, with whatever set is in force then.
+/// A plugin failed that must not be bypassed (`on_error = "stall"`, or no instance could be started).
+/// Nothing was decided. The caller retries, with the set that is active then.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "plugin {plugin} {error}; its partition holds its records (on_error = \"stall\") until it is mended or replaced"
@@ -62,8 +61,8 @@ impl Filtered {
         }
     }
 
-    /// The parts in which two outcomes for a message differ, apart from their verdicts and from
-    /// who decided: `body`, `operation`, `recipients`, `comets`, `guards`.
+    /// The parts in which two outcomes for a message differ, apart from the verdict and the deciding
+    /// plugin: `body`, `operation`, `recipients`, `comets`, `guards`.
     pub fn differing(&self, other: &Self) -> Vec<&'static str> {
         let guards = |filtered: &Self| -> Vec<_> {
             filtered.guards.iter().map(|guard| (guard.key.clone(), guard.ttl)).collect()

@@ -1,4 +1,4 @@
-//! The commands of one batch of look-ups, and which reply belongs to which look-up.
+//! Commands of one batch of look-ups, and the mapping of replies to look-ups.
 
 use redis::{Cmd, Value};
 
@@ -21,7 +21,7 @@ pub(super) fn commands(lookups: &[Lookup], room: fn(&str) -> Cmd) -> Vec<Cmd> {
     commands
 }
 
-/// The replies that belong to rooms among the replies to [`commands`].
+/// The replies for rooms among the replies to [`commands`].
 pub(super) fn room_replies<'a>(
     lookups: &'a [Lookup],
     replies: &'a [Value],
@@ -37,7 +37,7 @@ pub(super) fn room_replies<'a>(
     })
 }
 
-/// The server's words when it will not do `SORT_RO` itself, whatever the key.
+/// The server's message if it refuses `SORT_RO` itself, for any key.
 pub(super) fn sort_refused(lookups: &[Lookup], replies: &[Value]) -> Option<String> {
     room_replies(lookups, replies).find_map(|reply| match refusal(reply) {
         Some(Refusal::Denied(said) | Refusal::Other(said)) => Some(said),
@@ -45,7 +45,7 @@ pub(super) fn sort_refused(lookups: &[Lookup], replies: &[Value]) -> Option<Stri
     })
 }
 
-/// A member's id as it is.
+/// A member's id as bytes.
 pub(super) fn bytes(value: &Value) -> &[u8] {
     match value {
         Value::BulkString(bytes) => bytes,

@@ -1,5 +1,5 @@
-//! What every directory promises, run against the one in memory and the one in Redis; in Redis
-//! with either way of reading rooms, behind sentinels, and in a cluster.
+//! Contract tests: what every directory promises. Run against memory and Redis; in Redis with both
+//! ways of reading rooms, with sentinels, and in a cluster.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::redis_client::testing::{
 };
 use crate::redis_client::{Config, RedisClient};
 
-/// Writes what comets write.
+/// Writes the directory as comets do.
 trait Comets {
     async fn join(&self, room: &str, connection: &str);
     async fn connect(&self, connection: &str, comet: &str, user: Option<&str>);
@@ -63,7 +63,7 @@ fn connection(id: &str, comet: &str, user: Option<&str>, online: bool) -> Connec
     Connection { id: id.into(), user: user.map(Into::into), comet: comet.into(), online }
 }
 
-/// Rooms have no order; comparing needs one.
+/// Sorts rooms, which have no order, for comparison.
 fn sorted(found: Vec<Found>) -> Vec<Found> {
     let sort = |found| match found {
         Found::Unreadable(why) => Found::Unreadable(why),
@@ -87,25 +87,25 @@ fn in_order(membership: Membership) -> Membership {
 }
 
 async fn fill(comets: &impl Comets) {
-    // The specification's room: three connections on two comets.
+    // The room of the specification: three connections on two comets.
     for (number, comet) in [(1, "localhost:50051"), (2, "localhost:50051"), (3, "localhost:50052")] {
         let (id, user) = (format!("c{number}"), format!("u{number}"));
         comets.connect(&id, comet, Some(&user)).await;
         comets.join("video_123", &id).await;
         comets.online(&user, &id).await;
     }
-    // One whose user is not online, one without user, and three that are stale.
+    // One whose user is not online, one without a user, and three stale ones.
     comets.connect("c4", "localhost:50051", Some("u4")).await;
     comets.connect("c5", "localhost:50052", None).await;
     comets.connect("c6", "", Some("u6")).await;
     for id in ["c4", "c5", "c6", "c7", ""] {
         comets.join("mixed", id).await;
     }
-    // Names with everything that commands and patterns could stumble over.
+    // Names with characters that are special in commands and patterns.
     comets.connect("c*8 \r\n->x", "localhost:50051", Some("ü*8")).await;
     comets.join("a*b ?[x] 房间\r\n->", "c*8 \r\n->x").await;
     comets.online("ü*8", "c*8 \r\n->x").await;
-    // Users whose connection is gone, is someone else's, or names no user.
+    // Users whose connection is gone, belongs to another user, or has no user.
     comets.online("u-gone", "c-gone").await;
     comets.online("u-robbed", "c1").await;
     comets.online("u-plain", "c5").await;
@@ -167,7 +167,7 @@ fn in_redis(client: RedisClient) -> RedisDirectory {
     RedisDirectory::new(client, true, 1_000_000, metrics())
 }
 
-/// A client that logs in as a user whose ACL forbids `SORT_RO`.
+/// A client whose user may not use `SORT_RO`.
 async fn without_sort(server: &RedisServer) -> RedisClient {
     let acl = ["ACL", "SETUSER", "halley", "on", ">secret", "~*", "+@all", "-sort_ro"];
     server.run(&acl).await;
@@ -185,7 +185,7 @@ async fn the_directory_in_memory_behaves() {
     let directory = MemoryDirectory::new(true);
     finds_everyone_in_a_large_room(&directory, &directory).await;
     directory.set_away(true);
-    directory.lookup(&[room("large")]).await.expect_err("told to be away");
+    directory.lookup(&[room("large")]).await.expect_err("simulated outage");
     assert_eq!(directory.check().await.ok(), None);
 }
 
@@ -275,7 +275,7 @@ async fn a_server_that_stops_allowing_sort_ro_is_still_read() {
     server.run(&["ACL", "SETUSER", "default", "+sort_ro"]).await;
     server.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
     let how = directory.check().await;
-    assert_eq!(how.as_deref(), Ok("SORT_RO"), "a new connection is tried anew");
+    assert_eq!(how.as_deref(), Ok("SORT_RO"), "a new connection is probed again");
 }
 
 #[tokio::test]

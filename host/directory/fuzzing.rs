@@ -1,4 +1,4 @@
-//! Look-ups that are answered with any replies.
+//! Fuzzing: look-ups with arbitrary replies.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,8 +13,7 @@ use crate::membership::Connection;
 use crate::redis_client::elements;
 use crate::redis_client::fuzzing::{client, replies, texts};
 
-/// Checks that any replies lead to one answer for each look-up, and to nobody whom no reply
-/// named.
+/// Checks that any replies lead to one result per look-up, and only to names in the replies.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let lookups = lookups(input)?;
     let (first, second) = (replies(input, 3)?, replies(input, 2)?);
@@ -31,7 +30,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     }));
 
     let _ = sort_refused(&lookups, &first);
-    // In a scan's reply the members are a list within the list.
+    // In a scan's reply, the members are a nested list.
     let size = |reply: Value| {
         let parts = elements(reply);
         parts.len() + parts.into_iter().map(|part| elements(part).len()).sum::<usize>()
@@ -60,7 +59,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What a look-up makes of these replies; `None` when it ends with an error.
+/// The results of a look-up with these replies; `None` if it fails.
 fn answers(
     lookups: &[Lookup],
     first: Vec<Value>,
@@ -87,7 +86,7 @@ fn lookups(input: &mut Unstructured<'_>) -> Result<Vec<Lookup>> {
     let mut lookups = Vec::new();
     for _ in 0..input.int_in_range(1..=4)? {
         let name = input.arbitrary::<&str>()?;
-        // Neither rooms nor keys have empty names: decoding refuses them.
+        // Rooms and keys have no empty names: decoding rejects them.
         let name = if name.is_empty() { "x" } else { name };
         lookups.push(if input.arbitrary()? {
             Lookup::Room(name.into())

@@ -21,8 +21,8 @@ fn room(id: &str) -> Lookup {
     Lookup::Room(id.into())
 }
 
-/// Fills a room: four comets, two connections a user, every fourth user online; a few members
-/// are stale.
+/// Fills a room: four comets, two connections per user, every fourth user online; a few members are
+/// stale.
 async fn fill(client: &RedisClient, room: &str, members: usize) {
     let mut commands = Vec::new();
     for n in 0..members {
@@ -54,8 +54,7 @@ fn assert_whole(found: Option<&Found>, members: usize) {
     assert_eq!(online, (0..members).filter(is_online).count());
 }
 
-/// Reads the room next to others, twice: as one that turns out to be large, and as one that is
-/// known to be.
+/// Reads the room next to others, twice: first as unknown, then as known to be large.
 async fn reads_everyone(filled: &RedisClient, client: RedisClient) {
     fill(filled, "large", MEMBERS).await;
     fill(filled, "small", 8).await;
@@ -113,7 +112,7 @@ async fn a_room_that_shrinks_is_read_at_once_again_and_one_that_is_too_large_not
     assert!(directory.rooms.lock().is_empty(), "it is no large room any more");
 }
 
-/// A server that answers everything at once but what has to do with one key.
+/// A server that never answers commands about one key.
 async fn silent_about(key: &'static str) -> (String, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound");
@@ -144,7 +143,7 @@ async fn serve(stream: TcpStream, silent: &str) -> Option<()> {
     }
 }
 
-/// The words of one command; `None` at the end of the connection.
+/// The words of one command; `None` when the connection ends.
 async fn command(stream: &mut BufReader<TcpStream>) -> Option<Vec<String>> {
     let mut line = String::new();
     let count = (stream.read_line(&mut line).await.ok()? > 0).then(|| line.trim()[1..].parse().ok())??;
@@ -165,8 +164,8 @@ async fn a_room_that_alone_is_not_read_in_time_is_given_up() {
     let scan_timeout = Duration::from_millis(50);
     let directory = directory(client(&Config { url, scan_timeout, ..Config::default() }), 1_000_000);
     let lookups = [room("good"), room("stuck")];
-    // The first attempt does not tell whose fault it is; whoever asks tries again.
-    let slow = directory.lookup(&lookups).await.expect_err("nothing in time");
+    // The first attempt does not show which room is at fault; the caller retries.
+    let slow = directory.lookup(&lookups).await.expect_err("timed out");
     assert!(slow.is_slow(), "{slow}");
     let found = directory.lookup(&lookups).await.expect("answers");
     assert!(matches!(&found[0], Found::Room(good) if good.members.len() == 1), "{:?}", found[0]);

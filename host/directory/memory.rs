@@ -1,7 +1,7 @@
-//! The directory inside the process: for the demo, `memory://` and tests.
+//! The directory in memory: for the demo, `memory://` and tests.
 //!
-//! It holds the same three kinds of entry as Redis does (a room's members, a connection's
-//! comet and user, a user's connection), and answers the same.
+//! It holds the same three kinds of entries as Redis (a room's members, a connection's comet and
+//! user, a user's connection), and gives the same results.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::{Directory, Found, Lookup, Unavailable};
 use crate::membership::{Connection, Membership};
 use crate::message::{CometAddr, ConnectionId, RoomId, UserId};
 
-/// The directory inside the process. Clones share their content.
+/// The directory in memory. Clones share the content.
 #[derive(Clone, Debug)]
 pub struct MemoryDirectory {
     tables: Arc<Mutex<Tables>>,
@@ -22,24 +22,24 @@ pub struct MemoryDirectory {
 
 #[derive(Debug, Default)]
 struct Tables {
-    /// `room:connections`. Ordered, so that a demo shows the same thing every time.
+    /// `room:connections`. Ordered, so that the demo is deterministic.
     rooms: HashMap<RoomId, BTreeSet<ConnectionId>>,
     /// `connection:info`.
     connections: HashMap<ConnectionId, (CometAddr, Option<UserId>)>,
     /// `user:online`.
     online: HashMap<UserId, ConnectionId>,
-    /// Plays that the directory cannot be read.
+    /// Simulates an unreachable directory.
     away: bool,
 }
 
 impl MemoryDirectory {
-    /// An empty directory. `check_online` as for Redis: connections whose user is not
-    /// registered as online are reported so.
+    /// An empty directory. With `check_online`, connections whose user is not registered as online
+    /// are reported as offline, as for Redis.
     pub fn new(check_online: bool) -> Self {
         Self { tables: Arc::default(), check_online }
     }
 
-    /// A user enters a room with a connection: all entries that a comet writes.
+    /// A user enters a room with a connection: writes all entries that a comet writes.
     pub fn enter(&self, room: &str, connection: &str, user: &str, comet: &str) {
         self.connect(connection, comet, Some(user));
         self.join(room, connection);
@@ -51,7 +51,7 @@ impl MemoryDirectory {
         self.tables.lock().rooms.entry(room.into()).or_default().insert(connection.into());
     }
 
-    /// Takes a connection out of a room's members.
+    /// Removes a connection from a room's members.
     pub fn leave(&self, room: &str, connection: &str) {
         let mut tables = self.tables.lock();
         let Some(members) = tables.rooms.get_mut(room) else { return };
@@ -61,12 +61,12 @@ impl MemoryDirectory {
         }
     }
 
-    /// Writes down which comet holds a connection, and whose it is.
+    /// Registers a connection with its comet and user.
     pub fn connect(&self, connection: &str, comet: &str, user: Option<&str>) {
         self.tables.lock().connections.insert(connection.into(), (comet.into(), user.map(UserId::from)));
     }
 
-    /// Forgets a connection; rooms that still list it have a stale member then.
+    /// Removes a connection; rooms that still list it have a stale member.
     pub fn disconnect(&self, connection: &str) {
         self.tables.lock().connections.remove(connection);
     }
@@ -81,7 +81,7 @@ impl MemoryDirectory {
         self.tables.lock().online.remove(user);
     }
 
-    /// Plays that the directory is away, or back: look-ups fail while it is.
+    /// Simulates an unreachable directory: look-ups fail while it is set.
     pub fn set_away(&self, away: bool) {
         self.tables.lock().away = away;
     }
@@ -122,7 +122,7 @@ impl Tables {
         }
     }
 
-    /// `None` when it is stale.
+    /// `None` if it is stale.
     fn connection(&self, id: &ConnectionId, check_online: bool) -> Option<Connection> {
         let (comet, user) = self.connections.get(id)?;
         if id.is_empty() || comet.is_empty() {
@@ -133,7 +133,7 @@ impl Tables {
         Some(Connection { id: id.clone(), user, comet: comet.clone(), online: is_online || !check_online })
     }
 
-    /// `None` when the user is not online, or has a connection that is stale or someone else's.
+    /// `None` if the user is offline, or the connection is stale or belongs to another user.
     fn of_user(&self, user: &UserId) -> Option<Connection> {
         let found = self.connection(self.online.get(user)?, false)?;
         let own = found.user.as_ref().is_none_or(|owner| owner == user);

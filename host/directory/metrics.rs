@@ -1,24 +1,24 @@
-//! What the directory counts.
+//! Metrics of the directory.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// The directory's metrics.
+/// Metrics of the directory.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Connections found in each room that was looked up.
+    /// Connections found per look-up of a room.
     pub(super) room_connections: Histogram,
-    /// Ids that lead to no connection.
+    /// Ids without a connection.
     pub(super) stale_members: Counter,
-    /// Keys that hold another type of value than comets write.
+    /// Keys of another type than comets write.
     pub(super) wrong_type_keys: Counter,
-    /// Attempts to read a room that were given up.
+    /// Rooms that were given up.
     pub(super) unreadable_rooms: Counter,
 }
 
 impl Metrics {
-    /// Makes and registers them.
+    /// Creates and registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         // 1, 2, 5 and so on to 100,000.
         let buckets = (0..=5).flat_map(|power| [1.0, 2.0, 5.0].map(|n| n * 10f64.powi(power))).take(16);
@@ -35,17 +35,17 @@ impl Metrics {
         );
         registry.register(
             "halley_directory_stale_members",
-            "Room members and user keys that led to no connection and were skipped",
+            "Room members and user keys without a connection, which were skipped",
             metrics.stale_members.clone(),
         );
         registry.register(
             "halley_directory_wrong_type_keys",
-            "Directory keys that held another type of value than comets write, and were skipped",
+            "Directory keys of another type than comets write, which were skipped",
             metrics.wrong_type_keys.clone(),
         );
         registry.register(
             "halley_directory_unreadable_rooms",
-            "Rooms that were given up: too large, or not read in time while Redis answered otherwise",
+            "Rooms that could not be read: too large, or timed out while Redis was otherwise responsive",
             metrics.unreadable_rooms.clone(),
         );
         metrics

@@ -1,13 +1,13 @@
-//! Where connections live: rooms and keys to connections, in batches.
+//! The directory of connections: maps rooms and keys to connections, in batches.
 //!
-//! The comets write the directory; the gateway only reads it. [`RedisDirectory`] reads the real
-//! one, [`MemoryDirectory`] stands in for it in the demo and in tests and behaves the same (one
-//! suite of scenarios runs against both). [`RouteCache`] keeps what was made of a room for a
-//! short time.
+//! Comets write the directory; the gateway only reads it. [`RedisDirectory`] reads the real one.
+//! [`MemoryDirectory`] replaces it in the demo and in tests and behaves the same (both pass one
+//! contract test suite). [`RouteCache`] caches the routes of rooms for a short time.
 //!
-//! Promises: one answer per look-up, in order; members that lead nowhere are counted and never
-//! fail a look-up; a room that cannot be read for what it is fails no other one; while the directory cannot be read the answer is [`Unavailable`], never
-//! "nobody is there". It does not know messages or policies.
+//! Promises: one result per look-up, in order. Stale members are counted and never fail a look-up. A
+//! room that cannot be read does not fail other look-ups. While the directory cannot be read, the
+//! result is [`Unavailable`], never "nobody is there". The module does not know messages or
+//! policies.
 
 mod batch;
 #[cfg(test)]
@@ -36,38 +36,39 @@ pub use memory::MemoryDirectory;
 pub use metrics::Metrics;
 pub use redis::RedisDirectory;
 
-/// One question to the directory.
+/// A query to the directory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Lookup {
-    /// Who is in this room?
+    /// The connections in a room.
     Room(RoomId),
-    /// Where is the connection with this id, or else the connection of the user with this id?
+    /// The connection with this id, or else the connection of the user with this id.
     Key(Arc<str>),
 }
 
-/// The answer to a [`Lookup`] of the same kind.
+/// The result of a [`Lookup`] of the same kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// The room's connections; none for a room that nobody is in.
+    /// The room's connections; empty for a room without members.
     Room(Membership),
-    /// The connection; `None` when the key leads to none.
+    /// The connection; `None` if the key leads to none.
     Key(Option<Connection>),
-    /// The room cannot be read, though the directory answers; why. Asking again soon is of no use.
+    /// The room cannot be read although the directory answers, for this reason. Retrying soon does
+    /// not help.
     Unreadable(Arc<str>),
 }
 
 /// The directory of connections.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// Answers all look-ups together: one answer for each, in the same order.
+    /// Answers all look-ups together: one result for each, in the same order.
     ///
     /// # Errors
-    /// When the directory cannot be read now; asking again later may succeed.
+    /// If the directory cannot be read now; a retry may succeed.
     async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable>;
 
-    /// Asks for a sign of life, and says how rooms are read.
+    /// Checks that the directory answers, and describes how rooms are read.
     ///
     /// # Errors
-    /// When the directory cannot be read now.
+    /// If the directory cannot be read now.
     async fn check(&self) -> Result<String, Unavailable>;
 }

@@ -1,8 +1,8 @@
-//! Reading one large room in pages, each short for Redis and for its other clients.
+//! Reads one large room in pages, each short for Redis and its other clients.
 //!
-//! A round trip scans the next members (`SSCAN`), fetches what `connection:info` says of those
-//! scanned before, and asks which of the users known by then are online. `SSCAN` gives every
-//! member that is in the room all the time, some of them twice.
+//! A round trip scans the next members (`SSCAN`), fetches `connection:info` of those scanned before,
+//! and queries which of the users found so far are online. `SSCAN` returns every member that stays in
+//! the room throughout, some of them twice.
 //!
 //! A member whose `connection:info` is larger than a reply may be is stale, and costs the others
 //! nothing: it is not asked for again.
@@ -30,7 +30,7 @@ pub(super) const USERS_AT_ONCE: usize = 1_000;
 /// Members of one page, at first. With the other commands of a round trip they fit into one
 /// pipeline.
 const PAGE: usize = 1_800;
-/// Each attempt after the first has pages of a fifth of the size.
+/// Each further attempt uses pages of a fifth of the size.
 const ATTEMPTS: u32 = 3;
 /// How often the connection may be lost to members that are too large, which are left out then.
 const MOST_LARGE: usize = 10;
@@ -38,17 +38,17 @@ const MOST_LARGE: usize = 10;
 /// Lines about members that are too large.
 static LARGE: LogThrottle = LogThrottle::new(5, Duration::from_secs(10));
 
-/// How rooms are read in pages.
+/// Reads rooms in pages.
 pub(super) struct Pages<'a> {
     pub(super) client: &'a RedisClient,
     pub(super) check_online: bool,
-    /// The most members that a room may have.
+    /// Maximum number of members of a room.
     pub(super) max_room: usize,
 }
 
-/// Why an attempt ended.
+/// Why an attempt failed.
 enum Ended {
-    /// It is no use to try again.
+    /// Retrying does not help.
     Unreadable(String),
     /// Redis did not answer in time, or another server answers now.
     Interrupted(String),
@@ -69,7 +69,7 @@ impl Pages<'_> {
     /// Reads a room, or finds that it cannot be read.
     ///
     /// # Errors
-    /// When Redis answers nothing.
+    /// If Redis answers nothing.
     pub(super) async fn read(&self, room: &RoomId) -> Result<Found, Unavailable> {
         let mut why = String::new();
         let (mut attempt, mut large) = (0, HashSet::new());
@@ -83,7 +83,7 @@ impl Pages<'_> {
                 Err(Ended::Unreadable(why)) => return Ok(Found::Unreadable(why.into())),
                 Err(Ended::Unavailable(unavailable)) => return Err(unavailable),
                 Err(Ended::Interrupted(problem)) => {
-                    // Whose fault is it?
+                    // Is Redis at fault, or the room?
                     self.client.answers().await?;
                     why = problem;
                 }
@@ -129,18 +129,18 @@ struct Reading<'a> {
     /// Where the scan goes on; `None` at its end.
     cursor: Option<Vec<u8>>,
     seen: HashSet<Vec<u8>>,
-    /// Members whose `connection:info` is not fetched yet.
+    /// Members whose `connection:info` has not been fetched.
     ids: VecDeque<Value>,
     comets: Comets,
     connections: Vec<Described>,
     stale: usize,
     asked: HashSet<UserId>,
-    /// Users whose presence is not known yet.
+    /// Users whose presence is unknown.
     users: VecDeque<UserId>,
     not_online: HashSet<UserId>,
 }
 
-/// What one round trip asks for.
+/// The content of one round trip.
 struct Step {
     scans: bool,
     ids: Vec<Value>,
@@ -165,7 +165,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// The next round trip; no commands when all is known.
+    /// The next round trip; no commands when everything is known.
     fn next(&mut self, page: usize) -> (Step, Vec<Cmd>) {
         let ids: Vec<_> = self.ids.drain(..page.min(self.ids.len())).collect();
         let users: Vec<_> = self.users.drain(..page.min(self.users.len())).collect();
@@ -203,8 +203,8 @@ impl<'a> Reading<'a> {
             return Err(Ended::Interrupted(why));
         }
         if let Some(why) = self.refused(&reply)? {
-            // A key of the wrong type: nobody is there.
-            tracing::debug!(room = %self.room, why, "a room that is no set");
+            // A key of the wrong type: the room is empty.
+            tracing::debug!(room = %self.room, why, "the room is not a set");
             self.cursor = None;
             return Ok(());
         }
@@ -253,7 +253,7 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Why a key cannot be read that holds another type; an error when it may not be read at all.
+    /// Why a key of another type cannot be read; an error if access is denied.
     fn refused(&self, reply: &Value) -> Result<Option<&'static str>, Ended> {
         match refusal(reply) {
             None => Ok(None),

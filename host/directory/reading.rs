@@ -1,11 +1,11 @@
-//! How rooms are read from this server: the commands, and how their replies are understood.
+//! How rooms are read from the server: commands and parsing of replies.
 //!
-//! `SORT_RO` gives a room's members with the comet and the user of each in one command, but
-//! needs Redis 7 and an ACL that allows reading every key. `SSCAN`, then one `HMGET` per
-//! member, works everywhere and takes a round trip more.
+//! `SORT_RO` returns a room's members with comet and user in one command, but requires Redis 7 and an
+//! ACL that allows reading every key. `SSCAN` followed by one `HMGET` per member works everywhere and
+//! takes another round trip.
 //!
-//! Either way a command gives [`MOST`] members or a few more, so that Redis does nothing for long:
-//! it serves nobody else meanwhile. A larger room is read in pages.
+//! Either command returns about [`MOST`] members at most, because Redis serves nobody else meanwhile.
+//! Larger rooms are read in pages.
 
 use std::collections::HashMap;
 
@@ -14,18 +14,18 @@ use redis::{Cmd, Value};
 use crate::message::{CometAddr, ConnectionId, UserId};
 use crate::redis_client::{Texts, elements, text};
 
-/// The most members of a room that is read with one command: about 5 ms of Redis' time.
+/// Maximum number of members that are read with one command: about 5 ms of Redis' time.
 pub(super) const MOST: usize = 5_000;
 
-/// The longest `comet_id` that is one: a server name or an address.
+/// Maximum length of a valid `comet_id`: a server name or an address.
 const LONGEST_COMET: usize = 1024;
 
-/// One of the ways to read a room.
+/// A way to read rooms.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reading {
     /// `SORT_RO` with `GET` patterns.
     SortRo,
-    /// `SSCAN`, then `HMGET`; with the reason why not `SORT_RO`.
+    /// `SSCAN`, then `HMGET`; with the reason why `SORT_RO` is not used.
     Members(String),
 }
 
@@ -38,7 +38,7 @@ impl std::fmt::Display for Reading {
     }
 }
 
-/// A connection as the directory describes it.
+/// A connection as stored in the directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Described {
     pub(super) id: ConnectionId,
@@ -46,16 +46,16 @@ pub(super) struct Described {
     pub(super) user: Option<UserId>,
 }
 
-/// A room's members as read.
+/// The members of a room.
 #[derive(Debug, Default)]
 pub(super) struct RoomMembers {
     pub(super) connections: Vec<Described>,
-    /// Members that lead to no connection.
+    /// Members without a connection.
     pub(super) stale: usize,
 }
 
 impl RoomMembers {
-    /// Takes a member's id, its `comet_id` and its `user_id`.
+    /// Adds a member by its id, `comet_id` and `user_id`.
     fn add(&mut self, comets: &mut Comets, id: Texts, comet: Texts, user: Texts) {
         match describe(comets, id, comet, user) {
             Some(connection) => self.connections.push(connection),
@@ -64,7 +64,7 @@ impl RoomMembers {
     }
 }
 
-/// The addresses of one batch, so that the members of a comet share one string.
+/// Interned addresses of one batch: members on one comet share a string.
 #[derive(Debug, Default)]
 pub(super) struct Comets(HashMap<String, CometAddr>);
 
@@ -79,7 +79,7 @@ impl Comets {
     }
 }
 
-/// `None` when it is stale: no id, no comet, or a name that is not UTF-8.
+/// `None` if it is stale: no id, no comet, or invalid UTF-8.
 fn describe(comets: &mut Comets, id: Texts, comet: Texts, user: Texts) -> Option<Described> {
     if user == Texts::NotUtf8 {
         return None;
@@ -91,8 +91,8 @@ fn describe(comets: &mut Comets, id: Texts, comet: Texts, user: Texts) -> Option
     Some(Described { id: id.into(), comet: comets.shared(comet), user: user.filled().map(UserId::from) })
 }
 
-/// A room in one command, up to one member more than [`MOST`]. Only the member takes the
-/// pattern's `*`, so a `*` in the room's own id means itself.
+/// Reads a room with one command, up to one member more than [`MOST`]. Only the member replaces the
+/// pattern's `*`, so a `*` in the room's id is literal.
 pub(super) fn sort_ro(room: &str) -> Cmd {
     let mut command = redis::cmd("SORT_RO");
     command.arg(room_key(room)).arg("BY").arg("nosort").arg("LIMIT").arg(0).arg(MOST + 1);
@@ -102,20 +102,19 @@ pub(super) fn sort_ro(room: &str) -> Cmd {
     command
 }
 
-/// The ids of a room's members from the beginning: all of them, unless they are more than
-/// [`MOST`].
+/// The ids of a room's members: all of them, unless there are more than [`MOST`].
 pub(super) fn first_members(room: &str) -> Cmd {
     sscan(room, b"0", MOST)
 }
 
-/// About so many ids of a room's members, from this cursor on.
+/// About `count` ids of a room's members, from this cursor.
 pub(super) fn sscan(room: &str, cursor: &[u8], count: usize) -> Cmd {
     let mut command = redis::cmd("SSCAN");
     command.arg(room_key(room)).arg(cursor).arg("COUNT").arg(count);
     command
 }
 
-/// The reply to [`sscan`]: where it goes on, `None` at the end, and the ids.
+/// The reply to [`sscan`]: the next cursor (`None` at the end) and the ids.
 pub(super) fn scanned(reply: Value) -> (Option<Vec<u8>>, Vec<Value>) {
     let mut parts = elements(reply).into_iter();
     let cursor = match parts.next() {
@@ -125,7 +124,7 @@ pub(super) fn scanned(reply: Value) -> (Option<Vec<u8>>, Vec<Value>) {
     (cursor, parts.next().map(elements).unwrap_or_default())
 }
 
-/// The ids in the reply to [`first_members`]; none when they are not all.
+/// The ids in the reply to [`first_members`]; empty if incomplete.
 pub(super) fn all_members(reply: &Value) -> &[Value] {
     match reply {
         Value::Array(parts) => match parts.as_slice() {
@@ -136,21 +135,21 @@ pub(super) fn all_members(reply: &Value) -> &[Value] {
     }
 }
 
-/// Comet and user of a connection. Takes bytes, since a member may be anything.
+/// Reads a connection's comet and user. Takes bytes, because a member may contain anything.
 pub(super) fn connection_info(id: &[u8]) -> Cmd {
     let mut command = redis::cmd("HMGET");
     command.arg([b"connection:info:", id].concat()).arg("comet_id").arg("user_id");
     command
 }
 
-/// The connection of a user.
+/// Reads a user's connection.
 pub(super) fn user_online(user: &str) -> Cmd {
     let mut command = redis::cmd("GET");
     command.arg(format!("user:online:{user}"));
     command
 }
 
-/// Which of these users are online: a list as long as theirs, nil for those who are not.
+/// Reads which users are online: one element per user, nil if offline.
 pub(super) fn users_online(users: &[UserId]) -> Cmd {
     let mut command = redis::cmd("MGET");
     for user in users {
@@ -163,8 +162,8 @@ pub(super) fn room_key(room: &str) -> String {
     format!("room:connections:{room}")
 }
 
-/// The reply to [`sort_ro`]: id, comet, user, id, comet, user, ...; `None` when there are more
-/// than [`MOST`].
+/// Parses the reply to [`sort_ro`]: id, comet, user, id, comet, user, ...; `None` if there are more
+/// than [`MOST`] members.
 pub(super) fn sorted_members(reply: Value, comets: &mut Comets) -> Option<RoomMembers> {
     let values = elements(reply);
     if values.len() > 3 * MOST {
@@ -178,13 +177,13 @@ pub(super) fn sorted_members(reply: Value, comets: &mut Comets) -> Option<RoomMe
     Some(members)
 }
 
-/// The reply to [`connection_info`] for this member of a room.
+/// Parses the reply to [`connection_info`] for this member of a room.
 pub(super) fn describe_member(id: Value, info: Value, comets: &mut Comets) -> Option<Described> {
     let (comet, user) = comet_and_user(info);
     describe(comets, text(id), comet, user)
 }
 
-/// The replies to [`connection_info`] for these members, in their order.
+/// Parses the replies to [`connection_info`] for these members, in their order.
 pub(super) fn described_members(
     ids: Vec<Value>,
     infos: impl Iterator<Item = Value>,
@@ -198,7 +197,7 @@ pub(super) fn described_members(
     members
 }
 
-/// The reply to [`connection_info`] for this id.
+/// Parses the reply to [`connection_info`] for this id.
 pub(super) fn described(id: &str, info: Value, comets: &mut Comets) -> Option<Described> {
     let (comet, user) = comet_and_user(info);
     describe(comets, Texts::Text(id.to_owned()), comet, user)

@@ -1,9 +1,9 @@
-//! The directory in Redis, as DESIGN section 3 lays it out.
+//! The directory in Redis, laid out as in DESIGN section 3.
 //!
-//! All look-ups of a batch travel in one pipeline. One further round trip tells which of the
-//! users found are online and where the user keys' connections live. How rooms are read is
-//! found out by trying, again after every reconnect, and whenever the server changes its mind.
-//! A room that turns out to be too large for one command is read in pages, then and later.
+//! All look-ups of a batch travel in one pipeline. A second round trip queries which of the users are
+//! online, and where the connections of user keys live. How rooms can be read is probed, again after
+//! every reconnect, and whenever the server starts to refuse it. A room that is too large for one
+//! command is read in pages, and remembered as large.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -28,7 +28,7 @@ pub struct RedisDirectory {
     client: RedisClient,
     check_online: bool,
     pub(super) metrics: Metrics,
-    /// How rooms are read, and the connection (its epoch) that this was found out on.
+    /// How rooms are read, and the epoch of the connection on which this was probed.
     known: Mutex<Option<(u64, Reading)>>,
     wrong_type_line: LogThrottle,
     max_room: usize,
@@ -36,7 +36,7 @@ pub struct RedisDirectory {
     given_up_line: LogThrottle,
 }
 
-/// What the first round trip tells about one look-up.
+/// The result of the first round trip for one look-up.
 pub(super) enum First {
     Room(RoomMembers),
     /// The room is too large for one command.
@@ -50,9 +50,9 @@ pub(super) enum First {
 }
 
 impl RedisDirectory {
-    /// Reads through this client. With `check_online`, connections whose user has no
-    /// `user:online` key are reported as not online; without it everyone is. A room with more
-    /// than `max_room` members is not read.
+    /// Reads through this client. With `check_online`, connections whose user has no `user:online`
+    /// key are reported as offline; otherwise all are online. A room with more than `max_room`
+    /// members is not read.
     pub fn new(client: RedisClient, check_online: bool, max_room: usize, metrics: Metrics) -> Self {
         Self {
             client,
@@ -66,7 +66,7 @@ impl RedisDirectory {
         }
     }
 
-    /// How rooms are read from the server behind the present connection.
+    /// How rooms are read from the currently connected server.
     async fn reading(&self) -> Result<Reading, Unavailable> {
         let epoch = self.client.scan_epoch();
         let known = self.known.lock().clone();
@@ -75,7 +75,7 @@ impl RedisDirectory {
         {
             return Ok(reading);
         }
-        // No room has the empty id, so this reads nothing.
+        // No room has an empty id, so this reads nothing.
         let replies = self.client.run_scan("probe", vec![reading::sort_ro("")]).await?;
         let reading = match replies.first().and_then(refusal) {
             None | Some(Refusal::WrongType) => Reading::SortRo,
@@ -89,12 +89,12 @@ impl RedisDirectory {
         let mut known = self.known.lock();
         let news = known.as_ref().is_none_or(|(_, before)| *before != reading);
         if news {
-            tracing::info!("rooms in Redis at {} are read with {reading}", self.client.place());
+            tracing::info!("reading rooms in Redis at {} with {reading}", self.client.place());
         }
         *known = Some((self.client.scan_epoch(), reading));
     }
 
-    /// The first round trip: rooms with their members, keys as connections and as users.
+    /// The first round trip: rooms with their members; keys as connections and as users.
     async fn first(&self, lookups: &[Lookup]) -> Result<Vec<First>, Unavailable> {
         let has_rooms = lookups.iter().any(|lookup| matches!(lookup, Lookup::Room(_)));
         if !has_rooms {
@@ -117,7 +117,7 @@ impl RedisDirectory {
         self.understand(lookups, replies, Some(infos))
     }
 
-    /// Without `SORT_RO`: what `connection:info` says of every member of every room, in order.
+    /// Without `SORT_RO`: `connection:info` of every member of every room, in order.
     async fn infos(&self, lookups: &[Lookup], replies: &[Value]) -> Result<Vec<Value>, Unavailable> {
         let mut commands = Vec::new();
         for reply in room_replies(lookups, replies) {
@@ -130,7 +130,7 @@ impl RedisDirectory {
         self.client.run_scan("get_connections", commands).await
     }
 
-    /// Turns the first round trip's replies into what they say, look-up by look-up.
+    /// Parses the replies of the first round trip, one result per look-up.
     pub(super) fn understand(
         &self,
         lookups: &[Lookup],
@@ -186,7 +186,7 @@ impl RedisDirectory {
                     let (key, place) = (key(), self.client.place());
                     tracing::warn!(
                         held_back,
-                        "`{key}` in Redis at {place} has the wrong type, or is far too large, and is skipped; delete it"
+                        "skipping `{key}` in Redis at {place}: it has the wrong type or is far too large; delete it"
                     );
                 }
                 Ok(Value::Nil)
@@ -197,7 +197,7 @@ impl RedisDirectory {
         }
     }
 
-    /// The second round trip: who is not online, and where the users' connections live.
+    /// The second round trip: who is offline, and where the users' connections live.
     async fn second(&self, firsts: &[First]) -> Result<Second, Unavailable> {
         let users = if self.check_online { users(firsts) } else { Vec::new() };
         let mut commands: Vec<Cmd> = users.chunks(USERS_AT_ONCE).map(reading::users_online).collect();
@@ -231,7 +231,7 @@ impl RedisDirectory {
         Ok(absent.map(|(user, _)| user).collect())
     }
 
-    /// Puts both round trips together; `None` for a room that is too large for one command.
+    /// Combines both round trips; `None` for a room that is too large for one command.
     pub(super) fn found(&self, first: First, second: &mut Second) -> Option<Found> {
         Some(match first {
             First::Large => return None,
@@ -245,7 +245,7 @@ impl RedisDirectory {
             First::User { user, connection } => {
                 let info = second.infos.next().unwrap_or_default();
                 let found = reading::described(&connection, info, &mut Comets::default());
-                // A connection that has become another user's must not get this one's messages.
+                // A connection that now belongs to another user must not get this user's messages.
                 let own = found.filter(|found| found.user.as_ref().is_none_or(|owner| *owner == user));
                 if own.is_none() {
                     self.metrics.stale_members.inc();
@@ -256,7 +256,7 @@ impl RedisDirectory {
         })
     }
 
-    /// Looks these up in one pipeline, and what is left to ask in another one.
+    /// Looks up a batch in one pipeline, and the remaining data in a second one.
     async fn together(&self, lookups: &[Lookup]) -> Result<Vec<Option<Found>>, Unavailable> {
         if lookups.is_empty() {
             return Ok(Vec::new());
@@ -271,7 +271,7 @@ impl RedisDirectory {
         Ok(firsts.into_iter().map(|first| self.found(first, &mut second)).collect())
     }
 
-    /// Reads a large room.
+    /// Reads a large room in pages.
     async fn in_pages(&self, room: &RoomId) -> Result<Found, Unavailable> {
         let Self { client, check_online, max_room, .. } = self;
         let pages = Pages { client, check_online: *check_online, max_room: *max_room };
@@ -299,7 +299,7 @@ impl RedisDirectory {
     /// Looks up what needs care apart from the rest.
     async fn with_care(&self, lookups: &[Lookup]) -> Result<Vec<Option<Found>>, Unavailable> {
         let mut found: Vec<Option<Found>> = Vec::with_capacity(lookups.len());
-        let (mut usual, mut places) = (Vec::new(), Vec::new());
+        let (mut usual, mut indexes) = (Vec::new(), Vec::new());
         {
             let (rooms, now) = (self.rooms.lock(), Instant::now());
             for (place, lookup) in lookups.iter().enumerate() {
@@ -308,14 +308,14 @@ impl RedisDirectory {
                     Care::Pages => None,
                     Care::Usual => {
                         usual.push(lookup.clone());
-                        places.push(place);
+                        indexes.push(place);
                         None
                     }
                 });
             }
         }
-        for (place, answer) in places.into_iter().zip(self.together(&usual).await?) {
-            found[place] = answer;
+        for (index, answer) in indexes.into_iter().zip(self.together(&usual).await?) {
+            found[index] = answer;
         }
         Ok(found)
     }
@@ -354,7 +354,7 @@ impl Directory for RedisDirectory {
     }
 }
 
-/// What the second round trip tells.
+/// The result of the second round trip.
 pub(super) struct Second {
     pub(super) not_online: HashSet<UserId>,
     /// One for each [`First::User`], in order.
@@ -369,7 +369,7 @@ impl Second {
     }
 }
 
-/// A key that is no connection may be a user: one who is online names a connection.
+/// A key that is not a connection may be a user: an online user has a connection.
 fn as_user(key: &str, online: Value) -> First {
     match text(online).filled() {
         Some(connection) => First::User { user: key.into(), connection },
@@ -377,7 +377,7 @@ fn as_user(key: &str, online: Value) -> First {
     }
 }
 
-/// Everyone whose presence is to be checked, each once.
+/// All users whose presence has to be checked, without duplicates.
 pub(super) fn users(firsts: &[First]) -> Vec<UserId> {
     let mut users = HashSet::new();
     for first in firsts {

@@ -1,5 +1,5 @@
-//! Which rooms need care: those that are too large for one command, and those that could not be
-//! read at all. Pure.
+//! Rooms that need special treatment: those too large for one command, and those that could not be
+//! read. Pure.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use super::{Found, Lookup};
 use crate::expiring::ExpiringMap;
 use crate::message::RoomId;
 
-/// How long a room that could not be read is not read again: its messages come one after the
-/// other, and each attempt holds up its partition.
+/// How long an unreadable room is not read again: its messages follow each other, and each attempt
+/// holds up their partition.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(10);
 /// How many rooms of either kind are remembered. What is forgotten beyond that is found out again.
 const MOST: usize = 10_000;
@@ -29,19 +29,19 @@ impl Default for Rooms {
     }
 }
 
-/// How one look-up is carried out.
+/// How a look-up is carried out.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Care {
-    /// Together with others.
+    /// In a batch with others.
     Usual,
     /// In pages.
     Pages,
-    /// Not now; why.
+    /// Not now, for this reason.
     GivenUp(Arc<str>),
 }
 
 impl Rooms {
-    /// Whether there is nothing to be remembered.
+    /// Whether nothing is remembered.
     pub(super) fn is_empty(&self) -> bool {
         self.large.is_empty() && self.given_up.is_empty()
     }
@@ -55,7 +55,7 @@ impl Rooms {
         }
     }
 
-    /// They are read in pages from now on.
+    /// Marks rooms to be read in pages.
     pub(super) fn are_large<'a>(&mut self, lookups: impl IntoIterator<Item = &'a Lookup>) {
         for lookup in lookups {
             if let Lookup::Room(room) = lookup {
@@ -67,7 +67,7 @@ impl Rooms {
         }
     }
 
-    /// What became of a room that was read in pages; `small`: it need not be.
+    /// Records the result of a paged read; `small`: paging is no longer necessary.
     pub(super) fn was_read(&mut self, room: &RoomId, found: &Found, small: bool, now: Instant) {
         if small {
             self.large.remove(room);

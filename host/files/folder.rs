@@ -1,5 +1,5 @@
-//! A folder of this process's own, by its handle: whatever is put in the place of its name later, what
-//! was checked is what is read, written and taken out of.
+//! A directory of this process, held by a handle: if its name is replaced later, the checked
+//! directory is still the one that is read, written and cleaned.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write as _};
@@ -14,13 +14,13 @@ use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, statat, unlinkat}
 use super::ownership::{Access, folder_access};
 use super::read::{Unreadable, is_trusted, read_own};
 
-/// How the names of temporary files begin and end.
+/// Prefix and suffix of temporary files.
 const BEGIN: &str = ".new-";
 const END: &str = ".tmp";
-/// How often a temporary file is given another name.
+/// How many names are tried for a temporary file.
 const TRIES: usize = 8;
 
-/// A folder of this process's own. What is in it is read only where nobody else can have written it.
+/// A directory of this process. Files in it are read only if no other user can have written them.
 #[derive(Clone, Debug)]
 pub(crate) struct OwnFolder {
     path: PathBuf,
@@ -29,23 +29,23 @@ pub(crate) struct OwnFolder {
 }
 
 impl OwnFolder {
-    /// Makes a folder that nobody else may enter, where there is none.
+    /// Creates the directory, accessible to this user only, if it does not exist.
     ///
     /// # Errors
-    /// When it cannot be made, or should not be used: the second half of a sentence that begins with
-    /// the folder, with the remedy.
+    /// If it cannot be created or must not be used. The message continues a sentence that begins with
+    /// the directory, and contains the remedy.
     pub(crate) fn create(path: &Path) -> Result<Self, String> {
-        // Not below what others may replace.
+        // Not below a directory that others may replace.
         folder_access(path)?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(|error| format!("cannot be made: {error}"))?;
+        made.map_err(|error| format!("cannot be created: {error}"))?;
         Self::open(path)
     }
 
-    /// A folder that is there.
+    /// Opens an existing directory.
     ///
     /// # Errors
-    /// When it is not there, or should not be used.
+    /// If it does not exist, or must not be used.
     pub(crate) fn open(path: &Path) -> Result<Self, String> {
         let failed = |error: io::Error| format!("cannot be used: {error}");
         let access = folder_access(path)?;
@@ -53,20 +53,20 @@ impl OwnFolder {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let handle = rustix::fs::open(&path, flags, Mode::empty()).map_err(|error| failed(error.into()))?;
         let opened = File::from(handle);
-        // Where others may write, another one may be in its place by now.
+        // In a directory that others may write to, it may have been replaced meanwhile.
         let owner = opened.metadata().map_err(failed)?.uid();
         if !is_trusted(owner) {
-            return Err(format!("is not safe: it belongs to user {owner} by now"));
+            return Err(format!("is not safe: it now belongs to user {owner}"));
         }
         Ok(Self { path, access, handle: Arc::new(opened.into()) })
     }
 
-    /// The folder, without links.
+    /// The path with links resolved.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The folder, which is this one or above it, that others may write to, too.
+    /// The directory that others may write to as well: this one or one above it.
     pub(crate) fn shared(&self) -> Option<&Path> {
         match &self.access {
             Access::Private => None,
@@ -74,39 +74,39 @@ impl OwnFolder {
         }
     }
 
-    /// Reads a file in it.
+    /// Reads a file.
     ///
     /// # Errors
-    /// Also when it is a link, or somebody else may have written it.
+    /// Also if it is a link, or another user may have written it.
     pub(crate) fn read(&self, name: &str, most: u64) -> Result<Vec<u8>, Unreadable> {
         let file = self.open_file(name, OFlags::RDONLY)?;
         read_own(file, self.access.group(), most)
     }
 
-    /// Replaces a file in it, as a whole. The content is on the disk, under a random name that nothing
-    /// had before, before the file's name is; what had the name (a link, too) gives way. Only this
-    /// process's user may read and write it.
+    /// Replaces a file atomically. The content is written to disk under a random new name, then
+    /// renamed; an existing file or link of this name is replaced. Only this process's user may read
+    /// and write it.
     ///
     /// # Errors
-    /// When it cannot be written; what was there stays.
+    /// If it cannot be written; the old file stays.
     pub(crate) fn replace(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
         self.write(name, content)
             .with_context(|| format!("{} cannot be written", self.path.join(name).display()))
     }
 
-    /// Opens a file to lock it, or makes it; what is in it stays.
+    /// Opens a lock file, creating it if necessary; its content is unchanged.
     ///
     /// # Errors
-    /// When it is a link, or cannot be opened.
+    /// If it is a link, or cannot be opened.
     pub(crate) fn open_lock(&self, name: &str) -> io::Result<File> {
         let lock = self.open_file(name, OFlags::RDWR | OFlags::CREATE)?;
         if lock.metadata()?.is_file() { Ok(lock) } else { Err(io::Error::other("it is not a file")) }
     }
 
-    /// The names of what is in it.
+    /// The names of all files.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system call fails.
     pub(crate) fn names(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in Dir::read_from(&self.handle)? {
@@ -118,16 +118,15 @@ impl OwnFolder {
         Ok(names)
     }
 
-    /// Takes a file out of it.
+    /// Removes a file.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// If the system call fails.
     pub(crate) fn remove(&self, name: &str) -> io::Result<()> {
         Ok(unlinkat(&self.handle, name, AtFlags::empty())?)
     }
 
-    /// Takes out what was written first, beyond this many files. Failing is no harm: the next time does
-    /// it.
+    /// Removes the oldest files beyond this number. Errors are ignored: the next call retries.
     pub(crate) fn keep_newest(&self, most: usize) {
         let written = |name: String| {
             let stat = statat(&self.handle, &*name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
@@ -140,7 +139,7 @@ impl OwnFolder {
         }
     }
 
-    /// Takes out what a crash left half written. Failing is no harm.
+    /// Removes temporary files that a crash left behind. Errors are ignored.
     pub(crate) fn tidy(&self) {
         let is_temporary = |name: &String| name.starts_with(BEGIN) && name.ends_with(END);
         for name in self.names().unwrap_or_default().iter().filter(|name| is_temporary(name)) {
@@ -162,7 +161,7 @@ impl OwnFolder {
         if written.is_err() {
             let _ = self.remove(&new);
         }
-        // The name as well.
+        // Persists the new name as well.
         written.and_then(|()| Ok(rustix::fs::fsync(&self.handle)?))
     }
 

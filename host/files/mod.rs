@@ -1,17 +1,17 @@
-//! Files that others may have written or replaced: the only module that opens files.
+//! File access that distrusts other users: the only module that opens files.
 //!
-//! - `read`: reads a regular file with a size limit. A path may name a pipe that nobody writes to, a
-//!   device without an end, or a file that grows: the read returns at once, within its limit.
-//! - `ownership`: who else may write to a folder, or replace it.
-//! - `folder`: a folder of our own: files in it are replaced as a whole, and read only where nobody else
-//!   can have written them.
-//! - `write`: what a person asked for, elsewhere.
-//! - `secret`: tokens and private keys, which nobody else may read or write.
+//! - `read`: reads a regular file with a size limit. A path may name a pipe without a writer, an
+//!   endless device, or a growing file: the read returns at once, within its limit.
+//! - `ownership`: who else may write to a directory, or replace it.
+//! - `folder`: a directory of this process: files are replaced atomically, and read only if no other
+//!   user can have written them.
+//! - `write`: files in directories that the user named.
+//! - `secret`: tokens and private keys, which no other user may read or write.
 //!
-//! A file system that does not answer (a network's disk) still blocks: what reads does so on a thread
-//! of its own, which the end of the process does not wait for.
+//! An unresponsive file system (a network file system) still blocks: callers read on a thread of
+//! their own, which the end of the process does not wait for.
 //!
-//! `tests/layers.rs` holds that nothing else in `host/` opens files.
+//! `tests/layers.rs` verifies that nothing else in `host/` opens files.
 
 mod folder;
 mod ownership;

@@ -1,12 +1,12 @@
-//! Who else may write to a folder, or put another one in its place.
+//! Who else may write to a directory, or replace it.
 //!
-//! Every folder on the way from `/`, and every link, has to belong to root or to this process's user.
-//! Others may write to one in these cases only. It is sticky (`/tmp`), where nobody renames what is
-//! not his; that does not hold for the last folder. It is writable by the owner's own group, which has
-//! the owner's number and nobody else in it. It is the root of a mount: volumes of containers are
-//! `root:root 0777` or `root:<fsGroup> 2775`, and who shares them is the operator's decision.
-//! (Kubernetes gives an `fsGroup` everything in its volume, with the right to write.) In such a folder
-//! files are checked one by one, and no native code is kept.
+//! Every directory from `/` on, and every link, has to belong to root or to this process's user.
+//! Other users may write to one in these cases only: it is sticky (`/tmp`), where nobody can rename
+//! files of others (not accepted for the last directory); it is writable by the owner's private
+//! group, whose id equals the owner's; or it is the root of a mount: container volumes are `root:root
+//! 0777` or `root:<fsGroup> 2775`, and the operator decides who shares them. (Kubernetes gives an
+//! `fsGroup` ownership of and write access to everything in its volume.) In such a directory files
+//! are checked one by one, and no native code is cached.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -17,19 +17,19 @@ use std::path::{Component, Path, PathBuf};
 
 use super::read::is_trusted;
 
-/// How many links a path may go through; as many as Linux follows.
+/// Maximum number of links in a path; the same as Linux.
 const MOST_LINKS: usize = 40;
 
-/// What a folder can be used for.
+/// What a directory can be used for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Nobody else can write to it or replace it.
+    /// No other user can write to it or replace it.
     Private,
-    /// Others may write to this folder, which is the folder itself or above it.
+    /// Others may write to this directory, which is the directory itself or one above it.
     Shared {
-        /// That folder.
+        /// That directory.
         path: PathBuf,
-        /// The group that the volume was made for, if it was: it may write to everything in it.
+        /// The group that the volume was created for, if any: it may write to everything in it.
         group: Option<u32>,
     },
 }
@@ -43,11 +43,11 @@ impl Access {
     }
 }
 
-/// Who may write to a folder. Of one that is not there, what is there of the way to it counts.
+/// Who may write to a directory. If it does not exist, the existing part of its path counts.
 ///
 /// # Errors
-/// When it should not be used: the second half of a sentence that begins with the folder, with the
-/// remedy.
+/// If it must not be used. The message continues a sentence that begins with the directory, and
+/// contains the remedy.
 pub(crate) fn folder_access(path: &Path) -> Result<Access, String> {
     let path = std::path::absolute(path).map_err(|error| format!("cannot be used: {error}"))?;
     walk(&path).map_err(|refused| refused.to_string())
@@ -57,12 +57,12 @@ pub(crate) fn folder_access(path: &Path) -> Result<Access, String> {
 enum Refused {
     #[error("cannot be used: {1} at {0}")]
     System(PathBuf, io::Error),
-    #[error("cannot be used: {0} is not a folder")]
+    #[error("cannot be used: {0} is not a directory")]
     NotAFolder(PathBuf),
     #[error("cannot be used: more than {MOST_LINKS} links")]
     Links,
     #[error(
-        "is not safe: {path} belongs to user {owner}, who can put other files there; this process runs as user {ours}: run it as {owner}, or `chown {ours} {path}`", path = .0.display(), owner = .1, ours = rustix::process::geteuid().as_raw()
+        "is not safe: {path} belongs to user {owner}, who can replace files there; this process runs as user {ours}: run it as {owner}, or `chown {ours} {path}`", path = .0.display(), owner = .1, ours = rustix::process::geteuid().as_raw()
     )]
     Owner(PathBuf, u32),
     #[error(
@@ -121,10 +121,10 @@ fn walk(path: &Path) -> Result<Access, Refused> {
     Ok(access)
 }
 
-/// Who but the owner may write to a folder.
+/// Who may write to a directory besides its owner.
 enum Writers {
     Nobody,
-    /// Those whom an operator let in.
+    /// Those whom the operator admitted.
     Some,
     Anybody,
 }
@@ -142,7 +142,7 @@ fn writers(metadata: &Metadata, is_mount: bool, is_last: bool, let_in: Option<u3
     }
 }
 
-/// What has this name; none where nothing has.
+/// The metadata of a path; `None` if it does not exist.
 fn look(path: &Path) -> Result<Option<Metadata>, Refused> {
     match std::fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata)),
@@ -203,7 +203,7 @@ mod tests {
         let (folder, above, state) = folders();
         let theirs = |path: &Path| std::os::unix::fs::lchown(path, Some(4321), None);
         if theirs(&state).is_err() {
-            return; // Needs root, which tests in containers are.
+            return; // Needs root; tests in containers run as root.
         }
         let why = folder_access(&state).unwrap_err();
         assert!(why.contains("belongs to user 4321") && why.contains("chown 0"), "{why}");
@@ -247,7 +247,7 @@ mod tests {
             assert!(matches!(writers(&metadata, true, is_last, None), Writers::Some));
             assert!(matches!(writers(&metadata, false, is_last, None), Writers::Anybody));
         }
-        // What an fsGroup gets of a volume that was made for it.
+        // What an fsGroup gets in a volume of its own.
         mode(folder.path(), 0o770);
         if chown(folder.path(), None, Some(4321)).is_ok() {
             let metadata = std::fs::metadata(folder.path()).unwrap();

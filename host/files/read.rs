@@ -1,5 +1,5 @@
-//! Reading with limits. A path is opened once, without blocking; what was opened is checked, not
-//! what the path named before.
+//! Reads files with limits. A path is opened once, without blocking; the opened file is checked, not
+//! the path.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
@@ -9,30 +9,30 @@ use std::path::Path;
 /// Why a file was not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unreadable {
-    /// The system refused.
+    /// The system call failed.
     #[error("cannot be read: {0}")]
     System(#[from] io::Error),
-    /// Something else has this name.
+    /// Not a regular file.
     #[error("is not a file, but {0}")]
     Other(&'static str),
-    /// It is larger than the limit.
+    /// Larger than the limit.
     #[error("has {size} bytes, or more; at most {most} are read")]
     TooLarge {
-        /// The size that was found.
+        /// The size found.
         size: u64,
         /// The limit.
         most: u64,
     },
-    /// It was to be text.
+    /// Expected text.
     #[error("is not UTF-8")]
     NotText,
-    /// Somebody else wrote it, or may write or read it.
+    /// Another user wrote it, or may read or write it.
     #[error("{0}")]
     Exposed(String),
 }
 
 impl Unreadable {
-    /// Whether nothing has this name.
+    /// Whether the file does not exist.
     pub(crate) fn is_missing(&self) -> bool {
         matches!(self, Self::System(error) if error.kind() == io::ErrorKind::NotFound)
     }
@@ -41,7 +41,7 @@ impl Unreadable {
 /// Reads a regular file of at most `most` bytes. Links are followed: ConfigMaps consist of them.
 ///
 /// # Errors
-/// Why it was not read: the second half of a sentence that begins with the file.
+/// Why it was not read. The message continues a sentence that begins with the file.
 pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>, Unreadable> {
     let (file, metadata) = open(path, most)?;
     contents(file, &metadata, most)
@@ -50,16 +50,16 @@ pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>, Unreadable> {
 /// As [`read`], for text.
 ///
 /// # Errors
-/// As [`read`], and when it is not UTF-8.
+/// As [`read`], and if it is not UTF-8.
 pub(crate) fn read_text(path: &Path, most: u64) -> Result<String, Unreadable> {
     String::from_utf8(read(path, most)?).map_err(|_| Unreadable::NotText)
 }
 
-/// Reads a file that this process wrote earlier: it belongs to this process's user (or to root), and
-/// nobody else may write to it but, where there is one, this group.
+/// Reads a file that this process wrote earlier: it belongs to this process's user (or root), and no
+/// other user may write to it, except the given group.
 ///
 /// # Errors
-/// As [`read`], and when the file may be somebody else's.
+/// As [`read`], and if another user may have written it.
 pub(super) fn read_own(file: File, group: Option<u32>, most: u64) -> Result<Vec<u8>, Unreadable> {
     let metadata = file.metadata()?;
     check(&metadata, most)?;
@@ -67,15 +67,14 @@ pub(super) fn read_own(file: File, group: Option<u32>, most: u64) -> Result<Vec<
     let others = if group == Some(metadata.gid()) { 0o002 } else { 0o022 };
     if !is_trusted(owner) || mode & others != 0 {
         let why = format!(
-            "belongs to user {owner} with mode {mode:04o}: somebody else may have written it; it is not used"
+            "belongs to user {owner} with mode {mode:04o}: another user may have written it; it is not used"
         );
         return Err(Unreadable::Exposed(why));
     }
     contents(file, &metadata, most)
 }
 
-/// Reads what a person named on the command line: a pipe is read to its end, which waits for
-/// whoever writes to it.
+/// Reads a command line argument: a pipe is read to its end, waiting for its writer.
 ///
 /// # Errors
 /// As [`read_text`].
@@ -84,29 +83,29 @@ pub(crate) fn read_argument(path: &Path, most: u64) -> Result<String, Unreadable
     String::from_utf8(bytes).map_err(|_| Unreadable::NotText)
 }
 
-/// Opens what a person named on the command line, to read it little by little.
+/// Opens a command line argument for incremental reading.
 ///
 /// # Errors
-/// When the system refuses.
+/// If the system call fails.
 pub(crate) fn open_argument(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(libc::O_NOCTTY).open(path)
 }
 
-/// Opens a file of the kernel's (`/proc`) that is read again and again.
+/// Opens a kernel file (`/proc`) that is read repeatedly.
 pub(crate) fn open_kernel(path: &str) -> Option<File> {
     File::open(path).ok()
 }
 
-/// The system's error number where it gives this process no further file.
+/// The error number if this process cannot open another file.
 pub(crate) fn exhausted() -> Option<i32> {
     File::open("/dev/null").err().and_then(|error| error.raw_os_error())
 }
 
 /// Opens a regular file of at most `most` bytes.
 pub(super) fn open(path: &Path, most: u64) -> Result<(File, Metadata), Unreadable> {
-    // Opening some devices has effects of its own.
+    // Opening some devices has side effects.
     check(&std::fs::metadata(path)?, most)?;
-    // What has the name by now may be a pipe, whose opening would wait for a writer.
+    // The path may have been replaced by a pipe, whose opening would wait for a writer.
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let metadata = file.metadata()?;
@@ -114,20 +113,20 @@ pub(super) fn open(path: &Path, most: u64) -> Result<(File, Metadata), Unreadabl
     Ok((file, metadata))
 }
 
-/// What is in an open file.
+/// Reads an open file.
 pub(super) fn contents(file: File, metadata: &Metadata, most: u64) -> Result<Vec<u8>, Unreadable> {
     read_to_limit(file, metadata.len(), most)
 }
 
 fn read_to_limit(file: File, expected: u64, most: u64) -> Result<Vec<u8>, Unreadable> {
     let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or_default());
-    // It may grow meanwhile.
+    // The file may grow meanwhile.
     file.take(most + 1).read_to_end(&mut bytes)?;
     let size = bytes.len() as u64;
     if size > most { Err(Unreadable::TooLarge { size, most }) } else { Ok(bytes) }
 }
 
-/// Whether what belongs to this user is this process's, or root's.
+/// Whether this owner is this process's user or root.
 pub(super) fn is_trusted(owner: u32) -> bool {
     owner == 0 || owner == rustix::process::geteuid().as_raw()
 }
@@ -136,7 +135,7 @@ fn check(metadata: &Metadata, most: u64) -> Result<(), Unreadable> {
     let kind = metadata.file_type();
     let other = match () {
         () if kind.is_file() => None,
-        () if kind.is_dir() => Some("a folder"),
+        () if kind.is_dir() => Some("a directory"),
         () if kind.is_fifo() => Some("a pipe"),
         () if kind.is_socket() => Some("a socket"),
         () => Some("a device"),
@@ -189,12 +188,12 @@ mod tests {
         assert_eq!(refusal(&pipe), "is not a file, but a pipe");
         assert_eq!(refusal(&folder.path().join("socket")), "is not a file, but a socket");
         assert_eq!(refusal(&folder.path().join("endless")), "is not a file, but a device");
-        assert_eq!(refusal(folder.path()), "is not a file, but a folder");
+        assert_eq!(refusal(folder.path()), "is not a file, but a directory");
     }
 
     #[test]
     fn a_file_that_says_that_it_is_empty_is_read_within_its_limit() {
-        // The kernel's files have no size before they are read.
+        // Kernel files report size 0 before they are read.
         assert!(matches!(read(Path::new("/proc/self/limits"), 10), Err(Unreadable::TooLarge { .. })));
     }
 
@@ -212,7 +211,7 @@ mod tests {
             assert!(matches!(read(None), Err(Unreadable::Exposed(_))), "{open:o}");
         }
         mode(0o600);
-        // Needs root, which tests in containers are.
+        // Needs root; tests in containers run as root.
         if chown(&file, Some(4321), None).is_ok() {
             let why = read(None).unwrap_err().to_string();
             assert!(why.contains("belongs to user 4321"), "{why}");

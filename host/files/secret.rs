@@ -1,9 +1,9 @@
-//! Files with secrets: nobody but this process's user, its groups and root may have them.
+//! Secret files: only this process's user, its groups and root may access them.
 //!
-//! What is refused: a file that anybody else may read or write, or that belongs to another user, who
-//! could replace its content. On a mount of its own that is read-only (a Secret of Kubernetes or
-//! Compose, a credential of systemd), files may belong to anybody and be readable: such a mount
-//! exists inside of a container or unit alone.
+//! Refused: a file that any other user may read or write, or that belongs to another user, who could
+//! replace its content. Files on a separate read-only mount (a Secret of Kubernetes or Compose, a
+//! systemd credential) may have any owner and be readable: such a mount exists only inside a
+//! container or unit.
 
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
@@ -11,10 +11,10 @@ use std::path::Path;
 
 use super::read::{Unreadable, contents, is_trusted, open};
 
-/// Reads a file with a secret, as text.
+/// Reads a secret file as text.
 ///
 /// # Errors
-/// Why it was not read, with the remedy where its owner or mode is the reason.
+/// Why it was not read, with the remedy if its owner or mode is the reason.
 pub(crate) fn read_secret(path: &Path, most: u64) -> Result<String, Unreadable> {
     let (file, metadata) = open(path, most)?;
     if let Some(why) = exposure(path, &metadata, is_mounted_read_only(&file)) {
@@ -23,7 +23,7 @@ pub(crate) fn read_secret(path: &Path, most: u64) -> Result<String, Unreadable> 
     String::from_utf8(contents(file, &metadata, most)?).map_err(|_| Unreadable::NotText)
 }
 
-/// Who else may have the secret, and what ends that.
+/// Who else may access the secret, with the remedy.
 fn exposure(path: &Path, metadata: &Metadata, read_only_mount: bool) -> Option<String> {
     let (owner, mode, path) = (metadata.uid(), metadata.mode() & 0o7777, path.display());
     if read_only_mount {
@@ -32,21 +32,21 @@ fn exposure(path: &Path, metadata: &Metadata, read_only_mount: bool) -> Option<S
     if !is_trusted(owner) {
         let ours = rustix::process::geteuid().as_raw();
         return Some(format!(
-            "belongs to user {owner}, who can replace it; give it to the user that this process runs as: `chown {ours} {path}`"
+            "belongs to user {owner}, who can replace it; change its owner to the user of this process: `chown {ours} {path}`"
         ));
     }
     match () {
-        () if mode & 0o022 != 0 => Some(format!(
-            "can be written by others (mode {mode:04o}); take that from them: `chmod 600 {path}`"
-        )),
+        () if mode & 0o022 != 0 => {
+            Some(format!("is writable by others (mode {mode:04o}); run `chmod 600 {path}`"))
+        }
         () if mode & 0o004 != 0 => Some(format!(
-            "can be read by everybody on this machine (mode {mode:04o}); `chmod 600 {path}`, or 640 with the group of this process"
+            "is readable by all users (mode {mode:04o}); run `chmod 600 {path}`, or use 640 with the group of this process"
         )),
         () => None,
     }
 }
 
-/// Whether a file is on a mount that is not the root's, and read-only.
+/// Whether a file is on a separate read-only mount.
 fn is_mounted_read_only(file: &File) -> bool {
     let read_only = rustix::fs::fstatvfs(file)
         .is_ok_and(|mount| mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
@@ -78,7 +78,7 @@ mod tests {
             assert!(why.contains("chmod 600") && why.contains(&format!("{open:04o}")), "{why}");
         }
         assert!(with(0o600).is_ok());
-        // Needs root, which tests in containers are.
+        // Needs root; tests in containers run as root.
         if chown(&file, Some(4321), None).is_ok() {
             let why = read_secret(&file, 10).unwrap_err().to_string();
             assert!(why.contains("belongs to user 4321") && why.contains("chown 0"), "{why}");

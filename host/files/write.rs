@@ -1,18 +1,18 @@
-//! Writing what is not in a folder of our own: beside what a person named.
+//! Writes files outside our own directories, at paths that the user named.
 
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-/// Replaces a file, as a whole or not at all, and never through a link. Everybody may read it, as far
-/// as this process's umask lets them.
+/// Replaces a file atomically, never through a link. It is readable by everyone, subject to the
+/// umask.
 ///
 /// # Errors
-/// When it cannot be written; what was there stays.
+/// If it cannot be written; the old file stays.
 pub(crate) fn publish(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // Made with O_EXCL under a random name, and removed when this fails.
+    // Created with O_EXCL under a random name, and removed on failure.
     let mut new =
         tempfile::Builder::new().permissions(std::fs::Permissions::from_mode(0o644)).tempfile_in(folder)?;
     new.write_all(content)?;
@@ -20,10 +20,10 @@ pub(crate) fn publish(path: &Path, content: &[u8]) -> io::Result<()> {
     new.persist(path).map(drop).map_err(|error| error.error)
 }
 
-/// Writes a file that is not there yet.
+/// Writes a new file.
 ///
 /// # Errors
-/// When something has its name, or it cannot be written.
+/// If the path exists, or cannot be written.
 pub(crate) fn create_new(path: &Path, content: &[u8]) -> io::Result<()> {
     File::create_new(path)?.write_all(content)
 }

@@ -1,4 +1,4 @@
-//! What the admin listener asks of a running gateway.
+//! The admin listener's view of a running gateway.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,14 +30,14 @@ pub struct Handle {
     pub(super) shutdown: CancellationToken,
 }
 
-/// How many stalls `/readyz` names one by one.
+/// Maximum number of stalls that `/readyz` lists.
 const STALLS_NAMED: usize = 16;
 
-/// What became of an operator's wish: the set in force then, or why nothing changed.
+/// The result of an operator's change: the active generation, or why nothing changed.
 pub type Steered = Result<policy::Generation, policy::Refused>;
 
 impl Handle {
-    /// Why the gateway is not delivering; empty when it is.
+    /// Why the gateway is not delivering; empty if it is.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.stopping.load(Ordering::Acquire) {
@@ -54,12 +54,12 @@ impl Handle {
         problems
     }
 
-    /// What has been retried for longer than five seconds, and the records that it holds.
+    /// Operations that have been retried for more than five seconds, and the records that they hold.
     pub fn stalls(&self) -> Vec<Stall> {
         self.pipeline.stalls.list()
     }
 
-    /// What a person should look at although the gateway delivers.
+    /// Problems that need attention although the gateway delivers.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.pipeline.policies.status().warnings();
         warnings.extend(self.pipeline.fleet.warnings());
@@ -99,7 +99,7 @@ impl Handle {
         let shutdown = self.shutdown.clone();
         let task = self.tasks.spawn(async move { shutdown.run_until_cancelled(act).await });
         let done = task.await.ok().flatten();
-        done.unwrap_or_else(|| Err(policy::Refused::because("the gateway stopped meanwhile")))
+        done.unwrap_or_else(|| Err(policy::Refused::because("the gateway stopped before it was done")))
     }
 
     /// The route of a room as it is kept for a short time: asks nobody. `None` when it is not kept.
@@ -107,10 +107,10 @@ impl Handle {
         self.pipeline.resolver.cached(room, self.pipeline.policies.current().generation().0)
     }
 
-    /// The route of a room as it stands now.
+    /// The current route of a room.
     ///
     /// # Errors
-    /// When the directory is away, or a policy stalls.
+    /// If the directory is unreachable, or a policy stalls.
     pub async fn route(&self, room: &RoomId) -> anyhow::Result<Arc<Route>> {
         let mut chain = self.pipeline.policies.current().chain();
         self.pipeline.resolver.route(room, &mut chain).await

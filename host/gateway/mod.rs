@@ -1,10 +1,8 @@
-//! Builds every part and owns every task: the one place where the order of starting and
-//! stopping stands.
+//! Builds every part and owns every task: the only place that defines the order of start and stop.
 //!
-//! Starting: policies (a set that is refused stops the start), Redis and producers (both
-//! connect by themselves, now or later), comets, the pipeline, and only then the consumer.
-//! Stopping is the reverse: the consumer stops fetching, workers finish what they began, the
-//! offsets are committed, and then the rest goes.
+//! Start: policies (a refused set aborts the start), Redis and producers (both connect in the
+//! background), comets, the pipeline, and finally the consumer. Stop in reverse: the consumer stops
+//! fetching, workers finish their records, offsets are committed, and then everything else stops.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -56,7 +54,7 @@ impl Gateway {
     /// metrics of those around the gateway already.
     ///
     /// # Errors
-    /// When policies are refused, or a part cannot be built from its configuration.
+    /// If policies are refused, or a part cannot be built from its configuration.
     pub async fn start(
         config: &Config,
         plugins: Vec<PluginConfig>,
@@ -67,7 +65,7 @@ impl Gateway {
         Self::start_with(config, plugins, sources, storage, registry).await
     }
 
-    /// As [`Gateway::start`], around this storage.
+    /// As [`Gateway::start`], with this storage.
     ///
     /// # Errors
     /// As [`Gateway::start`].
@@ -135,12 +133,12 @@ impl Gateway {
         self.handle.clone()
     }
 
-    /// Waits until Kafka has shut this process out of the group for good: time to stop.
+    /// Waits until Kafka has fenced this process out of the group: time to stop.
     pub async fn until_shut_out(&self) {
         self.handle.kafka.until_shut_out().await;
     }
 
-    /// Stops fetching, finishes what is in flight within `grace`, commits, leaves the group.
+    /// Stops fetching, finishes records in flight within `grace`, commits, and leaves the group.
     pub async fn stop(self, grace: Duration) -> Stopped {
         self.handle.stopping.store(true, Ordering::Release);
         info!(grace = ?grace, "stopping: finishing what is in flight");
@@ -152,23 +150,18 @@ impl Gateway {
             self.tasks.wait().await;
         };
         if tokio::time::timeout(Duration::from_secs(5), rest).await.is_err() {
-            warn!("some tasks did not end in time and are cut off");
+            warn!("some tasks did not end in time and are aborted");
         }
         match stopped {
             Stopped::Drained => info!("stopped: everything in flight was finished and committed"),
-            Stopped::Abandoned(records) => {
-                warn!(
-                    records,
-                    "stopped at the end of the grace period; these records will be delivered again"
-                );
-            }
+            Stopped::Incomplete(leftover) => warn!("stopped: {leftover}; these are delivered again"),
             Stopped::ShutOut => {
                 error!(
-                    "stopped: kafka has shut this process out of the consumer group; check that no other process has its `[kafka] instance`, then start it again"
+                    "stopped: kafka has fenced this process out of the consumer group; check that no other process uses its `[kafka] instance`, then restart it"
                 )
             }
             Stopped::Hung => {
-                error!("Kafka did not let go in time; what was settled last may be delivered again")
+                error!("kafka did not close in time; the last settled records may be redelivered")
             }
         }
         stopped
@@ -207,14 +200,14 @@ fn build_pipeline(
     })
 }
 
-/// How long the start waits for what all gateways know of comets. A BROADCAST waits on.
+/// How long the start waits for what all gateways know of comets. BROADCASTs wait longer.
 const SHARE_WITHIN: Duration = Duration::from_secs(3);
 
-/// Waits until the fleet knows what it can know at the start, so that the first BROADCAST reaches
-/// all comets; logs which those are.
+/// Waits until the fleet has loaded what it can at the start, so that the first BROADCAST reaches all
+/// comets, and logs them.
 async fn announce_reach(fleet: &Fleet) {
     fleet.resolved().await;
-    // A store that cannot be used is reported by the fleet.
+    // The fleet reports a store that cannot be used.
     drop(tokio::time::timeout(SHARE_WITHIN, fleet.share()).await);
     let reach = fleet.reach();
     match reach.caveat() {
@@ -226,24 +219,24 @@ async fn announce_reach(fleet: &Fleet) {
     }
 }
 
-/// Asks the directory once a second whether it is there, for readiness and the log.
+/// Checks the directory once per second, for readiness and the log.
 fn watch_directory(
     storage: &Storage,
     writes: bool,
     tasks: &TaskTracker,
     shutdown: &CancellationToken,
 ) -> watch::Receiver<Option<String>> {
-    let (report, problem) = watch::channel(Some("redis: not asked yet".to_owned()));
+    let (report, problem) = watch::channel(Some("redis: not checked yet".to_owned()));
     let (storage, shutdown) = (storage.clone(), shutdown.clone());
     let check = async move {
         loop {
             let was_up = report.borrow().is_none();
-            // Rights seldom change; what is missing later shows when it is needed.
+            // Permissions seldom change; one that is revoked later shows when it is needed.
             let checked = storage.check(writes && !was_up).await;
             match &checked {
-                Ok(how) if !was_up => info!(how, "the directory is there"),
-                // The client of Redis has logged it.
-                Err(error) if was_up => debug!(%error, "the directory is away; records are held"),
+                Ok(how) if !was_up => info!(how, "directory reachable"),
+                // The Redis client has logged it.
+                Err(error) if was_up => debug!(%error, "directory unreachable; holding records"),
                 _ => {}
             }
             report.send_replace(checked.err().map(|error| error.to_string()));

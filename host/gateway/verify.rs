@@ -1,5 +1,5 @@
-//! What a start would refuse, found without starting: the same clients from the same configuration,
-//! none of which reaches for the network here; and whether what they would reach is there.
+//! Finds what a start would refuse, without starting: builds the same clients from the same
+//! configuration, without network access; and probes what they would connect to.
 
 use std::path::Path;
 
@@ -8,11 +8,11 @@ use crate::files::folder_access;
 use crate::kafka::Probed;
 use crate::{comets, consumer, kafka};
 
-/// Makes every part that can refuse its configuration; one sentence for each that does.
+/// Builds every part that can reject its configuration; one sentence for each that does.
 pub fn verify(config: &Config) -> Vec<String> {
     let mut problems = Vec::new();
     let properties = |error: anyhow::Error| format!("`kafka.properties`: {error:#}");
-    // What refuses a property for all clients is said once.
+    // A property that all clients reject is reported once.
     match kafka::verify(&config.kafka) {
         Err(error) => problems.push(properties(error)),
         Ok(()) => problems.extend(consumer::verify(&config.kafka).err().map(properties)),
@@ -29,7 +29,7 @@ pub fn verify(config: &Config) -> Vec<String> {
     problems
 }
 
-/// Asks Kafka and the configured comets whether they are there, with what is needed of them.
+/// Checks that Kafka and the configured comets are reachable and usable.
 pub async fn probe(config: &Config) -> Vec<Probed> {
     let kafka = kafka::probe(&config.kafka, &config.offline.notify_topic);
     let (kafka, comets) = tokio::join!(kafka, comets::probe(&config.comets));
@@ -37,8 +37,8 @@ pub async fn probe(config: &Config) -> Vec<Probed> {
     kafka.into_iter().chain(comets).collect()
 }
 
-/// Whether files can be made in a folder, or where it is not there yet, in the one that it would be
-/// made in.
+/// Whether files can be created in a directory or, if it does not exist, in its nearest existing
+/// parent.
 fn writable(folder: &Path) -> std::io::Result<()> {
     match std::fs::metadata(folder) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => match folder.parent() {
@@ -47,7 +47,7 @@ fn writable(folder: &Path) -> std::io::Result<()> {
         },
         Err(error) => Err(error),
         Ok(found) if found.is_dir() => tempfile::tempfile_in(folder).map(drop),
-        Ok(_) => Err(std::io::Error::other(format!("{} is not a folder", folder.display()))),
+        Ok(_) => Err(std::io::Error::other(format!("{} is not a directory", folder.display()))),
     }
 }
 
@@ -63,7 +63,7 @@ mod tests {
         writable(folder.path()).expect("ours");
         writable(&folder.path().join("new/er")).expect("it can be made");
         let said = writable(&file).expect_err("a file").to_string();
-        assert!(said.contains("is not a folder"), "{said}");
+        assert!(said.contains("is not a directory"), "{said}");
         writable(&file.join("below")).expect_err("below a file");
         assert_eq!(std::fs::read_dir(folder.path()).expect("readable").count(), 1, "nothing is left behind");
     }

@@ -1,4 +1,4 @@
-//! A claim that is answered with any replies.
+//! Fuzzing: a claim with arbitrary replies.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use redis::Value;
 use super::{Claim, RedisGuards};
 use crate::redis_client::fuzzing::{client, reply};
 
-/// Checks that a message is stopped only by the id of another one.
+/// Checks that a message is only stopped by the id of another one.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let (set, owner) = (reply(input, 1)?, reply(input, 1)?);
     let message = input.arbitrary::<&str>()?;

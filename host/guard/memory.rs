@@ -1,4 +1,4 @@
-//! Claims inside the process: for the demo, `memory://` and tests.
+//! Claims in memory: for the demo, `memory://` and tests.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::message::MessageId;
 pub struct MemoryGuards(Mutex<ExpiringMap<String, MessageId>>);
 
 impl MemoryGuards {
-    /// Room for so many claims.
+    /// With this capacity.
     pub fn new(capacity: usize) -> Self {
         Self(Mutex::new(ExpiringMap::new(capacity)))
     }

@@ -1,9 +1,9 @@
-//! "Only once within this time": claims on keys, as policies ask for them.
+//! Claims on keys for policies: "only once within this time".
 //!
-//! Promises: of all messages that claim a key, one may pass until the claim runs out, over all
-//! gateways that share a Redis. A message may pass the claims that it made itself, so a
-//! redelivery of its record is not stopped. In doubt a message passes: what a guard prevents is
-//! a repetition, and losing a message is worse. It does not know why a policy asked.
+//! Promises: of all messages that claim a key, one passes until the claim expires, across all
+//! gateways that share a Redis. A message passes its own claims, so a redelivery of its record is not
+//! stopped. If in doubt, a message passes: a repetition is better than a lost message. The module
+//! does not know why a policy claims.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -22,31 +22,31 @@ pub use redis::RedisGuards;
 /// One message's claim on a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// The key, already under the name of the plugin that asked.
+    /// The key, prefixed with the name of the plugin.
     pub key: String,
-    /// How long the claim holds. Whole milliseconds count, and at least one.
+    /// How long the claim is valid: whole milliseconds, at least one.
     pub ttl: Duration,
-    /// Who claims.
+    /// The claiming message.
     pub message: MessageId,
 }
 
 impl Claim {
-    /// The time in milliseconds, as Redis takes it.
+    /// The duration in milliseconds, as Redis expects it.
     fn millis(&self) -> u64 {
-        // A century: Redis refuses times that overflow when added to now.
+        // A century: Redis rejects durations that overflow when added to the current time.
         const LONGEST: u128 = 100 * 365 * 24 * 3600 * 1000;
         self.ttl.as_millis().clamp(1, LONGEST) as u64
     }
 }
 
-/// Keeps the claims.
+/// Stores claims.
 #[async_trait]
 pub trait Guards: Send + Sync + 'static {
-    /// Makes all claims together, in order: for each, whether its message may pass. A message
-    /// that makes several claims may pass when it may pass each of them.
+    /// Makes all claims together, in order. Returns for each whether its message may pass. A message
+    /// with several claims passes if each of them allows it.
     ///
     /// # Errors
-    /// When claims cannot be made now. Some may have been made; making them again is harmless.
+    /// If claims cannot be made now. Some may have been made; repeating them is harmless.
     async fn claim(&self, claims: &[Claim]) -> Result<Vec<bool>, Unavailable>;
 }
 
@@ -68,7 +68,7 @@ mod tests {
         assert_eq!(guards.claim(&[claim("a", hour, "m/0/3")]).await, Ok(vec![false]));
 
         let short = [claim("c", Duration::ZERO, "m/0/4"), claim("c", Duration::from_millis(40), "m/0/4")];
-        assert_eq!(guards.claim(&short).await, Ok(vec![true, true]), "twice the same message");
+        assert_eq!(guards.claim(&short).await, Ok(vec![true, true]), "the same message twice");
         eventually("the claim runs out", async || {
             guards.claim(&[claim("c", hour, "m/0/5")]).await == Ok(vec![true])
         })
@@ -89,7 +89,7 @@ mod tests {
         server.run(&["LPUSH", "halley:guard:list", "x"]).await;
         let guards = RedisGuards::new(server.client());
         let odd = guards.claim(&[claim("list", Duration::from_secs(1), "m/0/7")]).await;
-        assert_eq!(odd, Ok(vec![true]), "in doubt a message passes");
+        assert_eq!(odd, Ok(vec![true]), "if in doubt, a message passes");
     }
 
     #[tokio::test]
@@ -111,6 +111,6 @@ mod tests {
         let batch = [claim("a", Duration::from_secs(60), "m/0/1")];
         guards.claim(&batch).await.expect_err("nobody listens");
         server.revive().await;
-        eventually("claims work again", async || guards.claim(&batch).await == Ok(vec![true])).await;
+        eventually("claims succeed", async || guards.claim(&batch).await == Ok(vec![true])).await;
     }
 }

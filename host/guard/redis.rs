@@ -1,4 +1,4 @@
-//! Claims in Redis, shared by all gateways: one pipelined round trip for a batch.
+//! Claims in Redis, shared by all gateways: one pipelined round trip per batch.
 
 use async_trait::async_trait;
 use redis::{Cmd, Value};
@@ -6,16 +6,15 @@ use redis::{Cmd, Value};
 use super::{Claim, Guards, Unavailable};
 use crate::redis_client::{RedisClient, Refusal, refusal};
 
-/// Claims under `<prefix>guard:` in Redis. A key's value is the id of the message that made
-/// the claim, so a claim that is sent twice is its own. When a replica takes over, the claims
-/// that it had not heard of can be made again.
+/// Claims under `<prefix>guard:` in Redis. The value of a key is the id of the claiming message, so a
+/// claim can be sent twice. After a failover, claims that had not been replicated can be made again.
 #[derive(Debug, Clone)]
 pub struct RedisGuards {
     client: RedisClient,
 }
 
 impl RedisGuards {
-    /// Guards through this client.
+    /// Guards that use this client.
     pub fn new(client: RedisClient) -> Self {
         Self { client }
     }
@@ -31,7 +30,7 @@ impl RedisGuards {
         Ok(match (set, owner) {
             (Value::Okay, _) => true,
             (_, Value::BulkString(id)) => id.as_slice() == claim.message.as_str().as_bytes(),
-            // The claim ran out between the two commands, or the key is nobody's claim.
+            // The claim expired between the two commands, or the key does not hold a claim.
             _ => true,
         })
     }

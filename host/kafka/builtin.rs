@@ -1,11 +1,11 @@
-//! librdkafka's built-in broker, for the demo: the real protocol on a loopback port, nothing
-//! installed. It keeps about 5 MiB a partition and deletes the oldest without a word, so it
-//! is no place for real traffic.
+//! librdkafka's mock broker, for the demo: the real protocol on a loopback port, without an
+//! installation. It keeps about 5 MiB per partition and silently deletes older records, so it is
+//! not for real traffic.
 
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 
-/// A one-node Kafka inside this process. It ends when it is dropped.
+/// A one-node Kafka inside this process. It stops when it is dropped.
 pub struct BuiltinBroker {
     cluster: MockCluster<'static, DefaultProducerContext>,
 }
@@ -14,7 +14,7 @@ impl BuiltinBroker {
     /// Starts it with these topics.
     ///
     /// # Errors
-    /// When librdkafka cannot start it, for instance for want of a port.
+    /// When librdkafka cannot start it, for example because no port is free.
     pub fn start(topics: &[(&str, i32)]) -> anyhow::Result<Self> {
         let cluster = MockCluster::new(1)?;
         for (topic, partitions) in topics {
@@ -23,7 +23,7 @@ impl BuiltinBroker {
         Ok(Self { cluster })
     }
 
-    /// Where clients find it, as `[kafka] brokers` has it.
+    /// Its address, in the format of `[kafka] brokers`.
     pub fn brokers(&self) -> String {
         self.cluster.bootstrap_servers()
     }

@@ -1,4 +1,4 @@
-//! Any record in librdkafka's memory: headers through its own lists, and what is copied out.
+//! Checks any record in librdkafka's memory: headers in its own lists, and the copy of the record.
 
 use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
@@ -10,12 +10,12 @@ use crate::message::{
     RecordLimits, STAGE, VALUE_LEFT_OUT,
 };
 
-/// Names that mean something to us.
+/// Header names with a meaning for the gateway.
 const OURS: [&str; 5] = [MESSAGE_ID, ORIGIN_TOPIC, STAGE, HEADERS_LEFT_OUT, "halley-proof"];
 /// More than by default may be in a record.
 const MOST_REPEATED: usize = 3_000;
 
-/// Checks that what is read of a record is what was put in, or that it says so.
+/// Checks that a record is copied completely, or that headers name what is missing.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let limits = RecordLimits {
         bytes: input.int_in_range(0..=256)?,
@@ -42,7 +42,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Within the limits everything is there; beyond them it is said what is not.
+/// Within the limits everything is copied; beyond them, headers name what is missing.
 fn check_limits(whole: &Record, read: &Record, limits: &RecordLimits) {
     let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
     let large = length(&whole.key) + length(&whole.value) > limits.bytes;
@@ -72,7 +72,7 @@ fn check_limits(whole: &Record, read: &Record, limits: &RecordLimits) {
     assert!(read.headers.len() <= most + notes.len() + 1, "{} headers", read.headers.len());
 }
 
-/// As librdkafka hands it out: a name is a C string.
+/// As librdkafka returns it: a name is a C string.
 fn as_read(mut header: Header) -> Header {
     let end = header.name.iter().position(|byte| *byte == 0).unwrap_or(header.name.len());
     header.name.truncate(end);
@@ -83,7 +83,7 @@ fn borrowed(header: &Header) -> RawHeader<'_> {
     (&header.name, header.value.as_deref())
 }
 
-/// Headers of any bytes; now and then thousands of one.
+/// Headers of any bytes; sometimes thousands of one.
 fn headers(input: &mut Unstructured<'_>) -> Result<Vec<Header>> {
     let mut headers = Vec::new();
     for _ in 0..input.int_in_range(0..=14)? {

@@ -1,8 +1,8 @@
-//! What every Kafka client of the gateway shares: where the cluster is, how to reach it, one
-//! producer whose records are confirmed by the broker, and one reader of what a topic holds.
+//! What all Kafka clients of the gateway share: the connection settings, a producer that waits for
+//! the broker's acknowledgement, and a reader of a topic's content.
 //!
-//! It knows records, and nothing of messages and settled offsets; the consumer, the dead letters and the notify
-//! sender build on it.
+//! It knows records, but not messages or settled offsets. The consumer, the dead letters and the
+//! notifier build on it.
 
 mod builtin;
 mod errors;
@@ -60,24 +60,24 @@ pub struct Config {
     pub topics: Vec<String>,
     /// The consumer group.
     pub group: String,
-    /// Where the group begins in a topic in which it has committed nothing: `oldest`, `newest`,
-    /// or a UTC time. It is decided once and committed; partitions that are added later begin at
-    /// their start.
+    /// Where the group starts in a topic in which it has committed nothing: `oldest`, `newest`, or a
+    /// UTC time. It is decided once and committed; partitions that are added later start at the
+    /// beginning.
     pub start: Start,
     /// Makes this process a static member of the group under this name, unique in the group:
     /// a restart within the session timeout then moves no partitions. Empty means dynamic.
     pub instance: String,
-    /// Where records go that cannot be delivered.
+    /// The topic for records that cannot be delivered.
     pub dead_letter_topic: String,
     /// How often settled offsets are committed.
     #[serde(with = "humantime_serde")]
     pub commit_every: Duration,
-    /// Without a heartbeat for this long the group takes the partitions away. Draining
-    /// revoked partitions gets less than half of it.
+    /// The group revokes the partitions after this long without a heartbeat. Draining revoked
+    /// partitions gets less than half of it.
     #[serde(with = "humantime_serde")]
     pub session_timeout: Duration,
-    /// Handed to librdkafka as they are: TLS, SASL and the like. They win over what the
-    /// gateway sets, except for the settings that its guarantees rest on.
+    /// Passed to librdkafka unchanged: TLS, SASL and so on. They override the gateway's settings,
+    /// except those that its guarantees depend on.
     pub properties: BTreeMap<String, String>,
 }
 
@@ -97,7 +97,7 @@ impl Default for Config {
     }
 }
 
-/// Properties that the guarantees rest on; `properties` may not change them.
+/// Properties that the guarantees depend on; `properties` may not change them.
 const RESERVED: [&str; 11] = [
     "bootstrap.servers",
     "metadata.broker.list",
@@ -112,8 +112,7 @@ const RESERVED: [&str; 11] = [
     "session.timeout.ms",
 ];
 
-/// Would apply at every assignment of a partition without a committed offset; `start` is instead
-/// of it.
+/// Would apply at every assignment of a partition without a committed offset. `start` replaces it.
 const RESET: &str = "auto.offset.reset";
 
 impl Config {
@@ -128,9 +127,9 @@ impl Config {
                 .extend(self.brokers.split(',').filter_map(|broker| broker_problem(broker.trim(), protocol)));
         }
         if self.topics.is_empty() || self.topics.iter().any(String::is_empty) {
-            problems.push("`kafka.topics` must name at least one topic, and no empty one".into());
+            problems.push("`kafka.topics` must name at least one topic, and no empty name".into());
         }
-        // What begins with `^` is a pattern.
+        // A pattern begins with `^`.
         let literal = self.topics.iter().filter(|topic| !topic.is_empty() && !topic.starts_with('^'));
         problems.extend(literal.filter_map(|topic| topic_problem("kafka.topics", topic)));
         problems.extend(topic_problem("kafka.dead_letter_topic", &self.dead_letter_topic));
@@ -140,48 +139,47 @@ impl Config {
         if self.topics.contains(&self.dead_letter_topic) {
             let topic = &self.dead_letter_topic;
             problems.push(format!(
-                "`kafka.dead_letter_topic` is `{topic}`, which is also consumed: dead letters would go round in circles"
+                "`kafka.dead_letter_topic` is `{topic}`, which is also consumed: dead letters would loop"
             ));
         }
         let timeout = self.session_timeout;
         if timeout < Duration::from_secs(1) || timeout > Duration::from_secs(300) {
             problems.push(
-                "`kafka.session_timeout` must be 1s to 300s; brokers allow 6s to 30min unless told otherwise"
-                    .into(),
+                "`kafka.session_timeout` must be 1s to 300s; brokers allow 6s to 30min by default".into(),
             );
         }
         if self.properties.contains_key(RESET) {
             problems.push(format!(
-                "`kafka.properties` sets `{RESET}`; use `kafka.start` = \"oldest\", \"newest\" or a time: it is decided once, where the property skips records after restarts and of partitions that are added"
+                "`kafka.properties` sets `{RESET}`; use `kafka.start` = \"oldest\", \"newest\" or a time: it is decided once, whereas the property skips records after restarts and in added partitions"
             ));
         }
         for key in RESERVED.iter().filter(|key| self.properties.contains_key(**key)) {
             problems.push(format!(
-                "`kafka.properties` sets `{key}`, which Halley's guarantees rest on; use the key of [kafka] for it or leave it out"
+                "`kafka.properties` sets `{key}`, which Halley's guarantees depend on; use the key of [kafka] for it, or remove it"
             ));
         }
         problems
     }
 
-    /// What works, and was probably not meant.
+    /// Values that work but are probably a mistake.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.session_timeout < BROKERS_LEAST_SESSION && !self.is_next_generation() {
             warnings.push(format!(
-                "`kafka.session_timeout` is {:?}; brokers refuse less than 6s unless their `group.min.session.timeout.ms` says otherwise",
+                "`kafka.session_timeout` is {:?}; brokers refuse less than 6s unless their `group.min.session.timeout.ms` is lower",
                 self.session_timeout
             ));
         }
         if self.session_timeout != Self::default().session_timeout && self.is_next_generation() {
             warnings.push(
-                "`kafka.session_timeout` only bounds how long draining may take: with `group.protocol` = \"consumer\" the brokers say how long a session lasts (`group.consumer.session.timeout.ms`)".into(),
+                "`kafka.session_timeout` only bounds draining: with `group.protocol` = \"consumer\" the brokers set the session timeout (`group.consumer.session.timeout.ms`)".into(),
             );
         }
         warnings
     }
 
-    /// Whether the group speaks the protocol of KIP-848, in which the brokers assign partitions and
-    /// say how long a session lasts.
+    /// Whether the group uses the protocol of KIP-848, in which the brokers assign partitions and
+    /// set the session timeout.
     pub(crate) fn is_next_generation(&self) -> bool {
         self.properties
             .get("group.protocol")
@@ -204,24 +202,24 @@ impl Config {
     }
 }
 
-/// What Kafka's brokers allow when they are told nothing (`group.min.session.timeout.ms`).
+/// The brokers' default minimum (`group.min.session.timeout.ms`).
 const BROKERS_LEAST_SESSION: Duration = Duration::from_secs(6);
 
-/// What is wrong with the name of a topic; Kafka takes no others.
+/// What is wrong with the name of a topic, by Kafka's rules.
 pub fn topic_problem(key: &str, name: &str) -> Option<String> {
     let is_legal = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     let remedy = "a topic's name has 1 to 249 of the characters a-z, A-Z, 0-9, `.`, `_` and `-`, and is neither `.` nor `..`";
     match name {
         "" => Some(format!("`{key}` is empty; {remedy}")),
         _ if name.len() > 249 || matches!(name, "." | "..") || !name.bytes().all(is_legal) => {
-            Some(format!("`{key}`: Kafka takes no topic `{name}`; {remedy}"))
+            Some(format!("`{key}`: `{name}` is not a valid topic name; {remedy}"))
         }
         _ => None,
     }
 }
 
-/// What is wrong with one entry of `brokers`. librdkafka takes a scheme, if it is a security protocol
-/// and the one in `properties`; it leaves out what it cannot read, and says so in the log only.
+/// What is wrong with one entry of `brokers`. librdkafka accepts a scheme if it is the security
+/// protocol in `properties`. It ignores an entry that it cannot parse, and only logs that.
 fn broker_problem(broker: &str, protocol: Option<&str>) -> Option<String> {
     let wrong = |why: &str| Some(format!("`kafka.brokers`: `{broker}` {why}; write host:port"));
     let (scheme, host) =
@@ -230,12 +228,12 @@ fn broker_problem(broker: &str, protocol: Option<&str>) -> Option<String> {
         return wrong("has a scheme that is not the `security.protocol` of [kafka.properties]");
     }
     let (name, port) = match host.rsplit_once(':') {
-        // An IPv6 address stands in brackets.
+        // An IPv6 address is in brackets.
         Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
         _ => (host, None),
     };
     if name.is_empty() || name.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '@')) {
-        return wrong("names no host");
+        return wrong("has no valid host");
     }
     if port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
         return wrong("has no port from 1 to 65535 after its last colon");
@@ -274,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn names_of_topics_are_kafkas() {
+    fn topic_names_follow_kafka_s_rules() {
         for topic in ["a", "push.dead-letter_1", &"x".repeat(249)] {
             assert_eq!(topic_problem("k", topic), None, "{topic}");
         }

@@ -1,11 +1,11 @@
-//! Header names as bytes: what librdkafka has, and the bindings do not give.
+//! Header names as bytes, which librdkafka has and the bindings do not expose.
 //!
-//! Kafka calls header names strings and no broker checks that they are: producers in Go, and
-//! `kcat -H`, write any bytes. `rdkafka`'s `Headers` unwraps their UTF-8, so that one record would
-//! end every process that reads it. Nothing else in the gateway may call it for a record that was
-//! read. `OwnedHeaders::insert` takes only UTF-8.
+//! Kafka defines header names as strings, but no broker checks that: producers in Go, and `kcat
+//! -H`, write arbitrary bytes. `rdkafka`'s `Headers` unwraps their UTF-8, so a single record would
+//! crash every process that reads it. No other code of the gateway may use it for a consumed
+//! record. `OwnedHeaders::insert` accepts only UTF-8.
 //!
-//! librdkafka hands names out as C strings: a name with a NUL byte ends there.
+//! librdkafka returns names as C strings: a name ends at its first NUL byte.
 
 use std::ffi::{CStr, c_char, c_void};
 use std::marker::PhantomData;
@@ -31,7 +31,7 @@ pub(super) struct Unreadable;
 
 #[allow(unsafe_code, reason = "librdkafka's own functions are the only way to headers as bytes")]
 impl<'a> Headers<'a> {
-    /// The headers of a record; `None` when it has none.
+    /// The headers of a record; `None` if it has none.
     pub(super) fn of(message: &'a BorrowedMessage<'_>) -> Result<Option<Self>, Unreadable> {
         let mut list = ptr::null_mut();
         // SAFETY: the pointer is that of a message that lives as long as `message`. The call parses
@@ -44,7 +44,7 @@ impl<'a> Headers<'a> {
         }
     }
 
-    /// Those of a list that was made here.
+    /// The headers of an owned list.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn of_list(list: &'a OwnedHeaders) -> Self {
         Self { list: ptr::from_ref(list.as_borrowed()).cast(), _message: PhantomData }
@@ -79,7 +79,7 @@ impl<'a> Headers<'a> {
     }
 }
 
-/// Puts a header behind the others, whatever bytes its name has.
+/// Appends a header whose name may be any bytes.
 #[allow(unsafe_code, reason = "librdkafka's own function is the only way to names as bytes")]
 pub(super) fn add(headers: &mut OwnedHeaders, name: &[u8], value: Option<&[u8]>) {
     let list = ptr::from_ref(headers.as_borrowed()).cast_mut().cast::<native::rd_kafka_headers_t>();

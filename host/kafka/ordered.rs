@@ -1,14 +1,13 @@
-//! Writing records of a topic in their order, whatever the topic has against some of them.
+//! Writes records to a topic in order, even if the topic refuses some of them.
 //!
-//! Records go in batches while all is well: the next batch leaves once the broker has answered
-//! the last one. The broker refuses a batch as a whole. Then its records go in smaller batches,
-//! or one by one, and what is refused alone is refused for what it is: its writer may make it
-//! acceptable, or give it up. Nothing overtakes, since nothing that comes later is on its way
-//! meanwhile. The one exception is a batch that librdkafka cuts in two, of which the first half
-//! is refused and the second is not.
+//! Records are sent in batches, the next one after the broker has answered the last. The broker
+//! refuses a batch as a whole. Then its records are sent in smaller batches, or one by one. A
+//! record that is refused alone is itself the cause: its writer may adapt it, or drop it. Records
+//! never overtake each other, since later ones are not sent meanwhile. The only exception is a
+//! batch that librdkafka splits, if the first half is refused and the second is not.
 //!
-//! What is no refusal (no broker answers, no rights) ends the attempt: all that is not written
-//! by then comes back, in its order.
+//! Other failures (no broker reachable, not authorized) end the attempt: all unwritten records are
+//! returned in order.
 
 use std::collections::VecDeque;
 
@@ -17,40 +16,40 @@ use tokio::sync::OnceCell;
 use crate::kafka::sender::{NotWritten, Outgoing, Refusal, Sender};
 use crate::kafka::{Config, refused};
 
-/// The most records of one batch.
+/// The maximum number of records in a batch.
 const MOST_RECORDS: usize = 500;
-/// The most bytes of one batch, when the topic takes so many; one larger record goes alone.
+/// The maximum size of a batch, if the topic accepts it; a larger record is sent alone.
 const MOST_BYTES: usize = 512 * 1024;
-/// A topic that refuses batches of this size gets its records one by one.
+/// If a topic refuses batches of this size, its records are sent one by one.
 const FEWEST_BYTES: usize = 4 * 1024;
 
-/// What became of a record.
+/// How a record was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Written {
-    /// It stands in the topic as it was given.
+    /// As it was given.
     Whole,
-    /// It stands there as the topic takes it.
+    /// Adapted, so that the topic accepts it.
     Fitted,
 }
 
-/// Makes records acceptable that their topic refuses as they are.
+/// Adapts records that their topic refuses.
 pub(crate) trait Fit: Sync {
-    /// The record as the topic may take it; `None` when nothing more can be done. Called until
-    /// the topic takes it.
+    /// An adapted record that the topic may accept; `None` if nothing more can be done. Called until
+    /// the topic accepts it.
     fn fit<'a>(&self, record: Outgoing<'a>, error: &NotWritten) -> Option<Outgoing<'a>>;
 }
 
-/// Writes in order. It has one batch on its way at a time.
+/// Writes in order, with one batch in flight at a time.
 pub(crate) struct OrderedSender {
     config: Config,
     batching: Sender,
-    /// Made when a batch is refused for the first time.
+    /// Created when a batch is refused for the first time.
     alone: OnceCell<Sender>,
     sizes: Sizes,
 }
 
 impl OrderedSender {
-    /// Makes it. It connects by itself, now and after every interruption.
+    /// Creates it. It connects and reconnects automatically.
     ///
     /// # Errors
     /// When librdkafka refuses a property.
@@ -62,13 +61,13 @@ impl OrderedSender {
     /// How many partitions a topic has.
     ///
     /// # Errors
-    /// When the broker does not say within five seconds.
+    /// When the broker does not answer within five seconds.
     pub(crate) async fn partitions(&self, topic: &str) -> Result<i32, NotWritten> {
         self.batching.partitions(topic).await
     }
 
-    /// Writes these; one answer for each, in order. An error with a refusal is about that record
-    /// alone; one without is the same for all that are left.
+    /// Writes these records; returns one result for each, in order. An error with a refusal is about
+    /// that record alone; one without applies to all remaining records.
     pub(crate) async fn write(
         &mut self,
         topic: &str,
@@ -92,8 +91,7 @@ impl OrderedSender {
     }
 }
 
-/// How large batches are: smaller after the topic has refused one for its size, and slowly
-/// larger again.
+/// The batch size: halved after the topic refused a batch for its size, then slowly increased.
 #[derive(Debug)]
 struct Sizes {
     bytes: usize,
@@ -115,21 +113,21 @@ impl Sizes {
     }
 }
 
-/// A record without an answer.
+/// A record without a result.
 struct Waiting<'a> {
     index: usize,
     record: Outgoing<'a>,
     fitted: bool,
 }
 
-/// One call's records.
+/// The records of one write.
 struct Work<'a> {
     answers: Vec<Option<Result<Written, NotWritten>>>,
     /// In order.
     waiting: VecDeque<Waiting<'a>>,
-    /// So many of the first go one by one.
+    /// How many records at the front are sent one by one.
     alone: usize,
-    /// How many are on their way.
+    /// How many are in flight.
     sent: usize,
 }
 
@@ -141,7 +139,7 @@ impl<'a> Work<'a> {
         Self { answers, waiting, alone: 0, sent: 0 }
     }
 
-    /// The records that go next; `None` when there is an answer to all.
+    /// The next batch; `None` if every record has a result.
     fn next_batch(&mut self, sizes: &Sizes) -> Option<&[Waiting<'a>]> {
         if self.waiting.is_empty() {
             return None;
@@ -162,7 +160,7 @@ impl<'a> Work<'a> {
         Some(&waiting[..count])
     }
 
-    /// Takes the answers to the last batch.
+    /// Handles the results of the last batch.
     fn take(&mut self, answers: Vec<Result<(), NotWritten>>, sizes: &mut Sizes, fit: &dyn Fit) {
         let sent: Vec<_> = self.waiting.drain(..self.sent).collect();
         let (count, bytes) = (sent.len(), sent.iter().map(|waiting| waiting.record.size()).sum());
@@ -202,12 +200,12 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Back to the front, in order.
+    /// Puts records back to the front, in order.
     fn again(&mut self, failed: Vec<Waiting<'a>>) {
         failed.into_iter().rev().for_each(|waiting| self.waiting.push_front(waiting));
     }
 
-    /// It was refused alone.
+    /// A record was refused alone.
     fn fit(&mut self, Waiting { index, record, .. }: Waiting<'a>, error: &NotWritten, fit: &dyn Fit) {
         match fit.fit(record, error) {
             Some(record) => {
@@ -233,7 +231,7 @@ mod tests {
 
     use super::*;
 
-    /// A topic that takes batches and records up to a size, and no old ones.
+    /// A topic that accepts batches and records up to a size, and no old records.
     struct Topic {
         most_bytes: usize,
         log: Vec<i64>,
@@ -258,7 +256,7 @@ mod tests {
         }
     }
 
-    /// A record whose number stands in its timestamp; old ones are negative.
+    /// A record with its number as timestamp; negative for an old record.
     fn record(number: usize, size: usize, old: bool) -> Outgoing<'static> {
         let number = number as i64 + 1;
         Outgoing {
@@ -268,7 +266,7 @@ mod tests {
         }
     }
 
-    /// Takes an old record's age, or a large one's value; one without a value is given up.
+    /// Removes an old record's timestamp, or a large one's value; gives up on one without a value.
     struct Mend;
 
     impl Fit for Mend {
@@ -291,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_refusal_ends_the_attempt_and_keeps_the_order() {
+    fn other_failures_end_the_attempt_in_order() {
         let mut work = Work::new((0..3).map(|n| record(n, 1, false)).collect());
         let away = NotWritten { topic: "t".into(), reason: "away".into(), refusal: None };
         assert_eq!(work.next_batch(&Sizes::default()).map(<[_]>::len), Some(3));
@@ -303,7 +301,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn each_is_written_once_in_order_and_fitted_only_where_it_must_be(
+        fn records_are_written_once_in_order_and_rarely_adapted(
             records in vec((prop_oneof![0..200usize, 2_000..9_000usize], prop::bool::weighted(0.1)), 0..80),
             most_bytes in 200..20_000usize,
         ) {

@@ -1,17 +1,17 @@
-//! Which topics a pattern of `[kafka] topics` means (`^push.*`). Pure.
+//! Matches topics with a pattern of `[kafka] topics` (`^push.*`). Pure.
 //!
-//! librdkafka matches with the C library's extended expressions, this with the `regex` crate: what
-//! names of topics are matched with means the same in both.
+//! librdkafka uses the C library's extended regular expressions, this module the `regex` crate. Both
+//! agree on the syntax that is useful for topic names.
 
 use anyhow::{Context as _, ensure};
 use regex::Regex;
 
 use crate::kafka::Config;
 
-/// How many topics are named.
+/// How many topics are listed.
 const NAMED: usize = 10;
 
-/// What a pattern matches.
+/// The topics that a pattern matches.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Matches {
     /// Topics that are consumed.
@@ -50,21 +50,21 @@ pub(super) fn matches(
 }
 
 impl Matches {
-    /// What there is to say of them.
+    /// A description for the operator.
     pub(super) fn found(&self) -> anyhow::Result<String> {
         let own: Vec<_> = self
             .own
             .iter()
-            .map(|topic| format!("; `{topic}`, too, which is the gateway's own and never read"))
+            .map(|topic| format!("; also `{topic}`, which is the gateway's own and is never consumed"))
             .collect();
         let own = own.concat();
         ensure!(
             !self.topics.is_empty(),
-            "it matches no topic{own}; create one, or check the pattern (one that is created later is found within 5 minutes, `topic.metadata.refresh.interval.ms`)"
+            "it matches no topic{own}; create one, or check the pattern (a topic that is created later is found within 5 minutes, see `topic.metadata.refresh.interval.ms`)"
         );
         if let Some(kafkas) = self.topics.iter().find(|topic| topic.starts_with("__")) {
             anyhow::bail!(
-                "it matches `{kafkas}`, whose records are Kafka's own and no messages; narrow the pattern, or leave that out with `topic.blacklist` in [kafka.properties]"
+                "it matches `{kafkas}`, an internal topic of Kafka; narrow the pattern, or exclude the topic with `topic.blacklist` in [kafka.properties]"
             );
         }
         let named: Vec<_> = self.topics.iter().take(NAMED).map(String::as_str).collect();
@@ -90,11 +90,11 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pattern_matches_is_named() {
+    fn matching_topics_are_listed() {
         assert_eq!(said("^push.*", &["push", "push-2", "other"], ""), "it matches 2 topics: push, push-2");
         let own = said("^push", &["push", "push.dead-letter", "push.offline"], "");
         assert!(
-            own.starts_with("it matches 1 topic: push; `push.dead-letter`, too")
+            own.starts_with("it matches 1 topic: push; also `push.dead-letter`")
                 && own.contains("`push.offline`"),
             "{own}"
         );
@@ -109,7 +109,7 @@ mod tests {
         assert!(said("^pusj", &["push"], "").starts_with("mistake: it matches no topic; "));
         assert!(
             said("^push\\.d", &["push", "push.dead-letter"], "")
-                .contains("no topic; `push.dead-letter`, too")
+                .contains("no topic; also `push.dead-letter`")
         );
         assert!(said("^.*", &["push", "__consumer_offsets"], "").contains("`__consumer_offsets`"));
         assert!(said("^push(", &["push"], "").starts_with("mistake: cannot tell what `^push(` matches"));

@@ -1,9 +1,8 @@
-//! A producer, and the thread that polls it for what the brokers answer.
+//! A producer, and the thread that polls it for delivery reports.
 //!
-//! rdkafka has one as well (`FutureProducer`), which costs 1 % of a processor while nothing happens:
-//! its thread polls for 100 ms at a time, librdkafka waits in whole milliseconds and rdkafka rounds
-//! down what is left, so that the last of them is asked for in a busy loop. A time that is a little
-//! more than whole milliseconds is over when librdkafka comes back.
+//! rdkafka's own `FutureProducer` uses 1 % of a processor while idle: its thread polls for 100 ms at
+//! a time, librdkafka waits in whole milliseconds, and rdkafka rounds the rest down, so the last
+//! millisecond is a busy loop. A timeout slightly above whole milliseconds avoids that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,17 +18,17 @@ use tokio::sync::oneshot;
 use crate::kafka::voice::{ProducerContext, Waiting};
 use crate::panics;
 
-/// How long one poll waits: whole milliseconds, and a little.
+/// How long one poll waits: slightly more than whole milliseconds.
 const POLL: Duration = Duration::from_micros(100_050);
-/// How soon a record is queued again that found no room.
+/// The pause before a record is queued again after the queue was full.
 const FULL_PAUSE: Duration = Duration::from_millis(50);
 
-/// What became of a record.
+/// The result of writing a record.
 pub(super) type Outcome = Result<(), KafkaError>;
 /// A record for this producer.
 pub(super) type Queued<'a> = BaseRecord<'a, [u8], [u8], Waiting>;
 
-/// See the module. Its thread ends with it.
+/// A producer with its polling thread, which stops with it.
 pub(super) struct PolledProducer {
     producer: Arc<BaseProducer<ProducerContext>>,
     is_over: Arc<AtomicBool>,
@@ -37,10 +36,10 @@ pub(super) struct PolledProducer {
 }
 
 impl PolledProducer {
-    /// Makes the client, and starts its thread.
+    /// Creates the client and starts its thread.
     ///
     /// # Errors
-    /// When librdkafka refuses a property, or there is no room for a thread.
+    /// When librdkafka refuses a property, or the thread cannot be started.
     pub(super) fn new(config: &ClientConfig) -> Result<Self, KafkaError> {
         let producer: BaseProducer<_> = config.create_with_context(ProducerContext::new())?;
         let (producer, is_over) = (Arc::new(producer), Arc::new(AtomicBool::new(false)));
@@ -63,10 +62,10 @@ impl PolledProducer {
         self.producer.client()
     }
 
-    /// Queues a record. The receiver has its outcome; it is dropped without one when the producer is.
+    /// Queues a record. The receiver gets the result; its sender is dropped with the producer.
     ///
     /// # Errors
-    /// When there is no room for it now, or it can never be written.
+    /// When the queue is full, or the record can never be written.
     pub(super) fn queue<'a>(
         &self,
         record: impl FnOnce(Waiting) -> Queued<'a>,
@@ -76,7 +75,7 @@ impl PolledProducer {
         Ok(outcome)
     }
 
-    /// The same; waits for so long where there is no room.
+    /// The same, but waits up to `at_most` while the queue is full.
     ///
     /// # Errors
     /// Those of [`PolledProducer::queue`].
@@ -101,7 +100,7 @@ impl Drop for PolledProducer {
     fn drop(&mut self) {
         self.is_over.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
-            // It aborts the process where it panics.
+            // A panic in the thread aborts the process.
             drop(thread.join());
         }
     }
@@ -112,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_poll_is_a_little_longer_than_librdkafka_waits() {
+    fn a_poll_is_slightly_longer_than_librdkafka_waits() {
         let beyond = POLL - Duration::from_millis(POLL.as_millis() as u64);
         assert!(!beyond.is_zero() && beyond < Duration::from_micros(200), "{beyond:?}");
     }

@@ -1,7 +1,7 @@
-//! Asks a cluster whether it has what the gateway needs of it: topics that are there and take dead
-//! letters, a group that this client may use. It changes nothing.
+//! Checks that a cluster has what the gateway needs: topics that exist and accept dead letters, and
+//! a group that this client may use. It changes nothing.
 //!
-//! Whether a topic may be written to cannot be asked; only writing shows that.
+//! It cannot check whether a topic may be written to; only writing shows that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,32 +18,32 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::kafka::patterns::{self, Matches, is_pattern};
 use crate::kafka::{ANSWER, Config, blocking, log_line, read, refused};
 
-/// One thing that was asked.
+/// The result of one check.
 pub struct Probed {
-    /// What it is, as an operator knows it.
+    /// What was checked, in the operator's words.
     pub subject: String,
-    /// What there is, or what is wrong and what to do about it.
+    /// What was found, or what is wrong and how to fix it.
     pub found: anyhow::Result<String>,
 }
 
 impl Probed {
-    /// What was found of a subject.
+    /// A result for a subject.
     pub fn new(subject: impl Into<String>, found: anyhow::Result<String>) -> Self {
         Self { subject: subject.into(), found }
     }
 }
 
-/// How long what librdkafka logs is waited for.
+/// How long to wait for librdkafka's log lines.
 const LOG: Duration = Duration::from_millis(300);
 
-/// Of how many topics that a pattern matches it is asked how large their records may be.
+/// For how many topics of a pattern the maximum record size is requested.
 const MATCHES_ASKED: usize = 20;
 
-/// The client of all questions but those about settings.
+/// The client for all requests except those for settings.
 type Asking = BaseConsumer<Listening>;
 
-/// Keeps why a connection failed last, which librdkafka only logs: a question that is not answered
-/// then "timed out".
+/// Keeps why the last connection failed, which librdkafka only logs; the request itself just times
+/// out.
 #[derive(Default)]
 struct Listening(Mutex<Option<String>>);
 
@@ -57,7 +57,7 @@ impl ClientContext for Listening {
         }
     }
 
-    /// A group that may not be used is told of so; the question itself has no answer then.
+    /// A missing right on the group is only reported here; the request itself gets no answer.
     fn error(&self, error: KafkaError, reason: &str) {
         log_line(RDKafkaLogLevel::Debug, "ERROR", reason);
         if let Some(remedy) = error.rdkafka_error_code().and_then(remedy) {
@@ -72,14 +72,14 @@ impl Listening {
     }
 }
 
-/// What to do where a right is missing.
+/// The remedy for a missing right.
 fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
     match code {
         RDKafkaErrorCode::GroupAuthorizationFailed => {
-            Some("no right on the group; grant its user READ on the group")
+            Some("not authorized for the group; grant the gateway's user READ on the group")
         }
         RDKafkaErrorCode::TopicAuthorizationFailed => Some(
-            "no right on the topic; grant its user READ and DESCRIBE on what is consumed, WRITE and DESCRIBE on the others",
+            "not authorized for the topic; grant the gateway's user READ and DESCRIBE on consumed topics, WRITE and DESCRIBE on the others",
         ),
         _ => None,
     }
@@ -87,8 +87,8 @@ fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
 
 impl ConsumerContext for Listening {}
 
-/// Asks about the brokers, the consumed topics, the dead-letter topic, the notify topic and the
-/// group, in this order. When the brokers do not answer, about nothing else.
+/// Checks the brokers, the consumed topics, the dead-letter topic, the notify topic and the group,
+/// in this order. If no broker answers, it checks nothing else.
 pub async fn probe(config: &Config, notify_topic: &str) -> Vec<Probed> {
     let brokers = format!("kafka at {}", config.brokers);
     let asker = match Asker::new(config).await {
@@ -125,25 +125,25 @@ pub async fn probe(config: &Config, notify_topic: &str) -> Vec<Probed> {
     probed
 }
 
-/// What was found of a topic. What is not known could not be asked.
+/// What is known of a topic. `None` if it could not be requested.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Topic {
-    /// None: it is not there, and the brokers make it when it is first used.
+    /// `None`: it does not exist, and the brokers create it on first use.
     partitions: Option<usize>,
     largest_record: Option<u64>,
     compacted: bool,
 }
 
 impl Topic {
-    /// Dead letters are records with headers added, and have no key where theirs had none.
+    /// Dead letters are records with additional headers, and may have no key.
     fn suits_dead_letters(&self, largest_consumed: u64) -> anyhow::Result<String> {
         anyhow::ensure!(
             !self.compacted,
-            "it is compacted, which refuses dead letters without a key and deletes those with one; set its `cleanup.policy` to `delete`"
+            "it is compacted: it refuses dead letters without a key and deletes others; set its `cleanup.policy` to `delete`"
         );
         if let Some(largest) = self.largest_record.filter(|largest| *largest < largest_consumed) {
             anyhow::bail!(
-                "its `max.message.bytes` is {largest}, below the {largest_consumed} of a consumed topic: the largest dead letters would be cut; raise it"
+                "its `max.message.bytes` is {largest}, below the {largest_consumed} of a consumed topic: the largest dead letters would lose their value; raise it"
             );
         }
         Ok(self.to_string())
@@ -153,7 +153,7 @@ impl Topic {
 impl std::fmt::Display for Topic {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.partitions {
-            None => write!(f, "not there yet; the brokers create topics when they are first used"),
+            None => write!(f, "does not exist yet; the brokers create topics on first use"),
             Some(1) => write!(f, "1 partition"),
             Some(partitions) => write!(f, "{partitions} partitions"),
         }
@@ -163,14 +163,14 @@ impl std::fmt::Display for Topic {
 struct Asker {
     consumer: Arc<Asking>,
     admin: AdminClient<DefaultClientContext>,
-    /// Whether brokers make topics by themselves.
+    /// Whether brokers create topics automatically.
     creates_topics: bool,
-    /// The least and the longest session that the group's coordinator takes.
+    /// The shortest and longest session timeout that the group's coordinator allows.
     sessions: Option<(Duration, Duration)>,
 }
 
 impl Asker {
-    /// Connects; gives how many brokers there are, too.
+    /// Connects; returns the number of brokers as well.
     async fn new(config: &Config) -> anyhow::Result<(Self, usize)> {
         let client = read::client(config, &config.group);
         let consumer: Asking = client.create_with_context(Listening::default()).map_err(refused)?;
@@ -180,7 +180,7 @@ impl Asker {
             Ok(metadata.brokers().iter().map(rdkafka::metadata::MetadataBroker::id).collect::<Vec<_>>())
         });
         let brokers =
-            brokers.await.context("no broker answers; check `[kafka] brokers`, and `security.protocol` and `sasl.*` of [kafka.properties]")?;
+            brokers.await.context("no broker reachable; check `[kafka] brokers`, and `security.protocol` and `sasl.*` in [kafka.properties]")?;
         let mut quiet = config.client();
         quiet.set_log_level(RDKafkaLogLevel::Emerg);
         let mut asker =
@@ -196,7 +196,7 @@ impl Asker {
         Ok((asker, brokers.len()))
     }
 
-    /// Whether there is such a topic, or one `is_made` on first use.
+    /// What is known of a topic; it must exist, unless `is_made` on first use.
     async fn topic(&self, topic: &str, is_made: bool) -> anyhow::Result<Topic> {
         let name = topic.to_owned();
         let partitions = ask(&self.consumer, move |consumer| read::partitions(consumer, &name)).await?;
@@ -216,7 +216,7 @@ impl Asker {
         })
     }
 
-    /// The topics that a pattern matches now.
+    /// The topics that a pattern currently matches.
     async fn matches(&self, pattern: &str, config: &Config, notify_topic: &str) -> anyhow::Result<Matches> {
         let topics = ask(&self.consumer, |consumer| {
             let metadata = consumer.fetch_metadata(None, ANSWER)?;
@@ -225,7 +225,7 @@ impl Asker {
         patterns::matches(pattern, &topics.await?, notify_topic, config)
     }
 
-    /// Whether this client may use the group, and the group's coordinator takes its session timeout.
+    /// Checks that this client may use the group, and that the coordinator accepts its session timeout.
     async fn group(&self, config: &Config) -> anyhow::Result<String> {
         let mut list = TopicPartitionList::new();
         for topic in config.topics.iter().filter(|topic| !is_pattern(topic)) {
@@ -237,10 +237,10 @@ impl Asker {
         if let Some(problem) = session_problem(self.sessions, config) {
             anyhow::bail!(problem);
         }
-        Ok(if is_new { "it has committed nothing yet" } else { "it goes on where it was" }.to_owned())
+        Ok(if is_new { "it has committed nothing yet" } else { "it has committed offsets" }.to_owned())
     }
 
-    /// What a topic or a broker is set to; `None` when this client may not ask.
+    /// The settings of a topic or a broker; `None` if this client may not read them.
     async fn settings(&self, of: &ResourceSpecifier<'_>) -> Option<ConfigResource> {
         let options = AdminOptions::new().request_timeout(Some(ANSWER));
         let mut answers = self.admin.describe_configs([of], &options).await.ok()?;
@@ -248,13 +248,13 @@ impl Asker {
     }
 }
 
-/// What the group's coordinator has against the session timeout; it takes these.
+/// Why the group's coordinator refuses the session timeout; `taken` is the allowed range.
 fn session_problem(taken: Option<(Duration, Duration)>, config: &Config) -> Option<String> {
     let (least, most) = taken.filter(|_| !config.is_next_generation())?;
     let timeout = config.session_timeout;
     (!(least..=most).contains(&timeout)).then(|| {
         format!(
-            "the brokers take sessions of {least:?} to {most:?} (`group.min.session.timeout.ms`, `group.max.session.timeout.ms`), and `kafka.session_timeout` is {timeout:?}"
+            "the brokers allow sessions of {least:?} to {most:?} (`group.min.session.timeout.ms`, `group.max.session.timeout.ms`), but `kafka.session_timeout` is {timeout:?}"
         )
     })
 }
@@ -263,14 +263,14 @@ fn value<'a>(settings: &'a ConfigResource, key: &str) -> Option<&'a str> {
     settings.get(key)?.value.as_deref()
 }
 
-/// What a broker has answered to say no.
+/// The error code of a broker's refusal.
 fn refusal(error: &anyhow::Error) -> Option<RDKafkaErrorCode> {
     let code = error.downcast_ref::<KafkaError>().and_then(KafkaError::rdkafka_error_code);
-    // Those of the client itself are below zero.
+    // The client's own error codes are negative.
     code.filter(|code| *code as i32 >= 0)
 }
 
-/// Asks, and gives with a failure what librdkafka said meanwhile of its connections.
+/// Runs a request; a failure includes what librdkafka reported about its connections meanwhile.
 async fn ask<T: Send + 'static>(
     consumer: &Arc<Asking>,
     question: impl FnOnce(&Asking) -> anyhow::Result<T> + Send + 'static,
@@ -278,7 +278,7 @@ async fn ask<T: Send + 'static>(
     let answer = blocking(consumer, move |consumer| {
         let answer = question(consumer);
         if answer.is_err() {
-            // What is logged comes with a poll.
+            // A poll delivers the log lines.
             drop(consumer.poll(LOG));
         }
         answer
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sessions_are_as_long_as_the_brokers_take_them() {
+    fn the_session_timeout_has_to_be_allowed() {
         let config = |seconds| Config { session_timeout: Duration::from_secs(seconds), ..Config::default() };
         let taken = Some((Duration::from_secs(6), Duration::from_secs(60)));
         for seconds in [6, 30, 60] {

@@ -1,8 +1,8 @@
-//! One producer for the whole gateway, whose records are confirmed by the broker.
+//! The gateway's producer, which waits for the broker's acknowledgement.
 //!
-//! Records go in batches. The broker refuses a batch as a whole, for its size as well, so that
-//! its refusal tells nothing of one record: each then goes once more alone. What is refused
-//! even so is written as the topic takes it, without its value or its timestamp.
+//! Records are sent in batches. The broker refuses a batch as a whole, so a refusal does not tell
+//! which record is the cause, and each is sent again alone. A record that is still refused is
+//! written without its value or its timestamp.
 
 use std::sync::Arc;
 
@@ -14,25 +14,25 @@ use crate::kafka::{Config, refused};
 use crate::message::{Header, VALUE_LEFT_OUT};
 use crate::telemetry::LogThrottle;
 
-/// Writes records and waits for all in-sync replicas to have them. Cheap to clone; the clones
-/// share what they write with.
+/// Writes records and waits until all in-sync replicas have them. Cheap to clone; clones share the
+/// clients.
 #[derive(Clone)]
 pub struct Producer(Arc<Senders>);
 
 struct Senders {
     config: Config,
     batching: Sender,
-    /// Made when a batch is refused for the first time.
+    /// Created when a batch is refused for the first time.
     alone: OnceCell<Sender>,
-    /// What goes alone is slow; its five seconds begin with its turn.
+    /// Sending alone is slow; the timeout of five seconds begins with the permit.
     turns: Semaphore,
 }
 
-/// Records that go alone at once. librdkafka sends five at a time to each broker.
+/// Records sent alone concurrently. librdkafka sends five at a time to each broker.
 const ALONE_AT_ONCE: usize = 100;
 
 impl Producer {
-    /// Makes the producer. It connects by itself, now and after every interruption.
+    /// Creates the producer. It connects and reconnects automatically.
     ///
     /// # Errors
     /// When librdkafka refuses a property.
@@ -42,11 +42,11 @@ impl Producer {
         Ok(Self(Arc::new(Senders { config, batching, alone: OnceCell::new(), turns })))
     }
 
-    /// Writes a key and a value; returns once the broker has confirmed it.
+    /// Writes a key and a value; returns once the broker has acknowledged it.
     ///
     /// # Errors
-    /// After five seconds without a confirmation, or at once when a retry is of no use. A
-    /// record that is refused and goes again has its turn, and five seconds again.
+    /// After five seconds without an acknowledgement, or at once if a retry is useless. A record
+    /// that is refused and sent again has another five seconds.
     pub async fn put(&self, topic: &str, key: &[u8], value: &[u8]) -> Result<(), NotWritten> {
         self.write(
             topic,
@@ -55,8 +55,8 @@ impl Producer {
         .await
     }
 
-    /// Writes one record; returns once the broker has confirmed it. One that was refused
-    /// in a batch comes after those that were not.
+    /// Writes one record; returns once the broker has acknowledged it. A record that was refused in
+    /// a batch is written after those that were not.
     ///
     /// # Errors
     /// Those of [`Producer::put`].
@@ -68,7 +68,7 @@ impl Producer {
         result.map_err(|error| NotWritten::new(topic, &error))
     }
 
-    /// Each refusal takes something away from the record, so that there are three at most.
+    /// Each refusal removes a part of the record, so there are at most three attempts.
     async fn write_alone(&self, topic: &str, mut record: Outgoing<'_>) -> Result<(), KafkaError> {
         let make = async || Sender::one_by_one(&self.0.config);
         let alone = self.0.alone.get_or_try_init(make).await?;
@@ -81,11 +81,11 @@ impl Producer {
     }
 }
 
-/// What is left of a record that its topic has refused.
+/// What remains of a record that its topic has refused.
 fn acceptable<'a>(topic: &str, record: Outgoing<'a>, error: &KafkaError) -> Option<Outgoing<'a>> {
     match Refusal::of(error)? {
         Refusal::TooLarge => without_value(topic, record, error),
-        // Ours carry it in a header, too.
+        // The gateway's records carry the time in a header as well.
         Refusal::Timestamp if record.timestamp_ms.is_some() => {
             Some(Outgoing { timestamp_ms: None, ..record })
         }
@@ -93,9 +93,9 @@ fn acceptable<'a>(topic: &str, record: Outgoing<'a>, error: &KafkaError) -> Opti
     }
 }
 
-/// The record as a topic takes it for which its value is too large. A record that fitted into
-/// its topic may not fit with our headers, or into another one; trying for ever would hold up
-/// its partition.
+/// The record without its value, for a topic that refuses its size. A record that fitted into its
+/// topic may not fit with our headers, or into another topic; retrying forever would stall its
+/// partition.
 fn without_value<'a>(topic: &str, mut record: Outgoing<'a>, error: &KafkaError) -> Option<Outgoing<'a>> {
     let size = record.value.as_ref().map(|value| value.len()).filter(|size| *size > 0)?;
     static LINE: LogThrottle = LogThrottle::per_record();
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_topic_refuses_is_left_out() {
+    fn the_refused_part_is_removed() {
         let of = |code| KafkaError::MessageProduction(code);
         let (large, old) =
             (of(RDKafkaErrorCode::MessageSizeTooLarge), of(RDKafkaErrorCode::InvalidTimestamp));

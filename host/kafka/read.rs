@@ -1,8 +1,8 @@
-//! Reading a topic from its beginning, or from a time on, to the end that it had at the start:
-//! one partition after the other, each in its order, so that two readings see the same.
+//! Reads a topic from its beginning, or from a time on, to the end that it had when reading started:
+//! one partition after the other, each in order, so two readings return the same.
 //!
 //! Reading joins no group and commits nothing. librdkafka's calls block; they run on tokio's
-//! blocking threads, none longer than half a second.
+//! blocking threads, a poll for at most half a second.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,21 +18,21 @@ use crate::blocking::run_blocking;
 use crate::kafka::{Config, record, refused};
 use crate::message::{Record, RecordLimits};
 
-/// How long Kafka may take for one answer.
+/// Timeout of one request to Kafka.
 pub(crate) const ANSWER: Duration = Duration::from_secs(8);
 /// How long one poll blocks.
 const POLL: Duration = Duration::from_millis(500);
-/// Records of one step.
+/// The maximum number of records of one batch.
 const STEP: usize = 500;
-/// Bytes of record content after which a step ends.
+/// A batch ends after this many bytes of record content.
 const STEP_BYTES: usize = 4 * 1024 * 1024;
 
-/// Reads a topic. Ends by itself at the end that the topic had when it was opened.
+/// Reads a topic up to the end that the topic had when it was opened.
 pub struct Reader {
     consumer: Arc<BaseConsumer>,
     brokers: String,
     topic: String,
-    /// What is still to be read; the first is being read when `assigned`.
+    /// What remains to be read; the first is being read if `assigned`.
     spans: VecDeque<Span>,
     assigned: bool,
 }
@@ -49,7 +49,7 @@ pub(crate) struct Span {
 }
 
 impl Reader {
-    /// Finds out what there is to read. `None`: there is no such topic.
+    /// Finds out what there is to read. `None` if the topic does not exist.
     ///
     /// # Errors
     /// When Kafka does not answer within 8 s, or refuses.
@@ -66,9 +66,9 @@ impl Reader {
         Ok(Some(Self { consumer, brokers, topic, spans: spans.into(), assigned: false }))
     }
 
-    /// Leaves out what stands before the first record of this time, and what stands at or after
-    /// the first record of the later one; in milliseconds since 1970. Where a topic's timestamps
-    /// are not in order, records outside of the time can be left in between.
+    /// Skips records before the first one at `from_ms`, and from the first one at `to_ms` on; in
+    /// milliseconds since 1970. If a topic's timestamps are not in order, records outside of that
+    /// time may remain in between.
     ///
     /// # Errors
     /// When Kafka does not answer within 8 s.
@@ -80,10 +80,10 @@ impl Reader {
         Ok(())
     }
 
-    /// The next records, in order and of one partition; none at the end.
+    /// The next records, in order and of one partition; empty at the end.
     ///
     /// # Errors
-    /// When Kafka gives nothing for 8 s.
+    /// When Kafka returns nothing for 8 s.
     pub async fn read(&mut self) -> anyhow::Result<Vec<Record>> {
         let mut deadline = Instant::now() + ANSWER;
         while let Some(span) = self.spans.front().cloned() {
@@ -107,15 +107,15 @@ impl Reader {
         Ok(Vec::new())
     }
 
-    /// How many offsets are still to be read, at most so many records.
+    /// How many offsets remain to be read; an upper bound on the records.
     pub fn left(&self) -> u64 {
         self.spans.iter().map(|span| u64::try_from(span.end - span.next).unwrap_or_default()).sum()
     }
 
-    /// The record at this offset; `None` when there is none. What is read next stays the same.
+    /// The record at this offset; `None` if there is none. Does not change what is read next.
     ///
     /// # Errors
-    /// When Kafka gives nothing for 8 s.
+    /// When Kafka returns nothing for 8 s.
     pub(crate) async fn read_at(&mut self, partition: i32, offset: i64) -> anyhow::Result<Option<Record>> {
         let deadline = Instant::now() + ANSWER;
         let span = Span { partition, next: offset, end: offset + 1 };
@@ -132,17 +132,17 @@ impl Reader {
         }
     }
 
-    /// The client, for questions to Kafka.
+    /// The client, for other requests to Kafka.
     pub(crate) fn consumer(&self) -> &Arc<BaseConsumer> {
         &self.consumer
     }
 
-    /// What is still to be read.
+    /// What remains to be read.
     pub(crate) fn spans(&self) -> impl Iterator<Item = &Span> {
         self.spans.iter()
     }
 
-    /// Begins a partition here, unless its first record stands later.
+    /// Starts a partition at this offset, or at its first record if that is later.
     pub(crate) fn begin_at(&mut self, partition: i32, offset: i64) {
         for span in self.spans.iter_mut().filter(|span| span.partition == partition) {
             span.next = span.next.max(offset);
@@ -151,11 +151,11 @@ impl Reader {
     }
 }
 
-/// What a reader is made with.
+/// The client configuration of a reader.
 pub(super) fn client(config: &Config, group: &str) -> ClientConfig {
     let mut client = config.client();
     client
-        // librdkafka wants a group's name even where no group is joined.
+        // librdkafka requires a group name even if no group is joined.
         .set("group.id", group)
         .set("auto.offset.reset", "earliest")
         .set("enable.auto.commit", "false")
@@ -167,7 +167,7 @@ pub(super) fn client(config: &Config, group: &str) -> ClientConfig {
     client
 }
 
-/// Runs a call that blocks, away from the runtime's own threads.
+/// Runs a blocking call on a blocking thread.
 pub(crate) async fn blocking<C: Send + Sync + 'static, T: Send + 'static>(
     consumer: &Arc<C>,
     call: impl FnOnce(&C) -> anyhow::Result<T> + Send + 'static,
@@ -176,7 +176,7 @@ pub(crate) async fn blocking<C: Send + Sync + 'static, T: Send + 'static>(
     run_blocking("a call to kafka", move || call(&consumer)).await?
 }
 
-/// The partitions of a topic; `None` when there is no such topic.
+/// The partitions of a topic; `None` if it does not exist.
 pub(crate) fn partitions<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     topic: &str,
@@ -191,7 +191,7 @@ pub(crate) fn partitions<C: ConsumerContext>(
 }
 
 fn away(brokers: &str) -> String {
-    format!("Kafka at `{brokers}` does not answer; check `[kafka] brokers` and `properties`")
+    format!("kafka unreachable at `{brokers}`; check `[kafka] brokers` and `properties`")
 }
 
 fn find_spans(consumer: &BaseConsumer, topic: &str) -> anyhow::Result<Option<Vec<Span>>> {
@@ -214,7 +214,7 @@ fn at(topic: &str, span: &Span) -> TopicPartitionList {
     list
 }
 
-/// The parts of the spans between two times.
+/// Narrows the ranges to the records between two times.
 fn narrowed(
     consumer: &BaseConsumer,
     topic: &str,
@@ -226,7 +226,7 @@ fn narrowed(
     let lasts = to_ms.map(|to| first_at(consumer, topic, &spans, to)).transpose()?.unwrap_or_default();
     let mut narrowed = VecDeque::with_capacity(spans.len());
     for mut span in spans {
-        // No record of that time or later: nothing to read.
+        // No record at that time or later: nothing to read.
         span.next = firsts.get(&span.partition).map_or(span.end, |first| span.next.max(*first));
         span.end = lasts.get(&span.partition).map_or(span.end, |last| span.end.min(*last));
         if span.next < span.end {
@@ -236,7 +236,7 @@ fn narrowed(
     Ok(narrowed)
 }
 
-/// The first record of each partition at or after a time; partitions without one are left out.
+/// The first record of each partition at or after a time; partitions without one are omitted.
 fn first_at(
     consumer: &BaseConsumer,
     topic: &str,
@@ -245,7 +245,7 @@ fn first_at(
 ) -> anyhow::Result<BTreeMap<i32, i64>> {
     let mut asked = TopicPartitionList::new();
     for span in spans {
-        // Kafka takes negative times for its own words, such as "the end".
+        // Kafka interprets negative times as logical offsets, such as "the end".
         asked.add_partition_offset(topic, span.partition, Offset::Offset(at_ms.max(0)))?;
     }
     if spans.is_empty() {
@@ -261,7 +261,7 @@ fn first_at(
     Ok(found)
 }
 
-/// What one step gave.
+/// The result of one read.
 struct Step {
     records: Vec<Record>,
     next: i64,
@@ -280,7 +280,7 @@ fn read_step(
     let mut step = Step { records: Vec::new(), next: span.next, finished: false, problem: None };
     let mut bytes = 0;
     while step.records.len() < STEP && bytes < STEP_BYTES && !step.finished {
-        // What is ready is taken at once; only the first record is waited for.
+        // Ready records are taken at once; only the first one is waited for.
         match consumer.poll(if step.records.is_empty() { POLL } else { Duration::ZERO }) {
             Some(Ok(message)) if message.partition() == span.partition => {
                 if message.offset() < span.end {
@@ -291,7 +291,7 @@ fn read_step(
                 }
                 step.finished = message.offset() + 1 >= span.end;
             }
-            // Also where the last offsets hold no records, as after a transaction.
+            // Also if the last offsets hold no records, as after a transaction.
             Some(Err(KafkaError::PartitionEOF(partition))) => step.finished = partition == span.partition,
             Some(Err(error)) => {
                 step.problem = Some(error.to_string());

@@ -1,4 +1,4 @@
-//! The one place where a record is copied out of librdkafka's memory, and headers into it.
+//! Copies records out of librdkafka's memory, and headers into it. Only here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -8,8 +8,8 @@ use crate::kafka::native::{self, Headers};
 use crate::message::{Header, Origin, RawHeader, RawRecord, Record, RecordLimits, VALUE_LEFT_OUT};
 use crate::panics;
 
-/// Copies a record out of librdkafka's memory. Whatever it is, this does not panic: what cannot
-/// be read is a record that lacks it.
+/// Copies a record out of librdkafka's memory. Never panics: a part that cannot be read is omitted
+/// and noted in a header.
 pub(crate) fn copy(message: &BorrowedMessage<'_>, limits: &RecordLimits) -> Record {
     let copied = catch_unwind(AssertUnwindSafe(|| raw(message).copy(limits)));
     copied.unwrap_or_else(|panic| {
@@ -34,7 +34,7 @@ fn raw<'a>(
 ) -> RawRecord<'a, impl Iterator<Item = RawHeader<'a>> + Clone + use<'a>> {
     let headers = match Headers::of(message) {
         Ok(headers) => Ok(headers.into_iter().flat_map(Headers::into_iter)),
-        Err(native::Unreadable) => Err("they cannot be read: malformed, or more than 100,000"),
+        Err(native::Unreadable) => Err("they cannot be read: malformed, or more than 100,000 headers"),
     };
     RawRecord {
         origin: origin(message),
@@ -70,7 +70,7 @@ mod tests {
         Header { name: Bytes::from_static(name), value: value.map(Bytes::from_static) }
     }
 
-    /// What is read of a record with these headers.
+    /// A record with these headers, written to Kafka and read back.
     fn through_kafka(headers: &[Header]) -> Record {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("a topic");

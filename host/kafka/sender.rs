@@ -1,8 +1,8 @@
-//! One client that writes records, and what it writes.
+//! One client that writes records, and the records it writes.
 //!
-//! It is idempotent: what librdkafka tries again is written once. Such a client can be shut
-//! out by the broker for good (its id was forgotten, or it may not have one). Then the next
-//! [`Sender::send`] makes a new one, so that a permission that is granted later needs no restart.
+//! The client is idempotent: a record that librdkafka retries is written once. A broker can fence
+//! such a client (its producer id expired, or it may not have one). Then the next [`Sender::send`]
+//! creates a new client, so a permission that is granted later needs no restart.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -23,25 +23,27 @@ use crate::message::{Header, Record};
 
 /// A record could not be written, and the broker may not have it.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("cannot write to topic `{topic}`: {reason}; is the topic there, and may this client write to it?")]
+#[error(
+    "cannot write to topic `{topic}`: {reason}; check that the topic exists and that this client may write to it"
+)]
 pub struct NotWritten {
     /// The topic.
     pub topic: String,
-    /// What Kafka said.
+    /// Kafka's reason.
     pub reason: String,
-    /// What the topic has against this record. `None`: it takes no others either, or is away.
+    /// Why the topic refuses this record. `None`: it accepts no other record either, or is unreachable.
     pub refusal: Option<Refusal>,
 }
 
-/// What a topic has against a record, while it may take others. When the record went in a
-/// batch, it may be against another one of the batch, or against all of them together.
+/// Why a topic refuses a record while it may accept others. If the record was sent in a batch, the
+/// cause may be another record of the batch, or all of them together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// It is larger than `max.message.bytes`, or than a segment.
     TooLarge,
     /// It is older or newer than the topic allows.
     Timestamp,
-    /// Anything else, such as no key where the topic is compacted.
+    /// Anything else, such as a missing key in a compacted topic.
     Other,
 }
 
@@ -52,25 +54,25 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) value: Option<Cow<'a, [u8]>>,
     pub(crate) timestamp_ms: Option<i64>,
     pub(crate) headers: Vec<Header>,
-    /// None leaves the choice to the producer, by key.
+    /// `None` lets the producer choose by key.
     pub(crate) partition: Option<i32>,
 }
 
-/// Writes records and waits for all in-sync replicas to have them.
+/// Writes records and waits until all in-sync replicas have them.
 pub(crate) struct Sender {
     config: ClientConfig,
     current: ArcSwap<PolledProducer>,
     renewed: Mutex<Option<Instant>>,
 }
 
-/// How long one attempt may take, from the queue to the broker's acknowledgement.
+/// Timeout of one attempt, from the queue to the broker's acknowledgement.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How soon after one new client there may be another.
+/// The minimum time between two new clients.
 const RENEW_EVERY: Duration = Duration::from_secs(2);
 
 impl Sender {
-    /// Writes records in batches, which the broker takes or refuses as a whole.
+    /// Writes records in batches, which the broker accepts or refuses as a whole.
     ///
     /// # Errors
     /// When librdkafka refuses a property.
@@ -95,17 +97,17 @@ impl Sender {
             .set("enable.idempotence", "true")
             .set("acks", "all")
             .set("message.timeout.ms", WRITE_TIMEOUT.as_millis().to_string())
-            // What was read can be written: the broker's limit decides, not librdkafka's
-            // default of a million bytes.
+            // Every record that was read can be written: the broker's limit applies, not
+            // librdkafka's default of a million bytes.
             .set("message.max.bytes", "1000000000");
         let current = ArcSwap::from_pointee(PolledProducer::new(&client)?);
         Ok(Self { config: client, current, renewed: Mutex::default() })
     }
 
-    /// Writes one record; returns once the broker has confirmed it.
+    /// Writes one record; returns once the broker has acknowledged it.
     ///
     /// # Errors
-    /// After five seconds without a confirmation, or at once when a retry is of no use.
+    /// After five seconds without an acknowledgement, or at once if a retry is useless.
     pub(super) async fn send(&self, topic: &str, record: Outgoing<'_>) -> Result<(), KafkaError> {
         let producer = self.current.load_full();
         let written = match producer.queue_within(WRITE_TIMEOUT, |waiting| record.to(topic, waiting)).await {
@@ -118,11 +120,11 @@ impl Sender {
         written
     }
 
-    /// Writes records of one topic in this order, as one batch where that can be; returns once
-    /// there is an answer for each of them.
+    /// Writes records of one topic in this order, as one batch if possible; returns once each has a
+    /// result.
     ///
-    /// Those that fail while others of them are written lose their place: who cares gives
-    /// records that can be refused one by one.
+    /// Records that fail while others succeed lose their position in the order. A caller that needs
+    /// the order sends records that may be refused one by one.
     pub(crate) async fn send_all(
         &self,
         topic: &str,
@@ -148,7 +150,7 @@ impl Sender {
     /// How many partitions a topic has.
     ///
     /// # Errors
-    /// When the broker does not say within five seconds.
+    /// When the broker does not answer within five seconds.
     pub(crate) async fn partitions(&self, topic: &str) -> Result<i32, NotWritten> {
         let (producer, name) = (self.current.load_full(), topic.to_owned());
         let ask = move || producer.client().fetch_metadata(Some(&name), WRITE_TIMEOUT);
@@ -167,7 +169,7 @@ impl Sender {
         }
     }
 
-    /// Takes a new client in the place of one that Kafka has shut out for good.
+    /// Replaces a client that Kafka has fenced.
     fn renew(&self, old: &Arc<PolledProducer>) {
         let Some((_, reason)) = old.client().fatal_error() else { return };
         let mut renewed = self.renewed.lock();
@@ -182,13 +184,13 @@ impl Sender {
             Ok(new) => self.current.store(Arc::new(new)),
             Err(error) => {
                 let error = describe(&error);
-                warn!(error, "cannot make a new producer; it is tried with a later record");
+                warn!(error, "cannot create a new producer; retrying with a later record");
             }
         }
     }
 }
 
-/// What became of a record; a producer that is gone never says.
+/// The result of a record; an error if the producer was dropped.
 async fn outcome_of(outcome: oneshot::Receiver<Outcome>) -> Outcome {
     outcome.await.unwrap_or(Err(KafkaError::Canceled))
 }
@@ -200,14 +202,14 @@ impl NotWritten {
 }
 
 impl Refusal {
-    /// `None` when the error is about more than a record or its batch.
+    /// `None` if the error concerns more than a record or its batch.
     pub(super) fn of(error: &KafkaError) -> Option<Self> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code()? {
             Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => Some(Self::TooLarge),
             Code::InvalidTimestamp => Some(Self::Timestamp),
-            // librdkafka says the first where several records of a batch are to blame, for
-            // whatever reason, and the second of those that are not.
+            // librdkafka reports the first if several records of a batch are at fault, for any
+            // reason, and the second for the other records of that batch.
             Code::InvalidRecord | Code::InvalidDifferentRecord => Some(Self::Other),
             _ => None,
         }
@@ -215,7 +217,7 @@ impl Refusal {
 }
 
 impl<'a> Outgoing<'a> {
-    /// A record as it is, without its origin.
+    /// A copy of a record, without its origin.
     pub(crate) fn copy_of(record: &'a Record) -> Self {
         Self {
             key: record.key.as_deref().map(Cow::Borrowed),
@@ -226,12 +228,12 @@ impl<'a> Outgoing<'a> {
         }
     }
 
-    /// Adds a header of text.
+    /// Adds a text header.
     pub(crate) fn add_header(&mut self, name: &'static str, value: impl Into<String>) {
         self.headers.push(Header::new(name, value.into()));
     }
 
-    /// About how many bytes of a batch it takes.
+    /// Its approximate size in a batch, in bytes.
     pub(crate) fn size(&self) -> usize {
         let length = |bytes: &Option<Cow<'_, [u8]>>| bytes.as_ref().map_or(0, |bytes| bytes.len());
         let header =
@@ -260,7 +262,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_producer_that_was_shut_out_is_replaced() {
+    async fn a_fenced_producer_is_replaced() {
         let cluster = MockCluster::new(1).expect("a mock cluster");
         cluster.create_topic("t", 1, 1).expect("a topic");
         let forbidden = RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED;

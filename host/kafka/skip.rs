@@ -1,7 +1,7 @@
-//! Takes a group past records that nobody can read, such as a batch that cannot be unpacked.
+//! Moves a group past records that cannot be read, such as a batch that cannot be decompressed.
 //!
-//! A group's offsets belong to its members while it has any; Kafka refuses to have them changed
-//! from outside then, so that this needs gateways that are stopped.
+//! While a group has members, Kafka refuses to change its offsets from outside. So the gateways
+//! have to be stopped.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,30 +16,30 @@ use crate::kafka::Config;
 use crate::kafka::read::{ANSWER, blocking};
 use crate::kafka::topic_ids::metadata_of;
 
-/// Which records to pass over.
+/// Which records to skip.
 #[derive(Clone, Debug)]
 pub struct Skip {
     /// The topic.
     pub topic: String,
     /// The partition.
     pub partition: i32,
-    /// The first offset to be read again; `None` finds the first that can be read.
+    /// The next offset to read; `None` finds the first readable one.
     pub to: Option<i64>,
 }
 
-/// What was passed over.
+/// The skipped range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// The first offset that is not read.
+    /// The first skipped offset.
     pub from: i64,
-    /// The first offset that is read again.
+    /// The next offset to read.
     pub to: i64,
 }
 
-/// Passes over records, for the group of the configuration.
+/// Skips records for the configured group.
 ///
 /// # Errors
-/// When Kafka does not answer, the group has members, or there is nothing to pass over.
+/// When Kafka does not answer, the group has members, or there is nothing to skip.
 pub async fn skip(config: &Config, skip: Skip) -> anyhow::Result<Skipped> {
     let mut client = config.client();
     client
@@ -52,7 +52,7 @@ pub async fn skip(config: &Config, skip: Skip) -> anyhow::Result<Skipped> {
     blocking(&consumer, move |consumer| pass_over(consumer, &group, &skip)).await
 }
 
-/// Whether an error says that a batch cannot be read, whoever tries.
+/// Whether an error means that no client can read a batch.
 pub(crate) fn is_unreadable(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::{
         BadCompression, BadMessage, CriticalSystemResource, InvalidMessage, InvalidMessageSize,
@@ -96,7 +96,7 @@ fn pass_over(consumer: &BaseConsumer, group: &str, skip: &Skip) -> anyhow::Resul
     let mut list = TopicPartitionList::new();
     let mut element = list.add_partition(topic, *partition);
     element.set_offset(Offset::Offset(to))?;
-    // What the gateways keep there says which incarnation of the topic it is.
+    // The gateways' metadata names the incarnation of the topic.
     if let Some(mark) = metadata_of(&committed).first().and_then(|bytes| std::str::from_utf8(bytes).ok()) {
         element.set_metadata(mark);
     }
@@ -111,22 +111,19 @@ fn refuse_members(consumer: &BaseConsumer, group: &str) -> anyhow::Result<()> {
     let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
     anyhow::ensure!(
         members == 0,
-        "the group `{group}` has {members} members, and its offsets are theirs: stop the gateways first, or wait until the session of one that died has ended"
+        "the group `{group}` has {members} members: stop the gateways first, or wait until the session of a crashed one has expired"
     );
     Ok(())
 }
 
-/// The first offset after `from` that can be read; `end` when none can. A batch cannot be read at
-/// any of its offsets, so that its end is found by doubling the step and then by halving it.
+/// The first readable offset after `from`; `end` if there is none. A batch is unreadable at each of
+/// its offsets, so this finds its end by doubling the step and then bisecting.
 fn first_readable(
     end: i64,
     from: i64,
     mut can_read: impl FnMut(i64) -> anyhow::Result<bool>,
 ) -> anyhow::Result<i64> {
-    anyhow::ensure!(
-        !can_read(from)?,
-        "the record at {from} can be read; to pass over it nevertheless, name --to"
-    );
+    anyhow::ensure!(!can_read(from)?, "the record at {from} can be read; to skip it anyway, pass --to");
     let (mut bad, mut step) = (from, 1);
     let mut good = loop {
         let next = bad.saturating_add(step);
@@ -159,7 +156,7 @@ fn can_read(consumer: &BaseConsumer, topic: &str, partition: i32, offset: i64) -
             _ => {}
         }
     }
-    anyhow::bail!("kafka gives neither a record nor a reason at offset {offset}; name --to")
+    anyhow::bail!("kafka returns neither a record nor an error at offset {offset}; pass --to")
 }
 
 #[cfg(test)]
@@ -184,6 +181,6 @@ mod tests {
         }
         assert_eq!(found(5, Some(2..9)).ok(), Some(9), "also from its middle");
         assert_eq!(found(95, Some(90..100)).ok(), Some(100), "also at the end of the log");
-        assert!(found(5, None).is_err(), "there is nothing to pass over");
+        assert!(found(5, None).is_err(), "there is nothing to skip");
     }
 }

@@ -1,4 +1,4 @@
-//! `[kafka] start`: where a consumer group begins that has committed nothing yet.
+//! `[kafka] start`: where a consumer group without committed offsets starts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,20 +6,20 @@ use std::time::SystemTime;
 
 use crate::time::parse_date;
 
-/// Where a new group begins. It counts once for each topic: partitions that are added later begin
-/// with their first record (KIP-842), and so does a topic that was deleted and created again.
+/// Where a new group starts. Applies once per topic: partitions that are added later start at their
+/// first record (KIP-842), and so does a recreated topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Start {
-    /// With the oldest record that the topic still has.
+    /// At the oldest available record.
     #[default]
     Oldest,
-    /// With the first record after the group's first assignment.
+    /// At the first record after the group's first assignment.
     Newest,
-    /// With the first record of this time or later.
+    /// At the first record of this time or later.
     At(SystemTime),
 }
 
-/// A value of `start` that is none.
+/// An invalid value of `start`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{0}` is not a start; use `oldest`, `newest`, or a UTC time such as `2026-01-31T12:00:00Z` or `2026-01-31`"

@@ -1,8 +1,8 @@
-//! What librdkafka knows and the `rdkafka` crate has no safe call for: the ids of topics, the
-//! metadata of committed offsets as bytes, and what is cached of a partition's first offset.
+//! Features of librdkafka for which the `rdkafka` crate has no safe call: topic ids, the metadata of
+//! committed offsets as bytes, and the cached first offset of a partition.
 //!
-//! A topic id (KIP-516) tells a topic that was deleted and created again from the one before.
-//! Brokers before 2.8 and some that only speak Kafka's protocol have none.
+//! A topic id (KIP-516) distinguishes a recreated topic from the old one. Brokers before 2.8, and
+//! some other servers that speak Kafka's protocol, have none.
 
 #![allow(unsafe_code, reason = "librdkafka's own calls; each block says why it is sound")]
 
@@ -17,17 +17,17 @@ use rdkafka::bindings as native;
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode;
 
-/// What identifies one incarnation of a topic.
+/// Identifies one incarnation of a topic.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct TopicId(u128);
 
 impl TopicId {
-    /// The id of this number; none for zero, which brokers use for "no id".
+    /// The id of this number; `None` for zero, which brokers use for "no id".
     pub(crate) fn new(id: u128) -> Option<Self> {
         (id != 0).then_some(Self(id))
     }
 
-    /// Reads what [`fmt::Display`] has written.
+    /// Parses the format of [`fmt::Display`].
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let digits = text.len() == 32 && text.bytes().all(|b| b.is_ascii_hexdigit());
         digits.then(|| u128::from_str_radix(text, 16).ok()).flatten().and_then(Self::new)
@@ -46,7 +46,7 @@ impl fmt::Debug for TopicId {
     }
 }
 
-/// What a topic is at the moment.
+/// The current description of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TopicState {
     /// Its id, where brokers have them.
@@ -58,15 +58,15 @@ pub(crate) struct TopicState {
 /// Topics by name, or why Kafka did not describe one.
 pub(crate) type Topics = BTreeMap<String, Result<TopicState, RDKafkaErrorCode>>;
 
-/// A question about topics that a client asks its cluster. The answer comes meanwhile.
+/// A pending request that describes topics.
 pub(crate) struct TopicQuestion<'a> {
     queue: *mut native::rd_kafka_queue_t,
-    /// The client outlives the question.
+    /// The client outlives the request.
     _client: PhantomData<&'a ()>,
 }
 
 impl<'a> TopicQuestion<'a> {
-    /// Asks for these topics.
+    /// Requests these topics.
     pub(crate) fn ask<C: ClientContext>(client: &'a Client<C>, topics: &[&str], timeout: Duration) -> Self {
         // Names come from Kafka, which allows no NUL in them.
         let names: Vec<CString> = topics.iter().filter_map(|name| CString::new(*name).ok()).collect();
@@ -97,7 +97,7 @@ impl<'a> TopicQuestion<'a> {
         }
     }
 
-    /// The answer, when it comes within this time.
+    /// The response, if it arrives within this time.
     pub(crate) fn answer(&self, within: Duration) -> Option<Result<Topics, RDKafkaErrorCode>> {
         let milliseconds = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the queue is ours. The event is ours until it is destroyed, and everything that
@@ -165,8 +165,8 @@ unsafe fn read_topic(
     }
 }
 
-/// The metadata of committed offsets, in the list's order. Anybody may have written them:
-/// rdkafka's own accessor panics where they are not UTF-8.
+/// The metadata of committed offsets, in the list's order. Any program may have written them, and
+/// rdkafka's own accessor panics if they are not UTF-8.
 pub(crate) fn metadata_of(list: &TopicPartitionList) -> Vec<Vec<u8>> {
     // SAFETY: the list lives for the whole call, and librdkafka keeps `cnt` elements there, each
     // with `metadata_size` bytes at `metadata`.
@@ -183,7 +183,7 @@ pub(crate) fn metadata_of(list: &TopicPartitionList) -> Vec<Vec<u8>> {
     }
 }
 
-/// A partition's first offset, as the last fetch had it. Asks nobody.
+/// A partition's first offset, as of the last fetch. Makes no request.
 pub(crate) fn cached_low<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<i64> {
     let topic = CString::new(topic).ok()?;
     let (mut low, mut high) = (-1, -1);

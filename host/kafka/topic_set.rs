@@ -1,8 +1,8 @@
-//! Which topics a configuration means: names, and patterns that begin with `^`. Pure.
+//! The topics of a configuration: names, and patterns that begin with `^`. Pure.
 //!
-//! A pattern is read here as in [`crate::kafka::patterns`]. It means no topic that a consumer would
-//! not read: none of the gateway's own, of Kafka's own (`__consumer_offsets`), of `topic.blacklist`.
-//! One that cannot be read means nothing.
+//! Patterns are parsed as in [`crate::kafka::patterns`]. They match no topic that the consumer would
+//! not read: the gateway's own, Kafka's own (`__consumer_offsets`), and those of `topic.blacklist`.
+//! An invalid pattern matches nothing.
 
 use regex::Regex;
 
@@ -14,14 +14,14 @@ use crate::kafka::patterns::is_pattern;
 pub struct TopicSet {
     names: Vec<String>,
     patterns: Vec<Regex>,
-    /// What no pattern means, by name.
+    /// Topics that no pattern matches, by name.
     not_these: Vec<String>,
-    /// The same by pattern; `None` when one of these cannot be read.
+    /// The same by pattern; `None` if one of these is invalid.
     nor_these: Option<Vec<Regex>>,
 }
 
 impl TopicSet {
-    /// The topics of `[kafka] topics`, and these; `own` are the gateway's own.
+    /// The topics of `[kafka] topics`, and `more`; `own` are the gateway's own topics.
     pub fn consumed_and(config: &Config, more: &[String], own: &[&str]) -> Self {
         let blacklist = config.properties.get("topic.blacklist").map_or("", String::as_str);
         let blacklist = blacklist.split(',').filter(|text| !text.is_empty()).map(Regex::new);
@@ -39,7 +39,7 @@ impl TopicSet {
         set
     }
 
-    /// Whether this topic is meant.
+    /// Whether the set contains this topic.
     pub fn contains(&self, topic: &str) -> bool {
         self.names.iter().any(|name| name == topic)
             || (self.may_match(topic) && self.patterns.iter().any(|pattern| pattern.is_match(topic)))
@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_whole_and_patterns_begin() {
+    fn names_match_exactly_and_patterns_by_regex() {
         let set = set(&["push", "^chat\\.", "^exact$", "^broken["], "");
         for meant in ["push", "chat.eu", "exact", "payments"] {
             assert!(set.contains(meant), "{meant}");
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_means_nothing_that_is_not_read() {
+    fn a_pattern_matches_only_consumed_topics() {
         let all = set(&["^.*"], "^secret");
         assert!(all.contains("chat") && all.contains("payments"));
         for other in ["push.dead-letter", "push.offline", "__consumer_offsets", "secrets"] {

@@ -3,8 +3,8 @@
 use crate::kafka::sender::Sender;
 use crate::kafka::{Config, read, refused};
 
-/// Makes every client that writes records, and the one that reads dead letters. The consumer's own is
-/// for [`crate::consumer`] to try.
+/// Creates every client that writes records, and the one that reads dead letters.
+/// [`crate::consumer`] checks the consumer.
 ///
 /// # Errors
 /// What librdkafka refuses.

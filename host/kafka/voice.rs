@@ -1,8 +1,8 @@
-//! What librdkafka has to say, in the gateway's own words and not more often than people read.
+//! Logs librdkafka's events in the gateway's words, throttled.
 //!
-//! librdkafka reports every failed connection attempt several times a second, through its log
-//! and as events of each client. Here all of that is `debug`; what an operator has to know is
-//! said once in a while, with a remedy.
+//! librdkafka reports every failed connection attempt several times a second, in its log and as
+//! events of each client. All of that is logged at `debug`; what an operator has to know is logged
+//! occasionally, with a remedy.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use tracing::{debug, error, warn};
 
 use crate::telemetry::LogThrottle;
 
-/// How often the same thing is said again.
+/// How often the same event is logged.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
 
-/// Tells of one client's troubles.
+/// Logs the events of one client.
 pub(crate) struct Voice {
-    /// The client, as an operator knows it: `consumer`, `producer`.
+    /// The client's name in the log: `consumer`, `producer`.
     client: &'static str,
     away: LogThrottle,
     other: LogThrottle,
@@ -34,7 +34,7 @@ impl Voice {
         Self { client, away: throttle(), other: throttle(), last_failure: Mutex::default() }
     }
 
-    /// An event of the client. Returns whether it means that no broker answers.
+    /// Handles an event of the client. Returns whether it means that no broker is reachable.
     pub(crate) fn event(&self, error: &KafkaError, reason: &str) -> bool {
         debug!(client = self.client, %error, reason, "kafka client event");
         use RDKafkaErrorCode::{
@@ -48,14 +48,14 @@ impl Voice {
                     error!(
                         client = self.client,
                         reason,
-                        "no kafka broker answers; records wait there; check `[kafka] brokers` and that they run"
+                        "kafka unreachable: no broker answers; retrying; check `[kafka] brokers` and that they run"
                     );
                 }
                 return true;
             }
-            // librdkafka names the reason of a fatal error in its place.
+            // The code of a fatal error is that of its cause.
             Some(Fatal | FencedInstanceId) => {
-                error!(client = self.client, reason, "kafka has shut this client out for good");
+                error!(client = self.client, reason, "kafka fenced this client");
             }
             Some(BrokerTransportFailure | Resolve) => self.failed(reason),
             Some(Authentication | SSL | SaslAuthenticationFailed | UnsupportedSASLMechanism) => {
@@ -89,12 +89,12 @@ impl Voice {
     }
 }
 
-/// A line of librdkafka's own log. What matters of it comes as an event as well.
+/// Logs a line of librdkafka's log. Important ones also arrive as events.
 pub(crate) fn log_line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     debug!(?level, facility, message, "librdkafka");
 }
 
-/// Who waits for what became of a record.
+/// Receives the result of writing a record.
 pub(super) type Waiting = Box<oneshot::Sender<Result<(), KafkaError>>>;
 
 /// The producer's side of librdkafka's callbacks.
@@ -121,7 +121,7 @@ impl rdkafka::producer::ProducerContext for ProducerContext {
 
     fn delivery(&self, result: &DeliveryResult<'_>, waiting: Waiting) {
         let outcome = result.as_ref().map(|_| ()).map_err(|(error, _)| error.clone());
-        // Whoever waited may have lost interest.
+        // The caller may no longer wait.
         let _ = waiting.send(outcome);
     }
 }

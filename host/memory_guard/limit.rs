@@ -1,4 +1,4 @@
-//! How much memory the process may use: as configured, or what its control group allows.
+//! The memory limit of the process: configured, or that of its control group.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,26 +8,26 @@ use bytesize::ByteSize;
 
 use crate::files;
 
-/// `memory_limit`: how much memory the process may use.
+/// `memory_limit`: the memory limit of the process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MemoryLimit {
-    /// 90 % of what the process's control group allows; none where it allows everything.
+    /// 90 % of the limit of the process's control group; none if the group has no limit.
     #[default]
     Auto,
-    /// None.
+    /// No limit.
     Off,
-    /// This much.
+    /// A size.
     Bytes(ByteSize),
 }
 
-/// The part of the control group's limit that is used by default: other things count there, too,
-/// such as sockets' buffers and other processes of the container.
+/// The percentage of the control group's limit that is used by default. The group's usage includes
+/// other memory, such as socket buffers and other processes of the container.
 const AUTO: u64 = 90;
 
-/// The largest of the kernel's files that is read, in bytes.
+/// The maximum size of a kernel file that is read, in bytes.
 const LARGEST: u64 = 1024 * 1024;
 
-/// Limits from here on are none: what version 1 says for "no limit" is near 2^63.
+/// Limits from here on count as none: cgroup v1 reports "no limit" as a number near 2^63.
 const ENDLESS: u64 = 1 << 60;
 
 impl MemoryLimit {
@@ -100,7 +100,7 @@ fn group_limit(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u
         } else {
             continue;
         };
-        // In a container the path may be that of the host: then only the mount itself is there.
+        // In a container the path may be that of the host; then only the mount itself exists.
         let inside = Path::new(path.trim_start_matches('/'));
         for folder in inside.ancestors().map(|folder| Path::new(mount).join(folder)) {
             let paths = files.iter().map(|file| PathBuf::from(&folder).join(file));
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_limit_around_the_process_counts() {
+    fn the_smallest_limit_of_all_groups_counts() {
         let files = [
             ("/sys/fs/cgroup/pod/memory.max", "1000\n"),
             ("/sys/fs/cgroup/pod/app/memory.max", "max\n"),

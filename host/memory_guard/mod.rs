@@ -1,11 +1,11 @@
 //! Keeps the process below its memory limit: near it, no further records are admitted.
 //!
-//! What a record costs is estimated when it is admitted ([`crate::message::Record::size`]), and
-//! limits in flight bound the sum. The guard is for what nobody estimated: without it the kernel
-//! kills the process, its successor reads the same records, and is killed as well.
+//! The memory of a record is estimated when it is admitted ([`crate::message::Record::size`]), and
+//! the in-flight limits bound the sum. The guard covers what the estimate misses: otherwise the
+//! kernel kills the process, and its successor reads the same records and is killed as well.
 //!
-//! It only says whether records may be admitted. Whoever asks admits one even so where nothing is
-//! in flight, so that a process that needs most of its memory by itself is slow and not dead.
+//! The guard only decides whether records may be admitted. The consumer still admits one record
+//! when nothing is in flight, so a process that needs most of its memory itself is slow, not stuck.
 
 mod limit;
 mod rule;
@@ -31,10 +31,10 @@ use crate::files;
 /// How often memory is measured.
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
 
-/// How long admission may stop before readiness says so.
+/// How long admission may be stopped before readiness reports it.
 const STALL: Duration = Duration::from_secs(5);
 
-/// What the guard shows.
+/// The guard's metrics.
 #[derive(Clone, Default)]
 pub struct Metrics {
     resident: Gauge,
@@ -54,7 +54,7 @@ impl Metrics {
         );
         registry.register(
             "halley_memory_limit_bytes",
-            "The memory limit of the process; 0 is none",
+            "The memory limit of the process; 0 means none",
             metrics.limit.clone(),
         );
         registry.register(
@@ -71,7 +71,7 @@ impl Metrics {
     }
 }
 
-/// Since when admission has stopped, for readiness. Cheap to clone.
+/// Since when admission has been stopped, for readiness. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Report(Arc<Mutex<Option<Stopped>>>);
 
@@ -83,13 +83,13 @@ struct Stopped {
 }
 
 impl Report {
-    /// Why records are not flowing; `None` when they are, or have stopped only now.
+    /// Why records are not flowing; `None` if they are, or stopped only recently.
     pub fn problem(&self) -> Option<String> {
         let Stopped { since, resident, limit } = (*self.0.lock())?;
         let for_seconds = since.elapsed();
         (for_seconds >= STALL).then(|| {
             format!(
-                "memory: {} of {} are in use, and records are admitted one at a time, since {} s; what is in flight frees memory as it settles; raise the process's memory, or lower `[delivery] max_in_flight_bytes`",
+                "memory: {} of {} are in use, so records have been admitted one at a time for {} s; raise the memory limit of the process, or lower `[delivery] max_in_flight_bytes`",
                 ByteSize::b(resident),
                 ByteSize::b(limit),
                 for_seconds.as_secs()
@@ -129,12 +129,12 @@ impl MemoryGuard {
         self.report.clone()
     }
 
-    /// Whether admission has stopped, as of the last look.
+    /// Whether admission is stopped, as of the last measurement.
     pub fn is_stopped(&self) -> bool {
         self.rule.as_ref().is_some_and(Rule::is_stopped)
     }
 
-    /// Measures, when it is time to.
+    /// Measures, if a measurement is due.
     pub fn look(&mut self, now: Instant) {
         if self.next.is_some_and(|next| now < next) {
             return;
@@ -150,12 +150,12 @@ impl MemoryGuard {
                 self.metrics.stops.inc();
                 warn!(
                     resident = %ByteSize::b(resident), limit = %ByteSize::b(limit),
-                    "the memory limit is near: holding records until what is in flight has settled"
+                    "the memory limit is near: holding records until those in flight are settled"
                 );
                 *stopped = Some(Stopped { since: now, resident, limit });
             }
             Change::Resumed => {
-                info!(resident = %ByteSize::b(resident), "memory is free again: records are admitted");
+                info!(resident = %ByteSize::b(resident), "recovered: memory is free again, admitting records");
                 *stopped = None;
             }
             Change::None => {
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_shows_in_metrics_and_after_a_while_in_readiness() {
+    fn a_stop_shows_in_metrics_and_later_in_readiness() {
         let memory = Arc::new(AtomicU64::new(50));
         let measure = {
             let memory = Arc::clone(&memory);

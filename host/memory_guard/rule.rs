@@ -1,8 +1,8 @@
-//! When admission stops and when it goes on. Pure.
+//! Decides when admission stops and resumes. Pure.
 
-/// Admission stops at this part of the limit: what is admitted already may still grow.
+/// Admission stops at this percentage of the limit: admitted records may still grow.
 const STOP: u64 = 90;
-/// It goes on below this part: each stop throws away what Kafka's client has fetched ahead.
+/// It resumes below this percentage: each stop discards what librdkafka has prefetched.
 const RESUME: u64 = 80;
 
 /// What a measurement changed.
@@ -13,7 +13,7 @@ pub(super) enum Change {
     Resumed,
 }
 
-/// Stops near the limit, and goes on only well below it.
+/// Stops admission near the limit, and resumes it only well below.
 #[derive(Debug)]
 pub(super) struct Rule {
     limit: u64,
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_stops_near_the_limit_and_goes_on_well_below() {
+    fn it_stops_near_the_limit_and_resumes_well_below() {
         let mut rule = Rule::new(1000);
         let changes = [899, 900, 850, 800, 799, 899, 2000].map(|resident| rule.update(resident));
         use Change::{None, Resumed, Stopped};
@@ -62,7 +62,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn above_the_stop_it_never_admits_and_below_the_other_it_always_does(
+        fn it_is_stopped_above_and_running_below_the_thresholds(
             limit: u64, residents in proptest::collection::vec(any::<u64>(), 1..20)
         ) {
             let mut rule = Rule::new(limit);

@@ -1,15 +1,14 @@
-//! What counts as a comet's address, and the one spelling that all parts compare.
+//! Comet addresses, and their canonical form, which all modules compare.
 //!
-//! Addresses come from Redis, producers, plugins and configuration, so that anything may stand
-//! in them, and one comet may be written in several ways. A [`CometAddr`] is made canonical when
-//! it is made: two texts for one comet make equal addresses, and every part that groups, looks
-//! up or compares does so by equality.
+//! Addresses come from Redis, producers, plugins and configuration, so they may contain anything,
+//! and one comet may be written in several ways. A [`CometAddr`] is canonical from the start: two
+//! spellings of one comet are equal, so other modules group, look up and compare by equality.
 //!
 //! The canonical form is `host:port`, without a scheme (`http://` and `grpc://` are dropped), the
-//! host in lower case and without a trailing dot, the port without leading zeros. An IPv4 address
-//! in IPv6 clothing is the IPv4 address; an IPv6 address has its shortest form (RFC 5952).
-//! `localhost` is `127.0.0.1`: RFC 6761 reserves the name for loopback. A port is never assumed:
-//! a text without one is a server name, which `[comets] addresses` may map.
+//! host in lower case and without a trailing dot, the port without leading zeros. An IPv4-mapped
+//! IPv6 address becomes the IPv4 address; an IPv6 address has its shortest form (RFC 5952).
+//! `localhost` becomes `127.0.0.1`: RFC 6761 reserves the name for loopback. There is no default
+//! port: a text without one is a server name, which `[comets] addresses` may map.
 //!
 //! Pure.
 
@@ -18,7 +17,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-/// A DNS name has at most 253 characters; what is longer is no address.
+/// A DNS name has at most 253 characters; a longer text is not an address.
 const MAX_LENGTH: usize = 280;
 
 /// A comet's gRPC address in its canonical form, such as `10.0.0.7:50051`; or, unchanged, a text
@@ -47,7 +46,7 @@ impl CometAddr {
 }
 
 impl<T: AsRef<str> + Into<Arc<str>>> From<T> for CometAddr {
-    /// Makes the text canonical. Allocates once, whether or not that changes it.
+    /// Converts the text to canonical form. Allocates once in any case.
     fn from(text: T) -> Self {
         match Address::parse(text.as_ref()) {
             Ok(address) if !address.is_written_so(text.as_ref()) => Self(address.to_string().into()),
@@ -88,16 +87,16 @@ pub struct Address<'a> {
     port: u16,
 }
 
-/// A text that is not an address. Shows the text, cut and escaped.
+/// A text that is not an address, truncated and escaped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a host:port address")]
 pub struct NotAnAddress(String);
 
 impl<'a> Address<'a> {
-    /// Reads `host:port`, `http://host:port`, `grpc://host:port` or `[IPv6]:port`.
+    /// Parses `host:port`, `http://host:port`, `grpc://host:port` or `[IPv6]:port`.
     ///
     /// # Errors
-    /// When the text is something else, or an IPv4 address whose zeros make it ambiguous.
+    /// When the text is anything else, or an IPv4 address with ambiguous leading zeros.
     pub fn parse(text: &'a str) -> Result<Self, NotAnAddress> {
         let wrong = || NotAnAddress(text.chars().take(80).collect());
         if text.len() > MAX_LENGTH {
@@ -112,7 +111,7 @@ impl<'a> Address<'a> {
         Ok(Self { host, is_ip, port })
     }
 
-    /// The DNS name and the port to look it up with; `None` when the host is an IP address.
+    /// The DNS name to resolve and the port; `None` if the host is an IP address.
     pub fn name(&self) -> Option<(&str, u16)> {
         (!self.is_ip).then_some((&*self.host, self.port))
     }
@@ -122,7 +121,7 @@ impl<'a> Address<'a> {
         self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host)
     }
 
-    /// The IP address; `None` when the host is a name.
+    /// The IP address; `None` if the host is a name.
     pub fn ip(&self) -> Option<IpAddr> {
         if self.is_ip { self.host().parse().ok() } else { None }
     }
@@ -132,9 +131,9 @@ impl<'a> Address<'a> {
         self.port
     }
 
-    /// Whether this text, from which it was read, is the canonical one.
+    /// Whether this text, from which it was parsed, is canonical.
     fn is_written_so(&self, text: &str) -> bool {
-        // A host that had to be changed is owned; so only something around it can differ.
+        // A changed host is owned. So only the text around it can differ.
         let digits = self.port.ilog10() as usize + 1;
         matches!(self.host, Cow::Borrowed(_)) && text.len() == self.host.len() + 1 + digits
     }
@@ -163,7 +162,7 @@ fn canonical_host(host: &str) -> Option<(Cow<'_, str>, bool)> {
         return Some((unless_equal(canonical, host), true));
     }
     let name = host.strip_suffix('.').unwrap_or(host);
-    // Underscores are in no DNS name, but in those that Docker Compose makes up.
+    // Underscores are not valid in DNS names, but Docker Compose generates them.
     let is_name_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
     if name.is_empty() || !name.bytes().all(is_name_byte) {
         return None;
@@ -183,7 +182,7 @@ fn unless_equal(canonical: String, written: &str) -> Cow<'_, str> {
     if canonical == written { Cow::Borrowed(written) } else { Cow::Owned(canonical) }
 }
 
-/// Whether resolvers take it for an IPv4 address: they do when its last label is a number.
+/// Whether resolvers treat it as an IPv4 address: they do if its last label is a number.
 fn is_numeric(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     let hex = last.strip_prefix("0x").or_else(|| last.strip_prefix("0X"));
@@ -191,8 +190,8 @@ fn is_numeric(name: &str) -> bool {
     is_hex || (!last.is_empty() && last.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Four decimal numbers. Some programs read a number with a leading zero as octal, others as
-/// decimal; it is an address only where both read the same.
+/// Four decimal numbers. Some programs parse a number with a leading zero as octal, others as
+/// decimal; it is accepted only if both agree.
 fn ipv4(text: &str) -> Option<Ipv4Addr> {
     let mut octets = [0; 4];
     let mut parts = text.split('.');
@@ -235,14 +234,14 @@ mod tests {
     }
 
     #[test]
-    fn only_names_are_looked_up() {
+    fn only_names_are_resolved() {
         let name = |text| Address::parse(text).expect("an address").name().map(|(name, _)| name.to_owned());
         assert_eq!(name("Comet-1:1"), Some("comet-1".into()));
         assert_eq!((name("10.0.0.1:1"), name("[::1]:1"), name("localhost:1")), (None, None, None));
     }
 
     #[test]
-    fn what_is_no_address_is_said_so_and_kept_as_it_is() {
+    fn an_invalid_address_is_reported_and_kept_unchanged() {
         let wrong = [
             "",
             ":",
@@ -264,7 +263,7 @@ mod tests {
             "host:1/x",
             "[nonsense]:1",
             "h\u{f6}st:1",
-            // What resolvers take for IPv4 addresses, each in its own way.
+            // Texts that resolvers treat as IPv4 addresses, in different ways.
             "127.1:1",
             "2130706433:1",
             "0x7f000001:1",
@@ -284,7 +283,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_an_address_is_a_uri_and_canonical_once(
+        fn every_address_is_a_uri_and_canonical(
             text in "((http|grpc|HTTP)://)?[\\[\\]a-zA-Z0-9:._/@ -]{0,20}(:[0-9]{1,6})?"
         ) {
             let addr = CometAddr::from(text.as_str());

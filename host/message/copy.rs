@@ -1,10 +1,9 @@
-//! Copying a record out of its reader's memory: what is too large is left out before it is
-//! copied, and named.
+//! Copies a record out of its reader's memory. Parts that are too large are not copied, and a header
+//! notes them.
 //!
-//! A record that lacks something is no message. It becomes a dead letter ([`DecodeError::LeftOut`]),
-//! whose headers say how large what is missing was, and its SHA-256. It carries its id, which can
-//! no longer be computed from what is left. What it claims to be is not looked at: no proof can be
-//! checked without all of it.
+//! An incomplete record is not a message. It becomes a dead letter ([`DecodeError::LeftOut`]) whose
+//! headers give the size and the SHA-256 of the missing part. It carries its id, which can no longer
+//! be computed. Its claims are ignored: a proof cannot be checked without the whole record.
 //!
 //! [`DecodeError::LeftOut`]: super::DecodeError::LeftOut
 
@@ -16,16 +15,16 @@ use sha2::{Digest as _, Sha256};
 use super::record::{fingerprint, id_of};
 use super::{Header, MESSAGE_ID, ORIGIN_TOPIC, Origin, Record, STAGE};
 
-/// The value was too large, and is not here: how large it was, its SHA-256, and why.
+/// The value was too large and is missing: its size, its SHA-256, and why.
 pub const VALUE_LEFT_OUT: &str = "halley-value-left-out";
-/// The same of the key.
+/// The same for the key.
 pub const KEY_LEFT_OUT: &str = "halley-key-left-out";
-/// The same of the headers that are not the gateway's own.
+/// The same for the headers, except the gateway's own.
 pub const HEADERS_LEFT_OUT: &str = "halley-headers-left-out";
 
-/// What all headers of the gateway's own begin with.
+/// The prefix of the gateway's own headers.
 const OURS: &[u8] = b"halley-";
-/// What a record is known by that was read where dead letters are. No claim: it only keeps it from
+/// The headers that mark a record from a dead-letter topic. Not a claim: they only prevent it from
 /// being written there again.
 const LETTER: [&str; 2] = [ORIGIN_TOPIC, STAGE];
 
@@ -41,17 +40,17 @@ pub struct RecordLimits {
 }
 
 impl RecordLimits {
-    /// Everything is copied.
+    /// No limits.
     pub const NONE: Self = Self { bytes: usize::MAX, headers: usize::MAX, header_bytes: usize::MAX };
 }
 
-/// A header's name and value, as they stand in the reader's memory.
+/// A header's name and value, in the reader's memory.
 pub type RawHeader<'a> = (&'a [u8], Option<&'a [u8]>);
 
 /// A record in its reader's memory.
 #[derive(Clone, Debug)]
 pub struct RawRecord<'a, H> {
-    /// Where it stands.
+    /// Where it was read.
     pub origin: Origin,
     /// Milliseconds since 1970-01-01 UTC, when the record has a timestamp.
     pub timestamp_ms: Option<i64>,
@@ -64,7 +63,7 @@ pub struct RawRecord<'a, H> {
 }
 
 impl<'a, H: Iterator<Item = RawHeader<'a>> + Clone> RawRecord<'a, H> {
-    /// Copies what is within the limits; what is not is left out and named in a header.
+    /// Copies what is within the limits; headers note what is omitted.
     pub fn copy(self, limits: &RecordLimits) -> Record {
         let (mut key, mut value) = (self.key, self.value);
         let mut notes = Vec::new();
@@ -112,7 +111,7 @@ impl<'a, H: Iterator<Item = RawHeader<'a>> + Clone> RawRecord<'a, H> {
     }
 }
 
-/// What is said of something that is left out.
+/// The note about an omitted part.
 pub fn note(content: &[u8], why: &str) -> String {
     noted(content.len(), Sha256::digest(content).as_slice(), why)
 }
@@ -127,7 +126,7 @@ fn noted(size: usize, digest: &[u8], why: &str) -> String {
     note
 }
 
-/// What is said of headers that are left out: names and values, each with a zero byte behind it.
+/// The note about omitted headers; their digest is over names and values, each followed by a zero byte.
 pub fn note_headers<'a>(headers: impl Iterator<Item = RawHeader<'a>>, why: &str) -> String {
     let (mut count, mut size, mut digest) = (0, 0, Sha256::new());
     for (name, value) in headers {
@@ -158,7 +157,7 @@ fn weight((name, value): &RawHeader<'_>) -> usize {
     name.len() + value.map_or(0, <[u8]>::len)
 }
 
-/// The gateway's own headers, as many as fit: they make a redriven record recognisable.
+/// The gateway's own headers, as many as fit; they identify a redriven record.
 fn ours_within<'a, H: Iterator<Item = RawHeader<'a>> + Clone>(
     headers: H,
     limits: RecordLimits,
@@ -207,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_within_the_limits_is_copied_as_it_is() {
+    fn a_record_within_the_limits_is_copied_unchanged() {
         let headers: [RawHeader<'_>; 2] = [(b"\xc6\xb5", None), (b"", Some(b""))];
         let record = copy(b"key", b"7 bytes", &headers, &LIMITS);
         assert_eq!(
@@ -219,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_left_out_and_named_and_the_id_is_kept() {
+    fn a_large_part_is_omitted_and_noted_and_the_id_is_kept() {
         let whole = copy(b"key", b"eight by", &[], &RecordLimits::NONE);
         let record = copy(b"key", b"eight by", &[], &LIMITS);
         assert_eq!((record.key.as_deref(), record.value.as_deref()), (Some(&b"key"[..]), None));
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_headers_are_left_out_but_for_our_own() {
+    fn excess_headers_are_omitted_except_our_own() {
         let (id, stage) = (MESSAGE_ID.as_bytes(), STAGE.as_bytes());
         let headers: [RawHeader<'_>; 4] =
             [(b"a", Some(b"1")), (b"b", None), (id, Some(b"push/0/7")), (stage, Some(b"x"))];

@@ -1,4 +1,4 @@
-//! Any record, and what has to hold of it and of the message inside it.
+//! Generates any record, and checks the invariants of it and of its message.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::{
     RecordLimits, VALUE_LEFT_OUT, encode,
 };
 
-/// Any record, copied as it is copied out of librdkafka, within limits that many exceed. Half of
+/// Any record, copied as from librdkafka, within limits that many exceed. Half of
 /// them hold a well-formed value.
 pub(crate) fn record(input: &mut Unstructured<'_>) -> Result<Record> {
     let origin = Origin {
@@ -48,7 +48,7 @@ fn limits(input: &mut Unstructured<'_>) -> Result<RecordLimits> {
     })
 }
 
-/// What is copied is within the limits, or named and then no message; its id is that of the whole.
+/// A copy is within the limits, or notes what is missing and is not a message; its id is that of the whole.
 fn check_copy(whole: &Record, record: &Record, limits: &RecordLimits) {
     let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
     assert!(record.key == whole.key || length(&whole.key) > limits.bytes);
@@ -65,8 +65,8 @@ fn check_copy(whole: &Record, record: &Record, limits: &RecordLimits) {
         assert!(record.headers.len() <= limits.headers);
     }
     let ids = [whole.message_id(), whole.id_at(&whole.origin)];
-    // An id that does not fit is gone with the other headers.
-    // Kafka's names of topics are plain; of others the record carries no id that counts.
+    // An id that does not fit is dropped with the other headers.
+    // Only with a valid Kafka topic name does the record carry a valid id.
     let plain = is_message_id(ids[1].as_str().as_bytes());
     assert!(!plain || ids.contains(&record.message_id()), "{:?} of {ids:?}", record.message_id());
 }
@@ -87,7 +87,7 @@ pub(crate) fn audience(input: &mut Unstructured<'_>) -> Result<Audience> {
     })
 }
 
-/// Checks what is promised of a record; returns its message, when it holds one.
+/// Checks the invariants of a record; returns its message, if it holds one.
 pub(crate) fn check(record: Record) -> Option<Message> {
     let record = Arc::new(record);
     let id = record.message_id();

@@ -1,8 +1,8 @@
 //! Who named a comet's address.
 //!
-//! Whoever can write records, or a policy, must not be able to make the gateway connect to
-//! arbitrary hosts: which addresses are dialled depends on who named them. Plain data; the rules
-//! are in `comets`.
+//! A producer of records, or a policy, must not be able to make the gateway connect to arbitrary
+//! hosts: which addresses are dialled depends on who named them. Plain data; the rules are in
+//! `comets`.
 
 /// Who named the comet of a delivery, the most trusted first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,12 +19,12 @@ pub enum NamedBy {
 }
 
 impl NamedBy {
-    /// Whether only comets are called that the gateway knows without this.
+    /// Whether it may name only comets that the gateway already knows.
     pub fn is_limited_to_known(self) -> bool {
         self == Self::Plugin
     }
 
-    /// Who it was, in a sentence.
+    /// The source, for use in a sentence.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Directory => "the directory",

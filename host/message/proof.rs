@@ -1,13 +1,13 @@
-//! Which `halley-` headers of a record may be believed. Pure.
+//! Verifies the `halley-` headers of a record. Pure.
 //!
-//! Whoever may write to a topic can write any header, and with a message's id, or the comets that
-//! it is still due at, the gateway would do something else with it: comets and guards would take it
-//! for another message. So these headers count only in records that `halley dead-letter redrive`
-//! wrote. Such a record has a proof: HMAC-SHA256 under a key that the gateways of an installation
-//! share, over the topic, all its `halley-` headers, its key and its value.
+//! A client that may write to a topic can write any header. A forged message id or list of comets
+//! would change what the gateway does: comets and guards would treat the record as another message.
+//! So these headers count only in records that `halley dead-letter redrive` wrote. Such a record has
+//! a proof: an HMAC-SHA256 over the topic, all its `halley-` headers, its key and its value, with a
+//! key that the gateways of an installation share.
 //!
-//! What a proof does not keep anybody from: writing a proven record that stands in a topic to the
-//! same topic once more, as who may read and write it can.
+//! A proof does not prevent replay: a client that may read and write the topic can write a proven
+//! record to the same topic again.
 
 use std::fmt;
 
@@ -19,14 +19,14 @@ use super::{MESSAGE_ID, REDRIVE_COMETS, REDRIVE_USERS, RawHeader, Record};
 /// The header with a redriven record's proof.
 pub const PROOF: &str = "halley-proof";
 
-/// What all headers of the gateway's own begin with.
+/// The prefix of the gateway's own headers.
 const OURS: &[u8] = b"halley-";
-/// What begins a proof in its header; the version is part of what is proven.
+/// The prefix of a proof in its header; the version is part of what is proven.
 const VERSION: &str = "1:";
-/// Bytes of SHA-256, and so of a key and a proof.
+/// The size of SHA-256 in bytes, and so of a key and a proof.
 const LENGTH: usize = 32;
 
-/// The key under which redriven records are proven.
+/// The key that proves redriven records.
 #[derive(Clone)]
 pub struct RedriveKey([u8; LENGTH]);
 
@@ -43,12 +43,12 @@ impl From<[u8; LENGTH]> for RedriveKey {
 }
 
 impl RedriveKey {
-    /// The key of these bytes; `None` unless there are 32.
+    /// A key of these bytes; `None` unless there are 32.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// Its bytes, for keeping it.
+    /// Its bytes, for storage.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
@@ -62,7 +62,7 @@ impl RedriveKey {
         proof
     }
 
-    /// Whether this key made the proof. Takes the same time whatever is wrong with it.
+    /// Whether the proof was made with this key. Compares in constant time.
     pub fn proves(&self, claimed: &Claimed) -> bool {
         self.mac(&claimed.content).ct_eq(&claimed.proof).into()
     }
@@ -73,13 +73,13 @@ impl RedriveKey {
     }
 }
 
-/// A digest of what a proof is about.
+/// A digest of the content that a proof covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content([u8; LENGTH]);
 
 impl Content {
-    /// Of a record in this topic. Of its headers all count that begin with `halley-`, in their order,
-    /// but for the proof itself.
+    /// The digest of a record in this topic. It covers all headers that begin with `halley-`, in
+    /// order, except the proof itself.
     pub fn of<'a>(
         topic: &str,
         headers: impl Iterator<Item = RawHeader<'a>> + Clone,
@@ -88,7 +88,7 @@ impl Content {
     ) -> Self {
         let ours = headers.filter(|(name, _)| name.starts_with(OURS) && *name != PROOF.as_bytes());
         let mut digest = Sha256::new();
-        // Every part with its length before it: none can be taken for another.
+        // Every part is prefixed with its length, so the encoding is unambiguous.
         let mut part = |bytes: Option<&[u8]>| {
             let length = bytes.map_or(u64::MAX, |bytes| bytes.len() as u64);
             digest.update(length.to_be_bytes());
@@ -106,18 +106,18 @@ impl Content {
     }
 }
 
-/// What a record says of itself that only a redriven one may say.
+/// A record's claim to be redriven.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// Nothing.
+    /// No claim.
     None,
-    /// Something, without a proof.
+    /// A claim without a proof.
     Unproven,
-    /// Something, with a proof that is still to be checked.
+    /// A claim with a proof that has to be checked.
     Proof(Claimed),
 }
 
-/// A proof, and what it is about.
+/// A proof, and the content that it covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claimed {
     content: Content,
@@ -125,8 +125,8 @@ pub struct Claimed {
 }
 
 impl Record {
-    /// What the record claims. Costs a look at the names of its headers; a hash of the record where
-    /// there is a proof.
+    /// The record's claim. Costs a look at the header names, and a hash of the record if there is a
+    /// proof.
     pub fn claim(&self) -> Claim {
         let claims = [MESSAGE_ID, REDRIVE_COMETS, REDRIVE_USERS, PROOF];
         let is_claim =
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_proven_is_believed_and_nothing_else() {
+    fn only_the_proven_content_is_trusted() {
         assert!(is_proven(&proven()));
         let moved = |partition, offset| Origin { topic: "push".into(), partition, offset };
         assert!(is_proven(&Record { origin: moved(0, 1), timestamp_ms: None, ..proven() }), "places differ");
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_without_a_proof_are_told_apart_from_none() {
+    fn claims_without_a_proof_are_not_mistaken_for_none() {
         assert_eq!(claimed().claim(), Claim::Unproven);
         let with = |proof: &'static str| {
             let mut record = claimed();
@@ -276,7 +276,7 @@ mod tests {
             let mut record = proven();
             let header = Header { name: name.clone().into(), value: value.map(Into::into) };
             record.headers.insert(at.min(record.headers.len()), header);
-            // A second proof is not looked at.
+            // A second proof is ignored.
             prop_assert_eq!(is_proven(&record), name == PROOF && at == 4);
         }
     }

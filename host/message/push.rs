@@ -1,7 +1,7 @@
-//! Decoding a `PushMsg`: what prost generates, with keys that are made once.
+//! Decodes a `PushMsg`, like the code that prost generates but with cheaper keys.
 //!
-//! A record of 1 MB can name 170,000 keys. They are counted before anything is made of them, and
-//! made as what the gateway keeps instead of as strings first.
+//! A record of 1 MB can name 170,000 keys. They are counted before they are decoded, and decoded
+//! directly into the gateway's type instead of into strings first.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use bytes::{Buf, BufMut, Bytes};
 use prost::DecodeError;
 use prost::encoding::{self, DecodeContext, WireType, int32, skip_field, string};
 
-/// The field of `PushMsg` that names keys (proto/push.proto).
+/// The field `keys` of `PushMsg` (proto/push.proto).
 const KEYS: u32 = 6;
 
-/// A `PushMsg` as it was read.
+/// A decoded `PushMsg`.
 #[derive(Debug, Default)]
 pub(super) struct PushMsg {
     pub(super) kind: i32,
@@ -22,7 +22,7 @@ pub(super) struct PushMsg {
     pub(super) room: String,
     pub(super) keys: Vec<Arc<str>>,
     pub(super) msg: Bytes,
-    /// One key's text, on its way into `keys`.
+    /// A buffer for the key that is being decoded.
     key: String,
 }
 
@@ -59,7 +59,7 @@ impl prost::Message for PushMsg {
         }
     }
 
-    // It is only read: what writes is the generated type.
+    // Never encoded: the generated type does that.
     fn encode_raw(&self, _: &mut impl BufMut) {}
 
     fn encoded_len(&self) -> usize {
@@ -71,8 +71,8 @@ impl prost::Message for PushMsg {
     }
 }
 
-/// How many keys a value names, at least as many as decoding it would make. What is malformed
-/// counts as far as it can be read; fields inside of unknown groups count as well.
+/// How many keys a value has; never fewer than decoding would produce. A malformed value is counted
+/// as far as it can be parsed; fields inside unknown groups count as well.
 pub(super) fn count_keys(mut value: &[u8]) -> usize {
     let mut keys = 0;
     while let Some(key) = varint(&mut value) {
@@ -81,7 +81,7 @@ pub(super) fn count_keys(mut value: &[u8]) -> usize {
             0 => varint(&mut value).map(|_| 0),
             1 => Some(8),
             2 => varint(&mut value).and_then(|length| usize::try_from(length).ok()),
-            // A group's begin or end.
+            // The start or end of a group.
             3 | 4 => Some(0),
             5 => Some(4),
             _ => None,

@@ -1,4 +1,4 @@
-//! A Kafka record as it was read, and what identifies it.
+//! A Kafka record, and its identity.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::push::count_keys;
 use super::{CometAddr, MESSAGE_ID, MessageId, REDRIVE_COMETS, REDRIVE_USERS, RedriveUsers};
 
-/// Where a record stands in Kafka.
+/// Where a record was read in Kafka.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Origin {
     /// The topic it was read from.
@@ -29,7 +29,7 @@ impl fmt::Display for Origin {
 /// One header of a record. Names may repeat; a value may be absent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The header's name. Kafka calls it a string, and takes whatever bytes a producer writes.
+    /// The header's name. Kafka defines it as a string, but accepts any bytes.
     pub name: Bytes,
     /// The header's value.
     pub value: Option<Bytes>,
@@ -41,16 +41,16 @@ impl Header {
         Self { name: Bytes::from_static(name.as_bytes()), value: Some(value.into()) }
     }
 
-    /// The name for readers that take only text: U+FFFD stands for a name that is not UTF-8.
+    /// The name as text: U+FFFD for a name that is not UTF-8.
     pub fn name_text(&self) -> &str {
         std::str::from_utf8(&self.name).unwrap_or("\u{fffd}")
     }
 }
 
-/// A Kafka record as it was read, kept whole so that a dead letter can be exactly it.
+/// A Kafka record, kept whole so that a dead letter is an exact copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
-    /// Where it stands.
+    /// Where it was read.
     pub origin: Origin,
     /// Milliseconds since 1970-01-01 UTC, when the record has a timestamp.
     pub timestamp_ms: Option<i64>,
@@ -61,44 +61,44 @@ pub struct Record {
     /// The record's headers, in order.
     pub headers: Vec<Header>,
     /// Whether its `halley-` headers are the gateway's own: they were added while it was read, or
-    /// its proof was checked. Those of any other record are not looked at.
+    /// its proof was verified. Otherwise they are ignored.
     pub trusted: bool,
 }
 
 impl Record {
-    /// The message id: the one that a trusted record carries in its `halley-message-id` header, else
-    /// [`Record::id_at`] the place where it stands.
+    /// The message id: the one in the `halley-message-id` header of a trusted record, otherwise
+    /// [`Record::id_at`] its origin.
     pub fn message_id(&self) -> MessageId {
         self.trusted_id().unwrap_or_else(|| self.id_at(&self.origin))
     }
 
-    /// The id that it carries, when it may be believed: such a record was redriven.
+    /// The id that a trusted record carries: such a record was redriven.
     pub fn trusted_id(&self) -> Option<MessageId> {
         if self.trusted { self.claimed_id() } else { None }
     }
 
-    /// The first id in a `halley-message-id` header that is one, whoever wrote it.
+    /// The first valid id in a `halley-message-id` header, trusted or not.
     pub fn claimed_id(&self) -> Option<MessageId> {
         let named = self.headers.iter().filter(|header| header.name == MESSAGE_ID);
         let mut ids = named.filter_map(|header| header.value.as_ref()).filter(|id| is_message_id(id));
         ids.find_map(|id| std::str::from_utf8(id).ok()).map(MessageId::from)
     }
 
-    /// `<topic>/<partition>/<offset>/<fingerprint>`, the id of this record at that place.
+    /// `<topic>/<partition>/<offset>/<fingerprint>`, the id of this record at that origin.
     ///
-    /// A topic that is deleted and created again counts its offsets from 0 again, and so does
-    /// every other cluster. The fingerprint keeps their messages apart for readers that drop
-    /// repeats. It is the same at every redelivery, since Kafka keeps what it is made of.
+    /// Offsets restart at 0 in a recreated topic, and in every other cluster. The fingerprint
+    /// distinguishes their messages for readers that drop duplicates. It is the same at every
+    /// redelivery, since it is a hash of content that Kafka stores.
     pub fn id_at(&self, origin: &Origin) -> MessageId {
         id_of(origin, self.fingerprint())
     }
 
-    /// A hash of what Kafka keeps of the record: it tells apart what may stand in one place.
+    /// A hash of the content that Kafka stores: it distinguishes records with the same origin.
     pub fn fingerprint(&self) -> u64 {
         fingerprint(self.timestamp_ms, self.key.as_deref(), self.value.as_deref())
     }
 
-    /// The comets that a redriven record is for; `None` when it is for all that its message
+    /// The comets that a redriven record is for; `None` if it is for all that its message
     /// reaches. Only a trusted record that carries its message's id was redriven.
     pub fn redrive_comets(&self) -> Option<Vec<CometAddr>> {
         self.trusted_id()?;
@@ -108,7 +108,7 @@ impl Record {
         (!comets.is_empty()).then_some(comets)
     }
 
-    /// The users that a redriven record is for; `None` when it is for all that its message
+    /// The users that a redriven record is for; `None` if it is for all that its message
     /// reaches. Only a trusted record that carries its message's id was redriven.
     pub fn redrive_users(&self) -> Option<RedriveUsers> {
         self.trusted_id()?;
@@ -121,8 +121,8 @@ impl Record {
         self.headers.iter().filter(|h| h.name == name).find_map(|h| h.value.as_ref())
     }
 
-    /// The memory that the record takes on its way, in bytes, for limits on what is in flight:
-    /// its content, and what is made of its headers and keys.
+    /// The estimated memory of the record in flight, in bytes: its content, and what its headers and
+    /// keys are decoded into.
     pub fn size(&self) -> usize {
         let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
         let headers: usize = self.headers.iter().map(|h| HEADER + h.name.len() + length(&h.value)).sum();
@@ -131,12 +131,12 @@ impl Record {
     }
 }
 
-/// What a record costs beside its content: itself, its message, and the task that ends it.
+/// The overhead of a record: itself, its message, and its delivery task.
 const RECORD: usize = 1024;
-/// What a header costs beside its content.
+/// The overhead of a header.
 const HEADER: usize = size_of::<Header>();
-/// What a key of a PUSH costs: the key, its look-up, the connection that is found, its place in
-/// a call. Measured: see `tests/records`.
+/// The cost of a PUSH key: the key, its look-up, the connection found, its entry in a call.
+/// Measured: see `tests/records`.
 const KEY: usize = 256;
 
 pub(super) fn id_of(origin: &Origin, fingerprint: u64) -> MessageId {
@@ -144,17 +144,17 @@ pub(super) fn id_of(origin: &Origin, fingerprint: u64) -> MessageId {
 }
 
 /// XXH3 of value, key and timestamp: each is hashed with the hash of the next as its seed. Absent
-/// and empty are told apart.
+/// and empty differ.
 pub(super) fn fingerprint(timestamp_ms: Option<i64>, key: Option<&[u8]>, value: Option<&[u8]>) -> u64 {
     let hash = |bytes: Option<&[u8]>, seed: u64| match bytes {
         Some(bytes) => xxh3_64_with_seed(bytes, seed),
         None => seed.wrapping_add(1),
     };
-    // i64::MIN is no time that Kafka knows.
+    // i64::MIN is not a valid timestamp in Kafka.
     hash(value, hash(key, timestamp_ms.unwrap_or(i64::MIN) as u64))
 }
 
-/// Ids travel as gRPC metadata: printable ASCII of a sane length.
+/// Ids are sent as gRPC metadata: printable ASCII of limited length.
 pub(super) fn is_message_id(id: &[u8]) -> bool {
     !id.is_empty() && id.len() <= 512 && id.iter().all(u8::is_ascii_graphic)
 }
@@ -175,15 +175,15 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_a_place_and_a_fingerprint() {
-        // Ids stand in dead letters and in the memory of comets: they stay what they are.
+    fn an_id_is_an_origin_and_a_fingerprint() {
+        // Dead letters and comets store ids: their format must not change.
         assert_eq!(record().message_id().as_str(), "push/3/42/a3f1fd0fc46a00d6");
         let moved = Origin { topic: "other".into(), partition: 0, offset: 1 };
         assert_eq!(record().id_at(&moved).as_str(), "other/0/1/a3f1fd0fc46a00d6");
     }
 
     #[test]
-    fn whatever_differs_between_two_records_makes_another_id() {
+    fn any_difference_between_records_changes_the_id() {
         let others = [
             Record { timestamp_ms: Some(8), ..record() },
             Record { timestamp_ms: None, ..record() },
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_and_keys_count_with_what_is_made_of_them() {
+    fn headers_and_keys_count_with_their_overhead() {
         let empty = Header { name: Bytes::new(), value: None };
         let headers = Record { headers: vec![empty; 100_000], ..record() };
         assert!(headers.size() > 6_000_000, "{}", headers.size());
@@ -237,7 +237,7 @@ mod tests {
     fn a_redriven_record_keeps_its_id() {
         let mut redriven = record();
         redriven.headers.push(Header::new(MESSAGE_ID, "push/0/7"));
-        assert_eq!(redriven.message_id(), record().message_id(), "anybody may have written it");
+        assert_eq!(redriven.message_id(), record().message_id(), "any producer may have written it");
         redriven.trusted = true;
         assert_eq!(redriven.message_id().as_str(), "push/0/7");
         redriven.headers[0] = Header::new(MESSAGE_ID, "not an id\n");

@@ -1,28 +1,27 @@
-//! The users whom a redriven message is for, as a header names them. Pure.
+//! The users that a redriven message is for, as encoded in a header. Pure.
 //!
 //! Names are separated by commas; `%`, commas and control characters in a name are percent-encoded.
-//! The list is bounded, so that a record stays writable: `...` at its end says that there are more.
+//! The list is bounded, so that the record can be written: `%..` at its end marks a truncated list.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
-/// The most bytes of a list.
+/// The maximum size of a list in bytes.
 const MOST_BYTES: usize = 16 * 1024;
-/// Stands at the end of a list that is not complete. No name is encoded so.
+/// Marks the end of a truncated list. No name has this encoding.
 const MORE: &str = "%..";
 
-/// Users by name; connection ids where no user is known.
+/// Users by name; connection ids if no user is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RedriveUsers {
-    /// The users that are named.
+    /// The listed users.
     pub named: BTreeSet<String>,
-    /// There are more than these: everyone who is away may be one of them.
+    /// The list is truncated: any other absent user may belong to it.
     pub more: bool,
 }
 
 impl RedriveUsers {
-    /// Reads a header's value. `None` where it names nobody, or is longer than what a gateway
-    /// writes.
+    /// Parses a header's value. `None` if it is empty, or longer than a gateway writes.
     pub fn parse(list: &str) -> Option<Self> {
         if list.len() > MOST_BYTES + 1 + MORE.len() {
             return None;
@@ -39,7 +38,7 @@ impl RedriveUsers {
     }
 }
 
-/// The header's value for these names; `None` for none.
+/// The header's value for these names; `None` if there are none.
 pub fn list<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let mut list = String::new();
     for name in names.into_iter().filter(|name| !name.is_empty()) {
@@ -95,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_that_is_too_long_says_that_there_are_more() {
+    fn a_list_that_is_too_long_is_truncated() {
         let names: Vec<_> = (0..10_000).map(|n| format!("user-{n}")).collect();
         let long = list(names.iter().map(String::as_str)).unwrap_or_default();
         let users = RedriveUsers::parse(&long).unwrap_or_default();
@@ -107,7 +106,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn names_of_any_characters_are_read_as_they_were_written(names in proptest::collection::btree_set("\\PC{1,9}|[%,.\n]{1,4}", 0..20)) {
+        fn names_of_any_characters_are_parsed_as_written(names in proptest::collection::btree_set("\\PC{1,9}|[%,.\n]{1,4}", 0..20)) {
             let written = list(names.iter().map(String::as_str));
             let read = RedriveUsers::parse(&written.unwrap_or_default());
             let expected = (!names.is_empty()).then_some(RedriveUsers { named: names, more: false });
@@ -115,7 +114,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_a_header_holds_is_read(text in ".*") {
+        fn parsing_any_header_does_not_panic(text in ".*") {
             let _ = RedriveUsers::parse(&text);
         }
     }

@@ -1,4 +1,4 @@
-//! An inbox that is answered with any replies.
+//! Fuzzing: an inbox with arbitrary replies.
 
 use std::collections::HashSet;
 
@@ -7,7 +7,7 @@ use arbitrary::{Result, Unstructured};
 use super::redis::kept;
 use crate::redis_client::fuzzing::{reply, texts};
 
-/// Checks that an entry is read only from what the reply holds.
+/// Checks that an entry contains only data of the reply.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let reply = reply(input, 2)?;
     let mut known = HashSet::new();

@@ -1,4 +1,4 @@
-//! Inboxes inside the process: for the demo, `memory://` and tests.
+//! Inboxes in memory: for the demo, `memory://` and tests.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -8,10 +8,10 @@ use parking_lot::Mutex;
 use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, Unfinished, now_ms};
 use crate::message::UserId;
 
-/// How many users have an inbox; beyond it the inbox that was made first is forgotten.
+/// Maximum number of inboxes; above it the oldest inbox is evicted.
 const MAX_USERS: usize = 100_000;
 
-/// Inboxes in memory, bounded in users and in messages for each.
+/// Inboxes in memory, with a bounded number of users and of messages per user.
 #[derive(Debug)]
 pub struct MemoryInbox {
     config: Config,
@@ -22,7 +22,7 @@ pub struct MemoryInbox {
 #[derive(Debug, Default)]
 struct Table {
     inboxes: HashMap<UserId, VecDeque<Kept>>,
-    /// The users in the order in which their inboxes were made.
+    /// The users in the order in which their inboxes were created.
     order: VecDeque<UserId>,
 }
 

@@ -1,17 +1,16 @@
-//! What becomes of recipients who are away: the inbox, and the configured default.
+//! Absent recipients: the inbox, and the configured default.
 //!
-//! [`RedisInbox`] keeps a bounded stream per user under Halley's prefix; [`MemoryInbox`] stands
-//! in for it in the demo and in tests and behaves the same. Who reads inboxes is somebody
-//! else's software; the layout is described at [`RedisInbox`].
+//! [`RedisInbox`] keeps a bounded stream per user under Halley's prefix. [`MemoryInbox`] replaces it
+//! in the demo and in tests and behaves the same. Inboxes are read by other software; see
+//! [`RedisInbox`] for the layout.
 //!
-//! [`InboxQueue`] is between them and the messages: one writer for the whole process, which
-//! stores what many messages have for absent users in full pipelines, one at a time. However much
-//! is to be stored, what waits is bounded, each entry is written once, and Redis' other work is
-//! not held up.
+//! [`InboxQueue`] connects messages to the inbox through one writer per process, which stores the
+//! entries of many messages in full pipelines, one at a time. Whatever the load, the queue is
+//! bounded, each entry is written once, and other uses of Redis are not held up.
 //!
-//! Promises: what `store` reports as stored is in the inbox. A redelivered record may be stored
-//! twice under the same message id; readers drop repeats. It does not know how a policy
-//! decides.
+//! Promises: entries that `store` reports as stored are in the inbox. A redelivered record may be
+//! stored twice under the same message id; readers drop repeats. The module does not know how a
+//! policy decides.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -44,45 +43,44 @@ pub use redis::RedisInbox;
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// What becomes of a message for someone who is away when no policy has an opinion:
-    /// `store`, `drop` or `notify`.
+    /// What happens to a message for an absent user if no policy decides: `store`, `drop` or
+    /// `notify`.
     pub default: DefaultDisposition,
-    /// How long stored messages are kept, unless a policy says shorter; it cannot say longer.
+    /// How long stored messages are kept. Policies can shorten it, not extend it.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
-    /// How many messages are kept for one user; the oldest give way.
+    /// Maximum number of messages per user; the oldest are dropped.
     pub max_per_user: usize,
-    /// The largest body that is stored. A message with a larger one becomes a dead letter when
-    /// it would have to be stored; whoever is online gets it all the same.
+    /// Maximum size of a stored body. A message with a larger one becomes a dead letter if it has to
+    /// be stored; online users receive it nevertheless.
     pub max_body: ByteSize,
-    /// The most that one message may take in all inboxes together: its body, the room's and the
-    /// user's names and some 256 bytes, for each user it is stored for. Above it, likewise.
+    /// Maximum size of one message in all inboxes together: for each user its body, the names of
+    /// room and user, and about 256 bytes. Above it, the message becomes a dead letter as well.
     pub max_fan_out_bytes: ByteSize,
-    /// How many absent recipients, over all messages, may wait for their part before the
-    /// partitions that bring more of them wait, too.
+    /// Maximum number of absent recipients, over all messages, that wait to be stored; above it,
+    /// partitions with more of them are paused.
     pub max_in_flight: usize,
-    /// For how long Redis may answer and refuse to store (it is at `maxmemory`, cannot save, has
-    /// too few replicas, or the user may not write) until messages for absent users become dead
-    /// letters, so that those who are online go on receiving. While Redis does not answer,
-    /// records are held, however long that takes.
+    /// How long Redis may answer but refuse to store (it is at `maxmemory`, cannot save, has too few
+    /// replicas, or denies the user) before messages for absent users become dead letters, so that
+    /// online users keep receiving. While Redis does not answer, records are held without limit.
     #[serde(with = "humantime_serde")]
     pub give_up_after: Duration,
-    /// The topic that `notify` produces to, on the brokers of `[kafka]`.
+    /// The topic for `notify`, on the brokers of `[kafka]`.
     pub notify_topic: String,
 }
 
-/// What an inbox entry takes beside what differs between messages, roughly.
+/// Approximate size of an inbox entry besides body and names.
 const ENTRY_OVERHEAD: u64 = 256;
 
-/// The configured default for the absent.
+/// The default for absent users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DefaultDisposition {
-    /// Into the inbox, with the configured retention.
+    /// Store in the inbox, with the configured retention.
     Store,
-    /// Nothing is kept.
+    /// Drop.
     Drop,
-    /// To the notify topic, for the channel `default`.
+    /// Write to the notify topic, for the channel `default`.
     Notify,
 }
 
@@ -119,7 +117,7 @@ impl Config {
         if self.max_in_flight == 0 {
             problems.push("`offline.max_in_flight` is 0; it must be at least 1".to_owned());
         }
-        // A policy may want to notify at any time.
+        // A policy may notify at any time.
         problems.extend(topic_problem("offline.notify_topic", &self.notify_topic));
         problems
     }
@@ -133,8 +131,8 @@ impl Config {
         }
     }
 
-    /// What becomes of a message for this recipient, of whom policies decided this. Only users
-    /// have inboxes, and the default is for users.
+    /// What happens to a message for this recipient, given the decision of policies. Only users have
+    /// inboxes, and the default applies to users only.
     pub fn disposition_of(&self, absent: &Absent, decided: Option<Disposition>) -> Disposition {
         match (absent.identity, decided) {
             (Identity::User, None) => self.disposition(),
@@ -144,7 +142,7 @@ impl Config {
         }
     }
 
-    /// Why this message cannot be stored for these; `None` when it can, or has to be for nobody.
+    /// Why this message cannot be stored for these users; `None` if it can, or there are none.
     pub fn refuses<'a>(&self, message: &Message, users: impl Iterator<Item = &'a UserId>) -> Option<String> {
         let (mut recipients, mut together) = (0_usize, 0_u64);
         for user in users {
@@ -171,20 +169,19 @@ impl Config {
         })
     }
 
-    /// How long a message is kept for which a policy asked for this.
+    /// How long a message is kept if a policy asked for this duration.
     fn retention(&self, asked: Option<Duration>) -> Duration {
         asked.map_or(self.retention, |asked| asked.min(self.retention))
     }
 }
 
-/// The bytes of a message and of its recipient that an entry or a notification carries: the body and
-/// the names, any of which may be the large one.
+/// The size of a message and its recipient in an entry or notification: body and names.
 fn size(message: &Message, user: &UserId) -> usize {
     let room = message.room().map_or(0, |room| room.as_str().len());
     message.body.len() + room + user.as_str().len()
 }
 
-/// What the inbox counts.
+/// Metrics of the inbox.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     stored: Counter,
@@ -192,17 +189,17 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Makes and registers them.
+    /// Creates and registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self { stored: Counter::default(), not_stored: Counter::default() };
         registry.register(
             "halley_offline_stored",
-            "Messages stored for users who are away, once per user",
+            "Messages stored for absent users, once per user",
             metrics.stored.clone(),
         );
         registry.register(
             "halley_offline_not_stored",
-            "Messages for users who are away that their inbox can never take, once per user",
+            "Messages for absent users that can never be stored, once per user",
             metrics.not_stored.clone(),
         );
         metrics
@@ -212,68 +209,65 @@ impl Metrics {
 /// One message for one user.
 #[derive(Debug, Clone)]
 pub struct InboxEntry {
-    /// Whose inbox.
+    /// The owner of the inbox.
     pub user: UserId,
     /// The message.
     pub message: Arc<Message>,
-    /// How long it is kept; `None` is the configured retention, which is also the longest.
+    /// How long it is kept; `None` is the configured retention, which is also the maximum.
     pub retention: Option<Duration>,
 }
 
-/// An entry that can never be stored; trying again does not help.
+/// An entry that can never be stored: a retry does not help.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NotStored {
     /// Its index among the entries.
     pub entry: usize,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// Not every entry has an outcome.
+/// The result of a store that is incomplete.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unfinished {
     /// The entries that can never be stored.
     pub not_stored: Vec<NotStored>,
-    /// The indexes of those that have to be stored again; all others are.
+    /// The indexes of the entries to retry; all others are stored.
     pub left: Vec<usize>,
-    /// What was in the way.
+    /// The error.
     pub because: Unavailable,
 }
 
-/// A message as it was kept.
+/// A stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
     /// The message's id.
     pub id: MessageId,
     /// The protocol operation.
     pub operation: i32,
-    /// The room, when it was for one.
+    /// The room, if it was for one.
     pub room: Option<RoomId>,
     /// The body.
     pub body: Bytes,
-    /// When it was sent: the record's timestamp, else when it was stored. Milliseconds since
-    /// 1970-01-01 UTC.
+    /// The record's timestamp, or else when it was stored, in milliseconds since 1970.
     pub sent_ms: i64,
-    /// From when on nobody should see it any more, likewise.
+    /// When it expires, in milliseconds since 1970.
     pub expires_ms: i64,
 }
 
-/// Keeps messages for users who are away.
+/// Stores messages for absent users.
 #[async_trait]
 pub trait Inbox: Send + Sync + 'static {
-    /// Stores all entries, in order. The answer names those that can never be stored; the
-    /// others are.
+    /// Stores all entries, in order. Returns those that can never be stored; all others are stored.
     ///
     /// # Errors
-    /// When the inbox cannot be used now, with the entries that are left. Of some of those it may
-    /// be unknown whether they are stored; storing them again repeats them under the same message
-    /// id.
+    /// If the inbox cannot be used now, with the entries to retry. Some of those may have been
+    /// stored; storing them again repeats them under the same message id.
     async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished>;
 
-    /// The oldest messages of a user that have not expired, each id once, at most `limit`.
+    /// The oldest unexpired messages of a user, each id once, at most `limit`.
     ///
     /// # Errors
-    /// When the inbox cannot be used now.
+    /// If the inbox cannot be used now.
     async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<Kept>, Unavailable>;
 }
 

@@ -1,10 +1,10 @@
-//! The notify topic: one record for each absent recipient whom a policy wants told on
-//! another channel (APNs, SMS, mail). What sends them reads the topic.
+//! The notify topic: one record per absent recipient whom a policy notifies on another channel (APNs,
+//! SMS, mail). Senders consume the topic.
 //!
-//! Key: the user id. Value: the message's body. Headers say the rest.
+//! Key: the user id. Value: the message's body. Headers: everything else.
 //!
-//! What is on its way to the broker is bounded over all messages, so that a backlog does not
-//! take its own load for a broker that does not answer.
+//! The volume in flight to the broker is bounded over all messages, so that a backlog is not mistaken
+//! for an unresponsive broker.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -22,12 +22,12 @@ use crate::offline::size;
 pub struct Notifier {
     producer: Producer,
     topic: String,
-    /// Kibibytes that may be on their way.
+    /// Kibibytes that may be in flight.
     places: Arc<Semaphore>,
 }
 
-/// Kibibytes of notifications on their way to the broker; one takes a kibibyte beside its body and
-/// the names that it carries.
+/// Maximum volume in flight to the broker; a notification counts one kibibyte plus its body and
+/// names.
 const KIBIBYTES: usize = 16 * 1024;
 
 impl Notifier {
@@ -36,11 +36,11 @@ impl Notifier {
         Self { producer, topic, places: Arc::new(Semaphore::new(KIBIBYTES)) }
     }
 
-    /// Writes one; returns once the broker has confirmed it. Calls `queued` once its place among
-    /// those of its user is certain.
+    /// Writes a notification; returns after the broker has confirmed it. Calls `queued` once its
+    /// order among the user's notifications is fixed.
     ///
     /// # Errors
-    /// When the broker did not confirm it: the recipient has no outcome yet.
+    /// If the broker did not confirm it: the recipient has no outcome yet.
     pub async fn notify(
         &self,
         message: &Message,
@@ -69,7 +69,7 @@ impl Notifier {
             partition: None,
         };
         let mut write = pin!(self.producer.write(&self.topic, outgoing));
-        // The first step puts it into the producer's queue, unless that is full.
+        // The first poll puts it into the producer's queue, unless that is full.
         let written = poll_immediate(&mut write).await;
         queued();
         match written {

@@ -1,18 +1,17 @@
-//! One writer for all inboxes, behind a queue that is bounded.
+//! The bounded queue of inbox entries, and its single writer.
 //!
-//! A message for a room of a thousand absent users is a thousand entries, and a backlog has
-//! thousands of such messages. If each message stored its own, all of them would wait for one
-//! Redis at the same time, each pipeline would be slower than its timeout, and each would begin
-//! again. So there is one writer, which takes entries of many messages in their order, makes full
-//! pipelines of them, sends one at a time, and goes on where Redis stopped: what was acknowledged
-//! is not written again.
+//! A message for a room with a thousand absent users has a thousand entries, and a backlog contains
+//! thousands of such messages. If each message stored its own, all would wait for one Redis at once,
+//! each pipeline would exceed its timeout, and each would start over. So one writer takes entries of
+//! many messages in order, builds full pipelines, sends one at a time, and continues where Redis
+//! stopped: acknowledged entries are not written again.
 //!
-//! How large a pipeline is follows from how long the last one took, so that Redis' other
-//! clients, our look-ups among them, get their turns. A pipeline that was too slow was too
-//! large; that is no outage.
+//! The size of a pipeline follows from the duration of the last one, so that Redis serves other
+//! clients, including our look-ups, in between. A pipeline that timed out was too large; that is not
+//! an outage.
 //!
-//! Promises: entries of one user are stored in the order in which they were queued. What waits is
-//! bounded. An entry whose message was abandoned meanwhile is not written.
+//! Promises: entries of one user are stored in the order in which they were queued. The queue is
+//! bounded. Entries of an abandoned message are not written.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -26,40 +25,41 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Config, Inbox, InboxEntry, NotStored, Unfinished, size};
 use crate::backoff::Backoff;
+use crate::message::UserId;
 
-/// How many entries may be queued.
+/// Capacity of the queue, in entries.
 pub(super) const PLACES: usize = 16_384;
 
-/// How long a pipeline should take: long enough to be worth its round trip, short enough for
-/// whoever else asks Redis something.
+/// Target duration of a pipeline: long enough to be worth a round trip, short enough for Redis' other
+/// clients.
 const TARGET: Duration = Duration::from_millis(25);
 
-/// Entries in one pipeline, at first and at most.
+/// Entries per pipeline: initial and maximum.
 const FIRST_SIZE: usize = 128;
 const LARGEST_SIZE: usize = 2_048;
 
-/// Bytes of bodies and names in one pipeline, unless one entry alone has more.
+/// Maximum bytes of bodies and names per pipeline, unless a single entry exceeds it.
 const LARGEST_BYTES: usize = 1 << 20;
 
 /// Pauses after a failure, at first and at most.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
-/// How often those who wait are reminded of the same problem.
+/// How often waiting callers are reminded of the same problem.
 const REMIND_EVERY: Duration = Duration::from_secs(10);
 
-/// What is in the way of storing at present.
+/// What currently prevents storing.
 pub type Problem = Option<Arc<str>>;
 
-/// What became of the entries of one call.
+/// The result of one call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stored {
-    /// How many were not stored, for good.
-    pub refused: usize,
+    /// Whose entries were not stored, for good.
+    pub refused: Vec<UserId>,
     /// Why the first of them was not.
     pub reason: Option<String>,
 }
 
-/// Where entries are queued. Cheap to clone; the clones are one queue.
+/// The queue. Cheap to clone; clones share it.
 #[derive(Clone, Debug)]
 pub struct InboxQueue {
     chunks: mpsc::Sender<Chunk>,
@@ -67,7 +67,7 @@ pub struct InboxQueue {
     problem: watch::Receiver<Problem>,
 }
 
-/// Places in the queue.
+/// Reserved slots in the queue.
 #[derive(Debug)]
 pub struct Places {
     chunks: mpsc::Sender<Chunk>,
@@ -80,7 +80,7 @@ struct Chunk {
     owner: Arc<Owner>,
 }
 
-/// Whoever waits for the entries of one chunk.
+/// The caller that waits for the entries of one chunk.
 #[derive(Debug)]
 struct Owner {
     open: AtomicUsize,
@@ -89,7 +89,7 @@ struct Owner {
     _places: OwnedSemaphorePermit,
 }
 
-/// Stores what is queued. Run it with [`InboxWriter::run`].
+/// Stores queued entries. Run it with [`InboxWriter::run`].
 #[derive(Debug)]
 pub struct InboxWriter<I: ?Sized> {
     chunks: mpsc::Receiver<Chunk>,
@@ -104,9 +104,9 @@ pub struct InboxWriter<I: ?Sized> {
 }
 
 impl InboxQueue {
-    /// A queue, and the writer behind it.
+    /// Creates a queue and its writer.
     pub fn new<I: Inbox + ?Sized>(inbox: Arc<I>, config: &Config) -> (Self, InboxWriter<I>) {
-        // Every chunk has a place at least.
+        // Every chunk holds at least one slot.
         let (sender, chunks) = mpsc::channel(PLACES);
         let (problem, seen) = watch::channel(None);
         let writer = InboxWriter {
@@ -123,12 +123,12 @@ impl InboxQueue {
         (Self { chunks: sender, places: Arc::new(Semaphore::new(PLACES)), problem: seen }, writer)
     }
 
-    /// What is in the way of storing, as it changes.
+    /// Reports what prevents storing, as it changes.
     pub fn problem(&self) -> watch::Receiver<Problem> {
         self.problem.clone()
     }
 
-    /// Waits for places for so many entries. `None`: the writer has ended.
+    /// Waits for this many slots. `None`: the writer has ended.
     pub async fn places(&self, entries: usize) -> Option<Places> {
         let wanted = entries.clamp(1, PLACES) as u32;
         let places = Arc::clone(&self.places).acquire_many_owned(wanted).await.ok()?;
@@ -137,8 +137,8 @@ impl InboxQueue {
 }
 
 impl Places {
-    /// Queues entries, calls `queued`, and waits until each has its outcome. Dropping the future
-    /// gives up those that are not written yet. `None`: the writer has ended.
+    /// Queues entries, calls `queued`, and waits until each has an outcome. Dropping the future
+    /// cancels entries that are not written yet. `None`: the writer has ended.
     pub async fn store(self, entries: Vec<InboxEntry>, queued: impl FnOnce()) -> Option<Stored> {
         if entries.is_empty() {
             queued();
@@ -158,19 +158,19 @@ impl Places {
 }
 
 impl Owner {
-    /// Nobody waits any more: the record will be delivered again.
+    /// Whether the caller has gone: the record will be redelivered.
     fn is_gone(&self) -> bool {
         let done = self.done.lock();
         done.as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 
-    fn refuse(&self, reason: &str) {
+    fn refuse(&self, entry: &InboxEntry, reason: &str) {
         let mut stored = self.stored.lock();
-        stored.refused += 1;
+        stored.refused.push(entry.user.clone());
         stored.reason.get_or_insert_with(|| reason.to_owned());
     }
 
-    /// One entry has its outcome.
+    /// Records the outcome of one entry.
     fn close_one(&self) {
         if self.open.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
@@ -184,7 +184,7 @@ impl Owner {
 }
 
 impl<I: Inbox + ?Sized> InboxWriter<I> {
-    /// Stores until nobody can queue any more, or the shutdown.
+    /// Stores entries until all senders are dropped, or the shutdown.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let _ended = shutdown.run_until_cancelled(self.work()).await;
     }
@@ -199,7 +199,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
             match self.inbox.store(&entries).await {
                 Ok(not_stored) => {
                     self.adapt(entries.len(), begun.elapsed());
-                    close(&owners, &not_stored, &[]);
+                    close(&entries, &owners, &not_stored, &[]);
                     self.succeeded();
                 }
                 Err(unfinished) => self.unfinished(entries, owners, unfinished).await,
@@ -207,7 +207,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
         }
     }
 
-    /// Takes what is queued, up to a pipeline of it; waits only while there is nothing.
+    /// Takes up to one pipeline of entries from the queue; waits only if it is empty.
     async fn gather(&mut self) -> bool {
         while self.waiting.len() < self.size {
             let chunk = match self.chunks.try_recv() {
@@ -224,7 +224,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
         true
     }
 
-    /// The next pipeline, in the order of the queue.
+    /// The next pipeline, in queue order.
     fn pipeline(&mut self) -> (Vec<InboxEntry>, Vec<Arc<Owner>>) {
         let (mut entries, mut owners, mut bytes) = (Vec::new(), Vec::new(), 0);
         while entries.len() < self.size {
@@ -243,7 +243,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
         (entries, owners)
     }
 
-    /// Makes the next pipeline larger or smaller.
+    /// Adapts the size of the next pipeline.
     fn adapt(&mut self, entries: usize, took: Duration) {
         if took > TARGET * 2 {
             self.size = (self.size / 2).max(1);
@@ -258,8 +258,8 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
         self.problem.send_if_modified(|problem| problem.take().is_some());
     }
 
-    /// Some entries are left: they come first the next time, after a pause. When Redis has
-    /// refused to write for long, they are given up.
+    /// Requeues unfinished entries at the front and pauses. If Redis has refused to write for too
+    /// long, they are given up.
     async fn unfinished(
         &mut self,
         entries: Vec<InboxEntry>,
@@ -267,7 +267,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
         unfinished: Unfinished,
     ) {
         let Unfinished { not_stored, left, because } = unfinished;
-        close(&owners, &not_stored, &left);
+        close(&entries, &owners, &not_stored, &left);
         let has_moved = left.len() < entries.len();
         if because.is_slow() {
             self.size = (self.size / 4).max(1);
@@ -280,7 +280,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
             if since.elapsed() >= self.give_up_after {
                 let reason = because.to_string();
                 for at in left {
-                    owners[at].refuse(&reason);
+                    owners[at].refuse(&entries[at], &reason);
                     owners[at].close_one();
                 }
                 self.problem.send_if_modified(|problem| problem.take().is_some());
@@ -300,7 +300,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
         tokio::time::sleep(self.backoff.next_wait(fastrand::f64())).await;
     }
 
-    /// Tells those who wait what they wait for.
+    /// Informs waiting callers of the problem.
     fn tell(&mut self, problem: Arc<str>) {
         let is_news = self.problem.borrow().as_deref() != Some(&*problem);
         if is_news || self.told.elapsed() >= REMIND_EVERY {
@@ -311,9 +311,9 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
 }
 
 /// Closes the entries that are not left. Indexes are in order.
-fn close(owners: &[Arc<Owner>], not_stored: &[NotStored], left: &[usize]) {
+fn close(entries: &[InboxEntry], owners: &[Arc<Owner>], not_stored: &[NotStored], left: &[usize]) {
     for NotStored { entry, reason } in not_stored {
-        owners[*entry].refuse(reason);
+        owners[*entry].refuse(&entries[*entry], reason);
     }
     let mut left = left.iter().peekable();
     for (at, owner) in owners.iter().enumerate() {

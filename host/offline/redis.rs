@@ -1,4 +1,4 @@
-//! Inboxes in Redis: a stream for each user.
+//! Inboxes in Redis: one stream per user.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -15,38 +15,37 @@ use crate::message::UserId;
 use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
 use crate::telemetry::LogThrottle;
 
-/// How many entries one `XRANGE` reads.
+/// Entries per `XRANGE`.
 const PAGE: usize = 100;
 
-/// How far this process' clock and Redis' may be apart for entries to be trimmed by age: entries are
-/// numbered by Redis' clock, and one that is wrong by days would empty inboxes.
+/// Maximum clock skew, in milliseconds, for trimming by age: entry ids carry Redis' time, and a clock
+/// that is wrong by days would empty inboxes.
 const CLOCKS_APART: i64 = 3_600_000;
 
-/// How often is told that they are further apart.
+/// How often the clock skew is logged.
 const CLOCK_WARNING: Duration = Duration::from_secs(60);
 
-/// A stream `<prefix>inbox:{user}` for each user, with the fields `id` (message id), `op`
-/// (operation), `room` (when there is one), `body` (as it came), `ts` (when it was sent) and
-/// `expires`, both in milliseconds since 1970. The stream is trimmed to its maximal length
-/// (exactly) and age, and goes when nothing was stored for the longest retention.
+/// One stream `<prefix>inbox:{user}` per user, with the fields `id` (message id), `op` (operation),
+/// `room` (if any), `body` (unchanged), `ts` (when it was sent) and `expires`, both in milliseconds
+/// since 1970. The stream is trimmed to its maximum length (exactly) and age, and expires if nothing
+/// is stored for the maximum retention.
 ///
-/// Readers leave out entries that have expired and repeats of an `id`: an entry whose connection
-/// breaks is appended again. All commands have one key, so a cluster may spread the inboxes.
-/// Redis answers before its replicas know: what a primary took in its last moments is lost when
-/// a replica takes over.
+/// Readers have to skip expired entries and repeated `id`s: an entry whose connection breaks is
+/// appended again. All commands have one key, so a cluster may spread the inboxes. Redis acknowledges
+/// before replication: a primary's last writes are lost in a failover.
 #[derive(Debug, Clone)]
 pub struct RedisInbox {
     client: RedisClient,
     config: Config,
     metrics: Metrics,
     refused_line: Arc<LogThrottle>,
-    /// Whether the last entries were numbered about as this process' clock would have done it.
+    /// Whether the ids of the last entries agreed with this process's clock.
     clocks_agree: Arc<AtomicBool>,
     clock_warning: Arc<LogThrottle>,
 }
 
 impl RedisInbox {
-    /// Inboxes through this client.
+    /// Inboxes that use this client.
     pub fn new(client: RedisClient, config: &Config, metrics: Metrics) -> Self {
         Self {
             client,
@@ -62,9 +61,9 @@ impl RedisInbox {
         format!("{}inbox:{user}", self.client.prefix())
     }
 
-    /// The commands that store these entries, and for each entry where its append stands among
-    /// them. Behind a user's first append, the inbox is told when to go and trimmed by age: once
-    /// for all of the user's entries.
+    /// The commands that store these entries, and the position of each entry's append. After a user's
+    /// first append, the expiry is set and the inbox is trimmed by age: once for all entries of the
+    /// user.
     fn commands(&self, entries: &[InboxEntry], now: i64) -> (Vec<Cmd>, Vec<Append>) {
         let longest = millis(self.config.retention);
         let mut commands = Vec::with_capacity(entries.len() * 3);
@@ -90,9 +89,9 @@ impl RedisInbox {
         (commands, appends)
     }
 
-    /// What became of an entry, from the replies.
+    /// The outcome of an entry, from the replies.
     fn outcome(&self, entry: &InboxEntry, append: &Append, replies: &[Option<Value>]) -> Outcome {
-        // A stream that was not told when to go would stay for ever.
+        // A stream without expiry would stay for ever.
         let expires = !append.is_first || replies.get(append.at + 1).is_some_and(Option::is_some);
         let Some(Some(reply)) = replies.get(append.at).filter(|_| expires) else { return Outcome::Left };
         match refusal(reply) {
@@ -107,7 +106,7 @@ impl RedisInbox {
         }
     }
 
-    /// Looks at the numbers of new entries, which begin with Redis' time in milliseconds.
+    /// Compares the ids of new entries, which begin with Redis' time in milliseconds, with the clock.
     fn compare_clocks(&self, now: i64, appends: &[Append], replies: &[Option<Value>]) {
         let reply = |append: &Append| replies.get(append.at).cloned().flatten();
         let number = |value| text(value).filled()?.split_once('-')?.0.parse::<i64>().ok();
@@ -119,7 +118,7 @@ impl RedisInbox {
         if !agree && self.clock_warning.admit().is_some() {
             let apart = Duration::from_secs(apart / 1000);
             warn!(
-                "the clocks of this process and of Redis, or of an inbox' last entry, are {} apart: inboxes are not trimmed by age; synchronise the clocks",
+                "the clocks of this process and of Redis (or the last entry of an inbox) differ by {}: not trimming inboxes by age; synchronise the clocks",
                 humantime::format_duration(apart)
             );
         }
@@ -131,12 +130,7 @@ impl RedisInbox {
         if let Some(first) = not_stored.first() {
             let count = not_stored.len();
             let Some(held_back) = self.refused_line.admit() else { return };
-            tracing::error!(
-                count,
-                held_back,
-                "messages for users who are away cannot be stored: {}",
-                first.reason
-            );
+            tracing::error!(count, held_back, "messages for absent users cannot be stored: {}", first.reason);
         }
     }
 }
@@ -177,7 +171,7 @@ impl Inbox for RedisInbox {
                 return Err(self.client.denied("read_offline", said));
             }
             if is_too_large(&reply) {
-                let why = format!("the inbox of `{user}` has entries that are larger than [redis] max_reply");
+                let why = format!("the inbox of `{user}` contains entries larger than [redis] max_reply");
                 return Err(self.client.denied("read_offline", why));
             }
             let entries = elements(reply);
@@ -189,7 +183,7 @@ impl Inbox for RedisInbox {
                 let kept = parts.next().and_then(kept).filter(|kept| kept.expires_ms > now);
                 found.extend(kept.filter(|kept| seen.insert(kept.id.clone())));
             }
-            // A page without a single id is no stream's; the next one would be the same.
+            // A page without any id does not come from a stream; the next page would be the same.
             let stuck = start == before;
             if count < PAGE || found.len() >= limit || stuck {
                 found.truncate(limit);
@@ -199,20 +193,20 @@ impl Inbox for RedisInbox {
     }
 }
 
-/// Where an entry's append stands among the commands, and whether it is the user's first.
+/// The position of an entry's append among the commands, and whether it is the user's first.
 struct Append {
     at: usize,
     is_first: bool,
 }
 
-/// What became of one entry.
+/// The outcome of one entry.
 enum Outcome {
     Stored,
-    /// It can never be stored: why.
+    /// It can never be stored, for this reason.
     Never(String),
-    /// Nobody answered, or Redis does not write at present.
+    /// No answer, or Redis does not accept writes now.
     Left,
-    /// The user has no right to write there.
+    /// The user may not write there.
     Denied(String),
 }
 
@@ -233,7 +227,7 @@ fn page(key: &str, start: &str) -> Cmd {
     command
 }
 
-/// Reads the fields of an entry; `None` when Halley did not write it.
+/// Parses the fields of an entry; `None` if Halley did not write it.
 pub(super) fn kept(fields: Value) -> Option<Kept> {
     let (mut id, mut operation, mut room, mut body) = (None, None, None, None);
     let (mut sent_ms, mut expires_ms) = (None, None);
@@ -267,7 +261,7 @@ fn bytes(value: Value) -> Option<Bytes> {
 }
 
 fn millis(duration: Duration) -> i64 {
-    // A century: Redis refuses times that overflow when added to now.
+    // A century: Redis rejects durations that overflow when added to the current time.
     const LONGEST: u128 = 100 * 365 * 24 * 3600 * 1000;
     duration.as_millis().min(LONGEST) as i64
 }

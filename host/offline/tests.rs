@@ -1,4 +1,4 @@
-//! The inbox: one suite of behaviour for memory and Redis.
+//! Contract tests of the inbox, for memory and Redis.
 
 use super::*;
 use crate::message::{Audience, Origin, Record};
@@ -30,7 +30,7 @@ pub(super) fn entry(user: &str, offset: i64, retention: Option<Duration>) -> Inb
 
 async fn offsets(inbox: &dyn Inbox, user: &str, limit: usize) -> Vec<String> {
     let kept = inbox.read(&user.into(), limit).await.expect("reads");
-    // Without the fingerprint at their end.
+    // Without the trailing fingerprint.
     let place =
         |id: MessageId| id.as_str().rsplit_once('/').map_or_else(String::new, |(at, _)| at.to_owned());
     kept.into_iter().map(|kept| place(kept.id)).collect()
@@ -79,7 +79,7 @@ async fn an_inbox_in_redis_behaves() {
     let server = RedisServer::start().await;
     inbox_behaves(&RedisInbox::new(server.client(), &config(), metrics())).await;
     let Value::Int(left) = server.run(&["PTTL", "halley:inbox:ann"]).await else { panic!("no time") };
-    assert!((1..=3_600_000).contains(&left), "the key goes when nothing comes any more: {left}");
+    assert!((1..=3_600_000).contains(&left), "the key expires: {left}");
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn a_spoilt_inbox_harms_no_other() {
 
 #[tokio::test]
 async fn a_full_page_that_is_no_streams_ends_the_reading() {
-    // A server that answers XRANGE with as many strings as were asked for, and no ids.
+    // A server that answers XRANGE with the requested number of strings, without ids.
     let renamed = ["--rename-command", "XRANGE", "STREAM", "--rename-command", "SUNION", "XRANGE"];
     let server = RedisServer::start_with(&renamed).await;
     for number in 0..500 {
@@ -147,7 +147,7 @@ async fn nothing_is_stored_while_redis_is_away() {
     let entries = [entry("ann", 1, None)];
     inbox.store(&entries).await.expect_err("nobody listens");
     server.revive().await;
-    eventually("storing works again", async || inbox.store(&entries).await == Ok(vec![])).await;
+    eventually("storing succeeds", async || inbox.store(&entries).await == Ok(vec![])).await;
     assert_eq!(offsets(&inbox, "ann", 10).await, ["push/0/1"]);
 }
 

@@ -1,4 +1,4 @@
-//! The ledger of one partition and the tickets that threads settle in it.
+//! The offset tracker of one partition, and the handles that settle its records.
 //!
 //! `model` runs it under many interleavings: its locks come from [`crate::sync`].
 
@@ -24,16 +24,15 @@ pub struct Offsets {
 impl Offsets {
     /// Admits a record of this many bytes.
     ///
-    /// Offsets come in growing order, with gaps (compaction, transactions). One that is not
-    /// above the last admitted gets a ticket that counts for nothing: these are the offsets of
-    /// one log, and a log that is read from an earlier offset has offsets of its own.
+    /// Offsets ascend, with gaps (compaction, transactions). An offset that is not above the last
+    /// admitted one gets a handle without effect: a tracker belongs to one reading of one log.
     pub fn admit(&self, offset: i64, bytes: usize) -> Ticket {
         let counts = self.ledger.lock().admit(offset, bytes);
         Ticket { offset, counts, ledger: Arc::clone(&self.ledger) }
     }
 
-    /// There is no record below this offset that was not admitted. Where everything that was
-    /// admitted is settled, the watermark moves there.
+    /// Every record below this offset was admitted. If all admitted records are settled, the
+    /// watermark moves there.
     pub fn skip_to(&self, offset: i64) {
         self.ledger.lock().skip_to(offset);
     }
@@ -44,21 +43,21 @@ impl Offsets {
         self.ledger.lock().watermark
     }
 
-    /// What is admitted and not settled.
+    /// The records that are admitted and not settled.
     pub fn unsettled(&self) -> Unsettled {
         self.ledger.lock().unsettled
     }
 
-    /// Records from the oldest unsettled one on, settled ones among them: what would be
-    /// delivered again after a crash, and what this ledger takes in memory.
+    /// The number of records from the oldest unsettled one on, including settled ones. These would
+    /// be delivered again after a crash, and take memory here.
     pub fn span(&self) -> usize {
         self.ledger.lock().slots.len()
     }
 }
 
-/// One admitted record. Settle it once it has its outcome; dropping it means "not settled".
+/// The handle of one admitted record. Settle it once the record has an outcome; dropping it does not settle.
 #[derive(Debug)]
-#[must_use = "a ticket that is dropped keeps its offset uncommitted"]
+#[must_use = "a dropped handle keeps its offset uncommitted"]
 pub struct Ticket {
     offset: i64,
     counts: bool,

@@ -1,7 +1,7 @@
 //! The ledger under many interleavings of threads, by shuttle, whose locks hand over to a random other
 //! thread whenever they are taken: `cargo test --features models --lib model::`.
 //!
-//! A failure prints the seed that brings it back (`SHUTTLE_RANDOM_SEED`).
+//! A failure prints the seed that reproduces it (`SHUTTLE_RANDOM_SEED`).
 
 use shuttle::sync::{self, Arc, Mutex};
 use shuttle::thread;
@@ -13,20 +13,20 @@ const RUNS: usize = 3_000;
 const RECORDS: i64 = 6;
 
 #[test]
-fn the_watermark_never_passes_what_is_not_settled_and_ends_at_the_end() {
+fn the_watermark_never_passes_an_unsettled_record() {
     shuttle::check_random(|| settle_in_threads(None), RUNS);
 }
 
 #[test]
-fn a_ticket_that_is_dropped_in_any_thread_holds_the_watermark() {
+fn a_handle_dropped_in_any_thread_holds_the_watermark() {
     shuttle::check_random(|| settle_in_threads(Some(3)), RUNS);
 }
 
-/// One thread admits, three settle what comes, each in its own order, and one commits.
-/// The ticket of the record `lost` is dropped.
+/// One thread admits, three settle, each in its own order, and one commits.
+/// The handle of the record `lost` is dropped.
 fn settle_in_threads(lost: Option<i64>) {
     let offsets = Offsets::default();
-    // What is certainly settled: noted before the ticket is, so that the watermark is behind it.
+    // Offsets about to be settled: noted first, so that the watermark never passes them.
     let begun: Arc<Mutex<Vec<i64>>> = Arc::default();
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| sync::mpsc::channel()).unzip();
     let mut threads = Vec::new();
@@ -60,7 +60,7 @@ fn settle_in_threads(lost: Option<i64>) {
     assert_eq!((offsets.unsettled().records, offsets.unsettled().bytes), (left, 10 * left));
 }
 
-/// What the polling thread does: reads the watermark again and again.
+/// Does what the polling thread does: reads the watermark repeatedly.
 fn commit(offsets: &Offsets, begun: &Mutex<Vec<i64>>) {
     let mut committed = 0;
     for _ in 0..8 {

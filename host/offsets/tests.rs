@@ -1,4 +1,4 @@
-//! What the watermark promises, step by step and against a plain model.
+//! Tests of the watermark, by example and against a plain model.
 
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn the_watermark_waits_for_the_oldest_record() {
 }
 
 #[test]
-fn a_dropped_ticket_holds_the_watermark_for_good() {
+fn a_dropped_handle_holds_the_watermark() {
     let offsets = Offsets::default();
     let [a, b, c] = [0, 1, 2].map(|offset| offsets.admit(offset, 1));
     a.settle();
@@ -31,7 +31,7 @@ fn a_dropped_ticket_holds_the_watermark_for_good() {
 }
 
 #[test]
-fn a_record_that_comes_twice_counts_once() {
+fn a_duplicate_record_counts_once() {
     let offsets = Offsets::default();
     let first = offsets.admit(5, 10);
     let again = offsets.admit(5, 10);
@@ -44,7 +44,7 @@ fn a_record_that_comes_twice_counts_once() {
 }
 
 #[test]
-fn offsets_never_go_back() {
+fn the_watermark_never_moves_back() {
     let offsets = Offsets::default();
     offsets.admit(500, 1).settle();
     let back = offsets.admit(0, 1);
@@ -54,7 +54,7 @@ fn offsets_never_go_back() {
 }
 
 #[test]
-fn what_holds_no_records_is_passed_over_when_nothing_is_open() {
+fn offsets_without_records_are_skipped_when_all_is_settled() {
     let offsets = Offsets::default();
     let open = offsets.admit(3, 1);
     offsets.skip_to(9);
@@ -70,7 +70,7 @@ fn what_holds_no_records_is_passed_over_when_nothing_is_open() {
 
 proptest! {
     /// Against the plain model: the watermark is one past the last of the longest settled
-    /// run at the front, whatever the order, the gaps and the tickets that are lost.
+    /// run at the front, whatever the order, the gaps and the dropped handles.
     #[test]
     fn it_agrees_with_the_model(
         gaps in proptest::collection::vec(1i64..4, 1..60),

@@ -1,9 +1,9 @@
-//! The absent of one message: what policies decide, the inbox, notifications.
+//! Handles the absent recipients of one message: policy decisions, inbox, notifications.
 //!
-//! A message may have a hundred thousand absent recipients, and many messages may have theirs at
-//! the same time. So policies are asked, entries stored and notifications written in chunks, and
-//! what waits over all messages is bounded: in [`Waiting`] by how many absent recipients a worker
-//! may bring along, in the inbox's queue and at the notifier by what is under way.
+//! A message may have a hundred thousand absent recipients, and many such messages may be in flight
+//! together. So policies decide, entries are stored and notifications are written in chunks, and
+//! pending work over all messages is bounded: by [`Waiting`] in absent recipients, and by the inbox
+//! queue and the notifier in requests in flight.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -23,18 +23,18 @@ use crate::pipeline::metrics::Station;
 use crate::pipeline::persist::{Abandoned, Hold, hold_while, persist};
 use crate::stalls::StallStage;
 
-/// How many absent recipients a policy is asked about in one call.
+/// Absent recipients per call to a policy.
 const DECIDED_AT_ONCE: usize = 4_096;
 
-/// How many are stored, or notified, before the next are looked at.
+/// Absent recipients that are stored or notified together.
 const CARRIED_OUT_AT_ONCE: usize = 1_024;
 
-/// How many notifications of one message are on their way at a time.
+/// Notifications of one message in flight.
 const NOTIFIED_AT_ONCE: usize = 64;
 
-/// How many absent recipients may wait, over all messages. A worker takes room for those of a
-/// message before its calls are made, and waits when there is none: the records behind would
-/// only wait in memory.
+/// Bounds the absent recipients in flight, over all messages. A worker acquires permits for those
+/// of a message before it dispatches the calls, and waits while none are left: otherwise the next
+/// records would wait in memory.
 #[derive(Clone, Debug)]
 pub struct Waiting {
     places: Arc<Semaphore>,
@@ -42,13 +42,13 @@ pub struct Waiting {
 }
 
 impl Waiting {
-    /// Room for so many.
+    /// A budget of this many recipients.
     pub fn new(recipients: usize) -> Self {
         let all = u32::try_from(recipients).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32).max(1);
         Self { places: Arc::new(Semaphore::new(all as usize)), all }
     }
 
-    /// Takes room for the absent of one message; all of it for one that has more.
+    /// Acquires permits for the absent recipients of one message, at most the whole budget.
     pub(super) async fn take(
         &self,
         absent: usize,
@@ -65,39 +65,36 @@ impl Waiting {
     }
 }
 
-/// What became of some absent recipients.
+/// The absent recipients for whom storing or notifying failed.
 #[derive(Default)]
 struct Failed {
-    recipients: usize,
-    /// Those, and perhaps some of whom it is not known.
+    /// Exactly those that have nothing: the others would get it again.
     users: Vec<UserId>,
     why: Option<String>,
 }
 
 impl Failed {
-    /// So many failed, all of them among these.
-    fn add<'a>(&mut self, recipients: usize, among: impl Iterator<Item = &'a Absent>, why: Option<String>) {
-        if recipients > 0 {
-            self.recipients += recipients;
-            self.users.extend(among.map(|absent| absent.user.clone()));
-        }
+    /// These failed, the first of them for this reason.
+    fn add(&mut self, users: impl IntoIterator<Item = UserId>, why: Option<String>) {
+        self.users.extend(users);
         self.why = self.why.take().or(why);
     }
 
-    /// Why the record itself is kept, when any of so many absent recipients failed.
+    /// The reason of a dead letter, if any of `absent` recipients failed.
     fn into_reason(self, absent: usize) -> Option<Reason> {
-        let Self { recipients, users, why } = self;
+        let Self { users, why } = self;
+        let recipients = users.len();
         let text = format!("not kept for {recipients} of {absent} absent recipients: {}", why?);
         Some(Reason { users, ..Reason::new(Stage::Offline, text) })
     }
 }
 
 impl Journey {
-    /// Decides about the absent and carries it out. Returns a dead letter's reason when an
-    /// inbox, or the notify topic, can never take the message.
+    /// Decides what happens for the absent recipients and does it. Returns the reason of a dead
+    /// letter if an inbox or the notify topic can never accept the message.
     pub(super) async fn offline(&mut self) -> Result<Option<Reason>, Abandoned> {
         if self.story.absent.is_empty() {
-            // Its place is passed with its settlement, which is next, or with its letter.
+            // Its position is released by its settlement, which is next, or with its dead letter.
             return Ok(None);
         }
         let since = Instant::now();
@@ -115,7 +112,7 @@ impl Journey {
         let may_store = match config.refuses(&message, stored().map(|absent| &absent.user)) {
             None => true,
             why => {
-                failed.add(stored().count(), stored(), why);
+                failed.add(stored().map(|absent| absent.user.clone()), why);
                 false
             }
         };
@@ -135,9 +132,9 @@ impl Journey {
                     Disposition::Notify { channel } => notify.push((&absent[at], channel)),
                 }
             }
-            let (notified, refused) = self.notify(&message, &notify, &queueing).await?;
-            self.story.tally.notified += notified;
-            failed.add(notify.len() - notified, notify.iter().map(|(absent, _)| *absent), refused);
+            let Stored { refused, reason } = self.notify(&message, &notify, &queueing).await?;
+            self.story.tally.notified += notify.len() - refused.len();
+            failed.add(refused, reason);
             let entries = || {
                 store.iter().map(|(at, retention)| InboxEntry {
                     user: absent[*at].user.clone(),
@@ -147,18 +144,18 @@ impl Journey {
             };
             let stored = self.store(store.len(), || entries().collect(), &queueing).await?;
             let Stored { refused, reason } = stored;
-            self.story.tally.stored += store.len() - refused;
-            failed.add(refused, store.iter().map(|(at, _)| &absent[*at]), reason);
+            self.story.tally.stored += store.len() - refused.len();
+            failed.add(refused, reason);
         }
         drop(queueing);
-        self.story.tally.failed += failed.recipients;
+        self.story.tally.failed += failed.users.len();
         self.pipeline.metrics.stage(Station::Offline, since);
         Ok(failed.into_reason(absent.len()))
     }
 
-    /// Waits until everything is queued that earlier messages of the same key have for the absent:
-    /// each user's inbox and notifications are in the order of the messages. There are so many
-    /// entries and notifications to come.
+    /// Waits until earlier messages of the same key have queued all their entries and notifications,
+    /// so that each user's inbox and notifications keep the order of messages. This message has
+    /// `outputs` of them.
     async fn turn(&self, outputs: usize) -> Result<Queueing, Abandoned> {
         let place = &self.story.pending.place;
         if outputs > 0 {
@@ -167,7 +164,7 @@ impl Journey {
         Ok(Queueing { left: AtomicUsize::new(outputs), pass: place.passer(Output::Offline) })
     }
 
-    /// What policies decide; nothing at all where there are none that would.
+    /// The decisions of the policies; empty if no policy has the hook.
     async fn decide(
         &mut self,
         message: &Message,
@@ -194,7 +191,7 @@ impl Journey {
         Ok(all)
     }
 
-    /// Stores entries, which are made once there is room for them.
+    /// Stores entries, which are created once the queue has room for them.
     async fn store(
         &self,
         count: usize,
@@ -206,37 +203,40 @@ impl Journey {
         }
         let inbox = &self.pipeline.inbox;
         let store = async { inbox.places(count).await?.store(entries(), || queueing.queued(count)).await };
-        // Without an outcome the writer has ended, which it does after the partitions.
+        // No outcome means that the writer has ended, which happens after the partitions are closed.
         hold_while(self.hold(), StallStage::Inbox, inbox.problem(), store).await?.ok_or(Abandoned)
     }
 
-    /// Writes notifications; returns how many are written, and why others never will be.
+    /// Writes notifications; returns whose never will be, and why.
     async fn notify(
         &self,
         message: &Message,
         notify: &[(&Absent, String)],
         queueing: &Queueing,
-    ) -> Result<(usize, Option<String>), Abandoned> {
+    ) -> Result<Stored, Abandoned> {
         let mut rest = notify.iter();
         let mut under_way = FuturesUnordered::new();
-        let (mut written, mut refused) = (0, None);
+        let mut outcomes = Stored::default();
         loop {
             while under_way.len() < NOTIFIED_AT_ONCE
                 && let Some((absent, channel)) = rest.next()
             {
-                under_way.push(self.notify_one(message, absent, channel, queueing));
+                let write = self.notify_one(message, absent, channel, queueing);
+                under_way.push(async move { (absent, write.await) });
             }
             match under_way.next().await {
-                None => return Ok((written, refused)),
-                Some(outcome) => match outcome? {
-                    None => written += 1,
-                    Some(why) => refused = refused.or(Some(why)),
-                },
+                None => return Ok(outcomes),
+                Some((absent, refusal)) => {
+                    if let Some(why) = refusal? {
+                        outcomes.refused.push(absent.user.clone());
+                        outcomes.reason.get_or_insert(why);
+                    }
+                }
             }
         }
     }
 
-    /// Writes one; returns why the topic will never take it, when that is so.
+    /// Writes one notification; returns why the topic will never accept it, if so.
     async fn notify_one(
         &self,
         message: &Message,
@@ -245,7 +245,7 @@ impl Journey {
         queueing: &Queueing,
     ) -> Result<Option<String>, Abandoned> {
         let is_queued = AtomicBool::new(false);
-        // One that has to be written again has lost its place; the others do not wait for that.
+        // A notification that is retried has lost its position; later ones do not wait for it.
         let queued = || {
             if !is_queued.swap(true, Ordering::Relaxed) {
                 queueing.queued(1);
@@ -262,8 +262,8 @@ impl Journey {
     }
 }
 
-/// Entries and notifications of one message that are not queued yet: the next message of the key
-/// has its turn when there are none.
+/// Counts the entries and notifications of one message that are not queued yet. At zero, the next
+/// message of the key has its turn.
 struct Queueing {
     left: AtomicUsize,
     pass: Passer,

@@ -1,16 +1,16 @@
-//! Which records are too old to be delivered. Pure.
+//! Decides which records are too old to be delivered. Pure.
 
 use std::time::{Duration, SystemTime};
 
 use crate::message::Record;
 use crate::time::to_record_ms;
 
-/// What is too old at one moment: a batch is judged by one clock.
+/// The age limit at one point in time: one clock reading per batch.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Oldest(Option<i64>);
 
 impl Oldest {
-    /// Records from before `max_age` ago are too old; zero means that none is.
+    /// Records older than `max_age` are too old; zero disables the limit.
     pub(super) fn of(max_age: Duration, now: SystemTime) -> Self {
         let limit = || {
             let oldest = now.checked_sub(max_age)?;
@@ -19,8 +19,8 @@ impl Oldest {
         Self(if max_age.is_zero() { None } else { limit() })
     }
 
-    /// Whether a record is too old. One without a timestamp is not, and none that an operator
-    /// redrives: it bears the id that it was given when it became a dead letter, provably.
+    /// Whether a record is too old. Records without a timestamp are not, and neither are redriven
+    /// ones: these carry a proven message id.
     pub(super) fn excludes(self, record: &Record) -> bool {
         let old = matches!((self.0, record.timestamp_ms), (Some(limit), Some(at)) if at < limit);
         old && record.trusted_id().is_none()
@@ -33,7 +33,7 @@ mod tests {
     use crate::message::{Header, MESSAGE_ID, Origin};
 
     #[test]
-    fn only_what_has_a_time_can_be_too_old() {
+    fn only_records_with_a_timestamp_can_be_too_old() {
         let record = |timestamp_ms| Record {
             origin: Origin { topic: "push".into(), partition: 0, offset: 0 },
             timestamp_ms,
@@ -50,7 +50,7 @@ mod tests {
         assert!(!minute.excludes(&record(None)));
         let redriven = Header { name: MESSAGE_ID.into(), value: Some("push/0/7".into()) };
         let claimed = Record { headers: vec![redriven], ..record(Some(0)) };
-        assert!(minute.excludes(&claimed), "anybody may have written that");
+        assert!(minute.excludes(&claimed), "without a proof, any producer may have written that");
         assert!(!minute.excludes(&Record { trusted: true, ..claimed }));
         for any in [Duration::ZERO, Duration::from_secs(200)] {
             assert!(!Oldest::of(any, now).excludes(&record(Some(0))), "{any:?}");

@@ -1,6 +1,7 @@
-//! One batch through the stages that need a round trip: decode, filter, guard, resolve, and
-//! the hand-over to the comets' lanes, in order.
+//! Runs one batch through the stages: decode, filter, guard, resolve, and dispatch to the comets'
+//! lanes, in order.
 
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -20,9 +21,10 @@ use crate::pipeline::age::Oldest;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::claims;
 use crate::pipeline::dispatch::dispatch;
+use crate::pipeline::in_flight::{InFlight, Rest, Settler};
 use crate::pipeline::journey::{Ending, Journey};
 use crate::pipeline::key_order::KeyOrder;
-use crate::pipeline::metrics::Station;
+use crate::pipeline::metrics::{Outcome, Station};
 use crate::pipeline::persist::{Abandoned, Hold, Retry, persist};
 use crate::pipeline::resolve::Resolved;
 use crate::pipeline::story::{Pending, Story};
@@ -36,18 +38,19 @@ pub(super) struct Worker {
     partition: i32,
     chain: BatchChain,
     journeys: TaskTracker,
+    settler: Arc<Settler>,
     abandon: CancellationToken,
     started: Instant,
-    /// Of the first record of the batch.
+    /// The offset of the first record of the batch.
     offset: Option<i64>,
     order: KeyOrder,
 }
 
-/// What becomes of a message to everyone while there is nobody.
-const NO_COMET: &str = "a message to every comet, and no comet is known; list them in `[comets] nodes`";
+/// The reason of a dead letter for a BROADCAST while no comet is known.
+const NO_COMET: &str = "a message for every comet, but no comet is known; list them in `[comets] nodes`";
 
-/// What becomes of a redriven message to every comet when those that did not take it are gone.
-const COMETS_GONE: &str = "redriven for comets that are not known any more: nobody is there";
+/// The reason when a redriven BROADCAST is for comets that no longer exist.
+const COMETS_GONE: &str = "redriven for comets that are no longer known";
 
 /// A message that the filters and guards let through.
 struct Passed {
@@ -58,13 +61,19 @@ struct Passed {
 }
 
 impl Worker {
-    pub(super) fn new(pipeline: &Arc<Pipeline>, feed: &Feed, journeys: TaskTracker) -> Self {
+    pub(super) fn new(
+        pipeline: &Arc<Pipeline>,
+        feed: &Feed,
+        settler: &Arc<Settler>,
+        journeys: TaskTracker,
+    ) -> Self {
         Self {
             chain: BatchChain::new(&pipeline.policies),
             pipeline: Arc::clone(pipeline),
             topic: Arc::clone(&feed.topic),
             partition: feed.partition,
             journeys,
+            settler: Arc::clone(settler),
             abandon: feed.abandon.clone(),
             started: Instant::now(),
             offset: None,
@@ -72,10 +81,10 @@ impl Worker {
         }
     }
 
-    /// Brings a batch as far as the lanes. What is left of each message is its journey.
+    /// Processes a batch up to the lanes. A delivery task per message does the rest.
     ///
     /// # Errors
-    /// When the partition was abandoned meanwhile: tickets are dropped, nothing is settled.
+    /// When the partition was cancelled meanwhile: handles are dropped, nothing is settled.
     pub(super) async fn batch(&mut self, mut admitted: Vec<Admitted>) -> Result<(), Abandoned> {
         self.started = Instant::now();
         self.offset = admitted.first().map(|admitted| admitted.record.origin.offset);
@@ -109,7 +118,11 @@ impl Worker {
         for Admitted { record, ticket } in admitted {
             let pending = Pending { ticket, place: self.order.place(&record) };
             if oldest.excludes(&record) {
-                self.end(Story::of_record(record, pending, self.started), Ending::Expired);
+                self.end(
+                    Story::of_record(record, pending, self.started),
+                    Outcome::Expired,
+                    "older than `[delivery] max_age`",
+                );
                 continue;
             }
             match self.decode_one(&record) {
@@ -120,15 +133,15 @@ impl Worker {
                 Err(why) => {
                     let reason = Reason::new(Stage::Decode, why);
                     let story = Story::of_record(record, pending, self.started);
-                    self.end(story, Ending::DeadLetter(reason));
+                    self.dead_letter(story, reason);
                 }
             }
         }
         (messages, all_pending)
     }
 
-    /// A record that makes the decoder panic is a dead letter like any other that is no message:
-    /// it would end every gateway of the group, one after the other.
+    /// A record that makes the decoder panic becomes a dead letter, like any record that is not a
+    /// message. Otherwise it would crash every gateway of the group, one after the other.
     fn decode_one(&self, record: &Arc<Record>) -> Result<Message, String> {
         let decode = || Message::decode_within(Arc::clone(record), self.pipeline.max_keys);
         match catch_unwind(AssertUnwindSafe(decode)) {
@@ -144,8 +157,8 @@ impl Worker {
         let since = Instant::now();
         let (filtered, writes) = self.decided(&messages).await?;
         if !writes.is_empty() {
-            // Before the batch goes on: a crash between makes its messages come again, and writes
-            // them at least once.
+            // Before the batch continues: after a crash in between, its messages are read again, and
+            // the writes happen at least once.
             let write = || self.pipeline.shared_state.write(&writes);
             persist(self.hold(), StallStage::SharedState, write).await?;
         }
@@ -153,9 +166,9 @@ impl Worker {
         Ok(filtered)
     }
 
-    /// Asks the filters. Where one needs values of its shared state, they are fetched for the
-    /// whole batch at once, and it is asked again. Where one stalls, the batch goes on with that one,
-    /// or from the first one of another set.
+    /// Runs the filters. If one needs values of its shared state, they are fetched for the whole
+    /// batch at once, and the filter runs again. If one stalls, it is retried, or the stage restarts
+    /// when another set is active.
     async fn decided(&self, messages: &[Message]) -> Result<(Vec<Filtered>, Vec<StateWrite>), Abandoned> {
         let mut retry = Retry::new(self.hold(), StallStage::Policy);
         let mut under_way: Option<Pass> = None;
@@ -168,7 +181,7 @@ impl Worker {
                 // Messages are cheap to clone: their content is shared.
                 let mut current = same_set.unwrap_or_else(|| Pass::new(generation, messages.to_vec()));
                 let step = chain.advance(&self.topic, self.partition, &mut current);
-                // Also of a plugin that stalls: those before it have had their say.
+                // Kept even if a plugin stalls: the plugins before it have decided already.
                 *pass = Some(current);
                 step
             };
@@ -186,7 +199,7 @@ impl Worker {
         }
     }
 
-    /// Ends the messages that the filters ended; collects the guards of the others.
+    /// Finishes the messages that the filters dropped or rejected; collects the guards of the others.
     fn sort(&self, filtered: Vec<Filtered>, pending: Vec<Pending>) -> (Vec<Passed>, Vec<(usize, Guard)>) {
         let mut passed = Vec::with_capacity(filtered.len());
         let mut guards = Vec::new();
@@ -199,20 +212,20 @@ impl Worker {
                 }
                 Verdict::Drop { reason, by } => {
                     let story = Story::new(message, pending, trail, self.started);
-                    self.end(story, Ending::Dropped { reason, by });
+                    self.end(story, Outcome::Dropped, format_args!("{by}: {reason}"));
                 }
                 Verdict::DeadLetter { reason, by } => {
                     let mut letter = Reason::new(Stage::Filter, reason);
                     letter.plugin = Some(by);
                     let story = Story::new(message, pending, trail, self.started);
-                    self.end(story, Ending::DeadLetter(letter));
+                    self.dead_letter(story, letter);
                 }
             }
         }
         (passed, guards)
     }
 
-    /// Claims all guards of the batch in one round trip; ends the messages that one stopped.
+    /// Claims all guards of the batch in one round trip; finishes the messages that a guard stopped.
     async fn guard(
         &self,
         passed: Vec<Passed>,
@@ -243,7 +256,7 @@ impl Worker {
                 continue;
             };
             let story = Story::new(passed.message, passed.pending, passed.trail, self.started);
-            self.end(story, Ending::Dropped { reason: format!("guard `{key}` is taken"), by });
+            self.end(story, Outcome::Dropped, format_args!("{by}: guard `{key}` is taken"));
         }
         self.pipeline.metrics.stage(Station::Guard, since);
         Ok(remaining)
@@ -259,10 +272,10 @@ impl Worker {
         Ok(resolved)
     }
 
-    /// Hands every message's calls to the lanes, in the order of the batch, and starts its
-    /// journey. It waits where comets that take messages have more of them than may wait (see
-    /// the rules in [`crate::comets`], which bound for how long a slow comet may hold this up),
-    /// and where very many absent recipients wait for their part.
+    /// Hands every message's calls to the lanes, in the order of the batch, and spawns its delivery
+    /// task. Waits while the queue of a comet that keeps up is full (the rules in [`crate::comets`]
+    /// bound how long a slow comet may block this), and while the budget of absent recipients is
+    /// used up.
     async fn dispatch(&self, passed: Vec<Passed>, resolved: Resolved) -> Result<(), Abandoned> {
         let since = Instant::now();
         let Pipeline { resolver, fleet, .. } = &*self.pipeline;
@@ -270,7 +283,7 @@ impl Worker {
             if let Some(why) = resolved.unreadable(&message) {
                 let reason = Reason::new(Stage::Resolve, why);
                 let story = Story::new(message, pending, trail, self.started);
-                self.end(story, Ending::DeadLetter(reason));
+                self.dead_letter(story, reason);
                 continue;
             }
             let everyone = || fleet.everyone();
@@ -279,7 +292,7 @@ impl Worker {
             let nobody_known = plan.deliveries.is_empty() && plan.is_for_every_comet && !overrides.limit();
             if nobody_known {
                 let story = Story::new(message, pending, trail, self.started);
-                self.end(story, Ending::DeadLetter(Reason::new(Stage::Deliver, NO_COMET)));
+                self.dead_letter(story, Reason::new(Stage::Deliver, NO_COMET));
                 continue;
             }
             let (comets, users) = (message.record.redrive_comets(), message.record.redrive_users());
@@ -287,30 +300,43 @@ impl Worker {
             let is_for_nobody = plan.deliveries.is_empty() && plan.absent.is_empty();
             if comets.is_some() && is_for_nobody && plan.is_for_every_comet {
                 let story = Story::new(message, pending, trail, self.started);
-                self.end(story, Ending::Unaddressed(COMETS_GONE));
+                self.end(story, Outcome::Nobody, COMETS_GONE);
                 continue;
             }
             let Pipeline { waiting, inbox, .. } = &*self.pipeline;
             let places = waiting.take(plan.absent.len(), inbox, self.hold()).await?;
             let of_everyone = |comet: &CometAddr| plan.is_for_every_comet && !overrides.also.contains(comet);
-            let calls = dispatch(fleet, self.hold(), &message, plan.deliveries, of_everyone).await?;
+            let in_flight = InFlight::new(&self.settler);
+            let token = self.settler.in_flight().token();
+            let calls =
+                dispatch(fleet, self.hold(), &message, plan.deliveries, of_everyone, &in_flight).await?;
             let mut story = Story::new(message, pending, trail, self.started);
             story.withheld = plan.withheld;
             story.connections = route.as_ref().map(|route| route.connections);
             story.stale = route.as_ref().map_or(0, |route| route.stale);
-            self.end(story, Ending::Delivered { route, calls, absent: plan.absent, places });
+            story.calls = calls;
+            let chain = self.chain.clone();
+            let (absent, queued) = (plan.absent, Instant::now());
+            in_flight.go_on_with(Rest { story, chain, route, absent, places, token, queued });
         }
         self.pipeline.metrics.stage(Station::Dispatch, since);
         Ok(())
     }
 
-    fn end(&self, story: Story, ending: Ending) {
+    /// Settles a message for which nothing is called or written.
+    fn end(&self, story: Story, outcome: Outcome, reason: impl Display) {
+        story.tell(self.chain.set(), outcome, &reason);
+        self.pipeline.metrics.settled(outcome, story.started);
+        story.pending.ticket.settle();
+    }
+
+    fn dead_letter(&self, story: Story, reason: Reason) {
         let journey = Journey {
             pipeline: Arc::clone(&self.pipeline),
             chain: self.chain.clone(),
             abandon: self.abandon.clone(),
             story,
         };
-        self.journeys.spawn(panics::fatal("a message's journey", journey.run(ending)));
+        self.journeys.spawn(panics::fatal("a message's journey", journey.run(Ending::DeadLetter(reason))));
     }
 }

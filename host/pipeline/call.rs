@@ -1,34 +1,33 @@
-//! One call to a comet, and how far it came.
+//! One call to a comet, and which recipients it reached.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::comets::{Partly, Receipt};
+use crate::comets::Partly;
 use crate::message::{CometAddr, ConnectionId};
 use crate::router::Recipient;
 
-/// One call that waits in a comet's lane, is under way, or has ended.
+/// One call that was handed to a comet: queued, in flight or finished.
 pub(super) struct Call {
     pub(super) comet: CometAddr,
     pub(super) recipients: Arc<[Recipient]>,
-    /// Whether it is made because the message is for every comet that counts.
+    /// Whether it is part of a BROADCAST.
     pub(super) of_everyone: bool,
-    pub(super) receipt: Receipt,
     /// What the comet took.
     pub(super) took: Took,
 }
 
-/// What a comet took of a call.
+/// How much of a call a comet accepted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Took {
     Nothing,
     All,
-    /// All but what was for these connections.
+    /// All except the messages for these connections.
     AllBut(HashSet<ConnectionId>),
 }
 
 impl Call {
-    /// The recipients who were reached.
+    /// The recipients that were reached.
     pub(super) fn reached(&self) -> impl Iterator<Item = &Recipient> {
         self.recipients.iter().filter(|recipient| match &self.took {
             Took::Nothing => false,
@@ -38,13 +37,13 @@ impl Call {
     }
 }
 
-/// The recipients of a call that reached only some of them.
+/// The recipients of a partially delivered call.
 pub(super) struct Apart<'a> {
     pub(super) unreachable: Vec<&'a Recipient>,
-    /// How many the comet refused for good.
+    /// How many the comet rejected permanently.
     pub(super) refused: usize,
-    /// Whether the record itself has to be kept: somebody was refused for good, or nobody knows
-    /// whose connections were not reached.
+    /// Whether the record becomes a dead letter: a recipient was rejected permanently, or an
+    /// unreached connection belongs to no known recipient.
     pub(super) is_failed: bool,
 }
 

@@ -1,5 +1,4 @@
-//! The policy set of a batch, with this worker's instances of it: what the batch's stages and
-//! its journeys call.
+//! The policy set of a batch, with this worker's instances of its plugins.
 
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use crate::pipeline::persist::{Abandoned, Hold, Retry};
 use crate::policy::{Chain, Policies, PolicySet};
 use crate::stalls::StallStage;
 
-/// One policy set, shared by a batch's stages and journeys. The set is freed when the last
+/// One policy set, shared by a batch's stages and delivery tasks. The set is freed when the last
 /// of them is done.
 #[derive(Clone)]
 pub(super) struct BatchChain {
@@ -20,14 +19,14 @@ pub(super) struct BatchChain {
 }
 
 impl BatchChain {
-    /// The set in force now.
+    /// The active set.
     pub(super) fn new(policies: &Arc<Policies>) -> Self {
         let set = policies.current();
         let chain = Arc::new(Mutex::new(set.chain()));
         Self { policies: Arc::clone(policies), set, chain }
     }
 
-    /// The chain for the next batch: this one, unless the set in force has changed.
+    /// The chain for the next batch: this one, unless another set is active.
     pub(super) fn renewed(&self) -> Self {
         if self.policies.current().generation() == self.set.generation() {
             return self.clone();
@@ -39,8 +38,8 @@ impl BatchChain {
         &self.set
     }
 
-    /// Calls the policies. While one of them stalls, tries again, with the set that is then
-    /// in force: that is what the operator is waiting to replace.
+    /// Calls the policies. While one of them stalls, retries with the set that is active then: a
+    /// stall is often fixed by replacing the plugin.
     pub(super) async fn call<T>(
         &self,
         hold: Hold<'_>,
@@ -49,7 +48,7 @@ impl BatchChain {
         self.call_again(&mut Retry::new(hold, StallStage::Policy), call).await
     }
 
-    /// As [`BatchChain::call`], as a part of work that takes several calls.
+    /// Like [`BatchChain::call`], for work that takes several calls.
     pub(super) async fn call_again<T>(
         &self,
         retry: &mut Retry<'_>,

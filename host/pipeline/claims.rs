@@ -1,8 +1,8 @@
-//! Which records of a batch were redriven, as they claim. The others are messages like any other,
-//! and what their `halley-` headers say counts for nothing.
+//! Checks which records of a batch were redriven, as they claim. All others are ordinary messages,
+//! and their `halley-` headers are ignored.
 //!
-//! Where no record claims anything, this costs a look at the names of headers. Where one brings a
-//! proof, it costs a hash of that record, and for the first of them a round trip to Redis.
+//! Cost: without claims, a look at the header names. A record with a proof costs a hash of that
+//! record, and the first one a round trip to Redis.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,10 +14,10 @@ use crate::pipeline::persist::{Abandoned, Hold, persist};
 use crate::redrive_key::KnownKey;
 use crate::stalls::StallStage;
 
-/// Marks the records as trusted whose proof is right. While the key cannot be read, the batch waits.
+/// Marks records with a valid proof as trusted. While the key cannot be read, the batch waits.
 ///
 /// # Errors
-/// When the partition was abandoned meanwhile.
+/// When the partition was cancelled meanwhile.
 pub(super) async fn check(
     admitted: &mut [Admitted],
     known: &KnownKey,
@@ -44,7 +44,7 @@ pub(super) async fn check(
     Ok(())
 }
 
-/// Marks the records whose proof this key made, and takes them off the list.
+/// Marks the records whose proof this key verifies, and removes them from the list.
 fn believe(
     proofs: &mut Vec<(usize, Claimed)>,
     admitted: &mut [Admitted],

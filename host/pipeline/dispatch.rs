@@ -1,7 +1,8 @@
-//! Handing one message's calls to the comets' lanes, and waiting where there is no room.
+//! Hands one message's calls to the comets' lanes, and waits while there is no room.
 //!
-//! Nothing is done here per message beyond the calls themselves while there is room.
+//! While there is room, this costs nothing per message beyond the calls themselves.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -9,32 +10,34 @@ use futures_util::FutureExt as _;
 use crate::comets::{Fleet, Parcel};
 use crate::message::{CometAddr, Message};
 use crate::pipeline::call::{Call, Took};
+use crate::pipeline::in_flight::InFlight;
 use crate::pipeline::persist::{Abandoned, Hold, hold_behind};
 use crate::router::Delivery;
 use crate::stalls::StallStage;
 
-/// What a partition waits for that reads faster than comets take.
-const COMETS_ARE_FULL: &str = "comets have as many messages as may wait for them; see halley_comet_waiting and halley_comets_pending_bytes, and `[comets] queue` and `max_pending_bytes`";
-/// For how long waiting for comets is ordinary back-pressure.
+/// The cause of a stall at this stage: comets accept messages more slowly than the partition reads.
+const COMETS_ARE_FULL: &str = "the comets' queues are full; see halley_comet_waiting and halley_comets_pending_bytes, and `[comets] queue` and `max_pending_bytes`";
+/// How long waiting for comets is ordinary back-pressure.
 const BACK_PRESSURE: Duration = Duration::from_secs(2);
 
-/// Hands the calls of one message to the lanes: first to those that have room, then, waiting, to
-/// the others.
+/// Hands the calls of one message to the lanes: first to those that have room, then to the others,
+/// waiting for room.
 ///
 /// # Errors
-/// When the partition was abandoned meanwhile.
+/// When the partition was cancelled meanwhile.
 pub(super) async fn dispatch(
     fleet: &Fleet,
     hold: Hold<'_>,
     message: &Message,
     deliveries: Vec<Delivery>,
     of_everyone: impl Fn(&CometAddr) -> bool,
+    in_flight: &Arc<InFlight>,
 ) -> Result<Vec<Call>, Abandoned> {
     let hold = Hold { offset: Some(message.record.origin.offset), ..hold };
     let payload = once_there_is_room(hold, fleet.payload(message.operation, &message.body)).await?;
     let mut calls = Vec::with_capacity(deliveries.len());
     let mut waiting = Vec::new();
-    for Delivery { comet, named_by, target, recipients } in deliveries {
+    for (call, Delivery { comet, named_by, target, recipients }) in deliveries.into_iter().enumerate() {
         let parcel = Parcel {
             comet: comet.clone(),
             named_by,
@@ -42,22 +45,19 @@ pub(super) async fn dispatch(
             room: message.room().cloned(),
             payload: payload.clone(),
             message: message.id.clone(),
+            reply: in_flight.reply(call),
         };
+        waiting.extend(fleet.try_send(parcel).err());
         let of_everyone = of_everyone(&comet);
-        match fleet.try_send(parcel) {
-            Ok(receipt) => calls.push(Call { comet, recipients, of_everyone, receipt, took: Took::Nothing }),
-            Err(parcel) => waiting.push((parcel, recipients, of_everyone)),
-        }
+        calls.push(Call { comet, recipients, of_everyone, took: Took::Nothing });
     }
-    for (parcel, recipients, of_everyone) in waiting {
-        let comet = parcel.comet.clone();
-        let receipt = once_there_is_room(hold, fleet.send(parcel)).await?;
-        calls.push(Call { comet, recipients, of_everyone, receipt, took: Took::Nothing });
+    for parcel in waiting {
+        once_there_is_room(hold, fleet.send(parcel)).await?;
     }
     Ok(calls)
 }
 
-/// Waits for room among what waits for comets. What lasts long shows as a stall.
+/// Waits for room in the comets' queues. A long wait is reported as a stall.
 async fn once_there_is_room<T>(hold: Hold<'_>, room: impl Future<Output = T>) -> Result<T, Abandoned> {
     let mut room = std::pin::pin!(room);
     if let Some(done) = room.as_mut().now_or_never() {

@@ -1,5 +1,5 @@
-//! Where a message would go, and why: the stages without their effects. No guard is claimed,
-//! no comet called, nothing stored.
+//! Explains where a message would go and why: the stages without their effects. No guard is
+//! claimed, no comet called, nothing stored.
 
 use serde::Serialize;
 
@@ -12,30 +12,30 @@ use crate::policy::{Chain, Pass, Step};
 use crate::router::{Delivery, Plan, Route};
 use crate::shared_state::SharedState;
 
-/// The way that a message would take.
+/// What would happen to a message.
 #[derive(Debug, Serialize)]
 pub struct Explanation {
     /// Whom the message is for, after the filters.
     pub audience: String,
-    /// The policies that were asked, in order.
+    /// The policies that ran, in order.
     pub policies: Vec<PluginVersion>,
-    /// What each policy did, where it did anything but pass.
+    /// What each policy did, unless it passed.
     pub decisions: Vec<String>,
     /// What the filters decided.
     pub verdict: String,
     /// Guards that would be claimed.
     pub guards: Vec<String>,
-    /// What the directory knows; absent where it is not asked.
+    /// What the directory knows; absent if it was not queried.
     pub room: Option<RoomFacts>,
     /// The calls that would be made.
     pub calls: Vec<PlannedCall>,
-    /// Recipients that a policy withholds the message from.
+    /// Recipients from whom a policy withholds the message.
     pub withheld: usize,
-    /// Recipients who are away, and what would become of the message for them.
+    /// Absent recipients, and what would happen to the message for them.
     pub absent: Vec<AbsentFate>,
-    /// What a message to every comet reaches.
+    /// The comets that a BROADCAST reaches.
     pub reach: Option<Reach>,
-    /// What this explanation does not know.
+    /// What this explanation cannot know.
     pub notes: Vec<String>,
 }
 
@@ -55,13 +55,13 @@ pub struct PlannedCall {
     pub comet: CometAddr,
     /// The gRPC method.
     pub method: &'static str,
-    /// How many recipients it reaches, where that is known.
+    /// How many recipients it reaches, if known.
     pub recipients: usize,
     /// Why the call cannot be made; then the recipients count as unreachable.
     pub problem: Option<String>,
 }
 
-/// What would become of the message for one absent recipient.
+/// What would happen to the message for one absent recipient.
 #[derive(Debug, Serialize)]
 pub struct AbsentFate {
     /// The user.
@@ -74,11 +74,11 @@ pub struct AbsentFate {
     pub by: String,
 }
 
-/// Brings a message through filters, look-ups, regrouping and offline decisions, without
+/// Runs a message through filters, look-ups, regrouping and offline decisions, without
 /// delivering it.
 ///
 /// # Errors
-/// When the directory is away, or a policy stalls.
+/// When the directory is unreachable, or a policy stalls.
 pub async fn explain(
     message: Message,
     resolver: &Resolver,
@@ -90,7 +90,7 @@ pub async fn explain(
     let origin = message.record.origin.clone();
     let filtered = filter(&origin.topic, origin.partition, message, chain, shared_state).await?;
     let Some(Filtered { message, verdict, overrides, guards, trail }) = filtered else {
-        anyhow::bail!("the filters gave no verdict");
+        anyhow::bail!("the filters returned no verdict");
     };
     let mut explanation = Explanation {
         audience: audience(&message.audience),
@@ -126,7 +126,7 @@ pub async fn explain(
     Ok(explanation)
 }
 
-/// Asks the filters, with what their shared state holds now. What they would write is not written.
+/// Runs the filters with their current shared state. Their writes are discarded.
 async fn filter(
     topic: &str,
     partition: i32,

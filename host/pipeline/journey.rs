@@ -1,52 +1,44 @@
-//! What becomes of one message once its calls are queued: their outcomes, the absent, a dead
-//! letter if need be, and its settlement.
+//! The long way of one message: outcomes of its calls other than a plain acknowledgement, the absent,
+//! a dead letter if need be, and its settlement.
 //!
-//! A journey that is cut short drops its ticket: the record will be delivered again. Where
-//! everyone is reached, nothing is allocated here.
+//! A task that is cancelled drops its handle, and the record is delivered again. If every
+//! recipient is reached, nothing is allocated here.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::comets::{Delivered, Partly};
 use crate::dead_letter::{self, Kept, Reason};
-use crate::decision::{Absent, Cause, Identity, PluginVersion};
+use crate::decision::{Absent, Cause, Identity};
 use crate::message::{Audience, CometAddr};
 use crate::pipeline::Pipeline;
 use crate::pipeline::call::{Apart, Call, Took};
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::key_order::Output;
-use crate::pipeline::metrics::{Outcome, Reached, Station};
+use crate::pipeline::metrics::{Outcome, Reached};
 use crate::pipeline::not_taken::NotTaken;
 use crate::pipeline::persist::{Abandoned, Hold, persist};
 use crate::pipeline::story::Story;
 use crate::router::{self, Recipient, Route};
 use crate::stalls::StallStage;
 
-/// How a message's way through the stages ended.
+/// What a message takes the long way for.
 pub(super) enum Ending {
     Delivered {
-        /// The room, when it was looked up.
+        /// The room's route, if it was looked up.
         route: Option<Arc<Route>>,
-        calls: Vec<Call>,
+        /// What became of the calls that were not simply acknowledged.
+        exceptions: Vec<(usize, Delivered)>,
         absent: Arc<[Absent]>,
-        /// The room that the absent take among all that wait.
+        /// The permits that the absent recipients hold.
         places: Option<OwnedSemaphorePermit>,
     },
-    Dropped {
-        reason: String,
-        by: PluginVersion,
-    },
-    /// There is nobody whom it could reach.
-    Unaddressed(&'static str),
     DeadLetter(Reason),
-    /// The record is older than `[delivery] max_age`.
-    Expired,
 }
 
-/// A message on the rest of its way.
+/// The rest of a message's processing.
 pub(super) struct Journey {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) chain: BatchChain,
@@ -54,24 +46,20 @@ pub(super) struct Journey {
     pub(super) story: Story,
 }
 
-/// How a journey ended, and why.
+/// The outcome of a delivery task, and why.
 pub(super) type Ended = (Outcome, String);
 
 impl Journey {
-    /// Brings the message to its outcome and settles it.
+    /// Runs until the message has its outcome, and settles it.
     pub(super) async fn run(mut self, ending: Ending) {
         self.pipeline.metrics.in_flight.inc();
         let ended = match ending {
-            Ending::Delivered { route, calls, absent, places } => {
-                self.story.calls = calls;
-                let ended = self.deliver(route, absent).await;
+            Ending::Delivered { route, exceptions, absent, places } => {
+                let ended = self.deliver(route, exceptions, absent).await;
                 drop(places);
                 ended
             }
-            Ending::Dropped { reason, by } => Ok((Outcome::Dropped, format!("{by}: {reason}"))),
-            Ending::Unaddressed(reason) => Ok((Outcome::Nobody, reason.to_owned())),
             Ending::DeadLetter(reason) => self.dead_letter(reason).await,
-            Ending::Expired => Ok((Outcome::Expired, "older than `[delivery] max_age`".to_owned())),
         };
         self.pipeline.metrics.in_flight.dec();
         let Ok((outcome, reason)) = ended else { return };
@@ -80,7 +68,7 @@ impl Journey {
         self.story.pending.ticket.settle();
     }
 
-    /// What is held while something is retried: this record.
+    /// The record that is held while work is retried.
     pub(super) fn hold(&self) -> Hold<'_> {
         let origin = &self.story.record.origin;
         Hold {
@@ -95,24 +83,23 @@ impl Journey {
     async fn deliver(
         &mut self,
         route: Option<Arc<Route>>,
+        exceptions: Vec<(usize, Delivered)>,
         planned: Arc<[Absent]>,
     ) -> Result<Ended, Abandoned> {
-        let since = Instant::now();
         let pipeline = Arc::clone(&self.pipeline);
         let fleet = &pipeline.fleet;
         let (mut failed, mut gone) = (NotTaken::default(), NotTaken::default());
         let mut unreachable: Vec<Absent> = Vec::new();
-        for at in 0..self.story.calls.len() {
+        let mut is_exception = vec![false; self.story.calls.len()];
+        exceptions.iter().for_each(|(at, _)| is_exception[*at] = true);
+        for (call, _) in self.story.calls.iter_mut().zip(is_exception).filter(|(_, exception)| !exception) {
+            call.took = Took::All;
+            self.story.tally.sent += call.recipients.len();
+        }
+        for (at, delivered) in exceptions {
             let call = &mut self.story.calls[at];
-            let delivered = tokio::select! {
-                delivered = &mut call.receipt => delivered,
-                () = self.abandon.cancelled() => return Err(Abandoned),
-            };
             match delivered {
-                Delivered::Acknowledged => {
-                    call.took = Took::All;
-                    self.story.tally.sent += call.recipients.len();
-                }
+                Delivered::Acknowledged => {}
                 Delivered::Partly(partly) => {
                     if let Some((comet, why)) = self.partly(at, *partly, &mut unreachable) {
                         failed.add(comet, &why);
@@ -123,15 +110,15 @@ impl Journey {
                     self.story.not_reached(&comet, &why);
                     unreachable.extend(recipients.iter().map(|recipient| self.unreachable(recipient)));
                 }
-                // Neither named by the directory lately nor answering: it turned out not to be
-                // one of those whom the message is for.
+                // The directory has not named this comet lately, and it does not answer: the
+                // BROADCAST is not for it.
                 Delivered::Unreachable(why) if call.of_everyone && !fleet.is_one_of_everyone(&call.comet) => {
                     let comet = call.comet.clone();
                     self.story.not_reached(&comet, &why);
                     gone.add(comet, &why);
                 }
-                // Refused for good, or unreachable and nobody knows for whom it was: there is
-                // no offline user to decide about, so the record itself is kept.
+                // Rejected permanently, or unreachable with unknown recipients: there is no
+                // absent user to decide about, so the record becomes a dead letter.
                 Delivered::Unreachable(why) | Delivered::Refused(why) => {
                     self.story.tally.failed += call.recipients.len().max(1);
                     failed.add(call.comet.clone(), &why);
@@ -139,11 +126,10 @@ impl Journey {
             }
         }
         if gone.len() == self.story.calls.len() {
-            // Then nobody got it.
+            // No comet accepted it.
             self.story.tally.failed += gone.len();
             failed.append(gone);
         }
-        self.pipeline.metrics.stage(Station::Deliver, since);
         self.story.absent = self.people(route.as_deref(), planned, unreachable);
         let kept = self.offline().await?;
         self.count();
@@ -160,8 +146,8 @@ impl Journey {
         }
     }
 
-    /// Takes in a call that reached some of its recipients; gives the comet and why when the record
-    /// itself has to be kept.
+    /// Handles a call that reached some of its recipients. Returns the comet and the reason if the
+    /// record has to become a dead letter.
     fn partly(
         &mut self,
         at: usize,
@@ -182,8 +168,8 @@ impl Journey {
         None
     }
 
-    /// A recipient whose comet was not reached. Keys that the producer sent to a comet are not
-    /// looked up, so that the configuration says what they are.
+    /// A recipient whose comet was not reached. Keys that the producer addressed to a comet are not
+    /// looked up, so the configuration decides what they are.
     fn unreachable(&self, recipient: &Recipient) -> Absent {
         let mut absent = recipient.absent(Cause::CometUnreachable);
         let audience = self.story.message.as_ref().map(|message| &message.audience);
@@ -195,7 +181,7 @@ impl Journey {
         absent
     }
 
-    /// Everyone who was not reached, each once, whatever devices they have.
+    /// The recipients that were not reached, each once, regardless of how many devices they have.
     fn people(
         &self,
         route: Option<&Route>,
@@ -212,7 +198,7 @@ impl Journey {
         router::people(all, self.story.calls.iter().flat_map(Call::reached)).into()
     }
 
-    /// What a message came to that has no dead letter.
+    /// The outcome of a message without a dead letter.
     fn outcome(&self) -> Outcome {
         let tally = &self.story.tally;
         let is_kept = tally.stored + tally.notified > 0;
@@ -234,10 +220,10 @@ impl Journey {
         metrics.recipients(Reached::Dropped, tally.dropped);
     }
 
-    /// Keeps the record with the reason, behind earlier dead letters of its key.
+    /// Writes the record as a dead letter, after earlier dead letters of its key.
     async fn dead_letter(&self, reason: Reason) -> Result<Ended, Abandoned> {
         let (record, place) = (&self.story.record, &self.story.pending.place);
-        // Nothing is kept for anybody any more.
+        // No more inbox entries or notifications follow.
         place.pass(Output::Offline);
         if dead_letter::is_letter(record) {
             place.pass(Output::Letter);

@@ -1,13 +1,13 @@
-//! Which messages of one partition come before others of the same key, for what has to be
-//! written in order: inbox entries and notifications, and dead letters.
+//! Keeps the order of messages of the same key in one partition, for output that has to be written
+//! in order: inbox entries and notifications, and dead letters.
 //!
-//! Messages end in any order: one waits for a slow comet, the next one is refused at once. What a
-//! message writes waits for its [turn](Place::turn): until no earlier message of its key can
-//! write anything of the kind any more. That costs no progress, since no offset is committed past an
-//! earlier record anyway. Records without a key count as one key.
+//! Messages finish in any order: one waits for a slow comet, the next one is rejected at once. The
+//! output of a message waits for its [turn](Place::turn): until no earlier message of its key can
+//! write output of that kind. This costs no progress, since no offset is committed past an earlier
+//! record anyway. Records without a key count as one key.
 //!
-//! A message costs two short locks here and no memory of its own; one that waits also looks
-//! through the messages before it.
+//! Cost: two short locks per message and no allocation. A message that waits also scans the
+//! messages before it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::message::Record;
 
-/// The messages of one partition, from the first on that has not ended. Clones share it.
+/// The messages of one partition, from the first unfinished one on. Clones share the state.
 #[derive(Clone, Debug, Default)]
 pub(super) struct KeyOrder(Arc<Mutex<State>>);
 
@@ -29,7 +29,7 @@ struct State {
     slots: VecDeque<Slot>,
 }
 
-/// What a message may write, in this order.
+/// The kinds of output of a message, in the order in which it writes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Output {
     /// Inbox entries and notifications.
@@ -38,21 +38,21 @@ pub(super) enum Output {
     Letter,
 }
 
-/// How many kinds there are.
+/// The number of kinds.
 const OUTPUTS: usize = 2;
 
 #[derive(Debug)]
 struct Slot {
-    /// A hash of the record's key. Two keys that share one wait for each other in vain, and no
-    /// longer than messages of one key do.
+    /// A hash of the record's key. Two keys with the same hash wait for each other needlessly, but
+    /// no longer than messages of one key do.
     key: u64,
-    /// How many of the outputs, the first ones, are queued or will never come.
+    /// How many kinds of output, in order, are queued or will not follow.
     done: usize,
-    /// Who comes next with each output.
+    /// The next message that waits for each kind of output.
     waiters: [Option<oneshot::Sender<()>>; OUTPUTS],
 }
 
-/// One message's place. Dropping it says that it writes nothing any more, or that all is queued.
+/// One message's position. Dropping it releases all its outputs: they are queued or will not follow.
 #[derive(Debug)]
 pub(super) struct Place {
     order: KeyOrder,
@@ -60,7 +60,7 @@ pub(super) struct Place {
 }
 
 impl KeyOrder {
-    /// The place behind all that were taken before.
+    /// A position after all earlier ones.
     pub(super) fn place(&self, record: &Record) -> Place {
         let key = record.key.as_deref().map_or(0, xxh3_64);
         let mut state = self.0.lock();
@@ -72,13 +72,13 @@ impl KeyOrder {
 }
 
 impl State {
-    /// Beyond the slots for one that has ended.
+    /// Out of range for a message that has finished.
     fn index(&self, number: u64) -> usize {
         number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok()).unwrap_or(usize::MAX)
     }
 
-    /// Waits for the last slot of the same key before this one that may write such an output;
-    /// `None` when there is none.
+    /// Registers with the last earlier message of the same key that may still write this output;
+    /// `None` if there is no such message.
     fn wait(&mut self, number: u64, output: Output) -> Option<oneshot::Receiver<()>> {
         let index = self.index(number);
         let key = self.slots.get(index)?.key;
@@ -94,7 +94,7 @@ impl State {
         if let Some(slot) = self.slots.get_mut(index) {
             let done = output as usize + 1;
             slot.done = slot.done.max(done);
-            // Dropping the sender wakes who waits.
+            // Dropping the sender wakes the waiter.
             slot.waiters.iter_mut().take(done).for_each(|waiter| *waiter = None);
         }
         while self.slots.pop_front_if(|slot| slot.done == OUTPUTS).is_some() {
@@ -104,7 +104,7 @@ impl State {
 }
 
 impl Place {
-    /// Waits until nothing earlier of the same key can write such an output. May be cancelled.
+    /// Waits until no earlier message of the same key can write this output. Safe to cancel.
     pub(super) async fn turn(&self, output: Output) {
         loop {
             let Some(ended) = self.order.0.lock().wait(self.number, output) else { return };
@@ -113,18 +113,18 @@ impl Place {
         }
     }
 
-    /// This output, and those before it, will not come any more, or are queued.
+    /// This output, and those before it, are queued or will not follow.
     pub(super) fn pass(&self, output: Output) {
         self.order.0.lock().pass(self.number, output);
     }
 
-    /// Says so from elsewhere; without an effect when the place is given up by then.
+    /// Releases the output from another owner; no effect once the position is dropped.
     pub(super) fn passer(&self, output: Output) -> Passer {
         Passer { order: self.order.clone(), number: self.number, output }
     }
 }
 
-/// Passes one output of a [`Place`].
+/// Releases one output of a [`Place`].
 #[derive(Debug)]
 pub(super) struct Passer {
     order: KeyOrder,
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_letter_waits_for_what_is_before_it_and_has_its_key() {
+    async fn a_dead_letter_waits_for_earlier_ones_of_its_key() {
         let order = KeyOrder::default();
         let [a, b, again, last] =
             [Some("a"), Some("b"), Some("a"), Some("a")].map(|key| order.place(&record(key)));
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_inbox_does_not_wait_for_letters() {
+    async fn an_inbox_entry_does_not_wait_for_dead_letters() {
         let order = KeyOrder::default();
         let [first, second] = [Some("a"), Some("a")].map(|key| order.place(&record(key)));
         assert_eq!(poll_immediate(Box::pin(second.turn(Output::Offline))).await, None);
@@ -196,7 +196,7 @@ mod tests {
         second.turn(Output::Letter).await;
     }
 
-    /// Does what a message does: writes entries, a letter, both or nothing.
+    /// Acts as a message: writes entries, a dead letter, both or nothing.
     async fn run(place: Place, does: u8, number: usize, written: &std::cell::RefCell<[Vec<usize>; OUTPUTS]>) {
         for output in [Output::Offline, Output::Letter] {
             if does >> output as u8 & 1 == 1 {
@@ -209,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn outputs_of_a_key_come_in_order_whatever_ends_when(
+        fn outputs_of_a_key_are_ordered_whatever_finishes_first(
             messages in proptest::collection::vec((0..3u8, 0..4u8), 1..24), dice in any::<u64>(),
         ) {
             let order = KeyOrder::default();
@@ -227,7 +227,7 @@ mod tests {
                 dice.shuffle(&mut begun);
                 let before = begun.len();
                 begun.retain_mut(|message| matches!(message.poll_unpin(&mut context), Poll::Pending));
-                prop_assert!(!waiting.is_empty() || begun.is_empty() || begun.len() < before, "nobody waits for ever");
+                prop_assert!(!waiting.is_empty() || begun.is_empty() || begun.len() < before, "nobody waits forever");
             }
             for of_output in written.borrow().iter() {
                 for key in 0..3 {

@@ -1,4 +1,4 @@
-//! What the pipeline counts and times. Every series is there from zero on.
+//! The pipeline's metrics. Every series exists from the start, at zero.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,9 +14,10 @@ use tracing::{debug, error, warn};
 
 use crate::dead_letter::{Reason, Stage};
 use crate::message::Record;
+use crate::pipeline::story::Story;
 use crate::telemetry::{LogThrottle, latency_histogram};
 
-/// Gives an enum's values as labels.
+/// Implements label values for an enum.
 macro_rules! label {
     ($name:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
         impl $name {
@@ -37,7 +38,7 @@ macro_rules! label {
     };
 }
 
-/// A station of a batch, timed as a whole.
+/// A stage that is timed, most of them per batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Station {
     Filter,
@@ -57,16 +58,16 @@ label!(Station {
     Offline => "offline",
 });
 
-/// What a message came to.
+/// The outcome of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Outcome {
-    /// Everyone it was for was reached.
+    /// Every recipient was reached.
     Delivered,
-    /// Some were reached, some are absent.
+    /// Some recipients were reached, some are absent.
     PartlyDelivered,
-    /// Nobody was reached; it is kept, or told on another channel, for some.
+    /// No recipient was reached; it is stored, or a notification was sent, for some.
     Stored,
-    /// Nobody was reached, and nothing is kept: an empty room, or all absent and dropped.
+    /// No recipient was reached, and nothing is stored: an empty room, or all absent and dropped.
     Nobody,
     /// A policy dropped it.
     Dropped,
@@ -74,9 +75,9 @@ pub(super) enum Outcome {
     Expired,
     /// It is in the dead-letter topic.
     DeadLettered,
-    /// The dead-letter topic refuses it for good: it is nowhere.
+    /// The dead-letter topic rejects it permanently: it is lost.
     Lost,
-    /// It was read from a dead-letter topic and failed again: it is not written once more.
+    /// It was read from a dead-letter topic and failed again: it is not written again.
     DeadLetterAgain,
 }
 
@@ -92,7 +93,7 @@ label!(Outcome {
     DeadLetterAgain => "dead-letter-again",
 });
 
-/// What became of one recipient.
+/// The outcome for one recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Reached {
     Delivered,
@@ -112,7 +113,7 @@ label!(Reached {
     Dropped => "dropped",
 });
 
-/// What a record brings along for its claim to be redriven.
+/// The proof that a record carries for its claim to be redriven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Proof {
     Valid,
@@ -162,7 +163,31 @@ pub struct Metrics {
     lines: Arc<Lines>,
     batch: Histogram,
     message: Histogram,
+    /// That of the stage `deliver`.
+    deliver: Histogram,
     pub(super) in_flight: Gauge,
+}
+
+/// Messages that went well, counted together.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    delivered: u64,
+    nobody: u64,
+    sent: usize,
+    withheld: usize,
+    seconds: Vec<f64>,
+}
+
+impl Settled {
+    pub(super) fn add(&mut self, outcome: Outcome, story: &Story) {
+        match outcome {
+            Outcome::Delivered => self.delivered += 1,
+            _ => self.nobody += 1,
+        }
+        self.sent += story.tally.sent;
+        self.withheld += story.withheld;
+        self.seconds.push(story.started.elapsed().as_secs_f64());
+    }
 }
 
 /// What may be logged of single records: a line each could flood the log. Counters say how many
@@ -183,8 +208,12 @@ impl Metrics {
             again: LogThrottle::per_record(),
             claims: LogThrottle::per_record(),
         };
+        let stages: Family<StationLabel, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(latency_histogram as fn() -> Histogram);
+        let deliver = stages.get_or_create_owned(&StationLabel { stage: Station::Deliver });
         let metrics = Self {
-            stages: Family::new_with_constructor(latency_histogram as fn() -> Histogram),
+            deliver,
+            stages,
             messages: Family::default(),
             recipients: Family::default(),
             dead_letters: Family::default(),
@@ -198,13 +227,13 @@ impl Metrics {
         registry.register("halley_stage_seconds", "Time in a stage", metrics.stages.clone());
         registry.register("halley_messages", "Settled messages by outcome", metrics.messages.clone());
         registry.register("halley_recipients", "Recipients by outcome", metrics.recipients.clone());
-        let help = "Records written to the dead-letter topic, by the stage where their way ended";
+        let help = "Records written to the dead-letter topic, by the stage that failed";
         registry.register("halley_dead_letters", help, metrics.dead_letters.clone());
         let help =
-            "Records that claim to be redriven, by their proof; without a valid one the claim is ignored";
+            "Records that claim to be redriven, by their proof; without a valid proof the claim is ignored";
         registry.register("halley_redrive_claims", help, metrics.claims.clone());
         registry.register("halley_batch_records", "Records in a batch", metrics.batch.clone());
-        let help = "From the start of its batch until a message is settled";
+        let help = "Time from the start of its batch until a message is settled";
         registry.register("halley_message_seconds", help, metrics.message.clone());
         registry.register("halley_in_flight", "Messages being delivered", metrics.in_flight.clone());
         metrics
@@ -232,6 +261,23 @@ impl Metrics {
         self.stages.get_or_create(&StationLabel { stage }).observe(since.elapsed().as_secs_f64());
     }
 
+    /// The calls of a message that were queued at this moment have ended.
+    pub(super) fn delivered(&self, queued: Instant) {
+        self.deliver.observe(queued.elapsed().as_secs_f64());
+    }
+
+    /// Messages were settled that went well.
+    pub(super) fn settled_many(&self, settled: &Settled) {
+        for (outcome, count) in [(Outcome::Delivered, settled.delivered), (Outcome::Nobody, settled.nobody)] {
+            if count > 0 {
+                self.messages.get_or_create(&OutcomeLabel { outcome }).inc_by(count);
+            }
+        }
+        self.recipients(Reached::Delivered, settled.sent);
+        self.recipients(Reached::Withheld, settled.withheld);
+        settled.seconds.iter().for_each(|seconds| self.message.observe(*seconds));
+    }
+
     pub(super) fn batch(&self, records: usize) {
         self.batch.observe(records as f64);
     }
@@ -247,7 +293,7 @@ impl Metrics {
         }
     }
 
-    /// A record claims to be redriven: counts it, and logs some of those that are not believed.
+    /// Counts a record that claims to be redriven, and logs some of those without a valid proof.
     pub(super) fn claimed(&self, proof: Proof, record: &Record) {
         self.claims.get_or_create(&ProofLabel { proof }).inc();
         if proof == Proof::Valid {
@@ -255,18 +301,18 @@ impl Metrics {
         }
         if let Some(held_back) = self.lines.claims.admit() {
             let (origin, proof) = (&record.origin, proof.as_str());
-            warn!(held_back, %origin, proof, "a record claims to be redriven and brings no valid proof: its `halley-` headers are ignored, it is a message of its own; `halley dead-letter redrive` writes proofs");
+            warn!(held_back, %origin, proof, "a record claims to be redriven without a valid proof: its `halley-` headers are ignored and it counts as a new message; `halley dead-letter redrive` writes proofs");
         }
     }
 
-    /// A dead letter was consumed and failed again: logs some.
+    /// Logs some of the dead letters that were consumed and failed again.
     pub(super) fn dead_letter_again(&self, record: &Record, reason: &Reason) {
         if let Some(held_back) = self.lines.again.admit() {
             error!(held_back, id = %record.message_id(), stage = reason.stage.as_str(), reason = reason.text, "a dead letter was consumed and cannot be delivered: it is not written again; does `[kafka] topics` name a dead-letter topic?");
         }
     }
 
-    /// A dead letter was written: counts it, and logs some.
+    /// Counts a dead letter, and logs some of them.
     pub(super) fn dead_letter(&self, record: &Record, reason: &Reason) {
         let stage = reason.stage.as_str();
         self.dead_letters.get_or_create(&LetterLabel { stage }).inc();
@@ -278,12 +324,12 @@ impl Metrics {
         };
         let count = held_back + 1;
         match reason.stage {
-            // A person has to look at these: somebody did not get what was for them.
+            // An operator has to act on these: recipients did not get the message.
             Stage::Resolve | Stage::Deliver | Stage::Offline => {
-                error!(%id, stage, count, reason = reason_text, "a record could not be delivered and is kept as a dead letter; `count` since the last such line");
+                error!(%id, stage, count, reason = reason_text, "a record could not be delivered and was written to the dead-letter topic; `count` since the last such line");
             }
             Stage::Decode => {
-                warn!(%id, stage, count, reason = reason_text, "a record is not a message and is kept as a dead letter; `count` since the last such line");
+                warn!(%id, stage, count, reason = reason_text, "a record is not a message and was written to the dead-letter topic; `count` since the last such line");
             }
             Stage::Filter => debug!(%id, stage, count, reason = reason_text, "dead letter"),
         }
@@ -295,7 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_series_is_there_from_zero_on() {
+    fn every_series_starts_at_zero() {
         let mut registry = Registry::default();
         let _metrics = Metrics::register(&mut registry);
         let mut text = String::new();

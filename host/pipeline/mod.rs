@@ -1,20 +1,21 @@
-//! The way of a message: check its claims, decode, filter, guard, resolve, route, fan out, offline, settle.
+//! Processes messages: check claims, decode, filter, guard, resolve, route, fan out, handle absent
+//! recipients, settle.
 //!
 //! # How it runs
-//! Each assigned partition has one [`worker`](self) task. It takes what is ready as a batch
-//! (cut by backlog, never by a timer), brings the whole batch through the stages that need
-//! round trips, hands each message's calls to the comets' lanes in order, and goes on with the
-//! next batch. What then happens to one message (its calls' outcomes, its absent recipients,
-//! its dead letter, its settlement) is the message's own *journey*, a task of the worker's.
+//! Each assigned partition has one worker task. It takes the records that are ready as a batch
+//! (sized by the backlog, never by a timer), runs the whole batch through the stages that need
+//! round trips, hands each message's calls to the comets' lanes in order, and continues with the
+//! next batch. The rest of a message (call outcomes, absent recipients, dead letter, settlement)
+//! is a *delivery task* of its own, tracked by the worker.
 //!
 //! # Promises
-//! - A batch carries one policy set from beginning to end. A stalled policy
-//!   (`on_error = "stall"`) is asked again; plugins before it are not, unless another set is
-//!   active by then, which begins the stage again.
-//! - A record is settled once every recipient has an outcome. A journey that is cut short
-//!   drops its ticket, and the record is delivered again.
-//! - Redis or the dead-letter topic being away stops the partition, not the message: stages
-//!   are tried until they work or the partition is given up.
+//! - A batch uses one policy set from beginning to end. A stalled policy (`on_error = "stall"`) is
+//!   called again; plugins before it are not, unless another set is active by then, which restarts
+//!   the stage.
+//! - A record is settled once every recipient has an outcome. A delivery task that is cancelled
+//!   drops its handle, and the record is delivered again.
+//! - An unreachable Redis or dead-letter topic stalls the partition; no message is dropped. Stages
+//!   are retried until they succeed or the partition is revoked.
 //!
 //! It never sees a Kafka, Redis, gRPC or WebAssembly type.
 
@@ -26,6 +27,7 @@ mod chain;
 mod claims;
 mod dispatch;
 mod explain;
+mod in_flight;
 mod journey;
 mod key_order;
 mod metrics;
@@ -38,7 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::debug;
 
 use crate::comets::{Dialect, Fleet};
@@ -50,6 +52,7 @@ use crate::guard::Guards;
 use crate::memory_guard::MemoryLimit;
 use crate::message::RecordLimits;
 use crate::offline::{self, InboxQueue, Notifier};
+use crate::panics;
 use crate::policy::Policies;
 use crate::redrive_key::KnownKey;
 use crate::shared_state::SharedState;
@@ -61,15 +64,16 @@ pub use metrics::Metrics;
 pub use resolve::Resolver;
 
 use batch::Worker;
+use in_flight::Settler;
 
-/// Where a room's connections are found.
+/// Where a room's connections are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rooms {
-    /// In the directory, so that only comets which hold the room are called.
+    /// In the directory: only comets that hold the room are called.
     #[default]
     Directory,
-    /// Nowhere: every known comet is told, as goim's own job does.
+    /// Nowhere: every known comet is called, as goim's own job does.
     EveryComet,
 }
 
@@ -79,16 +83,16 @@ pub enum Rooms {
 pub struct RoutingConfig {
     /// `directory`, or `every-comet` for installations whose Redis has no room sets.
     pub rooms: Rooms,
-    /// What a key of a PUSH message is that the directory does not know; only users have inboxes.
-    /// By default what the comets' dialect has there: `connections` for goim, else `users`.
+    /// What a PUSH key is if the directory does not know it; only users have inboxes. The default
+    /// follows the comets' dialect: `connections` for goim, `users` otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub push_keys: Option<PushKeys>,
-    /// Whether a user without `user:online` counts as offline. Needs comets that renew it.
+    /// Whether a user without `user:online` counts as offline. Requires comets that renew it.
     pub check_online: bool,
-    /// The most members of a room. A message for a larger one becomes a dead letter: reading it
-    /// would hold up its partition for long, and take about 300 bytes of memory a member.
+    /// The maximum number of members of a room. A message for a larger room becomes a dead letter:
+    /// reading it would stall the partition and take about 300 bytes of memory per member.
     pub max_room: usize,
-    /// For how long, and for how many rooms, what was resolved is used again.
+    /// How long, and for how many rooms, resolved routes are cached.
     pub cache: CacheConfig,
 }
 
@@ -105,13 +109,13 @@ impl Default for RoutingConfig {
 }
 
 impl RoutingConfig {
-    /// Whether nobody can be found who is away: keys that nobody knows are connections, and rooms are not
-    /// looked up.
+    /// Whether absent users can never be identified: unknown keys are connections, and rooms are
+    /// not looked up.
     pub fn knows_no_users(&self, dialect: Dialect) -> bool {
         self.rooms == Rooms::EveryComet && self.push_keys(dialect) == PushKeys::Connections
     }
 
-    /// What keys are for comets of this dialect.
+    /// What unknown keys are for comets of this dialect.
     fn push_keys(&self, dialect: Dialect) -> PushKeys {
         self.push_keys.unwrap_or(match dialect {
             Dialect::Goim => PushKeys::Connections,
@@ -120,16 +124,16 @@ impl RoutingConfig {
     }
 }
 
-/// What a key of a PUSH message is when the directory knows neither a connection nor a user of
-/// that name. However it is set, a key is looked up as a connection, and then as a user.
+/// What a PUSH key is if the directory has neither a connection nor a user of that name. A key is
+/// always looked up as a connection first, and then as a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PushKeys {
-    /// A user who is away.
+    /// An absent user.
     Users,
-    /// A connection that is gone: nothing is kept for it.
+    /// A closed connection: nothing is kept for it.
     Connections,
-    /// Either: it is kept where a policy says so, and not by default.
+    /// Either: a message is kept if a policy says so, and not by default.
     Both,
 }
 
@@ -143,49 +147,49 @@ impl PushKeys {
     }
 }
 
-/// `[delivery]`: how long and how much.
+/// `[delivery]`: timeouts and limits.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DeliveryConfig {
     /// The deadline of one call to a comet.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
-    /// A comet that has not taken a message within this time since it was queued is
-    /// unreachable for it. At least `timeout`.
+    /// A comet that has not accepted a message within this time after it was queued is unreachable
+    /// for that message. At least `timeout`.
     #[serde(with = "humantime_serde")]
     pub give_up_after: Duration,
-    /// Records in flight over all partitions, in equal shares. A partition that reaches its
-    /// share pauses.
+    /// Records in flight over all partitions, in equal shares. A partition that reaches its share
+    /// is paused.
     pub max_in_flight: usize,
-    /// Bytes in flight over all partitions, in equal shares: the records' content, and what is
-    /// made of their keys and headers.
+    /// Bytes in flight over all partitions, in equal shares: the content of records, and what their
+    /// keys and headers take in memory.
     pub max_in_flight_bytes: ByteSize,
-    /// The most bytes of a record's key and value. A larger one is not read: it becomes a dead
+    /// The maximum size of a record's key and value. A larger record is not read: it becomes a dead
     /// letter without its value.
     pub max_record: ByteSize,
-    /// The most keys of a PUSH. One with more becomes a dead letter.
+    /// The maximum number of keys of a PUSH. One with more becomes a dead letter.
     pub max_keys: usize,
-    /// The most headers of a record. One with more becomes a dead letter without them.
+    /// The maximum number of headers of a record. One with more becomes a dead letter without them.
     pub max_headers: usize,
-    /// The most bytes of a record's headers, names and values. One with more becomes a dead
+    /// The maximum size of a record's headers, names and values. A record with more becomes a dead
     /// letter without them.
     pub max_header_bytes: ByteSize,
-    /// Near this much memory of the process no further records are admitted: `auto` is 90 % of
-    /// what its control group allows, `off` is no limit.
+    /// Near this memory usage of the process no further records are admitted: `auto` is 90 % of
+    /// the limit of its control group, `off` is no limit.
     pub memory_limit: MemoryLimit,
-    /// The most records that go through the stages together.
+    /// The maximum number of records in a batch.
     pub max_batch: usize,
     /// Messages whose record is older than this are dropped before any policy sees them; zero
-    /// means that none is too old. Redriven dead letters never are.
+    /// disables the limit. Redriven dead letters are exempt.
     #[serde(with = "humantime_serde")]
     pub max_age: Duration,
-    /// How long finishing what is in flight may take on a stop; the process may need up to 10 s
-    /// more to leave Kafka. What is not finished by then is delivered again.
+    /// How long a stop waits for records in flight; leaving Kafka may take up to 10 s more. Records
+    /// that are not finished by then are delivered again.
     #[serde(with = "humantime_serde")]
     pub shutdown_grace: Duration,
 }
 
-/// Less is not worth a try.
+/// The smallest usable memory limit.
 const LEAST_MEMORY: u64 = 64 * 1024 * 1024;
 
 impl Default for DeliveryConfig {
@@ -212,7 +216,7 @@ impl DeliveryConfig {
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.timeout.is_zero() {
-            problems.push("`delivery.timeout` is zero; no call could ever succeed".into());
+            problems.push("`delivery.timeout` is zero; every call would fail".into());
         }
         if self.give_up_after < self.timeout {
             problems.push("`delivery.give_up_after` is shorter than `delivery.timeout`".into());
@@ -226,7 +230,7 @@ impl DeliveryConfig {
         ];
         if matches!(self.memory_limit, MemoryLimit::Bytes(limit) if limit.as_u64() < LEAST_MEMORY) {
             problems.push(format!(
-                "`delivery.memory_limit` is {}, less than the gateway needs by itself; it must be at least 64MiB, \"auto\" or \"off\"",
+                "`delivery.memory_limit` is {}, less than the idle gateway needs; it must be at least 64MiB, \"auto\" or \"off\"",
                 self.memory_limit
             ));
         }
@@ -246,64 +250,67 @@ impl DeliveryConfig {
         }
     }
 
-    /// What works, and was probably not meant.
+    /// Values that work but are probably a mistake.
     pub fn warnings(&self) -> Vec<String> {
-        // What one record may have where Kafka's brokers and producers keep their defaults.
+        // The maximum size of one record with the defaults of Kafka's brokers and producers.
         const ONE_RECORD: u64 = 1 << 20;
         let bytes = self.max_in_flight_bytes;
         if bytes.as_u64() >= ONE_RECORD {
             return Vec::new();
         }
         vec![format!(
-            "`delivery.max_in_flight_bytes` is {} bytes for all partitions together, less than one record may have; with so little, records go one at a time",
+            "`delivery.max_in_flight_bytes` is {} bytes for all partitions together, less than the maximum size of one record; large records are processed one at a time",
             bytes.as_u64()
         )]
     }
 }
 
-/// The parts that a message meets on its way. One for all partitions.
+/// The parts that process messages. Shared by all partitions.
 pub struct Pipeline {
-    /// The policies in force.
+    /// The active policies.
     pub policies: Arc<Policies>,
     /// Finds recipients.
     pub resolver: Resolver,
     /// Claims the policies' guards.
     pub guards: Arc<dyn Guards>,
-    /// Keeps what policies share with other gateways.
+    /// The state that policies share with other gateways.
     pub shared_state: Arc<dyn SharedState>,
     /// The comets.
     pub fleet: Arc<Fleet>,
-    /// Keeps messages for the absent.
+    /// Stores messages for absent users.
     pub inbox: InboxQueue,
-    /// The room for the absent who wait.
+    /// The budget of absent recipients over all messages.
     pub waiting: Waiting,
-    /// Tells other channels of the absent.
+    /// Notifies other channels about absent users.
     pub notifier: Notifier,
-    /// What becomes of the absent when no policy decides.
+    /// What happens for absent recipients when no policy decides.
     pub offline: offline::Config,
-    /// Keeps what cannot be delivered.
+    /// Writes dead letters.
     pub dead_letters: DeadLetters,
-    /// The most records in a batch.
+    /// The maximum number of records in a batch.
     pub max_batch: usize,
-    /// What is being retried, and the records that it holds.
+    /// The work that is being retried, and the records it holds.
     pub stalls: Stalls,
-    /// The most keys of a message.
+    /// The maximum number of keys of a message.
     pub max_keys: usize,
-    /// How old a message may be; zero means any age.
+    /// The maximum age of a message; zero means no limit.
     pub max_age: Duration,
     /// Proves redriven records.
     pub redrive_key: KnownKey,
-    /// What is counted and timed.
+    /// The pipeline's metrics.
     pub metrics: Metrics,
 }
 
 impl Pipeline {
-    /// Works on one partition until it is revoked, then finishes what was begun. The feed is
-    /// dropped last: that is how the consumer knows that the worker is done.
+    /// Processes one partition until it is revoked, then drains. The stream is dropped last, which
+    /// tells the consumer that the worker is done.
     pub async fn run(self: Arc<Self>, mut feed: Feed) {
         let journeys = TaskTracker::new();
         let (closing, abandon) = (feed.closing.clone(), feed.abandon.clone());
-        let mut worker = Worker::new(&self, &feed, journeys.clone());
+        let settler = Settler::new(&self, journeys.clone(), abandon.clone());
+        let settling = panics::fatal("settling messages", Arc::clone(&settler).run());
+        let _ends_with_it = AbortOnDropHandle::new(tokio::spawn(settling));
+        let mut worker = Worker::new(&self, &feed, &settler, journeys.clone());
         let mut admitted = Vec::new();
         loop {
             let taken = tokio::select! {
@@ -315,10 +322,11 @@ impl Pipeline {
                 break;
             }
         }
+        settler.in_flight().close();
         journeys.close();
-        debug!(feed.partition, journeys = journeys.len(), "the partition ends; finishing what was begun");
+        debug!(feed.partition, journeys = journeys.len(), "the partition is closing; draining");
         tokio::select! {
-            () = journeys.wait() => {}
+            () = async { settler.in_flight().wait().await; journeys.wait().await } => {}
             // Journeys see the same token, drop their tickets and end.
             () = abandon.cancelled() => journeys.wait().await,
         }

@@ -1,7 +1,7 @@
-//! Which comets did not take a message, and why. Pure.
+//! The comets that did not accept a message, and why. Pure.
 //!
-//! There may be thousands, each with a text of its own, for every BROADCAST. What is said of them
-//! is cut before it is built: the first few with their reasons, and how many more.
+//! A BROADCAST may fail at thousands of comets, each with its own error text. The text is bounded
+//! as it is built: the first few comets with their reasons, and how many more.
 
 use crate::dead_letter::{Reason, Stage};
 use crate::decision::Decision;
@@ -21,7 +21,7 @@ pub(super) struct NotTaken {
 }
 
 impl NotTaken {
-    /// This comet did not take it.
+    /// Adds a comet that did not accept the message.
     pub(super) fn add(&mut self, comet: CometAddr, why: &str) {
         if self.why.len() < NAMED {
             self.why.push(format!("{comet}: {}", cut(why, LONGEST)));
@@ -29,7 +29,7 @@ impl NotTaken {
         self.comets.push(comet);
     }
 
-    /// These neither.
+    /// Adds the comets of `other`.
     pub(super) fn append(&mut self, mut other: Self) {
         other.why.truncate(NAMED.saturating_sub(self.why.len()));
         self.why.append(&mut other.why);
@@ -45,7 +45,7 @@ impl NotTaken {
         self.comets.is_empty()
     }
 
-    /// The dead letter's reason, with what policies did to the message: perhaps that is why.
+    /// The reason of the dead letter, with what policies did to the message, as they may be the cause.
     pub(super) fn into_reason(self, trail: &[Decision]) -> Reason {
         let mut text = self.why.join("; ");
         more(&mut text, self.comets.len() - self.why.len(), "comets");
@@ -74,7 +74,7 @@ mod tests {
     use crate::decision::PluginVersion;
 
     #[test]
-    fn thousands_of_comets_make_a_short_reason() {
+    fn thousands_of_failed_comets_make_a_short_reason() {
         let mut not_taken = NotTaken::default();
         for n in 0..4_096 {
             not_taken.add(format!("10.0.{}.{}:50051", n / 256, n % 256).into(), &"no answer ".repeat(1_000));
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn few_comets_are_all_named() {
+    fn a_few_failed_comets_are_all_named() {
         let mut not_taken = NotTaken::default();
         not_taken.add("a:1".into(), "refused");
         let mut others = NotTaken::default();

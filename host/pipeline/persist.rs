@@ -1,5 +1,5 @@
-//! Trying until it works: what the pipeline does while Redis or Kafka is away. Records are
-//! held; nothing is dropped. What is held, and why, stands in [`Stalls`].
+//! Retries work until it succeeds or its partition is cancelled, for example while Redis or Kafka
+//! is unreachable. Records are held, never dropped. [`Stalls`] lists what is held, and why.
 
 use std::fmt::Display;
 use std::pin::pin;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::stalls::{Held, StallGuard, StallStage, Stalls};
 
-/// The partition was given up before the work was done: its records will be delivered again.
+/// The partition was cancelled before the work was done; its records are delivered again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Abandoned;
 
@@ -20,7 +20,7 @@ pub(super) struct Abandoned;
 /// side's return.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
-/// The record, or the first one of a batch, that is held while something is retried.
+/// The record, or the first one of a batch, that is held while work is retried.
 #[derive(Clone, Copy)]
 pub(super) struct Hold<'a> {
     pub(super) stalls: &'a Stalls,
@@ -30,9 +30,9 @@ pub(super) struct Hold<'a> {
     pub(super) abandon: &'a CancellationToken,
 }
 
-/// One piece of work at one stage while it is retried. It is one stall from its first failure
-/// until it is dropped, however many calls it takes: a policy that stalls between two successful
-/// look-ups has not recovered in between.
+/// One piece of work at one stage that is retried. It is one stall from its first failure until it
+/// is dropped, however many calls it takes: a policy that stalls between two successful look-ups
+/// has not recovered in between.
 pub(super) struct Retry<'a> {
     hold: Hold<'a>,
     stage: StallStage,
@@ -95,7 +95,7 @@ pub(super) async fn persist<T, E: Display, F: Future<Output = Result<T, E>>>(
     Retry::new(hold, stage).until_done(attempt).await
 }
 
-/// Waits for work that somebody else retries, and tells `problem` while that is in its way.
+/// Waits for work that another task retries, and reports a stall while that task has a `problem`.
 pub(super) async fn hold_while<T>(
     hold: Hold<'_>,
     stage: StallStage,
@@ -115,7 +115,7 @@ pub(super) async fn hold_while<T>(
             () = hold.abandon.cancelled() => return Err(retry.abandoned()),
             done = &mut work => return Ok(done),
             changed = problem.changed() => if changed.is_err() {
-                // Nobody who could tell of a problem is left: the work ends by itself.
+                // No task is left to report a problem: the work finishes without it.
                 break;
             },
         }
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_tries_until_it_works() {
+    async fn it_retries_until_it_succeeds() {
         let world = World::new();
         let mut left = 3;
         let attempt = || {
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_ends_when_the_partition_is_abandoned() {
+    async fn it_stops_when_the_partition_is_cancelled() {
         let world = World::new();
         let attempt = || {
             world.abandon.cancel();
@@ -193,8 +193,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_waits_for_others_work_holds_its_record_while_that_has_a_problem() {
-        // Long enough for the other future to be polled, whoever comes first.
+    async fn waiting_for_another_task_is_a_stall_while_it_has_a_problem() {
+        // Long enough for the other future to be polled, whichever is polled first.
         let others_turn = async || {
             for _ in 0..3 {
                 tokio::task::yield_now().await;

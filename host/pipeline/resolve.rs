@@ -1,9 +1,8 @@
-//! Finding recipients: rooms through the route cache, keys directly, everything that a batch
-//! has to look up in one go.
+//! Finds recipients: rooms through the route cache, keys directly, with all look-ups of a batch
+//! pipelined.
 //!
-//! What the directory or a policy calls a comet is mapped to its address here, once: everything
-//! after that compares addresses. Comets that the directory names become known to the fleet here
-//! as well.
+//! Names of comets, from the directory or a policy, are mapped to addresses here, once; later code
+//! compares addresses. The fleet also learns here which comets the directory names.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -25,7 +24,7 @@ use crate::policy::Chain;
 use crate::router::{Plan, Route};
 use crate::stalls::StallStage;
 
-/// Finds recipients and remembers rooms for a short time.
+/// Finds recipients and caches rooms for a short time.
 pub struct Resolver {
     directory: Arc<dyn Directory>,
     fleet: Arc<Fleet>,
@@ -34,7 +33,7 @@ pub struct Resolver {
     unknown_keys: Identity,
 }
 
-/// What a batch found out.
+/// The results of a batch's look-ups.
 #[derive(Debug, Default)]
 pub(super) struct Resolved {
     routes: HashMap<RoomId, Arc<Route>>,
@@ -44,7 +43,7 @@ pub(super) struct Resolved {
 }
 
 impl Resolved {
-    /// Why the room of a message cannot be read, if so.
+    /// Why the room of a message cannot be read, if it cannot.
     pub(super) fn unreadable(&self, message: &Message) -> Option<&str> {
         self.unreadable.get(message.room()?).map(|why| &**why)
     }
@@ -71,21 +70,21 @@ impl Resolver {
         Self { directory, fleet, routes, rooms: config.rooms, unknown_keys }
     }
 
-    /// What a key is that the directory does not know.
+    /// What a key is if the directory does not know it.
     pub(super) fn unknown_keys(&self) -> Identity {
         self.unknown_keys
     }
 
-    /// The route of a room that is kept, under this generation of policies.
+    /// The cached route of a room for this generation of policies.
     pub fn cached(&self, room: &RoomId, generation: u64) -> Option<Arc<Route>> {
         self.routes.peek(room, generation)
     }
 
-    /// The route of a room as it stands now, for `GET /v1/routes/{room}`: looked up anew,
-    /// regrouped by `chain`, kept nowhere.
+    /// The current route of a room, for `GET /v1/routes/{room}`: looked up without the cache,
+    /// regrouped by `chain`, and not cached.
     ///
     /// # Errors
-    /// When the directory is away, or a policy stalls.
+    /// When the directory is unreachable, or a policy stalls.
     pub async fn route(&self, room: &RoomId, chain: &mut Chain) -> anyhow::Result<Arc<Route>> {
         let found = self.read(&[Lookup::Room(room.clone())]).await?;
         let membership = match found.into_iter().next() {
@@ -98,7 +97,7 @@ impl Resolver {
         Ok(self.regrouped(grouping))
     }
 
-    /// What one message needs, looked up anew and kept nowhere.
+    /// Looks up what one message needs, without the cache.
     pub(super) async fn resolve_anew(
         &self,
         message: &Message,
@@ -117,7 +116,7 @@ impl Resolver {
         Ok(resolved)
     }
 
-    /// Asks the directory once. Comets have their addresses, and are known to the fleet.
+    /// Queries the directory once, maps comets to addresses, and tells the fleet about them.
     async fn read(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable> {
         let mut found = self.directory.lookup(lookups).await?;
         let names = self.fleet.names();
@@ -138,15 +137,15 @@ impl Resolver {
         Ok(found)
     }
 
-    /// The route of a room as policies left it, who may have called comets by name.
+    /// The route of a room after regrouping. Policies may have named comets by server name.
     fn regrouped(&self, mut grouping: Grouping) -> Arc<Route> {
         readdress(&self.fleet.names(), |address_of| grouping.readdress(address_of));
         Arc::new(Route::new(&grouping))
     }
 
-    /// Looks up what these messages need, trying until the directory answers. `adds_comets`: whether
-    /// plugins want more comets called, of which then has to be known whether they are the gateway's
-    /// own.
+    /// Looks up what these messages need, and retries until the directory answers. `adds_comets`:
+    /// whether plugins want additional comets called; then it must be known whether these are the
+    /// gateway's own.
     pub(super) async fn resolve(
         &self,
         messages: &[&Message],
@@ -161,13 +160,13 @@ impl Resolver {
         }
         let mut keys = self.wanted_keys(messages);
         let mut rooms = self.wanted_rooms(messages);
-        // A room that another worker was resolving, and failed to, is wanted again.
+        // A room that another worker failed to resolve is looked up again.
         while !rooms.is_empty() || !keys.is_empty() {
             let generation = chain.set().generation().0;
             let by = Maker { topic: Arc::clone(hold.topic), partition: hold.partition };
             let (mine, others) = self.claim(std::mem::take(&mut rooms), generation, &by, &mut resolved);
             self.look_up(mine, std::mem::take(&mut keys), chain, hold, &mut resolved).await?;
-            // Only now, with nothing claimed, may this worker wait for others.
+            // Only now, with no claims of its own, may this worker wait for others.
             for (room, waiter) in others {
                 let maker = waiter.maker().clone();
                 let cause = || format!("room `{room}` is being looked up for {maker}: waiting for that");
@@ -180,7 +179,7 @@ impl Resolver {
         Ok(resolved)
     }
 
-    /// The calls and the absent of one message.
+    /// The calls and the absent recipients of one message.
     pub(super) fn plan(
         &self,
         message: &Message,
@@ -223,7 +222,7 @@ impl Resolver {
         Cow::Owned(overrides)
     }
 
-    /// Whether the comet that a record names would not be called as things are known now.
+    /// Whether the comet that a record names could not be called with what is known now.
     fn is_refused(&self, message: &Message) -> bool {
         let Audience::Keys { server: Some(server), .. } = &message.audience else { return false };
         self.fleet.unusable(&self.fleet.address_of(server), NamedBy::Record).is_some()
@@ -297,8 +296,8 @@ impl Resolver {
             let membership = match found.next() {
                 Some(Found::Room(membership)) => Arc::new(membership),
                 Some(Found::Unreadable(why)) => {
-                    // Nothing is published: who waits for the room asks the directory, which
-                    // remembers that it is of no use.
+                    // Nothing is published: workers that wait for the room query the directory,
+                    // which remembers that the room is unreadable.
                     resolved.unreadable.insert(room, why);
                     continue;
                 }
@@ -313,9 +312,8 @@ impl Resolver {
         Ok(())
     }
 
-    /// Asks the directory until it has answered everything: many at once, and after a failure
-    /// in smaller and smaller parts, since many large rooms together can take longer than a
-    /// reply may.
+    /// Queries the directory until it has answered everything: many look-ups at once, and fewer
+    /// after a failure, since many large rooms together can exceed the reply timeout.
     async fn ask(&self, lookups: &[Lookup], hold: Hold<'_>) -> Result<Vec<Found>, Abandoned> {
         let mut found = Vec::with_capacity(lookups.len());
         let part = AtomicUsize::new(lookups.len().min(AT_ONCE));
@@ -353,7 +351,7 @@ impl Resolver {
     }
 }
 
-/// Hands a mapping of server names to what holds comets, where there are names.
+/// Applies the mapping of server names, if there is one.
 fn readdress(names: &Names, act: impl FnOnce(&dyn Fn(&CometAddr) -> Option<CometAddr>)) {
     if !names.is_empty() {
         act(&|comet| names.get(comet).cloned());
@@ -367,7 +365,7 @@ const USUAL: Duration = Duration::from_secs(1);
 /// their commands and replies would all be in memory together.
 const AT_ONCE: usize = 2_000;
 
-/// The comets that an answer of the directory names.
+/// The comets that a result of the directory names.
 fn comets_of(found: &Found) -> &[CometAddr] {
     match found {
         Found::Room(membership) => &membership.comets,

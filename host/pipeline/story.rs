@@ -1,5 +1,6 @@
-//! What is told of a message: one line of log, at `debug`, when it is settled.
+//! Traces one message, and logs it in one `debug` line when it is settled.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -14,18 +15,18 @@ use crate::pipeline::metrics::Outcome;
 use crate::policy::PolicySet;
 use crate::router::Recipient;
 
-/// How many comets, and how many recipients, the line names.
+/// How many comets and recipients the line names.
 const NAMED: usize = 10;
 
 /// What a record needs until it has its outcome.
 pub(super) struct Pending {
     /// Settles its offset.
     pub(super) ticket: Ticket,
-    /// Its place among those of its key.
+    /// Its position among the messages of its key.
     pub(super) place: Place,
 }
 
-/// A message and what has become of it so far.
+/// A message and what has happened to it so far.
 pub(super) struct Story {
     pub(super) record: Arc<Record>,
     pub(super) message: Option<Message>,
@@ -36,11 +37,11 @@ pub(super) struct Story {
     pub(super) stale: usize,
     pub(super) withheld: usize,
     pub(super) calls: Vec<Call>,
-    /// Who was not reached.
+    /// The recipients that were not reached.
     pub(super) absent: Arc<[Absent]>,
     /// The first few comets that were not reached, and why.
     unreachable: Vec<String>,
-    /// How many were not.
+    /// How many comets were not reached.
     unreachable_comets: usize,
     pub(super) tally: Tally,
 }
@@ -63,7 +64,7 @@ impl Story {
         story
     }
 
-    /// The story of a record that is no message.
+    /// The trace of a record that is not a message.
     pub(super) fn of_record(record: Arc<Record>, pending: Pending, started: Instant) -> Self {
         Self {
             record,
@@ -82,7 +83,7 @@ impl Story {
         }
     }
 
-    /// A comet was not reached, or only with a part.
+    /// A comet was not reached, or only partially.
     pub(super) fn not_reached(&mut self, comet: &CometAddr, why: &str) {
         if self.unreachable.len() < NAMED {
             self.unreachable.push(format!("{comet}: {why}"));
@@ -91,7 +92,7 @@ impl Story {
     }
 
     /// The one line that tells it all.
-    pub(super) fn tell(&self, set: &PolicySet, outcome: Outcome, reason: &str) {
+    pub(super) fn tell(&self, set: &PolicySet, outcome: Outcome, reason: &dyn Display) {
         if !tracing::enabled!(Level::DEBUG) {
             return;
         }
@@ -107,30 +108,30 @@ impl Story {
             sent_to = ?self.sent_to(), sent, failed, reached = ?self.reached(),
             offline = self.absent.len(), away = ?self.away(), stored, notified, dropped,
             withheld = self.withheld, unreachable = ?self.unreachable, unreachable_comets = self.unreachable_comets, generation = %set.generation(),
-            plugins = ?plugins, decisions = ?decisions, outcome = outcome.as_str(), reason,
+            plugins = ?plugins, decisions = ?decisions, outcome = outcome.as_str(), %reason,
             took_ms = self.started.elapsed().as_secs_f64() * 1e3,
             "message settled"
         );
     }
 
-    /// `address: recipients` of the comets that took it, the first few.
+    /// `address: recipients` of the first few comets that accepted it.
     fn sent_to(&self) -> Vec<String> {
         let taken = self.calls.iter().filter(|call| call.took != Took::Nothing).take(NAMED);
         taken.map(|call| format!("{}: {}", call.comet, call.reached().count())).collect()
     }
 
-    /// The users it reached, or connections without one, the first few.
+    /// The first few users that it reached, or connections without a user.
     fn reached(&self) -> Vec<&str> {
         self.calls.iter().flat_map(Call::reached).map(Recipient::name).take(NAMED).collect()
     }
 
-    /// The users it did not reach, the first few.
+    /// The first few users that it did not reach.
     fn away(&self) -> Vec<&str> {
         self.absent.iter().map(|absent| absent.user.as_str()).take(NAMED).collect()
     }
 }
 
-/// The type, as producers know it.
+/// The message type, as producers know it.
 fn kind(audience: &Audience) -> &'static str {
     match audience {
         Audience::Keys { .. } => "PUSH",

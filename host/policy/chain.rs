@@ -1,7 +1,7 @@
-//! One worker's instances of one set: the chain that batches, rooms and the absent go
-//! through, in configured order, each plugin seeing what the ones before it left.
+//! One worker's instances of one policy set. Batches, rooms and absent users pass through the plugins
+//! in configured order; each plugin sees what the ones before it left.
 //!
-//! What comes out is plain data: the caller never learns of WebAssembly.
+//! The results are plain data: the caller never sees a WebAssembly type.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -14,13 +14,13 @@ use crate::policy::link::{Link, Source};
 use crate::policy::pass::{Pass, Step};
 use crate::policy::set::PolicySet;
 
-/// One worker's instances of one set. Instances are made when they are first needed and
-/// after every failure; their memory is this chain's own.
+/// One worker's instances of one set. An instance is created when it is first needed, and again after
+/// every failure. Chains share no instances.
 pub struct Chain {
     set: Arc<PolicySet>,
     /// One for each plugin of the set.
     links: Vec<Link>,
-    /// All chains that there are; this one is counted.
+    /// The number of live chains, this one included.
     chains: Arc<AtomicUsize>,
 }
 
@@ -40,22 +40,22 @@ impl Chain {
         Self { set, links, chains }
     }
 
-    /// The set that this is a chain of.
+    /// The set that this chain runs.
     pub fn set(&self) -> &Arc<PolicySet> {
         &self.set
     }
 
-    /// The linear memory of its instances, in bytes.
+    /// The linear memory of all its instances, in bytes.
     pub fn memory(&self) -> usize {
         self.links.iter().map(Link::memory).sum()
     }
 
-    /// Runs a batch of one partition through the filters. Answers in the same order and
-    /// number. A message that one filter stops is not shown to the ones after it. Shared state
-    /// looks empty, and what is written to it is forgotten; see [`Chain::advance`].
+    /// Runs a batch of one partition through the filters. Returns one result per message, in the same
+    /// order. A message that one filter stops is not shown to the ones after it. Shared state appears
+    /// empty and writes to it are discarded; see [`Chain::advance`].
     ///
     /// # Errors
-    /// When a plugin with `on_error = "stall"` failed; nothing is decided then.
+    /// When a plugin with `on_error = "stall"` failed. Nothing is decided in that case.
     pub fn filter(
         &mut self,
         topic: &str,
@@ -74,12 +74,13 @@ impl Chain {
         }
     }
 
-    /// Brings a batch as far as it comes without waiting: through all filters, or to one that
+    /// Advances a batch as far as possible without waiting: through all filters, or up to one that
     /// needs values of its shared state.
     ///
     /// # Errors
-    /// When a plugin with `on_error = "stall"` failed. The same pass goes on with that plugin: those
-    /// before it, and what it has answered for already, are not asked again.
+    /// When a plugin with `on_error = "stall"` failed. Calling again with the same run continues at
+    /// that plugin. Earlier plugins are not called again, and messages that it has already decided
+    /// are not shown to it again.
     pub fn advance(&mut self, topic: &str, partition: i32, pass: &mut Pass) -> Result<Step, Stalled> {
         if !self.set.has_filter() || pass.batch.is_empty() {
             return Ok(Step::Decided(std::mem::take(&mut pass.batch), Vec::new()));
@@ -99,8 +100,8 @@ impl Chain {
         })
     }
 
-    /// Runs a room through the groupings. A plugin that fails, or whose answer points
-    /// outside of the room, is skipped whatever its `on_error`, except `stall`.
+    /// Runs a room through the groupings. A plugin that fails, or whose answer points outside of the
+    /// room, is skipped whatever its `on_error` is, except for `stall`.
     ///
     /// # Errors
     /// When a plugin with `on_error = "stall"` failed.
@@ -118,8 +119,8 @@ impl Chain {
         })
     }
 
-    /// Asks what becomes of a message for those who are away. Answers in the same order and
-    /// number; `None` where no plugin had an opinion, or the ones that would have failed.
+    /// Asks what to do with a message for absent users. Returns one result per user, in the same
+    /// order; `None` where no plugin has an opinion, or where the plugin failed.
     ///
     /// # Errors
     /// When a plugin with `on_error = "stall"` failed.

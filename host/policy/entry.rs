@@ -1,5 +1,5 @@
-//! An entry of a set: a plugin, prepared (compiled, checked, started once and tried), and the candidate
-//! beside it where there is one.
+//! An entry of a set: a prepared plugin (compiled, checked, started once and called once), and its
+//! candidate if it has one.
 
 use std::sync::Arc;
 
@@ -13,14 +13,14 @@ use crate::policy::rollout::trial::{Candidate, Trial};
 use crate::wasm::Runtime;
 use crate::{digest, wasm};
 
-/// A prepared plugin. Sets share the ones that did not change between them.
+/// A prepared plugin. Sets share the plugins that did not change between them.
 pub(super) struct Entry {
     pub(super) plugin: Arc<Plugin>,
-    /// A candidate beside it.
+    /// A candidate next to it.
     pub(super) trial: Option<Arc<Trial>>,
 }
 
-/// What entries are prepared with.
+/// The dependencies of preparing an entry.
 #[derive(Clone)]
 pub(super) struct Workshop {
     pub(super) runtime: Arc<Runtime>,
@@ -29,11 +29,11 @@ pub(super) struct Workshop {
 }
 
 impl Entry {
-    /// Prepares a plugin from the bytes of its file, with what is already compiled where nothing
-    /// changed.
+    /// Prepares a plugin from the bytes of its file. Reuses compiled modules, and the whole plugin if
+    /// nothing changed.
     ///
     /// # Errors
-    /// What is wrong with it: the second half of a sentence that begins with the plugin.
+    /// The problem: the second half of a sentence that begins with the plugin.
     pub(super) fn prepare(
         workshop: &Workshop,
         config: &PluginConfig,
@@ -58,12 +58,12 @@ impl Entry {
         Ok(Arc::new(Self { plugin: Arc::new(plugin), trial: trial.map(Arc::new) }))
     }
 
-    /// Its place in a chain.
+    /// The entry's part of a chain.
     pub(super) fn link(&self) -> Link {
         Link::new(Arc::clone(&self.plugin), self.trial.clone())
     }
 
-    /// Whether this is the candidate that it tries.
+    /// Whether this is its current candidate.
     fn tries(&self, candidate: Option<&Candidate>) -> bool {
         match (&self.trial, candidate) {
             (None, None) => true,
@@ -75,8 +75,8 @@ impl Entry {
     }
 }
 
-/// Prepares a candidate with the settings of the plugin that it may replace. It is never put
-/// in quarantine: its trial ends.
+/// Prepares a candidate with the settings of the plugin that it may replace. A candidate is never
+/// quarantined: its rollout ends instead.
 fn trial(workshop: &Workshop, config: &PluginConfig, candidate: &Candidate) -> Result<Trial, String> {
     let quarantine = QuarantineConfig { then: Then::Never, ..config.quarantine.clone() };
     let trial = &candidate.config;

@@ -1,4 +1,4 @@
-//! What is counted of the set in force and its replacement.
+//! Metrics of the active set and its replacement.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -35,7 +35,11 @@ impl Metrics {
             "Versions that failed too often",
             m.quarantines.clone(),
         );
-        registry.register("halley_policy_generation", "The policy set in force", m.generation.clone());
+        registry.register(
+            "halley_policy_generation",
+            "Generation of the active policy set",
+            m.generation.clone(),
+        );
         metrics
     }
 

@@ -1,32 +1,32 @@
-//! Policies: WebAssembly plugins that decide what passes, who gets it where, and what becomes
-//! of it for those who are away. They are swapped while messages flow, and whatever they do
-//! wrong costs nobody but the message they did it to.
+//! Policies: WebAssembly plugins that decide which messages pass, who receives them, and what happens
+//! to the messages of absent users. They are swapped while messages flow, and a failing plugin costs
+//! only the message that it fails on.
 //!
 //! # From a file to a decision
 //!
-//! - `artifact` is the door through which code comes in and what keeps its versions; `wasm` runs it.
-//!   Both know nothing of each other and of what is here.
-//! - `plugin` adds settings to a module of `wasm`; an `entry` of a set is a plugin that was started once
-//!   with `init` and tried at every hook, and the candidate beside it.
-//! - `prepare` makes a set of all plugins of a configuration, or refuses them with all problems
-//!   at once; `set` is what comes out.
-//! - `policies` holds the set in force. A swap is one atomic store between batches; the old
-//!   set is freed with the last of its chains, its code with it.
-//! - `chain` is one worker's instances of one set, a `link` for each plugin: it turns answers
-//!   into plain data, and failures into `on_error`. A `pass` is a batch on its way through it;
-//!   `time_budget` is what it lets a plugin waste.
-//! - `watch` swaps when files change; `rollout` when versions come by hand or are tried, and takes out
-//!   of force what fails too often.
+//! - `artifact` loads plugin code and stores its versions; `wasm` runs it. Neither knows the other,
+//!   or this module.
+//! - `plugin` adds settings to a module of `wasm`; an `entry` of a set is a plugin that was started
+//!   once with `init` and called once at every hook, with its candidate.
+//! - `prepare` turns the plugins of a configuration into a `set`, or refuses them with all problems
+//!   at once.
+//! - `policies` holds the active set. A swap is one atomic store (`switch`) between batches; the old
+//!   set, with its code, is freed with the last of its chains.
+//! - `chain` is one worker's instances of one set, with a `link` for each plugin: it converts answers
+//!   to plain data, and failures to `on_error`. A `pass` is a batch on its way through it;
+//!   `time_budget` limits the time that a plugin may waste.
+//! - `watch` swaps sets when files change; `rollout` when an operator changes versions or a canary is
+//!   promoted. It also quarantines versions that fail too often.
 //!
-//! # What holds
+//! # Guarantees
 //!
-//! - One set decides the whole of a batch.
-//! - A plugin that traps, loops, eats memory, or answers nonsense loses its instance and gets a
-//!   fresh one. The batch is halved until the message it failed on stands alone; the others
-//!   are decided as ever.
-//! - Nothing here knows of Kafka, of Redis, of comets.
+//! - One set decides a whole batch.
+//! - A plugin that traps, loops, exhausts its memory, or returns invalid answers loses its instance
+//!   and gets a fresh one. The batch is halved until the message that it failed on is isolated; the
+//!   others are decided normally.
+//! - Nothing here knows of Kafka, Redis or comets.
 //!
-//! # In use
+//! # Example
 //!
 //! ```no_run
 //! use halley::message::Message;
@@ -65,6 +65,9 @@ mod time_budget;
 mod watch;
 
 /// What is read as a plugin is looked at.
+const _: () = assert!(crate::artifact::MAX_SIZE == crate::wasm::compile::bounds::SIZE);
+
+/// Every file that can be read can be compiled: the limits are equal.
 const _: () = assert!(crate::artifact::MAX_SIZE == crate::wasm::compile::bounds::SIZE);
 
 pub use chain::Chain;

@@ -1,4 +1,4 @@
-//! What happens to a message when a plugin fails on it, for each way to fail.
+//! What happens to a message when a plugin fails on it, by kind of failure.
 
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserializer, MapAccess, Visitor};
@@ -6,24 +6,24 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use crate::wasm::failure::FailureKind;
 
-/// What happens to a message when a plugin fails on it: traps, runs past its deadline, needs
-/// more memory than it may have, or answers what makes no sense.
+/// What happens to a message when a plugin fails on it: it traps, exceeds its deadline or its memory
+/// limit, or returns an invalid answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnError {
-    /// It goes on as if the plugin were not there.
+    /// The message continues as if the plugin did not exist.
     #[default]
     Pass,
-    /// It is delivered to nobody.
+    /// It is not delivered.
     Drop,
     /// It goes to the dead-letter topic; the reason names plugin, version and error.
     DeadLetter,
-    /// Its partition waits and tries again, until the plugin is mended or replaced.
+    /// Its partition holds its records and retries, until the plugin is fixed or replaced.
     Stall,
 }
 
 impl OnError {
-    /// The choice as it stands in the configuration.
+    /// The value as written in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pass => "pass",
@@ -34,34 +34,34 @@ impl OnError {
     }
 }
 
-/// What happens for each way to fail. In the configuration one word for all of them, or a
-/// table: `{ default = "pass", trap = "dead-letter", deadline = "stall" }`.
+/// The action for each kind of failure. In the configuration: one word for all of them, or a table,
+/// `{ default = "pass", trap = "dead-letter", deadline = "stall" }`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case", remote = "Self")]
 pub struct OnErrors {
-    /// Where nothing else is said.
+    /// For kinds that are not listed.
     pub default: OnError,
     /// It trapped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trap: Option<OnError>,
-    /// It ran past its deadline.
+    /// It exceeded its deadline.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub deadline: Option<OnError>,
-    /// It failed after it wanted more memory than it may have.
+    /// It failed after a memory allocation beyond its limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<OnError>,
-    /// It answered what makes no sense.
+    /// It returned an invalid answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bad_answer: Option<OnError>,
-    /// An instance of it could not be started, though one could when its version was loaded.
-    /// Without a word of its own the partition waits, whatever `default` is: no message passes
-    /// because a worker has no instance. `pass` is refused here.
+    /// An instance could not be started, although one could when the version was loaded. Unless it is
+    /// set, the partition stalls, whatever `default` is: no message passes because a worker has no
+    /// instance. `pass` is not allowed here.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start: Option<OnError>,
 }
 
 impl OnErrors {
-    /// What happens when the plugin fails in this way.
+    /// The action for this kind of failure.
     pub(super) fn on(&self, kind: FailureKind) -> OnError {
         let special = match kind {
             FailureKind::Trap => self.trap,
@@ -77,7 +77,7 @@ impl OnErrors {
     pub(super) fn validate(&self) -> Vec<String> {
         let opens = self.start == Some(OnError::Pass);
         let mistake = "`on_error.start` cannot be \"pass\": every message would pass where no instance starts; \
-                       leave it out (the partition waits), or take \"drop\" or \"dead-letter\"";
+                       remove it (the partition stalls), or use \"drop\" or \"dead-letter\"";
         opens.then(|| mistake.to_owned()).into_iter().collect()
     }
 }

@@ -1,4 +1,4 @@
-//! One version of a plugin with its settings: what its instances are started from, and what it did.
+//! One version of a plugin with its settings: starts its instances, and holds its statistics.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,25 +19,25 @@ use crate::wasm::module::Module;
 use crate::wasm::room::Room;
 use crate::wasm::shared::Session;
 
-/// A prepared plugin. Sets share the ones that did not change between them.
+/// A prepared plugin. Sets share the plugins that did not change between them.
 pub(super) struct Plugin {
     pub(super) config: PluginConfig,
     pub(super) version: PluginVersion,
     pub(super) module: Arc<Module>,
     pub(super) services: Arc<Services>,
     pub(super) failures: Failures,
-    /// What it did, for comparison with a candidate.
+    /// Its statistics, for comparison with a candidate.
     pub(super) tally: Tally,
-    /// Whether no other version can come in its place.
+    /// Whether no other version can replace it.
     is_without_alternative: AtomicBool,
-    /// Where it tells that it has failed too often.
+    /// Where it reports that it has failed too often.
     alarms: Arc<Alarms>,
-    /// Keeps the clock behind the deadlines running.
+    /// Keeps the epochs behind the deadlines running.
     runtime: Arc<Runtime>,
 }
 
 impl Plugin {
-    /// The same for a candidate that looks on: what it keeps and counts is not the plugin's.
+    /// Turns it into a shadow, with state and metrics of its own.
     pub(super) fn shadow(self) -> Self {
         Self { services: Arc::new(self.services_of_a_shadow()), ..self }
     }
@@ -49,7 +49,7 @@ impl Plugin {
         Services { silent: true, ..Services::new(self.version.clone(), config, metrics, state, clock) }
     }
 
-    /// With these settings; not tried yet.
+    /// A plugin with these settings; not called yet.
     pub(super) fn new(
         runtime: &Arc<Runtime>,
         alarms: &Arc<Alarms>,
@@ -75,12 +75,12 @@ impl Plugin {
         }
     }
 
-    /// Starts an instance of it.
+    /// Starts an instance.
     pub(super) fn start(&self) -> Result<Instance, Failure> {
         Instance::start(&self.module, &self.services, self.limits())
     }
 
-    /// Takes the memory of an instance, and starts nothing.
+    /// Allocates the memory of an instance without starting it.
     pub(super) fn reserve(&self) -> Result<Reserved, Failure> {
         Reserved::new(&self.module, &self.services, self.limits())
     }
@@ -89,7 +89,7 @@ impl Plugin {
         Limits { deadline: self.config.deadline, memory: self.config.memory }
     }
 
-    /// Starts an instance and calls every hook with nothing to decide.
+    /// Starts an instance and calls every hook with empty input.
     pub(super) fn try_out(&self) -> Result<(), Failure> {
         let mut instance = self.start()?;
         let trial = |hook: &'static str| {
@@ -108,19 +108,19 @@ impl Plugin {
         Ok(())
     }
 
-    /// It has failed too often, or for too long.
+    /// Raises an alarm: it failed too often, or for too long.
     pub(super) fn raise_alarm(&self, limit: String, last: &Failure) {
         let (plugin, hash) = (self.config.name.clone(), self.module.hash.clone());
         self.alarms.raise(Alarm { plugin, hash, limit, last: last.to_string() });
     }
 
-    /// Nothing else can decide instead of it: from now on its time is a budget.
+    /// Enforces the time budget from now on, because no other version can replace it.
     pub(super) fn enforce_time_budget(&self) {
         self.is_without_alternative.store(true, Relaxed);
     }
 
-    /// Whether its `on_error` decides while it is over its budget. While another version may still
-    /// come in its place, it is asked for as long as that takes.
+    /// Whether its `on_error` decides while it exceeds its budget. While another version may still
+    /// replace it, it is called until the replacement is active.
     pub(super) fn is_time_a_budget(&self) -> bool {
         self.is_without_alternative.load(Relaxed)
     }
@@ -130,7 +130,7 @@ impl Plugin {
         usize::try_from(self.services.metrics.over_budget().get()).unwrap_or_default()
     }
 
-    /// Between an instance of it and the state that gateways share.
+    /// Connects an instance with the state that gateways share.
     pub(super) fn session(&self) -> Session {
         let most = usize::try_from(self.config.max_shared_state.as_u64()).unwrap_or(usize::MAX);
         Session::new(self.runtime.states.account_of(&self.config.name), most)

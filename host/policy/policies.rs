@@ -1,4 +1,5 @@
-//! The policy set in force, and its replacement: off to the side, as a whole, in one step.
+//! The active policy set, and its replacement: prepared in the background, swapped as a whole in one
+//! step.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,45 +16,44 @@ use crate::blocking::{run_blocking, run_in_place};
 use crate::policy::config::{PluginConfig, PoliciesConfig};
 use crate::policy::entry::{Entry, Workshop};
 use crate::policy::metrics::Metrics;
-use crate::policy::plugin::Plugin;
 use crate::policy::prepare::{ByHand, Means, Prepared, Problem, Refused, Want, Wanted, prepare};
 use crate::policy::rollout::quarantine::Alarm;
 use crate::policy::set::{Generation, PolicySet};
 use crate::policy::status::{PluginStatus, Refusal, Status, plugin_status};
 use crate::wasm::{self, Runtime};
 
-/// What policies are started with.
+/// The dependencies of policies.
 #[derive(Debug)]
 pub struct Setup {
-    /// What runs the plugins.
+    /// Runs the plugins.
     pub runtime: Arc<Runtime>,
-    /// Where plugins come from and which are trusted.
+    /// Loads plugins, and knows the trusted keys.
     pub intake: Intake,
-    /// What keeps their versions.
+    /// Stores their versions.
     pub versions: Versions,
-    /// What is counted.
+    /// Metrics of the set.
     pub metrics: Metrics,
 }
 
 impl Setup {
-    /// Trusts every file, keeps versions in memory, and shows no metrics of the set.
+    /// Trusts every file, keeps versions in memory, and exposes no metrics of the set.
     pub fn new(runtime: Arc<Runtime>) -> Self {
         let (intake, versions) = (Intake::default(), Versions::in_memory());
         Self { runtime, intake, versions, metrics: Metrics::default() }
     }
 
-    /// For a gateway. Metrics go into the registry.
+    /// For a gateway. Registers the metrics.
     ///
     /// # Errors
-    /// When the folder of versions cannot be used, or this machine cannot run WebAssembly.
+    /// When the directory of versions cannot be used, or this machine cannot run WebAssembly.
     pub fn of_gateway(config: &PoliciesConfig, registry: &mut Registry) -> anyhow::Result<Self> {
-        // The versions first: their lock says that the folder is ours.
+        // The versions first: their lock proves that the directory is ours.
         let versions = config.versions()?;
         let runtime = Runtime::with(registry, config.runtime())?;
         Ok(Self { runtime, intake: config.intake(), versions, metrics: Metrics::register(registry) })
     }
 
-    /// For a command next to a gateway, which leaves the gateway's folder alone.
+    /// For a command next to a gateway. It does not touch the gateway's state directory.
     ///
     /// # Errors
     /// When this machine cannot run WebAssembly.
@@ -63,12 +63,11 @@ impl Setup {
     }
 }
 
-/// The set in force. Workers take [`Policies::current`] for each batch: one set decides all
-/// of it.
+/// The active set. Workers take [`Policies::current`] for each batch: one set decides all of it.
 pub struct Policies {
     means: Arc<Means>,
     metrics: Metrics,
-    /// How many chains there are now, each with instances of its own.
+    /// The number of live chains, each with its own instances.
     pub(super) chains: Arc<AtomicUsize>,
     current: ArcSwap<PolicySet>,
     /// One replacement at a time.
@@ -77,44 +76,44 @@ pub struct Policies {
     standing: Mutex<Standing>,
 }
 
-/// What the status tells beside the set.
+/// What the status reports in addition to the set.
 #[derive(Debug)]
 struct Standing {
     since: SystemTime,
-    /// The configuration of the set in force.
+    /// The configuration of the active set.
     wanted: Vec<PluginConfig>,
     refusal: Option<Refusal>,
-    /// Files of the plugin directory that cannot be read.
+    /// Files of the plugin directory that cannot be plugins.
     left_out: Vec<Problem>,
     /// Since when a set is being prepared.
     preparing: Option<SystemTime>,
 }
 
-/// A set that may come in force.
+/// A set that may become active.
 struct Ready {
     entries: Vec<Arc<Entry>>,
     left_out: Vec<Problem>,
 }
 
-/// Says that nobody else replaces the set meanwhile.
+/// Holds the lock on replacements.
 pub(super) struct Replacing<'a> {
     _one_at_a_time: tokio::sync::MutexGuard<'a, ()>,
 }
 
 impl Policies {
-    /// Prepares the first set and puts it in force as generation 1. Versions are kept in memory.
+    /// Prepares the first set and activates it as generation 1. Versions are kept in memory.
     ///
     /// # Errors
-    /// With everything that is wrong with any plugin.
+    /// With all problems of all plugins.
     pub fn start(runtime: Arc<Runtime>, plugins: &[PluginConfig]) -> Result<Arc<Self>, Refused> {
         Self::start_with(Setup::new(runtime), plugins)
     }
 
-    /// The same with all that a gateway may want: comes up with what was in force, where something
-    /// stood in for a plugin's file, or where what is wanted now is refused.
+    /// The same with a gateway's dependencies. Restores the versions that were active if an override
+    /// replaced a plugin's file, or if the desired set is refused.
     ///
     /// # Errors
-    /// With everything that is wrong with any plugin, when there is nothing to come up with.
+    /// With all problems of all plugins, when there is nothing to restore.
     pub fn start_with(setup: Setup, plugins: &[PluginConfig]) -> Result<Arc<Self>, Refused> {
         let Setup { runtime, intake, versions, metrics } = setup;
         let means = Means { workshop: Workshop { runtime, alarms: Arc::default() }, intake, versions };
@@ -140,23 +139,23 @@ impl Policies {
             metrics,
         };
         policies.metrics.swapped(generation.0);
-        tracing::info!(%generation, plugins = %changes(&[], policies.current().entries()), "policies in force");
+        tracing::info!(%generation, plugins = %changes(&[], policies.current().entries()), "policies active");
         if let Some(refused) = refused {
             policies.refuse(&refused);
         }
         Ok(Arc::new(policies))
     }
 
-    /// The set in force. Cheap.
+    /// The active set. Cheap.
     pub fn current(&self) -> Arc<PolicySet> {
         self.current.load_full()
     }
 
-    /// Replaces the whole set, or nothing of it. Compiles away from the threads that carry
-    /// messages. A set that equals the one in force changes nothing and makes no generation.
+    /// Replaces the whole set, or nothing. Compiles on threads that carry no messages. A set that
+    /// equals the active one changes nothing and creates no generation.
     ///
     /// # Errors
-    /// With everything that is wrong with any plugin; the set in force stays.
+    /// With all problems of all plugins; the active set stays.
     pub async fn replace(&self, plugins: Vec<PluginConfig>) -> Result<Generation, Refused> {
         let replacing = self.replacing().await;
         let wanted =
@@ -165,14 +164,14 @@ impl Policies {
         switched.inspect_err(|refused| self.refuse(refused))
     }
 
-    /// Waits until nobody else replaces the set.
+    /// Waits for other replacements to finish.
     pub(super) async fn replacing(&self) -> Replacing<'_> {
         Replacing { _one_at_a_time: self.replacing.lock().await }
     }
 
-    /// Prepares the wanted set, keeps what it means for the plugins' versions, and puts it in
-    /// force. With the whole configuration, where that is what it comes from: it is what is
-    /// wanted from now on, and ends an earlier refusal.
+    /// Prepares the desired set, stores the resulting versions, and activates it. If the set comes
+    /// from the whole configuration, that configuration becomes the desired one and clears an earlier
+    /// refusal.
     pub(super) async fn switch(
         &self,
         _one_at_a_time: &Replacing<'_>,
@@ -184,7 +183,9 @@ impl Policies {
         let ready = self.prepare_aside(wanted, Arc::clone(&before)).await;
         self.standing.lock().preparing = None;
         let Ready { entries, left_out } = ready?;
-        self.means.workshop.runtime.attempts.forget_compiled();
+        if left_out.is_empty() {
+            self.means.workshop.runtime.attempts.forget_compiled();
+        }
         if let Some(configured) = configured {
             let mut standing = self.standing.lock();
             standing.wanted = configured;
@@ -202,6 +203,11 @@ impl Policies {
         self.metrics.swapped(generation.0);
         self.generation.send_replace(generation);
         Ok(generation)
+    }
+
+    /// Whether every file of the plugin directory is in force.
+    pub(super) fn is_complete(&self) -> bool {
+        self.standing.lock().left_out.is_empty()
     }
 
     /// What is in force, and what was refused: for `GET /v1/plugins`.
@@ -224,18 +230,18 @@ impl Policies {
         }
     }
 
-    /// What stands in for the files of configured plugins.
+    /// The overrides of configured plugins.
     fn overrides(&self, wanted: &[PluginConfig]) -> BTreeMap<String, Override> {
         let configured = |name: &String| wanted.iter().any(|config| config.name == *name);
         self.kept().overrides().into_iter().filter(|(name, _)| configured(name)).collect()
     }
 
-    /// Tells of every new generation.
+    /// Notifies of every new generation.
     pub fn subscribe(&self) -> watch::Receiver<Generation> {
         self.generation.subscribe()
     }
 
-    /// The configuration of the set in force.
+    /// The configuration of the active set.
     pub(super) fn wanted(&self) -> Vec<PluginConfig> {
         self.standing.lock().wanted.clone()
     }
@@ -244,7 +250,7 @@ impl Policies {
         &self.means.versions
     }
 
-    /// Where plugins come from and which are trusted.
+    /// Loads plugins, and knows the trusted keys.
     pub(super) fn intake(&self) -> &Intake {
         &self.means.intake
     }
@@ -262,9 +268,9 @@ impl Policies {
     async fn prepare_aside(&self, wanted: Vec<Wanted>, before: Arc<PolicySet>) -> Result<Ready, Refused> {
         let (means, chains) = (Arc::clone(&self.means), Arc::clone(&self.chains));
         let work = move || {
-            let prepared = prepare(&means, &wanted, before.entries())?;
+            let mut prepared = prepare(&means, &wanted, before.entries())?;
             if !is_same(before.entries(), &prepared.entries) {
-                check_room(&prepared.entries, chains.load(Relaxed))?;
+                prepared.fit(&means.versions, before.entries(), chains.load(Relaxed))?;
             }
             let by_hand = wanted.iter().any(|one| matches!(one.want, Want::ByHand(_)));
             settle(&means.versions, prepared, by_hand)
@@ -273,11 +279,11 @@ impl Policies {
         done.unwrap_or_else(|e| Err(Refused::because(e.to_string())))
     }
 
-    /// Keeps a refusal for the status. One that says the same as the last is not logged
-    /// again: the files are looked at every few seconds.
+    /// Records a refusal for the status. A repeated refusal is not logged again: files are read every
+    /// few seconds.
     pub(super) fn refuse(&self, refused: &Refused) {
         if wasm::compile::is_ending() {
-            tracing::debug!(%refused, "policies are not prepared any more");
+            tracing::debug!(%refused, "preparing policies was cancelled: the gateway is stopping");
             return;
         }
         self.metrics.refused();
@@ -299,14 +305,14 @@ impl std::fmt::Debug for Policies {
     }
 }
 
-/// Prepares the first set: what is wanted, else what was in force before this process. With
-/// the reasons in the second case.
+/// Prepares the first set: the desired one, else the one that was active before this process started,
+/// with the reasons for the fallback.
 fn first(means: &Means, plugins: &[PluginConfig]) -> Result<(Ready, Option<Refused>), Refused> {
     let prepare_with = |want: &dyn Fn(&PluginConfig) -> Want| -> Result<Prepared, Refused> {
         let wanted: Vec<Wanted> =
             plugins.iter().map(|config| Wanted { config: config.clone(), want: want(config) }).collect();
-        let prepared = prepare(means, &wanted, &[])?;
-        check_room(&prepared.entries, 1)?;
+        let mut prepared = prepare(means, &wanted, &[])?;
+        prepared.fit(&means.versions, &[], 1)?;
         Ok(prepared)
     };
     let (prepared, refused) = match prepare_with(&|_| Want::File) {
@@ -324,53 +330,32 @@ fn first(means: &Means, plugins: &[PluginConfig]) -> Result<(Ready, Option<Refus
     Ok((settle(&means.versions, prepared, false)?, refused))
 }
 
-/// Whether each worker will have room for its instances of a set.
-///
-/// # Errors
-/// The plugin that has none. What a worker cannot start must not come in force.
-fn check_room(entries: &[Arc<Entry>], workers: usize) -> Result<(), Refused> {
-    let candidate = |entry: &Arc<Entry>| entry.trial.as_ref().map(|trial| Arc::clone(&trial.candidate));
-    let plugins = entries.iter().map(|entry| Arc::clone(&entry.plugin));
-    let all: Vec<Arc<Plugin>> = plugins.chain(entries.iter().filter_map(candidate)).collect();
-    let mut held = Vec::new();
-    for _ in 0..workers.max(1) {
-        for plugin in &all {
-            held.push(plugin.reserve().map_err(|failure| {
-                let workers = workers.max(1);
-                let why = format!("cannot be started once for each of {workers} workers: it {failure}");
-                Refused { problems: vec![Problem::of(&plugin.config, why)] }
-            })?);
-        }
-    }
-    Ok(())
-}
-
 /// Keeps what a prepared set means for the versions, before it comes in force.
 ///
 /// # Errors
-/// When the disk does not take what was said by hand: a restart would not come up with it.
-/// What files say stands in the files.
+/// When an operator's change cannot be written to disk: a restart would not restore it. Changes that
+/// come from files can be derived from the files again.
 fn settle(versions: &Versions, prepared: Prepared, by_hand: bool) -> Result<Ready, Refused> {
     match versions.settle(prepared.changes) {
         Ok(()) => {}
         Err(error) if by_hand => {
-            let why = format!("the version cannot be kept: {error:#}; nothing was changed");
+            let why = format!("the version cannot be stored: {error:#}; nothing was changed");
             return Err(Refused::because(why));
         }
         Err(error) => {
             tracing::warn!(
                 error = format!("{error:#}"),
-                "versions cannot be kept; a restart takes the files as they are"
+                "versions cannot be stored; a restart takes the files as they are"
             );
         }
     }
     Ok(Ready { entries: prepared.entries, left_out: prepared.left_out })
 }
 
-/// Says what is left out, where that is news.
+/// Logs files that are newly skipped.
 fn log_left_out(before: &[Problem], after: &[Problem]) {
     for problem in after.iter().filter(|problem| !before.contains(problem)) {
-        tracing::warn!(%problem, "a file of the plugin directory is left out");
+        tracing::warn!(%problem, "skipping an unreadable file of the plugin directory");
     }
 }
 
@@ -378,7 +363,7 @@ fn is_same(before: &[Arc<Entry>], after: &[Arc<Entry>]) -> bool {
     before.len() == after.len() && before.iter().zip(after).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
-/// The swap in one line: `a 1234 -> 5678, b 9abc, c (new) def0, d (gone)`.
+/// The swap in one line: `a 1234 -> 5678, b 9abc, c (new) def0, d (removed)`.
 fn changes(before: &[Arc<Entry>], after: &[Arc<Entry>]) -> String {
     let mut words = Vec::new();
     for Entry { plugin, .. } in after.iter().map(|entry| &**entry) {
@@ -394,6 +379,6 @@ fn changes(before: &[Arc<Entry>], after: &[Arc<Entry>]) -> String {
     let is_gone =
         |old: &&Arc<Entry>| after.iter().all(|new| new.plugin.version.name != old.plugin.version.name);
     let gone = before.iter().filter(is_gone);
-    words.extend(gone.map(|old| format!("{} (gone)", old.plugin.version.name)));
+    words.extend(gone.map(|old| format!("{} (removed)", old.plugin.version.name)));
     if words.is_empty() { "none".to_owned() } else { words.join(", ") }
 }

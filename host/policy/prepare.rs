@@ -1,5 +1,8 @@
-//! From what is wanted to a set of prepared plugins, or to everything that is wrong with it:
-//! all of it or nothing.
+//! Turns the desired plugins into a set of prepared ones, or into a list of all problems: all or
+//! nothing.
+//!
+//! Only files that nobody named are beside this: what lies in the plugin directory, never was in force
+//! and cannot come in force is left out with its reason, and stops neither the start nor the others.
 //!
 //! Here the file of a plugin, or what stands in for it, is read; what the new set means for the
 //! versions that are kept is worked out beside, and settled before the set comes in force.
@@ -10,82 +13,85 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::artifact::{
-    self, Against, Arrived, Cause, Change, Choice, Intake, Override, Tried, Versions, check_order,
+    Against, Arrived, Cause, Change, Choice, Intake, Override, Tried, Versions, check_order,
 };
 use crate::digest;
 use crate::policy::config::PluginConfig;
 use crate::policy::entry::{Entry, Workshop};
+use crate::policy::plugin::Plugin;
 use crate::policy::rollout::trial::Candidate;
+use crate::wasm;
 
-/// A plugin that is wanted.
+/// A desired plugin.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) config: PluginConfig,
     pub(super) want: Want,
 }
 
-/// Which version of a plugin is wanted.
+/// Which version of a plugin is desired.
 #[derive(Clone, Debug)]
 pub(super) enum Want {
-    /// Its file, or what stands in for that already.
+    /// Its file, or its current override.
     File,
-    /// What was said of it by hand.
+    /// An operator's change.
     ByHand(ByHand),
-    /// What is in force, whatever its file is by now: something was said of another plugin.
+    /// The active version, whatever its file is now: an operator changed another plugin.
     AsItIs,
 }
 
-/// What an operator, or the quarantine, wants of one plugin.
+/// A change that an operator or the quarantine makes to one plugin.
 #[derive(Clone, Debug)]
 pub(super) struct ByHand {
     pub(super) pick: Pick,
-    /// How it came about. None where it only goes on with what was in force before.
+    /// Its cause; `None` if it only keeps what was active before.
     pub(super) cause: Option<Cause>,
     pub(super) why: String,
-    /// What is held against the version that was in force.
+    /// Why the version that was active is excluded from rollbacks.
     pub(super) against: Option<Against>,
-    /// The candidate whose trial ends with this.
+    /// The candidate whose rollout ends with this change.
     pub(super) tried: Option<Tried>,
 }
 
 impl ByHand {
-    /// What was in force goes on.
+    /// Keeps the version that was active.
     pub(super) fn going_on(hash: &str, why: &str) -> Self {
         let (pick, why) = (Pick::Kept(hash.to_owned()), why.to_owned());
         Self { pick, cause: None, why, against: None, tried: None }
     }
 }
 
-/// Which version that is.
+/// The version that a change selects.
 #[derive(Clone, Debug)]
 pub(super) enum Pick {
-    /// Its file, whatever stood in for it.
+    /// Its file, discarding any override.
     File,
-    /// This one, which arrived just now.
+    /// This version, which was uploaded.
     Upload(Arrived),
-    /// The kept one with this hash.
+    /// The stored version with this hash.
     Kept(String),
-    /// None: the chain goes on without the plugin.
+    /// None: the chain continues without the plugin.
     Without,
 }
 
 /// A prepared set.
 pub(super) struct Prepared {
     pub(super) entries: Vec<Arc<Entry>>,
-    /// What it means for the versions that are kept.
+    /// The changes to stored versions.
     pub(super) changes: Vec<Change>,
-    /// Files of the plugin directory that cannot be read, and never were in force.
+    /// Files of the plugin directory that cannot be plugins, and never were in force.
     pub(super) left_out: Vec<Problem>,
 }
 
-/// What is wrong with one plugin.
+/// A problem with one plugin.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Problem {
-    /// The plugin's name; empty when the problem is not one plugin's.
+    /// The plugin's name; empty if the problem does not belong to one plugin.
     pub plugin: String,
     /// The plugin's file.
+    #[serde(serialize_with = "lossy")]
     pub path: PathBuf,
-    /// What is wrong and what mends it.
+    /// The problem and its remedy.
     pub message: String,
 }
 
@@ -94,10 +100,15 @@ impl Problem {
         Self { plugin: config.name.clone(), path: config.path.clone(), message: message.into() }
     }
 
-    /// A problem that is not one plugin's.
+    /// A problem that does not belong to one plugin.
     pub(super) fn general(message: impl Into<String>) -> Self {
         Self { plugin: String::new(), path: PathBuf::new(), message: message.into() }
     }
+}
+
+/// A file's name may be no text at all; what is wrong with it is told all the same.
+fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&path.display())
 }
 
 impl std::fmt::Display for Problem {
@@ -109,7 +120,7 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// A set that was not taken into force, with everything that is wrong with it.
+/// A set that was refused, with all its problems.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct Refused {
     /// At least one.
@@ -117,7 +128,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// With one reason that is not one plugin's.
+    /// With one reason that does not belong to one plugin.
     pub fn because(why: impl Into<String>) -> Self {
         Self { problems: vec![Problem::general(why)] }
     }
@@ -135,15 +146,15 @@ impl std::fmt::Display for Refused {
     }
 }
 
-/// What sets are prepared with.
+/// The dependencies of preparing a set.
 pub(super) struct Means {
     pub(super) workshop: Workshop,
-    /// Where plugins come from and which are trusted.
+    /// Loads plugins, and knows the trusted keys.
     pub(super) intake: Intake,
     pub(super) versions: Versions,
 }
 
-/// Prepares a whole set, reusing from the one in force what did not change.
+/// Prepares a whole set, reusing the unchanged plugins of the active one.
 ///
 /// # Errors
 /// With the problems of all plugins.
@@ -160,20 +171,74 @@ pub(super) fn prepare(
     };
     for (at, one) in wanted.iter().enumerate() {
         let config = &one.config;
-        if wanted[..at].iter().any(|earlier| earlier.config.name == config.name) {
-            problems.push(Problem::of(config, "has the name of a plugin before it; names are unique"));
+        let mut mistakes = config.validate();
+        let is_double = wanted[..at].iter().any(|earlier| earlier.config.name == config.name);
+        if is_double {
+            mistakes.push("has the name of a plugin before it; names are unique".to_owned());
         }
-        let mistakes = config.validate();
-        if !mistakes.is_empty() {
-            problems.extend(mistakes.into_iter().map(|mistake| Problem::of(config, mistake)));
-            continue;
+        if mistakes.is_empty() {
+            mistakes.extend(prepare_one(means, one, in_force, &mut prepared).err());
         }
-        match prepare_one(means, one, in_force, &mut prepared) {
-            Ok(()) => {}
-            Err(why) => problems.push(Problem::of(config, why)),
+        let mistakes = mistakes.into_iter().map(|mistake| Problem::of(config, mistake));
+        // The name that a double has is another one's.
+        let may_be_left_out = (is_double && config.found) || is_stray(&means.versions, config, in_force);
+        // At the process's end nothing is compiled any more, which says nothing of the files.
+        if may_be_left_out && !wasm::compile::is_ending() {
+            prepared.left_out.extend(mistakes);
+        } else {
+            problems.extend(mistakes);
         }
     }
     if problems.is_empty() { Ok(prepared) } else { Err(Refused { problems }) }
+}
+
+/// A file that lies in the plugin directory, and is nobody's. One that was in force is not: its last
+/// good version goes on, and its update is refused.
+fn is_stray(versions: &Versions, config: &PluginConfig, in_force: &[Arc<Entry>]) -> bool {
+    let is_in_force = || in_force.iter().any(|entry| entry.plugin.config.name == config.name);
+    config.found && !is_in_force() && !versions.in_force().contains_key(&config.name)
+}
+
+impl Prepared {
+    /// Whether each of so many workers will have room for its instances of the set. Leaves out
+    /// what has none, where it is a stray.
+    ///
+    /// # Errors
+    /// The plugin that has none. What a worker cannot start must not come in force.
+    pub(super) fn fit(
+        &mut self,
+        versions: &Versions,
+        in_force: &[Arc<Entry>],
+        workers: usize,
+    ) -> Result<(), Refused> {
+        while let Err((plugin, why)) = check_room(&self.entries, workers.max(1)) {
+            let problem = Problem::of(&plugin.config, why);
+            if !is_stray(versions, &plugin.config, in_force) {
+                return Err(Refused { problems: vec![problem] });
+            }
+            let name = &plugin.config.name;
+            self.entries.retain(|entry| entry.plugin.config.name != *name);
+            self.changes.retain(|change| change.plugin != *name);
+            self.left_out.push(problem);
+        }
+        Ok(())
+    }
+}
+
+fn check_room(entries: &[Arc<Entry>], workers: usize) -> Result<(), (Arc<Plugin>, String)> {
+    let candidate = |entry: &Arc<Entry>| entry.trial.as_ref().map(|trial| Arc::clone(&trial.candidate));
+    let plugins = entries.iter().map(|entry| Arc::clone(&entry.plugin));
+    let all: Vec<Arc<Plugin>> = plugins.chain(entries.iter().filter_map(candidate)).collect();
+    let mut held = Vec::new();
+    for _ in 0..workers {
+        for plugin in &all {
+            held.push(plugin.reserve().map_err(|failure| {
+                let why = format!("cannot be started once for each of {workers} workers: it {failure}");
+                (Arc::clone(plugin), why)
+            })?);
+        }
+    }
+    Ok(())
 }
 
 fn prepare_one(
@@ -190,19 +255,14 @@ fn prepare_one(
             return Ok(());
         }
         Want::ByHand(by_hand) => Some(by_hand),
-        Want::File => {
-            if let Some(stray) = stray(versions, &wanted.config, in_force) {
-                prepared.left_out.push(stray);
-                return Ok(());
-            }
-            None
-        }
+        Want::File => None,
     };
     let change = decide(intake, versions, &wanted.config, by_hand)?;
     if let Some((_, Arrived { bytes, .. })) = &change.to {
         let candidate = candidate(intake, versions, &wanted.config, &change)?;
         let known: Vec<Arc<Entry>> = in_force.iter().chain(&prepared.entries).map(Arc::clone).collect();
-        // A file from outside goes through compilers here; a bug of theirs must not end us.
+        // The file is untrusted and goes through compilers here; a panic in one of them must not end
+        // the process.
         let attempt = catch_unwind(AssertUnwindSafe(|| {
             Entry::prepare(workshop, &wanted.config, bytes, candidate.as_ref(), &known)
         }));
@@ -211,17 +271,6 @@ fn prepare_one(
     }
     prepared.changes.push(change);
     Ok(())
-}
-
-/// A file that lies in the plugin directory, cannot be read, and is nobody's: it is left out, and
-/// stops neither the start nor the others. One that was in force goes on, and its update is refused.
-fn stray(versions: &Versions, config: &PluginConfig, in_force: &[Arc<Entry>]) -> Option<Problem> {
-    let was_in_force = in_force.iter().any(|entry| entry.plugin.config.name == config.name)
-        || versions.in_force().contains_key(&config.name);
-    if !config.found || was_in_force {
-        return None;
-    }
-    Some(Problem::of(config, artifact::read(&config.path).err()?))
 }
 
 /// Which version decides from now on, and what stands in for the plugin's file. Whatever came in
@@ -245,18 +294,19 @@ fn decide(
     };
     let trusted =
         |arrived: Arrived, pin: Option<&str>| trust_new(intake, versions, config, arrived, pin).map(Some);
-    // What was active before may come back, whatever its number is: nobody but an operator, or a
-    // quarantine, brings it back.
+    // A version that was active before may come back whatever its number is: only an operator or a
+    // quarantine brings it back.
     let kept = |hash: &str, pin: Option<&str>| {
         let kept = versions.file(name, hash).and_then(|arrived| Trusted::new(intake, name, arrived, pin));
-        kept.map(Some).map_err(|why| format!("has a kept version, {hash}, that {why}"))
+        kept.map(Some).map_err(|why| format!("has a stored version, {hash}, that {why}"))
     };
     let Some(by_hand) = by_hand else {
         let why = known.as_ref().map_or("", |known| &known.why).to_owned();
         return Ok(match versions.choose(name, file_hash.as_deref()) {
             Choice::File => change(trusted(file?, pin)?, "its file", None),
             Choice::Kept(hash) => {
-                // A pin is later than the push; after a rollback or a quarantine it names what was left.
+                // A pin is newer than a push; after a rollback or a quarantine it names the abandoned
+                // version.
                 let pushed = known.as_ref().is_some_and(|known| known.cause == Cause::Pushed);
                 change(kept(&hash, pin.filter(|_| pushed))?, &why, known)
             }
@@ -271,7 +321,7 @@ fn decide(
     };
     let with = to.as_ref().map(|trusted| trusted.hash.clone());
     let instead = match by_hand.cause {
-        // The file says the same.
+        // The file has the same content.
         _ if with.is_some() && with == file_hash => None,
         None => known,
         Some(cause) => {
@@ -297,8 +347,8 @@ impl Trusted {
     }
 }
 
-/// What came in just now, where it may decide: it is the pinned one, trusted, and not an older one
-/// than was active before.
+/// Checks a new version: it has to match the pin, be trusted, and not be older than a version that
+/// was active.
 fn trust_new(
     intake: &Intake,
     versions: &Versions,
@@ -314,7 +364,7 @@ fn trust_new(
     Ok(trusted)
 }
 
-/// The candidate to try, unless its trial ended already, or it is what decides anyway.
+/// The candidate to try, unless its rollout has ended already, or it is the deciding version.
 fn candidate(
     intake: &Intake,
     versions: &Versions,
@@ -333,11 +383,11 @@ fn candidate(
     Ok((!over && !decides).then(|| Candidate { config: trial.clone(), arrived, hash }))
 }
 
-/// What had a version in force and is not wanted any more.
+/// Plugins that had an active version and are not desired any more.
 fn gone(versions: &Versions, wanted: &[Wanted]) -> Vec<Change> {
     let is_wanted = |name: &String| wanted.iter().any(|one| one.config.name == *name);
     let gone = versions.in_force().into_keys().filter(|name| !is_wanted(name));
-    let why = || "taken out of the configuration".to_owned();
+    let why = || "removed from the configuration".to_owned();
     let change = |plugin| Change {
         plugin,
         to: None,

@@ -7,7 +7,7 @@ use crate::decision::PluginVersion;
 use crate::policy::entry::Entry;
 use crate::policy::plugin::Plugin;
 
-/// Which policy set: counts the swaps of a process, from 1.
+/// The generation of a policy set: counts the swaps of a process, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
 pub struct Generation(pub u64);
 
@@ -22,7 +22,7 @@ pub struct PolicySet {
     generation: Generation,
     entries: Vec<Arc<Entry>>,
     versions: Vec<PluginVersion>,
-    /// How many chains there are, of this set and others.
+    /// The number of live chains, of this set and others.
     chains: Arc<AtomicUsize>,
 }
 
@@ -52,7 +52,7 @@ impl PolicySet {
         self.plugins().any(|plugin| plugin.module.hooks.has_grouping())
     }
 
-    /// Whether any plugin decides about the absent.
+    /// Whether any plugin decides about absent users.
     pub fn has_offline(&self) -> bool {
         self.plugins().any(|plugin| plugin.module.hooks.offline.is_some())
     }

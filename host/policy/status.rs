@@ -1,4 +1,4 @@
-//! What `GET /v1/plugins` shows: the set in force, and what stands against what is wanted.
+//! What `GET /v1/plugins` shows: the active set, its overrides, and refused updates.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,34 +16,34 @@ use crate::policy::set::Generation;
 /// What `GET /v1/plugins` shows.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Status {
-    /// The set in force.
+    /// The active set.
     pub generation: Generation,
-    /// Since when it is in force.
+    /// Since when it is active.
     #[serde(with = "humantime_serde")]
     pub since: SystemTime,
     /// Its plugins, in configured order.
     pub plugins: Vec<PluginStatus>,
-    /// What decides instead of plugins' files: pushed, gone back to, or because the file's
-    /// version is in quarantine. A plugin that is left out has no version here.
+    /// Overrides of plugins' files: pushed, rolled back, or because the file's version is
+    /// quarantined. An override without a version removes the plugin from the chain.
     pub overrides: BTreeMap<String, Override>,
-    /// The candidate that was refused and has not been replaced by a good one since.
+    /// The last refused update, unless a good one has replaced it since.
     pub last_refusal: Option<Refusal>,
-    /// Files of `[policies] directory` that cannot be read and never were in force.
+    /// Files of `[policies] directory` that cannot be plugins and never were in force, with why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<Problem>,
-    /// Since when another set is being prepared: compiling may take half a minute.
+    /// Since when another set is being prepared; compiling may take half a minute.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub preparing_since: Option<SystemTime>,
 }
 
 impl Status {
-    /// What a person should look at: failing versions, refused ones.
+    /// What an operator should look at: failing versions and refused ones.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for (plugin, instead) in &self.overrides {
             if instead.cause == Cause::Quarantined {
                 let then = instead.with.as_ref().map_or_else(
-                    || "the chain goes on without it".to_owned(),
+                    || "the chain continues without it".to_owned(),
                     |hash| format!("version {} decides instead", &hash[..12]),
                 );
                 warnings.push(format!("plugin `{plugin}` was {}; {then}", instead.why));
@@ -52,31 +52,30 @@ impl Status {
         for plugin in self.plugins.iter().filter(|plugin| plugin.state == PluginState::OverTimeBudget) {
             let (name, workers) = (&plugin.name, plugin.workers_over_budget);
             warnings.push(format!(
-                "plugin `{name}` ran past its deadline too often and is not called by {workers} workers for now; \
+                "plugin `{name}` exceeded its deadline too often and is not called by {workers} workers for now; \
                  its `on_error` decides"
             ));
         }
         for plugin in self.plugins.iter().filter(|plugin| plugin.state == PluginState::Failing) {
             let name = &plugin.name;
-            warnings
-                .push(format!("plugin `{name}` fails too often, and there is no good version to go back to"));
+            warnings.push(format!("plugin `{name}` fails too often; no known-good version to roll back to"));
         }
         if let Some(refusal) = &self.last_refusal {
             warnings.push(format!("new policies are refused: {}", refusal.errors.join("; ")));
         }
-        warnings.extend(self.left_out.iter().map(|stray| format!("{stray}; it is left out")));
+        warnings.extend(self.left_out.iter().map(|stray| format!("{stray}; the file is skipped")));
         warnings
     }
 }
 
-/// One plugin in force.
+/// One active plugin.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct PluginStatus {
     /// Its name.
     pub name: String,
     /// Its file.
     pub path: PathBuf,
-    /// The SHA-256 of the file that is in force, in hex. Versions show the first 12 digits.
+    /// The SHA-256 of the active version's file, in hex. Versions are shown by their first 12 digits.
     pub hash: String,
     /// The interfaces that it exports.
     pub hooks: Vec<&'static str>,
@@ -86,18 +85,18 @@ pub struct PluginStatus {
     pub size: ByteSize,
     /// What happens when it fails.
     pub on_error: OnErrors,
-    /// The most that one call may take.
+    /// The maximum duration of one call.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
     /// The most memory of an instance.
     pub memory: ByteSize,
-    /// Whether a newer version waits that was refused.
+    /// Its condition, including refused updates.
     pub state: PluginState,
-    /// How many partitions' workers do not call it for now, because too many calls ran past their
-    /// deadline: its `on_error` decides there.
+    /// How many partitions' workers do not call it for now, because too many calls exceeded their
+    /// deadline; its `on_error` decides there.
     #[serde(skip_serializing_if = "is_zero")]
     pub workers_over_budget: usize,
-    /// How its candidate stands.
+    /// The status of its candidate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trial: Option<TrialStatus>,
     /// How the last trial ended.
@@ -105,33 +104,33 @@ pub struct PluginStatus {
     pub last_trial: Option<Tried>,
 }
 
-/// How a plugin in force stands.
+/// The condition of an active plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PluginState {
-    /// It is what the configuration and the files want.
+    /// It matches the configuration and the files.
     Running,
-    /// Its newer version, or its newer settings, were refused; see the last refusal.
+    /// Its newer version or its newer settings were refused; see the last refusal.
     UpdateRefused,
-    /// It has failed too often, and there was no good version to go back to.
+    /// It has failed too often, and there was no known-good version to roll back to.
     Failing,
-    /// The same, and too much time went into it: some workers do not call it for now.
+    /// It has failed too often and exceeded its time budget: some workers do not call it for now.
     OverTimeBudget,
 }
 
-/// For what is shown only where there is some.
+/// To omit zeros.
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
 fn is_zero(number: &usize) -> bool {
     *number == 0
 }
 
-/// A candidate set that was refused.
+/// A refused update.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Refusal {
     /// When it was refused first.
     #[serde(with = "humantime_serde")]
     pub at: SystemTime,
-    /// Everything that is wrong with it.
+    /// All problems.
     pub errors: Vec<String>,
     /// The names of the plugins with problems.
     #[serde(skip)]

@@ -1,15 +1,16 @@
-//! What one worker lets one plugin waste: the time of calls that ran past their deadline.
+//! Limits how much of a worker's time one plugin may waste in calls past their deadline.
 //!
-//! A plugin without an alternative stays active however often it loops, and each call that is ended
-//! costs its deadline. So that time is a budget: it fills with a share of the time that passes (a
-//! tenth by default), and holds what twenty such calls take, which is enough to find two messages in a
-//! batch of 256. A
-//! plugin that has used it up is not called for a while; its `on_error` decides at once. Then it is
-//! tried with one call: in time, and it decides again; too late, and the next try is twice as far.
+//! A plugin that no other version can replace stays active however often it loops, and each
+//! interrupted call costs its deadline. So that time has a budget: a token bucket that fills with a
+//! share of the elapsed time (10% by default) and holds twenty such calls, which is enough to isolate
+//! two messages in a batch of 256. A plugin that has exhausted it is not called for a while; its
+//! `on_error` decides at once. Then it gets one call: if that ends in time, the plugin decides again;
+//! if not, the next pause is twice as long.
 //!
-//! Each worker has its own budget: what is wrong with one partition's messages costs that partition.
+//! Each worker has its own budget, so that a problem with one partition's messages costs only that
+//! partition.
 //!
-//! Pure; the time is an argument. Nothing here costs a call that ends in time.
+//! Pure; the time is an argument. Calls that end in time cost nothing here.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use crate::backoff::Backoff;
 
 /// How many deadlines the full budget holds.
 const DEADLINES: u32 = 20;
-/// What is left to a plugin that was tried and decides again, as a part of the full budget.
+/// The divisor of the full budget that a plugin gets after a successful trial call.
 const AFTER_TRIAL: u32 = 4;
 /// For how long it is not called: at first, and at most.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
@@ -27,11 +28,11 @@ const NO_JITTER: f64 = 1.0;
 /// One worker's budget for one plugin.
 #[derive(Clone, Debug)]
 pub(super) struct TimeBudget {
-    /// Of the time that passes, the part that may be wasted; all of it is no limit.
+    /// The share of elapsed time that may be wasted; 1 is unlimited.
     share: f64,
     full: Duration,
     left: Duration,
-    /// When `left` was true.
+    /// The time of the last refill.
     at: Instant,
     pauses: Backoff,
     state: State,
@@ -40,25 +41,25 @@ pub(super) struct TimeBudget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Within,
-    /// It is not called before this time.
+    /// Not called before this time.
     Over(Instant),
     /// The next call decides.
     Trial,
 }
 
 impl TimeBudget {
-    /// A full one, for calls with this deadline, that fills with this share of the time.
+    /// A full budget for calls with this deadline, which fills with this share of the time.
     pub(super) fn new(deadline: Duration, share: f64, now: Instant) -> Self {
         let full = deadline.saturating_mul(DEADLINES);
         Self { share, full, left: full, at: now, pauses: PAUSES, state: State::Within }
     }
 
-    /// Whether it is used up, and was not found good since.
+    /// Whether it is exhausted, and no trial call has succeeded since.
     pub(super) fn is_over(&self) -> bool {
         self.state != State::Within
     }
 
-    /// How long the plugin is not to be called; none where it may be.
+    /// How much longer the plugin must not be called; `None` if it may be called.
     pub(super) fn rest(&mut self, now: Instant) -> Option<Duration> {
         let State::Over(until) = self.state else { return None };
         let rest = until.saturating_duration_since(now);
@@ -69,7 +70,7 @@ impl TimeBudget {
         Some(rest)
     }
 
-    /// A call was ended after this time. True when the budget is used up with that.
+    /// Records a call that was interrupted after this time. True if this exhausts the budget.
     pub(super) fn overran(&mut self, took: Duration, now: Instant) -> bool {
         if self.share >= 1.0 {
             return false;
@@ -87,7 +88,7 @@ impl TimeBudget {
         }
     }
 
-    /// A call ended in time. True when that ends a pause.
+    /// Records a call that ended in time. True if this ends a pause.
     pub(super) fn kept(&mut self, now: Instant) -> bool {
         if self.state != State::Trial {
             return false;
@@ -102,7 +103,7 @@ impl TimeBudget {
         let passed = now.saturating_duration_since(self.at);
         self.at = now;
         self.left = self.left.saturating_add(passed.mul_f64(self.share)).min(self.full);
-        // Long enough without trouble: what was before is forgotten.
+        // After a long time without overruns, pauses start short again.
         if self.left == self.full && self.state == State::Within {
             self.pauses.reset();
         }
@@ -120,7 +121,7 @@ mod tests {
     const DEADLINE: Duration = Duration::from_millis(50);
     const SHARE: f64 = 0.1;
 
-    /// A plugin that is asked all the time, and loops on some of what it is asked.
+    /// A plugin that is called all the time, and loops on some calls.
     struct Worker {
         budget: TimeBudget,
         now: Instant,
@@ -168,7 +169,7 @@ mod tests {
         while worker.passed() < Duration::from_secs(60) {
             worker.ask(true);
         }
-        // The budget, what a second brings, and a try after 1, 2, 4, 8, 16 and 30 seconds.
+        // The budget, the refill of a second, and a trial call after 1, 2, 4, 8, 16 and 30 seconds.
         assert!((20..=30).contains(&worker.calls), "{}", worker.calls);
     }
 
@@ -223,8 +224,8 @@ mod tests {
             while worker.passed() < Duration::from_secs(30) {
                 worker.ask(*asked.next().expect("it goes round"));
             }
-            // What it holds, its share, and what it gets by passing tries, which are 1, 2, 4, 8 and 16
-            // seconds apart, with a call that overran the last bit each time.
+            // The full budget, its share, and what successful trial calls after 1, 2, 4, 8 and 16
+            // seconds add, with one call each that overruns the remainder.
             let most = DEADLINE * DEADLINES * 3 + worker.passed().mul_f64(SHARE);
             prop_assert!(worker.wasted <= most, "{:?} of {:?}", worker.wasted, worker.passed());
         }

@@ -1,10 +1,10 @@
-//! Hot swap by files: when a plugin, the configuration or the plugin directory changes, the
-//! wanted set is prepared and put in force.
+//! Hot swap by files: when a plugin, the configuration or the plugin directory changes, the desired
+//! set is prepared and activated.
 //!
-//! Events of the file system are hints. Directories are watched, not files, so that files
-//! that are renamed over and links that are switched (ConfigMaps' `..data`) are seen; after
-//! an event the files have to hold still; their content decides whether anything changed;
-//! and everything is looked at again now and then, in case events were lost.
+//! File system events are only hints. Directories are watched instead of files, so that renames over
+//! files and switched links (ConfigMaps' `..data`) are noticed. After an event the files must be
+//! unchanged for a while; their content decides whether anything changed; and everything is read
+//! again periodically, in case events were lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -23,24 +23,24 @@ use crate::policy::entry::Entry;
 use crate::policy::policies::Policies;
 use crate::policy::prepare::{Problem, Refused};
 
-/// The most that events can put a look off, in times of the quiet that is wanted.
+/// The maximum delay by further events, as a multiple of the quiet time.
 const LONGEST_NOISE: u32 = 20;
-/// How long files have to keep their size and time to count as written, as a part of it.
+/// How long files must keep their size and time to count as written, as a fraction of the quiet time.
 const STILL: u32 = 2;
-/// How often that is tried before the next event or rescan has to do.
+/// How often that is checked before waiting for the next event or rescan.
 const STILL_TRIES: usize = 100;
 
-/// What is wanted now: the plugins, and the paths to watch.
+/// Returns the desired plugins, and the paths to watch.
 type Files = dyn Fn() -> anyhow::Result<(Vec<PluginConfig>, Vec<PathBuf>)> + Send + Sync;
 
-/// Where the wanted plugins come from.
+/// Where the desired plugins come from.
 pub struct Sources {
-    /// Reads the configuration again and yields the wanted plugins, and what to watch: the
+    /// Reads the configuration again. Returns the desired plugins and the paths to watch: the
     /// configuration file, the plugins' files and signatures, the plugin directory. May block.
     pub files: Box<Files>,
-    /// After an event: how long there has to be none before the files are looked at.
+    /// How long there must be no events before the files are read.
     pub quiet: Duration,
-    /// How often everything is looked at again without an event.
+    /// How often everything is read without an event.
     pub rescan: Duration,
 }
 
@@ -53,8 +53,8 @@ impl std::fmt::Debug for Sources {
     }
 }
 
-/// Keeps the policies in step with their sources, until shutdown. Never fails: what is wrong
-/// with the sources stands in the log and in [`Policies::status`].
+/// Keeps the policies in sync with their sources until shutdown. Never fails: problems with the
+/// sources are logged and shown in [`Policies::status`].
 pub async fn watch(policies: Arc<Policies>, sources: Sources, shutdown: CancellationToken) {
     let mut follower = Follower::new(policies, sources);
     let work = async {
@@ -63,26 +63,26 @@ pub async fn watch(policies: Arc<Policies>, sources: Sources, shutdown: Cancella
             follower.next_hint().await;
         }
     };
-    // Giving up in the middle of a look is harmless: sets change in one step.
+    // Cancelling at any point is harmless: sets change in one step.
     shutdown.run_until_cancelled(work).await;
 }
 
-/// A plugin as it was wanted, and what its file and its candidate's are (with their signatures and
-/// the keys, where they count); `None` where one could not be read.
+/// The desired plugins, each with fingerprints of its file and its candidate's (including signatures
+/// and keys, if they are required); `None` for a file that could not be read.
 type Wanted = Vec<(PluginConfig, Vec<Option<String>>)>;
 
 struct Follower {
     policies: Arc<Policies>,
     sources: Arc<Sources>,
     events: Events,
-    /// What was last put in force or refused: is not tried again until it changes.
+    /// What was last activated: not tried again until it changes.
     tried: Option<Wanted>,
 }
 
 impl Follower {
     fn new(policies: Arc<Policies>, sources: Sources) -> Self {
         let in_force = policies.current();
-        // Where signatures are asked for, the first look checks again what they are now.
+        // If signatures are required, the first check verifies the current ones.
         let hashes = |entry: &Entry| {
             let candidate = entry.trial.as_ref().map(|trial| &trial.candidate.module.hash);
             [Some(&entry.plugin.module.hash), candidate].into_iter().flatten().cloned().map(Some).collect()
@@ -92,7 +92,7 @@ impl Follower {
         Self { policies, sources: Arc::new(sources), events: Events::start(), tried }
     }
 
-    /// Waits for an event and for the quiet after it, or for the time of the rescan.
+    /// Waits for an event and the quiet time after it, or for the next rescan.
     async fn next_hint(&self) {
         let (quiet, event) = (self.sources.quiet, self.events.happened.notified());
         if tokio::time::timeout(self.sources.rescan, event).await.is_err() {
@@ -107,18 +107,18 @@ impl Follower {
         }
     }
 
-    /// Looks at the sources once, and replaces the set when they changed.
+    /// Reads the sources once, and replaces the set if they changed.
     async fn look(&mut self) {
         let plugins = match self.read_when_still().await {
             Ok(Some(plugins)) => plugins,
             Ok(None) => {
-                tracing::warn!("a plugin's file is being written without end; looking again later");
+                tracing::warn!("a plugin's file keeps changing; checking again later");
                 return;
             }
             Err(why) => {
                 let problems = vec![Problem::general(format!("{why:#}"))];
                 self.policies.refuse(&Refused { problems });
-                // What comes next is tried even if it is what is in force: that ends the refusal.
+                // The next set is applied even if it equals the active one, which clears the refusal.
                 self.tried = None;
                 return;
             }
@@ -132,11 +132,12 @@ impl Follower {
         let plugins = wanted.iter().map(|(config, _)| config.clone()).collect();
         // Refusals are logged and kept by the policies themselves. They may pass (a start that
         // took too long on a busy machine): what was refused is tried again at the next look.
-        self.tried = self.policies.replace(plugins).await.is_ok().then_some(wanted);
+        let is_settled = self.policies.replace(plugins).await.is_ok() && self.policies.is_complete();
+        self.tried = is_settled.then_some(wanted);
     }
 
-    /// The wanted plugins, once no file changes its size or time any more: whoever writes one
-    /// is done. `None` when that takes too long.
+    /// The desired plugins, once no file changes its size or time any more: the writers are done.
+    /// `None` if that takes too long.
     async fn read_when_still(&mut self) -> anyhow::Result<Option<Vec<PluginConfig>>> {
         for _ in 0..STILL_TRIES {
             let (plugins, paths) = self.read_sources().await?;
@@ -171,12 +172,12 @@ fn stamp(path: &Path) -> Option<(u64, Option<SystemTime>)> {
     Some((metadata.len(), metadata.modified().ok()))
 }
 
-/// The file system's events, as one flag: something happened.
+/// File system events as one flag: something happened.
 struct Events {
     happened: Arc<Notify>,
-    /// None where this machine gives no watcher; the rescan has to do then.
+    /// `None` if this machine has no watcher; only rescans remain then.
     watcher: Option<RecommendedWatcher>,
-    /// The directories wanted, and whether each is watched.
+    /// The directories to watch, and whether each is watched.
     directories: BTreeMap<PathBuf, bool>,
 }
 
@@ -191,7 +192,7 @@ impl Events {
         });
         let watcher = watcher
             .inspect_err(|error| {
-                tracing::warn!(%error, "no file events here; plugins are looked at every `[policies] rescan`");
+                tracing::warn!(%error, "file events are not available; plugins are read every `[policies] rescan`");
             })
             .ok();
         Self { happened, watcher, directories: BTreeMap::new() }
@@ -205,25 +206,25 @@ impl Events {
             self.directories.keys().filter(|known| !wanted.contains(*known)).cloned().collect();
         for directory in gone {
             if self.directories.remove(&directory) == Some(true) {
-                // It may be gone from the disk too.
+                // It may be gone from the disk as well.
                 let _ = watcher.unwatch(&directory);
             }
         }
         for directory in wanted {
-            // Also the ones that are watched already: one that was removed and made again is
-            // another one to the kernel.
+            // Includes directories that are watched already: one that was removed and created again
+            // is a different one to the kernel.
             let result = watcher.watch(&directory, RecursiveMode::NonRecursive);
             let before = self.directories.insert(directory.clone(), result.is_ok());
             if let (Err(error), None | Some(true)) = (result, before) {
                 let directory = directory.display();
-                tracing::warn!(%directory, %error, "cannot be watched; it is looked at every `[policies] rescan`");
+                tracing::warn!(%directory, %error, "cannot be watched; it is read every `[policies] rescan`");
             }
         }
     }
 }
 
-/// Our own reading makes events too; only what may have changed something counts. Errors and
-/// overflows count, since events were lost then.
+/// Reading files causes events too; only events that may be changes count. Errors and overflows
+/// count, because they mean lost events.
 fn is_change(event: &notify::Result<Event>) -> bool {
     let Ok(event) = event else { return true };
     match event.kind {
@@ -232,8 +233,8 @@ fn is_change(event: &notify::Result<Event>) -> bool {
     }
 }
 
-/// Directories stand for themselves; for a file it is the one that it is in, and where it is
-/// a link, the one that its target is in.
+/// The directories to watch: a directory itself; for a file, its parent, and for a link also the
+/// parent of its target.
 fn directories(paths: &[PathBuf]) -> BTreeSet<PathBuf> {
     let mut directories = BTreeSet::new();
     for path in paths {

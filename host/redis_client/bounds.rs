@@ -1,12 +1,11 @@
-//! How much a server may send: a stream that reads replies along, and lets no more through.
+//! Bounds what a server may send: a stream that parses replies and rejects oversized ones.
 //!
-//! The `redis` crate's decoder keeps all of a reply in memory, whatever its length. Here the lengths
-//! are read as they are announced, before what they announce has come: a string that is longer than
-//! such strings are is left out (nil takes its place, and its bytes are skipped), and the
-//! connection ends where the replies to one pipeline grow beyond their bound, or where a line never
-//! ends.
+//! The `redis` crate's decoder buffers a whole reply of any length. This stream reads announced
+//! lengths before the content arrives. A string above its limit is replaced by nil and its bytes are
+//! skipped. The connection fails if the replies to one pipeline exceed their limit, or if a line does
+//! not end.
 //!
-//! It knows RESP and no commands.
+//! It knows RESP, but no commands.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -20,44 +19,44 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::metrics::Metrics;
 
-/// The longest line: an error, a number, the length of something. Redis' own are shorter than this.
+/// Maximum length of a line: an error, a number, a length. Redis' own are shorter.
 const LONGEST_LINE: usize = 64 * 1024;
-/// How deep arrays may be in arrays. `CLUSTER SLOTS` has four levels.
+/// Maximum nesting of arrays. `CLUSTER SLOTS` has four levels.
 const DEEPEST: usize = 32;
-/// What an element of a reply takes in memory beside its bytes.
+/// Approximate memory of an element besides its bytes.
 const ELEMENT: usize = 48;
-/// How much is read from the socket at a time.
+/// Bytes per read from the socket.
 const CHUNK: usize = 16 * 1024;
 
-/// How much may come.
+/// The limits.
 #[derive(Clone, Debug)]
 pub(super) struct Bounds {
-    /// The longest string that is kept of a reply.
+    /// Maximum length of a string; longer ones are replaced by nil.
     pub(super) value: usize,
-    /// The most that the replies to one pipeline take in memory, roughly.
+    /// Approximate maximum memory of the replies to one pipeline.
     pub(super) replies: usize,
     pub(super) metrics: Metrics,
 }
 
-/// What a server sent that goes beyond.
+/// Why a server's data was rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Excess {
-    /// Replies that are too large.
+    /// Oversized replies.
     Large(String),
-    /// What no Redis sends.
+    /// Data that no Redis sends: malformed, or an endless line.
     Nonsense(String),
 }
 
-/// What one connection's replies came to, shared by its stream and those who wait for replies.
+/// Measures the replies of one connection; shared by its stream and the pipelines that wait.
 #[derive(Debug)]
 pub(super) struct Meter {
     bounds: Bounds,
-    /// What has come since a pipeline had all its replies.
+    /// Bytes received since the last pipeline was complete.
     since: AtomicUsize,
     next: AtomicU64,
     /// The pipelines that wait for replies, in the order in which they were sent.
     waiting: Mutex<BTreeSet<u64>>,
-    /// What went beyond, and whose reply it was.
+    /// The rejected data, and the pipeline that it was for.
     excess: Mutex<Option<(Excess, Option<u64>)>>,
 }
 
@@ -78,14 +77,14 @@ impl Meter {
         })
     }
 
-    /// A pipeline is about to be sent.
+    /// Registers a pipeline that is about to be sent.
     pub(super) fn enter(&self) -> Ticket<'_> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.waiting.lock().insert(number);
         Ticket { meter: self, number }
     }
 
-    /// What went beyond on this connection.
+    /// The reason why data on this connection was rejected.
     pub(super) fn excess(&self) -> Option<Excess> {
         self.excess.lock().as_ref().map(|(excess, _)| excess.clone())
     }
@@ -107,13 +106,13 @@ impl Meter {
 }
 
 impl Ticket<'_> {
-    /// All replies are there: what comes now belongs to the next pipeline.
+    /// All replies have been received: further data belongs to the next pipeline.
     pub(super) fn answered(&self) {
         self.meter.since.store(0, Ordering::Relaxed);
     }
 
-    /// What ended the connection, if it was more than may be in the reply to this pipeline, or
-    /// something that no Redis sends.
+    /// The reason why the connection failed, if this pipeline's replies were oversized, or if the
+    /// data was not valid RESP.
     pub(super) fn excess(&self) -> Option<Excess> {
         match &*self.meter.excess.lock() {
             Some((excess @ Excess::Nonsense(_), _)) => Some(excess.clone()),
@@ -136,19 +135,19 @@ struct Rest {
     keep: bool,
 }
 
-/// Reads replies along.
+/// Parses replies incrementally.
 #[derive(Debug, Default)]
 pub(super) struct Scanner {
-    /// What is there of a line that came in pieces.
+    /// The received part of an incomplete line.
     begun: Vec<u8>,
-    /// The string that the stream is in, if it is in one.
+    /// The current string, if inside one.
     string: Option<Rest>,
-    /// How many elements the open arrays still have, the outermost first.
+    /// The number of missing elements of each open array, outermost first.
     open: Vec<usize>,
 }
 
 impl Scanner {
-    /// Takes bytes in, and adds those that are let through to `out`.
+    /// Parses bytes, and appends accepted ones to `out`.
     pub(super) fn feed(&mut self, mut bytes: &[u8], out: &mut Vec<u8>, meter: &Meter) -> Result<(), Excess> {
         while !bytes.is_empty() {
             if let Some(Rest { left, keep }) = &mut self.string {
@@ -185,7 +184,7 @@ impl Scanner {
 
     fn line(&mut self, line: &[u8], out: &mut Vec<u8>, meter: &Meter) -> Result<(), Excess> {
         meter.take(line.len() + ELEMENT)?;
-        // The decoder reads on where a line ends otherwise, and would see other lengths than this.
+        // The decoder would continue after any other line end, and see other lengths.
         if !line.ends_with(b"\r\n") {
             return Err(Excess::Nonsense("a line that ends without a carriage return".to_owned()));
         }
@@ -200,7 +199,7 @@ impl Scanner {
         match elements {
             None | Some(0) => self.element(),
             Some(elements) => {
-                // They are announced: nobody has to wait for them to come.
+                // Already announced: reject before the elements arrive.
                 if elements.saturating_mul(4) > meter.bounds.replies || self.open.len() >= DEEPEST {
                     return Err(Excess::Large(format!("an array of {elements} elements")));
                 }
@@ -231,7 +230,7 @@ impl Scanner {
         Ok(())
     }
 
-    /// An element is complete, and perhaps what it is in.
+    /// Completes an element, and the arrays that end with it.
     fn element(&mut self) {
         while let Some(left) = self.open.last_mut() {
             *left -= 1;
@@ -243,8 +242,8 @@ impl Scanner {
     }
 }
 
-/// The number in a line; `None` for -1, which stands for nil. Servers write numbers in one way: what
-/// could be read in two is none.
+/// The number in a line; `None` for -1, which means nil. Redis writes numbers in one form only:
+/// anything ambiguous is rejected.
 fn number(line: &[u8]) -> Result<Option<usize>, Excess> {
     let text = line.get(1..).and_then(|text| text.strip_suffix(b"\r\n")).unwrap_or_default();
     if text == b"-1" {
@@ -252,16 +251,16 @@ fn number(line: &[u8]) -> Result<Option<usize>, Excess> {
     }
     let digits = Some(text).filter(|text| text.iter().all(u8::is_ascii_digit));
     let number = digits.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-    number.map(Some).ok_or_else(|| Excess::Nonsense("a length that is no number".to_owned()))
+    number.map(Some).ok_or_else(|| Excess::Nonsense("a length that is not a number".to_owned()))
 }
 
-/// A stream of replies that lets no more through than may come.
+/// A stream that lets only bounded replies through.
 pub(super) struct Bounded<S> {
     stream: S,
     meter: Arc<Meter>,
     scanner: Scanner,
     chunk: Box<[u8]>,
-    /// What was let through and not taken yet, from `taken` on.
+    /// Accepted bytes; those from `taken` on have not been read yet.
     through: Vec<u8>,
     taken: usize,
 }
@@ -333,7 +332,7 @@ mod tests {
         Meter::new(Bounds { value, replies, metrics })
     }
 
-    /// What is let through of these replies, which come in pieces of this size.
+    /// The accepted bytes of these replies, received in pieces of this size.
     fn through(replies: &[u8], size: usize, meter: &Meter) -> Result<Vec<u8>, Excess> {
         let mut scanner = Scanner::default();
         let mut out = Vec::new();

@@ -1,15 +1,14 @@
-//! A Redis Cluster: a call is divided among its nodes, and redirections are followed.
+//! A Redis Cluster: distributes a call over its nodes and follows redirections.
 //!
-//! A batch is divided among the nodes that serve its keys, each part travels as pipelines of
-//! its own, all nodes work at the same time, and the replies come back in the order asked. Where
-//! a node says that a slot has moved (`MOVED`) or is moving (`ASK`), only the commands in
-//! question follow it. The `redis` crate's cluster connection sends a pipeline to one node only,
-//! and repeats all of it when one command is redirected; command by command it takes a queue
-//! entry and a task's attention for each member of a room.
+//! A batch is split by the nodes that serve its keys. Each part is sent in pipelines of its own, all
+//! nodes work concurrently, and the replies are returned in the original order. If a slot has moved
+//! (`MOVED`) or is moving (`ASK`), only the affected commands follow it. The `redis` crate's cluster
+//! connection sends a pipeline to one node only, and repeats all of it if one command is redirected;
+//! sent one by one, each member of a room costs a queue entry and a task wake-up.
 //!
-//! Promises: a call ends within its timeouts; a cluster that does not serve a key now is a
-//! [`Problem`], never an empty reply. Commands on one key are carried out in the order given,
-//! unless its slot changes hands while they are on their way.
+//! Promises: a call ends within its timeouts. A cluster that currently does not serve a key results
+//! in a [`Problem`], never in an empty reply. Commands on one key run in the given order, unless its
+//! slot moves meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -23,8 +22,8 @@ use super::slots::{Node, Slots, slot_of};
 use super::unavailable::{Problem, Trouble};
 use super::{BadUrl, Partial, Timeouts, reply, split};
 
-/// How often a command is redirected in one call, or repeated because its keys are just being
-/// moved; after the first few times with a pause. While slots move, twice is usual.
+/// Maximum number of redirections or retries of a command in one call; after the first few with a
+/// pause. While slots move, two are common.
 const REDIRECTIONS: usize = 16;
 const USUAL_REDIRECTIONS: usize = 3;
 const PAUSE: Duration = Duration::from_millis(10);
@@ -33,17 +32,17 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(super) struct Cluster {
     nodes: Nodes,
     timeouts: Timeouts,
-    /// A key that may be asked for.
+    /// A key for health checks.
     sign_of_life: String,
 }
 
-/// The commands of a call that have no answer yet.
+/// The commands of a call that have no reply yet.
 struct Open {
     commands: Vec<Cmd>,
     replies: Vec<Option<Value>>,
-    /// Indexes of those without a reply.
+    /// Indexes of the commands without a reply.
     left: Vec<usize>,
-    /// Who is to be asked instead of who serves the slot: the target of an `ASK`.
+    /// Overrides of the slot owner: the target of an `ASK`.
     ask: HashMap<usize, Node>,
 }
 
@@ -58,19 +57,19 @@ impl Open {
     }
 }
 
-/// Whom to send a group of commands, and whether as one who was told to ask there.
+/// The node for a group of commands, and whether to send `ASKING` first.
 type Group = (Node, bool);
 
-/// What a node says to one command.
+/// A node's reply to one command.
 enum Said {
     Answer(Value),
     Moved(Node),
     Ask(Node),
-    /// Its keys are just being moved.
+    /// Its keys are being moved.
     Again,
-    /// It cannot serve now.
+    /// The node cannot serve now.
     Unfit(Problem),
-    /// There was no answer.
+    /// No reply.
     Nothing(Problem),
 }
 
@@ -89,8 +88,7 @@ impl Cluster {
         self.nodes.epoch()
     }
 
-    /// Runs commands; one reply per command, in order. No reply says that a node is unfit: that
-    /// is an error.
+    /// Runs commands; one reply per command, in order. A reply that a node cannot serve is an error.
     pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, Problem> {
         let (commands, parts) = split::apart(commands);
         let Partial { replies, problem } = self.run_each(commands).await;
@@ -100,8 +98,8 @@ impl Cluster {
         }
     }
 
-    /// Runs commands of one key each as far as they go: a node that does not serve now keeps back
-    /// only what is its own.
+    /// Runs single-key commands as far as possible: a node that does not serve now affects only its
+    /// own.
     pub(super) async fn run_each(&self, commands: Vec<Cmd>) -> Partial {
         let pipelines = commands.len().div_ceil(PIPELINE_LIMIT) as u32;
         let mut open = Open::new(commands);
@@ -109,12 +107,12 @@ impl Cluster {
         Partial { replies: open.replies, problem }
     }
 
-    /// Whether everyone who serves slots answers, and no slot is left unserved.
+    /// Checks that all nodes with slots answer, and that every slot is served.
     pub(super) async fn ping(&self) -> Result<(), Problem> {
         self.in_time(1, async {
             let mut outcome = self.all_serve().await;
             if outcome.is_err() {
-                // What is known may be of yesterday.
+                // The slot map may be outdated.
                 outcome = self.all_serve().await;
             }
             outcome
@@ -148,7 +146,7 @@ impl Cluster {
             }
             match self.round(open).await? {
                 None => {}
-                // Once more with a new map: another node may have taken over.
+                // Retry once with a new map: another node may have taken over.
                 Some(_) if !lost_before => lost_before = true,
                 Some(problem) => return Err(problem),
             }
@@ -156,8 +154,8 @@ impl Cluster {
         Err(Problem::new(Trouble::ClusterDown, format!("redirected {REDIRECTIONS} times")))
     }
 
-    /// Asks everyone who has to do with what is open, once. Tells of a node that did not answer;
-    /// what it was asked stays open, and what others answered is noted.
+    /// Sends all open commands once. Returns the problem of a node that did not answer; its commands
+    /// stay open, and other replies are recorded.
     async fn round(&self, open: &mut Open) -> Result<Option<Problem>, Problem> {
         let slots = self.nodes.slots().await?;
         let groups = self.groups(open, &slots)?;
@@ -166,8 +164,8 @@ impl Cluster {
         let sent = groups.into_iter().map(|(group, indexes)| self.send(group, indexes, &open.commands));
         let outcomes = join_all(sent).await;
         let (mut moved, mut unfit, mut lost) = (Vec::new(), None, None);
-        for (index, said) in outcomes.into_iter().flatten() {
-            match said {
+        for (index, outcome) in outcomes.into_iter().flatten() {
+            match outcome {
                 Said::Answer(value) => {
                     open.replies[index] = Some(value);
                     continue;
@@ -180,7 +178,7 @@ impl Cluster {
             }
             open.left.push(index);
         }
-        // In the order given again, for commands on one key.
+        // Restore the original order, for commands on one key.
         open.left.sort_unstable();
         self.nodes.learn(moved);
         if unfit.is_some() || lost.is_some() {
@@ -189,7 +187,7 @@ impl Cluster {
         unfit.map_or(Ok(lost), Err)
     }
 
-    /// Divides what is open among the nodes.
+    /// Groups the open commands by node.
     fn groups(&self, open: &Open, slots: &Slots) -> Result<BTreeMap<Group, Vec<usize>>, Problem> {
         let mut groups: BTreeMap<Group, Vec<usize>> = BTreeMap::new();
         for &index in &open.left {
@@ -209,20 +207,20 @@ impl Cluster {
         Ok(groups)
     }
 
-    /// Sends one group's commands and tells what was said to each.
+    /// Sends the commands of one group, and returns the reply to each.
     async fn send(&self, (node, asking): Group, indexes: Vec<usize>, commands: &[Cmd]) -> Vec<(usize, Said)> {
-        let mut said = Vec::with_capacity(indexes.len());
+        let mut outcomes = Vec::with_capacity(indexes.len());
         for part in indexes.chunks(PIPELINE_LIMIT) {
             match self.send_part(&node, asking, part, commands).await {
-                Ok(replies) => said.extend(part.iter().copied().zip(replies)),
+                Ok(replies) => outcomes.extend(part.iter().copied().zip(replies)),
                 Err(problem) => {
-                    let rest = &indexes[said.len()..];
-                    said.extend(rest.iter().map(|&index| (index, Said::Nothing(problem.clone()))));
+                    let rest = &indexes[outcomes.len()..];
+                    outcomes.extend(rest.iter().map(|&index| (index, Said::Nothing(problem.clone()))));
                     break;
                 }
             }
         }
-        said
+        outcomes
     }
 
     async fn send_part(
@@ -241,22 +239,22 @@ impl Cluster {
             pipeline.add_command(commands[index].clone());
         }
         let answer = link.send(&pipeline).await.map_err(|problem| problem.of(node))?;
-        // The replies to ASKING stand before those that matter.
+        // Skip the replies to ASKING.
         let (skip, step) = if asking { (1, 2) } else { (0, 1) };
         let replies = answer.replies.into_iter().skip(skip).step_by(step);
-        let said: Vec<Said> = replies.map(|reply| understand(reply, node)).collect();
-        if said.len() != part.len() {
+        let outcomes: Vec<Said> = replies.map(|reply| understand(reply, node)).collect();
+        if outcomes.len() != part.len() {
             return Err(Problem::new(Trouble::Nonsense, "replies are missing").of(node));
         }
         let denied =
             |said: &Said| matches!(said, Said::Unfit(problem) if problem.trouble.is_about_the_user());
-        if said.iter().any(denied) {
+        if outcomes.iter().any(denied) {
             link.forget(answer.epoch).await;
         }
-        Ok(said)
+        Ok(outcomes)
     }
 
-    /// Whether everyone who serves slots answers now.
+    /// Checks that all nodes with slots answer now.
     async fn all_serve(&self) -> Result<(), Problem> {
         let slots = self.nodes.slots().await?;
         if slots.unserved() > 0 {
@@ -274,7 +272,7 @@ impl Cluster {
     async fn serves(&self, node: &Node) -> Result<(), Problem> {
         let mut pipeline = Pipeline::with_capacity(2);
         pipeline.cmd("PING");
-        // Wherever the key lives: a node of a cluster that is down says so instead of redirecting.
+        // Any key: a node of a cluster that is down reports it instead of redirecting.
         pipeline.cmd("EXISTS").arg(&self.sign_of_life);
         let link = self.nodes.link(node)?;
         let answer = link.send(&pipeline).await.map_err(|problem| problem.of(node))?;
@@ -299,7 +297,7 @@ fn understand(reply: Value, node: &Node) -> Said {
         (Some(ServerErrorKind::Moved), Some(to)) => Said::Moved(to),
         (Some(ServerErrorKind::Ask), Some(to)) => Said::Ask(to),
         (Some(ServerErrorKind::TryAgain), _) => Said::Again,
-        // The command itself is at fault.
+        // The command itself is invalid.
         (Some(ServerErrorKind::CrossSlot), _) => Said::Answer(reply),
         _ => match reply::trouble(&reply) {
             Some(problem) => Said::Unfit(as_cluster(problem).of(node)),
@@ -312,7 +310,7 @@ fn understand(reply: Value, node: &Node) -> Said {
 mod tests {
     use super::*;
 
-    fn said(line: &str) -> String {
+    fn classified(line: &str) -> String {
         let reply = redis::parse_redis_value(format!("{line}\r\n").as_bytes()).expect("a reply");
         match understand(reply, &Node::new("here", 1)) {
             Said::Answer(Value::ServerError(error)) => format!("refusal {}", error.code()),
@@ -339,7 +337,7 @@ mod tests {
             ("-MOVED nonsense", "ClusterDown here:1: MOVED nonsense"),
             ("-LOADING it is", "NotReady here:1: LOADING it is"),
         ] {
-            assert_eq!(said(line), meaning, "{line}");
+            assert_eq!(classified(line), meaning, "{line}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The shared client against real clusters: whole, changing, broken, and mended.
+//! The client with real clusters: healthy, resharding, failing, and repaired.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -93,7 +93,7 @@ async fn slots_move_under_a_stream_of_calls() {
                 let call = calls.fetch_add(1, Ordering::Relaxed);
                 let mut commands: Vec<Cmd> = keys.iter().map(|key| get(key)).collect();
                 commands.extend(tags.iter().map(|tag| command(&["INCR", &format!("{tag}count")])));
-                // Keys that no node has are asked of the new one.
+                // Keys that do not exist are asked of the new node.
                 commands.extend(tags.iter().map(|tag| set(&format!("{tag}new{call}"), "x")));
                 let mut replies = client.run_scan("test", commands).await.expect("no trouble");
                 assert!(replies.drain(..keys.len()).eq(keys.iter().map(bulk)), "a wrong reply");
@@ -107,7 +107,7 @@ async fn slots_move_under_a_stream_of_calls() {
         cluster.begin_move(slot, 0, to).await;
         let before = calls.load(Ordering::Relaxed);
         cluster.move_keys(slot, 0, to, 15).await;
-        // The slot stays half here, half there, for some calls.
+        // The slot stays half moved for some calls.
         soon("calls in between", async || (calls.load(Ordering::Relaxed) > before + 8).then_some(())).await;
         while cluster.move_keys(slot, 0, to, 100).await > 0 {}
         cluster.end_move(slot, 0, to).await;
@@ -141,7 +141,7 @@ async fn a_primary_that_dies_is_replaced() {
     assert_eq!(client.last_problem(), None);
     assert!(client.scan_epoch() > epoch, "another server answers");
 
-    // It returns as a replica, and its successor dies: once more.
+    // It returns as a replica, and its successor dies.
     cluster.node(dead).start().await;
     let nodes = cluster.nodes();
     soon("the replica to catch up", async || {
@@ -235,5 +235,5 @@ async fn the_wrong_kind_of_url_is_told() {
     let server = RedisServer::start().await;
     let url = server.config().url.replace("redis://", "redis+cluster://");
     let said = client_of(&url).ping().await.expect_err("no cluster").to_string();
-    assert!(said.contains("cluster support disabled") && said.contains("this is no cluster"), "{said}");
+    assert!(said.contains("cluster support disabled") && said.contains("this is not a cluster"), "{said}");
 }

@@ -1,4 +1,4 @@
-//! The `[redis]` section, and what its URL means.
+//! The `[redis]` section and its URL.
 
 use std::time::Duration;
 
@@ -14,33 +14,33 @@ pub struct Config {
     ///
     /// - `redis://[user:password@]host[:port][/database]`: one server. Port 6379, database 0.
     /// - `redis+sentinel://[user:password@]sentinel[:port][,...]/service[/database]`: the primary
-    ///   that these sentinels watch under the name `service`. Port 26379. User and password are
-    ///   the primary's; the sentinels' own follow as
-    ///   `?sentinel_username=...&sentinel_password=...`, where they have some.
-    /// - `redis+cluster://[user:password@]node[:port][,...]`: the cluster that these nodes belong
-    ///   to. One reachable node suffices to find the others. Port 6379.
-    /// - `rediss://`, `rediss+sentinel://`, `rediss+cluster://`: the same with TLS, to the
-    ///   sentinels too.
-    /// - `memory://`: no Redis; directory, guards and inboxes are inside the process.
+    ///   that these sentinels monitor under the name `service`. Port 26379. User and password are the
+    ///   primary's; those of the sentinels, if any, follow as
+    ///   `?sentinel_username=...&sentinel_password=...`.
+    /// - `redis+cluster://[user:password@]node[:port][,...]`: the cluster of these nodes. One
+    ///   reachable node is enough to find the others. Port 6379.
+    /// - `rediss://`, `rediss+sentinel://`, `rediss+cluster://`: the same with TLS, also to the
+    ///   sentinels.
+    /// - `memory://`: no Redis; directory, guards and inboxes are in memory.
     ///
-    /// Special characters of names and passwords are percent-encoded. In a cluster the user
-    /// needs `+cluster|slots`, behind sentinels `+role` is of use.
+    /// Special characters in names and passwords are percent-encoded. In a cluster the user needs
+    /// `+cluster|slots`; with sentinels `+role` is recommended.
     pub url: String,
-    /// What Halley's own keys begin with: guards, inboxes, plugin state. The keys that comets
-    /// write have no prefix.
+    /// Prefix of Halley's own keys: guards, inboxes, plugin state. The keys that comets write have no
+    /// prefix.
     pub prefix: String,
-    /// How long making a connection may take, TLS and login included.
+    /// Timeout of connecting, including TLS and login.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
-    /// How long a pipeline of small commands may take before its connection is given up.
+    /// Timeout of a pipeline of small commands; after it the connection is dropped.
     #[serde(with = "humantime_serde")]
     pub response_timeout: Duration,
-    /// The same for pipelines that read whole rooms. It has to suffice for all rooms of a batch
-    /// together: Redis reads roughly half a million members a second.
+    /// The same for pipelines that read whole rooms. It has to be sufficient for all rooms of a
+    /// batch: Redis reads roughly half a million members per second.
     #[serde(with = "humantime_serde")]
     pub scan_timeout: Duration,
-    /// The most that Redis' replies to one pipeline may take in memory, roughly. What asks for more
-    /// is asked for in smaller parts; one reply that is larger by itself counts as unreadable.
+    /// Approximate maximum memory of the replies to one pipeline. Larger requests are split; a single
+    /// reply above it counts as unreadable.
     pub max_reply: ByteSize,
 }
 
@@ -58,7 +58,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether everything is kept inside of the process instead of in Redis.
+    /// Whether everything is kept in memory instead of in Redis.
     pub fn is_memory(&self) -> bool {
         self.url.starts_with("memory:")
     }
@@ -76,5 +76,5 @@ impl Config {
     }
 }
 
-/// Below this, ordinary replies would not fit.
+/// Ordinary replies would not fit into less.
 const SMALLEST_REPLY: ByteSize = ByteSize::mib(1);

@@ -1,7 +1,7 @@
-//! Making one connection: over TCP, TLS or a socket file, with bounds on what the server may send.
+//! Opens one connection, over TCP, TLS or a Unix socket, with limits on what the server may send.
 //!
-//! The `redis` crate makes connections itself and lets nobody stand between; so the socket is made
-//! here, as it does it, and handed over with [`Bounded`] around it.
+//! The `redis` crate opens connections itself, without a hook for the stream. So the socket is opened
+//! here in the same way, and passed on inside [`Bounded`].
 
 use std::io;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ impl Connection {
         Ok(Self { redis, meter, _driver: Arc::new(task) })
     }
 
-    /// Sends one pipeline; one reply per command, whatever it says.
+    /// Sends one pipeline; one reply per command, whatever it contains.
     pub(super) async fn send(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, Problem> {
         let ticket = self.meter.enter();
         match self.redis.send_packed_commands(pipeline, 0, pipeline.len()).await {
@@ -97,23 +97,23 @@ async fn dial(server: &ConnectionInfo) -> Result<Box<dyn Stream>, Problem> {
             Ok(Box::new(secured))
         }
         ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-        other => Err(Problem::new(Trouble::Nonsense, format!("{other} is no address that is known here"))),
+        other => Err(Problem::new(Trouble::Nonsense, format!("unsupported address {other}"))),
     }
 }
 
-/// The first of the host's addresses that answers.
+/// The first address of the host that accepts a connection.
 async fn dial_tcp(host: &str, port: u16, server: &ConnectionInfo) -> io::Result<TcpStream> {
     let attempts: Vec<_> =
         lookup_host((host, port)).await?.map(|address| Box::pin(TcpStream::connect(address))).collect();
     if attempts.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} stands for no address")));
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")));
     }
     let (stream, _) = select_ok(attempts).await?;
     stream.set_nodelay(server.tcp_settings().nodelay())?;
     Ok(stream)
 }
 
-/// As the `redis` crate has it: `#insecure` in the URL accepts any certificate.
+/// As in the `redis` crate: `#insecure` in the URL accepts any certificate.
 fn tls(insecure: bool) -> native_tls::Result<tokio_native_tls::TlsConnector> {
     let mut builder = native_tls::TlsConnector::builder();
     if insecure {

@@ -1,4 +1,4 @@
-//! Any reply of a Redis server, and the texts in it.
+//! Fuzzing: arbitrary replies of a Redis server, and the texts in them.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use redis::{Value, VerbatimFormat};
 use super::bounds::{Bounds, Excess, Meter, Scanner};
 use super::{Config, Metrics, RedisClient};
 
-/// Pieces of replies: those that servers write, and some that none does.
+/// Fragments of replies: valid ones, and some that no server writes.
 const PIECES: [&str; 22] = [
     "+OK\r\n",
     ":1\r\n",
@@ -34,7 +34,7 @@ const PIECES: [&str; 22] = [
     "*+1\r\n",
 ];
 
-/// Beginnings of errors that mean something to us, and one that does not.
+/// Known error codes, and an unknown one.
 const ERRORS: [&str; 9] = [
     "WRONGTYPE",
     "NOPERM",
@@ -47,7 +47,7 @@ const ERRORS: [&str; 9] = [
     "X",
 ];
 
-/// Any reply. Nested up to `depth` levels: the parser has a limit, too.
+/// An arbitrary reply, nested up to `depth` levels: the parser is limited as well.
 pub(crate) fn reply(input: &mut Unstructured<'_>, depth: u8) -> Result<Value> {
     let kinds = if depth == 0 { 9 } else { 13 };
     Ok(match input.int_in_range(0..=kinds)? {
@@ -69,8 +69,8 @@ pub(crate) fn reply(input: &mut Unstructured<'_>, depth: u8) -> Result<Value> {
     })
 }
 
-/// Checks a server's bytes on their way through the bounds: however they are cut, the same comes
-/// through, no more than may, and no longer string.
+/// Checks the stream of limited replies: its output does not depend on how the input is split, and
+/// both limits hold.
 pub(crate) fn check_stream(input: &mut Unstructured<'_>) -> Result<()> {
     let (value, most) = (input.int_in_range(0..=64)?, input.int_in_range(0..=4_096)?);
     let size = input.int_in_range(1..=64)?;
@@ -90,7 +90,7 @@ pub(crate) fn check_stream(input: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// What comes through of bytes that come in pieces of a size.
+/// The accepted bytes of an input that arrives in pieces.
 fn through(
     bytes: &[u8],
     size: usize,
@@ -120,19 +120,19 @@ fn longest_string(reply: &Value) -> usize {
     }
 }
 
-/// Some replies.
+/// Some arbitrary replies.
 pub(crate) fn replies(input: &mut Unstructured<'_>, depth: u8) -> Result<Vec<Value>> {
     (0..input.int_in_range(0..=9)?).map(|_| reply(input, depth)).collect()
 }
 
-/// A command's error, as the parser makes it.
+/// An error reply, as the parser produces it.
 fn error(input: &mut Unstructured<'_>) -> Result<Value> {
     let (code, said) = (input.choose(&ERRORS)?, input.arbitrary::<&str>()?);
     let line = format!("-{code} {}\r\n", said.replace(['\r', '\n'], " "));
     Ok(redis::parse_redis_value(line.as_bytes()).unwrap_or(Value::Nil))
 }
 
-/// Collects everything in a reply that is text.
+/// Collects all texts in a reply.
 pub(crate) fn texts(reply: &Value, known: &mut HashSet<String>) {
     match reply {
         Value::BulkString(bytes) => known.extend(std::str::from_utf8(bytes).ok().map(str::to_owned)),

@@ -1,13 +1,12 @@
-//! One connection that mends itself.
+//! A connection that reconnects on demand.
 //!
-//! The `redis` crate's own connection manager makes callers wait while it retries, and keeps a
-//! connection whose peer is silently gone. Here the caller that finds no connection makes one,
-//! others wait for that one attempt, and after a failed attempt calls fail at once until the
-//! back-off is over. A connection that broke, stayed silent too long, or leads to a replica is
-//! forgotten; the next call makes a new one, resolves the host name again, and asks the
-//! sentinels again where there are some.
+//! The `redis` crate's connection manager blocks callers while it retries, and keeps a connection
+//! whose peer has silently disappeared. Here, a caller without a connection opens one, others wait
+//! for the same attempt, and after a failure calls fail immediately until the back-off has elapsed. A
+//! connection that broke, timed out or leads to a replica is dropped; the next call opens a new one,
+//! resolves the host name again, and queries the sentinels again, if any.
 //!
-//! It does not know for what it is used, and logs nothing.
+//! It does not know its purpose, and logs nothing.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -25,27 +24,27 @@ use crate::backoff::Backoff;
 /// noticed within the longer.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
 
-/// How many commands travel in one pipeline; more of them take several. Very large pipelines
-/// make both sides buffer for long, and all of a pipeline has to fit into the timeout.
+/// Maximum number of commands per pipeline. Very large pipelines buffer for long on both sides, and a
+/// whole pipeline has to fit into the timeout.
 pub(super) const PIPELINE_LIMIT: usize = 2_000;
-/// The same in bytes, of which one command may have more: ten thousand users' names, or a few large
-/// bodies.
+/// Maximum bytes per pipeline, unless a single command exceeds it: ten thousand user names, or a few
+/// large bodies.
 const PIPELINE_BYTES: usize = 512 * 1024;
-/// How often a pipeline is divided whose replies are too large: enough to find ten culprits among
-/// all of its commands.
+/// How often a pipeline with oversized replies is split: enough to find ten culprits among all of its
+/// commands.
 const MOST_DIVISIONS: u32 = 200;
 
 #[derive(Debug)]
 pub(super) struct Link {
     destination: Destination,
     timeouts: Timeouts,
-    /// Held while connecting, so that one attempt serves all who wait.
+    /// Held while connecting, so that one attempt serves all waiting callers.
     state: Mutex<State>,
-    /// Connections made so far.
+    /// Number of connections opened so far.
     epoch: AtomicU64,
 }
 
-/// Where new connections lead.
+/// The target of new connections.
 #[derive(Debug)]
 enum Destination {
     Server(Box<ConnectionInfo>),
@@ -58,7 +57,7 @@ struct State {
     failure: Option<Failure>,
 }
 
-/// A connection and which one it is, so that a late complaint about an earlier one is ignored.
+/// A connection and its epoch, so that a late error of an earlier connection is ignored.
 #[derive(Clone)]
 struct Numbered {
     epoch: u64,
@@ -71,7 +70,7 @@ struct Failure {
     backoff: Backoff,
 }
 
-/// Replies, and the connection (its epoch) that they came by.
+/// Replies, and the epoch of the connection that delivered them.
 pub(super) struct Answer {
     pub(super) replies: Vec<Value>,
     pub(super) epoch: u64,
@@ -89,7 +88,7 @@ impl Link {
         Ok(Self::new(Destination::Server(Box::new(server)), timeouts))
     }
 
-    /// To whoever the sentinels say is the primary.
+    /// To the primary according to the sentinels.
     pub(super) fn to_primary(sentinels: Sentinels, timeouts: Timeouts) -> Self {
         Self::new(Destination::Primary(Box::new(sentinels)), timeouts)
     }
@@ -99,13 +98,13 @@ impl Link {
         Self { destination, timeouts, state, epoch }
     }
 
-    /// Counts the connections made.
+    /// The number of connections opened so far.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// Runs commands, one pipeline after another; one reply per command. No reply says that the
-    /// whole server is unfit: that is an error.
+    /// Runs commands, one pipeline after another; one reply per command. A reply that
+    /// the whole server cannot serve is an error.
     pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, Problem> {
         let mut replies = Vec::with_capacity(commands.len());
         for pipeline in pipelines(commands) {
@@ -121,7 +120,8 @@ impl Link {
         Ok(replies)
     }
 
-    /// Runs commands as far as they go. A reply that says that the whole server is unfit is none.
+    /// Runs commands as far as possible. A reply that the whole server cannot serve does not count as
+    /// one.
     pub(super) async fn run_each(&self, commands: Vec<Cmd>) -> Partial {
         let count = commands.len();
         let (mut replies, mut problem) = (Vec::with_capacity(count), None);
@@ -149,9 +149,9 @@ impl Link {
         Partial { replies, problem }
     }
 
-    /// Sends one pipeline; one reply per command, whatever it says. Where the replies are larger
-    /// than they may be, it is sent in smaller parts; a command whose own reply is that large has a
-    /// refusal for a reply (see [`reply::is_too_large`]), if the server is well otherwise.
+    /// Sends one pipeline; one reply per command, whatever it contains. If the replies are
+    /// oversized, it is sent in smaller parts. A command with an oversized reply gets a refusal
+    /// instead (see [`reply::is_too_large`]), provided that the server is healthy.
     pub(super) async fn send(&self, pipeline: &Pipeline) -> Result<Answer, Problem> {
         match self.whole(pipeline).await {
             Err(problem) if problem.trouble == Trouble::TooLarge => {
@@ -161,17 +161,17 @@ impl Link {
         }
     }
 
-    /// Sends a pipeline in two parts that was too large as a whole.
+    /// Sends an oversized pipeline in two parts.
     async fn divided(&self, pipeline: &Pipeline, why: Problem, left: &mut u32) -> Result<Answer, Problem> {
         *left = left.checked_sub(1).ok_or_else(|| why.clone())?;
         let commands: Vec<Cmd> = pipeline.cmd_iter().cloned().collect();
-        // What is told to ask goes with what it has to ask for.
+        // ASKING has to stay with the command that follows it.
         let is_asking = commands
             .first()
             .is_some_and(|command| command.get_packed_command() == redis::cmd("ASKING").get_packed_command());
         let unit = if is_asking { 2 } else { 1 };
         if commands.len() <= unit {
-            // Whose fault is it?
+            // Is the command at fault, or the server?
             let mut ping = Pipeline::with_capacity(1);
             ping.cmd("PING");
             let answer = self.whole(&ping).await?;
@@ -197,17 +197,17 @@ impl Link {
         Ok(Answer { replies, epoch })
     }
 
-    /// Sends one pipeline, and again when the connection turns out to be closed.
+    /// Sends one pipeline, and once more if the connection turns out to be closed.
     async fn whole(&self, pipeline: &Pipeline) -> Result<Answer, Problem> {
         match self.attempt(pipeline).await {
-            // A connection that idled is often found closed only when it is used.
+            // A closed idle connection is often only detected on use.
             Err((Problem { trouble: Trouble::Away, .. }, true)) => self.attempt(pipeline).await,
             other => other,
         }
         .map_err(|(problem, _)| problem)
     }
 
-    /// One attempt; an error says whether the connection was there before.
+    /// One attempt; an error tells whether the connection existed before.
     async fn attempt(&self, pipeline: &Pipeline) -> Result<Answer, (Problem, bool)> {
         let before = self.epoch();
         let Numbered { epoch, mut connection } =
@@ -257,7 +257,7 @@ impl Link {
         }
     }
 
-    /// Makes the next call connect anew, unless that has happened since.
+    /// Makes the next call reconnect, unless that has happened already.
     pub(super) async fn forget(&self, epoch: u64) {
         let mut state = self.state.lock().await;
         if state.connection.as_ref().is_some_and(|numbered| numbered.epoch == epoch) {
@@ -291,7 +291,7 @@ fn pipelines(commands: Vec<Cmd>) -> impl Iterator<Item = Pipeline> {
     })
 }
 
-/// How many bytes a command's words have.
+/// Bytes of a command's arguments.
 fn size(command: &Cmd) -> usize {
     command.args_iter().map(|word| super::slots::word(word).len()).sum()
 }

@@ -1,4 +1,4 @@
-//! How long Redis takes and how often it fails, by operation.
+//! Latency and errors of Redis by operation.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,23 +16,27 @@ struct Labels {
     operation: &'static str,
 }
 
-/// The shared client's metrics. Operations are named in the code, so the labels are bounded.
+/// Metrics of the shared client. Operations are constants, so the labels are bounded.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     seconds: Family<Labels, Histogram, fn() -> Histogram>,
     errors: Family<Labels, Counter>,
-    /// Strings of replies that were left out, and replies that ended their connection.
+    /// Omitted strings, and replies that ended their connection.
     values_refused: Counter,
     replies_refused: Counter,
     warning: Arc<LogThrottle>,
 }
 
 impl Metrics {
-    /// Makes and registers them.
+    /// Creates and registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let seconds = Family::new_with_constructor(latency_histogram as fn() -> Histogram);
         let errors = Family::default();
-        registry.register("halley_redis_seconds", "Time Redis took to answer, by operation", seconds.clone());
+        registry.register(
+            "halley_redis_seconds",
+            "Time that Redis took to answer, by operation",
+            seconds.clone(),
+        );
         registry.register(
             "halley_redis_errors",
             "Calls that Redis did not answer, by operation",
@@ -41,12 +45,12 @@ impl Metrics {
         let (values_refused, replies_refused) = (Counter::default(), Counter::default());
         registry.register(
             "halley_redis_values_refused",
-            "Strings in Redis' replies that are longer than such strings may be and were left out",
+            "Oversized strings in Redis' replies, which were replaced by nil",
             values_refused.clone(),
         );
         registry.register(
             "halley_redis_replies_refused",
-            "Replies of Redis that were larger than `[redis] max_reply` or no replies, and ended their connection",
+            "Replies of Redis that were larger than `[redis] max_reply` or malformed, and closed their connection",
             replies_refused.clone(),
         );
         let warning = Arc::new(LogThrottle::per_record());

@@ -1,18 +1,18 @@
-//! The one shared client of Redis: connections that mend themselves, one call for a pipeline.
+//! The shared Redis client: reconnecting connections, and one call per pipeline.
 //!
-//! Redis is one server, the primary that sentinels watch, or a cluster; who calls does not
-//! notice which.
+//! Redis is a single server, a primary monitored by sentinels, or a cluster; callers do not see the
+//! difference.
 //!
-//! Promises: making a [`RedisClient`] never waits and fails only for a URL that cannot be
-//! right. While Redis is away every call ends as [`Unavailable`] within its timeout, mostly at
-//! once, and calls succeed again by themselves within a second of its return. Nothing is queued
-//! here: what waits is a caller's own future, and the response timeout bounds it.
+//! Promises: creating a [`RedisClient`] never blocks and fails only for an invalid URL. While Redis
+//! is unreachable, every call ends as [`Unavailable`] within its timeout, usually immediately; calls
+//! succeed again within a second of its recovery. Nothing is queued here: a caller waits in its own
+//! future, and the response timeout bounds it.
 //!
-//! Room scans have a connection of their own, since one long reply holds up everything behind
-//! it; so has what is written for users who are away, of which there can be very much. What a call asks for has to bear being asked twice: a command whose connection breaks is
+//! Room scans have their own connection, because one long reply delays everything behind it; so have
+//! bulk writes for absent users. Calls have to be idempotent: commands whose connection breaks are
 //! sent again once.
 //!
-//! It does not know what the keys mean.
+//! The module does not know what the keys mean.
 
 mod bounds;
 mod cluster;
@@ -76,10 +76,10 @@ struct Shared {
 }
 
 impl RedisClient {
-    /// Prepares the client; it connects when it is first used.
+    /// Creates the client; it connects on first use.
     ///
     /// # Errors
-    /// When the URL cannot be right. That Redis is away is no error here.
+    /// If the URL is invalid. An unreachable Redis is not an error.
     pub fn new(config: &Config, metrics: Metrics) -> Result<Self, BadUrl> {
         let (target, place) = target::read(&config.url)?;
         let place: Arc<str> = place.into();
@@ -105,24 +105,24 @@ impl RedisClient {
         Ok(Self(Arc::new(shared)))
     }
 
-    /// What Halley's own keys begin with.
+    /// Prefix of Halley's own keys.
     pub fn prefix(&self) -> &str {
         &self.0.prefix
     }
 
-    /// Where Redis is, without user and password: for messages and logs.
+    /// The address of Redis without credentials, for messages and logs.
     pub fn place(&self) -> &str {
         &self.0.place
     }
 
-    /// Runs commands on the connection for small ones; one reply per command, in order.
-    /// `operation` names them in metrics and messages, and comes from a small set.
+    /// Runs small commands; one reply per command, in order. `operation` names them in metrics and
+    /// messages, and is one of few constants.
     ///
-    /// A reply may be [`Value::ServerError`] where a command is at fault rather than the
-    /// server; see [`refusal`].
+    /// A reply may be [`Value::ServerError`] if the command is at fault and not the server; see
+    /// [`refusal`].
     ///
     /// # Errors
-    /// When Redis is away, not ready, or too slow: nothing is known of what it did.
+    /// If Redis is unreachable, not ready, or too slow: its effect is unknown.
     pub async fn run_small(
         &self,
         operation: &'static str,
@@ -143,9 +143,8 @@ impl RedisClient {
         self.run(&self.0.scan, operation, commands).await
     }
 
-    /// Runs commands on the connection for much that is written, as far as they go: a reply for
-    /// each command that has one, and what kept the others from it. What has a reply need not be
-    /// asked again.
+    /// Runs bulk writes as far as possible: returns a reply for each completed command, and the
+    /// problem of the others. Completed commands need not be repeated.
     pub async fn run_bulk(
         &self,
         operation: &'static str,
@@ -160,33 +159,31 @@ impl RedisClient {
         (replies, problem)
     }
 
-    /// Changes with every connection made for room scans: when it differs from what it was, the
-    /// server may be another one.
+    /// Changes with every connection for room scans: if it differs, the server may be another one.
     pub fn scan_epoch(&self) -> u64 {
         self.0.scan.epoch()
     }
 
-    /// What is wrong with Redis at present; `None` when it answers, or was not asked yet.
+    /// The current problem with Redis; `None` if it answers, or was not used yet.
     pub fn last_problem(&self) -> Option<Unavailable> {
         self.0.small.last_problem()
     }
 
-    /// Asks Redis for a sign of life, on both connections; in a cluster everyone who serves
-    /// slots is asked.
+    /// Checks that Redis answers on both connections; in a cluster, all nodes with slots.
     ///
     /// # Errors
-    /// When one stays without an answer, or others' calls were refused just now, as a replica
-    /// refuses to write.
+    /// If a connection does not answer, or other calls were refused recently, as a replica refuses
+    /// writes.
     pub async fn ping(&self) -> Result<(), Unavailable> {
         self.answers().await?;
-        // Only now: what one connection has met counts until it has answered.
+        // Checked last: a problem of one connection counts until that connection has answered.
         self.last_problem().map_or(Ok(()), Err)
     }
 
-    /// The same, whatever was refused to others.
+    /// The same, ignoring refused calls.
     ///
     /// # Errors
-    /// When one connection stays without an answer.
+    /// If a connection does not answer.
     pub async fn answers(&self) -> Result<(), Unavailable> {
         let ping = async |way: &Way| {
             let started = Instant::now();
@@ -196,9 +193,9 @@ impl RedisClient {
         small.and(scan)
     }
 
-    /// What a caller reports when the server refuses a command that has to work: the user's
-    /// rights or the server's version are wrong, and things wait until a person mends that. For
-    /// the next two seconds [`RedisClient::ping`] reports it, too.
+    /// The error if the server refuses a command that is required: the user's permissions or the
+    /// server's version are wrong, and callers wait until an operator fixes it. [`RedisClient::ping`]
+    /// reports it for the next two seconds as well.
     pub fn denied(&self, operation: &'static str, problem: String) -> Unavailable {
         self.0.metrics.failed(operation);
         let problem = Unavailable::new(Trouble::Denied, self.0.place.clone(), operation, problem);

@@ -1,6 +1,6 @@
-//! The nodes of a cluster: a self-mending connection to each, and the map of who serves what.
+//! The nodes of a cluster: a reconnecting connection to each, and the slot map.
 //!
-//! The map is read when it is first needed and whenever it proved wrong, by one caller for all.
+//! The map is loaded on first use and whenever it proved wrong, by one caller for all.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,37 +18,37 @@ use super::slots::{Node, Slots};
 use super::unavailable::{Problem, Trouble};
 use super::{BadUrl, Timeouts, reply, target};
 
-/// How often the map is read again at most, while it proves wrong.
+/// Minimum interval between reloads of the map.
 const MAP_AGE: Duration = Duration::from_millis(100);
-/// How many nodes are asked for the map together.
+/// How many nodes are asked for the map at once.
 const ASKED_TOGETHER: usize = 5;
 
 #[derive(Debug)]
 pub(super) struct Nodes {
     seeds: Vec<Node>,
-    /// How to connect to a node; only the address is not its own.
+    /// Connection settings; only the address differs per node.
     info: ConnectionInfo,
     timeouts: Timeouts,
-    /// One for each node that was ever of use; those that left the cluster go with the map.
+    /// One connection per used node; those to removed nodes are dropped with the map.
     links: StdMutex<HashMap<Node, Arc<Link>>>,
     known: StdMutex<Known>,
-    /// Held while the map is read, so that one reading serves all who wait.
+    /// Held while the map is loaded, so that one load serves all waiting callers.
     reading: Mutex<()>,
-    /// Counts the maps that differed from the one before.
+    /// Number of maps that differed from the previous one.
     epoch: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct Known {
     slots: Option<Arc<Slots>>,
-    /// When the map was last read, or could not be.
+    /// When the map was last loaded, successfully or not.
     at: Option<Instant>,
-    /// Whether something does not fit the map.
+    /// Whether the map proved wrong.
     wrong: bool,
 }
 
 impl Nodes {
-    /// Prepares them; the URL names these.
+    /// Creates the nodes from those that the URL names.
     pub(super) fn new(seeds: Vec<ConnectionInfo>, timeouts: Timeouts) -> Result<Self, BadUrl> {
         let Some(info) = seeds.first().cloned() else {
             return Err(BadUrl::Cluster("no node is named".to_owned()));
@@ -78,7 +78,7 @@ impl Nodes {
         Ok(link)
     }
 
-    /// The map, read again when it proved wrong.
+    /// The map, reloaded if it proved wrong.
     pub(super) async fn slots(&self) -> Result<Arc<Slots>, Problem> {
         if let Some(slots) = self.good() {
             return Ok(slots);
@@ -100,20 +100,20 @@ impl Nodes {
                 *known = Known { slots: Some(slots.clone()), at: known.at, wrong: false };
                 Ok(slots)
             }
-            // Nobody tells: what was known is the best guess.
+            // No node answered: the previous map is the best guess.
             Err(problem) => known.slots.clone().ok_or(problem),
         }
     }
 
-    /// The map, unless it has to be read now.
+    /// The current map, unless it has to be reloaded.
     fn good(&self) -> Option<Arc<Slots>> {
         let known = self.known.lock();
         let due = known.wrong && known.at.is_none_or(|at| at.elapsed() >= MAP_AGE);
         known.slots.clone().filter(|_| !due)
     }
 
-    /// Asks some nodes for the map; the first that knows who serves every slot is believed, or
-    /// else who knows of most. When he is behind the times, those whom he names redirect.
+    /// Asks some nodes for the map. The first one that covers every slot is used, otherwise the most
+    /// complete one. If it is outdated, its nodes redirect.
     async fn read(&self) -> Result<Slots, Problem> {
         let mut asked: FuturesUnordered<_> = self.candidates().into_iter().map(|n| self.map_of(n)).collect();
         let (mut best, mut problem): (Option<Slots>, _) = (None, None);
@@ -148,7 +148,7 @@ impl Nodes {
         })
     }
 
-    /// Whom to ask for the map: some whom we know, in any order, and some whom the URL names.
+    /// The nodes to ask for the map: some known ones and some from the URL, in random order.
     fn candidates(&self) -> Vec<Node> {
         let links = self.links.lock();
         let mut nodes: Vec<Node> = links.keys().filter(|node| !self.seeds.contains(node)).cloned().collect();
@@ -162,13 +162,13 @@ impl Nodes {
         nodes
     }
 
-    /// Drops the connections to nodes that serve nothing any more.
+    /// Drops the connections to nodes without slots.
     fn keep_links(&self, slots: &Slots) {
         let mut links = self.links.lock();
         links.retain(|node, _| slots.nodes().contains(node) || self.seeds.contains(node));
     }
 
-    /// Notes who serves these slots now, and that there may be more to learn.
+    /// Records new owners of slots, and that the map may be outdated.
     pub(super) fn learn(&self, moved: Vec<(u16, Node)>) {
         if moved.is_empty() {
             return;
@@ -183,13 +183,13 @@ impl Nodes {
         }
     }
 
-    /// Something does not fit the map.
+    /// Marks the map as wrong.
     pub(super) fn distrust(&self) {
         self.known.lock().wrong = true;
     }
 }
 
-/// Why a node does not tell its map.
+/// Why a node does not return its map.
 fn no_map(error: &ServerError) -> Problem {
     let said = reply::said(error);
     let denied = error.code() == "NOPERM";

@@ -1,7 +1,7 @@
-//! Reading replies: what is text, what is absent, what is a refusal.
+//! Parses replies: texts, absent values, refusals.
 //!
-//! Names of rooms, users, connections and comets are UTF-8 in Halley. Bytes that are not are
-//! reported as such, so that callers can skip and count them.
+//! Names of rooms, users, connections and comets are UTF-8 in Halley. Other bytes are reported as
+//! such, so that callers can skip and count them.
 
 use redis::{ServerError, ServerErrorKind, Value};
 
@@ -17,16 +17,16 @@ pub(super) struct Partial {
 /// One string out of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Texts {
-    /// Nil, or not a string at all.
+    /// Nil, or not a string.
     Absent,
-    /// UTF-8, perhaps empty.
+    /// UTF-8, possibly empty.
     Text(String),
-    /// Bytes that are not UTF-8.
+    /// Invalid UTF-8.
     NotUtf8,
 }
 
 impl Texts {
-    /// The text, when there is some and it is not empty.
+    /// The text, unless it is absent or empty.
     pub fn filled(self) -> Option<String> {
         match self {
             Self::Text(text) if !text.is_empty() => Some(text),
@@ -35,7 +35,7 @@ impl Texts {
     }
 }
 
-/// Reads a reply as one string.
+/// Parses a reply as a string.
 pub fn text(value: Value) -> Texts {
     match value {
         Value::BulkString(bytes) => String::from_utf8(bytes).map_or(Texts::NotUtf8, Texts::Text),
@@ -46,7 +46,7 @@ pub fn text(value: Value) -> Texts {
     }
 }
 
-/// Reads a reply as a list; whatever is no list is an empty one.
+/// Parses a reply as a list; anything else is an empty list.
 pub fn elements(value: Value) -> Vec<Value> {
     match value {
         Value::Array(values) | Value::Set(values) => values,
@@ -54,23 +54,23 @@ pub fn elements(value: Value) -> Vec<Value> {
     }
 }
 
-/// Why the server did not carry out one command.
+/// Why the server refused a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// The key holds another type of value.
+    /// The key holds a value of another type.
     WrongType,
-    /// The user's ACL forbids it.
+    /// The user's ACL denies it.
     Denied(String),
-    /// Anything else that is the command's fault: unknown to this version, bad syntax.
+    /// Any other fault of the command: unknown to this version, bad syntax.
     Other(String),
 }
 
-/// Whether a reply is a refusal, and which.
+/// The refusal in a reply, if it is one.
 pub fn refusal(value: &Value) -> Option<Refusal> {
     let Value::ServerError(error) = value else { return None };
     let said = said(error);
     Some(match error.code() {
-        // Too much to be what it should be.
+        // Too large to be valid.
         "WRONGTYPE" | TOO_LARGE => Refusal::WrongType,
         "NOPERM" => Refusal::Denied(said),
         _ if said.contains("insufficient ACL permissions") => Refusal::Denied(said),
@@ -86,7 +86,7 @@ pub(super) fn is_any_denied<'a>(replies: impl IntoIterator<Item = &'a Value>) ->
 /// What stands for the code in a reply that was made here, in place of one that was too large.
 const TOO_LARGE: &str = "TOOLARGE";
 
-/// The reply to a command whose own was too large.
+/// The substitute for an oversized reply.
 pub(super) fn too_large(said: &str) -> Value {
     let printable = |c: &char| !c.is_control();
     let line: String = said.chars().filter(printable).collect();
@@ -104,7 +104,7 @@ pub fn is_too_large(value: &Value) -> bool {
     excess(value).is_some()
 }
 
-/// Whether a reply says that the server as a whole cannot serve now.
+/// The problem in a reply, if the server as a whole cannot serve now.
 pub(crate) fn trouble(value: &Value) -> Option<Problem> {
     let Value::ServerError(error) = value else { return None };
     let trouble = match error.code() {
@@ -128,7 +128,7 @@ pub(crate) fn trouble(value: &Value) -> Option<Problem> {
     Some(Problem::new(trouble, said(error)))
 }
 
-/// The error as the server wrote it.
+/// The error message of the server.
 pub(crate) fn said(error: &ServerError) -> String {
     format!("{} {}", error.code(), error.details().unwrap_or_default())
 }

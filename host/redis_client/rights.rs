@@ -1,20 +1,20 @@
-//! Whether the user of `[redis] url` may do what will be asked of Redis: tried, not assumed.
+//! Checks whether the user of `[redis] url` has the required permissions, by trying.
 //!
-//! A `PING` needs no rights on keys. What is missing would only show when the first message
-//! needs it, and hold that message up for ever.
+//! A `PING` needs no permission on keys. Missing ones would only show with the first message that
+//! needs them, and hold it up.
 
 use redis::Cmd;
 
 use super::{RedisClient, Refusal, Unavailable, refusal};
 
-/// How long what the probe writes is kept, in milliseconds.
+/// Expiry of the probe's keys, in milliseconds.
 const KEPT: u64 = 1_000;
 
 impl RedisClient {
     /// Tries to write below the prefix as guards, shared state and inboxes do.
     ///
     /// # Errors
-    /// When it may not, with the ACL rule that is missing, or when Redis is away.
+    /// If it is denied, with the missing ACL rule, or if Redis is unreachable.
     pub async fn may_write(&self) -> Result<(), Unavailable> {
         let key = |name: &str| format!("{}probe:{name}", self.prefix());
         let (value, stream) = (key("value"), key("stream"));
@@ -29,11 +29,10 @@ impl RedisClient {
         self.may(tried, &format!("{}*", self.prefix())).await
     }
 
-    /// Tries commands that have to be allowed on keys of this pattern. What they find does not
-    /// matter.
+    /// Tries commands that have to be allowed on keys of this pattern; their results are ignored.
     ///
     /// # Errors
-    /// When one is refused, with the ACL rule that is missing, or when Redis is away.
+    /// If one is denied, with the missing ACL rule, or if Redis is unreachable.
     pub async fn may(&self, commands: Vec<Cmd>, keys: &str) -> Result<(), Unavailable> {
         let names: Vec<_> = commands.iter().map(name).collect();
         let replies = self.run_small("check_rights", commands).await?;

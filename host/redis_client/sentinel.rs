@@ -1,11 +1,11 @@
-//! Finding the primary by way of sentinels.
+//! Finds the primary through sentinels.
 //!
-//! All sentinels are asked together, so that one that is silently gone costs no time, and who
-//! they name is asked for its role: right after a failover some still name the old primary. The
-//! `redis` crate's own sentinel client asks them one by one, each for as long as it takes.
+//! All sentinels are queried concurrently, so that an unresponsive one costs no time. The role of the
+//! named server is verified: right after a failover some sentinels still name the old primary. The
+//! `redis` crate's sentinel client queries them one by one, with a timeout each.
 //!
-//! It keeps no connection to the sentinels and does not listen to their announcements: who
-//! finds that a primary is none any more asks again.
+//! It keeps no connections to the sentinels and does not subscribe to their events: a caller that
+//! finds that a primary has been demoted queries again.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use super::unavailable::{Problem, Trouble};
 #[derive(Debug)]
 pub(super) struct Sentinels {
     watched: Watched,
-    /// For asking all, and for connecting to the primary, together.
+    /// Timeout of querying all sentinels and connecting to the primary together.
     timeout: Duration,
 }
 
@@ -57,7 +57,7 @@ impl Sentinels {
         Err(worst.unwrap_or_else(|| Problem::new(Trouble::NoService, "no sentinel is named")))
     }
 
-    /// Where the primary is, in the eyes of one sentinel.
+    /// The address of the primary according to one sentinel.
     async fn ask(&self, sentinel: &ConnectionInfo, timeouts: &Timeouts) -> Result<(String, u16), Problem> {
         let said = self.reply(sentinel, timeouts).await;
         let name = sentinel.addr();
@@ -84,14 +84,14 @@ impl Sentinels {
         ask(connection, question).await
     }
 
-    /// Connects to who should be the primary, and sees whether it is.
+    /// Connects to the presumed primary, and verifies its role.
     async fn primary(&self, host: &str, port: u16, timeouts: &Timeouts) -> Result<Connection, Problem> {
         let connection = Connection::open(&target::at(&self.watched.primary, host, port), timeouts).await?;
         let reply = ask(connection.clone(), redis::cmd("ROLE")).await?;
         if let Some(problem) = trouble(&reply) {
             return Err(problem);
         }
-        // A user who may not ask finds out when writing.
+        // If the user may not query the role, a replica is detected on the first write.
         let may_not_ask = refusal(&reply).is_some();
         let role = elements(reply).into_iter().next().map(text).and_then(Texts::filled);
         match role.as_deref() {
@@ -105,14 +105,14 @@ impl Sentinels {
     }
 }
 
-/// One command; a refusal is a reply.
+/// One command; a refusal counts as a reply.
 async fn ask(mut connection: Connection, command: redis::Cmd) -> Result<Value, Problem> {
     let mut pipeline = redis::Pipeline::with_capacity(1);
     pipeline.add_command(command);
     Ok(connection.send(&pipeline).await?.pop().unwrap_or_default())
 }
 
-/// What is wrong with a sentinel, from its reply.
+/// The problem in a sentinel's reply, if any.
 fn sentinel_problem(reply: &Value) -> Option<Problem> {
     let Value::ServerError(error) = reply else { return None };
     let said = super::reply::said(error);

@@ -1,4 +1,4 @@
-//! The shared client against a real primary that sentinels watch and replace.
+//! The client with a real primary that sentinels monitor and replace.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ async fn a_primary_that_dies_is_replaced_and_written_to() {
     eventually("all is well", async || client.ping().await.is_ok()).await;
     assert_eq!(client.last_problem(), None);
 
-    // The dead one returns, and becomes a replica.
+    // The dead one returns as a replica.
     sentinels.server(dead).start().await;
     soon("a replica", async || {
         let facts = sentinels.servers()[dead].facts(&["INFO", "replication"]).await;
@@ -100,7 +100,7 @@ async fn one_living_sentinel_suffices() {
 #[tokio::test]
 async fn a_service_that_nobody_knows_is_told() {
     let mut sentinels = RedisSentinel::start().await;
-    // What a sentinel says is worth more than another one's silence.
+    // A sentinel's answer is worth more than another one's silence.
     sentinels.sentinel(0).kill();
     let client = client_of(&sentinels.url_of("mian"));
     let said = client.ping().await.expect_err("a wrong name").to_string();

@@ -1,7 +1,7 @@
-//! Which node of a cluster serves which slot, and which slot a command belongs to.
+//! The slot map of a cluster, and the slot of a command.
 //!
-//! Source: the Redis Cluster specification. A key's slot is the CRC-16 (XMODEM) of its hash tag,
-//! or else of the whole key, modulo 16,384.
+//! Source: the Redis Cluster specification. A key's slot is the CRC-16 (XMODEM) of its hash tag, or
+//! else of the whole key, modulo 16,384.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use redis::{Arg, Cmd, Value};
 
 use super::reply::{elements, text};
 
-/// How many slots every cluster has.
+/// The number of slots of every cluster.
 const COUNT: usize = 16_384;
-/// Commands without a key that any node may answer; all others that Halley sends have their
-/// key right behind their name.
+/// Commands without a key, which any node can answer; all other commands of Halley have their key as
+/// the first argument.
 const WITHOUT_KEY: [&str; 7] = ["PING", "ECHO", "ACL", "CLIENT", "CLUSTER", "CONFIG", "INFO"];
 
-/// Where a node of a cluster listens.
+/// The address of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct Node {
     pub(super) host: Arc<str>,
@@ -28,7 +28,7 @@ impl Node {
         Self { host: host.into(), port }
     }
 
-    /// Reads the `host:port` of a redirection. Without a host it is that of who redirects.
+    /// Parses the `host:port` of a redirection. An empty host is that of the redirecting node.
     pub(super) fn redirected(address: &str, by: &Self) -> Option<Self> {
         let (host, port) = address.rsplit_once(':')?;
         let host = if host.is_empty() { by.host.clone() } else { host.into() };
@@ -42,26 +42,26 @@ impl fmt::Display for Node {
     }
 }
 
-/// Who serves which slot, as one node saw it, with what was learned since.
+/// The slot map as one node reported it, with later corrections.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Slots {
     nodes: Vec<Node>,
-    /// For each slot an index into `nodes`, plus one; 0 for nobody.
+    /// For each slot an index into `nodes`, plus one; 0 if unserved.
     owners: Vec<u16>,
 }
 
 impl Slots {
-    /// Reads the reply to `CLUSTER SLOTS` of this node; `None` when it is something else.
+    /// Parses this node's reply to `CLUSTER SLOTS`; `None` if it is something else.
     pub(super) fn read(reply: Value, asked: &Node) -> Option<Self> {
         let Value::Array(ranges) = reply else { return None };
         let mut slots = Self { nodes: Vec::new(), owners: vec![0; COUNT] };
         for range in ranges {
             let mut parts = elements(range).into_iter();
             let (first, last) = (slot(parts.next())?, slot(parts.next())?);
-            // The first node of a range is the primary; the replicas follow.
+            // The first node of a range is the primary, the others are replicas.
             let mut primary = elements(parts.next()?).into_iter();
             let host = primary.next().map(text)?.filled();
-            // A host that the node does not know of itself: ours for it is right.
+            // A node may not know its own host: use the one that we connected to.
             let host = host.filter(|host| host != "?").unwrap_or_else(|| asked.host.to_string());
             let Some(Value::Int(port)) = primary.next() else { return None };
             let owner = slots.index(&Node::new(&host, u16::try_from(port).ok()?));
@@ -70,13 +70,13 @@ impl Slots {
         Some(slots)
     }
 
-    /// Who serves a slot.
+    /// The node that serves a slot.
     pub(super) fn owner(&self, slot: u16) -> Option<&Node> {
         let owner = usize::from(*self.owners.get(usize::from(slot))?);
         self.nodes.get(owner.checked_sub(1)?)
     }
 
-    /// Learns that a slot has moved.
+    /// Records that a slot has moved.
     pub(super) fn moved(&mut self, slot: u16, to: &Node) {
         let owner = self.index(to);
         if let Some(entry) = self.owners.get_mut(usize::from(slot)) {
@@ -84,12 +84,12 @@ impl Slots {
         }
     }
 
-    /// Everyone who serves a slot.
+    /// All nodes with slots.
     pub(super) fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// How many slots nobody serves.
+    /// The number of unserved slots.
     pub(super) fn unserved(&self) -> usize {
         self.owners.iter().filter(|owner| **owner == 0).count()
     }
@@ -111,7 +111,7 @@ impl fmt::Debug for Slots {
     }
 }
 
-/// The slot a command belongs to; `None` when any node may answer it.
+/// The slot of a command; `None` if any node can answer it.
 pub(super) fn slot_of(command: &Cmd) -> Option<u16> {
     let mut words = command.args_iter();
     let name = word(words.next()?);
@@ -121,7 +121,7 @@ pub(super) fn slot_of(command: &Cmd) -> Option<u16> {
     words.next().map(|key| slot_of_key(word(key)))
 }
 
-/// A word of a command as bytes.
+/// An argument of a command as bytes.
 pub(super) fn word(argument: Arg<&[u8]>) -> &[u8] {
     match argument {
         Arg::Simple(bytes) => bytes,
@@ -133,7 +133,7 @@ fn slot_of_key(key: &[u8]) -> u16 {
     crc16(hash_tag(key).unwrap_or(key)) % COUNT as u16
 }
 
-/// What stands between the first `{` and the first `}` behind it, unless that is nothing.
+/// The part between the first `{` and the next `}`, unless it is empty.
 fn hash_tag(key: &[u8]) -> Option<&[u8]> {
     let behind = &key[key.iter().position(|byte| *byte == b'{')? + 1..];
     let tag = &behind[..behind.iter().position(|byte| *byte == b'}')?];

@@ -1,14 +1,14 @@
-//! Taking apart what a cluster does not answer in one piece, and putting replies together again.
+//! Splits commands that a cluster cannot answer in one piece, and joins the replies.
 //!
-//! The keys of one `MGET` may live on different nodes: it becomes one `MGET` for each key, which
-//! still answers nil for a key of the wrong type.
+//! The keys of an `MGET` may live on different nodes: it becomes one `MGET` per key, which still
+//! returns nil for a key of the wrong type.
 
 use redis::{Cmd, Value};
 
 use super::slots::word;
 
-/// Commands of one key each, and what [`join`] needs: for each command given, into how many it
-/// was taken apart, or `None` when it was left.
+/// Splits commands into single-key ones. Also returns the input of [`join`]: for each command the
+/// number of its parts, or `None` if it was not split.
 pub(super) fn apart(given: Vec<Cmd>) -> (Vec<Cmd>, Vec<Option<usize>>) {
     let (mut commands, mut parts) = (Vec::with_capacity(given.len()), Vec::with_capacity(given.len()));
     for command in given {
@@ -22,7 +22,7 @@ pub(super) fn apart(given: Vec<Cmd>) -> (Vec<Cmd>, Vec<Option<usize>>) {
     (commands, parts)
 }
 
-/// The replies to the commands given, from one reply for each of the parts.
+/// The replies to the original commands, from the replies to their parts.
 pub(super) fn join(parts: Vec<Option<usize>>, replies: Vec<Value>) -> Vec<Value> {
     let mut replies = replies.into_iter();
     let mut joined = Vec::with_capacity(parts.len());
@@ -35,14 +35,14 @@ pub(super) fn join(parts: Vec<Option<usize>>, replies: Vec<Value>) -> Vec<Value>
     joined
 }
 
-/// The keys of an `MGET` that has several.
+/// The keys of an `MGET` with several keys.
 fn keys_of_mget(command: &Cmd) -> Option<Vec<Vec<u8>>> {
     let mut words = command.args_iter().map(word);
     let is_mget = words.next()?.eq_ignore_ascii_case(b"MGET");
     (is_mget && words.len() > 1).then(|| words.map(<[u8]>::to_vec).collect())
 }
 
-/// One list out of many, or the first refusal among them.
+/// Joins several lists, or returns the first refusal.
 fn one(replies: impl Iterator<Item = Value>) -> Value {
     let (mut values, mut refused) = (Vec::new(), None);
     for reply in replies {

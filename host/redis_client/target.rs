@@ -1,7 +1,7 @@
-//! What `[redis] url` names: one server, the primary that sentinels watch, or a cluster.
+//! The topology that `[redis] url` describes: one server, a primary behind sentinels, or a cluster.
 //!
-//! One host of a longer URL is read by the `redis` crate, as part of a plain URL of its own, so
-//! that user, password, TLS and defaults mean the same everywhere.
+//! Each host of a longer URL is parsed by the `redis` crate as part of a plain URL, so that user,
+//! password, TLS and defaults mean the same everywhere.
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
@@ -34,36 +34,36 @@ pub enum BadUrl {
     Malformed(String),
 }
 
-/// Where sentinels listen unless the URL says otherwise.
+/// The default port of sentinels.
 const SENTINEL_PORT: u16 = 26_379;
 
-/// Whom to talk to.
+/// The topology.
 #[derive(Debug, Clone)]
 pub(super) enum Target {
     /// This server.
     Server(ConnectionInfo),
-    /// Whoever the sentinels say is the primary.
+    /// The primary according to sentinels.
     Primary(Watched),
-    /// The nodes of a cluster, some of which are these.
+    /// The cluster of these nodes.
     Cluster(Vec<ConnectionInfo>),
 }
 
-/// A primary that sentinels watch.
+/// A primary that sentinels monitor.
 #[derive(Debug, Clone)]
 pub(super) struct Watched {
-    /// Any of them answers; with their own login.
+    /// The sentinels, with their own login.
     pub(super) sentinels: Vec<ConnectionInfo>,
-    /// What they call the primary.
+    /// The name under which they monitor the primary.
     pub(super) service: String,
-    /// How to connect to the primary; only the address is not its own.
+    /// Connection settings of the primary, except its address.
     pub(super) primary: ConnectionInfo,
 }
 
-/// Reads a URL: whom it names, and the URL again without users and passwords.
+/// Parses a URL. Also returns it without credentials.
 pub(super) fn read(url: &str) -> Result<(Target, String), BadUrl> {
     let (scheme, rest) = url.split_once("://").unwrap_or((url, ""));
     match scheme {
-        // `memory:` alone says it too.
+        // `memory:` alone counts as well.
         _ if scheme.starts_with("memory") => Err(BadUrl::Memory),
         "redis+cluster" => cluster(scheme, Parts::of("redis", rest)),
         "rediss+cluster" => cluster(scheme, Parts::of("rediss", rest)),
@@ -77,7 +77,7 @@ pub(super) fn read(url: &str) -> Result<(Target, String), BadUrl> {
     }
 }
 
-/// The same login and transport, at another address.
+/// The same login and transport, with another address.
 pub(super) fn at(info: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo {
     let host = host.to_owned();
     let address = match info.addr().clone() {
@@ -89,7 +89,7 @@ pub(super) fn at(info: &ConnectionInfo, host: &str, port: u16) -> ConnectionInfo
     info.clone().set_addr(address)
 }
 
-/// Host and port; `None` for a socket file, which no cluster has.
+/// Host and port; `None` for a Unix socket, which no cluster has.
 pub(super) fn host_and_port(info: &ConnectionInfo) -> Option<(&str, u16)> {
     match info.addr() {
         ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => Some((host, *port)),
@@ -97,9 +97,9 @@ pub(super) fn host_and_port(info: &ConnectionInfo) -> Option<(&str, u16)> {
     }
 }
 
-/// A URL with several hosts, taken apart.
+/// The parts of a URL with several hosts.
 struct Parts<'a> {
-    /// Of a URL for one of the hosts.
+    /// The scheme of a URL for one host.
     plain: &'static str,
     /// With its `@`, or empty.
     login: &'a str,
@@ -133,7 +133,7 @@ impl<'a> Parts<'a> {
 
 fn server(url: &str) -> Result<ConnectionInfo, String> {
     let info = url.into_connection_info().map_err(|e| e.to_string())?;
-    // Without it a pipeline larger than one packet waits for an acknowledgement.
+    // Without it, a pipeline larger than one packet waits for an acknowledgement.
     let settings = info.tcp_settings().clone().set_nodelay(true);
     Ok(info.set_tcp_settings(settings))
 }
@@ -143,7 +143,7 @@ fn cluster(scheme: &str, parts: Parts<'_>) -> Result<(Target, String), BadUrl> {
         return Err(BadUrl::Cluster("a cluster has no databases".to_owned()));
     }
     if !parts.query.is_empty() {
-        return Err(BadUrl::Cluster("nothing may stand behind a `?`".to_owned()));
+        return Err(BadUrl::Cluster("a query (`?`) is not allowed".to_owned()));
     }
     let nodes = parts.servers(parts.login).map_err(BadUrl::Cluster)?;
     Ok((Target::Cluster(nodes), format!("{scheme}://{}", parts.hosts.join(","))))
@@ -164,7 +164,7 @@ fn sentinel(scheme: &str, parts: Parts<'_>) -> Result<(Target, String), BadUrl> 
     Ok((Target::Primary(Watched { sentinels, service: service.to_owned(), primary }), place))
 }
 
-/// The sentinels' own user and password, as a URL has them before the host.
+/// The sentinels' own user and password, in the form of a URL.
 fn sentinel_login(query: &str) -> Result<String, String> {
     let (mut username, mut password) = (String::new(), None);
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -173,8 +173,8 @@ fn sentinel_login(query: &str) -> Result<String, String> {
         match name {
             "sentinel_username" => username = value,
             "sentinel_password" => password = Some(value),
-            // Not named: it may be the rest of a password with a bare `&`.
-            _ => return Err("behind the `?` something else is set".to_owned()),
+            // Its name is not repeated: it may be the rest of a password with an unescaped `&`.
+            _ => return Err("unknown parameter after the `?`".to_owned()),
         }
     }
     match password {
@@ -247,13 +247,13 @@ mod tests {
         for (url, said) in [
             ("redis+cluster://u:hunter2@a,b/3", "a cluster has no databases"),
             ("redis+cluster://u:hunter2@a,,b", "a host is empty"),
-            ("redis+cluster://u:hunter2@a?x=hunter2", "nothing may stand behind"),
+            ("redis+cluster://u:hunter2@a?x=hunter2", "a query (`?`) is not allowed"),
             ("redis+cluster://u:hunter2@a:port", "expected redis+cluster://"),
             ("redis+sentinel://u:hunter2@a", "the name of the service is missing"),
             ("redis+sentinel://u:hunter2@a/", "the name of the service is missing"),
             ("redis+sentinel://u:hunter2@a/main/hunter2", "expected redis+sentinel://"),
             ("redis+sentinel://a/main?sentinel_username=hunter2", "needs a sentinel_password"),
-            ("redis+sentinel://a/main?sentinel_password=x&hunter2", "something else is set"),
+            ("redis+sentinel://a/main?sentinel_password=x&hunter2", "unknown parameter after"),
             ("memory://", "names no server"),
             ("http://user:hunter2@host", "expected redis://"),
             ("redis://user:hunter2@host:port", "expected redis://"),

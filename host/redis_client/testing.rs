@@ -1,8 +1,8 @@
-//! Real Redis servers for tests: child processes on free ports, killed when they are dropped.
+//! Redis servers for tests: child processes on free ports, killed on drop.
 //!
-//! Unit tests start servers of their own, always: `HALLEY_TEST_REDIS` is for the stories only,
-//! since nearly every test here has to stop, flush or reconfigure its server. Clusters and
-//! sentinels are the stories' own helpers, included from `tests/support`.
+//! Unit tests always start their own servers: `HALLEY_TEST_REDIS` is for the stories only, because
+//! nearly every test here stops, flushes or reconfigures its server. Clusters and sentinels are
+//! shared with the stories, from `tests/support`.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -29,10 +29,10 @@ pub(crate) use redis_cluster::RedisCluster;
 use redis_nodes::free_port;
 pub(crate) use redis_sentinel::RedisSentinel;
 
-/// How long a server may take until it answers, on a machine that is busy with other tests.
+/// How long a server may take to answer on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A running `redis-server` that keeps nothing on disk.
+/// A running `redis-server` without persistence.
 pub(crate) struct RedisServer {
     port: u16,
     arguments: Vec<String>,
@@ -40,12 +40,12 @@ pub(crate) struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts one and waits until it answers.
+    /// Starts a server and waits until it answers.
     pub(crate) async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    /// Starts one with further arguments.
+    /// Starts a server with additional arguments.
     pub(crate) async fn start_with(arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let mut server = Self { port: free_port(), arguments, child: None };
@@ -58,7 +58,7 @@ impl RedisServer {
         Self { port: free_port(), arguments: Vec::new(), child: None }
     }
 
-    /// Starts the server again, on the same port, empty.
+    /// Restarts the server on the same port, empty.
     pub(crate) async fn revive(&mut self) {
         let port = self.port.to_string();
         let child = Command::new("redis-server")
@@ -84,12 +84,12 @@ impl RedisServer {
         Config { url: format!("redis://127.0.0.1:{}", self.port), ..Config::default() }
     }
 
-    /// A client of its own for this server.
+    /// A new client of this server.
     pub(crate) fn client(&self) -> RedisClient {
         client(&self.config())
     }
 
-    /// Runs one command given as words, for what a test puts into Redis.
+    /// Runs one command given as words.
     pub(crate) async fn run(&self, words: &[&str]) -> Value {
         run(&self.client(), words).await
     }
@@ -101,12 +101,12 @@ impl Drop for RedisServer {
     }
 }
 
-/// A client of whatever this URL names.
+/// A client for this URL.
 pub(crate) fn client_of(url: &str) -> RedisClient {
     client(&Config { url: url.to_owned(), ..Config::default() })
 }
 
-/// A client whose metrics nobody sees.
+/// A client with unused metrics.
 pub(crate) fn client(config: &Config) -> RedisClient {
     RedisClient::new(config, Metrics::register(&mut Registry::default())).expect("a good URL")
 }
@@ -120,11 +120,11 @@ pub(crate) async fn run(client: &RedisClient, words: &[&str]) -> Value {
     client.run_small("test", vec![command]).await.expect("Redis answers").remove(0)
 }
 
-/// Asks again and again until the condition holds; panics when it takes unreasonably long.
+/// Polls until the condition holds; panics if it takes too long.
 pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let start = Instant::now();
     while !holds().await {
-        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain until: {what}");
+        assert!(start.elapsed() < PATIENCE, "timed out after {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

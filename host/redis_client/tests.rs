@@ -1,4 +1,4 @@
-//! The shared client against a real server that goes, returns, hangs and refuses.
+//! The client with a real server that stops, restarts, hangs and refuses.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -86,7 +86,7 @@ async fn a_server_that_cannot_serve_now_is_unavailable() {
     assert_eq!(client.ping().await, Err(readonly), "readiness says so, though a replica answers");
     run(&client, &["REPLICAOF", "NO", "ONE"]).await;
     client.run_small("test", write()).await.expect("a primary again");
-    client.ping().await.expect("well again");
+    client.ping().await.expect("healthy again");
 
     run(&client, &["CONFIG", "SET", "maxmemory", "1"]).await;
     let full = client.run_small("test", write()).await.expect_err("no memory");

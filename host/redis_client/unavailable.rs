@@ -1,11 +1,11 @@
-//! What a caller learns when Redis cannot be used now: what was wanted, where, and what helps.
+//! The error if Redis cannot be used now: operation, address, cause and remedy.
 
 use std::fmt;
 use std::sync::Arc;
 
 use redis::{ErrorKind, RedisError};
 
-/// Redis cannot be used now; the same call may succeed later, so nothing is to be given up.
+/// Redis cannot be used now; a retry may succeed, so callers hold their records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unavailable {
     place: Arc<str>,
@@ -21,13 +21,13 @@ pub(crate) enum Trouble {
     Away,
     /// No answer in time.
     Slow,
-    /// It answers that it cannot serve now: loading, a replica.
+    /// It cannot serve now: loading, or a replica.
     NotReady,
-    /// It is at `maxmemory` and may evict nothing: it reads, and writes nothing.
+    /// It is at `maxmemory` and may not evict: it refuses writes.
     OutOfMemory,
-    /// It could not save its data and writes nothing for that reason (`MISCONF`).
+    /// It could not save its data and refuses writes (`MISCONF`).
     CannotSave,
-    /// Too few of its replicas are there for it to write (`NOREPLICAS`).
+    /// Too few replicas are connected; it refuses writes (`NOREPLICAS`).
     TooFewReplicas,
     /// It does not let us do this.
     Denied,
@@ -35,23 +35,23 @@ pub(crate) enum Trouble {
     NotLetIn,
     /// A reply was larger than may be.
     TooLarge,
-    /// It answered something that no Redis answers.
+    /// A reply that no Redis sends.
     Nonsense,
-    /// The URL names one server, and it is a node of a cluster.
+    /// The URL names a single server, but it is a node of a cluster.
     IsCluster,
-    /// The URL names a cluster, and this server belongs to none.
+    /// The URL names a cluster, but this server belongs to none.
     NoCluster,
-    /// A cluster that does not serve all of its slots now, or is changing too fast.
+    /// The cluster does not serve all of its slots, or is changing too fast.
     ClusterDown,
-    /// Sentinels that do not know the service, or are none.
+    /// The sentinels do not know the service, or are not sentinels.
     NoService,
 }
 
-/// Why a server could not be used, before it is known for what.
+/// Why a server could not be used, without the operation.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
     pub(crate) trouble: Trouble,
-    /// What was seen.
+    /// The cause.
     pub(crate) said: Arc<str>,
 }
 
@@ -60,12 +60,12 @@ impl Problem {
         Self { trouble, said: said.into() }
     }
 
-    /// The same, telling which of several servers it was.
+    /// The same, naming one of several servers.
     pub(crate) fn of(self, server: impl fmt::Display) -> Self {
         Self::new(self.trouble, format!("{server}: {}", self.said))
     }
 
-    /// The one that tells a person more: what somebody answered rather than nobody's silence.
+    /// The more informative one: an answer says more than silence.
     pub(crate) fn worse(one: Option<Self>, other: Self) -> Option<Self> {
         let weight = |problem: &Self| match problem.trouble {
             Trouble::Away => 0,
@@ -108,7 +108,7 @@ impl From<RedisError> for Problem {
 }
 
 impl Unavailable {
-    /// For this operation at this place; `problem` is what was seen.
+    /// For this operation at this address; `problem` is the cause.
     pub(crate) fn new(
         trouble: Trouble,
         place: Arc<str>,
@@ -125,27 +125,27 @@ impl Unavailable {
             Trouble::Slow => "check its load and the network, or raise the timeouts in [redis]",
             Trouble::NotReady => "wait for it, or name its primary in [redis] url",
             Trouble::OutOfMemory => {
-                "raise its `maxmemory`, or keep less: [offline] retention, max_per_user and max_body"
+                "raise its `maxmemory`, or store less: [offline] retention, max_per_user and max_body"
             }
             Trouble::CannotSave => {
-                "mend its disk (its own log says what is wrong), or set `stop-writes-on-bgsave-error no` there"
+                "fix its disk (see its log), or set `stop-writes-on-bgsave-error no` there"
             }
             Trouble::TooFewReplicas => "bring its replicas back, or lower its `min-replicas-to-write`",
             Trouble::Denied | Trouble::NotLetIn => {
                 "check user and password in [redis] url, and the user's ACL; `halley check --connect` tries what is needed"
             }
-            Trouble::TooLarge => "see what is in its keys, or raise [redis] max_reply",
+            Trouble::TooLarge => "check the size of its keys, or raise [redis] max_reply",
             Trouble::Nonsense => "check that [redis] url names a Redis server",
             Trouble::IsCluster => "this is a cluster: name its nodes with redis+cluster:// in [redis] url",
             Trouble::NoCluster => {
-                "this is no cluster: use redis:// or redis+sentinel:// instead of redis+cluster:// in [redis] url"
+                "this is not a cluster: use redis:// or redis+sentinel:// instead of redis+cluster:// in [redis] url"
             }
-            Trouble::ClusterDown => "wait for it, and see what `redis-cli --cluster check` says of it",
+            Trouble::ClusterDown => "wait for it, and run `redis-cli --cluster check`",
             Trouble::NoService => "check the sentinels and the service's name in [redis] url",
         }
     }
 
-    /// Whether Redis answers, and refuses to write: what only reads goes on.
+    /// Whether Redis answers but refuses to write; reads continue.
     pub fn refuses_writes(&self) -> bool {
         matches!(
             self.trouble,
@@ -157,30 +157,29 @@ impl Unavailable {
         )
     }
 
-    /// Whether there was no answer in time, or one that was too large: either may be due to what was
-    /// asked.
+    /// Whether there was no answer in time, or an oversized one: the request itself may be the cause.
     pub fn is_slow(&self) -> bool {
         matches!(self.trouble, Trouble::Slow | Trouble::TooLarge)
     }
 
-    /// What a part that only stands in for Redis reports when it plays that Redis is away.
+    /// The error of an in-memory part that simulates an unreachable Redis.
     pub fn pretended(operation: &'static str) -> Self {
-        Self::new(Trouble::Away, "memory://".into(), operation, "told to be away")
+        Self::new(Trouble::Away, "memory://".into(), operation, "simulated outage")
     }
 
-    /// One that refuses to write.
+    /// An error that refuses writes.
     #[cfg(test)]
     pub(crate) fn pretended_full(operation: &'static str) -> Self {
-        Self::new(Trouble::OutOfMemory, "memory://".into(), operation, "OOM, or so it says")
+        Self::new(Trouble::OutOfMemory, "memory://".into(), operation, "simulated OOM")
     }
 
-    /// One that is too slow.
+    /// An error for a timeout.
     #[cfg(test)]
     pub(crate) fn pretended_slow(operation: &'static str) -> Self {
         Self::new(Trouble::Slow, "memory://".into(), operation, "no answer in time")
     }
 
-    /// What was seen, without place and remedy.
+    /// The cause, without address and remedy.
     pub fn problem(&self) -> &str {
         &self.problem
     }
@@ -190,7 +189,7 @@ impl fmt::Display for Unavailable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { place, operation, problem, .. } = self;
         let remedy = self.remedy();
-        write!(f, "Redis at {place} is unavailable for {operation}: {problem}; it is tried again; {remedy}")
+        write!(f, "Redis at {place} is unavailable for {operation}: {problem}; retrying; {remedy}")
     }
 }
 

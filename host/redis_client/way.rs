@@ -1,4 +1,4 @@
-//! One of the shared client's ways to Redis, whatever kind of Redis that is.
+//! One connection of the shared client, whatever the topology.
 
 use std::sync::Arc;
 
@@ -22,13 +22,13 @@ pub(super) struct Way {
 
 #[derive(Debug)]
 enum Kind {
-    /// One server, or the primary that sentinels watch.
+    /// A single server, or the primary behind sentinels.
     One(Box<Link>),
     Cluster(Box<Cluster>),
 }
 
 impl Way {
-    /// Prepares it; `sign_of_life` is a key that may be asked for.
+    /// Creates it; `sign_of_life` is a key for health checks.
     pub(super) fn new(
         wellbeing: Wellbeing,
         place: Arc<str>,
@@ -47,7 +47,7 @@ impl Way {
         Ok(Self { place, kind, wellbeing })
     }
 
-    /// A number that changes whenever another server may be the one that answers.
+    /// Changes whenever another server may answer.
     pub(super) fn epoch(&self) -> u64 {
         match &self.kind {
             Kind::One(link) => link.epoch(),
@@ -78,8 +78,8 @@ impl Way {
         }
     }
 
-    /// Runs commands as far as they go: a reply for each that has one, and what kept the others
-    /// from it.
+    /// Runs commands as far as possible: returns a reply for each completed command, and the problem
+    /// of the others.
     pub(super) async fn run_each(
         &self,
         operation: &'static str,
@@ -96,7 +96,7 @@ impl Way {
         (replies, problem)
     }
 
-    /// Asks for a sign of life: the server, or everyone in the cluster who serves slots.
+    /// Checks that the server answers, or all nodes of the cluster that have slots.
     pub(super) async fn ping(&self, operation: &'static str) -> Result<(), Unavailable> {
         let outcome = match &self.kind {
             Kind::One(link) => link.run(vec![redis::cmd("PING")]).await.map(drop),
@@ -111,7 +111,7 @@ impl Way {
         }
     }
 
-    /// The server refused what has to work, in a reply among others.
+    /// Records that the server refused a required command, in one of its replies.
     pub(super) fn was_denied(&self, operation: &'static str, problem: Unavailable) {
         self.wellbeing.failed(operation, Trouble::Denied, problem);
     }

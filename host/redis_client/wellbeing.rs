@@ -1,4 +1,4 @@
-//! What is wrong with Redis at present, as the operations found it.
+//! Current problems with Redis, as reported by operations.
 //!
 //! A server that answers a `PING` may still refuse to do anything else: a replica refuses to
 //! write, a node of a cluster what is not its own. So what an operation met counts until the
@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use super::unavailable::{Trouble, Unavailable};
 use crate::telemetry::LogThrottle;
 
-/// Lines of a Redis that goes and returns, as a broken one may many times a second.
+/// Log lines about an unstable Redis, which may change state many times a second.
 static LINES: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 
-/// How long what an operation met counts when it is not tried again, beyond the time that one
-/// try may take: who waits for Redis tries again sooner.
+/// How long a problem counts without another attempt, in addition to the duration of one attempt:
+/// callers retry sooner.
 const FRESH: Duration = Duration::from_secs(2);
 
 /// How long what was refused for want of rights counts after a success: within this, who waits for
@@ -28,7 +28,7 @@ const NEXT_ROUND_TRIP: Duration = Duration::from_millis(500);
 /// is logged once.
 #[derive(Debug)]
 pub(super) struct Wellbeing {
-    /// Which of the connections it is.
+    /// The name of the connection.
     name: &'static str,
     place: Arc<str>,
     fresh: Duration,
@@ -37,9 +37,9 @@ pub(super) struct Wellbeing {
 
 #[derive(Debug, Default)]
 struct State {
-    /// At most one for each operation and connection, the latest at the end.
+    /// At most one per operation and connection, the latest last.
     met: Vec<Met>,
-    /// Whether it was logged that something is wrong.
+    /// Whether a problem has been logged.
     told: bool,
 }
 
@@ -53,18 +53,18 @@ struct Met {
 }
 
 impl Wellbeing {
-    /// Of the first connection; `longest` is how long one try may take.
+    /// For the first connection; `longest` is the maximum duration of one attempt.
     pub(super) fn new(name: &'static str, place: Arc<str>, longest: Duration) -> Self {
         Self { name, place, fresh: FRESH + longest, state: Arc::default() }
     }
 
-    /// Of another connection of the same client.
+    /// For another connection of the same client.
     pub(super) fn of_another(&self, name: &'static str, longest: Duration) -> Self {
         let (place, state) = (Arc::clone(&self.place), Arc::clone(&self.state));
         Self { name, place, fresh: FRESH + longest, state }
     }
 
-    /// What is wrong at present, on whichever connection.
+    /// The current problem of any connection.
     pub(super) fn problem(&self) -> Option<Unavailable> {
         let state = self.state.lock();
         let now = Instant::now();
@@ -106,7 +106,7 @@ impl Wellbeing {
         self.change(|met| met.retain(|met| !is_over(met)));
     }
 
-    /// An operation was not answered, or told that Redis is unfit.
+    /// An operation was not answered, or was refused.
     pub(super) fn failed(&self, operation: &'static str, trouble: Trouble, problem: Unavailable) {
         self.change(|met| {
             met.retain(|met| met.connection != self.name || met.operation != operation);
@@ -115,7 +115,7 @@ impl Wellbeing {
         });
     }
 
-    /// Logs only when Redis goes or returns: calls in between would all say the same.
+    /// Logs changes of state only: calls in between would repeat the same line.
     fn change(&self, change: impl FnOnce(&mut Vec<Met>)) {
         let mut state = self.state.lock();
         change(&mut state.met);
@@ -129,7 +129,7 @@ impl Wellbeing {
             }
             (true, None) => {
                 if let Some(held_back) = LINES.admit() {
-                    tracing::info!(held_back, "Redis at {} is back", self.place);
+                    tracing::info!(held_back, "Redis at {} is reachable again", self.place);
                 }
             }
             (false, None) | (true, Some(_)) => {}

@@ -1,6 +1,5 @@
-//! The key as a gateway knows it: read when a record brings a proof, and again when a proof does not
-//! fit, since the key may be another one now. Who writes proofs that never fit makes that no more
-//! than a read in two seconds.
+//! The key as cached by a gateway: read when a record carries a proof, and again if a proof does not
+//! match, because the key may have changed. Forged proofs cause at most one read every two seconds.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,36 +9,36 @@ use parking_lot::Mutex;
 use super::{RedriveKeys, Unavailable};
 use crate::message::RedriveKey;
 
-/// How soon a key is read again.
+/// Minimum interval between reads.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
 
-/// The key that was read last.
+/// The cached key.
 pub struct KnownKey {
     keys: Arc<dyn RedriveKeys>,
     last: Mutex<Option<(RedriveKey, Instant)>>,
 }
 
 impl KnownKey {
-    /// None yet; it is read here.
+    /// Empty; the key is read from `keys`.
     pub fn new(keys: Arc<dyn RedriveKeys>) -> Self {
         Self { keys, last: Mutex::default() }
     }
 
-    /// The key, as far as it is known.
+    /// The cached key, if any.
     pub fn get(&self) -> Option<RedriveKey> {
         self.last.lock().as_ref().map(|(key, _)| key.clone())
     }
 
-    /// Whether it is time to read it, for a proof that does not fit. Where there was no key, always:
-    /// the first redrive may just have made it.
+    /// Whether to read it again for a proof that does not match. Always, if there was no key: the
+    /// first redrive may have created it meanwhile.
     pub fn is_stale(&self, now: Instant) -> bool {
         self.last.lock().as_ref().is_none_or(|(_, at)| now.saturating_duration_since(*at) >= AGAIN_AFTER)
     }
 
-    /// Reads it.
+    /// Reads the key.
     ///
     /// # Errors
-    /// When it cannot be read now: what was known is still known.
+    /// If it cannot be read now: the cached key is kept.
     pub async fn read(&self) -> Result<Option<RedriveKey>, Unavailable> {
         let key = self.keys.read().await?;
         *self.last.lock() = key.clone().map(|key| (key, Instant::now()));

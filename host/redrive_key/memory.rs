@@ -1,4 +1,4 @@
-//! The key inside the process: for the demo, `memory://` and tests. No other process knows it.
+//! The key in memory: for the demo, `memory://` and tests. Other processes do not know it.
 
 use std::sync::Arc;
 

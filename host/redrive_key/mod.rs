@@ -1,8 +1,8 @@
-//! The key under which redriven records are proven, where all gateways of an installation find it.
+//! The key that proves redriven records, shared by all gateways of an installation.
 //!
-//! Promises: there is one key for all who share a Redis, made by the first redrive that needs it.
-//! Gateways read it when a record brings a proof, and remember it: see [`KnownKey`]. While it cannot
-//! be read nothing is said about a proof. What is proven, and how, stands in [`crate::message`].
+//! Promises: there is one key per Redis, created by the first redrive. Gateways read it when a record
+//! carries a proof, and cache it: see [`KnownKey`]. While it cannot be read, no proof is accepted or
+//! rejected. See [`crate::message`] for the proof itself.
 
 mod known;
 mod memory;
@@ -16,27 +16,26 @@ pub use known::KnownKey;
 pub use memory::MemoryRedriveKeys;
 pub use redis::RedisRedriveKeys;
 
-/// Keeps the key.
+/// Stores the key.
 #[async_trait]
 pub trait RedriveKeys: Send + Sync + 'static {
-    /// The key; `None` when nothing was redriven yet.
+    /// The key; `None` if nothing was redriven yet.
     ///
     /// # Errors
-    /// When that cannot be found out now.
+    /// If it cannot be read now.
     async fn read(&self) -> Result<Option<RedriveKey>, Unavailable>;
 
-    /// The key, which is made where there is none.
+    /// The key, created if it does not exist.
     ///
     /// # Errors
-    /// When it cannot be read or written, or what stands in its place is no key.
+    /// If it cannot be read or written, or if another value is stored in its place.
     async fn read_or_make(&self) -> anyhow::Result<RedriveKey>;
 }
 
-/// A key that nobody can guess.
+/// A random key.
 fn new_key() -> anyhow::Result<RedriveKey> {
     let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes)
-        .map_err(|error| anyhow::anyhow!("the system gives no random bytes: {error}"))?;
+    getrandom::fill(&mut bytes).map_err(|error| anyhow::anyhow!("cannot get random bytes: {error}"))?;
     Ok(RedriveKey::from(bytes))
 }
 
@@ -68,7 +67,7 @@ mod tests {
         for odd in [&["SET", "halley:redrive-key", "short"][..], &["LPUSH", "halley:redrive-key", "x"]] {
             server.run(&["DEL", "halley:redrive-key"]).await;
             server.run(odd).await;
-            assert!(keys().read().await.expect("it answers").is_none(), "what is no key proves nothing");
+            assert!(keys().read().await.expect("it answers").is_none(), "an invalid key proves nothing");
             let refused = keys().read_or_make().await.expect_err("somebody else's").to_string();
             assert!(refused.contains("`halley:redrive-key`") && refused.contains("delete it"), "{refused}");
         }

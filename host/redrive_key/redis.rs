@@ -1,4 +1,4 @@
-//! The key in Redis: `<prefix>redrive-key`, 32 bytes that never change by themselves.
+//! The key in Redis: `<prefix>redrive-key`, 32 bytes that do not expire.
 
 use async_trait::async_trait;
 use redis::Value;
@@ -14,7 +14,7 @@ pub struct RedisRedriveKeys {
 }
 
 impl RedisRedriveKeys {
-    /// Through this client.
+    /// Uses this client.
     pub fn new(client: RedisClient) -> Self {
         Self { client }
     }
@@ -28,7 +28,7 @@ impl RedisRedriveKeys {
             Some(Refusal::Denied(said) | Refusal::Other(said)) => {
                 Err(self.client.denied("read_redrive_key", format!("{said} (`{}`)", self.name())))
             }
-            // Somebody else's value, which is no key.
+            // A foreign value is not a key.
             Some(Refusal::WrongType) | None => Ok(()),
         }
     }
@@ -53,10 +53,10 @@ impl RedriveKeys for RedisRedriveKeys {
         set.arg(self.name()).arg(new.bytes()).arg("NX");
         let replies = self.client.run_small("read_redrive_key", vec![set]).await?;
         replies.iter().try_for_each(|reply| self.check(reply))?;
-        // Read back in any case: whoever came first made it.
+        // Read back in any case: another process may have created it first.
         self.read().await?.ok_or_else(|| {
             anyhow::anyhow!(
-                "`{}` in Redis at {} is not a key of 32 bytes; delete it, and the next redrive makes one",
+                "`{}` in Redis at {} is not a key of 32 bytes; delete it, and the next redrive creates one",
                 self.name(),
                 self.client.place()
             )

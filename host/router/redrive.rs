@@ -1,4 +1,4 @@
-//! Whom a redriven message is for: those who have not had it.
+//! Restricts a redriven message to the recipients that have not received it.
 
 use crate::decision::{Absent, Cause, Identity};
 use crate::message::{CometAddr, RedriveUsers, Target};

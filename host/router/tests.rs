@@ -1,4 +1,4 @@
-//! The router's rules, by example and against properties.
+//! Tests of the router's rules, by example and by property.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,7 +26,7 @@ fn ids(ids: &[&str]) -> Target {
 }
 
 #[test]
-fn the_specification_s_room_is_one_call_for_each_comet() {
+fn a_room_is_one_call_for_each_comet() {
     let room = RoomId::from("video_123");
     let members =
         vec![connection("c1", "a:1", true), connection("c2", "a:1", true), connection("c3", "b:1", true)];
@@ -38,7 +38,7 @@ fn the_specification_s_room_is_one_call_for_each_comet() {
 }
 
 #[test]
-fn the_offline_are_absent_and_leave_the_part_whole() {
+fn offline_members_are_absent_and_keep_the_share_whole() {
     let room = RoomId::from("r");
     let members =
         vec![connection("c1", "a:1", true), connection("c2", "a:1", false), connection("c3", "b:1", false)];
@@ -49,7 +49,7 @@ fn the_offline_are_absent_and_leave_the_part_whole() {
 }
 
 #[test]
-fn a_message_that_was_not_kept_for_some_goes_to_them_wherever_they_are() {
+fn a_redriven_message_goes_to_its_users_wherever_they_are() {
     let members = vec![
         connection("c1", "a:1", true),
         connection("back", "a:1", true),
@@ -82,7 +82,7 @@ fn a_message_that_was_not_kept_for_some_goes_to_them_wherever_they_are() {
 }
 
 #[test]
-fn what_a_policy_moves_makes_both_parts_partial() {
+fn moving_a_member_makes_both_shares_partial() {
     let members = ["c1", "c2", "c3"].map(|id| connection(id, if id == "c3" { "b:1" } else { "a:1" }, true));
     let mut grouping = grouping(members.to_vec());
     let moves = vec![(0, Placement::Comet("b:1".into()))];
@@ -92,7 +92,7 @@ fn what_a_policy_moves_makes_both_parts_partial() {
 }
 
 #[test]
-fn a_redirected_comet_stays_whole_and_merges_with_its_new_address() {
+fn a_redirected_share_stays_whole_and_is_merged() {
     let members = vec![connection("c1", "a:1", true), connection("c2", "b:1", true)];
     let mut grouping = grouping(members);
     let redirects = vec![(0, "b:1".into())];
@@ -103,7 +103,7 @@ fn a_redirected_comet_stays_whole_and_merges_with_its_new_address() {
 }
 
 #[test]
-fn overrides_limit_and_extend() {
+fn overrides_restrict_and_extend() {
     let members = vec![connection("c1", "a:1", true), connection("c2", "b:1", true)];
     let route = Route::new(&grouping(members));
     let room = RoomId::from("r");
@@ -159,7 +159,7 @@ fn a_connection_without_a_user_is_not_a_user() {
     assert_eq!((absent.user.as_str(), absent.identity), ("c1", Identity::Connection));
 }
 
-/// The same user on these connections; what the policies did to each.
+/// The same user on these connections, each with its placement by policies.
 fn devices(devices: &[(&str, &str, Placement)]) -> Grouping {
     let of_ann =
         |id: &str, comet: &str| Connection { user: Some("ann".into()), ..connection(id, comet, true) };
@@ -171,7 +171,7 @@ fn devices(devices: &[(&str, &str, Placement)]) -> Grouping {
 }
 
 #[test]
-fn who_is_reached_on_one_device_is_not_absent_on_another() {
+fn a_user_reached_on_one_device_is_not_absent_on_another() {
     let stays = |comet: &str| Placement::Comet(comet.into());
     let both = devices(&[("phone", "a:1", Placement::Offline), ("browser", "b:1", stays("b:1"))]);
     let route = Route::new(&both);
@@ -196,14 +196,14 @@ fn placements() -> impl Strategy<Value = Placement> {
 }
 
 proptest! {
-    /// Whatever comets and policies do: a message ends for each user exactly once, live or as one
+    /// Whatever comets and policies do: each user gets exactly one outcome, live or as one
     /// absent recipient, as long as any of the user's connections had to be reached.
     #[test]
-    fn recipients_are_people(
+    fn each_user_is_one_recipient(
         members in proptest::collection::vec((0..6u8, 0..4u8, 0..3u8), 0..24),
         down in proptest::collection::hash_set(0..4u8, 0..4),
     ) {
-        // Of whom `place` is 1, a policy treats that connection as offline; online is who is not 0.
+        // With `place` 1, a policy treats the connection as offline; user 0 is offline.
         let online = |user: u8| user != 0;
         let connections = members.iter().enumerate().map(|(n, (user, comet, _))| Connection {
             id: format!("c{n}").into(),
@@ -233,8 +233,8 @@ proptest! {
         }
     }
 
-    /// Whatever policies do to a room: nobody is lost, nobody is reached twice, a comet gets
-    /// one call, and a whole part is exactly what the room's call reaches there.
+    /// Whatever policies do to a room: no recipient is lost or reached twice, a comet gets
+    /// one call, and a whole share is exactly what a call for the room reaches there.
     #[test]
     fn everyone_is_accounted_for_once(
         members in proptest::collection::vec((0..4u8, any::<bool>()), 0..40),

@@ -1,4 +1,4 @@
-//! Shared state inside the process: for the demo, `memory://` and tests.
+//! Shared state in memory: for the demo, `memory://` and tests.
 
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use crate::expiring::ExpiringMap;
 pub struct MemorySharedState(Mutex<ExpiringMap<StateKey, Vec<u8>>>);
 
 impl MemorySharedState {
-    /// Room for so many values.
+    /// With this capacity.
     pub fn new(capacity: usize) -> Self {
         Self(Mutex::new(ExpiringMap::new(capacity)))
     }

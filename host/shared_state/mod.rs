@@ -1,9 +1,8 @@
-//! What policies keep for all gateways of an installation: values under the name of their plugin,
-//! each for a limited time.
+//! State that policies share across all gateways of an installation: values by plugin and key, each
+//! with an expiry.
 //!
-//! Promises: what was written is read by everyone who asks later, until its time is over or a
-//! newer value takes its place; of two who write the same key at the same time, the last one
-//! wins. It does not know what the values mean.
+//! Promises: a written value is visible to all later reads until it expires or is replaced; of
+//! concurrent writes to a key, the last one wins. The module does not know what the values mean.
 
 mod memory;
 mod redis;
@@ -15,19 +14,19 @@ pub use crate::redis_client::Unavailable;
 pub use memory::MemorySharedState;
 pub use redis::RedisSharedState;
 
-/// Keeps the values.
+/// Stores the values.
 #[async_trait]
 pub trait SharedState: Send + Sync + 'static {
-    /// The values of these keys, in the same order; `None` where there is none.
+    /// The values of these keys, in the same order; `None` if missing.
     ///
     /// # Errors
-    /// When they cannot be read now.
+    /// If they cannot be read now.
     async fn fetch(&self, keys: &[StateKey]) -> Result<Vec<Option<Vec<u8>>>, Unavailable>;
 
-    /// Carries out these changes.
+    /// Applies these writes.
     ///
     /// # Errors
-    /// When they cannot be made now. Some may have been made; making them again is harmless.
+    /// If they cannot be made now. Some may have been made; repeating them is harmless.
     async fn write(&self, writes: &[StateWrite]) -> Result<(), Unavailable>;
 }
 
@@ -88,7 +87,7 @@ mod tests {
         state.write(&[set(key("p", "x"), "1", hour)]).await.unwrap();
         server.run(&["LPUSH", "halley:state:p:list", "x"]).await;
         let odd = state.fetch(&[key("p", "x"), key("p", "list")]).await;
-        assert_eq!(odd, Ok(vec![Some(b"1".to_vec()), None]), "what is no value of ours is none");
+        assert_eq!(odd, Ok(vec![Some(b"1".to_vec()), None]), "foreign values are ignored");
     }
 
     #[tokio::test]
@@ -105,6 +104,6 @@ mod tests {
         state.fetch(&[key("p", "a")]).await.expect_err("nobody listens");
         state.write(&[set(key("p", "a"), "1", hour)]).await.expect_err("nobody listens");
         server.revive().await;
-        eventually("it works again", async || state.fetch(&[key("p", "a")]).await == Ok(vec![None])).await;
+        eventually("it recovers", async || state.fetch(&[key("p", "a")]).await == Ok(vec![None])).await;
     }
 }

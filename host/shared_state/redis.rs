@@ -1,4 +1,4 @@
-//! Shared state in Redis: one pipelined round trip to read for a batch, one to write.
+//! Shared state in Redis: one pipelined round trip per batch to read, one to write.
 
 use async_trait::async_trait;
 use redis::{Cmd, Value};
@@ -7,21 +7,21 @@ use super::{SharedState, Unavailable};
 use crate::decision::{StateKey, StateWrite};
 use crate::redis_client::{RedisClient, Refusal, refusal};
 
-/// The most commands of one round trip, and bytes of values that are written by it, so that one
-/// batch neither holds up others nor takes longer than the timeout.
+/// Maximum number of commands and bytes of values per round trip, so that a batch neither delays
+/// others nor exceeds the timeout.
 const COMMANDS_AT_ONCE: usize = 1_000;
 const BYTES_AT_ONCE: usize = 1 << 20;
 
-/// Strings `<prefix>state:{plugin}:{key}`, each with a time to live. Every command has one key, so
-/// a cluster may spread them. Redis answers before its replicas know: what a primary took in its
-/// last moments is lost when a replica takes over.
+/// Strings `<prefix>state:{plugin}:{key}`, each with a time to live. Every command has one key, so a
+/// cluster may spread them. Redis acknowledges before replication: a primary's last writes are lost
+/// in a failover.
 #[derive(Debug, Clone)]
 pub struct RedisSharedState {
     client: RedisClient,
 }
 
 impl RedisSharedState {
-    /// Values through this client.
+    /// Uses this client.
     pub fn new(client: RedisClient) -> Self {
         Self { client }
     }
@@ -43,7 +43,7 @@ impl RedisSharedState {
         command
     }
 
-    /// Whoever waits for it hears why the server does not do it.
+    /// Reports a refusal to the caller.
     fn check(&self, operation: &'static str, reply: &Value) -> Result<(), Unavailable> {
         match refusal(reply) {
             Some(Refusal::Denied(said) | Refusal::Other(said)) => Err(self.client.denied(operation, said)),

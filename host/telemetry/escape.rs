@@ -1,30 +1,30 @@
-//! Text from outside, made harmless for whoever reads a log or a terminal. Pure.
+//! Escapes foreign text for logs and terminals. Pure.
 //!
-//! Room ids, keys, topics, what plugins and comets say: all of it may hold line breaks that forge
-//! a line, escape sequences that move the cursor, or marks that turn the reading direction. Each
-//! output escapes once, where it is written: the formatter of the log ([`Fields`] for text, [`json`]
-//! for JSON), and `print` and `fail` of the command line. What stands before them is plain text.
+//! Room ids, keys, topics, and texts from plugins and comets may contain line breaks that forge a log
+//! line, escape sequences that move the cursor, or marks that change the text direction. Each output
+//! escapes once, where it is written: the log formatter ([`Fields`] for text, [`json`] for JSON), and
+//! `print` and `fail` of the command line. Text is unescaped until then.
 //!
 //! [`Fields`]: super::fields::Fields
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
-/// The most characters of one value, or of one line.
+/// Maximum length of a value or line, in characters.
 pub const LONGEST: usize = 1_024;
 
-/// The most lines of a [`block`].
+/// Maximum number of lines of a [`block`].
 const MOST_LINES: usize = 200;
 
-/// Whether a terminal, or an editor, would do something else with a character than show it:
-/// controls (C0, DEL, C1), marks of direction, and separators that break lines.
+/// Whether a terminal or editor would interpret a character instead of showing it: controls (C0, DEL,
+/// C1), direction marks, and line separators.
 pub fn is_active(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Writes what it is given with active characters escaped, up to a number of characters. Say
-/// [`Escape::finish`] at the end: it marks what was cut.
+/// A writer that escapes active characters, up to a maximum length. Call [`Escape::finish`] at the
+/// end: it marks truncated text.
 pub struct Escape<W> {
     out: W,
     left: usize,
@@ -37,10 +37,10 @@ impl<W: Write> Escape<W> {
         Self { out, left: longest, cut: 0 }
     }
 
-    /// Says how much was cut, if anything was.
+    /// Appends a mark if text was truncated.
     ///
     /// # Errors
-    /// When `out` does not take it.
+    /// If `out` fails.
     pub fn finish(mut self) -> fmt::Result {
         if self.cut > 0 { write!(self.out, "{}", Cut(self.cut)) } else { Ok(()) }
     }
@@ -66,7 +66,7 @@ impl<W: Write> Write for Escape<W> {
     }
 }
 
-/// Stands where characters were cut.
+/// The mark of truncated text.
 struct Cut(usize);
 
 impl fmt::Display for Cut {
@@ -75,8 +75,7 @@ impl fmt::Display for Cut {
     }
 }
 
-/// Up to so many characters of a text, which is not escaped here: for what is put together before
-/// it is written.
+/// Truncates a text without escaping it: for text that is assembled before it is written.
 pub fn cut(text: &str, longest: usize) -> Cow<'_, str> {
     match text.char_indices().nth(longest) {
         None => Cow::Borrowed(text),
@@ -84,7 +83,7 @@ pub fn cut(text: &str, longest: usize) -> Cow<'_, str> {
     }
 }
 
-/// One line of up to so many characters, whatever was in it.
+/// One escaped line of at most `longest` characters.
 pub fn line(text: &str, longest: usize) -> Cow<'_, str> {
     if text.len() <= longest && !text.contains(is_active) {
         return Cow::Borrowed(text);
@@ -95,8 +94,8 @@ pub fn line(text: &str, longest: usize) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Lines as they are, each of up to [`LONGEST`] characters. All but the first are indented, so
-/// that none of them looks like the beginning of something else.
+/// Several escaped lines, each of at most [`LONGEST`] characters. All but the first are indented, so
+/// that none looks like the start of another message.
 pub fn block(text: &str) -> String {
     let mut lines = text.lines();
     let mut block = line(lines.next().unwrap_or_default(), LONGEST).into_owned();
@@ -111,17 +110,17 @@ pub fn block(text: &str) -> String {
     block
 }
 
-/// JSON with the same characters escaped as JSON has it, and strings of up to `longest` characters.
-/// It says the same as before, but for what is cut.
+/// JSON with active characters escaped, and strings of at most `longest` characters. Equivalent to
+/// the input except for truncated strings.
 pub fn json(text: &str, longest: usize) -> Cow<'_, str> {
-    // What JSON leaves as it is and a terminal does not: DEL, and characters beyond ASCII.
+    // Characters that JSON allows unescaped and a terminal interprets: DEL, and some beyond ASCII.
     let active = |c: char| !c.is_ascii() && is_active(c) || c == '\u{7f}';
     if text.len() <= longest && !text.contains(active) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars();
-    // Characters of the string that this is inside of; `None` outside of one.
+    // Number of characters in the current string; `None` outside of strings.
     let mut inside: Option<usize> = None;
     while let Some(c) = chars.next() {
         let Some(length) = &mut inside else {
@@ -143,7 +142,7 @@ pub fn json(text: &str, longest: usize) -> Cow<'_, str> {
             let kind = chars.next();
             let digits = if kind == Some('u') { 4 } else { 0 };
             let escape = std::iter::once(c).chain(kind).chain(chars.by_ref().take(digits));
-            // Read in any case: it is one character of the string.
+            // Consumed in any case: it is one character of the string.
             let escape: String = escape.collect();
             out.push_str(if keep { &escape } else { "" });
         } else if keep && active(c) {
@@ -161,7 +160,7 @@ mod tests {
 
     use super::*;
 
-    /// Any text, with many of the characters that matter here.
+    /// Arbitrary text with many active characters.
     fn texts() -> impl Strategy<Value = String> {
         let odd =
             "[\\x00-\\x1f\\x7f-\\u{9f}\\u{200e}\\u{2028}-\\u{202e}\\u{2066}-\\u{2069}\"\\\\a-c弹]{0,40}";

@@ -1,5 +1,5 @@
-//! How fields look in a text log: as tracing's own formatter writes them, with every value escaped
-//! and cut. The fields of a line cost one pass over their text.
+//! Formats the fields of text log lines: like tracing's own formatter, with every value escaped and
+//! truncated. Costs one pass over the text of the fields.
 
 use std::fmt::{self, Debug, Write as _};
 
@@ -36,7 +36,7 @@ impl Visitor<'_> {
         let name = field.name().trim_start_matches("r#");
         match name {
             "message" => {}
-            // Italic and dimmed, as tracing has it.
+            // Italic and dimmed, as in tracing.
             _ if self.writer.has_ansi_escapes() => {
                 write!(self.writer, "\x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m")?;
             }
@@ -88,7 +88,7 @@ mod tests {
         }
     }
 
-    /// What a text log says of this.
+    /// The text that is logged.
     fn logged(log: impl FnOnce()) -> String {
         let out = Out::default();
         let writer = out.clone();

@@ -1,8 +1,8 @@
-//! Where log lines go: through a bounded queue to a thread that writes them to standard error.
+//! Log output: a bounded queue to a thread that writes to standard error.
 //!
-//! The log is a side channel: whatever becomes of it, records go on. A full disk and a reader
-//! that is gone fail each write; a reader that stands still fails none and blocks it, for ever.
-//! So nobody but this thread writes, and what finds no place is dropped and counted.
+//! The log is a side channel: records continue whatever happens to it. A full disk or a closed pipe
+//! fails each write; a stalled reader blocks writes for ever. So only this thread writes, and lines
+//! that do not fit into the queue are dropped and counted.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,21 +16,21 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::escape;
 
-/// Lines that wait for the thread.
+/// Maximum number of queued lines.
 const QUEUE: usize = 8 * 1024;
-/// Bytes of them.
+/// Maximum size of the queued lines, in bytes.
 const QUEUE_BYTES: usize = 8 * 1024 * 1024;
-/// Lines that were dropped, over all sinks of the process: there is one standard error.
+/// Dropped lines of all sinks of the process: there is one standard error.
 static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
 
-/// Takes lines for a thread that writes them. Cheap to clone.
+/// Queues lines for the writer thread. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Sink {
     queue: SyncSender<Vec<u8>>,
     waiting: Arc<Waiting>,
 }
 
-/// What is queued and not yet written.
+/// Lines that are queued and not yet written.
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: AtomicUsize,
@@ -51,10 +51,10 @@ impl Waiting {
 }
 
 impl Sink {
-    /// Starts the thread. It ends with the process, or once every clone is dropped.
+    /// Starts the thread. It ends with the process, or when every clone is dropped.
     ///
     /// # Errors
-    /// When the system gives no thread.
+    /// If the thread cannot be started.
     pub(super) fn start(
         out: impl Write + Send + 'static,
         gap: impl Fn(u64) -> Vec<u8> + Send + 'static,
@@ -66,7 +66,7 @@ impl Sink {
         Ok(Self { queue, waiting })
     }
 
-    /// Never waits and never fails.
+    /// Queues a line. Never waits and never fails.
     pub(super) fn put(&self, line: &[u8]) {
         let queued = self.waiting.bytes.fetch_add(line.len(), Ordering::Relaxed);
         *self.waiting.lines.lock() += 1;
@@ -76,20 +76,20 @@ impl Sink {
         }
     }
 
-    /// Waits until nothing is left to be written, or this time is over.
+    /// Waits until everything is written, at most for this long.
     pub(super) fn flush(&self, at_most: Duration) {
         let mut lines = self.waiting.lines.lock();
         self.waiting.none.wait_while_for(&mut lines, |lines| *lines > 0, at_most);
     }
 }
 
-/// The thread's side.
+/// State of the writer thread.
 struct Writer<W, G> {
     out: W,
-    /// The line that tells how many were dropped.
+    /// Formats the line that reports dropped lines.
     gap: G,
     waiting: Arc<Waiting>,
-    /// How many dropped lines the log has been told of.
+    /// The number of dropped lines that have been reported.
     told: u64,
 }
 
@@ -113,7 +113,7 @@ impl<W: Write, G: Fn(u64) -> Vec<u8>> Writer<W, G> {
     }
 }
 
-/// How many lines were dropped.
+/// The number of dropped lines.
 pub(super) fn dropped() -> Counter {
     DROPPED.clone()
 }
@@ -126,7 +126,7 @@ impl<'a> MakeWriter<'a> for Sink {
     }
 }
 
-/// A sink for lines of JSON, whose strings it cuts.
+/// A sink for JSON lines, whose strings it truncates.
 #[derive(Clone, Debug)]
 pub(super) struct Json(pub(super) Sink);
 
@@ -138,14 +138,14 @@ impl<'a> MakeWriter<'a> for Json {
     }
 }
 
-/// Takes one formatted line of JSON.
+/// Queues one formatted JSON line.
 pub(super) struct JsonLine<'a>(&'a Sink);
 
 impl Write for JsonLine<'_> {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         match std::str::from_utf8(line) {
             Ok(text) => self.0.put(escape::json(text, escape::LONGEST).as_bytes()),
-            // Formatted text always is.
+            // Formatted text is always UTF-8.
             Err(_) => self.0.put(line),
         }
         Ok(line.len())
@@ -156,7 +156,7 @@ impl Write for JsonLine<'_> {
     }
 }
 
-/// Takes one formatted line: tracing's `fmt` layer writes each with one call.
+/// Queues one formatted line: tracing's `fmt` layer writes each line with one call.
 pub(super) struct Line<'a>(&'a Sink);
 
 impl Write for Line<'_> {
@@ -176,7 +176,7 @@ mod tests {
 
     use super::*;
 
-    /// Fails, waits or passes on what is written, as the test wants it.
+    /// Fails, blocks or forwards writes, as the test wants.
     struct Out {
         full: Arc<std::sync::atomic::AtomicBool>,
         written: Sender<Vec<u8>>,
@@ -236,6 +236,6 @@ mod tests {
         assert!(dropped().get() > before + 8, "the queue is bounded");
         sink.flush(Duration::from_millis(20));
         drop(turns);
-        assert_eq!(written.recv().expect("goes on"), b"line");
+        assert_eq!(written.recv().expect("continues"), b"line");
     }
 }

@@ -1,5 +1,5 @@
-//! Up to so many lines in so much time, for what somebody else could make the log say as often as
-//! they like. What is held back is counted, and the count is logged with the next line.
+//! Limits log lines over time, for events that others can trigger at will. Suppressed lines are
+//! counted, and the count is logged with the next line.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 /// How often the same complaint about a record is repeated.
 const REPEAT_AFTER: Duration = Duration::from_secs(10);
 
-/// Counts lines, and the ones that were too many.
+/// Admits a limited number of lines per period, and counts the suppressed ones.
 #[derive(Debug)]
 pub struct LogThrottle {
     lines: u32,
@@ -24,17 +24,17 @@ struct Window {
 }
 
 impl LogThrottle {
-    /// Up to `lines` in each stretch of `per`.
+    /// At most `lines` per `per`.
     pub const fn new(lines: u32, per: Duration) -> Self {
         Self { lines, per, window: Mutex::new(Window { began: None, used: 0, held_back: 0 }) }
     }
 
-    /// For what may be wrong with every record: one line in ten seconds.
+    /// For problems that may affect every record: one line in ten seconds.
     pub const fn per_record() -> Self {
         Self::new(1, REPEAT_AFTER)
     }
 
-    /// Whether a line may be written now; if so, how many were held back before it.
+    /// Whether a line may be logged now; if so, returns the number of lines suppressed before it.
     pub fn admit(&self) -> Option<u64> {
         self.admit_at(Instant::now())
     }

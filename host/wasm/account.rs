@@ -1,11 +1,11 @@
-//! How much one plugin keeps in the state that gateways share: what this process wrote and what has
-//! not run out since.
+//! How much of the shared state one plugin uses: what this process wrote and what has not expired
+//! since.
 //!
-//! Redis holds the values and has no total of them; nobody else counts. The account belongs to
-//! the plugin's name, as its state does, and begins anew with the process: what a process before
-//! wrote runs out by itself. Several gateways have an account each.
+//! Redis holds the values but no total, so the total is kept here. It belongs to the plugin's name,
+//! as its state does, and starts at zero with the process: what an earlier process wrote expires on
+//! its own. Each gateway counts for itself.
 //!
-//! It knows keys by their hashes alone.
+//! Keys are stored as hashes only.
 
 use std::time::{Duration, Instant};
 
@@ -36,16 +36,16 @@ impl Default for Entries {
 }
 
 impl Account {
-    /// By how much a key's value of this length lets the total grow.
+    /// By how much writing a value of this length increases the total.
     pub(crate) fn growth(&self, key: &str, value: usize) -> usize {
         let before = self.0.lock().sizes.peek(&hash(key)).copied().unwrap_or(0);
         cost(key, value).saturating_sub(before)
     }
 
-    /// Whether so much more fits.
+    /// Whether this many more bytes fit.
     ///
     /// # Errors
-    /// Says what the limit is.
+    /// Names the limit.
     pub(crate) fn fits(&self, more: usize, most: usize, now: Instant) -> Result<(), String> {
         let mut entries = self.0.lock();
         if entries.total + more > most {
@@ -60,7 +60,7 @@ impl Account {
         ))
     }
 
-    /// A key was written for a time, or deleted.
+    /// Records that a key was written with a time to live, or deleted.
     pub(crate) fn note(&self, key: &str, value: Option<(usize, Duration)>, now: Instant) {
         let mut entries = self.0.lock();
         let key_hash = hash(key);

@@ -1,10 +1,10 @@
-//! How much address space the memory of an instance takes.
+//! How much address space an instance's memory reserves.
 //!
-//! wasmtime reserves 4 GiB for each linear memory, and guards around it, so that compiled code
-//! needs no bounds checks. A reservation costs no memory. It does count against a limit on the
-//! process's address space (`ulimit -v`, `LimitAS=`): with 8 GiB, one instance and the gateway
-//! itself are all that fits. Where there is such a limit, memories take what they use and grow
-//! by moving, and compiled code checks its bounds.
+//! wasmtime reserves 4 GiB for each linear memory, and guard regions around it, so that compiled code
+//! needs no bounds checks. A reservation costs no memory, but it counts against a limit on the
+//! process's address space (`ulimit -v`, `LimitAS=`): with 8 GiB, only one instance fits next to the
+//! gateway itself. Under such a limit, memories reserve only what they use and move when they grow,
+//! and compiled code checks bounds.
 
 use std::path::Path;
 
@@ -12,22 +12,23 @@ use wasmtime::Config;
 
 use crate::files;
 
-/// Where Linux says what a process may have.
+/// Where Linux lists the limits of a process.
 const LIMITS: &str = "/proc/self/limits";
-/// It is not longer than that, in bytes.
+/// The maximum size of that file, in bytes.
 const LONGEST: u64 = 64 * 1024;
-/// A limit from here on is as good as none: it holds some thousand reservations.
+/// A limit of this size counts as unlimited: it has room for thousands of reservations.
 const PLENTY: u64 = 16 << 40;
-/// What a memory may grow by before it moves.
+/// How much a memory may grow before it moves.
 const GROWTH: u64 = 4 << 20;
-/// Behind each memory: accesses at smaller constant offsets need one bounds check only.
+/// The guard region behind each memory: accesses at smaller constant offsets need one bounds check
+/// only.
 const GUARD: u64 = 64 << 10;
 
-/// What mends a process that has no room for another instance.
+/// The remedy for a process without room for another instance.
 pub(crate) const REMEDY: &str = "raise the limit on the process's address space (`ulimit -v`, \
     systemd's `LimitAS=`) or on its mappings (vm.max_map_count), or give the gateway fewer partitions or plugins";
 
-/// The limit on this process's address space in bytes; `None` where there is none.
+/// The limit on this process's address space in bytes; `None` if it is unlimited.
 pub(crate) fn limit() -> Option<u64> {
     parse(&files::read_text(Path::new(LIMITS), LONGEST).ok()?)
 }
@@ -37,19 +38,19 @@ fn parse(limits: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Whether memories have to be small with this limit.
+/// Whether this limit requires small reservations.
 pub(crate) fn is_tight(limit: Option<u64>) -> bool {
     limit.is_some_and(|limit| limit < PLENTY)
 }
 
-/// Small memories, for a process with a limit.
+/// Configures small reservations, for a process with a limit.
 pub(crate) fn make_tight(config: &mut Config) {
     config.memory_reservation(0).memory_reservation_for_growth(GROWTH);
     config.memory_guard_size(GUARD).guard_before_linear_memory(false);
 }
 
-/// Whether the system refused the process the memory for an instance. wasmtime hands the
-/// system's error on as a text.
+/// Whether the system refused memory for an instance. wasmtime passes the system's error on as text
+/// only.
 pub(crate) fn is_refusal(error: &wasmtime::Error) -> bool {
     const ENOMEM: &str = "(os error 12)";
     error.is::<wasmtime::error::OutOfMemory>() || format!("{error:#}").contains(ENOMEM)

@@ -1,9 +1,9 @@
-//! Compiling, and what it came to for versions that did not come in force.
+//! Compiles plugins, and caches the results for versions that are not active.
 //!
-//! A set that is refused is looked at again at every rescan. Its files are not compiled again:
-//! what does not compile is remembered by its hash with the reason, and what compiled is kept for
-//! the next attempt until some set comes in force. A component of a language with an engine of its
-//! own compiles for half a minute, so the log says when one takes its time.
+//! A refused set is prepared again at every rescan. Its files are not compiled again: failures are
+//! cached by hash with their reason, and compiled modules are cached until some set becomes active. A
+//! component that contains a language runtime takes half a minute to compile, so slow compilations
+//! are logged.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,11 +17,11 @@ use crate::digest;
 use crate::wasm::compile::NotCompiled;
 use crate::wasm::module::Module;
 
-/// How many files that do not compile are remembered.
+/// How many failures are cached.
 const REFUSED: usize = 64;
-/// How many compiled ones are kept.
+/// How many compiled modules are cached.
 const COMPILED: usize = 4;
-/// A compilation that takes longer is logged.
+/// Compilations that take longer than this are logged.
 const SLOW: Duration = Duration::from_secs(2);
 
 /// One per runtime.
@@ -36,11 +36,11 @@ struct Known {
 }
 
 impl Attempts {
-    /// Compiles a version of this plugin, unless it is known what comes of it. `keeps_marks`: what ran
-    /// into a limit is remembered elsewhere, too.
+    /// Compiles a version of this plugin, or returns the cached result. `keeps_marks`: failures at a
+    /// limit are also remembered elsewhere.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The problem: the second half of a sentence that begins with the plugin.
     pub(crate) fn compile(
         &self,
         plugin: &str,
@@ -53,14 +53,16 @@ impl Attempts {
             return known;
         }
         let compile = || logging_when_slow(plugin, bytes.len(), compile);
-        // A file from outside goes through parsers here; a bug of theirs must not end us.
+        // The file is untrusted and goes through parsers here; a panic in one of them must not end
+        // the process.
         let compiled = catch_unwind(AssertUnwindSafe(compile)).unwrap_or_else(|_| {
             Err(NotCompiled::Invalid("made the compiler panic; is the file complete?".into()))
         });
         match compiled {
             Ok(module) => Ok(self.keep(Arc::new(module))),
             Err(why) => {
-                // What is marked in a folder may be tried again once the mark is removed there.
+                // A component with a mark in the directory may be tried again once the mark is
+                // removed there.
                 let is_final = match why {
                     NotCompiled::Invalid(_) => true,
                     NotCompiled::Limited(_) => !keeps_marks,
@@ -75,7 +77,7 @@ impl Attempts {
         }
     }
 
-    /// Some set is in force now: what did not come in force with it may never do.
+    /// A set is active now: modules that are not part of it may never be needed.
     pub(crate) fn forget_compiled(&self) {
         self.0.lock().compiled.clear();
     }
@@ -105,7 +107,7 @@ fn push<T>(queue: &mut VecDeque<T>, item: T, most: usize) {
     queue.push_back(item);
 }
 
-/// Logs a line when this takes longer than [`SLOW`], and one when it is done then.
+/// Logs when this takes longer than [`SLOW`], and again when it is done.
 fn logging_when_slow<R>(plugin: &str, bytes: usize, work: impl FnOnce() -> R) -> R {
     let begun = Instant::now();
     let (done, waiting) = mpsc::channel::<()>();
@@ -115,11 +117,11 @@ fn logging_when_slow<R>(plugin: &str, bytes: usize, work: impl FnOnce() -> R) ->
                 tracing::info!(
                     plugin,
                     bytes,
-                    "compiling a plugin takes its time; what is active stays so meanwhile"
+                    "compiling the plugin takes long; the active policies stay active meanwhile"
                 );
             }
         };
-        // Without the thread there is no line.
+        // If the thread cannot be started, nothing is logged.
         drop(std::thread::Builder::new().name("halley-compiling".into()).spawn_scoped(scope, teller));
         let result = work();
         drop(done);

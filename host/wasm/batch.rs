@@ -1,5 +1,6 @@
-//! A batch as filters see it, in columns: all texts in one and all bodies in one, so that a batch
-//! crosses the border with as few allocations in the plugin as one message would.
+//! A batch as filters see it, in columns: all texts concatenated into one and all bodies into
+//! another, so that a batch crosses the component boundary with as few allocations in the plugin as
+//! one message.
 
 use crate::message::{Audience, Message};
 use crate::wasm::bindings::exports::halley::policy::{filter, filter_columns as columns};
@@ -60,7 +61,7 @@ impl Batch {
         });
     }
 
-    /// As the contract has it.
+    /// The batch in the contract's type.
     pub(crate) fn lend(&self) -> columns::Batch<'_> {
         let Self { rows, texts, blobs } = self;
         columns::Batch {
@@ -71,7 +72,7 @@ impl Batch {
     }
 }
 
-/// The same verdict as `filter` has it.
+/// Converts a verdict to the type of `filter`.
 pub(crate) fn verdict(verdict: columns::Verdict) -> filter::Verdict {
     match verdict {
         columns::Verdict::Pass => filter::Verdict::Pass,
@@ -129,7 +130,7 @@ mod tests {
         })
     }
 
-    /// What a plugin reads from columns, in words.
+    /// What a plugin reads from columns, as text.
     fn read(batch: &columns::Batch<'_>) -> Vec<String> {
         fn next<'a, T>(
             joined: &'a T,

@@ -1,22 +1,22 @@
-//! What plugins take for the time.
+//! The clock that plugins see.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-/// The system's clock, or one that stands still until it is set: for commands that ask a plugin
-/// what it would decide at another time. Only what plugins ask for with `now` goes by it; their
-/// deadlines, and the times to live of their state, do not.
+/// The system's clock, or a fixed one: for commands that ask a plugin what it would decide at another
+/// time. It only affects the host function `now`; deadlines of calls and times to live of state use
+/// the system's clock.
 #[derive(Clone, Debug, Default)]
 pub struct Clock(Option<Arc<AtomicU64>>);
 
 impl Clock {
-    /// One that stands at the system's time.
+    /// A fixed clock, set to the system's time.
     pub fn standing() -> Self {
         Self(Some(Arc::new(AtomicU64::new(system_ms()))))
     }
 
-    /// Sets one that stands, in milliseconds since 1970. The system's clock stays what it is.
+    /// Sets a fixed clock, in milliseconds since 1970. Has no effect on the system's clock.
     pub fn set(&self, ms: u64) {
         if let Some(stands) = &self.0 {
             stands.store(ms, Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! What a component says of the contract (`wit/policy.wit`): which of its interfaces it imports and
-//! exports, and in which version. Read before anything is compiled.
+//! The contract (`wit/policy.wit`) as seen by a component: which of its interfaces it imports and
+//! exports, and in which version. Read before compilation.
 //!
 //! Errors are the second half of a sentence that begins with the plugin's name and path.
 
@@ -9,12 +9,12 @@ use wasmparser::{Parser, Payload};
 
 /// The version of the contract that this gateway speaks.
 pub(crate) const VERSION: Version = Version(0, 1, 1);
-/// What mends most of what can be wrong with a plugin.
+/// The remedy for most problems of a plugin.
 pub(crate) const BUILD_FOR_CONTRACT: &str =
     "build it for the contract that `halley plugin wit` prints (in Rust, the halley-plugin SDK has it)";
 
 const PACKAGE: &str = "halley:policy/";
-/// The interfaces that decide something; one of them has to be there.
+/// The interfaces that decide something. A plugin exports at least one of them.
 const HOOKS: [&str; 5] = ["filter", "filter-columns", "grouping", "grouping-columns", "offline"];
 
 /// A version of the contract.
@@ -28,8 +28,8 @@ impl Version {
         numbers.next().is_none().then_some(version)
     }
 
-    /// Versions of one line add to each other: as semantic versioning has it, and as wasmtime
-    /// links.
+    /// The compatibility line of a version. Versions of one line only add to each other, as in
+    /// semantic versioning and in wasmtime's linker.
     fn line(self) -> (u64, u64) {
         if self.0 == 0 { (0, self.1) } else { (self.0, 0) }
     }
@@ -52,7 +52,7 @@ impl Contract {
     /// Reads the names in a component.
     ///
     /// # Errors
-    /// When it is no valid one.
+    /// When it is not a valid component.
     pub(crate) fn read(component: &[u8]) -> Result<Self, String> {
         let broken = |e: wasmparser::BinaryReaderError| {
             format!("is not valid WebAssembly: {e}; is the file complete?")
@@ -79,10 +79,10 @@ impl Contract {
         Ok(names)
     }
 
-    /// Checks versions, that there is a hook, and that nothing foreign is imported.
+    /// Checks the versions, that there is a hook, and that every import is offered.
     ///
     /// # Errors
-    /// What does not fit, and what mends it.
+    /// The mismatch, and its remedy.
     pub(crate) fn check(&self) -> Result<(), String> {
         for name in self.ours() {
             let text = version_text(name);
@@ -108,12 +108,12 @@ impl Contract {
         Err(format!("imports {}, which the gateway does not offer; {remedy}", foreign.join(", ")))
     }
 
-    /// The version that it was built for; ours, where it says nothing.
+    /// The version that it was built for; ours if it names none.
     pub(crate) fn version(&self) -> Version {
         self.ours().filter_map(|name| Version::read(version_text(name))).max().unwrap_or(VERSION)
     }
 
-    /// The version that stands in it, as it stands there.
+    /// The version as written in the component.
     pub(crate) fn named_version(&self) -> Option<String> {
         self.ours().map(version_text).max().map(str::to_owned)
     }
@@ -126,13 +126,13 @@ impl Contract {
         self.exports.iter().any(of_ours)
     }
 
-    /// An interface does not have the types that the contract gives it.
+    /// An interface does not have the types of the contract.
     pub(crate) fn misfit(&self, why: &str) -> String {
         format!("does not fit halley:policy@{VERSION}: {why}; {}", self.remedy())
     }
 
-    /// What mends a plugin that asks for something that is not there: a gateway that has it,
-    /// where the plugin was built for a later one.
+    /// The remedy for a plugin that needs something that is not offered: a newer gateway, if the
+    /// plugin was built for a later contract.
     pub(crate) fn remedy(&self) -> String {
         let version = self.version();
         match version > VERSION {
@@ -141,14 +141,14 @@ impl Contract {
         }
     }
 
-    /// The names that are of the contract.
+    /// The names that belong to the contract.
     fn ours(&self) -> impl Iterator<Item = &str> {
         let names = self.exports.iter().chain(&self.imports).map(String::as_str);
         names.filter(|name| name.starts_with(PACKAGE))
     }
 }
 
-/// Whether this is of the part of WASI 0.2 that is offered, as an empty world.
+/// Whether this belongs to the part of WASI 0.2 that is offered as an empty world.
 fn is_offered_wasi(name: &str) -> bool {
     const OFFERED: [&str; 6] = ["cli", "clocks", "filesystem", "io", "random", "sockets"];
     let Some((package, version)) = name.strip_prefix("wasi:").and_then(|rest| rest.split_once('@')) else {
@@ -162,7 +162,7 @@ fn version_text(name: &str) -> &str {
     name.split_once('@').map_or("(none)", |(_, version)| version)
 }
 
-/// Both versions, and what to do: the rest of a sentence.
+/// Both versions and the remedy: the second half of a sentence.
 fn mismatch(version: &str) -> String {
     let is_later = Version::read(version).is_some_and(|version| version > VERSION);
     let remedy = match is_later {

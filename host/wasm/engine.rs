@@ -1,4 +1,4 @@
-//! wasmtime's engine: of which WebAssembly a plugin may be made, and how its code is compiled.
+//! wasmtime's engine: which WebAssembly features plugins may use, and how their code is compiled.
 //!
 //! The process that compiles and the one that runs the code build their engines from the same
 //! [`EngineConfig`]; wasmtime refuses code that was compiled with another one.
@@ -11,12 +11,12 @@ use wasmtime::{Config, Engine, Module};
 
 use crate::wasm::address_space;
 
-/// A proposal of WebAssembly that no language with a guide here needs. Each brings code of the
-/// compiler and the run time into reach of plugins, so that all of them are off by default.
+/// A WebAssembly proposal that no language with a guide here needs. Each proposal exposes more code
+/// of the compiler and the runtime to plugins, so all of them are off by default.
 ///
-/// What is always on is what compilers to WebAssembly emit by default: the first version with
-/// sign extension, saturating conversions, multiple values, bulk memory, reference types, extended
-/// constants and fixed-width SIMD.
+/// Features that compilers to WebAssembly emit by default are always on: the MVP with sign extension,
+/// saturating conversions, multiple values, bulk memory, reference types, extended constants and
+/// fixed-width SIMD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum WasmFeature {
@@ -30,7 +30,7 @@ pub enum WasmFeature {
     MultiMemory,
     /// SIMD whose results depend on the processor.
     RelaxedSimd,
-    /// Calls that take the place of their caller.
+    /// Calls that replace their caller's frame.
     TailCall,
 }
 
@@ -39,7 +39,7 @@ impl WasmFeature {
     pub const ALL: [Self; 6] =
         [Self::Gc, Self::Exceptions, Self::Memory64, Self::MultiMemory, Self::RelaxedSimd, Self::TailCall];
 
-    /// The feature as the configuration names it.
+    /// The feature as named in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Gc => "gc",
@@ -51,7 +51,7 @@ impl WasmFeature {
         }
     }
 
-    /// The feature of this name.
+    /// The feature with this name.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|feature| feature.as_str() == name)
     }
@@ -68,7 +68,7 @@ impl WasmFeature {
     }
 }
 
-/// What tells apart engines whose code does not fit each other.
+/// The settings that decide whether compiled code fits an engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct EngineConfig {
     pub(crate) features: Vec<WasmFeature>,
@@ -84,7 +84,7 @@ impl EngineConfig {
         if is_tight {
             tracing::info!(
                 limit = %ByteSize::b(limit.unwrap_or_default()),
-                "the process's address space is limited: plugins' memories take what they use and check their bounds"
+                "the process's address space is limited: memories of plugins reserve only what they use and check bounds"
             );
         }
         Self { features: features.to_vec(), is_tight }
@@ -92,7 +92,7 @@ impl EngineConfig {
 
     /// The features that are off and that this component needs; none where it is not valid with all of
     /// them either.
-    pub(crate) fn missing(&self, component: &[u8]) -> Vec<WasmFeature> {
+    pub(super) fn missing(&self, component: &[u8]) -> Vec<WasmFeature> {
         let modules = core_modules(component);
         let is_valid = |features: Vec<WasmFeature>| {
             let engine = Self { features, is_tight: self.is_tight }.engine();
@@ -142,7 +142,7 @@ pub(crate) fn fingerprint(engine: &Engine) -> String {
 mod tests {
     use super::*;
 
-    /// A module that needs the feature, and nothing else that is off.
+    /// A module that needs this feature and no other one that is off by default.
     fn module(feature: WasmFeature) -> &'static str {
         match feature {
             WasmFeature::Gc => "(module (type (struct (field i32))))",

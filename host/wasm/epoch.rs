@@ -1,5 +1,5 @@
-//! The clock behind the plugins' deadlines: a thread that advances the engine's epoch while
-//! guests run, and sleeps while none has run for a second. An idle gateway is not woken two
+//! The clock behind the plugins' deadlines: a thread that advances the engine's epoch while guests
+//! run, and sleeps once none has run for a second, so that an idle gateway does not wake up two
 //! hundred times a second.
 
 use std::sync::Arc;
@@ -10,19 +10,19 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use wasmtime::Engine;
 
-/// The step of plugins' deadlines.
+/// The resolution of plugins' deadlines.
 pub(crate) const TICK: Duration = Duration::from_millis(5);
 
-/// How many ticks without a guest it takes until a ticker sleeps.
+/// After how many ticks without a guest a ticker sleeps.
 const IDLE_TICKS: u32 = 200;
 
-/// The guests that run now, and the tickers that sleep meanwhile: of the whole process, since a
-/// store does not know its ticker.
+/// The running guests and the sleeping tickers of the whole process, since a store does not know its
+/// ticker.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 static SLEEPING: AtomicUsize = AtomicUsize::new(0);
 static BELL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 
-/// A guest runs for as long as this lives: deadlines are counted.
+/// A running guest; deadlines are counted until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Running(());
 
@@ -42,16 +42,16 @@ impl Drop for Running {
     }
 }
 
-/// Wakes the tickers that sleep. Whoever is about to sleep holds the lock while looking whether
-/// there is a reason not to.
+/// Wakes the sleeping tickers. A ticker that is about to sleep holds the lock while it checks whether
+/// it may.
 fn ring() {
     let (lock, bell) = &BELL;
     drop(lock.lock());
     bell.notify_all();
 }
 
-/// The thread. It ends when this is dropped, which waits for it; it holds the engine weakly
-/// and so keeps nothing alive.
+/// The ticker's thread. Dropping this ends the thread and joins it. The thread holds the engine
+/// weakly, so it keeps nothing alive.
 #[derive(Debug)]
 pub(crate) struct Ticker {
     ended: Arc<AtomicBool>,
@@ -104,7 +104,7 @@ impl Drop for Ticker {
     }
 }
 
-/// A deadline in ticks: rounded up, and one more because the current tick has begun.
+/// A deadline in ticks: rounded up, plus one because the current tick has begun.
 pub(crate) fn ticks(deadline: Duration) -> u64 {
     let whole = deadline.as_nanos().div_ceil(TICK.as_nanos());
     u64::try_from(whole).unwrap_or(u64::MAX - 1).saturating_add(1).min(u64::from(u32::MAX))

@@ -1,4 +1,4 @@
-//! How a plugin fails: in which way, at which limit, and the words for it.
+//! How a plugin fails: the kind, the limit, and the message.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,18 +8,18 @@ use std::time::Duration;
 pub(crate) enum FailureKind {
     /// It trapped.
     Trap,
-    /// It ran past its deadline.
+    /// It exceeded its deadline.
     Deadline,
-    /// It failed after it wanted more memory than it may have.
+    /// It failed after a memory allocation beyond its limit.
     Memory,
-    /// It answered what makes no sense.
+    /// It returned an invalid answer.
     BadAnswer,
-    /// It could not be instantiated, or `init` refused.
+    /// It could not be instantiated, or `init` returned an error.
     Start,
 }
 
 impl FailureKind {
-    /// The kind as metrics and the configuration name it.
+    /// The kind as named in metrics and in the configuration.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Trap => "trap",
@@ -31,32 +31,32 @@ impl FailureKind {
     }
 }
 
-/// A limit that plugins run into.
+/// A limit of plugins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
     /// The deadline of a call.
     Time,
     /// The memory of an instance, or the size of its tables.
     Memory,
-    /// The size of an answer, or of a part of it.
+    /// The size of an answer or of a part of it.
     Output,
-    /// The length of a line in the log, or how many there are.
+    /// The length or the rate of log lines.
     Log,
     /// The names of the plugin's own metrics.
     Metrics,
     /// The size of the plugin's state, or how much of it one batch uses.
     State,
-    /// What the process may have: there was no room for an instance.
+    /// The process's limits: there was no room for an instance.
     AddressSpace,
-    /// The time of calls that ran past their deadline: what it was not asked about.
+    /// The time of calls past their deadline: messages that it was not asked about.
     TimeBudget,
 }
 
-/// A failed call: the second half of a sentence that begins with the plugin.
+/// A failed call. Its message is the second half of a sentence that begins with the plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) kind: FailureKind,
-    /// The limit that it ran into, if that is why.
+    /// The limit that caused it, if any.
     pub(crate) limit: Option<Limit>,
     pub(crate) message: String,
 }
@@ -66,22 +66,22 @@ impl Failure {
         Self { kind, limit, message }
     }
 
-    /// An answer that makes no sense.
+    /// An invalid answer.
     pub(crate) fn bad_answer(message: impl Into<String>) -> Self {
         Self::new(FailureKind::BadAnswer, None, message.into())
     }
 
-    /// An answer of which there is too much.
+    /// An answer that is too large.
     pub(crate) fn too_large(message: String) -> Self {
         Self::new(FailureKind::BadAnswer, Some(Limit::Output), message)
     }
 
-    /// The process has no room for the instance, or for more of its memory: not the plugin's doing.
+    /// The process has no room for the instance, or for more of its memory; not the plugin's fault.
     pub(crate) fn no_room(message: String) -> Self {
         Self::new(FailureKind::Start, Some(Limit::AddressSpace), message)
     }
 
-    /// Whether the process, not the plugin, ran into a limit.
+    /// Whether the process, not the plugin, reached a limit.
     pub(crate) fn is_no_room(&self) -> bool {
         self.limit == Some(Limit::AddressSpace)
     }
@@ -89,16 +89,16 @@ impl Failure {
     /// It was not called: too much time went into calls that failed in this way.
     pub(crate) fn over_budget(kind: FailureKind, rest: Duration) -> Self {
         let rest = humantime::format_duration(Duration::from_secs(rest.as_secs().max(1)));
-        let message = format!("ran past its deadline too often, and is called again within {rest}");
+        let message = format!("exceeded its deadline too often, and is called again within {rest}");
         Self::new(kind, Some(Limit::TimeBudget), message)
     }
 
-    /// Whether it was ended for its time.
+    /// Whether it was interrupted at its deadline.
     pub(crate) fn is_late(&self) -> bool {
         self.limit == Some(Limit::Time)
     }
 
-    /// A refused start.
+    /// A failed start.
     pub(crate) fn start(message: String) -> Self {
         Self::new(FailureKind::Start, None, message)
     }
@@ -110,7 +110,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// An error with what is behind it, in one line.
+/// An error with its causes, on one line.
 pub(crate) fn causes(error: &wasmtime::Error) -> String {
     format!("{error:#}").replace('\n', " ")
 }

@@ -1,4 +1,4 @@
-//! Any answers of plugins, and what has to hold of what is made of them.
+//! Arbitrary answers of plugins, and the invariants of what they are turned into.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::wasm::room::{Answer, Room};
 
 pub(crate) use crate::wasm::compile::fuzzing::check as check_file;
 
-/// The bounds that `answers` promises, said once more: it shall not judge itself.
+/// The bounds that `lift` promises, repeated so that it is not its own oracle.
 const LONGEST_TEXT: usize = 1024;
 const LONGEST_GUARD_KEY: usize = 512;
 const MOST_GUARDS: usize = 16;
@@ -226,7 +226,7 @@ fn grouping_of(input: &mut Unstructured<'_>) -> Result<Grouping> {
     Ok(Grouping::new(Arc::new(Membership::new(connections, 0))))
 }
 
-/// Mostly one that points into the room.
+/// Usually an index that points into the room.
 fn index(input: &mut Unstructured<'_>) -> Result<u32> {
     if input.ratio(1, 8)? { input.arbitrary() } else { input.int_in_range(0..=8) }
 }
@@ -236,13 +236,13 @@ fn text(input: &mut Unstructured<'_>) -> Result<String> {
     if input.ratio(1, 8)? {
         let lengths = [LONGEST_GUARD_KEY, LONGEST_TEXT];
         let length = input.choose(&lengths)? - 2 + input.int_in_range(0..=4)?;
-        // Two bytes each, so that what is cut off is cut inside of a character.
+        // Two bytes each, so that a cut falls inside of a character.
         return Ok(if input.arbitrary()? { "x".repeat(length) } else { "é".repeat(length / 2 + 1) });
     }
     input.arbitrary()
 }
 
-/// Some texts; now and then about as many as the bounds.
+/// Some texts; occasionally about as many as the bounds allow.
 fn some_texts(input: &mut Unstructured<'_>) -> Result<Vec<String>> {
     if input.ratio(1, 32)? {
         let count = MOST_COMETS - 1 + input.int_in_range(0..=2)?;

@@ -1,8 +1,9 @@
-//! What plugins get from the gateway: the functions of WIT `host`, an empty WASI world, and
-//! the limit on their memory.
+//! What the gateway offers to plugins: the functions of WIT `host`, an empty WASI world, and a limit
+//! on memory.
 //!
 //! Every function here is short and never waits. Its time counts against the deadline of the call
-//! that it belongs to: the clock runs on, and the plugin is ended as soon as it goes on.
+//! that it belongs to: the clock keeps running, and the plugin is interrupted as soon as it
+//! continues.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,13 +22,13 @@ use crate::wasm::output::Output;
 use crate::wasm::shared::Session;
 use crate::wasm::state::State;
 
-/// The longest line that a plugin may log, in bytes; the rest is cut off.
+/// The longest line that a plugin may log, in bytes; the rest is truncated.
 const MAX_LOG_LINE: usize = 4096;
-/// The most elements that one table of an instance may have.
+/// The maximum number of elements of one table.
 const MAX_TABLE: usize = 1_000_000;
-/// What an element of a table takes, in bytes.
+/// The size of a table element, in bytes.
 const TABLE_ELEMENT: usize = 8;
-/// The most WASI resources that one instance may hold.
+/// The maximum number of WASI resources of one instance.
 const MAX_RESOURCES: usize = 1024;
 
 /// What all instances of one prepared plugin share.
@@ -39,16 +40,16 @@ pub(crate) struct Services {
     pub(crate) metrics: PluginMetrics,
     /// The state of the plugin's name.
     pub(crate) state: Arc<State>,
-    /// Lines of the plugin's own.
+    /// Throttles the plugin's own lines.
     pub(crate) log: LogThrottle,
-    /// Lines of ours about the plugin's failures.
+    /// Throttles our lines about the plugin's failures.
     pub(crate) complaints: LogThrottle,
-    /// Lines of ours about workers that do not call it.
+    /// Throttles our lines about workers that do not call it.
     pub(crate) over_budget: LogThrottle,
-    /// Whether it was said that the plugin wants more metrics than it may have.
+    /// Whether the limit on its metrics has been logged.
     pub(crate) told_of_metrics: AtomicBool,
     pub(crate) clock: Clock,
-    /// Whether the plugin's own metrics are not to be shown: it only looks on.
+    /// Whether the plugin's own metrics and log are discarded: it is a shadow.
     pub(crate) silent: bool,
 }
 
@@ -74,7 +75,7 @@ impl Services {
         }
     }
 
-    /// A line of the plugin's own, unless there were too many of late.
+    /// Logs a line of the plugin, unless there were too many recently.
     fn log_line(&self, level: host::Level, message: &str) {
         let admitted = self.log.admit();
         if admitted.is_none() || message.len() > MAX_LOG_LINE {
@@ -84,7 +85,7 @@ impl Services {
         let plugin = &self.version;
         let line = cut(message, MAX_LOG_LINE).replace(char::is_control, " ");
         if missed > 0 {
-            tracing::warn!(target: "halley::plugin", %plugin, missed, "lines of the plugin were left out");
+            tracing::warn!(target: "halley::plugin", %plugin, missed, "lines of the plugin were dropped");
         }
         match level {
             host::Level::Trace => tracing::trace!(target: "halley::plugin", %plugin, "{line}"),
@@ -103,17 +104,17 @@ impl Services {
                 target: "halley::plugin",
                 %plugin,
                 name = cut(name, MAX_OWN_NAME_LENGTH),
-                "a metric of the plugin is left out: names are 1 to {MAX_OWN_NAME_LENGTH} bytes, \
+                "a metric of the plugin is dropped: names are 1 to {MAX_OWN_NAME_LENGTH} bytes, \
                  and at most {MAX_OWN_NAMES} of a kind"
             );
         }
     }
 }
 
-/// What one store holds: the host's side of one instance.
+/// The data of one store: the host's side of one instance.
 pub(crate) struct HostState {
     services: Arc<Services>,
-    /// With `state = "shared"`: the plugin's part of it.
+    /// With `state = "shared"`: the plugin's shared state.
     pub(crate) shared: Option<Arc<Session>>,
     pub(crate) memory: MemoryLimit,
     stdout: Output,
@@ -123,13 +124,13 @@ pub(crate) struct HostState {
 }
 
 impl HostState {
-    /// For an instance that may have this many bytes of memory.
+    /// For an instance with this memory limit, in bytes.
     pub(crate) fn new(services: Arc<Services>, memory: usize) -> Self {
         let mut resources = ResourceTable::new();
         resources.set_max_capacity(MAX_RESOURCES);
         let (stdout, stderr) = (Output::default(), Output::default());
-        // An empty world: no files, no network, no environment, no arguments. What is printed goes
-        // to the plugin's log.
+        // An empty world: no files, no network, no environment, no arguments. Output goes to the
+        // plugin's log.
         let wasi = WasiCtxBuilder::new()
             .allow_tcp(false)
             .allow_udp(false)
@@ -142,16 +143,16 @@ impl HostState {
         Self { services, shared: None, memory, stdout, stderr, wasi, resources }
     }
 
-    /// Whether what the plugin does beside deciding is left out: nobody is to hear of it, or it
-    /// will be asked again.
+    /// Whether the plugin's log and metrics are discarded: it is a shadow, or it will be called
+    /// again.
     fn is_silent(&self) -> bool {
         self.services.silent || self.shared.as_ref().is_some_and(|shared| shared.is_in_vain())
     }
 }
 
 impl HostState {
-    /// Brings what the guest has printed to the plugin's log; answers with what there was on its
-    /// standard error.
+    /// Writes what the guest has printed to the plugin's log. Returns what it wrote to its standard
+    /// error.
     pub(crate) fn log_output(&self) -> Option<String> {
         let levels = [(&self.stdout, host::Level::Info), (&self.stderr, host::Level::Warn)];
         let [_, error] = levels.map(|(output, level)| {
@@ -175,19 +176,19 @@ impl WasiView for HostState {
     }
 }
 
-/// The memory of all linear memories and tables of an instance together, and the size of each table.
+/// Limits all linear memories and tables of an instance together, and the size of each table.
 pub(crate) struct MemoryLimit {
     limit: usize,
     /// In bytes.
     pub(crate) used: usize,
-    /// Whether the instance wanted more than it may have. If it then fails, that is why.
+    /// Whether an allocation exceeded the limit. If the instance then fails, that is the reason.
     pub(crate) refused: bool,
-    /// Whether the system refused memory that the instance may have.
+    /// Whether the system refused memory within the limit.
     pub(crate) no_room: bool,
 }
 
 impl MemoryLimit {
-    /// So many bytes more, where they fit.
+    /// Allocates this many bytes, if they fit.
     fn takes(&mut self, more: usize) -> bool {
         let wanted = self.used.saturating_add(more);
         let fits = wanted <= self.limit;
@@ -210,7 +211,7 @@ impl ResourceLimiter for MemoryLimit {
     }
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
-        // Ours, where it was not the limit above that said no.
+        // The system's refusal, unless the limit above was the reason.
         self.no_room |= !self.refused;
         Ok(())
     }
@@ -245,7 +246,7 @@ impl ResourceLimiter for MemoryLimit {
     }
 }
 
-/// Only types: there is nothing to call.
+/// Only types: there are no functions.
 impl types::Host for HostState {}
 
 impl host::Host for HostState {
@@ -299,7 +300,7 @@ impl host::Host for HostState {
     }
 }
 
-/// The text's beginning, at most this many bytes, cut between characters.
+/// The beginning of the text, at most this many bytes, cut at a character boundary.
 pub(crate) fn cut(text: &str, length: usize) -> &str {
     &text[..text.floor_char_boundary(length)]
 }

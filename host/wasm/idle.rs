@@ -1,4 +1,4 @@
-//! A policy that decides nothing, made where it is needed: what others are measured against.
+//! A policy that decides nothing, assembled on demand: the baseline for measurements.
 
 use wit_component::{StringEncoding, embed_component_metadata};
 use wit_parser::Resolve;
@@ -8,15 +8,15 @@ use crate::wasm::contract::VERSION;
 const CONTRACT: &str = include_str!("../../wit/policy.wit");
 const CODE: &str = include_str!("idle.wat");
 
-/// The bytes of a plugin with every hook that decides nothing.
+/// The bytes of a plugin that exports every hook and decides nothing.
 ///
 /// # Errors
-/// When the contract and the code do not fit each other, which the tests of this project rule out.
+/// When the contract and the code do not match; the tests of this project rule that out.
 pub fn idle_plugin() -> anyhow::Result<Vec<u8>> {
     idle_plugin_with("")
 }
 
-/// The same with more in its module.
+/// The same, with additional definitions in its module.
 pub(crate) fn idle_plugin_with(more: &str) -> anyhow::Result<Vec<u8>> {
     let code =
         CODE.replace("VERSION", &VERSION.to_string()).replacen("(module", &format!("(module {more}"), 1);

@@ -1,8 +1,8 @@
-;; A policy with every hook that decides nothing: what remains is the way into a plugin and back.
+;; A policy with every hook that decides nothing: what remains is the cost of the call itself.
 ;;
-;; Arguments are put from ARGUMENTS on, and every call begins there anew. Nobody writes below, so
-;; that answers can be made of what is there, which is zeros: for each variant of the contract, its
-;; first case. Only the list that is answered with stands at 0, as its address and its length.
+;; Arguments are allocated from ARGUMENTS on, and every call starts there again. Nothing is written
+;; below, except for the address and length of the returned list at 0. So results can point to zeros:
+;; the first case of each variant of the contract.
 (module
   (memory (export "memory") 640)
   (global $next (mut i32) (i32.const 8388608)) ;; ARGUMENTS
@@ -13,14 +13,14 @@
     (global.set $next (i32.add (local.get $at) (local.get $size)))
     (local.get $at))
 
-  ;; A list of so many zeros.
+  ;; A list of this many zeros.
   (func $zeros (param $length i32) (result i32)
     (global.set $next (i32.const 8388608))
     (i32.store (i32.const 0) (i32.const 64))
     (i32.store (i32.const 4) (local.get $length))
     (i32.const 0))
 
-  ;; Nothing that is not a list: `ok`, or a record of empty lists.
+  ;; A result that is not a list: `ok`, or a record of empty lists.
   (func $nothing (result i32)
     (global.set $next (i32.const 8388608))
     (i32.const 16))
@@ -34,15 +34,15 @@
     (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32) (result i32)
     (call $nothing))
 
-  ;; Too many parameters: they are in memory. After the source (16 bytes) and the message (72), the
-  ;; list of the absent.
+  ;; There are too many parameters for registers, so they are in memory: the source (16 bytes), the
+  ;; message (72), and then the list of absent recipients.
   (func (export "halley:policy/offline@VERSION#decide") (param $parameters i32) (result i32)
     (call $zeros (i32.load offset=92 (local.get $parameters))))
 
   (func (export "halley:policy/lifecycle@VERSION#init") (param i32 i32) (result i32)
     (call $nothing))
 
-  ;; Gateways ask in columns.
+  ;; Gateways call the columns variants.
   (func (export "halley:policy/filter@VERSION#filter") (param i32 i32 i32 i32 i32) (result i32)
     (unreachable))
   (func (export "halley:policy/grouping@VERSION#regroup") (param i32 i32 i32 i32 i32 i32) (result i32)

@@ -1,5 +1,4 @@
-//! What a plugin's file says of itself, and whether a gateway would take it: for the people who
-//! write plugins.
+//! What a plugin's file contains, and whether a gateway would accept it. For plugin authors.
 
 use wit_parser::{Resolve, WorldItem, WorldKey};
 
@@ -8,22 +7,22 @@ use crate::wasm::compile::NotCompiled;
 use crate::wasm::module;
 use crate::wasm::runtime::Runtime;
 
-/// A plugin's file, looked at.
+/// The contents of a plugin's file.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Inspection {
-    /// `component`, or `module` for a plain one of which the gateway makes a component.
+    /// `component`, or `module` for a plain module that the gateway turns into a component.
     pub form: &'static str,
     /// In bytes.
     pub size: usize,
     /// SHA-256 of the file, in hex; gateways show the first twelve digits.
     pub sha256: String,
-    /// The contract that it was built for, such as `0.1.1`; `None` where nothing says so.
+    /// The contract that it was built for, such as `0.1.1`; `None` if the file does not name one.
     pub contract: Option<String>,
     /// Hooks that the gateway would call.
     pub hooks: Vec<&'static str>,
-    /// What it exports, in the words of the contract.
+    /// The exported interfaces, named as in the contract.
     pub exports: Vec<String>,
-    /// What it imports, with the functions that it uses of each interface.
+    /// The imported interfaces, each with the functions in use.
     pub imports: Vec<Import>,
     /// Why a gateway would refuse it.
     pub refused: Option<String>,
@@ -34,13 +33,12 @@ pub struct Inspection {
 pub struct Import {
     /// Such as `halley:policy/host@0.1.1`.
     pub interface: String,
-    /// The functions that are used; none where only types are.
+    /// The functions in use; empty if only types are used.
     pub functions: Vec<String>,
 }
 
-/// Looks at a file and compiles it, as a gateway would; starts nothing, since that takes a
-/// configuration.
-/// What is wrong in it is part of the answer.
+/// Inspects a plugin's bytes and compiles them, as a gateway would. Does not start an instance,
+/// because that needs a configuration. Problems in the file are part of the result.
 pub fn inspect(runtime: &Runtime, bytes: &[u8]) -> Inspection {
     let (imports, exports) = module::component(bytes).map(|whole| interfaces(&whole)).unwrap_or_default();
     let compiled = runtime.compile_now("", bytes);

@@ -1,7 +1,7 @@
 //! One instance of a plugin: its store, its limits, and its hooks as functions.
 //!
-//! After any failure an instance is not to be used again: a trap leaves it in a state that
-//! its author never thought of. The caller throws it away and starts a fresh one.
+//! After any failure an instance must not be used again: a trap leaves it in a state that its author
+//! never considered. The caller discards it and starts a fresh one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -30,13 +30,12 @@ use crate::wasm::module::Module;
 use crate::wasm::room::{Answer, Connections, Room};
 use crate::wasm::shared::Session;
 
-/// The least time that instantiation and `init` get: they run once, and build word lists.
+/// The minimum time for instantiation and `init`: they run once, and build word lists.
 const START_DEADLINE: Duration = Duration::from_secs(1);
-/// How wasmtime says that an answer or argument is larger than the host takes at once. Its
-/// error type is private.
+/// wasmtime's error when an answer or argument exceeds the host's limit. The error type is private.
 const TOO_MUCH_DATA: &str = "fuel allocated for hostcalls has been exhausted";
 
-/// The most that a failure quotes of what its runtime said, in bytes.
+/// How much guest output a failure quotes, in bytes.
 const MAX_WORDS: usize = 1024;
 
 /// What is timed and counted: the index into [`crate::wasm::metrics::HOOKS`].
@@ -48,12 +47,12 @@ enum Hook {
     Init,
 }
 
-/// What one instance may take.
+/// Limits on one instance.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Of one call. Its start gets a second at least.
+    /// The maximum duration of one call. Its start gets at least a second.
     pub(crate) deadline: Duration,
-    /// Of its linear memories and tables together.
+    /// The maximum size of its linear memories and tables together.
     pub(crate) memory: ByteSize,
 }
 
@@ -70,7 +69,7 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// Makes a fresh instance and runs its `init`.
+    /// Creates an instance and runs its `init`.
     pub(crate) fn start(module: &Module, services: &Arc<Services>, limits: Limits) -> Result<Self, Failure> {
         let Reserved { mut store, instance } = Reserved::new(module, services, limits)?;
         let load = |e: wasmtime::Error| Failure::start(format!("could not be loaded: {}", causes(&e)));
@@ -102,7 +101,7 @@ impl Instance {
         Ok(loaded)
     }
 
-    /// Calls `filter`, in the shape that costs least: one verdict for each message.
+    /// Calls `filter` in the cheapest shape that the plugin exports. Returns one verdict per message.
     pub(crate) fn filter(
         &mut self,
         topic: &str,
@@ -127,8 +126,8 @@ impl Instance {
         Ok(verdicts.into_iter().map(UncheckedVerdict).collect())
     }
 
-    /// Calls `regroup` about a room in the shape that this plugin takes. What it answers is not
-    /// checked yet; `None` where it does not regroup.
+    /// Calls `regroup` for a room, in the shape that this plugin takes. The answer is not checked
+    /// yet; `None` if the plugin has no such hook.
     pub(crate) fn regroup(&mut self, id: &str, room: &Room<'_>) -> Result<Option<Answer>, Failure> {
         let (comets, deadline) = (&room.comets, self.deadline());
         match &room.connections {
@@ -150,7 +149,7 @@ impl Instance {
         }
     }
 
-    /// Calls `decide`: one disposition for each recipient.
+    /// Calls `decide`. Returns one disposition per recipient.
     pub(crate) fn decide(
         &mut self,
         message: &Message,
@@ -169,12 +168,12 @@ impl Instance {
         Ok(dispositions.into_iter().map(UncheckedDisposition).collect())
     }
 
-    /// Its linear memory and its tables, in bytes.
+    /// The size of its linear memory and its tables, in bytes.
     pub(crate) fn memory(&self) -> usize {
         self.store.data().memory.used
     }
 
-    /// Its state is this from now on, and not the process's own.
+    /// Uses this shared state instead of the process's own.
     pub(crate) fn sharing(mut self, session: Option<&Arc<Session>>) -> Self {
         if let Some(session) = session {
             self.store.data_mut().shared = Some(Arc::clone(session));
@@ -198,8 +197,8 @@ impl Instance {
         let memory = &mut self.store.data_mut().memory;
         (memory.refused, memory.no_room) = (false, false);
         let begun = Instant::now();
-        // A bug of the engine's is treated like a trap: a message must not end the process, nor
-        // come again and again because it did.
+        // A panic of the engine is treated like a trap: a message must not end the process, and then
+        // end it again after every restart.
         let result = catch_unwind(AssertUnwindSafe(|| work(&mut self.store)))
             .unwrap_or_else(|_| Err(wasmtime::Error::msg("the engine panicked")));
         self.services.metrics.called(hook as usize, begun.elapsed().as_secs_f64());
@@ -222,20 +221,20 @@ impl Limits {
     }
 }
 
-/// The memory of an instance that has not been told its configuration.
+/// The memory of an instance that has not been initialized.
 pub(crate) struct Reserved {
     store: Store<HostState>,
     instance: wasmtime::component::Instance,
 }
 
 impl Reserved {
-    /// Makes a store with an instance in it.
+    /// Creates a store with an instance.
     pub(crate) fn new(module: &Module, services: &Arc<Services>, limits: Limits) -> Result<Self, Failure> {
         let state = HostState::new(Arc::clone(services), limits.bytes());
         let mut store = Store::new(module.pre.engine(), state);
         store.limiter(|state| &mut state.memory);
-        // What a call hands to the host is copied; aliased strings could make a gigabyte of
-        // a kilobyte. No honest answer is larger than the memory it comes from.
+        // Data that a call passes to the host is copied; aliased strings could turn a kilobyte into a
+        // gigabyte. No valid answer is larger than the memory it comes from.
         store.set_hostcall_fuel(limits.bytes());
         let _running = Running::begin();
         let deadline = limits.at_start();
@@ -260,8 +259,8 @@ fn at_start(failure: Failure) -> Failure {
     Failure { limit: failure.limit, ..Failure::start(format!("could not start: {failure}")) }
 }
 
-/// The failure with what its runtime said of it, such as an exception and where it was thrown: the
-/// end of that, in one line.
+/// Appends what the guest printed, such as an exception and its stack trace: the end of it, on one
+/// line.
 fn with_words(failure: Failure, printed: Option<String>) -> Failure {
     let lines = printed.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty());
     let words = lines.collect::<Vec<_>>().join(" | ").replace(char::is_control, " ");
@@ -270,21 +269,21 @@ fn with_words(failure: Failure, printed: Option<String>) -> Failure {
     }
     let begin = words.ceil_char_boundary(words.len().saturating_sub(MAX_WORDS));
     let cut = if begin > 0 { "..." } else { "" };
-    Failure { message: format!("{failure}; it said: {cut}{}", &words[begin..]), ..failure }
+    Failure { message: format!("{failure}; it printed: {cut}{}", &words[begin..]), ..failure }
 }
 
-/// A plugin may go on without the memory that it wanted: nothing failed, and the limit was hit.
+/// A plugin may survive a refused allocation: nothing failed, but the limit was reached.
 fn count_memory(store: &Store<HostState>, services: &Services, failed: bool) {
     if store.data().memory.refused && !failed {
         services.metrics.hit(Limit::Memory);
     }
 }
 
-/// Reads from wasmtime's error what it was that failed.
+/// Derives the failure from wasmtime's error.
 fn failure(error: &wasmtime::Error, store: &Store<HostState>, limits: Limits) -> Failure {
     let Limits { deadline, memory } = limits;
     if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
-        let message = format!("ran past its deadline of {deadline:?}");
+        let message = format!("exceeded its deadline of {deadline:?}");
         return Failure::new(FailureKind::Deadline, Some(Limit::Time), message);
     }
     if store.data().memory.refused {

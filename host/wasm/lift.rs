@@ -1,7 +1,7 @@
-//! What plugins answer, checked and turned into our plain types. Plugins are not trusted:
-//! every length, index and name is looked at here, and nowhere else.
+//! Validates the answers of plugins and converts them to our plain types. Plugins are not trusted:
+//! every length, index and name is checked here, and nowhere else.
 //!
-//! Errors say what makes no sense, or is too much; they end as `bad-answer` in metrics and in reasons.
+//! Errors name what is invalid or too large; they appear as `bad-answer` in metrics and in reasons.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,23 +14,23 @@ use crate::wasm::failure::Failure;
 use crate::wasm::host::cut;
 use crate::wasm::metrics::Decision;
 
-/// The longest reason that is kept, in bytes; the rest is cut off.
+/// The longest reason that is kept, in bytes; the rest is truncated.
 const MAX_REASON: usize = 1024;
 /// The longest guard key, in bytes (WIT `once.key`).
 const MAX_GUARD_KEY: usize = 512;
-/// The most guards that one plugin may ask for on one message.
+/// The maximum number of guards that one plugin may request for one message.
 const MAX_GUARDS: usize = 16;
-/// The most comets that one amendment may name.
+/// The maximum number of comets that one amendment may name.
 const MAX_COMETS: usize = 1024;
 /// The longest room id, key, comet address or channel, in bytes.
 const MAX_NAME: usize = 1024;
 
-/// What a filter answered for one message, not checked yet.
+/// A filter's verdict about one message, unchecked.
 #[derive(Debug)]
 pub(crate) struct UncheckedVerdict(pub(super) filter::Verdict);
 
 impl UncheckedVerdict {
-    /// What it decides, for metrics, and whether its reason is longer than what is kept.
+    /// The decision for metrics, and whether its reason is longer than the limit.
     pub(crate) fn decision(&self) -> (Decision, bool) {
         let (decision, reason) = match &self.0 {
             filter::Verdict::Pass => (Decision::Pass, ""),
@@ -41,10 +41,11 @@ impl UncheckedVerdict {
         (decision, reason.len() > MAX_REASON)
     }
 
-    /// Applies it to a message, or nothing of it. The comets that it adds are named by `named_by`.
+    /// Applies it to a message, completely or not at all. The comets that it adds are attributed to
+    /// `named_by`.
     ///
     /// # Errors
-    /// When it makes no sense for this message, which is then unchanged.
+    /// When it does not fit the message, which then is unchanged.
     pub(crate) fn apply(
         self,
         filtered: &mut Filtered,
@@ -55,36 +56,36 @@ impl UncheckedVerdict {
     }
 }
 
-/// What a plugin answered for one absent recipient, not checked yet.
+/// A plugin's disposition for one absent recipient, unchecked.
 #[derive(Debug)]
 pub(crate) struct UncheckedDisposition(pub(super) offline::Disposition);
 
 impl UncheckedDisposition {
-    /// What it is; `None` where the plugin has no opinion.
+    /// The disposition; `None` if the plugin has no opinion.
     ///
     /// # Errors
-    /// When it makes no sense.
+    /// When it is invalid.
     pub(crate) fn check(self) -> Result<Option<Disposition>, Failure> {
         disposition(self.0)
     }
 }
 
-/// One list element for each question.
+/// Checks that there is one list element per question.
 ///
 /// # Errors
 /// When there are more or fewer.
 pub(crate) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<Vec<T>, Failure> {
     if answers.len() != asked {
-        return Err(Failure::bad_answer(format!("answered {} {what} for {asked}", answers.len())));
+        return Err(Failure::bad_answer(format!("returned {} {what} for {asked}", answers.len())));
     }
     Ok(answers)
 }
 
-/// Applies a filter's verdict to a message, or nothing of it. The comets that it adds are named by
-/// `named_by`.
+/// Applies a filter's verdict to a message, completely or not at all. The comets that it adds are
+/// attributed to `named_by`.
 ///
 /// # Errors
-/// When the verdict makes no sense for this message, which is then unchanged.
+/// When the verdict does not fit the message, which then is unchanged.
 pub(crate) fn apply(
     verdict: filter::Verdict,
     filtered: &mut Filtered,
@@ -123,7 +124,7 @@ fn check(amendment: &Amendment, audience: &Audience) -> Result<(), Failure> {
             return Err(Failure::bad_answer("amended the keys of a message that is not for keys"));
         }
         if keys.is_empty() {
-            return Err(Failure::bad_answer("amended the keys to none; use `drop`"));
+            return Err(Failure::bad_answer("amended the keys to an empty list; use `drop`"));
         }
         keys.iter().try_for_each(|key| name(key, "key"))?;
     }
@@ -147,10 +148,10 @@ fn check_guard(once: &Once) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether a text can be the name of a thing.
+/// Whether a text is a valid name.
 ///
 /// # Errors
-/// When it is empty, or too long.
+/// When it is empty or too long.
 pub(crate) fn name(text: &str, what: &str) -> Result<(), Failure> {
     within(text, what, MAX_NAME)
 }
@@ -164,7 +165,7 @@ fn within(text: &str, what: &str, most: usize) -> Result<(), Failure> {
     }
 }
 
-/// Carries out a checked amendment.
+/// Applies a checked amendment.
 fn amend(amendment: Amendment, filtered: &mut Filtered, by: &PluginVersion, named_by: NamedBy) {
     let mut amended = Vec::new();
     if let Some(body) = amendment.body {
@@ -199,7 +200,7 @@ fn amend(amendment: Amendment, filtered: &mut Filtered, by: &PluginVersion, name
     }
 }
 
-/// What several policies say of comets adds up: a comet has to be in every `only`.
+/// Combines what several policies say about comets: a comet has to be in every `only`.
 fn override_comets(
     filtered: &mut Filtered,
     only: Option<Vec<String>>,
@@ -241,7 +242,7 @@ fn add_new(known: &mut Vec<CometAddr>, more: Vec<CometAddr>) {
 /// A disposition; `None` when the plugin has no opinion.
 ///
 /// # Errors
-/// When it names no channel, or keeps for no time.
+/// When it names no channel, or has a retention of 0.
 pub(crate) fn disposition(answer: offline::Disposition) -> Result<Option<Disposition>, Failure> {
     Ok(match answer {
         offline::Disposition::Pass => None,

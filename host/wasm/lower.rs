@@ -1,4 +1,5 @@
-//! Our plain types as plugins get them. Nothing is copied: what plugins see borrows.
+//! Converts our plain types to the types of the contract. Nothing is copied: plugins see borrowed
+//! data.
 
 use crate::decision::{Absent, Cause};
 use crate::message::{Audience, Message};
@@ -7,7 +8,7 @@ use crate::wasm::bindings::halley::policy::types;
 
 /// Calls `ask` with the messages as a plugin sees them.
 pub(crate) fn with_messages<R>(messages: &[&Message], ask: impl FnOnce(&[types::Message<'_>]) -> R) -> R {
-    // The lists inside of messages have to live somewhere while the call lasts.
+    // The lists inside of messages must live as long as the call.
     let keys: Vec<Vec<&str>> = messages.iter().map(|message| keys(message)).collect();
     let headers: Vec<Vec<types::Header<'_>>> = messages.iter().map(|message| headers(message)).collect();
     let mut asked = Vec::with_capacity(messages.len());
@@ -68,7 +69,7 @@ fn message<'a>(
     }
 }
 
-/// A recipient who is away, as a plugin sees it.
+/// An absent recipient, as a plugin sees it.
 pub(crate) fn absent(absent: &Absent) -> offline::Absent<'_> {
     let cause = match absent.cause {
         Cause::NotOnline => offline::Cause::NotOnline,

@@ -1,11 +1,12 @@
-//! The sandbox: one plugin's code, and everything on both sides of the border that a call crosses.
-//! The only place that knows wasmtime and the types that it generates from `wit/policy.wit`.
+//! The sandbox: one plugin's code, and both sides of the boundary that a call crosses. The only
+//! module that knows wasmtime and the types that it generates from `wit/policy.wit`.
 //!
-//! - `module`: from a file's bytes to something that can be instantiated; `contract`: for which
-//!   version of the contract it was built; `inspect`: what people are told of it.
-//! - `attempts`: compiling, and what it came to; `compile`: within which bounds, and where;
-//!   `module_cache`: what earlier starts compiled; `engine`: of which WebAssembly plugins may be made.
-//! - `instance`: one instance with its store and its limits; its hooks as functions; `failure`:
+//! - `module`: turns a file's bytes into something that can be instantiated; `contract`: the version
+//!   of the contract that it was built for; `inspect`: shows its contents to people.
+//! - `attempts`: compiles, and caches the results; `compile`: limits and isolates compilation;
+//!   `module_cache`: the cache of compiled code; `engine`: which WebAssembly features plugins may
+//!   use.
+//! - `instance`: one instance with its store and its limits, and its hooks as functions; `failure`:
 //!   how they fail.
 //! - `lower` and `lift`: what plugins see, and what they may say; `batch` and `room`: the shapes in
 //!   which many of them cross, in `string_column`s.
@@ -15,14 +16,14 @@
 //!   `epoch`: the clock of their deadlines.
 //! - `idle`: a plugin that does nothing, to measure others against.
 //!
-//! # What holds
+//! # Guarantees
 //!
-//! - Guest code runs under a deadline and a memory limit, always, and cannot wait in the host.
+//! - Guest code always runs under a deadline and a memory limit, and cannot wait in the host.
 //! - Plugins do no I/O: no files, no network, no environment.
-//! - Every length, index and name that a plugin answers is checked, in `lift` and `room`.
+//! - Every length, index and name in a plugin's answer is checked, in `lift` and `room`.
 //!
-//! Knows nothing of sets, chains, versions, swaps, where files come from, or what becomes of a
-//! message.
+//! Knows nothing of sets, chains, versions and swaps, of where files come from, or of what happens to
+//! a message.
 
 mod account;
 mod address_space;

@@ -1,5 +1,5 @@
-//! From a file's bytes to something that can be instantiated: told apart (component or plain
-//! module), its contract version read, compiled, its imports and exports checked.
+//! Turns a file's bytes into something that can be instantiated: tells components from plain modules,
+//! reads the contract version, compiles, and checks imports and exports.
 //!
 //! Errors are the second half of a sentence that begins with the plugin's name and path.
 
@@ -17,7 +17,7 @@ use crate::wasm::contract::{BUILD_FOR_CONTRACT, Contract};
 use crate::wasm::failure::causes;
 use crate::wasm::host::HostState;
 
-/// What a plugin exports, and where.
+/// The hooks that a plugin exports, and where.
 pub(crate) struct Hooks {
     pub(crate) filter: Option<filter::GuestIndices>,
     pub(crate) filter_columns: Option<filter_columns::GuestIndices>,
@@ -43,7 +43,7 @@ impl Hooks {
         self.grouping_columns.is_some()
     }
 
-    /// The hooks that are there, by the names of their interfaces.
+    /// The exported hooks, by the names of their interfaces.
     pub(crate) fn names(&self) -> Vec<&'static str> {
         let all = [
             ("filter", self.has_filter()),
@@ -55,7 +55,8 @@ impl Hooks {
     }
 }
 
-/// A compiled plugin. Its code is unmapped with the last of these and of its instances.
+/// A compiled plugin. Its code is unmapped with the last reference to it and the last of its
+/// instances.
 pub(crate) struct Module {
     pub(crate) pre: InstancePre<HostState>,
     pub(crate) hooks: Hooks,
@@ -68,11 +69,11 @@ pub(crate) struct Module {
 }
 
 impl Module {
-    /// Compiles a plugin and checks that it fits. Takes milliseconds to minutes: not for a thread that
-    /// carries messages.
+    /// Compiles a plugin and checks that it fits the contract. Takes milliseconds to minutes: do not call
+    /// this on a thread that carries messages.
     ///
     /// # Errors
-    /// What is wrong with it, and what its author can do.
+    /// The problem, and what the plugin's author can do about it.
     pub(crate) fn compile(
         linker: &Linker<HostState>,
         bytes: &[u8],
@@ -93,20 +94,20 @@ impl Module {
     }
 }
 
-/// A component as it is, or what is made of a plain module.
+/// Returns a component unchanged, or encodes a plain module as a component.
 ///
 /// # Errors
-/// When it is neither, is more than may be compiled, or says nothing about its interfaces.
+/// When it is neither, exceeds the limits of compilation, or does not describe its interfaces.
 pub(crate) fn component(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
     let is_component = Parser::is_component(bytes);
     if !is_component && !Parser::is_core_wasm(bytes) {
-        return Err("is not WebAssembly; give the .wasm file that the build left in `target`".to_owned());
+        return Err("is not WebAssembly; give the .wasm file that the build wrote to `target`".to_owned());
     }
     bounds::check(bytes)?;
     if is_component { Ok(Cow::Borrowed(bytes)) } else { encode(bytes).map(Cow::Owned) }
 }
 
-/// The contract that a plugin was built for, where it says so.
+/// The contract that a plugin was built for, if it names one.
 pub(crate) fn contract_version(bytes: &[u8]) -> Option<String> {
     Contract::read(&component(bytes).ok()?).ok()?.named_version()
 }
@@ -130,16 +131,18 @@ fn hooks(contract: &Contract, pre: &InstancePre<HostState>) -> Result<Hooks, Str
     })
 }
 
-/// Makes a component of a plain module, from the WIT that wit-bindgen left in its sections.
+/// Encodes a plain module as a component, from the WIT that wit-bindgen embedded in it.
 fn encode(module: &[u8]) -> Result<Vec<u8>, String> {
     if !has_wit(module) {
         return Err(format!(
-            "is a plain module that says nothing about its interfaces; {BUILD_FOR_CONTRACT}"
+            "is a plain module without a description of its interfaces; {BUILD_FOR_CONTRACT}"
         ));
     }
     let encoder = wit_component::ComponentEncoder::default().validate(true).module(module);
     encoder.and_then(|mut encoder| encoder.encode()).map_err(|e| {
-        format!("cannot be made a component: {e:#}; build it for wasm32-unknown-unknown or wasm32-wasip2")
+        format!(
+            "cannot be encoded as a component: {e:#}; build it for wasm32-unknown-unknown or wasm32-wasip2"
+        )
     })
 }
 
@@ -171,7 +174,7 @@ mod tests {
             let why = runtime.compile_now("p", text).err().unwrap().into_reason();
             assert!(why.contains("is not WebAssembly"), "{why}");
         }
-        assert!(refusal("(module)").contains("plain module that says nothing"));
+        assert!(refusal("(module)").contains("plain module without a description"));
         assert!(refusal("(component)").contains("exports none of filter, grouping, offline"));
     }
 

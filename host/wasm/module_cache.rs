@@ -1,15 +1,15 @@
-//! Compiled code that outlives a restart: one file for each component and engine, in a folder of the
-//! gateway's own.
+//! A cache of compiled code that survives restarts: one file per component and engine, in a directory
+//! of the gateway.
 //!
 //! ```text
 //! <folder>/<SHA-256 of the component>-<fingerprint of the engine>    what is below
 //! SHA-256 of the rest and of the file's name | what the compiler made
 //! ```
 //!
-//! What is found is run. So nobody else may write to the folder (`files`), and each file is read once,
-//! and what was read is checked and then loaded: what is not, byte for byte, what was written here for
-//! this component and this engine is taken out, be it a disk's doing or a person's. What is not there
-//! is compiled.
+//! Compiled code from the cache is executed. So nobody else may write to the directory (`files`).
+//! Each file is read once, and what was read is checked before it is loaded. A file that is not byte
+//! for byte what was written here for this component and engine is removed, whether a disk error or a
+//! person changed it. A missing entry is compiled.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -21,21 +21,21 @@ use crate::files::{OwnFolder, Unreadable};
 
 /// The length of a SHA-256.
 const DIGEST: usize = 32;
-/// Beyond this, what was written first is taken out. Components of Python and JavaScript are 40 MB of code.
+/// Beyond this, the oldest entries are removed. Components of Python and JavaScript are 40 MB of
+/// code.
 const MOST_BYTES: u64 = 1024 * 1024 * 1024;
 const MOST_FILES: usize = 1_000;
 /// The largest file that is read, in bytes.
 pub(crate) const MAX_CODE: u64 = 512 * 1024 * 1024;
 
-/// The folder. One gateway uses it.
+/// The directory. Used by one gateway.
 #[derive(Debug)]
 pub(crate) struct CodeStore {
     folder: OwnFolder,
 }
 
 impl CodeStore {
-    /// Opens a folder, which is made where there is none, and takes out of it what is not code of
-    /// ours.
+    /// Opens a directory, creating it if needed, and removes foreign files from it.
     ///
     /// # Errors
     /// Why the folder cannot be used.
@@ -50,7 +50,7 @@ impl CodeStore {
         Ok(store)
     }
 
-    /// The code of a component (its SHA-256 in hex) for an engine of this fingerprint.
+    /// The code of a component (its SHA-256 in hex) for an engine with this fingerprint.
     pub(crate) fn get(&self, component: &str, engine: &str) -> Option<Vec<u8>> {
         let name = name(component, engine);
         let read = self.folder.read(&name, MAX_CODE + DIGEST as u64);
@@ -64,7 +64,7 @@ impl CodeStore {
         let content = read.ok().filter(is_as_written);
         if content.is_none() {
             let file = self.folder.path().join(&name);
-            tracing::warn!(file = %file.display(), "compiled code is not as it was written; it is compiled again");
+            tracing::warn!(file = %file.display(), "cached code does not match its checksum; compiling it again");
             self.remove(component, engine);
         }
         let mut content = content?;
@@ -72,24 +72,24 @@ impl CodeStore {
         Some(content)
     }
 
-    /// Keeps code, so that the next start need not compile.
+    /// Stores code, so that the next start need not compile it.
     pub(crate) fn put(&self, component: &str, engine: &str, code: &[u8]) {
         let name = name(component, engine);
         let content = [&digest(&name, code)[..], code].concat();
         let kept = self.folder.replace(&name, &content).and_then(|()| Ok(self.sweep()?));
         if let Err(error) = kept {
             let error = format!("{error:#}");
-            tracing::warn!(error, "compiled code cannot be kept; the next start takes longer");
+            tracing::warn!(error, "compiled code cannot be cached; the next start takes longer");
         }
     }
 
-    /// Takes out code that could not be loaded.
+    /// Removes code that could not be loaded.
     pub(crate) fn remove(&self, component: &str, engine: &str) {
-        // What stays is overwritten by what is compiled now.
+        // A file that stays is overwritten by the next compilation.
         let _ = fs::remove_file(self.folder.path().join(name(component, engine)));
     }
 
-    /// Takes out what is not code, and what is too much, beginning with what was written first.
+    /// Removes foreign files, and the oldest entries beyond the limits.
     fn sweep(&self) -> io::Result<()> {
         let mut entries: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for entry in fs::read_dir(self.folder.path())? {
@@ -123,7 +123,7 @@ fn is_name(name: &str) -> bool {
         .is_some_and(|(component, engine)| component.len() == 64 && hex(component) && hex(engine))
 }
 
-/// Older gateways kept theirs in folders of the same folder.
+/// Older gateways stored code in subdirectories of the same directory.
 fn remove(path: &Path, metadata: &fs::Metadata) -> io::Result<()> {
     if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
@@ -144,7 +144,7 @@ mod tests {
     use crate::digest;
     use crate::wasm::runtime::{Runtime, RuntimeConfig};
 
-    /// A component that stands for a plugin; `number` makes it one of its own.
+    /// A minimal component; `number` makes its bytes unique.
     fn plugin(number: u32) -> Vec<u8> {
         wat::parse_str(format!(
             r#"(component (core module (func (export "f") (result i32) (i32.const {number})))
@@ -158,7 +158,7 @@ mod tests {
         Runtime::with(&mut Registry::default(), config).unwrap()
     }
 
-    /// Starts again, loads these plugins, and answers how many of them had to be compiled.
+    /// Restarts, loads these plugins, and returns how many of them had to be compiled.
     fn restart(folder: &Path, plugins: &[Vec<u8>]) -> u64 {
         let runtime = runtime(folder);
         assert!(runtime.code.is_some(), "the folder can be used");
@@ -224,7 +224,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let compiled = folder.path().join("compiled");
         restart(&compiled, &[plugin(1)]);
-        // With a digest that says that it is right.
+        // With a correct checksum.
         let entry = only_entry(&compiled);
         let name = entry.file_name().unwrap().to_str().unwrap();
         fs::write(&entry, [&digest(name, b"not code")[..], b"not code"].concat()).unwrap();
@@ -272,6 +272,6 @@ mod tests {
         let runtime = runtime(&file.join("compiled"));
         assert!(runtime.code.is_none());
         assert!(runtime.load("p", &plugin(1)).is_ok());
-        assert!(CodeStore::open(Path::new("/proc/compiled")).unwrap_err().contains("cannot be made"));
+        assert!(CodeStore::open(Path::new("/proc/compiled")).unwrap_err().contains("cannot be created"));
     }
 }

@@ -1,8 +1,8 @@
-//! What a guest writes to its standard output and error: where the runtimes of languages leave
-//! what they have to say of an uncaught exception, and the first place that authors print to.
+//! What a guest writes to its standard output and error: where language runtimes report uncaught
+//! exceptions, and where authors print first.
 //!
-//! Kept from one call to the next within a bound, the latest part of it. The instance brings it to
-//! the plugin's log, and into the text of a failure.
+//! The latest part is buffered from one call to the next, within a limit. The instance writes it to
+//! the plugin's log, and quotes it in failures.
 
 use std::io;
 use std::pin::Pin;
@@ -15,9 +15,9 @@ use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError};
 
-/// The most that is kept of a call, in bytes.
+/// How much output of a call is kept, in bytes.
 const MOST: usize = 16 * 1024;
-/// The most that a guest may hand over at once, in bytes.
+/// How much a guest may write at once, in bytes.
 const AT_ONCE: usize = 64 * 1024;
 
 /// One stream of one instance. Clones are the same stream.
@@ -27,13 +27,13 @@ pub(crate) struct Output(Arc<Mutex<Written>>);
 #[derive(Debug, Default)]
 struct Written {
     bytes: Vec<u8>,
-    /// Whether older bytes gave way.
+    /// Whether older bytes were dropped.
     is_cut: bool,
 }
 
 impl Output {
-    /// What was written since the last time, and whether its beginning is missing; `None` where
-    /// that is nothing.
+    /// The output since the last call of this function, and whether its beginning is missing; `None`
+    /// if there is none.
     pub(crate) fn take(&self) -> Option<(String, bool)> {
         let mut written = self.0.lock();
         if written.bytes.is_empty() {

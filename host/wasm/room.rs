@@ -1,8 +1,8 @@
-//! A room as plugins see it, and what they answer, in both shapes: records, one for each
-//! connection, and since version 0.1.1 of the contract columns, which cross the border at once.
+//! A room as plugins see it, and their answers, in both shapes: as records, one per connection, and
+//! since version 0.1.1 of the contract as columns, which cross the boundary at once.
 //!
-//! Plugins are not trusted: every length, index and name of an answer is looked at here. Errors
-//! say what makes no sense.
+//! Plugins are not trusted: every length, index and name of an answer is checked here. Errors name
+//! what is invalid.
 
 use crate::membership::{Grouping, Place, Placement, Regrouping};
 use crate::message::CometAddr;
@@ -14,7 +14,7 @@ use crate::wasm::string_column::Texts;
 /// The members of a room that have a comet, as earlier plugins left them.
 pub(crate) struct Room<'a> {
     pub(crate) comets: Vec<&'a str>,
-    /// For each connection, which member of the grouping it is.
+    /// For each connection, its index among the members of the grouping.
     pub(crate) members: Vec<u32>,
     pub(crate) connections: Connections<'a>,
 }
@@ -25,7 +25,7 @@ pub(crate) enum Connections<'a> {
     Columns(Columns),
 }
 
-/// A list for each field of a connection.
+/// One list per field of a connection.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Columns {
     ids: Texts,
@@ -34,7 +34,7 @@ pub(crate) struct Columns {
     online: Vec<u8>,
 }
 
-/// What a plugin answered, unchecked.
+/// An answer of a plugin, unchecked.
 #[derive(Debug)]
 pub(crate) enum Answer {
     Records(records::Regrouping),
@@ -42,7 +42,7 @@ pub(crate) enum Answer {
 }
 
 impl<'a> Room<'a> {
-    /// In columns, or in records.
+    /// The room in columns, or in records.
     pub(crate) fn of(grouping: &'a Grouping, in_columns: bool) -> Self {
         let comets = grouping.comets().iter().map(CometAddr::as_str).collect();
         let mut members = Vec::with_capacity(grouping.members().len());
@@ -53,10 +53,10 @@ impl<'a> Room<'a> {
         Self { comets, members, connections }
     }
 
-    /// An answer about this room with its indexes into the grouping.
+    /// Checks an answer and translates its indexes into those of the grouping.
     ///
     /// # Errors
-    /// When it points outside of the room, or names a comet that cannot be one.
+    /// When it points outside of the room, or names an invalid comet.
     pub(crate) fn check(&self, answer: Answer) -> Result<Regrouping, Failure> {
         match answer {
             Answer::Records(answer) => self.check_records(answer),
@@ -146,7 +146,7 @@ fn address(text: &str) -> Result<CometAddr, Failure> {
     Ok(text.into())
 }
 
-/// The members that have a comet; their indexes go into `members`.
+/// The members that have a comet; their indexes are pushed to `members`.
 fn in_records<'a>(grouping: &'a Grouping, members: &mut Vec<u32>) -> Vec<records::Connection<'a>> {
     let mut connections = Vec::with_capacity(grouping.members().len());
     for (at, (member, place)) in grouping.members().enumerate() {
@@ -164,7 +164,7 @@ fn in_records<'a>(grouping: &'a Grouping, members: &mut Vec<u32>) -> Vec<records
 }
 
 impl Columns {
-    /// The members that have a comet; their indexes go into `members`.
+    /// The members that have a comet; their indexes are pushed to `members`.
     fn of(grouping: &Grouping, members: &mut Vec<u32>) -> Self {
         let most = grouping.members().len();
         let mut columns = Self {
@@ -184,7 +184,7 @@ impl Columns {
         columns
     }
 
-    /// As the contract has it.
+    /// The columns in the contract's type.
     pub(crate) fn lend(&self) -> columns::Connections<'_> {
         let Self { ids, users, comets, online } = self;
         let ids = columns::Texts { joined: &ids.joined, ends: &ids.ends };
@@ -296,7 +296,7 @@ mod tests {
             }
             let by_records = Room::of(&grouping, false).check(Answer::Records(records));
             let by_columns = Room::of(&grouping, true).check(Answer::Columns(columns));
-            // Which of several mistakes is told first is up to the shape.
+            // Which of several problems is reported first depends on the shape.
             prop_assert_eq!(by_records.ok(), by_columns.ok());
         }
     }

@@ -1,4 +1,4 @@
-//! What all plugins of a gateway share: wasmtime's engine, its clock, the linker with everything
+//! What all plugins of a gateway share: wasmtime's engine, its epochs, the linker with everything
 //! that they may import, their state and their metrics.
 
 use std::path::PathBuf;
@@ -23,52 +23,52 @@ use crate::wasm::state::States;
 
 /// The instance of WASI that makes a guest wait, in the version that `wasmtime-wasi` links.
 const WASI_POLL: &str = "wasi:io/poll@0.2.12";
-/// The functions of it that wait.
+/// Its functions that wait.
 const WAITING: [&str; 2] = ["poll", "[method]pollable.block"];
-/// What a guest gets for calling them.
+/// The error when a guest calls them.
 pub(crate) const CANNOT_WAIT: &str = "plugins cannot wait (wasi:io/poll): decide from the data of the call";
 
-/// What a runtime is made with.
+/// The configuration of a runtime.
 #[derive(Debug, Default)]
 pub struct RuntimeConfig {
-    /// Where compiled code is kept, so that a restart need not compile. Made where there is none.
-    /// Where it cannot be used, or others may write to it, a WARN says so, and nothing is kept.
+    /// Where compiled code is cached, so that a restart need not compile. Created if missing. If it
+    /// cannot be used, or others may write to it, a warning is logged and nothing is cached.
     pub compiled: Option<PathBuf>,
-    /// Where it is remembered which plugins cannot be compiled within the limits.
+    /// Where plugins are remembered that cannot be compiled within the limits.
     pub uncompilable: Option<PathBuf>,
-    /// What compiling one plugin may take.
+    /// Limits on compiling one plugin.
     pub compile: CompileLimits,
-    /// Features of WebAssembly that are on beside those that all languages need.
+    /// WebAssembly features that are enabled in addition to those that all languages need.
     pub features: Vec<WasmFeature>,
-    /// What plugins take for the time.
+    /// The clock that plugins see.
     pub clock: Clock,
 }
 
-/// One per gateway. Holds the thread behind the plugins' deadlines, which ends with it.
+/// One per gateway. Owns the thread behind the plugins' deadlines.
 pub struct Runtime {
     pub(crate) engine: Engine,
     pub(crate) linker: Linker<HostState>,
     pub(crate) metrics: Metrics,
     pub(crate) states: States,
     pub(crate) clock: Clock,
-    /// What compiling came to lately.
+    /// Results of recent compilations.
     pub(crate) attempts: Attempts,
-    /// Compiled code of earlier starts.
+    /// The cache of compiled code.
     pub(crate) code: Option<CodeStore>,
     pub(crate) compiler: Compiler,
     _ticker: Ticker,
 }
 
 impl Runtime {
-    /// Starts the engine and its clock; metrics go into the registry.
+    /// Starts the engine and its epoch thread, and registers the metrics.
     ///
     /// # Errors
-    /// When this machine cannot run WebAssembly, or gives no thread.
+    /// When this machine cannot run WebAssembly, or no thread can be started.
     pub fn new(registry: &mut Registry) -> anyhow::Result<Arc<Self>> {
         Self::with(registry, RuntimeConfig::default())
     }
 
-    /// With all that a gateway may want.
+    /// The same with a configuration.
     ///
     /// # Errors
     /// As [`Runtime::new`].
@@ -77,7 +77,7 @@ impl Runtime {
         let code = compiled.and_then(|folder| match CodeStore::open(&folder) {
             Ok(code) => Some(code),
             Err(why) => {
-                tracing::warn!("compiled code is not kept, so that starts take longer: {why}");
+                tracing::warn!("compiled code is not cached, so starts take longer: {why}");
                 None
             }
         });
@@ -100,32 +100,32 @@ impl Runtime {
         }))
     }
 
-    /// The code of a component: what an earlier start compiled, or compiled now.
+    /// The code of a component, from the cache or compiled now.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why there is no code.
     pub(crate) fn load(&self, plugin: &str, component: &[u8]) -> Result<Component, NotCompiled> {
         self.compiler.load(&self.engine, self.code.as_ref(), plugin, component)
     }
 
-    /// Compiles a version of this plugin, unless it is known what comes of it.
+    /// Compiles a version of this plugin, or returns the cached result.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The problem: the second half of a sentence that begins with the plugin.
     pub(crate) fn compile(&self, plugin: &str, bytes: &[u8]) -> Result<Arc<Module>, String> {
         let compile = || self.compile_now(plugin, bytes);
         self.attempts.compile(plugin, bytes, self.compiler.keeps_marks(), compile)
     }
 
-    /// Compiles a plugin, and checks that it fits, whatever is known of it.
+    /// Compiles a plugin and checks that it fits the contract, bypassing the cached results.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The problem: the second half of a sentence that begins with the plugin.
     pub(crate) fn compile_now(&self, plugin: &str, bytes: &[u8]) -> Result<Module, NotCompiled> {
         Module::compile(&self.linker, bytes, |component| self.load(plugin, component))
     }
 
-    /// How often something was compiled.
+    /// How many compilations were started.
     #[cfg(test)]
     pub(crate) fn compilations(&self) -> u64 {
         self.compiler.compilations()
@@ -147,8 +147,8 @@ fn linker(engine: &Engine) -> wasmtime::Result<Linker<HostState>> {
     Ok(linker)
 }
 
-/// Deadlines count guest code only, so a guest that waits inside of the host would hold its
-/// worker for as long as it likes. Whatever waits in WASI, waits through these two.
+/// Deadlines count guest code only, so a guest that waits in the host would block its worker without
+/// limit. All waiting in WASI goes through these two functions.
 fn forbid_waiting(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     linker.allow_shadowing(true);
     let mut poll = linker.instance(WASI_POLL)?;

@@ -1,9 +1,9 @@
-//! One plugin's part of the state that gateways share, during one batch.
+//! One plugin's view of the state that gateways share, during one batch.
 //!
-//! A hook cannot wait, so nothing is fetched while it runs. What it reads and is not known yet is
-//! noted; the call is then in vain, the caller has the values fetched for the whole batch at
-//! once, and asks again. What it writes is kept, seen by the calls after it, and handed out at the
-//! end. What a failed call wrote is forgotten.
+//! A hook cannot wait, so nothing is fetched while it runs. Reads of unknown keys are recorded. The
+//! call's result is then discarded; the caller fetches the values for the whole batch at once and
+//! calls again. Writes are buffered, visible to later calls, and returned at the end. Writes of a
+//! failed call are discarded.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -14,21 +14,21 @@ use parking_lot::Mutex;
 use crate::wasm::account::Account;
 use crate::wasm::state::{MAX_KEY, check_size};
 
-/// The most keys that are fetched at once.
+/// The maximum number of keys that are fetched at once.
 const MAX_WANTED: usize = 1_000;
-/// The most that one batch writes, in bytes of keys and values.
+/// The maximum size of one batch's writes, in bytes of keys and values.
 const MAX_WRITTEN: usize = 16 * 1024 * 1024;
-/// The longest time that a value is kept; also of one without a time of its own.
+/// The longest time to live, and the default.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// A value and how long it is kept; `None` where the key is deleted.
+/// A value and its time to live; `None` for a deleted key.
 pub(crate) type Written = Option<(Vec<u8>, Duration)>;
 
-/// Between one plugin's instance and its chain. Closed outside of `filter`.
+/// Connects one plugin's instance and its chain. Closed outside of `filter`.
 #[derive(Debug)]
 pub(crate) struct Session {
     batch: Mutex<Batch>,
-    /// What the plugin has in the shared state, and the most that it may have.
+    /// How much shared state the plugin uses, and its limit.
     account: Arc<Account>,
     most: usize,
 }
@@ -36,20 +36,20 @@ pub(crate) struct Session {
 #[derive(Debug, Default)]
 struct Batch {
     is_open: bool,
-    /// Whether nothing more can be fetched.
+    /// Whether no more values can be fetched.
     is_last: bool,
     known: HashMap<String, Option<Vec<u8>>>,
-    /// By calls that succeeded.
+    /// Written by calls that succeeded.
     written: BTreeMap<String, Written>,
     /// Bytes of these.
     size: usize,
-    /// By how much they let the plugin's total grow.
+    /// By how much they increase the plugin's total.
     growth: usize,
     wanted: BTreeSet<String>,
     call: Call,
 }
 
-/// What the call under way did.
+/// What the current call did.
 #[derive(Debug, Default)]
 struct Call {
     written: BTreeMap<String, Written>,
@@ -60,20 +60,20 @@ struct Call {
     trouble: Option<String>,
 }
 
-/// How a batch went.
+/// The result of a batch.
 pub(crate) struct Closed {
-    /// What has to be fetched; while there is something, the rest means nothing.
+    /// The keys to fetch. If there are any, the rest is meaningless.
     pub(crate) wanted: Vec<String>,
     pub(crate) written: BTreeMap<String, Written>,
 }
 
 impl Session {
-    /// Of a plugin with this account, which may come to so many bytes.
+    /// For a plugin with this account and this limit in bytes.
     pub(crate) fn new(account: Arc<Account>, most: usize) -> Self {
         Self { batch: Mutex::default(), account, most }
     }
 
-    /// Begins a batch with what was fetched for it. The last time, what is not known is a
+    /// Begins a batch with the fetched values. In the last round, reading an unknown key is a
     /// failure.
     pub(crate) fn open(&self, known: HashMap<String, Option<Vec<u8>>>, is_last: bool) {
         *self.batch.lock() = Batch { is_open: true, is_last, known, ..Batch::default() };
@@ -92,11 +92,11 @@ impl Session {
         Closed { wanted: batch.wanted.into_iter().collect(), written: batch.written }
     }
 
-    /// After a call. What it wrote counts where it succeeded; what it wanted counts always, for a
-    /// value may be what it failed without.
+    /// Ends a call. Its writes are kept if it succeeded; its reads are kept always, since it may have
+    /// failed for lack of a value.
     ///
     /// # Errors
-    /// When it asked for what it cannot have.
+    /// When it violated a limit.
     pub(crate) fn end_call(&self, succeeded: bool) -> Result<(), String> {
         let mut batch = self.batch.lock();
         let call = std::mem::take(&mut batch.call);
@@ -116,7 +116,7 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the call under way is in vain: what it does beside deciding is left out.
+    /// Whether the current call will be repeated: its side effects are discarded.
     pub(crate) fn is_in_vain(&self) -> bool {
         let batch = self.batch.lock();
         !batch.wanted.is_empty() || !batch.call.wanted.is_empty()
@@ -134,7 +134,7 @@ impl Session {
             return known.clone();
         }
         if batch.is_last {
-            batch.call.trouble = Some("reads other keys of its shared state whenever it is asked".to_owned());
+            batch.call.trouble = Some("reads different keys of its shared state on every call".to_owned());
         } else if batch.wanted.len() + batch.call.wanted.len() >= MAX_WANTED {
             batch.call.trouble =
                 Some(format!("reads more than {MAX_WANTED} keys of its shared state in a batch"));
@@ -145,7 +145,7 @@ impl Session {
     }
 
     /// # Errors
-    /// Says which limit was hit; nothing is changed then.
+    /// Names the limit that was exceeded; nothing is changed then.
     pub(crate) fn set(&self, key: String, value: Vec<u8>, ttl: Option<Duration>) -> Result<(), String> {
         check_size(&key, &value)?;
         let ttl = ttl.unwrap_or(LONGEST).clamp(Duration::from_millis(1), LONGEST);
@@ -154,7 +154,7 @@ impl Session {
 
     pub(crate) fn delete(&self, key: String) {
         if key.len() <= MAX_KEY {
-            // Where it cannot be noted, the plugin could do nothing either.
+            // If it cannot be recorded, the plugin could do nothing about it either.
             drop(self.write(key, None));
         }
     }
@@ -162,7 +162,7 @@ impl Session {
     fn write(&self, key: String, written: Written) -> Result<(), String> {
         let mut batch = self.batch.lock();
         if !batch.is_open {
-            return Err("shared state is there in `filter` only".to_owned());
+            return Err("shared state is available in `filter` only".to_owned());
         }
         let replaced = batch.call.written.get(&key).map_or(0, |old| size(&key, old));
         let in_call = batch.call.size - replaced + size(&key, &written);
@@ -228,7 +228,7 @@ mod tests {
         assert!(session.end_call(true).unwrap_err().contains("more than 1000 keys"));
         session.open(HashMap::new(), true);
         assert_eq!(session.get("a"), None);
-        assert!(session.end_call(true).unwrap_err().contains("other keys"));
+        assert!(session.end_call(true).unwrap_err().contains("different keys"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! The small key-value state that a plugin has through the host: it belongs to the plugin's
-//! name, is shared by all workers and outlives instances and versions, not the process.
+//! The key-value state that a plugin has through the host: it belongs to the plugin's name, is shared
+//! by all workers, and outlives instances and versions, but not the process.
 //!
-//! Bounded in key, value, number and total, so that no plugin fills the gateway's memory.
+//! Keys, values, their number and their total size are limited, so that no plugin fills the gateway's
+//! memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,27 +17,27 @@ use crate::wasm::account::Account;
 pub(crate) const MAX_KEY: usize = 512;
 /// The longest value, in bytes.
 const MAX_VALUE: usize = 64 * 1024;
-/// The most keys of one plugin.
+/// The maximum number of keys of one plugin.
 const MAX_ENTRIES: usize = 10_000;
-/// The most that keys and values of one plugin take together, in bytes.
+/// The maximum size of all keys and values of one plugin, in bytes.
 const MAX_TOTAL: usize = 16 * 1024 * 1024;
 
 /// The state of all plugins of a gateway, by plugin name.
 #[derive(Debug, Default)]
 pub(crate) struct States {
     local: Mutex<HashMap<String, Arc<State>>>,
-    /// What plugins keep in the state that gateways share.
+    /// How much shared state each plugin uses.
     accounts: Mutex<HashMap<String, Arc<Account>>>,
 }
 
 impl States {
-    /// The state of the plugin of this name.
+    /// The state of the plugin with this name.
     pub(crate) fn of(&self, plugin: &str) -> Arc<State> {
         let mut states = self.local.lock();
         Arc::clone(states.entry(plugin.to_owned()).or_default())
     }
 
-    /// The account of the plugin of this name.
+    /// The account of the plugin with this name.
     pub(crate) fn account_of(&self, plugin: &str) -> Arc<Account> {
         let mut accounts = self.accounts.lock();
         Arc::clone(accounts.entry(plugin.to_owned()).or_default())
@@ -66,7 +67,7 @@ impl State {
     }
 
     /// # Errors
-    /// Says which limit was hit; nothing is changed then.
+    /// Names the limit that was exceeded; nothing is changed then.
     pub(crate) fn set(&self, key: String, value: Vec<u8>, ttl: Option<Duration>) -> Result<(), String> {
         check_size(&key, &value)?;
         let now = Instant::now();
@@ -88,16 +89,16 @@ impl State {
     }
 }
 
-/// Whether a key and its value may be kept at all.
+/// Whether a key and its value are within the limits.
 ///
 /// # Errors
-/// Says which limit was hit.
+/// Names the limit that was exceeded.
 pub(crate) fn check_size(key: &str, value: &[u8]) -> Result<(), String> {
     if key.len() > MAX_KEY {
-        return Err(format!("the key has {} bytes; at most {MAX_KEY} are kept", key.len()));
+        return Err(format!("the key has {} bytes; the limit is {MAX_KEY}", key.len()));
     }
     if value.len() > MAX_VALUE {
-        return Err(format!("the value has {} bytes; at most {MAX_VALUE} are kept", value.len()));
+        return Err(format!("the value has {} bytes; the limit is {MAX_VALUE}", value.len()));
     }
     Ok(())
 }
@@ -109,7 +110,7 @@ impl Entries {
         }
     }
 
-    /// Which limit setting this key to a value of this length would pass.
+    /// The limit that setting this key to a value of this length would exceed.
     fn limit_hit(&self, key: &str, length: usize) -> Option<String> {
         let old = self.values.peek(key);
         if old.is_none() && self.values.len() >= MAX_ENTRIES {

@@ -1,15 +1,16 @@
-//! Many texts, or many bodies, as one, and where each ends: what crosses the border to a plugin at once.
+//! Many texts or bodies as one, with the position where each ends: they cross the boundary to a
+//! plugin at once.
 
-/// Texts, one after the other.
+/// Concatenated texts.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Texts {
     pub(crate) joined: String,
-    /// The byte at which each ends and the next one begins.
+    /// Where each text ends and the next one begins, in bytes.
     pub(crate) ends: Vec<u32>,
 }
 
 impl Texts {
-    /// Ids are rarely longer than this; longer ones make it grow.
+    /// The usual length of an id; longer ones reallocate.
     const USUAL: usize = 24;
 
     pub(crate) fn with_capacity(texts: usize) -> Self {
@@ -23,7 +24,7 @@ impl Texts {
     }
 }
 
-/// Bytes that need not be text, one after the other.
+/// Concatenated byte strings.
 #[derive(Debug)]
 pub(crate) struct Blobs {
     pub(crate) joined: Vec<u8>,
@@ -31,7 +32,7 @@ pub(crate) struct Blobs {
 }
 
 impl Blobs {
-    /// For so many, of so many bytes together.
+    /// For this many byte strings with this total length.
     pub(crate) fn with_capacity(blobs: usize, bytes: usize) -> Self {
         Self { joined: Vec::with_capacity(bytes), ends: Vec::with_capacity(blobs) }
     }

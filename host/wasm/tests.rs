@@ -1,4 +1,4 @@
-//! What plugins find around them: an empty WASI world in which nobody can wait.
+//! The environment of plugins: an empty WASI world in which nobody can wait.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::wasm::host::{HostState, Services};
 use crate::wasm::runtime::CANNOT_WAIT;
 use crate::wasm::{Clock, Runtime};
 
-/// Runs the start functions of a component, as a plugin's are run.
+/// Runs the start functions of a component, like a plugin's.
 fn start(wat: &str) -> Result<(), String> {
     let runtime = Runtime::new(&mut Registry::default()).unwrap();
     let version = PluginVersion { name: "p".into(), hash: "0".into() };
@@ -31,7 +31,7 @@ fn start(wat: &str) -> Result<(), String> {
     result.map(|_| ()).map_err(|error| format!("{error:#}"))
 }
 
-/// Makes a pollable that is ready in an hour, and calls this function with it.
+/// Creates a pollable that is ready in an hour, and calls this function with it.
 fn with_pollable(function: &str, signature: &str, core: &str) -> String {
     format!(
         r#"(component
@@ -74,7 +74,7 @@ fn an_endless_loop_ends_at_the_deadline() {
     assert!(error.unwrap_err().contains("interrupt"));
 }
 
-/// `wasmtime-wasi` blocks on futures for this, which panics where it must not be done.
+/// `wasmtime-wasi` blocks on futures for this, which panics on an async thread.
 fn asks_whether_ready() -> Result<(), String> {
     start(&with_pollable("[method]pollable.ready", "(result bool)", "(result i32)"))
 }

@@ -1,19 +1,18 @@
 #!/bin/sh
 # Builds the policies in other languages into plugins/languages/dist/.
 #
-#   plugins/languages/build.sh [javascript|python|c|go]...      all of them without a word
+#   plugins/languages/build.sh [javascript|python|c|go]...      all of them by default
 #   plugins/languages/build.sh --project FOLDER LANGUAGE WORLD NAME
 #
-# The second form builds a project that `halley plugin new --language` has made, which brings this
-# script along: into FOLDER/dist/NAME.wasm (HALLEY_GUEST_DIST names another folder), whose path it
-# prints. HALLEY_GUEST_INSTALL=no: no packages are installed, and it says which are missing.
+# The second form builds a project created by `halley plugin new --language`, which contains this
+# script: into FOLDER/dist/NAME.wasm (HALLEY_GUEST_DIST sets another directory), whose path it
+# prints. HALLEY_GUEST_INSTALL=no: installs no packages, and prints which are missing.
 #
-# What a language needs from its ecosystem is fetched in pinned versions into the cache
-# (HALLEY_CACHE, default .cache in the repository) and left there. A policy is built again only
-# when something that goes into it changed.
+# The tools of a language are fetched in pinned versions into the cache (HALLEY_CACHE, default
+# .cache in the repository) and kept there. A policy is rebuilt only if one of its inputs changed.
 #
-# Exits with 0 when everything stands in dist/, 1 when a build failed, and 3 when nothing failed
-# but the tools of a language cannot be had here; it says which, and what would bring them.
+# Exits with 0 if everything is in dist/, 1 if a build failed, and 3 if nothing failed but the
+# tools of a language are not available here; it prints which ones, and how to install them.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -36,7 +35,7 @@ else
 fi
 mkdir -p "$cache" "$dist"
 cache=$(CDPATH='' cd -- "$cache" && pwd)
-# What wit-bindgen calls the files of a world.
+# The file names that wit-bindgen derives from a world.
 bindings=$(printf %s "$world" | tr - _)
 
 componentize_py=0.25.1
@@ -44,13 +43,13 @@ wit_bindgen=0.61.1
 
 say() { printf 'languages: %s\n' "$*" >&2; }
 
-# lacking REASON...: the tools of this language cannot be had.
+# lacking REASON...: the tools of this language are not available.
 lacking() {
     say "$language is not built: $*"
     exit 3
 }
 
-# failed REASON...: they are there, and the build went wrong.
+# failed REASON...: the tools are available, and the build failed.
 failed() {
     say "$language: $*"
     exit 1
@@ -58,13 +57,13 @@ failed() {
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# at_most SECONDS COMMAND...: nothing may hang where a network does not answer.
+# at_most SECONDS COMMAND...: with a timeout, because a network may not answer.
 at_most() { if has timeout; then timeout "$@"; else shift && "$@"; fi; }
 
-# The caller's settings are meant for the host.
+# The caller's settings are for the host target.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET CARGO_BUILD_RUSTFLAGS
 
-# --- what several languages need -------------------------------------------------------------
+# --- shared by several languages -------------------------------------------------------------
 
 # node_packages: `$node` is a folder with the npm packages of package-lock.json.
 node_packages() {
@@ -76,7 +75,7 @@ node_packages() {
     say "fetching npm packages into $node (about 400 MB, once)"
     aside node
     cp "$here/package.json" "$here/package-lock.json" "$aside/"
-    # Not `npm ci`: it insists on packages for other machines, which a registry may lack.
+    # Not `npm ci`: it requires packages for other platforms, which a registry may lack.
     (cd "$aside" && at_most 600 npm install --no-audit --no-fund --loglevel=error >&2) ||
         lacking "npm cannot fetch the packages of plugins/languages/package.json"
     keep "$aside" "$node"
@@ -93,7 +92,7 @@ wit_bindgen() {
     has cargo || lacking "cargo is missing, which installs wit-bindgen; see https://rustup.rs"
     say "building wit-bindgen-cli $wit_bindgen with cargo (some minutes, once)"
     aside wit-bindgen
-    # It generates a few files: nothing of it has to be fast, except for its own build.
+    # It only generates a few files, so build it fast instead of optimized.
     CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_TARGET_DIR="$aside/target" at_most 1200 \
         cargo install -q wit-bindgen-cli --version $wit_bindgen --locked \
         --no-default-features --features c,go --root "$aside" >&2 ||
@@ -102,7 +101,7 @@ wit_bindgen() {
     keep "$aside" "$cache/wit-bindgen-$wit_bindgen"
 }
 
-# debian PACKAGE...: these packages are there, or root installs them, or it says how.
+# debian PACKAGE...: checks for packages; root installs missing ones, others get the command.
 debian() {
     missing=""
     for package in "$@"; do
@@ -119,10 +118,10 @@ debian() {
         lacking "apt-get cannot install$missing"
 }
 
-# aside NAME: `$aside` is a folder to fill, so that an interrupted fetch leaves no half one.
+# aside NAME: `$aside` is a temporary directory, so that an interrupted fetch leaves no partial one.
 aside() { aside=$(mktemp -d "$cache/$1.XXXXXX"); }
 
-# keep ASIDE PLACE: puts it in its place, unless somebody was faster.
+# keep ASIDE PLACE: moves it to its place, unless another process was faster.
 keep() { mv -T "$1" "$2" 2>/dev/null || { rm -rf "$1" && [ -d "$2" ]; }; }
 
 sum() { cat "$@" | cksum | tr -d ' '; }
@@ -131,8 +130,8 @@ sum() { cat "$@" | cksum | tr -d ' '; }
 
 build_javascript() {
     node_packages
-    # The engine would import clocks, randomness and wasi:http; a policy has no use for them. What it
-    # says of an exception goes to standard error, which is the plugin's log (stdio).
+    # The engine would import clocks, randomness and wasi:http, which a policy does not need. It
+    # reports exceptions on standard error, which goes to the plugin's log (stdio).
     at_most 300 "$node/node_modules/.bin/componentize-js" "$source/$main.js" \
         --wit "$wit" --world-name "$world" --out "$made" \
         -d random -d clocks -d http -d fetch-event >"$log" 2>&1
@@ -142,14 +141,14 @@ build_python() {
     has python3 || lacking "python3 is missing; install Python 3.10 or newer with venv"
     venv=$cache/componentize-py-$componentize_py
     if [ ! -x "$venv/bin/componentize-py" ]; then
-        # A venv does not bear to be moved: it is made in its place and counts when complete.
+        # A venv cannot be moved: it is created in place and counts only when complete.
         say "fetching componentize-py $componentize_py into $venv (about 50 MB, once)"
         python3 -m venv "$venv" >&2 || lacking "python3 has no venv; on Debian: apt-get install python3-venv"
         at_most 600 "$venv/bin/pip" install -q --disable-pip-version-check \
             "componentize-py==$componentize_py" >&2 ||
             lacking "pip cannot fetch componentize-py $componentize_py"
     fi
-    # Not `--stub-wasi`: CPython's words on an exception go to standard error, which is the plugin's log.
+    # Not `--stub-wasi`: CPython reports exceptions on standard error, which goes to the plugin's log.
     (cd "$source" && at_most 300 "$venv/bin/componentize-py" -q -d "$wit" -w "$world" \
         componentize "$main" -o "$made" >"$log" 2>&1)
 }
@@ -165,9 +164,9 @@ build_c() {
     fi
     wit_bindgen
     "$bindgen" c "$wit" -w "$world" --out-dir "$work" >"$log" 2>&1
-    # A copy: the host's other headers are not for this target.
+    # A copy, because the host's other headers are not for this target.
     mkdir "$work/include" && cp "$jsmn" "$work/include/"
-    # The gateway makes the component: the object file says which world it is.
+    # The gateway creates the component: the object file contains the world.
     at_most 120 clang --target=wasm32-wasi -mexec-model=reactor -O2 -Wall -Wextra -Werror \
         -I "$work" -I "$work/include" -Wl,--strip-all -o "$made" \
         "$source"/*.c "$work/$bindings.c" "$work/${bindings}_component_type.o" >"$log" 2>&1
@@ -182,7 +181,7 @@ build_go() {
     "$bindgen" go "$wit" -w "$world" --out-dir "$work" >"$log" 2>&1
     (cd "$source" && tar cf - --exclude ./target --exclude ./dist --exclude ./wit .) | tar xf - -C "$work"
     (cd "$work" && at_most 300 go mod download >&2) || lacking "go cannot fetch the modules of plugins/languages/go/go.mod"
-    # The bindings allocate before Go's runtime is up, by a function that is Go's own.
+    # The bindings allocate before Go's runtime is initialized, with one of Go's internal functions.
     (cd "$work" && GOOS=wasip1 GOARCH=wasm at_most 600 \
         go build -buildmode=c-shared -ldflags='-s -w -checklinkname=0' -o core.wasm . >"$log" 2>&1) || return 1
     ln -s "$node/node_modules" "$work/node_modules" && cp "$here/component.mjs" "$work/"
@@ -225,7 +224,7 @@ for language in "$@"; do
     esac
     code=0
     (build "$language") || code=$?
-    # A failure says more than a lack.
+    # A failure takes precedence over missing tools.
     case $code in 0) ;; 3) [ "$result" -ne 0 ] || result=3 ;; *) result=1 ;; esac
 done
 [ -z "$project" ] || [ "$result" -ne 0 ] || printf '%s\n' "$dist/$name.wasm"

@@ -1,7 +1,7 @@
 // node component.mjs CORE.wasm POLICY.wit WORLD OUT.wasm
 //
-// Makes a component of a core module that Go compiled for WASI 0.1: puts the world into it, and
-// wasmtime's adapter from WASI 0.1 to 0.2 around it. Run with the packages of package.json.
+// Turns a core module that Go compiled for WASI 0.1 into a component: embeds the world, and wraps it
+// with wasmtime's adapter from WASI 0.1 to 0.2. Requires the packages of package.json.
 
 import { readFile, writeFile } from "node:fs/promises";
 

@@ -1,4 +1,4 @@
-//! Without a token, writes come over the Unix socket; over TCP the Host has to be known.
+//! Without a token, writes use the Unix socket; over TCP the Host has to be known.
 
 use std::process::Command;
 
@@ -30,7 +30,7 @@ async fn a_local_user_writes_only_over_the_socket() {
     assert_eq!(gateway.operate("POST", "/v1/plugins/p/release", &browser, b"").await.status, 403);
     let socket = gateway.file().with_file_name("admin.sock");
     assert!(gateway.sigterm().await.success());
-    assert!(!socket.exists(), "it goes with the gateway");
+    assert!(!socket.exists(), "it is removed with the gateway");
 }
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn reads_and_writes_are_for_known_hosts_only() {
         ("GET http://evil.example/metrics HTTP/1.1\r\nHost: localhost\r\n", 421),
         ("GET http://localhost/metrics HTTP/1.1\r\nHost: localhost\r\n", 200),
         ("POST /v1/plugins/p/release HTTP/1.1\r\nContent-Length: 0\r\n", 421),
-        // Load balancers ask like that.
+        // Load balancers send this.
         ("GET /healthz HTTP/1.0\r\n", 200),
     ] {
         let status = status_of(address, &format!("{head}Connection: close\r\n\r\n")).await;
@@ -82,13 +82,13 @@ async fn the_command_finds_the_gateway_of_its_user() {
         command.env("XDG_RUNTIME_DIR", home).output().expect("the binary runs")
     };
     succeeded(&release(&home));
-    assert!(failed(&release("/nowhere")).contains("writes need a token"), "another user's place");
+    assert!(failed(&release("/nowhere")).contains("writes require a token"), "another user's place");
     let socket = runtime.path().join("halley").join(format!("admin-{}.sock", port_of(gateway.admin())));
     assert!(socket.exists());
-    // What a killed gateway leaves is no gateway, and the command says what is wrong.
+    // A dead gateway's socket is not a gateway, and the command reports it.
     gateway.kill();
     assert!(socket.exists());
-    assert!(failed(&release(&home)).contains("no answer from a gateway at http://127.0.0.1:"));
+    assert!(failed(&release(&home)).contains("gateway unreachable at http://127.0.0.1:"));
 }
 
 fn port_of(address: &str) -> &str {

@@ -1,4 +1,4 @@
-//! What clients can hold up: connections, answers that they do not read, look-ups in Redis.
+//! Clients that try to block others: connections, unread responses, look-ups in Redis.
 
 use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt as _;
@@ -12,12 +12,12 @@ use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually};
 
-/// Opens connections that send this and nothing else, and read nothing.
+/// Opens connections that send these bytes, and read nothing.
 async fn hold(address: &str, connections: usize, sent: &str) -> Vec<TcpStream> {
     let mut held = Vec::new();
     for _ in 0..connections {
         let mut stream = TcpStream::connect(address).await.expect("the listener is there");
-        // It may be closed by now.
+        // It may be closed already.
         let _ = stream.write_all(sent.as_bytes()).await;
         held.push(stream);
     }
@@ -80,7 +80,7 @@ async fn look_ups_of_routes_take_turns() {
         assert_eq!(
             (route.status, &route.json()["connections"]),
             (200, &1.into()),
-            "what is kept costs nothing"
+            "a cached route costs nothing"
         );
         assert_eq!((gateway.get("/healthz").await.status, gateway.get("/metrics").await.status), (200, 200));
         let unready = async || gateway.get("/readyz").await.body.contains("redis").then_some(());
@@ -98,7 +98,7 @@ async fn look_ups_of_routes_take_turns() {
             other => panic!("{other}: {}", answer.body),
         }
     }
-    assert!(busy >= 30, "{busy} were told to come back, {late} had a turn; {gateway:?}");
+    assert!(busy >= 30, "{busy} were rejected, {late} were served late; {gateway:?}");
     redis.thaw();
     assert!(refused(&gateway, "busy").await >= 30.0);
 }

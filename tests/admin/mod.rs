@@ -1,4 +1,4 @@
-//! The admin port, attacked: who may ask for what, and what a client can hold up.
+//! Attacks on the admin port: access control and resource limits.
 
 mod access;
 mod load;
@@ -19,13 +19,13 @@ async fn with_a_policy(story: &str) -> Gateway {
         .plugin(plugin.set("deadline", quoted("5s")).config(&serde_json::json!({ "words": ["x"] })))
 }
 
-/// How much of this was refused for this reason.
+/// How many were refused for this reason.
 async fn refused(gateway: &RunningGateway, reason: &str) -> f64 {
     let series = format!("halley_admin_refused_total{{reason=\"{reason}\"}}");
     gateway.metric(&series).await.unwrap_or_else(|| panic!("no {series}; {gateway:?}"))
 }
 
-/// Sends these bytes and gives the status of the answer; 0 when there is none.
+/// Sends these bytes and returns the status of the response; 0 without one.
 async fn status_of(address: &str, request: &str) -> u16 {
     let mut stream = TcpStream::connect(address).await.expect("the listener is there");
     stream.write_all(request.as_bytes()).await.expect("it is read");

@@ -1,4 +1,4 @@
-//! Cases: what holds, what differs, and what is no case.
+//! Test cases: what passes, what differs, and what is not a valid case.
 
 use super::{Desk, guest};
 use crate::support::repository;
@@ -44,8 +44,8 @@ ok      it fails
 FAILED  it should not fail
     filter 1: - expected, + got
       - pass
-      + fail: ran past its deadline of 1s
-3 of 6 cases hold, each call within 1s
+      + fail: exceeded its deadline of 1s
+3 of 6 cases passed, with a deadline of 1s per call
 ";
     assert_eq!(tested.out, wanted);
 }
@@ -73,7 +73,7 @@ fn mistakes_in_cases_name_the_file_and_the_place() {
     desk.write("text.wasm", "not code");
     let unloadable = desk.plugin(&["test", "text.wasm"]);
     assert_eq!((unloadable.code, unloadable.out.as_str()), (Some(1), ""), "no refusal of a configuration");
-    assert!(unloadable.err.contains("no case can be asked: it is not WebAssembly"), "{}", unloadable.err);
+    assert!(unloadable.err.contains("no case can run: it is not WebAssembly"), "{}", unloadable.err);
     let elsewhere = mistake("", &["--cases", "gone.toml"]);
     assert!(elsewhere.contains("cannot read gone.toml"), "{elsewhere}");
     assert!(mistake("", &[]).contains("name the file with --cases"));
@@ -81,7 +81,7 @@ fn mistakes_in_cases_name_the_file_and_the_place() {
 
 #[test]
 fn time_state_and_configurations_are_a_case_s_own() {
-    // The cookbook's policies decide by the time, by what was before, and by their configuration.
+    // The cookbook's policies depend on the time, on earlier messages, and on their configuration.
     let quiet = repository("plugins/dist/quiet_hours.wasm").display().to_string();
     let quota = repository("plugins/dist/room_quota.wasm").display().to_string();
     let desk = cases(
@@ -110,7 +110,7 @@ refused = "give at least 1"
 "#,
     );
     let tested = desk.plugin(&["test", &quota, "--cases", "cases.toml"]);
-    assert_eq!((tested.code, tested.out.contains("3 of 3 cases hold")), (Some(0), true), "{tested:?}");
+    assert_eq!((tested.code, tested.out.contains("3 of 3 cases passed")), (Some(0), true), "{tested:?}");
 
     let night = |at: &str, expect: &str| {
         format!(
@@ -125,5 +125,5 @@ refused = "give at least 1"
     let cases_of = [night("15:00:00", "\"store\""), night("03:00:00", "{ notify = \"apns\" }")].concat();
     let desk = cases(&format!("[config]\n{config}\n{cases_of}"));
     let tested = desk.plugin(&["test", &quiet, "--cases", "cases.toml"]);
-    assert_eq!((tested.code, tested.out.contains("2 of 2 cases hold")), (Some(0), true), "{tested:?}");
+    assert_eq!((tested.code, tested.out.contains("2 of 2 cases passed")), (Some(0), true), "{tested:?}");
 }

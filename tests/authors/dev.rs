@@ -1,4 +1,4 @@
-//! `halley plugin dev` beside an editor and a running gateway.
+//! `halley plugin dev` with an editor and a running gateway.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Stdio};
@@ -11,7 +11,7 @@ use crate::support::gateway::{Plugin, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::{PATIENCE, eventually};
 
-/// The command at work, with what it has said so far; it ends with this.
+/// The running command and its output; killed on drop.
 struct Dev {
     child: Child,
     said: Arc<Mutex<String>>,
@@ -41,7 +41,7 @@ impl Dev {
         Self { child, said }
     }
 
-    /// Waits until it has said this so many times.
+    /// Waits until it has printed this text this many times.
     async fn says(&self, text: &str, times: usize) {
         eventually(format!("`{text}`"), 2 * PATIENCE, async || {
             (self.said().matches(text).count() >= times).then_some(())
@@ -53,7 +53,7 @@ impl Dev {
         self.said.lock().clone()
     }
 
-    /// Ctrl-C.
+    /// Sends Ctrl-C.
     fn interrupt(&mut self) -> Option<i32> {
         let kill = std::process::Command::new("kill").arg("-INT").arg(self.child.id().to_string()).status();
         assert!(kill.is_ok_and(|status| status.success()));
@@ -73,7 +73,7 @@ async fn a_change_is_built_tested_and_pushed_and_what_fails_goes_nowhere() {
     let desk = Desk::new();
     desk.project("live", "filter");
     assert_eq!(desk.plugin_in("live", &["build"]).code, Some(0));
-    // The gateway follows what the project puts in its place.
+    // The gateway watches the path where the project puts its builds.
     let file = desk.path("live/dist/live.wasm");
     let topic = kafka().topic("dev", 1).await;
     let plugin = Plugin::new("live", &file)
@@ -87,29 +87,29 @@ async fn a_change_is_built_tested_and_pushed_and_what_fails_goes_nowhere() {
     let first = in_force().await;
 
     let mut dev = Dev::start(&desk, &["dev", "--push", "--gateway", &gateway.operator()]);
-    dev.says("2 of 2 cases hold", 1).await;
-    dev.says("waiting for a change", 1).await;
+    dev.says("2 of 2 cases passed", 1).await;
+    dev.says("waiting for changes", 1).await;
 
     let source = desk.read("live/src/lib.rs");
     desk.write("live/src/lib.rs", &source.replace("contains {word}", "has {word}"));
     dev.says("+ drop: has spam", 1).await;
-    dev.says("waiting for a change", 2).await;
-    assert_eq!(in_force().await, first, "what fails its cases is not pushed");
-    assert!(sha256(&file).starts_with(&first), "nor put where the gateway would find it");
+    dev.says("waiting for changes", 2).await;
+    assert_eq!(in_force().await, first, "a build that fails its cases is not pushed");
+    assert!(sha256(&file).starts_with(&first), "nor put in the watched path");
 
     desk.write("live/src/lib.rs", "fn broken( {");
     dev.says("does not build", 1).await;
-    dev.says("waiting for a change", 3).await;
-    assert_eq!(in_force().await, first, "what does not build is not pushed");
+    dev.says("waiting for changes", 3).await;
+    assert_eq!(in_force().await, first, "a failed build is not pushed");
 
     desk.write("live/src/lib.rs", &source.replace("contains {word}", "has {word}"));
     let cases = desk.read("live/cases.toml");
     desk.write("live/cases.toml", &cases.replace("contains spam", "has spam"));
-    dev.says("2 of 2 cases hold", 2).await;
+    dev.says("2 of 2 cases passed", 2).await;
     dev.says("generation ", 2).await;
     let now = in_force().await;
     assert_ne!(now, first);
-    assert!(sha256(&file).starts_with(&now), "what was built is in force");
+    assert!(sha256(&file).starts_with(&now), "the build is active");
 
     assert_eq!(dev.interrupt(), Some(0));
 }

@@ -1,5 +1,5 @@
-//! The authors' commands as a new user would try them: the real binary in a fresh folder, its output
-//! and its exit codes.
+//! The authors' commands as a new user runs them: the real binary in a fresh directory, with its
+//! output and its exit codes.
 
 mod cases;
 mod dev;
@@ -11,10 +11,10 @@ use std::process::{Command, Output, Stdio};
 
 use crate::support::{folder, repository};
 
-/// A fresh folder to be in.
+/// A fresh working directory.
 struct Desk(tempfile::TempDir);
 
-/// What a command said.
+/// A command's exit code and output.
 #[derive(Debug)]
 struct Said {
     code: Option<i32>,
@@ -54,7 +54,7 @@ impl Desk {
         command
     }
 
-    /// A project that a user has made, whose dependencies are the repository's own versions.
+    /// A user's project, with the dependency versions of the repository.
     fn project(&self, name: &str, hooks: &str) {
         let made = self.plugin(&["new", name, "--hook", hooks]);
         assert_eq!(made.code, Some(0), "{made:?}");
@@ -62,14 +62,13 @@ impl Desk {
     }
 }
 
-/// What builds leave goes where the bundled policies' builds left theirs: dependencies are built
-/// once.
+/// Builds share the target directory of the bundled policies, so that dependencies are built once.
 fn shared_builds() -> [(&'static str, PathBuf); 3] {
     let target = repository("plugins/target");
     [
         ("HALLEY_GUEST_TARGET", target.join("guest")),
         ("CARGO_TARGET_DIR", target),
-        // Stories run beside each other, and this build's engine is slow.
+        // Tests run in parallel, and this build's engine is slow.
         ("HALLEY_PLUGIN_DEADLINE", "5s".into()),
     ]
 }
@@ -80,10 +79,10 @@ fn said(command: &mut Command) -> Said {
     Said { code: status.code(), out: text(stdout), err: text(stderr) }
 }
 
-/// A guest of the tests.
+/// A guest from the tests.
 fn guest(name: &str) -> String {
     let file = repository("tests/guests").join(name);
-    assert!(file.is_file(), "{} is not there; run `make plugins`", file.display());
+    assert!(file.is_file(), "{} is missing; run `make plugins`", file.display());
     file.display().to_string()
 }
 

@@ -1,4 +1,4 @@
-//! From nothing to a running policy.
+//! From an empty directory to a running policy.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
@@ -33,7 +33,7 @@ fn a_new_project_does_all_that_its_readme_says() {
     }
 
     let tested = desk.plugin_in("my-policy", &["test"]);
-    assert_eq!((tested.code, tested.out.contains("4 of 4 cases hold")), (Some(0), true), "{tested:?}");
+    assert_eq!((tested.code, tested.out.contains("4 of 4 cases passed")), (Some(0), true), "{tested:?}");
 
     let mut run = desk.command("my-policy", &["run"]);
     let ran =
@@ -65,11 +65,11 @@ fn each_hook_alone_makes_a_project_whose_tests_pass() {
         let desk = Desk::new();
         desk.project("one_hook", hook);
         let tested = desk.plugin(&["test", "one_hook"]);
-        assert_eq!((tested.code, tested.out.contains("2 of 2 cases hold")), (Some(0), true), "{tested:?}");
+        assert_eq!((tested.code, tested.out.contains("2 of 2 cases passed")), (Some(0), true), "{tested:?}");
         let inspected = desk.plugin(&["inspect", "one_hook/dist/one_hook.wasm", "--json"]);
         let json: Value = serde_json::from_str(&inspected.out).expect("JSON");
         assert_eq!(json["hooks"], serde_json::json!([hook, "lifecycle"]), "{json}");
-        // Its tests in Rust, without WebAssembly.
+        // Its Rust tests, without WebAssembly.
         let mut cargo = Command::new("cargo");
         cargo.args(["test", "--quiet"]).current_dir(desk.path("one_hook")).envs(shared_builds());
         let natively = said(&mut cargo);
@@ -83,15 +83,15 @@ fn names_and_places_that_cannot_be_are_refused_with_the_remedy() {
     for name in ["My-Policy", "1st", "a b", "test", "-x"] {
         let refused = desk.plugin(&["new", "--", name]);
         assert_eq!((refused.code, refused.out.as_str()), (Some(2), ""), "{name}: {refused:?}");
-        assert!(refused.err.contains("take"), "{}", refused.err);
+        assert!(refused.err.contains("name"), "{}", refused.err);
     }
     std::fs::create_dir(desk.path("there")).expect("made");
-    assert_eq!(desk.plugin(&["new", "there"]).code, Some(0), "an empty folder is as good as none");
+    assert_eq!(desk.plugin(&["new", "there"]).code, Some(0), "an empty directory is accepted");
     let before = desk.read("there/src/lib.rs");
     let again = desk.plugin(&["new", "there", "--hook", "offline"]);
     assert_eq!(again.code, Some(2));
-    assert!(again.err.contains("there is there already") && again.err.contains("--path"), "{}", again.err);
-    assert_eq!(desk.read("there/src/lib.rs"), before, "nothing was touched");
+    assert!(again.err.contains("there exists already") && again.err.contains("--path"), "{}", again.err);
+    assert_eq!(desk.read("there/src/lib.rs"), before, "nothing was changed");
     let unknown = desk.plugin(&["new", "x", "--hook", "route"]);
     assert_eq!(unknown.code, Some(2));
     assert!(unknown.err.contains("filter, grouping, offline"), "{}", unknown.err);
@@ -126,7 +126,7 @@ fn run_names_the_line_that_makes_no_sense_and_shows_failures() {
         let mut command = desk.command(".", &[&["run", unruly.as_str()], args].concat());
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("it runs");
-        // It may end before it has read everything.
+        // It may exit before it has read everything.
         drop(child.stdin.take().expect("piped").write_all(lines.as_bytes()));
         let output = child.wait_with_output().expect("it ends");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -139,7 +139,7 @@ fn run_names_the_line_that_makes_no_sense_and_shows_failures() {
 
     let (code, out, _) =
         ask("{\"room\":\"r\",\"body\":\"trap\"}\n{\"room\":\"r\",\"body\":\"drop x\"}\n", &["--json"]);
-    assert_eq!(code, Some(1), "a failure is one");
+    assert_eq!(code, Some(1), "one input failed");
     let answers: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     assert!(answers[0]["answer"][0].as_str().expect("text").starts_with("fail: trapped"), "{out}");
     assert_eq!(answers[1]["answer"][0], "drop: x");
@@ -147,12 +147,12 @@ fn run_names_the_line_that_makes_no_sense_and_shows_failures() {
     let (code, _, err) =
         ask("{\"room\":\"r\",\"body\":\"own-metrics\"}\n{\"room\":\"r\",\"body\":\"flood\"}\n", &[]);
     assert_eq!(code, Some(0));
-    for left_out in ["limit=\"log\"", "limit=\"metrics\"", "a metric of the plugin is left out"] {
+    for left_out in ["limit=\"log\"", "limit=\"metrics\"", "a metric of the plugin is dropped"] {
         assert!(err.contains(left_out), "{left_out}: {err}");
     }
-    assert!(!err.contains("limit=\"time\""), "only what it ran into: {err}");
+    assert!(!err.contains("limit=\"time\""), "only limits that were reached: {err}");
     assert!(err.contains("halley_plugin_counter_total{") && err.contains("halley::plugin"), "{err}");
-    assert!(!err.contains('\u{1b}'), "no colours where nobody sees them");
+    assert!(!err.contains('\u{1b}'), "no colours without a terminal");
 }
 
 #[test]
@@ -165,10 +165,10 @@ fn a_call_has_the_time_that_a_gateway_gives_it() {
         said(command.env_remove("HALLEY_PLUGIN_DEADLINE"))
     };
     let gateways = ask(&[]);
-    assert!(gateways.out.contains("ran past its deadline of 50ms"), "{gateways:?}");
+    assert!(gateways.out.contains("exceeded its deadline of 50ms"), "{gateways:?}");
     assert!(gateways.err.contains("each call had 50ms, as a [[plugin]]"), "{gateways:?}");
     let own = ask(&["--deadline", "150ms"]);
-    assert!(own.out.contains("ran past its deadline of 150ms"), "{own:?}");
+    assert!(own.out.contains("exceeded its deadline of 150ms"), "{own:?}");
 }
 
 #[test]

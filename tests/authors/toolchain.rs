@@ -1,4 +1,4 @@
-//! What happens where there is no toolchain, or the code is wrong.
+//! A missing toolchain, and code that does not compile.
 
 use std::os::unix::fs::symlink;
 
@@ -8,7 +8,7 @@ use super::{Desk, said};
 fn where_no_toolchain_can_be_had_it_says_what_to_install() {
     let desk = Desk::new();
     desk.project("lonely", "filter");
-    // All that the script needs, and nothing that builds or installs.
+    // Everything that the script needs, but no compiler and no installer.
     let tools = desk.path("tools");
     std::fs::create_dir(&tools).expect("made");
     for tool in ["sh", "dirname", "cat", "id", "mkdir", "find", "rm", "mktemp"] {
@@ -22,7 +22,7 @@ fn where_no_toolchain_can_be_had_it_says_what_to_install() {
         built.err.find("install Rust from https://rustup.rs, then: rustup target add wasm32-unknown-unknown");
     assert!(remedy.is_some(), "{}", built.err);
     assert!(built.err.find("apt-get").is_none_or(|apt| Some(apt) > remedy), "{}", built.err);
-    assert!(built.err.contains("does not build; what is wrong stands above"), "{}", built.err);
+    assert!(built.err.contains("does not build; see the errors above"), "{}", built.err);
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn where_there_is_no_project_it_says_how_to_make_one() {
     let desk = Desk::new();
     desk.write("Cargo.toml", "[package]\nname = \"other\"\n");
     let other = desk.plugin(&["build"]);
-    assert_eq!((other.code, other.err.contains("is no policy")), (Some(2), true), "{other:?}");
+    assert_eq!((other.code, other.err.contains("is not a policy")), (Some(2), true), "{other:?}");
     std::fs::remove_file(desk.path("Cargo.toml")).expect("it was there");
     for command in ["build", "dev"] {
         let failed = desk.plugin(&[command]);

@@ -1,4 +1,4 @@
-//! Dead letters that somebody else wrote: they are listed, and refused, like any other.
+//! Forged dead letters: they are listed and refused like any others.
 
 use crate::letters::{Desk, text};
 use crate::support::kafka::kafka;

@@ -1,5 +1,5 @@
-//! Whatever stands in a room's id or comes from a comet: a log line is a line, and there are not
-//! more of them than people read.
+//! Whatever room ids and comets contain: a log line stays one line, and the number of lines is
+//! bounded.
 
 use std::process::Command;
 
@@ -12,7 +12,7 @@ use crate::support::leash::Leash;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, folder};
 
-/// A room whose id forges a line, clears the screen, ends a string and turns the reading direction.
+/// A room id that forges a line, clears the screen, ends a string and reverses the text direction.
 const ROOM: &str =
     "lobby\n2026-01-01T00:00:00.000000Z ERROR all is lost\r\u{1b}[2J\0\u{9b}31m\u{202e}\u{2028}x";
 

@@ -1,5 +1,4 @@
-//! What records may claim, and what logs show: whoever can write to a topic gets no more by it
-//! than to have messages delivered.
+//! Forged records: a producer gains nothing but delivery of its messages.
 
 mod letters;
 mod logs;

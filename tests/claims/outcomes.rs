@@ -1,4 +1,4 @@
-//! What a message came to: everyone was reached, some were, or nobody.
+//! Outcomes of a message: everyone, some, or nobody was reached.
 
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{gateway, quoted};
@@ -24,7 +24,7 @@ async fn outcomes_tell_apart_all_some_and_nobody() {
         }
         expected[outcome] += count as f64;
     }
-    // A key of nobody, and a PUSH of which one key is reached.
+    // A key without a user, and a PUSH with one reachable key.
     kafka().produce_keys(&topic, None, &["nobody"], "hello").await;
     kafka().produce_keys(&topic, None, &["conn_1", "nobody"], "hello").await;
     expected[1] += 1.0;
@@ -36,5 +36,5 @@ async fn outcomes_tell_apart_all_some_and_nobody() {
         counted.push(gateway.metric(&series).await.unwrap_or_default());
     }
     assert_eq!(counted, expected, "delivered, partly delivered, nobody");
-    assert_eq!(comet.count(), 1 + 2 + 1, "nobody was called for nobody");
+    assert_eq!(comet.count(), 1 + 2 + 1, "no call without recipients");
 }

@@ -1,4 +1,4 @@
-//! Only `halley dead-letter redrive` can say that a record is a message which was there before.
+//! Only `halley dead-letter redrive` can mark a record as an earlier message.
 
 use halley::message::{Audience, encode};
 use serde_json::json;
@@ -33,7 +33,7 @@ async fn a_forged_id_is_ignored_and_a_redriven_one_believed() {
     comet.behave(Behaviour::Ok);
     comet.forget();
 
-    // Forged: one message in three copies passes the guard once, and takes nobody's id.
+    // Forged: three copies of a message pass the guard once, and take nobody's id.
     let value = encode(&Audience::Room("lobby".into()), 4, b"forged");
     let (forged, gone) = (("halley-message-id", &*id), ("halley-redrive-comets", "127.0.0.1:1"));
     let proof = format!("1:{}", "0a".repeat(32));
@@ -44,24 +44,24 @@ async fn a_forged_id_is_ignored_and_a_redriven_one_believed() {
     gateway.wait_until_settled(&topic).await;
     let calls = comet.calls();
     assert_eq!(calls.len(), 1, "1 of 3 copies passes: {calls:#?}");
-    assert!(!calls[0].messages.contains(&id), "it has an id of its own: {calls:#?}");
+    assert!(!calls[0].messages.contains(&id), "it has its own id: {calls:#?}");
     assert_eq!(
         (claims(&gateway, "missing").await, claims(&gateway, "invalid").await),
         (Some(2.0), Some(1.0))
     );
-    let told = "a record claims to be redriven and brings no valid proof";
+    let told = "a record claims to be redriven without a valid proof";
     let lines = gateway.log_lines();
     let said = lines.iter().filter(|line| line["message"].as_str().is_some_and(|m| m.starts_with(told)));
     assert_eq!(said.count(), 1, "one line for all: {gateway:?}");
 
-    // Redriven: it may pass the guard that it has claimed itself, and is known by its id.
+    // Redriven: it passes its own guard, and keeps its id.
     assert!(desk.ok(&["redrive"]).starts_with("1 redriven"));
     gateway.wait_until_settled(&topic).await;
     let calls = comet.calls();
     assert_eq!((calls.len(), &calls[1].messages), (2, &vec![id]), "{calls:#?}");
     assert_eq!(claims(&gateway, "valid").await, Some(1.0));
 
-    // What was proven for one record proves nothing of another.
+    // A proof of one record is not valid for another.
     let redriven = kafka().read_all(&topic).pop().expect("the redriven record");
     let stolen: Vec<_> = ["halley-message-id", "halley-attempts", "halley-proof"]
         .map(|name| (name, redriven.header(name).expect("a redriven record has it")))
@@ -126,7 +126,7 @@ async fn a_redrive_writes_only_where_records_are_read() {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         assert!(out.contains("2 refused"), "{out}");
         let line = format!(
-            "came from `{payments}`, which is not one of `[kafka] topics`; if it did, name the topic with `--allow-topic`"
+            "origin is `{payments}`, which is not one of `[kafka] topics`; if that is right, allow it with `--allow-topic`"
         );
         assert!(said.contains(&line), "{said}");
     }

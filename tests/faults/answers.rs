@@ -1,5 +1,5 @@
-//! Comets that answer, and say that one client does not take messages; comets that are slower
-//! than what is sent to them.
+//! Comets that answer that one client does not accept messages, and comets that are slower than
+//! their load.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::support::peers::{PeerComet, Stack};
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, resident_kib};
 
-/// What a connection got by PUSH, in order.
+/// What a connection received by PUSH, in order.
 fn pushed(comet: &FakeComet, key: &str) -> Vec<String> {
     let calls = comet.calls().into_iter().filter(|call| !call.refused);
     let here =
@@ -33,7 +33,7 @@ async fn breaker_is_closed(gateway: &RunningGateway, comet: &FakeComet) -> bool 
 
 /// goim's comet answers `Unknown` when the queue of one client of a `PushMsg` is full.
 #[tokio::test]
-async fn a_client_that_stops_reading_takes_nothing_from_the_others() {
+async fn a_client_that_stops_reading_blocks_no_other() {
     const EACH: usize = 20;
     let (redis, comet) = (Redis::start().await, FakeComet::start_speaking(Dialect::Goim).await);
     for (connection, user) in [("a", "user_a"), ("stuck", "user_s"), ("b", "user_b")] {
@@ -44,7 +44,7 @@ async fn a_client_that_stops_reading_takes_nothing_from_the_others() {
     let dead_letters = format!("{topic}.dead-letter");
     kafka().create_topic(&dead_letters, 1).await;
     let settings = gateway(&topic).redis(&redis).node(&comet);
-    let gateway = settings.set("comets", "dialect", quoted("goim")).set("comets", "lanes", 1).start().await;
+    let gateway = settings.set("comets", "dialect", quoted("goim")).start().await;
 
     for number in numbers(EACH) {
         kafka().produce_keys(&topic, None, &["a", "stuck", "b"], number.clone()).await;
@@ -70,9 +70,9 @@ async fn a_client_that_stops_reading_takes_nothing_from_the_others() {
     assert_eq!(gateway.metric(&not_taken).await, Some(EACH as f64));
 }
 
-/// The same from servers that share no code with the gateway.
+/// The same with servers that share no code with the gateway.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_handlers_on_other_stacks_say_is_an_answer() {
+async fn a_status_from_another_grpc_stack_is_an_answer() {
     let (go, core) = tokio::join!(PeerComet::start(Stack::GrpcGo), PeerComet::start(Stack::GrpcCore));
     for comet in [go, core].into_iter().flatten() {
         let redis = Redis::start().await;
@@ -102,7 +102,7 @@ async fn what_handlers_on_other_stacks_say_is_an_answer() {
 }
 
 #[tokio::test]
-async fn a_status_for_one_connection_is_about_that_connection() {
+async fn a_status_for_one_connection_affects_only_that_one() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     // Unimplemented is gRPC's own answer to an unknown method, never one about a connection.
     let codes: Vec<Code> = (1..=16).map(Code::from).filter(|code| *code != Code::Unimplemented).collect();
@@ -117,7 +117,6 @@ async fn a_status_for_one_connection_is_about_that_connection() {
     kafka().create_topic(&dead_letters, 1).await;
     let gateway = gateway(&topic)
         .redis(&redis)
-        .set("comets", "lanes", 1)
         .set("delivery", "timeout", quoted("1s"))
         .set("delivery", "give_up_after", quoted("1s"))
         .start()
@@ -144,9 +143,9 @@ async fn a_status_for_one_connection_is_about_that_connection() {
     assert_eq!((refused, kept), (7, 8), "refused for good, or kept for who could not be reached");
 }
 
-/// A backlog that is read faster than the comet takes it.
+/// A backlog that is read faster than the comet accepts it.
 #[tokio::test]
-async fn a_backlog_waits_for_a_comet_that_takes_messages() {
+async fn a_backlog_waits_for_a_comet_that_keeps_up() {
     const RECORDS: usize = 600;
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
@@ -170,9 +169,9 @@ async fn a_backlog_waits_for_a_comet_that_takes_messages() {
     assert!(gateway.metric(&waited).await.is_some_and(|times| times > 0.0), "the queue was full");
 }
 
-/// A gateway that may not open another file cannot connect, which is not the comet's fault.
+/// A gateway that cannot open another file cannot connect, which is not the comet's failure.
 #[tokio::test]
-async fn a_lack_of_files_is_told_of_and_opens_no_breaker() {
+async fn a_lack_of_files_is_reported_and_opens_no_breaker() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     let topic = kafka().topic("files", 1).await;
@@ -194,7 +193,7 @@ async fn a_lack_of_files_is_told_of_and_opens_no_breaker() {
     let told = async || {
         let lines = gateway.log_lines();
         let about =
-            |line: &&serde_json::Value| line.to_string().contains("this process lacks files or ports");
+            |line: &&serde_json::Value| line.to_string().contains("this process is out of files or ports");
         lines.iter().find(about).cloned()
     };
     let line = eventually("an error about files", PATIENCE, told).await;
@@ -208,9 +207,9 @@ async fn a_lack_of_files_is_told_of_and_opens_no_breaker() {
     assert!(!opened, "{gateway:?}");
 }
 
-/// Comets that take connections and read nothing, while large messages for all of them wait.
+/// Comets that accept connections but read nothing, while large messages for all of them are queued.
 #[tokio::test]
-async fn messages_that_wait_for_many_comets_are_there_once() {
+async fn a_message_queued_for_many_comets_is_held_once() {
     const COMETS: usize = 40;
     const ROOMS: usize = 8;
     const BODY: usize = 900_000;
@@ -225,7 +224,6 @@ async fn messages_that_wait_for_many_comets_are_there_once() {
     let gateway = gateway(&topic)
         .set("routing", "rooms", quoted("every-comet"))
         .set("comets", "nodes", format!("[{}]", nodes.join(", ")))
-        .set("comets", "lanes", 64)
         .set("delivery", "timeout", quoted("60s"))
         .set("delivery", "give_up_after", quoted("60s"))
         .set("delivery", "shutdown_grace", quoted("1s"))
@@ -244,7 +242,7 @@ async fn messages_that_wait_for_many_comets_are_there_once() {
     }
     let pending = gateway.metric("halley_comets_pending_bytes").await.expect("a gauge");
     assert!((pending as usize) < ROOMS * (BODY + 1000), "each message once: {pending}");
-    // A copy for each call were 288 MB. A record, its message and what was read ahead are a few of 7 MB.
+    // One copy per call would be 288 MB. Records, messages and prefetched data are a few times 7 MB.
     let grown = resident_kib(gateway.pid()).saturating_sub(before);
     assert!(grown < 120_000, "{grown} KiB for {ROOMS} messages of {BODY} bytes to {COMETS} comets");
     gateway.kill();

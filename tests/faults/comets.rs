@@ -1,4 +1,4 @@
-//! Comets that die, come back, hang, and answer every kind of nonsense.
+//! Comets that crash, restart, hang, and answer with every status.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use super::{seeded, some_time};
 use crate::support::proxy::Fault;
 use crate::support::{PATIENCE, eventually};
 
-/// How many calls to one comet may be under way, which is what may come twice when it dies.
+/// The maximum number of calls in flight to one comet, which may be duplicated when it dies.
 const LANES: usize = 8;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn comets_that_die_and_come_back_get_everything_in_order() {
+async fn restarted_comets_get_everything_in_order() {
     dying(6).await;
 }
 
@@ -27,7 +27,7 @@ pub async fn dying(times: usize) {
             for _ in 0..times {
                 let comet = &world.comets[random.usize(..world.comets.len())].comet;
                 comet.stop().await;
-                // Some are away for longer than the breaker's patience.
+                // Some are down for longer than the breaker's window.
                 tokio::time::sleep(some_time(&mut random, Duration::from_secs(4))).await;
                 comet.restart().await;
                 world.wait_for_work(200).await;
@@ -42,7 +42,7 @@ pub async fn dying(times: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_status_is_tried_again_or_becomes_a_dead_letter() {
+async fn every_status_is_retried_or_becomes_a_dead_letter() {
     const EACH: usize = 3;
     let world = World::new("statuses", 8, 3).await;
     let gateway = world.gateway().await.start().await;
@@ -73,10 +73,10 @@ fn refused(comet: &crate::support::comet::FakeComet) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_black_hole_among_eight_comets_holds_up_nobody_else() {
+async fn one_black_hole_among_eight_comets_blocks_no_other() {
     let seed = seeded("black hole").u64(..);
     let plan = Plan::new("black-hole", 16, 8).await;
-    // Every room on two comets: what waits for the one must not wait with the other.
+    // Every room is on two comets: waiting for one must not delay the other.
     let world = Plan { network: Some(seed), spread: |room, comet| (room + 8 - comet) % 8 < 2, ..plan };
     let world = world.build().await;
     let gateway = world.gateway().await.start().await;

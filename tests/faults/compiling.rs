@@ -10,7 +10,7 @@ use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, folder, repository};
 
-const SLOW: &str = "compiling a plugin takes its time; what is active stays so meanwhile";
+const SLOW: &str = "compiling the plugin takes long; the active policies stay active meanwhile";
 
 /// A component of a megabyte that exports a hook, and for which a compiler needs more than a minute:
 /// one function with many variables that are all alive at once.
@@ -125,7 +125,7 @@ fn has_ended(pid: u32) -> bool {
 }
 
 #[tokio::test]
-async fn what_cannot_be_compiled_is_tried_once_and_the_good_version_goes_on() {
+async fn a_plugin_that_cannot_compile_is_tried_once() {
     let topic = kafka().topic("uncompilable", 1).await;
     let (folder, comet) = (folder("uncompilable"), FakeComet::start().await);
     let redis = Redis::start().await;
@@ -150,7 +150,7 @@ async fn what_cannot_be_compiled_is_tried_once_and_the_good_version_goes_on() {
     assert!(why.contains("128.0 MiB"), "{why}");
     let mark = only_file(&state.join("uncompilable"));
     // Looked at again and again, and not tried again.
-    let why = warning_with(&first, "not tried again: raise the limit, or remove").await;
+    let why = warning_with(&first, "not retried: raise the limit, or remove").await;
     assert!(why.contains(&mark.display().to_string()), "{why}");
     kafka().produce_room(&topic, "lobby", "spam").await;
     kafka().produce_room(&topic, "lobby", "hello").await;
@@ -211,5 +211,5 @@ async fn bombs_are_refused_before_they_are_compiled() {
     let gateway = gateway(&topic).plugin(Plugin::new("bomb", &file)).start_unready().await;
     assert_eq!(gateway.wait().await.code(), Some(1));
     let log = format!("{gateway:?}");
-    assert!(log.contains("levels of components in each other"), "{log}");
+    assert!(log.contains("levels of nested components"), "{log}");
 }

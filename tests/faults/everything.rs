@@ -1,6 +1,5 @@
-//! All of it at once, as chance has it: gateways that are killed, stopped and frozen; comets
-//! that die; a bad network everywhere; Redis and Kafka that restart; policies that fail and are
-//! swapped.
+//! All faults at once, at random: gateways that are killed, stopped and frozen; comets that die; a
+//! bad network everywhere; Redis and Kafka restarts; policies that fail and are swapped.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -24,21 +23,21 @@ async fn everything_at_once_loses_and_reorders_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_at_once_with_comets_that_are_given_up_loses_nothing() {
+async fn all_faults_with_unreachable_comets_lose_nothing() {
     chaos(Patience::AsConfigured, Duration::from_secs(25)).await;
 }
 
-/// How long comets are waited for.
+/// When comets count as unreachable.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
-    /// Whatever happens. Every room keeps its order at every comet.
+    /// Never. Every room keeps its order at every comet.
     Endless,
-    /// Until they count as unreachable, and messages are kept for their users. When the gateway
-    /// dies before they are kept, the next one delivers them, after later ones.
+    /// As configured; then messages are stored for their users. If the gateway dies before they are
+    /// stored, the next one delivers them, after later ones.
     AsConfigured,
 }
 
-/// Lets chance rule for this long.
+/// Causes random faults for this long.
 pub async fn chaos(patience: Patience, lasts: Duration) {
     let mut random = seeded("everything");
     let Some((kafka, proxy)) = Kafka::own_behind_proxy(random.u64(..)).await else { return };

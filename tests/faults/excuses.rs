@@ -1,6 +1,6 @@
-//! What a gateway's own log says of repeats: on a machine that is busy with other things, a call
-//! may have no answer in time, and a member may lose its session. Both are repeats that every
-//! at-least-once gateway makes, and no fault of the hand-over that a story is about.
+//! Expected duplicates, from a gateway's own log: on a busy machine, a call may time out, and a
+//! member may lose its session. Both cause duplicates in any at-least-once gateway, and are not
+//! failures of the hand-over under test.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,16 +10,16 @@ use serde_json::Value;
 use crate::support::gateway::RunningGateway;
 use crate::support::history::Excuse;
 
-/// What has to be logged for it: calls that nobody answered are told of at `debug`.
+/// The log level this needs: calls without an answer are logged at `debug`.
 pub const LOG_LEVEL: &str = "warn,halley=info,halley::comets=debug";
 
-/// How long before its line a session may have been lost, and the other members have begun: the
-/// session timeout of these worlds, and some.
+/// How long before its line a session may have been lost, and other members may have started: the
+/// session timeout of these worlds, plus a margin.
 const BEFORE_LOST: Duration = Duration::from_secs(10);
-/// How long before its line a drain may have been given up, or a commit have failed.
+/// How long before its line a drain may have timed out, or a commit may have failed.
 const BEFORE_TOLD: Duration = Duration::from_secs(3);
 
-/// What this gateway says.
+/// The expected duplicates of this gateway.
 pub fn excuses(gateway: &RunningGateway) -> Vec<Excuse> {
     gateway.log_lines().iter().filter_map(excuse).collect()
 }
@@ -48,7 +48,7 @@ fn instant(timestamp: &str) -> Option<Instant> {
 }
 
 #[test]
-fn what_a_gateway_logs_of_repeats_is_read() {
+fn causes_of_duplicates_are_found_in_the_log() {
     let line = |message: &str, more: (&str, Value)| {
         let mut line = serde_json::json!({ "timestamp": "2026-01-01T00:00:00.000001Z", "message": message });
         line[more.0] = more.1;
@@ -58,6 +58,8 @@ fn what_a_gateway_logs_of_repeats_is_read() {
     assert!(call.comet.as_deref() == Some("a:1") && call.from == call.until);
     assert!(line("partitions revoked", ("unfinished", 2.into())).is_some());
     assert!(line("partitions revoked", ("unfinished", 0.into())).is_none());
-    assert!(line("partitions lost: this member was silent", ("partitions", "".into())).is_some());
+    assert!(
+        line("partitions lost: this member missed its session timeout", ("partitions", "".into())).is_some()
+    );
     assert!(line("partitions assigned", ("partitions", "".into())).is_none());
 }

@@ -1,4 +1,4 @@
-//! Gateways that die, stop, stand still, join and leave.
+//! Gateways that crash, stop, freeze, join and leave.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::support::eventually;
 use crate::support::gateway::{Gateway, RunningGateway, quoted};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_at_random_moments_it_loses_and_reorders_nothing() {
+async fn killed_at_random_it_loses_and_reorders_nothing() {
     killed(25).await;
 }
 
@@ -21,7 +21,7 @@ pub async fn killed(times: usize) {
         .load_during(async {
             for _ in 0..times {
                 let gateway = settings.clone().start_unready().await;
-                // Some die while they start, some in full work.
+                // Some die while they start, some under full load.
                 tokio::time::sleep(some_time(&mut random, Duration::from_millis(1500))).await;
                 gateway.kill();
                 world.note_interruption(gateway.group()).await;
@@ -37,7 +37,7 @@ pub async fn killed(times: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn stopped_under_load_again_and_again_it_repeats_nothing() {
+async fn repeated_stops_under_load_duplicate_nothing() {
     stopped(6).await;
 }
 
@@ -66,12 +66,12 @@ pub async fn stopped(times: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_stands_still_longer_than_its_session_does_no_harm_when_it_goes_on() {
+async fn a_gateway_frozen_past_its_session_resumes_harmlessly() {
     frozen(2).await;
 }
 
-/// Two dynamic members; one is stopped for longer than the session timeout and goes on, this
-/// many times.
+/// Two dynamic members; one is frozen for longer than the session timeout and resumes, this many
+/// times.
 pub async fn frozen(times: usize) {
     let world = World::new("frozen", 8, 3).await;
     let settings = dynamic(&world).await;
@@ -84,11 +84,11 @@ pub async fn frozen(times: usize) {
                 world.wait_for_work(200).await;
                 first.signal("STOP");
                 let standstill = world.note_interruption(second.group()).await;
-                // What it held is the other's now.
+                // The other member owns its partitions now.
                 wait_for_partitions(&second, 4).await;
                 world.wait_for_work(200).await;
                 first.signal("CONT");
-                // It has learned that it was away, and is back: its old work is abandoned or done by then.
+                // It has noticed the lost session and rejoined: its old work is cancelled or done by then.
                 wait_for_halves(&first, &second).await;
                 world.wait_for_work(200).await;
                 world.note_end(&standstill);
@@ -107,7 +107,7 @@ async fn gateways_that_join_and_leave_under_load_repeat_nothing() {
     joining(4).await;
 }
 
-/// One gateway stays; others join and leave in good order, this many times.
+/// One gateway stays; others join and leave gracefully, this many times.
 pub async fn joining(times: usize) {
     let mut random = seeded("joining");
     let world = World::new("joining", 8, 3).await;
@@ -134,15 +134,47 @@ pub async fn joining(times: usize) {
     report.assert_no_dead_letters();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_while_another_gateway_joins_repeats_nothing() {
+    stopped_while_another_joins(2).await;
+}
+
+/// A gateway ends with SIGTERM in the middle of the rebalance by which another one joins, this many
+/// times: Kafka takes no offsets then.
+pub async fn stopped_while_another_joins(times: usize) {
+    let world = World::new("relay", 8, 3).await;
+    let settings = dynamic(&world).await;
+    let mut serving = settings.clone().start().await;
+    world
+        .load_during(async {
+            for _ in 0..times {
+                let next = settings.clone().start_unready().await;
+                serving.wait_for_log("partitions revoked").await;
+                let status = serving.sigterm().await;
+                assert!(status.success(), "{status:?}; {serving:?}");
+                world.note_log(&serving);
+                wait_for_partitions(&next, 4).await;
+                world.wait_for_work(200).await;
+                serving = next;
+            }
+        })
+        .await;
+    world.settle(&serving).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_no_repeats();
+    report.assert_no_dead_letters();
+}
+
 /// Members that come and go have no instance name.
 async fn dynamic(world: &World) -> Gateway {
     world.gateway().await.set("kafka", "instance", quoted(""))
 }
 
-/// Both have settled on two of the four partitions: no rebalance goes on, during which nothing can be
-/// committed.
+/// Waits until each has two of the four partitions: no rebalance is in progress, during which
+/// nothing can be committed.
 async fn wait_for_halves(first: &RunningGateway, second: &RunningGateway) {
-    // The first to answer may still have what is taken from it.
+    // The first to answer may still report partitions that are being revoked.
     for gateway in [first, second, first] {
         wait_for_partitions(gateway, 2).await;
     }

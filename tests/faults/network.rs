@@ -12,7 +12,7 @@ use crate::support::proxy::{Fault, Proxy};
 /// How long each fault lasts: longer than a call's deadline, shorter than a session.
 const LASTS: Duration = Duration::from_millis(2500);
 
-/// One of each kind, in which hardly anything or nothing passes.
+/// One of each kind, in which little or nothing passes.
 pub const FAULTS: [Fault; 6] = [
     Fault::Latency { at_least: Duration::from_millis(20), at_most: Duration::from_millis(300) },
     Fault::Bandwidth { bytes_per_second: 500 },
@@ -23,7 +23,7 @@ pub const FAULTS: [Fault; 6] = [
 ];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bad_network_before_a_comet_loses_and_reorders_nothing() {
+async fn a_bad_network_to_a_comet_loses_and_reorders_nothing() {
     let seed = seeded("network before a comet").u64(..);
     let world = Plan { network: Some(seed), ..Plan::new("net-comet", 8, 3).await }.build().await;
     let gateway = world.gateway().await.start().await;
@@ -35,7 +35,7 @@ async fn a_bad_network_before_a_comet_loses_and_reorders_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bad_network_before_redis_loses_reorders_and_repeats_nothing() {
+async fn a_bad_network_to_redis_loses_and_reorders_nothing() {
     let seed = seeded("network before Redis").u64(..);
     let world = Plan { network: Some(seed), ..Plan::new("net-redis", 8, 3).await }.build().await;
     let gateway = world.gateway().await.start().await;
@@ -49,13 +49,13 @@ async fn a_bad_network_before_redis_loses_reorders_and_repeats_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bad_network_before_kafka_loses_reorders_and_repeats_nothing() {
+async fn a_bad_network_to_kafka_loses_and_reorders_nothing() {
     let seed = seeded("network before Kafka").u64(..);
     let Some((kafka, proxy)) = Kafka::own_behind_proxy(seed).await else { return };
     let plan = Plan::new("net-kafka", 8, 3).await;
     let world = Plan { kafka: Some((kafka, Some(proxy))), ..plan }.build().await;
-    // No static member: when a join's answer is lost, Kafka takes its own member for another
-    // process of that name, and shuts it out. The default session, longer than the faults.
+    // Not a static member: if a join's answer is lost, Kafka treats the retry as another process of
+    // that name, and fences the first one. The default session timeout is longer than the faults.
     let settings = world.gateway().await.set("kafka", "instance", quoted(""));
     let gateway = settings.set("kafka", "session_timeout", quoted("3m")).start().await;
     let proxy = world.kafka.as_ref().and_then(|(_, proxy)| proxy.as_ref()).expect("planned");
@@ -67,7 +67,7 @@ async fn a_bad_network_before_kafka_loses_reorders_and_repeats_nothing() {
     report.assert_no_dead_letters();
 }
 
-/// Every fault once; work goes on after each.
+/// Every fault once; work resumes after each.
 async fn weather(world: &World, proxy: &Proxy) {
     world.wait_for_work(200).await;
     for fault in FAULTS {

@@ -1,5 +1,5 @@
-//! Policies that trap, loop and exhaust their memory on some records, while the set of policies
-//! is swapped again and again.
+//! Policies that trap, loop and exhaust their memory on some records, while the set of policies is
+//! swapped repeatedly.
 
 use serde_json::json;
 
@@ -9,7 +9,7 @@ use crate::support::history::{VERSION_PLACE, body, version_mark};
 use crate::support::{PATIENCE, eventually, repository};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn policies_that_misbehave_and_are_swapped_lose_reorder_and_mix_nothing() {
+async fn swapped_misbehaving_policies_lose_and_mix_nothing() {
     swapped(30).await;
 }
 
@@ -46,11 +46,11 @@ pub async fn swapped(times: u32) {
     assert_eq!(versions.max(), Some(times), "the last version decided, too");
 }
 
-/// A policy that fails on poison, and one that signs with its version.
+/// A policy that fails on poisoned messages, and one that adds its version.
 pub fn with_policies(settings: &Gateway, version: u32) -> Gateway {
     let unruly = Plugin::new("unruly", repository("tests/guests/dist/unruly.wasm"))
         .set("on_error", quoted("dead-letter"))
-        // What is not asked about would be dead-lettered, too.
+        // Otherwise messages that the plugin did not see would be dead-lettered as well.
         .set("time_budget", quoted("100%"))
         .set("deadline", quoted("300ms"))
         .set("memory", quoted("16MiB"));
@@ -63,7 +63,7 @@ pub fn with_policies(settings: &Gateway, version: u32) -> Gateway {
     settings.clone().without_plugins().plugin(unruly).plugin(signs)
 }
 
-/// What is wrong with a room's message of this number.
+/// How a room's message of this number is poisoned, if it is.
 fn poison(number: u64) -> Option<&'static str> {
     match number % 200 {
         50 => Some("trap"),
@@ -73,7 +73,7 @@ fn poison(number: u64) -> Option<&'static str> {
     }
 }
 
-/// Some bodies are commands that no policy should follow.
+/// Some bodies are poison for the policy.
 pub fn sometimes_poisonous(room: &str, number: u64) -> String {
     match poison(number) {
         Some(command) => format!("{command} {}", body(room, number)),

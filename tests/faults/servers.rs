@@ -1,4 +1,4 @@
-//! A Kafka broker and a Redis that die and come back.
+//! A Kafka broker and a Redis that crash and restart.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::support::kafka::Kafka;
 use crate::support::{PATIENCE, eventually};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_dies_and_comes_back_loses_and_reorders_nothing() {
+async fn a_restarted_broker_loses_and_reorders_nothing() {
     broker(2).await;
 }
 
@@ -18,8 +18,8 @@ pub async fn broker(times: usize) {
     let mut random = seeded("broker");
     let Some(kafka) = Kafka::own().await else { return };
     let world = Plan { kafka: Some((kafka, None)), ..Plan::new("broker", 8, 3).await }.build().await;
-    // Longer than the broker can be away, however loaded the machine is that starts it again: else
-    // the partitions count as lost, and what could not be committed comes again.
+    // Longer than a restart of the broker takes on a loaded machine: otherwise the partitions count
+    // as lost, and uncommitted records are delivered again.
     let gateway = world.gateway().await.set("kafka", "session_timeout", quoted("3m")).start().await;
     world
         .load_during(async {
@@ -40,11 +40,11 @@ pub async fn broker(times: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_redis_that_dies_and_comes_back_loses_reorders_and_repeats_nothing() {
+async fn a_restarted_redis_loses_and_reorders_nothing() {
     redis(3).await;
 }
 
-/// Kills Redis under load and starts it again with what it had, this many times.
+/// Kills Redis under load and restarts it with its data, this many times.
 pub async fn redis(times: usize) {
     let mut random = seeded("redis");
     let world = World::new("redis", 8, 3).await;

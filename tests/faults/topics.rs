@@ -1,4 +1,4 @@
-//! A topic that is deleted and created again while its records are under way.
+//! A topic that is deleted and created again while its records are in flight.
 
 use std::time::Duration;
 
@@ -10,13 +10,13 @@ use crate::support::eventually;
 use crate::support::kafka::kafka;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_created_again_under_load_loses_nothing_when_gateways_die() {
+async fn a_topic_recreated_under_load_loses_nothing() {
     if kafka().can_prove("a_topic_created_again_under_load") {
         recreated(1).await;
     }
 }
 
-/// Deletes the topic with records under way and creates it again, kills the gateway at a random
+/// Deletes the topic with records in flight and creates it again, and kills the gateway at a random
 /// moment after that, this many times.
 pub async fn recreated(times: usize) {
     let mut random = seeded("recreated");
@@ -41,7 +41,7 @@ pub async fn recreated(times: usize) {
             .await;
         gateway = settings.clone().start().await;
     }
-    // The last one sees it without dying.
+    // The last gateway notices without being killed.
     let noted = world.recreate_topic(gateway.group()).await;
     world.load_during(world.wait_for_work(50)).await;
     eventually("all partitions to be read from their start", PATIENCE, async || {

@@ -1,5 +1,4 @@
-//! Rooms on several comets, a load that numbers its messages, and the history of what became
-//! of them.
+//! Rooms on several comets, a load of numbered messages, and the history of their delivery.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,25 +17,25 @@ use crate::support::loudly;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 
-/// How long finishing everything may take after the last fault.
+/// The maximum time to deliver everything after the last fault.
 const SETTLE: Duration = Duration::from_secs(120);
 /// How many users each room has on each of its comets.
 const USERS: usize = 2;
-/// How many records a topic has partitions for.
+/// The number of partitions of a topic.
 const PARTITIONS: i32 = 4;
 
 /// Which comets a room has users on.
 pub type Spread = fn(room: usize, comet: usize) -> bool;
 
-/// A world to be.
+/// Builds a [`World`].
 pub struct Plan {
     pub name: &'static str,
     pub rooms: usize,
     pub comets: usize,
     pub spread: Spread,
-    /// With a bad network, of this seed, before the comets and Redis.
+    /// The seed of a bad network to the comets and Redis, if any.
     pub network: Option<u64>,
-    /// Another Kafka than that of all stories, perhaps with a bad network before it.
+    /// A Kafka of its own instead of the shared one, optionally behind a bad network.
     pub kafka: Option<(Kafka, Option<Proxy>)>,
     pub redis: Redis,
 }
@@ -48,7 +47,7 @@ impl Plan {
         Self { name, rooms, comets, spread: |_, _| true, network: None, kafka: None, redis }
     }
 
-    /// Makes it so.
+    /// Builds it.
     pub async fn build(self) -> World {
         let topic = {
             let broker = self.kafka.as_ref().map_or_else(|| kafka(), |(kafka, _)| kafka);
@@ -93,7 +92,7 @@ fn users(room: usize, comets: &[Edge], spread: Spread) -> BTreeMap<String, Vec<S
     here.map(|(at, edge)| (edge.address.clone(), names(at))).collect()
 }
 
-/// A comet, and where the directory says that it is.
+/// A comet, and its address in the directory.
 pub struct Edge {
     pub comet: FakeComet,
     pub address: String,
@@ -119,7 +118,7 @@ impl Edge {
     }
 }
 
-/// What a run takes place in.
+/// The environment of a run.
 pub struct World {
     pub topic: String,
     pub comets: Vec<Edge>,
@@ -137,7 +136,7 @@ pub struct World {
     interruptions: Mutex<Vec<Interruption>>,
     excuses: Mutex<Vec<Excuse>>,
     incarnation: AtomicU32,
-    /// What is committed with the offsets of incarnations that are deleted.
+    /// The offset metadata of deleted incarnations of the topic.
     old_marks: Mutex<BTreeSet<String>>,
 }
 

@@ -1,4 +1,4 @@
-//! Dead letters that their topic does not take whole, or not at all.
+//! Dead letters that their topic accepts only in part, or not at all.
 
 use halley::message::{Audience, encode};
 use tonic::Code;
@@ -59,7 +59,7 @@ async fn a_letter_that_is_refused_for_good_is_settled_counted_and_told() {
     station.comet.behave(Behaviour::Fail(Code::InvalidArgument));
     kafka().produce_room(topic, "lobby", "refused").await;
     assert_eq!(station.letters().await.len(), 0);
-    let lost = "the dead-letter topic refuses a letter for good: the record is settled and kept nowhere";
+    let lost = "the dead-letter topic permanently refused a letter: the record is settled and lost";
     let line = station.gateway.wait_for_log(lost).await;
     assert_eq!((&line["level"], &line["id"], &line["offset"]), (&"ERROR".into(), &id.into(), &0.into()));
     assert_eq!(station.gateway.metric("halley_dead_letters_lost_total").await, Some(2.0));

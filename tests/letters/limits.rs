@@ -1,4 +1,4 @@
-//! Dead letters and what their topics, and those that they came from, allow: sizes and ages.
+//! Limits of the dead-letter topic and of topics of origin: sizes and ages.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -12,8 +12,8 @@ use crate::support::gateway::{RunningGateway, gateway};
 use crate::support::kafka::{Read, kafka};
 use crate::support::redis::Redis;
 
-/// One topic with one partition that a gateway reads, a comet that has its room, and a
-/// dead-letter topic with settings of its own.
+/// A topic with one partition and a gateway, a comet with its room, and a dead-letter topic with
+/// custom settings.
 pub struct Station {
     pub redis: Redis,
     pub comet: FakeComet,
@@ -32,8 +32,8 @@ impl Station {
         Self { redis, comet, gateway: config.start().await, desk }
     }
 
-    /// What a comet refuses in one moment: `count` messages, each to a room of its own, that
-    /// the gateway meets together.
+    /// Has the comet refuse `count` messages at once, each for its own room, which the gateway reads
+    /// together.
     async fn refuse_together(&self, count: usize, produce: impl AsyncFn(&str)) {
         self.comet.behave(Behaviour::Fail(Code::InvalidArgument));
         for n in 0..count {
@@ -47,7 +47,7 @@ impl Station {
         self.gateway.signal("CONT");
     }
 
-    /// Whether a record had to wait, or lost its value.
+    /// Log lines about records that had to wait or lost their value.
     fn troubles(&self) -> Vec<serde_json::Value> {
         let mut lines = self.gateway.log_lines();
         let waiting = "holding records, retrying until it succeeds";
@@ -55,7 +55,7 @@ impl Station {
         lines
     }
 
-    /// The dead letters, once the gateway has settled everything.
+    /// The dead letters, after the gateway has settled everything.
     pub async fn letters(&self) -> Vec<Read> {
         self.gateway.wait_until_settled(&self.desk.topic).await;
         kafka().read_all(&self.desk.dead_letters)
@@ -69,8 +69,7 @@ fn now() -> i64 {
 
 const DAY: i64 = 24 * 3_600_000;
 
-const LEFT_OUT: &str =
-    "a dead letter is too large for its topic and loses a part; raise the topic's `max.message.bytes`";
+const LEFT_OUT: &str = "a dead letter is too large for its topic and is written without a part; raise the topic's `max.message.bytes`";
 
 #[tokio::test]
 async fn letters_that_fit_one_by_one_keep_their_values() {
@@ -89,7 +88,7 @@ async fn letters_that_fit_one_by_one_keep_their_values() {
     let sizes = letters.iter().map(|letter| letter.value.as_ref().map_or(0, |value| value.len()));
     assert_eq!(sizes.clone().filter(|size| *size > 150_000).count(), 6, "{:?}", sizes.collect::<Vec<_>>());
     assert_eq!(sizes.filter(|size| (50_000..60_000).contains(size)).count(), 20);
-    assert_eq!(letters.len(), 26, "none is there twice");
+    assert_eq!(letters.len(), 26, "no duplicates");
     assert_eq!(station.troubles(), Vec::<serde_json::Value>::new());
 }
 
@@ -159,7 +158,7 @@ async fn letters_that_their_topic_finds_too_old_are_redriven_with_the_time_of_no
     }
     let begin = now();
     let done = desk.ok(&["redrive"]);
-    let counts = format!("300 redriven (300 to {}), 270 of these with the time of now", desk.topic);
+    let counts = format!("300 redriven (300 to {}), 270 of these with the current time", desk.topic);
     assert_eq!(done.trim(), counts);
     assert_eq!(desk.redriven(), bodies);
     for record in kafka().read_all(&desk.topic) {
@@ -188,8 +187,7 @@ async fn a_letter_too_large_for_its_origin_is_refused_and_holds_up_nothing() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let (out, said) = (text(&output.stdout), text(&output.stderr));
     assert!(out.starts_with("3 redriven") && out.contains("1 refused"), "{out}");
-    let refused =
-        format!("{}/0/1 is not redriven: topic `{}` does not take it: ", desk.dead_letters, desk.topic);
+    let refused = format!("{}/0/1 was not redriven: topic `{}` refused it: ", desk.dead_letters, desk.topic);
     assert!(said.contains(&refused), "{said}");
     assert!(desk.redriven() == ['a', 'c', 'd'].map(|letter| body(letter, 150_000)));
 }
@@ -207,7 +205,7 @@ async fn a_letter_too_large_for_its_topic_is_kept_without_its_value() {
     let letters = station.letters().await;
     assert_eq!(letters.len(), 1, "{letters:?}");
     let letter = &letters[0];
-    // Not null, which a compacted topic would take for a deletion.
+    // Not null, which would be a deletion in a compacted topic.
     assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"lobby"[..]), Some(&b""[..])));
     let told = ["trace", "halley-message-id", "halley-origin-topic", "halley-origin-offset", "halley-stage"];
     let told = told.map(|name| letter.header(name).unwrap_or_default());

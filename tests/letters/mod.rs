@@ -1,4 +1,4 @@
-//! Dead letters: listed, and brought back once what was wrong is mended.
+//! Dead letters: listed, and redriven after the cause is fixed.
 
 mod cut;
 mod limits;
@@ -16,12 +16,12 @@ use crate::support::leash::Leash;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, folder, unique};
 
-/// A configuration, and `halley dead-letter` with it.
+/// Runs `halley dead-letter` with a configuration.
 pub struct Desk {
     folder: tempfile::TempDir,
     pub topic: String,
     pub dead_letters: String,
-    /// The gateways' Redis, where it is the desk's own.
+    /// The gateways' Redis, if this test owns it.
     _redis: Option<Redis>,
 }
 
@@ -31,7 +31,7 @@ impl Desk {
         Self::to(name, &[]).await
     }
 
-    /// The same with settings of the topic of origin.
+    /// The same, with settings of the topic of origin.
     async fn to(name: &str, settings: &[(&str, &str)]) -> Self {
         let topic = unique(name);
         kafka().create_topic_with(&topic, 4, settings).await;
@@ -47,7 +47,7 @@ impl Desk {
         Self { folder, topic: topic.to_owned(), dead_letters: format!("{topic}.dead-letter"), _redis: None }
     }
 
-    /// The gateway's consumer group, as its configuration has it.
+    /// The gateway's consumer group.
     fn group(&self) -> String {
         let text = std::fs::read_to_string(self.folder.path().join("halley.toml")).expect("it is there");
         let line = text.lines().find_map(|line| line.strip_prefix("group = ")).expect("a group");
@@ -65,14 +65,14 @@ impl Desk {
         command.args(self.args(args)).output().expect("the binary runs")
     }
 
-    /// What it prints; it must succeed.
+    /// Its output; it must succeed.
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {output:?}");
         text(&output.stdout)
     }
 
-    /// A dead letter as the gateway writes it, from this partition.
+    /// Writes a dead letter as the gateway does, from this partition.
     pub async fn letter(&self, stage: &str, partition: u32, body: &str) {
         self.letter_from(&self.topic, stage, partition, body).await;
     }
@@ -163,7 +163,7 @@ async fn what_a_filter_leaves_out_waits_for_another_redrive() {
     let decode = ["redrive", "--stage", "decode"];
     assert!(desk.ok(&[&decode[..], &["--limit", "1"]].concat()).starts_with("1 redriven"));
     assert_eq!(desk.redriven(), ["b"]);
-    assert!(desk.ok(&decode).contains("1 redriven before, 2 left out"));
+    assert!(desk.ok(&decode).contains("1 redriven before, 2 excluded"));
     assert_eq!(desk.redriven(), ["b", "d"]);
     let rest =
         ["redrive", "--reason", "no GOOD", "--plugin", "judge", "--topic", &desk.topic, "--since", "1h"];
@@ -227,7 +227,7 @@ async fn what_cannot_go_back_is_said_and_counted_and_holds_up_nothing() {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let (out, said) = (text(&output.stdout), text(&output.stderr));
         assert!(out.starts_with(redriven) && out.contains("2 refused, 1 failed"), "{out}");
-        for expected in ["no `halley-origin-topic`", "dead-letter topic itself", "there is no topic"] {
+        for expected in ["no `halley-origin-topic`", "dead-letter topic itself", "-gone` not found"] {
             assert!(said.contains(expected), "`{expected}` is not in:\n{said}");
         }
     }
@@ -263,11 +263,11 @@ async fn a_missing_topic_is_no_failure_and_a_missing_kafka_is() {
     for command in ["list", "redrive"] {
         let output = desk.run(&[command]);
         assert!(output.status.success(), "{output:?}");
-        assert!(text(&output.stderr).contains("there is no topic"), "{output:?}");
+        assert!(text(&output.stderr).contains("` not found"), "{output:?}");
     }
     let away = gateway(&topic).set("kafka", "brokers", quoted("127.0.0.1:1")).toml();
     let output = Desk::with(&topic, &away).run(&["list"]);
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
-    assert!(said.contains("Kafka at `127.0.0.1:1` does not answer; check `[kafka] brokers`"), "{said}");
+    assert!(said.contains("kafka unreachable at `127.0.0.1:1`; check `[kafka] brokers`"), "{said}");
 }

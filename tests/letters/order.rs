@@ -1,4 +1,4 @@
-//! Dead letters keep the order of their records, and go back in it, to whom they are due.
+//! Dead letters keep the order of their records and are redriven in it, to the recipients still due.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::gateway::gateway;
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 
-/// The bodies that a comet got.
+/// The bodies that a comet received.
 fn heard(comet: &FakeComet) -> Vec<String> {
     comet.deliveries().into_iter().map(|(_, _, body)| body).collect()
 }
@@ -24,7 +24,7 @@ async fn letters_keep_the_order_of_their_records_and_so_does_a_redrive() {
     let settings = gateway(&topic).node(&comet);
     let desk = Desk::with(&topic, &settings.toml());
     let gateway = settings.start().await;
-    // What is refused late stands between what is refused at once.
+    // Late refusals stand between immediate ones.
     comet.behave(Behaviour::FailLater(Duration::from_millis(100), Code::InvalidArgument));
     for key in [None, Some("one"), Some("two")] {
         for number in 0..20 {
@@ -87,7 +87,7 @@ async fn a_redriven_broadcast_reaches_only_the_comets_that_did_not_take_it() {
     }
     gateway.wait_until_settled(&topic).await;
     assert_eq!(heard(&good).len(), 10);
-    // Refused again: it is due at the same comet, and says how often it has failed.
+    // Refused again: it is due to the same comet, and counts the attempts.
     assert!(desk.ok(&["redrive"]).starts_with("10 redriven"));
     gateway.wait_until_settled(&topic).await;
     let listed = desk.ok(&["list", "--json", "--pending"]);
@@ -108,7 +108,7 @@ async fn a_redriven_broadcast_reaches_only_the_comets_that_did_not_take_it() {
     assert_eq!((of('b'), of('r')), (wanted('b'), wanted('r')));
     assert_eq!(heard(&good), Vec::<String>::new(), "it has had them");
 
-    // Comets that are gone: nobody is there, and no new letter comes of it.
+    // The comets are gone: nobody is reached, and no new letter is written.
     let value = encode(&Audience::Everyone { speed: 0 }, 4, b"late");
     let gone = [("halley-failed-comets", "127.0.0.1:1")];
     desk.letter_with(&topic, "deliver", 0, Some(&text(&value)), &gone).await;
@@ -131,11 +131,11 @@ async fn a_topic_that_was_made_again_is_redriven_from_its_start() {
     }
     assert!(desk.ok(&["redrive", "--limit", "1"]).starts_with("1 redriven"));
     assert_eq!(desk.ok(&["list", "--json", "--pending"]).lines().count(), 1);
-    // What a redrive of an earlier topic of this name would have left behind.
+    // The commit of a redrive of an earlier topic of this name.
     let group = format!("{}-redrive", desk.group());
     kafka().commit(&group, &desk.dead_letters, 0, 2, "@1:00000000000000ab;").await;
     let done = desk.run(&["redrive"]);
     assert!(text(&done.stdout).starts_with("2 redriven"), "{done:?}");
-    assert!(text(&done.stderr).contains("was made again since the last redrive"), "{done:?}");
+    assert!(text(&done.stderr).contains("was recreated since the last redrive"), "{done:?}");
     assert!(desk.ok(&["redrive"]).starts_with("0 redriven"));
 }

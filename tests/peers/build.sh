@@ -1,18 +1,18 @@
 #!/bin/sh
-# Builds the peers of the stories that share no code with the gateway.
+# Builds the test peers that share no code with the gateway.
 #
-#   tests/peers/build.sh [go|python]...      both without a word
+#   tests/peers/build.sh [go|python]...      default: both
 #
-# It prints one line for each:
+# Prints one line for each:
 #   go       the program with the comet on grpc-go and the producer on franz-go
 #   python   the Python that runs the comet on gRPC's C core (python/comet.py): it has grpcio
 #
-# What they need from their ecosystems is fetched once, in pinned versions, into the cache
-# (HALLEY_CACHE, default .cache in the repository; Go's modules into Go's own). What is built stays
-# there, too, and is built again only when something that goes into it changed.
+# Dependencies are fetched once, in pinned versions, into the cache (HALLEY_CACHE, default .cache in
+# the repository; Go's modules into Go's own cache). Builds are cached there as well, and repeated only
+# when their sources change.
 #
-# Exits with 0 when all is there, 1 when a build failed, and 3 when nothing failed but the tools for a
-# peer cannot be had here; it says which, and what would bring them.
+# Exit code: 0 if all peers are available, 1 if a build failed, 3 if only the tools of a peer are
+# missing; prints which, and how to install them.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -24,15 +24,15 @@ grpcio=1.76.0
 
 say() { printf 'peers: %s\n' "$*" >&2; }
 
-# lacking REASON...: the tools of this peer cannot be had.
+# lacking REASON...: the tools of this peer are missing.
 lacking() {
-    say "$peer is not there: $*"
+    say "$peer is not available: $*"
     exit 3
 }
 
 has() { command -v "$1" >/dev/null 2>&1; }
 
-# at_most SECONDS COMMAND...: nothing may hang where a network does not answer.
+# at_most SECONDS COMMAND...: runs a command with a timeout, for an unresponsive network.
 at_most() { if has timeout; then timeout "$@"; else shift && "$@"; fi; }
 
 build_go() {
@@ -41,11 +41,11 @@ build_go() {
     [ "${minor:-0}" -ge 19 ] || lacking "$(go env GOVERSION) is too old; install Go 1.19 or newer"
     made=$cache/go-$(cat "$here"/go/* | cksum | tr -d ' ')
     if [ ! -x "$made" ]; then
-        # No other Go than the one that is installed.
+        # Use the installed Go only.
         export GOTOOLCHAIN=local GOFLAGS=-mod=readonly
         (cd "$here/go" && at_most 300 go mod download >&2) || lacking "go cannot fetch the modules of tests/peers/go/go.mod"
         say "building the Go peers (a minute, once)"
-        # Nothing of it has to be fast, except for its own build.
+        # A fast build matters more than fast code.
         (cd "$here/go" && at_most 900 go build -buildvcs=false -gcflags='all=-N -l' -ldflags='-s -w' -o "$made.$$" . >&2) || exit 1
         mv "$made.$$" "$made"
     fi
@@ -69,13 +69,13 @@ build_python() {
 result=0
 for peer in "$@"; do
     case $peer in go | python) ;; *)
-        say "no peer \`$peer\`; there are go and python"
+        say "unknown peer \`$peer\`; expected go or python"
         exit 2
         ;;
     esac
     code=0
     ("build_$peer") || code=$?
-    # A failure says more than a lack.
+    # A failed build takes precedence over missing tools.
     case $code in 0) ;; 3) [ "$result" -ne 0 ] || result=3 ;; *) result=1 ;; esac
 done
 exit "$result"

@@ -1,5 +1,7 @@
-//! Files as somebody else may have made them: pipes, devices, links, and folders of other users.
+//! Files that others may have created: pipes, devices, links, and directories of other users.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
@@ -11,7 +13,7 @@ use crate::support::kafka::kafka;
 use crate::support::leash::Leash;
 use crate::support::{PATIENCE, folder, loudly, resident_kib, secret};
 
-/// A user that is neither root nor whoever runs tests.
+/// A user that is neither root nor the one who runs the tests.
 const SOMEBODY: u32 = 4321;
 
 fn pipe(path: &Path) {
@@ -33,7 +35,7 @@ fn check(folder: &Path, settings: &Gateway) -> Output {
     halley(&["check", "--config", &text(&config)])
 }
 
-/// Starts a gateway that is to refuse to start; what it said.
+/// Starts a gateway that must refuse to start. Returns its output.
 async fn refused_start(settings: &Gateway) -> String {
     let folder = folder("refused");
     let config = folder.path().join("halley.toml");
@@ -53,6 +55,9 @@ async fn pipes_and_devices_hold_up_neither_the_watcher_nor_the_end() {
     let stray = files.path().join("stray.wasm");
     put(&file, &variant(0));
     pipe(&stray);
+    for name in [&b"junk.wasm"[..], b"my policy.wasm", b"\xff.wasm"] {
+        std::fs::write(files.path().join(OsStr::from_bytes(name)), "hello").expect("the folder takes it");
+    }
     let topic = kafka().topic("files", 1).await;
     let settings = gateway(&topic)
         .plugin(harmless(&file))
@@ -60,9 +65,14 @@ async fn pipes_and_devices_hold_up_neither_the_watcher_nor_the_end() {
         .set("policies", "rescan", quoted("200ms"));
     let gateway = settings.clone().start().await;
     let status = gateway.get("/v1/plugins").await.json();
-    assert!(status["left_out"].to_string().contains("is not a file, but a pipe"), "{status}");
+    let reasons = status["left_out"].to_string();
+    for reason in ["is not a file, but a pipe", "is not WebAssembly", "`name` must be"] {
+        assert!(reasons.contains(reason), "{status}");
+    }
+    let warnings = gateway.get("/readyz").await.json()["warnings"].to_string();
+    assert!(warnings.contains("is not WebAssembly") && warnings.contains("it is left out"), "{warnings}");
 
-    // The plugin itself becomes a device without an end, and a pipe; then a file again.
+    // The plugin itself becomes an endless device, and a pipe; then a file again.
     let before = resident_kib(gateway.pid());
     replace_with_link("/dev/zero", &file);
     wait_for_refusal(&gateway, "is not a file, but a device").await;
@@ -78,14 +88,14 @@ async fn pipes_and_devices_hold_up_neither_the_watcher_nor_the_end() {
     let keys = format!("[{}]", quoted(&text(&key)));
     let keyed = settings.clone().set("policies", "trusted_keys", keys);
     let fresh = keyed.clone().start_unready().await;
-    assert_eq!(fresh.wait().await.code(), Some(1), "it ends, though the signature is a pipe");
+    assert_eq!(fresh.wait().await.code(), Some(1), "it exits although the signature is a pipe");
     replace_with_link("/dev/zero", &key);
     let fresh = keyed.start_unready().await;
-    assert_eq!(fresh.wait().await.code(), Some(1), "it ends, though the key has no end");
+    assert_eq!(fresh.wait().await.code(), Some(1), "it exits although the key is endless");
 
     let grown = resident_kib(gateway.pid()).saturating_sub(before);
     assert!(grown < 256 * 1024, "{grown} KiB more");
-    assert!(gateway.sigterm().await.success(), "nothing holds up the end");
+    assert!(gateway.sigterm().await.success(), "nothing blocks the shutdown");
 }
 
 #[tokio::test]
@@ -114,7 +124,7 @@ async fn a_state_folder_that_others_can_write_to_is_refused() {
         return;
     }
     refused("chown 0").await;
-    // Also when it is the folder above: whoever owns that can put another one in its place.
+    // The same for the parent directory: its owner can replace the directory below.
     chown(&state, Some(0), None).expect("root may");
     chown(files.path(), Some(SOMEBODY), None).expect("root may");
     refused("chown 0").await;
@@ -138,7 +148,7 @@ async fn links_in_the_state_folder_lead_nowhere() {
     symlink(&precious, state.join("lock")).expect("the folder takes it");
     assert!(refused_start(&settings).await.contains("cannot be locked"));
     std::fs::remove_file(state.join("lock")).expect("it is there");
-    // What earlier gateways wrote through, and what is written today.
+    // What earlier gateways followed links to, and what is written today.
     for name in ["p.tmp", "p.json"] {
         symlink(&precious, state.join("plugins").join(name)).expect("the folder takes it");
     }
@@ -147,7 +157,7 @@ async fn links_in_the_state_folder_lead_nowhere() {
     assert!(gateway.sigterm().await.success());
     assert_eq!(std::fs::read_to_string(&precious).expect("it is there"), "precious");
     let record = std::fs::symlink_metadata(state.join("plugins/p.json")).expect("it was written");
-    assert!(record.is_file(), "the link gave way to the record");
+    assert!(record.is_file(), "the link was replaced by the record");
 }
 
 #[tokio::test]
@@ -157,7 +167,7 @@ async fn a_token_that_others_may_read_or_write_is_refused() {
     secret(&token, "0123456789abcdef-of-this-story");
     let topic = kafka().topic("secret", 1).await;
     let settings = gateway(&topic).set("admin", "token_file", quoted(&text(&token)));
-    for (open, why) in [(0o666, "can be written by others"), (0o644, "can be read by everybody")] {
+    for (open, why) in [(0o666, "is writable by others"), (0o644, "is readable by all users")] {
         mode(&token, open);
         let checked = check(files.path(), &settings);
         let said = String::from_utf8_lossy(&checked.stderr).into_owned();

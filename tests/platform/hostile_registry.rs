@@ -1,4 +1,4 @@
-//! Registries that mean harm: answers without end, and ways that lead elsewhere.
+//! Malicious registries: endless responses, and redirects to other sites.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -19,23 +19,23 @@ use crate::steering::text;
 use crate::support::folder;
 
 const MIB: usize = 1024 * 1024;
-/// What lies in sockets on the way.
+/// What may be buffered in sockets.
 const SLACK: usize = 24 * MIB;
 const CREDENTIALS: &str = "Basic c3Rvcnk6c2VjcmV0";
 
-/// A server that answers as it is told.
+/// A server with scripted responses.
 struct Site {
     port: u16,
-    /// Every request: its path, and the credentials that came with it.
+    /// Every request: its path and its credentials.
     seen: Arc<Mutex<Seen>>,
-    /// Ends with this.
+    /// Stops with this.
     _server: JoinSet<()>,
 }
 
 type Seen = Vec<(String, Option<String>)>;
 
 impl Site {
-    /// With what answers to its own URL and the path that is asked for.
+    /// `answer` gets the server's own URL and the requested path.
     async fn new(answer: impl Fn(&str, &str) -> Response + Clone + Send + Sync + 'static) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let port = listener.local_addr().expect("bound").port();
@@ -63,7 +63,7 @@ impl Site {
     }
 }
 
-/// What `halley check` says of this plugin, with credentials for its registry.
+/// Runs `halley check` on this plugin, with credentials for its registry.
 async fn check(reference: String, also: &str) -> (Option<i32>, String) {
     let also = also.to_owned();
     let checked = tokio::task::spawn_blocking(move || {
@@ -147,7 +147,7 @@ async fn what_a_registry_sends_without_end_is_cut() {
         let (code, why) = check(reference(&site), "").await;
         assert!(code == Some(2) && why.contains(said), "{case}: {why}");
         let sent = sent.load(Relaxed);
-        assert!(sent <= most + SLACK, "{case}: {sent} bytes were taken");
+        assert!(sent <= most + SLACK, "{case}: {sent} bytes were read");
     }
 }
 
@@ -163,7 +163,7 @@ async fn a_registry_leads_nowhere_but_to_sites_that_are_listed() {
     let (name, url) = (other.name(), format!("http://{}", other.name()));
     let listed = format!("\"{name}\"");
 
-    // Redirects: of the manifest, and of the plugin.
+    // Redirects of the manifest, and of the plugin.
     for part in ["/manifests/", "/blobs/"] {
         let url = url.clone();
         let site = Site::new(move |_, path| match path {
@@ -176,7 +176,7 @@ async fn a_registry_leads_nowhere_but_to_sites_that_are_listed() {
             code == Some(2) && why.contains("redirects to another site") && why.contains(&listed),
             "{why}"
         );
-        assert_eq!(other.seen(), [], "it was not asked");
+        assert_eq!(other.seen(), [], "it was not contacted");
         let (code, why) = check(reference(&site), &listed).await;
         if part == "/blobs/" {
             assert_eq!(code, Some(0), "{why}");
@@ -188,13 +188,13 @@ async fn a_registry_leads_nowhere_but_to_sites_that_are_listed() {
         );
     }
 
-    // Tokens: credentials go to a realm that is listed, and to no other.
+    // Tokens: credentials only go to a listed realm.
     let realm = format!("{url}/token");
     let site = Site::new(move |_, _| wants_token(&realm)).await;
     let (code, why) = check(reference(&site), "").await;
     assert!(code == Some(2) && why.contains("tokens come from another site"), "{why}");
-    assert_eq!(other.seen(), [], "it was not asked");
-    assert!(site.seen().iter().all(|(_, given)| given.is_none()), "nor was more said to the registry");
+    assert_eq!(other.seen(), [], "it was not contacted");
+    assert!(site.seen().iter().all(|(_, given)| given.is_none()), "the registry got no credentials either");
     let (code, _) = check(reference(&site), &listed).await;
     assert_eq!(code, Some(2), "it refuses the token as well");
     let seen = other.seen();
@@ -202,7 +202,7 @@ async fn a_registry_leads_nowhere_but_to_sites_that_are_listed() {
     assert!(seen.len() == 1 && seen[0].1 == given, "{seen:?}");
     assert!(seen[0].0.contains("scope=repository%3Ateam%2Fpolicy%3Apull"), "{seen:?}");
 
-    // Within its own site, a registry may do both; not without end.
+    // A registry may redirect within its own site, but not endlessly.
     let site = Site::new(|own, path| match path {
         path if path.starts_with("/v2/") => to(&format!("/elsewhere{path}")),
         path if path.contains("/blobs/") => variant(0).into_response(),

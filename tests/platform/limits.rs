@@ -1,4 +1,4 @@
-//! Every limit of plugins, run into on a live gateway: it costs one message, and is counted.
+//! Reaches every limit of plugins on a live gateway: it costs one message, and is counted.
 
 use serde_json::json;
 
@@ -19,7 +19,7 @@ async fn each_limit_is_counted_by_plugin_and_version_and_costs_nobody_else_anyth
         .config(&json!({}));
     let gateway = gateway(&topic).redis(&redis).plugin(plugin).start().await;
     let key_too_long = format!("count {}", "k".repeat(600));
-    // What goes beyond the last three only lacks what was too much; it is no failure of the message.
+    // Exceeding the last three limits only drops the excess; the message does not fail.
     let failing = ["loop", "chatter", "eat", "gigabyte", "once-long"];
     let going_on = ["flood", "own-metrics", key_too_long.as_str()];
     let mut wanted = Vec::new();
@@ -28,8 +28,8 @@ async fn each_limit_is_counted_by_plugin_and_version_and_costs_nobody_else_anyth
         kafka().produce_room(&topic, "lobby", &before).await;
         kafka().produce_room(&topic, "lobby", body).await;
         wanted.push(before);
-        // It says what it was told of its state.
-        let after = if *body == key_too_long { "the key has 600 bytes; at most 512 are kept" } else { body };
+        // It reports the error of the state function.
+        let after = if *body == key_too_long { "the key has 600 bytes; the limit is 512" } else { body };
         wanted.extend(going_on.contains(body).then(|| after.to_owned()));
     }
     gateway.wait_until_settled(&topic).await;

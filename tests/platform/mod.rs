@@ -1,4 +1,4 @@
-//! Policies as a platform: whose plugins decide, and where they come from.
+//! Where plugins come from, and which ones are trusted.
 
 mod files;
 mod hostile_registry;
@@ -15,7 +15,7 @@ use crate::support::gateway::{Gateway, Plugin, RunningGateway, quoted};
 use crate::support::history::{VERSION_PLACE, version_mark};
 use crate::support::{PATIENCE, eventually, repository};
 
-/// A policy called `p` from this file (or reference) that changes nothing that is sent here.
+/// A policy called `p` from this file (or reference) that leaves the messages here unchanged.
 fn with_plugin(settings: Gateway, path: impl Into<PathBuf>) -> Gateway {
     settings.plugin(harmless(path))
 }
@@ -27,16 +27,16 @@ fn harmless(path: impl Into<PathBuf>) -> Plugin {
     Plugin::new("p", path).set("deadline", quoted("5s")).config(&mask)
 }
 
-/// The keyword filter, with other bytes for every number.
+/// The keyword filter, with different bytes for every number.
 fn variant(number: u8) -> Vec<u8> {
     let mut bytes =
         std::fs::read(repository("plugins/dist/keyword_filter.wasm")).expect("`make plugins` built it");
-    // A custom section more.
+    // One more custom section.
     bytes.extend([0, 3, 1, b'v', number]);
     bytes
 }
 
-/// Written beside, then renamed, as a deployment does it.
+/// Writes a temporary file and renames it, as a deployment does.
 fn put(path: &Path, content: &[u8]) {
     let beside = path.with_extension("new");
     std::fs::write(&beside, content).expect("the folder takes it");
@@ -45,7 +45,7 @@ fn put(path: &Path, content: &[u8]) {
 
 async fn hash(gateway: &RunningGateway) -> String {
     let status = gateway.get("/v1/plugins/p").await.json();
-    status["in_force"]["hash"].as_str().unwrap_or_else(|| panic!("nothing in force: {status}")).to_owned()
+    status["in_force"]["hash"].as_str().unwrap_or_else(|| panic!("nothing active: {status}")).to_owned()
 }
 
 async fn wait_for_hash(gateway: &RunningGateway, wanted: &str) {
@@ -53,7 +53,7 @@ async fn wait_for_hash(gateway: &RunningGateway, wanted: &str) {
         .await;
 }
 
-/// Waits until what is wanted is refused for this reason.
+/// Waits until the desired set is refused for this reason.
 async fn wait_for_refusal(gateway: &RunningGateway, why: &str) {
     eventually(format!("a refusal with `{why}`"), PATIENCE, async || {
         let status = gateway.get("/v1/plugins").await.json();

@@ -1,4 +1,5 @@
-//! Plugins from a real registry: fetched by digest, checked, kept, and tried again while it is away.
+//! Plugins from a real registry: fetched by digest, verified, cached, and retried while it is
+//! unreachable.
 
 use serde_json::json;
 
@@ -38,9 +39,9 @@ async fn under_load_plugins_come_from_a_registry_and_it_may_be_away() {
             registry.stop();
             gateway.configure(&with(2));
             wait_for_refusal(&gateway, "cannot be fetched").await;
-            assert_eq!(hash(&gateway).await, sha256(&second), "the set in force stays");
+            assert_eq!(hash(&gateway).await, sha256(&second), "the active set stays");
             world.wait_for_work(20).await;
-            // What was fetched once needs no registry.
+            // Fetched content needs no registry.
             succeeded(&plugin(&gateway, &["rollback", "p"]));
             assert_eq!(hash(&gateway).await, sha256(&first));
             succeeded(&plugin(&gateway, &["release", "p"]));
@@ -59,7 +60,7 @@ async fn under_load_plugins_come_from_a_registry_and_it_may_be_away() {
     assert!(gateway.sigterm().await.success());
     registry.stop();
     let again = with(2).start().await;
-    assert_eq!(hash(&again).await, sha256(&third), "the state folder keeps what was fetched");
+    assert_eq!(hash(&again).await, sha256(&third), "the state directory caches what was fetched");
     let status = again.get("/v1/plugins").await.json();
     assert!(status["last_refusal"].is_null(), "{status}");
 }

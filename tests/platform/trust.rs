@@ -1,4 +1,4 @@
-//! Only trusted plugins decide: signed with keys that the `openssl` command made, or pinned.
+//! Only trusted plugins decide: signed with keys that the `openssl` command created, or pinned.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -29,7 +29,7 @@ impl Key {
         Self { private, public }
     }
 
-    /// Signs a version of `p`, with a number above those before.
+    /// Signs a version of `p`, with an increasing number.
     fn sign(&self, file: &Path) {
         static NUMBER: AtomicU64 = AtomicU64::new(1);
         self.sign_as(file, "p", NUMBER.fetch_add(1, Relaxed));
@@ -41,7 +41,7 @@ impl Key {
         succeeded(&halley(&[&sign[..], &[&text(file)]].concat()));
     }
 
-    /// Signs the file alone, as it was done before there were names and numbers.
+    /// Signs the file alone, as older versions of Halley required.
     fn sign_bare(&self, file: &Path) {
         let (signature, beside) = (signature_of(file), file.with_extension("newsig"));
         let sign = ["pkeyutl", "-sign", "-rawin", "-inkey", &text(&self.private)];
@@ -91,20 +91,21 @@ async fn under_load_only_what_a_trusted_key_signed_comes_in_force() {
     world
         .load_during(async {
             world.wait_for_work(20).await;
-            // By file: nothing without a signature that fits, and the signature alone is noticed.
+            // By file: a matching signature is required, and a change of the signature alone is
+            // noticed.
             put(&file, &variant(1));
             wait_for_refusal(&gateway, "was changed after it was signed").await;
             assert_eq!(hash(&gateway).await, sha256(&variant(0)));
             stranger.sign(&file);
             world.wait_for_work(20).await;
-            assert_eq!(hash(&gateway).await, sha256(&variant(0)), "another's signature is none");
+            assert_eq!(hash(&gateway).await, sha256(&variant(0)), "another key's signature does not count");
             ops.sign(&file);
             wait_for_hash(&gateway, &sha256(&variant(1))).await;
             std::fs::remove_file(signature_of(&file)).expect("it is there");
             wait_for_refusal(&gateway, "is not signed").await;
             ops.sign(&file);
 
-            // By push: unsigned, by a stranger, signed, tampered with.
+            // By push: unsigned, signed by a stranger, signed, tampered with.
             put(&pushed, &variant(2));
             let why = failed(&push());
             assert!(why.contains("is not signed") && why.contains("halley plugin sign"), "{why}");
@@ -127,7 +128,7 @@ async fn under_load_only_what_a_trusted_key_signed_comes_in_force() {
     report.assert_no_repeats();
     report.assert_no_dead_letters();
 
-    // A restart knows the signature of what was pushed.
+    // A restart restores the signature of the pushed version.
     assert!(gateway.sigterm().await.success());
     let again = settings.start().await;
     assert_eq!(hash(&again).await, sha256(&variant(2)));
@@ -159,11 +160,11 @@ async fn keys_are_rotated_while_the_gateway_runs() {
     wait_for_hash(&gateway, &sha256(&variant(1))).await;
     put(&ring, &read(&old));
     wait_for_refusal(&gateway, "is signed by none of the 1 keys").await;
-    assert_eq!(hash(&gateway).await, sha256(&variant(1)), "what decides goes on");
+    assert_eq!(hash(&gateway).await, sha256(&variant(1)), "the active version stays");
     let ready = gateway.get("/readyz").await;
     assert!(ready.status == 200 && ready.body.contains("is signed by none"), "{ready:?}");
     let fresh = settings.clone().start_unready().await;
-    assert_eq!(fresh.wait().await.code(), Some(1), "and nothing starts with it");
+    assert_eq!(fresh.wait().await.code(), Some(1), "no gateway starts with it");
 
     old.sign(&file);
     eventually_calm(&gateway).await;
@@ -258,7 +259,7 @@ async fn a_signed_version_is_one_plugins_and_does_not_come_back() {
     version(2);
     wait_for_hash(&gateway, &sha256(&variant(2))).await;
 
-    // What was signed once, and put back; also through a restart, which comes up with what was active.
+    // A signed older version is refused, also after a restart, which restores the active version.
     version(1);
     wait_for_refusal(&gateway, "is signed as version 1, and version 2 was active before").await;
     assert!(gateway.sigterm().await.success());
@@ -276,7 +277,7 @@ async fn a_signed_version_is_one_plugins_and_does_not_come_back() {
     version(2);
     wait_for_hash(&gateway, &sha256(&variant(2))).await;
 
-    // Signed for another plugin, and for none.
+    // Signed for another plugin, and without a name.
     gateway.configure(&settings.clone());
     version(4);
     wait_for_hash(&gateway, &sha256(&variant(4))).await;
@@ -286,7 +287,7 @@ async fn a_signed_version_is_one_plugins_and_does_not_come_back() {
     ops.sign_bare(&file);
     wait_for_refusal(&gateway, "a signature of the file alone").await;
     assert_eq!(hash(&gateway).await, sha256(&variant(4)));
-    // Where such signatures count, one has no number, and so comes below every number.
+    // Where bare signatures are accepted, they have no number and rank below every number.
     assert!(gateway.sigterm().await.success());
     let gateway = settings.set("policies", "bare_signatures", "true").start().await;
     wait_for_refusal(&gateway, "has no signed number, and version 4 was active before").await;

@@ -1,4 +1,4 @@
-//! Who changes policies stands in the log, and no more uploads are held than there is room for.
+//! Changes of policies are logged with their author, and only a limited number of uploads is held.
 
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
@@ -18,11 +18,11 @@ async fn a_slow_upload_holds_its_place_only_and_the_log_tells_who_wrote() {
     let head = "PUT /v1/plugins/p HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nbegun";
     let mut slow = None;
     let push = async || gateway.operate("PUT", "/v1/plugins/p", &[], &variant(1)).await;
-    eventually("the slow one to have its place", PATIENCE, async || {
+    eventually("the slow upload to have its slot", PATIENCE, async || {
         if push().await.status == 503 {
             return Some(());
         }
-        // It may have come while another had the place, and be gone.
+        // The connection may have been refused while another upload had the slot.
         let mut begun = UnixStream::connect(&socket).await.expect("the listener is there");
         begun.write_all(head.as_bytes()).await.expect("it is read");
         slow = Some(begun);
@@ -32,7 +32,7 @@ async fn a_slow_upload_holds_its_place_only_and_the_log_tells_who_wrote() {
     assert_eq!(gateway.get("/readyz").await.status, 200, "reads go on");
     drop(slow);
     eventually("room again", PATIENCE, async || (push().await.status == 200).then_some(())).await;
-    assert_ne!(hash(&gateway).await, before, "what was cut off changed nothing, what came after did");
+    assert_ne!(hash(&gateway).await, before, "the aborted upload changed nothing, the next one did");
     let lines: Vec<String> = gateway.log_lines().iter().map(ToString::to_string).collect();
     let tells = |line: &&String| {
         ["uid ", "PUT", "/v1/plugins/p", "generation 2: p"].iter().all(|word| line.contains(word))

@@ -1,4 +1,4 @@
-//! Records larger than is good for anybody.
+//! Oversized records.
 
 use halley::message::{Audience, encode};
 
@@ -9,7 +9,7 @@ use crate::support::peers::{Outgoing, Producer};
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, eventually_eq};
 
-/// The most memory that a process has had, in KiB.
+/// Peak memory of a process, in KiB.
 fn peak_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux");
@@ -62,7 +62,7 @@ async fn what_is_too_large_in_a_record_is_left_out_and_named() {
     assert_eq!(letters[2].value.as_deref(), Some(&good[..]));
 }
 
-/// Records of many keys, none of which anybody knows.
+/// Records with many unknown keys.
 async fn keys_of_nobody(settings: Gateway, topic: &str, records: usize) -> (u64, u64) {
     let running = settings.start().await;
     let before = peak_kib(running.pid());
@@ -136,7 +136,7 @@ async fn what_unpacks_to_more_than_a_record_may_be_is_not_copied() {
 
     let left_out = kafka().read_all(&dead_letters)[0].header("halley-value-left-out").unwrap_or_default();
     assert!(left_out.starts_with("80000000 bytes, sha256 "), "{left_out}");
-    // Kafka's client unpacks it once; another copy would be as much again.
+    // Kafka's client unpacks it once; a copy would double that.
     let grown = peak_kib(running.pid()) - before;
     assert!(grown * 1024 < UNPACKED as u64 * 8 / 5, "{grown} KiB more than the {before} KiB before");
 }

@@ -1,4 +1,4 @@
-//! Records as producers write them, and what becomes of the gateway that reads them.
+//! Records as other producers write them, and their effect on the gateway.
 
 mod limits;
 mod side_channels;
@@ -22,14 +22,14 @@ async fn header_names_of_any_bytes_are_kept_and_redriven() {
     let comet = FakeComet::start().await;
     let settings = gateway(&topic).node(&comet);
     let running = settings.clone().start().await;
-    // What `kcat -H $'\xc6\xb5\xb5\xc0=1'` writes.
+    // The output of `kcat -H $'\xc6\xb5\xb5\xc0=1'`.
     let headers: &[(&[u8], &'static [u8])] = &[(b"\xc6\xb5\xb5\xc0", b"1"), (b"", b"\xff"), (b"trace", b"")];
     kafka().produce_raw(&topic, None, Some(b"\xff\xff"), headers, None).await;
     let everyone = encode(&Audience::Everyone { speed: 0 }, 4, b"after it");
     kafka().produce_raw(&topic, None, Some(&everyone), headers, None).await;
     running.wait_until_settled(&topic).await;
     if let Some(producer) = Producer::new(kafka().brokers(), &topic).await {
-        // A producer that is not librdkafka, and its own idea of a string.
+        // A producer other than librdkafka, with different strings.
         producer.write(&[Outgoing::new(b"\xff\xff").header(b"\xff\xfe", b"go")]).await;
         running.wait_until_settled(&topic).await;
         let name = kafka().read_all(&dead_letters)[1].headers[0].0.clone();

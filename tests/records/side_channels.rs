@@ -1,4 +1,4 @@
-//! A gateway whose log nobody takes: it works, and ends, as if somebody did.
+//! A gateway whose log is not read works and stops normally.
 
 use crate::support::comet::{FakeComet, To};
 use crate::support::gateway::{gateway, quoted};
@@ -7,11 +7,11 @@ use crate::support::leash::Leash;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, folder, free_port, http};
 
-/// Starts the gateway with a standard error of this kind; `$0` is the binary.
+/// Starts the gateway with such a standard error; `$0` is the binary.
 const FULL: &str = r#"exec "$0" "$@" 2>/dev/full"#;
 /// A pipe whose reader has gone.
 const CLOSED: &str = r#"mkfifo pipe; (: <pipe) & exec "$0" "$@" 2>pipe"#;
-/// A pipe whose reader stands still: it is full after 64 KiB.
+/// A pipe whose reader is stalled: it is full after 64 KiB.
 const STUCK: &str = r#"mkfifo pipe; exec "$0" "$@" 2<>pipe"#;
 
 #[tokio::test]
@@ -29,8 +29,7 @@ async fn a_log_that_nobody_reads_holds_up_nothing() {
     goes_on(STUCK, "stuck", false).await;
 }
 
-/// Messages go on over an outage of Redis, about which the gateway has much to say, and SIGTERM
-/// drains it.
+/// Delivery continues through an outage of Redis, which logs a lot, and SIGTERM drains.
 async fn goes_on(script: &str, name: &str, drops: bool) {
     let (mut redis, comet) = (Redis::start_keeping().await, FakeComet::start().await);
     if !redis.can_stop(name) {
@@ -46,7 +45,7 @@ async fn goes_on(script: &str, name: &str, drops: bool) {
         .set("routing", "cache", "{ max_age = \"0s\" }");
     let file = folder.path().join("halley.toml").display().to_string();
     std::fs::write(&file, settings.toml()).expect("writable");
-    // Few files may be open, as a shell has it, until the gateway asks for more.
+    // A low limit on open files, as in a shell, until the gateway raises it.
     let script = format!("cd {}; ulimit -Sn 64; {script}", folder.path().display());
     let args = ["-c", &script, env!("CARGO_BIN_EXE_halley"), "run", "--config", &file];
     let mut process = Leash::start("sh", &args.map(str::to_owned), folder).expect("the binary starts");

@@ -1,4 +1,4 @@
-//! What a gateway costs while nothing happens, thread by thread.
+//! The cost of an idle gateway, by thread.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,10 +10,10 @@ use crate::support::kafka::kafka;
 use crate::support::loudly;
 use crate::support::redis::Redis;
 
-/// How long it is watched.
+/// How long it is observed.
 const WATCHED: Duration = Duration::from_secs(30);
 
-/// The time on a processor in nanoseconds, and how often they got one, by the names of threads.
+/// CPU time in nanoseconds and number of time slices, by thread name.
 fn threads(pid: u32) -> BTreeMap<String, (u64, u64)> {
     let mut threads: BTreeMap<_, (u64, u64)> = BTreeMap::new();
     for task in fs::read_dir(format!("/proc/{pid}/task")).expect("a running process").flatten() {

@@ -1,4 +1,4 @@
-//! The stories of faults, longer than `make test` has time for.
+//! The fault stories, for longer than `make test` runs them.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Resident memory while a comet is a black hole and while Redis stalls, against a healthy run.
+//! Resident memory with an unresponsive comet and with a stalled Redis, compared to a healthy run.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -11,15 +11,15 @@ use crate::support::redis::Redis;
 use crate::support::{eventually, loudly, resident_kib};
 
 const ROOMS: usize = 200;
-/// Of each room, on each of the two comets.
+/// For each room, on each of the two comets.
 const USERS: usize = 5;
-/// What a healthy gateway takes is measured at its end.
+/// The baseline is measured at the end of this phase.
 const HEALTHY: Duration = Duration::from_secs(90);
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes over 20 minutes: make soak"]
-async fn memory_stays_bounded_with_a_black_holed_comet_and_a_stalled_redis() {
+async fn memory_is_bounded_with_a_silent_comet_and_stalled_redis() {
     let (healthy_comet, black_hole) = (FakeComet::start().await, FakeComet::start().await);
     let redis = Redis::start().await;
     for room in 0..ROOMS {
@@ -28,7 +28,7 @@ async fn memory_stays_bounded_with_a_black_holed_comet_and_a_stalled_redis() {
         }
     }
     let topic = kafka().topic("memory", 4).await;
-    // What is stored for the absent stays small, so that Redis does not run full in a long run.
+    // Inboxes stay small, so that Redis does not fill up in a long run.
     let gateway = gateway(&topic).redis(&redis).set("offline", "max_per_user", 10);
     let gateway = gateway.start().await;
 
@@ -81,8 +81,8 @@ fn body(number: usize) -> String {
     format!("{number:>200}")
 }
 
-/// The most memory that the gateway has within this time. The comets' books are emptied
-/// meanwhile: this process is not what is measured.
+/// Peak memory of the gateway within this time. The comets' call logs are cleared meanwhile: this
+/// process is not measured.
 async fn peak(gateway: &RunningGateway, time: Duration, comets: &[&FakeComet]) -> u64 {
     let until = Instant::now() + time;
     let mut peak = 0;

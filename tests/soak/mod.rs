@@ -1,6 +1,6 @@
-//! Long runs that print figures for the README: `make soak`. `cargo test` leaves them out.
+//! Long runs that print figures for the README: `make soak`. `cargo test` skips them.
 //!
-//! `HALLEY_SOAK_MINUTES` (10) says how long each fault lasts.
+//! `HALLEY_SOAK_MINUTES` (10) sets how long each fault lasts.
 
 mod idle;
 mod long;
@@ -10,7 +10,7 @@ mod throughput;
 
 use std::time::Duration;
 
-/// How long a fault lasts in a long run.
+/// The duration of a fault in a long run.
 fn fault_time() -> Duration {
     let minutes = std::env::var("HALLEY_SOAK_MINUTES").ok().and_then(|text| text.parse().ok());
     Duration::from_secs_f64(60.0 * minutes.unwrap_or(10.0_f64))

@@ -1,5 +1,4 @@
-//! Records of the sizes that were reported, with the memory that they took, and a comet that hears
-//! nothing for long.
+//! Records of reported sizes, with the memory they take, and a comet without traffic for long.
 
 use std::time::{Duration, Instant};
 
@@ -14,17 +13,17 @@ use crate::support::peers::{PeerComet, Stack};
 use crate::support::redis::Redis;
 use crate::support::{eventually, eventually_eq, loudly, resident_kib};
 
-/// How long one of these may take, on a machine that is busy with other things.
+/// Maximum duration of one run, on a busy machine.
 const LONG: Duration = Duration::from_secs(600);
 
-/// The most memory that a process has had, in MiB.
+/// The peak memory of a process, in MiB.
 fn peak_mib(gateway: &RunningGateway) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).expect("it runs");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
 }
 
-/// Waits until everything is settled, and says how long that took and what memory.
+/// Waits until everything is settled, and prints the time and the memory it took.
 async fn measure(what: &str, gateway: &RunningGateway, topic: &str, since: Instant) -> u64 {
     let settled =
         async || (kafka().committed(gateway.group(), topic).await == kafka().ends(topic)).then_some(());
@@ -99,7 +98,7 @@ async fn records_of_100_000_headers_count_what_they_cost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: make soak"]
-async fn a_record_that_unpacks_to_400_mb_is_not_copied() {
+async fn a_record_that_decompresses_to_400_mb_is_not_copied() {
     let topic = kafka().topic("soak-gzip", 1).await;
     let producer: FutureProducer = ClientConfig::new()
         .set("bootstrap.servers", kafka().brokers())
@@ -122,7 +121,7 @@ async fn a_record_that_unpacks_to_400_mb_is_not_copied() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: make soak"]
-async fn a_comet_of_another_stack_that_hears_nothing_for_39_s_keeps_its_connection() {
+async fn an_idle_foreign_comet_keeps_its_connection_for_39_s() {
     for stack in [Stack::GrpcGo, Stack::GrpcCore] {
         let Some(comet) = PeerComet::start(stack).await else { continue };
         let topic = kafka().topic("soak-idle", 1).await;

@@ -1,4 +1,4 @@
-//! What seven comets get while the eighth is a black hole.
+//! The throughput of seven comets while the eighth is a black hole.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use crate::soak::fault_time;
 use crate::support::loudly;
 use crate::support::proxy::Fault;
 
-/// The most time that each half takes.
+/// The maximum time of each half.
 const LONGEST: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: make soak"]
-async fn seven_comets_keep_their_throughput_while_the_eighth_is_a_black_hole() {
+async fn seven_comets_keep_throughput_while_one_is_a_black_hole() {
     let lasts = fault_time().min(LONGEST);
     let plan = Plan::new("seven", 16, 8).await;
-    // Every room on two comets.
+    // Every room is on two comets.
     let plan = Plan { network: Some(1), spread: |room, comet| (room + 8 - comet) % 8 < 2, ..plan };
     let world = plan.build().await;
     let gateway = world.gateway().await.start().await;
@@ -24,7 +24,7 @@ async fn seven_comets_keep_their_throughput_while_the_eighth_is_a_black_hole() {
             world.wait_for_work(500).await;
             let healthy = calls_per_second(&world, lasts).await;
             world.comets[0].proxy().inflict(Fault::BlackHole);
-            // From the first moment on: how long it takes to notice counts, too.
+            // From the start: the time to detect the fault counts as well.
             let holed = calls_per_second(&world, lasts).await;
             world.comets[0].proxy().heal();
             (healthy, holed)
@@ -40,7 +40,7 @@ async fn seven_comets_keep_their_throughput_while_the_eighth_is_a_black_hole() {
     assert!(ratio >= 0.95, "the seven are held up by the eighth: {ratio:.3}x");
 }
 
-/// What the comets but the first get, from now on.
+/// The calls per second of all comets except the first.
 async fn calls_per_second(world: &World, time: Duration) -> f64 {
     let count = || world.comets.iter().skip(1).map(|edge| edge.comet.count()).sum::<usize>();
     let before = count();

@@ -1,4 +1,4 @@
-//! One gRPC call, as a gateway would make it: to try comets with.
+//! A single gRPC call like the gateway's, to test comets.
 
 use halley::comets::proto::chatroom;
 use halley::message::MESSAGE_ID;
@@ -6,7 +6,7 @@ use tonic::Status;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
-/// One unary call, on a connection of its own.
+/// One unary call on its own connection.
 pub async fn call<R>(
     address: impl std::fmt::Display,
     path: &'static str,
@@ -24,7 +24,7 @@ where
     for id in messages {
         request.metadata_mut().append(MESSAGE_ID, id.parse().expect("printable"));
     }
-    // Every reply is an empty message, or may be read as one.
+    // Every reply is an empty message, or can be read as one.
     let codec = tonic_prost::ProstCodec::<R, chatroom::BroadcastRoomReply>::default();
     client.unary(request, PathAndQuery::from_static(path), codec).await.map(drop)
 }

@@ -1,8 +1,7 @@
-//! Fake comets: real gRPC servers in both dialects that write down every call.
+//! Fake comets: gRPC servers in both dialects that record every call.
 //!
-//! A fake answers OK until it is told otherwise, and it can be crashed and started again on the
-//! same port. Each has a runtime of its own, so that a crash closes its connections as the end
-//! of a process would.
+//! A fake answers OK unless configured otherwise. It can be crashed and restarted on the same port.
+//! Each has its own runtime, so that a crash closes its connections like the end of a process.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,7 +19,7 @@ use tonic::{Code, Status};
 
 use super::{PATIENCE, comet_service, eventually};
 
-/// How a comet speaks.
+/// The dialect of a comet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// `/ChatRoom.Comet.Comet/<Method>`
@@ -29,7 +28,7 @@ pub enum Dialect {
     Goim,
 }
 
-/// Whom a call was for.
+/// The recipients of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum To {
     /// `BroadcastRoom`
@@ -42,7 +41,7 @@ pub enum To {
     Rooms,
 }
 
-/// One frame: what clients receive.
+/// One frame, as clients receive it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packet {
     pub ver: i32,
@@ -51,19 +50,19 @@ pub struct Packet {
     pub body: Bytes,
 }
 
-/// One call as it arrived.
+/// A received call.
 #[derive(Debug, Clone)]
 pub struct Call {
     pub to: To,
     /// `protoOp` of `PushMsg` and `Broadcast`.
     pub proto_op: i32,
-    /// The `Proto` as it stood in the request.
+    /// The `Proto` of the request.
     pub proto: Option<Packet>,
     /// The entries of `halley-message-id`, in order.
     pub messages: Vec<String>,
     /// When it arrived.
     pub at: Instant,
-    /// Whether it was answered with a failure: nobody got what it was about.
+    /// Whether it was answered with an error: no client received it.
     pub refused: bool,
 }
 
@@ -98,7 +97,7 @@ fn frames(proto: &Packet) -> Option<Vec<Packet>> {
     Some(frames)
 }
 
-/// What a fake does with a call, after writing it down.
+/// The reaction of a fake to a call, after recording it.
 #[derive(Debug, Clone, Default)]
 pub enum Behaviour {
     /// Answers OK.
@@ -114,31 +113,31 @@ pub enum Behaviour {
     Hang,
 }
 
-/// What the servers of all runs share.
+/// State that is kept across restarts.
 #[derive(Default)]
 pub(super) struct Book {
     calls: Mutex<Vec<Call>>,
     count: watch::Sender<usize>,
     behaviour: Mutex<Behaviour>,
     fail_next: Mutex<(usize, Option<Code>)>,
-    /// Rooms and keys that do not take messages, with what calls that name them are answered.
+    /// Rooms and keys that are refused, with the status code.
     stuck: Mutex<HashMap<String, Code>>,
 }
 
 impl Book {
-    /// Writes the call down and does what the fake was told.
+    /// Records the call and reacts as configured.
     pub(super) async fn answer(&self, call: Call) -> Result<(), Status> {
         let behaviour = self.enter(call);
         match behaviour {
             Behaviour::Ok => Ok(()),
-            Behaviour::Fail(code) => Err(Status::new(code, "the fake comet was told to fail")),
+            Behaviour::Fail(code) => Err(Status::new(code, "the fake comet is configured to fail")),
             Behaviour::Delay(time) => {
                 tokio::time::sleep(time).await;
                 Ok(())
             }
             Behaviour::FailLater(time, code) => {
                 tokio::time::sleep(time).await;
-                Err(Status::new(code, "the fake comet was told to fail"))
+                Err(Status::new(code, "the fake comet is configured to fail"))
             }
             Behaviour::Hang => std::future::pending().await,
         }
@@ -203,22 +202,22 @@ impl FakeComet {
         CometAddr::from(self.address.to_string())
     }
 
-    /// From the next call on, behaves like this.
+    /// Sets the reaction from the next call on.
     pub fn behave(&self, behaviour: Behaviour) {
         *self.book.behaviour.lock() = behaviour;
     }
 
-    /// The next `calls` calls fail with this status, and then it behaves as before.
+    /// The next `calls` calls fail with this status; then the previous reaction applies.
     pub fn fail_next(&self, calls: usize, code: Code) {
         *self.book.fail_next.lock() = (calls, Some(code));
     }
 
-    /// Calls that name this room or key fail with this status from now on: nobody gets them.
+    /// Calls for this room or key fail with this status from now on.
     pub fn refuse(&self, room_or_key: &str, code: Code) {
         self.book.stuck.lock().insert(room_or_key.to_owned(), code);
     }
 
-    /// Crashes: the port is closed and every connection is cut. What was written down stays.
+    /// Crashes: closes the port and all connections. Recorded calls are kept.
     pub async fn stop(&self) {
         let server = self.server.lock().take();
         let ended = tokio::task::spawn_blocking(move || {
@@ -244,12 +243,12 @@ impl FakeComet {
         self.book.calls.lock().clone()
     }
 
-    /// How many calls there were so far.
+    /// The number of calls so far.
     pub fn count(&self) -> usize {
         *self.book.count.borrow()
     }
 
-    /// All messages for clients so far as (whom for, operation, body as text), in order.
+    /// All messages for clients so far as (recipients, operation, body as text), in order.
     pub fn deliveries(&self) -> Vec<(To, i32, String)> {
         deliveries(&self.calls())
     }
@@ -260,10 +259,10 @@ impl FakeComet {
         self.book.count.send_replace(0);
     }
 
-    /// Waits until there are `n` calls or more, and gives all that there are.
+    /// Waits for at least `n` calls, and returns all of them.
     ///
     /// # Panics
-    /// After [`PATIENCE`], with what there is.
+    /// After [`PATIENCE`], with the calls so far.
     pub async fn wait_for(&self, n: usize) -> Vec<Call> {
         let mut count = self.book.count.subscribe();
         let enough = tokio::time::timeout(PATIENCE, count.wait_for(|count| *count >= n)).await;
@@ -271,10 +270,10 @@ impl FakeComet {
         self.calls()
     }
 
-    /// Waits for these messages (whom for, operation, body), in this order and nothing else.
+    /// Waits for exactly these messages (recipients, operation, body), in this order.
     ///
     /// # Panics
-    /// When something else comes, or after [`PATIENCE`].
+    /// If anything else arrives, or after [`PATIENCE`].
     pub async fn wait_for_deliveries(&self, wanted: &[(To, i32, &str)]) {
         let mut count = self.book.count.subscribe();
         let same = |have: &[(To, i32, String)]| {
@@ -303,7 +302,7 @@ impl fmt::Debug for FakeComet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let calls = self.calls();
         writeln!(f, "comet {} ({:?}) has {} calls:", self.address, self.dialect, calls.len())?;
-        // A story with thousands of calls is not read to its end.
+        // Limits the output of stories with thousands of calls.
         for call in calls.iter().take(50) {
             let bodies = deliveries(std::slice::from_ref(call));
             writeln!(f, "  {:?} messages {:?} deliveries {bodies:?}", call.to, call.messages)?;

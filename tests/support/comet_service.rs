@@ -1,5 +1,5 @@
-//! The gRPC side of a fake comet: the same four methods for both dialects, whose generated
-//! types differ in name only.
+//! The gRPC side of a fake comet: the same four methods for both dialects, whose generated types
+//! differ only in name.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::comet::{Book, Call, Dialect, Packet, To, message_ids};
 
-/// A server of this dialect that writes into this book.
+/// A server of this dialect that records calls in this book.
 pub(super) fn router(dialect: Dialect, book: Arc<Book>) -> Router {
     match dialect {
         Dialect::Chatroom => {

@@ -1,5 +1,5 @@
-//! A fake of goim's discovery (bilibili/discovery): `GET /discovery/fetch`, from a list that
-//! stories change.
+//! A fake of goim's discovery (bilibili/discovery): `GET /discovery/fetch`, from a list that tests
+//! change.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 pub struct FakeDiscovery {
     address: SocketAddr,
     comets: Arc<Mutex<Vec<(String, String)>>>,
-    /// Ends with it.
+    /// Stopped on drop.
     _server: JoinSet<()>,
 }
 
@@ -28,7 +28,7 @@ struct Asked {
 }
 
 impl FakeDiscovery {
-    /// Starts one without comets.
+    /// Starts without comets.
     pub async fn start() -> Self {
         let comets = Arc::<Mutex<Vec<(String, String)>>>::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -39,12 +39,12 @@ impl FakeDiscovery {
         Self { address, comets, _server: server }
     }
 
-    /// Where it listens, as `[comets.discovery] goim` takes it.
+    /// Its address for `[comets.discovery] goim`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// These comets are registered now, by hostname and address.
+    /// Registers these comets, by hostname and address.
     pub fn set(&self, comets: &[(&str, &str)]) {
         let comets = comets.iter().map(|(name, at)| ((*name).to_owned(), (*at).to_owned())).collect();
         *self.comets.lock() = comets;

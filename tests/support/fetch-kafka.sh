@@ -1,11 +1,11 @@
 #!/bin/sh
-# fetch-kafka.sh: prints the folder that holds Apache Kafka's jars, fetching them when needed.
+# fetch-kafka.sh: prints the directory of Apache Kafka's jars, fetching them if necessary.
 #
-# The only line on stdout is that folder. What it does is told on stderr. Looks at
-#   KAFKA_HOME             an unpacked Kafka 4.x (its libs folder is used as it is),
+# Prints only that directory to stdout, and progress to stderr. Environment:
+#   KAFKA_HOME             an unpacked Kafka 4.x (its libs directory is used),
 #   HALLEY_CACHE           where fetched files are kept (default: .cache in the repository),
 #   HALLEY_KAFKA_VERSION   another version from Maven Central.
-# Java 17 or newer and Maven are installed when missing and this is root, else named.
+# Java 17 or newer and Maven are installed if missing and run as root, otherwise reported.
 set -eu
 
 version=${HALLEY_KAFKA_VERSION:-4.4.0}
@@ -13,7 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 cache=${HALLEY_CACHE:-$here/../../.cache}/kafka
 jars=$cache/$version
 
-# java says `17.0.15` or, in a first release, `21`.
+# java reports `17.0.15` or, for a first release, `21`.
 java_is_new_enough() {
     major=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1)
     [ "${major:-0}" -ge 17 ]
@@ -27,7 +27,7 @@ fi
 
 if [ -n "${KAFKA_HOME:-}" ]; then
     if [ ! -d "$KAFKA_HOME/libs" ]; then
-        echo "fetch-kafka.sh: KAFKA_HOME ($KAFKA_HOME) has no libs folder; name an unpacked Kafka 4.x" >&2
+        echo "fetch-kafka.sh: KAFKA_HOME ($KAFKA_HOME) has no libs directory; set it to an unpacked Kafka 4.x" >&2
         exit 1
     fi
     echo "$KAFKA_HOME/libs"
@@ -41,7 +41,8 @@ fi
 sh "$here/need.sh" mvn maven
 echo "fetch-kafka.sh: fetching Apache Kafka $version from Maven Central into $jars (about 45 MB, once)" >&2
 mkdir -p "$cache"
-# Filled aside and renamed at the end, so that an interrupted or a second fetch leaves no half folder.
+# Filled in a temporary directory and renamed, so that an interrupted or concurrent fetch leaves no
+# incomplete directory.
 partial=$(mktemp -d "$cache/fetching.XXXXXX")
 trap 'rm -rf "$partial"' EXIT
 cat > "$partial/pom.xml" <<POM
@@ -63,7 +64,7 @@ POM
 mvn -B -q -f "$partial/pom.xml" dependency:copy-dependencies \
     -DincludeScope=runtime -DoutputDirectory="$partial/jars" >&2
 if [ ! -e "$partial/jars/kafka_2.13-$version.jar" ]; then
-    echo "fetch-kafka.sh: Maven ended well but brought no kafka_2.13-$version.jar" >&2
+    echo "fetch-kafka.sh: Maven succeeded but did not fetch kafka_2.13-$version.jar" >&2
     exit 1
 fi
 mv -T "$partial/jars" "$jars" 2>/dev/null || [ -d "$jars" ]

@@ -1,12 +1,12 @@
-//! The gateway as its users run it: the real binary with a configuration file, its log kept and
-//! its admin interface at hand.
+//! Runs the gateway like a user: the real binary with a configuration file; its log is kept, and its
+//! admin interface is reachable.
 //!
 //! ```ignore
 //! let gateway = gateway(&topic).redis(&redis).node(&comet).start().await;
 //! ```
 //!
-//! The builder only writes configuration; what it does not name keeps its default. The admin
-//! interface listens on a port of its own choice, which is read from the JSON log.
+//! The builder writes the configuration; everything else keeps its default. The admin interface
+//! listens on a free port, which is read from the JSON log.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,25 +23,25 @@ use super::leash::Leash;
 use super::redis::Redis;
 use super::{PATIENCE, eventually, folder, unique};
 
-/// What the gateway logs when its admin interface is bound; `address` stands beside it.
+/// The log line of the bound admin interface, with the field `address`.
 const ADMIN_IS_LISTENING: &str = "admin is listening";
 
-/// A configuration to be.
+/// The settings of a gateway.
 #[derive(Debug, Clone)]
 pub struct Gateway {
     group: String,
-    /// `None` is the stories' common one.
+    /// `None` is the Kafka that all stories share.
     kafka: Option<View>,
     /// TOML values by section and key.
     settings: BTreeMap<&'static str, BTreeMap<String, String>>,
     nodes: Vec<String>,
     plugins: Vec<Plugin>,
     environment: Vec<(String, String)>,
-    /// What the binary is started by.
+    /// The command that starts the binary.
     under: Vec<String>,
 }
 
-/// A `[[plugin]]` to be.
+/// The settings of a `[[plugin]]`.
 #[derive(Debug, Clone)]
 pub struct Plugin {
     name: String,
@@ -61,14 +61,14 @@ impl Plugin {
         self
     }
 
-    /// What the plugin finds in its configuration.
+    /// The plugin's own configuration.
     pub fn config(self, config: &Value) -> Self {
         self.set("config", toml(config))
     }
 }
 
-/// A gateway that reads this topic from the stories' Kafka, in a consumer group of its own, with
-/// the in-memory directory.
+/// A gateway that reads this topic from the shared Kafka, with its own consumer group and the
+/// in-memory directory.
 pub fn gateway(topic: &str) -> Gateway {
     let empty = Gateway {
         group: unique("halley"),
@@ -97,7 +97,7 @@ impl Gateway {
         self
     }
 
-    /// Reads from this Kafka, which [`RunningGateway`] asks, too.
+    /// Reads from this Kafka, which is also used by [`RunningGateway`].
     pub fn kafka(mut self, kafka: &Kafka) -> Self {
         self.kafka = Some(kafka.view().clone());
         self
@@ -107,30 +107,30 @@ impl Gateway {
         self.kafka.as_ref().unwrap_or_else(|| kafka().view())
     }
 
-    /// The directory, inbox and guards are in this Redis.
+    /// Uses this Redis for directory, inbox and guards.
     pub fn redis(self, redis: &Redis) -> Self {
         self.set("redis", "url", quoted(redis.url()))
     }
 
-    /// The consumer group: another gateway with the same one shares its partitions.
+    /// Sets the consumer group: gateways with the same one share its partitions.
     pub fn group(mut self, group: &str) -> Self {
         self.group = group.to_owned();
         self.set("kafka", "group", quoted(group))
     }
 
-    /// A comet that the configuration names, for BROADCAST.
+    /// Configures a comet for BROADCAST.
     pub fn node(self, comet: &FakeComet) -> Self {
         self.node_at(comet.address())
     }
 
-    /// The same by its address, of a comet that is no [`FakeComet`].
+    /// The same by address, for a comet that is not a [`FakeComet`].
     pub fn node_at(mut self, address: impl fmt::Display) -> Self {
         self.nodes.push(address.to_string());
         let nodes: Vec<String> = self.nodes.iter().map(|node| quoted(node)).collect();
         self.set("comets", "nodes", format!("[{}]", nodes.join(", ")))
     }
 
-    /// A policy, after those that are there.
+    /// Adds a policy after the existing ones.
     pub fn plugin(mut self, plugin: Plugin) -> Self {
         self.plugins.push(plugin);
         self
@@ -142,19 +142,19 @@ impl Gateway {
         self
     }
 
-    /// An environment variable of the process.
+    /// Sets an environment variable of the process.
     pub fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Another program that becomes the gateway, such as `prlimit --as=BYTES`.
+    /// A program that runs the gateway, such as `prlimit --as=BYTES`.
     pub fn under(mut self, program: &[&str]) -> Self {
         self.under = program.iter().map(|&word| word.to_owned()).collect();
         self
     }
 
-    /// The configuration's text.
+    /// The configuration file's content.
     pub fn toml(&self) -> String {
         let mut text = String::new();
         let mut settings = self.settings.clone();
@@ -225,7 +225,7 @@ impl RunningGateway {
         self.process.lock().pid()
     }
 
-    /// Replaces its configuration file in one step, as an editor would; a hot swap follows.
+    /// Replaces its configuration file atomically, like an editor; a hot swap follows.
     pub fn configure(&self, wanted: &Gateway) {
         let aside = self.file.with_extension("new");
         std::fs::write(&aside, wanted.toml()).expect("a temporary file can be written");
@@ -235,7 +235,7 @@ impl RunningGateway {
     /// GETs a path of its admin interface.
     ///
     /// # Panics
-    /// When there is no answer, with the log.
+    /// Without a response, with the log.
     pub async fn get(&self, path: &str) -> Answer {
         http::get(&self.admin, path).await.unwrap_or_else(|e| panic!("{e}; {self:?}"))
     }
@@ -243,16 +243,16 @@ impl RunningGateway {
     /// Sends a request to its admin interface, over TCP.
     ///
     /// # Panics
-    /// When there is no answer, with the log.
+    /// Without a response, with the log.
     pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let sent = http::send(&self.admin, method, path, headers, body).await;
         sent.unwrap_or_else(|e| panic!("{e}; {self:?}"))
     }
 
-    /// The same over its Unix socket, as its operator: nothing needs a token.
+    /// The same over its Unix socket, as the operator: without a token.
     ///
     /// # Panics
-    /// When there is no answer, with the log.
+    /// Without a response, with the log.
     pub async fn operate(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let sent = http::send(&self.operator(), method, path, headers, body).await;
         sent.unwrap_or_else(|e| panic!("{e}; {self:?}"))
@@ -273,8 +273,8 @@ impl RunningGateway {
         format!("unix:{}", self.file.with_file_name("admin.sock").display())
     }
 
-    /// The value of one metric, by its name and labels as `/metrics` shows them, such as
-    /// `job_dispatch_success_total{comet="127.0.0.1:50051"}`; `None` when it is not there.
+    /// The value of a metric by its name and labels as in `/metrics`, such as
+    /// `job_dispatch_success_total{comet="127.0.0.1:50051"}`; `None` if missing.
     pub async fn metric(&self, series: &str) -> Option<f64> {
         let text = self.get("/metrics").await.body;
         let line = text.lines().find(|line| line.rsplit_once(' ').is_some_and(|(name, _)| name == series))?;
@@ -296,7 +296,7 @@ impl RunningGateway {
         }
     }
 
-    /// Waits until the group has committed everything that the topic holds.
+    /// Waits until the group has committed the whole topic.
     pub async fn wait_until_settled(&self, topic: &str) {
         let settled = eventually_or("settled", async || {
             self.check_alive();
@@ -308,14 +308,14 @@ impl RunningGateway {
         }
     }
 
-    /// What it has logged, a JSON object for each line; other lines (a panic) are strings.
+    /// Its log lines as JSON objects; other lines (a panic) are strings.
     pub fn log_lines(&self) -> Vec<Value> {
         let text = self.process.lock().log();
         let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| Value::from(line));
         text.lines().map(parse).collect()
     }
 
-    /// Waits for a log line with this message, and gives its first occurrence.
+    /// Waits for a log line with this message, and returns its first occurrence.
     pub async fn wait_for_log(&self, message: &str) -> Value {
         let line = eventually_or(message, async || {
             let found = self.log_lines().into_iter().find(|line| message_of(line) == Some(message));
@@ -327,36 +327,36 @@ impl RunningGateway {
         line.await.unwrap_or_else(|| panic!("no log line `{message}` after {PATIENCE:?}; {self:?}"))
     }
 
-    /// Waits for a log line whose message begins so, and gives the message.
+    /// Waits for a log line whose message starts like this, and returns the message.
     pub async fn wait_for_log_that(&self, begins: &str) -> String {
         let begins_so = |line: &Value| message_of(line).filter(|m| m.starts_with(begins)).map(str::to_owned);
         let line = eventually_or(begins, async || self.log_lines().iter().find_map(begins_so));
         line.await.unwrap_or_else(|| panic!("no log line `{begins}...` after {PATIENCE:?}; {self:?}"))
     }
 
-    /// Asks it to drain (SIGTERM), and gives its exit status.
+    /// Drains it (SIGTERM), and returns its exit status.
     pub async fn sigterm(&self) -> ExitStatus {
         self.signal("TERM");
         self.wait().await
     }
 
-    /// Sends any signal: `STOP`, `CONT`, `INT`.
+    /// Sends a signal: `STOP`, `CONT`, `INT`.
     pub fn signal(&self, signal: &str) {
         self.process.lock().signal(signal);
     }
 
-    /// Waits for its end.
+    /// Waits until it exits.
     pub async fn wait(&self) -> ExitStatus {
         let ended = eventually_or("the gateway's end", async || self.process.lock().ended());
         ended.await.unwrap_or_else(|| panic!("still running after {PATIENCE:?}; {self:?}"))
     }
 
-    /// How it ended, when it has.
+    /// Its exit status, if it has exited.
     pub fn ended(&self) -> Option<ExitStatus> {
         self.process.lock().ended()
     }
 
-    /// Kills it (SIGKILL): nothing is drained.
+    /// Kills it (SIGKILL) without draining.
     pub fn kill(&self) {
         self.process.lock().kill();
     }
@@ -368,7 +368,7 @@ impl RunningGateway {
 }
 
 impl Drop for RunningGateway {
-    /// A story that fails while its gateway runs shows what the gateway said.
+    /// Prints the gateway's log if the test fails.
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{self:?}");
@@ -377,7 +377,7 @@ impl Drop for RunningGateway {
 }
 
 impl fmt::Debug for RunningGateway {
-    /// What a failure prints: the end of the log.
+    /// The end of the log, for failures.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let log = self.process.lock().log();
         let lines: Vec<&str> = log.lines().collect();
@@ -387,13 +387,13 @@ impl fmt::Debug for RunningGateway {
     }
 }
 
-/// Like [`eventually`], but leaves the failure's words to the caller.
+/// Like [`eventually`], but returns `None` on timeout.
 async fn eventually_or<T>(what: &str, mut condition: impl AsyncFnMut() -> Option<T>) -> Option<T> {
     let wait = eventually(what, PATIENCE * 2, async || condition().await);
     tokio::time::timeout(PATIENCE, wait).await.ok()
 }
 
-/// tracing's JSON has the message among the fields, or beside them when they are flattened.
+/// tracing's JSON has the message among the fields, or at the top level if flattened.
 fn message_of(line: &Value) -> Option<&str> {
     line["message"].as_str().or_else(|| line["fields"]["message"].as_str())
 }
@@ -406,12 +406,12 @@ fn table(head: &str, keys: &BTreeMap<String, String>) -> String {
     text + "\n"
 }
 
-/// A TOML string; its escapes are those of JSON.
+/// A TOML string; it has the same escapes as JSON.
 pub fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// JSON as an inline TOML value. TOML has no null: such keys are left out.
+/// JSON as an inline TOML value. TOML has no null: such keys are omitted.
 fn toml(value: &Value) -> String {
     match value {
         Value::Array(items) => {

@@ -1,4 +1,4 @@
-//! A Redis that lets everybody in and then sends without end.
+//! A Redis that accepts every client and then sends without end.
 
 use std::sync::Arc;
 
@@ -6,15 +6,15 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// Answers the first so many reads of each connection with `+OK`, and everything after that with
-/// one reply that never ends.
+/// Answers the first reads of each connection with `+OK`, and all later ones with a reply that never
+/// ends.
 pub struct HostileRedis {
     url: String,
     _server: JoinSet<()>,
 }
 
 impl HostileRedis {
-    /// Sends `head` for a reply, and then 'a's for ever.
+    /// Starts it: a reply is `head` followed by endless 'a's.
     pub async fn start(head: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("redis://{}", listener.local_addr().expect("bound"));
@@ -28,7 +28,7 @@ impl HostileRedis {
         Self { url, _server: server }
     }
 
-    /// Where it is.
+    /// Its URL.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -40,7 +40,7 @@ async fn serve(mut stream: TcpStream, head: &str) -> Option<()> {
         let length = stream.read(&mut asked).await.ok().filter(|length| *length > 0)?;
         let asked = String::from_utf8_lossy(&asked[..length]).to_ascii_uppercase();
         if asked.contains("CLIENT\r\n") || asked.contains("SELECT\r\n") {
-            // What every client says when it connects.
+            // The commands that every client sends on connect.
             let commands = asked.matches("SETINFO").count().max(1);
             stream.write_all("+OK\r\n".repeat(commands).as_bytes()).await.ok()?;
             continue;

@@ -1,12 +1,12 @@
-//! The smallest HTTP client that the admin interface can be tested with: one request, one
-//! connection, read to its end.
+//! A minimal HTTP client for tests of the admin interface: one request per connection, read to its
+//! end.
 
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-/// An answer.
+/// A response.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// The status code.
@@ -21,18 +21,19 @@ impl Answer {
     /// The body as JSON.
     ///
     /// # Panics
-    /// When it is none.
+    /// If it is not JSON.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("not JSON ({e}): {}", self.body))
     }
 }
 
-/// GETs a path; `Err` says why there was no answer.
+/// GETs a path; `Err` is the reason for a missing response.
 pub async fn get(address: &str, path: &str) -> Result<Answer, String> {
     send(address, "GET", path, &[], b"").await
 }
 
-/// Sends a request; `Err` says why there was no answer. The address is `host:port` or `unix:PATH`.
+/// Sends a request; `Err` is the reason for a missing response. The address is `host:port` or
+/// `unix:PATH`.
 pub async fn send(
     address: &str,
     method: &str,
@@ -58,7 +59,7 @@ pub async fn send(
 
 /// The head of a request.
 fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> String {
-    // HTTP/1.0: the answer is not chunked and ends with the connection.
+    // HTTP/1.0: the response is not chunked and ends with the connection.
     let mut request = format!("{method} {path} HTTP/1.0\r\n");
     let named = |name: &str| headers.iter().any(|(given, _)| given.eq_ignore_ascii_case(name));
     if !named("host") {
@@ -80,7 +81,7 @@ async fn exchange(
     body: &[u8],
 ) -> std::io::Result<String> {
     stream.write_all(request.as_bytes()).await?;
-    // What is refused before its body is read may break off; what was answered counts.
+    // A request that is refused early may break the write; the response counts.
     let sent = stream.write_all(body).await;
     let mut answer = Vec::new();
     let read = stream.read_to_end(&mut answer).await;

@@ -1,10 +1,10 @@
-//! Helper processes (Kafka, Redis, the gateway) that never outlive the tests.
+//! Child processes (Kafka, Redis, the gateway) that never outlive the tests.
 //!
-//! A leashed program ends when its [`Leash`] is dropped, and also when the test process ends in
-//! any other way: by `exit`, by a panic, by SIGKILL. A tiny shell stands between: it leaves a
-//! watcher behind that reads a pipe from us and then becomes the program, so that the program
-//! has the process id and the exit status that we see. When we are gone the pipe closes, and the
-//! watcher kills the program and removes its folder.
+//! The process ends when its [`Leash`] is dropped, and also when the test process ends in any other
+//! way: by `exit`, a panic or SIGKILL. A small shell forks a watcher that reads a pipe from us, and
+//! then executes the program, so that the program has the process id and exit status that we see.
+//! When the test process ends, the pipe closes, and the watcher kills the program and removes its
+//! directory.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// `$1` is the folder to remove, the rest is the program. The pipe's end (the leash or all of us
-/// are gone) makes the watcher kill and remove. A line on the pipe says that there is nothing to
-/// kill (any more), or that another watcher has the folder now. The second `rm` catches what the
-/// dying program wrote meanwhile.
+/// `$1` is the directory to remove, the rest is the program. When the pipe closes, the watcher kills
+/// the program and removes the directory. A line on the pipe means that there is nothing to kill, or
+/// that another watcher owns the directory. The second `rm` removes what the dying program wrote
+/// meanwhile.
 const SCRIPT: &str = r#"
 folder=$1; shift
 exec 3<&0
@@ -34,15 +34,15 @@ exec 3<&0
 exec "$@" 3<&- </dev/null
 "#;
 
-/// A running program with a folder of its own, which is removed at the end.
+/// A running program with its own directory, which is removed at the end.
 pub struct Leash {
     child: Child,
-    /// Held apart from the child, whose `wait` would close it and so wake the watcher.
+    /// Separate from the child, whose `wait` would close it and trigger the watcher.
     pipe: ChildStdin,
     run: Run,
 }
 
-/// What it takes to start the program, once or again.
+/// Everything needed to start the program.
 struct Run {
     program: String,
     args: Vec<String>,
@@ -64,7 +64,7 @@ impl Run {
 }
 
 impl Leash {
-    /// Starts a program. Its stdout and stderr go to the file `log` in its folder.
+    /// Starts a program. Its stdout and stderr go to the file `log` in its directory.
     pub fn start(program: &str, args: &[String], folder: tempfile::TempDir) -> io::Result<Self> {
         Self::start_with(program, args, folder, &[])
     }
@@ -76,7 +76,7 @@ impl Leash {
         folder: tempfile::TempDir,
         environment: &[(String, String)],
     ) -> io::Result<Self> {
-        // From here on the watcher removes the folder.
+        // From here on, the watcher removes the directory.
         let folder = folder.keep();
         let (program, args, environment) = (program.to_owned(), args.to_vec(), environment.to_vec());
         let run = Run { program, args, environment, folder };
@@ -84,8 +84,8 @@ impl Leash {
         Ok(Self { child, pipe, run })
     }
 
-    /// Kills the program when it runs, and starts it again in the same folder; what it prints
-    /// goes to the end of the same log.
+    /// Kills the program if it runs, and restarts it in the same directory; its output is appended to
+    /// the same log.
     pub fn restart(&mut self) -> io::Result<()> {
         self.kill();
         let (child, pipe) = self.run.start()?;
@@ -95,7 +95,7 @@ impl Leash {
         Ok(())
     }
 
-    /// The program's folder.
+    /// The program's directory.
     pub fn folder(&self) -> &Path {
         &self.run.folder
     }
@@ -105,13 +105,13 @@ impl Leash {
         self.child.id()
     }
 
-    /// What the program has printed so far.
+    /// The output of the program so far.
     pub fn log(&self) -> String {
         let bytes = std::fs::read(self.run.folder.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The exit status, when the program has ended by itself.
+    /// The exit status, if the program has exited.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().expect("the child is ours, so that it can be waited for")
     }
@@ -122,15 +122,15 @@ impl Leash {
         assert!(status.is_ok_and(|s| s.success()), "kill -{signal} {} did not work", self.pid());
     }
 
-    /// Kills the program at once and waits for its end.
+    /// Kills the program and waits for its end.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-        // The process is reaped: its id may be another's soon, so the watcher must not kill.
+        // The process is reaped, and its id may be reused: the watcher must not kill.
         let _ = self.pipe.write_all(b"ended\n");
     }
 
-    /// Waits for the program's end; `None` when it still runs after the deadline.
+    /// Waits until the program exits; `None` at the deadline.
     pub async fn wait(&mut self, deadline: Duration) -> Option<ExitStatus> {
         let until = Instant::now() + deadline;
         loop {
@@ -148,7 +148,7 @@ impl Leash {
 impl Drop for Leash {
     fn drop(&mut self) {
         self.kill();
-        // The watcher does the same, unless the program was killed before there was one.
+        // The watcher does the same, unless the program was killed before the watcher existed.
         let _ = std::fs::remove_dir_all(&self.run.folder);
     }
 }

@@ -1,8 +1,8 @@
-//! What the stories stand on: a real Kafka, a real Redis, fake comets, and the gateway's own
-//! binary, each started with a line and gone with the test.
+//! Test support: a real Kafka, a real Redis, fake comets, and the gateway's own binary, each started
+//! with one line and stopped with the test.
 //!
-//! Nothing here waits for time: every wait names a condition and has a deadline, and what it
-//! prints when the deadline passes is what a person needs to see.
+//! Every wait has a condition and a deadline, and prints what a person needs to see when the deadline
+//! passes. Nothing waits for time.
 
 #![allow(dead_code, reason = "stories share these helpers; each uses a part of them")]
 
@@ -34,13 +34,13 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Long enough for a loaded machine with two cores; a test that passes never waits for it.
+/// Enough for a loaded machine with two cores; a passing test never waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits until `condition` gives a value.
+/// Waits until `condition` returns a value.
 ///
 /// # Panics
-/// After the deadline, naming what was waited for.
+/// After the deadline, naming the condition.
 pub async fn eventually<T>(
     what: impl std::fmt::Display,
     deadline: Duration,
@@ -51,15 +51,15 @@ pub async fn eventually<T>(
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(Instant::now() < until, "waited {deadline:?} in vain for {what}");
+        assert!(Instant::now() < until, "timed out after {deadline:?} waiting for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// Waits until `read` gives `wanted`.
+/// Waits until `read` returns `wanted`.
 ///
 /// # Panics
-/// After [`PATIENCE`], with the last value that was read.
+/// After [`PATIENCE`], with the last value.
 pub async fn eventually_eq<T: PartialEq + Debug>(
     what: impl std::fmt::Display,
     wanted: T,
@@ -76,22 +76,22 @@ pub async fn eventually_eq<T: PartialEq + Debug>(
     }
 }
 
-/// A name that no other test and no other run uses, such as `push-4711-3`.
+/// A name that is unique across tests and runs, such as `push-4711-3`.
 pub fn unique(prefix: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    // The process id alone repeats on a broker that outlives the tests.
+    // A broker may outlive the tests, so the process id alone may repeat.
     let salt: u32 = fastrand::u32(..);
     format!("{prefix}-{}-{salt:x}-{number}", std::process::id())
 }
 
-/// A TCP port of this machine that nobody listens on right now.
+/// A TCP port of this machine that is currently free.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("a bound socket has an address").port()
 }
 
-/// Says something past the test harness, which keeps what passing tests print to itself.
+/// Prints without the test harness, which captures the output of passing tests.
 pub fn loudly(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
@@ -101,19 +101,19 @@ pub fn repository(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A new folder for one helper process.
+/// A new directory for one child process.
 pub fn folder(prefix: &str) -> tempfile::TempDir {
     tempfile::Builder::new().prefix(&format!("halley-{prefix}-")).tempdir().expect("a temporary folder")
 }
 
-/// Writes a file that nobody else may read.
+/// Writes a file that no other user may read.
 pub fn secret(path: &std::path::Path, content: &str) {
     use std::os::unix::fs::PermissionsExt as _;
-    std::fs::write(path, content).expect("the folder takes it");
+    std::fs::write(path, content).expect("the directory is writable");
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
 }
 
-/// The memory that a process has now, in KiB.
+/// Resident memory of a process, in KiB.
 pub fn resident_kib(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("a running process");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux");

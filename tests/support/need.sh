@@ -1,8 +1,8 @@
 #!/bin/sh
-# need.sh PROGRAM PACKAGE...: makes sure that a program is there.
+# need.sh PROGRAM PACKAGE...: ensures that a program is installed.
 #
-# Root on Debian or Ubuntu: missing packages are installed. Otherwise the exact command is named
-# and the exit status is 1. What it says goes to stderr.
+# As root on Debian or Ubuntu, missing packages are installed. Otherwise the exact command is printed
+# and the exit status is 1. All output goes to stderr.
 set -eu
 
 program=$1

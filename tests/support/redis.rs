@@ -1,8 +1,8 @@
 //! A Redis for one test, and the directory keys as comets write them.
 //!
-//! Each test has a `redis-server` of its own on a free port, gone with the test; it can be
-//! stopped and started again. `HALLEY_TEST_REDIS` (a URL) names one to use instead: its current
-//! database is emptied at the start, and stories that stop Redis cannot be proven with it.
+//! Each test has its own `redis-server` on a free port, which can be stopped and restarted.
+//! `HALLEY_TEST_REDIS` (a URL) replaces it: its current database is flushed at the start, and stories
+//! that stop Redis cannot be proven with it.
 
 use std::process::Command;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use redis::aio::MultiplexedConnection;
 use super::leash::Leash;
 use super::{PATIENCE, eventually, folder, free_port, loudly, repository};
 
-/// How long comets let a user count as online without a renewal, in seconds.
+/// How long a user counts as online without a renewal, in seconds.
 const ONLINE_SECONDS: u64 = 300;
 
 /// A Redis server, running or stopped.
 pub struct Redis {
     url: String,
-    /// `None` for a server that is not ours.
+    /// `None` for an external server.
     port: Option<u16>,
-    /// Whether it writes everything to its disk before it answers.
+    /// Whether it writes everything to disk before it answers.
     keeps: bool,
     server: Option<Leash>,
     connection: Option<MultiplexedConnection>,
 }
 
 impl Redis {
-    /// Starts a server, empty.
+    /// Starts an empty server.
     pub async fn start() -> Self {
         let mut redis = Self::not_started();
         redis.restart().await;
@@ -37,7 +37,7 @@ impl Redis {
         redis
     }
 
-    /// A server that [`Self::restart`] will start: its URL is known, and nobody listens there.
+    /// A server that [`Self::restart`] will start: its URL is known, and nothing listens there.
     pub fn not_started() -> Self {
         if let Ok(url) = std::env::var("HALLEY_TEST_REDIS") {
             return Self { url, port: None, keeps: false, server: None, connection: None };
@@ -48,7 +48,7 @@ impl Redis {
         Self { url, port: Some(port), keeps: false, server: None, connection: None }
     }
 
-    /// Starts a server that has after a restart what it had before.
+    /// Starts a server that keeps its data across restarts.
     pub async fn start_keeping() -> Self {
         let mut redis = Self::not_started();
         redis.keeps = true;
@@ -56,12 +56,12 @@ impl Redis {
         redis
     }
 
-    /// Where it is.
+    /// Its URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Whether it can be stopped; says so loudly when not.
+    /// Whether it can be stopped; prints a warning if not.
     pub fn can_stop(&self, story: &str) -> bool {
         if self.port.is_none() {
             loudly(format_args!(
@@ -71,7 +71,7 @@ impl Redis {
         self.port.is_some()
     }
 
-    /// Kills the server; what it held is lost, unless it keeps it.
+    /// Kills the server; its data is lost, unless it is persistent.
     pub fn stop(&mut self) {
         assert!(self.port.is_some(), "HALLEY_TEST_REDIS is not ours to stop; ask can_stop() first");
         self.connection = None;
@@ -81,7 +81,7 @@ impl Redis {
         }
     }
 
-    /// Starts the server (again), on the same port: empty, or with what it kept.
+    /// Starts or restarts the server on the same port: empty, or with its persistent data.
     pub async fn restart(&mut self) {
         match (self.port, &mut self.server) {
             (Some(_), Some(server)) if self.keeps => server.restart().expect("redis-server starts again"),
@@ -110,12 +110,12 @@ impl Redis {
         self.server.as_ref().expect("only a running server of our own can be frozen").signal("STOP");
     }
 
-    /// Lets a frozen server go on.
+    /// Resumes a frozen server.
     pub fn thaw(&self) {
         self.server.as_ref().expect("only a running server of our own can be thawed").signal("CONT");
     }
 
-    /// A comet accepts a connection of a user into a room; the user is online.
+    /// A comet accepts a connection of a user to a room; the user is online.
     pub async fn join(&self, room: &str, connection: &str, user: &str, comet: impl std::fmt::Display) {
         self.join_many(room, &[(connection.to_owned(), user.to_owned(), comet.to_string())]).await;
     }
@@ -140,7 +140,7 @@ impl Redis {
         self.forget(connection).await;
     }
 
-    /// A connection's details vanish while the room still names it: a stale member.
+    /// Removes a connection's details while the room still lists it: a stale member.
     pub async fn forget(&self, connection: &str) {
         self.run::<()>(redis::Cmd::del(format!("connection:info:{connection}"))).await;
     }
@@ -176,7 +176,7 @@ impl Redis {
     /// Runs any command.
     ///
     /// # Panics
-    /// When Redis does not answer it well within [`PATIENCE`].
+    /// If Redis does not answer successfully within [`PATIENCE`].
     pub async fn run<T: redis::FromRedisValue>(&self, command: redis::Cmd) -> T {
         let mut connection = self.connection();
         let answer = tokio::time::timeout(PATIENCE, command.query_async(&mut connection)).await;

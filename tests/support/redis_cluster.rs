@@ -1,6 +1,6 @@
-//! A real Redis Cluster: some primaries, with or without a replica each.
+//! A real Redis Cluster: some primaries, with or without one replica each.
 //!
-//! The unit tests of `host/redis_client` include this file, too.
+//! Also included by the unit tests of `host/redis_client`.
 
 use std::process::Command;
 
@@ -16,16 +16,16 @@ pub struct RedisCluster {
 impl RedisCluster {
     /// Starts three primaries.
     pub async fn start() -> Self {
-        // Nobody takes over: a node that is slow on a busy machine must not be given up soon.
+        // There is no failover: a slow node on a busy machine must not be declared dead.
         Self::start_with(3, 0, "10000", &[]).await
     }
 
-    /// Starts three primaries with a replica each, which takes over within seconds.
+    /// Starts three primaries with one replica each, which takes over within seconds.
     pub async fn start_with_replicas() -> Self {
         Self::start_with(3, 1, "1000", &[]).await
     }
 
-    /// Starts this many primaries, each with this many replicas and further arguments.
+    /// Starts this many primaries, each with this many replicas, with additional arguments.
     pub async fn start_with(primaries: usize, replicas: usize, timeout: &str, args: &[&str]) -> Self {
         let mut nodes = Vec::new();
         for _ in 0..primaries * (1 + replicas) {
@@ -66,13 +66,13 @@ impl RedisCluster {
         }
     }
 
-    /// For `[redis] url`: all nodes are named.
+    /// For `[redis] url`, with all nodes.
     pub fn url(&self) -> String {
         let addresses: Vec<String> = self.nodes.iter().map(RedisNode::address).collect();
         format!("redis+cluster://{}", addresses.join(","))
     }
 
-    /// The nodes; those that were primaries at first stand first.
+    /// The nodes; the initial primaries come first.
     pub fn nodes(&self) -> &[RedisNode] {
         &self.nodes
     }
@@ -94,7 +94,7 @@ impl RedisCluster {
         node.tell(&["CLUSTER", "KEYSLOT", key]).await
     }
 
-    /// The index of the node that says it serves this slot.
+    /// The index of the node that claims this slot.
     pub async fn owner_of(&self, slot: u16) -> Option<usize> {
         for (index, node) in self.nodes.iter().enumerate().filter(|(_, node)| node.is_running()) {
             let text = node.ask::<String>(&["CLUSTER", "NODES"]).await.unwrap_or_default();
@@ -106,7 +106,7 @@ impl RedisCluster {
         None
     }
 
-    /// A slot begins to move: both nodes serve it from now on, each what it has.
+    /// Starts moving a slot: both nodes serve their part of it from now on.
     pub async fn begin_move(&self, slot: u16, from: usize, to: usize) {
         let (source, target) = (&self.nodes[from], &self.nodes[to]);
         let slot = slot.to_string();
@@ -114,7 +114,7 @@ impl RedisCluster {
         source.tell::<()>(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &id(target).await]).await;
     }
 
-    /// Up to this many of the slot's keys go to the new node; tells how many did.
+    /// Moves up to this many of the slot's keys; returns how many were moved.
     pub async fn move_keys(&self, slot: u16, from: usize, to: usize, count: usize) -> usize {
         let (source, target) = (&self.nodes[from], &self.nodes[to]);
         let question = ["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), &count.to_string()];
@@ -129,7 +129,7 @@ impl RedisCluster {
         keys.len()
     }
 
-    /// The slot is the new node's alone. Only the two are told; the others hear of it.
+    /// Assigns the slot to the new node. Only these two nodes are told; the others learn of it.
     pub async fn end_move(&self, slot: u16, from: usize, to: usize) {
         let new = id(&self.nodes[to]).await;
         for node in [to, from] {
@@ -137,22 +137,22 @@ impl RedisCluster {
         }
     }
 
-    /// A slot goes from one node to another, key by key.
+    /// Moves a slot key by key.
     pub async fn move_slot(&self, slot: u16, from: usize, to: usize) {
         self.begin_move(slot, from, to).await;
         while self.move_keys(slot, from, to, 10).await > 0 {}
         self.end_move(slot, from, to).await;
     }
 
-    /// Kills the node that serves this key's slot, and gives its index.
+    /// Kills the node that serves this key's slot, and returns its index.
     pub async fn kill_owner(&mut self, key: &str) -> usize {
         let owner = self.owner(key).await;
         self.nodes[owner].kill();
         owner
     }
 
-    /// Runs a command on the node that serves its key; follows redirections, and waits while
-    /// the key is moving or nobody serves it.
+    /// Runs a command on the node that serves its key; follows redirections, and waits while the key
+    /// is moving or unserved.
     pub async fn run<T: FromRedisValue>(&self, command: Cmd) -> T {
         soon(format_args!("an answer of the cluster to {command:?}"), async || {
             match self.follow(&command).await {
@@ -186,7 +186,7 @@ impl RedisCluster {
         at.run(command).await
     }
 
-    /// A comet accepts a connection of a user into a room; the user is online.
+    /// A comet accepts a connection of a user to a room; the user is online.
     pub async fn join(&self, room: &str, connection: &str, user: &str, comet: impl std::fmt::Display) {
         self.join_many(room, &[(connection.to_owned(), user.to_owned(), comet.to_string())]).await;
     }

@@ -1,7 +1,7 @@
-//! One Redis process among several: a node of a cluster, a primary, a replica, a sentinel.
+//! One Redis process of several: a cluster node, a primary, a replica, a sentinel.
 //!
-//! The unit tests of `host/redis_client` include this file, too: it stands on nothing but
-//! [`Leash`] and always starts servers of its own, whatever `HALLEY_TEST_REDIS` says.
+//! Also included by the unit tests of `host/redis_client`: it depends only on [`Leash`] and always
+//! starts its own servers, regardless of `HALLEY_TEST_REDIS`.
 
 use std::collections::HashMap;
 use std::net::TcpListener;
@@ -14,25 +14,25 @@ use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisError, Re
 
 use super::leash::Leash;
 
-/// How long a set of servers may take for anything, on a machine that is busy with other tests.
+/// Timeout of any operation, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(40);
-/// How long one command may take.
+/// Timeout of one command.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long comets let a user count as online without a renewal, in seconds.
+/// How long a user counts as online without a renewal, in seconds.
 const ONLINE_SECONDS: u64 = 300;
 
-/// A server of one's own; it ends with this value.
+/// A server; it ends with this value.
 pub struct RedisNode {
     port: u16,
     args: Vec<String>,
-    /// Outlives the process, as a disk does.
+    /// Outlives the process, like a disk.
     data: tempfile::TempDir,
     process: Option<Leash>,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
 impl RedisNode {
-    /// One that is not running yet. It keeps no snapshots.
+    /// A server that is not running yet, without snapshots.
     pub fn new(args: &[&str]) -> Self {
         let port = free_port();
         let data = tempfile::Builder::new().prefix("halley-redis-").tempdir().expect("a temporary folder");
@@ -43,7 +43,7 @@ impl RedisNode {
         Self { port, args, data, process: None, connection: Mutex::default() }
     }
 
-    /// A sentinel with this configuration, which it will rewrite.
+    /// A sentinel with this configuration, which it rewrites.
     pub fn sentinel(config: &str) -> Self {
         let mut node = Self::new(&[]);
         let file = node.data.path().join("sentinel.conf");
@@ -54,7 +54,7 @@ impl RedisNode {
         node
     }
 
-    /// Starts it, again perhaps, and waits until it answers.
+    /// Starts or restarts it, and waits until it answers.
     pub async fn start(&mut self) {
         self.kill();
         let folder = tempfile::Builder::new().prefix("halley-redis-log-").tempdir();
@@ -86,17 +86,17 @@ impl RedisNode {
         self.process.as_ref().expect("only a running server can be frozen").signal("STOP");
     }
 
-    /// Lets it go on after [`Self::freeze`].
+    /// Resumes it after [`Self::freeze`].
     pub fn thaw(&self) {
         self.process.as_ref().expect("only a running server can be thawed").signal("CONT");
     }
 
-    /// Where it listens.
+    /// Its port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Where it listens, as `host:port`.
+    /// Its address, as `host:port`.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
@@ -106,7 +106,7 @@ impl RedisNode {
         self.run(&command(words)).await
     }
 
-    /// The same, when it has to succeed.
+    /// The same, if it has to succeed.
     pub async fn tell<T: FromRedisValue>(&self, words: &[&str]) -> T {
         self.ask(words).await.unwrap_or_else(|e| panic!("{words:?} at {}: {e}", self.address()))
     }
@@ -121,7 +121,7 @@ impl RedisNode {
         self.again_when_closed(async |mut connection| pipeline.query_async(&mut connection).await).await
     }
 
-    /// Who becomes a replica closes all connections: what ours says is worth a new one.
+    /// A server that becomes a replica closes all connections: retries with a new one.
     async fn again_when_closed<T>(
         &self,
         ask: impl AsyncFn(MultiplexedConnection) -> RedisResult<T>,
@@ -135,7 +135,7 @@ impl RedisNode {
         if was_there { ask(self.connection().await?).await } else { answer }
     }
 
-    /// `name:value` lines, as `INFO` and `CLUSTER INFO` answer.
+    /// Parses `name:value` lines, as in replies to `INFO` and `CLUSTER INFO`.
     pub async fn facts(&self, words: &[&str]) -> HashMap<String, String> {
         let text = self.ask::<String>(words).await.unwrap_or_default();
         let pairs = text.lines().filter_map(|line| line.split_once(':'));
@@ -165,7 +165,7 @@ pub fn command(words: &[&str]) -> Cmd {
     command
 }
 
-/// What a comet writes when a connection of a user joins a room.
+/// The commands of a comet when a user's connection joins a room.
 pub fn joining(room: &str, connection: &str, user: &str, comet: &str) -> [Cmd; 3] {
     let info = [("comet_id", comet), ("user_id", user), ("room_id", room)];
     [
@@ -178,7 +178,7 @@ pub fn joining(room: &str, connection: &str, user: &str, comet: &str) -> [Cmd; 3
 /// The entries of a stream, from the reply to `XRANGE`, as (field, value) pairs, oldest first.
 pub type Entries = Vec<(String, Vec<(String, Vec<u8>)>)>;
 
-/// Waits until `condition` gives a value.
+/// Waits until `condition` returns a value.
 ///
 /// # Panics
 /// After [`PATIENCE`].
@@ -188,17 +188,17 @@ pub async fn soon<T>(what: impl std::fmt::Display, mut condition: impl AsyncFnMu
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for {what}");
+        assert!(start.elapsed() < PATIENCE, "timed out after {PATIENCE:?} waiting for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// A port where nothing listens, below the range from which systems take the ports of outgoing
-/// connections: a test that has not started its server yet should not lose the port to one.
+/// A free port below the range that systems use for outgoing connections: a test that has not started
+/// its server yet should not lose the port to one.
 pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
-        // Test processes that run side by side begin far apart.
+        // Concurrent test processes start far apart.
         let number = std::process::id().wrapping_mul(97).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
         let port = 20_000 + (number % 12_000) as u16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {

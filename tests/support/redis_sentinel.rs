@@ -1,12 +1,12 @@
-//! A real primary with a replica, and three sentinels that watch them.
+//! A real primary with a replica, and three sentinels that monitor them.
 //!
-//! The unit tests of `host/redis_client` include this file, too.
+//! Also included by the unit tests of `host/redis_client`.
 
 use redis::{Cmd, FromRedisValue};
 
 use super::redis_nodes::{Entries, RedisNode, command, joining, soon};
 
-/// What the sentinels call the primary.
+/// The sentinels' name of the primary.
 pub const SERVICE: &str = "main";
 
 /// A running set; it ends with this value.
@@ -21,14 +21,14 @@ impl RedisSentinel {
         Self::start_with(&[], "").await
     }
 
-    /// Starts it with further arguments of the two servers, and lines for the sentinels.
+    /// Starts it with additional arguments of the two servers, and lines for the sentinels.
     pub async fn start_with(args: &[&str], lines: &str) -> Self {
         let mut primary = RedisNode::new(&[&["--repl-diskless-sync-delay", "0"], args].concat());
         primary.start().await;
         let port = primary.port().to_string();
         let mut replica = RedisNode::new(&[&["--replicaof", "127.0.0.1", &port], args].concat());
         replica.start().await;
-        // Sentinels look for replicas at once, and then only every ten seconds.
+        // Sentinels look for replicas immediately, and then only every ten seconds.
         soon("the replica to be known to its primary", async || {
             let facts = primary.facts(&["INFO", "replication"]).await;
             facts.get("slave0").is_some_and(|slave| slave.contains("state=online")).then_some(())
@@ -66,13 +66,13 @@ impl RedisSentinel {
         self.url_of(SERVICE)
     }
 
-    /// The same with another service's name.
+    /// The same with another service name.
     pub fn url_of(&self, service: &str) -> String {
         let sentinels: Vec<String> = self.sentinels.iter().map(RedisNode::address).collect();
         format!("redis+sentinel://{}/{service}", sentinels.join(","))
     }
 
-    /// The two servers: who was the primary at first, and who was its replica.
+    /// The two servers: the initial primary first.
     pub fn servers(&self) -> &[RedisNode] {
         &self.servers
     }
@@ -87,7 +87,7 @@ impl RedisSentinel {
         &mut self.sentinels[index]
     }
 
-    /// The index of the server that is a primary and is said to be one.
+    /// The index of the server that is the primary and known as such.
     pub async fn primary(&self) -> usize {
         soon("a primary", async || {
             let sentinel = self.sentinels.iter().find(|sentinel| sentinel.is_running())?;
@@ -101,14 +101,14 @@ impl RedisSentinel {
         .await
     }
 
-    /// Kills the primary and gives its index; the sentinels will make the other one primary.
+    /// Kills the primary and returns its index; the sentinels will promote the other one.
     pub async fn kill_primary(&mut self) -> usize {
         let primary = self.primary().await;
         self.servers[primary].kill();
         primary
     }
 
-    /// Has the sentinels exchange the roles of the two, and waits until they have.
+    /// Has the sentinels exchange the roles, and waits for it.
     pub async fn failover(&self) {
         let before = self.primary().await;
         let sentinel = self.sentinels.iter().find(|sentinel| sentinel.is_running()).expect("a sentinel runs");
@@ -125,12 +125,12 @@ impl RedisSentinel {
         primary.run(&command).await.unwrap_or_else(|e| panic!("{}: {e}", primary.address()))
     }
 
-    /// A comet accepts a connection of a user into a room; the user is online.
+    /// A comet accepts a connection of a user to a room; the user is online.
     pub async fn join(&self, room: &str, connection: &str, user: &str, comet: impl std::fmt::Display) {
         self.join_many(room, &[(connection.to_owned(), user.to_owned(), comet.to_string())]).await;
     }
 
-    /// The same for many connections (id, user, comet); the replica has them, too, afterwards.
+    /// The same for many connections (id, user, comet); afterwards the replica has them, too.
     pub async fn join_many(&self, room: &str, connections: &[(String, String, String)]) {
         let primary = &self.servers[self.primary().await];
         for (connection, user, comet) in connections {

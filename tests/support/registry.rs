@@ -10,7 +10,7 @@ use sha2::Digest as _;
 use super::leash::Leash;
 use super::{PATIENCE, eventually, folder, free_port, loudly};
 
-/// Who may in, where somebody has to be: name, password, and the hash that the registry knows.
+/// The login of a registry that requires one: name, password, and the hash in its configuration.
 const USER: &str = "story";
 const PASSWORD: &str = "a-password-of-a-story";
 const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuuJTAWSr14Glv5icNEzHYGB1nIlTNssCu";
@@ -23,7 +23,7 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// Starts one; `None`, loudly, where there is none. `asks`: for a name and a password.
+    /// Starts a registry; `None`, with a warning, if it is not installed. `asks`: requires a login.
     pub async fn start(story: &str, asks: bool) -> Option<Self> {
         if Command::new("docker-registry").arg("--version").output().is_err() {
             loudly(format_args!(

@@ -1,4 +1,4 @@
-//! Clients that do not behave, over real connections and with short deadlines.
+//! Misbehaving clients, over real connections and with short deadlines.
 
 use std::net::SocketAddr;
 
@@ -9,9 +9,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 
-/// Larger than what the system and hyper keep of it.
+/// More than the kernel and hyper buffer.
 const LARGE: usize = 16 * 1024 * 1024;
-/// Nothing here takes that long.
+/// Upper bound for every step.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Running {
@@ -40,7 +40,7 @@ impl Running {
         stream
     }
 
-    /// Everything that comes until the connection is closed.
+    /// Everything that is received until the connection is closed.
     async fn exchange(&self, bytes: &[u8]) -> String {
         rest_of(self.send(bytes).await).await
     }
@@ -79,7 +79,7 @@ async fn one_connection_serves_one_request_after_the_other() {
 #[tokio::test]
 async fn http_2_is_not_spoken() {
     let running = start(8, TIMEOUTS).await;
-    // The preface and empty settings, as a client with prior knowledge sends them.
+    // The preface and empty settings of a client with prior knowledge.
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let answer = running.exchange(preface).await;
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer:?}");

@@ -1,13 +1,13 @@
-//! What came from registries, in a folder: `<digest>.json`, the manifest, and `<digest>.wasm`, the
-//! plugin that it names. Whatever does not fit its digest any more, or may be somebody else's, counts
-//! as not there.
+//! A directory that caches content from registries: `<digest>.json`, the manifest, and
+//! `<digest>.wasm`, the plugin that it names. A file that does not match its digest, or that others
+//! may have written, counts as missing.
 
 use std::path::Path;
 
 use crate::artifact::registry::manifest::{MAX_MANIFEST, MAX_SIZE, Package, check_digest, plugin_of};
 use crate::files::OwnFolder;
 
-/// How many files the folder keeps, two for each plugin; the oldest give way.
+/// The maximum number of files, two per plugin; the oldest are removed.
 const KEPT: usize = 2 * 32;
 
 /// The package of this digest, checked.
@@ -23,10 +23,10 @@ pub(super) fn get(folder: &Path, digest: &str) -> Option<Package> {
     Some(package)
 }
 
-/// Keeps a package.
+/// Stores a package.
 ///
 /// # Errors
-/// When the folder cannot be written to, or should not be.
+/// When the directory is not writable, or not safe to use.
 pub(super) fn put(folder: &Path, digest: &str, package: &Package) -> anyhow::Result<()> {
     let name = folder.display();
     let folder = OwnFolder::create(folder).map_err(|why| anyhow::anyhow!("{name} {why}"))?;
@@ -37,7 +37,7 @@ pub(super) fn put(folder: &Path, digest: &str, package: &Package) -> anyhow::Res
     Ok(())
 }
 
-/// The files of this digest.
+/// The file names of this digest.
 fn names(digest: &str) -> (String, String) {
     let hex = digest.trim_start_matches("sha256:");
     (format!("{hex}.json"), format!("{hex}.wasm"))

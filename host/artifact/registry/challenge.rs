@@ -1,21 +1,21 @@
-//! What a registry asks for before it gives anything: the header `WWW-Authenticate` (RFC 9110, 11.6.1;
-//! the distribution specification's token authentication).
+//! The authentication that a registry requires: the header `WWW-Authenticate` (RFC 9110, 11.6.1; the
+//! distribution specification's token authentication).
 
-/// What is asked for.
+/// A required authentication.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Challenge {
     /// A name and a password with each request.
     Basic,
-    /// A token, which the realm gives out.
+    /// A token, issued by the realm.
     Bearer {
-        /// The URL that gives tokens.
+        /// The URL that issues tokens.
         realm: String,
-        /// For whom.
+        /// The service that the token is for.
         service: Option<String>,
     },
 }
 
-/// The first challenge of these headers that is understood; tokens are preferred.
+/// The first supported challenge of these headers; tokens are preferred.
 pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
     let mut found = None;
     for header in headers {
@@ -49,7 +49,7 @@ fn parameters(text: &str) -> impl Iterator<Item = (&str, String)> {
     })
 }
 
-/// Up to the closing quote, and what comes after it.
+/// The text up to the closing quote, and the rest after it.
 fn quoted_string(text: &str) -> (String, &str) {
     let mut value = String::new();
     let mut characters = text.char_indices();

@@ -1,13 +1,14 @@
 //! Fetching from a registry, on a thread of its own.
 //!
-//! Whatever a registry is, or has become: every body has a limit, everything together a deadline, and
-//! nothing goes anywhere but to the registry's own site and to sites that the configuration lists.
-//! Credentials go to the registry, and to where its tokens come from; with a redirect they go to the
-//! registry itself alone.
+//! A registry may be malicious. So every body has a size limit, the whole fetch has a deadline, and
+//! requests only go to the registry's own site and to sites that the configuration lists. Credentials
+//! only go to the registry and to the realm that issues its tokens; after a redirect, only to the
+//! registry itself.
 //!
-//! Own code, not oci-client's, which reads manifests, errors and tokens to their end, follows every
-//! redirect and sends credentials to whatever realm it is told. What is spoken: the OCI distribution
-//! specification 1.1, and its token authentication (distribution.github.io/distribution/spec/auth).
+//! This does not use oci-client's own fetching, which reads manifests, errors and tokens without
+//! limit, follows every redirect and sends credentials to any realm. It implements the OCI
+//! distribution specification 1.1, and its token authentication
+//! (distribution.github.io/distribution/spec/auth).
 
 use std::time::Duration;
 
@@ -22,23 +23,23 @@ use crate::artifact::registry::credentials;
 use crate::artifact::registry::manifest::{MAX_MANIFEST, MAX_SIZE, Package, check_digest, plugin_of};
 use crate::artifact::registry::site::{RegistryConfig, is_near, is_same_site};
 
-/// How long everything may take together.
+/// The deadline of the whole fetch.
 const DEADLINE: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(5);
 /// The most redirects of one request.
 const MOST_REDIRECTS: usize = 5;
-/// The largest answer with a token, and what is read of an error, in bytes.
+/// The maximum size of a token response, and of an error that is read, in bytes.
 const MAX_TOKEN: usize = 64 * 1024;
 const MAX_ERROR: usize = 4 * 1024;
-/// What is shown of an error, in characters.
+/// How much of an error is shown, in characters.
 const SHOWN: usize = 200;
 
 /// Fetches the package of this digest, checked.
 ///
 /// # Errors
-/// What is wrong: the second half of a sentence that begins with the plugin.
+/// The problem: the second half of a sentence that begins with the plugin.
 pub(super) fn pull(config: &RegistryConfig, reference: &Reference, digest: &str) -> Result<Package, String> {
-    // The caller may stand inside of an async runtime; a thread of our own never does.
+    // The caller may be inside of an async runtime; a separate thread never is.
     std::thread::scope(|scope| {
         let fetching = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -46,12 +47,10 @@ pub(super) fn pull(config: &RegistryConfig, reference: &Reference, digest: &str)
             let fetched = runtime.block_on(async {
                 let fetched = tokio::time::timeout(DEADLINE, fetch(config, reference, digest)).await;
                 fetched.unwrap_or_else(|_| {
-                    Err(format!(
-                        "cannot be fetched: the registry took longer than {DEADLINE:?}; it is tried again"
-                    ))
+                    Err(format!("cannot be fetched: the registry took longer than {DEADLINE:?}; retrying"))
                 })
             });
-            // Looking up a name may still block a thread.
+            // Resolving a name may still block a thread.
             runtime.shutdown_background();
             fetched
         });
@@ -75,7 +74,7 @@ async fn fetch(config: &RegistryConfig, reference: &Reference, digest: &str) -> 
     Ok(Package { manifest, plugin })
 }
 
-/// A client that goes nowhere by itself.
+/// A client that does not follow redirects.
 pub(super) fn client() -> Result<Client, String> {
     Client::builder()
         .connect_timeout(CONNECT)
@@ -87,7 +86,7 @@ pub(super) fn client() -> Result<Client, String> {
         .map_err(|why| format!("no client for registries: {}", causes(&why)))
 }
 
-/// One conversation with a registry about one repository.
+/// A session with a registry about one repository.
 pub(super) struct Session<'a> {
     config: &'a RegistryConfig,
     client: Client,
@@ -95,7 +94,7 @@ pub(super) struct Session<'a> {
     base: Url,
     repository: &'a str,
     credentials: RegistryAuth,
-    /// What the registry wants with each request, once it said so.
+    /// The authorization that the registry requires, once it has asked for it.
     authorization: Option<HeaderValue>,
 }
 
@@ -128,7 +127,7 @@ impl<'a> Session<'a> {
         Ok(Self { config, client, base, repository: reference.repository(), credentials, authorization })
     }
 
-    /// What the registry has under this digest: `manifests` or `blobs`.
+    /// Content with this digest, of `manifests` or `blobs`.
     async fn get(&mut self, what: &str, digest: &str, most: usize) -> Result<Vec<u8>, String> {
         let path = format!("{}/{what}/{digest}", self.repository);
         let url = self.base.join(&path).map_err(|why| format!("`{path}` is no path: {why}"))?;
@@ -142,7 +141,7 @@ impl<'a> Session<'a> {
         body(answer, most).await
     }
 
-    /// Asks, and goes where the answer leads.
+    /// Sends a request and follows redirects.
     async fn follow(&self, mut url: Url) -> Result<Response, String> {
         for _ in 0..=MOST_REDIRECTS {
             let answer = send(self.ask(&url)).await?;
@@ -154,7 +153,7 @@ impl<'a> Session<'a> {
         Err(format!("the registry redirects more than {MOST_REDIRECTS} times"))
     }
 
-    /// A request for this place, with what the registry wants if it is the registry's own.
+    /// A request for this URL, with authorization if it belongs to the registry itself.
     pub(super) fn ask(&self, url: &Url) -> RequestBuilder {
         let accepted = format!("{OCI_IMAGE_MEDIA_TYPE}, {IMAGE_MANIFEST_MEDIA_TYPE}, */*");
         let request = self.client.get(url.clone()).header(ACCEPT, accepted);
@@ -164,7 +163,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Where a redirect leads.
+    /// The target of a redirect, if it is allowed.
     pub(super) fn redirected(&self, from: &Url, location: Option<&HeaderValue>) -> Result<Url, String> {
         let to = location.and_then(|to| to.to_str().ok());
         let to = to.and_then(|to| from.join(to).ok()).ok_or("the registry redirects to nowhere")?;
@@ -174,7 +173,7 @@ impl<'a> Session<'a> {
         Err(format!("the registry redirects to {}", self.elsewhere(&to)))
     }
 
-    /// Does what the registry asks for; whether there is anything to do.
+    /// Authenticates as the registry requires. Returns whether there is anything to do.
     async fn authorize(&mut self, answer: &Response) -> Result<bool, String> {
         if self.authorization.is_some() {
             return Ok(false);
@@ -190,7 +189,7 @@ impl<'a> Session<'a> {
         Ok(true)
     }
 
-    /// A token that lets in who has the credentials, to read this repository and nothing else.
+    /// Gets a token for reading this repository only.
     async fn token(&self, realm: &str, service: Option<&str>) -> Result<HeaderValue, String> {
         let answer = send(self.ask_for_token(realm, service)?).await?;
         if !answer.status().is_success() {
@@ -233,9 +232,9 @@ struct Token {
     access_token: Option<String>,
 }
 
-/// The token of an answer.
+/// The token of a response.
 pub(super) fn token_in(answer: &[u8]) -> Result<HeaderValue, String> {
-    // The parser's own words could quote a secret.
+    // The parser's own message could quote a secret.
     let answer: Token =
         serde_json::from_slice(answer).map_err(|_| "the answer with the token is not JSON")?;
     let token = answer.token.or(answer.access_token).ok_or("the answer has no token")?;
@@ -246,7 +245,7 @@ async fn send(request: RequestBuilder) -> Result<Response, String> {
     request.send().await.map_err(|why| causes(&why.without_url()))
 }
 
-/// A body of at most so many bytes.
+/// A body of at most this many bytes.
 async fn body(mut answer: Response, most: usize) -> Result<Vec<u8>, String> {
     let too_large = || format!("the answer has more than {most} bytes");
     if answer.content_length().is_some_and(|length| length > most as u64) {
@@ -262,7 +261,7 @@ async fn body(mut answer: Response, most: usize) -> Result<Vec<u8>, String> {
     Ok(body)
 }
 
-/// The status of a refusal and the beginning of what the registry says of it.
+/// The status of an error response and the beginning of its text.
 async fn refusal(mut answer: Response) -> String {
     let status = answer.status();
     let mut text = Vec::new();

@@ -1,4 +1,4 @@
-//! Credentials for registries, where people keep them: what `docker login` and its kin write.
+//! Credentials for registries, as written by `docker login` and similar tools.
 //!
 //! Read again for every fetch. From the environment's DOCKER_AUTH_CONFIG (the content itself), else
 //! from `config.json` in DOCKER_CONFIG or `~/.docker`. A credential helper that is named there for the
@@ -19,10 +19,10 @@ const MAX_SIZE: u64 = 1024 * 1024;
 /// The name that helpers give to what is no password.
 const IDENTITY_TOKEN: &str = "<token>";
 
-/// The credentials for a registry (`host` or `host:port`); anonymous where there are none.
+/// The credentials for a registry (`host` or `host:port`); anonymous if none are configured.
 ///
 /// # Errors
-/// When they are there and cannot be read.
+/// When they cannot be read.
 pub(super) fn of(registry: &str) -> Result<RegistryAuth, String> {
     if let Ok(text) = std::env::var("DOCKER_AUTH_CONFIG") {
         return find(&text, "DOCKER_AUTH_CONFIG", registry, &ask);
@@ -94,7 +94,7 @@ fn login_of(entry: &Value) -> Option<RegistryAuth> {
     Some(RegistryAuth::Basic(user.to_owned(), password.to_owned()))
 }
 
-/// Entries are hosts, or URLs as the first of these tools wrote them.
+/// Entries are hosts, or URLs as older tools wrote them.
 fn host_of(entry: &str) -> &str {
     let bare = entry.split_once("://").map_or(entry, |(_, rest)| rest);
     bare.split('/').next().unwrap_or_default()

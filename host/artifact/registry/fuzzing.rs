@@ -1,4 +1,4 @@
-//! Any answers of a registry, and where its credentials go.
+//! Arbitrary responses of a registry, and where its credentials go.
 
 use std::sync::OnceLock;
 
@@ -15,12 +15,12 @@ use super::manifest::{MAX_SIZE, MEDIA_TYPES, SIGNATURE, plugin_of};
 use super::reference::is_sha256;
 use crate::digest;
 
-/// No reason is longer, whatever the registry said.
+/// The maximum length of a reason, whatever the registry sent.
 const LONGEST_REASON: usize = 2_000;
 const SECRET: &str = "opensesame";
 const LISTED: [&str; 3] = ["auth.example", "*.blobs.example", "127.0.0.1:7000"];
 
-/// Checks one answer.
+/// Checks one response.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     match input.int_in_range(0..=3u8)? {
         0 => check_manifest(input),
@@ -58,7 +58,7 @@ fn check_token(input: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Credentials go to realms of the registry's own site, and to those that are listed.
+/// Credentials only go to realms of the registry's own site, and to listed sites.
 fn check_challenges(input: &mut Unstructured<'_>) -> Result<()> {
     let mut headers = Vec::new();
     for _ in 0..input.int_in_range(1..=3u8)? {
@@ -86,7 +86,7 @@ fn check_challenges(input: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Redirects lead to the registry and to what is listed; what the registry wants goes to itself.
+/// Redirects only lead to the registry and to listed sites; its authorization only goes to itself.
 fn check_redirects(input: &mut Unstructured<'_>) -> Result<()> {
     let (config, reference) = (config(), reference());
     let session = session(&config, &reference, RegistryAuth::Bearer(SECRET.into()));
@@ -110,7 +110,7 @@ fn check_redirects(input: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Where a request goes, and whether it carries what is secret. Nothing else may be in its
+/// The target of a request, and whether it carries the secret. Checks that nothing else is in its
 /// authorization.
 fn sent(request: RequestBuilder) -> Option<(Url, bool)> {
     let request = request.build().ok()?;
@@ -122,7 +122,7 @@ fn sent(request: RequestBuilder) -> Option<(Url, bool)> {
     Some((request.url().clone(), value.is_some()))
 }
 
-/// The registry's own site, said once more: the rule shall not judge itself.
+/// The registry's own site, defined independently of the rule under test.
 fn is_own(url: &Url) -> bool {
     url.origin().ascii_serialization() == "https://registry.example"
 }
@@ -155,13 +155,13 @@ fn session<'a>(
     reference: &'a Reference,
     credentials: RegistryAuth,
 ) -> Session<'a> {
-    // It is dear to make.
+    // Creating a client is expensive.
     static CLIENT: OnceLock<Client> = OnceLock::new();
     let client = CLIENT.get_or_init(|| client::client().expect("a client")).clone();
     Session::with(client, config, reference, credentials).expect("a session")
 }
 
-/// Something like a manifest.
+/// A plausible manifest.
 fn manifest(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     let mut layers = Vec::new();
     for _ in 0..input.int_in_range(0..=3u8)? {
@@ -185,7 +185,7 @@ fn manifest(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     Ok(manifest.to_string().into_bytes())
 }
 
-/// Something like a URL, near to those that are allowed.
+/// A plausible URL, similar to the allowed ones.
 fn place(input: &mut Unstructured<'_>) -> Result<String> {
     let scheme = *input.choose(&["https://", "http://", "//", "https:", "HTTPS:\\\\", "/", "", "file://"])?;
     let user = *input.choose(&["", "", "registry.example@", "user:password@", "auth.example:443@"])?;

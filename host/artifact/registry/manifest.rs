@@ -1,4 +1,4 @@
-//! What a registry's manifest says of a plugin, checked against its digest.
+//! The plugin in a registry's manifest, verified against its digest.
 
 use oci_client::manifest::{OciDescriptor, OciImageManifest};
 
@@ -7,15 +7,16 @@ use crate::artifact::registry::reference::is_sha256;
 use crate::digest;
 use crate::telemetry::escape::cut;
 
-/// The annotation of a layer, or of its manifest, with the base64 signature of the plugin.
+/// The annotation of a layer or manifest that holds the plugin's signature in base64.
 pub(super) const SIGNATURE: &str = "halley.signature";
-/// The largest manifest, in bytes: what the distribution specification asks registries to take.
+/// The largest manifest, in bytes: the size that the distribution specification requires registries
+/// to accept.
 pub(super) const MAX_MANIFEST: usize = 4 * 1024 * 1024;
 /// The largest plugin, in bytes.
 pub(super) const MAX_SIZE: usize = file::MAX_SIZE as usize;
-/// The most characters of what a parser says of a manifest.
+/// How much of a parser's message is shown, in characters.
 const LONGEST_REASON: usize = 500;
-/// What a layer with a plugin says of itself: the standard's word, and those of earlier tools.
+/// Media types of layers with a plugin: the standard one, and those of earlier tools.
 pub(super) const MEDIA_TYPES: [&str; 4] = [
     "application/wasm",
     "application/vnd.wasm.content.layer.v1+wasm",
@@ -29,14 +30,16 @@ pub(super) struct Package {
     pub(super) plugin: Vec<u8>,
 }
 
-/// The layer with the plugin, and the plugin's signature, from a manifest of this digest.
+/// The plugin's layer and signature, from a manifest with this digest.
 pub(super) fn plugin_of(digest: &str, manifest: &[u8]) -> Result<(OciDescriptor, Option<String>), String> {
     check_digest("the manifest", digest, manifest)?;
     let manifest: OciImageManifest = serde_json::from_slice(manifest).map_err(|e| {
-        // The parser quotes what it found, however long that is.
+        // The parser quotes its input, whatever its length.
         let why = e.to_string();
         let why = cut(&why, LONGEST_REASON);
-        format!("is no artifact with a plugin: {why}; an index needs the digest of one of its manifests")
+        format!(
+            "is not an artifact with a plugin: {why}; for an index, use the digest of one of its manifests"
+        )
     })?;
     let is_plugin = |layer: &&OciDescriptor| MEDIA_TYPES.contains(&layer.media_type.as_str());
     let layers: Vec<&OciDescriptor> = manifest.layers.iter().filter(is_plugin).collect();
@@ -47,7 +50,7 @@ pub(super) fn plugin_of(digest: &str, manifest: &[u8]) -> Result<(OciDescriptor,
         ));
     };
     if !is_sha256(&layer.digest) {
-        return Err("has a layer whose digest is no sha256".to_owned());
+        return Err("has a layer whose digest is not a sha256".to_owned());
     }
     let size = usize::try_from(layer.size).unwrap_or(usize::MAX);
     if size > MAX_SIZE {
@@ -58,13 +61,13 @@ pub(super) fn plugin_of(digest: &str, manifest: &[u8]) -> Result<(OciDescriptor,
     Ok((layer.clone(), signature.cloned()))
 }
 
-/// The same after it was kept for a while, or after it was sent.
+/// Verifies a digest.
 pub(super) fn check_digest(what: &str, digest: &str, bytes: &[u8]) -> Result<(), String> {
     let hash = digest::hash(bytes);
     if digest.strip_prefix("sha256:") == Some(&*hash) {
         return Ok(());
     }
-    Err(format!("{what} has the digest sha256:{hash} and not {digest}: the registry gave something else"))
+    Err(format!("{what} has the digest sha256:{hash} and not {digest}: the registry returned something else"))
 }
 
 #[cfg(test)]

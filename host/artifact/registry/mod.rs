@@ -1,14 +1,14 @@
 //! Plugins from OCI registries: `oci://registry/repository@sha256:...`.
 //!
-//! A digest names one content for ever, so what was fetched once is kept: in memory, and in the
-//! state folder where there is one. Everything is checked against its digest, each time. A
-//! registry is spoken to over TLS, over plain HTTP on loopback only.
+//! A digest always names the same content, so fetched content is cached: in memory, and in the state
+//! directory if there is one. Everything is verified against its digest, every time. Registries use
+//! TLS; plain HTTP is allowed on loopback only.
 //!
-//! - `client`: fetching, within bounds of size and time.
-//! - `site`: where a registry may send its clients. `challenge`: what it asks for first.
-//! - `credentials`: what `docker login` writes.
-//! - `reference` and `manifest`: how content is named, and which of it is a plugin.
-//! - `cache`: the folder.
+//! - `client`: fetches, within limits on size and time.
+//! - `site`: where a registry may redirect its clients. `challenge`: the required authentication.
+//! - `credentials`: as written by `docker login`.
+//! - `reference` and `manifest`: how content is named, and which part of it is the plugin.
+//! - `cache`: the directory.
 
 mod cache;
 mod challenge;
@@ -37,15 +37,15 @@ pub use site::RegistryConfig;
 
 use manifest::{Package, plugin_of};
 
-/// How many plugins are kept in memory.
+/// How many plugins are cached in memory.
 const KEPT: usize = 16;
-/// A registry that failed is not asked again for so long: an operator's word on another plugin
-/// must not wait for it again and again.
+/// How long a failed registry is not contacted again: an operator's change to another plugin must not
+/// wait for it repeatedly.
 const REST: Duration = Duration::from_secs(5);
 /// How many failures are remembered.
 const FAILED: usize = 256;
 
-/// What came from registries, by digest.
+/// Content from registries, by digest.
 #[derive(Debug, Default)]
 pub(crate) struct Registries {
     folder: Option<PathBuf>,
@@ -67,16 +67,16 @@ impl Default for Known {
 }
 
 impl Registries {
-    /// Kept in this folder's `registry`, too.
+    /// Cached in this directory's `registry` as well, if there is one.
     pub(crate) fn new(folder: Option<PathBuf>, config: RegistryConfig) -> Self {
         let folder = folder.map(|folder| folder.join("registry"));
         Self { folder, config, known: Mutex::default() }
     }
 
-    /// The plugin of this digest. Takes up to half a minute when it has to be fetched.
+    /// The plugin with this digest. Takes up to half a minute if it has to be fetched.
     ///
     /// # Errors
-    /// When the registry is away, has not got it, or has something else.
+    /// When the registry is unreachable, does not have it, or returns something else.
     pub(crate) fn fetch(&self, reference: &Reference) -> Result<Arrived, String> {
         let digest = reference.digest().unwrap_or_default();
         if let Some(known) = self.known(reference, digest) {
@@ -114,7 +114,7 @@ impl Registries {
                 if let Some(Err(error)) = self.folder.as_deref().map(|to| cache::put(to, digest, package)) {
                     tracing::warn!(
                         error = format!("{error:#}"),
-                        "what a registry gave cannot be kept; a restart fetches it again"
+                        "content from a registry cannot be cached; a restart fetches it again"
                     );
                 }
             }

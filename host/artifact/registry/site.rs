@@ -1,17 +1,17 @@
-//! Where a registry may send its clients: the same site (scheme, host and port), and the sites that
-//! the configuration lists. Pure.
+//! Where a registry may redirect its clients: to its own site (scheme, host and port), and to the
+//! sites that the configuration lists. Pure.
 
 use std::net::IpAddr;
 
 use reqwest::Url;
 
-/// `[policies.registry]`: what registries may do.
+/// `[policies.registry]`: where registries may redirect to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistryConfig {
-    /// Sites to which registries may redirect, and which may give out their tokens, apart from
-    /// themselves: `host`, `host:port`, or `*.parent` for every host below a name. What asks for
-    /// tokens there sends the registry's credentials.
+    /// Sites that registries may redirect to, and that may issue their tokens, in addition to the
+    /// registries themselves: `host`, `host:port`, or `*.parent` for every host below a name. Token
+    /// requests to them carry the registry's credentials.
     pub also: Vec<String>,
 }
 
@@ -25,8 +25,8 @@ impl RegistryConfig {
         self.also.iter().filter(wrong).map(problem).collect()
     }
 
-    /// Whether a client may go from a registry to this place. A place with a user in it is none: what
-    /// is sent along is not for the registry to say.
+    /// Whether a registry may redirect to this URL. A URL with a user is refused: a registry must not
+    /// choose credentials.
     pub(super) fn allows(&self, registry: &Url, place: &Url) -> bool {
         if !place.username().is_empty() || place.password().is_some() {
             return false;
@@ -40,7 +40,7 @@ impl RegistryConfig {
     }
 }
 
-/// Whether two places are the same site: then credentials go there, too.
+/// Whether two URLs are the same site, which means that credentials may be sent to both.
 pub(super) fn is_same_site(one: &Url, other: &Url) -> bool {
     let site =
         |url: &Url| (url.scheme().to_owned(), url.host_str().map(str::to_owned), url.port_or_known_default());
@@ -75,7 +75,7 @@ impl<'a> Listed<'a> {
         let below = name.strip_prefix("*.");
         let host = below.unwrap_or(name);
         let is_host = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-        // Everything below `com` is not a site.
+        // Otherwise `*.com` would allow every host below `com`.
         let is_wide = below.is_some() && !host.contains('.');
         let good = !host.is_empty() && !host.starts_with('.') && host.bytes().all(is_host) && !is_wide;
         good.then_some(Self { host, below: below.is_some(), port })

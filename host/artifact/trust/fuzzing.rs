@@ -1,4 +1,4 @@
-//! Any signatures, of any files.
+//! Arbitrary signatures of arbitrary files.
 
 use arbitrary::{Result, Unstructured};
 use ed25519_dalek::pkcs8::spki::der::pem::LineEnding;
@@ -8,18 +8,18 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use super::{Trust, signature_as_text, statement};
 
 const NAMES: [&str; 3] = ["p", "moderation", "p\nversion: 9"];
-/// What a signature is made by: the trusted key, and another one.
+/// The keys that sign: the trusted one and another one.
 const SEEDS: [u8; 2] = [1, 2];
 
-/// What somebody signed.
+/// The signed statement.
 struct Made {
     seed: u8,
-    /// The name and the number; none where the file alone was signed.
+    /// The name and the number; `None` if the file alone is signed.
     statement: Option<(&'static str, u64)>,
     file: Vec<u8>,
 }
 
-/// Checks that no version is taken that the trusted key did not sign, as what it is.
+/// Checks that no version is accepted that the trusted key did not sign for this plugin.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let made = Made {
         seed: *input.choose(&SEEDS)?,
@@ -45,12 +45,12 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     assert_eq!((made.seed, &made.file), (SEEDS[0], &file), "the trusted key did not sign this file");
     match made.statement {
         Some((signed, version)) => assert_eq!((signed, Some(version)), (name, number)),
-        None => assert!(bare && number.is_none(), "nobody said which plugin it is"),
+        None => assert!(bare && number.is_none(), "the signature does not name the plugin"),
     }
     Ok(())
 }
 
-/// The signature as signers write it.
+/// The signature as signing tools write it.
 fn written(made: &Made) -> Vec<u8> {
     let key = SigningKey::from_bytes(&[made.seed; 32]);
     let Some((name, version)) = made.statement else { return key.sign(&made.file).to_bytes().into() };
@@ -62,7 +62,7 @@ fn pem(seed: u8) -> String {
     SigningKey::from_bytes(&[seed; 32]).verifying_key().to_public_key_pem(LineEnding::LF).expect("a key")
 }
 
-/// With a piece changed, put in, or taken out.
+/// The bytes with a piece changed, inserted or removed.
 fn altered(input: &mut Unstructured<'_>, mut bytes: Vec<u8>) -> Result<Vec<u8>> {
     let at = input.int_in_range(0..=bytes.len())?;
     let to = at + input.int_in_range(0..=(bytes.len() - at).min(8))?;

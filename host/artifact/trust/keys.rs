@@ -12,7 +12,7 @@ const BEGIN: &str = "-----BEGIN PUBLIC KEY-----";
 pub(super) const MAX_SIZE: u64 = 1024 * 1024;
 const END: &str = "-----END PUBLIC KEY-----";
 
-/// Whether this is a PEM text itself, not a file's name.
+/// Whether this is a PEM text, not a file name.
 pub(super) fn is_text(key: &str) -> bool {
     key.trim_start().starts_with("-----BEGIN")
 }
@@ -20,7 +20,7 @@ pub(super) fn is_text(key: &str) -> bool {
 /// All keys of these files and texts.
 ///
 /// # Errors
-/// When one cannot be read, or is something else.
+/// When one cannot be read, or is not a public key.
 pub(super) fn read_all(sources: &[String]) -> Result<Vec<VerifyingKey>, String> {
     let mut keys = Vec::new();
     for source in sources {
@@ -36,7 +36,7 @@ pub(super) fn read_all(sources: &[String]) -> Result<Vec<VerifyingKey>, String> 
     Ok(keys)
 }
 
-/// One key or several, one after the other.
+/// One key, or several in sequence.
 fn parse(text: &str, place: &str) -> Result<Vec<VerifyingKey>, String> {
     if text.contains("PRIVATE KEY-----") {
         return Err(format!(

@@ -2,10 +2,10 @@
 //! configured, only those that one of the keys has signed.
 //!
 //! Signatures are detached, ed25519 over a statement: the plugin's name, the version's number and the
-//! file's hash, so that neither another plugin's nor an older version can be put in its place. A
-//! signature over the file alone says none of that; it counts where that is configured. Keys are read
-//! again for every check, so that they can be changed while the gateway
-//! runs. Knows nothing of where files come from.
+//! file's hash, so that neither another plugin nor an older version can be substituted. A signature
+//! over the file alone binds none of that; it is accepted only where that is configured. Keys are
+//! read again for every check, so that they can be rotated while the gateway runs. Knows nothing of
+//! where files come from.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -23,32 +23,32 @@ pub use statement::sign;
 use signature::Signed;
 use statement::Statement;
 
-/// The keys that are trusted; without any, signatures are not asked for.
+/// The trusted keys; without any, signatures are not required.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trust {
-    /// Files, or PEM texts themselves.
+    /// Files, or PEM texts.
     keys: Vec<String>,
-    /// Whether signatures over the file alone count.
+    /// Whether signatures over the file alone are accepted.
     bare: bool,
 }
 
 impl Trust {
-    /// Trust in these keys: files with public keys in PEM, or such a text itself.
+    /// Trusts these keys: files with public keys in PEM, or PEM texts.
     pub fn new(keys: Vec<String>) -> Self {
         Self { keys, bare: false }
     }
 
-    /// Whether signatures over the file alone count, too.
+    /// Whether to accept signatures over the file alone.
     pub fn with_bare_signatures(self, bare: bool) -> Self {
         Self { bare, ..self }
     }
 
-    /// Whether signatures are asked for.
+    /// Whether plugins must be signed.
     pub fn asks_for_signatures(&self) -> bool {
         !self.keys.is_empty()
     }
 
-    /// Whether a key is given as a PEM text, not as a file's name.
+    /// Whether a key is given as a PEM text, not as a file name.
     pub(crate) fn is_text(key: &str) -> bool {
         keys::is_text(key)
     }
@@ -58,16 +58,16 @@ impl Trust {
         self.keys.iter().filter(|key| !keys::is_text(key)).map(PathBuf::from).collect()
     }
 
-    /// What tells whether the files with keys have changed.
+    /// A fingerprint of the files with keys.
     pub(crate) fn fingerprint(&self) -> String {
         let read = |file: PathBuf| crate::files::read(&file, keys::MAX_SIZE).unwrap_or_default();
         self.key_files().into_iter().map(|file| format!(" {}", digest::hash(&read(file)))).collect()
     }
 
-    /// Whether a version of a plugin may decide; the number that it is signed with, if it is.
+    /// Whether a version of a plugin may decide. Returns the number that it is signed with, if any.
     ///
     /// # Errors
-    /// Why not, and what to do: the second half of a sentence that begins with the plugin.
+    /// The reason and the remedy: the second half of a sentence that begins with the plugin.
     pub fn check(
         &self,
         name: &str,
@@ -92,7 +92,7 @@ impl Trust {
             Signed::Statement(statement, signature) => (statement.to_string().into_bytes(), signature),
             Signed::Bare(signature) => (bytes.to_vec(), signature),
         };
-        // Strict: no key and no signature that others could take for another's.
+        // Strict: rejects keys and signatures that allow several signatures to verify.
         if !keys.iter().any(|key| key.verify_strict(&text, signature).is_ok()) {
             return Err(format!(
                 "is signed by none of the {} keys of `[policies] trusted_keys`, or was changed after it was signed (sha256 {}); {SIGN_IT}",
@@ -104,16 +104,16 @@ impl Trust {
             Signed::Statement(statement, _) => check_statement(name, bytes, statement).map(Some),
             Signed::Bare(_) if self.bare => Ok(None),
             Signed::Bare(_) => Err(format!(
-                "has a signature of the file alone, which says neither for which plugin nor which version it is; {SIGN_IT}, or take such signatures, too: `[policies] bare_signatures = true`"
+                "has a signature of the file alone, which binds neither the plugin's name nor its version; {SIGN_IT}, or accept such signatures: `[policies] bare_signatures = true`"
             )),
         }
     }
 }
 
-/// What makes a signature.
+/// How to create a signature.
 const SIGN_IT: &str = "sign it: `halley plugin sign --key KEY.pem --name NAME --number NUMBER PLUGIN.wasm` (a key pair: `openssl genpkey -algorithm ed25519 -out KEY.pem`, then `openssl pkey -in KEY.pem -pubout -out keys/ops.pem`)";
 
-/// What is signed has to be this plugin's, and this very file; its number.
+/// Checks that the statement is for this plugin and this file. Returns its number.
 fn check_statement(name: &str, bytes: &[u8], statement: &Statement) -> Result<u64, String> {
     let hash = digest::hash(bytes);
     if statement.sha256 != hash {
@@ -128,11 +128,11 @@ fn check_statement(name: &str, bytes: &[u8], statement: &Statement) -> Result<u6
     Ok(statement.version)
 }
 
-/// Whether a version may come in force that was not active before: one with a lower number than the
-/// highest that was may not.
+/// Whether a version may become active that was not active before: its number must not be lower than
+/// the highest one that was active.
 ///
 /// # Errors
-/// Why not, and what to do.
+/// The reason and the remedy.
 pub(crate) fn check_order(name: &str, version: Option<u64>, highest: Option<u64>) -> Result<(), String> {
     let Some(highest) = highest.filter(|highest| version.unwrap_or_default() < *highest) else {
         return Ok(());
@@ -150,7 +150,7 @@ fn check_pin(name: &str, bytes: &[u8], pin: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "has the sha256 {hash}, and [[plugin]] `{name}` is pinned to {pin}; bring that version, or change `sha256` in the configuration if this one is right"
+        "has the sha256 {hash}, and [[plugin]] `{name}` is pinned to {pin}; use that version, or change `sha256` in the configuration if this one is right"
     ))
 }
 

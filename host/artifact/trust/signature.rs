@@ -9,10 +9,10 @@ use ed25519_dalek::Signature;
 use crate::artifact::trust::statement::{self, Statement};
 use crate::files::{self, Unreadable};
 
-/// A longer file is no signature.
+/// The maximum size of a signature file, in bytes.
 const MAX_SIZE: u64 = 1024;
 
-/// What signers write.
+/// The formats of signatures.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Signed {
     /// Over a statement.
@@ -21,7 +21,7 @@ pub(super) enum Signed {
     Bare(Signature),
 }
 
-/// A signature from what stands in a file, a header or an annotation.
+/// Parses a signature from a file, a header or an annotation.
 pub(super) fn parse(bytes: &[u8]) -> Result<Signed, String> {
     if let Some(signed) = plain(bytes) {
         return Ok(signed);
@@ -41,10 +41,10 @@ fn plain(bytes: &[u8]) -> Option<Signed> {
     Some(Signed::Statement(statement, signature))
 }
 
-/// A signature as a header or an annotation takes it.
+/// A signature in the format of headers and annotations.
 ///
 /// # Errors
-/// When it is none.
+/// When it is not a signature.
 pub fn as_text(bytes: &[u8]) -> Result<String, String> {
     Ok(match parse(bytes)? {
         Signed::Bare(signature) => STANDARD.encode(signature.to_bytes()),
@@ -54,18 +54,17 @@ pub fn as_text(bytes: &[u8]) -> Result<String, String> {
     })
 }
 
-/// Where the signature of a plugin's file is.
+/// The path of the signature of a plugin's file.
 pub fn beside(file: &Path) -> PathBuf {
     let mut path = file.as_os_str().to_owned();
     path.push(".sig");
     path.into()
 }
 
-/// The signature beside a plugin's file (`FILE.sig`); none where there is none.
+/// The signature of a plugin's file (`FILE.sig`), if it exists.
 ///
 /// # Errors
-/// When there is one that cannot be read: the second half of a sentence that begins with the
-/// plugin.
+/// When it cannot be read: the second half of a sentence that begins with the plugin.
 pub fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
     let path = beside(file);
     match files::read(&path, MAX_SIZE) {
@@ -73,7 +72,7 @@ pub fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
         Err(why) if why.is_missing() => Ok(None),
         Err(why @ Unreadable::System(_)) => Err(format!("has a signature ({}) that {why}", path.display())),
         Err(_) => {
-            Err(format!("has a signature ({}) that is none: `halley plugin sign` writes one", path.display()))
+            Err(format!("has an invalid signature ({}); `halley plugin sign` writes one", path.display()))
         }
     }
 }

@@ -1,4 +1,5 @@
-//! What a signer says of a version: for which plugin it is, its number, and which file it is.
+//! What a signer states about a version: the plugin's name, the version's number, and the file's
+//! hash.
 //!
 //! ```text
 //! halley-plugin-v1
@@ -8,9 +9,9 @@
 //! signature: <base64>
 //! ```
 //!
-//! The signature is ed25519 over the first four lines, each with its newline: what `openssl pkeyutl
-//! -sign -rawin` makes of them. A signature over a file alone cannot be taken for one of these: files
-//! begin otherwise.
+//! The signature is ed25519 over the first four lines, each with its newline: the output of `openssl
+//! pkeyutl -sign -rawin`. A signature over a file alone cannot be mistaken for one of these, because
+//! plugin files begin differently.
 
 use std::fmt;
 
@@ -24,14 +25,14 @@ use crate::digest;
 /// The first line.
 pub(super) const BEGIN: &str = "halley-plugin-v1\n";
 
-/// What is signed.
+/// The signed statement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Statement {
     /// The plugin's name in the configuration.
     pub(super) name: String,
-    /// Rises with every version.
+    /// Increases with every version.
     pub(super) version: u64,
-    /// Of the file, in hex.
+    /// The SHA-256 of the file, in hex.
     pub(super) sha256: String,
 }
 
@@ -42,7 +43,7 @@ impl fmt::Display for Statement {
     }
 }
 
-/// A statement with its signature, as [`sign`] writes it and nothing else.
+/// Parses a statement with its signature, exactly as [`sign`] writes it.
 pub(super) fn parse(text: &str) -> Option<(Statement, Signature)> {
     let mut lines = text.strip_prefix(BEGIN)?.lines();
     let mut value = |key: &str| lines.next()?.strip_prefix(key)?.strip_prefix(": ");
@@ -53,17 +54,17 @@ pub(super) fn parse(text: &str) -> Option<(Statement, Signature)> {
     };
     let signature = STANDARD.decode(value("signature")?).ok()?;
     let signature = Signature::from_bytes(&<[u8; 64]>::try_from(signature).ok()?);
-    // Written in one way only: what was signed is what the statement writes.
+    // There is only one way to write a statement, so the signed bytes can be reproduced from it.
     (with_signature(&statement, &signature) == text).then_some((statement, signature))
 }
 
-/// Signs a version of a plugin, with an ed25519 private key in PEM; what belongs into FILE.sig.
+/// Signs a version of a plugin with an ed25519 private key in PEM. Returns the content of FILE.sig.
 ///
 /// # Errors
-/// When that is no such key.
+/// When the key is not such a key.
 pub fn sign(key: &str, name: &str, version: u64, bytes: &[u8]) -> Result<String, String> {
     let key = SigningKey::from_pkcs8_pem(key).map_err(|why| {
-        format!("is no ed25519 private key: {why}; make one with `openssl genpkey -algorithm ed25519 -out KEY.pem`")
+        format!("is not an ed25519 private key: {why}; make one with `openssl genpkey -algorithm ed25519 -out KEY.pem`")
     })?;
     let statement = Statement { name: name.to_owned(), version, sha256: digest::hash(bytes) };
     let signature = key.sign(statement.to_string().as_bytes());

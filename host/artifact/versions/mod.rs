@@ -1,10 +1,10 @@
-//! The versions of each plugin: what there was, when and why it came and went, and what decides
-//! instead of a plugin's file because it was pushed, gone back to, or put in quarantine.
+//! The versions of each plugin: their history, and the overrides of a plugin's file by a push, a
+//! rollback or a quarantine.
 //!
-//! - `record`: what is remembered of one plugin, and the rules. Pure.
-//! - `store`: the folder (or memory) that keeps it.
+//! - `record`: the history of one plugin, and its rules. Pure.
+//! - `store`: the directory (or memory) that stores it.
 //!
-//! What stands in for a file holds for that very content of the file: a new file ends it.
+//! An override applies to one content of the file: a new file ends it.
 
 mod record;
 mod store;
@@ -22,10 +22,10 @@ use store::Store;
 
 use crate::artifact::file::Arrived;
 
-/// How many versions of a plugin are kept in memory, where there is no folder.
+/// How many versions of a plugin are kept in memory, without a directory.
 const KEPT_IN_MEMORY: usize = 3;
 
-/// What is kept of all plugins. One for each gateway.
+/// The stored versions of all plugins. One per gateway.
 #[derive(Debug)]
 pub struct Versions {
     keep: usize,
@@ -38,70 +38,70 @@ struct Kept {
     records: BTreeMap<String, Record>,
 }
 
-/// What a new policy set means for one plugin.
+/// The changes that a new policy set makes to one plugin.
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) plugin: String,
-    /// The version in force from now on; none when there is none.
+    /// The active version from now on, if any.
     pub(crate) to: Option<(String, Arrived)>,
     /// The number that it is signed with.
     pub(crate) signed: Option<u64>,
     pub(crate) why: String,
-    /// What stands in for the file from now on; none when the file decides.
+    /// The override of the file from now on; `None` if the file decides.
     pub(crate) instead: Option<Override>,
-    /// What is held against the version that was in force.
+    /// Why the version that was active is excluded from rollbacks.
     pub(crate) against: Option<Against>,
-    /// The candidate whose trial ends with this.
+    /// The candidate whose rollout ends with this change.
     pub(crate) tried: Option<Tried>,
 }
 
 impl Versions {
-    /// Kept for as long as the process lives: the last three of each plugin.
+    /// Stores versions in memory: the last three of each plugin.
     pub fn in_memory() -> Self {
         let kept = Kept { store: Store::Memory(BTreeMap::new()), records: BTreeMap::new() };
         Self { keep: KEPT_IN_MEMORY, kept: Mutex::new(kept) }
     }
 
-    /// Kept in a folder, which no other gateway may use: the last `keep` of each plugin, and
-    /// the ones in use.
+    /// Stores versions in a directory, which no other gateway may use: the last `keep` of each
+    /// plugin, and those in use.
     ///
     /// # Errors
-    /// When the folder cannot be used, or another gateway uses it.
+    /// When the directory cannot be used, or another gateway uses it.
     pub fn in_folder(folder: &Path, keep: usize) -> anyhow::Result<Self> {
         let (store, records) = Store::open(folder)?;
         Ok(Self { keep, kept: Mutex::new(Kept { store, records }) })
     }
 
-    /// What decides for a plugin whose file has this hash.
+    /// The version that decides for a plugin whose file has this hash.
     pub(crate) fn choose(&self, plugin: &str, file: Option<&str>) -> Choice {
         self.kept.lock().records.get(plugin).map_or(Choice::File, |record| record.choose(file))
     }
 
-    /// The file of a plugin's kept version, with its signature.
+    /// The file of a stored version, with its signature.
     ///
     /// # Errors
-    /// When it is not kept, or was tampered with.
+    /// When it is not stored, or was modified.
     pub(crate) fn file(&self, plugin: &str, hash: &str) -> Result<Arrived, String> {
         let kept = self.kept.lock();
         Ok(Arrived { bytes: kept.store.get(hash)?, signature: kept.store.signature(plugin, hash) })
     }
 
-    /// What is remembered of a plugin.
+    /// The history of a plugin.
     pub(crate) fn record(&self, plugin: &str) -> Option<Record> {
         self.kept.lock().records.get(plugin).cloned()
     }
 
-    /// What stands in for files, by plugin.
+    /// The overrides of files, by plugin.
     pub(crate) fn overrides(&self) -> Vec<(String, Override)> {
         let kept = self.kept.lock();
         let instead = |(name, record): (&String, &Record)| Some((name.clone(), record.instead.clone()?));
         kept.records.iter().filter_map(instead).collect()
     }
 
-    /// Keeps what a new set means for its plugins, all of it or nothing.
+    /// Stores the changes of a new set, completely or not at all.
     ///
     /// # Errors
-    /// When the disk does not take it.
+    /// When they cannot be written to disk.
     pub(crate) fn settle(&self, changes: Vec<Change>) -> anyhow::Result<()> {
         let now = SystemTime::now();
         let mut kept = self.kept.lock();
@@ -132,7 +132,7 @@ impl Versions {
         Ok(())
     }
 
-    /// The plugins that had a version in force when this was written.
+    /// The plugins with an active version, and its hash.
     pub(crate) fn in_force(&self) -> BTreeMap<String, String> {
         let kept = self.kept.lock();
         let in_force = |(name, record): (&String, &Record)| Some((name.clone(), record.in_force.clone()?));
@@ -140,8 +140,8 @@ impl Versions {
     }
 }
 
-/// Writes all of these records. Where one cannot be written, the ones before it become what they
-/// were: a restart must not come up with half of a set.
+/// Writes all of these records. If one cannot be written, the earlier ones are restored: a restart
+/// must not come up with half of a set.
 fn remember(
     store: &Store,
     before: &BTreeMap<String, Record>,
@@ -152,7 +152,7 @@ fn remember(
         for plugin in after.keys().take(at) {
             let was = before.get(plugin).cloned().unwrap_or_default();
             if let Err(error) = store.remember(plugin, &was) {
-                tracing::error!(plugin, %error, "what is kept of it says what never came in force");
+                tracing::error!(plugin, %error, "its stored record names a version that was never active");
             }
         }
         return Err(error);

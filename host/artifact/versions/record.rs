@@ -1,119 +1,119 @@
-//! What is remembered of one plugin: which versions there were, when and why they came and
-//! went, and what decides instead of its file. Plain data and pure rules.
+//! The history of one plugin: its versions, when and why they were activated and deactivated, and the
+//! override of its file. Plain data and pure rules.
 
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-/// The most events that are kept of one version; the oldest go.
+/// The maximum number of events per version; the oldest are dropped.
 const MAX_EVENTS: usize = 20;
 
-/// One version of a plugin that can be gone back to.
+/// One stored version of a plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptVersion {
     /// The SHA-256 of its file, in hex.
     pub hash: String,
     /// The file's size in bytes.
     pub size: u64,
-    /// What is held against it, if anything.
+    /// Why it is excluded from rollbacks, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub against: Option<Against>,
-    /// When and why it came and went, oldest first.
+    /// Its activations and deactivations with reasons, oldest first.
     pub events: Vec<Event>,
 }
 
-/// Why a version is not gone back to unless it is named.
+/// Why a version is excluded from rollbacks that do not name it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", content = "why", rename_all = "kebab-case")]
 pub enum Against {
     /// It failed too often.
     Quarantined(String),
-    /// An operator went back from it.
+    /// An operator rolled it back.
     RolledBack,
 }
 
-/// One turn in a version's life.
+/// One activation or deactivation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// When.
     #[serde(with = "humantime_serde")]
     pub at: SystemTime,
-    /// Whether it came in force or went out of it.
+    /// Whether it was activated or deactivated.
     pub what: Turn,
     /// Such as `its file`, `pushed`, `quarantined: 100 failures within 1m`.
     pub why: String,
 }
 
-/// Which way a version turned.
+/// An activation or a deactivation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Turn {
-    /// Into force.
+    /// Activated.
     Came,
-    /// Out of force.
+    /// Deactivated.
     Went,
 }
 
-/// What decides instead of a plugin's file, until that changes or an operator releases it.
+/// The override of a plugin's file, until that changes or an operator releases it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Override {
-    /// The hash of the file that it stands in for; none when the file could not be read.
+    /// The hash of the file that is overridden; `None` if it could not be read.
     pub file: Option<String>,
-    /// The version that decides; none when the chain goes on without the plugin.
+    /// The version that decides; `None` if the chain continues without the plugin.
     pub with: Option<String>,
     /// How it came about.
     pub cause: Cause,
-    /// The same in words.
+    /// The cause as text.
     pub why: String,
     /// Since when.
     #[serde(with = "humantime_serde")]
     pub since: SystemTime,
 }
 
-/// How a version came to decide instead of the file.
+/// Why a version overrides the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
     /// It was pushed.
     Pushed,
-    /// An operator went back to it.
+    /// An operator rolled back to it.
     RolledBack,
     /// The file's version failed too often.
     Quarantined,
 }
 
-/// What is to decide: a plugin's file, or what stands in for it.
+/// What decides: the plugin's file or its override.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Choice {
     File,
     /// The kept version with this hash.
     Kept(String),
-    /// Nothing: the chain goes on without the plugin.
+    /// Nothing: the chain continues without the plugin.
     Without,
 }
 
-/// All that is remembered of one plugin.
+/// The history of one plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Record {
-    /// The one that came in force last is the first.
+    /// The most recently activated version first.
     pub(crate) versions: Vec<KeptVersion>,
-    /// The hash of the version in force.
+    /// The hash of the active version.
     pub(crate) in_force: Option<String>,
     pub(crate) instead: Option<Override>,
-    /// The candidate whose trial ended last: it is not tried again.
+    /// The candidate whose rollout ended last: it is not tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) tried: Option<Tried>,
-    /// The highest number that a version in force was signed with.
+    /// The highest number that an active version was signed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) highest: Option<u64>,
 }
 
-/// A trial that ended.
+/// A finished rollout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tried {
     /// The SHA-256 of the candidate's file, in hex.
     pub hash: String,
-    /// Such as `promoted`, or which budget it breached.
+    /// Such as `promoted`, or the limit that it exceeded.
     pub why: String,
     /// When.
     #[serde(with = "humantime_serde")]
@@ -121,8 +121,8 @@ pub struct Tried {
 }
 
 impl Record {
-    /// What decides when the file has this hash: what stands in for the file holds for that
-    /// very file, and a new one ends it.
+    /// What decides if the file has this hash. An override applies to that file only; a new one ends
+    /// it.
     pub(crate) fn choose(&self, file: Option<&str>) -> Choice {
         match &self.instead {
             Some(instead) if instead.file.as_deref() == file => {
@@ -132,8 +132,7 @@ impl Record {
         }
     }
 
-    /// The versions to go back to from the one in force, the latest first: the ones that nothing
-    /// is held against.
+    /// The versions to roll back to, the most recent first: those that are not excluded.
     pub(crate) fn good(&self) -> impl Iterator<Item = &KeptVersion> {
         let in_force = self.in_force.as_deref();
         let good = move |version: &&KeptVersion| {
@@ -142,7 +141,7 @@ impl Record {
         self.versions.iter().filter(good)
     }
 
-    /// The version whose hash begins so.
+    /// The version with this hash prefix.
     ///
     /// # Errors
     /// When there is none, or more than one.
@@ -150,16 +149,16 @@ impl Record {
         let mut found = self.versions.iter().filter(|version| version.hash.starts_with(prefix));
         match (found.next(), found.next()) {
             (Some(version), None) => Ok(version),
-            (Some(_), Some(_)) => Err(format!("more than one version is called {prefix}; give more digits")),
+            (Some(_), Some(_)) => Err(format!("more than one version matches {prefix}; give more digits")),
             (None, _) => {
                 let kept: Vec<&str> = self.versions.iter().map(|version| &version.hash[..12]).collect();
                 let kept = if kept.is_empty() { "none".to_owned() } else { kept.join(", ") };
-                Err(format!("no version {prefix} is kept; there are: {kept}"))
+                Err(format!("version {prefix} not found; stored versions: {kept}"))
             }
         }
     }
 
-    /// A version came in force, or none is any more.
+    /// Activates a version, or none.
     pub(crate) fn turn(&mut self, to: Option<(&str, u64)>, why: &str, at: SystemTime) {
         if to.map(|(hash, _)| hash) == self.in_force.as_deref() {
             return;
@@ -176,14 +175,14 @@ impl Record {
         self.in_force = Some(hash.to_owned());
     }
 
-    /// Holds something against a version, until it comes in force again.
+    /// Excludes a version from rollbacks, until it is activated again.
     pub(crate) fn hold_against(&mut self, hash: &str, against: Against) {
         if let Some(version) = self.versions.iter_mut().find(|version| version.hash == hash) {
             version.against = Some(against);
         }
     }
 
-    /// Forgets all but the latest versions; the ones in use stay.
+    /// Removes all but the latest versions, and those in use.
     pub(crate) fn prune(&mut self, keep: usize) {
         let in_use = [self.in_force.clone(), self.instead.as_ref().and_then(|instead| instead.with.clone())];
         let mut kept = 0;
@@ -229,7 +228,7 @@ mod tests {
         record.instead = Some(instead("bbbb", Some("aaaa")));
         assert_eq!(record.choose(Some("bbbb")), Choice::Kept("aaaa".into()));
         assert_eq!(record.choose(Some("cccc")), Choice::File);
-        assert_eq!(record.choose(None), Choice::File, "a file that is gone is looked at, and refused");
+        assert_eq!(record.choose(None), Choice::File, "a missing file is read, and refused");
         record.instead = Some(instead("bbbb", None));
         assert_eq!(record.choose(Some("bbbb")), Choice::Without);
     }
@@ -246,7 +245,7 @@ mod tests {
         }
         assert_eq!(record.good().next(), None);
         record.turn(Some(("cccc", 1)), "its file", NOW);
-        assert_eq!(record.good().next().unwrap().hash, "aaaa", "what is held against `bbbb` stays");
+        assert_eq!(record.good().next().unwrap().hash, "aaaa", "`bbbb` stays excluded");
     }
 
     #[test]
@@ -263,14 +262,14 @@ mod tests {
         let record = record(&["aaaaaaaaaaaa1", "aaaaaaaaaaaa2"]);
         assert_eq!(record.find("aaaaaaaaaaaa2").unwrap().hash, "aaaaaaaaaaaa2");
         assert!(record.find("aa").unwrap_err().contains("more than one"));
-        assert!(record.find("b").unwrap_err().contains("there are: aaaaaaaaaaaa"));
+        assert!(record.find("b").unwrap_err().contains("stored versions: aaaaaaaaaaaa"));
     }
 
     #[test]
     fn comings_and_goings_are_noted_once() {
         let mut record = record(&["a", "a"]);
-        assert_eq!(record.versions[0].events.len(), 1, "what is in force already does not come again");
-        record.turn(None, "taken out of the configuration", NOW);
+        assert_eq!(record.versions[0].events.len(), 1, "an active version is not activated again");
+        record.turn(None, "removed from the configuration", NOW);
         let turns: Vec<Turn> = record.versions[0].events.iter().map(|event| event.what).collect();
         assert_eq!((turns, record.in_force), (vec![Turn::Came, Turn::Went], None));
     }

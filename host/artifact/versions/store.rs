@@ -1,5 +1,4 @@
-//! Where versions are kept: a folder with the files by their hashes and one record for each
-//! plugin, or memory.
+//! Stores versions: in a directory with the files by hash and one record per plugin, or in memory.
 //!
 //! ```text
 //! <state_folder>/lock                     held by the gateway that uses the folder
@@ -8,8 +7,9 @@
 //! <state_folder>/plugins/<name>.json      what is remembered of each plugin
 //! ```
 //!
-//! Files appear as a whole, so that a crash leaves the old or the new one. What is read is checked:
-//! against its hash, and that nobody else can have written it (`files`). Knows nothing of what the records mean.
+//! Files are replaced atomically, so a crash leaves the old or the new content. Everything that is
+//! read is verified: against its hash, and that nobody else can have written it (`files`). Knows
+//! nothing of the meaning of records.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -23,21 +23,21 @@ use crate::artifact::versions::record::Record;
 use crate::digest;
 use crate::files::OwnFolder;
 
-/// What the name of a signature ends with.
+/// The extension of signatures.
 const SIGNED: &str = ".sig";
-/// The largest signature and the largest record that are read, in bytes.
+/// The maximum size of a signature and of a record that are read, in bytes.
 const MAX_SIGNATURE: u64 = 1024;
 const MAX_RECORD: u64 = 16 * 1024 * 1024;
 
-/// Where versions are kept.
+/// The place where versions are stored.
 #[derive(Debug)]
 pub(super) enum Store {
     Folder(Folder),
-    /// The files by their hashes.
+    /// The files by hash.
     Memory(BTreeMap<String, Arc<[u8]>>),
 }
 
-/// A folder, locked for as long as this lives.
+/// A directory, locked until this is dropped.
 #[derive(Debug)]
 pub(super) struct Folder {
     versions: OwnFolder,
@@ -46,7 +46,7 @@ pub(super) struct Folder {
 }
 
 impl Store {
-    /// Opens a folder, which is made where there is none, and reads what is in it.
+    /// Opens a directory, creating it if needed, and reads its records.
     ///
     /// # Errors
     /// When it cannot be used, or another gateway uses it.
@@ -67,8 +67,8 @@ impl Store {
         if let Some(shared) = whole.shared() {
             tracing::warn!(
                 state_folder = %path.display(),
-                "others may write to {}: compiled code is not kept, and what is kept can be taken away; \
-                 give the gateway a folder of its own, or a volume that nobody shares",
+                "others may write to {}: compiled code is not cached, and stored versions can be removed; \
+                 give the gateway a directory or a volume of its own",
                 shared.display()
             );
         }
@@ -80,7 +80,7 @@ impl Store {
         Ok((Self::Folder(folder), records))
     }
 
-    /// Keeps a plugin's file.
+    /// Stores a plugin's file.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -94,7 +94,8 @@ impl Store {
         }
     }
 
-    /// Keeps the signature of a plugin's file: another plugin's of the same file is another one.
+    /// Stores the signature of a plugin's file: another plugin has another signature for the same
+    /// file.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -117,13 +118,13 @@ impl Store {
         }
     }
 
-    /// The signature of a plugin's file, where one is kept.
+    /// The signature of a plugin's file, if one is stored.
     pub(super) fn signature(&self, plugin: &str, hash: &str) -> Option<Arc<[u8]>> {
         let name = format!("{hash}.{plugin}{SIGNED}");
         match self {
             Self::Folder(folder) => {
                 let read = |name: &str| folder.versions.read(name, MAX_SIGNATURE).ok().map(Arc::from);
-                // Earlier gateways kept one for all plugins.
+                // Earlier gateways stored one signature for all plugins.
                 read(&name).or_else(|| read(&format!("{hash}{SIGNED}")))
             }
             Self::Memory(files) => files.get(&name).cloned(),
@@ -133,17 +134,17 @@ impl Store {
     /// Reads a plugin's file.
     ///
     /// # Errors
-    /// When it is not there, or is not what was kept.
+    /// When it is missing, or its content has changed.
     pub(super) fn get(&self, hash: &str) -> Result<Arc<[u8]>, String> {
         match self {
             Self::Folder(folder) => folder.get(hash),
             Self::Memory(files) => {
-                files.get(hash).cloned().ok_or_else(|| format!("version {hash} is not kept"))
+                files.get(hash).cloned().ok_or_else(|| format!("version {hash} is not stored"))
             }
         }
     }
 
-    /// Writes what is remembered of a plugin.
+    /// Writes the record of a plugin.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -153,7 +154,7 @@ impl Store {
         folder.plugins.replace(&format!("{plugin}.json"), &text)
     }
 
-    /// Forgets the files that no record speaks of.
+    /// Removes the files that no record refers to.
     pub(super) fn sweep(&mut self, used: &HashSet<&str>) {
         match self {
             Self::Folder(folder) => folder.sweep(used),
@@ -176,12 +177,12 @@ impl Folder {
         let read = self.versions.read(&name, MAX_SIZE);
         let bytes = read.map_err(|why| format!("{} {why}", path.display()))?;
         if digest::hash(&bytes) != hash {
-            return Err(format!("{} was changed by somebody: its content has another hash", path.display()));
+            return Err(format!("{} was modified: its content has another hash", path.display()));
         }
         Ok(bytes.into())
     }
 
-    /// A record that cannot be read is left out and told of: the plugin's file decides then.
+    /// A record that cannot be read is skipped with a warning: the plugin's file decides then.
     fn records(&self) -> anyhow::Result<BTreeMap<String, Record>> {
         let mut records = BTreeMap::new();
         for file in self.plugins.names()? {
@@ -191,7 +192,7 @@ impl Folder {
                 Ok(record) => drop(records.insert(name.to_owned(), record)),
                 Err(error) => {
                     let path = self.plugins.path().join(&file);
-                    tracing::warn!(path = %path.display(), %error, "cannot be read; the plugin's file decides");
+                    tracing::warn!(path = %path.display(), %error, "the record cannot be read; the plugin's file decides");
                 }
             }
         }
@@ -201,14 +202,14 @@ impl Folder {
     fn sweep(&self, used: &HashSet<&str>) {
         for name in self.versions.names().unwrap_or_default() {
             if !used.contains(hash_of(&name)) {
-                // It is tried again with the next version.
+                // The next version tries again.
                 let _ = self.versions.remove(&name);
             }
         }
     }
 }
 
-/// The hash that a file's name begins with.
+/// The hash at the beginning of a file's name.
 fn hash_of(name: &str) -> &str {
     name.split('.').next().unwrap_or_default()
 }
@@ -236,9 +237,9 @@ mod tests {
         assert_eq!(records, BTreeMap::from([("p".to_owned(), record)]));
         assert_eq!(*store.get(&hash).unwrap(), *b"wasm");
         fs::write(folder.path().join(format!("versions/{hash}.wasm")), b"evil").unwrap();
-        assert!(store.get(&hash).unwrap_err().contains("changed by somebody"));
+        assert!(store.get(&hash).unwrap_err().contains("was modified"));
         store.put(&hash, &bytes).unwrap();
-        assert_eq!(*store.get(&hash).unwrap(), *b"wasm", "what is broken is written again");
+        assert_eq!(*store.get(&hash).unwrap(), *b"wasm", "a modified file is written again");
         store.sweep(&HashSet::new());
         assert!(store.get(&hash).is_err());
     }

@@ -1,4 +1,4 @@
-//! `halley check --connect`: what is around the gateway.
+//! `halley check --connect`: probes the services around the gateway.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use crate::comets::Fleet;
 use crate::config::Config;
 use crate::gateway::{self, Storage};
 
-/// What came of reaching for one thing.
+/// The result of one probe.
 #[derive(serde::Serialize)]
 pub(super) struct Connected {
-    /// What it is.
+    /// What was probed.
     pub(super) subject: String,
-    /// Whether it will do.
+    /// Whether it is usable.
     pub(super) ok: bool,
-    /// What there is, or what is wrong and what to do about it.
+    /// What was found, or what is wrong and how to fix it.
     pub(super) text: String,
 }
 
-/// How long the directory may take to answer.
+/// Deadline of the directory.
 const DIRECTORY: Duration = Duration::from_secs(10);
-/// How long a gateway may take to say that it is one.
+/// Deadline of a gateway's answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// Reaches for everything that the gateway needs.
+/// Probes everything that the gateway needs.
 pub(super) async fn all(config: &Config) -> Vec<Connected> {
     let listen = listener("admin listener", "listen", &config.admin.listen);
     let probes = async {
@@ -65,7 +65,7 @@ async fn directory(config: &Config) -> anyhow::Result<(String, Arc<Fleet>)> {
     Ok((how, gateway::look_at_fleet(config, &storage, &mut registry).await))
 }
 
-/// What a BROADCAST would reach, and what is wrong with that.
+/// What a BROADCAST would reach, and the fleet's warnings.
 fn broadcasts(fleet: &Fleet) -> Vec<Connected> {
     let connected = |ok, text| Connected { subject: "comets".to_owned(), ok, text };
     let reach = fleet.reach();
@@ -82,7 +82,7 @@ async fn listener(what: &str, key: &str, listen: &str) -> Connected {
     match TcpListener::bind(listen).await {
         Ok(_) => connected(true, "its port is free".to_owned()),
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_gateway(listen).await => {
-            connected(true, "a gateway listens there already; a second one needs another port".to_owned())
+            connected(true, "a gateway already listens there; a second one needs another port".to_owned())
         }
         Err(error) => connected(
             false,
@@ -91,7 +91,7 @@ async fn listener(what: &str, key: &str, listen: &str) -> Connected {
     }
 }
 
-/// Whether what listens there answers as a gateway does.
+/// Whether a gateway answers at this address.
 async fn is_gateway(listen: &str) -> bool {
     let asked = async {
         let answer = reqwest::Client::builder().no_proxy().timeout(ANSWER).build()?;

@@ -1,4 +1,4 @@
-//! `halley check`: every mistake of configuration and plugins, without starting anything.
+//! `halley check`: reports every mistake in configuration and plugins, without starting anything.
 
 mod connect;
 
@@ -14,8 +14,8 @@ use connect::Connected;
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Also asks Kafka, Redis and the configured comets whether they are there, with the topics and
-    /// the group that are needed, and whether the admin port is free. Changes nothing.
+    /// Also checks that Kafka, Redis and the configured comets are reachable, that the required
+    /// topics and consumer group are usable, and that the admin port is free. Changes nothing.
     #[arg(long)]
     connect: bool,
     /// Prints JSON: `file`, `mistakes` and `warnings` (`place`, `text`), `plugins`, and with
@@ -24,15 +24,15 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// What was found.
+/// The report.
 #[derive(serde::Serialize)]
 struct Report {
-    /// What the configuration was read from.
+    /// Where the configuration was read from.
     file: String,
     mistakes: Vec<Mistake>,
     warnings: Vec<Mistake>,
     plugins: Vec<String>,
-    /// What --connect found; nothing is asked when there are mistakes.
+    /// What --connect found; empty if there are mistakes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     connections: Vec<Connected>,
 }
@@ -42,7 +42,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     if args.connect && report.mistakes.is_empty() {
         let runtime = runtime()?;
         report.connections = runtime.block_on(connect::all(&config));
-        // A call to a Kafka that is away may still block; nobody waits for it.
+        // A call to an unreachable Kafka may still block; the process does not wait for it.
         runtime.shutdown_timeout(std::time::Duration::from_secs(1));
     }
     if args.json {
@@ -55,13 +55,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     }
     if report.mistakes.is_empty() && !config.comets.names_comets() && !args.connect {
         print(
-            "no comet is configured: broadcasts reach those that the directory has named to a gateway lately; --connect shows them",
+            "no comet is configured: broadcasts reach the comets that gateways recently found in the directory; --connect shows them",
         );
     }
     Ok(report.code())
 }
 
-/// Everything that can be known without a network.
+/// Checks everything that needs no network.
 fn inspect(args: &ConfigArgs) -> (Config, Report) {
     let Inspected { config, mut mistakes, warnings } = Config::inspect(args.file().as_deref());
     let place = args.file().map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
@@ -86,7 +86,7 @@ fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
     let wanted = config.plugins().map_err(one)?;
     match Policies::start_with(setup, &wanted) {
         Ok(policies) => {
-            // A gateway starts without them; whoever asks here wants to know.
+            // A gateway starts without these plugins; `check` reports them.
             let left_out: Vec<_> = policies.status().left_out.iter().map(ToString::to_string).collect();
             if left_out.is_empty() { Ok(policies.current().versions().to_vec()) } else { Err(left_out) }
         }
@@ -112,7 +112,7 @@ impl Report {
             return;
         }
         print(&format!(
-            "configuration ({}) and {} are in order",
+            "configuration ({}) and {} are valid",
             self.file,
             count(self.plugins.len(), "plugin")
         ));

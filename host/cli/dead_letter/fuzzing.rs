@@ -1,4 +1,4 @@
-//! How any dead letter looks on a terminal.
+//! Fuzzing: how any dead letter is printed.
 
 use serde_json::Value;
 
@@ -6,10 +6,10 @@ use super::show::{json, row};
 use crate::dead_letter::DeadLetter;
 use crate::telemetry::escape::{self, is_active};
 
-/// No cell is longer, in characters; an escape has up to ten.
+/// Maximum length of a cell, in characters; an escape has up to ten.
 const LONGEST_CELL: usize = 3_000;
 
-/// Checks that nothing of a letter does something to a terminal, and that its JSON says what is there.
+/// Checks that no dead letter can control a terminal, and that its JSON is lossless.
 pub(crate) fn check(letter: &DeadLetter) {
     for cell in row(letter) {
         assert!(!cell.contains(is_active) && !cell.is_empty(), "{cell:?}");

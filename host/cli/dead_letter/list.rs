@@ -15,14 +15,15 @@ pub(super) struct Args {
     pub(super) config: ConfigArgs,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Only those that are still due: no redrive has brought them back.
+    /// Only pending letters: those not redriven yet.
     #[arg(long)]
     pending: bool,
-    /// The consumer group that remembers redrives [default: `[kafka] group` and "-redrive"].
+    /// The consumer group that stores the progress of redrives [default: `[kafka] group` and
+    /// "-redrive"].
     #[arg(long, value_name = "NAME", requires = "pending")]
     group: Option<String>,
-    /// Prints a JSON object a line with everything: keys, values and headers are {"text": ...}
-    /// where they are text, else {"base64": ...}.
+    /// Prints one JSON object per line with everything. Keys, values and headers are {"text": ...} if
+    /// they are text, otherwise {"base64": ...}.
     #[arg(long)]
     json: bool,
 }
@@ -58,7 +59,7 @@ pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u
 struct Shown {
     /// `None` prints JSON.
     table: Option<Table>,
-    /// Letters by stage, in the order of the stages; last those of none.
+    /// Number of letters by stage, in the order of the stages; those without a known stage last.
     stages: BTreeMap<usize, u64>,
 }
 
@@ -84,7 +85,7 @@ impl Shown {
         };
         let stages: Vec<_> = self.stages.iter().map(count).collect();
         print(&match total {
-            0 => format!("no dead letters in `{topic}` that the filters mean"),
+            0 => format!("no dead letters in `{topic}` match the filters"),
             1 => format!("1 dead letter: {}", stages.join(", ")),
             _ => format!("{total} dead letters: {}", stages.join(", ")),
         });

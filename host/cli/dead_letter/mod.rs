@@ -1,4 +1,4 @@
-//! `halley dead-letter`: what could not be delivered, listed and brought back.
+//! `halley dead-letter`: lists and redrives records that could not be delivered.
 
 mod filter;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -23,40 +23,39 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Shows the dead letters that are there now, as they stand in their topic.
+    /// Lists the dead letters in the topic.
     ///
-    /// Reads `[kafka] dead_letter_topic` from its beginning to its present end, joins no
-    /// consumer group and changes nothing.
+    /// Reads `[kafka] dead_letter_topic` from its beginning to its current end. Joins no consumer
+    /// group and changes nothing.
     List(list::Args),
-    /// Writes dead letters back to the topics that they came from.
+    /// Writes dead letters back to their topics of origin.
     ///
-    /// Each goes to its topic and partition of origin with its original key, value, headers
-    /// and timestamp, and with `halley-message-id`, by which comets recognise a message that
-    /// they have had. It counts as redriven once the broker has confirmed it. What the filters
-    /// leave out, what is refused and what could not be written stays for another run, with
-    /// these filters or others: nothing is passed over, and nothing is redriven twice.
+    /// Each one goes to its original topic and partition with its original key, value, headers and
+    /// timestamp, and with `halley-message-id`, by which comets recognise a message that they already
+    /// received. It counts as redriven once the broker has confirmed it. Letters that the filters
+    /// exclude, that are refused or that could not be written stay for another run, with the same
+    /// filters or others: nothing is skipped, and nothing is redriven twice.
     ///
     /// A message goes only to the comets that did not take it (`halley-failed-comets`), unless
-    /// `--all-comets` is given. A BROADCAST whose comets are gone reaches nobody; a message for a
-    /// room or for keys goes to all of them when one of its comets holds nobody of them any more.
-    /// Where comets took it and it could not be kept for users who were away, it goes only to these
-    /// (`halley-failed-users`), live to those who are back; of more of them than the header names
-    /// (16 KiB), to those who are still away.
+    /// `--all-comets` is given. A BROADCAST whose comets are gone reaches nobody. A message for a
+    /// room or for keys goes to all of its comets if one of the failed comets no longer holds any of
+    /// its recipients. If comets took it and it could not be stored for absent users, it goes only to
+    /// these (`halley-failed-users`): live to those who are back. If there are more than the header
+    /// holds (16 KiB), it goes to those who are still absent.
     ///
-    /// Letters go only to topics of `[kafka] topics`, and to those that --allow-topic names: whoever
-    /// can write to the dead-letter topic can write into a letter where it came from. What is written
-    /// carries a proof (`halley-proof`), made with a key in Redis, without which gateways would take
-    /// it for a new message; so this needs the `[redis]` of the gateways.
+    /// Letters go only to topics of `[kafka] topics` and of --allow-topic: anyone who can write to
+    /// the dead-letter topic can forge the origin of a letter. Redriven records carry a proof
+    /// (`halley-proof`), made with a key in Redis; without it gateways would treat them as new
+    /// messages. So this command needs the `[redis]` section of the gateways.
     ///
-    /// A letter whose value, key or headers were left out is refused: it names the place where
-    /// they may still stand. One whose topic does not take its timestamp any more is written with the
-    /// time of now, and has its own in `halley-origin-timestamp`.
+    /// A letter whose value, key or headers were left out is refused, with the place where the
+    /// original may still be. A letter whose topic no longer accepts its timestamp is written with
+    /// the current time; the original is kept in `halley-origin-timestamp`.
     ///
-    /// Progress is remembered every second in the committed offsets of a consumer group, so
-    /// that an interrupted run (Ctrl-C) can simply be run again; killed, it repeats at most
-    /// the last second. Filters that leave out thousands of records in between can outgrow
-    /// what one commit tells (about 1,000 gaps for each partition); the summary says so.
-    /// Run one redrive at a time.
+    /// Progress is committed every second to the offsets of a consumer group, so that an interrupted
+    /// run (Ctrl-C) can be run again. A killed run repeats at most the last second. Filters that
+    /// exclude thousands of records in between can exceed what one commit holds (about 1,000 gaps per
+    /// partition); the summary reports it. Run one redrive at a time.
     Redrive(redrive::Args),
 }
 
@@ -79,7 +78,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
             Command::Redrive(args) => redrive::run(&config, &args).await,
         }
     });
-    // A call to a Kafka that is away may still block; nobody waits for it.
+    // A call to an unreachable Kafka may still block; the process does not wait for it.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }

@@ -15,9 +15,9 @@ use crate::kafka::{self, TopicSet};
 use crate::message::RedriveKey;
 use crate::telemetry::escape::cut;
 
-/// How many refused letters are named: anybody may have written a million of them.
+/// Maximum number of refused letters that are listed: anyone may have written a million of them.
 const MOST_REFUSALS: u64 = 100;
-/// The most characters of a text of a letter.
+/// Maximum length of a letter's text, in characters.
 const LONGEST: usize = 1_000;
 
 /// Arguments of `halley dead-letter redrive`.
@@ -27,24 +27,23 @@ pub(super) struct Args {
     pub(super) config: ConfigArgs,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Says what it would do, and changes nothing.
+    /// Reports what a redrive would do, and changes nothing.
     #[arg(long)]
     dry_run: bool,
-    /// At most so many a second.
+    /// At most N records per second.
     #[arg(long, value_name = "N")]
     rate: Option<NonZeroU32>,
-    /// Redrives also what was redriven before.
+    /// Also redrives letters that were redriven before.
     #[arg(long)]
     from_start: bool,
-    /// Sends each message to all comets and users that it is for, also those that had it before.
+    /// Sends each message to all of its comets and users, including those that already received it.
     #[arg(long)]
     all_comets: bool,
-    /// Also writes to this topic (or to those of a pattern, which begins with `^`), when a letter says
-    /// that it came from there. May be given several times. Without it, only topics of `[kafka]
-    /// topics` are written to.
+    /// Also allows this topic (or the topics of a pattern, which begins with `^`) as an origin. May
+    /// be repeated. Otherwise only topics of `[kafka] topics` are written to.
     #[arg(long, value_name = "TOPIC")]
     allow_topic: Vec<String>,
-    /// The consumer group that remembers the progress [default: `[kafka] group` and "-redrive"].
+    /// The consumer group that stores the progress [default: `[kafka] group` and "-redrive"].
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
 }
@@ -66,7 +65,7 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
         allowed,
         key,
     };
-    // Listened for before anything is written.
+    // Registered before anything is written.
     let signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut refusals = 0;
     let mut tell = |letter: &DeadLetter, fate: &Fate| tell(letter, fate, args.dry_run, &mut refusals);
@@ -74,11 +73,11 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
     Ok(report(config, &summary, args.dry_run))
 }
 
-/// The key that proves what is redriven, from the gateways' Redis.
+/// The key that proves redriven records, from the gateways' Redis.
 async fn key(config: &Config) -> anyhow::Result<RedriveKey> {
     if config.redis.is_memory() {
         fail(
-            "warning: `[redis] url` is memory://, where no other process finds the key that proves what is redriven: gateways take it for new messages",
+            "warning: `[redis] url` is memory://, so no other process can read the key that proves redriven records: gateways treat them as new messages",
         );
     }
     let storage = Storage::open(config, &mut Registry::default())?;
@@ -101,15 +100,15 @@ fn tell(letter: &DeadLetter, fate: &Fate, dry_run: bool, refusals: &mut u64) {
         }
         Fate::Written(_) => {}
         Fate::Refused(why) => {
-            complain(refusals, &|| format!("{} is not redriven: {why}", letter.record.origin));
+            complain(refusals, &|| format!("{} was not redriven: {why}", letter.record.origin));
         }
         Fate::Failed(why) => {
-            complain(refusals, &|| format!("{id} is not redriven, nor what comes after it: {why}"));
+            complain(refusals, &|| format!("{id} was not redriven, nor were the letters after it: {why}"));
         }
     }
 }
 
-/// Says what is wrong with one letter, unless that was said of many.
+/// Reports a failed letter, up to a limit.
 fn complain(refusals: &mut u64, what: &dyn Fn() -> String) {
     *refusals += 1;
     match *refusals {
@@ -128,21 +127,19 @@ fn report(config: &kafka::Config, summary: &Summary, dry_run: bool) -> u8 {
     }
     if summary.made_again {
         let topic = &config.dead_letter_topic;
-        fail(&format!(
-            "`{topic}` was made again since the last redrive; what was redriven before is not counted"
-        ));
+        fail(&format!("`{topic}` was recreated since the last redrive; earlier progress is ignored"));
     }
     print(&counts(summary, dry_run));
     if summary.forgotten > 0 {
         fail(&format!(
-            "{} of the redriven records lie too scattered to be remembered; another run would repeat them (with the same message ids) until what the filters left out between is redriven",
+            "{} of the redriven records are too scattered to be committed; another run repeats them (with the same message ids) until the letters that the filters excluded in between are redriven",
             summary.forgotten
         ));
     }
     if let Some(why) = &summary.broken {
-        fail(&format!("{why}; run the same command again to go on"));
+        fail(&format!("{why}; run the same command again to continue"));
     } else if summary.interrupted {
-        fail("interrupted; run the same command again to go on");
+        fail("interrupted; run the same command again to continue");
     }
     let unfinished = summary.interrupted || summary.broken.is_some() || summary.failed + summary.refused > 0;
     if unfinished { FAILURE } else { SUCCESS }
@@ -158,9 +155,9 @@ fn counts(summary: &Summary, dry_run: bool) -> String {
         parts[0].push_str(&format!(" ({})", topics.join(", ")));
     }
     let others = [
-        (summary.restamped, "of these with the time of now"),
+        (summary.restamped, "of these with the current time"),
         (summary.before, "redriven before"),
-        (summary.left_out, "left out by the filters"),
+        (summary.left_out, "excluded by the filters"),
         (summary.refused, "refused"),
         (summary.failed, "failed"),
     ];

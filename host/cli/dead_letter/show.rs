@@ -1,4 +1,4 @@
-//! How a dead letter looks: a row of a table, or JSON.
+//! Formats a dead letter: as a row of a table, or as JSON.
 
 use serde_json::{Value, json};
 
@@ -8,14 +8,14 @@ use crate::message::{Header, Origin, RedriveUsers};
 use crate::telemetry::escape;
 
 const HEAD: [&str; 8] = ["ID", "WHEN", "STAGE", "TRIES", "ORIGIN", "COMETS", "PLUGIN", "REASON"];
-/// Rows that are held back to find the columns' widths.
+/// Rows that are buffered to determine the column widths.
 const ROWS: usize = 200;
-/// The most characters of a cell: anybody may have written what stands in a letter.
+/// Maximum length of a cell, in characters: anyone may have written the letter.
 const LONGEST_CELL: usize = 256;
-/// The most that a column is widened for a cell.
+/// Maximum width of a column.
 const WIDEST: usize = 64;
 
-/// A table that prints as it grows, however long it gets.
+/// A table that is printed in parts.
 #[derive(Default)]
 pub(super) struct Table {
     rows: Vec<[String; HEAD.len()]>,
@@ -48,7 +48,7 @@ impl Table {
     }
 }
 
-/// One letter's cells.
+/// The cells of one letter.
 pub(super) fn row(letter: &DeadLetter) -> [String; HEAD.len()] {
     let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
     let when = when(letter).unwrap_or_default();
@@ -65,7 +65,7 @@ fn reason(letter: &DeadLetter) -> String {
     }
 }
 
-/// One line, whatever was in it.
+/// One escaped line.
 fn cell(text: String) -> String {
     if text.is_empty() { "-".to_owned() } else { escape::line(&text, LONGEST_CELL).into_owned() }
 }
@@ -99,7 +99,7 @@ pub(super) fn json(letter: &DeadLetter) -> Value {
     })
 }
 
-/// A name is a text; one that is not UTF-8 stands in `name_base64` as well.
+/// A name is text; one that is not UTF-8 is also given in `name_base64`.
 fn header(header: &Header) -> Value {
     let (name, value) = (header.name_text(), bytes(header.value.as_deref()));
     if std::str::from_utf8(&header.name).is_ok() {
@@ -108,8 +108,8 @@ fn header(header: &Header) -> Value {
     json!({ "name": name, "name_base64": base64(&header.name), "value": value })
 }
 
-/// `{"text": ...}` for UTF-8 without control characters other than white space, else
-/// `{"base64": ...}`; null for what is not there.
+/// `{"text": ...}` for UTF-8 without control characters other than white space, otherwise `{"base64":
+/// ...}`; null if absent.
 fn bytes(bytes: Option<&[u8]>) -> Value {
     let Some(bytes) = bytes else { return Value::Null };
     let odd = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t');

@@ -1,4 +1,4 @@
-//! The demo's comets: real gRPC servers on loopback ports that report what reaches them.
+//! The demo's comets: gRPC servers on loopback ports that report the calls they receive.
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -12,7 +12,7 @@ use crate::comets::proto::chatroom::{
 };
 use crate::message::CometAddr;
 
-/// What reached a comet.
+/// A call that a comet received.
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     /// Which comet, from 0.
@@ -29,7 +29,7 @@ pub(super) struct Arrival {
 pub(super) struct Comets {
     /// Their addresses.
     pub(super) addresses: Vec<CometAddr>,
-    /// What reaches them.
+    /// The calls that they receive.
     pub(super) arrivals: mpsc::Receiver<Arrival>,
     _servers: JoinSet<Result<(), tonic::transport::Error>>,
 }
@@ -44,7 +44,7 @@ impl Comets {
             let listener = TcpListener::bind("127.0.0.1:0").await?;
             addresses.push(listener.local_addr()?.to_string().into());
             let service = CometServer::new(Reporter { comet, arrivals: sender.clone() });
-            let incoming = tonic::transport::server::TcpIncoming::from(listener);
+            let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
             servers.spawn(
                 tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming),
             );

@@ -1,7 +1,7 @@
-//! `halley demo`: everything in one process, nothing installed: a Kafka (librdkafka's built-in
+//! `halley demo`: everything in one process, with nothing to install: a Kafka (librdkafka's built-in
 //! broker), three example comets, the directory in memory, and the bundled policies.
 //!
-//! The tour checks its own outcome; `--once` ends after it with an exit code.
+//! The tour checks its own results; `--once` ends after it with an exit code.
 
 mod comets;
 mod policies;
@@ -21,23 +21,23 @@ use world::World;
 /// Arguments of `halley demo`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Ends after the tour; exits with 0 if everything went as told.
+    /// Ends after the tour; the exit code is 0 if every step passed.
     #[arg(long)]
     once: bool,
-    /// The folder with the built policies [default: plugins/dist, here or beside the binary].
+    /// The folder with the built policies [default: plugins/dist, here or next to the binary].
     #[arg(long, value_name = "DIR")]
     plugins: Option<PathBuf>,
     /// Also shows the gateway's log at this level (`warn`, `info`, `debug`).
     #[arg(long, value_name = "LEVEL", default_value = "error")]
     log: String,
-    /// Does not pause between the steps of the tour.
+    /// Does not pause between the steps.
     #[arg(long)]
     fast: bool,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let Some(built) = Policies::find(args.plugins.as_deref()) else {
-        fail("the demo needs the built policies; run `make plugins`, or name their folder with --plugins");
+        fail("the demo needs the built policies; run `make plugins`, or pass their folder with --plugins");
         return Ok(MISTAKE);
     };
     telemetry::init(&telemetry::Config { level: args.log.clone(), ..Default::default() })?;

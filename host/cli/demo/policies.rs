@@ -1,5 +1,4 @@
-//! The demo's policies: a folder of their own with a configuration beside it, as an operator
-//! has them.
+//! The demo's policies: a folder with a configuration, laid out as an operator would.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,17 +9,16 @@ use crate::cli::LARGEST_INPUT;
 use crate::files;
 use crate::message::CometAddr;
 
-/// Built policies, found on this machine.
+/// The built policies on this machine.
 pub(super) struct Policies {
     built: PathBuf,
 }
 
-/// The file that says that a folder holds the bundled policies.
+/// The file by which a folder with the bundled policies is recognised.
 const KEYWORD_FILTER: &str = "keyword_filter.wasm";
 
 impl Policies {
-    /// Looks in the named folder, else in `plugins/dist` here and in the folders around the
-    /// binary.
+    /// Looks in the given folder, or else in `plugins/dist` here and in the folders above the binary.
     pub(super) fn find(named: Option<&Path>) -> Option<Self> {
         let binary = std::env::current_exe().ok();
         let around = binary.iter().flat_map(|binary| binary.ancestors().skip(1));
@@ -32,11 +30,11 @@ impl Policies {
         Some(Self { built })
     }
 
-    /// Sets up an operator's folder: `halley.toml`, and `policies/` which is empty.
+    /// Creates an operator's folder: `halley.toml`, and an empty `policies/`.
     pub(super) fn set_up(self, brokers: &str, comets: &[CometAddr]) -> anyhow::Result<Folder> {
         let root = std::env::temp_dir().join(format!("halley-demo-{}", std::process::id()));
         fs::create_dir_all(root.join("policies"))
-            .with_context(|| format!("cannot make {}", root.display()))?;
+            .with_context(|| format!("cannot create {}", root.display()))?;
         let nodes: Vec<_> = comets.iter().map(|comet| format!("\"{comet}\"")).collect();
         let settings = format!(
             "[kafka]\nbrokers = \"{brokers}\"\n\n[redis]\nurl = \"memory://\"\n\n[comets]\nnodes = [{}]\n\n\
@@ -49,11 +47,11 @@ impl Policies {
     }
 }
 
-/// The operator's folder. It is removed when it is dropped.
+/// The operator's folder. Removed on drop.
 pub(super) struct Folder {
     root: PathBuf,
     built: PathBuf,
-    /// The configuration but for the plugins.
+    /// The configuration without the plugins.
     settings: String,
 }
 
@@ -63,7 +61,7 @@ impl Folder {
         self.root.join("halley.toml")
     }
 
-    /// Where `halley plugin` reaches the gateway.
+    /// The socket for `halley plugin`.
     pub(super) fn socket(&self) -> PathBuf {
         self.root.join("admin.sock")
     }
@@ -73,15 +71,15 @@ impl Folder {
         self.root.join("policies")
     }
 
-    /// Drops the bundled keyword filter into the folder.
+    /// Copies the bundled keyword filter into the folder.
     pub(super) fn install_keyword_filter(&self) -> anyhow::Result<()> {
         let module = files::read(&self.built.join(KEYWORD_FILTER), LARGEST_INPUT)?;
         self.replace("policies/keyword_filter.wasm", &module)
     }
 
-    /// Drops a broken file in the filter's place.
+    /// Replaces the filter with a broken file.
     pub(super) fn break_keyword_filter(&self) -> anyhow::Result<()> {
-        self.replace("policies/keyword_filter.wasm", b"this is no WebAssembly")
+        self.replace("policies/keyword_filter.wasm", b"this is not WebAssembly")
     }
 
     /// Masks `spam` with this character.
@@ -97,7 +95,7 @@ impl Folder {
         self.replace("halley.toml", text.as_bytes())
     }
 
-    /// Writes beside the file and renames over it, as careful operators do.
+    /// Writes a temporary file and renames it, so that the gateway never sees half a file.
     fn replace(&self, name: &str, content: &[u8]) -> anyhow::Result<()> {
         let (target, fresh) = (self.root.join(name), self.root.join("fresh.tmp"));
         fs::write(&fresh, content).and_then(|()| fs::rename(&fresh, &target))?;

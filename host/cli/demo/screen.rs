@@ -1,5 +1,4 @@
-//! What the demo prints: plain lines that read well in a terminal of 80 columns, with colours
-//! where there is one that shows them.
+//! The demo's output: plain lines for a terminal of 80 columns, coloured where supported.
 
 use std::time::Duration;
 
@@ -48,7 +47,7 @@ impl Screen {
         ));
     }
 
-    /// A message on its way into Kafka.
+    /// A message being produced.
     pub(super) fn sent(&self, to: &str, body: &str) {
         let arrow = "kafka  ◀".to_owned();
         let told = format!("{to}: {body}");
@@ -56,7 +55,7 @@ impl Screen {
         print_styled(&format!("     {} {told}", arrow.if_supports_color(Stdout, |t| t.dimmed())));
     }
 
-    /// A call that reached a comet.
+    /// A call that a comet received.
     pub(super) fn arrived(&self, arrival: &Arrival) {
         let Arrival { comet, method, to, body } = arrival;
         let name = format!("comet {}", comet + 1);
@@ -69,12 +68,12 @@ impl Screen {
         print_styled(&format!("     {name} ▶ {method:<13} {}", escape::line(&told, escape::LONGEST)));
     }
 
-    /// Something that the gateway did or said.
+    /// Something that the gateway did or reported.
     pub(super) fn note(&self, text: &str) {
         print(&format!("     {text}"));
     }
 
-    /// Whether a step went as told.
+    /// Whether a step passed.
     pub(super) fn verdict(&self, passed: bool, text: &str) {
         let text = escape::line(text, escape::LONGEST);
         if passed {

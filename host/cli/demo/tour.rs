@@ -1,4 +1,4 @@
-//! The tour: what the demo shows, step by step, checking each step's outcome.
+//! The tour: the steps of the demo, each of which checks its result.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,15 +9,15 @@ use crate::cli::demo::screen::Screen;
 use crate::cli::demo::world::{ROOMS, World, connection_of};
 use crate::message::{Audience, RoomId};
 
-/// What should have happened by now has not, beyond this time.
+/// How long to wait for what should happen.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// What should not happen gets this time to happen.
+/// How long to wait for what should not happen.
 const QUIET: Duration = Duration::from_millis(300);
-/// Messages of the step under load, and how often one is sent.
+/// Messages of the step under load, and the interval between them.
 const TRAFFIC: usize = 240;
 const TRAFFIC_EVERY: Duration = Duration::from_millis(5);
 
-/// Runs the tour; returns whether everything went as told.
+/// Runs the tour. Returns whether every step passed.
 pub(super) async fn run(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
     screen.welcome();
     let mut passed = rooms(world, screen).await?;
@@ -27,13 +27,13 @@ pub(super) async fn run(world: &mut World, screen: &Screen) -> anyhow::Result<bo
     passed &= a_broken_policy(world, screen).await?;
     passed &= a_swap_under_load(world, screen).await?;
     screen.line("");
-    let text = if passed { "Everything went as told." } else { "Not everything went as told; see above." };
+    let text = if passed { "Every step passed." } else { "Some steps failed; see above." };
     screen.verdict(passed, text);
     Ok(passed)
 }
 
 async fn rooms(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
-    screen.step(1, "A room's message goes to just the comets that hold the room").await;
+    screen.step(1, "A room's message goes only to the comets that hold the room").await;
     let arrivals = say(world, screen, &room("music"), "hello", 2).await?;
     let passed = is(&arrivals, &[(0, "BroadcastRoom", "hello"), (1, "BroadcastRoom", "hello")]);
     screen.verdict(
@@ -57,7 +57,7 @@ async fn users_and_everyone(world: &mut World, screen: &Screen) -> anyhow::Resul
 }
 
 async fn the_absent(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
-    screen.step(3, "Who is away finds the message later").await;
+    screen.step(3, "An absent user gets the message later").await;
     let arrivals = say(world, screen, &room("news"), "kick-off at eight", 2).await?;
     let waiting = eventually(async || world.inbox_of("frank").await == 1).await;
     let expected = [(0, "BroadcastRoom", "kick-off at eight"), (2, "BroadcastRoom", "kick-off at eight")];
@@ -77,7 +77,7 @@ async fn a_policy(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
         world.folder.mask_with('*')
     })
     .await?;
-    screen.note(&format!("keyword_filter.wasm is in force after {} ms, without a restart", took.as_millis()));
+    screen.note(&format!("keyword_filter.wasm is active after {} ms, without a restart", took.as_millis()));
     let after = say(world, screen, &room("games"), "buy spam now", 2).await?;
     let all =
         |arrivals: &[Arrival], body: &str| arrivals.len() == 2 && arrivals.iter().all(|a| a.body == body);
@@ -96,7 +96,7 @@ async fn a_broken_policy(world: &mut World, screen: &Screen) -> anyhow::Result<b
     let still = world.gateway.policies().status().generation == generation;
     let passed = refused && still && arrivals.iter().all(|arrival| arrival.body == "more ****");
     world.folder.install_keyword_filter()?;
-    screen.verdict(passed, "the version before it stays in force, and /v1/plugins says why");
+    screen.verdict(passed, "the previous version stays active, and /v1/plugins says why");
     Ok(passed)
 }
 
@@ -133,7 +133,7 @@ async fn a_swap_under_load(world: &mut World, screen: &Screen) -> anyhow::Result
         (stars + usize::from(body.ends_with(" ****")), hashes + usize::from(body.ends_with(" ####")))
     });
     screen.note(&format!(
-        "{arrived} of {expected} calls arrived: {stars} by the old version, {hashes} by the new one"
+        "{arrived} of {expected} calls arrived: {stars} from the old version, {hashes} from the new one"
     ));
     let in_order = bodies.values().all(|bodies| is_in_order(bodies));
     let passed = arrived == expected && !extra && stars + hashes == arrived && hashes > 0 && in_order;
@@ -141,30 +141,30 @@ async fn a_swap_under_load(world: &mut World, screen: &Screen) -> anyhow::Result
     Ok(passed)
 }
 
-/// Numbers grow, and after the first message of the new version there is none of the old.
+/// Numbers increase, and no message of the old version follows one of the new.
 fn is_in_order(bodies: &[String]) -> bool {
     let number = |body: &String| body.split(' ').next().and_then(|n| n.parse::<usize>().ok());
     let first_new = bodies.iter().position(|body| body.ends_with('#')).unwrap_or(bodies.len());
     bodies.is_sorted_by_key(number) && bodies[first_new..].iter().all(|body| body.ends_with('#'))
 }
 
-/// What one can do once the tour is over.
+/// What to try after the tour.
 pub(super) fn invite(world: &World, screen: &Screen) {
     let folder = world.folder.policies();
     screen.line("");
     screen.line("  The gateway keeps running, with a little traffic, until Ctrl-C. Meanwhile:");
-    screen.line(&format!("    drop a policy of yours (.wasm) into   {}", folder.display()));
+    screen.line(&format!("    drop your own policy (.wasm) into     {}", folder.display()));
     screen.line(&format!("    or change the configuration           {}", world.folder.config().display()));
     screen.line(&format!("    look at it                            curl http://{}/v1/plugins", world.admin));
     screen.line(&format!(
         "    push a version of it                  halley plugin push FILE --gateway unix:{}",
         world.folder.socket().display()
     ));
-    screen.line(&format!("    send a message of yours               cargo run --example produce -- --brokers {} room music hello", world.brokers()));
+    screen.line(&format!("    send your own message                 cargo run --example produce -- --brokers {} room music hello", world.brokers()));
     screen.line("");
 }
 
-/// A little traffic, shown as it arrives. Ends only with an error.
+/// Produces a little traffic and shows what arrives. Ends only with an error.
 pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::Result<()> {
     let phrases = ["what a goal", "who is playing?", "cheap spam here", "so good", "first!"];
     let mut ticks = tokio::time::interval(Duration::from_secs(2));
@@ -181,7 +181,7 @@ pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::
         if now.generation != before.generation {
             let names: Vec<_> = now.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
             screen.note(&format!(
-                "policies changed: {} in force, as generation {}",
+                "policies changed: {} active, as generation {}",
                 names.join(", "),
                 now.generation
             ));
@@ -193,7 +193,7 @@ pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::
     Ok(())
 }
 
-/// Sends a message and shows what arrives: what is expected, and anything beyond it.
+/// Produces a message and shows what arrives: the expected calls and any others.
 async fn say(
     world: &mut World,
     screen: &Screen,
@@ -219,7 +219,7 @@ async fn say(
     Ok(arrivals)
 }
 
-/// Why the last candidate was refused; the demo's own folder is known to the reader.
+/// Why the last candidate was refused, without the path of the demo's own folder.
 fn tell_refusal(world: &World, screen: &Screen) {
     let Some(refusal) = world.gateway.policies().status().last_refusal else { return };
     let folder = format!("{}/", world.folder.policies().display());
@@ -228,13 +228,13 @@ fn tell_refusal(world: &World, screen: &Screen) {
     }
 }
 
-/// Changes policies and waits until the change is in force.
+/// Changes policies and waits until the change is active.
 async fn swap(world: &World, change: impl Fn(&World) -> anyhow::Result<()>) -> anyhow::Result<Duration> {
     let wanted =
         |world: &World| world.gateway.policies().status().plugins.iter().any(|p| p.name == "keyword-filter");
     let since = Instant::now();
     change(world)?;
-    anyhow::ensure!(eventually(async || wanted(world)).await, "the policy did not come into force");
+    anyhow::ensure!(eventually(async || wanted(world)).await, "the policy was not activated");
     Ok(since.elapsed())
 }
 

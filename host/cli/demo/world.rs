@@ -1,5 +1,4 @@
-//! The demo's world: a Kafka, three comets, a few users in three rooms, and a gateway in the
-//! middle.
+//! The demo's environment: a Kafka, three comets, a few users in three rooms, and a gateway.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +18,7 @@ use crate::kafka::{BuiltinBroker, Producer};
 use crate::message::{Audience, UserId, encode};
 use crate::offline::Inbox;
 
-/// Who is where: (room, user, comet, online).
+/// The users: (room, user, comet, online).
 const PEOPLE: [(&str, &str, usize, bool); 8] = [
     ("music", "alice", 0, true),
     ("music", "bob", 0, true),
@@ -49,7 +48,7 @@ pub(super) struct World {
 }
 
 impl World {
-    /// Starts it all.
+    /// Starts everything.
     pub(super) async fn start(policies: Policies) -> anyhow::Result<Self> {
         let broker = BuiltinBroker::start(&[("push", 4), ("push.dead-letter", 1), ("push.offline", 1)])?;
         let comets = Comets::start(3).await?;
@@ -79,12 +78,12 @@ impl World {
         Ok(Self { folder, comets, inbox, gateway, admin, producer, broker, running, shutdown, tasks })
     }
 
-    /// Where one's own producer finds the demo's Kafka.
+    /// The address of the demo's Kafka, for other producers.
     pub(super) fn brokers(&self) -> String {
         self.broker.brokers()
     }
 
-    /// Puts a message on Kafka, as a logic service does: a room's messages on one partition.
+    /// Produces a message as a logic service does: one partition per room.
     pub(super) async fn produce(&self, audience: &Audience, body: &str) -> anyhow::Result<()> {
         let key = match audience {
             Audience::Room(room) => room.to_string(),
@@ -96,17 +95,17 @@ impl World {
         Ok(())
     }
 
-    /// The next arrival, or none within the time.
+    /// The next call; `None` on timeout.
     pub(super) async fn arrival(&mut self, within: Duration) -> Option<Arrival> {
         tokio::time::timeout(within, self.comets.arrivals.recv()).await.ok().flatten()
     }
 
-    /// How many messages wait in a user's inbox.
+    /// How many messages are in a user's inbox.
     pub(super) async fn inbox_of(&self, user: &str) -> usize {
         self.inbox.read(&UserId::from(user), 100).await.map_or(0, |kept| kept.len())
     }
 
-    /// Drains and stops; returns whether everything was finished.
+    /// Drains and stops. Returns whether everything was finished.
     pub(super) async fn stop(self) -> bool {
         let stopped = self.running.stop(Duration::from_secs(10)).await;
         self.shutdown.cancel();

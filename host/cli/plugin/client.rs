@@ -1,4 +1,4 @@
-//! How commands speak to a running gateway.
+//! How commands talk to a running gateway.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,23 +13,22 @@ use crate::admin;
 use crate::cli::runtime;
 use crate::files::{self, Unreadable};
 
-/// Which gateway, and what it wants to hear first.
+/// Selects a gateway and authenticates.
 #[derive(Debug, clap::Args)]
 pub(super) struct GatewayArgs {
     /// The admin listener of the gateway: its URL, or `unix:PATH` for its `[admin] socket`.
     ///
-    /// The gateway's own user and root may do everything over the socket, without a token. For a URL
-    /// on this machine and without a token, the socket of a gateway of this user is taken where
+    /// Over the socket, the gateway's own user and root are allowed everything without a token. For a
+    /// URL on this machine and without a token, the socket of a gateway of this user is used where
     /// `[admin] socket` is `auto`.
     #[arg(long, value_name = "URL", env = "HALLEY_GATEWAY", default_value = "http://127.0.0.1:9093")]
     gateway: Endpoint,
-    /// A file with the token that the gateway wants. Without it, HALLEY_ADMIN_TOKEN is taken from the
-    /// environment, where it is set.
+    /// A file with the admin token. Default: the environment variable HALLEY_ADMIN_TOKEN, if set.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
 }
 
-/// Where a gateway listens.
+/// The address of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Endpoint {
     Tcp(Url),
@@ -65,7 +64,7 @@ impl fmt::Display for Endpoint {
 }
 
 impl Endpoint {
-    /// The socket of a gateway of this user on this machine, where it has one.
+    /// The socket of this user's gateway on this machine, if it has one.
     fn over_socket(self) -> Self {
         let Self::Tcp(url) = &self else { return self };
         let is_local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
@@ -77,24 +76,24 @@ impl Endpoint {
     }
 }
 
-/// Compiling on a busy gateway takes its time.
+/// Compiling on a busy gateway takes time.
 const DEADLINE: Duration = Duration::from_secs(180);
-/// The largest file with a token, in bytes.
+/// The maximum size of a token file, in bytes.
 const LONGEST_TOKEN: u64 = 64 * 1024;
 
 impl GatewayArgs {
     /// GETs a path below `/v1/`.
     ///
     /// # Errors
-    /// When there is no gateway, or it refuses.
+    /// When the gateway is unreachable or refuses.
     pub(super) fn get(&self, path: &[&str]) -> anyhow::Result<Value> {
         self.send(Method::GET, path, |request| request)
     }
 
-    /// Sends a request to a path below `/v1/` and gives the answer.
+    /// Sends a request to a path below `/v1/` and returns the response.
     ///
     /// # Errors
-    /// When there is no gateway, or it refuses: with each of its reasons on a line.
+    /// When the gateway is unreachable or refuses; one reason per line.
     pub(super) fn send(
         &self,
         method: Method,
@@ -122,7 +121,7 @@ impl GatewayArgs {
     async fn exchange(&self, request: RequestBuilder) -> anyhow::Result<Value> {
         let remedy = || {
             format!(
-                "no answer from a gateway at {}; does it run, and is `--gateway` its [admin] listen?",
+                "gateway unreachable at {}; is it running, and is `--gateway` its [admin] listen?",
                 self.gateway
             )
         };
@@ -140,7 +139,7 @@ impl GatewayArgs {
         let token = match &self.token_file {
             Some(file) => {
                 let read = match files::read_secret(file, LONGEST_TOKEN) {
-                    // What another command writes: nobody else has that.
+                    // A pipe from another command: nobody else has access to it.
                     Err(Unreadable::Other("a pipe")) => files::read_argument(file, LONGEST_TOKEN),
                     read => read,
                 };
@@ -152,7 +151,7 @@ impl GatewayArgs {
     }
 }
 
-/// What the gateway said, each reason on a line.
+/// The gateway's error, one reason per line.
 fn reasons(status: StatusCode, body: &Value, text: &str) -> String {
     let Some(error) = body["error"].as_str() else {
         return format!("the gateway answered {status}: {}", text.trim());

@@ -1,5 +1,5 @@
-//! `halley plugin`: for the people who write policies (`author`), and for the ones who run them
-//! (the other files, one for each group of commands).
+//! `halley plugin`: commands for policy authors (`author`), and for operators (the other files, one
+//! per group of commands).
 
 mod author;
 mod client;
@@ -19,77 +19,77 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Makes a project for a policy of your own, which builds and is tested as it is.
+    /// Creates a project for a policy, which builds and passes its tests.
     New(author::new::Args),
-    /// Builds a policy to WebAssembly, and checks that a gateway would take it.
+    /// Builds a policy to WebAssembly, and checks that a gateway would accept it.
     ///
-    /// It takes the wasm32-unknown-unknown target where it is installed, has rustup install it, or
-    /// takes Debian's packages where they are, and says which; where none is there, it says what to install.
-    /// HALLEY_GUEST_TARGET names another folder for what cargo leaves.
+    /// Uses the wasm32-unknown-unknown target if it is installed, else installs it with rustup, else
+    /// uses Debian's packages, and prints which. If none is available, it prints what to install.
+    /// HALLEY_GUEST_TARGET sets another directory for cargo's output.
     Build(author::build::Args),
-    /// Asks a policy what the cases beside it ask, and compares the answers.
+    /// Runs a policy's test cases.
     ///
-    /// A case is a configuration, questions and answers. Its questions are asked one after the other of
-    /// a fresh instance, the ones to `filter` first, then `offline`, then `grouping`; guards are shown
-    /// and not claimed. The clock stands still: `at` in a message sets it.
+    /// A case has a configuration, inputs and expected answers. The inputs of a case run in order on
+    /// a fresh instance: those for `filter` first, then `offline`, then `grouping`. Guards are shown
+    /// and not claimed. The clock is fixed; `at` in a message sets it.
     Test(author::test::Args),
-    /// Asks a policy about messages from a file or standard input, and prints its answers.
+    /// Runs a policy on messages from a file or standard input, and prints its answers.
     ///
-    /// Each line is a question in JSON: a message for `filter`, such as
+    /// Each line is one input in JSON. A message for `filter`, such as
     ///
     ///   {"room": "r", "body": "hello"}
     ///   {"keys": ["ann"], "operation": 7, "headers": {"lang": "en"}, "body_base64": "/w=="}
     ///   {"everyone": true, "body": "hello", "at": "2026-01-31T22:00:00Z"}
     ///
-    /// (`at` is when it was produced, and what the clock says), somebody who is away for `offline`, or a
-    /// room for `grouping`:
+    /// (`at` is when it was produced, and the time on the policy's clock), an absent user for
+    /// `offline`, or a room for `grouping`:
     ///
     ///   {"message": {"keys": ["ann"]}, "absent": {"user": "ann", "cause": "not-online"}}
     ///   {"room": "r", "connections": [{"id": "c1", "comet": "10.0.0.1:50051", "user": "ann"}]}
     ///
-    /// What the policy logs, and its own counters and gauges at the end, go to standard error. The exit
-    /// code is 1 when it failed on a question, 2 when a line makes no sense.
+    /// The policy's log, and its own counters and gauges at the end, go to standard error. The exit
+    /// code is 1 if it failed on an input, 2 if a line is invalid.
     #[command(verbatim_doc_comment)]
     Run(author::run::Args),
-    /// Prints the contract between policies and gateways (WIT), for generators of bindings.
+    /// Prints the contract between policies and gateways (WIT), for bindings generators.
     Wit(author::wit::Args),
-    /// Measures what a policy costs a message, beside one that does nothing.
+    /// Measures the cost of a policy per message, compared with one that does nothing.
     ///
-    /// Each hook is measured as the gateway calls it: `filter` by messages in a batch, `offline` by the
-    /// users that are away, `grouping` by the connections in a room. The policy and one that does
-    /// nothing take turns, so that a busy machine slows both; figures are medians.
+    /// Each hook is measured as the gateway calls it: `filter` by messages per batch, `offline` by
+    /// absent users, `grouping` by connections per room. The policy and one that does nothing run
+    /// alternately, so that a busy machine slows both. Figures are medians.
     Bench(author::bench::Args),
-    /// Shows what is in a policy's file: hooks, imports, contract, size, hash, capabilities.
+    /// Shows the contents of a policy's file: hooks, imports, contract, size, hash, capabilities.
     Inspect(author::inspect::Args),
-    /// Builds and tests a policy whenever its source changes, and pushes it into a gateway.
+    /// Builds and tests a policy whenever its source changes, and optionally pushes it to a gateway.
     ///
-    /// Runs until Ctrl-C. What does not build, or fails its cases, goes nowhere: what was pushed before
-    /// stays in force.
+    /// Runs until Ctrl-C. A build that fails, or fails its cases, is discarded: what was pushed
+    /// before stays active.
     Dev(author::dev::Args),
-    /// Signs a version of a policy: for which plugin it is, and its number.
+    /// Signs a version of a policy with the plugin's name and a version number.
     ///
-    /// Writes FILE.sig, which gateways with `[policies] trusted_keys` ask for. The number rises with
-    /// every version: a gateway takes none below the highest that was active there.
+    /// Writes FILE.sig, which gateways with `[policies] trusted_keys` require. The number must
+    /// increase with every version: a gateway accepts none below the highest that was active there.
     Sign(sign::Args),
-    /// Puts new versions of policies in force in a running gateway, several of them as one.
+    /// Activates new versions of policies in a running gateway, all of them or none.
     ///
-    /// They are compiled, checked and tried there before anything changes; what is refused
-    /// changes nothing. A pushed version decides until the plugin's file changes, or until it
-    /// is rolled back or released. With `[policies] state_folder` it outlives a restart.
+    /// They are compiled, checked and tried before anything changes; if one is refused, nothing
+    /// changes. A pushed version decides until the plugin's file changes, or until it is rolled back
+    /// or released. With `[policies] state_folder` it survives a restart.
     Push(push::Args),
-    /// Goes back to an earlier version of a policy: the last good one, or one that is named.
+    /// Rolls a policy back: to its last known-good version, or to a given one.
     Rollback(steer::RollbackArgs),
     /// Ends a push, a rollback or a quarantine: the policy's file decides again.
     Release(steer::NameArgs),
-    /// Ends a trial: the candidate decides from now on, until the policy's file changes.
+    /// Promotes the candidate: it decides from now on, until the policy's file changes.
     Promote(steer::NameArgs),
-    /// Ends a trial: the candidate goes, and comes again only with another content.
+    /// Ends a rollout: the candidate is removed, and tried again only if its content changes.
     Abandon(steer::NameArgs),
-    /// Shows what a candidate that looks on would have decided otherwise.
+    /// Shows what a shadow would have decided differently.
     Differences(show::NameArgs),
-    /// Shows what is in force, and what stands in for files.
+    /// Shows the active policies and the overrides of their files.
     Status(show::StatusArgs),
-    /// Shows the versions of a policy that are kept, with when and why they came and went.
+    /// Shows the stored versions of a policy, with their activations and deactivations.
     Versions(show::NameArgs),
 }
 

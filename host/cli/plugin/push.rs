@@ -12,18 +12,18 @@ use crate::cli::plugin::show::in_force;
 use crate::cli::{LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print, print_lines};
 use crate::files;
 
-/// What goes with a part: its signature.
+/// The header of a part that carries its signature.
 const SIGNATURE: HeaderName = HeaderName::from_static("halley-signature");
 
 /// Arguments of `halley plugin push`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The plugins' files. Each goes to the configured plugin that is called as the file is,
-    /// with `-` for `_` where only that is configured: `keyword_filter.wasm` to `keyword-filter`.
-    /// The signature in FILE.sig goes with it, where there is one.
+    /// The plugins' files. Each one is pushed to the configured plugin that is named like the file,
+    /// or with `-` for `_` if only that is configured: `keyword_filter.wasm` to `keyword-filter`. The
+    /// signature in FILE.sig is sent along, if it exists.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// The plugin that the one file is for.
+    /// The plugin to push a single file to.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     #[command(flatten)]
@@ -32,14 +32,14 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     if args.name.is_some() && args.files.len() > 1 {
-        fail("`--name` is for one file; leave it out to push several under their own names");
+        fail("`--name` is for a single file; omit it to push several files under their own names");
         return Ok(MISTAKE);
     }
     push(&args.files, args.name.as_deref(), &args.gateway)?;
     Ok(SUCCESS)
 }
 
-/// Puts these files in force together, each for the plugin that it is called after, or for `name`.
+/// Activates these files together, each for the plugin that it is named after, or for `name`.
 ///
 /// # Errors
 /// When a file cannot be read, or the gateway refuses.
@@ -62,11 +62,11 @@ pub(super) fn push(paths: &[PathBuf], name: Option<&str>, gateway: &GatewayArgs)
     for name in &names {
         print_lines(in_force(name, &answer["plugins"][name]));
     }
-    print(&format!("generation {} is in force", answer["generation"]));
+    print(&format!("generation {} is active", answer["generation"]));
     Ok(())
 }
 
-/// What stands in FILE.sig, as the gateway wants to have it; nothing where there is none.
+/// The content of FILE.sig in the header's format; empty if it does not exist.
 fn signature(file: &Path) -> anyhow::Result<HeaderMap> {
     let wrong = |why: String| anyhow::anyhow!("{} {why}", file.display());
     let Some(bytes) = read_signature(file).map_err(wrong)? else { return Ok(HeaderMap::new()) };
@@ -74,7 +74,7 @@ fn signature(file: &Path) -> anyhow::Result<HeaderMap> {
     Ok(HeaderMap::from_iter([(SIGNATURE, HeaderValue::from_str(&text)?)]))
 }
 
-/// The plugins that a gateway has.
+/// The names of a gateway's plugins.
 fn known(configured: &serde_json::Value) -> impl Iterator<Item = &str> + Clone {
     let in_force = configured["plugins"].as_array().into_iter().flatten().filter_map(|p| p["name"].as_str());
     let overridden = configured["overrides"].as_object().into_iter().flatten().map(|(name, _)| name.as_str());

@@ -8,9 +8,9 @@ use crate::cli::{SUCCESS, print, print_json, print_lines};
 /// Arguments of `halley plugin status`.
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
-    /// One plugin only.
+    /// Shows this plugin only.
     name: Option<String>,
-    /// Prints what the gateway answers.
+    /// Prints the gateway's JSON response.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -22,7 +22,7 @@ pub(super) struct StatusArgs {
 pub(super) struct NameArgs {
     /// The plugin.
     name: String,
-    /// Prints what the gateway answers.
+    /// Prints the gateway's JSON response.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub(super) fn status(args: StatusArgs) -> anyhow::Result<u8> {
     }
     for (name, instead) in all["overrides"].as_object().into_iter().flatten() {
         if instead["with"].is_null() {
-            print(&format!("  {name}: left out; {}", text(&instead["why"])));
+            print(&format!("  {name}: removed from the chain; {}", text(&instead["why"])));
         }
     }
     for why in all["last_refusal"]["errors"].as_array().into_iter().flatten() {
@@ -88,7 +88,7 @@ pub(super) fn differences(args: NameArgs) -> anyhow::Result<u8> {
     }
     let number = |name: &str| answer[name].as_u64().unwrap_or_default();
     print(&format!(
-        "{} of {} messages would have been decided otherwise; {} more were not compared",
+        "{} of {} messages would have been decided differently; {} more were not compared",
         number("count"),
         number("compared"),
         number("not_compared")
@@ -101,17 +101,17 @@ pub(super) fn differences(args: NameArgs) -> anyhow::Result<u8> {
     Ok(SUCCESS)
 }
 
-/// One plugin in a line, and its trial in another.
+/// One line for a plugin, and one for its rollout.
 pub(super) fn in_force(name: &str, one: &Value) -> Vec<String> {
     let (plugin, instead) = (&one["in_force"], &one["override"]);
     if plugin.is_null() {
-        return vec![format!("{name}: left out; {}", text(&instead["why"]))];
+        return vec![format!("{name}: removed from the chain; {}", text(&instead["why"]))];
     }
     let hash = short(text(&plugin["hash"]));
     let hooks: Vec<&str> = plugin["hooks"].as_array().into_iter().flatten().map(text).collect();
     let why = match text(&instead["why"]) {
         "" => text(&plugin["state"]).to_owned(),
-        why => format!("{}, instead of its file: {why}", text(&plugin["state"])),
+        why => format!("{}, overriding its file: {why}", text(&plugin["state"])),
     };
     let plugin_line = format!("{name}@{hash}  {}  {why}", hooks.join(" "));
     std::iter::once(plugin_line).chain(trial(plugin)).collect()
@@ -131,8 +131,8 @@ fn trial(plugin: &Value) -> Option<String> {
     let decides = if mode == "canary" { format!(" of {share}") } else { String::new() };
     let messages = &trial["messages"];
     Some(format!(
-        "    {mode}{decides} {candidate}, tried for {tried_for}: {messages} messages, {errors} failed, \
-         {drops} stopped (in force {drops_in_force}), {latency} each (in force {latency_in_force})"
+        "    {mode}{decides} {candidate}, running for {tried_for}: {messages} messages, {errors} failed, \
+         {drops} stopped (active {drops_in_force}), {latency} each (active {latency_in_force})"
     ))
 }
 

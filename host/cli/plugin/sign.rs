@@ -8,23 +8,23 @@ use crate::artifact;
 use crate::cli::{LARGEST_INPUT, SUCCESS, print};
 use crate::files;
 
-/// The largest file with a private key, in bytes.
+/// The maximum size of a private key file, in bytes.
 const LARGEST_KEY: u64 = 64 * 1024;
 
 /// Arguments of `halley plugin sign`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The plugin's file. The signature is written beside it, into FILE.sig.
+    /// The plugin's file. The signature is written next to it, into FILE.sig.
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The file with the ed25519 private key in PEM (`openssl genpkey -algorithm ed25519`), which
-    /// nobody else may read.
+    /// must not be readable by others.
     #[arg(long, value_name = "FILE")]
     key: PathBuf,
     /// The plugin's name in the gateways' configuration.
     #[arg(long, value_name = "NAME")]
     name: String,
-    /// The version's number, from 1; higher than that of the version before.
+    /// The version number, from 1; higher than that of the previous version.
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     number: u64,
 }

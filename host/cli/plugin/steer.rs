@@ -11,15 +11,15 @@ use crate::cli::{SUCCESS, print, print_lines};
 pub(super) struct RollbackArgs {
     /// The plugin.
     name: String,
-    /// The version to go back to: the first digits of its hash, as `halley plugin versions`
-    /// shows it. Without it, the last one that did not fail and was not gone back from.
+    /// The version to roll back to: a prefix of its hash, as shown by `halley plugin versions`.
+    /// Default: the last one that neither failed nor was rolled back.
     #[arg(long, value_name = "HASH")]
     to: Option<String>,
     #[command(flatten)]
     gateway: GatewayArgs,
 }
 
-/// Arguments of the commands that name a plugin and nothing else.
+/// Arguments of the commands that only name a plugin.
 #[derive(Debug, clap::Args)]
 pub(super) struct NameArgs {
     /// The plugin.
@@ -33,7 +33,7 @@ pub(super) fn roll_back(args: RollbackArgs) -> anyhow::Result<u8> {
     post(&args.gateway, &args.name, "rollback", &to)
 }
 
-/// Asks for what the last segment of the path names.
+/// Sends the command that is the last segment of the path.
 pub(super) fn steer(args: &NameArgs, what: &str) -> anyhow::Result<u8> {
     post(&args.gateway, &args.name, what, &[])
 }
@@ -41,6 +41,6 @@ pub(super) fn steer(args: &NameArgs, what: &str) -> anyhow::Result<u8> {
 fn post(gateway: &GatewayArgs, name: &str, what: &str, query: &[(&str, String)]) -> anyhow::Result<u8> {
     let answer = gateway.send(Method::POST, &["plugins", name, what], |request| request.query(query))?;
     print_lines(in_force(name, &answer["plugins"][name]));
-    print(&format!("generation {} is in force", answer["generation"]));
+    print(&format!("generation {} is active", answer["generation"]));
     Ok(SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! One version of a policy, asked offline: what it decided of each message, in words.
+//! Replays messages through one version of a policy, and compares decisions.
 
 use std::path::Path;
 
@@ -9,13 +9,13 @@ use crate::message::Message;
 use crate::policy::{Chain, OnError, PluginConfig, Policies, Share, StateScope, Then};
 use crate::wasm::{self, RuntimeConfig};
 
-/// A plugin on its own, with state of its own.
+/// A plugin with its own state.
 pub(super) struct Judge {
     chain: Chain,
     version: PluginVersion,
 }
 
-/// What was decided of a message.
+/// The kind of a decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Kind {
@@ -23,7 +23,7 @@ pub(super) enum Kind {
     Amended,
     Dropped,
     DeadLettered,
-    /// The plugin failed on it; its `on_error` would decide.
+    /// The plugin failed; its `on_error` would decide.
     Failed,
 }
 
@@ -42,7 +42,7 @@ impl Kind {
 /// One message's decision.
 pub(super) struct Decided {
     pub(super) kind: Kind,
-    /// The policy's reason, what it amended, or how it failed; empty for `passed`.
+    /// The policy's reason, the amended parts, or the failure; empty for `passed`.
     pub(super) why: String,
     pub(super) filtered: Filtered,
 }
@@ -51,13 +51,13 @@ impl Judge {
     /// Loads this file with these settings, into a runtime that is made with this.
     pub(super) fn new(settings: &PluginConfig, file: &Path, runtime: RuntimeConfig) -> anyhow::Result<Self> {
         let mut config = PluginConfig { path: file.to_owned(), ..settings.clone() };
-        // A pin names the configured file, and a candidate of its own is not what is asked about.
+        // A pin applies to the configured file, and a candidate is not what is replayed.
         config.sha256 = None;
         config.trial = None;
-        // Failures are to be seen, and nothing may wait: whatever `on_error` says of them.
+        // Failures must be visible, and nothing may stall, whatever `on_error` says.
         config.on_error = OnError::DeadLetter.into();
         config.quarantine.then = Then::Never;
-        // Every question is asked.
+        // The budget must not skip messages.
         config.time_budget = Share(1.0);
         config.state = StateScope::Local;
         let policies = Policies::start(wasm::Runtime::with(&mut Registry::default(), runtime)?, &[config])?;
@@ -98,7 +98,7 @@ fn decided(filtered: Filtered) -> Decided {
     Decided { kind, why, filtered }
 }
 
-/// How one decision differs from another: `passed -> dropped`. `None`: it does not.
+/// How one decision differs from another, such as `passed -> dropped`; `None` if it does not.
 pub(super) fn change(before: &Decided, after: &Decided) -> Option<String> {
     if before.kind != after.kind {
         return Some(format!("{} -> {}", before.kind.as_str(), after.kind.as_str()));
@@ -111,7 +111,7 @@ pub(super) fn change(before: &Decided, after: &Decided) -> Option<String> {
         }
         Kind::Amended => {
             let parts = before.filtered.differing(&after.filtered);
-            (!parts.is_empty()).then(|| format!("amended otherwise: {}", parts.join(", ")))
+            (!parts.is_empty()).then(|| format!("amended differently: {}", parts.join(", ")))
         }
     }
 }
@@ -168,6 +168,6 @@ mod tests {
         assert_eq!(change(&drop("spam", "a"), &drop("spam", "b")), None, "another version, the same word");
         assert_eq!(change(&drop("spam", "a"), &drop("ham", "a")), Some("dropped for another reason".into()));
         assert_eq!(change(&amended("x"), &amended("x")), None);
-        assert_eq!(change(&amended("x"), &amended("y")), Some("amended otherwise: body".into()));
+        assert_eq!(change(&amended("x"), &amended("y")), Some("amended differently: body".into()));
     }
 }

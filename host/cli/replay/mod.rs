@@ -1,8 +1,8 @@
-//! `halley replay`: recorded traffic through a policy, offline, and what another version of it
-//! would have decided otherwise.
+//! `halley replay`: replays recorded traffic through a policy offline, and shows what another version
+//! of it would have decided differently.
 //!
-//! Touches nothing: it joins no group, commits nothing, claims no guard, asks no Redis and
-//! delivers to nobody. Local state begins empty and goes with the process.
+//! Has no side effects: it joins no group, commits nothing, claims no guards, does not use Redis and
+//! delivers nothing. Local state starts empty and ends with the process.
 
 mod judge;
 mod range;
@@ -35,12 +35,12 @@ use traffic::{Item, Traffic};
 pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The topic: one with push messages, or a dead-letter topic, whose letters are taken for the
-    /// records that they were.
+    /// The topic: one with push messages, or a dead-letter topic, whose letters are replayed as the
+    /// original records.
     #[arg(long, value_name = "TOPIC")]
     topic: String,
-    /// Where to begin: `2026-01-31T12:00:00Z`, `2026-01-31`, or so long ago: `-2h`, `-7days`. The
-    /// timestamps of the records count.
+    /// Where to begin: `2026-01-31T12:00:00Z`, `2026-01-31`, or a time ago: `-2h`, `-7days`. Record
+    /// timestamps are compared.
     #[arg(long, value_name = "TIME", value_parser = time::parse, allow_hyphen_values = true)]
     from: SystemTime,
     /// Where to end: records before this time. `now`, or as for --from.
@@ -49,24 +49,24 @@ pub(super) struct Args {
     /// The plugin's file.
     #[arg(long, value_name = "FILE")]
     plugin: PathBuf,
-    /// The configured plugin whose settings it gets. Without it, the one that is named as the
-    /// file is: `keyword_filter.wasm` is `keyword-filter`.
+    /// The configured plugin whose settings are used. Default: the one named like the file:
+    /// `keyword_filter.wasm` is `keyword-filter`.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// What the plugin finds in its configuration, as JSON; instead of what is configured.
+    /// The plugin's configuration as JSON, instead of the configured one.
     #[arg(long, value_name = "FILE")]
     plugin_config: Option<PathBuf>,
-    /// What to compare with: `current`, the configured plugin with its file and settings, or
-    /// another file, with the candidate's settings.
+    /// What to compare with: `current`, the configured plugin with its file and settings, or another
+    /// file with the candidate's settings.
     #[arg(long, value_name = "current|FILE")]
     against: Option<PathBuf>,
-    /// How many of the messages are shown for which the decision changes.
+    /// How many changed messages are shown.
     #[arg(long, value_name = "N", default_value_t = 10)]
     examples: usize,
     /// Prints JSON instead of tables.
     #[arg(long)]
     json: bool,
-    /// Ends with code 1 when decisions change: for pipelines.
+    /// Exits with code 1 when decisions change: for CI pipelines.
     #[arg(long, requires = "against")]
     fail_on_change: bool,
 }
@@ -89,12 +89,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         };
     let runtime = runtime()?;
     let code = runtime.block_on(replay(&args, &config, range, judges));
-    // A call to a Kafka that is away may still block; nobody waits for it.
+    // A call to an unreachable Kafka may still block; nobody waits for it.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
 
-/// The candidate, and what it is compared with.
+/// The candidate, and the version that it is compared with.
 fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)> {
     let configured = config.plugins()?;
     let names = || configured.iter().map(|plugin| plugin.name.as_str());
@@ -104,7 +104,7 @@ fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
     anyhow::ensure!(
         current.is_some() || args.name.is_none(),
-        "there is no plugin `{name}` in the configuration (configured: {known})"
+        "plugin `{name}` is not configured (configured: {known})"
     );
     let mut settings = current.cloned().unwrap_or_else(|| PluginConfig::new(&name, &args.plugin));
     if let Some(file) = &args.plugin_config {
@@ -118,7 +118,7 @@ fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)
         None => None,
         Some(word) if word == Path::new("current") => {
             let current = current.with_context(|| {
-                format!("--against current: no plugin `{name}` is configured (configured: {known}); name it with --name")
+                format!("--against current: plugin `{name}` is not configured (configured: {known}); name it with --name")
             })?;
             Some(judge(current, &current.path)?)
         }
@@ -139,13 +139,13 @@ async fn replay(
     range: Range,
     judges: (Judge, Option<Judge>),
 ) -> anyhow::Result<u8> {
-    // librdkafka wants a group's name; nobody joins it.
+    // librdkafka requires a group name; nobody joins the group.
     let group = format!("{}-replay", config.kafka.group);
     let Some(mut reader) = Reader::open(&config.kafka, &args.topic, &group).await? else {
-        fail(&format!("there is no topic `{}` at `{}`; check --topic", args.topic, config.kafka.brokers));
+        fail(&format!("topic `{}` not found at `{}`; check --topic", args.topic, config.kafka.brokers));
         return Ok(MISTAKE);
     };
-    // Dead letters have the timestamps of the messages that they were: in no order.
+    // Dead letters have the timestamps of the original messages, in no order.
     let is_in_order = args.topic != config.kafka.dead_letter_topic;
     reader.narrow(time::to_record_ms(args.from), is_in_order.then_some(range.stop_ms)).await?;
     let (candidate, against) = judges;
@@ -169,7 +169,7 @@ async fn replay(
     Ok(report(args, &run.tally, ended))
 }
 
-/// Prints what was found, also where the end was not reached.
+/// Prints the findings, even if the end was not reached.
 fn report(args: &Args, tally: &Tally, ended: Option<anyhow::Result<()>>) -> u8 {
     let is_whole = matches!(ended, Some(Ok(())));
     if args.json {
@@ -178,8 +178,8 @@ fn report(args: &Args, tally: &Tally, ended: Option<anyhow::Result<()>>) -> u8 {
         print_lines(show::lines(tally));
     }
     match ended {
-        None => fail("interrupted: this is what was found so far"),
-        Some(Err(error)) => fail(&format!("{error:#}; this is what was found before")),
+        None => fail("interrupted: these are the findings so far"),
+        Some(Err(error)) => fail(&format!("{error:#}; these are the findings before the error")),
         Some(Ok(())) if tally.records == 0 => {
             fail(&format!("`{}` has no records between these times; check --from and --to", args.topic));
         }
@@ -213,7 +213,7 @@ impl Run {
                         self.tally.add(candidate, against);
                     }
                 }
-                // Ctrl-C is heard between two batches.
+                // Ctrl-C is handled between two batches.
                 tokio::task::yield_now().await;
             }
             self.progress.tell(self.tally.records, reader.left());
@@ -221,7 +221,7 @@ impl Run {
     }
 }
 
-/// One line on a terminal, written over and over.
+/// A progress line on a terminal, which is overwritten.
 struct Progress {
     total: u64,
     next: Instant,

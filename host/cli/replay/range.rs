@@ -4,31 +4,31 @@ use std::time::{Duration, SystemTime};
 
 use crate::time::to_record_ms;
 
-/// How late a record may come into its topic and still be found: reading ends at the first
-/// record that is so much younger than the end of the range.
+/// How much later than its timestamp a record may have been written and still be found: reading ends
+/// at the first record that is this much newer than the end of the range.
 const LATE: Duration = Duration::from_secs(3600);
 
-/// From a time, to before another one; in milliseconds since 1970.
+/// A range of times, in milliseconds since 1970; its end is exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {
     pub(super) from_ms: i64,
     pub(super) to_ms: i64,
-    /// Where reading a topic in order of time may end.
+    /// Where reading an ordered topic may end.
     pub(super) stop_ms: i64,
 }
 
 impl Range {
     /// # Errors
-    /// When there can be nothing between the times.
+    /// When the range is empty or in the future.
     pub(super) fn of(from: SystemTime, to: SystemTime) -> anyhow::Result<Self> {
         let now = SystemTime::now();
         for (time, flag) in [(from, "--from"), (to, "--to")] {
             let written = humantime::format_rfc3339_seconds(time);
-            anyhow::ensure!(time <= now, "{flag} ({written}) lies in the future; nothing is recorded yet");
+            anyhow::ensure!(time <= now, "{flag} ({written}) is in the future; nothing is recorded yet");
         }
         anyhow::ensure!(
             from < to,
-            "--from ({}) does not lie before --to ({})",
+            "--from ({}) is not before --to ({})",
             humantime::format_rfc3339_seconds(from),
             humantime::format_rfc3339_seconds(to)
         );
@@ -36,7 +36,7 @@ impl Range {
         Ok(Self { from_ms, to_ms, stop_ms: to_ms.saturating_add(LATE.as_millis() as i64) })
     }
 
-    /// Whether a record of this time belongs to it; one without a time does.
+    /// Whether a record with this timestamp is in the range; one without a timestamp is.
     pub(super) fn contains(&self, at_ms: Option<i64>) -> bool {
         at_ms.is_none_or(|at| (self.from_ms..self.to_ms).contains(&at))
     }
@@ -50,8 +50,8 @@ mod tests {
     #[test]
     fn a_range_that_cannot_hold_anything_is_explained() {
         let said = |from, to| Range::of(time(from).unwrap(), time(to).unwrap()).unwrap_err().to_string();
-        assert!(said("-1h", "-2h").contains("does not lie before"));
-        assert!(said("-1h", "2999-01-01").contains("--to (2999-01-01T00:00:00Z) lies in the future"));
+        assert!(said("-1h", "-2h").contains("is not before"));
+        assert!(said("-1h", "2999-01-01").contains("--to (2999-01-01T00:00:00Z) is in the future"));
         let range =
             Range::of(time("1970-01-01T00:00:01Z").unwrap(), time("1970-01-01T00:00:02Z").unwrap()).unwrap();
         assert!(range.contains(Some(1_000)) && !range.contains(Some(2_000)) && range.contains(None));

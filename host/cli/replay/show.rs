@@ -1,4 +1,4 @@
-//! How the findings of a replay look: tables, or JSON.
+//! Formats the findings of a replay as tables or JSON.
 
 use std::collections::BTreeSet;
 
@@ -9,10 +9,10 @@ use crate::cli::replay::tally::{Decisions, Example, Tally};
 use crate::telemetry::escape;
 use crate::time::format_ms;
 
-/// Reasons of one kind that the table shows; JSON has all that were counted.
+/// How many reasons of one kind a table shows; JSON has all that were counted.
 const ROWS: usize = 20;
 
-/// Everything as one object.
+/// All findings as one object.
 pub(super) fn json(tally: &Tally, is_whole: bool) -> Value {
     json!({
         "topic": tally.topic,
@@ -44,7 +44,7 @@ fn decisions(decisions: &Decisions) -> Value {
     Value::Object(decisions.0.iter().map(count).collect())
 }
 
-/// Everything as tables.
+/// All findings as tables.
 pub(super) fn lines(tally: &Tally) -> Vec<String> {
     let mut lines = vec![format!("{} records of {}", tally.records, tally.topic)];
     lines.extend(tally.unseen.iter().map(|(what, count)| format!("{count} of them are {what}")));
@@ -86,7 +86,7 @@ fn table(tally: &Tally, lines: &mut Vec<String>) {
     }
 }
 
-/// The reasons that either version had, the most frequent first.
+/// The reasons of both versions, the most frequent first.
 fn by_weight(tally: &Tally, kind: Kind) -> Vec<String> {
     let both = [&tally.against, &tally.candidate];
     let reasons: BTreeSet<&String> =
@@ -118,12 +118,12 @@ fn example(example: &Example) -> String {
     format!("  {id}{when}  {before} -> {after}  \"{}\"", printable(body))
 }
 
-/// One line, whatever was in it.
+/// The text on one line, without control characters.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// Writes over the terminal's present line.
+/// Overwrites the current line of the terminal.
 pub(super) fn over_the_line(text: &str) {
     use std::io::Write as _;
     drop(write!(std::io::stderr(), "\r\x1b[2K{}", escape::line(text, escape::LONGEST)));

@@ -1,29 +1,29 @@
-//! What a replay found, counted. Its size does not grow with the traffic.
+//! The findings of a replay, as counts. Their size does not grow with the traffic.
 
 use std::collections::BTreeMap;
 
 use crate::cli::replay::judge::{Decided, Kind, change};
 use crate::decision::PluginVersion;
 
-/// The most reasons of one kind that are counted on their own.
+/// The maximum number of reasons of one kind that are counted separately.
 const REASONS: usize = 100;
-/// The most characters of a reason that tell it from others.
+/// How many characters distinguish reasons.
 const REASON: usize = 120;
-/// Where the others are counted.
+/// Where further reasons are counted.
 const OTHERS: &str = "(other reasons)";
 
-/// Everything that is told at the end.
+/// Everything that is reported at the end.
 pub(super) struct Tally {
     pub(super) topic: String,
     pub(super) version: PluginVersion,
     pub(super) against_version: Option<PluginVersion>,
-    /// Records between the two times.
+    /// Records in the time range.
     pub(super) records: u64,
-    /// Those that no policy sees, by what they are.
+    /// Those that no policy sees, by kind.
     pub(super) unseen: BTreeMap<&'static str, u64>,
     pub(super) candidate: Decisions,
     pub(super) against: Decisions,
-    /// Messages that are decided otherwise, all kinds together.
+    /// Messages that are decided differently, of all kinds.
     pub(super) changed: u64,
     pub(super) changes: BTreeMap<String, u64>,
     pub(super) examples: Vec<Example>,
@@ -34,7 +34,7 @@ pub(super) struct Tally {
 #[derive(Default)]
 pub(super) struct Decisions(pub(super) BTreeMap<Kind, BTreeMap<String, u64>>);
 
-/// One message that is decided otherwise.
+/// One message that is decided differently.
 #[derive(serde::Serialize)]
 pub(super) struct Example {
     pub(super) id: String,
@@ -42,7 +42,7 @@ pub(super) struct Example {
     pub(super) change: String,
     pub(super) before: String,
     pub(super) after: String,
-    /// The beginning of the body as it came.
+    /// The beginning of the original body.
     pub(super) body: String,
 }
 
@@ -68,13 +68,13 @@ impl Tally {
         }
     }
 
-    /// A record that no policy sees.
+    /// Counts a record that no policy sees.
     pub(super) fn left_out(&mut self, what: &'static str) {
         self.records += 1;
         *self.unseen.entry(what).or_default() += 1;
     }
 
-    /// The decisions about a batch, and those of the version that it is compared with.
+    /// Counts the decisions about a batch, and those of the version that it is compared with.
     pub(super) fn add(&mut self, candidate: Vec<Decided>, against: Option<Vec<Decided>>) {
         self.records += candidate.len() as u64;
         for after in &candidate {
@@ -103,12 +103,12 @@ impl Decisions {
         *reasons.entry(why).or_default() += 1;
     }
 
-    /// How many of this kind and reason.
+    /// The number of messages of this kind with this reason.
     pub(super) fn of(&self, kind: Kind, why: &str) -> u64 {
         self.0.get(&kind).and_then(|reasons| reasons.get(why)).copied().unwrap_or_default()
     }
 
-    /// How many messages the plugin failed on.
+    /// The number of messages that the plugin failed on.
     pub(super) fn failed(&self) -> u64 {
         self.0.get(&Kind::Failed).map_or(0, |reasons| reasons.values().sum())
     }
@@ -121,7 +121,7 @@ impl Example {
             why => format!("{}: {why}", decided.kind.as_str()),
         };
         let message = &before.filtered.message;
-        // Bodies may be amended: what came is in the record.
+        // The message may have been amended; the original body is in the record.
         let came = crate::message::Message::decode(std::sync::Arc::clone(&message.record));
         let body = came.map(|message| message.body).unwrap_or_default();
         Self {

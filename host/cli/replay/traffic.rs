@@ -1,4 +1,4 @@
-//! From records to batches of messages, as a gateway would have seen them.
+//! Turns records into batches of messages, as a gateway would have seen them.
 
 use std::sync::Arc;
 
@@ -6,22 +6,22 @@ use crate::cli::replay::range::Range;
 use crate::dead_letter::DeadLetter;
 use crate::message::{Message, MessageId, Record};
 
-/// What comes out of records.
+/// What records turn into.
 pub(super) enum Item {
     /// Messages of one partition, in order.
     Batch(Vec<Message>),
-    /// A record that no policy sees, and what it is.
+    /// A record that no policy sees, and its kind.
     LeftOut(&'static str),
 }
 
-/// Which records count, and how many make a batch.
+/// Selects records and limits the size of batches.
 pub(super) struct Traffic {
     pub(super) range: Range,
     pub(super) max_batch: usize,
 }
 
-const NO_MESSAGE: &str = "no messages (a gateway makes dead letters of them)";
-const NO_VALUE: &str = "dead letters whose value was left out";
+const NO_MESSAGE: &str = "not messages (a gateway dead-letters them)";
+const NO_VALUE: &str = "dead letters whose value was omitted";
 
 impl Traffic {
     /// The messages of these records, which are of one partition.
@@ -61,7 +61,7 @@ fn message(record: Record) -> Result<Message, &'static str> {
     Ok(message)
 }
 
-/// The record that a dead letter was, with the message's id; any other record as it is.
+/// The original record of a dead letter, with the message's id; any other record unchanged.
 fn original(record: Record) -> Result<(Record, Option<MessageId>), &'static str> {
     let letter = DeadLetter::of(record);
     let Some(origin) = letter.origin.clone() else { return Ok((letter.record, None)) };

@@ -1,15 +1,15 @@
-//! `[comets] allow`: the addresses that directory, records and plugins may name.
+//! `[comets] allow`: the addresses that the directory, records and plugins may name.
 //!
-//! An entry is a host and, if it ends in one, a port or a range of ports:
+//! An entry is a host, optionally with a port or a range of ports:
 //!
 //! ```text
 //! 10.0.0.0/8            every port of these addresses
 //! 10.1.2.3:3109         one port
-//! [fd00::/8]:3100-3109  an IPv6 address has brackets where a port follows
-//! comet-*.internal:3109 a name; `*` stands for any characters but a dot
+//! [fd00::/8]:3100-3109  an IPv6 address is in brackets if a port follows
+//! comet-*.internal:3109 a name; `*` matches any characters except a dot
 //! ```
 //!
-//! Pure: names are looked up elsewhere.
+//! Pure: names are resolved elsewhere.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -36,10 +36,10 @@ enum Hosts {
 }
 
 impl AllowList {
-    /// Reads the entries.
+    /// Parses the entries.
     ///
     /// # Errors
-    /// One sentence for each entry that is wrong.
+    /// One sentence per invalid entry.
     pub(in crate::comets) fn parse(entries: &[String]) -> Result<Self, Vec<String>> {
         let (mut good, mut wrong) = (Vec::new(), Vec::new());
         for text in entries {
@@ -51,8 +51,8 @@ impl AllowList {
         if wrong.is_empty() { Ok(Self(good)) } else { Err(wrong) }
     }
 
-    /// Whether an entry names this address. Loopback, link-local and other special addresses are
-    /// named by entries that lie in their block: `0.0.0.0/0` does not name 127.0.0.1, and
+    /// Whether an entry matches this address. Loopback, link-local and other special addresses are
+    /// matched only by entries within their block: `0.0.0.0/0` does not match 127.0.0.1, but
     /// `127.0.0.0/8` does.
     pub(super) fn has_address(&self, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
@@ -66,7 +66,7 @@ impl AllowList {
         })
     }
 
-    /// Whether an entry names this host name, in lower case, with this port.
+    /// Whether an entry matches this lower-case host name with this port.
     pub(super) fn has_name(&self, name: &str, port: u16) -> bool {
         self.0.iter().any(|entry| match &entry.hosts {
             Hosts::Name(pattern) => entry.ports.contains(&port) && matches(pattern, name),
@@ -89,7 +89,7 @@ impl Hosts {
             return Ok(Self::Net(ip.to_canonical().into()));
         }
         if host.contains('/') {
-            let net: IpNet = host.parse().map_err(|_| format!("names `{host}`, which is not a network"))?;
+            let net: IpNet = host.parse().map_err(|_| format!("has `{host}`, which is not a network"))?;
             if net.trunc() != net {
                 return Err(format!("has bits behind its prefix; write {}", net.trunc()));
             }
@@ -100,10 +100,10 @@ impl Hosts {
         if pattern.is_empty() || !pattern.bytes().all(is_name) {
             return Err("is not a host name, an IP address or a network".to_owned());
         }
-        // Resolvers take a name whose last label is a number for an IPv4 address.
+        // Resolvers treat a name whose last label is a number as an IPv4 address.
         let last = pattern.rsplit('.').next().unwrap_or(&pattern);
         if last.starts_with("0x") || last.bytes().all(|b| b.is_ascii_digit()) {
-            return Err("looks like an IP address and is not one; write four decimal numbers".to_owned());
+            return Err("looks like an IP address but is not one; write four decimal numbers".to_owned());
         }
         if pattern == "localhost" {
             return Err("is a name for loopback; write 127.0.0.1".to_owned());
@@ -112,18 +112,18 @@ impl Hosts {
     }
 }
 
-/// The host, without brackets, and what stands for the ports.
+/// The host without brackets, and the text of the ports.
 fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     if let Some(rest) = text.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']').ok_or("has an opening bracket and no closing one")?;
+        let (host, rest) = rest.split_once(']').ok_or("has an opening bracket but no closing one")?;
         return match rest.strip_prefix(':') {
             Some(ports) => Ok((host, Some(ports))),
             None if rest.is_empty() => Ok((host, None)),
-            None => Err("has something other than `:port` behind its bracket".to_owned()),
+            None => Err("has something other than `:port` after its bracket".to_owned()),
         };
     }
     match text.split_once(':') {
-        // An IPv6 address, or a network of them.
+        // An IPv6 address or network.
         Some((_, rest)) if rest.contains(':') => Ok((text, None)),
         Some((host, ports)) => Ok((host, Some(ports))),
         None => Ok((text, None)),
@@ -132,7 +132,7 @@ fn split(text: &str) -> Result<(&str, Option<&str>), String> {
 
 fn ports_of(text: &str) -> Result<RangeInclusive<u16>, String> {
     let wrong =
-        || format!("has `{text}` for its port; write a number such as 3109, or a range such as 3100-3109");
+        || format!("has the port `{text}`; write a number such as 3109, or a range such as 3100-3109");
     let port = |text: &str| {
         let is_digits = text.bytes().all(|b| b.is_ascii_digit());
         text.parse::<u16>().ok().filter(|port| is_digits && *port > 0).ok_or_else(wrong)
@@ -144,15 +144,15 @@ fn ports_of(text: &str) -> Result<RangeInclusive<u16>, String> {
     if first > last { Err(wrong()) } else { Ok(first..=last) }
 }
 
-/// Whether a name fits a pattern whose `*` stand for any characters but a dot.
+/// Whether a name matches a pattern in which `*` matches any characters except a dot.
 fn matches(pattern: &str, name: &str) -> bool {
     let mut labels = name.split('.');
     pattern.split('.').all(|pattern| labels.next().is_some_and(|label| matches_label(pattern, label)))
         && labels.next().is_none()
 }
 
-/// Greedy, with one place to go back to: linear in practice, and quadratic at worst in a label,
-/// which has 63 characters.
+/// Greedy with one backtracking point: linear in practice, and at worst quadratic in the length of
+/// a label, which has at most 63 characters.
 fn matches_label(pattern: &str, label: &str) -> bool {
     let (pattern, label) = (pattern.as_bytes(), label.as_bytes());
     let (mut at, mut in_label, mut star) = (0, 0, None);
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn special_addresses_are_named_only_by_entries_of_their_block() {
+    fn special_addresses_need_an_entry_in_their_block() {
         for (entry, address, expected) in [
             ("0.0.0.0/0", "127.0.0.1:1", false),
             ("0.0.0.0/0", "169.254.169.254:80", false),
@@ -257,12 +257,12 @@ mod tests {
             ("0x7f000001", "looks like an IP address"),
             ("010.0.0.1", "looks like an IP address"),
             ("localhost:1", "write 127.0.0.1"),
-            ("a:0", "for its port"),
-            ("a:1-", "for its port"),
-            ("a:2-1", "for its port"),
-            ("a:+1", "for its port"),
-            ("[::1", "no closing one"),
-            ("[::1]1", "behind its bracket"),
+            ("a:0", "has the port"),
+            ("a:1-", "has the port"),
+            ("a:2-1", "has the port"),
+            ("a:+1", "has the port"),
+            ("[::1", "but no closing one"),
+            ("[::1]1", "after its bracket"),
             ("fe80::1%eth0", "is not a host name"),
         ] {
             let wrong = AllowList::parse(&[entry.to_owned(), "10.0.0.1".to_owned()]).expect_err(entry);

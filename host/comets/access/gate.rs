@@ -1,8 +1,8 @@
-//! What stands before a comet's channel: no address is dialled that it does not let through.
+//! Guards a comet's channel: only addresses that it allows are dialled.
 //!
-//! The connector is hyper-util's, as tonic has it by itself. It dials an IP address as it stands
-//! in the URI, and looks a name up through a resolver; both are checked here, the latter after
-//! the look-up, and what is let through is what is dialled.
+//! The connector is hyper-util's, which tonic uses as well. It dials an IP address in the URI
+//! directly, and resolves a name through a resolver. Both are checked here, a name after it is
+//! resolved, and exactly the allowed addresses are dialled.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use crate::message::{CometAddr, NamedBy};
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
-/// What one comet's connections may lead to.
+/// Decides where one comet's connections may lead.
 #[derive(Clone)]
 pub(in crate::comets) struct Gate {
     access: Arc<Access>,
@@ -39,7 +39,7 @@ impl Gate {
         Self { access, standing, known }
     }
 
-    /// That of a comet that an operator named.
+    /// The gate of a comet that an operator listed.
     #[cfg(test)]
     pub(in crate::comets) fn open(address: &CometAddr) -> Self {
         let metrics = crate::comets::Metrics::register(&mut prometheus_client::registry::Registry::default());
@@ -49,11 +49,11 @@ impl Gate {
         Self { access: Arc::new(access), standing: Arc::new(standing), known: Weak::new() }
     }
 
-    /// Whether this address may be dialled now: who named the comet may have changed.
+    /// Whether this address may be dialled now: the comet's source may have changed.
     fn check(&self, name: Option<&str>, address: SocketAddr) -> Result<(), Refused> {
         let trust = Trust::from(self.standing.source());
         self.access.check(trust, name, address).or_else(|refused| {
-            // Whoever names it, one of the gateway's own comets is there.
+            // The address of one of the gateway's own comets is allowed, whatever named it.
             let is_own = trust == Trust::Others && self.is_own(address);
             if is_own { Ok(()) } else { Err(refused) }
         })
@@ -66,7 +66,7 @@ impl Gate {
         known.read().has_own(&address)
     }
 
-    /// Those of a name's addresses that may be dialled.
+    /// The addresses of a name that may be dialled.
     fn filter(
         &self,
         name: &str,
@@ -97,7 +97,7 @@ impl Gate {
     }
 }
 
-/// Looks names up, and gives the addresses that may be dialled.
+/// Resolves names, and returns the addresses that may be dialled.
 #[derive(Clone)]
 pub(in crate::comets) struct GatedResolver {
     gate: Gate,
@@ -121,7 +121,7 @@ impl Service<Name> for GatedResolver {
     }
 }
 
-/// Makes connections to where the gate lets it.
+/// Connects where the gate allows it.
 #[derive(Clone)]
 pub(in crate::comets) struct GatedConnector {
     gate: Gate,
@@ -129,7 +129,7 @@ pub(in crate::comets) struct GatedConnector {
 }
 
 impl GatedConnector {
-    /// With a connector that is configured with `set_up`.
+    /// A connector that `set_up` configures.
     pub(in crate::comets) fn new(gate: Gate, set_up: impl FnOnce(&mut HttpConnector<GatedResolver>)) -> Self {
         let resolver = GatedResolver { gate: gate.clone() };
         let mut http = HttpConnector::new_with_resolver(resolver);

@@ -1,18 +1,18 @@
-//! Which addresses are connected to: whoever writes records, the directory or a plugin must not
-//! be able to make the gateway connect to arbitrary hosts.
+//! Decides which addresses may be connected to: a producer of records, the directory or a plugin
+//! must not be able to make the gateway connect to arbitrary hosts.
 //!
-//! Who named a comet decides. What configuration, DNS of it and discovery name is always dialled.
-//! What the directory names has to match `[comets] allow` where that is set; without it, the
-//! directory may name anything but link-local, multicast, broadcast and unspecified addresses.
-//! What only a record or a trusted plugin named has to match, too; without `allow` it may not be
-//! a loopback address either, unless one of the gateway's own comets is there. Other plugins name
-//! known comets only, which `fleet` sees to.
+//! The source of a comet decides. Comets from the configuration, its DNS names and discovery are
+//! always dialled. Addresses in the directory have to match `[comets] allow` if that is set;
+//! without it, the directory may name any address except link-local, multicast, broadcast and
+//! unspecified ones. Addresses from records and trusted plugins have to match as well; without
+//! `allow` they also must not be loopback, unless one of the gateway's own comets has that address.
+//! Other plugins may name only known comets, which `fleet` enforces.
 //!
-//! Names are checked where they lead: each address that a look-up gave, right before it is
-//! dialled, with no second look-up between. See [`Gate`].
+//! Names are checked by their addresses: each resolved address, right before it is dialled, without
+//! resolving again. See [`Gate`].
 //!
 //! # Layout
-//! - `allow`: the list. `special`: loopback and its like. `gate`: what stands before a channel.
+//! - `allow`: the list. `special`: loopback and similar blocks. `gate`: the check at the channel.
 
 mod allow;
 mod gate;
@@ -33,10 +33,10 @@ pub(super) use allow::AllowList;
 pub(super) use gate::{Gate, GatedConnector};
 use special::Special;
 
-/// For how long after the last one refusals stand in the readiness warnings.
+/// How long the readiness warning lasts after the last refusal.
 const LASTS: Duration = Duration::from_secs(30);
 
-/// How far the one who named a comet is trusted.
+/// How far the source of a comet's address is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Trust {
     /// An operator.
@@ -50,14 +50,14 @@ impl From<Source> for Trust {
     fn from(source: Source) -> Self {
         match source {
             Source::Configured | Source::Dns | Source::Discovery => Self::Operator,
-            // It was named by an operator until just now.
+            // A retired comet was listed by an operator until recently.
             Source::Directory | Source::Retired => Self::Directory,
             Source::Named => Self::Others,
         }
     }
 }
 
-/// An address that is not connected to, and why.
+/// An address that may not be connected to, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {why}; {REMEDY}")]
 pub(super) struct Refused {
@@ -72,7 +72,7 @@ const REMEDY: &str = "not connected to; list it in [comets] allow, or in [comets
 impl Refused {
     /// A plugin named a comet that the gateway does not know.
     pub(super) fn unknown(comet: &CometAddr) -> Self {
-        let why = "is named by a plugin and unknown (`comets = \"any\"` of the plugin allows it)";
+        let why = "is unknown and was named by a plugin (the plugin's `comets = \"any\"` allows it)";
         Self { what: comet.to_string(), why, reason: RefusedReason::unknown_comet }
     }
 
@@ -87,7 +87,7 @@ impl Refused {
 
 fn why(special: Special) -> &'static str {
     match special {
-        Special::Loopback => "is a loopback address, which only comets of the gateway's own may have",
+        Special::Loopback => "is a loopback address, which only configured comets may have",
         Special::LinkLocal => "is a link-local address",
         Special::Unspecified => "is an unspecified address",
         Special::Multicast => "is a multicast address",
@@ -107,7 +107,7 @@ impl From<Special> for RefusedReason {
     }
 }
 
-/// The rules, and what they refused lately.
+/// The rules, and the last refusal.
 pub(super) struct Access {
     allow: Option<AllowList>,
     metrics: RefusedMetrics,
@@ -122,12 +122,12 @@ impl Access {
         Self { allow, metrics, log, last, names: NameLookup::default() }
     }
 
-    /// What names stand for.
+    /// The resolver of names.
     pub(super) fn names(&self) -> &NameLookup {
         &self.names
     }
 
-    /// Whether an address may be dialled that this name led to, if it was a name.
+    /// Whether an address may be dialled; `name` is the name that resolved to it, if any.
     ///
     /// # Errors
     /// Why not.
@@ -137,7 +137,7 @@ impl Access {
             return Ok(());
         }
         if let Some(allow) = &self.allow {
-            // A name that is listed says nothing of where it leads within this host.
+            // A listed name does not allow special addresses, such as loopback.
             let by_name =
                 || special.is_none() && name.is_some_and(|name| allow.has_name(name, address.port()));
             return match special {
@@ -152,7 +152,7 @@ impl Access {
         }
     }
 
-    /// The same for a comet's address, as far as it can be said without looking a name up.
+    /// The same for a comet's address, as far as that is known without resolving a name.
     ///
     /// # Errors
     /// Why not.
@@ -173,14 +173,14 @@ impl Access {
             let by = named_by.as_str();
             warn!(
                 named_by = by,
-                held_back, "a comet is not called: {refused}; its recipients go to the offline policy"
+                held_back, "refusing to call a comet: {refused}; its recipients go to the offline policy"
             );
             let mut last = self.last.lock();
             *last = Some((Instant::now(), format!("a comet that {by} named is not called: {refused}")));
         }
     }
 
-    /// What was refused lately.
+    /// The last refusal, if it is recent.
     pub(super) fn warning(&self, now: Instant) -> Option<String> {
         let last = self.last.lock();
         last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS).map(|(_, text)| text.clone())
@@ -207,7 +207,7 @@ mod tests {
         ["127.0.0.1:1", "169.254.169.254:80", "0.0.0.0:1", "224.0.0.1:1", "255.255.255.255:1"];
 
     #[test]
-    fn without_a_list_trust_decides() {
+    fn without_a_list_the_source_decides() {
         let access = access(None);
         for address in ["10.0.0.1:1", "8.8.8.8:1", "[fd00::1]:1"] {
             for trust in [Trust::Operator, Trust::Directory, Trust::Others] {
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_told_with_the_remedy_for_a_while() {
+    fn refusals_are_reported_with_their_remedy() {
         let access = access(None);
         let now = Instant::now();
         assert_eq!(access.warning(now), None);

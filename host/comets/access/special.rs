@@ -1,4 +1,4 @@
-//! Addresses at which no comet of another host can be: this host itself, its link, groups.
+//! Special address blocks, where no comet of another host can be: loopback, link-local, groups.
 //!
 //! Pure.
 
@@ -18,8 +18,8 @@ pub(super) enum Special {
 }
 
 impl Special {
-    /// What an address is; `None` for an ordinary one. An IPv4 address in an IPv6 one counts as
-    /// what it is.
+    /// The block of an address; `None` for an ordinary one. An IPv4 address that is embedded in an
+    /// IPv6 one counts as the IPv4 address.
     pub(super) fn of(ip: IpAddr) -> Option<Self> {
         match ip.to_canonical() {
             IpAddr::V4(ip) => Self::of_v4(ip),
@@ -27,7 +27,7 @@ impl Special {
         }
     }
 
-    /// The block that a whole network lies in.
+    /// The block that contains the whole network.
     pub(super) fn of_net(net: &IpNet) -> Option<Self> {
         let (first, last) = (Self::of(net.network()), Self::of(net.broadcast()));
         if first == last { first } else { None }
@@ -46,7 +46,7 @@ impl Special {
     }
 
     fn of_v6(ip: Ipv6Addr) -> Option<Self> {
-        // What translators and tunnels read an IPv4 address out of: NAT64 (RFC 6052), 6to4, and
+        // Forms in which translators and tunnels embed an IPv4 address: NAT64 (RFC 6052), 6to4, and
         // the old IPv4-compatible form.
         let [a, b, c, d, e, f, g, h] = ip.segments();
         let v4 =
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn every_disguise_of_a_special_address_is_seen_through() {
+    fn special_addresses_are_detected_in_every_form() {
         for ip in [
             "127.0.0.1",
             "127.255.255.255",
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_is_special_when_all_of_it_is() {
+    fn a_network_is_special_if_all_of_it_is() {
         let of = |net: &str| Special::of_net(&net.parse().expect("a network"));
         assert_eq!(of("127.0.0.0/8"), Some(Special::Loopback));
         assert_eq!(of("169.254.1.0/24"), Some(Special::LinkLocal));

@@ -1,11 +1,11 @@
-//! A comet's standing, counted in the metrics while its breaker is closed.
+//! Counts a comet in the `active_comet_nodes` metric while its breaker is closed.
 
 use std::sync::Arc;
 
 use crate::comets::breaker::State;
 use crate::comets::job::Standing;
 
-/// A comet's standing, counted as an active comet while its breaker is closed.
+/// A comet's state, counted as an active comet while its breaker is closed.
 pub(super) struct Active {
     pub(super) standing: Arc<Standing>,
     counted: bool,

@@ -1,40 +1,38 @@
-//! Asking a comet whose breaker is open whether it can be reached again: once a second, on a
-//! connection of its own, by gRPC's health check. Any answer will do, `Unimplemented` as well:
-//! it comes from the server that the comet runs in.
+//! Probes a comet whose breaker is open: once a second, on a separate connection, with gRPC's
+//! health check. Any answer counts, even `Unimplemented`: it comes from the comet's server.
 //!
-//! A comet that was away and answers is back. One that answered all along, while calls were
-//! lost, is not: for that only a call can tell, which the breaker lets through now and then.
+//! A comet that was unreachable and answers has recovered. One that kept answering probes while
+//! calls failed has not: only a call can tell, which the breaker lets through at intervals.
 
 use std::time::{Duration, Instant};
 
 use crate::comets::channel::{Call, Client, Dialer, Failure};
 
-/// How often is asked, less a random part so that gateways do not ask together.
+/// The probe interval, shortened at random so that gateways do not probe together.
 const EVERY: Duration = Duration::from_secs(1);
 
 pub(super) struct Probe {
     every: Duration,
     timeout: Duration,
-    /// When to ask next; `None` while the breaker is closed, or a question is under way.
+    /// When to probe next; `None` while the breaker is closed or a probe is in flight.
     next: Option<Instant>,
     is_open: bool,
     was_away: bool,
 }
 
-/// What a question found out.
+/// The result of a probe.
 pub(super) struct Found {
     client: Client,
     result: Result<(), Failure>,
 }
 
 impl Probe {
-    /// Asks at least as often as the breaker lets calls through at first.
+    /// Probes at least as often as the breaker first lets a call through.
     pub(super) fn new(breaker_open: Duration, timeout: Duration) -> Self {
         Self { every: EVERY.min(breaker_open), timeout, next: None, is_open: false, was_away: false }
     }
 
-    /// The breaker has opened. Whether the comet could not even be reached is known from the
-    /// call that opened it.
+    /// The breaker has opened. The call that opened it tells whether the comet was unreachable.
     pub(super) fn opened(&mut self, was_away: bool, now: Instant) {
         self.was_away |= was_away;
         if !self.is_open {
@@ -48,12 +46,12 @@ impl Probe {
         (self.next, self.is_open, self.was_away) = (None, false, false);
     }
 
-    /// When to ask next.
+    /// When to probe next.
     pub(super) fn next(&self) -> Option<Instant> {
         self.next
     }
 
-    /// The question, when it is time for one.
+    /// A probe, if one is due.
     pub(super) fn due(
         &mut self,
         dialer: &Dialer,
@@ -61,16 +59,16 @@ impl Probe {
     ) -> Option<impl Future<Output = Found> + use<>> {
         self.next.filter(|next| *next <= now)?;
         self.next = None;
-        let (mut client, timeout) = (dialer.dial(), self.timeout);
+        let (client, timeout) = (dialer.dial(), self.timeout);
         Some(async move {
             let unanswered = || Err(Failure::NoAnswer(format!("no answer within {timeout:?}")));
-            let asked = tokio::time::timeout(timeout, client.call(Call::health())).await;
+            let asked = tokio::time::timeout(timeout, client.clone().call(Call::health())).await;
             Found { result: asked.unwrap_or_else(|_| unanswered()), client }
         })
     }
 
-    /// Takes an answer in. When the comet is back, that is the connection to it; else the next
-    /// question follows.
+    /// Handles the result of a probe. Returns the connection if the comet has recovered; otherwise
+    /// schedules the next probe.
     pub(super) fn found(&mut self, found: Found, now: Instant) -> Option<Client> {
         match found.result {
             _ if !self.is_open => return None,
@@ -94,7 +92,7 @@ mod tests {
 
     fn found(result: Result<(), Failure>) -> Found {
         let address = "127.0.0.1:1".into();
-        let dialer = Dialer::new(&address, EVERY, Gate::open(&address)).expect("an address");
+        let (dialer, _drivers) = Dialer::new(&address, EVERY, Gate::open(&address)).expect("an address");
         Found { client: dialer.dial(), result }
     }
 
@@ -107,7 +105,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_comet_that_was_away_is_back_with_its_first_answer() {
+    async fn an_unreachable_comet_recovers_with_its_first_answer() {
         let (mut probe, now) = (Probe::new(EVERY, EVERY), Instant::now());
         probe.opened(true, now);
         assert!(probe.found(found(Err(away())), now).is_none());
@@ -116,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_says_nothing_about_a_comet_that_was_there_all_along() {
+    async fn an_answer_proves_nothing_if_it_was_always_reachable() {
         let (mut probe, now) = (Probe::new(EVERY, EVERY), Instant::now());
         probe.opened(false, now);
         for _ in 0..3 {
@@ -127,7 +125,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_asked_while_the_breaker_is_closed() {
+    async fn there_are_no_probes_while_the_breaker_is_closed() {
         let (mut probe, now) = (Probe::new(EVERY, EVERY), Instant::now());
         probe.opened(true, now);
         probe.closed();

@@ -7,20 +7,20 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// A file that is followed, TOML or JSON, with further `nodes` and `addresses`. A list that
-    /// cannot be read, or names no comet, changes nothing.
+    /// A watched file, TOML or JSON, with further `nodes` and `addresses`. A file that cannot be
+    /// read, or that lists no comet, changes nothing.
     pub file: Option<PathBuf>,
-    /// URLs of a goim discovery (bilibili/discovery), such as `http://discovery:7171`: one is
-    /// asked, the next one when it does not answer. Instances are comets by their `grpc://`
-    /// address; their `hostname` is what producers put into `server`.
+    /// URLs of a goim discovery (bilibili/discovery), such as `http://discovery:7171`. The next one
+    /// is used when one does not answer. Instances with a `grpc://` address are comets; their
+    /// `hostname` is what producers put into `server`.
     pub goim: Vec<String>,
-    /// Under which name the comets register there.
+    /// The name under which comets register there.
     pub appid: String,
     /// The environment that they register in.
     pub env: String,
-    /// Only comets of this zone; empty: of all zones.
+    /// Only comets of this zone; empty means all zones.
     pub zone: String,
-    /// How often file and discovery are read.
+    /// How often the file and the discovery are read.
     #[serde(with = "humantime_serde")]
     pub refresh_interval: Duration,
 }
@@ -39,19 +39,19 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Whether there is anything to follow.
+    /// Whether no source is configured.
     pub fn is_empty(&self) -> bool {
         self.file.is_none() && self.goim.is_empty()
     }
 
-    /// Relative paths are taken from this folder.
+    /// Resolves relative paths against this folder.
     pub fn take_paths_from(&mut self, base: &Path) {
         if let Some(file) = &mut self.file {
             *file = base.join(&*file);
         }
     }
 
-    /// What is wrong with the file's content now; reads it.
+    /// What is wrong with the file's current content. Reads the file.
     pub fn file_problem(&self) -> Option<String> {
         let path = self.file.as_ref()?;
         let error = super::file::read(path).and_then(super::Listing::checked).err()?;

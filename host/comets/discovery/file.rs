@@ -1,4 +1,4 @@
-//! `[comets.discovery] file`: read again when it changed.
+//! `[comets.discovery] file`: read again when it has changed.
 
 use std::path::{Path, PathBuf};
 
@@ -6,14 +6,13 @@ use super::Listing;
 use crate::blocking::run_blocking;
 use crate::files;
 
-/// A list of comets is small; a file that is longer is another one.
+/// A list of comets is small; a larger file is a mistake.
 const MAX_LENGTH: u64 = 4 << 20;
 
-/// A file that is followed.
+/// A watched file.
 pub(super) struct File {
     path: PathBuf,
-    /// What was read last: compared as a whole, since a replaced file may have the same size and
-    /// time.
+    /// The last content, compared as a whole, since a replaced file may have the same size and time.
     last: Option<Result<Vec<u8>, String>>,
 }
 
@@ -22,7 +21,7 @@ impl File {
         Self { path, last: None }
     }
 
-    /// What the file says; `None` when it is what was read last.
+    /// The file's list; `None` if it has not changed.
     pub(super) async fn read(&mut self) -> Option<Result<Listing, String>> {
         let content = self.content().await;
         if self.last.as_ref() == Some(&content) {
@@ -40,7 +39,7 @@ impl File {
     }
 }
 
-/// What a file says now.
+/// The current list of a file.
 pub(super) fn read(path: &Path) -> Result<Listing, String> {
     parse(&content(path)?)
 }
@@ -49,13 +48,13 @@ fn content(path: &Path) -> Result<Vec<u8>, String> {
     files::read(path, MAX_LENGTH).map_err(|why| format!("it {why}"))
 }
 
-/// JSON when it begins as such, else TOML.
+/// JSON if it begins with `{`, otherwise TOML.
 fn parse(content: &[u8]) -> Result<Listing, String> {
     let text = std::str::from_utf8(content).map_err(|_| "it is not UTF-8".to_owned())?;
     if text.trim_start().starts_with('{') {
-        return serde_json::from_str(text).map_err(|error| format!("it is not the JSON wanted: {error}"));
+        return serde_json::from_str(text).map_err(|error| format!("it is not valid JSON: {error}"));
     }
-    toml::from_str(text).map_err(|error| format!("it is not the TOML wanted: {}", error.message()))
+    toml::from_str(text).map_err(|error| format!("it is not valid TOML: {}", error.message()))
 }
 
 #[cfg(test)]

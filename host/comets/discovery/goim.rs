@@ -1,8 +1,8 @@
-//! goim's discovery, which goim's comets register with and its job asks: `GET
+//! goim's discovery, where goim's comets register and which its job queries: `GET
 //! /discovery/fetch?appid=…&env=…&zone=…&status=1` (github.com/bilibili/discovery, doc/api.md).
 //!
-//! As in goim's job, an instance is a comet when it has an address with the scheme `grpc`, its
-//! `hostname` is the server's name, and an answer without comets is not believed.
+//! As in goim's job, an instance is a comet if it has an address with the scheme `grpc`, its
+//! `hostname` is the server name, and an answer without comets is ignored.
 
 use std::time::Duration;
 
@@ -11,9 +11,9 @@ use serde_json::Value;
 
 use super::{Config, Listing};
 
-/// How long one server may take to answer.
+/// Timeout of one server.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// The longest answer that is read.
+/// The maximum size of an answer.
 const MAX_ANSWER: usize = 16 << 20;
 
 /// The discovery's servers.
@@ -31,7 +31,7 @@ impl Goim {
         if config.goim.is_empty() {
             return None;
         }
-        // Only a broken TLS library lets this fail; then plain HTTP still works.
+        // This fails only with a broken TLS library; then plain HTTP still works.
         let client = Client::builder().timeout(TIMEOUT).no_proxy().build().unwrap_or_default();
         let mut query =
             vec![("appid", config.appid.clone()), ("env", config.env.clone()), ("status", "1".to_owned())];
@@ -41,7 +41,7 @@ impl Goim {
         Some(Self { client, urls: config.goim.clone(), at: 0, query })
     }
 
-    /// The comets that are registered, from the first server that answers.
+    /// The registered comets, from the first server that answers.
     pub(super) async fn fetch(&mut self) -> Result<Listing, String> {
         let mut problems = Vec::new();
         for step in 0..self.urls.len() {
@@ -59,7 +59,7 @@ impl Goim {
 
     async fn ask(&self, url: &str) -> Result<Listing, String> {
         let url = format!("{}/discovery/fetch", url.trim_end_matches('/'));
-        // reqwest's errors name the URL first, which the caller does already.
+        // reqwest's errors begin with the URL, which the caller adds already.
         let said = |error: reqwest::Error| match std::error::Error::source(&error) {
             Some(source) => source.to_string(),
             None => error.without_url().to_string(),
@@ -87,7 +87,7 @@ fn listing(body: &Value) -> Result<Listing, String> {
     Ok(listing)
 }
 
-/// Instances stand in a list for each zone.
+/// Instances are in one list per zone.
 fn collect(value: &Value, listing: &mut Listing) {
     match value {
         Value::Array(instances) => instances.iter().for_each(|instance| add(instance, listing)),

@@ -1,8 +1,7 @@
-//! Comets that come and go while the gateway runs: from a file that is followed, and from
-//! goim's discovery.
+//! Comets that come and go while the gateway runs: from a watched file, and from goim's discovery.
 //!
-//! Promises: what cannot be read, or names no comet, changes nothing: the last good list stays,
-//! and the log and the gateway's warnings say why. It does not know what a fleet is.
+//! Promise: a list that cannot be read, or that has no comet, changes nothing. The last good list
+//! stays, and the log and the gateway's warnings tell why. This module does not know the fleet.
 
 mod config;
 mod file;
@@ -17,7 +16,7 @@ pub use config::Config;
 use file::File;
 use goim::Goim;
 
-/// The comets that a source names.
+/// The comets that a source lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Listing {
@@ -28,10 +27,10 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// The listing, if it names comets and nothing else.
+    /// The list, if it has comets and every address is valid.
     fn checked(self) -> Result<Self, String> {
         if self.nodes.is_empty() && self.addresses.is_empty() {
-            return Err("it names no comet".to_owned());
+            return Err("it lists no comet".to_owned());
         }
         let wrong = |text: &String| Address::parse(text).err();
         match self.nodes.iter().chain(self.addresses.values()).find_map(wrong) {
@@ -61,12 +60,12 @@ impl Discovery {
         Self { file, goim }
     }
 
-    /// Whether there is anything to follow.
+    /// Whether no source is configured.
     pub(super) fn is_empty(&self) -> bool {
         self.file.is_none() && self.goim.is_none()
     }
 
-    /// Reads all sources; returns whether one says something new.
+    /// Reads all sources; returns whether a list has changed.
     pub(super) async fn refresh(&mut self) -> bool {
         let mut news = false;
         if let Some((file, last)) = &mut self.file
@@ -80,14 +79,14 @@ impl Discovery {
         news
     }
 
-    /// What the sources said last, the file first.
+    /// The last lists of the sources, the file first.
     pub(super) fn listings(&self) -> impl Iterator<Item = &Listing> {
         let file = self.file.iter().map(|(_, last)| last);
         let all = file.chain(self.goim.iter().map(|(_, last)| last));
         all.filter_map(|last| last.good.as_ref())
     }
 
-    /// What is wrong with the sources now.
+    /// The current problems of the sources.
     pub(super) fn problems(&self) -> Vec<String> {
         let file = self.file.iter().map(|(_, last)| last);
         let all = file.chain(self.goim.iter().map(|(_, last)| last));
@@ -95,7 +94,7 @@ impl Discovery {
     }
 }
 
-/// What one source said last.
+/// The last result of one source.
 struct Last {
     what: String,
     good: Option<Listing>,
@@ -107,14 +106,14 @@ impl Last {
         Self { what, good: None, problem: None }
     }
 
-    /// Takes an answer over; returns whether it changes the listing.
+    /// Applies a result; returns whether it changes the list.
     fn take(&mut self, answer: Result<Listing, String>) -> bool {
         match answer.and_then(Listing::checked) {
             Ok(listing) => {
                 let is_new = self.good.as_ref() != Some(&listing);
                 if is_new || self.problem.is_some() {
                     let (nodes, names) = (listing.nodes.len(), listing.addresses.len());
-                    info!(source = self.what, nodes, names, "comets are taken over from discovery");
+                    info!(source = self.what, nodes, names, "comets updated from discovery");
                 }
                 self.problem = None;
                 self.good = Some(listing);
@@ -123,8 +122,8 @@ impl Last {
             Err(error) => {
                 if self.problem.as_ref() != Some(&error) {
                     let kept =
-                        if self.good.is_some() { "the last good list is used" } else { "there is none yet" };
-                    warn!(source = self.what, error, "cannot read comets from discovery: {kept}");
+                        if self.good.is_some() { "using the last good list" } else { "there is none yet" };
+                    warn!(source = self.what, error, "cannot read comets from discovery: {kept}, retrying");
                 }
                 self.problem = Some(error);
                 false
@@ -138,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_names_no_comet_or_a_bad_one_keeps_the_last_good_list() {
+    fn a_bad_list_keeps_the_last_good_one() {
         let of = |nodes: &[&str]| Listing {
             nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
             ..Listing::default()

@@ -1,7 +1,7 @@
-//! What the fleet does by itself: follow discovery and DNS, share with the other gateways what is
-//! known, forget.
+//! The fleet's background tasks: discovery and DNS, sharing known comets with the other gateways,
+//! eviction.
 //!
-//! The tasks hold the fleet weakly: one that is dropped without being closed ends them.
+//! The tasks hold the fleet weakly: a fleet that is dropped without being closed ends them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -16,14 +16,14 @@ use crate::comets::nodes::Nodes;
 use crate::comets::store::{Sighting, Unavailable};
 use crate::message::CometAddr;
 
-/// How often the store is asked.
+/// How often sightings are exchanged with the store.
 const SHARE_EVERY: Duration = Duration::from_secs(2);
-/// How long news wait for more of them.
+/// How long new sightings are collected before they are shared.
 const GATHER: Duration = Duration::from_millis(200);
-/// A comet that is named all the time is told so often, or four times within `stale_after`.
+/// How often a comet that is named all the time is shared; at least four times per `stale_after`.
 const TELL_EVERY: Duration = Duration::from_secs(15);
 
-/// Follows discovery, and looks the nodes' names up now and then again.
+/// Reads discovery, and resolves the nodes' names at intervals.
 pub(super) async fn follow_nodes(
     fleet: Weak<Fleet>,
     mut nodes: Nodes,
@@ -46,7 +46,7 @@ pub(super) async fn follow_nodes(
         if has_news {
             nodes.update(&config, &discovery);
             look_up_at = Instant::now();
-            // What has to be looked up first follows; the others take part at once.
+            // Names are resolved next; other comets are added at once.
             let Some(fleet) = fleet.upgrade() else { return };
             fleet.names.store(Arc::new(Nodes::names(&config, &discovery)));
             fleet.set_nodes(&nodes);
@@ -75,11 +75,11 @@ pub(super) async fn keep_tidy(fleet: Weak<Fleet>, every: Duration) {
     }
 }
 
-/// Shares what is known, now and then and when there are news.
+/// Shares known comets, at intervals and when there are changes.
 pub(super) async fn keep_shared(fleet: Weak<Fleet>) {
     loop {
         let Some(shared) = fleet.upgrade() else { return };
-        // An error is reported there; the next round tries again.
+        // An error is reported there; the next round retries.
         drop(shared.share().await);
         shared.metrics.count_comets(&shared.status());
         let news = shared.sharing.news();
@@ -90,16 +90,16 @@ pub(super) async fn keep_shared(fleet: Weak<Fleet>) {
 }
 
 impl Fleet {
-    /// Whether it is known which comets all gateways know: before that, a BROADCAST would miss
-    /// some. True as well where the store refuses, since waiting would not help.
+    /// Whether the shared list of comets has been read: before that, a BROADCAST would miss some.
+    /// Also true if the store refuses permanently, since waiting would not help.
     pub fn is_informed(&self) -> bool {
         self.sharing.is_informed()
     }
 
-    /// Tells the other gateways what is new here, and learns what they know.
+    /// Shares new sightings with the other gateways, and reads theirs.
     ///
     /// # Errors
-    /// When the store cannot be used now.
+    /// When the store is unavailable.
     pub async fn share(&self) -> Result<(), Unavailable> {
         let now_ms = now_ms();
         let since_ms = now_ms.saturating_sub(millis(self.limits.remember));
@@ -122,8 +122,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// The comets that were named since the others heard of them, but for those of whom they
-    /// heard just now.
+    /// The comets that were named since they were last shared, except those that were shared
+    /// recently.
     fn untold(&self) -> Vec<Sighting> {
         let every = millis((self.limits.stale_after / 4).min(TELL_EVERY));
         let mut untold = Vec::new();

@@ -1,10 +1,9 @@
-//! What all gateways know of comets: which addresses entries of the directory named, and when
+//! The comets that all gateways share: which addresses entries of the directory named, and when
 //! last.
 //!
-//! A process learns comets from what it resolves and would forget them at a restart; what it
-//! learned is therefore written down where the other gateways read it. Only the directory's own
-//! entries count: what a producer or a policy named is never written here, since everything here
-//! gets every BROADCAST.
+//! A process learns comets from what it resolves, and would forget them at a restart. So it shares
+//! them with the other gateways. Only entries of the directory count: comets that a producer or a
+//! policy named are never shared, since every shared comet gets every BROADCAST.
 
 mod memory;
 mod redis;
@@ -27,27 +26,28 @@ pub struct Sighting {
     pub at_ms: u64,
 }
 
-/// What is kept of comets.
+/// The shared comets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// The comets, the ones named last first.
+    /// The comets, the latest named first.
     pub sightings: Vec<Sighting>,
-    /// Why the store does not do it, when asking again will not help.
+    /// Why the store refuses, if a retry does not help.
     pub refused: Option<String>,
 }
 
 /// Keeps sightings.
 #[async_trait]
 pub trait CometStore: Send + Sync + 'static {
-    /// Adds sightings, forgets all but the last `most`, and returns those of them that are not older
-    /// than `since_ms`. Older ones stay for whoever has another clock. Adding a sighting twice is harmless.
+    /// Adds sightings, forgets all but the latest `most`, and returns those that are not older than
+    /// `since_ms`. Older ones stay, for gateways with another clock. Adding a sighting twice is
+    /// harmless.
     ///
     /// # Errors
-    /// When the store cannot be used now.
+    /// When the store is unavailable.
     async fn exchange(&self, new: &[Sighting], since_ms: u64, most: usize) -> Result<Kept, Unavailable>;
 }
 
-/// A store that is read and not written: for those who only look.
+/// A read-only store, for commands that only look.
 #[derive(Clone)]
 pub struct ReadOnly(pub Arc<dyn CometStore>);
 
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn in_redis_it_behaves_and_its_key_ends_by_itself() {
+    async fn in_redis_it_behaves_and_its_key_expires() {
         let server = RedisServer::start().await;
         it_behaves(&RedisCometStore::new(server.client())).await;
         let ttl = server.client().run_small("test", vec![ttl("halley:comets")]).await.expect("it answers");
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_key_of_another_type_is_said_to_be_so() {
+    async fn a_key_of_another_type_is_reported() {
         let server = RedisServer::start().await;
         let mut set = ::redis::cmd("SET");
         set.arg("halley:comets").arg("x");

@@ -8,12 +8,12 @@ use redis::{Cmd, Value};
 use super::{CometStore, Kept, Sighting, Unavailable};
 use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
 
-/// For how long the key stays after the last write: longer than comets are remembered.
+/// The key's expiry after the last write: longer than comets are remembered.
 const KEY_LIVES: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// The sorted set `<prefix>comets`: addresses, scored by when they were last named, in
-/// milliseconds since 1970. The clocks are the gateways' own: each reads what is young by its own, and
-/// removes only what is old by any.
+/// The sorted set `<prefix>comets`: addresses, scored by when they were last named, in milliseconds
+/// since 1970. Gateways use their own clocks: each reads what is recent by its clock, and removes
+/// only what is old by any clock.
 #[derive(Debug, Clone)]
 pub struct RedisCometStore {
     client: RedisClient,
@@ -76,7 +76,7 @@ impl CometStore for RedisCometStore {
     }
 }
 
-/// Members and their scores. What is not an address, or has no score, is nobody's.
+/// Members and their scores. Invalid addresses and scores are skipped.
 fn sightings(reply: Value) -> Vec<Sighting> {
     let mut values = elements(reply).into_iter().map(text);
     let mut sightings = Vec::with_capacity(values.len() / 2);

@@ -44,7 +44,7 @@ fn is_refused(delivered: &Delivered) -> bool {
 }
 
 #[tokio::test]
-async fn records_and_plugins_reach_no_loopback_address_in_any_spelling() {
+async fn records_and_plugins_never_reach_loopback_in_any_spelling() {
     let bystander = Bystander::start();
     let port = bystander.port();
     let mut registry = Registry::default();
@@ -139,7 +139,7 @@ async fn a_plugin_reaches_no_comet_that_only_a_record_named() {
 }
 
 #[tokio::test]
-async fn the_directory_names_no_link_local_address_and_nothing_beyond_the_list() {
+async fn the_directory_is_limited_to_the_allow_list() {
     let bystander = Bystander::start();
     let elsewhere = CometAddr::from(format!("127.0.0.1:{}", bystander.port()));
     let fleet = fleet(&Config { allow: Some(vec!["10.255.0.0/16:1".into()]), ..closed() }, TIMING);

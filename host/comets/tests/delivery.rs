@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tonic::Status;
 
 use super::support::*;
-use crate::comets::{Config, Delivered, Parcel, Receipt};
+use crate::comets::{Config, Delivered, Parcel};
 use crate::message::{NamedBy, Target};
 
 /// The three kinds of calls with their message ids.
@@ -32,6 +32,7 @@ async fn calls_of_all_kinds(config: &Config) -> Vec<Call> {
                 room: None,
                 payload,
                 message: id.into(),
+                reply: receipt().0,
             })
             .await;
         assert_eq!(delivered, Delivered::Acknowledged);
@@ -62,7 +63,7 @@ async fn goim_comets_get_frames() {
 }
 
 #[tokio::test]
-async fn rooms_and_connections_keep_their_order_whatever_the_latencies() {
+async fn rooms_and_connections_keep_order_at_any_latency() {
     let comet = FakeComet::start();
     comet.answers(|_, _| (Duration::from_micros(fastrand::u64(1..2000)), Ok(())));
     let fleet = fleet(&config(), TIMING);
@@ -95,7 +96,7 @@ async fn rooms_and_connections_keep_their_order_whatever_the_latencies() {
     }
 }
 
-/// Sends to rooms while the first call is held up, so that the others wait together.
+/// Sends to rooms at once, so that what is for one room waits together.
 async fn merged(comet: &FakeComet, rooms: &[&str]) -> (Vec<Delivered>, Vec<Call>) {
     merged_with(comet, rooms, |number| number.to_string()).await
 }
@@ -106,7 +107,7 @@ async fn merged_with(
     rooms: &[&str],
     id: impl Fn(usize) -> String,
 ) -> (Vec<Delivered>, Vec<Call>) {
-    let fleet = fleet(&Config { lanes: 1, ..goim_config() }, TIMING);
+    let fleet = fleet(&goim_config(), TIMING);
     let send = |(number, room): (usize, &&str)| {
         let id = id(number);
         fleet.send_now(parcel(&fleet, &comet.address, Target::Room((*room).into()), &id, &id))
@@ -126,13 +127,14 @@ fn ids(calls: &[Call]) -> Vec<Vec<&str>> {
 #[tokio::test]
 async fn goim_messages_that_wait_for_one_room_travel_together() {
     let comet = FakeComet::start();
-    let (outcomes, calls) = merged(&comet, &["first", "a", "a", "a", "b", "a"]).await;
+    let (outcomes, mut calls) = merged(&comet, &["a", "a", "b", "a", "b", "a"]).await;
     assert_eq!(outcomes, vec![Delivered::Acknowledged; 6]);
-    assert_eq!(ids(&calls), [vec!["0"], vec!["1", "2", "3"], vec!["4"], vec!["5"]]);
-    let frames = b"\0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x001\0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x002\
-        \0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x003";
-    assert_eq!(calls[1].body, Bytes::from_static(frames));
-    assert_eq!((calls[1].to[0].as_str(), calls[1].head), ("a", (1, 9, 0)));
+    calls.sort_by(|one, other| one.ids.cmp(&other.ids));
+    assert_eq!(ids(&calls), [vec!["0", "1", "3", "5"], vec!["2", "4"]], "whatever waits between");
+    let frames = b"\0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x000\0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x001\0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x003\
+        \0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x005";
+    assert_eq!(calls[0].body, Bytes::from_static(frames));
+    assert_eq!((calls[0].to[0].as_str(), calls[0].head), ("a", (1, 9, 0)));
 }
 
 #[tokio::test]
@@ -153,7 +155,7 @@ async fn long_ids_and_long_bodies_travel_in_smaller_groups() {
     assert_eq!(calls.iter().map(|call| call.ids.len()).sum::<usize>(), 40);
     assert!(calls.iter().all(|call| call.ids.len() <= 13), "{:?}", ids(&calls));
 
-    let fleet = fleet(&Config { lanes: 1, ..goim_config() }, TIMING);
+    let fleet = fleet(&goim_config(), TIMING);
     let body = "x".repeat(30 * 1024);
     let send = |_| fleet.send_now(parcel(&fleet, &comet.address, Target::Room("b".into()), &body, "id"));
     let receipts: Vec<Receipt> = (0..5).map(send).collect();
@@ -170,15 +172,15 @@ async fn one_refused_message_harms_none_that_travel_with_it() {
         let has_poison = call.ids.iter().any(|id| id == "2");
         (Duration::ZERO, if has_poison { Err(Status::invalid_argument("bad")) } else { Ok(()) })
     });
-    let (outcomes, calls) = merged(&comet, &["first", "a", "a", "a"]).await;
+    let (outcomes, calls) = merged(&comet, &["a"; 4]).await;
     let good = Delivered::Acknowledged;
     let refused = Delivered::Refused("InvalidArgument: bad".into());
     assert_eq!(outcomes, [good.clone(), good.clone(), refused, good]);
-    assert_eq!(ids(&calls), [vec!["0"], vec!["1", "2", "3"], vec!["1"], vec!["2"], vec!["3"]]);
+    assert_eq!(ids(&calls), [vec!["0", "1", "2", "3"], vec!["0"], vec!["1"], vec!["2"], vec!["3"]]);
 }
 
 #[tokio::test]
-async fn what_nobody_waits_for_any_more_is_not_called_and_holds_up_nothing() {
+async fn a_cancelled_call_is_not_made_and_blocks_nothing() {
     let comet = FakeComet::start();
     comet.answers(|_, _| (Duration::from_millis(300), Ok(())));
     let fleet = fleet(&config(), TIMING);
@@ -190,4 +192,22 @@ async fn what_nobody_waits_for_any_more_is_not_called_and_holds_up_nothing() {
     assert_eq!(send("third").await, Delivered::Acknowledged);
     assert_eq!(first.await, Delivered::Acknowledged);
     assert_eq!(ids(&comet.calls()), [vec!["first"], vec!["third"]]);
+}
+
+#[tokio::test]
+async fn what_follows_within_the_window_travels_together() {
+    let comet = FakeComet::start();
+    let merge_window = Duration::from_millis(200);
+    let fleet = fleet(&Config { merge_window, ..goim_config() }, TIMING);
+    let send = |id: &str| fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), id, id));
+    assert_eq!(send("first").await, Delivered::Acknowledged, "it goes at once");
+    let mut receipts = Vec::new();
+    for id in ["1", "2", "3"] {
+        receipts.push(send(id));
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    for receipt in receipts {
+        assert_eq!(receipt.await, Delivered::Acknowledged);
+    }
+    assert_eq!(ids(&comet.calls()), [vec!["first"], vec!["1", "2", "3"]]);
 }

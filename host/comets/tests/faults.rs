@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::Status;
 
 use super::support::*;
-use crate::comets::{BreakerState, Config, Delivered, Parcel, Receipt, Timing};
+use crate::comets::{BreakerState, Config, Delivered, Parcel, Timing};
 use crate::message::{CometAddr, NamedBy, Target};
 
 /// An address that takes connections and never answers.
@@ -222,7 +222,7 @@ async fn a_full_queue_is_waited_for_while_the_comet_takes_messages() {
     let mut receipts = Vec::new();
     for number in 0..500 {
         let parcel = parcel(&fleet, &comet.address, Target::Room("a".into()), "x", &format!("{number:03}"));
-        receipts.push(fleet.send(parcel).await);
+        receipts.push(send_waiting(&fleet, parcel).await);
         assert!(fleet.status()[0].waiting + fleet.status()[0].in_flight <= 10);
     }
     for receipt in receipts {
@@ -244,7 +244,7 @@ async fn a_full_queue_is_said_at_once_while_the_breaker_is_open() {
     let started = Instant::now();
     for _ in 0..100 {
         let parcel = parcel(&fleet, &address, Target::Room("a".into()), "x", "id");
-        outcomes.push(fleet.send(parcel).await);
+        outcomes.push(send_waiting(&fleet, parcel).await);
     }
     for outcome in outcomes {
         assert!(matches!(outcome.await, Delivered::Unreachable(_)));
@@ -258,11 +258,11 @@ async fn a_comet_that_does_not_keep_up_holds_its_senders_up_once() {
     let comet = FakeComet::start();
     comet.answers(|_, _| (Duration::from_millis(100), Ok(())));
     let timing = Timing { timeout: Duration::from_secs(2), give_up_after: Duration::from_millis(500) };
-    let fleet = fleet(&Config { queue: 10, lanes: 1, ..config() }, timing);
+    let fleet = fleet(&Config { queue: 10, ..config() }, timing);
     let (started, mut receipts) = (Instant::now(), Vec::new());
     for _ in 0..300 {
         let parcel = parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id");
-        receipts.push(fleet.send(parcel).await);
+        receipts.push(send_waiting(&fleet, parcel).await);
     }
     assert!(started.elapsed() < Duration::from_secs(4), "300 of them take it 30 s: {:?}", started.elapsed());
     let mut acknowledged = 0;
@@ -289,14 +289,17 @@ async fn bytes_that_wait_for_comets_are_bounded_over_all_of_them() {
     let send = async |comet: &CometAddr| {
         let payload = fleet.payload(5, &body).await;
         let target = Target::Room("a".into());
-        fleet.try_send(Parcel {
+        let (reply, receipt) = receipt();
+        let sent = fleet.try_send(Parcel {
             comet: comet.clone(),
             named_by: NamedBy::Record,
             target,
             room: None,
             payload,
             message: "id".into(),
-        })
+            reply,
+        });
+        sent.map(|()| receipt)
     };
     // One comet has a quarter of them, which is one such message; the rest is for others.
     let stuck = send(&hole).await.expect("room");
@@ -316,7 +319,7 @@ async fn a_worn_out_channel_is_made_anew() {
         _ => (Duration::from_secs(60), Ok(())),
     });
     let timing = Timing { timeout: Duration::from_millis(50), give_up_after: Duration::from_millis(50) };
-    let fleet = fleet(&patient(Config { lanes: 64, ..config() }), timing);
+    let fleet = fleet(&patient(config()), timing);
     let mut sent = 0;
     while comet.connections() < 2 && sent < 40 {
         let send = |number: usize| {

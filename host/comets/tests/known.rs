@@ -11,7 +11,7 @@ use crate::comets::{Config, Delivered, DiscoveryConfig, MemoryCometStore, Source
 use crate::message::{CometAddr, Target};
 
 #[tokio::test]
-async fn everyone_is_the_configured_and_those_of_the_directory_each_once() {
+async fn broadcasts_reach_configured_and_directory_comets_once() {
     let comet = FakeComet::start();
     let configured = comet.address.to_string();
     let nodes = vec![configured.clone(), format!("http://{configured}"), "10.255.0.1:1".into()];
@@ -30,7 +30,7 @@ async fn everyone_is_the_configured_and_those_of_the_directory_each_once() {
 }
 
 #[tokio::test]
-async fn what_only_records_name_gets_no_broadcast_and_pushes_nobody_out() {
+async fn record_named_comets_get_no_broadcast_and_evict_no_other() {
     let (good, evil) = (FakeComet::start(), FakeComet::start());
     let fleet = fleet(&Config { max_named: 2, max_comets: 4, ..config() }, TIMING);
     fleet.named_by_directory([&good.address]);
@@ -52,7 +52,7 @@ async fn what_only_records_name_gets_no_broadcast_and_pushes_nobody_out() {
 }
 
 #[tokio::test]
-async fn a_comet_that_is_not_named_lately_and_does_not_answer_is_left_out() {
+async fn a_stale_silent_comet_gets_no_broadcast() {
     let (kept, gone) = (FakeComet::start(), FakeComet::start());
     let stale_after = Duration::from_millis(300);
     let config = Config { stale_after, remember: Duration::from_secs(60), ..config() };
@@ -76,7 +76,7 @@ async fn a_comet_that_is_not_named_lately_and_does_not_answer_is_left_out() {
 }
 
 #[tokio::test]
-async fn what_the_directory_named_is_known_to_all_and_after_a_restart() {
+async fn directory_comets_are_shared_and_survive_a_restart() {
     let store = MemoryCometStore::default();
     let start = || fleet_sharing(&config(), TIMING, &mut Registry::default(), store.clone());
     let (one, other) = (start(), start());
@@ -172,7 +172,7 @@ async fn idle_comets_are_forgotten_with_their_metrics() {
 }
 
 #[tokio::test]
-async fn a_comet_that_left_the_nodes_gets_no_broadcast_unless_the_directory_names_it() {
+async fn a_retired_comet_gets_broadcasts_only_from_the_directory() {
     let (comet, fleet) = (FakeComet::start(), fleet(&config(), TIMING));
     let source = || fleet.status()[0].source;
     let nodes = |nodes: &[&CometAddr]| {

@@ -1,7 +1,9 @@
 //! A comet that does as it is told and remembers what it got, and a fleet to go with it.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,12 +11,13 @@ use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use crate::comets::proto::{chatroom, goim};
 use crate::comets::{
-    Config, Delivered, Dialect, Fleet, MemoryCometStore, Metrics, Parcel, Payload, Receipt, Timing,
+    Config, Delivered, Dialect, Fleet, MemoryCometStore, Metrics, Outcomes, Parcel, Payload, ReplyTo, Timing,
 };
 use crate::message::{CometAddr, MESSAGE_ID, NamedBy, Target};
 
@@ -69,7 +72,7 @@ impl FakeComet {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let entered = runtime.enter();
-        let incoming = TcpIncoming::bind(at).expect("a free port");
+        let incoming = TcpIncoming::bind(at).expect("a free port").with_nodelay(Some(true));
         let address = incoming.local_addr().expect("bound").to_string().into();
         let state = Service {
             calls: Arc::default(),
@@ -250,7 +253,9 @@ pub(super) trait Now {
 
 impl Now for Fleet {
     fn send_now(&self, parcel: Parcel) -> Receipt {
-        self.try_send(parcel).expect("room in the queue")
+        let (reply, receipt) = receipt();
+        self.try_send(Parcel { reply, ..parcel }).expect("room in the queue");
+        receipt
     }
 
     fn payload_now(&self, operation: i32, body: &Bytes) -> Payload {
@@ -258,11 +263,51 @@ impl Now for Fleet {
     }
 }
 
+/// The outcome of one parcel, to be awaited. Dropping it gives the message up.
+#[derive(Debug)]
+pub(super) struct Receipt(oneshot::Receiver<Delivered>);
+
+#[derive(Debug)]
+struct Told(Mutex<Option<oneshot::Sender<Delivered>>>);
+
+/// Whom a parcel tells its outcome, and the outcome.
+pub(super) fn receipt() -> (ReplyTo, Receipt) {
+    let (sender, receiver) = oneshot::channel();
+    (ReplyTo::new(Arc::new(Told(Mutex::new(Some(sender)))), 0), Receipt(receiver))
+}
+
+impl Outcomes for Told {
+    fn ended(self: Arc<Self>, _: usize, delivered: Delivered) {
+        let sender = self.0.lock().take().expect("told once");
+        drop(sender.send(delivered));
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.0.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+}
+
+impl Future for Receipt {
+    type Output = Delivered;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Delivered> {
+        Pin::new(&mut self.0).poll(context).map(|delivered| delivered.expect("every parcel has an outcome"))
+    }
+}
+
+/// Sends as the gateway does where it may have to wait.
+pub(super) async fn send_waiting(fleet: &Fleet, parcel: Parcel) -> Receipt {
+    let (reply, receipt) = receipt();
+    fleet.send(Parcel { reply, ..parcel }).await;
+    receipt
+}
+
 /// A parcel with operation 5.
 pub(super) fn parcel(fleet: &Fleet, comet: &CometAddr, target: Target, body: &str, id: &str) -> Parcel {
     let payload = fleet.payload_now(5, &Bytes::copy_from_slice(body.as_bytes()));
     let named_by = NamedBy::Record;
-    Parcel { comet: comet.clone(), named_by, target, room: None, payload, message: id.into() }
+    let (reply, _) = receipt();
+    Parcel { comet: comet.clone(), named_by, target, room: None, payload, message: id.into(), reply }
 }
 
 /// Sends to a room and waits for the outcome.

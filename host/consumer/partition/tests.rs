@@ -1,4 +1,4 @@
-//! What a partition promises: limits, order, pauses, and how it ends.
+//! Tests of one partition: limits, order, pauses, and how it closes.
 
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn record(offset: i64, size: usize) -> Record {
 
 const MARK: Mark = Mark { topic: None, started: 1 };
 
-/// An assigned partition that begins with its first record.
+/// An assigned partition that starts at its first record.
 fn assigned() -> (Partition, Feed) {
     let (mut partition, feed) = Partition::assign("push".into(), 0, 4);
     partition.begin(None, MARK);
@@ -28,11 +28,17 @@ fn assigned() -> (Partition, Feed) {
 }
 
 /// Takes a record that is the next one.
-fn accept(partition: &mut Partition, offset: i64, size: usize) -> Flow {
-    match partition.accept(record(offset, size), LIMIT) {
-        Arrival::Next(flow) => flow,
-        other => panic!("{offset}: {other:?}"),
-    }
+fn accept(partition: &mut Partition, offset: i64, size: usize) -> Fill {
+    assert_eq!(arrive(partition, offset, size), Arrival::Next);
+    partition.fill(LIMIT)
+}
+
+fn arrive(partition: &mut Partition, offset: i64, size: usize) -> Arrival {
+    partition.accept(record(offset, size), LIMIT, Instant::now())
+}
+
+fn refill(partition: &mut Partition) -> bool {
+    partition.refill(LIMIT, Instant::now())
 }
 
 fn taken(feed: &mut Feed) -> Vec<Admitted> {
@@ -40,58 +46,80 @@ fn taken(feed: &mut Feed) -> Vec<Admitted> {
 }
 
 #[test]
-fn a_full_partition_pauses_and_resumes_at_half() {
+fn what_a_full_partition_brings_waits_and_a_pause_ends_when_half_of_it_is_admitted() {
     let (mut partition, mut feed) = assigned();
-    let flows: Vec<_> = (0..6).map(|offset| accept(&mut partition, offset, 1)).collect();
-    use Flow::{Pause, Unchanged};
-    assert_eq!(flows, [Unchanged, Unchanged, Unchanged, Unchanged, Pause, Unchanged]);
+    let fills: Vec<_> = (0..12).map(|offset| accept(&mut partition, offset, 100)).collect();
+    let fill = |fill, times| std::iter::repeat_n(fill, times);
+    let expected = fill(Fill::Nothing, 4).chain(fill(Fill::Something, 7)).chain(fill(Fill::Limit, 1));
+    assert!(fills.iter().copied().eq(expected), "8 of about 1,100 bytes are more than may wait: {fills:?}");
+    partition.pause();
+    assert_eq!(accept(&mut partition, 12, 100), Fill::Something, "it was on its way");
 
-    let mut admitted = taken(&mut feed);
-    assert_eq!(admitted.len(), 4);
-    admitted.remove(0).ticket.settle();
-    assert_eq!(partition.refill(LIMIT), Unchanged, "three of four are still in flight");
-    admitted.remove(0).ticket.settle();
-    assert_eq!(partition.refill(LIMIT), Flow::Resume);
-    let offsets: Vec<_> = taken(&mut feed).iter().map(|a| a.record.origin.offset).collect();
-    assert_eq!(offsets, [4, 5]);
-    assert_eq!(partition.to_store(), Some(2));
+    let mut resumed_with = None;
+    for settled in 1..=13 {
+        taken_one(&mut feed).ticket.settle();
+        if refill(&mut partition) {
+            resumed_with = resumed_with.or(Some(13 - 4 - settled));
+        }
+    }
+    assert_eq!(resumed_with, Some(3), "still waiting");
+    assert_eq!(partition.to_store(), Some(13));
+}
+
+fn taken_one(feed: &mut Feed) -> Admitted {
+    feed.records.try_recv().expect("a record")
 }
 
 #[test]
-fn one_record_larger_than_the_limit_still_gets_through() {
+fn how_long_a_partition_is_full_and_stuck_is_known() {
     let (mut partition, mut feed) = assigned();
-    assert_eq!(accept(&mut partition, 0, 50_000), Flow::Unchanged);
-    assert_eq!(accept(&mut partition, 1, 1), Flow::Pause);
+    let start = Instant::now();
+    let at = |seconds| start + Duration::from_secs(seconds);
+    for offset in 0..6 {
+        partition.accept(record(offset, 1), LIMIT, at(1));
+    }
+    assert_eq!(partition.has_waited(at(4)), (Duration::from_secs(3), Duration::from_secs(3)));
     taken(&mut feed).remove(0).ticket.settle();
-    assert_eq!(partition.refill(LIMIT), Flow::Resume);
+    partition.refill(LIMIT, at(5));
+    assert_eq!(partition.has_waited(at(7)), (Duration::from_secs(6), Duration::from_secs(2)));
+}
+
+#[test]
+fn a_record_larger_than_the_limit_is_admitted() {
+    let (mut partition, mut feed) = assigned();
+    assert_eq!(accept(&mut partition, 0, 50_000), Fill::Nothing);
+    assert_eq!(accept(&mut partition, 1, 1), Fill::Something);
+    taken(&mut feed).remove(0).ticket.settle();
+    refill(&mut partition);
     assert_eq!(taken(&mut feed).len(), 1);
 }
 
 #[test]
-fn one_record_that_never_settles_stops_the_partition_at_last() {
+fn a_record_that_never_settles_pauses_the_partition() {
     let (mut partition, mut feed) = assigned();
     let mut stuck = None;
     let mut offset = 0;
-    let paused_at = loop {
-        let flow = accept(&mut partition, offset, 1);
+    let full_at = loop {
+        let fill = accept(&mut partition, offset, 1);
         for admitted in taken(&mut feed) {
             match stuck {
                 None => stuck = Some(admitted),
                 Some(_) => admitted.ticket.settle(),
             }
         }
-        if flow == Flow::Pause {
+        if fill == Fill::Something {
             break offset;
         }
         offset += 1;
     };
-    assert_eq!(paused_at, 64, "16 times the limit");
+    assert_eq!(full_at, 64, "16 times the limit");
     stuck.expect("admitted").ticket.settle();
-    assert_eq!(partition.refill(LIMIT), Flow::Resume);
+    refill(&mut partition);
+    assert_eq!(partition.fill(LIMIT), Fill::Nothing);
 }
 
 #[test]
-fn closing_forgets_what_was_not_begun() {
+fn closing_drops_records_not_started() {
     let (mut partition, mut feed) = assigned();
     for offset in 0..6 {
         accept(&mut partition, offset, 1);
@@ -107,7 +135,7 @@ fn closing_forgets_what_was_not_begun() {
 }
 
 #[test]
-fn a_worker_that_does_not_finish_is_abandoned() {
+fn a_worker_that_does_not_finish_is_cancelled() {
     let (mut partition, mut feed) = assigned();
     accept(&mut partition, 0, 1);
     let begun = feed.records.try_recv().expect("admitted");
@@ -119,32 +147,32 @@ fn a_worker_that_does_not_finish_is_abandoned() {
 }
 
 #[test]
-fn records_are_dropped_until_it_is_known_where_to_begin() {
+fn records_are_dropped_until_the_start_is_known() {
     let (mut partition, mut feed) = Partition::assign("push".into(), 0, 4);
-    assert_eq!(partition.accept(record(7, 1), LIMIT), Arrival::Dropped);
+    assert_eq!(arrive(&mut partition, 7, 1), Arrival::Dropped);
     partition.begin(Some(3), MARK);
     partition.note_end(0, 10);
     assert_eq!(partition.lag(), Some(7), "also before the first record is settled");
-    assert_eq!(accept(&mut partition, 3, 1), Flow::Unchanged);
+    assert_eq!(accept(&mut partition, 3, 1), Fill::Nothing);
     assert_eq!(taken(&mut feed)[0].record.origin.offset, 3);
 }
 
 #[test]
-fn a_log_that_was_created_again_has_a_tracker_of_its_own() {
+fn a_recreated_log_has_a_new_tracker() {
     let (mut partition, mut feed) = assigned();
-    (50..53).for_each(|offset| assert_eq!(accept(&mut partition, offset, 1), Flow::Unchanged));
+    (50..53).for_each(|offset| assert_eq!(accept(&mut partition, offset, 1), Fill::Nothing));
     let mut old = taken(&mut feed);
     old.remove(0).ticket.settle();
     assert_eq!(partition.to_store(), Some(51));
-    assert_eq!(partition.accept(record(0, 1), LIMIT), Arrival::WentBack);
+    assert_eq!(arrive(&mut partition, 0, 1), Arrival::WentBack);
     assert_eq!(partition.place(), Place::Doubtful { offset: 0 });
     assert_eq!(partition.to_store(), None, "nothing of the old log goes into one that may be new");
-    assert_eq!(partition.accept(record(1, 1), LIMIT), Arrival::Dropped);
+    assert_eq!(arrive(&mut partition, 1, 1), Arrival::Dropped);
 
     assert_eq!(partition.lose_place(true), 2, "in flight");
     let mark = Mark { started: 0, ..MARK };
     partition.begin(Some(0), mark);
-    (0..2).for_each(|offset| assert_eq!(accept(&mut partition, offset, 1), Flow::Unchanged));
+    (0..2).for_each(|offset| assert_eq!(accept(&mut partition, offset, 1), Fill::Nothing));
     old.into_iter().for_each(|admitted| admitted.ticket.settle());
     assert_eq!(partition.to_store(), None, "tickets of the old log count for nothing");
     taken(&mut feed).remove(0).ticket.settle();
@@ -152,42 +180,42 @@ fn a_log_that_was_created_again_has_a_tracker_of_its_own() {
 }
 
 #[test]
-fn a_record_that_comes_twice_changes_nothing() {
+fn a_duplicate_record_changes_nothing() {
     let (mut partition, mut feed) = assigned();
-    (0..3).for_each(|offset| assert_eq!(accept(&mut partition, offset, 1), Flow::Unchanged));
-    assert_eq!(partition.accept(record(1, 1), LIMIT), Arrival::WentBack);
+    (0..3).for_each(|offset| assert_eq!(accept(&mut partition, offset, 1), Fill::Nothing));
+    assert_eq!(arrive(&mut partition, 1, 1), Arrival::WentBack);
     assert_eq!(partition.keep_place(), Some(3), "where Kafka is to go on");
-    assert_eq!(accept(&mut partition, 3, 1), Flow::Unchanged);
+    assert_eq!(accept(&mut partition, 3, 1), Fill::Nothing);
     taken(&mut feed).into_iter().for_each(|admitted| admitted.ticket.settle());
     assert_eq!(partition.to_store(), Some(4));
 }
 
 #[test]
-fn gaps_are_told_and_ends_without_records_are_passed_over() {
+fn gaps_are_reported_and_empty_tails_skipped() {
     let (mut partition, mut feed) = assigned();
     partition.begin(Some(5), MARK);
-    let after = Arrival::After { expected: 5, flow: Flow::Unchanged };
-    assert_eq!(partition.accept(record(8, 1), LIMIT), after);
+    let after = Arrival::After { expected: 5 };
+    assert_eq!(arrive(&mut partition, 8, 1), after);
     partition.skip_to(12);
     assert_eq!(partition.to_store(), None, "a record is in flight");
     taken(&mut feed).remove(0).ticket.settle();
     partition.skip_to(12);
     assert_eq!(partition.to_store(), Some(12));
-    assert_eq!(accept(&mut partition, 12, 1), Flow::Unchanged);
+    assert_eq!(accept(&mut partition, 12, 1), Fill::Nothing);
 }
 
 #[test]
-fn what_was_removed_before_it_was_read_is_told_once() {
+fn records_removed_unread_are_reported_once() {
     let (mut partition, _feed) = assigned();
     partition.begin(Some(5), MARK);
     assert_eq!(partition.lost_before(4), None);
     assert_eq!(partition.lost_before(9), Some(5));
     assert_eq!(partition.lost_before(9), None);
-    assert_eq!(accept(&mut partition, 9, 1), Flow::Unchanged);
+    assert_eq!(accept(&mut partition, 9, 1), Fill::Nothing);
 }
 
 #[test]
-fn shares_are_equal_and_never_nothing() {
+fn shares_are_equal_and_never_zero() {
     let total = Limit { records: 10, bytes: 100 };
     assert_eq!(total.share(4), Limit { records: 2, bytes: 25 });
     assert_eq!(total.share(1000), Limit { records: 1, bytes: 1 });
@@ -204,7 +232,7 @@ enum Step {
     Take,
     /// One of the records that the worker has is settled.
     Settle(usize),
-    /// The polling thread looks after the partition.
+    /// The polling thread refills the partition.
     Refill,
     Commit,
 }
@@ -219,7 +247,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A partition and what was seen of it.
+/// A partition and what was observed of it.
 struct Watched {
     partition: Partition,
     feed: Feed,
@@ -239,11 +267,11 @@ impl Watched {
     fn step(&mut self, step: Step) {
         match step {
             Step::Arrive(size) => {
-                let paused = self.partition.is_paused();
-                let flow = accept(&mut self.partition, self.arrived.len() as i64, size);
+                let fill = accept(&mut self.partition, self.arrived.len() as i64, size);
                 self.arrived.push(size);
-                assert!(flow == Flow::Unchanged || flow == Flow::Pause && !paused, "{flow:?}");
-                assert!(self.partition.is_paused() || self.partition.waiting.is_empty());
+                if fill == Fill::Limit {
+                    self.partition.pause();
+                }
             }
             Step::Take => {
                 let Ok(admitted) = self.feed.records.try_recv() else { return };
@@ -259,8 +287,8 @@ impl Watched {
             Step::Settle(_) => {}
             Step::Refill => {
                 let paused = self.partition.is_paused();
-                let flow = self.partition.refill(LIMIT);
-                assert!(flow == Flow::Unchanged || flow == Flow::Resume && paused, "{flow:?}");
+                let resumes = refill(&mut self.partition);
+                assert!(!resumes || paused && self.partition.waiting_bytes <= LIMIT.held() / 2);
             }
             Step::Commit => {
                 let Some(offset) = self.partition.to_store() else { return };

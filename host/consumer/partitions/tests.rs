@@ -1,4 +1,4 @@
-//! What partitions do for each other: shares of memory, and workers that end.
+//! Tests of all partitions together: shares of memory, and workers that end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,10 +19,17 @@ fn record(partition: i32, offset: i64) -> Record {
     }
 }
 
-const NEXT: Arrival = Arrival::Next(Flow::Unchanged);
-const PAUSE: Arrival = Arrival::Next(Flow::Pause);
+fn accept(partitions: &mut Partitions, partition: i32, offset: i64) -> Fill {
+    let (arrival, fill) = partitions.accept(record(partition, offset), Instant::now());
+    assert_eq!(arrival, Arrival::Next);
+    fill
+}
 
-/// A partition that begins with its first record.
+fn refill(partitions: &mut Partitions) -> Vec<Key> {
+    partitions.refill(Instant::now())
+}
+
+/// A partition that starts at its first record.
 fn assign(partitions: &mut Partitions, number: i32) -> Feed {
     let feed = partitions.assign("push".into(), number);
     partitions.begin(&("push".into(), number), None, Mark { topic: None, started: 1 });
@@ -34,7 +41,7 @@ fn taken(feeds: &mut [Feed]) -> Vec<Admitted> {
 }
 
 #[test]
-fn while_memory_is_short_partitions_take_turns_and_none_stops_for_good() {
+fn partitions_take_turns_while_memory_is_short() {
     let metrics = Metrics::register(&mut Registry::default());
     let memory = Arc::new(AtomicU64::new(100));
     let measured = Arc::clone(&memory);
@@ -42,14 +49,16 @@ fn while_memory_is_short_partitions_take_turns_and_none_stops_for_good() {
     let guard = MemoryGuard::measuring(Some(100), metrics.memory.clone(), measure);
     let mut partitions = Partitions::new(Limit { records: 100, bytes: 1 << 20 }, guard, metrics);
     let mut feeds: Vec<_> = (0..3).map(|number| assign(&mut partitions, number)).collect();
-    assert!(partitions.refill().is_empty(), "it is measured");
+    assert!(refill(&mut partitions).is_empty(), "it is measured");
 
-    let flows: Vec<_> = (0..3).map(|number| partitions.accept(record(number, 0))).collect();
-    assert_eq!(flows, [NEXT, PAUSE, PAUSE], "the first finds nothing in flight");
+    let fills: Vec<_> = (0..3).map(|number| accept(&mut partitions, number, 0)).collect();
+    assert_eq!(fills, [Fill::Nothing, Fill::Limit, Fill::Limit], "the first finds nothing in flight");
+    let Relief { pause, wait } = partitions.relieve(Instant::now());
+    assert_eq!((pause.len(), wait), (2, false), "what is fetched ahead takes memory, too");
     let mut seen = Vec::new();
     for _ in 0..3 {
-        partitions.refill();
-        partitions.refill();
+        refill(&mut partitions);
+        refill(&mut partitions);
         let mut admitted = taken(&mut feeds);
         assert_eq!(admitted.len(), 1, "one at a time: {seen:?}");
         let Admitted { record, ticket } = admitted.remove(0);
@@ -61,23 +70,63 @@ fn while_memory_is_short_partitions_take_turns_and_none_stops_for_good() {
 
     memory.store(10, Ordering::Relaxed);
     partitions.memory.look(Instant::now() + std::time::Duration::from_secs(1));
-    assert!((0..3).all(|number| partitions.accept(record(number, 1)) == NEXT));
+    assert!((0..3).all(|number| accept(&mut partitions, number, 1) == Fill::Nothing));
     assert_eq!(taken(&mut feeds).len(), 3);
 }
 
 #[test]
-fn a_worker_that_ends_by_itself_is_noticed_and_a_full_one_is_not() {
+fn a_worker_that_ends_is_noticed_and_a_full_one_is_not() {
     let metrics = Metrics::register(&mut Registry::default());
     let guard = MemoryGuard::new(None, metrics.memory.clone());
     let mut partitions = Partitions::new(Limit { records: 1, bytes: 1 << 20 }, guard, metrics);
     let feed = assign(&mut partitions, 0);
-    assert_eq!(partitions.accept(record(0, 0)), NEXT);
-    assert_eq!(partitions.accept(record(0, 1)), PAUSE);
+    assert_eq!(accept(&mut partitions, 0, 0), Fill::Nothing);
+    assert_eq!(accept(&mut partitions, 0, 1), Fill::Something);
     assert!(!partitions.worker_is_gone());
     drop(feed);
     let _feed = assign(&mut partitions, 1);
     assert!(!partitions.worker_is_gone(), "nobody has asked it for anything");
     drop(assign(&mut partitions, 2));
-    partitions.accept(record(2, 0));
+    accept(&mut partitions, 2, 0);
     assert!(partitions.worker_is_gone());
+}
+
+/// Two partitions with a little room each, and how many records fill the first one.
+fn full(feeds: &mut Vec<Feed>) -> (Partitions, i64) {
+    let metrics = Metrics::register(&mut Registry::default());
+    let guard = MemoryGuard::new(None, metrics.memory.clone());
+    let mut partitions = Partitions::new(Limit { records: 4, bytes: 32 << 10 }, guard, metrics);
+    feeds.extend((0..2).map(|number| assign(&mut partitions, number)));
+    let mut offset = 0;
+    while accept(&mut partitions, 0, offset) != Fill::Limit {
+        offset += 1;
+    }
+    (partitions, offset)
+}
+
+#[test]
+fn a_full_partition_that_moves_on_is_waited_for_while_others_have_something_to_do() {
+    let mut feeds = Vec::new();
+    let (mut partitions, _) = full(&mut feeds);
+    for offset in 0..4 {
+        accept(&mut partitions, 1, offset);
+    }
+    let later = Instant::now() + PAUSE_COSTS * 2;
+    feeds[0].records.try_recv().expect("admitted").ticket.settle();
+    partitions.refill(later);
+    // What was admitted left room for one more.
+    let relief = partitions.relieve(later);
+    assert!(relief.pause.is_empty());
+}
+
+#[test]
+fn a_full_partition_is_paused_when_it_is_stuck_or_when_others_have_nothing_to_do() {
+    let mut feeds = Vec::new();
+    let (mut partitions, _) = full(&mut feeds);
+    let Relief { pause, wait } = partitions.relieve(Instant::now());
+    assert!(pause.is_empty() && wait, "not at once");
+    let Relief { pause, wait } = partitions.relieve(Instant::now() + PAUSE_COSTS * 2);
+    assert!(pause == [("push".into(), 0)] && !wait, "it is stuck");
+    let Relief { pause, wait } = partitions.relieve(Instant::now() + PAUSE_COSTS * 2);
+    assert!(pause.is_empty() && !wait, "once");
 }

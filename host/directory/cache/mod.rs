@@ -1,17 +1,17 @@
-//! What was made of a room, kept for a short time and made by one worker at a time.
+//! The route cache: short-lived values per room, each computed by one worker at a time.
 //!
-//! A worker claims a room under the generation of the policies it works with: the value is
-//! there ([`Claim::Hit`]), or the worker is to make it ([`Claim::Mine`]), or another worker is
-//! making it just now ([`Claim::Other`]).
+//! A worker claims a room under the generation of its policies. Either the value is cached
+//! ([`Claim::Hit`]), or the worker has to compute it ([`Claim::Mine`]), or another worker is
+//! computing it ([`Claim::Other`]).
 //!
-//! Promises: a hit is at most the maximal age old (counted from when its making began), of the
-//! same generation, and not older than the last [`RouteCache::invalidate`]. At most one worker
-//! makes a room's value of one generation at a time. Entries and their weight are bounded; the
-//! oldest give way first.
+//! Promises: a hit is at most `max_age` old (measured from the start of its computation), of the same
+//! generation, and not older than the last [`RouteCache::invalidate`]. At most one worker computes
+//! the value of a room and generation at a time. Entries and their weight are bounded; the oldest are
+//! evicted first.
 //!
-//! No deadlock: claim all rooms of a batch first, make and publish the values that are
-//! [`Claim::Mine`], and only then wait for the others. Whoever waits holds no permit, so the
-//! ones who hold permits never wait for each other.
+//! No deadlock: claim all rooms of a batch first, compute and publish the values that are
+//! [`Claim::Mine`], and only then wait for the others. A waiting worker holds no permit, so permit
+//! holders never wait for each other.
 
 mod table;
 #[cfg(test)]
@@ -36,19 +36,19 @@ struct Labels {
     result: &'static str,
 }
 
-/// How claims end: `hit`, `miss` (made by the claimer), `shared` (made by another just then).
+/// Results of claims: `hit`, `miss` (computed by the claimer), `shared` (computed by another worker).
 #[derive(Clone, Debug)]
 pub struct CacheMetrics {
     claims: Family<Labels, Counter>,
 }
 
 impl CacheMetrics {
-    /// Makes and registers them.
+    /// Creates and registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let claims = Family::default();
         registry.register(
             "halley_route_cache_claims",
-            "Rooms asked of the route cache: hit, miss, or shared with another worker's look-up",
+            "Route cache lookups by result: hit, miss, or shared with another worker's look-up",
             claims.clone(),
         );
         Self { claims }
@@ -59,7 +59,7 @@ impl CacheMetrics {
     }
 }
 
-/// The cache. Clones share their content.
+/// The route cache. Clones share the content.
 #[derive(Debug)]
 pub struct RouteCache<V> {
     table: Arc<Mutex<Table<V>>>,
@@ -72,19 +72,19 @@ impl<V> Clone for RouteCache<V> {
     }
 }
 
-/// What a worker gets for a room.
+/// The result of a claim.
 #[derive(Debug)]
 pub enum Claim<V: Clone> {
-    /// The value.
+    /// The cached value.
     Hit(V),
-    /// The claimer is to make the value.
+    /// The claimer has to compute the value.
     Mine(Permit<V>),
-    /// Another worker is making it.
+    /// Another worker is computing it.
     Other(Waiter<V>),
 }
 
-/// The right and duty to make one room's value. Dropping it unpublished frees the room, and
-/// those who wait learn that nobody made the value.
+/// The exclusive right to compute a room's value. Dropping it without publishing frees the room, and
+/// wakes the waiters with no value.
 #[derive(Debug)]
 pub struct Permit<V: Clone> {
     table: Arc<Mutex<Table<V>>>,
@@ -94,7 +94,7 @@ pub struct Permit<V: Clone> {
     sender: watch::Sender<Option<V>>,
 }
 
-/// The wait for a value that another worker makes.
+/// Waits for a value that another worker computes.
 #[derive(Debug)]
 pub struct Waiter<V> {
     made: watch::Receiver<Option<V>>,
@@ -127,19 +127,19 @@ impl<V: Clone> RouteCache<V> {
         Claim::Mine(Permit { table: self.table.clone(), flight, stamp, since: Instant::now(), sender })
     }
 
-    /// A room's value under a generation of policies, if it is there. Claims nothing, counts nothing.
+    /// The cached value of a room under a generation, if any. Claims nothing, counts nothing.
     pub fn peek(&self, room: &RoomId, generation: u64) -> Option<V> {
         self.table.lock().valid(room, generation)
     }
 
-    /// Forgets a room: claims from now on do not get what was read before now.
+    /// Removes a room: later claims do not return anything read before now.
     pub fn invalidate(&self, room: &RoomId) {
         let mut table = self.table.lock();
         table.remove(room);
         table.flights.retain(|(flying, _), _| flying != room);
     }
 
-    /// How many rooms are kept, and how many connections they have in sum.
+    /// The number of cached rooms and of their connections.
     pub fn size(&self) -> (usize, usize) {
         let table = self.table.lock();
         (table.kept.len(), table.weight)
@@ -147,8 +147,7 @@ impl<V: Clone> RouteCache<V> {
 }
 
 impl<V: Clone> Permit<V> {
-    /// Hands the value to everyone who waits, and keeps it. `weight` is the number of
-    /// connections.
+    /// Caches the value and hands it to all waiters. `weight` is the number of connections.
     pub fn publish(self, value: V, weight: usize) {
         let mut table = self.table.lock();
         if table.lands(&self.flight, self.stamp) {

@@ -1,4 +1,4 @@
-//! What the route cache holds: values by room and by age, and what is being made now.
+//! Content of the route cache: values by room and by age, and computations in progress.
 //!
 //! Plain data under the cache's lock; nothing here waits.
 
@@ -53,10 +53,10 @@ pub(super) type FlightKey = (RoomId, u64);
 pub(super) struct Table<V> {
     limits: CacheConfig,
     pub(super) kept: HashMap<RoomId, Kept<V>>,
-    /// The rooms in `kept` in the order in which they were published, by stamp.
+    /// The rooms in `kept` in the order of publication, by stamp.
     pub(super) by_age: BTreeMap<u64, RoomId>,
     pub(super) weight: usize,
-    /// What is being made now. A flight that was invalidated is no longer listed.
+    /// Computations in progress, except those that were invalidated.
     pub(super) flights: HashMap<FlightKey, Flight<V>>,
     next_stamp: u64,
 }
@@ -95,7 +95,7 @@ impl<V: Clone> Table<V> {
         valid.then(|| kept.value.clone())
     }
 
-    /// Ends a flight; false when it was ended before or invalidated.
+    /// Ends a computation; false if it was ended before or invalidated.
     pub(super) fn lands(&mut self, flight: &FlightKey, stamp: u64) -> bool {
         let listed = self.flights.get(flight).is_some_and(|running| running.stamp == stamp);
         if listed {
@@ -104,7 +104,7 @@ impl<V: Clone> Table<V> {
         listed
     }
 
-    /// Keeps a value, unless one of a newer generation is there, and makes room for it.
+    /// Stores a value, unless one of a newer generation exists, and evicts others.
     pub(super) fn keep(&mut self, room: RoomId, kept: Kept<V>) {
         if self.kept.get(&room).is_some_and(|present| present.generation > kept.generation) {
             return;

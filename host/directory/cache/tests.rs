@@ -1,4 +1,4 @@
-//! The route cache: what it promises, alone and among many workers.
+//! The promises of the route cache, with one and with many workers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -23,8 +23,8 @@ fn lasting<V: Clone>() -> RouteCache<V> {
 fn mine<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Permit<V> {
     match cache.claim(&room.into(), generation, &maker()) {
         Claim::Mine(permit) => permit,
-        Claim::Hit(_) => panic!("{room} is kept"),
-        Claim::Other(_) => panic!("{room} is being made"),
+        Claim::Hit(_) => panic!("{room} is cached"),
+        Claim::Other(_) => panic!("{room} is being computed"),
     }
 }
 
@@ -90,7 +90,7 @@ async fn what_was_read_before_an_invalidation_is_not_kept() {
     cache.invalidate(&"r".into());
     let after = mine(&cache, "r", 1);
     before.publish("before", 1);
-    assert_eq!(waiter.wait().await, Some("before"), "who asked before may have it");
+    assert_eq!(waiter.wait().await, Some("before"), "earlier claims may get it");
     let late = other(&cache, "r", 1);
     after.publish("after", 1);
     assert_eq!(late.wait().await, Some("after"));
@@ -150,7 +150,7 @@ async fn batches(worker: usize, cache: RouteCache<usize>, making: Arc<Vec<Atomic
     }
 }
 
-/// Claims, makes, publishes, waits; gives back the rooms whose maker gave up.
+/// Claims, computes, publishes, waits. Returns the rooms whose computation was given up.
 async fn one_round(
     wanted: &[usize],
     cache: &RouteCache<usize>,
@@ -163,7 +163,7 @@ async fn one_round(
             Claim::Hit(value) => assert_eq!(value, room),
             Claim::Other(waiter) => waiters.push((room, waiter)),
             Claim::Mine(permit) => {
-                assert_eq!(making[room].fetch_add(1, Ordering::SeqCst), 0, "two make room {room}");
+                assert_eq!(making[room].fetch_add(1, Ordering::SeqCst), 0, "two workers compute room {room}");
                 permits.push((room, permit));
             }
         }

@@ -1,4 +1,4 @@
-//! The writer against an inbox that answers as a test wants.
+//! The writer with a scripted inbox.
 
 use std::collections::HashMap;
 
@@ -10,10 +10,10 @@ use super::super::{Kept, Unavailable};
 use super::*;
 use crate::message::UserId;
 
-/// What an inbox does with one pipeline.
+/// The inbox's reaction to one pipeline.
 type Act = Box<dyn FnMut(&[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> + Send>;
 
-/// Notes what is stored, as it is told.
+/// Records what is stored and reacts as scripted.
 struct Scripted {
     act: Mutex<Act>,
     /// The entries of each pipeline.
@@ -60,7 +60,7 @@ impl World {
         places.store(entries, || ()).await.expect("the writer runs")
     }
 
-    /// How often each entry was sent, and how many pipelines there were.
+    /// How often each entry was sent, and the number of pipelines.
     fn written(&self) -> (HashMap<String, usize>, usize) {
         let pipelines = self.inbox.pipelines.lock();
         let mut times = HashMap::new();
@@ -96,7 +96,7 @@ async fn many_messages_share_pipelines_and_nothing_is_written_twice() {
 
 #[tokio::test]
 async fn it_goes_on_where_redis_stopped() {
-    // A Redis that takes ten entries of each pipeline, and one that it will never take.
+    // A Redis that accepts ten entries per pipeline, and permanently refuses one.
     let world = World::new(HOUR, |entries| {
         let never = entries.iter().position(|entry| entry.user.as_str() == "u13");
         let not_stored =
@@ -108,7 +108,7 @@ async fn it_goes_on_where_redis_stopped() {
         Err(Unfinished { not_stored, left: (10..entries.len()).collect(), because: full() })
     });
     let stored = world.store((0..95).map(|user| entry(&format!("u{user}"), 1, None)).collect()).await;
-    assert_eq!(stored, Stored { refused: 1, reason: Some("spoilt".into()) });
+    assert_eq!(stored, Stored { refused: vec![UserId::from("u13")], reason: Some("spoilt".into()) });
     let pipelines = world.inbox.pipelines.lock();
     let taken: Vec<_> = pipelines.iter().flat_map(|pipeline| pipeline.iter().take(10)).collect();
     let expected: Vec<_> = (0..95).map(|user| format!("u{user} 1")).collect();
@@ -131,7 +131,7 @@ async fn a_pipeline_that_was_too_slow_was_too_large() {
         world.store((0..300).map(|user| entry(&format!("u{user}"), 1, None)).collect()).await,
         Stored::default()
     );
-    assert_eq!(*problem.borrow_and_update(), None, "it goes on");
+    assert_eq!(*problem.borrow_and_update(), None, "the problem is cleared");
 }
 
 #[tokio::test]
@@ -153,14 +153,14 @@ async fn a_redis_that_refuses_for_long_is_given_up_and_asked_again() {
         problem.borrow_and_update().clone()
     });
     assert!(seen.is_some_and(|seen| seen.contains("maxmemory")), "who waits learns why");
-    assert_eq!(stored.refused, 10);
+    assert_eq!(stored.refused.len(), 10);
     assert!(stored.reason.as_ref().is_some_and(|why| why.contains("maxmemory")), "{stored:?}");
     let waited = begun.elapsed();
     assert!(waited >= Duration::from_millis(300), "{waited:?}");
 
-    assert_eq!(world.store(ten()).await.refused, 10, "at once: it still refuses");
+    assert_eq!(world.store(ten()).await.refused.len(), 10, "at once: it still refuses");
     refuses.store(false, Ordering::Relaxed);
-    assert_eq!(world.store(ten()).await, Stored::default(), "it is asked each time");
+    assert_eq!(world.store(ten()).await, Stored::default(), "it is tried each time");
 }
 
 #[tokio::test]
@@ -183,5 +183,5 @@ async fn what_waits_is_bounded() {
     assert!(futures_util::poll!(&mut one).is_pending());
     drop(all);
     assert!(one.await.is_some());
-    assert!(world.queue.places(usize::MAX).await.is_some(), "more than there is takes all of it");
+    assert!(world.queue.places(usize::MAX).await.is_some(), "a larger request gets all slots");
 }

@@ -19,7 +19,7 @@ use crate::wasm::{CompileLimits, RuntimeConfig, WasmFeature};
 pub struct PoliciesConfig {
     /// Every `*.wasm` in this folder that no `[[plugin]]` names is a plugin too: named after
     /// its file, with default settings, in the order of the file names, after the
-    /// configured ones. One that cannot be read is left out, with a warning, unless it is in force:
+    /// configured ones. One that cannot be a plugin is left out, with a warning, unless it was in force:
     /// name what messages must not pass without.
     pub directory: Option<PathBuf>,
     /// How long files have to be left alone after a change before they are looked at: what

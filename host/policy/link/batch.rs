@@ -1,7 +1,7 @@
-//! How a batch goes through one plugin's filter.
+//! Runs a batch through one plugin's filter.
 //!
-//! What fails costs only the message it fails on: a failing batch is halved, with fresh
-//! instances, until what it fails on stands alone; that gets the plugin's `on_error`.
+//! A failure costs only the message that causes it: a failing batch is halved, with fresh instances,
+//! until that message is isolated; the plugin's `on_error` applies to it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -26,20 +26,20 @@ pub(in crate::policy) struct Source<'a> {
     pub(in crate::policy) partition: i32,
 }
 
-/// How many calls of one plugin may fail in a row before it is given up on for the batch:
-/// enough to find one message by halving (and to ask once more with a fresh instance), so that
-/// a plugin that fails on everything costs only a few deadlines.
+/// How many calls of one plugin may fail in a row before the batch is given up: enough to isolate one
+/// message by halving (and to retry it with a fresh instance), so that a plugin that fails on
+/// everything costs only a few deadlines.
 fn failures_in_a_row(batch: usize) -> usize {
     batch.max(1).ilog2() as usize + 4
 }
 
-/// How many may fail in a batch altogether, as a multiple of those in a row: every message
-/// that is found starts a new row, and many of them must not cost a deadline each for ever.
+/// How many calls may fail in a batch altogether, as a multiple of those in a row: every isolated
+/// message starts a new row, and many of them must not cost a deadline each.
 const ROWS_PER_BATCH: usize = 8;
 
 impl Link {
-    /// The same for a plugin whose state may be shared: answers with the keys that it needs,
-    /// where it needs some; nothing has happened then.
+    /// Runs the filter of a plugin whose state may be shared. Returns the keys that it needs; if
+    /// there are any, the batch is unchanged.
     pub(in crate::policy) fn filter_sharing(
         &mut self,
         source: Source<'_>,
@@ -55,7 +55,7 @@ impl Link {
         let closed = shared.close();
         let plugin = &self.plugin.version.name;
         let of_plugin = |key| StateKey { plugin: Arc::clone(plugin), key };
-        // What it wrote is forgotten with its answers.
+        // Its writes are discarded with its answers.
         if result.is_err() || !closed.wanted.is_empty() {
             pass.take_back(before);
         }
@@ -68,14 +68,14 @@ impl Link {
         Ok(Vec::new())
     }
 
-    /// Runs a batch through the filter of a plugin that looks on. A stall is a failure like any other
-    /// here: it is not shown the batch again.
+    /// Runs a batch through the filter of a shadow. A stall is a failure like any other here: the
+    /// batch is not repeated.
     pub(in crate::policy) fn look_on(&mut self, topic: &str, partition: i32, batch: &mut [Filtered]) {
         let mut answered = vec![false; batch.len()];
         let _ = self.filter(Source { topic, partition }, Asked { batch, answered: &mut answered });
     }
 
-    /// Runs what is still open of a batch through the plugin's filter, or its candidate's.
+    /// Runs the undecided messages of a batch through the plugin's filter, or its candidate's.
     fn filter(&mut self, source: Source<'_>, mut asked: Asked<'_>) -> Result<(), Stalled> {
         let asked = &mut asked;
         let is_open = |at: &usize| asked.batch[*at].verdict == Verdict::Pass && !asked.answered[*at];
@@ -103,7 +103,7 @@ impl Link {
         asked: &mut Asked<'_>,
         open: &[usize],
     ) -> Result<(), Stalled> {
-        // Stretches of `open` that are still to be asked about; the first one on top.
+        // The ranges of `open` that still have to be asked about; the first one is last.
         let everything = 0..open.len();
         let mut stretches = vec![everything];
         let in_a_row = failures_in_a_row(open.len());
@@ -137,7 +137,7 @@ impl Link {
                 return self.give_up_on(&failure, asked, indexes.iter().copied().chain(rest));
             }
             if indexes.len() == 1 && used {
-                // It may have been the instance: memory that leaked away over many calls.
+                // The instance may be the cause: memory that leaked over many calls.
                 stretches.push(stretch);
                 continue;
             }
@@ -171,18 +171,18 @@ impl Link {
         if self.is_in_vain() {
             return verdicts;
         }
-        // What fails is asked about again, in halves; it counts when it is given up on.
+        // Failed messages are asked about again, in halves; they count once they are given up.
         let answered = if verdicts.is_ok() { asked.len() } else { 0 };
         self.plugin.tally.asked(answered, begun.elapsed());
         verdicts
     }
 
-    /// Whether this batch will be asked about again, with values of the shared state.
+    /// Whether this batch will be repeated with values of the shared state.
     fn is_in_vain(&self) -> bool {
         self.shared.as_ref().is_some_and(|shared| shared.is_in_vain())
     }
 
-    /// Applies verdicts; one that makes no sense costs its own message only.
+    /// Applies verdicts; an invalid one costs only its own message.
     fn apply(
         &self,
         verdicts: Vec<UncheckedVerdict>,
@@ -204,7 +204,7 @@ impl Link {
         Ok(())
     }
 
-    /// The plugin failed on these messages: they get its `on_error`.
+    /// Applies the plugin's `on_error` to these messages.
     fn give_up_on(
         &self,
         failure: &Failure,

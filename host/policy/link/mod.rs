@@ -1,7 +1,7 @@
 //! One plugin in a chain, and the chain's instance of it.
 //!
-//! An instance that fails is thrown away; what it failed on is asked once more of a fresh one. How a
-//! batch is brought through, whatever the plugin does, stands in `batch`.
+//! A failed instance is discarded, and the call is retried once with a fresh one. `batch` brings a
+//! batch through whatever the plugin does.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,37 +27,37 @@ mod batch;
 
 pub(super) use batch::Source;
 
-/// A plugin with a chain's instance of it, which is made when it is needed.
+/// A plugin with this chain's instance of it, which is created when it is needed.
 pub(super) struct Link {
     pub(super) plugin: Arc<Plugin>,
-    /// A candidate beside it.
+    /// A candidate next to it.
     trial: Option<Arc<Trial>>,
     instance: Option<Instance>,
     /// With `state = "shared"`.
     pub(super) shared: Option<Arc<Session>>,
-    /// Of the candidate that decides for some rooms, when there is one.
+    /// The candidate that decides for some rooms, if there is one.
     canary: Option<Box<Self>>,
     budget: TimeBudget,
-    /// How its last call failed that took too long.
+    /// The kind of its last failure past a deadline.
     late: FailureKind,
-    /// For as long as the plugin is not called.
+    /// Set while the plugin is not called.
     over: Option<OverBudget>,
 }
 
 impl Link {
-    /// With the plugin's candidate, where it has one.
+    /// With the plugin's candidate, if there is one.
     pub(super) fn new(plugin: Arc<Plugin>, trial: Option<Arc<Trial>>) -> Self {
         let canary = trial.as_ref().filter(|trial| trial.shadow.is_none());
         let canary = canary.map(|trial| Box::new(Self::alone(Arc::clone(&trial.candidate))));
         let mut link = Self { canary, trial, ..Self::alone(plugin) };
-        // State belongs to the name: a batch that both decide is one.
+        // State belongs to the name: a batch that both versions decide uses one state.
         if let (Some(canary), Some(shared)) = (&mut link.canary, &link.shared) {
             canary.shared = Some(Arc::clone(shared));
         }
         link
     }
 
-    /// Without any candidate.
+    /// Without a candidate.
     pub(super) fn alone(plugin: Arc<Plugin>) -> Self {
         let shared = (plugin.config.state == StateScope::Shared).then(|| Arc::new(plugin.session()));
         let budget = TimeBudget::new(plugin.config.deadline, plugin.config.time_budget.0, Instant::now());
@@ -83,7 +83,7 @@ impl Link {
         &self.plugin.module.hooks
     }
 
-    /// Lets the plugin regroup a room; on failure the room is as it was.
+    /// Lets the plugin regroup a room; on failure the room is unchanged.
     pub(super) fn regroup(&mut self, room: &RoomId, grouping: &mut Grouping) -> Result<(), Failure> {
         if let (Some(canary), Some(trial)) = (&mut self.canary, &self.trial)
             && trial.decides_for_room(room.as_str())
@@ -100,7 +100,7 @@ impl Link {
         applied.map_err(|failure| self.counted(failure))
     }
 
-    /// Asks the plugin about the recipients that are undecided; on failure they stay so.
+    /// Asks the plugin about the undecided recipients; on failure they stay undecided.
     pub(super) fn decide(
         &mut self,
         message: &Message,
@@ -127,13 +127,13 @@ impl Link {
         Ok(())
     }
 
-    /// The same failure, in the metrics.
+    /// Records a failure in the metrics and returns it.
     fn counted(&self, failure: Failure) -> Failure {
         self.plugin.services.metrics.failed(failure.kind, failure.limit);
         failure
     }
 
-    /// Why the plugin is not to be called now.
+    /// Why the plugin must not be called now, if so.
     fn over_budget(&mut self) -> Option<Failure> {
         if !self.budget.is_over() || !self.plugin.is_time_a_budget() {
             return None;
@@ -144,13 +144,13 @@ impl Link {
         Some(Failure::over_budget(self.late, rest))
     }
 
-    /// Counts what a call took against the budget.
+    /// Charges the duration of a call to the budget.
     fn spend<R>(&mut self, result: &Result<R, Failure>, begun: Instant) {
         match result {
             Err(failure) if failure.is_late() => {
                 self.late = failure.kind;
                 let now = Instant::now();
-                // What a busy machine adds is not the plugin's doing.
+                // Only the deadline is charged: delays by a busy machine are not the plugin's fault.
                 let took = match failure.kind {
                     FailureKind::Start => now - begun,
                     _ => self.plugin.config.deadline,
@@ -164,7 +164,7 @@ impl Link {
         }
     }
 
-    /// Calls this chain's instance, and a fresh one when the one at hand fails.
+    /// Calls this chain's instance, and retries with a fresh one if it was used before and fails.
     fn twice<R>(&mut self, call: impl Fn(&mut Instance) -> Result<R, Failure>) -> Result<R, Failure> {
         if let Some(failure) = self.over_budget() {
             self.plugin.services.metrics.unasked(1);
@@ -177,8 +177,7 @@ impl Link {
         }
     }
 
-    /// Calls this chain's instance, which is made where there is none and thrown away when
-    /// the call fails.
+    /// Calls this chain's instance. It is created if needed, and discarded when the call fails.
     fn with_instance<R>(
         &mut self,
         call: impl FnOnce(&mut Instance) -> Result<R, Failure>,
@@ -200,7 +199,7 @@ impl Link {
     }
 }
 
-/// A worker does not call the plugin for now; counted for as long as that holds.
+/// A worker does not call the plugin for now; counted until this is dropped.
 struct OverBudget(Gauge);
 
 impl OverBudget {
@@ -212,8 +211,8 @@ impl OverBudget {
             tracing::warn!(
                 %plugin,
                 missed,
-                "a plugin ran past its deadline too often: its `on_error` decides without calling it; \
-                 it is tried again now and then"
+                "a plugin exceeded its deadline too often: its `on_error` decides without calling it; \
+                 it is called again from time to time"
             );
         }
         Self(gauge)
@@ -227,7 +226,7 @@ impl Drop for OverBudget {
 }
 
 impl Plugin {
-    /// For hooks where a failure means that the plugin has no say, unless it stalls.
+    /// For hooks where a failure means that the plugin has no opinion, unless it stalls.
     pub(super) fn skip_or_stall(&self, failure: &Failure) -> Result<(), Stalled> {
         self.complain(failure, 1);
         match self.on_error(failure) {
@@ -236,8 +235,8 @@ impl Plugin {
         }
     }
 
-    /// What becomes of what it failed on. Where the process has no room for it, nothing passes, is
-    /// dropped or dead-lettered: it was not asked.
+    /// The action for this failure. If the process has no room for the plugin, its messages neither
+    /// pass, nor are they dropped or dead-lettered: the plugin was not asked.
     fn on_error(&self, failure: &Failure) -> OnError {
         if failure.is_no_room() { OnError::Stall } else { self.config.on_error.on(failure.kind) }
     }
@@ -246,8 +245,8 @@ impl Plugin {
         Stalled { plugin: self.version.clone(), error: failure.to_string() }
     }
 
-    /// It failed on so many messages. One line now and then, for a plugin may fail on every
-    /// message; and an alarm when that is too often.
+    /// Records that the plugin failed on this many messages. Logs are throttled, because a plugin may
+    /// fail on every message. Raises an alarm when it fails too often.
     fn complain(&self, failure: &Failure, messages: usize) {
         let plugin = &self.version;
         tracing::debug!(%plugin, %failure, "a plugin failed");

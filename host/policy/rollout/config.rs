@@ -1,59 +1,59 @@
-//! `trial` and `quarantine` of a `[[plugin]]`: a candidate beside the version in force, and when a
-//! version is taken out of force. Plain data.
+//! `trial` and `quarantine` of a `[[plugin]]`: a candidate next to the active version, and when a
+//! version is deactivated automatically. Plain data.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A candidate, and how it is tried.
+/// A candidate and its rollout.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrialConfig {
-    /// The candidate's file. It gets the plugin's own settings.
+    /// The candidate's file. It uses the plugin's own settings.
     pub path: PathBuf,
-    /// The SHA-256 of the candidate's file, in hex: nothing else is tried.
+    /// The SHA-256 of the candidate's file, in hex; no other content is tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-    /// Whether it decides for some rooms, or only looks on.
+    /// Whether it decides for some rooms, or observes without effect.
     pub mode: Mode,
     /// A canary's share of the rooms, chosen by a stable hash: the same rooms on all gateways.
     pub share: Share,
     /// Rooms that a canary decides for, whatever the share.
     pub rooms: Vec<String>,
-    /// After this time without a breach of the budget, a canary comes in force by itself. Without
-    /// it, `halley plugin promote` does that.
+    /// A canary that stays within its budget for this time is promoted automatically. Without it,
+    /// `halley plugin promote` does that.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub promote_after: Option<Duration>,
-    /// What a canary may cost, before it goes by itself.
+    /// The limits beyond which a canary is rolled back automatically.
     pub budget: Budget,
 }
 
-/// What a candidate may do.
+/// The mode of a candidate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// It decides for a share of the rooms.
     #[default]
     Canary,
-    /// It sees all that the version in force filters, and has no effect.
+    /// It sees everything that the active version filters, and has no effect.
     Shadow,
 }
 
-/// What a canary may cost. Judged from 100 messages on.
+/// The limits of a canary. Checked from 100 messages on.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Budget {
     /// The share of its messages that it may fail on.
     pub errors: Share,
-    /// Its mean time for a message, as a multiple of what the version in force takes meanwhile.
+    /// Its mean time per message, as a multiple of the active version's in the same period.
     pub latency: f64,
-    /// By how much its share of dropped and dead-lettered messages may exceed that of the version
-    /// in force.
+    /// By how much its share of dropped and dead-lettered messages may exceed that of the active
+    /// version.
     pub drops: Share,
 }
 
-/// A part of a whole, written as `5%` or `0.05`.
+/// A fraction, written as `5%` or `0.05`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
 pub struct Share(pub f64);
 
@@ -101,29 +101,29 @@ impl TrialConfig {
     }
 }
 
-/// `quarantine` of a `[[plugin]]`: when a version is taken out of force by itself.
+/// `quarantine` of a `[[plugin]]`: when a version is deactivated automatically.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct QuarantineConfig {
-    /// So many messages (or rooms) that the version failed on.
+    /// The number of messages (or rooms) that the version failed on.
     pub after: usize,
-    /// Within this time.
+    /// Within this window.
     #[serde(with = "humantime_serde")]
     pub within: Duration,
-    /// What decides then.
+    /// What replaces it.
     pub then: Then,
 }
 
-/// What decides after a version was quarantined.
+/// What replaces a quarantined version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Then {
-    /// The last good version of the plugin. Where there is none, the failing one stays, and its
-    /// `on_error` decides.
+    /// The last known-good version of the plugin. If there is none, the failing version stays active
+    /// and its `on_error` decides.
     LastGood,
-    /// Nothing: the chain goes on without the plugin.
+    /// Nothing: the chain continues without the plugin.
     Without,
-    /// Never quarantined: its `on_error` decides, for as long as it fails.
+    /// It is never quarantined: its `on_error` decides as long as it fails.
     Never,
 }
 
@@ -159,7 +159,7 @@ impl std::str::FromStr for Share {
             Some(percent) => number(percent).map(|percent| percent / 100.0),
             None => number(text),
         };
-        share.map(Self).ok_or_else(|| format!("`{text}` is no share; write it as `5%` or `0.05`"))
+        share.map(Self).ok_or_else(|| format!("`{text}` is not a share; write it as `5%` or `0.05`"))
     }
 }
 

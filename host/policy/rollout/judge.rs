@@ -1,15 +1,15 @@
-//! Whether a canary goes on, comes in force, or goes: from what it and the version in force did
-//! in the same time. Pure.
+//! Decides whether a canary continues, is promoted, or is rolled back, by comparing its statistics
+//! with the active version's over the same period. Pure.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use crate::policy::rollout::config::{Budget, Share};
 
-/// Fewer messages than that say nothing.
+/// Fewer messages than this decide nothing.
 const LEAST: u64 = 100;
 
-/// What one version did, counted while it works.
+/// The statistics of one version, updated while it runs.
 #[derive(Debug, Default)]
 pub(in crate::policy) struct Tally {
     messages: AtomicU64,
@@ -18,16 +18,16 @@ pub(in crate::policy) struct Tally {
     nanoseconds: AtomicU64,
 }
 
-/// What one version did until now.
+/// A snapshot of the statistics of one version.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::policy) struct Deeds {
     /// Messages that it was asked about.
     pub(in crate::policy) messages: u64,
-    /// The ones of these that it failed on.
+    /// Those that it failed on.
     pub(in crate::policy) errors: u64,
-    /// The ones that it dropped or dead-lettered.
+    /// Those that it dropped or dead-lettered.
     pub(in crate::policy) stopped: u64,
-    /// The time of all its calls.
+    /// The total time of its calls.
     pub(in crate::policy) time: Duration,
 }
 
@@ -66,23 +66,23 @@ impl Deeds {
         share(self.stopped, self.messages)
     }
 
-    /// The mean time of a message.
+    /// The mean time per message.
     pub(in crate::policy) fn latency(&self) -> Duration {
         Duration::from_secs_f64(self.time.as_secs_f64() / self.messages.max(1) as f64)
     }
 }
 
-/// What becomes of a canary.
+/// What happens to a canary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::policy) enum Judgement {
-    /// It is too early to tell, or nobody wants it in force by itself.
+    /// It is too early to tell, or automatic promotion is off.
     GoOn,
     Promote,
-    /// It breached the budget.
+    /// It exceeded its budget.
     Abandon(String),
 }
 
-/// Judges a canary that was tried for so long.
+/// Decides about a canary that has been running for this time.
 pub(in crate::policy) fn judge(
     active: Deeds,
     canary: Deeds,
@@ -107,7 +107,7 @@ fn breach(active: Deeds, canary: Deeds, budget: &Budget) -> Option<String> {
     if errors > budget.errors {
         return Some(format!("it failed on {errors} of its messages; the budget is {}", budget.errors));
     }
-    // What the active version does is the measure of the rest.
+    // The other limits are relative to the active version.
     if active.messages < LEAST {
         return None;
     }
@@ -116,7 +116,7 @@ fn breach(active: Deeds, canary: Deeds, budget: &Budget) -> Option<String> {
         let drops = (canary.drops(), active.drops());
         let budget = budget.drops;
         return Some(format!(
-            "it stops {} of its messages, the version in force {}; the budget is {budget} more",
+            "it stops {} of its messages, the active version {}; the budget is {budget} more",
             drops.0, drops.1
         ));
     }
@@ -124,7 +124,7 @@ fn breach(active: Deeds, canary: Deeds, budget: &Budget) -> Option<String> {
     if own.as_secs_f64() > other.as_secs_f64() * budget.latency {
         let times = budget.latency;
         return Some(format!(
-            "a message takes it {own:?}, the version in force {other:?}; the budget is {times} times that"
+            "it takes {own:?} per message, the active version {other:?}; the budget is {times} times that"
         ));
     }
     None
@@ -161,10 +161,8 @@ mod tests {
         };
         let micro = Duration::from_micros(1);
         assert!(why(deeds(100, 2, 10, micro)).contains("failed on 2%"));
-        assert!(
-            why(deeds(100, 0, 16, micro)).contains("stops 16% of its messages, the version in force 10%")
-        );
-        assert!(why(deeds(100, 0, 10, micro * 4)).contains("takes it 4µs"));
+        assert!(why(deeds(100, 0, 16, micro)).contains("stops 16% of its messages, the active version 10%"));
+        assert!(why(deeds(100, 0, 10, micro * 4)).contains("takes 4µs"));
         assert_eq!(judged(deeds(100, 1, 15, micro * 3)), Judgement::Promote);
     }
 

@@ -1,12 +1,12 @@
-//! How a version comes in force and goes again: tried beside the one in force, judged, put there or
-//! taken out of force by an operator, and in quarantine when it fails too often.
+//! Activates and deactivates versions: rollouts of candidates, changes by an operator, and the
+//! quarantine of versions that fail too often.
 //!
-//! - `config`: what is wanted. `judge`: whether a canary stays. Both pure.
-//! - `trial`: a candidate beside the version in force. `shadow`: the thread of one that looks on, and
-//!   what it would have done otherwise.
+//! - `config`: the configuration. `judge`: whether a canary continues. Both pure.
+//! - `trial`: a candidate next to the active version. `shadow`: the thread of a shadow, and its
+//!   differences from the active version.
 //! - `quarantine`: when a version has failed too often.
-//! - `operator`: what is done by hand, and what the supervisor does by itself. It acts on the whole set;
-//!   the rest here knows nothing of sets and chains.
+//! - `operator`: changes by an operator, and automatic ones by the supervisor. It acts on the whole
+//!   set; the rest of this module knows nothing of sets and chains.
 
 pub(super) mod config;
 pub(super) mod judge;

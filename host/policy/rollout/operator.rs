@@ -1,5 +1,5 @@
-//! Versions that come in force by hand instead of by file, and the quarantine of those that
-//! fail too often. Everything takes effect between two batches, as a swap by file does.
+//! Changes of versions by an operator, and the quarantine of versions that fail too often. Every
+//! change takes effect between two batches, like a swap by file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ use crate::policy::rollout::shadow::Differences;
 use crate::policy::rollout::trial::Trial;
 use crate::policy::set::Generation;
 
-/// A version that arrives by hand instead of by file.
+/// A version that an operator uploads.
 #[derive(Clone, Debug)]
 pub struct Upload {
-    /// The plugin whose new version it is: a configured one.
+    /// The plugin's name; it must be configured.
     pub name: String,
     /// The file.
     pub bytes: Vec<u8>,
@@ -32,11 +32,11 @@ pub struct Upload {
 }
 
 impl Policies {
-    /// Puts these versions in force together, or none of them. Each decides until the
-    /// plugin's file changes, or until it is gone back from or released.
+    /// Activates these versions together, or none of them. Each one overrides the plugin's file until
+    /// the file changes, or until it is rolled back or released.
     ///
     /// # Errors
-    /// With everything that is wrong with any of them.
+    /// With all problems of all versions.
     pub async fn push(&self, uploads: Vec<Upload>) -> Result<Generation, Refused> {
         let pushed = |upload: Upload| {
             let signature = upload.signature.map(Arc::from);
@@ -46,8 +46,8 @@ impl Policies {
         self.steer(uploads.into_iter().map(pushed).collect()).await
     }
 
-    /// Goes back to an earlier version of a plugin: the one whose hash begins so, else the last
-    /// good one before the one in force.
+    /// Rolls a plugin back to an earlier version: the one with this hash prefix, else the last
+    /// known-good version before the active one.
     ///
     /// # Errors
     /// When there is no such version, or it does not start any more.
@@ -55,7 +55,9 @@ impl Policies {
         let record = self.kept().record(plugin).unwrap_or_default();
         let target = match to {
             Some(prefix) => record.find(prefix),
-            None => record.good().next().ok_or_else(|| "has no good version to go back to".to_owned()),
+            None => {
+                record.good().next().ok_or_else(|| "has no known-good version to roll back to".to_owned())
+            }
         };
         let hash = target.map_err(|why| self.problem(plugin, why))?.hash.clone();
         let back = ByHand {
@@ -65,8 +67,8 @@ impl Policies {
         self.steer(BTreeMap::from([(plugin.to_owned(), back)])).await
     }
 
-    /// Ends what stands in for a plugin's file (a push, a rollback, a quarantine): the file
-    /// decides again.
+    /// Ends an override of a plugin's file (a push, a rollback, a quarantine): the file decides
+    /// again.
     ///
     /// # Errors
     /// When the file is refused.
@@ -76,13 +78,13 @@ impl Policies {
         self.steer(BTreeMap::from([(plugin.to_owned(), released)])).await
     }
 
-    /// What is kept of a plugin, the version that came in force last first. `None` for a name
-    /// that was never in force.
+    /// The stored versions of a plugin, the most recently activated first. `None` for a plugin that
+    /// never was active.
     pub fn versions(&self, plugin: &str) -> Option<Vec<KeptVersion>> {
         self.kept().record(plugin).map(|record| record.versions)
     }
 
-    /// Ends a trial: the candidate decides from now on, until the plugin's file changes.
+    /// Promotes the candidate: it decides from now on, until the plugin's file changes.
     ///
     /// # Errors
     /// When the plugin has no candidate, or is pinned to another version.
@@ -95,7 +97,7 @@ impl Policies {
         self.steer(BTreeMap::from([(plugin.to_owned(), promoted)])).await
     }
 
-    /// Ends a trial: the candidate goes, and comes again only with another content.
+    /// Ends a rollout: the candidate is removed, and tried again only if its content changes.
     ///
     /// # Errors
     /// When the plugin has no candidate.
@@ -104,20 +106,20 @@ impl Policies {
         self.give_up(&active, &trial, "abandoned").await
     }
 
-    /// What a candidate that looks on would have decided otherwise; `None` when there is none.
+    /// What a shadow would have decided differently; `None` if the plugin has none.
     pub fn differences(&self, plugin: &str) -> Option<Differences> {
         let current = self.current();
         let entry = current.entries().iter().find(|one| one.plugin.config.name == plugin)?;
         Some(entry.trial.as_ref()?.shadow.as_ref()?.differences())
     }
 
-    /// What decides goes on without the candidate.
+    /// Continues with the active version, without the candidate.
     async fn give_up(&self, active: &Plugin, trial: &Trial, why: &str) -> Result<Generation, Refused> {
         let gone = ByHand { tried: Some(tried(trial, why)), ..ByHand::going_on(&active.module.hash, why) };
         self.steer(BTreeMap::from([(active.config.name.clone(), gone)])).await
     }
 
-    /// The version in force of a plugin that has a candidate, and the candidate.
+    /// The active version of a plugin that has a candidate, and the candidate.
     fn on_trial(&self, plugin: &str) -> Result<(Arc<Plugin>, Arc<Trial>), Refused> {
         let current = self.current();
         let named = current.entries().iter().find(|one| one.plugin.config.name == plugin);
@@ -126,7 +128,7 @@ impl Policies {
             .ok_or_else(|| self.problem(plugin, "has no candidate; give it a `trial`".to_owned()))
     }
 
-    /// Promotes and gives up the candidates whose time has come.
+    /// Promotes candidates, or rolls them back, when their rollout is decided.
     async fn judge(&self) {
         for entry in self.current().entries() {
             let Entry { plugin: active, trial: Some(trial) } = &**entry else { continue };
@@ -134,17 +136,17 @@ impl Policies {
             let done = match trial.judge(active) {
                 Judgement::GoOn => continue,
                 Judgement::Promote => {
-                    tracing::info!(%candidate, "kept its budget; it comes in force");
+                    tracing::info!(%candidate, "stayed within its budget; promoting it");
                     match self.promote(&active.config.name).await {
                         Err(refused) => {
-                            tracing::warn!(%candidate, %refused, "cannot come in force and goes");
+                            tracing::warn!(%candidate, %refused, "cannot be promoted; rolling it back");
                             self.give_up(active, trial, &format!("could not come in force: {refused}")).await
                         }
                         promoted => promoted,
                     }
                 }
                 Judgement::Abandon(why) => {
-                    tracing::warn!(%candidate, "breached its budget and goes: {why}");
+                    tracing::warn!(%candidate, "exceeded its budget; rolling it back: {why}");
                     self.give_up(active, trial, &why).await
                 }
             };
@@ -154,7 +156,7 @@ impl Policies {
         }
     }
 
-    /// Puts in force what was said of these plugins; the others stay as they are.
+    /// Applies changes to these plugins; the others stay as they are.
     async fn steer(&self, mut by_hand: BTreeMap<String, ByHand>) -> Result<Generation, Refused> {
         let replacing = self.replacing().await;
         let configured = self.wanted();
@@ -171,7 +173,7 @@ impl Policies {
         self.switch(&replacing, configured.into_iter().map(want).collect(), None).await
     }
 
-    /// Takes a version out of force that failed too often.
+    /// Quarantines a version that failed too often.
     async fn quarantine(&self, alarm: &Alarm) {
         let current = self.current();
         let failing =
@@ -199,10 +201,10 @@ impl Policies {
         let on_error = serde_json::to_string(&plugin.config.on_error).unwrap_or_default();
         tracing::error!(
             plugin = %plugin.version, on_error,
-            "{}: it {}; there is no good version to go back to, so it stays and its `on_error` decides",
+            "{}: it {}; no known-good version to roll back to, so it stays active and its `on_error` decides",
             alarm.limit, alarm.last
         );
-        // It stays, but it does not hold up everything.
+        // It stays active, but must not block the gateway.
         plugin.enforce_time_budget();
     }
 
@@ -214,11 +216,10 @@ impl Policies {
     }
 }
 
-/// How often candidates are looked at.
+/// How often canaries are analyzed.
 const JUDGE_EVERY: Duration = Duration::from_secs(1);
 
-/// Looks after the versions until shutdown: takes those out of force that fail too often, and
-/// ends trials.
+/// Runs until shutdown: quarantines versions that fail too often, and ends rollouts.
 pub async fn supervise(policies: Arc<Policies>, shutdown: CancellationToken) {
     let work = async {
         loop {
@@ -228,7 +229,7 @@ pub async fn supervise(policies: Arc<Policies>, shutdown: CancellationToken) {
             }
         }
     };
-    // Giving up in the middle is harmless: sets change in one step.
+    // Cancelling at any point is harmless: sets change in one step.
     shutdown.run_until_cancelled(work).await;
 }
 
@@ -240,9 +241,9 @@ fn by_hand(pick: Pick, cause: Cause, why: &str) -> ByHand {
     ByHand { pick, cause: Some(cause), why: why.to_owned(), against: None, tried: None }
 }
 
-/// What is tried in place of a failing version, in this order. Nothing where the failing one
-/// came by quarantine itself: two versions that fail alike fail because of the records, and
-/// whoever sends those must not take the policies back to their beginnings.
+/// The replacements for a failing version, in order of preference. There are none if the failing
+/// version itself replaced a quarantined one: if two versions fail alike, the records are the cause,
+/// and the sender of those must not be able to roll the policies back to their oldest version.
 fn ways_out(then: Then, record: &Record) -> Vec<Pick> {
     let fails_alike = record.instead.as_ref().is_some_and(|instead| instead.cause == Cause::Quarantined);
     match then {
@@ -255,8 +256,8 @@ fn ways_out(then: Then, record: &Record) -> Vec<Pick> {
 
 fn describe(pick: &Pick) -> String {
     match pick {
-        Pick::Kept(hash) => format!("back to {}", &hash[..12]),
-        _ => "on without it".to_owned(),
+        Pick::Kept(hash) => format!("rolled back to {}", &hash[..12]),
+        _ => "continuing without it".to_owned(),
     }
 }
 

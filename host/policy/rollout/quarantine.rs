@@ -1,4 +1,4 @@
-//! When a version has failed too often: so many messages within so long.
+//! When a version has failed too often: a number of failures within a window.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ pub(in crate::policy) struct Failures {
 
 #[derive(Debug, Default)]
 struct Recent {
-    /// The latest ones, no more than it takes.
+    /// The latest failures, at most as many as the limit.
     times: VecDeque<Instant>,
     too_many: bool,
 }
@@ -27,7 +27,7 @@ impl Failures {
         Self { config, recent: Mutex::default() }
     }
 
-    /// It failed on so many more. True once: when that is too much.
+    /// Records more failures. True once: when the limit is reached.
     pub(in crate::policy) fn note(&self, more: usize, now: Instant) -> bool {
         if self.config.then == Then::Never {
             return false;
@@ -48,7 +48,7 @@ impl Failures {
         recent.too_many
     }
 
-    /// It is too much for another reason than their number. True once, as [`Failures::note`].
+    /// Reports a failure that does not depend on their number. True once, like [`Failures::note`].
     pub(in crate::policy) fn are_too_much(&self) -> bool {
         if self.config.then == Then::Never {
             return false;
@@ -57,7 +57,7 @@ impl Failures {
         !std::mem::replace(&mut recent.too_many, true)
     }
 
-    /// Whether it ever was too much.
+    /// Whether the limit was ever reached.
     pub(in crate::policy) fn too_many(&self) -> bool {
         self.recent.lock().too_many
     }
@@ -72,26 +72,26 @@ impl Failures {
     }
 }
 
-/// A version in force has failed too often.
+/// An active version has failed too often.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct Alarm {
     pub(in crate::policy) plugin: String,
     /// The SHA-256 of the version, in hex.
     pub(in crate::policy) hash: String,
-    /// What was too much, such as `100 failures within 1m`.
+    /// The limit, such as `100 failures within 1m`.
     pub(in crate::policy) limit: String,
-    /// How it failed last.
+    /// Its last failure.
     pub(in crate::policy) last: String,
 }
 
-/// The alarms that nobody has looked at yet.
+/// Alarms that have not been handled yet.
 #[derive(Debug, Default)]
 pub(in crate::policy) struct Alarms {
     waiting: Mutex<VecDeque<Alarm>>,
     arrived: Notify,
 }
 
-/// More versions than that do not fail at once.
+/// More versions than this do not fail at once.
 const MOST_WAITING: usize = 1024;
 
 impl Alarms {
@@ -103,7 +103,7 @@ impl Alarms {
         self.arrived.notify_one();
     }
 
-    /// Waits for the next one.
+    /// Waits for the next alarm.
     pub(in crate::policy) async fn next(&self) -> Alarm {
         loop {
             let next = self.waiting.lock().pop_front();

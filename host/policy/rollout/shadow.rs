@@ -1,9 +1,9 @@
-//! A candidate that looks on: it is shown what the version in force filtered, on a thread of its
-//! own, and what it would have decided otherwise is counted and sampled.
+//! A candidate that observes without effect: it sees what the active version filtered, on a thread of
+//! its own, and the messages that it would have decided differently are counted and sampled.
 //!
-//! It has no effect: what does not fit into its queue is not shown to it, and its state and its
-//! own metrics are not the plugin's. Only `filter` is compared; groupings and dispositions hang
-//! on who is where.
+//! It has no effect: batches that do not fit into its queue are skipped, and its state and its
+//! metrics are separate from the plugin's. Only `filter` is compared; groupings and dispositions
+//! depend on who is connected where.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use crate::decision::{Filtered, Verdict};
 use crate::policy::plugin::Plugin;
 use crate::telemetry::LogThrottle;
 
-/// How many batches may wait to be looked at.
+/// How many batches may be queued.
 const WAITING: usize = 16;
-/// How many differences are kept, the latest ones.
+/// How many differences are kept; the oldest are dropped.
 const KEPT: usize = 100;
 
-/// What the version in force saw of a batch, and what it made of it.
+/// What the active version saw of a batch, and what it decided.
 pub(in crate::policy) struct Seen {
     pub(in crate::policy) topic: String,
     pub(in crate::policy) partition: i32,
@@ -31,26 +31,26 @@ pub(in crate::policy) struct Seen {
     pub(in crate::policy) after: Vec<Filtered>,
 }
 
-/// A candidate that looks on. Its thread ends after the batch at hand when this is dropped.
+/// A shadow. Its thread ends after the current batch once this is dropped.
 pub(in crate::policy) struct Shadow {
     queue: SyncSender<Seen>,
     found: Arc<Found>,
 }
 
-/// What it would have decided otherwise.
+/// What it would have decided differently.
 #[derive(Clone, Debug, Serialize)]
 pub struct Differences {
     /// The messages that were compared.
     pub compared: u64,
-    /// The ones that it was not shown, because it was too slow.
+    /// The messages that it was not shown, because its queue was full.
     pub not_compared: u64,
-    /// The ones that it would have decided otherwise.
+    /// The messages that it would have decided differently.
     pub count: u64,
     /// The latest of these, oldest first.
     pub latest: Vec<Difference>,
 }
 
-/// One message that it would have decided otherwise.
+/// One message that it would have decided differently.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Difference {
     /// When it was found.
@@ -58,9 +58,9 @@ pub struct Difference {
     pub at: SystemTime,
     /// The message's id.
     pub message: String,
-    /// In what they differ: `verdict`, `message`, `comets`, `guards` or `failed`.
+    /// The kind of difference: `verdict`, `message`, `comets`, `guards` or `failed`.
     pub kind: &'static str,
-    /// What the version in force did.
+    /// What the active version did.
     pub in_force: String,
     /// What the candidate would have done.
     pub candidate: String,
@@ -80,7 +80,7 @@ impl Shadow {
     /// partition.
     ///
     /// # Errors
-    /// When there is none.
+    /// When it cannot be started.
     pub(in crate::policy) fn start(
         candidate: &Arc<Plugin>,
         filter: impl FnMut(&str, i32, &mut [Filtered]) + Send + 'static,
@@ -97,11 +97,11 @@ impl Shadow {
         let (looker, candidate) = (Arc::clone(&found), Arc::clone(candidate));
         let thread = std::thread::Builder::new().name("shadow".to_owned());
         let started = thread.spawn(move || look_on(&waiting, &looker, &candidate, filter));
-        started.map_err(|e| format!("no thread for its candidate: {e}"))?;
+        started.map_err(|e| format!("cannot start a thread for its candidate: {e}"))?;
         Ok(Self { queue, found })
     }
 
-    /// Shows it what the version in force decided. Never waits.
+    /// Queues what the active version decided. Never waits.
     pub(in crate::policy) fn show(&self, seen: Seen) {
         let messages = seen.before.len() as u64;
         if self.queue.try_send(seen).is_err() {
@@ -109,7 +109,7 @@ impl Shadow {
         }
     }
 
-    /// What it would have decided otherwise.
+    /// What it would have decided differently.
     pub(in crate::policy) fn differences(&self) -> Differences {
         let latest = self.found.latest.lock();
         Differences {
@@ -161,7 +161,7 @@ impl Found {
         if let Some(missed) = self.log.admit() {
             let Difference { message, in_force, candidate: would, .. } = &difference;
             let plugin = &candidate.version;
-            tracing::info!(%plugin, message, in_force, would, missed, "a candidate would have decided otherwise");
+            tracing::info!(%plugin, message, in_force, would, missed, "a candidate would have decided differently");
         }
         let mut latest = self.latest.lock();
         if latest.len() >= KEPT {
@@ -171,7 +171,7 @@ impl Found {
     }
 }
 
-/// In what two outcomes for a message differ.
+/// The kind of difference between two outcomes for a message.
 fn differ(one: &Filtered, other: &Filtered) -> Option<&'static str> {
     let failed =
         |filtered: &Filtered| filtered.trail.last().is_some_and(|last| last.what.starts_with("failed: "));
@@ -189,7 +189,7 @@ fn differ(one: &Filtered, other: &Filtered) -> Option<&'static str> {
     }
 }
 
-/// A verdict without who gave it. Reasons of failures name versions, and are left out.
+/// A verdict without its author. Reasons of failures name versions, so they are ignored.
 fn verdict(verdict: &Verdict) -> (&'static str, &str) {
     let own = |reason: &'static str, text| (reason, text);
     match verdict {
@@ -203,7 +203,7 @@ fn own_words(reason: &str) -> &str {
     if reason.starts_with("plugin ") { "" } else { reason }
 }
 
-/// What was done to a message, in words.
+/// What was done to a message, as text.
 fn words(filtered: &Filtered) -> String {
     let body = String::from_utf8_lossy(&filtered.message.body);
     let shown = &body[..body.floor_char_boundary(80)];

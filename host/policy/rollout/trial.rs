@@ -1,8 +1,9 @@
-//! A candidate beside the version in force: a canary that decides for some rooms, or a shadow
-//! that looks on.
+//! A candidate next to the active version: a canary that decides for some rooms, or a shadow that
+//! observes without effect.
 //!
-//! A room is decided by one version throughout: by name, or by a hash that is the same on all
-//! gateways. Messages to keys go by their first key; BROADCAST is always the version in force's.
+//! A room is always decided by the same version: by name, or by a hash that is the same on all
+//! gateways. Messages to keys are assigned by their first key; broadcasts always go to the active
+//! version.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use crate::policy::rollout::config::{Mode, Share, TrialConfig};
 use crate::policy::rollout::judge::{Judgement, judge};
 use crate::policy::rollout::shadow::Shadow;
 
-/// The file of a candidate, and how it is to be tried.
+/// The file of a candidate, and its rollout.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct Candidate {
     pub(in crate::policy) config: TrialConfig,
@@ -24,19 +25,19 @@ pub(in crate::policy) struct Candidate {
     pub(in crate::policy) hash: String,
 }
 
-/// A candidate that is tried.
+/// A candidate with its rollout.
 pub(in crate::policy) struct Trial {
     pub(in crate::policy) config: TrialConfig,
     pub(in crate::policy) candidate: Arc<Plugin>,
-    /// What it was prepared from, for its promotion.
+    /// The artifact that it was prepared from, for its promotion.
     pub(in crate::policy) arrived: Arrived,
-    /// Looks on, when that is the mode.
+    /// Set if the candidate is a shadow.
     pub(in crate::policy) shadow: Option<Shadow>,
     begun: Instant,
 }
 
 impl Trial {
-    /// Begins to try a prepared candidate.
+    /// Begins the rollout of a prepared candidate.
     pub(in crate::policy) fn begin(
         wanted: &Candidate,
         candidate: Arc<Plugin>,
@@ -66,14 +67,14 @@ impl Trial {
         self.config.mode == Mode::Canary
     }
 
-    /// By a hash with the plugin's name, so that not always the same rooms try what is new.
+    /// By a hash that includes the plugin's name, so that different plugins choose different rooms.
     fn is_chosen(&self, id: &str) -> bool {
         const PARTS: u64 = 1_000_000;
         let part = xxh3_64(format!("{}\0{id}", self.candidate.config.name).as_bytes()) % PARTS;
         (part as f64) < self.config.share.0 * PARTS as f64
     }
 
-    /// What becomes of it now, compared with the version in force.
+    /// The current decision, compared with the active version.
     pub(in crate::policy) fn judge(&self, active: &Plugin) -> Judgement {
         if !self.is_canary() {
             return Judgement::GoOn;
@@ -82,7 +83,7 @@ impl Trial {
         judge(active, canary, self.begun.elapsed(), self.config.promote_after, &self.config.budget)
     }
 
-    /// How it stands.
+    /// The current status.
     pub(in crate::policy) fn status(&self, active: &Plugin) -> TrialStatus {
         let (own, other) = (self.candidate.tally.read(), active.tally.read());
         TrialStatus {
@@ -102,18 +103,18 @@ impl Trial {
     }
 }
 
-/// How a trial stands.
+/// The status of a rollout.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct TrialStatus {
     /// The SHA-256 of the candidate's file, in hex.
     pub candidate: String,
-    /// What it may do.
+    /// Its mode.
     pub mode: Mode,
     /// A canary's share of the rooms.
     pub share: Share,
     /// The rooms that a canary decides for, whatever the share.
     pub rooms: Vec<String>,
-    /// How long it has been tried, in whole seconds.
+    /// How long it has been running, in whole seconds.
     #[serde(with = "humantime_serde")]
     pub tried_for: Duration,
     /// How many messages it filtered.
@@ -122,15 +123,15 @@ pub struct TrialStatus {
     pub errors: Share,
     /// The share of these that it dropped or dead-lettered.
     pub drops: Share,
-    /// The mean time of a message.
+    /// The mean time per message.
     #[serde(with = "humantime_serde")]
     pub latency: Duration,
-    /// The version in force's share of dropped and dead-lettered messages, in the same time.
+    /// The active version's share of dropped and dead-lettered messages, in the same period.
     pub drops_in_force: Share,
-    /// The version in force's mean time of a message.
+    /// The active version's mean time per message.
     #[serde(with = "humantime_serde")]
     pub latency_in_force: Duration,
-    /// How often a shadow would have decided otherwise.
+    /// How often a shadow would have decided differently.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub differences: Option<u64>,
 }

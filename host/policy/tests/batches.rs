@@ -1,4 +1,4 @@
-//! Filters: amendments compose, and what fails costs only what it fails on.
+//! Filters: amendments compose, and a failure costs only the message that causes it.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ fn one(set: &Arc<PolicySet>, message: Message) -> Filtered {
     set.chain().filter("push", 3, vec![message]).unwrap().remove(0)
 }
 
-/// What became of the message, in words.
+/// The trail of a message, as text.
 fn trail(filtered: &Filtered) -> Vec<&str> {
     filtered.trail.iter().map(|decision| decision.what.as_str()).collect()
 }
@@ -60,9 +60,9 @@ fn amendments_of_several_plugins_compose_in_order() {
     let only = one(&set, room("only a:1 b:1"));
     assert_eq!(only.overrides.only.unwrap(), ["a:1".into(), "b:1".into()]);
     let also = one(&set, room("also a:1 a:1"));
-    assert_eq!(also.overrides.also, ["a:1".into()], "said four times, meant once");
+    assert_eq!(also.overrides.also, ["a:1".into()], "named four times, added once");
     let stopped = one(&set, room("drop it"));
-    assert_eq!(stopped.trail.len(), 1, "the second plugin does not see what the first stopped");
+    assert_eq!(stopped.trail.len(), 1, "the second plugin does not see what the first one stopped");
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn failures_are_told_apart() {
     let kinds = [("trap", "trap"), ("loop", "deadline"), ("eat", "memory"), ("few", "bad-answer")];
     for (body, kind) in kinds.into_iter().chain([("gigabyte", "bad-answer"), ("room ", "bad-answer")]) {
         let engine = Engine::new();
-        // Held, because a plugin's metrics go with its last set.
+        // Kept, because a plugin's metrics are removed with its last set.
         let set = engine.set(&[unruly("p")]);
         let filtered = one(&set, room(body));
         assert_eq!(filtered.verdict, Verdict::Pass, "{body}");
@@ -151,7 +151,7 @@ fn a_plugin_that_fails_on_everything_costs_a_few_deadlines_only() {
     let begun = Instant::now();
     let batch = filter(&set, &["loop"; 500]);
     assert!(batch.iter().all(|filtered| matches!(filtered.verdict, Verdict::Drop { .. })));
-    // Eight calls of 20 ms, each rounded up; a busy machine may take its time.
+    // Eight calls of 20 ms, each rounded up; a busy machine may take longer.
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
@@ -178,7 +178,7 @@ fn stall_decides_nothing() {
     set.chain().filter("push", 3, vec![room("hello")]).expect("does not stall");
 }
 
-/// Asks a stalled batch again, this many times.
+/// Retries a stalled batch, this many times.
 fn stall(chain: &mut Chain, pass: &mut Pass, times: usize) {
     for _ in 0..times {
         chain.advance("push", 3, pass).unwrap_err();
@@ -190,7 +190,7 @@ fn those_before_a_plugin_that_stalls_are_not_asked_again() {
     let engine = Engine::new();
     let set = engine.set(&[unruly("first"), with(unruly("second"), OnError::Stall)]);
     let mut chain = set.chain();
-    // The first one is asked about each for itself, because of the trap.
+    // Because of the trap, the first plugin is called for each message separately.
     let mut pass = Pass::new(set.generation(), vec![room("trap"), room("count a")]);
     stall(&mut chain, &mut pass, 3);
     assert_eq!(pass.batch[1].message.body, "1");
@@ -210,7 +210,7 @@ fn what_a_plugin_that_stalls_has_answered_for_is_not_shown_to_it_again() {
     let mut pass = Pass::new(set.generation(), bodies.map(room).into());
     stall(&mut chain, &mut pass, 2);
     let counted = chain.filter("push", 3, vec![room("count b")]).unwrap();
-    assert_eq!(counted[0].message.body, "3", "once with all, once without what trapped");
+    assert_eq!(counted[0].message.body, "3", "once with all messages, once without the one that trapped");
     assert_eq!(pass.batch[0].message.body, "suffix me-1");
     let Decision { what, .. } = &pass.batch[2].trail[0];
     assert!(what.ends_with("passed on without it") && pass.batch[2].trail.len() == 1, "{what}");
@@ -263,11 +263,11 @@ fn time_in_calls_of_the_host_counts_against_the_deadline() {
     let engine = Engine::new();
     let set = engine.set(&[unruly("p")]);
     let trail = trail(&one(&set, room("chatter"))).join("");
-    assert!(trail.starts_with("failed: ran past its deadline of 500ms"), "{trail}");
+    assert!(trail.starts_with("failed: exceeded its deadline of 500ms"), "{trail}");
     assert_eq!(hits(&engine, &set, "time"), Some(1.0), "{}", engine.metrics());
 }
 
-/// How often the set's first plugin ran into this limit.
+/// How often the set's first plugin reached this limit.
 fn hits(engine: &Engine, set: &PolicySet, limit: &str) -> Option<f64> {
     let version = &set.versions()[0];
     let labels = format!("plugin=\"{}\",version=\"{}\",limit=\"{limit}\"", version.name, version.hash);

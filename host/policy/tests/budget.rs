@@ -1,4 +1,4 @@
-//! A plugin that loops and cannot be replaced is called less and less, and `on_error` decides.
+//! A plugin that loops and cannot be replaced is called less and less often, and `on_error` decides.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::membership::{Grouping, Membership};
 use crate::policy::{Chain, PluginState, QuarantineConfig, Then, supervise};
 use crate::wasm::idle_plugin;
 
-/// It stays, whatever it does, and has little time.
+/// A plugin that is never quarantined, with a short deadline.
 fn stays(on_error: OnError) -> PluginConfig {
     let mut plugin = with(unruly("p"), on_error);
     plugin.deadline = Duration::from_millis(20);
@@ -33,12 +33,12 @@ fn beyond_the_budget_on_error_decides_without_a_call() {
         assert!(matches!(&batch[0].verdict, Verdict::DeadLetter { .. }));
         assert!(matches!(&batch[2].verdict, Verdict::DeadLetter { .. }));
     }
-    // Twenty deadlines, and the few that a busy machine's time brings back.
+    // Twenty deadlines, and the few that the elapsed time adds on a busy machine.
     let calls = late(&engine, &set);
     assert!((20.0..60.0).contains(&calls), "{calls}");
     let batch = chain.filter("push", 3, vec![room("hello")]).unwrap();
     let Verdict::DeadLetter { reason, .. } = &batch[0].verdict else { panic!("{batch:?}") };
-    assert!(reason.contains("ran past its deadline too often, and is called again within"), "{reason}");
+    assert!(reason.contains("exceeded its deadline too often, and is called again within"), "{reason}");
     let mut grouping = Grouping::new(Arc::new(Membership::default()));
     chain.regroup(&"loop".into(), &mut grouping).unwrap();
     assert!(chain.decide(&room("loop"), &[]).unwrap().is_empty());
@@ -54,7 +54,7 @@ fn beyond_the_budget_on_error_decides_without_a_call() {
     let unasked = engine.metric(&format!("halley_plugin_limits_total{labels},limit=\"time-budget\"}}"));
     assert!(unasked > Some(100.0), "{unasked:?}");
 
-    // Another worker's messages are its own; and what ends is not counted any more.
+    // Other workers have their own budget, and a dropped chain is not counted any more.
     assert_eq!(set.chain().filter("push", 4, vec![room("hello")]).unwrap()[0].verdict, Verdict::Pass);
     drop(chain);
     assert_eq!(policies.status().plugins[0].state, PluginState::Running);

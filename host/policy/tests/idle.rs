@@ -1,4 +1,4 @@
-//! The plugin that decides nothing does so for every hook, however large the question.
+//! The plugin that decides nothing does so in every hook, however large the input.
 
 use std::sync::Arc;
 
@@ -55,13 +55,13 @@ fn tables_count_against_an_instances_memory() {
         PluginConfig { memory: bytesize::ByteSize::mib(memory), ..PluginConfig::new("p", file) }
     };
     let engine = Engine::new();
-    // 60 tables of 800 kB, and what the module's memory has.
+    // 60 tables of 800 kB, and the module's memory.
     let refused = engine.refusal(&[plugin(60, 32)]);
-    assert!(refused[0].contains("wanted more memory than its 32.0 MiB"), "{refused:?}");
+    assert!(refused[0].contains("exceeded its memory limit of 32.0 MiB"), "{refused:?}");
     let mut chain = engine.set(&[plugin(60, 128)]).chain();
     chain.filter("push", 3, vec![room("hello")]).unwrap();
     assert!(chain.memory() > 60 * 800_000, "{}", chain.memory());
-    // As many as the report has are not even compiled.
+    // The number of elements in the report is not even compiled.
     let more = "(table 1000000 funcref)".repeat(60);
     let file = folder.path().join("bomb.wasm");
     std::fs::write(&file, idle_plugin_with(&more).unwrap()).unwrap();

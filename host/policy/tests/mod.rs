@@ -22,7 +22,7 @@ use crate::message::{Audience, Header, Message, Origin, Record};
 use crate::policy::{Metrics, OnError, PluginConfig, Policies, PolicySet, Setup};
 use crate::wasm::{Runtime, RuntimeConfig};
 
-/// Where `make plugins` leaves the guests.
+/// Where `make plugins` puts the guests.
 pub(super) fn guest(name: &str) -> PathBuf {
     let folder = std::env::var_os("HALLEY_GUESTS").map(PathBuf::from).unwrap_or_else(|| {
         PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests").join("guests").join("dist")
@@ -37,9 +37,9 @@ pub(super) fn hash_of(path: &Path) -> String {
     crate::digest::hash(&std::fs::read(path).unwrap())[..12].to_owned()
 }
 
-/// The guest that does as it is told.
+/// The guest that does what message bodies tell it.
 pub(super) fn unruly(name: &str) -> PluginConfig {
-    // Generous: a machine that is busy with other tests must not look like a slow plugin.
+    // A generous deadline: a machine that is busy with other tests must not look like a slow plugin.
     PluginConfig { deadline: Duration::from_millis(500), ..PluginConfig::new(name, guest("unruly")) }
 }
 

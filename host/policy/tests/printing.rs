@@ -1,4 +1,4 @@
-//! What a policy prints before it fails, as the runtimes of languages do with an exception.
+//! What a policy prints before it fails, as language runtimes do with an exception.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::decision::Verdict;
 use crate::wasm::idle::with_contract;
 
-/// What it takes of WASI, and its world.
+/// The parts of WASI that it imports, and its world.
 const WORLD: [&str; 3] = [
     "package wasi:io@0.2.0;
      interface error { resource error; }
@@ -27,7 +27,7 @@ const WORLD: [&str; 3] = [
      }",
 ];
 
-/// Prints this to its standard error and traps, unless there is nothing to filter.
+/// A guest that prints this to its standard error and traps, unless its batch is empty.
 fn raises(folder: &Path, text: &str) -> PathBuf {
     let data: String = text.bytes().map(|byte| format!("\\{byte:02x}")).collect();
     let module = format!(
@@ -60,7 +60,7 @@ fn what_an_exception_says_is_in_the_failure() {
     let filtered = chain.filter("push", 0, vec![room("x")]).unwrap();
     let Verdict::DeadLetter { reason, .. } = &filtered[0].verdict else { panic!("{filtered:?}") };
     let words =
-        "it said: Traceback (most recent call last): | File \"policy.py\", line 7 | ValueError:  boom";
+        "it printed: Traceback (most recent call last): | File \"policy.py\", line 7 | ValueError:  boom";
     assert!(reason.contains("unreachable") && reason.ends_with(words), "{reason}");
 }
 
@@ -72,7 +72,7 @@ fn of_much_that_is_said_the_end_is_kept() {
     let engine = Engine::new();
     let mut chain = engine.set(&[with(plugin, OnError::Stall)]).chain();
     let stalled = chain.filter("push", 0, vec![room("x")]).unwrap_err();
-    assert!(stalled.error.contains("it said: ...") && stalled.error.ends_with("| ValueError: boom"));
+    assert!(stalled.error.contains("it printed: ...") && stalled.error.ends_with("| ValueError: boom"));
     assert!(stalled.error.len() < 1300, "{}", stalled.error);
-    assert!(!engine.metrics().contains("limit=\"log\"} 0"), "so many lines at once are too many");
+    assert!(!engine.metrics().contains("limit=\"log\"} 0"), "the lines exceed the limit on logs");
 }

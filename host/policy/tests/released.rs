@@ -1,5 +1,5 @@
-//! Plugins that were built for released versions of the contract (`tests/guests/released`) load
-//! and decide as ever, and a plugin for a later one is told what it lacks.
+//! Plugins that were built for released versions of the contract (`tests/guests/released`) load and
+//! decide as before, and a plugin for a later version is refused with what it lacks.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ use crate::decision::Filtered;
 use crate::decision::{Absent, Cause, Disposition, Identity, Verdict};
 use crate::membership::{Connection, Grouping, Membership, Place};
 
-/// The versions that were released.
+/// The released versions.
 const RELEASED: [&str; 1] = ["0.1.0"];
 
 /// A plugin of this version, with this configuration.

@@ -1,4 +1,4 @@
-//! The other two hooks: rooms that are regrouped, and those who are away.
+//! The other two hooks: grouping and offline.
 
 use super::*;
 use crate::decision::{Absent, Cause, Disposition, Identity};
@@ -29,7 +29,7 @@ fn a_room_is_regrouped_plugin_by_plugin() {
     let mut room = grouping();
     set.chain().regroup(&"drain".into(), &mut room).unwrap();
     assert_eq!(room.comets(), ["elsewhere:1".into(), "b:1".into()]);
-    // The first skips c3, so that c2 is the last one that the second sees.
+    // The first plugin skips c3, so c2 is the last one that the second plugin sees.
     assert_eq!(places(&room), [Place::Offline, Place::Skipped, Place::Skipped]);
 }
 
@@ -101,7 +101,7 @@ fn a_room_crosses_in_columns_where_the_plugin_takes_them() {
         comet: "a:1".into(),
         online,
     };
-    // Those that end with 77 are left out: online ones, of users.
+    // Ids that end in 77 are left out if the connection is online and has a user.
     let connections = [
         connection("静_77", Some("user_安"), true),
         connection("c_78", Some("user_1"), true),
@@ -114,7 +114,7 @@ fn a_room_crosses_in_columns_where_the_plugin_takes_them() {
     set.chain().regroup(&"video_1".into(), &mut room).unwrap();
     let left_out = places(&room).iter().map(|place| *place == Place::Skipped).collect::<Vec<_>>();
     assert_eq!(left_out, [true, false, false, false, false, true]);
-    // The second sees four connections, and skips the last of them.
+    // The second plugin sees four connections, and skips the last one.
     set.chain().regroup(&"drain".into(), &mut room).unwrap();
     let skipped = places(&room).iter().filter(|place| **place == Place::Skipped).count();
     assert_eq!(skipped, 3);

@@ -1,4 +1,4 @@
-//! Versions that come by hand, the quarantine, and restarts: which version decides, and why.
+//! Operator changes, quarantine and restarts: which version decides, and why.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::*;
 use crate::artifact::{Against, Cause, Turn, Versions};
 use crate::policy::{PluginState, QuarantineConfig, Refused, Then, Upload, supervise};
 
-/// Waiting for a condition, generously.
+/// A generous timeout for conditions.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn variant(folder: &Path, number: u32) -> Vec<u8> {
@@ -49,7 +49,7 @@ async fn a_pushed_version_decides_until_the_file_changes() {
     assert_ne!(pushed, first);
     assert_eq!(policies.status().overrides["p"].cause, Cause::Pushed);
     policies.replace(config.clone()).await.unwrap();
-    assert_eq!(in_force(&policies), pushed, "the file is what it was");
+    assert_eq!(in_force(&policies), pushed, "the file is unchanged");
 
     write_variant(&path, 3);
     policies.replace(config).await.unwrap();
@@ -71,7 +71,11 @@ async fn uploads_come_together_or_not_at_all() {
     let why = problems(policies.push(both("nobody", b"")).await);
     assert!(why.contains("plugin `nobody` is not configured"), "{why}");
     assert_eq!((in_force(&policies), policies.current().generation()), before);
-    assert_eq!(policies.status().last_refusal.map(|refusal| refusal.errors), None, "the answer said it");
+    assert_eq!(
+        policies.status().last_refusal.map(|refusal| refusal.errors),
+        None,
+        "the response reported it"
+    );
 }
 
 #[tokio::test]
@@ -89,14 +93,14 @@ async fn what_is_said_of_one_plugin_leaves_the_others_as_they_are() {
     policies.push(upload(variant(folder.path(), 3))).await.unwrap();
     let pushed = in_force(&policies);
     assert!(pushed[0] != before[0] && pushed[1] == before[1]);
-    let refusal = policies.status().last_refusal.expect("its file is broken as before");
+    let refusal = policies.status().last_refusal.expect("its file is still broken");
     assert!(refusal.errors[0].contains("plugin `q`"), "{refusal:?}");
     policies.rollback("p", None).await.unwrap();
     assert_eq!(in_force(&policies), before);
 
     write_variant(&other, 4);
     policies.release("p").await.unwrap();
-    assert_eq!(in_force(&policies), before, "what the other's file says comes by file");
+    assert_eq!(in_force(&policies), before, "the other plugin's file is not read");
     policies.replace(config).await.unwrap();
     assert_ne!(in_force(&policies)[1], before[1]);
     assert_eq!(policies.status().last_refusal, None);
@@ -120,7 +124,7 @@ async fn going_back_and_release() {
         assert_eq!(in_force(&policies), hashes[expected]);
     }
     let why = problems(policies.rollback("p", None).await);
-    assert!(why.contains("has no good version to go back to"), "{why}");
+    assert!(why.contains("has no known-good version to roll back to"), "{why}");
     let kept = policies.versions("p").unwrap();
     assert_eq!(
         kept[0].events.iter().map(|event| event.what).collect::<Vec<_>>(),
@@ -130,14 +134,14 @@ async fn going_back_and_release() {
 
     policies.rollback("p", Some(&hashes[1][0][..8])).await.unwrap();
     assert_eq!(in_force(&policies), hashes[1]);
-    assert!(problems(policies.rollback("p", Some("nothing")).await).contains("no version nothing is kept"));
+    assert!(problems(policies.rollback("p", Some("nothing")).await).contains("version nothing not found"));
     assert!(problems(policies.rollback("q", None).await).contains("`q`"));
     policies.release("p").await.unwrap();
     assert_eq!(in_force(&policies), hashes[2], "the file decides again");
     assert!(policies.status().overrides.is_empty());
 }
 
-/// Policies with a version that fails on bodies of "trap", and the one before it.
+/// Policies with a version that fails on bodies of "trap", optionally after a good version.
 async fn failing(then: Then, history: bool) -> (Engine, Arc<Policies>, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.wasm");
@@ -153,7 +157,7 @@ async fn failing(then: Then, history: bool) -> (Engine, Arc<Policies>, tempfile:
     (engine, policies, folder)
 }
 
-/// Lets it fail so often, and waits for what becomes of it.
+/// Lets the plugin fail this many times, and waits for a condition.
 async fn fail_until(policies: &Arc<Policies>, times: usize, done: impl Fn(&Policies) -> bool) {
     let shutdown = CancellationToken::new();
     let mut supervisor = tokio::task::JoinSet::new();
@@ -167,7 +171,7 @@ async fn fail_until(policies: &Arc<Policies>, times: usize, done: impl Fn(&Polic
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("it does not come to that");
+    tokio::time::timeout(PATIENCE, wait).await.expect("the condition is never reached");
     shutdown.cancel();
     supervisor.join_all().await;
 }
@@ -187,9 +191,9 @@ async fn a_version_that_fails_too_often_gives_way_to_the_last_good_one() {
     let earlier = in_force(&policies);
     let is_failing = |policies: &Policies| policies.status().plugins[0].state == PluginState::Failing;
     fail_until(&policies, 10, is_failing).await;
-    assert_eq!(in_force(&policies), earlier, "two that fail alike: it is the records");
+    assert_eq!(in_force(&policies), earlier, "two versions that fail alike: the records are the cause");
     policies.release("p").await.unwrap();
-    assert_eq!(in_force(&policies), bad, "an operator's word");
+    assert_eq!(in_force(&policies), bad, "the operator decides");
 }
 
 #[tokio::test]
@@ -198,7 +202,7 @@ async fn or_the_chain_goes_on_without_it() {
     fail_until(&policies, 10, |policies| in_force(policies).is_empty()).await;
     let passed = policies.current().chain().filter("push", 0, vec![room("trap")]).unwrap();
     assert_eq!(passed[0].verdict, crate::decision::Verdict::Pass);
-    assert!(policies.status().warnings()[0].contains("goes on without it"));
+    assert!(policies.status().warnings()[0].contains("continues without it"));
 }
 
 #[tokio::test]
@@ -206,7 +210,7 @@ async fn or_it_stays_when_there_is_nothing_to_go_back_to() {
     let (_engine, policies, _folder) = failing(Then::LastGood, false).await;
     let is_failing = |policies: &Policies| policies.status().plugins[0].state == PluginState::Failing;
     fail_until(&policies, 10, is_failing).await;
-    assert!(policies.status().warnings()[0].contains("no good version to go back to"));
+    assert!(policies.status().warnings()[0].contains("no known-good version to roll back to"));
     let dropped = policies.current().chain().filter("push", 0, vec![room("trap")]).unwrap();
     assert!(matches!(dropped[0].verdict, crate::decision::Verdict::Drop { .. }), "its on_error decides");
 }
@@ -227,7 +231,7 @@ async fn a_restart_comes_up_with_what_was_in_force() {
     drop(first);
 
     let second = start().unwrap();
-    assert_eq!(in_force(&second), pushed, "what was pushed");
+    assert_eq!(in_force(&second), pushed, "the pushed version is restored");
     drop(second);
     std::fs::write(&path, b"broken").unwrap();
     let third = start().unwrap();

@@ -9,7 +9,7 @@ use super::*;
 use crate::policy::plugin::Plugin;
 use crate::policy::{Generation, PluginState};
 
-/// The unruly guest with other bytes: a custom section more.
+/// The unruly guest with other bytes: one more custom section.
 pub(super) fn write_variant(path: &Path, number: u32) {
     let mut bytes = std::fs::read(guest("unruly")).unwrap();
     bytes.extend([0, 6, 1, b'v']);
@@ -37,11 +37,11 @@ fn everything_that_is_wrong_is_told_at_once() {
         "was built for the contract halley:policy@0.0.9, this gateway speaks halley:policy@0.1.1",
         "is not WebAssembly",
         "cannot be read",
-        "has the name of a plugin before it",
+        "has the name of an earlier plugin",
         "`name` must be",
         "refused its configuration: no words",
         "could not start: trapped",
-        "could not start: ran past its deadline of 1s",
+        "could not start: exceeded its deadline of 1s",
     ];
     assert_eq!(problems.len(), expected.len(), "{problems:#?}");
     for (problem, expected) in problems.iter().zip(expected) {
@@ -87,7 +87,7 @@ async fn hundreds_of_swaps_free_what_they_replace() {
     write_variant(&path, 0);
     let plugin = PluginConfig::new("p", &path);
     let policies = engine.policies(std::slice::from_ref(&plugin));
-    // What the process holds in memory is another story's: here, other tests are in it.
+    // The process's memory is measured in another test, because other tests run in this process.
     let mut old: Vec<(Weak<PolicySet>, Weak<Plugin>)> = Vec::new();
     for number in 1..=200 {
         let set = policies.current();

@@ -1,5 +1,5 @@
-//! Canaries and shadows: who decides for which room, when a trial ends, and what a shadow leaves
-//! alone.
+//! Canaries and shadows: who decides for which room, when a rollout ends, and what a shadow must not
+//! touch.
 
 use std::collections::BTreeSet;
 
@@ -13,8 +13,7 @@ use crate::policy::{Budget, Chain, Mode, Share, TrialConfig, supervise};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A plugin that drops the rude, with the same one that drops nothing as its candidate, or the
-/// other way around.
+/// A plugin and its candidate: two variants of the same guest.
 struct World {
     engine: Engine,
     policies: Arc<Policies>,
@@ -38,7 +37,7 @@ fn in_room(room: &str, body: &str) -> Message {
     message(Audience::Room(room.into()), body)
 }
 
-/// The versions whose names stand in the reasons of what failed.
+/// The versions named in the reasons of failed messages.
 fn failed_by(chain: &mut Chain, messages: Vec<Message>) -> Vec<String> {
     let decided = chain.filter("push", 0, messages).unwrap();
     decided
@@ -59,7 +58,7 @@ impl World {
         failed_by(&mut self.policies.current().chain(), vec![in_room(room, "trap")]).remove(0)
     }
 
-    /// Sends messages until the trial has ended.
+    /// Sends messages until the rollout has ended.
     async fn until_ended(&self, bodies: &[&str]) -> String {
         let shutdown = CancellationToken::new();
         let mut supervisor = tokio::task::JoinSet::new();
@@ -106,7 +105,7 @@ fn a_canary_decides_for_its_share_of_the_rooms_and_for_the_named_ones() {
     assert!((80..=160).contains(&canarys), "{canarys} of 400 rooms");
     assert_eq!(by.iter().collect::<BTreeSet<_>>(), BTreeSet::from([&active, &candidate]));
     for (room, by) in rooms.iter().zip(&by).take(20) {
-        assert_eq!(world.decided_by(room), *by, "{room} stays where it is");
+        assert_eq!(world.decided_by(room), *by, "{room} keeps its version");
     }
     let everyone = message(Audience::Everyone { speed: 0 }, "trap");
     assert_eq!(failed_by(&mut world.policies.current().chain(), vec![everyone]), [active]);
@@ -131,11 +130,11 @@ async fn a_canary_that_fails_goes_and_does_not_come_again() {
     assert!(why.contains("of its messages; the budget is 1%"), "{why}");
     assert_eq!(world.decided_by("new"), active);
     world.policies.replace(vec![world.config.clone()]).await.unwrap();
-    assert_eq!(world.decided_by("new"), active, "it was tried");
+    assert_eq!(world.decided_by("new"), active, "it is not tried again");
     write_variant(&world.config.trial.as_ref().unwrap().path, 3);
     world.policies.replace(vec![world.config.clone()]).await.unwrap();
     let third = world.decided_by("new");
-    assert!(third != active && third != candidate, "another content is tried");
+    assert!(third != active && third != candidate, "new content is tried");
 }
 
 #[tokio::test]
@@ -149,7 +148,7 @@ async fn a_canary_of_a_pinned_plugin_goes_instead_of_coming_in_force() {
     trial.sha256 = Some(hash(&std::fs::read(&trial.path).unwrap()));
     world.policies.replace(vec![world.config.clone()]).await.unwrap();
     let why = world.until_ended(&["fine"]).await;
-    assert!(why.contains("could not come in force") && why.contains("is pinned to"), "{why}");
+    assert!(why.contains("could not be promoted") && why.contains("is pinned to"), "{why}");
     assert_eq!(world.decided_by("new"), active);
 }
 
@@ -188,7 +187,7 @@ async fn a_shadow_has_no_effect_and_its_differences_are_found() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.expect("it looks on");
+    tokio::time::timeout(PATIENCE, wait).await.expect("the shadow sees the batches");
     let differences = policies.differences("p").unwrap();
     assert_eq!((differences.count, differences.not_compared), (0, 0), "{differences:?}");
     assert_eq!(policies.status().plugins[0].trial.as_ref().unwrap().differences, Some(0));

@@ -1,4 +1,4 @@
-//! Hot swap by files, the ways that people and machines change files.
+//! Hot swap by files, with the ways in which people and machines change files.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::swaps::write_variant;
 use super::*;
 use crate::policy::{Generation, PoliciesConfig, Sources, expand, watch};
 
-/// A gateway's policies that follow a plugin directory.
+/// Policies that follow a plugin directory.
 struct Watched {
     policies: Arc<Policies>,
     folder: tempfile::TempDir,
@@ -19,7 +19,7 @@ struct Watched {
 }
 
 impl Watched {
-    /// With one plugin, `p.wasm`; files are looked at without an event every `rescan`.
+    /// With one plugin, `p.wasm`; files are read without an event every `rescan`.
     async fn start(rescan: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_variant(&folder.path().join("p.wasm"), 0);
@@ -101,7 +101,10 @@ async fn a_broken_file_is_refused_and_mended() {
     let whole = std::fs::read(watched.path("p.wasm")).unwrap();
     std::fs::write(watched.path("p.wasm"), &whole[..whole.len() / 2]).unwrap();
     let errors = watched.refuses().await;
-    assert!(errors[0].contains("is the file complete?") || errors[0].contains("says nothing"), "{errors:?}");
+    assert!(
+        errors[0].contains("is the file complete?") || errors[0].contains("without a description"),
+        "{errors:?}"
+    );
     assert_eq!(watched.policies.current().generation(), Generation(1));
 
     write_variant(&watched.path("p.wasm"), 1);
@@ -123,7 +126,7 @@ async fn a_link_that_is_switched_is_seen() {
     link("..1", "..data");
     link("..data/p.wasm", "p.wasm");
     let watched = Watched::in_folder(folder, NEVER).await;
-    // As Kubernetes does it: a new link, renamed over the old one.
+    // Like Kubernetes: a new link, renamed over the old one.
     std::os::unix::fs::symlink("..2", watched.path("..tmp")).unwrap();
     std::fs::rename(watched.path("..tmp"), watched.path("..data")).unwrap();
     watched.reaches(2).await;
@@ -149,7 +152,7 @@ async fn the_rescan_finds_what_no_event_told() {
     watched.stop().await;
 }
 
-/// Moves the directory away and makes another one at its place: its watch goes with it.
+/// Replaces the directory by a new one: the old one's watch is lost.
 fn replace_directory(directory: &Path, elsewhere: &Path) {
     std::fs::rename(directory, elsewhere.join("moved")).unwrap();
     std::fs::create_dir(directory).unwrap();

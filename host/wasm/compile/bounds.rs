@@ -1,11 +1,11 @@
-//! What may be compiled at all, counted on the bytes before anything is done with them.
+//! Limits on what is compiled at all, counted on the bytes before anything is done with them.
 //!
-//! A small file can ask for a lot of work: components that instantiate each other, so that each level
-//! doubles what the one below costs; functions whose variables times branches are more than a
-//! compiler's tables hold; tables and segments that are large by a number alone. What is counted here
-//! is linear in the file, and takes 20 ms for the largest plugin of a language with a guide. The limits
-//! are several times what those hold, which is said with each limit: who runs into one has a generated
-//! file at hand. What the limits let through ends at those of the process that compiles.
+//! A small file can cause a lot of work: components that instantiate each other, so that each level
+//! doubles the cost of the one below; functions whose variables times branches exceed a compiler's
+//! tables; tables and segments that declare a huge size. Counting is linear in the file and takes 20
+//! ms for the largest plugin of a supported language. Each limit is several times what such plugins
+//! contain, as noted next to it: only generated files exceed one. Files within the limits are bounded
+//! by the limits of the compiling process.
 //!
 //! Errors are the second half of a sentence that begins with the plugin's name and path.
 
@@ -16,26 +16,28 @@ use wasmparser::{
 
 /// The file, in bytes. Python: 18 MB.
 pub(crate) const SIZE: u64 = 64 * 1024 * 1024;
-/// Modules and components in each other. All tools: 2; compositions of components: some more.
+/// Nesting depth of modules and components. All tools: 2; compositions of components: a few more.
 const NESTING: u64 = 16;
-/// Steps to instantiate everything, each component as often as it is instantiated. Python: 1,639.
+/// Steps to instantiate everything, counting each component as often as it is instantiated. Python:
+/// 1,639.
 const STEPS: u64 = 100_000;
 /// Python: 14.
 const MODULES: u64 = 500;
 /// Python: 13,368.
 const FUNCTIONS: u64 = 500_000;
-/// All of them: 2.
+/// All languages: 2.
 const TABLES: u64 = 100;
-/// What all tables begin with, together. JavaScript: 7,725.
+/// The initial size of all tables together. JavaScript: 7,725.
 const TABLE_ELEMENTS: u64 = 10_000_000;
-/// All of them: 1.
+/// All languages: 1.
 const MEMORIES: u64 = 100;
-/// Segments of data and of elements. Go: 37,571.
+/// Data segments and element segments. Go: 37,571.
 const SEGMENTS: u64 = 400_000;
-/// Variables of a function, parameters among them, times its branches. JavaScript: less than 10 million.
+/// Variables of a function, including parameters, times its branches. JavaScript: less than 10
+/// million.
 const VARIABLES_TIMES_BRANCHES: u64 = 64_000_000;
 
-/// What a file holds.
+/// The counts of one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Contents {
     nesting: u64,
@@ -59,13 +61,13 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
         Broken::Refused(why) => why,
     };
     if bytes.len() as u64 > SIZE {
-        return Err(format!("is not compiled: it has {} bytes; at most {SIZE} are compiled", bytes.len()));
+        return Err(format!("is too large to compile: it has {} bytes; the limit is {SIZE}", bytes.len()));
     }
     let mut walk = Walk::default();
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(|e| broken(e.into()))?;
         walk.visit(payload).map_err(broken)?;
-        // What is too much is not read to its end.
+        // Stops reading at the first exceeded limit.
         walk.contents.check()?;
     }
     Ok(())
@@ -74,7 +76,7 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
 impl Contents {
     fn check(&self) -> Result<(), String> {
         let all = [
-            (self.nesting, NESTING, "levels of components in each other"),
+            (self.nesting, NESTING, "levels of nested components"),
             (self.steps, STEPS, "steps to instantiate its components"),
             (self.modules, MODULES, "modules"),
             (self.functions, FUNCTIONS, "functions"),
@@ -90,7 +92,7 @@ impl Contents {
         ];
         let over = all.into_iter().find(|(found, most, _)| found > most);
         over.map_or(Ok(()), |(found, most, what)| {
-            Err(format!("is not compiled: it has {found} {what}, or more; at most {most} are compiled"))
+            Err(format!("is too large to compile: it has {found} {what} or more; the limit is {most}"))
         })
     }
 }
@@ -99,15 +101,15 @@ impl Contents {
 #[derive(Debug, Default)]
 struct Frame {
     is_component: bool,
-    /// What it takes to instantiate it once.
+    /// The cost of instantiating it once.
     steps: u64,
-    /// The same of each component that it can name.
+    /// The same for each component that it can name.
     components: Vec<u64>,
-    /// The number of parameters of each type of a module.
+    /// The number of parameters of each function type of a module.
     types: Vec<u64>,
     /// The type of each function of a module.
     functions: Vec<u32>,
-    /// How many functions were read.
+    /// The number of function bodies that were read.
     bodies: usize,
 }
 
@@ -204,7 +206,7 @@ impl Frame {
     fn component(&self, index: u32) -> Result<u64, Broken> {
         let known = self.components.get(index as usize).copied();
         known.ok_or_else(|| {
-            Broken::Refused("is not valid WebAssembly: it names a component that is not there".into())
+            Broken::Refused("is not valid WebAssembly: it names a component that does not exist".into())
         })
     }
 
@@ -227,7 +229,7 @@ impl Frame {
         }
     }
 
-    /// A part of a module.
+    /// Reads a section of a module.
     fn reads(&mut self, contents: &mut Contents, payload: Payload<'_>) -> Result<(), Broken> {
         match payload {
             Payload::TypeSection(section) => {
@@ -267,20 +269,20 @@ impl Frame {
     }
 }
 
-/// Components that come from elsewhere: what they cost is not known here.
+/// An imported component, whose cost is unknown.
 fn foreign() -> Broken {
     Broken::Refused(
-        "is not compiled: it passes components to components; compose them to one with `wac plug` or the like".into(),
+        "passes components to components, which is not supported; compose them into one, for example with `wac plug`".into(),
     )
 }
 
-/// At most this: functions that cannot have many branches are not read.
+/// An upper bound: functions that cannot have many branches are not read.
 fn variables_times_branches(body: &FunctionBody<'_>, parameters: u64) -> Result<u64, BinaryReaderError> {
     let mut variables = parameters;
     for local in body.get_locals_reader()? {
         variables = variables.saturating_add(u64::from(local?.0));
     }
-    // A branch takes at least one byte, and its end another.
+    // A branch takes at least one byte, and its end another one.
     let at_most = variables.saturating_mul(body.range().len() as u64);
     if at_most <= VARIABLES_TIMES_BRANCHES {
         return Ok(at_most);

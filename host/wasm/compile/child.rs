@@ -14,50 +14,50 @@ use crate::wasm::compile::worker;
 use crate::wasm::engine::EngineConfig;
 use crate::wasm::module_cache::MAX_CODE;
 
-/// The command of this binary that compiles.
+/// The subcommand of this binary that compiles.
 pub(super) const COMMAND: &str = "compile-plugin";
-/// This very program, also when another one has its name by now.
+/// This very program, even if the file at its path has been replaced.
 const PROGRAM: &str = "/proc/self/exe";
-/// The most of what a compiler says that is read, in bytes.
+/// How much of the compiler's standard error is read, in bytes.
 const MAX_WORDS: u64 = 4096;
-/// How often a compilation is asked whether it is still wanted.
+/// How often to check whether a compilation is still needed.
 const CHECK_EVERY: Duration = Duration::from_millis(20);
 
-/// Whether this process's binary has the command.
+/// Whether this process's binary has the subcommand.
 static USED: AtomicBool = AtomicBool::new(false);
-/// Whether the gateway ends.
+/// Whether the gateway is stopping.
 static ENDING: AtomicBool = AtomicBool::new(false);
-/// How many compilations there are now.
+/// The number of running compilations.
 static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
-/// From now on plugins are compiled in processes of their own. For the binary alone: whatever
-/// program this is, it is started again with `compile-plugin`.
+/// Compiles plugins in separate processes from now on. For the `halley` binary only: the running
+/// program is started again with `compile-plugin`.
 pub fn use_child_processes() {
     USED.store(true, Ordering::Relaxed);
 }
 
-/// Whether plugins are compiled in processes of their own.
+/// Whether plugins are compiled in separate processes.
 pub(super) fn is_used() -> bool {
     USED.load(Ordering::Relaxed)
 }
 
-/// The gateway ends: compilations are ended, and no more begin. Does not wait for them.
+/// Stops running compilations and starts no more, because the gateway is stopping. Does not wait.
 pub fn end_compilations() {
     ENDING.store(true, Ordering::SeqCst);
 }
 
-/// Whether compilations are ended because the gateway ends.
+/// Whether compilations are being stopped.
 pub(crate) fn is_ending() -> bool {
     ENDING.load(Ordering::SeqCst)
 }
 
-/// Waits until there are no compilations, for at most this long.
+/// Waits until no compilation is running, or until the timeout.
 pub fn await_compilations(most: Duration) {
     let (running, ended) = &RUNNING;
     ended.wait_while_for(&mut running.lock(), |running| *running > 0, most);
 }
 
-/// A compilation, for as long as this lives.
+/// A running compilation; counted until it is dropped.
 struct Running(());
 
 impl Running {
@@ -74,11 +74,11 @@ impl Drop for Running {
     }
 }
 
-/// Compiles a component in a process of its own, and waits for it. Not for a thread that carries
-/// messages.
+/// Compiles a component in a separate process and waits for it. Do not call this on a thread that
+/// carries messages.
 ///
 /// # Errors
-/// What became of it instead.
+/// Why there is no code.
 pub(super) fn compile(
     config: &EngineConfig,
     limits: CompileLimits,
@@ -86,18 +86,18 @@ pub(super) fn compile(
 ) -> Result<Vec<u8>, NotCompiled> {
     let _running = Running::begin();
     let mut child = spawn(config, limits, component.len()).map_err(|e| {
-        NotCompiled::Interrupted(format!("was not compiled: no process can be started for that: {e}"))
+        NotCompiled::Interrupted(format!("was not compiled: cannot start the compiler process: {e}"))
     })?;
     let outcome = std::thread::scope(|scope| {
         let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         scope.spawn(move || {
-            // A child that ends early says so by its exit code.
+            // A child that exits early reports the reason by its exit code.
             input.map(|mut input| input.write_all(component))
         });
         let output = reader(scope, output, MAX_CODE.min(limits.memory.as_u64()));
         let errors = reader(scope, errors, MAX_WORDS);
         let ended = wait(&mut child, &output, limits.timeout.saturating_mul(PATIENCE));
-        // Ends the threads, also where a child closed its output and went on.
+        // Ends the reader threads, even if a child closed its output and kept running.
         let _ = child.kill();
         let status = child.wait();
         Outcome { ended, status, words: errors.recv().unwrap_or_default() }
@@ -108,7 +108,7 @@ pub(super) fn compile(
 fn spawn(config: &EngineConfig, limits: CompileLimits, size: usize) -> std::io::Result<Child> {
     let mut command = Command::new(PROGRAM);
     command.arg0("halley").arg(COMMAND).env_clear().process_group(0);
-    // Nothing else of the environment is its business.
+    // The child needs nothing else from the environment.
     command.envs(std::env::var_os("LD_LIBRARY_PATH").map(|path| ("LD_LIBRARY_PATH", path)));
     command.arg("--size").arg(size.to_string());
     command.arg("--memory").arg(limits.memory.as_u64().to_string());
@@ -123,7 +123,7 @@ fn spawn(config: &EngineConfig, limits: CompileLimits, size: usize) -> std::io::
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }
 
-/// Reads a pipe to its end, or to one byte more than it may have.
+/// Reads a pipe to its end, or to one byte more than its limit.
 fn reader<'scope>(
     scope: &'scope std::thread::Scope<'scope, '_>,
     pipe: Option<impl Read + Send + 'scope>,
@@ -133,21 +133,21 @@ fn reader<'scope>(
     scope.spawn(move || {
         let mut bytes = Vec::new();
         if let Some(pipe) = pipe {
-            // What was read before an error is what there is.
+            // What was read before an error is returned.
             let _ = pipe.take(most + 1).read_to_end(&mut bytes);
         }
-        // Whoever has given up does not read it.
+        // The receiver may have stopped waiting.
         let _ = read.send(bytes);
     });
     result
 }
 
 enum Ended {
-    /// It closed its output, with this in it.
+    /// It closed its output after writing this.
     Wrote(Vec<u8>),
-    /// It took too long.
+    /// It exceeded the time limit.
     Late,
-    /// The gateway ends.
+    /// The gateway is stopping.
     Unwanted,
 }
 
@@ -156,7 +156,7 @@ fn wait(child: &mut Child, output: &Receiver<Vec<u8>>, timeout: Duration) -> End
     loop {
         match output.recv_timeout(CHECK_EVERY) {
             Ok(bytes) => {
-                // It is about to end; one that does not is as late as another.
+                // It is about to exit; if it does not, it counts as late.
                 while Instant::now() < deadline && matches!(child.try_wait(), Ok(None)) {
                     #[allow(
                         clippy::disallowed_methods,
@@ -177,7 +177,7 @@ fn wait(child: &mut Child, output: &Receiver<Vec<u8>>, timeout: Duration) -> End
 struct Outcome {
     ended: Ended,
     status: std::io::Result<ExitStatus>,
-    /// What it wrote to its standard error.
+    /// Its standard error.
     words: Vec<u8>,
 }
 
@@ -221,7 +221,7 @@ impl Outcome {
                 )))
             }
             (_, Some(libc::SIGKILL)) => Err(NotCompiled::Limited(
-                "was not compiled: the compiler was killed, as the kernel does where memory is short; \
+                "was not compiled: the compiler was killed, probably by the kernel for lack of memory; \
                  see [policies] compile_memory"
                     .to_owned(),
             )),

@@ -1,17 +1,17 @@
-//! Any bytes through the check before compiling.
+//! Arbitrary bytes through the check before compilation.
 
 use arbitrary::{Result, Unstructured};
 
 use super::bounds;
 
-/// No reason is longer, whatever the file holds.
+/// The maximum length of a reason, whatever the file contains.
 const LONGEST_REASON: usize = 2_000;
 const MODULE: &[u8] = b"\0asm\x01\0\0\0";
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
-/// Levels of components in each other that are certainly too many.
+/// A nesting depth that is certainly refused.
 const TOO_DEEP: usize = 64;
 
-/// Checks that any file is refused in few words, or within the bounds.
+/// Checks that any file is either within the bounds, or refused with a short reason.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let (file, depth) = match input.int_in_range(0..=2u8)? {
         0 => (input.bytes(input.len())?.to_vec(), 0),
@@ -22,7 +22,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
             for _ in 0..depth {
                 let mut outer = COMPONENT.to_vec();
                 section(&mut outer, 4, &file);
-                // An instance of what is inside, twice.
+                // Two instances of the inner component.
                 section(&mut outer, 5, &[2, 0, 0, 0, 0, 0, 0]);
                 file = outer;
             }
@@ -36,7 +36,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// A file with some sections of any content.
+/// A file with some sections of arbitrary content.
 fn sections(input: &mut Unstructured<'_>, begin: &[u8]) -> Result<Vec<u8>> {
     let mut file = begin.to_vec();
     for _ in 0..input.int_in_range(0..=6u8)? {

@@ -1,26 +1,25 @@
-//! What compiling one plugin may take, and why it came to no code.
+//! Limits on compiling one plugin, and the errors of compilation.
 
+use crate::wasm::engine::EngineConfig;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::wasm::engine::EngineConfig;
-
-/// How much longer than its time of the processor it may take by the clock: the machine may be busy.
+/// The limit on elapsed time as a multiple of the limit on CPU time: the machine may be busy.
 pub(super) const PATIENCE: u32 = 4;
 
-/// What compiling one plugin may take.
+/// Limits on compiling one plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompileLimits {
     /// The memory of the process that compiles.
     pub memory: ByteSize,
-    /// Its time of the processor. By the clock it may take four times that.
+    /// Its CPU time. The limit on elapsed time is four times as high.
     pub timeout: Duration,
 }
 
 impl Default for CompileLimits {
-    /// Three times the memory and ten times the time of the largest components of the languages with
-    /// a guide: those of Python (18 MB) and JavaScript (12 MB) take 350 MB and 25 s.
+    /// Three times the memory and ten times the time of the largest components of the supported
+    /// languages: Python (18 MB) and JavaScript (12 MB) take 350 MB and 25 s.
     fn default() -> Self {
         Self { memory: ByteSize::gib(1), timeout: Duration::from_secs(300) }
     }
@@ -29,11 +28,11 @@ impl Default for CompileLimits {
 /// Why there is no code: the second half of a sentence that begins with the plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum NotCompiled {
-    /// It is not valid, or needs what is off.
+    /// It is not valid, or needs a feature that is off.
     Invalid(String),
-    /// It ran into a limit, or ended the compiler. Marked where there is a folder for that.
+    /// It exceeded a limit, or crashed the compiler. Marked if there is a directory for marks.
     Limited(String),
-    /// Not the plugin's doing: another attempt may come further.
+    /// Not the plugin's fault: another attempt may succeed.
     Interrupted(String),
 }
 

@@ -1,13 +1,14 @@
-//! What ran into a limit of the compiler, remembered through restarts: one file for each component.
+//! Remembers across restarts which components exceeded a limit of the compiler: one file per
+//! component.
 //!
 //! ```text
 //! <folder>/<SHA-256 of the component>.json
 //! ```
 //!
-//! A mark is set before a compilation begins and taken away when it ends well. So also what ends the
-//! gateway together with its compiler (a container whose processes are killed together, where memory
-//! is short) is tried only so often. A mark counts for one engine and one set of limits: whoever
-//! raises them, or takes another version of the gateway, has it tried again.
+//! A mark is written before a compilation begins and removed when it succeeds. This also bounds the
+//! attempts at a component that takes the gateway down together with its compiler (for example a
+//! container whose processes are killed together when memory runs out). A mark is valid for one
+//! engine and one set of limits: raising the limits, or upgrading the gateway, causes a new attempt.
 
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
@@ -17,23 +18,23 @@ use bytesize::ByteSize;
 use crate::files::OwnFolder;
 use crate::wasm::compile::limits::{CompileLimits, NotCompiled};
 
-/// How many attempts may end without a word, each with the gateway.
+/// How many attempts may end together with the gateway.
 const ATTEMPTS: u32 = 3;
 /// The largest mark that is read, in bytes.
 const MAX_MARK: u64 = 64 * 1024;
-/// The most marks; older ones go.
+/// The maximum number of marks; the oldest are removed.
 const MOST: usize = 1_000;
 
-/// Where marks are. Without a folder nothing is remembered.
+/// The directory of marks. Without a directory nothing is remembered.
 #[derive(Debug)]
 pub(super) struct Marks {
     folder: Option<OwnFolder>,
 }
 
-/// What is remembered of one component.
+/// What is remembered about one component.
 #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize)]
 struct Mark {
-    /// The plugin that it was tried for.
+    /// The plugin that it was compiled for.
     plugin: String,
     /// The fingerprint of the engine.
     engine: String,
@@ -42,17 +43,17 @@ struct Mark {
     timeout: Duration,
     /// Attempts that began and did not end.
     attempts: u32,
-    /// Which limit it ran into; none while it is being compiled.
+    /// Which limit it exceeded; `None` while it is being compiled.
     why: Option<String>,
     #[serde(with = "humantime_serde")]
     at: SystemTime,
 }
 
-/// A compilation that has begun.
+/// A compilation in progress.
 #[derive(Debug)]
 pub(super) struct Attempt<'a> {
     folder: Option<&'a OwnFolder>,
-    /// The file's.
+    /// The name of the mark's file.
     name: String,
     mark: Mark,
 }
@@ -71,10 +72,10 @@ impl Marks {
         self.folder.is_some()
     }
 
-    /// Notes that a component is about to be compiled.
+    /// Records that a component is about to be compiled.
     ///
     /// # Errors
-    /// When it is known that nothing comes of it.
+    /// When earlier attempts have failed.
     pub(super) fn begin(
         &self,
         plugin: &str,
@@ -91,7 +92,7 @@ impl Marks {
             && let Some(why) = mark.why.or_else(|| often(attempts))
         {
             return Err(NotCompiled::Limited(format!(
-                "{why}; that was found at an earlier attempt, and it is not tried again: raise the limit, or \
+                "{why}; an earlier attempt failed, so it is not retried: raise the limit, or \
                  remove {}",
                 folder.path().join(&name).display()
             )));
@@ -113,16 +114,16 @@ impl Marks {
 }
 
 impl Attempt<'_> {
-    /// It ran into a limit.
+    /// Records that it exceeded a limit.
     pub(super) fn limited(mut self, why: &str) {
         self.mark.why = Some(why.to_owned());
         self.write();
     }
 
-    /// It ended otherwise: nothing speaks against another attempt.
+    /// Removes the mark: it ended otherwise, so another attempt is allowed.
     pub(super) fn forget(self) {
         if let Some(folder) = self.folder {
-            // One that stays counts as an attempt that did not end.
+            // A mark that stays counts as an attempt that did not end.
             let _ = folder.remove(&self.name);
         }
     }
@@ -137,12 +138,12 @@ impl Attempt<'_> {
     }
 }
 
-/// What follows where marks cannot be kept.
+/// The consequence if marks cannot be stored.
 const UNMARKED: &str = "a plugin that cannot be compiled is tried at every start";
 
 fn often(attempts: u32) -> Option<String> {
     (attempts >= ATTEMPTS)
-        .then(|| format!("was being compiled each of {attempts} times when the gateway was killed"))
+        .then(|| format!("was being compiled each of the {attempts} times when the gateway was killed"))
 }
 
 fn read(folder: &OwnFolder, name: &str) -> Option<Mark> {
@@ -179,7 +180,7 @@ mod tests {
             ("abc", "engine", more),
             ("abc", "engine", longer),
         ] {
-            // Nothing else is written: each is compared with the same mark.
+            // No other mark is written: each is compared with the same one.
             let kept = fs::read(&file).unwrap();
             marks().begin("p", component, engine, limits).unwrap().forget();
             fs::write(&file, kept).unwrap();
@@ -193,7 +194,7 @@ mod tests {
     fn what_ends_the_gateway_is_tried_only_so_often() {
         let folder = tempfile::tempdir().unwrap();
         let marks = Marks::new(Some(folder.path().to_owned()));
-        // An attempt that is dropped is one that did not end.
+        // A dropped attempt is one that did not end.
         (0..ATTEMPTS).for_each(|_| drop(begin(&marks).unwrap()));
         assert!(begin(&marks).unwrap_err().contains("3 times when the gateway was killed"));
     }

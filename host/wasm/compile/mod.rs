@@ -1,16 +1,15 @@
-//! From a component's bytes to code that can run.
+//! Compiles a component's bytes to native code.
 //!
-//! A compiler's time and memory are not proportional to what it is given, and what it is given may
-//! be hostile. So compilation is kept away from the process that carries messages:
+//! A compiler's time and memory are not proportional to its input, and the input may be hostile. So
+//! compilation is isolated from the process that carries messages:
 //!
-//! - `bounds` counts, before anything is compiled, what is known to grow.
-//! - `child` compiles in a process of its own with limits on memory and time, which ends with this
-//!   one; `worker` is that process. Library and unit tests, whose binary is another one, compile
-//!   here.
-//! - `marks` remembers what ran into the limits, so that no start tries the same again.
+//! - `bounds` counts, before compilation, everything that is known to cause disproportionate work.
+//! - `child` compiles in a separate process with limits on memory and time, which exits with this
+//!   one; `worker` is that process. Library and unit tests use another binary and compile in process.
+//! - `marks` remembers what exceeded the limits, so that no start tries the same again.
 //!
-//! `limits` says what compiling may take, and how it ends where there is no code. What was compiled
-//! earlier is in `module_cache`.
+//! `limits` has the limits and the errors of compilation. `module_cache` caches what was compiled
+//! earlier.
 
 pub(crate) mod bounds;
 mod child;
@@ -49,26 +48,26 @@ pub(crate) struct Compiler {
 }
 
 impl Compiler {
-    /// For engines of this configuration. Marks are kept in the folder, where there is one.
+    /// For engines of this configuration. Marks are stored in the directory, if there is one.
     pub(crate) fn new(config: EngineConfig, limits: CompileLimits, folder: Option<PathBuf>) -> Self {
         Self { config, limits, marks: Marks::new(folder), compilations: AtomicU64::new(0) }
     }
 
-    /// Whether what ran into a limit is remembered beyond this process.
+    /// Whether failures at a limit are remembered across restarts.
     pub(crate) fn keeps_marks(&self) -> bool {
         self.marks.are_kept()
     }
 
-    /// How often something was compiled.
+    /// How many compilations were started.
     #[cfg(test)]
     pub(crate) fn compilations(&self) -> u64 {
         self.compilations.load(Ordering::Relaxed)
     }
 
-    /// The code of a component, from an earlier start or from the compiler.
+    /// The code of a component, from the cache or from the compiler.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why there is no code.
     pub(crate) fn load(
         &self,
         engine: &Engine,
@@ -83,14 +82,18 @@ impl Compiler {
             match deserialize(engine, &code) {
                 Ok(component) => return Ok(component),
                 Err(why) => {
-                    tracing::warn!(plugin, "compiled code is compiled again: {}", causes(&why));
+                    tracing::warn!(
+                        plugin,
+                        "cached code cannot be loaded; compiling it again: {}",
+                        causes(&why)
+                    );
                     store.remove(&key, &fingerprint);
                 }
             }
         }
         let code = self.compile(engine, plugin, &key, &fingerprint, component)?;
         let loaded = deserialize(engine, &code).map_err(|e| {
-            NotCompiled::Interrupted(format!("was compiled to what cannot be loaded: {}", causes(&e)))
+            NotCompiled::Interrupted(format!("was compiled, but the code cannot be loaded: {}", causes(&e)))
         })?;
         if let Some(store) = store {
             store.put(&key, &fingerprint, &code);
@@ -122,7 +125,7 @@ impl Compiler {
     }
 }
 
-/// Loads what the compiler made.
+/// Loads compiled code.
 fn deserialize(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
     // SAFETY: the bytes must be what `Engine::precompile_component` made, unmodified. They come from
     // this process, through a pipe from a child that runs this very program, or from the folder of

@@ -1,7 +1,7 @@
 //! The process that compiles one component: bytes on standard input, code on standard output.
 //!
-//! Whatever the compiler does ends with this process: its memory, its time and its size of files are
-//! limited, it starts nothing and opens nothing, and it ends when the gateway does.
+//! Whatever the compiler does ends with this process. Its memory, its time and the size of its files
+//! are limited; it starts no processes and opens no files; and it exits when the gateway does.
 
 use std::io::{Read as _, Write as _};
 use std::time::Duration;
@@ -12,41 +12,41 @@ use crate::wasm::compile::limits::PATIENCE;
 use crate::wasm::engine::{EngineConfig, WasmFeature};
 use crate::wasm::failure::causes;
 
-/// The component is not valid; standard error says why.
+/// The component is not valid; standard error has the reason.
 pub(super) const INVALID: i32 = 3;
-/// The compiler had no memory left, and said so itself.
+/// The compiler ran out of memory and reported it.
 pub(super) const NO_MEMORY: i32 = 4;
-/// The gateway ended, or did not send everything.
+/// The gateway exited, or did not send the whole component.
 const ALONE: i32 = 5;
 
-/// Address space beside what is counted as memory: the program, its libraries, stacks, reservations.
+/// Address space in addition to the memory limit: the program, its libraries, stacks, reservations.
 const ADDRESSES: u64 = 4 << 30;
-/// How much less urgent it is than messages.
+/// Its niceness: messages take precedence.
 const NICENESS: i32 = 5;
 
-/// What the process is told on its command line.
+/// The arguments of the process.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// The size of the component on standard input, in bytes.
     pub size: u64,
-    /// The most memory, in bytes.
+    /// The memory limit, in bytes.
     pub memory: u64,
-    /// The most seconds of processor time.
+    /// The limit on CPU time, in seconds.
     pub seconds: u64,
-    /// The process that wants the code.
+    /// The process id of the gateway.
     pub parent: i32,
-    /// Features that are on, by name.
+    /// The names of the enabled features.
     pub features: Vec<String>,
-    /// Whether the code is for a process with little address space.
+    /// Whether the code is for a process with a limited address space.
     pub tight: bool,
 }
 
-/// Compiles what comes on standard input; the exit code says what became of it.
+/// Compiles the component on standard input. Returns the exit code.
 pub fn compile_plugin(job: &Job) -> u8 {
     match work(job) {
         Ok(()) => 0,
         Err((code, why)) => {
-            // Nobody reads it when the gateway is gone.
+            // Nobody reads it if the gateway is gone.
             let _ = write!(std::io::stderr(), "{why}");
             u8::try_from(code).unwrap_or(u8::MAX)
         }
@@ -74,10 +74,10 @@ fn work(job: &Job) -> Result<(), Failure> {
     out.write_all(&code).and_then(|()| out.flush()).map_err(alone)
 }
 
-/// Takes from this process what it does not need.
+/// Drops privileges and resources that this process does not need.
 fn confine(job: &Job) -> std::io::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // It may have ended before that.
+    // The gateway may have exited before that call.
     if rustix::process::getppid().map(Pid::as_raw_pid) != Some(job.parent) {
         return Err(std::io::Error::other("the gateway has ended"));
     }
@@ -87,13 +87,13 @@ fn confine(job: &Job) -> std::io::Result<()> {
     limit(Resource::Data, job.memory, job.memory)?;
     let addresses = job.memory.saturating_add(ADDRESSES);
     limit(Resource::As, addresses, addresses)?;
-    // The signal of the first limit says what it was; that of the second one ends in any case.
+    // The signal of the soft limit tells what happened; the hard limit kills in any case.
     limit(Resource::Cpu, job.seconds, job.seconds.saturating_add(2))?;
     end_after(Duration::from_secs(job.seconds.saturating_mul(u64::from(PATIENCE)).saturating_add(10)));
     Ok(())
 }
 
-/// Lowers a limit; one that is lower already stays.
+/// Lowers a limit; a lower one stays.
 fn limit(resource: Resource, soft: u64, hard: u64) -> std::io::Result<()> {
     let now = rustix::process::getrlimit(resource);
     let lower = |wanted: u64, now: Option<u64>| Some(now.map_or(wanted, |now| now.min(wanted)));
@@ -101,13 +101,13 @@ fn limit(resource: Resource, soft: u64, hard: u64) -> std::io::Result<()> {
     Ok(rustix::process::setrlimit(resource, new)?)
 }
 
-/// A gateway that is stopped itself cannot end this process.
+/// Exits after this time, because a gateway that is suspended cannot end this process.
 fn end_after(time: Duration) {
     let wait = move || {
         #[allow(clippy::disallowed_methods, reason = "a deadline waits for time")]
         std::thread::sleep(time);
         std::process::exit(ALONE);
     };
-    // Without the thread there is the gateway's own deadline.
+    // If the thread cannot be started, the gateway's own deadline remains.
     drop(std::thread::Builder::new().name("deadline".into()).spawn(wait));
 }

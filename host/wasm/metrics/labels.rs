@@ -1,4 +1,4 @@
-//! What the plugins' metrics are told apart by.
+//! The labels of the plugins' metrics.
 
 use prometheus_client::encoding::EncodeLabelSet;
 

@@ -22,23 +22,23 @@ mod plugin;
 
 pub(crate) use plugin::{Decision, PluginMetrics};
 
-/// The most counters, and the most gauges, that one plugin may have of its own.
+/// The maximum number of counters, and of gauges, that a plugin may define.
 pub(crate) const MAX_OWN_NAMES: usize = 64;
 /// The longest name of such a counter or gauge, in bytes.
 pub(crate) const MAX_OWN_NAME_LENGTH: usize = 64;
 
 type Histograms = Family<HookLabels, Histogram, fn() -> Histogram>;
 
-/// The hooks, as metrics name them.
+/// The hooks, as named in metrics.
 pub(crate) const HOOKS: [&str; 4] = ["filter", "grouping", "offline", "init"];
-/// The ways to fail, as metrics name them.
+/// The kinds of failure, as named in metrics.
 pub(crate) const KINDS: [&str; 5] = ["trap", "deadline", "memory", "bad-answer", "start"];
-/// What filters decide, as metrics name it.
+/// The decisions of filters, as named in metrics.
 const DECISIONS: [&str; 4] = ["pass", "drop", "dead-letter", "amend"];
-/// What plugins may run into, as metrics name it.
+/// The limits of plugins, as named in metrics.
 const LIMITS: [&str; 8] =
     ["time", "memory", "output", "log", "metrics", "state", "address-space", "time-budget"];
-/// In what a candidate that looks on differs, as metrics name it.
+/// The kinds of differences of a shadow, as named in metrics.
 const DIFFERENCES: [&str; 5] = ["verdict", "message", "comets", "guards", "failed"];
 
 /// Metrics of the plugins. Registered once per gateway.
@@ -54,8 +54,8 @@ pub(crate) struct Metrics {
     over_budget: Family<VersionLabels, Gauge>,
     own_counters: Family<OwnLabels, Counter>,
     own_gauges: Family<OwnLabels, Gauge<f64, AtomicU64>>,
-    /// How many prepared plugins there are of each name and version, and which names their
-    /// own metrics have: what to take away with the last of them.
+    /// The number of prepared plugins by name and version, and the names of their own metrics: what
+    /// to remove with the last of them.
     known: Arc<Mutex<BTreeMap<String, Known>>>,
 }
 
@@ -93,14 +93,14 @@ impl Metrics {
         registry.register("halley_plugin_limits", "Limits that plugins ran into", m.limits.clone());
         registry.register(
             "halley_plugin_differences",
-            "Messages that a candidate would have decided otherwise",
+            "Messages that a candidate would have decided differently",
             m.differences.clone(),
         );
         registry.register("halley_plugin_seconds", "Time in calls of plugins", m.seconds.clone());
         registry.register("halley_plugin_info", "1 for every version that is loaded", m.info.clone());
         registry.register(
             "halley_plugin_over_time_budget",
-            "Workers that do not call the plugin for now, since too many calls ran past their deadline",
+            "Workers that do not call the plugin for now, because too many calls exceeded their deadline",
             m.over_budget.clone(),
         );
         registry.register("halley_plugin_counter", "Plugins' own counters", m.own_counters.clone());

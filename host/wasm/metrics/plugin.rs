@@ -1,4 +1,4 @@
-//! The metrics of one plugin's version, for as long as it is prepared.
+//! The metrics of one plugin's version, while it is prepared.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -20,7 +20,7 @@ pub(crate) enum Decision {
     Amend,
 }
 
-/// The metrics of one prepared plugin. Dropping the last of a name removes its label sets.
+/// The metrics of one prepared plugin. Dropping the last ones of a name removes its label sets.
 #[derive(Debug)]
 pub(crate) struct PluginMetrics {
     pub(crate) calls: [Counter; 4],
@@ -33,7 +33,7 @@ pub(crate) struct PluginMetrics {
 }
 
 impl Metrics {
-    /// The metrics of one prepared plugin, until the answer is dropped.
+    /// The metrics of one prepared plugin, until the result is dropped.
     pub(crate) fn plugin(&self, version: &PluginVersion) -> PluginMetrics {
         let mut known = self.known.lock();
         let name = known.entry(version.name.to_string()).or_default();
@@ -61,7 +61,7 @@ impl PluginMetrics {
         self.seconds[hook].observe(seconds);
     }
 
-    /// A call failed in this way, and at this limit, if that is why.
+    /// A call failed in this way, at this limit if any.
     pub(crate) fn failed(&self, kind: FailureKind, limit: Option<Limit>) {
         self.all.errors.get_or_create(&ErrorLabels::of(&self.version, kind.as_str())).inc();
         if let Some(limit) = limit {
@@ -69,7 +69,7 @@ impl PluginMetrics {
         }
     }
 
-    /// The plugin ran into a limit.
+    /// The plugin reached a limit.
     pub(crate) fn hit(&self, limit: Limit) {
         self.limits[limit as usize].inc();
     }
@@ -79,23 +79,23 @@ impl PluginMetrics {
         self.limits[Limit::TimeBudget as usize].inc_by(count as u64);
     }
 
-    /// How many workers do not ask it for now.
+    /// How many workers do not call it for now.
     pub(crate) fn over_budget(&self) -> &Gauge {
         &self.over_budget
     }
 
-    /// One message that the filter decided so.
+    /// Counts one message by the filter's decision.
     pub(crate) fn decided(&self, decision: Decision) {
         self.decisions[decision as usize].inc();
     }
 
-    /// One message that the version in force decided otherwise.
+    /// Counts one message that the active version decided differently.
     pub(crate) fn differed(&self, kind: &'static str) {
         self.all.differences.get_or_create(&ErrorLabels::of(&self.version, kind)).inc();
     }
 
-    /// Adds to a counter of the plugin's own. False when its name is not allowed, or one too
-    /// many.
+    /// Adds to one of the plugin's own counters. False when the name is not allowed, or exceeds the
+    /// limit on names.
     pub(crate) fn own_counter(&self, name: &str, value: u64) -> bool {
         if !self.may_have(name, |known| &mut known.counters) {
             return false;
@@ -104,7 +104,7 @@ impl PluginMetrics {
         true
     }
 
-    /// Sets a gauge of the plugin's own. False when its name is not allowed, or one too many.
+    /// Sets one of the plugin's own gauges. False as for counters.
     pub(crate) fn own_gauge(&self, name: &str, value: f64) -> bool {
         if !self.may_have(name, |known| &mut known.gauges) {
             return false;

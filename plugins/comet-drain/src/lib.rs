@@ -1,4 +1,4 @@
-//! Takes comets out of service: what their connections would get goes elsewhere.
+//! Takes comets out of service: messages to their connections are redirected, stored or skipped.
 //!
 //! ```toml
 //! [[plugin]]
@@ -14,15 +14,15 @@
 //! Which action to take:
 //!
 //! - `offline`: the comet is being switched off and messages matter. Its connections count as
-//!   away, so the offline policy (or `[offline] default`) keeps or notifies what they miss.
-//! - `skip`: the comet's clients have been told to reconnect and are about to appear
-//!   elsewhere, and what they miss until then is not worth keeping, as with danmaku.
-//! - `redirect`: the *connections* moved, or are served by a process at another address that
-//!   took over; the directory does not know yet. Still one call for the room. A comet that
-//!   does not hold the connections cannot deliver to them: do not redirect to just any other.
+//!   offline, so the offline policy (or `[offline] default`) stores or notifies what they miss.
+//! - `skip`: the comet's clients have been told to reconnect and will appear elsewhere soon, and what
+//!   they miss until then is not worth storing, as with danmaku.
+//! - `redirect`: the *connections* have moved, or a process at another address has taken them over,
+//!   and the directory does not know yet. The room still takes one call. A comet that does not hold
+//!   the connections cannot deliver to them: do not redirect to an arbitrary other one.
 //!
-//! Only room messages are regrouped; the drain takes effect for a room when its route is
-//! resolved next, which is within `[routing.cache] max_age` and at once on a hot swap.
+//! Only room messages are regrouped. The drain takes effect for a room when its route is resolved
+//! next: within `[routing.cache] max_age`, and at once on a hot swap.
 
 use halley_plugin::canonical_comet;
 use halley_plugin::prelude::*;
@@ -54,9 +54,9 @@ struct CometDrain {
 }
 
 enum Plan {
-    /// The comet's whole share to this address.
+    /// Redirects the comet's whole share to this address.
     Redirect(String),
-    /// Each of its connections there.
+    /// Moves each of its connections there.
     Place(Placement),
 }
 

@@ -1,4 +1,4 @@
-//! Suppresses duplicates, and calms rooms in which too much is said.
+//! Suppresses duplicates, and limits the rate of messages in rooms.
 //!
 //! ```toml
 //! [[plugin]]
@@ -11,19 +11,18 @@
 //!
 //! [plugin.config.cooldown]       # absent: no cooldown
 //! within = "1s"                  # at most one message per room in this time; required
-//! spare_operations = [7, 9]      # always pass, and do not count: gifts, system messages
+//! spare_operations = [7, 9]      # always pass and do not count, such as gifts
 //! rooms = ["video_*"]            # only in these rooms; absent: in all
 //! ```
 //!
-//! At least one of the two tables is there. Two messages are duplicates when they have the
-//! same audience, the same operation, and the same value of the header (or the same body). A
-//! message without the header passes. The cooldown is about messages to rooms; what it stops
-//! is not delivered later.
+//! At least one of the two tables is required. Two messages are duplicates if they have the same
+//! audience, the same operation, and the same value of the header (or the same body). A message
+//! without the header passes. The cooldown applies to messages to rooms; messages that it stops are
+//! not delivered later.
 //!
-//! Both work with guards, which the gateway keeps in Redis for all its processes. A message
-//! that Kafka delivers again is no duplicate of itself: the gateway knows it by its id. A
-//! duplicate that is stopped may still start a room's cooldown, since guards are claimed
-//! together.
+//! Both use guards, which the gateway stores in Redis for all its processes. A message that Kafka
+//! redelivers is not a duplicate of itself: the gateway recognizes it by its id. A stopped duplicate
+//! may still start a room's cooldown, since guards are claimed together.
 
 use std::fmt::Write;
 
@@ -67,15 +66,13 @@ impl Policy for DuplicateGuard {
 
     fn new(config: Config) -> Result<Self, String> {
         if config.duplicates.is_none() && config.cooldown.is_none() {
-            return Err(
-                "config: neither `duplicates` nor `cooldown`; at least one has something to do".to_owned()
-            );
+            return Err("config: neither `duplicates` nor `cooldown`; configure at least one".to_owned());
         }
         if config.duplicates.as_ref().is_some_and(|duplicates| duplicates.within.is_zero()) {
-            return Err("config.duplicates.within: 0; leave `duplicates` out to let them pass".to_owned());
+            return Err("config.duplicates.within: 0; remove `duplicates` to let them pass".to_owned());
         }
         if config.cooldown.as_ref().is_some_and(|cooldown| cooldown.within.is_zero()) {
-            return Err("config.cooldown.within: 0; leave `cooldown` out to have none".to_owned());
+            return Err("config.cooldown.within: 0; remove `cooldown` to disable it".to_owned());
         }
         Ok(Self(config))
     }
@@ -99,8 +96,8 @@ impl Filter for DuplicateGuard {
 }
 
 impl Duplicates {
-    /// What is the same in duplicates; `None` for a message without the header. Every part
-    /// goes in with its length, so that no two different messages run together.
+    /// What duplicates have in common; `None` for a message without the header. Every part is hashed
+    /// with its length, so that no two different messages have the same input.
     fn identity(&self, message: &Message) -> Option<String> {
         let distinguishing = match &self.header {
             Some(header) => message.header(header)?,
@@ -126,8 +123,8 @@ impl Cooldown {
     }
 }
 
-/// The room as it is, so that a person finds the key in Redis; a hash where it would not fit
-/// into a guard's 512 bytes.
+/// The room itself, so that the key is readable in Redis; a hash if it would not fit into a guard's
+/// 512 bytes.
 fn short(room: &str) -> String {
     if room.len() <= 256 { room.to_owned() } else { hex(&Sha256::digest(room)) }
 }
@@ -146,7 +143,7 @@ mod tests {
 
     use super::*;
 
-    /// Which of these messages are delivered, one after the other at the same moment.
+    /// Which of these messages are delivered, sent in sequence at the same moment.
     fn delivered<const N: usize>(config: Value, messages: [MessageBuilder; N]) -> [bool; N] {
         let mut guard = Harness::<DuplicateGuard>::new(config);
         messages.map(|message| guard.deliver(message).is_some())

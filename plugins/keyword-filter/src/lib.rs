@@ -8,18 +8,18 @@
 //! [plugin.config]
 //! words = ["spam", "广告"]       # required
 //! action = "mask"               # drop (default) | mask
-//! mask = "*"                    # takes the place of each character of a word
+//! mask = "*"                    # replaces each character of a word
 //! ignore_case = true
 //! whole_words = false           # true: `ass` is not found in `class`
 //! operations = [4]              # only messages with these operations; empty: all
 //! rooms = ["video_*"]           # only messages to these rooms; empty: all messages
 //! ```
 //!
-//! Bodies are searched as they are. Words are found in any UTF-8 text, Chinese as well; JSON
-//! is text like any other, so a word that a producer escapes (`\u5e7f`) is not found. A body
-//! that is not UTF-8 is searched byte by byte and dropped when it holds a word, but never
-//! masked: a new length might break its format. `ignore_case` covers ASCII letters one by
-//! one, and of other alphabets the word as written, all in lower and all in upper case.
+//! Bodies are searched as they are. Words are found in any UTF-8 text, including Chinese. JSON is
+//! searched as text, so a word that a producer escapes (`\u5e7f`) is not found. A body that is not
+//! UTF-8 is searched by bytes and dropped if it contains a word, but never masked: a new length might
+//! break its format. `ignore_case` covers ASCII letters individually; words with letters of other
+//! alphabets match as written, all in lower case and all in upper case.
 
 use aho_corasick::automaton::Automaton;
 use aho_corasick::nfa::contiguous::NFA;
@@ -66,8 +66,8 @@ fn yes() -> bool {
 
 struct KeywordFilter {
     config: Config,
-    /// All words in one automaton. Of the library's kinds the one that suits any number of
-    /// words; `AhoCorasick` would carry all of them into the module.
+    /// All words in one automaton. Of the library's kinds, this one suits any number of words;
+    /// `AhoCorasick` would link all of them into the module.
     words: NFA,
 }
 
@@ -80,7 +80,7 @@ impl Policy for KeywordFilter {
         }
         if config.mask.is_control() || matches!(config.mask, '"' | '\\') {
             return Err(format!(
-                "config.mask: {:?} would break JSON bodies; take another character",
+                "config.mask: {:?} would break JSON bodies; choose another character",
                 config.mask
             ));
         }
@@ -93,8 +93,8 @@ impl Policy for KeywordFilter {
     }
 }
 
-/// What to look for: the words, and where case does not matter also their lower and upper
-/// case, for the letters that are not ASCII.
+/// The words to search for, and without case sensitivity also their lower and upper case spellings,
+/// for letters that are not ASCII.
 fn spellings(config: &Config) -> Vec<String> {
     let mut spellings = config.words.clone();
     if config.ignore_case {
@@ -135,8 +135,8 @@ impl KeywordFilter {
         found.filter(move |word| !self.config.whole_words || is_whole_word(body, word))
     }
 
-    /// The text with each character of each word replaced. Words are UTF-8, so in UTF-8 text
-    /// they begin and end between characters.
+    /// The text with each character of each word replaced. Words are UTF-8, so in UTF-8 text they
+    /// begin and end at character boundaries.
     fn masked(&self, text: &str) -> String {
         let mut masked = String::with_capacity(text.len());
         let mut copied = 0;
@@ -150,8 +150,8 @@ impl KeywordFilter {
     }
 }
 
-/// Whether the word does not go on at either end. Only ASCII letters and digits make a word
-/// go on: Chinese has no spaces between its words.
+/// Whether the word continues at neither end. Only ASCII letters and digits continue a word: Chinese
+/// has no spaces between words.
 fn is_whole_word(body: &[u8], word: &Match) -> bool {
     let letter = |at: Option<usize>| at.and_then(|at| body.get(at)).is_some_and(u8::is_ascii_alphanumeric);
     let goes_on_before = letter(Some(word.start())) && letter(word.start().checked_sub(1));
@@ -166,7 +166,7 @@ mod tests {
 
     use super::*;
 
-    /// What becomes of a body: `Err` with the reason, or the body as delivered.
+    /// The result for a body: `Err` with the reason, or the body as delivered.
     fn sent(config: Value, body: &str) -> Result<String, String> {
         let message = room("video_1").body(body).build();
         match Harness::<KeywordFilter>::new(config).filter([message]).remove(0) {

@@ -1,4 +1,4 @@
-// Reads the configuration with jsmn, a parser that only says where each value stands.
+// Parses the configuration with jsmn, a parser that only returns the position of each value.
 
 #include "config.h"
 
@@ -9,7 +9,7 @@
 
 static const char NO_WORDS[] = "config.words: name at least one word, and no empty ones";
 
-// The characters of UTF-8 text: all bytes but those that go on with one.
+// The number of UTF-8 characters: all bytes except continuation bytes.
 static size_t characters(const char *text, size_t length) {
     size_t count = 0;
     for (size_t i = 0; i < length; i++) count += ((unsigned char)text[i] & 0xC0) != 0x80;
@@ -17,7 +17,7 @@ static size_t characters(const char *text, size_t length) {
 }
 
 // A string's text. The gateway's JSON is UTF-8 and escapes quotes, backslashes and control
-// characters; the latter (\n, \u0001) do not belong into a word, and false is returned.
+// characters. The latter (\n, \u0001) are not allowed in a word: the function returns false.
 static bool unescape(const char *json, const jsmntok_t *token, struct word *word) {
     if (token->type != JSMN_STRING) return false;
     word->length = 0;
@@ -72,7 +72,7 @@ const char *config_read(struct config *config, const char *json, size_t length) 
     jsmn_init(&parser);
     jsmn_parse(&parser, json, length, tokens, (unsigned)count);
     const char *mistake = tokens[0].type == JSMN_OBJECT ? NULL : "config: must be a table";
-    // A key has one value; a value may have values of its own, which are skipped by their place.
+    // A key has one value; a value may contain other values, which are skipped by position.
     for (int key = 1; key < count && !mistake;) {
         const jsmntok_t *value = &tokens[key + 1];
         if (is_key(json, &tokens[key], "words")) mistake = read_words(config, json, value);

@@ -1,4 +1,4 @@
-// The policy's configuration: which words, and what takes the place of each character.
+// The policy's configuration: the words, and the mask character.
 
 #ifndef CONFIG_H
 #define CONFIG_H
@@ -13,15 +13,15 @@ struct word {
 };
 
 struct config {
-    // The longest first.
+    // Longest first.
     struct word *words;
     size_t count;
     const char *mask;
     size_t mask_length;
 };
 
-// Reads the plugin's `config` table, which arrives as JSON. Returns NULL, or what is wrong with
-// it. Runs once in each instance and keeps its memory for as long as the instance lives.
+// Parses the plugin's `config` table, which is passed as JSON. Returns NULL, or an error message.
+// Runs once per instance; its memory is never freed.
 const char *config_read(struct config *config, const char *json, size_t length);
 
 #endif

@@ -1,8 +1,8 @@
 // Masks words in bodies, and drops messages whose body is empty. The same policy as the Rust
 // one in plugins/cookbook/mask-words; README.md here says how it is built.
 //
-// Everything that the gateway passes in belongs to the policy, which frees it; everything that
-// it answers is freed by generated code, so answers are allocated with malloc.
+// Arguments belong to the policy, which frees them. Results are freed by generated code, so they are
+// allocated with malloc.
 
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +14,7 @@ static struct config config;
 // Whether a word begins with this byte.
 static bool begins[256];
 
-// `init`: false refuses the configuration, and `err` says why.
+// `init`: returns false to refuse the configuration, with the reason in `err`.
 bool exports_halley_policy_lifecycle_init(filter_policy_string_t *json, filter_policy_string_t *err) {
     const char *mistake = config_read(&config, (const char *)json->ptr, json->len);
     filter_policy_string_free(json);
@@ -27,7 +27,7 @@ bool exports_halley_policy_lifecycle_init(filter_policy_string_t *json, filter_p
     return true;
 }
 
-// How many bytes the character at `at` has; 0 where it is not UTF-8 (Unicode 15, table 3-7).
+// The number of bytes of the character at `at`; 0 if it is not UTF-8 (Unicode 15, table 3-7).
 static size_t character(const uint8_t *at, const uint8_t *end) {
     uint8_t lead = at[0];
     if (lead < 0x80) return 1;
@@ -51,7 +51,7 @@ static bool is_utf8(const uint8_t *at, const uint8_t *end) {
     return true;
 }
 
-// The longest word at this place; the words are sorted by length.
+// The longest word at this position; the words are sorted by length.
 static const struct word *word_at(const uint8_t *at, const uint8_t *end) {
     if (!begins[*at]) return NULL;
     for (size_t i = 0; i < config.count; i++) {
@@ -61,7 +61,7 @@ static const struct word *word_at(const uint8_t *at, const uint8_t *end) {
     return NULL;
 }
 
-// Writes the body with each word masked to `to`, if there is a `to`, and returns its length.
+// Writes the body with each word masked to `to`, unless that is NULL, and returns its length.
 static size_t mask(const filter_policy_list_u8_t *body, uint8_t *to, bool *found) {
     const uint8_t *at = body->ptr, *end = at + body->len;
     size_t length = 0;
@@ -92,7 +92,7 @@ static void decide(const filter_policy_list_u8_t *body, exports_halley_policy_fi
     bool found = false;
     size_t length = mask(body, NULL, &found);
     if (!found || !is_utf8(body->ptr, body->ptr + body->len)) return;
-    // Absent and empty, which is what zeroes mean, stays as it is.
+    // Zeroes mean absent and empty, which leave the message unchanged.
     verdict->tag = EXPORTS_HALLEY_POLICY_FILTER_VERDICT_AMEND;
     verdict->val.amend.body.is_some = true;
     verdict->val.amend.body.val.ptr = malloc(length);
@@ -101,7 +101,7 @@ static void decide(const filter_policy_list_u8_t *body, exports_halley_policy_fi
     mask(body, verdict->val.amend.body.val.ptr, &found);
 }
 
-// `filter`: one verdict for each message, in the same order.
+// `filter`: returns one verdict per message, in the same order.
 void exports_halley_policy_filter_filter(exports_halley_policy_filter_source_t *source,
                                          exports_halley_policy_filter_list_message_t *messages,
                                          exports_halley_policy_filter_list_verdict_t *verdicts) {

@@ -1,29 +1,29 @@
-//! Decides by rules what becomes of messages for users who are away: kept in their inbox,
-//! handed to a notifier, or dropped.
+//! Decides by rules about messages for absent users: store them in the inbox, send them to a
+//! notifier, or drop them.
 //!
 //! ```toml
 //! [[plugin]]
 //! name = "offline-rules"
 //! path = "plugins/offline_rules.wasm"
 //!
-//! [[plugin.config.rules]]        # private messages wake the phone
+//! [[plugin.config.rules]]        # private messages trigger a notification
 //! audience = "keys"              # keys | room | everyone; absent: any
 //! action = "notify"
 //! channel = "apns"               # for notify, and only then
 //!
-//! [[plugin.config.rules]]        # gifts are kept for a month
+//! [[plugin.config.rules]]        # gifts are stored for a month
 //! operations = [7]               # absent: any
 //! rooms = ["video_*"]            # absent: any room or none
 //! action = "store"
-//! retention = "30d"              # for store; absent: `[offline] retention`, which is also the most
+//! retention = "30d"              # for store; absent: `[offline] retention`, also the maximum
 //!
-//! [[plugin.config.rules]]        # all else that was said in rooms is gone
+//! [[plugin.config.rules]]        # all other room messages are dropped
 //! rooms = ["*"]
 //! action = "drop"
 //! ```
 //!
-//! The first rule that matches wins; what a rule does not mention matches. Where no rule
-//! matches, the policy has no opinion: the next policy decides, then `[offline] default`.
+//! The first matching rule wins; conditions that a rule omits always match. If no rule matches, the
+//! policy has no opinion: the next policy decides, then `[offline] default`.
 
 use halley_plugin::RoomPattern;
 use halley_plugin::prelude::*;
@@ -37,7 +37,7 @@ struct Config {
     rules: Vec<RuleConfig>,
 }
 
-/// A rule as it is written.
+/// A rule as configured.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RuleConfig {
@@ -68,7 +68,7 @@ enum Action {
     Drop,
 }
 
-/// A rule that was checked.
+/// A validated rule.
 struct Rule {
     audience: Option<Audience>,
     operations: Vec<i32>,
@@ -120,7 +120,7 @@ impl Rule {
 }
 
 impl Offline for OfflineRules {
-    /// The rules look at the message only, so one answer does for all its recipients.
+    /// The rules only depend on the message, so all its recipients get the same answer.
     fn decide_all(&mut self, _: &Source, message: &Message, absent: &[Absent]) -> Vec<Disposition> {
         let rule = self.0.iter().find(|rule| rule.matches(message));
         let disposition = rule.map_or(Disposition::Pass, |rule| rule.disposition.clone());

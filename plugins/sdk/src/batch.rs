@@ -1,6 +1,6 @@
-//! A batch as filters see it. What the gateway hands over is columns, all texts in one and all
-//! bodies in one; here they become messages again, in memory that is used for one batch after the
-//! other.
+//! A batch as filters see it. The gateway passes columns, with all texts joined into one and all
+//! bodies into another; here they are turned into messages, in memory that is reused from batch to
+//! batch.
 
 use std::cell::RefCell;
 
@@ -8,14 +8,14 @@ use crate::Message;
 use crate::bindings::filter::exports::halley::policy::filter as records;
 use crate::bindings::filter_columns::exports::halley::policy::filter_columns as columns;
 
-/// The most memory that is kept from one batch for the next one, in bytes; more is given back.
+/// How much memory is kept from one batch for the next one, in bytes; more is released.
 const KEPT: usize = 4 * 1024 * 1024;
 
-/// Messages of the batch before, to be written over.
+/// The messages of the previous batch, to be overwritten.
 pub(crate) struct Messages(RefCell<Vec<Message>>);
 
 impl Messages {
-    /// None yet.
+    /// Without messages.
     pub(crate) const fn empty() -> Self {
         Self(RefCell::new(Vec::new()))
     }
@@ -25,7 +25,7 @@ impl Messages {
         let mut messages = self.0.borrow_mut();
         read(batch, &mut messages);
         let result = body(&messages[..batch.rows.len()]);
-        // Each keeps room for the largest of all that stood in its place.
+        // Each message keeps room for the largest one that was stored in its slot.
         if messages.iter().map(room_of).sum::<usize>() > KEPT {
             *messages = Vec::new();
         }
@@ -33,14 +33,14 @@ impl Messages {
     }
 }
 
-/// The memory that a message takes, in bytes, nearly.
+/// The approximate memory of a message, in bytes.
 fn room_of(message: &Message) -> usize {
     let lists = message.keys.capacity() * size_of::<String>()
         + message.headers.capacity() * size_of::<crate::Header>();
     message.body.capacity() + message.room.capacity() + message.server.capacity() + lists
 }
 
-/// Writes a batch over the messages from the first one on.
+/// Overwrites the messages with a batch, beginning with the first one.
 fn read(batch: &columns::Batch, messages: &mut Vec<Message>) {
     let mut texts = Parts { ends: batch.texts.ends.iter(), begin: 0 };
     let mut blobs = Parts { ends: batch.blobs.ends.iter(), begin: 0 };
@@ -88,21 +88,21 @@ fn nothing() -> Message {
     }
 }
 
-/// Goes from part to part of what was joined.
+/// Iterates over the parts of a joined value.
 struct Parts<'a> {
     ends: std::slice::Iter<'a, u32>,
     begin: usize,
 }
 
 impl Parts<'_> {
-    /// Where the next part is. Nowhere after the last one, which a gateway does not let happen.
+    /// The range of the next part. Empty after the last one, which a gateway never requests.
     fn next(&mut self) -> std::ops::Range<usize> {
         let end = self.ends.next().map_or(self.begin, |end| *end as usize);
         std::mem::replace(&mut self.begin, end)..end
     }
 }
 
-/// A verdict in this shape.
+/// Converts a verdict to this shape.
 pub(crate) fn verdict(verdict: records::Verdict) -> columns::Verdict {
     match verdict {
         records::Verdict::Pass => columns::Verdict::Pass,
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
     use crate::testing::{everyone, keys, room};
 
-    /// As the gateway makes columns.
+    /// Joins messages into columns like the gateway does.
     fn columns_of(messages: &[Message]) -> columns::Batch {
         let mut batch = columns::Batch {
             rows: Vec::new(),

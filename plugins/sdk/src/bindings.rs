@@ -1,11 +1,10 @@
-//! What wit-bindgen makes of `wit/policy.wit`: the types, the host's functions, and one
-//! export macro for each hook.
+//! The code that wit-bindgen generates from `wit/policy.wit`: the types, the host's functions, and
+//! one export macro per hook.
 //!
-//! A module tells the gateway what it exports through custom sections that describe a WIT
-//! world. Every hook therefore has a world of its own here, whose section is placed by its
-//! export macro in the author's crate (`pub_export_macro`): a policy that names only
-//! `Filter` says nothing of the other hooks. The sections of one module are merged when it
-//! becomes a component.
+//! A module declares its exports through custom sections that describe a WIT world. So every hook has
+//! its own world here, whose section is emitted by its export macro in the author's crate
+//! (`pub_export_macro`): a policy that only names `Filter` declares no other hook. The sections of a
+//! module are merged when it is turned into a component.
 
 #![allow(
     missing_docs,

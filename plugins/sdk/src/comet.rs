@@ -1,11 +1,11 @@
-//! Comets' addresses as the gateway writes them.
+//! Comet addresses in the gateway's spelling.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-/// An address in the one spelling that policies see and the gateway compares.
+/// Normalizes an address to the one spelling that policies see and the gateway compares.
 ///
-/// What policies are handed is canonical already, and what they answer is made so by the gateway.
-/// An address out of a policy's own configuration has to be made so before it is compared:
+/// Addresses that policies receive are normalized already, and the gateway normalizes their answers.
+/// Normalize addresses from a policy's own configuration before you compare them:
 ///
 /// ```
 /// use halley_plugin::canonical_comet;
@@ -15,9 +15,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 /// assert_eq!(canonical_comet("[::ffff:10.0.0.7]:050051"), "10.0.0.7:50051");
 /// ```
 ///
-/// The scheme goes, the host is in lower case without a trailing dot, the port has no leading
-/// zeros, `localhost` is `127.0.0.1`, and an IPv6 address has its shortest form. A text that is no
-/// address, such as a server name, stays what it is.
+/// The scheme is removed, the host is in lower case without a trailing dot, the port has no leading
+/// zeros, `localhost` is `127.0.0.1`, and an IPv6 address has its shortest form. A text that is not
+/// an address, such as a server name, is returned unchanged.
 pub fn canonical_comet(address: &str) -> String {
     canonical(address).unwrap_or_else(|| address.to_owned())
 }
@@ -51,7 +51,8 @@ fn canonical(address: &str) -> Option<String> {
     Some(format!("{host}:{port}"))
 }
 
-/// A number with a leading zero is octal to some: it counts only where both read the same.
+/// Some parsers read a number with a leading zero as octal: it is accepted only if both readings
+/// agree.
 fn ipv4(host: &str) -> Option<Ipv4Addr> {
     let octet = |part: &str| {
         let is_padded = part.len() > 1 && part.starts_with('0');

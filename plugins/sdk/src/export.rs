@@ -1,5 +1,5 @@
-//! From a policy to the exports of a component: [`export!`](crate::export!), and the place
-//! where an instance keeps its policy.
+//! Exports a policy as a component: [`export!`](crate::export!), and the slot where an instance keeps
+//! its policy.
 
 use std::cell::RefCell;
 
@@ -13,10 +13,10 @@ use crate::room::{self, Connections, Room};
 use crate::{Filter, Grouping, Message, Offline, Policy, Source};
 
 /// Exports a policy with the hooks that it implements: `export!(MyPolicy: Filter)`,
-/// `export!(MyPolicy: Filter, Offline)`. Once in a crate.
+/// `export!(MyPolicy: Filter, Offline)`. Use it once per crate.
 ///
-/// The gateway sees exactly these hooks. Natively this only checks that they are
-/// implemented, so that the crate's tests need no WebAssembly.
+/// The gateway sees exactly these hooks. In native builds this only checks that they are implemented,
+/// so that the crate's tests need no WebAssembly.
 #[macro_export]
 macro_rules! export {
     ($policy:ty: $($hook:ident),+ $(,)?) => {
@@ -111,12 +111,12 @@ pub const fn has_offline<P: Offline>() {}
 /// Where an instance keeps its policy. An instance has one thread and one call at a time.
 pub struct Slot<P> {
     policy: RefCell<Option<P>>,
-    /// Where a filter's batches are laid out.
+    /// The buffer for a filter's batches.
     messages: Messages,
 }
 
 impl<P> Slot<P> {
-    /// Before `init`.
+    /// The state before `init`.
     pub const fn empty() -> Self {
         Self { policy: RefCell::new(None), messages: Messages::empty() }
     }
@@ -131,8 +131,8 @@ impl<P: Policy> Slot<P> {
         Ok(())
     }
 
-    /// The policy at work. The gateway calls `init` first; where it did not, the policy is
-    /// made from the host's `config` now.
+    /// Runs `body` on the policy. The gateway calls `init` first; otherwise the policy is created
+    /// from the host's `config` now.
     fn with<R>(&self, body: impl FnOnce(&mut P) -> R) -> R {
         #[cfg(target_family = "wasm")]
         if self.policy.borrow().is_none() {
@@ -142,13 +142,14 @@ impl<P: Policy> Slot<P> {
     }
 }
 
-/// A panic ends in a trap, which knows no text: this puts it in the gateway's log.
+/// A panic becomes a trap, which has no message: this writes the message to the gateway's log.
 #[cfg(target_family = "wasm")]
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| crate::log::error!("{panic}")));
 }
 
-/// What [`export!`](crate::export!) makes of a policy; carries the generated traits.
+/// The adapter that [`export!`](crate::export!) generates for a policy; implements the generated
+/// traits.
 pub trait Component {
     /// The policy.
     type Policy: Policy;

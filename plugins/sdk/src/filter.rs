@@ -1,15 +1,14 @@
-//! The `filter` hook: what may pass, and in what form.
+//! The `filter` hook: what passes, and in what form.
 
 use std::time::Duration;
 
 pub use crate::bindings::filter::exports::halley::policy::filter::{Amendment, Once, Verdict};
 use crate::{Message, Policy, Source};
 
-/// Decides what may pass, and in what form. Called once per batch, before anything is looked
-/// up.
+/// Decides what passes, and in what form. Called once per batch, before any lookup.
 ///
-/// Most policies write [`filter`](Filter::filter) only. Whoever needs the topic, or looks at
-/// several messages together, writes [`filter_all`](Filter::filter_all).
+/// Most policies implement [`filter`](Filter::filter) only. Policies that need the topic, or compare
+/// several messages, implement [`filter_all`](Filter::filter_all).
 ///
 /// ```
 /// use halley_plugin::prelude::*;
@@ -41,13 +40,13 @@ use crate::{Message, Policy, Source};
 /// assert!(calm.deliver(room("video_1").body("three")).is_some());
 /// ```
 pub trait Filter: Policy {
-    /// What becomes of one message.
+    /// The verdict about one message.
     fn filter(&mut self, message: &Message) -> Verdict {
         let _ = message;
         Verdict::Pass
     }
 
-    /// What becomes of each message of a batch: one verdict for each, in the same order.
+    /// The verdicts about a batch: one per message, in the same order.
     ///
     /// ```
     /// use halley_plugin::prelude::*;
@@ -90,8 +89,8 @@ pub trait Filter: Policy {
     }
 }
 
-/// Making verdicts. The methods that amend build on what is there, so they chain: `Pass`
-/// becomes an amendment, and a verdict that stops the message stays as it is.
+/// Constructors of verdicts. The methods that amend can be chained: `Pass` becomes an amendment, and
+/// a verdict that stops the message is unchanged.
 ///
 /// ```
 /// use halley_plugin::prelude::*;
@@ -102,17 +101,17 @@ pub trait Filter: Policy {
 /// # assert_eq!(amendment.once[0].ttl_ms, 2000);
 /// ```
 impl Verdict {
-    /// Delivered to nobody; the reason is logged and counted.
+    /// Drops the message; the reason is logged and counted.
     pub fn drop(reason: impl Into<String>) -> Self {
         Self::Drop(reason.into())
     }
 
-    /// To the dead-letter topic, with the reason.
+    /// Sends it to the dead-letter topic, with the reason.
     pub fn dead_letter(reason: impl Into<String>) -> Self {
         Self::DeadLetter(reason.into())
     }
 
-    /// An amendment that changes nothing yet.
+    /// An amendment without changes.
     pub fn amend() -> Self {
         Self::Amend(Amendment::default())
     }
@@ -142,7 +141,7 @@ impl Verdict {
         self.with(|amendment| amendment.only = Some(strings(comets)))
     }
 
-    /// Does not deliver through these comets either.
+    /// Does not deliver through these comets.
     pub fn except<C: Into<String>>(self, comets: impl IntoIterator<Item = C>) -> Self {
         self.with(|amendment| amendment.except.extend(strings(comets)))
     }
@@ -152,10 +151,10 @@ impl Verdict {
         self.with(|amendment| amendment.also.extend(strings(comets)))
     }
 
-    /// Passes only if no other message used `key` within `ttl`: a guard, which the gateway
-    /// claims in Redis for the whole batch at once. A redelivery of the message that claimed
-    /// it is not stopped. The key is at most 512 bytes and belongs to this plugin; a `ttl`
-    /// under a millisecond counts as one.
+    /// Passes only if no other message used `key` within `ttl`: a guard, which the gateway claims in
+    /// Redis for the whole batch at once. A redelivery of the message that claimed it is not stopped.
+    /// The key is at most 512 bytes and belongs to this plugin; a `ttl` below a millisecond counts as
+    /// one.
     pub fn once(self, key: impl Into<String>, ttl: Duration) -> Self {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).max(1);
         self.with(|amendment| amendment.once.push(Once { key: key.into(), ttl_ms }))

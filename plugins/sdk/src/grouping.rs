@@ -1,4 +1,4 @@
-//! The `grouping` hook: over which comets a room's connections are reached.
+//! The `grouping` hook: through which comets a room's connections are reached.
 
 use crate::Policy;
 pub use crate::bindings::grouping::exports::halley::policy::grouping::{
@@ -6,13 +6,12 @@ pub use crate::bindings::grouping::exports::halley::policy::grouping::{
 };
 use crate::room::{Connection, Room};
 
-/// Decides over which comets a room's connections are reached. Called when a room's
-/// membership is resolved, not per message: the answer is kept with the route for a short
-/// time.
+/// Decides through which comets a room's connections are reached. Called when a room's membership is
+/// resolved, not per message: the result is cached with the route for a short time.
 ///
-/// Policies that look at one connection at a time write [`place`](Grouping::place). Whoever
-/// moves whole comets writes [`regroup`](Grouping::regroup) and redirects them, which keeps
-/// the comet's share one call for the whole room.
+/// Policies that decide for one connection at a time implement [`place`](Grouping::place). Policies
+/// that move whole comets implement [`regroup`](Grouping::regroup) and redirect them, which keeps one
+/// call per comet for the whole room.
 ///
 /// ```
 /// use halley_plugin::prelude::*;
@@ -41,13 +40,13 @@ use crate::room::{Connection, Room};
 /// assert_eq!(regrouping, Regrouping::default().skip(1));
 /// ```
 pub trait Grouping: Policy {
-    /// Where one connection's messages go instead; `None` leaves it where it is.
+    /// The new destination of one connection's messages; `None` leaves it unchanged.
     fn place(&mut self, room: &Room<'_>, connection: &Connection<'_>) -> Option<Placement> {
         let _ = (room, connection);
         None
     }
 
-    /// What changes in a room. An empty answer leaves it as it is.
+    /// The changes to a room. An empty result leaves it unchanged.
     ///
     /// ```
     /// use halley_plugin::prelude::*;
@@ -90,31 +89,31 @@ pub trait Grouping: Policy {
     }
 }
 
-/// Saying what changes. Indexes are into [`Room::comets`] and [`Room::connections`].
+/// Constructors of changes. Indexes refer to [`Room::comets`] and [`Room::connections`].
 impl Regrouping {
-    /// A comet's whole share goes to another address, still as one call for the room.
+    /// Redirects a comet's whole share to another address, still with one call for the room.
     pub fn redirect(mut self, comet: u32, to: impl Into<String>) -> Self {
         self.redirects.push(Redirect { comet, to: to.into() });
         self
     }
 
-    /// One connection's messages go elsewhere.
+    /// Moves one connection's messages.
     pub fn place(mut self, connection: u32, to: Placement) -> Self {
         self.moves.push(Move { connection, to });
         self
     }
 
-    /// One connection is reached through the comet at this address, by connection id.
+    /// Reaches one connection through the comet at this address, by connection id.
     pub fn reach_through(self, connection: u32, comet: impl Into<String>) -> Self {
         self.place(connection, Placement::Comet(comet.into()))
     }
 
-    /// One connection gets nothing.
+    /// Delivers nothing to one connection.
     pub fn skip(self, connection: u32) -> Self {
         self.place(connection, Placement::Skip)
     }
 
-    /// One connection goes to the offline policy, as if its user were away.
+    /// Passes one connection to the offline policy, as if its user were away.
     pub fn treat_as_offline(self, connection: u32) -> Self {
         self.place(connection, Placement::Offline)
     }

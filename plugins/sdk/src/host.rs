@@ -1,5 +1,5 @@
-//! What the gateway offers to a policy. Inside of a gateway these are imports of the
-//! component; in native tests [`testing`](crate::testing) stands in for them.
+//! The functions that the gateway offers to a policy. Inside of a gateway these are imports of the
+//! component; native tests use [`testing`](crate::testing) instead.
 
 use std::time::Duration;
 
@@ -13,9 +13,8 @@ pub fn now() -> Duration {
     Duration::from_millis(gateway::now())
 }
 
-/// Adds to a counter of the policy's own, exported as
-/// `halley_plugin_counter_total{plugin, name}`. The number of names is limited: use a name
-/// for each kind of event, not for each room.
+/// Adds to one of the policy's own counters, exported as `halley_plugin_counter_total{plugin, name}`.
+/// The number of names is limited: use one name per kind of event, not per room.
 ///
 /// ```
 /// use halley_plugin::prelude::*;
@@ -41,7 +40,7 @@ pub fn counter_add(name: &str, value: u64) {
     gateway::counter_add(name, value);
 }
 
-/// Sets a gauge of the policy's own, exported as `halley_plugin_gauge{plugin, name}`.
+/// Sets one of the policy's own gauges, exported as `halley_plugin_gauge{plugin, name}`.
 pub fn gauge_set(name: &str, value: f64) {
     gateway::gauge_set(name, value);
 }
@@ -52,11 +51,10 @@ pub(crate) fn config() -> String {
     gateway::config()
 }
 
-/// Lines in the gateway's log, under the plugin's name and version:
-/// `log::info!("{} words", words.len())`.
+/// Writes lines to the gateway's log, under the plugin's name and version: `log::info!("{} words",
+/// words.len())`.
 ///
-/// The gateway limits rate and length. For what happens per message use `debug!` or a
-/// counter.
+/// The gateway limits rate and length. Use `debug!` or a counter for what happens per message.
 pub mod log {
     use super::gateway;
 
@@ -112,37 +110,36 @@ macro_rules! __log_error {
     };
 }
 
-/// Small values that outlive an instance and a version of the policy, though not the
-/// gateway's process: all its workers share them. What has to hold for the whole fleet is
-/// better asked for as a guard ([`Verdict::once`](crate::Verdict::once)), or kept with
-/// `state = "shared"` in the gateway's configuration.
+/// Small values that outlive instances and versions of the policy, but not the gateway's process: all
+/// its workers share them. To enforce something across the whole fleet, use a guard
+/// ([`Verdict::once`](crate::Verdict::once)), or `state = "shared"` in the gateway's configuration.
 ///
-/// Then the same functions, in [`Filter`](crate::Filter), read and write what all gateways see,
-/// for at most 7 days. Read first, then count and log: where a value is not there yet, the
-/// gateway fetches everything that the batch asked for and calls the filter again, and what
-/// came after the read has not happened. Do not count in fields of the policy: they see such a
-/// call twice. Two who write the same key at the same time do not see each other, so take keys
-/// that one partition writes, such as rooms.
+/// With `state = "shared"`, the same functions, in [`Filter`](crate::Filter), read and write what all
+/// gateways see, for at most 7 days. Read first, then count and log: if a value has not been fetched
+/// yet, the gateway fetches everything that the batch requested and calls the filter again, and
+/// discards what came after the read. Do not count in fields of the policy: they see such a call
+/// twice. Concurrent writers of the same key do not see each other, so use keys that one partition
+/// writes, such as rooms.
 pub mod state {
     use std::time::Duration;
 
     use super::gateway;
 
-    /// A value that was set and has not expired.
+    /// Returns a value that was stored and has not expired.
     pub fn get(key: &str) -> Option<Vec<u8>> {
         gateway::state_get(key)
     }
 
-    /// Keeps a value, for `ttl` or until the process ends.
+    /// Stores a value, for `ttl` or until the process ends.
     ///
     /// # Errors
-    /// When a limit of the gateway was hit; the text says which.
+    /// When a limit of the gateway was exceeded; the text names it.
     pub fn set(key: &str, value: &[u8], ttl: Option<Duration>) -> Result<(), String> {
         let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX));
         gateway::state_set(key, value, ttl_ms)
     }
 
-    /// Forgets a value.
+    /// Deletes a value.
     pub fn delete(key: &str) {
         gateway::state_delete(key);
     }

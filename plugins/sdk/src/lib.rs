@@ -1,9 +1,9 @@
-//! Write policies for the Halley routing gateway.
+//! SDK for policies of the Halley routing gateway.
 //!
-//! A **policy** decides what becomes of push messages: which may pass and in what form
-//! ([`Filter`]), over which comets a room's connections are reached ([`Grouping`]), and what
-//! happens for recipients who are away ([`Offline`]). It is compiled to WebAssembly, named in
-//! the gateway's configuration, and exchanged while the gateway runs.
+//! A **policy** decides about push messages: which ones pass and in what form ([`Filter`]), through
+//! which comets a room's connections are reached ([`Grouping`]), and what happens for absent
+//! recipients ([`Offline`]). It is compiled to WebAssembly, listed in the gateway's configuration,
+//! and swapped while the gateway runs.
 //!
 //! # A complete filter
 //!
@@ -25,38 +25,37 @@
 //! halley_plugin::export!(Blocklist: Filter);
 //! ```
 //!
-//! The crate around it is a `cdylib` that depends on `halley-plugin` and on `serde` (with
-//! its `derive` feature), built for `wasm32-unknown-unknown`; `plugins/README.md` in Halley's
-//! repository goes through it step by step.
+//! Its crate is a `cdylib` that depends on `halley-plugin` and on `serde` (with its `derive`
+//! feature), built for `wasm32-unknown-unknown`; `plugins/README.md` in Halley's repository explains
+//! it step by step.
 //!
 //! # The parts
 //!
-//! - **Configuration** is the plugin's `config` table. A policy that is `Deserialize` is its
-//!   own configuration, as above; one that turns its configuration into something else (a
-//!   compiled word list, say) implements [`Policy`]. A value that does not fit refuses the
-//!   version, with the key in the message, and the version before it stays in force.
-//! - **Hooks** are [`Filter`], [`Grouping`] and [`Offline`]. [`export!`] names the ones that
-//!   the policy has; the gateway calls no other.
+//! - **Configuration** is the plugin's `config` table. A policy that is `Deserialize` is its own
+//!   configuration, as above; one that converts its configuration to something else (such as a
+//!   compiled word list) implements [`Policy`]. An invalid value refuses the version, with the key in
+//!   the message, and the previous version stays active.
+//! - **Hooks** are [`Filter`], [`Grouping`] and [`Offline`]. [`export!`] lists the policy's hooks;
+//!   the gateway calls no other.
 //! - **The host's functions**: [`log`], [`now`], [`counter_add`], [`gauge_set`], [`state`].
 //! - **Tests** run natively, without a gateway and without WebAssembly: [`testing`].
 //!
-//! # What a policy may rely on
+//! # Guarantees and limits
 //!
-//! Decisions are data. A policy opens no files and no connections; what needs I/O (a guard,
-//! a redirect, an inbox) is asked for in the answer, and the gateway does it for the whole
-//! batch. An instance belongs to one worker of the gateway, is never called by two threads
-//! at once, and *may be thrown away between any two calls*: what has to last belongs into
-//! [`state`] or into a guard ([`Verdict::once`]). A panic is a trap: the gateway logs its
-//! text, does what `on_error` says, and makes a fresh instance.
+//! Decisions are data. A policy opens no files and no connections; I/O (a guard, a redirect, an
+//! inbox) is requested in the answer, and the gateway does it for the whole batch. An instance
+//! belongs to one worker of the gateway, is never called by two threads at once, and *may be
+//! discarded between any two calls*: keep data that must last in [`state`] or in a guard
+//! ([`Verdict::once`]). A panic is a trap: the gateway logs its message, applies `on_error`, and
+//! creates a fresh instance.
 //!
 //! # Versions
 //!
-//! A policy carries the version of the contract (`wit/policy.wit`) that its SDK was made for.
-//! A gateway loads policies of its own version and of earlier ones of the same line (`0.1`);
-//! a policy of a later one, as long as it asks for nothing that the gateway lacks. What this
-//! SDK uses of 0.1.1, the columns in which batches and rooms come, it does without on gateways
-//! of 0.1.0.
-//! Anything else is refused when it is loaded, with both versions and what to do.
+//! A policy carries the version of the contract (`wit/policy.wit`) that its SDK was made for. A
+//! gateway loads policies of its own version and of earlier ones of the same line (`0.1`), and a
+//! policy of a later one as long as it needs nothing that the gateway lacks. This SDK uses the
+//! columns of 0.1.1 for batches and rooms, and falls back to records on gateways of version 0.1.0.
+//! Anything else is refused when it is loaded, with both versions and the remedy.
 
 mod batch;
 #[doc(hidden)]
@@ -84,7 +83,7 @@ pub use policy::{NoConfig, Policy};
 pub use room::{Connection, Connections, ConnectionsIter, Room};
 pub use scope::RoomPattern;
 
-/// What nearly every policy imports.
+/// The imports of nearly every policy.
 pub mod prelude {
     pub use crate::{Absent, Cause, Disposition, Offline};
     pub use crate::{Audience, Message, Source};

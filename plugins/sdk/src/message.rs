@@ -1,4 +1,4 @@
-//! What a policy asks a message, beyond its fields.
+//! Accessors of a message, in addition to its fields.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -16,13 +16,13 @@ impl Message {
         self.headers.iter().find(|header| header.name == name).map(|header| header.value.as_slice())
     }
 
-    /// The value of the first header of this name, when it is UTF-8.
+    /// The value of the first header of this name, if it is UTF-8.
     pub fn header_text(&self, name: &str) -> Option<&str> {
         self.header(name).and_then(|value| std::str::from_utf8(value).ok())
     }
 
-    /// The record's timestamp as the time since 1970-01-01 UTC, on the scale of
-    /// [`now`](crate::now); `None` when it has none.
+    /// The record's timestamp as the time since 1970-01-01 UTC, comparable with [`now`](crate::now);
+    /// `None` if it has none.
     pub fn timestamp(&self) -> Option<Duration> {
         let milliseconds = u64::try_from(self.timestamp_ms).ok().filter(|ms| *ms > 0);
         milliseconds.map(Duration::from_millis)

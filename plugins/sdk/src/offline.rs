@@ -1,14 +1,15 @@
-//! The `offline` hook: what happens for recipients who are away.
+//! The `offline` hook: what happens for absent recipients.
 
 use std::time::Duration;
 
 pub use crate::bindings::offline::exports::halley::policy::offline::{Absent, Cause, Disposition};
 use crate::{Message, Policy, Source};
 
-/// Decides what happens for recipients who are away. Called when a message has any.
+/// Decides what happens for absent recipients. Called when a message has any.
 ///
-/// Most policies write [`decide`](Offline::decide) only; whoever needs the topic, or weighs
-/// all the absent of one message together, writes [`decide_all`](Offline::decide_all).
+/// Most policies implement [`decide`](Offline::decide) only. Policies that need the topic, or
+/// consider all absent recipients of a message together, implement
+/// [`decide_all`](Offline::decide_all).
 ///
 /// ```
 /// use halley_plugin::prelude::*;
@@ -44,15 +45,14 @@ use crate::{Message, Policy, Source};
 /// assert_eq!(decided, [Disposition::notify("apns")]);
 /// ```
 pub trait Offline: Policy {
-    /// What becomes of the message for one recipient. [`Disposition::Pass`] leaves it to the
-    /// next policy, and after the last one to `[offline] default`.
+    /// The disposition for one recipient. [`Disposition::Pass`] leaves it to the next policy, and
+    /// after the last one to `[offline] default`.
     fn decide(&mut self, message: &Message, absent: &Absent) -> Disposition {
         let _ = (message, absent);
         Disposition::Pass
     }
 
-    /// What becomes of the message for each absent recipient: one disposition for each, in
-    /// the same order.
+    /// The dispositions for all absent recipients of a message: one per recipient, in the same order.
     ///
     /// ```
     /// use halley_plugin::prelude::*;
@@ -88,21 +88,21 @@ pub trait Offline: Policy {
     }
 }
 
-/// Making dispositions.
+/// Constructors of dispositions.
 impl Disposition {
-    /// Kept in the user's inbox for as long as `[offline] retention` says.
+    /// Stores the message in the user's inbox, with `[offline] retention`.
     pub fn store() -> Self {
         Self::Store(None)
     }
 
-    /// Kept in the user's inbox for this long (whole seconds, rounded up), at most
+    /// Stores the message in the user's inbox for this time (whole seconds, rounded up), at most
     /// `[offline] retention`.
     pub fn store_for(retention: Duration) -> Self {
         let partial = u64::from(retention.subsec_nanos() > 0);
         Self::Store(Some(retention.as_secs().saturating_add(partial)))
     }
 
-    /// A record for this channel, such as `apns`, goes to the notify topic.
+    /// Sends a record for this channel, such as `apns`, to the notify topic.
     pub fn notify(channel: impl Into<String>) -> Self {
         Self::Notify(channel.into())
     }

@@ -1,13 +1,13 @@
-//! What every policy is, whatever its hooks: a value that is made from configuration.
+//! The base of every policy, whatever its hooks: a value that is created from configuration.
 
 use serde::de::DeserializeOwned;
 use serde_path_to_error::Segment;
 
-/// A policy and how it is made from its configuration, once for each instance.
+/// A policy and its construction from configuration, once per instance.
 ///
-/// Whatever is `Deserialize` is a policy already, and its own configuration: then there is
-/// nothing to implement. A policy that prepares something from its configuration, or checks
-/// it, implements this trait (and is not `Deserialize` itself):
+/// A type that is `Deserialize` is a policy already, and its own configuration: there is nothing to
+/// implement. A policy that prepares something from its configuration, or checks it, implements this
+/// trait (and is not `Deserialize` itself):
 ///
 /// ```
 /// use halley_plugin::prelude::*;
@@ -43,15 +43,15 @@ use serde_path_to_error::Segment;
 /// halley_plugin::export!(Allowed: Filter);
 /// ```
 pub trait Policy: Sized + 'static {
-    /// What the plugin's `config` table is read into. Whether unknown keys are refused
+    /// The type of the plugin's `config` table. Whether unknown keys are refused
     /// (`#[serde(deny_unknown_fields)]`, recommended) and which keys have defaults
-    /// (`#[serde(default)]`) is the type's own choice. Without a table it is read from `{}`.
+    /// (`#[serde(default)]`) is up to the type. Without a table it is deserialized from `{}`.
     type Config: DeserializeOwned;
 
-    /// Makes the policy.
+    /// Creates the policy.
     ///
     /// # Errors
-    /// The text says which key is wrong and what to write instead. It refuses the version.
+    /// The text names the wrong key and its remedy. It refuses the version.
     fn new(config: Self::Config) -> Result<Self, String>;
 }
 
@@ -63,21 +63,21 @@ impl<T: DeserializeOwned + 'static> Policy for T {
     }
 }
 
-/// The configuration of a policy that has none: an empty table. Keys are refused.
+/// The configuration of a policy without settings: an empty table. Keys are refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NoConfig {}
 
-/// Makes a policy from its configuration as JSON.
+/// Creates a policy from its configuration as JSON.
 pub(crate) fn from_json<P: Policy>(config: &str) -> Result<P, String> {
     let config = if config.is_empty() { "{}" } else { config };
     let value: serde_json::Value = serde_json::from_str(config).map_err(|e| format!("config: {e}"))?;
-    // By way of a `Value`: the author wrote TOML, a line and column of JSON would mislead.
+    // Through a `Value`: the author wrote TOML, so a line and column of JSON would mislead.
     let config = serde_path_to_error::deserialize(value).map_err(describe)?;
     P::new(config)
 }
 
-/// Names the key, unless the error is about the table as a whole.
+/// Prefixes the key, unless the error is about the table as a whole.
 fn describe(error: serde_path_to_error::Error<serde_json::Error>) -> String {
     let inside = error.path().iter().any(|segment| !matches!(segment, Segment::Unknown));
     if inside {

@@ -1,11 +1,10 @@
-//! A room as grouping policies see it. What the gateway hands over is columns: texts that
-//! follow each other in one, and lists of numbers; here they look like connections.
+//! A room as grouping policies see it. The gateway passes columns: joined texts, and lists of
+//! numbers; here they are presented as connections.
 
 use crate::bindings::grouping::exports::halley::policy::grouping as records;
 use crate::bindings::grouping_columns::exports::halley::policy::grouping_columns as columns;
 
-/// A room as it stands when a policy is asked: policies before this one may have moved
-/// connections already.
+/// A room at the time of the call: earlier policies may have moved connections already.
 #[derive(Clone, Copy, Debug)]
 pub struct Room<'a> {
     /// The room's id.
@@ -28,7 +27,7 @@ impl<'a> Room<'a> {
 pub struct Connection<'a> {
     /// The connection's id.
     pub id: &'a str,
-    /// The user's id; empty when the directory names none.
+    /// The user's id; empty if the directory names none.
     pub user: &'a str,
     /// Index into [`Room::comets`].
     pub comet: u32,
@@ -36,7 +35,7 @@ pub struct Connection<'a> {
     pub online: bool,
 }
 
-/// The connections of a room: to be gone through, or looked up by index.
+/// The connections of a room, by iteration or by index.
 ///
 /// ```
 /// # use halley_plugin::prelude::*;
@@ -52,12 +51,12 @@ impl<'a> Connections<'a> {
         Self(columns)
     }
 
-    /// How many there are.
+    /// The number of connections.
     pub fn len(&self) -> usize {
         self.0.comets.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -78,7 +77,7 @@ impl<'a> Connections<'a> {
         })
     }
 
-    /// One after the other, in the order of their indexes.
+    /// Iterates over the connections in the order of their indexes.
     pub fn iter(&self) -> ConnectionsIter<'a> {
         let Self(columns) = *self;
         ConnectionsIter { columns, next: 0, id: 0, user: 0 }
@@ -103,7 +102,7 @@ impl<'a> IntoIterator for &Connections<'a> {
     }
 }
 
-/// Goes through the connections of a room.
+/// Iterates over the connections of a room.
 #[derive(Clone, Debug)]
 pub struct ConnectionsIter<'a> {
     columns: &'a columns::Connections,
@@ -141,7 +140,7 @@ fn slice(texts: &columns::Texts, begin: u32, end: u32) -> Option<&str> {
     texts.joined.get(begin as usize..end as usize)
 }
 
-/// Adds a connection to the columns.
+/// Appends a connection to the columns.
 pub(crate) fn push(columns: &mut columns::Connections, connection: Connection<'_>) {
     for (texts, text) in [(&mut columns.ids, connection.id), (&mut columns.users, connection.user)] {
         texts.joined.push_str(text);
@@ -151,7 +150,7 @@ pub(crate) fn push(columns: &mut columns::Connections, connection: Connection<'_
     columns.online.push(connection.online.into());
 }
 
-/// The columns of what a gateway of version 0.1.0 hands over.
+/// Converts the arguments of a gateway of version 0.1.0 to columns.
 pub(crate) fn from_records(records: &[records::Connection]) -> columns::Connections {
     let mut columns = columns::Connections::default();
     for records::Connection { id, user, comet, online } in records {
@@ -160,7 +159,7 @@ pub(crate) fn from_records(records: &[records::Connection]) -> columns::Connecti
     columns
 }
 
-/// An answer in columns. Neighbours that go to one place share its entry.
+/// Converts a result to columns. Consecutive connections with the same destination share its entry.
 pub(crate) fn to_columns(regrouping: records::Regrouping) -> columns::Regrouping {
     let records::Regrouping { redirects, moves } = regrouping;
     let redirect = |records::Redirect { comet, to }| columns::Redirect { comet, to };

@@ -1,11 +1,10 @@
-//! Which rooms a rule is about.
+//! The rooms that a rule applies to.
 
 use serde::Deserialize;
 use serde::de::Error;
 
-/// A room id, or with a `*` at its end the beginning of one: `video_1` is that room alone,
-/// `video_*` every room that begins with `video_`, `*` every room. Read from configuration
-/// as a string.
+/// A room id, or a prefix followed by `*`: `video_1` matches that room only, `video_*` every room
+/// that begins with `video_`, `*` every room. Deserialized from a string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoomPattern {
     text: String,
@@ -13,8 +12,7 @@ pub struct RoomPattern {
 }
 
 impl RoomPattern {
-    /// Whether the room is meant. A message to no room has the empty room id, which is not
-    /// a room: no pattern matches it.
+    /// Whether a room matches. A message to no room has the empty room id, which no pattern matches.
     pub fn matches(&self, room: &str) -> bool {
         !room.is_empty() && if self.prefix { room.starts_with(&self.text) } else { room == self.text }
     }
@@ -31,7 +29,7 @@ impl<'de> Deserialize<'de> for RoomPattern {
             return Err(D::Error::custom("a room pattern has its `*` at the end, as in `video_*`"));
         }
         if text.is_empty() && !prefix {
-            return Err(D::Error::custom("a room pattern is not empty; `*` is every room"));
+            return Err(D::Error::custom("a room pattern must not be empty; `*` matches every room"));
         }
         Ok(Self { text, prefix })
     }

@@ -1,5 +1,5 @@
-//! A built policy exports the hooks that it names and no others: the gateway finds out what
-//! to call from the component's type. Looks at what `plugins/build.sh` has built.
+//! A built policy exports exactly the hooks that it names: the gateway derives the calls from the
+//! component's type. Checks the output of `plugins/build.sh`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -30,7 +30,7 @@ fn a_policy_exports_the_hooks_that_it_names_and_no_others() {
     for (name, hooks) in BUNDLED {
         let path = dist.join(name).with_extension("wasm");
         let Ok(module) = std::fs::read(&path) else {
-            eprintln!("not looked at: {} is not there; plugins/build.sh makes it", path.display());
+            eprintln!("skipped: {} is missing; plugins/build.sh builds it", path.display());
             continue;
         };
         let (imports, exports) = interfaces(&module);

@@ -1,4 +1,4 @@
-//! Fuzzes `halley::fuzzing::admin_request`, which says what it does and what has to hold.
+//! Fuzz target of `halley::fuzzing::admin_request`; see there for the promises that it checks.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Fuzzes `halley::fuzzing::dead_letter`, which says what it does and what has to hold.
+//! Fuzz target of `halley::fuzzing::dead_letter`; see there for the promises that it checks.
 
 #![no_main]
 

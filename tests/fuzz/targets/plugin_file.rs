@@ -1,4 +1,4 @@
-//! Fuzzes `halley::fuzzing::plugin_file`, which says what it does and what has to hold.
+//! Fuzz target of `halley::fuzzing::plugin_file`; see there for the promises that it checks.
 
 #![no_main]
 

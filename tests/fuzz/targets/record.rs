@@ -1,4 +1,4 @@
-//! Fuzzes `halley::fuzzing::record`, which says what it does and what has to hold.
+//! Fuzz target of `halley::fuzzing::record`; see there for the promises that it checks.
 
 #![no_main]
 

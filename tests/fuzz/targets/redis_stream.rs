@@ -1,4 +1,4 @@
-//! Fuzzes `halley::fuzzing::redis_stream`, which says what it does and what has to hold.
+//! Fuzz target of `halley::fuzzing::redis_stream`; see there for the promises that it checks.
 
 #![no_main]
 

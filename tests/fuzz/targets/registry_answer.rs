@@ -1,4 +1,4 @@
-//! Fuzzes `halley::fuzzing::registry_answer`, which says what it does and what has to hold.
+//! Fuzz target of `halley::fuzzing::registry_answer`; see there for the promises that it checks.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! What is wrong with a history.
+//! Checks a history.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{At, History, Receipt, Report, Sent};
 
 impl History {
-    /// Compares what was sent with what became of it.
+    /// Compares what was sent with what was received.
     pub fn check(&self) -> Report {
         let sent: HashMap<&str, &Sent> = self.sent.iter().map(|sent| (sent.id.as_str(), sent)).collect();
         let mut report = Report { sent: sent.len(), received: self.received.len(), ..Report::default() };
@@ -48,7 +48,7 @@ impl History {
             return report.repeated.push(at);
         }
         first.or_insert(receipt.at);
-        // What was given up at a comet is kept for its users; the call may still arrive late.
+        // Abandoned calls are stored for their users; the call may still arrive late.
         let refused = self.refused.contains(&(sent.id.clone(), receipt.comet.clone()));
         if refused || self.paid_elsewhere(sent, &receipt.comet) {
             return;
@@ -88,14 +88,14 @@ impl History {
         }
     }
 
-    /// Whether this message had to come here like this.
+    /// Whether this message had to arrive here in this form.
     fn belongs(&self, receipt: &Receipt, sent: &Sent) -> bool {
         let comets = self.rooms.get(&sent.room);
         let same = (&receipt.room, receipt.number) == (&sent.room, sent.number);
         same && receipt.to == sent.room && comets.is_some_and(|comets| comets.contains_key(&receipt.comet))
     }
 
-    /// Whether the message reached this comet's users without the comet, or was not to reach them.
+    /// Whether the comet's users received the message otherwise, or were not meant to.
     fn paid_elsewhere(&self, sent: &Sent, comet: &str) -> bool {
         if self.dead_lettered.contains(&sent.id) || self.dropped.contains(&sent.id) {
             return true;
@@ -105,13 +105,13 @@ impl History {
         users.is_some_and(|users| users.iter().all(kept))
     }
 
-    /// Whether an interruption can be the cause of a message's coming twice, at these times.
+    /// Whether an interruption can explain a repeated message at these times.
     fn explained(&self, sent: &Sent, first: Instant, again: Instant) -> bool {
         self.interruptions.iter().any(|interruption| {
             if interruption.incarnation > sent.incarnation {
                 return false;
             }
-            // Of a log that came later, nothing was committed then.
+            // For a topic created later, nothing was committed then.
             let same_log = interruption.incarnation == sent.incarnation;
             let committed = interruption.committed.get(&sent.partition).filter(|_| same_log);
             let committed = committed.copied().unwrap_or(0);

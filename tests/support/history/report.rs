@@ -1,4 +1,4 @@
-//! What was found, and how it is told.
+//! The report of a check.
 
 use std::fmt;
 
@@ -18,37 +18,37 @@ impl At {
     }
 }
 
-/// What [`super::History::check`] found.
+/// The result of [`super::History::check`].
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// How many messages were sent, and how many arrived at comets, repeats included.
+    /// Messages sent, and messages received by comets including repeats.
     pub sent: usize,
     pub received: usize,
-    /// How many records are dead letters, and how often a message was kept for a user.
+    /// Records in the dead-letter topic, and entries stored for users.
     pub dead_lettered: usize,
     pub kept: usize,
-    /// Owed, and never paid.
+    /// Owed, but not paid.
     pub lost: Vec<At>,
-    /// Came for the first time after a later message of its room.
+    /// First received after a later message of its room.
     pub reordered: Vec<At>,
-    /// Came to a comet or room that it was not for, or with a wrong id.
+    /// Received by the wrong comet or room, or with a wrong id.
     pub misrouted: Vec<At>,
-    /// Its offset was committed before it had arrived.
+    /// Committed before it had been received.
     pub committed_undelivered: Vec<At>,
-    /// Was decided by an older version of the policies than one before it.
+    /// Decided by an older version of the policies than an earlier message.
     pub went_back: Vec<At>,
-    /// Came again.
+    /// Received again.
     pub repeated: Vec<At>,
-    /// Came again, and a gateway has said why; not in `repeated`.
+    /// Received again for a logged reason; not in `repeated`.
     pub excused: Vec<At>,
-    /// Those of `repeated` that no interruption explains: their offsets were committed, or
-    /// nothing was interrupted.
+    /// Repeats that no interruption explains: their offsets were committed, or there was no
+    /// interruption.
     pub unexplained: Vec<At>,
 }
 
 impl Report {
     /// # Panics
-    /// When anything is lost, misrouted or committed too early; order is not asked for.
+    /// If anything is lost, misrouted or committed too early; the order is not checked.
     pub fn assert_nothing_lost(&self) {
         let faults = [&self.lost, &self.misrouted, &self.committed_undelivered];
         assert!(faults.iter().all(|fault| fault.is_empty()), "{self}");
@@ -56,34 +56,33 @@ impl Report {
     }
 
     /// # Panics
-    /// When anything is lost, reordered, misrouted, committed too early or decided by an older
-    /// version than before.
+    /// If anything is lost, reordered, misrouted, committed too early, or decided by an older version.
     pub fn assert_nothing_lost_or_reordered(&self) {
         self.assert_nothing_lost();
         assert!(self.reordered.is_empty() && self.went_back.is_empty(), "{self}");
     }
 
     /// # Panics
-    /// When anything came twice and no gateway has logged why.
+    /// If anything was repeated without a logged reason.
     pub fn assert_no_repeats(&self) {
         assert!(self.repeated.is_empty(), "{self}");
     }
 
     /// # Panics
-    /// When anything came twice that was committed before the interruption, or without one:
-    /// repeats are bounded by what was in flight.
+    /// If anything was repeated that was committed before the interruption, or without one: repeats
+    /// are limited to records in flight.
     pub fn assert_repeats_explained(&self) {
         assert!(self.unexplained.is_empty(), "{self}");
     }
 
     /// # Panics
-    /// When more came twice.
+    /// If more messages were repeated.
     pub fn assert_repeats_at_most(&self, bound: usize) {
         assert!(self.repeated.len() <= bound, "at most {bound} repeats: {self}");
     }
 
     /// # Panics
-    /// When a record became a dead letter.
+    /// If any record became a dead letter.
     pub fn assert_no_dead_letters(&self) {
         assert_eq!(self.dead_lettered, 0, "{self}");
     }

@@ -1,4 +1,4 @@
-//! The checker finds what was planted, and nothing else.
+//! The checker finds planted faults, and nothing else.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn user(room: &str, comet: &str) -> String {
     format!("user-{room}-{comet}")
 }
 
-/// A run in which all went well.
+/// A faultless run.
 fn faultless() -> History {
     let mut history = History::default();
     let began = Instant::now();
@@ -40,7 +40,7 @@ fn receipt(sent: &Sent, comet: &str, at: Instant) -> Receipt {
     Receipt { comet: comet.to_owned(), to: room.clone(), room, number, id, version: Some(0), at }
 }
 
-/// What became of a receipt, by the report's name for it.
+/// Plants a fault, named as in the report, and returns the report.
 fn planted(fault: &str, at: usize) -> (At, Report) {
     let mut history = faultless();
     let chosen = history.received[at].clone();
@@ -143,7 +143,7 @@ fn a_room_with_a_user_without_the_message_has_lost_it() {
 #[test]
 fn a_topic_that_was_created_again_owes_only_what_it_holds() {
     let mut history = faultless();
-    // The first ten of each room were of a topic that was deleted; the offsets began again.
+    // The first ten of each room were in a deleted topic; offsets restarted.
     for sent in &mut history.sent {
         let is_new = sent.number >= PER_ROOM / 2;
         (sent.incarnation, sent.offset) = if is_new { (1, sent.offset - 10) } else { (0, sent.offset) };
@@ -156,7 +156,7 @@ fn a_topic_that_was_created_again_owes_only_what_it_holds() {
     assert_eq!(report.lost.len(), 4, "number 12 is lost, number 9 is gone with its topic: {report}");
     assert!(report.lost.iter().all(|at| at.number == 12), "{report}");
 
-    // Of the old topic, 15 were committed: that says nothing of offset 3 of the new one.
+    // In the old topic, 15 were committed: that does not apply to offset 3 of the new one.
     let at = began + Duration::from_millis(11);
     let committed = [(0, 15), (1, 15)].into();
     history.interruptions.push(Interruption { from: at, until: at, incarnation: 0, committed, read: at });
@@ -170,7 +170,7 @@ fn a_topic_that_was_created_again_owes_only_what_it_holds() {
 fn what_was_committed_has_to_be_there_already() {
     let mut history = faultless();
     let began = history.received[0].at;
-    // Numbers 0 to 4 had arrived; of the first partition six were committed.
+    // Numbers 0 to 4 had arrived; six of the first partition were committed.
     let at = began + Duration::from_micros(4500);
     history.interruptions.push(Interruption {
         from: at,
@@ -190,8 +190,8 @@ proptest! {
         fault in prop::sample::select(vec!["lost", "repeated", "reordered", "went back"]),
         at in any::<Index>(),
     ) {
-        // Not the last of a place: nothing is later than it; and not the first, which has nothing
-        // before it.
+        // Neither the last of a comet and room, which nothing follows, nor the first, which follows
+        // nothing.
         let last = faultless().received.len() - 4;
         let (chosen, report) = planted(fault, 4 + at.index(last - 4));
         let found = |of: &str| if fault == of { vec![chosen.clone()] } else { Vec::new() };
@@ -199,7 +199,7 @@ proptest! {
         prop_assert_eq!(&report.repeated, &found("repeated"));
         prop_assert_eq!(&report.unexplained, &found("repeated"));
         prop_assert_eq!(&report.reordered, &found("reordered"));
-        // One for each place whose later messages were decided by the older version.
+        // One per comet and room whose later messages were decided by the older version.
         prop_assert_eq!(!report.went_back.is_empty(), fault == "went back");
         prop_assert!(report.misrouted.is_empty() && report.committed_undelivered.is_empty());
     }

@@ -1,4 +1,4 @@
-//! Logins and rights, which `rdkafka` has no functions for.
+//! Logins and ACLs, for which `rdkafka` has no functions.
 
 #![allow(unsafe_code, reason = "librdkafka's own functions are the only way to grant rights")]
 
@@ -12,29 +12,29 @@ use rdkafka::types::RDKafkaRespErr;
 
 use super::Kafka;
 
-/// What `halley` logs in with.
+/// The password of the user `halley`.
 pub const PASSWORD: &str = "a-password";
 
-/// One user. Whoever comes by another listener may do everything, the other stories' tools among them.
+/// One user. Clients of other listeners may do everything, including the other stories' tools.
 pub(super) const SECURITY: &str = "listener.name.detour.sasl.enabled.mechanisms=PLAIN
 listener.name.detour.plain.sasl.jaas.config=org.apache.kafka.common.security.plain.PlainLoginModule required user_halley=\"a-password\";
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
 super.users=User:ANONYMOUS
 ";
 
-/// What somebody may be granted.
+/// A permission to grant.
 pub enum Right<'a> {
-    /// Everything about this topic.
+    /// All operations on this topic.
     Topic(&'a str),
-    /// Everything about this consumer group.
+    /// All operations on this consumer group.
     Group(&'a str),
 }
 
 impl Kafka {
-    /// Grants a right to the user `halley`.
+    /// Grants a permission to the user `halley`.
     ///
     /// # Panics
-    /// When the broker refuses.
+    /// If the broker refuses.
     pub async fn grant(&self, right: Right<'_>) {
         let (kind, name) = match right {
             Right::Topic(name) => (Type::RD_KAFKA_RESOURCE_TOPIC, name.to_owned()),
@@ -48,7 +48,7 @@ impl Kafka {
 fn grant(client: *mut native::rd_kafka_t, kind: Type, name: &str) {
     let text = |text: &str| CString::new(text).expect("no NUL byte");
     let (name, user, anywhere) = (text(name), text("User:halley"), text("*"));
-    // SAFETY: the client lives for the whole call, names are copied, and everything that is made here is
+    // SAFETY: the client lives for the whole call, names are copied, and everything created here is
     // destroyed here.
     unsafe {
         let mut binding = native::rd_kafka_AclBinding_new(
@@ -62,7 +62,7 @@ fn grant(client: *mut native::rd_kafka_t, kind: Type, name: &str) {
             ptr::null_mut(),
             0,
         );
-        assert!(!binding.is_null(), "a right that there is");
+        assert!(!binding.is_null(), "a valid permission");
         let queue = native::rd_kafka_queue_new(client);
         native::rd_kafka_CreateAcls(client, &raw mut binding, 1, ptr::null(), queue);
         let event = native::rd_kafka_queue_poll(queue, 30_000);

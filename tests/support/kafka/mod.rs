@@ -1,11 +1,11 @@
 //! The Kafka of the stories: one broker for the whole test binary, started on first use.
 //!
-//! In this order: a broker named by `HALLEY_TEST_KAFKA`; Apache Kafka 4 as a single KRaft node
-//! from `KAFKA_HOME` or from the cache that `fetch-kafka.sh` fills; and when neither is to be
-//! had, librdkafka's built-in mock broker, which says so loudly: it keeps about 5 MiB per
-//! partition and forgets the rest. Stories that it cannot prove ask [`Kafka::can_prove`].
+//! In this order: the broker in `HALLEY_TEST_KAFKA`; Apache Kafka 4 as a single KRaft node from
+//! `KAFKA_HOME` or from the cache of `fetch-kafka.sh`; or else librdkafka's mock broker, with a
+//! warning: it keeps about 5 MiB per partition. Stories that it cannot prove ask
+//! [`Kafka::can_prove`].
 //!
-//! A story that stops its broker starts one of its own, always Apache Kafka: [`Kafka::own`].
+//! A story that stops its broker starts its own Apache Kafka: [`Kafka::own`].
 
 pub mod acl;
 mod node;
@@ -30,10 +30,10 @@ use node::{Detour, Node};
 
 pub use view::{Read, View};
 
-/// How long the broker may take for one request.
+/// Timeout of one request.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// A broker, and one producer to it.
+/// A broker and a producer for it.
 pub struct Kafka {
     view: View,
     kind: Kind,
@@ -41,17 +41,17 @@ pub struct Kafka {
 }
 
 enum Kind {
-    /// Somebody else's.
+    /// An external broker.
     Named,
     /// The node that all stories share; it ends with the test process.
     Shared(#[allow(dead_code, reason = "held, so that the node lives")] Node),
-    /// One story's node.
+    /// A node of one story.
     Own(Arc<Mutex<Node>>),
     /// librdkafka's mock, which lives in this client.
     Mock(BaseProducer),
 }
 
-/// The one Kafka of this test process. Blocks while it starts.
+/// The shared Kafka of this test process. Blocks while it starts.
 pub fn kafka() -> &'static Kafka {
     static KAFKA: OnceLock<Kafka> = OnceLock::new();
     KAFKA.get_or_init(Kafka::start)
@@ -70,14 +70,14 @@ impl Kafka {
         Self { view: View::new(brokers), kind, producer }
     }
 
-    /// Starts a broker that nobody else uses, that can be stopped and that ends with this value.
-    /// `None` when there is no Apache Kafka to start; says loudly what stays unproven then.
+    /// Starts a broker for one story, which can be stopped and ends with this value. `None` if there
+    /// is no Apache Kafka; prints what is not proven then.
     pub async fn own() -> Option<Self> {
         Self::own_with(None).await
     }
 
-    /// The same with a proxy before it. Who is given [`Proxy::address`] as `bootstrap.servers`
-    /// reaches the broker through the proxy alone, who is given [`Self::brokers`] directly.
+    /// The same behind a proxy. Clients of [`Proxy::address`] reach the broker only through the
+    /// proxy, clients of [`Self::brokers`] directly.
     pub async fn own_behind_proxy(seed: u64) -> Option<(Self, Proxy)> {
         let listen = format!("127.0.0.1:{}", free_port());
         let proxy = Proxy::start(listen.as_str(), seed).await;
@@ -85,8 +85,8 @@ impl Kafka {
         Some((Self::own_with(Some(detour)).await?, proxy))
     }
 
-    /// The same with a second listener, whose address comes along: who logs in there may do only what
-    /// was granted.
+    /// The same with a second listener, whose address is returned: clients that log in there may only
+    /// do what was granted.
     pub async fn own_secured() -> Option<(Self, String)> {
         let listen = format!("127.0.0.1:{}", free_port());
         let detour = Detour { listen: listen.clone(), advertise: listen.clone(), secured: true };
@@ -98,30 +98,30 @@ impl Kafka {
         let node = match blocking(move || Node::start(detour.as_ref())).await {
             Ok(node) => node,
             Err(why) => {
-                loudly(format_args!("NOT PROVEN: `{story}` needs an Apache Kafka of its own: {why}"));
+                loudly(format_args!("NOT PROVEN: `{story}` needs its own Apache Kafka: {why}"));
                 return None;
             }
         };
         let brokers = node.brokers().to_owned();
-        // What is produced while it is stopped waits, and is written once.
+        // Records produced while it is stopped wait, and are written once.
         let producer =
             producer(&brokers, &[("message.timeout.ms", "300000"), ("enable.idempotence", "true")]);
         Some(Self { view: View::new(brokers), kind: Kind::Own(Arc::new(Mutex::new(node))), producer })
     }
 
-    /// Kills it (SIGKILL). What it has written stays.
+    /// Kills it (SIGKILL). Written data is kept.
     ///
     /// # Panics
-    /// When it is not a story's own.
+    /// If the broker is not this story's own.
     pub async fn stop(&self) {
         self.with_node(Node::stop).await;
     }
 
-    /// Kills it when it runs, starts it on the same port with what it had, and waits until it
-    /// answers and leads its partitions.
+    /// Kills it if it runs, restarts it on the same port with its data, and waits until it answers
+    /// and leads its partitions.
     ///
     /// # Panics
-    /// When it is not a story's own, or does not come back.
+    /// If the broker is not this story's own, or does not restart.
     pub async fn restart(&self) {
         self.with_node(Node::restart).await.unwrap_or_else(|why| panic!("no restart: {why}"));
     }
@@ -137,7 +137,7 @@ impl Kafka {
         self.view.brokers()
     }
 
-    /// What can be seen of it from outside.
+    /// A client view of the broker.
     pub fn view(&self) -> &View {
         &self.view
     }
@@ -162,7 +162,7 @@ impl Kafka {
         self.view.read_all(topic)
     }
 
-    /// Whether this is a real Kafka; says loudly which story stays unproven when not.
+    /// Whether this is a real Kafka; otherwise prints which story is not proven.
     pub fn can_prove(&self, story: &str) -> bool {
         let real = !matches!(self.kind, Kind::Mock(_));
         if !real {
@@ -171,20 +171,20 @@ impl Kafka {
         real
     }
 
-    /// Makes a topic with a unique name.
+    /// Creates a topic with a unique name.
     pub async fn topic(&self, prefix: &str, partitions: i32) -> String {
         let name = unique(prefix);
         self.create_topic(&name, partitions).await;
         name
     }
 
-    /// Makes a topic.
+    /// Creates a topic.
     pub async fn create_topic(&self, name: &str, partitions: i32) {
         self.create_topic_with(name, partitions, &[]).await;
     }
 
-    /// Makes a topic with settings such as `("max.message.bytes", "200000")`, which the mock
-    /// does not know.
+    /// Creates a topic with settings such as `("max.message.bytes", "200000")`, which the mock does
+    /// not support.
     pub async fn create_topic_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
         if let Kind::Mock(owner) = &self.kind {
             assert!(settings.is_empty(), "the mock knows no topic settings; ask `can_prove` first");
@@ -227,7 +227,7 @@ fn client(brokers: &str) -> ClientConfig {
 
 fn producer(brokers: &str, settings: &[(&str, &str)]) -> FutureProducer {
     let mut config = client(brokers);
-    // As `logic`'s client chooses partitions.
+    // The same partitioner as `logic`'s client.
     config.set("partitioner", "murmur2_random");
     for (key, value) in settings {
         config.set(*key, *value);
@@ -235,7 +235,7 @@ fn producer(brokers: &str, settings: &[(&str, &str)]) -> FutureProducer {
     config.create().expect("a producer")
 }
 
-/// Runs what waits for processes, and lets the story's other futures go on.
+/// Runs blocking code without blocking the story's other futures.
 async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(act).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))
 }

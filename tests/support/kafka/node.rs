@@ -1,7 +1,7 @@
-//! Apache Kafka as one KRaft node: its jars, its configuration, its start.
+//! Apache Kafka as a single KRaft node: its jars, configuration and start.
 //!
-//! The node has a small heap, ports of its own and a temporary folder, and dies with the test
-//! process, however that ends (see `leash`).
+//! The node has a small heap, its own ports and a temporary directory, and ends with the test process
+//! in any case (see `leash`).
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -15,28 +15,28 @@ use crate::support::leash::Leash;
 use crate::support::redis_nodes::free_port;
 use crate::support::{folder, loudly, repository};
 
-/// A start takes 3 s here; a loaded machine takes longer.
+/// A start takes 3 s here, longer on a loaded machine.
 const START: Duration = Duration::from_secs(90);
 
-/// A node. Its ports are its own for as long as it lives, running or stopped.
+/// A node. It keeps its ports while it lives, running or stopped.
 pub(super) struct Node {
     brokers: String,
     process: Leash,
 }
 
-/// A second listener, whose clients are sent to another address: a proxy's.
+/// A second listener, whose clients are directed to another address: a proxy's.
 pub(super) struct Detour {
     pub(super) listen: String,
     pub(super) advertise: String,
-    /// Its clients log in (SASL PLAIN, see [`super::acl`]) and may do only what they are granted.
+    /// Its clients log in (SASL PLAIN, see [`super::acl`]) and may only do what they are granted.
     pub(super) secured: bool,
 }
 
 impl Node {
-    /// Starts a node and waits until it answers. `Err` says why there is none.
+    /// Starts a node and waits until it answers. `Err` is the reason for a failure.
     pub(super) fn start(detour: Option<&Detour>) -> Result<Self, String> {
         let jars = jars()?;
-        // A port that was free may be taken a moment later: once more then.
+        // A free port may be taken a moment later: retry once.
         try_start(&jars, detour)
             .or_else(|first| try_start(&jars, detour).map_err(|second| format!("{first}; again: {second}")))
     }
@@ -51,14 +51,14 @@ impl Node {
         self.process.kill();
     }
 
-    /// Starts it again with what it had, and waits until it answers.
+    /// Restarts it with its data, and waits until it answers.
     pub(super) fn restart(&mut self) -> Result<(), String> {
         self.process.restart().map_err(|e| format!("java cannot be started: {e}"))?;
         wait_until_it_answers(&self.brokers, &mut self.process)
     }
 }
 
-/// The folder with Kafka's jars; fetched when the cache is empty.
+/// The directory of Kafka's jars; fetched if the cache is empty.
 fn jars() -> Result<String, String> {
     let output = Command::new("sh").arg(repository("tests/support/fetch-kafka.sh")).output();
     let output = output.map_err(|e| format!("fetch-kafka.sh cannot be run: {e}"))?;
@@ -92,8 +92,8 @@ fn try_start(jars: &str, detour: Option<&Detour>) -> Result<Node, String> {
     Ok(Node { brokers, process })
 }
 
-/// Arguments of `java`. The first two compilers' worth of start-up time is what a short-lived
-/// broker pays most for.
+/// Arguments of `java`. Start-up dominates the cost of a short-lived broker: only the first compiler
+/// tier is used.
 fn java(jars: &str, main: &str) -> Vec<String> {
     let flags = ["-Xms64m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto", "-cp"];
     let mut args: Vec<String> = flags.map(str::to_owned).to_vec();
@@ -117,8 +117,8 @@ fn text_of(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// 16 random bytes in URL-safe base64 make 22 characters, the last of which has two bits; a
-/// leading dash would look like an option.
+/// 16 random bytes in URL-safe base64 have 22 characters, the last of which has two bits; a leading
+/// dash would look like an option.
 fn cluster_id() -> String {
     let letters: String = std::iter::repeat_with(fastrand::alphanumeric).take(21).collect();
     format!("{letters}A")
@@ -127,7 +127,7 @@ fn cluster_id() -> String {
 fn wait_until_it_answers(brokers: &str, node: &mut Leash) -> Result<(), String> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("reconnect.backoff.max.ms", "200");
-    // While the node starts, refused connections are no news.
+    // While the node starts, refused connections are expected.
     config.set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg);
     let client: BaseConsumer = config.create().map_err(|e| e.to_string())?;
     let until = Instant::now() + START;
@@ -143,7 +143,7 @@ fn wait_until_it_answers(brokers: &str, node: &mut Leash) -> Result<(), String> 
     Err(format!("Kafka does not answer within {START:?}: {}", node.log()))
 }
 
-/// It has unfenced itself and leads what it has.
+/// It is unfenced and leads its partitions.
 fn is_up(metadata: &Metadata) -> bool {
     let mut partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
     !metadata.brokers().is_empty() && partitions.all(|partition| partition.leader() >= 0)
@@ -184,7 +184,7 @@ num.io.threads=4
     )
 }
 
-/// Only what tells why Kafka did not start.
+/// Logs only what explains a failed start.
 const LOGGING: &str = "Configuration:
   Appenders:
     Console:

@@ -1,4 +1,4 @@
-//! Producing as `logic` does, and as it should not.
+//! Produces records as `logic` does, and malformed ones.
 
 use bytes::Bytes;
 use halley::message::{Audience, Origin, Record, encode};
@@ -7,10 +7,10 @@ use rdkafka::producer::FutureRecord;
 use super::{ANSWER, Kafka, raw};
 
 impl Kafka {
-    /// Produces a message as `logic` does and waits until the broker has it. Returns the id
+    /// Produces a message as `logic` does and waits for the broker's acknowledgement. Returns the id
     /// that the gateway gives it.
     ///
-    /// A room's messages carry the room as the record's key, so that they share a partition.
+    /// A room's messages have the room as the record's key, so that they share a partition.
     pub async fn produce(
         &self,
         topic: &str,
@@ -61,7 +61,7 @@ impl Kafka {
         self.produce(topic, Audience::Everyone { speed }, 4, body).await
     }
 
-    /// Produces any record, a tombstone too; returns the id that the gateway gives it.
+    /// Produces any record, including a tombstone; returns the id that the gateway gives it.
     pub async fn produce_record(
         &self,
         topic: &str,
@@ -100,7 +100,7 @@ impl Kafka {
         let record = FutureRecord { key, payload: value, timestamp: timestamp_ms, ..record };
         let sent = self.producer.send(record, ANSWER).await;
         let at = sent.unwrap_or_else(|(e, _)| panic!("topic {topic} does not take the record: {e}"));
-        // What a topic that stamps its records makes of the time is known only now.
+        // The timestamp is only known now if the topic sets it.
         Record {
             origin: Origin { topic: topic.into(), partition: at.partition, offset: at.offset },
             timestamp_ms: at.timestamp.to_millis(),

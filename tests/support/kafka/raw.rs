@@ -1,5 +1,5 @@
-//! Header names that are not UTF-8, which `rdkafka` can neither write nor read: Kafka takes any
-//! bytes, and producers of other languages write them.
+//! Header names that are not UTF-8, which `rdkafka` does not support: Kafka accepts any bytes, and
+//! producers in other languages write them.
 
 #![allow(unsafe_code, reason = "librdkafka's own functions are the only way to header names as bytes")]
 
@@ -17,7 +17,7 @@ pub(super) fn headers(pairs: &[(&[u8], &[u8])]) -> OwnedHeaders {
     let list = ptr::from_ref(headers.as_borrowed()).cast_mut().cast::<native::rd_kafka_headers_t>();
     for (name, value) in pairs {
         let (name_size, value_size) = (name.len() as isize, value.len() as isize);
-        // SAFETY: the list is that of `headers`, which nobody else has; names and values are copied.
+        // SAFETY: the list is that of `headers`, which is not shared; names and values are copied.
         unsafe {
             native::rd_kafka_header_add(
                 list,
@@ -34,7 +34,7 @@ pub(super) fn headers(pairs: &[(&[u8], &[u8])]) -> OwnedHeaders {
 /// The names and values of a record.
 pub(super) fn read(message: &BorrowedMessage<'_>) -> Vec<(Bytes, Option<Bytes>)> {
     let mut list = ptr::null_mut();
-    // SAFETY: the message lives.
+    // SAFETY: the message is alive.
     let answer = unsafe { native::rd_kafka_message_headers(message.ptr(), &mut list) };
     if answer != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
         return Vec::new();
@@ -48,7 +48,7 @@ pub(super) fn read(message: &BorrowedMessage<'_>) -> Vec<(Bytes, Option<Bytes>)>
         if answer != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
             return read;
         }
-        // SAFETY: names end with a NUL byte, and a value has as many bytes as was said.
+        // SAFETY: names end with a NUL byte, and a value has the returned length.
         let (name, value) = unsafe {
             let value = (!value.is_null()).then(|| std::slice::from_raw_parts(value.cast::<u8>(), size));
             (CStr::from_ptr(name).to_bytes(), value)

@@ -1,4 +1,4 @@
-//! What operators do to topics while somebody reads them.
+//! Topic administration while a topic is being read.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::{ANSWER, Kafka, client};
 use crate::support::eventually;
 
 impl Kafka {
-    /// Deletes a topic and makes one of the same name.
+    /// Deletes a topic and creates one of the same name.
     pub async fn recreate_topic(&self, name: &str, partitions: i32) {
         self.delete_topic(name).await;
         self.create_topic(name, partitions).await;
@@ -41,7 +41,7 @@ impl Kafka {
         }
     }
 
-    /// Removes what stands before these offsets, as retention does.
+    /// Deletes the records before these offsets, as retention does.
     pub async fn delete_records(&self, topic: &str, before: &BTreeMap<i32, i64>) {
         let mut list = TopicPartitionList::new();
         for (partition, offset) in before {
@@ -53,7 +53,7 @@ impl Kafka {
         }
     }
 
-    /// A producer with settings of its own, such as `compression.codec`.
+    /// A producer with custom settings, such as `compression.codec`.
     pub fn producer_with(&self, settings: &[(&str, &str)]) -> FutureProducer {
         super::producer(self.brokers(), settings)
     }

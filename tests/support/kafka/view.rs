@@ -1,4 +1,4 @@
-//! What can be seen of a Kafka from outside: what topics hold, and what groups have committed.
+//! A client view of Kafka: the content of topics, and committed offsets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::{ANSWER, client, raw};
 use crate::support::{eventually, unique};
 
-/// A record as it was read back.
+/// A record as read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Read {
     pub partition: i32,
@@ -47,7 +47,7 @@ impl Read {
     }
 }
 
-/// A look at the broker of this address; it needs nothing else. Cheap to clone.
+/// A view of the broker at this address. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct View {
     brokers: String,
@@ -63,19 +63,19 @@ impl View {
         &self.brokers
     }
 
-    /// The offsets that a group has committed, by partition; a partition without one, or that it
-    /// has only begun, is left out.
+    /// The committed offsets of a group by partition, without partitions that have none or are at
+    /// their beginning.
     pub async fn committed(&self, group: &str, topic: &str) -> BTreeMap<i32, i64> {
         let all = self.committed_marks(group, topic).await;
         all.into_iter().map(|(partition, (offset, _))| (partition, offset)).collect()
     }
 
-    /// The same with the metadata: the gateway's say of which incarnation of the topic an offset is.
+    /// The same with the metadata: the topic's incarnation according to the gateway.
     pub async fn committed_marks(&self, group: &str, topic: &str) -> BTreeMap<i32, (i64, String)> {
         let consumer: BaseConsumer =
             client(&self.brokers).set("group.id", group).create().expect("a consumer");
         let list = self.partitions(&consumer, topic, Offset::Invalid);
-        // A young broker says NotCoordinator for a moment.
+        // A new broker returns NotCoordinator for a moment.
         let committed = eventually(format!("the offsets of group {group}"), ANSWER, async || {
             consumer.committed_offsets(list.clone(), ANSWER).ok()
         });
@@ -92,7 +92,7 @@ impl View {
             .collect()
     }
 
-    /// Commits an offset of a group that nobody has joined.
+    /// Commits an offset for a group without members.
     pub async fn commit(&self, group: &str, topic: &str, partition: i32, offset: i64, metadata: &str) {
         let consumer: BaseConsumer =
             client(&self.brokers).set("group.id", group).create().expect("a consumer");
@@ -106,8 +106,8 @@ impl View {
         .await;
     }
 
-    /// The offset after the last record, by partition; a partition without records is left out.
-    /// Equal to [`Self::committed`] when a group has settled everything.
+    /// The offset after the last record, by partition, without empty partitions. Equal to
+    /// [`Self::committed`] if a group has settled everything.
     pub fn ends(&self, topic: &str) -> BTreeMap<i32, i64> {
         let consumer: BaseConsumer = client(&self.brokers).create().expect("a consumer");
         let list = self.partitions(&consumer, topic, Offset::Beginning);
@@ -122,18 +122,18 @@ impl View {
         ends
     }
 
-    /// Everything that a consumer gets of a topic right now, by partition and offset: without what
-    /// aborted transactions wrote.
+    /// All records that a consumer currently gets from a topic, by partition and offset, without
+    /// aborted transactions.
     pub fn read_all(&self, topic: &str) -> Vec<Read> {
         let consumer: BaseConsumer = client(&self.brokers)
             .set("group.id", unique("reader"))
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
-            // The end is told in the answer to a fetch that found nothing.
+            // The end is reported in the response to a fetch without records.
             .set("fetch.wait.max.ms", "10")
             .create()
             .expect("a consumer");
-        // Offsets say nothing of how many records there are: transactions and retention leave gaps.
+        // Offsets do not count records: transactions and retention leave gaps.
         let ends = self.ends(topic);
         let mut unread: BTreeSet<i32> = ends.keys().copied().collect();
         let list = self.partitions(&consumer, topic, Offset::Beginning);

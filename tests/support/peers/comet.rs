@@ -1,4 +1,4 @@
-//! A comet on another gRPC implementation: a process that tells of every call.
+//! A comet on another gRPC implementation: a process that reports every call.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::support::leash::Leash;
 use crate::support::redis_nodes::free_port;
 use crate::support::{PATIENCE, eventually, folder, repository};
 
-/// Which implementation of gRPC serves.
+/// The gRPC implementation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stack {
     /// grpc-go.
@@ -38,8 +38,7 @@ pub struct PeerComet {
 }
 
 impl PeerComet {
-    /// Starts one and waits until it listens. `None` when its tools are missing, which a loud line
-    /// says.
+    /// Starts it and waits until it listens. `None`, with a warning, if its tools are missing.
     pub async fn start(stack: Stack) -> Option<Self> {
         let port = free_port();
         let (program, mut args) = match stack {
@@ -61,7 +60,7 @@ impl PeerComet {
         CometAddr::from(format!("127.0.0.1:{}", self.port))
     }
 
-    /// From the next call on, answers after this time with this status; without one, OK.
+    /// From the next call on, answers after this delay with this status, or OK.
     pub async fn behave(&self, delay: Duration, status: Option<(Code, &str)>) {
         let (code, message) = status.unwrap_or((Code::Ok, ""));
         let wanted = json!({ "delay_ms": delay.as_millis(), "status": code as i32, "message": message });
@@ -71,15 +70,15 @@ impl PeerComet {
         let codec = RawCodec;
         let request = tonic::Request::new(wanted.to_string().into_bytes());
         let path = PathAndQuery::from_static("/halley.Peer/Behave");
-        client.unary(request, path, codec).await.expect("it does as it is told");
+        client.unary(request, path, codec).await.expect("the peer accepts the setting");
     }
 
-    /// Kills it: every connection is cut. What it told stays.
+    /// Kills it: every connection is closed. Reported calls are kept.
     pub fn stop(&self) {
         self.process.lock().kill();
     }
 
-    /// Kills it when it runs, and starts it again on the same port.
+    /// Kills it if it runs, and restarts it on the same port.
     pub async fn restart(&self) {
         let starts = self.events().iter().filter(|event| event.get("listening").is_some()).count();
         self.process.lock().restart().expect("what was built starts");
@@ -96,23 +95,23 @@ impl PeerComet {
         self.events().iter().filter_map(call).collect()
     }
 
-    /// How many connections were opened and how many of them are closed; only grpc-go says so. Those
-    /// of [`Self::behave`] count as well.
+    /// The number of opened and of closed connections; only grpc-go reports it. Those of
+    /// [`Self::behave`] count as well.
     pub fn connections(&self) -> (usize, usize) {
         let events = self.events();
         let count = |what| events.iter().filter(|event| event["connection"] == what).count();
         (count("opened"), count("closed"))
     }
 
-    /// All messages for clients so far as (whom for, operation, body as text), in order.
+    /// All messages for clients so far as (recipients, operation, body as text), in order.
     pub fn deliveries(&self) -> Vec<(To, i32, String)> {
         deliveries(&self.calls())
     }
 
-    /// Waits until there are `n` calls or more, and gives all that there are.
+    /// Waits for at least `n` calls, and returns all of them.
     ///
     /// # Panics
-    /// After [`PATIENCE`], with what there is.
+    /// After [`PATIENCE`], with the calls so far.
     pub async fn wait_for(&self, n: usize) -> Vec<Call> {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -125,10 +124,10 @@ impl PeerComet {
         }
     }
 
-    /// Waits for these messages (whom for, operation, body), in this order and nothing else.
+    /// Waits for exactly these messages (recipients, operation, body), in this order.
     ///
     /// # Panics
-    /// When something else comes, or after [`PATIENCE`].
+    /// If anything else arrives, or after [`PATIENCE`].
     pub async fn wait_for_deliveries(&self, wanted: &[(To, i32, &str)]) {
         let until = Instant::now() + PATIENCE;
         let wanted: Vec<_> =
@@ -154,7 +153,7 @@ impl PeerComet {
         .await;
     }
 
-    /// What it told, line by line; a line that is half written is left for later.
+    /// Its reports, line by line; an incomplete line is left for later.
     fn events(&self) -> Vec<Value> {
         let log = self.process.lock().log();
         let whole = log.rfind('\n').map_or("", |end| &log[..end]);
@@ -166,12 +165,12 @@ impl fmt::Debug for PeerComet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let log = self.process.lock().log();
         let last: Vec<&str> = log.lines().rev().take(50).collect();
-        writeln!(f, "comet {} on {:?}, what it told last:", self.address(), self.stack)?;
+        writeln!(f, "comet {} on {:?}, last reports:", self.address(), self.stack)?;
         last.iter().rev().try_for_each(|line| writeln!(f, "  {line}"))
     }
 }
 
-/// A call, from the line about it. The dialects share their messages, field by field.
+/// Parses the line about a call. The dialects share their messages, field by field.
 fn call(event: &Value) -> Option<Call> {
     let method = event.get("method")?.as_str()?.rsplit('/').next()?;
     let request = STANDARD.decode(event["request"].as_str().unwrap_or_default()).expect("base64");
@@ -202,7 +201,7 @@ fn call(event: &Value) -> Option<Call> {
     })
 }
 
-/// Takes and gives messages as they are.
+/// Passes messages through unchanged.
 #[derive(Default)]
 struct RawCodec;
 

@@ -1,4 +1,4 @@
-//! A producer that is not librdkafka: franz-go, which writes whatever bytes it is given.
+//! A producer other than librdkafka: franz-go, which writes any bytes.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -10,18 +10,18 @@ use serde_json::{Value, json};
 
 use super::program;
 
-/// How to write; each [`Producer::write`] is a run of its own.
+/// Settings; each [`Producer::write`] is a separate run.
 #[derive(Debug, Clone)]
 pub struct Producer {
     program: PathBuf,
     args: Vec<String>,
 }
 
-/// A record to be written.
+/// A record to write.
 #[derive(Debug, Clone, Default)]
 pub struct Outgoing(serde_json::Map<String, Value>);
 
-/// Where a record stands.
+/// The position of a written record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Written {
     pub partition: i32,
@@ -29,22 +29,22 @@ pub struct Written {
 }
 
 impl Outgoing {
-    /// A record with this value, in partition 0, without a key and headers.
+    /// A record with this value, in partition 0, without key and headers.
     pub fn new(value: impl AsRef<[u8]>) -> Self {
         Self::default().with("value", json!(STANDARD.encode(value)))
     }
 
-    /// In this partition.
+    /// Sets the partition.
     pub fn partition(self, partition: i32) -> Self {
         self.with("partition", json!(partition))
     }
 
-    /// With this key.
+    /// Sets the key.
     pub fn key(self, key: impl AsRef<[u8]>) -> Self {
         self.with("key", json!(STANDARD.encode(key)))
     }
 
-    /// With one more header, whose name may be any bytes.
+    /// Adds a header, whose name may be any bytes.
     pub fn header(mut self, name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Self {
         let header = json!([STANDARD.encode(name), STANDARD.encode(value)]);
         let headers = self.0.entry("headers").or_insert_with(|| json!([]));
@@ -52,17 +52,17 @@ impl Outgoing {
         self
     }
 
-    /// With so many zero bytes after the value, which compress to nearly nothing.
+    /// Appends this many zero bytes to the value, which compress to nearly nothing.
     pub fn zeros(self, count: usize) -> Self {
         self.with("zeros", json!(count))
     }
 
-    /// So many times, instead of once.
+    /// Repeats the record.
     pub fn times(self, count: usize) -> Self {
         self.with("repeat", json!(count.saturating_sub(1)))
     }
 
-    /// Produced at this time, in milliseconds since 1970.
+    /// Sets the timestamp, in milliseconds since 1970.
     pub fn timestamp_ms(self, ms: i64) -> Self {
         self.with("timestamp_ms", json!(ms))
     }
@@ -74,7 +74,7 @@ impl Outgoing {
 }
 
 impl Producer {
-    /// A producer for this topic. `None` when there is no Go, which a loud line says.
+    /// A producer for this topic. `None`, with a warning, if there is no Go.
     pub async fn new(brokers: &str, topic: &str) -> Option<Self> {
         let args = ["produce", "-brokers", brokers, "-topic", topic].map(str::to_owned).to_vec();
         Some(Self { program: program("go").await?, args })
@@ -85,7 +85,7 @@ impl Producer {
         self.with(&["-compression", codec])
     }
 
-    /// The most that a batch holds before it is compressed; 1 MiB when nothing is said.
+    /// Maximum size of a batch before compression; default 1 MiB.
     pub fn batch_bytes(self, bytes: usize) -> Self {
         self.with(&["-batch-bytes", &bytes.to_string()])
     }
@@ -100,10 +100,10 @@ impl Producer {
         self.with(&["-abort"])
     }
 
-    /// Writes these records, and gives where they stand, in the order in which the broker took them.
+    /// Writes these records, and returns their positions, in the order of the broker.
     ///
     /// # Panics
-    /// When the broker does not take them within a minute.
+    /// If the broker does not accept them within a minute.
     pub async fn write(&self, records: &[Outgoing]) -> Vec<Written> {
         let input: String = records.iter().map(|record| format!("{}\n", json!(record.0))).collect();
         let (program, args) = (self.program.clone(), self.args.clone());
@@ -121,7 +121,7 @@ fn run(program: &std::path::Path, args: &[String], input: &str) -> Vec<Written> 
     let mut command = Command::new(program);
     let piped = command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().expect("what was built starts");
-    // It reads all before it tells anything, so that neither waits for the other.
+    // It reads everything before it writes, so that neither side blocks the other.
     let mut stdin = child.stdin.take().expect("stdin was asked to be a pipe");
     stdin.write_all(input.as_bytes()).expect("it reads all that it is given");
     drop(stdin);

@@ -1,12 +1,11 @@
-//! A bad network on order: a TCP proxy of this process that stands before a comet, Redis or
-//! Kafka and does to the connections what a story tells it.
+//! A fault-injecting TCP proxy in this process, in front of a comet, Redis or Kafka.
 //!
-//! It listens on one port for its whole life, whether the target is there or not. What it
-//! decides by chance follows from its seed and the connection's number, so that a failure can
-//! be had again. It has a runtime of its own: a test that blocks does not stop the traffic.
+//! It listens on one port for its whole life, whether the target is reachable or not. Its random
+//! decisions follow from its seed and the connection's number, so that a failure can be reproduced.
+//! It has its own runtime: a test that blocks does not stop the traffic.
 //!
-//! It knows no protocol. Kafka tells its clients where to connect; for a broker behind a proxy
-//! there is `Kafka::own_behind_proxy`.
+//! It knows no protocol. Kafka directs its clients to its own address; use `Kafka::own_behind_proxy`
+//! for a broker behind a proxy.
 
 mod pump;
 
@@ -20,33 +19,33 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// What is wrong with the network. It is in force for the connections that are there and for
-/// those to come; what is written after [`Proxy::inflict`] has returned feels it.
+/// A network fault. It applies to existing and new connections; data written after [`Proxy::inflict`]
+/// has returned is affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// Every piece arrives so much later, in order.
+    /// Every piece is delayed, in order.
     Latency { at_least: Duration, at_most: Duration },
     /// In each direction of each connection.
     Bandwidth { bytes_per_second: u32 },
-    /// Nothing passes, connections stay open, new ones are accepted and say nothing. What was
-    /// under way counts as lost: when the fault ends, the connections are reset.
+    /// Nothing passes; connections stay open, and new ones are accepted without data. Data in transit
+    /// is lost: when the fault ends, the connections are reset.
     BlackHole,
-    /// What clients send arrives, answers do not. When the fault ends, the connections are reset.
+    /// Data from clients arrives, responses do not. When the fault ends, the connections are reset.
     HalfOpen,
-    /// Connections are reset, new ones at once.
+    /// Connections are reset, new ones immediately.
     Refuse,
-    /// Each connection is reset after some number of bytes, 1 to 2,000, both directions together.
+    /// Each connection is reset after 1 to 2,000 bytes in both directions together.
     CutMidFrame,
 }
 
 impl Fault {
-    /// Whether connections under it have lost something.
+    /// Whether connections lose data under it.
     fn loses(self) -> bool {
         matches!(self, Self::BlackHole | Self::HalfOpen)
     }
 }
 
-/// What connections are told.
+/// The state that all connections follow.
 #[derive(Debug, Clone, Copy, Default)]
 struct Order {
     fault: Option<Fault>,
@@ -54,10 +53,10 @@ struct Order {
     cuts: u64,
 }
 
-/// The most bytes that pass before [`Fault::CutMidFrame`] cuts.
+/// Maximum number of bytes before [`Fault::CutMidFrame`] cuts.
 const LONGEST: usize = 2000;
 
-/// A proxy; it ends with this value, and its connections with it.
+/// A proxy; it and its connections end with this value.
 pub struct Proxy {
     address: SocketAddr,
     target: String,
@@ -67,8 +66,8 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one before `target` (`host:port`), which is asked for with every connection: it
-    /// may come later, go and come back. There is no fault yet.
+    /// Starts a proxy for `target` (`host:port`), which is resolved for every connection: it may
+    /// start later, stop and restart. Initially without faults.
     pub async fn start(target: impl Into<String>, seed: u64) -> Self {
         let target = target.into();
         let (order, orders) = watch::channel(Order::default());
@@ -88,27 +87,27 @@ impl Proxy {
         self.address.to_string()
     }
 
-    /// Where it leads to.
+    /// The address of the target.
     pub fn target(&self) -> &str {
         &self.target
     }
 
-    /// From now on this is wrong, instead of what was.
+    /// Applies this fault instead of the current one.
     pub fn inflict(&self, fault: Fault) {
         self.change(Some(fault));
     }
 
-    /// From now on nothing is wrong.
+    /// Ends the current fault.
     pub fn heal(&self) {
         self.change(None);
     }
 
-    /// Resets all connections, on both sides. New ones fare as before.
+    /// Resets all connections, on both sides. New ones are treated as before.
     pub fn cut(&self) {
         self.order.send_modify(|order| order.cuts += 1);
     }
 
-    /// How many connections clients have opened so far.
+    /// The number of connections that clients have opened so far.
     pub fn connections(&self) -> usize {
         self.opened.load(Ordering::Relaxed)
     }
@@ -126,7 +125,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        // Without waiting: dropping a runtime inside another one would block it.
+        // Does not wait: dropping a runtime inside another one would block it.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -153,11 +152,11 @@ async fn accept(
             accepted = listener.accept() => match accepted {
                 Ok((client, _)) => {
                     let number = opened.fetch_add(1, Ordering::Relaxed) as u64;
-                    // Neighbouring seeds have alike beginnings; this spreads them.
+                    // Neighbouring seeds have similar beginnings; this spreads them.
                     let dice = fastrand::Rng::with_seed(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
                     connections.spawn(pump::connection(client, target.clone(), dice, orders.clone()));
                 }
-                // Out of files, or the client has gone again.
+                // Out of files, or the client has disconnected.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
             Some(_) = connections.join_next(), if !connections.is_empty() => {}

@@ -1,9 +1,8 @@
-//! One connection through the proxy: two lines of bytes, one in each direction, and the order
-//! that is in force.
+//! One connection through the proxy: two directions, and the current fault.
 //!
-//! Each line holds at most 16 KiB and then stops reading, so that a slow or mute network is
-//! felt by the sender as it would be. A peer that goes away ends both sides: a proper end is
-//! passed on as one, an error as a reset.
+//! Each direction buffers at most 16 KiB and then stops reading, so that the sender notices a slow or
+//! unresponsive network. The end of a peer ends both sides: a proper end is passed on as one, an
+//! error as a reset.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,19 +17,19 @@ use tokio::time::Instant;
 
 use super::{Fault, LONGEST, Order};
 
-/// What one direction may hold.
+/// Buffer of one direction.
 const HELD: usize = 16 * 1024;
-/// What is read at once, a part of what may be held.
+/// Bytes per read, a part of the buffer.
 const AT_ONCE: usize = 4 * 1024;
-/// How long a target may take to accept.
+/// Timeout of connecting to the target.
 const CONNECT: Duration = Duration::from_secs(10);
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Both sides have said all.
+    /// Both sides have finished.
     Closed,
-    /// It has to be reset.
+    /// Has to be reset.
     Reset,
 }
 
@@ -50,7 +49,7 @@ pub(super) async fn connection(
         }
         _ => {}
     }
-    // Not given up for a reset, which the target could not be told then: `carry` sees to that.
+    // Not abandoned for a reset, because the target could not be reset then: `carry` does it.
     let connected = tokio::time::timeout(CONNECT, TcpStream::connect(target)).await;
     let connected = connected.ok().and_then(Result::ok);
     let Some(mut server) = connected else { return reset(&client) };
@@ -60,12 +59,12 @@ pub(super) async fn connection(
     }
 }
 
-/// Lets the socket's end be a reset. Fails when the other side was quicker.
+/// Makes the socket close with a reset. Fails if the other side was faster.
 fn reset(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }
 
-/// Returns when all connections are reset, also by the proxy's end.
+/// Returns when all connections are reset, also at the proxy's end.
 async fn until_cut(cuts: u64, orders: &mut watch::Receiver<Order>) {
     let _ = orders.wait_for(|order| order.cuts != cuts).await;
 }
@@ -77,7 +76,7 @@ async fn carry(
     mut order: Order,
     mut orders: watch::Receiver<Order>,
 ) -> End {
-    // Small pieces are to stay small.
+    // Small pieces have to stay small.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (client_says, client_hears) = client.split();
     let (server_says, server_hears) = server.split();
@@ -86,7 +85,7 @@ async fn carry(
     let mut allowance = allowance(order.fault, &mut dice);
     while !(there.done && back.done) {
         let moved = tokio::select! {
-            // A new order is in force before anything else moves.
+            // A new state applies before anything else happens.
             biased;
             changed = orders.changed() => {
                 let before = order;
@@ -112,7 +111,7 @@ async fn carry(
     End::Closed
 }
 
-/// One step of whichever line can take one and may.
+/// One step of a direction that is ready and allowed.
 async fn step(
     there: &mut Line<'_>,
     back: &mut Line<'_>,
@@ -138,15 +137,15 @@ struct Line<'a> {
     from: ReadHalf<'a>,
     to: WriteHalf<'a>,
     dice: fastrand::Rng,
-    /// What was read and not yet written.
+    /// Data read and not yet written.
     held: BytesMut,
     /// When the pieces of `held` may be written, and their lengths.
     pieces: VecDeque<(Instant, usize)>,
     /// When the bandwidth allows the next write.
     free: Instant,
-    /// The sender has said all.
+    /// The sender has finished.
     ended: bool,
-    /// And the receiver knows.
+    /// The receiver has been told.
     done: bool,
 }
 
@@ -156,14 +155,14 @@ impl<'a> Line<'a> {
         Self { from, to, dice, held, pieces, free: Instant::now(), ended: false, done: false }
     }
 
-    /// Reads a piece, or writes at most `most` bytes, or passes the end on. Returns how many
-    /// bytes were written. Cancelled at its wait, it has done nothing.
+    /// Reads a piece, writes at most `most` bytes, or passes the end on. Returns the number of
+    /// written bytes. Cancellation while waiting has no effect.
     async fn step(&mut self, fault: Option<Fault>, most: usize) -> io::Result<usize> {
         let mut space = [0; AT_ONCE];
         let room = AT_ONCE.min(HELD - self.held.len());
         let most = most.min(largest_write(fault));
         tokio::select! {
-            // What is due goes first: it makes room.
+            // Due data first: it frees the buffer.
             biased;
             written = write_first(&mut self.to, &self.held, self.pieces.front(), self.free, most),
                 if !self.pieces.is_empty() => self.was_written(written?, fault),
@@ -208,7 +207,7 @@ impl<'a> Line<'a> {
         Ok(bytes)
     }
 
-    /// The fault has changed: what waits because of the last one goes now.
+    /// The fault has changed: data delayed by the previous one goes now.
     fn hurry(&mut self) {
         let now = Instant::now();
         self.free = now;
@@ -218,7 +217,7 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Writes of the first piece what may go, once it is due.
+/// Writes the allowed part of the first piece, once it is due.
 async fn write_first(
     to: &mut WriteHalf<'_>,
     held: &BytesMut,
@@ -231,7 +230,7 @@ async fn write_first(
     to.write(&held[..most.min(*length)]).await
 }
 
-/// A narrow line writes in sips, each about a fiftieth of a second's worth.
+/// Limited bandwidth writes in small amounts, each a fiftieth of a second's worth.
 fn largest_write(fault: Option<Fault>) -> usize {
     match fault {
         Some(Fault::Bandwidth { bytes_per_second }) => (bytes_per_second as usize / 50).max(1),

@@ -1,4 +1,4 @@
-//! What a policy said, in lines that people read and that can be compared.
+//! A policy's answer as lines that people read and that can be compared.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::decision::{Disposition, Verdict};
 use crate::membership::{Grouping, Place};
 use crate::message::{Audience, CometAddr, Message};
 
-/// An answer: one line each for what it says.
+/// An answer, one line per statement.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(transparent)]
 pub(super) struct Answer(pub(super) Vec<String>);
@@ -20,7 +20,7 @@ impl Answer {
         Self(vec![text.into()])
     }
 
-    /// The plugin failed, or refused.
+    /// The plugin failed, or refused its configuration.
     pub(super) fn failed(why: impl std::fmt::Display) -> Self {
         Self::line(format!("fail: {why}"))
     }
@@ -29,12 +29,12 @@ impl Answer {
         self.0.first().is_some_and(|line| line.starts_with("fail: "))
     }
 
-    /// All of it on one line.
+    /// The whole answer on one line.
     pub(super) fn joined(&self) -> String {
         self.0.join(", ")
     }
 
-    /// What became of a message.
+    /// The outcome of a message.
     pub(super) fn of_filter(asked: &Message, filtered: &Filtered) -> Self {
         match &filtered.verdict {
             Verdict::Drop { reason, .. } => return Self::line(format!("drop: {reason}")),
@@ -64,14 +64,14 @@ impl Answer {
             }
         }
         lines.extend(filtered.guards.iter().map(|guard| {
-            // The gateway puts the plugin's name before the key.
+            // The gateway prefixes keys with the plugin's name.
             let own = guard.key.strip_prefix(&*guard.by.name).and_then(|key| key.strip_prefix(':'));
             once(own.unwrap_or(&guard.key), guard.ttl)
         }));
         if lines.is_empty() { Self::line("pass") } else { Self(lines) }
     }
 
-    /// What becomes of a message for somebody who is away.
+    /// The disposition of a message for an absent user.
     pub(super) fn of_offline(decided: Option<&Decided>) -> Self {
         Self::line(match decided.map(|decided| &decided.disposition) {
             None => "pass".to_owned(),
@@ -82,7 +82,7 @@ impl Answer {
         })
     }
 
-    /// Who is somewhere else than before.
+    /// The connections that were moved.
     pub(super) fn of_grouping(grouping: &Grouping) -> Self {
         let mut lines = Vec::new();
         for (member, place) in grouping.members() {
@@ -103,7 +103,7 @@ impl Answer {
     }
 }
 
-/// The lines of an answer; what a case expects is put together from the same ones.
+/// The lines of an answer; expectations of cases are built from the same functions.
 pub(super) fn body(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) => format!("body: {text:?}"),

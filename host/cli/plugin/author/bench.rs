@@ -22,7 +22,7 @@ use crate::wasm::{Runtime, RuntimeConfig, idle_plugin};
 
 /// Messages in a batch, absent users of a message, or connections of a room.
 const SIZES: [usize; 4] = [1, 16, 64, 256];
-/// Times that are taken of each size, at least; while there is time, more are.
+/// The minimum number of measurements per size; more are taken while there is time.
 const LEAST: usize = 5;
 
 /// Arguments of `halley plugin bench`.
@@ -36,7 +36,7 @@ pub(in crate::cli::plugin) struct Args {
     /// messages of 200 bytes to a room.
     #[arg(long, value_name = "FILE")]
     messages: Option<PathBuf>,
-    /// Seconds for each line of the table, 0.1 to 60.
+    /// Seconds per line of the table, 0.1 to 60.
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
 }
@@ -62,7 +62,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     };
     if cfg!(debug_assertions) {
         fail(
-            "this is a development build of halley, whose engine is many times slower: figures mean nothing",
+            "this is a development build of halley, whose engine is many times slower: the figures are meaningless",
         );
     }
     let mut idle = tempfile::Builder::new().suffix(".wasm").tempfile()?;
@@ -91,13 +91,13 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 fn chain(file: &Path, config: &Value, engine: RuntimeConfig) -> anyhow::Result<Chain> {
     let mut plugin = PluginConfig::new("policy", file);
     plugin.config = config.clone();
-    // What fails is no measurement; what is slow is told by the figures.
+    // A failing call is not a measurement; the figures show a slow one.
     plugin.on_error = OnError::Stall.into();
     plugin.deadline = Duration::from_secs(10);
     Ok(Policies::start(Runtime::with(&mut Registry::default(), engine)?, &[plugin])?.current().chain())
 }
 
-/// A line for each size.
+/// Prints one line per size.
 fn table(
     hook: &str,
     time: Duration,
@@ -154,7 +154,7 @@ fn grouping(chain: &mut Chain, size: usize) -> Result<Duration, Stalled> {
     Ok(begun.elapsed())
 }
 
-/// What is measured with.
+/// The messages to measure with.
 fn messages(file: Option<&Path>) -> anyhow::Result<Vec<Message>> {
     let Some(file) = file else {
         let text = "this is what people say to each other in a room where a stream is watched";

@@ -12,7 +12,7 @@ use crate::wasm::Runtime;
 /// Arguments of `halley plugin build`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
-    /// The project's folder.
+    /// The project directory.
     #[arg(value_name = "FOLDER", default_value = ".")]
     folder: PathBuf,
 }
@@ -24,7 +24,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         Err(mistake) => return Ok(project::mistake(&mistake)),
     };
     if built.is_empty() {
-        fail("nothing was built: `[lib]` wants `crate-type = [\"cdylib\"]`");
+        fail("nothing was built: `[lib]` needs `crate-type = [\"cdylib\"]`");
         return Ok(FAILURE);
     }
     let runtime = Runtime::new(&mut Registry::default())?;

@@ -1,6 +1,6 @@
-//! Cases beside a policy, in TOML or JSON: what it is asked, and what it has to answer.
+//! Test cases of a policy, in TOML or JSON: its input and the expected answers.
 //!
-//! Unknown keys are mistakes: a case that is not read proves nothing.
+//! Unknown keys are errors: a case that is not read proves nothing.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,24 +16,24 @@ use crate::cli::plugin::author::question::{Away, AwayUser, Gathering, Member};
 use crate::files;
 use crate::message::CometAddr;
 
-/// Such a file.
+/// A file of cases.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Cases {
-    /// The policy's configuration, where a case has none of its own.
+    /// The policy's configuration, unless a case has its own.
     #[serde(default)]
     pub(super) config: Option<Value>,
     #[serde(default, rename = "case")]
     pub(super) cases: Vec<Case>,
 }
 
-/// One case: a fresh instance with state of its own, asked one thing after the other.
+/// One case: a fresh instance with its own state, and inputs in order.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Case {
     pub(super) name: String,
     pub(super) config: Option<Value>,
-    /// A part of the reason for which the configuration has to be refused.
+    /// A part of the reason for which the configuration must be refused.
     pub(super) refused: Option<String>,
     #[serde(default)]
     pub(super) filter: Vec<FilterCase>,
@@ -65,7 +65,7 @@ pub(super) struct GroupingCase {
     connections: Vec<Member>,
     #[serde(default, with = "humantime_serde")]
     at: Option<std::time::SystemTime>,
-    /// Who is somewhere else afterwards, by id: a comet's address, `skip` or `offline`.
+    /// The connections that are moved, by id: to a comet's address, `skip` or `offline`.
     pub(super) expect: BTreeMap<String, String>,
 }
 
@@ -90,10 +90,10 @@ impl GroupingCase {
     }
 }
 
-/// Reads a file of cases, as JSON where it is called so.
+/// Reads a file of cases, as JSON if it has that extension.
 ///
 /// # Errors
-/// When it cannot be read, or a key or value makes no sense: with its place.
+/// When it cannot be read, or has an invalid key or value; names the position.
 pub(super) fn read(file: &Path) -> anyhow::Result<Cases> {
     let text = files::read_argument(file, LARGEST_INPUT)
         .with_context(|| format!("cannot read {}", file.display()))?;
@@ -113,7 +113,7 @@ fn parse(text: &str, is_json: bool) -> anyhow::Result<Cases> {
         let asks = !(case.filter.is_empty() && case.offline.is_empty() && case.grouping.is_empty());
         if asks == case.refused.is_some() {
             anyhow::bail!(
-                "case `{}` asks nothing, or also expects to be refused: give it `[[case.filter]]`, \
+                "case `{}` has no input, or has input and `refused`: give it `[[case.filter]]`, \
                  `[[case.offline]]` or `[[case.grouping]]`, or `refused` alone",
                 case.name
             );
@@ -155,6 +155,6 @@ mod tests {
         let json =
             mistake(r#"{"case":[{"name":"c","filter":[{"message":{"room":1},"expect":"pass"}]}]}"#, true);
         assert!(json.contains("case[0].filter[0].message.room"), "{json}");
-        assert!(mistake("[[case]]\nname = \"empty\"\n", false).contains("case `empty` asks nothing"));
+        assert!(mistake("[[case]]\nname = \"empty\"\n", false).contains("case `empty` has no input"));
     }
 }

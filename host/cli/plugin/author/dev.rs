@@ -13,11 +13,11 @@ use crate::cli::plugin::client::GatewayArgs;
 use crate::cli::plugin::push;
 use crate::cli::{SUCCESS, fail, print, runtime};
 
-/// How often files are looked at.
+/// How often files are checked for changes.
 const INTERVAL: Duration = Duration::from_millis(300);
-/// What a build leaves: no source.
+/// Build output, which is not source.
 const BUILT: [&str; 2] = ["target", "dist"];
-/// More files than this belong to no policy.
+/// No policy has more files than this.
 const MOST_FILES: usize = 10_000;
 
 /// Arguments of `halley plugin dev`.
@@ -32,7 +32,7 @@ pub(in crate::cli::plugin) struct Args {
     /// Pushes what holds its cases into the gateway at --gateway.
     #[arg(long)]
     push: bool,
-    /// The configured plugin that is pushed to. Without it, the one that is called as the file is.
+    /// The configured plugin to push to. Default: the one named like the file.
     #[arg(long, value_name = "NAME", requires = "push")]
     name: Option<String>,
     #[command(flatten)]
@@ -43,7 +43,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let folder = args.place.folder();
     if !folder.join("Cargo.toml").is_file() && !language::is_project(&folder) {
         let why = anyhow::anyhow!(
-            "there is no Cargo.toml in {}; `halley plugin new NAME` makes a project",
+            "no Cargo.toml in {}; `halley plugin new NAME` creates a project",
             folder.display()
         );
         return Ok(project::mistake(&why));
@@ -58,7 +58,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
             if let Err(error) = round(&args) {
                 fail(&format!("{error:#}"));
             }
-            print("waiting for a change; Ctrl-C ends this");
+            print("waiting for changes; Ctrl-C to exit");
         }
         let stopped = runtime.block_on(async { tokio::time::timeout(INTERVAL, &mut stop).await.is_ok() });
         if stopped {
@@ -76,11 +76,11 @@ fn round(args: &Args) -> anyhow::Result<()> {
             check(&cases::read(&file)?, &mut subject)? == SUCCESS
         };
         if !holds {
-            print("what was built goes nowhere");
+            print("the build is discarded");
             return Ok(());
         }
     } else {
-        print("there are no cases (cases.toml): nothing is tested");
+        print("no cases (cases.toml): nothing is tested");
     }
     let policy = args.place.put_in_place(&built)?;
     print(&format!("built {}", policy.display()));
@@ -97,7 +97,7 @@ fn snapshot(folder: &Path) -> Snapshot {
     let mut files = Snapshot::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(next) = folders.pop() {
-        // What is gone by now is seen as gone the next time.
+        // A file that vanishes meanwhile is noticed the next time.
         for entry in fs::read_dir(next).into_iter().flatten().flatten() {
             let Ok(metadata) = entry.metadata() else { continue };
             let name = entry.file_name();

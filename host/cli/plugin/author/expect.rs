@@ -1,4 +1,4 @@
-//! What a case expects of an answer: a word, or a table that says more.
+//! The expected answer of a case: a word, or a table with details.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,11 +9,11 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::cli::plugin::author::answer::{self, Answer};
 
-/// What an answer has to be.
+/// An expected answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
     Exactly(Answer),
-    /// One line that begins so and contains this.
+    /// One line with this prefix that contains this part.
     Like(&'static str, String),
 }
 
@@ -42,7 +42,7 @@ impl Expected {
 #[serde(rename_all = "kebab-case")]
 pub(super) enum FilterWord {
     Pass,
-    /// For whatever reason.
+    /// For any reason.
     Drop,
     DeadLetter,
     Fail,
@@ -53,12 +53,12 @@ pub(super) enum FilterWord {
 pub(super) enum OfflineWord {
     Pass,
     Drop,
-    /// For as long as the gateway's `[offline] retention`.
+    /// With the gateway's `[offline] retention`.
     Store,
     Fail,
 }
 
-/// What a filter makes of a message. What is not named stays as it was.
+/// The expected outcome of a filter. Parts that are not named must be unchanged.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(super) struct Outcome {
@@ -84,7 +84,7 @@ struct Once {
     ttl: Duration,
 }
 
-/// What becomes of a message for somebody who is away.
+/// The expected disposition for an absent user.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Fate {
@@ -151,7 +151,7 @@ impl WordOr<OfflineWord, Fate> {
     }
 }
 
-/// A word, or a table that says more.
+/// A word, or a table with details.
 #[derive(Clone, Debug)]
 pub(super) enum WordOr<W, T> {
     Word(W),
@@ -191,7 +191,7 @@ mod tests {
         let drop = Expected::Like("drop", String::new());
         assert!(drop.is_met_by(&Answer::line("drop: spam")) && !drop.is_met_by(&Answer::line("pass")));
         let fail = Expected::Like("fail", "deadline".into());
-        assert!(fail.is_met_by(&Answer::failed("ran past its deadline of 2s")));
+        assert!(fail.is_met_by(&Answer::failed("exceeded its deadline of 2s")));
         assert!(!fail.is_met_by(&Answer::failed("trapped")));
     }
 }

@@ -22,7 +22,7 @@ pub(in crate::cli::plugin) struct Args {
     json: bool,
 }
 
-/// What a policy can do with the host's functions, by their names.
+/// The capabilities of a policy, by the host functions that it uses.
 const CAPABILITIES: [(&str, &[&str]); 4] = [
     ("log", &["log"]),
     ("metrics", &["counter-add", "gauge-set"]),
@@ -62,7 +62,7 @@ pub(super) fn read_and_inspect(runtime: &Runtime, file: &Path) -> anyhow::Result
     Ok(inspect(runtime, &bytes))
 }
 
-/// What matters of a built policy.
+/// The summary of a built policy.
 pub(super) fn summary(file: &Path, inspected: &Inspection) -> [String; 7] {
     let Inspection { form, size, sha256, contract, hooks, .. } = inspected;
     let contract = contract.as_ref().map_or("none".to_owned(), |version| format!("halley:policy@{version}"));

@@ -1,8 +1,8 @@
-//! Projects in other languages than Rust: the repository's example of each, with what it takes to
-//! build it, as they were when this gateway was built.
+//! Projects in languages other than Rust: the repository's example of each language and its build
+//! tools, as of the build of this binary.
 //!
-//! `halley-plugin.toml` in a project says which language it is in and which hooks it has. The tools of
-//! a language are fetched once into `~/.cache/halley`, in pinned versions.
+//! `halley-plugin.toml` in a project names its language and its hooks. The tools of a language are
+//! fetched once into `~/.cache/halley`, in pinned versions.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::cli::common::write;
 use crate::cli::plugin::author::sdk;
 use crate::files;
 
-/// What says that a folder is a project in another language than Rust.
+/// Marks a directory as a project in a language other than Rust.
 const SETTINGS: &str = "halley-plugin.toml";
 
 /// A language that policies are written in.
@@ -44,7 +44,7 @@ struct Settings {
     world: World,
 }
 
-/// A world of the contract: which hooks a policy has.
+/// A world of the contract: the hooks that a policy has.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum World {
@@ -62,7 +62,7 @@ macro_rules! files {
 
 type Files = &'static [(&'static str, &'static str)];
 
-/// What the script that builds needs beside it.
+/// Files that the build script needs next to it.
 const TOOLS: Files = files![
     "build.sh" from "build.sh",
     "package.json" from "package.json",
@@ -127,7 +127,7 @@ impl Language {
         }
     }
 
-    /// The example's files, and what is to be known about the language, a line for each.
+    /// The example's files, and notes about the language, one per line.
     fn example(self) -> (Files, &'static str) {
         match self {
             Self::Rust => (&[], ""),
@@ -143,7 +143,7 @@ impl Language {
     /// Writes a project that masks words.
     ///
     /// # Errors
-    /// When that cannot be.
+    /// When a file cannot be written.
     pub(super) fn write_project(self, folder: &Path, name: &str) -> anyhow::Result<()> {
         let (files, notes) = self.example();
         for (path, text) in files {
@@ -159,7 +159,7 @@ impl Language {
     }
 }
 
-/// What the examples say of where they are.
+/// What the examples in the repository say about building.
 const IN_THE_REPOSITORY: &str = "README.md here says how it is built.";
 
 fn settings(language: Language) -> String {
@@ -209,15 +209,15 @@ fn file_name(name: &str) -> String {
     format!("{}.wasm", name.replace('-', "_"))
 }
 
-/// Whether this folder is a project in another language than Rust.
+/// Whether this directory is a project in a language other than Rust.
 pub(super) fn is_project(folder: &Path) -> bool {
     folder.join(SETTINGS).is_file()
 }
 
-/// What builds the project in this folder; the file is called as the folder is.
+/// The command that builds the project in this directory; the output is named after the directory.
 ///
 /// # Errors
-/// When its settings make no sense, or the tools cannot be written.
+/// When its settings are invalid, or the tools cannot be written.
 pub(super) fn build_command(folder: &Path, target: &Path) -> anyhow::Result<Command> {
     let file = folder.join(SETTINGS);
     let text =

@@ -1,12 +1,11 @@
 //! `halley plugin new`, `build`, `inspect`, `test`, `run`, `bench` and `dev`: from an idea to a
-//! running policy. None of them needs a gateway, Kafka or Redis; `dev` can push into a gateway.
+//! running policy. None of them needs a gateway, Kafka or Redis; `dev` can push to a gateway.
 //!
-//! - `template`, `language` and `sdk`: what a new project is made of. `project`: where a policy is, and how it
-//!   is built.
-//! - `question` and `answer`: what a policy is asked and what it says, as people write and read
-//!   them; `subject`: a policy that is asked; `cases` and `expect`: questions with the answers that
-//!   they have to get.
-//! - One file for each command.
+//! - `template`, `language` and `sdk`: the contents of a new project. `project`: finds and builds a
+//!   policy.
+//! - `question` and `answer`: the input of a policy and its answers, as people write and read them;
+//!   `subject`: the policy under test; `cases` and `expect`: inputs with the expected answers.
+//! - One file per command.
 
 mod answer;
 pub(super) mod bench;

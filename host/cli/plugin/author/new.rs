@@ -12,7 +12,7 @@ use crate::cli::plugin::author::{project, sdk};
 use crate::cli::{LARGEST_INPUT, SUCCESS, print_lines};
 use crate::files;
 
-/// Names that cargo, or the project itself, has for other things.
+/// Names that cargo or the project itself uses for other purposes.
 const TAKEN: [&str; 7] = ["test", "core", "std", "alloc", "proc_macro", "serde", sdk::NAME];
 
 /// Arguments of `halley plugin new`.
@@ -21,18 +21,18 @@ pub(in crate::cli::plugin) struct Args {
     /// The policy's name, such as `my-policy`.
     #[arg(value_name = "NAME")]
     name: String,
-    /// The hooks that it has; several with commas between them.
+    /// The policy's hooks, separated by commas.
     #[arg(long = "hook", value_name = "HOOK", value_enum, value_delimiter = ',', default_value = "filter")]
     hooks: Vec<Hook>,
-    /// The language that it is written in. All but Rust begin with a filter, and fetch their tools
-    /// when they are built first.
+    /// The policy's language. All but Rust start with a filter, and fetch their tools during the
+    /// first build.
     #[arg(long, value_name = "LANGUAGE", value_enum, default_value = "rust")]
     language: Language,
-    /// The folder of the SDK (`plugins/sdk` of the repository, or of a release), which the project
-    /// refers to. Without it, the project brings its own copy along.
+    /// The directory of the SDK (`plugins/sdk` of the repository, or of a release), which the project
+    /// refers to. Default: the project contains a copy.
     #[arg(long, value_name = "FOLDER")]
     sdk: Option<PathBuf>,
-    /// The folder that the project is made in. Without it, one that is called as the policy is.
+    /// The directory to create the project in. Default: named after the policy.
     #[arg(long, value_name = "FOLDER")]
     path: Option<PathBuf>,
 }
@@ -68,21 +68,21 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 fn done(folder: &Path) -> anyhow::Result<u8> {
     let folder = folder.display();
     print_lines([
-        &*format!("{folder} is a policy that works. Next:"),
+        &*format!("{folder} is a working policy. Next:"),
         "",
         &*format!("  cd {folder}"),
         "  halley plugin build",
         "  halley plugin test",
         "  halley plugin run < messages.jsonl",
         "",
-        "Its README.md says the rest.",
+        "See its README.md for more.",
     ]);
     Ok(SUCCESS)
 }
 
-/// The SDK in this folder.
+/// The SDK in this directory.
 fn sdk_at(folder: &Path) -> anyhow::Result<String> {
-    let found = folder.canonicalize().with_context(|| format!("there is no {}", folder.display()))?;
+    let found = folder.canonicalize().with_context(|| format!("{} not found", folder.display()))?;
     let manifest = files::read_text(&found.join("Cargo.toml"), LARGEST_INPUT).unwrap_or_default();
     ensure!(
         manifest.contains(&format!("name = \"{}\"", sdk::NAME)),
@@ -93,7 +93,7 @@ fn sdk_at(folder: &Path) -> anyhow::Result<String> {
     found.into_os_string().into_string().map_err(|_| anyhow::anyhow!("{} is not UTF-8", folder.display()))
 }
 
-/// What makes no sense for other languages than Rust.
+/// Options that do not apply to languages other than Rust.
 fn check_other(hooks: &[Hook], sdk: Option<&Path>) -> anyhow::Result<()> {
     ensure!(sdk.is_none(), "`--sdk` is for projects in Rust");
     ensure!(
@@ -108,10 +108,10 @@ fn check(name: &str, folder: &Path) -> anyhow::Result<()> {
     let allowed = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '_');
     ensure!(
         begins && allowed && name.len() <= 64,
-        "`{name}` cannot be a policy's name: take small letters, digits and `-`, a letter first, at most 64"
+        "`{name}` is not a valid policy name: use lower-case letters, digits and `-`, beginning with a letter, at most 64"
     );
-    ensure!(!TAKEN.contains(&name), "`{name}` is the name of something else; take another one");
+    ensure!(!TAKEN.contains(&name), "`{name}` is reserved; choose another name");
     let is_free = fs::read_dir(folder).map_or(!folder.exists(), |mut entries| entries.next().is_none());
-    ensure!(is_free, "{} is there already; give another name, or --path FOLDER", folder.display());
+    ensure!(is_free, "{} exists already; choose another name, or --path FOLDER", folder.display());
     Ok(())
 }

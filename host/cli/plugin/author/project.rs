@@ -1,4 +1,4 @@
-//! Where a policy is, and how it is built.
+//! Finds and builds a policy.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,24 +13,24 @@ use crate::config::Config;
 use crate::files;
 use crate::wasm::RuntimeConfig;
 
-/// The script that builds policies, wherever the toolchain is from; the repository uses it, too.
+/// The script that builds policies with any toolchain; the repository uses it, too.
 const BUILD: &str = include_str!("../../../../plugins/build.sh");
 
-/// Where a policy is.
+/// The path of a policy.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Place {
-    /// The policy: the folder of a project, which is built first, or a .wasm file.
+    /// The policy: a project directory, which is built first, or a .wasm file.
     #[arg(value_name = "PATH", default_value = ".")]
     path: PathBuf,
 }
 
-/// Where a policy is, with the configuration that it gets.
+/// The path of a policy and its configuration.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct Configured {
     #[command(flatten)]
     pub(super) place: Place,
-    /// What the policy finds in its configuration, as JSON. Without it, `config` of cases.toml or
-    /// cases.json beside the policy, where there is one.
+    /// The policy's configuration, as JSON. Default: `config` of cases.toml or cases.json next to the
+    /// policy, if there is one.
     #[arg(long, value_name = "FILE")]
     plugin_config: Option<PathBuf>,
 }
@@ -55,18 +55,17 @@ impl Engine {
 /// What a policy's calls may cost.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct Limits {
-    /// The most that one call may take: that of the [[plugin]] that it will be. A machine that is
-    /// busy with something else may need more.
+    /// The maximum duration of one call, as in the policy's [[plugin]]. A busy machine may need more.
     #[arg(long, value_name = "DURATION", default_value = "50ms", env = "HALLEY_PLUGIN_DEADLINE")]
     pub(super) deadline: humantime::Duration,
 }
 
 impl Place {
-    /// The policy's file. Where this is a project, it is built first, and not put in place yet: a
-    /// gateway may be following what lies there.
+    /// The policy's file. A project is built first, but not put in place yet: a gateway may be
+    /// watching that path.
     ///
     /// # Errors
-    /// With the exit code, when there is none; why was said then.
+    /// With the exit code, after the reason has been printed.
     pub(super) fn policy(&self) -> Result<PathBuf, u8> {
         match self.find() {
             Ok(Some(file)) => Ok(file),
@@ -77,52 +76,48 @@ impl Place {
 
     fn find(&self) -> anyhow::Result<Option<PathBuf>> {
         if !self.path.is_dir() {
-            ensure!(self.path.is_file(), "there is no {}", self.path.display());
+            ensure!(self.path.is_file(), "{} not found", self.path.display());
             return Ok(Some(self.path.clone()));
         }
-        // The first build takes its time, and may fetch things: it is to be seen.
+        // The first build takes long and may fetch dependencies: show its output.
         let was_built = self.path.join(STAGED).is_dir();
         let Some(built) = build(&self.path, was_built)? else { return Ok(None) };
         match &built[..] {
             [one] => Ok(Some(one.clone())),
             [] => bail!(
-                "{} makes no .wasm file; its `[lib]` wants `crate-type = [\"cdylib\"]`",
+                "{} produces no .wasm file; its `[lib]` needs `crate-type = [\"cdylib\"]`",
                 self.path.display()
             ),
             several => {
                 let names: Vec<String> = several.iter().map(|file| file.display().to_string()).collect();
-                bail!("{} makes several policies; give one of {}", self.path.display(), names.join(", "))
+                bail!("{} produces several policies; choose one of {}", self.path.display(), names.join(", "))
             }
         }
     }
 
-    /// Puts what was built of a project in its place; answers with where it is. A file is where it
-    /// is already.
+    /// Puts a project's build in place and returns its path. A file is in place already.
     ///
     /// # Errors
-    /// When it cannot be put there.
+    /// When it cannot be written.
     pub(super) fn put_in_place(&self, built: &Path) -> anyhow::Result<PathBuf> {
         if self.path.is_dir() { put_in_place(&self.path, built) } else { Ok(built.to_owned()) }
     }
 
-    /// The cases beside the policy.
+    /// The cases of the policy.
     ///
     /// # Errors
     /// When there are none.
     pub(super) fn cases(&self) -> anyhow::Result<PathBuf> {
-        ensure!(self.path.exists(), "there is no {}", self.path.display());
+        ensure!(self.path.exists(), "{} not found", self.path.display());
         let folder = self.folder();
         let files = ["cases.toml", "cases.json"].map(|name| folder.join(name));
         let found = files.into_iter().find(|file| file.is_file());
         found.with_context(|| {
-            format!(
-                "there is no cases.toml or cases.json in {}; name the file with --cases",
-                folder.display()
-            )
+            format!("no cases.toml or cases.json in {}; name the file with --cases", folder.display())
         })
     }
 
-    /// The project's folder; of a file, the one that it is in, or that it was built from.
+    /// The project directory. For a file: its directory, or the project that it was built from.
     pub(super) fn folder(&self) -> PathBuf {
         if self.path.is_dir() {
             return self.path.clone();
@@ -135,7 +130,7 @@ impl Place {
 }
 
 impl Configured {
-    /// The configuration; an empty one where nothing says what it is.
+    /// The configuration; empty if none is given.
     ///
     /// # Errors
     /// When it cannot be read.
@@ -150,15 +145,15 @@ impl Configured {
     }
 }
 
-/// Where a project's builds are until they are found good, and where they are put then.
+/// Where builds are staged until they pass, and where they are put then.
 const STAGED: &str = "target/halley-built";
 const DIST: &str = "dist";
 
-/// Puts what was built of the project in this folder into its `dist`, in one step, and only where
-/// it is something else: a gateway may be watching.
+/// Puts the build of the project in this directory into its `dist`, atomically, and only if it
+/// changed: a gateway may be watching.
 ///
 /// # Errors
-/// When it cannot be put there.
+/// When it cannot be written.
 pub(super) fn put_in_place(folder: &Path, built: &Path) -> anyhow::Result<PathBuf> {
     let name = built.file_name().unwrap_or_default();
     let place = folder.join(DIST).join(name);
@@ -176,11 +171,11 @@ pub(super) fn put_in_place(folder: &Path, built: &Path) -> anyhow::Result<PathBu
     Ok(place)
 }
 
-/// Builds the project in a folder; answers with the files that were made, which are not in their
-/// place yet, and `None` when that failed, which was said then.
+/// Builds the project in a directory. Returns the files that were built, which are not in place yet,
+/// or `None` if the build failed, after the reason has been printed.
 ///
 /// # Errors
-/// When there is no project, or no shell.
+/// When there is no project or no shell.
 pub(super) fn build(folder: &Path, quietly: bool) -> anyhow::Result<Option<Vec<PathBuf>>> {
     let (target, staged) = (folder.join("target"), folder.join(STAGED));
     if language::is_project(folder) {
@@ -189,14 +184,14 @@ pub(super) fn build(folder: &Path, quietly: bool) -> anyhow::Result<Option<Vec<P
     }
     ensure!(
         folder.join("Cargo.toml").is_file(),
-        "there is no Cargo.toml in {}; `halley plugin new NAME` makes a project",
+        "no Cargo.toml in {}; `halley plugin new NAME` creates a project",
         folder.display()
     );
     let manifest = files::read_text(&folder.join("Cargo.toml"), LARGEST_INPUT)?;
     // A workspace may have policies as members.
     ensure!(
         !manifest.contains("[package]") || manifest.contains("cdylib"),
-        "{} is no policy: its Cargo.toml has no `crate-type = [\"cdylib\"]`; `halley plugin new NAME` makes one",
+        "{} is not a policy: its Cargo.toml has no `crate-type = [\"cdylib\"]`; `halley plugin new NAME` creates one",
         folder.display()
     );
     fs::create_dir_all(&staged).with_context(|| format!("cannot write to {}", folder.display()))?;
@@ -215,17 +210,17 @@ pub(super) fn build(folder: &Path, quietly: bool) -> anyhow::Result<Option<Vec<P
 
 fn run_build(folder: &Path, staged: &Path, mut command: Command) -> anyhow::Result<Option<Vec<PathBuf>>> {
     command.stdin(Stdio::null()).stderr(Stdio::inherit());
-    // Whoever builds a policy did not ask for packages.
+    // The build must not install packages without consent.
     command.env("HALLEY_GUEST_INSTALL", "no").env("HALLEY_GUEST_DIST", staged.canonicalize()?);
-    let built = command.output().context("there is no shell (`sh`), which builds policies")?;
+    let built = command.output().context("building policies needs a shell (`sh`)")?;
     if !built.status.success() {
-        fail(&format!("{} does not build; what is wrong stands above", folder.display()));
+        fail(&format!("{} does not build; see the errors above", folder.display()));
         return Ok(None);
     }
     Ok(Some(String::from_utf8_lossy(&built.stdout).lines().map(PathBuf::from).collect()))
 }
 
-/// Says what is wrong with what was given; the exit code for it.
+/// Prints a usage error and returns its exit code.
 pub(super) fn mistake(mistake: &anyhow::Error) -> u8 {
     fail(&format!("{mistake:#}"));
     MISTAKE

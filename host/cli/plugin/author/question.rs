@@ -1,4 +1,4 @@
-//! What a policy is asked, as people write it: one shape for each hook.
+//! The input of a policy, as people write it: one shape per hook.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -8,7 +8,7 @@ use crate::decision::{Absent, Cause, Identity};
 use crate::membership::{Connection, Grouping, Membership};
 use crate::message::RoomId;
 
-/// What becomes of a message for somebody who is away.
+/// Input for `offline`: a message and an absent user.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Away {
@@ -16,7 +16,7 @@ pub(super) struct Away {
     pub(super) absent: AwayUser,
 }
 
-/// Who is away.
+/// An absent user.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AwayUser {
@@ -35,13 +35,13 @@ enum AwayCause {
     CometUnreachable,
 }
 
-/// Where the connections of a room go.
+/// Input for `grouping`: the connections of a room.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Gathering {
     pub(super) room: String,
     pub(super) connections: Vec<Member>,
-    /// What the clock says.
+    /// The time on the policy's clock.
     #[serde(default, with = "humantime_serde")]
     pub(super) at: Option<SystemTime>,
 }
@@ -74,7 +74,7 @@ impl AwayUser {
 }
 
 impl Gathering {
-    /// A room of so many connections on eight comets.
+    /// A room with this many connections on eight comets.
     pub(super) fn of(connections: usize) -> Self {
         let member = |number: usize| Member {
             id: format!("connection_{number:08}"),

@@ -30,7 +30,7 @@ pub(in crate::cli::plugin) struct Args {
     /// The file with the questions. Without it, or with `-`, standard input.
     #[arg(long, short, value_name = "FILE")]
     messages: Option<PathBuf>,
-    /// Prints a line of JSON for each question.
+    /// Prints one line of JSON per input.
     #[arg(long)]
     json: bool,
 }
@@ -58,7 +58,9 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     show_its_log();
     let mut subject = Subject::new(&policy, args.limits, engine)?;
     let mut instance = subject.with(&config).map_err(|why| {
-        anyhow::anyhow!("with the configuration {config} it does not start: {why}; see --plugin-config")
+        anyhow::anyhow!(
+            "the policy does not start with the configuration {config}: {why}; see --plugin-config"
+        )
     })?;
     let code = ask_all(&mut questions, &mut instance, args.json)?;
     for number in subject.numbers() {
@@ -97,7 +99,7 @@ fn ask_all(questions: &mut dyn Read, instance: &mut Instance, json: bool) -> any
     }
 }
 
-/// Which hook is asked is told by what there is.
+/// The fields of the input select the hook.
 fn ask(instance: &mut Instance, text: &str) -> anyhow::Result<(&'static str, Answer)> {
     let value: Value = serde_json::from_str(text)?;
     if value.get("connections").is_some() {
@@ -112,13 +114,13 @@ fn ask(instance: &mut Instance, text: &str) -> anyhow::Result<(&'static str, Ans
     Ok(("filter", instance.filter(draft)?))
 }
 
-/// The policy's own lines, on standard error.
+/// Shows the policy's log on standard error.
 fn show_its_log() {
     let is_terminal = std::io::stderr().is_terminal();
     let format = tracing_subscriber::fmt().fmt_fields(Fields).with_writer(std::io::stderr);
     let format = format.without_time().with_ansi(is_terminal);
     let filter = tracing_subscriber::EnvFilter::new("off,halley::plugin=trace");
     if format.with_env_filter(filter).try_init().is_err() {
-        fail("the policy's log is not shown: something else logs already");
+        fail("the policy's log is not shown: a logger is installed already");
     }
 }

@@ -1,11 +1,11 @@
-//! The SDK for authors, as it was when this gateway was built: a new project brings it along, so
-//! that it needs no repository, and fits this gateway.
+//! The SDK for plugin authors, as of the build of this binary. New projects contain a copy, so that
+//! they need no repository and match this gateway.
 
 use std::path::Path;
 
 use crate::cli::common::write;
 
-/// The crate's name, and the folder that it is put into.
+/// The crate's name, and its directory in a project.
 pub(super) const NAME: &str = "halley-plugin";
 
 macro_rules! sources {
@@ -34,26 +34,26 @@ const SOURCES: [(&str, &str); 16] = sources![
     "src/testing/stand_in.rs",
 ];
 const MANIFEST: &str = include_str!("../../../../plugins/sdk/Cargo.toml");
-/// Where the manifest inherits from.
+/// The workspace that the manifest inherits from.
 const WORKSPACE: &str = include_str!("../../../../plugins/Cargo.toml");
 pub(super) const CONTRACT: &str = include_str!("../../../../wit/policy.wit");
 
-/// Writes the SDK into a folder of this project.
+/// Writes the SDK into a directory of this project.
 ///
 /// # Errors
-/// When that cannot be.
+/// When a file cannot be written.
 pub(super) fn write_into(project: &Path) -> anyhow::Result<()> {
     let folder = project.join(NAME);
     for (path, text) in SOURCES {
-        // Its own folder has the contract, which stands elsewhere in the repository.
+        // The copy contains the contract, which is elsewhere in the repository.
         write(&folder.join(path), &text.replace("path: \"../../wit\"", "path: \"wit\""))?;
     }
     write(&folder.join("Cargo.toml"), &standalone(MANIFEST, WORKSPACE))?;
     write(&folder.join("wit/policy.wit"), CONTRACT)
 }
 
-/// A manifest that inherits nothing: what it takes from the workspace stands in it, and what only
-/// its own tests and lints need is left out.
+/// A manifest that inherits nothing: workspace values are inlined, and sections for the SDK's own
+/// tests and lints are removed.
 fn standalone(manifest: &str, workspace: &str) -> String {
     let mut lines = Vec::new();
     for section in sections(manifest) {
@@ -78,7 +78,7 @@ fn sections(manifest: &str) -> impl Iterator<Item = &str> {
     begins.into_iter().zip(ends).map(|(begin, end)| &manifest[begin..end])
 }
 
-/// The line of the workspace that says what a key is.
+/// The line of the workspace that defines a key.
 fn definition<'a>(workspace: &'a str, key: &str) -> Option<&'a str> {
     workspace.lines().find(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(" = ")))
 }

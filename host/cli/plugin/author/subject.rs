@@ -1,4 +1,4 @@
-//! A policy that is asked, with nothing around it: no Kafka, no Redis, no other policy.
+//! A policy under test, without its environment: no Kafka, no Redis, no other policy.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use crate::wasm::{Clock, Runtime, RuntimeConfig};
 
 /// Why a policy does not start.
 pub(super) enum Refusal {
-    /// It did not take its configuration.
+    /// It refused its configuration.
     Configuration(String),
-    /// Something that no configuration mends.
+    /// A reason that no configuration fixes.
     Any(String),
 }
 
-/// What every message here comes from.
+/// The topic of all messages here.
 const TOPIC: &str = "push";
 
-/// A policy's file, loaded once; its instances and its state are fresh for every configuration.
+/// A policy's file. Each configuration gets a fresh instance with fresh state.
 pub(super) struct Subject {
     policies: Arc<Policies>,
     runtime: tokio::runtime::Runtime,
@@ -39,7 +39,7 @@ pub(super) struct Subject {
     limits: Limits,
 }
 
-/// One instance with state of its own.
+/// One instance with its own state.
 pub(super) struct Instance {
     chain: Chain,
     clock: Clock,
@@ -58,27 +58,27 @@ impl Subject {
         Ok(Self { policies, runtime: runtime()?, clock, file: file.to_owned(), began: 0, metrics, limits })
     }
 
-    /// Begins anew with this configuration.
+    /// Starts with this configuration and fresh state.
     ///
     /// # Errors
     /// Why a gateway would refuse it.
     pub(super) fn with(&mut self, config: &Value) -> Result<Instance, Refusal> {
-        // State belongs to a name: another one has none.
+        // State belongs to a name: a new name has none.
         self.began += 1;
         let name = format!("policy-{}", self.began);
         let mut plugin = PluginConfig::new(name, &self.file);
         plugin.config = config.clone();
         plugin.deadline = *self.limits.deadline;
-        // A failure is to be told, whatever the hook.
+        // Every failure must be reported, whatever the hook.
         plugin.on_error = OnError::Stall.into();
         plugin.quarantine.then = Then::Never;
-        // Every question is asked.
+        // The budget must not skip inputs.
         plugin.time_budget = Share(1.0);
         let replaced = self.runtime.block_on(self.policies.replace(vec![plugin]));
         replaced.map_err(|refused| {
             let reasons: Vec<String> = refused.problems.into_iter().map(|problem| problem.message).collect();
             let why = reasons.join("; ");
-            // As `guest::instance` says it.
+            // The text comes from `guest::instance`.
             match why.starts_with("refused its configuration") {
                 true => Refusal::Configuration(why),
                 false => Refusal::Any(why),
@@ -89,13 +89,12 @@ impl Subject {
         Ok(Instance { chain, clock: self.clock.clone(), asked: 0 })
     }
 
-    /// What its calls may cost.
+    /// The limits on its calls.
     pub(super) fn limits(&self) -> Limits {
         self.limits
     }
 
-    /// The policy's own counters and gauges, and the limits that it ran into, as `/metrics` would
-    /// show them.
+    /// The policy's own counters and gauges, and the limits that it reached, as in `/metrics`.
     pub(super) fn numbers(&self) -> Vec<String> {
         let mut text = String::new();
         if prometheus_client::encoding::text::encode(&mut text, &self.metrics).is_err() {
@@ -118,7 +117,7 @@ impl std::fmt::Display for Refusal {
 
 impl Instance {
     /// # Errors
-    /// When the message, or asking for this hook, makes no sense.
+    /// When the message is invalid, or the policy lacks this hook.
     pub(super) fn filter(&mut self, draft: Draft) -> anyhow::Result<Answer> {
         self.wants(self.chain.set().has_filter(), "filter")?;
         self.set_clock(draft.at);
@@ -134,7 +133,7 @@ impl Instance {
     }
 
     /// # Errors
-    /// When the message, or asking for this hook, makes no sense.
+    /// When the message is invalid, or the policy lacks this hook.
     pub(super) fn decide(&mut self, away: Away) -> anyhow::Result<Answer> {
         self.wants(self.chain.set().has_offline(), "offline")?;
         self.set_clock(away.message.at);
@@ -147,7 +146,7 @@ impl Instance {
     }
 
     /// # Errors
-    /// When asking for this hook makes no sense.
+    /// When the policy lacks this hook.
     pub(super) fn regroup(&mut self, gathering: &Gathering) -> anyhow::Result<Answer> {
         self.wants(self.chain.set().has_grouping(), "grouping")?;
         self.set_clock(gathering.at);

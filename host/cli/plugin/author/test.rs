@@ -37,7 +37,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         Err(mistake) => return Ok(project::mistake(&mistake)),
     };
     if cases.cases.is_empty() {
-        fail(&format!("{} has no cases; `[[case]]` begins one", file.display()));
+        fail(&format!("{} has no cases; add a `[[case]]`", file.display()));
         return Ok(MISTAKE);
     }
     let engine = match args.engine.config() {
@@ -59,7 +59,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     }
 }
 
-/// Asks everything, and tells what is otherwise than expected.
+/// Runs all cases and prints what differs from the expectations.
 pub(super) fn check(cases: &Cases, subject: &mut Subject) -> anyhow::Result<u8> {
     let nothing = serde_json::json!({});
     let mut failed = 0;
@@ -68,7 +68,7 @@ pub(super) fn check(cases: &Cases, subject: &mut Subject) -> anyhow::Result<u8> 
         let differences = match subject.with(config) {
             Err(Refusal::Configuration(why)) => refused(case, &why),
             Err(why) => {
-                fail(&format!("no case can be asked: {why}"));
+                fail(&format!("no case can run: {why}"));
                 return Ok(FAILURE);
             }
             Ok(instance) => case.ask(instance).with_context(|| format!("case `{}`", case.name))?,
@@ -80,25 +80,25 @@ pub(super) fn check(cases: &Cases, subject: &mut Subject) -> anyhow::Result<u8> 
     }
     let whole = cases.cases.len();
     let deadline = subject.limits().deadline;
-    print(&format!("{} of {whole} cases hold, each call within {deadline}", whole - failed));
+    print(&format!("{} of {whole} cases passed, with a deadline of {deadline} per call", whole - failed));
     Ok(if failed == 0 { SUCCESS } else { FAILURE })
 }
 
-/// The policy did not take its configuration.
+/// The policy refused its configuration.
 fn refused(case: &Case, why: &str) -> Vec<String> {
     match &case.refused {
         Some(part) if why.contains(part.as_str()) => Vec::new(),
         Some(part) => differing("refused", &[format!("...{part}...")], &[why.to_owned()]),
-        None => vec![format!("    it does not start: it {why}")],
+        None => vec![format!("    the policy does not start: it {why}")],
     }
 }
 
 impl Case {
-    /// Where the answers are others than expected, in words.
+    /// The differences between the answers and the expectations.
     fn ask(&self, mut instance: Instance) -> anyhow::Result<Vec<String>> {
         if let Some(part) = &self.refused {
             let expected = [format!("...{part}...")];
-            return Ok(differing("refused", &expected, &["the configuration is taken".to_owned()]));
+            return Ok(differing("refused", &expected, &["the configuration is accepted".to_owned()]));
         }
         let mut differences = Differences::default();
         for (at, case) in self.filter.iter().enumerate() {
@@ -130,7 +130,7 @@ impl Differences {
     }
 }
 
-/// Line by line: `-` was expected, `+` is what came.
+/// A diff by lines: `-` was expected, `+` is the answer.
 fn differing(what: &str, expected: &[String], got: &[String]) -> Vec<String> {
     let (expected, got) = (expected.join("\n"), got.join("\n"));
     let mut lines = vec![format!("    {what}: - expected, + got")];

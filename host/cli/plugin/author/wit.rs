@@ -9,7 +9,7 @@ use crate::cli::{SUCCESS, print, print_lines};
 /// Arguments of `halley plugin wit`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
-    /// Writes policy.wit into this folder, for bindings' generators. Without it, it is printed.
+    /// Writes policy.wit into this directory, for bindings generators. Default: prints it.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 }

@@ -1,4 +1,4 @@
-//! Bombs are told from plugins by what they hold, not by their size.
+//! Compiler bombs are told from plugins by what they contain, not by their size.
 
 use proptest::prelude::*;
 
@@ -16,7 +16,7 @@ fn refusal(text: &str) -> String {
     check(&wat::parse_str(text).unwrap()).unwrap_err()
 }
 
-/// Components in each other, each of which instantiates the one inside of it so often.
+/// Nested components, each of which instantiates the inner one this many times.
 fn nested(levels: usize, times: usize) -> String {
     let mut text = "(component)".to_owned();
     for _ in 0..levels {
@@ -26,7 +26,7 @@ fn nested(levels: usize, times: usize) -> String {
     text
 }
 
-/// A function with so many variables and so many blocks.
+/// A function with this many variables and blocks.
 fn function(variables: usize, blocks: usize) -> String {
     let blocks = "(block (br_if 0 (local.get 0)))".repeat(blocks);
     format!("(module (func (local {}) {blocks}))", "i32 ".repeat(variables))
@@ -34,15 +34,18 @@ fn function(variables: usize, blocks: usize) -> String {
 
 #[test]
 fn the_bombs_of_the_report_are_refused_with_the_limit_and_the_figure() {
-    // 26 levels, two instances each: 1,482 bytes. They are nested too deep already; the doubling is
-    // refused at a depth that may be, too.
+    // 26 levels with two instances each: 1,482 bytes. They exceed the nesting limit already; the
+    // doubling is refused at an allowed depth as well.
     let why = refusal(&nested(26, 2));
-    assert!(why.contains("17 levels of components in each other, or more; at most 16"), "{why}");
+    assert!(why.contains("17 levels of nested components or more; the limit is 16"), "{why}");
     let why = refusal(&nested(15, 3));
-    assert!(why.contains("steps to instantiate") && why.contains("at most 100000"), "{why}");
+    assert!(why.contains("steps to instantiate") && why.contains("the limit is 100000"), "{why}");
     // 50,000 variables times 20,000 blocks: 340 KB.
     let why = refusal(&function(50_000, 20_000));
-    assert!(why.contains("2000000000 variables times branches in one function, or more; at most"), "{why}");
+    assert!(
+        why.contains("2000000000 variables times branches in one function or more; the limit is"),
+        "{why}"
+    );
 }
 
 #[test]
@@ -104,7 +107,7 @@ fn plugins_of_all_languages_are_far_from_every_limit() {
     let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut seen = 0;
     for folder in ["plugins/dist", "plugins/languages/dist", "tests/guests/dist"] {
-        // What was not built is proven elsewhere, or said to be missing.
+        // What was not built is covered elsewhere, or reported as missing.
         let Ok(entries) = std::fs::read_dir(repository.join(folder)) else { continue };
         let paths = entries.map(|entry| entry.unwrap().path());
         for path in paths.filter(|path| path.extension().is_some_and(|end| end == "wasm")) {
@@ -125,7 +128,7 @@ proptest! {
 
     #[test]
     fn nested_instances_are_counted_as_often_as_they_are_made(levels in 0_usize..12, times in 0_usize..6) {
-        // Each level: its instances, and what each of them takes.
+        // Each level counts its instances, and what each of them costs.
         let expected = (0..levels).fold(0_u64, |inside, _| (times as u64).saturating_mul(inside + 1));
         let bytes = wat::parse_str(nested(levels, times)).unwrap();
         prop_assert_eq!(contents(&bytes).steps, expected);

@@ -1,18 +1,18 @@
-//! Gives a share of the rooms the new form of a message (B), the others the old one (A). A room
-//! stays on its side for as long as the share does, and B only grows when the share grows.
+//! Sends the new form of a message (B) to a share of the rooms, and the old form (A) to the others. A
+//! room keeps its form as long as the share does not change, and B only grows when the share grows.
 
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// The operation that is tried.
+    /// The operation under test.
     operation: i32,
-    /// The operation under which clients get form B.
+    /// The operation of form B.
     b_operation: i32,
-    /// How many of a hundred rooms get it.
+    /// The percentage of rooms that get form B.
     share: u8,
-    /// Rooms that always do: the testers'.
+    /// Rooms that always get it, such as the testers'.
     #[serde(default)]
     always: Vec<halley_plugin::RoomPattern>,
 }
@@ -53,7 +53,7 @@ fn hundredth(room: &str) -> u8 {
     let hash = room.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    // The upper bits: the lower ones of this hash say little.
+    // The upper bits, because the lower ones of this hash are poorly distributed.
     ((hash >> 32) % 100) as u8
 }
 
@@ -68,7 +68,7 @@ mod tests {
 
     use super::*;
 
-    /// Which of a thousand rooms get form B.
+    /// The rooms among a thousand that get form B.
     fn side_b(share: u8) -> BTreeSet<u32> {
         let config = json!({ "operation": 4, "b_operation": 1004, "share": share });
         let mut policy = Harness::<AbRouting>::new(config);

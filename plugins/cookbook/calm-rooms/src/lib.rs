@@ -1,8 +1,8 @@
-//! At most so many messages a second in each room. System messages pass and do not count.
+//! Limits messages per second in each room. System messages pass and do not count.
 //!
-//! A room's messages share a partition where the producer keys records by room, as goim's
-//! does: then one instance sees them all, and a table in its memory is enough. The limit of a
-//! room begins anew with a new instance (a swap, a rebalance).
+//! A room's messages share a partition if the producer keys records by room, as goim's does: then one
+//! instance sees them all, and a table in its memory is enough. A new instance (after a swap or a
+//! rebalance) starts with full allowances.
 
 use std::collections::HashMap;
 
@@ -11,13 +11,13 @@ use halley_plugin::prelude::*;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// Messages a second in one room; so many may also come at once.
+    /// Messages per second in one room, and the size of a burst.
     per_second: u32,
     /// Operations of system messages.
     spare: Vec<i32>,
 }
 
-/// What a room may still say. Fills up with time.
+/// A room's remaining allowance, a token bucket.
 struct Allowance {
     messages: f64,
     counted_at: Duration,
@@ -52,14 +52,14 @@ impl Filter for CalmRooms {
     }
 }
 
-/// More rooms than this are not remembered at once.
+/// The maximum number of rooms that are tracked.
 const MOST_ROOMS: usize = 10_000;
 
 impl CalmRooms {
     fn takes_one(&mut self, room: &str, now: Duration) -> bool {
         let full = f64::from(self.config.per_second);
         if self.rooms.len() >= MOST_ROOMS && !self.rooms.contains_key(room) {
-            // Whoever was quiet for a second has the full allowance: as if never heard of.
+            // After a quiet second a room has its full allowance, like an unknown one.
             self.rooms
                 .retain(|_, allowance| now.saturating_sub(allowance.counted_at) < Duration::from_secs(1));
         }

@@ -1,7 +1,7 @@
 //! Masks words in bodies, and drops messages whose body is empty.
 //!
-//! The same policy stands in `plugins/languages` in JavaScript, Python, C and Go, so that
-//! what a language costs can be compared. For more than this recipe take `keyword-filter`.
+//! `plugins/languages` has the same policy in JavaScript, Python, C and Go, to compare the cost of a
+//! language. For more features use `keyword-filter`.
 
 use halley_plugin::prelude::*;
 
@@ -18,9 +18,9 @@ fn asterisk() -> char {
 }
 
 struct MaskWords {
-    /// Where two words begin alike, the longer one comes first.
+    /// Longest first, so that the longest match wins.
     words: Vec<String>,
-    /// Whether a word begins with this byte: most places need no closer look.
+    /// Whether a word begins with this byte: skips most positions quickly.
     begins: [bool; 256],
     mask: char,
 }
@@ -52,7 +52,7 @@ impl Filter for MaskWords {
 }
 
 impl MaskWords {
-    /// The text with each character of each word replaced; `None` when it holds no word.
+    /// The text with each character of each word replaced; `None` if it contains no word.
     fn masked(&self, text: &str) -> Option<String> {
         let mut masked = String::new();
         let (mut copied, mut at) = (0, 0);
@@ -70,7 +70,7 @@ impl MaskWords {
         (copied > 0).then_some(masked)
     }
 
-    /// The longest word with which this text, which is not empty, begins.
+    /// The longest word at the beginning of this text, which is not empty.
     fn word_at(&self, text: &[u8]) -> Option<&str> {
         if !self.begins[usize::from(text[0])] {
             return None;

@@ -1,17 +1,17 @@
-//! Private messages wake the phone by day. In quiet hours they are stored, and the user finds
-//! them on coming back.
+//! Private messages trigger a notification by day. In quiet hours they are stored, and the user finds
+//! them in the inbox later.
 
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// When the quiet begins, as `22:00`, and when it ends; it may go past midnight.
+    /// When the quiet hours begin, such as `22:00`, and when they end; may span midnight.
     from: String,
     to: String,
-    /// How far the users' clocks are ahead of UTC, in minutes: 480 for China.
+    /// The users' offset from UTC in minutes: 480 for China.
     utc_offset: i32,
-    /// The channel that wakes phones.
+    /// The channel of notifications.
     channel: String,
 }
 
@@ -47,7 +47,7 @@ fn minute_of_day(text: &str) -> Option<i32> {
 impl Offline for QuietHours {
     fn decide(&mut self, message: &Message, _absent: &Absent) -> Disposition {
         if message.audience != Audience::Keys {
-            return Disposition::Pass; // what is said in rooms is not for the night either
+            return Disposition::Pass; // room messages are left to the next policy
         }
         if self.is_quiet(now()) { Disposition::store() } else { Disposition::notify(&self.channel) }
     }
@@ -78,7 +78,7 @@ mod tests {
         json!({ "from": from, "to": to, "utc_offset": 480, "channel": "apns" })
     }
 
-    /// What becomes of a private message at this time of day in China.
+    /// The disposition of a private message at this time of day in China.
     fn at(policy: &mut Harness<QuietHours>, hour: u64, minute: u64) -> Disposition {
         let utc =
             Duration::from_secs(20_000 * 86_400 + hour * 3600 + minute * 60) - Duration::from_secs(8 * 3600);

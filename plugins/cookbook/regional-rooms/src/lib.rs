@@ -1,5 +1,5 @@
-//! A room of a region, such as `eu/lobby`, is delivered through that region's comets and no
-//! others: what is said there does not leave the region, whatever the directory says.
+//! Delivers a room of a region, such as `eu/lobby`, through that region's comets only: its messages
+//! do not leave the region, whatever the directory contains.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use halley_plugin::prelude::*;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// From the region, which is what a room's id has before its first `/`, to its comets.
+    /// The comets of each region, which is the part of a room id before its first `/`.
     regions: HashMap<String, Vec<String>>,
 }
 
@@ -29,11 +29,11 @@ impl Policy for RegionalRooms {
 
 impl Filter for RegionalRooms {
     fn filter(&mut self, message: &Message) -> Verdict {
-        // Rooms without a `/` are everybody's.
+        // Rooms without a `/` belong to no region.
         let Some((region, _)) = message.room.split_once('/') else { return Verdict::Pass };
         match self.regions.get(region) {
             Some(comets) => Verdict::amend().only(comets),
-            // A region that nobody entered here must not be delivered everywhere.
+            // Messages of an unknown region must not be delivered everywhere.
             None => Verdict::dead_letter(format!("no region `{region}`")),
         }
     }

@@ -1,17 +1,17 @@
-//! Takes a comet out of service, a share of its users at a time: they count as away, so the
-//! offline policy keeps or notifies what they would get, and their clients reconnect elsewhere.
+//! Takes a comet out of service, a share of its users at a time: they count as offline, so the
+//! offline policy stores or notifies what they miss, and their clients reconnect elsewhere.
 //!
-//! Raise `share` step by step, watch `halley_plugin_gauge{name="left"}` fall, and stop the
-//! comet at 0. For all of a comet at once, `comet-drain` is the bundled policy.
+//! Raise `share` step by step, watch `halley_plugin_gauge{name="left"}` fall, and stop the comet at
+//! 0. To drain a whole comet at once, use the bundled policy `comet-drain`.
 
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// The comet's address, as the directory has it.
+    /// The comet's address, as in the directory.
     comet: String,
-    /// How many of a hundred users leave it.
+    /// The percentage of users that leave it.
     share: u8,
 }
 
@@ -57,7 +57,7 @@ fn hundredth(id: &str) -> u8 {
     let hash = id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    // The upper bits: the lower ones of this hash say little.
+    // The upper bits, because the lower ones of this hash are poorly distributed.
     ((hash >> 32) % 100) as u8
 }
 
@@ -72,7 +72,7 @@ mod tests {
 
     const RETIRING: &str = "10.0.0.7:50051";
 
-    /// How many of a thousand connections on the comet count as away.
+    /// How many of a thousand connections on the comet count as offline.
     fn away(share: u8) -> (usize, f64) {
         let mut policy = Harness::<RetireComet>::new(json!({ "comet": RETIRING, "share": share }));
         let mut connections: Vec<_> =

@@ -1,17 +1,17 @@
-//! At most so many messages of a room in a stretch of time, counted by all gateways together and
-//! over restarts. System messages pass and do not count.
+//! Limits the messages of a room per period, counted by all gateways together and across restarts.
+//! System messages pass and do not count.
 //!
-//! The count is in the policy's state: with `state = "shared"` it is in Redis. A stretch begins by
-//! the messages' own time, so that one that is delivered again later counts where it did.
+//! The count is in the policy's state: with `state = "shared"` it is in Redis. Periods are derived
+//! from the messages' timestamps, so that a redelivered message counts in its original period.
 
 use halley_plugin::prelude::*;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Config {
-    /// Messages of one room in one stretch.
+    /// Messages per room and period.
     messages: u64,
-    /// How long a stretch is.
+    /// The length of a period.
     minutes: u64,
     /// Operations of system messages.
     spare: Vec<i32>,
@@ -41,7 +41,7 @@ impl Filter for RoomQuota {
         }
         let at = message.timestamp().unwrap_or_else(now);
         let stretch = at.as_secs() / self.stretch.as_secs();
-        // A key for each stretch: what is over goes by its time to live.
+        // One key per period; keys of past periods expire.
         let key = format!("{stretch}/{}", message.room);
         let said = state::get(&key).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
         if said >= self.config.messages {

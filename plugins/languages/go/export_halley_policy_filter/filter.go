@@ -9,7 +9,7 @@ import (
 	. "go.bytecodealliance.org/pkg/wit/types"
 )
 
-// Filter gives one verdict for each message, in the same order.
+// Filter returns one verdict per message, in the same order.
 func Filter(_ halley_policy_types.Source, messages []halley_policy_types.Message) []halley_policy_filter.Verdict {
 	verdicts := make([]halley_policy_filter.Verdict, 0, len(messages))
 	for _, message := range messages {

@@ -7,7 +7,7 @@ import (
 	. "go.bytecodealliance.org/pkg/wit/types"
 )
 
-// Init reads the plugin's `config` table. An error refuses the version.
+// Init parses the plugin's `config` table. An error refuses the version.
 func Init(config string) Result[Unit, string] {
 	if err := mask.Configure(config); err != nil {
 		return Err[Unit](err.Error())

@@ -1,5 +1,5 @@
-// Package mask finds words and masks them. It knows nothing of WebAssembly, so that `go test`
-// runs it as it is.
+// Package mask finds and masks words. It does not depend on WebAssembly, so that `go test` can run
+// it.
 package mask
 
 import (
@@ -12,7 +12,7 @@ import (
 	"unicode/utf8"
 )
 
-// What Configure read: the words, longest first, and what takes the place of a character.
+// Set by Configure: the words, longest first, and the mask character.
 var (
 	words [][]byte
 	with  = "*"
@@ -20,7 +20,7 @@ var (
 	first [256]bool
 )
 
-// Configure reads the plugin's `config` table. The error says which key is wrong.
+// Configure parses the plugin's `config` table. The error names the wrong key.
 func Configure(config string) error {
 	table := struct {
 		Words []string `json:"words"`
@@ -52,7 +52,7 @@ func Configure(config string) error {
 	return nil
 }
 
-// Masked is the body with each character of each word replaced; nil when it holds no word, or
+// Masked returns the body with each character of each word replaced; nil if it contains no word, or
 // is not UTF-8.
 func Masked(body []byte) []byte {
 	if !utf8.Valid(body) {

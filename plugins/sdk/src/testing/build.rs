@@ -1,4 +1,4 @@
-//! Builders for what the hooks are given.
+//! Builders of the hooks' arguments.
 
 use std::cell::Cell;
 
@@ -20,13 +20,13 @@ pub fn keys<K: Into<String>>(keys: impl IntoIterator<Item = K>) -> MessageBuilde
     builder
 }
 
-/// A message to everyone who is connected.
+/// A message to all connected users.
 pub fn everyone() -> MessageBuilder {
     MessageBuilder::new(Audience::Everyone)
 }
 
-/// A message in the making: operation 4, an empty body, and an offset of its own. Wherever
-/// a message is wanted, the builder will do.
+/// Builds a message: operation 4, an empty body, and a unique offset. Accepted wherever a message is
+/// expected.
 #[derive(Clone, Debug)]
 pub struct MessageBuilder(Message);
 
@@ -50,49 +50,49 @@ impl MessageBuilder {
         })
     }
 
-    /// With this body.
+    /// Sets the body.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.0.body = body.into();
         self
     }
 
-    /// With one more header.
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: impl Into<Vec<u8>>) -> Self {
         self.0.headers.push(Header { name: name.to_owned(), value: value.into() });
         self
     }
 
-    /// With this operation.
+    /// Sets the operation.
     pub fn operation(mut self, operation: i32) -> Self {
         self.0.operation = operation;
         self
     }
 
-    /// With this offset.
+    /// Sets the offset.
     pub fn offset(mut self, offset: i64) -> Self {
         self.0.offset = offset;
         self
     }
 
-    /// With this timestamp, in milliseconds since 1970-01-01 UTC; 0 is none.
+    /// Sets the timestamp, in milliseconds since 1970-01-01 UTC; 0 is none.
     pub fn timestamp_ms(mut self, timestamp_ms: i64) -> Self {
         self.0.timestamp_ms = timestamp_ms;
         self
     }
 
-    /// At this speed, for a message to everyone: messages per second.
+    /// Sets the speed of a message to everyone, in messages per second.
     pub fn speed(mut self, speed: i32) -> Self {
         self.0.speed = speed;
         self
     }
 
-    /// Through this comet, for a message to keys.
+    /// Sets the comet of a message to keys.
     pub fn server(mut self, server: &str) -> Self {
         self.0.server = server.to_owned();
         self
     }
 
-    /// The message.
+    /// Builds the message.
     pub fn build(self) -> Message {
         self.0
     }
@@ -109,7 +109,7 @@ pub fn connection(id: &str, comet: &str) -> ConnectionBuilder {
     ConnectionBuilder { id: id.to_owned(), user: String::new(), comet: comet.to_owned(), online: true }
 }
 
-/// A connection in the making.
+/// Builds a connection.
 #[derive(Clone, Debug)]
 pub struct ConnectionBuilder {
     id: String,
@@ -119,21 +119,21 @@ pub struct ConnectionBuilder {
 }
 
 impl ConnectionBuilder {
-    /// Of this user.
+    /// Sets the user.
     pub fn user(mut self, user: &str) -> Self {
         self.user = user.to_owned();
         self
     }
 
-    /// Whose user does not count as online.
+    /// Marks the user as offline.
     pub fn away(mut self) -> Self {
         self.online = false;
         self
     }
 }
 
-/// The comets in order of first appearance, and the connections that point to them: as the
-/// gateway hands a room over.
+/// The comets in order of first appearance, and the connections that refer to them, like the gateway
+/// passes a room.
 pub(super) fn grouped(builders: &[ConnectionBuilder]) -> (Vec<String>, columns::Connections) {
     let mut comets = Vec::<String>::new();
     let mut connections = columns::Connections::default();
@@ -148,8 +148,8 @@ pub(super) fn grouped(builders: &[ConnectionBuilder]) -> (Vec<String>, columns::
     (comets, connections)
 }
 
-/// A recipient who is away. Without a connection, unless the cause is that its comet did not
-/// answer: then the connection has the user's id.
+/// An absent recipient. Without a connection, unless the cause is that its comet was unreachable:
+/// then the connection has the user's id.
 pub fn absent(user: &str, cause: Cause) -> Absent {
     let connection = if cause == Cause::CometUnreachable { user } else { "" };
     Absent { user: user.to_owned(), connection: connection.to_owned(), cause }

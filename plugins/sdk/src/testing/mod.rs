@@ -1,9 +1,9 @@
-//! Runs a policy natively, in an ordinary test: without a gateway, without WebAssembly.
+//! Runs a policy natively, in an ordinary test: without a gateway and without WebAssembly.
 //!
-//! A [`Harness`] holds one policy and stands in for the gateway: it makes the policy from
-//! its configuration, calls its hooks, keeps its clock, log, counters and state. Messages,
-//! connections and absent recipients are built with [`room`], [`keys`], [`everyone`],
-//! [`connection`] and [`absent`].
+//! A [`Harness`] holds one policy and replaces the gateway: it creates the policy from its
+//! configuration, calls its hooks, and provides its clock, log, counters and state. Build messages,
+//! connections and absent recipients with [`room`], [`keys`], [`everyone`], [`connection`] and
+//! [`absent`].
 //!
 //! ```
 //! use halley_plugin::prelude::*;
@@ -51,17 +51,17 @@ use crate::room::{Connections, Room};
 use crate::{Absent, Amendment, Disposition, Filter, Grouping, Message, Offline};
 use crate::{Policy, Regrouping, Source, Verdict};
 
-/// One policy and what stands in for the gateway around it.
+/// One policy with a simulated gateway.
 pub struct Harness<P> {
     policy: P,
     gateway: Gateway,
     source: Source,
-    /// Guard keys: who claimed them and until when.
+    /// Guard keys, with the offset of the message that claimed them and their expiry.
     claims: HashMap<String, (i64, Duration)>,
 }
 
 impl<P: Policy> Harness<P> {
-    /// A policy with this configuration; `json!({})` is a plugin without a `config` table.
+    /// A policy with this configuration; use `json!({})` for a plugin without a `config` table.
     ///
     /// # Panics
     /// When the policy refuses the configuration.
@@ -73,7 +73,7 @@ impl<P: Policy> Harness<P> {
     /// A policy with this configuration.
     ///
     /// # Errors
-    /// What the gateway would give as the reason for refusing the version.
+    /// The reason for which the gateway would refuse the version.
     pub fn try_new(config: Value) -> Result<Self, String> {
         let gateway = Gateway::default();
         let policy = gateway.around(|| from_json(&config.to_string()))?;
@@ -81,24 +81,24 @@ impl<P: Policy> Harness<P> {
         Ok(Self { policy, gateway, source, claims: HashMap::new() })
     }
 
-    /// Why the policy refuses this configuration.
+    /// The reason for which the policy refuses this configuration.
     ///
     /// # Panics
-    /// When it does not refuse it.
+    /// When it accepts it.
     pub fn refusal(config: Value) -> String {
         match Self::try_new(config.clone()) {
-            Ok(_) => panic!("the policy takes the configuration {config}"),
+            Ok(_) => panic!("the policy accepts the configuration {config}"),
             Err(refusal) => refusal,
         }
     }
 
-    /// Messages come from this topic and partition from now on; before, from `push`, 0.
+    /// Sets the topic and partition of all further messages; initially `push`, 0.
     pub fn set_source(&mut self, topic: &str, partition: i32) {
         self.source = Source { topic: topic.to_owned(), partition };
     }
 
-    /// Throws the instance away and makes a fresh one, as the gateway may at any time. State
-    /// stays, and so do clock, log and counters.
+    /// Discards the instance and creates a fresh one, as the gateway may at any time. State, clock,
+    /// log and counters are kept.
     ///
     /// # Panics
     /// When the policy refuses the configuration.
@@ -108,27 +108,27 @@ impl<P: Policy> Harness<P> {
             made.unwrap_or_else(|refusal| panic!("the policy refuses its configuration: {refusal}"));
     }
 
-    /// Sets the clock; it stands at 0 and does not move by itself.
+    /// Sets the clock; it starts at 0 and does not advance by itself.
     pub fn set_now(&mut self, since_1970: Duration) {
         self.gateway.set_now(since_1970);
     }
 
-    /// Moves the clock on.
+    /// Advances the clock.
     pub fn advance(&mut self, by: Duration) {
         self.gateway.set_now(self.gateway.now() + by);
     }
 
-    /// What the policy logged so far.
+    /// Everything that the policy has logged so far.
     pub fn logged(&self) -> Vec<(Level, String)> {
         self.gateway.logged()
     }
 
-    /// Where a counter of the policy stands.
+    /// The value of one of the policy's counters.
     pub fn counter(&self, name: &str) -> u64 {
         self.gateway.counter(name)
     }
 
-    /// What a gauge of the policy was last set to.
+    /// The last value of one of the policy's gauges.
     pub fn gauge(&self, name: &str) -> Option<f64> {
         self.gateway.gauge(name)
     }
@@ -143,8 +143,8 @@ impl<P: Filter> Harness<P> {
     /// The verdicts about one batch.
     ///
     /// # Panics
-    /// When there is not one verdict for each message: the gateway would take that as a
-    /// failure of the plugin.
+    /// When there is not exactly one verdict per message: the gateway would count that as a failure
+    /// of the plugin.
     pub fn filter<M: Into<Message>>(&mut self, messages: impl IntoIterator<Item = M>) -> Vec<Verdict> {
         let messages: Vec<Message> = messages.into_iter().map(Into::into).collect();
         let verdicts = self.gateway.around(|| self.policy.filter_all(&self.source, &messages));
@@ -152,9 +152,9 @@ impl<P: Filter> Harness<P> {
         verdicts
     }
 
-    /// Sends one message through filter and guards, as the gateway does: what would be
-    /// delivered (amended, if it was), or `None` when the policy or a guard stops it. The
-    /// same message again (the same offset) is a redelivery.
+    /// Sends one message through filter and guards, as the gateway does. Returns what would be
+    /// delivered, with its amendments, or `None` if the policy or a guard stops it. Sending the same
+    /// message (the same offset) again is a redelivery.
     pub fn deliver(&mut self, message: impl Into<Message>) -> Option<Message> {
         let message = message.into();
         match self.filter([message.clone()]).pop()? {
@@ -166,7 +166,7 @@ impl<P: Filter> Harness<P> {
         }
     }
 
-    /// Claims every guard of an amendment, also when one of them stops the message.
+    /// Claims every guard of an amendment, even if one of them stops the message.
     fn claim_all(&mut self, amendment: &Amendment, offset: i64) -> bool {
         let now = self.gateway.now();
         let mut may_pass = true;
@@ -183,7 +183,7 @@ impl<P: Filter> Harness<P> {
 }
 
 impl<P: Grouping> Harness<P> {
-    /// How the policy regroups a room with these connections.
+    /// The policy's changes to a room with these connections.
     pub fn regroup(&mut self, room: &str, connections: &[ConnectionBuilder]) -> Regrouping {
         let (comets, connections) = build::grouped(connections);
         let room = Room { id: room, comets: &comets, connections: Connections::of(&connections) };
@@ -192,10 +192,10 @@ impl<P: Grouping> Harness<P> {
 }
 
 impl<P: Offline> Harness<P> {
-    /// What the policy decides for the absent recipients of a message.
+    /// The policy's dispositions for the absent recipients of a message.
     ///
     /// # Panics
-    /// When there is not one disposition for each recipient.
+    /// When there is not exactly one disposition per recipient.
     pub fn decide(&mut self, message: impl Into<Message>, absent: &[Absent]) -> Vec<Disposition> {
         let message = message.into();
         let decided = self.gateway.around(|| self.policy.decide_all(&self.source, &message, absent));
@@ -204,7 +204,7 @@ impl<P: Offline> Harness<P> {
     }
 }
 
-/// The message as an amendment leaves it; which comets it goes to does not show in it.
+/// Applies an amendment to a message, except for its comets.
 fn amended(mut message: Message, amendment: Amendment) -> Message {
     let Amendment { body, operation, room, keys, .. } = amendment;
     message.body = body.unwrap_or(message.body);

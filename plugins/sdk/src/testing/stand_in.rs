@@ -1,8 +1,8 @@
-//! The host's functions without a host: a clock that is set by hand, and a log, counters,
-//! gauges and state that stay in memory.
+//! The host's functions without a host: a clock that tests set, and a log, counters, gauges and state
+//! in memory.
 //!
-//! They act on the [`Gateway`] that is at work on this thread: the one of the harness that
-//! called the policy, or one of the thread's own when policy code is called directly.
+//! They act on the current [`Gateway`] of this thread: the one of the harness that called the policy,
+//! or the thread's own if policy code is called directly.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use crate::log::Level;
 
-/// The longest key, and the longest value, of the state, in bytes: the gateway's own limits.
+/// The maximum size of a key and of a value of the state, in bytes: the gateway's own limits.
 const MAX_KEY: usize = 512;
 const MAX_VALUE: usize = 64 * 1024;
 
-/// What the host keeps for one policy.
+/// The host's data for one policy.
 #[derive(Clone, Default)]
 pub(super) struct Gateway(Rc<RefCell<Kept>>);
 
@@ -25,7 +25,7 @@ struct Kept {
     logged: Vec<(Level, String)>,
     counters: HashMap<String, u64>,
     gauges: HashMap<String, f64>,
-    /// Values and when they expire.
+    /// Values and their expiry.
     state: HashMap<String, (Vec<u8>, Option<Duration>)>,
 }
 
@@ -34,7 +34,7 @@ thread_local! {
 }
 
 impl Gateway {
-    /// Runs policy code with this gateway at work.
+    /// Runs policy code with this gateway as the current one.
     pub(super) fn around<R>(&self, body: impl FnOnce() -> R) -> R {
         let before = AT_WORK.replace(self.clone());
         let result = body();
@@ -93,7 +93,7 @@ pub(crate) fn state_get(key: &str) -> Option<Vec<u8>> {
 pub(crate) fn state_set(key: &str, value: &[u8], ttl_ms: Option<u64>) -> Result<(), String> {
     for (what, size, most) in [("key", key.len(), MAX_KEY), ("value", value.len(), MAX_VALUE)] {
         if size > most {
-            return Err(format!("the {what} has {size} bytes; at most {most} are kept"));
+            return Err(format!("the {what} has {size} bytes; the limit is {most}"));
         }
     }
     at_work(|kept| {

@@ -1,5 +1,5 @@
-//! A filter to be measured: drops what is written in capital letters, or, where it is given
-//! words, messages that hold one of them.
+//! A filter for benchmarks: drops bodies in capital letters, or, if it is configured with words,
+//! messages that contain one of them.
 
 mod rule;
 

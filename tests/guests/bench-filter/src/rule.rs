@@ -1,14 +1,13 @@
-//! What the measured filters do with a body. The benchmark compiles this very file natively,
-//! too: that is what the WebAssembly is compared with.
+//! The rules of the benchmarked filters. The benchmark compiles this file natively as well, for
+//! comparison with WebAssembly.
 
-/// Whether most of a body is written in capital letters: counts, as compilers like it.
+/// Whether most of a body is written in capital letters: a counting loop, which compilers optimize well.
 pub(crate) fn shouts(body: &[u8]) -> bool {
     let capitals = body.iter().filter(|byte| byte.is_ascii_uppercase()).count();
     capitals * 2 > body.len()
 }
 
-/// Whether one of these words stands in a body, in small or capital letters: decides at every
-/// byte.
+/// Whether a body contains one of these words, in lower or upper case: a branch at every byte.
 pub(crate) fn holds_a_word<W: AsRef<[u8]>>(body: &[u8], words: &[W]) -> bool {
     let mut begin = 0;
     for at in 0..=body.len() {

@@ -1,5 +1,5 @@
-//! A grouping to be measured: looks at each connection and leaves one in a hundred out. It
-//! exports no `filter`, so that it also shows what such a plugin costs a batch.
+//! A grouping for benchmarks: reads every connection and skips one in a hundred. It exports no
+//! `filter`, so it also shows what such a plugin costs a batch.
 
 mod rule;
 

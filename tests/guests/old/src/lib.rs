@@ -1,4 +1,4 @@
-//! A filter for version 0.0.9 of the contract. It works, but not with this gateway.
+//! A filter for version 0.0.9 of the contract, which this gateway does not support.
 
 wit_bindgen::generate!({ path: "wit", world: "filter-policy" });
 

@@ -1,13 +1,13 @@
-//! A policy that does as it is told: a message's body (or a room's name, or the
-//! configuration) is a command, and most commands are bad manners.
+//! A policy that obeys commands in message bodies (or in room names, or in its configuration); most
+//! commands are misbehavior.
 //!
 //! Bodies, for `filter`, by their first word: `trap`, `loop`, `eat` (memory), `flood` (the log),
-//! `chatter` (calls of the host without end); as a whole: `few` and `many`
-//! (verdicts), `gigabyte` (of strings in some kilobytes of memory), `own-metrics`, and the ones in
-//! [`verdict`]. What is no command passes. For `decide` and `regroup`, see there.
+//! `chatter` (endless calls of the host); as a whole: `few` and `many` (verdicts), `gigabyte` (of
+//! strings in some kilobytes of memory), `own-metrics`, and the ones in [`verdict`]. Other bodies
+//! pass. For `decide` and `regroup`, see there.
 //!
-//! Configuration: `{"refuse": "..."}` refuses it, `{"start": "trap"}` and `{"start": "loop"}`
-//! misbehave in `init`, `{"suffix": "..."}` is what `suffix` appends to bodies.
+//! Configuration: `{"refuse": "..."}` makes `init` return an error, `{"start": "trap"}` and
+//! `{"start": "loop"}` misbehave in `init`, `{"suffix": "..."}` is what `suffix` appends to bodies.
 
 wit_bindgen::generate!({ path: "../../../wit", world: "policy" });
 
@@ -47,7 +47,7 @@ impl filter::Guest for Unruly {
     }
 }
 
-/// A verdict by the first word of the body; the rest is what it is about.
+/// A verdict by the first word of the body; the rest is its argument.
 fn verdict(message: &Message) -> Verdict {
     let body = String::from_utf8_lossy(&message.body);
     let (command, rest) = body.split_once(' ').unwrap_or((&body, ""));
@@ -85,9 +85,9 @@ fn verdict(message: &Message) -> Verdict {
 }
 
 impl grouping::Guest for Unruly {
-    /// By room: the bad manners of [`misbehave`]; `bad-move`, `bad-redirect`, `no-address`; and
-    /// `drain`, which sends the first comet's share to `elsewhere:1`, skips the last
-    /// connection and treats those of user `away` as offline.
+    /// By room: the misbehavior of [`misbehave`]; `bad-move`, `bad-redirect`, `no-address`; and
+    /// `drain`, which redirects the first comet's share to `elsewhere:1`, skips the last connection
+    /// and treats those of user `away` as offline.
     fn regroup(room: String, comets: Vec<String>, connections: Vec<Connection>) -> Regrouping {
         misbehave(room.as_bytes());
         let mut answer = Regrouping { redirects: Vec::new(), moves: Vec::new() };
@@ -114,9 +114,8 @@ impl grouping::Guest for Unruly {
 }
 
 impl offline::Guest for Unruly {
-    /// By user: `drop`, `store`, `store-60`, `store-0` (nonsense), `notify`, `notify-nobody`
-    /// (nonsense); no opinion about others. By body: the bad manners of [`misbehave`], and
-    /// `few`.
+    /// By user: `drop`, `store`, `store-60`, `store-0` (invalid), `notify`, `notify-nobody`
+    /// (invalid); no opinion about others. By body: the misbehavior of [`misbehave`], and `few`.
     fn decide(_source: Source, message: Message, absent: Vec<Absent>) -> Vec<Disposition> {
         misbehave(&message.body);
         if message.body == b"few" {
@@ -139,7 +138,7 @@ fn first_word(body: &[u8]) -> &[u8] {
     body.split(|byte| *byte == b' ').next().unwrap_or_default()
 }
 
-/// What no policy should do. Returns for whatever is no such command.
+/// What no policy should do. Returns if the command is another one.
 fn misbehave(command: &[u8]) {
     match command {
         b"trap" => core::arch::wasm32::unreachable(),
@@ -169,7 +168,7 @@ fn misbehave(command: &[u8]) {
     }
 }
 
-/// Counts in the state that all instances share; how often this key was counted.
+/// Counts in the state that all instances share. Returns how often this key was counted.
 fn count(key: &str) -> String {
     let before = host::state_get(key).map_or(0, |value| value.len());
     let value = vec![0; before + 1];
@@ -179,7 +178,7 @@ fn count(key: &str) -> String {
     }
 }
 
-/// A thousand times the same megabyte: small here, and a gigabyte for whoever copies it.
+/// A thousand references to the same megabyte: small here, and a gigabyte when copied.
 fn gigabyte() -> Vec<String> {
     let text = vec![b'x'; 1024 * 1024].leak();
     let alias = |_| {
@@ -210,7 +209,7 @@ fn words(text: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// The text value of a key in flat JSON without escapes: all that the tests write.
+/// The text value of a key in flat JSON without escapes, as the tests write it.
 fn text_of(json: &str, key: &str) -> Option<String> {
     let (_, after) = json.split_once(&format!("\"{key}\""))?;
     after.split('"').nth(1).map(str::to_owned)

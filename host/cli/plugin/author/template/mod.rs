@@ -1,4 +1,4 @@
-//! What a new project is made of: the parts of each hook that it has, put together.
+//! The contents of a new project, assembled from the parts of its hooks.
 
 mod filter;
 mod grouping;
@@ -14,9 +14,9 @@ use crate::cli::plugin::author::sdk;
 pub(super) enum Hook {
     /// Decides about each message: pass, drop, change, dead-letter.
     Filter,
-    /// Decides which comets a room is reached over.
+    /// Selects the comets through which a room is reached.
     Grouping,
-    /// Decides what becomes of messages for users who are away.
+    /// Decides what happens to messages of absent users.
     Offline,
 }
 
@@ -30,8 +30,8 @@ impl Hook {
     }
 }
 
-/// The files of a project by their paths, except for the SDK, which is in this folder or in one of the
-/// project's own.
+/// The files of a project by path, except for the SDK, which is in this directory or copied into the
+/// project.
 pub(super) fn files(name: &str, hooks: &[Hook], sdk: Option<&str>) -> Vec<(&'static str, String)> {
     let parts: Vec<&Part> = hooks.iter().map(|hook| hook.part()).collect();
     vec![
@@ -85,7 +85,7 @@ fn code(name: &str, parts: &[&Part]) -> String {
 
 use halley_plugin::prelude::*;
 
-/// What stands in the gateway's `[plugin.config]`. A key that is mistyped is refused.
+/// The gateway's `[plugin.config]`. Mistyped keys are refused.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct NAME {{
@@ -114,7 +114,7 @@ mod tests {{
 }
 
 fn config_as_json(parts: &[&Part]) -> String {
-    // What stands in this file is read by its tests.
+    // The constants of this module are valid TOML, as its tests show.
     let config: toml::Table = config(parts).parse().unwrap_or_default();
     serde_json::to_string(&config).unwrap_or_default()
 }
@@ -127,9 +127,9 @@ fn cases(parts: &[&Part]) -> String {
     let config = config(parts);
     let cases: String = parts.iter().map(|part| part.cases).collect();
     format!(
-        r#"# What the policy answers: `halley plugin test` asks a fresh instance for each case.
+        r#"# Expected answers: `halley plugin test` runs each case on a fresh instance.
 
-# The configuration, where a case has none of its own.
+# The configuration, unless a case has its own.
 [config]
 {config}{cases}
 [[case]]
@@ -152,9 +152,9 @@ fn readme(name: &str, parts: &[&Part], sdk: &str) -> String {
 halley plugin build                   # dist/{file}.wasm, its size and its hash
 halley plugin test                    # the cases in cases.toml
 cargo test                            # the tests in src/lib.rs, without WebAssembly
-halley plugin run < messages.jsonl    # what it says to each line
-halley plugin bench                   # what it costs
-halley plugin dev                     # all of that again whenever a file changes
+halley plugin run < messages.jsonl    # its answer to each line
+halley plugin bench                   # its cost
+halley plugin dev                     # build and test on every change
 ```
 
 In the gateway's configuration:
@@ -168,8 +168,8 @@ path = "/etc/halley/{file}.wasm"
 {config}```
 
 A new file at that path takes effect within about a second. `halley plugin push dist/{file}.wasm`
-puts it in force in a running gateway at once, `halley plugin rollback {name}` takes it back, and
-`halley plugin dev --push` pushes whatever builds and holds its cases.
+activates it in a running gateway at once, `halley plugin rollback {name}` reverts that, and
+`halley plugin dev --push` pushes every build that passes its cases.
 
 `{sdk}` is the SDK, in the version of the gateway; `cargo doc --open -p halley-plugin` is its
 reference.
@@ -177,7 +177,7 @@ reference.
     )
 }
 
-/// `my-policy` as Rust calls types: `MyPolicy`.
+/// `my-policy` as a Rust type name: `MyPolicy`.
 fn type_name(name: &str) -> String {
     let words = name.split(['-', '_']).filter(|word| !word.is_empty());
     let capital = |word: &str| word[..1].to_uppercase() + &word[1..];

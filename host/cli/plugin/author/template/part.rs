@@ -1,22 +1,22 @@
 //! What one hook brings into a project.
 
-/// What one hook brings into a project.
+/// The part of a project that belongs to one hook.
 pub(super) struct Part {
     /// The trait of the SDK.
     pub(super) hook: &'static str,
-    /// Fields of the configuration.
+    /// Fields of the configuration struct.
     pub(super) fields: &'static str,
-    /// The same, as TOML.
+    /// The configuration as TOML.
     pub(super) config: &'static str,
-    /// What the policy does, in a sentence.
+    /// What the policy does, in one sentence.
     pub(super) does: &'static str,
     /// The trait's implementation, for `NAME`.
     pub(super) code: &'static str,
-    /// Its tests; `policy()` makes one with the configuration above.
+    /// Its tests; `policy()` creates one with the configuration above.
     pub(super) tests: &'static str,
-    /// What the tests use of `halley_plugin::testing`.
+    /// What the tests import from `halley_plugin::testing`.
     pub(super) uses: &'static [&'static str],
     pub(super) cases: &'static str,
-    /// Lines for `halley plugin run`.
+    /// Input for `halley plugin run`.
     pub(super) questions: &'static str,
 }

@@ -1,0 +1,211 @@
+//! Messages whose calls are queued or in flight, and their settlement where everything goes well.
+//!
+//! A message costs one allocation here and one decrement for each of its calls. Its last call
+//! hands it to the partition's settler, which takes over all that have ended since it looked last.
+//! A message that every comet took and that has no absent recipient is settled there and then; any
+//! other one takes the long way, a task of its own (`journey`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::comets::{Delivered, Outcomes, ReplyTo};
+use crate::decision::Absent;
+use crate::panics;
+use crate::pipeline::Pipeline;
+use crate::pipeline::call::Took;
+use crate::pipeline::chain::BatchChain;
+use crate::pipeline::journey::{Ending, Journey};
+use crate::pipeline::metrics::{Outcome, Settled};
+use crate::pipeline::story::Story;
+use crate::router::Route;
+
+/// A message and its calls.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    /// Calls without an outcome, and one more until all calls are queued.
+    open: AtomicUsize,
+    /// The calls that were not simply acknowledged.
+    exceptions: Mutex<Vec<(usize, Delivered)>>,
+    /// What is needed once the calls have ended.
+    rest: Mutex<Option<Box<Rest>>>,
+    settler: Arc<Settler>,
+}
+
+/// What a message needs once its calls have ended.
+pub(super) struct Rest {
+    pub(super) story: Story,
+    pub(super) chain: BatchChain,
+    /// The room, when it was looked up.
+    pub(super) route: Option<Arc<Route>>,
+    /// Who is absent whatever the calls come to.
+    pub(super) absent: Arc<[Absent]>,
+    /// The room that the absent take among all that wait.
+    pub(super) places: Option<OwnedSemaphorePermit>,
+    /// Keeps the partition's end waiting.
+    pub(super) token: TaskTrackerToken,
+    /// When its calls were queued.
+    pub(super) queued: Instant,
+}
+
+impl std::fmt::Debug for Rest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rest").field("record", &self.story.record.origin).finish_non_exhaustive()
+    }
+}
+
+/// Settles the messages of one partition.
+pub(super) struct Settler {
+    pipeline: Arc<Pipeline>,
+    ended: Mutex<Vec<Arc<InFlight>>>,
+    any_ended: Notify,
+    journeys: TaskTracker,
+    in_flight: TaskTracker,
+    abandon: CancellationToken,
+}
+
+impl std::fmt::Debug for Settler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settler").field("in_flight", &self.in_flight.len()).finish_non_exhaustive()
+    }
+}
+
+impl InFlight {
+    /// A message that has no calls yet.
+    pub(super) fn new(settler: &Arc<Settler>) -> Arc<Self> {
+        settler.pipeline.metrics.in_flight.inc();
+        Arc::new(Self {
+            open: AtomicUsize::new(1),
+            exceptions: Mutex::default(),
+            rest: Mutex::default(),
+            settler: Arc::clone(settler),
+        })
+    }
+
+    /// Whom the next call tells its outcome.
+    pub(super) fn reply(self: &Arc<Self>, call: usize) -> ReplyTo {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        ReplyTo::new(Arc::<Self>::clone(self), call)
+    }
+
+    /// All calls are queued. When they have ended, here or later, it goes on with the rest.
+    pub(super) fn go_on_with(self: Arc<Self>, rest: Rest) {
+        *self.rest.lock() = Some(Box::new(rest));
+        self.close_one();
+    }
+
+    fn close_one(self: Arc<Self>) {
+        // What the other calls noted has to be seen by the one that hands the message on.
+        if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let settler = Arc::clone(&self.settler);
+            settler.take_over(self);
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.settler.pipeline.metrics.in_flight.dec();
+    }
+}
+
+impl Outcomes for InFlight {
+    fn ended(self: Arc<Self>, call: usize, delivered: Delivered) {
+        if delivered != Delivered::Acknowledged {
+            let mut exceptions = self.exceptions.lock();
+            exceptions.push((call, delivered));
+        }
+        self.close_one();
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.settler.abandon.is_cancelled()
+    }
+}
+
+impl Settler {
+    /// For one partition, whose messages take the long way as tasks of these journeys.
+    pub(super) fn new(
+        pipeline: &Arc<Pipeline>,
+        journeys: TaskTracker,
+        abandon: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            pipeline: Arc::clone(pipeline),
+            ended: Mutex::default(),
+            any_ended: Notify::new(),
+            journeys,
+            in_flight: TaskTracker::new(),
+            abandon,
+        })
+    }
+
+    /// The messages in flight.
+    pub(super) fn in_flight(&self) -> &TaskTracker {
+        &self.in_flight
+    }
+
+    fn take_over(&self, message: Arc<InFlight>) {
+        let mut ended = self.ended.lock();
+        ended.push(message);
+        if ended.len() == 1 {
+            self.any_ended.notify_one();
+        }
+    }
+
+    /// Settles what ends, until it is dropped.
+    pub(super) async fn run(self: Arc<Self>) {
+        let mut ended = Vec::new();
+        loop {
+            self.any_ended.notified().await;
+            std::mem::swap(&mut *self.ended.lock(), &mut ended);
+            let mut settled = Settled::default();
+            for message in ended.drain(..) {
+                self.settle(&message, &mut settled);
+            }
+            self.pipeline.metrics.settled_many(&settled);
+        }
+    }
+
+    fn settle(&self, message: &InFlight, settled: &mut Settled) {
+        let Some(rest) = message.rest.lock().take() else { return };
+        let exceptions = std::mem::take(&mut *message.exceptions.lock());
+        self.pipeline.metrics.delivered(rest.queued);
+        if self.abandon.is_cancelled() {
+            // The record will be delivered again.
+            return;
+        }
+        if !exceptions.is_empty() || !rest.absent.is_empty() {
+            return self.go_the_long_way(*rest, exceptions);
+        }
+        let Rest { mut story, chain, token, .. } = *rest;
+        let outcome = if story.calls.is_empty() { Outcome::Nobody } else { Outcome::Delivered };
+        for call in &mut story.calls {
+            call.took = Took::All;
+            story.tally.sent += call.recipients.len();
+        }
+        settled.add(outcome, &story);
+        story.tell(chain.set(), outcome, &"");
+        story.pending.ticket.settle();
+        drop(token);
+    }
+
+    fn go_the_long_way(&self, rest: Rest, exceptions: Vec<(usize, Delivered)>) {
+        let Rest { story, chain, route, absent, places, token, .. } = rest;
+        let journey =
+            Journey { pipeline: Arc::clone(&self.pipeline), chain, abandon: self.abandon.clone(), story };
+        let ending = Ending::Delivered { route, exceptions, absent, places };
+        let run = async move {
+            journey.run(ending).await;
+            drop(token);
+        };
+        self.journeys.spawn(panics::fatal("a message's journey", run));
+    }
+}
