@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use halley::membership::{Connection, Grouping, Membership, Place};
+use halley::membership::{Connection, CurrentPlacement, Grouping, Membership};
 use halley::message::{Audience, Message, Origin, Record};
 use halley::policy::{Chain, PluginConfig, Policies};
 use halley::wasm::{Runtime, RuntimeConfig};
@@ -119,7 +119,7 @@ fn grouping() -> anyhow::Result<()> {
         let begun = Instant::now();
         chain.regroup(&"video_1".into(), &mut room)?;
         wasm.add(nanos(begun, CONNECTIONS));
-        let left_out = room.members().filter(|(_, place)| *place == Place::Skipped).count();
+        let left_out = room.members().filter(|(_, place)| *place == CurrentPlacement::Skipped).count();
         let begun = Instant::now();
         let natively = membership.members.iter().filter(|member| {
             let user = member.user.as_ref().map_or("", |user| user.as_str());

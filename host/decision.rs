@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::message::{CometAddr, ConnectionId, NamedBy, UserId};
 
-pub use outcome::{Decided, Decision, Filtered, Stalled};
+pub use outcome::{FilteredMessage, OfflineDecision, PolicyStalled, TrailEntry};
 
 /// The name and the content hash of a plugin: what stands in logs, metrics and dead letters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
@@ -64,12 +64,12 @@ pub struct Overrides {
 
 impl Overrides {
     /// Whether they exclude comets: then it is intended if none is reached.
-    pub fn limit(&self) -> bool {
+    pub fn restricts(&self) -> bool {
         self.only.is_some() || !self.except.is_empty()
     }
 
     /// Maps comets to other addresses, such as those of server names.
-    pub fn readdress(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
+    pub fn map_addresses(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
         let only = self.only.iter_mut().flatten();
         for comet in only.chain(&mut self.except).chain(&mut self.also).chain(&mut self.trusted) {
             if let Some(address) = address_of(comet) {
@@ -103,7 +103,7 @@ pub struct Guard {
 
 /// Why a recipient was not reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Cause {
+pub enum AbsenceCause {
     /// The user is not online, or a policy treats the connection as offline.
     NotOnline,
     /// No connection is known for the key.
@@ -112,7 +112,7 @@ pub enum Cause {
     CometUnreachable,
 }
 
-impl Cause {
+impl AbsenceCause {
     /// The cause's name in logs, metrics and records.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -126,27 +126,27 @@ impl Cause {
 /// What an absent recipient's id identifies. Only users have inboxes: an inbox of a connection would
 /// never be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Identity {
+pub enum IdKind {
     /// A user.
     #[default]
     User,
     /// A user or a closed connection: a message is stored only if a policy says so.
-    Unsure,
+    Ambiguous,
     /// A connection: nothing is stored.
     Connection,
 }
 
 /// One recipient who was not reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Absent {
+pub struct AbsentRecipient {
     /// The user; the key or the connection id if no user is known.
     pub user: UserId,
     /// What `user` identifies.
-    pub identity: Identity,
+    pub identity: IdKind,
     /// The connection, if there is one.
     pub connection: Option<ConnectionId>,
     /// Why.
-    pub cause: Cause,
+    pub cause: AbsenceCause,
 }
 
 /// What happens to a message for one absent recipient.

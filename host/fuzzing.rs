@@ -94,10 +94,10 @@ mod tests {
     use super::*;
 
     /// A fuzz target.
-    type Door = fn(&[u8]);
+    type FuzzTarget = fn(&[u8]);
 
     /// Each with its number of random inputs: expensive ones get few.
-    const DOORS: [(&str, Door, u32); 9] = [
+    const FUZZ_TARGETS: [(&str, FuzzTarget, u32); 9] = [
         ("record", record, 4096),
         ("native_record", native_record, 2048),
         ("plugin_answer", plugin_answer, 4096),
@@ -110,22 +110,22 @@ mod tests {
     ];
 
     #[test]
-    fn what_was_found_once_stays_found() {
+    fn found_inputs_stay_fixed() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus");
-        for (name, door, _) in DOORS {
+        for (name, target, _) in FUZZ_TARGETS {
             let files = files_in(&corpus.join(name));
             assert!(!files.is_empty(), "there are seeds for {name}");
             for file in files {
                 // Shown only if the test fails: the last file is the culprit.
                 println!("{}", file.display());
-                door(&fs::read(&file).expect("readable"));
+                target(&fs::read(&file).expect("readable"));
             }
         }
     }
 
     #[test]
-    fn every_door_has_its_target() {
-        for (name, ..) in DOORS {
+    fn every_entry_point_has_a_fuzz_target() {
+        for (name, ..) in FUZZ_TARGETS {
             let target = format!("{}/tests/fuzz/targets/{name}.rs", env!("CARGO_MANIFEST_DIR"));
             let text = fs::read_to_string(&target).expect("a target of this name");
             assert!(text.contains(&format!("halley::fuzzing::{name}(data)")), "{target}");
@@ -139,11 +139,11 @@ mod tests {
 
     #[test]
     fn no_bytes_break_a_promise() {
-        for (name, door, cases) in DOORS {
+        for (name, target, cases) in FUZZ_TARGETS {
             // Random bytes rarely form structure, and most cases take microseconds.
             let config = ProptestConfig { source_file: Some(file!()), ..ProptestConfig::with_cases(cases) };
             let broken = TestRunner::new(config).run(&vec(any::<u8>(), 0..600), |data| {
-                door(&data);
+                target(&data);
                 Ok(())
             });
             broken.unwrap_or_else(|why| panic!("{name}: {why}"));

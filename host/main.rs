@@ -21,6 +21,6 @@ fn main() -> std::process::ExitCode {
     halley::wasm::use_child_processes();
     match halley::cli::Cli::try_parse() {
         Ok(cli) => cli.run(),
-        Err(said) => halley::cli::say(&said),
+        Err(said) => halley::cli::print_clap_error(&said),
     }
 }

@@ -64,7 +64,7 @@ impl Membership {
 
     /// Maps comets to other addresses, such as those of server names. Comets that then have the same
     /// address are merged.
-    pub fn readdress(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
+    pub fn map_addresses(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
         if !self.comets.iter().any(|comet| address_of(comet).is_some()) {
             return;
         }
@@ -106,7 +106,7 @@ pub enum Placement {
 
 /// A regrouping has an index outside of the room.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadIndex {
+pub enum IndexOutOfRange {
     /// No such comet.
     #[error("redirects comet {0}, but the room has {1} comets")]
     Comet(u32, usize),
@@ -117,7 +117,7 @@ pub enum BadIndex {
 
 /// Where a member currently is while a room is regrouped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum CurrentPlacement {
     /// At the comet with this index.
     At(u32),
     /// A policy skips it.
@@ -134,7 +134,7 @@ pub struct Grouping {
     comets: Vec<CometAddr>,
     /// Who named each of them.
     named_by: Vec<NamedBy>,
-    places: Vec<Place>,
+    places: Vec<CurrentPlacement>,
 }
 
 impl Grouping {
@@ -142,7 +142,7 @@ impl Grouping {
     pub fn new(membership: Arc<Membership>) -> Self {
         let comets = membership.comets.clone();
         let named_by = vec![NamedBy::Directory; comets.len()];
-        let places = membership.members.iter().map(|member| Place::At(member.comet)).collect();
+        let places = membership.members.iter().map(|member| CurrentPlacement::At(member.comet)).collect();
         Self { membership, comets, named_by, places }
     }
 
@@ -162,7 +162,7 @@ impl Grouping {
     }
 
     /// Maps the comets that policies named to other addresses, such as those of server names.
-    pub fn readdress(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
+    pub fn map_addresses(&mut self, address_of: impl Fn(&CometAddr) -> Option<CometAddr>) {
         for comet in &mut self.comets {
             if let Some(address) = address_of(comet) {
                 *comet = address;
@@ -171,7 +171,7 @@ impl Grouping {
     }
 
     /// Every member with its current placement, in the membership's order.
-    pub fn members(&self) -> impl ExactSizeIterator<Item = (&Member, Place)> {
+    pub fn members(&self) -> impl ExactSizeIterator<Item = (&Member, CurrentPlacement)> {
         self.membership.members.iter().zip(self.places.iter().copied())
     }
 
@@ -180,13 +180,13 @@ impl Grouping {
     ///
     /// # Errors
     /// When an index is out of range; the grouping is then unchanged.
-    pub fn apply(&mut self, regrouping: Regrouping, named_by: NamedBy) -> Result<(), BadIndex> {
+    pub fn apply(&mut self, regrouping: Regrouping, named_by: NamedBy) -> Result<(), IndexOutOfRange> {
         let (comets, members) = (self.comets.len(), self.places.len());
         if let Some((bad, _)) = regrouping.redirects.iter().find(|(at, _)| *at as usize >= comets) {
-            return Err(BadIndex::Comet(*bad, comets));
+            return Err(IndexOutOfRange::Comet(*bad, comets));
         }
         if let Some((bad, _)) = regrouping.moves.iter().find(|(at, _)| *at as usize >= members) {
-            return Err(BadIndex::Member(*bad, members));
+            return Err(IndexOutOfRange::Member(*bad, members));
         }
         for (comet, to) in regrouping.redirects {
             self.comets[comet as usize] = to;
@@ -201,8 +201,8 @@ impl Grouping {
         let mut indexes = None;
         for (member, placement) in moves {
             self.places[member as usize] = match placement {
-                Placement::Skip => Place::Skipped,
-                Placement::Offline => Place::Offline,
+                Placement::Skip => CurrentPlacement::Skipped,
+                Placement::Offline => CurrentPlacement::Offline,
                 Placement::Comet(to) => {
                     let indexes = indexes.get_or_insert_with(|| first_indexes(&self.comets));
                     let index = indexes.entry(to).or_insert_with_key(|comet| {
@@ -213,7 +213,7 @@ impl Grouping {
                     // Named twice: the more trusted source counts.
                     let before = &mut self.named_by[*index as usize];
                     *before = named_by.min(*before);
-                    Place::At(*index)
+                    CurrentPlacement::At(*index)
                 }
             };
         }
@@ -244,7 +244,7 @@ mod tests {
         Grouping::new(Arc::new(Membership::new(connections, 0)))
     }
 
-    fn places(grouping: &Grouping) -> Vec<Place> {
+    fn places(grouping: &Grouping) -> Vec<CurrentPlacement> {
         grouping.members().map(|(_, place)| place).collect()
     }
 
@@ -252,7 +252,10 @@ mod tests {
     fn members_are_grouped_in_order_of_appearance() {
         let grouping = room();
         assert_eq!(grouping.comets(), ["a:1".into(), "b:1".into()]);
-        assert_eq!(places(&grouping), [Place::At(0), Place::At(1), Place::At(0)]);
+        assert_eq!(
+            places(&grouping),
+            [CurrentPlacement::At(0), CurrentPlacement::At(1), CurrentPlacement::At(0)]
+        );
     }
 
     #[test]
@@ -260,9 +263,9 @@ mod tests {
         let grouping = room();
         let mut membership = grouping.membership().clone();
         let same = |_: &CometAddr| None;
-        membership.readdress(same);
+        membership.map_addresses(same);
         assert_eq!(&membership, grouping.membership());
-        membership.readdress(|comet| (comet.as_str() == "a:1").then(|| "b:1".into()));
+        membership.map_addresses(|comet| (comet.as_str() == "a:1").then(|| "b:1".into()));
         assert_eq!(membership.comets, ["b:1".into()]);
         assert!(membership.members.iter().all(|member| member.comet == 0), "{membership:?}");
     }
@@ -277,7 +280,10 @@ mod tests {
             .apply(Regrouping { redirects, ..Default::default() }, NamedBy::Plugin)
             .expect("c:1 has index 2 now");
         assert_eq!(grouping.comets(), ["a:1".into(), "b:1".into(), "d:1".into()]);
-        assert_eq!(places(&grouping), [Place::At(2), Place::At(1), Place::Skipped]);
+        assert_eq!(
+            places(&grouping),
+            [CurrentPlacement::At(2), CurrentPlacement::At(1), CurrentPlacement::Skipped]
+        );
     }
 
     #[test]
@@ -290,10 +296,17 @@ mod tests {
         };
         grouping.apply(regrouping, NamedBy::Plugin).expect("in range");
         assert_eq!(grouping.comets(), ["b:1".into(), "b:1".into(), "c:1".into()]);
-        assert_eq!(places(&grouping), [Place::At(2), Place::At(0), Place::At(2)]);
+        assert_eq!(
+            places(&grouping),
+            [CurrentPlacement::At(2), CurrentPlacement::At(0), CurrentPlacement::At(2)]
+        );
         let moves = vec![(0, to("b:1")), (1, to("d:1")), (2, to("c:1"))];
         grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin).expect("in range");
-        assert_eq!(places(&grouping), [Place::At(0), Place::At(3), Place::At(2)], "across answers, too");
+        assert_eq!(
+            places(&grouping),
+            [CurrentPlacement::At(0), CurrentPlacement::At(3), CurrentPlacement::At(2)],
+            "across answers, too"
+        );
     }
 
     #[test]
@@ -301,10 +314,13 @@ mod tests {
         let mut grouping = room();
         let moves = vec![(0, Placement::Skip), (3, Placement::Skip)];
         let bad = grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin);
-        assert_eq!(bad, Err(BadIndex::Member(3, 3)));
+        assert_eq!(bad, Err(IndexOutOfRange::Member(3, 3)));
         let redirects = vec![(9, CometAddr::from("d:1"))];
         let bad = grouping.apply(Regrouping { redirects, ..Default::default() }, NamedBy::Plugin);
-        assert_eq!(bad, Err(BadIndex::Comet(9, 2)));
-        assert_eq!(places(&grouping), [Place::At(0), Place::At(1), Place::At(0)]);
+        assert_eq!(bad, Err(IndexOutOfRange::Comet(9, 2)));
+        assert_eq!(
+            places(&grouping),
+            [CurrentPlacement::At(0), CurrentPlacement::At(1), CurrentPlacement::At(0)]
+        );
     }
 }

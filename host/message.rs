@@ -20,7 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message as _;
 
-pub use comet_addr::{Address, CometAddr, NotAnAddress};
+pub use comet_addr::{Address, CometAddr, InvalidAddress};
 pub use copy::{
     HEADERS_LEFT_OUT, KEY_LEFT_OUT, RawHeader, RawRecord, RecordLimits, VALUE_LEFT_OUT,
     note as left_out_note, note_headers as left_out_headers_note,
@@ -29,7 +29,7 @@ pub use named_by::NamedBy;
 pub use names::{
     ConnectionId, MESSAGE_ID, MessageId, ORIGIN_TOPIC, REDRIVE_COMETS, REDRIVE_USERS, RoomId, STAGE, UserId,
 };
-pub use proof::{Claim, Claimed, Content, PROOF, RedriveKey};
+pub use proof::{ClaimedProof, PROOF, ProofContent, RedriveClaim, RedriveKey};
 pub use record::{Header, Origin, Record};
 pub use redrive_users::{RedriveUsers, list as list_of_users};
 
@@ -104,14 +104,14 @@ impl Message {
     /// # Errors
     /// When the value is not a `PushMsg`, or has no recipients.
     pub fn decode(record: Arc<Record>) -> Result<Self, DecodeError> {
-        Self::decode_within(record, usize::MAX)
+        Self::decode_with_limit(record, usize::MAX)
     }
 
     /// Like [`Message::decode`], with a limit on keys.
     ///
     /// # Errors
     /// As [`Message::decode`], and when there are more keys.
-    pub fn decode_within(record: Arc<Record>, max_keys: usize) -> Result<Self, DecodeError> {
+    pub fn decode_with_limit(record: Arc<Record>, max_keys: usize) -> Result<Self, DecodeError> {
         let left_out = [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT].into_iter();
         if let Some(why) = left_out.filter(|_| record.trusted).find_map(|name| record.header(name)) {
             return Err(DecodeError::LeftOut(String::from_utf8_lossy(why).into_owned()));
@@ -173,7 +173,7 @@ pub fn encode(audience: &Audience, operation: i32, body: &[u8]) -> Bytes {
 
 /// What one call to a comet is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum CallTarget {
     /// All of the comet's connections in a room: `BroadcastRoom`.
     Room(RoomId),
     /// These connections: `PushMsg`.
@@ -222,8 +222,8 @@ mod tests {
     fn more_keys_than_allowed_are_rejected() {
         let keys = Audience::Keys { server: None, keys: vec!["a".into(), "b".into()] };
         let record = record(Some(encode(&keys, 4, b"")));
-        assert!(Message::decode_within(Arc::clone(&record), 2).is_ok());
-        let refused = Message::decode_within(record, 1);
+        assert!(Message::decode_with_limit(Arc::clone(&record), 2).is_ok());
+        let refused = Message::decode_with_limit(record, 1);
         assert_eq!(refused, Err(DecodeError::TooManyKeys { keys: 2, allowed: 1 }));
     }
 

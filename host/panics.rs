@@ -15,10 +15,10 @@ use futures_util::FutureExt as _;
 use crate::telemetry;
 
 /// How long the process waits for its last log lines.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Runs a future; a panic in it aborts the process.
-pub async fn fatal<F: Future>(part: &'static str, future: F) -> F::Output {
+pub async fn abort_on_panic<F: Future>(part: &'static str, future: F) -> F::Output {
     match AssertUnwindSafe(future).catch_unwind().await {
         Ok(output) => output,
         Err(_) => abort(part),
@@ -26,7 +26,7 @@ pub async fn fatal<F: Future>(part: &'static str, future: F) -> F::Output {
 }
 
 /// Runs a function; a panic in it aborts the process.
-pub fn fatal_call<T>(part: &'static str, call: impl FnOnce() -> T) -> T {
+pub fn call_or_abort<T>(part: &'static str, call: impl FnOnce() -> T) -> T {
     catch_unwind(AssertUnwindSafe(call)).unwrap_or_else(|_| abort(part))
 }
 
@@ -40,7 +40,7 @@ pub fn abort(part: &'static str) -> ! {
     };
     // The log may be what panicked.
     let _ = catch_unwind(tell);
-    let _ = catch_unwind(|| telemetry::flush(LAST_WORDS));
+    let _ = catch_unwind(|| telemetry::flush(LOG_FLUSH_TIMEOUT));
     std::process::abort()
 }
 
@@ -52,8 +52,8 @@ pub fn text(payload: &(dyn std::any::Any + Send)) -> &str {
 
 /// Installs a hook that logs panics. The standard library's own hook writes to standard error,
 /// which blocks if nobody reads it.
-pub fn log_them() {
-    std::panic::set_hook(Box::new(|panic| telemetry::last_words(&described(panic))));
+pub fn install_hook() {
+    std::panic::set_hook(Box::new(|panic| telemetry::log_fatal(&described(panic))));
 }
 
 fn described(panic: &PanicHookInfo<'_>) -> String {
@@ -100,15 +100,15 @@ mod tests {
         }
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().expect("a runtime");
-        let task = runtime.spawn(super::fatal("a test", async { panic!("on purpose") }));
+        let task = runtime.spawn(super::abort_on_panic("a test", async { panic!("on purpose") }));
         // Otherwise the panic would end only the task.
         drop(runtime.block_on(task));
     }
 
     /// A log that panics, as `eprintln!` does on a full disk.
-    struct Broken;
+    struct PanickingWriter;
 
-    impl std::io::Write for Broken {
+    impl std::io::Write for PanickingWriter {
         fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
             panic!("the log is broken")
         }
@@ -123,8 +123,8 @@ mod tests {
         if !is_child() {
             return assert_aborted(&child("a_panicking_log_does_not_prevent_the_abort"));
         }
-        tracing_subscriber::fmt().with_writer(|| Broken).init();
-        super::fatal_call("a test", || panic!("on purpose"));
+        tracing_subscriber::fmt().with_writer(|| PanickingWriter).init();
+        super::call_or_abort("a test", || panic!("on purpose"));
     }
 
     #[test]
@@ -132,7 +132,7 @@ mod tests {
         if !is_child() {
             return assert_aborted(&child("a_panic_on_a_thread_aborts_the_process"));
         }
-        let thread = std::thread::spawn(|| super::fatal_call("a test", || panic!("on purpose")));
+        let thread = std::thread::spawn(|| super::call_or_abort("a test", || panic!("on purpose")));
         drop(thread.join());
     }
 }

@@ -1,6 +1,6 @@
 //! Plans the calls of one message from a resolved route.
 //!
-//! Pure. A [`Route`] is a regrouped room, by comet. A [`Plan`] is what one message needs: at most
+//! Pure. A [`Route`] is a regrouped room, by comet. A [`DeliveryPlan`] is what one message needs: at most
 //! one call per comet, and the absent recipients.
 
 mod redrive;
@@ -8,9 +8,9 @@ mod redrive;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
-use crate::decision::{Absent, Cause, Identity, Overrides};
-use crate::membership::{Connection, Grouping, Member, Place};
-use crate::message::{CometAddr, ConnectionId, NamedBy, RoomId, Target, UserId};
+use crate::decision::{AbsenceCause, AbsentRecipient, IdKind, Overrides};
+use crate::membership::{Connection, CurrentPlacement, Grouping, Member};
+use crate::message::{CallTarget, CometAddr, ConnectionId, NamedBy, RoomId, UserId};
 
 /// A recipient, and the connection through which it is reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,12 +23,12 @@ pub struct Recipient {
 
 impl Recipient {
     /// The recipient as the offline policy sees it.
-    pub fn absent(&self, cause: Cause) -> Absent {
+    pub fn absent(&self, cause: AbsenceCause) -> AbsentRecipient {
         let (user, identity) = match &self.user {
-            Some(user) => (user.clone(), Identity::User),
-            None => (self.connection.as_str().into(), Identity::Connection),
+            Some(user) => (user.clone(), IdKind::User),
+            None => (self.connection.as_str().into(), IdKind::Connection),
         };
-        Absent { user, identity, connection: Some(self.connection.clone()), cause }
+        AbsentRecipient { user, identity, connection: Some(self.connection.clone()), cause }
     }
 
     /// The user or connection id, as in [`Recipient::absent`].
@@ -39,7 +39,7 @@ impl Recipient {
 
 /// Whether a comet is called for the whole room or by connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum ShareKind {
     /// Exactly the comet's connections in the room: one call for the room.
     Whole,
     /// Some of them, or others in addition: one call with the connection ids.
@@ -48,31 +48,31 @@ pub enum Part {
 
 /// A comet's part of a room.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Share {
+pub struct CometShare {
     /// The comet.
     pub comet: CometAddr,
     /// Who named the comet.
     pub named_by: NamedBy,
     /// Whether a call for the room reaches exactly these.
-    pub part: Part,
+    pub part: ShareKind,
     /// The recipients; never empty.
     pub recipients: Arc<[Recipient]>,
 }
 
 /// The recipients that were not reached: each of `absent` once, in order, without those that are
 /// reached through a connection in `reached`. A user with several devices is one recipient.
-pub fn people<'a>(
-    absent: impl IntoIterator<Item = Absent>,
+pub fn distinct_absent<'a>(
+    absent: impl IntoIterator<Item = AbsentRecipient>,
     reached: impl IntoIterator<Item = &'a Recipient>,
-) -> Vec<Absent> {
-    split(absent, reached).0
+) -> Vec<AbsentRecipient> {
+    split_reached(absent, reached).0
 }
 
-/// Like [`people`], but also returns those that are excluded because they are reached elsewhere.
-fn split<'a>(
-    absent: impl IntoIterator<Item = Absent>,
+/// Like [`distinct_absent`], but also returns those that are excluded because they are reached elsewhere.
+fn split_reached<'a>(
+    absent: impl IntoIterator<Item = AbsentRecipient>,
     reached: impl IntoIterator<Item = &'a Recipient>,
-) -> (Vec<Absent>, Vec<Absent>) {
+) -> (Vec<AbsentRecipient>, Vec<AbsentRecipient>) {
     let mut seen = HashSet::new();
     let mut absent: Vec<_> = absent.into_iter().collect();
     absent.retain(|absent| seen.insert(absent.user.clone()));
@@ -92,18 +92,18 @@ fn split<'a>(
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Route {
     /// One share per comet to call, in order of appearance.
-    pub shares: Vec<Share>,
+    pub shares: Vec<CometShare>,
     /// Users who are offline or treated as offline, each once.
-    pub absent: Arc<[Absent]>,
+    pub absent: Arc<[AbsentRecipient]>,
     /// Users who are treated as offline on one connection and reached on another.
-    pub elsewhere: Arc<[Absent]>,
+    pub reached_elsewhere: Arc<[AbsentRecipient]>,
     /// Connections that the directory has in the room.
     pub connections: usize,
     /// Members without connection information.
     pub stale: usize,
     /// Members that a policy skips.
     pub skipped: usize,
-    /// See [`Route::has_repeats`].
+    /// See [`Route::has_multi_device_users`].
     repeats: OnceLock<bool>,
 }
 
@@ -113,19 +113,19 @@ impl Route {
     /// A comet's share is whole unless a policy moved one of its members away, or another member to
     /// it. Offline members do not make it partial. A comet with only offline members is not called.
     pub fn new(grouping: &Grouping) -> Self {
-        let mut shares = Shares::default();
+        let mut shares = CometShares::default();
         let mut absent = Vec::new();
         let mut skipped = 0;
         for (member, place) in grouping.members() {
             let home = &grouping.comets()[member.comet as usize];
             let (at, named_by) = match place {
-                Place::At(comet) => (&grouping.comets()[comet as usize], grouping.named_by(comet)),
-                Place::Skipped | Place::Offline => {
+                CurrentPlacement::At(comet) => (&grouping.comets()[comet as usize], grouping.named_by(comet)),
+                CurrentPlacement::Skipped | CurrentPlacement::Offline => {
                     shares.make_partial(home);
-                    if place == Place::Skipped {
+                    if place == CurrentPlacement::Skipped {
                         skipped += 1;
                     } else {
-                        absent.push(recipient(member).absent(Cause::NotOnline));
+                        absent.push(recipient(member).absent(AbsenceCause::NotOnline));
                     }
                     continue;
                 }
@@ -137,16 +137,17 @@ impl Route {
             if member.online {
                 shares.add(at, named_by, recipient(member));
             } else {
-                absent.push(recipient(member).absent(Cause::NotOnline));
+                absent.push(recipient(member).absent(AbsenceCause::NotOnline));
             }
         }
         let membership = grouping.membership();
         let shares = shares.into_vec();
-        let (absent, elsewhere) = split(absent, shares.iter().flat_map(|share| share.recipients.iter()));
+        let (absent, reached_elsewhere) =
+            split_reached(absent, shares.iter().flat_map(|share| share.recipients.iter()));
         Self {
             shares,
             absent: absent.into(),
-            elsewhere: elsewhere.into(),
+            reached_elsewhere: reached_elsewhere.into(),
             connections: membership.members.len(),
             stale: membership.stale,
             skipped,
@@ -156,7 +157,7 @@ impl Route {
 
     /// Whether a user is reached through several connections. Computed on first use, which is when a
     /// comet was not reached.
-    pub fn has_repeats(&self) -> bool {
+    pub fn has_multi_device_users(&self) -> bool {
         *self.repeats.get_or_init(|| {
             let mut seen = HashSet::new();
             let mut recipients = self.shares.iter().flat_map(|share| share.recipients.iter());
@@ -171,13 +172,13 @@ fn recipient(member: &Member) -> Recipient {
 
 /// Shares while they are collected, in order of appearance.
 #[derive(Default)]
-struct Shares {
+struct CometShares {
     comets: Vec<(CometAddr, NamedBy, Vec<Recipient>)>,
     indexes: HashMap<CometAddr, usize>,
     partial: HashSet<CometAddr>,
 }
 
-impl Shares {
+impl CometShares {
     fn add(&mut self, comet: &CometAddr, named_by: NamedBy, recipient: Recipient) {
         let index = match self.indexes.get(comet) {
             Some(index) => *index,
@@ -198,10 +199,10 @@ impl Shares {
         }
     }
 
-    fn into_vec(self) -> Vec<Share> {
+    fn into_vec(self) -> Vec<CometShare> {
         let share = |(comet, named_by, recipients): (CometAddr, NamedBy, Vec<Recipient>)| {
-            let part = if self.partial.contains(&comet) { Part::Partial } else { Part::Whole };
-            Share { comet, named_by, part, recipients: recipients.into() }
+            let part = if self.partial.contains(&comet) { ShareKind::Partial } else { ShareKind::Whole };
+            CometShare { comet, named_by, part, recipients: recipients.into() }
         };
         self.comets.into_iter().map(share).collect()
     }
@@ -215,47 +216,47 @@ pub struct Delivery {
     /// Who named it.
     pub named_by: NamedBy,
     /// What the call is for.
-    pub target: Target,
+    pub target: CallTarget,
     /// The recipients; empty if unknown (BROADCAST, every-comet rooms).
     pub recipients: Arc<[Recipient]>,
 }
 
 /// What one message needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct DeliveryPlan {
     /// At most one call per comet.
     pub deliveries: Vec<Delivery>,
     /// Absent users whom no delivery reaches, each once.
-    pub absent: Arc<[Absent]>,
+    pub absent: Arc<[AbsentRecipient]>,
     /// Recipients from whom a policy withholds the message.
     pub withheld: usize,
     /// Whether it is for all known comets; then there should be at least one.
     pub is_for_every_comet: bool,
 }
 
-impl Plan {
+impl DeliveryPlan {
     /// A message to a room that was found in the directory.
     pub fn room(room: &RoomId, route: &Route, overrides: &Overrides) -> Self {
         let mut plan = Self { absent: Arc::clone(&route.absent), withheld: route.skipped, ..Self::default() };
         for share in &route.shares {
             let target = match share.part {
-                Part::Whole => Target::Room(room.clone()),
-                Part::Partial => Target::Connections(connections(&share.recipients)),
+                ShareKind::Whole => CallTarget::Room(room.clone()),
+                ShareKind::Partial => CallTarget::Connections(connections(&share.recipients)),
             };
             plan.deliver((&share.comet, share.named_by), target, Arc::clone(&share.recipients), overrides);
         }
-        if !route.elsewhere.is_empty() && plan.deliveries.len() < route.shares.len() {
+        if !route.reached_elsewhere.is_empty() && plan.deliveries.len() < route.shares.len() {
             // Some are not reached elsewhere after all, because the message is withheld there.
-            let all = route.absent.iter().chain(route.elsewhere.iter()).cloned();
+            let all = route.absent.iter().chain(route.reached_elsewhere.iter()).cloned();
             let reached = plan.deliveries.iter().flat_map(|delivery| delivery.recipients.iter());
-            plan.absent = people(all, reached).into();
+            plan.absent = distinct_absent(all, reached).into();
         }
-        plan.deliver_also(&Target::Room(room.clone()), overrides);
+        plan.deliver_also(&CallTarget::Room(room.clone()), overrides);
         plan
     }
 
     /// A message to everyone, or to a room for which every comet is called.
-    pub fn everywhere(comets: &[CometAddr], target: &Target, overrides: &Overrides) -> Self {
+    pub fn everywhere(comets: &[CometAddr], target: &CallTarget, overrides: &Overrides) -> Self {
         let mut plan = Self { is_for_every_comet: true, ..Self::default() };
         for comet in comets {
             plan.deliver((comet, NamedBy::Directory), target.clone(), Arc::new([]), overrides);
@@ -274,30 +275,26 @@ impl Plan {
 
     /// A message to keys that were looked up, each with its connection; a key without one is
     /// `unknown`.
-    pub fn keys(
-        found: Vec<(Arc<str>, Option<Connection>)>,
-        unknown: Identity,
-        overrides: &Overrides,
-    ) -> Self {
-        let mut shares = Shares::default();
+    pub fn keys(found: Vec<(Arc<str>, Option<Connection>)>, unknown: IdKind, overrides: &Overrides) -> Self {
+        let mut shares = CometShares::default();
         let mut absent = Vec::new();
         for (key, connection) in found {
             let Some(connection) = connection else {
-                let cause = Cause::NoConnection;
-                absent.push(Absent { user: key.into(), identity: unknown, connection: None, cause });
+                let cause = AbsenceCause::NoConnection;
+                absent.push(AbsentRecipient { user: key.into(), identity: unknown, connection: None, cause });
                 continue;
             };
             let recipient = Recipient { connection: connection.id, user: connection.user };
             if connection.online {
                 shares.add(&connection.comet, NamedBy::Directory, recipient);
             } else {
-                absent.push(recipient.absent(Cause::NotOnline));
+                absent.push(recipient.absent(AbsenceCause::NotOnline));
             }
         }
         let mut plan = Self::by_connection(shares.comets, overrides);
         if !absent.is_empty() {
             let reached = plan.deliveries.iter().flat_map(|delivery| delivery.recipients.iter());
-            plan.absent = people(absent, reached).into();
+            plan.absent = distinct_absent(absent, reached).into();
         }
         plan
     }
@@ -313,11 +310,11 @@ impl Plan {
             if !overrides.also.is_empty() {
                 everyone.extend(connections.iter().cloned());
             }
-            let target = Target::Connections(connections);
+            let target = CallTarget::Connections(connections);
             plan.deliver((&comet, named_by), target, recipients.into(), overrides);
         }
         if !everyone.is_empty() {
-            plan.deliver_also(&Target::Connections(everyone), overrides);
+            plan.deliver_also(&CallTarget::Connections(everyone), overrides);
         }
         plan
     }
@@ -325,7 +322,7 @@ impl Plan {
     fn deliver(
         &mut self,
         (comet, named_by): (&CometAddr, NamedBy),
-        target: Target,
+        target: CallTarget,
         recipients: Arc<[Recipient]>,
         overrides: &Overrides,
     ) {
@@ -337,7 +334,7 @@ impl Plan {
     }
 
     /// `also` adds comets beyond the route; `except` still excludes comets.
-    fn deliver_also(&mut self, target: &Target, overrides: &Overrides) {
+    fn deliver_also(&mut self, target: &CallTarget, overrides: &Overrides) {
         for comet in &overrides.also {
             let planned = self.deliveries.iter().any(|delivery| delivery.comet == *comet);
             if !planned && !overrides.except.contains(comet) {
@@ -355,7 +352,7 @@ impl Plan {
     fn divide_speed(&mut self) {
         let comets = i32::try_from(self.deliveries.len()).unwrap_or(i32::MAX).max(1);
         for (at, delivery) in (0..).zip(&mut self.deliveries) {
-            if let Target::Everyone { speed } = &mut delivery.target {
+            if let CallTarget::Everyone { speed } = &mut delivery.target {
                 let rest = i32::from(at < *speed % comets);
                 *speed = if *speed > 0 { (*speed / comets + rest).max(1) } else { 0 };
             }

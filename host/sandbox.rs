@@ -18,13 +18,13 @@ use anyhow::Context as _;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Whether the process restricts itself.
-    pub sandbox: Mode,
+    pub sandbox: SandboxMode,
 }
 
 /// How the process restricts itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Mode {
+pub enum SandboxMode {
     /// As far as the kernel supports it.
     #[default]
     Auto,
@@ -36,7 +36,7 @@ pub enum Mode {
 
 /// What a restricted process may do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Allowed {
+pub struct SandboxRules {
     /// Writable files, and directories with everything below. Missing ones are skipped.
     pub writable: Vec<PathBuf>,
     /// TCP ports to listen on; 0 means any free port.
@@ -45,7 +45,7 @@ pub struct Allowed {
 
 /// How much of it the kernel enforces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Enforced {
+pub enum SandboxStatus {
     /// Everything.
     Fully,
     /// What this kernel supports; newer ones support more.
@@ -56,7 +56,7 @@ pub enum Enforced {
     Nothing,
 }
 
-impl fmt::Display for Enforced {
+impl fmt::Display for SandboxStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fully => "fully enforced",
@@ -71,36 +71,36 @@ impl fmt::Display for Enforced {
 /// before the runtime is created.
 ///
 /// # Errors
-/// With [`Mode::Required`], if not everything can be enforced; otherwise if the kernel rejects a
+/// With [`SandboxMode::Required`], if not everything can be enforced; otherwise if the kernel rejects a
 /// feature that it claims to support.
-pub fn enter(mode: Mode, allowed: &Allowed) -> anyhow::Result<Enforced> {
-    if mode == Mode::Off {
-        return Ok(Enforced::Nothing);
+pub fn enter(mode: SandboxMode, allowed: &SandboxRules) -> anyhow::Result<SandboxStatus> {
+    if mode == SandboxMode::Off {
+        return Ok(SandboxStatus::Nothing);
     }
     let enforced = restrict(allowed)
         .context("cannot restrict the process; `[process] sandbox = \"off\"` disables this")?;
     anyhow::ensure!(
-        mode == Mode::Auto || enforced == Enforced::Fully,
+        mode == SandboxMode::Auto || enforced == SandboxStatus::Fully,
         "`process.sandbox` is `required`, but {enforced}; it requires Linux 6.12 or newer with Landlock; or use `auto`"
     );
     Ok(enforced)
 }
 
 #[cfg(not(target_os = "linux"))]
-fn restrict(_: &Allowed) -> anyhow::Result<Enforced> {
-    Ok(Enforced::Nothing)
+fn restrict(_: &SandboxRules) -> anyhow::Result<SandboxStatus> {
+    Ok(SandboxStatus::Nothing)
 }
 
 #[cfg(target_os = "linux")]
-fn restrict(allowed: &Allowed) -> anyhow::Result<Enforced> {
+fn restrict(allowed: &SandboxRules) -> anyhow::Result<SandboxStatus> {
     use landlock::{
         ABI, AccessFs, AccessNet, CompatLevel, Compatible as _, NetPort, PathBeneath, PathFd, Ruleset,
         RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus, Scope,
     };
 
     // The newest interface that the tests cover; older kernels enforce their part of it.
-    const KNOWN: ABI = ABI::V6;
-    let write = AccessFs::from_write(KNOWN);
+    const NEWEST_ABI: ABI = ABI::V6;
+    let write = AccessFs::from_write(NEWEST_ABI);
     let mut rules = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(write | AccessFs::Execute)?
@@ -114,7 +114,7 @@ fn restrict(allowed: &Allowed) -> anyhow::Result<Enforced> {
     for (path, access) in paths {
         // A missing path cannot be named, and will not be writable.
         let Ok(opened) = PathFd::new(&path) else { continue };
-        let access = if path.is_dir() { access } else { access & AccessFs::from_file(KNOWN) };
+        let access = if path.is_dir() { access } else { access & AccessFs::from_file(NEWEST_ABI) };
         rules = rules.add_rule(PathBeneath::new(opened, access))?;
     }
     for port in &allowed.ports {
@@ -122,10 +122,10 @@ fn restrict(allowed: &Allowed) -> anyhow::Result<Enforced> {
     }
     let status = rules.restrict_self()?;
     Ok(match status.ruleset {
-        RulesetStatus::FullyEnforced => Enforced::Fully,
-        RulesetStatus::PartiallyEnforced => Enforced::Partly,
-        RulesetStatus::NotEnforced if status.no_new_privs => Enforced::NoNewPrivileges,
-        RulesetStatus::NotEnforced => Enforced::Nothing,
+        RulesetStatus::FullyEnforced => SandboxStatus::Fully,
+        RulesetStatus::PartiallyEnforced => SandboxStatus::Partly,
+        RulesetStatus::NotEnforced if status.no_new_privs => SandboxStatus::NoNewPrivileges,
+        RulesetStatus::NotEnforced => SandboxStatus::Nothing,
     })
 }
 
@@ -160,10 +160,10 @@ mod tests {
     use super::*;
 
     /// Runs a closure in its own thread, which alone is restricted.
-    fn restricted(allowed: &Allowed, then: impl FnOnce() + Send) {
+    fn restricted(allowed: &SandboxRules, then: impl FnOnce() + Send) {
         std::thread::scope(|scope| {
-            let thread = scope.spawn(|| match enter(Mode::Auto, allowed).expect("entered") {
-                Enforced::Fully => then(),
+            let thread = scope.spawn(|| match enter(SandboxMode::Auto, allowed).expect("entered") {
+                SandboxStatus::Fully => then(),
                 enforced => eprintln!("skipped: {enforced}"),
             });
             thread.join().expect("the promises hold");
@@ -171,10 +171,10 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_named_is_written_to() {
+    fn only_allowed_paths_are_writable() {
         let (ours, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
         fs::write(other.path().join("there"), "text").expect("written");
-        let allowed = Allowed { writable: vec![ours.path().into(), "/not/there".into()], ports: vec![] };
+        let allowed = SandboxRules { writable: vec![ours.path().into(), "/not/there".into()], ports: vec![] };
         restricted(&allowed, || {
             let file = ours.path().join("file");
             fs::write(&file, "one").expect("written");
@@ -195,20 +195,20 @@ mod tests {
     fn only_the_admin_ports_are_listened_on() {
         let free = TcpListener::bind("127.0.0.1:0").expect("a port");
         let (port, connected_to) = (free.local_addr().expect("bound").port(), free);
-        restricted(&Allowed::default(), || {
+        restricted(&SandboxRules::default(), || {
             let refused = TcpListener::bind("127.0.0.1:0").expect_err("refused");
             assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
             std::net::TcpStream::connect(("127.0.0.1", port)).expect("calling out is free");
         });
         drop(connected_to);
-        restricted(&Allowed { ports: vec![port], ..Allowed::default() }, || {
+        restricted(&SandboxRules { ports: vec![port], ..SandboxRules::default() }, || {
             TcpListener::bind(("127.0.0.1", port)).expect("named");
         });
     }
 
     #[test]
     fn only_this_binary_is_executed() {
-        restricted(&Allowed::default(), || {
+        restricted(&SandboxRules::default(), || {
             let refused = Command::new("/bin/true").status().expect_err("refused");
             assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
             let own = Command::new("/proc/self/exe").arg("--list").output().expect("this test binary");
@@ -217,13 +217,16 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_given_up_when_it_is_off_and_required_says_what_is_missing() {
+    fn off_restricts_nothing_and_required_names_what_is_missing() {
         std::thread::spawn(|| {
-            assert_eq!(enter(Mode::Off, &Allowed::default()).expect("entered"), Enforced::Nothing);
+            assert_eq!(
+                enter(SandboxMode::Off, &SandboxRules::default()).expect("entered"),
+                SandboxStatus::Nothing
+            );
             TcpListener::bind("127.0.0.1:0").expect("as before");
             // Either result is possible, depending on the kernel.
-            match enter(Mode::Required, &Allowed::default()) {
-                Ok(enforced) => assert_eq!(enforced, Enforced::Fully),
+            match enter(SandboxMode::Required, &SandboxRules::default()) {
+                Ok(enforced) => assert_eq!(enforced, SandboxStatus::Fully),
                 Err(error) => assert!(error.to_string().contains("`auto`"), "{error}"),
             }
         })

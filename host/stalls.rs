@@ -89,7 +89,7 @@ impl StallStage {
 impl StallStage {
     /// Whether the failing client logs an outage itself; then only a lasting one is worth a second
     /// line.
-    fn has_a_voice(self) -> bool {
+    fn client_logs_outage(self) -> bool {
         matches!(self, Self::RedriveKey | Self::SharedState | Self::Guard | Self::Resolve | Self::Inbox)
     }
 }
@@ -113,7 +113,7 @@ struct StageLabel {
 
 /// The record that is held, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldRecord {
     /// The stage that is retried.
     pub stage: StallStage,
     /// The topic of the record.
@@ -158,30 +158,30 @@ impl Display for Stall {
 
 /// All work that is being retried. Cheap to clone; clones share the state.
 #[derive(Clone, Debug, Default)]
-pub struct Stalls(Arc<Mutex<State>>);
+pub struct Stalls(Arc<Mutex<StallsState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct StallsState {
     next: u64,
-    held: HashMap<u64, Entry>,
-    stages: BTreeMap<StallStage, StageState>,
+    held: HashMap<u64, StallEntry>,
+    stages: BTreeMap<StallStage, StageLogState>,
 }
 
 #[derive(Debug)]
-struct Entry {
-    held: Held,
+struct StallEntry {
+    held: HeldRecord,
     since: Instant,
     cause: Option<String>,
 }
 
 /// The log state of one stage.
 #[derive(Debug, Default)]
-struct StageState {
+struct StageLogState {
     holding: usize,
     /// When records were last logged as held.
-    warned: Option<Instant>,
+    logged_at: Option<Instant>,
     /// Whether the log reports held records that have not recovered.
-    is_open: bool,
+    is_logged: bool,
 }
 
 impl Stalls {
@@ -193,18 +193,18 @@ impl Stalls {
     }
 
     /// Begins a stall now.
-    pub fn begin(&self, held: Held) -> StallGuard {
+    pub fn begin(&self, held: HeldRecord) -> StallGuard {
         self.begin_since(held, Instant::now())
     }
 
     /// Begins a stall that has lasted since then.
-    pub fn begin_since(&self, held: Held, since: Instant) -> StallGuard {
+    pub fn begin_since(&self, held: HeldRecord, since: Instant) -> StallGuard {
         let mut state = self.0.lock();
         state.next += 1;
         let id = state.next;
         state.stages.entry(held.stage).or_default().holding += 1;
         let stage = held.stage;
-        state.held.insert(id, Entry { held, since, cause: None });
+        state.held.insert(id, StallEntry { held, since, cause: None });
         StallGuard { stalls: self.clone(), id, stage }
     }
 
@@ -221,9 +221,9 @@ impl Stalls {
 
     fn longer_than(&self, least: Duration) -> Vec<Stall> {
         let state = self.0.lock();
-        let mut oldest: BTreeMap<_, (&Entry, Option<i64>, usize)> = BTreeMap::new();
+        let mut oldest: BTreeMap<_, (&StallEntry, Option<i64>, usize)> = BTreeMap::new();
         for entry in state.held.values() {
-            let Held { stage, topic, partition, offset } = &entry.held;
+            let HeldRecord { stage, topic, partition, offset } = &entry.held;
             let found = oldest.entry((*stage, topic, *partition)).or_insert((entry, *offset, 0));
             found.2 += 1;
             if entry.since < found.0.since {
@@ -282,18 +282,18 @@ impl StallGuard {
     /// Sets the last error, and logs occasionally that records are held.
     pub fn set_cause(&self, cause: &dyn Display) {
         let mut state = self.stalls.0.lock();
-        let State { held, stages, .. } = &mut *state;
+        let StallsState { held, stages, .. } = &mut *state;
         let (Some(entry), Some(stage)) = (held.get_mut(&self.id), stages.get_mut(&self.stage)) else {
             return;
         };
         let cause = entry.cause.insert(cause.to_string());
-        let is_told = self.stage.has_a_voice() && entry.since.elapsed() < STALL_AFTER;
-        if is_told || stage.warned.is_some_and(|at| at.elapsed() < REMIND_EVERY) {
+        let is_told = self.stage.client_logs_outage() && entry.since.elapsed() < STALL_AFTER;
+        if is_told || stage.logged_at.is_some_and(|at| at.elapsed() < REMIND_EVERY) {
             return;
         }
-        stage.warned = Some(Instant::now());
-        stage.is_open = true;
-        let Held { topic, partition, offset, .. } = &entry.held;
+        stage.logged_at = Some(Instant::now());
+        stage.is_logged = true;
+        let HeldRecord { topic, partition, offset, .. } = &entry.held;
         tracing::warn!(
             stage = self.stage.as_str(), %topic, partition, offset, holding = stage.holding, cause,
             "holding records, retrying until it succeeds"
@@ -306,7 +306,7 @@ impl StallGuard {
         if let Some(stage) = self.stalls.0.lock().stages.get_mut(&self.stage)
             && stage.holding == 1
         {
-            stage.is_open = false;
+            stage.is_logged = false;
         }
     }
 }
@@ -317,7 +317,7 @@ impl Drop for StallGuard {
         state.held.remove(&self.id);
         let Some(stage) = state.stages.get_mut(&self.stage) else { return };
         stage.holding = stage.holding.saturating_sub(1);
-        if stage.holding == 0 && std::mem::take(&mut stage.is_open) {
+        if stage.holding == 0 && std::mem::take(&mut stage.is_logged) {
             tracing::info!(stage = self.stage.as_str(), "recovered: no records are held");
         }
     }
@@ -327,8 +327,8 @@ impl Drop for StallGuard {
 mod tests {
     use super::*;
 
-    fn held(stage: StallStage, partition: i32, offset: i64) -> Held {
-        Held { stage, topic: "push".into(), partition, offset: Some(offset) }
+    fn held(stage: StallStage, partition: i32, offset: i64) -> HeldRecord {
+        HeldRecord { stage, topic: "push".into(), partition, offset: Some(offset) }
     }
 
     fn ago(seconds: u64) -> Instant {
@@ -383,7 +383,7 @@ mod tests {
         let stalls = Stalls::default();
         let logged = || {
             let state = stalls.0.lock();
-            state.stages.get(&StallStage::Policy).map(|stage| (stage.warned, stage.is_open))
+            state.stages.get(&StallStage::Policy).map(|stage| (stage.logged_at, stage.is_logged))
         };
         let guards: Vec<_> =
             (0..100).map(|offset| stalls.begin(held(StallStage::Policy, 0, offset))).collect();
@@ -393,12 +393,12 @@ mod tests {
         guards.iter().for_each(|guard| guard.set_cause(&"away"));
         assert_eq!(logged(), first);
         drop(guards);
-        let (warned, is_open) = logged().expect("a stage");
-        assert!(!is_open, "recovered");
+        let (logged_at, is_logged) = logged().expect("a stage");
+        assert!(!is_logged, "recovered");
 
         let guard = stalls.begin(held(StallStage::Policy, 0, 0));
         guard.set_cause(&"away");
-        assert_eq!(logged(), Some((warned, false)), "one that comes and goes does not fill the log");
+        assert_eq!(logged(), Some((logged_at, false)), "one that comes and goes does not fill the log");
         guard.cancel();
         assert_eq!(stalls.0.lock().held.len(), 0);
     }

@@ -18,7 +18,7 @@ use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
 pub use fields::Fields;
-use sink::Sink;
+use sink::LogSink;
 pub use throttle::LogThrottle;
 
 /// The `[log]` section: what is written to standard error.
@@ -75,7 +75,7 @@ impl Config {
 }
 
 /// The log of the process, once started.
-static LOG: OnceLock<(Sink, Format)> = OnceLock::new();
+static LOG: OnceLock<(LogSink, Format)> = OnceLock::new();
 
 /// Starts logging to standard error. Further calls have no effect.
 ///
@@ -86,7 +86,8 @@ pub fn init(config: &Config) -> anyhow::Result<()> {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let format = config.format;
     let gap = move |lines| line(format, &format!("{lines} log lines could not be written and were dropped"));
-    let sink = Sink::start(std::io::stderr(), gap).context("cannot start the thread that writes the log")?;
+    let sink =
+        LogSink::start(std::io::stderr(), gap).context("cannot start the thread that writes the log")?;
     let (sink, _) = LOG.get_or_init(|| (sink, format));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -109,7 +110,7 @@ pub fn register(registry: &mut Registry) {
 
 /// Logs an error without tracing, which may be what has failed. Never fails, and never blocks once
 /// the log has been started.
-pub(crate) fn last_words(text: &str) {
+pub(crate) fn log_fatal(text: &str) {
     match LOG.get() {
         Some((sink, format)) => sink.put(&line(*format, text)),
         None => drop(std::io::stderr().write_all(&line(Format::Text, text))),
@@ -146,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_level_that_is_none_is_named() {
+    fn an_unknown_level_is_reported() {
         assert_eq!(Config::default().validate(), Vec::<String>::new());
         let odd = Config { level: "halley=loud".into(), ..Config::default() };
         assert!(odd.validate()[0].contains("halley=loud"), "{:?}", odd.validate());

@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_are_read_as_people_write_them() {
+    fn times_are_parsed_as_people_write_them() {
         let at = |text| parse(text).map(to_record_ms);
         assert_eq!(at("1970-01-01T00:00:01Z"), Ok(1_000));
         assert_eq!(at("1970-01-01 00:00:01"), Ok(1_000));

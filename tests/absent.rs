@@ -10,7 +10,7 @@ use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, eventually_eq, free_port, repository, resident_kib};
 
 /// A topic with its dead-letter and notify topics, and the settings of a gateway.
-async fn station(name: &str, redis: &Redis) -> (String, Gateway) {
+async fn start_topic(name: &str, redis: &Redis) -> (String, Gateway) {
     let topic = kafka().topic(name, 1).await;
     kafka().create_topic(&format!("{topic}.dead-letter"), 1).await;
     kafka().create_topic(&format!("{topic}.offline"), 1).await;
@@ -48,10 +48,10 @@ fn bodies(comet: &FakeComet) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_backlog_that_meets_absent_users_is_stored_once() {
+async fn a_backlog_for_absent_users_is_stored_once() {
     let redis = Redis::start().await;
     absent_room(&redis, "lobby", 200).await;
-    let (topic, settings) = station("absent-backlog", &redis).await;
+    let (topic, settings) = start_topic("absent-backlog", &redis).await;
     let body = "x".repeat(200);
     for _ in 0..300 {
         kafka().produce_room(&topic, "lobby", &body).await;
@@ -73,10 +73,10 @@ async fn a_backlog_that_meets_absent_users_is_stored_once() {
 }
 
 #[tokio::test]
-async fn policies_decide_about_very_many_in_parts() {
+async fn policies_decide_about_many_recipients_in_parts() {
     let redis = Redis::start().await;
     absent_room(&redis, "stadium", 9_000).await;
-    let (topic, settings) = station("absent-many", &redis).await;
+    let (topic, settings) = start_topic("absent-many", &redis).await;
     let file = repository("plugins/dist/offline_rules.wasm");
     let rules = json!({ "rules": [{ "rooms": ["*"], "action": "store", "retention": "1h" }] });
     let plugin = Plugin::new("offline-rules", file).set("deadline", quoted("5s")).config(&rules);
@@ -96,7 +96,7 @@ async fn policies_decide_about_very_many_in_parts() {
 async fn notifications_of_a_backlog_are_written_once() {
     let redis = Redis::start().await;
     absent_room(&redis, "lobby", 150).await;
-    let (topic, settings) = station("absent-notify", &redis).await;
+    let (topic, settings) = start_topic("absent-notify", &redis).await;
     for number in 0..20 {
         kafka().produce_room(&topic, "lobby", number.to_string()).await;
     }
@@ -110,9 +110,9 @@ async fn notifications_of_a_backlog_are_written_once() {
 }
 
 #[tokio::test]
-async fn what_a_user_misses_is_kept_in_order() {
+async fn missed_messages_are_kept_in_order() {
     let redis = Redis::start().await;
-    let (topic, settings) = station("absent-order", &redis).await;
+    let (topic, settings) = start_topic("absent-order", &redis).await;
     let file = repository("plugins/dist/offline_rules.wasm");
     let rules = json!({ "rules": [{ "operations": [9], "action": "notify", "channel": "sms" }] });
     let plugin = Plugin::new("offline-rules", file).set("deadline", quoted("5s")).config(&rules);
@@ -142,13 +142,13 @@ async fn what_a_user_misses_is_kept_in_order() {
 }
 
 #[tokio::test]
-async fn who_is_online_comes_first_while_redis_refuses_to_store() {
+async fn online_users_come_first_while_redis_refuses_to_store() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     absent_room(&redis, "lobby", 3).await;
     redis.join("lobby", "conn_on", "user_on", comet.address()).await;
-    let (topic, settings) = station("absent-full", &redis).await;
+    let (topic, settings) = start_topic("absent-full", &redis).await;
     let settings =
-        settings.set("offline", "give_up_after", quoted("7s")).set("delivery", "max_in_flight", 40);
+        settings.set("offline", "store_timeout", quoted("7s")).set("delivery", "max_in_flight", 40);
     let gateway = settings.start().await;
     let memory = async |bytes: &str| {
         let mut limit = redis::cmd("CONFIG");
@@ -202,10 +202,10 @@ async fn a_person_with_two_devices_is_one_recipient() {
         redis.join("lobby", &format!("{user}-{device}"), user, &dead).await;
     }
     redis.offline("cid").await;
-    let (topic, settings) = station("absent-devices", &redis).await;
-    let settings = settings.set("delivery", "timeout", quoted("300ms")).set(
+    let (topic, settings) = start_topic("absent-devices", &redis).await;
+    let settings = settings.set("delivery", "request_timeout", quoted("300ms")).set(
         "delivery",
-        "give_up_after",
+        "delivery_timeout",
         quoted("500ms"),
     );
     let gateway = settings.set("log", "level", quoted("debug")).start().await;
@@ -231,7 +231,7 @@ async fn a_person_with_two_devices_is_one_recipient() {
 async fn only_users_have_inboxes() {
     let redis = Redis::start().await;
     let comet = FakeComet::start_speaking(Dialect::Goim).await;
-    let (topic, settings) = station("absent-goim", &redis).await;
+    let (topic, settings) = start_topic("absent-goim", &redis).await;
     let goim = settings.set("comets", "dialect", quoted("goim")).start().await;
     kafka().produce_keys(&topic, None, &["gone-1", "gone-2"], "hello").await;
     goim.wait_until_settled(&topic).await;
@@ -239,7 +239,7 @@ async fn only_users_have_inboxes() {
     assert_eq!(messages(&goim, "nobody").await, Some(1.0));
     drop(comet);
 
-    let (topic, settings) = station("absent-users", &redis).await;
+    let (topic, settings) = start_topic("absent-users", &redis).await;
     let users = settings.start().await;
     kafka().produce_keys(&topic, None, &["user_1", "user_2"], "hello").await;
     users.wait_until_settled(&topic).await;
@@ -247,10 +247,10 @@ async fn only_users_have_inboxes() {
 }
 
 #[tokio::test]
-async fn what_is_too_large_to_store_is_one_dead_letter() {
+async fn an_oversized_message_is_one_dead_letter() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_on", "user_on", comet.address()).await;
-    let (topic, settings) = station("absent-large", &redis).await;
+    let (topic, settings) = start_topic("absent-large", &redis).await;
     let settings = settings.set("offline", "max_body", quoted("1KiB")).set(
         "offline",
         "max_fan_out_bytes",
@@ -278,7 +278,7 @@ async fn what_is_too_large_to_store_is_one_dead_letter() {
     assert_eq!(redis.keys("halley:inbox:*").await, ["halley:inbox:away-1"]);
 
     // If nothing is stored, nothing is too large to store.
-    let (topic, settings) = station("absent-dropped", &redis).await;
+    let (topic, settings) = start_topic("absent-dropped", &redis).await;
     let settings = settings.set("offline", "max_body", quoted("1KiB"));
     let gateway = settings.set("offline", "default", quoted("drop")).start().await;
     kafka().produce_keys(&topic, None, &["user_on", "away-1"], "x".repeat(1_025)).await;
@@ -288,9 +288,9 @@ async fn what_is_too_large_to_store_is_one_dead_letter() {
 }
 
 #[tokio::test]
-async fn records_that_are_no_messages_are_seen_at_info() {
+async fn undecodable_records_are_logged_at_info() {
     let redis = Redis::start().await;
-    let (topic, settings) = station("absent-decode", &redis).await;
+    let (topic, settings) = start_topic("absent-decode", &redis).await;
     let gateway = settings.start().await;
     assert_eq!(gateway.metric("halley_dead_letters_total{stage=\"decode\"}").await, Some(0.0));
     for _ in 0..20 {

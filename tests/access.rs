@@ -46,7 +46,7 @@ fn halley(command: &str, settings: &Gateway, args: &[&str]) -> String {
 }
 
 #[tokio::test]
-async fn what_records_and_plugins_name_on_loopback_is_not_dialled() {
+async fn loopback_named_by_records_or_plugins_is_not_dialled() {
     let (redis, comet, bystander) = (Redis::start().await, FakeComet::start().await, Bystander::start());
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     let topic = kafka().topic("access", 1).await;
@@ -94,7 +94,7 @@ async fn what_records_and_plugins_name_on_loopback_is_not_dialled() {
 }
 
 #[tokio::test]
-async fn a_list_opens_what_records_may_name() {
+async fn an_allow_list_permits_named_comets() {
     let (redis, comet, other) = (Redis::start().await, FakeComet::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     let topic = kafka().topic("allowed", 1).await;

@@ -52,7 +52,7 @@ const MISTAKES: &[(&str, &str)] = &[
     ("[kafka.properties]\n\"sasl.password\" = { a = \"hunter2\" }", "halley.toml:2"),
     ("[redis]\nurl = \"redis://u:hunter2@h:x\"", "[redis] url is invalid"),
     ("[comets]\nnodes = [\"https://comet:50051\"]", "`comets.nodes`"),
-    ("[policies]\nstate_folder = \"halley.toml/state\"", "`policies.state_folder`"),
+    ("[policies]\nstate_dir = \"halley.toml/state\"", "`policies.state_dir`"),
     ("[admin]\ntoken_file = \"nowhere\"", "nowhere cannot be read"),
     ("[admin]\ntoken_file = \"halley.toml\"\n[log]\nlevel = \"x\"", "`log.level`"),
     ("[admin]\nlisten = \"9093\"", "`admin.listen` is `9093`"),
@@ -77,7 +77,7 @@ fn every_mistake_is_named_before_anything_starts() {
 }
 
 #[test]
-fn what_was_probably_not_meant_is_a_warning() {
+fn probable_mistakes_are_reported_as_warnings() {
     for (toml, environment, expected) in [
         ("[kafka]\nsession_timeout = \"1s\"", None, "group.min.session.timeout.ms"),
         ("[delivery]\nmax_in_flight_bytes = \"256\"", None, "is 256 bytes"),
@@ -92,7 +92,7 @@ fn what_was_probably_not_meant_is_a_warning() {
 }
 
 #[test]
-fn a_group_of_the_next_generation_is_in_order() {
+fn a_group_of_the_next_generation_is_valid() {
     let toml = "[kafka.properties]\n\"group.protocol\" = \"consumer\"";
     assert_eq!(check(toml, &[], &[]).0, Some(0));
 }
@@ -114,7 +114,7 @@ fn check_says_which_file_it_saw() {
 }
 
 #[test]
-fn check_tells_machines_as_json() {
+fn check_prints_json() {
     let (code, said) = check("[kafka]\ngroop = 1\nsession_timeout = \"1s\"", &["--json"], &[]);
     assert_eq!(code, Some(2));
     let report: Value = serde_json::from_str(&said).expect("JSON");
@@ -223,9 +223,9 @@ async fn a_group_of_the_next_generation_delivers() {
     assert!(admin.is_some_and(|(_, ok, text)| *ok && text.contains("a gateway listens there")), "{found:#?}");
     // The listener for probes is tried as well: this one is a comet's.
     let taken = comet.address().to_string();
-    let (_, found) = connect(gateway(&topic).set("admin", "probes", quoted(&taken))).await;
+    let (_, found) = connect(gateway(&topic).set("admin", "probe_listen", quoted(&taken))).await;
     let probes = found.iter().find(|(subject, ..)| *subject == format!("admin listener for probes {taken}"));
-    let told = probes.is_some_and(|(_, ok, text)| !*ok && text.contains("check `[admin] probes`"));
+    let told = probes.is_some_and(|(_, ok, text)| !*ok && text.contains("check `[admin] probe_listen`"));
     assert!(told, "{found:#?}");
     assert!(running.sigterm().await.success());
 }

@@ -41,7 +41,7 @@ fn every_command_explains_itself() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_a_failure_unless_nobody_wants_it() {
+fn unwritable_output_fails_except_for_a_closed_pipe() {
     let (_folder, file) = write("halley.toml", "[redis]\nurl = \"memory://\"\n");
     let run = |out: Stdio| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_halley"));
@@ -115,7 +115,7 @@ fn check_approves_the_example() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn explain_shows_the_way_of_a_message() {
+async fn explain_shows_the_path_of_a_message() {
     let (redis, a, b) = (Redis::start().await, FakeComet::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", a.address()).await;
     redis.join("lobby", "conn_2", "user_2", b.address()).await;
@@ -152,7 +152,7 @@ async fn explain_shows_the_way_of_a_message() {
 }
 
 #[test]
-fn the_demo_s_tour_goes_as_told() {
+fn the_demo_tour_passes() {
     let plugins = repository("plugins/dist").display().to_string();
     let demo = halley(&["demo", "--once", "--plugins", &plugins]);
     let told = stdout(&demo);

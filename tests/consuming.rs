@@ -101,7 +101,7 @@ async fn an_unreadable_batch_is_reported_and_can_be_skipped() {
     let Some(lobby) = Lobby::new("a_batch_that_cannot_be_unpacked", 2).await else { return };
     // As small as librdkafka allows: the decompressed size of a batch counts.
     let limits = "{ \"receive.message.max.bytes\" = \"1001024\", \"fetch.max.bytes\" = \"1000000\" }";
-    let settings = lobby.settings.clone().set("kafka", "instance", quoted(""));
+    let settings = lobby.settings.clone().set("kafka", "instance_id", quoted(""));
     let settings = settings.set("kafka", "properties", limits);
     let first = settings.clone().start().await;
     let group = first.group().to_owned();

@@ -32,7 +32,7 @@ async fn a_large_room_is_delivered_and_a_huge_one_blocks_nothing() {
     let gateway = gateway(&topic)
         .redis(&redis)
         .set("redis", "scan_timeout", quoted("40ms"))
-        .set("routing", "max_room", 100_000)
+        .set("routing", "max_room_size", 100_000)
         .start()
         .await;
     let mut huge = Vec::new();
@@ -50,7 +50,7 @@ async fn a_large_room_is_delivered_and_a_huge_one_blocks_nothing() {
         |name: &'static str| letters.iter().map(move |letter| letter.header(name).unwrap_or_default());
     assert!(header("halley-message-id").eq(huge), "{letters:?}");
     assert!(header("halley-stage").all(|stage| stage == "resolve"));
-    let reason = "room `huge` has more than 100000 members; see `[routing] max_room`";
+    let reason = "room `huge` has more than 100000 members; see `[routing] max_room_size`";
     assert!(header("halley-reason").all(|told| told == reason), "{letters:?}");
     assert_eq!(gateway.metric("halley_dead_letters_total{stage=\"resolve\"}").await, Some(3.0));
     assert_eq!(gateway.get("/readyz").await.status, 200);

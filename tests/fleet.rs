@@ -117,7 +117,7 @@ async fn a_comet_under_a_new_address_leaves_no_dead_letters() {
     let running = gateway(&topic)
         .redis(&redis)
         .set("comets", "stale_after", quoted("1s"))
-        .set("comets", "breaker_patience", quoted("0s"))
+        .set("comets", "breaker_window", quoted("0s"))
         .set("routing.cache", "max_age", quoted("0s"))
         .start()
         .await;
@@ -141,7 +141,7 @@ async fn a_comet_under_a_new_address_leaves_no_dead_letters() {
     let gone = status(&running, &old).await.expect("it is still known");
     assert_eq!((&gone["source"], &gone["broadcasts"]), (&"directory".into(), &false.into()), "{gone}");
     eventually("the metric", PATIENCE, async || {
-        let left_out = running.metric("halley_known_comets{source=\"left_out\"}").await;
+        let left_out = running.metric("halley_comets_known{source=\"left_out\"}").await;
         (left_out == Some(1.0)).then_some(())
     })
     .await;

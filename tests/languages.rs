@@ -20,7 +20,7 @@ use crate::support::comet::FakeComet;
 use crate::support::gateway::{Plugin, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
-use crate::support::{folder, loudly, repository};
+use crate::support::{folder, print_uncaptured, repository};
 
 /// How `build.sh` says that the tools of a language cannot be had.
 const LACKING: i32 = 3;
@@ -94,7 +94,7 @@ fn a_python_project_raises() {
 
     let (code, out, err) = halley(&project, &["run", "--deadline", "10s", "-m", "messages.jsonl"]);
     if err.contains("languages: python is not built: ") {
-        loudly(format!("languages: exceptions in Python are NOT PROVEN here:\n{err}"));
+        print_uncaptured(format!("languages: exceptions in Python are NOT PROVEN here:\n{err}"));
         return;
     }
     assert_eq!(code, Some(1), "{out}{err}");
@@ -157,7 +157,7 @@ fn built(language: &str) -> Option<PathBuf> {
     match run.status.code() {
         Some(0) => Some(repository(&format!("plugins/languages/dist/mask_words_{language}.wasm"))),
         Some(LACKING) => {
-            loudly(format!("languages: policies in {language} are NOT PROVEN here:\n{said}"));
+            print_uncaptured(format!("languages: policies in {language} are NOT PROVEN here:\n{said}"));
             None
         }
         _ => panic!("plugins/languages/build.sh {language} failed:\n{said}"),
@@ -196,7 +196,7 @@ fn load(file: PathBuf, name: &str, config: Value) -> Arc<Policies> {
 /// What becomes of each message: its body as delivered, or why it is dropped.
 fn decisions(chain: &mut Chain, messages: &[Message]) -> Vec<Result<String, String>> {
     let filtered = chain.filter("push", 0, messages.to_vec()).expect("nothing stalls");
-    let decision = |one: halley::decision::Filtered| match one.verdict {
+    let decision = |one: halley::decision::FilteredMessage| match one.verdict {
         Verdict::Pass => {
             let failed = one.trail.iter().find(|decision| decision.what.starts_with("failed"));
             assert_eq!(failed, None, "{:?}", one.message.body);

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 /// Everyone may know these; they know nobody.
-const FOR_ALL: [&str; 9] =
+const COMMON: [&str; 9] =
     ["files", "telemetry", "panics", "stalls", "sync", "backoff", "expiring", "time", "blocking"];
 
 /// Each module with its allowed dependencies.
-const MAY_KNOW: &[(&str, &[&str])] = &[
+const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
     ("message", &[]),
     ("offsets", &[]),
     ("membership", &["message"]),
@@ -160,14 +160,17 @@ const PARTS_OF_POLICY: &[(&str, &[&str])] = &[
     ("switch", &[]),
     ("metrics", &[]),
     ("config", &["on_error", "rollout/config"]),
-    ("plugin", &["config", "rollout/config", "rollout/judge", "rollout/quarantine"]),
-    ("pass", &["set"]),
-    ("link/", &["link/", "config", "on_error", "pass", "plugin", "rollout/", "time_budget"]),
-    ("entry", &["config", "link/", "plugin", "rollout/"]),
+    ("plugin", &["config", "rollout/config", "rollout/analysis", "rollout/quarantine"]),
+    ("filter_run", &["set"]),
+    (
+        "chain_entry/",
+        &["chain_entry/", "config", "on_error", "filter_run", "plugin", "rollout/", "time_budget"],
+    ),
+    ("entry", &["config", "chain_entry/", "plugin", "rollout/"]),
     ("set", &["entry", "plugin"]),
-    ("chain", &["link/", "pass", "set"]),
-    ("prepare", &["config", "entry", "rollout/trial"]),
-    ("status", &["entry", "on_error", "prepare", "rollout/trial", "set"]),
+    ("chain", &["chain_entry/", "filter_run", "set"]),
+    ("prepare", &["config", "entry", "rollout/candidate"]),
+    ("status", &["entry", "on_error", "prepare", "rollout/candidate", "set"]),
     (
         "policies",
         &["config", "entry", "metrics", "plugin", "prepare", "rollout/quarantine", "set", "status", "switch"],
@@ -191,7 +194,7 @@ const STILL_IN_CIRCLES: &[&str] = &[
 ];
 
 /// Crates whose types stay in their room.
-const STAYS_IN: &[(&str, &[&str])] = &[
+const CONFINED_CRATES: &[(&str, &[&str])] = &[
     ("rdkafka", &["kafka", "consumer", "dead_letter"]),
     ("redis", &["redis_client", "redrive_key", "directory", "guard", "shared_state", "offline", "comets"]),
     ("wasmtime", &["wasm"]),
@@ -212,18 +215,18 @@ const STAYS_IN: &[(&str, &[&str])] = &[
 ];
 
 #[test]
-fn everyone_knows_only_whom_the_plan_allows() {
+fn modules_depend_only_on_allowed_modules() {
     let mut strangers = BTreeSet::new();
     for (file, module, text) in sources() {
-        let Some((_, allowed)) = MAY_KNOW.iter().find(|(name, _)| *name == module) else {
+        let Some((_, allowed)) = ALLOWED_DEPENDENCIES.iter().find(|(name, _)| *name == module) else {
             strangers.insert(format!("{}: module `{module}` is not in the plan", file.display()));
             continue;
         };
         for known in names_after(&text, "crate::") {
-            let is_module = MAY_KNOW.iter().any(|(name, _)| *name == known);
+            let is_module = ALLOWED_DEPENDENCIES.iter().any(|(name, _)| *name == known);
             if is_module
                 && known != module
-                && !FOR_ALL.contains(&known.as_str())
+                && !COMMON.contains(&known.as_str())
                 && !allowed.contains(&known.as_str())
             {
                 strangers.insert(format!("{}: `{module}` may not know `{known}`", file.display()));
@@ -234,10 +237,10 @@ fn everyone_knows_only_whom_the_plan_allows() {
 }
 
 #[test]
-fn foreign_types_stay_in_their_room() {
+fn foreign_types_stay_in_their_module() {
     let mut escaped = BTreeSet::new();
     for (file, module, text) in sources() {
-        for (foreign, rooms) in STAYS_IN {
+        for (foreign, rooms) in CONFINED_CRATES {
             if rooms.contains(&module.as_str()) || !text.contains(&format!("{foreign}::")) {
                 continue;
             }
@@ -255,7 +258,7 @@ const READS: [&str; 5] = ["fs::read(", "fs::read_to_string(", "File::open(", "Op
 const WRITES: [&str; 4] = ["fs::write(", "File::create(", "File::create_new(", "File::options("];
 
 #[test]
-fn files_are_opened_in_one_room() {
+fn files_are_opened_in_one_module() {
     let mut escaped = BTreeSet::new();
     for (file, module, text) in sources() {
         let in_tests = file.components().any(|part| part.as_os_str().to_string_lossy().contains("tests"));
@@ -272,15 +275,16 @@ fn files_are_opened_in_one_room() {
 }
 
 #[test]
-fn the_plan_has_no_circle() {
+fn allowed_dependencies_have_no_cycle() {
     fn visit(module: &str, path: &mut Vec<String>) {
         assert!(!path.iter().any(|seen| seen == module), "a circle: {path:?} -> {module}");
         path.push(module.to_owned());
-        let known = MAY_KNOW.iter().find(|(name, _)| *name == module).map_or(&[][..], |(_, known)| known);
+        let known =
+            ALLOWED_DEPENDENCIES.iter().find(|(name, _)| *name == module).map_or(&[][..], |(_, known)| known);
         known.iter().for_each(|known| visit(known, path));
         path.pop();
     }
-    for (module, _) in MAY_KNOW {
+    for (module, _) in ALLOWED_DEPENDENCIES {
         visit(module, &mut Vec::new());
     }
 }
@@ -367,7 +371,7 @@ fn texts() -> names::Sources {
 }
 
 #[test]
-fn every_file_says_what_it_is() {
+fn every_file_has_module_docs() {
     let silent: Vec<_> =
         sources().filter(|(_, _, text)| !text.starts_with("//!")).map(|(file, ..)| file).collect();
     assert!(silent.is_empty(), "files that do not open with `//!`: {silent:?}");

@@ -10,7 +10,7 @@ use crate::support::comet::{FakeComet, To};
 use crate::support::gateway::{Gateway, Plugin, RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
-use crate::support::{PATIENCE, eventually, folder, loudly, repository, resident_kib};
+use crate::support::{PATIENCE, eventually, folder, print_uncaptured, repository, resident_kib};
 
 /// A bundled policy, as `make plugins` built it.
 fn bundled(name: &str) -> Plugin {
@@ -31,14 +31,14 @@ fn wasm(path: &str) -> PathBuf {
 }
 
 /// A room `lobby` with one user on one comet, and a gateway that knows them.
-struct Stage {
+struct PolicyFixture {
     redis: Redis,
     comet: FakeComet,
     topic: String,
     settings: Gateway,
 }
 
-impl Stage {
+impl PolicyFixture {
     async fn new(name: &str) -> Self {
         let (redis, comet) = (Redis::start().await, FakeComet::start().await);
         redis.join("lobby", "conn_1", "user_1", comet.address()).await;
@@ -74,34 +74,34 @@ async fn generation(gateway: &RunningGateway) -> u64 {
 
 #[tokio::test]
 async fn the_keyword_filter_drops_or_masks() {
-    let stage = Stage::new("keywords").await;
+    let fixture = PolicyFixture::new("keywords").await;
     let drop = bundled("keyword-filter").config(&json!({ "words": ["spam", "广告"] }));
-    let gateway = stage.start([drop]).await;
+    let gateway = fixture.start([drop]).await;
     for body in ["hello", "buy spam", "看广告", "bye"] {
-        stage.say(body).await;
+        fixture.say(body).await;
     }
-    gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard(), ["hello", "bye"]);
+    gateway.wait_until_settled(&fixture.topic).await;
+    assert_eq!(fixture.heard(), ["hello", "bye"]);
     assert_eq!(gateway.metric(r#"halley_messages_total{outcome="dropped"}"#).await, Some(2.0));
 
     let before = generation(&gateway).await;
     let mask = bundled("keyword-filter").config(&json!({ "words": ["spam", "广告"], "action": "mask" }));
-    gateway.configure(&stage.settings.clone().plugin(mask));
+    gateway.configure(&fixture.settings.clone().plugin(mask));
     generation_after(&gateway, before).await;
-    stage.say("看广告 spam").await;
-    gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard().last().map(String::as_str), Some("看** ****"));
+    fixture.say("看广告 spam").await;
+    gateway.wait_until_settled(&fixture.topic).await;
+    assert_eq!(fixture.heard().last().map(String::as_str), Some("看** ****"));
 }
 
 #[tokio::test]
 async fn a_comet_s_refusal_names_the_policies_that_amended_the_message() {
-    let stage = Stage::new("amended").await;
-    stage.comet.refuse("lobby", tonic::Code::InvalidArgument);
+    let fixture = PolicyFixture::new("amended").await;
+    fixture.comet.refuse("lobby", tonic::Code::InvalidArgument);
     let mask = bundled("keyword-filter").config(&json!({ "words": ["spam"], "action": "mask" }));
-    let gateway = stage.start([mask]).await;
-    stage.say("some spam").await;
-    gateway.wait_until_settled(&stage.topic).await;
-    let letters = kafka().read_all(&format!("{}.dead-letter", stage.topic));
+    let gateway = fixture.start([mask]).await;
+    fixture.say("some spam").await;
+    gateway.wait_until_settled(&fixture.topic).await;
+    let letters = kafka().read_all(&format!("{}.dead-letter", fixture.topic));
     let reason = letters[0].header("halley-reason").expect("a reason");
     assert!(reason.contains("InvalidArgument") && reason.contains("keyword-filter@"), "{reason}");
     assert!(reason.contains("amended body"), "{reason}");
@@ -109,61 +109,61 @@ async fn a_comet_s_refusal_names_the_policies_that_amended_the_message() {
 
 #[tokio::test]
 async fn the_duplicate_guard_stops_duplicates_and_calms_rooms() {
-    let stage = Stage::new("duplicates").await;
+    let fixture = PolicyFixture::new("duplicates").await;
     let duplicates = bundled("duplicate-guard").config(&json!({ "duplicates": { "within": "60s" } }));
-    let gateway = stage.start([duplicates]).await;
+    let gateway = fixture.start([duplicates]).await;
     for body in ["once", "twice", "twice", "thrice", "twice"] {
-        stage.say(body).await;
+        fixture.say(body).await;
     }
-    gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard(), ["once", "twice", "thrice"]);
+    gateway.wait_until_settled(&fixture.topic).await;
+    assert_eq!(fixture.heard(), ["once", "twice", "thrice"]);
 
     let before = generation(&gateway).await;
     let cooldown = json!({ "cooldown": { "within": "60s", "spare_operations": [7] } });
-    gateway.configure(&stage.settings.clone().plugin(bundled("duplicate-guard").config(&cooldown)));
+    gateway.configure(&fixture.settings.clone().plugin(bundled("duplicate-guard").config(&cooldown)));
     generation_after(&gateway, before).await;
-    stage.comet.forget();
+    fixture.comet.forget();
     let room = || halley::message::Audience::Room("lobby".into());
     for (operation, body) in [(4, "first"), (4, "too soon"), (7, "a gift"), (7, "another")] {
-        kafka().produce(&stage.topic, room(), operation, body).await;
+        kafka().produce(&fixture.topic, room(), operation, body).await;
     }
-    gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard(), ["first", "a gift", "another"]);
+    gateway.wait_until_settled(&fixture.topic).await;
+    assert_eq!(fixture.heard(), ["first", "a gift", "another"]);
 }
 
 #[tokio::test]
 async fn the_comet_drain_moves_a_comet_s_share() {
-    let mut stage = Stage::new("drain").await;
+    let mut fixture = PolicyFixture::new("drain").await;
     let (draining, fresh) = (FakeComet::start().await, FakeComet::start().await);
-    stage.redis.join("lobby", "conn_2", "user_2", draining.address()).await;
+    fixture.redis.join("lobby", "conn_2", "user_2", draining.address()).await;
     let leaving = draining.address().to_string();
     let redirect = json!({ "draining": [leaving], "action": "redirect", "to": fresh.address().to_string() });
-    stage.settings = stage.settings.node(&fresh);
-    let gateway = stage.start([bundled("comet-drain").config(&redirect)]).await;
-    stage.say("moved").await;
-    gateway.wait_until_settled(&stage.topic).await;
+    fixture.settings = fixture.settings.node(&fresh);
+    let gateway = fixture.start([bundled("comet-drain").config(&redirect)]).await;
+    fixture.say("moved").await;
+    gateway.wait_until_settled(&fixture.topic).await;
     let moved = (To::Room("lobby".into()), 4, "moved".to_owned());
-    assert_eq!((fresh.deliveries(), stage.comet.deliveries()), (vec![moved.clone()], vec![moved]));
+    assert_eq!((fresh.deliveries(), fixture.comet.deliveries()), (vec![moved.clone()], vec![moved]));
     assert_eq!(draining.calls().len(), 0);
 
     let before = generation(&gateway).await;
     let offline = json!({ "draining": [leaving], "action": "offline" });
-    gateway.configure(&stage.settings.clone().plugin(bundled("comet-drain").config(&offline)));
+    gateway.configure(&fixture.settings.clone().plugin(bundled("comet-drain").config(&offline)));
     generation_after(&gateway, before).await;
-    stage.say("kept").await;
-    gateway.wait_until_settled(&stage.topic).await;
+    fixture.say("kept").await;
+    gateway.wait_until_settled(&fixture.topic).await;
     assert_eq!(draining.calls().len(), 0);
-    assert_eq!(stage.redis.stream("halley:inbox:user_2").await.len(), 1);
+    assert_eq!(fixture.redis.stream("halley:inbox:user_2").await.len(), 1);
 }
 
 #[tokio::test]
 async fn a_partly_moved_room_is_called_by_connection() {
-    let stage = Stage::new("partial").await;
+    let fixture = PolicyFixture::new("partial").await;
     for n in 2..=3 {
-        stage.redis.join("drain", &format!("conn_{n}"), "anyone", stage.comet.address()).await;
+        fixture.redis.join("drain", &format!("conn_{n}"), "anyone", fixture.comet.address()).await;
     }
     // The guest redirects the first comet's share and skips the last connection.
-    let elsewhere = stage.start([unruly("unruly")]).await;
+    let elsewhere = fixture.start([unruly("unruly")]).await;
     let route = elsewhere.get("/v1/routes/drain").await.json();
     assert_eq!(route["shares"][0]["comet"], "elsewhere:1");
     assert_eq!((&route["shares"][0]["call"], &route["skipped"]), (&"PushMsg".into(), &1.into()), "{route}");
@@ -171,23 +171,23 @@ async fn a_partly_moved_room_is_called_by_connection() {
 
 #[tokio::test]
 async fn the_offline_rules_store_notify_and_drop() {
-    let stage = Stage::new("offline-rules").await;
-    stage.redis.offline("user_1").await;
+    let fixture = PolicyFixture::new("offline-rules").await;
+    fixture.redis.offline("user_1").await;
     let rules = json!({ "rules": [
         { "audience": "keys", "action": "notify", "channel": "apns" },
         { "operations": [7], "action": "store", "retention": "1h" },
         { "rooms": ["*"], "action": "drop" },
     ] });
-    let gateway = stage.start([bundled("offline-rules").config(&rules)]).await;
+    let gateway = fixture.start([bundled("offline-rules").config(&rules)]).await;
     let room = || halley::message::Audience::Room("lobby".into());
-    kafka().produce(&stage.topic, room(), 7, "a gift").await;
-    kafka().produce(&stage.topic, room(), 4, "chatter").await;
-    let id = kafka().produce_keys(&stage.topic, None, &["user_1"], "call me").await;
-    gateway.wait_until_settled(&stage.topic).await;
+    kafka().produce(&fixture.topic, room(), 7, "a gift").await;
+    kafka().produce(&fixture.topic, room(), 4, "chatter").await;
+    let id = kafka().produce_keys(&fixture.topic, None, &["user_1"], "call me").await;
+    gateway.wait_until_settled(&fixture.topic).await;
 
-    assert_eq!(stage.heard(), [""; 0]);
-    assert_eq!(stage.redis.stream("halley:inbox:user_1").await.len(), 1);
-    let notified = kafka().read_all(&format!("{}.offline", stage.topic));
+    assert_eq!(fixture.heard(), [""; 0]);
+    assert_eq!(fixture.redis.stream("halley:inbox:user_1").await.len(), 1);
+    let notified = kafka().read_all(&format!("{}.offline", fixture.topic));
     assert_eq!(notified.len(), 1, "{notified:#?}");
     let header = |name: &str| notified[0].header(name).unwrap_or_default();
     assert_eq!(
@@ -204,18 +204,18 @@ async fn the_offline_rules_store_notify_and_drop() {
 
 #[tokio::test]
 async fn amendments_of_several_policies_compose() {
-    let mut stage = Stage::new("compose").await;
+    let mut fixture = PolicyFixture::new("compose").await;
     let other = FakeComet::start().await;
     let mask = bundled("keyword-filter").config(&json!({ "words": ["spam"], "action": "mask" }));
-    stage.settings = stage.settings.set("comets", "allow", "[\"127.0.0.0/8\"]");
-    let gateway = stage.start([mask, unruly("unruly").set("comets", quoted("any"))]).await;
-    stage.say(&format!("also {}", other.address())).await;
-    stage.say("body rewritten, spam and all").await;
-    stage.say("dead-letter for a person to look at").await;
-    gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard(), [format!("also {}", other.address()), "rewritten, **** and all".to_owned()]);
+    fixture.settings = fixture.settings.set("comets", "allow", "[\"127.0.0.0/8\"]");
+    let gateway = fixture.start([mask, unruly("unruly").set("comets", quoted("any"))]).await;
+    fixture.say(&format!("also {}", other.address())).await;
+    fixture.say("body rewritten, spam and all").await;
+    fixture.say("dead-letter for a person to look at").await;
+    gateway.wait_until_settled(&fixture.topic).await;
+    assert_eq!(fixture.heard(), [format!("also {}", other.address()), "rewritten, **** and all".to_owned()]);
     assert_eq!(other.deliveries().len(), 1);
-    let letters = kafka().read_all(&format!("{}.dead-letter", stage.topic));
+    let letters = kafka().read_all(&format!("{}.dead-letter", fixture.topic));
     assert_eq!(letters[0].header("halley-stage").as_deref(), Some("filter"));
     assert!(letters[0].header("halley-plugin").unwrap_or_default().starts_with("unruly@"), "{letters:?}");
 }
@@ -223,23 +223,23 @@ async fn amendments_of_several_policies_compose() {
 #[tokio::test]
 async fn guests_that_misbehave_harm_no_other_message() {
     for command in ["trap", "loop", "eat", "few", "many", "gigabyte", "flood"] {
-        let stage = Stage::new(&format!("unruly-{command}")).await;
+        let fixture = PolicyFixture::new(&format!("unruly-{command}")).await;
         let dead_letter = unruly("unruly").set("on_error", quoted("dead-letter"));
         let mask = bundled("keyword-filter").config(&json!({ "words": ["spam"], "action": "mask" }));
-        let gateway = stage.start([dead_letter, mask]).await;
+        let gateway = fixture.start([dead_letter, mask]).await;
         let mut expected = Vec::new();
         for number in 0..20 {
             if number == 10 {
-                stage.say(command).await;
+                fixture.say(command).await;
             }
-            stage.say(&format!("spam {number}")).await;
+            fixture.say(&format!("spam {number}")).await;
             expected.push(format!("**** {number}"));
         }
-        gateway.wait_until_settled(&stage.topic).await;
+        gateway.wait_until_settled(&fixture.topic).await;
 
-        let heard: Vec<_> = stage.heard().into_iter().filter(|body| body != command).collect();
+        let heard: Vec<_> = fixture.heard().into_iter().filter(|body| body != command).collect();
         assert_eq!(heard, expected, "{command}: the others passed through both policies");
-        let letters = kafka().read_all(&format!("{}.dead-letter", stage.topic));
+        let letters = kafka().read_all(&format!("{}.dead-letter", fixture.topic));
         if command == "flood" {
             assert_eq!(letters.len(), 0, "excessive logging is limited, not an error");
         } else {
@@ -268,7 +268,7 @@ async fn partitions_behind_another_s_stalled_look_up_are_named() {
         (stalls.len() == 2).then_some(stalls)
     };
     let stalls = eventually("both partitions to be named", PATIENCE, stalls).await;
-    let of = |stage: &str| stalls.iter().find(|stall| stall["stage"] == stage).expect("a stall");
+    let of = |fixture: &str| stalls.iter().find(|stall| stall["stage"] == fixture).expect("a stall");
     let (leader, follower) = (of("policy"), of("resolve"));
     assert_ne!(leader["partition"], follower["partition"]);
     let cause =
@@ -284,19 +284,19 @@ async fn partitions_behind_another_s_stalled_look_up_are_named() {
 }
 
 #[tokio::test]
-async fn a_stalling_policy_holds_its_partition_until_it_is_replaced() {
-    let stage = Stage::new("stall").await;
+async fn a_stalled_policy_holds_its_partition_until_replaced() {
+    let fixture = PolicyFixture::new("stall").await;
     // A policy that fetches shared state runs before it: its success in between is not a recovery.
     let counting =
         Plugin::new("counting", wasm("tests/guests/dist/unruly.wasm")).set("state", quoted("shared"));
-    let gateway = stage
+    let gateway = fixture
         .start([counting.set("deadline", quoted("5s")), unruly("unruly").set("on_error", quoted("stall"))])
         .await;
     gateway.signal("STOP");
     // The first record answers the pending fetch; the others arrive together.
     let all = ["first", "count k", "trap", "hello"];
     for body in all {
-        stage.say(body).await;
+        fixture.say(body).await;
     }
     gateway.signal("CONT");
     gateway.wait_for_log("holding records, retrying until it succeeds").await;
@@ -307,32 +307,32 @@ async fn a_stalling_policy_holds_its_partition_until_it_is_replaced() {
     eventually("/readyz to name the policy that stalls", PATIENCE, held).await;
     assert_eq!(gateway.metric("halley_stalled_partitions{stage=\"policy\"}").await, Some(1.0));
     assert_eq!(gateway.get("/v1/stalls").await.json()["stalls"][0]["stage"], "policy");
-    assert!(stage.heard().len() <= 1, "{:?}", stage.heard());
+    assert!(fixture.heard().len() <= 1, "{:?}", fixture.heard());
     let told = |begins: &str| {
         let lines = gateway.log_lines();
         lines.iter().filter(|line| line["message"].as_str().is_some_and(|m| m.starts_with(begins))).count()
     };
     assert_eq!((told("holding records"), told("recovered")), (1, 0), "one stall, one line");
-    gateway.configure(&stage.settings);
-    gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard(), all, "nothing was lost meanwhile");
+    gateway.configure(&fixture.settings);
+    gateway.wait_until_settled(&fixture.topic).await;
+    assert_eq!(fixture.heard(), all, "nothing was lost meanwhile");
     gateway.wait_until_ready().await;
     assert_eq!(told("recovered"), 1);
 }
 
 #[tokio::test]
-async fn a_stray_in_the_plugin_directory_stops_nothing() {
-    let stage = Stage::new("stray").await;
+async fn an_unreadable_plugin_file_stops_nothing() {
+    let fixture = PolicyFixture::new("stray").await;
     let home = folder("plugins");
     std::fs::copy(wasm("tests/guests/dist/unruly.wasm"), home.path().join("unruly.wasm")).expect("copied");
     let pipe = home.path().join("stray.wasm");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().is_ok_and(|status| status.success()));
     let directory = quoted(&home.path().display().to_string());
-    let gateway = stage.settings.clone().set("policies", "directory", directory).start().await;
-    stage.say("drop this").await;
-    stage.say("hello").await;
-    gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard(), ["hello"], "the other plugins decide");
+    let gateway = fixture.settings.clone().set("policies", "directory", directory).start().await;
+    fixture.say("drop this").await;
+    fixture.say("hello").await;
+    gateway.wait_until_settled(&fixture.topic).await;
+    assert_eq!(fixture.heard(), ["hello"], "the other plugins decide");
     let ready = gateway.get("/readyz").await;
     assert!(ready.status == 200 && ready.body.contains("plugin `stray`"), "{ready:?}");
     let status = gateway.get("/v1/plugins").await.json();
@@ -348,7 +348,7 @@ async fn a_stray_in_the_plugin_directory_stops_nothing() {
 
 #[tokio::test]
 async fn a_broken_file_leaves_the_running_version_in_place() {
-    let stage = Stage::new("broken").await;
+    let fixture = PolicyFixture::new("broken").await;
     let home = folder("plugin");
     let file = home.path().join("filter.wasm");
     std::fs::copy(wasm("plugins/dist/keyword_filter.wasm"), &file).expect("copied");
@@ -357,7 +357,7 @@ async fn a_broken_file_leaves_the_running_version_in_place() {
             .set("deadline", quoted("5s"))
             .config(&json!({ "words": ["spam"], "action": "mask" }))
     };
-    let gateway = stage.start([plugin()]).await;
+    let gateway = fixture.start([plugin()]).await;
     let before = generation(&gateway).await;
 
     let refusals: [(&[u8], &str); 3] = [
@@ -372,14 +372,14 @@ async fn a_broken_file_leaves_the_running_version_in_place() {
             refusal.contains(expected).then_some(refusal)
         };
         eventually(format!("a refusal that names {expected}"), PATIENCE, said).await;
-        stage.comet.forget();
-        stage.say("spam").await;
-        gateway.wait_until_settled(&stage.topic).await;
-        assert_eq!(stage.heard(), ["****"]);
+        fixture.comet.forget();
+        fixture.say("spam").await;
+        gateway.wait_until_settled(&fixture.topic).await;
+        assert_eq!(fixture.heard(), ["****"]);
     }
     assert_eq!(generation(&gateway).await, before);
     std::fs::copy(wasm("plugins/dist/keyword_filter.wasm"), &file).expect("copied");
-    gateway.configure(&stage.settings.clone().plugin(plugin().config(&json!({ "words": "not a list" }))));
+    gateway.configure(&fixture.settings.clone().plugin(plugin().config(&json!({ "words": "not a list" }))));
     let said = async || {
         let refusal = gateway.get("/v1/plugins").await.json()["last_refusal"].to_string();
         refusal.contains("words").then_some(())
@@ -388,21 +388,21 @@ async fn a_broken_file_leaves_the_running_version_in_place() {
 }
 
 #[tokio::test]
-async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_memory() {
+async fn a_thousand_swaps_lose_repeat_and_leak_nothing() {
     const SWAPS: u64 = 1000;
-    let stage = Stage::new("swaps").await;
+    let fixture = PolicyFixture::new("swaps").await;
     let home = folder("plugins");
     let files = ["first.wasm", "second.wasm"].map(|name| home.path().join(name));
     let module = std::fs::read(wasm("plugins/dist/keyword_filter.wasm")).expect("built");
     files.iter().for_each(|file| std::fs::write(file, &module).expect("written"));
-    let settings = stage.settings.clone().set("policies", "quiet", quoted("20ms"));
+    let settings = fixture.settings.clone().set("policies", "debounce", quoted("20ms"));
     let gateway = agreeing(&settings, &files, 0).start().await;
 
     let swapping = std::sync::atomic::AtomicBool::new(true);
     let load = async {
         let mut sent = 0;
         while swapping.load(std::sync::atomic::Ordering::Relaxed) {
-            stage.say(&format!("{sent} spam eggs")).await;
+            fixture.say(&format!("{sent} spam eggs")).await;
             sent += 1;
         }
         sent
@@ -427,9 +427,9 @@ async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_mem
         (first, early, resident_kib(gateway.pid()))
     };
     let (sent, (first, early, late)) = tokio::join!(load, swaps);
-    gateway.wait_until_settled(&stage.topic).await;
+    gateway.wait_until_settled(&fixture.topic).await;
 
-    let heard = stage.heard();
+    let heard = fixture.heard();
     let number = |body: &String| body.split(' ').next().and_then(|n| n.parse::<u32>().ok());
     let numbers: Vec<_> = heard.iter().map(number).collect();
     assert_eq!(numbers, (0..sent).map(Some).collect::<Vec<_>>(), "nothing lost, repeated or reordered");
@@ -440,7 +440,7 @@ async fn a_thousand_swaps_under_load_lose_repeat_and_mix_nothing_and_leak_no_mem
         BTreeSet::from(["**** ****", "#### ####"]),
         "both policies of a message belong to one set"
     );
-    loudly(format_args!(
+    print_uncaptured(format_args!(
         "resident after 10 swaps {first} KiB, after {} {early} KiB, after {SWAPS} and {sent} messages {late} KiB: {:.3}x of after 10",
         SWAPS / 10,
         late as f64 / first as f64
@@ -472,33 +472,33 @@ fn variant(module: &[u8], number: u64) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_policy_dropped_into_the_directory_is_in_force_at_once() {
-    let stage = Stage::new("drop-in").await;
+async fn a_policy_in_the_directory_is_activated_at_once() {
+    let fixture = PolicyFixture::new("drop-in").await;
     let home = folder("policies");
     let directory = quoted(&home.path().display().to_string());
-    let gateway = stage.settings.clone().set("policies", "directory", directory).start().await;
+    let gateway = fixture.settings.clone().set("policies", "directory", directory).start().await;
     let before = generation(&gateway).await;
     std::fs::copy(wasm("tests/guests/dist/unruly.wasm"), home.path().join("mine.wasm")).expect("copied");
     generation_after(&gateway, before).await;
-    stage.say("body changed").await;
-    gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard(), ["changed"]);
+    fixture.say("body changed").await;
+    gateway.wait_until_settled(&fixture.topic).await;
+    assert_eq!(fixture.heard(), ["changed"]);
     assert_eq!(gateway.get("/v1/plugins").await.json()["plugins"][0]["name"], "mine");
 }
 
 #[tokio::test]
-async fn a_first_version_that_loops_on_some_messages_holds_up_nobody() {
+async fn a_looping_first_version_blocks_nobody() {
     const MESSAGES: usize = 600;
-    let stage = Stage::new("loops").await;
+    let fixture = PolicyFixture::new("loops").await;
     // Default settings.
     let plugin = Plugin::new("loops", wasm("tests/guests/dist/unruly.wasm"));
-    let gateway = stage.start([plugin]).await;
+    let gateway = fixture.start([plugin]).await;
     for number in 0..MESSAGES {
-        stage.say(&if number % 4 == 1 { "loop".to_owned() } else { format!("hello {number}") }).await;
+        fixture.say(&if number % 4 == 1 { "loop".to_owned() } else { format!("hello {number}") }).await;
     }
-    gateway.wait_until_settled(&stage.topic).await;
-    assert_eq!(stage.heard().len(), MESSAGES, "`on_error` passes all of them, in order");
-    let numbers: Vec<String> = stage.heard().into_iter().filter(|body| body != "loop").collect();
+    gateway.wait_until_settled(&fixture.topic).await;
+    assert_eq!(fixture.heard().len(), MESSAGES, "`on_error` passes all of them, in order");
+    let numbers: Vec<String> = fixture.heard().into_iter().filter(|body| body != "loop").collect();
     let expected = (0..MESSAGES).filter(|number| number % 4 != 1).map(|number| format!("hello {number}"));
     assert!(numbers.iter().cloned().eq(expected), "{numbers:?}");
 
@@ -516,8 +516,8 @@ async fn a_first_version_that_loops_on_some_messages_holds_up_nobody() {
     // What an operator sees. Once nothing loops any more, the plugin decides again.
     gateway.wait_for_log_that("a plugin exceeded its deadline too often").await;
     let decides_again = async || {
-        stage.say("drop me").await;
-        gateway.wait_until_settled(&stage.topic).await;
+        fixture.say("drop me").await;
+        gateway.wait_until_settled(&fixture.topic).await;
         let status = gateway.get("/v1/plugins").await.json();
         let ready = gateway.get("/readyz").await;
         assert_eq!(ready.status, 200, "{ready:?}");
@@ -528,7 +528,7 @@ async fn a_first_version_that_loops_on_some_messages_holds_up_nobody() {
         Some(())
     };
     eventually("its decisions again", PATIENCE, decides_again).await;
-    stage.say("drop me, too").await;
-    gateway.wait_until_settled(&stage.topic).await;
-    assert!(!stage.heard().contains(&"drop me, too".to_owned()));
+    fixture.say("drop me, too").await;
+    gateway.wait_until_settled(&fixture.topic).await;
+    assert!(!fixture.heard().contains(&"drop me, too".to_owned()));
 }

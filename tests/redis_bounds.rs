@@ -37,7 +37,7 @@ async fn a_redis_that_sends_without_end_takes_no_memory() {
 }
 
 #[tokio::test]
-async fn a_room_of_huge_values_becomes_a_dead_letter_and_holds_up_nobody() {
+async fn a_room_of_huge_values_becomes_a_dead_letter() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     let huge = "x".repeat(8 << 20);

@@ -55,7 +55,7 @@ fn expected(messages: usize) -> BTreeMap<String, Vec<String>> {
 }
 
 #[tokio::test]
-async fn what_a_replica_refuses_waits_for_a_primary() {
+async fn writes_refused_by_a_replica_wait_for_a_primary() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     if !redis.can_stop("what_a_replica_refuses_waits_for_a_primary") {
         return;
@@ -195,7 +195,7 @@ fn inbox(entries: Vec<Vec<(String, Vec<u8>)>>) -> BTreeSet<String> {
 }
 
 #[tokio::test]
-async fn check_connects_to_each_kind_and_tells_the_wrong_one() {
+async fn check_connects_to_each_topology_and_reports_the_wrong_one() {
     let (sentinels, cluster) = (RedisSentinel::start().await, RedisCluster::start().await);
     let node = cluster.nodes()[0].address();
     let topic = kafka().topic("connect", 1).await;

@@ -53,7 +53,7 @@ async fn readiness(gateway: &RunningGateway, words: &[&str]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_does_not_write_is_named_and_holds_only_who_is_away() {
+async fn a_read_only_redis_is_reported_and_holds_only_absent_users() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     if !redis.can_stop("a_redis_that_does_not_write") {
         return;
@@ -113,7 +113,7 @@ fn login(settings: Gateway, password: &str) -> Gateway {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_kafka_refuses_is_named_until_it_is_granted() {
+async fn denied_kafka_permissions_are_named_until_granted() {
     let Some((kafka, secured)) = Kafka::own_secured().await else { return };
     let comet = FakeComet::start().await;
     let (topic, group) = (unique("secured"), unique("group"));

@@ -306,8 +306,8 @@ async fn a_dead_comet_s_users_get_inbox_entries_others_live_ones() {
     let topic = kafka().topic("dead-comet", 1).await;
     let gateway = gateway(&topic)
         .redis(&redis)
-        .set("delivery", "timeout", quoted("300ms"))
-        .set("delivery", "give_up_after", quoted("1s"))
+        .set("delivery", "request_timeout", quoted("300ms"))
+        .set("delivery", "delivery_timeout", quoted("1s"))
         .start()
         .await;
     kafka().produce_room(&topic, "lobby", "hello").await;
@@ -322,7 +322,8 @@ async fn a_comet_that_comes_up_late_gets_the_message() {
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     comet.stop().await;
     let topic = kafka().topic("late-comet", 1).await;
-    let gateway = gateway(&topic).redis(&redis).set("delivery", "give_up_after", quoted("60s")).start().await;
+    let gateway =
+        gateway(&topic).redis(&redis).set("delivery", "delivery_timeout", quoted("60s")).start().await;
     kafka().produce_room(&topic, "lobby", "patience").await;
     let retries = format!("halley_comet_retries_total{{comet=\"{}\"}}", comet.address());
     let tried = async || gateway.metric(&retries).await.filter(|tries| *tries >= 1.0);

@@ -63,7 +63,7 @@ async fn a_killed_gateway_loses_nothing() {
 }
 
 #[tokio::test]
-async fn a_partition_that_was_paused_flows_again_when_it_comes_back() {
+async fn a_paused_partition_resumes_after_reassignment() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("paused", 2).await;
     let (redis, settings) = lobby(&comet, &topic).await;
@@ -73,9 +73,9 @@ async fn a_partition_that_was_paused_flows_again_when_it_comes_back() {
     }
     let settings = settings
         .set("delivery", "max_in_flight", 4)
-        .set("delivery", "timeout", quoted("500ms"))
-        .set("delivery", "give_up_after", quoted("120s"))
-        .set("comets", "breaker_patience", quoted("120s"))
+        .set("delivery", "request_timeout", quoted("500ms"))
+        .set("delivery", "delivery_timeout", quoted("120s"))
+        .set("comets", "breaker_window", quoted("120s"))
         .set("kafka", "session_timeout", quoted("6s"));
     comet.behave(Behaviour::Hang);
     let first = settings.clone().start().await;
@@ -105,8 +105,11 @@ async fn grace_timeout_and_second_signal_exit_with_a_failure() {
     let topic = kafka().topic("grace", 1).await;
     let (_redis, settings) = lobby(&comet, &topic).await;
     comet.behave(Behaviour::Hang);
-    let patient =
-        settings.set("delivery", "timeout", quoted("60s")).set("delivery", "give_up_after", quoted("60s"));
+    let patient = settings.set("delivery", "request_timeout", quoted("60s")).set(
+        "delivery",
+        "delivery_timeout",
+        quoted("60s"),
+    );
 
     let short = patient.clone().set("delivery", "shutdown_grace", quoted("300ms")).start().await;
     kafka().produce_room(&topic, "lobby", "hello").await;
@@ -153,8 +156,8 @@ async fn health_metrics_and_the_api_answer() {
         "job_dispatch_success_total{",
         "active_comet_nodes 1",
         "room_connection_count_bucket{",
-        "halley_redis_seconds_bucket{le=\"0.0001\",operation=\"get_room_connections\"}",
-        "halley_stage_seconds_count{stage=\"resolve\"}",
+        "halley_redis_call_duration_seconds_bucket{le=\"0.0001\",operation=\"get_room_connections\"}",
+        "halley_stage_duration_seconds_count{stage=\"resolve\"}",
         "halley_messages_total{outcome=\"delivered\"} 1",
         "halley_policy_generation 1",
     ];
@@ -164,14 +167,14 @@ async fn health_metrics_and_the_api_answer() {
 }
 
 #[tokio::test]
-async fn a_process_whose_instance_name_is_taken_ends_and_says_so() {
+async fn a_fenced_instance_exits_and_reports_it() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("fenced", 2).await;
     if !kafka().can_prove("a_process_whose_instance_name_is_taken_ends_and_says_so") {
         return;
     }
     let (_redis, settings) = lobby(&comet, &topic).await;
-    let settings = settings.set("kafka", "instance", quoted("gateway-1"));
+    let settings = settings.set("kafka", "instance_id", quoted("gateway-1"));
     let first = settings.clone().start().await;
     kafka().produce_room(&topic, "lobby", "before").await;
     first.wait_until_settled(&topic).await;
@@ -187,13 +190,13 @@ async fn a_process_whose_instance_name_is_taken_ends_and_says_so() {
 }
 
 #[tokio::test]
-async fn the_process_gives_up_what_it_does_not_need() {
+async fn the_process_restricts_itself() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("sandbox", 1).await;
     let (_redis, settings) = lobby(&comet, &topic).await;
     let files = crate::support::folder("sandbox");
     let state = files.path().join("not/yet/there");
-    let settings = settings.set("policies", "state_folder", quoted(&state.display().to_string()));
+    let settings = settings.set("policies", "state_dir", quoted(&state.display().to_string()));
     let privileges = |gateway: &crate::support::gateway::RunningGateway| {
         let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).expect("it runs");
         let line = status.lines().find(|line| line.starts_with("NoNewPrivs:")).unwrap_or_default().to_owned();
@@ -213,7 +216,7 @@ async fn the_process_gives_up_what_it_does_not_need() {
 }
 
 #[tokio::test]
-async fn a_hangup_ends_nothing() {
+async fn sighup_stops_nothing() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("hangup", 1).await;
     let (_redis, settings) = lobby(&comet, &topic).await;

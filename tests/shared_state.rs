@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Gateway, Plugin, gateway, quoted};
-use crate::support::history::{History, Sent, body, receipts};
+use crate::support::history::{History, SentMessage, body, receipts};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually};
@@ -35,7 +35,7 @@ fn heard(comet: &FakeComet) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_one_gateway_writes_the_other_reads_and_a_swap_keeps_it() {
+async fn shared_state_is_seen_by_all_gateways_and_survives_swaps() {
     let redis = Redis::start().await;
     let comet = room(&redis).await;
     let (one, one_settings) = settings("sharing-one", &redis).await;
@@ -66,7 +66,7 @@ async fn what_one_gateway_writes_the_other_reads_and_a_swap_keeps_it() {
 }
 
 #[tokio::test]
-async fn a_plugin_s_shared_state_has_a_total() {
+async fn a_plugin_s_shared_state_is_limited() {
     let redis = Redis::start().await;
     let comet = room(&redis).await;
     let (topic, settings) = settings("sharing-total", &redis).await;
@@ -124,7 +124,7 @@ async fn a_redis_that_restarts_under_load_loses_and_reorders_nothing() {
     let rooms =
         [("lobby".to_owned(), [(comet.address().to_string(), vec!["conn_1".to_owned()])].into())].into();
     let numbered = ids.into_iter().enumerate();
-    let sent = numbered.map(|(number, id)| Sent::new("lobby", number as u64 + 1, id)).collect();
+    let sent = numbered.map(|(number, id)| SentMessage::new("lobby", number as u64 + 1, id)).collect();
     let mut calls = comet.calls();
     for call in &mut calls {
         if let Some(packet) = &mut call.proto {
@@ -138,7 +138,7 @@ async fn a_redis_that_restarts_under_load_loses_and_reorders_nothing() {
 }
 
 #[tokio::test]
-async fn a_policy_that_stalls_beside_shared_state_is_one_stall() {
+async fn a_stalling_policy_with_shared_state_is_one_stall() {
     let redis = Redis::start().await;
     let comet = room(&redis).await;
     let (topic, settings) = settings("sharing-stalls", &redis).await;

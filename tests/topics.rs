@@ -31,9 +31,9 @@ impl Lobby {
         let topic = kafka().topic("topics", partitions).await;
         let settings = gateway(&topic)
             .redis(&redis)
-            .set("kafka", "instance", quoted("gateway-0"))
+            .set("kafka", "instance_id", quoted("gateway-0"))
             .set("kafka", "session_timeout", quoted("6s"))
-            .set("kafka", "commit_every", quoted("100ms"));
+            .set("kafka", "commit_interval", quoted("100ms"));
         Some(Self { comet, topic, settings, _redis: redis })
     }
 
@@ -112,7 +112,7 @@ async fn a_new_group_logs_the_backlog_at_its_start() {
         kafka().produce_room_at(&lobby.topic, "lobby", word, since.as_millis() as i64).await;
     }
     let start = quoted(&format_rfc3339(ago(120)).to_string());
-    let settings = lobby.settings.clone().set("kafka", "instance", quoted(""));
+    let settings = lobby.settings.clone().set("kafka", "instance_id", quoted(""));
     let timed = settings.clone().set("kafka", "start", start).start().await;
     lobby.wait_for(&["due".to_owned()]).await;
     let told = "a new consumer group starts with a backlog";
@@ -249,7 +249,7 @@ async fn an_offset_beyond_the_end_repeats_nothing() {
     let Some(lobby) = Lobby::new("an_offset_beyond_the_end", 1).await else { return };
     lobby.say(words("before", 5)).await;
     // A dynamic member leaves when it stops: offsets can be set for groups without members.
-    let settings = lobby.settings.clone().set("kafka", "instance", quoted(""));
+    let settings = lobby.settings.clone().set("kafka", "instance_id", quoted(""));
     let first = settings.clone().start().await;
     lobby.wait_for(&words("before", 5)).await;
     first.wait_until_settled(&lobby.topic).await;

@@ -15,13 +15,13 @@ use crate::support::{PATIENCE, eventually, folder, repository};
 async fn a_canary_that_fails_goes_by_itself_and_costs_only_its_rooms() {
     let mut world = World::new("canary", 8, 3).await;
     world.body = sometimes_poisonous;
-    let trial = "{ path = PATH, share = 0, rooms = [\"room-1\", \"room-2\"], budget = { errors = \"1%\", latency = 1e9, drops = 1 } }";
+    let trial = "{ path = PATH, weight = 0, rooms = [\"room-1\", \"room-2\"], thresholds = { errors = \"1%\", latency = 1e9, drops = 1 } }";
     let gateway =
         with_trial(world.gateway().await, trial, &repository("tests/guests/dist/unruly.wasm")).start().await;
     world
         .load_during(async {
             eventually("the canary to go", PATIENCE * 2, async || {
-                let why = plugin(&gateway).await["last_trial"]["why"].as_str()?.to_owned();
+                let why = plugin(&gateway).await["last_rollout"]["why"].as_str()?.to_owned();
                 assert!(why.contains("of its messages; the budget is 1%"), "{why}");
                 Some(())
             })
@@ -44,7 +44,7 @@ async fn a_canary_that_fails_goes_by_itself_and_costs_only_its_rooms() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_canary_that_keeps_its_budget_comes_in_force_by_itself_under_load() {
     let world = World::new("promoted", 8, 3).await;
-    let trial = "{ path = PATH, share = \"50%\", promote_after = \"2s\", budget = { errors = 0, latency = 1e9, drops = 1 } }";
+    let trial = "{ path = PATH, weight = \"50%\", promote_after = \"2s\", thresholds = { errors = 0, latency = 1e9, drops = 1 } }";
     let files = folder("promoted");
     let new = files.path().join("new.wasm");
     let mut bytes =
@@ -54,7 +54,7 @@ async fn a_canary_that_keeps_its_budget_comes_in_force_by_itself_under_load() {
     std::fs::write(&new, bytes).expect("the folder takes it");
     let gateway = with_trial(world.gateway().await, trial, &new).start().await;
     let first = plugin(&gateway).await;
-    let candidate = first["trial"]["candidate"].as_str().expect("there is one").to_owned();
+    let candidate = first["rollout"]["candidate"].as_str().expect("there is one").to_owned();
     world
         .load_during(async {
             eventually("the canary to come in force", PATIENCE, async || {
@@ -90,7 +90,7 @@ async fn a_shadow_changes_nothing_and_its_differences_are_told() {
                 let (message, failed) = (of_kind("message")?, of_kind("failed")?);
                 assert_eq!(message["candidate"], "passed", "{message}");
                 let said = |text: &serde_json::Value| text.as_str().unwrap_or_default().to_owned();
-                assert!(said(&message["in_force"]).starts_with("amended body: room-"), "{message}");
+                assert!(said(&message["active"]).starts_with("amended body: room-"), "{message}");
                 assert!(said(&failed["candidate"]).starts_with("failed: "), "{failed}");
                 Some(())
             })

@@ -20,7 +20,7 @@ async fn a_version_that_fails_too_often_gives_way_to_the_last_good_one_under_loa
     world.body = sometimes_poisonous;
     let state = files.path().join("state");
     let settings =
-        with_plugin(world.gateway().await, &path).set("policies", "state_folder", quoted(&text(&state)));
+        with_plugin(world.gateway().await, &path).set("policies", "state_dir", quoted(&text(&state)));
     let gateway = settings.clone().start().await;
     let good = hash(&gateway).await;
     world
@@ -63,8 +63,7 @@ async fn a_restart_with_broken_files_comes_up_with_what_was_in_force() {
     replace(&path, "plugins/dist/keyword_filter.wasm");
     let world = World::new("comes-up", 2, 1).await;
     let settings = with_plugin(world.gateway().await, &path);
-    let keeping =
-        settings.clone().set("policies", "state_folder", quoted(&text(&files.path().join("state"))));
+    let keeping = settings.clone().set("policies", "state_dir", quoted(&text(&files.path().join("state"))));
     let gateway = keeping.clone().start().await;
     let good = hash(&gateway).await;
     let other = keeping.clone().start_unready().await;
@@ -91,7 +90,7 @@ fn with_plugin(settings: Gateway, path: &Path) -> Gateway {
         .set("on_error", "{ default = \"stall\", trap = \"dead-letter\", memory = \"dead-letter\", deadline = \"dead-letter\" }")
         .set("deadline", quoted("300ms"))
         .set("memory", quoted("16MiB"))
-        .set("quarantine", "{ after = 3, within = \"1m\" }")
+        .set("quarantine", "{ max_failures = 3, window = \"1m\" }")
         .config(&mask);
     settings.plugin(plugin)
 }

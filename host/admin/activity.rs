@@ -1,7 +1,7 @@
 //! Tracks what a connection is doing and when it times out, so that no client holds a connection by
 //! being slow or idle.
 //!
-//! [`Watched`] sees the bytes, [`Answered`] the end of a response body. Both report to the
+//! [`ActivityStream`] sees the bytes, [`ActivityBody`] the end of a response body. Both report to the
 //! [`Activity`] of the connection, whose owner closes it at the deadline.
 
 use std::io;
@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Timeout of each phase.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Timeouts {
+pub(super) struct ConnectionTimeouts {
     /// Receiving the head of a request, including its first byte on a new connection.
     pub(super) head: Duration,
     /// Waiting for the next request after a response.
@@ -25,18 +25,18 @@ pub(super) struct Timeouts {
     /// Sending a response while the client reads nothing.
     pub(super) stall: Duration,
     /// Sending a whole response.
-    pub(super) answer: Duration,
+    pub(super) response: Duration,
     /// Handling a request: from its head to the start of the response. Slow operations (uploads,
     /// compilation, look-ups) have shorter deadlines of their own.
     pub(super) handling: Duration,
 }
 
 /// Prometheus scrapes every 15 to 60 seconds over one connection.
-pub(super) const TIMEOUTS: Timeouts = Timeouts {
+pub(super) const TIMEOUTS: ConnectionTimeouts = ConnectionTimeouts {
     head: Duration::from_secs(10),
     idle: Duration::from_secs(75),
     stall: Duration::from_secs(10),
-    answer: Duration::from_secs(60),
+    response: Duration::from_secs(60),
     handling: Duration::from_secs(300),
 };
 
@@ -50,12 +50,12 @@ enum Phase {
     Head,
     /// A request is being handled. A write is never interrupted.
     Handling { is_write: bool },
-    /// A response is being sent. `handed_over`: the connection has buffered all of its body.
-    Answering { handed_over: bool },
+    /// A response is being sent. `body_sent`: the connection has buffered all of its body.
+    Answering { body_sent: bool },
 }
 
 #[derive(Debug)]
-struct State {
+struct ActivityState {
     phase: Phase,
     /// When the phase started.
     since: Instant,
@@ -65,7 +65,7 @@ struct State {
 
 /// What closing a connection in favour of another one would cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Expendable {
+pub(super) enum EvictionClass {
     /// The gateway is waiting for the client to send or to read.
     Waiting,
     /// The client is waiting for the response to a read.
@@ -75,37 +75,37 @@ pub(super) enum Expendable {
 /// What a connection is doing.
 #[derive(Debug)]
 pub(super) struct Activity {
-    state: Mutex<State>,
-    timeouts: Timeouts,
+    state: Mutex<ActivityState>,
+    timeouts: ConnectionTimeouts,
 }
 
 impl Activity {
-    pub(super) fn new(timeouts: Timeouts) -> Self {
+    pub(super) fn new(timeouts: ConnectionTimeouts) -> Self {
         let now = Instant::now();
-        Self { state: Mutex::new(State { phase: Phase::New, since: now, read: now }), timeouts }
+        Self { state: Mutex::new(ActivityState { phase: Phase::New, since: now, read: now }), timeouts }
     }
 
     /// When to close the connection if nothing happens before.
     pub(super) fn deadline(&self) -> Instant {
-        let State { phase, since, read } = *self.state.lock();
+        let ActivityState { phase, since, read } = *self.state.lock();
         let timeouts = &self.timeouts;
         match phase {
             Phase::New | Phase::Head => since + timeouts.head,
             Phase::Idle => since + timeouts.idle,
             Phase::Handling { .. } => since + timeouts.handling,
-            Phase::Answering { .. } => (since + timeouts.answer).min(read + timeouts.stall),
+            Phase::Answering { .. } => (since + timeouts.response).min(read + timeouts.stall),
         }
     }
 
     /// Whether the connection may be closed in favour of another one, and in which order: first those
     /// that wait for their client, then those whose reads are being handled, the oldest first. A
     /// write is never interrupted.
-    pub(super) fn expendable(&self) -> Option<(Expendable, Instant)> {
+    pub(super) fn eviction_class(&self) -> Option<(EvictionClass, Instant)> {
         let state = self.state.lock();
         let how = match state.phase {
             Phase::Handling { is_write: true } => return None,
-            Phase::Handling { is_write: false } => Expendable::Served,
-            _ => Expendable::Waiting,
+            Phase::Handling { is_write: false } => EvictionClass::Served,
+            _ => EvictionClass::Waiting,
         };
         Some((how, state.since))
     }
@@ -117,7 +117,7 @@ impl Activity {
     }
 
     /// The head of a request has been received.
-    pub(super) fn called(&self) {
+    pub(super) fn request_received(&self) {
         self.enter(Phase::Handling { is_write: false });
     }
 
@@ -129,58 +129,58 @@ impl Activity {
     }
 
     /// The response is ready.
-    pub(super) fn answered(&self) {
-        self.enter(Phase::Answering { handed_over: false });
+    pub(super) fn response_ready(&self) {
+        self.enter(Phase::Answering { body_sent: false });
     }
 
-    fn received(&self) {
+    fn bytes_received(&self) {
         if matches!(self.state.lock().phase, Phase::New | Phase::Idle) {
             self.enter(Phase::Head);
         }
     }
 
-    fn handed_over(&self) {
+    fn body_sent(&self) {
         let mut state = self.state.lock();
-        if let Phase::Answering { handed_over } = &mut state.phase {
-            *handed_over = true;
+        if let Phase::Answering { body_sent } = &mut state.phase {
+            *body_sent = true;
         }
     }
 
-    fn was_read(&self) {
+    fn bytes_read(&self) {
         self.state.lock().read = Instant::now();
     }
 
     fn flushed(&self) {
-        if self.state.lock().phase == (Phase::Answering { handed_over: true }) {
+        if self.state.lock().phase == (Phase::Answering { body_sent: true }) {
             self.enter(Phase::Idle);
         }
     }
 
     fn enter(&self, phase: Phase) {
         let now = Instant::now();
-        *self.state.lock() = State { phase, since: now, read: now };
+        *self.state.lock() = ActivityState { phase, since: now, read: now };
     }
 }
 
 /// A stream that reports its traffic.
-pub(super) struct Watched<S> {
+pub(super) struct ActivityStream<S> {
     stream: S,
     activity: Arc<Activity>,
 }
 
-impl<S> Watched<S> {
+impl<S> ActivityStream<S> {
     pub(super) fn new(stream: S, activity: Arc<Activity>) -> Self {
         Self { stream, activity }
     }
 
     fn wrote(&self, done: &Poll<io::Result<usize>>) {
         if matches!(done, Poll::Ready(Ok(1..))) {
-            self.activity.was_read();
+            self.activity.bytes_read();
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ActivityStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -189,13 +189,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
         if buffer.filled().len() > before {
-            self.activity.received();
+            self.activity.bytes_received();
         }
         read
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for ActivityStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.wrote(&written);
@@ -230,18 +230,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 }
 
 /// A body that reports when the connection has buffered all of it.
-pub(super) struct Answered {
+pub(super) struct ActivityBody {
     body: Body,
     activity: Arc<Activity>,
 }
 
-impl Answered {
+impl ActivityBody {
     pub(super) fn new(body: Body, activity: Arc<Activity>) -> Self {
         Self { body, activity }
     }
 }
 
-impl http_body::Body for Answered {
+impl http_body::Body for ActivityBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -261,9 +261,9 @@ impl http_body::Body for Answered {
     }
 }
 
-impl Drop for Answered {
+impl Drop for ActivityBody {
     fn drop(&mut self) {
-        self.activity.handed_over();
+        self.activity.body_sent();
     }
 }
 
@@ -284,30 +284,30 @@ mod tests {
         let activity = Activity::new(TIMEOUTS);
         let left = || activity.deadline().saturating_duration_since(activity.state.lock().since);
         assert_eq!(left(), TIMEOUTS.head);
-        activity.received();
+        activity.bytes_received();
         let head = activity.state.lock().since;
-        activity.received();
+        activity.bytes_received();
         assert_eq!(
             (left(), activity.state.lock().since),
             (TIMEOUTS.head, head),
             "more bytes give no more time"
         );
-        activity.called();
-        let how = || activity.expendable().map(|(how, _)| how);
-        assert_eq!((left(), how()), (TIMEOUTS.handling, Some(Expendable::Served)));
+        activity.request_received();
+        let how = || activity.eviction_class().map(|(how, _)| how);
+        assert_eq!((left(), how()), (TIMEOUTS.handling, Some(EvictionClass::Served)));
         activity.writes();
         assert_eq!((left(), how()), (TIMEOUTS.handling, None));
-        activity.answered();
+        activity.response_ready();
         activity.flushed();
         assert_eq!(left(), TIMEOUTS.stall, "only a part of the answer is flushed");
         assert!(activity.unread_since().is_some());
         activity.state.lock().read += Duration::from_secs(3600);
-        assert_eq!(left(), TIMEOUTS.answer, "reading slowly does not go on for ever");
-        activity.handed_over();
+        assert_eq!(left(), TIMEOUTS.response, "reading slowly does not go on for ever");
+        activity.body_sent();
         activity.flushed();
         assert_eq!(left(), TIMEOUTS.idle);
-        assert!(activity.unread_since().is_none() && how() == Some(Expendable::Waiting));
-        activity.received();
+        assert!(activity.unread_since().is_none() && how() == Some(EvictionClass::Waiting));
+        activity.bytes_received();
         assert_eq!(left(), TIMEOUTS.head);
     }
 }

@@ -14,32 +14,32 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::activity::Activity;
 use crate::admin::peer::{Peer, PeerKey};
-use crate::admin::refusals::{Reason, Refusals};
+use crate::admin::refusals::{RefusalReason, Refusals};
 
 /// The open connections of a listener, or of several listeners that share a limit.
 #[derive(Clone)]
 pub(super) struct Connections {
-    table: Arc<Mutex<Table>>,
+    table: Arc<Mutex<ConnectionTable>>,
     most: usize,
     most_each: usize,
     refusals: Refusals,
 }
 
 #[derive(Default)]
-struct Table {
+struct ConnectionTable {
     next: u64,
-    open: HashMap<u64, Open>,
+    open: HashMap<u64, OpenConnection>,
 }
 
-struct Open {
+struct OpenConnection {
     peer: Peer,
     activity: Arc<Activity>,
     close: CancellationToken,
 }
 
 /// A slot for one connection, released on drop.
-pub(super) struct Place {
-    table: Arc<Mutex<Table>>,
+pub(super) struct ConnectionSlot {
+    table: Arc<Mutex<ConnectionTable>>,
     id: u64,
     /// Cancelled when the connection has to be closed for another one.
     pub(super) close: CancellationToken,
@@ -52,20 +52,20 @@ impl Connections {
     }
 
     /// A slot for a new connection. `None` if all connections are writing.
-    pub(super) fn open(&self, peer: Peer, activity: &Arc<Activity>) -> Option<Place> {
+    pub(super) fn open(&self, peer: Peer, activity: &Arc<Activity>) -> Option<ConnectionSlot> {
         let mut table = self.table.lock();
         let (key, mut held) = (peer.key(), HashMap::<PeerKey, usize>::new());
         table.open.values().for_each(|open| *held.entry(open.peer.key()).or_default() += 1);
         let victim = if held.get(&key).is_some_and(|held| *held >= self.most_each) {
-            table.most_expendable(|open| (open.peer.key() == key).then_some(0))
+            table.eviction_candidate(|open| (open.peer.key() == key).then_some(0))
         } else if table.open.len() >= self.most {
-            table.most_expendable(|open| held.get(&open.peer.key()).copied())
+            table.eviction_candidate(|open| held.get(&open.peer.key()).copied())
         } else {
             return Some(table.insert(peer, activity, &self.table));
         };
         let Some(victim) = victim else {
             let what = || format!("connection refused: all {} connections are writing", table.open.len());
-            self.refusals.count(Reason::Connections, Some(peer), what);
+            self.refusals.count(RefusalReason::Connections, Some(peer), what);
             return None;
         };
         self.evict(&mut table, victim, "was closed for a new connection");
@@ -75,7 +75,7 @@ impl Connections {
     /// Closes the connection that has waited longest for its client. Returns whether there was one.
     pub(super) fn close_longest_waiting(&self) -> bool {
         let mut table = self.table.lock();
-        let victim = table.most_expendable(|_| Some(0));
+        let victim = table.eviction_candidate(|_| Some(0));
         victim.is_some_and(|victim| self.evict(&mut table, victim, "was closed for a new connection"))
     }
 
@@ -88,32 +88,33 @@ impl Connections {
         slowest.is_some_and(|(_, victim)| self.evict(&mut table, victim, "did not read its response"))
     }
 
-    fn evict(&self, table: &mut Table, victim: u64, why: &str) -> bool {
+    fn evict(&self, table: &mut ConnectionTable, victim: u64, why: &str) -> bool {
         let Some(open) = table.open.remove(&victim) else { return false };
         open.close.cancel();
-        self.refusals.count(Reason::Evicted, Some(open.peer), || format!("connection closed: it {why}"));
+        self.refusals
+            .count(RefusalReason::Evicted, Some(open.peer), || format!("connection closed: it {why}"));
         true
     }
 }
 
-impl Table {
-    fn insert(&mut self, peer: Peer, activity: &Arc<Activity>, table: &Arc<Mutex<Self>>) -> Place {
+impl ConnectionTable {
+    fn insert(&mut self, peer: Peer, activity: &Arc<Activity>, table: &Arc<Mutex<Self>>) -> ConnectionSlot {
         let (id, close) = (self.next, CancellationToken::new());
         self.next += 1;
-        self.open.insert(id, Open { peer, activity: Arc::clone(activity), close: close.clone() });
-        Place { table: Arc::clone(table), id, close }
+        self.open.insert(id, OpenConnection { peer, activity: Arc::clone(activity), close: close.clone() });
+        ConnectionSlot { table: Arc::clone(table), id, close }
     }
 
     /// The most expendable connection among those with the highest rank.
-    fn most_expendable(&self, rank: impl Fn(&Open) -> Option<usize>) -> Option<u64> {
-        let expendable = self.open.iter().filter_map(|(id, open)| {
-            Some((std::cmp::Reverse(rank(open)?), open.activity.expendable()?, *id))
+    fn eviction_candidate(&self, rank: impl Fn(&OpenConnection) -> Option<usize>) -> Option<u64> {
+        let eviction_class = self.open.iter().filter_map(|(id, open)| {
+            Some((std::cmp::Reverse(rank(open)?), open.activity.eviction_class()?, *id))
         });
-        expendable.min().map(|(_, _, id)| id)
+        eviction_class.min().map(|(_, _, id)| id)
     }
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.table.lock().open.remove(&self.id);
     }
@@ -135,7 +136,7 @@ mod tests {
     use crate::admin::activity::TIMEOUTS;
 
     struct Client {
-        place: Option<Place>,
+        slot: Option<ConnectionSlot>,
         activity: Arc<Activity>,
     }
 
@@ -143,11 +144,11 @@ mod tests {
         fn connect(connections: &Connections, address: u32) -> Self {
             let activity = Arc::new(Activity::new(TIMEOUTS));
             let ip = std::net::Ipv4Addr::from(address);
-            Self { place: connections.open(Peer::Tcp((ip, 1).into()), &activity), activity }
+            Self { slot: connections.open(Peer::Tcp((ip, 1).into()), &activity), activity }
         }
 
         fn is_open(&self) -> bool {
-            self.place.as_ref().is_some_and(|place| !place.close.is_cancelled())
+            self.slot.as_ref().is_some_and(|slot| !slot.close.is_cancelled())
         }
     }
 
@@ -160,11 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn a_client_at_its_limit_pushes_out_only_its_own() {
+    fn a_client_at_its_limit_evicts_only_its_own_connections() {
         let connections = connections(16);
         let other = Client::connect(&connections, 1);
         let mut greedy: Vec<_> = (0..4).map(|_| Client::connect(&connections, 2)).collect();
-        greedy[0].activity.called();
+        greedy[0].activity.request_received();
         greedy.extend((0..2).map(|_| Client::connect(&connections, 2)));
         assert!(other.is_open());
         assert_eq!(states(&greedy), [true, false, false, true, true, true], "the one that is served stays");
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn when_all_places_are_taken_whoever_holds_most_makes_room() {
+    fn at_the_limit_the_largest_client_is_evicted() {
         let connections = connections(8);
         let first = Client::connect(&connections, 1);
         let pairs: Vec<_> = (0..7).map(|n| Client::connect(&connections, 10 + n / 2)).collect();
@@ -182,14 +183,14 @@ mod tests {
     }
 
     #[test]
-    fn reads_are_broken_off_last_and_writes_never() {
+    fn reads_are_interrupted_last_and_writes_never() {
         let connections = connections(8);
         let mut clients: Vec<_> = (0..8).map(|n| Client::connect(&connections, n)).collect();
-        clients.iter().for_each(|client| client.activity.called());
+        clients.iter().for_each(|client| client.activity.request_received());
         clients[1..].iter().for_each(|client| client.activity.writes());
         let read = Client::connect(&connections, 98);
         assert_eq!(states(&clients), [false, true, true, true, true, true, true, true]);
-        read.activity.called();
+        read.activity.request_received();
         read.activity.writes();
         assert!(!Client::connect(&connections, 99).is_open());
         clients.pop();
@@ -202,8 +203,8 @@ mod tests {
         let connections = connections(8);
         let clients: Vec<_> = (0..3).map(|n| Client::connect(&connections, n)).collect();
         assert!(!connections.close_slowest_reader(Duration::ZERO), "no client has a response to read");
-        clients[1].activity.answered();
-        clients[0].activity.answered();
+        clients[1].activity.response_ready();
+        clients[0].activity.response_ready();
         assert!(!connections.close_slowest_reader(Duration::from_secs(60)));
         assert!(connections.close_slowest_reader(Duration::ZERO));
         assert_eq!(states(&clients), [true, false, true]);

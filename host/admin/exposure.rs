@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::admin::tokens;
 use crate::config::admin::Config;
-use crate::files::{Unreadable, read_secret};
+use crate::files::{ReadError, read_secret};
 
 /// Maximum size of a token file, in bytes.
 const LONGEST: u64 = 64 * 1024;
@@ -30,7 +30,7 @@ impl Config {
 
 fn exposure(key: &str, file: &Path) -> Option<String> {
     match read_secret(file, LONGEST) {
-        Err(why @ Unreadable::Exposed(_)) => Some(format!("`{key}` {} {why}", file.display())),
+        Err(why @ ReadError::Exposed(_)) => Some(format!("`{key}` {} {why}", file.display())),
         _ => None,
     }
 }

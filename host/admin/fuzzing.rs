@@ -7,10 +7,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri, header};
 use prometheus_client::registry::Registry;
 
 use super::Config;
-use super::access::{Access, Needs};
-use super::peer::{Peer, own_user};
+use super::access::{AccessControl, Permission};
+use super::peer::{Peer, current_uid};
 use super::refusals::Refusals;
-use super::tokens::{Current, Secret};
+use super::tokens::{TokenDigest, TokenSet};
 
 const WRITE: &str = "0123456789abcdef";
 const READ: &str = "fedcba9876543210";
@@ -54,16 +54,17 @@ const TARGETS: [&str; 8] = [
 /// Checks that only permitted requests are allowed.
 pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let listen = *input.choose(&["127.0.0.1:9093", "0.0.0.0:9093"])?;
-    let needs = *input.choose(&[Needs::Host, Needs::Read, Needs::Write])?;
+    let needs = *input.choose(&[Permission::Host, Permission::Read, Permission::Write])?;
     let has = (input.arbitrary()?, input.arbitrary()?);
     let (peer, uri, headers) = (peer(input)?, uri(input)?, headers(input)?);
 
-    let config = Config { listen: listen.into(), hosts: vec!["halley.example".into()], ..Config::default() };
+    let config =
+        Config { listen: listen.into(), allowed_hosts: vec!["halley.example".into()], ..Config::default() };
     let address = listen.parse().expect("an address");
-    let access = Access::new(&config, address, Refusals::register(&mut Registry::default()));
-    let secret = |is_there: bool, token| is_there.then(|| Secret::new(token));
-    let tokens = Current { write: secret(has.0, WRITE), read: secret(has.1, READ) };
-    let admitted = access.is_admitted_already(peer, needs, &uri, &headers).and_then(|already| {
+    let access = AccessControl::new(&config, address, Refusals::register(&mut Registry::default()));
+    let secret = |is_there: bool, token| is_there.then(|| TokenDigest::new(token));
+    let tokens = TokenSet { write: secret(has.0, WRITE), read: secret(has.1, READ) };
+    let admitted = access.is_admitted_without_token(peer, needs, &uri, &headers).and_then(|already| {
         if already { Ok(()) } else { access.check_token(peer, needs, &headers, &tokens) }
     });
     if let Err(denied) = admitted {
@@ -75,14 +76,16 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let is_write_token = has.0 && is_bearer(&headers, WRITE);
     let is_read_token = has.1 && is_bearer(&headers, READ);
     let is_open = has == (false, false) && address.ip().is_loopback() && matches!(peer, Peer::Tcp(_));
-    let is_operator = matches!(peer, Peer::Unix(Some(user)) if user == 0 || user == own_user());
+    let is_operator = matches!(peer, Peer::Unix(Some(user)) if user == 0 || user == current_uid());
     match needs {
-        Needs::Write => {
+        Permission::Write => {
             assert!(is_operator || is_write_token, "a write of {peer}");
             assert!(!headers.contains_key(header::ORIGIN), "a write from a browser");
         }
-        Needs::Read => assert!(is_operator || is_write_token || is_read_token || is_open, "a read of {peer}"),
-        Needs::Host => {}
+        Permission::Read => {
+            assert!(is_operator || is_write_token || is_read_token || is_open, "a read of {peer}")
+        }
+        Permission::Host => {}
     }
     if let Peer::Tcp(_) = peer {
         assert!(is_ours(&uri, &headers), "for another host: {uri} {headers:?}");
@@ -115,7 +118,7 @@ fn is_ours(uri: &Uri, headers: &HeaderMap) -> bool {
 fn peer(input: &mut Unstructured<'_>) -> Result<Peer> {
     Ok(match input.int_in_range(0..=5u8)? {
         0 => Peer::Unix(None),
-        1 => Peer::Unix(Some(own_user())),
+        1 => Peer::Unix(Some(current_uid())),
         2 => Peer::Unix(Some(input.arbitrary()?)),
         3 => Peer::Tcp(SocketAddr::from((input.arbitrary::<[u8; 16]>()?, input.arbitrary()?))),
         4 => Peer::Tcp(SocketAddr::from((input.arbitrary::<[u8; 4]>()?, input.arbitrary()?))),

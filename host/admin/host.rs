@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, Uri, header};
 
 /// The accepted names.
 #[derive(Debug, Default)]
-pub(super) struct Hosts(Vec<String>);
+pub(super) struct AllowedHosts(Vec<String>);
 
 /// Why a request is not for this gateway.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -26,16 +26,16 @@ pub(super) enum WrongHost {
     Malformed,
     /// The request line names a different host.
     #[error("the request line and the Host header name different hosts")]
-    Contradicting,
+    Conflicting,
     /// The name is not listed.
-    #[error("unknown host `{0}`; list it in `[admin] hosts` if it is this gateway")]
+    #[error("unknown host `{0}`; list it in `[admin] allowed_hosts` if it is this gateway")]
     Unknown(String),
 }
 
 /// Maximum length of a DNS name; longer ones are cut when shown.
 const LONGEST_SHOWN: usize = 253;
 
-impl Hosts {
+impl AllowedHosts {
     /// `localhost` and these names.
     pub(super) fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         Self(names.into_iter().chain(["localhost"]).map(canonical).collect())
@@ -58,7 +58,7 @@ impl Hosts {
             return Err(WrongHost::Malformed);
         }
         if uri.authority().is_some_and(|named| *named != authority) {
-            return Err(WrongHost::Contradicting);
+            return Err(WrongHost::Conflicting);
         }
         if is_address(authority.host()) || self.0.contains(&canonical(authority.host())) {
             return Ok(());
@@ -101,11 +101,11 @@ mod tests {
         for host in hosts {
             headers.append(header::HOST, host.parse().unwrap());
         }
-        Hosts::new(["Halley.example.com"]).check(&uri.parse().unwrap(), &headers)
+        AllowedHosts::new(["Halley.example.com"]).check(&uri.parse().unwrap(), &headers)
     }
 
     #[test]
-    fn addresses_and_known_names_are_taken() {
+    fn addresses_and_allowed_names_are_accepted() {
         for host in [
             "127.0.0.1:9093",
             "10.1.2.3",
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_are_not_and_the_text_names_the_key() {
+    fn other_names_are_rejected_naming_the_key() {
         for host in [
             "evil.example",
             "127.0.0.1.evil.example",
@@ -134,14 +134,14 @@ mod tests {
         ] {
             let wrong = check("/", &[host]).unwrap_err();
             assert_eq!(wrong, WrongHost::Unknown(host.to_owned()));
-            assert!(wrong.to_string().contains("`[admin] hosts`"));
+            assert!(wrong.to_string().contains("`[admin] allowed_hosts`"));
         }
         let long = "a".repeat(5_000);
         assert!(check("/", &[&long]).unwrap_err().to_string().len() < 400);
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_not_taken() {
+    fn ambiguous_hosts_are_rejected() {
         assert_eq!(check("/", &[]), Err(WrongHost::Missing));
         assert_eq!(check("/", &["localhost", "localhost"]), Err(WrongHost::Several));
         assert_eq!(check("/", &["localhost", "evil.example"]), Err(WrongHost::Several));
@@ -166,8 +166,8 @@ mod tests {
         ] {
             assert_eq!(check("/", &[host]), Err(WrongHost::Malformed), "{host}");
         }
-        assert_eq!(check("http://evil.example/", &["localhost"]), Err(WrongHost::Contradicting));
-        assert_eq!(check("http://localhost/", &["localhost:9093"]), Err(WrongHost::Contradicting));
+        assert_eq!(check("http://evil.example/", &["localhost"]), Err(WrongHost::Conflicting));
+        assert_eq!(check("http://localhost/", &["localhost:9093"]), Err(WrongHost::Conflicting));
         assert_eq!(
             check("http://evil.example/", &["evil.example"]),
             Err(WrongHost::Unknown("evil.example".into()))

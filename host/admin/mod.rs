@@ -4,34 +4,34 @@
 //!
 //! - `config`, `tokens`: configuration.
 //! - `listener`, `socket`, `peer`: TCP, the Unix socket, and the identity of the peer.
-//! - `serve`, `connections`, `activity`, `unread`: HTTP/1 over a bounded number of connections, each
+//! - `serve`, `connections`, `activity`, `response_budget`: HTTP/1 over a bounded number of connections, each
 //!   with deadlines; a bounded number of unread response bytes.
-//! - `access`, `host`, `guesses`: access control, allowed hosts, and the rate limit on failed tokens.
-//! - `read`, `turns`, `write`: the routes; expensive ones have a concurrency limit.
+//! - `access`, `host`, `auth_rate_limit`: access control, allowed hosts, and the rate limit on failed tokens.
+//! - `read`, `concurrency`, `write`: the routes; expensive ones have a concurrency limit.
 //! - `refusals`: counts and logs refused requests.
 //!
 //! The axum, hyper and Unix socket types stay in this module.
 
 mod access;
 mod activity;
-mod answer;
+mod auth_rate_limit;
+mod concurrency;
 mod connections;
 mod exposure;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod guesses;
 mod host;
 mod listener;
 mod peer;
 mod read;
 mod refusals;
+mod response;
+mod response_budget;
 mod serve;
 mod socket;
 #[cfg(test)]
 mod tests;
 mod tokens;
-mod turns;
-mod unread;
 mod write;
 
 use std::net::SocketAddr;
@@ -43,13 +43,13 @@ use tracing::info;
 
 use crate::config::admin::Config;
 use crate::gateway::Handle;
-use access::Access;
-use read::Reads;
+use access::AccessControl;
+use read::ReadApi;
 use refusals::Refusals;
 use serve::Server;
 use socket::BoundSocket;
 
-pub use socket::usual_socket;
+pub use socket::default_socket_path;
 
 /// The bound admin listeners.
 pub struct Admin {
@@ -63,7 +63,7 @@ pub struct Admin {
 
 /// Connections of the probe listener and of the Unix socket each: they do not depend on the load over
 /// TCP.
-const MAX_SET_APART: usize = 64;
+const MAX_RESERVED: usize = 64;
 
 impl Admin {
     /// Binds the listeners and registers their metrics.
@@ -74,7 +74,7 @@ impl Admin {
         let listener = listener::bind("listen", &config.listen).await?;
         let address = listener.local_addr()?;
         info!(%address, "admin is listening");
-        let probes = match &config.probes {
+        let probes = match &config.probe_listen {
             Some(listen) => Some(listener::bind("probes", listen).await?),
             None => None,
         };
@@ -94,18 +94,18 @@ impl Admin {
     /// Serves requests until the shutdown.
     pub async fn serve(self, gateway: Handle, shutdown: CancellationToken) {
         let Self { config, listener, address, probes, socket, refusals } = self;
-        let access = Access::new(&config, address, refusals.clone());
-        let reads = Reads::new(gateway.clone(), refusals.clone());
+        let access = AccessControl::new(&config, address, refusals.clone());
+        let reads = ReadApi::new(gateway.clone(), refusals.clone());
         let routes =
             reads.probes(&access).merge(reads.router(&access)).merge(write::router(gateway, access.clone()));
         let over_socket = async {
             if let Some(socket) = socket {
-                Server::new(routes.clone(), MAX_SET_APART, &refusals).serve(socket, shutdown.clone()).await;
+                Server::new(routes.clone(), MAX_RESERVED, &refusals).serve(socket, shutdown.clone()).await;
             }
         };
         let for_probes = async {
             if let Some(probes) = probes {
-                let server = Server::new(reads.probes(&access), MAX_SET_APART, &refusals);
+                let server = Server::new(reads.probes(&access), MAX_RESERVED, &refusals);
                 server.serve(probes, shutdown.clone()).await;
             }
         };

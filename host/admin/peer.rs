@@ -45,13 +45,13 @@ impl Peer {
     pub(super) fn is_operator(self) -> bool {
         match self {
             Self::Tcp(_) | Self::Unix(None) => false,
-            Self::Unix(Some(user)) => user == 0 || user == own_user(),
+            Self::Unix(Some(user)) => user == 0 || user == current_uid(),
         }
     }
 }
 
 /// The effective uid of this process.
-pub(super) fn own_user() -> u32 {
+pub(super) fn current_uid() -> u32 {
     rustix::process::geteuid().as_raw()
 }
 
@@ -80,9 +80,9 @@ mod tests {
     }
 
     #[test]
-    fn only_the_system_vouches_for_operators() {
-        assert!(Peer::Unix(Some(0)).is_operator() && Peer::Unix(Some(own_user())).is_operator());
-        assert!(!Peer::Unix(Some(own_user() + 1)).is_operator() && !Peer::Unix(None).is_operator());
+    fn only_peer_credentials_identify_operators() {
+        assert!(Peer::Unix(Some(0)).is_operator() && Peer::Unix(Some(current_uid())).is_operator());
+        assert!(!Peer::Unix(Some(current_uid() + 1)).is_operator() && !Peer::Unix(None).is_operator());
         assert!(!Peer::Tcp("127.0.0.1:1".parse().unwrap()).is_operator());
     }
 }

@@ -1,6 +1,6 @@
 //! Read routes: health, readiness, metrics, and the gateway's state.
 //!
-//! Expensive routes are limited by [`Turns`]. Directory look-ups run one at a time and use at most a
+//! Expensive routes are limited by [`ConcurrencyLimiter`]. Directory look-ups run one at a time and use at most a
 //! fifth of the time, so that this listener cannot keep Redis busy. Metrics are rendered once for all
 //! requests that wait meanwhile.
 
@@ -18,65 +18,75 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::sync::Mutex;
 
-use crate::admin::access::{Access, Gate, Needs, gate};
-use crate::admin::answer::{failed, failed_for_now};
-use crate::admin::refusals::{Reason, Refusals};
-use crate::admin::turns::{Busy, Limits, Turns};
+use crate::admin::access::{AccessControl, Permission, RouteGuard, authorize};
+use crate::admin::concurrency::{Busy, ConcurrencyLimiter, LimiterConfig};
+use crate::admin::refusals::{RefusalReason, Refusals};
+use crate::admin::response::{error_response, retry_later_response};
 use crate::gateway::Handle;
 use crate::message::{CometAddr, RoomId};
-use crate::router::{Part, Route};
+use crate::router::{Route, ShareKind};
 
 /// Deadline of a look-up for `/v1/routes/{room}`.
 const ROUTE_DEADLINE: Duration = Duration::from_secs(5);
 /// Directory look-ups.
-const LOOKUPS: Limits = Limits { at_once: 1, waiting: 8, wait: Duration::from_secs(2), pause: 4 };
+const LOOKUPS: LimiterConfig =
+    LimiterConfig { max_concurrent: 1, max_waiting: 8, wait: Duration::from_secs(2), pause: 4 };
 /// Routes that read memory only.
-const LISTS: Limits = Limits { at_once: 4, waiting: 64, wait: Duration::from_secs(2), pause: 0 };
+const LISTS: LimiterConfig =
+    LimiterConfig { max_concurrent: 4, max_waiting: 64, wait: Duration::from_secs(2), pause: 0 };
 /// Rendering the metrics.
-const METRICS: Limits = Limits { at_once: 1, waiting: 256, wait: Duration::from_secs(10), pause: 1 };
+const METRICS: LimiterConfig =
+    LimiterConfig { max_concurrent: 1, max_waiting: 256, wait: Duration::from_secs(10), pause: 1 };
 
 /// State of the read routes.
 #[derive(Clone)]
-pub(super) struct Reads {
+pub(super) struct ReadApi {
     gateway: Handle,
     refusals: Refusals,
-    lookups: Arc<Turns>,
-    lists: Arc<Turns>,
+    lookups: Arc<ConcurrencyLimiter>,
+    lists: Arc<ConcurrencyLimiter>,
     metrics: Arc<Metrics>,
 }
 
 /// The rendered metrics, shared by all requests that wait for them.
 struct Metrics {
-    turns: Turns,
+    concurrency: ConcurrencyLimiter,
     /// The last rendering, and when it started.
     text: Mutex<Option<(Instant, Bytes)>>,
 }
 
-impl Reads {
+impl ReadApi {
     pub(super) fn new(gateway: Handle, refusals: Refusals) -> Self {
         Self {
             gateway,
             refusals,
-            lookups: Arc::new(Turns::new(LOOKUPS)),
-            lists: Arc::new(Turns::new(LISTS)),
-            metrics: Arc::new(Metrics { turns: Turns::new(METRICS), text: Mutex::default() }),
+            lookups: Arc::new(ConcurrencyLimiter::new(LOOKUPS)),
+            lists: Arc::new(ConcurrencyLimiter::new(LISTS)),
+            metrics: Arc::new(Metrics {
+                concurrency: ConcurrencyLimiter::new(METRICS),
+                text: Mutex::default(),
+            }),
         }
     }
 
     /// Health, readiness and metrics.
-    pub(super) fn probes(&self, access: &Access) -> Router {
-        let behind = |needs| middleware::from_fn_with_state(Gate { access: access.clone(), needs }, gate);
+    pub(super) fn probes(&self, access: &AccessControl) -> Router {
+        let behind =
+            |needs| middleware::from_fn_with_state(RouteGuard { access: access.clone(), needs }, authorize);
         // Whether the process is alive is no secret, and some probes send no Host.
         Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
-            .route("/readyz", get(ready).route_layer(behind(Needs::Host)))
-            .route("/metrics", get(metrics).route_layer(behind(access.metrics_need())))
+            .route("/readyz", get(ready).route_layer(behind(Permission::Host)))
+            .route("/metrics", get(metrics).route_layer(behind(access.metrics_permission())))
             .with_state(self.clone())
     }
 
     /// The reads below `/v1/`.
-    pub(super) fn router(&self, access: &Access) -> Router {
-        let gate = middleware::from_fn_with_state(Gate { access: access.clone(), needs: Needs::Read }, gate);
+    pub(super) fn router(&self, access: &AccessControl) -> Router {
+        let authorize = middleware::from_fn_with_state(
+            RouteGuard { access: access.clone(), needs: Permission::Read },
+            authorize,
+        );
         let lists = Router::new()
             .route("/v1/plugins", get(plugins))
             .route("/v1/plugins/{name}", get(plugin))
@@ -84,18 +94,18 @@ impl Reads {
             .route("/v1/plugins/{name}/differences", get(differences))
             .route("/v1/comets", get(comets))
             .route("/v1/stalls", get(stalls))
-            .route_layer(middleware::from_fn_with_state(self.clone(), take_turn));
-        lists.route("/v1/routes/{room}", get(route)).route_layer(gate).with_state(self.clone())
+            .route_layer(middleware::from_fn_with_state(self.clone(), limit_lists));
+        lists.route("/v1/routes/{room}", get(route)).route_layer(authorize).with_state(self.clone())
     }
 
     /// The request is refused for now; the client may retry.
     fn busy(&self, status: StatusCode, error: &str, wait: Duration) -> Response {
-        self.refusals.count(Reason::Busy, None, || format!("a request was refused: {error}"));
-        failed_for_now(status, error, wait)
+        self.refusals.count(RefusalReason::Busy, None, || format!("a request was refused: {error}"));
+        retry_later_response(status, error, wait)
     }
 }
 
-async fn take_turn(State(reads): State<Reads>, request: Request, next: Next) -> Response {
+async fn limit_lists(State(reads): State<ReadApi>, request: Request, next: Next) -> Response {
     match reads.lists.next().await {
         Ok(_turn) => next.run(request).await,
         Err(Busy(wait)) => {
@@ -104,19 +114,19 @@ async fn take_turn(State(reads): State<Reads>, request: Request, next: Next) -> 
     }
 }
 
-async fn ready(State(Reads { gateway, .. }): State<Reads>) -> Response {
+async fn ready(State(ReadApi { gateway, .. }): State<ReadApi>) -> Response {
     let problems = gateway.problems();
     let status = if problems.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let warnings = gateway.warnings();
-    let answer = json!({ "ready": problems.is_empty(), "reasons": problems, "warnings": warnings });
-    (status, Json(answer)).into_response()
+    let response = json!({ "ready": problems.is_empty(), "reasons": problems, "warnings": warnings });
+    (status, Json(response)).into_response()
 }
 
-async fn metrics(State(reads): State<Reads>) -> Response {
+async fn metrics(State(reads): State<ReadApi>) -> Response {
     const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     match reads.metrics.text(&reads.gateway).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
-        Ok(Err(error)) => failed(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        Ok(Err(error)) => error_response(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         Err(Busy(wait)) => reads.busy(
             StatusCode::SERVICE_UNAVAILABLE,
             "too many requests for the metrics; retry later",
@@ -129,7 +139,7 @@ impl Metrics {
     /// The metrics at the time of the call or later.
     async fn text(&self, gateway: &Handle) -> Result<Result<Bytes, std::fmt::Error>, Busy> {
         let asked = Instant::now();
-        let _turn = self.turns.next().await?;
+        let _turn = self.concurrency.next().await?;
         let mut text = self.text.lock().await;
         if let Some((since, text)) = &*text
             && *since >= asked
@@ -145,56 +155,59 @@ impl Metrics {
     }
 }
 
-async fn plugins(State(Reads { gateway, .. }): State<Reads>) -> Response {
+async fn plugins(State(ReadApi { gateway, .. }): State<ReadApi>) -> Response {
     Json(gateway.policies().status()).into_response()
 }
 
-async fn plugin(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<String>) -> Response {
-    match one_plugin(&gateway, &name) {
+async fn plugin(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Path<String>) -> Response {
+    match plugin_status(&gateway, &name) {
         Some(status) => Json(status).into_response(),
         None => unknown(&name),
     }
 }
 
-async fn versions(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<String>) -> Response {
+async fn versions(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Path<String>) -> Response {
     match gateway.policies().versions(&name) {
         Some(versions) => Json(json!({ "plugin": name, "versions": versions })).into_response(),
         None => unknown(&name),
     }
 }
 
-async fn differences(State(Reads { gateway, .. }): State<Reads>, Path(name): Path<String>) -> Response {
+async fn differences(State(ReadApi { gateway, .. }): State<ReadApi>, Path(name): Path<String>) -> Response {
     match gateway.policies().differences(&name) {
         Some(differences) => Json(differences).into_response(),
-        None => failed(StatusCode::NOT_FOUND, &format!("plugin `{name}` has no shadow candidate")),
+        None => error_response(StatusCode::NOT_FOUND, &format!("plugin `{name}` has no shadow candidate")),
     }
 }
 
 /// The active version of a plugin and the override of its file; `None` if there is neither.
-pub(super) fn one_plugin(gateway: &Handle, name: &str) -> Option<serde_json::Value> {
+pub(super) fn plugin_status(gateway: &Handle, name: &str) -> Option<serde_json::Value> {
     let status = gateway.policies().status();
-    let in_force = status.plugins.iter().find(|plugin| plugin.name == name);
+    let active = status.plugins.iter().find(|plugin| plugin.name == name);
     let instead = status.overrides.get(name);
-    if in_force.is_none() && instead.is_none() {
+    if active.is_none() && instead.is_none() {
         return None;
     }
-    Some(json!({ "generation": status.generation, "in_force": in_force, "override": instead }))
+    Some(json!({ "generation": status.generation, "active": active, "override": instead }))
 }
 
 fn unknown(name: &str) -> Response {
-    failed(StatusCode::NOT_FOUND, &format!("plugin `{name}` not found; GET /v1/plugins lists the names"))
+    error_response(
+        StatusCode::NOT_FOUND,
+        &format!("plugin `{name}` not found; GET /v1/plugins lists the names"),
+    )
 }
 
-async fn comets(State(Reads { gateway, .. }): State<Reads>) -> Response {
+async fn comets(State(ReadApi { gateway, .. }): State<ReadApi>) -> Response {
     Json(json!({ "comets": gateway.fleet().status() })).into_response()
 }
 
-async fn stalls(State(Reads { gateway, .. }): State<Reads>) -> Response {
+async fn stalls(State(ReadApi { gateway, .. }): State<ReadApi>) -> Response {
     Json(json!({ "stalls": gateway.stalls() })).into_response()
 }
 
 /// The route of a room: from the cache, or looked up within the concurrency limit.
-async fn route(State(reads): State<Reads>, Path(room): Path<String>) -> Response {
+async fn route(State(reads): State<ReadApi>, Path(room): Path<String>) -> Response {
     let (gateway, room) = (&reads.gateway, RoomId::from(room));
     if let Some(route) = gateway.cached_route(&room) {
         return Json(RouteView::new(&room, &route)).into_response();
@@ -208,8 +221,8 @@ async fn route(State(reads): State<Reads>, Path(room): Path<String>) -> Response
     };
     match tokio::time::timeout(ROUTE_DEADLINE, gateway.route(&room)).await {
         Ok(Ok(route)) => Json(RouteView::new(&room, &route)).into_response(),
-        Ok(Err(error)) => failed(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")),
-        Err(_) => failed(StatusCode::GATEWAY_TIMEOUT, "the directory did not answer in time"),
+        Ok(Err(error)) => error_response(StatusCode::SERVICE_UNAVAILABLE, &format!("{error:#}")),
+        Err(_) => error_response(StatusCode::GATEWAY_TIMEOUT, "the directory did not answer in time"),
     }
 }
 
@@ -240,8 +253,8 @@ impl<'a> RouteView<'a> {
         let shares = route.shares.iter().map(|share| ShareView {
             comet: &share.comet,
             call: match share.part {
-                Part::Whole => "BroadcastRoom",
-                Part::Partial => "PushMsg",
+                ShareKind::Whole => "BroadcastRoom",
+                ShareKind::Partial => "PushMsg",
             },
             recipients: share.recipients.len(),
             first: share.recipients.iter().take(CONNECTIONS_SHOWN).map(|r| r.connection.as_str()).collect(),

@@ -20,7 +20,7 @@ const LONGEST_LOGGED: usize = 200;
 
 /// Why a connection or request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Reason {
+pub(super) enum RefusalReason {
     /// All connections are writing.
     Connections,
     /// Closed for a newer connection.
@@ -36,18 +36,18 @@ pub(super) enum Reason {
     /// A token that does not match.
     WrongToken,
     /// Too many failed tokens.
-    Guessing,
+    RateLimited,
     /// No token would help: none is configured, or it cannot be read.
     Forbidden,
     /// Above the concurrency limit.
     Busy,
     /// Too many unread response bytes.
-    Unread,
+    ResponseBudget,
     /// The system could not accept a connection.
     Accept,
 }
 
-impl Reason {
+impl RefusalReason {
     const ALL: [Self; 12] = [
         Self::Connections,
         Self::Evicted,
@@ -56,10 +56,10 @@ impl Reason {
         Self::Origin,
         Self::NoToken,
         Self::WrongToken,
-        Self::Guessing,
+        Self::RateLimited,
         Self::Forbidden,
         Self::Busy,
-        Self::Unread,
+        Self::ResponseBudget,
         Self::Accept,
     ];
 
@@ -72,61 +72,61 @@ impl Reason {
             Self::Origin => "origin",
             Self::NoToken => "no_token",
             Self::WrongToken => "wrong_token",
-            Self::Guessing => "guessing",
+            Self::RateLimited => "guessing",
             Self::Forbidden => "forbidden",
             Self::Busy => "busy",
-            Self::Unread => "unread",
+            Self::ResponseBudget => "unread",
             Self::Accept => "accept",
         }
     }
 
     /// Clients that disconnect are normal.
-    fn is_everyday(self) -> bool {
+    fn is_routine(self) -> bool {
         self == Self::Timeout
     }
 }
 
-impl EncodeLabelValue for Reason {
+impl EncodeLabelValue for RefusalReason {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         EncodeLabelValue::encode(&self.as_str(), encoder)
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Labels {
-    reason: Reason,
+struct RefusalLabels {
+    reason: RefusalReason,
 }
 
 /// Counts and logs. Clones share their counts.
 #[derive(Clone, Debug)]
-pub(super) struct Refusals(Arc<Inner>);
+pub(super) struct Refusals(Arc<RefusalsInner>);
 
 #[derive(Debug)]
-struct Inner {
-    refused: Family<Labels, Counter>,
-    log: [LogThrottle; Reason::ALL.len()],
+struct RefusalsInner {
+    refused: Family<RefusalLabels, Counter>,
+    log: [LogThrottle; RefusalReason::ALL.len()],
 }
 
 impl Refusals {
     /// Creates and registers the metrics.
     pub(super) fn register(registry: &mut Registry) -> Self {
-        let refused = Family::<Labels, Counter>::default();
+        let refused = Family::<RefusalLabels, Counter>::default();
         registry.register(
             "halley_admin_refused",
             "Connections and requests that the admin listener refused, by reason",
             refused.clone(),
         );
-        for reason in Reason::ALL {
-            drop(refused.get_or_create(&Labels { reason }));
+        for reason in RefusalReason::ALL {
+            drop(refused.get_or_create(&RefusalLabels { reason }));
         }
-        let log = Reason::ALL.map(|_| LogThrottle::new(1, LOG_EVERY));
-        Self(Arc::new(Inner { refused, log }))
+        let log = RefusalReason::ALL.map(|_| LogThrottle::new(1, LOG_EVERY));
+        Self(Arc::new(RefusalsInner { refused, log }))
     }
 
     /// Counts one refusal, and logs it unless this reason was logged recently. `what` describes it.
-    pub(super) fn count(&self, reason: Reason, from: Option<Peer>, what: impl FnOnce() -> String) {
-        self.0.refused.get_or_create(&Labels { reason }).inc();
-        if reason.is_everyday() {
+    pub(super) fn count(&self, reason: RefusalReason, from: Option<Peer>, what: impl FnOnce() -> String) {
+        self.0.refused.get_or_create(&RefusalLabels { reason }).inc();
+        if reason.is_routine() {
             return;
         }
         if let Some(held_back) = self.0.log[reason as usize].admit() {
@@ -146,8 +146,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reasons_stand_in_the_order_of_their_logs() {
-        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+    fn reasons_are_in_the_order_of_their_logs() {
+        for (index, reason) in RefusalReason::ALL.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
         }
     }

@@ -22,12 +22,12 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::activity::{Activity, Answered, TIMEOUTS, Timeouts, Watched};
-use crate::admin::connections::{Connections, Place};
+use crate::admin::activity::{Activity, ActivityBody, ActivityStream, ConnectionTimeouts, TIMEOUTS};
+use crate::admin::connections::{ConnectionSlot, Connections};
 use crate::admin::listener::Listen;
 use crate::admin::peer::Peer;
-use crate::admin::refusals::{Reason, Refusals};
-use crate::admin::unread::Unread;
+use crate::admin::refusals::{RefusalReason, Refusals};
+use crate::admin::response_budget::ResponseBudget;
 
 /// Maximum size of a request head, in bytes.
 const MAX_HEAD: usize = 32 * 1024;
@@ -43,17 +43,17 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 pub(super) struct Server {
     router: Router,
     connections: Connections,
-    unread: Unread,
+    response_budget: ResponseBudget,
     refusals: Refusals,
-    timeouts: Timeouts,
+    timeouts: ConnectionTimeouts,
 }
 
 impl Server {
     /// Serves these routes over at most `max_connections` connections.
     pub(super) fn new(router: Router, max_connections: usize, refusals: &Refusals) -> Self {
         let connections = Connections::new(max_connections, refusals.clone());
-        let unread = Unread::new(connections.clone(), refusals.clone());
-        Self { router, connections, unread, refusals: refusals.clone(), timeouts: TIMEOUTS }
+        let response_budget = ResponseBudget::new(connections.clone(), refusals.clone());
+        Self { router, connections, response_budget, refusals: refusals.clone(), timeouts: TIMEOUTS }
     }
 
     /// Accepts and serves until the shutdown.
@@ -68,8 +68,8 @@ impl Server {
             match accepted {
                 Ok((stream, peer)) => {
                     let activity = Arc::new(Activity::new(self.timeouts));
-                    if let Some(place) = self.connections.open(peer, &activity) {
-                        let connection = Connection { peer, activity, place, server: self.clone() };
+                    if let Some(slot) = self.connections.open(peer, &activity) {
+                        let connection = HttpConnection { peer, activity, slot, server: self.clone() };
                         serving.spawn(connection.serve(stream, shutdown.clone()));
                     }
                 }
@@ -80,7 +80,7 @@ impl Server {
                             "cannot accept connections: {error}; if too many files are open, raise the limit"
                         )
                     };
-                    self.refusals.count(Reason::Accept, None, what);
+                    self.refusals.count(RefusalReason::Accept, None, what);
                     // Retrying at once would fail again; closing a connection may help.
                     self.connections.close_longest_waiting();
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -100,33 +100,33 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// A connection that holds a slot.
-struct Connection {
+struct HttpConnection {
     peer: Peer,
     activity: Arc<Activity>,
-    place: Place,
+    slot: ConnectionSlot,
     server: Server,
 }
 
-impl Connection {
+impl HttpConnection {
     async fn serve<S>(self, stream: S, shutdown: CancellationToken)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { peer, activity, place, server } = self;
-        let stream = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
+        let Self { peer, activity, slot, server } = self;
+        let stream = TokioIo::new(ActivityStream::new(stream, Arc::clone(&activity)));
         let routes = TowerToHyperService::new(server.router);
-        let (unread, of_service) = (server.unread, Arc::clone(&activity));
+        let (response_budget, of_service) = (server.response_budget, Arc::clone(&activity));
         let service = service_fn(move |mut request: Request<Incoming>| {
-            of_service.called();
+            of_service.request_received();
             request.extensions_mut().insert(peer);
             request.extensions_mut().insert(Arc::clone(&of_service));
-            let answer = routes.call(request.map(Body::new));
-            let (unread, activity) = (unread.clone(), Arc::clone(&of_service));
+            let response = routes.call(request.map(Body::new));
+            let (response_budget, activity) = (response_budget.clone(), Arc::clone(&of_service));
             async move {
-                let Ok(answer) = answer.await;
-                let answer = unread.count(answer).await;
-                activity.answered();
-                Ok::<_, Infallible>(answer.map(|body| Answered::new(body, activity)))
+                let Ok(response) = response.await;
+                let response = response_budget.count(response).await;
+                activity.response_ready();
+                Ok::<_, Infallible>(response.map(|body| ActivityBody::new(body, activity)))
             }
         });
         let mut connection = pin!(
@@ -146,7 +146,7 @@ impl Connection {
             tokio::select! {
                 // Clients that disconnect are normal.
                 _ = connection.as_mut() => return,
-                () = place.close.cancelled() => return,
+                () = slot.close.cancelled() => return,
                 () = shutdown.cancelled(), if !is_ending => {
                     is_ending = true;
                     connection.as_mut().graceful_shutdown();
@@ -155,7 +155,7 @@ impl Connection {
             }
             if activity.deadline() <= Instant::now() {
                 let what = || "connection closed: idle or too slow".to_owned();
-                return server.refusals.count(Reason::Timeout, Some(peer), what);
+                return server.refusals.count(RefusalReason::Timeout, Some(peer), what);
             }
         }
     }

@@ -14,9 +14,9 @@ use anyhow::{Context as _, anyhow, bail, ensure};
 use tokio::net::UnixListener;
 use tracing::{info, warn};
 
-use crate::admin::peer::own_user;
+use crate::admin::peer::current_uid;
 use crate::config::admin::{Config, Socket, folder_of};
-use crate::files::{OwnFolder, folder_access};
+use crate::files::{OwnedDir, dir_access};
 
 /// A bound socket. Its file is removed on drop.
 pub(super) struct BoundSocket {
@@ -53,9 +53,9 @@ pub(super) fn bind(socket: &Socket, port: u16) -> anyhow::Result<Option<BoundSoc
         }
         Socket::Auto => {
             let mut failures = Vec::new();
-            for folder in usual_folders() {
+            for folder in default_folders() {
                 let path = folder.join(name_for(port));
-                match make(&folder).and_then(|()| bind_at(&path)) {
+                match create_private_folder(&folder).and_then(|()| bind_at(&path)) {
                     Ok(bound) => {
                         info!(socket = %path.display(), "admin is listening on a unix socket");
                         return Ok(Some(bound));
@@ -74,9 +74,9 @@ pub(super) fn bind(socket: &Socket, port: u16) -> anyhow::Result<Option<BoundSoc
 
 /// Where `[admin] socket = "auto"` put the socket of a gateway of this user whose TCP listener has
 /// this port; `None` if no gateway answers.
-pub fn usual_socket(port: u16) -> Option<PathBuf> {
-    let is_ours = |folder: &PathBuf| OwnFolder::open(folder).is_ok_and(|folder| folder.shared().is_none());
-    let mut paths = usual_folders().into_iter().filter(is_ours).map(|folder| folder.join(name_for(port)));
+pub fn default_socket_path(port: u16) -> Option<PathBuf> {
+    let is_ours = |folder: &PathBuf| OwnedDir::open(folder).is_ok_and(|folder| folder.shared().is_none());
+    let mut paths = default_folders().into_iter().filter(is_ours).map(|folder| folder.join(name_for(port)));
     paths.find(|path| UnixStream::connect(path).is_ok())
 }
 
@@ -84,16 +84,16 @@ fn name_for(port: u16) -> String {
     format!("admin-{port}.sock")
 }
 
-fn usual_folders() -> Vec<PathBuf> {
+fn default_folders() -> Vec<PathBuf> {
     let runtime =
         std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|folder| folder.is_absolute());
     let runtime = runtime.map(|folder| folder.join("halley"));
-    runtime.into_iter().chain([PathBuf::from(format!("/tmp/halley-{}", own_user()))]).collect()
+    runtime.into_iter().chain([PathBuf::from(format!("/tmp/halley-{}", current_uid()))]).collect()
 }
 
 /// The usual folders, made where they are not there; without those that cannot be used.
-fn make_usual_folders() -> Vec<PathBuf> {
-    usual_folders().into_iter().filter(|folder| make(folder).is_ok()).take(1).collect()
+fn create_default_folders() -> Vec<PathBuf> {
+    default_folders().into_iter().filter(|folder| create_private_folder(folder).is_ok()).take(1).collect()
 }
 
 impl Config {
@@ -102,32 +102,32 @@ impl Config {
         match &self.socket {
             Socket::Off => Vec::new(),
             Socket::At(path) => vec![folder_of(path).to_owned()],
-            Socket::Auto => make_usual_folders(),
+            Socket::Auto => create_default_folders(),
         }
     }
 }
 
 /// Creates a directory for this user only. In `/tmp`, another user may have created it first.
-fn make(folder: &Path) -> anyhow::Result<()> {
-    let made = OwnFolder::create(folder).map_err(|why| anyhow!("the directory {why}"))?;
+fn create_private_folder(folder: &Path) -> anyhow::Result<()> {
+    let made = OwnedDir::create(folder).map_err(|why| anyhow!("the directory {why}"))?;
     ensure!(made.shared().is_none(), "others may write to the directory");
     Ok(())
 }
 
 fn bind_at(path: &Path) -> anyhow::Result<BoundSocket> {
     let folder = folder_of(path);
-    folder_access(folder).map_err(|why| anyhow!("the directory {} {why}", folder.display()))?;
+    dir_access(folder).map_err(|why| anyhow!("the directory {} {why}", folder.display()))?;
     check_free(path)?;
     // Bound under another name and renamed, so that clients find the old socket or the new one with
     // its final mode.
-    let beside = folder.join(format!(".{}.sock", std::process::id()));
-    check_free(&beside)?;
-    drop(fs::remove_file(&beside));
-    let listener = std::os::unix::net::UnixListener::bind(&beside)?;
-    let renamed = fs::set_permissions(&beside, Permissions::from_mode(0o600))
-        .and_then(|()| fs::symlink_metadata(&beside))
-        .and_then(|file| fs::rename(&beside, path).map(|()| id_of(&file)));
-    let id = renamed.inspect_err(|_| drop(fs::remove_file(&beside)))?;
+    let temporary = folder.join(format!(".{}.sock", std::process::id()));
+    check_free(&temporary)?;
+    drop(fs::remove_file(&temporary));
+    let listener = std::os::unix::net::UnixListener::bind(&temporary)?;
+    let renamed = fs::set_permissions(&temporary, Permissions::from_mode(0o600))
+        .and_then(|()| fs::symlink_metadata(&temporary))
+        .and_then(|file| fs::rename(&temporary, path).map(|()| id_of(&file)));
+    let id = renamed.inspect_err(|_| drop(fs::remove_file(&temporary)))?;
     listener.set_nonblocking(true)?;
     let file = SocketFile { path: path.to_owned(), id };
     Ok(BoundSocket { listener: UnixListener::from_std(listener)?, _file: file })
@@ -137,7 +137,7 @@ fn bind_at(path: &Path) -> anyhow::Result<BoundSocket> {
 fn check_free(path: &Path) -> anyhow::Result<()> {
     let Ok(found) = fs::symlink_metadata(path) else { return Ok(()) };
     ensure!(found.file_type().is_socket(), "a file that is not a socket exists there");
-    ensure!(found.uid() == own_user(), "a socket of another user (uid {}) exists there", found.uid());
+    ensure!(found.uid() == current_uid(), "a socket of another user (uid {}) exists there", found.uid());
     match UnixStream::connect(path) {
         Ok(_) => bail!("another process listens there; give each gateway its own `[admin] socket`"),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => Ok(()),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_is_private_taken_once_and_gone_with_its_gateway() {
+    async fn a_socket_is_private_exclusive_and_removed_on_drop() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
         let bound = bind_at(&path).unwrap();
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_ours_is_left_alone() {
+    async fn foreign_files_are_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("admin.sock");
         fs::write(&path, "precious").unwrap();
@@ -193,9 +193,9 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
         assert!(why(bind_at(&path)).contains("others may write to"));
-        assert!(make(folder.path()).is_err());
+        assert!(create_private_folder(folder.path()).is_err());
         fs::set_permissions(folder.path(), Permissions::from_mode(0o700)).unwrap();
-        assert!(make(folder.path()).is_ok() && bind_at(&path).is_ok());
+        assert!(create_private_folder(folder.path()).is_ok() && bind_at(&path).is_ok());
         assert!(why(bind_at(Path::new("/nowhere/admin.sock"))).contains("No such file"));
     }
 }

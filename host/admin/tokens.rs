@@ -9,7 +9,7 @@ use crate::files;
 
 /// Where a token is configured.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct TokenSource {
     /// The environment variable, which takes precedence.
     variable: &'static str,
     /// The key that names a file.
@@ -17,9 +17,10 @@ pub(super) struct Place {
 }
 
 /// The token that grants everything.
-pub(super) const WRITE: Place = Place { variable: "HALLEY_ADMIN_TOKEN", key: "admin.token_file" };
+pub(super) const WRITE: TokenSource = TokenSource { variable: "HALLEY_ADMIN_TOKEN", key: "admin.token_file" };
 /// The token that grants reads.
-pub(super) const READ: Place = Place { variable: "HALLEY_ADMIN_READ_TOKEN", key: "admin.read_token_file" };
+pub(super) const READ: TokenSource =
+    TokenSource { variable: "HALLEY_ADMIN_READ_TOKEN", key: "admin.read_token_file" };
 
 /// Maximum size of a token file, in bytes.
 const LONGEST_FILE: u64 = 64 * 1024;
@@ -29,7 +30,7 @@ const SHORTEST: usize = 16;
 /// The tokens of a gateway. They are read for each request, so that they can be changed while it
 /// runs.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Tokens {
+pub(super) struct TokenFiles {
     /// The file for [`WRITE`].
     pub(super) write: Option<PathBuf>,
     /// The file for [`READ`].
@@ -38,41 +39,41 @@ pub(super) struct Tokens {
 
 /// The tokens at the time of a request.
 #[derive(Debug, Default)]
-pub(super) struct Current {
+pub(super) struct TokenSet {
     /// Grants everything.
-    pub(super) write: Option<Secret>,
+    pub(super) write: Option<TokenDigest>,
     /// Grants reads.
-    pub(super) read: Option<Secret>,
+    pub(super) read: Option<TokenDigest>,
 }
 
 /// The digest of a token. Its fixed size makes the comparison take constant time.
 #[derive(Debug)]
-pub(super) struct Secret([u8; 32]);
+pub(super) struct TokenDigest([u8; 32]);
 
-impl Tokens {
+impl TokenFiles {
     /// Reads both.
     ///
     /// # Errors
     /// If a token is configured and cannot be used: then none is accepted.
-    pub(super) async fn current(&self) -> Result<Current, String> {
+    pub(super) async fn current(&self) -> Result<TokenSet, String> {
         let files = self.clone();
         let read = run_blocking("reading the tokens", move || {
-            let secret = |place, file: Option<PathBuf>| -> Result<Option<Secret>, String> {
-                Ok(read(place, file.as_deref())?.as_deref().map(Secret::new))
+            let secret = |source, file: Option<PathBuf>| -> Result<Option<TokenDigest>, String> {
+                Ok(read(source, file.as_deref())?.as_deref().map(TokenDigest::new))
             };
-            Ok(Current { write: secret(WRITE, files.write)?, read: secret(READ, files.read)? })
+            Ok(TokenSet { write: secret(WRITE, files.write)?, read: secret(READ, files.read)? })
         });
         read.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 }
 
-impl Secret {
+impl TokenDigest {
     pub(super) fn new(token: &str) -> Self {
         Self(Sha256::digest(token).into())
     }
 
     /// Whether this is the token. Takes constant time.
-    pub(super) fn is(&self, given: &[u8]) -> bool {
+    pub(super) fn matches(&self, given: &[u8]) -> bool {
         let given: [u8; 32] = Sha256::digest(given).into();
         let differing = self.0.iter().zip(given).fold(0, |differing, (own, given)| differing | (own ^ given));
         std::hint::black_box(differing) == 0
@@ -83,12 +84,12 @@ impl Secret {
 ///
 /// # Errors
 /// If it is configured and cannot be used.
-pub(super) fn read(place: Place, file: Option<&Path>) -> Result<Option<String>, String> {
-    let (token, from) = match (std::env::var(place.variable), file) {
-        (Ok(token), _) => (token, place.variable.to_owned()),
+pub(super) fn read(source: TokenSource, file: Option<&Path>) -> Result<Option<String>, String> {
+    let (token, from) = match (std::env::var(source.variable), file) {
+        (Ok(token), _) => (token, source.variable.to_owned()),
         (Err(_), None) => return Ok(None),
         (Err(_), Some(file)) => {
-            let from = format!("`{}` {}", place.key, file.display());
+            let from = format!("`{}` {}", source.key, file.display());
             let read = files::read_secret(file, LONGEST_FILE);
             (read.map_err(|why| format!("{from} {why}; no token is accepted"))?, from)
         }
@@ -106,12 +107,12 @@ mod tests {
     use crate::admin::tests::write_secret;
 
     #[tokio::test]
-    async fn the_files_are_read_each_time_and_have_to_be_good() {
+    async fn token_files_are_read_and_validated_each_time() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("token");
         for tokens in [
-            Tokens { write: Some(file.clone()), read: None },
-            Tokens { write: None, read: Some(file.clone()) },
+            TokenFiles { write: Some(file.clone()), read: None },
+            TokenFiles { write: None, read: Some(file.clone()) },
         ] {
             drop(std::fs::remove_file(&file));
             assert!(tokens.current().await.unwrap_err().contains("cannot be read"));
@@ -127,11 +128,11 @@ mod tests {
     }
 
     #[test]
-    fn only_the_whole_token_is_the_token() {
-        let secret = Secret::new("0123456789abcdef");
-        assert!(secret.is(b"0123456789abcdef"));
+    fn only_the_whole_token_matches() {
+        let secret = TokenDigest::new("0123456789abcdef");
+        assert!(secret.matches(b"0123456789abcdef"));
         for other in [&b""[..], b"0123456789abcde", b"0123456789abcdef0", b"0123456789abcdeg"] {
-            assert!(!secret.is(other));
+            assert!(!secret.matches(other));
         }
     }
 }

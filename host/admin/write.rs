@@ -17,13 +17,13 @@ use serde_json::json;
 use tokio::sync::Semaphore;
 use tracing::info;
 
-use crate::admin::access::{Access, Gate, Needs, gate};
+use crate::admin::access::{AccessControl, Permission, RouteGuard, authorize};
 use crate::admin::activity::Activity;
-use crate::admin::answer::{discard, failed, failed_for_now};
 use crate::admin::peer::Peer;
-use crate::admin::read::one_plugin;
+use crate::admin::read::plugin_status;
 use crate::admin::refusals::shown;
-use crate::gateway::{Handle, Steered};
+use crate::admin::response::{discard, error_response, retry_later_response};
+use crate::gateway::{Handle, OperatorResult};
 use crate::policy::{Policies, Upload};
 
 /// Maximum size of a plugin, in bytes.
@@ -38,7 +38,7 @@ const SIGNATURE: &str = "halley-signature";
 const SENDING: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
-struct Writes {
+struct WriteApi {
     gateway: Handle,
     /// One upload at a time is held in memory.
     uploading: Arc<Semaphore>,
@@ -46,10 +46,10 @@ struct Writes {
 
 /// The outcome of a write, for the log.
 #[derive(Clone)]
-struct Outcome(String);
+struct AuditOutcome(String);
 
 /// The write routes.
-pub(super) fn router(gateway: Handle, access: Access) -> Router {
+pub(super) fn router(gateway: Handle, access: AccessControl) -> Router {
     Router::new()
         .route("/v1/plugins", put(push_several))
         .route("/v1/plugins/{name}", put(push_one))
@@ -59,8 +59,11 @@ pub(super) fn router(gateway: Handle, access: Access) -> Router {
         .route("/v1/plugins/{name}/abandon", post(abandon))
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .route_layer(middleware::from_fn(logged))
-        .route_layer(middleware::from_fn_with_state(Gate { access, needs: Needs::Write }, gate))
-        .with_state(Writes { gateway, uploading: Arc::new(Semaphore::new(1)) })
+        .route_layer(middleware::from_fn_with_state(
+            RouteGuard { access, needs: Permission::Write },
+            authorize,
+        ))
+        .with_state(WriteApi { gateway, uploading: Arc::new(Semaphore::new(1)) })
 }
 
 /// Logs who changed what.
@@ -73,13 +76,13 @@ async fn logged(
     activity.writes();
     let (method, path) = (request.method().clone(), shown(request.uri().path()).into_owned());
     let mut response = next.run(request).await;
-    let outcome = response.extensions_mut().remove::<Outcome>().map(|Outcome(words)| words);
+    let outcome = response.extensions_mut().remove::<AuditOutcome>().map(|AuditOutcome(words)| words);
     info!(%from, %method, path, status = response.status().as_u16(), outcome, "a write");
     response
 }
 
-async fn push_one(State(writes): State<Writes>, Path(name): Path<String>, request: Request) -> Response {
-    let Ok(_alone) = writes.uploading.try_acquire() else { return busy(request).await };
+async fn push_one(State(writes): State<WriteApi>, Path(name): Path<String>, request: Request) -> Response {
+    let Ok(_exclusive) = writes.uploading.try_acquire() else { return busy(request).await };
     if request.body().size_hint().lower() > MAX_PLUGIN as u64 {
         return too_large();
     }
@@ -92,8 +95,8 @@ async fn push_one(State(writes): State<Writes>, Path(name): Path<String>, reques
     push(&writes, vec![Upload { name, bytes, signature }]).await
 }
 
-async fn push_several(State(writes): State<Writes>, request: Request) -> Response {
-    let Ok(_alone) = writes.uploading.try_acquire() else { return busy(request).await };
+async fn push_several(State(writes): State<WriteApi>, request: Request) -> Response {
+    let Ok(_exclusive) = writes.uploading.try_acquire() else { return busy(request).await };
     if request.body().size_hint().lower() > MAX_BODY as u64 {
         return too_large();
     }
@@ -106,7 +109,7 @@ async fn push_several(State(writes): State<Writes>, request: Request) -> Respons
 
 /// One part for each plugin, under its name.
 async fn parts(request: Request<Body>) -> Result<Vec<Upload>, Response> {
-    let wrong = |why: String| failed(StatusCode::BAD_REQUEST, &why);
+    let wrong = |why: String| error_response(StatusCode::BAD_REQUEST, &why);
     let mut parts = Multipart::from_request(request, &())
         .await
         .map_err(|e| wrong(format!("{e}; send multipart/form-data, one part per plugin")))?;
@@ -116,7 +119,7 @@ async fn parts(request: Request<Body>) -> Result<Vec<Upload>, Response> {
             return Err(wrong("a part has no name; parts are named after the plugins".to_owned()));
         };
         let signature = signature(part.headers());
-        let bytes = part.bytes().await.map_err(|e| failed(e.status(), &e.body_text()))?.to_vec();
+        let bytes = part.bytes().await.map_err(|e| error_response(e.status(), &e.body_text()))?.to_vec();
         if uploads.len() >= MAX_PLUGINS || uploads.iter().any(|upload: &Upload| upload.name == name) {
             return Err(wrong(format!("more than {MAX_PLUGINS} parts, or two for `{name}`")));
         }
@@ -132,68 +135,72 @@ fn signature(headers: &HeaderMap) -> Option<Vec<u8>> {
     headers.get(SIGNATURE).map(|value| value.as_bytes().to_vec())
 }
 
-async fn push(writes: &Writes, uploads: Vec<Upload>) -> Response {
+async fn push(writes: &WriteApi, uploads: Vec<Upload>) -> Response {
     let names: Vec<String> = uploads.iter().map(|upload| upload.name.clone()).collect();
-    answer(writes, &names, writes.gateway.steer(|policies| async move { policies.push(uploads).await }).await)
+    response(
+        writes,
+        &names,
+        writes.gateway.apply(|policies| async move { policies.push(uploads).await }).await,
+    )
 }
 
 #[derive(serde::Deserialize)]
-struct Target {
+struct RollbackQuery {
     to: Option<String>,
 }
 
 async fn roll_back(
-    State(writes): State<Writes>,
+    State(writes): State<WriteApi>,
     Path(name): Path<String>,
-    Query(target): Query<Target>,
+    Query(target): Query<RollbackQuery>,
 ) -> Response {
     let plugin = name.clone();
     let change =
         |policies: Arc<Policies>| async move { policies.rollback(&plugin, target.to.as_deref()).await };
-    let done = writes.gateway.steer(change).await;
-    answer(&writes, &[name], done)
+    let done = writes.gateway.apply(change).await;
+    response(&writes, &[name], done)
 }
 
-async fn release(State(writes): State<Writes>, Path(name): Path<String>) -> Response {
+async fn release(State(writes): State<WriteApi>, Path(name): Path<String>) -> Response {
     let plugin = name.clone();
-    let done = writes.gateway.steer(|policies| async move { policies.release(&plugin).await }).await;
-    answer(&writes, &[name], done)
+    let done = writes.gateway.apply(|policies| async move { policies.release(&plugin).await }).await;
+    response(&writes, &[name], done)
 }
 
-async fn promote(State(writes): State<Writes>, Path(name): Path<String>) -> Response {
+async fn promote(State(writes): State<WriteApi>, Path(name): Path<String>) -> Response {
     let plugin = name.clone();
-    let done = writes.gateway.steer(|policies| async move { policies.promote(&plugin).await }).await;
-    answer(&writes, &[name], done)
+    let done = writes.gateway.apply(|policies| async move { policies.promote(&plugin).await }).await;
+    response(&writes, &[name], done)
 }
 
-async fn abandon(State(writes): State<Writes>, Path(name): Path<String>) -> Response {
+async fn abandon(State(writes): State<WriteApi>, Path(name): Path<String>) -> Response {
     let plugin = name.clone();
-    let done = writes.gateway.steer(|policies| async move { policies.abandon(&plugin).await }).await;
-    answer(&writes, &[name], done)
+    let done = writes.gateway.apply(|policies| async move { policies.abandon(&plugin).await }).await;
+    response(&writes, &[name], done)
 }
 
 /// The active versions of these plugins, or why nothing changed.
-fn answer(writes: &Writes, names: &[String], done: Steered) -> Response {
+fn response(writes: &WriteApi, names: &[String], done: OperatorResult) -> Response {
     match done {
         Ok(generation) => {
             let plugins: serde_json::Map<_, _> = names
                 .iter()
-                .filter_map(|name| Some((name.clone(), one_plugin(&writes.gateway, name)?)))
+                .filter_map(|name| Some((name.clone(), plugin_status(&writes.gateway, name)?)))
                 .collect();
-            let outcome = Outcome(format!("generation {generation}: {}", names.join(", ")));
+            let outcome = AuditOutcome(format!("generation {generation}: {}", names.join(", ")));
             (Extension(outcome), Json(json!({ "generation": generation, "plugins": plugins })))
                 .into_response()
         }
         Err(refused) => {
             let problems: Vec<String> = refused.problems.iter().map(ToString::to_string).collect();
-            let known = |name: &String| one_plugin(&writes.gateway, name).is_some();
+            let known = |name: &String| plugin_status(&writes.gateway, name).is_some();
             let status = if names.iter().all(known) {
                 StatusCode::UNPROCESSABLE_ENTITY
             } else {
                 StatusCode::NOT_FOUND
             };
             let body = json!({ "error": "refused; the active versions are unchanged", "problems": problems });
-            (status, Extension(Outcome(refused.to_string())), Json(body)).into_response()
+            (status, Extension(AuditOutcome(refused.to_string())), Json(body)).into_response()
         }
     }
 }
@@ -201,16 +208,19 @@ fn answer(writes: &Writes, names: &[String], done: Steered) -> Response {
 async fn busy(request: Request) -> Response {
     discard(request.into_body()).await;
     let error = "another upload is in progress; retry later";
-    failed_for_now(StatusCode::SERVICE_UNAVAILABLE, error, Duration::from_secs(1))
+    retry_later_response(StatusCode::SERVICE_UNAVAILABLE, error, Duration::from_secs(1))
 }
 
 fn too_large() -> Response {
-    failed(
+    error_response(
         StatusCode::PAYLOAD_TOO_LARGE,
         &format!("a plugin has at most {MAX_PLUGIN} bytes, a request {MAX_BODY}"),
     )
 }
 
 fn too_slow() -> Response {
-    failed(StatusCode::REQUEST_TIMEOUT, &format!("the upload took longer than {} s", SENDING.as_secs()))
+    error_response(
+        StatusCode::REQUEST_TIMEOUT,
+        &format!("the upload took longer than {} s", SENDING.as_secs()),
+    )
 }

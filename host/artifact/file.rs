@@ -3,14 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::files::{self, Unreadable};
+use crate::files::{self, ReadError};
 
 /// The largest file that is read, in bytes.
 pub(crate) const MAX_SIZE: u64 = 64 * 1024 * 1024;
 
 /// The bytes of a version, with its signature if it has one.
 #[derive(Clone, Debug)]
-pub(crate) struct Arrived {
+pub(crate) struct Artifact {
     pub(crate) bytes: Arc<[u8]>,
     pub(crate) signature: Option<Arc<[u8]>>,
 }
@@ -23,8 +23,8 @@ pub(crate) struct Arrived {
 pub fn read(path: &Path) -> Result<Vec<u8>, String> {
     files::read(path, MAX_SIZE).map_err(|why| {
         let remedy = match &why {
-            Unreadable::System(_) => "check `path` and the file's permissions",
-            Unreadable::TooLarge { .. } => "plugins cannot be larger",
+            ReadError::System(_) => "check `path` and the file's permissions",
+            ReadError::TooLarge { .. } => "plugins cannot be larger",
             _ => "`path` must name the .wasm file itself",
         };
         format!("{why}; {remedy}")

@@ -4,21 +4,21 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::artifact::file::{self, Arrived};
+use crate::artifact::file::{self, Artifact};
 use crate::artifact::registry::{self, Registries, RegistryConfig};
-use crate::artifact::trust::{self, Trust};
+use crate::artifact::trust::{self, PluginTrust};
 use crate::digest;
 
 /// One per gateway. The default trusts every plugin and caches nothing.
 #[derive(Debug, Default)]
-pub struct Intake {
-    trust: Trust,
+pub struct PluginLoader {
+    trust: PluginTrust,
     registries: Registries,
 }
 
-impl Intake {
+impl PluginLoader {
     /// With this trust. Content from registries is cached in the directory, if there is one.
-    pub fn new(trust: Trust, folder: Option<&Path>, registry: RegistryConfig) -> Self {
+    pub fn new(trust: PluginTrust, folder: Option<&Path>, registry: RegistryConfig) -> Self {
         Self { trust, registries: Registries::new(folder.map(Path::to_owned), registry) }
     }
 
@@ -26,19 +26,19 @@ impl Intake {
     ///
     /// # Errors
     /// When it cannot be loaded.
-    pub(crate) fn fetch(&self, path: &Path) -> Result<Arrived, String> {
+    pub(crate) fn fetch(&self, path: &Path) -> Result<Artifact, String> {
         if let Some(reference) = registry::reference(path) {
             return self.registries.fetch(&reference?);
         }
         let bytes = file::read(path)?;
-        let asked = self.trust.asks_for_signatures();
+        let asked = self.trust.requires_signatures();
         let signature = if asked { trust::read_signature(path)? } else { None };
-        Ok(Arrived { bytes: bytes.into(), signature: signature.map(Arc::from) })
+        Ok(Artifact { bytes: bytes.into(), signature: signature.map(Arc::from) })
     }
 
     /// Whether plugins must be signed.
-    pub(crate) fn asks_for_signatures(&self) -> bool {
-        self.trust.asks_for_signatures()
+    pub(crate) fn requires_signatures(&self) -> bool {
+        self.trust.requires_signatures()
     }
 
     /// Whether a version may decide. Returns the number that it is signed with, if any.
@@ -48,10 +48,10 @@ impl Intake {
     pub(crate) fn check(
         &self,
         name: &str,
-        arrived: &Arrived,
+        artifact: &Artifact,
         pin: Option<&str>,
     ) -> Result<Option<u64>, String> {
-        self.trust.check(name, &arrived.bytes, arrived.signature.as_deref(), pin)
+        self.trust.check(name, &artifact.bytes, artifact.signature.as_deref(), pin)
     }
 
     /// A fingerprint of a plugin's file, its signature and the trusted keys; `None` if the file
@@ -62,7 +62,7 @@ impl Intake {
             return Some(self.with_keys(path.display().to_string()));
         }
         let hash = digest::hash(&file::read(path).ok()?);
-        Some(if self.trust.asks_for_signatures() {
+        Some(if self.trust.requires_signatures() {
             let signature = trust::read_signature(path).ok().flatten().unwrap_or_default();
             self.with_keys(format!("{hash} {}", digest::hash(&signature)))
         } else {
@@ -76,10 +76,10 @@ impl Intake {
 }
 
 /// The paths to watch for these plugin files: the files, their signatures, the keys.
-pub(crate) fn paths<'a>(files: impl Iterator<Item = &'a Path>, trust: &Trust) -> Vec<PathBuf> {
+pub(crate) fn paths<'a>(files: impl Iterator<Item = &'a Path>, trust: &PluginTrust) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> =
         files.filter(|path| !registry::is_reference(path)).map(Path::to_path_buf).collect();
-    if trust.asks_for_signatures() {
+    if trust.requires_signatures() {
         let signatures: Vec<PathBuf> = paths.iter().map(|path| trust::signature_file(path)).collect();
         paths.extend(signatures);
         paths.extend(trust.key_files());

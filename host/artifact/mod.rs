@@ -15,8 +15,8 @@ mod trust;
 mod versions;
 
 pub use file::read;
-pub(crate) use file::{Arrived, MAX_SIZE};
-pub use loader::Intake;
+pub(crate) use file::{Artifact, MAX_SIZE};
+pub use loader::PluginLoader;
 pub(crate) use loader::paths;
 pub use registry::RegistryConfig;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -25,6 +25,9 @@ pub(crate) use registry::{is_reference, reference};
 pub(crate) use trust::check_order;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use trust::fuzzing::check as check_signature;
-pub use trust::{Trust, read_signature, sign, signature_as_text, signature_file};
-pub use versions::{Against, Cause, Event, KeptVersion, Override, Tried, Turn, Versions};
-pub(crate) use versions::{Change, Choice, Record};
+pub use trust::{PluginTrust, read_signature, sign, signature_as_text, signature_file};
+pub(crate) use versions::{EffectiveVersion, VersionChange, VersionHistory};
+pub use versions::{
+    Exclusion, OverrideCause, RolloutResult, StoredVersion, Transition, VersionEvent, VersionOverride,
+    Versions,
+};

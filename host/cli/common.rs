@@ -9,11 +9,11 @@ use anyhow::Context as _;
 use crate::files;
 
 /// Everything went as asked.
-pub const SUCCESS: u8 = 0;
+pub const EXIT_SUCCESS: u8 = 0;
 /// The command ran and failed, or left work unfinished.
-pub const FAILURE: u8 = 1;
+pub const EXIT_FAILURE: u8 = 1;
 /// The command line or the configuration is wrong.
-pub const MISTAKE: u8 = 2;
+pub const EXIT_USAGE: u8 = 2;
 /// The largest file that is read because it was named on the command line, in bytes.
 pub(super) const LARGEST_INPUT: u64 = 256 * 1024 * 1024;
 
@@ -53,7 +53,7 @@ impl ConfigArgs {
 
 /// Which plugin a file is for, by its name: the one of these that is called as the file is, or with
 /// `-` for `_` where only that is known. Else as the file is called.
-pub(super) fn plugin_of<'a>(file: &Path, mut known: impl Iterator<Item = &'a str> + Clone) -> String {
+pub(super) fn plugin_name_of<'a>(file: &Path, mut known: impl Iterator<Item = &'a str> + Clone) -> String {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let dashed = stem.replace('_', "-");
     let is_known = known.clone().any(|name| name == stem);
@@ -82,7 +82,7 @@ mod tests {
 
     #[test]
     fn a_file_is_for_the_plugin_of_its_name() {
-        let name = |file: &str| plugin_of(Path::new(file), ["keyword-filter", "a_b"].into_iter());
+        let name = |file: &str| plugin_name_of(Path::new(file), ["keyword-filter", "a_b"].into_iter());
         assert_eq!(name("x/keyword_filter.wasm"), "keyword-filter");
         assert_eq!(name("a_b.wasm"), "a_b");
         assert_eq!(name("un_known.wasm"), "un_known");

@@ -1,6 +1,6 @@
 //! `halley compile-plugin`: the child process in which a gateway compiles a plugin. Internal.
 
-use crate::wasm::{Job, compile_plugin};
+use crate::wasm::{CompileJob, compile_plugin};
 
 /// Arguments of `halley compile-plugin`.
 #[derive(Debug, clap::Args)]
@@ -27,5 +27,5 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let Args { size, memory, seconds, parent, features, tight } = args;
-    Ok(compile_plugin(&Job { size, memory, seconds, parent, features, tight }))
+    Ok(compile_plugin(&CompileJob { size, memory, seconds, parent, features, tight }))
 }

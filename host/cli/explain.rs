@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 
-use crate::cli::draft::{Draft, OPERATION};
-use crate::cli::{ConfigArgs, LARGEST_INPUT, MISTAKE, SUCCESS, fail, print_json, print_lines, runtime};
+use crate::cli::message_spec::{MessageSpec, OPERATION};
+use crate::cli::{
+    ConfigArgs, EXIT_SUCCESS, EXIT_USAGE, LARGEST_INPUT, fail, print_json, print_lines, runtime,
+};
 use crate::config::Config;
 use crate::files;
 use crate::gateway::{self, Storage};
 use crate::message::Message;
 use crate::pipeline::{Explanation, explain};
-use crate::policy::{Policies, Setup};
+use crate::policy::{Policies, PolicyDependencies};
 
 /// Arguments of `halley explain`.
 #[derive(Debug, clap::Args)]
@@ -20,7 +22,7 @@ pub(super) struct Args {
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
-    subject: Subject,
+    target: ExplainTarget,
     /// The operation of the message to --room or --user.
     #[arg(long, default_value_t = OPERATION)]
     operation: i32,
@@ -34,7 +36,7 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Args)]
 #[group(required = true, multiple = false)]
-struct Subject {
+struct ExplainTarget {
     /// A message to this room.
     #[arg(long)]
     room: Option<String>,
@@ -53,30 +55,30 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Ok(config) => config,
         Err(mistakes) => {
             fail(&mistakes.to_string());
-            return Ok(MISTAKE);
+            return Ok(EXIT_USAGE);
         }
     };
-    let message = draft(&args)?.into_message(&config.kafka.topics[0], 0)?;
+    let message = message_spec(&args)?.into_message(&config.kafka.topics[0], 0)?;
     let explanation = runtime()?.block_on(explain_with(&config, message))?;
     if args.json {
         print_json(&serde_json::to_string_pretty(&explanation)?);
     } else {
         print_lines(lines(&explanation));
     }
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }
 
-fn draft(args: &Args) -> anyhow::Result<Draft> {
+fn message_spec(args: &Args) -> anyhow::Result<MessageSpec> {
     let (operation, body) = (args.operation, args.body.clone());
-    let Subject { room, user, message } = &args.subject;
+    let ExplainTarget { room, user, message } = &args.target;
     if let Some(file) = message {
         return read_draft(file);
     }
     let keys = user.iter().cloned().collect();
-    Ok(Draft { room: room.clone(), keys, operation, body, ..Draft::default() })
+    Ok(MessageSpec { room: room.clone(), keys, operation, body, ..MessageSpec::default() })
 }
 
-fn read_draft(file: &Path) -> anyhow::Result<Draft> {
+fn read_draft(file: &Path) -> anyhow::Result<MessageSpec> {
     let text = files::read_argument(file, LARGEST_INPUT)
         .with_context(|| format!("cannot read {}", file.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not a message; see --help", file.display()))
@@ -86,8 +88,8 @@ async fn explain_with(config: &Config, message: Message) -> anyhow::Result<Expla
     let mut registry = Registry::default();
     let plugins = config.plugins()?;
     let storage = Storage::open(config, &mut registry)?;
-    let policies = Policies::start_with(Setup::of_command(&config.policies)?, &plugins)?;
-    let fleet = gateway::look_at_fleet(config, &storage, &mut registry).await;
+    let policies = Policies::start_with(PolicyDependencies::of_command(&config.policies)?, &plugins)?;
+    let fleet = gateway::observe_fleet(config, &storage, &mut registry).await;
     let resolver = gateway::resolver(config, &storage, &fleet, &mut registry);
     let mut chain = policies.current().chain();
     explain(message, &resolver, &mut chain, &fleet, &*storage.shared_state, &config.offline).await

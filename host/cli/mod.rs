@@ -5,8 +5,8 @@ mod common;
 mod compile_plugin;
 mod dead_letter;
 mod demo;
-mod draft;
 mod explain;
+mod message_spec;
 mod offsets;
 mod output;
 mod plugin;
@@ -20,8 +20,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use common::{ConfigArgs, LARGEST_INPUT, plugin_of, runtime};
-pub use common::{FAILURE, MISTAKE, SUCCESS};
+use common::{ConfigArgs, LARGEST_INPUT, plugin_name_of, runtime};
+pub use common::{EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE};
 use output::{fail, print, print_json, print_lines, print_styled};
 
 /// A routing gateway for push systems: Kafka to comets through hot-swapped policies.
@@ -79,7 +79,7 @@ impl Cli {
         };
         let code = done.unwrap_or_else(|error| {
             fail(&format!("{error:#}"));
-            FAILURE
+            EXIT_FAILURE
         });
         finish(code)
     }
@@ -87,18 +87,18 @@ impl Cli {
 
 /// Prints clap's output instead of running a command: help, the version, or an argument error. Like
 /// every answer, it has to be written completely.
-pub fn say(said: &clap::Error) -> ExitCode {
+pub fn print_clap_error(said: &clap::Error) -> ExitCode {
     if said.use_stderr() {
         drop(said.print());
-        return ExitCode::from(MISTAKE);
+        return ExitCode::from(EXIT_USAGE);
     }
     output::printed(said.print());
-    finish(SUCCESS)
+    finish(EXIT_SUCCESS)
 }
 
 /// Flushes the output; the exit code reflects a failure to do so.
 fn finish(code: u8) -> ExitCode {
     let Some(why) = output::finish() else { return ExitCode::from(code) };
     fail(&format!("cannot write to standard output: {why}"));
-    ExitCode::from(code.max(FAILURE))
+    ExitCode::from(code.max(EXIT_FAILURE))
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use crate::cli::{ConfigArgs, MISTAKE, SUCCESS, fail, print, runtime};
+use crate::cli::{ConfigArgs, EXIT_SUCCESS, EXIT_USAGE, fail, print, runtime};
 use crate::config::Config;
-use crate::kafka::{Skip, Skipped, skip};
+use crate::kafka::{SkipRequest, SkippedRange, skip};
 
 /// Arguments of `halley offsets`.
 #[derive(Debug, clap::Args)]
@@ -49,19 +49,19 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Ok(config) => config,
         Err(mistakes) => {
             fail(&mistakes.to_string());
-            return Ok(MISTAKE);
+            return Ok(EXIT_USAGE);
         }
     };
     let runtime = runtime()?;
-    let wanted = Skip { topic: topic.clone(), partition, to };
+    let wanted = SkipRequest { topic: topic.clone(), partition, to };
     let skipped = runtime.block_on(skip(&config.kafka, wanted));
     // A call to an unreachable Kafka may still block; the process does not wait for it.
     runtime.shutdown_timeout(Duration::from_secs(1));
-    let Skipped { from, to } = skipped?;
+    let SkippedRange { from, to } = skipped?;
     let group = &config.kafka.group;
     print(&format!(
         "group `{group}` continues in `{topic}` partition {partition} at offset {to}: skipped offsets {from} to {}",
         to - 1
     ));
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }

@@ -11,16 +11,16 @@ use tracing::{info, warn};
 
 use crate::admin::Admin;
 use crate::blocking::run_blocking;
-use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, runtime};
-use crate::config::{Config, Inspected, Mistake, Mistakes};
-use crate::consumer::Stopped;
+use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, fail, runtime};
+use crate::config::{Config, ConfigError, ConfigErrors, ConfigReport};
+use crate::consumer::StopOutcome;
 use crate::gateway::Gateway;
-use crate::policy::Sources;
+use crate::policy::PolicySources;
 use crate::wasm;
 use crate::{panics, sandbox, telemetry};
 
 /// A second signal within this time is ignored: some supervisors send two.
-const SAME_SIGNAL: Duration = Duration::from_secs(1);
+const SIGNAL_DEBOUNCE: Duration = Duration::from_secs(1);
 /// How long to wait for an abandoned compilation.
 const LAST_COMPILATION: Duration = Duration::from_secs(1);
 /// Grace period of the admin listener.
@@ -43,18 +43,18 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let file = args.config.file();
-    let Inspected { mut config, mistakes, warnings } = Config::inspect(file.as_deref());
+    let ConfigReport { mut config, mistakes, warnings } = Config::inspect(file.as_deref());
     if !mistakes.is_empty() {
         fail(&format!(
             "invalid configuration ({}); `halley check` also checks the plugins\n{}",
             args.config.source(),
-            Mistakes(mistakes)
+            ConfigErrors(mistakes)
         ));
-        return Ok(MISTAKE);
+        return Ok(EXIT_USAGE);
     }
     if let Some(exposed) = config.admin.exposed_token() {
         fail(&exposed);
-        return Ok(MISTAKE);
+        return Ok(EXIT_USAGE);
     }
     // Before the command-line overrides, because changes are compared with the file.
     let sources = config.sources(file);
@@ -65,7 +65,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let _ = config.policies.make_state_folder();
     let sandbox = sandbox::enter(config.process.sandbox, &allowed(&config))?;
     telemetry::init(&config.log)?;
-    panics::log_them();
+    panics::install_hook();
     raise_limit_on_files();
     info!(
         revision = env!("HALLEY_REVISION"),
@@ -74,7 +74,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         "halley {}",
         env!("CARGO_PKG_VERSION")
     );
-    for Mistake { place, text } in &warnings {
+    for ConfigError { place, text } in &warnings {
         warn!(place, "configuration: {text}");
     }
     if let Some(problem) = config.admin.token_problem() {
@@ -115,13 +115,13 @@ fn raise_limit_on_files() {
 
 /// What the process may still do once it has restricted itself. Folders that it makes itself are
 /// made where there are none: only what exists can be named.
-fn allowed(config: &Config) -> sandbox::Allowed {
-    let mut writable: Vec<_> = config.policies.state_folder.iter().cloned().collect();
+fn allowed(config: &Config) -> sandbox::SandboxRules {
+    let mut writable: Vec<_> = config.policies.state_dir.iter().cloned().collect();
     writable.extend(config.admin.socket_folders());
-    sandbox::Allowed { writable, ports: config.admin.ports() }
+    sandbox::SandboxRules { writable, ports: config.admin.ports() }
 }
 
-async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
+async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
     let mut signals = Signals::new()?;
     let mut registry = Registry::default();
     let admin = Admin::bind(&config.admin, &mut registry).await?;
@@ -139,7 +139,7 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
         // Compiling plugins may take a while; nothing is in flight yet.
         () = signals.next() => {
             info!("stopped before the start was complete");
-            return Ok(SUCCESS);
+            return Ok(EXIT_SUCCESS);
         }
     };
 
@@ -147,23 +147,23 @@ async fn serve(config: Config, sources: Sources) -> anyhow::Result<u8> {
     let mut serving = tokio::task::JoinSet::from_iter([admin.serve(gateway.handle(), shutdown.clone())]);
     tokio::select! {
         () = signals.next() => {}
-        () = gateway.until_shut_out() => {}
+        () = gateway.until_fenced() => {}
     }
     let since = Instant::now();
     // What is active decides to the end.
     wasm::end_compilations();
     let stopped = tokio::select! {
         stopped = gateway.stop(config.delivery.shutdown_grace) => stopped,
-        () = signals.next_after(since + SAME_SIGNAL) => {
+        () = signals.next_after(since + SIGNAL_DEBOUNCE) => {
             warn!("second signal: exiting immediately; records in flight will be redelivered");
             telemetry::flush(LAST_LINES);
-            std::process::exit(i32::from(FAILURE));
+            std::process::exit(i32::from(EXIT_FAILURE));
         }
     };
     shutdown.cancel();
     // What takes longer is aborted.
     drop(tokio::time::timeout(LAST_ANSWERS, serving.join_next()).await);
-    Ok(if stopped == Stopped::Drained { SUCCESS } else { FAILURE })
+    Ok(if stopped == StopOutcome::Drained { EXIT_SUCCESS } else { EXIT_FAILURE })
 }
 
 /// The signals that stop the process. SIGHUP does not: service managers send it for a reload, which

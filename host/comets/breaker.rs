@@ -13,7 +13,7 @@
 //! ```
 //!
 //! The doubling is for comets that accept connections but do not answer calls. A comet that was
-//! unreachable and is reachable again closes the breaker at once: [`Breaker::is_back`].
+//! unreachable and is reachable again closes the breaker at once: [`Breaker::force_close`].
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -22,11 +22,11 @@ use crate::backoff::Backoff;
 
 /// When a breaker opens, and for how long.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Settings {
+pub(super) struct BreakerSettings {
     /// How many consecutive attempts have to fail.
     pub(super) failures: u32,
     /// The minimum time between the first and the last of these failures.
-    pub(super) patience: Duration,
+    pub(super) window: Duration,
     /// How long it stays open at first.
     pub(super) open: Duration,
     /// How long it stays open at most.
@@ -36,7 +36,7 @@ pub(super) struct Settings {
 /// What a breaker does with calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum BreakerState {
     /// Calls are made.
     Closed,
     /// No call is made.
@@ -48,14 +48,14 @@ pub enum State {
 /// A permit for one attempt; the outcome is reported with it. A probe's permit that is dropped
 /// without a report (its attempt was cancelled) lets another call probe.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Permit {
+pub(super) struct AttemptPermit {
     epoch: u64,
     /// Alive as long as the probe; `None` for other attempts.
     probe: Option<Arc<()>>,
 }
 
 #[cfg(all(test, feature = "models"))]
-impl Permit {
+impl AttemptPermit {
     pub(super) fn is_probe(&self) -> bool {
         self.probe.is_some()
     }
@@ -63,7 +63,7 @@ impl Permit {
 
 /// What a report changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum BreakerChange {
     /// Nothing visible from outside.
     Nothing,
     /// It was closed and is open now, for this long.
@@ -76,8 +76,8 @@ pub(super) enum Change {
 
 #[derive(Debug)]
 pub(super) struct Breaker {
-    settings: Settings,
-    condition: Condition,
+    settings: BreakerSettings,
+    condition: BreakerCondition,
     /// Counts state changes: reports of attempts from before the last change are ignored.
     epoch: u64,
     /// How long it is open, the more often since it was last closed.
@@ -85,7 +85,7 @@ pub(super) struct Breaker {
 }
 
 #[derive(Debug)]
-enum Condition {
+enum BreakerCondition {
     Closed { failures: u32, first: Option<Instant> },
     Open { until: Instant },
     HalfOpen { probe: Weak<()> },
@@ -93,92 +93,92 @@ enum Condition {
 
 impl Breaker {
     /// A closed breaker.
-    pub(super) fn new(settings: Settings) -> Self {
-        let condition = Condition::Closed { failures: 0, first: None };
+    pub(super) fn new(settings: BreakerSettings) -> Self {
+        let condition = BreakerCondition::Closed { failures: 0, first: None };
         let backoff = Backoff::new(settings.open, settings.open_max);
         Self { settings, condition, epoch: 0, backoff }
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> BreakerState {
         match self.condition {
-            Condition::Closed { .. } => State::Closed,
-            Condition::Open { .. } => State::Open,
-            Condition::HalfOpen { .. } => State::HalfOpen,
+            BreakerCondition::Closed { .. } => BreakerState::Closed,
+            BreakerCondition::Open { .. } => BreakerState::Open,
+            BreakerCondition::HalfOpen { .. } => BreakerState::HalfOpen,
         }
     }
 
     /// A permit for an attempt now; `None` while the breaker is open or a probe is in flight.
-    pub(super) fn admit(&mut self, now: Instant) -> Option<Permit> {
+    pub(super) fn admit(&mut self, now: Instant) -> Option<AttemptPermit> {
         match &self.condition {
-            Condition::Closed { .. } => Some(Permit { epoch: self.epoch, probe: None }),
-            Condition::Open { until } if now >= *until => Some(self.probe()),
-            Condition::HalfOpen { probe } if probe.strong_count() == 0 => Some(self.probe()),
-            Condition::Open { .. } | Condition::HalfOpen { .. } => None,
+            BreakerCondition::Closed { .. } => Some(AttemptPermit { epoch: self.epoch, probe: None }),
+            BreakerCondition::Open { until } if now >= *until => Some(self.probe()),
+            BreakerCondition::HalfOpen { probe } if probe.strong_count() == 0 => Some(self.probe()),
+            BreakerCondition::Open { .. } | BreakerCondition::HalfOpen { .. } => None,
         }
     }
 
-    fn probe(&mut self) -> Permit {
+    fn probe(&mut self) -> AttemptPermit {
         let probe = Arc::new(());
-        self.become_condition(Condition::HalfOpen { probe: Arc::downgrade(&probe) });
-        Permit { epoch: self.epoch, probe: Some(probe) }
+        self.set_condition(BreakerCondition::HalfOpen { probe: Arc::downgrade(&probe) });
+        AttemptPermit { epoch: self.epoch, probe: Some(probe) }
     }
 
     /// The attempt was answered.
-    pub(super) fn succeeded(&mut self, permit: Permit) -> Change {
+    pub(super) fn succeeded(&mut self, permit: AttemptPermit) -> BreakerChange {
         if permit.epoch != self.epoch {
-            return Change::Nothing;
+            return BreakerChange::Nothing;
         }
         match &mut self.condition {
-            Condition::Closed { failures, first } => {
+            BreakerCondition::Closed { failures, first } => {
                 (*failures, *first) = (0, None);
-                Change::Nothing
+                BreakerChange::Nothing
             }
-            Condition::Open { .. } => Change::Nothing,
-            Condition::HalfOpen { .. } => {
+            BreakerCondition::Open { .. } => BreakerChange::Nothing,
+            BreakerCondition::HalfOpen { .. } => {
                 self.backoff.reset();
-                self.become_condition(Condition::Closed { failures: 0, first: None });
-                Change::Closed
+                self.set_condition(BreakerCondition::Closed { failures: 0, first: None });
+                BreakerChange::Closed
             }
         }
     }
 
     /// The attempt failed. `dice` is from 0 to 1: breakers that opened together probe at different times.
-    pub(super) fn failed(&mut self, permit: Permit, now: Instant, dice: f64) -> Change {
+    pub(super) fn failed(&mut self, permit: AttemptPermit, now: Instant, dice: f64) -> BreakerChange {
         if permit.epoch != self.epoch {
-            return Change::Nothing;
+            return BreakerChange::Nothing;
         }
         match &mut self.condition {
-            Condition::Closed { failures, first } => {
+            BreakerCondition::Closed { failures, first } => {
                 *failures = failures.saturating_add(1);
                 let since = *first.get_or_insert(now);
-                let long_enough = now.saturating_duration_since(since) >= self.settings.patience;
+                let long_enough = now.saturating_duration_since(since) >= self.settings.window;
                 if *failures < self.settings.failures || !long_enough {
-                    return Change::Nothing;
+                    return BreakerChange::Nothing;
                 }
-                Change::Opened(self.open(now, dice))
+                BreakerChange::Opened(self.open(now, dice))
             }
-            Condition::Open { .. } => Change::Nothing,
-            Condition::HalfOpen { .. } => Change::StillOpen(self.open(now, dice)),
+            BreakerCondition::Open { .. } => BreakerChange::Nothing,
+            BreakerCondition::HalfOpen { .. } => BreakerChange::StillOpen(self.open(now, dice)),
         }
     }
 
     /// The comet was unreachable and is reachable again: closes at once.
-    pub(super) fn is_back(&mut self) -> Change {
-        if self.state() == State::Closed {
-            return Change::Nothing;
+    pub(super) fn force_close(&mut self) -> BreakerChange {
+        if self.state() == BreakerState::Closed {
+            return BreakerChange::Nothing;
         }
         self.backoff.reset();
-        self.become_condition(Condition::Closed { failures: 0, first: None });
-        Change::Closed
+        self.set_condition(BreakerCondition::Closed { failures: 0, first: None });
+        BreakerChange::Closed
     }
 
     fn open(&mut self, now: Instant, dice: f64) -> Duration {
         let time = self.backoff.next_wait(dice);
-        self.become_condition(Condition::Open { until: now + time });
+        self.set_condition(BreakerCondition::Open { until: now + time });
         time
     }
 
-    fn become_condition(&mut self, condition: Condition) {
+    fn set_condition(&mut self, condition: BreakerCondition) {
         self.condition = condition;
         self.epoch += 1;
     }
@@ -191,8 +191,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn settings() -> Settings {
-        Settings { failures: 3, patience: SECOND, open: SECOND, open_max: 8 * SECOND }
+    fn settings() -> BreakerSettings {
+        BreakerSettings { failures: 3, window: SECOND, open: SECOND, open_max: 8 * SECOND }
     }
 
     /// A breaker that opened at the returned moment, for one second.
@@ -202,9 +202,9 @@ mod tests {
             let permit = breaker.admit(at).expect("closed");
             breaker.failed(permit, at, 1.0)
         };
-        assert_eq!(fail(start), Change::Nothing);
-        assert_eq!(fail(start + SECOND / 2), Change::Nothing);
-        assert_eq!(fail(start + SECOND), Change::Opened(SECOND));
+        assert_eq!(fail(start), BreakerChange::Nothing);
+        assert_eq!(fail(start + SECOND / 2), BreakerChange::Nothing);
+        assert_eq!(fail(start + SECOND), BreakerChange::Opened(SECOND));
         (breaker, start + SECOND)
     }
 
@@ -213,8 +213,8 @@ mod tests {
         let (mut breaker, now) = opened();
         assert_eq!(breaker.admit(now + SECOND / 2), None);
         let probe = breaker.admit(now + SECOND).expect("the probe");
-        assert_eq!((breaker.admit(now + SECOND), breaker.state()), (None, State::HalfOpen));
-        assert_eq!(breaker.succeeded(probe), Change::Closed);
+        assert_eq!((breaker.admit(now + SECOND), breaker.state()), (None, BreakerState::HalfOpen));
+        assert_eq!(breaker.succeeded(probe), BreakerChange::Closed);
         assert!(breaker.admit(now + SECOND).is_some());
     }
 
@@ -223,7 +223,7 @@ mod tests {
         let (mut breaker, start) = (Breaker::new(settings()), Instant::now());
         for _ in 0..100 {
             let permit = breaker.admit(start).expect("closed");
-            assert_eq!(breaker.failed(permit, start, 1.0), Change::Nothing);
+            assert_eq!(breaker.failed(permit, start, 1.0), BreakerChange::Nothing);
         }
     }
 
@@ -233,30 +233,30 @@ mod tests {
         for seconds in [2, 4, 8, 8] {
             now += 8 * SECOND;
             let probe = breaker.admit(now).expect("its time is over");
-            assert_eq!(breaker.failed(probe, now, 1.0), Change::StillOpen(seconds * SECOND));
+            assert_eq!(breaker.failed(probe, now, 1.0), BreakerChange::StillOpen(seconds * SECOND));
         }
     }
 
     #[test]
     fn reports_from_before_a_change_are_ignored() {
         let (mut breaker, now) = opened();
-        let old = || Permit { epoch: 0, probe: None };
-        assert_eq!(breaker.succeeded(old()), Change::Nothing);
+        let old = || AttemptPermit { epoch: 0, probe: None };
+        assert_eq!(breaker.succeeded(old()), BreakerChange::Nothing);
         let probe = breaker.admit(now + SECOND).expect("the probe");
-        assert_eq!(breaker.failed(old(), now + SECOND, 1.0), Change::Nothing);
-        assert_eq!(breaker.state(), State::HalfOpen);
-        assert_eq!(breaker.succeeded(probe), Change::Closed);
+        assert_eq!(breaker.failed(old(), now + SECOND, 1.0), BreakerChange::Nothing);
+        assert_eq!(breaker.state(), BreakerState::HalfOpen);
+        assert_eq!(breaker.succeeded(probe), BreakerChange::Closed);
     }
 
     #[test]
     fn a_recovered_comet_closes_it_at_once() {
         let (mut breaker, now) = opened();
-        assert_eq!(breaker.is_back(), Change::Closed);
-        assert_eq!(breaker.is_back(), Change::Nothing);
+        assert_eq!(breaker.force_close(), BreakerChange::Closed);
+        assert_eq!(breaker.force_close(), BreakerChange::Nothing);
         let (mut breaker, now) = (opened().0, now + 10 * SECOND);
         let probe = breaker.admit(now).expect("the probe");
-        assert_eq!((breaker.is_back(), breaker.state()), (Change::Closed, State::Closed));
-        assert_eq!(breaker.failed(probe, now, 1.0), Change::Nothing, "it began before");
+        assert_eq!((breaker.force_close(), breaker.state()), (BreakerChange::Closed, BreakerState::Closed));
+        assert_eq!(breaker.failed(probe, now, 1.0), BreakerChange::Nothing, "it began before");
         assert!(breaker.admit(now).is_some());
     }
 
@@ -266,15 +266,15 @@ mod tests {
         let cancelled = breaker.admit(now + SECOND).expect("the probe");
         assert_eq!(breaker.admit(now + SECOND), None);
         drop(cancelled);
-        assert_eq!(breaker.state(), State::HalfOpen);
+        assert_eq!(breaker.state(), BreakerState::HalfOpen);
         let probe = breaker.admit(now + SECOND).expect("nobody probes any more");
         assert_eq!(breaker.admit(now + SECOND), None);
-        assert_eq!(breaker.succeeded(probe), Change::Closed);
+        assert_eq!(breaker.succeeded(probe), BreakerChange::Closed);
     }
 
     /// What callers do with a breaker.
     #[derive(Clone, Copy, Debug)]
-    enum Step {
+    enum BreakerStep {
         Pass(u64),
         Admit,
         /// The outcome of one of the attempts that are under way.
@@ -285,14 +285,14 @@ mod tests {
         Back,
     }
 
-    fn step() -> impl Strategy<Value = Step> {
+    fn step() -> impl Strategy<Value = BreakerStep> {
         prop_oneof![
-            (0u64..2000).prop_map(Step::Pass),
-            Just(Step::Admit),
-            any::<usize>().prop_map(Step::Succeed),
-            any::<usize>().prop_map(Step::Fail),
-            any::<usize>().prop_map(Step::Cancel),
-            Just(Step::Back),
+            (0u64..2000).prop_map(BreakerStep::Pass),
+            Just(BreakerStep::Admit),
+            any::<usize>().prop_map(BreakerStep::Succeed),
+            any::<usize>().prop_map(BreakerStep::Fail),
+            any::<usize>().prop_map(BreakerStep::Cancel),
+            Just(BreakerStep::Back),
         ]
     }
 
@@ -302,53 +302,53 @@ mod tests {
         #[test]
         fn one_probe_at_a_time_and_never_stuck(steps in proptest::collection::vec(step(), 0..300)) {
             let (mut breaker, mut now) = (Breaker::new(settings()), Instant::now());
-            let mut flying: Vec<Permit> = Vec::new();
+            let mut flying: Vec<AttemptPermit> = Vec::new();
             let mut open_until = None::<Instant>;
             for step in steps {
                 let before = breaker.state();
-                let take = |flying: &mut Vec<Permit>, at: usize| {
+                let take = |flying: &mut Vec<AttemptPermit>, at: usize| {
                     (!flying.is_empty()).then(|| flying.swap_remove(at % flying.len()))
                 };
                 match step {
-                    Step::Pass(millis) => now += Duration::from_millis(millis),
-                    Step::Admit => {
+                    BreakerStep::Pass(millis) => now += Duration::from_millis(millis),
+                    BreakerStep::Admit => {
                         let probing = flying.iter().any(|permit| permit.probe.is_some() && permit.epoch == breaker.epoch);
                         let permit = breaker.admit(now);
                         let due = open_until.is_some_and(|until| now >= until);
-                        let expected = before == State::Closed || due && !probing;
+                        let expected = before == BreakerState::Closed || due && !probing;
                         prop_assert_eq!(permit.is_some(), expected, "{:?}", before);
                         flying.extend(permit);
                     }
-                    Step::Cancel(at) => drop(take(&mut flying, at)),
-                    Step::Back => {
-                        let closed = breaker.is_back() == Change::Closed;
-                        prop_assert_eq!(closed, before != State::Closed);
+                    BreakerStep::Cancel(at) => drop(take(&mut flying, at)),
+                    BreakerStep::Back => {
+                        let closed = breaker.force_close() == BreakerChange::Closed;
+                        prop_assert_eq!(closed, before != BreakerState::Closed);
                         open_until = None;
                     }
-                    Step::Succeed(at) => {
+                    BreakerStep::Succeed(at) => {
                         let Some(permit) = take(&mut flying, at) else { continue };
                         let is_probe = permit.probe.is_some() && permit.epoch == breaker.epoch;
-                        let closed = breaker.succeeded(permit) == Change::Closed;
+                        let closed = breaker.succeeded(permit) == BreakerChange::Closed;
                         prop_assert_eq!(closed, is_probe, "only the probe closes it, and always");
                         if closed {
                             open_until = None;
                         }
                     }
-                    Step::Fail(at) => {
+                    BreakerStep::Fail(at) => {
                         let Some(permit) = take(&mut flying, at) else { continue };
-                        if let Change::Opened(time) | Change::StillOpen(time) = breaker.failed(permit, now, 1.0) {
+                        if let BreakerChange::Opened(time) | BreakerChange::StillOpen(time) = breaker.failed(permit, now, 1.0) {
                             open_until = Some(now + time);
                         }
                     }
                 }
-                prop_assert_eq!(breaker.state() == State::Closed, open_until.is_none());
+                prop_assert_eq!(breaker.state() == BreakerState::Closed, open_until.is_none());
             }
             // Whatever happened, once no call is in flight the next one may probe and close it.
             flying.clear();
             let probe = breaker.admit(now + settings().open_max);
             prop_assert!(probe.is_some());
             breaker.succeeded(probe.expect("just seen"));
-            prop_assert_eq!(breaker.state(), State::Closed);
+            prop_assert_eq!(breaker.state(), BreakerState::Closed);
         }
 
         /// Each step passes some time, makes an attempt if one is allowed, and reports it.
@@ -367,12 +367,12 @@ mod tests {
                 let change = if success { breaker.succeeded(permit) } else { breaker.failed(permit, now, dice) };
                 in_a_row = if success { 0 } else { in_a_row + 1 };
                 match change {
-                    Change::Opened(time) | Change::StillOpen(time) => {
+                    BreakerChange::Opened(time) | BreakerChange::StillOpen(time) => {
                         prop_assert!(in_a_row >= 3 && time >= SECOND / 2 && time <= 8 * SECOND);
                         open_until = Some(now + time);
                     }
-                    Change::Closed => open_until = None,
-                    Change::Nothing => prop_assert!(open_until.is_none()),
+                    BreakerChange::Closed => open_until = None,
+                    BreakerChange::Nothing => prop_assert!(open_until.is_none()),
                 }
             }
         }

@@ -11,7 +11,7 @@
 //! address changed behind its DNS name is found. No proxy is used, whatever the environment says.
 //!
 //! This module distinguishes an answer of the comet from a failure to get one: a
-//! [`Failure::Answer`] is a gRPC status that was received over the wire.
+//! [`CallFailure::Status`] is a gRPC status that was received over the wire.
 
 use std::fmt::Write as _;
 use std::pin::Pin;
@@ -33,9 +33,9 @@ use tokio::sync::mpsc;
 use tonic::Code;
 use tonic::codegen::Service as _;
 
-use super::access::{Gate, GatedConnector, Refused};
+use super::access::{AddressRefused, DialGate, GatedConnector};
 use super::wire::{self, Body, Payload};
-use crate::message::{CometAddr, MESSAGE_ID, MessageId, NotAnAddress};
+use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, MessageId};
 
 /// TCP keepalive detects a peer that vanished while the connection is idle: a probe after this long
 /// without traffic, then up to `TCP_KEEPALIVE_PROBES`, one per interval.
@@ -86,8 +86,8 @@ impl Dialer {
     pub(super) fn new(
         address: &CometAddr,
         connect_timeout: Duration,
-        gate: Gate,
-    ) -> Result<(Self, Drivers), NotAnAddress> {
+        gate: DialGate,
+    ) -> Result<(Self, Drivers), InvalidAddress> {
         let checked = address.address()?;
         let authority = Authority::from_maybe_shared(checked.to_string())
             .unwrap_or_else(|_| Authority::from_static("comet.invalid"));
@@ -103,13 +103,13 @@ impl Dialer {
     }
 
     /// A new client, which connects on its first call.
-    pub(super) fn dial(&self) -> Client {
+    pub(super) fn dial(&self) -> CometClient {
         let closed = Arc::new(AtomicBool::new(false));
         let connecting = self.clone().connect(Arc::clone(&closed)).boxed().shared();
-        Client { authority: self.authority.clone(), connecting, closed }
+        CometClient { authority: self.authority.clone(), connecting, closed }
     }
 
-    async fn connect(mut self, closed: Arc<AtomicBool>) -> Result<SendRequest<Bytes>, Failure> {
+    async fn connect(mut self, closed: Arc<AtomicBool>) -> Result<SendRequest<Bytes>, CallFailure> {
         let connected = self.handshake(&closed).await;
         if connected.is_err() {
             closed.store(true, Ordering::Relaxed);
@@ -117,12 +117,12 @@ impl Dialer {
         connected
     }
 
-    async fn handshake(&mut self, closed: &Arc<AtomicBool>) -> Result<SendRequest<Bytes>, Failure> {
+    async fn handshake(&mut self, closed: &Arc<AtomicBool>) -> Result<SendRequest<Bytes>, CallFailure> {
         let uri = uri(&self.authority, PathAndQuery::from_static("/"));
         std::future::poll_fn(|context| self.connector.poll_ready(context))
             .await
-            .map_err(|error| not_answered(&*error))?;
-        let stream = self.connector.call(uri).await.map_err(|error| not_answered(&*error))?.into_inner();
+            .map_err(|error| classify_error(&*error))?;
+        let stream = self.connector.call(uri).await.map_err(|error| classify_error(&*error))?.into_inner();
         let mut http2 = Builder::new();
         http2
             .initial_window_size(STREAM_WINDOW)
@@ -130,7 +130,7 @@ impl Dialer {
             .initial_max_send_streams(FIRST_STREAMS)
             .max_header_list_size(MAX_REPLY_HEADERS)
             .enable_push(false);
-        let (sender, connection) = http2.handshake(stream).await.map_err(|error| not_answered(&error))?;
+        let (sender, connection) = http2.handshake(stream).await.map_err(|error| classify_error(&error))?;
         let closed = Arc::clone(closed);
         let driver = async move {
             // Its calls are told why it ended.
@@ -178,9 +178,9 @@ fn uri(authority: &Authority, path: PathAndQuery) -> Uri {
 
 /// Why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(super) enum CallFailure {
     /// The comet answered with this status.
-    Answer {
+    Status {
         /// Its code.
         code: Code,
         /// Its message.
@@ -189,42 +189,42 @@ pub(super) enum Failure {
     /// No gRPC status was received: why.
     NoAnswer(String),
     /// This process could not make the call: it is out of files or ports.
-    OurFault(String),
+    LocalFailure(String),
     /// The address may not be connected to: why.
-    NotAllowed(String),
+    Forbidden(String),
 }
 
-impl Failure {
+impl CallFailure {
     /// The failure as text.
     pub(super) fn text(&self) -> String {
         match self {
-            Self::Answer { code, text } => format!("{code:?}: {text}"),
-            Self::NoAnswer(why) | Self::OurFault(why) | Self::NotAllowed(why) => why.clone(),
+            Self::Status { code, text } => format!("{code:?}: {text}"),
+            Self::NoAnswer(why) | Self::LocalFailure(why) | Self::Forbidden(why) => why.clone(),
         }
     }
 }
 
 /// One connection to a comet. Clones share it.
 #[derive(Clone)]
-pub(super) struct Client {
+pub(super) struct CometClient {
     authority: Authority,
-    connecting: Shared<BoxFuture<'static, Result<SendRequest<Bytes>, Failure>>>,
+    connecting: Shared<BoxFuture<'static, Result<SendRequest<Bytes>, CallFailure>>>,
     closed: Arc<AtomicBool>,
 }
 
-impl Client {
+impl CometClient {
     /// Whether the connection has ended, or could not be made: further calls need another client.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
     }
 
     /// Makes one call. It has no deadline of its own; dropping it cancels the call.
-    pub(super) async fn call(self, call: Call) -> Result<(), Failure> {
+    pub(super) async fn call(self, call: GrpcRequest) -> Result<(), CallFailure> {
         let Self { authority, connecting, .. } = self;
-        let no_answer = |error: h2::Error| not_answered(&error);
+        let no_answer = |error: h2::Error| classify_error(&error);
         // A stream may have to wait until the server's limit lets it begin.
         let mut sender = connecting.await?.ready().await.map_err(no_answer)?;
-        let Call { path, headers, body } = call;
+        let GrpcRequest { path, headers, body } = call;
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.version_mut() = Version::HTTP_2;
@@ -240,24 +240,24 @@ impl Client {
         let response = response.await.map_err(no_answer)?;
         if response.status() != StatusCode::OK {
             // Not a comet: for example a proxy in front of one that is down.
-            return Err(Failure::NoAnswer(format!("HTTP {}", response.status())));
+            return Err(CallFailure::NoAnswer(format!("HTTP {}", response.status())));
         }
         let (head, body) = response.into_parts();
         match status(&head.headers) {
             Some(status) => status,
-            None => ended(body).await,
+            None => read_status(body).await,
         }
     }
 }
 
 /// A call that is ready to be sent.
-pub(super) struct Call {
+pub(super) struct GrpcRequest {
     path: PathAndQuery,
     headers: HeaderMap,
     body: Body,
 }
 
-impl Call {
+impl GrpcRequest {
     /// A request with the ids of its messages as metadata.
     pub(super) fn new<'a>(
         request: wire::Request,
@@ -288,31 +288,31 @@ impl Call {
 }
 
 /// Reads a reply to its end, which tells how the call ended.
-async fn ended(mut body: RecvStream) -> Result<(), Failure> {
+async fn read_status(mut body: RecvStream) -> Result<(), CallFailure> {
     let mut length = 0;
     while let Some(data) = body.data().await {
-        let data = data.map_err(|error| not_answered(&error))?;
+        let data = data.map_err(|error| classify_error(&error))?;
         length += data.len();
         if length > MAX_REPLY {
-            return Err(Failure::NoAnswer(format!("a reply of more than {MAX_REPLY} bytes")));
+            return Err(CallFailure::NoAnswer(format!("a reply of more than {MAX_REPLY} bytes")));
         }
         // Fails only for more than was received.
         drop(body.flow_control().release_capacity(data.len()));
     }
-    let trailers = body.trailers().await.map_err(|error| not_answered(&error))?;
-    let no_status = || Err(Failure::NoAnswer("a reply without a gRPC status".into()));
+    let trailers = body.trailers().await.map_err(|error| classify_error(&error))?;
+    let no_status = || Err(CallFailure::NoAnswer("a reply without a gRPC status".into()));
     trailers.as_ref().and_then(status).unwrap_or_else(no_status)
 }
 
 /// The gRPC status in these headers or trailers. Not parsed by tonic, which panics if a comet's
 /// `grpc-status-details-bin` is not base64.
-fn status(headers: &HeaderMap) -> Option<Result<(), Failure>> {
+fn status(headers: &HeaderMap) -> Option<Result<(), CallFailure>> {
     let code = Code::from_bytes(headers.get("grpc-status")?.as_bytes());
     if code == Code::Ok {
         return Some(Ok(()));
     }
     let text = headers.get("grpc-message").map(|text| percent_decoded(text.as_bytes()));
-    Some(Err(Failure::Answer { code, text: printable(&text.unwrap_or_default()) }))
+    Some(Err(CallFailure::Status { code, text: printable(&text.unwrap_or_default()) }))
 }
 
 /// Decodes the percent-encoded `grpc-message`; invalid sequences are kept as they are.
@@ -336,12 +336,12 @@ fn percent_decoded(text: &[u8]) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-fn not_answered(error: &(dyn std::error::Error + 'static)) -> Failure {
-    if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<Refused>()) {
-        return Failure::NotAllowed(refused.to_string());
+fn classify_error(error: &(dyn std::error::Error + 'static)) -> CallFailure {
+    if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<AddressRefused>()) {
+        return CallFailure::Forbidden(refused.to_string());
     }
     let text = describe(error);
-    if is_our_fault(error) { Failure::OurFault(text) } else { Failure::NoAnswer(text) }
+    if is_local_failure(error) { CallFailure::LocalFailure(text) } else { CallFailure::NoAnswer(text) }
 }
 
 /// `EMFILE`, `ENFILE` and `EADDRNOTAVAIL` (out of local ports), as Linux numbers them.
@@ -350,7 +350,7 @@ const OUT_OF_PORTS: i32 = 99;
 
 /// Whether a call failed because this process is out of files or ports. A name look-up needs a file
 /// too, and hides that error: then this tries to open a file.
-fn is_our_fault(error: &(dyn std::error::Error + 'static)) -> bool {
+fn is_local_failure(error: &(dyn std::error::Error + 'static)) -> bool {
     let codes = causes(error).filter_map(|cause| cause.downcast_ref::<std::io::Error>());
     let codes: Vec<i32> = codes.filter_map(std::io::Error::raw_os_error).collect();
     let is_ours = |code: &i32| OUT_OF_FILES.contains(code) || *code == OUT_OF_PORTS;
@@ -407,16 +407,16 @@ mod tests {
 
     #[test]
     fn a_local_shortage_is_not_the_comet_s_failure() {
-        let failure = |code| not_answered(&std::io::Error::from_raw_os_error(code));
+        let failure = |code| classify_error(&std::io::Error::from_raw_os_error(code));
         for code in [23, 24, 99] {
-            assert!(matches!(failure(code), Failure::OurFault(_)), "{:?}", failure(code));
+            assert!(matches!(failure(code), CallFailure::LocalFailure(_)), "{:?}", failure(code));
         }
-        assert!(matches!(failure(111), Failure::NoAnswer(why) if why.contains("refused")));
+        assert!(matches!(failure(111), CallFailure::NoAnswer(why) if why.contains("refused")));
     }
 
     #[test]
     fn a_status_is_read_from_any_headers() {
-        let answer = |code, text: &str| Some(Err(Failure::Answer { code, text: text.into() }));
+        let answer = |code, text: &str| Some(Err(CallFailure::Status { code, text: text.into() }));
         assert_eq!(status(&HeaderMap::new()), None);
         assert_eq!(status(&headers("0", b"")), Some(Ok(())));
         assert_eq!(

@@ -11,40 +11,40 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::channel::{Dialer, Drivers};
-use super::job::{Job, Room, Standing};
-use super::{Config, Delivered, Parcel, ReplyTo, Timing};
+use super::queued_call::{CometState, QueueCapacity, QueuedCall};
+use super::{CallOutcome, CallRequest, CallTimeouts, Config, ReplyTo};
 use actor::Actor;
 
 /// The fleet's handle of a comet, which queues calls.
 #[derive(Debug)]
 pub(super) struct Comet {
-    pub(super) standing: Arc<Standing>,
-    inbox: mpsc::Sender<Job>,
-    room: Room,
+    pub(super) state: Arc<CometState>,
+    inbox: mpsc::Sender<QueuedCall>,
+    room: QueueCapacity,
 }
 
 impl Comet {
     /// Creates a comet and its task, which has to be spawned.
     pub(super) fn new(
-        standing: Arc<Standing>,
+        state: Arc<CometState>,
         dialer: (Dialer, Drivers),
         config: &Config,
-        timing: Timing,
+        timing: CallTimeouts,
     ) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, inbox) = mpsc::channel(config.queue);
-        let room = Room { messages: config.queue, bytes: config.share() };
-        let actor = Actor::new(Arc::clone(&standing), dialer, config, timing);
-        (Self { standing, inbox: sender, room }, actor.run(inbox))
+        let room = QueueCapacity { messages: config.queue, bytes: config.share() };
+        let actor = Actor::new(Arc::clone(&state), dialer, config, timing);
+        (Self { state, inbox: sender, room }, actor.run(inbox))
     }
 
     /// Queues a parcel. Never waits: when the queue is full, a comet that takes messages gives
     /// the parcel back, and for another one it is unreachable.
-    pub(super) fn send(&self, parcel: Parcel) -> Result<(), Parcel> {
-        let job = match Job::queue(parcel, &self.standing, self.room) {
+    pub(super) fn send(&self, request: CallRequest) -> Result<(), CallRequest> {
+        let job = match QueuedCall::queue(request, &self.state, self.room) {
             Ok(queued) => queued,
-            Err(parcel) if self.standing.keeps_up() => return Err(parcel),
-            Err(parcel) => {
-                self.full(parcel.reply, "it does not take them");
+            Err(request) if self.state.keeps_up() => return Err(request),
+            Err(request) => {
+                self.full(request.reply, "it does not take them");
                 return Ok(());
             }
         };
@@ -56,10 +56,10 @@ impl Comet {
 
     /// A parcel found no room in the queue.
     pub(super) fn full(&self, reply: ReplyTo, why: &str) {
-        let Standing { metrics, address, .. } = &*self.standing;
+        let CometState { metrics, address, .. } = &*self.state;
         metrics.failed.inc();
-        let waiting = self.standing.unsettled();
-        reply.tell(Delivered::Unreachable(format!(
+        let waiting = self.state.unsettled();
+        reply.tell(CallOutcome::Unreachable(format!(
             "queue full: {waiting} messages wait for {address}, {why}"
         )));
     }

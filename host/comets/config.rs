@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use super::access::AllowList;
+use super::comet_table::TableLimits;
 use super::discovery;
-use super::known::Limits;
 use super::wire::Dialect;
 use crate::message::Address;
 
@@ -44,7 +44,7 @@ pub struct Config {
     pub merge_window: Duration,
     /// How many messages may wait for one comet. What comes when it is full waits in its
     /// partition while the comet takes messages. A comet that is slower than `queue` messages in
-    /// `delivery.give_up_after` does not take them: what finds its queue full is unreachable.
+    /// `delivery.delivery_timeout` does not take them: what finds its queue full is unreachable.
     pub queue: usize,
     /// How many bytes of messages may be pending, over all comets; one comet may use a quarter. At
     /// the limit, partitions wait.
@@ -63,25 +63,25 @@ pub struct Config {
     /// excluded from BROADCASTs until it is named or answers again.
     #[serde(with = "humantime_serde")]
     pub stale_after: Duration,
-    /// How long all gateways remember a comet that an entry of the directory named, across
+    /// How long all gateways retention a comet that an entry of the directory named, across
     /// restarts, without another entry naming it. At most 30 days.
     #[serde(with = "humantime_serde")]
-    pub remember: Duration,
+    pub retention: Duration,
     /// Other comets, and excluded ones, are forgotten after this long without an answer.
     #[serde(with = "humantime_serde")]
-    pub idle_after: Duration,
+    pub idle_timeout: Duration,
     /// How often the names in `nodes` are looked up again.
     #[serde(with = "humantime_serde")]
-    pub resolve_every: Duration,
-    /// Timeout of connecting. Values above `delivery.timeout` have no effect.
+    pub dns_refresh_interval: Duration,
+    /// Timeout of connecting. Values above `delivery.request_timeout` have no effect.
     #[serde(with = "humantime_serde")]
     pub connect_timeout: Duration,
     /// A comet's breaker opens after this many consecutive failed attempts.
     pub breaker_failures: u32,
     /// The failures must also span this time without a success, so that a quick restart of a comet
-    /// does not open its breaker. Useful below `delivery.give_up_after`.
+    /// does not open its breaker. Useful below `delivery.delivery_timeout`.
     #[serde(with = "humantime_serde")]
-    pub breaker_patience: Duration,
+    pub breaker_window: Duration,
     /// How long a breaker stays open at first. It doubles with every failed probe.
     #[serde(with = "humantime_serde")]
     pub breaker_open: Duration,
@@ -105,12 +105,12 @@ impl Default for Config {
             max_comets: 4096,
             max_named: 1024,
             stale_after: Duration::from_secs(60),
-            remember: Duration::from_secs(24 * 3600),
-            idle_after: Duration::from_secs(600),
-            resolve_every: Duration::from_secs(30),
+            retention: Duration::from_secs(24 * 3600),
+            idle_timeout: Duration::from_secs(600),
+            dns_refresh_interval: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(2),
             breaker_failures: 5,
-            breaker_patience: Duration::from_secs(2),
+            breaker_window: Duration::from_secs(2),
             breaker_open: Duration::from_secs(1),
             breaker_open_max: Duration::from_secs(30),
         }
@@ -146,9 +146,9 @@ impl Config {
         }
         let durations = [
             ("stale_after", self.stale_after),
-            ("remember", self.remember),
-            ("idle_after", self.idle_after),
-            ("resolve_every", self.resolve_every),
+            ("retention", self.retention),
+            ("idle_timeout", self.idle_timeout),
+            ("dns_refresh_interval", self.dns_refresh_interval),
             ("connect_timeout", self.connect_timeout),
             ("breaker_open", self.breaker_open),
         ];
@@ -160,11 +160,11 @@ impl Config {
         if self.breaker_open_max < self.breaker_open {
             problems.push("`comets.breaker_open_max` is below `comets.breaker_open`".into());
         }
-        if self.remember > Duration::from_secs(30 * 24 * 3600) {
-            problems.push("`comets.remember` is longer than 30 days".into());
+        if self.retention > Duration::from_secs(30 * 24 * 3600) {
+            problems.push("`comets.retention` is longer than 30 days".into());
         }
-        if self.remember < self.stale_after {
-            problems.push("`comets.remember` is shorter than `comets.stale_after`".into());
+        if self.retention < self.stale_after {
+            problems.push("`comets.retention` is shorter than `comets.stale_after`".into());
         }
         problems.extend(self.discovery.validate());
         let allow = AllowList::parse(self.allow.as_deref().unwrap_or_default());
@@ -199,14 +199,14 @@ impl Config {
         !self.nodes.is_empty() || !self.addresses.is_empty() || !self.discovery.is_empty()
     }
 
-    pub(super) fn limits(&self) -> Limits {
-        Limits {
+    pub(super) fn limits(&self) -> TableLimits {
+        TableLimits {
             max_comets: self.max_comets,
             max_named: self.max_named,
             stale_after: self.stale_after,
-            remember: self.remember,
-            idle_after: self.idle_after,
-            chance: 2 * self.connect_timeout,
+            retention: self.retention,
+            idle_timeout: self.idle_timeout,
+            first_answer_timeout: 2 * self.connect_timeout,
         }
     }
 }
@@ -225,7 +225,7 @@ mod tests {
         let config = Config {
             merge_window: Duration::from_secs(11),
             queue: 0,
-            resolve_every: Duration::ZERO,
+            dns_refresh_interval: Duration::ZERO,
             nodes: vec!["comet-1:50051".into(), "comet-2".into()],
             addresses: [("edge".to_owned(), "edge.example".to_owned())].into(),
             ..Config::default()

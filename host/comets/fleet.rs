@@ -15,20 +15,20 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::access::{Access, Gate, Refused, Trust};
+use super::access::{AccessRules, AddressRefused, DialGate, NamerTrust};
 use super::channel::Dialer;
 use super::comet::Comet;
+use super::comet_table::{CapacityWarning, CometTable, TableLimits, now_ms};
 use super::discovery::Discovery;
-use super::job::{Source, Standing};
-use super::known::{Crowd, Known, Limits, now_ms};
-use super::names::Names;
-use super::nodes::Nodes;
-use super::pending::{Pending, once_more};
-use super::sharing::Sharing;
-use super::shortage::Shortage;
-use super::status::{CometStatus, Reach};
+use super::names::ServerNames;
+use super::node_list::NodeList;
+use super::pending::{PendingBytes, try_or_wait};
+use super::queued_call::{CometState, Source};
+use super::sharing::SightingExchange;
+use super::shortage::ResourceShortage;
+use super::status::{BroadcastReach, CometStatus};
 use super::store::CometStore;
-use super::{Config, Delivered, Metrics, Parcel, Payload, Timing};
+use super::{CallOutcome, CallRequest, CallTimeouts, Config, Metrics, Payload};
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::LogThrottle;
 
@@ -38,21 +38,21 @@ use crate::telemetry::LogThrottle;
 /// bounded; `known` decides which are forgotten.
 pub struct Fleet {
     config: Config,
-    limits: Limits,
-    timing: Timing,
+    limits: TableLimits,
+    timing: CallTimeouts,
     metrics: Metrics,
-    names: ArcSwap<Names>,
+    names: ArcSwap<ServerNames>,
     /// Shared with the gates of its comets, weakly: see `access`.
-    known: Arc<RwLock<Known>>,
-    access: Arc<Access>,
+    known: Arc<RwLock<CometTable>>,
+    access: Arc<AccessRules>,
     /// Throttles lines that are caused by data.
-    complaints: LogThrottle,
+    data_log: LogThrottle,
     /// What is wrong with `[comets.discovery]`.
     problems: ArcSwap<Vec<String>>,
-    sharing: Sharing,
-    shortage: Arc<Shortage>,
-    crowd: Crowd,
-    pending: Arc<Pending>,
+    sharing: SightingExchange,
+    shortage: Arc<ResourceShortage>,
+    capacity_warning: CapacityWarning,
+    pending: Arc<PendingBytes>,
     runtime: Handle,
     tasks: TaskTracker,
     shutdown: CancellationToken,
@@ -68,29 +68,34 @@ impl Fleet {
     ///
     /// # Panics
     /// Outside of a tokio runtime.
-    pub fn start(config: &Config, timing: Timing, metrics: Metrics, store: Arc<dyn CometStore>) -> Arc<Self> {
+    pub fn start(
+        config: &Config,
+        timing: CallTimeouts,
+        metrics: Metrics,
+        store: Arc<dyn CometStore>,
+    ) -> Arc<Self> {
         let shutdown = CancellationToken::new();
         let mut config = config.clone();
         config.queue = config.queue.max(1);
         let (resolved, is_resolved) = watch::channel(false);
         let discovery = Discovery::new(&config.discovery);
-        let mut nodes = Nodes::default();
+        let mut nodes = NodeList::default();
         nodes.update(&config, &discovery);
-        let access = Arc::new(Access::new(config.allow_list(), metrics.refused.clone()));
-        let pending = Pending::new(config.pending_bytes(), metrics.pending_bytes.clone());
+        let access = Arc::new(AccessRules::new(config.allow_list(), metrics.refused.clone()));
+        let pending = PendingBytes::new(config.pending_bytes(), metrics.pending_bytes.clone());
         let fleet = Arc::new(Self {
             limits: config.limits(),
-            names: ArcSwap::from_pointee(Nodes::names(&config, &discovery)),
+            names: ArcSwap::from_pointee(NodeList::names(&config, &discovery)),
             config,
             timing,
             metrics,
             known: Arc::default(),
             access,
-            complaints: LogThrottle::per_record(),
+            data_log: LogThrottle::per_record(),
             problems: ArcSwap::default(),
-            sharing: Sharing::new(store),
+            sharing: SightingExchange::new(store),
             shortage: Arc::default(),
-            crowd: Crowd::default(),
+            capacity_warning: CapacityWarning::default(),
             pending,
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
@@ -99,10 +104,10 @@ impl Fleet {
             shutdown,
         });
         fleet.set_nodes(&nodes);
-        fleet.own(upkeep::follow_nodes(Arc::downgrade(&fleet), nodes, discovery, resolved));
-        fleet.own(upkeep::keep_shared(Arc::downgrade(&fleet)));
-        let every = (fleet.config.idle_after / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
-        fleet.own(upkeep::keep_tidy(Arc::downgrade(&fleet), every));
+        fleet.spawn_background(upkeep::run_discovery(Arc::downgrade(&fleet), nodes, discovery, resolved));
+        fleet.spawn_background(upkeep::run_sharing(Arc::downgrade(&fleet)));
+        let every = (fleet.config.idle_timeout / 8).clamp(Duration::from_millis(10), Duration::from_secs(30));
+        fleet.spawn_background(upkeep::run_eviction(Arc::downgrade(&fleet), every));
         fleet
     }
 
@@ -125,32 +130,32 @@ impl Fleet {
 
     /// Queues a parcel for its comet; the order of sending is the order in the comet's lanes.
     /// Waits while the queue of a comet that takes messages is full: see [the module](super).
-    pub async fn send(&self, parcel: Parcel) {
-        let Err(mut parcel) = self.try_send(parcel) else { return };
-        let until = Instant::now() + self.timing.give_up_after;
-        if let Some(comet) = self.known(&parcel.comet) {
-            comet.standing.metrics.queue_full.inc();
+    pub async fn send(&self, request: CallRequest) {
+        let Err(mut request) = self.try_send(request) else { return };
+        let until = Instant::now() + self.timing.delivery_timeout;
+        if let Some(comet) = self.known(&request.comet) {
+            comet.state.metrics.queue_full.inc();
         }
         loop {
-            let Some(comet) = self.known(&parcel.comet) else {
+            let Some(comet) = self.known(&request.comet) else {
                 // Forgotten meanwhile: the next attempt makes it again, with an empty queue.
-                return self.try_send(parcel).unwrap_or_else(not_queued);
+                return self.try_send(request).unwrap_or_else(queue_full);
             };
-            let mut left = Some(parcel);
-            let attempt = || match left.take().map(|parcel| self.try_send(parcel)) {
+            let mut left = Some(request);
+            let attempt = || match left.take().map(|request| self.try_send(request)) {
                 Some(Ok(())) => Ok(()),
-                Some(Err(parcel)) => {
-                    left = Some(parcel);
+                Some(Err(request)) => {
+                    left = Some(request);
                     Err(())
                 }
                 None => Err(()),
             };
-            if once_more(&comet.standing.freed, attempt).await.is_ok() {
+            if try_or_wait(&comet.state.freed, attempt).await.is_ok() {
                 return;
             }
             match left.take() {
-                Some(again) if Instant::now() < until => parcel = again,
-                Some(parcel) => return comet.full(parcel.reply, "and none was taken for too long"),
+                Some(again) if Instant::now() < until => request = again,
+                Some(request) => return comet.full(request.reply, "and none was taken for too long"),
                 None => return,
             }
         }
@@ -160,22 +165,22 @@ impl Fleet {
     ///
     /// # Errors
     /// With the parcel when it is worth waiting for room in its comet's queue.
-    pub fn try_send(&self, parcel: Parcel) -> Result<(), Parcel> {
-        if let Some(comet) = self.known.read().comets.get(&parcel.comet).filter(|comet| !comet.is_dead())
-            && (!parcel.named_by.is_limited_to_known() || comet.standing.source().is_own())
+    pub fn try_send(&self, request: CallRequest) -> Result<(), CallRequest> {
+        if let Some(comet) = self.known.read().comets.get(&request.comet).filter(|comet| !comet.is_dead())
+            && (!request.named_by.is_limited_to_known() || comet.state.source().is_trusted())
         {
-            return comet.send(parcel);
+            return comet.send(request);
         }
-        self.send_to_new(parcel)
+        self.send_to_new(request)
     }
 
     /// The comets that get BROADCASTs, each once, in order of address.
     pub fn everyone(&self) -> Vec<CometAddr> {
         let now_ms = now_ms();
         let known = self.known.read();
-        let standings = known.comets.values().map(|comet| &comet.standing);
-        let wanted = standings.filter(|standing| self.limits.gets_broadcasts(standing, now_ms));
-        let mut addresses: Vec<_> = wanted.map(|standing| standing.address.clone()).collect();
+        let states = known.comets.values().map(|comet| &comet.state);
+        let wanted = states.filter(|state| self.limits.gets_broadcasts(state, now_ms));
+        let mut addresses: Vec<_> = wanted.map(|state| state.address.clone()).collect();
         drop(known);
         addresses.sort_unstable();
         addresses
@@ -183,9 +188,9 @@ impl Fleet {
 
     /// Whether this comet gets BROADCASTs. A comet that does not answer, and that the directory has
     /// not named lately, does not.
-    pub fn is_one_of_everyone(&self, comet: &CometAddr) -> bool {
+    pub fn is_broadcast_target(&self, comet: &CometAddr) -> bool {
         let known = self.known.read();
-        known.comets.get(comet).is_some_and(|comet| self.limits.gets_broadcasts(&comet.standing, now_ms()))
+        known.comets.get(comet).is_some_and(|comet| self.limits.gets_broadcasts(&comet.state, now_ms()))
     }
 
     /// Entries of the directory name these comets: they are known from now on, here and by the
@@ -197,12 +202,12 @@ impl Fleet {
         let unknown: Vec<_> = unknown.cloned().collect();
         drop(known);
         for comet in unknown {
-            self.take_in(&comet, now_ms);
+            self.add_from_directory(&comet, now_ms);
         }
     }
 
     /// The current mapping of server names.
-    pub fn names(&self) -> Arc<Names> {
+    pub fn names(&self) -> Arc<ServerNames> {
         self.names.load_full()
     }
 
@@ -214,7 +219,7 @@ impl Fleet {
 
     /// Why nothing is sent to this comet; `None` if it can be called. Does not resolve names: their
     /// addresses are checked when they are dialled.
-    pub fn unusable(&self, comet: &CometAddr, named_by: NamedBy) -> Option<String> {
+    pub fn why_unusable(&self, comet: &CometAddr, named_by: NamedBy) -> Option<String> {
         if let Err(error) = comet.address() {
             return Some(format!("{error}; map server names in [comets] addresses"));
         }
@@ -222,31 +227,29 @@ impl Fleet {
     }
 
     /// Whether this comet may be called, as far as that is known without resolving its name.
-    fn admit(&self, comet: &CometAddr, named_by: NamedBy) -> Result<(), Refused> {
-        if self.known.read().has_own(comet) {
+    fn admit(&self, comet: &CometAddr, named_by: NamedBy) -> Result<(), AddressRefused> {
+        if self.known.read().has_trusted(comet) {
             return Ok(());
         }
         match named_by {
-            NamedBy::Plugin => Err(Refused::unknown(comet)),
-            NamedBy::Directory => self.access.check_comet(Trust::Directory, comet),
-            NamedBy::Record | NamedBy::TrustedPlugin => self.access.check_comet(Trust::Others, comet),
+            NamedBy::Plugin => Err(AddressRefused::unknown(comet)),
+            NamedBy::Directory => self.access.check_comet(NamerTrust::Directory, comet),
+            NamedBy::Record | NamedBy::TrustedPlugin => self.access.check_comet(NamerTrust::Others, comet),
         }
     }
 
     /// The status of every known comet, in order of address.
     pub fn status(&self) -> Vec<CometStatus> {
         let now_ms = now_ms();
-        let of =
-            |standing: &Standing| CometStatus::of(standing, self.limits.gets_broadcasts(standing, now_ms));
-        let mut statuses: Vec<_> =
-            self.known.read().comets.values().map(|comet| of(&comet.standing)).collect();
+        let of = |state: &CometState| CometStatus::of(state, self.limits.gets_broadcasts(state, now_ms));
+        let mut statuses: Vec<_> = self.known.read().comets.values().map(|comet| of(&comet.state)).collect();
         statuses.sort_unstable_by(|a, b| a.address.cmp(&b.address));
         statuses
     }
 
     /// The comets that a BROADCAST would reach.
-    pub fn reach(&self) -> Reach {
-        Reach::of(&self.status(), self.limits.remember)
+    pub fn reach(&self) -> BroadcastReach {
+        BroadcastReach::of(&self.status(), self.limits.retention)
     }
 
     /// Warnings for the operator: why discovery or the shared list is out of date, and what this
@@ -256,7 +259,7 @@ impl Fleet {
         warnings.extend(self.sharing.problem());
         warnings.extend(self.shortage.warning(Instant::now()));
         warnings.extend(self.access.warning(Instant::now()));
-        warnings.extend(self.crowd.warning(Instant::now()));
+        warnings.extend(self.capacity_warning.warning(Instant::now()));
         warnings
     }
 
@@ -273,67 +276,67 @@ impl Fleet {
         self.tasks.wait().await;
     }
 
-    fn send_to_new(&self, parcel: Parcel) -> Result<(), Parcel> {
-        let (comet, named_by) = (&parcel.comet, parcel.named_by);
+    fn send_to_new(&self, request: CallRequest) -> Result<(), CallRequest> {
+        let (comet, named_by) = (&request.comet, request.named_by);
         if comet.address().is_ok()
             && let Err(refused) = self.admit(comet, named_by)
         {
             self.access.note(&refused, named_by);
-            parcel.reply.tell(Delivered::Unreachable(refused.to_string()));
+            request.reply.tell(CallOutcome::Unreachable(refused.to_string()));
             return Ok(());
         }
         let source = if named_by == NamedBy::Directory { Source::Directory } else { Source::Named };
         let learned = match comet.address() {
             Err(error) => Err(format!("{error}; map server names in [comets] addresses")),
-            Ok(_) => self.learn(comet, source),
+            Ok(_) => self.get_or_create(comet, source),
         };
         match learned {
             Ok((_lock, comet)) => {
                 if source == Source::Directory {
-                    comet.standing.note_named(now_ms());
+                    comet.state.note_named(now_ms());
                 }
-                comet.send(parcel)
+                comet.send(request)
             }
             Err(why) => {
-                self.complain(
+                self.log_throttled(
                     &why,
                     "cannot send messages to a comet; their recipients go to the offline policy",
                 );
-                parcel.reply.tell(Delivered::Unreachable(why));
+                request.reply.tell(CallOutcome::Unreachable(why));
                 Ok(())
             }
         }
     }
 
     /// Adds a comet that an entry of the directory named, or raises its source to `Directory`.
-    fn take_in(&self, address: &CometAddr, at_ms: u64) {
+    fn add_from_directory(&self, address: &CometAddr, at_ms: u64) {
         if address.address().is_err() {
             return;
         }
-        if let Err(refused) = self.access.check_comet(Trust::Directory, address) {
+        if let Err(refused) = self.access.check_comet(NamerTrust::Directory, address) {
             return self.access.note(&refused, NamedBy::Directory);
         }
-        match self.learn(address, Source::Directory) {
+        match self.get_or_create(address, Source::Directory) {
             Ok((mut known, comet)) => {
                 known.forgotten.remove(address);
-                comet.standing.note_named(at_ms);
-                if matches!(comet.standing.source(), Source::Named | Source::Retired) {
-                    comet.standing.set_source(Source::Directory);
+                comet.state.note_named(at_ms);
+                if matches!(comet.state.source(), Source::Named | Source::Retired) {
+                    comet.state.set_source(Source::Directory);
                 }
                 drop(known);
-                self.sharing.note_news();
+                self.sharing.note_change();
             }
-            Err(why) => self.complain(&why, "a comet in the directory gets no broadcasts"),
+            Err(why) => self.log_throttled(&why, "a comet in the directory gets no broadcasts"),
         }
     }
 
     /// The comet at an address, created if needed, with the lock that keeps it from being forgotten
     /// before it is used.
-    fn learn(
+    fn get_or_create(
         &self,
         address: &CometAddr,
         source: Source,
-    ) -> Result<(parking_lot::RwLockWriteGuard<'_, Known>, Arc<Comet>), String> {
+    ) -> Result<(parking_lot::RwLockWriteGuard<'_, CometTable>, Arc<Comet>), String> {
         let mut known = self.known.write();
         if known.closed {
             return Err("the gateway is stopping".into());
@@ -343,28 +346,33 @@ impl Fleet {
             _ => {
                 let gone = known.make_room(source, &self.limits).map_err(|full| {
                     let full = full.to_string();
-                    self.crowd.note(&full, Instant::now());
+                    self.capacity_warning.note(&full, Instant::now());
                     full
                 })?;
                 if let Some(gone) = gone {
-                    debug!(comet = %gone.standing.address, "a comet was evicted for another one");
-                    gone.standing.evict();
-                    self.metrics.forget(&gone.standing.address);
+                    debug!(comet = %gone.state.address, "a comet was evicted for another one");
+                    gone.state.evict();
+                    self.metrics.forget(&gone.state.address);
                 }
-                self.make(&mut known, address.clone(), source)?
+                self.create_comet(&mut known, address.clone(), source)?
             }
         };
         Ok((known, comet))
     }
 
-    fn make(&self, known: &mut Known, address: CometAddr, source: Source) -> Result<Arc<Comet>, String> {
+    fn create_comet(
+        &self,
+        known: &mut CometTable,
+        address: CometAddr,
+        source: Source,
+    ) -> Result<Arc<Comet>, String> {
         let shortage = Arc::clone(&self.shortage);
-        let standing = Standing::new(address.clone(), source, self.metrics.of(&address), shortage);
-        let standing = Arc::new(standing);
-        let gate = Gate::new(Arc::clone(&self.access), Arc::clone(&standing), Arc::downgrade(&self.known));
+        let state = CometState::new(address.clone(), source, self.metrics.of(&address), shortage);
+        let state = Arc::new(state);
+        let gate = DialGate::new(Arc::clone(&self.access), Arc::clone(&state), Arc::downgrade(&self.known));
         let dialer = Dialer::new(&address, self.config.connect_timeout, gate);
         let dialer = dialer.map_err(|error| error.to_string())?;
-        let (comet, task) = Comet::new(standing, dialer, &self.config, self.timing);
+        let (comet, task) = Comet::new(state, dialer, &self.config, self.timing);
         self.tasks.spawn_on(task, &self.runtime);
         debug!(comet = %address, ?source, "a new comet");
         let comet = Arc::new(comet);
@@ -373,7 +381,7 @@ impl Fleet {
     }
 
     /// Applies the operator's current list of comets.
-    pub(super) fn set_nodes(&self, nodes: &Nodes) {
+    pub(super) fn set_nodes(&self, nodes: &NodeList) {
         let mut known = self.known.write();
         if known.closed {
             return;
@@ -383,31 +391,31 @@ impl Fleet {
             wanted.entry(address).or_insert(source);
         }
         for comet in known.comets.values() {
-            let standing = &comet.standing;
-            if standing.source().is_wanted() && !wanted.contains_key(&standing.address) {
-                standing.retire(now_ms());
+            let state = &comet.state;
+            if state.source().is_configured() && !wanted.contains_key(&state.address) {
+                state.retire(now_ms());
             }
         }
         for (address, source) in wanted {
             if let Some(comet) = known.comets.get(&address) {
-                comet.standing.set_source(source);
-            } else if let Err(error) = self.make(&mut known, address, source) {
+                comet.state.set_source(source);
+            } else if let Err(error) = self.create_comet(&mut known, address, source) {
                 warn!(error, "cannot use a configured comet");
             }
         }
     }
 
     /// Forgets expired comets.
-    fn tidy(&self) {
-        let over = self.known.write().tidy(&self.limits, now_ms());
+    fn evict_idle(&self) {
+        let over = self.known.write().evict_idle(&self.limits, now_ms());
         for comet in over {
-            debug!(comet = %comet.standing.address, "an idle comet was forgotten");
-            self.metrics.forget(&comet.standing.address);
+            debug!(comet = %comet.state.address, "an idle comet was forgotten");
+            self.metrics.forget(&comet.state.address);
         }
     }
 
     /// Runs a background task until the fleet is closed.
-    fn own(&self, task: impl Future<Output = ()> + Send + 'static) {
+    fn spawn_background(&self, task: impl Future<Output = ()> + Send + 'static) {
         let shutdown = self.shutdown.clone();
         let task = async move {
             shutdown.run_until_cancelled(task).await;
@@ -419,8 +427,8 @@ impl Fleet {
         self.known.read().comets.get(address).cloned()
     }
 
-    fn complain(&self, why: &str, what: &str) {
-        if let Some(held_back) = self.complaints.admit() {
+    fn log_throttled(&self, why: &str, what: &str) {
+        if let Some(held_back) = self.data_log.admit() {
             warn!(why, held_back, "{what}");
         }
     }
@@ -428,7 +436,7 @@ impl Fleet {
 
 /// The outcome of a parcel whose comet was forgotten while it waited, and whose queue is full
 /// again.
-fn not_queued(parcel: Parcel) {
-    let why = format!("queue full: too many messages wait for {}", parcel.comet);
-    parcel.reply.tell(Delivered::Unreachable(why));
+fn queue_full(request: CallRequest) {
+    let why = format!("queue full: too many messages wait for {}", request.comet);
+    request.reply.tell(CallOutcome::Unreachable(why));
 }

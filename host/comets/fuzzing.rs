@@ -5,7 +5,7 @@ use prost::Message as _;
 
 use super::proto::goim;
 use super::wire::{Dialect, Payload, Request};
-use crate::message::{Audience, ConnectionId, Message, RoomId, Target};
+use crate::message::{Audience, CallTarget, ConnectionId, Message, RoomId};
 
 /// goim's frame header, in bytes.
 const HEADER: usize = 16;
@@ -20,7 +20,7 @@ pub(crate) fn check(message: &Message) {
         let one = [message];
         match &message.audience {
             Audience::Room(room) => {
-                check_room(dialect, &dialect.request(&Target::Room(room.clone()), &payload), room, &one);
+                check_room(dialect, &dialect.request(&CallTarget::Room(room.clone()), &payload), room, &one);
                 let twice = dialect.merged(room, [&payload, &payload].into_iter());
                 if dialect == Dialect::Goim {
                     check_room(dialect, &twice, room, &[message, message]);
@@ -28,14 +28,14 @@ pub(crate) fn check(message: &Message) {
             }
             Audience::Keys { keys, .. } => {
                 let ids: Vec<ConnectionId> = keys.iter().map(|key| ConnectionId::from(&**key)).collect();
-                let request = dialect.request(&Target::Connections(ids), &payload);
+                let request = dialect.request(&CallTarget::Connections(ids), &payload);
                 let read = goim::PushMsgReq::decode(request.body.message()).expect("a PushMsgReq");
                 assert!(read.keys.iter().map(String::as_str).eq(keys.iter().map(|key| &**key)));
                 assert_eq!(read.proto_op, message.operation);
                 check_proto(dialect, read.proto, &one);
             }
             Audience::Everyone { speed } => {
-                let request = dialect.request(&Target::Everyone { speed: *speed }, &payload);
+                let request = dialect.request(&CallTarget::Everyone { speed: *speed }, &payload);
                 let read = goim::BroadcastReq::decode(request.body.message()).expect("a BroadcastReq");
                 assert_eq!((read.proto_op, read.speed), (message.operation, *speed));
                 check_proto(dialect, read.proto, &one);

@@ -7,7 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::job::Source;
+use super::queued_call::Source;
 use super::status::CometStatus;
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::latency_histogram;
@@ -19,13 +19,13 @@ struct CometLabel {
 
 /// A comet's source, and whether it gets BROADCASTs.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct KnownLabel {
-    source: KnownBy,
+struct SourceLabels {
+    source: SourceLabel,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the names are the label's values")]
-enum KnownBy {
+enum SourceLabel {
     configured,
     dns,
     discovery,
@@ -36,7 +36,7 @@ enum KnownBy {
     retired,
 }
 
-impl KnownBy {
+impl SourceLabel {
     const ALL: [Self; 7] = [
         Self::configured,
         Self::dns,
@@ -117,7 +117,7 @@ pub struct Metrics {
     waiting: Family<CometLabel, Gauge>,
     breaker_open: Family<CometLabel, Gauge>,
     active: Gauge,
-    known: Family<KnownLabel, Gauge>,
+    known: Family<SourceLabels, Gauge>,
     pub(super) refused: RefusedMetrics,
 }
 
@@ -145,15 +145,15 @@ impl Metrics {
         let help = "Known comets whose breaker is closed";
         registry.register("active_comet_nodes", help, metrics.active.clone());
         let help = "Duration of calls, of each attempt";
-        registry.register("halley_comet_seconds", help, metrics.seconds.clone());
+        registry.register("halley_comet_call_duration_seconds", help, metrics.seconds.clone());
         let help = "Messages queued for the comet or in flight to it";
-        registry.register("halley_comet_waiting", help, metrics.waiting.clone());
+        registry.register("halley_comet_queued_messages", help, metrics.waiting.clone());
         let help = "Whether the comet's breaker is open (1)";
         registry.register("halley_comet_breaker_open", help, metrics.breaker_open.clone());
         let help = "Attempts that failed and are retried";
         registry.register("halley_comet_retries", help, metrics.retries.clone());
         let help = "Known comets by source; left_out are comets of the directory that were not named lately and do not answer";
-        registry.register("halley_known_comets", help, metrics.known.clone());
+        registry.register("halley_comets_known", help, metrics.known.clone());
         let help = "Calls that were not made because the comet's address is not allowed, by reason and by who named it; see [comets] allow";
         registry.register("halley_comets_refused", help, metrics.refused.0.clone());
         metrics.count_comets(&[]);
@@ -168,9 +168,9 @@ impl Metrics {
 
     /// Sets how many comets are known, by source.
     pub(super) fn count_comets(&self, comets: &[CometStatus]) {
-        for source in KnownBy::ALL {
-            let count = comets.iter().filter(|status| KnownBy::of(status) == source).count();
-            self.known.get_or_create(&KnownLabel { source }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        for source in SourceLabel::ALL {
+            let count = comets.iter().filter(|status| SourceLabel::of(status) == source).count();
+            self.known.get_or_create(&SourceLabels { source }).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 

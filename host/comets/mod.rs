@@ -8,7 +8,7 @@
 //!   know. `status`: the view of the admin API. `access`: which addresses may be connected to.
 //! - `comet`: one comet's task. It owns the comet's lanes, breaker and channel. `job`: a queued
 //!   call, and the state that a comet's task shares with the fleet.
-//! - `lanes`, `breaker`, `retry`, `places`: pure kernels. `pending`: bytes over all comets.
+//! - `lanes`, `breaker`, `retry`, `capacity`: pure kernels. `pending`: bytes over all comets.
 //!   `shortage`: files and ports that this process lacks.
 //! - `wire`: the encoding of calls in each dialect. `channel`: how calls are made.
 //!
@@ -16,13 +16,13 @@
 //! - Parcels for one room or one connection reach a comet in the order of [`Fleet::send`], one
 //!   call at a time. Rooms and connections are spread over lanes, so that they do not wait for
 //!   each other.
-//! - Every parcel has its outcome told: at the latest when it has waited for `give_up_after` and
+//! - Every parcel has its outcome told: at the latest when it has waited for `delivery_timeout` and
 //!   its last call has ended. That is so even when a task dies.
 //! - A parcel whose message was given up before its call is not sent: its partition was given up, and
 //!   another gateway may have sent what comes after it.
 //! - A status that a comet's handler gives is about the message, or about one of its connections
 //!   or its room. Those wait for another attempt by themselves; the lane and the breaker go on.
-//! - While a comet's breaker is open, parcels for it are [`Delivered::Unreachable`] at once.
+//! - While a comet's breaker is open, parcels for it are [`CallOutcome::Unreachable`] at once.
 //!
 //! # Back-pressure
 //! Each comet has a queue of `queue` messages, limited to a quarter of the bytes that may be pending
@@ -30,10 +30,10 @@
 //!
 //! 1. *The queue of a comet that keeps up is full:* [`Fleet::send`] waits for room. Reading a
 //!    backlog faster than comets accept it is back-pressure, never an outcome.
-//! 2. *The comet does not keep up:* its breaker is open, or a message waited `give_up_after` for its
+//! 2. *The comet does not keep up:* its breaker is open, or a message waited `delivery_timeout` for its
 //!    first attempt (the comet then counts as slow for as long again). Calls that find its queue
-//!    full are unreachable at once. So a comet has to accept `queue` messages in `give_up_after`
-//!    (100 per second by default), and a slow one blocks others for at most `give_up_after` before
+//!    full are unreachable at once. So a comet has to accept `queue` messages in `delivery_timeout`
+//!    (100 per second by default), and a slow one blocks others for at most `delivery_timeout` before
 //!    it is detected. A smaller queue waits for slower comets; a larger one absorbs longer bursts.
 //! 3. *All pending bytes are used:* [`Fleet::payload`] waits. One comet uses a quarter of them at
 //!    most, and every pending call has its outcome in bounded time.
@@ -45,27 +45,27 @@
 
 mod access;
 mod breaker;
+mod capacity;
 mod channel;
 mod comet;
+mod comet_table;
 mod config;
 mod discovery;
 mod fleet;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod job;
-mod known;
-mod lookup;
 mod metrics;
 #[cfg(test)]
 #[cfg(feature = "models")]
 mod model;
+mod name_lookup;
 mod names;
-mod nodes;
+mod node_list;
 mod order;
 mod pending;
-mod places;
 mod probe;
 pub mod proto;
+mod queued_call;
 mod retry;
 mod sharing;
 mod shortage;
@@ -78,39 +78,41 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::message::{CometAddr, ConnectionId, MessageId, NamedBy, RoomId, Target};
+use crate::message::{CallTarget, CometAddr, ConnectionId, MessageId, NamedBy, RoomId};
 
-pub use breaker::State as BreakerState;
+pub use breaker::BreakerState;
 pub use config::Config;
 pub use discovery::Config as DiscoveryConfig;
 pub use fleet::Fleet;
-pub use job::Source;
 pub use metrics::Metrics;
-pub use names::Names;
+pub use names::ServerNames;
 pub use probe::probe;
-pub use status::{CometStatus, Reach};
-pub use store::{CometStore, Kept, MemoryCometStore, ReadOnly, RedisCometStore, Sighting, Unavailable};
+pub use queued_call::Source;
+pub use status::{BroadcastReach, CometStatus};
+pub use store::{
+    CometStore, MemoryCometStore, ReadOnlyCometStore, RedisCometStore, SharedSightings, Sighting, Unavailable,
+};
 pub use wire::{Dialect, Payload};
 
 /// The timeouts of calls: the part of `[delivery]` that concerns comets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
+pub struct CallTimeouts {
     /// The deadline of one call.
-    pub timeout: Duration,
+    pub request_timeout: Duration,
     /// How long after it was queued a call is retried. An attempt in flight at that moment may
-    /// still succeed: an outcome takes at most this plus `timeout`.
-    pub give_up_after: Duration,
+    /// still succeed: an outcome takes at most this plus `request_timeout`.
+    pub delivery_timeout: Duration,
 }
 
 /// One message for one comet.
 #[derive(Debug)]
-pub struct Parcel {
+pub struct CallRequest {
     /// The comet to call.
     pub comet: CometAddr,
     /// Who named it: this decides whether its address may be connected to.
     pub named_by: NamedBy,
     /// What the call is for.
-    pub target: Target,
+    pub target: CallTarget,
     /// The room whose order it keeps, whatever its target: a room's messages may go to a comet as
     /// a whole now, and by connection after a policy change.
     pub room: Option<RoomId>,
@@ -122,12 +124,14 @@ pub struct Parcel {
     pub reply: ReplyTo,
 }
 
-impl Parcel {
+impl CallRequest {
     /// Its size in the comet's queue in bytes: the content and the connection ids.
     fn cost(&self) -> usize {
         let keys = match &self.target {
-            Target::Connections(keys) => keys.iter().map(|key| wire::key_len(key) + size_of_val(key)).sum(),
-            Target::Room(_) | Target::Everyone { .. } => 0,
+            CallTarget::Connections(keys) => {
+                keys.iter().map(|key| wire::key_len(key) + size_of_val(key)).sum()
+            }
+            CallTarget::Room(_) | CallTarget::Everyone { .. } => 0,
         };
         self.payload.len() + keys
     }
@@ -135,7 +139,7 @@ impl Parcel {
 
 /// The outcome of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Delivered {
+pub enum CallOutcome {
     /// The comet acknowledged it.
     Acknowledged,
     /// The comet did not accept it in time: why.
@@ -143,12 +147,12 @@ pub enum Delivered {
     /// The comet rejected it with a permanent status: which.
     Refused(String),
     /// Some of the call's connections were not reached; the others were.
-    Partly(Box<Partly>),
+    Partial(Box<PartialDelivery>),
 }
 
 /// The connections of a partially delivered call that were not reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Partly {
+pub struct PartialDelivery {
     /// Those that did not accept it in time: their client's queue is full, or they are closed.
     pub unreachable: Vec<ConnectionId>,
     /// Those that the comet rejected permanently.
@@ -161,10 +165,10 @@ pub struct Partly {
 pub trait Outcomes: Send + Sync + std::fmt::Debug {
     /// The call of this number has ended; told once for each, mostly on the comet's task: it should
     /// return soon.
-    fn ended(self: Arc<Self>, call: usize, delivered: Delivered);
+    fn ended(self: Arc<Self>, call: usize, delivered: CallOutcome);
 
     /// Whether the message was given up: calls that have not begun are not made.
-    fn is_abandoned(&self) -> bool;
+    fn is_cancelled(&self) -> bool;
 }
 
 /// Whom to tell the outcome of one parcel. When it is dropped, it tells that nobody will call.
@@ -182,14 +186,14 @@ impl ReplyTo {
     }
 
     /// Tells the outcome.
-    fn tell(mut self, delivered: Delivered) {
+    fn tell(mut self, delivered: CallOutcome) {
         if let Some(outcomes) = self.outcomes.take() {
             outcomes.ended(self.call, delivered);
         }
     }
 
-    fn is_abandoned(&self) -> bool {
-        self.outcomes.as_ref().is_none_or(|outcomes| outcomes.is_abandoned())
+    fn is_cancelled(&self) -> bool {
+        self.outcomes.as_ref().is_none_or(|outcomes| outcomes.is_cancelled())
     }
 }
 
@@ -197,7 +201,7 @@ impl Drop for ReplyTo {
     fn drop(&mut self) {
         if let Some(outcomes) = self.outcomes.take() {
             let why = "the comet's task ended before its call did";
-            outcomes.ended(self.call, Delivered::Unreachable(why.into()));
+            outcomes.ended(self.call, CallOutcome::Unreachable(why.into()));
         }
     }
 }

@@ -11,9 +11,9 @@ use crate::message::CometAddr;
 
 /// Addresses by server name. A name that is itself an address is matched in canonical form.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Names(HashMap<CometAddr, CometAddr>);
+pub struct ServerNames(HashMap<CometAddr, CometAddr>);
 
-impl Names {
+impl ServerNames {
     /// The table of these entries. For duplicate names, the first entry counts.
     pub fn new<'a>(entries: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut names = HashMap::new();
@@ -47,7 +47,7 @@ mod tests {
     fn names_and_every_spelling_of_an_address_are_mapped_once() {
         let entries =
             [("comet-1", "http://A:1"), ("comet-1", "b:1"), ("Inner.:01", "outer:1"), ("a:1", "c:1")];
-        let names = Names::new(entries);
+        let names = ServerNames::new(entries);
         let of = |name: &str| names.address_of(name.into()).to_string();
         assert_eq!(of("comet-1"), "a:1", "the first entry, and no further");
         assert_eq!((of("inner:1"), of("http://INNER:1")), ("outer:1".into(), "outer:1".into()));

@@ -65,7 +65,7 @@ pub(super) struct Window {
 
 /// An item that was handed out and has to be finished.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Token(usize);
+pub(super) struct OrderToken(usize);
 
 /// Waiting items and those in flight.
 #[derive(Debug)]
@@ -188,7 +188,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
     /// were divided into.
     pub(super) fn divide(
         &mut self,
-        token: Token,
+        token: OrderToken,
         parts: impl Iterator<Item = (Keys<K>, T)>,
         first: bool,
         now: Instant,
@@ -276,7 +276,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
     }
 
     /// An item that may start now. It blocks its keys until [`OrderQueues::finish`].
-    pub(super) fn next_ready(&mut self, now: Instant) -> Option<(Token, T)> {
+    pub(super) fn next_ready(&mut self, now: Instant) -> Option<(OrderToken, T)> {
         let at = self.next_part().or_else(|| self.ready.pop_front()).or_else(|| self.barrier_if_ready())?;
         let slot = self.slots[at].as_mut()?;
         self.parts_in_flight += usize::from(slot.is_part);
@@ -291,7 +291,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
                 self.windows.push(Reverse(Ending { at: ends, key: key.clone() }));
             }
         }
-        Some((Token(at), item))
+        Some((OrderToken(at), item))
     }
 
     fn next_part(&mut self) -> Option<usize> {
@@ -306,7 +306,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
 
     /// The item right behind one in flight, when both merge and it is wanted. It is then part of
     /// the one in flight.
-    pub(super) fn join_next(&mut self, token: &Token, wanted: impl FnOnce(&T) -> bool) -> Option<T> {
+    pub(super) fn join_next(&mut self, token: &OrderToken, wanted: impl FnOnce(&T) -> bool) -> Option<T> {
         let first = self.slots[token.0].as_ref()?;
         let (Keys::One(key), Some(_)) = (&first.keys, first.merges) else { return None };
         let queue = self.queues.get_mut(key)?;
@@ -324,7 +324,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
     }
 
     /// An item has ended: those behind it may start.
-    pub(super) fn finish(&mut self, token: Token, now: Instant) {
+    pub(super) fn finish(&mut self, token: OrderToken, now: Instant) {
         let Some(done) = self.slots[token.0].take() else { return };
         self.free.push(token.0);
         self.entered -= 1;
@@ -575,7 +575,7 @@ mod tests {
     /// Queues, and what was seen of them: each item is its keys and its number.
     struct Watched {
         queues: OrderQueues<u8, (Vec<u8>, usize)>,
-        in_flight: Vec<(Token, Vec<u8>)>,
+        in_flight: Vec<(OrderToken, Vec<u8>)>,
         now: Instant,
         pushed: usize,
         last: [Option<usize>; 5],
@@ -585,7 +585,7 @@ mod tests {
     impl Watched {
         fn start(&mut self) -> bool {
             let Some((token, (keys, number))) = self.queues.next_ready(self.now) else { return false };
-            let overlaps = |(_, other): &(Token, Vec<u8>)| keys.iter().any(|key| other.contains(key));
+            let overlaps = |(_, other): &(OrderToken, Vec<u8>)| keys.iter().any(|key| other.contains(key));
             assert!(!self.in_flight.iter().any(overlaps), "two in flight of one key");
             self.saw(&keys, number);
             self.in_flight.push((token, keys));

@@ -8,71 +8,71 @@ use std::time::Duration;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 
-use super::places::Places;
+use super::capacity::Capacity;
 
 /// A waiter is woken when half of the room is free, and checks again after this long: others may
 /// take the free room first.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The limit on pending bytes.
 #[derive(Debug)]
-pub(super) struct Pending {
-    places: Places,
+pub(super) struct PendingBytes {
+    capacity: Capacity,
     limit: usize,
     freed: Notify,
     /// The used bytes, for metrics.
     bytes: Gauge,
 }
 
-impl Pending {
+impl PendingBytes {
     pub(super) fn new(limit: usize, bytes: Gauge) -> Arc<Self> {
-        Arc::new(Self { places: Places::default(), limit, freed: Notify::new(), bytes })
+        Arc::new(Self { capacity: Capacity::default(), limit, freed: Notify::new(), bytes })
     }
 
     /// Takes room for this many bytes, if there is room.
-    pub(super) fn try_take(self: &Arc<Self>, bytes: usize) -> Option<Held> {
-        if !self.places.take(bytes, self.limit) {
+    pub(super) fn try_take(self: &Arc<Self>, bytes: usize) -> Option<PendingPermit> {
+        if !self.capacity.take(bytes, self.limit) {
             return None;
         }
         self.bytes.inc_by(bytes as i64);
-        Some(Held { pending: Arc::clone(self), bytes })
+        Some(PendingPermit { pending: Arc::clone(self), bytes })
     }
 
     /// Waits for room for this many bytes. The calls that hold it have their outcome in bounded
-    /// time: see [`super::Receipt`].
-    pub(super) async fn take(self: &Arc<Self>, bytes: usize) -> Held {
-        until(&self.freed, || self.try_take(bytes).ok_or(())).await
+    /// time: see [`super::CallHandle`].
+    pub(super) async fn take(self: &Arc<Self>, bytes: usize) -> PendingPermit {
+        retry_until(&self.freed, || self.try_take(bytes).ok_or(())).await
     }
 }
 
 /// Room that is released on drop.
 #[derive(Debug)]
-pub(super) struct Held {
-    pending: Arc<Pending>,
+pub(super) struct PendingPermit {
+    pending: Arc<PendingBytes>,
     bytes: usize,
 }
 
-impl Drop for Held {
+impl Drop for PendingPermit {
     fn drop(&mut self) {
-        let Pending { places, limit, freed, bytes } = &*self.pending;
+        let PendingBytes { capacity, limit, freed, bytes } = &*self.pending;
         bytes.dec_by(self.bytes as i64);
-        if places.give_back(self.bytes) <= limit / 2 {
+        if capacity.release(self.bytes) <= limit / 2 {
             freed.notify_waiters();
         }
     }
 }
 
 /// Tries until it succeeds: after every notification, and at intervals.
-pub(super) async fn until<T, E>(freed: &Notify, mut attempt: impl FnMut() -> Result<T, E>) -> T {
+pub(super) async fn retry_until<T, E>(freed: &Notify, mut attempt: impl FnMut() -> Result<T, E>) -> T {
     loop {
-        if let Ok(done) = once_more(freed, &mut attempt).await {
+        if let Ok(done) = try_or_wait(freed, &mut attempt).await {
             return done;
         }
     }
 }
 
 /// Tries once; after a failure, waits until another attempt is worthwhile.
-pub(super) async fn once_more<T, E>(
+pub(super) async fn try_or_wait<T, E>(
     freed: &Notify,
     mut attempt: impl FnMut() -> Result<T, E>,
 ) -> Result<T, E> {
@@ -81,7 +81,7 @@ pub(super) async fn once_more<T, E>(
     notified.as_mut().enable();
     let result = attempt();
     if result.is_err() {
-        let _ = tokio::time::timeout(LOOK_AGAIN, notified).await;
+        let _ = tokio::time::timeout(RECHECK_INTERVAL, notified).await;
     }
     result
 }
@@ -94,7 +94,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiter_gets_released_room() {
-        let pending = Pending::new(100, Gauge::default());
+        let pending = PendingBytes::new(100, Gauge::default());
         let held = pending.try_take(60).expect("room");
         assert!(pending.try_take(41).is_none());
         let mut waiting = std::pin::pin!(pending.take(41));
@@ -103,12 +103,12 @@ mod tests {
         let held = waiting.await;
         assert_eq!(pending.bytes.get(), 41);
         drop(held);
-        assert_eq!((pending.places.taken(), pending.bytes.get()), (0, 0));
+        assert_eq!((pending.capacity.taken(), pending.bytes.get()), (0, 0));
     }
 
     #[test]
     fn a_message_above_the_limit_waits_until_it_is_alone() {
-        let pending = Pending::new(100, Gauge::default());
+        let pending = PendingBytes::new(100, Gauge::default());
         let small = pending.try_take(1).expect("room");
         assert!(pending.try_take(1000).is_none());
         drop(small);

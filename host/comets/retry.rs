@@ -10,9 +10,9 @@
 //!
 //! | code | `PushMsg` | `Broadcast`, `BroadcastRoom` |
 //! |---|---|---|
-//! | `Unknown`, goim | [not taken](Meaning::NotTaken) | [later](Meaning::Later) |
+//! | `Unknown`, goim | [not taken](RetryDecision::NotTaken) | [later](RetryDecision::RetryLater) |
 //! | `Unknown`, chatroom | later | later |
-//! | `NotFound` | not taken | [refused](Meaning::Refused) |
+//! | `NotFound` | not taken | [refused](RetryDecision::Refused) |
 //! | `Cancelled` `DeadlineExceeded` `ResourceExhausted` `Aborted` `Internal` `Unavailable` | later | later |
 //! | `InvalidArgument` `AlreadyExists` `PermissionDenied` `FailedPrecondition` `OutOfRange` `DataLoss` `Unauthenticated` | refused, key by key | refused |
 //! | `Unimplemented`; `OutOfRange` and `ResourceExhausted` when the call is too large | refused | refused |
@@ -37,9 +37,9 @@ pub(super) const BACKOFF: Backoff = Backoff::new(Duration::from_millis(100), Dur
 
 /// How to proceed after a comet's answer other than OK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Meaning {
+pub(super) enum RetryDecision {
     /// The handler cannot accept it now. A retry may help.
-    Later,
+    RetryLater,
     /// One of the named connections did not accept it, and will not for now: its queue is full, or
     /// it is closed. Other connections of the same call may have been skipped.
     NotTaken,
@@ -50,7 +50,7 @@ pub(super) enum Meaning {
     },
 }
 
-impl Meaning {
+impl RetryDecision {
     /// Whether splitting a call for several connections may help after this answer.
     pub(super) fn divides(self) -> bool {
         !matches!(self, Self::Refused { about_a_key: false })
@@ -58,13 +58,13 @@ impl Meaning {
 }
 
 /// Classifies an answer other than OK.
-pub(super) fn meaning(code: Code, text: &str, dialect: Dialect, method: Method) -> Meaning {
+pub(super) fn decision(code: Code, text: &str, dialect: Dialect, method: Method) -> RetryDecision {
     let names_keys = method == Method::PushMsg;
     match code {
-        Code::Unknown if names_keys && dialect == Dialect::Goim => Meaning::NotTaken,
-        Code::NotFound if names_keys => Meaning::NotTaken,
+        Code::Unknown if names_keys && dialect == Dialect::Goim => RetryDecision::NotTaken,
+        Code::NotFound if names_keys => RetryDecision::NotTaken,
         Code::ResourceExhausted | Code::OutOfRange if is_too_large(text) => {
-            Meaning::Refused { about_a_key: false }
+            RetryDecision::Refused { about_a_key: false }
         }
         // `Ok` is not a failure; it cannot occur here.
         Code::Ok
@@ -74,7 +74,7 @@ pub(super) fn meaning(code: Code, text: &str, dialect: Dialect, method: Method) 
         | Code::ResourceExhausted
         | Code::Aborted
         | Code::Internal
-        | Code::Unavailable => Meaning::Later,
+        | Code::Unavailable => RetryDecision::RetryLater,
         Code::InvalidArgument
         | Code::NotFound
         | Code::AlreadyExists
@@ -82,9 +82,9 @@ pub(super) fn meaning(code: Code, text: &str, dialect: Dialect, method: Method) 
         | Code::FailedPrecondition
         | Code::OutOfRange
         | Code::DataLoss
-        | Code::Unauthenticated => Meaning::Refused { about_a_key: names_keys },
+        | Code::Unauthenticated => RetryDecision::Refused { about_a_key: names_keys },
         // Never about one key: it is gRPC's own answer to an unknown method.
-        Code::Unimplemented => Meaning::Refused { about_a_key: false },
+        Code::Unimplemented => RetryDecision::Refused { about_a_key: false },
     }
 }
 
@@ -106,24 +106,25 @@ mod tests {
     /// the other two methods.
     #[test]
     fn every_code_is_classified_for_all_methods() {
-        use Meaning::{Later, NotTaken};
-        let (call, key) = (Meaning::Refused { about_a_key: false }, Meaning::Refused { about_a_key: true });
+        use RetryDecision::{NotTaken, RetryLater};
+        let (call, key) =
+            (RetryDecision::Refused { about_a_key: false }, RetryDecision::Refused { about_a_key: true });
         let table = [
-            (Code::Ok, [Later, Later, Later]),
-            (Code::Cancelled, [Later, Later, Later]),
-            (Code::Unknown, [Later, NotTaken, Later]),
+            (Code::Ok, [RetryLater, RetryLater, RetryLater]),
+            (Code::Cancelled, [RetryLater, RetryLater, RetryLater]),
+            (Code::Unknown, [RetryLater, NotTaken, RetryLater]),
             (Code::InvalidArgument, [key, key, call]),
-            (Code::DeadlineExceeded, [Later, Later, Later]),
+            (Code::DeadlineExceeded, [RetryLater, RetryLater, RetryLater]),
             (Code::NotFound, [NotTaken, NotTaken, call]),
             (Code::AlreadyExists, [key, key, call]),
             (Code::PermissionDenied, [key, key, call]),
-            (Code::ResourceExhausted, [Later, Later, Later]),
+            (Code::ResourceExhausted, [RetryLater, RetryLater, RetryLater]),
             (Code::FailedPrecondition, [key, key, call]),
-            (Code::Aborted, [Later, Later, Later]),
+            (Code::Aborted, [RetryLater, RetryLater, RetryLater]),
             (Code::OutOfRange, [key, key, call]),
             (Code::Unimplemented, [call, call, call]),
-            (Code::Internal, [Later, Later, Later]),
-            (Code::Unavailable, [Later, Later, Later]),
+            (Code::Internal, [RetryLater, RetryLater, RetryLater]),
+            (Code::Unavailable, [RetryLater, RetryLater, RetryLater]),
             (Code::DataLoss, [key, key, call]),
             (Code::Unauthenticated, [key, key, call]),
         ];
@@ -134,7 +135,7 @@ mod tests {
                 for method in METHODS {
                     let expected = if method == Method::PushMsg { push } else { other };
                     assert_eq!(
-                        meaning(code, "no", dialect, method),
+                        decision(code, "no", dialect, method),
                         expected,
                         "{code:?} {dialect:?} {method:?}"
                     );
@@ -147,9 +148,9 @@ mod tests {
     fn a_message_that_is_too_large_is_refused() {
         let text = "grpc: received message larger than max (5000000 vs. 4194304)";
         for (dialect, method) in DIALECTS.into_iter().flat_map(|d| METHODS.map(|m| (d, m))) {
-            let meaning = meaning(Code::ResourceExhausted, text, dialect, method);
-            assert_eq!(meaning, Meaning::Refused { about_a_key: false });
-            assert!(!meaning.divides(), "every part of it would be as large");
+            let decision = decision(Code::ResourceExhausted, text, dialect, method);
+            assert_eq!(decision, RetryDecision::Refused { about_a_key: false });
+            assert!(!decision.divides(), "every part of it would be as large");
         }
     }
 }

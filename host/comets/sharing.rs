@@ -12,28 +12,28 @@ use tracing::{info, warn};
 use super::store::{CometStore, Sighting, Unavailable};
 
 /// The fleet's side of the store.
-pub(super) struct Sharing {
+pub(super) struct SightingExchange {
     store: Arc<dyn CometStore>,
-    has_news: Arc<Notify>,
+    has_changes: Arc<Notify>,
     /// Whether the store has been read, or refuses permanently.
     is_informed: watch::Sender<bool>,
     problem: ArcSwapOption<String>,
 }
 
-impl Sharing {
+impl SightingExchange {
     pub(super) fn new(store: Arc<dyn CometStore>) -> Self {
         let is_informed = watch::Sender::new(false);
-        Self { store, has_news: Arc::default(), is_informed, problem: ArcSwapOption::empty() }
+        Self { store, has_changes: Arc::default(), is_informed, problem: ArcSwapOption::empty() }
     }
 
     /// Wakes the exchange: there is something to share.
-    pub(super) fn note_news(&self) {
-        self.has_news.notify_one();
+    pub(super) fn note_change(&self) {
+        self.has_changes.notify_one();
     }
 
     /// Notified when there is something to share.
-    pub(super) fn news(&self) -> Arc<Notify> {
-        Arc::clone(&self.has_news)
+    pub(super) fn changes(&self) -> Arc<Notify> {
+        Arc::clone(&self.has_changes)
     }
 
     /// Whether the store has been read once, or refuses permanently.

@@ -15,18 +15,18 @@ const REMEDY: &str =
 
 /// What was lacking last.
 #[derive(Debug)]
-pub(super) struct Shortage {
+pub(super) struct ResourceShortage {
     last: Mutex<Option<(Instant, String)>>,
     log: LogThrottle,
 }
 
-impl Default for Shortage {
+impl Default for ResourceShortage {
     fn default() -> Self {
         Self { last: Mutex::default(), log: LogThrottle::per_record() }
     }
 }
 
-impl Shortage {
+impl ResourceShortage {
     /// Records that a connection could not be made because of this.
     pub(super) fn note(&self, why: &str, now: Instant) {
         if let Some(held_back) = self.log.admit() {
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_shortage_is_reported_for_a_while() {
-        let (shortage, now) = (Shortage::default(), Instant::now());
+        let (shortage, now) = (ResourceShortage::default(), Instant::now());
         assert_eq!(shortage.warning(now), None);
         shortage.note("Too many open files (os error 24)", now);
         let warning = shortage.warning(now).expect("just noted");

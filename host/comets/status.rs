@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::breaker::State;
-use super::job::{Source, Standing};
+use super::breaker::BreakerState;
+use super::queued_call::{CometState, Source};
 use crate::message::CometAddr;
 
 /// The status of one comet.
@@ -21,7 +21,7 @@ pub struct CometStatus {
     /// When an entry of the directory last named it, as far as gateways have seen.
     pub directory_named: Option<String>,
     /// Whether calls are made.
-    pub breaker: State,
+    pub breaker: BreakerState,
     /// Messages queued in its lanes.
     pub waiting: usize,
     /// Messages in flight.
@@ -35,24 +35,24 @@ pub struct CometStatus {
 }
 
 impl CometStatus {
-    pub(super) fn of(standing: &Standing, broadcasts: bool) -> Self {
-        let in_flight = standing.in_flight().load(Ordering::Relaxed);
-        let named_at = Some(standing.named_at()).filter(|at| *at > 0);
+    pub(super) fn of(state: &CometState, broadcasts: bool) -> Self {
+        let in_flight = state.in_flight().load(Ordering::Relaxed);
+        let named_at = Some(state.named_at()).filter(|at| *at > 0);
         let rfc3339 =
             |at| humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(at)).to_string();
         Self {
-            address: standing.address.clone(),
-            source: standing.source(),
+            address: state.address.clone(),
+            source: state.source(),
             broadcasts,
             directory_named: named_at.map(rfc3339),
-            breaker: standing.state(),
-            waiting: standing.unsettled().saturating_sub(in_flight),
+            breaker: state.breaker_state(),
+            waiting: state.unsettled().saturating_sub(in_flight),
             in_flight,
-            sent: standing.metrics.success.get(),
-            failed: standing.metrics.failed.get(),
-            last_error: standing.last_error().map(|error| match standing.source() {
+            sent: state.metrics.success.get(),
+            failed: state.metrics.failed.get(),
+            last_error: state.last_error().map(|error| match state.source() {
                 // A producer that names addresses must not learn here what listens there.
-                Source::Named if !standing.has_answered() => NEVER_ANSWERED.to_owned(),
+                Source::Named if !state.has_answered() => NEVER_ANSWERED.to_owned(),
                 _ => error,
             }),
         }
@@ -64,7 +64,7 @@ const NEVER_ANSWERED: &str = "it has never answered like a comet; see its dead l
 
 /// The comets that a BROADCAST would reach.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Reach {
+pub struct BroadcastReach {
     /// The comets, in order of address.
     pub comets: Vec<CometAddr>,
     /// How many of them have which source.
@@ -72,15 +72,16 @@ pub struct Reach {
     /// Comets that the directory named before but not lately, and that do not answer: excluded.
     pub left_out: Vec<CometAddr>,
     #[serde(skip)]
-    remember: Duration,
+    retention: Duration,
 }
 
 /// How many addresses one line names.
 const MOST_SHOWN: usize = 20;
 
-impl Reach {
-    pub(super) fn of(statuses: &[CometStatus], remember: Duration) -> Self {
-        let mut reach = Self { comets: Vec::new(), sources: BTreeMap::new(), left_out: Vec::new(), remember };
+impl BroadcastReach {
+    pub(super) fn of(statuses: &[CometStatus], retention: Duration) -> Self {
+        let mut reach =
+            Self { comets: Vec::new(), sources: BTreeMap::new(), left_out: Vec::new(), retention };
         for status in statuses {
             if status.broadcasts {
                 reach.comets.push(status.address.clone());
@@ -94,21 +95,21 @@ impl Reach {
 
     /// Whether an operator lists comets: then the result does not depend on sightings.
     fn has_wanted(&self) -> bool {
-        self.sources.keys().any(|source| source.is_wanted())
+        self.sources.keys().any(|source| source.is_configured())
     }
 
     /// Why the result may be incomplete.
     pub fn caveat(&self) -> Option<String> {
-        let remember = humantime::format_duration(self.remember);
+        let retention = humantime::format_duration(self.retention);
         (!self.has_wanted()).then(|| {
             format!(
-                "no comet is configured: only comets that an entry of the directory named within the last {remember} are known; list all comets in [comets] nodes, or configure [comets.discovery]"
+                "no comet is configured: only comets that an entry of the directory named within the last {retention} are known; list all comets in [comets] nodes, or configure [comets.discovery]"
             )
         })
     }
 }
 
-impl fmt::Display for Reach {
+impl fmt::Display for BroadcastReach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.comets.len() {
             0 => return f.write_str("broadcasts reach nobody: no comet is known"),

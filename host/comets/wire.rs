@@ -12,8 +12,8 @@ use http::HeaderValue;
 use http::uri::PathAndQuery;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
-use super::pending::Held;
-use crate::message::{ConnectionId, MessageId, RoomId, Target};
+use super::pending::PendingPermit;
+use crate::message::{CallTarget, ConnectionId, MessageId, RoomId};
 
 /// The comets' dialect: the service path and the format of the body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -60,7 +60,7 @@ struct Encoded {
     /// The encoded metadata of the first id.
     id: OnceLock<(MessageId, HeaderValue)>,
     /// Its pending bytes, until its last call has ended.
-    _held: Option<Held>,
+    _held: Option<PendingPermit>,
 }
 
 impl Payload {
@@ -70,7 +70,7 @@ impl Payload {
     }
 
     /// Encodes a message that holds these pending bytes.
-    pub(super) fn new(dialect: Dialect, operation: i32, body: &Bytes, held: Option<Held>) -> Self {
+    pub(super) fn new(dialect: Dialect, operation: i32, body: &Bytes, held: Option<PendingPermit>) -> Self {
         let (proto, frame) = match dialect {
             Dialect::Chatroom => (proto_field(operation, &[body]), Bytes::new()),
             Dialect::Goim => {
@@ -189,21 +189,21 @@ const SHARED_FROM: usize = 16 * 1024;
 
 impl Dialect {
     /// The request for one message.
-    pub(super) fn request(self, target: &Target, payload: &Payload) -> Request {
+    pub(super) fn request(self, target: &CallTarget, payload: &Payload) -> Request {
         let Encoded { operation, proto, .. } = &*payload.0;
         let operation = *operation;
         let (method, body) = match target {
-            Target::Room(room) => (Method::BroadcastRoom, payload.room_request(room)),
+            CallTarget::Room(room) => (Method::BroadcastRoom, payload.room_request(room)),
             // goim's comets send to clients that subscribe to `protoOp`, which is the message's
             // own operation even where `Proto.op` is `OpRaw`.
-            Target::Connections(keys) => {
+            CallTarget::Connections(keys) => {
                 let length = keys.iter().map(key_len).sum::<usize>() + int_len(operation);
                 let before =
                     |buffer: &mut BytesMut| keys.iter().for_each(|key| put_text(key.as_str(), buffer));
                 let after = |buffer: &mut BytesMut| put_int(VARINT_3, operation, buffer);
                 (Method::PushMsg, Body::around(proto, length, before, after))
             }
-            Target::Everyone { speed } => {
+            CallTarget::Everyone { speed } => {
                 let length = int_len(operation) + int_len(*speed);
                 let before = |buffer: &mut BytesMut| put_int(VARINT_1, operation, buffer);
                 let after = |buffer: &mut BytesMut| put_int(VARINT_3, *speed, buffer);
@@ -327,7 +327,7 @@ mod tests {
         let payload = Payload::new(Dialect::Goim, 5, &Bytes::from_static(b"hi"), None);
         let frame = b"\0\0\0\x12\0\x10\0\x01\0\0\0\x05\0\0\0\0hi";
         assert_eq!(&payload.0.frame[..], frame);
-        let request = Dialect::Goim.request(&Target::Room("r".into()), &payload);
+        let request = Dialect::Goim.request(&CallTarget::Room("r".into()), &payload);
         let proto = goim::Proto { ver: 1, op: 9, seq: 0, body: Bytes::from_static(frame) };
         let expected = goim::BroadcastRoomReq { room_id: "r".into(), proto: Some(proto) };
         assert_eq!(request.body.message(), expected.encode_to_vec());
@@ -338,10 +338,10 @@ mod tests {
     fn the_calls_of_a_large_message_share_its_bytes() {
         let payload = Payload::new(Dialect::Goim, 5, &vec![b'x'; SHARED_FROM].into(), None);
         let targets = [
-            Target::Room("r".into()),
-            Target::Room("other".into()),
-            Target::Connections(vec!["c".into()]),
-            Target::Everyone { speed: 1 },
+            CallTarget::Room("r".into()),
+            CallTarget::Room("other".into()),
+            CallTarget::Connections(vec!["c".into()]),
+            CallTarget::Everyone { speed: 1 },
         ];
         for target in targets {
             let request = Dialect::Goim.request(&target, &payload);
@@ -364,7 +364,7 @@ mod tests {
     fn a_payload_serves_any_room_and_id() {
         let payload = Payload::new(Dialect::Chatroom, 1, &Bytes::from_static(b"x"), None);
         for name in ["one", "two", "one"] {
-            let request = Dialect::Chatroom.request(&Target::Room(name.into()), &payload);
+            let request = Dialect::Chatroom.request(&CallTarget::Room(name.into()), &payload);
             assert_eq!(
                 goim::BroadcastRoomReq::decode(request.body.message()).expect("decodes").room_id,
                 name
@@ -384,19 +384,19 @@ mod tests {
         ) {
             let body = Bytes::from(body.repeat(times));
             let payload = Payload::new(Dialect::Chatroom, operation, &body, None);
-            let encode = |target: Target| Dialect::Chatroom.request(&target, &payload).body.message();
+            let encode = |target: CallTarget| Dialect::Chatroom.request(&target, &payload).body.message();
             let proto = Some(goim::Proto { ver: 1, op: operation, seq: 0, body });
 
             let push = goim::PushMsgReq { keys: keys.clone(), proto: proto.clone(), proto_op: operation };
             let ids = keys.iter().map(|key| key.as_str().into()).collect();
-            prop_assert_eq!(encode(Target::Connections(ids)), push.encode_to_vec());
+            prop_assert_eq!(encode(CallTarget::Connections(ids)), push.encode_to_vec());
 
             let everyone = goim::BroadcastReq { proto_op: operation, proto: proto.clone(), speed };
-            prop_assert_eq!(encode(Target::Everyone { speed }), everyone.encode_to_vec());
+            prop_assert_eq!(encode(CallTarget::Everyone { speed }), everyone.encode_to_vec());
 
             let room_id = keys.first().cloned().unwrap_or_default();
             let room = goim::BroadcastRoomReq { room_id: room_id.clone(), proto };
-            prop_assert_eq!(encode(Target::Room(room_id.into())), room.encode_to_vec());
+            prop_assert_eq!(encode(CallTarget::Room(room_id.into())), room.encode_to_vec());
         }
     }
 }

@@ -11,8 +11,8 @@ pub struct Config {
     /// on loopback and no token is configured; otherwise they require one.
     pub listen: String,
     /// A second address for `/healthz`, `/readyz` and `/metrics` only, with its own connections:
-    /// probes sent there are answered whatever happens on `listen`.
-    pub probes: Option<String>,
+    /// probe_listen sent there are answered whatever happens on `listen`.
+    pub probe_listen: Option<String>,
     /// The Unix socket. The gateway's own user and root may do everything over it without a token. A
     /// path; `auto` for a location that `halley plugin` derives from the port of `listen`
     /// (`$XDG_RUNTIME_DIR/halley` or `/tmp/halley-UID`); or `off`.
@@ -27,11 +27,11 @@ pub struct Config {
     /// Whether `/metrics` requires a read token as well.
     pub protect_metrics: bool,
     /// Host names under which clients may reach the gateway over TCP, in addition to `localhost`, IP
-    /// addresses and the name in `listen`. Requests for other hosts are refused: a browser could have
+    /// addresses and the name in `listen`. Requests for other allowed_hosts are refused: a browser could have
     /// been led here by DNS rebinding.
-    pub hosts: Vec<String>,
+    pub allowed_hosts: Vec<String>,
     /// Maximum number of connections to `listen`; one client holds at most a quarter of them.
-    /// `socket` and `probes` have 64 each in addition. A new connection beyond the limit replaces the
+    /// `socket` and `probe_listen` have 64 each in addition. A new connection beyond the limit replaces the
     /// one that has been idle longest.
     pub max_connections: usize,
 }
@@ -73,12 +73,12 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:9093".into(),
-            probes: None,
+            probe_listen: None,
             socket: Socket::Auto,
             token_file: None,
             read_token_file: None,
             protect_metrics: false,
-            hosts: Vec::new(),
+            allowed_hosts: Vec::new(),
             max_connections: 256,
         }
     }
@@ -93,7 +93,7 @@ impl Config {
     /// What is wrong with the values, one sentence for each mistake.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        let listeners = [("listen", Some(&self.listen)), ("probes", self.probes.as_ref())];
+        let listeners = [("listen", Some(&self.listen)), ("probe_listen", self.probe_listen.as_ref())];
         for (key, listen) in listeners.into_iter().filter_map(|(key, listen)| Some((key, listen?))) {
             if host_of(listen).is_none() {
                 problems
@@ -108,10 +108,10 @@ impl Config {
                 ));
             }
         }
-        for host in &self.hosts {
+        for host in &self.allowed_hosts {
             if host.is_empty() || !host.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
                 problems.push(format!(
-                    "`admin.hosts` has `{host}`; expected a name without scheme, port or wildcard, such as halley.example.com"
+                    "`admin.allowed_hosts` has `{host}`; expected a name without scheme, port or wildcard, such as halley.example.com"
                 ));
             }
         }
@@ -126,12 +126,12 @@ impl Config {
 
     /// The TCP ports that are listened on.
     pub fn ports(&self) -> Vec<u16> {
-        let listeners = [Some(&self.listen), self.probes.as_ref()].into_iter().flatten();
+        let listeners = [Some(&self.listen), self.probe_listen.as_ref()].into_iter().flatten();
         listeners.filter_map(|listen| listen.rsplit_once(':')?.1.parse().ok()).collect()
     }
 
     /// Makes relative paths relative to this folder.
-    pub fn take_paths_from(&mut self, base: &Path) {
+    pub fn resolve_paths(&mut self, base: &Path) {
         for file in [&mut self.token_file, &mut self.read_token_file].into_iter().flatten() {
             *file = base.join(&*file);
         }
@@ -164,14 +164,14 @@ mod tests {
         assert_eq!(Config::default().validate(), Vec::<String>::new());
         let wrong = Config {
             listen: "9093".into(),
-            probes: Some("[::1]".into()),
+            probe_listen: Some("[::1]".into()),
             socket: Socket::At("x".repeat(200).into()),
-            hosts: vec!["http://halley".into(), "halley.svc".into(), "*".into()],
+            allowed_hosts: vec!["http://halley".into(), "halley.svc".into(), "*".into()],
             max_connections: 2,
             ..Config::default()
         };
         let problems = wrong.validate();
-        let keys = ["listen", "probes", "socket", "hosts", "hosts", "max_connections"];
+        let keys = ["listen", "probe_listen", "socket", "allowed_hosts", "allowed_hosts", "max_connections"];
         assert_eq!(problems.len(), keys.len(), "{problems:#?}");
         for (problem, key) in problems.iter().zip(keys) {
             assert!(problem.starts_with(&format!("`admin.{key}`")), "{problem}");
@@ -179,11 +179,11 @@ mod tests {
     }
 
     #[test]
-    fn the_socket_is_a_word_or_a_path() {
+    fn the_socket_is_auto_off_or_a_path() {
         let at = |text: &str| Socket::from(text.to_owned());
         assert_eq!((at("auto"), at("off")), (Socket::Auto, Socket::Off));
         let mut config = Config { socket: at("run/admin.sock"), ..Config::default() };
-        config.take_paths_from(Path::new("/etc/halley"));
+        config.resolve_paths(Path::new("/etc/halley"));
         assert_eq!(String::from(config.socket), "/etc/halley/run/admin.sock");
     }
 }

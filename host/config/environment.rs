@@ -5,13 +5,13 @@ use std::ffi::OsString;
 use toml::{Table, Value};
 
 use crate::config::Config;
-use crate::config::mistake::Mistake;
+use crate::config::mistake::ConfigError;
 
 /// The prefix of environment overrides: `HALLEY__SECTION__KEY`.
 pub const ENVIRONMENT_PREFIX: &str = "HALLEY__";
 
 /// Prefix of this program's variables, including the overrides.
-const OURS: &str = "HALLEY";
+const HALLEY_NAME: &str = "HALLEY";
 
 /// The variables that are overrides or may be meant as such. Uses `vars_os`, because `vars` panics if
 /// any variable is not UTF-8. Invalid UTF-8 in ours is replaced, and fails validation.
@@ -19,21 +19,22 @@ pub(super) fn variables() -> impl Iterator<Item = (String, String)> {
     let text = |(name, value): (OsString, OsString)| {
         (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
     };
-    std::env::vars_os().map(text).filter(|(name, _)| name.to_uppercase().starts_with(OURS))
+    std::env::vars_os().map(text).filter(|(name, _)| name.to_uppercase().starts_with(HALLEY_NAME))
 }
 
 /// The mistake in a variable that is not an override but matches one except for underscores and case:
 /// `HALLEY_KAFKA_GROUP`. Other variables with this prefix may belong to anyone: container platforms
 /// name variables after services.
-pub(super) fn misspelt(variable: &str) -> Option<Mistake> {
+pub(super) fn misspelled_variable(variable: &str) -> Option<ConfigError> {
     let text = format!("is ignored; {}", right_spelling(variable)?);
-    Some(Mistake { place: format!("environment variable {variable}"), text })
+    Some(ConfigError { place: format!("environment variable {variable}"), text })
 }
 
 /// The correct spelling of a variable that matches a key except for underscores and case.
 pub(super) fn right_spelling(variable: &str) -> Option<String> {
     let upper = variable.to_uppercase();
-    let words: Vec<&str> = upper.strip_prefix(OURS)?.split('_').filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> =
+        upper.strip_prefix(HALLEY_NAME)?.split('_').filter(|word| !word.is_empty()).collect();
     // Tries every way to join the words into sections and a key: each gap is `_` or `__`.
     let gaps = u32::try_from(words.len()).ok().filter(|words| (2..=MOST_WORDS).contains(words))? - 1;
     let path = (1..1_u32 << gaps).map(|cuts| path(&words, cuts)).find(|path| is_key(path))?;
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_variable_that_spells_a_key_is_told_how_to() {
+    fn a_misspelled_variable_is_corrected() {
         for (variable, right) in [
             ("HALLEY_KAFKA_GROUP", "HALLEY__KAFKA__GROUP for `kafka.group`"),
             (
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_others_are_let_be() {
+    fn foreign_variables_are_ignored() {
         let others = [
             "HALLEY",
             "HALLEY_CONFIG",
@@ -126,7 +127,7 @@ mod tests {
             "HALLEY_A_B_C_D_E_F_G_H_I_J_K_L_M_N_O_P_Q_R_S_T_U_V_W_X_Y_Z_A_B_C_D_E_F_G_H",
         ];
         for variable in others {
-            assert_eq!(misspelt(variable), None, "{variable}");
+            assert_eq!(misspelled_variable(variable), None, "{variable}");
         }
     }
 }

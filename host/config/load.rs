@@ -12,7 +12,7 @@ use toml::{Spanned, Table, Value};
 
 use crate::config::Config;
 use crate::config::environment::{self, ENVIRONMENT_PREFIX, accepts, unknown_field};
-use crate::config::mistake::{Mistake, Mistakes};
+use crate::config::mistake::{ConfigError, ConfigErrors};
 use crate::files;
 
 /// The largest file that is a configuration, in bytes.
@@ -22,13 +22,13 @@ const MOST_MISTAKES: usize = 50;
 
 /// A configuration as far as it can be read.
 #[derive(Debug, Clone)]
-pub struct Inspected {
+pub struct ConfigReport {
     /// What could be read; defaults stand in for the rest.
     pub config: Config,
     /// Every mistake.
-    pub mistakes: Vec<Mistake>,
+    pub mistakes: Vec<ConfigError>,
     /// What works, and was probably not meant.
-    pub warnings: Vec<Mistake>,
+    pub warnings: Vec<ConfigError>,
 }
 
 impl Config {
@@ -37,7 +37,7 @@ impl Config {
     ///
     /// # Errors
     /// All mistakes at once.
-    pub fn load(file: Option<&Path>) -> Result<Self, Mistakes> {
+    pub fn load(file: Option<&Path>) -> Result<Self, ConfigErrors> {
         Self::load_with(file, environment::variables())
     }
 
@@ -48,38 +48,38 @@ impl Config {
     pub fn load_with(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
-    ) -> Result<Self, Mistakes> {
-        let Inspected { config, mistakes, .. } = Self::inspect_with(file, environment);
-        if mistakes.is_empty() { Ok(config) } else { Err(Mistakes(mistakes)) }
+    ) -> Result<Self, ConfigErrors> {
+        let ConfigReport { config, mistakes, .. } = Self::inspect_with(file, environment);
+        if mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(mistakes)) }
     }
 
     /// What can be read of a configuration, what is wrong with it and what is probably wrong.
-    pub fn inspect(file: Option<&Path>) -> Inspected {
+    pub fn inspect(file: Option<&Path>) -> ConfigReport {
         Self::inspect_with(file, environment::variables())
     }
 
     pub(super) fn inspect_with(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
-    ) -> Inspected {
-        let Loaded { mut config, mut mistakes, mut warnings } = load(file, environment);
+    ) -> ConfigReport {
+        let LoadedConfig { mut config, mut mistakes, mut warnings } = load(file, environment);
         let base = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_path_buf);
-        config.take_paths_from(&base);
+        config.resolve_paths(&base);
         let place = name_of(file);
-        let placed = |text| Mistake { place: place.clone(), text };
+        let placed = |text| ConfigError { place: place.clone(), text };
         mistakes.extend(config.validate().into_iter().map(placed));
         warnings.extend(config.warnings().into_iter().map(placed));
-        Inspected { config, mistakes, warnings }
+        ConfigReport { config, mistakes, warnings }
     }
 }
 
 /// What could be read.
-pub(super) struct Loaded {
+pub(super) struct LoadedConfig {
     pub(super) config: Config,
     /// Every mistake found while loading.
-    pub(super) mistakes: Vec<Mistake>,
+    pub(super) mistakes: Vec<ConfigError>,
     /// Probable mistakes.
-    pub(super) warnings: Vec<Mistake>,
+    pub(super) warnings: Vec<ConfigError>,
 }
 
 /// The name of the configuration: its file, if any.
@@ -88,11 +88,14 @@ pub(super) fn name_of(file: Option<&Path>) -> String {
 }
 
 /// Reads a file and applies the environment.
-pub(super) fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (String, String)>) -> Loaded {
+pub(super) fn load(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> LoadedConfig {
     let name = name_of(file);
-    let nothing = |text: String| Loaded {
+    let nothing = |text: String| LoadedConfig {
         config: Config::default(),
-        mistakes: vec![Mistake { place: name.clone(), text }],
+        mistakes: vec![ConfigError { place: name.clone(), text }],
         warnings: Vec::new(),
     };
     let text = match file.map(|file| files::read_text(file, LARGEST)) {
@@ -104,12 +107,12 @@ pub(super) fn load(file: Option<&Path>, environment: impl IntoIterator<Item = (S
         Ok(table) => table,
         Err(error) => return nothing(format!("is not valid TOML: {}", syntax(&text, &error))),
     };
-    let mut source = Source { name: name.clone(), text: &text, table, variables: BTreeMap::new() };
-    let misspelt = source.overlay(environment);
+    let mut source = ConfigSource { name: name.clone(), text: &text, table, variables: BTreeMap::new() };
+    let misspelled_variable = source.overlay(environment);
     let mut warnings = source.sizes_without_unit();
-    warnings.extend(misspelt);
+    warnings.extend(misspelled_variable);
     let (config, mistakes) = source.read();
-    Loaded { config, mistakes, warnings }
+    LoadedConfig { config, mistakes, warnings }
 }
 
 /// The message and position of a syntax error. The error's own text would quote the line, which may
@@ -123,7 +126,7 @@ fn syntax(text: &str, error: &toml::de::Error) -> String {
 }
 
 /// The input, and the origin of each value.
-struct Source<'a> {
+struct ConfigSource<'a> {
     name: String,
     text: &'a str,
     table: Table,
@@ -131,13 +134,13 @@ struct Source<'a> {
     variables: BTreeMap<Vec<String>, (String, String)>,
 }
 
-impl Source<'_> {
+impl ConfigSource<'_> {
     /// Applies the environment. Returns the variables that look like misspelled overrides.
-    fn overlay(&mut self, environment: impl IntoIterator<Item = (String, String)>) -> Vec<Mistake> {
-        let mut misspelt = Vec::new();
+    fn overlay(&mut self, environment: impl IntoIterator<Item = (String, String)>) -> Vec<ConfigError> {
+        let mut misspelled_variable = Vec::new();
         for (variable, raw) in environment {
             let Some(rest) = variable.strip_prefix(ENVIRONMENT_PREFIX) else {
-                misspelt.extend(environment::misspelt(&variable));
+                misspelled_variable.extend(environment::misspelled_variable(&variable));
                 continue;
             };
             let path: Vec<_> = rest.split("__").map(str::to_lowercase).collect();
@@ -146,11 +149,11 @@ impl Source<'_> {
             set(&mut self.table, &path, value.unwrap_or_else(|| Value::String(raw.clone())));
             self.variables.insert(path, (variable, raw));
         }
-        misspelt
+        misspelled_variable
     }
 
     /// Sizes given as a bare number: they count bytes, which is rarely intended.
-    fn sizes_without_unit(&self) -> Vec<Mistake> {
+    fn sizes_without_unit(&self) -> Vec<ConfigError> {
         let bare = |value: &Value| match value {
             Value::String(text) => !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()),
             other => other.is_integer(),
@@ -165,13 +168,13 @@ impl Source<'_> {
             let text = format!(
                 "`{key}` is {number} bytes, because it has no unit; add one, such as \"{number}MiB\", or \"{number}B\" if bytes are intended"
             );
-            Mistake { place, text }
+            ConfigError { place, text }
         };
         leaves(&self.table, bare).into_iter().filter(|path| is_size(path)).map(warning).collect()
     }
 
     /// Deserializes repeatedly, each time without the last wrong value.
-    fn read(mut self) -> (Config, Vec<Mistake>) {
+    fn read(mut self) -> (Config, Vec<ConfigError>) {
         let mut mistakes = Vec::new();
         while mistakes.len() < MOST_MISTAKES {
             let error = match serde_path_to_error::deserialize(self.table.clone()) {
@@ -190,7 +193,7 @@ impl Source<'_> {
             let hint = self.hint(&path, &text);
             let text = if holds_secret(&path) { without_value(&text) } else { text };
             let text = format!("`{}`: {text}{hint}", path.join("."));
-            mistakes.push(Mistake { place: self.place(&path), text });
+            mistakes.push(ConfigError { place: self.place(&path), text });
             if !remove(&mut self.table, &path) {
                 break;
             }
@@ -290,12 +293,12 @@ fn leaves(table: &Table, wanted: impl Fn(&Value) -> bool + Copy) -> Vec<Vec<Stri
 
 /// Whether a size is expected here: a size is accepted, but neither a duration nor any other word.
 fn is_size(path: &[String]) -> bool {
-    let takes = |text: &str| takes(path, Value::String(text.to_owned()));
-    takes("7 KiB") && !takes("7s") && !takes("word")
+    let accepts_value = |text: &str| accepts_value(path, Value::String(text.to_owned()));
+    accepts_value("7 KiB") && !accepts_value("7s") && !accepts_value("word")
 }
 
 /// Whether a configuration with only this value is valid.
-fn takes(path: &[String], value: Value) -> bool {
+fn accepts_value(path: &[String], value: Value) -> bool {
     accepts(path, value).is_ok()
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// One mistake in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Mistake {
+pub struct ConfigError {
     /// `file:line`, or the environment variable.
     pub place: String,
     /// What is wrong, and where it is not plain, what to do.
@@ -13,11 +13,11 @@ pub struct Mistake {
 
 /// All mistakes that were found; never empty.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Mistakes(pub Vec<Mistake>);
+pub struct ConfigErrors(pub Vec<ConfigError>);
 
-impl fmt::Display for Mistakes {
+impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, Mistake { place, text }) in self.0.iter().enumerate() {
+        for (at, ConfigError { place, text }) in self.0.iter().enumerate() {
             let separator = if at == 0 { "" } else { "\n" };
             write!(f, "{separator}{place}: {text}")?;
         }

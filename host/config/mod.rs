@@ -16,8 +16,8 @@ use tracing::warn;
 use crate::{comets, kafka, offline, pipeline, policy, redis_client, sandbox, telemetry};
 
 pub use environment::ENVIRONMENT_PREFIX;
-pub use load::Inspected;
-pub use mistake::{Mistake, Mistakes};
+pub use load::ConfigReport;
+pub use mistake::{ConfigError, ConfigErrors};
 
 /// Everything that can be configured. Every key is optional; unknown keys are rejected.
 #[derive(Debug, Clone, Default, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -58,30 +58,31 @@ impl Config {
 
     /// What to watch for policy changes at run time: the configuration file, its plugins and the
     /// plugin directory. Without a file, the plugins of this configuration.
-    pub fn sources(&self, file: Option<PathBuf>) -> policy::Sources {
-        let (started_with, quiet, rescan) = (self.clone(), self.policies.quiet, self.policies.rescan);
+    pub fn sources(&self, file: Option<PathBuf>) -> policy::PolicySources {
+        let (started_with, debounce, rescan_interval) =
+            (self.clone(), self.policies.debounce, self.policies.rescan_interval);
         // Files are read every few seconds; each change is reported once.
-        let told_of = Mutex::new(self.without_policies());
+        let last_reported = Mutex::new(self.without_policies());
         let files = move || {
             let config = match &file {
                 Some(file) => Self::load(Some(file))?,
                 None => started_with.clone(),
             };
             let rest = config.without_policies();
-            let mut told_of = told_of.lock();
-            if *told_of != rest {
+            let mut last_reported = last_reported.lock();
+            if *last_reported != rest {
                 warn!(
                     "the configuration changed outside [[plugin]] and policies.directory; restart to apply it"
                 );
-                *told_of = rest;
+                *last_reported = rest;
             }
-            drop(told_of);
+            drop(last_reported);
             let plugins = config.plugins()?;
             let mut paths = config.policies.paths(&plugins);
             paths.extend(file.clone());
             Ok((plugins, paths))
         };
-        policy::Sources { files: Box::new(files), quiet, rescan }
+        policy::PolicySources { files: Box::new(files), debounce, rescan_interval }
     }
 
     fn without_policies(&self) -> Self {
@@ -89,13 +90,13 @@ impl Config {
         Self { plugin: Vec::new(), policies, ..self.clone() }
     }
 
-    fn take_paths_from(&mut self, base: &Path) {
+    fn resolve_paths(&mut self, base: &Path) {
         for plugin in &mut self.plugin {
-            plugin.take_paths_from(base);
+            plugin.resolve_paths(base);
         }
-        self.policies.take_paths_from(base);
-        self.comets.discovery.take_paths_from(base);
-        self.admin.take_paths_from(base);
+        self.policies.resolve_paths(base);
+        self.comets.discovery.resolve_paths(base);
+        self.admin.resolve_paths(base);
     }
 
     /// What is wrong with values that have the right type.
@@ -108,7 +109,7 @@ impl Config {
         problems.extend(self.policies.validate());
         problems.extend(self.admin.validate());
         problems.extend(self.log.validate());
-        if self.routing.rooms == pipeline::Rooms::EveryComet && !self.comets.names_comets() {
+        if self.routing.rooms == pipeline::RoomSource::EveryComet && !self.comets.names_comets() {
             problems.push(
                 "`routing.rooms = \"every-comet\"` needs `comets.nodes` or `comets.discovery`: comets are not learned from a directory that is not queried".into(),
             );
@@ -131,10 +132,10 @@ impl Config {
     fn warnings(&self) -> Vec<String> {
         let mut warnings = self.kafka.warnings();
         warnings.extend(self.delivery.warnings());
-        if self.comets.connect_timeout > self.delivery.timeout {
+        if self.comets.connect_timeout > self.delivery.request_timeout {
             warnings.push(format!(
-                "`comets.connect_timeout` ({:?}) has no effect beyond `delivery.timeout` ({:?}), the deadline of a call",
-                self.comets.connect_timeout, self.delivery.timeout
+                "`comets.connect_timeout` ({:?}) has no effect beyond `delivery.request_timeout` ({:?}), the deadline of a call",
+                self.comets.connect_timeout, self.delivery.request_timeout
             ));
         }
         if self.offline.default == offline::DefaultDisposition::Store
@@ -144,10 +145,10 @@ impl Config {
                 "`offline.default` is \"store\", but nothing is stored: keys are connections (`routing.push_keys`) and rooms are not looked up (`routing.rooms`), so no user is known to be absent; set `offline.default = \"drop\"`, or `routing.push_keys = \"users\"` where keys are users".to_owned(),
             );
         }
-        if self.comets.breaker_patience >= self.delivery.give_up_after {
+        if self.comets.breaker_window >= self.delivery.delivery_timeout {
             warnings.push(format!(
-                "`comets.breaker_patience` ({:?}) is not below `delivery.give_up_after` ({:?}): every message to a dead comet waits that long before its breaker opens",
-                self.comets.breaker_patience, self.delivery.give_up_after
+                "`comets.breaker_window` ({:?}) is not below `delivery.delivery_timeout` ({:?}): every message to a dead comet waits that long before its breaker opens",
+                self.comets.breaker_window, self.delivery.delivery_timeout
             ));
         }
         warnings

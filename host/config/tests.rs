@@ -61,7 +61,7 @@ fn every_mistake_is_named_with_its_place() {
 }
 
 #[test]
-fn what_is_not_toml_says_where() {
+fn a_syntax_error_has_a_position() {
     let mistakes = load("[kafka\nbrokers = 1", &[]).expect_err("wrong");
     assert!(mistakes[0].1.contains("line 1"), "{mistakes:?}");
 }
@@ -84,8 +84,8 @@ fn the_environment_wins() {
 }
 
 #[test]
-fn values_that_do_not_fit_together_are_named() {
-    let text = "[delivery]\ngive_up_after = \"1s\"\n[routing]\nrooms = \"every-comet\"";
+fn contradicting_values_are_reported() {
+    let text = "[delivery]\ndelivery_timeout = \"1s\"\n[routing]\nrooms = \"every-comet\"";
     let mistakes = load(text, &[]).expect_err("wrong");
     assert_eq!(mistakes.len(), 2, "{mistakes:?}");
 }
@@ -115,7 +115,7 @@ fn a_mistake_shows_no_secret() {
 }
 
 #[test]
-fn what_the_environment_gets_wrong_is_told_with_its_form() {
+fn mistakes_in_the_environment_show_the_right_form() {
     let said = |variable: &str, value: &str| load("", &[(variable, value)]).expect_err(variable)[0].1.clone();
     let topics = said("HALLEY__KAFKA__TOPICS", "push");
     assert!(
@@ -146,7 +146,7 @@ fn warnings(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
 }
 
 #[test]
-fn what_was_probably_not_meant_is_warned_of() {
+fn probable_mistakes_are_warnings() {
     assert_eq!(warnings(include_str!("../../examples/halley.toml"), &[]), [""; 0]);
     for (text, environment, expected) in [
         (
@@ -171,8 +171,8 @@ fn what_was_probably_not_meant_is_warned_of() {
             None,
             "the brokers set the session timeout",
         ),
-        ("[comets]\nconnect_timeout = \"3s\"", None, "no effect beyond `delivery.timeout`"),
-        ("[comets]\nbreaker_patience = \"10s\"", None, "not below `delivery.give_up_after`"),
+        ("[comets]\nconnect_timeout = \"3s\"", None, "no effect beyond `delivery.request_timeout`"),
+        ("[comets]\nbreaker_window = \"10s\"", None, "not below `delivery.delivery_timeout`"),
         (
             "[comets]\ndialect = \"goim\"\nnodes = [\"a:1\"]\n[routing]\nrooms = \"every-comet\"",
             None,
@@ -186,7 +186,7 @@ fn what_was_probably_not_meant_is_warned_of() {
 }
 
 #[test]
-fn storing_is_warned_of_only_where_nobody_can_be_away() {
+fn storing_is_warned_of_only_if_no_user_can_be_absent() {
     let goim = "[comets]\ndialect = \"goim\"\nnodes = [\"a:1\"]\n[routing]\nrooms = \"every-comet\"\n";
     for in_order in [
         format!("{goim}[offline]\ndefault = \"drop\""),

@@ -5,20 +5,24 @@ use rdkafka::ClientConfig;
 use crate::kafka;
 
 /// The lowest bound on the size of a decompressed batch: librdkafka's default.
-const LEAST_BATCH: u64 = 100_000_000;
+const MIN_BATCH_LIMIT: u64 = 100_000_000;
 /// The highest bound, if memory allows it.
-const MOST_BATCH: u64 = 1 << 30;
+const MAX_BATCH_LIMIT: u64 = 1 << 30;
 
 /// The consumer's configuration. `memory` is the memory limit of the process. Topics with these
 /// names are never consumed, even if a pattern matches them.
-pub(super) fn client_config(config: &kafka::Config, memory: Option<u64>, not_these: &[&str]) -> ClientConfig {
+pub(super) fn client_config(
+    config: &kafka::Config,
+    memory: Option<u64>,
+    excluded_topics: &[&str],
+) -> ClientConfig {
     let mut client = config.client();
     let mut default = |key: &str, value: &str| {
         if !config.properties.contains_key(key) {
             client.set(key, value);
         }
     };
-    if !config.is_next_generation() {
+    if !config.uses_consumer_protocol() {
         // With KIP-848 the brokers assign partitions and set the session timeout.
         default("partition.assignment.strategy", "cooperative-sticky");
         default("session.timeout.ms", &config.session_timeout.as_millis().to_string());
@@ -39,13 +43,13 @@ pub(super) fn client_config(config: &kafka::Config, memory: Option<u64>, not_the
         // explicit asynchronous commit is not reported (rdkafka_cgrp.c, propagate_commit_result),
         // and a commit refused during a rebalance would never be retried.
         .set("enable.auto.commit", "true")
-        .set("auto.commit.interval.ms", config.commit_every.as_millis().max(1).to_string())
+        .set("auto.commit.interval.ms", config.commit_interval.as_millis().max(1).to_string())
         .set("enable.auto.offset.store", "false");
-    if !config.instance.is_empty() {
-        client.set("group.instance.id", &config.instance);
+    if !config.instance_id.is_empty() {
+        client.set("group.instance.id", &config.instance_id);
     }
     if config.topics.iter().any(|topic| topic.starts_with('^')) {
-        client.set("topic.blacklist", ignored(config, not_these));
+        client.set("topic.blacklist", ignored(config, excluded_topics));
     }
     client
 }
@@ -55,15 +59,15 @@ pub(super) fn client_config(config: &kafka::Config, memory: Option<u64>, not_the
 fn largest_batch(config: &kafka::Config, memory: Option<u64>) -> u64 {
     let fetched = config.properties.get("fetch.max.bytes").and_then(|bytes| bytes.parse::<u64>().ok());
     // librdkafka requires room for a whole response.
-    let least = LEAST_BATCH.max(fetched.unwrap_or_default().saturating_add(512));
-    memory.map_or(MOST_BATCH, |memory| memory / 2).clamp(least, MOST_BATCH.max(least))
+    let least = MIN_BATCH_LIMIT.max(fetched.unwrap_or_default().saturating_add(512));
+    memory.map_or(MAX_BATCH_LIMIT, |memory| memory / 2).clamp(least, MAX_BATCH_LIMIT.max(least))
 }
 
 /// Topics for librdkafka to ignore, as comma-separated regular expressions.
-fn ignored(config: &kafka::Config, not_these: &[&str]) -> String {
+fn ignored(config: &kafka::Config, excluded_topics: &[&str]) -> String {
     let exactly = |topic: &&str| format!("^{}$", topic.replace('.', "\\."));
     let theirs = config.properties.get("topic.blacklist").cloned();
-    not_these.iter().map(exactly).chain(theirs).collect::<Vec<_>>().join(",")
+    excluded_topics.iter().map(exactly).chain(theirs).collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -73,9 +77,9 @@ mod tests {
     #[test]
     fn a_batch_may_decompress_to_half_of_the_memory() {
         let config = kafka::Config::default();
-        assert_eq!(largest_batch(&config, None), MOST_BATCH);
+        assert_eq!(largest_batch(&config, None), MAX_BATCH_LIMIT);
         assert_eq!(largest_batch(&config, Some(1_000_000_000)), 500_000_000);
-        assert_eq!(largest_batch(&config, Some(64 << 20)), LEAST_BATCH);
+        assert_eq!(largest_batch(&config, Some(64 << 20)), MIN_BATCH_LIMIT);
         let properties = [("fetch.max.bytes".to_owned(), "2000000000".to_owned())].into();
         let fetches_more = kafka::Config { properties, ..config };
         assert_eq!(largest_batch(&fetches_more, None), 2_000_000_512);

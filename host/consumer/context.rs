@@ -16,18 +16,18 @@ use rdkafka::{Statistics, TopicPartitionList};
 use tracing::{debug, error, info, warn};
 
 use crate::consumer::commit::{Hope, commit_stored};
+use crate::consumer::drain_timeout::DrainTimeout;
+use crate::consumer::group_error;
 use crate::consumer::health::Health;
-use crate::consumer::limit::Limit;
+use crate::consumer::in_flight_limit::InFlightLimit;
 use crate::consumer::locate;
 use crate::consumer::metrics::Metrics;
-use crate::consumer::open_transactions::{Changes, OpenTransactions};
+use crate::consumer::open_transactions::{OpenTransactions, TransactionChanges};
 use crate::consumer::partition::Partition;
-use crate::consumer::partitions::{Key, Partitions, Relief, uncommitted};
-use crate::consumer::patience::Patience;
-use crate::consumer::refusal;
-use crate::consumer::unreadable::{Fetched, Stuck, Unreadable};
+use crate::consumer::partitions::{PartitionKey, Partitions, Relief, uncommitted};
+use crate::consumer::stuck_detector::{FetchPosition, StuckDetector, StuckPartition};
 use crate::consumer::{OnAssigned, add_offset, drain_deadline};
-use crate::kafka::{self, Start, Voice};
+use crate::kafka::{self, ClientEvents, StartFrom};
 use crate::memory_guard::MemoryGuard;
 use crate::stalls::Stalls;
 use crate::telemetry::LogThrottle;
@@ -45,21 +45,21 @@ const COMMIT_AGAIN: Duration = Duration::from_millis(50);
 pub(super) struct Context {
     partitions: Arc<Mutex<Partitions>>,
     drain_deadline: Duration,
-    pub(super) start: Start,
+    pub(super) start: StartFrom,
     pub(super) metrics: Metrics,
     pub(super) stalls: Stalls,
     pub(super) health: Health,
     /// Some partition has no known position.
-    pub(super) unplaced: AtomicBool,
+    pub(super) unpositioned: AtomicBool,
     /// Consecutive failed attempts to find the positions.
     pub(super) attempts: AtomicUsize,
     config: kafka::Config,
-    unreadable: Mutex<Unreadable>,
+    stuck_detector: Mutex<StuckDetector>,
     open_transactions: Mutex<OpenTransactions>,
     /// librdkafka has reset an offset.
     offset_reset: AtomicBool,
     on_assigned: OnAssigned,
-    voice: Voice,
+    client_events: ClientEvents,
     refusal_warning: LogThrottle,
     commit_warning: LogThrottle,
 }
@@ -67,7 +67,7 @@ pub(super) struct Context {
 impl Context {
     pub(super) fn new(
         config: &kafka::Config,
-        total: Limit,
+        total: InFlightLimit,
         memory: MemoryGuard,
         metrics: Metrics,
         stalls: Stalls,
@@ -83,14 +83,14 @@ impl Context {
             metrics,
             stalls,
             health,
-            unplaced: AtomicBool::default(),
+            unpositioned: AtomicBool::default(),
             attempts: AtomicUsize::default(),
             config: config.clone(),
-            unreadable: Mutex::default(),
+            stuck_detector: Mutex::default(),
             open_transactions: Mutex::default(),
             offset_reset: AtomicBool::default(),
             on_assigned,
-            voice: Voice::new("consumer"),
+            client_events: ClientEvents::new("consumer"),
             refusal_warning: LogThrottle::new(1, REPEAT_AFTER),
             commit_warning: LogThrottle::new(1, REPEAT_AFTER),
         }
@@ -101,29 +101,30 @@ impl Context {
     }
 
     /// Whether Kafka has fenced this consumer.
-    pub(super) fn is_shut_out(&self) -> bool {
-        self.health.is_shut_out()
+    pub(super) fn is_fenced(&self) -> bool {
+        self.health.is_fenced()
     }
 
     /// Checks whether Kafka has fenced this consumer. The event of a fatal error carries the code
     /// of its cause, so this asks the client.
-    pub(super) fn look_for_fatal_error(&self, consumer: &BaseConsumer<Self>) {
+    pub(super) fn check_fatal_error(&self, consumer: &BaseConsumer<Self>) {
         if let Some((_, reason)) = consumer.client().fatal_error() {
-            self.health.shut_out(&reason);
+            self.health.set_fenced(&reason);
         }
     }
 
     /// Reports partitions that librdkafka cannot read.
-    fn look_for_stalls(&self, fetched: &[Fetched]) {
-        let stuck = self.unreadable.lock().stuck(Instant::now(), fetched);
-        for Stuck { key, offset, reason } in stuck {
+    fn report_stalls(&self, fetched: &[FetchPosition]) {
+        let stuck = self.stuck_detector.lock().stuck(Instant::now(), fetched);
+        for StuckPartition { key, offset, reason } in stuck {
             let (topic, partition) = &key;
             let cause = format!(
                 "cannot be read: {reason}; raise `receive.message.max.bytes` in [kafka.properties], or skip the batch: stop the gateways of the group, then run `halley offsets skip --topic {topic} --partition {partition}`"
             );
             self.partitions().hold(&self.stalls, &key, Some(offset), &cause);
         }
-        let Changes { held, released } = self.open_transactions.lock().look(Instant::now(), fetched);
+        let TransactionChanges { held, released } =
+            self.open_transactions.lock().update(Instant::now(), fetched);
         for key in released {
             self.partitions().release(&key);
         }
@@ -134,8 +135,8 @@ impl Context {
     }
 
     /// Whether it is not known of every partition where it is.
-    pub(super) fn has_unplaced(&self) -> bool {
-        self.unplaced.load(Ordering::Relaxed)
+    pub(super) fn has_unpositioned(&self) -> bool {
+        self.unpositioned.load(Ordering::Relaxed)
     }
 
     /// Whether librdkafka has reset an offset since the last call.
@@ -148,7 +149,7 @@ impl Context {
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let feeds: Vec<_> =
             keys(list).into_iter().map(|(topic, number)| self.partitions().assign(topic, number)).collect();
-        let placed = self.place_assigned(consumer, list);
+        let placed = self.position_assigned(consumer, list);
         let assigned = match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_assign(&placed),
             RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(&placed),
@@ -190,7 +191,7 @@ impl Context {
         let mut settled = TopicPartitionList::new();
         for ((topic, number), partition) in &leaving {
             if let Some(offset) = partition.to_store() {
-                add_offset(&mut settled, topic, *number, offset, partition.mark());
+                add_offset(&mut settled, topic, *number, offset, partition.metadata());
             }
         }
         if let Err(error) = consumer.store_offsets(&settled) {
@@ -208,14 +209,15 @@ impl Context {
     }
 
     /// Others have these partitions already, or nobody will.
-    fn lost_partitions(&self, consumer: &BaseConsumer<Self>, lost: &[(Key, Partition)]) {
+    fn lost_partitions(&self, consumer: &BaseConsumer<Self>, lost: &[(PartitionKey, Partition)]) {
         self.health.left();
         let unsettled = lost.iter().map(|(_, partition)| partition.unsettled().records).sum();
         let open = uncommitted(lost.iter().map(|(key, partition)| (key, partition)));
         self.partitions().note_revoked(unsettled, open.len());
-        let all: Vec<&Key> = lost.iter().map(|(key, _)| key).collect();
+        let all: Vec<&PartitionKey> = lost.iter().map(|(key, _)| key).collect();
         let deleted = locate::deleted(consumer, all.iter().map(|key| &*key.0));
-        let (gone, rest): (Vec<&Key>, Vec<&Key>) = all.into_iter().partition(|key| deleted.contains(&key.0));
+        let (gone, rest): (Vec<&PartitionKey>, Vec<&PartitionKey>) =
+            all.into_iter().partition(|key| deleted.contains(&key.0));
         if !gone.is_empty() {
             warn!(partitions = %names_of(&gone), "partitions lost: their topic was deleted; what was read of it is finished as far as it had begun");
         }
@@ -239,16 +241,16 @@ impl Context {
 
     /// Waits for the workers of partitions that go elsewhere; those that stay go on with what
     /// they have meanwhile. Returns how many records are left without an outcome.
-    fn drain(&self, consumer: &BaseConsumer<Self>, leaving: &mut [(Key, Partition)]) -> usize {
+    fn drain(&self, consumer: &BaseConsumer<Self>, leaving: &mut [(PartitionKey, Partition)]) -> usize {
         let unsettled =
-            |leaving: &[(Key, Partition)]| leaving.iter().map(|(_, p)| p.unsettled().records).sum();
-        let mut patience = Patience::new(Instant::now(), self.drain_deadline, unsettled(leaving));
-        while let Some(left) = patience.left(Instant::now(), unsettled(leaving)) {
+            |leaving: &[(PartitionKey, Partition)]| leaving.iter().map(|(_, p)| p.unsettled().records).sum();
+        let mut drain_timeout = DrainTimeout::new(Instant::now(), self.drain_deadline, unsettled(leaving));
+        while let Some(left) = drain_timeout.left(Instant::now(), unsettled(leaving)) {
             let Some((_, busy)) = leaving.iter().find(|(_, partition)| !partition.is_done()) else { break };
             busy.wait(left.min(DRAIN_STEP));
             self.refill(consumer);
         }
-        leaving.iter_mut().map(|(_, partition)| partition.give_up()).sum()
+        leaving.iter_mut().map(|(_, partition)| partition.cancel_unfinished()).sum()
     }
 
     /// Admits waiting records and resumes the partitions that have room.
@@ -272,7 +274,7 @@ impl Context {
     }
 }
 
-fn list_of(keys: &[Key]) -> Option<TopicPartitionList> {
+fn list_of(keys: &[PartitionKey]) -> Option<TopicPartitionList> {
     let mut list = TopicPartitionList::with_capacity(keys.len());
     keys.iter().for_each(|(topic, number)| drop(list.add_partition(topic, *number)));
     (!keys.is_empty()).then_some(list)
@@ -280,7 +282,7 @@ fn list_of(keys: &[Key]) -> Option<TopicPartitionList> {
 
 /// Pausing only saves memory and resuming is tried with the next assignment, but neither should ever
 /// fail for partitions that are ours.
-fn warn_of(result: KafkaResult<()>, partitions: &[Key], what: &str) {
+fn warn_of(result: KafkaResult<()>, partitions: &[PartitionKey], what: &str) {
     if let Err(error) = result {
         warn!(?partitions, %error, "{what}");
     }
@@ -296,26 +298,26 @@ impl ClientContext for Context {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-        if let Some(why) = refusal::of_group(code, &self.config) {
+        if let Some(why) = group_error::describe(code, &self.config) {
             debug!(%error, reason, "kafka client event");
             if let Some(held_back) = self.refusal_warning.admit() {
                 warn!(reason, held_back, "kafka: {why}");
             }
             return self.health.refused(why);
         }
-        self.unreadable.lock().note(Instant::now(), code, reason);
-        let all_down = self.voice.event(&error, reason);
-        self.health.connection_failed(all_down, self.voice.last_failure());
+        self.stuck_detector.lock().note(Instant::now(), code, reason);
+        let all_down = self.client_events.event(&error, reason);
+        self.health.connection_failed(all_down, self.client_events.last_failure());
     }
 
     fn stats(&self, statistics: Statistics) {
         // Logical connections (to the coordinator) have no node id.
         let up = statistics.brokers.values().any(|broker| broker.nodeid >= 0 && broker.state == "UP");
-        if up && self.health.a_broker_is_up() {
+        if up && self.health.mark_broker_up() {
             info!("connected to kafka");
         }
         let fetched = self.partitions().observe(&statistics);
-        self.look_for_stalls(&fetched);
+        self.report_stalls(&fetched);
     }
 }
 
@@ -343,7 +345,7 @@ impl ConsumerContext for Context {
     }
 }
 
-pub(super) fn keys(list: &TopicPartitionList) -> Vec<Key> {
+pub(super) fn keys(list: &TopicPartitionList) -> Vec<PartitionKey> {
     list.elements().iter().map(|e| (Arc::from(e.topic()), e.partition())).collect()
 }
 
@@ -352,13 +354,13 @@ fn names(list: &TopicPartitionList) -> String {
     names.join(" ")
 }
 
-fn names_of(keys: &[&Key]) -> String {
+fn names_of(keys: &[&PartitionKey]) -> String {
     let names: Vec<_> = keys.iter().map(|(topic, partition)| format!("{topic}/{partition}")).collect();
     names.join(" ")
 }
 
 /// As `topic/partition/offset`.
-pub(super) fn offsets_of(open: &[(Key, i64)]) -> String {
+pub(super) fn offsets_of(open: &[(PartitionKey, i64)]) -> String {
     let names: Vec<_> =
         open.iter().map(|((topic, partition), offset)| format!("{topic}/{partition}/{offset}")).collect();
     names.join(" ")

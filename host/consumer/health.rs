@@ -8,12 +8,12 @@ use tokio_util::sync::CancellationToken;
 /// Whether Kafka is reachable, for readiness.
 #[derive(Clone, Default)]
 pub struct Health {
-    state: Arc<Mutex<State>>,
-    shut_out: CancellationToken,
+    state: Arc<Mutex<HealthState>>,
+    fenced: CancellationToken,
 }
 
 #[derive(Default)]
-struct State {
+struct HealthState {
     brokers_up: bool,
     in_group: bool,
     /// Why the group does not accept this member, or has no partitions for it.
@@ -25,7 +25,7 @@ impl Health {
     /// Why records are not flowing; `None` when they are.
     pub fn problem(&self) -> Option<String> {
         let state = self.state.lock();
-        if self.shut_out.is_cancelled() {
+        if self.fenced.is_cancelled() {
             let last = state.last_error.as_deref().unwrap_or("no reason given");
             return Some(format!("kafka: fenced from the consumer group ({last}); restart the process"));
         }
@@ -45,26 +45,26 @@ impl Health {
 
     /// Waits until Kafka has fenced this consumer. Only a new process recovers from that; usually
     /// another process has taken over the name in `[kafka] instance`.
-    pub async fn until_shut_out(&self) {
-        self.shut_out.cancelled().await;
+    pub async fn until_fenced(&self) {
+        self.fenced.cancelled().await;
     }
 
-    pub(super) fn is_shut_out(&self) -> bool {
-        self.shut_out.is_cancelled()
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fenced.is_cancelled()
     }
 
     /// Records that Kafka has fenced this consumer, and why.
-    pub(super) fn shut_out(&self, reason: &str) {
+    pub(super) fn set_fenced(&self, reason: &str) {
         {
             let mut state = self.state.lock();
             state.in_group = false;
             state.last_error = Some(reason.to_owned());
         }
-        self.shut_out.cancel();
+        self.fenced.cancel();
     }
 
     /// Statistics report a connected broker. Returns whether there was none before.
-    pub(super) fn a_broker_is_up(&self) -> bool {
+    pub(super) fn mark_broker_up(&self) -> bool {
         !std::mem::replace(&mut self.state.lock().brokers_up, true)
     }
 
@@ -104,7 +104,7 @@ mod tests {
         assert!(told("no connection yet"));
         health.connection_failed(false, Some("SASL authentication error".into()));
         assert!(told("SASL authentication error") && told("sasl.*"));
-        health.a_broker_is_up();
+        health.mark_broker_up();
         assert!(told("waiting for the consumer group"));
         health.refused("not authorized for the consumer group `halley`".into());
         assert!(told("not authorized for the consumer group"));

@@ -12,37 +12,37 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::consumer::begin::{Because, Committed, Position, TopicView};
 use crate::consumer::context::Context;
-use crate::consumer::mark::Mark;
-use crate::consumer::partitions::Key;
-use crate::kafka::{self, Start, TopicQuestion, TopicState, Topics};
+use crate::consumer::metadata::CommitMetadata;
+use crate::consumer::partitions::PartitionKey;
+use crate::consumer::start_position::{CommittedOffset, StartPosition, StartReason, TopicView};
+use crate::kafka::{self, DescribeTopics, StartFrom, TopicState, Topics};
 
 /// Timeout of one request to Kafka.
-const ANSWER: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of describing topics. Some servers that speak Kafka's protocol, such as librdkafka's
 /// mock, never answer; then the topics' metadata is requested instead.
-const DESCRIBED: Duration = Duration::from_secs(2);
+const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A partition whose start is to be found.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
-    pub(super) key: Key,
+pub(super) struct StartRequest {
+    pub(super) key: PartitionKey,
     /// The group's committed offset belongs to another log and is ignored.
     pub(super) from_start: bool,
 }
 
 /// Where a partition starts.
 #[derive(Clone, Debug)]
-pub(super) struct Located {
-    pub(super) key: Key,
-    pub(super) position: Position,
+pub(super) struct LocatedStart {
+    pub(super) key: PartitionKey,
+    pub(super) position: StartPosition,
     /// The offset of the position; `None` if Kafka did not report it and the partition starts at
     /// the first available record.
     pub(super) offset: Option<i64>,
     /// How many offsets lie between the start and the end, if that was requested.
     pub(super) backlog: i64,
-    pub(super) mark: Mark,
+    pub(super) metadata: CommitMetadata,
     /// The decision has to be committed at once.
     pub(super) commit: bool,
     /// The group has never committed anything in this topic.
@@ -57,10 +57,10 @@ pub(super) struct Located {
 /// When Kafka does not answer in time, or refuses.
 pub(super) fn locate(
     consumer: &BaseConsumer<Context>,
-    start: Start,
-    wanted: &[Wanted],
+    start: StartFrom,
+    wanted: &[StartRequest],
     known: &BTreeSet<std::sync::Arc<str>>,
-) -> anyhow::Result<Vec<Located>> {
+) -> anyhow::Result<Vec<LocatedStart>> {
     if wanted.is_empty() {
         // An idle member of the group has an empty assignment.
         return Ok(Vec::new());
@@ -77,32 +77,43 @@ pub(super) fn locate(
             known: known.contains(&*name),
         };
         // The broker has reported an id before, so a missing one is an error.
-        let has_ids = view.committed.values().any(|at| at.mark.is_some_and(|mark| mark.topic.is_some()));
+        let has_ids =
+            view.committed.values().any(|at| at.metadata.is_some_and(|metadata| metadata.topic.is_some()));
         anyhow::ensure!(view.id.is_some() || !has_ids, "the brokers did not return the id of topic `{name}`");
         views.insert(name, view);
     }
     let mut located = Vec::with_capacity(wanted.len());
-    for Wanted { key, from_start } in wanted {
+    for StartRequest { key, from_start } in wanted {
         let view = &views[&*key.0];
         let position = match from_start {
-            true => Position::Beginning(Because::CreatedAgain),
+            true => StartPosition::Beginning(StartReason::TopicRecreated),
             false => view.position(start, key.1),
         };
         let before = view.committed.get(&key.1);
         let commit = match position {
-            Position::Committed(_) => before.and_then(|before| before.mark) != Some(view.mark()),
+            StartPosition::Committed(_) => before.and_then(|before| before.metadata) != Some(view.metadata()),
             // Also of a partition that is empty: what retention removes of it later, while nobody
             // reads, is seen to be missing only against an offset of the group.
-            Position::Beginning(_) | Position::End | Position::Time(_) => true,
+            StartPosition::Beginning(_) | StartPosition::End | StartPosition::Time(_) => true,
         };
-        let offset = if let Position::Committed(offset) = position { Some(offset) } else { None };
-        let (key, mark, is_first) = (key.clone(), view.mark(), view.committed.is_empty() && !view.known);
+        let offset = if let StartPosition::Committed(offset) = position { Some(offset) } else { None };
+        let (key, metadata, is_first) =
+            (key.clone(), view.metadata(), view.committed.is_empty() && !view.known);
         let is_whole = view.owns_from_zero(position);
-        located.push(Located { key, position, offset, backlog: 0, mark, commit, is_first, is_whole });
+        located.push(LocatedStart {
+            key,
+            position,
+            offset,
+            backlog: 0,
+            metadata,
+            commit,
+            is_first,
+            is_whole,
+        });
     }
-    let looked_up = look_up(consumer, &mut located).context("the ends of partitions");
+    let looked_up = resolve_offsets(consumer, &mut located).context("the ends of partitions");
     // Only the start of a new group is the same when it is decided again.
-    let may_wait = |at: &Located| at.position == Position::Beginning(Because::New);
+    let may_wait = |at: &LocatedStart| at.position == StartPosition::Beginning(StartReason::NewGroup);
     if located.iter().any(|at| at.commit && at.offset.is_none() && !may_wait(at)) {
         looked_up?;
     }
@@ -111,56 +122,59 @@ pub(super) fn locate(
 
 /// Why a record arrived after a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WentBack {
+pub(super) enum OffsetRegression {
     /// The record was delivered twice.
-    Repeated,
+    Duplicate,
     /// The topic was recreated.
-    AnotherLog,
+    NewLog,
     /// The log was truncated and continues at this offset, or the group's offset was beyond its end.
-    CutOff(i64),
+    Truncated(i64),
 }
 
 /// Finds the reason. `offset` is the record's offset, `expected` the next one that was due.
 ///
 /// # Errors
 /// When Kafka does not answer in time, or refuses.
-pub(super) fn why_back(
+pub(super) fn classify_regression(
     consumer: &BaseConsumer<Context>,
-    (topic, partition): &Key,
-    mark: Option<Mark>,
+    (topic, partition): &PartitionKey,
+    metadata: Option<CommitMetadata>,
     offset: i64,
     expected: i64,
-) -> anyhow::Result<WentBack> {
+) -> anyhow::Result<OffsetRegression> {
     let states = describe(consumer, &BTreeSet::from([&**topic]))?;
     let id = states.get(&**topic).and_then(|state| state.id);
-    if mark.is_some_and(|mark| mark.is_of_another(id)) {
-        return Ok(WentBack::AnotherLog);
+    if metadata.is_some_and(|metadata| metadata.is_of_other_topic(id)) {
+        return Ok(OffsetRegression::NewLog);
     }
-    let (low, end) = consumer.fetch_watermarks(topic, *partition, ANSWER)?;
-    let same_topic = id.is_some() && mark.is_some_and(|mark| mark.topic == id);
-    Ok(WentBack::of(same_topic, offset, expected, low, end))
+    let (low, end) = consumer.fetch_watermarks(topic, *partition, REQUEST_TIMEOUT)?;
+    let same_topic = id.is_some() && metadata.is_some_and(|metadata| metadata.topic == id);
+    Ok(OffsetRegression::of(same_topic, offset, expected, low, end))
 }
 
-impl WentBack {
+impl OffsetRegression {
     fn of(same_topic: bool, offset: i64, expected: i64, low: i64, end: i64) -> Self {
         match (same_topic, end < expected) {
             // librdkafka compares leader epochs and continues where the log was truncated (KIP-320).
             // Without an epoch it restarts at the first available record. Then it is unknown which
             // records are new, and delivering all of them again would be worse than missing those.
-            (true, true) if offset <= low => Self::CutOff(end),
-            (true, true) => Self::CutOff(offset),
-            (true, false) => Self::Repeated,
+            (true, true) if offset <= low => Self::Truncated(end),
+            (true, true) => Self::Truncated(offset),
+            (true, false) => Self::Duplicate,
             // The log is shorter than what was read of it.
-            (false, true) => Self::AnotherLog,
+            (false, true) => Self::NewLog,
             // Without ids: librdkafka has restarted at the first available record.
-            (false, false) if offset <= low => Self::AnotherLog,
-            (false, false) => Self::Repeated,
+            (false, false) if offset <= low => Self::NewLog,
+            (false, false) => Self::Duplicate,
         }
     }
 }
 
 /// The first offsets of partitions, without those that could not be requested.
-pub(super) fn lows(consumer: &BaseConsumer<Context>, keys: &[Key]) -> BTreeMap<Key, i64> {
+pub(super) fn low_watermarks(
+    consumer: &BaseConsumer<Context>,
+    keys: &[PartitionKey],
+) -> BTreeMap<PartitionKey, i64> {
     let wanted = keys.iter().map(|key| (key, Offset::Beginning));
     list_offsets(consumer, wanted).unwrap_or_default()
 }
@@ -174,10 +188,15 @@ pub(super) fn deleted<'a>(
     if names.is_empty() {
         return BTreeSet::new();
     }
-    let question = TopicQuestion::ask(consumer.client(), &names, DESCRIBED);
-    let Some(Ok(topics)) = question.answer(DESCRIBED) else { return BTreeSet::new() };
-    let is_gone = |state: &Result<_, _>| matches!(state, Err(RDKafkaErrorCode::UnknownTopicOrPartition));
-    topics.iter().filter(|(_, state)| is_gone(state)).map(|(name, _)| std::sync::Arc::from(&**name)).collect()
+    let question = DescribeTopics::ask(consumer.client(), &names, DESCRIBE_TIMEOUT);
+    let Some(Ok(topics)) = question.answer(DESCRIBE_TIMEOUT) else { return BTreeSet::new() };
+    let has_worker_ended =
+        |state: &Result<_, _>| matches!(state, Err(RDKafkaErrorCode::UnknownTopicOrPartition));
+    topics
+        .iter()
+        .filter(|(_, state)| has_worker_ended(state))
+        .map(|(name, _)| std::sync::Arc::from(&**name))
+        .collect()
 }
 
 fn describe(
@@ -185,8 +204,8 @@ fn describe(
     names: &BTreeSet<&str>,
 ) -> anyhow::Result<BTreeMap<String, TopicState>> {
     let names: Vec<&str> = names.iter().copied().collect();
-    let question = TopicQuestion::ask(consumer.client(), &names, ANSWER);
-    let answer = question.answer(DESCRIBED);
+    let question = DescribeTopics::ask(consumer.client(), &names, REQUEST_TIMEOUT);
+    let answer = question.answer(DESCRIBE_TIMEOUT);
     let topics = match answer.unwrap_or(Err(RDKafkaErrorCode::OperationTimedOut)) {
         Err(RDKafkaErrorCode::UnsupportedFeature | RDKafkaErrorCode::OperationTimedOut) => {
             without_ids(consumer, &names)?
@@ -205,7 +224,7 @@ fn describe(
 fn without_ids(consumer: &BaseConsumer<Context>, names: &[&str]) -> anyhow::Result<Topics> {
     let mut topics = Topics::new();
     for name in names {
-        let metadata = consumer.fetch_metadata(Some(name), ANSWER)?;
+        let metadata = consumer.fetch_metadata(Some(name), REQUEST_TIMEOUT)?;
         let found = metadata.topics().iter().find(|topic| topic.name() == *name);
         let partitions = found.map_or(0, |topic| topic.partitions().len());
         anyhow::ensure!(partitions > 0, "the brokers do not know topic `{name}`");
@@ -219,33 +238,36 @@ fn without_ids(consumer: &BaseConsumer<Context>, names: &[&str]) -> anyhow::Resu
 fn committed(
     consumer: &BaseConsumer<Context>,
     topics: &BTreeMap<String, TopicState>,
-) -> anyhow::Result<BTreeMap<String, BTreeMap<i32, Committed>>> {
+) -> anyhow::Result<BTreeMap<String, BTreeMap<i32, CommittedOffset>>> {
     let mut list = TopicPartitionList::new();
     for (topic, state) in topics {
         for partition in 0..state.partitions {
             list.add_partition(topic, partition);
         }
     }
-    let found = consumer.committed_offsets(list, ANSWER)?;
+    let found = consumer.committed_offsets(list, REQUEST_TIMEOUT)?;
     let metadata = kafka::metadata_of(&found);
-    let mut committed: BTreeMap<String, BTreeMap<i32, Committed>> = BTreeMap::new();
+    let mut committed: BTreeMap<String, BTreeMap<i32, CommittedOffset>> = BTreeMap::new();
     for (element, metadata) in found.elements().iter().zip(metadata) {
         element.error()?;
         if let Offset::Offset(offset) = element.offset() {
             let of_topic = committed.entry(element.topic().to_owned()).or_default();
-            of_topic.insert(element.partition(), Committed { offset, mark: Mark::parse(&metadata) });
+            of_topic.insert(
+                element.partition(),
+                CommittedOffset { offset, metadata: CommitMetadata::parse(&metadata) },
+            );
         }
     }
     Ok(committed)
 }
 
 /// Turns positions into offsets.
-fn look_up(consumer: &BaseConsumer<Context>, located: &mut [Located]) -> anyhow::Result<()> {
+fn resolve_offsets(consumer: &BaseConsumer<Context>, located: &mut [LocatedStart]) -> anyhow::Result<()> {
     let all = || located.iter().filter(|at| at.offset.is_none());
     let wanted = all().map(|at| match at.position {
-        Position::Time(time) => (&at.key, Offset::Offset(time)),
-        Position::End => (&at.key, Offset::End),
-        Position::Beginning(_) | Position::Committed(_) => (&at.key, Offset::Beginning),
+        StartPosition::Time(time) => (&at.key, Offset::Offset(time)),
+        StartPosition::End => (&at.key, Offset::End),
+        StartPosition::Beginning(_) | StartPosition::Committed(_) => (&at.key, Offset::Beginning),
     });
     let begins = list_offsets(consumer, wanted)?;
     let ends = list_offsets(consumer, all().map(|at| (&at.key, Offset::End)))?;
@@ -263,8 +285,8 @@ fn look_up(consumer: &BaseConsumer<Context>, located: &mut [Located]) -> anyhow:
 /// the end. Partitions without one are omitted.
 fn list_offsets<'a>(
     consumer: &BaseConsumer<Context>,
-    wanted: impl Iterator<Item = (&'a Key, Offset)>,
-) -> anyhow::Result<BTreeMap<Key, i64>> {
+    wanted: impl Iterator<Item = (&'a PartitionKey, Offset)>,
+) -> anyhow::Result<BTreeMap<PartitionKey, i64>> {
     let mut list = TopicPartitionList::new();
     let mut keys = BTreeMap::new();
     for (key, offset) in wanted {
@@ -275,7 +297,7 @@ fn list_offsets<'a>(
     if keys.is_empty() {
         return Ok(offsets);
     }
-    for element in consumer.offsets_for_times(list, ANSWER)?.elements() {
+    for element in consumer.offsets_for_times(list, REQUEST_TIMEOUT)?.elements() {
         element.error()?;
         let key = keys.get(&(element.topic(), element.partition()));
         if let (Some(key), Offset::Offset(offset)) = (key, element.offset()) {
@@ -291,13 +313,21 @@ mod tests {
 
     #[test]
     fn an_offset_regression_is_classified() {
-        let of = WentBack::of;
-        assert_eq!(of(true, 7, 9, 0, 20), WentBack::Repeated);
-        assert_eq!(of(true, 0, 9, 0, 20), WentBack::Repeated, "the same topic's log is not shorter");
-        assert_eq!(of(true, 15, 20, 0, 18), WentBack::CutOff(15), "where librdkafka found the cut");
-        assert_eq!(of(true, 3, 20, 3, 18), WentBack::CutOff(18), "an offset that was set beyond the end");
-        assert_eq!(of(false, 3, 20, 3, 18), WentBack::AnotherLog);
-        assert_eq!(of(false, 0, 9, 0, 20), WentBack::AnotherLog);
-        assert_eq!(of(false, 7, 9, 0, 20), WentBack::Repeated);
+        let of = OffsetRegression::of;
+        assert_eq!(of(true, 7, 9, 0, 20), OffsetRegression::Duplicate);
+        assert_eq!(of(true, 0, 9, 0, 20), OffsetRegression::Duplicate, "the same topic's log is not shorter");
+        assert_eq!(
+            of(true, 15, 20, 0, 18),
+            OffsetRegression::Truncated(15),
+            "where librdkafka found the cut"
+        );
+        assert_eq!(
+            of(true, 3, 20, 3, 18),
+            OffsetRegression::Truncated(18),
+            "an offset that was set beyond the end"
+        );
+        assert_eq!(of(false, 3, 20, 3, 18), OffsetRegression::NewLog);
+        assert_eq!(of(false, 0, 9, 0, 20), OffsetRegression::NewLog);
+        assert_eq!(of(false, 7, 9, 0, 20), OffsetRegression::Duplicate);
     }
 }

@@ -23,10 +23,10 @@ use crate::memory_guard;
 pub struct Metrics {
     records: Family<TopicLabel, Counter>,
     lost: Family<TopicLabel, Counter>,
-    created_again: Counter,
+    topics_recreated: Counter,
     pub(super) rebalances: Counter,
     pub(super) memory: memory_guard::Metrics,
-    live: Live,
+    live: PartitionCollector,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -46,10 +46,10 @@ impl Metrics {
         let metrics = Self {
             records: Family::default(),
             lost: Family::default(),
-            created_again: Counter::default(),
+            topics_recreated: Counter::default(),
             rebalances: Counter::default(),
             memory: memory_guard::Metrics::register(registry),
-            live: Live::default(),
+            live: PartitionCollector::default(),
         };
         registry.register("halley_records_consumed", "Records read from Kafka", metrics.records.clone());
         registry.register(
@@ -60,7 +60,7 @@ impl Metrics {
         registry.register(
             "halley_topics_recreated",
             "Partitions whose topic was deleted and created again",
-            metrics.created_again.clone(),
+            metrics.topics_recreated.clone(),
         );
         registry.register("halley_rebalances", "Assignments and revocations", metrics.rebalances.clone());
         registry.register_collector(Box::new(metrics.live.clone()));
@@ -86,23 +86,23 @@ impl Metrics {
         drop(self.lost.get_or_create(&TopicLabel { topic: topic.to_owned() }));
     }
 
-    pub(super) fn created_again(&self) {
-        self.created_again.inc();
+    pub(super) fn topics_recreated(&self) {
+        self.topics_recreated.inc();
     }
 }
 
 /// Reads the partitions at each scrape.
 #[derive(Clone, Default)]
-struct Live(Arc<OnceLock<Weak<Mutex<Partitions>>>>);
+struct PartitionCollector(Arc<OnceLock<Weak<Mutex<Partitions>>>>);
 
-impl fmt::Debug for Live {
+impl fmt::Debug for PartitionCollector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Live")
     }
 }
 
 /// One partition at a scrape.
-pub(super) struct Seen {
+pub(super) struct PartitionSnapshot {
     pub(super) topic: Arc<str>,
     pub(super) partition: i32,
     pub(super) unsettled: usize,
@@ -110,14 +110,14 @@ pub(super) struct Seen {
     pub(super) lag: Option<i64>,
 }
 
-impl Live {
-    fn partitions(&self) -> Vec<Seen> {
+impl PartitionCollector {
+    fn partitions(&self) -> Vec<PartitionSnapshot> {
         let Some(partitions) = self.0.get().and_then(Weak::upgrade) else { return Vec::new() };
-        partitions.lock().seen()
+        partitions.lock().snapshots()
     }
 }
 
-impl Collector for Live {
+impl Collector for PartitionCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let seen = self.partitions();
         let totals = [
@@ -132,7 +132,7 @@ impl Collector for Live {
             let metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             ConstGauge::new(number(value)).encode(metric)?;
         }
-        type Value = fn(&Seen) -> Option<i64>;
+        type Value = fn(&PartitionSnapshot) -> Option<i64>;
         let series: [(_, _, Value); 2] = [
             (
                 "halley_consumer_lag",
@@ -162,8 +162,8 @@ fn number(count: usize) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::consumer::limit::Limit;
-    use crate::consumer::mark::Mark;
+    use crate::consumer::in_flight_limit::InFlightLimit;
+    use crate::consumer::metadata::CommitMetadata;
     use crate::memory_guard::MemoryGuard;
     use crate::message::{Origin, Record};
 
@@ -178,15 +178,15 @@ mod tests {
         };
         assert!(scrape().contains("halley_partitions_assigned 0\n"));
 
-        let limit = Limit { records: 1, bytes: 1000 };
+        let limit = InFlightLimit { records: 1, bytes: 1000 };
         let guard = MemoryGuard::new(None, metrics.memory.clone());
         let partitions = Arc::new(Mutex::new(Partitions::new(limit, guard, metrics.clone())));
         metrics.watch(&partitions);
         let key = (Arc::<str>::from("push"), 3);
         let _feed = {
             let mut partitions = partitions.lock();
-            let feed = partitions.assign(Arc::clone(&key.0), key.1);
-            partitions.begin(&key, Some(5), Mark { topic: None, started: 1 });
+            let stream = partitions.assign(Arc::clone(&key.0), key.1);
+            partitions.begin(&key, Some(5), CommitMetadata { topic: None, initial_partitions: 1 });
             for offset in 5..7 {
                 let origin = Origin { topic: Arc::clone(&key.0), partition: key.1, offset };
                 let nothing = Record {
@@ -199,9 +199,9 @@ mod tests {
                 };
                 partitions.accept(nothing, std::time::Instant::now());
             }
-            partitions.get_mut(&key).expect("is assigned").note_end(0, 9);
+            partitions.get_mut(&key).expect("is assigned").set_log_range(0, 9);
             partitions.get_mut(&key).expect("is assigned").pause();
-            feed
+            stream
         };
         let text = scrape();
         for line in [

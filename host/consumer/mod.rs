@@ -12,37 +12,37 @@
 //!   below half of the session timeout, and committed before the next owner starts. Work of an
 //!   older assignment holds tickets of an older ledger, and so can commit nothing. The
 //!   partitions that stay go on with what they have. librdkafka fetches nothing new for them
-//!   meanwhile, which is why work that stands still is not waited for (`patience`).
-//! - A stop that reports [`Stopped::Drained`] has every settled offset confirmed by Kafka: a commit
+//!   meanwhile, which is why work that stands still is not waited for (`drain_timeout`).
+//! - A stop that reports [`StopOutcome::Drained`] has every settled offset confirmed by Kafka: a commit
 //!   that a rebalance refuses is repeated until the rebalance is over or the grace ends.
 //! - Offsets count for one log: what is committed bears the topic's id, and a topic that was
-//!   deleted and created again is read from its start (`placing`, `mark`).
+//!   deleted and created again is read from its start (`placing`, `metadata`).
 //! - Records that are removed before they were read are told of, and counted.
-//! - A consumer that Kafka shuts out for good ends, and says so ([`Health::until_shut_out`]).
+//! - A consumer that Kafka shuts out for good ends, and says so ([`Health::until_fenced`]).
 //!
 //! There is one polling thread. librdkafka's split partition queues have lost wake-ups and orphan
 //! partitions (rust-rdkafka #840, #665, #535).
 //!
-//! The consumer does not know what happens to a record: that is up to the worker behind [`Feed`].
+//! The consumer does not know what happens to a record: that is up to the worker behind [`PartitionStream`].
 
-mod begin;
 mod client;
 mod commit;
 mod context;
-mod feed;
+mod drain_timeout;
+mod group_error;
 mod health;
-mod limit;
+mod in_flight_limit;
 mod locate;
-mod mark;
+mod metadata;
 mod metrics;
 mod open_transactions;
 mod partition;
 mod partitions;
-mod patience;
-mod placing;
-mod refusal;
-mod stopped;
-mod unreadable;
+mod positioning;
+mod start_position;
+mod stop_outcome;
+mod stream;
+mod stuck_detector;
 mod watch;
 
 use std::sync::Arc;
@@ -62,23 +62,23 @@ use crate::message::{Origin, Record, RecordLimits};
 use crate::panics;
 use crate::stalls::Stalls;
 
-pub use feed::{Admitted, Feed};
 pub use health::Health;
 pub use metrics::Metrics;
-pub use stopped::{Leftover, Stopped};
+pub use stop_outcome::{Leftover, StopOutcome};
+pub use stream::{InFlightRecord, PartitionStream};
 
 use client::client_config;
 use commit::{Hope, commit_stored};
 use context::{Context, offsets_of};
-use limit::Limit;
-use mark::Mark;
-use partition::{Arrival, Fill};
+use in_flight_limit::InFlightLimit;
+use metadata::CommitMetadata;
+use partition::{AcceptOutcome, Fill};
 use partitions::Partitions;
 use watch::TopicWatch;
 
 /// The consumer's limits.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct ConsumerLimits {
     /// Records in flight over all partitions.
     pub records: usize,
     /// Bytes in flight over all partitions.
@@ -91,26 +91,26 @@ pub struct Limits {
 
 /// Receives the stream of each newly assigned partition. Runs on the polling thread: it spawns the
 /// partition's worker and returns.
-pub type OnAssigned = Box<dyn Fn(Feed) + Send + Sync>;
+pub type OnAssigned = Box<dyn Fn(PartitionStream) + Send + Sync>;
 
 /// The running consumer. Stop it with [`Consumer::stop`].
 pub struct Consumer {
-    context: Arc<Shared>,
+    context: Arc<StopSignal>,
     thread: Option<JoinHandle<()>>,
-    finished: oneshot::Receiver<Stopped>,
+    finished: oneshot::Receiver<StopOutcome>,
     health: Health,
-    memory: memory_guard::Report,
+    memory: memory_guard::MemoryReport,
 }
 
 /// How the owner tells the thread to stop.
 #[derive(Default)]
-struct Shared {
+struct StopSignal {
     stopping: AtomicBool,
     grace: parking_lot::Mutex<Duration>,
 }
 
 impl Consumer {
-    /// Joins the group and starts the polling thread. Topics named in `not_these` are never
+    /// Joins the group and starts the polling thread. Topics named in `excluded_topics` are never
     /// consumed, even if a pattern matches them.
     ///
     /// # Errors
@@ -118,8 +118,8 @@ impl Consumer {
     /// waits for it, and [`Health`] reports it.
     pub fn start(
         config: &kafka::Config,
-        not_these: &[&str],
-        limits: Limits,
+        excluded_topics: &[&str],
+        limits: ConsumerLimits,
         metrics: Metrics,
         stalls: Stalls,
         on_assigned: OnAssigned,
@@ -127,26 +127,26 @@ impl Consumer {
         let health = Health::default();
         let guard = MemoryGuard::new(limits.memory, metrics.memory.clone());
         let memory = guard.report();
-        let limit = Limit { records: limits.records, bytes: in_flight_bytes(&limits) };
+        let limit = InFlightLimit { records: limits.records, bytes: in_flight_bytes(&limits) };
         info!(max_in_flight_bytes = limit.bytes, memory_limit = limits.memory, "limits on records in flight");
         let context = Context::new(config, limit, guard, metrics, stalls, health.clone(), on_assigned);
-        let consumer: BaseConsumer<Context> = client_config(config, limits.memory, not_these)
+        let consumer: BaseConsumer<Context> = client_config(config, limits.memory, excluded_topics)
             .create_with_context(context)
             .map_err(kafka::refused)?;
         let topics: Vec<&str> = config.topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics)?;
         info!(brokers = config.brokers, topics = ?topics, group = config.group, "joining the consumer group");
 
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(StopSignal::default());
         let (report, finished) = oneshot::channel();
         let poller = Poller {
             consumer,
             shared: Arc::clone(&shared),
             limits: limits.record,
-            store_every: config.commit_every / 2,
+            store_every: config.commit_interval / 2,
         };
         let run = move || {
-            let _nobody_waits = report.send(panics::fatal_call("the Kafka thread", || poller.run()));
+            let _nobody_waits = report.send(panics::call_or_abort("the Kafka thread", || poller.run()));
         };
         let thread = std::thread::Builder::new().name("kafka-poll".into()).spawn(run)?;
         Ok(Self { context: shared, thread: Some(thread), finished, health, memory })
@@ -158,19 +158,19 @@ impl Consumer {
     }
 
     /// Whether memory is short.
-    pub fn memory(&self) -> memory_guard::Report {
+    pub fn memory(&self) -> memory_guard::MemoryReport {
         self.memory.clone()
     }
 
     /// Stops fetching, lets the workers finish within `grace`, commits and leaves the group.
-    pub async fn stop(mut self, grace: Duration) -> Stopped {
+    pub async fn stop(mut self, grace: Duration) -> StopOutcome {
         *self.context.grace.lock() = grace;
         self.context.stopping.store(true, Ordering::Release);
         // Closing a consumer can hang while the brokers are unreachable. It gets a little longer
         // than the workers; then the process exits without it.
-        let patience = grace + Duration::from_secs(5);
-        let Ok(Ok(stopped)) = tokio::time::timeout(patience, &mut self.finished).await else {
-            return Stopped::Hung;
+        let drain_timeout = grace + Duration::from_secs(5);
+        let Ok(Ok(stopped)) = tokio::time::timeout(drain_timeout, &mut self.finished).await else {
+            return StopOutcome::TimedOut;
         };
         // The thread closes its consumer before it reports, and has nothing left to do. Joining it
         // would need a blocking thread, and all of them may be busy.
@@ -188,7 +188,7 @@ impl Drop for Consumer {
 
 /// Records in flight get at most half of the memory. The rest is for the process itself, for what
 /// librdkafka prefetches, and for what the size estimate of a record misses.
-fn in_flight_bytes(limits: &Limits) -> usize {
+fn in_flight_bytes(limits: &ConsumerLimits) -> usize {
     let half = limits.memory.map_or(usize::MAX, |limit| usize::try_from(limit / 2).unwrap_or(usize::MAX));
     limits.bytes.min(half)
 }
@@ -216,7 +216,7 @@ pub fn verify(config: &kafka::Config) -> anyhow::Result<()> {
 /// The polling thread.
 struct Poller {
     consumer: BaseConsumer<Context>,
-    shared: Arc<Shared>,
+    shared: Arc<StopSignal>,
     limits: RecordLimits,
     store_every: Duration,
 }
@@ -231,11 +231,11 @@ const REST: Duration = Duration::from_millis(1);
 const COMMIT_AGAIN: Duration = Duration::from_millis(50);
 const LAST_COMMITS: Duration = Duration::from_secs(1);
 /// How long to wait before Kafka is asked again where partitions are.
-const PLACE_AGAIN: Duration = Duration::from_secs(1);
+const POSITION_RETRY: Duration = Duration::from_secs(1);
 
 impl Poller {
     /// Polls until it is stopped or fenced.
-    fn run(self) -> Stopped {
+    fn run(self) -> StopOutcome {
         self.poll_until_stopped();
         self.drain()
     }
@@ -244,10 +244,10 @@ impl Poller {
         let context = self.consumer.context();
         let mut topics = TopicWatch::new(&self.consumer);
         let mut now = Instant::now();
-        let (mut next_store, mut next_refill, mut next_place) = (now + self.store_every, now, now);
+        let (mut next_store, mut next_refill, mut next_positioning) = (now + self.store_every, now, now);
         let (mut fill, mut any_full) = (Fill::Nothing, false);
-        while !self.shared.stopping.load(Ordering::Acquire) && !context.is_shut_out() {
-            if fill == Fill::Limit && context.relieve(&self.consumer) {
+        while !self.shared.stopping.load(Ordering::Acquire) && !context.is_fenced() {
+            if fill == Fill::InFlightLimit && context.relieve(&self.consumer) {
                 std::thread::sleep(REST);
                 next_refill = now;
             } else {
@@ -262,24 +262,24 @@ impl Poller {
             if now >= next_refill {
                 context.refill(&self.consumer);
                 any_full = self.partitions().any_full();
-                topics.look(now);
+                topics.update(now);
                 if context.take_offset_reset() {
-                    context.look_for_losses(&self.consumer);
+                    context.report_lost_records(&self.consumer);
                 }
                 next_refill = now + FULL_POLL;
-                if self.partitions().worker_is_gone() && !self.shared.stopping.load(Ordering::Acquire) {
+                if self.partitions().any_worker_ended() && !self.shared.stopping.load(Ordering::Acquire) {
                     // Its records would wait forever, unnoticed.
                     panics::abort("a partition's worker");
                 }
             }
-            if now >= next_place && context.has_unplaced() {
-                context.place_again(&self.consumer);
-                next_place = Instant::now() + PLACE_AGAIN;
+            if now >= next_positioning && context.has_unpositioned() {
+                context.retry_positions(&self.consumer);
+                next_positioning = Instant::now() + POSITION_RETRY;
             }
             if now >= next_store {
-                self.pass_over_ends();
+                self.skip_empty_tails();
                 self.store();
-                context.look_for_fatal_error(&self.consumer);
+                context.check_fatal_error(&self.consumer);
                 next_store = now + self.store_every;
             }
         }
@@ -293,20 +293,20 @@ impl Poller {
     fn accept(&self, record: Record, now: Instant) -> Fill {
         let Origin { partition, offset, .. } = record.origin;
         let key = (Arc::clone(&record.origin.topic), partition);
-        let (arrival, fill) = self.partitions().accept(record, now);
-        match arrival {
-            Arrival::Next | Arrival::Dropped => {}
-            Arrival::After { expected } => {
-                self.consumer.context().passed_over(&self.consumer, &key, expected, offset);
+        let (outcome, fill) = self.partitions().accept(record, now);
+        match outcome {
+            AcceptOutcome::Accepted | AcceptOutcome::Dropped => {}
+            AcceptOutcome::AcceptedAfterGap { expected } => {
+                self.consumer.context().report_gap(&self.consumer, &key, expected, offset);
             }
-            Arrival::WentBack => self.consumer.context().went_back(&key, offset),
+            AcceptOutcome::OffsetRegression => self.consumer.context().note_regression(&key, offset),
         }
         fill
     }
 
     /// The end of a partition may hold no records (transaction markers, aborted transactions).
     /// librdkafka reads past the last record there; that tail is not lag and need not be read again.
-    fn pass_over_ends(&self) {
+    fn skip_empty_tails(&self) {
         if !self.partitions().any_idle() {
             return;
         }
@@ -316,7 +316,7 @@ impl Poller {
         }
     }
 
-    /// Stores the settled offsets in librdkafka, which commits them every `commit_every`.
+    /// Stores the settled offsets in librdkafka, which commits them every `commit_interval`.
     fn store(&self) {
         let list = self.partitions().take_settled();
         if list.count() == 0 {
@@ -325,16 +325,16 @@ impl Poller {
         if let Err(error) = self.consumer.store_offsets(&list) {
             // Does not happen for assigned partitions; retried next time.
             warn!(%error, "cannot store offsets; they are stored later");
-            self.partitions().not_stored(&list);
+            self.partitions().reset_stored(&list);
         }
     }
 
     /// Drains, commits and leaves the group.
-    fn drain(self) -> Stopped {
-        if self.consumer.context().is_shut_out() {
+    fn drain(self) -> StopOutcome {
+        if self.consumer.context().is_fenced() {
             // Another member owns the partitions and their unsettled records.
-            self.partitions().abandon_all();
-            return Stopped::ShutOut;
+            self.partitions().cancel_all();
+            return StopOutcome::Fenced;
         }
         let grace = *self.shared.grace.lock();
         let deadline = Instant::now() + grace;
@@ -348,7 +348,7 @@ impl Poller {
             drop(self.consumer.poll(FULL_POLL));
             self.store();
         }
-        let unfinished = self.partitions().give_up_all();
+        let unfinished = self.partitions().cancel_all_unfinished();
         self.commit_until(deadline.max(Instant::now() + LAST_COMMITS));
         let open = self.partitions().uncommitted();
         if !open.is_empty() {
@@ -358,7 +358,7 @@ impl Poller {
         self.partitions().clear();
         self.consumer.unsubscribe();
         let leftover = Leftover { unfinished, revoked, uncommitted: lost + open.len() };
-        if leftover == Leftover::default() { Stopped::Drained } else { Stopped::Incomplete(leftover) }
+        if leftover == Leftover::default() { StopOutcome::Drained } else { StopOutcome::Incomplete(leftover) }
     }
 
     /// Commits what is settled; again, until this time, while that may help. A commit that a
@@ -369,8 +369,8 @@ impl Poller {
             let Err(error) = commit_stored(&self.consumer) else {
                 return self.partitions().note_all_committed();
             };
-            self.consumer.context().look_for_fatal_error(&self.consumer);
-            let is_over = Instant::now() >= deadline || self.consumer.context().is_shut_out();
+            self.consumer.context().check_fatal_error(&self.consumer);
+            let is_over = Instant::now() >= deadline || self.consumer.context().is_fenced();
             if is_over || Hope::of(&error) == Hope::None {
                 return warn!(%error, "cannot commit offsets");
             }
@@ -384,10 +384,16 @@ impl Poller {
 }
 
 /// One partition's offset, for committing.
-fn add_offset(list: &mut TopicPartitionList, topic: &str, partition: i32, offset: i64, mark: Option<Mark>) {
+fn add_offset(
+    list: &mut TopicPartitionList,
+    topic: &str,
+    partition: i32,
+    offset: i64,
+    metadata: Option<CommitMetadata>,
+) {
     let mut element = list.add_partition(topic, partition);
     element.set_offset(Offset::Offset(offset)).expect("an offset of a record is a valid offset");
-    if let Some(mark) = mark {
-        element.set_metadata(mark.to_string());
+    if let Some(metadata) = metadata {
+        element.set_metadata(metadata.to_string());
     }
 }

@@ -15,19 +15,19 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio_util::sync::CancellationToken;
 
-use crate::consumer::feed::{Admitted, Feed};
-use crate::consumer::limit::Limit;
-use crate::consumer::mark::Mark;
+use crate::consumer::in_flight_limit::InFlightLimit;
+use crate::consumer::metadata::CommitMetadata;
+use crate::consumer::stream::{InFlightRecord, PartitionStream};
 use crate::kafka::TopicId;
 use crate::message::Record;
-use crate::offsets::{Offsets, Unsettled};
+use crate::offsets::{OffsetTracker, UnsettledCount};
 use crate::stalls::StallGuard;
 
 /// One assigned partition, owned by the polling thread.
 pub(crate) struct Partition {
-    offsets: Offsets,
+    offsets: OffsetTracker,
     /// `None` once the partition is closing.
-    records: Option<mpsc::Sender<Admitted>>,
+    records: Option<mpsc::Sender<InFlightRecord>>,
     /// Records that were read while the pipeline was full.
     waiting: VecDeque<Record>,
     /// What these take, in bytes.
@@ -38,28 +38,28 @@ pub(crate) struct Partition {
     admitted_at: Instant,
     paused: bool,
     /// The worker has dropped its stream without being told to.
-    gone: bool,
+    worker_ended: bool,
     stored: Option<i64>,
     /// What Kafka has confirmed.
     committed: Option<i64>,
-    place: Place,
+    log_position: LogPosition,
     /// The next offset to read, if known.
     expected: Option<i64>,
     /// The offset at which the group started in this log.
-    begun: Option<i64>,
-    mark: Option<Mark>,
+    start_offset: Option<i64>,
+    metadata: Option<CommitMetadata>,
     /// The log's first available offset, and the one after its last.
-    ends: Option<(i64, i64)>,
+    log_range: Option<(i64, i64)>,
     /// Set while no records arrive, to tell the operator why.
     stall: Option<StallGuard>,
     closing: CancellationToken,
-    abandon: CancellationToken,
+    cancel: CancellationToken,
     done: std::sync::mpsc::Receiver<()>,
 }
 
 /// Whether the log and the position in it are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum LogPosition {
     /// The position is unknown: records are dropped until it is found. With `from_start`, the
     /// group's committed offset belongs to another log.
     Unknown {
@@ -68,7 +68,7 @@ pub(crate) enum Place {
     },
     /// A record with this offset arrived after a later one, so the topic may have been recreated.
     /// Records are dropped until that is resolved.
-    Doubtful {
+    Suspect {
         /// See above.
         offset: i64,
     },
@@ -82,118 +82,118 @@ pub(crate) enum Fill {
     Nothing,
     Something,
     /// As much as may, and more comes.
-    Limit,
+    InFlightLimit,
 }
 
 /// What became of a record that Kafka gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Arrival {
+pub(crate) enum AcceptOutcome {
     /// It is admitted, or waits.
-    Next,
-    /// As `Next`, and the offsets from this one on hold no records, or were not read in time.
-    After {
+    Accepted,
+    /// As `Accepted`, and the offsets from this one on hold no records, or were not read in time.
+    AcceptedAfterGap {
         /// The first offset of the gap.
         expected: i64,
     },
     /// It is dropped, because the position is unknown. It is read again later.
     Dropped,
-    /// As `Dropped`, and the first such record: see [`Place::Doubtful`].
-    WentBack,
+    /// As `Dropped`, and the first such record: see [`LogPosition::Suspect`].
+    OffsetRegression,
 }
 
 impl Partition {
     /// A new assignment and the stream for its worker. `capacity` bounds the queue between them;
     /// it must be at least the largest limit.
-    pub(crate) fn assign(topic: Arc<str>, partition: i32, capacity: usize) -> (Self, Feed) {
+    pub(crate) fn assign(topic: Arc<str>, partition: i32, capacity: usize) -> (Self, PartitionStream) {
         let (sender, records) = mpsc::channel(capacity.max(1));
         let (done_sender, done) = std::sync::mpsc::channel();
-        let (closing, abandon) = (CancellationToken::new(), CancellationToken::new());
-        let feed = Feed {
+        let (closing, cancel) = (CancellationToken::new(), CancellationToken::new());
+        let stream = PartitionStream {
             topic,
             partition,
             records,
             closing: closing.clone(),
-            abandon: abandon.clone(),
+            cancel: cancel.clone(),
             _done: done_sender,
         };
         let assigned = Self {
-            offsets: Offsets::default(),
+            offsets: OffsetTracker::default(),
             records: Some(sender),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
             full_since: None,
             admitted_at: Instant::now(),
             paused: false,
-            gone: false,
+            worker_ended: false,
             stored: None,
             committed: None,
-            place: Place::Unknown { from_start: false },
+            log_position: LogPosition::Unknown { from_start: false },
             expected: None,
-            begun: None,
-            mark: None,
-            ends: None,
+            start_offset: None,
+            metadata: None,
+            log_range: None,
             stall: None,
             closing,
-            abandon,
+            cancel,
             done,
         };
-        (assigned, feed)
+        (assigned, stream)
     }
 
     /// Starts at `next` with an empty tracker. `None` means at the first record, whatever its
     /// offset.
-    pub(crate) fn begin(&mut self, next: Option<i64>, mark: Mark) {
-        self.offsets = Offsets::default();
+    pub(crate) fn begin(&mut self, next: Option<i64>, metadata: CommitMetadata) {
+        self.offsets = OffsetTracker::default();
         self.forget_waiting();
         (self.stored, self.committed) = (None, None);
-        (self.expected, self.begun) = (next, next);
-        self.mark = Some(mark);
-        self.place = Place::Known;
+        (self.expected, self.start_offset) = (next, next);
+        self.metadata = Some(metadata);
+        self.log_position = LogPosition::Known;
         self.stall = None;
     }
 
     /// The log no longer exists: drops its tracker, so handles of records in flight have no effect.
     /// Returns how many records were in flight.
-    pub(crate) fn lose_place(&mut self, from_start: bool) -> usize {
+    pub(crate) fn reset_log(&mut self, from_start: bool) -> usize {
         let in_flight = self.offsets.unsettled().records;
-        self.offsets = Offsets::default();
+        self.offsets = OffsetTracker::default();
         self.forget_waiting();
         (self.stored, self.committed) = (None, None);
-        (self.expected, self.begun, self.ends) = (None, None, None);
-        self.place = Place::Unknown { from_start };
+        (self.expected, self.start_offset, self.log_range) = (None, None, None);
+        self.log_position = LogPosition::Unknown { from_start };
         in_flight
     }
 
     /// The log is still the same one. Returns the offset to continue at.
-    pub(crate) fn keep_place(&mut self) -> Option<i64> {
-        self.place = Place::Known;
+    pub(crate) fn resume_log(&mut self) -> Option<i64> {
+        self.log_position = LogPosition::Known;
         self.stall = None;
         self.expected
     }
 
-    pub(crate) fn place(&self) -> Place {
-        self.place
+    pub(crate) fn log_position(&self) -> LogPosition {
+        self.log_position
     }
 
     /// The brokers report the topic's id, which they did not when the partition started.
-    pub(crate) fn learn(&mut self, id: Option<TopicId>) {
-        if let Some(mark) = &mut self.mark {
-            mark.topic = mark.topic.or(id);
+    pub(crate) fn set_topic_id(&mut self, id: Option<TopicId>) {
+        if let Some(metadata) = &mut self.metadata {
+            metadata.topic = metadata.topic.or(id);
         }
     }
 
     /// The metadata to commit with its offsets.
-    pub(crate) fn mark(&self) -> Option<Mark> {
-        self.mark
+    pub(crate) fn metadata(&self) -> Option<CommitMetadata> {
+        self.metadata
     }
 
     /// The next offset to read, if the position is known.
     pub(crate) fn expected(&self) -> Option<i64> {
-        self.expected.filter(|_| self.place == Place::Known)
+        self.expected.filter(|_| self.log_position == LogPosition::Known)
     }
 
     /// The next offset to read, even while the position is in doubt.
-    pub(crate) fn reached(&self) -> Option<i64> {
+    pub(crate) fn next_offset(&self) -> Option<i64> {
         self.expected
     }
 
@@ -216,8 +216,8 @@ impl Partition {
 
     /// Whether every record that was read is settled.
     pub(crate) fn is_idle(&self) -> bool {
-        let open = self.records.is_some() && self.place == Place::Known;
-        open && self.waiting.is_empty() && self.offsets.span() == 0
+        let open = self.records.is_some() && self.log_position == LogPosition::Known;
+        open && self.waiting.is_empty() && self.offsets.window() == 0
     }
 
     /// No records arrive, for this reason.
@@ -231,14 +231,14 @@ impl Partition {
     }
 
     /// Kafka has reported the range of the log.
-    pub(crate) fn note_end(&mut self, low: i64, end: i64) {
-        self.ends = Some((low, end));
+    pub(crate) fn set_log_range(&mut self, low: i64, end: i64) {
+        self.log_range = Some((low, end));
     }
 
     /// How many offsets a new owner of the partition would have to read.
     pub(crate) fn lag(&self) -> Option<i64> {
-        let (low, end) = self.ends?;
-        let position = self.offsets.watermark().or(self.begun).unwrap_or(low);
+        let (low, end) = self.log_range?;
+        let position = self.offsets.watermark().or(self.start_offset).unwrap_or(low);
         Some(end.saturating_sub(position.max(low)).max(0))
     }
 
@@ -248,31 +248,31 @@ impl Partition {
     }
 
     /// Takes a record from Kafka.
-    pub(crate) fn accept(&mut self, record: Record, limit: Limit, now: Instant) -> Arrival {
+    pub(crate) fn accept(&mut self, record: Record, limit: InFlightLimit, now: Instant) -> AcceptOutcome {
         let offset = record.origin.offset;
-        if self.place != Place::Known {
-            return Arrival::Dropped;
+        if self.log_position != LogPosition::Known {
+            return AcceptOutcome::Dropped;
         }
         let expected = self.expected.unwrap_or(offset);
         if offset < expected {
-            self.place = Place::Doubtful { offset };
-            return Arrival::WentBack;
+            self.log_position = LogPosition::Suspect { offset };
+            return AcceptOutcome::OffsetRegression;
         }
         if self.stall.is_some() {
             self.stall = None;
         }
         self.expected = Some(offset + 1);
-        self.begun.get_or_insert(offset);
+        self.start_offset.get_or_insert(offset);
         self.waiting_bytes += record.size();
         self.waiting.push_back(record);
         self.admit(limit, now);
-        if offset > expected { Arrival::After { expected } } else { Arrival::Next }
+        if offset > expected { AcceptOutcome::AcceptedAfterGap { expected } } else { AcceptOutcome::Accepted }
     }
 
     /// Admits what waits, as far as records have been settled meanwhile. Returns whether a paused
     /// partition flows again: once half of what it may hold is admitted, so that there is
     /// something to work on until Kafka's next records come.
-    pub(crate) fn refill(&mut self, limit: Limit, now: Instant) -> bool {
+    pub(crate) fn refill(&mut self, limit: InFlightLimit, now: Instant) -> bool {
         if self.waiting.is_empty() && !self.paused {
             return false;
         }
@@ -283,17 +283,20 @@ impl Partition {
     }
 
     /// How much waits.
-    pub(crate) fn fill(&self, limit: Limit) -> Fill {
+    pub(crate) fn fill(&self, limit: InFlightLimit) -> Fill {
         match self.waiting_bytes {
             _ if self.waiting.is_empty() => Fill::Nothing,
             bytes if self.paused || bytes < limit.held() => Fill::Something,
-            _ => Fill::Limit,
+            _ => Fill::InFlightLimit,
         }
     }
 
     /// Whether it could take records at once.
     pub(crate) fn is_hungry(&self) -> bool {
-        !self.paused && self.waiting.is_empty() && self.records.is_some() && self.place == Place::Known
+        !self.paused
+            && self.waiting.is_empty()
+            && self.records.is_some()
+            && self.log_position == LogPosition::Known
     }
 
     /// For how long something has waited, and for how long nothing was admitted meanwhile.
@@ -308,37 +311,37 @@ impl Partition {
         self.paused = true;
     }
 
-    fn admit(&mut self, limit: Limit, now: Instant) {
+    fn admit(&mut self, limit: InFlightLimit, now: Instant) {
         self.admit_waiting(limit, now);
         self.full_since = if self.waiting.is_empty() { None } else { self.full_since.or(Some(now)) };
     }
 
-    fn admit_waiting(&mut self, limit: Limit, now: Instant) {
+    fn admit_waiting(&mut self, limit: InFlightLimit, now: Instant) {
         let Some(records) = &self.records else { return self.forget_waiting() };
         while !limit.is_reached(&self.offsets) {
             // The slot is reserved first: a handle without a receiver would hold the watermark.
             let slot = match records.try_reserve() {
                 Ok(slot) => slot,
                 Err(TrySendError::Full(())) => return,
-                Err(TrySendError::Closed(())) => return self.gone = !self.abandon.is_cancelled(),
+                Err(TrySendError::Closed(())) => return self.worker_ended = !self.cancel.is_cancelled(),
             };
             let Some(record) = self.waiting.pop_front() else { return };
             let size = record.size();
             self.waiting_bytes = self.waiting_bytes.saturating_sub(size);
             self.admitted_at = now;
-            let ticket = self.offsets.admit(record.origin.offset, size);
-            slot.send(Admitted { record: Arc::new(record), ticket });
+            let ack = self.offsets.admit(record.origin.offset, size);
+            slot.send(InFlightRecord { record: Arc::new(record), ack });
         }
     }
 
     /// The offset to store, if it has moved since the last one was stored.
     pub(crate) fn to_store(&self) -> Option<i64> {
-        let watermark = self.offsets.watermark().filter(|_| self.place == Place::Known);
+        let watermark = self.offsets.watermark().filter(|_| self.log_position == LogPosition::Known);
         watermark.filter(|watermark| self.stored != Some(*watermark))
     }
 
     /// Records which offset librdkafka has stored for committing, if any.
-    pub(crate) fn stored(&mut self, offset: Option<i64>) {
+    pub(crate) fn set_stored(&mut self, offset: Option<i64>) {
         self.stored = offset;
     }
 
@@ -349,13 +352,13 @@ impl Partition {
 
     /// How far it is settled, where Kafka has not confirmed that.
     pub(crate) fn uncommitted(&self) -> Option<i64> {
-        let watermark = self.offsets.watermark().filter(|_| self.place == Place::Known);
+        let watermark = self.offsets.watermark().filter(|_| self.log_position == LogPosition::Known);
         watermark.filter(|watermark| self.committed != Some(*watermark))
     }
 
     /// Whether the worker has ended by itself: a bug, and nobody works on the records any more.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.gone
+    pub(crate) fn has_worker_ended(&self) -> bool {
+        self.worker_ended
     }
 
     /// Whether something waits, or would.
@@ -367,7 +370,7 @@ impl Partition {
         self.paused
     }
 
-    pub(crate) fn unsettled(&self) -> Unsettled {
+    pub(crate) fn unsettled(&self) -> UnsettledCount {
         self.offsets.unsettled()
     }
 
@@ -390,11 +393,11 @@ impl Partition {
     }
 
     /// Cancels a worker that is not done. Returns how many records have no outcome.
-    pub(crate) fn give_up(&mut self) -> usize {
+    pub(crate) fn cancel_unfinished(&mut self) -> usize {
         if self.is_done() {
             return 0;
         }
-        self.abandon.cancel();
+        self.cancel.cancel();
         self.offsets.unsettled().records
     }
 
@@ -404,8 +407,8 @@ impl Partition {
     }
 
     /// Cancels the worker at once.
-    pub(crate) fn abandon(&mut self) {
+    pub(crate) fn cancel(&mut self) {
         self.close();
-        self.abandon.cancel();
+        self.cancel.cancel();
     }
 }

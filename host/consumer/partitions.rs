@@ -11,16 +11,16 @@ use std::time::{Duration, Instant};
 use rdkafka::{Offset, Statistics, TopicPartitionList};
 
 use crate::consumer::add_offset;
-use crate::consumer::feed::Feed;
-use crate::consumer::limit::Limit;
-use crate::consumer::mark::Mark;
-use crate::consumer::metrics::{Metrics, Seen};
-use crate::consumer::partition::{Arrival, Fill, Partition, Place};
-use crate::consumer::unreadable::Fetched;
+use crate::consumer::in_flight_limit::InFlightLimit;
+use crate::consumer::metadata::CommitMetadata;
+use crate::consumer::metrics::{Metrics, PartitionSnapshot};
+use crate::consumer::partition::{AcceptOutcome, Fill, LogPosition, Partition};
+use crate::consumer::stream::PartitionStream;
+use crate::consumer::stuck_detector::FetchPosition;
 use crate::kafka::TopicId;
 use crate::memory_guard::MemoryGuard;
 use crate::message::Record;
-use crate::stalls::{Held, StallStage, Stalls};
+use crate::stalls::{HeldRecord, StallStage, Stalls};
 
 /// How long it takes until records come again of a partition that was paused.
 const PAUSE_COSTS: Duration = Duration::from_secs(1);
@@ -28,63 +28,63 @@ const PAUSE_COSTS: Duration = Duration::from_secs(1);
 /// What to do about partitions of which as much waits as may.
 pub(super) struct Relief {
     /// Kafka is to give no more of these.
-    pub(super) pause: Vec<Key>,
+    pub(super) pause: Vec<PartitionKey>,
     /// No more is to be read for a moment.
     pub(super) wait: bool,
 }
 
 /// A topic and the number of its partition.
-pub(super) type Key = (Arc<str>, i32);
+pub(super) type PartitionKey = (Arc<str>, i32);
 
 /// All assigned partitions.
 pub(super) struct Partitions {
-    assigned: HashMap<Key, Partition>,
+    assigned: HashMap<PartitionKey, Partition>,
     /// Topics that this process has consumed.
     known: BTreeSet<Arc<str>>,
-    total: Limit,
+    total: InFlightLimit,
     /// No more work is started, not on newly assigned partitions either.
     closing: bool,
     /// Records without an outcome on partitions that were revoked while closing.
-    abandoned: usize,
+    unfinished: usize,
     /// How many partitions went elsewhere while closing, with offsets that are not committed.
     uncommitted: usize,
     memory: MemoryGuard,
     /// The next partition to refill while memory is short.
-    turn: usize,
+    next_refill: usize,
     metrics: Metrics,
 }
 
 impl Partitions {
-    pub(super) fn new(total: Limit, memory: MemoryGuard, metrics: Metrics) -> Self {
+    pub(super) fn new(total: InFlightLimit, memory: MemoryGuard, metrics: Metrics) -> Self {
         Self {
             assigned: HashMap::new(),
             known: BTreeSet::new(),
             total,
             closing: false,
-            abandoned: 0,
+            unfinished: 0,
             uncommitted: 0,
             memory,
-            turn: 0,
+            next_refill: 0,
             metrics,
         }
     }
 
     /// A newly assigned partition; the stream is for its worker.
-    pub(super) fn assign(&mut self, topic: Arc<str>, number: i32) -> Feed {
-        let (mut partition, feed) = Partition::assign(Arc::clone(&topic), number, self.total.records);
+    pub(super) fn assign(&mut self, topic: Arc<str>, number: i32) -> PartitionStream {
+        let (mut partition, stream) = Partition::assign(Arc::clone(&topic), number, self.total.records);
         if self.closing {
             partition.close();
         }
         self.metrics.topic(&topic);
         self.assigned.insert((topic, number), partition);
-        feed
+        stream
     }
 
     /// Starts this partition: see [`Partition::begin`].
-    pub(super) fn begin(&mut self, key: &Key, next: Option<i64>, mark: Mark) {
+    pub(super) fn begin(&mut self, key: &PartitionKey, next: Option<i64>, metadata: CommitMetadata) {
         self.known.insert(Arc::clone(&key.0));
         if let Some(partition) = self.assigned.get_mut(key) {
-            partition.begin(next, mark);
+            partition.begin(next, metadata);
         }
     }
 
@@ -94,49 +94,56 @@ impl Partitions {
     }
 
     /// The partitions without a known position.
-    pub(super) fn unplaced(&self) -> Vec<(Key, Place)> {
-        let all = self.assigned.iter().map(|(key, partition)| (key.clone(), partition.place()));
-        all.filter(|(_, place)| *place != Place::Known).collect()
+    pub(super) fn unpositioned(&self) -> Vec<(PartitionKey, LogPosition)> {
+        let all = self.assigned.iter().map(|(key, partition)| (key.clone(), partition.log_position()));
+        all.filter(|(_, log_position)| *log_position != LogPosition::Known).collect()
     }
 
     /// The partitions with their next offset, where it is known.
-    pub(super) fn expected(&self) -> Vec<(Key, i64)> {
-        let expected = |(key, partition): (&Key, &Partition)| Some((key.clone(), partition.expected()?));
+    pub(super) fn expected(&self) -> Vec<(PartitionKey, i64)> {
+        let expected =
+            |(key, partition): (&PartitionKey, &Partition)| Some((key.clone(), partition.expected()?));
         self.assigned.iter().filter_map(expected).collect()
     }
 
     /// The topic has this id now. Partitions without a known id commit it from now on. Drops the
     /// trackers of partitions that read another incarnation, and returns these partitions with the
     /// number of records that were in flight.
-    pub(super) fn topic_is(&mut self, topic: &str, id: Option<TopicId>) -> Vec<(Key, usize)> {
+    pub(super) fn update_topic_id(&mut self, topic: &str, id: Option<TopicId>) -> Vec<(PartitionKey, usize)> {
         let mut others = Vec::new();
         for (key, partition) in self.assigned.iter_mut().filter(|(key, _)| &*key.0 == topic) {
-            let placed = partition.place() == Place::Known;
-            partition.learn(id);
-            if placed && partition.mark().is_some_and(|mark| mark.is_of_another(id)) {
-                others.push((key.clone(), partition.lose_place(false)));
+            let placed = partition.log_position() == LogPosition::Known;
+            partition.set_topic_id(id);
+            if placed && partition.metadata().is_some_and(|metadata| metadata.is_of_other_topic(id)) {
+                others.push((key.clone(), partition.reset_log(false)));
             }
         }
         others
     }
 
     /// This partition is stalled for this reason until a record arrives.
-    pub(super) fn hold(&mut self, stalls: &Stalls, key: &Key, offset: Option<i64>, cause: &dyn Display) {
+    pub(super) fn hold(
+        &mut self,
+        stalls: &Stalls,
+        key: &PartitionKey,
+        offset: Option<i64>,
+        cause: &dyn Display,
+    ) {
         let Some(partition) = self.assigned.get_mut(key) else { return };
         let (topic, number) = (Arc::clone(&key.0), key.1);
-        let held = Held { stage: StallStage::Consume, topic, partition: number, offset };
+        let held = HeldRecord { stage: StallStage::Consume, topic, partition: number, offset };
         partition.hold(|| stalls.begin(held), cause);
     }
 
     /// The reason for this partition's stall has ended.
-    pub(super) fn release(&mut self, key: &Key) {
+    pub(super) fn release(&mut self, key: &PartitionKey) {
         if let Some(partition) = self.assigned.get_mut(key) {
             partition.release();
         }
     }
 
     /// One assigned partition.
-    pub(super) fn get_mut(&mut self, key: &Key) -> Option<&mut Partition> {
+    pub(super) fn get_mut(&mut self, key: &PartitionKey) -> Option<&mut Partition> {
         self.assigned.get_mut(key)
     }
 
@@ -147,12 +154,12 @@ impl Partitions {
 
     /// Removes revoked partitions; their workers start no more work. Workers of `lost` partitions
     /// are cancelled at once, since another member owns them already.
-    pub(super) fn take(&mut self, keys: Vec<Key>, lost: bool) -> Vec<(Key, Partition)> {
+    pub(super) fn take(&mut self, keys: Vec<PartitionKey>, lost: bool) -> Vec<(PartitionKey, Partition)> {
         let mut taken = Vec::with_capacity(keys.len());
         for key in keys {
             let Some(mut partition) = self.assigned.remove(&key) else { continue };
             if lost {
-                partition.abandon();
+                partition.cancel();
             } else {
                 partition.close();
             }
@@ -161,40 +168,40 @@ impl Partitions {
         taken
     }
 
-    pub(super) fn abandon_all(&mut self) {
-        self.assigned.values_mut().for_each(Partition::abandon);
+    pub(super) fn cancel_all(&mut self) {
+        self.assigned.values_mut().for_each(Partition::cancel);
         self.clear();
     }
 
     /// What one partition may have in flight now. While memory is short, one partition at a time
     /// gets a small limit, and only once nothing else is in flight.
-    fn limit(&self) -> Limit {
+    fn limit(&self) -> InFlightLimit {
         if !self.memory.is_stopped() {
             return self.total.share(self.assigned.len());
         }
         let idle = self.assigned.values().all(|partition| partition.unsettled().records == 0);
-        if idle { Limit::LITTLE } else { Limit::NOTHING }
+        if idle { InFlightLimit::LITTLE } else { InFlightLimit::NOTHING }
     }
 
     /// Takes a record. Returns also how much waits of its partition now.
-    pub(super) fn accept(&mut self, record: Record, now: Instant) -> (Arrival, Fill) {
+    pub(super) fn accept(&mut self, record: Record, now: Instant) -> (AcceptOutcome, Fill) {
         let limit = self.limit();
         let origin = &record.origin;
         self.metrics.read(&origin.topic);
         let key = (Arc::clone(&origin.topic), origin.partition);
         match self.assigned.get_mut(&key) {
             Some(partition) => {
-                let arrival = partition.accept(record, limit, now);
-                (arrival, partition.fill(limit))
+                let outcome = partition.accept(record, limit, now);
+                (outcome, partition.fill(limit))
             }
             // Fetched before the partition was taken away: its next owner reads it.
-            None => (Arrival::Dropped, Fill::Nothing),
+            None => (AcceptOutcome::Dropped, Fill::Nothing),
         }
     }
 
     /// Admits what waits; returns the partitions that may flow again.
-    pub(super) fn refill(&mut self, now: Instant) -> Vec<Key> {
-        self.memory.look(now);
+    pub(super) fn refill(&mut self, now: Instant) -> Vec<PartitionKey> {
+        self.memory.update(now);
         if self.memory.is_stopped() {
             return self.refill_one(now);
         }
@@ -209,16 +216,16 @@ impl Partitions {
     }
 
     /// The next partition that has something waiting, in turns.
-    fn refill_one(&mut self, now: Instant) -> Vec<Key> {
+    fn refill_one(&mut self, now: Instant) -> Vec<PartitionKey> {
         let limit = self.limit();
         let mut full: Vec<_> =
             self.assigned.iter_mut().filter(|(_, partition)| partition.is_full()).collect();
-        if limit == Limit::NOTHING || full.is_empty() {
+        if limit == InFlightLimit::NOTHING || full.is_empty() {
             return Vec::new();
         }
-        self.turn = self.turn.wrapping_add(1);
-        let turn = self.turn % full.len();
-        let (key, partition) = &mut full[turn];
+        self.next_refill = self.next_refill.wrapping_add(1);
+        let next_refill = self.next_refill % full.len();
+        let (key, partition) = &mut full[next_refill];
         let resumes = partition.refill(limit, now);
         resumes.then(|| key.clone()).into_iter().collect()
     }
@@ -233,7 +240,7 @@ impl Partitions {
         let limit = self.limit();
         let any_hungry = self.assigned.values().any(Partition::is_hungry);
         let mut relief = Relief { pause: Vec::new(), wait: false };
-        let at_limit = |partition: &Partition| partition.fill(limit) == Fill::Limit;
+        let at_limit = |partition: &Partition| partition.fill(limit) == Fill::InFlightLimit;
         for (key, partition) in self.assigned.iter_mut().filter(|(_, partition)| at_limit(partition)) {
             let (full, stuck) = partition.has_waited(now);
             if limit.held() == 0 || stuck >= PAUSE_COSTS || any_hungry && full >= PAUSE_COSTS {
@@ -247,8 +254,8 @@ impl Partitions {
     }
 
     /// Whether the worker of a partition has ended by itself.
-    pub(super) fn worker_is_gone(&self) -> bool {
-        self.assigned.values().any(Partition::is_gone)
+    pub(super) fn any_worker_ended(&self) -> bool {
+        self.assigned.values().any(Partition::has_worker_ended)
     }
 
     pub(super) fn any_full(&self) -> bool {
@@ -275,19 +282,19 @@ impl Partitions {
         let mut list = TopicPartitionList::new();
         for ((topic, number), partition) in &mut self.assigned {
             if let Some(offset) = partition.to_store() {
-                add_offset(&mut list, topic, *number, offset, partition.mark());
-                partition.stored(Some(offset));
+                add_offset(&mut list, topic, *number, offset, partition.metadata());
+                partition.set_stored(Some(offset));
             }
         }
         list
     }
 
     /// These could not be stored: the next call returns them again.
-    pub(super) fn not_stored(&mut self, list: &TopicPartitionList) {
+    pub(super) fn reset_stored(&mut self, list: &TopicPartitionList) {
         for element in list.elements() {
             let key = (Arc::from(element.topic()), element.partition());
             if let Some(partition) = self.assigned.get_mut(&key) {
-                partition.stored(None);
+                partition.set_stored(None);
             }
         }
     }
@@ -303,22 +310,22 @@ impl Partitions {
 
     /// Tells the workers that are not done to drop everything. Returns how many records were
     /// left without an outcome.
-    pub(super) fn give_up_all(&mut self) -> usize {
-        self.assigned.values_mut().map(Partition::give_up).sum()
+    pub(super) fn cancel_all_unfinished(&mut self) -> usize {
+        self.assigned.values_mut().map(Partition::cancel_unfinished).sum()
     }
 
     /// A revocation left this many records without an outcome, and the offsets of so many partitions
     /// uncommitted.
-    pub(super) fn note_revoked(&mut self, abandoned: usize, uncommitted: usize) {
+    pub(super) fn note_revoked(&mut self, unfinished: usize, uncommitted: usize) {
         if self.closing {
-            self.abandoned += abandoned;
+            self.unfinished += unfinished;
             self.uncommitted += uncommitted;
         }
     }
 
     /// What revocations have left since [`Partitions::close_all`]: see [`Partitions::note_revoked`].
     pub(super) fn left_by_revocations(&self) -> (usize, usize) {
-        (self.abandoned, self.uncommitted)
+        (self.unfinished, self.uncommitted)
     }
 
     /// Kafka has confirmed these.
@@ -338,7 +345,7 @@ impl Partitions {
     }
 
     /// The partitions that are settled further than Kafka has confirmed, with how far.
-    pub(super) fn uncommitted(&self) -> Vec<(Key, i64)> {
+    pub(super) fn uncommitted(&self) -> Vec<(PartitionKey, i64)> {
         uncommitted(&self.assigned)
     }
 
@@ -348,7 +355,7 @@ impl Partitions {
 
     /// Takes librdkafka's statistics, once a second. Returns the fetch positions of the partitions
     /// that are not paused.
-    pub(super) fn observe(&mut self, statistics: &Statistics) -> Vec<Fetched> {
+    pub(super) fn observe(&mut self, statistics: &Statistics) -> Vec<FetchPosition> {
         let mut fetched = Vec::new();
         for (key, partition) in &mut self.assigned {
             let topic = statistics.topics.get(&*key.0);
@@ -359,20 +366,20 @@ impl Partitions {
             }
             // Records held by open transactions count as lag: a hanging producer must show.
             let last = found.hi_offset.max(end);
-            partition.note_end(found.lo_offset, last);
-            if partition.place() == Place::Known && !partition.is_paused() {
-                fetched.push(Fetched { key: key.clone(), next: found.next_offset, end, last });
+            partition.set_log_range(found.lo_offset, last);
+            if partition.log_position() == LogPosition::Known && !partition.is_paused() {
+                fetched.push(FetchPosition { key: key.clone(), next: found.next_offset, end, last });
             }
         }
         fetched
     }
 
     /// The current state of all partitions.
-    pub(super) fn seen(&self) -> Vec<Seen> {
+    pub(super) fn snapshots(&self) -> Vec<PartitionSnapshot> {
         let mut seen: Vec<_> = self
             .assigned
             .iter()
-            .map(|((topic, number), partition)| Seen {
+            .map(|((topic, number), partition)| PartitionSnapshot {
                 topic: Arc::clone(topic),
                 partition: *number,
                 unsettled: partition.unsettled().records,
@@ -387,8 +394,8 @@ impl Partitions {
 
 /// Those of these partitions that are settled further than Kafka has confirmed, with how far.
 pub(super) fn uncommitted<'a>(
-    partitions: impl IntoIterator<Item = (&'a Key, &'a Partition)>,
-) -> Vec<(Key, i64)> {
-    let open = |(key, partition): (&Key, &Partition)| Some((key.clone(), partition.uncommitted()?));
+    partitions: impl IntoIterator<Item = (&'a PartitionKey, &'a Partition)>,
+) -> Vec<(PartitionKey, i64)> {
+    let open = |(key, partition): (&PartitionKey, &Partition)| Some((key.clone(), partition.uncommitted()?));
     partitions.into_iter().filter_map(open).collect()
 }

@@ -5,32 +5,32 @@
 //! foreign headers. A header records the size and SHA-256 of each.
 
 use crate::dead_letter::headers::KEY_ADDED;
-use crate::kafka::{NotWritten, Outgoing, Refusal};
+use crate::kafka::{OutgoingRecord, WriteError, WriteRefusal};
 use crate::message::{
     HEADERS_LEFT_OUT, KEY_LEFT_OUT, MESSAGE_ID, VALUE_LEFT_OUT, left_out_headers_note, left_out_note,
 };
 
 /// The prefix of our headers.
-const OURS: &[u8] = b"halley-";
+const HALLEY_PREFIX: &[u8] = b"halley-";
 
 /// A smaller letter after a refusal; `None` if nothing more can be left out.
-pub(super) fn fit<'a>(mut letter: Outgoing<'a>, error: &NotWritten) -> Option<Outgoing<'a>> {
+pub(super) fn fit<'a>(mut letter: OutgoingRecord<'a>, error: &WriteError) -> Option<OutgoingRecord<'a>> {
     match error.refusal? {
-        Refusal::TooLarge => smaller(letter, &error.reason),
+        WriteRefusal::TooLarge => smaller(letter, &error.reason),
         // Our letters carry it in a header, too.
-        Refusal::Timestamp => letter.timestamp_ms.take().map(|_| letter),
+        WriteRefusal::Timestamp => letter.timestamp_ms.take().map(|_| letter),
         // A compacted topic refuses records without a key.
-        Refusal::Other if letter.key.is_none() && !has(&letter, KEY_ADDED) => {
+        WriteRefusal::Other if letter.key.is_none() && !has(&letter, KEY_ADDED) => {
             let id = letter.headers.iter().find(|header| header.name == MESSAGE_ID)?.value.clone()?;
             letter.key = Some(id.to_vec().into());
             letter.add_header(KEY_ADDED, "true");
             Some(letter)
         }
-        Refusal::Other => None,
+        WriteRefusal::Other => None,
     }
 }
 
-fn smaller<'a>(mut letter: Outgoing<'a>, said: &str) -> Option<Outgoing<'a>> {
+fn smaller<'a>(mut letter: OutgoingRecord<'a>, said: &str) -> Option<OutgoingRecord<'a>> {
     if letter.value.as_ref().is_some_and(|value| !value.is_empty()) {
         let note = left_out_note(letter.value.as_deref()?, said);
         // Empty instead of null: null would delete earlier letters of this key in a compacted topic.
@@ -43,18 +43,18 @@ fn smaller<'a>(mut letter: Outgoing<'a>, said: &str) -> Option<Outgoing<'a>> {
         letter.add_header(KEY_LEFT_OUT, left_out_note(&key, said));
         return Some(letter);
     }
-    let (ours, theirs): (Vec<_>, Vec<_>) =
-        letter.headers.drain(..).partition(|header| header.name.starts_with(OURS));
+    let (ours, foreign_headers): (Vec<_>, Vec<_>) =
+        letter.headers.drain(..).partition(|header| header.name.starts_with(HALLEY_PREFIX));
     letter.headers = ours;
-    if theirs.is_empty() {
+    if foreign_headers.is_empty() {
         return None;
     }
-    let content = theirs.iter().map(|header| (&*header.name, header.value.as_deref()));
+    let content = foreign_headers.iter().map(|header| (&*header.name, header.value.as_deref()));
     letter.add_header(HEADERS_LEFT_OUT, left_out_headers_note(content, said));
     Some(letter)
 }
 
-fn has(letter: &Outgoing<'_>, name: &str) -> bool {
+fn has(letter: &OutgoingRecord<'_>, name: &str) -> bool {
     letter.headers.iter().any(|header| header.name == name)
 }
 
@@ -62,21 +62,24 @@ fn has(letter: &Outgoing<'_>, name: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn refused(refusal: Refusal) -> NotWritten {
-        NotWritten { topic: "t".into(), reason: "no".into(), refusal: Some(refusal) }
+    fn refused(refusal: WriteRefusal) -> WriteError {
+        WriteError { topic: "t".into(), reason: "no".into(), refusal: Some(refusal) }
     }
 
-    fn names<'a>(letter: &'a Outgoing<'_>) -> Vec<&'a str> {
+    fn names<'a>(letter: &'a OutgoingRecord<'_>) -> Vec<&'a str> {
         letter.headers.iter().map(|header| header.name_text()).collect()
     }
 
     #[test]
-    fn what_does_not_fit_is_left_out_in_steps() {
-        let mut letter =
-            Outgoing { key: Some(b"key".into()), value: Some(b"abc".into()), ..Outgoing::default() };
+    fn parts_are_left_out_in_steps() {
+        let mut letter = OutgoingRecord {
+            key: Some(b"key".into()),
+            value: Some(b"abc".into()),
+            ..OutgoingRecord::default()
+        };
         letter.add_header("trace", "1");
         letter.add_header(MESSAGE_ID, "push/0/1");
-        let large = refused(Refusal::TooLarge);
+        let large = refused(WriteRefusal::TooLarge);
 
         let letter = fit(letter, &large).expect("without its value");
         assert_eq!((letter.key.as_deref(), letter.value.as_deref()), (Some(&b"key"[..]), Some(&b""[..])));
@@ -92,16 +95,19 @@ mod tests {
     }
 
     #[test]
-    fn a_time_is_left_out_once_and_a_key_is_given_where_there_is_none() {
-        let mut letter = Outgoing { timestamp_ms: Some(7), ..Outgoing::default() };
+    fn a_timestamp_is_dropped_once_and_a_missing_key_added() {
+        let mut letter = OutgoingRecord { timestamp_ms: Some(7), ..OutgoingRecord::default() };
         letter.add_header(MESSAGE_ID, "push/0/1");
-        let letter = fit(letter, &refused(Refusal::Timestamp)).expect("without its time");
-        assert_eq!((letter.timestamp_ms, fit(letter.clone(), &refused(Refusal::Timestamp))), (None, None));
-        let letter = fit(letter, &refused(Refusal::Other)).expect("with a key");
+        let letter = fit(letter, &refused(WriteRefusal::Timestamp)).expect("without its time");
+        assert_eq!(
+            (letter.timestamp_ms, fit(letter.clone(), &refused(WriteRefusal::Timestamp))),
+            (None, None)
+        );
+        let letter = fit(letter, &refused(WriteRefusal::Other)).expect("with a key");
         assert_eq!(
             (letter.key.as_deref(), names(&letter)),
             (Some(&b"push/0/1"[..]), vec![MESSAGE_ID, KEY_ADDED])
         );
-        assert_eq!(fit(letter, &refused(Refusal::Other)), None);
+        assert_eq!(fit(letter, &refused(WriteRefusal::Other)), None);
     }
 }

@@ -6,11 +6,12 @@ use arbitrary::{Result, Unstructured};
 use bytes::Bytes;
 
 use super::DeadLetter;
-use super::back::{back, destination, prove};
-use super::headers::{OURS, theirs};
-use crate::kafka::{Config, Outgoing, TopicSet};
+use super::headers::{HALLEY_HEADERS, foreign_headers};
+use super::redrive_record::{destination, prove, redrive_record};
+use crate::kafka::{Config, OutgoingRecord, TopicSet};
 use crate::message::{
-    Claim, Header, MESSAGE_ID, Origin, PROOF, REDRIVE_COMETS, REDRIVE_USERS, Record, RedriveKey, RedriveUsers,
+    Header, MESSAGE_ID, Origin, PROOF, REDRIVE_COMETS, REDRIVE_USERS, Record, RedriveClaim, RedriveKey,
+    RedriveUsers,
 };
 
 const DEAD_LETTERS: &str = "push.dead-letter";
@@ -39,7 +40,8 @@ const VALUES: [&str; 16] = [
 pub(crate) fn record(input: &mut Unstructured<'_>) -> Result<Record> {
     let mut headers = Vec::new();
     for _ in 0..input.int_in_range(0..=9)? {
-        let name = if input.ratio(7, 8)? { Bytes::from(*input.choose(&OURS)?) } else { bytes(input)? };
+        let name =
+            if input.ratio(7, 8)? { Bytes::from(*input.choose(&HALLEY_HEADERS)?) } else { bytes(input)? };
         let value = match input.int_in_range(0..=7u8)? {
             0 => None,
             1 => Some(bytes(input)?),
@@ -63,7 +65,7 @@ pub(crate) fn check(letter: &DeadLetter) {
     let narrow = Config { topics: vec!["push".into(), "^chat\\.".into()], ..Config::default() };
     let wide = Config { topics, ..Config::default() };
     for (config, is_wide) in [(narrow, false), (wide, true)] {
-        let allowed = TopicSet::consumed_and(&config, &[], &[DEAD_LETTERS]);
+        let allowed = TopicSet::consumed_with(&config, &[], &[DEAD_LETTERS]);
         for all in [false, true] {
             let Ok(topic) = destination(letter, DEAD_LETTERS, &allowed, all) else { continue };
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
@@ -79,17 +81,20 @@ pub(crate) fn check(letter: &DeadLetter) {
 /// Checks that the redriven record is the original, proven, and addressed to those who are still due.
 fn check_back(letter: &DeadLetter, topic: &str, all: bool) {
     let key = RedriveKey::from([7; 32]);
-    let mut outgoing = back(letter, PARTITIONS, all);
+    let mut outgoing = redrive_record(letter, PARTITIONS, all);
     prove(&mut outgoing, topic, &key);
     assert!(outgoing.partition.is_none_or(|partition| (0..PARTITIONS).contains(&partition)));
     let mut read = as_read(outgoing, topic);
-    assert!(theirs(&read).eq(theirs(&letter.record)), "their headers are theirs");
+    assert!(foreign_headers(&read).eq(foreign_headers(&letter.record)), "their headers are theirs");
     assert_eq!((&read.key, &read.value), (&letter.record.key, &letter.record.value));
     for (name, most) in [(MESSAGE_ID, 1), (PROOF, 1), (REDRIVE_COMETS, 1), (REDRIVE_USERS, 1)] {
         let found = read.headers.iter().filter(|header| header.name == name).count();
         assert!(found <= most, "{found} headers {name}");
     }
-    assert!(matches!(read.claim(), Claim::Proof(claimed) if key.proves(&claimed)), "no gateway believes it");
+    assert!(
+        matches!(read.claim(), RedriveClaim::Proof(claimed) if key.proves(&claimed)),
+        "no gateway believes it"
+    );
     read.trusted = true;
     assert_eq!(read.trusted_id().as_ref(), Some(&letter.id), "the message is recognised");
     let (comets, users) = (read.redrive_comets(), read.redrive_users());
@@ -106,8 +111,8 @@ fn check_back(letter: &DeadLetter, topic: &str, all: bool) {
 }
 
 /// The record as a gateway reads it.
-fn as_read(outgoing: Outgoing<'_>, topic: &str) -> Record {
-    let Outgoing { key, value, timestamp_ms, headers, .. } = outgoing;
+fn as_read(outgoing: OutgoingRecord<'_>, topic: &str) -> Record {
+    let OutgoingRecord { key, value, timestamp_ms, headers, .. } = outgoing;
     let origin = Origin { topic: topic.into(), partition: 0, offset: 99 };
     let (key, value) = (key.map(|key| key.into_owned().into()), value.map(|value| value.into_owned().into()));
     Record { origin, timestamp_ms, key, value, headers, trusted: false }

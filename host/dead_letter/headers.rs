@@ -35,7 +35,7 @@ pub const PLUGIN: &str = "halley-plugin";
 pub const KEY_ADDED: &str = "halley-key-added";
 
 /// All headers that the gateway adds, for taking them off again.
-pub(super) const OURS: [&str; 18] = [
+pub(super) const HALLEY_HEADERS: [&str; 18] = [
     MESSAGE_ID,
     PROOF,
     ORIGIN_TOPIC,
@@ -89,7 +89,7 @@ impl Stage {
 
 /// Whether a record is a dead letter as it stands in its topic: it was not redriven, which takes
 /// these headers off, but read where dead letters are. Written again, it would come again.
-pub fn is_letter(record: &Record) -> bool {
+pub fn is_dead_letter(record: &Record) -> bool {
     record.header(ORIGIN_TOPIC).is_some() && record.header(STAGE).is_some()
 }
 
@@ -107,7 +107,7 @@ const NOT_KEPT_TEXT: usize = 300;
 
 /// Why a record is a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reason {
+pub struct DeadLetterReason {
     /// Where its way ended.
     pub stage: Stage,
     /// Why, in words; cut to 1,000 characters.
@@ -120,7 +120,7 @@ pub struct Reason {
     pub plugin: Option<PluginVersion>,
 }
 
-impl Reason {
+impl DeadLetterReason {
     /// A reason without comets and plugin.
     pub fn new(stage: Stage, text: impl Into<String>) -> Self {
         let mut text = text.into();
@@ -139,8 +139,8 @@ impl Reason {
 }
 
 /// The original headers, less those of an earlier round, and ours.
-pub(super) fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
-    let mut headers: Vec<Header> = theirs(record).cloned().collect();
+pub(super) fn headers(record: &Record, reason: &DeadLetterReason) -> Vec<Header> {
+    let mut headers: Vec<Header> = foreign_headers(record).cloned().collect();
     let origin = &record.origin;
     let text: String = reason.text.chars().take(MOST_TEXT).collect();
     let ours = [
@@ -174,7 +174,7 @@ pub(super) fn headers(record: &Record, reason: &Reason) -> Vec<Header> {
 }
 
 /// The comets and the users that the message is due at.
-fn due<'a>(record: &Record, reason: &'a Reason) -> (Cow<'a, [CometAddr]>, Option<Bytes>) {
+fn due<'a>(record: &Record, reason: &'a DeadLetterReason) -> (Cow<'a, [CometAddr]>, Option<Bytes>) {
     let comets_before = record.redrive_comets();
     let users_before = record.header(REDRIVE_USERS).filter(|_| record.redrive_users().is_some());
     let was_sent = !reason.comets.is_empty() || !reason.users.is_empty();
@@ -222,8 +222,8 @@ fn own_timestamp(record: &Record) -> Option<i64> {
 }
 
 /// The record's headers without those that the gateway adds.
-pub(super) fn theirs(record: &Record) -> impl Iterator<Item = &Header> {
-    record.headers.iter().filter(|header| OURS.iter().all(|ours| header.name != ours))
+pub(super) fn foreign_headers(record: &Record) -> impl Iterator<Item = &Header> {
+    record.headers.iter().filter(|header| HALLEY_HEADERS.iter().all(|ours| header.name != ours))
 }
 
 #[cfg(test)]
@@ -232,7 +232,7 @@ mod tests {
     use crate::message::Origin;
 
     #[test]
-    fn the_time_that_a_redrive_left_out_is_kept() {
+    fn the_original_timestamp_is_kept() {
         let time = |value: &'static str| Header::new(ORIGIN_TIMESTAMP, value);
         let record = |headers| Record {
             origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redriven_message_that_was_not_sent_again_is_due_where_it_was() {
+    fn an_unsent_redriven_message_stays_due_at_the_same_comets() {
         let record = Record {
             origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
             timestamp_ms: None,
@@ -263,20 +263,24 @@ mod tests {
             ],
             trusted: true,
         };
-        let told = |reason: Reason, name: &str| {
+        let told = |reason: DeadLetterReason, name: &str| {
             let headers = headers(&record, &reason);
             let found = headers.into_iter().find(|header| header.name == name);
             found.and_then(|header| header.value).map(|value| String::from_utf8_lossy(&value).into_owned())
         };
-        let before = Reason::new(Stage::Filter, "spam");
+        let before = DeadLetterReason::new(Stage::Filter, "spam");
         assert_eq!(told(before.clone(), FAILED_COMETS).as_deref(), Some("a:1"));
         assert_eq!(told(before.clone(), ATTEMPTS).as_deref(), Some("3"));
         assert_eq!(told(before, REDRIVE_COMETS), None);
         let comets: Vec<CometAddr> = (0..1_001).map(|n| format!("c:{n}").into()).collect();
-        let many = told(Reason { comets, ..Reason::new(Stage::Deliver, "") }, FAILED_COMETS);
+        let many =
+            told(DeadLetterReason { comets, ..DeadLetterReason::new(Stage::Deliver, "") }, FAILED_COMETS);
         assert!(many.is_some_and(|many| many.starts_with("c:0,") && many.ends_with(",c:999,...")));
         let long: Vec<CometAddr> = (0..500).map(|n| format!("{}:{n}", "c".repeat(250)).into()).collect();
-        let many = told(Reason { comets: long, ..Reason::new(Stage::Deliver, "") }, FAILED_COMETS);
+        let many = told(
+            DeadLetterReason { comets: long, ..DeadLetterReason::new(Stage::Deliver, "") },
+            FAILED_COMETS,
+        );
         assert!(many.is_some_and(|many| many.len() <= MOST_COMET_BYTES + 4 && many.ends_with(",...")));
     }
 
@@ -295,10 +299,10 @@ mod tests {
                 .collect(),
             trusted: true,
         };
-        let failed = |comets: &[&str], users: &[&str]| Reason {
+        let failed = |comets: &[&str], users: &[&str]| DeadLetterReason {
             comets: comets.iter().map(|comet| (*comet).into()).collect(),
             users: users.iter().map(|user| (*user).into()).collect(),
-            ..Reason::new(Stage::Deliver, "no")
+            ..DeadLetterReason::new(Stage::Deliver, "no")
         };
         let table: [([&[&str]; 2], [&[&str]; 2], [&str; 2]); 7] = [
             ([&[], &[]], [&["a:1"], &["u"]], ["a:1", "u"]),
@@ -322,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_an_earlier_round_are_replaced_and_the_id_is_kept() {
+    fn earlier_headers_are_replaced_and_the_id_is_kept() {
         let record = Record {
             origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
             timestamp_ms: Some(1_000),
@@ -335,7 +339,7 @@ mod tests {
             ],
             trusted: true,
         };
-        let mut reason = Reason::new(Stage::Deliver, "refused");
+        let mut reason = DeadLetterReason::new(Stage::Deliver, "refused");
         reason.comets = vec!["a:1".into(), "b:1".into()];
         let headers = headers(&record, &reason);
         let expected = [

@@ -2,7 +2,7 @@
 
 use crate::dead_letter::headers::{
     ATTEMPTS, FAILED_COMETS, FAILED_USERS, KEY_ADDED, MORE_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION,
-    ORIGIN_TIMESTAMP, PLUGIN, REASON, Stage, theirs,
+    ORIGIN_TIMESTAMP, PLUGIN, REASON, Stage, foreign_headers,
 };
 use crate::message::{
     HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, MessageId, ORIGIN_TOPIC, Origin, Record, STAGE,
@@ -35,14 +35,14 @@ pub struct DeadLetter {
     /// The plugin that caused it, `name@hash`; empty if none did.
     pub plugin: String,
     /// The parts that were too large for the dead-letter topic.
-    pub left_out: Vec<LeftOut>,
+    pub left_out: Vec<OmittedPart>,
     /// Distinguishes the record from another one at the same offset, as in a recreated topic.
     pub(super) fingerprint: u64,
 }
 
 /// A part of a record that was left out of its dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeftOut {
+pub struct OmittedPart {
     /// `value`, `key` or `headers`.
     pub part: &'static str,
     /// Its size, its SHA-256, and the broker's error.
@@ -70,7 +70,7 @@ impl DeadLetter {
         let (stage, reason, plugin, users) = (text(STAGE), text(REASON), text(PLUGIN), text(FAILED_USERS));
         let parts = [("value", VALUE_LEFT_OUT), ("key", KEY_LEFT_OUT), ("headers", HEADERS_LEFT_OUT)];
         let parts = parts.into_iter().filter(|(_, name)| record.header(name).is_some());
-        let left_out: Vec<_> = parts.map(|(part, name)| LeftOut { part, note: text(name) }).collect();
+        let left_out: Vec<_> = parts.map(|(part, name)| OmittedPart { part, note: text(name) }).collect();
         let key_is_ours = record.header(KEY_ADDED).is_some();
         record.key.take_if(|_| key_is_ours);
         if left_out.iter().any(|left_out| left_out.part == "value") {
@@ -98,7 +98,7 @@ impl DeadLetter {
 
     /// The headers of the record before it became a dead letter.
     pub fn original_headers(&self) -> impl Iterator<Item = &Header> {
-        theirs(&self.record)
+        foreign_headers(&self.record)
     }
 
     /// The original headers and those that identify the message.
@@ -115,7 +115,7 @@ impl DeadLetter {
 
     /// The parts that are missing, as text; `None` if the letter is complete.
     pub fn missing(&self) -> Option<String> {
-        let part = |LeftOut { part, note }: &LeftOut| {
+        let part = |OmittedPart { part, note }: &OmittedPart| {
             let were = if *part == "headers" { "were" } else { "was" };
             format!("its {part} {were} left out ({note})")
         };
@@ -143,7 +143,7 @@ pub struct Filter {
 
 impl Filter {
     /// Whether the filter selects this letter.
-    pub fn means(&self, letter: &DeadLetter) -> bool {
+    pub fn matches(&self, letter: &DeadLetter) -> bool {
         let at = letter.record.timestamp_ms;
         let topic = letter.origin.as_ref().map(|origin| &*origin.topic);
         let name = letter.plugin.split('@').next().unwrap_or_default();
@@ -166,16 +166,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::dead_letter::headers::{Reason, headers};
+    use crate::dead_letter::headers::{DeadLetterReason, headers};
     use crate::decision::PluginVersion;
 
     /// The dead letter of a record.
-    fn dead(record: &Record, reason: &Reason) -> DeadLetter {
+    fn dead(record: &Record, reason: &DeadLetterReason) -> DeadLetter {
         let origin = Origin { topic: "push.dead-letter".into(), partition: 0, offset: 5 };
         DeadLetter::of(Record { origin, headers: headers(record, reason), ..record.clone() })
     }
 
-    fn example() -> (Record, Reason) {
+    fn example() -> (Record, DeadLetterReason) {
         let record = Record {
             origin: Origin { topic: "push".into(), partition: 2, offset: 9 },
             timestamp_ms: Some(1_000),
@@ -186,11 +186,11 @@ mod tests {
         };
         let plugin = Some(PluginVersion { name: "spam".into(), hash: "0a1b".into() });
         let comets = vec!["a:1".into(), "b:1".into()];
-        (record, Reason { comets, plugin, ..Reason::new(Stage::Filter, "Contains SPAM") })
+        (record, DeadLetterReason { comets, plugin, ..DeadLetterReason::new(Stage::Filter, "Contains SPAM") })
     }
 
     #[test]
-    fn what_was_written_is_read() {
+    fn a_letter_is_read_as_written() {
         let (record, reason) = example();
         let letter = dead(&record, &reason);
         assert_eq!((&letter.id, &letter.origin), (&record.message_id(), &Some(record.origin)));
@@ -206,8 +206,8 @@ mod tests {
         let (record, _) = example();
         let letter = DeadLetter::of(record.clone());
         assert_eq!((&letter.origin, &letter.id), (&None, &record.message_id()));
-        assert!(Filter::default().means(&letter));
-        assert!(!Filter { topic: Some("push".into()), ..Filter::default() }.means(&letter));
+        assert!(Filter::default().matches(&letter));
+        assert!(!Filter { topic: Some("push".into()), ..Filter::default() }.matches(&letter));
     }
 
     #[test]
@@ -222,7 +222,7 @@ mod tests {
             since_ms: Some(1_000),
             until_ms: Some(1_001),
         };
-        assert!(all.means(&letter));
+        assert!(all.matches(&letter));
         let others = [
             Filter { stage: Some(Stage::Decode), ..all.clone() },
             Filter { plugin: Some("spa".into()), ..all.clone() },
@@ -232,7 +232,7 @@ mod tests {
             Filter { until_ms: Some(1_000), ..all.clone() },
         ];
         for other in others {
-            assert!(!other.means(&letter), "{other:?}");
+            assert!(!other.matches(&letter), "{other:?}");
         }
     }
 

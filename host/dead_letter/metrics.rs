@@ -7,34 +7,34 @@ use prometheus_client::registry::Registry;
 
 /// A part that was left out of a letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum LetterPart {
     Value,
     Key,
     Headers,
 }
 
-impl Part {
+impl LetterPart {
     const ALL: [Self; 3] = [Self::Value, Self::Key, Self::Headers];
 
-    fn label(self) -> PartLabel {
+    fn label(self) -> LetterPartLabel {
         let part = match self {
             Self::Value => "value",
             Self::Key => "key",
             Self::Headers => "headers",
         };
-        PartLabel { part }
+        LetterPartLabel { part }
     }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct PartLabel {
+struct LetterPartLabel {
     part: &'static str,
 }
 
 /// Metrics of dead letters.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    cut: Family<PartLabel, Counter>,
+    cut: Family<LetterPartLabel, Counter>,
     lost: Counter,
 }
 
@@ -42,7 +42,7 @@ impl Metrics {
     /// Creates and registers the metrics; every series exists from the start.
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self { cut: Family::default(), lost: Counter::default() };
-        for part in Part::ALL {
+        for part in LetterPart::ALL {
             drop(metrics.cut.get_or_create(&part.label()));
         }
         registry.register(
@@ -58,7 +58,7 @@ impl Metrics {
         metrics
     }
 
-    pub(super) fn cut(&self, part: Part) {
+    pub(super) fn cut(&self, part: LetterPart) {
         self.cut.get_or_create(&part.label()).inc();
     }
 

@@ -7,18 +7,18 @@
 //! [`Reader`] reads them back, and [`redrive`] writes them to their topics of origin. A running
 //! gateway does neither.
 
-mod back;
+mod checkpoint;
 mod fit;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod headers;
 mod letter;
 mod metrics;
-mod order;
+mod options;
 mod progress;
 mod read;
 mod redrive;
-mod remembered;
+mod redrive_record;
 mod writer;
 
 use std::sync::Arc;
@@ -26,37 +26,37 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::kafka::{self, NotWritten, OrderedSender};
+use crate::kafka::{self, OrderedWriter, WriteError};
 use crate::message::Record;
 use crate::panics;
-use writer::{Letter, State, Writer};
+use writer::{LetterState, LetterWriter, PendingLetter};
 
 pub use crate::message::{ORIGIN_TOPIC, STAGE};
+pub use checkpoint::CheckpointStore;
 pub use headers::{
-    ATTEMPTS, FAILED_COMETS, FAILED_USERS, KEY_ADDED, ORIGIN_OFFSET, ORIGIN_PARTITION, ORIGIN_TIMESTAMP,
-    PLUGIN, REASON, Reason, Stage, is_letter,
+    ATTEMPTS, DeadLetterReason, FAILED_COMETS, FAILED_USERS, KEY_ADDED, ORIGIN_OFFSET, ORIGIN_PARTITION,
+    ORIGIN_TIMESTAMP, PLUGIN, REASON, Stage, is_dead_letter,
 };
 pub use letter::{DeadLetter, Filter};
 pub use metrics::Metrics;
-pub use order::{Fate, Order, Summary};
+pub use options::{RedriveOptions, RedriveOutcome, RedriveSummary};
 pub use read::Reader;
 pub use redrive::redrive;
-pub use remembered::Remembered;
-pub use writer::Kept;
+pub use writer::LetterOutcome;
 
 /// Writes dead letters. Cheap to clone.
 #[derive(Clone)]
-pub struct DeadLetters(Arc<Queue>);
+pub struct DeadLetters(Arc<LetterQueue>);
 
-struct Queue {
-    letters: mpsc::Sender<Letter>,
+struct LetterQueue {
+    letters: mpsc::Sender<PendingLetter>,
     /// Stopped when the last clone is dropped.
     _writer: JoinSet<()>,
 }
 
 /// A letter that is being written.
 #[derive(Debug)]
-pub struct Receipt(watch::Receiver<State>);
+pub struct LetterReceipt(watch::Receiver<LetterState>);
 
 impl DeadLetters {
     /// Starts the task that writes to `[kafka] dead_letter_topic`. It ends with the last clone.
@@ -68,38 +68,40 @@ impl DeadLetters {
     /// Outside of a tokio runtime.
     pub fn start(config: &kafka::Config, metrics: Metrics) -> anyhow::Result<Self> {
         let (letters, queue) = mpsc::channel(writer::QUEUE);
-        let sender = OrderedSender::new(config)?;
-        let writer = Writer::new(sender, config.dead_letter_topic.clone(), metrics);
+        let sender = OrderedWriter::new(config)?;
+        let writer = LetterWriter::new(sender, config.dead_letter_topic.clone(), metrics);
         let mut task = JoinSet::new();
-        task.spawn(panics::fatal("the dead letters' writer", writer.run(queue)));
-        Ok(Self(Arc::new(Queue { letters, _writer: task })))
+        task.spawn(panics::abort_on_panic("the dead letters' writer", writer.run(queue)));
+        Ok(Self(Arc::new(LetterQueue { letters, _writer: task })))
     }
 
     /// Appends a letter; waits while the queue is full. The letter is written as long as its receipt
     /// exists.
-    pub async fn put(&self, record: Arc<Record>, reason: Reason) -> Receipt {
-        let (state, receipt) = watch::channel(State::Waiting);
+    pub async fn put(&self, record: Arc<Record>, reason: DeadLetterReason) -> LetterReceipt {
+        let (state, receipt) = watch::channel(LetterState::Waiting);
         // The task lives as long as this handle.
-        let _ = self.0.letters.send(Letter { record, reason, state }).await;
-        Receipt(receipt)
+        let _ = self.0.letters.send(PendingLetter { record, reason, state }).await;
+        LetterReceipt(receipt)
     }
 }
 
-impl Receipt {
+impl LetterReceipt {
     /// Waits until the letter is written or lost, or an attempt has failed. In the latter case call
     /// it again: the letter keeps its place and is retried.
     ///
     /// # Errors
     /// If the last attempt failed: the record has no outcome yet.
-    pub async fn outcome(&self) -> Result<Kept, NotWritten> {
+    pub async fn outcome(&self) -> Result<LetterOutcome, WriteError> {
         let mut state = self.0.clone();
-        let known =
-            state.wait_for(|state| !matches!(state, State::Waiting)).await.map(|state| State::clone(&state));
+        let known = state
+            .wait_for(|state| !matches!(state, LetterState::Waiting))
+            .await
+            .map(|state| LetterState::clone(&state));
         match known {
-            Ok(State::Done(kept)) => Ok(kept),
-            Ok(State::Failed(error)) => Err(error),
+            Ok(LetterState::Done(kept)) => Ok(kept),
+            Ok(LetterState::Failed(error)) => Err(error),
             // The writer has ended: the process is stopping.
-            Ok(State::Waiting) | Err(_) => std::future::pending().await,
+            Ok(LetterState::Waiting) | Err(_) => std::future::pending().await,
         }
     }
 }

@@ -12,13 +12,13 @@ const MOST_METADATA: usize = 4000;
 
 /// The redriven records of one partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Progress {
+pub(super) struct RedriveProgress {
     next: i64,
     /// Ranges from start to end (exclusive), disjoint, all after `next`.
     ahead: BTreeMap<i64, i64>,
 }
 
-impl Progress {
+impl RedriveProgress {
     /// Only records before this offset are done.
     pub(super) fn from(next: i64) -> Self {
         Self { next, ahead: BTreeMap::new() }
@@ -108,36 +108,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_reads_as_the_docs_say() {
-        let progress = Progress::of_commit(3, "2+4,1+1");
+    fn progress_parses_the_documented_example() {
+        let progress = RedriveProgress::of_commit(3, "2+4,1+1");
         let done: Vec<_> = (0..12).filter(|offset| progress.contains(*offset)).collect();
         assert_eq!(done, [0, 1, 2, 5, 6, 7, 8, 10]);
         assert_eq!(progress.metadata(), ("2+4,1+1".to_owned(), 0));
-        assert_eq!(Progress::of_commit(3, "somebody's own"), Progress::from(3));
-        assert_eq!(Progress::of_commit(3, "-1+2,9223372036854775807+9"), Progress::from(3));
+        assert_eq!(RedriveProgress::of_commit(3, "somebody's own"), RedriveProgress::from(3));
+        assert_eq!(RedriveProgress::of_commit(3, "-1+2,9223372036854775807+9"), RedriveProgress::from(3));
     }
 
     #[test]
-    fn what_does_not_fit_is_counted_and_the_first_is_kept() {
-        let mut progress = Progress::default();
+    fn ranges_that_do_not_fit_are_counted() {
+        let mut progress = RedriveProgress::default();
         (1..10_000).step_by(2).for_each(|offset| progress.add(offset));
         let (text, forgotten) = progress.metadata();
-        let kept = Progress::of_commit(0, &text);
+        let kept = RedriveProgress::of_commit(0, &text);
         assert!(text.len() <= MOST_METADATA && kept.contains(1) && !kept.contains(9_999));
         assert_eq!((1..10_000).filter(|o| kept.contains(*o)).count() as u64, 5_000 - forgotten);
     }
 
     proptest! {
         #[test]
-        fn it_knows_what_a_set_knows(offsets in proptest::collection::vec(0..60i64, 0..60), low in 0..60i64) {
-            let (mut progress, mut set) = (Progress::default(), BTreeSet::new());
+        fn progress_equals_a_set(offsets in proptest::collection::vec(0..60i64, 0..60), low in 0..60i64) {
+            let (mut progress, mut set) = (RedriveProgress::default(), BTreeSet::new());
             for offset in offsets {
                 progress.add(offset);
                 set.insert(offset);
             }
             progress.advance(low);
             set.extend(0..low);
-            let read = Progress::of_commit(progress.next(), &progress.metadata().0);
+            let read = RedriveProgress::of_commit(progress.next(), &progress.metadata().0);
             prop_assert_eq!(&read, &progress);
             prop_assert!((0..70).all(|offset| progress.contains(offset) == set.contains(&offset)));
             prop_assert!(!set.contains(&progress.next()));

@@ -6,7 +6,7 @@ use crate::kafka;
 /// Reads dead letters, up to the end of the topic at the time of opening. Joins no group and commits
 /// nothing.
 pub struct Reader {
-    pub(super) records: kafka::Reader,
+    pub(super) records: kafka::TopicReader,
 }
 
 impl Reader {
@@ -15,7 +15,7 @@ impl Reader {
     /// # Errors
     /// If Kafka does not answer within 8 s, or refuses.
     pub async fn open(config: &kafka::Config, group: &str) -> anyhow::Result<Option<Self>> {
-        let records = kafka::Reader::open(config, &config.dead_letter_topic, group).await?;
+        let records = kafka::TopicReader::open(config, &config.dead_letter_topic, group).await?;
         Ok(records.map(|records| Self { records }))
     }
 

@@ -25,52 +25,52 @@ use anyhow::Context as _;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::dead_letter::back::{Restamp, back, destination, prove};
-use crate::dead_letter::remembered::Remembered;
-use crate::dead_letter::{DeadLetter, Fate, Order, Reader, Summary};
-use crate::kafka::{self, NotWritten, OrderedSender, Written, blocking, partitions};
+use crate::dead_letter::checkpoint::CheckpointStore;
+use crate::dead_letter::redrive_record::{Restamp, destination, prove, redrive_record};
+use crate::dead_letter::{DeadLetter, Reader, RedriveOptions, RedriveOutcome, RedriveSummary};
+use crate::kafka::{self, OrderedWriter, WriteError, WriteOutcome, blocking, partitions};
 
 /// Maximum batch size. A stop waits for the batch.
-const TOGETHER: usize = 200;
+const MAX_BATCH: usize = 200;
 /// Commit interval of the progress.
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
-/// Redrives up to the current end of the topic, or until `stop`. `tell` is called for each record.
+/// Redrives up to the current end of the topic, or until `stop`. `report` is called for each record.
 ///
 /// # Errors
 /// If it cannot start: Kafka is unreachable, or a property is rejected.
 pub async fn redrive(
     config: &kafka::Config,
-    order: Order,
-    tell: &mut (dyn FnMut(&DeadLetter, &Fate) + Send),
+    options: RedriveOptions,
+    report: &mut (dyn FnMut(&DeadLetter, &RedriveOutcome) + Send),
     stop: impl Future<Output = ()>,
-) -> anyhow::Result<Summary> {
-    let Some(mut reader) = Reader::open(config, &order.group).await? else {
-        return Ok(Summary { missing: true, ..Summary::default() });
+) -> anyhow::Result<RedriveSummary> {
+    let Some(mut reader) = Reader::open(config, &options.group).await? else {
+        return Ok(RedriveSummary { missing: true, ..RedriveSummary::default() });
     };
     let topic = &config.dead_letter_topic;
-    let remembered = Remembered::load(&mut reader, topic, &order.group).await?;
-    if !order.from_start {
-        remembered.firsts().for_each(|(partition, next)| reader.records.begin_at(partition, next));
+    let checkpoint = CheckpointStore::load(&mut reader, topic, &options.group).await?;
+    if !options.from_start {
+        checkpoint.resume_offsets().for_each(|(partition, next)| reader.records.begin_at(partition, next));
     }
-    let summary = Summary { made_again: remembered.made_again(), ..Summary::default() };
-    let mut run = Run {
-        pace: order.rate.map(Pace::new),
-        order,
+    let summary = RedriveSummary { recreated: checkpoint.recreated(), ..RedriveSummary::default() };
+    let mut run = RedriveRun {
+        rate_limit: options.rate.map(RateLimit::new),
+        options,
         dead_letters: topic.as_str(),
-        sender: OrderedSender::new(config)?,
-        remembered,
+        sender: OrderedWriter::new(config)?,
+        checkpoint,
         summary,
         targets: HashMap::new(),
         ready: Vec::new(),
         taken: 0,
         next_commit: Instant::now() + COMMIT_EVERY,
         stop: CancellationToken::new(),
-        tell,
+        report,
     };
     let stopped = run.stop.clone();
     let ended = {
-        let work = run.everything(&mut reader);
+        let work = run.redrive_all(&mut reader);
         tokio::pin!(work);
         tokio::select! {
             biased;
@@ -83,19 +83,19 @@ pub async fn redrive(
         }
     };
     run.summary.interrupted = stopped.is_cancelled();
-    run.broken(ended);
+    run.aborted(ended);
     let saved = run.commit().await;
-    run.broken(saved);
+    run.aborted(saved);
     Ok(run.summary)
 }
 
-struct Run<'a> {
-    order: Order,
+struct RedriveRun<'a> {
+    options: RedriveOptions,
     dead_letters: &'a str,
-    sender: OrderedSender,
-    pace: Option<Pace>,
-    remembered: Remembered,
-    summary: Summary,
+    sender: OrderedWriter,
+    rate_limit: Option<RateLimit>,
+    checkpoint: CheckpointStore,
+    summary: RedriveSummary,
     /// The number of partitions of each topic of origin, or why it accepts nothing.
     targets: HashMap<Arc<str>, Result<i32, String>>,
     /// The next batch, in order; all of one topic.
@@ -103,18 +103,18 @@ struct Run<'a> {
     taken: u64,
     next_commit: Instant,
     stop: CancellationToken,
-    tell: &'a mut (dyn FnMut(&DeadLetter, &Fate) + Send),
+    report: &'a mut (dyn FnMut(&DeadLetter, &RedriveOutcome) + Send),
 }
 
-impl Run<'_> {
-    async fn everything(&mut self, reader: &mut Reader) -> anyhow::Result<()> {
+impl RedriveRun<'_> {
+    async fn redrive_all(&mut self, reader: &mut Reader) -> anyhow::Result<()> {
         while let Some(letters) = self.stop.clone().run_until_cancelled(reader.read()).await {
             let letters = letters?;
             if letters.is_empty() {
                 break;
             }
             for letter in letters {
-                let enough = self.order.limit.is_some_and(|limit| self.taken >= limit);
+                let enough = self.options.limit.is_some_and(|limit| self.taken >= limit);
                 if enough || self.stop.is_cancelled() {
                     return self.write().await;
                 }
@@ -127,16 +127,16 @@ impl Run<'_> {
 
     /// Handles one dead letter.
     async fn take(&mut self, letter: DeadLetter, reader: &Reader) -> anyhow::Result<()> {
-        if !self.order.from_start && self.remembered.contains(&letter) {
+        if !self.options.from_start && self.checkpoint.contains(&letter) {
             self.summary.before += 1;
             return Ok(());
         }
-        if !self.order.filter.means(&letter) {
+        if !self.options.filter.matches(&letter) {
             self.summary.left_out += 1;
             return Ok(());
         }
-        let (dead_letters, allowed) = (self.dead_letters, &self.order.allowed);
-        let topic = match destination(&letter, dead_letters, allowed, self.order.all_comets) {
+        let (dead_letters, allowed) = (self.dead_letters, &self.options.allowed);
+        let topic = match destination(&letter, dead_letters, allowed, self.options.all_comets) {
             Ok(topic) => topic,
             Err(why) => return self.refuse(&letter, &why),
         };
@@ -148,7 +148,7 @@ impl Run<'_> {
         };
         self.targets.insert(Arc::clone(&topic), target.clone());
         match target {
-            Ok(_) if self.order.dry_run => self.written(&letter, topic),
+            Ok(_) if self.options.dry_run => self.written(&letter, topic),
             Ok(_) => self.queue(letter, topic).await?,
             Err(why) => self.fail(&letter, why, !known),
         }
@@ -158,10 +158,10 @@ impl Run<'_> {
     /// Waits for the rate limit, and appends the letter to the next batch.
     async fn queue(&mut self, letter: DeadLetter, topic: Arc<str>) -> anyhow::Result<()> {
         let other = self.ready.first().is_some_and(|first| topic_of(first) != topic);
-        if other || self.ready.len() >= TOGETHER {
+        if other || self.ready.len() >= MAX_BATCH {
             self.write().await?;
         }
-        let due = self.pace.as_mut().map(Pace::turn);
+        let due = self.rate_limit.as_mut().map(RateLimit::turn);
         if let Some(due) = due.filter(|due| *due > Instant::now()) {
             self.write().await?;
             if self.next_commit < due {
@@ -188,9 +188,9 @@ impl Run<'_> {
             }
             None => 0,
         };
-        let key = self.order.key.clone().context("no key to prove redriven records")?;
+        let key = self.options.key.clone().context("no key to prove redriven records")?;
         let proven = |letter| {
-            let mut record = back(letter, count, self.order.all_comets);
+            let mut record = redrive_record(letter, count, self.options.all_comets);
             prove(&mut record, &topic, &key);
             record
         };
@@ -206,15 +206,15 @@ impl Run<'_> {
         &mut self,
         letter: &DeadLetter,
         topic: &Arc<str>,
-        answer: Result<Written, NotWritten>,
+        answer: Result<WriteOutcome, WriteError>,
     ) -> anyhow::Result<()> {
         match answer {
             Ok(written) => {
-                self.remembered.add(letter);
-                self.summary.restamped += u64::from(written == Written::Fitted);
+                self.checkpoint.add(letter);
+                self.summary.restamped += u64::from(written == WriteOutcome::Fitted);
                 self.written(letter, Arc::clone(topic));
             }
-            Err(NotWritten { refusal: Some(_), reason, .. }) => {
+            Err(WriteError { refusal: Some(_), reason, .. }) => {
                 self.refuse(letter, &format!("topic `{topic}` refused it: {reason}"))?;
             }
             Err(error) => {
@@ -227,31 +227,31 @@ impl Run<'_> {
 
     async fn commit(&mut self) -> anyhow::Result<()> {
         self.next_commit = Instant::now() + COMMIT_EVERY;
-        self.summary.forgotten = self.remembered.save().await?;
+        self.summary.forgotten = self.checkpoint.save().await?;
         Ok(())
     }
 
     fn written(&mut self, letter: &DeadLetter, topic: Arc<str>) {
         *self.summary.redriven.entry(Arc::clone(&topic)).or_default() += 1;
-        (self.tell)(letter, &Fate::Written(topic));
+        (self.report)(letter, &RedriveOutcome::Written(topic));
     }
 
     fn refuse(&mut self, letter: &DeadLetter, why: &str) -> anyhow::Result<()> {
         self.summary.refused += 1;
-        (self.tell)(letter, &Fate::Refused(why.to_owned()));
+        (self.report)(letter, &RedriveOutcome::Refused(why.to_owned()));
         Ok(())
     }
 
     fn fail(&mut self, letter: &DeadLetter, why: String, first: bool) {
         self.summary.failed += 1;
         if first {
-            (self.tell)(letter, &Fate::Failed(why));
+            (self.report)(letter, &RedriveOutcome::Failed(why));
         }
     }
 
-    fn broken(&mut self, ended: anyhow::Result<()>) {
+    fn aborted(&mut self, ended: anyhow::Result<()>) {
         if let Err(error) = ended {
-            self.summary.broken.get_or_insert(format!("{error:#}"));
+            self.summary.aborted.get_or_insert(format!("{error:#}"));
         }
     }
 }
@@ -271,12 +271,12 @@ async fn find_target(reader: &Reader, topic: &str) -> Result<i32, String> {
 }
 
 /// Limits the rate of records.
-struct Pace {
+struct RateLimit {
     period: Duration,
     next: Instant,
 }
 
-impl Pace {
+impl RateLimit {
     fn new(rate: NonZeroU32) -> Self {
         Self { period: Duration::from_secs(1) / rate.get(), next: Instant::now() }
     }

@@ -15,33 +15,33 @@ use tracing::error;
 use crate::backoff::Backoff;
 use crate::dead_letter::Metrics;
 use crate::dead_letter::fit::fit;
-use crate::dead_letter::headers::{Reason, headers};
-use crate::dead_letter::metrics::Part;
-use crate::kafka::{Fit, NotWritten, OrderedSender, Outgoing, Refusal, Written};
+use crate::dead_letter::headers::{DeadLetterReason, headers};
+use crate::dead_letter::metrics::LetterPart;
+use crate::kafka::{FitRecord, OrderedWriter, OutgoingRecord, WriteError, WriteOutcome, WriteRefusal};
 use crate::message::{HEADERS_LEFT_OUT, KEY_LEFT_OUT, Record, VALUE_LEFT_OUT};
 use crate::telemetry::LogThrottle;
 
 /// Capacity of the queue; further callers wait.
 pub(super) const QUEUE: usize = 1_024;
 /// Maximum number of letters taken from the queue at once.
-const TOGETHER: usize = 500;
+const MAX_BATCH: usize = 500;
 /// How soon a failed attempt is followed by the next one, at first and at most.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
 /// The state of a letter.
 #[derive(Clone, Debug)]
-pub(super) enum State {
+pub(super) enum LetterState {
     /// Queued, or being written.
     Waiting,
     /// The last attempt failed; the letter is retried.
-    Failed(NotWritten),
+    Failed(WriteError),
     /// Written or lost.
-    Done(Kept),
+    Done(LetterOutcome),
 }
 
 /// The outcome of a letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kept {
+pub enum LetterOutcome {
     /// Confirmed by the broker.
     Written,
     /// Permanently refused by the topic, with the broker's error.
@@ -49,35 +49,35 @@ pub enum Kept {
 }
 
 /// A queued letter.
-pub(super) struct Letter {
+pub(super) struct PendingLetter {
     pub(super) record: Arc<Record>,
-    pub(super) reason: Reason,
-    pub(super) state: watch::Sender<State>,
+    pub(super) reason: DeadLetterReason,
+    pub(super) state: watch::Sender<LetterState>,
 }
 
 /// State of the writer task.
-pub(super) struct Writer {
-    sender: OrderedSender,
+pub(super) struct LetterWriter {
+    sender: OrderedWriter,
     topic: String,
     /// The number of partitions of the topic, once known.
     partitions: Option<i32>,
     metrics: Metrics,
-    cut_line: LogThrottle,
-    lost_line: LogThrottle,
+    cut_throttle: LogThrottle,
+    lost_throttle: LogThrottle,
 }
 
-impl Writer {
-    pub(super) fn new(sender: OrderedSender, topic: String, metrics: Metrics) -> Self {
-        let (cut_line, lost_line) = (LogThrottle::per_record(), LogThrottle::per_record());
-        Self { sender, topic, partitions: None, metrics, cut_line, lost_line }
+impl LetterWriter {
+    pub(super) fn new(sender: OrderedWriter, topic: String, metrics: Metrics) -> Self {
+        let (cut_throttle, lost_throttle) = (LogThrottle::per_record(), LogThrottle::per_record());
+        Self { sender, topic, partitions: None, metrics, cut_throttle, lost_throttle }
     }
 
     /// Writes until every sender is dropped.
-    pub(super) async fn run(mut self, mut letters: mpsc::Receiver<Letter>) {
+    pub(super) async fn run(mut self, mut letters: mpsc::Receiver<PendingLetter>) {
         let mut waiting = Vec::new();
         let mut backoff = BACKOFF;
         loop {
-            if waiting.is_empty() && letters.recv_many(&mut waiting, TOGETHER).await == 0 {
+            if waiting.is_empty() && letters.recv_many(&mut waiting, MAX_BATCH).await == 0 {
                 return;
             }
             // The caller has gone: the record will be redelivered.
@@ -93,7 +93,7 @@ impl Writer {
     }
 
     /// One attempt. Returns the letters to retry, in order.
-    async fn attempt(&mut self, letters: Vec<Letter>) -> Vec<Letter> {
+    async fn attempt(&mut self, letters: Vec<PendingLetter>) -> Vec<PendingLetter> {
         if letters.is_empty() {
             return letters;
         }
@@ -105,19 +105,19 @@ impl Writer {
             },
         };
         let outgoing = letters.iter().map(|letter| outgoing(letter, partitions)).collect();
-        let Self { sender, topic, metrics, cut_line, .. } = self;
-        let answers = sender.write(topic, outgoing, &Cutter { topic, metrics, cut_line }).await;
+        let Self { sender, topic, metrics, cut_throttle, .. } = self;
+        let answers = sender.write(topic, outgoing, &LetterTrimmer { topic, metrics, cut_throttle }).await;
         let mut left = Vec::new();
         for (letter, answer) in letters.into_iter().zip(answers) {
             match answer {
-                Ok(Written::Whole | Written::Fitted) => {
-                    letter.state.send_replace(State::Done(Kept::Written));
+                Ok(WriteOutcome::Whole | WriteOutcome::Fitted) => {
+                    letter.state.send_replace(LetterState::Done(LetterOutcome::Written));
                 }
                 Err(error) if error.refusal.is_some() => self.lost(&letter, &error),
                 Err(error) => {
                     // The topic may have been recreated.
                     self.partitions = None;
-                    letter.state.send_replace(State::Failed(error));
+                    letter.state.send_replace(LetterState::Failed(error));
                     left.push(letter);
                 }
             }
@@ -125,10 +125,10 @@ impl Writer {
         left
     }
 
-    fn lost(&self, letter: &Letter, error: &NotWritten) {
+    fn lost(&self, letter: &PendingLetter, error: &WriteError) {
         self.metrics.lost();
-        letter.state.send_replace(State::Done(Kept::Lost(error.reason.clone())));
-        let Some(held_back) = self.lost_line.admit() else { return };
+        letter.state.send_replace(LetterState::Done(LetterOutcome::Lost(error.reason.clone())));
+        let Some(held_back) = self.lost_throttle.admit() else { return };
         let (origin, reason) = (&letter.record.origin, &letter.reason);
         error!(
             held_back,
@@ -145,25 +145,28 @@ impl Writer {
 }
 
 /// Makes letters fit, and logs what was left out.
-struct Cutter<'w> {
+struct LetterTrimmer<'w> {
     topic: &'w str,
     metrics: &'w Metrics,
-    cut_line: &'w LogThrottle,
+    cut_throttle: &'w LogThrottle,
 }
 
-impl Fit for Cutter<'_> {
-    fn fit<'a>(&self, letter: Outgoing<'a>, error: &NotWritten) -> Option<Outgoing<'a>> {
+impl FitRecord for LetterTrimmer<'_> {
+    fn fit<'a>(&self, letter: OutgoingRecord<'a>, error: &WriteError) -> Option<OutgoingRecord<'a>> {
         let letter = fit(letter, error)?;
         // The last header names what was left out last.
         let Some(header) = letter.headers.last() else { return Some(letter) };
-        let parts =
-            [(VALUE_LEFT_OUT, Part::Value), (KEY_LEFT_OUT, Part::Key), (HEADERS_LEFT_OUT, Part::Headers)];
+        let parts = [
+            (VALUE_LEFT_OUT, LetterPart::Value),
+            (KEY_LEFT_OUT, LetterPart::Key),
+            (HEADERS_LEFT_OUT, LetterPart::Headers),
+        ];
         let cut = parts
             .into_iter()
-            .find(|(name, _)| error.refusal == Some(Refusal::TooLarge) && header.name == *name);
+            .find(|(name, _)| error.refusal == Some(WriteRefusal::TooLarge) && header.name == *name);
         if let Some((name, part)) = cut {
             self.metrics.cut(part);
-            if let Some(held_back) = self.cut_line.admit() {
+            if let Some(held_back) = self.cut_throttle.admit() {
                 let left_out = String::from_utf8_lossy(header.value.as_deref().unwrap_or_default());
                 error!(
                     held_back,
@@ -179,15 +182,15 @@ impl Fit for Cutter<'_> {
 }
 
 /// The record to be written for a letter.
-fn outgoing(letter: &Letter, partitions: i32) -> Outgoing<'_> {
+fn outgoing(letter: &PendingLetter, partitions: i32) -> OutgoingRecord<'_> {
     let record = &*letter.record;
     let partition = Some(record.origin.partition.rem_euclid(partitions.max(1)));
-    Outgoing { headers: headers(record, &letter.reason), partition, ..Outgoing::copy_of(record) }
+    OutgoingRecord { headers: headers(record, &letter.reason), partition, ..OutgoingRecord::copy_of(record) }
 }
 
-fn failed(letters: Vec<Letter>, error: &NotWritten) -> Vec<Letter> {
+fn failed(letters: Vec<PendingLetter>, error: &WriteError) -> Vec<PendingLetter> {
     for letter in &letters {
-        letter.state.send_replace(State::Failed(error.clone()));
+        letter.state.send_replace(LetterState::Failed(error.clone()));
     }
     letters
 }

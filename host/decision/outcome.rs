@@ -5,7 +5,7 @@ use crate::message::Message;
 
 /// What the filters decided about one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Filtered {
+pub struct FilteredMessage {
     /// The message as amended.
     pub message: Message,
     /// Whether it passes.
@@ -15,12 +15,12 @@ pub struct Filtered {
     /// The guards that it must pass.
     pub guards: Vec<Guard>,
     /// One entry for each plugin that did more than pass.
-    pub trail: Vec<Decision>,
+    pub trail: Vec<TrailEntry>,
 }
 
 /// What one plugin did to a message, as text: for logs and `halley explain`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Decision {
+pub struct TrailEntry {
     /// The plugin that decided.
     pub by: PluginVersion,
     /// Such as `amended body, room`, `dropped: spam`, `failed: trapped: ...`.
@@ -29,7 +29,7 @@ pub struct Decision {
 
 /// What a plugin decided for one absent recipient.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decided {
+pub struct OfflineDecision {
     /// What to do with the message.
     pub disposition: Disposition,
     /// The plugin that decided.
@@ -42,14 +42,14 @@ pub struct Decided {
 #[error(
     "plugin {plugin} {error}; its partition holds its records (on_error = \"stall\") until it is mended or replaced"
 )]
-pub struct Stalled {
+pub struct PolicyStalled {
     /// The plugin that failed.
     pub plugin: PluginVersion,
     /// How.
     pub error: String,
 }
 
-impl Filtered {
+impl FilteredMessage {
     /// A message that no filter has seen.
     pub fn untouched(message: Message) -> Self {
         Self {
@@ -80,6 +80,6 @@ impl Filtered {
 
     /// Adds to the trail.
     pub(crate) fn note(&mut self, by: &PluginVersion, what: String) {
-        self.trail.push(Decision { by: by.clone(), what });
+        self.trail.push(TrailEntry { by: by.clone(), what });
     }
 }

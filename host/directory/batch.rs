@@ -3,7 +3,7 @@
 use redis::{Cmd, Value};
 
 use super::Lookup;
-use super::reading;
+use super::room_query;
 use crate::redis_client::{Refusal, refusal};
 
 /// One command for a room, two for a key.
@@ -13,8 +13,8 @@ pub(super) fn commands(lookups: &[Lookup], room: fn(&str) -> Cmd) -> Vec<Cmd> {
         match lookup {
             Lookup::Room(id) => commands.push(room(id.as_str())),
             Lookup::Key(key) => {
-                commands.push(reading::connection_info(key.as_bytes()));
-                commands.push(reading::user_online(key));
+                commands.push(room_query::connection_info(key.as_bytes()));
+                commands.push(room_query::user_online(key));
             }
         }
     }

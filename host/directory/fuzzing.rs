@@ -7,8 +7,8 @@ use arbitrary::{Result, Unstructured};
 use redis::Value;
 
 use super::batch::{room_replies, sort_refused};
-use super::redis::{RedisDirectory, Second, users};
-use super::{Found, Lookup, Metrics};
+use super::redis::{RedisDirectory, SecondReply, users};
+use super::{DirectoryReply, Lookup, Metrics};
 use crate::membership::Connection;
 use crate::redis_client::elements;
 use crate::redis_client::fuzzing::{client, replies, texts};
@@ -41,7 +41,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let mut members = 0;
     for (lookup, found) in lookups.iter().zip(found) {
         match (lookup, found) {
-            (Lookup::Room(_), Found::Room(room)) => {
+            (Lookup::Room(_), DirectoryReply::Room(room)) => {
                 members += room.members.len() + room.stale;
                 for member in room.members {
                     let comet = room.comets[member.comet as usize].clone();
@@ -49,7 +49,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
                     check_connection(&Connection { id, user, comet, online }, &known);
                 }
             }
-            (Lookup::Key(_), Found::Key(found)) => {
+            (Lookup::Key(_), DirectoryReply::Key(found)) => {
                 found.iter().for_each(|found| check_connection(found, &known))
             }
             (lookup, found) => panic!("{found:?} for {lookup:?}"),
@@ -65,12 +65,12 @@ fn answers(
     first: Vec<Value>,
     second: Vec<Value>,
     infos: Option<Vec<Value>>,
-) -> Option<Vec<Found>> {
+) -> Option<Vec<DirectoryReply>> {
     let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
     let directory = RedisDirectory::new(client(), true, 1_000, metrics);
-    let firsts = directory.understand(lookups, first, infos).ok()?;
+    let firsts = directory.parse_first(lookups, first, infos).ok()?;
     let not_online = directory.not_online(users(&firsts), second.clone()).ok()?;
-    let mut second = Second { not_online, infos: second.into_iter() };
+    let mut second = SecondReply { not_online, infos: second.into_iter() };
     firsts.into_iter().map(|first| directory.found(first, &mut second)).collect()
 }
 

@@ -9,19 +9,19 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Directory, Found, Lookup, Unavailable};
+use super::{Directory, DirectoryReply, Lookup, Unavailable};
 use crate::membership::{Connection, Membership};
 use crate::message::{CometAddr, ConnectionId, RoomId, UserId};
 
 /// The directory in memory. Clones share the content.
 #[derive(Clone, Debug)]
 pub struct MemoryDirectory {
-    tables: Arc<Mutex<Tables>>,
+    tables: Arc<Mutex<DirectoryTables>>,
     check_online: bool,
 }
 
 #[derive(Debug, Default)]
-struct Tables {
+struct DirectoryTables {
     /// `room:connections`. Ordered, so that the demo is deterministic.
     rooms: HashMap<RoomId, BTreeSet<ConnectionId>>,
     /// `connection:info`.
@@ -29,7 +29,7 @@ struct Tables {
     /// `user:online`.
     online: HashMap<UserId, ConnectionId>,
     /// Simulates an unreachable directory.
-    away: bool,
+    unreachable: bool,
 }
 
 impl MemoryDirectory {
@@ -82,42 +82,42 @@ impl MemoryDirectory {
     }
 
     /// Simulates an unreachable directory: look-ups fail while it is set.
-    pub fn set_away(&self, away: bool) {
-        self.tables.lock().away = away;
+    pub fn set_unreachable(&self, unreachable: bool) {
+        self.tables.lock().unreachable = unreachable;
     }
 }
 
 #[async_trait]
 impl Directory for MemoryDirectory {
-    async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable> {
+    async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<DirectoryReply>, Unavailable> {
         let tables = self.tables.lock();
-        if tables.away {
-            return Err(Unavailable::pretended("lookup"));
+        if tables.unreachable {
+            return Err(Unavailable::simulated_outage("lookup"));
         }
         Ok(lookups.iter().map(|lookup| tables.find(lookup, self.check_online)).collect())
     }
 
     async fn check(&self) -> Result<String, Unavailable> {
-        match self.tables.lock().away {
-            true => Err(Unavailable::pretended("check")),
+        match self.tables.lock().unreachable {
+            true => Err(Unavailable::simulated_outage("check")),
             false => Ok("memory".to_owned()),
         }
     }
 }
 
-impl Tables {
-    fn find(&self, lookup: &Lookup, check_online: bool) -> Found {
+impl DirectoryTables {
+    fn find(&self, lookup: &Lookup, check_online: bool) -> DirectoryReply {
         match lookup {
             Lookup::Room(room) => {
                 let members = self.rooms.get(room);
                 let ids = || members.into_iter().flatten();
                 let connections: Vec<_> = ids().filter_map(|id| self.connection(id, check_online)).collect();
                 let stale = ids().count() - connections.len();
-                Found::Room(Membership::new(connections, stale))
+                DirectoryReply::Room(Membership::new(connections, stale))
             }
             Lookup::Key(key) => {
                 let direct = self.connection(&ConnectionId::from(key.clone()), check_online);
-                Found::Key(direct.or_else(|| self.of_user(&UserId::from(key.clone()))))
+                DirectoryReply::Key(direct.or_else(|| self.of_user(&UserId::from(key.clone()))))
             }
         }
     }

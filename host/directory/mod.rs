@@ -10,19 +10,19 @@
 //! policies.
 
 mod batch;
-#[cfg(test)]
-mod behaviour;
 mod cache;
+#[cfg(test)]
+mod contract_tests;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 #[cfg(test)]
-mod large_tests;
+mod large_room_tests;
 mod memory;
 mod metrics;
 mod pages;
-mod reading;
 mod redis;
-mod rooms;
+mod room_hints;
+mod room_query;
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ use async_trait::async_trait;
 use crate::membership::{Connection, Membership};
 use crate::message::RoomId;
 pub use crate::redis_client::Unavailable;
-pub use cache::{CacheConfig, CacheMetrics, Claim, Maker, Permit, RouteCache, Waiter};
+pub use cache::{CacheConfig, CacheLookup, CacheMetrics, FillPermit, FillWaiter, Maker, RouteCache};
 pub use memory::MemoryDirectory;
 pub use metrics::Metrics;
 pub use redis::RedisDirectory;
@@ -47,7 +47,7 @@ pub enum Lookup {
 
 /// The result of a [`Lookup`] of the same kind.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Found {
+pub enum DirectoryReply {
     /// The room's connections; empty for a room without members.
     Room(Membership),
     /// The connection; `None` if the key leads to none.
@@ -64,7 +64,7 @@ pub trait Directory: Send + Sync + 'static {
     ///
     /// # Errors
     /// If the directory cannot be read now; a retry may succeed.
-    async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable>;
+    async fn lookup(&self, lookups: &[Lookup]) -> Result<Vec<DirectoryReply>, Unavailable>;
 
     /// Checks that the directory answers, and describes how rooms are read.
     ///

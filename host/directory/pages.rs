@@ -8,7 +8,7 @@
 //! nothing: it is not asked for again.
 //!
 //! A room that Redis does not manage to read in time although it answers otherwise, or that has
-//! more members than may be, is [`Found::Unreadable`]: it must not hold up what has nothing to do
+//! more members than may be, is [`DirectoryReply::Unreadable`]: it must not hold up what has nothing to do
 //! with it. A Redis that answers nothing is [`Unavailable`].
 
 use std::collections::{HashSet, VecDeque};
@@ -17,8 +17,8 @@ use std::time::Duration;
 use redis::{Cmd, Value};
 
 use super::batch::bytes;
-use super::reading::{self, Comets, Described};
-use super::{Found, Unavailable};
+use super::room_query::{self, AddressInterner, ConnectionRow};
+use super::{DirectoryReply, Unavailable};
 use crate::membership::{Connection, Membership};
 use crate::message::{RoomId, UserId};
 use crate::redis_client::{RedisClient, Refusal, elements, excess, refusal};
@@ -43,11 +43,11 @@ pub(super) struct Pages<'a> {
     pub(super) client: &'a RedisClient,
     pub(super) check_online: bool,
     /// Maximum number of members of a room.
-    pub(super) max_room: usize,
+    pub(super) max_room_size: usize,
 }
 
 /// Why an attempt failed.
-enum Ended {
+enum ScanError {
     /// Retrying does not help.
     Unreadable(String),
     /// Redis did not answer in time, or another server answers now.
@@ -55,7 +55,7 @@ enum Ended {
     Unavailable(Unavailable),
 }
 
-impl From<Unavailable> for Ended {
+impl From<Unavailable> for ScanError {
     fn from(unavailable: Unavailable) -> Self {
         if unavailable.is_slow() {
             Self::Interrupted(unavailable.problem().to_owned())
@@ -70,7 +70,7 @@ impl Pages<'_> {
     ///
     /// # Errors
     /// If Redis answers nothing.
-    pub(super) async fn read(&self, room: &RoomId) -> Result<Found, Unavailable> {
+    pub(super) async fn read(&self, room: &RoomId) -> Result<DirectoryReply, Unavailable> {
         let mut why = String::new();
         let (mut attempt, mut large) = (0, HashSet::new());
         while attempt < ATTEMPTS {
@@ -79,10 +79,10 @@ impl Pages<'_> {
             // One that found out whom not to ask for was not in vain.
             attempt += u32::from(large.len() == known || known > MOST_LARGE);
             match outcome {
-                Ok(membership) => return Ok(Found::Room(membership)),
-                Err(Ended::Unreadable(why)) => return Ok(Found::Unreadable(why.into())),
-                Err(Ended::Unavailable(unavailable)) => return Err(unavailable),
-                Err(Ended::Interrupted(problem)) => {
+                Ok(membership) => return Ok(DirectoryReply::Room(membership)),
+                Err(ScanError::Unreadable(why)) => return Ok(DirectoryReply::Unreadable(why.into())),
+                Err(ScanError::Unavailable(unavailable)) => return Err(unavailable),
+                Err(ScanError::Interrupted(problem)) => {
                     // Is Redis at fault, or the room?
                     self.client.answers().await?;
                     why = problem;
@@ -91,7 +91,7 @@ impl Pages<'_> {
         }
         let why =
             format!("room `{room}` could not be read in {ATTEMPTS} attempts, while Redis answers: {why}");
-        Ok(Found::Unreadable(why.into()))
+        Ok(DirectoryReply::Unreadable(why.into()))
     }
 
     async fn attempt(
@@ -99,21 +99,21 @@ impl Pages<'_> {
         room: &RoomId,
         page: usize,
         large: &mut HashSet<Vec<u8>>,
-    ) -> Result<Membership, Ended> {
-        let mut reading = Reading::new(self, room, large);
+    ) -> Result<Membership, ScanError> {
+        let mut room_query = PagedScan::new(self, room, large);
         let mut epoch = None;
         loop {
-            let (step, commands) = reading.next(page);
+            let (step, commands) = room_query.next(page);
             if commands.is_empty() {
-                return Ok(reading.membership());
+                return Ok(room_query.membership());
             }
             let replies = self.client.run_scan("get_room_connections", commands).await?;
-            let scans_on = step.scans || reading.cursor.is_some();
-            reading.take(&step, replies)?;
+            let scans_on = step.scans || room_query.cursor.is_some();
+            room_query.take(&step, replies)?;
             // A cursor means something to the server alone that gave it.
             let now = self.client.scan_epoch();
             if *epoch.get_or_insert(now) != now && scans_on {
-                return Err(Ended::Interrupted("the connection to Redis was lost".into()));
+                return Err(ScanError::Interrupted("the connection to Redis was lost".into()));
             }
             epoch = Some(now);
         }
@@ -121,7 +121,7 @@ impl Pages<'_> {
 }
 
 /// One attempt.
-struct Reading<'a> {
+struct PagedScan<'a> {
     pages: &'a Pages<'a>,
     room: &'a RoomId,
     /// Members whose `connection:info` is too large.
@@ -131,8 +131,8 @@ struct Reading<'a> {
     seen: HashSet<Vec<u8>>,
     /// Members whose `connection:info` has not been fetched.
     ids: VecDeque<Value>,
-    comets: Comets,
-    connections: Vec<Described>,
+    comets: AddressInterner,
+    connections: Vec<ConnectionRow>,
     stale: usize,
     asked: HashSet<UserId>,
     /// Users whose presence is unknown.
@@ -141,13 +141,13 @@ struct Reading<'a> {
 }
 
 /// The content of one round trip.
-struct Step {
+struct PageRequest {
     scans: bool,
     ids: Vec<Value>,
     users: Vec<UserId>,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> PagedScan<'a> {
     fn new(pages: &'a Pages<'a>, room: &'a RoomId, large: &'a mut HashSet<Vec<u8>>) -> Self {
         Self {
             pages,
@@ -156,7 +156,7 @@ impl<'a> Reading<'a> {
             cursor: Some(b"0".to_vec()),
             seen: HashSet::new(),
             ids: VecDeque::new(),
-            comets: Comets::default(),
+            comets: AddressInterner::default(),
             connections: Vec::new(),
             stale: 0,
             asked: HashSet::new(),
@@ -166,18 +166,18 @@ impl<'a> Reading<'a> {
     }
 
     /// The next round trip; no commands when everything is known.
-    fn next(&mut self, page: usize) -> (Step, Vec<Cmd>) {
+    fn next(&mut self, page: usize) -> (PageRequest, Vec<Cmd>) {
         let ids: Vec<_> = self.ids.drain(..page.min(self.ids.len())).collect();
         let users: Vec<_> = self.users.drain(..page.min(self.users.len())).collect();
         let scan = self.cursor.as_deref().filter(|_| self.ids.is_empty());
         let mut commands = Vec::with_capacity(ids.len() + 3);
-        commands.extend(scan.map(|cursor| reading::sscan(self.room.as_str(), cursor, page)));
-        commands.extend(ids.iter().map(|id| reading::connection_info(bytes(id))));
-        commands.extend(users.chunks(USERS_AT_ONCE).map(reading::users_online));
-        (Step { scans: scan.is_some(), ids, users }, commands)
+        commands.extend(scan.map(|cursor| room_query::sscan(self.room.as_str(), cursor, page)));
+        commands.extend(ids.iter().map(|id| room_query::connection_info(bytes(id))));
+        commands.extend(users.chunks(USERS_AT_ONCE).map(room_query::users_online));
+        (PageRequest { scans: scan.is_some(), ids, users }, commands)
     }
 
-    fn take(&mut self, step: &Step, replies: Vec<Value>) -> Result<(), Ended> {
+    fn take(&mut self, step: &PageRequest, replies: Vec<Value>) -> Result<(), ScanError> {
         let mut replies = replies.into_iter();
         if step.scans {
             self.scanned(replies.next().unwrap_or_default())?;
@@ -194,13 +194,13 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    fn scanned(&mut self, reply: Value) -> Result<(), Ended> {
+    fn scanned(&mut self, reply: Value) -> Result<(), ScanError> {
         if let Some(excess) = excess(&reply) {
-            let key = reading::room_key(self.room.as_str());
+            let key = room_query::room_key(self.room.as_str());
             let why = format!(
                 "the ids of members in `{key}` take {excess}: take them out, or raise [redis] max_reply"
             );
-            return Err(Ended::Interrupted(why));
+            return Err(ScanError::Interrupted(why));
         }
         if let Some(why) = self.refused(&reply)? {
             // A key of the wrong type: the room is empty.
@@ -208,7 +208,7 @@ impl<'a> Reading<'a> {
             self.cursor = None;
             return Ok(());
         }
-        let (cursor, ids) = reading::scanned(reply);
+        let (cursor, ids) = room_query::scanned(reply);
         for id in ids {
             if !self.seen.insert(bytes(&id).to_vec()) {
                 continue;
@@ -219,16 +219,17 @@ impl<'a> Reading<'a> {
                 self.ids.push_back(id);
             }
         }
-        let most = self.pages.max_room;
+        let most = self.pages.max_room_size;
         if self.seen.len() > most {
-            let why = format!("room `{}` has more than {most} members; see `[routing] max_room`", self.room);
-            return Err(Ended::Unreadable(why));
+            let why =
+                format!("room `{}` has more than {most} members; see `[routing] max_room_size`", self.room);
+            return Err(ScanError::Unreadable(why));
         }
         self.cursor = cursor;
         Ok(())
     }
 
-    fn described(&mut self, id: &Value, reply: Value) -> Result<(), Ended> {
+    fn described(&mut self, id: &Value, reply: Value) -> Result<(), ScanError> {
         if let Some(excess) = excess(&reply) {
             self.large.insert(bytes(id).to_vec());
             let (room, id) = (self.room, String::from_utf8_lossy(bytes(id)));
@@ -240,7 +241,7 @@ impl<'a> Reading<'a> {
             }
         }
         self.refused(&reply)?;
-        let Some(connection) = reading::describe_member(id.clone(), reply, &mut self.comets) else {
+        let Some(connection) = room_query::describe_member(id.clone(), reply, &mut self.comets) else {
             self.stale += 1;
             return Ok(());
         };
@@ -254,7 +255,7 @@ impl<'a> Reading<'a> {
     }
 
     /// Why a key of another type cannot be read; an error if access is denied.
-    fn refused(&self, reply: &Value) -> Result<Option<&'static str>, Ended> {
+    fn refused(&self, reply: &Value) -> Result<Option<&'static str>, ScanError> {
         match refusal(reply) {
             None => Ok(None),
             Some(Refusal::WrongType) => Ok(Some("wrong type")),
@@ -262,14 +263,14 @@ impl<'a> Reading<'a> {
                 let room = self.room;
                 let denied =
                     self.pages.client.denied("get_room_connections", format!("{said} (room `{room}`)"));
-                Err(Ended::Unavailable(denied))
+                Err(ScanError::Unavailable(denied))
             }
         }
     }
 
     fn membership(self) -> Membership {
         let not_online = self.not_online;
-        let connections = self.connections.into_iter().map(|Described { id, comet, user }| {
+        let connections = self.connections.into_iter().map(|ConnectionRow { id, comet, user }| {
             let online = user.as_ref().is_none_or(|user| !not_online.contains(user));
             Connection { id, user, comet, online }
         });

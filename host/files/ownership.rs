@@ -22,7 +22,7 @@ const MOST_LINKS: usize = 40;
 
 /// What a directory can be used for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
+pub(crate) enum DirAccess {
     /// No other user can write to it or replace it.
     Private,
     /// Others may write to this directory, which is the directory itself or one above it.
@@ -34,7 +34,7 @@ pub(crate) enum Access {
     },
 }
 
-impl Access {
+impl DirAccess {
     pub(super) fn group(&self) -> Option<u32> {
         match self {
             Self::Private => None,
@@ -48,13 +48,13 @@ impl Access {
 /// # Errors
 /// If it must not be used. The message continues a sentence that begins with the directory, and
 /// contains the remedy.
-pub(crate) fn folder_access(path: &Path) -> Result<Access, String> {
+pub(crate) fn dir_access(path: &Path) -> Result<DirAccess, String> {
     let path = std::path::absolute(path).map_err(|error| format!("cannot be used: {error}"))?;
     walk(&path).map_err(|refused| refused.to_string())
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+enum DirError {
     #[error("cannot be used: {1} at {0}")]
     System(PathBuf, io::Error),
     #[error("cannot be used: {0} is not a directory")]
@@ -71,31 +71,31 @@ enum Refused {
     Writable(PathBuf, u32),
 }
 
-fn walk(path: &Path) -> Result<Access, Refused> {
+fn walk(path: &Path) -> Result<DirAccess, DirError> {
     let mut rest: VecDeque<OsString> = parts(path).collect();
     let mut here = PathBuf::from("/");
-    let mut device = look(&here)?.map_or(0, |root| root.dev());
-    let (mut access, mut links) = (Access::Private, 0);
+    let mut device = lstat(&here)?.map_or(0, |root| root.dev());
+    let (mut access, mut links) = (DirAccess::Private, 0);
     while let Some(part) = rest.pop_front() {
         if part == ".." {
             here.pop();
-            device = look(&here)?.map_or(0, |above| above.dev());
+            device = lstat(&here)?.map_or(0, |above| above.dev());
             continue;
         }
         let next = here.join(&part);
-        let Some(metadata) = look(&next)? else { break };
+        let Some(metadata) = lstat(&next)? else { break };
         if !is_trusted(metadata.uid()) {
-            return Err(Refused::Owner(next, metadata.uid()));
+            return Err(DirError::Owner(next, metadata.uid()));
         }
         if metadata.is_symlink() {
             links += 1;
-            let target = std::fs::read_link(&next).map_err(|error| Refused::System(next, error))?;
+            let target = std::fs::read_link(&next).map_err(|error| DirError::System(next, error))?;
             if links > MOST_LINKS {
-                return Err(Refused::Links);
+                return Err(DirError::Links);
             }
             if target.is_absolute() {
                 here = PathBuf::from("/");
-                device = look(&here)?.map_or(0, |root| root.dev());
+                device = lstat(&here)?.map_or(0, |root| root.dev());
             }
             for part in parts(&target).collect::<Vec<_>>().into_iter().rev() {
                 rest.push_front(part);
@@ -103,17 +103,17 @@ fn walk(path: &Path) -> Result<Access, Refused> {
             continue;
         }
         if !metadata.is_dir() {
-            return Err(Refused::NotAFolder(next));
+            return Err(DirError::NotAFolder(next));
         }
         let is_mount = metadata.dev() != device;
         match writers(&metadata, is_mount, rest.is_empty(), access.group()) {
-            Writers::Nobody => {}
-            Writers::Some => {
+            ForeignWriters::Nobody => {}
+            ForeignWriters::Some => {
                 let by_group = metadata.mode() & 0o020 != 0;
                 let group = access.group().or((is_mount && by_group).then_some(metadata.gid()));
-                access = Access::Shared { path: next.clone(), group };
+                access = DirAccess::Shared { path: next.clone(), group };
             }
-            Writers::Anybody => return Err(Refused::Writable(next, metadata.mode() & 0o7777)),
+            ForeignWriters::Anybody => return Err(DirError::Writable(next, metadata.mode() & 0o7777)),
         }
         device = metadata.dev();
         here = next;
@@ -122,33 +122,33 @@ fn walk(path: &Path) -> Result<Access, Refused> {
 }
 
 /// Who may write to a directory besides its owner.
-enum Writers {
+enum ForeignWriters {
     Nobody,
     /// Those whom the operator admitted.
     Some,
     Anybody,
 }
 
-fn writers(metadata: &Metadata, is_mount: bool, is_last: bool, let_in: Option<u32>) -> Writers {
+fn writers(metadata: &Metadata, is_mount: bool, is_last: bool, let_in: Option<u32>) -> ForeignWriters {
     let mode = metadata.mode();
     let (by_group, by_all, sticky) = (mode & 0o020 != 0, mode & 0o002 != 0, mode & 0o1000 != 0);
     let own_group = metadata.gid() == metadata.uid();
     let is_let_in = let_in == Some(metadata.gid());
     match () {
-        () if !by_all && (!by_group || own_group) => Writers::Nobody,
-        () if sticky && !is_last => Writers::Nobody,
-        () if is_mount || !by_all && (!is_last || is_let_in) => Writers::Some,
-        () => Writers::Anybody,
+        () if !by_all && (!by_group || own_group) => ForeignWriters::Nobody,
+        () if sticky && !is_last => ForeignWriters::Nobody,
+        () if is_mount || !by_all && (!is_last || is_let_in) => ForeignWriters::Some,
+        () => ForeignWriters::Anybody,
     }
 }
 
 /// The metadata of a path; `None` if it does not exist.
-fn look(path: &Path) -> Result<Option<Metadata>, Refused> {
+fn lstat(path: &Path) -> Result<Option<Metadata>, DirError> {
     match std::fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Some(metadata)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(Refused::NotAFolder(path.into())),
-        Err(error) => Err(Refused::System(path.to_owned(), error)),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(DirError::NotAFolder(path.into())),
+        Err(error) => Err(DirError::System(path.to_owned(), error)),
     }
 }
 
@@ -165,7 +165,7 @@ mod tests {
     use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
 
     use super::*;
-    use crate::files::OwnFolder;
+    use crate::files::OwnedDir;
 
     fn mode(path: &Path, mode: u32) {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
@@ -176,83 +176,83 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let above = folder.path().join("above");
         let state = above.join("state");
-        assert_eq!(OwnFolder::create(&state).unwrap().shared(), None);
+        assert_eq!(OwnedDir::create(&state).unwrap().shared(), None);
         assert_eq!(std::fs::metadata(&state).unwrap().mode() & 0o777, 0o700);
         (folder, above, state)
     }
 
     #[test]
-    fn a_folder_that_others_may_write_to_is_refused_with_the_remedy() {
+    fn a_directory_writable_by_others_is_refused() {
         let (_folder, above, state) = folders();
         for open in [0o777, 0o1777, 0o702] {
             mode(&state, open);
-            let why = folder_access(&state).unwrap_err();
+            let why = dir_access(&state).unwrap_err();
             assert!(why.contains("others may write") && why.contains("chmod go-w"), "{why}");
             assert!(why.contains(&format!("{open:04o}")), "{why}");
         }
         mode(&state, 0o700);
         mode(&above, 0o777);
-        assert!(folder_access(&state).unwrap_err().contains("above (mode 0777)"));
-        assert!(OwnFolder::create(&above.join("new")).is_err() && !above.join("new").exists());
+        assert!(dir_access(&state).unwrap_err().contains("above (mode 0777)"));
+        assert!(OwnedDir::create(&above.join("new")).is_err() && !above.join("new").exists());
         mode(&above, 0o1777);
-        assert_eq!(folder_access(&state), Ok(Access::Private), "as in /tmp");
+        assert_eq!(dir_access(&state), Ok(DirAccess::Private), "as in /tmp");
     }
 
     #[test]
-    fn what_belongs_to_somebody_else_is_refused_also_above_and_as_a_link() {
+    fn foreign_owners_are_refused_also_above_and_of_links() {
         let (folder, above, state) = folders();
         let theirs = |path: &Path| std::os::unix::fs::lchown(path, Some(4321), None);
         if theirs(&state).is_err() {
             return; // Needs root; tests in containers run as root.
         }
-        let why = folder_access(&state).unwrap_err();
+        let why = dir_access(&state).unwrap_err();
         assert!(why.contains("belongs to user 4321") && why.contains("chown 0"), "{why}");
         chown(&state, Some(0), None).unwrap();
         theirs(&above).unwrap();
-        assert!(folder_access(&state).unwrap_err().contains("above belongs to user 4321"));
+        assert!(dir_access(&state).unwrap_err().contains("above belongs to user 4321"));
         chown(&above, Some(0), None).unwrap();
         let link = folder.path().join("link");
         symlink("above/../above", &link).unwrap();
-        assert_eq!(folder_access(&link.join("state")), Ok(Access::Private));
+        assert_eq!(dir_access(&link.join("state")), Ok(DirAccess::Private));
         theirs(&link).unwrap();
-        assert!(folder_access(&link.join("state")).unwrap_err().contains("link belongs to user 4321"));
+        assert!(dir_access(&link.join("state")).unwrap_err().contains("link belongs to user 4321"));
         std::fs::remove_file(&link).unwrap();
         symlink("link", &link).unwrap();
-        assert!(folder_access(&link).unwrap_err().contains("links"));
+        assert!(dir_access(&link).unwrap_err().contains("links"));
     }
 
     #[test]
-    fn a_group_of_ones_own_is_nobody_else_and_another_one_above_is_told_of() {
+    fn a_private_group_is_private_and_others_are_shared() {
         let (_folder, above, state) = folders();
         mode(&above, 0o775);
         let owner = std::fs::metadata(&above).unwrap().uid();
         if chown(&above, None, Some(owner)).is_ok() {
-            assert_eq!(folder_access(&state), Ok(Access::Private));
+            assert_eq!(dir_access(&state), Ok(DirAccess::Private));
         }
         if chown(&above, None, Some(4321)).is_ok() {
-            let shared = Access::Shared { path: above.clone(), group: None };
-            assert_eq!(folder_access(&state), Ok(shared));
+            let shared = DirAccess::Shared { path: above.clone(), group: None };
+            assert_eq!(dir_access(&state), Ok(shared));
             mode(&state, 0o770);
             chown(&state, None, Some(4321)).unwrap();
-            assert!(folder_access(&state).unwrap_err().contains("mode 0770"));
+            assert!(dir_access(&state).unwrap_err().contains("mode 0770"));
         }
     }
 
     #[test]
-    fn a_volume_may_be_anybodys_and_is_not_private() {
+    fn a_volume_may_be_shared() {
         let folder = tempfile::tempdir().unwrap();
         mode(folder.path(), 0o777);
         let metadata = std::fs::metadata(folder.path()).unwrap();
         for is_last in [false, true] {
-            assert!(matches!(writers(&metadata, true, is_last, None), Writers::Some));
-            assert!(matches!(writers(&metadata, false, is_last, None), Writers::Anybody));
+            assert!(matches!(writers(&metadata, true, is_last, None), ForeignWriters::Some));
+            assert!(matches!(writers(&metadata, false, is_last, None), ForeignWriters::Anybody));
         }
         // What an fsGroup gets in a volume of its own.
         mode(folder.path(), 0o770);
         if chown(folder.path(), None, Some(4321)).is_ok() {
             let metadata = std::fs::metadata(folder.path()).unwrap();
-            assert!(matches!(writers(&metadata, false, true, Some(4321)), Writers::Some));
-            assert!(matches!(writers(&metadata, false, true, Some(4322)), Writers::Anybody));
+            assert!(matches!(writers(&metadata, false, true, Some(4321)), ForeignWriters::Some));
+            assert!(matches!(writers(&metadata, false, true, Some(4322)), ForeignWriters::Anybody));
         }
     }
 }

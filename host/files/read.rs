@@ -8,13 +8,13 @@ use std::path::Path;
 
 /// Why a file was not read.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unreadable {
+pub(crate) enum ReadError {
     /// The system call failed.
     #[error("cannot be read: {0}")]
     System(#[from] io::Error),
     /// Not a regular file.
     #[error("is not a file, but {0}")]
-    Other(&'static str),
+    NotAFile(&'static str),
     /// Larger than the limit.
     #[error("has {size} bytes, or more; at most {most} are read")]
     TooLarge {
@@ -31,7 +31,7 @@ pub(crate) enum Unreadable {
     Exposed(String),
 }
 
-impl Unreadable {
+impl ReadError {
     /// Whether the file does not exist.
     pub(crate) fn is_missing(&self) -> bool {
         matches!(self, Self::System(error) if error.kind() == io::ErrorKind::NotFound)
@@ -42,7 +42,7 @@ impl Unreadable {
 ///
 /// # Errors
 /// Why it was not read. The message continues a sentence that begins with the file.
-pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>, Unreadable> {
+pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>, ReadError> {
     let (file, metadata) = open(path, most)?;
     contents(file, &metadata, most)
 }
@@ -51,8 +51,8 @@ pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>, Unreadable> {
 ///
 /// # Errors
 /// As [`read`], and if it is not UTF-8.
-pub(crate) fn read_text(path: &Path, most: u64) -> Result<String, Unreadable> {
-    String::from_utf8(read(path, most)?).map_err(|_| Unreadable::NotText)
+pub(crate) fn read_text(path: &Path, most: u64) -> Result<String, ReadError> {
+    String::from_utf8(read(path, most)?).map_err(|_| ReadError::NotText)
 }
 
 /// Reads a file that this process wrote earlier: it belongs to this process's user (or root), and no
@@ -60,7 +60,7 @@ pub(crate) fn read_text(path: &Path, most: u64) -> Result<String, Unreadable> {
 ///
 /// # Errors
 /// As [`read`], and if another user may have written it.
-pub(super) fn read_own(file: File, group: Option<u32>, most: u64) -> Result<Vec<u8>, Unreadable> {
+pub(super) fn read_own(file: File, group: Option<u32>, most: u64) -> Result<Vec<u8>, ReadError> {
     let metadata = file.metadata()?;
     check(&metadata, most)?;
     let (owner, mode) = (metadata.uid(), metadata.mode() & 0o7777);
@@ -69,7 +69,7 @@ pub(super) fn read_own(file: File, group: Option<u32>, most: u64) -> Result<Vec<
         let why = format!(
             "belongs to user {owner} with mode {mode:04o}: another user may have written it; it is not used"
         );
-        return Err(Unreadable::Exposed(why));
+        return Err(ReadError::Exposed(why));
     }
     contents(file, &metadata, most)
 }
@@ -78,9 +78,9 @@ pub(super) fn read_own(file: File, group: Option<u32>, most: u64) -> Result<Vec<
 ///
 /// # Errors
 /// As [`read_text`].
-pub(crate) fn read_argument(path: &Path, most: u64) -> Result<String, Unreadable> {
+pub(crate) fn read_argument(path: &Path, most: u64) -> Result<String, ReadError> {
     let bytes = read_to_limit(open_argument(path)?, 0, most)?;
-    String::from_utf8(bytes).map_err(|_| Unreadable::NotText)
+    String::from_utf8(bytes).map_err(|_| ReadError::NotText)
 }
 
 /// Opens a command line argument for incremental reading.
@@ -102,7 +102,7 @@ pub(crate) fn exhausted() -> Option<i32> {
 }
 
 /// Opens a regular file of at most `most` bytes.
-pub(super) fn open(path: &Path, most: u64) -> Result<(File, Metadata), Unreadable> {
+pub(super) fn open(path: &Path, most: u64) -> Result<(File, Metadata), ReadError> {
     // Opening some devices has side effects.
     check(&std::fs::metadata(path)?, most)?;
     // The path may have been replaced by a pipe, whose opening would wait for a writer.
@@ -114,16 +114,16 @@ pub(super) fn open(path: &Path, most: u64) -> Result<(File, Metadata), Unreadabl
 }
 
 /// Reads an open file.
-pub(super) fn contents(file: File, metadata: &Metadata, most: u64) -> Result<Vec<u8>, Unreadable> {
+pub(super) fn contents(file: File, metadata: &Metadata, most: u64) -> Result<Vec<u8>, ReadError> {
     read_to_limit(file, metadata.len(), most)
 }
 
-fn read_to_limit(file: File, expected: u64, most: u64) -> Result<Vec<u8>, Unreadable> {
+fn read_to_limit(file: File, expected: u64, most: u64) -> Result<Vec<u8>, ReadError> {
     let mut bytes = Vec::with_capacity(usize::try_from(expected).unwrap_or_default());
     // The file may grow meanwhile.
     file.take(most + 1).read_to_end(&mut bytes)?;
     let size = bytes.len() as u64;
-    if size > most { Err(Unreadable::TooLarge { size, most }) } else { Ok(bytes) }
+    if size > most { Err(ReadError::TooLarge { size, most }) } else { Ok(bytes) }
 }
 
 /// Whether this owner is this process's user or root.
@@ -131,7 +131,7 @@ pub(super) fn is_trusted(owner: u32) -> bool {
     owner == 0 || owner == rustix::process::geteuid().as_raw()
 }
 
-fn check(metadata: &Metadata, most: u64) -> Result<(), Unreadable> {
+fn check(metadata: &Metadata, most: u64) -> Result<(), ReadError> {
     let kind = metadata.file_type();
     let other = match () {
         () if kind.is_file() => None,
@@ -142,8 +142,8 @@ fn check(metadata: &Metadata, most: u64) -> Result<(), Unreadable> {
     };
     let size = metadata.len();
     match other {
-        Some(other) => Err(Unreadable::Other(other)),
-        None if size > most => Err(Unreadable::TooLarge { size, most }),
+        Some(other) => Err(ReadError::NotAFile(other)),
+        None if size > most => Err(ReadError::TooLarge { size, most }),
         None => Ok(()),
     }
 }
@@ -161,12 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn files_are_read_up_to_their_limit_also_through_links() {
+    fn files_are_read_up_to_a_limit_also_through_links() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, b"0123456789").unwrap();
         assert_eq!(read(&file, 10).unwrap(), b"0123456789");
-        assert!(matches!(read(&file, 9), Err(Unreadable::TooLarge { size: 10, most: 9 })));
+        assert!(matches!(read(&file, 9), Err(ReadError::TooLarge { size: 10, most: 9 })));
         symlink(&file, folder.path().join("link")).unwrap();
         assert_eq!(read(&folder.path().join("link"), 10).unwrap(), b"0123456789");
         assert!(read(&folder.path().join("none"), 10).unwrap_err().is_missing());
@@ -175,11 +175,11 @@ mod tests {
         assert_eq!(read_argument(&file, 10).unwrap(), "0123456789");
         assert!(read_argument(Path::new("/dev/zero"), 10).is_err(), "bounded, whatever it is");
         std::fs::write(&file, b"\xff").unwrap();
-        assert!(matches!(read_text(&file, 10), Err(Unreadable::NotText)));
+        assert!(matches!(read_text(&file, 10), Err(ReadError::NotText)));
     }
 
     #[test]
-    fn what_is_no_file_is_named_at_once() {
+    fn non_files_are_rejected_without_blocking() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
         assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
@@ -192,13 +192,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_says_that_it_is_empty_is_read_within_its_limit() {
+    fn a_file_with_size_zero_is_read_within_its_limit() {
         // Kernel files report size 0 before they are read.
-        assert!(matches!(read(Path::new("/proc/self/limits"), 10), Err(Unreadable::TooLarge { .. })));
+        assert!(matches!(read(Path::new("/proc/self/limits"), 10), Err(ReadError::TooLarge { .. })));
     }
 
     #[test]
-    fn what_somebody_else_may_have_written_is_not_our_own() {
+    fn files_writable_by_others_are_not_trusted() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, b"x").unwrap();
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(read(None).unwrap(), b"x");
         for open in [0o664, 0o646, 0o666] {
             mode(open);
-            assert!(matches!(read(None), Err(Unreadable::Exposed(_))), "{open:o}");
+            assert!(matches!(read(None), Err(ReadError::Exposed(_))), "{open:o}");
         }
         mode(0o600);
         // Needs root; tests in containers run as root.

@@ -9,18 +9,18 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use super::read::{Unreadable, contents, is_trusted, open};
+use super::read::{ReadError, contents, is_trusted, open};
 
 /// Reads a secret file as text.
 ///
 /// # Errors
 /// Why it was not read, with the remedy if its owner or mode is the reason.
-pub(crate) fn read_secret(path: &Path, most: u64) -> Result<String, Unreadable> {
+pub(crate) fn read_secret(path: &Path, most: u64) -> Result<String, ReadError> {
     let (file, metadata) = open(path, most)?;
     if let Some(why) = exposure(path, &metadata, is_mounted_read_only(&file)) {
-        return Err(Unreadable::Exposed(why));
+        return Err(ReadError::Exposed(why));
     }
-    String::from_utf8(contents(file, &metadata, most)?).map_err(|_| Unreadable::NotText)
+    String::from_utf8(contents(file, &metadata, most)?).map_err(|_| ReadError::NotText)
 }
 
 /// Who else may access the secret, with the remedy.
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_for_this_container_alone_may_be_readable() {
+    fn a_read_only_mount_may_be_readable() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("token");
         std::fs::write(&file, "secret").unwrap();

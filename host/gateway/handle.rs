@@ -23,7 +23,7 @@ pub struct Handle {
     pub(super) registry: Arc<Registry>,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) kafka: consumer::Health,
-    pub(super) memory: memory_guard::Report,
+    pub(super) memory: memory_guard::MemoryReport,
     pub(super) directory: watch::Receiver<Option<String>>,
     pub(super) stopping: Arc<AtomicBool>,
     pub(super) tasks: TaskTracker,
@@ -34,7 +34,7 @@ pub struct Handle {
 const STALLS_NAMED: usize = 16;
 
 /// The result of an operator's change: the active generation, or why nothing changed.
-pub type Steered = Result<policy::Generation, policy::Refused>;
+pub type OperatorResult = Result<policy::Generation, policy::PolicyError>;
 
 impl Handle {
     /// Why the gateway is not delivering; empty if it is.
@@ -76,7 +76,7 @@ impl Handle {
         Ok(text)
     }
 
-    /// The policies. What changes them goes through [`Handle::steer`].
+    /// The policies. What changes them goes through [`Handle::apply`].
     pub fn policies(&self) -> &Policies {
         &self.pipeline.policies
     }
@@ -91,15 +91,15 @@ impl Handle {
     ///
     /// # Errors
     /// Why nothing changed.
-    pub async fn steer<F>(&self, act: impl FnOnce(Arc<Policies>) -> F) -> Steered
+    pub async fn apply<F>(&self, act: impl FnOnce(Arc<Policies>) -> F) -> OperatorResult
     where
-        F: Future<Output = Steered> + Send + 'static,
+        F: Future<Output = OperatorResult> + Send + 'static,
     {
         let act = act(Arc::clone(&self.pipeline.policies));
         let shutdown = self.shutdown.clone();
         let task = self.tasks.spawn(async move { shutdown.run_until_cancelled(act).await });
         let done = task.await.ok().flatten();
-        done.unwrap_or_else(|| Err(policy::Refused::because("the gateway stopped before it was done")))
+        done.unwrap_or_else(|| Err(policy::PolicyError::because("the gateway stopped before it was done")))
     }
 
     /// The route of a room as it is kept for a short time: asks nobody. `None` when it is not kept.

@@ -18,14 +18,14 @@ use tracing::{debug, error, info, warn};
 use crate::blocking::run_blocking;
 use crate::comets::Fleet;
 use crate::config::Config;
-use crate::consumer::{self, Consumer, Limits, Stopped};
+use crate::consumer::{self, Consumer, ConsumerLimits, StopOutcome};
 use crate::dead_letter::{self, DeadLetters};
 use crate::kafka::Producer;
 use crate::offline::{InboxQueue, Notifier};
 use crate::panics;
 use crate::pipeline::{self, Pipeline};
 use crate::policy::{self, PluginConfig, Policies};
-use crate::redrive_key::KnownKey;
+use crate::redrive_key::CachedRedriveKey;
 use crate::stalls::Stalls;
 use crate::telemetry;
 
@@ -33,8 +33,8 @@ mod handle;
 mod parts;
 mod verify;
 
-pub use handle::{Handle, Steered};
-pub use parts::{Storage, look_at_fleet, resolver, writes_to_redis};
+pub use handle::{Handle, OperatorResult};
+pub use parts::{Storage, observe_fleet, resolver, writes_to_redis};
 pub use verify::{probe, verify};
 
 /// A running gateway. Stop it with [`Gateway::stop`]; dropping it abandons what is in flight.
@@ -46,7 +46,7 @@ pub struct Gateway {
 }
 
 /// How often the directory is asked whether it is there.
-const CHECK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Gateway {
     /// Starts everything, with these plugins. `sources` says which are wanted later; it is asked again whenever
@@ -58,7 +58,7 @@ impl Gateway {
     pub async fn start(
         config: &Config,
         plugins: Vec<PluginConfig>,
-        sources: policy::Sources,
+        sources: policy::PolicySources,
         mut registry: Registry,
     ) -> anyhow::Result<Self> {
         let storage = Storage::open(config, &mut registry)?;
@@ -72,13 +72,13 @@ impl Gateway {
     pub async fn start_with(
         config: &Config,
         plugins: Vec<PluginConfig>,
-        sources: policy::Sources,
+        sources: policy::PolicySources,
         storage: Storage,
         mut registry: Registry,
     ) -> anyhow::Result<Self> {
         telemetry::register(&mut registry);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
-        let setup = policy::Setup::of_gateway(&config.policies, &mut registry)?;
+        let setup = policy::PolicyDependencies::of_gateway(&config.policies, &mut registry)?;
         // Compiling may take long; whoever waits for the start may give it up meanwhile.
         let writes = writes_to_redis(config, &plugins);
         let start = move || Policies::start_with(setup, &plugins);
@@ -87,11 +87,11 @@ impl Gateway {
         let (inbox, writer) = InboxQueue::new(Arc::clone(&storage.inbox), &config.offline);
         let pipeline =
             Arc::new(build_pipeline(config, policies, &storage, inbox, stalls.clone(), &mut registry)?);
-        tasks.spawn(panics::fatal("the writer of inboxes", writer.run(shutdown.clone())));
+        tasks.spawn(panics::abort_on_panic("the writer of inboxes", writer.run(shutdown.clone())));
 
-        announce_reach(&pipeline.fleet).await;
+        log_reach(&pipeline.fleet).await;
         let consumer_metrics = consumer::Metrics::register(&mut registry);
-        let limits = Limits {
+        let limits = ConsumerLimits {
             records: config.delivery.max_in_flight,
             bytes: usize::try_from(config.delivery.max_in_flight_bytes.as_u64()).unwrap_or(usize::MAX),
             record: config.delivery.record_limits(),
@@ -100,9 +100,9 @@ impl Gateway {
         let spawn_worker = {
             let (tasks, pipeline) = (tasks.clone(), Arc::clone(&pipeline));
             let runtime = tokio::runtime::Handle::current();
-            move |feed| {
+            move |stream| {
                 drop(tasks.spawn_on(
-                    panics::fatal("a partition's worker", Arc::clone(&pipeline).run(feed)),
+                    panics::abort_on_panic("a partition's worker", Arc::clone(&pipeline).run(stream)),
                     &runtime,
                 ))
             }
@@ -134,12 +134,12 @@ impl Gateway {
     }
 
     /// Waits until Kafka has fenced this process out of the group: time to stop.
-    pub async fn until_shut_out(&self) {
-        self.handle.kafka.until_shut_out().await;
+    pub async fn until_fenced(&self) {
+        self.handle.kafka.until_fenced().await;
     }
 
     /// Stops fetching, finishes records in flight within `grace`, commits, and leaves the group.
-    pub async fn stop(self, grace: Duration) -> Stopped {
+    pub async fn stop(self, grace: Duration) -> StopOutcome {
         self.handle.stopping.store(true, Ordering::Release);
         info!(grace = ?grace, "stopping: finishing what is in flight");
         let stopped = self.consumer.stop(grace).await;
@@ -153,14 +153,14 @@ impl Gateway {
             warn!("some tasks did not end in time and are aborted");
         }
         match stopped {
-            Stopped::Drained => info!("stopped: everything in flight was finished and committed"),
-            Stopped::Incomplete(leftover) => warn!("stopped: {leftover}; these are delivered again"),
-            Stopped::ShutOut => {
+            StopOutcome::Drained => info!("stopped: everything in flight was finished and committed"),
+            StopOutcome::Incomplete(leftover) => warn!("stopped: {leftover}; these are delivered again"),
+            StopOutcome::Fenced => {
                 error!(
                     "stopped: kafka has fenced this process out of the consumer group; check that no other process uses its `[kafka] instance`, then restart it"
                 )
             }
-            Stopped::Hung => {
+            StopOutcome::TimedOut => {
                 error!("kafka did not close in time; the last settled records may be redelivered")
             }
         }
@@ -187,7 +187,7 @@ fn build_pipeline(
         shared_state: Arc::clone(&storage.shared_state),
         fleet,
         inbox,
-        waiting: pipeline::Waiting::new(config.offline.max_in_flight),
+        absent_budget: pipeline::AbsentBudget::new(config.offline.max_in_flight),
         notifier: Notifier::new(producer, config.offline.notify_topic.clone()),
         offline: config.offline.clone(),
         dead_letters: DeadLetters::start(&config.kafka, dead_letter::Metrics::register(registry))?,
@@ -195,20 +195,20 @@ fn build_pipeline(
         stalls,
         max_keys: config.delivery.max_keys,
         max_age: config.delivery.max_age,
-        redrive_key: KnownKey::new(Arc::clone(&storage.redrive_keys)),
+        redrive_key: CachedRedriveKey::new(Arc::clone(&storage.redrive_keys)),
         metrics: pipeline::Metrics::register(registry),
     })
 }
 
 /// How long the start waits for what all gateways know of comets. BROADCASTs wait longer.
-const SHARE_WITHIN: Duration = Duration::from_secs(3);
+const SHARE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Waits until the fleet has loaded what it can at the start, so that the first BROADCAST reaches all
 /// comets, and logs them.
-async fn announce_reach(fleet: &Fleet) {
+async fn log_reach(fleet: &Fleet) {
     fleet.resolved().await;
     // The fleet reports a store that cannot be used.
-    drop(tokio::time::timeout(SHARE_WITHIN, fleet.share()).await);
+    drop(tokio::time::timeout(SHARE_TIMEOUT, fleet.share()).await);
     let reach = fleet.reach();
     match reach.caveat() {
         Some(caveat) if reach.comets.is_empty() => {
@@ -240,7 +240,7 @@ fn watch_directory(
                 _ => {}
             }
             report.send_replace(checked.err().map(|error| error.to_string()));
-            tokio::time::sleep(CHECK_EVERY).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     };
     tasks.spawn(async move { shutdown.run_until_cancelled(check).await });

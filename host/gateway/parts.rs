@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prometheus_client::registry::Registry;
 
-use crate::comets::{self, CometStore, Fleet, MemoryCometStore, ReadOnly, RedisCometStore};
+use crate::comets::{self, CometStore, Fleet, MemoryCometStore, ReadOnlyCometStore, RedisCometStore};
 use crate::config::Config;
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
 use crate::guard::{Guards, MemoryGuards, RedisGuards};
@@ -57,7 +57,7 @@ impl Storage {
             directory: Arc::new(RedisDirectory::new(
                 client.clone(),
                 config.routing.check_online,
-                config.routing.max_room,
+                config.routing.max_room_size,
                 metrics,
             )),
             guards: Arc::new(RedisGuards::new(client.clone())),
@@ -90,7 +90,7 @@ impl Storage {
     pub async fn check(&self, writes: bool) -> Result<String, directory::Unavailable> {
         let how = self.directory.check().await?;
         match &self.redis {
-            Some(redis) if writes => redis.may_write().await?,
+            Some(redis) if writes => redis.check_write_permission().await?,
             _ => {}
         }
         Ok(how)
@@ -105,16 +105,18 @@ pub fn writes_to_redis(config: &Config, plugins: &[PluginConfig]) -> bool {
 
 /// The fleet, with this store of what all gateways know.
 pub(super) fn fleet(config: &Config, store: Arc<dyn CometStore>, registry: &mut Registry) -> Arc<Fleet> {
-    let timing =
-        comets::Timing { timeout: config.delivery.timeout, give_up_after: config.delivery.give_up_after };
+    let timing = comets::CallTimeouts {
+        request_timeout: config.delivery.request_timeout,
+        delivery_timeout: config.delivery.delivery_timeout,
+    };
     Fleet::start(&config.comets, timing, comets::Metrics::register(registry), store)
 }
 
 /// The fleet as a gateway would know it, for commands that only look: it has asked discovery and DNS,
 /// and the store of what all gateways know, where it can be read; its warnings say where not. Nothing
 /// is written.
-pub async fn look_at_fleet(config: &Config, storage: &Storage, registry: &mut Registry) -> Arc<Fleet> {
-    let fleet = fleet(config, Arc::new(ReadOnly(Arc::clone(&storage.comets))), registry);
+pub async fn observe_fleet(config: &Config, storage: &Storage, registry: &mut Registry) -> Arc<Fleet> {
+    let fleet = fleet(config, Arc::new(ReadOnlyCometStore(Arc::clone(&storage.comets))), registry);
     fleet.resolved().await;
     drop(fleet.share().await);
     fleet

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use crate::config::Config;
-use crate::files::folder_access;
-use crate::kafka::Probed;
+use crate::files::dir_access;
+use crate::kafka::ProbeResult;
 use crate::{comets, consumer, kafka};
 
 /// Builds every part that can reject its configuration; one sentence for each that does.
@@ -17,9 +17,9 @@ pub fn verify(config: &Config) -> Vec<String> {
         Err(error) => problems.push(properties(error)),
         Ok(()) => problems.extend(consumer::verify(&config.kafka).err().map(properties)),
     }
-    if let Some(folder) = &config.policies.state_folder {
-        let name = format!("`policies.state_folder` {}", folder.display());
-        let refused = folder_access(folder).err().map(|why| format!("{name} {why}"));
+    if let Some(folder) = &config.policies.state_dir {
+        let name = format!("`policies.state_dir` {}", folder.display());
+        let refused = dir_access(folder).err().map(|why| format!("{name} {why}"));
         problems.extend(
             refused.or_else(|| {
                 writable(folder).err().map(|error| format!("{name} cannot be written to: {error}"))
@@ -30,10 +30,10 @@ pub fn verify(config: &Config) -> Vec<String> {
 }
 
 /// Checks that Kafka and the configured comets are reachable and usable.
-pub async fn probe(config: &Config) -> Vec<Probed> {
+pub async fn probe(config: &Config) -> Vec<ProbeResult> {
     let kafka = kafka::probe(&config.kafka, &config.offline.notify_topic);
     let (kafka, comets) = tokio::join!(kafka, comets::probe(&config.comets));
-    let comets = comets.into_iter().map(|(comet, found)| Probed::new(format!("comet {comet}"), found));
+    let comets = comets.into_iter().map(|(comet, found)| ProbeResult::new(format!("comet {comet}"), found));
     kafka.into_iter().chain(comets).collect()
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Claim, Guards, Unavailable};
+use super::{GuardClaim, Guards, Unavailable};
 use crate::expiring::ExpiringMap;
 use crate::message::MessageId;
 
@@ -20,10 +20,10 @@ impl MemoryGuards {
         Self(Mutex::new(ExpiringMap::new(capacity)))
     }
 
-    fn claim_at(&self, claims: &[Claim], now: Instant) -> Vec<bool> {
+    fn claim_at(&self, claims: &[GuardClaim], now: Instant) -> Vec<bool> {
         let mut owners = self.0.lock();
         owners.sweep(now);
-        let mut claim = |claim: &Claim| match owners.get(&claim.key, now) {
+        let mut claim = |claim: &GuardClaim| match owners.get(&claim.key, now) {
             Some(owner) => *owner == claim.message,
             None => {
                 let ttl = Duration::from_millis(claim.millis());
@@ -37,7 +37,7 @@ impl MemoryGuards {
 
 #[async_trait]
 impl Guards for MemoryGuards {
-    async fn claim(&self, claims: &[Claim]) -> Result<Vec<bool>, Unavailable> {
+    async fn claim(&self, claims: &[GuardClaim]) -> Result<Vec<bool>, Unavailable> {
         Ok(self.claim_at(claims, Instant::now()))
     }
 }
@@ -46,12 +46,12 @@ impl Guards for MemoryGuards {
 mod tests {
     use super::*;
 
-    fn claim(key: &str, millis: u64, message: &str) -> Claim {
-        Claim { key: key.to_owned(), ttl: Duration::from_millis(millis), message: message.into() }
+    fn claim(key: &str, millis: u64, message: &str) -> GuardClaim {
+        GuardClaim { key: key.to_owned(), ttl: Duration::from_millis(millis), message: message.into() }
     }
 
     #[test]
-    fn a_claim_holds_exactly_as_long_as_asked() {
+    fn a_claim_expires_exactly() {
         let guards = MemoryGuards::new(10);
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);

@@ -21,7 +21,7 @@ pub use redis::RedisGuards;
 
 /// One message's claim on a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claim {
+pub struct GuardClaim {
     /// The key, prefixed with the name of the plugin.
     pub key: String,
     /// How long the claim is valid: whole milliseconds, at least one.
@@ -30,7 +30,7 @@ pub struct Claim {
     pub message: MessageId,
 }
 
-impl Claim {
+impl GuardClaim {
     /// The duration in milliseconds, as Redis expects it.
     fn millis(&self) -> u64 {
         // A century: Redis rejects durations that overflow when added to the current time.
@@ -47,7 +47,7 @@ pub trait Guards: Send + Sync + 'static {
     ///
     /// # Errors
     /// If claims cannot be made now. Some may have been made; repeating them is harmless.
-    async fn claim(&self, claims: &[Claim]) -> Result<Vec<bool>, Unavailable>;
+    async fn claim(&self, claims: &[GuardClaim]) -> Result<Vec<bool>, Unavailable>;
 }
 
 #[cfg(test)]
@@ -55,8 +55,8 @@ mod tests {
     use super::*;
     use crate::redis_client::testing::{RedisCluster, RedisServer, client_of, eventually};
 
-    fn claim(key: &str, ttl: Duration, message: &str) -> Claim {
-        Claim { key: key.to_owned(), ttl, message: message.into() }
+    fn claim(key: &str, ttl: Duration, message: &str) -> GuardClaim {
+        GuardClaim { key: key.to_owned(), ttl, message: message.into() }
     }
 
     async fn guards_behave(guards: &dyn Guards) {
@@ -100,17 +100,18 @@ mod tests {
         let hour = Duration::from_secs(3600);
         let many: Vec<_> = (0..3000).map(|n| claim(&format!("many {n}"), hour, "m/0/8")).collect();
         assert_eq!(guards.claim(&many).await, Ok(vec![true; many.len()]));
-        let later: Vec<_> = many.into_iter().map(|made| Claim { message: "m/0/9".into(), ..made }).collect();
+        let later: Vec<_> =
+            many.into_iter().map(|made| GuardClaim { message: "m/0/9".into(), ..made }).collect();
         assert_eq!(guards.claim(&later).await, Ok(vec![false; later.len()]));
     }
 
     #[tokio::test]
-    async fn no_claim_is_decided_while_redis_is_away() {
-        let mut server = RedisServer::away();
+    async fn no_claim_is_decided_while_redis_is_unreachable() {
+        let mut server = RedisServer::unreachable();
         let guards = RedisGuards::new(server.client());
         let batch = [claim("a", Duration::from_secs(60), "m/0/1")];
         guards.claim(&batch).await.expect_err("nobody listens");
-        server.revive().await;
+        server.restart().await;
         eventually("claims succeed", async || guards.claim(&batch).await == Ok(vec![true])).await;
     }
 }

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use redis::{Cmd, Value};
 
-use super::{Claim, Guards, Unavailable};
+use super::{GuardClaim, Guards, Unavailable};
 use crate::redis_client::{RedisClient, Refusal, refusal};
 
 /// Claims under `<prefix>guard:` in Redis. The value of a key is the id of the claiming message, so a
@@ -19,11 +19,11 @@ impl RedisGuards {
         Self { client }
     }
 
-    fn key(&self, claim: &Claim) -> String {
+    fn key(&self, claim: &GuardClaim) -> String {
         format!("{}guard:{}", self.client.prefix(), claim.key)
     }
 
-    pub(super) fn decide(&self, claim: &Claim, set: &Value, owner: &Value) -> Result<bool, Unavailable> {
+    pub(super) fn decide(&self, claim: &GuardClaim, set: &Value, owner: &Value) -> Result<bool, Unavailable> {
         if let Some(Refusal::Denied(said) | Refusal::Other(said)) = refusal(set).or_else(|| refusal(owner)) {
             return Err(self.client.denied("claim_guards", said));
         }
@@ -38,7 +38,7 @@ impl RedisGuards {
 
 #[async_trait]
 impl Guards for RedisGuards {
-    async fn claim(&self, claims: &[Claim]) -> Result<Vec<bool>, Unavailable> {
+    async fn claim(&self, claims: &[GuardClaim]) -> Result<Vec<bool>, Unavailable> {
         if claims.is_empty() {
             return Ok(Vec::new());
         }
@@ -56,7 +56,7 @@ impl Guards for RedisGuards {
     }
 }
 
-fn set_if_absent(key: &str, claim: &Claim) -> Cmd {
+fn set_if_absent(key: &str, claim: &GuardClaim) -> Cmd {
     let mut command = redis::cmd("SET");
     command.arg(key).arg(claim.message.as_str()).arg("NX").arg("PX").arg(claim.millis());
     command

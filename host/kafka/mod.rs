@@ -4,25 +4,25 @@
 //! It knows records, but not messages or settled offsets. The consumer, the dead letters and the
 //! notifier build on it.
 
-mod builtin;
+mod client_events;
 mod errors;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod mock_broker;
 mod native;
-mod ordered;
+mod ordered_writer;
 mod patterns;
-mod polled;
+mod polled_producer;
 mod probe;
 mod producer;
-mod read;
 mod record;
-mod sender;
+mod record_writer;
 mod skip;
 mod start;
 mod topic_ids;
+mod topic_reader;
 mod topic_set;
 mod verify;
-mod voice;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -30,25 +30,25 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 
-pub use builtin::BuiltinBroker;
+pub(crate) use client_events::{ClientEvents, log_line};
 pub(crate) use errors::{describe, refused};
-pub(crate) use ordered::{Fit, OrderedSender, Written};
-pub use probe::{Probed, probe};
+pub use mock_broker::MockBroker;
+pub(crate) use ordered_writer::{FitRecord, OrderedWriter, WriteOutcome};
+pub use probe::{ProbeResult, probe};
 pub use producer::Producer;
-pub use read::Reader;
-pub(crate) use read::{ANSWER, Span, blocking, partitions};
 pub(crate) use record::copy as copy_record;
-pub(crate) use sender::Outgoing;
-pub use sender::{NotWritten, Refusal};
+pub(crate) use record_writer::OutgoingRecord;
+pub use record_writer::{WriteError, WriteRefusal};
 pub(crate) use skip::is_unreadable;
-pub use skip::{Skip, Skipped, skip};
-pub use start::{NotAStart, Start};
+pub use skip::{SkipRequest, SkippedRange, skip};
+pub use start::{InvalidStart, StartFrom};
 #[cfg(test)]
 pub(crate) use topic_ids::cut_metadata;
-pub(crate) use topic_ids::{TopicId, TopicQuestion, TopicState, Topics, cached_low, metadata_of};
+pub(crate) use topic_ids::{DescribeTopics, TopicId, TopicState, Topics, cached_low_watermark, metadata_of};
+pub use topic_reader::TopicReader;
+pub(crate) use topic_reader::{OffsetRange, REQUEST_TIMEOUT, blocking, partitions};
 pub use topic_set::TopicSet;
 pub use verify::verify;
-pub(crate) use voice::{Voice, log_line};
 
 /// `[kafka]`: where records come from.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -63,15 +63,15 @@ pub struct Config {
     /// Where the group starts in a topic in which it has committed nothing: `oldest`, `newest`, or a
     /// UTC time. It is decided once and committed; partitions that are added later start at the
     /// beginning.
-    pub start: Start,
+    pub start: StartFrom,
     /// Makes this process a static member of the group under this name, unique in the group:
     /// a restart within the session timeout then moves no partitions. Empty means dynamic.
-    pub instance: String,
+    pub instance_id: String,
     /// The topic for records that cannot be delivered.
     pub dead_letter_topic: String,
     /// How often settled offsets are committed.
     #[serde(with = "humantime_serde")]
-    pub commit_every: Duration,
+    pub commit_interval: Duration,
     /// The group revokes the partitions after this long without a heartbeat. Draining revoked
     /// partitions gets less than half of it.
     #[serde(with = "humantime_serde")]
@@ -87,10 +87,10 @@ impl Default for Config {
             brokers: "localhost:9092".into(),
             topics: vec!["push".into()],
             group: "halley".into(),
-            start: Start::Oldest,
-            instance: String::new(),
+            start: StartFrom::Oldest,
+            instance_id: String::new(),
             dead_letter_topic: "push.dead-letter".into(),
-            commit_every: Duration::from_secs(1),
+            commit_interval: Duration::from_secs(1),
             session_timeout: Duration::from_secs(30),
             properties: BTreeMap::new(),
         }
@@ -113,7 +113,7 @@ const RESERVED: [&str; 11] = [
 ];
 
 /// Would apply at every assignment of a partition without a committed offset. `start` replaces it.
-const RESET: &str = "auto.offset.reset";
+const AUTO_OFFSET_RESET: &str = "auto.offset.reset";
 
 impl Config {
     /// What is wrong with the values, one sentence for each mistake.
@@ -148,9 +148,9 @@ impl Config {
                 "`kafka.session_timeout` must be 1s to 300s; brokers allow 6s to 30min by default".into(),
             );
         }
-        if self.properties.contains_key(RESET) {
+        if self.properties.contains_key(AUTO_OFFSET_RESET) {
             problems.push(format!(
-                "`kafka.properties` sets `{RESET}`; use `kafka.start` = \"oldest\", \"newest\" or a time: it is decided once, whereas the property skips records after restarts and in added partitions"
+                "`kafka.properties` sets `{AUTO_OFFSET_RESET}`; use `kafka.start` = \"oldest\", \"newest\" or a time: it is decided once, whereas the property skips records after restarts and in added partitions"
             ));
         }
         for key in RESERVED.iter().filter(|key| self.properties.contains_key(**key)) {
@@ -164,13 +164,13 @@ impl Config {
     /// Values that work but are probably a mistake.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
-        if self.session_timeout < BROKERS_LEAST_SESSION && !self.is_next_generation() {
+        if self.session_timeout < DEFAULT_MIN_SESSION_TIMEOUT && !self.uses_consumer_protocol() {
             warnings.push(format!(
                 "`kafka.session_timeout` is {:?}; brokers refuse less than 6s unless their `group.min.session.timeout.ms` is lower",
                 self.session_timeout
             ));
         }
-        if self.session_timeout != Self::default().session_timeout && self.is_next_generation() {
+        if self.session_timeout != Self::default().session_timeout && self.uses_consumer_protocol() {
             warnings.push(
                 "`kafka.session_timeout` only bounds draining: with `group.protocol` = \"consumer\" the brokers set the session timeout (`group.consumer.session.timeout.ms`)".into(),
             );
@@ -180,7 +180,7 @@ impl Config {
 
     /// Whether the group uses the protocol of KIP-848, in which the brokers assign partitions and
     /// set the session timeout.
-    pub(crate) fn is_next_generation(&self) -> bool {
+    pub(crate) fn uses_consumer_protocol(&self) -> bool {
         self.properties
             .get("group.protocol")
             .is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer"))
@@ -203,7 +203,7 @@ impl Config {
 }
 
 /// The brokers' default minimum (`group.min.session.timeout.ms`).
-const BROKERS_LEAST_SESSION: Duration = Duration::from_secs(6);
+const DEFAULT_MIN_SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// What is wrong with the name of a topic, by Kafka's rules.
 pub fn topic_problem(key: &str, name: &str) -> Option<String> {
@@ -287,7 +287,9 @@ mod tests {
         let wrong = Config {
             topics: vec!["push".into()],
             dead_letter_topic: "push".into(),
-            properties: [("acks", "1"), (RESET, "latest")].map(|(k, v)| (k.to_owned(), v.to_owned())).into(),
+            properties: [("acks", "1"), (AUTO_OFFSET_RESET, "latest")]
+                .map(|(k, v)| (k.to_owned(), v.to_owned()))
+                .into(),
             ..Config::default()
         };
         let problems = wrong.validate();

@@ -27,12 +27,12 @@ pub(super) struct Headers<'a> {
 
 /// librdkafka cannot read a record's headers: they are malformed, or more than 100,000.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Unreadable;
+pub(super) struct MalformedHeaders;
 
 #[allow(unsafe_code, reason = "librdkafka's own functions are the only way to headers as bytes")]
 impl<'a> Headers<'a> {
     /// The headers of a record; `None` if it has none.
-    pub(super) fn of(message: &'a BorrowedMessage<'_>) -> Result<Option<Self>, Unreadable> {
+    pub(super) fn of(message: &'a BorrowedMessage<'_>) -> Result<Option<Self>, MalformedHeaders> {
         let mut list = ptr::null_mut();
         // SAFETY: the pointer is that of a message that lives as long as `message`. The call parses
         // the headers when it is the first, and writes where they are; they belong to the message.
@@ -40,7 +40,7 @@ impl<'a> Headers<'a> {
         match answer {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR => Ok(Some(Self { list, _message: PhantomData })),
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__NOENT => Ok(None),
-            _ => Err(Unreadable),
+            _ => Err(MalformedHeaders),
         }
     }
 

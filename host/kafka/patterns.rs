@@ -13,7 +13,7 @@ const NAMED: usize = 10;
 
 /// The topics that a pattern matches.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Matches {
+pub(super) struct PatternMatches {
     /// Topics that are consumed.
     pub(super) topics: Vec<String>,
     /// The gateway's own topics, which are not.
@@ -31,13 +31,13 @@ pub(super) fn matches(
     topics: &[String],
     notify_topic: &str,
     config: &Config,
-) -> anyhow::Result<Matches> {
+) -> anyhow::Result<PatternMatches> {
     let regex = |text: &str| Regex::new(text).with_context(|| format!("cannot tell what `{text}` matches"));
     let pattern = regex(pattern)?;
     let ignored = config.properties.get("topic.blacklist").map_or("", String::as_str);
     let ignored: Vec<_> =
         ignored.split(',').filter(|text| !text.is_empty()).map(regex).collect::<Result<_, _>>()?;
-    let mut found = Matches::default();
+    let mut found = PatternMatches::default();
     for topic in topics.iter().filter(|topic| pattern.is_match(topic)) {
         if *topic == config.dead_letter_topic || *topic == notify_topic {
             found.own.push(topic.clone());
@@ -49,7 +49,7 @@ pub(super) fn matches(
     Ok(found)
 }
 
-impl Matches {
+impl PatternMatches {
     /// A description for the operator.
     pub(super) fn found(&self) -> anyhow::Result<String> {
         let own: Vec<_> = self

@@ -15,18 +15,18 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::kafka::patterns::{self, Matches, is_pattern};
-use crate::kafka::{ANSWER, Config, blocking, log_line, read, refused};
+use crate::kafka::patterns::{self, PatternMatches, is_pattern};
+use crate::kafka::{Config, REQUEST_TIMEOUT, blocking, log_line, refused, topic_reader};
 
 /// The result of one check.
-pub struct Probed {
+pub struct ProbeResult {
     /// What was checked, in the operator's words.
     pub subject: String,
     /// What was found, or what is wrong and how to fix it.
     pub found: anyhow::Result<String>,
 }
 
-impl Probed {
+impl ProbeResult {
     /// A result for a subject.
     pub fn new(subject: impl Into<String>, found: anyhow::Result<String>) -> Self {
         Self { subject: subject.into(), found }
@@ -34,26 +34,26 @@ impl Probed {
 }
 
 /// How long to wait for librdkafka's log lines.
-const LOG: Duration = Duration::from_millis(300);
+const LOG_WAIT: Duration = Duration::from_millis(300);
 
 /// For how many topics of a pattern the maximum record size is requested.
 const MATCHES_ASKED: usize = 20;
 
 /// The client for all requests except those for settings.
-type Asking = BaseConsumer<Listening>;
+type ProbeClient = BaseConsumer<ProbeContext>;
 
 /// Keeps why the last connection failed, which librdkafka only logs; the request itself just times
 /// out.
 #[derive(Default)]
-struct Listening(Mutex<Option<String>>);
+struct ProbeContext(Mutex<Option<String>>);
 
-impl ClientContext for Listening {
+impl ClientContext for ProbeContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log_line(level, facility, message);
         if facility == "FAIL" {
             // "[thrd:a:9092/bootstrap]: a:9092/bootstrap: Connect to ... failed: Connection refused"
             let plain = message.split_once("]: ").map_or(message, |(_, plain)| plain);
-            self.heard(plain.to_owned());
+            self.note_failure(plain.to_owned());
         }
     }
 
@@ -61,13 +61,13 @@ impl ClientContext for Listening {
     fn error(&self, error: KafkaError, reason: &str) {
         log_line(RDKafkaLogLevel::Debug, "ERROR", reason);
         if let Some(remedy) = error.rdkafka_error_code().and_then(remedy) {
-            self.heard(format!("{remedy}: {reason}"));
+            self.note_failure(format!("{remedy}: {reason}"));
         }
     }
 }
 
-impl Listening {
-    fn heard(&self, what: String) {
+impl ProbeContext {
+    fn note_failure(&self, what: String) {
         *self.0.lock() = Some(what);
     }
 }
@@ -85,58 +85,61 @@ fn remedy(code: RDKafkaErrorCode) -> Option<&'static str> {
     }
 }
 
-impl ConsumerContext for Listening {}
+impl ConsumerContext for ProbeContext {}
 
 /// Checks the brokers, the consumed topics, the dead-letter topic, the notify topic and the group,
 /// in this order. If no broker answers, it checks nothing else.
-pub async fn probe(config: &Config, notify_topic: &str) -> Vec<Probed> {
+pub async fn probe(config: &Config, notify_topic: &str) -> Vec<ProbeResult> {
     let brokers = format!("kafka at {}", config.brokers);
-    let asker = match Asker::new(config).await {
-        Ok((asker, count)) => (
-            asker,
-            Probed::new(brokers, Ok(format!("{count} broker{} known", if count == 1 { "" } else { "s" }))),
+    let cluster = match ClusterProbe::new(config).await {
+        Ok((cluster, count)) => (
+            cluster,
+            ProbeResult::new(
+                brokers,
+                Ok(format!("{count} broker{} known", if count == 1 { "" } else { "s" })),
+            ),
         ),
-        Err(error) => return vec![Probed::new(brokers, Err(error))],
+        Err(error) => return vec![ProbeResult::new(brokers, Err(error))],
     };
-    let (asker, answered) = asker;
+    let (cluster, answered) = cluster;
     let mut probed = vec![answered];
     let mut largest = 0;
     let (patterns, topics): (Vec<_>, Vec<_>) = config.topics.iter().partition(|topic| is_pattern(topic));
     for pattern in patterns {
-        let matches = asker.matches(pattern, config, notify_topic).await;
+        let matches = cluster.matches(pattern, config, notify_topic).await;
         for topic in matches.iter().flat_map(|matches| &matches.topics).take(MATCHES_ASKED) {
-            let found = asker.topic(topic, false).await.unwrap_or_default();
+            let found = cluster.topic(topic, false).await.unwrap_or_default();
             largest = largest.max(found.largest_record.unwrap_or_default());
         }
         let found = matches.and_then(|matches| matches.found());
-        probed.push(Probed::new(format!("topics {pattern}"), found));
+        probed.push(ProbeResult::new(format!("topics {pattern}"), found));
     }
     for topic in topics {
-        let found = asker.topic(topic, false).await;
+        let found = cluster.topic(topic, false).await;
         largest = largest.max(found.as_ref().map_or(0, |found| found.largest_record.unwrap_or(0)));
-        probed.push(Probed::new(format!("topic {topic}"), found.map(|found| found.to_string())));
+        probed.push(ProbeResult::new(format!("topic {topic}"), found.map(|found| found.to_string())));
     }
-    let dead = asker.topic(&config.dead_letter_topic, true).await;
-    let dead = dead.and_then(|found| found.suits_dead_letters(largest));
-    probed.push(Probed::new(format!("dead-letter topic {}", config.dead_letter_topic), dead));
-    let notify = asker.topic(notify_topic, true).await.map(|found| found.to_string());
-    probed.push(Probed::new(format!("notify topic {notify_topic}"), notify));
-    probed.push(Probed::new(format!("group {}", config.group), asker.group(config).await));
+    let dead = cluster.topic(&config.dead_letter_topic, true).await;
+    let dead = dead.and_then(|found| found.check_dead_letters(largest));
+    probed.push(ProbeResult::new(format!("dead-letter topic {}", config.dead_letter_topic), dead));
+    let notify = cluster.topic(notify_topic, true).await.map(|found| found.to_string());
+    probed.push(ProbeResult::new(format!("notify topic {notify_topic}"), notify));
+    probed.push(ProbeResult::new(format!("group {}", config.group), cluster.group(config).await));
     probed
 }
 
 /// What is known of a topic. `None` if it could not be requested.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Topic {
+struct TopicFacts {
     /// `None`: it does not exist, and the brokers create it on first use.
     partitions: Option<usize>,
     largest_record: Option<u64>,
     compacted: bool,
 }
 
-impl Topic {
+impl TopicFacts {
     /// Dead letters are records with additional headers, and may have no key.
-    fn suits_dead_letters(&self, largest_consumed: u64) -> anyhow::Result<String> {
+    fn check_dead_letters(&self, largest_consumed: u64) -> anyhow::Result<String> {
         anyhow::ensure!(
             !self.compacted,
             "it is compacted: it refuses dead letters without a key and deletes others; set its `cleanup.policy` to `delete`"
@@ -150,7 +153,7 @@ impl Topic {
     }
 }
 
-impl std::fmt::Display for Topic {
+impl std::fmt::Display for TopicFacts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.partitions {
             None => write!(f, "does not exist yet; the brokers create topics on first use"),
@@ -160,8 +163,8 @@ impl std::fmt::Display for Topic {
     }
 }
 
-struct Asker {
-    consumer: Arc<Asking>,
+struct ClusterProbe {
+    consumer: Arc<ProbeClient>,
     admin: AdminClient<DefaultClientContext>,
     /// Whether brokers create topics automatically.
     creates_topics: bool,
@@ -169,47 +172,48 @@ struct Asker {
     sessions: Option<(Duration, Duration)>,
 }
 
-impl Asker {
+impl ClusterProbe {
     /// Connects; returns the number of brokers as well.
     async fn new(config: &Config) -> anyhow::Result<(Self, usize)> {
-        let client = read::client(config, &config.group);
-        let consumer: Asking = client.create_with_context(Listening::default()).map_err(refused)?;
+        let client = topic_reader::client(config, &config.group);
+        let consumer: ProbeClient = client.create_with_context(ProbeContext::default()).map_err(refused)?;
         let consumer = Arc::new(consumer);
         let brokers = ask(&consumer, |consumer| {
-            let metadata = consumer.fetch_metadata(Some("__consumer_offsets"), ANSWER)?;
+            let metadata = consumer.fetch_metadata(Some("__consumer_offsets"), REQUEST_TIMEOUT)?;
             Ok(metadata.brokers().iter().map(rdkafka::metadata::MetadataBroker::id).collect::<Vec<_>>())
         });
         let brokers =
             brokers.await.context("no broker reachable; check `[kafka] brokers`, and `security.protocol` and `sasl.*` in [kafka.properties]")?;
         let mut quiet = config.client();
         quiet.set_log_level(RDKafkaLogLevel::Emerg);
-        let mut asker =
+        let mut cluster =
             Self { consumer, admin: quiet.create().map_err(refused)?, creates_topics: false, sessions: None };
         if let Some(settings) =
-            asker.settings(&ResourceSpecifier::Broker(*brokers.first().unwrap_or(&0))).await
+            cluster.settings(&ResourceSpecifier::Broker(*brokers.first().unwrap_or(&0))).await
         {
             let milliseconds = |key| Some(Duration::from_millis(value(&settings, key)?.parse().ok()?));
-            asker.creates_topics = value(&settings, "auto.create.topics.enable") == Some("true");
+            cluster.creates_topics = value(&settings, "auto.create.topics.enable") == Some("true");
             let least = milliseconds("group.min.session.timeout.ms");
-            asker.sessions = least.zip(milliseconds("group.max.session.timeout.ms"));
+            cluster.sessions = least.zip(milliseconds("group.max.session.timeout.ms"));
         }
-        Ok((asker, brokers.len()))
+        Ok((cluster, brokers.len()))
     }
 
     /// What is known of a topic; it must exist, unless `is_made` on first use.
-    async fn topic(&self, topic: &str, is_made: bool) -> anyhow::Result<Topic> {
+    async fn topic(&self, topic: &str, is_made: bool) -> anyhow::Result<TopicFacts> {
         let name = topic.to_owned();
-        let partitions = ask(&self.consumer, move |consumer| read::partitions(consumer, &name)).await?;
+        let partitions =
+            ask(&self.consumer, move |consumer| topic_reader::partitions(consumer, &name)).await?;
         let Some(partitions) = partitions.filter(|partitions| !partitions.is_empty()) else {
             anyhow::ensure!(
                 is_made && self.creates_topics,
                 "it does not exist; create it, or check its name"
             );
-            return Ok(Topic::default());
+            return Ok(TopicFacts::default());
         };
         let settings = self.settings(&ResourceSpecifier::Topic(topic)).await;
         let setting = |key| settings.as_ref().and_then(|settings| value(settings, key));
-        Ok(Topic {
+        Ok(TopicFacts {
             partitions: Some(partitions.len()),
             largest_record: setting("max.message.bytes").and_then(|bytes| bytes.parse().ok()),
             compacted: setting("cleanup.policy").is_some_and(|policy| policy.contains("compact")),
@@ -217,9 +221,14 @@ impl Asker {
     }
 
     /// The topics that a pattern currently matches.
-    async fn matches(&self, pattern: &str, config: &Config, notify_topic: &str) -> anyhow::Result<Matches> {
+    async fn matches(
+        &self,
+        pattern: &str,
+        config: &Config,
+        notify_topic: &str,
+    ) -> anyhow::Result<PatternMatches> {
         let topics = ask(&self.consumer, |consumer| {
-            let metadata = consumer.fetch_metadata(None, ANSWER)?;
+            let metadata = consumer.fetch_metadata(None, REQUEST_TIMEOUT)?;
             Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect::<Vec<_>>())
         });
         patterns::matches(pattern, &topics.await?, notify_topic, config)
@@ -232,7 +241,8 @@ impl Asker {
             list.add_partition_offset(topic, 0, Offset::Invalid)?;
         }
         let committed =
-            ask(&self.consumer, move |consumer| Ok(consumer.committed_offsets(list, ANSWER)?)).await?;
+            ask(&self.consumer, move |consumer| Ok(consumer.committed_offsets(list, REQUEST_TIMEOUT)?))
+                .await?;
         let is_new = committed.elements().iter().all(|partition| partition.offset() == Offset::Invalid);
         if let Some(problem) = session_problem(self.sessions, config) {
             anyhow::bail!(problem);
@@ -242,7 +252,7 @@ impl Asker {
 
     /// The settings of a topic or a broker; `None` if this client may not read them.
     async fn settings(&self, of: &ResourceSpecifier<'_>) -> Option<ConfigResource> {
-        let options = AdminOptions::new().request_timeout(Some(ANSWER));
+        let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
         let mut answers = self.admin.describe_configs([of], &options).await.ok()?;
         answers.pop()?.ok()
     }
@@ -250,7 +260,7 @@ impl Asker {
 
 /// Why the group's coordinator refuses the session timeout; `taken` is the allowed range.
 fn session_problem(taken: Option<(Duration, Duration)>, config: &Config) -> Option<String> {
-    let (least, most) = taken.filter(|_| !config.is_next_generation())?;
+    let (least, most) = taken.filter(|_| !config.uses_consumer_protocol())?;
     let timeout = config.session_timeout;
     (!(least..=most).contains(&timeout)).then(|| {
         format!(
@@ -272,14 +282,14 @@ fn refusal(error: &anyhow::Error) -> Option<RDKafkaErrorCode> {
 
 /// Runs a request; a failure includes what librdkafka reported about its connections meanwhile.
 async fn ask<T: Send + 'static>(
-    consumer: &Arc<Asking>,
-    question: impl FnOnce(&Asking) -> anyhow::Result<T> + Send + 'static,
+    consumer: &Arc<ProbeClient>,
+    question: impl FnOnce(&ProbeClient) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
     let answer = blocking(consumer, move |consumer| {
         let answer = question(consumer);
         if answer.is_err() {
             // A poll delivers the log lines.
-            drop(consumer.poll(LOG));
+            drop(consumer.poll(LOG_WAIT));
         }
         answer
     });
@@ -313,10 +323,11 @@ mod tests {
 
     #[test]
     fn dead_letters_need_room_and_no_key() {
-        let topic = |largest, compacted| Topic { partitions: Some(1), largest_record: largest, compacted };
-        assert!(topic(Some(1000), false).suits_dead_letters(1000).is_ok());
-        assert!(topic(None, false).suits_dead_letters(1000).is_ok());
-        assert!(topic(Some(999), false).suits_dead_letters(1000).is_err());
-        assert!(topic(Some(1000), true).suits_dead_letters(0).is_err());
+        let topic =
+            |largest, compacted| TopicFacts { partitions: Some(1), largest_record: largest, compacted };
+        assert!(topic(Some(1000), false).check_dead_letters(1000).is_ok());
+        assert!(topic(None, false).check_dead_letters(1000).is_ok());
+        assert!(topic(Some(999), false).check_dead_letters(1000).is_err());
+        assert!(topic(Some(1000), true).check_dead_letters(0).is_err());
     }
 }

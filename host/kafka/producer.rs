@@ -9,7 +9,7 @@ use std::sync::Arc;
 use rdkafka::error::KafkaError;
 use tokio::sync::{OnceCell, Semaphore};
 
-use crate::kafka::sender::{NotWritten, Outgoing, Refusal, Sender};
+use crate::kafka::record_writer::{OutgoingRecord, RecordWriter, WriteError, WriteRefusal};
 use crate::kafka::{Config, refused};
 use crate::message::{Header, VALUE_LEFT_OUT};
 use crate::telemetry::LogThrottle;
@@ -17,19 +17,19 @@ use crate::telemetry::LogThrottle;
 /// Writes records and waits until all in-sync replicas have them. Cheap to clone; clones share the
 /// clients.
 #[derive(Clone)]
-pub struct Producer(Arc<Senders>);
+pub struct Producer(Arc<ProducerState>);
 
-struct Senders {
+struct ProducerState {
     config: Config,
-    batching: Sender,
+    batching: RecordWriter,
     /// Created when a batch is refused for the first time.
-    alone: OnceCell<Sender>,
+    unbatched: OnceCell<RecordWriter>,
     /// Sending alone is slow; the timeout of five seconds begins with the permit.
-    turns: Semaphore,
+    permits: Semaphore,
 }
 
 /// Records sent alone concurrently. librdkafka sends five at a time to each broker.
-const ALONE_AT_ONCE: usize = 100;
+const MAX_UNBATCHED: usize = 100;
 
 impl Producer {
     /// Creates the producer. It connects and reconnects automatically.
@@ -37,9 +37,9 @@ impl Producer {
     /// # Errors
     /// When librdkafka refuses a property.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
-        let batching = Sender::batching(config).map_err(refused)?;
-        let (config, turns) = (config.clone(), Semaphore::new(ALONE_AT_ONCE));
-        Ok(Self(Arc::new(Senders { config, batching, alone: OnceCell::new(), turns })))
+        let batching = RecordWriter::batching(config).map_err(refused)?;
+        let (config, permits) = (config.clone(), Semaphore::new(MAX_UNBATCHED));
+        Ok(Self(Arc::new(ProducerState { config, batching, unbatched: OnceCell::new(), permits })))
     }
 
     /// Writes a key and a value; returns once the broker has acknowledged it.
@@ -47,10 +47,10 @@ impl Producer {
     /// # Errors
     /// After five seconds without an acknowledgement, or at once if a retry is useless. A record
     /// that is refused and sent again has another five seconds.
-    pub async fn put(&self, topic: &str, key: &[u8], value: &[u8]) -> Result<(), NotWritten> {
+    pub async fn put(&self, topic: &str, key: &[u8], value: &[u8]) -> Result<(), WriteError> {
         self.write(
             topic,
-            Outgoing { key: Some(key.into()), value: Some(value.into()), ..Outgoing::default() },
+            OutgoingRecord { key: Some(key.into()), value: Some(value.into()), ..OutgoingRecord::default() },
         )
         .await
     }
@@ -60,21 +60,21 @@ impl Producer {
     ///
     /// # Errors
     /// Those of [`Producer::put`].
-    pub(crate) async fn write(&self, topic: &str, record: Outgoing<'_>) -> Result<(), NotWritten> {
+    pub(crate) async fn write(&self, topic: &str, record: OutgoingRecord<'_>) -> Result<(), WriteError> {
         let mut result = self.0.batching.send(topic, record.clone()).await;
-        if result.as_ref().is_err_and(|error| Refusal::of(error).is_some()) {
-            result = self.write_alone(topic, record).await;
+        if result.as_ref().is_err_and(|error| WriteRefusal::of(error).is_some()) {
+            result = self.write_unbatched(topic, record).await;
         }
-        result.map_err(|error| NotWritten::new(topic, &error))
+        result.map_err(|error| WriteError::new(topic, &error))
     }
 
     /// Each refusal removes a part of the record, so there are at most three attempts.
-    async fn write_alone(&self, topic: &str, mut record: Outgoing<'_>) -> Result<(), KafkaError> {
-        let make = async || Sender::one_by_one(&self.0.config);
-        let alone = self.0.alone.get_or_try_init(make).await?;
-        let _turn = self.0.turns.acquire().await.expect("the turns are never closed");
+    async fn write_unbatched(&self, topic: &str, mut record: OutgoingRecord<'_>) -> Result<(), KafkaError> {
+        let make = async || RecordWriter::unbatched(&self.0.config);
+        let unbatched = self.0.unbatched.get_or_try_init(make).await?;
+        let _turn = self.0.permits.acquire().await.expect("the turns are never closed");
         loop {
-            let Err(error) = alone.send(topic, record.clone()).await else { return Ok(()) };
+            let Err(error) = unbatched.send(topic, record.clone()).await else { return Ok(()) };
             let Some(acceptable) = acceptable(topic, record, &error) else { return Err(error) };
             record = acceptable;
         }
@@ -82,21 +82,25 @@ impl Producer {
 }
 
 /// What remains of a record that its topic has refused.
-fn acceptable<'a>(topic: &str, record: Outgoing<'a>, error: &KafkaError) -> Option<Outgoing<'a>> {
-    match Refusal::of(error)? {
-        Refusal::TooLarge => without_value(topic, record, error),
+fn acceptable<'a>(topic: &str, record: OutgoingRecord<'a>, error: &KafkaError) -> Option<OutgoingRecord<'a>> {
+    match WriteRefusal::of(error)? {
+        WriteRefusal::TooLarge => without_value(topic, record, error),
         // The gateway's records carry the time in a header as well.
-        Refusal::Timestamp if record.timestamp_ms.is_some() => {
-            Some(Outgoing { timestamp_ms: None, ..record })
+        WriteRefusal::Timestamp if record.timestamp_ms.is_some() => {
+            Some(OutgoingRecord { timestamp_ms: None, ..record })
         }
-        Refusal::Timestamp | Refusal::Other => None,
+        WriteRefusal::Timestamp | WriteRefusal::Other => None,
     }
 }
 
 /// The record without its value, for a topic that refuses its size. A record that fitted into its
 /// topic may not fit with our headers, or into another topic; retrying forever would stall its
 /// partition.
-fn without_value<'a>(topic: &str, mut record: Outgoing<'a>, error: &KafkaError) -> Option<Outgoing<'a>> {
+fn without_value<'a>(
+    topic: &str,
+    mut record: OutgoingRecord<'a>,
+    error: &KafkaError,
+) -> Option<OutgoingRecord<'a>> {
     let size = record.value.as_ref().map(|value| value.len()).filter(|size| *size > 0)?;
     static LINE: LogThrottle = LogThrottle::per_record();
     if let Some(held_back) = LINE.admit() {
@@ -109,7 +113,7 @@ fn without_value<'a>(topic: &str, mut record: Outgoing<'a>, error: &KafkaError) 
     }
     let left_out = format!("{size} bytes: {error}");
     record.headers.push(Header::new(VALUE_LEFT_OUT, left_out));
-    Some(Outgoing { value: None, ..record })
+    Some(OutgoingRecord { value: None, ..record })
 }
 
 #[cfg(test)]
@@ -123,11 +127,11 @@ mod tests {
         let of = |code| KafkaError::MessageProduction(code);
         let (large, old) =
             (of(RDKafkaErrorCode::MessageSizeTooLarge), of(RDKafkaErrorCode::InvalidTimestamp));
-        let record = Outgoing {
+        let record = OutgoingRecord {
             key: Some(b"k".into()),
             value: Some(b"v".into()),
             timestamp_ms: Some(7),
-            ..Outgoing::default()
+            ..OutgoingRecord::default()
         };
         let key = Some(&b"k"[..]);
         let stub = acceptable("t", record, &large).expect("something is left");

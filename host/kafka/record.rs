@@ -34,7 +34,7 @@ fn raw<'a>(
 ) -> RawRecord<'a, impl Iterator<Item = RawHeader<'a>> + Clone + use<'a>> {
     let headers = match Headers::of(message) {
         Ok(headers) => Ok(headers.into_iter().flat_map(Headers::into_iter)),
-        Err(native::Unreadable) => Err("they cannot be read: malformed, or more than 100,000 headers"),
+        Err(native::MalformedHeaders) => Err("they cannot be read: malformed, or more than 100,000 headers"),
     };
     RawRecord {
         origin: origin(message),

@@ -13,12 +13,12 @@ use rdkafka::message::Message as _;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::kafka::Config;
-use crate::kafka::read::{ANSWER, blocking};
 use crate::kafka::topic_ids::metadata_of;
+use crate::kafka::topic_reader::{REQUEST_TIMEOUT, blocking};
 
 /// Which records to skip.
 #[derive(Clone, Debug)]
-pub struct Skip {
+pub struct SkipRequest {
     /// The topic.
     pub topic: String,
     /// The partition.
@@ -29,7 +29,7 @@ pub struct Skip {
 
 /// The skipped range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Skipped {
+pub struct SkippedRange {
     /// The first skipped offset.
     pub from: i64,
     /// The next offset to read.
@@ -40,7 +40,7 @@ pub struct Skipped {
 ///
 /// # Errors
 /// When Kafka does not answer, the group has members, or there is nothing to skip.
-pub async fn skip(config: &Config, skip: Skip) -> anyhow::Result<Skipped> {
+pub async fn skip(config: &Config, skip: SkipRequest) -> anyhow::Result<SkippedRange> {
     let mut client = config.client();
     client
         .set("group.id", &config.group)
@@ -71,15 +71,15 @@ pub(crate) fn is_unreadable(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-fn pass_over(consumer: &BaseConsumer, group: &str, skip: &Skip) -> anyhow::Result<Skipped> {
-    let Skip { topic, partition, to } = skip;
+fn pass_over(consumer: &BaseConsumer, group: &str, skip: &SkipRequest) -> anyhow::Result<SkippedRange> {
+    let SkipRequest { topic, partition, to } = skip;
     refuse_members(consumer, group)?;
     let (low, end) = consumer
-        .fetch_watermarks(topic, *partition, ANSWER)
+        .fetch_watermarks(topic, *partition, REQUEST_TIMEOUT)
         .with_context(|| format!("`{topic}` partition {partition}"))?;
     let mut asked = TopicPartitionList::new();
     asked.add_partition(topic, *partition);
-    let committed = consumer.committed_offsets(asked, ANSWER)?;
+    let committed = consumer.committed_offsets(asked, REQUEST_TIMEOUT)?;
     let from = match committed.elements().first().map(|element| element.offset()) {
         Some(Offset::Offset(offset)) => offset.max(low),
         _ => low,
@@ -103,11 +103,11 @@ fn pass_over(consumer: &BaseConsumer, group: &str, skip: &Skip) -> anyhow::Resul
     consumer.commit(&list, CommitMode::Sync).with_context(|| {
         format!("the group `{group}` has members, or may not be written; stop its gateways first")
     })?;
-    Ok(Skipped { from, to })
+    Ok(SkippedRange { from, to })
 }
 
 fn refuse_members(consumer: &BaseConsumer, group: &str) -> anyhow::Result<()> {
-    let groups = consumer.fetch_group_list(Some(group), ANSWER)?;
+    let groups = consumer.fetch_group_list(Some(group), REQUEST_TIMEOUT)?;
     let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
     anyhow::ensure!(
         members == 0,
@@ -146,7 +146,7 @@ fn can_read(consumer: &BaseConsumer, topic: &str, partition: i32, offset: i64) -
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic, partition, Offset::Offset(offset))?;
     consumer.assign(&list)?;
-    let until = Instant::now() + ANSWER;
+    let until = Instant::now() + REQUEST_TIMEOUT;
     while Instant::now() < until {
         match consumer.poll(Duration::from_millis(200)) {
             Some(Ok(message)) if message.partition() == partition && message.offset() >= offset => {

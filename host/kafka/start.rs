@@ -9,7 +9,7 @@ use crate::time::parse_date;
 /// Where a new group starts. Applies once per topic: partitions that are added later start at their
 /// first record (KIP-842), and so does a recreated topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Start {
+pub enum StartFrom {
     /// At the oldest available record.
     #[default]
     Oldest,
@@ -24,21 +24,21 @@ pub enum Start {
 #[error(
     "`{0}` is not a start; use `oldest`, `newest`, or a UTC time such as `2026-01-31T12:00:00Z` or `2026-01-31`"
 )]
-pub struct NotAStart(String);
+pub struct InvalidStart(String);
 
-impl FromStr for Start {
-    type Err = NotAStart;
+impl FromStr for StartFrom {
+    type Err = InvalidStart;
 
-    fn from_str(text: &str) -> Result<Self, NotAStart> {
+    fn from_str(text: &str) -> Result<Self, InvalidStart> {
         match text {
             "oldest" => Ok(Self::Oldest),
             "newest" => Ok(Self::Newest),
-            time => parse_date(time).map(Self::At).ok_or_else(|| NotAStart(text.to_owned())),
+            time => parse_date(time).map(Self::At).ok_or_else(|| InvalidStart(text.to_owned())),
         }
     }
 }
 
-impl fmt::Display for Start {
+impl fmt::Display for StartFrom {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Oldest => f.write_str("oldest"),
@@ -48,13 +48,13 @@ impl fmt::Display for Start {
     }
 }
 
-impl serde::Serialize for Start {
+impl serde::Serialize for StartFrom {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> serde::Deserialize<'de> for Start {
+impl<'de> serde::Deserialize<'de> for StartFrom {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(serde::de::Error::custom)
@@ -69,14 +69,14 @@ mod tests {
 
     #[test]
     fn a_start_is_a_word_or_a_time() {
-        let at = |seconds| Start::At(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-        assert_eq!("oldest".parse(), Ok(Start::Oldest));
-        assert_eq!("newest".parse(), Ok(Start::Newest));
+        let at = |seconds| StartFrom::At(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!("oldest".parse(), Ok(StartFrom::Oldest));
+        assert_eq!("newest".parse(), Ok(StartFrom::Newest));
         assert_eq!("1970-01-01T00:01:00Z".parse(), Ok(at(60)));
         assert_eq!(at(60).to_string(), "1970-01-01T00:01:00Z");
         assert_eq!("1970-01-02".parse(), Ok(at(86_400)));
         for wrong in ["latest", "earliest", "", "2026-01", "1h"] {
-            let error = wrong.parse::<Start>().expect_err("is none");
+            let error = wrong.parse::<StartFrom>().expect_err("is none");
             assert!(error.to_string().contains("`oldest`"), "{error}");
         }
     }

@@ -59,13 +59,13 @@ pub(crate) struct TopicState {
 pub(crate) type Topics = BTreeMap<String, Result<TopicState, RDKafkaErrorCode>>;
 
 /// A pending request that describes topics.
-pub(crate) struct TopicQuestion<'a> {
+pub(crate) struct DescribeTopics<'a> {
     queue: *mut native::rd_kafka_queue_t,
     /// The client outlives the request.
     _client: PhantomData<&'a ()>,
 }
 
-impl<'a> TopicQuestion<'a> {
+impl<'a> DescribeTopics<'a> {
     /// Requests these topics.
     pub(crate) fn ask<C: ClientContext>(client: &'a Client<C>, topics: &[&str], timeout: Duration) -> Self {
         // Names come from Kafka, which allows no NUL in them.
@@ -114,7 +114,7 @@ impl<'a> TopicQuestion<'a> {
     }
 }
 
-impl Drop for TopicQuestion<'_> {
+impl Drop for DescribeTopics<'_> {
     fn drop(&mut self) {
         // SAFETY: the queue is ours, and the client still lives. A late answer is dropped with it.
         unsafe { native::rd_kafka_queue_destroy(self.queue) }
@@ -184,7 +184,11 @@ pub(crate) fn metadata_of(list: &TopicPartitionList) -> Vec<Vec<u8>> {
 }
 
 /// A partition's first offset, as of the last fetch. Makes no request.
-pub(crate) fn cached_low<C: ClientContext>(client: &Client<C>, topic: &str, partition: i32) -> Option<i64> {
+pub(crate) fn cached_low_watermark<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    partition: i32,
+) -> Option<i64> {
     let topic = CString::new(topic).ok()?;
     let (mut low, mut high) = (-1, -1);
     // SAFETY: the handle lives as long as the client, the name and both numbers as the call.

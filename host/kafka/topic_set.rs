@@ -15,19 +15,19 @@ pub struct TopicSet {
     names: Vec<String>,
     patterns: Vec<Regex>,
     /// Topics that no pattern matches, by name.
-    not_these: Vec<String>,
+    excluded: Vec<String>,
     /// The same by pattern; `None` if one of these is invalid.
-    nor_these: Option<Vec<Regex>>,
+    excluded_patterns: Option<Vec<Regex>>,
 }
 
 impl TopicSet {
     /// The topics of `[kafka] topics`, and `more`; `own` are the gateway's own topics.
-    pub fn consumed_and(config: &Config, more: &[String], own: &[&str]) -> Self {
+    pub fn consumed_with(config: &Config, more: &[String], own: &[&str]) -> Self {
         let blacklist = config.properties.get("topic.blacklist").map_or("", String::as_str);
         let blacklist = blacklist.split(',').filter(|text| !text.is_empty()).map(Regex::new);
         let mut set = Self {
-            not_these: own.iter().map(|&own| own.to_owned()).collect(),
-            nor_these: blacklist.collect::<Result<_, _>>().ok(),
+            excluded: own.iter().map(|&own| own.to_owned()).collect(),
+            excluded_patterns: blacklist.collect::<Result<_, _>>().ok(),
             ..Self::default()
         };
         for topic in config.topics.iter().chain(more) {
@@ -47,8 +47,11 @@ impl TopicSet {
 
     fn may_match(&self, topic: &str) -> bool {
         !topic.starts_with("__")
-            && !self.not_these.iter().any(|name| name == topic)
-            && self.nor_these.as_ref().is_some_and(|patterns| !patterns.iter().any(|p| p.is_match(topic)))
+            && !self.excluded.iter().any(|name| name == topic)
+            && self
+                .excluded_patterns
+                .as_ref()
+                .is_some_and(|patterns| !patterns.iter().any(|p| p.is_match(topic)))
     }
 }
 
@@ -60,7 +63,7 @@ mod tests {
         let topics = topics.iter().map(|&topic| topic.to_owned()).collect();
         let properties = [("topic.blacklist".to_owned(), blacklist.to_owned())].into();
         let config = Config { topics, properties, ..Config::default() };
-        TopicSet::consumed_and(&config, &["payments".to_owned()], &["push.dead-letter", "push.offline"])
+        TopicSet::consumed_with(&config, &["payments".to_owned()], &["push.dead-letter", "push.offline"])
     }
 
     #[test]

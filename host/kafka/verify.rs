@@ -1,7 +1,7 @@
 //! Whether librdkafka takes a configuration, without a network.
 
-use crate::kafka::sender::Sender;
-use crate::kafka::{Config, read, refused};
+use crate::kafka::record_writer::RecordWriter;
+use crate::kafka::{Config, refused, topic_reader};
 
 /// Creates every client that writes records, and the one that reads dead letters.
 /// [`crate::consumer`] checks the consumer.
@@ -9,9 +9,11 @@ use crate::kafka::{Config, read, refused};
 /// # Errors
 /// What librdkafka refuses.
 pub fn verify(config: &Config) -> anyhow::Result<()> {
-    Sender::batching(config).map_err(refused)?;
-    Sender::one_by_one(config).map_err(refused)?;
-    read::client(config, "halley-check").create::<rdkafka::consumer::BaseConsumer>().map_err(refused)?;
+    RecordWriter::batching(config).map_err(refused)?;
+    RecordWriter::unbatched(config).map_err(refused)?;
+    topic_reader::client(config, "halley-check")
+        .create::<rdkafka::consumer::BaseConsumer>()
+        .map_err(refused)?;
     Ok(())
 }
 

@@ -25,10 +25,10 @@ pub enum MemoryLimit {
 const AUTO: u64 = 90;
 
 /// The maximum size of a kernel file that is read, in bytes.
-const LARGEST: u64 = 1024 * 1024;
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
 /// Limits from here on count as none: cgroup v1 reports "no limit" as a number near 2^63.
-const ENDLESS: u64 = 1 << 60;
+const UNLIMITED: u64 = 1 << 60;
 
 impl MemoryLimit {
     /// The limit in bytes, if there is one.
@@ -46,7 +46,7 @@ impl MemoryLimit {
 }
 
 fn read(file: &Path) -> Option<String> {
-    files::read_text(file, LARGEST).ok()
+    files::read_text(file, MAX_FILE_BYTES).ok()
 }
 
 impl FromStr for MemoryLimit {
@@ -107,7 +107,7 @@ fn group_limit(groups: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u
             limits.extend(paths.filter_map(|file| read(&file)?.trim().parse::<u64>().ok()));
         }
     }
-    limits.into_iter().filter(|limit| (1..ENDLESS).contains(limit)).min()
+    limits.into_iter().filter(|limit| (1..UNLIMITED).contains(limit)).min()
 }
 
 #[cfg(test)]

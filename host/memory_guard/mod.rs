@@ -7,8 +7,8 @@
 //! The guard only decides whether records may be admitted. The consumer still admits one record
 //! when nothing is in flight, so a process that needs most of its memory itself is slow, not stuck.
 
+mod hysteresis;
 mod limit;
-mod rule;
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -24,7 +24,7 @@ use tracing::{info, warn};
 
 pub use limit::MemoryLimit;
 
-use rule::{Change, Rule};
+use hysteresis::{AdmissionChange, Hysteresis};
 
 use crate::files;
 
@@ -32,7 +32,7 @@ use crate::files;
 const MEASURE_EVERY: Duration = Duration::from_millis(100);
 
 /// How long admission may be stopped before readiness reports it.
-const STALL: Duration = Duration::from_secs(5);
+const STALL_AFTER: Duration = Duration::from_secs(5);
 
 /// The guard's metrics.
 #[derive(Clone, Default)]
@@ -73,21 +73,21 @@ impl Metrics {
 
 /// Since when admission has been stopped, for readiness. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct Report(Arc<Mutex<Option<Stopped>>>);
+pub struct MemoryReport(Arc<Mutex<Option<AdmissionStop>>>);
 
 #[derive(Clone, Copy)]
-struct Stopped {
+struct AdmissionStop {
     since: Instant,
     resident: u64,
     limit: u64,
 }
 
-impl Report {
+impl MemoryReport {
     /// Why records are not flowing; `None` if they are, or stopped only recently.
     pub fn problem(&self) -> Option<String> {
-        let Stopped { since, resident, limit } = (*self.0.lock())?;
+        let AdmissionStop { since, resident, limit } = (*self.0.lock())?;
         let for_seconds = since.elapsed();
-        (for_seconds >= STALL).then(|| {
+        (for_seconds >= STALL_AFTER).then(|| {
             format!(
                 "memory: {} of {} are in use, so records have been admitted one at a time for {} s; raise the memory limit of the process, or lower `[delivery] max_in_flight_bytes`",
                 ByteSize::b(resident),
@@ -100,10 +100,10 @@ impl Report {
 
 /// Watches the process's memory. The polling thread owns it.
 pub struct MemoryGuard {
-    rule: Option<Rule>,
+    hysteresis: Option<Hysteresis>,
     measure: Box<dyn Fn() -> Option<u64> + Send>,
     next: Option<Instant>,
-    report: Report,
+    report: MemoryReport,
     metrics: Metrics,
 }
 
@@ -121,44 +121,50 @@ impl MemoryGuard {
         measure: Box<dyn Fn() -> Option<u64> + Send>,
     ) -> Self {
         metrics.limit.set(limit.map_or(0, |limit| limit as i64));
-        Self { rule: limit.map(Rule::new), measure, next: None, report: Report::default(), metrics }
+        Self {
+            hysteresis: limit.map(Hysteresis::new),
+            measure,
+            next: None,
+            report: MemoryReport::default(),
+            metrics,
+        }
     }
 
     /// For readiness.
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> MemoryReport {
         self.report.clone()
     }
 
     /// Whether admission is stopped, as of the last measurement.
     pub fn is_stopped(&self) -> bool {
-        self.rule.as_ref().is_some_and(Rule::is_stopped)
+        self.hysteresis.as_ref().is_some_and(Hysteresis::is_stopped)
     }
 
     /// Measures, if a measurement is due.
-    pub fn look(&mut self, now: Instant) {
+    pub fn update(&mut self, now: Instant) {
         if self.next.is_some_and(|next| now < next) {
             return;
         }
         self.next = Some(now + MEASURE_EVERY);
         let Some(resident) = (self.measure)() else { return };
         self.metrics.resident.set(resident as i64);
-        let Some(rule) = &mut self.rule else { return };
-        let (change, limit) = (rule.update(resident), rule.limit());
+        let Some(hysteresis) = &mut self.hysteresis else { return };
+        let (change, limit) = (hysteresis.update(resident), hysteresis.limit());
         let mut stopped = self.report.0.lock();
         match change {
-            Change::Stopped => {
+            AdmissionChange::Stopped => {
                 self.metrics.stops.inc();
                 warn!(
                     resident = %ByteSize::b(resident), limit = %ByteSize::b(limit),
                     "the memory limit is near: holding records until those in flight are settled"
                 );
-                *stopped = Some(Stopped { since: now, resident, limit });
+                *stopped = Some(AdmissionStop { since: now, resident, limit });
             }
-            Change::Resumed => {
+            AdmissionChange::Resumed => {
                 info!(resident = %ByteSize::b(resident), "recovered: memory is free again, admitting records");
                 *stopped = None;
             }
-            Change::None => {
+            AdmissionChange::None => {
                 if let Some(stopped) = &mut *stopped {
                     stopped.resident = resident;
                 }
@@ -199,21 +205,21 @@ mod tests {
         let metrics = Metrics::default();
         let mut guard = MemoryGuard::measuring(Some(100), metrics.clone(), measure);
         let report = guard.report();
-        let long_ago = Instant::now().checked_sub(2 * STALL).expect("the machine runs for longer");
-        guard.look(long_ago);
+        let long_ago = Instant::now().checked_sub(2 * STALL_AFTER).expect("the machine runs for longer");
+        guard.update(long_ago);
         assert!(!guard.is_stopped());
 
         memory.store(95, Ordering::Relaxed);
-        guard.look(long_ago + MEASURE_EVERY / 2);
+        guard.update(long_ago + MEASURE_EVERY / 2);
         assert!(!guard.is_stopped(), "it is not measured all the time");
-        guard.look(long_ago + MEASURE_EVERY);
+        guard.update(long_ago + MEASURE_EVERY);
         assert!(guard.is_stopped());
         assert_eq!((metrics.stopped.get(), metrics.stops.get(), metrics.limit.get()), (1, 1, 100));
         let problem = report.problem().expect("it has stopped for long");
         assert!(problem.contains("95 B of 100 B"), "{problem}");
 
         memory.store(10, Ordering::Relaxed);
-        guard.look(Instant::now());
+        guard.update(Instant::now());
         assert!(!guard.is_stopped());
         assert_eq!((report.problem(), metrics.stopped.get()), (None, 0));
     }

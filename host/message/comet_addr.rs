@@ -40,7 +40,7 @@ impl CometAddr {
     ///
     /// # Errors
     /// When it is not an address.
-    pub fn address(&self) -> Result<Address<'_>, NotAnAddress> {
+    pub fn address(&self) -> Result<Address<'_>, InvalidAddress> {
         Address::parse(&self.0)
     }
 }
@@ -49,7 +49,7 @@ impl<T: AsRef<str> + Into<Arc<str>>> From<T> for CometAddr {
     /// Converts the text to canonical form. Allocates once in any case.
     fn from(text: T) -> Self {
         match Address::parse(text.as_ref()) {
-            Ok(address) if !address.is_written_so(text.as_ref()) => Self(address.to_string().into()),
+            Ok(address) if !address.is_canonical(text.as_ref()) => Self(address.to_string().into()),
             _ => Self(text.into()),
         }
     }
@@ -90,15 +90,15 @@ pub struct Address<'a> {
 /// A text that is not an address, truncated and escaped.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not a host:port address")]
-pub struct NotAnAddress(String);
+pub struct InvalidAddress(String);
 
 impl<'a> Address<'a> {
     /// Parses `host:port`, `http://host:port`, `grpc://host:port` or `[IPv6]:port`.
     ///
     /// # Errors
     /// When the text is anything else, or an IPv4 address with ambiguous leading zeros.
-    pub fn parse(text: &'a str) -> Result<Self, NotAnAddress> {
-        let wrong = || NotAnAddress(text.chars().take(80).collect());
+    pub fn parse(text: &'a str) -> Result<Self, InvalidAddress> {
+        let wrong = || InvalidAddress(text.chars().take(80).collect());
         if text.len() > MAX_LENGTH {
             return Err(wrong());
         }
@@ -132,7 +132,7 @@ impl<'a> Address<'a> {
     }
 
     /// Whether this text, from which it was parsed, is canonical.
-    fn is_written_so(&self, text: &str) -> bool {
+    fn is_canonical(&self, text: &str) -> bool {
         // A changed host is owned. So only the text around it can differ.
         let digits = self.port.ilog10() as usize + 1;
         matches!(self.host, Cow::Borrowed(_)) && text.len() == self.host.len() + 1 + digits

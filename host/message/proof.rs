@@ -54,7 +54,7 @@ impl RedriveKey {
     }
 
     /// The value of [`PROOF`] for a record with this content.
-    pub fn prove(&self, content: &Content) -> String {
+    pub fn prove(&self, content: &ProofContent) -> String {
         let mut proof = VERSION.to_owned();
         for byte in self.mac(content) {
             proof.push_str(&format!("{byte:02x}"));
@@ -63,11 +63,11 @@ impl RedriveKey {
     }
 
     /// Whether the proof was made with this key. Compares in constant time.
-    pub fn proves(&self, claimed: &Claimed) -> bool {
+    pub fn proves(&self, claimed: &ClaimedProof) -> bool {
         self.mac(&claimed.content).ct_eq(&claimed.proof).into()
     }
 
-    fn mac(&self, Content(digest): &Content) -> [u8; LENGTH] {
+    fn mac(&self, ProofContent(digest): &ProofContent) -> [u8; LENGTH] {
         let said = [b"halley redriven record ".as_slice(), VERSION.as_bytes(), digest];
         hmac_sha256(&self.0, &said)
     }
@@ -75,9 +75,9 @@ impl RedriveKey {
 
 /// A digest of the content that a proof covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Content([u8; LENGTH]);
+pub struct ProofContent([u8; LENGTH]);
 
-impl Content {
+impl ProofContent {
     /// The digest of a record in this topic. It covers all headers that begin with `halley-`, in
     /// order, except the proof itself.
     pub fn of<'a>(
@@ -108,36 +108,39 @@ impl Content {
 
 /// A record's claim to be redriven.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Claim {
+pub enum RedriveClaim {
     /// No claim.
     None,
     /// A claim without a proof.
     Unproven,
     /// A claim with a proof that has to be checked.
-    Proof(Claimed),
+    Proof(ClaimedProof),
 }
 
 /// A proof, and the content that it covers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claimed {
-    content: Content,
+pub struct ClaimedProof {
+    content: ProofContent,
     proof: [u8; LENGTH],
 }
 
 impl Record {
     /// The record's claim. Costs a look at the header names, and a hash of the record if there is a
     /// proof.
-    pub fn claim(&self) -> Claim {
+    pub fn claim(&self) -> RedriveClaim {
         let claims = [MESSAGE_ID, REDRIVE_COMETS, REDRIVE_USERS, PROOF];
         let is_claim =
             |name: &[u8]| name.starts_with(OURS) && claims.iter().any(|claim| name == claim.as_bytes());
         if self.trusted || !self.headers.iter().any(|header| is_claim(&header.name)) {
-            return Claim::None;
+            return RedriveClaim::None;
         }
-        let Some(proof) = self.header(PROOF).and_then(|proof| read(proof)) else { return Claim::Unproven };
+        let Some(proof) = self.header(PROOF).and_then(|proof| read(proof)) else {
+            return RedriveClaim::Unproven;
+        };
         let headers = self.headers.iter().map(|header| (&*header.name, header.value.as_deref()));
-        let content = Content::of(&self.origin.topic, headers, self.key.as_deref(), self.value.as_deref());
-        Claim::Proof(Claimed { content, proof })
+        let content =
+            ProofContent::of(&self.origin.topic, headers, self.key.as_deref(), self.value.as_deref());
+        RedriveClaim::Proof(ClaimedProof { content, proof })
     }
 }
 
@@ -191,9 +194,9 @@ mod tests {
         }
     }
 
-    fn content(record: &Record) -> Content {
+    fn content(record: &Record) -> ProofContent {
         let headers = record.headers.iter().map(|header| (&*header.name, header.value.as_deref()));
-        Content::of(&record.origin.topic, headers, record.key.as_deref(), record.value.as_deref())
+        ProofContent::of(&record.origin.topic, headers, record.key.as_deref(), record.value.as_deref())
     }
 
     fn proven() -> Record {
@@ -204,7 +207,7 @@ mod tests {
     }
 
     fn is_proven(record: &Record) -> bool {
-        matches!(record.claim(), Claim::Proof(claimed) if key().proves(&claimed))
+        matches!(record.claim(), RedriveClaim::Proof(claimed) if key().proves(&claimed))
     }
 
     #[test]
@@ -248,13 +251,13 @@ mod tests {
         let mut record = proven();
         record.headers[0] = Header::new("trace", "2");
         assert!(is_proven(&record), "theirs are not the gateway's to prove");
-        let Claim::Proof(claimed) = proven().claim() else { panic!("a proof") };
+        let RedriveClaim::Proof(claimed) = proven().claim() else { panic!("a proof") };
         assert!(!RedriveKey::from([8; LENGTH]).proves(&claimed));
     }
 
     #[test]
     fn claims_without_a_proof_are_not_mistaken_for_none() {
-        assert_eq!(claimed().claim(), Claim::Unproven);
+        assert_eq!(claimed().claim(), RedriveClaim::Unproven);
         let with = |proof: &'static str| {
             let mut record = claimed();
             record.headers.push(Header::new(PROOF, proof));
@@ -262,11 +265,11 @@ mod tests {
         };
         for odd in ["", "1:", "2:0a", "1:zz", &"1:".repeat(33)] {
             let odd: &'static str = Box::leak(odd.to_owned().into_boxed_str());
-            assert_eq!(with(odd), Claim::Unproven, "{odd}");
+            assert_eq!(with(odd), RedriveClaim::Unproven, "{odd}");
         }
         let none = Record { headers: vec![Header::new("halley-attempts", "9")], ..claimed() };
-        assert_eq!(none.claim(), Claim::None);
-        assert_eq!(Record { trusted: true, ..claimed() }.claim(), Claim::None);
+        assert_eq!(none.claim(), RedriveClaim::None);
+        assert_eq!(Record { trusted: true, ..claimed() }.claim(), RedriveClaim::None);
         assert_eq!(format!("{:?}", key()), "RedriveKey(..)");
     }
 

@@ -17,7 +17,7 @@ pub struct RedriveUsers {
     /// The listed users.
     pub named: BTreeSet<String>,
     /// The list is truncated: any other absent user may belong to it.
-    pub more: bool,
+    pub truncated: bool,
 }
 
 impl RedriveUsers {
@@ -29,12 +29,12 @@ impl RedriveUsers {
         let mut users = Self::default();
         for name in list.split(',').filter(|name| !name.is_empty()) {
             if name == MORE {
-                users.more = true;
+                users.truncated = true;
             } else {
                 users.named.insert(decode(name));
             }
         }
-        (users.more || !users.named.is_empty()).then_some(users)
+        (users.truncated || !users.named.is_empty()).then_some(users)
     }
 }
 
@@ -98,9 +98,16 @@ mod tests {
         let names: Vec<_> = (0..10_000).map(|n| format!("user-{n}")).collect();
         let long = list(names.iter().map(String::as_str)).unwrap_or_default();
         let users = RedriveUsers::parse(&long).unwrap_or_default();
-        assert!(users.more && users.named.len() > 1_000 && long.len() <= MOST_BYTES + 4, "{}", long.len());
+        assert!(
+            users.truncated && users.named.len() > 1_000 && long.len() <= MOST_BYTES + 4,
+            "{}",
+            long.len()
+        );
         let one = list([names.concat().as_str()]).unwrap_or_default();
-        assert_eq!(RedriveUsers::parse(&one), Some(RedriveUsers { more: true, ..RedriveUsers::default() }));
+        assert_eq!(
+            RedriveUsers::parse(&one),
+            Some(RedriveUsers { truncated: true, ..RedriveUsers::default() })
+        );
         assert_eq!(RedriveUsers::parse(&"a,".repeat(MOST_BYTES)), None);
     }
 
@@ -109,7 +116,7 @@ mod tests {
         fn names_of_any_characters_are_parsed_as_written(names in proptest::collection::btree_set("\\PC{1,9}|[%,.\n]{1,4}", 0..20)) {
             let written = list(names.iter().map(String::as_str));
             let read = RedriveUsers::parse(&written.unwrap_or_default());
-            let expected = (!names.is_empty()).then_some(RedriveUsers { named: names, more: false });
+            let expected = (!names.is_empty()).then_some(RedriveUsers { named: names, truncated: false });
             prop_assert_eq!(read, expected);
         }
 

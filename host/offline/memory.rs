@@ -5,7 +5,9 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, Unfinished, now_ms};
+use super::{
+    Config, Inbox, InboxEntry, Metrics, NotStored, PartialStore, StoredMessage, Unavailable, now_ms,
+};
 use crate::message::UserId;
 
 /// Maximum number of inboxes; above it the oldest inbox is evicted.
@@ -16,12 +18,12 @@ const MAX_USERS: usize = 100_000;
 pub struct MemoryInbox {
     config: Config,
     metrics: Metrics,
-    table: Mutex<Table>,
+    table: Mutex<InboxTable>,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    inboxes: HashMap<UserId, VecDeque<Kept>>,
+struct InboxTable {
+    inboxes: HashMap<UserId, VecDeque<StoredMessage>>,
     /// The users in the order in which their inboxes were created.
     order: VecDeque<UserId>,
 }
@@ -35,11 +37,11 @@ impl MemoryInbox {
 
 #[async_trait]
 impl Inbox for MemoryInbox {
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> {
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, PartialStore> {
         let now = now_ms();
         let mut table = self.table.lock();
         for entry in entries {
-            let kept = Kept::new(&entry.message, now, self.config.retention(entry.retention));
+            let kept = StoredMessage::new(&entry.message, now, self.config.retention(entry.retention));
             let inbox = table.inbox(&entry.user, MAX_USERS);
             inbox.push_back(kept);
             while inbox.len() > self.config.max_per_user {
@@ -50,7 +52,7 @@ impl Inbox for MemoryInbox {
         Ok(Vec::new())
     }
 
-    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<Kept>, Unavailable> {
+    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<StoredMessage>, Unavailable> {
         let now = now_ms();
         let table = self.table.lock();
         let mut seen = HashSet::new();
@@ -60,8 +62,8 @@ impl Inbox for MemoryInbox {
     }
 }
 
-impl Table {
-    fn inbox(&mut self, user: &UserId, max_users: usize) -> &mut VecDeque<Kept> {
+impl InboxTable {
+    fn inbox(&mut self, user: &UserId, max_users: usize) -> &mut VecDeque<StoredMessage> {
         if !self.inboxes.contains_key(user) {
             self.order.push_back(user.clone());
             while self.order.len() > max_users
@@ -80,7 +82,7 @@ mod tests {
 
     #[test]
     fn the_number_of_inboxes_is_bounded() {
-        let mut table = Table::default();
+        let mut table = InboxTable::default();
         for number in 0..10 {
             table.inbox(&format!("user-{number}").into(), 3);
         }

@@ -30,13 +30,13 @@ use bytesize::ByteSize;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::registry::Registry;
 
-use crate::decision::{Absent, Disposition, Identity};
+use crate::decision::{AbsentRecipient, Disposition, IdKind};
 use crate::kafka::topic_problem;
 use crate::message::{Message, MessageId, RoomId, UserId};
 pub use crate::redis_client::Unavailable;
 pub use memory::MemoryInbox;
 pub use notifier::Notifier;
-pub use queue::{InboxQueue, InboxWriter, Problem, Stored};
+pub use queue::{InboxProblem, InboxQueue, InboxWriter, StoreResult};
 pub use redis::RedisInbox;
 
 /// The `[offline]` section.
@@ -64,7 +64,7 @@ pub struct Config {
     /// replicas, or denies the user) before messages for absent users become dead letters, so that
     /// online users keep receiving. While Redis does not answer, records are held without limit.
     #[serde(with = "humantime_serde")]
-    pub give_up_after: Duration,
+    pub store_timeout: Duration,
     /// The topic for `notify`, on the brokers of `[kafka]`.
     pub notify_topic: String,
 }
@@ -93,7 +93,7 @@ impl Default for Config {
             max_body: ByteSize::kib(256),
             max_fan_out_bytes: ByteSize::mib(256),
             max_in_flight: 1_000_000,
-            give_up_after: Duration::from_secs(30),
+            store_timeout: Duration::from_secs(30),
             notify_topic: "push.offline".to_owned(),
         }
     }
@@ -133,11 +133,11 @@ impl Config {
 
     /// What happens to a message for this recipient, given the decision of policies. Only users have
     /// inboxes, and the default applies to users only.
-    pub fn disposition_of(&self, absent: &Absent, decided: Option<Disposition>) -> Disposition {
+    pub fn disposition_of(&self, absent: &AbsentRecipient, decided: Option<Disposition>) -> Disposition {
         match (absent.identity, decided) {
-            (Identity::User, None) => self.disposition(),
-            (Identity::Unsure | Identity::Connection, None)
-            | (Identity::Connection, Some(Disposition::Store { .. })) => Disposition::Drop,
+            (IdKind::User, None) => self.disposition(),
+            (IdKind::Ambiguous | IdKind::Connection, None)
+            | (IdKind::Connection, Some(Disposition::Store { .. })) => Disposition::Drop,
             (_, Some(decided)) => decided,
         }
     }
@@ -228,18 +228,18 @@ pub struct NotStored {
 
 /// The result of a store that is incomplete.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unfinished {
+pub struct PartialStore {
     /// The entries that can never be stored.
     pub not_stored: Vec<NotStored>,
     /// The indexes of the entries to retry; all others are stored.
     pub left: Vec<usize>,
     /// The error.
-    pub because: Unavailable,
+    pub error: Unavailable,
 }
 
 /// A stored message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct StoredMessage {
     /// The message's id.
     pub id: MessageId,
     /// The protocol operation.
@@ -262,16 +262,16 @@ pub trait Inbox: Send + Sync + 'static {
     /// # Errors
     /// If the inbox cannot be used now, with the entries to retry. Some of those may have been
     /// stored; storing them again repeats them under the same message id.
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished>;
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, PartialStore>;
 
     /// The oldest unexpired messages of a user, each id once, at most `limit`.
     ///
     /// # Errors
     /// If the inbox cannot be used now.
-    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<Kept>, Unavailable>;
+    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<StoredMessage>, Unavailable>;
 }
 
-impl Kept {
+impl StoredMessage {
     fn new(message: &Message, stored_ms: i64, retention: Duration) -> Self {
         let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
         Self {

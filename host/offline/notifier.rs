@@ -12,8 +12,8 @@ use std::sync::Arc;
 use futures_util::future::poll_immediate;
 use tokio::sync::Semaphore;
 
-use crate::decision::Absent;
-use crate::kafka::{NotWritten, Outgoing, Producer};
+use crate::decision::AbsentRecipient;
+use crate::kafka::{OutgoingRecord, Producer, WriteError};
 use crate::message::{Header, MESSAGE_ID, Message};
 use crate::offline::size;
 
@@ -23,7 +23,7 @@ pub struct Notifier {
     producer: Producer,
     topic: String,
     /// Kibibytes that may be in flight.
-    places: Arc<Semaphore>,
+    in_flight: Arc<Semaphore>,
 }
 
 /// Maximum volume in flight to the broker; a notification counts one kibibyte plus its body and
@@ -33,7 +33,7 @@ const KIBIBYTES: usize = 16 * 1024;
 impl Notifier {
     /// Notifications to this topic.
     pub fn new(producer: Producer, topic: String) -> Self {
-        Self { producer, topic, places: Arc::new(Semaphore::new(KIBIBYTES)) }
+        Self { producer, topic, in_flight: Arc::new(Semaphore::new(KIBIBYTES)) }
     }
 
     /// Writes a notification; returns after the broker has confirmed it. Calls `queued` once its
@@ -44,13 +44,13 @@ impl Notifier {
     pub async fn notify(
         &self,
         message: &Message,
-        absent: &Absent,
+        absent: &AbsentRecipient,
         channel: &str,
         queued: impl FnOnce(),
-    ) -> Result<(), NotWritten> {
+    ) -> Result<(), WriteError> {
         let size = (size(message, &absent.user) / 1024 + 1).min(KIBIBYTES) as u32;
         // The semaphore is never closed.
-        let _places = self.places.acquire_many(size).await.ok();
+        let _permit = self.in_flight.acquire_many(size).await.ok();
         let room = message.room().map(|room| room.as_str()).unwrap_or_default();
         let fields = [
             (MESSAGE_ID, message.id.to_string()),
@@ -61,7 +61,7 @@ impl Notifier {
         ];
         let said = fields.into_iter().filter(|(_, value)| !value.is_empty());
         let headers = said.map(|(name, value)| Header::new(name, value)).collect();
-        let outgoing = Outgoing {
+        let outgoing = OutgoingRecord {
             key: Some(absent.user.as_str().as_bytes().into()),
             value: Some((&*message.body).into()),
             timestamp_ms: message.record.timestamp_ms,

@@ -23,12 +23,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Config, Inbox, InboxEntry, NotStored, Unfinished, size};
+use super::{Config, Inbox, InboxEntry, NotStored, PartialStore, size};
 use crate::backoff::Backoff;
 use crate::message::UserId;
 
 /// Capacity of the queue, in entries.
-pub(super) const PLACES: usize = 16_384;
+pub(super) const QUEUE_SLOTS: usize = 16_384;
 
 /// Target duration of a pipeline: long enough to be worth a round trip, short enough for Redis' other
 /// clients.
@@ -48,11 +48,11 @@ const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_
 const REMIND_EVERY: Duration = Duration::from_secs(10);
 
 /// What currently prevents storing.
-pub type Problem = Option<Arc<str>>;
+pub type InboxProblem = Option<Arc<str>>;
 
 /// The result of one call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stored {
+pub struct StoreResult {
     /// Whose entries were not stored, for good.
     pub refused: Vec<UserId>,
     /// Why the first of them was not.
@@ -62,43 +62,43 @@ pub struct Stored {
 /// The queue. Cheap to clone; clones share it.
 #[derive(Clone, Debug)]
 pub struct InboxQueue {
-    chunks: mpsc::Sender<Chunk>,
+    chunks: mpsc::Sender<EntryBatch>,
     places: Arc<Semaphore>,
-    problem: watch::Receiver<Problem>,
+    problem: watch::Receiver<InboxProblem>,
 }
 
 /// Reserved slots in the queue.
 #[derive(Debug)]
-pub struct Places {
-    chunks: mpsc::Sender<Chunk>,
+pub struct QueueSlots {
+    chunks: mpsc::Sender<EntryBatch>,
     places: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
-struct Chunk {
+struct EntryBatch {
     entries: Vec<InboxEntry>,
-    owner: Arc<Owner>,
+    owner: Arc<BatchOwner>,
 }
 
 /// The caller that waits for the entries of one chunk.
 #[derive(Debug)]
-struct Owner {
+struct BatchOwner {
     open: AtomicUsize,
-    stored: Mutex<Stored>,
-    done: Mutex<Option<oneshot::Sender<Stored>>>,
+    stored: Mutex<StoreResult>,
+    done: Mutex<Option<oneshot::Sender<StoreResult>>>,
     _places: OwnedSemaphorePermit,
 }
 
 /// Stores queued entries. Run it with [`InboxWriter::run`].
 #[derive(Debug)]
 pub struct InboxWriter<I: ?Sized> {
-    chunks: mpsc::Receiver<Chunk>,
-    problem: watch::Sender<Problem>,
-    told: Instant,
-    waiting: VecDeque<(InboxEntry, Arc<Owner>)>,
+    chunks: mpsc::Receiver<EntryBatch>,
+    problem: watch::Sender<InboxProblem>,
+    last_notice: Instant,
+    waiting: VecDeque<(InboxEntry, Arc<BatchOwner>)>,
     size: usize,
     backoff: Backoff,
-    give_up_after: Duration,
+    store_timeout: Duration,
     refused_since: Option<Instant>,
     inbox: Arc<I>,
 }
@@ -107,59 +107,59 @@ impl InboxQueue {
     /// Creates a queue and its writer.
     pub fn new<I: Inbox + ?Sized>(inbox: Arc<I>, config: &Config) -> (Self, InboxWriter<I>) {
         // Every chunk holds at least one slot.
-        let (sender, chunks) = mpsc::channel(PLACES);
+        let (sender, chunks) = mpsc::channel(QUEUE_SLOTS);
         let (problem, seen) = watch::channel(None);
         let writer = InboxWriter {
             chunks,
             problem,
-            told: Instant::now(),
+            last_notice: Instant::now(),
             waiting: VecDeque::new(),
             size: FIRST_SIZE,
             backoff: BACKOFF,
-            give_up_after: config.give_up_after,
+            store_timeout: config.store_timeout,
             refused_since: None,
             inbox,
         };
-        (Self { chunks: sender, places: Arc::new(Semaphore::new(PLACES)), problem: seen }, writer)
+        (Self { chunks: sender, places: Arc::new(Semaphore::new(QUEUE_SLOTS)), problem: seen }, writer)
     }
 
     /// Reports what prevents storing, as it changes.
-    pub fn problem(&self) -> watch::Receiver<Problem> {
+    pub fn problem(&self) -> watch::Receiver<InboxProblem> {
         self.problem.clone()
     }
 
     /// Waits for this many slots. `None`: the writer has ended.
-    pub async fn places(&self, entries: usize) -> Option<Places> {
-        let wanted = entries.clamp(1, PLACES) as u32;
+    pub async fn places(&self, entries: usize) -> Option<QueueSlots> {
+        let wanted = entries.clamp(1, QUEUE_SLOTS) as u32;
         let places = Arc::clone(&self.places).acquire_many_owned(wanted).await.ok()?;
-        Some(Places { chunks: self.chunks.clone(), places })
+        Some(QueueSlots { chunks: self.chunks.clone(), places })
     }
 }
 
-impl Places {
+impl QueueSlots {
     /// Queues entries, calls `queued`, and waits until each has an outcome. Dropping the future
     /// cancels entries that are not written yet. `None`: the writer has ended.
-    pub async fn store(self, entries: Vec<InboxEntry>, queued: impl FnOnce()) -> Option<Stored> {
+    pub async fn store(self, entries: Vec<InboxEntry>, queued: impl FnOnce()) -> Option<StoreResult> {
         if entries.is_empty() {
             queued();
-            return Some(Stored::default());
+            return Some(StoreResult::default());
         }
         let (done, outcome) = oneshot::channel();
-        let owner = Arc::new(Owner {
+        let owner = Arc::new(BatchOwner {
             open: AtomicUsize::new(entries.len()),
             stored: Mutex::default(),
             done: Mutex::new(Some(done)),
             _places: self.places,
         });
-        self.chunks.send(Chunk { entries, owner }).await.ok()?;
+        self.chunks.send(EntryBatch { entries, owner }).await.ok()?;
         queued();
         outcome.await.ok()
     }
 }
 
-impl Owner {
+impl BatchOwner {
     /// Whether the caller has gone: the record will be redelivered.
-    fn is_gone(&self) -> bool {
+    fn is_abandoned(&self) -> bool {
         let done = self.done.lock();
         done.as_ref().is_none_or(oneshot::Sender::is_closed)
     }
@@ -171,7 +171,7 @@ impl Owner {
     }
 
     /// Records the outcome of one entry.
-    fn close_one(&self) {
+    fn complete_one(&self) {
         if self.open.fetch_sub(1, Ordering::AcqRel) != 1 {
             return;
         }
@@ -198,8 +198,8 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
             let begun = Instant::now();
             match self.inbox.store(&entries).await {
                 Ok(not_stored) => {
-                    self.adapt(entries.len(), begun.elapsed());
-                    close(&entries, &owners, &not_stored, &[]);
+                    self.adapt_batch_size(entries.len(), begun.elapsed());
+                    complete_entries(&entries, &owners, &not_stored, &[]);
                     self.succeeded();
                 }
                 Err(unfinished) => self.unfinished(entries, owners, unfinished).await,
@@ -218,18 +218,18 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
                     None => return false,
                 },
             };
-            let Chunk { entries, owner } = chunk;
+            let EntryBatch { entries, owner } = chunk;
             self.waiting.extend(entries.into_iter().map(|entry| (entry, Arc::clone(&owner))));
         }
         true
     }
 
     /// The next pipeline, in queue order.
-    fn pipeline(&mut self) -> (Vec<InboxEntry>, Vec<Arc<Owner>>) {
+    fn pipeline(&mut self) -> (Vec<InboxEntry>, Vec<Arc<BatchOwner>>) {
         let (mut entries, mut owners, mut bytes) = (Vec::new(), Vec::new(), 0);
         while entries.len() < self.size {
             let Some((entry, owner)) = self.waiting.pop_front() else { break };
-            if owner.is_gone() {
+            if owner.is_abandoned() {
                 continue;
             }
             bytes += size(&entry.message, &entry.user);
@@ -244,7 +244,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
     }
 
     /// Adapts the size of the next pipeline.
-    fn adapt(&mut self, entries: usize, took: Duration) {
+    fn adapt_batch_size(&mut self, entries: usize, took: Duration) {
         if took > TARGET * 2 {
             self.size = (self.size / 2).max(1);
         } else if took < TARGET && entries >= self.size {
@@ -263,25 +263,25 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
     async fn unfinished(
         &mut self,
         entries: Vec<InboxEntry>,
-        owners: Vec<Arc<Owner>>,
-        unfinished: Unfinished,
+        owners: Vec<Arc<BatchOwner>>,
+        unfinished: PartialStore,
     ) {
-        let Unfinished { not_stored, left, because } = unfinished;
-        close(&entries, &owners, &not_stored, &left);
+        let PartialStore { not_stored, left, error } = unfinished;
+        complete_entries(&entries, &owners, &not_stored, &left);
         let has_moved = left.len() < entries.len();
-        if because.is_slow() {
+        if error.is_slow() {
             self.size = (self.size / 4).max(1);
         }
-        if !because.refuses_writes() || has_moved {
+        if !error.refuses_writes() || has_moved {
             self.refused_since = None;
         }
-        if because.refuses_writes() {
+        if error.refuses_writes() {
             let since = *self.refused_since.get_or_insert_with(Instant::now);
-            if since.elapsed() >= self.give_up_after {
-                let reason = because.to_string();
+            if since.elapsed() >= self.store_timeout {
+                let reason = error.to_string();
                 for at in left {
                     owners[at].refuse(&entries[at], &reason);
-                    owners[at].close_one();
+                    owners[at].complete_one();
                 }
                 self.problem.send_if_modified(|problem| problem.take().is_some());
                 return;
@@ -293,7 +293,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
                 self.waiting.push_front(entry);
             }
         }
-        self.tell(because.to_string().into());
+        self.notify_waiters(error.to_string().into());
         if has_moved {
             self.backoff.reset();
         }
@@ -301,24 +301,29 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
     }
 
     /// Informs waiting callers of the problem.
-    fn tell(&mut self, problem: Arc<str>) {
+    fn notify_waiters(&mut self, problem: Arc<str>) {
         let is_news = self.problem.borrow().as_deref() != Some(&*problem);
-        if is_news || self.told.elapsed() >= REMIND_EVERY {
-            self.told = Instant::now();
+        if is_news || self.last_notice.elapsed() >= REMIND_EVERY {
+            self.last_notice = Instant::now();
             self.problem.send_replace(Some(problem));
         }
     }
 }
 
 /// Closes the entries that are not left. Indexes are in order.
-fn close(entries: &[InboxEntry], owners: &[Arc<Owner>], not_stored: &[NotStored], left: &[usize]) {
+fn complete_entries(
+    entries: &[InboxEntry],
+    owners: &[Arc<BatchOwner>],
+    not_stored: &[NotStored],
+    left: &[usize],
+) {
     for NotStored { entry, reason } in not_stored {
         owners[*entry].refuse(&entries[*entry], reason);
     }
     let mut left = left.iter().peekable();
     for (at, owner) in owners.iter().enumerate() {
         if left.next_if(|left| **left == at).is_none() {
-            owner.close_one();
+            owner.complete_one();
         }
     }
 }

@@ -10,7 +10,9 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 use tracing::warn;
 
-use super::{Config, Inbox, InboxEntry, Kept, Metrics, NotStored, Unavailable, Unfinished, now_ms};
+use super::{
+    Config, Inbox, InboxEntry, Metrics, NotStored, PartialStore, StoredMessage, Unavailable, now_ms,
+};
 use crate::message::UserId;
 use crate::redis_client::{RedisClient, Refusal, elements, is_too_large, refusal, text};
 use crate::telemetry::LogThrottle;
@@ -20,7 +22,7 @@ const PAGE: usize = 100;
 
 /// Maximum clock skew, in milliseconds, for trimming by age: entry ids carry Redis' time, and a clock
 /// that is wrong by days would empty inboxes.
-const CLOCKS_APART: i64 = 3_600_000;
+const MAX_CLOCK_SKEW_MS: i64 = 3_600_000;
 
 /// How often the clock skew is logged.
 const CLOCK_WARNING: Duration = Duration::from_secs(60);
@@ -38,7 +40,7 @@ pub struct RedisInbox {
     client: RedisClient,
     config: Config,
     metrics: Metrics,
-    refused_line: Arc<LogThrottle>,
+    refused_throttle: Arc<LogThrottle>,
     /// Whether the ids of the last entries agreed with this process's clock.
     clocks_agree: Arc<AtomicBool>,
     clock_warning: Arc<LogThrottle>,
@@ -51,7 +53,7 @@ impl RedisInbox {
             client,
             config: config.clone(),
             metrics,
-            refused_line: Arc::new(LogThrottle::per_record()),
+            refused_throttle: Arc::new(LogThrottle::per_record()),
             clocks_agree: Arc::default(),
             clock_warning: Arc::new(LogThrottle::new(1, CLOCK_WARNING)),
         }
@@ -64,16 +66,16 @@ impl RedisInbox {
     /// The commands that store these entries, and the position of each entry's append. After a user's
     /// first append, the expiry is set and the inbox is trimmed by age: once for all entries of the
     /// user.
-    fn commands(&self, entries: &[InboxEntry], now: i64) -> (Vec<Cmd>, Vec<Append>) {
+    fn commands(&self, entries: &[InboxEntry], now: i64) -> (Vec<Cmd>, Vec<AppendPosition>) {
         let longest = millis(self.config.retention);
         let mut commands = Vec::with_capacity(entries.len() * 3);
         let mut appends = Vec::with_capacity(entries.len());
         let mut users = HashSet::with_capacity(entries.len());
         for entry in entries {
             let key = self.key(&entry.user);
-            let kept = Kept::new(&entry.message, now, self.config.retention(entry.retention));
+            let kept = StoredMessage::new(&entry.message, now, self.config.retention(entry.retention));
             let is_first = users.insert(&entry.user);
-            appends.push(Append { at: commands.len(), is_first });
+            appends.push(AppendPosition { at: commands.len(), is_first });
             commands.push(append(&key, &kept, self.config.max_per_user));
             if is_first {
                 let mut expire = redis::cmd("PEXPIRE");
@@ -90,30 +92,38 @@ impl RedisInbox {
     }
 
     /// The outcome of an entry, from the replies.
-    fn outcome(&self, entry: &InboxEntry, append: &Append, replies: &[Option<Value>]) -> Outcome {
+    fn outcome(
+        &self,
+        entry: &InboxEntry,
+        append: &AppendPosition,
+        replies: &[Option<Value>],
+    ) -> EntryOutcome {
         // A stream without expiry would stay for ever.
         let expires = !append.is_first || replies.get(append.at + 1).is_some_and(Option::is_some);
-        let Some(Some(reply)) = replies.get(append.at).filter(|_| expires) else { return Outcome::Left };
+        let Some(Some(reply)) = replies.get(append.at).filter(|_| expires) else {
+            return EntryOutcome::Retry;
+        };
         match refusal(reply) {
-            None => Outcome::Stored,
-            Some(Refusal::Denied(said)) => Outcome::Denied(said),
-            Some(Refusal::WrongType) => {
-                Outcome::Never(format!("`{}` in Redis is not a stream; delete it", self.key(&entry.user)))
-            }
+            None => EntryOutcome::Stored,
+            Some(Refusal::Denied(said)) => EntryOutcome::Denied(said),
+            Some(Refusal::WrongType) => EntryOutcome::Rejected(format!(
+                "`{}` in Redis is not a stream; delete it",
+                self.key(&entry.user)
+            )),
             Some(Refusal::Other(said)) => {
-                Outcome::Never(format!("`{}` in Redis: {said}", self.key(&entry.user)))
+                EntryOutcome::Rejected(format!("`{}` in Redis: {said}", self.key(&entry.user)))
             }
         }
     }
 
     /// Compares the ids of new entries, which begin with Redis' time in milliseconds, with the clock.
-    fn compare_clocks(&self, now: i64, appends: &[Append], replies: &[Option<Value>]) {
-        let reply = |append: &Append| replies.get(append.at).cloned().flatten();
+    fn compare_clocks(&self, now: i64, appends: &[AppendPosition], replies: &[Option<Value>]) {
+        let reply = |append: &AppendPosition| replies.get(append.at).cloned().flatten();
         let number = |value| text(value).filled()?.split_once('-')?.0.parse::<i64>().ok();
         let apart =
             appends.iter().filter_map(|append| number(reply(append)?)).map(|at| now.abs_diff(at)).max();
         let Some(apart) = apart else { return };
-        let agree = apart <= CLOCKS_APART as u64;
+        let agree = apart <= MAX_CLOCK_SKEW_MS as u64;
         self.clocks_agree.store(agree, Ordering::Relaxed);
         if !agree && self.clock_warning.admit().is_some() {
             let apart = Duration::from_secs(apart / 1000);
@@ -129,7 +139,7 @@ impl RedisInbox {
         self.metrics.not_stored.inc_by(not_stored.len() as u64);
         if let Some(first) = not_stored.first() {
             let count = not_stored.len();
-            let Some(held_back) = self.refused_line.admit() else { return };
+            let Some(held_back) = self.refused_throttle.admit() else { return };
             tracing::error!(count, held_back, "messages for absent users cannot be stored: {}", first.reason);
         }
     }
@@ -137,7 +147,7 @@ impl RedisInbox {
 
 #[async_trait]
 impl Inbox for RedisInbox {
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> {
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, PartialStore> {
         let (mut not_stored, mut left) = (Vec::new(), Vec::new());
         let now = now_ms();
         let (commands, appends) = self.commands(entries, now);
@@ -145,10 +155,10 @@ impl Inbox for RedisInbox {
         self.compare_clocks(now, &appends, &replies);
         for (index, (entry, append)) in entries.iter().zip(&appends).enumerate() {
             match self.outcome(entry, append, &replies) {
-                Outcome::Stored => {}
-                Outcome::Never(reason) => not_stored.push(NotStored { entry: index, reason }),
-                Outcome::Left => left.push(index),
-                Outcome::Denied(said) => {
+                EntryOutcome::Stored => {}
+                EntryOutcome::Rejected(reason) => not_stored.push(NotStored { entry: index, reason }),
+                EntryOutcome::Retry => left.push(index),
+                EntryOutcome::Denied(said) => {
                     left.push(index);
                     problem.get_or_insert_with(|| self.client.denied("store_offline", said));
                 }
@@ -156,12 +166,12 @@ impl Inbox for RedisInbox {
         }
         self.report(entries.len() - not_stored.len() - left.len(), &not_stored);
         match problem {
-            Some(because) if !left.is_empty() => Err(Unfinished { not_stored, left, because }),
+            Some(error) if !left.is_empty() => Err(PartialStore { not_stored, left, error }),
             _ => Ok(not_stored),
         }
     }
 
-    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<Kept>, Unavailable> {
+    async fn read(&self, user: &UserId, limit: usize) -> Result<Vec<StoredMessage>, Unavailable> {
         let key = self.key(user);
         let (mut found, mut seen, mut start) = (Vec::new(), HashSet::new(), "-".to_owned());
         loop {
@@ -194,23 +204,23 @@ impl Inbox for RedisInbox {
 }
 
 /// The position of an entry's append among the commands, and whether it is the user's first.
-struct Append {
+struct AppendPosition {
     at: usize,
     is_first: bool,
 }
 
 /// The outcome of one entry.
-enum Outcome {
+enum EntryOutcome {
     Stored,
     /// It can never be stored, for this reason.
-    Never(String),
+    Rejected(String),
     /// No answer, or Redis does not accept writes now.
-    Left,
+    Retry,
     /// The user may not write there.
     Denied(String),
 }
 
-fn append(key: &str, kept: &Kept, max_per_user: usize) -> Cmd {
+fn append(key: &str, kept: &StoredMessage, max_per_user: usize) -> Cmd {
     let mut command = redis::cmd("XADD");
     command.arg(key).arg("MAXLEN").arg("=").arg(max_per_user).arg("*");
     command.arg("id").arg(kept.id.as_str()).arg("op").arg(kept.operation);
@@ -228,7 +238,7 @@ fn page(key: &str, start: &str) -> Cmd {
 }
 
 /// Parses the fields of an entry; `None` if Halley did not write it.
-pub(super) fn kept(fields: Value) -> Option<Kept> {
+pub(super) fn kept(fields: Value) -> Option<StoredMessage> {
     let (mut id, mut operation, mut room, mut body) = (None, None, None, None);
     let (mut sent_ms, mut expires_ms) = (None, None);
     let mut values = elements(fields).into_iter();
@@ -243,7 +253,7 @@ pub(super) fn kept(fields: Value) -> Option<Kept> {
             _ => {}
         }
     }
-    Some(Kept {
+    Some(StoredMessage {
         id: id?.into(),
         operation: operation?,
         room: room.map(Into::into),

@@ -49,8 +49,8 @@ async fn inbox_behaves(inbox: &dyn Inbox) {
     let kept = inbox.read(&"bob".into(), 10).await.expect("reads").remove(0);
     let expires_ms = kept.expires_ms;
     assert!((now_ms()..=now_ms() + HOUR.as_millis() as i64).contains(&expires_ms));
-    let expected = Kept::new(&message(1), 0, HOUR);
-    assert_eq!(kept, Kept { expires_ms, ..expected }, "as it was stored");
+    let expected = StoredMessage::new(&message(1), 0, HOUR);
+    assert_eq!(kept, StoredMessage { expires_ms, ..expected }, "as it was stored");
 
     let longer = [entry("cid", 1, Some(HOUR * 1000)), entry("cid", 2, Some(Duration::from_millis(30)))];
     assert_eq!(inbox.store(&longer).await, Ok(vec![]));
@@ -112,7 +112,7 @@ async fn large_bodies_are_stored_for_many() {
 }
 
 #[tokio::test]
-async fn a_spoilt_inbox_harms_no_other() {
+async fn a_corrupt_inbox_affects_no_other() {
     let server = RedisServer::start().await;
     server.run(&["SET", "halley:inbox:bob", "spoilt"]).await;
     let metrics = metrics();
@@ -127,7 +127,7 @@ async fn a_spoilt_inbox_harms_no_other() {
 }
 
 #[tokio::test]
-async fn a_full_page_that_is_no_streams_ends_the_reading() {
+async fn a_full_page_without_ids_ends_the_read() {
     // A server that answers XRANGE with the requested number of strings, without ids.
     let renamed = ["--rename-command", "XRANGE", "STREAM", "--rename-command", "SUNION", "XRANGE"];
     let server = RedisServer::start_with(&renamed).await;
@@ -141,18 +141,18 @@ async fn a_full_page_that_is_no_streams_ends_the_reading() {
 }
 
 #[tokio::test]
-async fn nothing_is_stored_while_redis_is_away() {
-    let mut server = RedisServer::away();
+async fn nothing_is_stored_while_redis_is_unreachable() {
+    let mut server = RedisServer::unreachable();
     let inbox = RedisInbox::new(server.client(), &config(), metrics());
     let entries = [entry("ann", 1, None)];
     inbox.store(&entries).await.expect_err("nobody listens");
-    server.revive().await;
+    server.restart().await;
     eventually("storing succeeds", async || inbox.store(&entries).await == Ok(vec![])).await;
     assert_eq!(offsets(&inbox, "ann", 10).await, ["push/0/1"]);
 }
 
 #[test]
-fn the_configuration_reads_as_it_is_documented() {
+fn the_configuration_parses_as_documented() {
     let text = r#"{ "default": "notify", "retention": "1d", "max_per_user": 5 }"#;
     let config: Config = serde_json::from_str(text).expect("reads");
     assert_eq!(config.disposition(), Disposition::Notify { channel: "default".to_owned() });

@@ -6,7 +6,7 @@
 use shuttle::sync::{self, Arc, Mutex};
 use shuttle::thread;
 
-use super::{Offsets, Ticket};
+use super::{AckHandle, OffsetTracker};
 
 /// How many interleavings are tried.
 const RUNS: usize = 3_000;
@@ -25,7 +25,7 @@ fn a_handle_dropped_in_any_thread_holds_the_watermark() {
 /// One thread admits, three settle, each in its own order, and one commits.
 /// The handle of the record `lost` is dropped.
 fn settle_in_threads(lost: Option<i64>) {
-    let offsets = Offsets::default();
+    let offsets = OffsetTracker::default();
     // Offsets about to be settled: noted first, so that the watermark never passes them.
     let begun: Arc<Mutex<Vec<i64>>> = Arc::default();
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..3).map(|_| sync::mpsc::channel()).unzip();
@@ -39,7 +39,7 @@ fn settle_in_threads(lost: Option<i64>) {
                     continue;
                 }
                 begun.lock().unwrap().push(offset);
-                Ticket::settle(ticket);
+                AckHandle::settle(ticket);
             }
         }));
     }
@@ -61,7 +61,7 @@ fn settle_in_threads(lost: Option<i64>) {
 }
 
 /// Does what the polling thread does: reads the watermark repeatedly.
-fn commit(offsets: &Offsets, begun: &Mutex<Vec<i64>>) {
+fn commit(offsets: &OffsetTracker, begun: &Mutex<Vec<i64>>) {
     let mut committed = 0;
     for _ in 0..8 {
         let watermark = offsets.watermark().unwrap_or(0);

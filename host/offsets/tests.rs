@@ -2,26 +2,26 @@
 
 use proptest::prelude::*;
 
-use super::{Offsets, Unsettled};
+use super::{OffsetTracker, UnsettledCount};
 
 #[test]
 fn the_watermark_waits_for_the_oldest_record() {
-    let offsets = Offsets::default();
+    let offsets = OffsetTracker::default();
     let [a, b, c] = [10, 11, 14].map(|offset| offsets.admit(offset, 100));
     assert_eq!(offsets.watermark(), None);
     b.settle();
     assert_eq!(offsets.watermark(), None);
     a.settle();
     assert_eq!(offsets.watermark(), Some(12));
-    assert_eq!(offsets.unsettled(), Unsettled { records: 1, bytes: 100 });
+    assert_eq!(offsets.unsettled(), UnsettledCount { records: 1, bytes: 100 });
     c.settle();
     assert_eq!(offsets.watermark(), Some(15));
-    assert_eq!(offsets.unsettled(), Unsettled::default());
+    assert_eq!(offsets.unsettled(), UnsettledCount::default());
 }
 
 #[test]
 fn a_dropped_handle_holds_the_watermark() {
-    let offsets = Offsets::default();
+    let offsets = OffsetTracker::default();
     let [a, b, c] = [0, 1, 2].map(|offset| offsets.admit(offset, 1));
     a.settle();
     drop(b);
@@ -32,20 +32,20 @@ fn a_dropped_handle_holds_the_watermark() {
 
 #[test]
 fn a_duplicate_record_counts_once() {
-    let offsets = Offsets::default();
+    let offsets = OffsetTracker::default();
     let first = offsets.admit(5, 10);
     let again = offsets.admit(5, 10);
-    assert_eq!(offsets.unsettled(), Unsettled { records: 1, bytes: 10 });
+    assert_eq!(offsets.unsettled(), UnsettledCount { records: 1, bytes: 10 });
     again.settle();
     assert_eq!(offsets.watermark(), None, "the first one has no outcome yet");
     first.settle();
     assert_eq!(offsets.watermark(), Some(6));
-    assert_eq!(offsets.unsettled(), Unsettled::default());
+    assert_eq!(offsets.unsettled(), UnsettledCount::default());
 }
 
 #[test]
 fn the_watermark_never_moves_back() {
-    let offsets = Offsets::default();
+    let offsets = OffsetTracker::default();
     offsets.admit(500, 1).settle();
     let back = offsets.admit(0, 1);
     assert_eq!(offsets.unsettled().records, 0, "it is of another log and counts for nothing");
@@ -55,7 +55,7 @@ fn the_watermark_never_moves_back() {
 
 #[test]
 fn offsets_without_records_are_skipped_when_all_is_settled() {
-    let offsets = Offsets::default();
+    let offsets = OffsetTracker::default();
     let open = offsets.admit(3, 1);
     offsets.skip_to(9);
     assert_eq!(offsets.watermark(), None, "the record at 3 has no outcome yet");
@@ -76,7 +76,7 @@ proptest! {
         gaps in proptest::collection::vec(1i64..4, 1..60),
         fates in proptest::collection::vec((any::<prop::sample::Index>(), prop::bool::weighted(0.9)), 0..60),
     ) {
-        let offsets = Offsets::default();
+        let offsets = OffsetTracker::default();
         let mut offset = 0;
         let mut admitted = Vec::new();
         for gap in gaps {
@@ -93,7 +93,7 @@ proptest! {
             let run = admitted.iter().take_while(|(_, _, settled)| *settled).last();
             prop_assert_eq!(offsets.watermark(), run.map(|(offset, _, _)| offset + 1));
             let open = admitted.iter().filter(|(_, _, settled)| !settled).count();
-            prop_assert_eq!(offsets.unsettled(), Unsettled { records: open, bytes: 7 * open });
+            prop_assert_eq!(offsets.unsettled(), UnsettledCount { records: open, bytes: 7 * open });
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A message may have a hundred thousand absent recipients, and many such messages may be in flight
 //! together. So policies decide, entries are stored and notifications are written in chunks, and
-//! pending work over all messages is bounded: by [`Waiting`] in absent recipients, and by the inbox
+//! pending work over all messages is bounded: by [`AbsentBudget`] in absent recipients, and by the inbox
 //! queue and the notifier in requests in flight.
 
 use std::sync::Arc;
@@ -13,39 +13,39 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::dead_letter::{Reason, Stage};
-use crate::decision::{Absent, Decision, Disposition};
+use crate::dead_letter::{DeadLetterReason, Stage};
+use crate::decision::{AbsentRecipient, Disposition, TrailEntry};
 use crate::message::{Message, UserId};
-use crate::offline::{InboxEntry, InboxQueue, Stored};
-use crate::pipeline::journey::Journey;
-use crate::pipeline::key_order::{Output, Passer};
-use crate::pipeline::metrics::Station;
-use crate::pipeline::persist::{Abandoned, Hold, hold_while, persist};
+use crate::offline::{InboxEntry, InboxQueue, StoreResult};
+use crate::pipeline::delivery_task::DeliveryTask;
+use crate::pipeline::key_order::{Output, OutputReleaser};
+use crate::pipeline::metrics::TimedStage;
+use crate::pipeline::retry::{Cancelled, HoldContext, retry_until_cancelled, wait_while_held};
 use crate::stalls::StallStage;
 
 /// Absent recipients per call to a policy.
-const DECIDED_AT_ONCE: usize = 4_096;
+const DECIDE_CHUNK: usize = 4_096;
 
 /// Absent recipients that are stored or notified together.
-const CARRIED_OUT_AT_ONCE: usize = 1_024;
+const OUTPUT_CHUNK: usize = 1_024;
 
 /// Notifications of one message in flight.
-const NOTIFIED_AT_ONCE: usize = 64;
+const MAX_NOTIFICATIONS_IN_FLIGHT: usize = 64;
 
 /// Bounds the absent recipients in flight, over all messages. A worker acquires permits for those
 /// of a message before it dispatches the calls, and waits while none are left: otherwise the next
 /// records would wait in memory.
 #[derive(Clone, Debug)]
-pub struct Waiting {
-    places: Arc<Semaphore>,
+pub struct AbsentBudget {
+    permits: Arc<Semaphore>,
     all: u32,
 }
 
-impl Waiting {
+impl AbsentBudget {
     /// A budget of this many recipients.
     pub fn new(recipients: usize) -> Self {
         let all = u32::try_from(recipients).unwrap_or(u32::MAX).min(Semaphore::MAX_PERMITS as u32).max(1);
-        Self { places: Arc::new(Semaphore::new(all as usize)), all }
+        Self { permits: Arc::new(Semaphore::new(all as usize)), all }
     }
 
     /// Acquires permits for the absent recipients of one message, at most the whole budget.
@@ -53,27 +53,27 @@ impl Waiting {
         &self,
         absent: usize,
         inbox: &InboxQueue,
-        hold: Hold<'_>,
-    ) -> Result<Option<OwnedSemaphorePermit>, Abandoned> {
+        hold: HoldContext<'_>,
+    ) -> Result<Option<OwnedSemaphorePermit>, Cancelled> {
         if absent == 0 {
             return Ok(None);
         }
         let wanted = u32::try_from(absent).unwrap_or(u32::MAX).min(self.all);
-        let taken = Arc::clone(&self.places).acquire_many_owned(wanted);
+        let taken = Arc::clone(&self.permits).acquire_many_owned(wanted);
         // The semaphore is never closed.
-        Ok(hold_while(hold, StallStage::Inbox, inbox.problem(), taken).await?.ok())
+        Ok(wait_while_held(hold, StallStage::Inbox, inbox.problem(), taken).await?.ok())
     }
 }
 
 /// The absent recipients for whom storing or notifying failed.
 #[derive(Default)]
-struct Failed {
+struct FailedRecipients {
     /// Exactly those that have nothing: the others would get it again.
     users: Vec<UserId>,
     why: Option<String>,
 }
 
-impl Failed {
+impl FailedRecipients {
     /// These failed, the first of them for this reason.
     fn add(&mut self, users: impl IntoIterator<Item = UserId>, why: Option<String>) {
         self.users.extend(users);
@@ -81,25 +81,25 @@ impl Failed {
     }
 
     /// The reason of a dead letter, if any of `absent` recipients failed.
-    fn into_reason(self, absent: usize) -> Option<Reason> {
+    fn into_reason(self, absent: usize) -> Option<DeadLetterReason> {
         let Self { users, why } = self;
         let recipients = users.len();
         let text = format!("not kept for {recipients} of {absent} absent recipients: {}", why?);
-        Some(Reason { users, ..Reason::new(Stage::Offline, text) })
+        Some(DeadLetterReason { users, ..DeadLetterReason::new(Stage::Offline, text) })
     }
 }
 
-impl Journey {
+impl DeliveryTask {
     /// Decides what happens for the absent recipients and does it. Returns the reason of a dead
     /// letter if an inbox or the notify topic can never accept the message.
-    pub(super) async fn offline(&mut self) -> Result<Option<Reason>, Abandoned> {
-        if self.story.absent.is_empty() {
+    pub(super) async fn handle_absent(&mut self) -> Result<Option<DeadLetterReason>, Cancelled> {
+        if self.trace.absent.is_empty() {
             // Its position is released by its settlement, which is next, or with its dead letter.
             return Ok(None);
         }
         let since = Instant::now();
-        let Some(message) = self.story.message.clone().map(Arc::new) else { return Ok(None) };
-        let absent = Arc::clone(&self.story.absent);
+        let Some(message) = self.trace.message.clone().map(Arc::new) else { return Ok(None) };
+        let absent = Arc::clone(&self.trace.absent);
         let decided = self.decide(&message, &absent).await?;
         let config = &self.pipeline.offline;
         let fate = |at: usize| {
@@ -108,7 +108,7 @@ impl Journey {
         };
         let is_stored = |at: &usize| matches!(fate(*at), Disposition::Store { .. });
         let stored = || (0..absent.len()).filter(is_stored).map(|at| &absent[at]);
-        let mut failed = Failed::default();
+        let mut failed = FailedRecipients::default();
         let may_store = match config.refuses(&message, stored().map(|absent| &absent.user)) {
             None => true,
             why => {
@@ -121,19 +121,19 @@ impl Journey {
             Disposition::Store { .. } => may_store,
             Disposition::Notify { .. } => true,
         };
-        let queueing = self.turn((0..absent.len()).filter(is_written).count()).await?;
-        for first in (0..absent.len()).step_by(CARRIED_OUT_AT_ONCE) {
+        let pending_outputs = self.wait_turn((0..absent.len()).filter(is_written).count()).await?;
+        for first in (0..absent.len()).step_by(OUTPUT_CHUNK) {
             let (mut store, mut notify) = (Vec::new(), Vec::new());
-            for at in first..absent.len().min(first + CARRIED_OUT_AT_ONCE) {
+            for at in first..absent.len().min(first + OUTPUT_CHUNK) {
                 match fate(at) {
-                    Disposition::Drop => self.story.tally.dropped += 1,
+                    Disposition::Drop => self.trace.counts.dropped += 1,
                     Disposition::Store { retention } if may_store => store.push((at, retention)),
                     Disposition::Store { .. } => {}
                     Disposition::Notify { channel } => notify.push((&absent[at], channel)),
                 }
             }
-            let Stored { refused, reason } = self.notify(&message, &notify, &queueing).await?;
-            self.story.tally.notified += notify.len() - refused.len();
+            let StoreResult { refused, reason } = self.notify(&message, &notify, &pending_outputs).await?;
+            self.trace.counts.notified += notify.len() - refused.len();
             failed.add(refused, reason);
             let entries = || {
                 store.iter().map(|(at, retention)| InboxEntry {
@@ -142,39 +142,39 @@ impl Journey {
                     retention: *retention,
                 })
             };
-            let stored = self.store(store.len(), || entries().collect(), &queueing).await?;
-            let Stored { refused, reason } = stored;
-            self.story.tally.stored += store.len() - refused.len();
+            let stored = self.store(store.len(), || entries().collect(), &pending_outputs).await?;
+            let StoreResult { refused, reason } = stored;
+            self.trace.counts.stored += store.len() - refused.len();
             failed.add(refused, reason);
         }
-        drop(queueing);
-        self.story.tally.failed += failed.users.len();
-        self.pipeline.metrics.stage(Station::Offline, since);
+        drop(pending_outputs);
+        self.trace.counts.failed += failed.users.len();
+        self.pipeline.metrics.stage(TimedStage::Offline, since);
         Ok(failed.into_reason(absent.len()))
     }
 
     /// Waits until earlier messages of the same key have queued all their entries and notifications,
     /// so that each user's inbox and notifications keep the order of messages. This message has
     /// `outputs` of them.
-    async fn turn(&self, outputs: usize) -> Result<Queueing, Abandoned> {
-        let place = &self.story.pending.place;
+    async fn wait_turn(&self, outputs: usize) -> Result<PendingOutputs, Cancelled> {
+        let position = &self.trace.pending.position;
         if outputs > 0 {
-            self.abandon.run_until_cancelled(place.turn(Output::Offline)).await.ok_or(Abandoned)?;
+            self.cancel.run_until_cancelled(position.wait_turn(Output::Offline)).await.ok_or(Cancelled)?;
         }
-        Ok(Queueing { left: AtomicUsize::new(outputs), pass: place.passer(Output::Offline) })
+        Ok(PendingOutputs { left: AtomicUsize::new(outputs), releaser: position.releaser(Output::Offline) })
     }
 
     /// The decisions of the policies; empty if no policy has the hook.
     async fn decide(
         &mut self,
         message: &Message,
-        absent: &[Absent],
-    ) -> Result<Vec<Option<Disposition>>, Abandoned> {
+        absent: &[AbsentRecipient],
+    ) -> Result<Vec<Option<Disposition>>, Cancelled> {
         if !self.chain.set().has_offline() {
             return Ok(Vec::new());
         }
         let (mut all, mut first_by, mut count) = (Vec::with_capacity(absent.len()), None, 0);
-        for some in absent.chunks(DECIDED_AT_ONCE) {
+        for some in absent.chunks(DECIDE_CHUNK) {
             let decided = self.chain.call(self.hold(), |chain| chain.decide(message, some)).await?;
             for decided in decided {
                 if let Some(decided) = &decided {
@@ -186,7 +186,7 @@ impl Journey {
         }
         if let Some(by) = first_by {
             let what = format!("decided about {count} of {}", absent.len());
-            self.story.trail.push(Decision { by, what });
+            self.trace.trail.push(TrailEntry { by, what });
         }
         Ok(all)
     }
@@ -196,32 +196,33 @@ impl Journey {
         &self,
         count: usize,
         entries: impl FnOnce() -> Vec<InboxEntry>,
-        queueing: &Queueing,
-    ) -> Result<Stored, Abandoned> {
+        pending_outputs: &PendingOutputs,
+    ) -> Result<StoreResult, Cancelled> {
         if count == 0 {
-            return Ok(Stored::default());
+            return Ok(StoreResult::default());
         }
         let inbox = &self.pipeline.inbox;
-        let store = async { inbox.places(count).await?.store(entries(), || queueing.queued(count)).await };
+        let store =
+            async { inbox.places(count).await?.store(entries(), || pending_outputs.queued(count)).await };
         // No outcome means that the writer has ended, which happens after the partitions are closed.
-        hold_while(self.hold(), StallStage::Inbox, inbox.problem(), store).await?.ok_or(Abandoned)
+        wait_while_held(self.hold(), StallStage::Inbox, inbox.problem(), store).await?.ok_or(Cancelled)
     }
 
     /// Writes notifications; returns whose never will be, and why.
     async fn notify(
         &self,
         message: &Message,
-        notify: &[(&Absent, String)],
-        queueing: &Queueing,
-    ) -> Result<Stored, Abandoned> {
+        notify: &[(&AbsentRecipient, String)],
+        pending_outputs: &PendingOutputs,
+    ) -> Result<StoreResult, Cancelled> {
         let mut rest = notify.iter();
         let mut under_way = FuturesUnordered::new();
-        let mut outcomes = Stored::default();
+        let mut outcomes = StoreResult::default();
         loop {
-            while under_way.len() < NOTIFIED_AT_ONCE
+            while under_way.len() < MAX_NOTIFICATIONS_IN_FLIGHT
                 && let Some((absent, channel)) = rest.next()
             {
-                let write = self.notify_one(message, absent, channel, queueing);
+                let write = self.notify_one(message, absent, channel, pending_outputs);
                 under_way.push(async move { (absent, write.await) });
             }
             match under_way.next().await {
@@ -240,15 +241,15 @@ impl Journey {
     async fn notify_one(
         &self,
         message: &Message,
-        absent: &Absent,
+        absent: &AbsentRecipient,
         channel: &str,
-        queueing: &Queueing,
-    ) -> Result<Option<String>, Abandoned> {
+        pending_outputs: &PendingOutputs,
+    ) -> Result<Option<String>, Cancelled> {
         let is_queued = AtomicBool::new(false);
         // A notification that is retried has lost its position; later ones do not wait for it.
         let queued = || {
             if !is_queued.swap(true, Ordering::Relaxed) {
-                queueing.queued(1);
+                pending_outputs.queued(1);
             }
         };
         let write = || async {
@@ -258,21 +259,21 @@ impl Journey {
                 Err(error) => Err(error),
             }
         };
-        persist(self.hold(), StallStage::Notify, write).await
+        retry_until_cancelled(self.hold(), StallStage::Notify, write).await
     }
 }
 
 /// Counts the entries and notifications of one message that are not queued yet. At zero, the next
 /// message of the key has its turn.
-struct Queueing {
+struct PendingOutputs {
     left: AtomicUsize,
-    pass: Passer,
+    releaser: OutputReleaser,
 }
 
-impl Queueing {
+impl PendingOutputs {
     fn queued(&self, outputs: usize) {
         if self.left.fetch_sub(outputs, Ordering::AcqRel) == outputs {
-            self.pass.pass();
+            self.releaser.release();
         }
     }
 }

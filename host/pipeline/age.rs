@@ -7,9 +7,9 @@ use crate::time::to_record_ms;
 
 /// The age limit at one point in time: one clock reading per batch.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Oldest(Option<i64>);
+pub(super) struct AgeLimit(Option<i64>);
 
-impl Oldest {
+impl AgeLimit {
     /// Records older than `max_age` are too old; zero disables the limit.
     pub(super) fn of(max_age: Duration, now: SystemTime) -> Self {
         let limit = || {
@@ -43,7 +43,7 @@ mod tests {
             trusted: false,
         };
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
-        let minute = Oldest::of(Duration::from_secs(60), now);
+        let minute = AgeLimit::of(Duration::from_secs(60), now);
         assert!(minute.excludes(&record(Some(39_999))));
         assert!(!minute.excludes(&record(Some(40_000))));
         assert!(!minute.excludes(&record(Some(200_000))), "a producer's clock may be ahead");
@@ -53,7 +53,7 @@ mod tests {
         assert!(minute.excludes(&claimed), "without a proof, any producer may have written that");
         assert!(!minute.excludes(&Record { trusted: true, ..claimed }));
         for any in [Duration::ZERO, Duration::from_secs(200)] {
-            assert!(!Oldest::of(any, now).excludes(&record(Some(0))), "{any:?}");
+            assert!(!AgeLimit::of(any, now).excludes(&record(Some(0))), "{any:?}");
         }
     }
 }

@@ -10,36 +10,36 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::consumer::{Admitted, Feed};
-use crate::dead_letter::{Reason, Stage};
-use crate::decision::{Decision, Filtered, Guard, Overrides, StateWrite, Verdict};
+use crate::consumer::{InFlightRecord, PartitionStream};
+use crate::dead_letter::{DeadLetterReason, Stage};
+use crate::decision::{FilteredMessage, Guard, Overrides, StateWrite, TrailEntry, Verdict};
 use crate::guard;
 use crate::message::{CometAddr, Message, Record};
 use crate::panics;
 use crate::pipeline::Pipeline;
-use crate::pipeline::age::Oldest;
+use crate::pipeline::age::AgeLimit;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::claims;
+use crate::pipeline::delivery_task::{DeliveryTask, StageOutcome};
 use crate::pipeline::dispatch::dispatch;
 use crate::pipeline::in_flight::{InFlight, Rest, Settler};
-use crate::pipeline::journey::{Ending, Journey};
 use crate::pipeline::key_order::KeyOrder;
-use crate::pipeline::metrics::{Outcome, Station};
-use crate::pipeline::persist::{Abandoned, Hold, Retry, persist};
+use crate::pipeline::metrics::{MessageOutcome, TimedStage};
 use crate::pipeline::resolve::Resolved;
-use crate::pipeline::story::{Pending, Story};
-use crate::policy::{Chain, Pass, Step};
+use crate::pipeline::retry::{Cancelled, HoldContext, Retry, retry_until_cancelled};
+use crate::pipeline::trace::{MessageTrace, UnsettledRecord};
+use crate::policy::{Chain, FilterProgress, FilterRun};
 use crate::stalls::StallStage;
 
 /// The worker of one partition.
-pub(super) struct Worker {
+pub(super) struct PartitionWorker {
     pipeline: Arc<Pipeline>,
     topic: Arc<str>,
     partition: i32,
     chain: BatchChain,
-    journeys: TaskTracker,
+    delivery_tasks: TaskTracker,
     settler: Arc<Settler>,
-    abandon: CancellationToken,
+    cancel: CancellationToken,
     started: Instant,
     /// The offset of the first record of the batch.
     offset: Option<i64>,
@@ -53,28 +53,28 @@ const NO_COMET: &str = "a message for every comet, but no comet is known; list t
 const COMETS_GONE: &str = "redriven for comets that are no longer known";
 
 /// A message that the filters and guards let through.
-struct Passed {
+struct PassedMessage {
     message: Message,
     overrides: Overrides,
-    trail: Vec<Decision>,
-    pending: Pending,
+    trail: Vec<TrailEntry>,
+    pending: UnsettledRecord,
 }
 
-impl Worker {
+impl PartitionWorker {
     pub(super) fn new(
         pipeline: &Arc<Pipeline>,
-        feed: &Feed,
+        stream: &PartitionStream,
         settler: &Arc<Settler>,
-        journeys: TaskTracker,
+        delivery_tasks: TaskTracker,
     ) -> Self {
         Self {
             chain: BatchChain::new(&pipeline.policies),
             pipeline: Arc::clone(pipeline),
-            topic: Arc::clone(&feed.topic),
-            partition: feed.partition,
-            journeys,
+            topic: Arc::clone(&stream.topic),
+            partition: stream.partition,
+            delivery_tasks,
             settler: Arc::clone(settler),
-            abandon: feed.abandon.clone(),
+            cancel: stream.cancel.clone(),
             started: Instant::now(),
             offset: None,
             order: KeyOrder::default(),
@@ -85,7 +85,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the partition was cancelled meanwhile: handles are dropped, nothing is settled.
-    pub(super) async fn batch(&mut self, mut admitted: Vec<Admitted>) -> Result<(), Abandoned> {
+    pub(super) async fn batch(&mut self, mut admitted: Vec<InFlightRecord>) -> Result<(), Cancelled> {
         self.started = Instant::now();
         self.offset = admitted.first().map(|admitted| admitted.record.origin.offset);
         self.chain = self.chain.renewed();
@@ -101,26 +101,26 @@ impl Worker {
     }
 
     /// What the batch's stages hold while they are retried.
-    fn hold(&self) -> Hold<'_> {
-        Hold {
+    fn hold(&self) -> HoldContext<'_> {
+        HoldContext {
             stalls: &self.pipeline.stalls,
             topic: &self.topic,
             partition: self.partition,
             offset: self.offset,
-            abandon: &self.abandon,
+            cancel: &self.cancel,
         }
     }
 
-    fn decode(&self, admitted: Vec<Admitted>) -> (Vec<Message>, Vec<Pending>) {
+    fn decode(&self, admitted: Vec<InFlightRecord>) -> (Vec<Message>, Vec<UnsettledRecord>) {
         let mut messages = Vec::with_capacity(admitted.len());
         let mut all_pending = Vec::with_capacity(admitted.len());
-        let oldest = Oldest::of(self.pipeline.max_age, SystemTime::now());
-        for Admitted { record, ticket } in admitted {
-            let pending = Pending { ticket, place: self.order.place(&record) };
-            if oldest.excludes(&record) {
-                self.end(
-                    Story::of_record(record, pending, self.started),
-                    Outcome::Expired,
+        let age_limit = AgeLimit::of(self.pipeline.max_age, SystemTime::now());
+        for InFlightRecord { record, ack } in admitted {
+            let pending = UnsettledRecord { ack, position: self.order.position(&record) };
+            if age_limit.excludes(&record) {
+                self.spawn_delivery(
+                    MessageTrace::of_record(record, pending, self.started),
+                    MessageOutcome::Expired,
                     "older than `[delivery] max_age`",
                 );
                 continue;
@@ -131,9 +131,9 @@ impl Worker {
                     all_pending.push(pending);
                 }
                 Err(why) => {
-                    let reason = Reason::new(Stage::Decode, why);
-                    let story = Story::of_record(record, pending, self.started);
-                    self.dead_letter(story, reason);
+                    let reason = DeadLetterReason::new(Stage::Decode, why);
+                    let trace = MessageTrace::of_record(record, pending, self.started);
+                    self.dead_letter(trace, reason);
                 }
             }
         }
@@ -143,35 +143,38 @@ impl Worker {
     /// A record that makes the decoder panic becomes a dead letter, like any record that is not a
     /// message. Otherwise it would crash every gateway of the group, one after the other.
     fn decode_one(&self, record: &Arc<Record>) -> Result<Message, String> {
-        let decode = || Message::decode_within(Arc::clone(record), self.pipeline.max_keys);
+        let decode = || Message::decode_with_limit(Arc::clone(record), self.pipeline.max_keys);
         match catch_unwind(AssertUnwindSafe(decode)) {
             Ok(decoded) => decoded.map_err(|error| error.to_string()),
             Err(panic) => Err(format!("decoding it panicked, which is a bug: {}", panics::text(&*panic))),
         }
     }
 
-    async fn filter(&self, messages: Vec<Message>) -> Result<Vec<Filtered>, Abandoned> {
+    async fn filter(&self, messages: Vec<Message>) -> Result<Vec<FilteredMessage>, Cancelled> {
         if !self.chain.set().has_filter() {
-            return Ok(messages.into_iter().map(Filtered::untouched).collect());
+            return Ok(messages.into_iter().map(FilteredMessage::untouched).collect());
         }
         let since = Instant::now();
-        let (filtered, writes) = self.decided(&messages).await?;
+        let (filtered, writes) = self.run_filters(&messages).await?;
         if !writes.is_empty() {
             // Before the batch continues: after a crash in between, its messages are read again, and
             // the writes happen at least once.
             let write = || self.pipeline.shared_state.write(&writes);
-            persist(self.hold(), StallStage::SharedState, write).await?;
+            retry_until_cancelled(self.hold(), StallStage::SharedState, write).await?;
         }
-        self.pipeline.metrics.stage(Station::Filter, since);
+        self.pipeline.metrics.stage(TimedStage::Filter, since);
         Ok(filtered)
     }
 
     /// Runs the filters. If one needs values of its shared state, they are fetched for the whole
     /// batch at once, and the filter runs again. If one stalls, it is retried, or the stage restarts
     /// when another set is active.
-    async fn decided(&self, messages: &[Message]) -> Result<(Vec<Filtered>, Vec<StateWrite>), Abandoned> {
+    async fn run_filters(
+        &self,
+        messages: &[Message],
+    ) -> Result<(Vec<FilteredMessage>, Vec<StateWrite>), Cancelled> {
         let mut retry = Retry::new(self.hold(), StallStage::Policy);
-        let mut under_way: Option<Pass> = None;
+        let mut under_way: Option<FilterRun> = None;
         loop {
             let pass = Mutex::new(under_way.take());
             let advance = |chain: &mut Chain| {
@@ -179,20 +182,20 @@ impl Worker {
                 let mut pass = pass.lock();
                 let same_set = pass.take().filter(|pass| pass.generation() == generation);
                 // Messages are cheap to clone: their content is shared.
-                let mut current = same_set.unwrap_or_else(|| Pass::new(generation, messages.to_vec()));
+                let mut current = same_set.unwrap_or_else(|| FilterRun::new(generation, messages.to_vec()));
                 let step = chain.advance(&self.topic, self.partition, &mut current);
                 // Kept even if a plugin stalls: the plugins before it have decided already.
                 *pass = Some(current);
                 step
             };
             match self.chain.call_again(&mut retry, advance).await? {
-                Step::Decided(filtered, writes) => return Ok((filtered, writes)),
-                Step::Wants(keys) => {
+                FilterProgress::OfflineDecision(filtered, writes) => return Ok((filtered, writes)),
+                FilterProgress::NeedsState(keys) => {
                     let fetch = || self.pipeline.shared_state.fetch(&keys);
-                    let values = persist(self.hold(), StallStage::SharedState, fetch).await?;
+                    let values = retry_until_cancelled(self.hold(), StallStage::SharedState, fetch).await?;
                     under_way = pass.into_inner();
                     if let Some(pass) = &mut under_way {
-                        pass.learn(keys, values);
+                        pass.supply_state(keys, values);
                     }
                 }
             }
@@ -200,25 +203,29 @@ impl Worker {
     }
 
     /// Finishes the messages that the filters dropped or rejected; collects the guards of the others.
-    fn sort(&self, filtered: Vec<Filtered>, pending: Vec<Pending>) -> (Vec<Passed>, Vec<(usize, Guard)>) {
+    fn sort(
+        &self,
+        filtered: Vec<FilteredMessage>,
+        pending: Vec<UnsettledRecord>,
+    ) -> (Vec<PassedMessage>, Vec<(usize, Guard)>) {
         let mut passed = Vec::with_capacity(filtered.len());
         let mut guards = Vec::new();
         for (filtered, pending) in filtered.into_iter().zip(pending) {
-            let Filtered { message, verdict, overrides, guards: wanted, trail } = filtered;
+            let FilteredMessage { message, verdict, overrides, guards: wanted, trail } = filtered;
             match verdict {
                 Verdict::Pass => {
                     guards.extend(wanted.into_iter().map(|guard| (passed.len(), guard)));
-                    passed.push(Passed { message, overrides, trail, pending });
+                    passed.push(PassedMessage { message, overrides, trail, pending });
                 }
                 Verdict::Drop { reason, by } => {
-                    let story = Story::new(message, pending, trail, self.started);
-                    self.end(story, Outcome::Dropped, format_args!("{by}: {reason}"));
+                    let trace = MessageTrace::new(message, pending, trail, self.started);
+                    self.spawn_delivery(trace, MessageOutcome::Dropped, format_args!("{by}: {reason}"));
                 }
                 Verdict::DeadLetter { reason, by } => {
-                    let mut letter = Reason::new(Stage::Filter, reason);
+                    let mut letter = DeadLetterReason::new(Stage::Filter, reason);
                     letter.plugin = Some(by);
-                    let story = Story::new(message, pending, trail, self.started);
-                    self.dead_letter(story, letter);
+                    let trace = MessageTrace::new(message, pending, trail, self.started);
+                    self.dead_letter(trace, letter);
                 }
             }
         }
@@ -228,21 +235,21 @@ impl Worker {
     /// Claims all guards of the batch in one round trip; finishes the messages that a guard stopped.
     async fn guard(
         &self,
-        passed: Vec<Passed>,
+        passed: Vec<PassedMessage>,
         guards: Vec<(usize, Guard)>,
-    ) -> Result<Vec<Passed>, Abandoned> {
+    ) -> Result<Vec<PassedMessage>, Cancelled> {
         if guards.is_empty() {
             return Ok(passed);
         }
         let since = Instant::now();
-        let claim = |(at, guard): &(usize, Guard)| guard::Claim {
+        let claim = |(at, guard): &(usize, Guard)| guard::GuardClaim {
             key: guard.key.clone(),
             ttl: guard.ttl,
             message: passed[*at].message.id.clone(),
         };
         let claims: Vec<_> = guards.iter().map(claim).collect();
         let claim = || self.pipeline.guards.claim(&claims);
-        let may_pass = persist(self.hold(), StallStage::Guard, claim).await?;
+        let may_pass = retry_until_cancelled(self.hold(), StallStage::Guard, claim).await?;
         let mut stopped: Vec<Option<Guard>> = passed.iter().map(|_| None).collect();
         for ((at, guard), may_pass) in guards.into_iter().zip(may_pass) {
             if !may_pass {
@@ -255,20 +262,20 @@ impl Worker {
                 remaining.push(passed);
                 continue;
             };
-            let story = Story::new(passed.message, passed.pending, passed.trail, self.started);
-            self.end(story, Outcome::Dropped, format_args!("{by}: guard `{key}` is taken"));
+            let trace = MessageTrace::new(passed.message, passed.pending, passed.trail, self.started);
+            self.spawn_delivery(trace, MessageOutcome::Dropped, format_args!("{by}: guard `{key}` is taken"));
         }
-        self.pipeline.metrics.stage(Station::Guard, since);
+        self.pipeline.metrics.stage(TimedStage::Guard, since);
         Ok(remaining)
     }
 
-    async fn resolve(&self, passed: &[Passed]) -> Result<Resolved, Abandoned> {
+    async fn resolve(&self, passed: &[PassedMessage]) -> Result<Resolved, Cancelled> {
         let since = Instant::now();
         let messages: Vec<_> = passed.iter().map(|passed| &passed.message).collect();
         let adds_comets = passed.iter().any(|passed| !passed.overrides.also.is_empty());
         let resolver = &self.pipeline.resolver;
         let resolved = resolver.resolve(&messages, adds_comets, &self.chain, self.hold()).await?;
-        self.pipeline.metrics.stage(Station::Resolve, since);
+        self.pipeline.metrics.stage(TimedStage::Resolve, since);
         Ok(resolved)
     }
 
@@ -276,67 +283,71 @@ impl Worker {
     /// task. Waits while the queue of a comet that keeps up is full (the rules in [`crate::comets`]
     /// bound how long a slow comet may block this), and while the budget of absent recipients is
     /// used up.
-    async fn dispatch(&self, passed: Vec<Passed>, resolved: Resolved) -> Result<(), Abandoned> {
+    async fn dispatch(&self, passed: Vec<PassedMessage>, resolved: Resolved) -> Result<(), Cancelled> {
         let since = Instant::now();
         let Pipeline { resolver, fleet, .. } = &*self.pipeline;
-        for Passed { message, overrides, trail, pending } in passed {
+        for PassedMessage { message, overrides, trail, pending } in passed {
             if let Some(why) = resolved.unreadable(&message) {
-                let reason = Reason::new(Stage::Resolve, why);
-                let story = Story::new(message, pending, trail, self.started);
-                self.dead_letter(story, reason);
+                let reason = DeadLetterReason::new(Stage::Resolve, why);
+                let trace = MessageTrace::new(message, pending, trail, self.started);
+                self.dead_letter(trace, reason);
                 continue;
             }
             let everyone = || fleet.everyone();
             let address_of = |server: &str| fleet.address_of(server);
             let (mut plan, route) = resolver.plan(&message, &resolved, everyone, address_of, &overrides);
-            let nobody_known = plan.deliveries.is_empty() && plan.is_for_every_comet && !overrides.limit();
+            let nobody_known =
+                plan.deliveries.is_empty() && plan.is_for_every_comet && !overrides.restricts();
             if nobody_known {
-                let story = Story::new(message, pending, trail, self.started);
-                self.dead_letter(story, Reason::new(Stage::Deliver, NO_COMET));
+                let trace = MessageTrace::new(message, pending, trail, self.started);
+                self.dead_letter(trace, DeadLetterReason::new(Stage::Deliver, NO_COMET));
                 continue;
             }
             let (comets, users) = (message.record.redrive_comets(), message.record.redrive_users());
             plan.only_due(comets.as_deref(), users.as_ref());
             let is_for_nobody = plan.deliveries.is_empty() && plan.absent.is_empty();
             if comets.is_some() && is_for_nobody && plan.is_for_every_comet {
-                let story = Story::new(message, pending, trail, self.started);
-                self.end(story, Outcome::Nobody, COMETS_GONE);
+                let trace = MessageTrace::new(message, pending, trail, self.started);
+                self.spawn_delivery(trace, MessageOutcome::NoRecipients, COMETS_GONE);
                 continue;
             }
-            let Pipeline { waiting, inbox, .. } = &*self.pipeline;
-            let places = waiting.take(plan.absent.len(), inbox, self.hold()).await?;
-            let of_everyone = |comet: &CometAddr| plan.is_for_every_comet && !overrides.also.contains(comet);
+            let Pipeline { absent_budget, inbox, .. } = &*self.pipeline;
+            let absent_permit = absent_budget.take(plan.absent.len(), inbox, self.hold()).await?;
+            let is_broadcast = |comet: &CometAddr| plan.is_for_every_comet && !overrides.also.contains(comet);
             let in_flight = InFlight::new(&self.settler);
             let token = self.settler.in_flight().token();
             let calls =
-                dispatch(fleet, self.hold(), &message, plan.deliveries, of_everyone, &in_flight).await?;
-            let mut story = Story::new(message, pending, trail, self.started);
-            story.withheld = plan.withheld;
-            story.connections = route.as_ref().map(|route| route.connections);
-            story.stale = route.as_ref().map_or(0, |route| route.stale);
-            story.calls = calls;
+                dispatch(fleet, self.hold(), &message, plan.deliveries, is_broadcast, &in_flight).await?;
+            let mut trace = MessageTrace::new(message, pending, trail, self.started);
+            trace.withheld = plan.withheld;
+            trace.connections = route.as_ref().map(|route| route.connections);
+            trace.stale = route.as_ref().map_or(0, |route| route.stale);
+            trace.calls = calls;
             let chain = self.chain.clone();
             let (absent, queued) = (plan.absent, Instant::now());
-            in_flight.go_on_with(Rest { story, chain, route, absent, places, token, queued });
+            in_flight.go_on_with(Rest { trace, chain, route, absent, absent_permit, token, queued });
         }
-        self.pipeline.metrics.stage(Station::Dispatch, since);
+        self.pipeline.metrics.stage(TimedStage::Dispatch, since);
         Ok(())
     }
 
     /// Settles a message for which nothing is called or written.
-    fn end(&self, story: Story, outcome: Outcome, reason: impl Display) {
-        story.tell(self.chain.set(), outcome, &reason);
-        self.pipeline.metrics.settled(outcome, story.started);
-        story.pending.ticket.settle();
+    fn spawn_delivery(&self, trace: MessageTrace, outcome: MessageOutcome, reason: impl Display) {
+        trace.log_settled(self.chain.set(), outcome, &reason);
+        self.pipeline.metrics.settled(outcome, trace.started);
+        trace.pending.ack.settle();
     }
 
-    fn dead_letter(&self, story: Story, reason: Reason) {
-        let journey = Journey {
+    fn dead_letter(&self, trace: MessageTrace, reason: DeadLetterReason) {
+        let delivery_task = DeliveryTask {
             pipeline: Arc::clone(&self.pipeline),
             chain: self.chain.clone(),
-            abandon: self.abandon.clone(),
-            story,
+            cancel: self.cancel.clone(),
+            trace,
         };
-        self.journeys.spawn(panics::fatal("a message's journey", journey.run(Ending::DeadLetter(reason))));
+        self.delivery_tasks.spawn(panics::abort_on_panic(
+            "a message's journey",
+            delivery_task.run(StageOutcome::DeadLetter(reason)),
+        ));
     }
 }

@@ -3,42 +3,42 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::comets::Partly;
+use crate::comets::PartialDelivery;
 use crate::message::{CometAddr, ConnectionId};
 use crate::router::Recipient;
 
 /// One call that was handed to a comet: queued, in flight or finished.
-pub(super) struct Call {
+pub(super) struct DispatchedCall {
     pub(super) comet: CometAddr,
     pub(super) recipients: Arc<[Recipient]>,
     /// Whether it is part of a BROADCAST.
-    pub(super) of_everyone: bool,
+    pub(super) is_broadcast: bool,
     /// What the comet took.
-    pub(super) took: Took,
+    pub(super) acceptance: Acceptance,
 }
 
 /// How much of a call a comet accepted.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Took {
+pub(super) enum Acceptance {
     Nothing,
     All,
     /// All except the messages for these connections.
     AllBut(HashSet<ConnectionId>),
 }
 
-impl Call {
+impl DispatchedCall {
     /// The recipients that were reached.
     pub(super) fn reached(&self) -> impl Iterator<Item = &Recipient> {
-        self.recipients.iter().filter(|recipient| match &self.took {
-            Took::Nothing => false,
-            Took::All => true,
-            Took::AllBut(missed) => !missed.contains(&recipient.connection),
+        self.recipients.iter().filter(|recipient| match &self.acceptance {
+            Acceptance::Nothing => false,
+            Acceptance::All => true,
+            Acceptance::AllBut(missed) => !missed.contains(&recipient.connection),
         })
     }
 }
 
 /// The recipients of a partially delivered call.
-pub(super) struct Apart<'a> {
+pub(super) struct SplitRecipients<'a> {
     pub(super) unreachable: Vec<&'a Recipient>,
     /// How many the comet rejected permanently.
     pub(super) refused: usize,
@@ -47,8 +47,8 @@ pub(super) struct Apart<'a> {
     pub(super) is_failed: bool,
 }
 
-impl<'a> Apart<'a> {
-    pub(super) fn of(recipients: &'a [Recipient], partly: &Partly) -> Self {
+impl<'a> SplitRecipients<'a> {
+    pub(super) fn of(recipients: &'a [Recipient], partly: &PartialDelivery) -> Self {
         let missed: HashSet<_> = partly.unreachable.iter().collect();
         let refused: HashSet<_> = partly.refused.iter().collect();
         let unreachable: Vec<_> =

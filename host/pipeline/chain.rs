@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use crate::decision::Stalled;
-use crate::pipeline::persist::{Abandoned, Hold, Retry};
+use crate::decision::PolicyStalled;
+use crate::pipeline::retry::{Cancelled, HoldContext, Retry};
 use crate::policy::{Chain, Policies, PolicySet};
 use crate::stalls::StallStage;
 
@@ -42,9 +42,9 @@ impl BatchChain {
     /// stall is often fixed by replacing the plugin.
     pub(super) async fn call<T>(
         &self,
-        hold: Hold<'_>,
-        call: impl Fn(&mut Chain) -> Result<T, Stalled>,
-    ) -> Result<T, Abandoned> {
+        hold: HoldContext<'_>,
+        call: impl Fn(&mut Chain) -> Result<T, PolicyStalled>,
+    ) -> Result<T, Cancelled> {
         self.call_again(&mut Retry::new(hold, StallStage::Policy), call).await
     }
 
@@ -52,8 +52,8 @@ impl BatchChain {
     pub(super) async fn call_again<T>(
         &self,
         retry: &mut Retry<'_>,
-        call: impl Fn(&mut Chain) -> Result<T, Stalled>,
-    ) -> Result<T, Abandoned> {
+        call: impl Fn(&mut Chain) -> Result<T, PolicyStalled>,
+    ) -> Result<T, Cancelled> {
         let attempt = || async {
             let mut chain = self.chain.lock().await;
             let result = call(&mut chain);

@@ -7,11 +7,11 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::consumer::Admitted;
-use crate::message::{Claim, Claimed, RedriveKey};
-use crate::pipeline::metrics::{Metrics, Proof};
-use crate::pipeline::persist::{Abandoned, Hold, persist};
-use crate::redrive_key::KnownKey;
+use crate::consumer::InFlightRecord;
+use crate::message::{ClaimedProof, RedriveClaim, RedriveKey};
+use crate::pipeline::metrics::{Metrics, ProofStatus};
+use crate::pipeline::retry::{Cancelled, HoldContext, retry_until_cancelled};
+use crate::redrive_key::CachedRedriveKey;
 use crate::stalls::StallStage;
 
 /// Marks records with a valid proof as trusted. While the key cannot be read, the batch waits.
@@ -19,35 +19,35 @@ use crate::stalls::StallStage;
 /// # Errors
 /// When the partition was cancelled meanwhile.
 pub(super) async fn check(
-    admitted: &mut [Admitted],
-    known: &KnownKey,
+    admitted: &mut [InFlightRecord],
+    known: &CachedRedriveKey,
     metrics: &Metrics,
-    hold: Hold<'_>,
-) -> Result<(), Abandoned> {
+    hold: HoldContext<'_>,
+) -> Result<(), Cancelled> {
     let mut proofs = Vec::new();
     for (at, admitted) in admitted.iter().enumerate() {
         match admitted.record.claim() {
-            Claim::None => {}
-            Claim::Unproven => metrics.claimed(Proof::Missing, &admitted.record),
-            Claim::Proof(claimed) => proofs.push((at, claimed)),
+            RedriveClaim::None => {}
+            RedriveClaim::Unproven => metrics.claimed(ProofStatus::Missing, &admitted.record),
+            RedriveClaim::Proof(claimed) => proofs.push((at, claimed)),
         }
     }
     if proofs.is_empty() {
         return Ok(());
     }
-    believe(&mut proofs, admitted, known.get(), metrics);
+    mark_proven(&mut proofs, admitted, known.get(), metrics);
     if !proofs.is_empty() && known.is_stale(Instant::now()) {
-        let key = persist(hold, StallStage::RedriveKey, || known.read()).await?;
-        believe(&mut proofs, admitted, key, metrics);
+        let key = retry_until_cancelled(hold, StallStage::RedriveKey, || known.read()).await?;
+        mark_proven(&mut proofs, admitted, key, metrics);
     }
-    proofs.iter().for_each(|(at, _)| metrics.claimed(Proof::Invalid, &admitted[*at].record));
+    proofs.iter().for_each(|(at, _)| metrics.claimed(ProofStatus::Invalid, &admitted[*at].record));
     Ok(())
 }
 
 /// Marks the records whose proof this key verifies, and removes them from the list.
-fn believe(
-    proofs: &mut Vec<(usize, Claimed)>,
-    admitted: &mut [Admitted],
+fn mark_proven(
+    proofs: &mut Vec<(usize, ClaimedProof)>,
+    admitted: &mut [InFlightRecord],
     key: Option<RedriveKey>,
     metrics: &Metrics,
 ) {
@@ -56,7 +56,7 @@ fn believe(
         let is_proven = key.proves(claimed);
         if is_proven {
             Arc::make_mut(&mut admitted[*at].record).trusted = true;
-            metrics.claimed(Proof::Valid, &admitted[*at].record);
+            metrics.claimed(ProofStatus::Valid, &admitted[*at].record);
         }
         !is_proven
     });

@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
-use crate::comets::{Fleet, Parcel};
+use crate::comets::{CallRequest, Fleet};
 use crate::message::{CometAddr, Message};
-use crate::pipeline::call::{Call, Took};
+use crate::pipeline::call::{Acceptance, DispatchedCall};
 use crate::pipeline::in_flight::InFlight;
-use crate::pipeline::persist::{Abandoned, Hold, hold_behind};
+use crate::pipeline::retry::{Cancelled, HoldContext, hold_behind};
 use crate::router::Delivery;
 use crate::stalls::StallStage;
 
 /// The cause of a stall at this stage: comets accept messages more slowly than the partition reads.
-const COMETS_ARE_FULL: &str = "the comets' queues are full; see halley_comet_waiting and halley_comets_pending_bytes, and `[comets] queue` and `max_pending_bytes`";
+const COMETS_ARE_FULL: &str = "the comets' queues are full; see halley_comet_queued_messages and halley_comets_pending_bytes, and `[comets] queue` and `max_pending_bytes`";
 /// How long waiting for comets is ordinary back-pressure.
 const BACK_PRESSURE: Duration = Duration::from_secs(2);
 
@@ -27,18 +27,18 @@ const BACK_PRESSURE: Duration = Duration::from_secs(2);
 /// When the partition was cancelled meanwhile.
 pub(super) async fn dispatch(
     fleet: &Fleet,
-    hold: Hold<'_>,
+    hold: HoldContext<'_>,
     message: &Message,
     deliveries: Vec<Delivery>,
-    of_everyone: impl Fn(&CometAddr) -> bool,
+    is_broadcast: impl Fn(&CometAddr) -> bool,
     in_flight: &Arc<InFlight>,
-) -> Result<Vec<Call>, Abandoned> {
-    let hold = Hold { offset: Some(message.record.origin.offset), ..hold };
-    let payload = once_there_is_room(hold, fleet.payload(message.operation, &message.body)).await?;
+) -> Result<Vec<DispatchedCall>, Cancelled> {
+    let hold = HoldContext { offset: Some(message.record.origin.offset), ..hold };
+    let payload = wait_for_room(hold, fleet.payload(message.operation, &message.body)).await?;
     let mut calls = Vec::with_capacity(deliveries.len());
     let mut waiting = Vec::new();
     for (call, Delivery { comet, named_by, target, recipients }) in deliveries.into_iter().enumerate() {
-        let parcel = Parcel {
+        let request = CallRequest {
             comet: comet.clone(),
             named_by,
             target,
@@ -47,18 +47,18 @@ pub(super) async fn dispatch(
             message: message.id.clone(),
             reply: in_flight.reply(call),
         };
-        waiting.extend(fleet.try_send(parcel).err());
-        let of_everyone = of_everyone(&comet);
-        calls.push(Call { comet, recipients, of_everyone, took: Took::Nothing });
+        waiting.extend(fleet.try_send(request).err());
+        let is_broadcast = is_broadcast(&comet);
+        calls.push(DispatchedCall { comet, recipients, is_broadcast, acceptance: Acceptance::Nothing });
     }
-    for parcel in waiting {
-        once_there_is_room(hold, fleet.send(parcel)).await?;
+    for request in waiting {
+        wait_for_room(hold, fleet.send(request)).await?;
     }
     Ok(calls)
 }
 
 /// Waits for room in the comets' queues. A long wait is reported as a stall.
-async fn once_there_is_room<T>(hold: Hold<'_>, room: impl Future<Output = T>) -> Result<T, Abandoned> {
+async fn wait_for_room<T>(hold: HoldContext<'_>, room: impl Future<Output = T>) -> Result<T, Cancelled> {
     let mut room = std::pin::pin!(room);
     if let Some(done) = room.as_mut().now_or_never() {
         return Ok(done);

@@ -3,13 +3,13 @@
 
 use serde::Serialize;
 
-use crate::comets::{Fleet, Reach};
-use crate::decision::{Decided, Disposition, Filtered, Guard, PluginVersion, Verdict};
-use crate::message::{Audience, CometAddr, Message, Target, UserId};
+use crate::comets::{BroadcastReach, Fleet};
+use crate::decision::{Disposition, FilteredMessage, Guard, OfflineDecision, PluginVersion, Verdict};
+use crate::message::{Audience, CallTarget, CometAddr, Message, UserId};
 use crate::offline;
 use crate::pipeline::Resolver;
-use crate::policy::{Chain, Pass, Step};
-use crate::router::{Delivery, Plan, Route};
+use crate::policy::{Chain, FilterProgress, FilterRun};
+use crate::router::{Delivery, DeliveryPlan, Route};
 use crate::shared_state::SharedState;
 
 /// What would happen to a message.
@@ -26,22 +26,22 @@ pub struct Explanation {
     /// Guards that would be claimed.
     pub guards: Vec<String>,
     /// What the directory knows; absent if it was not queried.
-    pub room: Option<RoomFacts>,
+    pub room: Option<RoomSummary>,
     /// The calls that would be made.
     pub calls: Vec<PlannedCall>,
     /// Recipients from whom a policy withholds the message.
     pub withheld: usize,
     /// Absent recipients, and what would happen to the message for them.
-    pub absent: Vec<AbsentFate>,
+    pub absent: Vec<AbsentOutcome>,
     /// The comets that a BROADCAST reaches.
-    pub reach: Option<Reach>,
+    pub reach: Option<BroadcastReach>,
     /// What this explanation cannot know.
     pub notes: Vec<String>,
 }
 
 /// What the directory knows of a room.
 #[derive(Debug, Serialize)]
-pub struct RoomFacts {
+pub struct RoomSummary {
     /// Connections in the room.
     pub connections: usize,
     /// Members without connection information.
@@ -63,7 +63,7 @@ pub struct PlannedCall {
 
 /// What would happen to the message for one absent recipient.
 #[derive(Debug, Serialize)]
-pub struct AbsentFate {
+pub struct AbsentOutcome {
     /// The user.
     pub user: UserId,
     /// Why the user is not reached.
@@ -89,7 +89,7 @@ pub async fn explain(
 ) -> anyhow::Result<Explanation> {
     let origin = message.record.origin.clone();
     let filtered = filter(&origin.topic, origin.partition, message, chain, shared_state).await?;
-    let Some(Filtered { message, verdict, overrides, guards, trail }) = filtered else {
+    let Some(FilteredMessage { message, verdict, overrides, guards, trail }) = filtered else {
         anyhow::bail!("the filters returned no verdict");
     };
     let mut explanation = Explanation {
@@ -111,10 +111,10 @@ pub async fn explain(
     if verdict != Verdict::Pass {
         return Ok(explanation);
     }
-    let resolved = resolver.resolve_anew(&message, chain).await?;
+    let resolved = resolver.resolve_uncached(&message, chain).await?;
     let address_of = |server: &str| fleet.address_of(server);
     let (plan, route) = resolver.plan(&message, &resolved, || fleet.everyone(), address_of, &overrides);
-    explanation.room = route.map(|route| facts(&route));
+    explanation.room = route.map(|route| room_summary(&route));
     explanation.withheld = plan.withheld;
     explanation.calls = plan.deliveries.iter().map(|delivery| call(fleet, delivery)).collect();
     if plan.is_for_every_comet {
@@ -122,7 +122,7 @@ pub async fn explain(
         explanation.notes = reach.caveat().into_iter().chain(fleet.warnings()).collect();
         explanation.reach = Some(reach);
     }
-    explanation.absent = fates(&message, &plan, chain, offline)?;
+    explanation.absent = absent_outcomes(&message, &plan, chain, offline)?;
     Ok(explanation)
 }
 
@@ -133,47 +133,47 @@ async fn filter(
     message: Message,
     chain: &mut Chain,
     shared_state: &dyn SharedState,
-) -> anyhow::Result<Option<Filtered>> {
-    let mut pass = Pass::new(chain.set().generation(), vec![message]);
+) -> anyhow::Result<Option<FilteredMessage>> {
+    let mut pass = FilterRun::new(chain.set().generation(), vec![message]);
     loop {
         match chain.advance(topic, partition, &mut pass)? {
-            Step::Decided(mut filtered, _) => return Ok(filtered.pop()),
-            Step::Wants(keys) => {
+            FilterProgress::OfflineDecision(mut filtered, _) => return Ok(filtered.pop()),
+            FilterProgress::NeedsState(keys) => {
                 let values = shared_state.fetch(&keys).await?;
-                pass.learn(keys, values);
+                pass.supply_state(keys, values);
             }
         }
     }
 }
 
-fn facts(route: &Route) -> RoomFacts {
-    RoomFacts { connections: route.connections, stale: route.stale }
+fn room_summary(route: &Route) -> RoomSummary {
+    RoomSummary { connections: route.connections, stale: route.stale }
 }
 
 fn call(fleet: &Fleet, delivery: &Delivery) -> PlannedCall {
     let method = match delivery.target {
-        Target::Room(_) => "BroadcastRoom",
-        Target::Connections(_) => "PushMsg",
-        Target::Everyone { .. } => "Broadcast",
+        CallTarget::Room(_) => "BroadcastRoom",
+        CallTarget::Connections(_) => "PushMsg",
+        CallTarget::Everyone { .. } => "Broadcast",
     };
     let (comet, recipients) = (delivery.comet.clone(), delivery.recipients.len());
-    PlannedCall { problem: fleet.unusable(&comet, delivery.named_by), comet, method, recipients }
+    PlannedCall { problem: fleet.why_unusable(&comet, delivery.named_by), comet, method, recipients }
 }
 
-fn fates(
+fn absent_outcomes(
     message: &Message,
-    plan: &Plan,
+    plan: &DeliveryPlan,
     chain: &mut Chain,
     offline: &offline::Config,
-) -> anyhow::Result<Vec<AbsentFate>> {
+) -> anyhow::Result<Vec<AbsentOutcome>> {
     if plan.absent.is_empty() {
         return Ok(Vec::new());
     }
     let decided = chain.decide(message, &plan.absent)?;
-    let mut fates = Vec::with_capacity(plan.absent.len());
+    let mut absent_outcomes = Vec::with_capacity(plan.absent.len());
     for (absent, decided) in plan.absent.iter().zip(decided) {
         let (decided, by) = match decided {
-            Some(Decided { disposition, by }) => (Some(disposition), by.to_string()),
+            Some(OfflineDecision { disposition, by }) => (Some(disposition), by.to_string()),
             None => (None, "[offline] default".to_owned()),
         };
         let disposition = match offline.disposition_of(absent, decided) {
@@ -181,9 +181,14 @@ fn fates(
             Disposition::Store { .. } => "store".to_owned(),
             Disposition::Notify { channel } => format!("notify {channel}"),
         };
-        fates.push(AbsentFate { user: absent.user.clone(), cause: absent.cause.as_str(), disposition, by });
+        absent_outcomes.push(AbsentOutcome {
+            user: absent.user.clone(),
+            cause: absent.cause.as_str(),
+            disposition,
+            by,
+        });
     }
-    Ok(fates)
+    Ok(absent_outcomes)
 }
 
 fn audience(audience: &Audience) -> String {

@@ -3,7 +3,7 @@
 //! A message costs one allocation here and one decrement for each of its calls. Its last call
 //! hands it to the partition's settler, which takes over all that have ended since it looked last.
 //! A message that every comet took and that has no absent recipient is settled there and then; any
-//! other one takes the long way, a task of its own (`journey`).
+//! other one takes the long way, a task of its own (`delivery_task`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,15 +16,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::comets::{Delivered, Outcomes, ReplyTo};
-use crate::decision::Absent;
+use crate::comets::{CallOutcome, Outcomes, ReplyTo};
+use crate::decision::AbsentRecipient;
 use crate::panics;
 use crate::pipeline::Pipeline;
-use crate::pipeline::call::Took;
+use crate::pipeline::call::Acceptance;
 use crate::pipeline::chain::BatchChain;
-use crate::pipeline::journey::{Ending, Journey};
-use crate::pipeline::metrics::{Outcome, Settled};
-use crate::pipeline::story::Story;
+use crate::pipeline::delivery_task::{DeliveryTask, StageOutcome};
+use crate::pipeline::metrics::{MessageOutcome, Settled};
+use crate::pipeline::trace::MessageTrace;
 use crate::router::Route;
 
 /// A message and its calls.
@@ -33,7 +33,7 @@ pub(super) struct InFlight {
     /// Calls without an outcome, and one more until all calls are queued.
     open: AtomicUsize,
     /// The calls that were not simply acknowledged.
-    exceptions: Mutex<Vec<(usize, Delivered)>>,
+    exceptions: Mutex<Vec<(usize, CallOutcome)>>,
     /// What is needed once the calls have ended.
     rest: Mutex<Option<Box<Rest>>>,
     settler: Arc<Settler>,
@@ -41,14 +41,14 @@ pub(super) struct InFlight {
 
 /// What a message needs once its calls have ended.
 pub(super) struct Rest {
-    pub(super) story: Story,
+    pub(super) trace: MessageTrace,
     pub(super) chain: BatchChain,
     /// The room, when it was looked up.
     pub(super) route: Option<Arc<Route>>,
     /// Who is absent whatever the calls come to.
-    pub(super) absent: Arc<[Absent]>,
+    pub(super) absent: Arc<[AbsentRecipient]>,
     /// The room that the absent take among all that wait.
-    pub(super) places: Option<OwnedSemaphorePermit>,
+    pub(super) absent_permit: Option<OwnedSemaphorePermit>,
     /// Keeps the partition's end waiting.
     pub(super) token: TaskTrackerToken,
     /// When its calls were queued.
@@ -57,7 +57,7 @@ pub(super) struct Rest {
 
 impl std::fmt::Debug for Rest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Rest").field("record", &self.story.record.origin).finish_non_exhaustive()
+        f.debug_struct("Rest").field("record", &self.trace.record.origin).finish_non_exhaustive()
     }
 }
 
@@ -66,9 +66,9 @@ pub(super) struct Settler {
     pipeline: Arc<Pipeline>,
     ended: Mutex<Vec<Arc<InFlight>>>,
     any_ended: Notify,
-    journeys: TaskTracker,
+    delivery_tasks: TaskTracker,
     in_flight: TaskTracker,
-    abandon: CancellationToken,
+    cancel: CancellationToken,
 }
 
 impl std::fmt::Debug for Settler {
@@ -117,16 +117,16 @@ impl Drop for InFlight {
 }
 
 impl Outcomes for InFlight {
-    fn ended(self: Arc<Self>, call: usize, delivered: Delivered) {
-        if delivered != Delivered::Acknowledged {
+    fn ended(self: Arc<Self>, call: usize, delivered: CallOutcome) {
+        if delivered != CallOutcome::Acknowledged {
             let mut exceptions = self.exceptions.lock();
             exceptions.push((call, delivered));
         }
         self.close_one();
     }
 
-    fn is_abandoned(&self) -> bool {
-        self.settler.abandon.is_cancelled()
+    fn is_cancelled(&self) -> bool {
+        self.settler.cancel.is_cancelled()
     }
 }
 
@@ -134,16 +134,16 @@ impl Settler {
     /// For one partition, whose messages take the long way as tasks of these journeys.
     pub(super) fn new(
         pipeline: &Arc<Pipeline>,
-        journeys: TaskTracker,
-        abandon: CancellationToken,
+        delivery_tasks: TaskTracker,
+        cancel: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
             pipeline: Arc::clone(pipeline),
             ended: Mutex::default(),
             any_ended: Notify::new(),
-            journeys,
+            delivery_tasks,
             in_flight: TaskTracker::new(),
-            abandon,
+            cancel,
         })
     }
 
@@ -178,34 +178,35 @@ impl Settler {
         let Some(rest) = message.rest.lock().take() else { return };
         let exceptions = std::mem::take(&mut *message.exceptions.lock());
         self.pipeline.metrics.delivered(rest.queued);
-        if self.abandon.is_cancelled() {
+        if self.cancel.is_cancelled() {
             // The record will be delivered again.
             return;
         }
         if !exceptions.is_empty() || !rest.absent.is_empty() {
             return self.go_the_long_way(*rest, exceptions);
         }
-        let Rest { mut story, chain, token, .. } = *rest;
-        let outcome = if story.calls.is_empty() { Outcome::Nobody } else { Outcome::Delivered };
-        for call in &mut story.calls {
-            call.took = Took::All;
-            story.tally.sent += call.recipients.len();
+        let Rest { mut trace, chain, token, .. } = *rest;
+        let outcome =
+            if trace.calls.is_empty() { MessageOutcome::NoRecipients } else { MessageOutcome::Delivered };
+        for call in &mut trace.calls {
+            call.acceptance = Acceptance::All;
+            trace.counts.sent += call.recipients.len();
         }
-        settled.add(outcome, &story);
-        story.tell(chain.set(), outcome, &"");
-        story.pending.ticket.settle();
+        settled.add(outcome, &trace);
+        trace.log_settled(chain.set(), outcome, &"");
+        trace.pending.ack.settle();
         drop(token);
     }
 
-    fn go_the_long_way(&self, rest: Rest, exceptions: Vec<(usize, Delivered)>) {
-        let Rest { story, chain, route, absent, places, token, .. } = rest;
-        let journey =
-            Journey { pipeline: Arc::clone(&self.pipeline), chain, abandon: self.abandon.clone(), story };
-        let ending = Ending::Delivered { route, exceptions, absent, places };
+    fn go_the_long_way(&self, rest: Rest, exceptions: Vec<(usize, CallOutcome)>) {
+        let Rest { trace, chain, route, absent, absent_permit, token, .. } = rest;
+        let delivery_task =
+            DeliveryTask { pipeline: Arc::clone(&self.pipeline), chain, cancel: self.cancel.clone(), trace };
+        let outcome = StageOutcome::Delivered { route, exceptions, absent, absent_permit };
         let run = async move {
-            journey.run(ending).await;
+            delivery_task.run(outcome).await;
             drop(token);
         };
-        self.journeys.spawn(panics::fatal("a message's journey", run));
+        self.delivery_tasks.spawn(panics::abort_on_panic("a message's journey", run));
     }
 }

@@ -2,7 +2,7 @@
 //! in order: inbox entries and notifications, and dead letters.
 //!
 //! Messages finish in any order: one waits for a slow comet, the next one is rejected at once. The
-//! output of a message waits for its [turn](Place::turn): until no earlier message of its key can
+//! output of a message waits for its [turn](KeyPosition::wait_turn): until no earlier message of its key can
 //! write output of that kind. This costs no progress, since no offset is committed past an earlier
 //! record anyway. Records without a key count as one key.
 //!
@@ -20,13 +20,13 @@ use crate::message::Record;
 
 /// The messages of one partition, from the first unfinished one on. Clones share the state.
 #[derive(Clone, Debug, Default)]
-pub(super) struct KeyOrder(Arc<Mutex<State>>);
+pub(super) struct KeyOrder(Arc<Mutex<KeyOrderState>>);
 
 #[derive(Debug, Default)]
-struct State {
+struct KeyOrderState {
     /// The number of the first slot.
     first: u64,
-    slots: VecDeque<Slot>,
+    slots: VecDeque<OrderEntry>,
 }
 
 /// The kinds of output of a message, in the order in which it writes them.
@@ -42,7 +42,7 @@ pub(super) enum Output {
 const OUTPUTS: usize = 2;
 
 #[derive(Debug)]
-struct Slot {
+struct OrderEntry {
     /// A hash of the record's key. Two keys with the same hash wait for each other needlessly, but
     /// no longer than messages of one key do.
     key: u64,
@@ -54,24 +54,24 @@ struct Slot {
 
 /// One message's position. Dropping it releases all its outputs: they are queued or will not follow.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct KeyPosition {
     order: KeyOrder,
     number: u64,
 }
 
 impl KeyOrder {
     /// A position after all earlier ones.
-    pub(super) fn place(&self, record: &Record) -> Place {
+    pub(super) fn position(&self, record: &Record) -> KeyPosition {
         let key = record.key.as_deref().map_or(0, xxh3_64);
         let mut state = self.0.lock();
-        state.slots.push_back(Slot { key, done: 0, waiters: Default::default() });
+        state.slots.push_back(OrderEntry { key, done: 0, waiters: Default::default() });
         let number = state.first + state.slots.len() as u64 - 1;
         drop(state);
-        Place { order: self.clone(), number }
+        KeyPosition { order: self.clone(), number }
     }
 }
 
-impl State {
+impl KeyOrderState {
     /// Out of range for a message that has finished.
     fn index(&self, number: u64) -> usize {
         number.checked_sub(self.first).and_then(|index| usize::try_from(index).ok()).unwrap_or(usize::MAX)
@@ -89,7 +89,7 @@ impl State {
         Some(receiver)
     }
 
-    fn pass(&mut self, number: u64, output: Output) {
+    fn release(&mut self, number: u64, output: Output) {
         let index = self.index(number);
         if let Some(slot) = self.slots.get_mut(index) {
             let done = output as usize + 1;
@@ -103,9 +103,9 @@ impl State {
     }
 }
 
-impl Place {
+impl KeyPosition {
     /// Waits until no earlier message of the same key can write this output. Safe to cancel.
-    pub(super) async fn turn(&self, output: Output) {
+    pub(super) async fn wait_turn(&self, output: Output) {
         loop {
             let Some(ended) = self.order.0.lock().wait(self.number, output) else { return };
             // It ends by being dropped.
@@ -114,33 +114,33 @@ impl Place {
     }
 
     /// This output, and those before it, are queued or will not follow.
-    pub(super) fn pass(&self, output: Output) {
-        self.order.0.lock().pass(self.number, output);
+    pub(super) fn release(&self, output: Output) {
+        self.order.0.lock().release(self.number, output);
     }
 
     /// Releases the output from another owner; no effect once the position is dropped.
-    pub(super) fn passer(&self, output: Output) -> Passer {
-        Passer { order: self.order.clone(), number: self.number, output }
+    pub(super) fn releaser(&self, output: Output) -> OutputReleaser {
+        OutputReleaser { order: self.order.clone(), number: self.number, output }
     }
 }
 
-/// Releases one output of a [`Place`].
+/// Releases one output of a [`KeyPosition`].
 #[derive(Debug)]
-pub(super) struct Passer {
+pub(super) struct OutputReleaser {
     order: KeyOrder,
     number: u64,
     output: Output,
 }
 
-impl Passer {
-    pub(super) fn pass(&self) {
-        self.order.0.lock().pass(self.number, self.output);
+impl OutputReleaser {
+    pub(super) fn release(&self) {
+        self.order.0.lock().release(self.number, self.output);
     }
 }
 
-impl Drop for Place {
+impl Drop for KeyPosition {
     fn drop(&mut self) {
-        self.pass(Output::Letter);
+        self.release(Output::Letter);
     }
 }
 
@@ -170,15 +170,15 @@ mod tests {
     async fn a_dead_letter_waits_for_earlier_ones_of_its_key() {
         let order = KeyOrder::default();
         let [a, b, again, last] =
-            [Some("a"), Some("b"), Some("a"), Some("a")].map(|key| order.place(&record(key)));
-        a.turn(Output::Letter).await;
-        b.turn(Output::Letter).await;
-        let mut turn = Box::pin(last.turn(Output::Letter));
-        assert_eq!(poll_immediate(&mut turn).await, None);
+            [Some("a"), Some("b"), Some("a"), Some("a")].map(|key| order.position(&record(key)));
+        a.wait_turn(Output::Letter).await;
+        b.wait_turn(Output::Letter).await;
+        let mut wait_turn = Box::pin(last.wait_turn(Output::Letter));
+        assert_eq!(poll_immediate(&mut wait_turn).await, None);
         drop(again);
-        assert_eq!(poll_immediate(&mut turn).await, None, "the first is still before it");
+        assert_eq!(poll_immediate(&mut wait_turn).await, None, "the first is still before it");
         drop(a);
-        turn.await;
+        wait_turn.await;
         drop((b, last));
         assert!(order.0.lock().slots.is_empty());
     }
@@ -186,24 +186,29 @@ mod tests {
     #[tokio::test]
     async fn an_inbox_entry_does_not_wait_for_dead_letters() {
         let order = KeyOrder::default();
-        let [first, second] = [Some("a"), Some("a")].map(|key| order.place(&record(key)));
-        assert_eq!(poll_immediate(Box::pin(second.turn(Output::Offline))).await, None);
-        first.pass(Output::Offline);
-        second.turn(Output::Offline).await;
-        second.pass(Output::Offline);
-        assert_eq!(poll_immediate(Box::pin(second.turn(Output::Letter))).await, None);
-        first.pass(Output::Letter);
-        second.turn(Output::Letter).await;
+        let [first, second] = [Some("a"), Some("a")].map(|key| order.position(&record(key)));
+        assert_eq!(poll_immediate(Box::pin(second.wait_turn(Output::Offline))).await, None);
+        first.release(Output::Offline);
+        second.wait_turn(Output::Offline).await;
+        second.release(Output::Offline);
+        assert_eq!(poll_immediate(Box::pin(second.wait_turn(Output::Letter))).await, None);
+        first.release(Output::Letter);
+        second.wait_turn(Output::Letter).await;
     }
 
     /// Acts as a message: writes entries, a dead letter, both or nothing.
-    async fn run(place: Place, does: u8, number: usize, written: &std::cell::RefCell<[Vec<usize>; OUTPUTS]>) {
+    async fn run(
+        position: KeyPosition,
+        does: u8,
+        number: usize,
+        written: &std::cell::RefCell<[Vec<usize>; OUTPUTS]>,
+    ) {
         for output in [Output::Offline, Output::Letter] {
             if does >> output as u8 & 1 == 1 {
-                place.turn(output).await;
+                position.wait_turn(output).await;
                 written.borrow_mut()[output as usize].push(number);
             }
-            place.pass(output);
+            position.release(output);
         }
     }
 
@@ -216,7 +221,7 @@ mod tests {
             let written = std::cell::RefCell::default();
             let mut dice = fastrand::Rng::with_seed(dice);
             let mut waiting: Vec<_> = messages.iter().enumerate().map(|(number, (key, does))| {
-                run(order.place(&record(Some(&key.to_string()))), *does, number, &written).boxed_local()
+                run(order.position(&record(Some(&key.to_string()))), *does, number, &written).boxed_local()
             }).collect();
             let mut begun = Vec::new();
             while !waiting.is_empty() || !begun.is_empty() {

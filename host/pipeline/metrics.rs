@@ -12,9 +12,9 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tracing::{debug, error, warn};
 
-use crate::dead_letter::{Reason, Stage};
+use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::message::Record;
-use crate::pipeline::story::Story;
+use crate::pipeline::trace::MessageTrace;
 use crate::telemetry::{LogThrottle, latency_histogram};
 
 /// Implements label values for an enum.
@@ -40,7 +40,7 @@ macro_rules! label {
 
 /// A stage that is timed, most of them per batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Station {
+pub(super) enum TimedStage {
     Filter,
     Guard,
     Resolve,
@@ -49,7 +49,7 @@ pub(super) enum Station {
     Offline,
 }
 
-label!(Station {
+label!(TimedStage {
     Filter => "filter",
     Guard => "guard",
     Resolve => "resolve",
@@ -60,15 +60,15 @@ label!(Station {
 
 /// The outcome of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Outcome {
+pub(super) enum MessageOutcome {
     /// Every recipient was reached.
     Delivered,
     /// Some recipients were reached, some are absent.
-    PartlyDelivered,
+    PartiallyDelivered,
     /// No recipient was reached; it is stored, or a notification was sent, for some.
     Stored,
     /// No recipient was reached, and nothing is stored: an empty room, or all absent and dropped.
-    Nobody,
+    NoRecipients,
     /// A policy dropped it.
     Dropped,
     /// It is older than `[delivery] max_age`.
@@ -81,11 +81,11 @@ pub(super) enum Outcome {
     DeadLetterAgain,
 }
 
-label!(Outcome {
+label!(MessageOutcome {
     Delivered => "delivered",
-    PartlyDelivered => "partly-delivered",
+    PartiallyDelivered => "partly-delivered",
     Stored => "stored",
-    Nobody => "nobody",
+    NoRecipients => "nobody",
     Dropped => "dropped",
     Expired => "expired",
     DeadLettered => "dead-lettered",
@@ -95,7 +95,7 @@ label!(Outcome {
 
 /// The outcome for one recipient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Reached {
+pub(super) enum RecipientOutcome {
     Delivered,
     Failed,
     Withheld,
@@ -104,7 +104,7 @@ pub(super) enum Reached {
     Dropped,
 }
 
-label!(Reached {
+label!(RecipientOutcome {
     Delivered => "delivered",
     Failed => "failed",
     Withheld => "withheld",
@@ -115,13 +115,13 @@ label!(Reached {
 
 /// The proof that a record carries for its claim to be redriven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Proof {
+pub(super) enum ProofStatus {
     Valid,
     Invalid,
     Missing,
 }
 
-label!(Proof {
+label!(ProofStatus {
     Valid => "valid",
     Invalid => "invalid",
     Missing => "missing",
@@ -129,38 +129,38 @@ label!(Proof {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ProofLabel {
-    proof: Proof,
+    proof: ProofStatus,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StationLabel {
-    stage: Station,
+struct TimedStageLabel {
+    stage: TimedStage,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OutcomeLabel {
-    outcome: Outcome,
+    outcome: MessageOutcome,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ReachedLabel {
-    outcome: Reached,
+struct RecipientLabel {
+    outcome: RecipientOutcome,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct LetterLabel {
+struct DeadLetterLabel {
     stage: &'static str,
 }
 
 /// The pipeline's metrics.
 #[derive(Clone)]
 pub struct Metrics {
-    stages: Family<StationLabel, Histogram, fn() -> Histogram>,
+    stages: Family<TimedStageLabel, Histogram, fn() -> Histogram>,
     messages: Family<OutcomeLabel, Counter>,
-    recipients: Family<ReachedLabel, Counter>,
-    dead_letters: Family<LetterLabel, Counter>,
+    recipients: Family<RecipientLabel, Counter>,
+    dead_letters: Family<DeadLetterLabel, Counter>,
     claims: Family<ProofLabel, Counter>,
-    lines: Arc<Lines>,
+    lines: Arc<LogThrottles>,
     batch: Histogram,
     message: Histogram,
     /// That of the stage `deliver`.
@@ -179,21 +179,21 @@ pub(super) struct Settled {
 }
 
 impl Settled {
-    pub(super) fn add(&mut self, outcome: Outcome, story: &Story) {
+    pub(super) fn add(&mut self, outcome: MessageOutcome, trace: &MessageTrace) {
         match outcome {
-            Outcome::Delivered => self.delivered += 1,
+            MessageOutcome::Delivered => self.delivered += 1,
             _ => self.nobody += 1,
         }
-        self.sent += story.tally.sent;
-        self.withheld += story.withheld;
-        self.seconds.push(story.started.elapsed().as_secs_f64());
+        self.sent += trace.counts.sent;
+        self.withheld += trace.withheld;
+        self.seconds.push(trace.started.elapsed().as_secs_f64());
     }
 }
 
 /// What may be logged of single records: a line each could flood the log. Counters say how many
 /// there are, the dead-letter topic which.
 #[derive(Debug)]
-struct Lines {
+struct LogThrottles {
     /// One for each of [`Stage::ALL`].
     letters: [LogThrottle; Stage::ALL.len()],
     again: LogThrottle,
@@ -203,14 +203,14 @@ struct Lines {
 impl Metrics {
     /// Registers the pipeline's metrics.
     pub fn register(registry: &mut Registry) -> Self {
-        let lines = Lines {
+        let lines = LogThrottles {
             letters: Stage::ALL.map(|_| LogThrottle::per_record()),
             again: LogThrottle::per_record(),
             claims: LogThrottle::per_record(),
         };
-        let stages: Family<StationLabel, Histogram, fn() -> Histogram> =
+        let stages: Family<TimedStageLabel, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(latency_histogram as fn() -> Histogram);
-        let deliver = stages.get_or_create_owned(&StationLabel { stage: Station::Deliver });
+        let deliver = stages.get_or_create_owned(&TimedStageLabel { stage: TimedStage::Deliver });
         let metrics = Self {
             deliver,
             stages,
@@ -224,41 +224,41 @@ impl Metrics {
             in_flight: Gauge::default(),
         };
         metrics.begin_at_zero();
-        registry.register("halley_stage_seconds", "Time in a stage", metrics.stages.clone());
+        registry.register("halley_stage_duration_seconds", "Time in a stage", metrics.stages.clone());
         registry.register("halley_messages", "Settled messages by outcome", metrics.messages.clone());
         registry.register("halley_recipients", "Recipients by outcome", metrics.recipients.clone());
         let help = "Records written to the dead-letter topic, by the stage that failed";
         registry.register("halley_dead_letters", help, metrics.dead_letters.clone());
         let help =
             "Records that claim to be redriven, by their proof; without a valid proof the claim is ignored";
-        registry.register("halley_redrive_claims", help, metrics.claims.clone());
+        registry.register("halley_redrive_proofs", help, metrics.claims.clone());
         registry.register("halley_batch_records", "Records in a batch", metrics.batch.clone());
         let help = "Time from the start of its batch until a message is settled";
-        registry.register("halley_message_seconds", help, metrics.message.clone());
-        registry.register("halley_in_flight", "Messages being delivered", metrics.in_flight.clone());
+        registry.register("halley_message_duration_seconds", help, metrics.message.clone());
+        registry.register("halley_messages_in_flight", "Messages being delivered", metrics.in_flight.clone());
         metrics
     }
 
     fn begin_at_zero(&self) {
-        for &stage in Station::ALL {
-            drop(self.stages.get_or_create(&StationLabel { stage }));
+        for &stage in TimedStage::ALL {
+            drop(self.stages.get_or_create(&TimedStageLabel { stage }));
         }
-        for &outcome in Outcome::ALL {
+        for &outcome in MessageOutcome::ALL {
             drop(self.messages.get_or_create(&OutcomeLabel { outcome }));
         }
-        for &outcome in Reached::ALL {
-            drop(self.recipients.get_or_create(&ReachedLabel { outcome }));
+        for &outcome in RecipientOutcome::ALL {
+            drop(self.recipients.get_or_create(&RecipientLabel { outcome }));
         }
-        for &proof in Proof::ALL {
+        for &proof in ProofStatus::ALL {
             drop(self.claims.get_or_create(&ProofLabel { proof }));
         }
         for stage in Stage::ALL {
-            drop(self.dead_letters.get_or_create(&LetterLabel { stage: stage.as_str() }));
+            drop(self.dead_letters.get_or_create(&DeadLetterLabel { stage: stage.as_str() }));
         }
     }
 
-    pub(super) fn stage(&self, stage: Station, since: Instant) {
-        self.stages.get_or_create(&StationLabel { stage }).observe(since.elapsed().as_secs_f64());
+    pub(super) fn stage(&self, stage: TimedStage, since: Instant) {
+        self.stages.get_or_create(&TimedStageLabel { stage }).observe(since.elapsed().as_secs_f64());
     }
 
     /// The calls of a message that were queued at this moment have ended.
@@ -268,13 +268,15 @@ impl Metrics {
 
     /// Messages were settled that went well.
     pub(super) fn settled_many(&self, settled: &Settled) {
-        for (outcome, count) in [(Outcome::Delivered, settled.delivered), (Outcome::Nobody, settled.nobody)] {
+        for (outcome, count) in
+            [(MessageOutcome::Delivered, settled.delivered), (MessageOutcome::NoRecipients, settled.nobody)]
+        {
             if count > 0 {
                 self.messages.get_or_create(&OutcomeLabel { outcome }).inc_by(count);
             }
         }
-        self.recipients(Reached::Delivered, settled.sent);
-        self.recipients(Reached::Withheld, settled.withheld);
+        self.recipients(RecipientOutcome::Delivered, settled.sent);
+        self.recipients(RecipientOutcome::Withheld, settled.withheld);
         settled.seconds.iter().for_each(|seconds| self.message.observe(*seconds));
     }
 
@@ -282,21 +284,21 @@ impl Metrics {
         self.batch.observe(records as f64);
     }
 
-    pub(super) fn settled(&self, outcome: Outcome, since: Instant) {
+    pub(super) fn settled(&self, outcome: MessageOutcome, since: Instant) {
         self.messages.get_or_create(&OutcomeLabel { outcome }).inc();
         self.message.observe(since.elapsed().as_secs_f64());
     }
 
-    pub(super) fn recipients(&self, outcome: Reached, count: usize) {
+    pub(super) fn recipients(&self, outcome: RecipientOutcome, count: usize) {
         if count > 0 {
-            self.recipients.get_or_create(&ReachedLabel { outcome }).inc_by(count as u64);
+            self.recipients.get_or_create(&RecipientLabel { outcome }).inc_by(count as u64);
         }
     }
 
     /// Counts a record that claims to be redriven, and logs some of those without a valid proof.
-    pub(super) fn claimed(&self, proof: Proof, record: &Record) {
+    pub(super) fn claimed(&self, proof: ProofStatus, record: &Record) {
         self.claims.get_or_create(&ProofLabel { proof }).inc();
-        if proof == Proof::Valid {
+        if proof == ProofStatus::Valid {
             return;
         }
         if let Some(held_back) = self.lines.claims.admit() {
@@ -306,16 +308,16 @@ impl Metrics {
     }
 
     /// Logs some of the dead letters that were consumed and failed again.
-    pub(super) fn dead_letter_again(&self, record: &Record, reason: &Reason) {
+    pub(super) fn dead_letter_again(&self, record: &Record, reason: &DeadLetterReason) {
         if let Some(held_back) = self.lines.again.admit() {
             error!(held_back, id = %record.message_id(), stage = reason.stage.as_str(), reason = reason.text, "a dead letter was consumed and cannot be delivered: it is not written again; does `[kafka] topics` name a dead-letter topic?");
         }
     }
 
     /// Counts a dead letter, and logs some of them.
-    pub(super) fn dead_letter(&self, record: &Record, reason: &Reason) {
+    pub(super) fn dead_letter(&self, record: &Record, reason: &DeadLetterReason) {
         let stage = reason.stage.as_str();
-        self.dead_letters.get_or_create(&LetterLabel { stage }).inc();
+        self.dead_letters.get_or_create(&DeadLetterLabel { stage }).inc();
         let at = Stage::ALL.iter().position(|known| *known == reason.stage).unwrap_or_default();
         let (id, reason_text) = (record.message_id(), &reason.text);
         let Some(held_back) = self.lines.letters[at].admit() else {
@@ -351,8 +353,8 @@ mod tests {
             "halley_messages_total{outcome=\"nobody\"} 0\n",
             "halley_recipients_total{outcome=\"stored\"} 0\n",
             "halley_dead_letters_total{stage=\"decode\"} 0\n",
-            "halley_redrive_claims_total{proof=\"missing\"} 0\n",
-            "halley_stage_seconds_count{stage=\"offline\"} 0\n",
+            "halley_redrive_proofs_total{proof=\"missing\"} 0\n",
+            "halley_stage_duration_seconds_count{stage=\"offline\"} 0\n",
         ] {
             assert!(text.contains(series), "{series} in\n{text}");
         }

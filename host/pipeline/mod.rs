@@ -25,16 +25,16 @@ mod batch;
 mod call;
 mod chain;
 mod claims;
+mod delivery_task;
 mod dispatch;
 mod explain;
+mod failed_comets;
 mod in_flight;
-mod journey;
 mod key_order;
 mod metrics;
-mod not_taken;
-mod persist;
 mod resolve;
-mod story;
+mod retry;
+mod trace;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,9 +44,9 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::debug;
 
 use crate::comets::{Dialect, Fleet};
-use crate::consumer::Feed;
+use crate::consumer::PartitionStream;
 use crate::dead_letter::DeadLetters;
-use crate::decision::Identity;
+use crate::decision::IdKind;
 use crate::directory::CacheConfig;
 use crate::guard::Guards;
 use crate::memory_guard::MemoryLimit;
@@ -54,22 +54,22 @@ use crate::message::RecordLimits;
 use crate::offline::{self, InboxQueue, Notifier};
 use crate::panics;
 use crate::policy::Policies;
-use crate::redrive_key::KnownKey;
+use crate::redrive_key::CachedRedriveKey;
 use crate::shared_state::SharedState;
 use crate::stalls::Stalls;
 
-pub use absent::Waiting;
+pub use absent::AbsentBudget;
 pub use explain::{Explanation, explain};
 pub use metrics::Metrics;
 pub use resolve::Resolver;
 
-use batch::Worker;
+use batch::PartitionWorker;
 use in_flight::Settler;
 
 /// Where a room's connections are looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Rooms {
+pub enum RoomSource {
     /// In the directory: only comets that hold the room are called.
     #[default]
     Directory,
@@ -82,7 +82,7 @@ pub enum Rooms {
 #[serde(default, deny_unknown_fields)]
 pub struct RoutingConfig {
     /// `directory`, or `every-comet` for installations whose Redis has no room sets.
-    pub rooms: Rooms,
+    pub rooms: RoomSource,
     /// What a PUSH key is if the directory does not know it; only users have inboxes. The default
     /// follows the comets' dialect: `connections` for goim, `users` otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,7 +91,7 @@ pub struct RoutingConfig {
     pub check_online: bool,
     /// The maximum number of members of a room. A message for a larger room becomes a dead letter:
     /// reading it would stall the partition and take about 300 bytes of memory per member.
-    pub max_room: usize,
+    pub max_room_size: usize,
     /// How long, and for how many rooms, resolved routes are cached.
     pub cache: CacheConfig,
 }
@@ -99,10 +99,10 @@ pub struct RoutingConfig {
 impl Default for RoutingConfig {
     fn default() -> Self {
         Self {
-            rooms: Rooms::Directory,
+            rooms: RoomSource::Directory,
             push_keys: None,
             check_online: true,
-            max_room: 2_000_000,
+            max_room_size: 2_000_000,
             cache: CacheConfig::default(),
         }
     }
@@ -112,7 +112,7 @@ impl RoutingConfig {
     /// Whether absent users can never be identified: unknown keys are connections, and rooms are
     /// not looked up.
     pub fn knows_no_users(&self, dialect: Dialect) -> bool {
-        self.rooms == Rooms::EveryComet && self.push_keys(dialect) == PushKeys::Connections
+        self.rooms == RoomSource::EveryComet && self.push_keys(dialect) == PushKeys::Connections
     }
 
     /// What unknown keys are for comets of this dialect.
@@ -138,11 +138,11 @@ pub enum PushKeys {
 }
 
 impl PushKeys {
-    fn identity(self) -> Identity {
+    fn identity(self) -> IdKind {
         match self {
-            Self::Users => Identity::User,
-            Self::Connections => Identity::Connection,
-            Self::Both => Identity::Unsure,
+            Self::Users => IdKind::User,
+            Self::Connections => IdKind::Connection,
+            Self::Both => IdKind::Ambiguous,
         }
     }
 }
@@ -153,11 +153,11 @@ impl PushKeys {
 pub struct DeliveryConfig {
     /// The deadline of one call to a comet.
     #[serde(with = "humantime_serde")]
-    pub timeout: Duration,
+    pub request_timeout: Duration,
     /// A comet that has not accepted a message within this time after it was queued is unreachable
-    /// for that message. At least `timeout`.
+    /// for that message. At least `request_timeout`.
     #[serde(with = "humantime_serde")]
-    pub give_up_after: Duration,
+    pub delivery_timeout: Duration,
     /// Records in flight over all partitions, in equal shares. A partition that reaches its share
     /// is paused.
     pub max_in_flight: usize,
@@ -195,8 +195,8 @@ const LEAST_MEMORY: u64 = 64 * 1024 * 1024;
 impl Default for DeliveryConfig {
     fn default() -> Self {
         Self {
-            timeout: Duration::from_secs(2),
-            give_up_after: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(2),
+            delivery_timeout: Duration::from_secs(10),
             max_in_flight: 10_000,
             max_in_flight_bytes: ByteSize::mib(256),
             max_record: ByteSize::mib(16),
@@ -215,11 +215,11 @@ impl DeliveryConfig {
     /// What is wrong with the values, one sentence for each mistake.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if self.timeout.is_zero() {
-            problems.push("`delivery.timeout` is zero; every call would fail".into());
+        if self.request_timeout.is_zero() {
+            problems.push("`delivery.request_timeout` is zero; every call would fail".into());
         }
-        if self.give_up_after < self.timeout {
-            problems.push("`delivery.give_up_after` is shorter than `delivery.timeout`".into());
+        if self.delivery_timeout < self.request_timeout {
+            problems.push("`delivery.delivery_timeout` is shorter than `delivery.request_timeout`".into());
         }
         let positive = [
             ("max_in_flight", self.max_in_flight as u64),
@@ -280,7 +280,7 @@ pub struct Pipeline {
     /// Stores messages for absent users.
     pub inbox: InboxQueue,
     /// The budget of absent recipients over all messages.
-    pub waiting: Waiting,
+    pub absent_budget: AbsentBudget,
     /// Notifies other channels about absent users.
     pub notifier: Notifier,
     /// What happens for absent recipients when no policy decides.
@@ -296,7 +296,7 @@ pub struct Pipeline {
     /// The maximum age of a message; zero means no limit.
     pub max_age: Duration,
     /// Proves redriven records.
-    pub redrive_key: KnownKey,
+    pub redrive_key: CachedRedriveKey,
     /// The pipeline's metrics.
     pub metrics: Metrics,
 }
@@ -304,31 +304,31 @@ pub struct Pipeline {
 impl Pipeline {
     /// Processes one partition until it is revoked, then drains. The stream is dropped last, which
     /// tells the consumer that the worker is done.
-    pub async fn run(self: Arc<Self>, mut feed: Feed) {
-        let journeys = TaskTracker::new();
-        let (closing, abandon) = (feed.closing.clone(), feed.abandon.clone());
-        let settler = Settler::new(&self, journeys.clone(), abandon.clone());
-        let settling = panics::fatal("settling messages", Arc::clone(&settler).run());
+    pub async fn run(self: Arc<Self>, mut stream: PartitionStream) {
+        let delivery_tasks = TaskTracker::new();
+        let (closing, cancel) = (stream.closing.clone(), stream.cancel.clone());
+        let settler = Settler::new(&self, delivery_tasks.clone(), cancel.clone());
+        let settling = panics::abort_on_panic("settling messages", Arc::clone(&settler).run());
         let _ends_with_it = AbortOnDropHandle::new(tokio::spawn(settling));
-        let mut worker = Worker::new(&self, &feed, &settler, journeys.clone());
+        let mut worker = PartitionWorker::new(&self, &stream, &settler, delivery_tasks.clone());
         let mut admitted = Vec::new();
         loop {
             let taken = tokio::select! {
                 biased;
                 () = closing.cancelled() => 0,
-                taken = feed.records.recv_many(&mut admitted, self.max_batch) => taken,
+                taken = stream.records.recv_many(&mut admitted, self.max_batch) => taken,
             };
             if taken == 0 || worker.batch(std::mem::take(&mut admitted)).await.is_err() {
                 break;
             }
         }
         settler.in_flight().close();
-        journeys.close();
-        debug!(feed.partition, journeys = journeys.len(), "the partition is closing; draining");
+        delivery_tasks.close();
+        debug!(stream.partition, delivery_tasks = delivery_tasks.len(), "the partition is closing; draining");
         tokio::select! {
-            () = async { settler.in_flight().wait().await; journeys.wait().await } => {}
+            () = async { settler.in_flight().wait().await; delivery_tasks.wait().await } => {}
             // Journeys see the same token, drop their tickets and end.
-            () = abandon.cancelled() => journeys.wait().await,
+            () = cancel.cancelled() => delivery_tasks.wait().await,
         }
     }
 }

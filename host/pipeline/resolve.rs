@@ -10,18 +10,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use crate::comets::{Dialect, Fleet, Names};
-use crate::decision::{Identity, Overrides};
+use crate::comets::{Dialect, Fleet, ServerNames};
+use crate::decision::{IdKind, Overrides};
 use crate::directory::{
-    CacheMetrics, Claim, Directory, Found, Lookup, Maker, Permit, RouteCache, Unavailable, Waiter,
+    CacheLookup, CacheMetrics, Directory, DirectoryReply, FillPermit, FillWaiter, Lookup, Maker, RouteCache,
+    Unavailable,
 };
 use crate::membership::{Connection, Grouping};
-use crate::message::{Audience, CometAddr, Message, NamedBy, RoomId, Target};
+use crate::message::{Audience, CallTarget, CometAddr, Message, NamedBy, RoomId};
 use crate::pipeline::chain::BatchChain;
-use crate::pipeline::persist::{Abandoned, Hold, hold_behind, persist};
-use crate::pipeline::{Rooms, RoutingConfig};
+use crate::pipeline::retry::{Cancelled, HoldContext, hold_behind, retry_until_cancelled};
+use crate::pipeline::{RoomSource, RoutingConfig};
 use crate::policy::Chain;
-use crate::router::{Plan, Route};
+use crate::router::{DeliveryPlan, Route};
 use crate::stalls::StallStage;
 
 /// Finds recipients and caches rooms for a short time.
@@ -29,8 +30,8 @@ pub struct Resolver {
     directory: Arc<dyn Directory>,
     fleet: Arc<Fleet>,
     routes: RouteCache<Arc<Route>>,
-    rooms: Rooms,
-    unknown_keys: Identity,
+    rooms: RoomSource,
+    unknown_keys: IdKind,
 }
 
 /// The results of a batch's look-ups.
@@ -48,9 +49,9 @@ impl Resolved {
         self.unreadable.get(message.room()?).map(|why| &**why)
     }
 
-    fn keep_keys(&mut self, keys: Vec<Arc<str>>, found: impl IntoIterator<Item = Found>) {
+    fn keep_keys(&mut self, keys: Vec<Arc<str>>, found: impl IntoIterator<Item = DirectoryReply>) {
         for (key, found) in keys.into_iter().zip(found) {
-            let connection = if let Found::Key(connection) = found { connection } else { None };
+            let connection = if let DirectoryReply::Key(connection) = found { connection } else { None };
             self.connections.insert(key, connection);
         }
     }
@@ -71,7 +72,7 @@ impl Resolver {
     }
 
     /// What a key is if the directory does not know it.
-    pub(super) fn unknown_keys(&self) -> Identity {
+    pub(super) fn unknown_keys(&self) -> IdKind {
         self.unknown_keys
     }
 
@@ -88,9 +89,11 @@ impl Resolver {
     pub async fn route(&self, room: &RoomId, chain: &mut Chain) -> anyhow::Result<Arc<Route>> {
         let found = self.read(&[Lookup::Room(room.clone())]).await?;
         let membership = match found.into_iter().next() {
-            Some(Found::Room(membership)) => membership,
-            Some(Found::Unreadable(why)) => anyhow::bail!("{why}"),
-            Some(Found::Key(_)) | None => anyhow::bail!("the directory did not answer for room `{room}`"),
+            Some(DirectoryReply::Room(membership)) => membership,
+            Some(DirectoryReply::Unreadable(why)) => anyhow::bail!("{why}"),
+            Some(DirectoryReply::Key(_)) | None => {
+                anyhow::bail!("the directory did not answer for room `{room}`")
+            }
         };
         let mut grouping = Grouping::new(Arc::new(membership));
         chain.regroup(room, &mut grouping)?;
@@ -98,7 +101,7 @@ impl Resolver {
     }
 
     /// Looks up what one message needs, without the cache.
-    pub(super) async fn resolve_anew(
+    pub(super) async fn resolve_uncached(
         &self,
         message: &Message,
         chain: &mut Chain,
@@ -109,7 +112,7 @@ impl Resolver {
             resolved.routes.insert(room, route);
         }
         let keys = self.wanted_keys(&[message]);
-        for keys in keys.chunks(AT_ONCE) {
+        for keys in keys.chunks(LOOKUP_CHUNK) {
             let lookups: Vec<_> = keys.iter().cloned().map(Lookup::Key).collect();
             resolved.keep_keys(keys.to_vec(), self.read(&lookups).await?);
         }
@@ -117,20 +120,20 @@ impl Resolver {
     }
 
     /// Queries the directory once, maps comets to addresses, and tells the fleet about them.
-    async fn read(&self, lookups: &[Lookup]) -> Result<Vec<Found>, Unavailable> {
+    async fn read(&self, lookups: &[Lookup]) -> Result<Vec<DirectoryReply>, Unavailable> {
         let mut found = self.directory.lookup(lookups).await?;
         let names = self.fleet.names();
         for found in &mut found {
             match found {
-                Found::Room(membership) => {
-                    readdress(&names, |address_of| membership.readdress(address_of));
+                DirectoryReply::Room(membership) => {
+                    map_addresses(&names, |address_of| membership.map_addresses(address_of));
                 }
-                Found::Key(Some(connection)) => {
+                DirectoryReply::Key(Some(connection)) => {
                     if let Some(address) = names.get(&connection.comet) {
                         connection.comet = address.clone();
                     }
                 }
-                Found::Key(None) | Found::Unreadable(_) => {}
+                DirectoryReply::Key(None) | DirectoryReply::Unreadable(_) => {}
             }
         }
         self.fleet.named_by_directory(found.iter().flat_map(comets_of));
@@ -139,7 +142,7 @@ impl Resolver {
 
     /// The route of a room after regrouping. Policies may have named comets by server name.
     fn regrouped(&self, mut grouping: Grouping) -> Arc<Route> {
-        readdress(&self.fleet.names(), |address_of| grouping.readdress(address_of));
+        map_addresses(&self.fleet.names(), |address_of| grouping.map_addresses(address_of));
         Arc::new(Route::new(&grouping))
     }
 
@@ -151,12 +154,12 @@ impl Resolver {
         messages: &[&Message],
         adds_comets: bool,
         chain: &BatchChain,
-        hold: Hold<'_>,
-    ) -> Result<Resolved, Abandoned> {
+        hold: HoldContext<'_>,
+    ) -> Result<Resolved, Cancelled> {
         let mut resolved = Resolved::default();
         let needs_comets = |message: &&Message| self.is_for_every_comet(message) || self.is_refused(message);
         if !self.fleet.is_informed() && (adds_comets || messages.iter().any(needs_comets)) {
-            persist(hold, StallStage::Resolve, || self.fleet.share()).await?;
+            retry_until_cancelled(hold, StallStage::Resolve, || self.fleet.share()).await?;
         }
         let mut keys = self.wanted_keys(messages);
         let mut rooms = self.wanted_rooms(messages);
@@ -164,10 +167,10 @@ impl Resolver {
         while !rooms.is_empty() || !keys.is_empty() {
             let generation = chain.set().generation().0;
             let by = Maker { topic: Arc::clone(hold.topic), partition: hold.partition };
-            let (mine, others) = self.claim(std::mem::take(&mut rooms), generation, &by, &mut resolved);
-            self.look_up(mine, std::mem::take(&mut keys), chain, hold, &mut resolved).await?;
+            let (owned, awaited) = self.lookup(std::mem::take(&mut rooms), generation, &by, &mut resolved);
+            self.look_up(owned, std::mem::take(&mut keys), chain, hold, &mut resolved).await?;
             // Only now, with no claims of its own, may this worker wait for others.
-            for (room, waiter) in others {
+            for (room, waiter) in awaited {
                 let maker = waiter.maker().clone();
                 let cause = || format!("room `{room}` is being looked up for {maker}: waiting for that");
                 match hold_behind(hold, StallStage::Resolve, USUAL, cause, waiter.wait()).await? {
@@ -187,57 +190,57 @@ impl Resolver {
         everyone: impl FnOnce() -> Vec<CometAddr>,
         address_of: impl FnOnce(&str) -> CometAddr,
         overrides: &Overrides,
-    ) -> (Plan, Option<Arc<Route>>) {
-        let overrides = &*self.readdressed(overrides);
+    ) -> (DeliveryPlan, Option<Arc<Route>>) {
+        let overrides = &*self.with_mapped_addresses(overrides);
         match &message.audience {
             Audience::Everyone { speed } => {
-                let target = Target::Everyone { speed: *speed };
-                (Plan::everywhere(&everyone(), &target, overrides), None)
+                let target = CallTarget::Everyone { speed: *speed };
+                (DeliveryPlan::everywhere(&everyone(), &target, overrides), None)
             }
-            Audience::Room(room) if self.rooms == Rooms::EveryComet => {
-                (Plan::everywhere(&everyone(), &Target::Room(room.clone()), overrides), None)
+            Audience::Room(room) if self.rooms == RoomSource::EveryComet => {
+                (DeliveryPlan::everywhere(&everyone(), &CallTarget::Room(room.clone()), overrides), None)
             }
             Audience::Room(room) => {
                 let route = resolved.routes.get(room).cloned().unwrap_or_default();
-                (Plan::room(room, &route, overrides), Some(route))
+                (DeliveryPlan::room(room, &route, overrides), Some(route))
             }
             Audience::Keys { server: Some(server), keys } => {
-                (Plan::server(&address_of(server), keys, overrides), None)
+                (DeliveryPlan::server(&address_of(server), keys, overrides), None)
             }
             Audience::Keys { server: None, keys } => {
                 let connection = |key: &Arc<str>| resolved.connections.get(key).cloned().flatten();
                 let found = keys.iter().map(|key| (Arc::clone(key), connection(key))).collect();
-                (Plan::keys(found, self.unknown_keys, overrides), None)
+                (DeliveryPlan::keys(found, self.unknown_keys, overrides), None)
             }
         }
     }
 
-    fn readdressed<'a>(&self, overrides: &'a Overrides) -> Cow<'a, Overrides> {
+    fn with_mapped_addresses<'a>(&self, overrides: &'a Overrides) -> Cow<'a, Overrides> {
         let names = self.fleet.names();
-        if names.is_empty() || (overrides.also.is_empty() && !overrides.limit()) {
+        if names.is_empty() || (overrides.also.is_empty() && !overrides.restricts()) {
             return Cow::Borrowed(overrides);
         }
         let mut overrides = overrides.clone();
-        overrides.readdress(|comet| names.get(comet).cloned());
+        overrides.map_addresses(|comet| names.get(comet).cloned());
         Cow::Owned(overrides)
     }
 
     /// Whether the comet that a record names could not be called with what is known now.
     fn is_refused(&self, message: &Message) -> bool {
         let Audience::Keys { server: Some(server), .. } = &message.audience else { return false };
-        self.fleet.unusable(&self.fleet.address_of(server), NamedBy::Record).is_some()
+        self.fleet.why_unusable(&self.fleet.address_of(server), NamedBy::Record).is_some()
     }
 
     fn is_for_every_comet(&self, message: &Message) -> bool {
         match &message.audience {
             Audience::Everyone { .. } => true,
-            Audience::Room(_) => self.rooms == Rooms::EveryComet,
+            Audience::Room(_) => self.rooms == RoomSource::EveryComet,
             Audience::Keys { .. } => false,
         }
     }
 
     fn wanted_rooms(&self, messages: &[&Message]) -> Vec<RoomId> {
-        if self.rooms == Rooms::EveryComet {
+        if self.rooms == RoomSource::EveryComet {
             return Vec::new();
         }
         let mut rooms: Vec<_> = messages.iter().filter_map(|message| message.room().cloned()).collect();
@@ -260,48 +263,48 @@ impl Resolver {
 
     /// Takes what the cache has; splits the rest into rooms that this worker resolves and
     /// rooms that another one is resolving already.
-    fn claim(
+    fn lookup(
         &self,
         rooms: Vec<RoomId>,
         generation: u64,
         by: &Maker,
         resolved: &mut Resolved,
-    ) -> (Vec<Mine>, Vec<Other>) {
-        let (mut mine, mut others) = (Vec::new(), Vec::new());
+    ) -> (Vec<Leader>, Vec<Follower>) {
+        let (mut owned, mut awaited) = (Vec::new(), Vec::new());
         for room in rooms {
-            match self.routes.claim(&room, generation, by) {
-                Claim::Hit(route) => drop(resolved.routes.insert(room, route)),
-                Claim::Mine(permit) => mine.push((room, permit)),
-                Claim::Other(waiter) => others.push((room, waiter)),
+            match self.routes.lookup(&room, generation, by) {
+                CacheLookup::Hit(route) => drop(resolved.routes.insert(room, route)),
+                CacheLookup::Leader(permit) => owned.push((room, permit)),
+                CacheLookup::Follower(waiter) => awaited.push((room, waiter)),
             }
         }
-        (mine, others)
+        (owned, awaited)
     }
 
     async fn look_up(
         &self,
-        mine: Vec<Mine>,
+        owned: Vec<Leader>,
         keys: Vec<Arc<str>>,
         chain: &BatchChain,
-        hold: Hold<'_>,
+        hold: HoldContext<'_>,
         resolved: &mut Resolved,
-    ) -> Result<(), Abandoned> {
-        let rooms = mine.iter().map(|(room, _)| Lookup::Room(room.clone()));
+    ) -> Result<(), Cancelled> {
+        let rooms = owned.iter().map(|(room, _)| Lookup::Room(room.clone()));
         let lookups: Vec<_> = rooms.chain(keys.iter().cloned().map(Lookup::Key)).collect();
         if lookups.is_empty() {
             return Ok(());
         }
         let mut found = self.ask(&lookups, hold).await?.into_iter();
-        for (room, permit) in mine {
+        for (room, permit) in owned {
             let membership = match found.next() {
-                Some(Found::Room(membership)) => Arc::new(membership),
-                Some(Found::Unreadable(why)) => {
+                Some(DirectoryReply::Room(membership)) => Arc::new(membership),
+                Some(DirectoryReply::Unreadable(why)) => {
                     // Nothing is published: workers that wait for the room query the directory,
                     // which remembers that the room is unreadable.
                     resolved.unreadable.insert(room, why);
                     continue;
                 }
-                Some(Found::Key(_)) | None => Arc::default(),
+                Some(DirectoryReply::Key(_)) | None => Arc::default(),
             };
             let weight = membership.members.len();
             let route = self.regroup(&room, Grouping::new(membership), chain, hold).await?;
@@ -314,9 +317,9 @@ impl Resolver {
 
     /// Queries the directory until it has answered everything: many look-ups at once, and fewer
     /// after a failure, since many large rooms together can exceed the reply timeout.
-    async fn ask(&self, lookups: &[Lookup], hold: Hold<'_>) -> Result<Vec<Found>, Abandoned> {
+    async fn ask(&self, lookups: &[Lookup], hold: HoldContext<'_>) -> Result<Vec<DirectoryReply>, Cancelled> {
         let mut found = Vec::with_capacity(lookups.len());
-        let part = AtomicUsize::new(lookups.len().min(AT_ONCE));
+        let part = AtomicUsize::new(lookups.len().min(LOOKUP_CHUNK));
         while found.len() < lookups.len() {
             let rest = &lookups[found.len()..];
             let attempt = || async {
@@ -327,7 +330,7 @@ impl Resolver {
                 }
                 answer
             };
-            found.extend(persist(hold, StallStage::Resolve, attempt).await?);
+            found.extend(retry_until_cancelled(hold, StallStage::Resolve, attempt).await?);
         }
         Ok(found)
     }
@@ -337,8 +340,8 @@ impl Resolver {
         room: &RoomId,
         grouping: Grouping,
         chain: &BatchChain,
-        hold: Hold<'_>,
-    ) -> Result<Arc<Route>, Abandoned> {
+        hold: HoldContext<'_>,
+    ) -> Result<Arc<Route>, Cancelled> {
         if !chain.set().has_grouping() {
             return Ok(self.regrouped(grouping));
         }
@@ -352,7 +355,7 @@ impl Resolver {
 }
 
 /// Applies the mapping of server names, if there is one.
-fn readdress(names: &Names, act: impl FnOnce(&dyn Fn(&CometAddr) -> Option<CometAddr>)) {
+fn map_addresses(names: &ServerNames, act: impl FnOnce(&dyn Fn(&CometAddr) -> Option<CometAddr>)) {
     if !names.is_empty() {
         act(&|comet| names.get(comet).cloned());
     }
@@ -363,18 +366,20 @@ const USUAL: Duration = Duration::from_secs(1);
 
 /// Look-ups of one round trip. A batch rarely has more; messages with thousands of keys do, and
 /// their commands and replies would all be in memory together.
-const AT_ONCE: usize = 2_000;
+const LOOKUP_CHUNK: usize = 2_000;
 
 /// The comets that a result of the directory names.
-fn comets_of(found: &Found) -> &[CometAddr] {
+fn comets_of(found: &DirectoryReply) -> &[CometAddr] {
     match found {
-        Found::Room(membership) => &membership.comets,
-        Found::Key(connection) => connection.as_ref().map_or(&[], |found| std::slice::from_ref(&found.comet)),
-        Found::Unreadable(_) => &[],
+        DirectoryReply::Room(membership) => &membership.comets,
+        DirectoryReply::Key(connection) => {
+            connection.as_ref().map_or(&[], |found| std::slice::from_ref(&found.comet))
+        }
+        DirectoryReply::Unreadable(_) => &[],
     }
 }
 
 /// A room that this worker resolves.
-type Mine = (RoomId, Permit<Arc<Route>>);
+type Leader = (RoomId, FillPermit<Arc<Route>>);
 /// A room that another worker is resolving.
-type Other = (RoomId, Waiter<Arc<Route>>);
+type Follower = (RoomId, FillWaiter<Arc<Route>>);

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use crate::blocking::run_in_place;
-use crate::decision::{Absent, Decided, Filtered, Stalled};
+use crate::decision::{AbsentRecipient, FilteredMessage, OfflineDecision, PolicyStalled};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
-use crate::policy::link::{Link, Source};
-use crate::policy::pass::{Pass, Step};
+use crate::policy::chain_entry::{ChainEntry, Source};
+use crate::policy::filter_run::{FilterProgress, FilterRun};
 use crate::policy::set::PolicySet;
 
 /// One worker's instances of one set. An instance is created when it is first needed, and again after
@@ -19,7 +19,7 @@ use crate::policy::set::PolicySet;
 pub struct Chain {
     set: Arc<PolicySet>,
     /// One for each plugin of the set.
-    links: Vec<Link>,
+    chain_entries: Vec<ChainEntry>,
     /// The number of live chains, this one included.
     chains: Arc<AtomicUsize>,
 }
@@ -36,8 +36,8 @@ impl Chain {
     fn new(set: Arc<PolicySet>) -> Self {
         let chains = Arc::clone(set.chains());
         chains.fetch_add(1, Relaxed);
-        let links = set.entries().iter().map(|entry| entry.link()).collect();
-        Self { set, links, chains }
+        let chain_entries = set.entries().iter().map(|entry| entry.chain_entry()).collect();
+        Self { set, chain_entries, chains }
     }
 
     /// The set that this chain runs.
@@ -47,7 +47,7 @@ impl Chain {
 
     /// The linear memory of all its instances, in bytes.
     pub fn memory(&self) -> usize {
-        self.links.iter().map(Link::memory).sum()
+        self.chain_entries.iter().map(ChainEntry::memory).sum()
     }
 
     /// Runs a batch of one partition through the filters. Returns one result per message, in the same
@@ -61,14 +61,14 @@ impl Chain {
         topic: &str,
         partition: i32,
         messages: Vec<Message>,
-    ) -> Result<Vec<Filtered>, Stalled> {
-        let mut pass = Pass::new(self.set.generation(), messages);
+    ) -> Result<Vec<FilteredMessage>, PolicyStalled> {
+        let mut run = FilterRun::new(self.set.generation(), messages);
         loop {
-            match self.advance(topic, partition, &mut pass)? {
-                Step::Decided(filtered, _) => return Ok(filtered),
-                Step::Wants(keys) => {
+            match self.advance(topic, partition, &mut run)? {
+                FilterProgress::OfflineDecision(filtered, _) => return Ok(filtered),
+                FilterProgress::NeedsState(keys) => {
                     let nothing = vec![None; keys.len()];
-                    pass.learn(keys, nothing);
+                    run.supply_state(keys, nothing);
                 }
             }
         }
@@ -81,22 +81,31 @@ impl Chain {
     /// When a plugin with `on_error = "stall"` failed. Calling again with the same run continues at
     /// that plugin. Earlier plugins are not called again, and messages that it has already decided
     /// are not shown to it again.
-    pub fn advance(&mut self, topic: &str, partition: i32, pass: &mut Pass) -> Result<Step, Stalled> {
-        if !self.set.has_filter() || pass.batch.is_empty() {
-            return Ok(Step::Decided(std::mem::take(&mut pass.batch), Vec::new()));
+    pub fn advance(
+        &mut self,
+        topic: &str,
+        partition: i32,
+        run: &mut FilterRun,
+    ) -> Result<FilterProgress, PolicyStalled> {
+        if !self.set.has_filter() || run.batch.is_empty() {
+            return Ok(FilterProgress::OfflineDecision(std::mem::take(&mut run.batch), Vec::new()));
         }
         let source = Source { topic, partition };
         run_in_place(|| {
-            while let Some(link) = self.links.get_mut(pass.next) {
-                if link.hooks().has_filter() {
-                    let wanted = link.filter_sharing(source, pass).inspect_err(|_| pass.stalled())?;
+            while let Some(chain_entry) = self.chain_entries.get_mut(run.next) {
+                if chain_entry.hooks().has_filter() {
+                    let wanted =
+                        chain_entry.filter_with_state(source, run).inspect_err(|_| run.forget_state())?;
                     if !wanted.is_empty() {
-                        return Ok(Step::Wants(wanted));
+                        return Ok(FilterProgress::NeedsState(wanted));
                     }
                 }
-                pass.passed_one();
+                run.next_plugin();
             }
-            Ok(Step::Decided(std::mem::take(&mut pass.batch), std::mem::take(&mut pass.writes)))
+            Ok(FilterProgress::OfflineDecision(
+                std::mem::take(&mut run.batch),
+                std::mem::take(&mut run.writes),
+            ))
         })
     }
 
@@ -105,14 +114,16 @@ impl Chain {
     ///
     /// # Errors
     /// When a plugin with `on_error = "stall"` failed.
-    pub fn regroup(&mut self, room: &RoomId, grouping: &mut Grouping) -> Result<(), Stalled> {
+    pub fn regroup(&mut self, room: &RoomId, grouping: &mut Grouping) -> Result<(), PolicyStalled> {
         if !self.set.has_grouping() {
             return Ok(());
         }
         run_in_place(|| {
-            for link in self.links.iter_mut().filter(|link| link.hooks().has_grouping()) {
-                if let Err(failure) = link.regroup(room, grouping) {
-                    link.plugin.skip_or_stall(&failure)?;
+            for chain_entry in
+                self.chain_entries.iter_mut().filter(|chain_entry| chain_entry.hooks().has_grouping())
+            {
+                if let Err(failure) = chain_entry.regroup(room, grouping) {
+                    chain_entry.plugin.skip_or_stall(&failure)?;
                 }
             }
             Ok(())
@@ -124,15 +135,21 @@ impl Chain {
     ///
     /// # Errors
     /// When a plugin with `on_error = "stall"` failed.
-    pub fn decide(&mut self, message: &Message, absent: &[Absent]) -> Result<Vec<Option<Decided>>, Stalled> {
-        let mut decided: Vec<Option<Decided>> = vec![None; absent.len()];
+    pub fn decide(
+        &mut self,
+        message: &Message,
+        absent: &[AbsentRecipient],
+    ) -> Result<Vec<Option<OfflineDecision>>, PolicyStalled> {
+        let mut decided: Vec<Option<OfflineDecision>> = vec![None; absent.len()];
         if !self.set.has_offline() || absent.is_empty() {
             return Ok(decided);
         }
         run_in_place(|| {
-            for link in self.links.iter_mut().filter(|link| link.hooks().offline.is_some()) {
-                if let Err(failure) = link.decide(message, absent, &mut decided) {
-                    link.plugin.skip_or_stall(&failure)?;
+            for chain_entry in
+                self.chain_entries.iter_mut().filter(|chain_entry| chain_entry.hooks().offline.is_some())
+            {
+                if let Err(failure) = chain_entry.decide(message, absent, &mut decided) {
+                    chain_entry.plugin.skip_or_stall(&failure)?;
                 }
             }
             Ok(decided)

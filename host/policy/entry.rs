@@ -3,72 +3,73 @@
 
 use std::sync::Arc;
 
+use crate::policy::chain_entry::ChainEntry;
 use crate::policy::config::PluginConfig;
-use crate::policy::link::Link;
 use crate::policy::plugin::Plugin;
-use crate::policy::rollout::config::{Mode, QuarantineConfig, Then};
-use crate::policy::rollout::quarantine::Alarms;
+use crate::policy::rollout::candidate::{Candidate, Rollout};
+use crate::policy::rollout::config::{QuarantineAction, QuarantineConfig, RolloutMode};
+use crate::policy::rollout::quarantine::FailureAlarms;
 use crate::policy::rollout::shadow::Shadow;
-use crate::policy::rollout::trial::{Candidate, Trial};
 use crate::wasm::Runtime;
 use crate::{digest, wasm};
 
 /// A prepared plugin. Sets share the plugins that did not change between them.
-pub(super) struct Entry {
+pub(super) struct SetEntry {
     pub(super) plugin: Arc<Plugin>,
     /// A candidate next to it.
-    pub(super) trial: Option<Arc<Trial>>,
+    pub(super) rollout: Option<Arc<Rollout>>,
 }
 
 /// The dependencies of preparing an entry.
 #[derive(Clone)]
-pub(super) struct Workshop {
+pub(super) struct EntryContext {
     pub(super) runtime: Arc<Runtime>,
     /// Versions that failed too often.
-    pub(super) alarms: Arc<Alarms>,
+    pub(super) alarms: Arc<FailureAlarms>,
 }
 
-impl Entry {
+impl SetEntry {
     /// Prepares a plugin from the bytes of its file. Reuses compiled modules, and the whole plugin if
     /// nothing changed.
     ///
     /// # Errors
     /// The problem: the second half of a sentence that begins with the plugin.
     pub(super) fn prepare(
-        workshop: &Workshop,
+        entry_context: &EntryContext,
         config: &PluginConfig,
         bytes: &[u8],
         candidate: Option<&Candidate>,
-        in_force: &[Arc<Self>],
+        active: &[Arc<Self>],
     ) -> Result<Arc<Self>, String> {
         let hash = digest::hash(bytes);
-        let same_bytes = || in_force.iter().filter(|entry| entry.plugin.module.hash == hash);
-        let unchanged = same_bytes().find(|entry| entry.plugin.config == *config && entry.tries(candidate));
+        let same_bytes = || active.iter().filter(|entry| entry.plugin.module.hash == hash);
+        let unchanged =
+            same_bytes().find(|entry| entry.plugin.config == *config && entry.has_candidate(candidate));
         if let Some(unchanged) = unchanged {
             return Ok(Arc::clone(unchanged));
         }
-        let Workshop { runtime, alarms } = workshop;
+        let EntryContext { runtime, alarms } = entry_context;
         let module = match same_bytes().next() {
             Some(known) => Arc::clone(&known.plugin.module),
             None => runtime.compile(&config.name, bytes)?,
         };
-        let trial = candidate.map(|candidate| trial(workshop, config, candidate)).transpose()?;
+        let rollout = candidate.map(|candidate| rollout(entry_context, config, candidate)).transpose()?;
         let plugin = Plugin::new(runtime, alarms, config, module);
-        plugin.try_out().map_err(|failure| failure.message)?;
-        Ok(Arc::new(Self { plugin: Arc::new(plugin), trial: trial.map(Arc::new) }))
+        plugin.smoke_test().map_err(|failure| failure.message)?;
+        Ok(Arc::new(Self { plugin: Arc::new(plugin), rollout: rollout.map(Arc::new) }))
     }
 
     /// The entry's part of a chain.
-    pub(super) fn link(&self) -> Link {
-        Link::new(Arc::clone(&self.plugin), self.trial.clone())
+    pub(super) fn chain_entry(&self) -> ChainEntry {
+        ChainEntry::new(Arc::clone(&self.plugin), self.rollout.clone())
     }
 
     /// Whether this is its current candidate.
-    fn tries(&self, candidate: Option<&Candidate>) -> bool {
-        match (&self.trial, candidate) {
+    fn has_candidate(&self, candidate: Option<&Candidate>) -> bool {
+        match (&self.rollout, candidate) {
             (None, None) => true,
-            (Some(trial), Some(candidate)) => {
-                trial.config == candidate.config && trial.candidate.module.hash == candidate.hash
+            (Some(rollout), Some(candidate)) => {
+                rollout.config == candidate.config && rollout.candidate.module.hash == candidate.hash
             }
             _ => false,
         }
@@ -77,20 +78,24 @@ impl Entry {
 
 /// Prepares a candidate with the settings of the plugin that it may replace. A candidate is never
 /// quarantined: its rollout ends instead.
-fn trial(workshop: &Workshop, config: &PluginConfig, candidate: &Candidate) -> Result<Trial, String> {
-    let quarantine = QuarantineConfig { then: Then::Never, ..config.quarantine.clone() };
-    let trial = &candidate.config;
-    let own = PluginConfig { path: trial.path.clone(), trial: None, quarantine, ..config.clone() };
-    let wrong = |why: String| format!("has a candidate ({}) that {why}", trial.path.display());
-    let Workshop { runtime, alarms } = workshop;
-    let module = runtime.compile(&config.name, &candidate.arrived.bytes).map_err(wrong)?;
+fn rollout(
+    entry_context: &EntryContext,
+    config: &PluginConfig,
+    candidate: &Candidate,
+) -> Result<Rollout, String> {
+    let quarantine = QuarantineConfig { action: QuarantineAction::Never, ..config.quarantine.clone() };
+    let rollout = &candidate.config;
+    let own = PluginConfig { path: rollout.path.clone(), rollout: None, quarantine, ..config.clone() };
+    let wrong = |why: String| format!("has a candidate ({}) that {why}", rollout.path.display());
+    let EntryContext { runtime, alarms } = entry_context;
+    let module = runtime.compile(&config.name, &candidate.artifact.bytes).map_err(wrong)?;
     let plugin = Plugin::new(runtime, alarms, &own, module);
-    let looks_on = trial.mode == Mode::Shadow;
-    let plugin = Arc::new(if looks_on { plugin.shadow() } else { plugin });
-    plugin.try_out().map_err(|failure: wasm::failure::Failure| wrong(failure.message))?;
-    let shadow = looks_on.then(|| {
-        let mut link = Link::alone(Arc::clone(&plugin));
-        Shadow::start(&plugin, move |topic, partition, batch| link.look_on(topic, partition, batch))
+    let is_shadow = rollout.mode == RolloutMode::Shadow;
+    let plugin = Arc::new(if is_shadow { plugin.shadow() } else { plugin });
+    plugin.smoke_test().map_err(|failure: wasm::failure::PluginFailure| wrong(failure.message))?;
+    let shadow = is_shadow.then(|| {
+        let mut chain_entry = ChainEntry::without_canary(Arc::clone(&plugin));
+        Shadow::start(&plugin, move |topic, partition, batch| chain_entry.mirror(topic, partition, batch))
     });
-    Ok(Trial::begin(candidate, plugin, shadow.transpose()?))
+    Ok(Rollout::begin(candidate, plugin, shadow.transpose()?))
 }

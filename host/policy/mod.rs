@@ -49,12 +49,12 @@
 //! ```
 
 mod chain;
+mod chain_entry;
 mod config;
 mod entry;
-mod link;
+mod filter_run;
 mod metrics;
 mod on_error;
-mod pass;
 mod plugin;
 mod policies;
 mod prepare;
@@ -72,18 +72,18 @@ const _: () = assert!(crate::artifact::MAX_SIZE == crate::wasm::compile::bounds:
 
 pub use chain::Chain;
 pub use config::{CometScope, PluginConfig, PoliciesConfig, StateScope, WasmConfig, expand};
+pub use filter_run::{FilterProgress, FilterRun};
 pub use metrics::Metrics;
 pub use on_error::{OnError, OnErrors};
-pub use pass::{Pass, Step};
-pub use policies::{Policies, Setup};
-pub use prepare::{Problem, Refused};
+pub use policies::{Policies, PolicyDependencies};
+pub use prepare::{PluginProblem, PolicyError};
 pub use rollout::{
-    Budget, Difference, Differences, Mode, QuarantineConfig, Share, Then, TrialConfig, TrialStatus, Upload,
-    supervise,
+    Difference, Differences, Fraction, QuarantineAction, QuarantineConfig, RolloutConfig, RolloutMode,
+    RolloutStatus, Thresholds, Upload, supervise,
 };
 pub use set::{Generation, PolicySet};
-pub use status::{PluginState, PluginStatus, Refusal, Status};
-pub use watch::{Sources, watch};
+pub use status::{PluginState, PluginStatus, RefusedUpdate, Status};
+pub use watch::{PolicySources, watch};
 
 #[cfg(test)]
 mod tests;

@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn one_word_is_for_all_and_a_table_for_each() {
+    fn on_error_is_a_word_or_a_table() {
         let all = read("on_error = \"dead-letter\"").unwrap();
         assert_eq!(all.on(FailureKind::Trap), OnError::DeadLetter);
         let table = read("on_error = { default = \"drop\", bad-answer = \"stall\" }").unwrap();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_started_lets_nothing_pass() {
+    fn a_start_failure_never_passes_messages() {
         for text in ["\"pass\"", "\"drop\"", "{ trap = \"drop\" }"] {
             let on_error = read(&format!("on_error = {text}")).unwrap();
             assert_eq!(on_error.on(FailureKind::Start), OnError::Stall, "{text}");
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_shown_as_it_would_be_written() {
+    fn on_error_serializes_as_written() {
         let json = |errors: OnErrors| serde_json::to_string(&errors).unwrap();
         assert_eq!(json(OnError::Stall.into()), "\"stall\"");
         let table = OnErrors { memory: Some(OnError::Drop), ..OnErrors::default() };

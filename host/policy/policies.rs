@@ -11,35 +11,38 @@ use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use crate::artifact::{Intake, Override, Versions};
+use crate::artifact::{PluginLoader, VersionOverride, Versions};
 use crate::blocking::{run_blocking, run_in_place};
 use crate::policy::config::{PluginConfig, PoliciesConfig};
-use crate::policy::entry::{Entry, Workshop};
+use crate::policy::entry::{EntryContext, SetEntry};
 use crate::policy::metrics::Metrics;
-use crate::policy::prepare::{ByHand, Means, Prepared, Problem, Refused, Want, Wanted, prepare};
-use crate::policy::rollout::quarantine::Alarm;
+use crate::policy::prepare::{
+    DesiredPlugin, DesiredVersion, OperatorChange, PluginProblem, PolicyError, PrepareContext, PreparedSet,
+    prepare,
+};
+use crate::policy::rollout::quarantine::FailureAlarm;
 use crate::policy::set::{Generation, PolicySet};
-use crate::policy::status::{PluginStatus, Refusal, Status, plugin_status};
+use crate::policy::status::{PluginStatus, RefusedUpdate, Status, plugin_status};
 use crate::wasm::{self, Runtime};
 
 /// The dependencies of policies.
 #[derive(Debug)]
-pub struct Setup {
+pub struct PolicyDependencies {
     /// Runs the plugins.
     pub runtime: Arc<Runtime>,
     /// Loads plugins, and knows the trusted keys.
-    pub intake: Intake,
+    pub loader: PluginLoader,
     /// Stores their versions.
     pub versions: Versions,
     /// Metrics of the set.
     pub metrics: Metrics,
 }
 
-impl Setup {
+impl PolicyDependencies {
     /// Trusts every file, keeps versions in memory, and exposes no metrics of the set.
     pub fn new(runtime: Arc<Runtime>) -> Self {
-        let (intake, versions) = (Intake::default(), Versions::in_memory());
-        Self { runtime, intake, versions, metrics: Metrics::default() }
+        let (loader, versions) = (PluginLoader::default(), Versions::in_memory());
+        Self { runtime, loader, versions, metrics: Metrics::default() }
     }
 
     /// For a gateway. Registers the metrics.
@@ -50,7 +53,7 @@ impl Setup {
         // The versions first: their lock proves that the directory is ours.
         let versions = config.versions()?;
         let runtime = Runtime::with(registry, config.runtime())?;
-        Ok(Self { runtime, intake: config.intake(), versions, metrics: Metrics::register(registry) })
+        Ok(Self { runtime, loader: config.loader(), versions, metrics: Metrics::register(registry) })
     }
 
     /// For a command next to a gateway. It does not touch the gateway's state directory.
@@ -59,13 +62,13 @@ impl Setup {
     /// When this machine cannot run WebAssembly.
     pub fn of_command(config: &PoliciesConfig) -> anyhow::Result<Self> {
         let runtime = Runtime::with(&mut Registry::default(), config.runtime_of_a_command())?;
-        Ok(Self { intake: config.intake(), ..Self::new(runtime) })
+        Ok(Self { loader: config.loader(), ..Self::new(runtime) })
     }
 }
 
 /// The active set. Workers take [`Policies::current`] for each batch: one set decides all of it.
 pub struct Policies {
-    means: Arc<Means>,
+    prepare_context: Arc<PrepareContext>,
     metrics: Metrics,
     /// The number of live chains, each with its own instances.
     pub(super) chains: Arc<AtomicUsize>,
@@ -73,30 +76,30 @@ pub struct Policies {
     /// One replacement at a time.
     replacing: tokio::sync::Mutex<()>,
     generation: watch::Sender<Generation>,
-    standing: Mutex<Standing>,
+    state: Mutex<PolicyState>,
 }
 
 /// What the status reports in addition to the set.
 #[derive(Debug)]
-struct Standing {
+struct PolicyState {
     since: SystemTime,
     /// The configuration of the active set.
     wanted: Vec<PluginConfig>,
-    refusal: Option<Refusal>,
+    refusal: Option<RefusedUpdate>,
     /// Files of the plugin directory that cannot be plugins.
-    left_out: Vec<Problem>,
+    left_out: Vec<PluginProblem>,
     /// Since when a set is being prepared.
     preparing: Option<SystemTime>,
 }
 
 /// A set that may become active.
-struct Ready {
-    entries: Vec<Arc<Entry>>,
-    left_out: Vec<Problem>,
+struct CommittedSet {
+    entries: Vec<Arc<SetEntry>>,
+    left_out: Vec<PluginProblem>,
 }
 
 /// Holds the lock on replacements.
-pub(super) struct Replacing<'a> {
+pub(super) struct ReplaceGuard<'a> {
     _one_at_a_time: tokio::sync::MutexGuard<'a, ()>,
 }
 
@@ -105,8 +108,8 @@ impl Policies {
     ///
     /// # Errors
     /// With all problems of all plugins.
-    pub fn start(runtime: Arc<Runtime>, plugins: &[PluginConfig]) -> Result<Arc<Self>, Refused> {
-        Self::start_with(Setup::new(runtime), plugins)
+    pub fn start(runtime: Arc<Runtime>, plugins: &[PluginConfig]) -> Result<Arc<Self>, PolicyError> {
+        Self::start_with(PolicyDependencies::new(runtime), plugins)
     }
 
     /// The same with a gateway's dependencies. Restores the versions that were active if an override
@@ -114,14 +117,19 @@ impl Policies {
     ///
     /// # Errors
     /// With all problems of all plugins, when there is nothing to restore.
-    pub fn start_with(setup: Setup, plugins: &[PluginConfig]) -> Result<Arc<Self>, Refused> {
-        let Setup { runtime, intake, versions, metrics } = setup;
-        let means = Means { workshop: Workshop { runtime, alarms: Arc::default() }, intake, versions };
-        let (Ready { entries, left_out }, refused) = run_in_place(|| first(&means, plugins))?;
-        means.workshop.runtime.attempts.forget_compiled();
+    pub fn start_with(setup: PolicyDependencies, plugins: &[PluginConfig]) -> Result<Arc<Self>, PolicyError> {
+        let PolicyDependencies { runtime, loader, versions, metrics } = setup;
+        let prepare_context = PrepareContext {
+            entry_context: EntryContext { runtime, alarms: Arc::default() },
+            loader,
+            versions,
+        };
+        let (CommittedSet { entries, left_out }, refused) =
+            run_in_place(|| prepare_first(&prepare_context, plugins))?;
+        prepare_context.entry_context.runtime.compile_cache.forget_compiled();
         let generation = Generation(1);
         log_left_out(&[], &left_out);
-        let standing = Standing {
+        let state = PolicyState {
             since: SystemTime::now(),
             wanted: plugins.to_vec(),
             refusal: None,
@@ -130,18 +138,18 @@ impl Policies {
         };
         let chains = Arc::default();
         let policies = Self {
-            means: Arc::new(means),
+            prepare_context: Arc::new(prepare_context),
             current: ArcSwap::from_pointee(PolicySet::new(generation, entries, &chains)),
             chains,
             replacing: tokio::sync::Mutex::new(()),
             generation: watch::Sender::new(generation),
-            standing: Mutex::new(standing),
+            state: Mutex::new(state),
             metrics,
         };
         policies.metrics.swapped(generation.0);
         tracing::info!(%generation, plugins = %changes(&[], policies.current().entries()), "policies active");
         if let Some(refused) = refused {
-            policies.refuse(&refused);
+            policies.record_refusal(&refused);
         }
         Ok(Arc::new(policies))
     }
@@ -156,17 +164,19 @@ impl Policies {
     ///
     /// # Errors
     /// With all problems of all plugins; the active set stays.
-    pub async fn replace(&self, plugins: Vec<PluginConfig>) -> Result<Generation, Refused> {
+    pub async fn replace(&self, plugins: Vec<PluginConfig>) -> Result<Generation, PolicyError> {
         let replacing = self.replacing().await;
-        let wanted =
-            plugins.iter().map(|config| Wanted { config: config.clone(), want: Want::File }).collect();
+        let wanted = plugins
+            .iter()
+            .map(|config| DesiredPlugin { config: config.clone(), desired: DesiredVersion::File })
+            .collect();
         let switched = self.switch(&replacing, wanted, Some(plugins)).await;
-        switched.inspect_err(|refused| self.refuse(refused))
+        switched.inspect_err(|refused| self.record_refusal(refused))
     }
 
     /// Waits for other replacements to finish.
-    pub(super) async fn replacing(&self) -> Replacing<'_> {
-        Replacing { _one_at_a_time: self.replacing.lock().await }
+    pub(super) async fn replacing(&self) -> ReplaceGuard<'_> {
+        ReplaceGuard { _one_at_a_time: self.replacing.lock().await }
     }
 
     /// Prepares the desired set, stores the resulting versions, and activates it. If the set comes
@@ -174,24 +184,24 @@ impl Policies {
     /// refusal.
     pub(super) async fn switch(
         &self,
-        _one_at_a_time: &Replacing<'_>,
-        wanted: Vec<Wanted>,
+        _one_at_a_time: &ReplaceGuard<'_>,
+        wanted: Vec<DesiredPlugin>,
         configured: Option<Vec<PluginConfig>>,
-    ) -> Result<Generation, Refused> {
+    ) -> Result<Generation, PolicyError> {
         let before = self.current();
-        self.standing.lock().preparing = Some(SystemTime::now());
-        let ready = self.prepare_aside(wanted, Arc::clone(&before)).await;
-        self.standing.lock().preparing = None;
-        let Ready { entries, left_out } = ready?;
+        self.state.lock().preparing = Some(SystemTime::now());
+        let ready = self.prepare_blocking(wanted, Arc::clone(&before)).await;
+        self.state.lock().preparing = None;
+        let CommittedSet { entries, left_out } = ready?;
         if left_out.is_empty() {
-            self.means.workshop.runtime.attempts.forget_compiled();
+            self.prepare_context.entry_context.runtime.compile_cache.forget_compiled();
         }
         if let Some(configured) = configured {
-            let mut standing = self.standing.lock();
-            standing.wanted = configured;
-            standing.refusal = None;
-            log_left_out(&standing.left_out, &left_out);
-            standing.left_out = left_out;
+            let mut state = self.state.lock();
+            state.wanted = configured;
+            state.refusal = None;
+            log_left_out(&state.left_out, &left_out);
+            state.left_out = left_out;
         }
         if is_same(before.entries(), &entries) {
             return Ok(before.generation());
@@ -199,7 +209,7 @@ impl Policies {
         let generation = Generation(before.generation().0 + 1);
         tracing::info!(%generation, plugins = %changes(before.entries(), &entries), "policies swapped");
         self.current.store(Arc::new(PolicySet::new(generation, entries, &self.chains)));
-        self.standing.lock().since = SystemTime::now();
+        self.state.lock().since = SystemTime::now();
         self.metrics.swapped(generation.0);
         self.generation.send_replace(generation);
         Ok(generation)
@@ -207,31 +217,34 @@ impl Policies {
 
     /// Whether every file of the plugin directory is in force.
     pub(super) fn is_complete(&self) -> bool {
-        self.standing.lock().left_out.is_empty()
+        self.state.lock().left_out.is_empty()
     }
 
     /// What is in force, and what was refused: for `GET /v1/plugins`.
     pub fn status(&self) -> Status {
         let set = self.current();
-        let standing = self.standing.lock();
-        let with_trial = |entry: &Arc<Entry>| PluginStatus {
-            last_trial: self.kept().record(&entry.plugin.config.name).and_then(|record| record.tried),
-            ..plugin_status(entry, &standing.refusal)
+        let state = self.state.lock();
+        let with_trial = |entry: &Arc<SetEntry>| PluginStatus {
+            last_rollout: self
+                .kept()
+                .record(&entry.plugin.config.name)
+                .and_then(|record| record.rollout_result),
+            ..plugin_status(entry, &state.refusal)
         };
         let plugins = set.entries().iter().map(with_trial).collect();
         Status {
             generation: set.generation(),
-            since: standing.since,
+            since: state.since,
             plugins,
-            overrides: self.overrides(&standing.wanted),
-            last_refusal: standing.refusal.clone(),
-            left_out: standing.left_out.clone(),
-            preparing_since: standing.preparing,
+            overrides: self.overrides(&state.wanted),
+            last_refusal: state.refusal.clone(),
+            left_out: state.left_out.clone(),
+            preparing_since: state.preparing,
         }
     }
 
     /// The overrides of configured plugins.
-    fn overrides(&self, wanted: &[PluginConfig]) -> BTreeMap<String, Override> {
+    fn overrides(&self, wanted: &[PluginConfig]) -> BTreeMap<String, VersionOverride> {
         let configured = |name: &String| wanted.iter().any(|config| config.name == *name);
         self.kept().overrides().into_iter().filter(|(name, _)| configured(name)).collect()
     }
@@ -243,21 +256,21 @@ impl Policies {
 
     /// The configuration of the active set.
     pub(super) fn wanted(&self) -> Vec<PluginConfig> {
-        self.standing.lock().wanted.clone()
+        self.state.lock().wanted.clone()
     }
 
     pub(super) fn kept(&self) -> &Versions {
-        &self.means.versions
+        &self.prepare_context.versions
     }
 
     /// Loads plugins, and knows the trusted keys.
-    pub(super) fn intake(&self) -> &Intake {
-        &self.means.intake
+    pub(super) fn loader(&self) -> &PluginLoader {
+        &self.prepare_context.loader
     }
 
     /// Waits for the next version that failed too often.
-    pub(super) async fn next_alarm(&self) -> Alarm {
-        self.means.workshop.alarms.next().await
+    pub(super) async fn next_alarm(&self) -> FailureAlarm {
+        self.prepare_context.entry_context.alarms.next().await
     }
 
     /// Counts a quarantine.
@@ -265,37 +278,42 @@ impl Policies {
         self.metrics.quarantined(plugin);
     }
 
-    async fn prepare_aside(&self, wanted: Vec<Wanted>, before: Arc<PolicySet>) -> Result<Ready, Refused> {
-        let (means, chains) = (Arc::clone(&self.means), Arc::clone(&self.chains));
+    async fn prepare_blocking(
+        &self,
+        wanted: Vec<DesiredPlugin>,
+        before: Arc<PolicySet>,
+    ) -> Result<CommittedSet, PolicyError> {
+        let (prepare_context, chains) = (Arc::clone(&self.prepare_context), Arc::clone(&self.chains));
         let work = move || {
-            let mut prepared = prepare(&means, &wanted, before.entries())?;
+            let mut prepared = prepare(&prepare_context, &wanted, before.entries())?;
             if !is_same(before.entries(), &prepared.entries) {
-                prepared.fit(&means.versions, before.entries(), chains.load(Relaxed))?;
+                prepared.fit(&prepare_context.versions, before.entries(), chains.load(Relaxed))?;
             }
-            let by_hand = wanted.iter().any(|one| matches!(one.want, Want::ByHand(_)));
-            settle(&means.versions, prepared, by_hand)
+            let operator_change =
+                wanted.iter().any(|one| matches!(one.desired, DesiredVersion::OperatorChange(_)));
+            commit(&prepare_context.versions, prepared, operator_change)
         };
         let done = run_blocking("preparing the plugins", work).await;
-        done.unwrap_or_else(|e| Err(Refused::because(e.to_string())))
+        done.unwrap_or_else(|e| Err(PolicyError::because(e.to_string())))
     }
 
     /// Records a refusal for the status. A repeated refusal is not logged again: files are read every
     /// few seconds.
-    pub(super) fn refuse(&self, refused: &Refused) {
-        if wasm::compile::is_ending() {
+    pub(super) fn record_refusal(&self, refused: &PolicyError) {
+        if wasm::compile::is_stopping() {
             tracing::debug!(%refused, "preparing policies was cancelled: the gateway is stopping");
             return;
         }
         self.metrics.refused();
-        let errors: Vec<String> = refused.problems.iter().map(Problem::to_string).collect();
-        let mut standing = self.standing.lock();
-        if standing.refusal.as_ref().is_some_and(|last| last.errors == errors) {
+        let errors: Vec<String> = refused.problems.iter().map(PluginProblem::to_string).collect();
+        let mut state = self.state.lock();
+        if state.refusal.as_ref().is_some_and(|last| last.errors == errors) {
             return;
         }
         let generation = self.current.load().generation();
         tracing::warn!(problems = %refused, %generation, "policies refused; the set in force stays");
         let plugins = refused.problems.iter().map(|problem| problem.plugin.clone()).collect();
-        standing.refusal = Some(Refusal { at: SystemTime::now(), errors, plugins });
+        state.refusal = Some(RefusedUpdate { at: SystemTime::now(), errors, plugins });
     }
 }
 
@@ -307,27 +325,33 @@ impl std::fmt::Debug for Policies {
 
 /// Prepares the first set: the desired one, else the one that was active before this process started,
 /// with the reasons for the fallback.
-fn first(means: &Means, plugins: &[PluginConfig]) -> Result<(Ready, Option<Refused>), Refused> {
-    let prepare_with = |want: &dyn Fn(&PluginConfig) -> Want| -> Result<Prepared, Refused> {
-        let wanted: Vec<Wanted> =
-            plugins.iter().map(|config| Wanted { config: config.clone(), want: want(config) }).collect();
-        let mut prepared = prepare(means, &wanted, &[])?;
-        prepared.fit(&means.versions, &[], 1)?;
-        Ok(prepared)
-    };
-    let (prepared, refused) = match prepare_with(&|_| Want::File) {
+fn prepare_first(
+    prepare_context: &PrepareContext,
+    plugins: &[PluginConfig],
+) -> Result<(CommittedSet, Option<PolicyError>), PolicyError> {
+    let prepare_with =
+        |desired: &dyn Fn(&PluginConfig) -> DesiredVersion| -> Result<PreparedSet, PolicyError> {
+            let wanted: Vec<DesiredPlugin> = plugins
+                .iter()
+                .map(|config| DesiredPlugin { config: config.clone(), desired: desired(config) })
+                .collect();
+            let mut prepared = prepare(prepare_context, &wanted, &[])?;
+            prepared.fit(&prepare_context.versions, &[], 1)?;
+            Ok(prepared)
+        };
+    let (prepared, refused) = match prepare_with(&|_| DesiredVersion::File) {
         Ok(prepared) => (prepared, None),
         Err(refused) => {
-            let in_force = means.versions.in_force();
+            let active = prepare_context.versions.active();
             let before = |config: &PluginConfig| {
-                in_force
-                    .get(&config.name)
-                    .map_or(Want::File, |hash| Want::ByHand(ByHand::going_on(hash, "restart")))
+                active.get(&config.name).map_or(DesiredVersion::File, |hash| {
+                    DesiredVersion::OperatorChange(OperatorChange::going_on(hash, "restart"))
+                })
             };
             (prepare_with(&before).map_err(|_| refused.clone())?, Some(refused))
         }
     };
-    Ok((settle(&means.versions, prepared, false)?, refused))
+    Ok((commit(&prepare_context.versions, prepared, false)?, refused))
 }
 
 /// Keeps what a prepared set means for the versions, before it comes in force.
@@ -335,12 +359,16 @@ fn first(means: &Means, plugins: &[PluginConfig]) -> Result<(Ready, Option<Refus
 /// # Errors
 /// When an operator's change cannot be written to disk: a restart would not restore it. Changes that
 /// come from files can be derived from the files again.
-fn settle(versions: &Versions, prepared: Prepared, by_hand: bool) -> Result<Ready, Refused> {
-    match versions.settle(prepared.changes) {
+fn commit(
+    versions: &Versions,
+    prepared: PreparedSet,
+    operator_change: bool,
+) -> Result<CommittedSet, PolicyError> {
+    match versions.commit(prepared.changes) {
         Ok(()) => {}
-        Err(error) if by_hand => {
+        Err(error) if operator_change => {
             let why = format!("the version cannot be stored: {error:#}; nothing was changed");
-            return Err(Refused::because(why));
+            return Err(PolicyError::because(why));
         }
         Err(error) => {
             tracing::warn!(
@@ -349,24 +377,24 @@ fn settle(versions: &Versions, prepared: Prepared, by_hand: bool) -> Result<Read
             );
         }
     }
-    Ok(Ready { entries: prepared.entries, left_out: prepared.left_out })
+    Ok(CommittedSet { entries: prepared.entries, left_out: prepared.left_out })
 }
 
 /// Logs files that are newly skipped.
-fn log_left_out(before: &[Problem], after: &[Problem]) {
+fn log_left_out(before: &[PluginProblem], after: &[PluginProblem]) {
     for problem in after.iter().filter(|problem| !before.contains(problem)) {
         tracing::warn!(%problem, "skipping an unreadable file of the plugin directory");
     }
 }
 
-fn is_same(before: &[Arc<Entry>], after: &[Arc<Entry>]) -> bool {
+fn is_same(before: &[Arc<SetEntry>], after: &[Arc<SetEntry>]) -> bool {
     before.len() == after.len() && before.iter().zip(after).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
 /// The swap in one line: `a 1234 -> 5678, b 9abc, c (new) def0, d (removed)`.
-fn changes(before: &[Arc<Entry>], after: &[Arc<Entry>]) -> String {
+fn changes(before: &[Arc<SetEntry>], after: &[Arc<SetEntry>]) -> String {
     let mut words = Vec::new();
-    for Entry { plugin, .. } in after.iter().map(|entry| &**entry) {
+    for SetEntry { plugin, .. } in after.iter().map(|entry| &**entry) {
         let (name, hash) = (&plugin.version.name, &plugin.version.hash);
         let old = before.iter().map(|old| &old.plugin).find(|old| old.version.name == *name);
         words.push(match old {
@@ -377,7 +405,7 @@ fn changes(before: &[Arc<Entry>], after: &[Arc<Entry>]) -> String {
         });
     }
     let is_gone =
-        |old: &&Arc<Entry>| after.iter().all(|new| new.plugin.version.name != old.plugin.version.name);
+        |old: &&Arc<SetEntry>| after.iter().all(|new| new.plugin.version.name != old.plugin.version.name);
     let gone = before.iter().filter(is_gone);
     words.extend(gone.map(|old| format!("{} (removed)", old.plugin.version.name)));
     if words.is_empty() { "none".to_owned() } else { words.join(", ") }

@@ -13,79 +13,80 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::artifact::{
-    Against, Arrived, Cause, Change, Choice, Intake, Override, Tried, Versions, check_order,
+    Artifact, EffectiveVersion, Exclusion, OverrideCause, PluginLoader, RolloutResult, VersionChange,
+    VersionOverride, Versions, check_order,
 };
 use crate::digest;
 use crate::policy::config::PluginConfig;
-use crate::policy::entry::{Entry, Workshop};
+use crate::policy::entry::{EntryContext, SetEntry};
 use crate::policy::plugin::Plugin;
-use crate::policy::rollout::trial::Candidate;
+use crate::policy::rollout::candidate::Candidate;
 use crate::wasm;
 
 /// A desired plugin.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted {
+pub(super) struct DesiredPlugin {
     pub(super) config: PluginConfig,
-    pub(super) want: Want,
+    pub(super) desired: DesiredVersion,
 }
 
 /// Which version of a plugin is desired.
 #[derive(Clone, Debug)]
-pub(super) enum Want {
+pub(super) enum DesiredVersion {
     /// Its file, or its current override.
     File,
     /// An operator's change.
-    ByHand(ByHand),
+    OperatorChange(OperatorChange),
     /// The active version, whatever its file is now: an operator changed another plugin.
-    AsItIs,
+    KeepCurrent,
 }
 
 /// A change that an operator or the quarantine makes to one plugin.
 #[derive(Clone, Debug)]
-pub(super) struct ByHand {
-    pub(super) pick: Pick,
+pub(super) struct OperatorChange {
+    pub(super) pick: VersionChoice,
     /// Its cause; `None` if it only keeps what was active before.
-    pub(super) cause: Option<Cause>,
+    pub(super) cause: Option<OverrideCause>,
     pub(super) why: String,
     /// Why the version that was active is excluded from rollbacks.
-    pub(super) against: Option<Against>,
+    pub(super) exclusion: Option<Exclusion>,
     /// The candidate whose rollout ends with this change.
-    pub(super) tried: Option<Tried>,
+    pub(super) rollout_result: Option<RolloutResult>,
 }
 
-impl ByHand {
+impl OperatorChange {
     /// Keeps the version that was active.
     pub(super) fn going_on(hash: &str, why: &str) -> Self {
-        let (pick, why) = (Pick::Kept(hash.to_owned()), why.to_owned());
-        Self { pick, cause: None, why, against: None, tried: None }
+        let (pick, why) = (VersionChoice::Stored(hash.to_owned()), why.to_owned());
+        Self { pick, cause: None, why, exclusion: None, rollout_result: None }
     }
 }
 
 /// The version that a change selects.
 #[derive(Clone, Debug)]
-pub(super) enum Pick {
+pub(super) enum VersionChoice {
     /// Its file, discarding any override.
     File,
     /// This version, which was uploaded.
-    Upload(Arrived),
+    Upload(Artifact),
     /// The stored version with this hash.
-    Kept(String),
+    Stored(String),
     /// None: the chain continues without the plugin.
     Without,
 }
 
 /// A prepared set.
-pub(super) struct Prepared {
-    pub(super) entries: Vec<Arc<Entry>>,
+pub(super) struct PreparedSet {
+    pub(super) entries: Vec<Arc<SetEntry>>,
     /// The changes to stored versions.
-    pub(super) changes: Vec<Change>,
+    pub(super) changes: Vec<VersionChange>,
     /// Files of the plugin directory that cannot be plugins, and never were in force.
-    pub(super) left_out: Vec<Problem>,
+    pub(super) left_out: Vec<PluginProblem>,
 }
 
 /// A problem with one plugin.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Problem {
+pub struct PluginProblem {
     /// The plugin's name; empty if the problem does not belong to one plugin.
     pub plugin: String,
     /// The plugin's file.
@@ -95,7 +96,7 @@ pub struct Problem {
     pub message: String,
 }
 
-impl Problem {
+impl PluginProblem {
     pub(super) fn of(config: &PluginConfig, message: impl Into<String>) -> Self {
         Self { plugin: config.name.clone(), path: config.path.clone(), message: message.into() }
     }
@@ -111,7 +112,7 @@ fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::E
     serializer.collect_str(&path.display())
 }
 
-impl std::fmt::Display for Problem {
+impl std::fmt::Display for PluginProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.plugin.is_empty() && self.path == Path::new("") {
             return f.write_str(&self.message);
@@ -122,19 +123,19 @@ impl std::fmt::Display for Problem {
 
 /// A set that was refused, with all its problems.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub struct Refused {
+pub struct PolicyError {
     /// At least one.
-    pub problems: Vec<Problem>,
+    pub problems: Vec<PluginProblem>,
 }
 
-impl Refused {
+impl PolicyError {
     /// With one reason that does not belong to one plugin.
     pub fn because(why: impl Into<String>) -> Self {
-        Self { problems: vec![Problem::general(why)] }
+        Self { problems: vec![PluginProblem::general(why)] }
     }
 }
 
-impl std::fmt::Display for Refused {
+impl std::fmt::Display for PolicyError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (at, problem) in self.problems.iter().enumerate() {
             if at > 0 {
@@ -147,10 +148,10 @@ impl std::fmt::Display for Refused {
 }
 
 /// The dependencies of preparing a set.
-pub(super) struct Means {
-    pub(super) workshop: Workshop,
+pub(super) struct PrepareContext {
+    pub(super) entry_context: EntryContext,
     /// Loads plugins, and knows the trusted keys.
-    pub(super) intake: Intake,
+    pub(super) loader: PluginLoader,
     pub(super) versions: Versions,
 }
 
@@ -159,14 +160,14 @@ pub(super) struct Means {
 /// # Errors
 /// With the problems of all plugins.
 pub(super) fn prepare(
-    means: &Means,
-    wanted: &[Wanted],
-    in_force: &[Arc<Entry>],
-) -> Result<Prepared, Refused> {
+    prepare_context: &PrepareContext,
+    wanted: &[DesiredPlugin],
+    active: &[Arc<SetEntry>],
+) -> Result<PreparedSet, PolicyError> {
     let mut problems = Vec::new();
-    let mut prepared = Prepared {
+    let mut prepared = PreparedSet {
         entries: Vec::with_capacity(wanted.len()),
-        changes: gone(&means.versions, wanted),
+        changes: removed_plugins(&prepare_context.versions, wanted),
         left_out: vec![],
     };
     for (at, one) in wanted.iter().enumerate() {
@@ -177,29 +178,30 @@ pub(super) fn prepare(
             mistakes.push("has the name of a plugin before it; names are unique".to_owned());
         }
         if mistakes.is_empty() {
-            mistakes.extend(prepare_one(means, one, in_force, &mut prepared).err());
+            mistakes.extend(prepare_one(prepare_context, one, active, &mut prepared).err());
         }
-        let mistakes = mistakes.into_iter().map(|mistake| Problem::of(config, mistake));
+        let mistakes = mistakes.into_iter().map(|mistake| PluginProblem::of(config, mistake));
         // The name that a double has is another one's.
-        let may_be_left_out = (is_double && config.found) || is_stray(&means.versions, config, in_force);
+        let may_be_left_out =
+            (is_double && config.found) || is_stray(&prepare_context.versions, config, active);
         // At the process's end nothing is compiled any more, which says nothing of the files.
-        if may_be_left_out && !wasm::compile::is_ending() {
+        if may_be_left_out && !wasm::compile::is_stopping() {
             prepared.left_out.extend(mistakes);
         } else {
             problems.extend(mistakes);
         }
     }
-    if problems.is_empty() { Ok(prepared) } else { Err(Refused { problems }) }
+    if problems.is_empty() { Ok(prepared) } else { Err(PolicyError { problems }) }
 }
 
 /// A file that lies in the plugin directory, and is nobody's. One that was in force is not: its last
 /// good version goes on, and its update is refused.
-fn is_stray(versions: &Versions, config: &PluginConfig, in_force: &[Arc<Entry>]) -> bool {
-    let is_in_force = || in_force.iter().any(|entry| entry.plugin.config.name == config.name);
-    config.found && !is_in_force() && !versions.in_force().contains_key(&config.name)
+fn is_stray(versions: &Versions, config: &PluginConfig, active: &[Arc<SetEntry>]) -> bool {
+    let is_in_force = || active.iter().any(|entry| entry.plugin.config.name == config.name);
+    config.found && !is_in_force() && !versions.active().contains_key(&config.name)
 }
 
-impl Prepared {
+impl PreparedSet {
     /// Whether each of so many workers will have room for its instances of the set. Leaves out
     /// what has none, where it is a stray.
     ///
@@ -208,13 +210,13 @@ impl Prepared {
     pub(super) fn fit(
         &mut self,
         versions: &Versions,
-        in_force: &[Arc<Entry>],
+        active: &[Arc<SetEntry>],
         workers: usize,
-    ) -> Result<(), Refused> {
-        while let Err((plugin, why)) = check_room(&self.entries, workers.max(1)) {
-            let problem = Problem::of(&plugin.config, why);
-            if !is_stray(versions, &plugin.config, in_force) {
-                return Err(Refused { problems: vec![problem] });
+    ) -> Result<(), PolicyError> {
+        while let Err((plugin, why)) = check_capacity(&self.entries, workers.max(1)) {
+            let problem = PluginProblem::of(&plugin.config, why);
+            if !is_stray(versions, &plugin.config, active) {
+                return Err(PolicyError { problems: vec![problem] });
             }
             let name = &plugin.config.name;
             self.entries.retain(|entry| entry.plugin.config.name != *name);
@@ -225,8 +227,9 @@ impl Prepared {
     }
 }
 
-fn check_room(entries: &[Arc<Entry>], workers: usize) -> Result<(), (Arc<Plugin>, String)> {
-    let candidate = |entry: &Arc<Entry>| entry.trial.as_ref().map(|trial| Arc::clone(&trial.candidate));
+fn check_capacity(entries: &[Arc<SetEntry>], workers: usize) -> Result<(), (Arc<Plugin>, String)> {
+    let candidate =
+        |entry: &Arc<SetEntry>| entry.rollout.as_ref().map(|rollout| Arc::clone(&rollout.candidate));
     let plugins = entries.iter().map(|entry| Arc::clone(&entry.plugin));
     let all: Vec<Arc<Plugin>> = plugins.chain(entries.iter().filter_map(candidate)).collect();
     let mut held = Vec::new();
@@ -242,29 +245,29 @@ fn check_room(entries: &[Arc<Entry>], workers: usize) -> Result<(), (Arc<Plugin>
 }
 
 fn prepare_one(
-    means: &Means,
-    wanted: &Wanted,
-    in_force: &[Arc<Entry>],
-    prepared: &mut Prepared,
+    prepare_context: &PrepareContext,
+    wanted: &DesiredPlugin,
+    active: &[Arc<SetEntry>],
+    prepared: &mut PreparedSet,
 ) -> Result<(), String> {
-    let Means { workshop, intake, versions } = means;
-    let by_hand = match &wanted.want {
-        Want::AsItIs => {
-            let same = in_force.iter().filter(|entry| entry.plugin.config.name == wanted.config.name);
+    let PrepareContext { entry_context, loader, versions } = prepare_context;
+    let operator_change = match &wanted.desired {
+        DesiredVersion::KeepCurrent => {
+            let same = active.iter().filter(|entry| entry.plugin.config.name == wanted.config.name);
             prepared.entries.extend(same.cloned());
             return Ok(());
         }
-        Want::ByHand(by_hand) => Some(by_hand),
-        Want::File => None,
+        DesiredVersion::OperatorChange(operator_change) => Some(operator_change),
+        DesiredVersion::File => None,
     };
-    let change = decide(intake, versions, &wanted.config, by_hand)?;
-    if let Some((_, Arrived { bytes, .. })) = &change.to {
-        let candidate = candidate(intake, versions, &wanted.config, &change)?;
-        let known: Vec<Arc<Entry>> = in_force.iter().chain(&prepared.entries).map(Arc::clone).collect();
+    let change = decide(loader, versions, &wanted.config, operator_change)?;
+    if let Some((_, Artifact { bytes, .. })) = &change.to {
+        let candidate = candidate(loader, versions, &wanted.config, &change)?;
+        let known: Vec<Arc<SetEntry>> = active.iter().chain(&prepared.entries).map(Arc::clone).collect();
         // The file is untrusted and goes through compilers here; a panic in one of them must not end
         // the process.
         let attempt = catch_unwind(AssertUnwindSafe(|| {
-            Entry::prepare(workshop, &wanted.config, bytes, candidate.as_ref(), &known)
+            SetEntry::prepare(entry_context, &wanted.config, bytes, candidate.as_ref(), &known)
         }));
         let entry = attempt.unwrap_or_else(|_| Err("made the compiler panic; is the file complete?".into()));
         prepared.entries.push(entry?);
@@ -276,126 +279,139 @@ fn prepare_one(
 /// Which version decides from now on, and what stands in for the plugin's file. Whatever came in
 /// just now has to be the pinned one; what decides has to be trusted, each time.
 fn decide(
-    intake: &Intake,
+    loader: &PluginLoader,
     versions: &Versions,
     config: &PluginConfig,
-    by_hand: Option<&ByHand>,
-) -> Result<Change, String> {
+    operator_change: Option<&OperatorChange>,
+) -> Result<VersionChange, String> {
     let (name, pin) = (&config.name, config.sha256.as_deref());
-    let file = intake.fetch(&config.path);
+    let file = loader.fetch(&config.path);
     let file_hash = file.as_ref().ok().map(|file| digest::hash(&file.bytes));
-    let known = versions.record(name).and_then(|record| record.instead);
-    let change = |decides: Option<Trusted>, why: &str, instead| {
-        let against = by_hand.and_then(|by_hand| by_hand.against.clone());
-        let tried = by_hand.and_then(|by_hand| by_hand.tried.clone());
+    let known = versions.record(name).and_then(|record| record.version_override);
+    let change = |decides: Option<Trusted>, why: &str, version_override| {
+        let exclusion = operator_change.and_then(|operator_change| operator_change.exclusion.clone());
+        let rollout_result =
+            operator_change.and_then(|operator_change| operator_change.rollout_result.clone());
         let signed = decides.as_ref().and_then(|trusted| trusted.signed);
-        let to = decides.map(|trusted| (trusted.hash, trusted.arrived));
-        Change { plugin: name.clone(), to, signed, why: why.to_owned(), instead, against, tried }
+        let to = decides.map(|trusted| (trusted.hash, trusted.artifact));
+        VersionChange {
+            plugin: name.clone(),
+            to,
+            signed,
+            why: why.to_owned(),
+            version_override,
+            exclusion,
+            rollout_result,
+        }
     };
     let trusted =
-        |arrived: Arrived, pin: Option<&str>| trust_new(intake, versions, config, arrived, pin).map(Some);
+        |artifact: Artifact, pin: Option<&str>| trust_new(loader, versions, config, artifact, pin).map(Some);
     // A version that was active before may come back whatever its number is: only an operator or a
     // quarantine brings it back.
     let kept = |hash: &str, pin: Option<&str>| {
-        let kept = versions.file(name, hash).and_then(|arrived| Trusted::new(intake, name, arrived, pin));
+        let kept = versions.file(name, hash).and_then(|artifact| Trusted::new(loader, name, artifact, pin));
         kept.map(Some).map_err(|why| format!("has a stored version, {hash}, that {why}"))
     };
-    let Some(by_hand) = by_hand else {
+    let Some(operator_change) = operator_change else {
         let why = known.as_ref().map_or("", |known| &known.why).to_owned();
         return Ok(match versions.choose(name, file_hash.as_deref()) {
-            Choice::File => change(trusted(file?, pin)?, "its file", None),
-            Choice::Kept(hash) => {
+            EffectiveVersion::File => change(trusted(file?, pin)?, "its file", None),
+            EffectiveVersion::Stored(hash) => {
                 // A pin is newer than a push; after a rollback or a quarantine it names the abandoned
                 // version.
-                let pushed = known.as_ref().is_some_and(|known| known.cause == Cause::Pushed);
+                let pushed = known.as_ref().is_some_and(|known| known.cause == OverrideCause::Pushed);
                 change(kept(&hash, pin.filter(|_| pushed))?, &why, known)
             }
-            Choice::Without => change(None, &why, known),
+            EffectiveVersion::Without => change(None, &why, known),
         });
     };
-    let to = match &by_hand.pick {
-        Pick::File => trusted(file?, pin)?,
-        Pick::Upload(upload) => trusted(upload.clone(), pin)?,
-        Pick::Kept(hash) => kept(hash, None)?,
-        Pick::Without => None,
+    let to = match &operator_change.pick {
+        VersionChoice::File => trusted(file?, pin)?,
+        VersionChoice::Upload(upload) => trusted(upload.clone(), pin)?,
+        VersionChoice::Stored(hash) => kept(hash, None)?,
+        VersionChoice::Without => None,
     };
     let with = to.as_ref().map(|trusted| trusted.hash.clone());
-    let instead = match by_hand.cause {
+    let version_override = match operator_change.cause {
         // The file has the same content.
         _ if with.is_some() && with == file_hash => None,
         None => known,
         Some(cause) => {
-            let (why, since) = (by_hand.why.clone(), SystemTime::now());
-            Some(Override { file: file_hash, with, cause, why, since })
+            let (why, since) = (operator_change.why.clone(), SystemTime::now());
+            Some(VersionOverride { file: file_hash, with, cause, why, since })
         }
     };
-    Ok(change(to, &by_hand.why, instead))
+    Ok(change(to, &operator_change.why, version_override))
 }
 
 /// A version that may decide.
 struct Trusted {
     hash: String,
-    arrived: Arrived,
+    artifact: Artifact,
     /// The number that it is signed with.
     signed: Option<u64>,
 }
 
 impl Trusted {
-    fn new(intake: &Intake, name: &str, arrived: Arrived, pin: Option<&str>) -> Result<Self, String> {
-        let signed = intake.check(name, &arrived, pin)?;
-        Ok(Self { hash: digest::hash(&arrived.bytes), arrived, signed })
+    fn new(loader: &PluginLoader, name: &str, artifact: Artifact, pin: Option<&str>) -> Result<Self, String> {
+        let signed = loader.check(name, &artifact, pin)?;
+        Ok(Self { hash: digest::hash(&artifact.bytes), artifact, signed })
     }
 }
 
 /// Checks a new version: it has to match the pin, be trusted, and not be older than a version that
 /// was active.
 fn trust_new(
-    intake: &Intake,
+    loader: &PluginLoader,
     versions: &Versions,
     config: &PluginConfig,
-    arrived: Arrived,
+    artifact: Artifact,
     pin: Option<&str>,
 ) -> Result<Trusted, String> {
-    let trusted = Trusted::new(intake, &config.name, arrived, pin)?;
-    if intake.asks_for_signatures() && !config.allow_downgrade {
-        let highest = versions.record(&config.name).and_then(|record| record.highest);
-        check_order(&config.name, trusted.signed, highest)?;
+    let trusted = Trusted::new(loader, &config.name, artifact, pin)?;
+    if loader.requires_signatures() && !config.allow_downgrade {
+        let highest_signed = versions.record(&config.name).and_then(|record| record.highest_signed);
+        check_order(&config.name, trusted.signed, highest_signed)?;
     }
     Ok(trusted)
 }
 
 /// The candidate to try, unless its rollout has ended already, or it is the deciding version.
 fn candidate(
-    intake: &Intake,
+    loader: &PluginLoader,
     versions: &Versions,
     config: &PluginConfig,
-    change: &Change,
+    change: &VersionChange,
 ) -> Result<Option<Candidate>, String> {
-    let Some(trial) = &config.trial else { return Ok(None) };
-    let pin = trial.sha256.as_deref();
+    let Some(rollout) = &config.rollout else { return Ok(None) };
+    let pin = rollout.sha256.as_deref();
     let trusted =
-        intake.fetch(&trial.path).and_then(|arrived| trust_new(intake, versions, config, arrived, pin));
-    let trusted = trusted.map_err(|why| format!("has a candidate ({}) that {why}", trial.path.display()))?;
-    let Trusted { hash, arrived, .. } = trusted;
-    let tried = versions.record(&config.name).and_then(|record| record.tried);
-    let over = [tried.as_ref(), change.tried.as_ref()].into_iter().flatten().any(|tried| tried.hash == hash);
+        loader.fetch(&rollout.path).and_then(|artifact| trust_new(loader, versions, config, artifact, pin));
+    let trusted =
+        trusted.map_err(|why| format!("has a candidate ({}) that {why}", rollout.path.display()))?;
+    let Trusted { hash, artifact, .. } = trusted;
+    let rollout_result = versions.record(&config.name).and_then(|record| record.rollout_result);
+    let over = [rollout_result.as_ref(), change.rollout_result.as_ref()]
+        .into_iter()
+        .flatten()
+        .any(|rollout_result| rollout_result.hash == hash);
     let decides = change.to.as_ref().is_some_and(|(deciding, _)| *deciding == hash);
-    Ok((!over && !decides).then(|| Candidate { config: trial.clone(), arrived, hash }))
+    Ok((!over && !decides).then(|| Candidate { config: rollout.clone(), artifact, hash }))
 }
 
 /// Plugins that had an active version and are not desired any more.
-fn gone(versions: &Versions, wanted: &[Wanted]) -> Vec<Change> {
+fn removed_plugins(versions: &Versions, wanted: &[DesiredPlugin]) -> Vec<VersionChange> {
     let is_wanted = |name: &String| wanted.iter().any(|one| one.config.name == *name);
-    let gone = versions.in_force().into_keys().filter(|name| !is_wanted(name));
+    let removed_plugins = versions.active().into_keys().filter(|name| !is_wanted(name));
     let why = || "removed from the configuration".to_owned();
-    let change = |plugin| Change {
+    let change = |plugin| VersionChange {
         plugin,
         to: None,
         signed: None,
         why: why(),
-        instead: None,
-        against: None,
-        tried: None,
+        version_override: None,
+        exclusion: None,
+        rollout_result: None,
     };
-    gone.map(change).collect()
+    removed_plugins.map(change).collect()
 }

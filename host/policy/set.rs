@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::decision::PluginVersion;
-use crate::policy::entry::Entry;
+use crate::policy::entry::SetEntry;
 use crate::policy::plugin::Plugin;
 
 /// The generation of a policy set: counts the swaps of a process, from 1.
@@ -20,14 +20,18 @@ impl std::fmt::Display for Generation {
 /// Plugins in configured order. Immutable; freed with the last of its chains.
 pub struct PolicySet {
     generation: Generation,
-    entries: Vec<Arc<Entry>>,
+    entries: Vec<Arc<SetEntry>>,
     versions: Vec<PluginVersion>,
     /// The number of live chains, of this set and others.
     chains: Arc<AtomicUsize>,
 }
 
 impl PolicySet {
-    pub(super) fn new(generation: Generation, entries: Vec<Arc<Entry>>, chains: &Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(
+        generation: Generation,
+        entries: Vec<Arc<SetEntry>>,
+        chains: &Arc<AtomicUsize>,
+    ) -> Self {
         let versions = entries.iter().map(|entry| entry.plugin.version.clone()).collect();
         Self { generation, entries, versions, chains: Arc::clone(chains) }
     }
@@ -57,7 +61,7 @@ impl PolicySet {
         self.plugins().any(|plugin| plugin.module.hooks.offline.is_some())
     }
 
-    pub(super) fn entries(&self) -> &[Arc<Entry>] {
+    pub(super) fn entries(&self) -> &[Arc<SetEntry>] {
         &self.entries
     }
 

@@ -6,11 +6,11 @@ use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 
-use crate::artifact::{Cause, Override, Tried};
-use crate::policy::entry::Entry;
+use crate::artifact::{OverrideCause, RolloutResult, VersionOverride};
+use crate::policy::entry::SetEntry;
 use crate::policy::on_error::OnErrors;
-use crate::policy::prepare::Problem;
-use crate::policy::rollout::trial::TrialStatus;
+use crate::policy::prepare::PluginProblem;
+use crate::policy::rollout::candidate::RolloutStatus;
 use crate::policy::set::Generation;
 
 /// What `GET /v1/plugins` shows.
@@ -25,12 +25,12 @@ pub struct Status {
     pub plugins: Vec<PluginStatus>,
     /// Overrides of plugins' files: pushed, rolled back, or because the file's version is
     /// quarantined. An override without a version removes the plugin from the chain.
-    pub overrides: BTreeMap<String, Override>,
+    pub overrides: BTreeMap<String, VersionOverride>,
     /// The last refused update, unless a good one has replaced it since.
-    pub last_refusal: Option<Refusal>,
+    pub last_refusal: Option<RefusedUpdate>,
     /// Files of `[policies] directory` that cannot be plugins and never were in force, with why.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub left_out: Vec<Problem>,
+    pub left_out: Vec<PluginProblem>,
     /// Since when another set is being prepared; compiling may take half a minute.
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub preparing_since: Option<SystemTime>,
@@ -41,7 +41,7 @@ impl Status {
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for (plugin, instead) in &self.overrides {
-            if instead.cause == Cause::Quarantined {
+            if instead.cause == OverrideCause::Quarantined {
                 let then = instead.with.as_ref().map_or_else(
                     || "the chain continues without it".to_owned(),
                     |hash| format!("version {} decides instead", &hash[..12]),
@@ -98,10 +98,10 @@ pub struct PluginStatus {
     pub workers_over_budget: usize,
     /// The status of its candidate.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub trial: Option<TrialStatus>,
+    pub rollout: Option<RolloutStatus>,
     /// How the last trial ended.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub last_trial: Option<Tried>,
+    pub last_rollout: Option<RolloutResult>,
 }
 
 /// The condition of an active plugin.
@@ -126,7 +126,7 @@ fn is_zero(number: &usize) -> bool {
 
 /// A refused update.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct Refusal {
+pub struct RefusedUpdate {
     /// When it was refused first.
     #[serde(with = "humantime_serde")]
     pub at: SystemTime,
@@ -137,13 +137,13 @@ pub struct Refusal {
     pub(super) plugins: Vec<String>,
 }
 
-pub(super) fn plugin_status(entry: &Entry, refusal: &Option<Refusal>) -> PluginStatus {
+pub(super) fn plugin_status(entry: &SetEntry, refusal: &Option<RefusedUpdate>) -> PluginStatus {
     let plugin = &entry.plugin;
     let refused = refusal.as_ref().is_some_and(|refusal| refusal.plugins.contains(&plugin.config.name));
     let workers_over_budget = plugin.workers_over_budget();
     let state = match () {
         () if workers_over_budget > 0 => PluginState::OverTimeBudget,
-        () if plugin.failures.too_many() => PluginState::Failing,
+        () if plugin.failures.is_tripped() => PluginState::Failing,
         () if refused => PluginState::UpdateRefused,
         () => PluginState::Running,
     };
@@ -159,7 +159,7 @@ pub(super) fn plugin_status(entry: &Entry, refusal: &Option<Refusal>) -> PluginS
         memory: plugin.config.memory,
         state,
         workers_over_budget,
-        trial: entry.trial.as_ref().map(|trial| trial.status(plugin)),
-        last_trial: None,
+        rollout: entry.rollout.as_ref().map(|rollout| rollout.status(plugin)),
+        last_rollout: None,
     }
 }

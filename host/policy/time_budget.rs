@@ -35,67 +35,67 @@ pub(super) struct TimeBudget {
     /// The time of the last refill.
     at: Instant,
     pauses: Backoff,
-    state: State,
+    state: BudgetState,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum BudgetState {
     Within,
     /// Not called before this time.
     Over(Instant),
     /// The next call decides.
-    Trial,
+    HalfOpen,
 }
 
 impl TimeBudget {
     /// A full budget for calls with this deadline, which fills with this share of the time.
     pub(super) fn new(deadline: Duration, share: f64, now: Instant) -> Self {
         let full = deadline.saturating_mul(DEADLINES);
-        Self { share, full, left: full, at: now, pauses: PAUSES, state: State::Within }
+        Self { share, full, left: full, at: now, pauses: PAUSES, state: BudgetState::Within }
     }
 
     /// Whether it is exhausted, and no trial call has succeeded since.
     pub(super) fn is_over(&self) -> bool {
-        self.state != State::Within
+        self.state != BudgetState::Within
     }
 
     /// How much longer the plugin must not be called; `None` if it may be called.
-    pub(super) fn rest(&mut self, now: Instant) -> Option<Duration> {
-        let State::Over(until) = self.state else { return None };
+    pub(super) fn remaining_pause(&mut self, now: Instant) -> Option<Duration> {
+        let BudgetState::Over(until) = self.state else { return None };
         let rest = until.saturating_duration_since(now);
         if rest.is_zero() {
-            self.state = State::Trial;
+            self.state = BudgetState::HalfOpen;
             return None;
         }
         Some(rest)
     }
 
     /// Records a call that was interrupted after this time. True if this exhausts the budget.
-    pub(super) fn overran(&mut self, took: Duration, now: Instant) -> bool {
+    pub(super) fn record_overrun(&mut self, took: Duration, now: Instant) -> bool {
         if self.share >= 1.0 {
             return false;
         }
         self.refill(now);
         self.left = self.left.saturating_sub(took);
         match self.state {
-            State::Over(_) => false,
-            State::Within if !self.left.is_zero() => false,
-            State::Within | State::Trial => {
-                let news = self.state == State::Within;
-                self.state = State::Over(now + self.pauses.next_wait(NO_JITTER));
+            BudgetState::Over(_) => false,
+            BudgetState::Within if !self.left.is_zero() => false,
+            BudgetState::Within | BudgetState::HalfOpen => {
+                let news = self.state == BudgetState::Within;
+                self.state = BudgetState::Over(now + self.pauses.next_wait(NO_JITTER));
                 news
             }
         }
     }
 
     /// Records a call that ended in time. True if this ends a pause.
-    pub(super) fn kept(&mut self, now: Instant) -> bool {
-        if self.state != State::Trial {
+    pub(super) fn record_success(&mut self, now: Instant) -> bool {
+        if self.state != BudgetState::HalfOpen {
             return false;
         }
         self.refill(now);
         self.left = self.full / AFTER_TRIAL;
-        self.state = State::Within;
+        self.state = BudgetState::Within;
         true
     }
 
@@ -104,7 +104,7 @@ impl TimeBudget {
         self.at = now;
         self.left = self.left.saturating_add(passed.mul_f64(self.share)).min(self.full);
         // After a long time without overruns, pauses start short again.
-        if self.left == self.full && self.state == State::Within {
+        if self.left == self.full && self.state == BudgetState::Within {
             self.pauses.reset();
         }
     }
@@ -143,7 +143,7 @@ mod tests {
         }
 
         fn ask(&mut self, loops: bool) {
-            if self.budget.rest(self.now).is_some() {
+            if self.budget.remaining_pause(self.now).is_some() {
                 self.now += Duration::from_millis(1);
                 return;
             }
@@ -151,10 +151,10 @@ mod tests {
             if loops {
                 self.now += DEADLINE;
                 self.wasted += DEADLINE;
-                self.budget.overran(DEADLINE, self.now);
+                self.budget.record_overrun(DEADLINE, self.now);
             } else {
                 self.now += Duration::from_millis(1);
-                self.budget.kept(self.now);
+                self.budget.record_success(self.now);
             }
         }
 
@@ -174,14 +174,14 @@ mod tests {
     }
 
     #[test]
-    fn all_of_the_time_is_no_limit() {
+    fn a_full_budget_is_unlimited() {
         let (now, mut budget) = (Instant::now(), TimeBudget::new(DEADLINE, 1.0, Instant::now()));
-        (0..1000).for_each(|_| assert!(!budget.overran(DEADLINE, now)));
+        (0..1000).for_each(|_| assert!(!budget.record_overrun(DEADLINE, now)));
         assert!(!budget.is_over());
     }
 
     #[test]
-    fn one_message_is_found_in_its_batch_without_an_end_to_the_budget() {
+    fn one_poison_message_does_not_exhaust_the_budget() {
         let mut worker = Worker::new();
         (0..10).for_each(|_| worker.ask(true));
         assert!(!worker.budget.is_over());
@@ -193,12 +193,12 @@ mod tests {
     }
 
     #[test]
-    fn it_decides_again_as_soon_as_a_try_ends_in_time() {
+    fn a_successful_probe_restores_the_plugin() {
         let mut worker = Worker::new();
         while !worker.budget.is_over() {
             worker.ask(true);
         }
-        assert_eq!(worker.budget.rest(worker.now), Some(FIRST_PAUSE));
+        assert_eq!(worker.budget.remaining_pause(worker.now), Some(FIRST_PAUSE));
         worker.now += FIRST_PAUSE;
         worker.ask(false);
         assert!(!worker.budget.is_over());
@@ -207,18 +207,21 @@ mod tests {
             worker.ask(true);
         }
         assert!(worker.calls - calls < 8, "less is left to it: {}", worker.calls - calls);
-        assert_eq!(worker.budget.rest(worker.now), Some(FIRST_PAUSE * 2));
+        assert_eq!(worker.budget.remaining_pause(worker.now), Some(FIRST_PAUSE * 2));
         worker.now += FIRST_PAUSE * 2;
         worker.ask(false);
         worker.now += Duration::from_secs(60);
         (0..20).for_each(|_| worker.ask(true));
         worker.ask(true);
-        assert!(worker.budget.rest(worker.now) <= Some(FIRST_PAUSE), "what was long ago is forgotten");
+        assert!(
+            worker.budget.remaining_pause(worker.now) <= Some(FIRST_PAUSE),
+            "what was long ago is forgotten"
+        );
     }
 
     proptest! {
         #[test]
-        fn the_waste_is_bounded_whatever_it_is_asked(pattern in proptest::collection::vec(any::<bool>(), 1..60)) {
+        fn wasted_time_is_bounded(pattern in proptest::collection::vec(any::<bool>(), 1..60)) {
             let mut worker = Worker::new();
             let mut asked = pattern.iter().cycle();
             while worker.passed() < Duration::from_secs(30) {

@@ -19,48 +19,48 @@ use tokio_util::sync::CancellationToken;
 
 use crate::blocking::run_blocking;
 use crate::policy::config::PluginConfig;
-use crate::policy::entry::Entry;
+use crate::policy::entry::SetEntry;
 use crate::policy::policies::Policies;
-use crate::policy::prepare::{Problem, Refused};
+use crate::policy::prepare::{PluginProblem, PolicyError};
 
-/// The maximum delay by further events, as a multiple of the quiet time.
-const LONGEST_NOISE: u32 = 20;
-/// How long files must keep their size and time to count as written, as a fraction of the quiet time.
-const STILL: u32 = 2;
-/// How often that is checked before waiting for the next event or rescan.
-const STILL_TRIES: usize = 100;
+/// The maximum delay by further events, as a multiple of the debounce time.
+const MAX_DEBOUNCES: u32 = 20;
+/// How long files must keep their size and time to count as written, as a fraction of the debounce time.
+const STABLE_FRACTION: u32 = 2;
+/// How often that is checked before waiting for the next event or rescan_interval.
+const STABLE_ATTEMPTS: usize = 100;
 
 /// Returns the desired plugins, and the paths to watch.
-type Files = dyn Fn() -> anyhow::Result<(Vec<PluginConfig>, Vec<PathBuf>)> + Send + Sync;
+type ReadSources = dyn Fn() -> anyhow::Result<(Vec<PluginConfig>, Vec<PathBuf>)> + Send + Sync;
 
 /// Where the desired plugins come from.
-pub struct Sources {
+pub struct PolicySources {
     /// Reads the configuration again. Returns the desired plugins and the paths to watch: the
     /// configuration file, the plugins' files and signatures, the plugin directory. May block.
-    pub files: Box<Files>,
+    pub files: Box<ReadSources>,
     /// How long there must be no events before the files are read.
-    pub quiet: Duration,
+    pub debounce: Duration,
     /// How often everything is read without an event.
-    pub rescan: Duration,
+    pub rescan_interval: Duration,
 }
 
-impl std::fmt::Debug for Sources {
+impl std::fmt::Debug for PolicySources {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sources")
-            .field("quiet", &self.quiet)
-            .field("rescan", &self.rescan)
+            .field("debounce", &self.debounce)
+            .field("rescan_interval", &self.rescan_interval)
             .finish_non_exhaustive()
     }
 }
 
 /// Keeps the policies in sync with their sources until shutdown. Never fails: problems with the
 /// sources are logged and shown in [`Policies::status`].
-pub async fn watch(policies: Arc<Policies>, sources: Sources, shutdown: CancellationToken) {
-    let mut follower = Follower::new(policies, sources);
+pub async fn watch(policies: Arc<Policies>, sources: PolicySources, shutdown: CancellationToken) {
+    let mut policy_watcher = PolicyWatcher::new(policies, sources);
     let work = async {
         loop {
-            follower.look().await;
-            follower.next_hint().await;
+            policy_watcher.check_sources().await;
+            policy_watcher.wait_for_change().await;
         }
     };
     // Cancelling at any point is harmless: sets change in one step.
@@ -69,38 +69,38 @@ pub async fn watch(policies: Arc<Policies>, sources: Sources, shutdown: Cancella
 
 /// The desired plugins, each with fingerprints of its file and its candidate's (including signatures
 /// and keys, if they are required); `None` for a file that could not be read.
-type Wanted = Vec<(PluginConfig, Vec<Option<String>>)>;
+type WatchedPlugins = Vec<(PluginConfig, Vec<Option<String>>)>;
 
-struct Follower {
+struct PolicyWatcher {
     policies: Arc<Policies>,
-    sources: Arc<Sources>,
-    events: Events,
+    sources: Arc<PolicySources>,
+    events: FileEvents,
     /// What was last activated: not tried again until it changes.
-    tried: Option<Wanted>,
+    rollout_result: Option<WatchedPlugins>,
 }
 
-impl Follower {
-    fn new(policies: Arc<Policies>, sources: Sources) -> Self {
-        let in_force = policies.current();
+impl PolicyWatcher {
+    fn new(policies: Arc<Policies>, sources: PolicySources) -> Self {
+        let active = policies.current();
         // If signatures are required, the first check verifies the current ones.
-        let hashes = |entry: &Entry| {
-            let candidate = entry.trial.as_ref().map(|trial| &trial.candidate.module.hash);
+        let hashes = |entry: &SetEntry| {
+            let candidate = entry.rollout.as_ref().map(|rollout| &rollout.candidate.module.hash);
             [Some(&entry.plugin.module.hash), candidate].into_iter().flatten().cloned().map(Some).collect()
         };
-        let wanted = |entry: &Arc<Entry>| (entry.plugin.config.clone(), hashes(entry));
-        let tried = Some(in_force.entries().iter().map(wanted).collect());
-        Self { policies, sources: Arc::new(sources), events: Events::start(), tried }
+        let wanted = |entry: &Arc<SetEntry>| (entry.plugin.config.clone(), hashes(entry));
+        let rollout_result = Some(active.entries().iter().map(wanted).collect());
+        Self { policies, sources: Arc::new(sources), events: FileEvents::start(), rollout_result }
     }
 
-    /// Waits for an event and the quiet time after it, or for the next rescan.
-    async fn next_hint(&self) {
-        let (quiet, event) = (self.sources.quiet, self.events.happened.notified());
-        if tokio::time::timeout(self.sources.rescan, event).await.is_err() {
+    /// Waits for an event and the debounce time after it, or for the next rescan_interval.
+    async fn wait_for_change(&self) {
+        let (debounce, event) = (self.sources.debounce, self.events.happened.notified());
+        if tokio::time::timeout(self.sources.rescan_interval, event).await.is_err() {
             return;
         }
-        let latest = Instant::now() + quiet * LONGEST_NOISE;
+        let latest = Instant::now() + debounce * MAX_DEBOUNCES;
         loop {
-            let until = (Instant::now() + quiet).min(latest);
+            let until = (Instant::now() + debounce).min(latest);
             if timeout_at(until, self.events.happened.notified()).await.is_err() {
                 return;
             }
@@ -108,44 +108,44 @@ impl Follower {
     }
 
     /// Reads the sources once, and replaces the set if they changed.
-    async fn look(&mut self) {
-        let plugins = match self.read_when_still().await {
+    async fn check_sources(&mut self) {
+        let plugins = match self.read_when_stable().await {
             Ok(Some(plugins)) => plugins,
             Ok(None) => {
                 tracing::warn!("a plugin's file keeps changing; checking again later");
                 return;
             }
             Err(why) => {
-                let problems = vec![Problem::general(format!("{why:#}"))];
-                self.policies.refuse(&Refused { problems });
+                let problems = vec![PluginProblem::general(format!("{why:#}"))];
+                self.policies.record_refusal(&PolicyError { problems });
                 // The next set is applied even if it equals the active one, which clears the refusal.
-                self.tried = None;
+                self.rollout_result = None;
                 return;
             }
         };
         let policies = Arc::clone(&self.policies);
-        let look = move || with_fingerprints(&policies, plugins);
-        let Ok(wanted) = run_blocking("looking at the plugins' files", look).await else { return };
-        if self.tried.as_ref() == Some(&wanted) {
+        let check_sources = move || with_fingerprints(&policies, plugins);
+        let Ok(wanted) = run_blocking("looking at the plugins' files", check_sources).await else { return };
+        if self.rollout_result.as_ref() == Some(&wanted) {
             return;
         }
         let plugins = wanted.iter().map(|(config, _)| config.clone()).collect();
         // Refusals are logged and kept by the policies themselves. They may pass (a start that
         // took too long on a busy machine): what was refused is tried again at the next look.
         let is_settled = self.policies.replace(plugins).await.is_ok() && self.policies.is_complete();
-        self.tried = is_settled.then_some(wanted);
+        self.rollout_result = is_settled.then_some(wanted);
     }
 
     /// The desired plugins, once no file changes its size or time any more: the writers are done.
     /// `None` if that takes too long.
-    async fn read_when_still(&mut self) -> anyhow::Result<Option<Vec<PluginConfig>>> {
-        for _ in 0..STILL_TRIES {
+    async fn read_when_stable(&mut self) -> anyhow::Result<Option<Vec<PluginConfig>>> {
+        for _ in 0..STABLE_ATTEMPTS {
             let (plugins, paths) = self.read_sources().await?;
             self.events.follow(&paths);
             let files =
                 || paths.iter().map(PathBuf::as_path).chain(plugins.iter().flat_map(PluginConfig::paths));
             let before: Vec<_> = files().map(stamp).collect();
-            sleep(self.sources.quiet / STILL).await;
+            sleep(self.sources.debounce / STABLE_FRACTION).await;
             if files().map(stamp).eq(before) {
                 return Ok(Some(plugins));
             }
@@ -159,9 +159,9 @@ impl Follower {
     }
 }
 
-fn with_fingerprints(policies: &Policies, plugins: Vec<PluginConfig>) -> Wanted {
+fn with_fingerprints(policies: &Policies, plugins: Vec<PluginConfig>) -> WatchedPlugins {
     let with_fingerprint = |config: PluginConfig| {
-        let fingerprints = config.paths().map(|path| policies.intake().fingerprint(path)).collect();
+        let fingerprints = config.paths().map(|path| policies.loader().fingerprint(path)).collect();
         (config, fingerprints)
     };
     plugins.into_iter().map(with_fingerprint).collect()
@@ -173,7 +173,7 @@ fn stamp(path: &Path) -> Option<(u64, Option<SystemTime>)> {
 }
 
 /// File system events as one flag: something happened.
-struct Events {
+struct FileEvents {
     happened: Arc<Notify>,
     /// `None` if this machine has no watcher; only rescans remain then.
     watcher: Option<RecommendedWatcher>,
@@ -181,7 +181,7 @@ struct Events {
     directories: BTreeMap<PathBuf, bool>,
 }
 
-impl Events {
+impl FileEvents {
     fn start() -> Self {
         let happened = Arc::new(Notify::new());
         let flag = Arc::clone(&happened);
@@ -192,7 +192,7 @@ impl Events {
         });
         let watcher = watcher
             .inspect_err(|error| {
-                tracing::warn!(%error, "file events are not available; plugins are read every `[policies] rescan`");
+                tracing::warn!(%error, "file events are not available; plugins are read every `[policies] rescan_interval`");
             })
             .ok();
         Self { happened, watcher, directories: BTreeMap::new() }
@@ -217,7 +217,7 @@ impl Events {
             let before = self.directories.insert(directory.clone(), result.is_ok());
             if let (Err(error), None | Some(true)) = (result, before) {
                 let directory = directory.display();
-                tracing::warn!(%directory, %error, "cannot be watched; it is read every `[policies] rescan`");
+                tracing::warn!(%directory, %error, "cannot be watched; it is read every `[policies] rescan_interval`");
             }
         }
     }
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_is_no_change() {
+    fn read_events_are_ignored() {
         let event = |kind| Ok(Event::new(kind));
         assert!(!is_change(&event(EventKind::Access(AccessKind::Open(AccessMode::Any)))));
         assert!(is_change(&event(EventKind::Access(AccessKind::Close(AccessMode::Write)))));

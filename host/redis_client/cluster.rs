@@ -7,7 +7,7 @@
 //! sent one by one, each member of a room costs a queue entry and a task wake-up.
 //!
 //! Promises: a call ends within its timeouts. A cluster that currently does not serve a key results
-//! in a [`Problem`], never in an empty reply. Commands on one key run in the given order, unless its
+//! in a [`ServerFailure`], never in an empty reply. Commands on one key run in the given order, unless its
 //! slot moves meanwhile.
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,11 +16,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use redis::{Cmd, ConnectionInfo, Pipeline, ServerErrorKind, Value};
 
-use super::link::PIPELINE_LIMIT;
-use super::nodes::{Nodes, as_cluster, unserved};
-use super::slots::{Node, Slots, slot_of};
-use super::unavailable::{Problem, Trouble};
-use super::{BadUrl, Partial, Timeouts, reply, split};
+use super::connection::PIPELINE_LIMIT;
+use super::error::{ServerFailure, ServerFailureKind};
+use super::nodes::{ClusterNodes, as_cluster, unserved};
+use super::slots::{NodeAddr, SlotMap, slot_of};
+use super::{BadUrl, ConnectionLimits, PartialReplies, fan_out, reply};
 
 /// Maximum number of redirections or retries of a command in one call; after the first few with a
 /// pause. While slots move, two are common.
@@ -30,23 +30,23 @@ const PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
 pub(super) struct Cluster {
-    nodes: Nodes,
-    timeouts: Timeouts,
+    nodes: ClusterNodes,
+    timeouts: ConnectionLimits,
     /// A key for health checks.
-    sign_of_life: String,
+    health_key: String,
 }
 
 /// The commands of a call that have no reply yet.
-struct Open {
+struct PendingCommands {
     commands: Vec<Cmd>,
     replies: Vec<Option<Value>>,
     /// Indexes of the commands without a reply.
     left: Vec<usize>,
     /// Overrides of the slot owner: the target of an `ASK`.
-    ask: HashMap<usize, Node>,
+    ask: HashMap<usize, NodeAddr>,
 }
 
-impl Open {
+impl PendingCommands {
     fn new(commands: Vec<Cmd>) -> Self {
         Self {
             replies: commands.iter().map(|_| None).collect(),
@@ -58,29 +58,29 @@ impl Open {
 }
 
 /// The node for a group of commands, and whether to send `ASKING` first.
-type Group = (Node, bool);
+type NodeGroup = (NodeAddr, bool);
 
 /// A node's reply to one command.
-enum Said {
-    Answer(Value),
-    Moved(Node),
-    Ask(Node),
+enum NodeReply {
+    Reply(Value),
+    Moved(NodeAddr),
+    Ask(NodeAddr),
     /// Its keys are being moved.
-    Again,
+    TryAgain,
     /// The node cannot serve now.
-    Unfit(Problem),
+    CannotServe(ServerFailure),
     /// No reply.
-    Nothing(Problem),
+    NoReply(ServerFailure),
 }
 
 impl Cluster {
     pub(super) fn new(
         seeds: Vec<ConnectionInfo>,
-        timeouts: Timeouts,
-        sign_of_life: &str,
+        timeouts: ConnectionLimits,
+        health_key: &str,
     ) -> Result<Self, BadUrl> {
-        let nodes = Nodes::new(seeds, timeouts.clone())?;
-        Ok(Self { nodes, timeouts, sign_of_life: sign_of_life.to_owned() })
+        let nodes = ClusterNodes::new(seeds, timeouts.clone())?;
+        Ok(Self { nodes, timeouts, health_key: health_key.to_owned() })
     }
 
     /// Changes whenever other nodes serve the slots.
@@ -89,53 +89,55 @@ impl Cluster {
     }
 
     /// Runs commands; one reply per command, in order. A reply that a node cannot serve is an error.
-    pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, Problem> {
-        let (commands, parts) = split::apart(commands);
-        let Partial { replies, problem } = self.run_each(commands).await;
+    pub(super) async fn run(&self, commands: Vec<Cmd>) -> Result<Vec<Value>, ServerFailure> {
+        let (commands, parts) = fan_out::split_commands(commands);
+        let PartialReplies { replies, problem } = self.run_each(commands).await;
         match problem {
             Some(problem) => Err(problem),
-            None => Ok(split::join(parts, replies.into_iter().map(Option::unwrap_or_default).collect())),
+            None => {
+                Ok(fan_out::join_replies(parts, replies.into_iter().map(Option::unwrap_or_default).collect()))
+            }
         }
     }
 
     /// Runs single-key commands as far as possible: a node that does not serve now affects only its
     /// own.
-    pub(super) async fn run_each(&self, commands: Vec<Cmd>) -> Partial {
+    pub(super) async fn run_each(&self, commands: Vec<Cmd>) -> PartialReplies {
         let pipelines = commands.len().div_ceil(PIPELINE_LIMIT) as u32;
-        let mut open = Open::new(commands);
-        let problem = self.in_time(pipelines, self.answer(&mut open)).await.err();
-        Partial { replies: open.replies, problem }
+        let mut open = PendingCommands::new(commands);
+        let problem = self.with_deadline(pipelines, self.answer(&mut open)).await.err();
+        PartialReplies { replies: open.replies, problem }
     }
 
     /// Checks that all nodes with slots answer, and that every slot is served.
-    pub(super) async fn ping(&self) -> Result<(), Problem> {
-        self.in_time(1, async {
-            let mut outcome = self.all_serve().await;
+    pub(super) async fn ping(&self) -> Result<(), ServerFailure> {
+        self.with_deadline(1, async {
+            let mut outcome = self.check_all_nodes().await;
             if outcome.is_err() {
                 // The slot map may be outdated.
-                outcome = self.all_serve().await;
+                outcome = self.check_all_nodes().await;
             }
             outcome
         })
         .await
     }
 
-    async fn in_time<T>(
+    async fn with_deadline<T>(
         &self,
         pipelines: u32,
-        work: impl Future<Output = Result<T, Problem>>,
-    ) -> Result<T, Problem> {
+        work: impl Future<Output = Result<T, ServerFailure>>,
+    ) -> Result<T, ServerFailure> {
         let longest = self.timeouts.connect + self.timeouts.response * pipelines.max(1);
         match tokio::time::timeout(longest, work).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                self.nodes.distrust();
-                Err(Problem::new(Trouble::Slow, "its nodes did not answer in time"))
+                self.nodes.invalidate_slots();
+                Err(ServerFailure::new(ServerFailureKind::TimedOut, "its nodes did not answer in time"))
             }
         }
     }
 
-    async fn answer(&self, open: &mut Open) -> Result<(), Problem> {
+    async fn answer(&self, open: &mut PendingCommands) -> Result<(), ServerFailure> {
         let mut lost_before = false;
         for round in 0..REDIRECTIONS {
             if open.left.is_empty() {
@@ -151,12 +153,12 @@ impl Cluster {
                 Some(problem) => return Err(problem),
             }
         }
-        Err(Problem::new(Trouble::ClusterDown, format!("redirected {REDIRECTIONS} times")))
+        Err(ServerFailure::new(ServerFailureKind::ClusterDown, format!("redirected {REDIRECTIONS} times")))
     }
 
     /// Sends all open commands once. Returns the problem of a node that did not answer; its commands
     /// stay open, and other replies are recorded.
-    async fn round(&self, open: &mut Open) -> Result<Option<Problem>, Problem> {
+    async fn round(&self, open: &mut PendingCommands) -> Result<Option<ServerFailure>, ServerFailure> {
         let slots = self.nodes.slots().await?;
         let groups = self.groups(open, &slots)?;
         open.left.clear();
@@ -166,38 +168,44 @@ impl Cluster {
         let (mut moved, mut unfit, mut lost) = (Vec::new(), None, None);
         for (index, outcome) in outcomes.into_iter().flatten() {
             match outcome {
-                Said::Answer(value) => {
+                NodeReply::Reply(value) => {
                     open.replies[index] = Some(value);
                     continue;
                 }
-                Said::Moved(node) => moved.extend(slot_of(&open.commands[index]).map(|slot| (slot, node))),
-                Said::Ask(node) => drop(open.ask.insert(index, node)),
-                Said::Again => {}
-                Said::Unfit(problem) => unfit = Problem::worse(unfit, problem),
-                Said::Nothing(problem) => lost = Problem::worse(lost, problem),
+                NodeReply::Moved(node) => {
+                    moved.extend(slot_of(&open.commands[index]).map(|slot| (slot, node)))
+                }
+                NodeReply::Ask(node) => drop(open.ask.insert(index, node)),
+                NodeReply::TryAgain => {}
+                NodeReply::CannotServe(problem) => unfit = ServerFailure::more_specific(unfit, problem),
+                NodeReply::NoReply(problem) => lost = ServerFailure::more_specific(lost, problem),
             }
             open.left.push(index);
         }
         // Restore the original order, for commands on one key.
         open.left.sort_unstable();
-        self.nodes.learn(moved);
+        self.nodes.apply_moved(moved);
         if unfit.is_some() || lost.is_some() {
-            self.nodes.distrust();
+            self.nodes.invalidate_slots();
         }
         unfit.map_or(Ok(lost), Err)
     }
 
     /// Groups the open commands by node.
-    fn groups(&self, open: &Open, slots: &Slots) -> Result<BTreeMap<Group, Vec<usize>>, Problem> {
-        let mut groups: BTreeMap<Group, Vec<usize>> = BTreeMap::new();
+    fn groups(
+        &self,
+        open: &PendingCommands,
+        slots: &SlotMap,
+    ) -> Result<BTreeMap<NodeGroup, Vec<usize>>, ServerFailure> {
+        let mut groups: BTreeMap<NodeGroup, Vec<usize>> = BTreeMap::new();
         for &index in &open.left {
             let group = match (open.ask.get(&index), slot_of(&open.commands[index])) {
                 (Some(node), _) => (node.clone(), true),
-                (None, None) => (anyone(slots)?.clone(), false),
+                (None, None) => (any_node(slots)?.clone(), false),
                 (None, Some(slot)) => match slots.owner(slot) {
                     Some(node) => (node.clone(), false),
                     None => {
-                        self.nodes.distrust();
+                        self.nodes.invalidate_slots();
                         return Err(unserved(format_args!("slot {slot}")));
                     }
                 },
@@ -208,14 +216,19 @@ impl Cluster {
     }
 
     /// Sends the commands of one group, and returns the reply to each.
-    async fn send(&self, (node, asking): Group, indexes: Vec<usize>, commands: &[Cmd]) -> Vec<(usize, Said)> {
+    async fn send(
+        &self,
+        (node, asking): NodeGroup,
+        indexes: Vec<usize>,
+        commands: &[Cmd],
+    ) -> Vec<(usize, NodeReply)> {
         let mut outcomes = Vec::with_capacity(indexes.len());
         for part in indexes.chunks(PIPELINE_LIMIT) {
             match self.send_part(&node, asking, part, commands).await {
                 Ok(replies) => outcomes.extend(part.iter().copied().zip(replies)),
                 Err(problem) => {
                     let rest = &indexes[outcomes.len()..];
-                    outcomes.extend(rest.iter().map(|&index| (index, Said::Nothing(problem.clone()))));
+                    outcomes.extend(rest.iter().map(|&index| (index, NodeReply::NoReply(problem.clone()))));
                     break;
                 }
             }
@@ -225,12 +238,12 @@ impl Cluster {
 
     async fn send_part(
         &self,
-        node: &Node,
+        node: &NodeAddr,
         asking: bool,
         part: &[usize],
         commands: &[Cmd],
-    ) -> Result<Vec<Said>, Problem> {
-        let link = self.nodes.link(node)?;
+    ) -> Result<Vec<NodeReply>, ServerFailure> {
+        let connection = self.nodes.connection(node)?;
         let mut pipeline = Pipeline::with_capacity(part.len());
         for &index in part {
             if asking {
@@ -238,47 +251,46 @@ impl Cluster {
             }
             pipeline.add_command(commands[index].clone());
         }
-        let answer = link.send(&pipeline).await.map_err(|problem| problem.of(node))?;
+        let answer = connection.send(&pipeline).await.map_err(|problem| problem.of(node))?;
         // Skip the replies to ASKING.
         let (skip, step) = if asking { (1, 2) } else { (0, 1) };
         let replies = answer.replies.into_iter().skip(skip).step_by(step);
-        let outcomes: Vec<Said> = replies.map(|reply| understand(reply, node)).collect();
+        let outcomes: Vec<NodeReply> = replies.map(|reply| classify(reply, node)).collect();
         if outcomes.len() != part.len() {
-            return Err(Problem::new(Trouble::Nonsense, "replies are missing").of(node));
+            return Err(ServerFailure::new(ServerFailureKind::Malformed, "replies are missing").of(node));
         }
-        let denied =
-            |said: &Said| matches!(said, Said::Unfit(problem) if problem.trouble.is_about_the_user());
+        let denied = |message: &NodeReply| matches!(message, NodeReply::CannotServe(problem) if problem.failure.is_about_the_user());
         if outcomes.iter().any(denied) {
-            link.forget(answer.epoch).await;
+            connection.invalidate(answer.epoch).await;
         }
         Ok(outcomes)
     }
 
     /// Checks that all nodes with slots answer now.
-    async fn all_serve(&self) -> Result<(), Problem> {
+    async fn check_all_nodes(&self) -> Result<(), ServerFailure> {
         let slots = self.nodes.slots().await?;
         if slots.unserved() > 0 {
-            self.nodes.distrust();
+            self.nodes.invalidate_slots();
             return Err(unserved(format_args!("{} of its slots", slots.unserved())));
         }
-        let asked = slots.nodes().iter().map(|node| self.serves(node));
-        let outcome: Result<(), Problem> = join_all(asked).await.into_iter().collect();
+        let asked = slots.nodes().iter().map(|node| self.check_node(node));
+        let outcome: Result<(), ServerFailure> = join_all(asked).await.into_iter().collect();
         if outcome.is_err() {
-            self.nodes.distrust();
+            self.nodes.invalidate_slots();
         }
         outcome
     }
 
-    async fn serves(&self, node: &Node) -> Result<(), Problem> {
+    async fn check_node(&self, node: &NodeAddr) -> Result<(), ServerFailure> {
         let mut pipeline = Pipeline::with_capacity(2);
         pipeline.cmd("PING");
         // Any key: a node of a cluster that is down reports it instead of redirecting.
-        pipeline.cmd("EXISTS").arg(&self.sign_of_life);
-        let link = self.nodes.link(node)?;
-        let answer = link.send(&pipeline).await.map_err(|problem| problem.of(node))?;
+        pipeline.cmd("EXISTS").arg(&self.health_key);
+        let connection = self.nodes.connection(node)?;
+        let answer = connection.send(&pipeline).await.map_err(|problem| problem.of(node))?;
         for reply in answer.replies {
-            if let Said::Unfit(problem) = understand(reply, node) {
-                link.forget(answer.epoch).await;
+            if let NodeReply::CannotServe(problem) = classify(reply, node) {
+                connection.invalidate(answer.epoch).await;
                 return Err(problem);
             }
         }
@@ -286,22 +298,22 @@ impl Cluster {
     }
 }
 
-fn anyone(slots: &Slots) -> Result<&Node, Problem> {
+fn any_node(slots: &SlotMap) -> Result<&NodeAddr, ServerFailure> {
     slots.nodes().first().ok_or_else(|| unserved(format_args!("any slot")))
 }
 
-fn understand(reply: Value, node: &Node) -> Said {
-    let Value::ServerError(error) = &reply else { return Said::Answer(reply) };
-    let target = || Node::redirected(error.details()?.split_ascii_whitespace().nth(1)?, node);
+fn classify(reply: Value, node: &NodeAddr) -> NodeReply {
+    let Value::ServerError(error) = &reply else { return NodeReply::Reply(reply) };
+    let target = || NodeAddr::redirected(error.details()?.split_ascii_whitespace().nth(1)?, node);
     match (error.kind(), target()) {
-        (Some(ServerErrorKind::Moved), Some(to)) => Said::Moved(to),
-        (Some(ServerErrorKind::Ask), Some(to)) => Said::Ask(to),
-        (Some(ServerErrorKind::TryAgain), _) => Said::Again,
+        (Some(ServerErrorKind::Moved), Some(to)) => NodeReply::Moved(to),
+        (Some(ServerErrorKind::Ask), Some(to)) => NodeReply::Ask(to),
+        (Some(ServerErrorKind::TryAgain), _) => NodeReply::TryAgain,
         // The command itself is invalid.
-        (Some(ServerErrorKind::CrossSlot), _) => Said::Answer(reply),
-        _ => match reply::trouble(&reply) {
-            Some(problem) => Said::Unfit(as_cluster(problem).of(node)),
-            None => Said::Answer(reply),
+        (Some(ServerErrorKind::CrossSlot), _) => NodeReply::Reply(reply),
+        _ => match reply::failure(&reply) {
+            Some(problem) => NodeReply::CannotServe(as_cluster(problem).of(node)),
+            None => NodeReply::Reply(reply),
         },
     }
 }
@@ -312,19 +324,19 @@ mod tests {
 
     fn classified(line: &str) -> String {
         let reply = redis::parse_redis_value(format!("{line}\r\n").as_bytes()).expect("a reply");
-        match understand(reply, &Node::new("here", 1)) {
-            Said::Answer(Value::ServerError(error)) => format!("refusal {}", error.code()),
-            Said::Answer(_) => "answer".to_owned(),
-            Said::Moved(node) => format!("moved to {node}"),
-            Said::Ask(node) => format!("ask {node}"),
-            Said::Again => "again".to_owned(),
-            Said::Unfit(problem) => format!("{:?} {}", problem.trouble, problem.said),
-            Said::Nothing(_) => unreachable!("there is a reply"),
+        match classify(reply, &NodeAddr::new("here", 1)) {
+            NodeReply::Reply(Value::ServerError(error)) => format!("refusal {}", error.code()),
+            NodeReply::Reply(_) => "answer".to_owned(),
+            NodeReply::Moved(node) => format!("moved to {node}"),
+            NodeReply::Ask(node) => format!("ask {node}"),
+            NodeReply::TryAgain => "again".to_owned(),
+            NodeReply::CannotServe(problem) => format!("{:?} {}", problem.failure, problem.message),
+            NodeReply::NoReply(_) => unreachable!("there is a reply"),
         }
     }
 
     #[test]
-    fn replies_of_nodes_are_understood() {
+    fn replies_of_nodes_are_classified() {
         for (line, meaning) in [
             ("+OK", "answer"),
             ("-WRONGTYPE of another kind", "refusal WRONGTYPE"),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use redis::Value;
 
-use super::link::PIPELINE_LIMIT;
+use super::connection::PIPELINE_LIMIT;
 use super::testing::redis_nodes::{command, soon};
 use super::testing::{RedisCluster, RedisServer, client, client_of, eventually, run};
 use super::*;
@@ -67,7 +67,7 @@ async fn a_refused_command_is_one_reply_among_the_cluster_s() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slots_move_under_a_stream_of_calls() {
+async fn slots_move_during_calls() {
     let cluster = RedisCluster::start().await;
     let client = client_of(&cluster.url());
     // Slots with thirty keys each, all of them on one node.
@@ -204,20 +204,20 @@ async fn a_silent_node_costs_one_timeout() {
 }
 
 #[tokio::test]
-async fn one_living_node_of_the_url_suffices_and_logins_are_used() {
+async fn one_living_node_suffices_and_logins_are_used() {
     let cluster = RedisCluster::start().await;
     for node in cluster.nodes() {
         let user = ["ACL", "SETUSER", "halley", "on", ">p@ss", "~*", "+@all"];
         node.tell::<()>(&user).await;
     }
-    let nobody = RedisServer::away().config().url.replace("redis://", "");
+    let nobody = RedisServer::unreachable().config().url.replace("redis://", "");
     let living = cluster.nodes()[1].address();
     let url = format!("redis+cluster://halley:p%40ss@{nobody},{living}");
     let client = client_of(&url);
     let who = |n: u32| vec![set(&format!("key {n}"), "x"), command(&["ACL", "WHOAMI"])];
     let replies = client.run_small("test", (0..50).flat_map(who).collect()).await.expect("answers");
     assert_eq!(replies.chunks(2).next(), Some(&[Value::Okay, bulk("halley")][..]));
-    assert_eq!(client.place(), format!("redis+cluster://{nobody},{living}"));
+    assert_eq!(client.endpoint(), format!("redis+cluster://{nobody},{living}"));
 
     let wrong = client_of(&url.replace("p%40ss", "hunter2")).ping().await.expect_err("the wrong password");
     let said = wrong.to_string();
@@ -225,7 +225,7 @@ async fn one_living_node_of_the_url_suffices_and_logins_are_used() {
 }
 
 #[tokio::test]
-async fn the_wrong_kind_of_url_is_told() {
+async fn a_url_of_the_wrong_kind_is_reported() {
     let cluster = RedisCluster::start().await;
     let one = client_of(&format!("redis://{}", cluster.nodes()[0].address()));
     let gets = (0..50).map(|n| get(&format!("key {n}"))).collect();

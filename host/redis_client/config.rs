@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use super::target;
+use super::topology;
 
 /// The `[redis]` section.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
@@ -68,7 +68,7 @@ impl Config {
         if self.is_memory() {
             return Vec::new();
         }
-        let mut problems: Vec<_> = target::read(&self.url).err().iter().map(ToString::to_string).collect();
+        let mut problems: Vec<_> = topology::read(&self.url).err().iter().map(ToString::to_string).collect();
         if self.max_reply < SMALLEST_REPLY {
             problems.push("`redis.max_reply` must be at least 1MiB".to_owned());
         }

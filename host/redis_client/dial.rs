@@ -1,7 +1,7 @@
 //! Opens one connection, over TCP, TLS or a Unix socket, with limits on what the server may send.
 //!
 //! The `redis` crate opens connections itself, without a hook for the stream. So the socket is opened
-//! here in the same way, and passed on inside [`Bounded`].
+//! here in the same way, and passed on inside [`BoundedStream`].
 
 use std::io;
 use std::sync::Arc;
@@ -14,42 +14,48 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::task::JoinSet;
 
-use super::bounds::{Bounded, Bounds, Excess, Meter};
-use super::unavailable::{Problem, Trouble};
+use super::error::{ServerFailure, ServerFailureKind};
+use super::reply_limits::{BoundedStream, RejectedReply, ReplyLimits, ReplyMeter};
 
 /// How long connecting and one pipeline may take, and how much may come.
 #[derive(Debug, Clone)]
-pub(super) struct Timeouts {
+pub(super) struct ConnectionLimits {
     pub(super) connect: Duration,
     pub(super) response: Duration,
-    pub(super) bounds: Bounds,
+    pub(super) reply_limits: ReplyLimits,
 }
 
 /// A connection. Clones share it; it ends with the last of them.
 #[derive(Clone)]
-pub(super) struct Connection {
+pub(super) struct BoundedConnection {
     redis: MultiplexedConnection,
-    meter: Arc<Meter>,
+    meter: Arc<ReplyMeter>,
     _driver: Arc<JoinSet<()>>,
 }
 
-impl Connection {
+impl BoundedConnection {
     /// Connects and logs in.
-    pub(super) async fn open(server: &ConnectionInfo, timeouts: &Timeouts) -> Result<Self, Problem> {
+    pub(super) async fn open(
+        server: &ConnectionInfo,
+        timeouts: &ConnectionLimits,
+    ) -> Result<Self, ServerFailure> {
         let opened = tokio::time::timeout(timeouts.connect, Self::open_in_time(server, timeouts)).await;
         opened.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into()))
     }
 
-    async fn open_in_time(server: &ConnectionInfo, timeouts: &Timeouts) -> Result<Self, Problem> {
-        let meter = Meter::new(timeouts.bounds.clone());
-        let stream = Bounded::new(dial(server).await?, Arc::clone(&meter));
+    async fn open_in_time(
+        server: &ConnectionInfo,
+        timeouts: &ConnectionLimits,
+    ) -> Result<Self, ServerFailure> {
+        let meter = ReplyMeter::new(timeouts.reply_limits.clone());
+        let stream = BoundedStream::new(dial(server).await?, Arc::clone(&meter));
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(Some(timeouts.response));
         let made = MultiplexedConnection::new_with_config(server.redis_settings(), stream, config).await;
         let (redis, driver) = made.map_err(|error| match meter.excess() {
             Some(excess) => excess.into(),
-            None => Problem::from(error),
+            None => ServerFailure::from(error),
         })?;
         let mut task = JoinSet::new();
         task.spawn(driver);
@@ -57,37 +63,37 @@ impl Connection {
     }
 
     /// Sends one pipeline; one reply per command, whatever it contains.
-    pub(super) async fn send(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, Problem> {
-        let ticket = self.meter.enter();
+    pub(super) async fn send(&mut self, pipeline: &Pipeline) -> Result<Vec<Value>, ServerFailure> {
+        let guard = self.meter.enter();
         match self.redis.send_packed_commands(pipeline, 0, pipeline.len()).await {
             Ok(replies) => {
-                ticket.answered();
+                guard.complete();
                 Ok(replies)
             }
-            Err(error) => Err(ticket.excess().map_or_else(|| error.into(), Problem::from)),
+            Err(error) => Err(guard.excess().map_or_else(|| error.into(), ServerFailure::from)),
         }
     }
 }
 
-impl From<Excess> for Problem {
-    fn from(excess: Excess) -> Self {
+impl From<RejectedReply> for ServerFailure {
+    fn from(excess: RejectedReply) -> Self {
         match excess {
-            Excess::Large(said) => Self::new(Trouble::TooLarge, said),
-            Excess::Nonsense(said) => Self::new(Trouble::Nonsense, said),
+            RejectedReply::TooLarge(message) => Self::new(ServerFailureKind::TooLarge, message),
+            RejectedReply::Malformed(message) => Self::new(ServerFailureKind::Malformed, message),
         }
     }
 }
 
-impl From<io::Error> for Problem {
+impl From<io::Error> for ServerFailure {
     fn from(error: io::Error) -> Self {
         redis::RedisError::from(error).into()
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
+trait RedisStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> RedisStream for S {}
 
-async fn dial(server: &ConnectionInfo) -> Result<Box<dyn Stream>, Problem> {
+async fn dial(server: &ConnectionInfo) -> Result<Box<dyn RedisStream>, ServerFailure> {
     match server.addr() {
         ConnectionAddr::Tcp(host, port) => Ok(Box::new(dial_tcp(host, *port, server).await?)),
         ConnectionAddr::TcpTls { host, port, insecure, .. } => {
@@ -97,7 +103,9 @@ async fn dial(server: &ConnectionInfo) -> Result<Box<dyn Stream>, Problem> {
             Ok(Box::new(secured))
         }
         ConnectionAddr::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-        other => Err(Problem::new(Trouble::Nonsense, format!("unsupported address {other}"))),
+        other => {
+            Err(ServerFailure::new(ServerFailureKind::Malformed, format!("unsupported address {other}")))
+        }
     }
 }
 

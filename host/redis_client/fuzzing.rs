@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use arbitrary::{Result, Unstructured};
 use redis::{Value, VerbatimFormat};
 
-use super::bounds::{Bounds, Excess, Meter, Scanner};
+use super::reply_limits::{RejectedReply, ReplyLimits, ReplyMeter, RespScanner};
 use super::{Config, Metrics, RedisClient};
 
 /// Fragments of replies: valid ones, and some that no server writes.
@@ -96,10 +96,10 @@ fn through(
     size: usize,
     value: usize,
     most: usize,
-) -> (std::result::Result<(), Excess>, Vec<u8>) {
+) -> (std::result::Result<(), RejectedReply>, Vec<u8>) {
     let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
-    let meter = Meter::new(Bounds { value, replies: most, metrics });
-    let (mut scanner, mut out) = (Scanner::default(), Vec::new());
+    let meter = ReplyMeter::new(ReplyLimits { value, replies: most, metrics });
+    let (mut scanner, mut out) = (RespScanner::default(), Vec::new());
     let read = bytes.chunks(size).try_for_each(|piece| scanner.feed(piece, &mut out, &meter));
     (read, out)
 }

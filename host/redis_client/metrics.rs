@@ -33,7 +33,7 @@ impl Metrics {
         let seconds = Family::new_with_constructor(latency_histogram as fn() -> Histogram);
         let errors = Family::default();
         registry.register(
-            "halley_redis_seconds",
+            "halley_redis_call_duration_seconds",
             "Time that Redis took to answer, by operation",
             seconds.clone(),
         );
@@ -57,7 +57,7 @@ impl Metrics {
         Self { seconds, errors, values_refused, replies_refused, warning }
     }
 
-    pub(crate) fn answered(&self, operation: &'static str, took: Duration) {
+    pub(crate) fn record_latency(&self, operation: &'static str, took: Duration) {
         self.seconds.get_or_create(&Labels { operation }).observe(took.as_secs_f64());
     }
 
@@ -76,7 +76,7 @@ impl Metrics {
         self.replies_refused.inc();
     }
 
-    pub(crate) fn failed(&self, operation: &'static str) {
+    pub(crate) fn record_failure(&self, operation: &'static str) {
         self.errors.get_or_create(&Labels { operation }).inc();
     }
 }

@@ -14,64 +14,64 @@
 //!
 //! The module does not know what the keys mean.
 
-mod bounds;
 mod cluster;
 #[cfg(test)]
 mod cluster_tests;
 mod config;
+mod connection;
 mod dial;
+mod error;
+mod fan_out;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
-mod link;
+mod health;
 mod metrics;
 mod nodes;
+mod permissions;
 mod reply;
-mod rights;
+mod reply_limits;
 mod sentinel;
 #[cfg(test)]
 mod sentinel_tests;
 mod slots;
-mod split;
-mod target;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
-mod unavailable;
-mod way;
-mod wellbeing;
+mod topology;
+mod transport;
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use redis::{Cmd, Value};
 
-use bounds::Bounds;
 pub use config::Config;
-use dial::Timeouts;
+use dial::ConnectionLimits;
+use error::ServerFailureKind;
+pub use error::Unavailable;
+use health::ConnectionHealth;
 pub use metrics::Metrics;
-use reply::Partial;
-pub use reply::{Refusal, Texts, elements, excess, is_too_large, refusal, text};
-pub use target::BadUrl;
-use unavailable::Trouble;
-pub use unavailable::Unavailable;
-use way::Way;
-use wellbeing::Wellbeing;
+use reply::PartialReplies;
+pub use reply::{Refusal, TextReply, elements, excess, is_too_large, refusal, text};
+use reply_limits::ReplyLimits;
+pub use topology::BadUrl;
+use transport::Transport;
 
 /// The longest string in a reply about rooms: ids and addresses, which are far shorter.
 const LONGEST_ID: usize = 4 * 1024;
 
 /// The shared client. Cloning it is cheap, and the clones share their connections.
 #[derive(Clone, Debug)]
-pub struct RedisClient(Arc<Shared>);
+pub struct RedisClient(Arc<ClientInner>);
 
 #[derive(Debug)]
-struct Shared {
-    small: Way,
-    scan: Way,
-    bulk: Way,
+struct ClientInner {
+    small: Transport,
+    scan: Transport,
+    bulk: Transport,
     prefix: String,
-    place: Arc<str>,
+    endpoint: Arc<str>,
     metrics: Metrics,
 }
 
@@ -81,25 +81,26 @@ impl RedisClient {
     /// # Errors
     /// If the URL is invalid. An unreachable Redis is not an error.
     pub fn new(config: &Config, metrics: Metrics) -> Result<Self, BadUrl> {
-        let (target, place) = target::read(&config.url)?;
-        let place: Arc<str> = place.into();
-        let sign_of_life = format!("{}ping", config.prefix);
+        let (topology, endpoint) = topology::read(&config.url)?;
+        let endpoint: Arc<str> = endpoint.into();
+        let health_key = format!("{}ping", config.prefix);
         let longest = |response| config.connect_timeout + response;
-        let small = Wellbeing::new("small commands", place.clone(), longest(config.response_timeout));
-        let scan = small.of_another("room scans", longest(config.scan_timeout));
-        let bulk = small.of_another("bulk writes", longest(config.scan_timeout));
+        let small =
+            ConnectionHealth::new("small commands", endpoint.clone(), longest(config.response_timeout));
+        let scan = small.for_connection("room scans", longest(config.scan_timeout));
+        let bulk = small.for_connection("bulk writes", longest(config.scan_timeout));
         let replies = usize::try_from(config.max_reply.as_u64()).unwrap_or(usize::MAX);
-        let way = |wellbeing, response, value| {
-            let bounds = Bounds { value, replies, metrics: metrics.clone() };
-            let timeouts = Timeouts { connect: config.connect_timeout, response, bounds };
-            Way::new(wellbeing, place.clone(), target.clone(), timeouts, &sign_of_life)
+        let transport = |health, response, value| {
+            let reply_limits = ReplyLimits { value, replies, metrics: metrics.clone() };
+            let timeouts = ConnectionLimits { connect: config.connect_timeout, response, reply_limits };
+            Transport::new(health, endpoint.clone(), topology.clone(), timeouts, &health_key)
         };
-        let shared = Shared {
-            small: way(small, config.response_timeout, replies)?,
-            scan: way(scan, config.scan_timeout, LONGEST_ID)?,
-            bulk: way(bulk, config.scan_timeout, replies)?,
+        let shared = ClientInner {
+            small: transport(small, config.response_timeout, replies)?,
+            scan: transport(scan, config.scan_timeout, LONGEST_ID)?,
+            bulk: transport(bulk, config.scan_timeout, replies)?,
             prefix: config.prefix.clone(),
-            place: place.clone(),
+            endpoint: endpoint.clone(),
             metrics: metrics.clone(),
         };
         Ok(Self(Arc::new(shared)))
@@ -111,8 +112,8 @@ impl RedisClient {
     }
 
     /// The address of Redis without credentials, for messages and logs.
-    pub fn place(&self) -> &str {
-        &self.0.place
+    pub fn endpoint(&self) -> &str {
+        &self.0.endpoint
     }
 
     /// Runs small commands; one reply per command, in order. `operation` names them in metrics and
@@ -153,8 +154,8 @@ impl RedisClient {
         let started = Instant::now();
         let (replies, problem) = self.0.bulk.run_each(operation, commands).await;
         match &problem {
-            None => self.0.metrics.answered(operation, started.elapsed()),
-            Some(_) => self.0.metrics.failed(operation),
+            None => self.0.metrics.record_latency(operation, started.elapsed()),
+            Some(_) => self.0.metrics.record_failure(operation),
         }
         (replies, problem)
     }
@@ -185,9 +186,9 @@ impl RedisClient {
     /// # Errors
     /// If a connection does not answer.
     pub async fn answers(&self) -> Result<(), Unavailable> {
-        let ping = async |way: &Way| {
+        let ping = async |transport: &Transport| {
             let started = Instant::now();
-            self.counted("ping", started, way.ping("ping").await)
+            self.record_call("ping", started, transport.ping("ping").await)
         };
         let (small, scan) = tokio::join!(ping(&self.0.small), ping(&self.0.scan));
         small.and(scan)
@@ -197,31 +198,32 @@ impl RedisClient {
     /// server's version are wrong, and callers wait until an operator fixes it. [`RedisClient::ping`]
     /// reports it for the next two seconds as well.
     pub fn denied(&self, operation: &'static str, problem: String) -> Unavailable {
-        self.0.metrics.failed(operation);
-        let problem = Unavailable::new(Trouble::Denied, self.0.place.clone(), operation, problem);
-        self.0.small.was_denied(operation, problem.clone());
+        self.0.metrics.record_failure(operation);
+        let problem =
+            Unavailable::new(ServerFailureKind::Denied, self.0.endpoint.clone(), operation, problem);
+        self.0.small.record_denial(operation, problem.clone());
         problem
     }
 
     async fn run(
         &self,
-        way: &Way,
+        transport: &Transport,
         operation: &'static str,
         commands: Vec<Cmd>,
     ) -> Result<Vec<Value>, Unavailable> {
         let started = Instant::now();
-        self.counted(operation, started, way.run(operation, commands).await)
+        self.record_call(operation, started, transport.run(operation, commands).await)
     }
 
-    fn counted<T>(
+    fn record_call<T>(
         &self,
         operation: &'static str,
         started: Instant,
         outcome: Result<T, Unavailable>,
     ) -> Result<T, Unavailable> {
         match &outcome {
-            Ok(_) => self.0.metrics.answered(operation, started.elapsed()),
-            Err(_) => self.0.metrics.failed(operation),
+            Ok(_) => self.0.metrics.record_latency(operation, started.elapsed()),
+            Err(_) => self.0.metrics.record_failure(operation),
         }
         outcome
     }

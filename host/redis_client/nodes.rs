@@ -13,50 +13,50 @@ use parking_lot::Mutex as StdMutex;
 use redis::{ConnectionInfo, Pipeline, ServerError, Value};
 use tokio::sync::Mutex;
 
-use super::link::Link;
-use super::slots::{Node, Slots};
-use super::unavailable::{Problem, Trouble};
-use super::{BadUrl, Timeouts, reply, target};
+use super::connection::ManagedConnection;
+use super::error::{ServerFailure, ServerFailureKind};
+use super::slots::{NodeAddr, SlotMap};
+use super::{BadUrl, ConnectionLimits, reply, topology};
 
 /// Minimum interval between reloads of the map.
-const MAP_AGE: Duration = Duration::from_millis(100);
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(100);
 /// How many nodes are asked for the map at once.
-const ASKED_TOGETHER: usize = 5;
+const MAX_QUERIED: usize = 5;
 
 #[derive(Debug)]
-pub(super) struct Nodes {
-    seeds: Vec<Node>,
+pub(super) struct ClusterNodes {
+    seeds: Vec<NodeAddr>,
     /// Connection settings; only the address differs per node.
     info: ConnectionInfo,
-    timeouts: Timeouts,
+    timeouts: ConnectionLimits,
     /// One connection per used node; those to removed nodes are dropped with the map.
-    links: StdMutex<HashMap<Node, Arc<Link>>>,
-    known: StdMutex<Known>,
+    connections: StdMutex<HashMap<NodeAddr, Arc<ManagedConnection>>>,
+    cached: StdMutex<CachedSlots>,
     /// Held while the map is loaded, so that one load serves all waiting callers.
-    reading: Mutex<()>,
+    refresh_lock: Mutex<()>,
     /// Number of maps that differed from the previous one.
     epoch: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct Known {
-    slots: Option<Arc<Slots>>,
+struct CachedSlots {
+    slots: Option<Arc<SlotMap>>,
     /// When the map was last loaded, successfully or not.
     at: Option<Instant>,
     /// Whether the map proved wrong.
-    wrong: bool,
+    stale: bool,
 }
 
-impl Nodes {
+impl ClusterNodes {
     /// Creates the nodes from those that the URL names.
-    pub(super) fn new(seeds: Vec<ConnectionInfo>, timeouts: Timeouts) -> Result<Self, BadUrl> {
+    pub(super) fn new(seeds: Vec<ConnectionInfo>, timeouts: ConnectionLimits) -> Result<Self, BadUrl> {
         let Some(info) = seeds.first().cloned() else {
             return Err(BadUrl::Cluster("no node is named".to_owned()));
         };
-        let named = seeds.iter().filter_map(target::host_and_port);
-        let seeds: Vec<Node> = named.map(|(host, port)| Node::new(host, port)).collect();
-        let (links, known, reading, epoch) = Default::default();
-        Ok(Self { seeds, info, timeouts, links, known, reading, epoch })
+        let named = seeds.iter().filter_map(topology::host_and_port);
+        let seeds: Vec<NodeAddr> = named.map(|(host, port)| NodeAddr::new(host, port)).collect();
+        let (connections, cached, refresh_lock, epoch) = Default::default();
+        Ok(Self { seeds, info, timeouts, connections, cached, refresh_lock, epoch })
     }
 
     /// Changes whenever other nodes serve the slots.
@@ -65,58 +65,59 @@ impl Nodes {
     }
 
     /// The connection to a node.
-    pub(super) fn link(&self, node: &Node) -> Result<Arc<Link>, Problem> {
-        let mut links = self.links.lock();
-        if let Some(link) = links.get(node) {
-            return Ok(link.clone());
+    pub(super) fn connection(&self, node: &NodeAddr) -> Result<Arc<ManagedConnection>, ServerFailure> {
+        let mut connections = self.connections.lock();
+        if let Some(connection) = connections.get(node) {
+            return Ok(connection.clone());
         }
-        let info = target::at(&self.info, &node.host, node.port);
-        let link = Link::to_server(info, self.timeouts.clone())
-            .map_err(|error| Problem::new(Trouble::Nonsense, error.to_string()).of(node))?;
-        let link = Arc::new(link);
-        links.insert(node.clone(), link.clone());
-        Ok(link)
+        let info = topology::at(&self.info, &node.host, node.port);
+        let connection = ManagedConnection::to_server(info, self.timeouts.clone())
+            .map_err(|error| ServerFailure::new(ServerFailureKind::Malformed, error.to_string()).of(node))?;
+        let connection = Arc::new(connection);
+        connections.insert(node.clone(), connection.clone());
+        Ok(connection)
     }
 
     /// The map, reloaded if it proved wrong.
-    pub(super) async fn slots(&self) -> Result<Arc<Slots>, Problem> {
-        if let Some(slots) = self.good() {
+    pub(super) async fn slots(&self) -> Result<Arc<SlotMap>, ServerFailure> {
+        if let Some(slots) = self.fresh_slots() {
             return Ok(slots);
         }
-        let _one_at_a_time = self.reading.lock().await;
-        if let Some(slots) = self.good() {
+        let _one_at_a_time = self.refresh_lock.lock().await;
+        if let Some(slots) = self.fresh_slots() {
             return Ok(slots);
         }
         let outcome = self.read().await;
-        let mut known = self.known.lock();
-        known.at = Some(Instant::now());
+        let mut cached = self.cached.lock();
+        cached.at = Some(Instant::now());
         match outcome {
             Ok(slots) => {
-                if known.slots.as_deref() != Some(&slots) {
+                if cached.slots.as_deref() != Some(&slots) {
                     self.epoch.fetch_add(1, Ordering::AcqRel);
                 }
-                self.keep_links(&slots);
+                self.retain_connections(&slots);
                 let slots = Arc::new(slots);
-                *known = Known { slots: Some(slots.clone()), at: known.at, wrong: false };
+                *cached = CachedSlots { slots: Some(slots.clone()), at: cached.at, stale: false };
                 Ok(slots)
             }
             // No node answered: the previous map is the best guess.
-            Err(problem) => known.slots.clone().ok_or(problem),
+            Err(problem) => cached.slots.clone().ok_or(problem),
         }
     }
 
     /// The current map, unless it has to be reloaded.
-    fn good(&self) -> Option<Arc<Slots>> {
-        let known = self.known.lock();
-        let due = known.wrong && known.at.is_none_or(|at| at.elapsed() >= MAP_AGE);
-        known.slots.clone().filter(|_| !due)
+    fn fresh_slots(&self) -> Option<Arc<SlotMap>> {
+        let cached = self.cached.lock();
+        let due = cached.stale && cached.at.is_none_or(|at| at.elapsed() >= MIN_REFRESH_INTERVAL);
+        cached.slots.clone().filter(|_| !due)
     }
 
     /// Asks some nodes for the map. The first one that covers every slot is used, otherwise the most
     /// complete one. If it is outdated, its nodes redirect.
-    async fn read(&self) -> Result<Slots, Problem> {
-        let mut asked: FuturesUnordered<_> = self.candidates().into_iter().map(|n| self.map_of(n)).collect();
-        let (mut best, mut problem): (Option<Slots>, _) = (None, None);
+    async fn read(&self) -> Result<SlotMap, ServerFailure> {
+        let mut asked: FuturesUnordered<_> =
+            self.candidates().into_iter().map(|n| self.fetch_slots(n)).collect();
+        let (mut best, mut problem): (Option<SlotMap>, _) = (None, None);
         while let Some(answer) = asked.next().await {
             match answer {
                 Ok(slots) if slots.unserved() == 0 => return Ok(slots),
@@ -124,58 +125,60 @@ impl Nodes {
                     best = Some(slots);
                 }
                 Ok(_) => {}
-                Err(other) => problem = Problem::worse(problem, other),
+                Err(other) => problem = ServerFailure::more_specific(problem, other),
             }
         }
         best.ok_or_else(|| problem.unwrap_or_else(|| unserved(format_args!("any slot"))))
     }
 
-    async fn map_of(&self, node: Node) -> Result<Slots, Problem> {
-        let link = self.link(&node)?;
+    async fn fetch_slots(&self, node: NodeAddr) -> Result<SlotMap, ServerFailure> {
+        let connection = self.connection(&node)?;
         let mut pipeline = Pipeline::with_capacity(1);
         pipeline.cmd("CLUSTER").arg("SLOTS");
-        let mut answer = link.send(&pipeline).await.map_err(|problem| problem.of(&node))?;
+        let mut answer = connection.send(&pipeline).await.map_err(|problem| problem.of(&node))?;
         let reply = answer.replies.pop().unwrap_or_default();
         if let Value::ServerError(error) = &reply {
-            let problem = reply::trouble(&reply).map_or_else(|| no_map(error), as_cluster);
-            if problem.trouble.is_about_the_user() {
-                link.forget(answer.epoch).await;
+            let problem = reply::failure(&reply).map_or_else(|| slots_failure(error), as_cluster);
+            if problem.failure.is_about_the_user() {
+                connection.invalidate(answer.epoch).await;
             }
             return Err(problem.of(&node));
         }
-        Slots::read(reply, &node).ok_or_else(|| {
-            Problem::new(Trouble::Nonsense, "the reply to CLUSTER SLOTS cannot be read").of(&node)
+        SlotMap::read(reply, &node).ok_or_else(|| {
+            ServerFailure::new(ServerFailureKind::Malformed, "the reply to CLUSTER SLOTS cannot be read")
+                .of(&node)
         })
     }
 
     /// The nodes to ask for the map: some known ones and some from the URL, in random order.
-    fn candidates(&self) -> Vec<Node> {
-        let links = self.links.lock();
-        let mut nodes: Vec<Node> = links.keys().filter(|node| !self.seeds.contains(node)).cloned().collect();
-        drop(links);
+    fn candidates(&self) -> Vec<NodeAddr> {
+        let connections = self.connections.lock();
+        let mut nodes: Vec<NodeAddr> =
+            connections.keys().filter(|node| !self.seeds.contains(node)).cloned().collect();
+        drop(connections);
         let mut seeds = self.seeds.clone();
         fastrand::shuffle(&mut nodes);
         fastrand::shuffle(&mut seeds);
-        nodes.truncate(ASKED_TOGETHER);
-        seeds.truncate(ASKED_TOGETHER);
+        nodes.truncate(MAX_QUERIED);
+        seeds.truncate(MAX_QUERIED);
         nodes.extend(seeds);
         nodes
     }
 
     /// Drops the connections to nodes without slots.
-    fn keep_links(&self, slots: &Slots) {
-        let mut links = self.links.lock();
-        links.retain(|node, _| slots.nodes().contains(node) || self.seeds.contains(node));
+    fn retain_connections(&self, slots: &SlotMap) {
+        let mut connections = self.connections.lock();
+        connections.retain(|node, _| slots.nodes().contains(node) || self.seeds.contains(node));
     }
 
     /// Records new owners of slots, and that the map may be outdated.
-    pub(super) fn learn(&self, moved: Vec<(u16, Node)>) {
+    pub(super) fn apply_moved(&self, moved: Vec<(u16, NodeAddr)>) {
         if moved.is_empty() {
             return;
         }
-        let mut known = self.known.lock();
-        known.wrong = true;
-        if let Some(slots) = &mut known.slots {
+        let mut cached = self.cached.lock();
+        cached.stale = true;
+        if let Some(slots) = &mut cached.slots {
             let slots = Arc::make_mut(slots);
             for (slot, node) in &moved {
                 slots.moved(*slot, node);
@@ -184,27 +187,30 @@ impl Nodes {
     }
 
     /// Marks the map as wrong.
-    pub(super) fn distrust(&self) {
-        self.known.lock().wrong = true;
+    pub(super) fn invalidate_slots(&self) {
+        self.cached.lock().stale = true;
     }
 }
 
 /// Why a node does not return its map.
-fn no_map(error: &ServerError) -> Problem {
-    let said = reply::said(error);
+fn slots_failure(error: &ServerError) -> ServerFailure {
+    let message = reply::message(error);
     let denied = error.code() == "NOPERM";
-    Problem::new(if denied { Trouble::Denied } else { Trouble::NoCluster }, said)
+    ServerFailure::new(
+        if denied { ServerFailureKind::Denied } else { ServerFailureKind::NotACluster },
+        message,
+    )
 }
 
 /// Nobody in the cluster serves this now.
-pub(super) fn unserved(what: std::fmt::Arguments<'_>) -> Problem {
-    Problem::new(Trouble::ClusterDown, format!("no node serves {what}"))
+pub(super) fn unserved(what: std::fmt::Arguments<'_>) -> ServerFailure {
+    ServerFailure::new(ServerFailureKind::ClusterDown, format!("no node serves {what}"))
 }
 
 /// What a single server must not say, a cluster may.
-pub(super) fn as_cluster(problem: Problem) -> Problem {
-    match problem.trouble {
-        Trouble::IsCluster => Problem::new(Trouble::ClusterDown, problem.said),
+pub(super) fn as_cluster(problem: ServerFailure) -> ServerFailure {
+    match problem.failure {
+        ServerFailureKind::IsCluster => ServerFailure::new(ServerFailureKind::ClusterDown, problem.message),
         _ => problem,
     }
 }

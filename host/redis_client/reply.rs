@@ -5,18 +5,18 @@
 
 use redis::{ServerError, ServerErrorKind, Value};
 
-use super::unavailable::{Problem, Trouble};
+use super::error::{ServerFailure, ServerFailureKind};
 
 /// How far a call came: a reply for each command that has one, and what kept the others from it.
 #[derive(Debug)]
-pub(super) struct Partial {
+pub(super) struct PartialReplies {
     pub(super) replies: Vec<Option<Value>>,
-    pub(super) problem: Option<Problem>,
+    pub(super) problem: Option<ServerFailure>,
 }
 
 /// One string out of a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Texts {
+pub enum TextReply {
     /// Nil, or not a string.
     Absent,
     /// UTF-8, possibly empty.
@@ -25,7 +25,7 @@ pub enum Texts {
     NotUtf8,
 }
 
-impl Texts {
+impl TextReply {
     /// The text, unless it is absent or empty.
     pub fn filled(self) -> Option<String> {
         match self {
@@ -36,13 +36,13 @@ impl Texts {
 }
 
 /// Parses a reply as a string.
-pub fn text(value: Value) -> Texts {
+pub fn text(value: Value) -> TextReply {
     match value {
-        Value::BulkString(bytes) => String::from_utf8(bytes).map_or(Texts::NotUtf8, Texts::Text),
-        Value::SimpleString(text) => Texts::Text(text),
-        Value::Okay => Texts::Text("OK".to_owned()),
-        Value::Int(number) => Texts::Text(number.to_string()),
-        _ => Texts::Absent,
+        Value::BulkString(bytes) => String::from_utf8(bytes).map_or(TextReply::NotUtf8, TextReply::Text),
+        Value::SimpleString(text) => TextReply::Text(text),
+        Value::Okay => TextReply::Text("OK".to_owned()),
+        Value::Int(number) => TextReply::Text(number.to_string()),
+        _ => TextReply::Absent,
     }
 }
 
@@ -68,13 +68,13 @@ pub enum Refusal {
 /// The refusal in a reply, if it is one.
 pub fn refusal(value: &Value) -> Option<Refusal> {
     let Value::ServerError(error) = value else { return None };
-    let said = said(error);
+    let message = message(error);
     Some(match error.code() {
         // Too large to be valid.
         "WRONGTYPE" | TOO_LARGE => Refusal::WrongType,
-        "NOPERM" => Refusal::Denied(said),
-        _ if said.contains("insufficient ACL permissions") => Refusal::Denied(said),
-        _ => Refusal::Other(said),
+        "NOPERM" => Refusal::Denied(message),
+        _ if message.contains("insufficient ACL permissions") => Refusal::Denied(message),
+        _ => Refusal::Other(message),
     })
 }
 
@@ -87,9 +87,9 @@ pub(super) fn is_any_denied<'a>(replies: impl IntoIterator<Item = &'a Value>) ->
 const TOO_LARGE: &str = "TOOLARGE";
 
 /// The substitute for an oversized reply.
-pub(super) fn too_large(said: &str) -> Value {
+pub(super) fn too_large(message: &str) -> Value {
     let printable = |c: &char| !c.is_control();
-    let line: String = said.chars().filter(printable).collect();
+    let line: String = message.chars().filter(printable).collect();
     redis::parse_redis_value(format!("-{TOO_LARGE} {line}\r\n").as_bytes()).unwrap_or_default()
 }
 
@@ -105,31 +105,31 @@ pub fn is_too_large(value: &Value) -> bool {
 }
 
 /// The problem in a reply, if the server as a whole cannot serve now.
-pub(crate) fn trouble(value: &Value) -> Option<Problem> {
+pub(crate) fn failure(value: &Value) -> Option<ServerFailure> {
     let Value::ServerError(error) = value else { return None };
-    let trouble = match error.code() {
-        "NOAUTH" | "WRONGPASS" => Trouble::NotLetIn,
-        "OOM" => Trouble::OutOfMemory,
-        "MISCONF" => Trouble::CannotSave,
-        "NOREPLICAS" => Trouble::TooFewReplicas,
-        "BUSY" | "UNBLOCKED" => Trouble::NotReady,
+    let failure = match error.code() {
+        "NOAUTH" | "WRONGPASS" => ServerFailureKind::NotLetIn,
+        "OOM" => ServerFailureKind::OutOfMemory,
+        "MISCONF" => ServerFailureKind::CannotSave,
+        "NOREPLICAS" => ServerFailureKind::TooFewReplicas,
+        "BUSY" | "UNBLOCKED" => ServerFailureKind::NotReady,
         _ => match error.kind()? {
             ServerErrorKind::BusyLoading | ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown => {
-                Trouble::NotReady
+                ServerFailureKind::NotReady
             }
             ServerErrorKind::Moved
             | ServerErrorKind::Ask
             | ServerErrorKind::TryAgain
             | ServerErrorKind::CrossSlot
-            | ServerErrorKind::ClusterDown => Trouble::IsCluster,
+            | ServerErrorKind::ClusterDown => ServerFailureKind::IsCluster,
             _ => return None,
         },
     };
-    Some(Problem::new(trouble, said(error)))
+    Some(ServerFailure::new(failure, message(error)))
 }
 
 /// The error message of the server.
-pub(crate) fn said(error: &ServerError) -> String {
+pub(crate) fn message(error: &ServerError) -> String {
     format!("{} {}", error.code(), error.details().unwrap_or_default())
 }
 
@@ -137,30 +137,30 @@ pub(crate) fn said(error: &ServerError) -> String {
 mod tests {
     use super::*;
 
-    fn trouble_of(line: &str) -> Option<Trouble> {
+    fn trouble_of(line: &str) -> Option<ServerFailureKind> {
         let reply = redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).expect("a reply");
-        trouble(&reply).map(|problem| {
-            assert_eq!(&*problem.said, line);
-            problem.trouble
+        failure(&reply).map(|problem| {
+            assert_eq!(&*problem.message, line);
+            problem.failure
         })
     }
 
     #[test]
-    fn what_says_that_the_server_cannot_serve_is_no_refusal() {
+    fn server_failures_are_not_refusals() {
         for line in [
             "LOADING Redis is loading the dataset in memory",
             "READONLY You can't write against a read only replica.",
             "MASTERDOWN Link with MASTER is down",
             "BUSY Redis is busy running a script.",
         ] {
-            assert_eq!(trouble_of(line), Some(Trouble::NotReady), "{line}");
+            assert_eq!(trouble_of(line), Some(ServerFailureKind::NotReady), "{line}");
         }
-        for (line, trouble) in [
-            ("OOM command not allowed when used memory > 'maxmemory'.", Trouble::OutOfMemory),
-            ("MISCONF Redis is configured to save RDB snapshots, but", Trouble::CannotSave),
-            ("NOREPLICAS Not enough good replicas to write.", Trouble::TooFewReplicas),
+        for (line, failure) in [
+            ("OOM command not allowed when used memory > 'maxmemory'.", ServerFailureKind::OutOfMemory),
+            ("MISCONF Redis is configured to save RDB snapshots, but", ServerFailureKind::CannotSave),
+            ("NOREPLICAS Not enough good replicas to write.", ServerFailureKind::TooFewReplicas),
         ] {
-            assert_eq!(trouble_of(line), Some(trouble), "{line}");
+            assert_eq!(trouble_of(line), Some(failure), "{line}");
         }
         for line in [
             "MOVED 3999 127.0.0.1:6381",
@@ -169,9 +169,9 @@ mod tests {
             "CLUSTERDOWN The cluster is down",
             "CROSSSLOT Keys in request don't hash to the same slot",
         ] {
-            assert_eq!(trouble_of(line), Some(Trouble::IsCluster), "{line}");
+            assert_eq!(trouble_of(line), Some(ServerFailureKind::IsCluster), "{line}");
         }
-        assert_eq!(trouble_of("NOAUTH Authentication required."), Some(Trouble::NotLetIn));
+        assert_eq!(trouble_of("NOAUTH Authentication required."), Some(ServerFailureKind::NotLetIn));
         assert_eq!(trouble_of("WRONGTYPE Operation against a key"), None);
         assert_eq!(trouble_of("ERR unknown command"), None);
     }

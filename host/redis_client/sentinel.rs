@@ -14,33 +14,38 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redis::{ConnectionInfo, Value};
 
-use super::Timeouts;
-use super::dial::Connection;
-use super::reply::{Texts, elements, refusal, text, trouble};
-use super::target::{self, Watched};
-use super::unavailable::{Problem, Trouble};
+use super::ConnectionLimits;
+use super::dial::BoundedConnection;
+use super::error::{ServerFailure, ServerFailureKind};
+use super::reply::{TextReply, elements, failure, refusal, text};
+use super::topology::{self, MonitoredPrimary};
 
 /// The sentinels of one primary.
 #[derive(Debug)]
 pub(super) struct Sentinels {
-    watched: Watched,
+    monitored: MonitoredPrimary,
     /// Timeout of querying all sentinels and connecting to the primary together.
     timeout: Duration,
 }
 
 impl Sentinels {
-    pub(super) fn new(watched: Watched, timeout: Duration) -> Self {
-        Self { watched, timeout }
+    pub(super) fn new(monitored: MonitoredPrimary, timeout: Duration) -> Self {
+        Self { monitored, timeout }
     }
 
     /// Connects to the primary.
-    pub(super) async fn connect(&self, timeouts: &Timeouts) -> Result<Connection, Problem> {
+    pub(super) async fn connect(
+        &self,
+        timeouts: &ConnectionLimits,
+    ) -> Result<BoundedConnection, ServerFailure> {
         let found = tokio::time::timeout(self.timeout, self.find(timeouts)).await;
-        found.unwrap_or_else(|_| Err(Problem::new(Trouble::Slow, "no primary was found in time")))
+        found.unwrap_or_else(|_| {
+            Err(ServerFailure::new(ServerFailureKind::TimedOut, "no primary was found in time"))
+        })
     }
 
-    async fn find(&self, timeouts: &Timeouts) -> Result<Connection, Problem> {
-        let sentinels = &self.watched.sentinels;
+    async fn find(&self, timeouts: &ConnectionLimits) -> Result<BoundedConnection, ServerFailure> {
+        let sentinels = &self.monitored.sentinels;
         let mut answers: FuturesUnordered<_> = sentinels.iter().map(|s| self.ask(s, timeouts)).collect();
         let (mut tried, mut worst) = (HashSet::new(), None);
         while let Some(answer) = answers.next().await {
@@ -52,74 +57,89 @@ impl Sentinels {
                 },
                 Err(problem) => problem,
             };
-            worst = Problem::worse(worst, problem);
+            worst = ServerFailure::more_specific(worst, problem);
         }
-        Err(worst.unwrap_or_else(|| Problem::new(Trouble::NoService, "no sentinel is named")))
+        Err(worst
+            .unwrap_or_else(|| ServerFailure::new(ServerFailureKind::UnknownService, "no sentinel is named")))
     }
 
     /// The address of the primary according to one sentinel.
-    async fn ask(&self, sentinel: &ConnectionInfo, timeouts: &Timeouts) -> Result<(String, u16), Problem> {
-        let said = self.reply(sentinel, timeouts).await;
+    async fn ask(
+        &self,
+        sentinel: &ConnectionInfo,
+        timeouts: &ConnectionLimits,
+    ) -> Result<(String, u16), ServerFailure> {
+        let message = self.reply(sentinel, timeouts).await;
         let name = sentinel.addr();
-        let reply = said.map_err(|problem| problem.of(format_args!("sentinel {name}")))?;
+        let reply = message.map_err(|problem| problem.of(format_args!("sentinel {name}")))?;
         if let Some(problem) = sentinel_problem(&reply) {
             return Err(problem.of(format_args!("sentinel {name}")));
         }
         let mut parts = elements(reply).into_iter().map(text);
-        if let (Some(Texts::Text(host)), Some(Texts::Text(port))) = (parts.next(), parts.next())
+        if let (Some(TextReply::Text(host)), Some(TextReply::Text(port))) = (parts.next(), parts.next())
             && let Ok(port) = port.parse()
         {
             return Ok((host, port));
         }
-        let said = format!("sentinel {name} knows no `{}`", self.watched.service);
-        Err(Problem::new(Trouble::NoService, said))
+        let message = format!("sentinel {name} knows no `{}`", self.monitored.service);
+        Err(ServerFailure::new(ServerFailureKind::UnknownService, message))
     }
 
-    async fn reply(&self, sentinel: &ConnectionInfo, timeouts: &Timeouts) -> Result<Value, Problem> {
-        let bounds = timeouts.bounds.clone();
-        let timeouts = Timeouts { connect: self.timeout, response: self.timeout, bounds };
-        let connection = Connection::open(sentinel, &timeouts).await?;
+    async fn reply(
+        &self,
+        sentinel: &ConnectionInfo,
+        timeouts: &ConnectionLimits,
+    ) -> Result<Value, ServerFailure> {
+        let reply_limits = timeouts.reply_limits.clone();
+        let timeouts = ConnectionLimits { connect: self.timeout, response: self.timeout, reply_limits };
+        let connection = BoundedConnection::open(sentinel, &timeouts).await?;
         let mut question = redis::cmd("SENTINEL");
-        question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.watched.service);
+        question.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.monitored.service);
         ask(connection, question).await
     }
 
     /// Connects to the presumed primary, and verifies its role.
-    async fn primary(&self, host: &str, port: u16, timeouts: &Timeouts) -> Result<Connection, Problem> {
-        let connection = Connection::open(&target::at(&self.watched.primary, host, port), timeouts).await?;
+    async fn primary(
+        &self,
+        host: &str,
+        port: u16,
+        timeouts: &ConnectionLimits,
+    ) -> Result<BoundedConnection, ServerFailure> {
+        let connection =
+            BoundedConnection::open(&topology::at(&self.monitored.primary, host, port), timeouts).await?;
         let reply = ask(connection.clone(), redis::cmd("ROLE")).await?;
-        if let Some(problem) = trouble(&reply) {
+        if let Some(problem) = failure(&reply) {
             return Err(problem);
         }
         // If the user may not query the role, a replica is detected on the first write.
         let may_not_ask = refusal(&reply).is_some();
-        let role = elements(reply).into_iter().next().map(text).and_then(Texts::filled);
+        let role = elements(reply).into_iter().next().map(text).and_then(TextReply::filled);
         match role.as_deref() {
             Some("master") => Ok(connection),
             _ if may_not_ask => Ok(connection),
             role => {
-                let said = format!("its role is `{}`, a failover may be under way", role.unwrap_or("?"));
-                Err(Problem::new(Trouble::NotReady, said))
+                let message = format!("its role is `{}`, a failover may be under way", role.unwrap_or("?"));
+                Err(ServerFailure::new(ServerFailureKind::NotReady, message))
             }
         }
     }
 }
 
 /// One command; a refusal counts as a reply.
-async fn ask(mut connection: Connection, command: redis::Cmd) -> Result<Value, Problem> {
+async fn ask(mut connection: BoundedConnection, command: redis::Cmd) -> Result<Value, ServerFailure> {
     let mut pipeline = redis::Pipeline::with_capacity(1);
     pipeline.add_command(command);
     Ok(connection.send(&pipeline).await?.pop().unwrap_or_default())
 }
 
 /// The problem in a sentinel's reply, if any.
-fn sentinel_problem(reply: &Value) -> Option<Problem> {
+fn sentinel_problem(reply: &Value) -> Option<ServerFailure> {
     let Value::ServerError(error) = reply else { return None };
-    let said = super::reply::said(error);
-    let trouble = match error.code() {
-        "NOAUTH" | "WRONGPASS" => Trouble::NotLetIn,
-        "NOPERM" => Trouble::Denied,
-        _ => Trouble::NoService,
+    let message = super::reply::message(error);
+    let failure = match error.code() {
+        "NOAUTH" | "WRONGPASS" => ServerFailureKind::NotLetIn,
+        "NOPERM" => ServerFailureKind::Denied,
+        _ => ServerFailureKind::UnknownService,
     };
-    Some(Problem::new(trouble, said))
+    Some(ServerFailure::new(failure, message))
 }

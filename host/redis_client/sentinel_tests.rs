@@ -43,7 +43,7 @@ async fn a_primary_that_dies_is_replaced_and_written_to() {
 }
 
 #[tokio::test]
-async fn writes_follow_exchanged_roles() {
+async fn writes_follow_a_failover() {
     let sentinels = RedisSentinel::start().await;
     let client = client_of(&sentinels.url());
     client.run_small("test", set("before")).await.expect("answers");
@@ -60,7 +60,7 @@ async fn writes_follow_exchanged_roles() {
 }
 
 #[tokio::test]
-async fn a_primary_that_is_silently_gone_is_replaced() {
+async fn an_unresponsive_primary_is_replaced() {
     let sentinels = RedisSentinel::start().await;
     let timeout = Duration::from_millis(300);
     let config = Config {
@@ -98,7 +98,7 @@ async fn one_living_sentinel_suffices() {
 }
 
 #[tokio::test]
-async fn a_service_that_nobody_knows_is_told() {
+async fn an_unknown_service_is_reported() {
     let mut sentinels = RedisSentinel::start().await;
     // A sentinel's answer is worth more than another one's silence.
     sentinels.sentinel(0).kill();
@@ -129,7 +129,7 @@ async fn database_and_both_logins_are_used_and_kept_secret() {
     let replies = client.run_small("test", commands).await;
     assert_eq!(replies, Ok(vec![Value::Okay, Value::BulkString(b"halley".to_vec())]));
     assert_eq!(sentinels.run::<Option<String>>(command(&["GET", "key"])).await, None);
-    assert_eq!(client.place(), sentinels.url() + "/5");
+    assert_eq!(client.endpoint(), sentinels.url() + "/5");
 
     for wrong in [url.replace("p%40ss", "hunter2"), url.replace("w%40ss", "hunter2")] {
         let said = client_of(&wrong).ping().await.expect_err("a wrong password").to_string();

@@ -18,12 +18,12 @@ const WITHOUT_KEY: [&str; 7] = ["PING", "ECHO", "ACL", "CLIENT", "CLUSTER", "CON
 
 /// The address of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Node {
+pub(super) struct NodeAddr {
     pub(super) host: Arc<str>,
     pub(super) port: u16,
 }
 
-impl Node {
+impl NodeAddr {
     pub(super) fn new(host: &str, port: u16) -> Self {
         Self { host: host.into(), port }
     }
@@ -36,7 +36,7 @@ impl Node {
     }
 }
 
-impl fmt::Display for Node {
+impl fmt::Display for NodeAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.host, self.port)
     }
@@ -44,15 +44,15 @@ impl fmt::Display for Node {
 
 /// The slot map as one node reported it, with later corrections.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct Slots {
-    nodes: Vec<Node>,
+pub(super) struct SlotMap {
+    nodes: Vec<NodeAddr>,
     /// For each slot an index into `nodes`, plus one; 0 if unserved.
     owners: Vec<u16>,
 }
 
-impl Slots {
+impl SlotMap {
     /// Parses this node's reply to `CLUSTER SLOTS`; `None` if it is something else.
-    pub(super) fn read(reply: Value, asked: &Node) -> Option<Self> {
+    pub(super) fn read(reply: Value, asked: &NodeAddr) -> Option<Self> {
         let Value::Array(ranges) = reply else { return None };
         let mut slots = Self { nodes: Vec::new(), owners: vec![0; COUNT] };
         for range in ranges {
@@ -64,20 +64,20 @@ impl Slots {
             // A node may not know its own host: use the one that we connected to.
             let host = host.filter(|host| host != "?").unwrap_or_else(|| asked.host.to_string());
             let Some(Value::Int(port)) = primary.next() else { return None };
-            let owner = slots.index(&Node::new(&host, u16::try_from(port).ok()?));
+            let owner = slots.index(&NodeAddr::new(&host, u16::try_from(port).ok()?));
             slots.owners.get_mut(first..=last)?.fill(owner);
         }
         Some(slots)
     }
 
     /// The node that serves a slot.
-    pub(super) fn owner(&self, slot: u16) -> Option<&Node> {
+    pub(super) fn owner(&self, slot: u16) -> Option<&NodeAddr> {
         let owner = usize::from(*self.owners.get(usize::from(slot))?);
         self.nodes.get(owner.checked_sub(1)?)
     }
 
     /// Records that a slot has moved.
-    pub(super) fn moved(&mut self, slot: u16, to: &Node) {
+    pub(super) fn moved(&mut self, slot: u16, to: &NodeAddr) {
         let owner = self.index(to);
         if let Some(entry) = self.owners.get_mut(usize::from(slot)) {
             *entry = owner;
@@ -85,7 +85,7 @@ impl Slots {
     }
 
     /// All nodes with slots.
-    pub(super) fn nodes(&self) -> &[Node] {
+    pub(super) fn nodes(&self) -> &[NodeAddr] {
         &self.nodes
     }
 
@@ -94,7 +94,7 @@ impl Slots {
         self.owners.iter().filter(|owner| **owner == 0).count()
     }
 
-    fn index(&mut self, node: &Node) -> u16 {
+    fn index(&mut self, node: &NodeAddr) -> u16 {
         let known = self.nodes.iter().position(|known| known == node);
         let index = known.unwrap_or_else(|| {
             self.nodes.push(node.clone());
@@ -105,7 +105,7 @@ impl Slots {
     }
 }
 
-impl fmt::Debug for Slots {
+impl fmt::Debug for SlotMap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Slots of {:?}, {} unserved", self.nodes, self.unserved())
     }
@@ -191,25 +191,25 @@ mod tests {
     }
 
     #[test]
-    fn a_map_is_read_and_corrected() {
-        let asked = Node::new("seed", 1);
+    fn a_slot_map_is_parsed_and_corrected() {
+        let asked = NodeAddr::new("seed", 1);
         let host = |host: &str| Value::BulkString(host.as_bytes().to_vec());
         let ranges =
             [range(0, 99, host("a"), 1), range(200, 299, host("a"), 1), range(300, 16_383, Value::Nil, 2)];
-        let mut slots = Slots::read(Value::Array(ranges.to_vec()), &asked).expect("reads");
-        assert_eq!(slots.nodes(), [Node::new("a", 1), Node::new("seed", 2)]);
+        let mut slots = SlotMap::read(Value::Array(ranges.to_vec()), &asked).expect("reads");
+        assert_eq!(slots.nodes(), [NodeAddr::new("a", 1), NodeAddr::new("seed", 2)]);
         assert_eq!(slots.unserved(), 100);
-        assert_eq!(slots.owner(99), Some(&Node::new("a", 1)));
+        assert_eq!(slots.owner(99), Some(&NodeAddr::new("a", 1)));
         assert_eq!((slots.owner(100), slots.owner(199)), (None, None));
-        slots.moved(100, &Node::redirected("::1:7", &asked).expect("reads"));
-        slots.moved(101, &Node::redirected(":8", &asked).expect("reads"));
-        assert_eq!(slots.owner(100), Some(&Node::new("::1", 7)));
-        assert_eq!(slots.owner(101), Some(&Node::new("seed", 8)));
+        slots.moved(100, &NodeAddr::redirected("::1:7", &asked).expect("reads"));
+        slots.moved(101, &NodeAddr::redirected(":8", &asked).expect("reads"));
+        assert_eq!(slots.owner(100), Some(&NodeAddr::new("::1", 7)));
+        assert_eq!(slots.owner(101), Some(&NodeAddr::new("seed", 8)));
     }
 
     #[test]
-    fn nonsense_is_no_map() {
-        let asked = Node::new("seed", 1);
+    fn malformed_replies_are_not_a_slot_map() {
+        let asked = NodeAddr::new("seed", 1);
         let text = || Value::BulkString(b"x".to_vec());
         for nonsense in [
             Value::Nil,
@@ -219,8 +219,8 @@ mod tests {
             Value::Array(vec![range(9, 3, text(), 1)]),
             Value::Array(vec![range(0, 1, text(), 70_000)]),
         ] {
-            assert_eq!(Slots::read(nonsense.clone(), &asked), None, "{nonsense:?}");
+            assert_eq!(SlotMap::read(nonsense.clone(), &asked), None, "{nonsense:?}");
         }
-        assert_eq!(Node::redirected("nowhere", &asked), None);
+        assert_eq!(NodeAddr::redirected("nowhere", &asked), None);
     }
 }

@@ -13,8 +13,8 @@ use redis::Value;
 use super::{Config, Metrics, RedisClient};
 
 #[allow(dead_code, unreachable_pub, reason = "shared with the stories, which use other parts of it")]
-#[path = "../../tests/support/leash.rs"]
-mod leash;
+#[path = "../../tests/support/child_process.rs"]
+mod child_process;
 #[allow(dead_code, unreachable_pub, reason = "shared with the stories, which use other parts of it")]
 #[path = "../../tests/support/redis_cluster.rs"]
 pub(crate) mod redis_cluster;
@@ -49,17 +49,17 @@ impl RedisServer {
     pub(crate) async fn start_with(arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
         let mut server = Self { port: free_port(), arguments, child: None };
-        server.revive().await;
+        server.restart().await;
         server
     }
 
-    /// A port on which nothing listens yet; `revive` starts the server there.
-    pub(crate) fn away() -> Self {
+    /// A port on which nothing listens yet; `restart` starts the server there.
+    pub(crate) fn unreachable() -> Self {
         Self { port: free_port(), arguments: Vec::new(), child: None }
     }
 
     /// Restarts the server on the same port, empty.
-    pub(crate) async fn revive(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         let port = self.port.to_string();
         let child = Command::new("redis-server")
             .args(["--port", &port, "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"])

@@ -8,7 +8,7 @@ use redis::Value;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-use super::link::PIPELINE_LIMIT;
+use super::connection::PIPELINE_LIMIT;
 use super::testing::{RedisServer, client, eventually, run};
 use super::*;
 
@@ -25,13 +25,13 @@ fn only_bad_urls_are_refused_and_passwords_stay_secret() {
     for url in ["http://user:hunter2@host", "redis://user:hunter2@host:port", "hunter2"] {
         assert!(!refused(url).contains("hunter2"), "{}", refused(url));
     }
-    for (url, place) in [
+    for (url, endpoint) in [
         ("rediss://user:hunter2@example.com:6380/3", "rediss://example.com:6380/3"),
         ("redis+cluster://user:hunter2@a:1,b", "redis+cluster://a:1,b"),
         ("redis+sentinel://u:hunter2@a,b:1/main?sentinel_password=hunter2", "redis+sentinel://a,b:1/main"),
     ] {
         let client = client(&Config { url: url.to_owned(), ..Config::default() });
-        assert_eq!(client.place(), place);
+        assert_eq!(client.endpoint(), endpoint);
         let debug = format!("{client:?}");
         assert!(!debug.contains("hunter2"), "{debug}");
     }
@@ -128,7 +128,7 @@ async fn a_closed_idle_connection_goes_unnoticed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_redis_is_away_callers_fail_soon_and_recover_together() {
+async fn during_an_outage_calls_fail_fast_and_recover() {
     let mut server = RedisServer::start().await;
     let client = Arc::new(server.client());
     client.ping().await.expect("answers");
@@ -143,7 +143,7 @@ async fn while_redis_is_away_callers_fail_soon_and_recover_together() {
         outcome.expect("no panic").expect_err("killed");
     }
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
-    server.revive().await;
+    server.restart().await;
     let back = Instant::now();
     eventually("answers again", async || client.ping().await.is_ok()).await;
     assert!(back.elapsed() < Duration::from_secs(5), "{:?}", back.elapsed());

@@ -18,7 +18,7 @@ impl RedriveKeys for MemoryRedriveKeys {
         Ok(self.0.lock().clone())
     }
 
-    async fn read_or_make(&self) -> anyhow::Result<RedriveKey> {
+    async fn read_or_create(&self) -> anyhow::Result<RedriveKey> {
         let mut kept = self.0.lock();
         if kept.is_none() {
             *kept = Some(new_key()?);

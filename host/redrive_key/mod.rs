@@ -1,10 +1,10 @@
 //! The key that proves redriven records, shared by all gateways of an installation.
 //!
 //! Promises: there is one key per Redis, created by the first redrive. Gateways read it when a record
-//! carries a proof, and cache it: see [`KnownKey`]. While it cannot be read, no proof is accepted or
+//! carries a proof, and cache it: see [`CachedRedriveKey`]. While it cannot be read, no proof is accepted or
 //! rejected. See [`crate::message`] for the proof itself.
 
-mod known;
+mod cached;
 mod memory;
 mod redis;
 
@@ -12,7 +12,7 @@ use async_trait::async_trait;
 
 use crate::message::RedriveKey;
 pub use crate::redis_client::Unavailable;
-pub use known::KnownKey;
+pub use cached::CachedRedriveKey;
 pub use memory::MemoryRedriveKeys;
 pub use redis::RedisRedriveKeys;
 
@@ -29,7 +29,7 @@ pub trait RedriveKeys: Send + Sync + 'static {
     ///
     /// # Errors
     /// If it cannot be read or written, or if another value is stored in its place.
-    async fn read_or_make(&self) -> anyhow::Result<RedriveKey>;
+    async fn read_or_create(&self) -> anyhow::Result<RedriveKey>;
 }
 
 /// A random key.
@@ -46,7 +46,7 @@ mod tests {
 
     async fn it_behaves(first: &dyn RedriveKeys, second: &dyn RedriveKeys) {
         assert!(first.read().await.expect("it answers").is_none(), "only a redrive makes one");
-        let (one, other) = tokio::join!(first.read_or_make(), second.read_or_make());
+        let (one, other) = tokio::join!(first.read_or_create(), second.read_or_create());
         let (one, other) = (one.expect("a key"), other.expect("a key"));
         assert_eq!(one.bytes(), other.bytes(), "one for all");
         let read = second.read().await.expect("it answers").expect("a key");
@@ -68,7 +68,7 @@ mod tests {
             server.run(&["DEL", "halley:redrive-key"]).await;
             server.run(odd).await;
             assert!(keys().read().await.expect("it answers").is_none(), "an invalid key proves nothing");
-            let refused = keys().read_or_make().await.expect_err("somebody else's").to_string();
+            let refused = keys().read_or_create().await.expect_err("somebody else's").to_string();
             assert!(refused.contains("`halley:redrive-key`") && refused.contains("delete it"), "{refused}");
         }
     }
@@ -81,12 +81,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn while_redis_is_away_nothing_is_said() {
-        let mut server = RedisServer::away();
+    async fn an_unreachable_redis_is_an_error() {
+        let mut server = RedisServer::unreachable();
         let keys = RedisRedriveKeys::new(server.client());
         keys.read().await.expect_err("nobody listens");
-        keys.read_or_make().await.expect_err("nobody listens");
-        server.revive().await;
+        keys.read_or_create().await.expect_err("nobody listens");
+        server.restart().await;
         eventually("it can be read", async || keys.read().await.is_ok()).await;
     }
 }

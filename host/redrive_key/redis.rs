@@ -47,7 +47,7 @@ impl RedriveKeys for RedisRedriveKeys {
         })
     }
 
-    async fn read_or_make(&self) -> anyhow::Result<RedriveKey> {
+    async fn read_or_create(&self) -> anyhow::Result<RedriveKey> {
         let new = new_key()?;
         let mut set = redis::cmd("SET");
         set.arg(self.name()).arg(new.bytes()).arg("NX");
@@ -58,7 +58,7 @@ impl RedriveKeys for RedisRedriveKeys {
             anyhow::anyhow!(
                 "`{}` in Redis at {} is not a key of 32 bytes; delete it, and the next redrive creates one",
                 self.name(),
-                self.client.place()
+                self.client.endpoint()
             )
         })
     }

@@ -17,12 +17,12 @@ fn grouping(connections: Vec<Connection>) -> Grouping {
     Grouping::new(Arc::new(Membership::new(connections, 0)))
 }
 
-fn shape(plan: &Plan) -> Vec<(&str, Target)> {
+fn shape(plan: &DeliveryPlan) -> Vec<(&str, CallTarget)> {
     plan.deliveries.iter().map(|d| (d.comet.as_str(), d.target.clone())).collect()
 }
 
-fn ids(ids: &[&str]) -> Target {
-    Target::Connections(ids.iter().map(|id| (*id).into()).collect())
+fn ids(ids: &[&str]) -> CallTarget {
+    CallTarget::Connections(ids.iter().map(|id| (*id).into()).collect())
 }
 
 #[test]
@@ -31,8 +31,8 @@ fn a_room_is_one_call_for_each_comet() {
     let members =
         vec![connection("c1", "a:1", true), connection("c2", "a:1", true), connection("c3", "b:1", true)];
     let route = Route::new(&grouping(members));
-    let plan = Plan::room(&room, &route, &Overrides::default());
-    assert_eq!(shape(&plan), [("a:1", Target::Room(room.clone())), ("b:1", Target::Room(room))]);
+    let plan = DeliveryPlan::room(&room, &route, &Overrides::default());
+    assert_eq!(shape(&plan), [("a:1", CallTarget::Room(room.clone())), ("b:1", CallTarget::Room(room))]);
     assert_eq!(plan.deliveries[0].recipients.len(), 2);
     assert!(plan.absent.is_empty());
 }
@@ -42,10 +42,10 @@ fn offline_members_are_absent_and_keep_the_share_whole() {
     let room = RoomId::from("r");
     let members =
         vec![connection("c1", "a:1", true), connection("c2", "a:1", false), connection("c3", "b:1", false)];
-    let plan = Plan::room(&room, &Route::new(&grouping(members)), &Overrides::default());
-    assert_eq!(shape(&plan), [("a:1", Target::Room(room))], "b:1 has nobody who is online");
+    let plan = DeliveryPlan::room(&room, &Route::new(&grouping(members)), &Overrides::default());
+    assert_eq!(shape(&plan), [("a:1", CallTarget::Room(room))], "b:1 has nobody who is online");
     let absent: Vec<_> = plan.absent.iter().map(|a| (a.user.as_str(), a.cause)).collect();
-    assert_eq!(absent, [("u-c2", Cause::NotOnline), ("u-c3", Cause::NotOnline)]);
+    assert_eq!(absent, [("u-c2", AbsenceCause::NotOnline), ("u-c3", AbsenceCause::NotOnline)]);
 }
 
 #[test]
@@ -57,25 +57,25 @@ fn a_redriven_message_goes_to_its_users_wherever_they_are() {
         connection("away", "b:1", false),
         connection("later", "b:1", false),
     ];
-    let plan = Plan::room(&"r".into(), &Route::new(&grouping(members)), &Overrides::default());
+    let plan = DeliveryPlan::room(&"r".into(), &Route::new(&grouping(members)), &Overrides::default());
     let redriven = |comets: Option<&[CometAddr]>, users: &str| {
         let mut plan = plan.clone();
         plan.only_due(comets, Some(&RedriveUsers::parse(users).expect("a list")));
         let absent: Vec<_> = plan.absent.iter().map(|a| (a.user.to_string(), a.cause)).collect();
         (plan.deliveries, absent)
     };
-    let away = |user: &str| (user.to_owned(), Cause::NotOnline);
+    let away = |user: &str| (user.to_owned(), AbsenceCause::NotOnline);
     let (deliveries, absent) = redriven(None, "u-back,u-away,gone");
     assert_eq!(deliveries.len(), 1);
     assert_eq!((&deliveries[0].target, deliveries[0].recipients.len()), (&ids(&["back"]), 1));
-    assert_eq!(absent, [away("u-away"), ("gone".to_owned(), Cause::NoConnection)]);
+    assert_eq!(absent, [away("u-away"), ("gone".to_owned(), AbsenceCause::NoConnection)]);
     // Those whom nobody names may be back.
     let (deliveries, absent) = redriven(None, "u-away,%..");
     assert_eq!((deliveries, absent), (plan.deliveries.clone(), vec![away("u-away"), away("u-later")]));
     // A comet did not take it either: its own get it, and of the others those who are named.
     let (deliveries, absent) = redriven(Some(&["b:1".into()]), "u-back");
     let targets: Vec<_> = deliveries.iter().map(|d| (d.comet.as_str(), d.target.clone())).collect();
-    assert_eq!(targets, [("a:1", ids(&["back"])), ("b:1", Target::Room("r".into()))]);
+    assert_eq!(targets, [("a:1", ids(&["back"])), ("b:1", CallTarget::Room("r".into()))]);
     assert_eq!(absent, [away("u-away"), away("u-later")]);
     let (deliveries, _) = redriven(Some(&["moved:1".into()]), "u-back");
     assert_eq!(deliveries, plan.deliveries, "nobody knows where its own are");
@@ -87,7 +87,7 @@ fn moving_a_member_makes_both_shares_partial() {
     let mut grouping = grouping(members.to_vec());
     let moves = vec![(0, Placement::Comet("b:1".into()))];
     grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin).expect("in range");
-    let plan = Plan::room(&"r".into(), &Route::new(&grouping), &Overrides::default());
+    let plan = DeliveryPlan::room(&"r".into(), &Route::new(&grouping), &Overrides::default());
     assert_eq!(shape(&plan), [("b:1", ids(&["c1", "c3"])), ("a:1", ids(&["c2"]))]);
 }
 
@@ -97,8 +97,8 @@ fn a_redirected_share_stays_whole_and_is_merged() {
     let mut grouping = grouping(members);
     let redirects = vec![(0, "b:1".into())];
     grouping.apply(Regrouping { redirects, ..Default::default() }, NamedBy::Plugin).expect("in range");
-    let plan = Plan::room(&"r".into(), &Route::new(&grouping), &Overrides::default());
-    assert_eq!(shape(&plan), [("b:1", Target::Room("r".into()))]);
+    let plan = DeliveryPlan::room(&"r".into(), &Route::new(&grouping), &Overrides::default());
+    assert_eq!(shape(&plan), [("b:1", CallTarget::Room("r".into()))]);
     assert_eq!(plan.deliveries[0].recipients.len(), 2);
 }
 
@@ -113,8 +113,8 @@ fn overrides_restrict_and_extend() {
         also: vec!["a:1".into(), "c:1".into(), "d:1".into()],
         trusted: vec!["d:1".into()],
     };
-    let plan = Plan::room(&room, &route, &overrides);
-    assert_eq!(shape(&plan), [("a:1", Target::Room(room.clone())), ("c:1", Target::Room(room))]);
+    let plan = DeliveryPlan::room(&room, &route, &overrides);
+    assert_eq!(shape(&plan), [("a:1", CallTarget::Room(room.clone())), ("c:1", CallTarget::Room(room))]);
     assert_eq!(plan.withheld, 1);
 }
 
@@ -126,21 +126,21 @@ fn keys_are_grouped_by_comet_and_the_missing_are_absent() {
         (Arc::from("u2"), Some(connection("c2", "b:1", false))),
         (Arc::from("u3"), None),
     ];
-    let plan = Plan::keys(found, Identity::Unsure, &Overrides::default());
+    let plan = DeliveryPlan::keys(found, IdKind::Ambiguous, &Overrides::default());
     assert_eq!(shape(&plan), [("a:1", ids(&["c1"]))]);
     let absent: Vec<_> = plan.absent.iter().map(|a| (a.user.as_str(), a.cause)).collect();
-    assert_eq!(absent, [("u-c2", Cause::NotOnline), ("u3", Cause::NoConnection)]);
+    assert_eq!(absent, [("u-c2", AbsenceCause::NotOnline), ("u3", AbsenceCause::NoConnection)]);
     let identities: Vec<_> = plan.absent.iter().map(|a| a.identity).collect();
-    assert_eq!(identities, [Identity::User, Identity::Unsure]);
+    assert_eq!(identities, [IdKind::User, IdKind::Ambiguous]);
 }
 
 #[test]
 fn the_speed_of_a_broadcast_is_divided_over_the_comets() {
     let comets: Vec<CometAddr> = ["a:1", "b:1", "c:1"].map(CometAddr::from).to_vec();
     let speeds = |speed| {
-        let plan = Plan::everywhere(&comets, &Target::Everyone { speed }, &Overrides::default());
+        let plan = DeliveryPlan::everywhere(&comets, &CallTarget::Everyone { speed }, &Overrides::default());
         let speed = |d: &Delivery| match d.target {
-            Target::Everyone { speed } => speed,
+            CallTarget::Everyone { speed } => speed,
             _ => panic!("a broadcast"),
         };
         plan.deliveries.iter().map(speed).collect::<Vec<_>>()
@@ -155,8 +155,8 @@ fn the_speed_of_a_broadcast_is_divided_over_the_comets() {
 fn a_connection_without_a_user_is_not_a_user() {
     let anonymous = Connection { user: None, ..connection("c1", "a:1", true) };
     let route = Route::new(&grouping(vec![anonymous]));
-    let absent = route.shares[0].recipients[0].absent(Cause::CometUnreachable);
-    assert_eq!((absent.user.as_str(), absent.identity), ("c1", Identity::Connection));
+    let absent = route.shares[0].recipients[0].absent(AbsenceCause::CometUnreachable);
+    assert_eq!((absent.user.as_str(), absent.identity), ("c1", IdKind::Connection));
 }
 
 /// The same user on these connections, each with its placement by policies.
@@ -176,15 +176,18 @@ fn a_user_reached_on_one_device_is_not_absent_on_another() {
     let both = devices(&[("phone", "a:1", Placement::Offline), ("browser", "b:1", stays("b:1"))]);
     let route = Route::new(&both);
     let room = RoomId::from("r");
-    assert!(Plan::room(&room, &route, &Overrides::default()).absent.is_empty());
+    assert!(DeliveryPlan::room(&room, &route, &Overrides::default()).absent.is_empty());
     let not_there = Overrides { except: vec!["b:1".into()], ..Overrides::default() };
-    let absent = Plan::room(&room, &route, &not_there).absent;
+    let absent = DeliveryPlan::room(&room, &route, &not_there).absent;
     assert_eq!(absent.iter().map(|a| a.user.as_str()).collect::<Vec<_>>(), ["ann"], "withheld there");
 
     let neither = devices(&[("phone", "a:1", Placement::Offline), ("browser", "b:1", Placement::Offline)]);
     assert_eq!(Route::new(&neither).absent.len(), 1, "two devices are one recipient");
-    assert!(!route.has_repeats());
-    assert!(Route::new(&devices(&[("p", "a:1", stays("a:1")), ("b", "b:1", stays("b:1"))])).has_repeats());
+    assert!(!route.has_multi_device_users());
+    assert!(
+        Route::new(&devices(&[("p", "a:1", stays("a:1")), ("b", "b:1", stays("b:1"))]))
+            .has_multi_device_users()
+    );
 }
 
 fn placements() -> impl Strategy<Value = Placement> {
@@ -216,15 +219,15 @@ proptest! {
         let moves = offline.map(|(n, _)| (n as u32, Placement::Offline)).collect();
         grouping.apply(Regrouping { moves, ..Default::default() }, NamedBy::Plugin).expect("in range");
         let route = Route::new(&grouping);
-        let plan = Plan::room(&"r".into(), &route, &Overrides::default());
+        let plan = DeliveryPlan::room(&"r".into(), &route, &Overrides::default());
 
         let is_down = |comet: &CometAddr| down.iter().any(|n| *comet == format!("comet-{n}:1").into());
         let (lost, taken): (Vec<_>, Vec<_>) = plan.deliveries.iter().partition(|d| is_down(&d.comet));
-        let unreachable = lost.iter().flat_map(|d| d.recipients.iter()).map(|r| r.absent(Cause::CometUnreachable));
+        let unreachable = lost.iter().flat_map(|d| d.recipients.iter()).map(|r| r.absent(AbsenceCause::CometUnreachable));
         let all = plan.absent.iter().cloned().chain(unreachable);
         let reached = taken.iter().flat_map(|d| d.recipients.iter());
         let live: std::collections::HashSet<_> = reached.clone().map(|r| r.name().to_owned()).collect();
-        let absent: Vec<_> = people(all, reached).into_iter().map(|a| a.user.to_string()).collect();
+        let absent: Vec<_> = distinct_absent(all, reached).into_iter().map(|a| a.user.to_string()).collect();
         for user in 0..6u8 {
             let name = format!("u{user}");
             let times = absent.iter().filter(|absent| **absent == name).count();
@@ -271,11 +274,11 @@ proptest! {
         prop_assert_eq!(comets.len(), route.shares.len());
 
         // What a BroadcastRoom at an address reaches: the members whose home is there now.
-        for share in route.shares.iter().filter(|share| share.part == Part::Whole) {
+        for share in route.shares.iter().filter(|share| share.part == ShareKind::Whole) {
             let at_home = grouping.members()
                 .filter(|(member, _)| grouping.comets()[member.comet as usize] == share.comet);
             for (member, place) in at_home {
-                let here = matches!(place, Place::At(at) if grouping.comets()[at as usize] == share.comet);
+                let here = matches!(place, CurrentPlacement::At(at) if grouping.comets()[at as usize] == share.comet);
                 prop_assert!(here, "{:?} was moved away from a whole part", member);
             }
             for recipient in share.recipients.iter() {

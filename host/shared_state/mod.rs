@@ -97,13 +97,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn while_redis_is_away_nothing_is_read_or_written() {
-        let mut server = RedisServer::away();
+    async fn nothing_is_read_or_written_while_redis_is_unreachable() {
+        let mut server = RedisServer::unreachable();
         let state = RedisSharedState::new(server.client());
         let hour = Duration::from_secs(3600);
         state.fetch(&[key("p", "a")]).await.expect_err("nobody listens");
         state.write(&[set(key("p", "a"), "1", hour)]).await.expect_err("nobody listens");
-        server.revive().await;
+        server.restart().await;
         eventually("it recovers", async || state.fetch(&[key("p", "a")]).await == Ok(vec![None])).await;
     }
 }

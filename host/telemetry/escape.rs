@@ -42,7 +42,7 @@ impl<W: Write> Escape<W> {
     /// # Errors
     /// If `out` fails.
     pub fn finish(mut self) -> fmt::Result {
-        if self.cut > 0 { write!(self.out, "{}", Cut(self.cut)) } else { Ok(()) }
+        if self.cut > 0 { write!(self.out, "{}", CutMarker(self.cut)) } else { Ok(()) }
     }
 }
 
@@ -67,9 +67,9 @@ impl<W: Write> Write for Escape<W> {
 }
 
 /// The mark of truncated text.
-struct Cut(usize);
+struct CutMarker(usize);
 
-impl fmt::Display for Cut {
+impl fmt::Display for CutMarker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "…[{} more]", self.0)
     }
@@ -79,7 +79,7 @@ impl fmt::Display for Cut {
 pub fn cut(text: &str, longest: usize) -> Cow<'_, str> {
     match text.char_indices().nth(longest) {
         None => Cow::Borrowed(text),
-        Some((at, _)) => Cow::Owned(format!("{}{}", &text[..at], Cut(text[at..].chars().count()))),
+        Some((at, _)) => Cow::Owned(format!("{}{}", &text[..at], CutMarker(text[at..].chars().count()))),
     }
 }
 
@@ -130,7 +130,7 @@ pub fn json(text: &str, longest: usize) -> Cow<'_, str> {
         };
         if c == '"' {
             if *length > longest {
-                out.push_str(&Cut(*length - longest).to_string());
+                out.push_str(&CutMarker(*length - longest).to_string());
             }
             out.push(c);
             inside = None;
@@ -183,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_active_character_leaves(text in texts(), longest in 0..60_usize) {
+        fn no_active_character_is_left(text in texts(), longest in 0..60_usize) {
             let shown = line(&text, longest);
             prop_assert!(!shown.contains(is_active), "{:?}", shown);
             // An escape has up to ten characters.
@@ -197,7 +197,7 @@ mod tests {
         }
 
         #[test]
-        fn json_stays_what_it_was(texts in proptest::collection::vec(texts(), 0..4)) {
+        fn escaped_json_is_equivalent(texts in proptest::collection::vec(texts(), 0..4)) {
             let value = serde_json::json!({ "all": texts, "n": 1 });
             let shown = json(&value.to_string(), usize::MAX).into_owned();
             prop_assert!(!shown.contains(is_active), "{:?}", shown);

@@ -16,19 +16,19 @@ pub struct Fields;
 
 impl<'w> FormatFields<'w> for Fields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
-        let mut visitor = Visitor { writer, is_first: true, result: Ok(()) };
+        let mut visitor = FieldVisitor { writer, is_first: true, result: Ok(()) };
         fields.record(&mut visitor);
         visitor.result
     }
 }
 
-struct Visitor<'w> {
+struct FieldVisitor<'w> {
     writer: Writer<'w>,
     is_first: bool,
     result: fmt::Result,
 }
 
-impl Visitor<'_> {
+impl FieldVisitor<'_> {
     fn write(&mut self, field: &Field, value: &dyn Debug) -> fmt::Result {
         if !std::mem::take(&mut self.is_first) {
             self.writer.write_char(' ')?;
@@ -48,7 +48,7 @@ impl Visitor<'_> {
     }
 }
 
-impl Visit for Visitor<'_> {
+impl Visit for FieldVisitor<'_> {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "message" => self.record_debug(field, &format_args!("{value}")),
@@ -75,9 +75,9 @@ mod tests {
     use crate::telemetry::escape::is_active;
 
     #[derive(Clone, Default)]
-    struct Out(Arc<Mutex<Vec<u8>>>);
+    struct Captured(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Out {
+    impl Write for Captured {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -90,7 +90,7 @@ mod tests {
 
     /// The text that is logged.
     fn logged(log: impl FnOnce()) -> String {
-        let out = Out::default();
+        let out = Captured::default();
         let writer = out.clone();
         let subscriber = tracing_subscriber::fmt().fmt_fields(Fields).with_ansi(false).without_time();
         let subscriber = subscriber.with_target(false).with_writer(move || writer.clone()).finish();
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_look_as_ever() {
+    fn fields_look_like_tracings() {
         let (room, n) = ("lobby", 7);
         let line = logged(|| tracing::info!(%room, n, text = room, list = ?["a\n"], r#type = true, "a line"));
         assert_eq!(line, " INFO a line room=lobby n=7 text=\"lobby\" list=[\"a\\n\"] type=true\n");

@@ -25,20 +25,20 @@ static DROPPED: LazyLock<Counter> = LazyLock::new(Counter::default);
 
 /// Queues lines for the writer thread. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Sink {
+pub(super) struct LogSink {
     queue: SyncSender<Vec<u8>>,
-    waiting: Arc<Waiting>,
+    backlog: Arc<SinkBacklog>,
 }
 
 /// Lines that are queued and not yet written.
 #[derive(Debug, Default)]
-struct Waiting {
+struct SinkBacklog {
     bytes: AtomicUsize,
     lines: Mutex<usize>,
     none: Condvar,
 }
 
-impl Waiting {
+impl SinkBacklog {
     /// One line is written, dropped, or found no place.
     fn done(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -50,7 +50,7 @@ impl Waiting {
     }
 }
 
-impl Sink {
+impl LogSink {
     /// Starts the thread. It ends with the process, or when every clone is dropped.
     ///
     /// # Errors
@@ -60,26 +60,26 @@ impl Sink {
         gap: impl Fn(u64) -> Vec<u8> + Send + 'static,
     ) -> std::io::Result<Self> {
         let (queue, items) = sync_channel(QUEUE);
-        let waiting = Arc::<Waiting>::default();
-        let writer = Writer { out, gap, waiting: Arc::clone(&waiting), told: 0 };
+        let backlog = Arc::<SinkBacklog>::default();
+        let writer = Writer { out, gap, backlog: Arc::clone(&backlog), reported: 0 };
         std::thread::Builder::new().name("log".into()).spawn(move || writer.run(&items))?;
-        Ok(Self { queue, waiting })
+        Ok(Self { queue, backlog })
     }
 
     /// Queues a line. Never waits and never fails.
     pub(super) fn put(&self, line: &[u8]) {
-        let queued = self.waiting.bytes.fetch_add(line.len(), Ordering::Relaxed);
-        *self.waiting.lines.lock() += 1;
+        let queued = self.backlog.bytes.fetch_add(line.len(), Ordering::Relaxed);
+        *self.backlog.lines.lock() += 1;
         if queued >= QUEUE_BYTES || self.queue.try_send(line.to_vec()).is_err() {
-            self.waiting.done(line.len());
+            self.backlog.done(line.len());
             DROPPED.inc();
         }
     }
 
     /// Waits until everything is written, at most for this long.
     pub(super) fn flush(&self, at_most: Duration) {
-        let mut lines = self.waiting.lines.lock();
-        self.waiting.none.wait_while_for(&mut lines, |lines| *lines > 0, at_most);
+        let mut lines = self.backlog.lines.lock();
+        self.backlog.none.wait_while_for(&mut lines, |lines| *lines > 0, at_most);
     }
 }
 
@@ -88,16 +88,16 @@ struct Writer<W, G> {
     out: W,
     /// Formats the line that reports dropped lines.
     gap: G,
-    waiting: Arc<Waiting>,
+    backlog: Arc<SinkBacklog>,
     /// The number of dropped lines that have been reported.
-    told: u64,
+    reported: u64,
 }
 
 impl<W: Write, G: Fn(u64) -> Vec<u8>> Writer<W, G> {
     fn run(mut self, lines: &Receiver<Vec<u8>>) {
         for line in lines {
             self.write(&line);
-            self.waiting.done(line.len());
+            self.backlog.done(line.len());
         }
     }
 
@@ -107,8 +107,8 @@ impl<W: Write, G: Fn(u64) -> Vec<u8>> Writer<W, G> {
             return;
         }
         let dropped = DROPPED.get();
-        if dropped > self.told && self.out.write_all(&(self.gap)(dropped - self.told)).is_ok() {
-            self.told = dropped;
+        if dropped > self.reported && self.out.write_all(&(self.gap)(dropped - self.reported)).is_ok() {
+            self.reported = dropped;
         }
     }
 }
@@ -118,17 +118,17 @@ pub(super) fn dropped() -> Counter {
     DROPPED.clone()
 }
 
-impl<'a> MakeWriter<'a> for Sink {
-    type Writer = Line<'a>;
+impl<'a> MakeWriter<'a> for LogSink {
+    type Writer = TextLine<'a>;
 
-    fn make_writer(&'a self) -> Line<'a> {
-        Line(self)
+    fn make_writer(&'a self) -> TextLine<'a> {
+        TextLine(self)
     }
 }
 
 /// A sink for JSON lines, whose strings it truncates.
 #[derive(Clone, Debug)]
-pub(super) struct Json(pub(super) Sink);
+pub(super) struct Json(pub(super) LogSink);
 
 impl<'a> MakeWriter<'a> for Json {
     type Writer = JsonLine<'a>;
@@ -139,7 +139,7 @@ impl<'a> MakeWriter<'a> for Json {
 }
 
 /// Queues one formatted JSON line.
-pub(super) struct JsonLine<'a>(&'a Sink);
+pub(super) struct JsonLine<'a>(&'a LogSink);
 
 impl Write for JsonLine<'_> {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
@@ -157,9 +157,9 @@ impl Write for JsonLine<'_> {
 }
 
 /// Queues one formatted line: tracing's `fmt` layer writes each line with one call.
-pub(super) struct Line<'a>(&'a Sink);
+pub(super) struct TextLine<'a>(&'a LogSink);
 
-impl Write for Line<'_> {
+impl Write for TextLine<'_> {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         self.0.put(line);
         Ok(line.len())
@@ -177,14 +177,14 @@ mod tests {
     use super::*;
 
     /// Fails, blocks or forwards writes, as the test wants.
-    struct Out {
+    struct ScriptedWriter {
         full: Arc<std::sync::atomic::AtomicBool>,
         written: Sender<Vec<u8>>,
         /// Each write waits for one of these; `None` waits for nothing.
         turns: Option<Receiver<()>>,
     }
 
-    impl Write for Out {
+    impl Write for ScriptedWriter {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             if let Some(turns) = &self.turns {
                 let _ = turns.recv();
@@ -206,11 +206,11 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_drops_lines_counts_them_and_is_told_afterwards() {
+    fn dropped_lines_are_counted_and_reported() {
         let full = Arc::new(std::sync::atomic::AtomicBool::new(true));
         let (sender, written) = channel();
-        let out = Out { full: Arc::clone(&full), written: sender, turns: None };
-        let sink = Sink::start(out, gap).expect("a thread");
+        let out = ScriptedWriter { full: Arc::clone(&full), written: sender, turns: None };
+        let sink = LogSink::start(out, gap).expect("a thread");
         let before = dropped().get();
         sink.put(b"lost");
         sink.flush(Duration::from_secs(10));
@@ -222,11 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stands_still_holds_up_nobody() {
-        let (turns, waiting) = channel();
+    fn a_stalled_reader_blocks_no_caller() {
+        let (turns, backlog) = channel();
         let (sender, written) = channel();
-        let out = Out { full: Arc::default(), written: sender, turns: Some(waiting) };
-        let sink = Sink::start(out, gap).expect("a thread");
+        let out = ScriptedWriter { full: Arc::default(), written: sender, turns: Some(backlog) };
+        let sink = LogSink::start(out, gap).expect("a thread");
         let before = dropped().get();
         for _ in 0..QUEUE + 10 {
             sink.put(b"line");

@@ -13,11 +13,11 @@ const REPEAT_AFTER: Duration = Duration::from_secs(10);
 pub struct LogThrottle {
     lines: u32,
     per: Duration,
-    window: Mutex<Window>,
+    window: Mutex<ThrottleWindow>,
 }
 
 #[derive(Debug)]
-struct Window {
+struct ThrottleWindow {
     began: Option<Instant>,
     used: u32,
     held_back: u64,
@@ -26,7 +26,7 @@ struct Window {
 impl LogThrottle {
     /// At most `lines` per `per`.
     pub const fn new(lines: u32, per: Duration) -> Self {
-        Self { lines, per, window: Mutex::new(Window { began: None, used: 0, held_back: 0 }) }
+        Self { lines, per, window: Mutex::new(ThrottleWindow { began: None, used: 0, held_back: 0 }) }
     }
 
     /// For problems that may affect every record: one line in ten seconds.
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_too_much_is_counted() {
+    fn suppressed_lines_are_counted() {
         let throttle = LogThrottle::new(2, Duration::from_secs(1));
         let start = Instant::now();
         let admitted: Vec<_> = (0..4).map(|_| throttle.admit_at(start)).collect();

@@ -39,12 +39,12 @@ fn parse(limits: &str) -> Option<u64> {
 }
 
 /// Whether this limit requires small reservations.
-pub(crate) fn is_tight(limit: Option<u64>) -> bool {
+pub(crate) fn has_limited_address_space(limit: Option<u64>) -> bool {
     limit.is_some_and(|limit| limit < PLENTY)
 }
 
 /// Configures small reservations, for a process with a limit.
-pub(crate) fn make_tight(config: &mut Config) {
+pub(crate) fn limit_memory_reservations(config: &mut Config) {
     config.memory_reservation(0).memory_reservation_for_growth(GROWTH);
     config.memory_guard_size(GUARD).guard_before_linear_memory(false);
 }
@@ -75,7 +75,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_limit_that_could_be_hit_makes_memories_small() {
-        assert!(is_tight(Some(8 << 30)) && !is_tight(Some(1 << 46)) && !is_tight(None));
+    fn huge_address_space_limits_are_ignored() {
+        assert!(
+            has_limited_address_space(Some(8 << 30))
+                && !has_limited_address_space(Some(1 << 46))
+                && !has_limited_address_space(None)
+        );
     }
 }

@@ -5,23 +5,23 @@
 use crate::message::{Audience, Message};
 use crate::wasm::bindings::exports::halley::policy::{filter, filter_columns as columns};
 use crate::wasm::bindings::halley::policy::types;
-use crate::wasm::string_column::{Blobs, Texts};
+use crate::wasm::string_column::{BytesColumn, StringColumn};
 
 /// The messages of a batch.
 #[derive(Debug)]
-pub(crate) struct Batch {
+pub(crate) struct MessageColumns {
     rows: Vec<columns::Row>,
-    texts: Texts,
-    blobs: Blobs,
+    texts: StringColumn,
+    blobs: BytesColumn,
 }
 
-impl Batch {
+impl MessageColumns {
     pub(crate) fn of(messages: &[&Message]) -> Self {
         let bodies = messages.iter().map(|message| message.body.len()).sum();
         let mut batch = Self {
             rows: Vec::with_capacity(messages.len()),
-            texts: Texts::with_capacity(2 * messages.len()),
-            blobs: Blobs::with_capacity(messages.len(), bodies),
+            texts: StringColumn::with_capacity(2 * messages.len()),
+            blobs: BytesColumn::with_capacity(messages.len(), bodies),
         };
         for message in messages {
             batch.push(message);
@@ -173,11 +173,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn columns_say_the_same_as_records(messages in vec(messages(), 0..6)) {
+        fn columns_equal_records(messages in vec(messages(), 0..6)) {
             let messages: Vec<&Message> = messages.iter().collect();
             let records: Vec<String> =
                 with_messages(&messages, |records| records.iter().map(in_words).collect());
-            prop_assert_eq!(read(&Batch::of(&messages).lend()), records);
+            prop_assert_eq!(read(&MessageColumns::of(&messages).lend()), records);
         }
     }
 }

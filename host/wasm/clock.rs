@@ -12,20 +12,20 @@ pub struct Clock(Option<Arc<AtomicU64>>);
 
 impl Clock {
     /// A fixed clock, set to the system's time.
-    pub fn standing() -> Self {
+    pub fn fixed() -> Self {
         Self(Some(Arc::new(AtomicU64::new(system_ms()))))
     }
 
     /// Sets a fixed clock, in milliseconds since 1970. Has no effect on the system's clock.
     pub fn set(&self, ms: u64) {
-        if let Some(stands) = &self.0 {
-            stands.store(ms, Ordering::Relaxed);
+        if let Some(fixed_ms) = &self.0 {
+            fixed_ms.store(ms, Ordering::Relaxed);
         }
     }
 
     /// Milliseconds since 1970.
     pub(crate) fn now_ms(&self) -> u64 {
-        self.0.as_ref().map_or_else(system_ms, |stands| stands.load(Ordering::Relaxed))
+        self.0.as_ref().map_or_else(system_ms, |fixed_ms| fixed_ms.load(Ordering::Relaxed))
     }
 }
 

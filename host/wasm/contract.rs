@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn another_line_of_the_contract_is_explained_with_both_versions() {
+    fn an_incompatible_contract_error_names_both_versions() {
         assert_eq!(
             refusal(&["filter@0.0.9"]),
             format!(
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_of_one_line_are_taken_earlier_and_later() {
+    fn compatible_contract_versions_are_accepted() {
         for version in ["0.1.0", "0.1.1", "0.1.99"] {
             let contract = contract(&["types@0.1.0"], &[&format!("filter@{version}")]);
             assert_eq!(contract.check(), Ok(()));
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_later_version_asks_for_in_vain_is_explained_with_both() {
+    fn missing_features_of_a_newer_contract_name_both_versions() {
         let why = refusal(&["lifecycle@0.1.99", "prophecy@0.1.99"]);
         assert!(why.starts_with("exports none of filter, grouping, offline; it was built for"), "{why}");
         assert!(why.contains("@0.1.99, this gateway speaks") && why.contains("upgrade the gateway"), "{why}");

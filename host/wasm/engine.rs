@@ -73,21 +73,21 @@ impl WasmFeature {
 pub(crate) struct EngineConfig {
     pub(crate) features: Vec<WasmFeature>,
     /// Whether the address space of the process that runs the code is limited.
-    pub(crate) is_tight: bool,
+    pub(crate) has_limited_address_space: bool,
 }
 
 impl EngineConfig {
     /// For code that runs in this process.
     pub(crate) fn of_this_process(features: &[WasmFeature]) -> Self {
         let limit = address_space::limit();
-        let is_tight = address_space::is_tight(limit);
-        if is_tight {
+        let has_limited_address_space = address_space::has_limited_address_space(limit);
+        if has_limited_address_space {
             tracing::info!(
                 limit = %ByteSize::b(limit.unwrap_or_default()),
                 "the process's address space is limited: memories of plugins reserve only what they use and check bounds"
             );
         }
-        Self { features: features.to_vec(), is_tight }
+        Self { features: features.to_vec(), has_limited_address_space }
     }
 
     /// The features that are off and that this component needs; none where it is not valid with all of
@@ -95,7 +95,8 @@ impl EngineConfig {
     pub(super) fn missing(&self, component: &[u8]) -> Vec<WasmFeature> {
         let modules = core_modules(component);
         let is_valid = |features: Vec<WasmFeature>| {
-            let engine = Self { features, is_tight: self.is_tight }.engine();
+            let engine =
+                Self { features, has_limited_address_space: self.has_limited_address_space }.engine();
             engine.is_ok_and(|engine| modules.iter().all(|module| Module::validate(&engine, module).is_ok()))
         };
         if !is_valid(WasmFeature::ALL.to_vec()) {
@@ -114,8 +115,8 @@ impl EngineConfig {
         for feature in WasmFeature::ALL {
             feature.set(&mut config, self.features.contains(&feature));
         }
-        if self.is_tight {
-            address_space::make_tight(&mut config);
+        if self.has_limited_address_space {
+            address_space::limit_memory_reservations(&mut config);
         }
         Engine::new(&config)
     }
@@ -164,7 +165,7 @@ mod tests {
     #[test]
     fn features_are_off_unless_they_are_named() {
         let engine = |features: &[WasmFeature]| {
-            EngineConfig { features: features.to_vec(), is_tight: false }.engine().unwrap()
+            EngineConfig { features: features.to_vec(), has_limited_address_space: false }.engine().unwrap()
         };
         let plain = engine(&[]);
         for feature in WasmFeature::ALL {
@@ -207,7 +208,7 @@ mod tests {
         let of = |config: EngineConfig| fingerprint(&config.engine().unwrap());
         let plain = of(EngineConfig::default());
         assert_eq!(plain, of(EngineConfig::default()));
-        assert_ne!(plain, of(EngineConfig { is_tight: true, ..EngineConfig::default() }));
+        assert_ne!(plain, of(EngineConfig { has_limited_address_space: true, ..EngineConfig::default() }));
         let gc = EngineConfig { features: vec![WasmFeature::Gc], ..EngineConfig::default() };
         assert_ne!(plain, of(gc));
     }

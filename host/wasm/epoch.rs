@@ -20,23 +20,23 @@ const IDLE_TICKS: u32 = 200;
 /// ticker.
 static RUNNING: AtomicUsize = AtomicUsize::new(0);
 static SLEEPING: AtomicUsize = AtomicUsize::new(0);
-static BELL: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
+static WAKE: (Mutex<()>, Condvar) = (Mutex::new(()), Condvar::new());
 
 /// A running guest; deadlines are counted until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Running(());
+pub(crate) struct RunningGuest(());
 
-impl Running {
+impl RunningGuest {
     pub(crate) fn begin() -> Self {
         RUNNING.fetch_add(1, Ordering::SeqCst);
         if SLEEPING.load(Ordering::SeqCst) > 0 {
-            ring();
+            wake_tickers();
         }
         Self(())
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningGuest {
     fn drop(&mut self) {
         RUNNING.fetch_sub(1, Ordering::SeqCst);
     }
@@ -44,8 +44,8 @@ impl Drop for Running {
 
 /// Wakes the sleeping tickers. A ticker that is about to sleep holds the lock while it checks whether
 /// it may.
-fn ring() {
-    let (lock, bell) = &BELL;
+fn wake_tickers() {
+    let (lock, bell) = &WAKE;
     drop(lock.lock());
     bell.notify_all();
 }
@@ -53,12 +53,12 @@ fn ring() {
 /// The ticker's thread. Dropping this ends the thread and joins it. The thread holds the engine
 /// weakly, so it keeps nothing alive.
 #[derive(Debug)]
-pub(crate) struct Ticker {
+pub(crate) struct EpochTicker {
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Ticker {
+impl EpochTicker {
     pub(crate) fn start(engine: &Engine) -> std::io::Result<Self> {
         let engine = engine.weak();
         let ended = Arc::new(AtomicBool::new(false));
@@ -84,7 +84,7 @@ impl Ticker {
 }
 
 fn sleep_until_needed(ended: &AtomicBool) {
-    let (lock, bell) = &BELL;
+    let (lock, bell) = &WAKE;
     let mut guard = lock.lock();
     SLEEPING.fetch_add(1, Ordering::SeqCst);
     while RUNNING.load(Ordering::SeqCst) == 0 && !ended.load(Ordering::SeqCst) {
@@ -93,10 +93,10 @@ fn sleep_until_needed(ended: &AtomicBool) {
     SLEEPING.fetch_sub(1, Ordering::SeqCst);
 }
 
-impl Drop for Ticker {
+impl Drop for EpochTicker {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::SeqCst);
-        ring();
+        wake_tickers();
         if let Some(thread) = self.thread.take() {
             // The thread cannot panic; and if it did, there would be nothing left to do.
             let _ = thread.join();
@@ -125,23 +125,23 @@ mod tests {
     #[test]
     fn dropping_the_ticker_ends_its_thread() {
         let engine = Engine::default();
-        drop(Ticker::start(&engine).unwrap());
+        drop(EpochTicker::start(&engine).unwrap());
     }
 
     #[test]
-    fn a_ticker_that_sleeps_is_woken_by_a_guest_and_by_its_end() {
+    fn a_sleeping_ticker_wakes_for_a_guest_and_for_its_drop() {
         let ended = Arc::new(AtomicBool::new(false));
         let sleeper = |ended: &Arc<AtomicBool>| {
             let ended = Arc::clone(ended);
             std::thread::spawn(move || sleep_until_needed(&ended))
         };
         let woken = sleeper(&ended);
-        let running = Running::begin();
+        let running = RunningGuest::begin();
         woken.join().unwrap();
         drop(running);
         let woken = sleeper(&ended);
         ended.store(true, Ordering::SeqCst);
-        ring();
+        wake_tickers();
         woken.join().unwrap();
     }
 }

@@ -33,7 +33,7 @@ impl FailureKind {
 
 /// A limit of plugins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Limit {
+pub(crate) enum PluginLimit {
     /// The deadline of a call.
     Time,
     /// The memory of an instance, or the size of its tables.
@@ -54,15 +54,15 @@ pub(crate) enum Limit {
 
 /// A failed call. Its message is the second half of a sentence that begins with the plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Failure {
+pub(crate) struct PluginFailure {
     pub(crate) kind: FailureKind,
     /// The limit that caused it, if any.
-    pub(crate) limit: Option<Limit>,
+    pub(crate) limit: Option<PluginLimit>,
     pub(crate) message: String,
 }
 
-impl Failure {
-    pub(crate) fn new(kind: FailureKind, limit: Option<Limit>, message: String) -> Self {
+impl PluginFailure {
+    pub(crate) fn new(kind: FailureKind, limit: Option<PluginLimit>, message: String) -> Self {
         Self { kind, limit, message }
     }
 
@@ -73,29 +73,29 @@ impl Failure {
 
     /// An answer that is too large.
     pub(crate) fn too_large(message: String) -> Self {
-        Self::new(FailureKind::BadAnswer, Some(Limit::Output), message)
+        Self::new(FailureKind::BadAnswer, Some(PluginLimit::Output), message)
     }
 
     /// The process has no room for the instance, or for more of its memory; not the plugin's fault.
-    pub(crate) fn no_room(message: String) -> Self {
-        Self::new(FailureKind::Start, Some(Limit::AddressSpace), message)
+    pub(crate) fn address_space_exhausted(message: String) -> Self {
+        Self::new(FailureKind::Start, Some(PluginLimit::AddressSpace), message)
     }
 
     /// Whether the process, not the plugin, reached a limit.
-    pub(crate) fn is_no_room(&self) -> bool {
-        self.limit == Some(Limit::AddressSpace)
+    pub(crate) fn is_address_space_exhausted(&self) -> bool {
+        self.limit == Some(PluginLimit::AddressSpace)
     }
 
     /// It was not called: too much time went into calls that failed in this way.
     pub(crate) fn over_budget(kind: FailureKind, rest: Duration) -> Self {
         let rest = humantime::format_duration(Duration::from_secs(rest.as_secs().max(1)));
         let message = format!("exceeded its deadline too often, and is called again within {rest}");
-        Self::new(kind, Some(Limit::TimeBudget), message)
+        Self::new(kind, Some(PluginLimit::TimeBudget), message)
     }
 
     /// Whether it was interrupted at its deadline.
     pub(crate) fn is_late(&self) -> bool {
-        self.limit == Some(Limit::Time)
+        self.limit == Some(PluginLimit::Time)
     }
 
     /// A failed start.
@@ -104,7 +104,7 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for PluginFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use arbitrary::{Result, Unstructured};
 
-use crate::decision::Filtered;
+use crate::decision::FilteredMessage;
 use crate::decision::{Disposition, PluginVersion, Verdict};
-use crate::membership::{Connection, Grouping, Membership, Place};
+use crate::membership::{Connection, CurrentPlacement, Grouping, Membership};
 use crate::message::{Audience, Message, NamedBy, Origin, Record, fuzzing as messages};
 use crate::wasm::bindings::exports::halley::policy::{filter, grouping, grouping_columns, offline};
 use crate::wasm::lift;
-use crate::wasm::room::{Answer, Room};
+use crate::wasm::room::{RoomView, UncheckedRegrouping};
 
 pub(crate) use crate::wasm::compile::fuzzing::check as check_file;
 
@@ -33,7 +33,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
 /// Several plugins answer for one message.
 fn check_verdicts(input: &mut Unstructured<'_>) -> Result<()> {
     let by = PluginVersion { name: "fuzzed".into(), hash: "0123456789ab".into() };
-    let mut filtered = Filtered::untouched(message(input)?);
+    let mut filtered = FilteredMessage::untouched(message(input)?);
     for _ in 0..input.int_in_range(1..=3)? {
         let before = filtered.clone();
         if lift::apply(verdict(input)?, &mut filtered, &by, NamedBy::Plugin).is_err() {
@@ -45,7 +45,7 @@ fn check_verdicts(input: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-fn check_filtered(now: &Filtered, before: &Filtered) {
+fn check_filtered(now: &FilteredMessage, before: &FilteredMessage) {
     assert_eq!((&now.message.record, &now.message.id), (&before.message.record, &before.message.id));
     if let Verdict::Drop { reason, .. } | Verdict::DeadLetter { reason, .. } = &now.verdict {
         assert!(reason.len() <= LONGEST_TEXT);
@@ -77,11 +77,11 @@ fn check_regroupings(input: &mut Unstructured<'_>) -> Result<()> {
     let mut room = grouping_of(input)?;
     for _ in 0..input.int_in_range(1..=3)? {
         let in_columns = input.arbitrary()?;
-        let seen = Room::of(&room, in_columns);
+        let seen = RoomView::of(&room, in_columns);
         let (comets, members) = (seen.comets.len(), seen.members.clone());
         let answer = match in_columns {
-            true => Answer::Columns(regrouping_in_columns(input)?),
-            false => Answer::Records(regrouping(input)?),
+            true => UncheckedRegrouping::Columns(regrouping_in_columns(input)?),
+            false => UncheckedRegrouping::Records(regrouping(input)?),
         };
         let Ok(checked) = seen.check(answer) else { continue };
         assert!(
@@ -92,7 +92,7 @@ fn check_regroupings(input: &mut Unstructured<'_>) -> Result<()> {
         room.apply(checked, NamedBy::Plugin).expect("its indexes were checked");
         assert!(room.comets().len() <= most);
         for (_, place) in room.members() {
-            if let Place::At(comet) = place {
+            if let CurrentPlacement::At(comet) = place {
                 assert!(!room.comets()[comet as usize].is_empty(), "a member at no comet");
             }
         }
@@ -107,7 +107,7 @@ fn check_disposition(input: &mut Unstructured<'_>) -> Result<()> {
         given.push(disposition(input)?);
     }
     let count = given.len();
-    let Ok(taken) = lift::one_each(given, asked, "dispositions") else {
+    let Ok(taken) = lift::check_count(given, asked, "dispositions") else {
         assert_ne!(count, asked);
         return Ok(());
     };

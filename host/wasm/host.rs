@@ -16,11 +16,11 @@ use crate::decision::PluginVersion;
 use crate::telemetry::LogThrottle;
 use crate::wasm::bindings::halley::policy::{host, types};
 use crate::wasm::clock::Clock;
-use crate::wasm::failure::Limit;
-use crate::wasm::metrics::{MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, PluginMetrics};
-use crate::wasm::output::Output;
-use crate::wasm::shared::Session;
-use crate::wasm::state::State;
+use crate::wasm::failure::PluginLimit;
+use crate::wasm::metrics::{MAX_CUSTOM_METRICS, MAX_CUSTOM_NAME_LENGTH, PluginMetrics};
+use crate::wasm::output::GuestOutput;
+use crate::wasm::shared::SharedStateSession;
+use crate::wasm::state::LocalState;
 
 /// The longest line that a plugin may log, in bytes; the rest is truncated.
 const MAX_LOG_LINE: usize = 4096;
@@ -33,32 +33,32 @@ const MAX_RESOURCES: usize = 1024;
 
 /// What all instances of one prepared plugin share.
 #[derive(Debug)]
-pub(crate) struct Services {
+pub(crate) struct PluginContext {
     pub(crate) version: PluginVersion,
     /// The plugin's `config` table as JSON.
     pub(crate) config: String,
     pub(crate) metrics: PluginMetrics,
     /// The state of the plugin's name.
-    pub(crate) state: Arc<State>,
+    pub(crate) state: Arc<LocalState>,
     /// Throttles the plugin's own lines.
     pub(crate) log: LogThrottle,
     /// Throttles our lines about the plugin's failures.
-    pub(crate) complaints: LogThrottle,
+    pub(crate) failure_log: LogThrottle,
     /// Throttles our lines about workers that do not call it.
     pub(crate) over_budget: LogThrottle,
     /// Whether the limit on its metrics has been logged.
-    pub(crate) told_of_metrics: AtomicBool,
+    pub(crate) logged_metrics_limit: AtomicBool,
     pub(crate) clock: Clock,
     /// Whether the plugin's own metrics and log are discarded: it is a shadow.
     pub(crate) silent: bool,
 }
 
-impl Services {
+impl PluginContext {
     pub(crate) fn new(
         version: PluginVersion,
         config: String,
         metrics: PluginMetrics,
-        state: Arc<State>,
+        state: Arc<LocalState>,
         clock: Clock,
     ) -> Self {
         Self {
@@ -67,9 +67,9 @@ impl Services {
             metrics,
             state,
             log: LogThrottle::new(100, Duration::from_secs(1)),
-            complaints: LogThrottle::new(1, Duration::from_secs(5)),
+            failure_log: LogThrottle::new(1, Duration::from_secs(5)),
             over_budget: LogThrottle::new(1, Duration::from_secs(5)),
-            told_of_metrics: AtomicBool::new(false),
+            logged_metrics_limit: AtomicBool::new(false),
             clock,
             silent: false,
         }
@@ -79,7 +79,7 @@ impl Services {
     fn log_line(&self, level: host::Level, message: &str) {
         let admitted = self.log.admit();
         if admitted.is_none() || message.len() > MAX_LOG_LINE {
-            self.metrics.hit(Limit::Log);
+            self.metrics.hit(PluginLimit::Log);
         }
         let Some(missed) = admitted else { return };
         let plugin = &self.version;
@@ -96,16 +96,16 @@ impl Services {
         }
     }
 
-    fn tell_of_metrics(&self, name: &str) {
-        self.metrics.hit(Limit::Metrics);
-        if !self.told_of_metrics.swap(true, Ordering::Relaxed) {
+    fn log_metrics_limit(&self, name: &str) {
+        self.metrics.hit(PluginLimit::Metrics);
+        if !self.logged_metrics_limit.swap(true, Ordering::Relaxed) {
             let plugin = &self.version;
             tracing::warn!(
                 target: "halley::plugin",
                 %plugin,
-                name = cut(name, MAX_OWN_NAME_LENGTH),
-                "a metric of the plugin is dropped: names are 1 to {MAX_OWN_NAME_LENGTH} bytes, \
-                 and at most {MAX_OWN_NAMES} of a kind"
+                name = cut(name, MAX_CUSTOM_NAME_LENGTH),
+                "a metric of the plugin is dropped: names are 1 to {MAX_CUSTOM_NAME_LENGTH} bytes, \
+                 and at most {MAX_CUSTOM_METRICS} of a kind"
             );
         }
     }
@@ -113,22 +113,22 @@ impl Services {
 
 /// The data of one store: the host's side of one instance.
 pub(crate) struct HostState {
-    services: Arc<Services>,
+    context: Arc<PluginContext>,
     /// With `state = "shared"`: the plugin's shared state.
-    pub(crate) shared: Option<Arc<Session>>,
+    pub(crate) shared: Option<Arc<SharedStateSession>>,
     pub(crate) memory: MemoryLimit,
-    stdout: Output,
-    stderr: Output,
+    stdout: GuestOutput,
+    stderr: GuestOutput,
     wasi: WasiCtx,
     resources: ResourceTable,
 }
 
 impl HostState {
     /// For an instance with this memory limit, in bytes.
-    pub(crate) fn new(services: Arc<Services>, memory: usize) -> Self {
+    pub(crate) fn new(context: Arc<PluginContext>, memory: usize) -> Self {
         let mut resources = ResourceTable::new();
         resources.set_max_capacity(MAX_RESOURCES);
-        let (stdout, stderr) = (Output::default(), Output::default());
+        let (stdout, stderr) = (GuestOutput::default(), GuestOutput::default());
         // An empty world: no files, no network, no environment, no arguments. Output goes to the
         // plugin's log.
         let wasi = WasiCtxBuilder::new()
@@ -139,14 +139,14 @@ impl HostState {
             .stdout(stdout.clone())
             .stderr(stderr.clone())
             .build();
-        let memory = MemoryLimit { limit: memory, used: 0, refused: false, no_room: false };
-        Self { services, shared: None, memory, stdout, stderr, wasi, resources }
+        let memory = MemoryLimit { limit: memory, used: 0, refused: false, address_space_exhausted: false };
+        Self { context, shared: None, memory, stdout, stderr, wasi, resources }
     }
 
     /// Whether the plugin's log and metrics are discarded: it is a shadow, or it will be called
     /// again.
     fn is_silent(&self) -> bool {
-        self.services.silent || self.shared.as_ref().is_some_and(|shared| shared.is_in_vain())
+        self.context.silent || self.shared.as_ref().is_some_and(|shared| shared.needs_refetch())
     }
 }
 
@@ -158,11 +158,11 @@ impl HostState {
         let [_, error] = levels.map(|(output, level)| {
             let (text, is_cut) = output.take()?;
             if is_cut {
-                self.services.metrics.hit(Limit::Log);
+                self.context.metrics.hit(PluginLimit::Log);
             }
             if !self.is_silent() {
                 let lines = text.lines().filter(|line| !line.trim().is_empty());
-                lines.for_each(|line| self.services.log_line(level, line));
+                lines.for_each(|line| self.context.log_line(level, line));
             }
             Some(text)
         });
@@ -184,7 +184,7 @@ pub(crate) struct MemoryLimit {
     /// Whether an allocation exceeded the limit. If the instance then fails, that is the reason.
     pub(crate) refused: bool,
     /// Whether the system refused memory within the limit.
-    pub(crate) no_room: bool,
+    pub(crate) address_space_exhausted: bool,
 }
 
 impl MemoryLimit {
@@ -212,7 +212,7 @@ impl ResourceLimiter for MemoryLimit {
 
     fn memory_grow_failed(&mut self, _error: wasmtime::Error) -> wasmtime::Result<()> {
         // The system's refusal, unless the limit above was the reason.
-        self.no_room |= !self.refused;
+        self.address_space_exhausted |= !self.refused;
         Ok(())
     }
 
@@ -252,34 +252,34 @@ impl types::Host for HostState {}
 impl host::Host for HostState {
     fn log(&mut self, level: host::Level, message: String) {
         if !self.is_silent() {
-            self.services.log_line(level, &message);
+            self.context.log_line(level, &message);
         }
     }
 
     fn config(&mut self) -> String {
-        self.services.config.clone()
+        self.context.config.clone()
     }
 
     fn now(&mut self) -> u64 {
-        self.services.clock.now_ms()
+        self.context.clock.now_ms()
     }
 
     fn counter_add(&mut self, name: String, value: u64) {
-        if !self.is_silent() && !self.services.metrics.own_counter(&name, value) {
-            self.services.tell_of_metrics(&name);
+        if !self.is_silent() && !self.context.metrics.custom_counter(&name, value) {
+            self.context.log_metrics_limit(&name);
         }
     }
 
     fn gauge_set(&mut self, name: String, value: f64) {
-        if !self.is_silent() && !self.services.metrics.own_gauge(&name, value) {
-            self.services.tell_of_metrics(&name);
+        if !self.is_silent() && !self.context.metrics.custom_gauge(&name, value) {
+            self.context.log_metrics_limit(&name);
         }
     }
 
     fn state_get(&mut self, key: String) -> Option<Vec<u8>> {
         match &self.shared {
             Some(shared) => shared.get(&key),
-            None => self.services.state.get(&key),
+            None => self.context.state.get(&key),
         }
     }
 
@@ -287,15 +287,15 @@ impl host::Host for HostState {
         let ttl = ttl_ms.map(Duration::from_millis);
         let kept = match &self.shared {
             Some(shared) => shared.set(key, value, ttl),
-            None => self.services.state.set(key, value, ttl),
+            None => self.context.state.set(key, value, ttl),
         };
-        kept.inspect_err(|_| self.services.metrics.hit(Limit::State))
+        kept.inspect_err(|_| self.context.metrics.hit(PluginLimit::State))
     }
 
     fn state_delete(&mut self, key: String) {
         match &self.shared {
             Some(shared) => shared.delete(key),
-            None => self.services.state.delete(&key),
+            None => self.context.state.delete(&key),
         }
     }
 }
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn all_memories_of_an_instance_share_the_limit() {
-        let mut memory = MemoryLimit { limit: 100, used: 0, refused: false, no_room: false };
+        let mut memory = MemoryLimit { limit: 100, used: 0, refused: false, address_space_exhausted: false };
         assert!(memory.memory_growing(0, 60, None).unwrap());
         assert!(memory.memory_growing(0, 40, None).unwrap(), "a second memory");
         assert!(!memory.refused);
@@ -321,13 +321,14 @@ mod tests {
 
     #[test]
     fn tables_count_against_the_limit_of_memories() {
-        let mut memory = MemoryLimit { limit: 64 << 20, used: 0, refused: false, no_room: false };
+        let mut memory =
+            MemoryLimit { limit: 64 << 20, used: 0, refused: false, address_space_exhausted: false };
         let taken = (0..60).filter(|_| memory.table_growing(0, MAX_TABLE, None).unwrap()).count();
         assert_eq!(taken, (64 << 20) / (MAX_TABLE * TABLE_ELEMENT));
         assert!(memory.refused && memory.used <= memory.limit);
         assert!(!memory.memory_growing(0, 8 << 20, None).unwrap(), "what tables have, memories have not");
         assert!(memory.memory_growing(0, 1 << 20, None).unwrap());
-        let mut small = MemoryLimit { limit: 100, used: 0, refused: false, no_room: false };
+        let mut small = MemoryLimit { limit: 100, used: 0, refused: false, address_space_exhausted: false };
         assert!(small.table_growing(0, 10, None).unwrap() && small.table_growing(10, 12, None).unwrap());
         assert!(!small.table_growing(12, 13, None).unwrap());
     }

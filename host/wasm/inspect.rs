@@ -3,7 +3,7 @@
 use wit_parser::{Resolve, WorldItem, WorldKey};
 
 use crate::digest;
-use crate::wasm::compile::NotCompiled;
+use crate::wasm::compile::CompileError;
 use crate::wasm::module;
 use crate::wasm::runtime::Runtime;
 
@@ -50,7 +50,7 @@ pub fn inspect(runtime: &Runtime, bytes: &[u8]) -> Inspection {
         hooks: compiled.as_ref().map(|module| module.hooks.names()).unwrap_or_default(),
         exports,
         imports,
-        refused: compiled.err().map(NotCompiled::into_reason),
+        refused: compiled.err().map(CompileError::into_reason),
     }
 }
 

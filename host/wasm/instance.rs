@@ -10,25 +10,25 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 use wasmtime::{Store, Trap};
 
-use crate::decision::Absent;
+use crate::decision::AbsentRecipient;
 use crate::message::Message;
 use crate::wasm::address_space;
-use crate::wasm::batch::{self, Batch};
+use crate::wasm::batch::{self, MessageColumns};
 use crate::wasm::bindings::exports::halley::policy::{
     filter, filter_columns, grouping, grouping_columns, offline,
 };
 use crate::wasm::bindings::halley::policy::types;
-use crate::wasm::epoch::{Running, ticks};
-use crate::wasm::failure::Failure;
+use crate::wasm::epoch::{RunningGuest, ticks};
 use crate::wasm::failure::FailureKind;
-use crate::wasm::failure::Limit;
+use crate::wasm::failure::PluginFailure;
+use crate::wasm::failure::PluginLimit;
 use crate::wasm::failure::causes;
-use crate::wasm::host::{HostState, Services, cut};
+use crate::wasm::host::{HostState, PluginContext, cut};
 use crate::wasm::lift::{self, UncheckedDisposition, UncheckedVerdict};
 use crate::wasm::lower::{self, with_message, with_messages};
 use crate::wasm::module::Module;
-use crate::wasm::room::{Answer, Connections, Room};
-use crate::wasm::shared::Session;
+use crate::wasm::room::{RoomConnections, RoomView, UncheckedRegrouping};
+use crate::wasm::shared::SharedStateSession;
 
 /// The minimum time for instantiation and `init`: they run once, and build word lists.
 const START_DEADLINE: Duration = Duration::from_secs(1);
@@ -36,11 +36,11 @@ const START_DEADLINE: Duration = Duration::from_secs(1);
 const TOO_MUCH_DATA: &str = "fuel allocated for hostcalls has been exhausted";
 
 /// How much guest output a failure quotes, in bytes.
-const MAX_WORDS: usize = 1024;
+const MAX_QUOTED_OUTPUT: usize = 1024;
 
 /// What is timed and counted: the index into [`crate::wasm::metrics::HOOKS`].
 #[derive(Clone, Copy, Debug)]
-enum Hook {
+enum HookKind {
     Filter,
     Grouping,
     Offline,
@@ -49,7 +49,7 @@ enum Hook {
 
 /// Limits on one instance.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
+pub(crate) struct InstanceLimits {
     /// The maximum duration of one call. Its start gets at least a second.
     pub(crate) deadline: Duration,
     /// The maximum size of its linear memories and tables together.
@@ -58,8 +58,8 @@ pub(crate) struct Limits {
 
 /// One instance. Belongs to one worker.
 pub(crate) struct Instance {
-    services: Arc<Services>,
-    limits: Limits,
+    context: Arc<PluginContext>,
+    limits: InstanceLimits,
     store: Store<HostState>,
     filter: Option<filter::Guest>,
     filter_columns: Option<filter_columns::Guest>,
@@ -70,9 +70,13 @@ pub(crate) struct Instance {
 
 impl Instance {
     /// Creates an instance and runs its `init`.
-    pub(crate) fn start(module: &Module, services: &Arc<Services>, limits: Limits) -> Result<Self, Failure> {
-        let Reserved { mut store, instance } = Reserved::new(module, services, limits)?;
-        let load = |e: wasmtime::Error| Failure::start(format!("could not be loaded: {}", causes(&e)));
+    pub(crate) fn start(
+        module: &Module,
+        context: &Arc<PluginContext>,
+        limits: InstanceLimits,
+    ) -> Result<Self, PluginFailure> {
+        let Reserved { mut store, instance } = Reserved::new(module, context, limits)?;
+        let load = |e: wasmtime::Error| PluginFailure::start(format!("could not be loaded: {}", causes(&e)));
         let hooks = &module.hooks;
         let filter = hooks.filter.as_ref().map(|i| i.load(&mut store, &instance));
         let filter_columns = hooks.filter_columns.as_ref().map(|i| i.load(&mut store, &instance));
@@ -86,17 +90,18 @@ impl Instance {
             grouping: grouping.transpose().map_err(load)?,
             grouping_columns: columns.transpose().map_err(load)?,
             offline: offline.transpose().map_err(load)?,
-            services: Arc::clone(services),
+            context: Arc::clone(context),
             limits,
             store,
         };
         if let Some(lifecycle) = lifecycle.transpose().map_err(load)? {
-            let config = &services.config;
+            let config = &context.config;
             let answer = loaded
-                .call(Hook::Init, limits.at_start(), |store| lifecycle.call_init(store, config))
+                .call(HookKind::Init, limits.at_start(), |store| lifecycle.call_init(store, config))
                 .map_err(at_start)?;
-            answer
-                .map_err(|why| Failure::start(format!("refused its configuration: {}", cut(&why, 1024))))?;
+            answer.map_err(|why| {
+                PluginFailure::start(format!("refused its configuration: {}", cut(&why, 1024)))
+            })?;
         }
         Ok(loaded)
     }
@@ -107,44 +112,49 @@ impl Instance {
         topic: &str,
         partition: i32,
         messages: &[&Message],
-    ) -> Result<Vec<UncheckedVerdict>, Failure> {
+    ) -> Result<Vec<UncheckedVerdict>, PluginFailure> {
         let (source, deadline) = (types::Source { topic, partition }, self.deadline());
         if let Some(hook) = self.filter_columns.take() {
-            let batch = Batch::of(messages);
+            let batch = MessageColumns::of(messages);
             let answer =
-                self.call(Hook::Filter, deadline, |store| hook.call_filter(store, source, batch.lend()));
+                self.call(HookKind::Filter, deadline, |store| hook.call_filter(store, source, batch.lend()));
             self.filter_columns = Some(hook);
-            let verdicts = lift::one_each(answer?, messages.len(), "verdicts");
+            let verdicts = lift::check_count(answer?, messages.len(), "verdicts");
             return Ok(verdicts?.into_iter().map(batch::verdict).map(UncheckedVerdict).collect());
         }
         let Some(hook) = self.filter.take() else { return Ok(Vec::new()) };
         let answer = with_messages(messages, |records| {
-            self.call(Hook::Filter, deadline, |store| hook.call_filter(store, source, records))
+            self.call(HookKind::Filter, deadline, |store| hook.call_filter(store, source, records))
         });
         self.filter = Some(hook);
-        let verdicts = lift::one_each(answer?, messages.len(), "verdicts")?;
+        let verdicts = lift::check_count(answer?, messages.len(), "verdicts")?;
         Ok(verdicts.into_iter().map(UncheckedVerdict).collect())
     }
 
     /// Calls `regroup` for a room, in the shape that this plugin takes. The answer is not checked
     /// yet; `None` if the plugin has no such hook.
-    pub(crate) fn regroup(&mut self, id: &str, room: &Room<'_>) -> Result<Option<Answer>, Failure> {
+    pub(crate) fn regroup(
+        &mut self,
+        id: &str,
+        room: &RoomView<'_>,
+    ) -> Result<Option<UncheckedRegrouping>, PluginFailure> {
         let (comets, deadline) = (&room.comets, self.deadline());
         match &room.connections {
-            Connections::Columns(columns) => {
+            RoomConnections::Columns(columns) => {
                 let Some(hook) = self.grouping_columns.take() else { return Ok(None) };
-                let answer = self.call(Hook::Grouping, deadline, |store| {
+                let answer = self.call(HookKind::Grouping, deadline, |store| {
                     hook.call_regroup(store, id, comets, columns.lend())
                 });
                 self.grouping_columns = Some(hook);
-                answer.map(|answer| Some(Answer::Columns(answer)))
+                answer.map(|answer| Some(UncheckedRegrouping::Columns(answer)))
             }
-            Connections::Records(records) => {
+            RoomConnections::Records(records) => {
                 let Some(hook) = self.grouping.take() else { return Ok(None) };
-                let answer = self
-                    .call(Hook::Grouping, deadline, |store| hook.call_regroup(store, id, comets, records));
+                let answer = self.call(HookKind::Grouping, deadline, |store| {
+                    hook.call_regroup(store, id, comets, records)
+                });
                 self.grouping = Some(hook);
-                answer.map(|answer| Some(Answer::Records(answer)))
+                answer.map(|answer| Some(UncheckedRegrouping::Records(answer)))
             }
         }
     }
@@ -153,18 +163,18 @@ impl Instance {
     pub(crate) fn decide(
         &mut self,
         message: &Message,
-        absent: &[&Absent],
-    ) -> Result<Vec<UncheckedDisposition>, Failure> {
+        absent: &[&AbsentRecipient],
+    ) -> Result<Vec<UncheckedDisposition>, PluginFailure> {
         let Some(hook) = self.offline.take() else { return Ok(Vec::new()) };
         let deadline = self.deadline();
         let origin = &message.record.origin;
         let source = types::Source { topic: &origin.topic, partition: origin.partition };
         let asked: Vec<_> = absent.iter().map(|absent| lower::absent(absent)).collect();
         let answer = with_message(message, |message| {
-            self.call(Hook::Offline, deadline, |store| hook.call_decide(store, source, message, &asked))
+            self.call(HookKind::Offline, deadline, |store| hook.call_decide(store, source, message, &asked))
         });
         self.offline = Some(hook);
-        let dispositions = lift::one_each(answer?, absent.len(), "dispositions")?;
+        let dispositions = lift::check_count(answer?, absent.len(), "dispositions")?;
         Ok(dispositions.into_iter().map(UncheckedDisposition).collect())
     }
 
@@ -174,7 +184,7 @@ impl Instance {
     }
 
     /// Uses this shared state instead of the process's own.
-    pub(crate) fn sharing(mut self, session: Option<&Arc<Session>>) -> Self {
+    pub(crate) fn with_shared_state(mut self, session: Option<&Arc<SharedStateSession>>) -> Self {
         if let Some(session) = session {
             self.store.data_mut().shared = Some(Arc::clone(session));
         }
@@ -188,28 +198,28 @@ impl Instance {
     /// Every call of guest code goes through here.
     fn call<R>(
         &mut self,
-        hook: Hook,
+        hook: HookKind,
         deadline: Duration,
         work: impl FnOnce(&mut Store<HostState>) -> wasmtime::Result<R>,
-    ) -> Result<R, Failure> {
-        let _running = Running::begin();
+    ) -> Result<R, PluginFailure> {
+        let _running = RunningGuest::begin();
         self.store.set_epoch_deadline(ticks(deadline));
         let memory = &mut self.store.data_mut().memory;
-        (memory.refused, memory.no_room) = (false, false);
+        (memory.refused, memory.address_space_exhausted) = (false, false);
         let begun = Instant::now();
         // A panic of the engine is treated like a trap: a message must not end the process, and then
         // end it again after every restart.
         let result = catch_unwind(AssertUnwindSafe(|| work(&mut self.store)))
             .unwrap_or_else(|_| Err(wasmtime::Error::msg("the engine panicked")));
-        self.services.metrics.called(hook as usize, begun.elapsed().as_secs_f64());
-        count_memory(&self.store, &self.services, result.is_err());
+        self.context.metrics.called(hook as usize, begun.elapsed().as_secs_f64());
+        count_memory(&self.store, &self.context, result.is_err());
         let printed = self.store.data().log_output();
-        let limits = Limits { deadline, ..self.limits };
-        result.map_err(|e| with_words(failure(&e, &self.store, limits), printed))
+        let limits = InstanceLimits { deadline, ..self.limits };
+        result.map_err(|e| with_guest_output(failure(&e, &self.store, limits), printed))
     }
 }
 
-impl Limits {
+impl InstanceLimits {
     /// Instantiation and `init` run once, and build word lists.
     fn at_start(self) -> Duration {
         self.deadline.max(START_DEADLINE)
@@ -229,77 +239,83 @@ pub(crate) struct Reserved {
 
 impl Reserved {
     /// Creates a store with an instance.
-    pub(crate) fn new(module: &Module, services: &Arc<Services>, limits: Limits) -> Result<Self, Failure> {
-        let state = HostState::new(Arc::clone(services), limits.bytes());
+    pub(crate) fn new(
+        module: &Module,
+        context: &Arc<PluginContext>,
+        limits: InstanceLimits,
+    ) -> Result<Self, PluginFailure> {
+        let state = HostState::new(Arc::clone(context), limits.bytes());
         let mut store = Store::new(module.pre.engine(), state);
         store.limiter(|state| &mut state.memory);
         // Data that a call passes to the host is copied; aliased strings could turn a kilobyte into a
         // gigabyte. No valid answer is larger than the memory it comes from.
         store.set_hostcall_fuel(limits.bytes());
-        let _running = Running::begin();
+        let _running = RunningGuest::begin();
         let deadline = limits.at_start();
         store.set_epoch_deadline(ticks(deadline));
         let started = module.pre.instantiate(&mut store);
-        count_memory(&store, services, started.is_err());
+        count_memory(&store, context, started.is_err());
         match started {
             Ok(instance) => Ok(Self { store, instance }),
             Err(error) => {
                 let printed = store.data().log_output();
-                let failure = failure(&error, &store, Limits { deadline, ..limits });
-                Err(at_start(with_words(failure, printed)))
+                let failure = failure(&error, &store, InstanceLimits { deadline, ..limits });
+                Err(at_start(with_guest_output(failure, printed)))
             }
         }
     }
 }
 
-fn at_start(failure: Failure) -> Failure {
-    if failure.is_no_room() {
+fn at_start(failure: PluginFailure) -> PluginFailure {
+    if failure.is_address_space_exhausted() {
         return failure;
     }
-    Failure { limit: failure.limit, ..Failure::start(format!("could not start: {failure}")) }
+    PluginFailure { limit: failure.limit, ..PluginFailure::start(format!("could not start: {failure}")) }
 }
 
 /// Appends what the guest printed, such as an exception and its stack trace: the end of it, on one
 /// line.
-fn with_words(failure: Failure, printed: Option<String>) -> Failure {
+fn with_guest_output(failure: PluginFailure, printed: Option<String>) -> PluginFailure {
     let lines = printed.iter().flat_map(|text| text.lines()).map(str::trim).filter(|line| !line.is_empty());
     let words = lines.collect::<Vec<_>>().join(" | ").replace(char::is_control, " ");
     if words.is_empty() {
         return failure;
     }
-    let begin = words.ceil_char_boundary(words.len().saturating_sub(MAX_WORDS));
+    let begin = words.ceil_char_boundary(words.len().saturating_sub(MAX_QUOTED_OUTPUT));
     let cut = if begin > 0 { "..." } else { "" };
-    Failure { message: format!("{failure}; it printed: {cut}{}", &words[begin..]), ..failure }
+    PluginFailure { message: format!("{failure}; it printed: {cut}{}", &words[begin..]), ..failure }
 }
 
 /// A plugin may survive a refused allocation: nothing failed, but the limit was reached.
-fn count_memory(store: &Store<HostState>, services: &Services, failed: bool) {
+fn count_memory(store: &Store<HostState>, context: &PluginContext, failed: bool) {
     if store.data().memory.refused && !failed {
-        services.metrics.hit(Limit::Memory);
+        context.metrics.hit(PluginLimit::Memory);
     }
 }
 
 /// Derives the failure from wasmtime's error.
-fn failure(error: &wasmtime::Error, store: &Store<HostState>, limits: Limits) -> Failure {
-    let Limits { deadline, memory } = limits;
+fn failure(error: &wasmtime::Error, store: &Store<HostState>, limits: InstanceLimits) -> PluginFailure {
+    let InstanceLimits { deadline, memory } = limits;
     if error.downcast_ref::<Trap>() == Some(&Trap::Interrupt) {
         let message = format!("exceeded its deadline of {deadline:?}");
-        return Failure::new(FailureKind::Deadline, Some(Limit::Time), message);
+        return PluginFailure::new(FailureKind::Deadline, Some(PluginLimit::Time), message);
     }
     if store.data().memory.refused {
         let message = format!("wanted more memory than its {memory}");
-        return Failure::new(FailureKind::Memory, Some(Limit::Memory), message);
+        return PluginFailure::new(FailureKind::Memory, Some(PluginLimit::Memory), message);
     }
-    if store.data().memory.no_room || address_space::is_refusal(error) {
+    if store.data().memory.address_space_exhausted || address_space::is_refusal(error) {
         let why = cut(&error.root_cause().to_string(), 256).replace('\n', " ");
         let remedy = address_space::REMEDY;
-        return Failure::no_room(format!("has no room in this process: {why}; {remedy}"));
+        return PluginFailure::address_space_exhausted(format!(
+            "has no room in this process: {why}; {remedy}"
+        ));
     }
     let cause = error.root_cause().to_string();
     if cause.contains(TOO_MUCH_DATA) {
         let message = format!("passed more data than its memory of {memory} can hold");
-        return Failure::too_large(message);
+        return PluginFailure::too_large(message);
     }
     let message = format!("trapped: {}", cut(&cause, 512).replace('\n', " "));
-    Failure::new(FailureKind::Trap, None, message)
+    PluginFailure::new(FailureKind::Trap, None, message)
 }

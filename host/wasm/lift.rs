@@ -6,13 +6,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::decision::{Disposition, Filtered, Guard, PluginVersion, Verdict};
+use crate::decision::{Disposition, FilteredMessage, Guard, PluginVersion, Verdict};
 use crate::message::{Audience, CometAddr, NamedBy};
 use crate::wasm::bindings::exports::halley::policy::filter::{self, Amendment, Once};
 use crate::wasm::bindings::exports::halley::policy::offline;
-use crate::wasm::failure::Failure;
+use crate::wasm::failure::PluginFailure;
 use crate::wasm::host::cut;
-use crate::wasm::metrics::Decision;
+use crate::wasm::metrics::FilterDecision;
 
 /// The longest reason that is kept, in bytes; the rest is truncated.
 const MAX_REASON: usize = 1024;
@@ -31,12 +31,12 @@ pub(crate) struct UncheckedVerdict(pub(super) filter::Verdict);
 
 impl UncheckedVerdict {
     /// The decision for metrics, and whether its reason is longer than the limit.
-    pub(crate) fn decision(&self) -> (Decision, bool) {
+    pub(crate) fn decision(&self) -> (FilterDecision, bool) {
         let (decision, reason) = match &self.0 {
-            filter::Verdict::Pass => (Decision::Pass, ""),
-            filter::Verdict::Drop(reason) => (Decision::Drop, reason.as_str()),
-            filter::Verdict::DeadLetter(reason) => (Decision::DeadLetter, reason.as_str()),
-            filter::Verdict::Amend(_) => (Decision::Amend, ""),
+            filter::Verdict::Pass => (FilterDecision::Pass, ""),
+            filter::Verdict::Drop(reason) => (FilterDecision::Drop, reason.as_str()),
+            filter::Verdict::DeadLetter(reason) => (FilterDecision::DeadLetter, reason.as_str()),
+            filter::Verdict::Amend(_) => (FilterDecision::Amend, ""),
         };
         (decision, reason.len() > MAX_REASON)
     }
@@ -48,10 +48,10 @@ impl UncheckedVerdict {
     /// When it does not fit the message, which then is unchanged.
     pub(crate) fn apply(
         self,
-        filtered: &mut Filtered,
+        filtered: &mut FilteredMessage,
         by: &PluginVersion,
         named_by: NamedBy,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), PluginFailure> {
         apply(self.0, filtered, by, named_by)
     }
 }
@@ -65,7 +65,7 @@ impl UncheckedDisposition {
     ///
     /// # Errors
     /// When it is invalid.
-    pub(crate) fn check(self) -> Result<Option<Disposition>, Failure> {
+    pub(crate) fn check(self) -> Result<Option<Disposition>, PluginFailure> {
         disposition(self.0)
     }
 }
@@ -74,9 +74,9 @@ impl UncheckedDisposition {
 ///
 /// # Errors
 /// When there are more or fewer.
-pub(crate) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<Vec<T>, Failure> {
+pub(crate) fn check_count<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<Vec<T>, PluginFailure> {
     if answers.len() != asked {
-        return Err(Failure::bad_answer(format!("returned {} {what} for {asked}", answers.len())));
+        return Err(PluginFailure::bad_answer(format!("returned {} {what} for {asked}", answers.len())));
     }
     Ok(answers)
 }
@@ -88,10 +88,10 @@ pub(crate) fn one_each<T>(answers: Vec<T>, asked: usize, what: &str) -> Result<V
 /// When the verdict does not fit the message, which then is unchanged.
 pub(crate) fn apply(
     verdict: filter::Verdict,
-    filtered: &mut Filtered,
+    filtered: &mut FilteredMessage,
     by: &PluginVersion,
     named_by: NamedBy,
-) -> Result<(), Failure> {
+) -> Result<(), PluginFailure> {
     match verdict {
         filter::Verdict::Pass => return Ok(()),
         filter::Verdict::Drop(reason) => {
@@ -112,38 +112,38 @@ pub(crate) fn apply(
     Ok(())
 }
 
-fn check(amendment: &Amendment, audience: &Audience) -> Result<(), Failure> {
+fn check(amendment: &Amendment, audience: &Audience) -> Result<(), PluginFailure> {
     if let Some(room) = &amendment.room {
         if !matches!(audience, Audience::Room(_)) {
-            return Err(Failure::bad_answer("amended the room of a message that is not for a room"));
+            return Err(PluginFailure::bad_answer("amended the room of a message that is not for a room"));
         }
         name(room, "room")?;
     }
     if let Some(keys) = &amendment.keys {
         if !matches!(audience, Audience::Keys { .. }) {
-            return Err(Failure::bad_answer("amended the keys of a message that is not for keys"));
+            return Err(PluginFailure::bad_answer("amended the keys of a message that is not for keys"));
         }
         if keys.is_empty() {
-            return Err(Failure::bad_answer("amended the keys to an empty list; use `drop`"));
+            return Err(PluginFailure::bad_answer("amended the keys to an empty list; use `drop`"));
         }
         keys.iter().try_for_each(|key| name(key, "key"))?;
     }
     let named = amendment.only.iter().flatten().chain(&amendment.except).chain(&amendment.also);
     if named.clone().count() > MAX_COMETS {
-        return Err(Failure::too_large(format!("named more than {MAX_COMETS} comets for one message")));
+        return Err(PluginFailure::too_large(format!("named more than {MAX_COMETS} comets for one message")));
     }
     named.into_iter().try_for_each(|comet| name(comet, "comet address"))?;
     if amendment.once.len() > MAX_GUARDS {
         let asked = amendment.once.len();
-        return Err(Failure::too_large(format!("asked for {asked} guards; at most {MAX_GUARDS}")));
+        return Err(PluginFailure::too_large(format!("asked for {asked} guards; at most {MAX_GUARDS}")));
     }
     amendment.once.iter().try_for_each(check_guard)
 }
 
-fn check_guard(once: &Once) -> Result<(), Failure> {
-    within(&once.key, "guard key", MAX_GUARD_KEY)?;
+fn check_guard(once: &Once) -> Result<(), PluginFailure> {
+    check_length(&once.key, "guard key", MAX_GUARD_KEY)?;
     if once.ttl_ms == 0 {
-        return Err(Failure::bad_answer("a guard with a ttl of 0"));
+        return Err(PluginFailure::bad_answer("a guard with a ttl of 0"));
     }
     Ok(())
 }
@@ -152,21 +152,21 @@ fn check_guard(once: &Once) -> Result<(), Failure> {
 ///
 /// # Errors
 /// When it is empty or too long.
-pub(crate) fn name(text: &str, what: &str) -> Result<(), Failure> {
-    within(text, what, MAX_NAME)
+pub(crate) fn name(text: &str, what: &str) -> Result<(), PluginFailure> {
+    check_length(text, what, MAX_NAME)
 }
 
-fn within(text: &str, what: &str, most: usize) -> Result<(), Failure> {
+fn check_length(text: &str, what: &str, most: usize) -> Result<(), PluginFailure> {
     let why = || format!("a {what} of {} bytes; 1 to {most} are allowed", text.len());
     match text.len() {
-        0 => Err(Failure::bad_answer(why())),
-        length if length > most => Err(Failure::too_large(why())),
+        0 => Err(PluginFailure::bad_answer(why())),
+        length if length > most => Err(PluginFailure::too_large(why())),
         _ => Ok(()),
     }
 }
 
 /// Applies a checked amendment.
-fn amend(amendment: Amendment, filtered: &mut Filtered, by: &PluginVersion, named_by: NamedBy) {
+fn amend(amendment: Amendment, filtered: &mut FilteredMessage, by: &PluginVersion, named_by: NamedBy) {
     let mut amended = Vec::new();
     if let Some(body) = amendment.body {
         filtered.message.body = body.into();
@@ -202,7 +202,7 @@ fn amend(amendment: Amendment, filtered: &mut Filtered, by: &PluginVersion, name
 
 /// Combines what several policies say about comets: a comet has to be in every `only`.
 fn override_comets(
-    filtered: &mut Filtered,
+    filtered: &mut FilteredMessage,
     only: Option<Vec<String>>,
     except: Vec<String>,
     (also, named_by): (Vec<String>, NamedBy),
@@ -243,12 +243,12 @@ fn add_new(known: &mut Vec<CometAddr>, more: Vec<CometAddr>) {
 ///
 /// # Errors
 /// When it names no channel, or has a retention of 0.
-pub(crate) fn disposition(answer: offline::Disposition) -> Result<Option<Disposition>, Failure> {
+pub(crate) fn disposition(answer: offline::Disposition) -> Result<Option<Disposition>, PluginFailure> {
     Ok(match answer {
         offline::Disposition::Pass => None,
         offline::Disposition::Drop => Some(Disposition::Drop),
         offline::Disposition::Store(Some(0)) => {
-            return Err(Failure::bad_answer("stores for 0 seconds; use `drop`"));
+            return Err(PluginFailure::bad_answer("stores for 0 seconds; use `drop`"));
         }
         offline::Disposition::Store(seconds) => {
             Some(Disposition::Store { retention: seconds.map(Duration::from_secs) })

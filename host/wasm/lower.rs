@@ -1,7 +1,7 @@
 //! Converts our plain types to the types of the contract. Nothing is copied: plugins see borrowed
 //! data.
 
-use crate::decision::{Absent, Cause};
+use crate::decision::{AbsenceCause, AbsentRecipient};
 use crate::message::{Audience, Message};
 use crate::wasm::bindings::exports::halley::policy::offline;
 use crate::wasm::bindings::halley::policy::types;
@@ -70,11 +70,11 @@ fn message<'a>(
 }
 
 /// An absent recipient, as a plugin sees it.
-pub(crate) fn absent(absent: &Absent) -> offline::Absent<'_> {
+pub(crate) fn absent(absent: &AbsentRecipient) -> offline::Absent<'_> {
     let cause = match absent.cause {
-        Cause::NotOnline => offline::Cause::NotOnline,
-        Cause::NoConnection => offline::Cause::NoConnection,
-        Cause::CometUnreachable => offline::Cause::CometUnreachable,
+        AbsenceCause::NotOnline => offline::Cause::NotOnline,
+        AbsenceCause::NoConnection => offline::Cause::NoConnection,
+        AbsenceCause::CometUnreachable => offline::Cause::CometUnreachable,
     };
     let connection = absent.connection.as_ref().map_or("", |connection| connection.as_str());
     offline::Absent { user: absent.user.as_str(), connection, cause }

@@ -10,7 +10,7 @@
 //!   how they fail.
 //! - `lower` and `lift`: what plugins see, and what they may say; `batch` and `room`: the shapes in
 //!   which many of them cross, in `string_column`s.
-//! - `host`: what they can call, with `clock`, `state`, `shared` and its `account` behind it;
+//! - `host`: what they can call, with `clock`, `state`, `shared` and its `usage` behind it;
 //!   `output`: what they print; `metrics`: what is counted of each version.
 //! - `runtime`: what all of them share; `address_space`: how much of it their memories take;
 //!   `epoch`: the clock of their deadlines.
@@ -25,13 +25,12 @@
 //! Knows nothing of sets, chains, versions and swaps, of where files come from, or of what happens to
 //! a message.
 
-mod account;
 mod address_space;
-mod attempts;
 mod batch;
 pub(crate) mod bindings;
 mod clock;
 pub(crate) mod compile;
+mod compile_cache;
 mod contract;
 mod engine;
 pub(crate) mod epoch;
@@ -52,13 +51,14 @@ pub(crate) mod room;
 mod runtime;
 pub(crate) mod shared;
 mod state;
+mod state_usage;
 mod string_column;
 #[cfg(test)]
 mod tests;
 
 pub use clock::Clock;
 pub use compile::{
-    CompileLimits, Job, await_compilations, compile_plugin, end_compilations, use_child_processes,
+    CompileJob, CompileLimits, await_compilations, compile_plugin, end_compilations, use_child_processes,
 };
 pub use engine::WasmFeature;
 pub use idle::idle_plugin;

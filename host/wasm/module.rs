@@ -12,7 +12,7 @@ use crate::digest;
 use crate::wasm::bindings::exports::halley::policy::{
     filter, filter_columns, grouping, grouping_columns, lifecycle, offline,
 };
-use crate::wasm::compile::{NotCompiled, bounds};
+use crate::wasm::compile::{CompileError, bounds};
 use crate::wasm::contract::{BUILD_FOR_CONTRACT, Contract};
 use crate::wasm::failure::causes;
 use crate::wasm::host::HostState;
@@ -77,9 +77,9 @@ impl Module {
     pub(crate) fn compile(
         linker: &Linker<HostState>,
         bytes: &[u8],
-        load: impl FnOnce(&[u8]) -> Result<Component, NotCompiled>,
-    ) -> Result<Self, NotCompiled> {
-        let invalid = NotCompiled::Invalid;
+        load: impl FnOnce(&[u8]) -> Result<Component, CompileError>,
+    ) -> Result<Self, CompileError> {
+        let invalid = CompileError::Invalid;
         let component = component(bytes).map_err(invalid)?;
         let contract = Contract::read(&component).map_err(invalid)?;
         contract.check().map_err(invalid)?;
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_plugin_is_told_why() {
+    fn files_that_are_not_plugins_are_refused_with_a_reason() {
         let runtime = Runtime::new(&mut Registry::default()).unwrap();
         for text in [&b"hello"[..], b""] {
             let why = runtime.compile_now("p", text).err().unwrap().into_reason();

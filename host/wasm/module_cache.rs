@@ -17,31 +17,31 @@ use std::{fs, io};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::files::{OwnFolder, Unreadable};
+use crate::files::{OwnedDir, ReadError};
 
 /// The length of a SHA-256.
 const DIGEST: usize = 32;
 /// Beyond this, the oldest entries are removed. Components of Python and JavaScript are 40 MB of
 /// code.
-const MOST_BYTES: u64 = 1024 * 1024 * 1024;
-const MOST_FILES: usize = 1_000;
+const MAX_TOTAL_BYTES: u64 = 1024 * 1024 * 1024;
+const MAX_FILES: usize = 1_000;
 /// The largest file that is read, in bytes.
 pub(crate) const MAX_CODE: u64 = 512 * 1024 * 1024;
 
 /// The directory. Used by one gateway.
 #[derive(Debug)]
-pub(crate) struct CodeStore {
-    folder: OwnFolder,
+pub(crate) struct ModuleCache {
+    folder: OwnedDir,
 }
 
-impl CodeStore {
+impl ModuleCache {
     /// Opens a directory, creating it if needed, and removes foreign files from it.
     ///
     /// # Errors
     /// Why the folder cannot be used.
     pub(crate) fn open(folder: &Path) -> Result<Self, String> {
         let named = |why: String| format!("{} {why}", folder.display());
-        let folder = OwnFolder::create(folder).map_err(named)?;
+        let folder = OwnedDir::create(folder).map_err(named)?;
         if let Some(shared) = folder.shared() {
             return Err(named(format!("is not safe for code: others may write to {}", shared.display())));
         }
@@ -54,7 +54,7 @@ impl CodeStore {
     pub(crate) fn get(&self, component: &str, engine: &str) -> Option<Vec<u8>> {
         let name = name(component, engine);
         let read = self.folder.read(&name, MAX_CODE + DIGEST as u64);
-        if read.as_ref().is_err_and(Unreadable::is_missing) {
+        if read.as_ref().is_err_and(ReadError::is_missing) {
             return None;
         }
         let is_as_written = |content: &Vec<u8>| {
@@ -105,7 +105,7 @@ impl CodeStore {
         let mut bytes = 0;
         for (at, (_, size, path)) in entries.into_iter().enumerate() {
             bytes += size;
-            if at > 0 && (at >= MOST_FILES || bytes > MOST_BYTES) {
+            if at > 0 && (at >= MAX_FILES || bytes > MAX_TOTAL_BYTES) {
                 fs::remove_file(path)?;
             }
         }
@@ -161,7 +161,7 @@ mod tests {
     /// Restarts, loads these plugins, and returns how many of them had to be compiled.
     fn restart(folder: &Path, plugins: &[Vec<u8>]) -> u64 {
         let runtime = runtime(folder);
-        assert!(runtime.code.is_some(), "the folder can be used");
+        assert!(runtime.module_cache.is_some(), "the folder can be used");
         plugins.iter().for_each(|plugin| drop(runtime.load("p", plugin).unwrap()));
         runtime.compilations()
     }
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_start_finds_what_the_first_one_compiled() {
+    fn a_restart_reuses_compiled_code() {
         let folder = tempfile::tempdir().unwrap();
         let compiled = folder.path().join("compiled");
         let plugins = [plugin(1), plugin(2)];
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_was_changed_or_cut_is_compiled_again() {
+    fn damaged_entries_are_recompiled() {
         let folder = tempfile::tempdir().unwrap();
         let compiled = folder.path().join("compiled");
         assert_eq!(restart(&compiled, &[plugin(1)]), 1);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_engine_does_not_take_for_code_is_compiled_again() {
+    fn code_the_engine_rejects_is_recompiled() {
         let folder = tempfile::tempdir().unwrap();
         let compiled = folder.path().join("compiled");
         restart(&compiled, &[plugin(1)]);
@@ -233,12 +233,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_code_goes_and_links_are_not_followed() {
+    fn foreign_files_are_removed_and_links_not_followed() {
         let folder = tempfile::tempdir().unwrap();
         let compiled = folder.path().join("compiled");
         fs::create_dir_all(compiled.join("code/modules")).unwrap();
         fs::write(compiled.join("SHA256SUMS"), b"").unwrap();
-        let store = CodeStore::open(&compiled).unwrap();
+        let store = ModuleCache::open(&compiled).unwrap();
         assert_eq!(fs::read_dir(&compiled).unwrap().count(), 0);
         let (component, engine) = ("a".repeat(64), "0123456789abcdef");
         let precious = folder.path().join("precious");
@@ -250,28 +250,28 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_others_may_write_to_is_not_used() {
+    fn a_folder_writable_by_others_is_not_used() {
         let folder = tempfile::tempdir().unwrap();
         let compiled = folder.path().join("compiled");
         restart(&compiled, &[plugin(1)]);
         for (path, open) in [(folder.path(), 0o777), (&*compiled, 0o702)] {
             mode(path, open);
-            let why = CodeStore::open(&compiled).unwrap_err();
+            let why = ModuleCache::open(&compiled).unwrap_err();
             assert!(why.contains("others may write to") && why.contains("chmod go-w"), "{why}");
-            assert!(runtime(&compiled).code.is_none(), "the gateway starts without it");
+            assert!(runtime(&compiled).module_cache.is_none(), "the gateway starts without it");
             mode(path, 0o700);
         }
         assert_eq!(restart(&compiled, &[plugin(1)]), 0);
     }
 
     #[test]
-    fn where_no_folder_can_be_the_gateway_starts_without_one() {
+    fn the_gateway_starts_without_a_cache_folder() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, b"").unwrap();
         let runtime = runtime(&file.join("compiled"));
-        assert!(runtime.code.is_none());
+        assert!(runtime.module_cache.is_none());
         assert!(runtime.load("p", &plugin(1)).is_ok());
-        assert!(CodeStore::open(Path::new("/proc/compiled")).unwrap_err().contains("cannot be created"));
+        assert!(ModuleCache::open(Path::new("/proc/compiled")).unwrap_err().contains("cannot be created"));
     }
 }

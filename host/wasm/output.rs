@@ -22,16 +22,16 @@ const AT_ONCE: usize = 64 * 1024;
 
 /// One stream of one instance. Clones are the same stream.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Output(Arc<Mutex<Written>>);
+pub(crate) struct GuestOutput(Arc<Mutex<OutputBuffer>>);
 
 #[derive(Debug, Default)]
-struct Written {
+struct OutputBuffer {
     bytes: Vec<u8>,
     /// Whether older bytes were dropped.
     is_cut: bool,
 }
 
-impl Output {
+impl GuestOutput {
     /// The output since the last call of this function, and whether its beginning is missing; `None`
     /// if there is none.
     pub(crate) fn take(&self) -> Option<(String, bool)> {
@@ -39,11 +39,11 @@ impl Output {
         if written.bytes.is_empty() {
             return None;
         }
-        let Written { bytes, is_cut } = std::mem::take(&mut *written);
+        let OutputBuffer { bytes, is_cut } = std::mem::take(&mut *written);
         Some((String::from_utf8_lossy(&bytes).into_owned(), is_cut))
     }
 
-    fn keep(&self, bytes: &[u8]) {
+    fn append(&self, bytes: &[u8]) {
         let mut written = self.0.lock();
         let latest = &bytes[bytes.len().saturating_sub(MOST)..];
         let too_many = (written.bytes.len() + latest.len()).saturating_sub(MOST);
@@ -53,13 +53,13 @@ impl Output {
     }
 }
 
-impl IsTerminal for Output {
+impl IsTerminal for GuestOutput {
     fn is_terminal(&self) -> bool {
         false
     }
 }
 
-impl StdoutStream for Output {
+impl StdoutStream for GuestOutput {
     fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
         Box::new(self.clone())
     }
@@ -70,9 +70,9 @@ impl StdoutStream for Output {
 }
 
 #[async_trait::async_trait]
-impl OutputStream for Output {
+impl OutputStream for GuestOutput {
     fn write(&mut self, bytes: Bytes) -> Result<(), StreamError> {
-        self.keep(&bytes);
+        self.append(&bytes);
         Ok(())
     }
 
@@ -86,13 +86,13 @@ impl OutputStream for Output {
 }
 
 #[async_trait::async_trait]
-impl Pollable for Output {
+impl Pollable for GuestOutput {
     async fn ready(&mut self) {}
 }
 
-impl AsyncWrite for Output {
+impl AsyncWrite for GuestOutput {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.keep(bytes);
+        self.append(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
 
@@ -111,20 +111,20 @@ mod tests {
 
     #[test]
     fn the_latest_part_is_kept() {
-        let output = Output::default();
+        let output = GuestOutput::default();
         assert_eq!(output.take(), None);
-        output.keep(b"one ");
-        output.keep("两".as_bytes());
+        output.append(b"one ");
+        output.append("两".as_bytes());
         assert_eq!(output.take(), Some(("one 两".to_owned(), false)));
         assert_eq!(output.take(), None, "each is taken once");
-        output.keep(b"first");
-        output.keep(&[b'x'; MOST]);
-        output.keep(b"last");
+        output.append(b"first");
+        output.append(&[b'x'; MOST]);
+        output.append(b"last");
         let (text, is_cut) = output.take().unwrap();
         assert!(is_cut && text.len() == MOST && text.ends_with("xlast") && !text.contains("first"));
-        output.keep(&[b'y'; 3 * MOST]);
+        output.append(&[b'y'; 3 * MOST]);
         assert_eq!(output.take().unwrap().0.len(), MOST);
-        output.keep(b"new");
+        output.append(b"new");
         assert_eq!(output.take(), Some(("new".to_owned(), false)));
     }
 }

@@ -4,23 +4,23 @@
 //! Plugins are not trusted: every length, index and name of an answer is checked here. Errors name
 //! what is invalid.
 
-use crate::membership::{Grouping, Place, Placement, Regrouping};
+use crate::membership::{CurrentPlacement, Grouping, Placement, Regrouping};
 use crate::message::CometAddr;
 use crate::wasm::bindings::exports::halley::policy::{grouping as records, grouping_columns as columns};
-use crate::wasm::failure::Failure;
+use crate::wasm::failure::PluginFailure;
 use crate::wasm::lift::name;
-use crate::wasm::string_column::Texts;
+use crate::wasm::string_column::StringColumn;
 
 /// The members of a room that have a comet, as earlier plugins left them.
-pub(crate) struct Room<'a> {
+pub(crate) struct RoomView<'a> {
     pub(crate) comets: Vec<&'a str>,
     /// For each connection, its index among the members of the grouping.
     pub(crate) members: Vec<u32>,
-    pub(crate) connections: Connections<'a>,
+    pub(crate) connections: RoomConnections<'a>,
 }
 
 /// The connections of a room, in the shape that the plugin takes.
-pub(crate) enum Connections<'a> {
+pub(crate) enum RoomConnections<'a> {
     Records(Vec<records::Connection<'a>>),
     Columns(Columns),
 }
@@ -28,27 +28,27 @@ pub(crate) enum Connections<'a> {
 /// One list per field of a connection.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Columns {
-    ids: Texts,
-    users: Texts,
+    ids: StringColumn,
+    users: StringColumn,
     comets: Vec<u32>,
     online: Vec<u8>,
 }
 
 /// An answer of a plugin, unchecked.
 #[derive(Debug)]
-pub(crate) enum Answer {
+pub(crate) enum UncheckedRegrouping {
     Records(records::Regrouping),
     Columns(columns::Regrouping),
 }
 
-impl<'a> Room<'a> {
+impl<'a> RoomView<'a> {
     /// The room in columns, or in records.
     pub(crate) fn of(grouping: &'a Grouping, in_columns: bool) -> Self {
         let comets = grouping.comets().iter().map(CometAddr::as_str).collect();
         let mut members = Vec::with_capacity(grouping.members().len());
         let connections = match in_columns {
-            true => Connections::Columns(Columns::of(grouping, &mut members)),
-            false => Connections::Records(in_records(grouping, &mut members)),
+            true => RoomConnections::Columns(Columns::of(grouping, &mut members)),
+            false => RoomConnections::Records(in_records(grouping, &mut members)),
         };
         Self { comets, members, connections }
     }
@@ -57,14 +57,14 @@ impl<'a> Room<'a> {
     ///
     /// # Errors
     /// When it points outside of the room, or names an invalid comet.
-    pub(crate) fn check(&self, answer: Answer) -> Result<Regrouping, Failure> {
+    pub(crate) fn check(&self, answer: UncheckedRegrouping) -> Result<Regrouping, PluginFailure> {
         match answer {
-            Answer::Records(answer) => self.check_records(answer),
-            Answer::Columns(answer) => self.check_columns(answer),
+            UncheckedRegrouping::Records(answer) => self.check_records(answer),
+            UncheckedRegrouping::Columns(answer) => self.check_columns(answer),
         }
     }
 
-    fn check_records(&self, answer: records::Regrouping) -> Result<Regrouping, Failure> {
+    fn check_records(&self, answer: records::Regrouping) -> Result<Regrouping, PluginFailure> {
         self.check_sizes(answer.redirects.len(), answer.moves.len())?;
         let mut checked = Regrouping::default();
         for records::Redirect { comet, to } in answer.redirects {
@@ -81,33 +81,34 @@ impl<'a> Room<'a> {
         Ok(checked)
     }
 
-    fn check_columns(&self, answer: columns::Regrouping) -> Result<Regrouping, Failure> {
+    fn check_columns(&self, answer: columns::Regrouping) -> Result<Regrouping, PluginFailure> {
         let columns::Regrouping { redirects, places, moved, to } = answer;
         self.check_sizes(redirects.len(), moved.len())?;
         if to.len() != moved.len() || places.len() > moved.len() {
             let (moved, to, places) = (moved.len(), to.len(), places.len());
             let why = format!("moves {moved} connections to {to} of {places} places");
-            return Err(Failure::bad_answer(why));
+            return Err(PluginFailure::bad_answer(why));
         }
         let mut checked = Regrouping::default();
         for columns::Redirect { comet, to } in redirects {
             checked.redirects.push(self.redirect(comet, to)?);
         }
-        let places: Result<Vec<Placement>, Failure> = places.into_iter().map(place).collect();
+        let places: Result<Vec<Placement>, PluginFailure> = places.into_iter().map(place).collect();
         let places = places?;
         for (connection, to) in moved.into_iter().zip(to) {
             let place = places.get(to as usize);
-            let why = || Failure::bad_answer(format!("moves to place {to}, but names {}", places.len()));
+            let why =
+                || PluginFailure::bad_answer(format!("moves to place {to}, but names {}", places.len()));
             let place = place.ok_or_else(why)?;
             checked.moves.push((self.member(connection)?, place.clone()));
         }
         Ok(checked)
     }
 
-    fn check_sizes(&self, redirects: usize, moves: usize) -> Result<(), Failure> {
+    fn check_sizes(&self, redirects: usize, moves: usize) -> Result<(), PluginFailure> {
         let (comets, connections) = (self.comets.len(), self.members.len());
         if redirects > comets || moves > connections {
-            return Err(Failure::bad_answer(format!(
+            return Err(PluginFailure::bad_answer(format!(
                 "{redirects} redirects and {moves} moves for a room of {comets} comets and {connections} \
                  connections"
             )));
@@ -115,25 +116,25 @@ impl<'a> Room<'a> {
         Ok(())
     }
 
-    fn redirect(&self, comet: u32, to: String) -> Result<(u32, CometAddr), Failure> {
+    fn redirect(&self, comet: u32, to: String) -> Result<(u32, CometAddr), PluginFailure> {
         let (comets, to) = (self.comets.len(), address(&to)?);
         if comet as usize >= comets {
             let why = format!("redirects comet {comet}, but the room has {comets} comets");
-            return Err(Failure::bad_answer(why));
+            return Err(PluginFailure::bad_answer(why));
         }
         Ok((comet, to))
     }
 
-    fn member(&self, connection: u32) -> Result<u32, Failure> {
+    fn member(&self, connection: u32) -> Result<u32, PluginFailure> {
         self.members.get(connection as usize).copied().ok_or_else(|| {
             let connections = self.members.len();
             let why = format!("moves connection {connection}, but the room has {connections} connections");
-            Failure::bad_answer(why)
+            PluginFailure::bad_answer(why)
         })
     }
 }
 
-fn place(place: columns::Placement) -> Result<Placement, Failure> {
+fn place(place: columns::Placement) -> Result<Placement, PluginFailure> {
     Ok(match place {
         columns::Placement::Comet(to) => Placement::Comet(address(&to)?),
         columns::Placement::Skip => Placement::Skip,
@@ -141,7 +142,7 @@ fn place(place: columns::Placement) -> Result<Placement, Failure> {
     })
 }
 
-fn address(text: &str) -> Result<CometAddr, Failure> {
+fn address(text: &str) -> Result<CometAddr, PluginFailure> {
     name(text, "comet address")?;
     Ok(text.into())
 }
@@ -150,7 +151,7 @@ fn address(text: &str) -> Result<CometAddr, Failure> {
 fn in_records<'a>(grouping: &'a Grouping, members: &mut Vec<u32>) -> Vec<records::Connection<'a>> {
     let mut connections = Vec::with_capacity(grouping.members().len());
     for (at, (member, place)) in grouping.members().enumerate() {
-        let Place::At(comet) = place else { continue };
+        let CurrentPlacement::At(comet) = place else { continue };
         connections.push(records::Connection {
             id: member.id.as_str(),
             user: member.user.as_ref().map_or("", |user| user.as_str()),
@@ -168,13 +169,13 @@ impl Columns {
     fn of(grouping: &Grouping, members: &mut Vec<u32>) -> Self {
         let most = grouping.members().len();
         let mut columns = Self {
-            ids: Texts::with_capacity(most),
-            users: Texts::with_capacity(most),
+            ids: StringColumn::with_capacity(most),
+            users: StringColumn::with_capacity(most),
             comets: Vec::with_capacity(most),
             online: Vec::with_capacity(most),
         };
         for (at, (member, place)) in grouping.members().enumerate() {
-            let Place::At(comet) = place else { continue };
+            let CurrentPlacement::At(comet) = place else { continue };
             columns.ids.push(member.id.as_str());
             columns.users.push(member.user.as_ref().map_or("", |user| user.as_str()));
             columns.comets.push(comet);
@@ -261,12 +262,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn columns_say_the_same_as_records(grouping in rooms()) {
-            let (records, columns) = (Room::of(&grouping, false), Room::of(&grouping, true));
+        fn columns_equal_records(grouping in rooms()) {
+            let (records, columns) = (RoomView::of(&grouping, false), RoomView::of(&grouping, true));
             prop_assert_eq!(&records.comets, &columns.comets);
             prop_assert_eq!(&records.members, &columns.members);
             let shapes = (records.connections, columns.connections);
-            let (Connections::Records(records), Connections::Columns(columns)) = shapes else {
+            let (RoomConnections::Records(records), RoomConnections::Columns(columns)) = shapes else {
                 panic!("other shapes")
             };
             let connection =
@@ -294,23 +295,28 @@ mod tests {
                 columns.moved.push(connection);
                 columns.to.push(at);
             }
-            let by_records = Room::of(&grouping, false).check(Answer::Records(records));
-            let by_columns = Room::of(&grouping, true).check(Answer::Columns(columns));
+            let by_records = RoomView::of(&grouping, false).check(UncheckedRegrouping::Records(records));
+            let by_columns = RoomView::of(&grouping, true).check(UncheckedRegrouping::Columns(columns));
             // Which of several problems is reported first depends on the shape.
             prop_assert_eq!(by_records.ok(), by_columns.ok());
         }
     }
 
     #[test]
-    fn columns_that_do_not_fit_each_other_are_refused() {
+    fn inconsistent_columns_are_refused() {
         let connection =
             |id: &str| Connection { id: id.into(), user: None, comet: "a:1".into(), online: true };
         let grouping = Grouping::new(Arc::new(Membership::new([connection("c1"), connection("c2")], 0)));
-        let room = Room::of(&grouping, true);
+        let room = RoomView::of(&grouping, true);
         let check = |places: usize, moved: &[u32], to: &[u32]| {
             let places = (0..places).map(|_| columns::Placement::Skip).collect();
             let (moved, to) = (moved.to_vec(), to.to_vec());
-            room.check(Answer::Columns(columns::Regrouping { redirects: Vec::new(), places, moved, to }))
+            room.check(UncheckedRegrouping::Columns(columns::Regrouping {
+                redirects: Vec::new(),
+                places,
+                moved,
+                to,
+            }))
         };
         let skipped = Regrouping { redirects: Vec::new(), moves: vec![(1, Placement::Skip)] };
         assert_eq!(check(1, &[1], &[0]), Ok(skipped));

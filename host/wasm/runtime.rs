@@ -9,17 +9,17 @@ use prometheus_client::registry::Registry;
 use wasmtime::Engine;
 use wasmtime::component::{Component, HasSelf, Linker};
 
-use crate::wasm::attempts::Attempts;
 use crate::wasm::bindings::halley::policy::{host, types};
 use crate::wasm::clock::Clock;
-use crate::wasm::compile::{CompileLimits, Compiler, NotCompiled};
+use crate::wasm::compile::{CompileError, CompileLimits, Compiler};
+use crate::wasm::compile_cache::CompileCache;
 use crate::wasm::engine::{EngineConfig, WasmFeature};
-use crate::wasm::epoch::Ticker;
+use crate::wasm::epoch::EpochTicker;
 use crate::wasm::host::HostState;
 use crate::wasm::metrics::Metrics;
 use crate::wasm::module::Module;
-use crate::wasm::module_cache::CodeStore;
-use crate::wasm::state::States;
+use crate::wasm::module_cache::ModuleCache;
+use crate::wasm::state::PluginStates;
 
 /// The instance of WASI that makes a guest wait, in the version that `wasmtime-wasi` links.
 const WASI_POLL: &str = "wasi:io/poll@0.2.12";
@@ -49,14 +49,14 @@ pub struct Runtime {
     pub(crate) engine: Engine,
     pub(crate) linker: Linker<HostState>,
     pub(crate) metrics: Metrics,
-    pub(crate) states: States,
+    pub(crate) states: PluginStates,
     pub(crate) clock: Clock,
     /// Results of recent compilations.
-    pub(crate) attempts: Attempts,
+    pub(crate) compile_cache: CompileCache,
     /// The cache of compiled code.
-    pub(crate) code: Option<CodeStore>,
+    pub(crate) module_cache: Option<ModuleCache>,
     pub(crate) compiler: Compiler,
-    _ticker: Ticker,
+    _ticker: EpochTicker,
 }
 
 impl Runtime {
@@ -74,7 +74,7 @@ impl Runtime {
     /// As [`Runtime::new`].
     pub fn with(registry: &mut Registry, config: RuntimeConfig) -> anyhow::Result<Arc<Self>> {
         let RuntimeConfig { compiled, uncompilable, compile, features, clock } = config;
-        let code = compiled.and_then(|folder| match CodeStore::open(&folder) {
+        let code = compiled.and_then(|folder| match ModuleCache::open(&folder) {
             Ok(code) => Some(code),
             Err(why) => {
                 tracing::warn!("compiled code is not cached, so starts take longer: {why}");
@@ -85,16 +85,16 @@ impl Runtime {
         let engine = config.engine().map_err(anyhow::Error::msg);
         let engine = engine.context("wasmtime does not start here")?;
         let linker = linker(&engine).map_err(anyhow::Error::msg)?;
-        let ticker = Ticker::start(&engine).context("no thread for the plugins' deadlines")?;
+        let ticker = EpochTicker::start(&engine).context("no thread for the plugins' deadlines")?;
         let metrics = Metrics::register(registry);
         Ok(Arc::new(Self {
             engine,
             linker,
             metrics,
-            states: States::default(),
+            states: PluginStates::default(),
             clock,
-            attempts: Attempts::default(),
-            code,
+            compile_cache: CompileCache::default(),
+            module_cache: code,
             compiler: Compiler::new(config, compile, uncompilable),
             _ticker: ticker,
         }))
@@ -104,8 +104,8 @@ impl Runtime {
     ///
     /// # Errors
     /// Why there is no code.
-    pub(crate) fn load(&self, plugin: &str, component: &[u8]) -> Result<Component, NotCompiled> {
-        self.compiler.load(&self.engine, self.code.as_ref(), plugin, component)
+    pub(crate) fn load(&self, plugin: &str, component: &[u8]) -> Result<Component, CompileError> {
+        self.compiler.load(&self.engine, self.module_cache.as_ref(), plugin, component)
     }
 
     /// Compiles a version of this plugin, or returns the cached result.
@@ -114,14 +114,14 @@ impl Runtime {
     /// The problem: the second half of a sentence that begins with the plugin.
     pub(crate) fn compile(&self, plugin: &str, bytes: &[u8]) -> Result<Arc<Module>, String> {
         let compile = || self.compile_now(plugin, bytes);
-        self.attempts.compile(plugin, bytes, self.compiler.keeps_marks(), compile)
+        self.compile_cache.compile(plugin, bytes, self.compiler.keeps_marks(), compile)
     }
 
     /// Compiles a plugin and checks that it fits the contract, bypassing the cached results.
     ///
     /// # Errors
     /// The problem: the second half of a sentence that begins with the plugin.
-    pub(crate) fn compile_now(&self, plugin: &str, bytes: &[u8]) -> Result<Module, NotCompiled> {
+    pub(crate) fn compile_now(&self, plugin: &str, bytes: &[u8]) -> Result<Module, CompileError> {
         Module::compile(&self.linker, bytes, |component| self.load(plugin, component))
     }
 

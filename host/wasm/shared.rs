@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::wasm::account::Account;
 use crate::wasm::state::{MAX_KEY, check_size};
+use crate::wasm::state_usage::StateUsage;
 
 /// The maximum number of keys that are fetched at once.
 const MAX_WANTED: usize = 1_000;
@@ -22,74 +22,74 @@ const MAX_WRITTEN: usize = 16 * 1024 * 1024;
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A value and its time to live; `None` for a deleted key.
-pub(crate) type Written = Option<(Vec<u8>, Duration)>;
+pub(crate) type WrittenValue = Option<(Vec<u8>, Duration)>;
 
 /// Connects one plugin's instance and its chain. Closed outside of `filter`.
 #[derive(Debug)]
-pub(crate) struct Session {
-    batch: Mutex<Batch>,
+pub(crate) struct SharedStateSession {
+    batch: Mutex<BatchState>,
     /// How much shared state the plugin uses, and its limit.
-    account: Arc<Account>,
+    usage: Arc<StateUsage>,
     most: usize,
 }
 
 #[derive(Debug, Default)]
-struct Batch {
+struct BatchState {
     is_open: bool,
     /// Whether no more values can be fetched.
     is_last: bool,
     known: HashMap<String, Option<Vec<u8>>>,
     /// Written by calls that succeeded.
-    written: BTreeMap<String, Written>,
+    written: BTreeMap<String, WrittenValue>,
     /// Bytes of these.
     size: usize,
     /// By how much they increase the plugin's total.
     growth: usize,
     wanted: BTreeSet<String>,
-    call: Call,
+    call: CallState,
 }
 
 /// What the current call did.
 #[derive(Debug, Default)]
-struct Call {
-    written: BTreeMap<String, Written>,
+struct CallState {
+    written: BTreeMap<String, WrittenValue>,
     /// Bytes of these.
     size: usize,
     growth: usize,
     wanted: BTreeSet<String>,
-    trouble: Option<String>,
+    violation: Option<String>,
 }
 
 /// The result of a batch.
-pub(crate) struct Closed {
+pub(crate) struct BatchResult {
     /// The keys to fetch. If there are any, the rest is meaningless.
     pub(crate) wanted: Vec<String>,
-    pub(crate) written: BTreeMap<String, Written>,
+    pub(crate) written: BTreeMap<String, WrittenValue>,
 }
 
-impl Session {
+impl SharedStateSession {
     /// For a plugin with this account and this limit in bytes.
-    pub(crate) fn new(account: Arc<Account>, most: usize) -> Self {
-        Self { batch: Mutex::default(), account, most }
+    pub(crate) fn new(usage: Arc<StateUsage>, most: usize) -> Self {
+        Self { batch: Mutex::default(), usage, most }
     }
 
     /// Begins a batch with the fetched values. In the last round, reading an unknown key is a
     /// failure.
     pub(crate) fn open(&self, known: HashMap<String, Option<Vec<u8>>>, is_last: bool) {
-        *self.batch.lock() = Batch { is_open: true, is_last, known, ..Batch::default() };
+        *self.batch.lock() = BatchState { is_open: true, is_last, known, ..BatchState::default() };
     }
 
     /// Ends the batch.
-    pub(crate) fn close(&self) -> Closed {
+    pub(crate) fn close(&self) -> BatchResult {
         let batch = std::mem::take(&mut *self.batch.lock());
         if batch.wanted.is_empty() {
             let now = Instant::now();
             for (key, written) in &batch.written {
                 let value = written.as_ref().map(|(value, ttl)| (value.len(), *ttl));
-                self.account.note(key, value, now);
+                self.usage.note(key, value, now);
             }
         }
-        Closed { wanted: batch.wanted.into_iter().collect(), written: batch.written }
+        BatchResult { wanted: batch.wanted.into_iter().collect(), written: batch.written }
     }
 
     /// Ends a call. Its writes are kept if it succeeded; its reads are kept always, since it may have
@@ -100,8 +100,8 @@ impl Session {
     pub(crate) fn end_call(&self, succeeded: bool) -> Result<(), String> {
         let mut batch = self.batch.lock();
         let call = std::mem::take(&mut batch.call);
-        if let Some(trouble) = call.trouble {
-            return Err(trouble);
+        if let Some(violation) = call.violation {
+            return Err(violation);
         }
         batch.wanted.extend(call.wanted);
         if succeeded {
@@ -117,7 +117,7 @@ impl Session {
     }
 
     /// Whether the current call will be repeated: its side effects are discarded.
-    pub(crate) fn is_in_vain(&self) -> bool {
+    pub(crate) fn needs_refetch(&self) -> bool {
         let batch = self.batch.lock();
         !batch.wanted.is_empty() || !batch.call.wanted.is_empty()
     }
@@ -134,9 +134,9 @@ impl Session {
             return known.clone();
         }
         if batch.is_last {
-            batch.call.trouble = Some("reads different keys of its shared state on every call".to_owned());
+            batch.call.violation = Some("reads different keys of its shared state on every call".to_owned());
         } else if batch.wanted.len() + batch.call.wanted.len() >= MAX_WANTED {
-            batch.call.trouble =
+            batch.call.violation =
                 Some(format!("reads more than {MAX_WANTED} keys of its shared state in a batch"));
         } else {
             batch.call.wanted.insert(key.to_owned());
@@ -159,7 +159,7 @@ impl Session {
         }
     }
 
-    fn write(&self, key: String, written: Written) -> Result<(), String> {
+    fn write(&self, key: String, written: WrittenValue) -> Result<(), String> {
         let mut batch = self.batch.lock();
         if !batch.is_open {
             return Err("shared state is available in `filter` only".to_owned());
@@ -170,8 +170,8 @@ impl Session {
             return Err(format!("one batch would write more than {MAX_WRITTEN} bytes"));
         }
         if let Some((value, _)) = &written {
-            let growth = self.account.growth(&key, value.len());
-            self.account.fits(batch.growth + batch.call.growth + growth, self.most, Instant::now())?;
+            let growth = self.usage.growth(&key, value.len());
+            self.usage.fits(batch.growth + batch.call.growth + growth, self.most, Instant::now())?;
             batch.call.growth += growth;
         }
         batch.call.size = in_call;
@@ -180,7 +180,7 @@ impl Session {
     }
 }
 
-fn size(key: &str, written: &Written) -> usize {
+fn size(key: &str, written: &WrittenValue) -> usize {
     key.len() + written.as_ref().map_or(0, |(value, _)| value.len())
 }
 
@@ -192,13 +192,13 @@ mod tests {
     const VALUE: usize = 64 * 1024;
 
     #[test]
-    fn what_is_unknown_is_wanted_and_writes_are_seen_by_later_calls() {
-        let session = Session::new(Arc::default(), usize::MAX);
+    fn unknown_keys_are_requested_and_writes_are_visible() {
+        let session = SharedStateSession::new(Arc::default(), usize::MAX);
         assert!(session.set("a".into(), vec![1], None).is_err(), "closed");
         session.open(HashMap::new(), false);
         assert_eq!(session.get("a"), None);
         session.end_call(true).unwrap();
-        assert!(session.is_in_vain());
+        assert!(session.needs_refetch());
         assert_eq!(session.close().wanted, ["a"]);
 
         session.open([("a".to_owned(), Some(vec![7]))].into(), false);
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn limits_are_named() {
-        let session = Session::new(Arc::default(), usize::MAX);
+        let session = SharedStateSession::new(Arc::default(), usize::MAX);
         session.open(HashMap::new(), false);
         assert!(session.set("k".repeat(513), vec![], None).unwrap_err().contains("key has 513"));
         assert!(session.set("k".into(), vec![0; VALUE + 1], None).unwrap_err().contains("value has"));
@@ -232,10 +232,10 @@ mod tests {
     }
 
     #[test]
-    fn all_batches_together_have_a_total() {
-        let account = Arc::<Account>::default();
-        let session = |most| Session::new(Arc::clone(&account), most);
-        let write = |session: &Session, from: usize, count: usize| {
+    fn the_quota_spans_batches_and_workers() {
+        let usage = Arc::<StateUsage>::default();
+        let session = |most| SharedStateSession::new(Arc::clone(&usage), most);
+        let write = |session: &SharedStateSession, from: usize, count: usize| {
             session.open(HashMap::new(), true);
             let fit =
                 (from..from + count).filter(|n| session.set(format!("{n}"), vec![0; VALUE], None).is_ok());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::expiring::ExpiringMap;
-use crate::wasm::account::Account;
+use crate::wasm::state_usage::StateUsage;
 
 /// The longest key, in bytes.
 pub(crate) const MAX_KEY: usize = 512;
@@ -24,44 +24,44 @@ const MAX_TOTAL: usize = 16 * 1024 * 1024;
 
 /// The state of all plugins of a gateway, by plugin name.
 #[derive(Debug, Default)]
-pub(crate) struct States {
-    local: Mutex<HashMap<String, Arc<State>>>,
+pub(crate) struct PluginStates {
+    local: Mutex<HashMap<String, Arc<LocalState>>>,
     /// How much shared state each plugin uses.
-    accounts: Mutex<HashMap<String, Arc<Account>>>,
+    usages: Mutex<HashMap<String, Arc<StateUsage>>>,
 }
 
-impl States {
+impl PluginStates {
     /// The state of the plugin with this name.
-    pub(crate) fn of(&self, plugin: &str) -> Arc<State> {
+    pub(crate) fn of(&self, plugin: &str) -> Arc<LocalState> {
         let mut states = self.local.lock();
         Arc::clone(states.entry(plugin.to_owned()).or_default())
     }
 
     /// The account of the plugin with this name.
-    pub(crate) fn account_of(&self, plugin: &str) -> Arc<Account> {
-        let mut accounts = self.accounts.lock();
-        Arc::clone(accounts.entry(plugin.to_owned()).or_default())
+    pub(crate) fn usage_of(&self, plugin: &str) -> Arc<StateUsage> {
+        let mut usages = self.usages.lock();
+        Arc::clone(usages.entry(plugin.to_owned()).or_default())
     }
 }
 
 /// One plugin's state.
 #[derive(Debug, Default)]
-pub(crate) struct State(Mutex<Entries>);
+pub(crate) struct LocalState(Mutex<StateEntries>);
 
 #[derive(Debug)]
-struct Entries {
+struct StateEntries {
     values: ExpiringMap<String, Vec<u8>>,
     /// Bytes of all keys and values, those that have run out and were not swept among them.
     total: usize,
 }
 
-impl Default for Entries {
+impl Default for StateEntries {
     fn default() -> Self {
         Self { values: ExpiringMap::new(MAX_ENTRIES), total: 0 }
     }
 }
 
-impl State {
+impl LocalState {
     pub(crate) fn get(&self, key: &str) -> Option<Vec<u8>> {
         self.0.lock().values.get(key, Instant::now()).cloned()
     }
@@ -103,7 +103,7 @@ pub(crate) fn check_size(key: &str, value: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-impl Entries {
+impl StateEntries {
     fn remove(&mut self, key: &str) {
         if let Some(old) = self.values.remove(key) {
             self.total -= key.len() + old.len();
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn values_are_kept_expire_and_are_forgotten() {
-        let states = States::default();
+        let states = PluginStates::default();
         let state = states.of("p");
         state.set("a".into(), vec![1], None).unwrap();
         state.set("b".into(), vec![2], Some(Duration::ZERO)).unwrap();
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn every_limit_is_named_and_expired_entries_make_room() {
-        let state = State::default();
+        let state = LocalState::default();
         assert!(state.set("k".repeat(513), vec![], None).unwrap_err().contains("key has 513"));
         assert!(state.set("k".into(), vec![0; MAX_VALUE + 1], None).unwrap_err().contains("value has"));
         for n in 0..MAX_ENTRIES {
@@ -157,7 +157,7 @@ mod tests {
         }
         state.set("one more".into(), vec![], None).expect("the others have expired");
 
-        let state = State::default();
+        let state = LocalState::default();
         let fit = (0..1000).filter(|n| state.set(n.to_string(), vec![0; MAX_VALUE], None).is_ok()).count();
         assert!((200..=256).contains(&fit), "{fit}");
         state.set("0".into(), vec![0; 10], None).expect("a smaller value for a known key");

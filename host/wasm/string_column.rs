@@ -3,13 +3,13 @@
 
 /// Concatenated texts.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Texts {
+pub(crate) struct StringColumn {
     pub(crate) joined: String,
     /// Where each text ends and the next one begins, in bytes.
     pub(crate) ends: Vec<u32>,
 }
 
-impl Texts {
+impl StringColumn {
     /// The usual length of an id; longer ones reallocate.
     const USUAL: usize = 24;
 
@@ -26,12 +26,12 @@ impl Texts {
 
 /// Concatenated byte strings.
 #[derive(Debug)]
-pub(crate) struct Blobs {
+pub(crate) struct BytesColumn {
     pub(crate) joined: Vec<u8>,
     pub(crate) ends: Vec<u32>,
 }
 
-impl Blobs {
+impl BytesColumn {
     /// For this many byte strings with this total length.
     pub(crate) fn with_capacity(blobs: usize, bytes: usize) -> Self {
         Self { joined: Vec::with_capacity(bytes), ends: Vec::with_capacity(blobs) }

@@ -11,8 +11,8 @@ use prometheus_client::registry::Registry;
 
 use crate::blocking::run_in_place;
 use crate::decision::PluginVersion;
-use crate::wasm::epoch::{Running, ticks};
-use crate::wasm::host::{HostState, Services};
+use crate::wasm::epoch::{RunningGuest, ticks};
+use crate::wasm::host::{HostState, PluginContext};
 use crate::wasm::runtime::CANNOT_WAIT;
 use crate::wasm::{Clock, Runtime};
 
@@ -21,10 +21,10 @@ fn start(wat: &str) -> Result<(), String> {
     let runtime = Runtime::new(&mut Registry::default()).unwrap();
     let version = PluginVersion { name: "p".into(), hash: "0".into() };
     let metrics = runtime.metrics.plugin(&version);
-    let services = Services::new(version, "{}".into(), metrics, runtime.states.of("p"), Clock::default());
-    let mut store = Store::new(&runtime.engine, HostState::new(Arc::new(services), 1 << 20));
+    let context = PluginContext::new(version, "{}".into(), metrics, runtime.states.of("p"), Clock::default());
+    let mut store = Store::new(&runtime.engine, HostState::new(Arc::new(context), 1 << 20));
     store.limiter(|state| &mut state.memory);
-    let _running = Running::begin();
+    let _running = RunningGuest::begin();
     store.set_epoch_deadline(ticks(Duration::from_secs(1)));
     let component = Component::new(&runtime.engine, wat::parse_str(wat).unwrap()).unwrap();
     let result = run_in_place(|| runtime.linker.instantiate(&mut store, &component));

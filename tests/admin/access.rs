@@ -23,7 +23,7 @@ async fn a_local_user_writes_only_over_the_socket() {
         assert!(answer.body.contains("`[admin] token_file`"), "{}", answer.body);
         assert_eq!(gateway.send("POST", "/v1/plugins/p/release", headers, b"").await.status, 403);
     }
-    assert_eq!(gateway.get("/v1/plugins/p").await.json()["in_force"]["name"], "p", "reads are local");
+    assert_eq!(gateway.get("/v1/plugins/p").await.json()["active"]["name"], "p", "reads are local");
     assert!(refused(&gateway, "forbidden").await >= 8.0);
     assert_eq!(gateway.operate("POST", "/v1/plugins/p/release", &[], b"").await.status, 200);
     let browser = [("origin", "http://localhost")];
@@ -35,14 +35,14 @@ async fn a_local_user_writes_only_over_the_socket() {
 
 #[tokio::test]
 async fn reads_and_writes_are_for_known_hosts_only() {
-    let settings = with_a_policy("hosts").await.set("admin", "hosts", "[\"halley.example.com\"]");
+    let settings = with_a_policy("hosts").await.set("admin", "allowed_hosts", "[\"halley.example.com\"]");
     let gateway = settings.start().await;
     let reads = ["/readyz", "/metrics", "/v1/plugins", "/v1/comets", "/v1/stalls", "/v1/routes/lobby"];
     for path in reads {
         for host in ["evil.example", "127.0.0.1.evil.example:9093", "127.1"] {
             let answer = gateway.send("GET", path, &[("host", host)], b"").await;
             assert_eq!(answer.status, 421, "{path} for {host}: {}", answer.body);
-            assert!(answer.body.contains("`[admin] hosts`"), "{}", answer.body);
+            assert!(answer.body.contains("`[admin] allowed_hosts`"), "{}", answer.body);
         }
         for host in ["halley.example.com", "localhost:9093", "10.1.2.3:9093", "[::1]:9093"] {
             assert_ne!(

@@ -32,8 +32,8 @@ async fn assert_answers(gateway: &RunningGateway, address: &str) {
 }
 
 #[tokio::test]
-async fn connections_that_are_held_keep_no_probe_out() {
-    let settings = with_a_policy("held").await.set("admin", "probes", quoted("127.0.0.1:0"));
+async fn held_connections_do_not_block_probes() {
+    let settings = with_a_policy("held").await.set("admin", "probe_listen", quoted("127.0.0.1:0"));
     let gateway = settings.start().await;
     let probes = gateway.wait_for_log("admin is listening for probes").await["address"].clone();
     let (admin, probes) = (gateway.admin(), probes.as_str().expect("an address"));
@@ -60,7 +60,7 @@ async fn connections_that_are_held_keep_no_probe_out() {
 }
 
 #[tokio::test]
-async fn look_ups_of_routes_take_turns() {
+async fn route_look_ups_are_limited() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     if !redis.can_stop("look_ups_of_routes_take_turns") {
         return;

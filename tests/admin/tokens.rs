@@ -24,7 +24,7 @@ fn bearer(token: &str) -> String {
 }
 
 #[tokio::test]
-async fn each_token_opens_what_it_is_for() {
+async fn each_token_opens_its_routes() {
     let gateway = with_tokens("roles").await;
     let (read, write) = (bearer(READ), bearer(WRITE));
     for path in ["/v1/plugins", "/v1/plugins/p", "/v1/comets", "/v1/stalls", "/v1/routes/lobby", "/metrics"] {
@@ -43,7 +43,7 @@ async fn each_token_opens_what_it_is_for() {
 }
 
 #[tokio::test]
-async fn guessing_is_slowed_down_and_floods_no_log() {
+async fn guessing_is_rate_limited_and_floods_no_log() {
     let gateway = with_tokens("guesses").await;
     let guess = async |number: usize| {
         let token = bearer(&format!("a-guess-that-is-wrong-{number}"));

@@ -5,10 +5,10 @@ use std::process::Command;
 
 use tonic::Code;
 
+use crate::support::child_process::ChildProcess;
 use crate::support::comet::{Behaviour, FakeComet};
 use crate::support::gateway::{gateway, quoted};
 use crate::support::kafka::kafka;
-use crate::support::leash::Leash;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, folder};
 
@@ -35,7 +35,8 @@ async fn a_room_s_id_forges_no_line_of_log_or_explain() {
     for format in ["text", "json"] {
         let args = ["run", "--config", &file, "--log-format", format].map(str::to_owned);
         let folder = tempfile::tempdir_in(log.path()).expect("a folder");
-        let running = Leash::start(env!("CARGO_BIN_EXE_halley"), &args, folder).expect("the binary starts");
+        let running =
+            ChildProcess::start(env!("CARGO_BIN_EXE_halley"), &args, folder).expect("the binary starts");
         kafka().produce_room(&topic, ROOM, "hello").await;
         let settled =
             async || running.log().lines().find(|line| line.contains("message settled")).map(str::to_owned);
@@ -70,8 +71,8 @@ async fn broadcasts_to_dead_comets_make_few_and_short_lines() {
     for port in 2..=60 {
         settings = settings.node_at(format!("127.0.0.1:{port}"));
     }
-    let settings = settings.set("delivery", "timeout", quoted("500ms"));
-    let gateway = settings.set("delivery", "give_up_after", quoted("1s")).start().await;
+    let settings = settings.set("delivery", "request_timeout", quoted("500ms"));
+    let gateway = settings.set("delivery", "delivery_timeout", quoted("1s")).start().await;
     for number in 0..30 {
         kafka().produce_everyone(&topic, 0, number.to_string()).await;
     }

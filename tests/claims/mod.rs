@@ -1,6 +1,6 @@
 //! Forged records: a producer gains nothing but delivery of its messages.
 
-mod letters;
+mod dead_letters;
 mod logs;
 mod outcomes;
 mod proofs;

@@ -6,7 +6,7 @@ use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 
 #[tokio::test]
-async fn outcomes_tell_apart_all_some_and_nobody() {
+async fn outcomes_distinguish_all_some_and_none() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("full", "conn_1", "user_1", comet.address()).await;
     redis.join("half", "conn_1", "user_1", comet.address()).await;

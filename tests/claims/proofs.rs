@@ -4,7 +4,7 @@ use halley::message::{Audience, encode};
 use serde_json::json;
 use tonic::Code;
 
-use crate::letters::{Desk, text};
+use crate::dead_letters::{DeadLetterCli, text};
 use crate::support::comet::{Behaviour, FakeComet};
 use crate::support::gateway::{Plugin, RunningGateway, gateway};
 use crate::support::kafka::kafka;
@@ -12,11 +12,11 @@ use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, repository};
 
 async fn claims(gateway: &RunningGateway, proof: &str) -> Option<f64> {
-    gateway.metric(&format!("halley_redrive_claims_total{{proof=\"{proof}\"}}")).await
+    gateway.metric(&format!("halley_redrive_proofs_total{{proof=\"{proof}\"}}")).await
 }
 
 #[tokio::test]
-async fn a_forged_id_is_ignored_and_a_redriven_one_believed() {
+async fn a_forged_id_is_ignored_and_a_redriven_one_accepted() {
     let (redis, comet) = (Redis::start().await, FakeComet::start().await);
     redis.join("lobby", "conn_1", "user_1", comet.address()).await;
     let topic = kafka().topic("claims", 1).await;
@@ -24,7 +24,7 @@ async fn a_forged_id_is_ignored_and_a_redriven_one_believed() {
     let guard = Plugin::new("duplicate-guard", repository("plugins/dist/duplicate_guard.wasm"))
         .config(&json!({ "duplicates": { "within": "60s" } }));
     let settings = gateway(&topic).redis(&redis).plugin(guard);
-    let desk = Desk::with(&topic, &settings.toml());
+    let desk = DeadLetterCli::with(&topic, &settings.toml());
     let gateway = settings.start().await;
 
     comet.behave(Behaviour::Fail(Code::InvalidArgument));
@@ -115,7 +115,7 @@ async fn a_proof_waits_for_redis_and_says_so() {
 
 #[tokio::test]
 async fn a_redrive_writes_only_where_records_are_read() {
-    let desk = Desk::new("allowed").await;
+    let desk = DeadLetterCli::new("allowed").await;
     let (payments, chat) = (kafka().topic("payments", 1).await, kafka().topic("chat", 1).await);
     desk.letter_from(&payments, "deliver", 0, "forged").await;
     desk.letter_from(&chat, "deliver", 0, "pattern").await;

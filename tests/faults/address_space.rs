@@ -80,7 +80,7 @@ async fn with_a_limit_every_worker_starts_its_plugins() {
     scene.say().await;
     gateway.wait_until_settled(&scene.topic).await;
     assert_eq!(scene.heard(), what_may_pass());
-    let version = gateway.get("/v1/plugins/one").await.json()["in_force"]["hash"].to_string();
+    let version = gateway.get("/v1/plugins/one").await.json()["active"]["hash"].to_string();
     let series = format!(
         "halley_plugin_limits_total{{plugin=\"one\",version=\"{}\",limit=\"address-space\"}}",
         &version[1..13]

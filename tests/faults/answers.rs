@@ -82,7 +82,7 @@ async fn a_status_from_another_grpc_stack_is_an_answer() {
             .redis(&redis)
             .set("comets", "dialect", quoted("goim"))
             .set("comets", "breaker_failures", 1)
-            .set("comets", "breaker_patience", quoted("0s"))
+            .set("comets", "breaker_window", quoted("0s"))
             .start()
             .await;
         comet.behave(Duration::ZERO, Some((Code::Unknown, "signal channel full, msg dropped"))).await;
@@ -117,8 +117,8 @@ async fn a_status_for_one_connection_affects_only_that_one() {
     kafka().create_topic(&dead_letters, 1).await;
     let gateway = gateway(&topic)
         .redis(&redis)
-        .set("delivery", "timeout", quoted("1s"))
-        .set("delivery", "give_up_after", quoted("1s"))
+        .set("delivery", "request_timeout", quoted("1s"))
+        .set("delivery", "delivery_timeout", quoted("1s"))
         .start()
         .await;
     for (number, code) in codes.iter().enumerate() {
@@ -177,9 +177,9 @@ async fn a_lack_of_files_is_reported_and_opens_no_breaker() {
     let topic = kafka().topic("files", 1).await;
     let gateway = gateway(&topic)
         .redis(&redis)
-        .set("delivery", "give_up_after", quoted("60s"))
+        .set("delivery", "delivery_timeout", quoted("60s"))
         .set("comets", "breaker_failures", 1)
-        .set("comets", "breaker_patience", quoted("0s"))
+        .set("comets", "breaker_window", quoted("0s"))
         .start()
         .await;
     let limit = |files: &str| {
@@ -224,8 +224,8 @@ async fn a_message_queued_for_many_comets_is_held_once() {
     let gateway = gateway(&topic)
         .set("routing", "rooms", quoted("every-comet"))
         .set("comets", "nodes", format!("[{}]", nodes.join(", ")))
-        .set("delivery", "timeout", quoted("60s"))
-        .set("delivery", "give_up_after", quoted("60s"))
+        .set("delivery", "request_timeout", quoted("60s"))
+        .set("delivery", "delivery_timeout", quoted("60s"))
         .set("delivery", "shutdown_grace", quoted("1s"))
         .start()
         .await;
@@ -234,7 +234,7 @@ async fn a_message_queued_for_many_comets_is_held_once() {
         kafka().produce_room(&topic, &format!("room-{room}"), "x".repeat(BODY)).await;
     }
     for address in &addresses {
-        let waiting = format!("halley_comet_waiting{{comet=\"{address}\"}}");
+        let waiting = format!("halley_comet_queued_messages{{comet=\"{address}\"}}");
         eventually(format!("{ROOMS} messages to wait for {address}"), PATIENCE, async || {
             (gateway.metric(&waiting).await == Some(ROOMS as f64)).then_some(())
         })

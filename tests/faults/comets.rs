@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tonic::Code;
 
-use super::world::{Plan, World};
+use super::world::{World, WorldBuilder};
 use super::{seeded, some_time};
 use crate::support::proxy::Fault;
 use crate::support::{PATIENCE, eventually};
@@ -75,16 +75,17 @@ fn refused(comet: &crate::support::comet::FakeComet) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_black_hole_among_eight_comets_blocks_no_other() {
     let seed = seeded("black hole").u64(..);
-    let plan = Plan::new("black-hole", 16, 8).await;
+    let plan = WorldBuilder::new("black-hole", 16, 8).await;
     // Every room is on two comets: waiting for one must not delay the other.
-    let world = Plan { network: Some(seed), spread: |room, comet| (room + 8 - comet) % 8 < 2, ..plan };
+    let world =
+        WorldBuilder { network: Some(seed), spread: |room, comet| (room + 8 - comet) % 8 < 2, ..plan };
     let world = world.build().await;
     let gateway = world.gateway().await.start().await;
     let hole = &world.comets[0];
     world
         .load_during(async {
             world.wait_for_work(500).await;
-            hole.proxy().inflict(Fault::BlackHole);
+            hole.proxy().inject(Fault::BlackHole);
             let breaker = format!("halley_comet_breaker_open{{comet=\"{}\"}}", hole.address);
             eventually("the breaker to open", PATIENCE, async || {
                 (gateway.metric(&breaker).await == Some(1.0)).then_some(())

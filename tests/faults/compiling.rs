@@ -137,8 +137,8 @@ async fn a_plugin_that_cannot_compile_is_tried_once() {
     let settings = gateway(&topic)
         .redis(&redis)
         .plugin(plugin)
-        .set("policies", "state_folder", quoted(&state.display().to_string()))
-        .set("policies", "rescan", quoted("300ms"))
+        .set("policies", "state_dir", quoted(&state.display().to_string()))
+        .set("policies", "rescan_interval", quoted("300ms"))
         // Enough for the filter, and not for the other one.
         .set("policies", "compile_memory", quoted("128MiB"));
 

@@ -9,50 +9,50 @@ use tonic::Code;
 
 use super::network::FAULTS;
 use super::policies::{sometimes_poisonous, with_policies};
-use super::world::{Plan, World};
+use super::world::{World, WorldBuilder};
 use super::{seeded, some_time};
 use crate::support::comet::Behaviour;
 use crate::support::gateway::{Gateway, RunningGateway, quoted};
 use crate::support::kafka::Kafka;
-use crate::support::loudly;
+use crate::support::print_uncaptured;
 use crate::support::proxy::Proxy;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_at_once_loses_and_reorders_nothing() {
-    chaos(Patience::Endless, Duration::from_secs(40)).await;
+    chaos(CometDeadline::Never, Duration::from_secs(40)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_faults_with_unreachable_comets_lose_nothing() {
-    chaos(Patience::AsConfigured, Duration::from_secs(25)).await;
+    chaos(CometDeadline::AsConfigured, Duration::from_secs(25)).await;
 }
 
 /// When comets count as unreachable.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
+pub enum CometDeadline {
     /// Never. Every room keeps its order at every comet.
-    Endless,
+    Never,
     /// As configured; then messages are stored for their users. If the gateway dies before they are
     /// stored, the next one delivers them, after later ones.
     AsConfigured,
 }
 
 /// Causes random faults for this long.
-pub async fn chaos(patience: Patience, lasts: Duration) {
+pub async fn chaos(deadline: CometDeadline, lasts: Duration) {
     let mut random = seeded("everything");
     let Some((kafka, proxy)) = Kafka::own_behind_proxy(random.u64(..)).await else { return };
-    let plan = Plan::new("everything", 8, 3).await;
-    let plan = Plan { kafka: Some((kafka, Some(proxy))), network: Some(random.u64(..)), ..plan };
+    let plan = WorldBuilder::new("everything", 8, 3).await;
+    let plan = WorldBuilder { kafka: Some((kafka, Some(proxy))), network: Some(random.u64(..)), ..plan };
     let mut world = plan.build().await;
     world.body = sometimes_poisonous;
     world.pause = Duration::from_millis(20);
     let mut settings = world.gateway().await;
-    if patience == Patience::Endless {
-        settings = settings.set("comets", "breaker_patience", quoted("1h"));
-        settings = settings.set("delivery", "give_up_after", quoted("1h"));
+    if deadline == CometDeadline::Never {
+        settings = settings.set("comets", "breaker_window", quoted("1h"));
+        settings = settings.set("delivery", "delivery_timeout", quoted("1h"));
     }
     let first = with_policies(&settings, 0).start().await;
-    let stage = Stage {
+    let stage = ChaosRun {
         settings,
         gateway: Mutex::new(first),
         version: AtomicU32::new(0),
@@ -75,20 +75,23 @@ pub async fn chaos(patience: Patience, lasts: Duration) {
         .await;
     let gateway = stage.alive().await;
     world.settle(&gateway).await;
-    loudly(format_args!("everything: {} versions of the policies", stage.version.load(Ordering::Relaxed)));
+    print_uncaptured(format_args!(
+        "everything: {} versions of the policies",
+        stage.version.load(Ordering::Relaxed)
+    ));
     let history = world.history().await;
     let report = history.check();
-    loudly(format_args!("everything: {report}"));
-    for at in report.reordered.iter().chain(&report.went_back).chain(&report.lost).take(3) {
-        loudly(format_args!("{}\n{}", history.around(at), stage.told()));
+    print_uncaptured(format_args!("everything: {report}"));
+    for at in report.reordered.iter().chain(&report.version_regressed).chain(&report.lost).take(3) {
+        print_uncaptured(format_args!("{}\n{}", history.around(at), stage.timeline()));
     }
-    match patience {
-        Patience::Endless => report.assert_nothing_lost_or_reordered(),
-        Patience::AsConfigured => report.assert_nothing_lost(),
+    match deadline {
+        CometDeadline::Never => report.assert_nothing_lost_or_reordered(),
+        CometDeadline::AsConfigured => report.assert_nothing_lost(),
     }
 }
 
-struct Stage<'a> {
+struct ChaosRun<'a> {
     world: &'a World,
     /// What was done, and when.
     done: parking_lot::Mutex<Vec<(Instant, String)>>,
@@ -98,13 +101,13 @@ struct Stage<'a> {
     until: Instant,
 }
 
-impl Stage<'_> {
+impl ChaosRun<'_> {
     fn note(&self, what: impl std::fmt::Display) {
         self.done.lock().push((Instant::now(), what.to_string()));
     }
 
     /// What was done, in seconds since the world began.
-    fn told(&self) -> String {
+    fn timeline(&self) -> String {
         let done = self.done.lock();
         let began = self.world.began();
         let lines = done.iter().map(|(at, what)| format!("{:>9.3?} {what}", at.duration_since(began)));
@@ -198,7 +201,7 @@ impl Stage<'_> {
             let proxy = everywhere[random.usize(..everywhere.len())];
             let fault = FAULTS[random.usize(..FAULTS.len())];
             self.note(format_args!("network before {}: {fault:?}", proxy.address()));
-            proxy.inflict(fault);
+            proxy.inject(fault);
             tokio::time::sleep(some_time(&mut random, Duration::from_secs(3))).await;
             proxy.heal();
             self.note(format_args!("network before {}: healed", proxy.address()));

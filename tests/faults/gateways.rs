@@ -168,7 +168,7 @@ pub async fn stopped_while_another_joins(times: usize) {
 
 /// Members that come and go have no instance name.
 async fn dynamic(world: &World) -> Gateway {
-    world.gateway().await.set("kafka", "instance", quoted(""))
+    world.gateway().await.set("kafka", "instance_id", quoted(""))
 }
 
 /// Waits until each has two of the four partitions: no rebalance is in progress, during which

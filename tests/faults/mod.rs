@@ -18,13 +18,13 @@ pub mod world;
 
 use std::time::Duration;
 
-use crate::support::loudly;
+use crate::support::print_uncaptured;
 
 /// Random, and printed, so that a run can be repeated.
 pub fn seeded(story: &str) -> fastrand::Rng {
     let seed = std::env::var("HALLEY_TEST_SEED").ok().and_then(|text| text.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
-    loudly(format_args!("{story}: HALLEY_TEST_SEED={seed}"));
+    print_uncaptured(format_args!("{story}: HALLEY_TEST_SEED={seed}"));
     fastrand::Rng::with_seed(seed)
 }
 

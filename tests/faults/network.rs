@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::seeded;
-use super::world::{Plan, World};
+use super::world::{World, WorldBuilder};
 use crate::support::gateway::quoted;
 use crate::support::kafka::Kafka;
 use crate::support::proxy::{Fault, Proxy};
@@ -25,7 +25,8 @@ pub const FAULTS: [Fault; 6] = [
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_network_to_a_comet_loses_and_reorders_nothing() {
     let seed = seeded("network before a comet").u64(..);
-    let world = Plan { network: Some(seed), ..Plan::new("net-comet", 8, 3).await }.build().await;
+    let world =
+        WorldBuilder { network: Some(seed), ..WorldBuilder::new("net-comet", 8, 3).await }.build().await;
     let gateway = world.gateway().await.start().await;
     world.load_during(weather(&world, world.comets[0].proxy())).await;
     world.settle(&gateway).await;
@@ -37,7 +38,8 @@ async fn a_bad_network_to_a_comet_loses_and_reorders_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_bad_network_to_redis_loses_and_reorders_nothing() {
     let seed = seeded("network before Redis").u64(..);
-    let world = Plan { network: Some(seed), ..Plan::new("net-redis", 8, 3).await }.build().await;
+    let world =
+        WorldBuilder { network: Some(seed), ..WorldBuilder::new("net-redis", 8, 3).await }.build().await;
     let gateway = world.gateway().await.start().await;
     world.load_during(weather(&world, world.redis_proxy.as_ref().expect("planned"))).await;
     world.settle(&gateway).await;
@@ -52,11 +54,11 @@ async fn a_bad_network_to_redis_loses_and_reorders_nothing() {
 async fn a_bad_network_to_kafka_loses_and_reorders_nothing() {
     let seed = seeded("network before Kafka").u64(..);
     let Some((kafka, proxy)) = Kafka::own_behind_proxy(seed).await else { return };
-    let plan = Plan::new("net-kafka", 8, 3).await;
-    let world = Plan { kafka: Some((kafka, Some(proxy))), ..plan }.build().await;
+    let plan = WorldBuilder::new("net-kafka", 8, 3).await;
+    let world = WorldBuilder { kafka: Some((kafka, Some(proxy))), ..plan }.build().await;
     // Not a static member: if a join's answer is lost, Kafka treats the retry as another process of
     // that name, and fences the first one. The default session timeout is longer than the faults.
-    let settings = world.gateway().await.set("kafka", "instance", quoted(""));
+    let settings = world.gateway().await.set("kafka", "instance_id", quoted(""));
     let gateway = settings.set("kafka", "session_timeout", quoted("3m")).start().await;
     let proxy = world.kafka.as_ref().and_then(|(_, proxy)| proxy.as_ref()).expect("planned");
     world.load_during(weather(&world, proxy)).await;
@@ -71,7 +73,7 @@ async fn a_bad_network_to_kafka_loses_and_reorders_nothing() {
 async fn weather(world: &World, proxy: &Proxy) {
     world.wait_for_work(200).await;
     for fault in FAULTS {
-        proxy.inflict(fault);
+        proxy.inject(fault);
         tokio::time::sleep(LASTS).await;
         proxy.heal();
         world.wait_for_work(200).await;

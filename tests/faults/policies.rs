@@ -35,7 +35,7 @@ pub async fn swapped(times: u32) {
     world.settle(&gateway).await;
     let history = world.history().await;
     let report = history.check();
-    crate::support::loudly(format_args!("swapped: {report}"));
+    crate::support::print_uncaptured(format_args!("swapped: {report}"));
     report.assert_nothing_lost_or_reordered();
     report.assert_no_repeats();
     let poisonous = history.sent.iter().filter(|sent| poison(sent.number).is_some());

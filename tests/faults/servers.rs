@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::world::{Plan, World};
+use super::world::{World, WorldBuilder};
 use super::{seeded, some_time};
 use crate::support::gateway::quoted;
 use crate::support::kafka::Kafka;
@@ -17,7 +17,8 @@ async fn a_restarted_broker_loses_and_reorders_nothing() {
 pub async fn broker(times: usize) {
     let mut random = seeded("broker");
     let Some(kafka) = Kafka::own().await else { return };
-    let world = Plan { kafka: Some((kafka, None)), ..Plan::new("broker", 8, 3).await }.build().await;
+    let world =
+        WorldBuilder { kafka: Some((kafka, None)), ..WorldBuilder::new("broker", 8, 3).await }.build().await;
     // Longer than a restart of the broker takes on a loaded machine: otherwise the partitions count
     // as lost, and uncommitted records are delivered again.
     let gateway = world.gateway().await.set("kafka", "session_timeout", quoted("3m")).start().await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::world::{Plan, World};
+use super::world::{World, WorldBuilder};
 use super::{seeded, some_time};
 use crate::support::PATIENCE;
 use crate::support::comet::Behaviour;
@@ -20,7 +20,7 @@ async fn a_topic_recreated_under_load_loses_nothing() {
 /// moment after that, this many times.
 pub async fn recreated(times: usize) {
     let mut random = seeded("recreated");
-    let world: World = Plan::new("recreated", 4, 2).await.build().await;
+    let world: World = WorldBuilder::new("recreated", 4, 2).await.build().await;
     let settings = world.gateway().await;
     let mut gateway = settings.clone().start().await;
     for _ in 0..times {

@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use crate::faults::excuses;
 use crate::support::comet::FakeComet;
 use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
-use crate::support::history::{Excuse, History, Interruption, Report, Sent, body, receipts};
+use crate::support::history::{Excuse, History, Interruption, Report, SentMessage, body, receipts};
 use crate::support::kafka::{Kafka, kafka};
-use crate::support::loudly;
+use crate::support::print_uncaptured;
 use crate::support::proxy::Proxy;
 use crate::support::redis::Redis;
 
@@ -28,7 +28,7 @@ const PARTITIONS: i32 = 4;
 pub type Spread = fn(room: usize, comet: usize) -> bool;
 
 /// Builds a [`World`].
-pub struct Plan {
+pub struct WorldBuilder {
     pub name: &'static str,
     pub rooms: usize,
     pub comets: usize,
@@ -40,7 +40,7 @@ pub struct Plan {
     pub redis: Redis,
 }
 
-impl Plan {
+impl WorldBuilder {
     /// Rooms with users on all of these many comets, and nothing in between.
     pub async fn new(name: &'static str, rooms: usize, comets: usize) -> Self {
         let redis = Redis::start_keeping().await;
@@ -57,7 +57,7 @@ impl Plan {
         };
         let mut comets = Vec::new();
         for at in 0..self.comets {
-            comets.push(Edge::start(self.network.map(|seed| seed + at as u64)).await);
+            comets.push(CometEndpoint::start(self.network.map(|seed| seed + at as u64)).await);
         }
         let redis_proxy = match self.network {
             Some(seed) => Some(Proxy::start(self.redis.url().trim_start_matches("redis://"), seed).await),
@@ -86,20 +86,20 @@ impl Plan {
     }
 }
 
-fn users(room: usize, comets: &[Edge], spread: Spread) -> BTreeMap<String, Vec<String>> {
+fn users(room: usize, comets: &[CometEndpoint], spread: Spread) -> BTreeMap<String, Vec<String>> {
     let here = comets.iter().enumerate().filter(|(at, _)| spread(room, *at));
     let names = |at: usize| (0..USERS).map(|user| format!("user-{room}-{at}-{user}")).collect();
     here.map(|(at, edge)| (edge.address.clone(), names(at))).collect()
 }
 
 /// A comet, and its address in the directory.
-pub struct Edge {
+pub struct CometEndpoint {
     pub comet: FakeComet,
     pub address: String,
     proxy: Option<Proxy>,
 }
 
-impl Edge {
+impl CometEndpoint {
     async fn start(network: Option<u64>) -> Self {
         let comet = FakeComet::start().await;
         let address = comet.address().to_string();
@@ -121,7 +121,7 @@ impl Edge {
 /// The environment of a run.
 pub struct World {
     pub topic: String,
-    pub comets: Vec<Edge>,
+    pub comets: Vec<CometEndpoint>,
     pub redis: tokio::sync::Mutex<Redis>,
     pub redis_proxy: Option<Proxy>,
     pub kafka: Option<(Kafka, Option<Proxy>)>,
@@ -132,7 +132,7 @@ pub struct World {
     began: Instant,
     rooms: BTreeMap<String, BTreeMap<String, Vec<String>>>,
     next: Mutex<BTreeMap<String, u64>>,
-    sent: Mutex<Vec<Sent>>,
+    sent: Mutex<Vec<SentMessage>>,
     interruptions: Mutex<Vec<Interruption>>,
     excuses: Mutex<Vec<Excuse>>,
     incarnation: AtomicU32,
@@ -141,12 +141,12 @@ pub struct World {
 }
 
 /// An interruption in the history.
-pub struct Noted(usize);
+pub struct InterruptionId(usize);
 
 impl World {
     /// Rooms with users on all of these many comets.
     pub async fn new(name: &'static str, rooms: usize, comets: usize) -> Self {
-        Plan::new(name, rooms, comets).await.build().await
+        WorldBuilder::new(name, rooms, comets).await.build().await
     }
 
     /// When it began.
@@ -185,8 +185,8 @@ impl World {
             settings = settings.set("redis", "url", quoted(&format!("redis://{}", proxy.address())));
         }
         settings
-            .set("kafka", "instance", quoted("gateway-0"))
-            .set("kafka", "commit_every", quoted("100ms"))
+            .set("kafka", "instance_id", quoted("gateway-0"))
+            .set("kafka", "commit_interval", quoted("100ms"))
             .set("kafka", "session_timeout", quoted("6s"))
             .set("log", "level", quoted(excuses::LOG_LEVEL))
             // By default the oldest of 1,000 give way.
@@ -222,7 +222,7 @@ impl World {
             *number
         };
         let id = self.broker().produce_room(&self.topic, room, (self.body)(room, number)).await;
-        let sent = Sent { incarnation: self.incarnation(), ..Sent::new(room, number, id) };
+        let sent = SentMessage { incarnation: self.incarnation(), ..SentMessage::new(room, number, id) };
         self.sent.lock().push(sent);
     }
 
@@ -250,7 +250,7 @@ impl World {
 
     /// Deletes the topic and creates it again, while nobody sends. What is read of the new one
     /// before the gateway has seen that it is another one may come twice.
-    pub async fn recreate_topic(&self, group: &str) -> Noted {
+    pub async fn recreate_topic(&self, group: &str) -> InterruptionId {
         let marks = self.broker().view().committed_marks(group, &self.topic).await;
         let ids = marks.values().map(|(_, mark)| topic_id(mark).to_owned());
         self.old_marks.lock().extend(ids);
@@ -260,11 +260,11 @@ impl World {
         let mut interruptions = self.interruptions.lock();
         let committed = BTreeMap::new();
         interruptions.push(Interruption { from, until: from, incarnation, committed, read: from });
-        Noted(interruptions.len() - 1)
+        InterruptionId(interruptions.len() - 1)
     }
 
     /// Notes that a gateway of this group has just died, and what the group had committed.
-    pub async fn note_interruption(&self, group: &str) -> Noted {
+    pub async fn note_interruption(&self, group: &str) -> InterruptionId {
         let from = Instant::now();
         let committed = self.broker().view().committed_marks(group, &self.topic).await;
         let old = self.old_marks.lock().clone();
@@ -273,11 +273,11 @@ impl World {
         let mut interruptions = self.interruptions.lock();
         let (incarnation, read) = (self.incarnation(), Instant::now());
         interruptions.push(Interruption { from, until: from, incarnation, committed, read });
-        Noted(interruptions.len() - 1)
+        InterruptionId(interruptions.len() - 1)
     }
 
     /// The interruption has lasted until now: a gateway that stood still may have gone on.
-    pub fn note_end(&self, noted: &Noted) {
+    pub fn note_end(&self, noted: &InterruptionId) {
         self.interruptions.lock()[noted.0].until = Instant::now();
     }
 
@@ -336,7 +336,7 @@ impl World {
     /// Checks the history and tells what it found.
     pub async fn report(&self) -> Report {
         let report = self.history().await.check();
-        loudly(format_args!("{}: {report}", self.topic));
+        print_uncaptured(format_args!("{}: {report}", self.topic));
         report
     }
 }

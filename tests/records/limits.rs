@@ -21,7 +21,7 @@ fn keys(count: usize) -> Audience {
 }
 
 #[tokio::test]
-async fn what_is_too_large_in_a_record_is_left_out_and_named() {
+async fn oversized_parts_of_a_record_are_left_out_and_named() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("too-large", 1).await;
     let dead_letters = format!("{topic}.dead-letter");
@@ -89,16 +89,16 @@ async fn records_of_many_keys_stay_below_the_memory_limit() {
 }
 
 #[tokio::test]
-async fn near_the_memory_limit_admission_stops_says_so_and_goes_on() {
+async fn near_the_memory_limit_admission_pauses_and_resumes() {
     const RECORDS: usize = 100;
     let comet = FakeComet::start().await;
     let topic = kafka().topic("short-memory", 1).await;
     let settings = gateway(&topic)
         .node(&comet)
         .set("delivery", "memory_limit", quoted("64MiB"))
-        .set("delivery", "timeout", quoted("2s"))
-        .set("delivery", "give_up_after", quoted("120s"))
-        .set("comets", "breaker_patience", quoted("120s"));
+        .set("delivery", "request_timeout", quoted("2s"))
+        .set("delivery", "delivery_timeout", quoted("120s"))
+        .set("comets", "breaker_window", quoted("120s"));
     comet.behave(Behaviour::Hang);
     let running = settings.start().await;
     let body = vec![b'x'; 500 * 1024];
@@ -119,7 +119,7 @@ async fn near_the_memory_limit_admission_stops_says_so_and_goes_on() {
 }
 
 #[tokio::test]
-async fn what_unpacks_to_more_than_a_record_may_be_is_not_copied() {
+async fn oversized_unpacked_records_are_not_copied() {
     let comet = FakeComet::start().await;
     let topic = kafka().topic("unpacked", 1).await;
     let dead_letters = format!("{topic}.dead-letter");

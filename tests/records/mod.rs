@@ -11,7 +11,7 @@ use halley::message::{Audience, encode};
 use crate::support::comet::{FakeComet, To};
 use crate::support::folder;
 use crate::support::gateway::gateway;
-use crate::support::kafka::{Read, kafka};
+use crate::support::kafka::{ConsumedRecord, kafka};
 use crate::support::peers::{Outgoing, Producer};
 
 #[tokio::test]
@@ -37,7 +37,7 @@ async fn header_names_of_any_bytes_are_kept_and_redriven() {
     }
     comet.wait_for_deliveries(&[(To::Everyone { speed: 0 }, 4, "after it")]).await;
 
-    let first = |records: &[Read]| records[0].headers[..3].to_vec();
+    let first = |records: &[ConsumedRecord]| records[0].headers[..3].to_vec();
     let own = |(name, value): &(&[u8], &'static [u8])| {
         (Bytes::copy_from_slice(name), Some(Bytes::from_static(value)))
     };

@@ -1,9 +1,9 @@
 //! A gateway whose log is not read works and stops normally.
 
+use crate::support::child_process::ChildProcess;
 use crate::support::comet::{FakeComet, To};
 use crate::support::gateway::{gateway, quoted};
 use crate::support::kafka::kafka;
-use crate::support::leash::Leash;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, folder, free_port, http};
 
@@ -15,17 +15,17 @@ const CLOSED: &str = r#"mkfifo pipe; (: <pipe) & exec "$0" "$@" 2>pipe"#;
 const STUCK: &str = r#"mkfifo pipe; exec "$0" "$@" 2<>pipe"#;
 
 #[tokio::test]
-async fn a_full_disk_under_the_log_ends_nothing() {
+async fn a_full_disk_under_the_log_stops_nothing() {
     goes_on(FULL, "full", true).await;
 }
 
 #[tokio::test]
-async fn a_closed_pipe_under_the_log_ends_nothing() {
+async fn a_closed_pipe_under_the_log_stops_nothing() {
     goes_on(CLOSED, "closed", true).await;
 }
 
 #[tokio::test]
-async fn a_log_that_nobody_reads_holds_up_nothing() {
+async fn an_unread_log_holds_up_nothing() {
     goes_on(STUCK, "stuck", false).await;
 }
 
@@ -48,7 +48,7 @@ async fn goes_on(script: &str, name: &str, drops: bool) {
     // A low limit on open files, as in a shell, until the gateway raises it.
     let script = format!("cd {}; ulimit -Sn 64; {script}", folder.path().display());
     let args = ["-c", &script, env!("CARGO_BIN_EXE_halley"), "run", "--config", &file];
-    let mut process = Leash::start("sh", &args.map(str::to_owned), folder).expect("the binary starts");
+    let mut process = ChildProcess::start("sh", &args.map(str::to_owned), folder).expect("the binary starts");
     let ready =
         async || http::get(&admin, "/readyz").await.is_ok_and(|answer| answer.status == 200).then_some(());
     eventually("readiness", PATIENCE, ready).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::support::comet::FakeComet;
 use crate::support::gateway::gateway;
 use crate::support::kafka::kafka;
-use crate::support::loudly;
+use crate::support::print_uncaptured;
 use crate::support::redis::Redis;
 
 /// How long it is observed.
@@ -57,6 +57,6 @@ async fn an_idle_gateway_costs_little() {
         format!("\n  {time:7.3} ms/s {turns:7.1} turns/s  {name}")
     };
     let lines: String = lines.iter().map(line).collect();
-    loudly(format_args!("idle: {time:.1} ms of CPU a second, {turns:.0} turns a second{lines}"));
+    print_uncaptured(format_args!("idle: {time:.1} ms of CPU a second, {turns:.0} turns a second{lines}"));
     assert!(time < 100.0, "{time} ms/s");
 }

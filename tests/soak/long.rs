@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::faults::everything::Patience;
+use crate::faults::everything::CometDeadline;
 use crate::faults::{comets, everything, gateways, policies, servers};
 use crate::soak::fault_time;
 
@@ -49,7 +49,7 @@ async fn policies_swapped_300_times_while_they_fail() {
 async fn everything_at_once_for_long() {
     let rounds = (fault_time().as_secs() / 60).max(1);
     for _ in 0..rounds {
-        everything::chaos(Patience::Endless, Duration::from_secs(60)).await;
-        everything::chaos(Patience::AsConfigured, Duration::from_secs(60)).await;
+        everything::chaos(CometDeadline::Never, Duration::from_secs(60)).await;
+        everything::chaos(CometDeadline::AsConfigured, Duration::from_secs(60)).await;
     }
 }

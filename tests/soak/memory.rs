@@ -8,7 +8,7 @@ use crate::support::comet::{Behaviour, FakeComet};
 use crate::support::gateway::{RunningGateway, gateway};
 use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
-use crate::support::{eventually, loudly, resident_kib};
+use crate::support::{eventually, print_uncaptured, resident_kib};
 
 const ROOMS: usize = 200;
 /// For each room, on each of the two comets.
@@ -51,13 +51,13 @@ async fn memory_is_bounded_with_a_silent_comet_and_stalled_redis() {
         (healthy, holed, stalled)
     };
     let ((), (healthy, holed, stalled)) = tokio::join!(load, watch);
-    let patience = Duration::from_secs(600);
-    eventually("everything settled", patience, async || {
+    let deadline = Duration::from_secs(600);
+    eventually("everything settled", deadline, async || {
         (kafka().committed(gateway.group(), &topic).await == kafka().ends(&topic)).then_some(())
     })
     .await;
     let ratio = |kib: u64| kib as f64 / healthy as f64;
-    loudly(format_args!(
+    print_uncaptured(format_args!(
         "memory: {} messages; healthy {healthy} KiB; {:?} of a black-holed comet {holed} KiB = {:.2}x; then {:?} of a stalled Redis beside it {stalled} KiB = {:.2}x",
         sent.load(Ordering::Relaxed),
         fault_time(),

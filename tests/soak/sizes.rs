@@ -11,7 +11,7 @@ use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
 use crate::support::kafka::kafka;
 use crate::support::peers::{PeerComet, Stack};
 use crate::support::redis::Redis;
-use crate::support::{eventually, eventually_eq, loudly, resident_kib};
+use crate::support::{eventually, eventually_eq, print_uncaptured, resident_kib};
 
 /// Maximum duration of one run, on a busy machine.
 const LONG: Duration = Duration::from_secs(600);
@@ -29,7 +29,7 @@ async fn measure(what: &str, gateway: &RunningGateway, topic: &str, since: Insta
         async || (kafka().committed(gateway.group(), topic).await == kafka().ends(topic)).then_some(());
     eventually("everything to be settled", LONG, settled).await;
     let (peak, now) = (peak_mib(gateway), resident_kib(gateway.pid()) / 1024);
-    loudly(format_args!("{what}: {:.1?}, at most {peak} MiB, then {now} MiB", since.elapsed()));
+    print_uncaptured(format_args!("{what}: {:.1?}, at most {peak} MiB, then {now} MiB", since.elapsed()));
     peak
 }
 
@@ -139,6 +139,6 @@ async fn an_idle_foreign_comet_keeps_its_connection_for_39_s() {
         if stack == Stack::GrpcGo {
             assert_eq!(comet.connections(), (1, 0), "the same connection");
         }
-        loudly(format_args!("{stack:?}: 39 s without a call, then one: no retry, no failure"));
+        print_uncaptured(format_args!("{stack:?}: 39 s without a call, then one: no retry, no failure"));
     }
 }

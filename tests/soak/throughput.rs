@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::faults::world::{Plan, World};
+use crate::faults::world::{World, WorldBuilder};
 use crate::soak::fault_time;
-use crate::support::loudly;
+use crate::support::print_uncaptured;
 use crate::support::proxy::Fault;
 
 /// The maximum time of each half.
@@ -14,16 +14,16 @@ const LONGEST: Duration = Duration::from_secs(120);
 #[ignore = "takes minutes: make soak"]
 async fn seven_comets_keep_throughput_while_one_is_a_black_hole() {
     let lasts = fault_time().min(LONGEST);
-    let plan = Plan::new("seven", 16, 8).await;
+    let plan = WorldBuilder::new("seven", 16, 8).await;
     // Every room is on two comets.
-    let plan = Plan { network: Some(1), spread: |room, comet| (room + 8 - comet) % 8 < 2, ..plan };
+    let plan = WorldBuilder { network: Some(1), spread: |room, comet| (room + 8 - comet) % 8 < 2, ..plan };
     let world = plan.build().await;
     let gateway = world.gateway().await.start().await;
     let (healthy, holed) = world
         .load_during(async {
             world.wait_for_work(500).await;
             let healthy = calls_per_second(&world, lasts).await;
-            world.comets[0].proxy().inflict(Fault::BlackHole);
+            world.comets[0].proxy().inject(Fault::BlackHole);
             // From the start: the time to detect the fault counts as well.
             let holed = calls_per_second(&world, lasts).await;
             world.comets[0].proxy().heal();
@@ -33,7 +33,7 @@ async fn seven_comets_keep_throughput_while_one_is_a_black_hole() {
     world.settle(&gateway).await;
     world.report().await.assert_nothing_lost_or_reordered();
     let ratio = holed / healthy;
-    loudly(format_args!(
+    print_uncaptured(format_args!(
         "throughput: seven of eight comets take {healthy:.0} calls/s in {lasts:?} of good health and {holed:.0} \
          calls/s in {lasts:?} from the moment on that the eighth is a black hole: {ratio:.3}x"
     ));

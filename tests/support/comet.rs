@@ -115,16 +115,16 @@ pub enum Behaviour {
 
 /// State that is kept across restarts.
 #[derive(Default)]
-pub(super) struct Book {
+pub(super) struct CallLog {
     calls: Mutex<Vec<Call>>,
     count: watch::Sender<usize>,
     behaviour: Mutex<Behaviour>,
     fail_next: Mutex<(usize, Option<Code>)>,
     /// Rooms and keys that are refused, with the status code.
-    stuck: Mutex<HashMap<String, Code>>,
+    refusing: Mutex<HashMap<String, Code>>,
 }
 
-impl Book {
+impl CallLog {
     /// Records the call and reacts as configured.
     pub(super) async fn answer(&self, call: Call) -> Result<(), Status> {
         let behaviour = self.enter(call);
@@ -144,7 +144,7 @@ impl Book {
     }
 
     fn enter(&self, call: Call) -> Behaviour {
-        let behaviour = self.stuck(&call.to).unwrap_or_else(|| self.behaviour());
+        let behaviour = self.refusing(&call.to).unwrap_or_else(|| self.behaviour());
         let refused = matches!(behaviour, Behaviour::Fail(_) | Behaviour::FailLater(..));
         let count = {
             let mut calls = self.calls.lock();
@@ -155,11 +155,11 @@ impl Book {
         behaviour
     }
 
-    fn stuck(&self, to: &To) -> Option<Behaviour> {
-        let stuck = self.stuck.lock();
+    fn refusing(&self, to: &To) -> Option<Behaviour> {
+        let refusing = self.refusing.lock();
         let code = match to {
-            To::Room(room) => stuck.get(room),
-            To::Keys(keys) => keys.iter().find_map(|key| stuck.get(key)),
+            To::Room(room) => refusing.get(room),
+            To::Keys(keys) => keys.iter().find_map(|key| refusing.get(key)),
             To::Everyone { .. } | To::Rooms => None,
         };
         code.map(|code| Behaviour::Fail(*code))
@@ -179,7 +179,7 @@ impl Book {
 pub struct FakeComet {
     dialect: Dialect,
     address: SocketAddr,
-    book: Arc<Book>,
+    call_log: Arc<CallLog>,
     server: Mutex<Option<Runtime>>,
 }
 
@@ -192,9 +192,9 @@ impl FakeComet {
     /// Starts a fake of this dialect on a free port.
     pub async fn start_speaking(dialect: Dialect) -> Self {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        let book = Arc::new(Book::default());
-        let (server, address) = serve(dialect, anywhere, book.clone()).expect("a free port");
-        Self { dialect, address, book, server: Mutex::new(Some(server)) }
+        let call_log = Arc::new(CallLog::default());
+        let (server, address) = serve(dialect, anywhere, call_log.clone()).expect("a free port");
+        Self { dialect, address, call_log, server: Mutex::new(Some(server)) }
     }
 
     /// Its address, as `comet_id` in the directory.
@@ -204,17 +204,17 @@ impl FakeComet {
 
     /// Sets the reaction from the next call on.
     pub fn behave(&self, behaviour: Behaviour) {
-        *self.book.behaviour.lock() = behaviour;
+        *self.call_log.behaviour.lock() = behaviour;
     }
 
     /// The next `calls` calls fail with this status; then the previous reaction applies.
     pub fn fail_next(&self, calls: usize, code: Code) {
-        *self.book.fail_next.lock() = (calls, Some(code));
+        *self.call_log.fail_next.lock() = (calls, Some(code));
     }
 
     /// Calls for this room or key fail with this status from now on.
     pub fn refuse(&self, room_or_key: &str, code: Code) {
-        self.book.stuck.lock().insert(room_or_key.to_owned(), code);
+        self.call_log.refusing.lock().insert(room_or_key.to_owned(), code);
     }
 
     /// Crashes: closes the port and all connections. Recorded calls are kept.
@@ -232,7 +232,7 @@ impl FakeComet {
     pub async fn restart(&self) {
         self.stop().await;
         let server = eventually(format!("port {} to be free", self.address), PATIENCE, async || {
-            serve(self.dialect, self.address, self.book.clone()).ok()
+            serve(self.dialect, self.address, self.call_log.clone()).ok()
         });
         let (server, _) = server.await;
         *self.server.lock() = Some(server);
@@ -240,12 +240,12 @@ impl FakeComet {
 
     /// All calls so far, in order of arrival.
     pub fn calls(&self) -> Vec<Call> {
-        self.book.calls.lock().clone()
+        self.call_log.calls.lock().clone()
     }
 
     /// The number of calls so far.
     pub fn count(&self) -> usize {
-        *self.book.count.borrow()
+        *self.call_log.count.borrow()
     }
 
     /// All messages for clients so far as (recipients, operation, body as text), in order.
@@ -255,8 +255,8 @@ impl FakeComet {
 
     /// Forgets the calls so far.
     pub fn forget(&self) {
-        self.book.calls.lock().clear();
-        self.book.count.send_replace(0);
+        self.call_log.calls.lock().clear();
+        self.call_log.count.send_replace(0);
     }
 
     /// Waits for at least `n` calls, and returns all of them.
@@ -264,7 +264,7 @@ impl FakeComet {
     /// # Panics
     /// After [`PATIENCE`], with the calls so far.
     pub async fn wait_for(&self, n: usize) -> Vec<Call> {
-        let mut count = self.book.count.subscribe();
+        let mut count = self.call_log.count.subscribe();
         let enough = tokio::time::timeout(PATIENCE, count.wait_for(|count| *count >= n)).await;
         assert!(enough.is_ok(), "wanted {n} calls within {PATIENCE:?}; {self:?}");
         self.calls()
@@ -275,7 +275,7 @@ impl FakeComet {
     /// # Panics
     /// If anything else arrives, or after [`PATIENCE`].
     pub async fn wait_for_deliveries(&self, wanted: &[(To, i32, &str)]) {
-        let mut count = self.book.count.subscribe();
+        let mut count = self.call_log.count.subscribe();
         let same = |have: &[(To, i32, String)]| {
             have.iter().zip(wanted).all(|(h, w)| (&h.0, h.1, h.2.as_str()) == (&w.0, w.1, w.2))
         };
@@ -321,7 +321,11 @@ pub(super) fn deliveries(calls: &[Call]) -> Vec<(To, i32, String)> {
     all
 }
 
-fn serve(dialect: Dialect, address: SocketAddr, book: Arc<Book>) -> std::io::Result<(Runtime, SocketAddr)> {
+fn serve(
+    dialect: Dialect,
+    address: SocketAddr,
+    call_log: Arc<CallLog>,
+) -> std::io::Result<(Runtime, SocketAddr)> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let entered = runtime.enter();
     let incoming = match TcpIncoming::bind(address) {
@@ -334,7 +338,7 @@ fn serve(dialect: Dialect, address: SocketAddr, book: Arc<Book>) -> std::io::Res
     };
     let address = incoming.local_addr()?;
     // The runtime owns the task, and the fake owns the runtime.
-    drop(runtime.spawn(comet_service::router(dialect, book).serve_with_incoming(incoming)));
+    drop(runtime.spawn(comet_service::router(dialect, call_log).serve_with_incoming(incoming)));
     drop(entered);
     Ok((runtime, address))
 }

@@ -9,20 +9,20 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status};
 
-use super::comet::{Book, Call, Dialect, Packet, To, message_ids};
+use super::comet::{Call, CallLog, Dialect, Packet, To, message_ids};
 
 /// A server of this dialect that records calls in this book.
-pub(super) fn router(dialect: Dialect, book: Arc<Book>) -> Router {
+pub(super) fn router(dialect: Dialect, call_log: Arc<CallLog>) -> Router {
     match dialect {
         Dialect::Chatroom => {
-            Server::builder().add_service(chatroom::comet_server::CometServer::new(Chatroom(book)))
+            Server::builder().add_service(chatroom::comet_server::CometServer::new(Chatroom(call_log)))
         }
-        Dialect::Goim => Server::builder().add_service(goim::comet_server::CometServer::new(Goim(book))),
+        Dialect::Goim => Server::builder().add_service(goim::comet_server::CometServer::new(Goim(call_log))),
     }
 }
 
-struct Chatroom(Arc<Book>);
-struct Goim(Arc<Book>);
+struct Chatroom(Arc<CallLog>);
+struct Goim(Arc<CallLog>);
 
 macro_rules! implement {
     ($service:ident, $dialect:ident) => {

@@ -21,7 +21,7 @@ pub struct FakeDiscovery {
 }
 
 #[derive(serde::Deserialize)]
-struct Asked {
+struct FetchQuery {
     appid: String,
     env: String,
     status: String,
@@ -54,7 +54,7 @@ impl FakeDiscovery {
 /// Comets by hostname and address.
 type Registered = Arc<Mutex<Vec<(String, String)>>>;
 
-async fn fetch(State(comets): State<Registered>, Query(asked): Query<Asked>) -> Json<Value> {
+async fn fetch(State(comets): State<Registered>, Query(asked): Query<FetchQuery>) -> Json<Value> {
     if (asked.appid.as_str(), asked.env.as_str(), asked.status.as_str()) != ("goim.comet", "dev", "1") {
         return Json(json!({ "code": -404, "message": "-404" }));
     }

@@ -16,10 +16,10 @@ use std::process::ExitStatus;
 use parking_lot::Mutex;
 use serde_json::Value;
 
+use super::child_process::ChildProcess;
 use super::comet::FakeComet;
 use super::http::{self, Answer};
 use super::kafka::{Kafka, View, kafka};
-use super::leash::Leash;
 use super::redis::Redis;
 use super::{PATIENCE, eventually, folder, unique};
 
@@ -91,7 +91,7 @@ pub fn gateway(topic: &str) -> Gateway {
 }
 
 impl Gateway {
-    /// One key, its value as TOML: `.set("delivery", "timeout", "\"1s\"")`.
+    /// One key, its value as TOML: `.set("delivery", "request_timeout", "\"1s\"")`.
     pub fn set(mut self, section: &'static str, key: &str, toml: impl fmt::Display) -> Self {
         self.settings.entry(section).or_default().insert(key.to_owned(), toml.to_string());
         self
@@ -188,7 +188,7 @@ impl Gateway {
         let binary = [env!("CARGO_BIN_EXE_halley")];
         let words = self.under.iter().map(String::as_str).chain(binary).chain(args);
         let words: Vec<String> = words.map(str::to_owned).collect();
-        let process = Leash::start_with(&words[0], &words[1..], folder, &self.environment);
+        let process = ChildProcess::start_with(&words[0], &words[1..], folder, &self.environment);
         let process = Mutex::new(process.expect("the binary starts"));
         let kafka = self.view().clone();
         let mut running = RunningGateway { group: self.group, kafka, file, admin: String::new(), process };
@@ -206,7 +206,7 @@ pub struct RunningGateway {
     kafka: View,
     file: PathBuf,
     admin: String,
-    process: Mutex<Leash>,
+    process: Mutex<ChildProcess>,
 }
 
 impl RunningGateway {

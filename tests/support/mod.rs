@@ -11,12 +11,12 @@ pub mod comet;
 mod comet_service;
 pub mod discovery;
 
+pub mod child_process;
 pub mod gateway;
 pub mod history;
 pub mod hostile_redis;
 pub mod http;
 pub mod kafka;
-pub mod leash;
 pub mod peers;
 pub mod proxy;
 pub mod redis;
@@ -92,7 +92,7 @@ pub fn free_port() -> u16 {
 }
 
 /// Prints without the test harness, which captures the output of passing tests.
-pub fn loudly(text: impl std::fmt::Display) {
+pub fn print_uncaptured(text: impl std::fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 
-use super::leash::Leash;
-use super::{PATIENCE, eventually, folder, free_port, loudly, repository};
+use super::child_process::ChildProcess;
+use super::{PATIENCE, eventually, folder, free_port, print_uncaptured, repository};
 
 /// How long a user counts as online without a renewal, in seconds.
 const ONLINE_SECONDS: u64 = 300;
@@ -22,7 +22,7 @@ pub struct Redis {
     port: Option<u16>,
     /// Whether it writes everything to disk before it answers.
     keeps: bool,
-    server: Option<Leash>,
+    server: Option<ChildProcess>,
     connection: Option<MultiplexedConnection>,
 }
 
@@ -64,7 +64,7 @@ impl Redis {
     /// Whether it can be stopped; prints a warning if not.
     pub fn can_stop(&self, story: &str) -> bool {
         if self.port.is_none() {
-            loudly(format_args!(
+            print_uncaptured(format_args!(
                 "NOT PROVEN: `{story}` has to stop Redis, and HALLEY_TEST_REDIS names one that is not ours"
             ));
         }
@@ -94,10 +94,10 @@ impl Redis {
         let client = redis::Client::open(self.url.as_str()).expect("a Redis URL");
         let server = &mut self.server;
         let connection = eventually(format!("Redis at {}", self.url), PATIENCE, async || {
-            if let Some(status) = server.as_mut().and_then(Leash::ended) {
+            if let Some(status) = server.as_mut().and_then(ChildProcess::ended) {
                 panic!(
                     "redis-server ended with {status}: {}",
-                    server.as_ref().map(Leash::log).unwrap_or_default()
+                    server.as_ref().map(ChildProcess::log).unwrap_or_default()
                 );
             }
             client.get_multiplexed_async_connection().await.ok()
@@ -190,7 +190,7 @@ impl Redis {
     }
 }
 
-fn start_server(port: u16, keeps: bool) -> Leash {
+fn start_server(port: u16, keeps: bool) -> ChildProcess {
     let folder = folder("redis");
     let data = folder.path().display().to_string();
     let keep = if keeps { "yes --appendfsync always" } else { "no" };
@@ -198,7 +198,7 @@ fn start_server(port: u16, keeps: bool) -> Leash {
         format!("--port {port} --bind 127.0.0.1 --save  --appendonly {keep} --daemonize no --dir {data}");
     // `--save ""` takes an empty argument: no snapshots.
     let args: Vec<String> = args.split(' ').map(str::to_owned).collect();
-    Leash::start("redis-server", &args, folder).expect("redis-server starts")
+    ChildProcess::start("redis-server", &args, folder).expect("redis-server starts")
 }
 
 fn need_redis_server() {

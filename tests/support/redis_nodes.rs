@@ -1,6 +1,6 @@
 //! One Redis process of several: a cluster node, a primary, a replica, a sentinel.
 //!
-//! Also included by the unit tests of `host/redis_client`: it depends only on [`Leash`] and always
+//! Also included by the unit tests of `host/redis_client`: it depends only on [`ChildProcess`] and always
 //! starts its own servers, regardless of `HALLEY_TEST_REDIS`.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisError, RedisResult};
 
-use super::leash::Leash;
+use super::child_process::ChildProcess;
 
 /// Timeout of any operation, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -27,7 +27,7 @@ pub struct RedisNode {
     args: Vec<String>,
     /// Outlives the process, like a disk.
     data: tempfile::TempDir,
-    process: Option<Leash>,
+    process: Option<ChildProcess>,
     connection: Mutex<Option<MultiplexedConnection>>,
 }
 
@@ -58,7 +58,7 @@ impl RedisNode {
     pub async fn start(&mut self) {
         self.kill();
         let folder = tempfile::Builder::new().prefix("halley-redis-log-").tempdir();
-        let process = Leash::start("redis-server", &self.args, folder.expect("a temporary folder"));
+        let process = ChildProcess::start("redis-server", &self.args, folder.expect("a temporary folder"));
         self.process = Some(process.expect("tests need redis-server 7 in the PATH"));
         soon(format_args!("redis-server at {}", self.address()), async || {
             let process = self.process.as_mut()?;
@@ -113,16 +113,16 @@ impl RedisNode {
 
     /// Runs one command.
     pub async fn run<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
-        self.again_when_closed(async |mut connection| command.query_async(&mut connection).await).await
+        self.retry_when_closed(async |mut connection| command.query_async(&mut connection).await).await
     }
 
     /// Runs a pipeline.
     pub async fn run_all<T: FromRedisValue>(&self, pipeline: &Pipeline) -> RedisResult<T> {
-        self.again_when_closed(async |mut connection| pipeline.query_async(&mut connection).await).await
+        self.retry_when_closed(async |mut connection| pipeline.query_async(&mut connection).await).await
     }
 
     /// A server that becomes a replica closes all connections: retries with a new one.
-    async fn again_when_closed<T>(
+    async fn retry_when_closed<T>(
         &self,
         ask: impl AsyncFn(MultiplexedConnection) -> RedisResult<T>,
     ) -> RedisResult<T> {

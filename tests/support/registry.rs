@@ -7,8 +7,8 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 
-use super::leash::Leash;
-use super::{PATIENCE, eventually, folder, free_port, loudly};
+use super::child_process::ChildProcess;
+use super::{PATIENCE, eventually, folder, free_port, print_uncaptured};
 
 /// The login of a registry that requires one: name, password, and the hash in its configuration.
 const USER: &str = "story";
@@ -19,14 +19,14 @@ const PASSWORD_HASH: &str = "$2y$05$abcdefghijklmnopqrstuuJTAWSr14Glv5icNEzHYGB1
 pub struct Registry {
     port: u16,
     asks: bool,
-    server: Leash,
+    server: ChildProcess,
 }
 
 impl Registry {
     /// Starts a registry; `None`, with a warning, if it is not installed. `asks`: requires a login.
     pub async fn start(story: &str, asks: bool) -> Option<Self> {
         if Command::new("docker-registry").arg("--version").output().is_err() {
-            loudly(format_args!(
+            print_uncaptured(format_args!(
                 "NOT PROVEN: `{story}` needs a registry; install the package docker-registry"
             ));
             return None;
@@ -46,7 +46,7 @@ impl Registry {
         );
         std::fs::write(&config, text).expect("a temporary file can be written");
         let args = ["serve".to_owned(), config.display().to_string()];
-        let server = Leash::start("docker-registry", &args, folder).expect("docker-registry starts");
+        let server = ChildProcess::start("docker-registry", &args, folder).expect("docker-registry starts");
         let mut registry = Self { port, asks, server };
         registry.wait().await;
         Some(registry)

@@ -14,14 +14,14 @@ const LARGE: usize = 16 * 1024 * 1024;
 /// Upper bound for every step.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Running {
+struct TestServer {
     server: Server,
     address: SocketAddr,
     shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
 
-async fn start(max_connections: usize, timeouts: Timeouts) -> Running {
+async fn start(max_connections: usize, timeouts: ConnectionTimeouts) -> TestServer {
     let router = Router::new()
         .route("/small", get(|| async { "small" }))
         .route("/large", get(|| async { "x".repeat(LARGE) }));
@@ -30,10 +30,10 @@ async fn start(max_connections: usize, timeouts: Timeouts) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
     let tasks = JoinSet::from_iter([server.clone().serve(listener, shutdown.clone())]);
-    Running { server, address, shutdown, tasks }
+    TestServer { server, address, shutdown, tasks }
 }
 
-impl Running {
+impl TestServer {
     async fn send(&self, bytes: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
@@ -67,7 +67,7 @@ async fn rest_of(mut stream: TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn one_connection_serves_one_request_after_the_other() {
+async fn a_connection_serves_several_requests() {
     let running = start(8, TIMEOUTS).await;
     let request = "GET /small HTTP/1.1\r\nHost: a\r\n\r\n";
     let last = "GET /small HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -77,7 +77,7 @@ async fn one_connection_serves_one_request_after_the_other() {
 }
 
 #[tokio::test]
-async fn http_2_is_not_spoken() {
+async fn http_2_is_not_supported() {
     let running = start(8, TIMEOUTS).await;
     // The preface and empty settings of a client with prior knowledge.
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -106,7 +106,7 @@ async fn heads_are_bounded() {
 #[tokio::test]
 async fn clients_that_do_nothing_are_closed() {
     let short = Duration::from_millis(100);
-    let running = start(64, Timeouts { head: short, idle: short, ..TIMEOUTS }).await;
+    let running = start(64, ConnectionTimeouts { head: short, idle: short, ..TIMEOUTS }).await;
     let silent = running.send(b"").await;
     let half = running.send(b"GET /small HTTP/1.1\r\nHost").await;
     let idle = running.send(b"GET /small HTTP/1.1\r\nHost: a\r\n\r\n").await;
@@ -118,7 +118,7 @@ async fn clients_that_do_nothing_are_closed() {
 
 #[tokio::test]
 async fn clients_that_do_not_read_are_closed() {
-    let running = start(64, Timeouts { stall: Duration::from_millis(100), ..TIMEOUTS }).await;
+    let running = start(64, ConnectionTimeouts { stall: Duration::from_millis(100), ..TIMEOUTS }).await;
     let pipelined = "GET /large HTTP/1.1\r\nHost: a\r\n\r\n".repeat(50);
     let mut deaf = Vec::new();
     for _ in 0..3 {
@@ -132,7 +132,7 @@ async fn clients_that_do_not_read_are_closed() {
 }
 
 #[tokio::test]
-async fn clients_that_wait_lock_nobody_out() {
+async fn waiting_clients_do_not_lock_out_others() {
     let running = start(16, TIMEOUTS).await;
     let mut waiting = Vec::new();
     for number in 0..100 {

@@ -5,14 +5,14 @@
 use std::path::Path;
 
 use crate::artifact::registry::manifest::{MAX_MANIFEST, MAX_SIZE, Package, check_digest, plugin_of};
-use crate::files::OwnFolder;
+use crate::files::OwnedDir;
 
 /// The maximum number of files, two per plugin; the oldest are removed.
-const KEPT: usize = 2 * 32;
+const MAX_CACHED: usize = 2 * 32;
 
 /// The package of this digest, checked.
 pub(super) fn get(folder: &Path, digest: &str) -> Option<Package> {
-    let folder = OwnFolder::open(folder).ok()?;
+    let folder = OwnedDir::open(folder).ok()?;
     let (manifest, plugin) = names(digest);
     let package = Package {
         manifest: folder.read(&manifest, MAX_MANIFEST as u64).ok()?,
@@ -29,11 +29,11 @@ pub(super) fn get(folder: &Path, digest: &str) -> Option<Package> {
 /// When the directory is not writable, or not safe to use.
 pub(super) fn put(folder: &Path, digest: &str, package: &Package) -> anyhow::Result<()> {
     let name = folder.display();
-    let folder = OwnFolder::create(folder).map_err(|why| anyhow::anyhow!("{name} {why}"))?;
+    let folder = OwnedDir::create(folder).map_err(|why| anyhow::anyhow!("{name} {why}"))?;
     let (manifest, plugin) = names(digest);
     folder.replace(&plugin, &package.plugin)?;
     folder.replace(&manifest, &package.manifest)?;
-    folder.keep_newest(KEPT);
+    folder.remove_oldest(MAX_CACHED);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 
 /// A required authentication.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Challenge {
+pub(super) enum AuthChallenge {
     /// A name and a password with each request.
     Basic,
     /// A token, issued by the realm.
@@ -16,16 +16,19 @@ pub(super) enum Challenge {
 }
 
 /// The first supported challenge of these headers; tokens are preferred.
-pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Challenge> {
+pub(super) fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Option<AuthChallenge> {
     let mut found = None;
     for header in headers {
         let (scheme, rest) = header.trim().split_once(' ').unwrap_or((header.trim(), ""));
         if scheme.eq_ignore_ascii_case("basic") {
-            found = found.or(Some(Challenge::Basic));
+            found = found.or(Some(AuthChallenge::Basic));
         } else if scheme.eq_ignore_ascii_case("bearer") {
             let value = |name| parameters(rest).find(|(key, _)| key.eq_ignore_ascii_case(name));
             if let Some((_, realm)) = value("realm") {
-                return Some(Challenge::Bearer { realm, service: value("service").map(|(_, value)| value) });
+                return Some(AuthChallenge::Bearer {
+                    realm,
+                    service: value("service").map(|(_, value)| value),
+                });
             }
         }
     }
@@ -70,13 +73,13 @@ mod tests {
     #[test]
     fn challenges_are_read_as_registries_write_them() {
         let bearer = |realm: &str, service: Option<&str>| {
-            Some(Challenge::Bearer { realm: realm.into(), service: service.map(str::to_owned) })
+            Some(AuthChallenge::Bearer { realm: realm.into(), service: service.map(str::to_owned) })
         };
         let one = r#"Bearer realm="https://auth.example/token",service="registry, \"x\"",scope="a:b:pull""#;
         assert_eq!(parse([one].into_iter()), bearer("https://auth.example/token", Some("registry, \"x\"")));
         assert_eq!(parse(["bearer service=s, realm=r"].into_iter()), bearer("r", Some("s")));
         assert_eq!(parse(["Basic realm=\"x\"", "Bearer realm=\"r\""].into_iter()), bearer("r", None));
-        assert_eq!(parse(["Basic realm=\"x\""].into_iter()), Some(Challenge::Basic));
+        assert_eq!(parse(["Basic realm=\"x\""].into_iter()), Some(AuthChallenge::Basic));
         for nothing in ["", "Bearer", "Bearer realm", "Negotiate abc", "Bearer x=\"\\", "=,=,\"\""] {
             assert_eq!(parse([nothing].into_iter()), None, "{nothing}");
         }

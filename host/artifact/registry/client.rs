@@ -18,10 +18,10 @@ use oci_client::secrets::RegistryAuth;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
 
-use crate::artifact::registry::challenge::{self, Challenge};
+use crate::artifact::registry::challenge::{self, AuthChallenge};
 use crate::artifact::registry::credentials;
 use crate::artifact::registry::manifest::{MAX_MANIFEST, MAX_SIZE, Package, check_digest, plugin_of};
-use crate::artifact::registry::site::{RegistryConfig, is_near, is_same_site};
+use crate::artifact::registry::site::{RegistryConfig, is_loopback_host, is_same_site};
 
 /// The deadline of the whole fetch.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -66,7 +66,7 @@ async fn fetch(config: &RegistryConfig, reference: &Reference, digest: &str) -> 
             "cannot be fetched (asked {who} credentials): {why}; check the reference, that the registry is there, and the credentials (`docker login` writes them). It is tried again"
         )
     };
-    let mut session = Session::new(config, reference, credentials).map_err(failed)?;
+    let mut session = RegistrySession::new(config, reference, credentials).map_err(failed)?;
     let manifest = session.get("manifests", digest, MAX_MANIFEST).await.map_err(failed)?;
     let (layer, _) = plugin_of(digest, &manifest)?;
     let plugin = session.get("blobs", &layer.digest, MAX_SIZE).await.map_err(failed)?;
@@ -87,7 +87,7 @@ pub(super) fn client() -> Result<Client, String> {
 }
 
 /// A session with a registry about one repository.
-pub(super) struct Session<'a> {
+pub(super) struct RegistrySession<'a> {
     config: &'a RegistryConfig,
     client: Client,
     /// `https://registry/v2/`.
@@ -98,7 +98,7 @@ pub(super) struct Session<'a> {
     authorization: Option<HeaderValue>,
 }
 
-impl<'a> Session<'a> {
+impl<'a> RegistrySession<'a> {
     fn new(
         config: &'a RegistryConfig,
         reference: &'a Reference,
@@ -117,7 +117,7 @@ impl<'a> Session<'a> {
         let registry = reference.resolve_registry();
         let place = |scheme| format!("{scheme}://{registry}/v2/").parse::<Url>();
         let mut base = place("https").map_err(|why| format!("`{registry}` is no registry: {why}"))?;
-        if base.host_str().is_some_and(is_near) {
+        if base.host_str().is_some_and(is_loopback_host) {
             base = place("http").map_err(|why| format!("`{registry}` is no registry: {why}"))?;
         }
         let authorization = match &credentials {
@@ -170,7 +170,7 @@ impl<'a> Session<'a> {
         if self.config.allows(&self.base, &to) {
             return Ok(to);
         }
-        Err(format!("the registry redirects to {}", self.elsewhere(&to)))
+        Err(format!("the registry redirects to {}", self.describe_other_site(&to)))
     }
 
     /// Authenticates as the registry requires. Returns whether there is anything to do.
@@ -181,8 +181,10 @@ impl<'a> Session<'a> {
         let headers =
             answer.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok());
         let authorization = match (challenge::parse(headers), &self.credentials) {
-            (Some(Challenge::Basic), RegistryAuth::Basic(user, password)) => basic(user, password)?,
-            (Some(Challenge::Bearer { realm, service }), _) => self.token(&realm, service.as_deref()).await?,
+            (Some(AuthChallenge::Basic), RegistryAuth::Basic(user, password)) => basic(user, password)?,
+            (Some(AuthChallenge::Bearer { realm, service }), _) => {
+                self.token(&realm, service.as_deref()).await?
+            }
             _ => return Ok(false),
         };
         self.authorization = Some(authorization);
@@ -203,7 +205,7 @@ impl<'a> Session<'a> {
     pub(super) fn ask_for_token(&self, realm: &str, service: Option<&str>) -> Result<RequestBuilder, String> {
         let realm: Url = realm.parse().map_err(|_| "the registry's tokens come from what is no URL")?;
         if !self.config.allows(&self.base, &realm) {
-            return Err(format!("the registry's tokens come from {}", self.elsewhere(&realm)));
+            return Err(format!("the registry's tokens come from {}", self.describe_other_site(&realm)));
         }
         let scope = format!("repository:{}:pull", self.repository);
         let mut request = self.client.get(realm).query(&[("scope", &*scope)]);
@@ -216,18 +218,18 @@ impl<'a> Session<'a> {
         Ok(request)
     }
 
-    fn elsewhere(&self, place: &Url) -> String {
+    fn describe_other_site(&self, place: &Url) -> String {
         let host = place.host_str().unwrap_or_default();
         let site = place.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
         format!(
-            "another site, {}://{site}, which got nothing; if it belongs to the registry, list it: `[policies.registry] also = [\"{site}\"]`",
+            "another site, {}://{site}, which got nothing; if it belongs to the registry, list it: `[policies.registry] trusted_hosts = [\"{site}\"]`",
             place.scheme()
         )
     }
 }
 
 #[derive(serde::Deserialize)]
-struct Token {
+struct TokenResponse {
     token: Option<String>,
     access_token: Option<String>,
 }
@@ -235,7 +237,7 @@ struct Token {
 /// The token of a response.
 pub(super) fn token_in(answer: &[u8]) -> Result<HeaderValue, String> {
     // The parser's own message could quote a secret.
-    let answer: Token =
+    let answer: TokenResponse =
         serde_json::from_slice(answer).map_err(|_| "the answer with the token is not JSON")?;
     let token = answer.token.or(answer.access_token).ok_or("the answer has no token")?;
     bearer(&token)

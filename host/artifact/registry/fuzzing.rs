@@ -9,8 +9,8 @@ use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::{Client, RequestBuilder, Url};
 
 use super::RegistryConfig;
-use super::challenge::{self, Challenge};
-use super::client::{self, Session, token_in};
+use super::challenge::{self, AuthChallenge};
+use super::client::{self, RegistrySession, token_in};
 use super::manifest::{MAX_SIZE, MEDIA_TYPES, SIGNATURE, plugin_of};
 use super::reference::is_sha256;
 use crate::digest;
@@ -69,7 +69,7 @@ fn check_challenges(input: &mut Unstructured<'_>) -> Result<()> {
             input.arbitrary::<String>()?
         });
     }
-    let Some(Challenge::Bearer { realm, service }) = challenge::parse(headers.iter().map(String::as_str))
+    let Some(AuthChallenge::Bearer { realm, service }) = challenge::parse(headers.iter().map(String::as_str))
     else {
         return Ok(());
     };
@@ -142,7 +142,7 @@ fn assert_reason(why: &str) {
 }
 
 fn config() -> RegistryConfig {
-    RegistryConfig { also: LISTED.map(str::to_owned).into() }
+    RegistryConfig { trusted_hosts: LISTED.map(str::to_owned).into() }
 }
 
 fn reference() -> Reference {
@@ -154,11 +154,11 @@ fn session<'a>(
     config: &'a RegistryConfig,
     reference: &'a Reference,
     credentials: RegistryAuth,
-) -> Session<'a> {
+) -> RegistrySession<'a> {
     // Creating a client is expensive.
     static CLIENT: OnceLock<Client> = OnceLock::new();
     let client = CLIENT.get_or_init(|| client::client().expect("a client")).clone();
-    Session::with(client, config, reference, credentials).expect("a session")
+    RegistrySession::with(client, config, reference, credentials).expect("a session")
 }
 
 /// A plausible manifest.

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use oci_client::Reference;
 use parking_lot::Mutex;
 
-use crate::artifact::file::Arrived;
+use crate::artifact::file::Artifact;
 use crate::expiring::ExpiringMap;
 
 pub(crate) use reference::{is_reference, reference};
@@ -38,10 +38,10 @@ pub use site::RegistryConfig;
 use manifest::{Package, plugin_of};
 
 /// How many plugins are cached in memory.
-const KEPT: usize = 16;
+const MAX_CACHED: usize = 16;
 /// How long a failed registry is not contacted again: an operator's change to another plugin must not
 /// wait for it repeatedly.
-const REST: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 /// How many failures are remembered.
 const FAILED: usize = 256;
 
@@ -50,19 +50,19 @@ const FAILED: usize = 256;
 pub(crate) struct Registries {
     folder: Option<PathBuf>,
     config: RegistryConfig,
-    known: Mutex<Known>,
+    known: Mutex<FetchedPlugins>,
 }
 
 #[derive(Debug)]
-struct Known {
-    arrived: VecDeque<(String, Arrived)>,
+struct FetchedPlugins {
+    artifact: VecDeque<(String, Artifact)>,
     /// Why which reference failed last.
     failed: ExpiringMap<String, String>,
 }
 
-impl Default for Known {
+impl Default for FetchedPlugins {
     fn default() -> Self {
-        Self { arrived: VecDeque::new(), failed: ExpiringMap::new(FAILED) }
+        Self { artifact: VecDeque::new(), failed: ExpiringMap::new(FAILED) }
     }
 }
 
@@ -77,7 +77,7 @@ impl Registries {
     ///
     /// # Errors
     /// When the registry is unreachable, does not have it, or returns something else.
-    pub(crate) fn fetch(&self, reference: &Reference) -> Result<Arrived, String> {
+    pub(crate) fn fetch(&self, reference: &Reference) -> Result<Artifact, String> {
         let digest = reference.digest().unwrap_or_default();
         if let Some(known) = self.known(reference, digest) {
             return known;
@@ -87,22 +87,22 @@ impl Registries {
             None => self.pull(reference, digest)?,
         };
         let (_, signature) = plugin_of(digest, &package.manifest)?;
-        let arrived = Arrived {
+        let artifact = Artifact {
             bytes: package.plugin.into(),
             signature: signature.map(|text| Arc::from(text.as_bytes())),
         };
         let mut known = self.known.lock();
-        if known.arrived.len() >= KEPT {
-            known.arrived.pop_front();
+        if known.artifact.len() >= MAX_CACHED {
+            known.artifact.pop_front();
         }
-        known.arrived.push_back((digest.to_owned(), arrived.clone()));
-        Ok(arrived)
+        known.artifact.push_back((digest.to_owned(), artifact.clone()));
+        Ok(artifact)
     }
 
-    fn known(&self, reference: &Reference, digest: &str) -> Option<Result<Arrived, String>> {
+    fn known(&self, reference: &Reference, digest: &str) -> Option<Result<Artifact, String>> {
         let known = self.known.lock();
-        if let Some((_, arrived)) = known.arrived.iter().find(|(known, _)| known == digest) {
-            return Some(Ok(arrived.clone()));
+        if let Some((_, artifact)) = known.artifact.iter().find(|(known, _)| known == digest) {
+            return Some(Ok(artifact.clone()));
         }
         known.failed.get(&reference.to_string(), Instant::now()).map(|why| Err(why.clone()))
     }
@@ -121,7 +121,7 @@ impl Registries {
             Err(why) => {
                 let (mut known, now) = (self.known.lock(), Instant::now());
                 known.failed.sweep(now);
-                known.failed.insert(reference.to_string(), why.clone(), REST, now);
+                known.failed.insert(reference.to_string(), why.clone(), RETRY_DELAY, now);
             }
         }
         pulled

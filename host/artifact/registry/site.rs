@@ -12,17 +12,19 @@ pub struct RegistryConfig {
     /// Sites that registries may redirect to, and that may issue their tokens, in addition to the
     /// registries themselves: `host`, `host:port`, or `*.parent` for every host below a name. Token
     /// requests to them carry the registry's credentials.
-    pub also: Vec<String>,
+    pub trusted_hosts: Vec<String>,
 }
 
 impl RegistryConfig {
     /// What is wrong with the values, one sentence for each mistake.
     pub(crate) fn validate(&self) -> Vec<String> {
-        let wrong = |site: &&String| Listed::parse(site).is_none();
+        let wrong = |site: &&String| TrustedHost::parse(site).is_none();
         let problem = |site: &String| {
-            format!("`policies.registry.also` has `{site}`; expected host, host:port or *.parent.example")
+            format!(
+                "`policies.registry.trusted_hosts` has `{site}`; expected host, host:port or *.parent.example"
+            )
         };
-        self.also.iter().filter(wrong).map(problem).collect()
+        self.trusted_hosts.iter().filter(wrong).map(problem).collect()
     }
 
     /// Whether a registry may redirect to this URL. A URL with a user is refused: a registry must not
@@ -34,9 +36,13 @@ impl RegistryConfig {
         if is_same_site(registry, place) {
             return true;
         }
-        let is_listed =
-            || self.also.iter().filter_map(|site| Listed::parse(site)).any(|site| site.covers(place));
-        is_safe(place) && is_listed()
+        let is_listed = || {
+            self.trusted_hosts
+                .iter()
+                .filter_map(|site| TrustedHost::parse(site))
+                .any(|site| site.covers(place))
+        };
+        is_secure(place) && is_listed()
     }
 }
 
@@ -48,25 +54,25 @@ pub(super) fn is_same_site(one: &Url, other: &Url) -> bool {
 }
 
 /// Whether a host is this machine.
-pub(super) fn is_near(host: &str) -> bool {
+pub(super) fn is_loopback_host(host: &str) -> bool {
     let bare = host.trim_start_matches('[').trim_end_matches(']');
     host == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// TLS, or plain HTTP on this machine.
-fn is_safe(place: &Url) -> bool {
-    place.scheme() == "https" || place.scheme() == "http" && place.host_str().is_some_and(is_near)
+fn is_secure(place: &Url) -> bool {
+    place.scheme() == "https" || place.scheme() == "http" && place.host_str().is_some_and(is_loopback_host)
 }
 
 /// One entry of the list.
-struct Listed<'a> {
+struct TrustedHost<'a> {
     host: &'a str,
     /// Every host below this one.
     below: bool,
     port: Option<u16>,
 }
 
-impl<'a> Listed<'a> {
+impl<'a> TrustedHost<'a> {
     fn parse(text: &'a str) -> Option<Self> {
         let (name, port) = match text.rsplit_once(':') {
             Some((name, port)) => (name, Some(port.parse().ok()?)),
@@ -106,10 +112,10 @@ mod tests {
     }
 
     #[test]
-    fn a_registry_leads_to_itself_and_to_what_is_listed() {
+    fn redirects_stay_on_the_registry_and_trusted_hosts() {
         let registry = url("https://registry.example/v2/");
         let config = RegistryConfig {
-            also: ["auth.example", "*.blobs.example", "127.0.0.1:7000", "other.example:8443"]
+            trusted_hosts: ["auth.example", "*.blobs.example", "127.0.0.1:7000", "other.example:8443"]
                 .map(str::to_owned)
                 .into(),
         };
@@ -151,18 +157,18 @@ mod tests {
         for wrong in
             ["", "https://a.example", "a.example/path", "*", "*.", "*.com", "a.example:x", "a b", ".x"]
         {
-            let config = RegistryConfig { also: vec![wrong.to_owned()] };
+            let config = RegistryConfig { trusted_hosts: vec![wrong.to_owned()] };
             assert_eq!(config.validate().len(), 1, "{wrong}");
         }
     }
 
     #[test]
-    fn plain_http_is_for_this_machine() {
+    fn plain_http_is_allowed_on_loopback_only() {
         for near in ["localhost", "127.0.0.1", "[::1]"] {
-            assert!(is_near(near), "{near}");
+            assert!(is_loopback_host(near), "{near}");
         }
         for far in ["registry.example", "10.0.0.1", "localhost.example", "127.0.0.1.example"] {
-            assert!(!is_near(far), "{far}");
+            assert!(!is_loopback_host(far), "{far}");
         }
     }
 }

@@ -17,22 +17,22 @@ use std::path::PathBuf;
 
 use crate::digest;
 
-pub use signature::{as_text as signature_as_text, beside as signature_file, read as read_signature};
+pub use signature::{as_text as signature_as_text, read as read_signature, signature_path as signature_file};
 pub use statement::sign;
 
-use signature::Signed;
+use signature::ParsedSignature;
 use statement::Statement;
 
 /// The trusted keys; without any, signatures are not required.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Trust {
+pub struct PluginTrust {
     /// Files, or PEM texts.
     keys: Vec<String>,
     /// Whether signatures over the file alone are accepted.
     bare: bool,
 }
 
-impl Trust {
+impl PluginTrust {
     /// Trusts these keys: files with public keys in PEM, or PEM texts.
     pub fn new(keys: Vec<String>) -> Self {
         Self { keys, bare: false }
@@ -44,7 +44,7 @@ impl Trust {
     }
 
     /// Whether plugins must be signed.
-    pub fn asks_for_signatures(&self) -> bool {
+    pub fn requires_signatures(&self) -> bool {
         !self.keys.is_empty()
     }
 
@@ -89,8 +89,10 @@ impl Trust {
         };
         let signed = signature::parse(signature).map_err(|why| format!("has a signature that {why}"))?;
         let (text, signature) = match &signed {
-            Signed::Statement(statement, signature) => (statement.to_string().into_bytes(), signature),
-            Signed::Bare(signature) => (bytes.to_vec(), signature),
+            ParsedSignature::Statement(statement, signature) => {
+                (statement.to_string().into_bytes(), signature)
+            }
+            ParsedSignature::Bare(signature) => (bytes.to_vec(), signature),
         };
         // Strict: rejects keys and signatures that allow several signatures to verify.
         if !keys.iter().any(|key| key.verify_strict(&text, signature).is_ok()) {
@@ -101,9 +103,9 @@ impl Trust {
             ));
         }
         match &signed {
-            Signed::Statement(statement, _) => check_statement(name, bytes, statement).map(Some),
-            Signed::Bare(_) if self.bare => Ok(None),
-            Signed::Bare(_) => Err(format!(
+            ParsedSignature::Statement(statement, _) => check_statement(name, bytes, statement).map(Some),
+            ParsedSignature::Bare(_) if self.bare => Ok(None),
+            ParsedSignature::Bare(_) => Err(format!(
                 "has a signature of the file alone, which binds neither the plugin's name nor its version; {SIGN_IT}, or accept such signatures: `[policies] bare_signatures = true`"
             )),
         }
@@ -183,8 +185,8 @@ mod tests {
     }
 
     #[test]
-    fn a_pin_holds_with_and_without_keys() {
-        let (open, keyed) = (Trust::default(), Trust::new(vec![pem(1)]));
+    fn a_pin_is_enforced_with_and_without_keys() {
+        let (open, keyed) = (PluginTrust::default(), PluginTrust::new(vec![pem(1)]));
         let (hash, other) = (digest::hash(BYTES), "0".repeat(64));
         let signature = signed(1, BYTES);
         assert_eq!(open.check("p", BYTES, None, None), Ok(None));
@@ -196,8 +198,8 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_trusted_key_signed_may_decide() {
-        let trust = Trust::new(vec![pem(1), pem(2) + &pem(3)]);
+    fn unsigned_plugins_are_refused() {
+        let trust = PluginTrust::new(vec![pem(1), pem(2) + &pem(3)]);
         let check = |signature: Option<&[u8]>| trust.check("p", BYTES, signature, None);
         for seed in [1, 2, 3] {
             assert_eq!(check(Some(&signed(seed, BYTES))), Ok(Some(1)), "key {seed}");
@@ -215,9 +217,9 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_of_the_file_alone_counts_only_where_that_is_configured() {
-        let trust = Trust::new(vec![pem(1)]);
-        let check = |trust: &Trust, seed| trust.check("p", BYTES, Some(&bare(seed, BYTES)), None);
+    fn bare_signatures_need_configuration() {
+        let trust = PluginTrust::new(vec![pem(1)]);
+        let check = |trust: &PluginTrust, seed| trust.check("p", BYTES, Some(&bare(seed, BYTES)), None);
         assert!(check(&trust, 1).unwrap_err().contains("bare_signatures = true"));
         let trust = trust.with_bare_signatures(true);
         assert_eq!(check(&trust, 1), Ok(None));
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_do_not_fall() {
+    fn version_numbers_cannot_decrease() {
         for (version, highest) in [(None, None), (Some(1), None), (Some(5), Some(5)), (Some(6), Some(5))] {
             assert_eq!(check_order("p", version, highest), Ok(()));
         }
@@ -236,10 +238,10 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_cannot_be_used_refuse_everything() {
+    fn unusable_keys_refuse_every_plugin() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("ops.pem");
-        let trust = Trust::new(vec![file.display().to_string()]);
+        let trust = PluginTrust::new(vec![file.display().to_string()]);
         let check = || trust.check("p", BYTES, Some(&signed(1, BYTES)), None);
         assert!(check().unwrap_err().contains("cannot be read"));
         for (content, why) in [

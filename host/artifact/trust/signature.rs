@@ -7,14 +7,14 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::Signature;
 
 use crate::artifact::trust::statement::{self, Statement};
-use crate::files::{self, Unreadable};
+use crate::files::{self, ReadError};
 
 /// The maximum size of a signature file, in bytes.
 const MAX_SIZE: u64 = 1024;
 
 /// The formats of signatures.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Signed {
+pub(super) enum ParsedSignature {
     /// Over a statement.
     Statement(Statement, Signature),
     /// Over the file alone.
@@ -22,7 +22,7 @@ pub(super) enum Signed {
 }
 
 /// Parses a signature from a file, a header or an annotation.
-pub(super) fn parse(bytes: &[u8]) -> Result<Signed, String> {
+pub(super) fn parse(bytes: &[u8]) -> Result<ParsedSignature, String> {
     if let Some(signed) = plain(bytes) {
         return Ok(signed);
     }
@@ -33,12 +33,12 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Signed, String> {
     })
 }
 
-fn plain(bytes: &[u8]) -> Option<Signed> {
+fn plain(bytes: &[u8]) -> Option<ParsedSignature> {
     if let Ok(raw) = <&[u8; 64]>::try_from(bytes) {
-        return Some(Signed::Bare(Signature::from_bytes(raw)));
+        return Some(ParsedSignature::Bare(Signature::from_bytes(raw)));
     }
     let (statement, signature) = statement::parse(std::str::from_utf8(bytes).ok()?)?;
-    Some(Signed::Statement(statement, signature))
+    Some(ParsedSignature::Statement(statement, signature))
 }
 
 /// A signature in the format of headers and annotations.
@@ -47,15 +47,15 @@ fn plain(bytes: &[u8]) -> Option<Signed> {
 /// When it is not a signature.
 pub fn as_text(bytes: &[u8]) -> Result<String, String> {
     Ok(match parse(bytes)? {
-        Signed::Bare(signature) => STANDARD.encode(signature.to_bytes()),
-        Signed::Statement(statement, signature) => {
+        ParsedSignature::Bare(signature) => STANDARD.encode(signature.to_bytes()),
+        ParsedSignature::Statement(statement, signature) => {
             STANDARD.encode(statement::with_signature(&statement, &signature))
         }
     })
 }
 
 /// The path of the signature of a plugin's file.
-pub fn beside(file: &Path) -> PathBuf {
+pub fn signature_path(file: &Path) -> PathBuf {
     let mut path = file.as_os_str().to_owned();
     path.push(".sig");
     path.into()
@@ -66,11 +66,11 @@ pub fn beside(file: &Path) -> PathBuf {
 /// # Errors
 /// When it cannot be read: the second half of a sentence that begins with the plugin.
 pub fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
-    let path = beside(file);
+    let path = signature_path(file);
     match files::read(&path, MAX_SIZE) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(why) if why.is_missing() => Ok(None),
-        Err(why @ Unreadable::System(_)) => Err(format!("has a signature ({}) that {why}", path.display())),
+        Err(why @ ReadError::System(_)) => Err(format!("has a signature ({}) that {why}", path.display())),
         Err(_) => {
             Err(format!("has an invalid signature ({}); `halley plugin sign` writes one", path.display()))
         }

@@ -15,12 +15,14 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-pub use record::{Against, Cause, Event, KeptVersion, Override, Tried, Turn};
-pub(crate) use record::{Choice, Record};
+pub(crate) use record::{EffectiveVersion, VersionHistory};
+pub use record::{
+    Exclusion, OverrideCause, RolloutResult, StoredVersion, Transition, VersionEvent, VersionOverride,
+};
 
-use store::Store;
+use store::VersionStore;
 
-use crate::artifact::file::Arrived;
+use crate::artifact::file::Artifact;
 
 /// How many versions of a plugin are kept in memory, without a directory.
 const KEPT_IN_MEMORY: usize = 3;
@@ -29,36 +31,36 @@ const KEPT_IN_MEMORY: usize = 3;
 #[derive(Debug)]
 pub struct Versions {
     keep: usize,
-    kept: Mutex<Kept>,
+    kept: Mutex<VersionTable>,
 }
 
 #[derive(Debug)]
-struct Kept {
-    store: Store,
-    records: BTreeMap<String, Record>,
+struct VersionTable {
+    store: VersionStore,
+    records: BTreeMap<String, VersionHistory>,
 }
 
 /// The changes that a new policy set makes to one plugin.
 #[derive(Debug)]
-pub(crate) struct Change {
+pub(crate) struct VersionChange {
     pub(crate) plugin: String,
     /// The active version from now on, if any.
-    pub(crate) to: Option<(String, Arrived)>,
+    pub(crate) to: Option<(String, Artifact)>,
     /// The number that it is signed with.
     pub(crate) signed: Option<u64>,
     pub(crate) why: String,
     /// The override of the file from now on; `None` if the file decides.
-    pub(crate) instead: Option<Override>,
+    pub(crate) version_override: Option<VersionOverride>,
     /// Why the version that was active is excluded from rollbacks.
-    pub(crate) against: Option<Against>,
+    pub(crate) exclusion: Option<Exclusion>,
     /// The candidate whose rollout ends with this change.
-    pub(crate) tried: Option<Tried>,
+    pub(crate) rollout_result: Option<RolloutResult>,
 }
 
 impl Versions {
     /// Stores versions in memory: the last three of each plugin.
     pub fn in_memory() -> Self {
-        let kept = Kept { store: Store::Memory(BTreeMap::new()), records: BTreeMap::new() };
+        let kept = VersionTable { store: VersionStore::Memory(BTreeMap::new()), records: BTreeMap::new() };
         Self { keep: KEPT_IN_MEMORY, kept: Mutex::new(kept) }
     }
 
@@ -68,55 +70,57 @@ impl Versions {
     /// # Errors
     /// When the directory cannot be used, or another gateway uses it.
     pub fn in_folder(folder: &Path, keep: usize) -> anyhow::Result<Self> {
-        let (store, records) = Store::open(folder)?;
-        Ok(Self { keep, kept: Mutex::new(Kept { store, records }) })
+        let (store, records) = VersionStore::open(folder)?;
+        Ok(Self { keep, kept: Mutex::new(VersionTable { store, records }) })
     }
 
     /// The version that decides for a plugin whose file has this hash.
-    pub(crate) fn choose(&self, plugin: &str, file: Option<&str>) -> Choice {
-        self.kept.lock().records.get(plugin).map_or(Choice::File, |record| record.choose(file))
+    pub(crate) fn choose(&self, plugin: &str, file: Option<&str>) -> EffectiveVersion {
+        self.kept.lock().records.get(plugin).map_or(EffectiveVersion::File, |record| record.choose(file))
     }
 
     /// The file of a stored version, with its signature.
     ///
     /// # Errors
     /// When it is not stored, or was modified.
-    pub(crate) fn file(&self, plugin: &str, hash: &str) -> Result<Arrived, String> {
+    pub(crate) fn file(&self, plugin: &str, hash: &str) -> Result<Artifact, String> {
         let kept = self.kept.lock();
-        Ok(Arrived { bytes: kept.store.get(hash)?, signature: kept.store.signature(plugin, hash) })
+        Ok(Artifact { bytes: kept.store.get(hash)?, signature: kept.store.signature(plugin, hash) })
     }
 
     /// The history of a plugin.
-    pub(crate) fn record(&self, plugin: &str) -> Option<Record> {
+    pub(crate) fn record(&self, plugin: &str) -> Option<VersionHistory> {
         self.kept.lock().records.get(plugin).cloned()
     }
 
     /// The overrides of files, by plugin.
-    pub(crate) fn overrides(&self) -> Vec<(String, Override)> {
+    pub(crate) fn overrides(&self) -> Vec<(String, VersionOverride)> {
         let kept = self.kept.lock();
-        let instead = |(name, record): (&String, &Record)| Some((name.clone(), record.instead.clone()?));
-        kept.records.iter().filter_map(instead).collect()
+        let version_override = |(name, record): (&String, &VersionHistory)| {
+            Some((name.clone(), record.version_override.clone()?))
+        };
+        kept.records.iter().filter_map(version_override).collect()
     }
 
     /// Stores the changes of a new set, completely or not at all.
     ///
     /// # Errors
     /// When they cannot be written to disk.
-    pub(crate) fn settle(&self, changes: Vec<Change>) -> anyhow::Result<()> {
+    pub(crate) fn commit(&self, changes: Vec<VersionChange>) -> anyhow::Result<()> {
         let now = SystemTime::now();
         let mut kept = self.kept.lock();
-        let Kept { store, records } = &mut *kept;
+        let VersionTable { store, records } = &mut *kept;
         let mut after = BTreeMap::new();
         for change in changes {
             let before = records.get(&change.plugin).cloned().unwrap_or_default();
-            let changed = applied(&before, &change, self.keep, now);
-            if let Some((hash, Arrived { signature: Some(signature), .. })) = &change.to {
+            let changed = apply_change(&before, &change, self.keep, now);
+            if let Some((hash, Artifact { signature: Some(signature), .. })) = &change.to {
                 store.put_signature(&change.plugin, hash, signature)?;
             }
             if changed == before {
                 continue;
             }
-            if let Some((hash, Arrived { bytes, .. })) = &change.to {
+            if let Some((hash, Artifact { bytes, .. })) = &change.to {
                 store.put(hash, bytes)?;
             }
             after.insert(change.plugin, changed);
@@ -124,7 +128,7 @@ impl Versions {
         if after.is_empty() {
             return Ok(());
         }
-        remember(store, records, &after)?;
+        write_records(store, records, &after)?;
         records.extend(after);
         let used = records.values().flat_map(|record| &record.versions);
         let used: HashSet<&str> = used.map(|version| version.hash.as_str()).collect();
@@ -133,25 +137,26 @@ impl Versions {
     }
 
     /// The plugins with an active version, and its hash.
-    pub(crate) fn in_force(&self) -> BTreeMap<String, String> {
+    pub(crate) fn active(&self) -> BTreeMap<String, String> {
         let kept = self.kept.lock();
-        let in_force = |(name, record): (&String, &Record)| Some((name.clone(), record.in_force.clone()?));
-        kept.records.iter().filter_map(in_force).collect()
+        let active =
+            |(name, record): (&String, &VersionHistory)| Some((name.clone(), record.active.clone()?));
+        kept.records.iter().filter_map(active).collect()
     }
 }
 
 /// Writes all of these records. If one cannot be written, the earlier ones are restored: a restart
 /// must not come up with half of a set.
-fn remember(
-    store: &Store,
-    before: &BTreeMap<String, Record>,
-    after: &BTreeMap<String, Record>,
+fn write_records(
+    store: &VersionStore,
+    before: &BTreeMap<String, VersionHistory>,
+    after: &BTreeMap<String, VersionHistory>,
 ) -> anyhow::Result<()> {
     for (at, (plugin, record)) in after.iter().enumerate() {
-        let Err(error) = store.remember(plugin, record) else { continue };
+        let Err(error) = store.write_record(plugin, record) else { continue };
         for plugin in after.keys().take(at) {
             let was = before.get(plugin).cloned().unwrap_or_default();
-            if let Err(error) = store.remember(plugin, &was) {
+            if let Err(error) = store.write_record(plugin, &was) {
                 tracing::error!(plugin, %error, "its stored record names a version that was never active");
             }
         }
@@ -160,17 +165,22 @@ fn remember(
     Ok(())
 }
 
-fn applied(before: &Record, change: &Change, keep: usize, now: SystemTime) -> Record {
+fn apply_change(
+    before: &VersionHistory,
+    change: &VersionChange,
+    keep: usize,
+    now: SystemTime,
+) -> VersionHistory {
     let mut after = before.clone();
     let to = change.to.as_ref().map(|(hash, version)| (hash.as_str(), version.bytes.len() as u64));
-    let left = before.in_force.clone().filter(|left| Some(left.as_str()) != to.map(|(hash, _)| hash));
-    after.turn(to, &change.why, now);
-    if let (Some(left), Some(against)) = (left, &change.against) {
-        after.hold_against(&left, against.clone());
+    let left = before.active.clone().filter(|left| Some(left.as_str()) != to.map(|(hash, _)| hash));
+    after.transition(to, &change.why, now);
+    if let (Some(left), Some(exclusion)) = (left, &change.exclusion) {
+        after.exclude(&left, exclusion.clone());
     }
-    after.instead = change.instead.clone();
-    after.highest = after.highest.max(change.signed);
-    after.tried = change.tried.clone().or(after.tried);
+    after.version_override = change.version_override.clone();
+    after.highest_signed = after.highest_signed.max(change.signed);
+    after.rollout_result = change.rollout_result.clone().or(after.rollout_result);
     after.prune(keep);
     after
 }
@@ -181,26 +191,26 @@ mod tests {
 
     use super::*;
 
-    fn change(plugin: &str, content: &[u8]) -> Change {
+    fn change(plugin: &str, content: &[u8]) -> VersionChange {
         let bytes: Arc<[u8]> = Arc::from(content);
-        let to = Some((crate::digest::hash(&bytes), Arrived { bytes, signature: None }));
-        Change {
+        let to = Some((crate::digest::hash(&bytes), Artifact { bytes, signature: None }));
+        VersionChange {
             plugin: plugin.into(),
             to,
             signed: None,
             why: "its file".into(),
-            instead: None,
-            against: None,
-            tried: None,
+            version_override: None,
+            exclusion: None,
+            rollout_result: None,
         }
     }
 
     #[test]
-    fn what_is_forgotten_leaves_the_folder_and_what_is_kept_survives() {
+    fn pruned_versions_leave_the_folder() {
         let folder = tempfile::tempdir().unwrap();
         let versions = Versions::in_folder(folder.path(), 2).unwrap();
         for content in [b"one", b"two", b"six"] {
-            versions.settle(vec![change("p", content)]).unwrap();
+            versions.commit(vec![change("p", content)]).unwrap();
         }
         let record = versions.record("p").unwrap();
         assert_eq!(record.versions.len(), 2);
@@ -208,21 +218,24 @@ mod tests {
         drop(versions);
         let versions = Versions::in_folder(folder.path(), 2).unwrap();
         assert_eq!(versions.record("p"), Some(record.clone()));
-        assert_eq!(versions.in_force().get("p"), record.in_force.as_ref());
-        assert_eq!(*versions.file("p", &record.good().next().unwrap().hash).unwrap().bytes, *b"two");
+        assert_eq!(versions.active().get("p"), record.active.as_ref());
+        assert_eq!(
+            *versions.file("p", &record.rollback_candidates().next().unwrap().hash).unwrap().bytes,
+            *b"two"
+        );
     }
 
     #[test]
-    fn what_cannot_be_kept_as_a_whole_is_not_kept_at_all() {
+    fn a_failed_commit_changes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let versions = Versions::in_folder(folder.path(), 10).unwrap();
-        versions.settle(vec![change("a", b"old"), change("b", b"old")]).unwrap();
+        versions.commit(vec![change("a", b"old"), change("b", b"old")]).unwrap();
         let before = (versions.record("a"), versions.record("b"));
         let record = folder.path().join("plugins/b.json");
         std::fs::remove_file(&record).unwrap();
         // A folder with something in it cannot be renamed over.
         std::fs::create_dir_all(record.join("in the way")).unwrap();
-        versions.settle(vec![change("a", b"new"), change("b", b"new")]).unwrap_err();
+        versions.commit(vec![change("a", b"new"), change("b", b"new")]).unwrap_err();
         assert_eq!((versions.record("a"), versions.record("b")), before);
         drop(versions);
         let versions = Versions::in_folder(folder.path(), 10).unwrap();
@@ -233,7 +246,7 @@ mod tests {
     fn memory_keeps_the_last_three() {
         let versions = Versions::in_memory();
         for content in 0..10_u8 {
-            versions.settle(vec![change("p", &[content])]).unwrap();
+            versions.commit(vec![change("p", &[content])]).unwrap();
         }
         let record = versions.record("p").unwrap();
         assert_eq!(record.versions.len(), 3);

@@ -10,22 +10,22 @@ const MAX_EVENTS: usize = 20;
 
 /// One stored version of a plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeptVersion {
+pub struct StoredVersion {
     /// The SHA-256 of its file, in hex.
     pub hash: String,
     /// The file's size in bytes.
     pub size: u64,
     /// Why it is excluded from rollbacks, if it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub against: Option<Against>,
+    pub exclusion: Option<Exclusion>,
     /// Its activations and deactivations with reasons, oldest first.
-    pub events: Vec<Event>,
+    pub events: Vec<VersionEvent>,
 }
 
 /// Why a version is excluded from rollbacks that do not name it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", content = "why", rename_all = "kebab-case")]
-pub enum Against {
+pub enum Exclusion {
     /// It failed too often.
     Quarantined(String),
     /// An operator rolled it back.
@@ -34,12 +34,12 @@ pub enum Against {
 
 /// One activation or deactivation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
+pub struct VersionEvent {
     /// When.
     #[serde(with = "humantime_serde")]
     pub at: SystemTime,
     /// Whether it was activated or deactivated.
-    pub what: Turn,
+    pub what: Transition,
     /// Such as `its file`, `pushed`, `quarantined: 100 failures within 1m`.
     pub why: String,
 }
@@ -47,22 +47,22 @@ pub struct Event {
 /// An activation or a deactivation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Turn {
+pub enum Transition {
     /// Activated.
-    Came,
+    Activated,
     /// Deactivated.
-    Went,
+    Deactivated,
 }
 
 /// The override of a plugin's file, until that changes or an operator releases it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Override {
+pub struct VersionOverride {
     /// The hash of the file that is overridden; `None` if it could not be read.
     pub file: Option<String>,
     /// The version that decides; `None` if the chain continues without the plugin.
     pub with: Option<String>,
     /// How it came about.
-    pub cause: Cause,
+    pub cause: OverrideCause,
     /// The cause as text.
     pub why: String,
     /// Since when.
@@ -73,7 +73,7 @@ pub struct Override {
 /// Why a version overrides the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Cause {
+pub enum OverrideCause {
     /// It was pushed.
     Pushed,
     /// An operator rolled back to it.
@@ -84,33 +84,33 @@ pub enum Cause {
 
 /// What decides: the plugin's file or its override.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Choice {
+pub(crate) enum EffectiveVersion {
     File,
     /// The kept version with this hash.
-    Kept(String),
+    Stored(String),
     /// Nothing: the chain continues without the plugin.
     Without,
 }
 
 /// The history of one plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Record {
+pub(crate) struct VersionHistory {
     /// The most recently activated version first.
-    pub(crate) versions: Vec<KeptVersion>,
+    pub(crate) versions: Vec<StoredVersion>,
     /// The hash of the active version.
-    pub(crate) in_force: Option<String>,
-    pub(crate) instead: Option<Override>,
+    pub(crate) active: Option<String>,
+    pub(crate) version_override: Option<VersionOverride>,
     /// The candidate whose rollout ended last: it is not tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) tried: Option<Tried>,
+    pub(crate) rollout_result: Option<RolloutResult>,
     /// The highest number that an active version was signed with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) highest: Option<u64>,
+    pub(crate) highest_signed: Option<u64>,
 }
 
 /// A finished rollout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Tried {
+pub struct RolloutResult {
     /// The SHA-256 of the candidate's file, in hex.
     pub hash: String,
     /// Such as `promoted`, or the limit that it exceeded.
@@ -120,23 +120,23 @@ pub struct Tried {
     pub at: SystemTime,
 }
 
-impl Record {
+impl VersionHistory {
     /// What decides if the file has this hash. An override applies to that file only; a new one ends
     /// it.
-    pub(crate) fn choose(&self, file: Option<&str>) -> Choice {
-        match &self.instead {
-            Some(instead) if instead.file.as_deref() == file => {
-                instead.with.clone().map_or(Choice::Without, Choice::Kept)
+    pub(crate) fn choose(&self, file: Option<&str>) -> EffectiveVersion {
+        match &self.version_override {
+            Some(version_override) if version_override.file.as_deref() == file => {
+                version_override.with.clone().map_or(EffectiveVersion::Without, EffectiveVersion::Stored)
             }
-            _ => Choice::File,
+            _ => EffectiveVersion::File,
         }
     }
 
     /// The versions to roll back to, the most recent first: those that are not excluded.
-    pub(crate) fn good(&self) -> impl Iterator<Item = &KeptVersion> {
-        let in_force = self.in_force.as_deref();
-        let good = move |version: &&KeptVersion| {
-            version.against.is_none() && Some(version.hash.as_str()) != in_force
+    pub(crate) fn rollback_candidates(&self) -> impl Iterator<Item = &StoredVersion> {
+        let active = self.active.as_deref();
+        let good = move |version: &&StoredVersion| {
+            version.exclusion.is_none() && Some(version.hash.as_str()) != active
         };
         self.versions.iter().filter(good)
     }
@@ -145,7 +145,7 @@ impl Record {
     ///
     /// # Errors
     /// When there is none, or more than one.
-    pub(crate) fn find(&self, prefix: &str) -> Result<&KeptVersion, String> {
+    pub(crate) fn find(&self, prefix: &str) -> Result<&StoredVersion, String> {
         let mut found = self.versions.iter().filter(|version| version.hash.starts_with(prefix));
         match (found.next(), found.next()) {
             (Some(version), None) => Ok(version),
@@ -159,32 +159,35 @@ impl Record {
     }
 
     /// Activates a version, or none.
-    pub(crate) fn turn(&mut self, to: Option<(&str, u64)>, why: &str, at: SystemTime) {
-        if to.map(|(hash, _)| hash) == self.in_force.as_deref() {
+    pub(crate) fn transition(&mut self, to: Option<(&str, u64)>, why: &str, at: SystemTime) {
+        if to.map(|(hash, _)| hash) == self.active.as_deref() {
             return;
         }
-        if let Some(gone) = self.in_force.take() {
-            self.note(&gone, Event { at, what: Turn::Went, why: why.to_owned() });
+        if let Some(gone) = self.active.take() {
+            self.note(&gone, VersionEvent { at, what: Transition::Deactivated, why: why.to_owned() });
         }
         let Some((hash, size)) = to else { return };
         let known = self.versions.iter().position(|version| version.hash == hash);
-        let fresh = || KeptVersion { hash: hash.to_owned(), size, against: None, events: Vec::new() };
+        let fresh = || StoredVersion { hash: hash.to_owned(), size, exclusion: None, events: Vec::new() };
         let version = known.map_or_else(fresh, |at| self.versions.remove(at));
-        self.versions.insert(0, KeptVersion { against: None, ..version });
-        self.note(hash, Event { at, what: Turn::Came, why: why.to_owned() });
-        self.in_force = Some(hash.to_owned());
+        self.versions.insert(0, StoredVersion { exclusion: None, ..version });
+        self.note(hash, VersionEvent { at, what: Transition::Activated, why: why.to_owned() });
+        self.active = Some(hash.to_owned());
     }
 
     /// Excludes a version from rollbacks, until it is activated again.
-    pub(crate) fn hold_against(&mut self, hash: &str, against: Against) {
+    pub(crate) fn exclude(&mut self, hash: &str, exclusion: Exclusion) {
         if let Some(version) = self.versions.iter_mut().find(|version| version.hash == hash) {
-            version.against = Some(against);
+            version.exclusion = Some(exclusion);
         }
     }
 
     /// Removes all but the latest versions, and those in use.
     pub(crate) fn prune(&mut self, keep: usize) {
-        let in_use = [self.in_force.clone(), self.instead.as_ref().and_then(|instead| instead.with.clone())];
+        let in_use = [
+            self.active.clone(),
+            self.version_override.as_ref().and_then(|version_override| version_override.with.clone()),
+        ];
         let mut kept = 0;
         self.versions.retain(|version| {
             kept += 1;
@@ -192,7 +195,7 @@ impl Record {
         });
     }
 
-    fn note(&mut self, hash: &str, event: Event) {
+    fn note(&mut self, hash: &str, event: VersionEvent) {
         if let Some(version) = self.versions.iter_mut().find(|version| version.hash == hash) {
             if version.events.len() >= MAX_EVENTS {
                 version.events.remove(0);
@@ -208,57 +211,57 @@ mod tests {
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
-    fn record(hashes: &[&str]) -> Record {
-        let mut record = Record::default();
+    fn record(hashes: &[&str]) -> VersionHistory {
+        let mut record = VersionHistory::default();
         for hash in hashes {
-            record.turn(Some((hash, 1)), "its file", NOW);
+            record.transition(Some((hash, 1)), "its file", NOW);
         }
         record
     }
 
-    fn instead(file: &str, with: Option<&str>) -> Override {
+    fn version_override(file: &str, with: Option<&str>) -> VersionOverride {
         let (file, with) = (Some(file.to_owned()), with.map(str::to_owned));
-        Override { file, with, cause: Cause::RolledBack, why: String::new(), since: NOW }
+        VersionOverride { file, with, cause: OverrideCause::RolledBack, why: String::new(), since: NOW }
     }
 
     #[test]
-    fn a_new_file_ends_what_stands_in_for_the_old_one() {
+    fn a_new_file_ends_the_override() {
         let mut record = record(&["aaaa", "bbbb"]);
-        assert_eq!(record.choose(Some("bbbb")), Choice::File);
-        record.instead = Some(instead("bbbb", Some("aaaa")));
-        assert_eq!(record.choose(Some("bbbb")), Choice::Kept("aaaa".into()));
-        assert_eq!(record.choose(Some("cccc")), Choice::File);
-        assert_eq!(record.choose(None), Choice::File, "a missing file is read, and refused");
-        record.instead = Some(instead("bbbb", None));
-        assert_eq!(record.choose(Some("bbbb")), Choice::Without);
+        assert_eq!(record.choose(Some("bbbb")), EffectiveVersion::File);
+        record.version_override = Some(version_override("bbbb", Some("aaaa")));
+        assert_eq!(record.choose(Some("bbbb")), EffectiveVersion::Stored("aaaa".into()));
+        assert_eq!(record.choose(Some("cccc")), EffectiveVersion::File);
+        assert_eq!(record.choose(None), EffectiveVersion::File, "a missing file is read, and refused");
+        record.version_override = Some(version_override("bbbb", None));
+        assert_eq!(record.choose(Some("bbbb")), EffectiveVersion::Without);
     }
 
     #[test]
-    fn going_back_twice_does_not_return_to_what_was_left() {
+    fn a_second_rollback_skips_the_rolled_back_version() {
         let mut record = record(&["aaaa", "bbbb", "cccc"]);
         for expected in ["bbbb", "aaaa"] {
-            let good = record.good().next().unwrap().hash.clone();
+            let good = record.rollback_candidates().next().unwrap().hash.clone();
             assert_eq!(good, expected);
-            let left = record.in_force.clone().unwrap();
-            record.turn(Some((&good, 1)), "rolled back", NOW);
-            record.hold_against(&left, Against::RolledBack);
+            let left = record.active.clone().unwrap();
+            record.transition(Some((&good, 1)), "rolled back", NOW);
+            record.exclude(&left, Exclusion::RolledBack);
         }
-        assert_eq!(record.good().next(), None);
-        record.turn(Some(("cccc", 1)), "its file", NOW);
-        assert_eq!(record.good().next().unwrap().hash, "aaaa", "`bbbb` stays excluded");
+        assert_eq!(record.rollback_candidates().next(), None);
+        record.transition(Some(("cccc", 1)), "its file", NOW);
+        assert_eq!(record.rollback_candidates().next().unwrap().hash, "aaaa", "`bbbb` stays excluded");
     }
 
     #[test]
     fn versions_in_use_are_never_forgotten() {
         let mut record = record(&["a", "b", "c", "d"]);
-        record.instead = Some(instead("d", Some("a")));
+        record.version_override = Some(version_override("d", Some("a")));
         record.prune(2);
         let hashes: Vec<&str> = record.versions.iter().map(|version| version.hash.as_str()).collect();
         assert_eq!(hashes, ["d", "c", "a"]);
     }
 
     #[test]
-    fn a_version_is_found_by_the_beginning_of_its_hash() {
+    fn a_version_is_found_by_hash_prefix() {
         let record = record(&["aaaaaaaaaaaa1", "aaaaaaaaaaaa2"]);
         assert_eq!(record.find("aaaaaaaaaaaa2").unwrap().hash, "aaaaaaaaaaaa2");
         assert!(record.find("aa").unwrap_err().contains("more than one"));
@@ -266,11 +269,11 @@ mod tests {
     }
 
     #[test]
-    fn comings_and_goings_are_noted_once() {
+    fn transitions_are_recorded_once() {
         let mut record = record(&["a", "a"]);
         assert_eq!(record.versions[0].events.len(), 1, "an active version is not activated again");
-        record.turn(None, "removed from the configuration", NOW);
-        let turns: Vec<Turn> = record.versions[0].events.iter().map(|event| event.what).collect();
-        assert_eq!((turns, record.in_force), (vec![Turn::Came, Turn::Went], None));
+        record.transition(None, "removed from the configuration", NOW);
+        let turns: Vec<Transition> = record.versions[0].events.iter().map(|event| event.what).collect();
+        assert_eq!((turns, record.active), (vec![Transition::Activated, Transition::Deactivated], None));
     }
 }

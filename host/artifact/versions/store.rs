@@ -1,10 +1,10 @@
 //! Stores versions: in a directory with the files by hash and one record per plugin, or in memory.
 //!
 //! ```text
-//! <state_folder>/lock                     held by the gateway that uses the folder
-//! <state_folder>/versions/<sha256>.wasm   plugins' files
-//! <state_folder>/versions/<sha256>.<name>.sig   their signatures, by plugin, where they have one
-//! <state_folder>/plugins/<name>.json      what is remembered of each plugin
+//! <state_dir>/lock                     held by the gateway that uses the folder
+//! <state_dir>/versions/<sha256>.wasm   plugins' files
+//! <state_dir>/versions/<sha256>.<name>.sig   their signatures, by plugin, where they have one
+//! <state_dir>/plugins/<name>.json      what is remembered of each plugin
 //! ```
 //!
 //! Files are replaced atomically, so a crash leaves the old or the new content. Everything that is
@@ -19,9 +19,9 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use crate::artifact::file::MAX_SIZE;
-use crate::artifact::versions::record::Record;
+use crate::artifact::versions::record::VersionHistory;
 use crate::digest;
-use crate::files::OwnFolder;
+use crate::files::OwnedDir;
 
 /// The extension of signatures.
 const SIGNED: &str = ".sig";
@@ -31,53 +31,53 @@ const MAX_RECORD: u64 = 16 * 1024 * 1024;
 
 /// The place where versions are stored.
 #[derive(Debug)]
-pub(super) enum Store {
-    Folder(Folder),
+pub(super) enum VersionStore {
+    VersionFolder(VersionFolder),
     /// The files by hash.
     Memory(BTreeMap<String, Arc<[u8]>>),
 }
 
 /// A directory, locked until this is dropped.
 #[derive(Debug)]
-pub(super) struct Folder {
-    versions: OwnFolder,
-    plugins: OwnFolder,
+pub(super) struct VersionFolder {
+    versions: OwnedDir,
+    plugins: OwnedDir,
     _lock: File,
 }
 
-impl Store {
+impl VersionStore {
     /// Opens a directory, creating it if needed, and reads its records.
     ///
     /// # Errors
     /// When it cannot be used, or another gateway uses it.
-    pub(super) fn open(path: &Path) -> anyhow::Result<(Self, BTreeMap<String, Record>)> {
-        let name = || format!("[policies] state_folder {}", path.display());
+    pub(super) fn open(path: &Path) -> anyhow::Result<(Self, BTreeMap<String, VersionHistory>)> {
+        let name = || format!("[policies] state_dir {}", path.display());
         let create = |path: &Path| {
-            OwnFolder::create(path)
-                .map_err(|why| anyhow::anyhow!("[policies] state_folder {} {why}", path.display()))
+            OwnedDir::create(path)
+                .map_err(|why| anyhow::anyhow!("[policies] state_dir {} {why}", path.display()))
         };
         let whole = create(path)?;
         let lock = whole.open_lock("lock").with_context(|| format!("{} cannot be locked", name()))?;
         if lock.try_lock().is_err() {
             anyhow::bail!(
-                "[policies] state_folder {} is used by another gateway; give each its own",
+                "[policies] state_dir {} is used by another gateway; give each its own",
                 path.display()
             );
         }
         if let Some(shared) = whole.shared() {
             tracing::warn!(
-                state_folder = %path.display(),
+                state_dir = %path.display(),
                 "others may write to {}: compiled code is not cached, and stored versions can be removed; \
                  give the gateway a directory or a volume of its own",
                 shared.display()
             );
         }
         let (versions, plugins) = (create(&path.join("versions"))?, create(&path.join("plugins"))?);
-        versions.tidy();
-        plugins.tidy();
-        let folder = Folder { versions, plugins, _lock: lock };
+        versions.remove_temporary();
+        plugins.remove_temporary();
+        let folder = VersionFolder { versions, plugins, _lock: lock };
         let records = folder.records().with_context(name)?;
-        Ok((Self::Folder(folder), records))
+        Ok((Self::VersionFolder(folder), records))
     }
 
     /// Stores a plugin's file.
@@ -86,7 +86,7 @@ impl Store {
     /// When it cannot be written.
     pub(super) fn put(&mut self, hash: &str, bytes: &Arc<[u8]>) -> anyhow::Result<()> {
         match self {
-            Self::Folder(folder) => folder.put(hash, bytes),
+            Self::VersionFolder(folder) => folder.put(hash, bytes),
             Self::Memory(files) => {
                 files.entry(hash.to_owned()).or_insert_with(|| Arc::clone(bytes));
                 Ok(())
@@ -110,7 +110,7 @@ impl Store {
         }
         let name = format!("{hash}.{plugin}{SIGNED}");
         match self {
-            Self::Folder(folder) => folder.versions.replace(&name, signature),
+            Self::VersionFolder(folder) => folder.versions.replace(&name, signature),
             Self::Memory(files) => {
                 files.insert(name, Arc::clone(signature));
                 Ok(())
@@ -122,7 +122,7 @@ impl Store {
     pub(super) fn signature(&self, plugin: &str, hash: &str) -> Option<Arc<[u8]>> {
         let name = format!("{hash}.{plugin}{SIGNED}");
         match self {
-            Self::Folder(folder) => {
+            Self::VersionFolder(folder) => {
                 let read = |name: &str| folder.versions.read(name, MAX_SIGNATURE).ok().map(Arc::from);
                 // Earlier gateways stored one signature for all plugins.
                 read(&name).or_else(|| read(&format!("{hash}{SIGNED}")))
@@ -137,7 +137,7 @@ impl Store {
     /// When it is missing, or its content has changed.
     pub(super) fn get(&self, hash: &str) -> Result<Arc<[u8]>, String> {
         match self {
-            Self::Folder(folder) => folder.get(hash),
+            Self::VersionFolder(folder) => folder.get(hash),
             Self::Memory(files) => {
                 files.get(hash).cloned().ok_or_else(|| format!("version {hash} is not stored"))
             }
@@ -148,8 +148,8 @@ impl Store {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn remember(&self, plugin: &str, record: &Record) -> anyhow::Result<()> {
-        let Self::Folder(folder) = self else { return Ok(()) };
+    pub(super) fn write_record(&self, plugin: &str, record: &VersionHistory) -> anyhow::Result<()> {
+        let Self::VersionFolder(folder) = self else { return Ok(()) };
         let text = serde_json::to_vec_pretty(record)?;
         folder.plugins.replace(&format!("{plugin}.json"), &text)
     }
@@ -157,13 +157,13 @@ impl Store {
     /// Removes the files that no record refers to.
     pub(super) fn sweep(&mut self, used: &HashSet<&str>) {
         match self {
-            Self::Folder(folder) => folder.sweep(used),
+            Self::VersionFolder(folder) => folder.sweep(used),
             Self::Memory(files) => files.retain(|name, _| used.contains(hash_of(name))),
         }
     }
 }
 
-impl Folder {
+impl VersionFolder {
     fn put(&self, hash: &str, bytes: &[u8]) -> anyhow::Result<()> {
         if self.get(hash).is_ok() {
             return Ok(());
@@ -183,7 +183,7 @@ impl Folder {
     }
 
     /// A record that cannot be read is skipped with a warning: the plugin's file decides then.
-    fn records(&self) -> anyhow::Result<BTreeMap<String, Record>> {
+    fn records(&self) -> anyhow::Result<BTreeMap<String, VersionHistory>> {
         let mut records = BTreeMap::new();
         for file in self.plugins.names()? {
             let Some(name) = file.strip_suffix(".json") else { continue };
@@ -221,19 +221,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_kept_is_found_again_and_what_was_tampered_with_is_not() {
+    fn stored_versions_survive_and_tampering_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let bytes: Arc<[u8]> = Arc::from(*b"wasm");
         let hash = digest::hash(&bytes);
-        let (mut store, records) = Store::open(folder.path()).unwrap();
+        let (mut store, records) = VersionStore::open(folder.path()).unwrap();
         assert!(records.is_empty());
         store.put(&hash, &bytes).unwrap();
-        let record = Record { in_force: Some(hash.clone()), ..Record::default() };
-        store.remember("p", &record).unwrap();
-        assert!(Store::open(folder.path()).unwrap_err().to_string().contains("another gateway"));
+        let record = VersionHistory { active: Some(hash.clone()), ..VersionHistory::default() };
+        store.write_record("p", &record).unwrap();
+        assert!(VersionStore::open(folder.path()).unwrap_err().to_string().contains("another gateway"));
         drop(store);
 
-        let (mut store, records) = Store::open(folder.path()).unwrap();
+        let (mut store, records) = VersionStore::open(folder.path()).unwrap();
         assert_eq!(records, BTreeMap::from([("p".to_owned(), record)]));
         assert_eq!(*store.get(&hash).unwrap(), *b"wasm");
         fs::write(folder.path().join(format!("versions/{hash}.wasm")), b"evil").unwrap();
@@ -247,14 +247,14 @@ mod tests {
     #[test]
     fn a_broken_record_costs_only_itself() {
         let folder = tempfile::tempdir().unwrap();
-        drop(Store::open(folder.path()).unwrap());
+        drop(VersionStore::open(folder.path()).unwrap());
         fs::write(folder.path().join("plugins/a.json"), b"{").unwrap();
         fs::write(
             folder.path().join("plugins/b.json"),
-            b"{\"versions\":[],\"in_force\":null,\"instead\":null}",
+            b"{\"versions\":[],\"in_force\":null,\"version_override\":null}",
         )
         .unwrap();
-        let (_store, records) = Store::open(folder.path()).unwrap();
+        let (_store, records) = VersionStore::open(folder.path()).unwrap();
         assert_eq!(records.keys().collect::<Vec<_>>(), ["b"]);
     }
 }

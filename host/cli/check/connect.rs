@@ -13,7 +13,7 @@ use crate::gateway::{self, Storage};
 
 /// The result of one probe.
 #[derive(serde::Serialize)]
-pub(super) struct Connected {
+pub(super) struct CheckResult {
     /// What was probed.
     pub(super) subject: String,
     /// Whether it is usable.
@@ -28,17 +28,17 @@ const DIRECTORY: Duration = Duration::from_secs(10);
 const ANSWER: Duration = Duration::from_secs(2);
 
 /// Probes everything that the gateway needs.
-pub(super) async fn all(config: &Config) -> Vec<Connected> {
+pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
     let listen = listener("admin listener", "listen", &config.admin.listen);
     let probes = async {
-        let address = config.admin.probes.as_deref()?;
+        let address = config.admin.probe_listen.as_deref()?;
         Some(listener("admin listener for probes", "probes", address).await)
     };
     let (probed, directory, listen, probes) =
         tokio::join!(gateway::probe(config), directory(config), listen, probes);
     let of = |subject: String, found: anyhow::Result<String>| match found {
-        Ok(text) => Connected { subject, ok: true, text },
-        Err(error) => Connected { subject, ok: false, text: format!("{error:#}") },
+        Ok(text) => CheckResult { subject, ok: true, text },
+        Err(error) => CheckResult { subject, ok: false, text: format!("{error:#}") },
     };
     let mut connected: Vec<_> = probed.into_iter().map(|probed| of(probed.subject, probed.found)).collect();
     match directory {
@@ -62,12 +62,12 @@ async fn directory(config: &Config) -> anyhow::Result<(String, Arc<Fleet>)> {
         anyhow::bail!("no answer within {DIRECTORY:?}; check `[redis] url`");
     };
     let how = how?;
-    Ok((how, gateway::look_at_fleet(config, &storage, &mut registry).await))
+    Ok((how, gateway::observe_fleet(config, &storage, &mut registry).await))
 }
 
 /// What a BROADCAST would reach, and the fleet's warnings.
-fn broadcasts(fleet: &Fleet) -> Vec<Connected> {
-    let connected = |ok, text| Connected { subject: "comets".to_owned(), ok, text };
+fn broadcasts(fleet: &Fleet) -> Vec<CheckResult> {
+    let connected = |ok, text| CheckResult { subject: "comets".to_owned(), ok, text };
     let reach = fleet.reach();
     let caveat = reach.caveat().map_or_else(String::new, |caveat| format!("; {caveat}"));
     let warnings = fleet.warnings();
@@ -77,8 +77,8 @@ fn broadcasts(fleet: &Fleet) -> Vec<Connected> {
 
 /// Whether a listener of `[admin]` can be bound. A gateway that listens there already may be the one
 /// whose configuration this is.
-async fn listener(what: &str, key: &str, listen: &str) -> Connected {
-    let connected = |ok, text| Connected { subject: format!("{what} {listen}"), ok, text };
+async fn listener(what: &str, key: &str, listen: &str) -> CheckResult {
+    let connected = |ok, text| CheckResult { subject: format!("{what} {listen}"), ok, text };
     match TcpListener::bind(listen).await {
         Ok(_) => connected(true, "its port is free".to_owned()),
         Err(error) if error.kind() == ErrorKind::AddrInUse && is_gateway(listen).await => {

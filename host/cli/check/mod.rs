@@ -2,12 +2,12 @@
 
 mod connect;
 
-use crate::cli::{ConfigArgs, FAILURE, MISTAKE, SUCCESS, fail, print, print_json, runtime};
-use crate::config::{Config, Inspected, Mistake};
+use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, fail, print, print_json, runtime};
+use crate::config::{Config, ConfigError, ConfigReport};
 use crate::decision::PluginVersion;
 use crate::gateway;
-use crate::policy::{Policies, Setup};
-use connect::Connected;
+use crate::policy::{Policies, PolicyDependencies};
+use connect::CheckResult;
 
 /// Arguments of `halley check`.
 #[derive(Debug, clap::Args)]
@@ -26,15 +26,15 @@ pub(super) struct Args {
 
 /// The report.
 #[derive(serde::Serialize)]
-struct Report {
+struct CheckReport {
     /// Where the configuration was read from.
     file: String,
-    mistakes: Vec<Mistake>,
-    warnings: Vec<Mistake>,
+    mistakes: Vec<ConfigError>,
+    warnings: Vec<ConfigError>,
     plugins: Vec<String>,
     /// What --connect found; empty if there are mistakes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    connections: Vec<Connected>,
+    connections: Vec<CheckResult>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
@@ -49,7 +49,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         print_json(&serde_json::to_string_pretty(&report)?);
         return Ok(report.code());
     }
-    report.tell();
+    report.print_report();
     if report.mistakes.is_empty() {
         print(&config.comets.who_may_be_called());
     }
@@ -62,10 +62,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 /// Checks everything that needs no network.
-fn inspect(args: &ConfigArgs) -> (Config, Report) {
-    let Inspected { config, mut mistakes, warnings } = Config::inspect(args.file().as_deref());
+fn inspect(args: &ConfigArgs) -> (Config, CheckReport) {
+    let ConfigReport { config, mut mistakes, warnings } = Config::inspect(args.file().as_deref());
     let place = args.file().map_or_else(|| "configuration".to_owned(), |file| file.display().to_string());
-    let placed = |text: String| Mistake { place: place.clone(), text };
+    let placed = |text: String| ConfigError { place: place.clone(), text };
     mistakes.extend(gateway::verify(&config).into_iter().map(placed));
     mistakes.extend(config.admin.token_problem().map(placed));
     mistakes.extend(config.comets.discovery.file_problem().map(placed));
@@ -76,13 +76,13 @@ fn inspect(args: &ConfigArgs) -> (Config, Report) {
             Vec::new()
         }
     };
-    let report = Report { file: args.source(), mistakes, warnings, plugins, connections: Vec::new() };
+    let report = CheckReport { file: args.source(), mistakes, warnings, plugins, connections: Vec::new() };
     (config, report)
 }
 
 fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
     let one = |error: anyhow::Error| vec![format!("{error:#}")];
-    let setup = Setup::of_command(&config.policies).map_err(one)?;
+    let setup = PolicyDependencies::of_command(&config.policies).map_err(one)?;
     let wanted = config.plugins().map_err(one)?;
     match Policies::start_with(setup, &wanted) {
         Ok(policies) => {
@@ -94,17 +94,17 @@ fn plugins(config: &Config) -> Result<Vec<PluginVersion>, Vec<String>> {
     }
 }
 
-impl Report {
+impl CheckReport {
     fn code(&self) -> u8 {
         match () {
-            () if !self.mistakes.is_empty() => MISTAKE,
-            () if self.connections.iter().any(|connected| !connected.ok) => FAILURE,
-            () => SUCCESS,
+            () if !self.mistakes.is_empty() => EXIT_USAGE,
+            () if self.connections.iter().any(|connected| !connected.ok) => EXIT_FAILURE,
+            () => EXIT_SUCCESS,
         }
     }
 
-    fn tell(&self) {
-        let line = |Mistake { place, text }: &Mistake| format!("{place}: {text}");
+    fn print_report(&self) {
+        let line = |ConfigError { place, text }: &ConfigError| format!("{place}: {text}");
         self.warnings.iter().for_each(|warning| fail(&format!("warning: {}", line(warning))));
         if !self.mistakes.is_empty() {
             self.mistakes.iter().for_each(|mistake| fail(&line(mistake)));
@@ -117,7 +117,7 @@ impl Report {
             count(self.plugins.len(), "plugin")
         ));
         self.plugins.iter().for_each(|name| print(&format!("  {name}")));
-        for Connected { subject, ok, text } in &self.connections {
+        for CheckResult { subject, ok, text } in &self.connections {
             if *ok {
                 print(&format!("{subject}: {text}"));
             } else {

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::cli::dead_letter::filter::{FilterArgs, no_topic};
-use crate::cli::dead_letter::show::{Table, json};
-use crate::cli::{ConfigArgs, SUCCESS, fail, print, print_json};
+use crate::cli::dead_letter::show::{LetterTable, json};
+use crate::cli::{ConfigArgs, EXIT_SUCCESS, fail, print, print_json};
 use crate::dead_letter::{DeadLetter, Reader, Stage};
 use crate::kafka;
 
@@ -32,19 +32,19 @@ pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u
     let group = args.group.clone().unwrap_or_else(|| format!("{}-redrive", config.group));
     let Some(mut reader) = Reader::open(config, &group).await? else {
         fail(&no_topic(&config.dead_letter_topic));
-        return Ok(SUCCESS);
+        return Ok(EXIT_SUCCESS);
     };
     let redriven = if args.pending { Some(reader.redriven(config, &group).await?) } else { None };
     let is_due = |letter: &DeadLetter| redriven.as_ref().is_none_or(|redriven| !redriven.contains(letter));
     let filter = args.filter.filter();
-    let mut shown = Shown { table: (!args.json).then(Table::default), stages: BTreeMap::new() };
+    let mut shown = LetterPrinter { table: (!args.json).then(LetterTable::default), stages: BTreeMap::new() };
     let mut left = args.filter.limit.unwrap_or(u64::MAX);
     'reading: loop {
         let letters = reader.read().await?;
         if letters.is_empty() {
             break;
         }
-        for letter in letters.iter().filter(|letter| filter.means(letter) && is_due(letter)) {
+        for letter in letters.iter().filter(|letter| filter.matches(letter) && is_due(letter)) {
             if left == 0 {
                 break 'reading;
             }
@@ -53,17 +53,17 @@ pub(super) async fn run(config: &kafka::Config, args: &Args) -> anyhow::Result<u
         }
     }
     shown.finish(&config.dead_letter_topic);
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }
 
-struct Shown {
+struct LetterPrinter {
     /// `None` prints JSON.
-    table: Option<Table>,
+    table: Option<LetterTable>,
     /// Number of letters by stage, in the order of the stages; those without a known stage last.
     stages: BTreeMap<usize, u64>,
 }
 
-impl Shown {
+impl LetterPrinter {
     fn show(&mut self, letter: &DeadLetter) {
         let stage = Stage::ALL.iter().position(|stage| stage.as_str() == letter.stage);
         *self.stages.entry(stage.unwrap_or(Stage::ALL.len())).or_default() += 1;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use crate::cli::{ConfigArgs, MISTAKE, fail, runtime};
+use crate::cli::{ConfigArgs, EXIT_USAGE, fail, runtime};
 use crate::config::Config;
 
 /// Arguments of `halley dead-letter`.
@@ -68,7 +68,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Ok(config) => config,
         Err(mistakes) => {
             fail(&mistakes.to_string());
-            return Ok(MISTAKE);
+            return Ok(EXIT_USAGE);
         }
     };
     let runtime = runtime()?;

@@ -7,9 +7,9 @@ use prometheus_client::registry::Registry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::dead_letter::filter::{FilterArgs, no_topic};
-use crate::cli::{ConfigArgs, FAILURE, SUCCESS, fail, print};
+use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, fail, print};
 use crate::config::Config;
-use crate::dead_letter::{DeadLetter, Fate, Order, Summary, redrive};
+use crate::dead_letter::{DeadLetter, RedriveOptions, RedriveOutcome, RedriveSummary, redrive};
 use crate::gateway::Storage;
 use crate::kafka::{self, TopicSet};
 use crate::message::RedriveKey;
@@ -51,10 +51,10 @@ pub(super) struct Args {
 pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
     let key = if args.dry_run { None } else { Some(key(config).await?) };
     let own = [config.kafka.dead_letter_topic.as_str(), config.offline.notify_topic.as_str()];
-    let allowed = TopicSet::consumed_and(&config.kafka, &args.allow_topic, &own);
+    let allowed = TopicSet::consumed_with(&config.kafka, &args.allow_topic, &own);
     let config = &config.kafka;
     let group = args.group.clone().unwrap_or_else(|| format!("{}-redrive", config.group));
-    let order = Order {
+    let options = RedriveOptions {
         filter: args.filter.filter(),
         limit: args.filter.limit,
         rate: args.rate,
@@ -68,8 +68,10 @@ pub(super) async fn run(config: &Config, args: &Args) -> anyhow::Result<u8> {
     // Registered before anything is written.
     let signals = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let mut refusals = 0;
-    let mut tell = |letter: &DeadLetter, fate: &Fate| tell(letter, fate, args.dry_run, &mut refusals);
-    let summary = redrive(config, order, &mut tell, stop(signals)).await?;
+    let mut report_outcome = |letter: &DeadLetter, outcome: &RedriveOutcome| {
+        report_outcome(letter, outcome, args.dry_run, &mut refusals)
+    };
+    let summary = redrive(config, options, &mut report_outcome, stop(signals)).await?;
     Ok(report(config, &summary, args.dry_run))
 }
 
@@ -81,7 +83,7 @@ async fn key(config: &Config) -> anyhow::Result<RedriveKey> {
         );
     }
     let storage = Storage::open(config, &mut Registry::default())?;
-    storage.redrive_keys.read_or_make().await.context("cannot read the key that proves what is redriven")
+    storage.redrive_keys.read_or_create().await.context("cannot read the key that proves what is redriven")
 }
 
 async fn stop((mut interrupt, mut terminate): (Signal, Signal)) {
@@ -91,25 +93,27 @@ async fn stop((mut interrupt, mut terminate): (Signal, Signal)) {
     }
 }
 
-fn tell(letter: &DeadLetter, fate: &Fate, dry_run: bool, refusals: &mut u64) {
+fn report_outcome(letter: &DeadLetter, outcome: &RedriveOutcome, dry_run: bool, refusals: &mut u64) {
     let id = &letter.id;
-    match fate {
-        Fate::Written(topic) if dry_run => {
+    match outcome {
+        RedriveOutcome::Written(topic) if dry_run => {
             let (stage, reason) = (cut(&letter.stage, LONGEST), cut(&letter.reason, LONGEST));
             print(&format!("would write {id} to {topic} ({stage}: {reason})"));
         }
-        Fate::Written(_) => {}
-        Fate::Refused(why) => {
-            complain(refusals, &|| format!("{} was not redriven: {why}", letter.record.origin));
+        RedriveOutcome::Written(_) => {}
+        RedriveOutcome::Refused(why) => {
+            report_refusal(refusals, &|| format!("{} was not redriven: {why}", letter.record.origin));
         }
-        Fate::Failed(why) => {
-            complain(refusals, &|| format!("{id} was not redriven, nor were the letters after it: {why}"));
+        RedriveOutcome::Failed(why) => {
+            report_refusal(refusals, &|| {
+                format!("{id} was not redriven, nor were the letters after it: {why}")
+            });
         }
     }
 }
 
 /// Reports a failed letter, up to a limit.
-fn complain(refusals: &mut u64, what: &dyn Fn() -> String) {
+fn report_refusal(refusals: &mut u64, what: &dyn Fn() -> String) {
     *refusals += 1;
     match *refusals {
         ..=MOST_REFUSALS => fail(&what()),
@@ -120,12 +124,12 @@ fn complain(refusals: &mut u64, what: &dyn Fn() -> String) {
     }
 }
 
-fn report(config: &kafka::Config, summary: &Summary, dry_run: bool) -> u8 {
+fn report(config: &kafka::Config, summary: &RedriveSummary, dry_run: bool) -> u8 {
     if summary.missing {
         fail(&no_topic(&config.dead_letter_topic));
-        return SUCCESS;
+        return EXIT_SUCCESS;
     }
-    if summary.made_again {
+    if summary.recreated {
         let topic = &config.dead_letter_topic;
         fail(&format!("`{topic}` was recreated since the last redrive; earlier progress is ignored"));
     }
@@ -136,16 +140,16 @@ fn report(config: &kafka::Config, summary: &Summary, dry_run: bool) -> u8 {
             summary.forgotten
         ));
     }
-    if let Some(why) = &summary.broken {
+    if let Some(why) = &summary.aborted {
         fail(&format!("{why}; run the same command again to continue"));
     } else if summary.interrupted {
         fail("interrupted; run the same command again to continue");
     }
-    let unfinished = summary.interrupted || summary.broken.is_some() || summary.failed + summary.refused > 0;
-    if unfinished { FAILURE } else { SUCCESS }
+    let unfinished = summary.interrupted || summary.aborted.is_some() || summary.failed + summary.refused > 0;
+    if unfinished { EXIT_FAILURE } else { EXIT_SUCCESS }
 }
 
-fn counts(summary: &Summary, dry_run: bool) -> String {
+fn counts(summary: &RedriveSummary, dry_run: bool) -> String {
     let total: u64 = summary.redriven.values().sum();
     let topics: Vec<_> =
         summary.redriven.iter().map(|(topic, count)| format!("{count} to {topic}")).collect();

@@ -17,13 +17,13 @@ const WIDEST: usize = 64;
 
 /// A table that is printed in parts.
 #[derive(Default)]
-pub(super) struct Table {
+pub(super) struct LetterTable {
     rows: Vec<[String; HEAD.len()]>,
     widths: [usize; HEAD.len()],
     headed: bool,
 }
 
-impl Table {
+impl LetterTable {
     pub(super) fn add(&mut self, letter: &DeadLetter) {
         if !self.headed {
             self.headed = true;
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_text_where_they_are_text() {
+    fn bytes_are_shown_as_text_if_they_are() {
         assert_eq!(bytes(None), Value::Null);
         assert_eq!(bytes(Some("弹幕\n".as_bytes())), json!({ "text": "弹幕\n" }));
         assert_eq!(bytes(Some(b"\x08\x01")), json!({ "base64": "CAE=" }));

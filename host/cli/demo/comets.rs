@@ -14,7 +14,7 @@ use crate::message::CometAddr;
 
 /// A call that a comet received.
 #[derive(Clone, Debug)]
-pub(super) struct Arrival {
+pub(super) struct ReceivedCall {
     /// Which comet, from 0.
     pub(super) comet: usize,
     /// The gRPC method.
@@ -26,15 +26,15 @@ pub(super) struct Arrival {
 }
 
 /// The running comets.
-pub(super) struct Comets {
+pub(super) struct DemoComets {
     /// Their addresses.
     pub(super) addresses: Vec<CometAddr>,
     /// The calls that they receive.
-    pub(super) arrivals: mpsc::Receiver<Arrival>,
+    pub(super) arrivals: mpsc::Receiver<ReceivedCall>,
     _servers: JoinSet<Result<(), tonic::transport::Error>>,
 }
 
-impl Comets {
+impl DemoComets {
     /// Starts this many.
     pub(super) async fn start(count: usize) -> anyhow::Result<Self> {
         let (sender, arrivals) = mpsc::channel(1024);
@@ -55,14 +55,14 @@ impl Comets {
 
 struct Reporter {
     comet: usize,
-    arrivals: mpsc::Sender<Arrival>,
+    arrivals: mpsc::Sender<ReceivedCall>,
 }
 
 impl Reporter {
     async fn report(&self, method: &'static str, to: String, proto: Option<Proto>) -> Result<(), Status> {
         let body = proto.unwrap_or_default().body;
         let body = String::from_utf8_lossy(&body).into_owned();
-        let arrival = Arrival { comet: self.comet, method, to, body };
+        let arrival = ReceivedCall { comet: self.comet, method, to, body };
         self.arrivals.send(arrival).await.map_err(|_| Status::unavailable("the demo is ending"))
     }
 }

@@ -4,19 +4,19 @@
 //! The tour checks its own results; `--once` ends after it with an exit code.
 
 mod comets;
+mod environment;
 mod policies;
 mod screen;
 mod tour;
-mod world;
 
 use std::path::PathBuf;
 
-use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, runtime};
+use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, fail, runtime};
 use crate::telemetry;
 
-use policies::Policies;
+use environment::DemoEnvironment;
+use policies::BundledPolicies;
 use screen::Screen;
-use world::World;
 
 /// Arguments of `halley demo`.
 #[derive(Debug, clap::Args)]
@@ -36,34 +36,34 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
-    let Some(built) = Policies::find(args.plugins.as_deref()) else {
+    let Some(built) = BundledPolicies::find(args.plugins.as_deref()) else {
         fail("the demo needs the built policies; run `make plugins`, or pass their folder with --plugins");
-        return Ok(MISTAKE);
+        return Ok(EXIT_USAGE);
     };
     telemetry::init(&telemetry::Config { level: args.log.clone(), ..Default::default() })?;
     runtime()?.block_on(show(args, built))
 }
 
-async fn show(args: Args, built: Policies) -> anyhow::Result<u8> {
+async fn show(args: Args, built: BundledPolicies) -> anyhow::Result<u8> {
     let screen = Screen::new(!args.fast && !args.once);
-    let mut world = World::start(built).await?;
+    let mut environment = DemoEnvironment::start(built).await?;
     let passed = tokio::select! {
-        passed = tour::run(&mut world, &screen) => passed?,
-        _ = tokio::signal::ctrl_c() => return stop(world, true).await,
+        passed = tour::run(&mut environment, &screen) => passed?,
+        _ = tokio::signal::ctrl_c() => return stop(environment, true).await,
     };
     if args.once {
-        return stop(world, passed).await;
+        return stop(environment, passed).await;
     }
-    tour::invite(&world, &screen);
+    tour::print_hints(&environment, &screen);
     tokio::select! {
-        result = tour::keep_running(&mut world, &screen) => result?,
+        result = tour::keep_running(&mut environment, &screen) => result?,
         _ = tokio::signal::ctrl_c() => {}
     }
     screen.line("");
-    stop(world, passed).await
+    stop(environment, passed).await
 }
 
-async fn stop(world: World, passed: bool) -> anyhow::Result<u8> {
-    let drained = world.stop().await;
-    Ok(if passed && drained { SUCCESS } else { FAILURE })
+async fn stop(environment: DemoEnvironment, passed: bool) -> anyhow::Result<u8> {
+    let drained = environment.stop().await;
+    Ok(if passed && drained { EXIT_SUCCESS } else { EXIT_FAILURE })
 }

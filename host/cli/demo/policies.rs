@@ -10,14 +10,14 @@ use crate::files;
 use crate::message::CometAddr;
 
 /// The built policies on this machine.
-pub(super) struct Policies {
+pub(super) struct BundledPolicies {
     built: PathBuf,
 }
 
 /// The file by which a folder with the bundled policies is recognised.
 const KEYWORD_FILTER: &str = "keyword_filter.wasm";
 
-impl Policies {
+impl BundledPolicies {
     /// Looks in the given folder, or else in `plugins/dist` here and in the folders above the binary.
     pub(super) fn find(named: Option<&Path>) -> Option<Self> {
         let binary = std::env::current_exe().ok();
@@ -31,7 +31,7 @@ impl Policies {
     }
 
     /// Creates an operator's folder: `halley.toml`, and an empty `policies/`.
-    pub(super) fn set_up(self, brokers: &str, comets: &[CometAddr]) -> anyhow::Result<Folder> {
+    pub(super) fn set_up(self, brokers: &str, comets: &[CometAddr]) -> anyhow::Result<DemoFolder> {
         let root = std::env::temp_dir().join(format!("halley-demo-{}", std::process::id()));
         fs::create_dir_all(root.join("policies"))
             .with_context(|| format!("cannot create {}", root.display()))?;
@@ -41,21 +41,21 @@ impl Policies {
              [admin]\nlisten = \"127.0.0.1:0\"\nsocket = \"admin.sock\"\n\n[policies]\ndirectory = \"policies\"\n",
             nodes.join(", ")
         );
-        let folder = Folder { root, built: self.built, settings };
+        let folder = DemoFolder { root, built: self.built, settings };
         folder.configure("")?;
         Ok(folder)
     }
 }
 
 /// The operator's folder. Removed on drop.
-pub(super) struct Folder {
+pub(super) struct DemoFolder {
     root: PathBuf,
     built: PathBuf,
     /// The configuration without the plugins.
     settings: String,
 }
 
-impl Folder {
+impl DemoFolder {
     /// The configuration file.
     pub(super) fn config(&self) -> PathBuf {
         self.root.join("halley.toml")
@@ -103,7 +103,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for DemoFolder {
     fn drop(&mut self) {
         drop(fs::remove_dir_all(&self.root));
     }

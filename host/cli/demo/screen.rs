@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use owo_colors::{OwoColorize as _, Stream::Stdout};
 
-use crate::cli::demo::comets::Arrival;
+use crate::cli::demo::comets::ReceivedCall;
 use crate::cli::{print, print_styled};
 use crate::telemetry::escape;
 
@@ -56,8 +56,8 @@ impl Screen {
     }
 
     /// A call that a comet received.
-    pub(super) fn arrived(&self, arrival: &Arrival) {
-        let Arrival { comet, method, to, body } = arrival;
+    pub(super) fn arrived(&self, arrival: &ReceivedCall) {
+        let ReceivedCall { comet, method, to, body } = arrival;
         let name = format!("comet {}", comet + 1);
         let name = match comet {
             0 => name.if_supports_color(Stdout, |t| t.cyan()).to_string(),

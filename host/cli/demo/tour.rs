@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cli::demo::comets::Arrival;
+use crate::cli::demo::comets::ReceivedCall;
+use crate::cli::demo::environment::{DemoEnvironment, ROOMS, connection_of};
 use crate::cli::demo::screen::Screen;
-use crate::cli::demo::world::{ROOMS, World, connection_of};
 use crate::message::{Audience, RoomId};
 
 /// How long to wait for what should happen.
@@ -18,23 +18,23 @@ const TRAFFIC: usize = 240;
 const TRAFFIC_EVERY: Duration = Duration::from_millis(5);
 
 /// Runs the tour. Returns whether every step passed.
-pub(super) async fn run(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+pub(super) async fn run(environment: &mut DemoEnvironment, screen: &Screen) -> anyhow::Result<bool> {
     screen.welcome();
-    let mut passed = rooms(world, screen).await?;
-    passed &= users_and_everyone(world, screen).await?;
-    passed &= the_absent(world, screen).await?;
-    passed &= a_policy(world, screen).await?;
-    passed &= a_broken_policy(world, screen).await?;
-    passed &= a_swap_under_load(world, screen).await?;
+    let mut passed = rooms(environment, screen).await?;
+    passed &= users_and_everyone(environment, screen).await?;
+    passed &= the_absent(environment, screen).await?;
+    passed &= a_policy(environment, screen).await?;
+    passed &= a_broken_policy(environment, screen).await?;
+    passed &= a_swap_under_load(environment, screen).await?;
     screen.line("");
     let text = if passed { "Every step passed." } else { "Some steps failed; see above." };
     screen.verdict(passed, text);
     Ok(passed)
 }
 
-async fn rooms(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+async fn rooms(environment: &mut DemoEnvironment, screen: &Screen) -> anyhow::Result<bool> {
     screen.step(1, "A room's message goes only to the comets that hold the room").await;
-    let arrivals = say(world, screen, &room("music"), "hello", 2).await?;
+    let arrivals = send_and_show(environment, screen, &room("music"), "hello", 2).await?;
     let passed = is(&arrivals, &[(0, "BroadcastRoom", "hello"), (1, "BroadcastRoom", "hello")]);
     screen.verdict(
         passed,
@@ -43,12 +43,14 @@ async fn rooms(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
     Ok(passed)
 }
 
-async fn users_and_everyone(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+async fn users_and_everyone(environment: &mut DemoEnvironment, screen: &Screen) -> anyhow::Result<bool> {
     screen.step(2, "One user, and everyone").await;
     let key = |key: &str| Audience::Keys { server: None, keys: vec![Arc::from(key)] };
-    let by_user = say(world, screen, &key("erin"), "hi erin", 1).await?;
-    let by_connection = say(world, screen, &key(&connection_of("carol")), "hi carol", 1).await?;
-    let everyone = say(world, screen, &Audience::Everyone { speed: 0 }, "good evening", 3).await?;
+    let by_user = send_and_show(environment, screen, &key("erin"), "hi erin", 1).await?;
+    let by_connection =
+        send_and_show(environment, screen, &key(&connection_of("carol")), "hi carol", 1).await?;
+    let everyone =
+        send_and_show(environment, screen, &Audience::Everyone { speed: 0 }, "good evening", 3).await?;
     let passed = is(&by_user, &[(2, "PushMsg", "hi erin")])
         && is(&by_connection, &[(1, "PushMsg", "hi carol")])
         && is(&everyone, &[0, 1, 2].map(|comet| (comet, "Broadcast", "good evening")));
@@ -56,10 +58,10 @@ async fn users_and_everyone(world: &mut World, screen: &Screen) -> anyhow::Resul
     Ok(passed)
 }
 
-async fn the_absent(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+async fn the_absent(environment: &mut DemoEnvironment, screen: &Screen) -> anyhow::Result<bool> {
     screen.step(3, "An absent user gets the message later").await;
-    let arrivals = say(world, screen, &room("news"), "kick-off at eight", 2).await?;
-    let waiting = eventually(async || world.inbox_of("frank").await == 1).await;
+    let arrivals = send_and_show(environment, screen, &room("news"), "kick-off at eight", 2).await?;
+    let waiting = eventually(async || environment.inbox_of("frank").await == 1).await;
     let expected = [(0, "BroadcastRoom", "kick-off at eight"), (2, "BroadcastRoom", "kick-off at eight")];
     let passed = is(&arrivals, &expected) && waiting;
     screen.verdict(
@@ -69,38 +71,39 @@ async fn the_absent(world: &mut World, screen: &Screen) -> anyhow::Result<bool> 
     Ok(passed)
 }
 
-async fn a_policy(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+async fn a_policy(environment: &mut DemoEnvironment, screen: &Screen) -> anyhow::Result<bool> {
     screen.step(4, "A policy, dropped in while the gateway runs").await;
-    let before = say(world, screen, &room("games"), "buy spam now", 2).await?;
-    let took = swap(world, |world| {
-        world.folder.install_keyword_filter()?;
-        world.folder.mask_with('*')
+    let before = send_and_show(environment, screen, &room("games"), "buy spam now", 2).await?;
+    let took = swap(environment, |environment| {
+        environment.folder.install_keyword_filter()?;
+        environment.folder.mask_with('*')
     })
     .await?;
     screen.note(&format!("keyword_filter.wasm is active after {} ms, without a restart", took.as_millis()));
-    let after = say(world, screen, &room("games"), "buy spam now", 2).await?;
-    let all =
-        |arrivals: &[Arrival], body: &str| arrivals.len() == 2 && arrivals.iter().all(|a| a.body == body);
+    let after = send_and_show(environment, screen, &room("games"), "buy spam now", 2).await?;
+    let all = |arrivals: &[ReceivedCall], body: &str| {
+        arrivals.len() == 2 && arrivals.iter().all(|a| a.body == body)
+    };
     let passed = all(&before, "buy spam now") && all(&after, "buy **** now");
     screen.verdict(passed, "the same message, before and after");
     Ok(passed)
 }
 
-async fn a_broken_policy(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+async fn a_broken_policy(environment: &mut DemoEnvironment, screen: &Screen) -> anyhow::Result<bool> {
     screen.step(5, "A broken policy changes nothing").await;
-    let generation = world.gateway.policies().status().generation;
-    world.folder.break_keyword_filter()?;
-    let refused = eventually(async || world.gateway.policies().status().last_refusal.is_some()).await;
-    tell_refusal(world, screen);
-    let arrivals = say(world, screen, &room("games"), "more spam", 2).await?;
-    let still = world.gateway.policies().status().generation == generation;
+    let generation = environment.gateway.policies().status().generation;
+    environment.folder.break_keyword_filter()?;
+    let refused = eventually(async || environment.gateway.policies().status().last_refusal.is_some()).await;
+    print_refusal(environment, screen);
+    let arrivals = send_and_show(environment, screen, &room("games"), "more spam", 2).await?;
+    let still = environment.gateway.policies().status().generation == generation;
     let passed = refused && still && arrivals.iter().all(|arrival| arrival.body == "more ****");
-    world.folder.install_keyword_filter()?;
+    environment.folder.install_keyword_filter()?;
     screen.verdict(passed, "the previous version stays active, and /v1/plugins says why");
     Ok(passed)
 }
 
-async fn a_swap_under_load(world: &mut World, screen: &Screen) -> anyhow::Result<bool> {
+async fn a_swap_under_load(environment: &mut DemoEnvironment, screen: &Screen) -> anyhow::Result<bool> {
     screen.step(6, "A swap in the middle of traffic: nothing lost, nothing mixed").await;
     let mut bodies: HashMap<(usize, String), Vec<String>> = HashMap::new();
     let (mut sent, mut expected, mut arrived) = (0, 0, 0);
@@ -108,13 +111,13 @@ async fn a_swap_under_load(world: &mut World, screen: &Screen) -> anyhow::Result
     while sent < TRAFFIC {
         ticks.tick().await;
         let name = ROOMS[sent % ROOMS.len()];
-        world.produce(&room(name), &format!("{sent} spam")).await?;
+        environment.produce(&room(name), &format!("{sent} spam")).await?;
         sent += 1;
         expected += 2;
         if sent == TRAFFIC / 2 {
-            world.folder.mask_with('#')?;
+            environment.folder.mask_with('#')?;
         }
-        while let Ok(arrival) = world.comets.arrivals.try_recv() {
+        while let Ok(arrival) = environment.comets.arrivals.try_recv() {
             arrived += 1;
             bodies.entry((arrival.comet, arrival.to)).or_default().push(arrival.body);
         }
@@ -124,11 +127,11 @@ async fn a_swap_under_load(world: &mut World, screen: &Screen) -> anyhow::Result
         }
     }
     while arrived < expected {
-        let Some(arrival) = world.arrival(PATIENCE).await else { break };
+        let Some(arrival) = environment.arrival(PATIENCE).await else { break };
         arrived += 1;
         bodies.entry((arrival.comet, arrival.to)).or_default().push(arrival.body);
     }
-    let extra = world.arrival(QUIET).await.is_some();
+    let extra = environment.arrival(QUIET).await.is_some();
     let (stars, hashes) = bodies.values().flatten().fold((0, 0), |(stars, hashes), body| {
         (stars + usize::from(body.ends_with(" ****")), hashes + usize::from(body.ends_with(" ####")))
     });
@@ -149,35 +152,41 @@ fn is_in_order(bodies: &[String]) -> bool {
 }
 
 /// What to try after the tour.
-pub(super) fn invite(world: &World, screen: &Screen) {
-    let folder = world.folder.policies();
+pub(super) fn print_hints(environment: &DemoEnvironment, screen: &Screen) {
+    let folder = environment.folder.policies();
     screen.line("");
     screen.line("  The gateway keeps running, with a little traffic, until Ctrl-C. Meanwhile:");
     screen.line(&format!("    drop your own policy (.wasm) into     {}", folder.display()));
-    screen.line(&format!("    or change the configuration           {}", world.folder.config().display()));
-    screen.line(&format!("    look at it                            curl http://{}/v1/plugins", world.admin));
+    screen.line(&format!(
+        "    or change the configuration           {}",
+        environment.folder.config().display()
+    ));
+    screen.line(&format!(
+        "    look at it                            curl http://{}/v1/plugins",
+        environment.admin
+    ));
     screen.line(&format!(
         "    push a version of it                  halley plugin push FILE --gateway unix:{}",
-        world.folder.socket().display()
+        environment.folder.socket().display()
     ));
-    screen.line(&format!("    send your own message                 cargo run --example produce -- --brokers {} room music hello", world.brokers()));
+    screen.line(&format!("    send your own message                 cargo run --example produce -- --brokers {} room music hello", environment.brokers()));
     screen.line("");
 }
 
 /// Produces a little traffic and shows what arrives. Ends only with an error.
-pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::Result<()> {
+pub(super) async fn keep_running(environment: &mut DemoEnvironment, screen: &Screen) -> anyhow::Result<()> {
     let phrases = ["what a goal", "who is playing?", "cheap spam here", "so good", "first!"];
     let mut ticks = tokio::time::interval(Duration::from_secs(2));
-    let mut before = world.gateway.policies().status();
+    let mut before = environment.gateway.policies().status();
     for number in 0.. {
         ticks.tick().await;
         let (name, body) = (ROOMS[number % ROOMS.len()], phrases[number % phrases.len()]);
         screen.sent(name, body);
-        world.produce(&room(name), body).await?;
-        while let Some(arrival) = world.arrival(Duration::from_millis(500)).await {
+        environment.produce(&room(name), body).await?;
+        while let Some(arrival) = environment.arrival(Duration::from_millis(500)).await {
             screen.arrived(&arrival);
         }
-        let now = world.gateway.policies().status();
+        let now = environment.gateway.policies().status();
         if now.generation != before.generation {
             let names: Vec<_> = now.plugins.iter().map(|plugin| plugin.name.as_str()).collect();
             screen.note(&format!(
@@ -186,7 +195,7 @@ pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::
                 now.generation
             ));
         } else if now.last_refusal.as_ref().map(|r| r.at) != before.last_refusal.as_ref().map(|r| r.at) {
-            tell_refusal(world, screen);
+            print_refusal(environment, screen);
         }
         before = now;
     }
@@ -194,24 +203,24 @@ pub(super) async fn keep_running(world: &mut World, screen: &Screen) -> anyhow::
 }
 
 /// Produces a message and shows what arrives: the expected calls and any others.
-async fn say(
-    world: &mut World,
+async fn send_and_show(
+    environment: &mut DemoEnvironment,
     screen: &Screen,
     audience: &Audience,
     body: &str,
     expected: usize,
-) -> anyhow::Result<Vec<Arrival>> {
+) -> anyhow::Result<Vec<ReceivedCall>> {
     let to = match audience {
         Audience::Room(room) => format!("room {room}"),
         Audience::Keys { keys, .. } => keys.join(", "),
         Audience::Everyone { .. } => "everyone".to_owned(),
     };
     screen.sent(&to, body);
-    world.produce(audience, body).await?;
+    environment.produce(audience, body).await?;
     let mut arrivals = Vec::new();
     loop {
         let patience = if arrivals.len() < expected { PATIENCE } else { QUIET };
-        let Some(arrival) = world.arrival(patience).await else { break };
+        let Some(arrival) = environment.arrival(patience).await else { break };
         screen.arrived(&arrival);
         arrivals.push(arrival);
     }
@@ -220,21 +229,25 @@ async fn say(
 }
 
 /// Why the last candidate was refused, without the path of the demo's own folder.
-fn tell_refusal(world: &World, screen: &Screen) {
-    let Some(refusal) = world.gateway.policies().status().last_refusal else { return };
-    let folder = format!("{}/", world.folder.policies().display());
+fn print_refusal(environment: &DemoEnvironment, screen: &Screen) {
+    let Some(refusal) = environment.gateway.policies().status().last_refusal else { return };
+    let folder = format!("{}/", environment.folder.policies().display());
     for problem in &refusal.errors {
         screen.note(&format!("refused: {}", problem.replace(&folder, "")));
     }
 }
 
 /// Changes policies and waits until the change is active.
-async fn swap(world: &World, change: impl Fn(&World) -> anyhow::Result<()>) -> anyhow::Result<Duration> {
-    let wanted =
-        |world: &World| world.gateway.policies().status().plugins.iter().any(|p| p.name == "keyword-filter");
+async fn swap(
+    environment: &DemoEnvironment,
+    change: impl Fn(&DemoEnvironment) -> anyhow::Result<()>,
+) -> anyhow::Result<Duration> {
+    let wanted = |environment: &DemoEnvironment| {
+        environment.gateway.policies().status().plugins.iter().any(|p| p.name == "keyword-filter")
+    };
     let since = Instant::now();
-    change(world)?;
-    anyhow::ensure!(eventually(async || wanted(world)).await, "the policy was not activated");
+    change(environment)?;
+    anyhow::ensure!(eventually(async || wanted(environment)).await, "the policy was not activated");
     Ok(since.elapsed())
 }
 
@@ -249,7 +262,7 @@ async fn eventually(condition: impl AsyncFn() -> bool) -> bool {
     true
 }
 
-fn is(arrivals: &[Arrival], expected: &[(usize, &str, &str)]) -> bool {
+fn is(arrivals: &[ReceivedCall], expected: &[(usize, &str, &str)]) -> bool {
     let shape: Vec<_> = arrivals.iter().map(|a| (a.comet, a.method, a.body.as_str())).collect();
     shape == expected
 }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::admin;
 use crate::cli::runtime;
-use crate::files::{self, Unreadable};
+use crate::files::{self, ReadError};
 
 /// Selects a gateway and authenticates.
 #[derive(Debug, clap::Args)]
@@ -22,7 +22,7 @@ pub(super) struct GatewayArgs {
     /// URL on this machine and without a token, the socket of a gateway of this user is used where
     /// `[admin] socket` is `auto`.
     #[arg(long, value_name = "URL", env = "HALLEY_GATEWAY", default_value = "http://127.0.0.1:9093")]
-    gateway: Endpoint,
+    gateway: GatewayEndpoint,
     /// A file with the admin token. Default: the environment variable HALLEY_ADMIN_TOKEN, if set.
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -30,12 +30,12 @@ pub(super) struct GatewayArgs {
 
 /// The address of a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Endpoint {
+enum GatewayEndpoint {
     Tcp(Url),
     Unix(PathBuf),
 }
 
-impl FromStr for Endpoint {
+impl FromStr for GatewayEndpoint {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
@@ -44,17 +44,17 @@ impl FromStr for Endpoint {
             anyhow::ensure!(!path.is_empty(), "`unix:` needs a path: unix:/run/halley/admin.sock");
             return Ok(Self::Unix(path.into()));
         }
-        let url: Url = text.parse().with_context(wanted)?;
-        anyhow::ensure!(!url.cannot_be_a_base(), wanted());
+        let url: Url = text.parse().with_context(expected_format)?;
+        anyhow::ensure!(!url.cannot_be_a_base(), expected_format());
         Ok(Self::Tcp(url))
     }
 }
 
-fn wanted() -> &'static str {
+fn expected_format() -> &'static str {
     "expected the address of a gateway, such as http://127.0.0.1:9093 or unix:/run/halley/admin.sock"
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for GatewayEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(url) => write!(f, "{url}"),
@@ -63,13 +63,13 @@ impl fmt::Display for Endpoint {
     }
 }
 
-impl Endpoint {
+impl GatewayEndpoint {
     /// The socket of this user's gateway on this machine, if it has one.
-    fn over_socket(self) -> Self {
+    fn prefer_socket(self) -> Self {
         let Self::Tcp(url) = &self else { return self };
         let is_local = matches!(url.host_str(), Some("localhost" | "127.0.0.1" | "[::1]"));
         let port = url.port().filter(|_| is_local && url.scheme() == "http");
-        match port.and_then(admin::usual_socket) {
+        match port.and_then(admin::default_socket_path) {
             Some(path) => Self::Unix(path),
             None => self,
         }
@@ -102,11 +102,11 @@ impl GatewayArgs {
     ) -> anyhow::Result<Value> {
         let token = self.token()?;
         let endpoint = self.gateway.clone();
-        let endpoint = if token.is_none() { endpoint.over_socket() } else { endpoint };
+        let endpoint = if token.is_none() { endpoint.prefer_socket() } else { endpoint };
         let client = Client::builder().timeout(DEADLINE).connect_timeout(Duration::from_secs(10)).no_proxy();
         let (client, mut url) = match endpoint {
-            Endpoint::Tcp(url) => (client, url),
-            Endpoint::Unix(path) => (client.unix_socket(path), Url::parse("http://localhost")?),
+            GatewayEndpoint::Tcp(url) => (client, url),
+            GatewayEndpoint::Unix(path) => (client.unix_socket(path), Url::parse("http://localhost")?),
         };
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().push("v1").extend(path);
@@ -140,7 +140,7 @@ impl GatewayArgs {
             Some(file) => {
                 let read = match files::read_secret(file, LONGEST_TOKEN) {
                     // A pipe from another command: nobody else has access to it.
-                    Err(Unreadable::Other("a pipe")) => files::read_argument(file, LONGEST_TOKEN),
+                    Err(ReadError::NotAFile("a pipe")) => files::read_argument(file, LONGEST_TOKEN),
                     read => read,
                 };
                 Some(read.map_err(|why| anyhow::anyhow!("--token-file {} {why}", file.display()))?)
@@ -167,13 +167,13 @@ mod tests {
 
     #[test]
     fn a_gateway_is_a_url_or_a_socket() {
-        let shown = |text: &str| text.parse::<Endpoint>().map(|endpoint| endpoint.to_string()).ok();
+        let shown = |text: &str| text.parse::<GatewayEndpoint>().map(|endpoint| endpoint.to_string()).ok();
         assert_eq!(shown("http://gw:9093").as_deref(), Some("http://gw:9093/"));
         for socket in ["unix:/run/halley/admin.sock", "unix:///run/halley/admin.sock"] {
             assert_eq!(shown(socket).as_deref(), Some("unix:/run/halley/admin.sock"));
         }
         for wrong in ["unix:", "gw:9093", "127.0.0.1:9093", "mailto:x"] {
-            let error = format!("{:#}", wrong.parse::<Endpoint>().unwrap_err());
+            let error = format!("{:#}", wrong.parse::<GatewayEndpoint>().unwrap_err());
             assert!(error.contains("unix:/run/halley/admin.sock"), "{wrong}: {error}");
         }
     }

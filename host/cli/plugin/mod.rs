@@ -3,10 +3,10 @@
 
 mod author;
 mod client;
+mod operator;
 mod push;
 mod show;
 mod sign;
-mod steer;
 
 use clap::Subcommand;
 
@@ -75,22 +75,22 @@ enum Command {
     ///
     /// They are compiled, checked and tried before anything changes; if one is refused, nothing
     /// changes. A pushed version decides until the plugin's file changes, or until it is rolled back
-    /// or released. With `[policies] state_folder` it survives a restart.
+    /// or released. With `[policies] state_dir` it survives a restart.
     Push(push::Args),
     /// Rolls a policy back: to its last known-good version, or to a given one.
-    Rollback(steer::RollbackArgs),
+    Rollback(operator::RollbackArgs),
     /// Ends a push, a rollback or a quarantine: the policy's file decides again.
-    Release(steer::NameArgs),
+    Release(operator::PluginNameArgs),
     /// Promotes the candidate: it decides from now on, until the policy's file changes.
-    Promote(steer::NameArgs),
+    Promote(operator::PluginNameArgs),
     /// Ends a rollout: the candidate is removed, and tried again only if its content changes.
-    Abandon(steer::NameArgs),
+    Abandon(operator::PluginNameArgs),
     /// Shows what a shadow would have decided differently.
-    Differences(show::NameArgs),
+    Differences(show::ShowArgs),
     /// Shows the active policies and the overrides of their files.
     Status(show::StatusArgs),
     /// Shows the stored versions of a policy, with their activations and deactivations.
-    Versions(show::NameArgs),
+    Versions(show::ShowArgs),
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
@@ -105,10 +105,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Command::Dev(args) => author::dev::run(args),
         Command::Sign(args) => sign::run(args),
         Command::Push(args) => push::run(args),
-        Command::Rollback(args) => steer::roll_back(args),
-        Command::Release(args) => steer::steer(&args, "release"),
-        Command::Promote(args) => steer::steer(&args, "promote"),
-        Command::Abandon(args) => steer::steer(&args, "abandon"),
+        Command::Rollback(args) => operator::roll_back(args),
+        Command::Release(args) => operator::post_command(&args, "release"),
+        Command::Promote(args) => operator::post_command(&args, "promote"),
+        Command::Abandon(args) => operator::post_command(&args, "abandon"),
         Command::Differences(args) => show::differences(args),
         Command::Status(args) => show::status(args),
         Command::Versions(args) => show::versions(args),

@@ -8,8 +8,8 @@ use reqwest::multipart::{Form, Part};
 
 use crate::artifact::{read_signature, signature_as_text};
 use crate::cli::plugin::client::GatewayArgs;
-use crate::cli::plugin::show::in_force;
-use crate::cli::{LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print, print_lines};
+use crate::cli::plugin::show::plugin_lines;
+use crate::cli::{EXIT_SUCCESS, EXIT_USAGE, LARGEST_INPUT, fail, plugin_name_of, print, print_lines};
 use crate::files;
 
 /// The header of a part that carries its signature.
@@ -33,10 +33,10 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     if args.name.is_some() && args.files.len() > 1 {
         fail("`--name` is for a single file; omit it to push several files under their own names");
-        return Ok(MISTAKE);
+        return Ok(EXIT_USAGE);
     }
     push(&args.files, args.name.as_deref(), &args.gateway)?;
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }
 
 /// Activates these files together, each for the plugin that it is named after, or for `name`.
@@ -54,13 +54,13 @@ pub(super) fn push(paths: &[PathBuf], name: Option<&str>, gateway: &GatewayArgs)
     let mut form = Form::new();
     let mut names = Vec::new();
     for (file, bytes, signature) in files {
-        let name = name.map_or_else(|| plugin_of(file, known(&configured)), str::to_owned);
+        let name = name.map_or_else(|| plugin_name_of(file, known(&configured)), str::to_owned);
         form = form.part(name.clone(), Part::bytes(bytes).headers(signature));
         names.push(name);
     }
     let answer = gateway.send(Method::PUT, &["plugins"], |request| request.multipart(form))?;
     for name in &names {
-        print_lines(in_force(name, &answer["plugins"][name]));
+        print_lines(plugin_lines(name, &answer["plugins"][name]));
     }
     print(&format!("generation {} is active", answer["generation"]));
     Ok(())
@@ -76,7 +76,8 @@ fn signature(file: &Path) -> anyhow::Result<HeaderMap> {
 
 /// The names of a gateway's plugins.
 fn known(configured: &serde_json::Value) -> impl Iterator<Item = &str> + Clone {
-    let in_force = configured["plugins"].as_array().into_iter().flatten().filter_map(|p| p["name"].as_str());
+    let plugin_lines =
+        configured["plugins"].as_array().into_iter().flatten().filter_map(|p| p["name"].as_str());
     let overridden = configured["overrides"].as_object().into_iter().flatten().map(|(name, _)| name.as_str());
-    in_force.chain(overridden)
+    plugin_lines.chain(overridden)
 }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::cli::plugin::client::GatewayArgs;
-use crate::cli::{SUCCESS, print, print_json, print_lines};
+use crate::cli::{EXIT_SUCCESS, print, print_json, print_lines};
 
 /// Arguments of `halley plugin status`.
 #[derive(Debug, clap::Args)]
@@ -19,7 +19,7 @@ pub(super) struct StatusArgs {
 
 /// Arguments of `halley plugin versions` and `differences`.
 #[derive(Debug, clap::Args)]
-pub(super) struct NameArgs {
+pub(super) struct ShowArgs {
     /// The plugin.
     name: String,
     /// Prints the gateway's JSON response.
@@ -35,20 +35,20 @@ pub(super) fn status(args: StatusArgs) -> anyhow::Result<u8> {
         if args.json {
             print_json(&pretty(&one));
         } else {
-            print_lines(in_force(name, &one));
+            print_lines(plugin_lines(name, &one));
         }
-        return Ok(SUCCESS);
+        return Ok(EXIT_SUCCESS);
     }
     let all = args.gateway.get(&["plugins"])?;
     if args.json {
         print_json(&pretty(&all));
-        return Ok(SUCCESS);
+        return Ok(EXIT_SUCCESS);
     }
     print(&format!("generation {} since {}", all["generation"], text(&all["since"])));
     for plugin in all["plugins"].as_array().into_iter().flatten() {
         let name = text(&plugin["name"]);
-        let one = serde_json::json!({ "in_force": plugin, "override": all["overrides"][name] });
-        print_lines(in_force(name, &one).iter().map(|line| format!("  {line}")));
+        let one = serde_json::json!({ "active": plugin, "override": all["overrides"][name] });
+        print_lines(plugin_lines(name, &one).iter().map(|line| format!("  {line}")));
     }
     for (name, instead) in all["overrides"].as_object().into_iter().flatten() {
         if instead["with"].is_null() {
@@ -58,17 +58,17 @@ pub(super) fn status(args: StatusArgs) -> anyhow::Result<u8> {
     for why in all["last_refusal"]["errors"].as_array().into_iter().flatten() {
         print(&format!("refused: {}", text(why)));
     }
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }
 
-pub(super) fn versions(args: NameArgs) -> anyhow::Result<u8> {
+pub(super) fn versions(args: ShowArgs) -> anyhow::Result<u8> {
     let answer = args.gateway.get(&["plugins", &args.name, "versions"])?;
     if args.json {
         print_json(&pretty(&answer));
-        return Ok(SUCCESS);
+        return Ok(EXIT_SUCCESS);
     }
     for version in answer["versions"].as_array().into_iter().flatten() {
-        let against = match text(&version["against"]["what"]) {
+        let against = match text(&version["exclusion"]["what"]) {
             "" => String::new(),
             what => format!("  {what}"),
         };
@@ -77,14 +77,14 @@ pub(super) fn versions(args: NameArgs) -> anyhow::Result<u8> {
             print(&format!("  {}  {}: {}", text(&event["at"]), text(&event["what"]), text(&event["why"])));
         }
     }
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }
 
-pub(super) fn differences(args: NameArgs) -> anyhow::Result<u8> {
+pub(super) fn differences(args: ShowArgs) -> anyhow::Result<u8> {
     let answer = args.gateway.get(&["plugins", &args.name, "differences"])?;
     if args.json {
         print_json(&pretty(&answer));
-        return Ok(SUCCESS);
+        return Ok(EXIT_SUCCESS);
     }
     let number = |name: &str| answer[name].as_u64().unwrap_or_default();
     print(&format!(
@@ -94,16 +94,16 @@ pub(super) fn differences(args: NameArgs) -> anyhow::Result<u8> {
         number("not_compared")
     ));
     for difference in answer["latest"].as_array().into_iter().flatten() {
-        let [message, kind, in_force, candidate] =
-            ["message", "kind", "in_force", "candidate"].map(|name| text(&difference[name]));
-        print(&format!("  {message}  {kind}: {in_force}  ->  {candidate}"));
+        let [message, kind, plugin_lines, candidate] =
+            ["message", "kind", "active", "candidate"].map(|name| text(&difference[name]));
+        print(&format!("  {message}  {kind}: {plugin_lines}  ->  {candidate}"));
     }
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }
 
 /// One line for a plugin, and one for its rollout.
-pub(super) fn in_force(name: &str, one: &Value) -> Vec<String> {
-    let (plugin, instead) = (&one["in_force"], &one["override"]);
+pub(super) fn plugin_lines(name: &str, one: &Value) -> Vec<String> {
+    let (plugin, instead) = (&one["active"], &one["override"]);
     if plugin.is_null() {
         return vec![format!("{name}: removed from the chain; {}", text(&instead["why"]))];
     }
@@ -114,25 +114,25 @@ pub(super) fn in_force(name: &str, one: &Value) -> Vec<String> {
         why => format!("{}, overriding its file: {why}", text(&plugin["state"])),
     };
     let plugin_line = format!("{name}@{hash}  {}  {why}", hooks.join(" "));
-    std::iter::once(plugin_line).chain(trial(plugin)).collect()
+    std::iter::once(plugin_line).chain(rollout_line(plugin)).collect()
 }
 
-fn trial(plugin: &Value) -> Option<String> {
-    let trial = &plugin["trial"];
-    if trial.is_null() {
-        let last = &plugin["last_trial"];
+fn rollout_line(plugin: &Value) -> Option<String> {
+    let rollout_line = &plugin["rollout"];
+    if rollout_line.is_null() {
+        let last = &plugin["last_rollout"];
         let ended = |hash: &str| format!("    candidate {}: {}", short(hash), text(&last["why"]));
         return last["hash"].as_str().map(ended);
     }
-    let candidate = short(text(&trial["candidate"]));
-    let [mode, share, tried_for, errors, drops, latency, drops_in_force, latency_in_force] =
-        ["mode", "share", "tried_for", "errors", "drops", "latency", "drops_in_force", "latency_in_force"]
-            .map(|name| text(&trial[name]));
+    let candidate = short(text(&rollout_line["candidate"]));
+    let [mode, share, elapsed, errors, drops, latency, active_drops, active_latency] =
+        ["mode", "weight", "elapsed", "errors", "drops", "latency", "active_drops", "active_latency"]
+            .map(|name| text(&rollout_line[name]));
     let decides = if mode == "canary" { format!(" of {share}") } else { String::new() };
-    let messages = &trial["messages"];
+    let messages = &rollout_line["messages"];
     Some(format!(
-        "    {mode}{decides} {candidate}, running for {tried_for}: {messages} messages, {errors} failed, \
-         {drops} stopped (active {drops_in_force}), {latency} each (active {latency_in_force})"
+        "    {mode}{decides} {candidate}, running for {elapsed}: {messages} messages, {errors} failed, \
+         {drops} stopped (active {active_drops}), {latency} each (active {active_latency})"
     ))
 }
 

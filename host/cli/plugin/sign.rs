@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 
 use crate::artifact;
-use crate::cli::{LARGEST_INPUT, SUCCESS, print};
+use crate::cli::{EXIT_SUCCESS, LARGEST_INPUT, print};
 use crate::files;
 
 /// The maximum size of a private key file, in bytes.
@@ -39,5 +39,5 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     files::publish(&place, signature.as_bytes())
         .with_context(|| format!("{} cannot be written", place.display()))?;
     print(&format!("{}: version {number} of `{name}`", place.display()));
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }

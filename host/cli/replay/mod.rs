@@ -4,10 +4,10 @@
 //! Has no side effects: it joins no group, commits nothing, claims no guards, does not use Redis and
 //! delivers nothing. Local state starts empty and ends with the process.
 
-mod judge;
+mod findings;
 mod range;
+mod replayed_plugin;
 mod show;
-mod tally;
 mod traffic;
 
 use std::io::IsTerminal as _;
@@ -17,18 +17,19 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context as _;
 
 use crate::cli::{
-    ConfigArgs, FAILURE, LARGEST_INPUT, MISTAKE, SUCCESS, fail, plugin_of, print_json, print_lines, runtime,
+    ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, LARGEST_INPUT, fail, plugin_name_of, print_json,
+    print_lines, runtime,
 };
 use crate::config::Config;
 use crate::files;
-use crate::kafka::Reader;
+use crate::kafka::TopicReader;
 use crate::policy::PluginConfig;
 use crate::time;
 
-use judge::Judge;
-use range::Range;
-use tally::Tally;
-use traffic::{Item, Traffic};
+use findings::Findings;
+use range::TimeRange;
+use replayed_plugin::ReplayedPlugin;
+use traffic::{ReplayItem, Traffic};
 
 /// Arguments of `halley replay`.
 #[derive(Debug, clap::Args)]
@@ -76,29 +77,29 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         Ok(config) => config,
         Err(mistakes) => {
             fail(&mistakes.to_string());
-            return Ok(MISTAKE);
+            return Ok(EXIT_USAGE);
         }
     };
-    let (range, judges) =
-        match Range::of(args.from, args.to).and_then(|range| Ok((range, judges(&args, &config)?))) {
+    let (range, plugins) =
+        match TimeRange::of(args.from, args.to).and_then(|range| Ok((range, plugins(&args, &config)?))) {
             Ok(ready) => ready,
             Err(mistake) => {
                 fail(&format!("{mistake:#}"));
-                return Ok(MISTAKE);
+                return Ok(EXIT_USAGE);
             }
         };
     let runtime = runtime()?;
-    let code = runtime.block_on(replay(&args, &config, range, judges));
+    let code = runtime.block_on(replay(&args, &config, range, plugins));
     // A call to an unreachable Kafka may still block; nobody waits for it.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
 
 /// The candidate, and the version that it is compared with.
-fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)> {
+fn plugins(args: &Args, config: &Config) -> anyhow::Result<(ReplayedPlugin, Option<ReplayedPlugin>)> {
     let configured = config.plugins()?;
     let names = || configured.iter().map(|plugin| plugin.name.as_str());
-    let name = args.name.clone().unwrap_or_else(|| plugin_of(&args.plugin, names()));
+    let name = args.name.clone().unwrap_or_else(|| plugin_name_of(&args.plugin, names()));
     let current = configured.iter().find(|plugin| plugin.name == name);
     let known: Vec<_> = names().collect();
     let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
@@ -110,19 +111,19 @@ fn judges(args: &Args, config: &Config) -> anyhow::Result<(Judge, Option<Judge>)
     if let Some(file) = &args.plugin_config {
         settings.config = json(file)?;
     }
-    let judge = |settings: &PluginConfig, file: &Path| {
-        Judge::new(settings, file, config.policies.runtime_of_a_command())
+    let plugin = |settings: &PluginConfig, file: &Path| {
+        ReplayedPlugin::new(settings, file, config.policies.runtime_of_a_command())
     };
-    let candidate = judge(&settings, &args.plugin)?;
+    let candidate = plugin(&settings, &args.plugin)?;
     let against = match &args.against {
         None => None,
         Some(word) if word == Path::new("current") => {
             let current = current.with_context(|| {
                 format!("--against current: plugin `{name}` is not configured (configured: {known}); name it with --name")
             })?;
-            Some(judge(current, &current.path)?)
+            Some(plugin(current, &current.path)?)
         }
-        Some(file) => Some(judge(&settings, file)?),
+        Some(file) => Some(plugin(&settings, file)?),
     };
     Ok((candidate, against))
 }
@@ -136,69 +137,73 @@ fn json(file: &Path) -> anyhow::Result<serde_json::Value> {
 async fn replay(
     args: &Args,
     config: &Config,
-    range: Range,
-    judges: (Judge, Option<Judge>),
+    range: TimeRange,
+    plugins: (ReplayedPlugin, Option<ReplayedPlugin>),
 ) -> anyhow::Result<u8> {
     // librdkafka requires a group name; nobody joins the group.
     let group = format!("{}-replay", config.kafka.group);
-    let Some(mut reader) = Reader::open(&config.kafka, &args.topic, &group).await? else {
+    let Some(mut reader) = TopicReader::open(&config.kafka, &args.topic, &group).await? else {
         fail(&format!("topic `{}` not found at `{}`; check --topic", args.topic, config.kafka.brokers));
-        return Ok(MISTAKE);
+        return Ok(EXIT_USAGE);
     };
     // Dead letters have the timestamps of the original messages, in no order.
     let is_in_order = args.topic != config.kafka.dead_letter_topic;
     reader.narrow(time::to_record_ms(args.from), is_in_order.then_some(range.stop_ms)).await?;
-    let (candidate, against) = judges;
-    let mut run = Run {
-        tally: Tally::new(
+    let (candidate, against) = plugins;
+    let mut run = ReplayRun {
+        findings: Findings::new(
             &args.topic,
             candidate.version(),
-            against.as_ref().map(Judge::version),
+            against.as_ref().map(ReplayedPlugin::version),
             args.examples,
         ),
         traffic: Traffic { range, max_batch: config.delivery.max_batch },
         candidate,
         against,
-        progress: Progress::of(reader.left()),
+        progress: ProgressLine::of(reader.left()),
     };
     let ended = tokio::select! {
         ended = run.everything(&mut reader) => Some(ended),
         _ = tokio::signal::ctrl_c() => None,
     };
     run.progress.clear();
-    Ok(report(args, &run.tally, ended))
+    Ok(report(args, &run.findings, ended))
 }
 
 /// Prints the findings, even if the end was not reached.
-fn report(args: &Args, tally: &Tally, ended: Option<anyhow::Result<()>>) -> u8 {
+fn report(args: &Args, findings: &Findings, ended: Option<anyhow::Result<()>>) -> u8 {
     let is_whole = matches!(ended, Some(Ok(())));
     if args.json {
-        print_json(&show::json(tally, is_whole).to_string());
-    } else if tally.records > 0 {
-        print_lines(show::lines(tally));
+        print_json(&show::json(findings, is_whole).to_string());
+    } else if findings.records > 0 {
+        print_lines(show::lines(findings));
     }
     match ended {
         None => fail("interrupted: these are the findings so far"),
         Some(Err(error)) => fail(&format!("{error:#}; these are the findings before the error")),
-        Some(Ok(())) if tally.records == 0 => {
+        Some(Ok(())) if findings.records == 0 => {
             fail(&format!("`{}` has no records between these times; check --from and --to", args.topic));
         }
         Some(Ok(())) => {}
     }
-    let changed = args.fail_on_change && tally.changed > 0;
-    if is_whole && tally.records > 0 && tally.candidate.failed() == 0 && !changed { SUCCESS } else { FAILURE }
+    let changed = args.fail_on_change && findings.changed > 0;
+    if is_whole && findings.records > 0 && findings.candidate.failed() == 0 && !changed {
+        EXIT_SUCCESS
+    } else {
+        EXIT_FAILURE
+    }
 }
 
-struct Run {
+struct ReplayRun {
     traffic: Traffic,
-    candidate: Judge,
-    against: Option<Judge>,
-    tally: Tally,
-    progress: Progress,
+    candidate: ReplayedPlugin,
+    against: Option<ReplayedPlugin>,
+    findings: Findings,
+    progress: ProgressLine,
 }
 
-impl Run {
-    async fn everything(&mut self, reader: &mut Reader) -> anyhow::Result<()> {
+impl ReplayRun {
+    async fn everything(&mut self, reader: &mut TopicReader) -> anyhow::Result<()> {
         loop {
             let records = reader.read().await?;
             if records.is_empty() {
@@ -206,29 +211,30 @@ impl Run {
             }
             for item in self.traffic.items(records) {
                 match item {
-                    Item::LeftOut(what) => self.tally.left_out(what),
-                    Item::Batch(batch) => {
+                    ReplayItem::LeftOut(what) => self.findings.left_out(what),
+                    ReplayItem::Batch(batch) => {
                         let candidate = self.candidate.decide(&batch)?;
-                        let against = self.against.as_mut().map(|judge| judge.decide(&batch)).transpose()?;
-                        self.tally.add(candidate, against);
+                        let against =
+                            self.against.as_mut().map(|plugin| plugin.decide(&batch)).transpose()?;
+                        self.findings.add(candidate, against);
                     }
                 }
                 // Ctrl-C is handled between two batches.
                 tokio::task::yield_now().await;
             }
-            self.progress.tell(self.tally.records, reader.left());
+            self.progress.tell(self.findings.records, reader.left());
         }
     }
 }
 
 /// A progress line on a terminal, which is overwritten.
-struct Progress {
+struct ProgressLine {
     total: u64,
     next: Instant,
     is_shown: bool,
 }
 
-impl Progress {
+impl ProgressLine {
     fn of(total: u64) -> Self {
         Self { total, next: Instant::now() + Duration::from_secs(1), is_shown: false }
     }

@@ -10,14 +10,14 @@ const LATE: Duration = Duration::from_secs(3600);
 
 /// A range of times, in milliseconds since 1970; its end is exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Range {
+pub(super) struct TimeRange {
     pub(super) from_ms: i64,
     pub(super) to_ms: i64,
     /// Where reading an ordered topic may end.
     pub(super) stop_ms: i64,
 }
 
-impl Range {
+impl TimeRange {
     /// # Errors
     /// When the range is empty or in the future.
     pub(super) fn of(from: SystemTime, to: SystemTime) -> anyhow::Result<Self> {
@@ -49,11 +49,12 @@ mod tests {
 
     #[test]
     fn a_range_that_cannot_hold_anything_is_explained() {
-        let said = |from, to| Range::of(time(from).unwrap(), time(to).unwrap()).unwrap_err().to_string();
+        let said = |from, to| TimeRange::of(time(from).unwrap(), time(to).unwrap()).unwrap_err().to_string();
         assert!(said("-1h", "-2h").contains("is not before"));
         assert!(said("-1h", "2999-01-01").contains("--to (2999-01-01T00:00:00Z) is in the future"));
         let range =
-            Range::of(time("1970-01-01T00:00:01Z").unwrap(), time("1970-01-01T00:00:02Z").unwrap()).unwrap();
+            TimeRange::of(time("1970-01-01T00:00:01Z").unwrap(), time("1970-01-01T00:00:02Z").unwrap())
+                .unwrap();
         assert!(range.contains(Some(1_000)) && !range.contains(Some(2_000)) && range.contains(None));
     }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::cli::replay::judge::Kind;
-use crate::cli::replay::tally::{Decisions, Example, Tally};
+use crate::cli::replay::findings::{ChangedMessage, Decisions, Findings};
+use crate::cli::replay::replayed_plugin::DecisionKind;
 use crate::telemetry::escape;
 use crate::time::format_ms;
 
@@ -13,26 +13,26 @@ use crate::time::format_ms;
 const ROWS: usize = 20;
 
 /// All findings as one object.
-pub(super) fn json(tally: &Tally, is_whole: bool) -> Value {
+pub(super) fn json(findings: &Findings, is_whole: bool) -> Value {
     json!({
-        "topic": tally.topic,
+        "topic": findings.topic,
         "complete": is_whole,
-        "records": tally.records,
-        "left_out": tally.unseen,
-        "plugin": tally.version.to_string(),
-        "decisions": decisions(&tally.candidate),
-        "against": tally.against_version.as_ref().map(|version| json!({
+        "records": findings.records,
+        "left_out": findings.unseen,
+        "plugin": findings.version.to_string(),
+        "decisions": decisions(&findings.candidate),
+        "against": findings.against_version.as_ref().map(|version| json!({
             "plugin": version.to_string(),
-            "decisions": decisions(&tally.against),
+            "decisions": decisions(&findings.against),
         })),
-        "changed": tally.changed,
-        "changes": tally.changes,
-        "examples": tally.examples,
+        "changed": findings.changed,
+        "changes": findings.changes,
+        "examples": findings.examples,
     })
 }
 
 fn decisions(decisions: &Decisions) -> Value {
-    let count = |(kind, reasons): (&Kind, &std::collections::BTreeMap<String, u64>)| {
+    let count = |(kind, reasons): (&DecisionKind, &std::collections::BTreeMap<String, u64>)| {
         let total: u64 = reasons.values().sum();
         let reasons: serde_json::Map<_, _> = reasons
             .iter()
@@ -45,37 +45,43 @@ fn decisions(decisions: &Decisions) -> Value {
 }
 
 /// All findings as tables.
-pub(super) fn lines(tally: &Tally) -> Vec<String> {
-    let mut lines = vec![format!("{} records of {}", tally.records, tally.topic)];
-    lines.extend(tally.unseen.iter().map(|(what, count)| format!("{count} of them are {what}")));
+pub(super) fn lines(findings: &Findings) -> Vec<String> {
+    let mut lines = vec![format!("{} records of {}", findings.records, findings.topic)];
+    lines.extend(findings.unseen.iter().map(|(what, count)| format!("{count} of them are {what}")));
     lines.push(String::new());
-    table(tally, &mut lines);
-    if tally.against_version.is_some() {
+    table(findings, &mut lines);
+    if findings.against_version.is_some() {
         lines.push(String::new());
-        changes(tally, &mut lines);
+        changes(findings, &mut lines);
     }
     lines
 }
 
-fn table(tally: &Tally, lines: &mut Vec<String>) {
-    let against = tally.against_version.as_ref().map(ToString::to_string);
+fn table(findings: &Findings, lines: &mut Vec<String>) {
+    let against = findings.against_version.as_ref().map(ToString::to_string);
     let mut rows = vec![[
         "DECISION".to_owned(),
         against.clone().unwrap_or_default(),
-        tally.version.to_string(),
+        findings.version.to_string(),
         "REASON".to_owned(),
     ]];
-    for kind in [Kind::Passed, Kind::Amended, Kind::Dropped, Kind::DeadLettered, Kind::Failed] {
-        let reasons = by_weight(tally, kind);
+    for kind in [
+        DecisionKind::Passed,
+        DecisionKind::Amended,
+        DecisionKind::Dropped,
+        DecisionKind::DeadLettered,
+        DecisionKind::Failed,
+    ] {
+        let reasons = by_weight(findings, kind);
         for why in reasons.iter().take(ROWS) {
-            let (before, after) = (tally.against.of(kind, why), tally.candidate.of(kind, why));
+            let (before, after) = (findings.against.of(kind, why), findings.candidate.of(kind, why));
             rows.push([kind.as_str().into(), before.to_string(), after.to_string(), printable(why)]);
         }
         if reasons.len() > ROWS {
             let sum =
                 |of: &Decisions| reasons[ROWS..].iter().map(|why| of.of(kind, why)).sum::<u64>().to_string();
             let rest = format!("(another {})", reasons.len() - ROWS);
-            rows.push([kind.as_str().into(), sum(&tally.against), sum(&tally.candidate), rest]);
+            rows.push([kind.as_str().into(), sum(&findings.against), sum(&findings.candidate), rest]);
         }
     }
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
@@ -87,8 +93,8 @@ fn table(tally: &Tally, lines: &mut Vec<String>) {
 }
 
 /// The reasons of both versions, the most frequent first.
-fn by_weight(tally: &Tally, kind: Kind) -> Vec<String> {
-    let both = [&tally.against, &tally.candidate];
+fn by_weight(findings: &Findings, kind: DecisionKind) -> Vec<String> {
+    let both = [&findings.against, &findings.candidate];
     let reasons: BTreeSet<&String> =
         both.iter().filter_map(|of| of.0.get(&kind)).flat_map(|r| r.keys()).collect();
     let mut reasons: Vec<String> = reasons.into_iter().cloned().collect();
@@ -96,23 +102,23 @@ fn by_weight(tally: &Tally, kind: Kind) -> Vec<String> {
     reasons
 }
 
-fn changes(tally: &Tally, lines: &mut Vec<String>) {
-    if tally.changed == 0 {
+fn changes(findings: &Findings, lines: &mut Vec<String>) {
+    if findings.changed == 0 {
         lines.push("no decision changes".to_owned());
         return;
     }
-    let noun = if tally.changed == 1 { "decision changes" } else { "decisions change" };
-    lines.push(format!("{} {noun}:", tally.changed));
-    lines.extend(tally.changes.iter().map(|(change, count)| format!("{count:>9}  {change}")));
-    if !tally.examples.is_empty() {
+    let noun = if findings.changed == 1 { "decision changes" } else { "decisions change" };
+    lines.push(format!("{} {noun}:", findings.changed));
+    lines.extend(findings.changes.iter().map(|(change, count)| format!("{count:>9}  {change}")));
+    if !findings.examples.is_empty() {
         lines.push(String::new());
-        lines.push(format!("the first {} of them:", tally.examples.len()));
-        lines.extend(tally.examples.iter().map(example));
+        lines.push(format!("the first {} of them:", findings.examples.len()));
+        lines.extend(findings.examples.iter().map(example));
     }
 }
 
-fn example(example: &Example) -> String {
-    let Example { id, timestamp_ms, before, after, body, .. } = example;
+fn example(example: &ChangedMessage) -> String {
+    let ChangedMessage { id, timestamp_ms, before, after, body, .. } = example;
     let when = timestamp_ms.and_then(format_ms).map(|when| format!("  {when}")).unwrap_or_default();
     let (before, after) = (printable(before), printable(after));
     format!("  {id}{when}  {before} -> {after}  \"{}\"", printable(body))

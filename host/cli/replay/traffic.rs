@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::cli::replay::range::Range;
+use crate::cli::replay::range::TimeRange;
 use crate::dead_letter::DeadLetter;
 use crate::message::{Message, MessageId, Record};
 
 /// What records turn into.
-pub(super) enum Item {
+pub(super) enum ReplayItem {
     /// Messages of one partition, in order.
     Batch(Vec<Message>),
     /// A record that no policy sees, and its kind.
@@ -16,7 +16,7 @@ pub(super) enum Item {
 
 /// Selects records and limits the size of batches.
 pub(super) struct Traffic {
-    pub(super) range: Range,
+    pub(super) range: TimeRange,
     pub(super) max_batch: usize,
 }
 
@@ -25,23 +25,23 @@ const NO_VALUE: &str = "dead letters whose value was omitted";
 
 impl Traffic {
     /// The messages of these records, which are of one partition.
-    pub(super) fn items(&self, records: Vec<Record>) -> Vec<Item> {
+    pub(super) fn items(&self, records: Vec<Record>) -> Vec<ReplayItem> {
         let mut items = Vec::new();
         let mut batch: Vec<Message> = Vec::new();
         for record in records.into_iter().filter(|record| self.range.contains(record.timestamp_ms)) {
             match message(record) {
-                Err(what) => items.push(Item::LeftOut(what)),
+                Err(what) => items.push(ReplayItem::LeftOut(what)),
                 Ok(message) => {
                     let goes_on = batch.last().is_none_or(|last| is_of_one_partition(last, &message));
                     if !goes_on || batch.len() >= self.max_batch {
-                        items.push(Item::Batch(std::mem::take(&mut batch)));
+                        items.push(ReplayItem::Batch(std::mem::take(&mut batch)));
                     }
                     batch.push(message);
                 }
             }
         }
         if !batch.is_empty() {
-            items.push(Item::Batch(batch));
+            items.push(ReplayItem::Batch(batch));
         }
         items
     }
@@ -99,8 +99,8 @@ mod tests {
     }
 
     #[test]
-    fn batches_are_of_one_partition_and_letters_are_what_they_were() {
-        let traffic = Traffic { range: Range { from_ms: 1, to_ms: 100, stop_ms: 100 }, max_batch: 2 };
+    fn batches_stay_in_one_partition_and_restore_dead_letters() {
+        let traffic = Traffic { range: TimeRange { from_ms: 1, to_ms: 100, stop_ms: 100 }, max_batch: 2 };
         let none = Record { value: None, ..record(7, &[]) };
         let records = vec![
             record(0, &[]),
@@ -115,8 +115,8 @@ mod tests {
         let (mut batches, mut left_out) = (Vec::new(), 0);
         for item in traffic.items(records) {
             match item {
-                Item::Batch(batch) => batches.push(batch),
-                Item::LeftOut(_) => left_out += 1,
+                ReplayItem::Batch(batch) => batches.push(batch),
+                ReplayItem::LeftOut(_) => left_out += 1,
             }
         }
         let sizes: Vec<_> = batches.iter().map(Vec::len).collect();

@@ -16,20 +16,20 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
-use super::special::Special;
+use super::special::SpecialBlock;
 
 /// The parsed list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::comets) struct AllowList(Vec<Entry>);
+pub(in crate::comets) struct AllowList(Vec<AllowEntry>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Entry {
-    hosts: Hosts,
+struct AllowEntry {
+    hosts: HostPattern,
     ports: RangeInclusive<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Hosts {
+enum HostPattern {
     Net(IpNet),
     /// A pattern in lower case.
     Name(String),
@@ -43,7 +43,7 @@ impl AllowList {
     pub(in crate::comets) fn parse(entries: &[String]) -> Result<Self, Vec<String>> {
         let (mut good, mut wrong) = (Vec::new(), Vec::new());
         for text in entries {
-            match Entry::parse(text.trim()) {
+            match AllowEntry::parse(text.trim()) {
                 Ok(entry) => good.push(entry),
                 Err(why) => wrong.push(format!("{text:?} {why}")),
             }
@@ -56,34 +56,34 @@ impl AllowList {
     /// `127.0.0.0/8` does.
     pub(super) fn has_address(&self, address: SocketAddr) -> bool {
         let ip = address.ip().to_canonical();
-        let special = Special::of(ip);
+        let special = SpecialBlock::of(ip);
         self.0.iter().any(|entry| match &entry.hosts {
-            Hosts::Net(net) => {
-                let is_meant = special.is_none() || Special::of_net(net) == special;
+            HostPattern::Net(net) => {
+                let is_meant = special.is_none() || SpecialBlock::of_net(net) == special;
                 net.contains(&ip) && is_meant && entry.ports.contains(&address.port())
             }
-            Hosts::Name(_) => false,
+            HostPattern::Name(_) => false,
         })
     }
 
     /// Whether an entry matches this lower-case host name with this port.
     pub(super) fn has_name(&self, name: &str, port: u16) -> bool {
         self.0.iter().any(|entry| match &entry.hosts {
-            Hosts::Name(pattern) => entry.ports.contains(&port) && matches(pattern, name),
-            Hosts::Net(_) => false,
+            HostPattern::Name(pattern) => entry.ports.contains(&port) && matches(pattern, name),
+            HostPattern::Net(_) => false,
         })
     }
 }
 
-impl Entry {
+impl AllowEntry {
     fn parse(text: &str) -> Result<Self, String> {
         let (host, ports) = split(text)?;
         let ports = ports.map_or(Ok(1..=u16::MAX), ports_of)?;
-        Ok(Self { hosts: Hosts::parse(host)?, ports })
+        Ok(Self { hosts: HostPattern::parse(host)?, ports })
     }
 }
 
-impl Hosts {
+impl HostPattern {
     fn parse(host: &str) -> Result<Self, String> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(Self::Net(ip.to_canonical().into()));

@@ -14,56 +14,56 @@ use hyper_util::client::legacy::connect::dns::Name;
 use parking_lot::RwLock;
 use tonic::codegen::Service;
 
-use super::{Access, Refused, Trust};
-use crate::comets::job::Standing;
-use crate::comets::known::Known;
+use super::{AccessRules, AddressRefused, NamerTrust};
+use crate::comets::comet_table::CometTable;
+use crate::comets::queued_call::CometState;
 use crate::message::{CometAddr, NamedBy};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-type Boxed<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+type BoxedFuture<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
 /// Decides where one comet's connections may lead.
 #[derive(Clone)]
-pub(in crate::comets) struct Gate {
-    access: Arc<Access>,
-    standing: Arc<Standing>,
-    known: Weak<RwLock<Known>>,
+pub(in crate::comets) struct DialGate {
+    access: Arc<AccessRules>,
+    state: Arc<CometState>,
+    known: Weak<RwLock<CometTable>>,
 }
 
-impl Gate {
+impl DialGate {
     pub(in crate::comets) fn new(
-        access: Arc<Access>,
-        standing: Arc<Standing>,
-        known: Weak<RwLock<Known>>,
+        access: Arc<AccessRules>,
+        state: Arc<CometState>,
+        known: Weak<RwLock<CometTable>>,
     ) -> Self {
-        Self { access, standing, known }
+        Self { access, state, known }
     }
 
     /// The gate of a comet that an operator listed.
     #[cfg(test)]
     pub(in crate::comets) fn open(address: &CometAddr) -> Self {
         let metrics = crate::comets::Metrics::register(&mut prometheus_client::registry::Registry::default());
-        let access = Access::new(None, metrics.refused.clone());
+        let access = AccessRules::new(None, metrics.refused.clone());
         let source = crate::comets::Source::Configured;
-        let standing = Standing::new(address.clone(), source, metrics.of(address), Arc::default());
-        Self { access: Arc::new(access), standing: Arc::new(standing), known: Weak::new() }
+        let state = CometState::new(address.clone(), source, metrics.of(address), Arc::default());
+        Self { access: Arc::new(access), state: Arc::new(state), known: Weak::new() }
     }
 
     /// Whether this address may be dialled now: the comet's source may have changed.
-    fn check(&self, name: Option<&str>, address: SocketAddr) -> Result<(), Refused> {
-        let trust = Trust::from(self.standing.source());
+    fn check(&self, name: Option<&str>, address: SocketAddr) -> Result<(), AddressRefused> {
+        let trust = NamerTrust::from(self.state.source());
         self.access.check(trust, name, address).or_else(|refused| {
             // The address of one of the gateway's own comets is allowed, whatever named it.
-            let is_own = trust == Trust::Others && self.is_own(address);
-            if is_own { Ok(()) } else { Err(refused) }
+            let is_trusted = trust == NamerTrust::Others && self.is_trusted(address);
+            if is_trusted { Ok(()) } else { Err(refused) }
         })
     }
 
-    fn is_own(&self, address: SocketAddr) -> bool {
+    fn is_trusted(&self, address: SocketAddr) -> bool {
         let Some(known) = self.known.upgrade() else { return false };
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let address = CometAddr::from(address.to_string());
-        known.read().has_own(&address)
+        known.read().has_trusted(&address)
     }
 
     /// The addresses of a name that may be dialled.
@@ -72,7 +72,7 @@ impl Gate {
         name: &str,
         found: impl Iterator<Item = SocketAddr>,
     ) -> Result<Vec<SocketAddr>, BoxError> {
-        let port = self.standing.address.address().map_or(0, |address| address.port());
+        let port = self.state.address.address().map_or(0, |address| address.port());
         let (mut admitted, mut last) = (Vec::new(), None);
         for mut address in found {
             address.set_port(port);
@@ -87,10 +87,10 @@ impl Gate {
         }
     }
 
-    fn note(&self, refused: Refused) -> Refused {
-        let named_by = match Trust::from(self.standing.source()) {
-            Trust::Operator | Trust::Directory => NamedBy::Directory,
-            Trust::Others => NamedBy::Record,
+    fn note(&self, refused: AddressRefused) -> AddressRefused {
+        let named_by = match NamerTrust::from(self.state.source()) {
+            NamerTrust::Operator | NamerTrust::Directory => NamedBy::Directory,
+            NamerTrust::Others => NamedBy::Record,
         };
         self.access.note(&refused, named_by);
         refused
@@ -100,13 +100,13 @@ impl Gate {
 /// Resolves names, and returns the addresses that may be dialled.
 #[derive(Clone)]
 pub(in crate::comets) struct GatedResolver {
-    gate: Gate,
+    gate: DialGate,
 }
 
 impl Service<Name> for GatedResolver {
     type Response = std::vec::IntoIter<SocketAddr>;
     type Error = BoxError;
-    type Future = Boxed<Self::Response>;
+    type Future = BoxedFuture<Self::Response>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
@@ -124,23 +124,26 @@ impl Service<Name> for GatedResolver {
 /// Connects where the gate allows it.
 #[derive(Clone)]
 pub(in crate::comets) struct GatedConnector {
-    gate: Gate,
+    gate: DialGate,
     http: HttpConnector<GatedResolver>,
 }
 
 impl GatedConnector {
     /// A connector that `set_up` configures.
-    pub(in crate::comets) fn new(gate: Gate, set_up: impl FnOnce(&mut HttpConnector<GatedResolver>)) -> Self {
+    pub(in crate::comets) fn new(
+        gate: DialGate,
+        set_up: impl FnOnce(&mut HttpConnector<GatedResolver>),
+    ) -> Self {
         let resolver = GatedResolver { gate: gate.clone() };
         let mut http = HttpConnector::new_with_resolver(resolver);
         set_up(&mut http);
         Self { gate, http }
     }
 
-    fn admits(&self, uri: &http::Uri) -> Result<(), Refused> {
+    fn admits(&self, uri: &http::Uri) -> Result<(), AddressRefused> {
         let address = CometAddr::from(uri.authority().map_or("", http::uri::Authority::as_str));
         let Ok(address) = address.address() else {
-            return Err(Refused::not_listed(uri.to_string()));
+            return Err(AddressRefused::not_listed(uri.to_string()));
         };
         match address.ip() {
             Some(ip) => self.gate.check(None, SocketAddr::new(ip, address.port())),
@@ -152,7 +155,7 @@ impl GatedConnector {
 impl Service<http::Uri> for GatedConnector {
     type Response = <HttpConnector<GatedResolver> as Service<http::Uri>>::Response;
     type Error = BoxError;
-    type Future = Boxed<Self::Response>;
+    type Future = BoxedFuture<Self::Response>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.http.poll_ready(context).map_err(Into::into)

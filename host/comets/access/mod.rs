@@ -9,7 +9,7 @@
 //! Other plugins may name only known comets, which `fleet` enforces.
 //!
 //! Names are checked by their addresses: each resolved address, right before it is dialled, without
-//! resolving again. See [`Gate`].
+//! resolving again. See [`DialGate`].
 //!
 //! # Layout
 //! - `allow`: the list. `special`: loopback and similar blocks. `gate`: the check at the channel.
@@ -24,21 +24,21 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tracing::warn;
 
-use super::job::Source;
-use super::lookup::NameLookup;
 use super::metrics::{RefusedMetrics, RefusedReason};
+use super::name_lookup::NameLookup;
+use super::queued_call::Source;
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::LogThrottle;
 pub(super) use allow::AllowList;
-pub(super) use gate::{Gate, GatedConnector};
-use special::Special;
+pub(super) use gate::{DialGate, GatedConnector};
+use special::SpecialBlock;
 
 /// How long the readiness warning lasts after the last refusal.
 const LASTS: Duration = Duration::from_secs(30);
 
 /// How far the source of a comet's address is trusted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trust {
+pub(super) enum NamerTrust {
     /// An operator.
     Operator,
     Directory,
@@ -46,7 +46,7 @@ pub(super) enum Trust {
     Others,
 }
 
-impl From<Source> for Trust {
+impl From<Source> for NamerTrust {
     fn from(source: Source) -> Self {
         match source {
             Source::Configured | Source::Dns | Source::Discovery => Self::Operator,
@@ -60,7 +60,7 @@ impl From<Source> for Trust {
 /// An address that may not be connected to, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} {why}; {REMEDY}")]
-pub(super) struct Refused {
+pub(super) struct AddressRefused {
     what: String,
     why: &'static str,
     reason: RefusedReason,
@@ -69,14 +69,14 @@ pub(super) struct Refused {
 // Short: a dead letter has room for 150 characters of each comet's reason.
 const REMEDY: &str = "not connected to; list it in [comets] allow, or in [comets] nodes";
 
-impl Refused {
+impl AddressRefused {
     /// A plugin named a comet that the gateway does not know.
     pub(super) fn unknown(comet: &CometAddr) -> Self {
         let why = "is unknown and was named by a plugin (the plugin's `comets = \"any\"` allows it)";
         Self { what: comet.to_string(), why, reason: RefusedReason::unknown_comet }
     }
 
-    fn special(address: SocketAddr, special: Special) -> Self {
+    fn special(address: SocketAddr, special: SpecialBlock) -> Self {
         Self { what: address.to_string(), why: why(special), reason: special.into() }
     }
 
@@ -85,30 +85,30 @@ impl Refused {
     }
 }
 
-fn why(special: Special) -> &'static str {
+fn why(special: SpecialBlock) -> &'static str {
     match special {
-        Special::Loopback => "is a loopback address, which only configured comets may have",
-        Special::LinkLocal => "is a link-local address",
-        Special::Unspecified => "is an unspecified address",
-        Special::Multicast => "is a multicast address",
-        Special::Broadcast => "is a broadcast address",
+        SpecialBlock::Loopback => "is a loopback address, which only configured comets may have",
+        SpecialBlock::LinkLocal => "is a link-local address",
+        SpecialBlock::Unspecified => "is an unspecified address",
+        SpecialBlock::Multicast => "is a multicast address",
+        SpecialBlock::Broadcast => "is a broadcast address",
     }
 }
 
-impl From<Special> for RefusedReason {
-    fn from(special: Special) -> Self {
+impl From<SpecialBlock> for RefusedReason {
+    fn from(special: SpecialBlock) -> Self {
         match special {
-            Special::Loopback => Self::loopback,
-            Special::LinkLocal => Self::link_local,
-            Special::Unspecified => Self::unspecified,
-            Special::Multicast => Self::multicast,
-            Special::Broadcast => Self::broadcast,
+            SpecialBlock::Loopback => Self::loopback,
+            SpecialBlock::LinkLocal => Self::link_local,
+            SpecialBlock::Unspecified => Self::unspecified,
+            SpecialBlock::Multicast => Self::multicast,
+            SpecialBlock::Broadcast => Self::broadcast,
         }
     }
 }
 
 /// The rules, and the last refusal.
-pub(super) struct Access {
+pub(super) struct AccessRules {
     allow: Option<AllowList>,
     metrics: RefusedMetrics,
     log: LogThrottle,
@@ -116,7 +116,7 @@ pub(super) struct Access {
     names: NameLookup,
 }
 
-impl Access {
+impl AccessRules {
     pub(super) fn new(allow: Option<AllowList>, metrics: RefusedMetrics) -> Self {
         let (log, last) = (LogThrottle::per_record(), Mutex::default());
         Self { allow, metrics, log, last, names: NameLookup::default() }
@@ -131,9 +131,14 @@ impl Access {
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn check(&self, trust: Trust, name: Option<&str>, address: SocketAddr) -> Result<(), Refused> {
-        let special = Special::of(address.ip());
-        if trust == Trust::Operator {
+    pub(super) fn check(
+        &self,
+        trust: NamerTrust,
+        name: Option<&str>,
+        address: SocketAddr,
+    ) -> Result<(), AddressRefused> {
+        let special = SpecialBlock::of(address.ip());
+        if trust == NamerTrust::Operator {
             return Ok(());
         }
         if let Some(allow) = &self.allow {
@@ -142,13 +147,13 @@ impl Access {
                 || special.is_none() && name.is_some_and(|name| allow.has_name(name, address.port()));
             return match special {
                 _ if allow.has_address(address) || by_name() => Ok(()),
-                Some(special) => Err(Refused::special(address, special)),
-                None => Err(Refused::not_listed(address.to_string())),
+                Some(special) => Err(AddressRefused::special(address, special)),
+                None => Err(AddressRefused::not_listed(address.to_string())),
             };
         }
         match (trust, special) {
-            (_, None) | (Trust::Directory, Some(Special::Loopback)) => Ok(()),
-            (_, Some(special)) => Err(Refused::special(address, special)),
+            (_, None) | (NamerTrust::Directory, Some(SpecialBlock::Loopback)) => Ok(()),
+            (_, Some(special)) => Err(AddressRefused::special(address, special)),
         }
     }
 
@@ -156,7 +161,7 @@ impl Access {
     ///
     /// # Errors
     /// Why not.
-    pub(super) fn check_comet(&self, trust: Trust, comet: &CometAddr) -> Result<(), Refused> {
+    pub(super) fn check_comet(&self, trust: NamerTrust, comet: &CometAddr) -> Result<(), AddressRefused> {
         match comet.address() {
             Ok(address) => match address.ip() {
                 Some(ip) => self.check(trust, None, SocketAddr::new(ip, address.port())),
@@ -167,7 +172,7 @@ impl Access {
     }
 
     /// Counts and logs that something was refused.
-    pub(super) fn note(&self, refused: &Refused, named_by: NamedBy) {
+    pub(super) fn note(&self, refused: &AddressRefused, named_by: NamedBy) {
         self.metrics.count(refused.reason, named_by);
         if let Some(held_back) = self.log.admit() {
             let by = named_by.as_str();
@@ -191,15 +196,15 @@ impl Access {
 mod tests {
     use super::*;
 
-    fn access(allow: Option<&[&str]>) -> Access {
+    fn access(allow: Option<&[&str]>) -> AccessRules {
         let allow = allow.map(|entries| {
             let entries: Vec<String> = entries.iter().map(|entry| (*entry).to_owned()).collect();
             AllowList::parse(&entries).expect("a list")
         });
-        Access::new(allow, RefusedMetrics::default())
+        AccessRules::new(allow, RefusedMetrics::default())
     }
 
-    fn may(access: &Access, trust: Trust, name: Option<&str>, address: &str) -> bool {
+    fn may(access: &AccessRules, trust: NamerTrust, name: Option<&str>, address: &str) -> bool {
         access.check(trust, name, address.parse().expect("a socket address")).is_ok()
     }
 
@@ -210,25 +215,25 @@ mod tests {
     fn without_a_list_the_source_decides() {
         let access = access(None);
         for address in ["10.0.0.1:1", "8.8.8.8:1", "[fd00::1]:1"] {
-            for trust in [Trust::Operator, Trust::Directory, Trust::Others] {
+            for trust in [NamerTrust::Operator, NamerTrust::Directory, NamerTrust::Others] {
                 assert!(may(&access, trust, None, address), "{trust:?} {address}");
             }
         }
         for address in SPECIAL {
-            assert!(may(&access, Trust::Operator, None, address), "{address}");
+            assert!(may(&access, NamerTrust::Operator, None, address), "{address}");
             assert_eq!(
-                may(&access, Trust::Directory, None, address),
+                may(&access, NamerTrust::Directory, None, address),
                 address.starts_with("127."),
                 "{address}"
             );
-            assert!(!may(&access, Trust::Others, Some("innocent.example"), address), "{address}");
+            assert!(!may(&access, NamerTrust::Others, Some("innocent.example"), address), "{address}");
         }
     }
 
     #[test]
     fn a_list_decides_for_all_but_operators() {
         let access = access(Some(&["10.0.0.0/8:3109", "comet-*.internal:3109", "127.0.0.1:7"]));
-        for trust in [Trust::Directory, Trust::Others] {
+        for trust in [NamerTrust::Directory, NamerTrust::Others] {
             for (name, address, expected) in [
                 (None, "10.0.0.1:3109", true),
                 (None, "[::ffff:10.0.0.1]:3109", true),
@@ -247,15 +252,15 @@ mod tests {
             }
         }
         for address in SPECIAL.iter().chain(&["11.0.0.1:1"]) {
-            assert!(may(&access, Trust::Operator, None, address), "{address}");
+            assert!(may(&access, NamerTrust::Operator, None, address), "{address}");
         }
     }
 
     #[test]
     fn an_empty_list_allows_operators_alone() {
         let access = access(Some(&[]));
-        assert!(!may(&access, Trust::Directory, Some("comet"), "10.0.0.1:1"));
-        assert!(may(&access, Trust::Operator, Some("comet"), "10.0.0.1:1"));
+        assert!(!may(&access, NamerTrust::Directory, Some("comet"), "10.0.0.1:1"));
+        assert!(may(&access, NamerTrust::Operator, Some("comet"), "10.0.0.1:1"));
     }
 
     #[test]
@@ -263,11 +268,11 @@ mod tests {
         let access = access(None);
         let now = Instant::now();
         assert_eq!(access.warning(now), None);
-        let refused = access.check_comet(Trust::Others, &"127.0.0.1:22".into()).expect_err("loopback");
+        let refused = access.check_comet(NamerTrust::Others, &"127.0.0.1:22".into()).expect_err("loopback");
         access.note(&refused, NamedBy::Record);
         let warning = access.warning(Instant::now()).expect("just noted");
         assert!(warning.contains("127.0.0.1:22") && warning.contains("[comets] allow"), "{warning}");
         assert_eq!(access.warning(Instant::now() + LASTS), None);
-        access.check_comet(Trust::Others, &"a-name:22".into()).expect("nobody looked it up");
+        access.check_comet(NamerTrust::Others, &"a-name:22".into()).expect("nobody looked it up");
     }
 }

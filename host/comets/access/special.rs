@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 /// A block of special addresses (RFC 6890).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Special {
+pub(super) enum SpecialBlock {
     Loopback,
     /// Cloud metadata services are here.
     LinkLocal,
@@ -17,7 +17,7 @@ pub(super) enum Special {
     Broadcast,
 }
 
-impl Special {
+impl SpecialBlock {
     /// The block of an address; `None` for an ordinary one. An IPv4 address that is embedded in an
     /// IPv6 one counts as the IPv4 address.
     pub(super) fn of(ip: IpAddr) -> Option<Self> {
@@ -68,8 +68,8 @@ impl Special {
 mod tests {
     use super::*;
 
-    fn of(ip: &str) -> Option<Special> {
-        Special::of(ip.parse().expect("an IP address"))
+    fn of(ip: &str) -> Option<SpecialBlock> {
+        SpecialBlock::of(ip.parse().expect("an IP address"))
     }
 
     #[test]
@@ -83,17 +83,17 @@ mod tests {
             "2002:7f00:1::",
             "::127.0.0.1",
         ] {
-            assert_eq!(of(ip), Some(Special::Loopback), "{ip}");
+            assert_eq!(of(ip), Some(SpecialBlock::Loopback), "{ip}");
         }
         for ip in ["169.254.169.254", "::ffff:169.254.169.254", "fe80::1", "febf::1", "64:ff9b::a9fe:a9fe"] {
-            assert_eq!(of(ip), Some(Special::LinkLocal), "{ip}");
+            assert_eq!(of(ip), Some(SpecialBlock::LinkLocal), "{ip}");
         }
         for ip in ["0.0.0.0", "0.1.2.3", "::", "::ffff:0.0.0.0"] {
-            assert_eq!(of(ip), Some(Special::Unspecified), "{ip}");
+            assert_eq!(of(ip), Some(SpecialBlock::Unspecified), "{ip}");
         }
-        assert_eq!(of("224.0.0.1"), Some(Special::Multicast));
-        assert_eq!(of("ff02::1"), Some(Special::Multicast));
-        assert_eq!(of("255.255.255.255"), Some(Special::Broadcast));
+        assert_eq!(of("224.0.0.1"), Some(SpecialBlock::Multicast));
+        assert_eq!(of("ff02::1"), Some(SpecialBlock::Multicast));
+        assert_eq!(of("255.255.255.255"), Some(SpecialBlock::Broadcast));
         for ip in ["10.0.0.1", "192.168.1.1", "8.8.8.8", "fd00::1", "2001:db8::1", "64:ff9b::a00:1"] {
             assert_eq!(of(ip), None, "{ip}");
         }
@@ -101,10 +101,10 @@ mod tests {
 
     #[test]
     fn a_network_is_special_if_all_of_it_is() {
-        let of = |net: &str| Special::of_net(&net.parse().expect("a network"));
-        assert_eq!(of("127.0.0.0/8"), Some(Special::Loopback));
-        assert_eq!(of("169.254.1.0/24"), Some(Special::LinkLocal));
-        assert_eq!(of("fe80::/10"), Some(Special::LinkLocal));
+        let of = |net: &str| SpecialBlock::of_net(&net.parse().expect("a network"));
+        assert_eq!(of("127.0.0.0/8"), Some(SpecialBlock::Loopback));
+        assert_eq!(of("169.254.1.0/24"), Some(SpecialBlock::LinkLocal));
+        assert_eq!(of("fe80::/10"), Some(SpecialBlock::LinkLocal));
         assert_eq!((of("0.0.0.0/0"), of("126.0.0.0/7"), of("10.0.0.0/8")), (None, None, None));
     }
 }

@@ -2,41 +2,41 @@
 
 use std::sync::Arc;
 
-use crate::comets::breaker::State;
-use crate::comets::job::Standing;
+use crate::comets::breaker::BreakerState;
+use crate::comets::queued_call::CometState;
 
 /// A comet's state, counted as an active comet while its breaker is closed.
-pub(super) struct Active {
-    pub(super) standing: Arc<Standing>,
-    counted: bool,
+pub(super) struct ActiveGauge {
+    pub(super) state: Arc<CometState>,
+    is_counted: bool,
 }
 
-impl Active {
-    pub(super) fn new(standing: Arc<Standing>) -> Self {
-        standing.metrics.active.inc();
-        Self { standing, counted: true }
+impl ActiveGauge {
+    pub(super) fn new(state: Arc<CometState>) -> Self {
+        state.metrics.active.inc();
+        Self { state, is_counted: true }
     }
 
-    pub(super) fn set(&mut self, state: State) {
-        if self.standing.state() == state {
+    pub(super) fn set(&mut self, state: BreakerState) {
+        if self.state.breaker_state() == state {
             return;
         }
-        self.standing.set_state(state);
-        let closed = state == State::Closed;
-        self.standing.metrics.breaker_open.set(i64::from(!closed));
-        if closed && !self.counted {
-            self.standing.metrics.active.inc();
-        } else if !closed && self.counted {
-            self.standing.metrics.active.dec();
+        self.state.set_breaker_state(state);
+        let closed = state == BreakerState::Closed;
+        self.state.metrics.breaker_open.set(i64::from(!closed));
+        if closed && !self.is_counted {
+            self.state.metrics.active.inc();
+        } else if !closed && self.is_counted {
+            self.state.metrics.active.dec();
         }
-        self.counted = closed;
+        self.is_counted = closed;
     }
 }
 
-impl Drop for Active {
+impl Drop for ActiveGauge {
     fn drop(&mut self) {
-        if self.counted {
-            self.standing.metrics.active.dec();
+        if self.is_counted {
+            self.state.metrics.active.dec();
         }
     }
 }

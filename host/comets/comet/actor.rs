@@ -15,74 +15,74 @@ use futures_util::stream::{FuturesUnordered, Stream as _};
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use super::active::Active;
-use super::call::{Answer, Attempt, Call, Item, MERGE_BYTES, MERGE_MESSAGES};
-use super::parked::Parked;
-use super::probe::{Found, Probe};
-use crate::comets::breaker::{self, Breaker, Change, Permit, State};
-use crate::comets::channel::{Client, Dialer, Drivers, Failure};
-use crate::comets::job::{Job, OrderKey, Standing};
+use super::active::ActiveGauge;
+use super::call::{Attempt, AttemptResult, InFlightCall, MAX_MERGED_BYTES, MAX_MERGED_MESSAGES, OrderItem};
+use super::parked::ParkedQueue;
+use super::probe::{HealthProbe, ProbeReply};
+use crate::comets::breaker::{self, AttemptPermit, Breaker, BreakerChange, BreakerState};
+use crate::comets::channel::{CallFailure, CometClient, Dialer, Drivers};
 use crate::comets::order::{OrderQueues, Window};
-use crate::comets::retry::{self, Meaning};
-use crate::comets::{Config, Delivered, Dialect, Timing};
-use crate::message::Target;
+use crate::comets::queued_call::{CometState, OrderKey, QueuedCall};
+use crate::comets::retry::{self, RetryDecision};
+use crate::comets::{CallOutcome, CallTimeouts, Config, Dialect};
+use crate::message::CallTarget;
 use crate::telemetry::LogThrottle;
 
 /// The channel is replaced after this many timed-out calls: h2 closes a connection after 1,024
 /// streams that this side reset, at an arbitrary moment.
-const WORN_OUT_AFTER: u32 = 256;
+const MAX_TIMEOUTS_PER_CHANNEL: u32 = 256;
 /// A call for many connections is split after this many attempts that the comet answered with
 /// "later".
-const WHOLE_ATTEMPTS: u32 = 3;
+const MAX_UNSPLIT_ATTEMPTS: u32 = 3;
 /// How many calls are received at a time.
-const INTAKE: usize = 64;
+const RECEIVE_BATCH: usize = 64;
 
 /// Throttles lines about breakers, over all comets: thousands may change at once, and a hostile
 /// comet may change as often as it likes.
-static AWAY: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
-static BACK: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
+static OPENED_LOG: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
+static CLOSED_LOG: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 
 pub(super) struct Actor {
-    active: Active,
+    active: ActiveGauge,
     dialer: Dialer,
     drivers: Drivers,
     /// `None` until the first call, and when it is to be made anew.
-    client: Option<Client>,
+    client: Option<CometClient>,
     /// Counts the channels, so that timeouts of an older one do not count for its successor.
     channel: u64,
     /// The last answer.
     last_answer: Instant,
     /// Calls that timed out on this channel.
     timed_out: u32,
-    probe: Probe,
-    timing: Timing,
+    probe: HealthProbe,
+    timing: CallTimeouts,
     dialect: Dialect,
     /// Whether calls carry the ids of their messages.
     with_ids: bool,
     /// Whether queued messages for one room are merged into one call.
     merges: bool,
     breaker: Breaker,
-    queues: OrderQueues<OrderKey, Item>,
+    queues: OrderQueues<OrderKey, OrderItem>,
     /// What waits for another attempt without holding its place.
-    parked: Parked,
+    parked: ParkedQueue,
     /// Calls that continue at once.
-    due: Vec<Call>,
+    ready: Vec<InFlightCall>,
     /// Calls that hold their places and wait to be tried again, each until its moment.
-    resting: Vec<(Instant, Call)>,
+    backing_off: Vec<(Instant, InFlightCall)>,
 }
 
 impl Actor {
     pub(super) fn new(
-        standing: Arc<Standing>,
+        state: Arc<CometState>,
         (dialer, drivers): (Dialer, Drivers),
         config: &Config,
-        timing: Timing,
+        timing: CallTimeouts,
     ) -> Self {
         let merges = config.dialect == Dialect::Goim;
         let window = Window {
             time: if merges { config.merge_window } else { Duration::ZERO },
-            items: MERGE_MESSAGES,
-            bytes: MERGE_BYTES,
+            items: MAX_MERGED_MESSAGES,
+            bytes: MAX_MERGED_BYTES,
         };
         Self {
             client: None,
@@ -91,29 +91,29 @@ impl Actor {
             channel: 0,
             last_answer: Instant::now(),
             timed_out: 0,
-            probe: Probe::new(config.breaker_open, timing.timeout),
-            active: Active::new(standing),
+            probe: HealthProbe::new(config.breaker_open, timing.request_timeout),
+            active: ActiveGauge::new(state),
             timing,
             merges,
             dialect: config.dialect,
             with_ids: config.message_ids,
-            breaker: Breaker::new(breaker::Settings {
+            breaker: Breaker::new(breaker::BreakerSettings {
                 failures: config.breaker_failures,
-                patience: config.breaker_patience,
+                window: config.breaker_window,
                 open: config.breaker_open,
                 open_max: config.breaker_open_max,
             }),
             queues: OrderQueues::new(window),
-            parked: Parked::default(),
-            due: Vec::new(),
-            resting: Vec::new(),
+            parked: ParkedQueue::default(),
+            ready: Vec::new(),
+            backing_off: Vec::new(),
         }
     }
 
     /// Runs until all senders are gone and every call has its outcome.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Job>) {
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<QueuedCall>) {
         let (mut calls, mut probes) = (FuturesUnordered::new(), FuturesUnordered::new());
-        let (mut arrived, mut answers) = (Vec::with_capacity(INTAKE), Vec::new());
+        let (mut arrived, mut answers) = (Vec::with_capacity(RECEIVE_BATCH), Vec::new());
         let mut open = true;
         loop {
             while let Some(attempt) = self.next_attempt() {
@@ -127,8 +127,8 @@ impl Actor {
                 tokio::select! {
                     biased;
                     () = ready(&mut calls, &mut answers), if calling => Next::Answers,
-                    Some(found) = probes.next() => Next::Found(found),
-                    received = inbox.recv_many(&mut arrived, INTAKE), if open => Next::Arrived(received),
+                    Some(found) = probes.next() => Next::ProbeReply(found),
+                    received = inbox.recv_many(&mut arrived, RECEIVE_BATCH), if open => Next::Arrived(received),
                     () = sleep_until(wake), if wake.is_some() => Next::Wake,
                     // Only if something is left in the queues that is neither called nor waiting,
                     // which the queues rule out. Dropping it tells its receipts.
@@ -137,10 +137,10 @@ impl Actor {
             };
             match self.drivers.run(next).await {
                 Next::Answers => answers.drain(..).for_each(|answer| self.answered(answer)),
-                Next::Found(found) => self.found(found),
+                Next::ProbeReply(found) => self.found(found),
                 Next::Arrived(received) => {
                     open = received > 0;
-                    if !open && self.active.standing.is_evicted() {
+                    if !open && self.active.state.is_evicted() {
                         // Dropping the queued calls resolves their handles.
                         return;
                     }
@@ -149,22 +149,22 @@ impl Actor {
                 }
                 Next::Wake => {
                     self.wake();
-                    probes.extend(self.probe.due(&self.dialer, Instant::now()));
+                    probes.extend(self.probe.ready(&self.dialer, Instant::now()));
                 }
                 Next::Nothing => return,
             }
         }
     }
 
-    fn queue(&mut self, job: Job, now: Instant) {
-        let merges = self.merges && matches!(job.target, Target::Room(_));
+    fn queue(&mut self, job: QueuedCall, now: Instant) {
+        let merges = self.merges && matches!(job.target, CallTarget::Room(_));
         let size = merges.then(|| job.payload.frame_len());
-        self.queues.push(job.order.clone(), size, Item::Job(job), now);
+        self.queues.push(job.order.clone(), size, OrderItem::QueuedCall(job), now);
     }
 
     /// When something is to be done again.
     fn wakes_at(&self) -> Option<Instant> {
-        let calls = self.resting.iter().map(|(at, _)| *at);
+        let calls = self.backing_off.iter().map(|(at, _)| *at);
         calls.chain(self.parked.next()).chain(self.probe.next()).chain(self.queues.wakes_at()).min()
     }
 
@@ -172,7 +172,7 @@ impl Actor {
     fn next_attempt(&mut self) -> Option<Attempt> {
         let now = Instant::now();
         loop {
-            let call = match self.due.pop() {
+            let call = match self.ready.pop() {
                 Some(call) => call,
                 None => match self.next_call(now)? {
                     Some(call) => call,
@@ -191,7 +191,7 @@ impl Actor {
                 continue;
             }
             let Some(permit) = self.breaker.admit(now) else {
-                self.end(call, "the comet's breaker is open");
+                self.fail_call(call, "the comet's breaker is open");
                 continue;
             };
             self.active.set(self.breaker.state());
@@ -200,18 +200,18 @@ impl Actor {
     }
 
     /// The next call that may start; nothing inside when what had its turn is gone.
-    fn next_call(&mut self, now: Instant) -> Option<Option<Call>> {
+    fn next_call(&mut self, now: Instant) -> Option<Option<InFlightCall>> {
         let (token, item) = self.queues.next_ready(now)?;
         match item {
-            Item::Job(job) => {
-                let mut call = Call::new(token, job);
+            OrderItem::QueuedCall(job) => {
+                let mut call = InFlightCall::new(token, job);
                 if self.merges {
-                    call.take_along(&mut self.queues);
+                    call.merge_following(&mut self.queues);
                 }
                 Some(Some(call))
             }
-            Item::Turn(name) => match self.parked.take(&name) {
-                Some(waiting) => Some(Some(Call::again(token, waiting))),
+            OrderItem::Turn(name) => match self.parked.take(&name) {
+                Some(waiting) => Some(Some(InFlightCall::from_parked(token, waiting))),
                 None => {
                     self.queues.finish(token, now);
                     Some(None)
@@ -220,157 +220,165 @@ impl Actor {
         }
     }
 
-    fn attempt(&mut self, call: Call, permit: Permit) -> Attempt {
-        if self.client.as_ref().is_some_and(Client::is_closed) {
+    fn attempt(&mut self, call: InFlightCall, permit: AttemptPermit) -> Attempt {
+        if self.client.as_ref().is_some_and(CometClient::is_closed) {
             self.renew_channel();
         }
         let client = self.client.get_or_insert_with(|| self.dialer.dial()).clone();
         let (request, method) = call.request(self.dialect, self.with_ids);
-        self.active.standing.in_flight().fetch_add(call.together(), Ordering::Relaxed);
-        Attempt { client, channel: self.channel, call, permit, request, method, timeout: self.timing.timeout }
+        self.active.state.in_flight().fetch_add(call.batch_len(), Ordering::Relaxed);
+        Attempt {
+            client,
+            channel: self.channel,
+            call,
+            permit,
+            request,
+            method,
+            timeout: self.timing.request_timeout,
+        }
     }
 
-    fn answered(&mut self, answer: Answer) {
-        let standing = &self.active.standing;
-        standing.in_flight().fetch_sub(answer.call.together(), Ordering::Relaxed);
-        standing.metrics.seconds.observe(answer.took.as_secs_f64());
+    fn answered(&mut self, answer: AttemptResult) {
+        let state = &self.active.state;
+        state.in_flight().fetch_sub(answer.call.batch_len(), Ordering::Relaxed);
+        state.metrics.seconds.observe(answer.took.as_secs_f64());
         let answer_of_comet = match &answer.result {
-            Err(Failure::NoAnswer(_) | Failure::NotAllowed(_)) => return self.failed(answer),
-            Err(Failure::OurFault(_)) => return self.not_made(answer),
+            Err(CallFailure::NoAnswer(_) | CallFailure::Forbidden(_)) => return self.failed(answer),
+            Err(CallFailure::LocalFailure(_)) => return self.note_local_failure(answer),
             Ok(()) => None,
-            Err(Failure::Answer { code, text }) => Some((*code, text.clone())),
+            Err(CallFailure::Status { code, text }) => Some((*code, text.clone())),
         };
-        let Answer { mut call, method, permit, result, .. } = answer;
-        standing.note_answer();
+        let AttemptResult { mut call, method, permit, result, .. } = answer;
+        state.note_answer();
         self.last_answer = Instant::now();
         let change = self.breaker.succeeded(permit);
         self.changed(change);
         if let (Some((code, text)), Err(failure)) = (answer_of_comet, result) {
-            let meaning = retry::meaning(code, &text, self.dialect, method);
-            return self.not_taken(call, meaning, failure.text());
+            let decision = retry::decision(code, &text, self.dialect, method);
+            return self.not_taken(call, decision, failure.text());
         }
         self.parked.forget(call.keys());
-        call.settle(&Delivered::Acknowledged);
-        self.go_on(call);
+        call.settle(&CallOutcome::Acknowledged);
+        self.resume(call);
     }
 
     /// Acts on an answer other than OK.
-    fn not_taken(&mut self, mut call: Call, meaning: Meaning, text: String) {
-        let standing = &self.active.standing;
-        standing.note_error(&text);
-        debug!(comet = %standing.address, error = text, ?meaning, "a comet did not accept a call");
+    fn not_taken(&mut self, mut call: InFlightCall, decision: RetryDecision, text: String) {
+        let state = &self.active.state;
+        state.note_error(&text);
+        debug!(comet = %state.address, error = text, ?decision, "a comet did not accept a call");
         let now = Instant::now();
-        match meaning {
+        match decision {
             // One of several messages was not accepted: find out which.
-            _ if call.together() > 1 => call.try_singly(),
-            Meaning::Later if call.is_whole() && call.failures() + 1 < WHOLE_ATTEMPTS => {
-                return self.rest(call, text);
+            _ if call.batch_len() > 1 => call.split_messages(),
+            RetryDecision::RetryLater if call.is_whole() && call.failures() + 1 < MAX_UNSPLIT_ATTEMPTS => {
+                return self.back_off(call, text);
             }
             // One of several connections did not take it, or all of them.
-            _ if call.keys().len() > 1 && meaning.divides() => {
-                call.try_fewer_connections(text);
+            _ if call.keys().len() > 1 && decision.divides() => {
+                call.split_connections(text);
                 // Whether it is the message that is refused shows soonest with single connections.
-                let first = matches!(meaning, Meaning::Refused { .. });
+                let first = matches!(decision, RetryDecision::Refused { .. });
                 return self.go_on_in_parts(call, first);
             }
-            Meaning::Later => return self.park(call, text),
-            Meaning::NotTaken => {
-                standing.metrics.not_taken.inc_by(call.keys().len() as u64);
+            RetryDecision::RetryLater => return self.park(call, text),
+            RetryDecision::NotTaken => {
+                state.metrics.not_taken.inc_by(call.keys().len() as u64);
                 call.keys().iter().for_each(|key| self.parked.remember(key, now));
-                call.settle(&Delivered::Unreachable(text));
+                call.settle(&CallOutcome::Unreachable(text));
             }
-            Meaning::Refused { .. } => call.refuse(&text),
+            RetryDecision::Refused { .. } => call.refuse(&text),
         }
-        self.go_on(call);
+        self.resume(call);
     }
 
     /// Parks a message until its retry, and with it those of the same name; the call's lanes
     /// continue with others.
-    fn park(&mut self, mut call: Call, error: String) {
+    fn park(&mut self, mut call: InFlightCall, error: String) {
         if !self.parked.has_room() {
-            return self.rest(call, error);
+            return self.back_off(call, error);
         }
-        self.active.standing.metrics.retries.inc();
+        self.active.state.metrics.retries.inc();
         let (failures, queued) = (call.note_failure(error.clone()), call.queued());
         let wait = retry::BACKOFF.wait_after(failures, fastrand::f64());
-        let Some((name, waiting)) = call.take_front() else { return self.rest(call, error) };
+        let Some((name, waiting)) = call.take_front() else { return self.back_off(call, error) };
         let now = Instant::now();
-        let last = queued.map_or(now, |queued| queued + self.timing.give_up_after);
+        let last = queued.map_or(now, |queued| queued + self.timing.delivery_timeout);
         self.parked.park(name, waiting, failures, error, last.min(now + wait));
-        self.go_on(call);
+        self.resume(call);
     }
 
     /// Lets a call wait for its retry while it holds its lanes.
-    fn rest(&mut self, mut call: Call, error: String) {
-        self.active.standing.metrics.retries.inc();
+    fn back_off(&mut self, mut call: InFlightCall, error: String) {
+        self.active.state.metrics.retries.inc();
         let again = Instant::now() + retry::BACKOFF.wait_after(call.note_failure(error), fastrand::f64());
         if let Some(call) = self.without_expired(call, again) {
-            self.resting.push((again, call));
+            self.backing_off.push((again, call));
         }
     }
 
     /// No answer: this counts against the comet's breaker.
-    fn failed(&mut self, answer: Answer) {
-        let Answer { call, permit, channel, took, timed_out, result, .. } = answer;
-        let is_allowed = !matches!(result, Err(Failure::NotAllowed(_)));
+    fn failed(&mut self, answer: AttemptResult) {
+        let AttemptResult { call, permit, channel, took, timed_out, result, .. } = answer;
+        let is_allowed = !matches!(result, Err(CallFailure::Forbidden(_)));
         let text = result.err().map(|failure| failure.text()).unwrap_or_default();
-        let standing = &self.active.standing;
-        standing.note_error(&text);
-        debug!(comet = %standing.address, error = text, "a call failed");
+        let state = &self.active.state;
+        state.note_error(&text);
+        debug!(comet = %state.address, error = text, "a call failed");
         let now = Instant::now();
         if timed_out && channel == self.channel {
             self.timed_out += 1;
             // A connection without any answer for the duration of a call may have lost its peer.
             let is_silent = self.last_answer + took <= now;
-            if is_silent || self.timed_out >= WORN_OUT_AFTER {
+            if is_silent || self.timed_out >= MAX_TIMEOUTS_PER_CHANNEL {
                 self.renew_channel();
             }
         }
         let change = self.breaker.failed(permit, now, fastrand::f64());
         self.changed(change);
-        if self.breaker.state() != State::Closed {
+        if self.breaker.state() != BreakerState::Closed {
             self.probe.opened(!timed_out, now);
-            return self.end(call, &text);
+            return self.fail_call(call, &text);
         }
         if !is_allowed {
             // A retry would go to the same address.
-            return self.end(call, &text);
+            return self.fail_call(call, &text);
         }
-        self.rest(call, text);
+        self.back_off(call, text);
     }
 
     /// The call could not be made for a local reason, which is not the comet's failure. Dropping
     /// the permit lets another call probe the comet.
-    fn not_made(&mut self, answer: Answer) {
-        let Answer { call, result, .. } = answer;
+    fn note_local_failure(&mut self, answer: AttemptResult) {
+        let AttemptResult { call, result, .. } = answer;
         let text = result.err().map(|failure| failure.text()).unwrap_or_default();
-        let standing = &self.active.standing;
-        standing.note_error(&text);
-        standing.shortage.note(&text, Instant::now());
-        self.rest(call, text);
+        let state = &self.active.state;
+        state.note_error(&text);
+        state.shortage.note(&text, Instant::now());
+        self.back_off(call, text);
     }
 
     /// Handles the result of a health probe.
-    fn found(&mut self, found: Found) {
+    fn found(&mut self, found: ProbeReply) {
         let Some(client) = self.probe.found(found, Instant::now()) else { return };
         self.renew_channel();
         self.client = Some(client);
-        self.active.standing.note_answer();
-        let change = self.breaker.is_back();
+        self.active.state.note_answer();
+        let change = self.breaker.force_close();
         self.changed(change);
     }
 
     /// Handles a change of the breaker.
-    fn changed(&mut self, change: Change) {
-        if change == Change::Nothing {
+    fn changed(&mut self, change: BreakerChange) {
+        if change == BreakerChange::Nothing {
             return;
         }
-        let address = &self.active.standing.address;
+        let address = &self.active.state.address;
         match change {
-            Change::Nothing => {}
-            Change::Opened(time) => {
-                let error = self.active.standing.last_error().unwrap_or_default();
-                let Some(held_back) = AWAY.admit() else {
+            BreakerChange::Nothing => {}
+            BreakerChange::Opened(time) => {
+                let error = self.active.state.last_error().unwrap_or_default();
+                let Some(held_back) = OPENED_LOG.admit() else {
                     debug!(comet = %address, error, retry_in = ?time, "the breaker is open");
                     return self.state_changed();
                 };
@@ -379,9 +387,9 @@ impl Actor {
                     "comet unreachable: its breaker is open and its recipients go to the offline policy; check that the comet runs and is reachable"
                 );
             }
-            Change::StillOpen(time) => debug!(comet = %address, retry_in = ?time, "the probe failed"),
-            Change::Closed => {
-                if let Some(held_back) = BACK.admit() {
+            BreakerChange::StillOpen(time) => debug!(comet = %address, retry_in = ?time, "the probe failed"),
+            BreakerChange::Closed => {
+                if let Some(held_back) = CLOSED_LOG.admit() {
                     info!(comet = %address, held_back, "comet recovered: its breaker is closed");
                 }
             }
@@ -392,18 +400,18 @@ impl Actor {
     /// The breaker's state has changed.
     fn state_changed(&mut self) {
         self.active.set(self.breaker.state());
-        if self.breaker.state() == State::Closed {
+        if self.breaker.state() == BreakerState::Closed {
             self.probe.closed();
         }
-        if self.breaker.state() == State::Open {
+        if self.breaker.state() == BreakerState::Open {
             // The probe has to test the comet, not an old connection.
             self.renew_channel();
-            for (_, call) in std::mem::take(&mut self.resting) {
-                self.end(call, "the comet's breaker is open");
+            for (_, call) in std::mem::take(&mut self.backing_off) {
+                self.fail_call(call, "the comet's breaker is open");
             }
             let why = self.open_breaker();
             for job in self.parked.drain() {
-                job.settle(Delivered::Unreachable(why.clone()));
+                job.settle(CallOutcome::Unreachable(why.clone()));
             }
         }
     }
@@ -418,19 +426,19 @@ impl Actor {
     fn wake(&mut self) {
         let now = Instant::now();
         self.queues.wake(now);
-        let over = self.resting.extract_if(.., |(at, _)| *at <= now);
-        self.due.extend(over.map(|(_, call)| call));
-        for name in self.parked.due(now) {
-            self.queues.push(name.keys(), None, Item::Turn(name), now);
+        let over = self.backing_off.extract_if(.., |(at, _)| *at <= now);
+        self.ready.extend(over.map(|(_, call)| call));
+        for name in self.parked.ready(now) {
+            self.queues.push(name.keys(), None, OrderItem::Turn(name), now);
         }
     }
 
     /// Drops messages that are cancelled, and fails those that are expired at this time; returns the
     /// call if any are left.
-    fn without_expired(&mut self, mut call: Call, at: Instant) -> Option<Call> {
-        call.forget_abandoned();
-        if call.expire(at, self.timing.give_up_after) {
-            self.active.standing.note_behind(self.timing.give_up_after);
+    fn without_expired(&mut self, mut call: InFlightCall, at: Instant) -> Option<InFlightCall> {
+        call.drop_cancelled();
+        if call.expire(at, self.timing.delivery_timeout) {
+            self.active.state.note_slow(self.timing.delivery_timeout);
         }
         if call.is_done() {
             self.queues.finish(call.into_token(), at);
@@ -440,31 +448,31 @@ impl Actor {
     }
 
     /// Goes on with a call that was divided: each part on its own, where nothing binds them together.
-    fn go_on_in_parts(&mut self, call: Call, first: bool) {
+    fn go_on_in_parts(&mut self, call: InFlightCall, first: bool) {
         if !call.is_in_parts() {
-            return self.go_on(call);
+            return self.resume(call);
         }
         let (token, jobs) = call.into_parts();
-        let parts = jobs.into_iter().map(|job| (job.order.clone(), Item::Job(job)));
+        let parts = jobs.into_iter().map(|job| (job.order.clone(), OrderItem::QueuedCall(job)));
         self.queues.divide(token, parts, first, Instant::now());
     }
 
     /// Goes on with what is left of a call.
-    fn go_on(&mut self, call: Call) {
+    fn resume(&mut self, call: InFlightCall) {
         if call.is_done() {
             self.queues.finish(call.into_token(), Instant::now());
         } else {
-            self.due.push(call);
+            self.ready.push(call);
         }
     }
 
     fn open_breaker(&self) -> String {
-        let last = self.active.standing.last_error().unwrap_or_default();
+        let last = self.active.state.last_error().unwrap_or_default();
         format!("the comet's breaker is open; last error: {last}")
     }
 
-    fn end(&mut self, mut call: Call, why: &str) {
-        call.give_up(why, self.active.standing.last_error());
+    fn fail_call(&mut self, mut call: InFlightCall, why: &str) {
+        call.fail_all(why, self.active.state.last_error());
         self.queues.finish(call.into_token(), Instant::now());
     }
 }
@@ -472,14 +480,17 @@ impl Actor {
 /// What the task goes on with.
 enum Next {
     Answers,
-    Found(Found),
+    ProbeReply(ProbeReply),
     Arrived(usize),
     Wake,
     Nothing,
 }
 
 /// All answers that are there, of one at least; never ready without calls.
-async fn ready<F: Future<Output = Answer>>(calls: &mut FuturesUnordered<F>, answers: &mut Vec<Answer>) {
+async fn ready<F: Future<Output = AttemptResult>>(
+    calls: &mut FuturesUnordered<F>,
+    answers: &mut Vec<AttemptResult>,
+) {
     std::future::poll_fn(|context| {
         while let Poll::Ready(Some(answer)) = Pin::new(&mut *calls).poll_next(context) {
             answers.push(answer);

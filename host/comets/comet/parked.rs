@@ -11,7 +11,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use crate::comets::job::{Job, OrderKey};
+use crate::comets::queued_call::{OrderKey, QueuedCall};
 use crate::comets::wire::key_len;
 use crate::expiring::ExpiringMap;
 use crate::message::ConnectionId;
@@ -28,8 +28,8 @@ const MIN_KEYS: usize = 256 * 1024;
 
 /// The messages of one name that wait for another attempt, in order.
 #[derive(Debug)]
-pub(super) struct Waiting {
-    pub(super) jobs: VecDeque<Job>,
+pub(super) struct ParkedCalls {
+    pub(super) jobs: VecDeque<QueuedCall>,
     pub(super) failures: u32,
     pub(super) last_error: Option<String>,
     /// `None` once the retry is queued in its lane.
@@ -37,18 +37,18 @@ pub(super) struct Waiting {
 }
 
 #[derive(Debug)]
-pub(super) struct Parked {
-    waiting: HashMap<OrderKey, Waiting>,
-    reluctant: ExpiringMap<ConnectionId, ()>,
+pub(super) struct ParkedQueue {
+    waiting: HashMap<OrderKey, ParkedCalls>,
+    unresponsive: ExpiringMap<ConnectionId, ()>,
 }
 
-impl Default for Parked {
+impl Default for ParkedQueue {
     fn default() -> Self {
-        Self { waiting: HashMap::new(), reluctant: ExpiringMap::new(MAX_REMEMBERED) }
+        Self { waiting: HashMap::new(), unresponsive: ExpiringMap::new(MAX_REMEMBERED) }
     }
 }
 
-impl Parked {
+impl ParkedQueue {
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -62,12 +62,12 @@ impl Parked {
     pub(super) fn park(
         &mut self,
         name: OrderKey,
-        jobs: VecDeque<Job>,
+        jobs: VecDeque<QueuedCall>,
         failures: u32,
         error: String,
         again: Instant,
     ) {
-        let waiting = Waiting { jobs, failures, last_error: Some(error), again: Some(again) };
+        let waiting = ParkedCalls { jobs, failures, last_error: Some(error), again: Some(again) };
         self.waiting.insert(name, waiting);
     }
 
@@ -77,37 +77,37 @@ impl Parked {
     }
 
     /// The names whose moment has come, each once: they take their turn in the lanes.
-    pub(super) fn due(&mut self, now: Instant) -> Vec<OrderKey> {
-        let is_due = |waiting: &Waiting| waiting.again.is_some_and(|again| again <= now);
-        let mut due = Vec::new();
+    pub(super) fn ready(&mut self, now: Instant) -> Vec<OrderKey> {
+        let is_due = |waiting: &ParkedCalls| waiting.again.is_some_and(|again| again <= now);
+        let mut ready = Vec::new();
         for (name, waiting) in self.waiting.iter_mut().filter(|(_, waiting)| is_due(waiting)) {
             waiting.again = None;
-            due.push(name.clone());
+            ready.push(name.clone());
         }
-        due
+        ready
     }
 
     /// What waits under a name, whose lane is held by the caller from now on.
-    pub(super) fn take(&mut self, name: &OrderKey) -> Option<Waiting> {
+    pub(super) fn take(&mut self, name: &OrderKey) -> Option<ParkedCalls> {
         self.waiting.remove(name)
     }
 
     /// Removes all parked calls.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = Job> {
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = QueuedCall> {
         self.waiting.drain().flat_map(|(_, waiting)| waiting.jobs)
     }
 
     /// This connection did not accept a message.
     pub(super) fn remember(&mut self, key: &ConnectionId, now: Instant) {
-        self.reluctant.sweep(now);
-        self.reluctant.insert(key.clone(), (), REMEMBERED_FOR, now);
+        self.unresponsive.sweep(now);
+        self.unresponsive.insert(key.clone(), (), REMEMBERED_FOR, now);
     }
 
     /// These connections accepted a message.
     pub(super) fn forget(&mut self, keys: &[ConnectionId]) {
-        if !self.reluctant.is_empty() {
+        if !self.unresponsive.is_empty() {
             for key in keys {
-                self.reluctant.remove(key);
+                self.unresponsive.remove(key);
             }
         }
     }
@@ -115,7 +115,7 @@ impl Parked {
     /// Splits a call before its attempt: by size, for connections that need a call of their own, and
     /// for connections that have to wait behind parked calls. The parts that may be called now are
     /// put in front of `call`.
-    pub(super) fn divide(&mut self, mut job: Job, call: &mut VecDeque<Job>, now: Instant) {
+    pub(super) fn divide(&mut self, mut job: QueuedCall, call: &mut VecDeque<QueuedCall>, now: Instant) {
         if let Some(waiting) = self.ahead_of(&job) {
             waiting.jobs.push_back(job);
             return;
@@ -123,25 +123,25 @@ impl Parked {
         job.is_divided = true;
         let limit = MAX_REQUEST.saturating_sub(job.payload.len()).max(MIN_KEYS);
         let is_large = job.keys().len() > 1 && job.keys().iter().map(key_len).sum::<usize>() > limit;
-        let knows_any = !self.waiting.is_empty() || !self.reluctant.is_empty();
+        let knows_any = !self.waiting.is_empty() || !self.unresponsive.is_empty();
         if job.keys().len() < 2 || !(is_large || knows_any) {
             return call.push_front(job);
         }
-        let (mut together, mut apart, mut behind) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut together, mut separate, mut behind) = (Vec::new(), Vec::new(), Vec::new());
         for key in job.keys() {
             if self.waiting.contains_key(&OrderKey::Connection(key.clone())) {
                 behind.push(vec![key.clone()]);
-            } else if self.is_reluctant(key, now) {
-                apart.push(vec![key.clone()]);
+            } else if self.is_unresponsive(key, now) {
+                separate.push(vec![key.clone()]);
             } else {
                 together.push(key.clone());
             }
         }
-        if apart.is_empty() && behind.is_empty() && !is_large {
+        if separate.is_empty() && behind.is_empty() && !is_large {
             return call.push_front(job);
         }
         let mut groups = by_size(together, limit);
-        groups.append(&mut apart);
+        groups.append(&mut separate);
         let now_called = groups.len();
         groups.append(&mut behind);
         let mut parts = job.split(groups);
@@ -154,12 +154,12 @@ impl Parked {
         parts.into_iter().rev().for_each(|part| call.push_front(part));
     }
 
-    fn is_reluctant(&self, key: &ConnectionId, now: Instant) -> bool {
-        self.reluctant.get(key, now).is_some()
+    fn is_unresponsive(&self, key: &ConnectionId, now: Instant) -> bool {
+        self.unresponsive.get(key, now).is_some()
     }
 
     /// The parked calls that have to come before this one, if any.
-    fn ahead_of(&mut self, job: &Job) -> Option<&mut Waiting> {
+    fn ahead_of(&mut self, job: &QueuedCall) -> Option<&mut ParkedCalls> {
         if self.waiting.is_empty() {
             return None;
         }

@@ -6,12 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::comets::channel::{Call, Client, Dialer, Failure};
+use crate::comets::channel::{CallFailure, CometClient, Dialer, GrpcRequest};
 
 /// The probe interval, shortened at random so that gateways do not probe together.
-const EVERY: Duration = Duration::from_secs(1);
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
-pub(super) struct Probe {
+pub(super) struct HealthProbe {
     every: Duration,
     timeout: Duration,
     /// When to probe next; `None` while the breaker is closed or a probe is in flight.
@@ -21,15 +21,15 @@ pub(super) struct Probe {
 }
 
 /// The result of a probe.
-pub(super) struct Found {
-    client: Client,
-    result: Result<(), Failure>,
+pub(super) struct ProbeReply {
+    client: CometClient,
+    result: Result<(), CallFailure>,
 }
 
-impl Probe {
+impl HealthProbe {
     /// Probes at least as often as the breaker first lets a call through.
     pub(super) fn new(breaker_open: Duration, timeout: Duration) -> Self {
-        Self { every: EVERY.min(breaker_open), timeout, next: None, is_open: false, was_away: false }
+        Self { every: PROBE_INTERVAL.min(breaker_open), timeout, next: None, is_open: false, was_away: false }
     }
 
     /// The breaker has opened. The call that opened it tells whether the comet was unreachable.
@@ -52,29 +52,29 @@ impl Probe {
     }
 
     /// A probe, if one is due.
-    pub(super) fn due(
+    pub(super) fn ready(
         &mut self,
         dialer: &Dialer,
         now: Instant,
-    ) -> Option<impl Future<Output = Found> + use<>> {
+    ) -> Option<impl Future<Output = ProbeReply> + use<>> {
         self.next.filter(|next| *next <= now)?;
         self.next = None;
         let (client, timeout) = (dialer.dial(), self.timeout);
         Some(async move {
-            let unanswered = || Err(Failure::NoAnswer(format!("no answer within {timeout:?}")));
-            let asked = tokio::time::timeout(timeout, client.clone().call(Call::health())).await;
-            Found { result: asked.unwrap_or_else(|_| unanswered()), client }
+            let unanswered = || Err(CallFailure::NoAnswer(format!("no answer within {timeout:?}")));
+            let asked = tokio::time::timeout(timeout, client.clone().call(GrpcRequest::health())).await;
+            ProbeReply { result: asked.unwrap_or_else(|_| unanswered()), client }
         })
     }
 
     /// Handles the result of a probe. Returns the connection if the comet has recovered; otherwise
     /// schedules the next probe.
-    pub(super) fn found(&mut self, found: Found, now: Instant) -> Option<Client> {
+    pub(super) fn found(&mut self, found: ProbeReply, now: Instant) -> Option<CometClient> {
         match found.result {
             _ if !self.is_open => return None,
-            Ok(()) | Err(Failure::Answer { .. }) if self.was_away => return Some(found.client),
-            Ok(()) | Err(Failure::Answer { .. } | Failure::OurFault(_)) => {}
-            Err(Failure::NoAnswer(_) | Failure::NotAllowed(_)) => self.was_away = true,
+            Ok(()) | Err(CallFailure::Status { .. }) if self.was_away => return Some(found.client),
+            Ok(()) | Err(CallFailure::Status { .. } | CallFailure::LocalFailure(_)) => {}
+            Err(CallFailure::NoAnswer(_) | CallFailure::Forbidden(_)) => self.was_away = true,
         }
         self.next = Some(now + self.pause());
         None
@@ -88,34 +88,35 @@ impl Probe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::comets::access::Gate;
+    use crate::comets::access::DialGate;
 
-    fn found(result: Result<(), Failure>) -> Found {
+    fn found(result: Result<(), CallFailure>) -> ProbeReply {
         let address = "127.0.0.1:1".into();
-        let (dialer, _drivers) = Dialer::new(&address, EVERY, Gate::open(&address)).expect("an address");
-        Found { client: dialer.dial(), result }
+        let (dialer, _drivers) =
+            Dialer::new(&address, PROBE_INTERVAL, DialGate::open(&address)).expect("an address");
+        ProbeReply { client: dialer.dial(), result }
     }
 
-    fn away() -> Failure {
-        Failure::NoAnswer("connection refused".into())
+    fn away() -> CallFailure {
+        CallFailure::NoAnswer("connection refused".into())
     }
 
-    fn unimplemented() -> Failure {
-        Failure::Answer { code: tonic::Code::Unimplemented, text: String::new() }
+    fn unimplemented() -> CallFailure {
+        CallFailure::Status { code: tonic::Code::Unimplemented, text: String::new() }
     }
 
     #[tokio::test]
     async fn an_unreachable_comet_recovers_with_its_first_answer() {
-        let (mut probe, now) = (Probe::new(EVERY, EVERY), Instant::now());
+        let (mut probe, now) = (HealthProbe::new(PROBE_INTERVAL, PROBE_INTERVAL), Instant::now());
         probe.opened(true, now);
         assert!(probe.found(found(Err(away())), now).is_none());
-        assert!(probe.next().is_some_and(|next| next <= now + EVERY));
+        assert!(probe.next().is_some_and(|next| next <= now + PROBE_INTERVAL));
         assert!(probe.found(found(Err(unimplemented())), now).is_some());
     }
 
     #[tokio::test]
     async fn an_answer_proves_nothing_if_it_was_always_reachable() {
-        let (mut probe, now) = (Probe::new(EVERY, EVERY), Instant::now());
+        let (mut probe, now) = (HealthProbe::new(PROBE_INTERVAL, PROBE_INTERVAL), Instant::now());
         probe.opened(false, now);
         for _ in 0..3 {
             assert!(probe.found(found(Ok(())), now).is_none());
@@ -126,7 +127,7 @@ mod tests {
 
     #[tokio::test]
     async fn there_are_no_probes_while_the_breaker_is_closed() {
-        let (mut probe, now) = (Probe::new(EVERY, EVERY), Instant::now());
+        let (mut probe, now) = (HealthProbe::new(PROBE_INTERVAL, PROBE_INTERVAL), Instant::now());
         probe.opened(true, now);
         probe.closed();
         assert!(probe.found(found(Ok(())), now).is_none());

@@ -45,7 +45,7 @@ impl Config {
     }
 
     /// Resolves relative paths against this folder.
-    pub fn take_paths_from(&mut self, base: &Path) {
+    pub fn resolve_paths(&mut self, base: &Path) {
         if let Some(file) = &mut self.file {
             *file = base.join(&*file);
         }
@@ -54,7 +54,7 @@ impl Config {
     /// What is wrong with the file's current content. Reads the file.
     pub fn file_problem(&self) -> Option<String> {
         let path = self.file.as_ref()?;
-        let error = super::file::read(path).and_then(super::Listing::checked).err()?;
+        let error = super::file::read(path).and_then(super::CometListing::checked).err()?;
         Some(format!("`comets.discovery.file`: {}: {error}", path.display()))
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Listing;
+use super::CometListing;
 use crate::blocking::run_blocking;
 use crate::files;
 
@@ -10,19 +10,19 @@ use crate::files;
 const MAX_LENGTH: u64 = 4 << 20;
 
 /// A watched file.
-pub(super) struct File {
+pub(super) struct FileSource {
     path: PathBuf,
     /// The last content, compared as a whole, since a replaced file may have the same size and time.
     last: Option<Result<Vec<u8>, String>>,
 }
 
-impl File {
+impl FileSource {
     pub(super) fn new(path: PathBuf) -> Self {
         Self { path, last: None }
     }
 
     /// The file's list; `None` if it has not changed.
-    pub(super) async fn read(&mut self) -> Option<Result<Listing, String>> {
+    pub(super) async fn read(&mut self) -> Option<Result<CometListing, String>> {
         let content = self.content().await;
         if self.last.as_ref() == Some(&content) {
             return None;
@@ -40,7 +40,7 @@ impl File {
 }
 
 /// The current list of a file.
-pub(super) fn read(path: &Path) -> Result<Listing, String> {
+pub(super) fn read(path: &Path) -> Result<CometListing, String> {
     parse(&content(path)?)
 }
 
@@ -49,7 +49,7 @@ fn content(path: &Path) -> Result<Vec<u8>, String> {
 }
 
 /// JSON if it begins with `{`, otherwise TOML.
-fn parse(content: &[u8]) -> Result<Listing, String> {
+fn parse(content: &[u8]) -> Result<CometListing, String> {
     let text = std::str::from_utf8(content).map_err(|_| "it is not UTF-8".to_owned())?;
     if text.trim_start().starts_with('{') {
         return serde_json::from_str(text).map_err(|error| format!("it is not valid JSON: {error}"));
@@ -65,7 +65,7 @@ mod tests {
     async fn a_file_is_read_when_it_changed() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("comets.toml");
-        let mut file = File::new(path.clone());
+        let mut file = FileSource::new(path.clone());
         assert!(matches!(file.read().await, Some(Err(_))), "there is none yet");
         assert_eq!(file.read().await, None);
         std::fs::write(&path, "nodes = [\"a:1\"]\n[addresses]\nc1 = \"a:1\"").expect("written");

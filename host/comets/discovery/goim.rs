@@ -9,7 +9,7 @@ use std::time::Duration;
 use reqwest::Client;
 use serde_json::Value;
 
-use super::{Config, Listing};
+use super::{CometListing, Config};
 
 /// Timeout of one server.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_ANSWER: usize = 16 << 20;
 
 /// The discovery's servers.
-pub(super) struct Goim {
+pub(super) struct GoimDiscovery {
     client: Client,
     urls: Vec<String>,
     /// The one that answered last.
@@ -25,7 +25,7 @@ pub(super) struct Goim {
     query: Vec<(&'static str, String)>,
 }
 
-impl Goim {
+impl GoimDiscovery {
     /// `None` without URLs.
     pub(super) fn new(config: &Config) -> Option<Self> {
         if config.goim.is_empty() {
@@ -42,7 +42,7 @@ impl Goim {
     }
 
     /// The registered comets, from the first server that answers.
-    pub(super) async fn fetch(&mut self) -> Result<Listing, String> {
+    pub(super) async fn fetch(&mut self) -> Result<CometListing, String> {
         let mut problems = Vec::new();
         for step in 0..self.urls.len() {
             let at = (self.at + step) % self.urls.len();
@@ -57,7 +57,7 @@ impl Goim {
         Err(problems.join("; "))
     }
 
-    async fn ask(&self, url: &str) -> Result<Listing, String> {
+    async fn ask(&self, url: &str) -> Result<CometListing, String> {
         let url = format!("{}/discovery/fetch", url.trim_end_matches('/'));
         // reqwest's errors begin with the URL, which the caller adds already.
         let said = |error: reqwest::Error| match std::error::Error::source(&error) {
@@ -78,17 +78,17 @@ impl Goim {
     }
 }
 
-fn listing(body: &Value) -> Result<Listing, String> {
+fn listing(body: &Value) -> Result<CometListing, String> {
     if body["code"] != 0 {
         return Err(format!("it answers with code {}: {}", body["code"], body["message"]));
     }
-    let mut listing = Listing::default();
+    let mut listing = CometListing::default();
     collect(&body["data"]["instances"], &mut listing);
     Ok(listing)
 }
 
 /// Instances are in one list per zone.
-fn collect(value: &Value, listing: &mut Listing) {
+fn collect(value: &Value, listing: &mut CometListing) {
     match value {
         Value::Array(instances) => instances.iter().for_each(|instance| add(instance, listing)),
         Value::Object(zones) => zones.values().for_each(|zone| collect(zone, listing)),
@@ -96,7 +96,7 @@ fn collect(value: &Value, listing: &mut Listing) {
     }
 }
 
-fn add(instance: &Value, listing: &mut Listing) {
+fn add(instance: &Value, listing: &mut CometListing) {
     let addrs = instance["addrs"].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut texts = addrs.iter().filter_map(Value::as_str);
     let Some(address) = texts.find(|address| address.starts_with("grpc://")) else { return };
@@ -124,13 +124,13 @@ mod tests {
         let found = listing(&answer).expect("a listing");
         let expected = [("comet-1", "grpc://10.0.0.1:3109"), ("comet-2", "grpc://10.0.0.2:3109")];
         let expected = expected.map(|(name, address)| (name.to_owned(), address.to_owned())).into();
-        assert_eq!(found, Listing { nodes: Vec::new(), addresses: expected });
+        assert_eq!(found, CometListing { nodes: Vec::new(), addresses: expected });
     }
 
     #[test]
     fn a_refusal_is_an_error_and_nothing_is_nothing() {
         let refused = listing(&json!({ "code": -404, "message": "-404" })).expect_err("refused");
         assert!(refused.contains("-404"), "{refused}");
-        assert_eq!(listing(&json!({ "code": 0, "data": null })), Ok(Listing::default()));
+        assert_eq!(listing(&json!({ "code": 0, "data": null })), Ok(CometListing::default()));
     }
 }

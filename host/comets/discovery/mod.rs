@@ -13,20 +13,20 @@ use tracing::{info, warn};
 
 use crate::message::Address;
 pub use config::Config;
-use file::File;
-use goim::Goim;
+use file::FileSource;
+use goim::GoimDiscovery;
 
 /// The comets that a source lists.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Listing {
+pub(super) struct CometListing {
     /// As `[comets] nodes`.
     pub(super) nodes: Vec<String>,
     /// As `[comets] addresses`.
     pub(super) addresses: BTreeMap<String, String>,
 }
 
-impl Listing {
+impl CometListing {
     /// The list, if it has comets and every address is valid.
     fn checked(self) -> Result<Self, String> {
         if self.nodes.is_empty() && self.addresses.is_empty() {
@@ -42,19 +42,19 @@ impl Listing {
 
 /// All sources of `[comets.discovery]`.
 pub(super) struct Discovery {
-    file: Option<(File, Last)>,
-    goim: Option<(Goim, Last)>,
+    file: Option<(FileSource, SourceState)>,
+    goim: Option<(GoimDiscovery, SourceState)>,
 }
 
 impl Discovery {
     /// The configured sources. Nothing is read yet.
     pub(super) fn new(config: &Config) -> Self {
         let file = config.file.as_ref().map(|path| {
-            let last = Last::new(format!("comets.discovery.file {}", path.display()));
-            (File::new(path.clone()), last)
+            let last = SourceState::new(format!("comets.discovery.file {}", path.display()));
+            (FileSource::new(path.clone()), last)
         });
-        let goim = Goim::new(config).map(|goim| {
-            let last = Last::new(format!("comets.discovery.goim, appid {}", config.appid));
+        let goim = GoimDiscovery::new(config).map(|goim| {
+            let last = SourceState::new(format!("comets.discovery.goim, appid {}", config.appid));
             (goim, last)
         });
         Self { file, goim }
@@ -80,7 +80,7 @@ impl Discovery {
     }
 
     /// The last lists of the sources, the file first.
-    pub(super) fn listings(&self) -> impl Iterator<Item = &Listing> {
+    pub(super) fn listings(&self) -> impl Iterator<Item = &CometListing> {
         let file = self.file.iter().map(|(_, last)| last);
         let all = file.chain(self.goim.iter().map(|(_, last)| last));
         all.filter_map(|last| last.good.as_ref())
@@ -95,20 +95,20 @@ impl Discovery {
 }
 
 /// The last result of one source.
-struct Last {
+struct SourceState {
     what: String,
-    good: Option<Listing>,
+    good: Option<CometListing>,
     problem: Option<String>,
 }
 
-impl Last {
+impl SourceState {
     fn new(what: String) -> Self {
         Self { what, good: None, problem: None }
     }
 
     /// Applies a result; returns whether it changes the list.
-    fn take(&mut self, answer: Result<Listing, String>) -> bool {
-        match answer.and_then(Listing::checked) {
+    fn take(&mut self, answer: Result<CometListing, String>) -> bool {
+        match answer.and_then(CometListing::checked) {
             Ok(listing) => {
                 let is_new = self.good.as_ref() != Some(&listing);
                 if is_new || self.problem.is_some() {
@@ -138,11 +138,11 @@ mod tests {
 
     #[test]
     fn a_bad_list_keeps_the_last_good_one() {
-        let of = |nodes: &[&str]| Listing {
+        let of = |nodes: &[&str]| CometListing {
             nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
-            ..Listing::default()
+            ..CometListing::default()
         };
-        let mut last = Last::new("test".to_owned());
+        let mut last = SourceState::new("test".to_owned());
         assert!(!last.take(Err("away".to_owned())));
         assert!(last.take(Ok(of(&["a:1"]))));
         assert!(!last.take(Ok(of(&["a:1"]))), "nothing new");

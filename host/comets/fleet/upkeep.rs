@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::Fleet;
+use crate::comets::comet_table::{millis, now_ms};
 use crate::comets::discovery::Discovery;
-use crate::comets::known::{millis, now_ms};
-use crate::comets::nodes::Nodes;
+use crate::comets::node_list::NodeList;
 use crate::comets::store::{Sighting, Unavailable};
 use crate::message::CometAddr;
 
@@ -24,37 +24,37 @@ const GATHER: Duration = Duration::from_millis(200);
 const TELL_EVERY: Duration = Duration::from_secs(15);
 
 /// Reads discovery, and resolves the nodes' names at intervals.
-pub(super) async fn follow_nodes(
+pub(super) async fn run_discovery(
     fleet: Weak<Fleet>,
-    mut nodes: Nodes,
+    mut nodes: NodeList,
     mut discovery: Discovery,
     resolved: watch::Sender<bool>,
 ) {
     let Some((config, mut pause)) = fleet.upgrade().map(|fleet| {
         let config = fleet.config.clone();
-        let pause = config.discovery.refresh_interval.min(config.resolve_every);
+        let pause = config.discovery.refresh_interval.min(config.dns_refresh_interval);
         (config, pause)
     }) else {
         return;
     };
     if discovery.is_empty() {
-        pause = config.resolve_every;
+        pause = config.dns_refresh_interval;
     }
     let mut look_up_at = Instant::now();
     loop {
-        let has_news = discovery.refresh().await;
-        if has_news {
+        let has_changes = discovery.refresh().await;
+        if has_changes {
             nodes.update(&config, &discovery);
             look_up_at = Instant::now();
             // Names are resolved next; other comets are added at once.
             let Some(fleet) = fleet.upgrade() else { return };
-            fleet.names.store(Arc::new(Nodes::names(&config, &discovery)));
+            fleet.names.store(Arc::new(NodeList::names(&config, &discovery)));
             fleet.set_nodes(&nodes);
         }
         let is_due = look_up_at <= Instant::now();
         if is_due {
             nodes.resolve().await;
-            look_up_at = Instant::now() + config.resolve_every;
+            look_up_at = Instant::now() + config.dns_refresh_interval;
         }
         let Some(fleet) = fleet.upgrade() else { return };
         if is_due {
@@ -67,24 +67,24 @@ pub(super) async fn follow_nodes(
     }
 }
 
-pub(super) async fn keep_tidy(fleet: Weak<Fleet>, every: Duration) {
+pub(super) async fn run_eviction(fleet: Weak<Fleet>, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
         let Some(fleet) = fleet.upgrade() else { return };
-        fleet.tidy();
+        fleet.evict_idle();
     }
 }
 
 /// Shares known comets, at intervals and when there are changes.
-pub(super) async fn keep_shared(fleet: Weak<Fleet>) {
+pub(super) async fn run_sharing(fleet: Weak<Fleet>) {
     loop {
         let Some(shared) = fleet.upgrade() else { return };
         // An error is reported there; the next round retries.
         drop(shared.share().await);
         shared.metrics.count_comets(&shared.status());
-        let news = shared.sharing.news();
+        let changes = shared.sharing.changes();
         drop(shared);
-        drop(tokio::time::timeout(SHARE_EVERY, news.notified()).await);
+        drop(tokio::time::timeout(SHARE_EVERY, changes.notified()).await);
         tokio::time::sleep(GATHER).await;
     }
 }
@@ -102,21 +102,22 @@ impl Fleet {
     /// When the store is unavailable.
     pub async fn share(&self) -> Result<(), Unavailable> {
         let now_ms = now_ms();
-        let since_ms = now_ms.saturating_sub(millis(self.limits.remember));
-        let kept = self.sharing.exchange(&self.untold(), since_ms, self.limits.max_comets).await?;
-        let mut told = HashMap::<CometAddr, u64>::with_capacity(kept.len());
+        let since_ms = now_ms.saturating_sub(millis(self.limits.retention));
+        let kept =
+            self.sharing.exchange(&self.unshared_sightings(), since_ms, self.limits.max_comets).await?;
+        let mut shared = HashMap::<CometAddr, u64>::with_capacity(kept.len());
         for Sighting { comet, at_ms } in kept {
             // Another gateway's clock may be ahead.
             let at_ms = at_ms.min(now_ms);
             let is_noted = self.known.read().note_sighting(&comet, at_ms);
             if !is_noted {
-                self.take_in(&comet, at_ms);
+                self.add_from_directory(&comet, at_ms);
             }
-            told.insert(comet, at_ms);
+            shared.insert(comet, at_ms);
         }
         for comet in self.known.read().comets.values() {
-            if let Some(at_ms) = told.get(&comet.standing.address) {
-                comet.standing.note_told(*at_ms);
+            if let Some(at_ms) = shared.get(&comet.state.address) {
+                comet.state.note_shared(*at_ms);
             }
         }
         Ok(())
@@ -124,15 +125,15 @@ impl Fleet {
 
     /// The comets that were named since they were last shared, except those that were shared
     /// recently.
-    fn untold(&self) -> Vec<Sighting> {
+    fn unshared_sightings(&self) -> Vec<Sighting> {
         let every = millis((self.limits.stale_after / 4).min(TELL_EVERY));
-        let mut untold = Vec::new();
+        let mut unshared_sightings = Vec::new();
         for comet in self.known.read().comets.values() {
-            let (at_ms, told_at) = (comet.standing.named_at(), comet.standing.told_at());
-            if at_ms > told_at && (told_at == 0 || at_ms - told_at >= every) {
-                untold.push(Sighting { comet: comet.standing.address.clone(), at_ms });
+            let (at_ms, shared_at) = (comet.state.named_at(), comet.state.shared_at());
+            if at_ms > shared_at && (shared_at == 0 || at_ms - shared_at >= every) {
+                unshared_sightings.push(Sighting { comet: comet.state.address.clone(), at_ms });
             }
         }
-        untold
+        unshared_sightings
     }
 }

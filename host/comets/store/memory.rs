@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::{CometStore, Kept, Sighting, Unavailable};
+use super::{CometStore, SharedSightings, Sighting, Unavailable};
 use crate::message::CometAddr;
 
 /// Sightings in memory. Clones share their content.
@@ -16,7 +16,12 @@ pub struct MemoryCometStore(Arc<Mutex<HashMap<CometAddr, u64>>>);
 
 #[async_trait]
 impl CometStore for MemoryCometStore {
-    async fn exchange(&self, new: &[Sighting], since_ms: u64, most: usize) -> Result<Kept, Unavailable> {
+    async fn exchange(
+        &self,
+        new: &[Sighting],
+        since_ms: u64,
+        most: usize,
+    ) -> Result<SharedSightings, Unavailable> {
         let mut table = self.0.lock();
         for Sighting { comet, at_ms } in new {
             table.insert(comet.clone(), *at_ms);
@@ -28,6 +33,6 @@ impl CometStore for MemoryCometStore {
             table.remove(&beyond.comet);
         }
         sightings.retain(|sighting| sighting.at_ms >= since_ms);
-        Ok(Kept { sightings, refused: None })
+        Ok(SharedSightings { sightings, refused: None })
     }
 }

@@ -28,7 +28,7 @@ pub struct Sighting {
 
 /// The shared comets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct SharedSightings {
     /// The comets, the latest named first.
     pub sightings: Vec<Sighting>,
     /// Why the store refuses, if a retry does not help.
@@ -44,16 +44,26 @@ pub trait CometStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the store is unavailable.
-    async fn exchange(&self, new: &[Sighting], since_ms: u64, most: usize) -> Result<Kept, Unavailable>;
+    async fn exchange(
+        &self,
+        new: &[Sighting],
+        since_ms: u64,
+        most: usize,
+    ) -> Result<SharedSightings, Unavailable>;
 }
 
 /// A read-only store, for commands that only look.
 #[derive(Clone)]
-pub struct ReadOnly(pub Arc<dyn CometStore>);
+pub struct ReadOnlyCometStore(pub Arc<dyn CometStore>);
 
 #[async_trait]
-impl CometStore for ReadOnly {
-    async fn exchange(&self, _: &[Sighting], since_ms: u64, most: usize) -> Result<Kept, Unavailable> {
+impl CometStore for ReadOnlyCometStore {
+    async fn exchange(
+        &self,
+        _: &[Sighting],
+        since_ms: u64,
+        most: usize,
+    ) -> Result<SharedSightings, Unavailable> {
         self.0.exchange(&[], since_ms, most).await
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use redis::{Cmd, Value};
 
-use super::{CometStore, Kept, Sighting, Unavailable};
+use super::{CometStore, SharedSightings, Sighting, Unavailable};
 use crate::redis_client::{RedisClient, Refusal, elements, refusal, text};
 
 /// The key's expiry after the last write: longer than comets are remembered.
@@ -60,19 +60,24 @@ impl RedisCometStore {
             Refusal::WrongType => "WRONGTYPE".to_owned(),
             Refusal::Denied(said) | Refusal::Other(said) => said,
         };
-        Some(format!("Redis at {} refuses `{}`: {why}", self.client.place(), self.key()))
+        Some(format!("Redis at {} refuses `{}`: {why}", self.client.endpoint(), self.key()))
     }
 }
 
 #[async_trait]
 impl CometStore for RedisCometStore {
-    async fn exchange(&self, new: &[Sighting], since_ms: u64, most: usize) -> Result<Kept, Unavailable> {
+    async fn exchange(
+        &self,
+        new: &[Sighting],
+        since_ms: u64,
+        most: usize,
+    ) -> Result<SharedSightings, Unavailable> {
         let mut commands = if new.is_empty() { Vec::new() } else { self.write(new, since_ms, most) };
         commands.push(self.read(since_ms, most));
         let mut replies = self.client.run_small("share_comets", commands).await?;
         let refused = replies.iter().find_map(|reply| self.refused(reply));
         let sightings = replies.pop().map(sightings).unwrap_or_default();
-        Ok(Kept { sightings, refused })
+        Ok(SharedSightings { sightings, refused })
     }
 }
 

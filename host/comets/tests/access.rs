@@ -6,8 +6,8 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 
 use super::support::*;
-use crate::comets::{Config, Delivered, Fleet, MemoryCometStore, Parcel, Source};
-use crate::message::{CometAddr, NamedBy, Target};
+use crate::comets::{CallOutcome, CallRequest, Config, Fleet, MemoryCometStore, Source};
+use crate::message::{CallTarget, CometAddr, NamedBy};
 
 /// Somebody on loopback who is no comet, and whom nobody may connect to.
 struct Bystander(TcpListener);
@@ -34,13 +34,13 @@ fn closed() -> Config {
     Config { allow: None, ..config() }
 }
 
-async fn send(fleet: &Fleet, comet: &str, named_by: NamedBy) -> Delivered {
-    let parcel = parcel(fleet, &comet.into(), Target::Room("a".into()), "x", "id");
-    fleet.send_now(Parcel { named_by, ..parcel }).await
+async fn send(fleet: &Fleet, comet: &str, named_by: NamedBy) -> CallOutcome {
+    let request = request(fleet, &comet.into(), CallTarget::Room("a".into()), "x", "id");
+    fleet.send_now(CallRequest { named_by, ..request }).await
 }
 
-fn is_refused(delivered: &Delivered) -> bool {
-    matches!(delivered, Delivered::Unreachable(why) if why.contains("[comets] allow") || why.contains("is not a host:port address"))
+fn is_refused(delivered: &CallOutcome) -> bool {
+    matches!(delivered, CallOutcome::Unreachable(why) if why.contains("[comets] allow") || why.contains("is not a host:port address"))
 }
 
 #[tokio::test]
@@ -120,11 +120,11 @@ async fn the_gateway_s_own_comets_may_be_named_by_anybody() {
         assert!(is_refused(&send(&of_directory, comet.address.as_str(), named_by).await), "{named_by:?}");
         of_directory.named_by_directory([&comet.address]);
         let delivered = send(&of_directory, comet.address.as_str(), named_by).await;
-        assert_eq!(delivered, Delivered::Acknowledged, "{named_by:?}");
+        assert_eq!(delivered, CallOutcome::Acknowledged, "{named_by:?}");
         let nodes = vec![comet.address.to_string()];
         let configured = fleet(&Config { nodes, ..closed() }, TIMING);
         let delivered = send(&configured, comet.address.as_str(), named_by).await;
-        assert_eq!(delivered, Delivered::Acknowledged, "{named_by:?}");
+        assert_eq!(delivered, CallOutcome::Acknowledged, "{named_by:?}");
     }
 }
 
@@ -132,9 +132,9 @@ async fn the_gateway_s_own_comets_may_be_named_by_anybody() {
 async fn a_plugin_reaches_no_comet_that_only_a_record_named() {
     let comet = FakeComet::start();
     let fleet = fleet(&config(), TIMING);
-    assert_eq!(send(&fleet, comet.address.as_str(), NamedBy::Record).await, Delivered::Acknowledged);
+    assert_eq!(send(&fleet, comet.address.as_str(), NamedBy::Record).await, CallOutcome::Acknowledged);
     assert!(is_refused(&send(&fleet, comet.address.as_str(), NamedBy::Plugin).await));
-    assert_eq!(send(&fleet, comet.address.as_str(), NamedBy::TrustedPlugin).await, Delivered::Acknowledged);
+    assert_eq!(send(&fleet, comet.address.as_str(), NamedBy::TrustedPlugin).await, CallOutcome::Acknowledged);
     assert_eq!(comet.calls().len(), 2);
 }
 
@@ -174,17 +174,17 @@ async fn who_never_answers_holds_no_place_and_tells_nothing() {
     let addresses = silent.each_ref().map(|silent| CometAddr::from(format!("127.0.0.1:{}", silent.port())));
     let waiting = addresses
         .each_ref()
-        .map(|address| fleet.send_now(parcel(&fleet, address, Target::Room("a".into()), "x", "id")));
+        .map(|address| fleet.send_now(request(&fleet, address, CallTarget::Room("a".into()), "x", "id")));
     let full = to_room(&fleet, &real.address, "a", "x").await;
-    assert!(matches!(&full, Delivered::Unreachable(why) if why.contains("max_named")), "{full:?}");
+    assert!(matches!(&full, CallOutcome::Unreachable(why) if why.contains("max_named")), "{full:?}");
     assert!(fleet.warnings().iter().any(|warning| warning.contains("max_named")), "{:?}", fleet.warnings());
     let begun = std::time::Instant::now();
-    while to_room(&fleet, &real.address, "a", "x").await != Delivered::Acknowledged {
-        assert!(begun.elapsed() < TIMING.give_up_after, "a real comet has to find a place");
+    while to_room(&fleet, &real.address, "a", "x").await != CallOutcome::Acknowledged {
+        assert!(begun.elapsed() < TIMING.delivery_timeout, "a real comet has to find a place");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let one_of_them = futures_util::future::select_all(waiting).await;
-    assert!(matches!(one_of_them.0, Delivered::Unreachable(_)), "{:?}", one_of_them.0);
+    assert!(matches!(one_of_them.0, CallOutcome::Unreachable(_)), "{:?}", one_of_them.0);
 }
 
 #[tokio::test]
@@ -195,7 +195,7 @@ async fn the_status_tells_no_port_scan() {
         format!("127.0.0.1:{}", closed.port())
     };
     let delivered = send(&fleet, &nobody, NamedBy::Record).await;
-    assert!(matches!(&delivered, Delivered::Unreachable(why) if why.contains("refused")), "{delivered:?}");
+    assert!(matches!(&delivered, CallOutcome::Unreachable(why) if why.contains("refused")), "{delivered:?}");
     let told = fleet.status()[0].last_error.clone().expect("an error");
     assert!(told.contains("never answered") && !told.contains("refused"), "{told}");
     fleet.named_by_directory(&[nobody.as_str().into()]);

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tonic::{Code, Status};
 
 use super::support::*;
-use crate::comets::{BreakerState, Config, Delivered, Fleet, Parcel, Partly, Timing};
-use crate::message::{CometAddr, RoomId, Target};
+use crate::comets::{BreakerState, CallOutcome, CallRequest, CallTimeouts, Config, Fleet, PartialDelivery};
+use crate::message::{CallTarget, CometAddr, RoomId};
 
-const SHORT: Timing = Timing { timeout: Duration::from_secs(2), give_up_after: Duration::from_millis(300) };
+const SHORT: CallTimeouts =
+    CallTimeouts { request_timeout: Duration::from_secs(2), delivery_timeout: Duration::from_millis(300) };
 /// What does not take messages: a connection, or a room.
 const STUCK: &str = "stuck";
 const REFUSED: [Code; 8] = [
@@ -38,8 +39,8 @@ fn touchy(config: Config) -> Config {
     Config { breaker_failures: 1, ..config }
 }
 
-fn keys(keys: &[&str]) -> Target {
-    Target::Connections(keys.iter().map(|key| (*key).into()).collect())
+fn keys(keys: &[&str]) -> CallTarget {
+    CallTarget::Connections(keys.iter().map(|key| (*key).into()).collect())
 }
 
 /// What a room or connection got, in order.
@@ -50,15 +51,15 @@ fn got(comet: &FakeComet, name: &str) -> Vec<String> {
     here.flat_map(|call| call.ids.clone()).collect()
 }
 
-fn send(fleet: &Fleet, comet: &CometAddr, target: &Target, count: usize) -> Vec<Receipt> {
-    let parcel = |number: usize| parcel(fleet, comet, target.clone(), "x", &format!("{number:02}"));
-    (0..count).map(|number| fleet.send_now(parcel(number))).collect()
+fn send(fleet: &Fleet, comet: &CometAddr, target: &CallTarget, count: usize) -> Vec<CallHandle> {
+    let request = |number: usize| request(fleet, comet, target.clone(), "x", &format!("{number:02}"));
+    (0..count).map(|number| fleet.send_now(request(number))).collect()
 }
 
-async fn outcomes(receipts: Vec<Receipt>) -> Vec<Delivered> {
+async fn outcomes(receipts: Vec<CallHandle>) -> Vec<CallOutcome> {
     let mut outcomes = Vec::new();
-    for receipt in receipts {
-        outcomes.push(receipt.await);
+    for handle in receipts {
+        outcomes.push(handle.await);
     }
     outcomes
 }
@@ -74,13 +75,13 @@ async fn a_full_connection_does_not_block_others_of_its_call() {
             let receipts = send(&fleet, &comet.address, &keys(&["a", STUCK, "b"]), 20);
             let all: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
             for delivered in outcomes(receipts).await {
-                let Delivered::Partly(partly) = delivered else { panic!("{code:?}: {delivered:?}") };
+                let CallOutcome::Partial(partly) = delivered else { panic!("{code:?}: {delivered:?}") };
                 let stuck = vec![STUCK.into()];
                 let expected = match REFUSED.contains(&code) {
-                    true => Partly { refused: stuck, ..Partly::default() },
-                    false => Partly { unreachable: stuck, ..Partly::default() },
+                    true => PartialDelivery { refused: stuck, ..PartialDelivery::default() },
+                    false => PartialDelivery { unreachable: stuck, ..PartialDelivery::default() },
                 };
-                assert_eq!(Partly { why: String::new(), ..*partly.clone() }, expected, "{code:?}");
+                assert_eq!(PartialDelivery { why: String::new(), ..*partly.clone() }, expected, "{code:?}");
                 assert!(partly.why.contains(&format!("{code:?}: no")), "{partly:?}");
             }
             for healthy in ["a", "b"] {
@@ -97,15 +98,15 @@ async fn a_full_room_does_not_block_others_of_its_lane() {
         for code in (1..=16).map(Code::from) {
             let comet = comet_with_a_stuck_client(code);
             let fleet = fleet(&touchy(config.clone()), SHORT);
-            let stuck = send(&fleet, &comet.address, &Target::Room(STUCK.into()), 20);
-            let healthy = send(&fleet, &comet.address, &Target::Room("a".into()), 20);
-            assert_eq!(outcomes(healthy).await, vec![Delivered::Acknowledged; 20], "{code:?}");
+            let stuck = send(&fleet, &comet.address, &CallTarget::Room(STUCK.into()), 20);
+            let healthy = send(&fleet, &comet.address, &CallTarget::Room("a".into()), 20);
+            assert_eq!(outcomes(healthy).await, vec![CallOutcome::Acknowledged; 20], "{code:?}");
             let all: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
             assert_eq!(got(&comet, "a"), all, "{code:?}");
             let refused = REFUSED.contains(&code) || code == Code::NotFound;
             for delivered in outcomes(stuck).await {
-                assert_eq!(matches!(delivered, Delivered::Refused(_)), refused, "{code:?}: {delivered:?}");
-                assert_eq!(matches!(delivered, Delivered::Unreachable(_)), !refused, "{code:?}");
+                assert_eq!(matches!(delivered, CallOutcome::Refused(_)), refused, "{code:?}: {delivered:?}");
+                assert_eq!(matches!(delivered, CallOutcome::Unreachable(_)), !refused, "{code:?}");
             }
             assert_eq!(fleet.status()[0].breaker, BreakerState::Closed, "{code:?}");
         }
@@ -121,8 +122,8 @@ async fn what_passes_by_is_tried_again_in_order() {
             _ => (Duration::ZERO, Ok(())),
         });
         let fleet = fleet(&touchy(config()), TIMING);
-        let receipts = send(&fleet, &comet.address, &Target::Room("a".into()), 20);
-        assert_eq!(outcomes(receipts).await, vec![Delivered::Acknowledged; 20], "{code:?}");
+        let receipts = send(&fleet, &comet.address, &CallTarget::Room("a".into()), 20);
+        assert_eq!(outcomes(receipts).await, vec![CallOutcome::Acknowledged; 20], "{code:?}");
         let ids: Vec<String> = comet.calls().into_iter().skip(3).flat_map(|call| call.ids).collect();
         assert_eq!(ids, (0..20).map(|number| format!("{number:02}")).collect::<Vec<_>>(), "{code:?}");
     }
@@ -141,8 +142,8 @@ async fn goim_s_full_queue_costs_the_others_one_repeat_at_most() {
     for target in [keys(&["a", STUCK]), keys(&[STUCK, "b"]), keys(&[STUCK])] {
         for delivered in outcomes(send(&fleet, &comet.address, &target, 1)).await {
             let unreached = match delivered {
-                Delivered::Partly(partly) => partly.unreachable == [STUCK.into()],
-                Delivered::Unreachable(why) => why == "Unknown: signal channel full, msg dropped",
+                CallOutcome::Partial(partly) => partly.unreachable == [STUCK.into()],
+                CallOutcome::Unreachable(why) => why == "Unknown: signal channel full, msg dropped",
                 _ => false,
             };
             assert!(unreached, "{target:?}");
@@ -164,7 +165,7 @@ async fn a_rejected_message_is_not_tried_with_each_connection() {
     let many: Vec<String> = (0..5000).map(|number| format!("c{number}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let delivered = outcomes(send(&fleet, &comet.address, &keys(&many), 1)).await;
-    assert_eq!(delivered, [Delivered::Refused("InvalidArgument: no".into())]);
+    assert_eq!(delivered, [CallOutcome::Refused("InvalidArgument: no".into())]);
     assert!(comet.calls().len() < 100, "{} calls", comet.calls().len());
 }
 
@@ -176,7 +177,7 @@ async fn a_busy_comet_is_not_called_for_each_connection() {
     let many: Vec<String> = (0..5000).map(|number| format!("c{number}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let delivered = outcomes(send(&fleet, &comet.address, &keys(&many), 1)).await;
-    let Delivered::Unreachable(why) = &delivered[0] else { panic!("{delivered:?}") };
+    let CallOutcome::Unreachable(why) = &delivered[0] else { panic!("{delivered:?}") };
     assert_eq!(why, "given up after 300ms: Unavailable: no");
     assert!(comet.calls().len() < 1500, "{} calls", comet.calls().len());
     assert_eq!(fleet.status()[0].breaker, BreakerState::Closed);
@@ -190,7 +191,7 @@ async fn many_connections_are_called_in_parts_that_comets_take() {
     let many: Vec<String> = (0..120_000).map(|number| format!("connection-{number:019}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let delivered = outcomes(send(&fleet, &comet.address, &keys(&many), 2)).await;
-    assert_eq!(delivered, vec![Delivered::Acknowledged; 2]);
+    assert_eq!(delivered, vec![CallOutcome::Acknowledged; 2]);
     let calls = comet.calls();
     for id in ["00", "01"] {
         let of_message = calls.iter().filter(|call| call.ids == [id]);
@@ -217,7 +218,7 @@ async fn a_part_that_is_not_taken_concerns_only_its_connections() {
     many.push("last".into());
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     let delivered = outcomes(send(&fleet, &comet.address, &keys(&many), 1)).await;
-    let Delivered::Partly(partly) = &delivered[0] else { panic!("{delivered:?}") };
+    let CallOutcome::Partial(partly) = &delivered[0] else { panic!("{delivered:?}") };
     assert_eq!((&partly.unreachable[..], &partly.refused[..]), (&["last".into()][..], &[][..]));
 }
 
@@ -242,13 +243,13 @@ async fn many_connections_that_are_gone_hold_nobody_else_up() {
         let fleet = fleet(&touchy(Config { ..config() }), TIMING);
         let gone = many("gone", 1500);
         let target = keys(&gone.iter().map(String::as_str).collect::<Vec<_>>());
-        let all = parcel(&fleet, &comet.address, target, "x", "gone");
-        let all = fleet.send_now(Parcel { room: room.map(RoomId::from), ..all });
-        let others = many("room-", 40).into_iter().map(|room| Target::Room(room.as_str().into()));
+        let all = request(&fleet, &comet.address, target, "x", "gone");
+        let all = fleet.send_now(CallRequest { room: room.map(RoomId::from), ..all });
+        let others = many("room-", 40).into_iter().map(|room| CallTarget::Room(room.as_str().into()));
         let others: Vec<_> = others.flat_map(|room| send(&fleet, &comet.address, &room, 1)).collect();
-        assert_eq!(outcomes(others).await, vec![Delivered::Acknowledged; 40], "{room:?}");
+        assert_eq!(outcomes(others).await, vec![CallOutcome::Acknowledged; 40], "{room:?}");
         let calls = comet.calls();
-        let is_other = |call: &Call| call.to[0].starts_with("room-");
+        let is_other = |call: &SeenCall| call.to[0].starts_with("room-");
         let last = calls.iter().rposition(is_other).expect("they were called");
         assert!(last < 300, "{room:?}: {last} calls were made until all rooms had theirs");
         drop(all);
@@ -272,13 +273,13 @@ async fn who_is_there_gets_everything_in_order_among_many_who_are_gone() {
             _ => keys(&["here1"]),
         };
         let id = format!("{number}");
-        receipts.push((number, fleet.send_now(parcel(&fleet, &comet.address, target, "x", &id))));
+        receipts.push((number, fleet.send_now(request(&fleet, &comet.address, target, "x", &id))));
     }
-    for (number, receipt) in receipts {
-        match (number % 3, receipt.await) {
-            (0, Delivered::Partly(partly)) => assert_eq!(partly.unreachable.len(), 100),
-            (1, Delivered::Partly(partly)) => assert_eq!(partly.unreachable, ["gone1".into()]),
-            (2, Delivered::Acknowledged) => {}
+    for (number, handle) in receipts {
+        match (number % 3, handle.await) {
+            (0, CallOutcome::Partial(partly)) => assert_eq!(partly.unreachable.len(), 100),
+            (1, CallOutcome::Partial(partly)) => assert_eq!(partly.unreachable, ["gone1".into()]),
+            (2, CallOutcome::Acknowledged) => {}
             (_, other) => panic!("{number}: {other:?}"),
         }
     }
@@ -298,16 +299,16 @@ async fn a_room_s_messages_keep_their_order_when_one_is_divided() {
     let mut names = many("gone", 70);
     names.push("here".into());
     let some = keys(&names.iter().map(String::as_str).collect::<Vec<_>>());
-    let of_room = |target: Target, id: &str| {
-        let parcel = parcel(&fleet, &comet.address, target, "x", id);
-        fleet.send_now(Parcel { room: Some("r".into()), ..parcel })
+    let of_room = |target: CallTarget, id: &str| {
+        let request = request(&fleet, &comet.address, target, "x", id);
+        fleet.send_now(CallRequest { room: Some("r".into()), ..request })
     };
-    let room = Target::Room("r".into());
+    let room = CallTarget::Room("r".into());
     let receipts: Vec<_> = [(&room, "0"), (&some, "1"), (&room, "2"), (&some, "3"), (&room, "4")]
         .map(|(target, id)| of_room(target.clone(), id))
         .into();
     for (number, delivered) in outcomes(receipts).await.into_iter().enumerate() {
-        assert_eq!(matches!(delivered, Delivered::Partly(_)), number % 2 == 1, "{number}: {delivered:?}");
+        assert_eq!(matches!(delivered, CallOutcome::Partial(_)), number % 2 == 1, "{number}: {delivered:?}");
     }
     let taken = comet.calls().into_iter().filter(|call| !call.to.iter().any(|to| to.starts_with("gone")));
     let ids: Vec<String> = taken.flat_map(|call| call.ids).collect();
@@ -317,12 +318,12 @@ async fn a_room_s_messages_keep_their_order_when_one_is_divided() {
 #[tokio::test]
 async fn so_many_calls_are_made_for_one_message_and_no_more() {
     let comet = comet_without("gone", Duration::ZERO);
-    let timing = Timing { give_up_after: Duration::from_secs(60), ..TIMING };
+    let timing = CallTimeouts { delivery_timeout: Duration::from_secs(60), ..TIMING };
     let fleet = fleet(&touchy(config()), timing);
     let gone = many("gone", 4_500);
     let target = keys(&gone.iter().map(String::as_str).collect::<Vec<_>>());
     let delivered = outcomes(send(&fleet, &comet.address, &target, 1)).await;
-    let Delivered::Unreachable(why) = &delivered[0] else { panic!("{delivered:?}") };
+    let CallOutcome::Unreachable(why) = &delivered[0] else { panic!("{delivered:?}") };
     assert!(why.starts_with("NotFound: gone; after 4"), "{why}");
     assert!(why.ends_with("its other connections were not tried"), "{why}");
     assert!(comet.calls().len() <= 4_097, "{} calls", comet.calls().len());

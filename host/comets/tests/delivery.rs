@@ -7,47 +7,47 @@ use bytes::Bytes;
 use tonic::Status;
 
 use super::support::*;
-use crate::comets::{Config, Delivered, Parcel};
-use crate::message::{NamedBy, Target};
+use crate::comets::{CallOutcome, CallRequest, Config};
+use crate::message::{CallTarget, NamedBy};
 
 /// The three kinds of calls with their message ids.
-fn kinds() -> [(Target, &'static str); 3] {
+fn kinds() -> [(CallTarget, &'static str); 3] {
     [
-        (Target::Room("video_123".into()), "push/0/1"),
-        (Target::Connections(vec!["c1".into(), "c2".into()]), "push/0/2"),
-        (Target::Everyone { speed: 30 }, "push/0/3"),
+        (CallTarget::Room("video_123".into()), "push/0/1"),
+        (CallTarget::Connections(vec!["c1".into(), "c2".into()]), "push/0/2"),
+        (CallTarget::Everyone { speed: 30 }, "push/0/3"),
     ]
 }
 
-async fn calls_of_all_kinds(config: &Config) -> Vec<Call> {
+async fn calls_of_all_kinds(config: &Config) -> Vec<SeenCall> {
     let (comet, fleet) = (FakeComet::start(), fleet(config, TIMING));
     let payload = fleet.payload_now(5, &Bytes::from_static(b"hi"));
     for (target, id) in kinds() {
         let (comet, payload) = (comet.address.clone(), payload.clone());
         let delivered = fleet
-            .send_now(Parcel {
+            .send_now(CallRequest {
                 comet,
                 named_by: NamedBy::Record,
                 target,
                 room: None,
                 payload,
                 message: id.into(),
-                reply: receipt().0,
+                reply: handle().0,
             })
             .await;
-        assert_eq!(delivered, Delivered::Acknowledged);
+        assert_eq!(delivered, CallOutcome::Acknowledged);
     }
     comet.calls()
 }
 
-fn expected(head: (i32, i32, i32), body: &'static [u8]) -> Vec<Call> {
-    let call = Call { head, body: Bytes::from_static(body), ..Call::default() };
+fn expected(head: (i32, i32, i32), body: &'static [u8]) -> Vec<SeenCall> {
+    let call = SeenCall { head, body: Bytes::from_static(body), ..SeenCall::default() };
     let (room, keys) = (vec!["video_123".to_owned()], vec!["c1".to_owned(), "c2".to_owned()]);
     let ids = |id: &str| vec![id.to_owned()];
     vec![
-        Call { method: "BroadcastRoom", to: room, ids: ids("push/0/1"), ..call.clone() },
-        Call { method: "PushMsg", to: keys, ids: ids("push/0/2"), proto_op: Some(5), ..call.clone() },
-        Call { method: "Broadcast", ids: ids("push/0/3"), proto_op: Some(5), speed: Some(30), ..call },
+        SeenCall { method: "BroadcastRoom", to: room, ids: ids("push/0/1"), ..call.clone() },
+        SeenCall { method: "PushMsg", to: keys, ids: ids("push/0/2"), proto_op: Some(5), ..call.clone() },
+        SeenCall { method: "Broadcast", ids: ids("push/0/3"), proto_op: Some(5), speed: Some(30), ..call },
     ]
 }
 
@@ -70,22 +70,22 @@ async fn rooms_and_connections_keep_order_at_any_latency() {
     let mut receipts = Vec::new();
     for number in 0..600 {
         let target = match fastrand::usize(..10) {
-            0 => Target::Everyone { speed: 0 },
+            0 => CallTarget::Everyone { speed: 0 },
             1..4 => {
                 let keys = ["k1", "k2", "k3", "k4"].into_iter().filter(|_| fastrand::bool());
-                Target::Connections(keys.chain(["k5"]).map(Into::into).collect())
+                CallTarget::Connections(keys.chain(["k5"]).map(Into::into).collect())
             }
-            _ => Target::Room(format!("room_{}", fastrand::usize(..6)).into()),
+            _ => CallTarget::Room(format!("room_{}", fastrand::usize(..6)).into()),
         };
-        receipts.push(fleet.send_now(parcel(&fleet, &comet.address, target, &format!("{number:04}"), "id")));
+        receipts.push(fleet.send_now(request(&fleet, &comet.address, target, &format!("{number:04}"), "id")));
     }
-    for receipt in receipts {
-        assert_eq!(receipt.await, Delivered::Acknowledged);
+    for handle in receipts {
+        assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
     let mut last = HashMap::<String, Bytes>::new();
     let calls = comet.calls();
     assert_eq!(calls.len(), 600);
-    for Call { mut to, body, .. } in calls {
+    for SeenCall { mut to, body, .. } in calls {
         if to.is_empty() {
             to = last.keys().cloned().collect();
         }
@@ -97,7 +97,7 @@ async fn rooms_and_connections_keep_order_at_any_latency() {
 }
 
 /// Sends to rooms at once, so that what is for one room waits together.
-async fn merged(comet: &FakeComet, rooms: &[&str]) -> (Vec<Delivered>, Vec<Call>) {
+async fn merged(comet: &FakeComet, rooms: &[&str]) -> (Vec<CallOutcome>, Vec<SeenCall>) {
     merged_with(comet, rooms, |number| number.to_string()).await
 }
 
@@ -106,21 +106,21 @@ async fn merged_with(
     comet: &FakeComet,
     rooms: &[&str],
     id: impl Fn(usize) -> String,
-) -> (Vec<Delivered>, Vec<Call>) {
+) -> (Vec<CallOutcome>, Vec<SeenCall>) {
     let fleet = fleet(&goim_config(), TIMING);
     let send = |(number, room): (usize, &&str)| {
         let id = id(number);
-        fleet.send_now(parcel(&fleet, &comet.address, Target::Room((*room).into()), &id, &id))
+        fleet.send_now(request(&fleet, &comet.address, CallTarget::Room((*room).into()), &id, &id))
     };
-    let receipts: Vec<Receipt> = rooms.iter().enumerate().map(send).collect();
+    let receipts: Vec<CallHandle> = rooms.iter().enumerate().map(send).collect();
     let mut outcomes = Vec::new();
-    for receipt in receipts {
-        outcomes.push(receipt.await);
+    for handle in receipts {
+        outcomes.push(handle.await);
     }
     (outcomes, comet.calls())
 }
 
-fn ids(calls: &[Call]) -> Vec<Vec<&str>> {
+fn ids(calls: &[SeenCall]) -> Vec<Vec<&str>> {
     calls.iter().map(|call| call.ids.iter().map(String::as_str).collect()).collect()
 }
 
@@ -128,7 +128,7 @@ fn ids(calls: &[Call]) -> Vec<Vec<&str>> {
 async fn goim_messages_that_wait_for_one_room_travel_together() {
     let comet = FakeComet::start();
     let (outcomes, mut calls) = merged(&comet, &["a", "a", "b", "a", "b", "a"]).await;
-    assert_eq!(outcomes, vec![Delivered::Acknowledged; 6]);
+    assert_eq!(outcomes, vec![CallOutcome::Acknowledged; 6]);
     calls.sort_by(|one, other| one.ids.cmp(&other.ids));
     assert_eq!(ids(&calls), [vec!["0", "1", "3", "5"], vec!["2", "4"]], "whatever waits between");
     let frames = b"\0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x000\0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x001\0\0\0\x11\0\x10\0\x01\0\0\0\x05\0\0\0\x003\
@@ -141,7 +141,7 @@ async fn goim_messages_that_wait_for_one_room_travel_together() {
 async fn a_hundred_travel_together_and_no_more() {
     let comet = FakeComet::start();
     let (outcomes, calls) = merged(&comet, &["a"; 250]).await;
-    assert_eq!(outcomes, vec![Delivered::Acknowledged; 250]);
+    assert_eq!(outcomes, vec![CallOutcome::Acknowledged; 250]);
     let all: Vec<String> = calls.iter().flat_map(|call| call.ids.clone()).collect();
     assert_eq!(all, (0..250).map(|number| number.to_string()).collect::<Vec<_>>());
     assert!(calls.iter().all(|call| call.ids.len() <= 100), "{:?}", ids(&calls));
@@ -151,16 +151,16 @@ async fn a_hundred_travel_together_and_no_more() {
 async fn long_ids_and_long_bodies_travel_in_smaller_groups() {
     let comet = FakeComet::start();
     let (outcomes, calls) = merged_with(&comet, &["a"; 40], |number| format!("{number:0>500}")).await;
-    assert_eq!(outcomes, vec![Delivered::Acknowledged; 40]);
+    assert_eq!(outcomes, vec![CallOutcome::Acknowledged; 40]);
     assert_eq!(calls.iter().map(|call| call.ids.len()).sum::<usize>(), 40);
     assert!(calls.iter().all(|call| call.ids.len() <= 13), "{:?}", ids(&calls));
 
     let fleet = fleet(&goim_config(), TIMING);
     let body = "x".repeat(30 * 1024);
-    let send = |_| fleet.send_now(parcel(&fleet, &comet.address, Target::Room("b".into()), &body, "id"));
-    let receipts: Vec<Receipt> = (0..5).map(send).collect();
-    for receipt in receipts {
-        assert_eq!(receipt.await, Delivered::Acknowledged);
+    let send = |_| fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("b".into()), &body, "id"));
+    let receipts: Vec<CallHandle> = (0..5).map(send).collect();
+    for handle in receipts {
+        assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
     assert!(comet.calls().iter().all(|call| call.body.len() <= 64 * 1024));
 }
@@ -173,8 +173,8 @@ async fn one_refused_message_harms_none_that_travel_with_it() {
         (Duration::ZERO, if has_poison { Err(Status::invalid_argument("bad")) } else { Ok(()) })
     });
     let (outcomes, calls) = merged(&comet, &["a"; 4]).await;
-    let good = Delivered::Acknowledged;
-    let refused = Delivered::Refused("InvalidArgument: bad".into());
+    let good = CallOutcome::Acknowledged;
+    let refused = CallOutcome::Refused("InvalidArgument: bad".into());
     assert_eq!(outcomes, [good.clone(), good.clone(), refused, good]);
     assert_eq!(ids(&calls), [vec!["0", "1", "2", "3"], vec!["0"], vec!["1"], vec!["2"], vec!["3"]]);
 }
@@ -184,13 +184,14 @@ async fn a_cancelled_call_is_not_made_and_blocks_nothing() {
     let comet = FakeComet::start();
     comet.answers(|_, _| (Duration::from_millis(300), Ok(())));
     let fleet = fleet(&config(), TIMING);
-    let send = |id: &str| fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), "x", id));
+    let send =
+        |id: &str| fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("a".into()), "x", id));
     let first = send("first");
     eventually("the first call is under way", || comet.calls().len() == 1).await;
     // Its partition is given up: another gateway delivers it, and what comes after it.
     drop(send("second"));
-    assert_eq!(send("third").await, Delivered::Acknowledged);
-    assert_eq!(first.await, Delivered::Acknowledged);
+    assert_eq!(send("third").await, CallOutcome::Acknowledged);
+    assert_eq!(first.await, CallOutcome::Acknowledged);
     assert_eq!(ids(&comet.calls()), [vec!["first"], vec!["third"]]);
 }
 
@@ -199,15 +200,16 @@ async fn what_follows_within_the_window_travels_together() {
     let comet = FakeComet::start();
     let merge_window = Duration::from_millis(200);
     let fleet = fleet(&Config { merge_window, ..goim_config() }, TIMING);
-    let send = |id: &str| fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), id, id));
-    assert_eq!(send("first").await, Delivered::Acknowledged, "it goes at once");
+    let send =
+        |id: &str| fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("a".into()), id, id));
+    assert_eq!(send("first").await, CallOutcome::Acknowledged, "it goes at once");
     let mut receipts = Vec::new();
     for id in ["1", "2", "3"] {
         receipts.push(send(id));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    for receipt in receipts {
-        assert_eq!(receipt.await, Delivered::Acknowledged);
+    for handle in receipts {
+        assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
     assert_eq!(ids(&comet.calls()), [vec!["first"], vec!["1", "2", "3"]]);
 }

@@ -7,8 +7,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::Status;
 
 use super::support::*;
-use crate::comets::{BreakerState, Config, Delivered, Parcel, Timing};
-use crate::message::{CometAddr, NamedBy, Target};
+use crate::comets::{BreakerState, CallOutcome, CallRequest, CallTimeouts, Config};
+use crate::message::{CallTarget, CometAddr, NamedBy};
 
 /// An address that takes connections and never answers.
 async fn black_hole() -> (TcpListener, CometAddr) {
@@ -17,9 +17,9 @@ async fn black_hole() -> (TcpListener, CometAddr) {
     (listener, address)
 }
 
-fn why(delivered: Delivered) -> String {
+fn why(delivered: CallOutcome) -> String {
     match delivered {
-        Delivered::Unreachable(why) => why,
+        CallOutcome::Unreachable(why) => why,
         other => panic!("not unreachable: {other:?}"),
     }
 }
@@ -29,10 +29,10 @@ async fn a_comet_that_comes_up_late_gets_what_waited() {
     let (listener, address) = black_hole().await;
     drop(listener);
     let fleet = fleet(&patient(config()), TIMING);
-    let receipt = fleet.send_now(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
+    let handle = fleet.send_now(request(&fleet, &address, CallTarget::Room("a".into()), "x", "id"));
     eventually("an attempt failed", || fleet.status()[0].last_error.is_some()).await;
     let comet = FakeComet::start_at(address.as_str().parse().expect("an address"));
-    assert_eq!(receipt.await, Delivered::Acknowledged);
+    assert_eq!(handle.await, CallOutcome::Acknowledged);
     assert_eq!(comet.calls().len(), 1);
 }
 
@@ -41,15 +41,15 @@ async fn a_comet_that_restarts_is_found_again() {
     let fleet = fleet(&patient(config()), TIMING);
     let first = FakeComet::start();
     let address = first.address.clone();
-    assert_eq!(to_room(&fleet, &address, "a", "1").await, Delivered::Acknowledged);
+    assert_eq!(to_room(&fleet, &address, "a", "1").await, CallOutcome::Acknowledged);
     drop(first);
-    let mut receipt = fleet.send_now(parcel(&fleet, &address, Target::Room("a".into()), "2", "2"));
+    let mut handle = fleet.send_now(request(&fleet, &address, CallTarget::Room("a".into()), "2", "2"));
     tokio::select! {
-        outcome = &mut receipt => panic!("nobody was there: {outcome:?}"),
+        outcome = &mut handle => panic!("nobody was there: {outcome:?}"),
         () = eventually("an attempt failed", || fleet.status()[0].last_error.is_some()) => {}
     }
     let second = FakeComet::start_at(address.as_str().parse().expect("an address"));
-    assert_eq!(receipt.await, Delivered::Acknowledged);
+    assert_eq!(handle.await, CallOutcome::Acknowledged);
     assert_eq!(second.calls().len(), 1);
 }
 
@@ -57,10 +57,11 @@ async fn a_comet_that_restarts_is_found_again() {
 async fn what_fails_to_the_end_is_given_up_in_time() {
     let comet = FakeComet::start();
     comet.answers(|_, _| (Duration::ZERO, Err(Status::unavailable("no"))));
-    let fleet = fleet(&patient(config()), Timing { give_up_after: Duration::from_secs(1), ..TIMING });
+    let fleet =
+        fleet(&patient(config()), CallTimeouts { delivery_timeout: Duration::from_secs(1), ..TIMING });
     let started = Instant::now();
-    let first = fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), "1", "1"));
-    let behind = fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), "2", "2"));
+    let first = fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("a".into()), "1", "1"));
+    let behind = fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("a".into()), "2", "2"));
     assert_eq!(why(first.await), "given up after 1s: Unavailable: no");
     let behind = why(behind.await);
     assert!(behind.contains("1s"), "{behind}");
@@ -71,30 +72,32 @@ async fn what_fails_to_the_end_is_given_up_in_time() {
 #[tokio::test]
 async fn a_black_hole_opens_its_breaker_and_harms_no_other() {
     let (_listener, dead) = black_hole().await;
-    let timing = Timing { timeout: Duration::from_millis(300), give_up_after: Duration::from_secs(10) };
+    let timing = CallTimeouts {
+        request_timeout: Duration::from_millis(300),
+        delivery_timeout: Duration::from_secs(10),
+    };
     let patience = Duration::from_millis(100);
     let long = Duration::from_secs(60);
-    let config =
-        Config { breaker_patience: patience, breaker_open: long, breaker_open_max: long, ..config() };
+    let config = Config { breaker_window: patience, breaker_open: long, breaker_open_max: long, ..config() };
     let fleet = fleet(&config, timing);
     let started = Instant::now();
     let send = |number: usize| {
-        fleet.send_now(parcel(&fleet, &dead, Target::Room(format!("room_{number}").into()), "x", "id"))
+        fleet.send_now(request(&fleet, &dead, CallTarget::Room(format!("room_{number}").into()), "x", "id"))
     };
-    let receipts: Vec<Receipt> = (0..500).map(send).collect();
+    let receipts: Vec<CallHandle> = (0..500).map(send).collect();
 
     let alive = FakeComet::start();
     for number in 0..100 {
         let delivered = to_room(&fleet, &alive.address, "a", &number.to_string()).await;
-        assert_eq!(delivered, Delivered::Acknowledged);
+        assert_eq!(delivered, CallOutcome::Acknowledged);
     }
     assert!(
         started.elapsed() < Duration::from_secs(2),
         "the others are not held up: {:?}",
         started.elapsed()
     );
-    for receipt in receipts {
-        let why = why(receipt.await);
+    for handle in receipts {
+        let why = why(handle.await);
         assert!(why.contains("no answer within 300ms"), "{why}");
     }
     // The first timeout, a wait of at most 100 ms, the second timeout; the rest is for a busy machine.
@@ -104,7 +107,7 @@ async fn a_black_hole_opens_its_breaker_and_harms_no_other() {
     assert_eq!((status.breaker, status.waiting, status.failed), (BreakerState::Open, 0, 500));
     let again = Instant::now();
     assert!(why(to_room(&fleet, &dead, "a", "x").await).starts_with("the comet's breaker is open"));
-    assert!(again.elapsed() < timing.timeout, "without a call");
+    assert!(again.elapsed() < timing.request_timeout, "without a call");
 }
 
 #[tokio::test]
@@ -117,7 +120,7 @@ async fn one_call_closes_the_breaker() {
 
     let comet = FakeComet::start_at(address.as_str().parse().expect("an address"));
     let mut refused = 0;
-    while to_room(&fleet, &comet.address, "a", "y").await != Delivered::Acknowledged {
+    while to_room(&fleet, &comet.address, "a", "y").await != CallOutcome::Acknowledged {
         refused += 1;
         tokio::time::sleep(Duration::from_millis(2)).await;
         assert!(refused < 1000, "it never closes");
@@ -139,7 +142,7 @@ async fn a_comet_that_is_back_is_found_without_a_message() {
     let comet = FakeComet::start_at(address.as_str().parse().expect("an address"));
     eventually("the breaker closes", || fleet.status()[0].breaker == BreakerState::Closed).await;
     assert_eq!(comet.calls(), [], "the comet itself was not called");
-    assert_eq!(to_room(&fleet, &comet.address, "a", "y").await, Delivered::Acknowledged);
+    assert_eq!(to_room(&fleet, &comet.address, "a", "y").await, CallOutcome::Acknowledged);
     assert_eq!(comet.connections(), 1);
 }
 
@@ -156,11 +159,14 @@ async fn a_connection_whose_other_end_is_gone_is_replaced() {
             let _ = copy_bidirectional(&mut inward, &mut outward).await;
         }
     };
-    let timing = Timing { timeout: Duration::from_millis(200), give_up_after: Duration::from_secs(5) };
+    let timing = CallTimeouts {
+        request_timeout: Duration::from_millis(200),
+        delivery_timeout: Duration::from_secs(5),
+    };
     let fleet = fleet(&patient(config()), timing);
     tokio::select! {
         () = proxy => {}
-        delivered = to_room(&fleet, &address, "a", "x") => assert_eq!(delivered, Delivered::Acknowledged),
+        delivered = to_room(&fleet, &address, "a", "x") => assert_eq!(delivered, CallOutcome::Acknowledged),
     }
     assert_eq!(comet.calls().len(), 1);
 }
@@ -170,7 +176,7 @@ async fn a_connection_whose_other_end_is_gone_is_replaced() {
 async fn an_idle_connection_is_watched_by_tcp() {
     let comet = FakeComet::start();
     let fleet = fleet(&config(), TIMING);
-    assert_eq!(to_room(&fleet, &comet.address, "a", "x").await, Delivered::Acknowledged);
+    assert_eq!(to_room(&fleet, &comet.address, "a", "x").await, CallOutcome::Acknowledged);
     let port = comet.address.as_str().rsplit_once(':').expect("a port").1.parse::<u16>().expect("a number");
     eventually("keepalive is on", || {
         let sockets = std::fs::read_to_string("/proc/net/tcp").expect("Linux");
@@ -189,7 +195,7 @@ async fn an_idle_connection_is_not_pinged() {
     const PING: u8 = 6;
     let (listener, address) = black_hole().await;
     let fleet = fleet(&config(), TIMING);
-    let receipt = fleet.send_now(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
+    let handle = fleet.send_now(request(&fleet, &address, CallTarget::Room("a".into()), "x", "id"));
     let (mut connection, _) = listener.accept().await.expect("a connection");
     let mut frames = Vec::new();
     let serving = async {
@@ -211,7 +217,7 @@ async fn an_idle_connection_is_not_pinged() {
     // What was pinged was so every ten seconds.
     let idle = tokio::time::timeout(Duration::from_secs(11), serving).await;
     assert!(idle.is_err() && frames.contains(&HEADERS) && !frames.contains(&PING), "{frames:?}");
-    assert_eq!(receipt.await, Delivered::Acknowledged);
+    assert_eq!(handle.await, CallOutcome::Acknowledged);
 }
 
 #[tokio::test]
@@ -221,12 +227,13 @@ async fn a_full_queue_is_waited_for_while_the_comet_takes_messages() {
     let fleet = fleet(&Config { queue: 10, ..config() }, TIMING);
     let mut receipts = Vec::new();
     for number in 0..500 {
-        let parcel = parcel(&fleet, &comet.address, Target::Room("a".into()), "x", &format!("{number:03}"));
-        receipts.push(send_waiting(&fleet, parcel).await);
+        let request =
+            request(&fleet, &comet.address, CallTarget::Room("a".into()), "x", &format!("{number:03}"));
+        receipts.push(send_waiting(&fleet, request).await);
         assert!(fleet.status()[0].waiting + fleet.status()[0].in_flight <= 10);
     }
-    for receipt in receipts {
-        assert_eq!(receipt.await, Delivered::Acknowledged);
+    for handle in receipts {
+        assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
     let ids: Vec<String> = comet.calls().into_iter().flat_map(|call| call.ids).collect();
     assert_eq!(ids, (0..500).map(|number| format!("{number:03}")).collect::<Vec<_>>());
@@ -236,18 +243,21 @@ async fn a_full_queue_is_waited_for_while_the_comet_takes_messages() {
 async fn a_full_queue_is_said_at_once_while_the_breaker_is_open() {
     let (_listener, address) = black_hole().await;
     let long = Duration::from_secs(60);
-    let timing = Timing { timeout: Duration::from_millis(100), give_up_after: Duration::from_secs(10) };
+    let timing = CallTimeouts {
+        request_timeout: Duration::from_millis(100),
+        delivery_timeout: Duration::from_secs(10),
+    };
     let config =
         Config { queue: 3, breaker_failures: 2, breaker_open: long, breaker_open_max: long, ..config() };
     let fleet = fleet(&config, timing);
     let mut outcomes = Vec::new();
     let started = Instant::now();
     for _ in 0..100 {
-        let parcel = parcel(&fleet, &address, Target::Room("a".into()), "x", "id");
-        outcomes.push(send_waiting(&fleet, parcel).await);
+        let request = request(&fleet, &address, CallTarget::Room("a".into()), "x", "id");
+        outcomes.push(send_waiting(&fleet, request).await);
     }
     for outcome in outcomes {
-        assert!(matches!(outcome.await, Delivered::Unreachable(_)));
+        assert!(matches!(outcome.await, CallOutcome::Unreachable(_)));
     }
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
 }
@@ -257,18 +267,21 @@ async fn a_full_queue_is_said_at_once_while_the_breaker_is_open() {
 async fn a_comet_that_does_not_keep_up_holds_its_senders_up_once() {
     let comet = FakeComet::start();
     comet.answers(|_, _| (Duration::from_millis(100), Ok(())));
-    let timing = Timing { timeout: Duration::from_secs(2), give_up_after: Duration::from_millis(500) };
+    let timing = CallTimeouts {
+        request_timeout: Duration::from_secs(2),
+        delivery_timeout: Duration::from_millis(500),
+    };
     let fleet = fleet(&Config { queue: 10, ..config() }, timing);
     let (started, mut receipts) = (Instant::now(), Vec::new());
     for _ in 0..300 {
-        let parcel = parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id");
-        receipts.push(send_waiting(&fleet, parcel).await);
+        let request = request(&fleet, &comet.address, CallTarget::Room("a".into()), "x", "id");
+        receipts.push(send_waiting(&fleet, request).await);
     }
     assert!(started.elapsed() < Duration::from_secs(4), "300 of them take it 30 s: {:?}", started.elapsed());
     let mut acknowledged = 0;
-    for receipt in receipts {
-        match receipt.await {
-            Delivered::Acknowledged => acknowledged += 1,
+    for handle in receipts {
+        match handle.await {
+            CallOutcome::Acknowledged => acknowledged += 1,
             delivered => {
                 let why = why(delivered);
                 assert!(why.contains("does not keep up") || why.contains("queue full"), "{why}");
@@ -288,9 +301,9 @@ async fn bytes_that_wait_for_comets_are_bounded_over_all_of_them() {
     let body = bytes::Bytes::from(vec![b'x'; 90 * 1024]);
     let send = async |comet: &CometAddr| {
         let payload = fleet.payload(5, &body).await;
-        let target = Target::Room("a".into());
-        let (reply, receipt) = receipt();
-        let sent = fleet.try_send(Parcel {
+        let target = CallTarget::Room("a".into());
+        let (reply, handle) = handle();
+        let sent = fleet.try_send(CallRequest {
             comet: comet.clone(),
             named_by: NamedBy::Record,
             target,
@@ -299,16 +312,16 @@ async fn bytes_that_wait_for_comets_are_bounded_over_all_of_them() {
             message: "id".into(),
             reply,
         });
-        sent.map(|()| receipt)
+        sent.map(|()| handle)
     };
     // One comet has a quarter of them, which is one such message; the rest is for others.
     let stuck = send(&hole).await.expect("room");
-    let parcel = send(&hole).await.expect_err("a second one has to wait");
+    let request = send(&hole).await.expect_err("a second one has to wait");
     for _ in 0..20 {
-        let receipt = send(&alive.address).await.expect("room for others");
-        assert_eq!(receipt.await, Delivered::Acknowledged);
+        let handle = send(&alive.address).await.expect("room for others");
+        assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
-    drop((stuck, parcel));
+    drop((stuck, request));
 }
 
 #[tokio::test]
@@ -318,17 +331,20 @@ async fn a_worn_out_channel_is_made_anew() {
         "last" => (Duration::ZERO, Ok(())),
         _ => (Duration::from_secs(60), Ok(())),
     });
-    let timing = Timing { timeout: Duration::from_millis(50), give_up_after: Duration::from_millis(50) };
+    let timing = CallTimeouts {
+        request_timeout: Duration::from_millis(50),
+        delivery_timeout: Duration::from_millis(50),
+    };
     let fleet = fleet(&patient(config()), timing);
     let mut sent = 0;
     while comet.connections() < 2 && sent < 40 {
         let send = |number: usize| {
-            let room = Target::Room(format!("room_{sent}_{number}").into());
-            fleet.send_now(parcel(&fleet, &comet.address, room, "x", "id"))
+            let room = CallTarget::Room(format!("room_{sent}_{number}").into());
+            fleet.send_now(request(&fleet, &comet.address, room, "x", "id"))
         };
-        let receipts: Vec<Receipt> = (0..64).map(send).collect();
-        for receipt in receipts {
-            assert!(matches!(receipt.await, Delivered::Unreachable(_)));
+        let receipts: Vec<CallHandle> = (0..64).map(send).collect();
+        for handle in receipts {
+            assert!(matches!(handle.await, CallOutcome::Unreachable(_)));
         }
         sent += 1;
     }
@@ -340,12 +356,12 @@ async fn closing_waits_for_what_is_queued() {
     let comet = FakeComet::start();
     comet.answers(|_, _| (Duration::from_millis(20), Ok(())));
     let fleet = fleet(&config(), TIMING);
-    let send = |_| fleet.send_now(parcel(&fleet, &comet.address, Target::Room("a".into()), "x", "id"));
-    let receipts: Vec<Receipt> = (0..10).map(send).collect();
+    let send = |_| fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("a".into()), "x", "id"));
+    let receipts: Vec<CallHandle> = (0..10).map(send).collect();
     fleet.close().await;
     assert_eq!(comet.calls().len(), 10);
-    for receipt in receipts {
-        assert_eq!(receipt.await, Delivered::Acknowledged);
+    for handle in receipts {
+        assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
     assert_eq!(why(to_room(&fleet, &comet.address, "a", "x").await), "the gateway is stopping");
 }
@@ -359,7 +375,7 @@ async fn a_receipt_resolves_when_the_fleet_and_its_tasks_are_gone() {
         let _entered = runtime.enter();
         fleet(&config(), TIMING)
     };
-    let receipt = fleet.send_now(parcel(&fleet, &address, Target::Room("a".into()), "x", "id"));
+    let handle = fleet.send_now(request(&fleet, &address, CallTarget::Room("a".into()), "x", "id"));
     runtime.shutdown_background();
-    assert!(why(receipt.await).contains("task ended"));
+    assert!(why(handle.await).contains("task ended"));
 }

@@ -2,7 +2,7 @@
 
 mod access;
 mod answers;
+mod comet_table;
 mod delivery;
 mod faults;
-mod known;
 mod support;

@@ -17,13 +17,14 @@ use tonic::{Request, Response, Status};
 
 use crate::comets::proto::{chatroom, goim};
 use crate::comets::{
-    Config, Delivered, Dialect, Fleet, MemoryCometStore, Metrics, Outcomes, Parcel, Payload, ReplyTo, Timing,
+    CallOutcome, CallRequest, CallTimeouts, Config, Dialect, Fleet, MemoryCometStore, Metrics, Outcomes,
+    Payload, ReplyTo,
 };
-use crate::message::{CometAddr, MESSAGE_ID, NamedBy, Target};
+use crate::message::{CallTarget, CometAddr, MESSAGE_ID, NamedBy};
 
 /// One call as a comet saw it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Call {
+pub(super) struct SeenCall {
     pub(super) method: &'static str,
     /// The room, or the keys.
     pub(super) to: Vec<String>,
@@ -37,12 +38,12 @@ pub(super) struct Call {
 }
 
 /// What a comet answers, and when.
-pub(super) type Answer = (Duration, Result<(), Status>);
-type Behaviour = Box<dyn Fn(&Call, usize) -> Answer + Send>;
+pub(super) type FakeAnswer = (Duration, Result<(), Status>);
+type FakeBehavior = Box<dyn Fn(&SeenCall, usize) -> FakeAnswer + Send>;
 
 pub(super) struct FakeComet {
     pub(super) address: CometAddr,
-    state: Service,
+    state: FakeService,
     /// Its own, so that dropping it cuts all connections, as when a process dies.
     runtime: Option<Runtime>,
 }
@@ -56,11 +57,11 @@ impl Drop for FakeComet {
 }
 
 #[derive(Clone)]
-struct Service {
-    calls: Arc<Mutex<Vec<Call>>>,
+struct FakeService {
+    calls: Arc<Mutex<Vec<SeenCall>>>,
     /// Rooms and keys that a call is under way for.
     busy: Arc<Mutex<Vec<String>>>,
-    behaviour: Arc<Mutex<Behaviour>>,
+    behavior: Arc<Mutex<FakeBehavior>>,
 }
 
 impl FakeComet {
@@ -74,10 +75,10 @@ impl FakeComet {
         let entered = runtime.enter();
         let incoming = TcpIncoming::bind(at).expect("a free port").with_nodelay(Some(true));
         let address = incoming.local_addr().expect("bound").to_string().into();
-        let state = Service {
+        let state = FakeService {
             calls: Arc::default(),
             busy: Arc::default(),
-            behaviour: Arc::new(Mutex::new(Box::new(|_, _| (Duration::ZERO, Ok(()))))),
+            behavior: Arc::new(Mutex::new(Box::new(|_, _| (Duration::ZERO, Ok(()))))),
         };
         let server = tonic::transport::Server::builder()
             .add_service(chatroom::comet_server::CometServer::new(state.clone()))
@@ -89,14 +90,14 @@ impl FakeComet {
     }
 
     /// From now on it answers so. Gets the call and how many there were before.
-    pub(super) fn answers(&self, behaviour: impl Fn(&Call, usize) -> Answer + Send + 'static) {
-        *self.state.behaviour.lock() = Box::new(behaviour);
+    pub(super) fn answers(&self, behavior: impl Fn(&SeenCall, usize) -> FakeAnswer + Send + 'static) {
+        *self.state.behavior.lock() = Box::new(behavior);
     }
 
     /// The calls until now, without the peers.
-    pub(super) fn calls(&self) -> Vec<Call> {
+    pub(super) fn calls(&self) -> Vec<SeenCall> {
         let calls = self.state.calls.lock().clone();
-        calls.into_iter().map(|call| Call { peer: None, ..call }).collect()
+        calls.into_iter().map(|call| SeenCall { peer: None, ..call }).collect()
     }
 
     /// From how many connections calls came.
@@ -106,11 +107,11 @@ impl FakeComet {
     }
 }
 
-impl Service {
-    async fn take(&self, call: Call) -> Result<(), Status> {
+impl FakeService {
+    async fn take(&self, call: SeenCall) -> Result<(), Status> {
         let (delay, result) = {
             let mut calls = self.calls.lock();
-            let answer = self.behaviour.lock()(&call, calls.len());
+            let answer = self.behavior.lock()(&call, calls.len());
             calls.push(call.clone());
             answer
         };
@@ -123,7 +124,7 @@ impl Service {
     }
 
     /// Two calls at a time for one room or connection are out of order, sooner or later.
-    fn occupy(&self, call: &Call, begin: bool) {
+    fn occupy(&self, call: &SeenCall, begin: bool) {
         let mut busy = self.busy.lock();
         for to in &call.to {
             let is_busy = busy.contains(to);
@@ -145,7 +146,7 @@ fn ids<T>(request: &Request<T>) -> Vec<String> {
 macro_rules! serve {
     ($dialect:ident) => {
         #[tonic::async_trait]
-        impl $dialect::comet_server::Comet for Service {
+        impl $dialect::comet_server::Comet for FakeService {
             async fn push_msg(
                 &self,
                 request: Request<$dialect::PushMsgReq>,
@@ -154,7 +155,8 @@ macro_rules! serve {
                 let $dialect::PushMsgReq { keys, proto, proto_op } = request.into_inner();
                 let $dialect::Proto { ver, op, seq, body } = proto.unwrap_or_default();
                 let (head, proto_op) = ((ver, op, seq), Some(proto_op));
-                let call = Call { method: "PushMsg", to: keys, head, body, proto_op, ids, peer, speed: None };
+                let call =
+                    SeenCall { method: "PushMsg", to: keys, head, body, proto_op, ids, peer, speed: None };
                 self.take(call).await?;
                 Ok(Response::new(Default::default()))
             }
@@ -168,7 +170,7 @@ macro_rules! serve {
                 let $dialect::Proto { ver, op, seq, body } = proto.unwrap_or_default();
                 let (head, proto_op, speed) = ((ver, op, seq), Some(proto_op), Some(speed));
                 let call =
-                    Call { method: "Broadcast", to: Vec::new(), head, body, proto_op, speed, ids, peer };
+                    SeenCall { method: "Broadcast", to: Vec::new(), head, body, proto_op, speed, ids, peer };
                 self.take(call).await?;
                 Ok(Response::new(Default::default()))
             }
@@ -181,8 +183,16 @@ macro_rules! serve {
                 let $dialect::BroadcastRoomReq { room_id, proto } = request.into_inner();
                 let $dialect::Proto { ver, op, seq, body } = proto.unwrap_or_default();
                 let (to, head) = (vec![room_id], (ver, op, seq));
-                let call =
-                    Call { method: "BroadcastRoom", to, head, body, proto_op: None, speed: None, ids, peer };
+                let call = SeenCall {
+                    method: "BroadcastRoom",
+                    to,
+                    head,
+                    body,
+                    proto_op: None,
+                    speed: None,
+                    ids,
+                    peer,
+                };
                 self.take(call).await?;
                 Ok(Response::new(Default::default()))
             }
@@ -204,7 +214,7 @@ serve!(goim);
 pub(super) fn config() -> Config {
     Config {
         connect_timeout: Duration::from_millis(500),
-        breaker_patience: Duration::ZERO,
+        breaker_window: Duration::ZERO,
         breaker_open: Duration::from_millis(50),
         breaker_open_max: Duration::from_millis(200),
         // Where these comets are.
@@ -222,21 +232,21 @@ pub(super) fn patient(config: Config) -> Config {
     Config { breaker_failures: u32::MAX, ..config }
 }
 
-pub(super) const TIMING: Timing =
-    Timing { timeout: Duration::from_secs(2), give_up_after: Duration::from_secs(10) };
+pub(super) const TIMING: CallTimeouts =
+    CallTimeouts { request_timeout: Duration::from_secs(2), delivery_timeout: Duration::from_secs(10) };
 
-pub(super) fn fleet(config: &Config, timing: Timing) -> Arc<Fleet> {
+pub(super) fn fleet(config: &Config, timing: CallTimeouts) -> Arc<Fleet> {
     fleet_with(config, timing, &mut Registry::default())
 }
 
-pub(super) fn fleet_with(config: &Config, timing: Timing, registry: &mut Registry) -> Arc<Fleet> {
+pub(super) fn fleet_with(config: &Config, timing: CallTimeouts, registry: &mut Registry) -> Arc<Fleet> {
     fleet_sharing(config, timing, registry, MemoryCometStore::default())
 }
 
 /// A fleet that shares what it knows through this store.
 pub(super) fn fleet_sharing(
     config: &Config,
-    timing: Timing,
+    timing: CallTimeouts,
     registry: &mut Registry,
     store: MemoryCometStore,
 ) -> Arc<Fleet> {
@@ -244,18 +254,18 @@ pub(super) fn fleet_sharing(
 }
 
 /// What the gateway waits for where it has to.
-pub(super) trait Now {
+pub(super) trait SendNow {
     /// Sends what there has to be room for.
-    fn send_now(&self, parcel: Parcel) -> Receipt;
+    fn send_now(&self, request: CallRequest) -> CallHandle;
     /// Encodes what there has to be room for.
     fn payload_now(&self, operation: i32, body: &Bytes) -> Payload;
 }
 
-impl Now for Fleet {
-    fn send_now(&self, parcel: Parcel) -> Receipt {
-        let (reply, receipt) = receipt();
-        self.try_send(Parcel { reply, ..parcel }).expect("room in the queue");
-        receipt
+impl SendNow for Fleet {
+    fn send_now(&self, request: CallRequest) -> CallHandle {
+        let (reply, handle) = handle();
+        self.try_send(CallRequest { reply, ..request }).expect("room in the queue");
+        handle
     }
 
     fn payload_now(&self, operation: i32, body: &Bytes) -> Payload {
@@ -265,54 +275,60 @@ impl Now for Fleet {
 
 /// The outcome of one parcel, to be awaited. Dropping it gives the message up.
 #[derive(Debug)]
-pub(super) struct Receipt(oneshot::Receiver<Delivered>);
+pub(super) struct CallHandle(oneshot::Receiver<CallOutcome>);
 
 #[derive(Debug)]
-struct Told(Mutex<Option<oneshot::Sender<Delivered>>>);
+struct Told(Mutex<Option<oneshot::Sender<CallOutcome>>>);
 
 /// Whom a parcel tells its outcome, and the outcome.
-pub(super) fn receipt() -> (ReplyTo, Receipt) {
+pub(super) fn handle() -> (ReplyTo, CallHandle) {
     let (sender, receiver) = oneshot::channel();
-    (ReplyTo::new(Arc::new(Told(Mutex::new(Some(sender)))), 0), Receipt(receiver))
+    (ReplyTo::new(Arc::new(Told(Mutex::new(Some(sender)))), 0), CallHandle(receiver))
 }
 
 impl Outcomes for Told {
-    fn ended(self: Arc<Self>, _: usize, delivered: Delivered) {
+    fn ended(self: Arc<Self>, _: usize, delivered: CallOutcome) {
         let sender = self.0.lock().take().expect("told once");
         drop(sender.send(delivered));
     }
 
-    fn is_abandoned(&self) -> bool {
+    fn is_cancelled(&self) -> bool {
         self.0.lock().as_ref().is_none_or(oneshot::Sender::is_closed)
     }
 }
 
-impl Future for Receipt {
-    type Output = Delivered;
+impl Future for CallHandle {
+    type Output = CallOutcome;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Delivered> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<CallOutcome> {
         Pin::new(&mut self.0).poll(context).map(|delivered| delivered.expect("every parcel has an outcome"))
     }
 }
 
 /// Sends as the gateway does where it may have to wait.
-pub(super) async fn send_waiting(fleet: &Fleet, parcel: Parcel) -> Receipt {
-    let (reply, receipt) = receipt();
-    fleet.send(Parcel { reply, ..parcel }).await;
-    receipt
+pub(super) async fn send_waiting(fleet: &Fleet, request: CallRequest) -> CallHandle {
+    let (reply, handle) = handle();
+    fleet.send(CallRequest { reply, ..request }).await;
+    handle
 }
 
 /// A parcel with operation 5.
-pub(super) fn parcel(fleet: &Fleet, comet: &CometAddr, target: Target, body: &str, id: &str) -> Parcel {
+pub(super) fn request(
+    fleet: &Fleet,
+    comet: &CometAddr,
+    target: CallTarget,
+    body: &str,
+    id: &str,
+) -> CallRequest {
     let payload = fleet.payload_now(5, &Bytes::copy_from_slice(body.as_bytes()));
     let named_by = NamedBy::Record;
-    let (reply, _) = receipt();
-    Parcel { comet: comet.clone(), named_by, target, room: None, payload, message: id.into(), reply }
+    let (reply, _) = handle();
+    CallRequest { comet: comet.clone(), named_by, target, room: None, payload, message: id.into(), reply }
 }
 
 /// Sends to a room and waits for the outcome.
-pub(super) async fn to_room(fleet: &Fleet, comet: &CometAddr, room: &str, body: &str) -> Delivered {
-    fleet.send_now(parcel(fleet, comet, Target::Room(room.into()), body, body)).await
+pub(super) async fn to_room(fleet: &Fleet, comet: &CometAddr, room: &str, body: &str) -> CallOutcome {
+    fleet.send_now(request(fleet, comet, CallTarget::Room(room.into()), body, body)).await
 }
 
 /// Waits until something holds; fails after ten seconds.

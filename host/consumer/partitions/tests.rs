@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use prometheus_client::registry::Registry;
 
 use super::*;
-use crate::consumer::feed::Admitted;
+use crate::consumer::stream::InFlightRecord;
 use crate::message::Origin;
 
 fn record(partition: i32, offset: i64) -> Record {
@@ -20,24 +20,24 @@ fn record(partition: i32, offset: i64) -> Record {
 }
 
 fn accept(partitions: &mut Partitions, partition: i32, offset: i64) -> Fill {
-    let (arrival, fill) = partitions.accept(record(partition, offset), Instant::now());
-    assert_eq!(arrival, Arrival::Next);
+    let (outcome, fill) = partitions.accept(record(partition, offset), Instant::now());
+    assert_eq!(outcome, AcceptOutcome::Accepted);
     fill
 }
 
-fn refill(partitions: &mut Partitions) -> Vec<Key> {
+fn refill(partitions: &mut Partitions) -> Vec<PartitionKey> {
     partitions.refill(Instant::now())
 }
 
 /// A partition that starts at its first record.
-fn assign(partitions: &mut Partitions, number: i32) -> Feed {
-    let feed = partitions.assign("push".into(), number);
-    partitions.begin(&("push".into(), number), None, Mark { topic: None, started: 1 });
-    feed
+fn assign(partitions: &mut Partitions, number: i32) -> PartitionStream {
+    let stream = partitions.assign("push".into(), number);
+    partitions.begin(&("push".into(), number), None, CommitMetadata { topic: None, initial_partitions: 1 });
+    stream
 }
 
-fn taken(feeds: &mut [Feed]) -> Vec<Admitted> {
-    feeds.iter_mut().filter_map(|feed| feed.records.try_recv().ok()).collect()
+fn taken(feeds: &mut [PartitionStream]) -> Vec<InFlightRecord> {
+    feeds.iter_mut().filter_map(|stream| stream.records.try_recv().ok()).collect()
 }
 
 #[test]
@@ -47,12 +47,16 @@ fn partitions_take_turns_while_memory_is_short() {
     let measured = Arc::clone(&memory);
     let measure = Box::new(move || Some(measured.load(Ordering::Relaxed)));
     let guard = MemoryGuard::measuring(Some(100), metrics.memory.clone(), measure);
-    let mut partitions = Partitions::new(Limit { records: 100, bytes: 1 << 20 }, guard, metrics);
+    let mut partitions = Partitions::new(InFlightLimit { records: 100, bytes: 1 << 20 }, guard, metrics);
     let mut feeds: Vec<_> = (0..3).map(|number| assign(&mut partitions, number)).collect();
     assert!(refill(&mut partitions).is_empty(), "it is measured");
 
     let fills: Vec<_> = (0..3).map(|number| accept(&mut partitions, number, 0)).collect();
-    assert_eq!(fills, [Fill::Nothing, Fill::Limit, Fill::Limit], "the first finds nothing in flight");
+    assert_eq!(
+        fills,
+        [Fill::Nothing, Fill::InFlightLimit, Fill::InFlightLimit],
+        "the first finds nothing in flight"
+    );
     let Relief { pause, wait } = partitions.relieve(Instant::now());
     assert_eq!((pause.len(), wait), (2, false), "what is fetched ahead takes memory, too");
     let mut seen = Vec::new();
@@ -61,15 +65,15 @@ fn partitions_take_turns_while_memory_is_short() {
         refill(&mut partitions);
         let mut admitted = taken(&mut feeds);
         assert_eq!(admitted.len(), 1, "one at a time: {seen:?}");
-        let Admitted { record, ticket } = admitted.remove(0);
+        let InFlightRecord { record, ack } = admitted.remove(0);
         seen.push(record.origin.partition);
-        ticket.settle();
+        ack.settle();
     }
     seen.sort_unstable();
     assert_eq!(seen, [0, 1, 2]);
 
     memory.store(10, Ordering::Relaxed);
-    partitions.memory.look(Instant::now() + std::time::Duration::from_secs(1));
+    partitions.memory.update(Instant::now() + std::time::Duration::from_secs(1));
     assert!((0..3).all(|number| accept(&mut partitions, number, 1) == Fill::Nothing));
     assert_eq!(taken(&mut feeds).len(), 3);
 }
@@ -78,27 +82,27 @@ fn partitions_take_turns_while_memory_is_short() {
 fn a_worker_that_ends_is_noticed_and_a_full_one_is_not() {
     let metrics = Metrics::register(&mut Registry::default());
     let guard = MemoryGuard::new(None, metrics.memory.clone());
-    let mut partitions = Partitions::new(Limit { records: 1, bytes: 1 << 20 }, guard, metrics);
-    let feed = assign(&mut partitions, 0);
+    let mut partitions = Partitions::new(InFlightLimit { records: 1, bytes: 1 << 20 }, guard, metrics);
+    let stream = assign(&mut partitions, 0);
     assert_eq!(accept(&mut partitions, 0, 0), Fill::Nothing);
     assert_eq!(accept(&mut partitions, 0, 1), Fill::Something);
-    assert!(!partitions.worker_is_gone());
-    drop(feed);
+    assert!(!partitions.any_worker_ended());
+    drop(stream);
     let _feed = assign(&mut partitions, 1);
-    assert!(!partitions.worker_is_gone(), "nobody has asked it for anything");
+    assert!(!partitions.any_worker_ended(), "nobody has asked it for anything");
     drop(assign(&mut partitions, 2));
     accept(&mut partitions, 2, 0);
-    assert!(partitions.worker_is_gone());
+    assert!(partitions.any_worker_ended());
 }
 
 /// Two partitions with a little room each, and how many records fill the first one.
-fn full(feeds: &mut Vec<Feed>) -> (Partitions, i64) {
+fn full(feeds: &mut Vec<PartitionStream>) -> (Partitions, i64) {
     let metrics = Metrics::register(&mut Registry::default());
     let guard = MemoryGuard::new(None, metrics.memory.clone());
-    let mut partitions = Partitions::new(Limit { records: 4, bytes: 32 << 10 }, guard, metrics);
+    let mut partitions = Partitions::new(InFlightLimit { records: 4, bytes: 32 << 10 }, guard, metrics);
     feeds.extend((0..2).map(|number| assign(&mut partitions, number)));
     let mut offset = 0;
-    while accept(&mut partitions, 0, offset) != Fill::Limit {
+    while accept(&mut partitions, 0, offset) != Fill::InFlightLimit {
         offset += 1;
     }
     (partitions, offset)
@@ -112,7 +116,7 @@ fn a_full_partition_that_moves_on_is_waited_for_while_others_have_something_to_d
         accept(&mut partitions, 1, offset);
     }
     let later = Instant::now() + PAUSE_COSTS * 2;
-    feeds[0].records.try_recv().expect("admitted").ticket.settle();
+    feeds[0].records.try_recv().expect("admitted").ack.settle();
     partitions.refill(later);
     // What was admitted left room for one more.
     let relief = partitions.relieve(later);

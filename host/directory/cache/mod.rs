@@ -1,8 +1,8 @@
 //! The route cache: short-lived values per room, each computed by one worker at a time.
 //!
 //! A worker claims a room under the generation of its policies. Either the value is cached
-//! ([`Claim::Hit`]), or the worker has to compute it ([`Claim::Mine`]), or another worker is
-//! computing it ([`Claim::Other`]).
+//! ([`CacheLookup::Hit`]), or the worker has to compute it ([`CacheLookup::Leader`]), or another worker is
+//! computing it ([`CacheLookup::Follower`]).
 //!
 //! Promises: a hit is at most `max_age` old (measured from the start of its computation), of the same
 //! generation, and not older than the last [`RouteCache::invalidate`]. At most one worker computes
@@ -10,7 +10,7 @@
 //! evicted first.
 //!
 //! No deadlock: claim all rooms of a batch first, compute and publish the values that are
-//! [`Claim::Mine`], and only then wait for the others. A waiting worker holds no permit, so permit
+//! [`CacheLookup::Leader`], and only then wait for the others. A waiting worker holds no permit, so permit
 //! holders never wait for each other.
 
 mod table;
@@ -29,7 +29,7 @@ use tokio::sync::watch;
 
 use crate::message::RoomId;
 pub use table::{CacheConfig, Maker};
-use table::{Flight, FlightKey, Kept, Table};
+use table::{CacheTable, CachedRoute, InFlight, InFlightKey};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
@@ -39,30 +39,30 @@ struct Labels {
 /// Results of claims: `hit`, `miss` (computed by the claimer), `shared` (computed by another worker).
 #[derive(Clone, Debug)]
 pub struct CacheMetrics {
-    claims: Family<Labels, Counter>,
+    lookups: Family<Labels, Counter>,
 }
 
 impl CacheMetrics {
     /// Creates and registers the metrics.
     pub fn register(registry: &mut Registry) -> Self {
-        let claims = Family::default();
+        let lookups = Family::default();
         registry.register(
-            "halley_route_cache_claims",
+            "halley_route_cache_lookups",
             "Route cache lookups by result: hit, miss, or shared with another worker's look-up",
-            claims.clone(),
+            lookups.clone(),
         );
-        Self { claims }
+        Self { lookups }
     }
 
     fn count(&self, result: &'static str) {
-        self.claims.get_or_create(&Labels { result }).inc();
+        self.lookups.get_or_create(&Labels { result }).inc();
     }
 }
 
 /// The route cache. Clones share the content.
 #[derive(Debug)]
 pub struct RouteCache<V> {
-    table: Arc<Mutex<Table<V>>>,
+    table: Arc<Mutex<CacheTable<V>>>,
     metrics: CacheMetrics,
 }
 
@@ -74,21 +74,21 @@ impl<V> Clone for RouteCache<V> {
 
 /// The result of a claim.
 #[derive(Debug)]
-pub enum Claim<V: Clone> {
+pub enum CacheLookup<V: Clone> {
     /// The cached value.
     Hit(V),
     /// The claimer has to compute the value.
-    Mine(Permit<V>),
+    Leader(FillPermit<V>),
     /// Another worker is computing it.
-    Other(Waiter<V>),
+    Follower(FillWaiter<V>),
 }
 
 /// The exclusive right to compute a room's value. Dropping it without publishing frees the room, and
 /// wakes the waiters with no value.
 #[derive(Debug)]
-pub struct Permit<V: Clone> {
-    table: Arc<Mutex<Table<V>>>,
-    flight: FlightKey,
+pub struct FillPermit<V: Clone> {
+    table: Arc<Mutex<CacheTable<V>>>,
+    key: InFlightKey,
     stamp: u64,
     since: Instant,
     sender: watch::Sender<Option<V>>,
@@ -96,7 +96,7 @@ pub struct Permit<V: Clone> {
 
 /// Waits for a value that another worker computes.
 #[derive(Debug)]
-pub struct Waiter<V> {
+pub struct FillWaiter<V> {
     made: watch::Receiver<Option<V>>,
     maker: Maker,
 }
@@ -104,27 +104,36 @@ pub struct Waiter<V> {
 impl<V: Clone> RouteCache<V> {
     /// An empty cache.
     pub fn new(limits: &CacheConfig, metrics: CacheMetrics) -> Self {
-        let table = Table::new(limits.clone());
+        let table = CacheTable::new(limits.clone());
         Self { table: Arc::new(Mutex::new(table)), metrics }
     }
 
     /// Asks for a room's value under a generation of policies, for this worker. Never waits.
-    pub fn claim(&self, room: &RoomId, generation: u64, by: &Maker) -> Claim<V> {
+    pub fn lookup(&self, room: &RoomId, generation: u64, by: &Maker) -> CacheLookup<V> {
         let mut table = self.table.lock();
         if let Some(value) = table.valid(room, generation) {
             self.metrics.count("hit");
-            return Claim::Hit(value);
+            return CacheLookup::Hit(value);
         }
-        let flight = (room.clone(), generation);
-        if let Some(running) = table.flights.get(&flight) {
+        let key = (room.clone(), generation);
+        if let Some(running) = table.in_flight.get(&key) {
             self.metrics.count("shared");
-            return Claim::Other(Waiter { made: running.receiver.clone(), maker: running.maker.clone() });
+            return CacheLookup::Follower(FillWaiter {
+                made: running.receiver.clone(),
+                maker: running.maker.clone(),
+            });
         }
         self.metrics.count("miss");
         let (sender, receiver) = watch::channel(None);
         let stamp = table.stamp();
-        table.flights.insert(flight.clone(), Flight { stamp, maker: by.clone(), receiver });
-        Claim::Mine(Permit { table: self.table.clone(), flight, stamp, since: Instant::now(), sender })
+        table.in_flight.insert(key.clone(), InFlight { stamp, maker: by.clone(), receiver });
+        CacheLookup::Leader(FillPermit {
+            table: self.table.clone(),
+            key,
+            stamp,
+            since: Instant::now(),
+            sender,
+        })
     }
 
     /// The cached value of a room under a generation, if any. Claims nothing, counts nothing.
@@ -136,38 +145,41 @@ impl<V: Clone> RouteCache<V> {
     pub fn invalidate(&self, room: &RoomId) {
         let mut table = self.table.lock();
         table.remove(room);
-        table.flights.retain(|(flying, _), _| flying != room);
+        table.in_flight.retain(|(flying, _), _| flying != room);
     }
 
     /// The number of cached rooms and of their connections.
     pub fn size(&self) -> (usize, usize) {
         let table = self.table.lock();
-        (table.kept.len(), table.weight)
+        (table.cached.len(), table.weight)
     }
 }
 
-impl<V: Clone> Permit<V> {
+impl<V: Clone> FillPermit<V> {
     /// Caches the value and hands it to all waiters. `weight` is the number of connections.
     pub fn publish(self, value: V, weight: usize) {
         let mut table = self.table.lock();
-        if table.lands(&self.flight, self.stamp) {
-            let (room, generation) = self.flight.clone();
+        if table.complete(&self.key, self.stamp) {
+            let (room, generation) = self.key.clone();
             let stamp = table.stamp();
-            table.keep(room, Kept { generation, stamp, since: self.since, weight, value: value.clone() });
+            table.store(
+                room,
+                CachedRoute { generation, stamp, since: self.since, weight, value: value.clone() },
+            );
         }
         drop(table);
         self.sender.send_replace(Some(value));
     }
 }
 
-impl<V: Clone> Drop for Permit<V> {
+impl<V: Clone> Drop for FillPermit<V> {
     fn drop(&mut self) {
         // After publish() the flight is gone already, and this does nothing.
-        self.table.lock().lands(&self.flight, self.stamp);
+        self.table.lock().complete(&self.key, self.stamp);
     }
 }
 
-impl<V: Clone> Waiter<V> {
+impl<V: Clone> FillWaiter<V> {
     /// Who makes it.
     pub fn maker(&self) -> &Maker {
         &self.maker

@@ -47,22 +47,22 @@ impl fmt::Display for Maker {
 }
 
 /// A room under a generation.
-pub(super) type FlightKey = (RoomId, u64);
+pub(super) type InFlightKey = (RoomId, u64);
 
 #[derive(Debug)]
-pub(super) struct Table<V> {
+pub(super) struct CacheTable<V> {
     limits: CacheConfig,
-    pub(super) kept: HashMap<RoomId, Kept<V>>,
-    /// The rooms in `kept` in the order of publication, by stamp.
+    pub(super) cached: HashMap<RoomId, CachedRoute<V>>,
+    /// The rooms in `cached` in the order of publication, by stamp.
     pub(super) by_age: BTreeMap<u64, RoomId>,
     pub(super) weight: usize,
     /// Computations in progress, except those that were invalidated.
-    pub(super) flights: HashMap<FlightKey, Flight<V>>,
+    pub(super) in_flight: HashMap<InFlightKey, InFlight<V>>,
     next_stamp: u64,
 }
 
 #[derive(Debug)]
-pub(super) struct Kept<V> {
+pub(super) struct CachedRoute<V> {
     pub(super) generation: u64,
     pub(super) stamp: u64,
     pub(super) since: Instant,
@@ -71,17 +71,17 @@ pub(super) struct Kept<V> {
 }
 
 #[derive(Debug)]
-pub(super) struct Flight<V> {
+pub(super) struct InFlight<V> {
     pub(super) stamp: u64,
     pub(super) maker: Maker,
     pub(super) receiver: watch::Receiver<Option<V>>,
 }
 
-impl<V: Clone> Table<V> {
+impl<V: Clone> CacheTable<V> {
     /// An empty table.
     pub(super) fn new(limits: CacheConfig) -> Self {
-        let (kept, by_age, flights) = Default::default();
-        Self { limits, kept, by_age, weight: 0, flights, next_stamp: 0 }
+        let (cached, by_age, in_flight) = Default::default();
+        Self { limits, cached, by_age, weight: 0, in_flight, next_stamp: 0 }
     }
 
     pub(super) fn stamp(&mut self) -> u64 {
@@ -90,35 +90,35 @@ impl<V: Clone> Table<V> {
     }
 
     pub(super) fn valid(&self, room: &RoomId, generation: u64) -> Option<V> {
-        let kept = self.kept.get(room)?;
-        let valid = kept.generation == generation && kept.since.elapsed() < self.limits.max_age;
-        valid.then(|| kept.value.clone())
+        let cached = self.cached.get(room)?;
+        let valid = cached.generation == generation && cached.since.elapsed() < self.limits.max_age;
+        valid.then(|| cached.value.clone())
     }
 
     /// Ends a computation; false if it was ended before or invalidated.
-    pub(super) fn lands(&mut self, flight: &FlightKey, stamp: u64) -> bool {
-        let listed = self.flights.get(flight).is_some_and(|running| running.stamp == stamp);
+    pub(super) fn complete(&mut self, key: &InFlightKey, stamp: u64) -> bool {
+        let listed = self.in_flight.get(key).is_some_and(|running| running.stamp == stamp);
         if listed {
-            self.flights.remove(flight);
+            self.in_flight.remove(key);
         }
         listed
     }
 
     /// Stores a value, unless one of a newer generation exists, and evicts others.
-    pub(super) fn keep(&mut self, room: RoomId, kept: Kept<V>) {
-        if self.kept.get(&room).is_some_and(|present| present.generation > kept.generation) {
+    pub(super) fn store(&mut self, room: RoomId, cached: CachedRoute<V>) {
+        if self.cached.get(&room).is_some_and(|present| present.generation > cached.generation) {
             return;
         }
         self.remove(&room);
-        if kept.weight > self.limits.connections || self.limits.rooms == 0 {
+        if cached.weight > self.limits.connections || self.limits.rooms == 0 {
             return;
         }
-        self.weight += kept.weight;
-        self.by_age.insert(kept.stamp, room.clone());
-        self.kept.insert(room, kept);
+        self.weight += cached.weight;
+        self.by_age.insert(cached.stamp, room.clone());
+        self.cached.insert(room, cached);
         while let Some((_, oldest)) = self.by_age.first_key_value() {
-            let expired = self.kept.get(oldest).is_none_or(|k| k.since.elapsed() >= self.limits.max_age);
-            let too_much = self.kept.len() > self.limits.rooms || self.weight > self.limits.connections;
+            let expired = self.cached.get(oldest).is_none_or(|k| k.since.elapsed() >= self.limits.max_age);
+            let too_much = self.cached.len() > self.limits.rooms || self.weight > self.limits.connections;
             if !expired && !too_much {
                 break;
             }
@@ -128,9 +128,9 @@ impl<V: Clone> Table<V> {
     }
 
     pub(super) fn remove(&mut self, room: &RoomId) {
-        if let Some(kept) = self.kept.remove(room) {
-            self.by_age.remove(&kept.stamp);
-            self.weight -= kept.weight;
+        if let Some(cached) = self.cached.remove(room) {
+            self.by_age.remove(&cached.stamp);
+            self.weight -= cached.weight;
         }
     }
 }

@@ -20,33 +20,33 @@ fn lasting<V: Clone>() -> RouteCache<V> {
     cache(100, 1000, Duration::from_secs(3600))
 }
 
-fn mine<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Permit<V> {
-    match cache.claim(&room.into(), generation, &maker()) {
-        Claim::Mine(permit) => permit,
-        Claim::Hit(_) => panic!("{room} is cached"),
-        Claim::Other(_) => panic!("{room} is being computed"),
+fn leader<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> FillPermit<V> {
+    match cache.lookup(&room.into(), generation, &maker()) {
+        CacheLookup::Leader(permit) => permit,
+        CacheLookup::Hit(_) => panic!("{room} is cached"),
+        CacheLookup::Follower(_) => panic!("{room} is being computed"),
     }
 }
 
-fn other<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Waiter<V> {
-    let Claim::Other(waiter) = cache.claim(&room.into(), generation, &maker()) else {
+fn follower<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> FillWaiter<V> {
+    let CacheLookup::Follower(waiter) = cache.lookup(&room.into(), generation, &maker()) else {
         panic!("nobody makes {room}")
     };
     waiter
 }
 
 fn hit<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> Option<V> {
-    match cache.claim(&room.into(), generation, &maker()) {
-        Claim::Hit(value) => Some(value),
-        Claim::Mine(_) | Claim::Other(_) => None,
+    match cache.lookup(&room.into(), generation, &maker()) {
+        CacheLookup::Hit(value) => Some(value),
+        CacheLookup::Leader(_) | CacheLookup::Follower(_) => None,
     }
 }
 
 #[tokio::test]
-async fn one_makes_it_and_all_have_it() {
+async fn one_worker_computes_for_all() {
     let cache = lasting();
-    let permit = mine(&cache, "r", 1);
-    let waiters = [other(&cache, "r", 1), other(&cache, "r", 1)];
+    let permit = leader(&cache, "r", 1);
+    let waiters = [follower(&cache, "r", 1), follower(&cache, "r", 1)];
     assert_eq!(waiters[0].maker().to_string(), "push/7");
     permit.publish("value", 3);
     for waiter in waiters {
@@ -57,21 +57,21 @@ async fn one_makes_it_and_all_have_it() {
 }
 
 #[tokio::test]
-async fn who_gives_up_wakes_the_others_empty_handed() {
+async fn a_dropped_permit_wakes_the_waiters() {
     let cache = lasting::<&str>();
-    let permit = mine(&cache, "r", 1);
-    let waiter = other(&cache, "r", 1);
+    let permit = leader(&cache, "r", 1);
+    let waiter = follower(&cache, "r", 1);
     drop(permit);
     assert_eq!(waiter.wait().await, None);
-    mine(&cache, "r", 1).publish("second", 1);
+    leader(&cache, "r", 1).publish("second", 1);
     assert_eq!(hit(&cache, "r", 1), Some("second"));
 }
 
 #[test]
 fn a_value_is_of_one_generation() {
     let cache = lasting();
-    let old = mine(&cache, "r", 1);
-    mine(&cache, "r", 2).publish("new", 1);
+    let old = leader(&cache, "r", 1);
+    leader(&cache, "r", 2).publish("new", 1);
     old.publish("old", 1);
     assert_eq!(hit(&cache, "r", 2), Some("new"), "a straggler does not overwrite");
     assert_eq!(hit(&cache, "r", 1), None);
@@ -79,19 +79,19 @@ fn a_value_is_of_one_generation() {
 }
 
 #[tokio::test]
-async fn what_was_read_before_an_invalidation_is_not_kept() {
+async fn nothing_read_before_an_invalidation_is_cached() {
     let cache = lasting();
-    mine(&cache, "r", 1).publish("first", 1);
+    leader(&cache, "r", 1).publish("first", 1);
     cache.invalidate(&"r".into());
     assert_eq!(hit(&cache, "r", 1), None);
 
-    let before = mine(&cache, "r", 1);
-    let waiter = other(&cache, "r", 1);
+    let before = leader(&cache, "r", 1);
+    let waiter = follower(&cache, "r", 1);
     cache.invalidate(&"r".into());
-    let after = mine(&cache, "r", 1);
+    let after = leader(&cache, "r", 1);
     before.publish("before", 1);
     assert_eq!(waiter.wait().await, Some("before"), "earlier claims may get it");
-    let late = other(&cache, "r", 1);
+    let late = follower(&cache, "r", 1);
     after.publish("after", 1);
     assert_eq!(late.wait().await, Some("after"));
     assert_eq!(hit(&cache, "r", 1), Some("after"));
@@ -100,7 +100,7 @@ async fn what_was_read_before_an_invalidation_is_not_kept() {
 #[test]
 fn old_values_are_not_found() {
     let cache = cache(100, 1000, Duration::ZERO);
-    mine(&cache, "r", 1).publish("value", 1);
+    leader(&cache, "r", 1).publish("value", 1);
     assert_eq!(hit(&cache, "r", 1), None);
     assert_eq!(cache.size(), (0, 0));
 }
@@ -109,23 +109,23 @@ fn old_values_are_not_found() {
 fn rooms_and_connections_are_bounded() {
     let cache = cache(3, 100, Duration::from_secs(3600));
     for number in 0..10 {
-        mine(&cache, &format!("r{number}"), 1).publish(number, 10);
+        leader(&cache, &format!("r{number}"), 1).publish(number, 10);
     }
     assert_eq!(cache.size(), (3, 30));
     assert_eq!((hit(&cache, "r6", 1), hit(&cache, "r9", 1)), (None, Some(9)), "the oldest go first");
-    mine(&cache, "large", 1).publish(100, 95);
+    leader(&cache, "large", 1).publish(100, 95);
     assert_eq!(cache.size(), (1, 95));
-    mine(&cache, "too-large", 1).publish(101, 101);
+    leader(&cache, "too-large", 1).publish(101, 101);
     assert_eq!((cache.size(), hit(&cache, "large", 1)), ((1, 95), Some(100)));
-    mine(&cache, "large", 2).publish(102, 96);
+    leader(&cache, "large", 2).publish(102, 96);
     assert_eq!(cache.size(), (1, 96), "a replaced value weighs no more");
     let table = cache.table.lock();
-    assert_eq!((table.by_age.len(), table.flights.len()), (1, 0), "nothing is left behind");
+    assert_eq!((table.by_age.len(), table.in_flight.len()), (1, 0), "nothing is left behind");
 }
 
 /// Eight workers claim overlapping rooms in different orders; some give up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn workers_never_make_the_same_room_at_once_and_never_lock_up() {
+async fn workers_never_compute_a_room_twice_or_deadlock() {
     let cache = cache::<usize>(100, 1000, Duration::from_micros(200));
     let making: Arc<Vec<AtomicUsize>> = Arc::new((0..10).map(|_| AtomicUsize::new(0)).collect());
     let mut workers = JoinSet::new();
@@ -134,7 +134,7 @@ async fn workers_never_make_the_same_room_at_once_and_never_lock_up() {
     }
     let all = async { while workers.join_next().await.transpose().expect("no worker panics").is_some() {} };
     tokio::time::timeout(Duration::from_secs(60), all).await.expect("no deadlock");
-    assert!(cache.table.lock().flights.is_empty());
+    assert!(cache.table.lock().in_flight.is_empty());
 }
 
 async fn batches(worker: usize, cache: RouteCache<usize>, making: Arc<Vec<AtomicUsize>>) {
@@ -159,10 +159,10 @@ async fn one_round(
 ) -> Vec<usize> {
     let (mut permits, mut waiters, mut again) = (Vec::new(), Vec::new(), Vec::new());
     for &room in wanted {
-        match cache.claim(&room.to_string().into(), 1, &maker()) {
-            Claim::Hit(value) => assert_eq!(value, room),
-            Claim::Other(waiter) => waiters.push((room, waiter)),
-            Claim::Mine(permit) => {
+        match cache.lookup(&room.to_string().into(), 1, &maker()) {
+            CacheLookup::Hit(value) => assert_eq!(value, room),
+            CacheLookup::Follower(waiter) => waiters.push((room, waiter)),
+            CacheLookup::Leader(permit) => {
                 assert_eq!(making[room].fetch_add(1, Ordering::SeqCst), 0, "two workers compute room {room}");
                 permits.push((room, permit));
             }

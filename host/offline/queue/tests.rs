@@ -6,23 +6,23 @@ use async_trait::async_trait;
 use tokio::task::JoinSet;
 
 use super::super::tests::entry;
-use super::super::{Kept, Unavailable};
+use super::super::{StoredMessage, Unavailable};
 use super::*;
 use crate::message::UserId;
 
 /// The inbox's reaction to one pipeline.
-type Act = Box<dyn FnMut(&[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> + Send>;
+type InboxScript = Box<dyn FnMut(&[InboxEntry]) -> Result<Vec<NotStored>, PartialStore> + Send>;
 
 /// Records what is stored and reacts as scripted.
-struct Scripted {
-    act: Mutex<Act>,
+struct ScriptedInbox {
+    act: Mutex<InboxScript>,
     /// The entries of each pipeline.
     pipelines: Mutex<Vec<Vec<String>>>,
 }
 
 #[async_trait]
-impl Inbox for Scripted {
-    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> {
+impl Inbox for ScriptedInbox {
+    async fn store(&self, entries: &[InboxEntry]) -> Result<Vec<NotStored>, PartialStore> {
         let names =
             entries.iter().map(|entry| format!("{} {}", entry.user, entry.message.record.origin.offset));
         self.pipelines.lock().push(names.collect());
@@ -31,31 +31,31 @@ impl Inbox for Scripted {
         (self.act.lock())(entries)
     }
 
-    async fn read(&self, _: &UserId, _: usize) -> Result<Vec<Kept>, Unavailable> {
+    async fn read(&self, _: &UserId, _: usize) -> Result<Vec<StoredMessage>, Unavailable> {
         Ok(Vec::new())
     }
 }
 
-struct World {
+struct WriterHarness {
     queue: InboxQueue,
-    inbox: Arc<Scripted>,
+    inbox: Arc<ScriptedInbox>,
     _writer: JoinSet<()>,
 }
 
-impl World {
+impl WriterHarness {
     fn new(
-        give_up_after: Duration,
-        act: impl FnMut(&[InboxEntry]) -> Result<Vec<NotStored>, Unfinished> + Send + 'static,
+        store_timeout: Duration,
+        act: impl FnMut(&[InboxEntry]) -> Result<Vec<NotStored>, PartialStore> + Send + 'static,
     ) -> Self {
-        let inbox = Arc::new(Scripted { act: Mutex::new(Box::new(act)), pipelines: Mutex::default() });
-        let config = Config { give_up_after, ..Config::default() };
+        let inbox = Arc::new(ScriptedInbox { act: Mutex::new(Box::new(act)), pipelines: Mutex::default() });
+        let config = Config { store_timeout, ..Config::default() };
         let (queue, writer) = InboxQueue::new(Arc::clone(&inbox), &config);
         let mut tasks = JoinSet::new();
         tasks.spawn(writer.run(CancellationToken::new()));
         Self { queue, inbox, _writer: tasks }
     }
 
-    async fn store(&self, entries: Vec<InboxEntry>) -> Stored {
+    async fn store(&self, entries: Vec<InboxEntry>) -> StoreResult {
         let places = self.queue.places(entries.len()).await.expect("the writer runs");
         places.store(entries, || ()).await.expect("the writer runs")
     }
@@ -74,17 +74,17 @@ impl World {
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn full() -> Unavailable {
-    Unavailable::pretended_full("store_offline")
+    Unavailable::simulated_oom("store_offline")
 }
 
 #[tokio::test]
 async fn many_messages_share_pipelines_and_nothing_is_written_twice() {
-    let world = World::new(HOUR, |_| Ok(Vec::new()));
+    let world = WriterHarness::new(HOUR, |_| Ok(Vec::new()));
     let message = |offset: i64| (0..200).map(move |user| entry(&format!("u{user}"), offset, None)).collect();
     // Few enough to be polled in order.
     let all = (0..25).map(|offset| world.store(message(offset)));
     let stored = futures_util::future::join_all(all).await;
-    assert!(stored.iter().all(|stored| *stored == Stored::default()));
+    assert!(stored.iter().all(|stored| *stored == StoreResult::default()));
     let (times, pipelines) = world.written();
     assert_eq!((times.len(), times.values().max()), (5000, Some(&1)));
     assert!(pipelines < 20, "{pipelines} pipelines for 25 messages");
@@ -95,9 +95,9 @@ async fn many_messages_share_pipelines_and_nothing_is_written_twice() {
 }
 
 #[tokio::test]
-async fn it_goes_on_where_redis_stopped() {
+async fn the_writer_continues_where_redis_stopped() {
     // A Redis that accepts ten entries per pipeline, and permanently refuses one.
-    let world = World::new(HOUR, |entries| {
+    let world = WriterHarness::new(HOUR, |entries| {
         let never = entries.iter().position(|entry| entry.user.as_str() == "u13");
         let not_stored =
             never.filter(|at| *at < 10).map(|entry| NotStored { entry, reason: "spoilt".into() });
@@ -105,10 +105,10 @@ async fn it_goes_on_where_redis_stopped() {
         if entries.len() <= 10 {
             return Ok(not_stored);
         }
-        Err(Unfinished { not_stored, left: (10..entries.len()).collect(), because: full() })
+        Err(PartialStore { not_stored, left: (10..entries.len()).collect(), error: full() })
     });
     let stored = world.store((0..95).map(|user| entry(&format!("u{user}"), 1, None)).collect()).await;
-    assert_eq!(stored, Stored { refused: vec![UserId::from("u13")], reason: Some("spoilt".into()) });
+    assert_eq!(stored, StoreResult { refused: vec![UserId::from("u13")], reason: Some("spoilt".into()) });
     let pipelines = world.inbox.pipelines.lock();
     let taken: Vec<_> = pipelines.iter().flat_map(|pipeline| pipeline.iter().take(10)).collect();
     let expected: Vec<_> = (0..95).map(|user| format!("u{user} 1")).collect();
@@ -117,11 +117,11 @@ async fn it_goes_on_where_redis_stopped() {
 
 #[tokio::test]
 async fn a_pipeline_that_was_too_slow_was_too_large() {
-    let world = World::new(HOUR, |entries| {
-        let because = Unavailable::pretended_slow("store_offline");
+    let world = WriterHarness::new(HOUR, |entries| {
+        let error = Unavailable::simulated_timeout("store_offline");
         let left = (0..entries.len()).collect();
         if entries.len() > 5 {
-            Err(Unfinished { not_stored: Vec::new(), left, because })
+            Err(PartialStore { not_stored: Vec::new(), left, error })
         } else {
             Ok(Vec::new())
         }
@@ -129,19 +129,19 @@ async fn a_pipeline_that_was_too_slow_was_too_large() {
     let mut problem = world.queue.problem();
     assert_eq!(
         world.store((0..300).map(|user| entry(&format!("u{user}"), 1, None)).collect()).await,
-        Stored::default()
+        StoreResult::default()
     );
     assert_eq!(*problem.borrow_and_update(), None, "the problem is cleared");
 }
 
 #[tokio::test]
-async fn a_redis_that_refuses_for_long_is_given_up_and_asked_again() {
+async fn a_long_refusal_is_given_up_and_retried() {
     let refuses = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let world = World::new(Duration::from_millis(300), {
+    let world = WriterHarness::new(Duration::from_millis(300), {
         let refuses = Arc::clone(&refuses);
         move |entries| {
             let left = (0..entries.len()).collect();
-            let refused = Unfinished { not_stored: Vec::new(), left, because: full() };
+            let refused = PartialStore { not_stored: Vec::new(), left, error: full() };
             if refuses.load(Ordering::Relaxed) { Err(refused) } else { Ok(Vec::new()) }
         }
     });
@@ -160,24 +160,24 @@ async fn a_redis_that_refuses_for_long_is_given_up_and_asked_again() {
 
     assert_eq!(world.store(ten()).await.refused.len(), 10, "at once: it still refuses");
     refuses.store(false, Ordering::Relaxed);
-    assert_eq!(world.store(ten()).await, Stored::default(), "it is tried each time");
+    assert_eq!(world.store(ten()).await, StoreResult::default(), "it is tried each time");
 }
 
 #[tokio::test]
-async fn what_nobody_waits_for_any_more_is_not_written() {
-    let world = World::new(HOUR, |_| Ok(Vec::new()));
+async fn abandoned_entries_are_not_written() {
+    let world = WriterHarness::new(HOUR, |_| Ok(Vec::new()));
     let places = world.queue.places(1).await.expect("the writer runs");
     let mut abandoned = Box::pin(places.store(vec![entry("ann", 1, None)], || ()));
     assert!(futures_util::poll!(&mut abandoned).is_pending());
     drop(abandoned);
-    assert_eq!(world.store(vec![entry("bob", 2, None)]).await, Stored::default());
+    assert_eq!(world.store(vec![entry("bob", 2, None)]).await, StoreResult::default());
     assert_eq!(world.written().0.into_keys().collect::<Vec<_>>(), ["bob 2"]);
 }
 
 #[tokio::test]
-async fn what_waits_is_bounded() {
-    let world = World::new(HOUR, |_| Ok(Vec::new()));
-    let all = world.queue.places(PLACES).await.expect("the writer runs");
+async fn the_queue_is_bounded() {
+    let world = WriterHarness::new(HOUR, |_| Ok(Vec::new()));
+    let all = world.queue.places(QUEUE_SLOTS).await.expect("the writer runs");
     let one = world.queue.places(1);
     tokio::pin!(one);
     assert!(futures_util::poll!(&mut one).is_pending());

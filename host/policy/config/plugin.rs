@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use crate::artifact;
 use crate::message::NamedBy;
 use crate::policy::on_error::OnErrors;
-use crate::policy::rollout::config::{Mode, QuarantineConfig, Share, TrialConfig};
+use crate::policy::rollout::config::{Fraction, QuarantineConfig, RolloutConfig, RolloutMode};
 
 /// Who sees the values that a plugin keeps with `host.state-set`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
@@ -55,7 +55,7 @@ pub struct PluginConfig {
     pub path: PathBuf,
     /// The SHA-256 of the file, in hex: nothing else is taken in for this plugin, by file, from a
     /// registry or by push. Versions that are kept from before may be gone back to. A candidate then
-    /// needs a pin of its own, `trial.sha256`.
+    /// needs a pin of its own, `rollout.sha256`.
     pub sha256: Option<String>,
     /// Whether a version may come in force that is signed with a lower number than the highest that
     /// was active.
@@ -66,7 +66,7 @@ pub struct PluginConfig {
     pub on_error: OnErrors,
     /// A candidate that decides for some rooms, or only looks on.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub trial: Option<TrialConfig>,
+    pub rollout: Option<RolloutConfig>,
     /// When a version that fails goes out of force by itself, and what decides then.
     pub quarantine: QuarantineConfig,
     /// The most that one call may take, whatever the size of its batch. Rounded up to the
@@ -76,7 +76,7 @@ pub struct PluginConfig {
     /// How much of a worker's time may go into calls that run past their deadline, while no other
     /// version can come in the plugin's place: beyond it the plugin is not called for a while, and
     /// `on_error` decides at once. `100%` is no limit.
-    pub time_budget: Share,
+    pub time_budget: Fraction,
     /// The most linear memory that one instance may have, in bytes, with 8 bytes for each element of
     /// its tables. Every worker has an instance. Bounds the data of one answer too.
     pub memory: ByteSize,
@@ -103,10 +103,10 @@ impl Default for PluginConfig {
             sha256: None,
             allow_downgrade: false,
             on_error: OnErrors::default(),
-            trial: None,
+            rollout: None,
             quarantine: QuarantineConfig::default(),
             deadline: Duration::from_millis(50),
-            time_budget: Share(0.1),
+            time_budget: Fraction(0.1),
             memory: ByteSize::mib(64),
             state: StateScope::default(),
             max_shared_state: ByteSize::mib(64),
@@ -124,8 +124,8 @@ impl PluginConfig {
     }
 
     /// Makes relative paths relative to this folder.
-    pub fn take_paths_from(&mut self, base: &Path) {
-        for path in [Some(&mut self.path), self.trial.as_mut().map(|trial| &mut trial.path)] {
+    pub fn resolve_paths(&mut self, base: &Path) {
+        for path in [Some(&mut self.path), self.rollout.as_mut().map(|rollout| &mut rollout.path)] {
             if let Some(path) = path.filter(|path| !artifact::is_reference(path)) {
                 *path = base.join(&*path);
             }
@@ -134,7 +134,7 @@ impl PluginConfig {
 
     /// The files that it is made of: its own, and its candidate's.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        std::iter::once(self.path.as_path()).chain(self.trial.iter().map(|trial| trial.path.as_path()))
+        std::iter::once(self.path.as_path()).chain(self.rollout.iter().map(|rollout| rollout.path.as_path()))
     }
 
     /// What is wrong with these settings by themselves, each with its remedy.
@@ -148,15 +148,15 @@ impl PluginConfig {
         }
         mistakes.extend(self.paths().filter_map(|path| artifact::reference(path)?.err()));
         let is_hash = |pin: &String| pin.len() == 64 && pin.bytes().all(|b| b.is_ascii_hexdigit());
-        let candidate = self.trial.as_ref().and_then(|trial| trial.sha256.as_ref());
-        for (key, pin) in [("sha256", self.sha256.as_ref()), ("trial.sha256", candidate)] {
+        let candidate = self.rollout.as_ref().and_then(|rollout| rollout.sha256.as_ref());
+        for (key, pin) in [("sha256", self.sha256.as_ref()), ("rollout.sha256", candidate)] {
             if !pin.is_none_or(is_hash) {
                 mistakes.push(format!("`{key}` must be 64 hex digits, as `sha256sum` prints them"));
             }
         }
-        if self.trial.is_some() && self.sha256.is_some() && candidate.is_none() {
+        if self.rollout.is_some() && self.sha256.is_some() && candidate.is_none() {
             mistakes.push(
-                "`sha256` pins the plugin, and its candidate is not pinned; give it `trial.sha256`"
+                "`sha256` pins the plugin, and its candidate is not pinned; give it `rollout.sha256`"
                     .to_owned(),
             );
         }
@@ -177,11 +177,11 @@ impl PluginConfig {
         }
         mistakes.extend(self.on_error.validate());
         mistakes.extend(self.quarantine.validate());
-        mistakes.extend(self.trial.iter().flat_map(TrialConfig::validate));
-        let looks_on = self.trial.as_ref().is_some_and(|trial| trial.mode == Mode::Shadow);
-        if looks_on && self.state == StateScope::Shared {
+        mistakes.extend(self.rollout.iter().flat_map(RolloutConfig::validate));
+        let is_shadow = self.rollout.as_ref().is_some_and(|rollout| rollout.mode == RolloutMode::Shadow);
+        if is_shadow && self.state == StateScope::Shared {
             mistakes.push(
-                "`trial.mode = \"shadow\"` cannot see `state = \"shared\"`; try it as a canary".to_owned(),
+                "`rollout.mode = \"shadow\"` cannot see `state = \"shared\"`; try it as a canary".to_owned(),
             );
         }
         mistakes
@@ -206,7 +206,7 @@ mod tests {
         let bad = PluginConfig {
             name: "a b".into(),
             deadline: Duration::ZERO,
-            time_budget: Share(0.0),
+            time_budget: Fraction(0.0),
             memory: ByteSize::b(1),
             max_shared_state: ByteSize::b(255),
             config: serde_json::Value::Null,
@@ -215,8 +215,9 @@ mod tests {
         assert_eq!(bad.validate().len(), 7, "{:?}", bad.validate());
         let good = PluginConfig::new("a-b_c.d", "x.wasm");
         assert!(good.validate().is_empty());
-        let shadow = TrialConfig { path: "y.wasm".into(), mode: Mode::Shadow, ..TrialConfig::default() };
-        let blind = PluginConfig { trial: Some(shadow), state: StateScope::Shared, ..good };
+        let shadow =
+            RolloutConfig { path: "y.wasm".into(), mode: RolloutMode::Shadow, ..RolloutConfig::default() };
+        let blind = PluginConfig { rollout: Some(shadow), state: StateScope::Shared, ..good };
         assert_eq!(blind.validate().len(), 1, "{:?}", blind.validate());
     }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::artifact::{self, Intake, RegistryConfig, Trust, Versions};
-use crate::files::OwnFolder;
+use crate::artifact::{self, PluginLoader, PluginTrust, RegistryConfig, Versions};
+use crate::files::OwnedDir;
 use crate::policy::config::plugin::PluginConfig;
 use crate::wasm::{CompileLimits, RuntimeConfig, WasmFeature};
 
@@ -25,15 +25,15 @@ pub struct PoliciesConfig {
     /// How long files have to be left alone after a change before they are looked at: what
     /// changes one after the other within this time is swapped as one.
     #[serde(with = "humantime_serde")]
-    pub quiet: Duration,
+    pub debounce: Duration,
     /// How often all files are looked at again, in case the file system's events were lost.
     #[serde(with = "humantime_serde")]
-    pub rescan: Duration,
+    pub rescan_interval: Duration,
     /// Where the versions of plugins are kept, with what is in force: a restart comes up with
     /// it. Compiled code is kept there, too, unless others may write to the folder. Made where
     /// there is none; no other gateway may use it. Without one, the last three versions of each
     /// plugin are kept in memory, and a restart takes the files as they are.
-    pub state_folder: Option<PathBuf>,
+    pub state_dir: Option<PathBuf>,
     /// How many versions of each plugin are kept in the folder.
     pub keep_versions: usize,
     /// Files with ed25519 public keys in PEM, or such texts themselves. Once there is one, only
@@ -67,9 +67,9 @@ impl Default for PoliciesConfig {
     fn default() -> Self {
         Self {
             directory: None,
-            quiet: Duration::from_millis(100),
-            rescan: Duration::from_secs(10),
-            state_folder: None,
+            debounce: Duration::from_millis(100),
+            rescan_interval: Duration::from_secs(10),
+            state_dir: None,
             keep_versions: 10,
             trusted_keys: Vec::new(),
             bare_signatures: false,
@@ -87,7 +87,7 @@ impl PoliciesConfig {
     /// # Errors
     /// When the folder cannot be used, or another gateway uses it.
     pub(in crate::policy) fn versions(&self) -> anyhow::Result<Versions> {
-        match &self.state_folder {
+        match &self.state_dir {
             Some(folder) => Versions::in_folder(folder, self.keep_versions),
             None => Ok(Versions::in_memory()),
         }
@@ -98,18 +98,18 @@ impl PoliciesConfig {
     /// # Errors
     /// When it cannot be made, or should not be used.
     pub fn make_state_folder(&self) -> Result<(), String> {
-        let Some(folder) = &self.state_folder else { return Ok(()) };
-        OwnFolder::create(folder).map(drop)
+        let Some(folder) = &self.state_dir else { return Ok(()) };
+        OwnedDir::create(folder).map(drop)
     }
 
     /// Where plugins come from and which are trusted.
-    pub(in crate::policy) fn intake(&self) -> Intake {
-        Intake::new(self.trust(), self.state_folder.as_deref(), self.registry.clone())
+    pub(in crate::policy) fn loader(&self) -> PluginLoader {
+        PluginLoader::new(self.trust(), self.state_dir.as_deref(), self.registry.clone())
     }
 
     /// What a gateway's runtime is made with.
     pub(in crate::policy) fn runtime(&self) -> RuntimeConfig {
-        let inside = |name| self.state_folder.as_ref().map(|folder| folder.join(name));
+        let inside = |name| self.state_dir.as_ref().map(|folder| folder.join(name));
         let (compiled, uncompilable) = (inside("compiled"), inside("uncompilable"));
         RuntimeConfig { compiled, uncompilable, ..self.runtime_of_a_command() }
     }
@@ -129,27 +129,29 @@ impl PoliciesConfig {
     }
 
     /// Makes relative paths relative to this folder.
-    pub fn take_paths_from(&mut self, base: &Path) {
-        for folder in [&mut self.directory, &mut self.state_folder].into_iter().flatten() {
+    pub fn resolve_paths(&mut self, base: &Path) {
+        for folder in [&mut self.directory, &mut self.state_dir].into_iter().flatten() {
             *folder = base.join(&*folder);
         }
-        for key in self.trusted_keys.iter_mut().filter(|key| !Trust::is_text(key)) {
+        for key in self.trusted_keys.iter_mut().filter(|key| !PluginTrust::is_text(key)) {
             *key = base.join(&*key).display().to_string();
         }
     }
 
-    fn trust(&self) -> Trust {
-        Trust::new(self.trusted_keys.clone()).with_bare_signatures(self.bare_signatures)
+    fn trust(&self) -> PluginTrust {
+        PluginTrust::new(self.trusted_keys.clone()).with_bare_signatures(self.bare_signatures)
     }
 
     /// What is wrong with the values, one sentence for each mistake.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if !(SHORTEST_QUIET..=LONGEST_QUIET).contains(&self.quiet) {
-            problems.push("`policies.quiet` must be 10ms to 10s".to_owned());
+        if !(SHORTEST_DEBOUNCE..=LONGEST_DEBOUNCE).contains(&self.debounce) {
+            problems.push("`policies.debounce` must be 10ms to 10s".to_owned());
         }
-        if self.rescan < SHORTEST_RESCAN {
-            problems.push("`policies.rescan` must be at least 100ms; everything is read for it".to_owned());
+        if self.rescan_interval < SHORTEST_RESCAN {
+            problems.push(
+                "`policies.rescan_interval` must be at least 100ms; everything is read for it".to_owned(),
+            );
         }
         if !(2..=MOST_VERSIONS).contains(&self.keep_versions) {
             problems.push(format!("`policies.keep_versions` must be 2 to {MOST_VERSIONS}"));
@@ -165,8 +167,8 @@ impl PoliciesConfig {
     }
 }
 
-const SHORTEST_QUIET: Duration = Duration::from_millis(10);
-const LONGEST_QUIET: Duration = Duration::from_secs(10);
+const SHORTEST_DEBOUNCE: Duration = Duration::from_millis(10);
+const LONGEST_DEBOUNCE: Duration = Duration::from_secs(10);
 const SHORTEST_RESCAN: Duration = Duration::from_millis(100);
 const MOST_VERSIONS: usize = 1000;
 const LEAST_COMPILE_MEMORY: ByteSize = ByteSize::mib(64);
@@ -247,8 +249,8 @@ mod tests {
     #[test]
     fn settings_that_make_no_sense_are_all_named() {
         let never = PoliciesConfig {
-            quiet: Duration::ZERO,
-            rescan: Duration::ZERO,
+            debounce: Duration::ZERO,
+            rescan_interval: Duration::ZERO,
             keep_versions: 0,
             compile_memory: ByteSize::mib(1),
             compile_timeout: Duration::ZERO,

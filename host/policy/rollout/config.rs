@@ -1,4 +1,4 @@
-//! `trial` and `quarantine` of a `[[plugin]]`: a candidate next to the active version, and when a
+//! `rollout` and `quarantine` of a `[[plugin]]`: a candidate next to the active version, and when a
 //! version is deactivated automatically. Plain data.
 
 use std::path::PathBuf;
@@ -9,16 +9,16 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// A candidate and its rollout.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct TrialConfig {
+pub struct RolloutConfig {
     /// The candidate's file. It uses the plugin's own settings.
     pub path: PathBuf,
     /// The SHA-256 of the candidate's file, in hex; no other content is tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
     /// Whether it decides for some rooms, or observes without effect.
-    pub mode: Mode,
+    pub mode: RolloutMode,
     /// A canary's share of the rooms, chosen by a stable hash: the same rooms on all gateways.
-    pub share: Share,
+    pub weight: Fraction,
     /// Rooms that a canary decides for, whatever the share.
     pub rooms: Vec<String>,
     /// A canary that stays within its budget for this time is promoted automatically. Without it,
@@ -26,13 +26,13 @@ pub struct TrialConfig {
     #[serde(with = "humantime_serde", skip_serializing_if = "Option::is_none")]
     pub promote_after: Option<Duration>,
     /// The limits beyond which a canary is rolled back automatically.
-    pub budget: Budget,
+    pub thresholds: Thresholds,
 }
 
 /// The mode of a candidate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Mode {
+pub enum RolloutMode {
     /// It decides for a share of the rooms.
     #[default]
     Canary,
@@ -43,59 +43,59 @@ pub enum Mode {
 /// The limits of a canary. Checked from 100 messages on.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct Budget {
+pub struct Thresholds {
     /// The share of its messages that it may fail on.
-    pub errors: Share,
+    pub errors: Fraction,
     /// Its mean time per message, as a multiple of the active version's in the same period.
     pub latency: f64,
     /// By how much its share of dropped and dead-lettered messages may exceed that of the active
     /// version.
-    pub drops: Share,
+    pub drops: Fraction,
 }
 
 /// A fraction, written as `5%` or `0.05`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
-pub struct Share(pub f64);
+pub struct Fraction(pub f64);
 
-impl Default for TrialConfig {
+impl Default for RolloutConfig {
     fn default() -> Self {
         Self {
             path: PathBuf::new(),
             sha256: None,
-            mode: Mode::default(),
-            share: Share(0.05),
+            mode: RolloutMode::default(),
+            weight: Fraction(0.05),
             rooms: Vec::new(),
             promote_after: None,
-            budget: Budget::default(),
+            thresholds: Thresholds::default(),
         }
     }
 }
 
-impl Default for Budget {
+impl Default for Thresholds {
     fn default() -> Self {
-        Self { errors: Share(0.01), latency: 3.0, drops: Share(0.05) }
+        Self { errors: Fraction(0.01), latency: 3.0, drops: Fraction(0.05) }
     }
 }
 
-impl TrialConfig {
+impl RolloutConfig {
     /// What is wrong with these settings by themselves, each with its remedy.
     pub(in crate::policy) fn validate(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if self.path.as_os_str().is_empty() {
-            mistakes.push("`trial.path` is missing; give the candidate's .wasm file".to_owned());
+            mistakes.push("`rollout.path` is missing; give the candidate's .wasm file".to_owned());
         }
         let shares = [
-            ("share", self.share),
-            ("budget.errors", self.budget.errors),
-            ("budget.drops", self.budget.drops),
+            ("weight", self.weight),
+            ("thresholds.errors", self.thresholds.errors),
+            ("thresholds.drops", self.thresholds.drops),
         ];
-        for (name, Share(share)) in shares {
-            if !(0.0..=1.0).contains(&share) {
-                mistakes.push(format!("`trial.{name}` must be 0% to 100%"));
+        for (name, Fraction(weight)) in shares {
+            if !(0.0..=1.0).contains(&weight) {
+                mistakes.push(format!("`rollout.{name}` must be 0% to 100%"));
             }
         }
-        if self.budget.latency.is_nan() || self.budget.latency < 1.0 {
-            mistakes.push("`trial.budget.latency` must be at least 1".to_owned());
+        if self.thresholds.latency.is_nan() || self.thresholds.latency < 1.0 {
+            mistakes.push("`rollout.thresholds.latency` must be at least 1".to_owned());
         }
         mistakes
     }
@@ -106,18 +106,18 @@ impl TrialConfig {
 #[serde(default, deny_unknown_fields)]
 pub struct QuarantineConfig {
     /// The number of messages (or rooms) that the version failed on.
-    pub after: usize,
+    pub max_failures: usize,
     /// Within this window.
     #[serde(with = "humantime_serde")]
-    pub within: Duration,
+    pub window: Duration,
     /// What replaces it.
-    pub then: Then,
+    pub action: QuarantineAction,
 }
 
 /// What replaces a quarantined version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Then {
+pub enum QuarantineAction {
     /// The last known-good version of the plugin. If there is none, the failing version stays active
     /// and its `on_error` decides.
     LastGood,
@@ -129,7 +129,7 @@ pub enum Then {
 
 impl Default for QuarantineConfig {
     fn default() -> Self {
-        Self { after: 100, within: Duration::from_secs(60), then: Then::LastGood }
+        Self { max_failures: 100, window: Duration::from_secs(60), action: QuarantineAction::LastGood }
     }
 }
 
@@ -137,11 +137,11 @@ impl QuarantineConfig {
     /// What is wrong with the values, one sentence for each mistake.
     pub(in crate::policy) fn validate(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
-        if !(1..=MOST).contains(&self.after) {
-            mistakes.push(format!("`quarantine.after` must be 1 to {MOST}"));
+        if !(1..=MOST).contains(&self.max_failures) {
+            mistakes.push(format!("`quarantine.max_failures` must be 1 to {MOST}"));
         }
-        if self.within.is_zero() {
-            mistakes.push("`quarantine.within` must be more than 0".to_owned());
+        if self.window.is_zero() {
+            mistakes.push("`quarantine.window` must be more than 0".to_owned());
         }
         mistakes
     }
@@ -149,28 +149,28 @@ impl QuarantineConfig {
 
 const MOST: usize = 100_000;
 
-impl std::str::FromStr for Share {
+impl std::str::FromStr for Fraction {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let text = text.trim();
         let number = |text: &str| text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
-        let share = match text.strip_suffix('%') {
+        let weight = match text.strip_suffix('%') {
             Some(percent) => number(percent).map(|percent| percent / 100.0),
             None => number(text),
         };
-        share.map(Self).ok_or_else(|| format!("`{text}` is not a share; write it as `5%` or `0.05`"))
+        weight.map(Self).ok_or_else(|| format!("`{text}` is not a share; write it as `5%` or `0.05`"))
     }
 }
 
-impl std::fmt::Display for Share {
+impl std::fmt::Display for Fraction {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let percent = (self.0 * 10_000.0).round() / 100.0;
         write!(f, "{percent}%")
     }
 }
 
-impl<'de> Deserialize<'de> for Share {
+impl<'de> Deserialize<'de> for Fraction {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
         #[serde(untagged, expecting = "a share must be written as `\"5%\"` or `0.05`")]
@@ -179,13 +179,13 @@ impl<'de> Deserialize<'de> for Share {
             Text(String),
         }
         match Either::deserialize(deserializer)? {
-            Either::Number(share) => Ok(Self(share)),
+            Either::Number(weight) => Ok(Self(weight)),
             Either::Text(text) => text.parse().map_err(serde::de::Error::custom),
         }
     }
 }
 
-impl Serialize for Share {
+impl Serialize for Fraction {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
@@ -197,19 +197,19 @@ mod tests {
 
     #[test]
     fn shares_are_read_as_people_write_them() {
-        let read = |text: &str| toml::from_str::<TrialConfig>(&format!("path = \"p\"\nshare = {text}"));
-        assert_eq!(read("\"5%\"").unwrap().share, Share(0.05));
-        assert_eq!(read("0.25").unwrap().share, Share(0.25));
+        let read = |text: &str| toml::from_str::<RolloutConfig>(&format!("path = \"p\"\nweight = {text}"));
+        assert_eq!(read("\"5%\"").unwrap().weight, Fraction(0.05));
+        assert_eq!(read("0.25").unwrap().weight, Fraction(0.25));
         assert!(read("\"many\"").unwrap_err().to_string().contains("write it as"));
-        assert_eq!(Share(0.125).to_string(), "12.5%");
-        assert_eq!("12.5%".parse(), Ok(Share(0.125)));
+        assert_eq!(Fraction(0.125).to_string(), "12.5%");
+        assert_eq!("12.5%".parse(), Ok(Fraction(0.125)));
     }
 
     #[test]
     fn settings_that_make_no_sense_are_all_named() {
-        let budget = Budget { errors: Share(2.0), latency: 0.5, drops: Share(-1.0) };
-        let bad = TrialConfig { share: Share(f64::NAN), budget, ..TrialConfig::default() };
+        let thresholds = Thresholds { errors: Fraction(2.0), latency: 0.5, drops: Fraction(-1.0) };
+        let bad = RolloutConfig { weight: Fraction(f64::NAN), thresholds, ..RolloutConfig::default() };
         assert_eq!(bad.validate().len(), 5, "{:?}", bad.validate());
-        assert!(TrialConfig { path: "p".into(), ..TrialConfig::default() }.validate().is_empty());
+        assert!(RolloutConfig { path: "p".into(), ..RolloutConfig::default() }.validate().is_empty());
     }
 }

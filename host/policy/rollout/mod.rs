@@ -1,21 +1,21 @@
 //! Activates and deactivates versions: rollouts of candidates, changes by an operator, and the
 //! quarantine of versions that fail too often.
 //!
-//! - `config`: the configuration. `judge`: whether a canary continues. Both pure.
-//! - `trial`: a candidate next to the active version. `shadow`: the thread of a shadow, and its
+//! - `config`: the configuration. `analyze`: whether a canary continues. Both pure.
+//! - `rollout`: a candidate next to the active version. `shadow`: the thread of a shadow, and its
 //!   differences from the active version.
 //! - `quarantine`: when a version has failed too often.
 //! - `operator`: changes by an operator, and automatic ones by the supervisor. It acts on the whole
 //!   set; the rest of this module knows nothing of sets and chains.
 
+pub(super) mod analysis;
+pub(super) mod candidate;
 pub(super) mod config;
-pub(super) mod judge;
 pub(super) mod operator;
 pub(super) mod quarantine;
 pub(super) mod shadow;
-pub(super) mod trial;
 
-pub use config::{Budget, Mode, QuarantineConfig, Share, Then, TrialConfig};
+pub use candidate::RolloutStatus;
+pub use config::{Fraction, QuarantineAction, QuarantineConfig, RolloutConfig, RolloutMode, Thresholds};
 pub use operator::{Upload, supervise};
 pub use shadow::{Difference, Differences};
-pub use trial::TrialStatus;

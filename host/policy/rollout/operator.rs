@@ -7,17 +7,19 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::artifact::{Against, Arrived, Cause, KeptVersion, Record, Tried};
+use crate::artifact::{Artifact, Exclusion, OverrideCause, RolloutResult, StoredVersion, VersionHistory};
 use crate::policy::config::PluginConfig;
-use crate::policy::entry::Entry;
+use crate::policy::entry::SetEntry;
 use crate::policy::plugin::Plugin;
 use crate::policy::policies::Policies;
-use crate::policy::prepare::{ByHand, Pick, Problem, Refused, Want, Wanted};
-use crate::policy::rollout::config::Then;
-use crate::policy::rollout::judge::Judgement;
-use crate::policy::rollout::quarantine::Alarm;
+use crate::policy::prepare::{
+    DesiredPlugin, DesiredVersion, OperatorChange, PluginProblem, PolicyError, VersionChoice,
+};
+use crate::policy::rollout::analysis::Analysis;
+use crate::policy::rollout::candidate::Rollout;
+use crate::policy::rollout::config::QuarantineAction;
+use crate::policy::rollout::quarantine::FailureAlarm;
 use crate::policy::rollout::shadow::Differences;
-use crate::policy::rollout::trial::Trial;
 use crate::policy::set::Generation;
 
 /// A version that an operator uploads.
@@ -37,13 +39,13 @@ impl Policies {
     ///
     /// # Errors
     /// With all problems of all versions.
-    pub async fn push(&self, uploads: Vec<Upload>) -> Result<Generation, Refused> {
+    pub async fn push(&self, uploads: Vec<Upload>) -> Result<Generation, PolicyError> {
         let pushed = |upload: Upload| {
             let signature = upload.signature.map(Arc::from);
-            let pick = Pick::Upload(Arrived { bytes: upload.bytes.into(), signature });
-            (upload.name, by_hand(pick, Cause::Pushed, "pushed"))
+            let pick = VersionChoice::Upload(Artifact { bytes: upload.bytes.into(), signature });
+            (upload.name, operator_change(pick, OverrideCause::Pushed, "pushed"))
         };
-        self.steer(uploads.into_iter().map(pushed).collect()).await
+        self.apply_operator_changes(uploads.into_iter().map(pushed).collect()).await
     }
 
     /// Rolls a plugin back to an earlier version: the one with this hash prefix, else the last
@@ -51,20 +53,21 @@ impl Policies {
     ///
     /// # Errors
     /// When there is no such version, or it does not start any more.
-    pub async fn rollback(&self, plugin: &str, to: Option<&str>) -> Result<Generation, Refused> {
+    pub async fn rollback(&self, plugin: &str, to: Option<&str>) -> Result<Generation, PolicyError> {
         let record = self.kept().record(plugin).unwrap_or_default();
         let target = match to {
             Some(prefix) => record.find(prefix),
-            None => {
-                record.good().next().ok_or_else(|| "has no known-good version to roll back to".to_owned())
-            }
+            None => record
+                .rollback_candidates()
+                .next()
+                .ok_or_else(|| "has no known-good version to roll back to".to_owned()),
         };
         let hash = target.map_err(|why| self.problem(plugin, why))?.hash.clone();
-        let back = ByHand {
-            against: Some(Against::RolledBack),
-            ..by_hand(Pick::Kept(hash), Cause::RolledBack, "rolled back")
+        let back = OperatorChange {
+            exclusion: Some(Exclusion::RolledBack),
+            ..operator_change(VersionChoice::Stored(hash), OverrideCause::RolledBack, "rolled back")
         };
-        self.steer(BTreeMap::from([(plugin.to_owned(), back)])).await
+        self.apply_operator_changes(BTreeMap::from([(plugin.to_owned(), back)])).await
     }
 
     /// Ends an override of a plugin's file (a push, a rollback, a quarantine): the file decides
@@ -72,15 +75,20 @@ impl Policies {
     ///
     /// # Errors
     /// When the file is refused.
-    pub async fn release(&self, plugin: &str) -> Result<Generation, Refused> {
-        let released =
-            ByHand { pick: Pick::File, cause: None, why: "released".into(), against: None, tried: None };
-        self.steer(BTreeMap::from([(plugin.to_owned(), released)])).await
+    pub async fn release(&self, plugin: &str) -> Result<Generation, PolicyError> {
+        let released = OperatorChange {
+            pick: VersionChoice::File,
+            cause: None,
+            why: "released".into(),
+            exclusion: None,
+            rollout_result: None,
+        };
+        self.apply_operator_changes(BTreeMap::from([(plugin.to_owned(), released)])).await
     }
 
     /// The stored versions of a plugin, the most recently activated first. `None` for a plugin that
     /// never was active.
-    pub fn versions(&self, plugin: &str) -> Option<Vec<KeptVersion>> {
+    pub fn versions(&self, plugin: &str) -> Option<Vec<StoredVersion>> {
         self.kept().record(plugin).map(|record| record.versions)
     }
 
@@ -88,66 +96,79 @@ impl Policies {
     ///
     /// # Errors
     /// When the plugin has no candidate, or is pinned to another version.
-    pub async fn promote(&self, plugin: &str) -> Result<Generation, Refused> {
-        let (_, trial) = self.on_trial(plugin)?;
-        let promoted = ByHand {
-            tried: Some(tried(&trial, "promoted")),
-            ..by_hand(Pick::Upload(trial.arrived.clone()), Cause::Pushed, "promoted")
+    pub async fn promote(&self, plugin: &str) -> Result<Generation, PolicyError> {
+        let (_, rollout) = self.with_candidate(plugin)?;
+        let promoted = OperatorChange {
+            rollout_result: Some(rollout_result(&rollout, "promoted")),
+            ..operator_change(
+                VersionChoice::Upload(rollout.artifact.clone()),
+                OverrideCause::Pushed,
+                "promoted",
+            )
         };
-        self.steer(BTreeMap::from([(plugin.to_owned(), promoted)])).await
+        self.apply_operator_changes(BTreeMap::from([(plugin.to_owned(), promoted)])).await
     }
 
     /// Ends a rollout: the candidate is removed, and tried again only if its content changes.
     ///
     /// # Errors
     /// When the plugin has no candidate.
-    pub async fn abandon(&self, plugin: &str) -> Result<Generation, Refused> {
-        let (active, trial) = self.on_trial(plugin)?;
-        self.give_up(&active, &trial, "abandoned").await
+    pub async fn abandon(&self, plugin: &str) -> Result<Generation, PolicyError> {
+        let (active, rollout) = self.with_candidate(plugin)?;
+        self.end_rollout(&active, &rollout, "abandoned").await
     }
 
     /// What a shadow would have decided differently; `None` if the plugin has none.
     pub fn differences(&self, plugin: &str) -> Option<Differences> {
         let current = self.current();
         let entry = current.entries().iter().find(|one| one.plugin.config.name == plugin)?;
-        Some(entry.trial.as_ref()?.shadow.as_ref()?.differences())
+        Some(entry.rollout.as_ref()?.shadow.as_ref()?.differences())
     }
 
     /// Continues with the active version, without the candidate.
-    async fn give_up(&self, active: &Plugin, trial: &Trial, why: &str) -> Result<Generation, Refused> {
-        let gone = ByHand { tried: Some(tried(trial, why)), ..ByHand::going_on(&active.module.hash, why) };
-        self.steer(BTreeMap::from([(active.config.name.clone(), gone)])).await
+    async fn end_rollout(
+        &self,
+        active: &Plugin,
+        rollout: &Rollout,
+        why: &str,
+    ) -> Result<Generation, PolicyError> {
+        let gone = OperatorChange {
+            rollout_result: Some(rollout_result(rollout, why)),
+            ..OperatorChange::going_on(&active.module.hash, why)
+        };
+        self.apply_operator_changes(BTreeMap::from([(active.config.name.clone(), gone)])).await
     }
 
     /// The active version of a plugin that has a candidate, and the candidate.
-    fn on_trial(&self, plugin: &str) -> Result<(Arc<Plugin>, Arc<Trial>), Refused> {
+    fn with_candidate(&self, plugin: &str) -> Result<(Arc<Plugin>, Arc<Rollout>), PolicyError> {
         let current = self.current();
         let named = current.entries().iter().find(|one| one.plugin.config.name == plugin);
         named
-            .and_then(|entry| Some((Arc::clone(&entry.plugin), Arc::clone(entry.trial.as_ref()?))))
-            .ok_or_else(|| self.problem(plugin, "has no candidate; give it a `trial`".to_owned()))
+            .and_then(|entry| Some((Arc::clone(&entry.plugin), Arc::clone(entry.rollout.as_ref()?))))
+            .ok_or_else(|| self.problem(plugin, "has no candidate; give it a `rollout`".to_owned()))
     }
 
     /// Promotes candidates, or rolls them back, when their rollout is decided.
-    async fn judge(&self) {
+    async fn analyze(&self) {
         for entry in self.current().entries() {
-            let Entry { plugin: active, trial: Some(trial) } = &**entry else { continue };
-            let candidate = &trial.candidate.version;
-            let done = match trial.judge(active) {
-                Judgement::GoOn => continue,
-                Judgement::Promote => {
+            let SetEntry { plugin: active, rollout: Some(rollout) } = &**entry else { continue };
+            let candidate = &rollout.candidate.version;
+            let done = match rollout.analyze(active) {
+                Analysis::Continue => continue,
+                Analysis::Promote => {
                     tracing::info!(%candidate, "stayed within its budget; promoting it");
                     match self.promote(&active.config.name).await {
                         Err(refused) => {
                             tracing::warn!(%candidate, %refused, "cannot be promoted; rolling it back");
-                            self.give_up(active, trial, &format!("could not come in force: {refused}")).await
+                            self.end_rollout(active, rollout, &format!("could not come in force: {refused}"))
+                                .await
                         }
                         promoted => promoted,
                     }
                 }
-                Judgement::Abandon(why) => {
+                Analysis::RollBack(why) => {
                     tracing::warn!(%candidate, "exceeded its budget; rolling it back: {why}");
-                    self.give_up(active, trial, &why).await
+                    self.end_rollout(active, rollout, &why).await
                 }
             };
             if let Err(refused) = done {
@@ -157,24 +178,29 @@ impl Policies {
     }
 
     /// Applies changes to these plugins; the others stay as they are.
-    async fn steer(&self, mut by_hand: BTreeMap<String, ByHand>) -> Result<Generation, Refused> {
+    async fn apply_operator_changes(
+        &self,
+        mut operator_change: BTreeMap<String, OperatorChange>,
+    ) -> Result<Generation, PolicyError> {
         let replacing = self.replacing().await;
         let configured = self.wanted();
         let unknown = |name: &&String| !configured.iter().any(|config| config.name == **name);
-        let problems: Vec<Problem> =
-            by_hand.keys().filter(unknown).map(|name| not_configured(name)).collect();
+        let problems: Vec<PluginProblem> =
+            operator_change.keys().filter(unknown).map(|name| not_configured(name)).collect();
         if !problems.is_empty() {
-            return Err(Refused { problems });
+            return Err(PolicyError { problems });
         }
-        let want = |config: PluginConfig| {
-            let want = by_hand.remove(&config.name).map_or(Want::AsItIs, Want::ByHand);
-            Wanted { config, want }
+        let desired = |config: PluginConfig| {
+            let desired = operator_change
+                .remove(&config.name)
+                .map_or(DesiredVersion::KeepCurrent, DesiredVersion::OperatorChange);
+            DesiredPlugin { config, desired }
         };
-        self.switch(&replacing, configured.into_iter().map(want).collect(), None).await
+        self.switch(&replacing, configured.into_iter().map(desired).collect(), None).await
     }
 
     /// Quarantines a version that failed too often.
-    async fn quarantine(&self, alarm: &Alarm) {
+    async fn quarantine(&self, alarm: &FailureAlarm) {
         let current = self.current();
         let failing =
             |plugin: &&Arc<Plugin>| plugin.config.name == alarm.plugin && plugin.module.hash == alarm.hash;
@@ -183,12 +209,12 @@ impl Policies {
         let Some(plugin) = plugins.find(failing) else { return };
         let why = format!("quarantined: {}: it {}", alarm.limit, alarm.last);
         let record = self.kept().record(&alarm.plugin).unwrap_or_default();
-        for pick in ways_out(plugin.failures.then(), &record) {
-            let out = ByHand {
-                against: Some(Against::Quarantined(why.clone())),
-                ..by_hand(pick.clone(), Cause::Quarantined, &why)
+        for pick in fallbacks(plugin.failures.then(), &record) {
+            let out = OperatorChange {
+                exclusion: Some(Exclusion::Quarantined(why.clone())),
+                ..operator_change(pick.clone(), OverrideCause::Quarantined, &why)
             };
-            match self.steer(BTreeMap::from([(alarm.plugin.clone(), out)])).await {
+            match self.apply_operator_changes(BTreeMap::from([(alarm.plugin.clone(), out)])).await {
                 Ok(generation) => {
                     let plugin = &plugin.version;
                     self.quarantined(&alarm.plugin);
@@ -208,24 +234,25 @@ impl Policies {
         plugin.enforce_time_budget();
     }
 
-    fn problem(&self, plugin: &str, message: String) -> Refused {
+    fn problem(&self, plugin: &str, message: String) -> PolicyError {
         let wanted = self.wanted();
         let config = wanted.iter().find(|config| config.name == plugin);
-        let problem = config.map_or_else(|| not_configured(plugin), |config| Problem::of(config, message));
-        Refused { problems: vec![problem] }
+        let problem =
+            config.map_or_else(|| not_configured(plugin), |config| PluginProblem::of(config, message));
+        PolicyError { problems: vec![problem] }
     }
 }
 
 /// How often canaries are analyzed.
-const JUDGE_EVERY: Duration = Duration::from_secs(1);
+const ANALYSIS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Runs until shutdown: quarantines versions that fail too often, and ends rollouts.
 pub async fn supervise(policies: Arc<Policies>, shutdown: CancellationToken) {
     let work = async {
         loop {
-            match tokio::time::timeout(JUDGE_EVERY, policies.next_alarm()).await {
+            match tokio::time::timeout(ANALYSIS_INTERVAL, policies.next_alarm()).await {
                 Ok(alarm) => policies.quarantine(&alarm).await,
-                Err(_) => policies.judge().await,
+                Err(_) => policies.analyze().await,
             }
         }
     };
@@ -233,36 +260,41 @@ pub async fn supervise(policies: Arc<Policies>, shutdown: CancellationToken) {
     shutdown.run_until_cancelled(work).await;
 }
 
-fn tried(trial: &Trial, why: &str) -> Tried {
-    Tried { hash: trial.candidate.module.hash.clone(), why: why.to_owned(), at: SystemTime::now() }
+fn rollout_result(rollout: &Rollout, why: &str) -> RolloutResult {
+    RolloutResult { hash: rollout.candidate.module.hash.clone(), why: why.to_owned(), at: SystemTime::now() }
 }
 
-fn by_hand(pick: Pick, cause: Cause, why: &str) -> ByHand {
-    ByHand { pick, cause: Some(cause), why: why.to_owned(), against: None, tried: None }
+fn operator_change(pick: VersionChoice, cause: OverrideCause, why: &str) -> OperatorChange {
+    OperatorChange { pick, cause: Some(cause), why: why.to_owned(), exclusion: None, rollout_result: None }
 }
 
 /// The replacements for a failing version, in order of preference. There are none if the failing
 /// version itself replaced a quarantined one: if two versions fail alike, the records are the cause,
 /// and the sender of those must not be able to roll the policies back to their oldest version.
-fn ways_out(then: Then, record: &Record) -> Vec<Pick> {
-    let fails_alike = record.instead.as_ref().is_some_and(|instead| instead.cause == Cause::Quarantined);
+fn fallbacks(then: QuarantineAction, record: &VersionHistory) -> Vec<VersionChoice> {
+    let fails_alike = record
+        .version_override
+        .as_ref()
+        .is_some_and(|version_override| version_override.cause == OverrideCause::Quarantined);
     match then {
-        Then::Without => vec![Pick::Without],
-        Then::LastGood if fails_alike => Vec::new(),
-        Then::LastGood => record.good().map(|version| Pick::Kept(version.hash.clone())).collect(),
-        Then::Never => Vec::new(),
+        QuarantineAction::Without => vec![VersionChoice::Without],
+        QuarantineAction::LastGood if fails_alike => Vec::new(),
+        QuarantineAction::LastGood => {
+            record.rollback_candidates().map(|version| VersionChoice::Stored(version.hash.clone())).collect()
+        }
+        QuarantineAction::Never => Vec::new(),
     }
 }
 
-fn describe(pick: &Pick) -> String {
+fn describe(pick: &VersionChoice) -> String {
     match pick {
-        Pick::Kept(hash) => format!("rolled back to {}", &hash[..12]),
+        VersionChoice::Stored(hash) => format!("rolled back to {}", &hash[..12]),
         _ => "continuing without it".to_owned(),
     }
 }
 
-fn not_configured(plugin: &str) -> Problem {
-    Problem::general(format!(
+fn not_configured(plugin: &str) -> PluginProblem {
+    PluginProblem::general(format!(
         "plugin `{plugin}` is not configured; add a [[plugin]] of this name, then push its versions"
     ))
 }

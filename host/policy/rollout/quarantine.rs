@@ -6,75 +6,79 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::policy::rollout::config::{QuarantineConfig, Then};
+use crate::policy::rollout::config::{QuarantineAction, QuarantineConfig};
 
 /// One version's failures.
 #[derive(Debug)]
-pub(in crate::policy) struct Failures {
+pub(in crate::policy) struct FailureWindow {
     config: QuarantineConfig,
-    recent: Mutex<Recent>,
+    recent: Mutex<RecentFailures>,
 }
 
 #[derive(Debug, Default)]
-struct Recent {
+struct RecentFailures {
     /// The latest failures, at most as many as the limit.
     times: VecDeque<Instant>,
-    too_many: bool,
+    is_tripped: bool,
 }
 
-impl Failures {
+impl FailureWindow {
     pub(in crate::policy) fn new(config: QuarantineConfig) -> Self {
         Self { config, recent: Mutex::default() }
     }
 
     /// Records more failures. True once: when the limit is reached.
     pub(in crate::policy) fn note(&self, more: usize, now: Instant) -> bool {
-        if self.config.then == Then::Never {
+        if self.config.action == QuarantineAction::Never {
             return false;
         }
         let mut recent = self.recent.lock();
-        if recent.too_many {
+        if recent.is_tripped {
             return false;
         }
-        for _ in 0..more.min(self.config.after) {
-            if recent.times.len() >= self.config.after {
+        for _ in 0..more.min(self.config.max_failures) {
+            if recent.times.len() >= self.config.max_failures {
                 recent.times.pop_front();
             }
             recent.times.push_back(now);
         }
-        let enough = recent.times.len() >= self.config.after;
+        let enough = recent.times.len() >= self.config.max_failures;
         let oldest = recent.times.front().map_or(Duration::MAX, |first| now.duration_since(*first));
-        recent.too_many = enough && oldest <= self.config.within;
-        recent.too_many
+        recent.is_tripped = enough && oldest <= self.config.window;
+        recent.is_tripped
     }
 
-    /// Reports a failure that does not depend on their number. True once, like [`Failures::note`].
-    pub(in crate::policy) fn are_too_much(&self) -> bool {
-        if self.config.then == Then::Never {
+    /// Reports a failure that does not depend on their number. True once, like [`FailureWindow::note`].
+    pub(in crate::policy) fn trip(&self) -> bool {
+        if self.config.action == QuarantineAction::Never {
             return false;
         }
         let mut recent = self.recent.lock();
-        !std::mem::replace(&mut recent.too_many, true)
+        !std::mem::replace(&mut recent.is_tripped, true)
     }
 
     /// Whether the limit was ever reached.
-    pub(in crate::policy) fn too_many(&self) -> bool {
-        self.recent.lock().too_many
+    pub(in crate::policy) fn is_tripped(&self) -> bool {
+        self.recent.lock().is_tripped
     }
 
     /// Such as `100 failures within 1m`.
     pub(in crate::policy) fn limit(&self) -> String {
-        format!("{} failures within {}", self.config.after, humantime::format_duration(self.config.within))
+        format!(
+            "{} failures within {}",
+            self.config.max_failures,
+            humantime::format_duration(self.config.window)
+        )
     }
 
-    pub(in crate::policy) fn then(&self) -> Then {
-        self.config.then
+    pub(in crate::policy) fn then(&self) -> QuarantineAction {
+        self.config.action
     }
 }
 
 /// An active version has failed too often.
 #[derive(Clone, Debug)]
-pub(in crate::policy) struct Alarm {
+pub(in crate::policy) struct FailureAlarm {
     pub(in crate::policy) plugin: String,
     /// The SHA-256 of the version, in hex.
     pub(in crate::policy) hash: String,
@@ -86,16 +90,16 @@ pub(in crate::policy) struct Alarm {
 
 /// Alarms that have not been handled yet.
 #[derive(Debug, Default)]
-pub(in crate::policy) struct Alarms {
-    waiting: Mutex<VecDeque<Alarm>>,
+pub(in crate::policy) struct FailureAlarms {
+    waiting: Mutex<VecDeque<FailureAlarm>>,
     arrived: Notify,
 }
 
 /// More versions than this do not fail at once.
 const MOST_WAITING: usize = 1024;
 
-impl Alarms {
-    pub(in crate::policy) fn raise(&self, alarm: Alarm) {
+impl FailureAlarms {
+    pub(in crate::policy) fn raise(&self, alarm: FailureAlarm) {
         let mut waiting = self.waiting.lock();
         if waiting.len() < MOST_WAITING {
             waiting.push_back(alarm);
@@ -104,7 +108,7 @@ impl Alarms {
     }
 
     /// Waits for the next alarm.
-    pub(in crate::policy) async fn next(&self) -> Alarm {
+    pub(in crate::policy) async fn next(&self) -> FailureAlarm {
         loop {
             let next = self.waiting.lock().pop_front();
             match next {
@@ -119,36 +123,40 @@ impl Alarms {
 mod tests {
     use super::*;
 
-    fn failures(after: usize, then: Then) -> Failures {
-        Failures::new(QuarantineConfig { after, within: Duration::from_secs(10), then })
+    fn failures(after: usize, then: QuarantineAction) -> FailureWindow {
+        FailureWindow::new(QuarantineConfig {
+            max_failures: after,
+            window: Duration::from_secs(10),
+            action: then,
+        })
     }
 
     #[test]
-    fn so_many_within_so_long_are_too_many_once() {
-        let (failures, start) = (failures(3, Then::Without), Instant::now());
+    fn the_failure_window_trips_once() {
+        let (failures, start) = (failures(3, QuarantineAction::Without), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(!failures.note(2, at(0)));
         assert!(!failures.note(1, at(11)), "the first two are too long ago");
         assert!(!failures.note(1, at(12)));
         assert!(failures.note(1, at(13)));
-        assert!(failures.too_many() && !failures.note(100, at(14)), "it is said once");
+        assert!(failures.is_tripped() && !failures.note(100, at(14)), "it is said once");
         assert_eq!(failures.limit(), "3 failures within 10s");
     }
 
     #[test]
-    fn a_batch_counts_with_all_of_its_messages_and_never_means_never() {
+    fn failures_count_messages_and_never_is_respected() {
         let now = Instant::now();
-        assert!(failures(100, Then::LastGood).note(256, now));
-        let never = failures(1, Then::Never);
-        assert!(!never.note(1000, now) && !never.too_many());
+        assert!(failures(100, QuarantineAction::LastGood).note(256, now));
+        let never = failures(1, QuarantineAction::Never);
+        assert!(!never.note(1000, now) && !never.is_tripped());
     }
 
     #[tokio::test]
-    async fn alarms_wait_until_somebody_looks() {
-        let alarms = Alarms::default();
+    async fn alarms_are_queued() {
+        let alarms = FailureAlarms::default();
         for plugin in ["a", "b"] {
             let (plugin, empty) = (plugin.into(), String::new);
-            alarms.raise(Alarm { plugin, hash: empty(), limit: empty(), last: empty() });
+            alarms.raise(FailureAlarm { plugin, hash: empty(), limit: empty(), last: empty() });
         }
         assert_eq!((alarms.next().await.plugin, alarms.next().await.plugin), ("a".into(), "b".into()));
     }

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::decision::{Filtered, Verdict};
+use crate::decision::{FilteredMessage, Verdict};
 use crate::policy::plugin::Plugin;
 use crate::telemetry::LogThrottle;
 
@@ -24,17 +24,17 @@ const WAITING: usize = 16;
 const KEPT: usize = 100;
 
 /// What the active version saw of a batch, and what it decided.
-pub(in crate::policy) struct Seen {
+pub(in crate::policy) struct MirroredBatch {
     pub(in crate::policy) topic: String,
     pub(in crate::policy) partition: i32,
-    pub(in crate::policy) before: Vec<Filtered>,
-    pub(in crate::policy) after: Vec<Filtered>,
+    pub(in crate::policy) before: Vec<FilteredMessage>,
+    pub(in crate::policy) after: Vec<FilteredMessage>,
 }
 
 /// A shadow. Its thread ends after the current batch once this is dropped.
 pub(in crate::policy) struct Shadow {
-    queue: SyncSender<Seen>,
-    found: Arc<Found>,
+    queue: SyncSender<MirroredBatch>,
+    found: Arc<DifferenceLog>,
 }
 
 /// What it would have decided differently.
@@ -61,12 +61,12 @@ pub struct Difference {
     /// The kind of difference: `verdict`, `message`, `comets`, `guards` or `failed`.
     pub kind: &'static str,
     /// What the active version did.
-    pub in_force: String,
+    pub active: String,
     /// What the candidate would have done.
     pub candidate: String,
 }
 
-struct Found {
+struct DifferenceLog {
     ended: AtomicBool,
     compared: AtomicU64,
     not_compared: AtomicU64,
@@ -83,10 +83,10 @@ impl Shadow {
     /// When it cannot be started.
     pub(in crate::policy) fn start(
         candidate: &Arc<Plugin>,
-        filter: impl FnMut(&str, i32, &mut [Filtered]) + Send + 'static,
+        filter: impl FnMut(&str, i32, &mut [FilteredMessage]) + Send + 'static,
     ) -> Result<Self, String> {
         let (queue, waiting) = sync_channel(WAITING);
-        let found = Arc::new(Found {
+        let found = Arc::new(DifferenceLog {
             ended: AtomicBool::new(false),
             compared: AtomicU64::new(0),
             not_compared: AtomicU64::new(0),
@@ -96,13 +96,13 @@ impl Shadow {
         });
         let (looker, candidate) = (Arc::clone(&found), Arc::clone(candidate));
         let thread = std::thread::Builder::new().name("shadow".to_owned());
-        let started = thread.spawn(move || look_on(&waiting, &looker, &candidate, filter));
+        let started = thread.spawn(move || mirror(&waiting, &looker, &candidate, filter));
         started.map_err(|e| format!("cannot start a thread for its candidate: {e}"))?;
         Ok(Self { queue, found })
     }
 
     /// Queues what the active version decided. Never waits.
-    pub(in crate::policy) fn show(&self, seen: Seen) {
+    pub(in crate::policy) fn show(&self, seen: MirroredBatch) {
         let messages = seen.before.len() as u64;
         if self.queue.try_send(seen).is_err() {
             self.found.not_compared.fetch_add(messages, Relaxed);
@@ -127,41 +127,47 @@ impl Drop for Shadow {
     }
 }
 
-fn look_on(
-    waiting: &Receiver<Seen>,
-    found: &Found,
+fn mirror(
+    waiting: &Receiver<MirroredBatch>,
+    found: &DifferenceLog,
     candidate: &Plugin,
-    mut filter: impl FnMut(&str, i32, &mut [Filtered]),
+    mut filter: impl FnMut(&str, i32, &mut [FilteredMessage]),
 ) {
     while let Ok(mut seen) = waiting.recv() {
         if found.ended.load(Relaxed) {
             return;
         }
         filter(&seen.topic, seen.partition, &mut seen.before);
-        for (candidates, in_force) in seen.before.iter().zip(&seen.after) {
+        for (candidates, active) in seen.before.iter().zip(&seen.after) {
             found.compared.fetch_add(1, Relaxed);
-            if let Some(kind) = differ(in_force, candidates) {
-                found.note(kind, in_force, candidates, candidate);
+            if let Some(kind) = differ(active, candidates) {
+                found.note(kind, active, candidates, candidate);
             }
         }
     }
 }
 
-impl Found {
-    fn note(&self, kind: &'static str, in_force: &Filtered, candidates: &Filtered, candidate: &Plugin) {
+impl DifferenceLog {
+    fn note(
+        &self,
+        kind: &'static str,
+        active: &FilteredMessage,
+        candidates: &FilteredMessage,
+        candidate: &Plugin,
+    ) {
         self.count.fetch_add(1, Relaxed);
-        candidate.services.metrics.differed(kind);
+        candidate.context.metrics.differed(kind);
         let difference = Difference {
             at: SystemTime::now(),
-            message: in_force.message.id.to_string(),
+            message: active.message.id.to_string(),
             kind,
-            in_force: words(in_force),
+            active: words(active),
             candidate: words(candidates),
         };
         if let Some(missed) = self.log.admit() {
-            let Difference { message, in_force, candidate: would, .. } = &difference;
+            let Difference { message, active, candidate: would, .. } = &difference;
             let plugin = &candidate.version;
-            tracing::info!(%plugin, message, in_force, would, missed, "a candidate would have decided differently");
+            tracing::info!(%plugin, message, active, would, missed, "a candidate would have decided differently");
         }
         let mut latest = self.latest.lock();
         if latest.len() >= KEPT {
@@ -172,9 +178,10 @@ impl Found {
 }
 
 /// The kind of difference between two outcomes for a message.
-fn differ(one: &Filtered, other: &Filtered) -> Option<&'static str> {
-    let failed =
-        |filtered: &Filtered| filtered.trail.last().is_some_and(|last| last.what.starts_with("failed: "));
+fn differ(one: &FilteredMessage, other: &FilteredMessage) -> Option<&'static str> {
+    let failed = |filtered: &FilteredMessage| {
+        filtered.trail.last().is_some_and(|last| last.what.starts_with("failed: "))
+    };
     if failed(one) != failed(other) {
         return Some("failed");
     }
@@ -204,7 +211,7 @@ fn own_words(reason: &str) -> &str {
 }
 
 /// What was done to a message, as text.
-fn words(filtered: &Filtered) -> String {
+fn words(filtered: &FilteredMessage) -> String {
     let body = String::from_utf8_lossy(&filtered.message.body);
     let shown = &body[..body.floor_char_boundary(80)];
     match filtered.trail.last() {

@@ -6,20 +6,20 @@ use serde_json::json;
 
 use super::*;
 use crate::decision::Verdict;
-use crate::decision::{Decision, Filtered, Stalled};
+use crate::decision::{FilteredMessage, PolicyStalled, TrailEntry};
 use crate::policy::on_error::OnErrors;
-use crate::policy::{Chain, Pass};
+use crate::policy::{Chain, FilterRun};
 
-fn filter(set: &Arc<PolicySet>, bodies: &[&str]) -> Vec<Filtered> {
+fn filter(set: &Arc<PolicySet>, bodies: &[&str]) -> Vec<FilteredMessage> {
     set.chain().filter("push", 3, bodies.iter().map(|body| room(body)).collect()).unwrap()
 }
 
-fn one(set: &Arc<PolicySet>, message: Message) -> Filtered {
+fn one(set: &Arc<PolicySet>, message: Message) -> FilteredMessage {
     set.chain().filter("push", 3, vec![message]).unwrap().remove(0)
 }
 
 /// The trail of a message, as text.
-fn trail(filtered: &Filtered) -> Vec<&str> {
+fn trail(filtered: &FilteredMessage) -> Vec<&str> {
     filtered.trail.iter().map(|decision| decision.what.as_str()).collect()
 }
 
@@ -108,14 +108,14 @@ fn several_poison_messages_in_a_large_batch_cost_only_themselves() {
         let set = engine.set(&[with(unruly("p"), OnError::DeadLetter)]);
         let body = |at| if poisoned.contains(&at) { "trap" } else { "drop x" };
         let batch = set.chain().filter("push", 3, (0..256).map(|at| room(body(at))).collect()).unwrap();
-        let dead = |filtered: &Filtered| matches!(filtered.verdict, Verdict::DeadLetter { .. });
+        let dead = |filtered: &FilteredMessage| matches!(filtered.verdict, Verdict::DeadLetter { .. });
         let costs: Vec<usize> = (0..256).filter(|at| dead(&batch[*at])).collect();
         assert_eq!(costs, poisoned);
     }
 }
 
 #[test]
-fn failures_are_told_apart() {
+fn failure_kinds_are_counted_separately() {
     let kinds = [("trap", "trap"), ("loop", "deadline"), ("eat", "memory"), ("few", "bad-answer")];
     for (body, kind) in kinds.into_iter().chain([("gigabyte", "bad-answer"), ("room ", "bad-answer")]) {
         let engine = Engine::new();
@@ -131,7 +131,7 @@ fn failures_are_told_apart() {
 }
 
 #[test]
-fn what_makes_no_sense_for_a_message_is_a_bad_answer() {
+fn verdicts_that_do_not_fit_the_message_are_bad_answers() {
     let set = Engine::new().set(&[with(unruly("p"), OnError::Drop)]);
     let for_rooms = ["keys a", "room ", "once ", "once-never x", "once-long"];
     let everyone = message(Audience::Everyone { speed: 1 }, "room x");
@@ -156,7 +156,7 @@ fn a_plugin_that_fails_on_everything_costs_a_few_deadlines_only() {
 }
 
 #[test]
-fn what_an_instance_gathers_over_time_costs_no_message() {
+fn an_instance_that_leaks_is_replaced_without_loss() {
     let engine = Engine::new();
     let set = engine.set(&[PluginConfig { memory: bytesize::ByteSize::mib(8), ..unruly("p") }]);
     let mut chain = set.chain();
@@ -171,7 +171,7 @@ fn what_an_instance_gathers_over_time_costs_no_message() {
 #[test]
 fn stall_decides_nothing() {
     let set = Engine::new().set(&[with(unruly("p"), OnError::Stall)]);
-    let Stalled { plugin, error } =
+    let PolicyStalled { plugin, error } =
         set.chain().filter("push", 3, vec![room("hello"), room("trap")]).unwrap_err();
     assert_eq!(plugin, set.versions()[0]);
     assert!(error.starts_with("trapped: "), "{error}");
@@ -179,41 +179,41 @@ fn stall_decides_nothing() {
 }
 
 /// Retries a stalled batch, this many times.
-fn stall(chain: &mut Chain, pass: &mut Pass, times: usize) {
+fn stall(chain: &mut Chain, run: &mut FilterRun, times: usize) {
     for _ in 0..times {
-        chain.advance("push", 3, pass).unwrap_err();
+        chain.advance("push", 3, run).unwrap_err();
     }
 }
 
 #[test]
-fn those_before_a_plugin_that_stalls_are_not_asked_again() {
+fn plugins_before_a_stalled_one_are_called_once() {
     let engine = Engine::new();
     let set = engine.set(&[unruly("first"), with(unruly("second"), OnError::Stall)]);
     let mut chain = set.chain();
     // Because of the trap, the first plugin is called for each message separately.
-    let mut pass = Pass::new(set.generation(), vec![room("trap"), room("count a")]);
-    stall(&mut chain, &mut pass, 3);
-    assert_eq!(pass.batch[1].message.body, "1");
-    assert_eq!(trail(&pass.batch[1]), ["amended body"]);
+    let mut run = FilterRun::new(set.generation(), vec![room("trap"), room("count a")]);
+    stall(&mut chain, &mut run, 3);
+    assert_eq!(run.batch[1].message.body, "1");
+    assert_eq!(trail(&run.batch[1]), ["amended body"]);
     let counted = chain.filter("push", 3, vec![room("count a")]).unwrap();
     assert_eq!(counted[0].message.body, "2", "the first one has seen it once");
 }
 
 #[test]
-fn what_a_plugin_that_stalls_has_answered_for_is_not_shown_to_it_again() {
+fn a_stalled_plugin_does_not_see_answered_messages_again() {
     let engine = Engine::new();
     let suffix = configured(unruly("p"), json!({ "suffix": "-1" }));
     let on_error = OnErrors { deadline: Some(OnError::Stall), ..OnErrors::default() };
     let set = engine.set(&[PluginConfig { on_error, ..suffix }]);
     let mut chain = set.chain();
     let bodies = ["suffix me", "count b", "trap", "loop"];
-    let mut pass = Pass::new(set.generation(), bodies.map(room).into());
-    stall(&mut chain, &mut pass, 2);
+    let mut run = FilterRun::new(set.generation(), bodies.map(room).into());
+    stall(&mut chain, &mut run, 2);
     let counted = chain.filter("push", 3, vec![room("count b")]).unwrap();
     assert_eq!(counted[0].message.body, "3", "once with all messages, once without the one that trapped");
-    assert_eq!(pass.batch[0].message.body, "suffix me-1");
-    let Decision { what, .. } = &pass.batch[2].trail[0];
-    assert!(what.ends_with("passed on without it") && pass.batch[2].trail.len() == 1, "{what}");
+    assert_eq!(run.batch[0].message.body, "suffix me-1");
+    let TrailEntry { what, .. } = &run.batch[2].trail[0];
+    assert!(what.ends_with("passed on without it") && run.batch[2].trail.len() == 1, "{what}");
 }
 
 #[test]

@@ -5,14 +5,14 @@ use std::time::Duration;
 use super::*;
 use crate::decision::Verdict;
 use crate::membership::{Grouping, Membership};
-use crate::policy::{Chain, PluginState, QuarantineConfig, Then, supervise};
+use crate::policy::{Chain, PluginState, QuarantineAction, QuarantineConfig, supervise};
 use crate::wasm::idle_plugin;
 
 /// A plugin that is never quarantined, with a short deadline.
 fn stays(on_error: OnError) -> PluginConfig {
     let mut plugin = with(unruly("p"), on_error);
     plugin.deadline = Duration::from_millis(20);
-    plugin.quarantine.then = Then::Never;
+    plugin.quarantine.action = QuarantineAction::Never;
     plugin
 }
 
@@ -61,7 +61,7 @@ fn beyond_the_budget_on_error_decides_without_a_call() {
 }
 
 #[test]
-fn what_stalls_is_held_and_not_asked_again_and_again() {
+fn a_stalled_plugin_over_budget_is_not_called() {
     let engine = Engine::new();
     let set = engine.set(&[stays(OnError::Stall)]);
     let mut chain = set.chain();
@@ -74,7 +74,7 @@ fn what_stalls_is_held_and_not_asked_again_and_again() {
 }
 
 #[test]
-fn it_is_tried_again_and_decides_when_it_ends_in_time() {
+fn a_plugin_over_budget_recovers_after_a_successful_call() {
     let engine = Engine::new();
     let mut chain = engine.set(&[stays(OnError::Drop)]).chain();
     let is_dropped = |chain: &mut Chain, body: &str| {
@@ -93,7 +93,7 @@ fn it_is_tried_again_and_decides_when_it_ends_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_with_an_alternative_gives_way_instead() {
+async fn a_slow_version_with_a_fallback_is_quarantined() {
     let engine = Engine::new();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("idle.wasm");

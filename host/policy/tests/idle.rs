@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::decision::{Absent, Cause, Identity, Verdict};
-use crate::membership::{Connection, Grouping, Membership, Place};
+use crate::decision::{AbsenceCause, AbsentRecipient, IdKind, Verdict};
+use crate::membership::{Connection, CurrentPlacement, Grouping, Membership};
 use crate::wasm::idle::idle_plugin_with;
 use crate::wasm::idle_plugin;
 
@@ -22,13 +22,13 @@ fn it_decides_nothing_in_every_hook() {
         assert_eq!(filtered.len(), messages.len());
         assert!(filtered.iter().all(|one| one.verdict == Verdict::Pass && one.trail.is_empty()));
 
-        let absent = |n| Absent {
+        let absent = |n| AbsentRecipient {
             user: format!("u{n}").as_str().into(),
-            identity: Identity::User,
+            identity: IdKind::User,
             connection: None,
-            cause: Cause::NotOnline,
+            cause: AbsenceCause::NotOnline,
         };
-        let absent: Vec<Absent> = (0..size).map(absent).collect();
+        let absent: Vec<AbsentRecipient> = (0..size).map(absent).collect();
         let decided = chain.decide(&messages[0], &absent).unwrap();
         assert_eq!(decided, vec![None; absent.len()]);
 
@@ -40,7 +40,7 @@ fn it_decides_nothing_in_every_hook() {
         };
         let mut grouping = Grouping::new(Arc::new(Membership::new((0..size).map(connection), 0)));
         chain.regroup(&"r".into(), &mut grouping).unwrap();
-        assert!(grouping.members().all(|(member, place)| place == Place::At(member.comet)));
+        assert!(grouping.members().all(|(member, place)| place == CurrentPlacement::At(member.comet)));
     }
     assert!(chain.memory() > 0);
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 use prometheus_client::registry::Registry;
 
 use crate::message::{Audience, Header, Message, Origin, Record};
-use crate::policy::{Metrics, OnError, PluginConfig, Policies, PolicySet, Setup};
+use crate::policy::{Metrics, OnError, PluginConfig, Policies, PolicyDependencies, PolicySet};
 use crate::wasm::{Runtime, RuntimeConfig};
 
 /// Where `make plugins` puts the guests.
@@ -65,8 +65,11 @@ impl Engine {
         Self { registry, runtime, metrics }
     }
 
-    pub(super) fn setup(&self) -> Setup {
-        Setup { metrics: self.metrics.clone(), ..Setup::new(Arc::clone(&self.runtime)) }
+    pub(super) fn setup(&self) -> PolicyDependencies {
+        PolicyDependencies {
+            metrics: self.metrics.clone(),
+            ..PolicyDependencies::new(Arc::clone(&self.runtime))
+        }
     }
 
     pub(super) fn policies(&self, plugins: &[PluginConfig]) -> Arc<Policies> {

@@ -52,7 +52,7 @@ fn raises(folder: &Path, text: &str) -> PathBuf {
 }
 
 #[test]
-fn what_an_exception_says_is_in_the_failure() {
+fn guest_stderr_is_part_of_the_failure() {
     let folder = tempfile::tempdir().unwrap();
     let said = "Traceback (most recent call last):\n  File \"policy.py\", line 7\n\nValueError: \tboom\n";
     let plugin = PluginConfig::new("p", raises(folder.path(), said));
@@ -65,7 +65,7 @@ fn what_an_exception_says_is_in_the_failure() {
 }
 
 #[test]
-fn of_much_that_is_said_the_end_is_kept() {
+fn long_guest_output_keeps_its_end() {
     let folder = tempfile::tempdir().unwrap();
     let said = format!("{}ValueError: boom", "a long way in\n".repeat(250));
     let plugin = PluginConfig::new("p", raises(folder.path(), &said));

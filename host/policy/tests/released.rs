@@ -4,9 +4,9 @@
 use serde_json::json;
 
 use super::*;
-use crate::decision::Filtered;
-use crate::decision::{Absent, Cause, Disposition, Identity, Verdict};
-use crate::membership::{Connection, Grouping, Membership, Place};
+use crate::decision::FilteredMessage;
+use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, IdKind, Verdict};
+use crate::membership::{Connection, CurrentPlacement, Grouping, Membership};
 
 /// The released versions.
 const RELEASED: [&str; 1] = ["0.1.0"];
@@ -17,11 +17,11 @@ fn released(version: &str, name: &str, config: serde_json::Value) -> PluginConfi
     configured(PluginConfig::new(name, folder.join(name).with_extension("wasm")), config)
 }
 
-fn everything(set: &Arc<PolicySet>, bodies: &[&str]) -> Vec<Filtered> {
+fn everything(set: &Arc<PolicySet>, bodies: &[&str]) -> Vec<FilteredMessage> {
     set.chain().filter("push", 3, bodies.iter().map(|body| room(body)).collect()).unwrap()
 }
 
-fn regrouped(set: &Arc<PolicySet>, id: &str) -> (Vec<String>, Vec<Place>) {
+fn regrouped(set: &Arc<PolicySet>, id: &str) -> (Vec<String>, Vec<CurrentPlacement>) {
     let connection = |id: &str, user: &str, comet: &str| Connection {
         id: id.into(),
         user: Some(user.into()),
@@ -37,14 +37,18 @@ fn regrouped(set: &Arc<PolicySet>, id: &str) -> (Vec<String>, Vec<Place>) {
 }
 
 fn disposition(set: &Arc<PolicySet>, user: &str) -> Option<Disposition> {
-    let absent =
-        Absent { user: user.into(), identity: Identity::User, connection: None, cause: Cause::NotOnline };
+    let absent = AbsentRecipient {
+        user: user.into(),
+        identity: IdKind::User,
+        connection: None,
+        cause: AbsenceCause::NotOnline,
+    };
     let mut decided = set.chain().decide(&room("hello"), &[absent]).unwrap();
     decided.remove(0).map(|decided| decided.disposition)
 }
 
 #[test]
-fn a_released_plugin_says_its_version_and_its_hooks() {
+fn released_plugins_report_version_and_hooks() {
     for version in RELEASED {
         let engine = Engine::new();
         let plugins = [
@@ -103,15 +107,15 @@ fn released_groupings_decide() {
             Engine::new().set(&[released(version, "comet_drain", config)])
         };
         let (_, places) = regrouped(&drain(json!({ "action": "skip" })), "video_1");
-        assert_eq!(places, [Place::At(0), Place::Skipped, Place::Skipped]);
+        assert_eq!(places, [CurrentPlacement::At(0), CurrentPlacement::Skipped, CurrentPlacement::Skipped]);
         let redirect = drain(json!({ "action": "redirect", "to": "c:1" }));
         let (comets, places) = regrouped(&redirect, "video_1");
         assert_eq!(comets, ["a:1", "c:1"]);
-        assert_eq!(places, [Place::At(0), Place::At(1), Place::At(1)]);
+        assert_eq!(places, [CurrentPlacement::At(0), CurrentPlacement::At(1), CurrentPlacement::At(1)]);
         let set = Engine::new().set(&[released(version, "unruly", json!({}))]);
         let (comets, places) = regrouped(&set, "drain");
         assert_eq!(comets, ["elsewhere:1", "b:1"]);
-        assert_eq!(places, [Place::Offline, Place::At(1), Place::Skipped]);
+        assert_eq!(places, [CurrentPlacement::Offline, CurrentPlacement::At(1), CurrentPlacement::Skipped]);
     }
 }
 
@@ -129,7 +133,7 @@ fn released_offline_rules_decide() {
 }
 
 #[test]
-fn a_released_plugin_refuses_its_configuration_as_ever() {
+fn released_plugins_still_refuse_bad_configuration() {
     for version in RELEASED {
         let refused = Engine::new().refusal(&[released(version, "comet_drain", json!({ "drain": 1 }))]);
         assert!(refused[0].contains("refused its configuration: config"), "{refused:?}");
@@ -138,7 +142,7 @@ fn a_released_plugin_refuses_its_configuration_as_ever() {
 
 /// A plugin of version 0.1.99, which imports a function that this gateway does not have.
 #[test]
-fn a_plugin_that_is_too_new_is_told_both_versions_and_the_remedy() {
+fn a_newer_plugin_is_refused_with_both_versions() {
     let component = r#"(component
         (import "halley:policy/host@0.1.99" (instance (export "foresee" (func (result u64)))))
         (instance $filter) (export "halley:policy/filter@0.1.99" (instance $filter)))"#;

@@ -1,8 +1,8 @@
 //! The other two hooks: grouping and offline.
 
 use super::*;
-use crate::decision::{Absent, Cause, Disposition, Identity};
-use crate::membership::{Connection, Grouping, Membership, Place};
+use crate::decision::{AbsenceCause, AbsentRecipient, Disposition, IdKind};
+use crate::membership::{Connection, CurrentPlacement, Grouping, Membership};
 use crate::message::RoomId;
 
 fn grouping() -> Grouping {
@@ -17,11 +17,12 @@ fn grouping() -> Grouping {
     Grouping::new(Arc::new(Membership::new(connections, 0)))
 }
 
-fn places(grouping: &Grouping) -> Vec<Place> {
+fn places(grouping: &Grouping) -> Vec<CurrentPlacement> {
     grouping.members().map(|(_, place)| place).collect()
 }
 
-const UNTOUCHED: [Place; 3] = [Place::At(0), Place::At(1), Place::At(1)];
+const UNTOUCHED: [CurrentPlacement; 3] =
+    [CurrentPlacement::At(0), CurrentPlacement::At(1), CurrentPlacement::At(1)];
 
 #[test]
 fn a_room_is_regrouped_plugin_by_plugin() {
@@ -30,7 +31,10 @@ fn a_room_is_regrouped_plugin_by_plugin() {
     set.chain().regroup(&"drain".into(), &mut room).unwrap();
     assert_eq!(room.comets(), ["elsewhere:1".into(), "b:1".into()]);
     // The first plugin skips c3, so c2 is the last one that the second plugin sees.
-    assert_eq!(places(&room), [Place::Offline, Place::Skipped, Place::Skipped]);
+    assert_eq!(
+        places(&room),
+        [CurrentPlacement::Offline, CurrentPlacement::Skipped, CurrentPlacement::Skipped]
+    );
 }
 
 #[test]
@@ -48,12 +52,12 @@ fn a_grouping_that_fails_is_skipped() {
     assert_eq!(error, "moves connection 1000000, but the room has 3 connections");
 }
 
-fn absent(users: &[&str]) -> Vec<Absent> {
-    let absent = |user: &&str| Absent {
+fn absent(users: &[&str]) -> Vec<AbsentRecipient> {
+    let absent = |user: &&str| AbsentRecipient {
         user: (*user).into(),
-        identity: Identity::User,
+        identity: IdKind::User,
         connection: None,
-        cause: Cause::NotOnline,
+        cause: AbsenceCause::NotOnline,
     };
     users.iter().map(absent).collect()
 }
@@ -112,10 +116,10 @@ fn a_room_crosses_in_columns_where_the_plugin_takes_them() {
     ];
     let mut room = Grouping::new(Arc::new(Membership::new(connections, 0)));
     set.chain().regroup(&"video_1".into(), &mut room).unwrap();
-    let left_out = places(&room).iter().map(|place| *place == Place::Skipped).collect::<Vec<_>>();
+    let left_out = places(&room).iter().map(|place| *place == CurrentPlacement::Skipped).collect::<Vec<_>>();
     assert_eq!(left_out, [true, false, false, false, false, true]);
     // The second plugin sees four connections, and skips the last one.
     set.chain().regroup(&"drain".into(), &mut room).unwrap();
-    let skipped = places(&room).iter().filter(|place| **place == Place::Skipped).count();
+    let skipped = places(&room).iter().filter(|place| **place == CurrentPlacement::Skipped).count();
     assert_eq!(skipped, 3);
 }

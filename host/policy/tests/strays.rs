@@ -15,7 +15,7 @@ fn mkfifo(path: &Path) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_read_is_left_out_unless_it_decides_already() {
+async fn unreadable_files_are_skipped_unless_active() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
     write_variant(&path("p.wasm"), 0);
@@ -104,7 +104,7 @@ async fn what_cannot_be_a_plugin_is_left_out_unless_it_decides_already() {
 }
 
 #[test]
-fn a_file_that_somebody_names_has_to_be_read() {
+fn a_configured_file_must_be_readable() {
     let folder = tempfile::tempdir().unwrap();
     mkfifo(&folder.path().join("pipe.wasm"));
     let named = [PluginConfig::new("pipe", folder.path().join("pipe.wasm"))];
@@ -118,7 +118,7 @@ fn a_file_that_somebody_names_has_to_be_read() {
 }
 
 #[test]
-fn chains_are_counted_for_as_long_as_they_are() {
+fn live_chains_are_counted() {
     let engine = Engine::new();
     let policies = engine.policies(&[unruly("p")]);
     let set = policies.current();

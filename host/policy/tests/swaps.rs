@@ -18,7 +18,7 @@ pub(super) fn write_variant(path: &Path, number: u32) {
 }
 
 #[test]
-fn everything_that_is_wrong_is_told_at_once() {
+fn all_problems_are_reported_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().join("text.wasm");
     std::fs::write(&text, b"hello").unwrap();
@@ -51,7 +51,7 @@ fn everything_that_is_wrong_is_told_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refused_set_leaves_the_one_in_force() {
+async fn a_refused_set_leaves_the_active_one() {
     let engine = Engine::new();
     let policies = engine.policies(&[unruly("p")]);
     let mut changes = policies.subscribe();

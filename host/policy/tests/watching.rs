@@ -7,10 +7,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::swaps::write_variant;
 use super::*;
-use crate::policy::{Generation, PoliciesConfig, Sources, expand, watch};
+use crate::policy::{Generation, PoliciesConfig, PolicySources, expand, watch};
 
 /// Policies that follow a plugin directory.
-struct Watched {
+struct WatchedPolicies {
     policies: Arc<Policies>,
     folder: tempfile::TempDir,
     shutdown: CancellationToken,
@@ -18,15 +18,15 @@ struct Watched {
     _engine: Engine,
 }
 
-impl Watched {
-    /// With one plugin, `p.wasm`; files are read without an event every `rescan`.
-    async fn start(rescan: Duration) -> Self {
+impl WatchedPolicies {
+    /// With one plugin, `p.wasm`; files are read without an event every `rescan_interval`.
+    async fn start(rescan_interval: Duration) -> Self {
         let folder = tempfile::tempdir().unwrap();
         write_variant(&folder.path().join("p.wasm"), 0);
-        Self::in_folder(folder, rescan).await
+        Self::in_folder(folder, rescan_interval).await
     }
 
-    async fn in_folder(folder: tempfile::TempDir, rescan: Duration) -> Self {
+    async fn in_folder(folder: tempfile::TempDir, rescan_interval: Duration) -> Self {
         let directory = folder.path().to_path_buf();
         let config = PoliciesConfig { directory: Some(directory.clone()), ..Default::default() };
         let files = move || {
@@ -38,8 +38,8 @@ impl Watched {
         let engine = Engine::new();
         let policies = engine.policies(&files().unwrap().0);
         let (shutdown, mut watcher) = (CancellationToken::new(), tokio::task::JoinSet::new());
-        let quiet = PoliciesConfig::default().quiet;
-        let sources = Sources { files: Box::new(files), quiet, rescan };
+        let debounce = PoliciesConfig::default().debounce;
+        let sources = PolicySources { files: Box::new(files), debounce, rescan_interval };
         watcher.spawn(watch(Arc::clone(&policies), sources, shutdown.clone()));
         Self { policies, folder, shutdown, watcher, _engine: engine }
     }
@@ -77,7 +77,7 @@ const NEVER: Duration = Duration::from_secs(3600);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_that_are_written_renamed_added_and_removed_are_seen() {
-    let watched = Watched::start(NEVER).await;
+    let watched = WatchedPolicies::start(NEVER).await;
     write_variant(&watched.path("p.wasm"), 1);
     watched.reaches(2).await;
 
@@ -97,7 +97,7 @@ async fn files_that_are_written_renamed_added_and_removed_are_seen() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_file_is_refused_and_mended() {
-    let watched = Watched::start(NEVER).await;
+    let watched = WatchedPolicies::start(NEVER).await;
     let whole = std::fs::read(watched.path("p.wasm")).unwrap();
     std::fs::write(watched.path("p.wasm"), &whole[..whole.len() / 2]).unwrap();
     let errors = watched.refuses().await;
@@ -114,7 +114,7 @@ async fn a_broken_file_is_refused_and_mended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_link_that_is_switched_is_seen() {
+async fn a_switched_symlink_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
     let version = |name: &str, number| {
         std::fs::create_dir(folder.path().join(name)).unwrap();
@@ -125,7 +125,7 @@ async fn a_link_that_is_switched_is_seen() {
     let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, folder.path().join(at)).unwrap();
     link("..1", "..data");
     link("..data/p.wasm", "p.wasm");
-    let watched = Watched::in_folder(folder, NEVER).await;
+    let watched = WatchedPolicies::in_folder(folder, NEVER).await;
     // Like Kubernetes: a new link, renamed over the old one.
     std::os::unix::fs::symlink("..2", watched.path("..tmp")).unwrap();
     std::fs::rename(watched.path("..tmp"), watched.path("..data")).unwrap();
@@ -134,8 +134,8 @@ async fn a_link_that_is_switched_is_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_rescan_finds_what_no_event_told() {
-    let watched = Watched::start(Duration::from_millis(200)).await;
+async fn the_rescan_finds_changes_without_events() {
+    let watched = WatchedPolicies::start(Duration::from_millis(200)).await;
     let elsewhere = tempfile::tempdir().unwrap();
     replace_directory(watched.folder.path(), elsewhere.path());
     write_variant(&watched.path("p.wasm"), 1);

@@ -39,7 +39,7 @@ const VARIABLES_TIMES_BRANCHES: u64 = 64_000_000;
 
 /// The counts of one file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Contents {
+struct ModuleSize {
     nesting: u64,
     steps: u64,
     modules: u64,
@@ -56,14 +56,14 @@ struct Contents {
 /// # Errors
 /// Which limit it exceeds, and by how much; or that it is not valid.
 pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
-    let broken = |why: Broken| match why {
-        Broken::Invalid(e) => format!("is not valid WebAssembly: {e}; is the file complete?"),
-        Broken::Refused(why) => why,
+    let broken = |why: BoundsError| match why {
+        BoundsError::Invalid(e) => format!("is not valid WebAssembly: {e}; is the file complete?"),
+        BoundsError::Refused(why) => why,
     };
     if bytes.len() as u64 > SIZE {
         return Err(format!("is too large to compile: it has {} bytes; the limit is {SIZE}", bytes.len()));
     }
-    let mut walk = Walk::default();
+    let mut walk = ModuleWalk::default();
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(|e| broken(e.into()))?;
         walk.visit(payload).map_err(broken)?;
@@ -73,7 +73,7 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-impl Contents {
+impl ModuleSize {
     fn check(&self) -> Result<(), String> {
         let all = [
             (self.nesting, NESTING, "levels of nested components"),
@@ -99,7 +99,7 @@ impl Contents {
 
 /// A module or component that is being read.
 #[derive(Debug, Default)]
-struct Frame {
+struct ModuleFrame {
     is_component: bool,
     /// The cost of instantiating it once.
     steps: u64,
@@ -113,30 +113,30 @@ struct Frame {
     bodies: usize,
 }
 
-enum Broken {
+enum BoundsError {
     Invalid(BinaryReaderError),
     Refused(String),
 }
 
-impl From<BinaryReaderError> for Broken {
+impl From<BinaryReaderError> for BoundsError {
     fn from(error: BinaryReaderError) -> Self {
         Self::Invalid(error)
     }
 }
 
 #[derive(Debug, Default)]
-struct Walk {
-    frames: Vec<Frame>,
-    contents: Contents,
+struct ModuleWalk {
+    frames: Vec<ModuleFrame>,
+    contents: ModuleSize,
 }
 
-impl Walk {
-    fn visit(&mut self, payload: Payload<'_>) -> Result<(), Broken> {
+impl ModuleWalk {
+    fn visit(&mut self, payload: Payload<'_>) -> Result<(), BoundsError> {
         let Self { frames, contents } = self;
         if let Payload::Version { encoding, .. } = payload {
             let is_component = encoding == wasmparser::Encoding::Component;
             contents.modules += u64::from(!is_component);
-            frames.push(Frame { is_component, ..Frame::default() });
+            frames.push(ModuleFrame { is_component, ..ModuleFrame::default() });
             contents.nesting = contents.nesting.max(frames.len() as u64);
             return Ok(());
         }
@@ -153,28 +153,28 @@ impl Walk {
             }
             Payload::ComponentInstanceSection(section) => {
                 for instance in section {
-                    frame.instantiates(&instance?)?;
+                    frame.add_instance(&instance?)?;
                 }
                 contents.steps = contents.steps.max(frame.steps);
             }
-            Payload::InstanceSection(section) => frame.takes(section.count()),
-            Payload::ComponentCanonicalSection(section) => frame.takes(section.count()),
+            Payload::InstanceSection(section) => frame.add_steps(section.count()),
+            Payload::ComponentCanonicalSection(section) => frame.add_steps(section.count()),
             Payload::ComponentAliasSection(section) => {
-                frame.takes(section.count());
+                frame.add_steps(section.count());
                 for alias in section {
-                    frame.names(&alias?, above)?;
+                    frame.add_alias(&alias?, above)?;
                 }
             }
             Payload::ComponentImportSection(section) => {
-                frame.takes(section.count());
+                frame.add_steps(section.count());
                 for import in section {
                     if matches!(import?.ty, ComponentTypeRef::Component(_)) {
-                        return Err(foreign());
+                        return Err(imported_component());
                     }
                 }
             }
             Payload::ComponentExportSection(section) => {
-                frame.takes(section.count());
+                frame.add_steps(section.count());
                 for export in section {
                     let export = export?;
                     if export.kind == ComponentExternalKind::Component {
@@ -183,18 +183,18 @@ impl Walk {
                     }
                 }
             }
-            module => frame.reads(contents, module)?,
+            module => frame.add_section(contents, module)?,
         }
         Ok(())
     }
 }
 
-impl Frame {
-    fn takes(&mut self, steps: u32) {
+impl ModuleFrame {
+    fn add_steps(&mut self, steps: u32) {
         self.steps = self.steps.saturating_add(u64::from(steps));
     }
 
-    fn instantiates(&mut self, instance: &ComponentInstance<'_>) -> Result<(), Broken> {
+    fn add_instance(&mut self, instance: &ComponentInstance<'_>) -> Result<(), BoundsError> {
         let steps = match instance {
             ComponentInstance::Instantiate { component_index, .. } => self.component(*component_index)?,
             ComponentInstance::FromExports(_) => 0,
@@ -203,16 +203,18 @@ impl Frame {
         Ok(())
     }
 
-    fn component(&self, index: u32) -> Result<u64, Broken> {
+    fn component(&self, index: u32) -> Result<u64, BoundsError> {
         let known = self.components.get(index as usize).copied();
         known.ok_or_else(|| {
-            Broken::Refused("is not valid WebAssembly: it names a component that does not exist".into())
+            BoundsError::Refused("is not valid WebAssembly: it names a component that does not exist".into())
         })
     }
 
-    fn names(&mut self, alias: &ComponentAlias<'_>, above: &[Self]) -> Result<(), Broken> {
+    fn add_alias(&mut self, alias: &ComponentAlias<'_>, above: &[Self]) -> Result<(), BoundsError> {
         match alias {
-            ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. } => Err(foreign()),
+            ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. } => {
+                Err(imported_component())
+            }
             ComponentAlias::Outer { kind: ComponentOuterAliasKind::Component, count, index } => {
                 let outer = match (*count as usize).checked_sub(1) {
                     None => self.component(*index)?,
@@ -220,7 +222,7 @@ impl Frame {
                         .iter()
                         .rev()
                         .nth(up)
-                        .map_or_else(|| Err(foreign()), |it| it.component(*index))?,
+                        .map_or_else(|| Err(imported_component()), |it| it.component(*index))?,
                 };
                 self.components.push(outer);
                 Ok(())
@@ -230,7 +232,7 @@ impl Frame {
     }
 
     /// Reads a section of a module.
-    fn reads(&mut self, contents: &mut Contents, payload: Payload<'_>) -> Result<(), Broken> {
+    fn add_section(&mut self, contents: &mut ModuleSize, payload: Payload<'_>) -> Result<(), BoundsError> {
         match payload {
             Payload::TypeSection(section) => {
                 for group in section {
@@ -270,8 +272,8 @@ impl Frame {
 }
 
 /// An imported component, whose cost is unknown.
-fn foreign() -> Broken {
-    Broken::Refused(
+fn imported_component() -> BoundsError {
+    BoundsError::Refused(
         "passes components to components, which is not supported; compose them into one, for example with `wac plug`".into(),
     )
 }

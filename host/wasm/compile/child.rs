@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::wasm::compile::limits::{CompileLimits, NotCompiled, PATIENCE, invalid};
+use crate::wasm::compile::limits::{CompileError, CompileLimits, WALL_CLOCK_FACTOR, invalid};
 use crate::wasm::compile::worker;
 use crate::wasm::engine::EngineConfig;
 use crate::wasm::module_cache::MAX_CODE;
@@ -19,36 +19,36 @@ pub(super) const COMMAND: &str = "compile-plugin";
 /// This very program, even if the file at its path has been replaced.
 const PROGRAM: &str = "/proc/self/exe";
 /// How much of the compiler's standard error is read, in bytes.
-const MAX_WORDS: u64 = 4096;
+const MAX_STDERR: u64 = 4096;
 /// How often to check whether a compilation is still needed.
 const CHECK_EVERY: Duration = Duration::from_millis(20);
 
 /// Whether this process's binary has the subcommand.
-static USED: AtomicBool = AtomicBool::new(false);
+static USE_CHILD_PROCESS: AtomicBool = AtomicBool::new(false);
 /// Whether the gateway is stopping.
-static ENDING: AtomicBool = AtomicBool::new(false);
+static STOPPING: AtomicBool = AtomicBool::new(false);
 /// The number of running compilations.
 static RUNNING: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
 /// Compiles plugins in separate processes from now on. For the `halley` binary only: the running
 /// program is started again with `compile-plugin`.
 pub fn use_child_processes() {
-    USED.store(true, Ordering::Relaxed);
+    USE_CHILD_PROCESS.store(true, Ordering::Relaxed);
 }
 
 /// Whether plugins are compiled in separate processes.
-pub(super) fn is_used() -> bool {
-    USED.load(Ordering::Relaxed)
+pub(super) fn uses_child_process() -> bool {
+    USE_CHILD_PROCESS.load(Ordering::Relaxed)
 }
 
 /// Stops running compilations and starts no more, because the gateway is stopping. Does not wait.
 pub fn end_compilations() {
-    ENDING.store(true, Ordering::SeqCst);
+    STOPPING.store(true, Ordering::SeqCst);
 }
 
 /// Whether compilations are being stopped.
-pub(crate) fn is_ending() -> bool {
-    ENDING.load(Ordering::SeqCst)
+pub(crate) fn is_stopping() -> bool {
+    STOPPING.load(Ordering::SeqCst)
 }
 
 /// Waits until no compilation is running, or until the timeout.
@@ -58,16 +58,16 @@ pub fn await_compilations(most: Duration) {
 }
 
 /// A running compilation; counted until it is dropped.
-struct Running(());
+struct RunningCompilation(());
 
-impl Running {
+impl RunningCompilation {
     fn begin() -> Self {
         *RUNNING.0.lock() += 1;
         Self(())
     }
 }
 
-impl Drop for Running {
+impl Drop for RunningCompilation {
     fn drop(&mut self) {
         *RUNNING.0.lock() -= 1;
         RUNNING.1.notify_all();
@@ -83,10 +83,10 @@ pub(super) fn compile(
     config: &EngineConfig,
     limits: CompileLimits,
     component: &[u8],
-) -> Result<Vec<u8>, NotCompiled> {
-    let _running = Running::begin();
+) -> Result<Vec<u8>, CompileError> {
+    let _running = RunningCompilation::begin();
     let mut child = spawn(config, limits, component.len()).map_err(|e| {
-        NotCompiled::Interrupted(format!("was not compiled: cannot start the compiler process: {e}"))
+        CompileError::Interrupted(format!("was not compiled: cannot start the compiler process: {e}"))
     })?;
     let outcome = std::thread::scope(|scope| {
         let (input, output, errors) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
@@ -95,12 +95,12 @@ pub(super) fn compile(
             input.map(|mut input| input.write_all(component))
         });
         let output = reader(scope, output, MAX_CODE.min(limits.memory.as_u64()));
-        let errors = reader(scope, errors, MAX_WORDS);
-        let ended = wait(&mut child, &output, limits.timeout.saturating_mul(PATIENCE));
+        let errors = reader(scope, errors, MAX_STDERR);
+        let ended = wait(&mut child, &output, limits.timeout.saturating_mul(WALL_CLOCK_FACTOR));
         // Ends the reader threads, even if a child closed its output and kept running.
         let _ = child.kill();
         let status = child.wait();
-        Outcome { ended, status, words: errors.recv().unwrap_or_default() }
+        CompileOutcome { ended, status, words: errors.recv().unwrap_or_default() }
     });
     outcome.result(limits, |why| invalid(why, config, component))
 }
@@ -117,7 +117,7 @@ fn spawn(config: &EngineConfig, limits: CompileLimits, size: usize) -> std::io::
     for feature in &config.features {
         command.arg("--feature").arg(feature.as_str());
     }
-    if config.is_tight {
+    if config.has_limited_address_space {
         command.arg("--tight");
     }
     command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
@@ -142,16 +142,16 @@ fn reader<'scope>(
     result
 }
 
-enum Ended {
+enum ChildExit {
     /// It closed its output after writing this.
-    Wrote(Vec<u8>),
+    Finished(Vec<u8>),
     /// It exceeded the time limit.
-    Late,
+    TimedOut,
     /// The gateway is stopping.
-    Unwanted,
+    Cancelled,
 }
 
-fn wait(child: &mut Child, output: &Receiver<Vec<u8>>, timeout: Duration) -> Ended {
+fn wait(child: &mut Child, output: &Receiver<Vec<u8>>, timeout: Duration) -> ChildExit {
     let deadline = Instant::now() + timeout;
     loop {
         match output.recv_timeout(CHECK_EVERY) {
@@ -164,68 +164,74 @@ fn wait(child: &mut Child, output: &Receiver<Vec<u8>>, timeout: Duration) -> End
                     )]
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                return if matches!(child.try_wait(), Ok(None)) { Ended::Late } else { Ended::Wrote(bytes) };
+                return if matches!(child.try_wait(), Ok(None)) {
+                    ChildExit::TimedOut
+                } else {
+                    ChildExit::Finished(bytes)
+                };
             }
-            Err(RecvTimeoutError::Disconnected) => return Ended::Wrote(Vec::new()),
-            Err(RecvTimeoutError::Timeout) if is_ending() => return Ended::Unwanted,
-            Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => return Ended::Late,
+            Err(RecvTimeoutError::Disconnected) => return ChildExit::Finished(Vec::new()),
+            Err(RecvTimeoutError::Timeout) if is_stopping() => return ChildExit::Cancelled,
+            Err(RecvTimeoutError::Timeout) if Instant::now() >= deadline => return ChildExit::TimedOut,
             Err(RecvTimeoutError::Timeout) => {}
         }
     }
 }
 
-struct Outcome {
-    ended: Ended,
+struct CompileOutcome {
+    ended: ChildExit,
     status: std::io::Result<ExitStatus>,
     /// Its standard error.
     words: Vec<u8>,
 }
 
-impl Outcome {
+impl CompileOutcome {
     fn result(
         self,
         limits: CompileLimits,
         invalid: impl FnOnce(&str) -> String,
-    ) -> Result<Vec<u8>, NotCompiled> {
+    ) -> Result<Vec<u8>, CompileError> {
         let timeout = || {
             let most = humantime::format_duration(limits.timeout);
-            NotCompiled::Limited(format!("takes longer to compile than [policies] compile_timeout ({most})"))
+            CompileError::Limited(format!("takes longer to compile than [policies] compile_timeout ({most})"))
         };
         let memory = || {
             let most = limits.memory;
-            NotCompiled::Limited(format!(
+            CompileError::Limited(format!(
                 "takes more memory to compile than [policies] compile_memory ({most})"
             ))
         };
         let code = match self.ended {
-            Ended::Late => return Err(timeout()),
-            Ended::Unwanted => {
-                return Err(NotCompiled::Interrupted("was not compiled: the gateway is stopping".to_owned()));
+            ChildExit::TimedOut => return Err(timeout()),
+            ChildExit::Cancelled => {
+                return Err(CompileError::Interrupted(
+                    "was not compiled: the gateway is stopping".to_owned(),
+                ));
             }
-            Ended::Wrote(code) => code,
+            ChildExit::Finished(code) => code,
         };
         if code.len() as u64 > MAX_CODE.min(limits.memory.as_u64()) {
             return Err(memory());
         }
-        let status = self.status.map_err(|e| NotCompiled::Interrupted(format!("was not compiled: {e}")))?;
+        let status = self.status.map_err(|e| CompileError::Interrupted(format!("was not compiled: {e}")))?;
         let words = String::from_utf8_lossy(&self.words).replace(char::is_control, " ");
         match (status.code(), status.signal()) {
             (Some(0), _) => Ok(code),
-            (Some(worker::INVALID), _) => Err(NotCompiled::Invalid(invalid(&words))),
+            (Some(worker::INVALID), _) => Err(CompileError::Invalid(invalid(&words))),
             (Some(worker::NO_MEMORY), _) => Err(memory()),
             (_, Some(libc::SIGABRT)) if words.contains("memory allocation of") => Err(memory()),
             (_, Some(libc::SIGXCPU)) => Err(timeout()),
             (_, Some(signal @ (libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT))) => {
-                Err(NotCompiled::Interrupted(format!(
+                Err(CompileError::Interrupted(format!(
                     "was not compiled: the compiler was ended by signal {signal}"
                 )))
             }
-            (_, Some(libc::SIGKILL)) => Err(NotCompiled::Limited(
+            (_, Some(libc::SIGKILL)) => Err(CompileError::Limited(
                 "was not compiled: the compiler was killed, probably by the kernel for lack of memory; \
                  see [policies] compile_memory"
                     .to_owned(),
             )),
-            _ => Err(NotCompiled::Limited(format!("made the compiler end with {status}: {}", words.trim()))),
+            _ => Err(CompileError::Limited(format!("made the compiler end with {status}: {}", words.trim()))),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 /// The limit on elapsed time as a multiple of the limit on CPU time: the machine may be busy.
-pub(super) const PATIENCE: u32 = 4;
+pub(super) const WALL_CLOCK_FACTOR: u32 = 4;
 
 /// Limits on compiling one plugin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ impl Default for CompileLimits {
 
 /// Why there is no code: the second half of a sentence that begins with the plugin.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum NotCompiled {
+pub(crate) enum CompileError {
     /// It is not valid, or needs a feature that is off.
     Invalid(String),
     /// It exceeded a limit, or crashed the compiler. Marked if there is a directory for marks.
@@ -36,7 +36,7 @@ pub(crate) enum NotCompiled {
     Interrupted(String),
 }
 
-impl NotCompiled {
+impl CompileError {
     /// The reason.
     pub(crate) fn into_reason(self) -> String {
         match self {

@@ -15,8 +15,8 @@ use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 
-use crate::files::OwnFolder;
-use crate::wasm::compile::limits::{CompileLimits, NotCompiled};
+use crate::files::OwnedDir;
+use crate::wasm::compile::limits::{CompileError, CompileLimits};
 
 /// How many attempts may end together with the gateway.
 const ATTEMPTS: u32 = 3;
@@ -27,13 +27,13 @@ const MOST: usize = 1_000;
 
 /// The directory of marks. Without a directory nothing is remembered.
 #[derive(Debug)]
-pub(super) struct Marks {
-    folder: Option<OwnFolder>,
+pub(super) struct CompileMarks {
+    folder: Option<OwnedDir>,
 }
 
 /// What is remembered about one component.
 #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize)]
-struct Mark {
+struct CompileMark {
     /// The plugin that it was compiled for.
     plugin: String,
     /// The fingerprint of the engine.
@@ -51,17 +51,17 @@ struct Mark {
 
 /// A compilation in progress.
 #[derive(Debug)]
-pub(super) struct Attempt<'a> {
-    folder: Option<&'a OwnFolder>,
+pub(super) struct CompileAttempt<'a> {
+    folder: Option<&'a OwnedDir>,
     /// The name of the mark's file.
     name: String,
-    mark: Mark,
+    mark: CompileMark,
 }
 
-impl Marks {
+impl CompileMarks {
     pub(super) fn new(folder: Option<PathBuf>) -> Self {
         let open = |folder: PathBuf| {
-            let opened = OwnFolder::create(&folder).inspect(OwnFolder::tidy);
+            let opened = OwnedDir::create(&folder).inspect(OwnedDir::remove_temporary);
             let folder = folder.display();
             opened.inspect_err(|why| tracing::warn!("{folder} {why}; {UNMARKED}")).ok()
         };
@@ -82,23 +82,24 @@ impl Marks {
         component: &str,
         engine: &str,
         limits: CompileLimits,
-    ) -> Result<Attempt<'_>, NotCompiled> {
+    ) -> Result<CompileAttempt<'_>, CompileError> {
         let CompileLimits { memory, timeout } = limits;
         let (folder, name) = (self.folder.as_ref(), format!("{component}.json"));
-        let is_same = |mark: &Mark| mark.engine == engine && (mark.memory, mark.timeout) == (memory, timeout);
+        let is_same =
+            |mark: &CompileMark| mark.engine == engine && (mark.memory, mark.timeout) == (memory, timeout);
         let known = folder.and_then(|folder| read(folder, &name)).filter(is_same);
         let attempts = known.as_ref().map_or(0, |mark| mark.attempts);
         if let (Some(mark), Some(folder)) = (known, folder)
             && let Some(why) = mark.why.or_else(|| often(attempts))
         {
-            return Err(NotCompiled::Limited(format!(
+            return Err(CompileError::Limited(format!(
                 "{why}; an earlier attempt failed, so it is not retried: raise the limit, or \
                  remove {}",
                 folder.path().join(&name).display()
             )));
         }
         let (plugin, engine) = (plugin.to_owned(), engine.to_owned());
-        let mark = Mark {
+        let mark = CompileMark {
             plugin,
             engine,
             memory,
@@ -107,13 +108,13 @@ impl Marks {
             why: None,
             at: SystemTime::now(),
         };
-        let attempt = Attempt { folder, name, mark };
+        let attempt = CompileAttempt { folder, name, mark };
         attempt.write();
         Ok(attempt)
     }
 }
 
-impl Attempt<'_> {
+impl CompileAttempt<'_> {
     /// Records that it exceeded a limit.
     pub(super) fn limited(mut self, why: &str) {
         self.mark.why = Some(why.to_owned());
@@ -132,7 +133,7 @@ impl Attempt<'_> {
         let Some(folder) = self.folder else { return };
         let text = serde_json::to_vec_pretty(&self.mark).unwrap_or_default();
         match folder.replace(&self.name, &text) {
-            Ok(()) => folder.keep_newest(MOST),
+            Ok(()) => folder.remove_oldest(MOST),
             Err(error) => tracing::warn!(error = format!("{error:#}"), "{UNMARKED}"),
         }
     }
@@ -146,7 +147,7 @@ fn often(attempts: u32) -> Option<String> {
         .then(|| format!("was being compiled each of the {attempts} times when the gateway was killed"))
 }
 
-fn read(folder: &OwnFolder, name: &str) -> Option<Mark> {
+fn read(folder: &OwnedDir, name: &str) -> Option<CompileMark> {
     serde_json::from_slice(&folder.read(name, MAX_MARK).ok()?).ok()
 }
 
@@ -159,14 +160,14 @@ mod tests {
     const LIMITS: CompileLimits =
         CompileLimits { memory: ByteSize::mib(64), timeout: Duration::from_secs(9) };
 
-    fn begin(marks: &Marks) -> Result<Attempt<'_>, String> {
-        marks.begin("p", "abc", "engine", LIMITS).map_err(NotCompiled::into_reason)
+    fn begin(marks: &CompileMarks) -> Result<CompileAttempt<'_>, String> {
+        marks.begin("p", "abc", "engine", LIMITS).map_err(CompileError::into_reason)
     }
 
     #[test]
-    fn what_ran_into_a_limit_is_not_tried_again_until_something_changes() {
+    fn a_component_over_the_limit_is_not_retried() {
         let folder = tempfile::tempdir().unwrap();
-        let marks = || Marks::new(Some(folder.path().join("uncompilable")));
+        let marks = || CompileMarks::new(Some(folder.path().join("uncompilable")));
         begin(&marks()).unwrap().forget();
         begin(&marks()).unwrap().limited("takes too much");
         let why = begin(&marks()).unwrap_err();
@@ -191,18 +192,18 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_the_gateway_is_tried_only_so_often() {
+    fn a_component_that_kills_the_gateway_is_retried_3_times() {
         let folder = tempfile::tempdir().unwrap();
-        let marks = Marks::new(Some(folder.path().to_owned()));
+        let marks = CompileMarks::new(Some(folder.path().to_owned()));
         // A dropped attempt is one that did not end.
         (0..ATTEMPTS).for_each(|_| drop(begin(&marks).unwrap()));
         assert!(begin(&marks).unwrap_err().contains("3 times when the gateway was killed"));
     }
 
     #[test]
-    fn marks_are_bounded_and_what_is_no_mark_says_nothing() {
+    fn marks_are_bounded_and_damaged_marks_ignored() {
         let folder = tempfile::tempdir().unwrap();
-        let marks = Marks::new(Some(folder.path().to_owned()));
+        let marks = CompileMarks::new(Some(folder.path().to_owned()));
         for number in 0..MOST + 20 {
             fs::write(folder.path().join(format!("{number}.json")), b"{").unwrap();
         }
@@ -210,6 +211,6 @@ mod tests {
         assert!(fs::read_dir(folder.path()).unwrap().count() <= MOST);
         fs::write(folder.path().join("abc.json"), b"{").unwrap();
         begin(&marks).unwrap();
-        assert!(begin(&Marks::new(None)).is_ok());
+        assert!(begin(&CompileMarks::new(None)).is_ok());
     }
 }

@@ -25,32 +25,32 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use wasmtime::Engine;
 use wasmtime::component::Component;
 
-pub(crate) use child::is_ending;
+pub(crate) use child::is_stopping;
 pub use child::{await_compilations, end_compilations, use_child_processes};
+pub(crate) use limits::CompileError;
 pub use limits::CompileLimits;
-pub(crate) use limits::NotCompiled;
-pub use worker::{Job, compile_plugin};
+pub use worker::{CompileJob, compile_plugin};
 
 use crate::digest;
 use crate::wasm::engine::{self, EngineConfig};
 use crate::wasm::failure::causes;
-use crate::wasm::module_cache::CodeStore;
+use crate::wasm::module_cache::ModuleCache;
 use limits::invalid;
-use marks::Marks;
+use marks::CompileMarks;
 
 /// One per runtime.
 #[derive(Debug)]
 pub(crate) struct Compiler {
     config: EngineConfig,
     limits: CompileLimits,
-    marks: Marks,
+    marks: CompileMarks,
     compilations: AtomicU64,
 }
 
 impl Compiler {
     /// For engines of this configuration. Marks are stored in the directory, if there is one.
     pub(crate) fn new(config: EngineConfig, limits: CompileLimits, folder: Option<PathBuf>) -> Self {
-        Self { config, limits, marks: Marks::new(folder), compilations: AtomicU64::new(0) }
+        Self { config, limits, marks: CompileMarks::new(folder), compilations: AtomicU64::new(0) }
     }
 
     /// Whether failures at a limit are remembered across restarts.
@@ -71,10 +71,10 @@ impl Compiler {
     pub(crate) fn load(
         &self,
         engine: &Engine,
-        store: Option<&CodeStore>,
+        store: Option<&ModuleCache>,
         plugin: &str,
         component: &[u8],
-    ) -> Result<Component, NotCompiled> {
+    ) -> Result<Component, CompileError> {
         let (key, fingerprint) = (digest::hash(component), engine::fingerprint(engine));
         if let Some(store) = store
             && let Some(code) = store.get(&key, &fingerprint)
@@ -93,7 +93,7 @@ impl Compiler {
         }
         let code = self.compile(engine, plugin, &key, &fingerprint, component)?;
         let loaded = deserialize(engine, &code).map_err(|e| {
-            NotCompiled::Interrupted(format!("was compiled, but the code cannot be loaded: {}", causes(&e)))
+            CompileError::Interrupted(format!("was compiled, but the code cannot be loaded: {}", causes(&e)))
         })?;
         if let Some(store) = store {
             store.put(&key, &fingerprint, &code);
@@ -108,17 +108,17 @@ impl Compiler {
         key: &str,
         fingerprint: &str,
         component: &[u8],
-    ) -> Result<Vec<u8>, NotCompiled> {
+    ) -> Result<Vec<u8>, CompileError> {
         self.compilations.fetch_add(1, Ordering::Relaxed);
-        if !child::is_used() {
+        if !child::uses_child_process() {
             return engine
                 .precompile_component(component)
-                .map_err(|e| NotCompiled::Invalid(invalid(&causes(&e), &self.config, component)));
+                .map_err(|e| CompileError::Invalid(invalid(&causes(&e), &self.config, component)));
         }
         let attempt = self.marks.begin(plugin, key, fingerprint, self.limits)?;
         let compiled = child::compile(&self.config, self.limits, component);
         match &compiled {
-            Err(NotCompiled::Limited(why)) => attempt.limited(why),
+            Err(CompileError::Limited(why)) => attempt.limited(why),
             _ => attempt.forget(),
         }
         compiled

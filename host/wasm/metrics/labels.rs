@@ -39,7 +39,7 @@ pub(super) struct VersionLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(super) struct OwnLabels {
+pub(super) struct CustomMetricLabels {
     pub(super) plugin: String,
     pub(super) name: String,
 }

@@ -14,18 +14,18 @@ use prometheus_client::registry::Registry;
 use crate::decision::PluginVersion;
 use crate::telemetry::latency_histogram;
 use crate::wasm::metrics::labels::{
-    DecisionLabels, ErrorLabels, HookLabels, LimitLabels, OwnLabels, VersionLabels,
+    CustomMetricLabels, DecisionLabels, ErrorLabels, HookLabels, LimitLabels, VersionLabels,
 };
 
 mod labels;
 mod plugin;
 
-pub(crate) use plugin::{Decision, PluginMetrics};
+pub(crate) use plugin::{FilterDecision, PluginMetrics};
 
 /// The maximum number of counters, and of gauges, that a plugin may define.
-pub(crate) const MAX_OWN_NAMES: usize = 64;
+pub(crate) const MAX_CUSTOM_METRICS: usize = 64;
 /// The longest name of such a counter or gauge, in bytes.
-pub(crate) const MAX_OWN_NAME_LENGTH: usize = 64;
+pub(crate) const MAX_CUSTOM_NAME_LENGTH: usize = 64;
 
 type Histograms = Family<HookLabels, Histogram, fn() -> Histogram>;
 
@@ -52,15 +52,15 @@ pub(crate) struct Metrics {
     seconds: Histograms,
     info: Family<VersionLabels, Gauge>,
     over_budget: Family<VersionLabels, Gauge>,
-    own_counters: Family<OwnLabels, Counter>,
-    own_gauges: Family<OwnLabels, Gauge<f64, AtomicU64>>,
+    custom_counters: Family<CustomMetricLabels, Counter>,
+    custom_gauges: Family<CustomMetricLabels, Gauge<f64, AtomicU64>>,
     /// The number of prepared plugins by name and version, and the names of their own metrics: what
     /// to remove with the last of them.
-    known: Arc<Mutex<BTreeMap<String, Known>>>,
+    known: Arc<Mutex<BTreeMap<String, MetricNames>>>,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct MetricNames {
     versions: BTreeMap<String, usize>,
     counters: Vec<String>,
     gauges: Vec<String>,
@@ -78,8 +78,8 @@ impl Metrics {
             seconds: Family::new_with_constructor(latency_histogram),
             info: Family::default(),
             over_budget: Family::default(),
-            own_counters: Family::default(),
-            own_gauges: Family::default(),
+            custom_counters: Family::default(),
+            custom_gauges: Family::default(),
             known: Arc::default(),
         };
         let m = &metrics;
@@ -96,15 +96,19 @@ impl Metrics {
             "Messages that a candidate would have decided differently",
             m.differences.clone(),
         );
-        registry.register("halley_plugin_seconds", "Time in calls of plugins", m.seconds.clone());
+        registry.register(
+            "halley_plugin_call_duration_seconds",
+            "Time in calls of plugins",
+            m.seconds.clone(),
+        );
         registry.register("halley_plugin_info", "1 for every version that is loaded", m.info.clone());
         registry.register(
             "halley_plugin_over_time_budget",
             "Workers that do not call the plugin for now, because too many calls exceeded their deadline",
             m.over_budget.clone(),
         );
-        registry.register("halley_plugin_counter", "Plugins' own counters", m.own_counters.clone());
-        registry.register("halley_plugin_gauge", "Plugins' own gauges", m.own_gauges.clone());
+        registry.register("halley_plugin_counter", "Plugins' own counters", m.custom_counters.clone());
+        registry.register("halley_plugin_gauge", "Plugins' own gauges", m.custom_gauges.clone());
         metrics
     }
 
@@ -147,13 +151,13 @@ impl Metrics {
         }
     }
 
-    fn forget_name(&self, name: &str, known: Known) {
-        let own = |own: String| OwnLabels { plugin: name.to_owned(), name: own };
+    fn forget_name(&self, name: &str, known: MetricNames) {
+        let own = |own: String| CustomMetricLabels { plugin: name.to_owned(), name: own };
         for counter in known.counters {
-            self.own_counters.remove(&own(counter));
+            self.custom_counters.remove(&own(counter));
         }
         for gauge in known.gauges {
-            self.own_gauges.remove(&own(gauge));
+            self.custom_gauges.remove(&own(gauge));
         }
     }
 }
@@ -174,13 +178,13 @@ mod tests {
     }
 
     #[test]
-    fn label_sets_go_with_the_last_version() {
+    fn label_sets_are_removed_with_the_last_version() {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let (old, new) = (metrics.plugin(&version("aa")), metrics.plugin(&version("bb")));
         old.called(0, 0.001);
         old.failed(FailureKind::Trap, None);
-        assert!(old.own_counter("seen", 2) && new.own_counter("seen", 3) && new.own_gauge("g", 1.5));
+        assert!(old.custom_counter("seen", 2) && new.custom_counter("seen", 3) && new.custom_gauge("g", 1.5));
         drop(old);
         let between = text(&registry);
         assert!(between.contains("halley_plugin_counter_total{plugin=\"p\",name=\"seen\"} 5"), "{between}");
@@ -190,13 +194,13 @@ mod tests {
     }
 
     #[test]
-    fn a_plugins_own_names_are_bounded() {
+    fn custom_metric_names_are_bounded() {
         let metrics = Metrics::register(&mut Registry::default());
         let plugin = metrics.plugin(&version("aa"));
-        let taken = (0..1000).filter(|n| plugin.own_counter(&format!("c{n}"), 1)).count();
-        assert_eq!(taken, MAX_OWN_NAMES);
-        assert!(plugin.own_counter("c0", 1), "a known name stays usable");
-        assert!(!plugin.own_gauge("", 1.0) && !plugin.own_gauge("a\nb", 1.0));
-        assert!(!plugin.own_gauge(&"x".repeat(65), 1.0));
+        let taken = (0..1000).filter(|n| plugin.custom_counter(&format!("c{n}"), 1)).count();
+        assert_eq!(taken, MAX_CUSTOM_METRICS);
+        assert!(plugin.custom_counter("c0", 1), "a known name stays usable");
+        assert!(!plugin.custom_gauge("", 1.0) && !plugin.custom_gauge("a\nb", 1.0));
+        assert!(!plugin.custom_gauge(&"x".repeat(65), 1.0));
     }
 }

@@ -5,15 +5,17 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::decision::PluginVersion;
-use crate::wasm::failure::{FailureKind, Limit};
+use crate::wasm::failure::{FailureKind, PluginLimit};
 use crate::wasm::metrics::labels::{
-    DecisionLabels, ErrorLabels, HookLabels, LimitLabels, OwnLabels, VersionLabels,
+    CustomMetricLabels, DecisionLabels, ErrorLabels, HookLabels, LimitLabels, VersionLabels,
 };
-use crate::wasm::metrics::{DECISIONS, HOOKS, Known, LIMITS, MAX_OWN_NAME_LENGTH, MAX_OWN_NAMES, Metrics};
+use crate::wasm::metrics::{
+    DECISIONS, HOOKS, LIMITS, MAX_CUSTOM_METRICS, MAX_CUSTOM_NAME_LENGTH, MetricNames, Metrics,
+};
 
 /// What a filter decided about a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Decision {
+pub(crate) enum FilterDecision {
     Pass,
     Drop,
     DeadLetter,
@@ -62,7 +64,7 @@ impl PluginMetrics {
     }
 
     /// A call failed in this way, at this limit if any.
-    pub(crate) fn failed(&self, kind: FailureKind, limit: Option<Limit>) {
+    pub(crate) fn failed(&self, kind: FailureKind, limit: Option<PluginLimit>) {
         self.all.errors.get_or_create(&ErrorLabels::of(&self.version, kind.as_str())).inc();
         if let Some(limit) = limit {
             self.hit(limit);
@@ -70,13 +72,13 @@ impl PluginMetrics {
     }
 
     /// The plugin reached a limit.
-    pub(crate) fn hit(&self, limit: Limit) {
+    pub(crate) fn hit(&self, limit: PluginLimit) {
         self.limits[limit as usize].inc();
     }
 
     /// It was not asked about this many messages, rooms or recipients.
     pub(crate) fn unasked(&self, count: usize) {
-        self.limits[Limit::TimeBudget as usize].inc_by(count as u64);
+        self.limits[PluginLimit::TimeBudget as usize].inc_by(count as u64);
     }
 
     /// How many workers do not call it for now.
@@ -85,7 +87,7 @@ impl PluginMetrics {
     }
 
     /// Counts one message by the filter's decision.
-    pub(crate) fn decided(&self, decision: Decision) {
+    pub(crate) fn decided(&self, decision: FilterDecision) {
         self.decisions[decision as usize].inc();
     }
 
@@ -96,26 +98,26 @@ impl PluginMetrics {
 
     /// Adds to one of the plugin's own counters. False when the name is not allowed, or exceeds the
     /// limit on names.
-    pub(crate) fn own_counter(&self, name: &str, value: u64) -> bool {
+    pub(crate) fn custom_counter(&self, name: &str, value: u64) -> bool {
         if !self.may_have(name, |known| &mut known.counters) {
             return false;
         }
-        self.all.own_counters.get_or_create(&self.own_labels(name)).inc_by(value);
+        self.all.custom_counters.get_or_create(&self.custom_labels(name)).inc_by(value);
         true
     }
 
     /// Sets one of the plugin's own gauges. False as for counters.
-    pub(crate) fn own_gauge(&self, name: &str, value: f64) -> bool {
+    pub(crate) fn custom_gauge(&self, name: &str, value: f64) -> bool {
         if !self.may_have(name, |known| &mut known.gauges) {
             return false;
         }
-        self.all.own_gauges.get_or_create(&self.own_labels(name)).set(value);
+        self.all.custom_gauges.get_or_create(&self.custom_labels(name)).set(value);
         true
     }
 
-    fn may_have(&self, name: &str, names: impl Fn(&mut Known) -> &mut Vec<String>) -> bool {
+    fn may_have(&self, name: &str, names: impl Fn(&mut MetricNames) -> &mut Vec<String>) -> bool {
         let printable = name.chars().all(|c| !c.is_control());
-        if name.is_empty() || name.len() > MAX_OWN_NAME_LENGTH || !printable {
+        if name.is_empty() || name.len() > MAX_CUSTOM_NAME_LENGTH || !printable {
             return false;
         }
         let mut all = self.all.known.lock();
@@ -124,15 +126,15 @@ impl PluginMetrics {
         if names.iter().any(|known| known == name) {
             return true;
         }
-        if names.len() >= MAX_OWN_NAMES {
+        if names.len() >= MAX_CUSTOM_METRICS {
             return false;
         }
         names.push(name.to_owned());
         true
     }
 
-    fn own_labels(&self, name: &str) -> OwnLabels {
-        OwnLabels { plugin: self.version.name.to_string(), name: name.to_owned() }
+    fn custom_labels(&self, name: &str) -> CustomMetricLabels {
+        CustomMetricLabels { plugin: self.version.name.to_string(), name: name.to_owned() }
     }
 }
 

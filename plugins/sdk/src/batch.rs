@@ -9,7 +9,7 @@ use crate::bindings::filter::exports::halley::policy::filter as records;
 use crate::bindings::filter_columns::exports::halley::policy::filter_columns as columns;
 
 /// How much memory is kept from one batch for the next one, in bytes; more is released.
-const KEPT: usize = 4 * 1024 * 1024;
+const MAX_KEPT_BYTES: usize = 4 * 1024 * 1024;
 
 /// The messages of the previous batch, to be overwritten.
 pub(crate) struct Messages(RefCell<Vec<Message>>);
@@ -26,7 +26,7 @@ impl Messages {
         read(batch, &mut messages);
         let result = body(&messages[..batch.rows.len()]);
         // Each message keeps room for the largest one that was stored in its slot.
-        if messages.iter().map(room_of).sum::<usize>() > KEPT {
+        if messages.iter().map(room_of).sum::<usize>() > MAX_KEPT_BYTES {
             *messages = Vec::new();
         }
         result
@@ -42,8 +42,8 @@ fn room_of(message: &Message) -> usize {
 
 /// Overwrites the messages with a batch, beginning with the first one.
 fn read(batch: &columns::Batch, messages: &mut Vec<Message>) {
-    let mut texts = Parts { ends: batch.texts.ends.iter(), begin: 0 };
-    let mut blobs = Parts { ends: batch.blobs.ends.iter(), begin: 0 };
+    let mut texts = JoinedParts { ends: batch.texts.ends.iter(), begin: 0 };
+    let mut blobs = JoinedParts { ends: batch.blobs.ends.iter(), begin: 0 };
     let mut text = || batch.texts.joined.get(texts.next()).unwrap_or_default();
     let mut blob = || batch.blobs.joined.get(blobs.next()).unwrap_or_default();
     if messages.len() < batch.rows.len() {
@@ -89,12 +89,12 @@ fn nothing() -> Message {
 }
 
 /// Iterates over the parts of a joined value.
-struct Parts<'a> {
+struct JoinedParts<'a> {
     ends: std::slice::Iter<'a, u32>,
     begin: usize,
 }
 
-impl Parts<'_> {
+impl JoinedParts<'_> {
     /// The range of the next part. Empty after the last one, which a gateway never requests.
     fn next(&mut self) -> std::ops::Range<usize> {
         let end = self.ends.next().map_or(self.begin, |end| *end as usize);
@@ -174,8 +174,8 @@ mod tests {
     #[test]
     fn a_large_batch_is_not_kept() {
         let kept = Messages::empty();
-        let large = room("r").body(vec![0; KEPT + 1]).build();
-        kept.with(&columns_of(&[large]), |messages| assert_eq!(messages[0].body.len(), KEPT + 1));
+        let large = room("r").body(vec![0; MAX_KEPT_BYTES + 1]).build();
+        kept.with(&columns_of(&[large]), |messages| assert_eq!(messages[0].body.len(), MAX_KEPT_BYTES + 1));
         assert_eq!(kept.0.borrow().len(), 0);
     }
 
@@ -184,10 +184,10 @@ mod tests {
         let kept = Messages::empty();
         for place in 0..64 {
             let batch: Vec<Message> = (0..64)
-                .map(|number| room("r").body(vec![0; if number == place { KEPT / 8 } else { 1 }]).build())
+                .map(|number| room("r").body(vec![0; if number == place { MAX_KEPT_BYTES / 8 } else { 1 }]).build())
                 .collect();
             kept.with(&columns_of(&batch), |messages| assert_eq!(messages, batch));
-            assert!(kept.0.borrow().iter().map(room_of).sum::<usize>() <= KEPT);
+            assert!(kept.0.borrow().iter().map(room_of).sum::<usize>() <= MAX_KEPT_BYTES);
         }
     }
 }

@@ -3,16 +3,17 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Instant;
 
-use super::{At, History, Receipt, Report, Sent};
+use super::{History, Occurrence, ReceivedMessage, Report, SentMessage};
 
 impl History {
     /// Compares what was sent with what was received.
     pub fn check(&self) -> Report {
-        let sent: HashMap<&str, &Sent> = self.sent.iter().map(|sent| (sent.id.as_str(), sent)).collect();
+        let sent: HashMap<&str, &SentMessage> =
+            self.sent.iter().map(|sent| (sent.id.as_str(), sent)).collect();
         let mut report = Report { sent: sent.len(), received: self.received.len(), ..Report::default() };
         report.dead_lettered = self.sent.iter().filter(|sent| self.dead_lettered.contains(&sent.id)).count();
         report.kept = self.kept.len();
-        let mut seen = Seen::default();
+        let mut seen = SeenMessages::default();
         for receipt in &self.received {
             self.check_receipt(receipt, &sent, &mut seen, &mut report);
         }
@@ -26,12 +27,12 @@ impl History {
 
     fn check_receipt<'a>(
         &self,
-        receipt: &'a Receipt,
-        sent: &HashMap<&str, &Sent>,
-        seen: &mut Seen<'a>,
+        receipt: &'a ReceivedMessage,
+        sent: &HashMap<&str, &SentMessage>,
+        seen: &mut SeenMessages<'a>,
         report: &mut Report,
     ) {
-        let at = At::of(receipt);
+        let at = Occurrence::of(receipt);
         let Some(sent) = sent.get(receipt.id.as_str()) else { return report.misrouted.push(at) };
         if !self.belongs(receipt, sent) {
             return report.misrouted.push(at);
@@ -56,7 +57,7 @@ impl History {
         if let Some(version) = receipt.version {
             let last = seen.versions.entry(place).or_default();
             if version < *last {
-                report.went_back.push(at.clone());
+                report.version_regressed.push(at.clone());
             }
             *last = version;
         }
@@ -67,12 +68,12 @@ impl History {
         *newest = receipt.number.max(*newest);
     }
 
-    fn check_debt(&self, sent: &Sent, comet: &str, seen: &Seen<'_>, report: &mut Report) {
+    fn check_debt(&self, sent: &SentMessage, comet: &str, seen: &SeenMessages<'_>, report: &mut Report) {
         if self.paid_elsewhere(sent, comet) {
             return;
         }
         let is_deleted = sent.incarnation < self.incarnation;
-        let at = At { comet: comet.to_owned(), room: sent.room.clone(), number: sent.number };
+        let at = Occurrence { comet: comet.to_owned(), room: sent.room.clone(), number: sent.number };
         let Some(first) = seen.first.get(&((comet, sent.room.as_str()), sent.number)) else {
             return if !is_deleted {
                 report.lost.push(at)
@@ -89,14 +90,14 @@ impl History {
     }
 
     /// Whether this message had to arrive here in this form.
-    fn belongs(&self, receipt: &Receipt, sent: &Sent) -> bool {
+    fn belongs(&self, receipt: &ReceivedMessage, sent: &SentMessage) -> bool {
         let comets = self.rooms.get(&sent.room);
         let same = (&receipt.room, receipt.number) == (&sent.room, sent.number);
         same && receipt.to == sent.room && comets.is_some_and(|comets| comets.contains_key(&receipt.comet))
     }
 
     /// Whether the comet's users received the message otherwise, or were not meant to.
-    fn paid_elsewhere(&self, sent: &Sent, comet: &str) -> bool {
+    fn paid_elsewhere(&self, sent: &SentMessage, comet: &str) -> bool {
         if self.dead_lettered.contains(&sent.id) || self.dropped.contains(&sent.id) {
             return true;
         }
@@ -106,7 +107,7 @@ impl History {
     }
 
     /// Whether an interruption can explain a repeated message at these times.
-    fn explained(&self, sent: &Sent, first: Instant, again: Instant) -> bool {
+    fn explained(&self, sent: &SentMessage, first: Instant, again: Instant) -> bool {
         self.interruptions.iter().any(|interruption| {
             if interruption.incarnation > sent.incarnation {
                 return false;
@@ -121,11 +122,11 @@ impl History {
 }
 
 /// A comet and a room.
-type Place<'a> = (&'a str, &'a str);
+type CometRoom<'a> = (&'a str, &'a str);
 
 #[derive(Default)]
-struct Seen<'a> {
-    first: HashMap<(Place<'a>, u64), Instant>,
-    newest: BTreeMap<Place<'a>, u64>,
-    versions: BTreeMap<Place<'a>, u32>,
+struct SeenMessages<'a> {
+    first: HashMap<(CometRoom<'a>, u64), Instant>,
+    newest: BTreeMap<CometRoom<'a>, u64>,
+    versions: BTreeMap<CometRoom<'a>, u32>,
 }

@@ -18,7 +18,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-pub use report::{At, Report};
+pub use report::{Occurrence, Report};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -35,9 +35,9 @@ pub struct History {
     /// How often the topic was deleted and created again.
     pub incarnation: u32,
     /// Messages acknowledged by Kafka.
-    pub sent: Vec<Sent>,
+    pub sent: Vec<SentMessage>,
     /// Messages received by comets, in the order of arrival per comet.
-    pub received: Vec<Receipt>,
+    pub received: Vec<ReceivedMessage>,
     /// Message ids and the comets that refused them: they are exempt from the order.
     pub refused: BTreeSet<(String, String)>,
     /// Message ids and the users in whose inboxes they are, or who were notified.
@@ -54,7 +54,7 @@ pub struct History {
 
 /// A message in Kafka.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sent {
+pub struct SentMessage {
     pub room: String,
     /// The number of the message in its room.
     pub number: u64,
@@ -68,7 +68,7 @@ pub struct Sent {
 
 /// A message as received by a comet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Receipt {
+pub struct ReceivedMessage {
     pub comet: String,
     /// The room of the call.
     pub to: String,
@@ -141,14 +141,15 @@ fn parse(body: &str) -> Option<(String, u64, Option<u32>)> {
 
 impl History {
     /// The messages of a room that a comet received around this one, for diagnosis.
-    pub fn around(&self, at: &At) -> String {
+    pub fn around(&self, at: &Occurrence) -> String {
         let here: Vec<_> =
             self.received.iter().filter(|r| r.comet == at.comet && r.room == at.room).collect();
         let Some(began) = self.began.or(here.first().map(|first| first.at)) else {
             return "nothing at all".to_owned();
         };
         let hits = here.iter().enumerate().filter(|(_, receipt)| receipt.number == at.number);
-        let line = |r: &&Receipt| format!("{:>9.3?} #{} {} v{:?}", r.at - began, r.number, r.id, r.version);
+        let line =
+            |r: &&ReceivedMessage| format!("{:>9.3?} #{} {} v{:?}", r.at - began, r.number, r.id, r.version);
         let context = |(hit, _): (usize, _)| {
             let lines: Vec<_> =
                 here[hit.saturating_sub(8)..(hit + 5).min(here.len())].iter().map(line).collect();
@@ -158,7 +159,7 @@ impl History {
     }
 }
 
-impl Sent {
+impl SentMessage {
     /// A message whose record has this id.
     ///
     /// # Panics
@@ -174,7 +175,7 @@ impl Sent {
 ///
 /// # Panics
 /// If a call is not for a room, or a body is not ours.
-pub fn receipts(comet: &str, calls: &[Call]) -> Vec<Receipt> {
+pub fn receipts(comet: &str, calls: &[Call]) -> Vec<ReceivedMessage> {
     let mut receipts = Vec::new();
     for call in calls.iter().filter(|call| !call.refused) {
         let To::Room(to) = &call.to else { panic!("{comet} got a call for {:?}", call.to) };
@@ -185,7 +186,7 @@ pub fn receipts(comet: &str, calls: &[Call]) -> Vec<Receipt> {
             let (room, number, version) =
                 parse(&body).unwrap_or_else(|| panic!("{comet} got `{body}`, which was never sent"));
             let (comet, to, id) = (comet.to_owned(), to.clone(), id.clone());
-            receipts.push(Receipt { comet, to, room, number, id, version, at: call.at });
+            receipts.push(ReceivedMessage { comet, to, room, number, id, version, at: call.at });
         }
     }
     receipts

@@ -2,18 +2,18 @@
 
 use std::fmt;
 
-use super::Receipt;
+use super::ReceivedMessage;
 
 /// A message at a comet.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct At {
+pub struct Occurrence {
     pub comet: String,
     pub room: String,
     pub number: u64,
 }
 
-impl At {
-    pub(super) fn of(receipt: &Receipt) -> Self {
+impl Occurrence {
+    pub(super) fn of(receipt: &ReceivedMessage) -> Self {
         Self { comet: receipt.comet.clone(), room: receipt.room.clone(), number: receipt.number }
     }
 }
@@ -28,22 +28,22 @@ pub struct Report {
     pub dead_lettered: usize,
     pub kept: usize,
     /// Owed, but not paid.
-    pub lost: Vec<At>,
+    pub lost: Vec<Occurrence>,
     /// First received after a later message of its room.
-    pub reordered: Vec<At>,
+    pub reordered: Vec<Occurrence>,
     /// Received by the wrong comet or room, or with a wrong id.
-    pub misrouted: Vec<At>,
+    pub misrouted: Vec<Occurrence>,
     /// Committed before it had been received.
-    pub committed_undelivered: Vec<At>,
+    pub committed_undelivered: Vec<Occurrence>,
     /// Decided by an older version of the policies than an earlier message.
-    pub went_back: Vec<At>,
+    pub version_regressed: Vec<Occurrence>,
     /// Received again.
-    pub repeated: Vec<At>,
+    pub repeated: Vec<Occurrence>,
     /// Received again for a logged reason; not in `repeated`.
-    pub excused: Vec<At>,
+    pub excused: Vec<Occurrence>,
     /// Repeats that no interruption explains: their offsets were committed, or there was no
     /// interruption.
-    pub unexplained: Vec<At>,
+    pub unexplained: Vec<Occurrence>,
 }
 
 impl Report {
@@ -59,7 +59,7 @@ impl Report {
     /// If anything is lost, reordered, misrouted, committed too early, or decided by an older version.
     pub fn assert_nothing_lost_or_reordered(&self) {
         self.assert_nothing_lost();
-        assert!(self.reordered.is_empty() && self.went_back.is_empty(), "{self}");
+        assert!(self.reordered.is_empty() && self.version_regressed.is_empty(), "{self}");
     }
 
     /// # Panics
@@ -98,7 +98,7 @@ impl fmt::Display for Report {
             ("reordered", &self.reordered),
             ("misrouted", &self.misrouted),
             ("committed before they were delivered", &self.committed_undelivered),
-            ("decided by an older version", &self.went_back),
+            ("decided by an older version", &self.version_regressed),
             ("repeated", &self.repeated),
             ("repeated for a reason in a gateway's log", &self.excused),
             ("repeated without a reason", &self.unexplained),

@@ -25,7 +25,7 @@ fn faultless() -> History {
     }
     for number in 0..PER_ROOM {
         for (partition, room) in ROOMS.iter().enumerate() {
-            let sent = Sent::new(room, number, format!("push/{partition}/{number}/0a1b"));
+            let sent = SentMessage::new(room, number, format!("push/{partition}/{number}/0a1b"));
             for comet in COMETS {
                 history.received.push(receipt(&sent, comet, began + Duration::from_millis(number)));
             }
@@ -35,13 +35,13 @@ fn faultless() -> History {
     history
 }
 
-fn receipt(sent: &Sent, comet: &str, at: Instant) -> Receipt {
+fn receipt(sent: &SentMessage, comet: &str, at: Instant) -> ReceivedMessage {
     let (room, number, id) = (sent.room.clone(), sent.number, sent.id.clone());
-    Receipt { comet: comet.to_owned(), to: room.clone(), room, number, id, version: Some(0), at }
+    ReceivedMessage { comet: comet.to_owned(), to: room.clone(), room, number, id, version: Some(0), at }
 }
 
 /// Plants a fault, named as in the report, and returns the report.
-fn planted(fault: &str, at: usize) -> (At, Report) {
+fn planted(fault: &str, at: usize) -> (Occurrence, Report) {
     let mut history = faultless();
     let chosen = history.received[at].clone();
     match fault {
@@ -57,11 +57,11 @@ fn planted(fault: &str, at: usize) -> (At, Report) {
         "went back" => history.received[..at].iter_mut().for_each(|receipt| receipt.version = Some(1)),
         _ => unreachable!("{fault}"),
     }
-    (At::of(&chosen), history.check())
+    (Occurrence::of(&chosen), history.check())
 }
 
 #[test]
-fn a_run_in_which_all_went_well_has_no_faults() {
+fn a_faultless_run_has_no_faults() {
     let report = faultless().check();
     report.assert_nothing_lost_or_reordered();
     report.assert_no_repeats();
@@ -69,11 +69,11 @@ fn a_run_in_which_all_went_well_has_no_faults() {
 }
 
 #[test]
-fn a_repeat_is_excused_by_what_was_logged_of_its_comet_between_its_times() {
+fn a_repeat_is_excused_by_a_log_line_in_between() {
     let mut history = faultless();
     let chosen = history.received[7].clone();
     let second = Duration::from_secs(1);
-    history.received.push(Receipt { at: chosen.at + 3 * second, ..chosen.clone() });
+    history.received.push(ReceivedMessage { at: chosen.at + 3 * second, ..chosen.clone() });
     let excused = |comet: Option<&str>, after: Duration| {
         let at = chosen.at + after;
         let excuses = vec![Excuse { comet: comet.map(str::to_owned), from: at, until: at }];
@@ -92,7 +92,7 @@ fn a_repeat_is_excused_by_what_was_logged_of_its_comet_between_its_times() {
 }
 
 #[test]
-fn what_comes_to_the_wrong_place_is_misrouted_and_missing_where_it_belongs() {
+fn a_misrouted_message_is_also_lost() {
     for fault in ["another room", "another comet", "another id"] {
         let (_, report) = planted(fault, 7);
         assert_eq!((report.misrouted.len(), report.lost.len()), (1, 1), "{fault}: {report}");
@@ -100,8 +100,8 @@ fn what_comes_to_the_wrong_place_is_misrouted_and_missing_where_it_belongs() {
 }
 
 #[test]
-fn what_was_kept_dropped_or_dead_lettered_is_not_lost_and_may_come_late() {
-    let faults: [fn(&mut History, &Sent) -> bool; 3] = [
+fn stored_dropped_and_dead_messages_are_not_lost() {
+    let faults: [fn(&mut History, &SentMessage) -> bool; 3] = [
         |history, sent| history.kept.insert((sent.id.clone(), user(&sent.room, "east"))),
         |history, sent| history.dropped.insert(sent.id.clone()),
         |history, sent| history.dead_lettered.insert(sent.id.clone()),
@@ -120,11 +120,11 @@ fn what_was_kept_dropped_or_dead_lettered_is_not_lost_and_may_come_late() {
 }
 
 #[test]
-fn what_a_comet_refused_may_come_late_but_has_to_come() {
+fn refused_messages_may_come_late_but_must_come() {
     let mut history = faultless();
     let late = history.received.remove(7);
     history.refused.insert((late.id.clone(), late.comet.clone()));
-    assert_eq!(history.check().lost, [At::of(&late)]);
+    assert_eq!(history.check().lost, [Occurrence::of(&late)]);
     history.received.push(late);
     history.check().assert_nothing_lost_or_reordered();
 }
@@ -141,7 +141,7 @@ fn a_room_with_a_user_without_the_message_has_lost_it() {
 }
 
 #[test]
-fn a_topic_that_was_created_again_owes_only_what_it_holds() {
+fn a_recreated_topic_owes_only_what_it_holds() {
     let mut history = faultless();
     // The first ten of each room were in a deleted topic; offsets restarted.
     for sent in &mut history.sent {
@@ -150,7 +150,7 @@ fn a_topic_that_was_created_again_owes_only_what_it_holds() {
     }
     history.incarnation = 1;
     let began = history.received[0].at;
-    let undelivered = |receipt: &Receipt| receipt.number != 9 && receipt.number != 12;
+    let undelivered = |receipt: &ReceivedMessage| receipt.number != 9 && receipt.number != 12;
     history.received.retain(undelivered);
     let report = history.check();
     assert_eq!(report.lost.len(), 4, "number 12 is lost, number 9 is gone with its topic: {report}");
@@ -162,12 +162,12 @@ fn a_topic_that_was_created_again_owes_only_what_it_holds() {
     history.interruptions.push(Interruption { from: at, until: at, incarnation: 0, committed, read: at });
     assert_eq!(history.check().committed_undelivered, []);
     let again = history.received.iter().find(|receipt| receipt.number == 10).expect("arrived").clone();
-    history.received.push(Receipt { at: at + Duration::from_millis(20), ..again });
+    history.received.push(ReceivedMessage { at: at + Duration::from_millis(20), ..again });
     assert_eq!(history.check().unexplained, [], "nothing of it was committed when the gateway died");
 }
 
 #[test]
-fn what_was_committed_has_to_be_there_already() {
+fn committed_messages_must_have_arrived() {
     let mut history = faultless();
     let began = history.received[0].at;
     // Numbers 0 to 4 had arrived; six of the first partition were committed.
@@ -180,7 +180,8 @@ fn what_was_committed_has_to_be_there_already() {
         read: at,
     });
     let early = history.check().committed_undelivered;
-    let expected = COMETS.map(|comet| At { comet: comet.to_owned(), room: "lobby".to_owned(), number: 5 });
+    let expected =
+        COMETS.map(|comet| Occurrence { comet: comet.to_owned(), room: "lobby".to_owned(), number: 5 });
     assert_eq!(early, expected);
 }
 
@@ -200,7 +201,7 @@ proptest! {
         prop_assert_eq!(&report.unexplained, &found("repeated"));
         prop_assert_eq!(&report.reordered, &found("reordered"));
         // One per comet and room whose later messages were decided by the older version.
-        prop_assert_eq!(!report.went_back.is_empty(), fault == "went back");
+        prop_assert_eq!(!report.version_regressed.is_empty(), fault == "went back");
         prop_assert!(report.misrouted.is_empty() && report.committed_undelivered.is_empty());
     }
 
@@ -218,7 +219,7 @@ proptest! {
             let (mut before, after): (Vec<_>, Vec<_>) =
                 std::mem::take(&mut history.received).into_iter().partition(|receipt| receipt.at < at);
             let again: Vec<_> = before.iter().filter(|receipt| receipt.number >= from).cloned().collect();
-            before.extend(again.into_iter().chain(after).map(|receipt| Receipt { at: later, ..receipt }));
+            before.extend(again.into_iter().chain(after).map(|receipt| ReceivedMessage { at: later, ..receipt }));
             history.received = before;
             let offsets = [(0, committed as i64), (1, committed as i64)].into();
             let died = Interruption { from: at, until: at, incarnation: 0, committed: offsets, read: at };

@@ -25,10 +25,10 @@ use rdkafka::producer::{BaseProducer, FutureProducer, Producer};
 
 use super::proxy::Proxy;
 use super::redis_nodes::free_port;
-use super::{loudly, unique};
-use node::{Detour, Node};
+use super::{print_uncaptured, unique};
+use node::{Node, SecondListener};
 
-pub use view::{Read, View};
+pub use view::{ConsumedRecord, View};
 
 /// Timeout of one request.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -36,11 +36,11 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// A broker and a producer for it.
 pub struct Kafka {
     view: View,
-    kind: Kind,
+    kind: BrokerKind,
     producer: FutureProducer,
 }
 
-enum Kind {
+enum BrokerKind {
     /// An external broker.
     Named,
     /// The node that all stories share; it ends with the test process.
@@ -60,9 +60,9 @@ pub fn kafka() -> &'static Kafka {
 impl Kafka {
     fn start() -> Self {
         let (brokers, kind) = match std::env::var("HALLEY_TEST_KAFKA") {
-            Ok(brokers) => (brokers, Kind::Named),
+            Ok(brokers) => (brokers, BrokerKind::Named),
             Err(_) => match Node::start(None) {
-                Ok(node) => (node.brokers().to_owned(), Kind::Shared(node)),
+                Ok(node) => (node.brokers().to_owned(), BrokerKind::Shared(node)),
                 Err(why) => start_mock(&why),
             },
         };
@@ -81,24 +81,25 @@ impl Kafka {
     pub async fn own_behind_proxy(seed: u64) -> Option<(Self, Proxy)> {
         let listen = format!("127.0.0.1:{}", free_port());
         let proxy = Proxy::start(listen.as_str(), seed).await;
-        let detour = Detour { listen, advertise: proxy.address(), secured: false };
-        Some((Self::own_with(Some(detour)).await?, proxy))
+        let second_listener = SecondListener { listen, advertise: proxy.address(), secured: false };
+        Some((Self::own_with(Some(second_listener)).await?, proxy))
     }
 
     /// The same with a second listener, whose address is returned: clients that log in there may only
     /// do what was granted.
     pub async fn own_secured() -> Option<(Self, String)> {
         let listen = format!("127.0.0.1:{}", free_port());
-        let detour = Detour { listen: listen.clone(), advertise: listen.clone(), secured: true };
-        Some((Self::own_with(Some(detour)).await?, listen))
+        let second_listener =
+            SecondListener { listen: listen.clone(), advertise: listen.clone(), secured: true };
+        Some((Self::own_with(Some(second_listener)).await?, listen))
     }
 
-    async fn own_with(detour: Option<Detour>) -> Option<Self> {
+    async fn own_with(second_listener: Option<SecondListener>) -> Option<Self> {
         let story = std::thread::current().name().unwrap_or("a story").to_owned();
-        let node = match blocking(move || Node::start(detour.as_ref())).await {
+        let node = match blocking(move || Node::start(second_listener.as_ref())).await {
             Ok(node) => node,
             Err(why) => {
-                loudly(format_args!("NOT PROVEN: `{story}` needs its own Apache Kafka: {why}"));
+                print_uncaptured(format_args!("NOT PROVEN: `{story}` needs its own Apache Kafka: {why}"));
                 return None;
             }
         };
@@ -106,7 +107,7 @@ impl Kafka {
         // Records produced while it is stopped wait, and are written once.
         let producer =
             producer(&brokers, &[("message.timeout.ms", "300000"), ("enable.idempotence", "true")]);
-        Some(Self { view: View::new(brokers), kind: Kind::Own(Arc::new(Mutex::new(node))), producer })
+        Some(Self { view: View::new(brokers), kind: BrokerKind::Own(Arc::new(Mutex::new(node))), producer })
     }
 
     /// Kills it (SIGKILL). Written data is kept.
@@ -127,7 +128,7 @@ impl Kafka {
     }
 
     async fn with_node<T: Send + 'static>(&self, act: impl FnOnce(&mut Node) -> T + Send + 'static) -> T {
-        let Kind::Own(node) = &self.kind else { panic!("only a broker of one's own can be stopped") };
+        let BrokerKind::Own(node) = &self.kind else { panic!("only a broker of one's own can be stopped") };
         let node = node.clone();
         blocking(move || act(&mut node.lock())).await
     }
@@ -158,15 +159,17 @@ impl Kafka {
     }
 
     /// See [`View::read_all`].
-    pub fn read_all(&self, topic: &str) -> Vec<Read> {
+    pub fn read_all(&self, topic: &str) -> Vec<ConsumedRecord> {
         self.view.read_all(topic)
     }
 
     /// Whether this is a real Kafka; otherwise prints which story is not proven.
     pub fn can_prove(&self, story: &str) -> bool {
-        let real = !matches!(self.kind, Kind::Mock(_));
+        let real = !matches!(self.kind, BrokerKind::Mock(_));
         if !real {
-            loudly(format_args!("NOT PROVEN: `{story}` needs a real Kafka, and this is librdkafka's mock"));
+            print_uncaptured(format_args!(
+                "NOT PROVEN: `{story}` needs a real Kafka, and this is librdkafka's mock"
+            ));
         }
         real
     }
@@ -186,7 +189,7 @@ impl Kafka {
     /// Creates a topic with settings such as `("max.message.bytes", "200000")`, which the mock does
     /// not support.
     pub async fn create_topic_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
-        if let Kind::Mock(owner) = &self.kind {
+        if let BrokerKind::Mock(owner) = &self.kind {
             assert!(settings.is_empty(), "the mock knows no topic settings; ask `can_prove` first");
             let mock = owner.client().mock_cluster().expect("this client owns the mock");
             mock.create_topic(name, partitions, 1).expect("the mock makes topics");
@@ -204,8 +207,8 @@ impl Kafka {
     }
 }
 
-fn start_mock(why: &str) -> (String, Kind) {
-    loudly(format_args!(
+fn start_mock(why: &str) -> (String, BrokerKind) {
+    print_uncaptured(format_args!(
         "
 ######## NO REAL KAFKA: {why}
 ######## The stories run against librdkafka's mock broker; those marked NOT PROVEN are skipped.
@@ -215,7 +218,7 @@ fn start_mock(why: &str) -> (String, Kind) {
     let owner: BaseProducer =
         ClientConfig::new().set("test.mock.num.brokers", "1").create().expect("a client with a mock");
     let brokers = owner.client().mock_cluster().expect("this client owns the mock").bootstrap_servers();
-    (brokers, Kind::Mock(owner))
+    (brokers, BrokerKind::Mock(owner))
 }
 
 /// A client's configuration, with quick reconnects.

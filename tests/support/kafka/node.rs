@@ -1,7 +1,7 @@
 //! Apache Kafka as a single KRaft node: its jars, configuration and start.
 //!
 //! The node has a small heap, its own ports and a temporary directory, and ends with the test process
-//! in any case (see `leash`).
+//! in any case (see `child_process`).
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -11,9 +11,9 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::metadata::Metadata;
 
-use crate::support::leash::Leash;
+use crate::support::child_process::ChildProcess;
 use crate::support::redis_nodes::free_port;
-use crate::support::{folder, loudly, repository};
+use crate::support::{folder, print_uncaptured, repository};
 
 /// A start takes 3 s here, longer on a loaded machine.
 const START: Duration = Duration::from_secs(90);
@@ -21,11 +21,11 @@ const START: Duration = Duration::from_secs(90);
 /// A node. It keeps its ports while it lives, running or stopped.
 pub(super) struct Node {
     brokers: String,
-    process: Leash,
+    process: ChildProcess,
 }
 
 /// A second listener, whose clients are directed to another address: a proxy's.
-pub(super) struct Detour {
+pub(super) struct SecondListener {
     pub(super) listen: String,
     pub(super) advertise: String,
     /// Its clients log in (SASL PLAIN, see [`super::acl`]) and may only do what they are granted.
@@ -34,11 +34,12 @@ pub(super) struct Detour {
 
 impl Node {
     /// Starts a node and waits until it answers. `Err` is the reason for a failure.
-    pub(super) fn start(detour: Option<&Detour>) -> Result<Self, String> {
+    pub(super) fn start(second_listener: Option<&SecondListener>) -> Result<Self, String> {
         let jars = jars()?;
         // A free port may be taken a moment later: retry once.
-        try_start(&jars, detour)
-            .or_else(|first| try_start(&jars, detour).map_err(|second| format!("{first}; again: {second}")))
+        try_start(&jars, second_listener).or_else(|first| {
+            try_start(&jars, second_listener).map_err(|second| format!("{first}; again: {second}"))
+        })
     }
 
     /// For `bootstrap.servers`.
@@ -64,7 +65,7 @@ fn jars() -> Result<String, String> {
     let output = output.map_err(|e| format!("fetch-kafka.sh cannot be run: {e}"))?;
     let told = String::from_utf8_lossy(&output.stderr);
     if !told.is_empty() {
-        loudly(told.trim());
+        print_uncaptured(told.trim());
     }
     if !output.status.success() {
         return Err(format!("fetch-kafka.sh failed: {}", told.trim()));
@@ -72,11 +73,11 @@ fn jars() -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-fn try_start(jars: &str, detour: Option<&Detour>) -> Result<Node, String> {
+fn try_start(jars: &str, second_listener: Option<&SecondListener>) -> Result<Node, String> {
     let folder = folder("kafka");
     let brokers = format!("127.0.0.1:{}", free_port());
     let properties = folder.path().join("server.properties");
-    let text = configuration(&brokers, detour, free_port(), folder.path());
+    let text = configuration(&brokers, second_listener, free_port(), folder.path());
     std::fs::write(&properties, text).map_err(|e| format!("{}: {e}", properties.display()))?;
     let logging = folder.path().join("log4j2.yaml");
     std::fs::write(&logging, LOGGING).map_err(|e| format!("{}: {e}", logging.display()))?;
@@ -87,7 +88,7 @@ fn try_start(jars: &str, detour: Option<&Detour>) -> Result<Node, String> {
     args.insert(0, format!("-Dlog4j2.configurationFile={}", logging.display()));
     args.push(properties);
     let mut process =
-        Leash::start("java", &args, folder).map_err(|e| format!("java cannot be started: {e}"))?;
+        ChildProcess::start("java", &args, folder).map_err(|e| format!("java cannot be started: {e}"))?;
     wait_until_it_answers(&brokers, &mut process)?;
     Ok(Node { brokers, process })
 }
@@ -124,7 +125,7 @@ fn cluster_id() -> String {
     format!("{letters}A")
 }
 
-fn wait_until_it_answers(brokers: &str, node: &mut Leash) -> Result<(), String> {
+fn wait_until_it_answers(brokers: &str, node: &mut ChildProcess) -> Result<(), String> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("reconnect.backoff.max.ms", "200");
     // While the node starts, refused connections are expected.
@@ -149,12 +150,18 @@ fn is_up(metadata: &Metadata) -> bool {
     !metadata.brokers().is_empty() && partitions.all(|partition| partition.leader() >= 0)
 }
 
-fn configuration(brokers: &str, detour: Option<&Detour>, controller: u16, folder: &Path) -> String {
+fn configuration(
+    brokers: &str,
+    second_listener: Option<&SecondListener>,
+    controller: u16,
+    folder: &Path,
+) -> String {
     let data = folder.join("data");
     let listener = |address: &String| format!(",DETOUR://{address}");
-    let listen = detour.map(|detour| listener(&detour.listen)).unwrap_or_default();
-    let advertise = detour.map(|detour| listener(&detour.advertise)).unwrap_or_default();
-    let secured = detour.is_some_and(|detour| detour.secured);
+    let listen = second_listener.map(|second_listener| listener(&second_listener.listen)).unwrap_or_default();
+    let advertise =
+        second_listener.map(|second_listener| listener(&second_listener.advertise)).unwrap_or_default();
+    let secured = second_listener.is_some_and(|second_listener| second_listener.secured);
     let (protocol, security) =
         if secured { ("SASL_PLAINTEXT", super::acl::SECURITY) } else { ("PLAINTEXT", "") };
     format!(

@@ -15,7 +15,7 @@ use crate::support::{eventually, unique};
 
 /// A record as read back.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Read {
+pub struct ConsumedRecord {
     pub partition: i32,
     pub offset: i64,
     pub key: Option<Bytes>,
@@ -26,7 +26,7 @@ pub struct Read {
     pub timestamp_ms: Option<i64>,
 }
 
-impl Read {
+impl ConsumedRecord {
     /// The id that the gateway gives the record, unless it carries one.
     pub fn id(&self, topic: &str) -> String {
         let record = Record {
@@ -124,7 +124,7 @@ impl View {
 
     /// All records that a consumer currently gets from a topic, by partition and offset, without
     /// aborted transactions.
-    pub fn read_all(&self, topic: &str) -> Vec<Read> {
+    pub fn read_all(&self, topic: &str) -> Vec<ConsumedRecord> {
         let consumer: BaseConsumer = client(&self.brokers)
             .set("group.id", unique("reader"))
             .set("enable.auto.commit", "false")
@@ -170,8 +170,8 @@ impl View {
     }
 }
 
-fn read(message: &BorrowedMessage<'_>) -> Read {
-    Read {
+fn read(message: &BorrowedMessage<'_>) -> ConsumedRecord {
+    ConsumedRecord {
         partition: message.partition(),
         offset: message.offset(),
         key: message.key().map(Bytes::copy_from_slice),

@@ -16,8 +16,8 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
 use super::program;
+use crate::support::child_process::ChildProcess;
 use crate::support::comet::{Call, Packet, To, deliveries};
-use crate::support::leash::Leash;
 use crate::support::redis_nodes::free_port;
 use crate::support::{PATIENCE, eventually, folder, repository};
 
@@ -34,7 +34,7 @@ pub enum Stack {
 pub struct PeerComet {
     stack: Stack,
     port: u16,
-    process: Mutex<Leash>,
+    process: Mutex<ChildProcess>,
 }
 
 impl PeerComet {
@@ -49,7 +49,7 @@ impl PeerComet {
             }
         };
         args.push(port.to_string());
-        let process = Leash::start(&program.display().to_string(), &args, folder("comet"));
+        let process = ChildProcess::start(&program.display().to_string(), &args, folder("comet"));
         let comet = Self { stack, port, process: Mutex::new(process.expect("what was built starts")) };
         comet.listening(1).await;
         Some(comet)

@@ -23,7 +23,7 @@ use std::sync::OnceLock;
 pub use comet::{PeerComet, Stack};
 pub use producer::{Outgoing, Producer, Written};
 
-use super::{loudly, repository};
+use super::{print_uncaptured, repository};
 
 /// How `build.sh` says that the tools of a peer cannot be had.
 const LACKING: i32 = 3;
@@ -37,7 +37,9 @@ async fn program(peer: &'static str) -> Option<PathBuf> {
     let built = tokio::task::spawn_blocking(move || slot.get_or_init(|| build(peer)).clone());
     let program = built.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
     if program.is_none() {
-        loudly(format_args!("NOT PROVEN: `{story}` needs the peer in `{peer}`, whose tools are missing"));
+        print_uncaptured(format_args!(
+            "NOT PROVEN: `{story}` needs the peer in `{peer}`, whose tools are missing"
+        ));
     }
     program
 }
@@ -47,7 +49,7 @@ fn build(peer: &str) -> Option<PathBuf> {
     let output = output.expect("a shell runs");
     let said = String::from_utf8_lossy(&output.stderr);
     if !said.is_empty() {
-        loudly(said.trim());
+        print_uncaptured(said.trim());
     }
     if output.status.code() == Some(LACKING) {
         return None;

@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// A network fault. It applies to existing and new connections; data written after [`Proxy::inflict`]
+/// A network fault. It applies to existing and new connections; data written after [`Proxy::inject`]
 /// has returned is affected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -40,14 +40,14 @@ pub enum Fault {
 
 impl Fault {
     /// Whether connections lose data under it.
-    fn loses(self) -> bool {
+    fn drops_bytes(self) -> bool {
         matches!(self, Self::BlackHole | Self::HalfOpen)
     }
 }
 
 /// The state that all connections follow.
 #[derive(Debug, Clone, Copy, Default)]
-struct Order {
+struct ProxyState {
     fault: Option<Fault>,
     /// How often all connections have been reset.
     cuts: u64,
@@ -60,7 +60,7 @@ const LONGEST: usize = 2000;
 pub struct Proxy {
     address: SocketAddr,
     target: String,
-    order: watch::Sender<Order>,
+    order: watch::Sender<ProxyState>,
     opened: Arc<AtomicUsize>,
     runtime: Option<Runtime>,
 }
@@ -70,13 +70,13 @@ impl Proxy {
     /// start later, stop and restart. Initially without faults.
     pub async fn start(target: impl Into<String>, seed: u64) -> Self {
         let target = target.into();
-        let (order, orders) = watch::channel(Order::default());
+        let (order, states) = watch::channel(ProxyState::default());
         let opened = Arc::new(AtomicUsize::new(0));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let listener = listen(&runtime).expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let accepting = accept(listener, target.clone(), seed, opened.clone(), orders);
+        let accepting = accept(listener, target.clone(), seed, opened.clone(), states);
         // The runtime owns the task, and the proxy owns the runtime.
         drop(runtime.spawn(accepting));
         Self { address, target, order, opened, runtime: Some(runtime) }
@@ -93,7 +93,7 @@ impl Proxy {
     }
 
     /// Applies this fault instead of the current one.
-    pub fn inflict(&self, fault: Fault) {
+    pub fn inject(&self, fault: Fault) {
         self.change(Some(fault));
     }
 
@@ -114,7 +114,7 @@ impl Proxy {
 
     fn change(&self, fault: Option<Fault>) {
         self.order.send_modify(|order| {
-            let ends_loss = order.fault != fault && order.fault.is_some_and(Fault::loses);
+            let ends_loss = order.fault != fault && order.fault.is_some_and(Fault::drops_bytes);
             if ends_loss || fault == Some(Fault::Refuse) {
                 order.cuts += 1;
             }
@@ -144,7 +144,7 @@ async fn accept(
     target: String,
     seed: u64,
     opened: Arc<AtomicUsize>,
-    orders: watch::Receiver<Order>,
+    states: watch::Receiver<ProxyState>,
 ) {
     let mut connections = JoinSet::new();
     loop {
@@ -154,7 +154,7 @@ async fn accept(
                     let number = opened.fetch_add(1, Ordering::Relaxed) as u64;
                     // Neighbouring seeds have similar beginnings; this spreads them.
                     let dice = fastrand::Rng::with_seed(seed ^ (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-                    connections.spawn(pump::connection(client, target.clone(), dice, orders.clone()));
+                    connections.spawn(pump::connection(client, target.clone(), dice, states.clone()));
                 }
                 // Out of files, or the client has disconnected.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,

@@ -15,7 +15,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Fault, LONGEST, Order};
+use super::{Fault, LONGEST, ProxyState};
 
 /// Buffer of one direction.
 const HELD: usize = 16 * 1024;
@@ -26,7 +26,7 @@ const CONNECT: Duration = Duration::from_secs(10);
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum ConnectionEnd {
     /// Both sides have finished.
     Closed,
     /// Has to be reset.
@@ -38,13 +38,13 @@ pub(super) async fn connection(
     mut client: TcpStream,
     target: String,
     dice: fastrand::Rng,
-    mut orders: watch::Receiver<Order>,
+    mut states: watch::Receiver<ProxyState>,
 ) {
-    let order = *orders.borrow_and_update();
+    let order = *states.borrow_and_update();
     match order.fault {
         Some(Fault::Refuse) => return reset(&client),
         Some(Fault::BlackHole) => {
-            until_cut(order.cuts, &mut orders).await;
+            until_cut(order.cuts, &mut states).await;
             return reset(&client);
         }
         _ => {}
@@ -53,7 +53,7 @@ pub(super) async fn connection(
     let connected = tokio::time::timeout(CONNECT, TcpStream::connect(target)).await;
     let connected = connected.ok().and_then(Result::ok);
     let Some(mut server) = connected else { return reset(&client) };
-    if carry(&mut client, &mut server, dice, order, orders).await == End::Reset {
+    if carry(&mut client, &mut server, dice, order, states).await == ConnectionEnd::Reset {
         reset(&client);
         reset(&server);
     }
@@ -65,33 +65,33 @@ fn reset(stream: &TcpStream) {
 }
 
 /// Returns when all connections are reset, also at the proxy's end.
-async fn until_cut(cuts: u64, orders: &mut watch::Receiver<Order>) {
-    let _ = orders.wait_for(|order| order.cuts != cuts).await;
+async fn until_cut(cuts: u64, states: &mut watch::Receiver<ProxyState>) {
+    let _ = states.wait_for(|order| order.cuts != cuts).await;
 }
 
 async fn carry(
     client: &mut TcpStream,
     server: &mut TcpStream,
     mut dice: fastrand::Rng,
-    mut order: Order,
-    mut orders: watch::Receiver<Order>,
-) -> End {
+    mut order: ProxyState,
+    mut states: watch::Receiver<ProxyState>,
+) -> ConnectionEnd {
     // Small pieces have to stay small.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (client_says, client_hears) = client.split();
     let (server_says, server_hears) = server.split();
-    let mut there = Line::new(client_says, server_hears, dice.fork());
-    let mut back = Line::new(server_says, client_hears, dice.fork());
+    let mut there = Direction::new(client_says, server_hears, dice.fork());
+    let mut back = Direction::new(server_says, client_hears, dice.fork());
     let mut allowance = allowance(order.fault, &mut dice);
     while !(there.done && back.done) {
         let moved = tokio::select! {
             // A new state applies before anything else happens.
             biased;
-            changed = orders.changed() => {
+            changed = states.changed() => {
                 let before = order;
-                order = *orders.borrow_and_update();
+                order = *states.borrow_and_update();
                 if changed.is_err() || order.cuts != before.cuts {
-                    return End::Reset;
+                    return ConnectionEnd::Reset;
                 }
                 if order.fault != before.fault {
                     allowance = self::allowance(order.fault, &mut dice);
@@ -102,19 +102,19 @@ async fn carry(
             }
             moved = step(&mut there, &mut back, order.fault, allowance) => moved,
         };
-        let Ok(bytes) = moved else { return End::Reset };
+        let Ok(bytes) = moved else { return ConnectionEnd::Reset };
         allowance = allowance.saturating_sub(bytes);
         if allowance == 0 {
-            return End::Reset;
+            return ConnectionEnd::Reset;
         }
     }
-    End::Closed
+    ConnectionEnd::Closed
 }
 
 /// One step of a direction that is ready and allowed.
 async fn step(
-    there: &mut Line<'_>,
-    back: &mut Line<'_>,
+    there: &mut Direction<'_>,
+    back: &mut Direction<'_>,
     fault: Option<Fault>,
     allowance: usize,
 ) -> io::Result<usize> {
@@ -133,7 +133,7 @@ fn allowance(fault: Option<Fault>, dice: &mut fastrand::Rng) -> usize {
 }
 
 /// One direction.
-struct Line<'a> {
+struct Direction<'a> {
     from: ReadHalf<'a>,
     to: WriteHalf<'a>,
     dice: fastrand::Rng,
@@ -149,7 +149,7 @@ struct Line<'a> {
     done: bool,
 }
 
-impl<'a> Line<'a> {
+impl<'a> Direction<'a> {
     fn new(from: ReadHalf<'a>, to: WriteHalf<'a>, dice: fastrand::Rng) -> Self {
         let (held, pieces) = (BytesMut::with_capacity(HELD), VecDeque::new());
         Self { from, to, dice, held, pieces, free: Instant::now(), ended: false, done: false }

@@ -5,17 +5,17 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::decision::{Decided, Filtered};
 use crate::decision::{Disposition, Verdict};
-use crate::membership::{Grouping, Place};
+use crate::decision::{FilteredMessage, OfflineDecision};
+use crate::membership::{CurrentPlacement, Grouping};
 use crate::message::{Audience, CometAddr, Message};
 
 /// An answer, one line per statement.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(transparent)]
-pub(super) struct Answer(pub(super) Vec<String>);
+pub(super) struct PolicyAnswer(pub(super) Vec<String>);
 
-impl Answer {
+impl PolicyAnswer {
     pub(super) fn line(text: impl Into<String>) -> Self {
         Self(vec![text.into()])
     }
@@ -35,7 +35,7 @@ impl Answer {
     }
 
     /// The outcome of a message.
-    pub(super) fn of_filter(asked: &Message, filtered: &Filtered) -> Self {
+    pub(super) fn of_filter(asked: &Message, filtered: &FilteredMessage) -> Self {
         match &filtered.verdict {
             Verdict::Drop { reason, .. } => return Self::line(format!("drop: {reason}")),
             Verdict::DeadLetter { reason, .. } => return Self::line(format!("dead-letter: {reason}")),
@@ -72,7 +72,7 @@ impl Answer {
     }
 
     /// The disposition of a message for an absent user.
-    pub(super) fn of_offline(decided: Option<&Decided>) -> Self {
+    pub(super) fn of_offline(decided: Option<&OfflineDecision>) -> Self {
         Self::line(match decided.map(|decided| &decided.disposition) {
             None => "pass".to_owned(),
             Some(Disposition::Drop) => "drop".to_owned(),
@@ -88,9 +88,9 @@ impl Answer {
         for (member, place) in grouping.members() {
             let before = &grouping.membership().comets[member.comet as usize];
             match place {
-                Place::Skipped => lines.push(moved(member.id.as_str(), "skip")),
-                Place::Offline => lines.push(moved(member.id.as_str(), "offline")),
-                Place::At(comet) => {
+                CurrentPlacement::Skipped => lines.push(moved(member.id.as_str(), "skip")),
+                CurrentPlacement::Offline => lines.push(moved(member.id.as_str(), "offline")),
+                CurrentPlacement::At(comet) => {
                     let now = &grouping.comets()[comet as usize];
                     if now != before {
                         lines.push(moved(member.id.as_str(), now.as_str()));

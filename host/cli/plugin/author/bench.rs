@@ -8,12 +8,12 @@ use anyhow::Context as _;
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
-use crate::cli::draft::Draft;
-use crate::cli::plugin::author::project::{self, Configured, Engine};
-use crate::cli::plugin::author::question::Gathering;
-use crate::cli::{LARGEST_INPUT, SUCCESS, fail, print};
-use crate::decision::Stalled;
-use crate::decision::{Absent, Cause, Identity};
+use crate::cli::message_spec::MessageSpec;
+use crate::cli::plugin::author::project::{self, ConfiguredPolicy, Engine};
+use crate::cli::plugin::author::question::RoomSpec;
+use crate::cli::{EXIT_SUCCESS, LARGEST_INPUT, fail, print};
+use crate::decision::PolicyStalled;
+use crate::decision::{AbsenceCause, AbsentRecipient, IdKind};
 use crate::files;
 use crate::membership::Grouping;
 use crate::message::Message;
@@ -29,7 +29,7 @@ const LEAST: usize = 5;
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
-    configured: Configured,
+    configured: ConfiguredPolicy,
     #[command(flatten)]
     engine: Engine,
     /// Messages to measure with, one in JSON a line, as for `halley plugin run`. Without it,
@@ -85,7 +85,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     }
     print(&format!("memory of its instance: {} KiB", pair.0.memory() / 1024));
     print("ns for each message, absent user or connection; idle: the same of a policy that does nothing");
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }
 
 fn chain(file: &Path, config: &Value, engine: RuntimeConfig) -> anyhow::Result<Chain> {
@@ -102,7 +102,7 @@ fn table(
     hook: &str,
     time: Duration,
     pair: &mut (Chain, Chain),
-    call: impl Fn(&mut Chain, usize) -> Result<Duration, Stalled>,
+    call: impl Fn(&mut Chain, usize) -> Result<Duration, PolicyStalled>,
 ) -> anyhow::Result<()> {
     for size in SIZES {
         let (mut own, mut idle) = (Vec::new(), Vec::new());
@@ -125,7 +125,7 @@ fn median(times: &mut [Duration]) -> Duration {
     times[times.len() / 2]
 }
 
-fn filter(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Duration, Stalled> {
+fn filter(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Duration, PolicyStalled> {
     let batch: Vec<Message> = messages.iter().cycle().take(size).cloned().collect();
     let begun = Instant::now();
     let filtered = chain.filter("push", 0, batch)?;
@@ -134,21 +134,21 @@ fn filter(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Durati
     Ok(taken)
 }
 
-fn offline(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Duration, Stalled> {
-    let user = |number: usize| Absent {
+fn offline(chain: &mut Chain, messages: &[Message], size: usize) -> Result<Duration, PolicyStalled> {
+    let user = |number: usize| AbsentRecipient {
         user: format!("user_{number}").as_str().into(),
-        identity: Identity::User,
+        identity: IdKind::User,
         connection: None,
-        cause: Cause::NotOnline,
+        cause: AbsenceCause::NotOnline,
     };
-    let absent: Vec<Absent> = (0..size).map(user).collect();
+    let absent: Vec<AbsentRecipient> = (0..size).map(user).collect();
     let begun = Instant::now();
     chain.decide(&messages[0], &absent)?;
     Ok(begun.elapsed())
 }
 
-fn grouping(chain: &mut Chain, size: usize) -> Result<Duration, Stalled> {
-    let (room, mut grouping): (_, Grouping) = Gathering::of(size).grouping();
+fn grouping(chain: &mut Chain, size: usize) -> Result<Duration, PolicyStalled> {
+    let (room, mut grouping): (_, Grouping) = RoomSpec::of(size).grouping();
     let begun = Instant::now();
     chain.regroup(&room, &mut grouping)?;
     Ok(begun.elapsed())
@@ -159,15 +159,15 @@ fn messages(file: Option<&Path>) -> anyhow::Result<Vec<Message>> {
     let Some(file) = file else {
         let text = "this is what people say to each other in a room where a stream is watched";
         let body = format!("{:<200}", format!("{{\"user\":\"user_1\",\"text\":\"{text}\"}}"));
-        let draft = Draft { room: Some("video_1".to_owned()), body, ..Draft::default() };
-        return Ok(vec![draft.into_message("push", 1)?]);
+        let message_spec = MessageSpec { room: Some("video_1".to_owned()), body, ..MessageSpec::default() };
+        return Ok(vec![message_spec.into_message("push", 1)?]);
     };
     let text = files::read_argument(file, LARGEST_INPUT)
         .with_context(|| format!("cannot read {}", file.display()))?;
     let mut messages = Vec::new();
     for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let read = || -> anyhow::Result<Message> {
-            serde_json::from_str::<Draft>(line)?.into_message("push", at as i64)
+            serde_json::from_str::<MessageSpec>(line)?.into_message("push", at as i64)
         };
         messages.push(read().with_context(|| format!("{} line {}", file.display(), at + 1))?);
     }

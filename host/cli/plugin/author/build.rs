@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 
 use crate::cli::plugin::author::inspect::{read_and_inspect, summary};
 use crate::cli::plugin::author::project;
-use crate::cli::{FAILURE, SUCCESS, fail, print_lines};
+use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, fail, print_lines};
 use crate::wasm::Runtime;
 
 /// Arguments of `halley plugin build`.
@@ -20,21 +20,21 @@ pub(in crate::cli::plugin) struct Args {
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let built = match project::build(&args.folder, false) {
         Ok(Some(built)) => built,
-        Ok(None) => return Ok(FAILURE),
+        Ok(None) => return Ok(EXIT_FAILURE),
         Err(mistake) => return Ok(project::mistake(&mistake)),
     };
     if built.is_empty() {
         fail("nothing was built: `[lib]` needs `crate-type = [\"cdylib\"]`");
-        return Ok(FAILURE);
+        return Ok(EXIT_FAILURE);
     }
     let runtime = Runtime::new(&mut Registry::default())?;
-    let mut code = SUCCESS;
+    let mut code = EXIT_SUCCESS;
     for built in built {
         let inspected = read_and_inspect(&runtime, &built)?;
         if let Some(why) = &inspected.refused {
             print_lines(summary(&built, &inspected));
             fail(&format!("a gateway would refuse it: it {why}"));
-            code = FAILURE;
+            code = EXIT_FAILURE;
             continue;
         }
         print_lines(summary(&project::put_in_place(&args.folder, &built)?, &inspected));

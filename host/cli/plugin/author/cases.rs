@@ -9,10 +9,12 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use crate::cli::LARGEST_INPUT;
-use crate::cli::draft::Draft;
-use crate::cli::plugin::author::answer::{self, Answer};
-use crate::cli::plugin::author::expect::{Expected, Fate, FilterWord, OfflineWord, Outcome, WordOr};
-use crate::cli::plugin::author::question::{Away, AwayUser, Gathering, Member};
+use crate::cli::message_spec::MessageSpec;
+use crate::cli::plugin::author::answer::{self, PolicyAnswer};
+use crate::cli::plugin::author::expect::{
+    Expected, ExpectedFilter, ExpectedOffline, FilterWord, OfflineWord, WordOr,
+};
+use crate::cli::plugin::author::question::{AbsentUserSpec, ConnectionSpec, OfflineSpec, RoomSpec};
 use crate::files;
 use crate::message::CometAddr;
 
@@ -46,23 +48,23 @@ pub(super) struct Case {
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct FilterCase {
-    pub(super) message: Draft,
-    pub(super) expect: WordOr<FilterWord, Outcome>,
+    pub(super) message: MessageSpec,
+    pub(super) expect: WordOr<FilterWord, ExpectedFilter>,
 }
 
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OfflineCase {
-    message: Draft,
-    absent: AwayUser,
-    pub(super) expect: WordOr<OfflineWord, Fate>,
+    message: MessageSpec,
+    absent: AbsentUserSpec,
+    pub(super) expect: WordOr<OfflineWord, ExpectedOffline>,
 }
 
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct GroupingCase {
     room: String,
-    connections: Vec<Member>,
+    connections: Vec<ConnectionSpec>,
     #[serde(default, with = "humantime_serde")]
     at: Option<std::time::SystemTime>,
     /// The connections that are moved, by id: to a comet's address, `skip` or `offline`.
@@ -70,14 +72,14 @@ pub(super) struct GroupingCase {
 }
 
 impl OfflineCase {
-    pub(super) fn question(&self) -> Away {
-        Away { message: self.message.clone(), absent: self.absent.clone() }
+    pub(super) fn question(&self) -> OfflineSpec {
+        OfflineSpec { message: self.message.clone(), absent: self.absent.clone() }
     }
 }
 
 impl GroupingCase {
-    pub(super) fn question(&self) -> Gathering {
-        Gathering { room: self.room.clone(), connections: self.connections.clone(), at: self.at }
+    pub(super) fn question(&self) -> RoomSpec {
+        RoomSpec { room: self.room.clone(), connections: self.connections.clone(), at: self.at }
     }
 
     pub(super) fn expected(&self) -> Expected {
@@ -86,7 +88,7 @@ impl GroupingCase {
             .iter()
             .map(|(id, to)| answer::moved(id, CometAddr::from(to.as_str()).as_str()))
             .collect();
-        Expected::Exactly(if moved.is_empty() { Answer::line("stays") } else { Answer(moved) })
+        Expected::Exactly(if moved.is_empty() { PolicyAnswer::line("stays") } else { PolicyAnswer(moved) })
     }
 }
 

@@ -5,13 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::cli::plugin::author::project::{self, Engine, Limits, Place};
-use crate::cli::plugin::author::subject::Subject;
+use crate::cli::plugin::author::plugin_under_test::PluginUnderTest;
+use crate::cli::plugin::author::project::{self, CallLimits, Engine, PolicyPath};
 use crate::cli::plugin::author::test::check;
 use crate::cli::plugin::author::{cases, language};
 use crate::cli::plugin::client::GatewayArgs;
 use crate::cli::plugin::push;
-use crate::cli::{SUCCESS, fail, print, runtime};
+use crate::cli::{EXIT_SUCCESS, fail, print, runtime};
 
 /// How often files are checked for changes.
 const INTERVAL: Duration = Duration::from_millis(300);
@@ -24,9 +24,9 @@ const MOST_FILES: usize = 10_000;
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
-    place: Place,
+    place: PolicyPath,
     #[command(flatten)]
-    limits: Limits,
+    limits: CallLimits,
     #[command(flatten)]
     engine: Engine,
     /// Pushes what holds its cases into the gateway at --gateway.
@@ -62,7 +62,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         }
         let stopped = runtime.block_on(async { tokio::time::timeout(INTERVAL, &mut stop).await.is_ok() });
         if stopped {
-            return Ok(SUCCESS);
+            return Ok(EXIT_SUCCESS);
         }
     }
 }
@@ -72,8 +72,8 @@ fn round(args: &Args) -> anyhow::Result<()> {
     let Ok(built) = args.place.policy() else { return Ok(()) };
     if let Ok(file) = args.place.cases() {
         let holds = {
-            let mut subject = Subject::new(&built, args.limits, args.engine.config()?)?;
-            check(&cases::read(&file)?, &mut subject)? == SUCCESS
+            let mut under_test = PluginUnderTest::new(&built, args.limits, args.engine.config()?)?;
+            check(&cases::read(&file)?, &mut under_test)? == EXIT_SUCCESS
         };
         if !holds {
             print("the build is discarded");

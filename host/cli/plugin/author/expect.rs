@@ -7,18 +7,18 @@ use std::time::Duration;
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-use crate::cli::plugin::author::answer::{self, Answer};
+use crate::cli::plugin::author::answer::{self, PolicyAnswer};
 
 /// An expected answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
-    Exactly(Answer),
+    Exactly(PolicyAnswer),
     /// One line with this prefix that contains this part.
     Like(&'static str, String),
 }
 
 impl Expected {
-    pub(super) fn is_met_by(&self, got: &Answer) -> bool {
+    pub(super) fn is_met_by(&self, got: &PolicyAnswer) -> bool {
         match self {
             Self::Exactly(answer) => answer == got,
             Self::Like(begin, part) => {
@@ -61,7 +61,7 @@ pub(super) enum OfflineWord {
 /// The expected outcome of a filter. Parts that are not named must be unchanged.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
-pub(super) struct Outcome {
+pub(super) struct ExpectedFilter {
     drop: Option<String>,
     dead_letter: Option<String>,
     fail: Option<String>,
@@ -73,12 +73,12 @@ pub(super) struct Outcome {
     only: Option<Vec<String>>,
     except: Vec<String>,
     also: Vec<String>,
-    once: Vec<Once>,
+    once: Vec<ExpectedGuard>,
 }
 
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Once {
+struct ExpectedGuard {
     key: String,
     #[serde(with = "humantime_serde")]
     ttl: Duration,
@@ -87,17 +87,17 @@ struct Once {
 /// The expected disposition for an absent user.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Fate {
+pub(super) struct ExpectedOffline {
     #[serde(with = "humantime_serde")]
     store: Option<Duration>,
     notify: Option<String>,
     fail: Option<String>,
 }
 
-impl WordOr<FilterWord, Outcome> {
+impl WordOr<FilterWord, ExpectedFilter> {
     pub(super) fn expected(&self) -> Expected {
         match self {
-            Self::Word(FilterWord::Pass) => Expected::Exactly(Answer::line("pass")),
+            Self::Word(FilterWord::Pass) => Expected::Exactly(PolicyAnswer::line("pass")),
             Self::Word(FilterWord::Drop) => Expected::Like("drop", String::new()),
             Self::Word(FilterWord::DeadLetter) => Expected::Like("dead-letter", String::new()),
             Self::Word(FilterWord::Fail) => Expected::Like("fail", String::new()),
@@ -106,13 +106,13 @@ impl WordOr<FilterWord, Outcome> {
     }
 }
 
-impl Outcome {
+impl ExpectedFilter {
     fn expected(&self) -> Expected {
         if let Some(reason) = &self.drop {
-            return Expected::Exactly(Answer::line(format!("drop: {reason}")));
+            return Expected::Exactly(PolicyAnswer::line(format!("drop: {reason}")));
         }
         if let Some(reason) = &self.dead_letter {
-            return Expected::Exactly(Answer::line(format!("dead-letter: {reason}")));
+            return Expected::Exactly(PolicyAnswer::line(format!("dead-letter: {reason}")));
         }
         if let Some(part) = &self.fail {
             return Expected::Like("fail", part.clone());
@@ -132,21 +132,23 @@ impl Outcome {
             }
         }
         lines.extend(self.once.iter().map(|once| answer::once(&once.key, once.ttl)));
-        Expected::Exactly(if lines.is_empty() { Answer::line("pass") } else { Answer(lines) })
+        Expected::Exactly(if lines.is_empty() { PolicyAnswer::line("pass") } else { PolicyAnswer(lines) })
     }
 }
 
-impl WordOr<OfflineWord, Fate> {
+impl WordOr<OfflineWord, ExpectedOffline> {
     pub(super) fn expected(&self) -> Expected {
-        let exactly = |line: String| Expected::Exactly(Answer::line(line));
+        let exactly = |line: String| Expected::Exactly(PolicyAnswer::line(line));
         match self {
             Self::Word(OfflineWord::Pass) => exactly("pass".to_owned()),
             Self::Word(OfflineWord::Drop) => exactly("drop".to_owned()),
             Self::Word(OfflineWord::Store) => exactly("store".to_owned()),
             Self::Word(OfflineWord::Fail) => Expected::Like("fail", String::new()),
-            Self::Table(Fate { store: Some(time), .. }) => exactly(answer::store_for(*time)),
-            Self::Table(Fate { notify: Some(channel), .. }) => exactly(answer::notify(channel)),
-            Self::Table(Fate { fail, .. }) => Expected::Like("fail", fail.clone().unwrap_or_default()),
+            Self::Table(ExpectedOffline { store: Some(time), .. }) => exactly(answer::store_for(*time)),
+            Self::Table(ExpectedOffline { notify: Some(channel), .. }) => exactly(answer::notify(channel)),
+            Self::Table(ExpectedOffline { fail, .. }) => {
+                Expected::Like("fail", fail.clone().unwrap_or_default())
+            }
         }
     }
 }
@@ -187,11 +189,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn some_answers_need_only_be_alike() {
+    fn expectations_can_match_a_prefix_and_a_part() {
         let drop = Expected::Like("drop", String::new());
-        assert!(drop.is_met_by(&Answer::line("drop: spam")) && !drop.is_met_by(&Answer::line("pass")));
+        assert!(
+            drop.is_met_by(&PolicyAnswer::line("drop: spam")) && !drop.is_met_by(&PolicyAnswer::line("pass"))
+        );
         let fail = Expected::Like("fail", "deadline".into());
-        assert!(fail.is_met_by(&Answer::failed("exceeded its deadline of 2s")));
-        assert!(!fail.is_met_by(&Answer::failed("trapped")));
+        assert!(fail.is_met_by(&PolicyAnswer::failed("exceeded its deadline of 2s")));
+        assert!(!fail.is_met_by(&PolicyAnswer::failed("trapped")));
     }
 }

@@ -6,7 +6,7 @@ use prometheus_client::registry::Registry;
 
 use crate::artifact;
 use crate::cli::plugin::author::project::{self, Engine};
-use crate::cli::{FAILURE, SUCCESS, fail, print_json, print_lines};
+use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, fail, print_json, print_lines};
 use crate::wasm::{Inspection, Runtime, inspect};
 
 /// Arguments of `halley plugin inspect`.
@@ -48,9 +48,9 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         print_lines(summary(&args.file, &inspected));
         print_lines(interfaces(&inspected));
     }
-    let Some(why) = &inspected.refused else { return Ok(SUCCESS) };
+    let Some(why) = &inspected.refused else { return Ok(EXIT_SUCCESS) };
     fail(&format!("a gateway would refuse it: it {why}"));
-    Ok(FAILURE)
+    Ok(EXIT_FAILURE)
 }
 
 /// Looks at a plugin's file.

@@ -39,15 +39,15 @@ pub(super) enum Language {
 /// `halley-plugin.toml`.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Settings {
+struct ProjectSettings {
     language: Language,
-    world: World,
+    world: PluginWorld,
 }
 
 /// A world of the contract: the hooks that a policy has.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum World {
+enum PluginWorld {
     FilterPolicy,
     GroupingPolicy,
     OfflinePolicy,
@@ -60,23 +60,23 @@ macro_rules! files {
     };
 }
 
-type Files = &'static [(&'static str, &'static str)];
+type FileList = &'static [(&'static str, &'static str)];
 
 /// Files that the build script needs next to it.
-const TOOLS: Files = files![
+const TOOLS: FileList = files![
     "build.sh" from "build.sh",
     "package.json" from "package.json",
     "package-lock.json" from "package-lock.json",
     "component.mjs" from "component.mjs",
 ];
-const JAVASCRIPT: Files = files!["policy.js" from "javascript/mask_words.js"];
-const PYTHON: Files = files!["policy.py" from "python/mask_words.py"];
-const C: Files = files![
+const JAVASCRIPT: FileList = files!["policy.js" from "javascript/mask_words.js"];
+const PYTHON: FileList = files!["policy.py" from "python/mask_words.py"];
+const C: FileList = files![
     "policy.c" from "c/mask_words.c",
     "config.c" from "c/config.c",
     "config.h" from "c/config.h",
 ];
-const GO: Files = files![
+const GO: FileList = files![
     "go.mod" from "go/go.mod",
     "go.sum" from "go/go.sum",
     "mask/mask.go" from "go/mask/mask.go",
@@ -128,7 +128,7 @@ impl Language {
     }
 
     /// The example's files, and notes about the language, one per line.
-    fn example(self) -> (Files, &'static str) {
+    fn example(self) -> (FileList, &'static str) {
         match self {
             Self::Rust => (&[], ""),
             Self::JavaScript => {
@@ -222,7 +222,7 @@ pub(super) fn build_command(folder: &Path, target: &Path) -> anyhow::Result<Comm
     let file = folder.join(SETTINGS);
     let text =
         files::read_text(&file, LARGEST_INPUT).with_context(|| format!("cannot read {}", file.display()))?;
-    let settings: Settings =
+    let settings: ProjectSettings =
         toml::from_str(&text).with_context(|| format!("{} has a mistake", file.display()))?;
     ensure!(
         settings.language != Language::Rust,
@@ -244,7 +244,7 @@ pub(super) fn build_command(folder: &Path, target: &Path) -> anyhow::Result<Comm
     Ok(command)
 }
 
-impl World {
+impl PluginWorld {
     fn name(self) -> &'static str {
         match self {
             Self::FilterPolicy => "filter-policy",
@@ -271,7 +271,7 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             language.write_project(folder.path(), "my-policy").unwrap();
             assert!(is_project(folder.path()));
-            let settings: Settings =
+            let settings: ProjectSettings =
                 toml::from_str(&fs::read_to_string(folder.path().join(SETTINGS)).unwrap()).unwrap();
             assert_eq!((settings.language, settings.world.name()), (language, "filter-policy"));
             for (path, text) in language.example().0 {
@@ -289,13 +289,18 @@ mod tests {
 
     #[test]
     fn all_worlds_of_the_contract_can_be_wanted() {
-        for world in [World::FilterPolicy, World::GroupingPolicy, World::OfflinePolicy, World::Policy] {
+        for world in [
+            PluginWorld::FilterPolicy,
+            PluginWorld::GroupingPolicy,
+            PluginWorld::OfflinePolicy,
+            PluginWorld::Policy,
+        ] {
             assert!(sdk::CONTRACT.contains(&format!("world {} {{", world.name())));
         }
     }
 
     #[test]
-    fn what_is_written_of_imports_fits_the_contract() {
+    fn docs_name_the_current_contract_version() {
         let version = sdk::CONTRACT.lines().find_map(|line| line.strip_prefix("package halley:policy@"));
         let version = version.unwrap().trim_end_matches(';');
         let readme = include_str!("../../../../plugins/README.md");

@@ -4,7 +4,7 @@
 //! - `template`, `language` and `sdk`: the contents of a new project. `project`: finds and builds a
 //!   policy.
 //! - `question` and `answer`: the input of a policy and its answers, as people write and read them;
-//!   `subject`: the policy under test; `cases` and `expect`: inputs with the expected answers.
+//!   `under_test`: the policy under test; `cases` and `expect`: inputs with the expected answers.
 //! - One file per command.
 
 mod answer;
@@ -16,11 +16,11 @@ mod expect;
 pub(super) mod inspect;
 mod language;
 pub(super) mod new;
+mod plugin_under_test;
 mod project;
 mod question;
 pub(super) mod run;
 mod sdk;
-mod subject;
 mod template;
 pub(super) mod test;
 pub(super) mod wit;

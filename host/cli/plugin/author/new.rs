@@ -9,7 +9,7 @@ use crate::cli::common;
 use crate::cli::plugin::author::language::Language;
 use crate::cli::plugin::author::template::{self, Hook};
 use crate::cli::plugin::author::{project, sdk};
-use crate::cli::{LARGEST_INPUT, SUCCESS, print_lines};
+use crate::cli::{EXIT_SUCCESS, LARGEST_INPUT, print_lines};
 use crate::files;
 
 /// Names that cargo or the project itself uses for other purposes.
@@ -77,7 +77,7 @@ fn done(folder: &Path) -> anyhow::Result<u8> {
         "",
         "See its README.md for more.",
     ]);
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }
 
 /// The SDK in this directory.

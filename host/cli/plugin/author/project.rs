@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::cli::plugin::author::{cases, language};
-use crate::cli::{ConfigArgs, FAILURE, LARGEST_INPUT, MISTAKE, fail};
+use crate::cli::{ConfigArgs, EXIT_FAILURE, EXIT_USAGE, LARGEST_INPUT, fail};
 use crate::config::Config;
 use crate::files;
 use crate::wasm::RuntimeConfig;
@@ -18,7 +18,7 @@ const BUILD: &str = include_str!("../../../../plugins/build.sh");
 
 /// The path of a policy.
 #[derive(Clone, Debug, clap::Args)]
-pub(super) struct Place {
+pub(super) struct PolicyPath {
     /// The policy: a project directory, which is built first, or a .wasm file.
     #[arg(value_name = "PATH", default_value = ".")]
     path: PathBuf,
@@ -26,9 +26,9 @@ pub(super) struct Place {
 
 /// The path of a policy and its configuration.
 #[derive(Clone, Debug, clap::Args)]
-pub(super) struct Configured {
+pub(super) struct ConfiguredPolicy {
     #[command(flatten)]
-    pub(super) place: Place,
+    pub(super) place: PolicyPath,
     /// The policy's configuration, as JSON. Default: `config` of cases.toml or cases.json next to the
     /// policy, if there is one.
     #[arg(long, value_name = "FILE")]
@@ -54,13 +54,13 @@ impl Engine {
 
 /// What a policy's calls may cost.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub(super) struct Limits {
+pub(super) struct CallLimits {
     /// The maximum duration of one call, as in the policy's [[plugin]]. A busy machine may need more.
     #[arg(long, value_name = "DURATION", default_value = "50ms", env = "HALLEY_PLUGIN_DEADLINE")]
     pub(super) deadline: humantime::Duration,
 }
 
-impl Place {
+impl PolicyPath {
     /// The policy's file. A project is built first, but not put in place yet: a gateway may be
     /// watching that path.
     ///
@@ -69,7 +69,7 @@ impl Place {
     pub(super) fn policy(&self) -> Result<PathBuf, u8> {
         match self.find() {
             Ok(Some(file)) => Ok(file),
-            Ok(None) => Err(FAILURE),
+            Ok(None) => Err(EXIT_FAILURE),
             Err(why) => Err(mistake(&why)),
         }
     }
@@ -129,7 +129,7 @@ impl Place {
     }
 }
 
-impl Configured {
+impl ConfiguredPolicy {
     /// The configuration; empty if none is given.
     ///
     /// # Errors
@@ -223,7 +223,7 @@ fn run_build(folder: &Path, staged: &Path, mut command: Command) -> anyhow::Resu
 /// Prints a usage error and returns its exit code.
 pub(super) fn mistake(mistake: &anyhow::Error) -> u8 {
     fail(&format!("{mistake:#}"));
-    MISTAKE
+    EXIT_USAGE
 }
 
 #[cfg(test)]
@@ -236,11 +236,11 @@ mod tests {
     #[derive(clap::Parser)]
     struct Line {
         #[command(flatten)]
-        limits: Limits,
+        limits: CallLimits,
     }
 
     #[test]
-    fn a_call_may_take_as_long_as_in_a_gateway() {
+    fn default_deadline_equals_the_gateways() {
         let Line { limits } = Line::parse_from(["test", "--deadline", "70ms"]);
         assert_eq!(*limits.deadline, std::time::Duration::from_millis(70));
         let default = <Line as clap::CommandFactory>::command();
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_built_is_put_in_place_only_where_it_changed() {
+    fn unchanged_builds_do_not_replace_the_file() {
         let project = tempfile::tempdir().unwrap();
         let built = project.path().join("policy.wasm");
         fs::write(&built, b"one").unwrap();

@@ -3,32 +3,32 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::cli::draft::Draft;
-use crate::decision::{Absent, Cause, Identity};
+use crate::cli::message_spec::MessageSpec;
+use crate::decision::{AbsenceCause, AbsentRecipient, IdKind};
 use crate::membership::{Connection, Grouping, Membership};
 use crate::message::RoomId;
 
 /// Input for `offline`: a message and an absent user.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Away {
-    pub(super) message: Draft,
-    pub(super) absent: AwayUser,
+pub(super) struct OfflineSpec {
+    pub(super) message: MessageSpec,
+    pub(super) absent: AbsentUserSpec,
 }
 
 /// An absent user.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct AwayUser {
+pub(super) struct AbsentUserSpec {
     user: String,
     connection: Option<String>,
     #[serde(default)]
-    cause: AwayCause,
+    cause: AbsenceCauseSpec,
 }
 
 #[derive(Clone, Copy, Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
-enum AwayCause {
+enum AbsenceCauseSpec {
     #[default]
     NotOnline,
     NoConnection,
@@ -38,9 +38,9 @@ enum AwayCause {
 /// Input for `grouping`: the connections of a room.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Gathering {
+pub(super) struct RoomSpec {
     pub(super) room: String,
-    pub(super) connections: Vec<Member>,
+    pub(super) connections: Vec<ConnectionSpec>,
     /// The time on the policy's clock.
     #[serde(default, with = "humantime_serde")]
     pub(super) at: Option<SystemTime>,
@@ -49,7 +49,7 @@ pub(super) struct Gathering {
 /// A connection in a room.
 #[derive(Clone, Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Member {
+pub(super) struct ConnectionSpec {
     id: String,
     comet: String,
     user: Option<String>,
@@ -61,22 +61,22 @@ fn yes() -> bool {
     true
 }
 
-impl AwayUser {
-    pub(super) fn absent(&self) -> Absent {
+impl AbsentUserSpec {
+    pub(super) fn absent(&self) -> AbsentRecipient {
         let cause = match self.cause {
-            AwayCause::NotOnline => Cause::NotOnline,
-            AwayCause::NoConnection => Cause::NoConnection,
-            AwayCause::CometUnreachable => Cause::CometUnreachable,
+            AbsenceCauseSpec::NotOnline => AbsenceCause::NotOnline,
+            AbsenceCauseSpec::NoConnection => AbsenceCause::NoConnection,
+            AbsenceCauseSpec::CometUnreachable => AbsenceCause::CometUnreachable,
         };
         let connection = self.connection.as_deref().map(Into::into);
-        Absent { user: self.user.as_str().into(), identity: Identity::User, connection, cause }
+        AbsentRecipient { user: self.user.as_str().into(), identity: IdKind::User, connection, cause }
     }
 }
 
-impl Gathering {
+impl RoomSpec {
     /// A room with this many connections on eight comets.
     pub(super) fn of(connections: usize) -> Self {
-        let member = |number: usize| Member {
+        let member = |number: usize| ConnectionSpec {
             id: format!("connection_{number:08}"),
             comet: format!("10.0.0.{}:50051", number % 8),
             user: Some(format!("user_{number}")),

@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use crate::cli::draft::Draft;
-use crate::cli::plugin::author::answer::Answer;
-use crate::cli::plugin::author::project::{self, Configured, Engine, Limits};
-use crate::cli::plugin::author::question::{Away, Gathering};
-use crate::cli::plugin::author::subject::{Instance, Subject};
-use crate::cli::{FAILURE, SUCCESS, fail, print, print_json};
+use crate::cli::message_spec::MessageSpec;
+use crate::cli::plugin::author::answer::PolicyAnswer;
+use crate::cli::plugin::author::plugin_under_test::{PluginUnderTest, TestInstance};
+use crate::cli::plugin::author::project::{self, CallLimits, ConfiguredPolicy, Engine};
+use crate::cli::plugin::author::question::{OfflineSpec, RoomSpec};
+use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, fail, print, print_json};
 use crate::files;
 use crate::telemetry::Fields;
 
@@ -22,9 +22,9 @@ const LONGEST_LINE: u64 = 16 * 1024 * 1024;
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
-    configured: Configured,
+    configured: ConfiguredPolicy,
     #[command(flatten)]
-    limits: Limits,
+    limits: CallLimits,
     #[command(flatten)]
     engine: Engine,
     /// The file with the questions. Without it, or with `-`, standard input.
@@ -56,14 +56,14 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         Err(code) => return Ok(code),
     };
     show_its_log();
-    let mut subject = Subject::new(&policy, args.limits, engine)?;
-    let mut instance = subject.with(&config).map_err(|why| {
+    let mut under_test = PluginUnderTest::new(&policy, args.limits, engine)?;
+    let mut instance = under_test.with(&config).map_err(|why| {
         anyhow::anyhow!(
             "the policy does not start with the configuration {config}: {why}; see --plugin-config"
         )
     })?;
     let code = ask_all(&mut questions, &mut instance, args.json)?;
-    for number in subject.numbers() {
+    for number in under_test.numbers() {
         fail(&number);
     }
     let deadline = args.limits.deadline;
@@ -71,9 +71,9 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-fn ask_all(questions: &mut dyn Read, instance: &mut Instance, json: bool) -> anyhow::Result<u8> {
+fn ask_all(questions: &mut dyn Read, instance: &mut TestInstance, json: bool) -> anyhow::Result<u8> {
     let mut lines = BufReader::new(questions);
-    let (mut line, mut number, mut code) = (Vec::new(), 0, SUCCESS);
+    let (mut line, mut number, mut code) = (Vec::new(), 0, EXIT_SUCCESS);
     loop {
         line.clear();
         if lines.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
@@ -89,7 +89,7 @@ fn ask_all(questions: &mut dyn Read, instance: &mut Instance, json: bool) -> any
             Err(mistake) => return Ok(project::mistake(&mistake)),
         };
         if answer.is_failure() {
-            code = FAILURE;
+            code = EXIT_FAILURE;
         }
         if json {
             print_json(&json!({ "line": number, "hook": hook, "answer": answer }).to_string());
@@ -100,18 +100,18 @@ fn ask_all(questions: &mut dyn Read, instance: &mut Instance, json: bool) -> any
 }
 
 /// The fields of the input select the hook.
-fn ask(instance: &mut Instance, text: &str) -> anyhow::Result<(&'static str, Answer)> {
+fn ask(instance: &mut TestInstance, text: &str) -> anyhow::Result<(&'static str, PolicyAnswer)> {
     let value: Value = serde_json::from_str(text)?;
     if value.get("connections").is_some() {
-        let gathering: Gathering = serde_json::from_value(value)?;
-        return Ok(("grouping", instance.regroup(&gathering)?));
+        let room_spec: RoomSpec = serde_json::from_value(value)?;
+        return Ok(("grouping", instance.regroup(&room_spec)?));
     }
     if value.get("absent").is_some() {
-        let away: Away = serde_json::from_value(value)?;
-        return Ok(("offline", instance.decide(away)?));
+        let offline_spec: OfflineSpec = serde_json::from_value(value)?;
+        return Ok(("offline", instance.decide(offline_spec)?));
     }
-    let draft: Draft = serde_json::from_value(value)?;
-    Ok(("filter", instance.filter(draft)?))
+    let message_spec: MessageSpec = serde_json::from_value(value)?;
+    Ok(("filter", instance.filter(message_spec)?))
 }
 
 /// Shows the policy's log on standard error.

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_the_sdk_is_brought_along() {
+    fn every_sdk_file_is_embedded() {
         let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/sdk");
         let mut found = BTreeSet::new();
         files(&sdk.join("src"), &mut found);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn its_manifest_stands_alone() {
+    fn sdk_manifest_inherits_nothing() {
         let manifest = standalone(MANIFEST, WORKSPACE);
         let parsed: toml::Table = manifest.parse().unwrap();
         assert!(!manifest.contains("workspace") && !parsed.contains_key("dev-dependencies"), "{manifest}");
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn its_bindings_find_the_contract_beside_them() {
+    fn sdk_bindings_use_the_copied_contract() {
         let project = tempfile::tempdir().unwrap();
         write_into(project.path()).unwrap();
         let bindings = fs::read_to_string(project.path().join("halley-plugin/src/bindings.rs")).unwrap();

@@ -5,20 +5,20 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use similar::{ChangeTag, TextDiff};
 
-use crate::cli::plugin::author::answer::Answer;
+use crate::cli::plugin::author::answer::PolicyAnswer;
 use crate::cli::plugin::author::cases::{self, Case, Cases};
 use crate::cli::plugin::author::expect::Expected;
-use crate::cli::plugin::author::project::{self, Engine, Limits, Place};
-use crate::cli::plugin::author::subject::{Instance, Refusal, Subject};
-use crate::cli::{FAILURE, MISTAKE, SUCCESS, fail, print, print_lines};
+use crate::cli::plugin::author::plugin_under_test::{PluginUnderTest, StartError, TestInstance};
+use crate::cli::plugin::author::project::{self, CallLimits, Engine, PolicyPath};
+use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, fail, print, print_lines};
 
 /// Arguments of `halley plugin test`.
 #[derive(Debug, clap::Args)]
 pub(in crate::cli::plugin) struct Args {
     #[command(flatten)]
-    place: Place,
+    place: PolicyPath,
     #[command(flatten)]
-    limits: Limits,
+    limits: CallLimits,
     #[command(flatten)]
     engine: Engine,
     /// The file with the cases, TOML or JSON. Without it, cases.toml or cases.json beside the
@@ -38,7 +38,7 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     };
     if cases.cases.is_empty() {
         fail(&format!("{} has no cases; add a `[[case]]`", file.display()));
-        return Ok(MISTAKE);
+        return Ok(EXIT_USAGE);
     }
     let engine = match args.engine.config() {
         Ok(engine) => engine,
@@ -48,9 +48,9 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
         Ok(policy) => policy,
         Err(code) => return Ok(code),
     };
-    match check(&cases, &mut Subject::new(&policy, args.limits, engine)?) {
+    match check(&cases, &mut PluginUnderTest::new(&policy, args.limits, engine)?) {
         Ok(code) => {
-            if code == SUCCESS {
+            if code == EXIT_SUCCESS {
                 args.place.put_in_place(&policy)?;
             }
             Ok(code)
@@ -60,16 +60,16 @@ pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
 }
 
 /// Runs all cases and prints what differs from the expectations.
-pub(super) fn check(cases: &Cases, subject: &mut Subject) -> anyhow::Result<u8> {
+pub(super) fn check(cases: &Cases, under_test: &mut PluginUnderTest) -> anyhow::Result<u8> {
     let nothing = serde_json::json!({});
     let mut failed = 0;
     for case in &cases.cases {
         let config = case.config.as_ref().or(cases.config.as_ref()).unwrap_or(&nothing);
-        let differences = match subject.with(config) {
-            Err(Refusal::Configuration(why)) => refused(case, &why),
+        let differences = match under_test.with(config) {
+            Err(StartError::Configuration(why)) => refused(case, &why),
             Err(why) => {
                 fail(&format!("no case can run: {why}"));
-                return Ok(FAILURE);
+                return Ok(EXIT_FAILURE);
             }
             Ok(instance) => case.ask(instance).with_context(|| format!("case `{}`", case.name))?,
         };
@@ -79,9 +79,9 @@ pub(super) fn check(cases: &Cases, subject: &mut Subject) -> anyhow::Result<u8> 
         print_lines(differences);
     }
     let whole = cases.cases.len();
-    let deadline = subject.limits().deadline;
+    let deadline = under_test.limits().deadline;
     print(&format!("{} of {whole} cases passed, with a deadline of {deadline} per call", whole - failed));
-    Ok(if failed == 0 { SUCCESS } else { FAILURE })
+    Ok(if failed == 0 { EXIT_SUCCESS } else { EXIT_FAILURE })
 }
 
 /// The policy refused its configuration.
@@ -95,12 +95,12 @@ fn refused(case: &Case, why: &str) -> Vec<String> {
 
 impl Case {
     /// The differences between the answers and the expectations.
-    fn ask(&self, mut instance: Instance) -> anyhow::Result<Vec<String>> {
+    fn ask(&self, mut instance: TestInstance) -> anyhow::Result<Vec<String>> {
         if let Some(part) = &self.refused {
             let expected = [format!("...{part}...")];
             return Ok(differing("refused", &expected, &["the configuration is accepted".to_owned()]));
         }
-        let mut differences = Differences::default();
+        let mut differences = Mismatches::default();
         for (at, case) in self.filter.iter().enumerate() {
             differences.compare(
                 "filter",
@@ -120,10 +120,10 @@ impl Case {
 }
 
 #[derive(Default)]
-struct Differences(Vec<String>);
+struct Mismatches(Vec<String>);
 
-impl Differences {
-    fn compare(&mut self, hook: &str, at: usize, expected: &Expected, got: &Answer) {
+impl Mismatches {
+    fn compare(&mut self, hook: &str, at: usize, expected: &Expected, got: &PolicyAnswer) {
         if !expected.is_met_by(got) {
             self.0.extend(differing(&format!("{hook} {}", at + 1), &expected.lines(), &got.0));
         }

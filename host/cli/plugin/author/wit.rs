@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::cli::common;
 use crate::cli::plugin::author::{project, sdk};
-use crate::cli::{SUCCESS, print, print_lines};
+use crate::cli::{EXIT_SUCCESS, print, print_lines};
 
 /// Arguments of `halley plugin wit`.
 #[derive(Debug, clap::Args)]
@@ -17,12 +17,12 @@ pub(in crate::cli::plugin) struct Args {
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {
     let Some(folder) = args.out else {
         print_lines(sdk::CONTRACT.lines());
-        return Ok(SUCCESS);
+        return Ok(EXIT_SUCCESS);
     };
     let file = folder.join("policy.wit");
     if let Err(mistake) = common::write(&file, sdk::CONTRACT) {
         return Ok(project::mistake(&mistake));
     }
     print(&file.display().to_string());
-    Ok(SUCCESS)
+    Ok(EXIT_SUCCESS)
 }

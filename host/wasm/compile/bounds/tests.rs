@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn contents(bytes: &[u8]) -> Contents {
-    let mut walk = Walk::default();
+fn contents(bytes: &[u8]) -> ModuleSize {
+    let mut walk = ModuleWalk::default();
     for payload in Parser::new(0).parse_all(bytes) {
         assert!(walk.visit(payload.unwrap()).is_ok());
     }
@@ -33,7 +33,7 @@ fn function(variables: usize, blocks: usize) -> String {
 }
 
 #[test]
-fn the_bombs_of_the_report_are_refused_with_the_limit_and_the_figure() {
+fn known_compiler_bombs_are_refused() {
     // 26 levels with two instances each: 1,482 bytes. They exceed the nesting limit already; the
     // doubling is refused at an allowed depth as well.
     let why = refusal(&nested(26, 2));
@@ -57,7 +57,7 @@ fn parameters_are_variables_and_targets_of_a_table_are_branches() {
 }
 
 #[test]
-fn numbers_that_only_say_how_much_are_bounded() {
+fn declared_sizes_are_bounded() {
     let many = |one: &str, number: usize| format!("(module {})", one.repeat(number));
     let modules = |one: &str, number: usize| format!("(component {})", one.repeat(number));
     for (bomb, what) in [
@@ -77,7 +77,7 @@ fn numbers_that_only_say_how_much_are_bounded() {
 }
 
 #[test]
-fn components_that_come_from_elsewhere_are_refused() {
+fn imported_components_are_refused() {
     for text in [
         r#"(component (import "a" (component)) (instance (instantiate 0)))"#,
         r#"(component (component $c (component $d) (export "d" (component $d))) (instance $i (instantiate $c))
@@ -88,7 +88,7 @@ fn components_that_come_from_elsewhere_are_refused() {
 }
 
 #[test]
-fn a_component_by_another_name_costs_the_same() {
+fn aliased_components_cost_the_same() {
     let inner = nested(3, 3);
     for text in [
         format!(
@@ -103,7 +103,7 @@ fn a_component_by_another_name_costs_the_same() {
 }
 
 #[test]
-fn plugins_of_all_languages_are_far_from_every_limit() {
+fn supported_languages_stay_far_below_the_limits() {
     let repository = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut seen = 0;
     for folder in ["plugins/dist", "plugins/languages/dist", "tests/guests/dist"] {
@@ -127,7 +127,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn nested_instances_are_counted_as_often_as_they_are_made(levels in 0_usize..12, times in 0_usize..6) {
+    fn nested_instances_are_counted_per_instantiation(levels in 0_usize..12, times in 0_usize..6) {
         // Each level counts its instances, and what each of them costs.
         let expected = (0..levels).fold(0_u64, |inside, _| (times as u64).saturating_mul(inside + 1));
         let bytes = wat::parse_str(nested(levels, times)).unwrap();
@@ -136,13 +136,13 @@ proptest! {
     }
 
     #[test]
-    fn what_a_function_costs_is_never_counted_as_less(variables in 1_usize..3_000, blocks in 0_usize..3_000) {
+    fn function_cost_is_never_underestimated(variables in 1_usize..3_000, blocks in 0_usize..3_000) {
         let counted = contents(&wat::parse_str(function(variables, blocks)).unwrap()).variables_times_branches;
         prop_assert!(counted >= (variables * blocks * 2) as u64);
     }
 
     #[test]
-    fn whatever_the_bytes_there_is_an_answer(cut in 0_usize..40, at in 0_usize..200, byte: u8) {
+    fn arbitrary_bytes_never_panic(cut in 0_usize..40, at in 0_usize..200, byte: u8) {
         let mut bytes = wat::parse_str(nested(4, 2)).unwrap();
         bytes.truncate(bytes.len().saturating_sub(cut));
         if let Some(place) = bytes.get_mut(at) {

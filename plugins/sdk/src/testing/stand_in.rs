@@ -17,10 +17,10 @@ const MAX_VALUE: usize = 64 * 1024;
 
 /// The host's data for one policy.
 #[derive(Clone, Default)]
-pub(super) struct Gateway(Rc<RefCell<Kept>>);
+pub(super) struct Gateway(Rc<RefCell<GatewayState>>);
 
 #[derive(Default)]
-struct Kept {
+struct GatewayState {
     now: Duration,
     logged: Vec<(Level, String)>,
     counters: HashMap<String, u64>,
@@ -63,7 +63,7 @@ impl Gateway {
     }
 }
 
-fn at_work<R>(body: impl FnOnce(&mut Kept) -> R) -> R {
+fn at_work<R>(body: impl FnOnce(&mut GatewayState) -> R) -> R {
     AT_WORK.with_borrow(|gateway| body(&mut gateway.0.borrow_mut()))
 }
 

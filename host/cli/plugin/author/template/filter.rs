@@ -1,8 +1,8 @@
 //! A filter that looks for words.
 
-use super::Part;
+use super::TemplatePart;
 
-pub(super) const PART: Part = Part {
+pub(super) const PART: TemplatePart = TemplatePart {
     hook: "Filter",
     does: "Messages that contain one of the configured words are not delivered.",
     fields: r#"

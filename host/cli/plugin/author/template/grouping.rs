@@ -1,8 +1,8 @@
 //! A grouping that takes comets out of service.
 
-use super::Part;
+use super::TemplatePart;
 
-pub(super) const PART: Part = Part {
+pub(super) const PART: TemplatePart = TemplatePart {
     hook: "Grouping",
     does: "Users on comets that are closed count as away.",
     fields: r#"

@@ -5,7 +5,7 @@ mod grouping;
 mod offline;
 mod part;
 
-use part::Part;
+use part::TemplatePart;
 
 use crate::cli::plugin::author::sdk;
 
@@ -21,7 +21,7 @@ pub(super) enum Hook {
 }
 
 impl Hook {
-    fn part(self) -> &'static Part {
+    fn part(self) -> &'static TemplatePart {
         match self {
             Self::Filter => &filter::PART,
             Self::Grouping => &grouping::PART,
@@ -33,7 +33,7 @@ impl Hook {
 /// The files of a project by path, except for the SDK, which is in this directory or copied into the
 /// project.
 pub(super) fn files(name: &str, hooks: &[Hook], sdk: Option<&str>) -> Vec<(&'static str, String)> {
-    let parts: Vec<&Part> = hooks.iter().map(|hook| hook.part()).collect();
+    let parts: Vec<&TemplatePart> = hooks.iter().map(|hook| hook.part()).collect();
     vec![
         ("Cargo.toml", manifest(name, sdk.unwrap_or(sdk::NAME))),
         ("src/lib.rs", code(name, &parts)),
@@ -70,9 +70,11 @@ serde_json = "1"
     )
 }
 
-fn code(name: &str, parts: &[&Part]) -> String {
+fn code(name: &str, parts: &[&TemplatePart]) -> String {
     let policy = type_name(name);
-    let all = |part: fn(&Part) -> &str| parts.iter().map(|p| part(p).trim_matches('\n')).collect::<Vec<_>>();
+    let all = |part: fn(&TemplatePart) -> &str| {
+        parts.iter().map(|p| part(p).trim_matches('\n')).collect::<Vec<_>>()
+    };
     let hooks = all(|part| part.hook).join(", ");
     let (does, fields) = (all(|part| part.does).join("\n//! "), all(|part| part.fields).join("\n"));
     let (code, tests) = (all(|part| part.code).join("\n\n"), all(|part| part.tests).join("\n\n"));
@@ -113,17 +115,17 @@ mod tests {{
     text.replace("NAME", &policy)
 }
 
-fn config_as_json(parts: &[&Part]) -> String {
+fn config_as_json(parts: &[&TemplatePart]) -> String {
     // The constants of this module are valid TOML, as its tests show.
     let config: toml::Table = config(parts).parse().unwrap_or_default();
     serde_json::to_string(&config).unwrap_or_default()
 }
 
-fn config(parts: &[&Part]) -> String {
+fn config(parts: &[&TemplatePart]) -> String {
     parts.iter().map(|part| part.config).collect()
 }
 
-fn cases(parts: &[&Part]) -> String {
+fn cases(parts: &[&TemplatePart]) -> String {
     let config = config(parts);
     let cases: String = parts.iter().map(|part| part.cases).collect();
     format!(
@@ -140,7 +142,7 @@ refused = "unknown field"
     )
 }
 
-fn readme(name: &str, parts: &[&Part], sdk: &str) -> String {
+fn readme(name: &str, parts: &[&TemplatePart], sdk: &str) -> String {
     let does: Vec<&str> = parts.iter().map(|part| part.does).collect();
     let (does, config, file) = (does.join(" "), config(parts), name.replace('-', "_"));
     format!(
@@ -194,14 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn configurations_and_cases_are_read_and_hold_together() {
+    fn template_configuration_matches_its_cases() {
         for hooks in
             [&[Hook::Filter][..], &[Hook::Grouping], &[Hook::Offline], &[Hook::Filter, Hook::Offline]]
         {
             let files = files("my-policy", hooks, None);
             let text = |name: &str| files.iter().find(|(path, _)| *path == name).unwrap().1.clone();
             let cases: toml::Table = text("cases.toml").parse().unwrap();
-            let parts: Vec<&Part> = hooks.iter().map(|hook| hook.part()).collect();
+            let parts: Vec<&TemplatePart> = hooks.iter().map(|hook| hook.part()).collect();
             assert_eq!(cases["config"], toml::Value::Table(config(&parts).parse().unwrap()));
             assert!(text("src/lib.rs").contains("struct MyPolicy {"));
             assert!(text("messages.jsonl").lines().all(|line| line.starts_with('{')));

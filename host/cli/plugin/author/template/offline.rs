@@ -1,8 +1,8 @@
 //! Offline rules by operation.
 
-use super::Part;
+use super::TemplatePart;
 
-pub(super) const PART: Part = Part {
+pub(super) const PART: TemplatePart = TemplatePart {
     hook: "Offline",
     does: "What absent users miss is kept for some operations and dropped for the others.",
     fields: r#"

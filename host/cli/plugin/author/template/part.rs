@@ -1,7 +1,7 @@
 //! What one hook brings into a project.
 
 /// The part of a project that belongs to one hook.
-pub(super) struct Part {
+pub(super) struct TemplatePart {
     /// The trait of the SDK.
     pub(super) hook: &'static str,
     /// Fields of the configuration struct.

@@ -1,0 +1,173 @@
+//! Replays messages through one version of a policy, and compares decisions.
+
+use std::path::Path;
+
+use prometheus_client::registry::Registry;
+
+use crate::decision::{FilteredMessage, PluginVersion, Verdict};
+use crate::message::Message;
+use crate::policy::{Chain, Fraction, OnError, PluginConfig, Policies, QuarantineAction, StateScope};
+use crate::wasm::{self, RuntimeConfig};
+
+/// A plugin with its own state.
+pub(super) struct ReplayedPlugin {
+    chain: Chain,
+    version: PluginVersion,
+}
+
+/// The kind of a decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum DecisionKind {
+    Passed,
+    Amended,
+    Dropped,
+    DeadLettered,
+    /// The plugin failed; its `on_error` would decide.
+    Failed,
+}
+
+impl DecisionKind {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::Amended => "amended",
+            Self::Dropped => "dropped",
+            Self::DeadLettered => "dead-lettered",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// One message's decision.
+pub(super) struct ReplayDecision {
+    pub(super) kind: DecisionKind,
+    /// The policy's reason, the amended parts, or the failure; empty for `passed`.
+    pub(super) why: String,
+    pub(super) filtered: FilteredMessage,
+}
+
+impl ReplayedPlugin {
+    /// Loads this file with these settings, into a runtime that is made with this.
+    pub(super) fn new(settings: &PluginConfig, file: &Path, runtime: RuntimeConfig) -> anyhow::Result<Self> {
+        let mut config = PluginConfig { path: file.to_owned(), ..settings.clone() };
+        // A pin applies to the configured file, and a candidate is not what is replayed.
+        config.sha256 = None;
+        config.rollout = None;
+        // Failures must be visible, and nothing may stall, whatever `on_error` says.
+        config.on_error = OnError::DeadLetter.into();
+        config.quarantine.action = QuarantineAction::Never;
+        // The budget must not skip messages.
+        config.time_budget = Fraction(1.0);
+        config.state = StateScope::Local;
+        let policies = Policies::start(wasm::Runtime::with(&mut Registry::default(), runtime)?, &[config])?;
+        let set = policies.current();
+        anyhow::ensure!(
+            set.has_filter(),
+            "{} exports no `filter`; only decisions of `filter` can be replayed",
+            file.display()
+        );
+        Ok(Self { version: set.versions()[0].clone(), chain: set.chain() })
+    }
+
+    pub(super) fn version(&self) -> &PluginVersion {
+        &self.version
+    }
+
+    /// Decides about messages of one partition.
+    pub(super) fn decide(&mut self, batch: &[Message]) -> anyhow::Result<Vec<ReplayDecision>> {
+        let Some(first) = batch.first() else { return Ok(Vec::new()) };
+        let origin = first.record.origin.clone();
+        let filtered = self.chain.filter(&origin.topic, origin.partition, batch.to_vec())?;
+        Ok(filtered.into_iter().map(decided).collect())
+    }
+}
+
+fn decided(filtered: FilteredMessage) -> ReplayDecision {
+    let said = filtered.trail.last().map(|decision| decision.what.clone()).unwrap_or_default();
+    if let Some(failure) = said.strip_prefix("failed: ") {
+        let why = failure.strip_suffix("; dead-lettered").unwrap_or(failure).to_owned();
+        return ReplayDecision { kind: DecisionKind::Failed, why, filtered };
+    }
+    let (kind, why) = match &filtered.verdict {
+        Verdict::Drop { reason, .. } => (DecisionKind::Dropped, reason.clone()),
+        Verdict::DeadLetter { reason, .. } => (DecisionKind::DeadLettered, reason.clone()),
+        Verdict::Pass if filtered.trail.is_empty() => (DecisionKind::Passed, String::new()),
+        Verdict::Pass => (DecisionKind::Amended, said.strip_prefix("amended ").unwrap_or(&said).to_owned()),
+    };
+    ReplayDecision { kind, why, filtered }
+}
+
+/// How one decision differs from another, such as `passed -> dropped`; `None` if it does not.
+pub(super) fn change(before: &ReplayDecision, after: &ReplayDecision) -> Option<String> {
+    if before.kind != after.kind {
+        return Some(format!("{} -> {}", before.kind.as_str(), after.kind.as_str()));
+    }
+    match after.kind {
+        DecisionKind::Passed => None,
+        DecisionKind::Failed => None,
+        DecisionKind::Dropped | DecisionKind::DeadLettered => {
+            (before.why != after.why).then(|| format!("{} for another reason", after.kind.as_str()))
+        }
+        DecisionKind::Amended => {
+            let parts = before.filtered.differing(&after.filtered);
+            (!parts.is_empty()).then(|| format!("amended differently: {}", parts.join(", ")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::decision::TrailEntry;
+    use crate::message::{Audience, Origin, Record, encode};
+
+    fn message() -> Message {
+        let record = Record {
+            origin: Origin { topic: "push".into(), partition: 0, offset: 1 },
+            timestamp_ms: None,
+            key: None,
+            value: Some(encode(&Audience::Room("lobby".into()), 4, b"hello")),
+            headers: Vec::new(),
+            trusted: false,
+        };
+        Message::decode(Arc::new(record)).unwrap()
+    }
+
+    fn version(hash: &str) -> PluginVersion {
+        PluginVersion { name: "p".into(), hash: hash.into() }
+    }
+
+    fn with(verdict: Verdict, what: &str, body: &'static str) -> ReplayDecision {
+        let mut filtered = FilteredMessage::untouched(message());
+        filtered.verdict = verdict;
+        filtered.message.body = body.into();
+        if !what.is_empty() {
+            filtered.trail.push(TrailEntry { by: version("a"), what: what.into() });
+        }
+        decided(filtered)
+    }
+
+    #[test]
+    fn decisions_are_told_apart_and_compared() {
+        let drop = |reason: &str, hash| {
+            let verdict = Verdict::Drop { reason: reason.into(), by: version(hash) };
+            with(verdict, "dropped: spam", "hello")
+        };
+        let passed = || with(Verdict::Pass, "", "hello");
+        let amended = |body| with(Verdict::Pass, "amended body", body);
+        let letter = Verdict::DeadLetter { reason: "plugin p@a trapped".into(), by: version("a") };
+        let failed = with(letter, "failed: trapped: no; dead-lettered", "hello");
+        assert_eq!((failed.kind, &*failed.why), (DecisionKind::Failed, "trapped: no"));
+        assert_eq!((amended("x").kind, &*amended("x").why), (DecisionKind::Amended, "body"));
+
+        assert_eq!(change(&passed(), &passed()), None);
+        assert_eq!(change(&passed(), &drop("spam", "a")), Some("passed -> dropped".into()));
+        assert_eq!(change(&drop("spam", "a"), &drop("spam", "b")), None, "another version, the same word");
+        assert_eq!(change(&drop("spam", "a"), &drop("ham", "a")), Some("dropped for another reason".into()));
+        assert_eq!(change(&amended("x"), &amended("x")), None);
+        assert_eq!(change(&amended("x"), &amended("y")), Some("amended differently: body".into()));
+    }
+}

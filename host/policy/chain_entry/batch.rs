@@ -1,0 +1,264 @@
+//! Runs a batch through one plugin's filter.
+//!
+//! A failure costs only the message that causes it: a failing batch is halved, with fresh instances,
+//! until that message is isolated; the plugin's `on_error` applies to it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::decision::{FilteredMessage, PolicyStalled, StateKey, StateWrite, Verdict};
+use crate::message::Message;
+use crate::policy::chain_entry::ChainEntry;
+use crate::policy::filter_run::{FilterRun, PluginBatch};
+use crate::policy::on_error::OnError;
+use crate::policy::plugin::Plugin;
+use crate::policy::rollout::shadow::MirroredBatch;
+use crate::wasm::failure::PluginLimit;
+use crate::wasm::failure::{FailureKind, PluginFailure};
+use crate::wasm::lift::UncheckedVerdict;
+use crate::wasm::metrics::FilterDecision;
+
+/// The partition that a batch is of.
+#[derive(Clone, Copy)]
+pub(in crate::policy) struct Source<'a> {
+    pub(in crate::policy) topic: &'a str,
+    pub(in crate::policy) partition: i32,
+}
+
+/// How many calls of one plugin may fail in a row before the batch is given up: enough to isolate one
+/// message by halving (and to retry it with a fresh instance), so that a plugin that fails on
+/// everything costs only a few deadlines.
+fn failures_in_a_row(batch: usize) -> usize {
+    batch.max(1).ilog2() as usize + 4
+}
+
+/// How many calls may fail in a batch altogether, as a multiple of those in a row: every isolated
+/// message starts a new row, and many of them must not cost a deadline each.
+const ROWS_PER_BATCH: usize = 8;
+
+impl ChainEntry {
+    /// Runs the filter of a plugin whose state may be shared. Returns the keys that it needs; if
+    /// there are any, the batch is unchanged.
+    pub(in crate::policy) fn filter_with_state(
+        &mut self,
+        source: Source<'_>,
+        run: &mut FilterRun,
+    ) -> Result<Vec<StateKey>, PolicyStalled> {
+        let Some(shared) = self.shared.clone() else {
+            self.filter(source, run.plugin_batch())?;
+            return Ok(Vec::new());
+        };
+        let before = run.batch.clone();
+        shared.open(run.known.clone(), run.is_last_round());
+        let result = self.filter(source, run.plugin_batch());
+        let closed = shared.close();
+        let plugin = &self.plugin.version.name;
+        let of_plugin = |key| StateKey { plugin: Arc::clone(plugin), key };
+        // Its writes are discarded with its answers.
+        if result.is_err() || !closed.wanted.is_empty() {
+            run.restore(before);
+        }
+        if !closed.wanted.is_empty() {
+            return Ok(closed.wanted.into_iter().map(of_plugin).collect());
+        }
+        result?;
+        let written = closed.written.into_iter();
+        run.writes.extend(written.map(|(key, value)| StateWrite { at: of_plugin(key), value }));
+        Ok(Vec::new())
+    }
+
+    /// Runs a batch through the filter of a shadow. A stall is a failure like any other here: the
+    /// batch is not repeated.
+    pub(in crate::policy) fn mirror(&mut self, topic: &str, partition: i32, batch: &mut [FilteredMessage]) {
+        let mut answered = vec![false; batch.len()];
+        let _ = self.filter(Source { topic, partition }, PluginBatch { batch, answered: &mut answered });
+    }
+
+    /// Runs the undecided messages of a batch through the plugin's filter, or its candidate's.
+    fn filter(&mut self, source: Source<'_>, mut asked: PluginBatch<'_>) -> Result<(), PolicyStalled> {
+        let asked = &mut asked;
+        let is_open = |at: &usize| asked.batch[*at].verdict == Verdict::Pass && !asked.answered[*at];
+        let open: Vec<usize> = (0..asked.batch.len()).filter(is_open).collect();
+        let Some(rollout) = self.rollout.clone() else { return self.filter_open(source, asked, &open) };
+        if let Some(canary) = &mut self.canary {
+            let (canarys, own): (Vec<usize>, Vec<usize>) =
+                open.into_iter().partition(|at| rollout.decides_for(&asked.batch[*at].message.audience));
+            canary.filter_open(source, asked, &canarys)?;
+            return self.filter_open(source, asked, &own);
+        }
+        let take = |batch: &[FilteredMessage]| open.iter().map(|at| batch[*at].clone()).collect::<Vec<_>>();
+        let before = take(asked.batch);
+        self.filter_open(source, asked, &open)?;
+        if let Some(shadow) = rollout.shadow.as_ref().filter(|_| !self.needs_refetch()) {
+            let (topic, partition) = (source.topic.to_owned(), source.partition);
+            shadow.show(MirroredBatch { topic, partition, before, after: take(asked.batch) });
+        }
+        Ok(())
+    }
+
+    fn filter_open(
+        &mut self,
+        source: Source<'_>,
+        asked: &mut PluginBatch<'_>,
+        open: &[usize],
+    ) -> Result<(), PolicyStalled> {
+        // The ranges of `open` that still have to be asked about; the first one is last.
+        let everything = 0..open.len();
+        let mut stretches = vec![everything];
+        let in_a_row = failures_in_a_row(open.len());
+        let (mut row, mut failures) = (0, 0);
+        while let Some(stretch) = stretches.pop() {
+            let indexes = &open[stretch.clone()];
+            if indexes.is_empty() {
+                continue;
+            }
+            if let Some(failure) = self.over_budget() {
+                let rest = stretches.iter().cloned().flatten().map(|at| open[at]);
+                let unasked: Vec<usize> = indexes.iter().copied().chain(rest).collect();
+                self.plugin.context.metrics.unasked(unasked.len());
+                return self.apply_on_error(&failure, asked, unasked.into_iter());
+            }
+            let used = self.instance.is_some();
+            let failure = match self.verdicts(source, asked.batch, indexes) {
+                Ok(verdicts) => {
+                    row = 0;
+                    self.apply(verdicts, asked, indexes)?;
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            row += 1;
+            failures += 1;
+            let worn_out = row >= in_a_row || failures >= in_a_row * ROWS_PER_BATCH;
+            let hopeless = worn_out || failure.kind == FailureKind::Start || self.over_budget().is_some();
+            if hopeless {
+                let rest = stretches.iter().cloned().flatten().map(|at| open[at]);
+                return self.apply_on_error(&failure, asked, indexes.iter().copied().chain(rest));
+            }
+            if indexes.len() == 1 && used {
+                // The instance may be the cause: memory that leaked over many calls.
+                stretches.push(stretch);
+                continue;
+            }
+            if indexes.len() == 1 || self.plugin.on_error(&failure) == OnError::Stall {
+                self.apply_on_error(&failure, asked, indexes.iter().copied())?;
+                continue;
+            }
+            let (first, second) = halves(stretch);
+            stretches.push(second);
+            stretches.push(first);
+        }
+        Ok(())
+    }
+
+    fn verdicts(
+        &mut self,
+        source: Source<'_>,
+        batch: &[FilteredMessage],
+        indexes: &[usize],
+    ) -> Result<Vec<UncheckedVerdict>, PluginFailure> {
+        let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
+        let begun = Instant::now();
+        let mut verdicts =
+            self.with_instance(|instance| instance.filter(source.topic, source.partition, &asked));
+        if let Some(shared) = &self.shared
+            && let Err(why) = shared.end_call(verdicts.is_ok())
+        {
+            let failure = PluginFailure::new(FailureKind::BadAnswer, Some(PluginLimit::State), why);
+            verdicts = Err(self.record_failure(failure));
+        }
+        if self.needs_refetch() {
+            return verdicts;
+        }
+        // Failed messages are asked about again, in halves; they count once they are given up.
+        let answered = if verdicts.is_ok() { asked.len() } else { 0 };
+        self.plugin.stats.record_messages(answered, begun.elapsed());
+        verdicts
+    }
+
+    /// Whether this batch will be repeated with values of the shared state.
+    fn needs_refetch(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.needs_refetch())
+    }
+
+    /// Applies verdicts; an invalid one costs only its own message.
+    fn apply(
+        &self,
+        verdicts: Vec<UncheckedVerdict>,
+        asked: &mut PluginBatch<'_>,
+        indexes: &[usize],
+    ) -> Result<(), PolicyStalled> {
+        if self.needs_refetch() {
+            return Ok(());
+        }
+        let named_by = self.plugin.config.comets.named_by();
+        for (verdict, at) in verdicts.into_iter().zip(indexes) {
+            self.plugin.count(&verdict);
+            if let Err(failure) = verdict.apply(&mut asked.batch[*at], &self.plugin.version, named_by) {
+                let failure = self.record_failure(failure);
+                self.apply_on_error(&failure, asked, std::iter::once(*at))?;
+            }
+            asked.answered[*at] = true;
+        }
+        Ok(())
+    }
+
+    /// Applies the plugin's `on_error` to these messages.
+    fn apply_on_error(
+        &self,
+        failure: &PluginFailure,
+        asked: &mut PluginBatch<'_>,
+        indexes: impl Iterator<Item = usize>,
+    ) -> Result<(), PolicyStalled> {
+        if self.needs_refetch() {
+            return Ok(());
+        }
+        let plugin = &self.plugin;
+        let by = &plugin.version;
+        let on_error = plugin.on_error(failure);
+        let indexes: Vec<usize> = indexes.collect();
+        if !failure.is_address_space_exhausted() {
+            plugin.stats.record_messages(indexes.len(), Duration::ZERO);
+            plugin.stats.record_errors(indexes.len());
+        }
+        plugin.report_failure(failure, indexes.len());
+        let reason = format!("plugin {by} {failure}");
+        for at in indexes {
+            let filtered = &mut asked.batch[at];
+            let consequence = match on_error {
+                OnError::Pass => "passed on without it",
+                OnError::Drop => {
+                    filtered.verdict = Verdict::Drop { reason: reason.clone(), by: by.clone() };
+                    "dropped"
+                }
+                OnError::DeadLetter => {
+                    filtered.verdict = Verdict::DeadLetter { reason: reason.clone(), by: by.clone() };
+                    "dead-lettered"
+                }
+                OnError::Stall => return Err(plugin.stalled(failure)),
+            };
+            filtered.note(by, format!("failed: {failure}; {consequence}"));
+            asked.answered[at] = true;
+        }
+        Ok(())
+    }
+}
+
+impl Plugin {
+    fn count(&self, verdict: &UncheckedVerdict) {
+        let (decision, is_cut) = verdict.decision();
+        self.context.metrics.decided(decision);
+        if is_cut {
+            self.context.metrics.hit(PluginLimit::Output);
+        }
+        if matches!(decision, FilterDecision::Drop | FilterDecision::DeadLetter) {
+            self.stats.record_stopped();
+        }
+    }
+}
+
+fn halves(stretch: Range<usize>) -> (Range<usize>, Range<usize>) {
+    let middle = stretch.start + stretch.len() / 2;
+    (stretch.start..middle, middle..stretch.end)
+}

@@ -1,0 +1,95 @@
+//! A batch on its way through the filters of a chain, which may have to wait for shared state between
+//! them. Plain data: how and from where state is fetched is not known here.
+
+use std::collections::HashMap;
+
+use crate::decision::{FilteredMessage, StateKey, StateWrite};
+use crate::message::Message;
+use crate::policy::set::Generation;
+
+/// How often values are fetched for one plugin and batch. More than one round is needed where keys
+/// depend on values.
+const ROUNDS: usize = 4;
+
+/// A batch between two filters.
+#[derive(Debug)]
+pub struct FilterRun {
+    pub(super) generation: Generation,
+    pub(super) batch: Vec<FilteredMessage>,
+    /// The index of the plugin that is called next.
+    pub(super) next: usize,
+    /// The messages that it has already decided; it stalled on others.
+    answered: Vec<bool>,
+    /// The values that were fetched for it.
+    pub(super) known: HashMap<String, Option<Vec<u8>>>,
+    pub(super) rounds: usize,
+    pub(super) writes: Vec<StateWrite>,
+}
+
+/// A batch as one plugin is asked about it.
+pub(super) struct PluginBatch<'a> {
+    pub(super) batch: &'a mut [FilteredMessage],
+    /// The messages that it has decided, or failed on with a consequence. They are not shown to it
+    /// again.
+    pub(super) answered: &'a mut [bool],
+}
+
+/// How far a batch has advanced.
+#[derive(Debug)]
+pub enum FilterProgress {
+    /// Through all filters. The writes must be stored before the batch goes on.
+    OfflineDecision(Vec<FilteredMessage>, Vec<StateWrite>),
+    /// A plugin needs these values: fetch them, pass them to [`FilterRun::supply_state`], and continue.
+    NeedsState(Vec<StateKey>),
+}
+
+impl FilterRun {
+    /// A batch before the first filter of this generation's set.
+    pub fn new(generation: Generation, messages: Vec<Message>) -> Self {
+        let batch: Vec<_> = messages.into_iter().map(FilteredMessage::untouched).collect();
+        let answered = vec![false; batch.len()];
+        Self { generation, batch, next: 0, answered, known: HashMap::new(), rounds: 0, writes: Vec::new() }
+    }
+
+    /// The set whose filters it passes through.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The requested values, in the same order; `None` where there is no value.
+    pub fn supply_state(&mut self, keys: Vec<StateKey>, values: Vec<Option<Vec<u8>>>) {
+        self.rounds += 1;
+        self.known.extend(keys.into_iter().map(|wanted| wanted.key).zip(values));
+    }
+
+    /// Whether no more values are fetched for the plugin.
+    pub(super) fn is_last_round(&self) -> bool {
+        self.rounds >= ROUNDS
+    }
+
+    /// What the next plugin is asked about.
+    pub(super) fn plugin_batch(&mut self) -> PluginBatch<'_> {
+        PluginBatch { batch: &mut self.batch, answered: &mut self.answered }
+    }
+
+    /// Discards what the next plugin decided and restores the batch.
+    pub(super) fn restore(&mut self, before: Vec<FilteredMessage>) {
+        self.batch = before;
+        self.answered.fill(false);
+    }
+
+    /// The next plugin stalled. Fetched values are discarded, because they may have changed by the
+    /// next call.
+    pub(super) fn forget_state(&mut self) {
+        self.rounds = 0;
+        self.known.clear();
+    }
+
+    /// Moves on to the next plugin.
+    pub(super) fn next_plugin(&mut self) {
+        self.next += 1;
+        self.answered.fill(false);
+        self.rounds = 0;
+        self.known.clear();
+    }
+}

@@ -1,0 +1,137 @@
+//! The examples do what their documentation says.
+
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use halley::comets::proto::chatroom;
+use halley::message::{Audience, encode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use crate::support::child_process::ChildProcess;
+use crate::support::kafka::kafka;
+use crate::support::redis::Redis;
+use crate::support::{PATIENCE, call, eventually, folder, free_port, http, unique};
+
+#[tokio::test]
+async fn the_example_comet_shows_a_message_once_and_leaves_nothing_in_redis() {
+    let redis = Redis::start().await;
+    let (grpc, web) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+    let args = ["--listen", &grpc, "--http", &web, "--redis", redis.url()].map(str::to_owned);
+    let mut comet = ChildProcess::start(&example("comet"), &args, folder("example")).expect("starts");
+    let page = eventually("the page", PATIENCE, async || http::get(&web, "/").await.ok()).await;
+    assert!(page.status == 200 && page.body.contains("<title>Example comet</title>"), "{page:?}");
+
+    let (room, user) = (unique("video"), unique("user"));
+    let mut browser = Browser::enter(&web, &room, &user).await;
+    let hello = browser.next().await;
+    let connection = hello["connection"].as_str().expect("the connection's id").to_owned();
+    let wanted = [
+        format!("connection:info:{connection}"),
+        format!("room:connections:{room}"),
+        format!("user:online:{user}"),
+    ];
+    eventually("the directory keys", PATIENCE, async || (redis.keys("*").await == wanted).then_some(()))
+        .await;
+
+    let proto = |body: &'static str| {
+        Some(chatroom::Proto { ver: 1, op: 5, seq: 0, body: Bytes::from_static(body.as_bytes()) })
+    };
+    for _ in 0..2 {
+        let request = chatroom::BroadcastRoomReq { room_id: room.clone(), proto: proto("hello") };
+        call(&grpc, "/ChatRoom.Comet.Comet/BroadcastRoom", request, &["push/0/1"]).await.expect("OK");
+    }
+    let request = chatroom::PushMsgReq { keys: vec![connection], proto: proto("you"), proto_op: 5 };
+    call(&grpc, "/ChatRoom.Comet.Comet/PushMsg", request, &["push/0/2"]).await.expect("OK");
+    let once = json!({ "to": "room", "op": 5, "body": "hello", "id": "push/0/1" });
+    assert_eq!(browser.next().await, once);
+    assert_eq!(browser.next().await, json!({ "to": "you", "op": 5, "body": "you", "id": "push/0/2" }));
+
+    comet.signal("TERM");
+    let ended = comet.wait(PATIENCE).await;
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", comet.log());
+    assert_eq!(redis.keys("*").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn the_example_producer_prints_the_ids_of_what_it_sent() {
+    let topic = kafka().topic("produce", 3).await;
+    let room = ["room", "video_123", "number {number}", "--count", "3", "--op", "7", "--header", "from=test"];
+    let printed = produce(&topic, &room).await;
+    let records = kafka().read_all(&topic);
+    let ids: Vec<String> = records.iter().map(|r| r.id(&topic)).collect();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(lines[..3], ids, "{printed}");
+    let value = |n: usize| encode(&Audience::Room("video_123".into()), 7, format!("number {n}").as_bytes());
+    for (n, record) in records.iter().enumerate() {
+        assert_eq!(record.value, Some(value(n + 1)));
+        assert_eq!(record.header("from").as_deref(), Some("test"));
+    }
+
+    let topic = kafka().topic("produce", 1).await;
+    produce(&topic, &["keys", "k1", "k2", "--server", "s", "--", "body"]).await;
+    produce(&topic, &["everyone", "body", "--speed", "9"]).await;
+    let values: Vec<_> = kafka().read_all(&topic).into_iter().filter_map(|record| record.value).collect();
+    let keys = Audience::Keys { server: Some("s".into()), keys: vec!["k1".into(), "k2".into()] };
+    assert_eq!(values, [encode(&keys, 4, b"body"), encode(&Audience::Everyone { speed: 9 }, 4, b"body")]);
+}
+
+async fn produce(topic: &str, args: &[&str]) -> String {
+    let mut all =
+        vec!["--brokers".to_owned(), kafka().brokers().to_owned(), "--topic".to_owned(), topic.to_owned()];
+    all.extend(args.iter().map(|arg| (*arg).to_owned()));
+    let mut process = ChildProcess::start(&example("produce"), &all, folder("example")).expect("starts");
+    let ended = process.wait(PATIENCE).await;
+    assert!(ended.is_some_and(|status| status.success()), "{ended:?}: {}", process.log());
+    process.log()
+}
+
+/// `cargo test` builds the examples next to the binary.
+fn example(name: &str) -> String {
+    let binary = PathBuf::from(env!("CARGO_BIN_EXE_halley"));
+    let example = binary.with_file_name("examples").join(name);
+    assert!(example.exists(), "{} is not built: cargo build --examples", example.display());
+    example.display().to_string()
+}
+
+/// A minimal WebSocket client: small text frames from the server.
+struct Browser {
+    stream: BufReader<TcpStream>,
+}
+
+impl Browser {
+    async fn enter(address: &str, room: &str, user: &str) -> Self {
+        let mut stream = BufReader::new(TcpStream::connect(address).await.expect("connects"));
+        let request = format!(
+            "GET /ws?room={room}&user={user} HTTP/1.1\r\nHost: {address}\r\nConnection: Upgrade\r\n\
+             Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.expect("a request");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.expect("an answer"));
+        }
+        assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+        Self { stream }
+    }
+
+    /// The next text frame; pings are skipped.
+    async fn next(&mut self) -> Value {
+        let frame = async {
+            loop {
+                let kind = self.stream.read_u8().await.expect("a frame") & 0x0f;
+                let length = match self.stream.read_u8().await.expect("a length") {
+                    126 => usize::from(self.stream.read_u16().await.expect("a length")),
+                    short => usize::from(short),
+                };
+                let mut payload = vec![0; length];
+                self.stream.read_exact(&mut payload).await.expect("a payload");
+                if kind == 1 {
+                    return serde_json::from_slice(&payload).expect("JSON");
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, frame).await.expect("a frame in time")
+    }
+}
