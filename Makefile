@@ -1,7 +1,7 @@
 # Halley. `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
-.PHONY: help build plugins demo check test soak bench-plugins bench-languages fuzz clean
+.PHONY: help build plugins demo check test soak bench bench-plugins bench-languages fuzz clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -56,6 +56,13 @@ soak: ## Long runs: many faults, memory, throughput; HALLEY_SOAK_MINUTES (10)
 	@tests/peers/build.sh >/dev/null || [ $$? -eq 3 ]
 	cargo test --locked --test stories -- --test-threads 1 --nocapture --ignored soak::
 	cargo test --locked --test stories -- --test-threads 1 --nocapture a_thousand_swaps
+
+# Ends everything that it starts, however it ends. BENCH_ARGS: --quick, --row NAME, --rounds N, --json, --list.
+bench: ## The CPU cost of a message compared to bare floors; BENCH_ARGS=--quick takes a minute
+	@.ci/deps.sh build
+	@tests/support/fetch-kafka.sh >/dev/null
+	cargo build --locked --release --bin halley --example bench
+	@target/release/examples/bench $(BENCH_ARGS)
 
 bench-plugins: ## The cost of policies compared to native Rust code; a minute
 	@.ci/deps.sh build

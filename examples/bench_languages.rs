@@ -89,7 +89,10 @@ fn a_message(chain: &mut Chain, batch: u32) -> anyhow::Result<Duration> {
         let filtered = chain.filter("push", 0, messages)?;
         times.push(begun.elapsed());
         anyhow::ensure!(
-            filtered.iter().all(|one| !one.trail.iter().any(|decision| decision.what.starts_with("failed"))),
+            filtered.iter().all(|one| !one
+                .trail
+                .iter()
+                .any(|entry| matches!(entry.effect, halley::decision::Effect::Failed { .. }))),
             "the policy failed: {:?}",
             filtered[0].trail
         );
@@ -118,7 +121,7 @@ fn message(offset: i64) -> Message {
     }
 }
 
-/// The memory that this process has now, in KiB; 0 where the system does not tell.
+/// The memory of this process in KiB; 0 where the system does not report it.
 fn resident_kib() -> anyhow::Result<u64> {
     let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return Ok(0) };
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS in status")?;

@@ -1,9 +1,8 @@
-//! What policies cost: the way through WebAssembly beside the same Rust code called natively, in
-//! one run. Prints tables; `make bench-plugins` builds what it needs.
+//! The cost of policies: calls through WebAssembly compared with the same Rust code called natively,
+//! in one run. Prints tables; `make bench-plugins` builds what it needs.
 //!
-//! What is timed is a worker's chain, as the gateway calls it. Repeats of everything that is
-//! compared take turns, so that a busy machine slows all of it; figures are medians, and the best
-//! repeat stands beside them.
+//! It times a worker's chain, called as in the gateway. The compared variants alternate, so that a
+//! busy machine slows all of them; figures are medians, with the best repeat next to them.
 
 #![allow(clippy::print_stdout, reason = "a program for a terminal")]
 

@@ -1,14 +1,14 @@
-//! How long to wait before something is tried again: the bound doubles with every failure in a row, and
-//! the wait is from half of the bound to the whole of it, so that many callers do not come back together.
+//! Exponential back-off with jitter: the bound doubles with every consecutive failure, and the wait is
+//! between half of the bound and the whole of it, so that many callers do not retry at the same time.
 //!
-//! Pure: the caller brings the dice, and sleeps.
+//! Pure: the random number is an argument, and the caller sleeps.
 
 use std::time::Duration;
 
-/// More doublings than any pair of bounds has.
+/// More doublings than between any two bounds.
 const DOUBLINGS: u32 = 20;
 
-/// Waits that grow from failure to failure.
+/// Waits that grow with each failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Backoff {
     first: Duration,
@@ -17,7 +17,7 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// The bound is `first` after one failure, and never more than `longest`.
+    /// The bound is `first` after one failure, and at most `longest`.
     pub(crate) const fn new(first: Duration, longest: Duration) -> Self {
         Self { first, longest, failures: 0 }
     }
@@ -28,13 +28,13 @@ impl Backoff {
         self.wait_after(self.failures, dice)
     }
 
-    /// The wait after this many failures in a row (1 or more), for callers who count them themselves.
+    /// The wait after this many consecutive failures (1 or more), for callers that count them.
     pub(crate) fn wait_after(&self, failures: u32, dice: f64) -> Duration {
         let doubled = self.first.saturating_mul(1 << failures.saturating_sub(1).min(DOUBLINGS));
         doubled.min(self.longest).mul_f64(0.5 + dice.clamp(0.0, 1.0) / 2.0)
     }
 
-    /// It has worked: the next failure is the first one.
+    /// Records a success: the next failure counts as the first.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }

@@ -1,4 +1,4 @@
-//! Work that blocks, away from async tasks.
+//! Runs blocking work outside of async tasks.
 
 /// The work did not end: it panicked, or the runtime has ended.
 #[derive(Debug, thiserror::Error)]
@@ -8,11 +8,11 @@ pub(crate) struct EndedEarly {
     why: tokio::task::JoinError,
 }
 
-/// Runs work that blocks on a thread for such work, and waits for it. Work that has begun goes on when
-/// nobody waits any more.
+/// Runs blocking work on a thread for blocking work, and waits for it. Work that has started continues
+/// if the future is dropped.
 ///
 /// # Errors
-/// When the work does not end. `what` names it.
+/// When the work does not end. `what` names it in the error.
 pub(crate) async fn run_blocking<R: Send + 'static>(
     what: &'static str,
     work: impl FnOnce() -> R + Send + 'static,
@@ -20,8 +20,8 @@ pub(crate) async fn run_blocking<R: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|why| EndedEarly { what, why })
 }
 
-/// Runs work that blocks where it is, while other tasks move to other threads; for work that borrows. A
-/// single-threaded runtime (tests) has no other thread; there, one is made.
+/// Runs blocking work on the current thread, while other tasks move to other threads; for work that
+/// borrows. A single-threaded runtime (in tests) has no other threads; there, the work gets its own.
 pub(crate) fn run_in_place<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     use tokio::runtime::{Handle, RuntimeFlavor};
     let flavor = Handle::try_current().map(|handle| handle.runtime_flavor());

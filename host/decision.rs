@@ -3,6 +3,7 @@
 //! Pure. `policy` produces them from the results of plugins, with every length and index checked.
 //! The pipeline and the router act on them and do not know WebAssembly.
 
+mod effect;
 mod outcome;
 
 use std::fmt;
@@ -11,9 +12,10 @@ use std::time::Duration;
 
 use crate::message::{CometAddr, ConnectionId, NamedBy, UserId};
 
-pub use outcome::{FilteredMessage, OfflineDecision, PolicyStalled, TrailEntry};
+pub use effect::{Effect, FailureKind, MessagePart, OnError, TrailEntry};
+pub use outcome::{DifferenceKind, FilteredMessage, OfflineDecision, PolicyStalled};
 
-/// The name and the content hash of a plugin: what stands in logs, metrics and dead letters.
+/// The name and the content hash of a plugin, as shown in logs, metrics and dead letters.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct PluginVersion {
     /// The name from the configuration.
@@ -37,14 +39,14 @@ pub enum Verdict {
     Drop {
         /// What the policy said.
         reason: String,
-        /// The plugin that decided.
+        /// The plugin that caused it.
         by: PluginVersion,
     },
     /// It goes to the dead-letter topic.
     DeadLetter {
         /// What the policy said, or how it failed.
         reason: String,
-        /// The plugin that decided.
+        /// The plugin that caused it.
         by: PluginVersion,
     },
 }

@@ -1,15 +1,102 @@
-//! The identity of content: its SHA-256, in hex.
+//! The identity of content: its SHA-256. Checked when it is read, so that nothing else passes for one.
 
-use std::fmt::Write as _;
+use std::fmt;
+use std::str::FromStr;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::Digest as _;
 
-/// The SHA-256 of these bytes: 64 lower-case hex digits.
-pub(crate) fn hash(bytes: &[u8]) -> String {
-    let mut hex = String::with_capacity(64);
-    for byte in sha2::Sha256::digest(bytes) {
-        // Writing to a string does not fail.
-        let _ = write!(hex, "{byte:02x}");
+/// How many bytes a digest has.
+const LENGTH: usize = 32;
+/// How many hex digits are shown where a version is named in passing.
+const SHORT: usize = 12;
+
+/// The SHA-256 of some content: 64 hex digits in text, lower-case where it is written.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest([u8; LENGTH]);
+
+/// A text that is not a SHA-256 in hex.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("must be 64 hex digits, as `sha256sum` prints them")]
+pub struct InvalidDigest;
+
+impl Digest {
+    /// The digest of these bytes.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(sha2::Sha256::digest(bytes).into())
     }
-    hex
+
+    /// Its first 12 hex digits, by which versions are shown.
+    pub fn short(&self) -> String {
+        let mut hex = self.to_string();
+        hex.truncate(SHORT);
+        hex
+    }
+
+    /// Whether its text begins with this. Case matters.
+    pub(crate) fn starts_with(&self, prefix: &str) -> bool {
+        self.to_string().starts_with(prefix)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = InvalidDigest;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDigest> {
+        if text.len() != 2 * LENGTH {
+            return Err(InvalidDigest);
+        }
+        let mut bytes = [0; LENGTH];
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let digit = |at: usize| char::from(pair[at]).to_digit(16).ok_or(InvalidDigest);
+            // Two hex digits fit.
+            *byte = (digit(0)? * 16 + digit(1)?) as u8;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn digests_are_read_as_they_are_written() {
+        let digest = Digest::of(b"abc");
+        assert_eq!((digest.to_string(), digest.short()), (ABC.to_owned(), ABC[..12].to_owned()));
+        assert_eq!(ABC.parse(), Ok(digest));
+        assert_eq!(ABC.to_uppercase().parse(), Ok(digest), "people write both");
+        let json = serde_json::to_string(&digest).unwrap();
+        assert_eq!(json, format!("\"{ABC}\""));
+        assert_eq!(serde_json::from_str::<Digest>(&json).unwrap(), digest);
+        for wrong in ["", &ABC[1..], &format!("{ABC}0"), &ABC.replace('b', "g"), &"ä".repeat(32)] {
+            assert_eq!(wrong.parse::<Digest>(), Err(InvalidDigest), "{wrong}");
+        }
+    }
 }

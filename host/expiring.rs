@@ -1,21 +1,22 @@
-//! A map whose values run out, with a bound.
+//! A bounded map whose values expire.
 //!
-//! What has run out is not found any more; it takes room until it is swept, which the owner does when it
-//! adds something or is short of room. Pure: the caller brings the clock.
+//! An expired value is not found any more, but takes up room until it is swept. The owner sweeps when it
+//! adds a value or is short of room. Pure: the clock is an argument.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// A sweep walks over everything, so that there is no more than one in this time.
+/// The minimum time between sweeps, since a sweep visits every value.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
-/// Where a time is too long for the clock.
+/// The expiry of values whose time to live is too long for the clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-/// Where it is full, this part of it makes room at once: finding what runs out soonest takes a walk.
+/// A full map evicts this fraction of its values at once: finding those that expire soonest visits
+/// every value.
 const EVICTED: usize = 16;
 
-/// Values by key, each until its own time.
+/// Values by key, each with its own expiry.
 #[derive(Debug)]
 pub(crate) struct ExpiringMap<K, V> {
     values: HashMap<K, (V, Instant)>,
@@ -24,12 +25,12 @@ pub(crate) struct ExpiringMap<K, V> {
 }
 
 impl<K: Clone + Eq + Hash, V> ExpiringMap<K, V> {
-    /// Room for this many values. Beyond that, the ones that run out soonest make room.
+    /// A map of at most this many values. Beyond that, those that expire soonest are evicted.
     pub(crate) fn new(capacity: usize) -> Self {
         Self { values: HashMap::new(), capacity, swept: None }
     }
 
-    /// The value, if it has not run out.
+    /// The value, if it has not expired.
     pub(crate) fn get<Q: Eq + Hash + ?Sized>(&self, key: &Q, now: Instant) -> Option<&V>
     where
         K: Borrow<Q>,
@@ -37,7 +38,7 @@ impl<K: Clone + Eq + Hash, V> ExpiringMap<K, V> {
         self.values.get(key).filter(|(_, end)| *end > now).map(|(value, _)| value)
     }
 
-    /// The value, whether it has run out or not.
+    /// The value, even if it has expired.
     pub(crate) fn peek<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> Option<&V>
     where
         K: Borrow<Q>,
@@ -45,7 +46,7 @@ impl<K: Clone + Eq + Hash, V> ExpiringMap<K, V> {
         self.values.get(key).map(|(value, _)| value)
     }
 
-    /// Keeps a value for this long, in the place of the one before.
+    /// Inserts a value for this long, replacing the previous one.
     pub(crate) fn insert(&mut self, key: K, value: V, ttl: Duration, now: Instant) {
         if self.values.len() >= self.capacity && !self.values.contains_key(&key) {
             self.evict();
@@ -54,7 +55,7 @@ impl<K: Clone + Eq + Hash, V> ExpiringMap<K, V> {
         self.values.insert(key, (value, end));
     }
 
-    /// Takes a value out, whether it has run out or not.
+    /// Removes a value, even if it has expired.
     pub(crate) fn remove<Q: Eq + Hash + ?Sized>(&mut self, key: &Q) -> Option<V>
     where
         K: Borrow<Q>,
@@ -62,7 +63,7 @@ impl<K: Clone + Eq + Hash, V> ExpiringMap<K, V> {
         self.values.remove(key).map(|(value, _)| value)
     }
 
-    /// Removes what has run out, unless that was done a moment ago. Returns whether it was done.
+    /// Removes expired values, unless the last sweep was a moment ago. Returns whether it swept.
     pub(crate) fn sweep(&mut self, now: Instant) -> bool {
         let is_due = self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_EVERY);
         if is_due {
@@ -72,17 +73,17 @@ impl<K: Clone + Eq + Hash, V> ExpiringMap<K, V> {
         is_due
     }
 
-    /// All values and their keys, those that have run out and were not swept among them.
+    /// All keys and values, including expired ones that are not swept yet.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.values.iter().map(|(key, (value, _))| (key, value))
     }
 
-    /// How many values there are, those that have run out and were not swept among them.
+    /// The number of values, including expired ones that are not swept yet.
     pub(crate) fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// Whether there is none.
+    /// Whether the map has no values, not even expired ones.
     pub(crate) fn is_empty(&self) -> bool {
         self.values.is_empty()
     }

@@ -31,7 +31,7 @@ pub fn native_record(data: &[u8]) {
 
 /// A plugin's answer: it is rejected without effect, or accepted within its limits.
 pub fn plugin_answer(data: &[u8]) {
-    // The bytes are used up when this fails: nothing is left to check.
+    // This fails if the bytes run out: nothing is left to check.
     let _ = wasm::fuzzing::check(&mut Unstructured::new(data));
 }
 

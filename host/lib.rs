@@ -2,11 +2,11 @@
 //!
 //! *Logic* services write `PushMsg` records to Kafka; *comets* hold the users' connections. Halley
 //! sits in between: it looks up where recipients are connected, and delivers every message.
-//! **Policies** decide what is delivered, to whom, and what happens for absent users: WebAssembly
-//! components that are swapped at run time.
+//! **Policies** decide what is delivered, to whom, and what happens for absent users. They are
+//! WebAssembly components that can be replaced at run time.
 //!
-//! This page is the architecture. `README.md` is for operators, `plugins/README.md` for authors of
-//! policies.
+//! This page describes the architecture. `README.md` is for operators, `plugins/README.md` for authors
+//! of policies.
 //!
 //! # The path of a message
 //!
@@ -23,52 +23,57 @@
 //!   │ resolve ─── Redis, plugins │   directory    room or keys -> connections (cached)
 //!   │ route                      │   router       connections -> at most one call per comet
 //!   └─────────────┬──────────────┘
-//!                 ▼ calls, in order  comets       lanes, retries, breaker, dialects
-//!   ┌─ a delivery task ──────────┐   pipeline     one task per message
+//!                 ▼ calls, in order  comets       queues, retries, breaker, dialects
+//!   ┌─ a settler per partition ──┐   pipeline     when a message's last call has ended
 //!   │ call outcomes              │
-//!   │ absent users ─ plugins     │   offline      inbox, notify topic
-//!   │ dead letter                │   dead_letter
+//!   │ absent users ─ plugins     │   offline      inbox, notify topic      (in a delivery
+//!   │ dead letter                │   dead_letter                            task, if needed)
 //!   │ settle ────────────────────┼─▶ offsets      watermark -> commit
 //!   └────────────────────────────┘
 //! ```
 //!
 //! # Layers
 //!
-//! - [`message`], [`membership`], [`decision`], [`offsets`], `digest`: plain data and pure rules. They
-//!   know nobody above them.
-//! - [`kafka`], [`redis_client`]: what the clients of each share. [`memory_guard`]: whether the process has
-//!   room for more.
-//! - [`consumer`], [`wasm`], [`artifact`], [`shared_state`], [`directory`], [`guard`], [`comets`],
-//!   [`offline`], [`dead_letter`], [`redrive_key`]: neighbours. They know the plain data and not each other.
-//! - [`policy`]: which plugins are active. It knows [`wasm`], which runs them, and [`artifact`], which
-//!   fetches, checks and keeps their files.
-//! - [`router`]: pure; from a resolved route to the calls of one message.
-//! - [`pipeline`]: knows the neighbours and brings messages through them.
-//! - [`config`]: the whole configuration, made of the modules' own.
-//! - [`gateway`]: builds every part from it and owns every task; the order of start and stop.
-//! - [`admin`], [`cli`]: around the gateway. [`sandbox`]: what the process gives up at its
-//!   start. [`telemetry`], [`panics`], `files` (the only one that opens files) and [`stalls`] (what is
-//!   being retried, and the records that it holds): known to all, as are small tools: `sync` (locks that
-//!   models can run), `backoff`, `expiring` (a map whose values run out), `blocking` (work that blocks)
-//!   and `time` (as people and records write it). `fuzzing`, in tests and with its
-//!   feature only: what fuzzers call.
+//! Each module may depend on those above it in this list, as far as `tests/layers.rs` allows.
 //!
-//! `tests/layers.rs` holds this plan. No two files know each other in a circle, either.
+//! - [`message`], [`membership`], [`decision`], [`offsets`], `digest`: plain data and pure rules, without
+//!   I/O.
+//! - [`kafka`], [`redis_client`]: what all users of each client share. [`memory_guard`]: whether the
+//!   process has memory for more records.
+//! - [`consumer`], [`wasm`], [`artifact`], [`shared_state`], [`directory`], [`guard`], [`comets`],
+//!   [`offline`], [`dead_letter`], [`redrive_key`]: independent of each other.
+//! - [`policy`]: which plugins are active. It uses [`wasm`], which runs them, and [`artifact`], which
+//!   fetches, verifies and stores their files.
+//! - [`router`]: turns a resolved route into the calls of one message. Pure.
+//! - [`pipeline`]: takes messages through the modules above.
+//! - [`config`]: the whole configuration, composed of the modules' sections.
+//! - [`gateway`]: builds all parts from the configuration, owns their tasks, and defines the order of
+//!   start and stop.
+//! - [`admin`], [`cli`]: the HTTP API and console, and the commands. [`sandbox`]: the privileges that the
+//!   process drops at its start.
+//!
+//! Every module may use [`telemetry`], [`panics`], [`stalls`] (the work that is being retried, and the
+//! records that it holds), `files` (the only module that reads files), and some small tools: `sync`
+//! (locks that models can check), `backoff`, `expiring` (a map whose values expire), `blocking` (blocking
+//! work outside of async tasks) and `time`. `fuzzing` exists in tests and with its feature only: the entry
+//! points of the fuzz targets.
+//!
+//! `tests/layers.rs` enforces these dependencies. It also forbids cycles between files, except in the
+//! modules that it lists.
 //!
 //! # Invariants of absence
 //!
 //! - The pipeline never sees a Kafka, Redis, gRPC or WebAssembly type.
-//! - Nothing stores an offset for committing but the polling thread, and nothing settles a record but its
-//!   journey, at its very end.
+//! - Only the polling thread stores offsets for committing. Settling a record is the last step of its
+//!   processing, once all its recipients have an outcome.
 //! - No policy does I/O: its decisions are data, carried out in batches.
-//! - Only [`wasm`] sees wasmtime and the types made from `wit/policy.wit`; it never sees a set of plugins,
-//!   a version or a registry.
-//! - No part waits for a comet but the comet's own lanes and the journeys of the messages
-//!   that go there.
-//! - No task is without an owner, no queue without a bound, no wait without a deadline.
+//! - Only [`wasm`] sees wasmtime and the types generated from `wit/policy.wit`. It never sees a plugin
+//!   set, a version or a registry.
+//! - Nothing waits for a comet's answer except that comet's task and the messages that were sent to it.
+//! - Every task has an owner, every queue a bound, every wait a deadline.
 
 pub mod decision;
-mod digest;
+pub mod digest;
 pub mod membership;
 pub mod message;
 pub mod offsets;

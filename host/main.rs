@@ -17,7 +17,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 pub static ALLOCATOR_SETTINGS: &[u8; 59] = b"background_thread:true,dirty_decay_ms:200,muzzy_decay_ms:0\0";
 
 fn main() -> std::process::ExitCode {
-    // This binary has `compile-plugin`.
+    // This binary has the `compile-plugin` command.
     halley::wasm::use_child_processes();
     match halley::cli::Cli::try_parse() {
         Ok(cli) => cli.run(),

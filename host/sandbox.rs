@@ -172,7 +172,8 @@ mod tests {
 
     #[test]
     fn only_allowed_paths_are_writable() {
-        let (ours, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let (ours, other) =
+            (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
         fs::write(other.path().join("there"), "text").expect("written");
         let allowed = SandboxRules { writable: vec![ours.path().into(), "/not/there".into()], ports: vec![] };
         restricted(&allowed, || {

@@ -302,7 +302,7 @@ impl StallGuard {
 
     /// The work is cancelled, which is not a recovery.
     pub fn cancel(self) {
-        // Nobody knows whether it would have succeeded: no line says that the stage has recovered.
+        // It is unknown whether it would have succeeded, so the log does not report a recovery.
         if let Some(stage) = self.stalls.0.lock().stages.get_mut(&self.stage)
             && stage.holding == 1
         {

@@ -1,8 +1,8 @@
-//! The locks and atomics of what is checked by models: parking_lot's and the standard library's, or, in
-//! tests with the feature `models`, shuttle's, which try many interleavings of the same source.
+//! Locks and atomics for code that models check. They are parking_lot's and the standard library's, or
+//! shuttle's in tests with the feature `models`, which run the same source under many interleavings.
 //!
-//! For files that a `model` runs, and for their types alone: shuttle's work only inside of a model. All
-//! others take [`parking_lot`] and [`std::sync`] directly.
+//! Only files that a `model` runs use this module, since shuttle's types work only inside a model. All
+//! other code uses [`parking_lot`] and [`std::sync`] directly.
 
 #[cfg(not(all(test, feature = "models")))]
 pub(crate) use {

@@ -1,21 +1,22 @@
-//! Times as people write and read them, and as records bear them: milliseconds since 1970-01-01 UTC.
+//! Parses and formats times for people, and converts them to the milliseconds since 1970-01-01 UTC of
+//! records.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The first millisecond of the year 10000, which has no form in RFC 3339.
+/// The first millisecond of the year 10000, which RFC 3339 cannot express.
 const FIRST_UNWRITTEN_MS: u64 = 253_402_300_800_000;
 
-/// A UTC time, or the beginning of a day: `2026-01-31T12:00:00Z`, `2026-01-31`.
+/// A UTC time or date: `2026-01-31T12:00:00Z`, `2026-01-31`.
 pub(crate) fn parse_date(text: &str) -> Option<SystemTime> {
     let midnight = format!("{text}T00:00:00Z");
     humantime::parse_rfc3339_weak(text).or_else(|_| humantime::parse_rfc3339_weak(&midnight)).ok()
 }
 
-/// A time as it may stand on the command line: as [`parse_date`] takes it, `now`, or an age (`90m`,
+/// Parses a time from the command line: a date as for [`parse_date`], `now`, or an age (`90m`,
 /// `-90m`).
 ///
 /// # Errors
-/// Says what may stand there.
+/// Lists the accepted forms.
 pub(crate) fn parse(text: &str) -> Result<SystemTime, String> {
     let now = SystemTime::now();
     if text == "now" {
@@ -30,18 +31,18 @@ pub(crate) fn parse(text: &str) -> Result<SystemTime, String> {
     })
 }
 
-/// Milliseconds since 1970; 0 for what was before.
+/// Milliseconds since 1970; 0 for earlier times.
 pub(crate) fn to_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The same as records have it.
+/// The same in the type of a record's timestamp.
 pub(crate) fn to_record_ms(time: SystemTime) -> i64 {
     i64::try_from(to_ms(time)).unwrap_or(i64::MAX)
 }
 
-/// As people read it; none for times before 1970 and after the year 9999.
+/// Formats a time for people; `None` before 1970 and after the year 9999.
 pub(crate) fn format_ms(ms: i64) -> Option<String> {
     let ms = u64::try_from(ms).ok().filter(|ms| *ms < FIRST_UNWRITTEN_MS)?;
     let time = UNIX_EPOCH.checked_add(Duration::from_millis(ms))?;

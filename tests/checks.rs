@@ -35,7 +35,7 @@ fn check(toml: &str, args: &[&str], environment: &[(&str, &str)]) -> (Option<i32
 const MISTAKES: &[(&str, &str)] = &[
     ("[kafka]\nbrokers = \"http://localhost:9092\"", "`http://localhost:9092` has a scheme"),
     ("[kafka]\ndead_letter_topic = \"\"", "`kafka.dead_letter_topic` is empty"),
-    ("[kafka]\ndead_letter_topic = \"dead letters\"", "Kafka takes no topic `dead letters`"),
+    ("[kafka]\ndead_letter_topic = \"dead letters\"", "`dead letters` is not a valid topic name"),
     ("[kafka]\ntopics = [\"^push[\"]", "`kafka.topics` [\"^push[\"]"),
     (
         "[kafka.properties]\n\"max.poll.interval.ms\" = \"1000\"",
@@ -190,7 +190,7 @@ async fn connecting_finds_what_is_missing_around_the_gateway() {
     let dots = topic.replace('.', "\\.");
     let (_, found) = connect(pattern(&format!("^{dots}"))).await;
     let (ok, text) = about(&found, &format!("topics ^{dots}"));
-    assert!(ok && text.contains(&format!("it matches 1 topic: {topic}; `{dead}`, too")), "{text}");
+    assert!(ok && text.contains(&format!("it matches 1 topic: {topic}; also `{dead}`")), "{text}");
     let (code, found) = connect(pattern("^none-of-these")).await;
     assert_eq!(code, Some(1));
     assert!(about(&found, "topics ^none").1.starts_with("it matches no topic;"), "{found:#?}");
@@ -220,7 +220,10 @@ async fn a_group_of_the_next_generation_delivers() {
     let listening = running.url().replace("http://", "");
     let (_, found) = connect(gateway(&topic).set("admin", "listen", quoted(&listening))).await;
     let admin = found.iter().find(|(subject, ..)| subject.starts_with("admin listener"));
-    assert!(admin.is_some_and(|(_, ok, text)| *ok && text.contains("a gateway listens there")), "{found:#?}");
+    assert!(
+        admin.is_some_and(|(_, ok, text)| *ok && text.contains("a gateway already listens there")),
+        "{found:#?}"
+    );
     // The listener for probes is tried as well: this one is a comet's.
     let taken = comet.address().to_string();
     let (_, found) = connect(gateway(&topic).set("admin", "probe_listen", quoted(&taken))).await;

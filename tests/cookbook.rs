@@ -16,7 +16,7 @@ fn cookbook() -> String {
     rest.split("\n## ").next().unwrap_or_default().to_owned()
 }
 
-/// What stands in the blocks of this language.
+/// The content of the code blocks in this language.
 fn blocks(page: &str, language: &str) -> Vec<String> {
     let fence = format!("```{language}\n");
     let opened = page.split(&fence).skip(1);

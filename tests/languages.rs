@@ -104,8 +104,8 @@ fn a_python_project_raises() {
     assert!(err.contains("WARN halley::plugin: ValueError: a boom"), "{err}");
 }
 
-/// One language at a time: two share tools, which are fetched once, and compiling what is as large
-/// as an engine of JavaScript would starve the stories beside it.
+/// One language at a time: two share tools, which are fetched once, and compiling a component as large
+/// as a JavaScript engine would starve the stories that run in parallel.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
 
 async fn decides_as_rust_does(language: &'static str) {
@@ -146,7 +146,7 @@ async fn refuses(policies: &Policies, plugin: PluginConfig, reason: &str) {
         problems.contains("refused its configuration") && problems.contains(reason),
         "{config}: {problems}"
     );
-    assert_eq!(policies.current().generation().0, 1, "what was in force stays");
+    assert_eq!(policies.current().generation().0, 1, "the active set stays");
 }
 
 /// The example of a language, built; `None` where its tools cannot be had.
@@ -198,7 +198,10 @@ fn decisions(chain: &mut Chain, messages: &[Message]) -> Vec<Result<String, Stri
     let filtered = chain.filter("push", 0, messages.to_vec()).expect("nothing stalls");
     let decision = |one: halley::decision::FilteredMessage| match one.verdict {
         Verdict::Pass => {
-            let failed = one.trail.iter().find(|decision| decision.what.starts_with("failed"));
+            let failed = one
+                .trail
+                .iter()
+                .find(|entry| matches!(entry.effect, halley::decision::Effect::Failed { .. }));
             assert_eq!(failed, None, "{:?}", one.message.body);
             Ok(one.message.body.escape_ascii().to_string())
         }

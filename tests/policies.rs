@@ -259,7 +259,7 @@ async fn partitions_behind_another_s_stalled_look_up_are_named() {
     let settings = gateway(&topic).redis(&redis);
     let gateway = settings.clone().plugin(unruly("unruly").set("on_error", quoted("stall"))).start().await;
     let mut sent = 0;
-    while kafka().ends(&topic).values().any(|end| *end == 0) {
+    while kafka().ends(&topic).len() < 2 {
         kafka().produce_room_anywhere(&topic, "trap", "hello").await;
         sent += 1;
     }

@@ -17,11 +17,11 @@ mod first_routing_story {
         // The gateway's own binary, as a child process; it is ready when `start` returns.
         let gateway = gateway(&topic).redis(&redis).start().await;
 
-        // What happens, and a condition that says that it is over.
+        // The action, and a condition that shows that it has finished.
         kafka().produce_room(&topic, "lobby", "hello").await;
         gateway.wait_until_settled(&topic).await;
 
-        // The promise, and what an operator sees of it.
+        // The promise, and what an operator sees.
         assert_eq!(comet.deliveries(), [(To::Room("lobby".into()), 4, "hello".to_owned())]);
         let delivered = r#"halley_recipients_total{outcome="delivered"}"#;
         assert_eq!(gateway.metric(delivered).await, Some(1.0));
@@ -39,7 +39,7 @@ mod first_fault_story {
         let world = World::new("readme", 4, 2).await;
         let gateway = world.gateway().await.start().await;
 
-        // Every room is sent numbered messages for as long as this runs.
+        // Every room receives numbered messages while this runs.
         world
             .load_during(async {
                 world.wait_for_work(50).await;
@@ -50,7 +50,7 @@ mod first_fault_story {
             })
             .await;
 
-        // Everything that was sent has an outcome; the report is the history of it.
+        // Every message has an outcome; the report is their history.
         world.settle(&gateway).await;
         let report = world.report().await;
         report.assert_nothing_lost_or_reordered();

@@ -202,7 +202,7 @@ async fn failures_and_mistakes_have_their_codes() {
     code(&[], 1, "has no records between these times");
     code(&["--to", "2999-01-01"], 2, "is in the future");
     code(&["--to", "-2h"], 2, "is not before");
-    code(&["--to", "moon"], 2, "expected a UTC time");
+    code(&["--to", "moon"], 2, "neither a UTC time");
     code(&["--name", "nobody"], 2, "plugin `nobody` is not configured");
     code(&["--against", "/nowhere.wasm"], 2, "/nowhere.wasm");
     code(&["--fail-on-change"], 2, "--against");

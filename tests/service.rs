@@ -73,6 +73,7 @@ async fn a_paused_partition_resumes_after_reassignment() {
     }
     let settings = settings
         .set("delivery", "max_in_flight", 4)
+        .set("delivery", "max_in_flight_bytes", quoted("16KiB"))
         .set("delivery", "request_timeout", quoted("500ms"))
         .set("delivery", "delivery_timeout", quoted("120s"))
         .set("comets", "breaker_window", quoted("120s"))

@@ -1,4 +1,4 @@
-//! Policies changed by hand on a live system: over the command line, and by who may.
+//! Operators change policies on a live system, over the command line, if they are authorized.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -37,7 +37,7 @@ async fn versions_pushed_gone_back_from_and_released_under_load_lose_repeat_and_
             assert_eq!(hashes(&gateway).await, pushed, "all of it or nothing");
 
             let said = succeeded(&run(&["rollback", "one"]));
-            assert!(said.contains("instead of its file: rolled back"), "{said}");
+            assert!(said.contains("overriding its file: rolled back"), "{said}");
             let back = hashes(&gateway).await;
             assert!(back[0] != pushed[0] && back[1] == pushed[1], "{back:?}");
             let listed = succeeded(&run(&["versions", "one"]));
@@ -68,7 +68,7 @@ async fn what_cannot_be_done_is_explained() {
     assert!(failed(&run(&["push", &bundled])).contains("plugin `comet_drain` is not configured"));
     assert!(failed(&run(&["rollback", "one"])).contains("has no known-good version to roll back to"));
     assert!(failed(&run(&["rollback", "one", "--to", "ffff"])).contains("version ffff not found"));
-    assert!(failed(&run(&["status", "nobody"])).contains("no plugin `nobody`"));
+    assert!(failed(&run(&["status", "nobody"])).contains("plugin `nobody` not found"));
     assert!(failed(&run(&["push", "nowhere.wasm"])).contains("nowhere.wasm cannot be read"));
     let two = run(&["push", &bundled, &bundled, "--name", "one"]);
     assert_eq!(two.status.code(), Some(2), "{two:?}");
@@ -151,7 +151,7 @@ async fn hashes(gateway: &RunningGateway) -> Vec<String> {
     let status = gateway.get("/v1/plugins").await.json();
     let hash = |name: &str| {
         let plugins = status["plugins"].as_array().expect("a list");
-        let plugin = plugins.iter().find(|plugin| plugin["name"] == name).expect("it is in force");
+        let plugin = plugins.iter().find(|plugin| plugin["name"] == name).expect("it is active");
         plugin["hash"].as_str().expect("a text").to_owned()
     };
     ["one", "other"].map(hash).to_vec()

@@ -1,5 +1,5 @@
 //! Candidates on a live system: a canary decides for its rooms and a shadow for none, and nothing
-//! is lost, reordered or repeated when a trial begins and ends.
+//! is lost, reordered or repeated when a rollout begins and ends.
 
 use std::path::Path;
 
@@ -15,9 +15,10 @@ use crate::support::{PATIENCE, eventually, folder, repository};
 async fn a_canary_that_fails_goes_by_itself_and_costs_only_its_rooms() {
     let mut world = World::new("canary", 8, 3).await;
     world.body = sometimes_poisonous;
-    let trial = "{ path = PATH, weight = 0, rooms = [\"room-1\", \"room-2\"], thresholds = { errors = \"1%\", latency = 1e9, drops = 1 } }";
-    let gateway =
-        with_trial(world.gateway().await, trial, &repository("tests/guests/dist/unruly.wasm")).start().await;
+    let rollout = "{ path = PATH, weight = 0, rooms = [\"room-1\", \"room-2\"], thresholds = { errors = \"1%\", latency = 1e9, drops = 1 } }";
+    let gateway = with_rollout(world.gateway().await, rollout, &repository("tests/guests/dist/unruly.wasm"))
+        .start()
+        .await;
     world
         .load_during(async {
             eventually("the canary to go", PATIENCE * 2, async || {
@@ -44,7 +45,7 @@ async fn a_canary_that_fails_goes_by_itself_and_costs_only_its_rooms() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_canary_that_keeps_its_budget_comes_in_force_by_itself_under_load() {
     let world = World::new("promoted", 8, 3).await;
-    let trial = "{ path = PATH, weight = \"50%\", promote_after = \"2s\", thresholds = { errors = 0, latency = 1e9, drops = 1 } }";
+    let rollout = "{ path = PATH, weight = \"50%\", promote_after = \"2s\", thresholds = { errors = 0, latency = 1e9, drops = 1 } }";
     let files = folder("promoted");
     let new = files.path().join("new.wasm");
     let mut bytes =
@@ -52,12 +53,12 @@ async fn a_canary_that_keeps_its_budget_comes_in_force_by_itself_under_load() {
     // A custom section more.
     bytes.extend([0, 3, 1, b'v', 1]);
     std::fs::write(&new, bytes).expect("the folder takes it");
-    let gateway = with_trial(world.gateway().await, trial, &new).start().await;
+    let gateway = with_rollout(world.gateway().await, rollout, &new).start().await;
     let first = plugin(&gateway).await;
     let candidate = first["rollout"]["candidate"].as_str().expect("there is one").to_owned();
     world
         .load_during(async {
-            eventually("the canary to come in force", PATIENCE, async || {
+            eventually("the canary to be promoted", PATIENCE, async || {
                 (plugin(&gateway).await["hash"] == candidate.as_str()).then_some(())
             })
             .await;
@@ -76,9 +77,10 @@ async fn a_canary_that_keeps_its_budget_comes_in_force_by_itself_under_load() {
 async fn a_shadow_changes_nothing_and_its_differences_are_told() {
     let mut world = World::new("shadow", 8, 3).await;
     world.body = sometimes_poisonous;
-    let trial = "{ path = PATH, mode = \"shadow\" }";
-    let gateway =
-        with_trial(world.gateway().await, trial, &repository("tests/guests/dist/unruly.wasm")).start().await;
+    let rollout = "{ path = PATH, mode = \"shadow\" }";
+    let gateway = with_rollout(world.gateway().await, rollout, &repository("tests/guests/dist/unruly.wasm"))
+        .start()
+        .await;
     world
         .load_during(async {
             eventually("both kinds of difference", PATIENCE, async || {
@@ -116,7 +118,7 @@ async fn a_shadow_changes_nothing_and_its_differences_are_told() {
     report.assert_no_dead_letters();
 }
 
-fn with_trial(settings: Gateway, trial: &str, candidate: &Path) -> Gateway {
+fn with_rollout(settings: Gateway, rollout: &str, candidate: &Path) -> Gateway {
     let mask = json!({
         "words": [VERSION_PLACE.to_string()], "action": "mask", "mask": version_mark(1).to_string(),
     });
@@ -125,7 +127,7 @@ fn with_trial(settings: Gateway, trial: &str, candidate: &Path) -> Gateway {
         .set("on_error", quoted("dead-letter"))
         .set("deadline", quoted("300ms"))
         .set("memory", quoted("16MiB"))
-        .set("trial", trial.replace("PATH", &candidate))
+        .set("rollout", rollout.replace("PATH", &candidate))
         .config(&mask);
     settings.plugin(plugin)
 }

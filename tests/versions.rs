@@ -1,5 +1,6 @@
-//! Versions of policies on a live system: what fails too often goes by itself, what was in force
-//! comes back after a restart, and no message is lost, reordered or repeated over it.
+//! Versions of policies on a live system: a version that fails too often is rolled back
+//! automatically, a restart restores the active versions, and no message is lost, reordered or
+//! repeated meanwhile.
 
 use std::path::Path;
 
@@ -100,7 +101,7 @@ async fn hash(gateway: &RunningGateway) -> String {
     status["plugins"][0]["hash"].as_str().unwrap_or_else(|| panic!("no plugin: {status}")).to_owned()
 }
 
-/// As a deployment does it: written beside, then renamed.
+/// As a deployment does it: written next to the file, then renamed.
 fn replace(path: &Path, with: &str) {
     let beside = path.with_extension("new");
     std::fs::copy(repository(with), &beside).expect("`make plugins` has built it");

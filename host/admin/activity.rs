@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(
             (left(), activity.state.lock().since),
             (TIMEOUTS.head, head),
-            "more bytes give no more time"
+            "more bytes do not extend the deadline"
         );
         activity.request_received();
         let how = || activity.eviction_class().map(|(how, _)| how);
@@ -302,7 +302,7 @@ mod tests {
         assert_eq!(left(), TIMEOUTS.stall, "only a part of the answer is flushed");
         assert!(activity.unread_since().is_some());
         activity.state.lock().read += Duration::from_secs(3600);
-        assert_eq!(left(), TIMEOUTS.response, "reading slowly does not go on for ever");
+        assert_eq!(left(), TIMEOUTS.response, "slow reading is bounded as well");
         activity.body_sent();
         activity.flushed();
         assert_eq!(left(), TIMEOUTS.idle);

@@ -17,8 +17,8 @@ impl Config {
         files.into_iter().find_map(|(place, file)| tokens::read(place, file.as_deref()).err())
     }
 
-    /// A file with a token that others may read or write, with the remedy. Other than what
-    /// [`Config::token_problem`] tells, this does not pass by itself, and the token may be known.
+    /// A token file that others may read or write, with the remedy. Unlike the problems that
+    /// [`Config::token_problem`] reports, this one is never temporary, and the token may be known.
     pub fn exposed_token(&self) -> Option<String> {
         let files = [
             ("admin.token_file", self.token_file.as_deref()),

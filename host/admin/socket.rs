@@ -91,13 +91,13 @@ fn default_folders() -> Vec<PathBuf> {
     runtime.into_iter().chain([PathBuf::from(format!("/tmp/halley-{}", current_uid()))]).collect()
 }
 
-/// The usual folders, made where they are not there; without those that cannot be used.
+/// The default directories, created if missing, without those that cannot be used.
 fn create_default_folders() -> Vec<PathBuf> {
     default_folders().into_iter().filter(|folder| create_private_folder(folder).is_ok()).take(1).collect()
 }
 
 impl Config {
-    /// The folders that sockets are made in. The one of `auto` is made where there is none.
+    /// The folders for sockets. The one for `auto` is created if it does not exist.
     pub fn socket_folders(&self) -> Vec<PathBuf> {
         match &self.socket {
             Socket::Off => Vec::new(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::artifact::file::{self, Artifact};
 use crate::artifact::registry::{self, Registries, RegistryConfig};
 use crate::artifact::trust::{self, PluginTrust};
-use crate::digest;
+use crate::digest::Digest;
 
 /// One per gateway. The default trusts every plugin and caches nothing.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ impl PluginLoader {
         &self,
         name: &str,
         artifact: &Artifact,
-        pin: Option<&str>,
+        pin: Option<Digest>,
     ) -> Result<Option<u64>, String> {
         self.trust.check(name, &artifact.bytes, artifact.signature.as_deref(), pin)
     }
@@ -61,12 +61,12 @@ impl PluginLoader {
             // A digest always names the same content; the keys may change.
             return Some(self.with_keys(path.display().to_string()));
         }
-        let hash = digest::hash(&file::read(path).ok()?);
+        let hash = Digest::of(&file::read(path).ok()?);
         Some(if self.trust.requires_signatures() {
             let signature = trust::read_signature(path).ok().flatten().unwrap_or_default();
-            self.with_keys(format!("{hash} {}", digest::hash(&signature)))
+            self.with_keys(format!("{hash} {}", Digest::of(&signature)))
         } else {
-            hash
+            hash.to_string()
         })
     }
 

@@ -10,49 +10,49 @@ use crate::files;
 
 /// Everything went as asked.
 pub const EXIT_SUCCESS: u8 = 0;
-/// The command ran and failed, or left work unfinished.
+/// The command failed or left work unfinished.
 pub const EXIT_FAILURE: u8 = 1;
 /// The command line or the configuration is wrong.
 pub const EXIT_USAGE: u8 = 2;
-/// The largest file that is read because it was named on the command line, in bytes.
+/// Maximum size of a file named on the command line, in bytes.
 pub(super) const LARGEST_INPUT: u64 = 256 * 1024 * 1024;
 
-/// Where the configuration is.
+/// Location of the configuration.
 #[derive(Debug, clap::Args)]
 pub(super) struct ConfigArgs {
-    /// The configuration file (TOML). Without it `./halley.toml`, where there is one, or else the
+    /// The configuration file (TOML). Default: `./halley.toml` if it exists, otherwise the built-in
     /// defaults.
     ///
-    /// The environment goes over the file: HALLEY__SECTION__KEY, its value text, or a number, a list
-    /// or a table as TOML has them: HALLEY__KAFKA__GROUP=halley-2,
-    /// HALLEY__KAFKA__TOPICS='["push", "push-2"]',
-    /// HALLEY__KAFKA__PROPERTIES='{ "security.protocol" = "SSL" }' (instead of the file's whole table).
+    /// The environment overrides the file: HALLEY__SECTION__KEY. The value is text, or a number, a
+    /// list or a table in TOML syntax: HALLEY__KAFKA__GROUP=halley-2, HALLEY__KAFKA__TOPICS='["push",
+    /// "push-2"]', HALLEY__KAFKA__PROPERTIES='{ "security.protocol" = "SSL" }' (replaces the whole
+    /// table of the file).
     #[arg(long, short, value_name = "FILE", env = "HALLEY_CONFIG")]
     pub(super) config: Option<PathBuf>,
 }
 
-/// What is taken where no file is named.
+/// The file that is read if none is named.
 const USUAL_FILE: &str = "halley.toml";
 
 impl ConfigArgs {
-    /// The file to read; none when there is none.
+    /// The file to read: the named one, or `halley.toml` if it exists.
     pub(super) fn file(&self) -> Option<PathBuf> {
         let usual = || Some(PathBuf::from(USUAL_FILE)).filter(|file| file.exists());
         self.config.clone().or_else(usual)
     }
 
-    /// What the configuration is read from, for people.
+    /// A description of where the configuration is read from.
     pub(super) fn source(&self) -> String {
         match (self.file(), &self.config) {
             (Some(file), Some(_)) => file.display().to_string(),
             (Some(file), None) => format!("./{}", file.display()),
-            (None, _) => "no file, only defaults and the environment".to_owned(),
+            (None, _) => "defaults and environment only".to_owned(),
         }
     }
 }
 
-/// Which plugin a file is for, by its name: the one of these that is called as the file is, or with
-/// `-` for `_` where only that is known. Else as the file is called.
+/// The plugin that a file is for: the one named like the file, or the one with `-` for `_`; otherwise
+/// the name of the file.
 pub(super) fn plugin_name_of<'a>(file: &Path, mut known: impl Iterator<Item = &'a str> + Clone) -> String {
     let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let dashed = stem.replace('_', "-");

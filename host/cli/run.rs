@@ -84,14 +84,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let code = runtime.block_on(serve(config, sources));
     wasm::end_compilations();
     wasm::await_compilations(LAST_COMPILATION);
-    // A compilation, or a read from a network's disk, may be under way on a thread of its own. What
-    // had to be finished is; the process does not wait for it.
+    // A compilation, or a read from a network file system, may still run on its own thread. What had
+    // to finish has finished; the process does not wait for it.
     runtime.shutdown_background();
     telemetry::flush(LAST_LINES);
     code
 }
 
-/// Fewer make a gateway of some comets fail soon.
+/// Below this limit, a gateway with some comets fails soon.
 const FEW: u64 = 1024;
 
 /// Raises the soft limit on open files and sockets to the hard one. Shells and service managers start
@@ -102,19 +102,19 @@ fn raise_limit_on_files() {
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     match raised {
-        Ok(()) => info!(limit, was = current.unwrap_or(u64::MAX), "open files"),
+        Ok(()) => info!(limit, was = current.unwrap_or(u64::MAX), "open file limit"),
         Err(error) => warn!(limit, %error, "cannot raise the limit on open files"),
     }
     if limit < FEW {
         warn!(
             limit,
-            "few files may be open at a time: each comet, broker and admin client needs one; raise the hard limit (`ulimit -Hn`, `LimitNOFILE=`)"
+            "the limit on open files is low: each comet, broker and admin client needs one; raise the hard limit (`ulimit -Hn`, `LimitNOFILE=`)"
         );
     }
 }
 
-/// What the process may still do once it has restricted itself. Folders that it makes itself are
-/// made where there are none: only what exists can be named.
+/// What the restricted process may do. Creates the folders that the gateway would create itself, since
+/// only existing paths can be allowed.
 fn allowed(config: &Config) -> sandbox::SandboxRules {
     let mut writable: Vec<_> = config.policies.state_dir.iter().cloned().collect();
     writable.extend(config.admin.socket_folders());
@@ -127,7 +127,7 @@ async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
     let admin = Admin::bind(&config.admin, &mut registry).await?;
     let reading = {
         let config = config.clone();
-        // The plugin directory may be on a network's disk.
+        // The plugin directory may be on a network file system.
         run_blocking("reading the plugin directory", move || config.plugins())
     };
     let starting = async {
@@ -150,7 +150,7 @@ async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
         () = gateway.until_fenced() => {}
     }
     let since = Instant::now();
-    // What is active decides to the end.
+    // The active policies decide until the end.
     wasm::end_compilations();
     let stopped = tokio::select! {
         stopped = gateway.stop(config.delivery.shutdown_grace) => stopped,

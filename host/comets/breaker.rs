@@ -281,7 +281,7 @@ mod tests {
         Succeed(usize),
         Fail(usize),
         Cancel(usize),
-        /// The comet, which was away, can be reached again.
+        /// The comet was unreachable and is reachable again.
         Back,
     }
 

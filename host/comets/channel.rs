@@ -1,14 +1,14 @@
 //! Unary gRPC calls to one comet, on HTTP/2 as the `h2` crate speaks it.
 //!
-//! Nothing stands between a call and the connection: no channel, no task, no buffer. What drives
-//! the connection is a future of its own ([`Drivers`]), which the comet's task polls together with
-//! the calls, so that requests which start together leave in one write, and replies that arrive
-//! together wake nobody else. (tonic's `Channel` costs two to three times as much a call: a
-//! buffer's queue and a task behind it. `make bench` has the figures.)
+//! There is no queue, task or buffer between a call and the connection. The connection is driven by
+//! a future ([`Drivers`]) that the comet's task polls together with the calls: requests that start
+//! together leave in one write, and replies that arrive together wake one task. (tonic's `Channel`
+//! adds a buffer and a task behind it, and costs two to three times as much per call; `make bench`
+//! has the figures.)
 //!
-//! A client connects on its first call. When its connection has ended it [is
-//! closed](Client::is_closed), and the next one looks the name up again, so that a comet whose
-//! address changed behind its DNS name is found. No proxy is used, whatever the environment says.
+//! A client connects on its first call. Once its connection has ended it [is
+//! closed](CometClient::is_closed). The next client resolves the name again, so that a comet whose
+//! address changed behind its DNS name is found. Proxy settings in the environment are ignored.
 //!
 //! This module distinguishes an answer of the comet from a failure to get one: a
 //! [`CallFailure::Status`] is a gRPC status that was received over the wire.
@@ -40,9 +40,9 @@ use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, MessageId};
 /// TCP keepalive detects a peer that vanished while the connection is idle: a probe after this long
 /// without traffic, then up to `TCP_KEEPALIVE_PROBES`, one per interval.
 ///
-/// There are no HTTP/2 pings: gRPC servers on the C core and on Go allow one every five minutes,
-/// and none without calls (`keepalive.md`, "Too many pings"); more end the connection with
-/// whatever runs on it. While calls are in flight their deadlines notice: see `comet`.
+/// There are no HTTP/2 pings: gRPC servers on the C core and in Go allow one every five minutes,
+/// and none without calls (`keepalive.md`, "Too many pings"); more close the connection and fail the
+/// calls on it. While calls are in flight, their deadlines detect a vanished peer: see `comet`.
 const TCP_KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const TCP_KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 const TCP_KEEPALIVE_PROBES: u32 = 3;
@@ -55,7 +55,7 @@ const MAX_REPLY: usize = 64 * 1024;
 const MAX_REPLY_HEADERS: u32 = 16 * 1024;
 /// How many calls may be in flight before the server's own limit is known.
 const FIRST_STREAMS: usize = 100;
-/// How much of what a comet says is kept, in bytes as they travel.
+/// How much of a comet's error message is kept, in bytes on the wire.
 const MAX_TEXT: usize = 1000;
 
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("halley/", env!("CARGO_PKG_VERSION")));
@@ -68,10 +68,10 @@ pub(super) struct Dialer {
     drivers: mpsc::UnboundedSender<Driver>,
 }
 
-/// What drives the connections that a dialer made; each ends with its connection. Whoever waits for
-/// calls has to poll it with them.
+/// The futures that drive a dialer's connections; each ends with its connection. They must be polled
+/// together with the calls.
 pub(super) struct Drivers {
-    /// One for each client that has connected: as many as calls and probes dialled.
+    /// One per connected client. Bounded by the number of clients that calls and probes create.
     new: mpsc::UnboundedReceiver<Driver>,
     running: FuturesUnordered<Driver>,
 }
@@ -133,11 +133,11 @@ impl Dialer {
         let (sender, connection) = http2.handshake(stream).await.map_err(|error| classify_error(&error))?;
         let closed = Arc::clone(closed);
         let driver = async move {
-            // Its calls are told why it ended.
+            // Its calls get the error; nothing is left to report here.
             drop(connection.await);
             closed.store(true, Ordering::Relaxed);
         };
-        // Nobody polls for a comet that is not called any more: its calls end with their deadlines.
+        // Fails if the comet's task has ended. Then no call waits for the connection.
         drop(self.drivers.send(driver.boxed()));
         Ok(sender)
     }
@@ -152,11 +152,12 @@ impl Drivers {
         while let Poll::Ready(Some(())) = Pin::new(&mut self.running).poll_next(context) {}
     }
 
-    /// Waits for this while the connections work.
+    /// Runs a future while driving the connections.
     pub(super) async fn run<F: Future>(&mut self, until: F) -> F::Output {
         let mut until = std::pin::pin!(until);
         std::future::poll_fn(|context| {
-            // In both orders: what is sent has to leave, and what has arrived has to be seen.
+            // The connections are polled before and after: arrived replies must be seen, and new requests
+            // must be written.
             if let Poll::Ready(output) = until.as_mut().poll(context) {
                 self.poll(context);
                 return Poll::Ready(output);
@@ -172,7 +173,7 @@ fn uri(authority: &Authority, path: PathAndQuery) -> Uri {
     let mut parts = http::uri::Parts::default();
     (parts.scheme, parts.authority, parts.path_and_query) =
         (Some(Scheme::HTTP), Some(authority.clone()), Some(path));
-    // All three are there, which is all that is asked.
+    // Cannot fail: scheme, authority and path are all set.
     Uri::from_parts(parts).unwrap_or_default()
 }
 
@@ -287,7 +288,7 @@ impl GrpcRequest {
     }
 }
 
-/// Reads a reply to its end, which tells how the call ended.
+/// Reads a reply to its end and returns the status from the trailers.
 async fn read_status(mut body: RecvStream) -> Result<(), CallFailure> {
     let mut length = 0;
     while let Some(data) = body.data().await {

@@ -1,4 +1,5 @@
-//! One comet: its queue, and the task behind it (`actor`) that owns its lanes, breaker and channel.
+//! One comet: its queue, and the task behind it (`actor`) that owns its order queues, breaker and
+//! channel.
 
 mod active;
 mod actor;
@@ -37,24 +38,24 @@ impl Comet {
         (Self { state, inbox: sender, room }, actor.run(inbox))
     }
 
-    /// Queues a parcel. Never waits: when the queue is full, a comet that takes messages gives
-    /// the parcel back, and for another one it is unreachable.
+    /// Queues a call. Never waits. If the queue is full, the request is returned if the comet keeps
+    /// up, and is unreachable otherwise.
     pub(super) fn send(&self, request: CallRequest) -> Result<(), CallRequest> {
-        let job = match QueuedCall::queue(request, &self.state, self.room) {
+        let call = match QueuedCall::queue(request, &self.state, self.room) {
             Ok(queued) => queued,
             Err(request) if self.state.keeps_up() => return Err(request),
             Err(request) => {
-                self.full(request.reply, "it does not take them");
+                self.full(request.reply, "it does not keep up");
                 return Ok(());
             }
         };
-        // The queue has as many places as there can be jobs. When the task is gone, the job is
-        // dropped, which tells its outcome.
-        drop(self.inbox.try_send(job));
+        // The channel's capacity is the queue's, so it is never full. If the task is gone, the call
+        // is dropped, which reports its outcome.
+        drop(self.inbox.try_send(call));
         Ok(())
     }
 
-    /// A parcel found no room in the queue.
+    /// Reports a call that found the queue full as unreachable.
     pub(super) fn full(&self, reply: ReplyTo, why: &str) {
         let CometState { metrics, address, .. } = &*self.state;
         metrics.failed.inc();

@@ -11,10 +11,10 @@ use super::discovery;
 use super::wire::Dialect;
 use crate::message::Address;
 
-/// Messages that gather do not reach anybody.
+/// Messages that wait to be merged are not delivered meanwhile.
 const MAX_MERGE_WINDOW: Duration = Duration::from_secs(10);
 
-/// `[comets]`: where they are and how they are called.
+/// `[comets]`: where comets are and how they are called.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -38,13 +38,13 @@ pub struct Config {
     /// the key, all other addresses are allowed, and the directory may name loopback addresses.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow: Option<Vec<String>>,
-    /// goim: how long messages for a room gather after one was sent, to travel in one call. The first
-    /// one goes at once, and a full call does not wait. 0 does not wait at all.
+    /// goim: after a message for a room was sent, how long further messages are collected and then
+    /// sent in one call. The first message and a full call are sent at once. 0 never waits.
     #[serde(with = "humantime_serde")]
     pub merge_window: Duration,
-    /// How many messages may wait for one comet. What comes when it is full waits in its
-    /// partition while the comet takes messages. A comet that is slower than `queue` messages in
-    /// `delivery.delivery_timeout` does not take them: what finds its queue full is unreachable.
+    /// How many messages may wait for one comet. When the queue is full, later messages wait in their
+    /// partitions as long as the comet keeps up. A comet that accepts fewer than `queue` messages in
+    /// `delivery.delivery_timeout` does not keep up: calls that find its queue full are unreachable.
     pub queue: usize,
     /// How many bytes of messages may be pending, over all comets; one comet may use a quarter. At
     /// the limit, partitions wait.
@@ -63,7 +63,7 @@ pub struct Config {
     /// excluded from BROADCASTs until it is named or answers again.
     #[serde(with = "humantime_serde")]
     pub stale_after: Duration,
-    /// How long all gateways retention a comet that an entry of the directory named, across
+    /// How long all gateways remember a comet that an entry of the directory named, across
     /// restarts, without another entry naming it. At most 30 days.
     #[serde(with = "humantime_serde")]
     pub retention: Duration,
@@ -128,7 +128,7 @@ impl Config {
         (self.pending_bytes() / 4).max(1)
     }
 
-    /// What is wrong with the values, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.merge_window > MAX_MERGE_WINDOW {

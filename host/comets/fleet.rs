@@ -128,8 +128,8 @@ impl Fleet {
         Payload::new(self.config.dialect, operation, body, Some(held))
     }
 
-    /// Queues a parcel for its comet; the order of sending is the order in the comet's lanes.
-    /// Waits while the queue of a comet that takes messages is full: see [the module](super).
+    /// Queues a call for its comet. Calls of one room or connection keep the order in which they were
+    /// sent. Waits while the queue of a comet that keeps up is full: see [the module](super).
     pub async fn send(&self, request: CallRequest) {
         let Err(mut request) = self.try_send(request) else { return };
         let until = Instant::now() + self.timing.delivery_timeout;
@@ -138,7 +138,7 @@ impl Fleet {
         }
         loop {
             let Some(comet) = self.known(&request.comet) else {
-                // Forgotten meanwhile: the next attempt makes it again, with an empty queue.
+                // Forgotten meanwhile: the next attempt creates it again, with an empty queue.
                 return self.try_send(request).unwrap_or_else(queue_full);
             };
             let mut left = Some(request);
@@ -155,7 +155,7 @@ impl Fleet {
             }
             match left.take() {
                 Some(again) if Instant::now() < until => request = again,
-                Some(request) => return comet.full(request.reply, "and none was taken for too long"),
+                Some(request) => return comet.full(request.reply, "and it accepted none for too long"),
                 None => return,
             }
         }
@@ -164,7 +164,7 @@ impl Fleet {
     /// Like [`Fleet::send`], without waiting.
     ///
     /// # Errors
-    /// With the parcel when it is worth waiting for room in its comet's queue.
+    /// With the request if it is worth waiting for room in its comet's queue.
     pub fn try_send(&self, request: CallRequest) -> Result<(), CallRequest> {
         if let Some(comet) = self.known.read().comets.get(&request.comet).filter(|comet| !comet.is_dead())
             && (!request.named_by.is_limited_to_known() || comet.state.source().is_trusted())
@@ -434,8 +434,7 @@ impl Fleet {
     }
 }
 
-/// The outcome of a parcel whose comet was forgotten while it waited, and whose queue is full
-/// again.
+/// Reports a call whose comet was forgotten while it waited, and whose new queue is full as well.
 fn queue_full(request: CallRequest) {
     let why = format!("queue full: too many messages wait for {}", request.comet);
     request.reply.tell(CallOutcome::Unreachable(why));

@@ -2,27 +2,26 @@
 //! where that helps, and reports the outcome.
 //!
 //! # Layout
-//! - `fleet`: the comets by address. `known`: the table of known comets, which of them get
-//!   BROADCASTs, and eviction. `nodes`: comets that an operator lists, resolved by DNS;
+//! - `fleet`: the comets by address. `comet_table`: the known comets, which of them get
+//!   BROADCASTs, and eviction. `node_list`: comets that an operator lists, resolved by DNS;
 //!   `discovery`: dynamic lists. `names`: server names. `store` and `sharing`: what all gateways
 //!   know. `status`: the view of the admin API. `access`: which addresses may be connected to.
-//! - `comet`: one comet's task. It owns the comet's lanes, breaker and channel. `job`: a queued
-//!   call, and the state that a comet's task shares with the fleet.
-//! - `lanes`, `breaker`, `retry`, `capacity`: pure kernels. `pending`: bytes over all comets.
+//! - `comet`: one comet's task. It owns the comet's order queues, breaker and channel.
+//!   `queued_call`: a queued call, and the state that a comet's task shares with the fleet.
+//! - `order`, `breaker`, `retry`, `capacity`: pure kernels. `pending`: bytes over all comets.
 //!   `shortage`: files and ports that this process lacks.
 //! - `wire`: the encoding of calls in each dialect. `channel`: how calls are made.
 //!
 //! # Promises
-//! - Parcels for one room or one connection reach a comet in the order of [`Fleet::send`], one
-//!   call at a time. Rooms and connections are spread over lanes, so that they do not wait for
-//!   each other.
-//! - Every parcel has its outcome told: at the latest when it has waited for `delivery_timeout` and
-//!   its last call has ended. That is so even when a task dies.
-//! - A parcel whose message was given up before its call is not sent: its partition was given up, and
-//!   another gateway may have sent what comes after it.
-//! - A status that a comet's handler gives is about the message, or about one of its connections
-//!   or its room. Those wait for another attempt by themselves; the lane and the breaker go on.
-//! - While a comet's breaker is open, parcels for it are [`CallOutcome::Unreachable`] at once.
+//! - Calls for one room or one connection reach a comet in the order of [`Fleet::send`], one at a
+//!   time. Different rooms and connections do not wait for each other.
+//! - Every call has its outcome reported: at the latest when it has waited for `delivery_timeout` and
+//!   its last attempt has ended. This holds even if a task dies.
+//! - A call whose message was cancelled is not sent any more: its partition was revoked, and another
+//!   gateway may have sent later messages already.
+//! - A status from a comet's handler is about the message, its room, or one of its connections. Only
+//!   those are retried; other calls proceed, and the breaker stays closed.
+//! - While a comet's breaker is open, calls to it are [`CallOutcome::Unreachable`] at once.
 //!
 //! # Back-pressure
 //! Each comet has a queue of `queue` messages, limited to a quarter of the bytes that may be pending
@@ -120,7 +119,7 @@ pub struct CallRequest {
     pub payload: Payload,
     /// The message's id, sent in the call's metadata.
     pub message: MessageId,
-    /// Whom to tell the outcome.
+    /// Receives the outcome.
     pub reply: ReplyTo,
 }
 
@@ -161,31 +160,31 @@ pub struct PartialDelivery {
     pub why: String,
 }
 
-/// Learns how the calls of one message ended.
+/// Receives the outcomes of one message's calls.
 pub trait Outcomes: Send + Sync + std::fmt::Debug {
-    /// The call of this number has ended; told once for each, mostly on the comet's task: it should
-    /// return soon.
+    /// The call with this number has ended. Called once per call, usually on the comet's task, so it
+    /// should return soon.
     fn ended(self: Arc<Self>, call: usize, delivered: CallOutcome);
 
-    /// Whether the message was given up: calls that have not begun are not made.
+    /// Whether the message was cancelled: calls that have not started are not made.
     fn is_cancelled(&self) -> bool;
 }
 
-/// Whom to tell the outcome of one parcel. When it is dropped, it tells that nobody will call.
+/// Reports the outcome of one call. Dropping it reports that the call will not be made.
 #[derive(Debug)]
 pub struct ReplyTo {
-    /// `None` once they are told.
+    /// `None` once the outcome is reported.
     outcomes: Option<Arc<dyn Outcomes>>,
     call: usize,
 }
 
 impl ReplyTo {
-    /// Tells these, as the call of this number.
+    /// Reports to `outcomes`, for the call with this number.
     pub fn new(outcomes: Arc<dyn Outcomes>, call: usize) -> Self {
         Self { outcomes: Some(outcomes), call }
     }
 
-    /// Tells the outcome.
+    /// Reports the outcome.
     fn tell(mut self, delivered: CallOutcome) {
         if let Some(outcomes) = self.outcomes.take() {
             outcomes.ended(self.call, delivered);

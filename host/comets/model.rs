@@ -1,12 +1,12 @@
 //! A comet's queue, order and breaker under many interleavings of threads, by shuttle. A failure
-//! prints the seed that brings it back (`SHUTTLE_RANDOM_SEED`).
+//! prints the seed that reproduces it (`SHUTTLE_RANDOM_SEED`).
 //!
 //! `cargo test --features models --lib model::` runs it.
 //!
-//! What is real: `capacity.rs`, over shuttle's atomic; `OrderQueues`; `Breaker`.
-//! What stands in: the comet's task is a thread, tokio's bounded channel a bounded channel of
-//! shuttle's, and a call ends when the thread says so. Order queues and breaker belong to the task
-//! alone and need no lock; the breaker gets one here, so that callers really are threads.
+//! Real: `capacity.rs`, on shuttle's atomics; `OrderQueues`; `Breaker`.
+//! Replaced: the comet's task is a thread, tokio's bounded channel is shuttle's, and a call ends
+//! when the thread decides. In production, order queues and breaker belong to one task and need no
+//! lock; here the breaker has one, so that its callers can be threads.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use super::breaker::{Breaker, BreakerSettings, BreakerState};
 use super::capacity::Capacity;
 use super::order::{Keys, OrderQueues, OrderToken, Window};
 
-/// How many interleavings are tried.
+/// The number of interleavings.
 const RUNS: usize = 2_000;
 const SENDERS: usize = 3;
 const EACH: usize = 4;
@@ -37,14 +37,14 @@ fn a_full_queue_refuses_and_never_overflows() {
     shuttle::check_random(
         || {
             let refused = send_and_deliver(2);
-            assert!(refused <= SENDERS * EACH - 2, "the first two always have places");
+            assert!(refused <= SENDERS * EACH - 2, "the first two always have room");
         },
         RUNS,
     );
 }
 
-/// Several threads send to one comet and go away. Returns how many parcels were
-/// refused because all places were taken.
+/// Several threads send to one comet and end. Returns how many calls were refused because the queue
+/// was full.
 fn send_and_deliver(limit: usize) -> usize {
     let capacity = Arc::new(Capacity::default());
     let (inbox, received) = sync_channel(limit);
@@ -91,8 +91,8 @@ fn send(
     sent
 }
 
-/// What a comet's task does: takes over what has come, starts what may start, and ends calls
-/// at any time. Each sender has a key; the first sender's parcels are barriers.
+/// Acts as a comet's task: receives calls, starts those that may start, and ends them at any time.
+/// Each sender has a key; the first sender's calls are barriers.
 fn deliver(inbox: &Receiver<CallRequest>, capacity: &Capacity) -> Vec<CallRequest> {
     let window = Window { time: Duration::ZERO, items: 100, bytes: 1000 };
     let (mut queues, mut in_flight, mut delivered) =
@@ -100,7 +100,7 @@ fn deliver(inbox: &Receiver<CallRequest>, capacity: &Capacity) -> Vec<CallReques
     let now = Instant::now();
     let mut open = true;
     while open || !queues.is_empty() {
-        // Only a task with nothing in flight sleeps until something comes.
+        // Waits only if nothing is in flight.
         match if in_flight.is_empty() { inbox.recv().ok() } else { inbox.try_recv().ok() } {
             Some(request) => queues.push(keys_of(request.0), (request.0 > 0).then_some(1), request, now),
             None if in_flight.is_empty() => open = false,
@@ -112,12 +112,12 @@ fn deliver(inbox: &Receiver<CallRequest>, capacity: &Capacity) -> Vec<CallReques
         }
         assert!(in_flight.len() <= 2, "two in flight of one key");
         if !in_flight.is_empty() {
-            let (token, parcels) = in_flight.swap_remove(thread_rng().gen_range(0..in_flight.len()));
+            let (token, calls) = in_flight.swap_remove(thread_rng().gen_range(0..in_flight.len()));
             queues.finish(token, now);
-            parcels.iter().for_each(|_| {
+            calls.iter().for_each(|_| {
                 capacity.release(1);
             });
-            delivered.extend(parcels);
+            delivered.extend(calls);
         }
     }
     delivered

@@ -3,9 +3,8 @@
 //! The system's resolver blocks a thread while a DNS server does not answer, and cannot be
 //! cancelled. A room may name a thousand comets, each of which is dialled repeatedly: without a
 //! bound, their look-ups would take every blocking thread of the process and delay its shutdown. So
-//! look-ups have their own limit of threads, with one look-up per name at a time. A name whose
-//! look-up failed slowly backs off, and names that resolved before do not wait behind those that
-//! never did.
+//! look-ups have their own limit of threads, with one look-up per name at a time. A name backs off
+//! after a slow failure, and names that resolved before do not wait behind those that never did.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -17,12 +16,12 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::backoff::Backoff;
 
-/// Threads for names that were never found, and for those that were.
+/// Threads for names that never resolved, and for those that did.
 const MAX_UNPROVEN_LOOKUPS: usize = 24;
 const MAX_PROVEN_LOOKUPS: usize = 8;
-/// A look-up that fails after this long had a DNS server that did not answer.
+/// If a look-up fails after this long, the DNS server did not answer.
 const SLOW: Duration = Duration::from_secs(1);
-/// How long a name rests then, at first and at most.
+/// How long a name then backs off, at first and at most.
 const REST: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60));
 /// How many names are remembered.
 const MAX_NAMES: usize = 8_192;
@@ -88,7 +87,8 @@ impl NameLookup {
 }
 
 impl LookupState {
-    /// A look-up that has begun; otherwise why there is none yet, when it rests.
+    /// The running look-up, if any. The error is the last failure of a name that is backing off,
+    /// `None` if a look-up may start.
     fn begun(&self, name: &str) -> Result<watch::Receiver<Option<LookupResult>>, Option<Arc<str>>> {
         let names = self.names.lock();
         let Some(entry) = names.get(name) else { return Err(None) };

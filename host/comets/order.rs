@@ -1,17 +1,17 @@
-//! Which waiting item may start, so that order is kept for each key.
+//! Order queues: decide which waiting item may start, so that the order of each key is kept.
 //!
-//! Pure: the clock comes as an argument. An item has one or several keys (a room, connections) and
-//! stands in the queue of each. It may start when it is the first in all of them, and stays
-//! there until it is finished: a key never has two items in flight. Nothing else limits how many
-//! are. A *barrier* starts when everything before it has finished, and everything behind it
+//! Pure: the clock is an argument. An item has one or several keys (a room, connections) and is in
+//! the queue of each. It may start when it is first in all of them, and stays there until it is
+//! finished, so a key never has two items in flight. The number of items in flight is not limited
+//! otherwise. A *barrier* starts when everything before it has finished, and everything behind it
 //! starts after it.
 //!
-//! Items that *merge* may travel together: what waits right behind one in flight joins it
+//! Items that *merge* may be sent together: the items right behind one that starts join it
 //! ([`OrderQueues::join_next`]). To let more of them gather, a key may have a window: after an
-//! item that merges has started, the next one waits until the window is over, or until as much
-//! waits as travels together.
+//! item that merges has started, the next one waits until the window is over, or until a full
+//! batch waits.
 //!
-//! An operation costs a hash look-up for each key of its item, however many wait.
+//! An operation costs one hash look-up per key of its item, however many items wait.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -21,19 +21,19 @@ use std::time::{Duration, Instant};
 /// How many parts of divided items are in flight at a time.
 const PARTS_AT_ONCE: usize = 8;
 
-/// Whose order an item keeps.
+/// The keys whose order an item keeps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Keys<K> {
-    /// That of one key.
+    /// One key.
     One(K),
-    /// That of several, each of them once; never empty.
+    /// Several distinct keys; never empty.
     Many(Vec<K>),
-    /// That of everything.
+    /// All keys.
     Barrier,
 }
 
 impl<K: Eq + Hash + Clone> Keys<K> {
-    /// Those of several keys, which may repeat.
+    /// From keys that may repeat; `None` without any.
     pub(super) fn of(keys: impl Iterator<Item = K>) -> Option<Self> {
         let mut seen = std::collections::HashSet::new();
         let mut keys: Vec<K> = keys.filter(|key| seen.insert(key.clone())).collect();
@@ -56,14 +56,15 @@ impl<K: Eq + Hash + Clone> Keys<K> {
 /// How items that merge gather.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Window {
-    /// For how long, from the start of the one before.
+    /// How long to wait after the start of the previous item.
     pub(super) time: Duration,
-    /// The most items, and bytes of them, that travel together: then nothing is waited for.
+    /// The maximum number of items, and their maximum size, that are sent together. A full batch does
+    /// not wait.
     pub(super) items: usize,
     pub(super) bytes: usize,
 }
 
-/// An item that was handed out and has to be finished.
+/// The handle of an item in flight, which has to be finished.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct OrderToken(usize);
 
@@ -75,17 +76,17 @@ pub(super) struct OrderQueues<K, T> {
     free: Vec<usize>,
     /// Items that may start and have not been handed out.
     ready: VecDeque<usize>,
-    /// Those of them that are parts of others, and how many parts are in flight.
+    /// Ready parts of divided items, and how many parts are in flight.
     ready_parts: VecDeque<usize>,
     parts_in_flight: usize,
     window: Window,
     /// When windows end.
     windows: BinaryHeap<Reverse<Ending<K>>>,
-    /// Items that stand in their queues, the barrier included.
+    /// Items in the queues, including the barrier.
     entered: usize,
     /// A barrier that waits or is in flight.
     barrier: Option<usize>,
-    /// What came after it.
+    /// Items that were pushed after the barrier.
     behind: VecDeque<usize>,
 }
 
@@ -95,9 +96,9 @@ struct Queue {
     items: VecDeque<usize>,
     /// When its window ends.
     window_ends: Option<Instant>,
-    /// Whether the first one waits for that.
+    /// Whether the first item waits for the window to end.
     is_held: bool,
-    /// Bytes of what waits and merges.
+    /// Bytes of the waiting items that merge.
     bytes: usize,
 }
 
@@ -110,7 +111,7 @@ struct Slot<K, T> {
     merges: Option<usize>,
     /// Whether it is a part of one that was divided.
     is_part: bool,
-    /// `None` once it is handed out.
+    /// `None` once it has started.
     item: Option<T>,
 }
 
@@ -158,7 +159,8 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         }
     }
 
-    /// Puts an item behind all others of its keys. One that merges has one key, and says its size.
+    /// Puts an item behind all others of its keys. `merges` is the size of an item that merges, which
+    /// has one key.
     pub(super) fn push(&mut self, keys: Keys<K>, merges: Option<usize>, item: T, now: Instant) {
         let slot = Slot { keys, heads: 0, merges, is_part: false, item: Some(item) };
         let at = self.insert(slot);
@@ -182,10 +184,10 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         }
     }
 
-    /// Divides an item in flight that has several keys, each of which is in one part at most. The
-    /// parts have its place in the queues of their keys, and start independently, not too many at a
-    /// time; what waits besides starts between them. `first` puts them before the parts that others
-    /// were divided into.
+    /// Divides an item in flight that has several keys; each key is in at most one part. The parts
+    /// replace it in the queues of their keys and start independently, up to [`PARTS_AT_ONCE`] at a
+    /// time, so that other items start between them. `first` puts them before the parts of other
+    /// items.
     pub(super) fn divide(
         &mut self,
         token: OrderToken,
@@ -265,7 +267,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         self.ready.push_back(at);
     }
 
-    /// Waits no longer for a window when as much waits as travels together.
+    /// Ends the wait for a window if a full batch waits.
     fn start_if_full(&mut self, key: &K) {
         let Some(queue) = self.queues.get_mut(key).filter(|queue| queue.is_held) else { return };
         let is_full = queue.items.len() >= self.window.items || queue.bytes >= self.window.bytes;
@@ -304,7 +306,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         Some(barrier)
     }
 
-    /// The item right behind one in flight, when both merge and it is wanted. It is then part of
+    /// The item right behind one in flight, if both merge and `wanted` accepts it. It becomes part of
     /// the one in flight.
     pub(super) fn join_next(&mut self, token: &OrderToken, wanted: impl FnOnce(&T) -> bool) -> Option<T> {
         let first = self.slots[token.0].as_ref()?;
@@ -323,7 +325,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         self.slots[at].take()?.item
     }
 
-    /// An item has ended: those behind it may start.
+    /// An item has finished: those behind it may start.
     pub(super) fn finish(&mut self, token: OrderToken, now: Instant) {
         let Some(done) = self.slots[token.0].take() else { return };
         self.free.push(token.0);
@@ -340,7 +342,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         }
     }
 
-    /// The first item of a key goes; the next one may start if it is the first everywhere.
+    /// Removes the first item of a key. The next one may start if it is first in all its queues.
     fn release(&mut self, key: &K, now: Instant) {
         let Some(queue) = self.queues.get_mut(key) else { return };
         queue.items.pop_front();
@@ -362,7 +364,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         self.windows.peek().map(|Reverse(ending)| ending.at)
     }
 
-    /// Lets go on what has waited for a window that is over.
+    /// Releases the items whose window is over.
     pub(super) fn wake(&mut self, now: Instant) {
         while self.wakes_at().is_some_and(|at| at <= now)
             && let Some(Reverse(Ending { at, key })) = self.windows.pop()
@@ -394,7 +396,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         }
     }
 
-    /// Whether nothing waits and nothing is in flight.
+    /// Whether nothing is queued or in flight.
     pub(super) fn is_empty(&self) -> bool {
         self.free.len() == self.slots.len()
     }

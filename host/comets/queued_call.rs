@@ -16,8 +16,8 @@ use super::wire::Payload;
 use super::{CallOutcome, CallRequest, PartialDelivery, ReplyTo};
 use crate::message::{CallTarget, CometAddr, ConnectionId, MessageId, RoomId};
 
-/// The most calls for one parcel that a comet did not take as a whole, or one for so many of its
-/// connections: what is left after them is unreachable.
+/// The maximum number of calls for a message that a comet did not accept as a whole, unless one call
+/// per `CALLED_TOGETHER` connections is more. The connections left after them are unreachable.
 const MAX_CALLS: usize = 4096;
 const CALLED_TOGETHER: usize = 4;
 
@@ -72,13 +72,13 @@ pub(super) struct CometState {
     pub(super) freed: Notify,
     /// Until when the comet counts as too slow, in milliseconds since `created_at`.
     slow_until: AtomicU64,
-    /// Those of them that are in flight.
+    /// The calls that are in flight.
     in_flight: AtomicUsize,
     created_at: Instant,
     /// The last answer, in milliseconds since `created_at`; 0 if there was none.
     answered: AtomicU64,
     /// When an entry of the directory last named it, and the latest such time that was shared with
-    /// the other gateways; milliseconds since 1970, or 0.
+    /// the other gateways: in milliseconds since 1970, 0 for never.
     named_at: AtomicU64,
     shared_at: AtomicU64,
     retired_at: AtomicU64,
@@ -233,7 +233,7 @@ impl CometState {
     }
 }
 
-/// A queued call, or a part of one. Dropping it resolves its handle as unreachable.
+/// A queued call, or a part of one. Dropping it reports it as unreachable.
 #[derive(Debug)]
 pub(super) struct QueuedCall {
     pub(super) target: CallTarget,
@@ -303,7 +303,7 @@ struct SplitProgress {
     why: [Option<String>; 2],
     /// Whether the reason says that not all were tried.
     is_cut_short: bool,
-    /// Why the parcel was not taken as a whole.
+    /// Why the comet did not accept the call as a whole.
     cause: Option<String>,
 }
 
@@ -339,14 +339,14 @@ impl SplitProgress {
 impl Drop for SplitCall {
     fn drop(&mut self) {
         let progress = std::mem::take(self.progress.get_mut());
-        // A reply that is dropped tells that nobody calls.
+        // A reply that is dropped reports that no call is made.
         if let (Some(reply), Some(delivered)) = (self.outcome.take(), progress.outcome(self.connections)) {
             send_outcome(reply, delivered, &self.slot.state);
         }
     }
 }
 
-/// Tells the outcome of a parcel, and counts it.
+/// Reports the outcome of a call, and counts it.
 fn send_outcome(reply: ReplyTo, delivered: CallOutcome, state: &CometState) {
     match &delivered {
         CallOutcome::Acknowledged | CallOutcome::Partial(_) => state.metrics.success.inc(),
@@ -356,7 +356,10 @@ fn send_outcome(reply: ReplyTo, delivered: CallOutcome, state: &CometState) {
 }
 
 impl QueuedCall {
-    /// Takes a place in the queue, which gives the parcel back when it has no room for it.
+    /// Takes a slot in the comet's queue.
+    ///
+    /// # Errors
+    /// With the request if the queue is full.
     pub(super) fn queue(
         request: CallRequest,
         state: &Arc<CometState>,
@@ -410,8 +413,8 @@ impl QueuedCall {
         groups.into_iter().map(part).collect()
     }
 
-    /// Whether its handle was dropped: the record is delivered again, perhaps by another gateway, and
-    /// this call could arrive after later ones.
+    /// Whether its message was cancelled: the record is delivered again, perhaps by another gateway,
+    /// and this call could arrive after later ones.
     pub(super) fn is_cancelled(&self) -> bool {
         match &self.reply {
             OutcomeSink::Whole { outcome, .. } => outcome.is_cancelled(),
@@ -438,13 +441,13 @@ impl QueuedCall {
         }
     }
 
-    /// Counts a call for a part of a parcel; `false` when there were as many as may be.
+    /// Counts an attempt at a part of a call; `false` if the limit is reached.
     pub(super) fn may_be_called(&self) -> bool {
         let OutcomeSink::Part(parts) = &self.reply else { return true };
         parts.calls.fetch_add(1, Ordering::Relaxed) < MAX_CALLS.max(parts.connections / CALLED_TOGETHER)
     }
 
-    /// Tells that nobody asked the comet.
+    /// Reports its connections as unreachable without an attempt.
     pub(super) fn settle_unasked(self) {
         let OutcomeSink::Part(parts) = &self.reply else { return };
         let mut progress = parts.progress.lock();
@@ -457,25 +460,26 @@ impl QueuedCall {
         progress.unreachable.extend_from_slice(self.keys());
     }
 
-    /// Its parcel was not taken as a whole, for this reason.
+    /// The comet did not accept the call as a whole, for this reason.
     pub(super) fn note_not_taken_whole(&self, why: &str) {
         if let OutcomeSink::Part(parts) = &self.reply {
             parts.progress.lock().cause.get_or_insert_with(|| why.to_owned());
         }
     }
 
-    /// Why its parcel was not taken as a whole.
+    /// Why the comet did not accept the call as a whole.
     pub(super) fn not_taken_whole(&self) -> Option<String> {
         let OutcomeSink::Part(parts) = &self.reply else { return None };
         parts.progress.lock().cause.clone()
     }
 
-    /// Whether it is a part of a parcel.
+    /// Whether it is a part of a split call.
     pub(super) fn is_part(&self) -> bool {
         matches!(self.reply, OutcomeSink::Part(_))
     }
 
-    /// Why the connections of its parcel were refused, when so many were and none took it.
+    /// The reason of the refusal if at least this many connections of the call refused it and none
+    /// accepted it.
     pub(super) fn refused_by_all(&self, connections: usize) -> Option<String> {
         let OutcomeSink::Part(parts) = &self.reply else { return None };
         let progress = parts.progress.lock();
@@ -483,7 +487,7 @@ impl QueuedCall {
         progress.why[1].clone().filter(|_| is_refused)
     }
 
-    /// How many connections of its parcel were refused, while none took it.
+    /// How many connections of the call refused it; 0 if one accepted it.
     pub(super) fn refused_so_far(&self) -> usize {
         let OutcomeSink::Part(parts) = &self.reply else { return 0 };
         let progress = parts.progress.lock();
@@ -500,9 +504,9 @@ pub(super) enum OrderKey {
 }
 
 impl OrderKey {
-    /// The key of a job for one room, one connection, or everyone.
-    pub(super) fn of(job: &QueuedCall) -> Option<Self> {
-        match &job.target {
+    /// The key of a call for one room, one connection, or everyone; `None` for several connections.
+    pub(super) fn of(call: &QueuedCall) -> Option<Self> {
+        match &call.target {
             CallTarget::Room(room) => Some(Self::Room(room.clone())),
             CallTarget::Everyone { .. } => Some(Self::Everyone),
             CallTarget::Connections(keys) => match keys.as_slice() {
@@ -512,17 +516,17 @@ impl OrderKey {
         }
     }
 
-    /// Whether a job has to keep its place behind others of this key.
-    pub(super) fn covers(&self, job: &QueuedCall) -> bool {
+    /// Whether a call has to stay behind others of this key.
+    pub(super) fn covers(&self, call: &QueuedCall) -> bool {
         match self {
             Self::Room(room) => {
-                job.room.as_ref() == Some(room) || job.target == CallTarget::Room(room.clone())
+                call.room.as_ref() == Some(room) || call.target == CallTarget::Room(room.clone())
             }
-            Self::Connection(_) | Self::Everyone => Self::of(job).as_ref() == Some(self),
+            Self::Connection(_) | Self::Everyone => Self::of(call).as_ref() == Some(self),
         }
     }
 
-    /// What it needs for its turn.
+    /// The order queues that its retry enters.
     pub(super) fn keys(&self) -> Keys<Self> {
         match self {
             Self::Everyone => Keys::Barrier,
@@ -540,7 +544,7 @@ fn keys_of(target: &CallTarget, room: Option<&RoomId>) -> Keys<OrderKey> {
         CallTarget::Connections(connections) => connections,
     };
     let rooms = room.cloned().map(OrderKey::Room).into_iter();
-    // Nobody makes a call without keys.
+    // Callers never make a call without keys.
     Keys::of(rooms.chain(connections.iter().cloned().map(OrderKey::Connection))).unwrap_or(Keys::Barrier)
 }
 

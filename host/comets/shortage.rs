@@ -8,12 +8,12 @@ use tracing::error;
 
 use crate::telemetry::LogThrottle;
 
-/// For how long after the last time it stands in the readiness warnings.
+/// How long the readiness warning lasts after the last shortage.
 const LASTS: Duration = Duration::from_secs(30);
 const REMEDY: &str =
     "raise the limit of open files (`ulimit -n`, LimitNOFILE= of systemd); every comet takes one";
 
-/// What was lacking last.
+/// The last shortage of a local resource.
 #[derive(Debug)]
 pub(super) struct ResourceShortage {
     last: Mutex<Option<(Instant, String)>>,
@@ -32,7 +32,7 @@ impl ResourceShortage {
         if let Some(held_back) = self.log.admit() {
             error!(
                 error = why,
-                held_back, "comets cannot be connected to: this process lacks files or ports; {REMEDY}"
+                held_back, "cannot connect to comets: this process is out of files or ports; {REMEDY}"
             );
         }
         *self.last.lock() = Some((now, why.to_owned()));
@@ -42,7 +42,7 @@ impl ResourceShortage {
     pub(super) fn warning(&self, now: Instant) -> Option<String> {
         let last = self.last.lock();
         let (_, why) = last.as_ref().filter(|(at, _)| now.duration_since(*at) < LASTS)?;
-        Some(format!("comets cannot be connected to: {why}; {REMEDY}"))
+        Some(format!("cannot connect to comets: {why}; {REMEDY}"))
     }
 }
 

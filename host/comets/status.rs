@@ -22,7 +22,7 @@ pub struct CometStatus {
     pub directory_named: Option<String>,
     /// Whether calls are made.
     pub breaker: BreakerState,
-    /// Messages queued in its lanes.
+    /// Messages in its queue.
     pub waiting: usize,
     /// Messages in flight.
     pub in_flight: usize,

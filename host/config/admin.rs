@@ -90,7 +90,7 @@ const FEWEST_CONNECTIONS: usize = 8;
 const LONGEST_SOCKET: usize = 107;
 
 impl Config {
-    /// What is wrong with the values, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         let listeners = [("listen", Some(&self.listen)), ("probe_listen", self.probe_listen.as_ref())];
@@ -124,13 +124,13 @@ impl Config {
         problems
     }
 
-    /// The TCP ports that are listened on.
+    /// The TCP ports of the listeners.
     pub fn ports(&self) -> Vec<u16> {
         let listeners = [Some(&self.listen), self.probe_listen.as_ref()].into_iter().flatten();
         listeners.filter_map(|listen| listen.rsplit_once(':')?.1.parse().ok()).collect()
     }
 
-    /// Makes relative paths relative to this folder.
+    /// Resolves relative paths against this directory.
     pub fn resolve_paths(&mut self, base: &Path) {
         for file in [&mut self.token_file, &mut self.read_token_file].into_iter().flatten() {
             *file = base.join(&*file);
@@ -143,7 +143,7 @@ impl Config {
     }
 }
 
-/// The host in `host:port`; `None` when it is not of this form.
+/// The host in `host:port`; `None` for any other form.
 pub(crate) fn host_of(listen: &str) -> Option<&str> {
     let (host, port) = listen.rsplit_once(':')?;
     port.parse::<u16>().ok().filter(|_| !host.is_empty())?;

@@ -69,13 +69,13 @@ fn is_key(path: &[String]) -> bool {
     !named && !accepts(path, Value::String("x".to_owned())).is_err_and(is_none)
 }
 
-/// Reads a configuration with nothing but this value.
+/// Deserializes a configuration with only this value.
 ///
 /// # Errors
-/// What serde has against it.
+/// serde's error message.
 pub(super) fn accepts(path: &[String], value: Value) -> Result<(), String> {
     let value = path.iter().rev().fold(value, |inner, key| match key.parse::<usize>() {
-        // A list's element: alone it is as good as anywhere.
+        // An element of a list is accepted alone, too.
         Ok(_) => Value::Array(vec![inner]),
         Err(_) => Value::Table(Table::from_iter([(key.clone(), inner)])),
     });
@@ -83,7 +83,7 @@ pub(super) fn accepts(path: &[String], value: Value) -> Result<(), String> {
     read.map(drop).map_err(|error| error.message().to_owned())
 }
 
-/// serde has no structured form of this: its message begins with "unknown field `name`".
+/// serde has no structured form of this error: its message begins with "unknown field `name`".
 pub(super) fn unknown_field(message: &str) -> Option<String> {
     let rest = message.strip_prefix("unknown field `")?;
     Some(rest.split('`').next()?.to_owned())

@@ -15,7 +15,7 @@ use crate::config::environment::{self, ENVIRONMENT_PREFIX, accepts, unknown_fiel
 use crate::config::mistake::{ConfigError, ConfigErrors};
 use crate::files;
 
-/// The largest file that is a configuration, in bytes.
+/// Maximum size of a configuration file, in bytes.
 const LARGEST: u64 = 16 * 1024 * 1024;
 /// Loading stops after this many mistakes.
 const MOST_MISTAKES: usize = 50;
@@ -23,17 +23,17 @@ const MOST_MISTAKES: usize = 50;
 /// A configuration as far as it can be read.
 #[derive(Debug, Clone)]
 pub struct ConfigReport {
-    /// What could be read; defaults stand in for the rest.
+    /// What could be read, with defaults for the rest.
     pub config: Config,
     /// Every mistake.
     pub mistakes: Vec<ConfigError>,
-    /// What works, and was probably not meant.
+    /// Values that work but are probably a mistake.
     pub warnings: Vec<ConfigError>,
 }
 
 impl Config {
-    /// Reads a file (none means the defaults) and the environment on top of it. Relative
-    /// paths are taken from the file's folder.
+    /// Reads a file (`None` means the defaults) and applies the environment. Relative paths are
+    /// resolved against the file's directory.
     ///
     /// # Errors
     /// All mistakes at once.
@@ -53,7 +53,7 @@ impl Config {
         if mistakes.is_empty() { Ok(config) } else { Err(ConfigErrors(mistakes)) }
     }
 
-    /// What can be read of a configuration, what is wrong with it and what is probably wrong.
+    /// The configuration as far as it can be read, its mistakes and its warnings.
     pub fn inspect(file: Option<&Path>) -> ConfigReport {
         Self::inspect_with(file, environment::variables())
     }

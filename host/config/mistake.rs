@@ -7,11 +7,11 @@ use std::fmt;
 pub struct ConfigError {
     /// `file:line`, or the environment variable.
     pub place: String,
-    /// What is wrong, and where it is not plain, what to do.
+    /// What is wrong and, if not obvious, how to fix it.
     pub text: String,
 }
 
-/// All mistakes that were found; never empty.
+/// All mistakes; never empty.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct ConfigErrors(pub Vec<ConfigError>);
 

@@ -48,7 +48,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The wanted plugins: those of [[plugin]], then those of the plugin directory.
+    /// The configured plugins: those of [[plugin]], then those of the plugin directory.
     ///
     /// # Errors
     /// If the plugin directory cannot be read.
@@ -99,7 +99,7 @@ impl Config {
         self.admin.resolve_paths(base);
     }
 
-    /// What is wrong with values that have the right type.
+    /// Invalid values of the right type.
     fn validate(&self) -> Vec<String> {
         let mut problems = self.kafka.validate();
         problems.extend(self.redis.validate());

@@ -3,7 +3,7 @@
 use super::*;
 
 fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, Vec<(String, String)>> {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a directory");
     let file = folder.path().join("halley.toml");
     std::fs::write(&file, text).expect("written");
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -136,7 +136,7 @@ fn mistakes_in_the_environment_show_the_right_form() {
 }
 
 fn warnings(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a directory");
     let file = folder.path().join("halley.toml");
     std::fs::write(&file, text).expect("written");
     let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
@@ -204,14 +204,14 @@ fn names_that_kafka_refuses_are_mistakes() {
         ("[kafka]\ndead_letter_topic = \"\"", "`kafka.dead_letter_topic` is empty"),
         (
             "[kafka]\ndead_letter_topic = \"push dead\"",
-            "`kafka.dead_letter_topic`: Kafka takes no topic `push dead`",
+            "`kafka.dead_letter_topic`: `push dead` is not a valid topic name",
         ),
-        ("[kafka]\ntopics = [\"a/b\"]", "`kafka.topics`: Kafka takes no topic `a/b`"),
+        ("[kafka]\ntopics = [\"a/b\"]", "`kafka.topics`: `a/b` is not a valid topic name"),
         (
             "[kafka]\nbrokers = \"http://localhost:9092\"",
             "`kafka.brokers`: `http://localhost:9092` has a scheme",
         ),
-        ("[offline]\nnotify_topic = \"..\"", "`offline.notify_topic`: Kafka takes no topic `..`"),
+        ("[offline]\nnotify_topic = \"..\"", "`offline.notify_topic`: `..` is not a valid topic name"),
         ("[offline]\nnotify_topic = \"push.dead-letter\"", "are both `push.dead-letter`"),
         ("[comets]\nnodes = [\"https://h:1\"]", "`comets.nodes`"),
         ("[comets]\nnodes = [\"ftp://h:1\"]", "`comets.nodes`"),

@@ -36,7 +36,7 @@ pub(super) fn client_config(
     default("receive.message.max.bytes", &largest_batch(config, memory).to_string());
     client
         .set("group.id", &config.group)
-        // `placing` decides and commits where a group starts. This setting only covers offsets
+        // `positioning` decides and commits where a group starts. This setting only covers offsets
         // outside the log: already removed, or not yet written.
         .set("auto.offset.reset", "earliest")
         // librdkafka commits the stored watermark and retries a refused commit. The result of an

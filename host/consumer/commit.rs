@@ -1,25 +1,25 @@
-//! Commits what is stored, and says whether it is worth trying again when Kafka refuses.
+//! Commits the stored offsets, and decides whether a retry can help when Kafka refuses.
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use crate::consumer::context::Context;
 
-/// What a commit that failed can hope for.
+/// Whether a retry of a failed commit can succeed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hope {
-    /// It succeeds by itself a little later: a coordinator that moves, a broker that restarts.
+    /// A later retry succeeds: the coordinator is moving, or a broker restarts.
     Later,
-    /// It succeeds once this member has rejoined the group, for which it has to poll.
+    /// A retry succeeds once this member has rejoined the group, which requires polling.
     AfterRejoining,
-    /// The group goes on without this member, or does not let it write.
+    /// No retry succeeds: the group has removed this member, or does not allow it to commit.
     None,
 }
 
 impl Hope {
     pub(super) fn of(error: &KafkaError) -> Self {
         match error.rdkafka_error_code() {
-            // The request waited behind a join of the same member, and bears the generation before.
+            // The request waited behind a join of the same member and carries the old generation.
             Some(RDKafkaErrorCode::IllegalGeneration) => Self::AfterRejoining,
             Some(
                 RDKafkaErrorCode::UnknownMemberId
@@ -38,7 +38,7 @@ impl Hope {
     }
 }
 
-/// Commits what is stored, and waits for the answer.
+/// Commits the stored offsets, and waits for the response.
 pub(super) fn commit_stored(consumer: &BaseConsumer<Context>) -> Result<(), KafkaError> {
     match consumer.commit_consumer_state(CommitMode::Sync) {
         Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::NoOffset)) => Ok(()),

@@ -32,13 +32,13 @@ use crate::memory_guard::MemoryGuard;
 use crate::stalls::Stalls;
 use crate::telemetry::LogThrottle;
 
-/// How often a refusal of Kafka's is logged.
+/// How often a refusal by Kafka is logged.
 const REPEAT_AFTER: Duration = Duration::from_secs(30);
 
 /// How often a drain refills the partitions that stay.
 const DRAIN_STEP: Duration = Duration::from_millis(5);
 
-/// How long to wait before a commit is tried again.
+/// How long to wait before a commit is retried.
 const COMMIT_AGAIN: Duration = Duration::from_millis(50);
 
 /// The consumer's side of librdkafka's callbacks.
@@ -134,7 +134,7 @@ impl Context {
         }
     }
 
-    /// Whether it is not known of every partition where it is.
+    /// Whether some partition has no known position.
     pub(super) fn has_unpositioned(&self) -> bool {
         self.unpositioned.load(Ordering::Relaxed)
     }
@@ -147,7 +147,7 @@ impl Context {
     /// Takes over partitions: finds out where they start, assigns them there, and starts their
     /// workers.
     fn assign(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
-        let feeds: Vec<_> =
+        let streams: Vec<_> =
             keys(list).into_iter().map(|(topic, number)| self.partitions().assign(topic, number)).collect();
         let placed = self.position_assigned(consumer, list);
         let assigned = match consumer.rebalance_protocol() {
@@ -162,7 +162,7 @@ impl Context {
         if let Err(error) = consumer.resume(list) {
             warn!(%error, "cannot resume partitions that were assigned");
         }
-        feeds.into_iter().for_each(&self.on_assigned);
+        streams.into_iter().for_each(&self.on_assigned);
         self.health.joined();
         info!(partitions = %names(list), "partitions assigned");
     }
@@ -198,17 +198,17 @@ impl Context {
             warn!(%error, "cannot store offsets; the records settled last are delivered again");
         }
         let open = uncommitted(leaving.iter().map(|(key, partition)| (key, partition)));
-        // Without any, it is the end of a stop, which has had its time.
+        // Without any partition this is the end of a stop, which has retried its commit already.
         let deadline = if leaving.is_empty() { Instant::now() } else { deadline };
         let committed = self.commit_until(consumer, deadline);
         if let Err(error) = &committed {
-            warn!(%error, partitions = %offsets_of(&open), "cannot commit offsets of partitions that go elsewhere: what was settled since the last commit is delivered again");
+            warn!(%error, partitions = %offsets_of(&open), "cannot commit offsets of revoked partitions: what was settled since the last commit is delivered again");
         }
         self.partitions().note_revoked(unfinished, if committed.is_ok() { 0 } else { open.len() });
         info!(partitions = %names(list), unfinished, "partitions revoked");
     }
 
-    /// Others have these partitions already, or nobody will.
+    /// Reports partitions that other members own already, or whose topic was deleted.
     fn lost_partitions(&self, consumer: &BaseConsumer<Self>, lost: &[(PartitionKey, Partition)]) {
         self.health.left();
         let unsettled = lost.iter().map(|(_, partition)| partition.unsettled().records).sum();
@@ -226,21 +226,21 @@ impl Context {
         }
     }
 
-    /// Commits what is stored; again, until this time, while that may help and no poll is needed.
+    /// Commits the stored offsets. Retries until the deadline while a retry may help without polling.
     fn commit_until(&self, consumer: &BaseConsumer<Self>, deadline: Instant) -> KafkaResult<()> {
         loop {
             let Err(error) = commit_stored(consumer) else { return Ok(()) };
             if Hope::of(&error) != Hope::Later || Instant::now() + COMMIT_AGAIN > deadline {
                 return Err(error);
             }
-            debug!(%error, "kafka refused a commit; trying again");
+            debug!(%error, "kafka refused a commit; retrying");
             std::thread::sleep(COMMIT_AGAIN);
             self.refill(consumer);
         }
     }
 
-    /// Waits for the workers of partitions that go elsewhere; those that stay go on with what
-    /// they have meanwhile. Returns how many records are left without an outcome.
+    /// Waits for the workers of revoked partitions. The remaining partitions continue with their
+    /// buffered records meanwhile. Returns how many records are left without an outcome.
     fn drain(&self, consumer: &BaseConsumer<Self>, leaving: &mut [(PartitionKey, Partition)]) -> usize {
         let unsettled =
             |leaving: &[(PartitionKey, Partition)]| leaving.iter().map(|(_, p)| p.unsettled().records).sum();
@@ -262,8 +262,8 @@ impl Context {
         }
     }
 
-    /// Pauses partitions of which too much waits. Returns whether no more is to be read for a
-    /// moment.
+    /// Pauses partitions whose buffer is full, where that helps. Returns whether to stop reading for a
+    /// moment instead.
     pub(super) fn relieve(&self, consumer: &BaseConsumer<Self>) -> bool {
         let Relief { pause, wait } = self.partitions().relieve(Instant::now());
         if let Some(list) = list_of(&pause) {
@@ -335,12 +335,12 @@ impl ConsumerContext for Context {
         if result.is_ok() {
             self.partitions().note_committed(offsets);
         }
-        // The whole may have succeeded and single partitions not.
+        // The commit may have succeeded as a whole and failed for single partitions.
         let refused = offsets.elements().iter().find_map(|element| element.error().err());
         if let Some(error) = result.err().or(refused)
             && let Some(held_back) = self.commit_warning.admit()
         {
-            warn!(%error, held_back, "kafka refused a commit; librdkafka tries again with the next one");
+            warn!(%error, held_back, "kafka refused a commit; librdkafka retries with the next one");
         }
     }
 }

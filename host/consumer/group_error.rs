@@ -27,7 +27,7 @@ pub(super) fn describe(code: RDKafkaErrorCode, config: &Config) -> Option<String
             "the group `{group}` has members with another protocol or assignment strategy; stop them, or set `group.protocol` or `partition.assignment.strategy` in [kafka.properties] to theirs"
         ),
         InvalidSessionTimeout => format!(
-            "the brokers refuse `[kafka] session_timeout` = {}; they allow 6s to 30min unless `group.min.session.timeout.ms` and `group.max.session.timeout.ms` say otherwise",
+            "the brokers refuse `[kafka] session_timeout` = {}; they allow 6s to 30min, unless `group.min.session.timeout.ms` and `group.max.session.timeout.ms` differ",
             humantime::format_duration(config.session_timeout)
         ),
         GroupMaxSizeReached => format!("the group `{group}` is full (`group.max.size` of the brokers)"),

@@ -5,7 +5,7 @@ use crate::offsets::OffsetTracker;
 /// See [`InFlightLimit::held`].
 const HELD: usize = 8 << 20;
 
-/// How much of one partition may be in flight.
+/// What one partition may have in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct InFlightLimit {
     pub(crate) records: usize,
@@ -31,9 +31,9 @@ impl InFlightLimit {
         full || offsets.window() >= self.window()
     }
 
-    /// How many bytes of records may wait for the pipeline: what Kafka sends of one partition
-    /// before it sends of another (`max.partition.fetch.bytes`, 1 MiB), several times. Nothing
-    /// while memory is short.
+    /// How many bytes of records may wait in the partition's buffer: several times what Kafka sends
+    /// for one partition in a fetch (`max.partition.fetch.bytes`, 1 MiB). Nothing while memory is
+    /// short.
     pub(super) fn held(self) -> usize {
         if self == Self::NOTHING || self == Self::LITTLE { 0 } else { self.bytes.min(HELD) }
     }

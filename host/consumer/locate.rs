@@ -92,8 +92,8 @@ pub(super) fn locate(
         let before = view.committed.get(&key.1);
         let commit = match position {
             StartPosition::Committed(_) => before.and_then(|before| before.metadata) != Some(view.metadata()),
-            // Also of a partition that is empty: what retention removes of it later, while nobody
-            // reads, is seen to be missing only against an offset of the group.
+            // Also for an empty partition: records that retention removes before they are read are only
+            // noticed if the group has a committed offset.
             StartPosition::Beginning(_) | StartPosition::End | StartPosition::Time(_) => true,
         };
         let offset = if let StartPosition::Committed(offset) = position { Some(offset) } else { None };
@@ -112,7 +112,7 @@ pub(super) fn locate(
         });
     }
     let looked_up = resolve_offsets(consumer, &mut located).context("the ends of partitions");
-    // Only the start of a new group is the same when it is decided again.
+    // Only the start of a new group comes out the same when it is decided again.
     let may_wait = |at: &LocatedStart| at.position == StartPosition::Beginning(StartReason::NewGroup);
     if located.iter().any(|at| at.commit && at.offset.is_none() && !may_wait(at)) {
         looked_up?;
@@ -179,7 +179,7 @@ pub(super) fn low_watermarks(
     list_offsets(consumer, wanted).unwrap_or_default()
 }
 
-/// Those of these topics that are not there any more, as far as Kafka says so at once.
+/// Those of these topics that no longer exist, if Kafka reports it without delay.
 pub(super) fn deleted<'a>(
     consumer: &BaseConsumer<Context>,
     topics: impl Iterator<Item = &'a str>,
@@ -190,11 +190,10 @@ pub(super) fn deleted<'a>(
     }
     let question = DescribeTopics::ask(consumer.client(), &names, DESCRIBE_TIMEOUT);
     let Some(Ok(topics)) = question.answer(DESCRIBE_TIMEOUT) else { return BTreeSet::new() };
-    let has_worker_ended =
-        |state: &Result<_, _>| matches!(state, Err(RDKafkaErrorCode::UnknownTopicOrPartition));
+    let is_unknown = |state: &Result<_, _>| matches!(state, Err(RDKafkaErrorCode::UnknownTopicOrPartition));
     topics
         .iter()
-        .filter(|(_, state)| has_worker_ended(state))
+        .filter(|(_, state)| is_unknown(state))
         .map(|(name, _)| std::sync::Arc::from(&**name))
         .collect()
 }

@@ -4,21 +4,21 @@
 //! # Promises
 //! - An offset is stored, and then committed, only when every record before it is settled
 //!   ([`crate::offsets`]).
-//! - What was read of a partition whose worker is full waits in a bounded buffer while the other
-//!   partitions flow. When that is full as well, nothing more is read for a moment, or the
-//!   partition is paused ([`partitions::Partitions::relieve`]); polling goes on, so that the group
-//!   keeps this member.
-//! - When partitions are taken away, what was begun on them is finished within a deadline
-//!   below half of the session timeout, and committed before the next owner starts. Work of an
-//!   older assignment holds tickets of an older ledger, and so can commit nothing. The
-//!   partitions that stay go on with what they have. librdkafka fetches nothing new for them
-//!   meanwhile, which is why work that stands still is not waited for (`drain_timeout`).
+//! - Records of a partition whose worker is at its limit wait in a bounded buffer, while other
+//!   partitions flow. When the buffer is full as well, reading stops for a moment, or the partition
+//!   is paused ([`partitions::Partitions::relieve`]). Polling continues, so that the group keeps
+//!   this member.
+//! - When partitions are revoked, the work in progress on them is finished within a deadline below
+//!   half of the session timeout, and committed before the next owner starts. Work of an older
+//!   assignment holds ack handles of an older tracker, and so cannot commit anything. The remaining
+//!   partitions continue with the records that they have. librdkafka fetches nothing new for them
+//!   meanwhile, so stalled work is not waited for (`drain_timeout`).
 //! - A stop that reports [`StopOutcome::Drained`] has every settled offset confirmed by Kafka: a commit
-//!   that a rebalance refuses is repeated until the rebalance is over or the grace ends.
-//! - Offsets count for one log: what is committed bears the topic's id, and a topic that was
-//!   deleted and created again is read from its start (`placing`, `metadata`).
-//! - Records that are removed before they were read are told of, and counted.
-//! - A consumer that Kafka shuts out for good ends, and says so ([`Health::until_fenced`]).
+//!   that a rebalance refuses is retried until the rebalance is over or the grace period ends.
+//! - Offsets belong to one log: they are committed with the topic's id, and a topic that was deleted
+//!   and created again is read from its start (`positioning`, `metadata`).
+//! - Records that were removed before they were read are logged and counted.
+//! - A consumer that Kafka has fenced ends and reports it ([`Health::until_fenced`]).
 //!
 //! There is one polling thread. librdkafka's split partition queues have lost wake-ups and orphan
 //! partitions (rust-rdkafka #840, #665, #535).
@@ -225,12 +225,13 @@ struct Poller {
 /// when there is room again.
 const IDLE_POLL: Duration = Duration::from_millis(100);
 const FULL_POLL: Duration = Duration::from_millis(5);
-/// How long reading stops at a time when too much waits.
+/// How long reading stops when the buffers are full.
 const REST: Duration = Duration::from_millis(1);
-/// How long a stop waits before it tries a commit again, and for how long when the grace is over.
+/// How long a stop waits before it retries a commit, and for how long it retries after the grace
+/// period.
 const COMMIT_AGAIN: Duration = Duration::from_millis(50);
 const LAST_COMMITS: Duration = Duration::from_secs(1);
-/// How long to wait before Kafka is asked again where partitions are.
+/// How long to wait before Kafka is asked again for the start positions of partitions.
 const POSITION_RETRY: Duration = Duration::from_secs(1);
 
 impl Poller {
@@ -251,7 +252,7 @@ impl Poller {
                 std::thread::sleep(REST);
                 next_refill = now;
             } else {
-                // The context has had an error as an event, with its reason.
+                // The context receives errors as events, with their reasons.
                 fill = match self.consumer.poll(if any_full { FULL_POLL } else { IDLE_POLL }) {
                     Some(Ok(message)) => self.accept(kafka::copy_record(&message, &self.limits), now),
                     _ => Fill::Nothing,
@@ -289,7 +290,7 @@ impl Poller {
         self.consumer.context().partitions()
     }
 
-    /// Returns how much waits of the record's partition.
+    /// Takes a record. Returns how full its partition's buffer is.
     fn accept(&self, record: Record, now: Instant) -> Fill {
         let Origin { partition, offset, .. } = record.origin;
         let key = (Arc::clone(&record.origin.topic), partition);
@@ -361,8 +362,8 @@ impl Poller {
         if leftover == Leftover::default() { StopOutcome::Drained } else { StopOutcome::Incomplete(leftover) }
     }
 
-    /// Commits what is settled; again, until this time, while that may help. A commit that a
-    /// rebalance refuses is taken when this member has rejoined, for which polling goes on.
+    /// Commits the settled offsets. Retries until the deadline while a retry may help. A commit that a
+    /// rebalance refuses succeeds once this member has rejoined, so polling continues.
     fn commit_until(&self, deadline: Instant) {
         loop {
             self.store();
@@ -374,7 +375,7 @@ impl Poller {
             if is_over || Hope::of(&error) == Hope::None {
                 return warn!(%error, "cannot commit offsets");
             }
-            debug!(%error, "kafka refused a commit; trying again");
+            debug!(%error, "kafka refused a commit; retrying");
             let next = Instant::now() + COMMIT_AGAIN;
             while Instant::now() < next {
                 drop(self.consumer.poll(FULL_POLL));

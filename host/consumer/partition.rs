@@ -28,19 +28,19 @@ pub(crate) struct Partition {
     offsets: OffsetTracker,
     /// `None` once the partition is closing.
     records: Option<mpsc::Sender<InFlightRecord>>,
-    /// Records that were read while the pipeline was full.
+    /// Records that were read while the partition was at its limit.
     waiting: VecDeque<Record>,
-    /// What these take, in bytes.
+    /// Their size in bytes.
     waiting_bytes: usize,
-    /// Since when something waits.
+    /// Since when records have been waiting.
     full_since: Option<Instant>,
     /// When a record was last admitted.
     admitted_at: Instant,
     paused: bool,
-    /// The worker has dropped its stream without being told to.
+    /// The worker has ended without being cancelled.
     worker_ended: bool,
     stored: Option<i64>,
-    /// What Kafka has confirmed.
+    /// The last offset that Kafka has confirmed.
     committed: Option<i64>,
     log_position: LogPosition,
     /// The next offset to read, if known.
@@ -76,19 +76,19 @@ pub(crate) enum LogPosition {
     Known,
 }
 
-/// How much waits of a partition because its pipeline is full.
+/// How full a partition's buffer of waiting records is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fill {
     Nothing,
     Something,
-    /// As much as may, and more comes.
+    /// The buffer is full, and Kafka still delivers records.
     InFlightLimit,
 }
 
-/// What became of a record that Kafka gave.
+/// What happened to a record that was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AcceptOutcome {
-    /// It is admitted, or waits.
+    /// It is admitted, or waits in the buffer.
     Accepted,
     /// As `Accepted`, and the offsets from this one on hold no records, or were not read in time.
     AcceptedAfterGap {
@@ -269,9 +269,8 @@ impl Partition {
         if offset > expected { AcceptOutcome::AcceptedAfterGap { expected } } else { AcceptOutcome::Accepted }
     }
 
-    /// Admits what waits, as far as records have been settled meanwhile. Returns whether a paused
-    /// partition flows again: once half of what it may hold is admitted, so that there is
-    /// something to work on until Kafka's next records come.
+    /// Admits waiting records up to the limit. Returns whether a paused partition should resume: it
+    /// does so with its buffer half full, so that there is work until the next records arrive.
     pub(crate) fn refill(&mut self, limit: InFlightLimit, now: Instant) -> bool {
         if self.waiting.is_empty() && !self.paused {
             return false;
@@ -282,7 +281,7 @@ impl Partition {
         resumes
     }
 
-    /// How much waits.
+    /// How full the buffer is.
     pub(crate) fn fill(&self, limit: InFlightLimit) -> Fill {
         match self.waiting_bytes {
             _ if self.waiting.is_empty() => Fill::Nothing,
@@ -291,7 +290,7 @@ impl Partition {
         }
     }
 
-    /// Whether it could take records at once.
+    /// Whether it has nothing waiting and could take more records.
     pub(crate) fn is_hungry(&self) -> bool {
         !self.paused
             && self.waiting.is_empty()
@@ -299,14 +298,14 @@ impl Partition {
             && self.log_position == LogPosition::Known
     }
 
-    /// For how long something has waited, and for how long nothing was admitted meanwhile.
+    /// How long records have been waiting, and how long of that nothing was admitted.
     pub(crate) fn has_waited(&self, now: Instant) -> (Duration, Duration) {
         let since = |moment: Instant| now.saturating_duration_since(moment);
         let full = self.full_since.map(since).unwrap_or_default();
         (full, full.min(since(self.admitted_at)))
     }
 
-    /// Kafka gives no more of it for now.
+    /// The client has been told to fetch no more of it for now.
     pub(crate) fn pause(&mut self) {
         self.paused = true;
     }
@@ -345,23 +344,23 @@ impl Partition {
         self.stored = offset;
     }
 
-    /// Kafka has confirmed this offset, or what is stored.
+    /// Kafka has confirmed this offset, or without one the stored offset.
     pub(crate) fn note_committed(&mut self, offset: Option<i64>) {
         self.committed = offset.or(self.stored);
     }
 
-    /// How far it is settled, where Kafka has not confirmed that.
+    /// The watermark, if Kafka has not confirmed it.
     pub(crate) fn uncommitted(&self) -> Option<i64> {
         let watermark = self.offsets.watermark().filter(|_| self.log_position == LogPosition::Known);
         watermark.filter(|watermark| self.committed != Some(*watermark))
     }
 
-    /// Whether the worker has ended by itself: a bug, and nobody works on the records any more.
+    /// Whether the worker has ended by itself, which is a bug: its records would wait forever.
     pub(crate) fn has_worker_ended(&self) -> bool {
         self.worker_ended
     }
 
-    /// Whether something waits, or would.
+    /// Whether records are waiting, or would be.
     pub(crate) fn is_full(&self) -> bool {
         self.paused || !self.waiting.is_empty()
     }
@@ -380,7 +379,7 @@ impl Partition {
         self.closing.cancel();
         self.records = None;
         self.forget_waiting();
-        // Whoever reads it next may stand still there, too.
+        // Not a recovery: the next owner may stall at the same record.
         if let Some(stall) = self.stall.take() {
             stall.cancel();
         }

@@ -22,14 +22,14 @@ use crate::memory_guard::MemoryGuard;
 use crate::message::Record;
 use crate::stalls::{HeldRecord, StallStage, Stalls};
 
-/// How long it takes until records come again of a partition that was paused.
+/// How long a partition that was paused takes to deliver records again.
 const PAUSE_COSTS: Duration = Duration::from_secs(1);
 
-/// What to do about partitions of which as much waits as may.
+/// What to do about partitions whose buffer is full.
 pub(super) struct Relief {
-    /// Kafka is to give no more of these.
+    /// Partitions to pause.
     pub(super) pause: Vec<PartitionKey>,
-    /// No more is to be read for a moment.
+    /// Whether to stop reading for a moment.
     pub(super) wait: bool,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Partitions {
     closing: bool,
     /// Records without an outcome on partitions that were revoked while closing.
     unfinished: usize,
-    /// How many partitions went elsewhere while closing, with offsets that are not committed.
+    /// How many partitions were revoked while closing with offsets that are not committed.
     uncommitted: usize,
     memory: MemoryGuard,
     /// The next partition to refill while memory is short.
@@ -183,7 +183,7 @@ impl Partitions {
         if idle { InFlightLimit::LITTLE } else { InFlightLimit::NOTHING }
     }
 
-    /// Takes a record. Returns also how much waits of its partition now.
+    /// Takes a record. Also returns how full its partition's buffer is now.
     pub(super) fn accept(&mut self, record: Record, now: Instant) -> (AcceptOutcome, Fill) {
         let limit = self.limit();
         let origin = &record.origin;
@@ -194,12 +194,12 @@ impl Partitions {
                 let outcome = partition.accept(record, limit, now);
                 (outcome, partition.fill(limit))
             }
-            // Fetched before the partition was taken away: its next owner reads it.
+            // Fetched before the partition was revoked: its next owner reads it.
             None => (AcceptOutcome::Dropped, Fill::Nothing),
         }
     }
 
-    /// Admits what waits; returns the partitions that may flow again.
+    /// Admits waiting records. Returns the paused partitions that should resume.
     pub(super) fn refill(&mut self, now: Instant) -> Vec<PartitionKey> {
         self.memory.update(now);
         if self.memory.is_stopped() {
@@ -215,7 +215,7 @@ impl Partitions {
         resumed
     }
 
-    /// The next partition that has something waiting, in turns.
+    /// Refills one partition with waiting records, in rotation.
     fn refill_one(&mut self, now: Instant) -> Vec<PartitionKey> {
         let limit = self.limit();
         let mut full: Vec<_> =
@@ -230,12 +230,13 @@ impl Partitions {
         resumes.then(|| key.clone()).into_iter().collect()
     }
 
-    /// What to do about partitions of which as much waits as may.
+    /// What to do about partitions whose buffer is full.
     ///
-    /// A pause costs a second: librdkafka throws away what it has fetched, and after `resume` its
-    /// broker's thread may sleep for that long (2.12; `rd_kafka_toppar_pause_resume` wakes nobody).
-    /// So a partition that moves on is waited for, without reading more, unless it has been full for
-    /// as long as a pause costs and others have nothing to do. One that does not move on is paused.
+    /// A pause costs a second: librdkafka discards what it has fetched, and after `resume` its broker
+    /// thread may sleep for that long (2.12; `rd_kafka_toppar_pause_resume` does not wake it). So
+    /// reading stops for a moment while such a partition makes progress, unless it has been full for
+    /// as long as a pause costs and other partitions are idle. A partition without progress is
+    /// paused.
     pub(super) fn relieve(&mut self, now: Instant) -> Relief {
         let limit = self.limit();
         let any_hungry = self.assigned.values().any(Partition::is_hungry);
@@ -253,7 +254,7 @@ impl Partitions {
         relief
     }
 
-    /// Whether the worker of a partition has ended by itself.
+    /// Whether the worker of a partition has ended unexpectedly.
     pub(super) fn any_worker_ended(&self) -> bool {
         self.assigned.values().any(Partition::has_worker_ended)
     }
@@ -314,8 +315,8 @@ impl Partitions {
         self.assigned.values_mut().map(Partition::cancel_unfinished).sum()
     }
 
-    /// A revocation left this many records without an outcome, and the offsets of so many partitions
-    /// uncommitted.
+    /// A revocation left `unfinished` records without an outcome, and the offsets of `uncommitted`
+    /// partitions uncommitted.
     pub(super) fn note_revoked(&mut self, unfinished: usize, uncommitted: usize) {
         if self.closing {
             self.unfinished += unfinished;
@@ -344,7 +345,7 @@ impl Partitions {
         self.assigned.values_mut().for_each(|partition| partition.note_committed(None));
     }
 
-    /// The partitions that are settled further than Kafka has confirmed, with how far.
+    /// The partitions whose watermark Kafka has not confirmed, with the watermark.
     pub(super) fn uncommitted(&self) -> Vec<(PartitionKey, i64)> {
         uncommitted(&self.assigned)
     }
@@ -392,7 +393,7 @@ impl Partitions {
     }
 }
 
-/// Those of these partitions that are settled further than Kafka has confirmed, with how far.
+/// Those of these partitions whose watermark Kafka has not confirmed, with the watermark.
 pub(super) fn uncommitted<'a>(
     partitions: impl IntoIterator<Item = (&'a PartitionKey, &'a Partition)>,
 ) -> Vec<(PartitionKey, i64)> {

@@ -76,8 +76,8 @@ impl TopicView {
         }
     }
 
-    /// Whether the group was there before the partition's first record, so that what is missing at
-    /// the log's start is lost. Not known of a group that another program has committed for.
+    /// Whether the group existed before the partition's first record, so that records missing at the
+    /// log's start are lost. Unknown if another program has committed for the group.
     pub(super) fn owns_from_zero(&self, position: StartPosition) -> bool {
         match position {
             StartPosition::Beginning(StartReason::TopicRecreated) => true,
@@ -88,7 +88,7 @@ impl TopicView {
         }
     }
 
-    /// What to commit with the offsets of this topic from now on.
+    /// The metadata to commit with offsets of this topic.
     pub(super) fn metadata(&self) -> CommitMetadata {
         CommitMetadata { topic: self.id, initial_partitions: self.initial_partitions() }
     }
@@ -152,7 +152,7 @@ mod tests {
             !at_first.owns_from_zero(StartPosition::Beginning(StartReason::NewGroup)),
             "that was before the group"
         );
-        // Committed by a program that leaves no marks.
+        // Committed by a program that writes no metadata.
         let foreign = topic(2, &[(0, 10, None)]);
         assert_eq!(
             foreign.position(StartFrom::Newest, 1),

@@ -1,25 +1,25 @@
-//! How a consumer ends, and what it leaves to the next owner of its partitions.
+//! How a consumer ended, and what it leaves to the next owner of its partitions.
 
 /// How the consumer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopOutcome {
-    /// Everything that was begun is settled and committed.
+    /// All started work is settled and committed.
     Drained,
-    /// Some of it will be delivered again.
+    /// Some records will be delivered again.
     Incomplete(Leftover),
-    /// Kafka had shut this consumer out for good, for example because another process took its
-    /// `[kafka] instance`. What was in flight is delivered again.
+    /// Kafka has fenced this consumer, for example because another process took its
+    /// `[kafka] instance`. Records in flight are delivered again.
     Fenced,
-    /// Kafka did not let go in time; what was settled may not be committed.
+    /// The client did not close in time; settled offsets may not be committed.
     TimedOut,
 }
 
-/// What a stop has left undone; records of this are delivered again.
+/// What a stop has left unfinished; these records are delivered again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Leftover {
     /// Records that were not finished when the grace period ended.
     pub unfinished: usize,
-    /// Records that were not finished when the group took their partitions away meanwhile.
+    /// Records that were not finished when their partitions were revoked during the stop.
     pub revoked: usize,
     /// Partitions that are settled further than Kafka has confirmed.
     pub uncommitted: usize,
@@ -33,12 +33,10 @@ impl std::fmt::Display for Leftover {
             parts.push(format!("at the end of the grace period {unfinished} records were not finished"));
         }
         if *revoked > 0 {
-            parts.push(format!(
-                "{revoked} records were not finished when the group took their partitions away"
-            ));
+            parts.push(format!("{revoked} records were not finished when their partitions were revoked"));
         }
         if *uncommitted > 0 {
-            parts.push(format!("kafka did not take the last offsets of {uncommitted} partitions"));
+            parts.push(format!("kafka did not confirm the last offsets of {uncommitted} partitions"));
         }
         f.write_str(&parts.join("; "))
     }
@@ -54,8 +52,8 @@ mod tests {
         let grace = Leftover { unfinished: 3, ..Leftover::default() };
         assert_eq!(says(grace), "at the end of the grace period 3 records were not finished");
         let revoked = Leftover { revoked: 2, ..Leftover::default() };
-        assert_eq!(says(revoked), "2 records were not finished when the group took their partitions away");
+        assert_eq!(says(revoked), "2 records were not finished when their partitions were revoked");
         let all = Leftover { uncommitted: 1, ..grace };
-        assert!(says(all).ends_with("; kafka did not take the last offsets of 1 partitions"), "{all}");
+        assert!(says(all).ends_with("; kafka did not confirm the last offsets of 1 partitions"), "{all}");
     }
 }

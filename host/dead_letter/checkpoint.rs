@@ -33,10 +33,10 @@ struct PartitionProgress {
 }
 
 impl Reader {
-    /// What redrives have brought back so far, as this group remembers it.
+    /// The letters that were redriven so far, according to this group.
     ///
     /// # Errors
-    /// When Kafka does not answer within 8 s.
+    /// If Kafka does not answer within 8 s.
     pub async fn redriven(&mut self, config: &kafka::Config, group: &str) -> anyhow::Result<CheckpointStore> {
         CheckpointStore::load(self, &config.dead_letter_topic, group).await
     }

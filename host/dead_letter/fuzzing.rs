@@ -107,7 +107,7 @@ fn check_back(letter: &DeadLetter, topic: &str, all: bool) {
     assert!(due, "{comets:?} of {failed:?}");
     assert!(users.is_none() || users == RedriveUsers::parse(&letter.users));
     let named = !letter.more_comets && (!letter.users.is_empty() || !failed.is_empty());
-    assert!(!named || comets.is_some() || users.is_some(), "everybody would have it again");
+    assert!(!named || comets.is_some() || users.is_some(), "everyone would get it again");
 }
 
 /// The record as a gateway reads it.

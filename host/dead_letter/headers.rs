@@ -11,30 +11,30 @@ use crate::message::{
 };
 use crate::telemetry::escape::cut;
 
-/// The partition that the record was read from.
+/// The partition of the original record.
 pub const ORIGIN_PARTITION: &str = "halley-origin-partition";
-/// The offset that the record was read from.
+/// The offset of the original record.
 pub const ORIGIN_OFFSET: &str = "halley-origin-offset";
-/// The record's own timestamp, in milliseconds since 1970. The dead letter has the same, unless
-/// its topic stamps records itself or refuses old ones. A redriven record has this header where
-/// its topic refuses the timestamp; should it come here again, the header is kept.
+/// The record's own timestamp, in milliseconds since 1970. The dead letter has the same one, unless
+/// its topic sets timestamps itself or refuses old ones. A redriven record carries this header if its
+/// topic refuses the timestamp; it is kept if the record becomes a dead letter again.
 pub const ORIGIN_TIMESTAMP: &str = "halley-origin-timestamp";
 /// Why, in words.
 pub const REASON: &str = "halley-reason";
 /// The comets that did not take it, separated by commas.
 pub const FAILED_COMETS: &str = "halley-failed-comets";
-/// The users whom it was not kept for, who were away. The others have had it, but for those at comets
+/// The absent users for whom it was not stored. The others have had it, but for those at comets
 /// that are named as well. See [`crate::message::RedriveUsers`].
 pub const FAILED_USERS: &str = "halley-failed-users";
 /// How often the message has become a dead letter.
 pub const ATTEMPTS: &str = "halley-attempts";
-/// The plugin that decided, with its version: `name@hash`.
+/// The plugin that caused it, with its version: `name@hash`.
 pub const PLUGIN: &str = "halley-plugin";
 
-/// The record had no key, and the topic takes none without: the letter's is the message's id.
+/// Set if the record had no key and the topic requires one: the letter's key is the message id.
 pub const KEY_ADDED: &str = "halley-key-added";
 
-/// All headers that the gateway adds, for taking them off again.
+/// All headers that the gateway adds; a redrive removes them.
 pub(super) const HALLEY_HEADERS: [&str; 18] = [
     MESSAGE_ID,
     PROOF,
@@ -56,18 +56,18 @@ pub(super) const HALLEY_HEADERS: [&str; 18] = [
     REDRIVE_USERS,
 ];
 
-/// The station where a record's way ended.
+/// The stage at which a record became a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// It is no message.
     Decode,
-    /// A policy said so, or failed.
+    /// A policy decided so, or failed.
     Filter,
-    /// Its room cannot be read.
+    /// The room cannot be read.
     Resolve,
-    /// An absent recipient's inbox could not take it.
+    /// The message could not be stored for an absent recipient.
     Offline,
-    /// Comets refused it, or were unreachable and nobody knows for whom it was.
+    /// Comets refused it, or were unreachable and the recipients are unknown.
     Deliver,
 }
 
@@ -75,7 +75,7 @@ impl Stage {
     /// All stages, in the order in which a message passes them.
     pub const ALL: [Self; 5] = [Self::Decode, Self::Filter, Self::Resolve, Self::Offline, Self::Deliver];
 
-    /// The stage as it stands in headers and metrics.
+    /// The stage's name in headers and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Decode => "decode",
@@ -87,36 +87,36 @@ impl Stage {
     }
 }
 
-/// Whether a record is a dead letter as it stands in its topic: it was not redriven, which takes
-/// these headers off, but read where dead letters are. Written again, it would come again.
+/// Whether a record was read from a dead-letter topic: a redrive removes these headers. If it were
+/// written there again, it would be read again, forever.
 pub fn is_dead_letter(record: &Record) -> bool {
     record.header(ORIGIN_TOPIC).is_some() && record.header(STAGE).is_some()
 }
 
-/// The most comets that the header names: a record has to stay writable.
+/// Maximum number of comets in the header: the record has to stay writable.
 const MOST_COMETS: usize = 1_000;
-/// The most bytes of their names.
+/// Maximum length of their names together, in bytes.
 const MOST_COMET_BYTES: usize = 64 * 1024;
-/// The most characters of a reason.
+/// Maximum length of a reason, in characters.
 const MOST_TEXT: usize = 1_000;
-/// Stands at the end of the list when there are more.
+/// Marks a truncated list.
 pub(super) const MORE_COMETS: &str = "...";
 
 /// How much of a reason is for whom the message was not kept, when comets did not take it either.
 const NOT_KEPT_TEXT: usize = 300;
 
-/// Why a record is a dead letter.
+/// Why a record becomes a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterReason {
     /// Where its way ended.
     pub stage: Stage,
-    /// Why, in words; cut to 1,000 characters.
+    /// The reason as text, truncated to 1,000 characters.
     pub text: String,
     /// The comets that did not take it.
     pub comets: Vec<CometAddr>,
     /// The users whom it was not kept for. Everyone else has had it, but for those at `comets`.
     pub users: Vec<UserId>,
-    /// The plugin that decided.
+    /// The plugin that caused it.
     pub plugin: Option<PluginVersion>,
 }
 
@@ -130,7 +130,7 @@ impl DeadLetterReason {
         Self { stage, text, comets: Vec::new(), users: Vec::new(), plugin: None }
     }
 
-    /// The same, of a message that could not be kept for some who were away either.
+    /// The same, for a message that could not be stored for some absent users either.
     pub fn and_not_kept(self, kept: Self) -> Self {
         // That comes first: there may be many comets, and what is too long is cut.
         let text = format!("{}; {}", cut(&kept.text, NOT_KEPT_TEXT), self.text);
@@ -138,7 +138,7 @@ impl DeadLetterReason {
     }
 }
 
-/// The original headers, less those of an earlier round, and ours.
+/// The original headers and ours, without those of an earlier round.
 pub(super) fn headers(record: &Record, reason: &DeadLetterReason) -> Vec<Header> {
     let mut headers: Vec<Header> = foreign_headers(record).cloned().collect();
     let origin = &record.origin;
@@ -153,7 +153,7 @@ pub(super) fn headers(record: &Record, reason: &DeadLetterReason) -> Vec<Header>
         (ATTEMPTS, (attempts(record) + 1).to_string()),
     ];
     headers.extend(ours.map(|(name, value)| Header::new(name, value)));
-    // What was too large to be read is named in the record already.
+    // Parts that were left out when the record was read.
     let left_out = [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT];
     let notes = record.headers.iter().filter(|h| left_out.iter().any(|name| h.name == name));
     headers.extend(notes.filter(|_| record.trusted).cloned());
@@ -191,7 +191,7 @@ fn due<'a>(record: &Record, reason: &'a DeadLetterReason) -> (Cow<'a, [CometAddr
     (Cow::Borrowed(reason.comets.as_slice()), users)
 }
 
-/// The comets, as many as a header may name.
+/// The comets, up to the limits of the header.
 fn comet_list(comets: &[CometAddr]) -> String {
     let (mut names, mut bytes) = (Vec::new(), 0);
     for name in comets.iter().take(MOST_COMETS).map(CometAddr::as_str) {
@@ -205,14 +205,14 @@ fn comet_list(comets: &[CometAddr]) -> String {
     names.join(",")
 }
 
-/// How often the message became a dead letter so far, as a trusted record tells.
+/// How often the message has become a dead letter, according to a trusted record.
 fn attempts(record: &Record) -> u32 {
     let told = record.header(ATTEMPTS).filter(|_| record.trusted);
     told.and_then(|text| std::str::from_utf8(text).ok()?.parse().ok())
         .map_or(0, |attempts: u32| attempts.min(u32::MAX - 1))
 }
 
-/// When the message was produced: a redrive may have had to leave the record's own time out.
+/// When the message was produced: a redriven record may lack its original timestamp.
 fn own_timestamp(record: &Record) -> Option<i64> {
     let told = record
         .header(ORIGIN_TIMESTAMP)

@@ -19,7 +19,7 @@ impl Reader {
         Ok(records.map(|records| Self { records }))
     }
 
-    /// The next dead letters, in order; none at the end.
+    /// The next dead letters, in order; empty at the end.
     ///
     /// # Errors
     /// If Kafka returns nothing for 8 s.

@@ -46,9 +46,9 @@ fn not_allowed(topic: &str) -> String {
     )
 }
 
-/// The letter as the record that it was, for a topic with so many partitions. It says which comets
-/// it is for, those that did not take it, and which users, those whom it was not kept for; unless
-/// `all` are to have it, or there are more comets than are named. [`prove`] is still to come.
+/// Restores the original record of a letter, for a topic with this many partitions. Its headers limit
+/// it to the comets that did not accept it, and to the users for whom it was not stored, unless `all`
+/// is set or the letter does not name all of these comets. [`prove`] has to be called next.
 pub(super) fn redrive_record(letter: &DeadLetter, partitions: i32, all: bool) -> OutgoingRecord<'_> {
     let origin = letter.origin.as_ref().map(|origin| origin.partition);
     let mut record = OutgoingRecord {

@@ -25,7 +25,7 @@ use crate::telemetry::LogThrottle;
 pub(super) const QUEUE: usize = 1_024;
 /// Maximum number of letters taken from the queue at once.
 const MAX_BATCH: usize = 500;
-/// How soon a failed attempt is followed by the next one, at first and at most.
+/// Back-off after a failed attempt: first and longest.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
 /// The state of a letter.

@@ -1,6 +1,8 @@
 //! What a chain returns to its caller: plain data that never mentions WebAssembly.
 
-use crate::decision::{Disposition, Guard, Overrides, PluginVersion, Verdict};
+use crate::decision::{
+    Disposition, Effect, FailureKind, Guard, MessagePart, Overrides, PluginVersion, TrailEntry, Verdict,
+};
 use crate::message::Message;
 
 /// What the filters decided about one message.
@@ -18,13 +20,20 @@ pub struct FilteredMessage {
     pub trail: Vec<TrailEntry>,
 }
 
-/// What one plugin did to a message, as text: for logs and `halley explain`.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct TrailEntry {
-    /// The plugin that decided.
-    pub by: PluginVersion,
-    /// Such as `amended body, room`, `dropped: spam`, `failed: trapped: ...`.
-    pub what: String,
+/// How two versions of a plugin differ on a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DifferenceKind {
+    /// One lets it pass and the other does not, or they stop it differently.
+    Verdict,
+    /// They change its body, its operation or its recipients differently.
+    Message,
+    /// They allow or add different comets.
+    Comets,
+    /// They ask for different guards.
+    Guards,
+    /// One fails.
+    Failed,
 }
 
 /// What a plugin decided for one absent recipient.
@@ -32,7 +41,7 @@ pub struct TrailEntry {
 pub struct OfflineDecision {
     /// What to do with the message.
     pub disposition: Disposition,
-    /// The plugin that decided.
+    /// The plugin that caused it.
     pub by: PluginVersion,
 }
 
@@ -46,7 +55,25 @@ pub struct PolicyStalled {
     /// The plugin that failed.
     pub plugin: PluginVersion,
     /// How.
+    pub kind: FailureKind,
+    /// The second half of a sentence that begins with the plugin.
     pub error: String,
+}
+
+impl DifferenceKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Verdict, Self::Message, Self::Comets, Self::Guards, Self::Failed];
+
+    /// The kind as named in metrics and in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Verdict => "verdict",
+            Self::Message => "message",
+            Self::Comets => "comets",
+            Self::Guards => "guards",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 impl FilteredMessage {
@@ -62,24 +89,31 @@ impl FilteredMessage {
     }
 
     /// The parts in which two outcomes for a message differ, apart from the verdict and the deciding
-    /// plugin: `body`, `operation`, `recipients`, `comets`, `guards`.
-    pub fn differing(&self, other: &Self) -> Vec<&'static str> {
+    /// plugin.
+    pub fn differing(&self, other: &Self) -> Vec<MessagePart> {
         let guards = |filtered: &Self| -> Vec<_> {
             filtered.guards.iter().map(|guard| (guard.key.clone(), guard.ttl)).collect()
         };
         let (one, another) = (&self.message, &other.message);
         let parts = [
-            ("body", one.body != another.body),
-            ("operation", one.operation != another.operation),
-            ("recipients", one.audience != another.audience),
-            ("comets", self.overrides != other.overrides),
-            ("guards", guards(self) != guards(other)),
+            (MessagePart::Body, one.body != another.body),
+            (MessagePart::Operation, one.operation != another.operation),
+            (MessagePart::Recipients, one.audience != another.audience),
+            (MessagePart::Comets, self.overrides != other.overrides),
+            (MessagePart::Guards, guards(self) != guards(other)),
         ];
         parts.into_iter().filter(|(_, differs)| *differs).map(|(part, _)| part).collect()
     }
 
+    /// What the last plugin did to the message. The first `earlier` entries of the trail are of the
+    /// plugins before it.
+    pub fn effect_after(&self, earlier: usize) -> &Effect {
+        let own = self.trail.get(earlier..).and_then(<[_]>::last);
+        own.map_or(&Effect::Passed, |entry| &entry.effect)
+    }
+
     /// Adds to the trail.
-    pub(crate) fn note(&mut self, by: &PluginVersion, what: String) {
-        self.trail.push(TrailEntry { by: by.clone(), what });
+    pub(crate) fn note(&mut self, by: &PluginVersion, effect: Effect) {
+        self.trail.push(TrailEntry { by: by.clone(), effect });
     }
 }

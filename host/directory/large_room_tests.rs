@@ -113,7 +113,7 @@ async fn a_shrunken_room_is_read_at_once_and_an_oversized_one_never() {
     assert!(!directory.room_hints.lock().is_empty());
     run(&server.client(), &["SPOP", "room:connections:r", "11000"]).await;
     drop(directory.lookup(&[room("r")]).await.expect("answers"));
-    assert!(directory.room_hints.lock().is_empty(), "it is no large room any more");
+    assert!(directory.room_hints.lock().is_empty(), "it is no longer a large room");
 }
 
 /// A server that never answers commands about one key.
@@ -193,7 +193,7 @@ async fn oversized_values_affect_no_other_look_ups() {
     let key = |key: &str| Lookup::Key(key.into());
     server.run(&["SADD", "room:connections:ids", &huge]).await;
     let lookups = [room("well"), key("k1"), room("odd"), room("huge"), key("h2"), key("o2"), room("ids")];
-    let found = directory(bounded, 100).lookup(&lookups).await.expect("Redis is well");
+    let found = directory(bounded, 100).lookup(&lookups).await.expect("Redis is healthy");
     let comets = |found: &DirectoryReply| match found {
         DirectoryReply::Room(membership) => (membership.members.len(), membership.stale),
         other => panic!("{other:?}"),

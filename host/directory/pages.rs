@@ -24,10 +24,9 @@ use crate::message::{RoomId, UserId};
 use crate::redis_client::{RedisClient, Refusal, elements, excess, refusal};
 use crate::telemetry::LogThrottle;
 
-/// How many users one `MGET` asks for: long enough to be cheap, short enough not to hold up
-/// Redis' other clients.
+/// Users per `MGET`: enough to be cheap, few enough not to hold up Redis' other clients.
 pub(super) const USERS_AT_ONCE: usize = 1_000;
-/// Members of one page, at first. With the other commands of a round trip they fit into one
+/// Initial page size, in members. With the other commands of a round trip, a page fits into one
 /// pipeline.
 const PAGE: usize = 1_800;
 /// Each further attempt uses pages of a fifth of the size.
@@ -76,7 +75,7 @@ impl Pages<'_> {
         while attempt < ATTEMPTS {
             let known = large.len();
             let outcome = self.attempt(room, PAGE / 5_usize.pow(attempt), &mut large).await;
-            // One that found out whom not to ask for was not in vain.
+            // An attempt that found further large keys made progress and does not count.
             attempt += u32::from(large.len() == known || known > MOST_LARGE);
             match outcome {
                 Ok(membership) => return Ok(DirectoryReply::Room(membership)),
@@ -110,7 +109,7 @@ impl Pages<'_> {
             let replies = self.client.run_scan("get_room_connections", commands).await?;
             let scans_on = step.scans || room_query.cursor.is_some();
             room_query.take(&step, replies)?;
-            // A cursor means something to the server alone that gave it.
+            // A cursor is only valid on the server that returned it.
             let now = self.client.scan_epoch();
             if *epoch.get_or_insert(now) != now && scans_on {
                 return Err(ScanError::Interrupted("the connection to Redis was lost".into()));
@@ -126,7 +125,7 @@ struct PagedScan<'a> {
     room: &'a RoomId,
     /// Members whose `connection:info` is too large.
     large: &'a mut HashSet<Vec<u8>>,
-    /// Where the scan goes on; `None` at its end.
+    /// Where the scan continues; `None` at its end.
     cursor: Option<Vec<u8>>,
     seen: HashSet<Vec<u8>>,
     /// Members whose `connection:info` has not been fetched.

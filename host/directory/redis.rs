@@ -265,7 +265,7 @@ impl RedisDirectory {
         }
         let firsts = self.first(lookups).await.inspect_err(|unavailable| {
             if unavailable.is_slow() {
-                // One of them may be the reason.
+                // One of the rooms may be the cause.
                 self.room_hints.lock().mark_large(lookups);
             }
         })?;
@@ -298,7 +298,7 @@ impl RedisDirectory {
         Ok(found)
     }
 
-    /// Looks up what needs care apart from the rest.
+    /// Looks up known problem rooms separately from the rest.
     async fn lookup_with_hints(
         &self,
         lookups: &[Lookup],

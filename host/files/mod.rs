@@ -1,4 +1,4 @@
-//! File access that distrusts other users: the only module that opens files.
+//! File access that does not trust other users: the only module that opens files.
 //!
 //! - `read`: reads a regular file with a size limit. A path may name a pipe without a writer, an
 //!   endless device, or a growing file: the read returns at once, within its limit.

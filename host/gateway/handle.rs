@@ -102,7 +102,7 @@ impl Handle {
         done.unwrap_or_else(|| Err(policy::PolicyError::because("the gateway stopped before it was done")))
     }
 
-    /// The route of a room as it is kept for a short time: asks nobody. `None` when it is not kept.
+    /// The cached route of a room; no look-up. `None` if it is not cached.
     pub fn cached_route(&self, room: &RoomId) -> Option<Arc<Route>> {
         self.pipeline.resolver.cached(room, self.pipeline.policies.current().generation().0)
     }

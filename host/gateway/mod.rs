@@ -37,7 +37,7 @@ pub use handle::{Handle, OperatorResult};
 pub use parts::{Storage, observe_fleet, resolver, writes_to_redis};
 pub use verify::{probe, verify};
 
-/// A running gateway. Stop it with [`Gateway::stop`]; dropping it abandons what is in flight.
+/// A running gateway. Stop it with [`Gateway::stop`]; dropping it abandons records in flight.
 pub struct Gateway {
     handle: Handle,
     consumer: Consumer,
@@ -45,7 +45,7 @@ pub struct Gateway {
     shutdown: CancellationToken,
 }
 
-/// How often the directory is asked whether it is there.
+/// How often the directory is checked for reachability.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Gateway {
@@ -79,7 +79,7 @@ impl Gateway {
         telemetry::register(&mut registry);
         let (tasks, shutdown) = (TaskTracker::new(), CancellationToken::new());
         let setup = policy::PolicyDependencies::of_gateway(&config.policies, &mut registry)?;
-        // Compiling may take long; whoever waits for the start may give it up meanwhile.
+        // Compiling may take long, and the caller may cancel the start meanwhile.
         let writes = writes_to_redis(config, &plugins);
         let start = move || Policies::start_with(setup, &plugins);
         let policies = run_blocking("preparing the plugins", start).await??;
@@ -153,7 +153,7 @@ impl Gateway {
             warn!("some tasks did not end in time and are aborted");
         }
         match stopped {
-            StopOutcome::Drained => info!("stopped: everything in flight was finished and committed"),
+            StopOutcome::Drained => info!("stopped: all records in flight were finished and committed"),
             StopOutcome::Incomplete(leftover) => warn!("stopped: {leftover}; these are delivered again"),
             StopOutcome::Fenced => {
                 error!(
@@ -177,7 +177,7 @@ fn build_pipeline(
     registry: &mut Registry,
 ) -> anyhow::Result<Pipeline> {
     let producer =
-        Producer::new(&config.kafka).context("cannot make the Kafka producer; check [kafka] properties")?;
+        Producer::new(&config.kafka).context("cannot create the Kafka producer; check [kafka] properties")?;
     let fleet = parts::fleet(config, Arc::clone(&storage.comets), registry);
     let resolver = resolver(config, storage, &fleet, registry);
     Ok(Pipeline {

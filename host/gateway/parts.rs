@@ -15,28 +15,28 @@ use crate::redis_client::{self, RedisClient};
 use crate::redrive_key::{MemoryRedriveKeys, RedisRedriveKeys, RedriveKeys};
 use crate::shared_state::{MemorySharedState, RedisSharedState, SharedState};
 
-/// How many claims `memory://` remembers.
+/// Capacity of the guards of `memory://`.
 const MEMORY_GUARDS: usize = 100_000;
 
-/// How many values of policies `memory://` remembers.
+/// Capacity of the shared state of `memory://`.
 const MEMORY_VALUES: usize = 100_000;
 
-/// What is kept outside of the process, or for the demo inside of it.
+/// State outside of the process, or in memory for the demo.
 #[derive(Clone)]
 pub struct Storage {
     /// Who is where.
     pub directory: Arc<dyn Directory>,
     /// The policies' guards.
     pub guards: Arc<dyn Guards>,
-    /// What policies keep for all gateways.
+    /// State that policies share across gateways.
     pub shared_state: Arc<dyn SharedState>,
-    /// Messages for the absent.
+    /// Messages for absent users.
     pub inbox: Arc<dyn Inbox>,
     /// What all gateways know of comets.
     pub comets: Arc<dyn CometStore>,
     /// The key that proves redriven records.
     pub redrive_keys: Arc<dyn RedriveKeys>,
-    /// The Redis behind all of them; `None` when everything is in memory.
+    /// The Redis client behind all of them; `None` if everything is in memory.
     pub redis: Option<RedisClient>,
 }
 
@@ -44,7 +44,7 @@ impl Storage {
     /// Opens what `[redis] url` names: Redis, or `memory://`.
     ///
     /// # Errors
-    /// When the URL is none. A Redis that is away is no error.
+    /// When the URL is invalid. An unreachable Redis is not an error.
     pub fn open(config: &Config, registry: &mut Registry) -> anyhow::Result<Self> {
         if config.redis.is_memory() {
             let directory = MemoryDirectory::new(config.routing.check_online);
@@ -69,7 +69,7 @@ impl Storage {
         })
     }
 
-    /// Everything in memory, around this directory.
+    /// Everything in memory, with this directory.
     pub fn memory(directory: MemoryDirectory, config: &Config, registry: &mut Registry) -> Self {
         let inbox_metrics = offline::Metrics::register(registry);
         Self {
@@ -83,10 +83,10 @@ impl Storage {
         }
     }
 
-    /// Whether everything can be read, and written where it has to be; says how rooms are read.
+    /// Checks that everything can be read, and written if required; returns how rooms are read.
     ///
     /// # Errors
-    /// When it cannot be now, or may not be.
+    /// If it cannot now, or is not permitted.
     pub async fn check(&self, writes: bool) -> Result<String, directory::Unavailable> {
         let how = self.directory.check().await?;
         match &self.redis {

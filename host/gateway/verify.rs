@@ -57,7 +57,7 @@ mod tests {
 
     #[test]
     fn a_folder_is_writable_when_files_can_be_made_in_it() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a directory");
         let file = folder.path().join("file");
         std::fs::write(&file, "").expect("written");
         writable(folder.path()).expect("ours");

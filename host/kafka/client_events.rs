@@ -65,13 +65,13 @@ impl ClientEvents {
                         client = self.client,
                         reason,
                         held_back,
-                        "kafka refuses the login or the connection; check `security.protocol`, `sasl.*` and `ssl.*` of [kafka.properties]"
+                        "kafka refuses the login or the connection; check `security.protocol`, `sasl.*` and `ssl.*` in [kafka.properties]"
                     );
                 }
             }
             _ => {
                 if let Some(held_back) = self.other.admit() {
-                    warn!(client = self.client, %error, reason, held_back, "kafka reports an error; going on");
+                    warn!(client = self.client, %error, reason, held_back, "kafka reports an error; continuing");
                 }
             }
         }

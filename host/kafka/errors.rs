@@ -1,23 +1,23 @@
-//! What librdkafka has against a configuration, without the secrets that may stand in it.
+//! Describes librdkafka's configuration errors without the secrets that they may contain.
 
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaConfRes;
 
-/// An error without the value of the property that it is about, which librdkafka's own text shows, also
-/// where the property is only misspelt and the value a password.
+/// The error without the property's value. librdkafka's own text contains the value, which may be a
+/// password, even if the property's name is misspelt.
 pub(crate) fn describe(error: &KafkaError) -> String {
     let KafkaError::ClientConfig(kind, why, key, _) = error else { return error.to_string() };
     match kind {
         RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN => format!("librdkafka knows no property `{key}`"),
-        // These two show numbers and names of librdkafka's own, others the value.
+        // These two texts contain only librdkafka's own names and numbers; others contain the value.
         _ if why.contains("outside allowed range") || why.contains("not supported in this build") => {
             why.trim().to_owned()
         }
-        _ => format!("`{key}` does not take this value; see librdkafka's list of properties"),
+        _ => format!("`{key}` has an invalid value; see librdkafka's list of properties"),
     }
 }
 
-/// A refusal to make a client, as [`describe`] tells it.
+/// The error of a client that could not be created, described by [`describe`].
 pub(crate) fn refused(error: KafkaError) -> anyhow::Error {
     anyhow::anyhow!(describe(&error))
 }

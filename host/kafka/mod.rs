@@ -116,7 +116,7 @@ const RESERVED: [&str; 11] = [
 const AUTO_OFFSET_RESET: &str = "auto.offset.reset";
 
 impl Config {
-    /// What is wrong with the values, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.brokers.trim().is_empty() {

@@ -52,7 +52,7 @@ impl OrderedWriter {
     /// Creates it. It connects and reconnects automatically.
     ///
     /// # Errors
-    /// When librdkafka refuses a property.
+    /// If librdkafka rejects a property.
     pub(crate) fn new(config: &Config) -> anyhow::Result<Self> {
         let batching = RecordWriter::batching(config).map_err(refused)?;
         Ok(Self {

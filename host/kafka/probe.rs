@@ -294,7 +294,7 @@ async fn ask<T: Send + 'static>(
         answer
     });
     let last = || consumer.context().0.lock().take();
-    // A connection of others may have failed meanwhile: only what could not be asked is explained so.
+    // Only a request without an answer is explained by a failed connection; others may have failed too.
     answer.await.map_err(|error| match refusal(&error) {
         Some(code) => match remedy(code) {
             Some(remedy) => error.context(remedy),

@@ -35,7 +35,7 @@ impl Producer {
     /// Creates the producer. It connects and reconnects automatically.
     ///
     /// # Errors
-    /// When librdkafka refuses a property.
+    /// If librdkafka rejects a property.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         let batching = RecordWriter::batching(config).map_err(refused)?;
         let (config, permits) = (config.clone(), Semaphore::new(MAX_UNBATCHED));

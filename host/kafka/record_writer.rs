@@ -75,7 +75,7 @@ impl RecordWriter {
     /// Writes records in batches, which the broker accepts or refuses as a whole.
     ///
     /// # Errors
-    /// When librdkafka refuses a property.
+    /// If librdkafka rejects a property.
     pub(super) fn batching(config: &Config) -> Result<Self, KafkaError> {
         let mut client = config.client();
         client.set("linger.ms", "2");
@@ -85,7 +85,7 @@ impl RecordWriter {
     /// Writes each record in a batch of its own: a refusal is about that record.
     ///
     /// # Errors
-    /// When librdkafka refuses a property.
+    /// If librdkafka rejects a property.
     pub(crate) fn unbatched(config: &Config) -> Result<Self, KafkaError> {
         let mut client = config.client();
         client.set("linger.ms", "0").set("batch.num.messages", "1");
@@ -182,7 +182,7 @@ impl RecordWriter {
         }
         *renewed = Some(Instant::now());
         drop(renewed);
-        warn!(reason, "kafka has shut the producer out for good; a new one takes its place");
+        warn!(reason, "kafka fenced the producer; replacing it");
         match PolledProducer::new(&self.config) {
             Ok(new) => self.current.store(Arc::new(new)),
             Err(error) => {

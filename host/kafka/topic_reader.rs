@@ -52,7 +52,7 @@ impl TopicReader {
     /// Finds out what there is to read. `None` if the topic does not exist.
     ///
     /// # Errors
-    /// When Kafka does not answer within 8 s, or refuses.
+    /// If Kafka does not answer within 8 s, or refuses.
     pub async fn open(config: &Config, topic: &str, group: &str) -> anyhow::Result<Option<Self>> {
         let consumer = client(config, group).create::<BaseConsumer>().map_err(refused)?;
         let consumer = Arc::new(consumer);
@@ -71,7 +71,7 @@ impl TopicReader {
     /// time may remain in between.
     ///
     /// # Errors
-    /// When Kafka does not answer within 8 s.
+    /// If Kafka does not answer within 8 s.
     pub async fn narrow(&mut self, from_ms: i64, to_ms: Option<i64>) -> anyhow::Result<()> {
         let (topic, ranges) = (self.topic.clone(), self.ranges.clone());
         let narrowed =
@@ -162,7 +162,7 @@ pub(super) fn client(config: &Config, group: &str) -> ClientConfig {
         .set("enable.auto.offset.store", "false")
         .set("enable.partition.eof", "true")
         .set("queued.max.messages.kbytes", "16384")
-        // A slow redrive polls seldom.
+        // A slow redrive polls rarely.
         .set("max.poll.interval.ms", "86400000");
     client
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 /// recognised as the message it was; see [`crate::message::PROOF`].
 pub const MESSAGE_ID: &str = "halley-message-id";
 
-/// The header of a redriven record that names the comets which did not take the message, separated
-/// by commas: the others have had it.
+/// The header of a redriven record with the comets that did not accept the message, separated by
+/// commas. The others have received it.
 pub const REDRIVE_COMETS: &str = "halley-redrive-comets";
 
 /// The header of a redriven record that names the users whom the message was not kept for
@@ -19,10 +19,10 @@ pub const REDRIVE_USERS: &str = "halley-redrive-users";
 /// The topic that a dead letter's record was read from.
 pub const ORIGIN_TOPIC: &str = "halley-origin-topic";
 
-/// The station where a dead letter's way ended.
+/// The stage at which a record became a dead letter.
 pub const STAGE: &str = "halley-stage";
 
-/// Defines a name: a cheaply cloned string that cannot be mistaken for another kind of name.
+/// Defines an id: a cheaply cloned string with a type of its own.
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
@@ -92,7 +92,7 @@ name! {
     UserId
 }
 name! {
-    /// What identifies a message over redelivery and redrive:
+    /// Identifies a message across redelivery and redrive:
     /// `<topic>/<partition>/<offset>/<fingerprint>`. See [`crate::message::Record::message_id`].
     MessageId
 }

@@ -100,7 +100,7 @@ impl Default for Config {
 }
 
 impl Config {
-    /// What is wrong with the values, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.retention.is_zero() {

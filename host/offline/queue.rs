@@ -41,7 +41,7 @@ const LARGEST_SIZE: usize = 2_048;
 /// Maximum bytes of bodies and names per pipeline, unless a single entry exceeds it.
 const LARGEST_BYTES: usize = 1 << 20;
 
-/// Pauses after a failure, at first and at most.
+/// Back-off after a failure: initial and maximum.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
 /// How often waiting callers are reminded of the same problem.
@@ -55,7 +55,7 @@ pub type InboxProblem = Option<Arc<str>>;
 pub struct StoreResult {
     /// Whose entries were not stored, for good.
     pub refused: Vec<UserId>,
-    /// Why the first of them was not.
+    /// Why the first of them was refused.
     pub reason: Option<String>,
 }
 
@@ -177,7 +177,7 @@ impl BatchOwner {
         }
         let stored = std::mem::take(&mut *self.stored.lock());
         if let Some(done) = self.done.lock().take() {
-            // Whoever waited may have lost interest.
+            // Fails if the caller no longer waits.
             let _ = done.send(stored);
         }
     }
@@ -310,7 +310,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
     }
 }
 
-/// Closes the entries that are not left. Indexes are in order.
+/// Completes the entries that are not left. Indexes are in order.
 fn complete_entries(
     entries: &[InboxEntry],
     owners: &[Arc<BatchOwner>],

@@ -1,4 +1,4 @@
-//! The ledger under many interleavings of threads, by shuttle, whose locks hand over to a random other
+//! The offset tracker under many interleavings of threads, by shuttle, whose locks hand over to a random other
 //! thread whenever they are taken: `cargo test --features models --lib model::`.
 //!
 //! A failure prints the seed that reproduces it (`SHUTTLE_RANDOM_SEED`).
@@ -8,7 +8,7 @@ use shuttle::thread;
 
 use super::{AckHandle, OffsetTracker};
 
-/// How many interleavings are tried.
+/// The number of interleavings.
 const RUNS: usize = 3_000;
 const RECORDS: i64 = 6;
 
@@ -33,13 +33,13 @@ fn settle_in_threads(lost: Option<i64>) {
     for receiver in receivers {
         let begun = Arc::clone(&begun);
         threads.push(thread::spawn(move || {
-            for (offset, ticket) in receiver {
+            for (offset, ack) in receiver {
                 if Some(offset) == lost {
-                    drop(ticket);
+                    drop(ack);
                     continue;
                 }
                 begun.lock().unwrap().push(offset);
-                AckHandle::settle(ticket);
+                AckHandle::settle(ack);
             }
         }));
     }
@@ -48,8 +48,8 @@ fn settle_in_threads(lost: Option<i64>) {
         thread::spawn(move || commit(&offsets, &begun))
     };
     for offset in 0..RECORDS {
-        let ticket = offsets.admit(offset, 10);
-        senders[offset as usize % 3].send((offset, ticket)).expect("its thread runs");
+        let ack = offsets.admit(offset, 10);
+        senders[offset as usize % 3].send((offset, ack)).expect("its thread runs");
     }
     drop(senders);
     threads.into_iter().for_each(|thread| thread.join().expect("settles"));

@@ -85,9 +85,9 @@ proptest! {
         }
         let count = admitted.len();
         for (which, settle) in fates {
-            let (_, ticket, settled) = &mut admitted[which.index(count)];
-            match ticket.take() {
-                Some(ticket) if settle => { ticket.settle(); *settled = true; }
+            let (_, ack, settled) = &mut admitted[which.index(count)];
+            match ack.take() {
+                Some(ack) if settle => { ack.settle(); *settled = true; }
                 lost => drop(lost),
             }
             let run = admitted.iter().take_while(|(_, _, settled)| *settled).last();

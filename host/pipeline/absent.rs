@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::dead_letter::{DeadLetterReason, Stage};
-use crate::decision::{AbsentRecipient, Disposition, TrailEntry};
+use crate::decision::{AbsentRecipient, Disposition, Effect, TrailEntry};
 use crate::message::{Message, UserId};
 use crate::offline::{InboxEntry, InboxQueue, StoreResult};
 use crate::pipeline::delivery_task::DeliveryTask;
@@ -185,8 +185,8 @@ impl DeliveryTask {
             }
         }
         if let Some(by) = first_by {
-            let what = format!("decided about {count} of {}", absent.len());
-            self.trace.trail.push(TrailEntry { by, what });
+            let effect = Effect::DecidedOffline { decided: count, absent: absent.len() };
+            self.trace.trail.push(TrailEntry { by, effect });
         }
         Ok(all)
     }

@@ -1,5 +1,5 @@
 //! Runs one batch through the stages: decode, filter, guard, resolve, and dispatch to the comets'
-//! lanes, in order.
+//! queues, in order.
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -81,7 +81,8 @@ impl PartitionWorker {
         }
     }
 
-    /// Processes a batch up to the lanes. A delivery task per message does the rest.
+    /// Processes a batch until its calls are queued. The rest of each message happens when its calls
+    /// end: see `in_flight`.
     ///
     /// # Errors
     /// When the partition was cancelled meanwhile: handles are dropped, nothing is settled.
@@ -279,10 +280,9 @@ impl PartitionWorker {
         Ok(resolved)
     }
 
-    /// Hands every message's calls to the lanes, in the order of the batch, and spawns its delivery
-    /// task. Waits while the queue of a comet that keeps up is full (the rules in [`crate::comets`]
-    /// bound how long a slow comet may block this), and while the budget of absent recipients is
-    /// used up.
+    /// Queues every message's calls at their comets, in the order of the batch. Waits while the queue
+    /// of a comet that keeps up is full (the rules in [`crate::comets`] bound how long a slow comet
+    /// may block this), and while the budget of absent recipients is used up.
     async fn dispatch(&self, passed: Vec<PassedMessage>, resolved: Resolved) -> Result<(), Cancelled> {
         let since = Instant::now();
         let Pipeline { resolver, fleet, .. } = &*self.pipeline;
@@ -346,7 +346,7 @@ impl PartitionWorker {
             trace,
         };
         self.delivery_tasks.spawn(panics::abort_on_panic(
-            "a message's journey",
+            "a message's delivery task",
             delivery_task.run(StageOutcome::DeadLetter(reason)),
         ));
     }

@@ -1,8 +1,7 @@
-//! The long way of one message: outcomes of its calls other than a plain acknowledgement, the absent,
-//! a dead letter if need be, and its settlement.
+//! The rest of a message that was not simply acknowledged by every comet: handles its calls'
+//! outcomes, absent recipients and dead letter, and settles it.
 //!
-//! A task that is cancelled drops its handle, and the record is delivered again. If every
-//! recipient is reached, nothing is allocated here.
+//! A task that is cancelled drops its ack handle, and the record is delivered again.
 
 use std::sync::Arc;
 
@@ -24,12 +23,12 @@ use crate::pipeline::trace::MessageTrace;
 use crate::router::{self, Recipient, Route};
 use crate::stalls::StallStage;
 
-/// What a message takes the long way for.
+/// Why a message needs a delivery task.
 pub(super) enum StageOutcome {
     Delivered {
         /// The room's route, if it was looked up.
         route: Option<Arc<Route>>,
-        /// What became of the calls that were not simply acknowledged.
+        /// The calls that were not simply acknowledged, with their outcomes.
         exceptions: Vec<(usize, CallOutcome)>,
         absent: Arc<[AbsentRecipient]>,
         /// The permits that the absent recipients hold.

@@ -1,4 +1,4 @@
-//! Hands one message's calls to the comets' lanes, and waits while there is no room.
+//! Queues one message's calls at their comets, and waits while a queue has no room.
 //!
 //! While there is room, this costs nothing per message beyond the calls themselves.
 
@@ -20,8 +20,8 @@ const COMETS_ARE_FULL: &str = "the comets' queues are full; see halley_comet_que
 /// How long waiting for comets is ordinary back-pressure.
 const BACK_PRESSURE: Duration = Duration::from_secs(2);
 
-/// Hands the calls of one message to the lanes: first to those that have room, then to the others,
-/// waiting for room.
+/// Queues the calls of one message: first at the comets that have room, then at the others, waiting
+/// for room.
 ///
 /// # Errors
 /// When the partition was cancelled meanwhile.

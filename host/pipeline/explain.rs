@@ -95,7 +95,7 @@ pub async fn explain(
     let mut explanation = Explanation {
         audience: audience(&message.audience),
         policies: chain.set().versions().to_vec(),
-        decisions: trail.iter().map(|decision| format!("{}: {}", decision.by, decision.what)).collect(),
+        decisions: trail.iter().map(ToString::to_string).collect(),
         verdict: describe(&verdict),
         guards: guards
             .iter()

@@ -50,8 +50,10 @@ impl FailedComets {
         let mut text = self.why.join("; ");
         more(&mut text, self.comets.len() - self.why.len(), "comets");
         if !trail.is_empty() {
-            let told: Vec<_> =
-                trail.iter().take(NAMED).map(|d| format!("{}: {}", d.by, cut(&d.what, LONGEST))).collect();
+            let told = trail.iter().take(NAMED);
+            let told: Vec<_> = told
+                .map(|entry| format!("{}: {}", entry.by, cut(&entry.effect.to_string(), LONGEST)))
+                .collect();
             let mut decisions = told.join("; ");
             more(&mut decisions, trail.len() - told.len(), "decisions");
             text = format!("{text} (policies: {decisions})");
@@ -71,7 +73,7 @@ fn more(text: &mut String, count: usize, what: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decision::PluginVersion;
+    use crate::decision::{Effect, PluginVersion};
 
     #[test]
     fn thousands_of_failed_comets_make_a_short_reason() {
@@ -82,7 +84,7 @@ mod tests {
         }
         assert_eq!((failed_comets.len(), failed_comets.is_empty()), (4_096, false));
         let by = PluginVersion { name: "spam".into(), hash: "0a1b".into() };
-        let decision = TrailEntry { by, what: "amended ".repeat(1_000) };
+        let decision = TrailEntry { by, effect: Effect::Dropped { reason: "spam ".repeat(1_000) } };
         let reason = failed_comets.into_reason(&vec![decision; 100]);
         assert!(reason.text.starts_with("10.0.0.0:50051: no answer "), "{}", reason.text);
         assert!(reason.text.contains("; and 4091 more comets (policies: spam@0a1b: "), "{}", reason.text);

@@ -1,9 +1,9 @@
-//! Messages whose calls are queued or in flight, and their settlement where everything goes well.
+//! Messages whose calls are queued or in flight, and their settlement in the common case.
 //!
-//! A message costs one allocation here and one decrement for each of its calls. Its last call
-//! hands it to the partition's settler, which takes over all that have ended since it looked last.
-//! A message that every comet took and that has no absent recipient is settled there and then; any
-//! other one takes the long way, a task of its own (`delivery_task`).
+//! A message costs one allocation here and one decrement for each of its calls. When its last call
+//! ends, the message goes to the partition's settler, which handles all that have ended since its
+//! last run. A message that every comet acknowledged and that has no absent recipient is settled
+//! there; any other message gets a task of its own (`delivery_task`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,11 +45,11 @@ pub(super) struct Rest {
     pub(super) chain: BatchChain,
     /// The room, when it was looked up.
     pub(super) route: Option<Arc<Route>>,
-    /// Who is absent whatever the calls come to.
+    /// Recipients that are absent regardless of the calls' outcomes.
     pub(super) absent: Arc<[AbsentRecipient]>,
-    /// The room that the absent take among all that wait.
+    /// The absent recipients' permits from the budget of all messages.
     pub(super) absent_permit: Option<OwnedSemaphorePermit>,
-    /// Keeps the partition's end waiting.
+    /// The drain of the partition waits until this is dropped.
     pub(super) token: TaskTrackerToken,
     /// When its calls were queued.
     pub(super) queued: Instant,
@@ -89,20 +89,20 @@ impl InFlight {
         })
     }
 
-    /// Whom the next call tells its outcome.
+    /// Where this call reports its outcome.
     pub(super) fn reply(self: &Arc<Self>, call: usize) -> ReplyTo {
         self.open.fetch_add(1, Ordering::Relaxed);
         ReplyTo::new(Arc::<Self>::clone(self), call)
     }
 
-    /// All calls are queued. When they have ended, here or later, it goes on with the rest.
+    /// All calls are queued. Once they have ended, which may be now, the settler gets the message.
     pub(super) fn go_on_with(self: Arc<Self>, rest: Rest) {
         *self.rest.lock() = Some(Box::new(rest));
         self.close_one();
     }
 
     fn close_one(self: Arc<Self>) {
-        // What the other calls noted has to be seen by the one that hands the message on.
+        // The last call to end must see the exceptions that the others recorded.
         if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             let settler = Arc::clone(&self.settler);
             settler.take_over(self);
@@ -131,7 +131,8 @@ impl Outcomes for InFlight {
 }
 
 impl Settler {
-    /// For one partition, whose messages take the long way as tasks of these journeys.
+    /// For one partition. Messages with exceptions or absent recipients are spawned on
+    /// `delivery_tasks`.
     pub(super) fn new(
         pipeline: &Arc<Pipeline>,
         delivery_tasks: TaskTracker,
@@ -160,7 +161,7 @@ impl Settler {
         }
     }
 
-    /// Settles what ends, until it is dropped.
+    /// Settles the messages whose calls have ended, until this future is dropped.
     pub(super) async fn run(self: Arc<Self>) {
         let mut ended = Vec::new();
         loop {
@@ -207,6 +208,6 @@ impl Settler {
             delivery_task.run(outcome).await;
             drop(token);
         };
-        self.delivery_tasks.spawn(panics::abort_on_panic("a message's journey", run));
+        self.delivery_tasks.spawn(panics::abort_on_panic("a message's delivery task", run));
     }
 }

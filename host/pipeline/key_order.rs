@@ -108,7 +108,7 @@ impl KeyPosition {
     pub(super) async fn wait_turn(&self, output: Output) {
         loop {
             let Some(ended) = self.order.0.lock().wait(self.number, output) else { return };
-            // It ends by being dropped.
+            // The sender is dropped, never used.
             let _ = ended.await;
         }
     }

@@ -168,7 +168,7 @@ pub struct Metrics {
     pub(super) in_flight: Gauge,
 }
 
-/// Messages that went well, counted together.
+/// Messages that the settler settled, counted together.
 #[derive(Debug, Default)]
 pub(super) struct Settled {
     delivered: u64,
@@ -190,8 +190,8 @@ impl Settled {
     }
 }
 
-/// What may be logged of single records: a line each could flood the log. Counters say how many
-/// there are, the dead-letter topic which.
+/// Throttles log lines about single records, which could flood the log. Counters show how many there
+/// are, and the dead-letter topic which.
 #[derive(Debug)]
 struct LogThrottles {
     /// One for each of [`Stage::ALL`].
@@ -266,7 +266,7 @@ impl Metrics {
         self.deliver.observe(queued.elapsed().as_secs_f64());
     }
 
-    /// Messages were settled that went well.
+    /// Counts messages that the settler settled.
     pub(super) fn settled_many(&self, settled: &Settled) {
         for (outcome, count) in
             [(MessageOutcome::Delivered, settled.delivered), (MessageOutcome::NoRecipients, settled.nobody)]

@@ -4,9 +4,10 @@
 //! # How it runs
 //! Each assigned partition has one worker task. It takes the records that are ready as a batch
 //! (sized by the backlog, never by a timer), runs the whole batch through the stages that need
-//! round trips, hands each message's calls to the comets' lanes in order, and continues with the
-//! next batch. The rest of a message (call outcomes, absent recipients, dead letter, settlement)
-//! is a *delivery task* of its own, tracked by the worker.
+//! round trips, queues each message's calls at their comets in order, and continues with the next
+//! batch. When the last call of a message ends, the partition's settler settles it. Only a message
+//! with another outcome than "acknowledged by every comet" gets a *delivery task* for the rest:
+//! absent recipients, dead letter, settlement.
 //!
 //! # Promises
 //! - A batch uses one policy set from beginning to end. A stalled policy (`on_error = "stall"`) is
@@ -73,7 +74,7 @@ pub enum RoomSource {
     /// In the directory: only comets that hold the room are called.
     #[default]
     Directory,
-    /// Nowhere: every known comet is called, as goim's own job does.
+    /// Nowhere: every known comet is called, as goim's job service does.
     EveryComet,
 }
 
@@ -212,7 +213,7 @@ impl Default for DeliveryConfig {
 }
 
 impl DeliveryConfig {
-    /// What is wrong with the values, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if self.request_timeout.is_zero() {
@@ -327,7 +328,7 @@ impl Pipeline {
         debug!(stream.partition, delivery_tasks = delivery_tasks.len(), "the partition is closing; draining");
         tokio::select! {
             () = async { settler.in_flight().wait().await; delivery_tasks.wait().await } => {}
-            // Journeys see the same token, drop their tickets and end.
+            // Delivery tasks see the same token, drop their ack handles and end.
             () = cancel.cancelled() => delivery_tasks.wait().await,
         }
     }

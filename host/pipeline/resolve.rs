@@ -261,8 +261,8 @@ impl Resolver {
         wanted
     }
 
-    /// Takes what the cache has; splits the rest into rooms that this worker resolves and
-    /// rooms that another one is resolving already.
+    /// Takes cached routes; splits the rest into rooms that this worker resolves and rooms that
+    /// another one is resolving already.
     fn lookup(
         &self,
         rooms: Vec<RoomId>,
@@ -364,7 +364,7 @@ fn map_addresses(names: &ServerNames, act: impl FnOnce(&dyn Fn(&CometAddr) -> Op
 /// How long another worker may take for a room before what waits for it is held.
 const USUAL: Duration = Duration::from_secs(1);
 
-/// Look-ups of one round trip. A batch rarely has more; messages with thousands of keys do, and
+/// Look-ups per round trip. A batch rarely has more, but messages with thousands of keys do, and
 /// their commands and replies would all be in memory together.
 const LOOKUP_CHUNK: usize = 2_000;
 

@@ -16,8 +16,8 @@ use crate::stalls::{HeldRecord, StallGuard, StallStage, Stalls};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cancelled;
 
-/// With the clients' own back-off of half a second, work goes on within a second of the other
-/// side's return.
+/// With the clients' own back-off of half a second, work resumes within a second after the
+/// server is reachable again.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_millis(400));
 
 /// The record, or the first one of a batch, that is held while work is retried.
@@ -178,7 +178,7 @@ mod tests {
             async move { result }
         };
         assert_eq!(retry_until_cancelled(world.hold(), StallStage::Guard, attempt).await, Ok("done"));
-        assert_eq!(world.stalls.held(), 0, "it goes on");
+        assert_eq!(world.stalls.held(), 0, "the problem is cleared");
     }
 
     #[tokio::test]
@@ -211,7 +211,7 @@ mod tests {
             assert_eq!(world.stalls.held(), 1);
             tell.send_replace(None);
             others_turn().await;
-            assert_eq!(world.stalls.held(), 0, "it goes on");
+            assert_eq!(world.stalls.held(), 0, "the problem is cleared");
             tell.send_replace(Some("full".into()));
             drop(tell);
             others_turn().await;
@@ -236,7 +236,7 @@ mod tests {
             done.send("done").expect("somebody waits");
         };
         assert_eq!(tokio::join!(waits, trace).0, Ok(Ok("done")));
-        assert_eq!(world.stalls.held(), 0, "it goes on");
+        assert_eq!(world.stalls.held(), 0, "the problem is cleared");
     }
 
     #[tokio::test]
@@ -253,7 +253,7 @@ mod tests {
             assert_eq!(world.stalls.held(), 1, "the same stall");
         }
         let third = BACKOFF.wait_after(3, 1.0);
-        assert_eq!(retry.backoff.next_wait(1.0), third, "it tries less and less often");
+        assert_eq!(retry.backoff.next_wait(1.0), third, "it backs off");
         drop(retry);
         assert_eq!(world.stalls.held(), 0);
     }

@@ -96,13 +96,13 @@ impl MessageTrace {
         self.unreachable_comets += 1;
     }
 
-    /// The one line that tells it all.
+    /// Logs the message's whole path in one line, at `debug`.
     pub(super) fn log_settled(&self, set: &PolicySet, outcome: MessageOutcome, reason: &dyn Display) {
         if !tracing::enabled!(Level::DEBUG) {
             return;
         }
         let plugins: Vec<_> = set.versions().iter().map(ToString::to_string).collect();
-        let decisions: Vec<_> = self.trail.iter().map(|d| format!("{}: {}", d.by, d.what)).collect();
+        let decisions: Vec<_> = self.trail.iter().map(ToString::to_string).collect();
         let RecipientCounts { sent, failed, stored, notified, dropped } = self.counts;
         debug!(
             id = %self.record.message_id(),

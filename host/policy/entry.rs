@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::digest::Digest;
 use crate::policy::chain_entry::ChainEntry;
 use crate::policy::config::PluginConfig;
 use crate::policy::plugin::Plugin;
@@ -10,8 +11,7 @@ use crate::policy::rollout::candidate::{Candidate, Rollout};
 use crate::policy::rollout::config::{QuarantineAction, QuarantineConfig, RolloutMode};
 use crate::policy::rollout::quarantine::FailureAlarms;
 use crate::policy::rollout::shadow::Shadow;
-use crate::wasm::Runtime;
-use crate::{digest, wasm};
+use crate::wasm::{self, Runtime};
 
 /// A prepared plugin. Sets share the plugins that did not change between them.
 pub(super) struct SetEntry {
@@ -41,7 +41,7 @@ impl SetEntry {
         candidate: Option<&Candidate>,
         active: &[Arc<Self>],
     ) -> Result<Arc<Self>, String> {
-        let hash = digest::hash(bytes);
+        let hash = Digest::of(bytes);
         let same_bytes = || active.iter().filter(|entry| entry.plugin.module.hash == hash);
         let unchanged =
             same_bytes().find(|entry| entry.plugin.config == *config && entry.has_candidate(candidate));

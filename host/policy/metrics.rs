@@ -1,6 +1,6 @@
 //! Metrics of the active set and its replacement.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -21,7 +21,14 @@ struct PluginLabels {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SwapLabels {
-    result: &'static str,
+    result: SwapResult,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the names are the label's values")]
+enum SwapResult {
+    swapped,
+    refused,
 }
 
 impl Metrics {
@@ -44,12 +51,12 @@ impl Metrics {
     }
 
     pub(super) fn swapped(&self, generation: u64) {
-        self.swaps.get_or_create(&SwapLabels { result: "swapped" }).inc();
+        self.swaps.get_or_create(&SwapLabels { result: SwapResult::swapped }).inc();
         self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
     }
 
     pub(super) fn refused(&self) {
-        self.swaps.get_or_create(&SwapLabels { result: "refused" }).inc();
+        self.swaps.get_or_create(&SwapLabels { result: SwapResult::refused }).inc();
     }
 
     /// A version of this plugin failed too often.

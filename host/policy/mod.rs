@@ -64,17 +64,18 @@ mod status;
 mod time_budget;
 mod watch;
 
-/// What is read as a plugin is looked at.
+/// Every file that can be read can be compiled: the limits are equal.
 const _: () = assert!(crate::artifact::MAX_SIZE == crate::wasm::compile::bounds::SIZE);
 
 /// Every file that can be read can be compiled: the limits are equal.
 const _: () = assert!(crate::artifact::MAX_SIZE == crate::wasm::compile::bounds::SIZE);
 
+pub use crate::decision::OnError;
 pub use chain::Chain;
 pub use config::{CometScope, PluginConfig, PoliciesConfig, StateScope, WasmConfig, expand};
 pub use filter_run::{FilterProgress, FilterRun};
 pub use metrics::Metrics;
-pub use on_error::{OnError, OnErrors};
+pub use on_error::OnErrors;
 pub use policies::{Policies, PolicyDependencies};
 pub use prepare::{PluginProblem, PolicyError};
 pub use rollout::{

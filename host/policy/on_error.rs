@@ -4,35 +4,7 @@ use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::wasm::failure::FailureKind;
-
-/// What happens to a message when a plugin fails on it: it traps, exceeds its deadline or its memory
-/// limit, or returns an invalid answer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum OnError {
-    /// The message continues as if the plugin did not exist.
-    #[default]
-    Pass,
-    /// It is not delivered.
-    Drop,
-    /// It goes to the dead-letter topic; the reason names plugin, version and error.
-    DeadLetter,
-    /// Its partition holds its records and retries, until the plugin is fixed or replaced.
-    Stall,
-}
-
-impl OnError {
-    /// The value as written in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pass => "pass",
-            Self::Drop => "drop",
-            Self::DeadLetter => "dead-letter",
-            Self::Stall => "stall",
-        }
-    }
-}
+use crate::decision::{FailureKind, OnError};
 
 /// The action for each kind of failure. In the configuration: one word for all of them, or a table,
 /// `{ default = "pass", trap = "dead-letter", deadline = "stall" }`.
@@ -73,7 +45,7 @@ impl OnErrors {
         special.unwrap_or(self.default)
     }
 
-    /// What is wrong with the choices, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub(super) fn validate(&self) -> Vec<String> {
         let opens = self.start == Some(OnError::Pass);
         let mistake = "`on_error.start` cannot be \"pass\": every message would pass where no instance starts; \

@@ -60,7 +60,7 @@ impl Plugin {
         module: Arc<Module>,
     ) -> Self {
         let name = Arc::from(config.name.as_str());
-        let version = PluginVersion { name, hash: module.hash[..12].into() };
+        let version = PluginVersion { name, hash: module.hash.short().into() };
         let metrics = runtime.metrics.plugin(&version);
         let state = runtime.states.of(&config.name);
         let (settings, clock) = (config.config.to_string(), runtime.clock.clone());
@@ -113,7 +113,7 @@ impl Plugin {
 
     /// Raises an alarm: it failed too often, or for too long.
     pub(super) fn raise_alarm(&self, limit: String, last: &PluginFailure) {
-        let (plugin, hash) = (self.config.name.clone(), self.module.hash.clone());
+        let (plugin, hash) = (self.config.name.clone(), self.module.hash);
         self.alarms.raise(FailureAlarm { plugin, hash, limit, last: last.to_string() });
     }
 

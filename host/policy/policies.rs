@@ -86,7 +86,7 @@ struct PolicyState {
     /// The configuration of the active set.
     wanted: Vec<PluginConfig>,
     refusal: Option<RefusedUpdate>,
-    /// Files of the plugin directory that cannot be plugins.
+    /// Files of the plugin directory that cannot be loaded.
     left_out: Vec<PluginProblem>,
     /// Since when a set is being prepared.
     preparing: Option<SystemTime>,
@@ -215,12 +215,12 @@ impl Policies {
         Ok(generation)
     }
 
-    /// Whether every file of the plugin directory is in force.
+    /// Whether every file of the plugin directory is active.
     pub(super) fn is_complete(&self) -> bool {
         self.state.lock().left_out.is_empty()
     }
 
-    /// What is in force, and what was refused: for `GET /v1/plugins`.
+    /// What is active, and what was refused: for `GET /v1/plugins`.
     pub fn status(&self) -> Status {
         let set = self.current();
         let state = self.state.lock();
@@ -311,7 +311,7 @@ impl Policies {
             return;
         }
         let generation = self.current.load().generation();
-        tracing::warn!(problems = %refused, %generation, "policies refused; the set in force stays");
+        tracing::warn!(problems = %refused, %generation, "policies refused; the active set stays");
         let plugins = refused.problems.iter().map(|problem| problem.plugin.clone()).collect();
         state.refusal = Some(RefusedUpdate { at: SystemTime::now(), errors, plugins });
     }
@@ -345,7 +345,7 @@ fn prepare_first(
             let active = prepare_context.versions.active();
             let before = |config: &PluginConfig| {
                 active.get(&config.name).map_or(DesiredVersion::File, |hash| {
-                    DesiredVersion::OperatorChange(OperatorChange::going_on(hash, "restart"))
+                    DesiredVersion::OperatorChange(OperatorChange::going_on(*hash, "restart"))
                 })
             };
             (prepare_with(&before).map_err(|_| refused.clone())?, Some(refused))
@@ -354,7 +354,7 @@ fn prepare_first(
     Ok((commit(&prepare_context.versions, prepared, false)?, refused))
 }
 
-/// Keeps what a prepared set means for the versions, before it comes in force.
+/// Stores the changes of a prepared set to the versions, before the set is activated.
 ///
 /// # Errors
 /// When an operator's change cannot be written to disk: a restart would not restore it. Changes that

@@ -1,11 +1,12 @@
 //! Turns the desired plugins into a set of prepared ones, or into a list of all problems: all or
 //! nothing.
 //!
-//! Only files that nobody named are beside this: what lies in the plugin directory, never was in force
-//! and cannot come in force is left out with its reason, and stops neither the start nor the others.
+//! The exception are files of the plugin directory that the configuration does not name: one that
+//! was never active and cannot be loaded is skipped with its reason. It does not prevent the start or
+//! the activation of other plugins.
 //!
-//! Here the file of a plugin, or what stands in for it, is read; what the new set means for the
-//! versions that are kept is worked out beside, and settled before the set comes in force.
+//! A plugin's file, or its override, is read here. The resulting changes to the stored versions are
+//! computed as well, and committed before the set becomes active.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ use crate::artifact::{
     Artifact, EffectiveVersion, Exclusion, OverrideCause, PluginLoader, RolloutResult, VersionChange,
     VersionOverride, Versions, check_order,
 };
-use crate::digest;
+use crate::digest::Digest;
 use crate::policy::config::PluginConfig;
 use crate::policy::entry::{EntryContext, SetEntry};
 use crate::policy::plugin::Plugin;
@@ -56,8 +57,8 @@ pub(super) struct OperatorChange {
 
 impl OperatorChange {
     /// Keeps the version that was active.
-    pub(super) fn going_on(hash: &str, why: &str) -> Self {
-        let (pick, why) = (VersionChoice::Stored(hash.to_owned()), why.to_owned());
+    pub(super) fn going_on(hash: Digest, why: &str) -> Self {
+        let (pick, why) = (VersionChoice::Stored(hash), why.to_owned());
         Self { pick, cause: None, why, exclusion: None, rollout_result: None }
     }
 }
@@ -70,7 +71,7 @@ pub(super) enum VersionChoice {
     /// This version, which was uploaded.
     Upload(Artifact),
     /// The stored version with this hash.
-    Stored(String),
+    Stored(Digest),
     /// None: the chain continues without the plugin.
     Without,
 }
@@ -80,7 +81,7 @@ pub(super) struct PreparedSet {
     pub(super) entries: Vec<Arc<SetEntry>>,
     /// The changes to stored versions.
     pub(super) changes: Vec<VersionChange>,
-    /// Files of the plugin directory that cannot be plugins, and never were in force.
+    /// Files of the plugin directory that cannot be loaded and were never active.
     pub(super) left_out: Vec<PluginProblem>,
 }
 
@@ -107,7 +108,7 @@ impl PluginProblem {
     }
 }
 
-/// A file's name may be no text at all; what is wrong with it is told all the same.
+/// A path may not be valid UTF-8; its problem is reported all the same.
 fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
@@ -175,16 +176,16 @@ pub(super) fn prepare(
         let mut mistakes = config.validate();
         let is_double = wanted[..at].iter().any(|earlier| earlier.config.name == config.name);
         if is_double {
-            mistakes.push("has the name of a plugin before it; names are unique".to_owned());
+            mistakes.push("has the name of an earlier plugin; names must be unique".to_owned());
         }
         if mistakes.is_empty() {
             mistakes.extend(prepare_one(prepare_context, one, active, &mut prepared).err());
         }
         let mistakes = mistakes.into_iter().map(|mistake| PluginProblem::of(config, mistake));
-        // The name that a double has is another one's.
+        // The name of a duplicate belongs to the earlier plugin.
         let may_be_left_out =
             (is_double && config.found) || is_stray(&prepare_context.versions, config, active);
-        // At the process's end nothing is compiled any more, which says nothing of the files.
+        // While the process stops nothing is compiled any more, which says nothing about the files.
         if may_be_left_out && !wasm::compile::is_stopping() {
             prepared.left_out.extend(mistakes);
         } else {
@@ -194,19 +195,19 @@ pub(super) fn prepare(
     if problems.is_empty() { Ok(prepared) } else { Err(PolicyError { problems }) }
 }
 
-/// A file that lies in the plugin directory, and is nobody's. One that was in force is not: its last
-/// good version goes on, and its update is refused.
+/// Whether it is a file of the plugin directory that the configuration does not name and that was
+/// never active. If one was active, its last good version stays active and the update is refused.
 fn is_stray(versions: &Versions, config: &PluginConfig, active: &[Arc<SetEntry>]) -> bool {
     let is_in_force = || active.iter().any(|entry| entry.plugin.config.name == config.name);
     config.found && !is_in_force() && !versions.active().contains_key(&config.name)
 }
 
 impl PreparedSet {
-    /// Whether each of so many workers will have room for its instances of the set. Leaves out
-    /// what has none, where it is a stray.
+    /// Checks that each of `workers` workers can start its instances of the set. Skips strays that
+    /// do not fit.
     ///
     /// # Errors
-    /// The plugin that has none. What a worker cannot start must not come in force.
+    /// The plugin without room. A set that workers cannot start must not become active.
     pub(super) fn fit(
         &mut self,
         versions: &Versions,
@@ -236,7 +237,7 @@ fn check_capacity(entries: &[Arc<SetEntry>], workers: usize) -> Result<(), (Arc<
     for _ in 0..workers {
         for plugin in &all {
             held.push(plugin.reserve().map_err(|failure| {
-                let why = format!("cannot be started once for each of {workers} workers: it {failure}");
+                let why = format!("cannot be started for each of {workers} workers: it {failure}");
                 (Arc::clone(plugin), why)
             })?);
         }
@@ -276,17 +277,17 @@ fn prepare_one(
     Ok(())
 }
 
-/// Which version decides from now on, and what stands in for the plugin's file. Whatever came in
-/// just now has to be the pinned one; what decides has to be trusted, each time.
+/// Selects the version that decides from now on, and the override of the plugin's file. A new version
+/// has to match the pin; a version that decides has to be trusted, every time.
 fn decide(
     loader: &PluginLoader,
     versions: &Versions,
     config: &PluginConfig,
     operator_change: Option<&OperatorChange>,
 ) -> Result<VersionChange, String> {
-    let (name, pin) = (&config.name, config.sha256.as_deref());
+    let (name, pin) = (&config.name, config.sha256);
     let file = loader.fetch(&config.path);
-    let file_hash = file.as_ref().ok().map(|file| digest::hash(&file.bytes));
+    let file_hash = file.as_ref().ok().map(|file| Digest::of(&file.bytes));
     let known = versions.record(name).and_then(|record| record.version_override);
     let change = |decides: Option<Trusted>, why: &str, version_override| {
         let exclusion = operator_change.and_then(|operator_change| operator_change.exclusion.clone());
@@ -304,23 +305,24 @@ fn decide(
             rollout_result,
         }
     };
-    let trusted =
-        |artifact: Artifact, pin: Option<&str>| trust_new(loader, versions, config, artifact, pin).map(Some);
+    let trusted = |artifact: Artifact, pin: Option<Digest>| {
+        trust_new(loader, versions, config, artifact, pin).map(Some)
+    };
     // A version that was active before may come back whatever its number is: only an operator or a
     // quarantine brings it back.
-    let kept = |hash: &str, pin: Option<&str>| {
+    let kept = |hash: Digest, pin: Option<Digest>| {
         let kept = versions.file(name, hash).and_then(|artifact| Trusted::new(loader, name, artifact, pin));
         kept.map(Some).map_err(|why| format!("has a stored version, {hash}, that {why}"))
     };
     let Some(operator_change) = operator_change else {
         let why = known.as_ref().map_or("", |known| &known.why).to_owned();
-        return Ok(match versions.choose(name, file_hash.as_deref()) {
+        return Ok(match versions.choose(name, file_hash) {
             EffectiveVersion::File => change(trusted(file?, pin)?, "its file", None),
             EffectiveVersion::Stored(hash) => {
                 // A pin is newer than a push; after a rollback or a quarantine it names the abandoned
                 // version.
                 let pushed = known.as_ref().is_some_and(|known| known.cause == OverrideCause::Pushed);
-                change(kept(&hash, pin.filter(|_| pushed))?, &why, known)
+                change(kept(hash, pin.filter(|_| pushed))?, &why, known)
             }
             EffectiveVersion::Without => change(None, &why, known),
         });
@@ -328,10 +330,10 @@ fn decide(
     let to = match &operator_change.pick {
         VersionChoice::File => trusted(file?, pin)?,
         VersionChoice::Upload(upload) => trusted(upload.clone(), pin)?,
-        VersionChoice::Stored(hash) => kept(hash, None)?,
+        VersionChoice::Stored(hash) => kept(*hash, None)?,
         VersionChoice::Without => None,
     };
-    let with = to.as_ref().map(|trusted| trusted.hash.clone());
+    let with = to.as_ref().map(|trusted| trusted.hash);
     let version_override = match operator_change.cause {
         // The file has the same content.
         _ if with.is_some() && with == file_hash => None,
@@ -346,16 +348,21 @@ fn decide(
 
 /// A version that may decide.
 struct Trusted {
-    hash: String,
+    hash: Digest,
     artifact: Artifact,
     /// The number that it is signed with.
     signed: Option<u64>,
 }
 
 impl Trusted {
-    fn new(loader: &PluginLoader, name: &str, artifact: Artifact, pin: Option<&str>) -> Result<Self, String> {
+    fn new(
+        loader: &PluginLoader,
+        name: &str,
+        artifact: Artifact,
+        pin: Option<Digest>,
+    ) -> Result<Self, String> {
         let signed = loader.check(name, &artifact, pin)?;
-        Ok(Self { hash: digest::hash(&artifact.bytes), artifact, signed })
+        Ok(Self { hash: Digest::of(&artifact.bytes), artifact, signed })
     }
 }
 
@@ -366,7 +373,7 @@ fn trust_new(
     versions: &Versions,
     config: &PluginConfig,
     artifact: Artifact,
-    pin: Option<&str>,
+    pin: Option<Digest>,
 ) -> Result<Trusted, String> {
     let trusted = Trusted::new(loader, &config.name, artifact, pin)?;
     if loader.requires_signatures() && !config.allow_downgrade {
@@ -376,7 +383,7 @@ fn trust_new(
     Ok(trusted)
 }
 
-/// The candidate to try, unless its rollout has ended already, or it is the deciding version.
+/// The candidate to roll out, unless its rollout has ended already or it is the deciding version.
 fn candidate(
     loader: &PluginLoader,
     versions: &Versions,
@@ -384,7 +391,7 @@ fn candidate(
     change: &VersionChange,
 ) -> Result<Option<Candidate>, String> {
     let Some(rollout) = &config.rollout else { return Ok(None) };
-    let pin = rollout.sha256.as_deref();
+    let pin = rollout.sha256;
     let trusted =
         loader.fetch(&rollout.path).and_then(|artifact| trust_new(loader, versions, config, artifact, pin));
     let trusted =

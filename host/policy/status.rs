@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use bytesize::ByteSize;
 
 use crate::artifact::{OverrideCause, RolloutResult, VersionOverride};
+use crate::digest::Digest;
 use crate::policy::entry::SetEntry;
 use crate::policy::on_error::OnErrors;
 use crate::policy::prepare::PluginProblem;
@@ -28,7 +29,7 @@ pub struct Status {
     pub overrides: BTreeMap<String, VersionOverride>,
     /// The last refused update, unless a good one has replaced it since.
     pub last_refusal: Option<RefusedUpdate>,
-    /// Files of `[policies] directory` that cannot be plugins and never were in force, with why.
+    /// Files of `[policies] directory` that cannot be loaded and were never active, with the reasons.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<PluginProblem>,
     /// Since when another set is being prepared; compiling may take half a minute.
@@ -44,7 +45,7 @@ impl Status {
             if instead.cause == OverrideCause::Quarantined {
                 let then = instead.with.as_ref().map_or_else(
                     || "the chain continues without it".to_owned(),
-                    |hash| format!("version {} decides instead", &hash[..12]),
+                    |hash| format!("version {} decides instead", hash.short()),
                 );
                 warnings.push(format!("plugin `{plugin}` was {}; {then}", instead.why));
             }
@@ -75,8 +76,8 @@ pub struct PluginStatus {
     pub name: String,
     /// Its file.
     pub path: PathBuf,
-    /// The SHA-256 of the active version's file, in hex. Versions are shown by their first 12 digits.
-    pub hash: String,
+    /// The SHA-256 of the active version's file. Versions are shown by their first 12 digits.
+    pub hash: Digest,
     /// The interfaces that it exports.
     pub hooks: Vec<&'static str>,
     /// The version of the contract it was built for.
@@ -99,7 +100,7 @@ pub struct PluginStatus {
     /// The status of its candidate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutStatus>,
-    /// How the last trial ended.
+    /// How the last rollout ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_rollout: Option<RolloutResult>,
 }
@@ -150,7 +151,7 @@ pub(super) fn plugin_status(entry: &SetEntry, refusal: &Option<RefusedUpdate>) -
     PluginStatus {
         name: plugin.config.name.clone(),
         path: plugin.path().to_path_buf(),
-        hash: plugin.module.hash.clone(),
+        hash: plugin.module.hash,
         hooks: plugin.module.hooks.names(),
         wit_version: plugin.module.wit_version.clone(),
         size: ByteSize::b(plugin.module.size as u64),

@@ -20,9 +20,9 @@ use crate::backoff::Backoff;
 const DEADLINES: u32 = 20;
 /// The divisor of the full budget that a plugin gets after a successful trial call.
 const AFTER_TRIAL: u32 = 4;
-/// For how long it is not called: at first, and at most.
+/// How long it is not called: at first, and at most.
 const PAUSES: Backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-/// Each worker has a budget of its own: there is nobody to keep apart from.
+/// Each worker has a budget of its own, so there are no other callers to spread out from.
 const NO_JITTER: f64 = 1.0;
 
 /// One worker's budget for one plugin.

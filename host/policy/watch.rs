@@ -85,7 +85,11 @@ impl PolicyWatcher {
         // If signatures are required, the first check verifies the current ones.
         let hashes = |entry: &SetEntry| {
             let candidate = entry.rollout.as_ref().map(|rollout| &rollout.candidate.module.hash);
-            [Some(&entry.plugin.module.hash), candidate].into_iter().flatten().cloned().map(Some).collect()
+            [Some(&entry.plugin.module.hash), candidate]
+                .into_iter()
+                .flatten()
+                .map(|hash| Some(hash.to_string()))
+                .collect()
         };
         let wanted = |entry: &Arc<SetEntry>| (entry.plugin.config.clone(), hashes(entry));
         let rollout_result = Some(active.entries().iter().map(wanted).collect());
@@ -130,8 +134,9 @@ impl PolicyWatcher {
             return;
         }
         let plugins = wanted.iter().map(|(config, _)| config.clone()).collect();
-        // Refusals are logged and kept by the policies themselves. They may pass (a start that
-        // took too long on a busy machine): what was refused is tried again at the next look.
+        // Refusals are logged and stored by the policies themselves. They may be temporary (such as a
+        // start that took too long on a busy machine), so a refused set is tried again at the next
+        // check.
         let is_settled = self.policies.replace(plugins).await.is_ok() && self.policies.is_complete();
         self.rollout_result = is_settled.then_some(wanted);
     }

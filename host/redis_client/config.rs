@@ -63,7 +63,7 @@ impl Config {
         self.url.starts_with("memory:")
     }
 
-    /// What is wrong with the values, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub fn validate(&self) -> Vec<String> {
         if self.is_memory() {
             return Vec::new();

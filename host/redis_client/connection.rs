@@ -20,8 +20,8 @@ use super::sentinel::Sentinels;
 use super::{BadUrl, ConnectionLimits, PartialReplies, reply};
 use crate::backoff::Backoff;
 
-/// How soon after a failed attempt the next one is made, at first and at most. Redis' return is
-/// noticed within the longer.
+/// Back-off after a failed attempt: first and longest. The longest bounds the time until a recovered
+/// Redis is used.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(25), Duration::from_millis(500));
 
 /// Maximum number of commands per pipeline. Very large pipelines buffer for long on both sides, and a

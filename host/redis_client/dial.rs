@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use super::error::{ServerFailure, ServerFailureKind};
 use super::reply_limits::{BoundedStream, RejectedReply, ReplyLimits, ReplyMeter};
 
-/// How long connecting and one pipeline may take, and how much may come.
+/// Timeouts and limits of one connection.
 #[derive(Debug, Clone)]
 pub(super) struct ConnectionLimits {
     pub(super) connect: Duration,
@@ -25,7 +25,7 @@ pub(super) struct ConnectionLimits {
     pub(super) reply_limits: ReplyLimits,
 }
 
-/// A connection. Clones share it; it ends with the last of them.
+/// A connection. Clones share it; it is closed when the last one is dropped.
 #[derive(Clone)]
 pub(super) struct BoundedConnection {
     redis: MultiplexedConnection,

@@ -33,7 +33,7 @@ pub(crate) enum ServerFailureKind {
     Denied,
     /// It does not let us in: no password, or a wrong one.
     NotLetIn,
-    /// A reply was larger than may be.
+    /// A reply exceeded its limit.
     TooLarge,
     /// A reply that no Redis sends.
     Malformed,
@@ -83,7 +83,7 @@ impl ServerFailure {
 }
 
 impl ServerFailureKind {
-    /// Whether a connection that logs in anew may have other rights.
+    /// Whether a connection that logs in again may have other rights.
     pub(super) fn is_about_the_user(self) -> bool {
         matches!(self, Self::Denied | Self::NotLetIn)
     }
@@ -133,10 +133,10 @@ impl Unavailable {
                 "fix its disk (see its log), or set `stop-writes-on-bgsave-error no` there"
             }
             ServerFailureKind::TooFewReplicas => {
-                "bring its replicas back, or lower its `min-replicas-to-write`"
+                "reconnect its replicas, or lower its `min-replicas-to-write`"
             }
             ServerFailureKind::Denied | ServerFailureKind::NotLetIn => {
-                "check user and password in [redis] url, and the user's ACL; `halley check --connect` tries what is needed"
+                "check user and password in [redis] url, and the user's ACL; `halley check --connect` tries the required permissions"
             }
             ServerFailureKind::TooLarge => "check the size of its keys, or raise [redis] max_reply",
             ServerFailureKind::Malformed => "check that [redis] url names a Redis server",

@@ -20,12 +20,12 @@ static LINES: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 /// callers retry sooner.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// How long what was refused for want of rights counts after a success: within this, who waits for
-/// Redis has tried again, and met it again if it is still so.
+/// How long a permission error counts after a success on the connection: within this time, waiting
+/// callers have retried and met the error again if it persists.
 const NEXT_ROUND_TRIP: Duration = Duration::from_millis(500);
 
-/// What one connection knows. All connections of a client share their state, so that an outage
-/// is logged once.
+/// The health of one connection. All connections of a client share their state, so that an outage is
+/// logged once.
 #[derive(Debug)]
 pub(super) struct ConnectionHealth {
     /// The name of the connection.

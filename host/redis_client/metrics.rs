@@ -67,7 +67,7 @@ impl Metrics {
             tracing::warn!(
                 length,
                 held_back,
-                "a string in a reply of Redis is too long for what it should be, and is left out; see halley_redis_values_refused_total"
+                "ignoring an oversized string in a reply of Redis; see halley_redis_values_refused_total"
             );
         }
     }

@@ -58,10 +58,10 @@ use reply_limits::ReplyLimits;
 pub use topology::BadUrl;
 use transport::Transport;
 
-/// The longest string in a reply about rooms: ids and addresses, which are far shorter.
+/// Maximum length of a string in replies about rooms: ids and addresses are far shorter.
 const LONGEST_ID: usize = 4 * 1024;
 
-/// The shared client. Cloning it is cheap, and the clones share their connections.
+/// The shared client. Clones are cheap and share their connections.
 #[derive(Clone, Debug)]
 pub struct RedisClient(Arc<ClientInner>);
 

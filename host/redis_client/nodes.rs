@@ -202,12 +202,12 @@ fn slots_failure(error: &ServerError) -> ServerFailure {
     )
 }
 
-/// Nobody in the cluster serves this now.
+/// The problem that no node serves this now.
 pub(super) fn unserved(what: std::fmt::Arguments<'_>) -> ServerFailure {
     ServerFailure::new(ServerFailureKind::ClusterDown, format!("no node serves {what}"))
 }
 
-/// What a single server must not say, a cluster may.
+/// Errors that are a problem for a single server but normal in a cluster.
 pub(super) fn as_cluster(problem: ServerFailure) -> ServerFailure {
     match problem.failure {
         ServerFailureKind::IsCluster => ServerFailure::new(ServerFailureKind::ClusterDown, problem.message),

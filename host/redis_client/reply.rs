@@ -7,14 +7,14 @@ use redis::{ServerError, ServerErrorKind, Value};
 
 use super::error::{ServerFailure, ServerFailureKind};
 
-/// How far a call came: a reply for each command that has one, and what kept the others from it.
+/// The result of a partial call: a reply for each completed command, and the problem of the others.
 #[derive(Debug)]
 pub(super) struct PartialReplies {
     pub(super) replies: Vec<Option<Value>>,
     pub(super) problem: Option<ServerFailure>,
 }
 
-/// One string out of a reply.
+/// A string in a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TextReply {
     /// Nil, or not a string.
@@ -83,7 +83,7 @@ pub(super) fn is_any_denied<'a>(replies: impl IntoIterator<Item = &'a Value>) ->
     replies.into_iter().any(|reply| matches!(refusal(reply), Some(Refusal::Denied(_))))
 }
 
-/// What stands for the code in a reply that was made here, in place of one that was too large.
+/// The error code of a substitute for an oversized reply.
 const TOO_LARGE: &str = "TOOLARGE";
 
 /// The substitute for an oversized reply.
@@ -99,7 +99,7 @@ pub fn excess(value: &Value) -> Option<String> {
     (error.code() == TOO_LARGE).then(|| error.details().unwrap_or_default().to_owned())
 }
 
-/// Whether this stands for a reply that was too large.
+/// Whether this is the substitute for an oversized reply.
 pub fn is_too_large(value: &Value) -> bool {
     excess(value).is_some()
 }

@@ -128,7 +128,7 @@ impl Drop for PipelineGuard<'_> {
     }
 }
 
-/// A string of which so many bytes are to come, its end of line included.
+/// A string of which `left` bytes are missing, including its end of line.
 #[derive(Debug)]
 struct PartialString {
     left: usize,

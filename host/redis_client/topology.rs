@@ -5,29 +5,28 @@
 
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
-/// A `[redis] url` that cannot be right. Its text does not repeat the URL, which may hold a
-/// password.
+/// An invalid `[redis] url`. The message does not repeat the URL, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadUrl {
-    /// `memory://` is no server: whoever builds the parts takes the in-memory ones instead.
+    /// `memory://` is not a server: the gateway uses its in-memory parts instead.
     #[error("[redis] url: memory:// names no server to connect to; use redis:// or rediss://")]
     Memory,
-    /// It should name a cluster.
+    /// An invalid cluster URL.
     #[error(
-        "[redis] url cannot be read ({0}); expected redis+cluster://[user:password@]node[:port][,node[:port]...], \
+        "[redis] url is invalid ({0}); expected redis+cluster://[user:password@]node[:port][,node[:port]...], \
          with special characters of the password percent-encoded"
     )]
     Cluster(String),
-    /// It should name sentinels.
+    /// An invalid sentinel URL.
     #[error(
-        "[redis] url cannot be read ({0}); expected redis+sentinel://[user:password@]sentinel[:port][,...]\
+        "[redis] url is invalid ({0}); expected redis+sentinel://[user:password@]sentinel[:port][,...]\
          /service[/database][?sentinel_username=...&sentinel_password=...], with special characters \
          percent-encoded"
     )]
     Sentinel(String),
     /// Everything else.
     #[error(
-        "[redis] url cannot be read ({0}); expected redis://[user:password@]host[:port][/database], \
+        "[redis] url is invalid ({0}); expected redis://[user:password@]host[:port][/database], \
          with special characters of the password percent-encoded; or redis+sentinel://, redis+cluster://, \
          memory://"
     )]

@@ -5,9 +5,9 @@ use crate::message::{CallTarget, CometAddr, RedriveUsers};
 use crate::router::{DeliveryPlan, Recipient, connections};
 
 impl DeliveryPlan {
-    /// A redriven message: only these comets did not take it. A message to all comets goes to
-    /// those of them that are known. Recipients of a comet that is no longer among the calls have
-    /// moved, nobody knows where to, so that the message goes to all then.
+    /// Restricts a redriven message to the comets that did not accept it. A BROADCAST goes to those
+    /// of them that are known. Otherwise, if one of them is no longer among the calls, its recipients
+    /// have moved to unknown comets, so the message goes to all.
     fn keep_comets(&mut self, comets: &[CometAddr]) {
         let calls = |comet: &CometAddr| self.deliveries.iter().any(|delivery| delivery.comet == *comet);
         if self.is_for_every_comet || comets.iter().all(calls) {
@@ -47,7 +47,7 @@ impl DeliveryPlan {
             }
             !delivery.recipients.is_empty()
         });
-        // Of those whom a comet did not take it for, some may be away now.
+        // Some users of a comet that did not accept it may be absent now.
         let may_be_anyone = users.truncated || !comets.is_empty();
         let is_due = |absent: &&AbsentRecipient| may_be_anyone || users.named.contains(absent.user.as_str());
         let mut absent: Vec<_> = self.absent.iter().filter(is_due).cloned().collect();

@@ -39,7 +39,7 @@ struct SinkBacklog {
 }
 
 impl SinkBacklog {
-    /// One line is written, dropped, or found no place.
+    /// A line was written or dropped.
     fn done(&self, bytes: usize) {
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
         let mut lines = self.lines.lock();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::digest;
+use crate::digest::Digest;
 use crate::wasm::compile::CompileError;
 use crate::wasm::module::Module;
 
@@ -31,7 +31,7 @@ pub(crate) struct CompileCache(Mutex<CompileResults>);
 #[derive(Default)]
 struct CompileResults {
     /// Hashes and reasons.
-    refused: VecDeque<(String, String)>,
+    refused: VecDeque<(Digest, String)>,
     compiled: VecDeque<Arc<Module>>,
 }
 
@@ -48,8 +48,8 @@ impl CompileCache {
         keeps_marks: bool,
         compile: impl FnOnce() -> Result<Module, CompileError>,
     ) -> Result<Arc<Module>, String> {
-        let hash = digest::hash(bytes);
-        if let Some(known) = self.known(&hash) {
+        let hash = Digest::of(bytes);
+        if let Some(known) = self.known(hash) {
             return known;
         }
         let compile = || logging_when_slow(plugin, bytes.len(), compile);
@@ -82,9 +82,9 @@ impl CompileCache {
         self.0.lock().compiled.clear();
     }
 
-    fn known(&self, hash: &str) -> Option<Result<Arc<Module>, String>> {
+    fn known(&self, hash: Digest) -> Option<Result<Arc<Module>, String>> {
         let known = self.0.lock();
-        if let Some((_, why)) = known.refused.iter().find(|(refused, _)| refused == hash) {
+        if let Some((_, why)) = known.refused.iter().find(|(refused, _)| *refused == hash) {
             return Some(Err(why.clone()));
         }
         known.compiled.iter().find(|module| module.hash == hash).cloned().map(Ok)
@@ -95,7 +95,7 @@ impl CompileCache {
         module
     }
 
-    fn refuse(&self, hash: String, why: String) {
+    fn refuse(&self, hash: Digest, why: String) {
         push(&mut self.0.lock().refused, (hash, why), MAX_REFUSED);
     }
 }
@@ -151,9 +151,9 @@ mod tests {
         assert!(!Arc::ptr_eq(&one, &runtime.compile("p", &bytes).unwrap()));
 
         let why = runtime.compile("p", b"text").err().unwrap();
-        assert_eq!(runtime.compile_cache.known(&digest::hash(b"text")).unwrap().err(), Some(why));
+        assert_eq!(runtime.compile_cache.known(Digest::of(b"text")).unwrap().err(), Some(why));
         (0..MAX_REFUSED).for_each(|n| drop(runtime.compile("p", format!("{n}").as_bytes())));
-        assert!(runtime.compile_cache.known(&digest::hash(b"text")).is_none(), "no more than so many");
+        assert!(runtime.compile_cache.known(Digest::of(b"text")).is_none(), "no more than the limit");
         assert_eq!(runtime.compile_cache.0.lock().refused.len(), MAX_REFUSED);
     }
 

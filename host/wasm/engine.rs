@@ -132,7 +132,8 @@ fn core_modules(component: &[u8]) -> Vec<&[u8]> {
     payloads.filter_map(module).collect()
 }
 
-/// What of an engine decides whether code fits it: wasmtime's version, the processor, the settings.
+/// A fingerprint of everything that decides whether code fits the engine: wasmtime's version, the
+/// processor, the settings.
 pub(crate) fn fingerprint(engine: &Engine) -> String {
     let mut hasher = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut hasher);

@@ -3,36 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-/// How a plugin failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FailureKind {
-    /// It trapped.
-    Trap,
-    /// It exceeded its deadline.
-    Deadline,
-    /// It failed after a memory allocation beyond its limit.
-    Memory,
-    /// It returned an invalid answer.
-    BadAnswer,
-    /// It could not be instantiated, or `init` returned an error.
-    Start,
-}
-
-impl FailureKind {
-    /// The kind as named in metrics and in the configuration.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Trap => "trap",
-            Self::Deadline => "deadline",
-            Self::Memory => "memory",
-            Self::BadAnswer => "bad-answer",
-            Self::Start => "start",
-        }
-    }
-}
+use crate::decision::FailureKind;
 
 /// A limit of plugins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum PluginLimit {
     /// The deadline of a call.
     Time,
@@ -50,6 +24,34 @@ pub(crate) enum PluginLimit {
     AddressSpace,
     /// The time of calls past their deadline: messages that it was not asked about.
     TimeBudget,
+}
+
+impl PluginLimit {
+    /// Every limit, in the order of the counters.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Time,
+        Self::Memory,
+        Self::Output,
+        Self::Log,
+        Self::Metrics,
+        Self::State,
+        Self::AddressSpace,
+        Self::TimeBudget,
+    ];
+
+    /// The limit as named in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Time => "time",
+            Self::Memory => "memory",
+            Self::Output => "output",
+            Self::Log => "log",
+            Self::Metrics => "metrics",
+            Self::State => "state",
+            Self::AddressSpace => "address-space",
+            Self::TimeBudget => "time-budget",
+        }
+    }
 }
 
 /// A failed call. Its message is the second half of a sentence that begins with the plugin.

@@ -2,7 +2,7 @@
 
 use wit_parser::{Resolve, WorldItem, WorldKey};
 
-use crate::digest;
+use crate::digest::Digest;
 use crate::wasm::compile::CompileError;
 use crate::wasm::module;
 use crate::wasm::runtime::Runtime;
@@ -14,8 +14,8 @@ pub struct Inspection {
     pub form: &'static str,
     /// In bytes.
     pub size: usize,
-    /// SHA-256 of the file, in hex; gateways show the first twelve digits.
-    pub sha256: String,
+    /// SHA-256 of the file; gateways show the first twelve digits.
+    pub sha256: Digest,
     /// The contract that it was built for, such as `0.1.1`; `None` if the file does not name one.
     pub contract: Option<String>,
     /// Hooks that the gateway would call.
@@ -45,7 +45,7 @@ pub fn inspect(runtime: &Runtime, bytes: &[u8]) -> Inspection {
     Inspection {
         form: if wasmparser::Parser::is_component(bytes) { "component" } else { "module" },
         size: bytes.len(),
-        sha256: digest::hash(bytes),
+        sha256: Digest::of(bytes),
         contract: module::contract_version(bytes),
         hooks: compiled.as_ref().map(|module| module.hooks.names()).unwrap_or_default(),
         exports,

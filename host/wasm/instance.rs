@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytesize::ByteSize;
 use wasmtime::{Store, Trap};
 
-use crate::decision::AbsentRecipient;
+use crate::decision::{AbsentRecipient, FailureKind};
 use crate::message::Message;
 use crate::wasm::address_space;
 use crate::wasm::batch::{self, MessageColumns};
@@ -19,13 +19,11 @@ use crate::wasm::bindings::exports::halley::policy::{
 };
 use crate::wasm::bindings::halley::policy::types;
 use crate::wasm::epoch::{RunningGuest, ticks};
-use crate::wasm::failure::FailureKind;
-use crate::wasm::failure::PluginFailure;
-use crate::wasm::failure::PluginLimit;
-use crate::wasm::failure::causes;
+use crate::wasm::failure::{PluginFailure, PluginLimit, causes};
 use crate::wasm::host::{HostState, PluginContext, cut};
 use crate::wasm::lift::{self, UncheckedDisposition, UncheckedVerdict};
 use crate::wasm::lower::{self, with_message, with_messages};
+use crate::wasm::metrics::HookKind;
 use crate::wasm::module::Module;
 use crate::wasm::room::{RoomConnections, RoomView, UncheckedRegrouping};
 use crate::wasm::shared::SharedStateSession;
@@ -37,15 +35,6 @@ const TOO_MUCH_DATA: &str = "fuel allocated for hostcalls has been exhausted";
 
 /// How much guest output a failure quotes, in bytes.
 const MAX_QUOTED_OUTPUT: usize = 1024;
-
-/// What is timed and counted: the index into [`crate::wasm::metrics::HOOKS`].
-#[derive(Clone, Copy, Debug)]
-enum HookKind {
-    Filter,
-    Grouping,
-    Offline,
-    Init,
-}
 
 /// Limits on one instance.
 #[derive(Clone, Copy, Debug)]
@@ -211,7 +200,7 @@ impl Instance {
         // end it again after every restart.
         let result = catch_unwind(AssertUnwindSafe(|| work(&mut self.store)))
             .unwrap_or_else(|_| Err(wasmtime::Error::msg("the engine panicked")));
-        self.context.metrics.called(hook as usize, begun.elapsed().as_secs_f64());
+        self.context.metrics.called(hook, begun.elapsed().as_secs_f64());
         count_memory(&self.store, &self.context, result.is_err());
         let printed = self.store.data().log_output();
         let limits = InstanceLimits { deadline, ..self.limits };
@@ -301,7 +290,7 @@ fn failure(error: &wasmtime::Error, store: &Store<HostState>, limits: InstanceLi
         return PluginFailure::new(FailureKind::Deadline, Some(PluginLimit::Time), message);
     }
     if store.data().memory.refused {
-        let message = format!("wanted more memory than its {memory}");
+        let message = format!("exceeded its memory limit of {memory}");
         return PluginFailure::new(FailureKind::Memory, Some(PluginLimit::Memory), message);
     }
     if store.data().memory.address_space_exhausted || address_space::is_refusal(error) {

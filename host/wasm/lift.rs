@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::decision::{Disposition, FilteredMessage, Guard, PluginVersion, Verdict};
+use crate::decision::{Disposition, Effect, FilteredMessage, Guard, MessagePart, PluginVersion, Verdict};
 use crate::message::{Audience, CometAddr, NamedBy};
 use crate::wasm::bindings::exports::halley::policy::filter::{self, Amendment, Once};
 use crate::wasm::bindings::exports::halley::policy::offline;
@@ -96,12 +96,12 @@ pub(crate) fn apply(
         filter::Verdict::Pass => return Ok(()),
         filter::Verdict::Drop(reason) => {
             let reason = cut(&reason, MAX_REASON).to_owned();
-            filtered.note(by, format!("dropped: {reason}"));
+            filtered.note(by, Effect::Dropped { reason: reason.clone() });
             filtered.verdict = Verdict::Drop { reason, by: by.clone() };
         }
         filter::Verdict::DeadLetter(reason) => {
             let reason = cut(&reason, MAX_REASON).to_owned();
-            filtered.note(by, format!("dead-lettered: {reason}"));
+            filtered.note(by, Effect::DeadLettered { reason: reason.clone() });
             filtered.verdict = Verdict::DeadLetter { reason, by: by.clone() };
         }
         filter::Verdict::Amend(amendment) => {
@@ -170,25 +170,25 @@ fn amend(amendment: Amendment, filtered: &mut FilteredMessage, by: &PluginVersio
     let mut amended = Vec::new();
     if let Some(body) = amendment.body {
         filtered.message.body = body.into();
-        amended.push("body");
+        amended.push(MessagePart::Body);
     }
     if let Some(operation) = amendment.operation {
         filtered.message.operation = operation;
-        amended.push("operation");
+        amended.push(MessagePart::Operation);
     }
     if let Some(room) = amendment.room {
         filtered.message.audience = Audience::Room(room.into());
-        amended.push("room");
+        amended.push(MessagePart::Room);
     }
     if let (Some(new), Audience::Keys { keys, .. }) = (amendment.keys, &mut filtered.message.audience) {
         *keys = new.into_iter().map(Arc::from).collect();
-        amended.push("keys");
+        amended.push(MessagePart::Keys);
     }
     if override_comets(filtered, amendment.only, amendment.except, (amendment.also, named_by)) {
-        amended.push("comets");
+        amended.push(MessagePart::Comets);
     }
     if !amendment.once.is_empty() {
-        amended.push("guards");
+        amended.push(MessagePart::Guards);
     }
     for once in amendment.once {
         let key = format!("{}:{}", by.name, once.key);
@@ -196,7 +196,7 @@ fn amend(amendment: Amendment, filtered: &mut FilteredMessage, by: &PluginVersio
         filtered.guards.push(Guard { key, ttl, by: by.clone() });
     }
     if !amended.is_empty() {
-        filtered.note(by, format!("amended {}", amended.join(", ")));
+        filtered.note(by, Effect::Amended(amended));
     }
 }
 

@@ -1,5 +1,5 @@
-//! Turns a file's bytes into something that can be instantiated: tells components from plain modules,
-//! reads the contract version, compiles, and checks imports and exports.
+//! Turns a file's bytes into a module that can be instantiated: distinguishes components from core
+//! modules, reads the contract version, compiles, and checks imports and exports.
 //!
 //! Errors are the second half of a sentence that begins with the plugin's name and path.
 
@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use wasmparser::{Parser, Payload};
 use wasmtime::component::{Component, InstancePre, Linker};
 
-use crate::digest;
+use crate::digest::Digest;
 use crate::wasm::bindings::exports::halley::policy::{
     filter, filter_columns, grouping, grouping_columns, lifecycle, offline,
 };
@@ -61,7 +61,7 @@ pub(crate) struct Module {
     pub(crate) pre: InstancePre<HostState>,
     pub(crate) hooks: Hooks,
     /// SHA-256 of the file, in hex.
-    pub(crate) hash: String,
+    pub(crate) hash: Digest,
     /// The file's size in bytes.
     pub(crate) size: usize,
     /// The contract version it was built for.
@@ -90,7 +90,7 @@ impl Module {
         })?;
         let hooks = hooks(&contract, &pre).map_err(invalid)?;
         let wit_version = contract.version().to_string();
-        Ok(Self { pre, hooks, hash: digest::hash(bytes), size: bytes.len(), wit_version })
+        Ok(Self { pre, hooks, hash: Digest::of(bytes), size: bytes.len(), wit_version })
     }
 }
 

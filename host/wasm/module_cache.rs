@@ -17,10 +17,11 @@ use std::{fs, io};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::digest::Digest;
 use crate::files::{OwnedDir, ReadError};
 
 /// The length of a SHA-256.
-const DIGEST: usize = 32;
+const CHECKSUM: usize = 32;
 /// Beyond this, the oldest entries are removed. Components of Python and JavaScript are 40 MB of
 /// code.
 const MAX_TOTAL_BYTES: u64 = 1024 * 1024 * 1024;
@@ -50,15 +51,15 @@ impl ModuleCache {
         Ok(store)
     }
 
-    /// The code of a component (its SHA-256 in hex) for an engine with this fingerprint.
-    pub(crate) fn get(&self, component: &str, engine: &str) -> Option<Vec<u8>> {
+    /// The code of a component for an engine with this fingerprint.
+    pub(crate) fn get(&self, component: Digest, engine: &str) -> Option<Vec<u8>> {
         let name = name(component, engine);
-        let read = self.folder.read(&name, MAX_CODE + DIGEST as u64);
+        let read = self.folder.read(&name, MAX_CODE + CHECKSUM as u64);
         if read.as_ref().is_err_and(ReadError::is_missing) {
             return None;
         }
         let is_as_written = |content: &Vec<u8>| {
-            let (head, code) = content.split_at_checked(DIGEST).unwrap_or_default();
+            let (head, code) = content.split_at_checked(CHECKSUM).unwrap_or_default();
             head == digest(&name, code)
         };
         let content = read.ok().filter(is_as_written);
@@ -68,12 +69,12 @@ impl ModuleCache {
             self.remove(component, engine);
         }
         let mut content = content?;
-        content.drain(..DIGEST);
+        content.drain(..CHECKSUM);
         Some(content)
     }
 
     /// Stores code, so that the next start need not compile it.
-    pub(crate) fn put(&self, component: &str, engine: &str, code: &[u8]) {
+    pub(crate) fn put(&self, component: Digest, engine: &str, code: &[u8]) {
         let name = name(component, engine);
         let content = [&digest(&name, code)[..], code].concat();
         let kept = self.folder.replace(&name, &content).and_then(|()| Ok(self.sweep()?));
@@ -84,7 +85,7 @@ impl ModuleCache {
     }
 
     /// Removes code that could not be loaded.
-    pub(crate) fn remove(&self, component: &str, engine: &str) {
+    pub(crate) fn remove(&self, component: Digest, engine: &str) {
         // A file that stays is overwritten by the next compilation.
         let _ = fs::remove_file(self.folder.path().join(name(component, engine)));
     }
@@ -113,7 +114,7 @@ impl ModuleCache {
     }
 }
 
-fn name(component: &str, engine: &str) -> String {
+fn name(component: Digest, engine: &str) -> String {
     format!("{component}-{engine}")
 }
 
@@ -128,7 +129,7 @@ fn remove(path: &Path, metadata: &fs::Metadata) -> io::Result<()> {
     if metadata.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
-fn digest(name: &str, code: &[u8]) -> [u8; DIGEST] {
+fn digest(name: &str, code: &[u8]) -> [u8; CHECKSUM] {
     Sha256::new().chain_update(name).chain_update(code).finalize().into()
 }
 
@@ -141,7 +142,6 @@ mod tests {
     use prometheus_client::registry::Registry;
 
     use super::*;
-    use crate::digest;
     use crate::wasm::runtime::{Runtime, RuntimeConfig};
 
     /// A minimal component; `number` makes its bytes unique.
@@ -211,10 +211,10 @@ mod tests {
         restart(&compiled, &[plugin(1)]);
         let one = only_entry(&compiled);
         let other =
-            compiled.join(name(&digest::hash(&plugin(2)), one.to_str().unwrap().rsplit('-').next().unwrap()));
+            compiled.join(name(Digest::of(&plugin(2)), one.to_str().unwrap().rsplit('-').next().unwrap()));
         fs::copy(&one, &other).unwrap();
         assert_eq!(restart(&compiled, &[plugin(2)]), 1, "that is another plugin's");
-        let foreign = one.with_file_name(name(&digest::hash(&plugin(1)), "0123456789abcdef"));
+        let foreign = one.with_file_name(name(Digest::of(&plugin(1)), "0123456789abcdef"));
         fs::rename(&one, &foreign).unwrap();
         assert_eq!(restart(&compiled, &[plugin(1)]), 1, "that is another engine's");
     }
@@ -240,12 +240,12 @@ mod tests {
         fs::write(compiled.join("SHA256SUMS"), b"").unwrap();
         let store = ModuleCache::open(&compiled).unwrap();
         assert_eq!(fs::read_dir(&compiled).unwrap().count(), 0);
-        let (component, engine) = ("a".repeat(64), "0123456789abcdef");
+        let (component, engine) = (Digest::of(b"a"), "0123456789abcdef");
         let precious = folder.path().join("precious");
         fs::write(&precious, b"precious").unwrap();
-        std::os::unix::fs::symlink(&precious, compiled.join(name(&component, engine))).unwrap();
-        store.put(&component, engine, b"code");
-        assert_eq!(store.get(&component, engine).unwrap(), b"code");
+        std::os::unix::fs::symlink(&precious, compiled.join(name(component, engine))).unwrap();
+        store.put(component, engine, b"code");
+        assert_eq!(store.get(component, engine).unwrap(), b"code");
         assert_eq!(fs::read(&precious).unwrap(), b"precious");
     }
 

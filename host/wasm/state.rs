@@ -114,7 +114,9 @@ impl StateEntries {
     fn limit_hit(&self, key: &str, length: usize) -> Option<String> {
         let old = self.values.peek(key);
         if old.is_none() && self.values.len() >= MAX_ENTRIES {
-            return Some(format!("there are {MAX_ENTRIES} keys already; delete some, or let them expire"));
+            return Some(format!(
+                "the limit of {MAX_ENTRIES} keys is reached; delete some, or let them expire"
+            ));
         }
         let freed = old.map_or(0, |old| key.len() + old.len());
         let total = self.total - freed + key.len() + length;

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::expiring::ExpiringMap;
 
-/// What a key takes in Redis beside its bytes and its value's.
+/// What a key takes in Redis in addition to its bytes and its value's.
 const OVERHEAD: usize = 128;
 
 /// One plugin's account.

@@ -76,20 +76,20 @@ async fn letters_that_fit_one_by_one_keep_their_values() {
     if !kafka().can_prove("letters_that_fit_one_by_one_keep_their_values") {
         return;
     }
-    let station = RefusingTopic::start("batched", &[("max.message.bytes", "200000")]).await;
-    let topic = &station.desk.topic;
+    let refusing = RefusingTopic::start("batched", &[("max.message.bytes", "200000")]).await;
+    let topic = &refusing.desk.topic;
     for (count, size) in [(6, 150_000), (20, 50_000)] {
         let body = vec![b'x'; size];
-        station
+        refusing
             .refuse_together(count, async |room| drop(kafka().produce_room(topic, room, &body).await))
             .await;
     }
-    let letters = station.letters().await;
+    let letters = refusing.letters().await;
     let sizes = letters.iter().map(|letter| letter.value.as_ref().map_or(0, |value| value.len()));
     assert_eq!(sizes.clone().filter(|size| *size > 150_000).count(), 6, "{:?}", sizes.collect::<Vec<_>>());
     assert_eq!(sizes.filter(|size| (50_000..60_000).contains(size)).count(), 20);
     assert_eq!(letters.len(), 26, "no duplicates");
-    assert_eq!(station.troubles(), Vec::<serde_json::Value>::new());
+    assert_eq!(refusing.troubles(), Vec::<serde_json::Value>::new());
 }
 
 #[tokio::test]
@@ -97,21 +97,21 @@ async fn an_old_letter_does_not_affect_its_batch() {
     if !kafka().can_prove("an_old_letter_takes_nothing_from_those_beside_it") {
         return;
     }
-    let station = RefusingTopic::start("ages", &[("message.timestamp.before.max.ms", "3600000")]).await;
-    let (topic, young, old) = (&station.desk.topic, now() - 60_000, now() - 2 * DAY);
+    let refusing = RefusingTopic::start("ages", &[("message.timestamp.before.max.ms", "3600000")]).await;
+    let (topic, young, old) = (&refusing.desk.topic, now() - 60_000, now() - 2 * DAY);
     let produce = async |room: &str| {
         let value = encode(&Audience::Room(room.into()), 4, b"news");
         let time = if room.ends_with(['0', '3', '4']) { old } else { young };
         kafka().produce_record_of(topic, Some(room), Some(&value), &[], Some(time)).await;
     };
-    station.refuse_together(6, produce).await;
-    let letters = station.letters().await;
+    refusing.refuse_together(6, produce).await;
+    let letters = refusing.letters().await;
     let kept = letters.iter().filter(|letter| letter.timestamp_ms == Some(young)).count();
     assert_eq!((letters.len(), kept), (6, 3), "{letters:?}");
     let told: BTreeSet<_> =
         letters.iter().filter_map(|letter| letter.header("halley-origin-timestamp")).collect();
     assert_eq!(told, BTreeSet::from([young.to_string(), old.to_string()]));
-    assert_eq!(station.troubles(), Vec::<serde_json::Value>::new());
+    assert_eq!(refusing.troubles(), Vec::<serde_json::Value>::new());
 }
 
 #[tokio::test]
@@ -197,12 +197,12 @@ async fn a_letter_too_large_for_its_topic_is_kept_without_its_value() {
     if !kafka().can_prove("a_letter_too_large_for_its_topic_is_kept_without_its_value") {
         return;
     }
-    let station = RefusingTopic::start("large", &[("max.message.bytes", "200000")]).await;
-    let topic = &station.desk.topic;
-    station.comet.behave(Behaviour::Fail(Code::InvalidArgument));
+    let refusing = RefusingTopic::start("large", &[("max.message.bytes", "200000")]).await;
+    let topic = &refusing.desk.topic;
+    refusing.comet.behave(Behaviour::Fail(Code::InvalidArgument));
     let value = encode(&Audience::Room("lobby".into()), 4, &[b'x'; 300_000]);
     let id = kafka().produce_record(topic, Some("lobby"), Some(&value), &[("trace", "t1")]).await;
-    let letters = station.letters().await;
+    let letters = refusing.letters().await;
     assert_eq!(letters.len(), 1, "{letters:?}");
     let letter = &letters[0];
     // Not null, which would be a deletion in a compacted topic.
@@ -212,15 +212,15 @@ async fn a_letter_too_large_for_its_topic_is_kept_without_its_value() {
     assert_eq!(told, ["t1", &id, topic, "0", "deliver"]);
     let left_out = letter.header("halley-value-left-out").unwrap_or_default();
     assert!(left_out.starts_with(&format!("{} bytes, sha256 ", value.len())), "{left_out}");
-    let listed = station.desk.ok(&["list"]);
+    let listed = refusing.desk.ok(&["list"]);
     assert!(listed.contains(&id) && listed.contains("1 dead letter: 1 deliver"), "{listed}");
-    assert_eq!(station.gateway.wait_for_log(LEFT_OUT).await["level"], "ERROR");
+    assert_eq!(refusing.gateway.wait_for_log(LEFT_OUT).await["level"], "ERROR");
 
-    station.comet.behave(Behaviour::Ok);
-    station.comet.forget();
+    refusing.comet.behave(Behaviour::Ok);
+    refusing.comet.forget();
     kafka().produce_room(topic, "lobby", "next").await;
-    station.comet.wait_for_deliveries(&[(To::Room("lobby".into()), 4, "next")]).await;
-    assert_eq!(station.letters().await.len(), 1);
+    refusing.comet.wait_for_deliveries(&[(To::Room("lobby".into()), 4, "next")]).await;
+    assert_eq!(refusing.letters().await.len(), 1);
 }
 
 #[tokio::test]
@@ -228,31 +228,31 @@ async fn a_letter_too_old_for_its_topic_keeps_its_time_in_a_header() {
     if !kafka().can_prove("a_letter_too_old_for_its_topic_keeps_its_time_in_a_header") {
         return;
     }
-    let station = RefusingTopic::start("old", &[("message.timestamp.before.max.ms", "3600000")]).await;
-    let topic = &station.desk.topic;
-    station.comet.behave(Behaviour::Fail(Code::InvalidArgument));
+    let refusing = RefusingTopic::start("old", &[("message.timestamp.before.max.ms", "3600000")]).await;
+    let topic = &refusing.desk.topic;
+    refusing.comet.behave(Behaviour::Fail(Code::InvalidArgument));
     let now =
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_millis() as i64;
     let old = now - 2 * 24 * 3_600_000;
     let value = encode(&Audience::Room("lobby".into()), 4, b"news");
     let id = kafka().produce_record_of(topic, Some("lobby"), Some(&value), &[], Some(old)).await;
-    let letters = station.letters().await;
+    let letters = refusing.letters().await;
     assert_eq!(letters.len(), 1, "{letters:?}");
     assert_eq!((letters[0].header("halley-message-id"), &letters[0].value), (Some(id.clone()), &Some(value)));
     assert_eq!(letters[0].header("halley-origin-timestamp"), Some(old.to_string()));
     assert!(letters[0].timestamp_ms.is_some_and(|written| written >= now), "{letters:?}");
 
     let listed: serde_json::Value =
-        serde_json::from_str(station.desk.ok(&["list", "--json"]).trim()).expect("one line of JSON");
+        serde_json::from_str(refusing.desk.ok(&["list", "--json"]).trim()).expect("one line of JSON");
     let when = listed["timestamp"].as_str().and_then(|text| humantime::parse_rfc3339(text).ok());
     assert_eq!(when, Some(SystemTime::UNIX_EPOCH + Duration::from_millis(old as u64)), "{listed}");
-    assert!(station.desk.ok(&["list", "--since", "1d"]).contains("no dead letters"));
-    assert!(station.desk.ok(&["list", "--since", "3d", "--until", "1d"]).contains(&id));
+    assert!(refusing.desk.ok(&["list", "--since", "1d"]).contains("no dead letters"));
+    assert!(refusing.desk.ok(&["list", "--since", "3d", "--until", "1d"]).contains(&id));
 
-    station.comet.behave(Behaviour::Ok);
-    station.comet.forget();
-    assert!(station.desk.ok(&["redrive"]).starts_with("1 redriven"));
-    station.comet.wait_for_deliveries(&[(To::Room("lobby".into()), 4, "news")]).await;
+    refusing.comet.behave(Behaviour::Ok);
+    refusing.comet.forget();
+    assert!(refusing.desk.ok(&["redrive"]).starts_with("1 redriven"));
+    refusing.comet.wait_for_deliveries(&[(To::Room("lobby".into()), 4, "news")]).await;
     let times: Vec<_> = kafka().read_all(topic).iter().map(|record| record.timestamp_ms).collect();
     assert_eq!(times, [Some(old); 2], "redriven with its own time");
 }

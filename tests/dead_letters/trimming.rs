@@ -13,15 +13,15 @@ async fn oversized_letters_are_trimmed_in_steps() {
     if !kafka().can_prove("what_does_not_fit_is_cut_in_steps_and_holds_up_nothing") {
         return;
     }
-    let station = RefusingTopic::start("cut", &[("max.message.bytes", "20000")]).await;
-    let topic = &station.desk.topic;
+    let refusing = RefusingTopic::start("cut", &[("max.message.bytes", "20000")]).await;
+    let topic = &refusing.desk.topic;
     let long = "k".repeat(30_000);
     let with_key = kafka().produce_record(topic, Some(&long), Some(b"\xff"), &[("trace", "t1")]).await;
     let headers = [("long", &*long), ("trace", "t2")];
     let with_headers = kafka().produce_record(topic, Some("key"), Some(b"\xff"), &headers).await;
     kafka().produce_room(topic, "lobby", "next").await;
-    station.comet.wait_for_deliveries(&[(To::Room("lobby".into()), 4, "next")]).await;
-    let letters = station.letters().await;
+    refusing.comet.wait_for_deliveries(&[(To::Room("lobby".into()), 4, "next")]).await;
+    let letters = refusing.letters().await;
     assert_eq!(letters.len(), 2, "{letters:?}");
     let note = |at: usize, name: &str| letters[at].header(name).unwrap_or_default();
 
@@ -36,10 +36,10 @@ async fn oversized_letters_are_trimmed_in_steps() {
     let series =
         ["value", "key", "headers"].map(|part| format!("halley_dead_letters_cut_total{{part=\"{part}\"}}"));
     for (series, count) in series.iter().zip([2.0, 2.0, 1.0]) {
-        assert_eq!(station.gateway.metric(series).await, Some(count), "{series}");
+        assert_eq!(refusing.gateway.metric(series).await, Some(count), "{series}");
     }
 
-    let refused = station.desk.run(&["redrive"]);
+    let refused = refusing.desk.run(&["redrive"]);
     let said = text(&refused.stderr);
     assert!(
         refused.status.code() == Some(1) && said.contains("its key was left out (30000 bytes"),
@@ -53,17 +53,17 @@ async fn a_permanently_refused_letter_is_settled_and_counted() {
     if !kafka().can_prove("a_letter_that_is_refused_for_good_is_settled_counted_and_told") {
         return;
     }
-    let station = RefusingTopic::start("lost", &[("max.message.bytes", "200")]).await;
-    let topic = &station.desk.topic;
+    let refusing = RefusingTopic::start("lost", &[("max.message.bytes", "200")]).await;
+    let topic = &refusing.desk.topic;
     let id = kafka().produce_record(topic, Some("lobby"), Some(b"junk"), &[]).await;
-    station.comet.behave(Behaviour::Fail(Code::InvalidArgument));
+    refusing.comet.behave(Behaviour::Fail(Code::InvalidArgument));
     kafka().produce_room(topic, "lobby", "refused").await;
-    assert_eq!(station.letters().await.len(), 0);
+    assert_eq!(refusing.letters().await.len(), 0);
     let lost = "the dead-letter topic permanently refused a letter: the record is settled and lost";
-    let line = station.gateway.wait_for_log(lost).await;
+    let line = refusing.gateway.wait_for_log(lost).await;
     assert_eq!((&line["level"], &line["id"], &line["offset"]), (&"ERROR".into(), &id.into(), &0.into()));
-    assert_eq!(station.gateway.metric("halley_dead_letters_lost_total").await, Some(2.0));
-    assert_eq!(station.gateway.metric("halley_messages_total{outcome=\"lost\"}").await, Some(2.0));
+    assert_eq!(refusing.gateway.metric("halley_dead_letters_lost_total").await, Some(2.0));
+    assert_eq!(refusing.gateway.metric("halley_messages_total{outcome=\"lost\"}").await, Some(2.0));
 }
 
 #[tokio::test]
@@ -71,21 +71,21 @@ async fn a_compacted_topic_keeps_letters_without_a_key_by_their_id() {
     if !kafka().can_prove("a_compacted_topic_keeps_letters_without_a_key_by_their_id") {
         return;
     }
-    let station = RefusingTopic::start("compacted", &[("cleanup.policy", "compact")]).await;
-    let topic = &station.desk.topic;
+    let refusing = RefusingTopic::start("compacted", &[("cleanup.policy", "compact")]).await;
+    let topic = &refusing.desk.topic;
     let value = encode(&Audience::Room("lobby".into()), 4, b"news");
-    station.comet.behave(Behaviour::Fail(Code::InvalidArgument));
+    refusing.comet.behave(Behaviour::Fail(Code::InvalidArgument));
     let mut ids = Vec::new();
     for key in [None, Some("lobby"), None] {
         ids.push(kafka().produce_record(topic, key, Some(&value), &[]).await);
     }
     let keys: Vec<_> =
-        station.letters().await.iter().map(|l| text(l.key.as_deref().unwrap_or_default())).collect();
+        refusing.letters().await.iter().map(|l| text(l.key.as_deref().unwrap_or_default())).collect();
     assert_eq!(keys, [&*ids[0], "lobby", &*ids[2]]);
-    station.comet.behave(Behaviour::Ok);
-    station.comet.forget();
-    assert!(station.desk.ok(&["redrive"]).starts_with("3 redriven"));
-    station.comet.wait_for(3).await;
+    refusing.comet.behave(Behaviour::Ok);
+    refusing.comet.forget();
+    assert!(refusing.desk.ok(&["redrive"]).starts_with("3 redriven"));
+    refusing.comet.wait_for(3).await;
     let back: Vec<_> = kafka().read_all(topic).into_iter().skip(3).map(|record| record.key).collect();
     assert_eq!(back, [None, Some("lobby".into()), None], "as they were");
 }

@@ -118,7 +118,7 @@ fn compiler_of(gateway: &RunningGateway) -> Option<u32> {
     pids.into_iter().find(|pid| is_child(pid) && compiles(pid))
 }
 
-/// Whether a process has ended; whoever inherits it may not have looked yet.
+/// Whether a process has ended, even if its new parent has not reaped it yet.
 fn has_ended(pid: u32) -> bool {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
     status.is_ok_and(|status| status.contains("\nState:\tZ")) || !Path::new(&format!("/proc/{pid}")).exists()
@@ -161,7 +161,7 @@ async fn a_plugin_that_cannot_compile_is_tried_once() {
     // The next start does not try it at all, and comes up with the version that was active.
     let before = std::fs::read(&mark).expect("the mark");
     let second = settings.clone().start().await;
-    warning_with(&second, "not tried again").await;
+    warning_with(&second, "not retried").await;
     assert_eq!(std::fs::read(&mark).expect("the mark"), before, "an attempt would have been noted");
     kafka().produce_room(&topic, "lobby", "spam again").await;
     kafka().produce_room(&topic, "lobby", "hello again").await;

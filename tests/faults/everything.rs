@@ -118,7 +118,7 @@ impl ChaosRun<'_> {
         Instant::now() < self.until
     }
 
-    /// The policies in force, or to be.
+    /// The settings with the policies of the current version.
     fn policies(&self) -> Gateway {
         with_policies(&self.settings, self.version.load(Ordering::Relaxed))
     }

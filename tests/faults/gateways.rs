@@ -83,7 +83,7 @@ pub async fn frozen(times: usize) {
                 wait_for_halves(&first, &second).await;
                 world.wait_for_work(200).await;
                 first.signal("STOP");
-                let standstill = world.note_interruption(second.group()).await;
+                let interruption = world.note_interruption(second.group()).await;
                 // The other member owns its partitions now.
                 wait_for_partitions(&second, 4).await;
                 world.wait_for_work(200).await;
@@ -91,7 +91,7 @@ pub async fn frozen(times: usize) {
                 // It has noticed the lost session and rejoined: its old work is cancelled or done by then.
                 wait_for_halves(&first, &second).await;
                 world.wait_for_work(200).await;
-                world.note_end(&standstill);
+                world.note_end(&interruption);
             }
         })
         .await;

@@ -231,7 +231,7 @@ impl World {
         self.comets.iter().map(|edge| edge.comet.count()).sum()
     }
 
-    /// Waits until comets were called so many times more.
+    /// Waits until comets were called this many times more.
     pub async fn wait_for_work(&self, calls: usize) {
         let sent = || self.sent.lock().len();
         let (before, sent_before) = (self.received(), sent());
@@ -239,7 +239,10 @@ impl World {
         while self.received() < before + calls {
             let made = self.received() - before;
             let sent = sent() - sent_before;
-            assert!(Instant::now() < until, "waited in vain for {calls} calls: {made} for {sent} messages");
+            assert!(
+                Instant::now() < until,
+                "deadline exceeded waiting for {calls} calls: {made} for {sent} messages"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -333,7 +336,7 @@ impl World {
         history
     }
 
-    /// Checks the history and tells what it found.
+    /// Checks the history and reports its findings.
     pub async fn report(&self) -> Report {
         let report = self.history().await.check();
         print_uncaptured(format_args!("{}: {report}", self.topic));

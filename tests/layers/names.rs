@@ -1,16 +1,16 @@
-//! Which file names what of which other file: the edges among the files of `host/`.
+//! The dependency graph of the files of `host/`.
 //!
-//! The definition is mechanical. File A points to file B when A names, through `use` or a path, an
-//! item that B defines. Re-exports are followed to the file that defines; a `pub use` by itself
-//! points nowhere unless the file uses the name, too, and neither does a path that ends at a module.
-//! Methods are not names. What only tests compile does not count: items under `#[cfg(test)]` or
-//! `#[cfg(any(test, ...))]`, and the files of modules that are declared so.
+//! The definition is mechanical. There is an edge from file A to file B if A names, in a `use` or a
+//! path, an item that B defines. Re-exports are followed to the defining file. A `pub use` is no edge
+//! unless the file uses the name itself, and neither is a path that ends at a module. Methods do not
+//! count. Code that only tests compile does not count either: items under `#[cfg(test)]` or
+//! `#[cfg(any(test, ...))]`, and files of modules that are declared so.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Sources by path, such as `policy/chain.rs`, with the text.
+/// The text of each source file by path, such as `policy/chain.rs`.
 pub type Sources = BTreeMap<String, String>;
-/// What each file names of others: the other file, and the first path that names it.
+/// The edges of each file: the other file, with the first path that names one of its items.
 pub type Edges = BTreeMap<String, BTreeMap<String, String>>;
 
 /// The edges among these files, of which `lib.rs` is the root.
@@ -50,7 +50,7 @@ pub fn cycles(edges: &Edges) -> Vec<String> {
     chains
 }
 
-/// The files of the shortest way from a file back to itself, beginning with it.
+/// The files of the shortest cycle through a file, beginning with it.
 fn shortest_cycle(edges: &Edges, start: &str) -> Option<Vec<String>> {
     let mut before: HashMap<&str, &str> = HashMap::new();
     let mut queue = std::collections::VecDeque::from([start]);
@@ -73,26 +73,26 @@ fn shortest_cycle(edges: &Edges, start: &str) -> Option<Vec<String>> {
     None
 }
 
-/// The names of a module's path: `["policy", "chain"]`; the root has none.
+/// The segments of a module's path: `["policy", "chain"]`; empty for the root.
 type ModulePath = Vec<String>;
 
 #[derive(Default)]
 struct Module {
     file: String,
-    /// Modules in files of their own that it declares.
+    /// Modules in other files that it declares.
     children: BTreeSet<String>,
-    /// What it defines itself.
+    /// Items that it defines.
     items: BTreeSet<String>,
-    /// What it imports, by the name that this has here.
+    /// Imported paths by their local name.
     imports: BTreeMap<String, Vec<String>>,
-    /// The ones of these that are there for others.
+    /// The imports that it re-exports.
     exports: BTreeSet<String>,
-    /// Paths in its code, and single names.
+    /// Paths in its code, including single names.
     paths: BTreeSet<Vec<String>>,
 }
 
 impl Module {
-    /// Every path that it names something by.
+    /// Every path by which it names an item.
     fn names(&self) -> impl Iterator<Item = Vec<String>> {
         let is_used = |name: &String| self.paths.iter().any(|path| path[0] == *name);
         let imports =
@@ -107,7 +107,7 @@ enum Found {
     Item(String),
 }
 
-/// Follows a path from a module to what it names; `None` where that is not of this crate.
+/// Resolves a path in a module; `None` if it leads out of this crate.
 fn resolve(
     modules: &BTreeMap<ModulePath, Module>,
     from: &[String],
@@ -212,13 +212,13 @@ fn read(file: &str, text: &str) -> Module {
         }
         at += 1;
     }
-    // A name alone is named by its import or is the file's own.
+    // A single name is an import or an item of this file.
     let imports = &module.imports;
     module.paths.retain(|path| path.len() > 1 || imports.contains_key(&path[0]));
     module
 }
 
-/// What a macro at the top level of a file may define: the types that are named in its braces.
+/// The items that a macro call at the top level may define: the types that are named in its braces.
 fn given_to_macro(tokens: &[String]) -> Vec<String> {
     let mut depth = 0;
     let inside = tokens.iter().take_while(|token| {
@@ -229,7 +229,7 @@ fn given_to_macro(tokens: &[String]) -> Vec<String> {
     inside.filter(|token| token.starts_with(char::is_uppercase)).cloned().collect()
 }
 
-/// The names that a `use` brings, each with its path.
+/// The names that a `use` imports, each with its path.
 fn use_tree(tokens: &[String], before: &[String]) -> Vec<(String, Vec<String>)> {
     let mut path = before.to_vec();
     let mut at = 0;
@@ -249,7 +249,7 @@ fn use_tree(tokens: &[String], before: &[String]) -> Vec<(String, Vec<String>)> 
     path.last().cloned().map(|name| (name, path)).into_iter().collect()
 }
 
-/// Parts between the commas that are not in braces.
+/// Splits at the commas outside of braces.
 fn split(tokens: &[String]) -> Vec<&[String]> {
     let (mut depth, mut begin, mut parts) = (0, 0, Vec::new());
     for (at, token) in tokens.iter().enumerate() {
@@ -267,7 +267,7 @@ fn split(tokens: &[String]) -> Vec<&[String]> {
     parts.into_iter().filter(|part| !part.is_empty()).collect()
 }
 
-/// Leaves out what follows `#[cfg(test)]` and `#[cfg(any(test, ...))]`: one item.
+/// Removes each item that follows `#[cfg(test)]` or `#[cfg(any(test, ...))]`.
 fn without_tests(tokens: &[String]) -> Vec<String> {
     let mut kept = Vec::new();
     let mut at = 0;
@@ -300,7 +300,7 @@ fn without_tests(tokens: &[String]) -> Vec<String> {
     kept
 }
 
-/// The end of the attribute that begins here; here, where none does.
+/// The end of the attribute that begins at `at`; `at` itself if there is none.
 fn attribute(tokens: &[String], at: usize) -> usize {
     if tokens[at] != "#" || tokens.get(at + 1).is_none_or(|token| token != "[") {
         return at;
@@ -319,7 +319,7 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|c: char| c.is_alphabetic() || c == '_')
 }
 
-/// Names and punctuation, without comments and what stands in quotes.
+/// Identifiers and punctuation, without comments and literals.
 fn tokens(text: &str) -> Vec<String> {
     let chars: Vec<char> = text.chars().collect();
     let mut tokens: Vec<String> = Vec::new();
@@ -366,7 +366,7 @@ fn tokens(text: &str) -> Vec<String> {
     tokens
 }
 
-/// The end of a raw string whose `#`s begin here.
+/// The end of a raw string whose `#`s begin at `at`.
 fn raw_string(chars: &[char], at: usize) -> usize {
     let begin = until(chars, at, |c| c == '"');
     let end: Vec<char> = std::iter::once('"').chain(std::iter::repeat_n('#', begin - at)).collect();

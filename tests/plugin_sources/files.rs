@@ -71,7 +71,10 @@ async fn pipes_and_devices_block_neither_watcher_nor_shutdown() {
         assert!(reasons.contains(reason), "{status}");
     }
     let warnings = gateway.get("/readyz").await.json()["warnings"].to_string();
-    assert!(warnings.contains("is not WebAssembly") && warnings.contains("it is left out"), "{warnings}");
+    assert!(
+        warnings.contains("is not WebAssembly") && warnings.contains("the file is skipped"),
+        "{warnings}"
+    );
 
     // The plugin itself becomes an endless device, and a pipe; then a file again.
     let before = resident_kib(gateway.pid());

@@ -70,7 +70,7 @@ async fn check(reference: String, also: &str) -> (Option<i32>, String) {
         let files = folder("hostile");
         let config = files.path().join("halley.toml");
         let plugin = format!(
-            "[policies.registry]\nalso = [{also}]\n[[plugin]]\nname = \"p\"\npath = \"{reference}\"\nconfig = {{ words = [\"x\"] }}\n"
+            "[policies.registry]\ntrusted_hosts = [{also}]\n[[plugin]]\nname = \"p\"\npath = \"{reference}\"\nconfig = {{ words = [\"x\"] }}\n"
         );
         std::fs::write(&config, plugin).expect("the folder takes it");
         let registry = reference.split('/').nth(2).unwrap_or_default();

@@ -303,9 +303,9 @@ async fn a_candidate_is_pinned_like_its_plugin() {
     put(&file, &variant(0));
     put(&candidate, &variant(1));
     let topic = kafka().topic("candidate", 1).await;
-    let checked = |trial: &str| {
-        let trial = format!("{{ path = {}, weight = \"50%\"{trial} }}", quoted(&text(&candidate)));
-        let pinned = harmless(&file).set("sha256", quoted(&sha256(&variant(0)))).set("trial", trial);
+    let checked = |pin: &str| {
+        let rollout = format!("{{ path = {}, weight = \"50%\"{pin} }}", quoted(&text(&candidate)));
+        let pinned = harmless(&file).set("sha256", quoted(&sha256(&variant(0)))).set("rollout", rollout);
         let config = files.path().join("halley.toml");
         std::fs::write(&config, gateway(&topic).plugin(pinned).toml()).expect("the folder takes it");
         let checked = halley(&["check", "--config", &text(&config)]);

@@ -63,7 +63,7 @@ async fn fetch(config: &RegistryConfig, reference: &Reference, digest: &str) -> 
     let who = if matches!(credentials, RegistryAuth::Anonymous) { "without" } else { "with" };
     let failed = |why: String| {
         format!(
-            "cannot be fetched (asked {who} credentials): {why}; check the reference, that the registry is there, and the credentials (`docker login` writes them). It is tried again"
+            "cannot be fetched (asked {who} credentials): {why}; check the reference, that the registry is reachable, and the credentials (`docker login` writes them). The gateway retries"
         )
     };
     let mut session = RegistrySession::new(config, reference, credentials).map_err(failed)?;

@@ -1,8 +1,9 @@
 //! Credentials for registries, as written by `docker login` and similar tools.
 //!
-//! Read again for every fetch. From the environment's DOCKER_AUTH_CONFIG (the content itself), else
-//! from `config.json` in DOCKER_CONFIG or `~/.docker`. A credential helper that is named there for the
-//! registry, or for all, is asked first (see [`helper`]). Nothing of it goes into an error or a log.
+//! They are read again for every fetch: from the environment variable DOCKER_AUTH_CONFIG (the content
+//! itself), else from `config.json` in DOCKER_CONFIG or `~/.docker`. A credential helper that is
+//! configured there for the registry, or for all registries, is asked first (see [`helper`]).
+//! Credentials never appear in an error or a log.
 
 use std::path::PathBuf;
 
@@ -14,9 +15,9 @@ use serde_json::Value;
 use crate::artifact::registry::helper::{self, Login};
 use crate::files::read;
 
-/// The largest file with credentials, in bytes.
+/// The maximum size of the file, in bytes.
 const MAX_SIZE: u64 = 1024 * 1024;
-/// The name that helpers give to what is no password.
+/// The user name with which helpers mark an identity token, which is not a password.
 const IDENTITY_TOKEN: &str = "<token>";
 
 /// The credentials for a registry (`host` or `host:port`); anonymous if none are configured.
@@ -41,7 +42,7 @@ fn file() -> Option<PathBuf> {
     Some(folder.or_else(home)?.join("config.json"))
 }
 
-/// How a helper of this name is asked for the credentials of a server.
+/// Asks the helper with this name for the credentials of a server.
 type Ask<'a> = &'a dyn Fn(&str, &str) -> Result<Option<Login>, String>;
 
 fn ask(name: &str, server: &str) -> Result<Option<Login>, String> {
@@ -49,12 +50,12 @@ fn ask(name: &str, server: &str) -> Result<Option<Login>, String> {
 }
 
 fn find(text: &str, place: &str, registry: &str, ask: Ask<'_>) -> Result<RegistryAuth, String> {
-    // The parser's own words could quote a secret.
+    // The parser's message could quote a secret.
     let config: Value = serde_json::from_str(text)
         .map_err(|_| format!("the registry's credentials in {place} are not JSON"))?;
     let auths = config["auths"].as_object().into_iter().flatten();
     let entry = auths.into_iter().find(|(name, _)| host_of(name) == registry);
-    // What a helper keeps has an empty entry, whose name it knows.
+    // Credentials in a helper have an empty entry, whose key is the server's name for the helper.
     let server = entry.map_or(registry, |(name, _)| name);
     let helper = config["credHelpers"][registry].as_str().or_else(|| config["credsStore"].as_str());
     if let Some(name) = helper.filter(|name| !name.is_empty()) {

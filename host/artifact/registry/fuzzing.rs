@@ -13,7 +13,7 @@ use super::challenge::{self, AuthChallenge};
 use super::client::{self, RegistrySession, token_in};
 use super::manifest::{MAX_SIZE, MEDIA_TYPES, SIGNATURE, plugin_of};
 use super::reference::is_sha256;
-use crate::digest;
+use crate::digest::Digest;
 
 /// The maximum length of a reason, whatever the registry sent.
 const LONGEST_REASON: usize = 2_000;
@@ -32,7 +32,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
 
 fn check_manifest(input: &mut Unstructured<'_>) -> Result<()> {
     let manifest = if input.arbitrary()? { manifest(input)? } else { input.bytes(input.len())?.to_vec() };
-    let digest = format!("sha256:{}", digest::hash(&manifest));
+    let digest = format!("sha256:{}", Digest::of(&manifest));
     match plugin_of(&digest, &manifest) {
         Ok((layer, _)) => {
             assert!(is_sha256(&layer.digest) && MEDIA_TYPES.contains(&&*layer.media_type));
@@ -167,7 +167,7 @@ fn manifest(input: &mut Unstructured<'_>) -> Result<Vec<u8>> {
     for _ in 0..input.int_in_range(0..=3u8)? {
         let media = if input.ratio(3, 4)? { *input.choose(&MEDIA_TYPES)? } else { input.arbitrary()? };
         let digest = match input.arbitrary()? {
-            true => format!("sha256:{}", digest::hash(input.arbitrary::<&[u8]>()?)),
+            true => format!("sha256:{}", Digest::of(input.arbitrary::<&[u8]>()?)),
             false => input.arbitrary::<String>()?,
         };
         let size = input.arbitrary::<i64>()?;

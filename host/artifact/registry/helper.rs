@@ -1,9 +1,9 @@
-//! Credential helpers: programs that give credentials out of a keychain, as docker's and podman's settings
+//! Credential helpers: programs that read credentials from a keychain, as docker's and podman's settings
 //! name them (`credsStore`, `credHelpers`).
 //!
-//! The crate for this (`docker_credential`) waits for a helper for as long as it takes, reads whatever it
-//! writes, and puts that into its errors. Here a helper has a deadline and a bound, is ended with all that
-//! it started, and nothing that it says is told to anybody.
+//! The crate for this (`docker_credential`) waits for a helper without a deadline, reads unlimited output,
+//! and puts it into its errors. Here a helper has a deadline and an output limit, is killed together with
+//! its child processes, and its output never reaches a log or an error.
 //!
 //! Source of the protocol: github.com/docker/docker-credential-helpers.
 
@@ -16,14 +16,14 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
-/// How long one may take: some ask a service for a token.
+/// How long a helper may take: some request a token from a service.
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);
-/// The most that is read of one, in bytes.
+/// The maximum size of a helper's output, in bytes.
 const MAX_ANSWER: u64 = 64 * 1024;
 /// What a helper says when it has no credentials for a server.
 const NOT_FOUND: &[u8] = b"credentials not found";
 
-/// What a helper gives.
+/// A helper's answer.
 #[derive(Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Login {
@@ -31,10 +31,10 @@ pub(super) struct Login {
     pub(super) secret: String,
 }
 
-/// The command of the helper of this name.
+/// The command of the helper with this name.
 ///
 /// # Errors
-/// When that is no name: a path would run something else than a helper.
+/// When the name is invalid: a path could run a program that is not a helper.
 pub(super) fn command(name: &str) -> Result<Command, String> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || !name.chars().all(is_name) {
@@ -43,15 +43,15 @@ pub(super) fn command(name: &str) -> Result<Command, String> {
     Ok(Command::new(format!("docker-credential-{name}")))
 }
 
-/// Asks a helper for the credentials of a server; none where it has none. Blocks for up to the deadline.
+/// Asks a helper for the credentials of a server; `None` if it has none. Blocks for up to the deadline.
 ///
 /// # Errors
-/// When it cannot be started, takes too long, or gives something else.
+/// When it cannot be started, takes too long, or its answer is invalid.
 pub(super) fn ask(mut command: Command, server: &str, deadline: Duration) -> Result<Option<Login>, String> {
     command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
     let mut helper = Helper(command.spawn().map_err(|why| format!("it cannot be started: {why}"))?);
     if let Some(mut stdin) = helper.0.stdin.take() {
-        // A pipe takes a name at once. One who does not read it says so in its answer.
+        // A pipe's buffer holds a name. A helper that did not read it fails with its answer.
         let _ = stdin.write_all(server.as_bytes());
     }
     let answer = helper.answer(deadline)?;
@@ -61,12 +61,12 @@ pub(super) fn ask(mut command: Command, server: &str, deadline: Duration) -> Res
     match serde_json::from_slice(&answer) {
         Ok(login) => Ok(Some(login)),
         Err(_) if answer.starts_with(NOT_FOUND) => Ok(None),
-        // What it wrote could be a secret.
-        Err(_) => Err("it gives no credentials; run it by hand to see why".to_owned()),
+        // Its output could contain a secret.
+        Err(_) => Err("it gave no credentials; run it in a terminal to see why".to_owned()),
     }
 }
 
-/// A helper, ended with everything that it started.
+/// A running helper. Dropping it kills it together with its child processes.
 struct Helper(Child);
 
 impl Helper {
@@ -76,7 +76,7 @@ impl Helper {
         let read = move || {
             let mut bytes = Vec::new();
             let read = stdout.take(MAX_ANSWER + 1).read_to_end(&mut bytes);
-            // Nobody waits any more when it was too late.
+            // Fails if the deadline has passed.
             let _ = sender.send(read.map(|_| bytes));
         };
         let thread = std::thread::Builder::new().name("credentials".into());
@@ -90,8 +90,8 @@ impl Helper {
 
 impl Drop for Helper {
     fn drop(&mut self) {
-        // It leads a group of its own, so that what it started ends as well, and with it the pipe that the
-        // thread reads. It may be gone by now.
+        // It leads a process group, so that its children are killed as well, which closes the pipe that
+        // the thread reads. It may have ended already.
         if let Ok(id) = i32::try_from(self.0.id())
             && let Some(group) = Pid::from_raw(id)
         {
@@ -135,7 +135,7 @@ mod tests {
         }
     }
 
-    /// The helper's child holds its output open, as a daemon would that it starts.
+    /// The helper's child keeps the output open, as a daemon would.
     #[test]
     fn a_helper_that_hangs_is_ended_with_what_it_started() {
         let folder = tempfile::tempdir().unwrap();
@@ -146,7 +146,7 @@ mod tests {
         let why = ask(command, "one.example", Duration::from_secs(2)).expect_err("it hangs");
         assert!(why.contains("no answer within 2s"), "{why}");
         let pids = std::fs::read_to_string(pids).expect("it ran");
-        // Nobody may have taken over a dead child's exit status yet.
+        // A dead child may not have been reaped yet.
         let is_dead = |pid: &str| {
             let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             state.is_empty() || state.contains(") Z ")

@@ -4,7 +4,7 @@ use oci_client::manifest::{OciDescriptor, OciImageManifest};
 
 use crate::artifact::file;
 use crate::artifact::registry::reference::is_sha256;
-use crate::digest;
+use crate::digest::Digest;
 use crate::telemetry::escape::cut;
 
 /// The annotation of a layer or manifest that holds the plugin's signature in base64.
@@ -12,7 +12,7 @@ pub(super) const SIGNATURE: &str = "halley.signature";
 /// The largest manifest, in bytes: the size that the distribution specification requires registries
 /// to accept.
 pub(super) const MAX_MANIFEST: usize = 4 * 1024 * 1024;
-/// The largest plugin, in bytes.
+/// Maximum size of a plugin, in bytes.
 pub(super) const MAX_SIZE: usize = file::MAX_SIZE as usize;
 /// How much of a parser's message is shown, in characters.
 const LONGEST_REASON: usize = 500;
@@ -63,8 +63,8 @@ pub(super) fn plugin_of(digest: &str, manifest: &[u8]) -> Result<(OciDescriptor,
 
 /// Verifies a digest.
 pub(super) fn check_digest(what: &str, digest: &str, bytes: &[u8]) -> Result<(), String> {
-    let hash = digest::hash(bytes);
-    if digest.strip_prefix("sha256:") == Some(&*hash) {
+    let hash = Digest::of(bytes);
+    if digest.strip_prefix("sha256:").is_some_and(|named| named == hash.to_string()) {
         return Ok(());
     }
     Err(format!("{what} has the digest sha256:{hash} and not {digest}: the registry returned something else"))
@@ -86,7 +86,7 @@ mod tests {
             let config = layer("application/vnd.oci.empty.v1+json");
             let manifest = serde_json::json!({ "schemaVersion": 2, "config": config, "layers": layers });
             let bytes = serde_json::to_vec(&manifest).unwrap();
-            plugin_of(&format!("sha256:{}", digest::hash(&bytes)), &bytes)
+            plugin_of(&format!("sha256:{}", Digest::of(&bytes)), &bytes)
         };
         let other = layer("text/plain");
         for media in MEDIA_TYPES {

@@ -16,7 +16,7 @@ pub struct RegistryConfig {
 }
 
 impl RegistryConfig {
-    /// What is wrong with the values, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub(crate) fn validate(&self) -> Vec<String> {
         let wrong = |site: &&String| TrustedHost::parse(site).is_none();
         let problem = |site: &String| {

@@ -15,7 +15,7 @@ mod statement;
 
 use std::path::PathBuf;
 
-use crate::digest;
+use crate::digest::Digest;
 
 pub use signature::{as_text as signature_as_text, read as read_signature, signature_path as signature_file};
 pub use statement::sign;
@@ -61,7 +61,7 @@ impl PluginTrust {
     /// A fingerprint of the files with keys.
     pub(crate) fn fingerprint(&self) -> String {
         let read = |file: PathBuf| crate::files::read(&file, keys::MAX_SIZE).unwrap_or_default();
-        self.key_files().into_iter().map(|file| format!(" {}", digest::hash(&read(file)))).collect()
+        self.key_files().into_iter().map(|file| format!(" {}", Digest::of(&read(file)))).collect()
     }
 
     /// Whether a version of a plugin may decide. Returns the number that it is signed with, if any.
@@ -73,7 +73,7 @@ impl PluginTrust {
         name: &str,
         bytes: &[u8],
         signature: Option<&[u8]>,
-        pin: Option<&str>,
+        pin: Option<Digest>,
     ) -> Result<Option<u64>, String> {
         if let Some(pin) = pin {
             check_pin(name, bytes, pin)?;
@@ -99,7 +99,7 @@ impl PluginTrust {
             return Err(format!(
                 "is signed by none of the {} keys of `[policies] trusted_keys`, or was changed after it was signed (sha256 {}); {SIGN_IT}",
                 keys.len(),
-                digest::hash(bytes)
+                Digest::of(bytes)
             ));
         }
         match &signed {
@@ -117,7 +117,7 @@ const SIGN_IT: &str = "sign it: `halley plugin sign --key KEY.pem --name NAME --
 
 /// Checks that the statement is for this plugin and this file. Returns its number.
 fn check_statement(name: &str, bytes: &[u8], statement: &Statement) -> Result<u64, String> {
-    let hash = digest::hash(bytes);
+    let hash = Digest::of(bytes);
     if statement.sha256 != hash {
         return Err(format!(
             "was changed after it was signed: it has the sha256 {hash}, and its signature is of {}; {SIGN_IT}",
@@ -146,9 +146,9 @@ pub(crate) fn check_order(name: &str, version: Option<u64>, highest: Option<u64>
     ))
 }
 
-fn check_pin(name: &str, bytes: &[u8], pin: &str) -> Result<(), String> {
-    let hash = digest::hash(bytes);
-    if hash.eq_ignore_ascii_case(pin) {
+fn check_pin(name: &str, bytes: &[u8], pin: Digest) -> Result<(), String> {
+    let hash = Digest::of(bytes);
+    if hash == pin {
         return Ok(());
     }
     Err(format!(
@@ -187,13 +187,18 @@ mod tests {
     #[test]
     fn a_pin_is_enforced_with_and_without_keys() {
         let (open, keyed) = (PluginTrust::default(), PluginTrust::new(vec![pem(1)]));
-        let (hash, other) = (digest::hash(BYTES), "0".repeat(64));
+        let (hash, other) = (Digest::of(BYTES), Digest::of(b"other"));
         let signature = signed(1, BYTES);
         assert_eq!(open.check("p", BYTES, None, None), Ok(None));
-        assert_eq!(open.check("p", BYTES, None, Some(&hash.to_uppercase())), Ok(None));
+        assert_eq!(open.check("p", BYTES, None, Some(hash)), Ok(None));
         for trust in [open, keyed] {
-            let why = trust.check("p", BYTES, Some(&signature), Some(&other)).unwrap_err();
-            assert!(why.contains(&hash) && why.contains(&other) && why.contains("change `sha256`"), "{why}");
+            let why = trust.check("p", BYTES, Some(&signature), Some(other)).unwrap_err();
+            assert!(
+                why.contains(&hash.to_string())
+                    && why.contains(&other.to_string())
+                    && why.contains("change `sha256`"),
+                "{why}"
+            );
         }
     }
 

@@ -20,7 +20,7 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::pkcs8::DecodePrivateKey as _;
 use ed25519_dalek::{Signature, Signer as _, SigningKey};
 
-use crate::digest;
+use crate::digest::Digest;
 
 /// The first line.
 pub(super) const BEGIN: &str = "halley-plugin-v1\n";
@@ -32,8 +32,8 @@ pub(super) struct Statement {
     pub(super) name: String,
     /// Increases with every version.
     pub(super) version: u64,
-    /// The SHA-256 of the file, in hex.
-    pub(super) sha256: String,
+    /// The SHA-256 of the file.
+    pub(super) sha256: Digest,
 }
 
 impl fmt::Display for Statement {
@@ -50,7 +50,7 @@ pub(super) fn parse(text: &str) -> Option<(Statement, Signature)> {
     let statement = Statement {
         name: value("name")?.to_owned(),
         version: value("version")?.parse().ok()?,
-        sha256: value("sha256")?.to_owned(),
+        sha256: value("sha256")?.parse().ok()?,
     };
     let signature = STANDARD.decode(value("signature")?).ok()?;
     let signature = Signature::from_bytes(&<[u8; 64]>::try_from(signature).ok()?);
@@ -66,7 +66,7 @@ pub fn sign(key: &str, name: &str, version: u64, bytes: &[u8]) -> Result<String,
     let key = SigningKey::from_pkcs8_pem(key).map_err(|why| {
         format!("is not an ed25519 private key: {why}; make one with `openssl genpkey -algorithm ed25519 -out KEY.pem`")
     })?;
-    let statement = Statement { name: name.to_owned(), version, sha256: digest::hash(bytes) };
+    let statement = Statement { name: name.to_owned(), version, sha256: Digest::of(bytes) };
     let signature = key.sign(statement.to_string().as_bytes());
     Ok(with_signature(&statement, &signature))
 }
@@ -87,7 +87,7 @@ mod tests {
         let key = SigningKey::from_bytes(&[1; 32]).to_pkcs8_pem(LineEnding::LF).unwrap();
         let text = sign(&key, "p", 7, b"file").unwrap();
         let (statement, _) = parse(&text).unwrap();
-        assert_eq!(statement, Statement { name: "p".into(), version: 7, sha256: digest::hash(b"file") });
+        assert_eq!(statement, Statement { name: "p".into(), version: 7, sha256: Digest::of(b"file") });
         for other in [
             text.replace("version: 7", "version: 07"),
             text.replace("version: 7", "version: +7"),

@@ -23,6 +23,7 @@ pub use record::{
 use store::VersionStore;
 
 use crate::artifact::file::Artifact;
+use crate::digest::Digest;
 
 /// How many versions of a plugin are kept in memory, without a directory.
 const KEPT_IN_MEMORY: usize = 3;
@@ -45,7 +46,7 @@ struct VersionTable {
 pub(crate) struct VersionChange {
     pub(crate) plugin: String,
     /// The active version from now on, if any.
-    pub(crate) to: Option<(String, Artifact)>,
+    pub(crate) to: Option<(Digest, Artifact)>,
     /// The number that it is signed with.
     pub(crate) signed: Option<u64>,
     pub(crate) why: String,
@@ -75,7 +76,7 @@ impl Versions {
     }
 
     /// The version that decides for a plugin whose file has this hash.
-    pub(crate) fn choose(&self, plugin: &str, file: Option<&str>) -> EffectiveVersion {
+    pub(crate) fn choose(&self, plugin: &str, file: Option<Digest>) -> EffectiveVersion {
         self.kept.lock().records.get(plugin).map_or(EffectiveVersion::File, |record| record.choose(file))
     }
 
@@ -83,7 +84,7 @@ impl Versions {
     ///
     /// # Errors
     /// When it is not stored, or was modified.
-    pub(crate) fn file(&self, plugin: &str, hash: &str) -> Result<Artifact, String> {
+    pub(crate) fn file(&self, plugin: &str, hash: Digest) -> Result<Artifact, String> {
         let kept = self.kept.lock();
         Ok(Artifact { bytes: kept.store.get(hash)?, signature: kept.store.signature(plugin, hash) })
     }
@@ -115,13 +116,13 @@ impl Versions {
             let before = records.get(&change.plugin).cloned().unwrap_or_default();
             let changed = apply_change(&before, &change, self.keep, now);
             if let Some((hash, Artifact { signature: Some(signature), .. })) = &change.to {
-                store.put_signature(&change.plugin, hash, signature)?;
+                store.put_signature(&change.plugin, *hash, signature)?;
             }
             if changed == before {
                 continue;
             }
             if let Some((hash, Artifact { bytes, .. })) = &change.to {
-                store.put(hash, bytes)?;
+                store.put(*hash, bytes)?;
             }
             after.insert(change.plugin, changed);
         }
@@ -131,16 +132,15 @@ impl Versions {
         write_records(store, records, &after)?;
         records.extend(after);
         let used = records.values().flat_map(|record| &record.versions);
-        let used: HashSet<&str> = used.map(|version| version.hash.as_str()).collect();
+        let used: HashSet<Digest> = used.map(|version| version.hash).collect();
         store.sweep(&used);
         Ok(())
     }
 
     /// The plugins with an active version, and its hash.
-    pub(crate) fn active(&self) -> BTreeMap<String, String> {
+    pub(crate) fn active(&self) -> BTreeMap<String, Digest> {
         let kept = self.kept.lock();
-        let active =
-            |(name, record): (&String, &VersionHistory)| Some((name.clone(), record.active.clone()?));
+        let active = |(name, record): (&String, &VersionHistory)| Some((name.clone(), record.active?));
         kept.records.iter().filter_map(active).collect()
     }
 }
@@ -172,11 +172,11 @@ fn apply_change(
     now: SystemTime,
 ) -> VersionHistory {
     let mut after = before.clone();
-    let to = change.to.as_ref().map(|(hash, version)| (hash.as_str(), version.bytes.len() as u64));
-    let left = before.active.clone().filter(|left| Some(left.as_str()) != to.map(|(hash, _)| hash));
+    let to = change.to.as_ref().map(|(hash, version)| (*hash, version.bytes.len() as u64));
+    let left = before.active.filter(|left| Some(*left) != to.map(|(hash, _)| hash));
     after.transition(to, &change.why, now);
     if let (Some(left), Some(exclusion)) = (left, &change.exclusion) {
-        after.exclude(&left, exclusion.clone());
+        after.exclude(left, exclusion.clone());
     }
     after.version_override = change.version_override.clone();
     after.highest_signed = after.highest_signed.max(change.signed);
@@ -193,7 +193,7 @@ mod tests {
 
     fn change(plugin: &str, content: &[u8]) -> VersionChange {
         let bytes: Arc<[u8]> = Arc::from(content);
-        let to = Some((crate::digest::hash(&bytes), Artifact { bytes, signature: None }));
+        let to = Some((Digest::of(&bytes), Artifact { bytes, signature: None }));
         VersionChange {
             plugin: plugin.into(),
             to,
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(versions.record("p"), Some(record.clone()));
         assert_eq!(versions.active().get("p"), record.active.as_ref());
         assert_eq!(
-            *versions.file("p", &record.rollback_candidates().next().unwrap().hash).unwrap().bytes,
+            *versions.file("p", record.rollback_candidates().next().unwrap().hash).unwrap().bytes,
             *b"two"
         );
     }
@@ -250,6 +250,6 @@ mod tests {
         }
         let record = versions.record("p").unwrap();
         assert_eq!(record.versions.len(), 3);
-        assert!(record.versions.iter().all(|version| versions.file("p", &version.hash).is_ok()));
+        assert!(record.versions.iter().all(|version| versions.file("p", version.hash).is_ok()));
     }
 }

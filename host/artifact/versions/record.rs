@@ -5,14 +5,16 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
+
 /// The maximum number of events per version; the oldest are dropped.
 const MAX_EVENTS: usize = 20;
 
 /// One stored version of a plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredVersion {
-    /// The SHA-256 of its file, in hex.
-    pub hash: String,
+    /// The SHA-256 of its file.
+    pub hash: Digest,
     /// The file's size in bytes.
     pub size: u64,
     /// Why it is excluded from rollbacks, if it is.
@@ -58,9 +60,9 @@ pub enum Transition {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VersionOverride {
     /// The hash of the file that is overridden; `None` if it could not be read.
-    pub file: Option<String>,
+    pub file: Option<Digest>,
     /// The version that decides; `None` if the chain continues without the plugin.
-    pub with: Option<String>,
+    pub with: Option<Digest>,
     /// How it came about.
     pub cause: OverrideCause,
     /// The cause as text.
@@ -87,7 +89,7 @@ pub enum OverrideCause {
 pub(crate) enum EffectiveVersion {
     File,
     /// The kept version with this hash.
-    Stored(String),
+    Stored(Digest),
     /// Nothing: the chain continues without the plugin.
     Without,
 }
@@ -98,7 +100,7 @@ pub(crate) struct VersionHistory {
     /// The most recently activated version first.
     pub(crate) versions: Vec<StoredVersion>,
     /// The hash of the active version.
-    pub(crate) active: Option<String>,
+    pub(crate) active: Option<Digest>,
     pub(crate) version_override: Option<VersionOverride>,
     /// The candidate whose rollout ended last: it is not tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -111,8 +113,8 @@ pub(crate) struct VersionHistory {
 /// A finished rollout.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolloutResult {
-    /// The SHA-256 of the candidate's file, in hex.
-    pub hash: String,
+    /// The SHA-256 of the candidate's file.
+    pub hash: Digest,
     /// Such as `promoted`, or the limit that it exceeded.
     pub why: String,
     /// When.
@@ -123,10 +125,10 @@ pub struct RolloutResult {
 impl VersionHistory {
     /// What decides if the file has this hash. An override applies to that file only; a new one ends
     /// it.
-    pub(crate) fn choose(&self, file: Option<&str>) -> EffectiveVersion {
+    pub(crate) fn choose(&self, file: Option<Digest>) -> EffectiveVersion {
         match &self.version_override {
-            Some(version_override) if version_override.file.as_deref() == file => {
-                version_override.with.clone().map_or(EffectiveVersion::Without, EffectiveVersion::Stored)
+            Some(version_override) if version_override.file == file => {
+                version_override.with.map_or(EffectiveVersion::Without, EffectiveVersion::Stored)
             }
             _ => EffectiveVersion::File,
         }
@@ -134,24 +136,23 @@ impl VersionHistory {
 
     /// The versions to roll back to, the most recent first: those that are not excluded.
     pub(crate) fn rollback_candidates(&self) -> impl Iterator<Item = &StoredVersion> {
-        let active = self.active.as_deref();
-        let good = move |version: &&StoredVersion| {
-            version.exclusion.is_none() && Some(version.hash.as_str()) != active
-        };
+        let active = self.active;
+        let good =
+            move |version: &&StoredVersion| version.exclusion.is_none() && Some(version.hash) != active;
         self.versions.iter().filter(good)
     }
 
     /// The version with this hash prefix.
     ///
     /// # Errors
-    /// When there is none, or more than one.
+    /// When no version matches, or more than one.
     pub(crate) fn find(&self, prefix: &str) -> Result<&StoredVersion, String> {
         let mut found = self.versions.iter().filter(|version| version.hash.starts_with(prefix));
         match (found.next(), found.next()) {
             (Some(version), None) => Ok(version),
             (Some(_), Some(_)) => Err(format!("more than one version matches {prefix}; give more digits")),
             (None, _) => {
-                let kept: Vec<&str> = self.versions.iter().map(|version| &version.hash[..12]).collect();
+                let kept: Vec<String> = self.versions.iter().map(|version| version.hash.short()).collect();
                 let kept = if kept.is_empty() { "none".to_owned() } else { kept.join(", ") };
                 Err(format!("version {prefix} not found; stored versions: {kept}"))
             }
@@ -159,24 +160,24 @@ impl VersionHistory {
     }
 
     /// Activates a version, or none.
-    pub(crate) fn transition(&mut self, to: Option<(&str, u64)>, why: &str, at: SystemTime) {
-        if to.map(|(hash, _)| hash) == self.active.as_deref() {
+    pub(crate) fn transition(&mut self, to: Option<(Digest, u64)>, why: &str, at: SystemTime) {
+        if to.map(|(hash, _)| hash) == self.active {
             return;
         }
         if let Some(gone) = self.active.take() {
-            self.note(&gone, VersionEvent { at, what: Transition::Deactivated, why: why.to_owned() });
+            self.note(gone, VersionEvent { at, what: Transition::Deactivated, why: why.to_owned() });
         }
         let Some((hash, size)) = to else { return };
         let known = self.versions.iter().position(|version| version.hash == hash);
-        let fresh = || StoredVersion { hash: hash.to_owned(), size, exclusion: None, events: Vec::new() };
+        let fresh = || StoredVersion { hash, size, exclusion: None, events: Vec::new() };
         let version = known.map_or_else(fresh, |at| self.versions.remove(at));
         self.versions.insert(0, StoredVersion { exclusion: None, ..version });
         self.note(hash, VersionEvent { at, what: Transition::Activated, why: why.to_owned() });
-        self.active = Some(hash.to_owned());
+        self.active = Some(hash);
     }
 
     /// Excludes a version from rollbacks, until it is activated again.
-    pub(crate) fn exclude(&mut self, hash: &str, exclusion: Exclusion) {
+    pub(crate) fn exclude(&mut self, hash: Digest, exclusion: Exclusion) {
         if let Some(version) = self.versions.iter_mut().find(|version| version.hash == hash) {
             version.exclusion = Some(exclusion);
         }
@@ -184,10 +185,8 @@ impl VersionHistory {
 
     /// Removes all but the latest versions, and those in use.
     pub(crate) fn prune(&mut self, keep: usize) {
-        let in_use = [
-            self.active.clone(),
-            self.version_override.as_ref().and_then(|version_override| version_override.with.clone()),
-        ];
+        let in_use =
+            [self.active, self.version_override.as_ref().and_then(|version_override| version_override.with)];
         let mut kept = 0;
         self.versions.retain(|version| {
             kept += 1;
@@ -195,7 +194,7 @@ impl VersionHistory {
         });
     }
 
-    fn note(&mut self, hash: &str, event: VersionEvent) {
+    fn note(&mut self, hash: Digest, event: VersionEvent) {
         if let Some(version) = self.versions.iter_mut().find(|version| version.hash == hash) {
             if version.events.len() >= MAX_EVENTS {
                 version.events.remove(0);
@@ -211,44 +210,49 @@ mod tests {
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
-    fn record(hashes: &[&str]) -> VersionHistory {
+    /// The digest of 64 times the same digit.
+    fn of(digit: &str) -> Digest {
+        digit.repeat(64).parse().unwrap()
+    }
+
+    fn record(digits: &[&str]) -> VersionHistory {
         let mut record = VersionHistory::default();
-        for hash in hashes {
-            record.transition(Some((hash, 1)), "its file", NOW);
+        for digit in digits {
+            record.transition(Some((of(digit), 1)), "its file", NOW);
         }
         record
     }
 
     fn version_override(file: &str, with: Option<&str>) -> VersionOverride {
-        let (file, with) = (Some(file.to_owned()), with.map(str::to_owned));
+        let (file, with) = (Some(of(file)), with.map(of));
         VersionOverride { file, with, cause: OverrideCause::RolledBack, why: String::new(), since: NOW }
     }
 
     #[test]
     fn a_new_file_ends_the_override() {
-        let mut record = record(&["aaaa", "bbbb"]);
-        assert_eq!(record.choose(Some("bbbb")), EffectiveVersion::File);
-        record.version_override = Some(version_override("bbbb", Some("aaaa")));
-        assert_eq!(record.choose(Some("bbbb")), EffectiveVersion::Stored("aaaa".into()));
-        assert_eq!(record.choose(Some("cccc")), EffectiveVersion::File);
+        let mut record = record(&["a", "b"]);
+        assert_eq!(record.choose(Some(of("b"))), EffectiveVersion::File);
+        record.version_override = Some(version_override("b", Some("a")));
+        assert_eq!(record.choose(Some(of("b"))), EffectiveVersion::Stored(of("a")));
+        assert_eq!(record.choose(Some(of("c"))), EffectiveVersion::File);
         assert_eq!(record.choose(None), EffectiveVersion::File, "a missing file is read, and refused");
-        record.version_override = Some(version_override("bbbb", None));
-        assert_eq!(record.choose(Some("bbbb")), EffectiveVersion::Without);
+        record.version_override = Some(version_override("b", None));
+        assert_eq!(record.choose(Some(of("b"))), EffectiveVersion::Without);
     }
 
     #[test]
     fn a_second_rollback_skips_the_rolled_back_version() {
-        let mut record = record(&["aaaa", "bbbb", "cccc"]);
-        for expected in ["bbbb", "aaaa"] {
-            let good = record.rollback_candidates().next().unwrap().hash.clone();
-            assert_eq!(good, expected);
-            let left = record.active.clone().unwrap();
-            record.transition(Some((&good, 1)), "rolled back", NOW);
-            record.exclude(&left, Exclusion::RolledBack);
+        let mut record = record(&["a", "b", "c"]);
+        for expected in ["b", "a"] {
+            let good = record.rollback_candidates().next().unwrap().hash;
+            assert_eq!(good, of(expected));
+            let left = record.active.unwrap();
+            record.transition(Some((good, 1)), "rolled back", NOW);
+            record.exclude(left, Exclusion::RolledBack);
         }
         assert_eq!(record.rollback_candidates().next(), None);
-        record.transition(Some(("cccc", 1)), "its file", NOW);
-        assert_eq!(record.rollback_candidates().next().unwrap().hash, "aaaa", "`bbbb` stays excluded");
+        record.transition(Some((of("c"), 1)), "its file", NOW);
+        assert_eq!(record.rollback_candidates().next().unwrap().hash, of("a"), "`b` stays excluded");
     }
 
     #[test]
@@ -256,14 +260,16 @@ mod tests {
         let mut record = record(&["a", "b", "c", "d"]);
         record.version_override = Some(version_override("d", Some("a")));
         record.prune(2);
-        let hashes: Vec<&str> = record.versions.iter().map(|version| version.hash.as_str()).collect();
-        assert_eq!(hashes, ["d", "c", "a"]);
+        let hashes: Vec<Digest> = record.versions.iter().map(|version| version.hash).collect();
+        assert_eq!(hashes, ["d", "c", "a"].map(of));
     }
 
     #[test]
     fn a_version_is_found_by_hash_prefix() {
-        let record = record(&["aaaaaaaaaaaa1", "aaaaaaaaaaaa2"]);
-        assert_eq!(record.find("aaaaaaaaaaaa2").unwrap().hash, "aaaaaaaaaaaa2");
+        let mut record = record(&["a"]);
+        let other = "a".repeat(63) + "b";
+        record.transition(Some((other.parse().unwrap(), 1)), "its file", NOW);
+        assert_eq!(record.find(&other).unwrap().hash.to_string(), other);
         assert!(record.find("aa").unwrap_err().contains("more than one"));
         assert!(record.find("b").unwrap_err().contains("stored versions: aaaaaaaaaaaa"));
     }

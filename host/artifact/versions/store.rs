@@ -20,7 +20,7 @@ use anyhow::Context as _;
 
 use crate::artifact::file::MAX_SIZE;
 use crate::artifact::versions::record::VersionHistory;
-use crate::digest;
+use crate::digest::Digest;
 use crate::files::OwnedDir;
 
 /// The extension of signatures.
@@ -84,11 +84,11 @@ impl VersionStore {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub(super) fn put(&mut self, hash: &str, bytes: &Arc<[u8]>) -> anyhow::Result<()> {
+    pub(super) fn put(&mut self, hash: Digest, bytes: &Arc<[u8]>) -> anyhow::Result<()> {
         match self {
             Self::VersionFolder(folder) => folder.put(hash, bytes),
             Self::Memory(files) => {
-                files.entry(hash.to_owned()).or_insert_with(|| Arc::clone(bytes));
+                files.entry(hash.to_string()).or_insert_with(|| Arc::clone(bytes));
                 Ok(())
             }
         }
@@ -102,7 +102,7 @@ impl VersionStore {
     pub(super) fn put_signature(
         &mut self,
         plugin: &str,
-        hash: &str,
+        hash: Digest,
         signature: &Arc<[u8]>,
     ) -> anyhow::Result<()> {
         if self.signature(plugin, hash).as_ref() == Some(signature) {
@@ -119,7 +119,7 @@ impl VersionStore {
     }
 
     /// The signature of a plugin's file, if one is stored.
-    pub(super) fn signature(&self, plugin: &str, hash: &str) -> Option<Arc<[u8]>> {
+    pub(super) fn signature(&self, plugin: &str, hash: Digest) -> Option<Arc<[u8]>> {
         let name = format!("{hash}.{plugin}{SIGNED}");
         match self {
             Self::VersionFolder(folder) => {
@@ -135,11 +135,11 @@ impl VersionStore {
     ///
     /// # Errors
     /// When it is missing, or its content has changed.
-    pub(super) fn get(&self, hash: &str) -> Result<Arc<[u8]>, String> {
+    pub(super) fn get(&self, hash: Digest) -> Result<Arc<[u8]>, String> {
         match self {
             Self::VersionFolder(folder) => folder.get(hash),
             Self::Memory(files) => {
-                files.get(hash).cloned().ok_or_else(|| format!("version {hash} is not stored"))
+                files.get(&hash.to_string()).cloned().ok_or_else(|| format!("version {hash} is not stored"))
             }
         }
     }
@@ -155,28 +155,28 @@ impl VersionStore {
     }
 
     /// Removes the files that no record refers to.
-    pub(super) fn sweep(&mut self, used: &HashSet<&str>) {
+    pub(super) fn sweep(&mut self, used: &HashSet<Digest>) {
         match self {
             Self::VersionFolder(folder) => folder.sweep(used),
-            Self::Memory(files) => files.retain(|name, _| used.contains(hash_of(name))),
+            Self::Memory(files) => files.retain(|name, _| is_used(name, used)),
         }
     }
 }
 
 impl VersionFolder {
-    fn put(&self, hash: &str, bytes: &[u8]) -> anyhow::Result<()> {
+    fn put(&self, hash: Digest, bytes: &[u8]) -> anyhow::Result<()> {
         if self.get(hash).is_ok() {
             return Ok(());
         }
         self.versions.replace(&format!("{hash}.wasm"), bytes)
     }
 
-    fn get(&self, hash: &str) -> Result<Arc<[u8]>, String> {
+    fn get(&self, hash: Digest) -> Result<Arc<[u8]>, String> {
         let name = format!("{hash}.wasm");
         let path = self.versions.path().join(&name);
         let read = self.versions.read(&name, MAX_SIZE);
         let bytes = read.map_err(|why| format!("{} {why}", path.display()))?;
-        if digest::hash(&bytes) != hash {
+        if Digest::of(&bytes) != hash {
             return Err(format!("{} was modified: its content has another hash", path.display()));
         }
         Ok(bytes.into())
@@ -188,30 +188,37 @@ impl VersionFolder {
         for file in self.plugins.names()? {
             let Some(name) = file.strip_suffix(".json") else { continue };
             let read = self.plugins.read(&file, MAX_RECORD).map_err(anyhow::Error::from);
-            match read.and_then(|text| Ok(serde_json::from_slice(&text)?)) {
+            let path = self.plugins.path().join(&file);
+            match read.and_then(|text| parse_record(&path, &text)) {
                 Ok(record) => drop(records.insert(name.to_owned(), record)),
                 Err(error) => {
-                    let path = self.plugins.path().join(&file);
-                    tracing::warn!(path = %path.display(), %error, "the record cannot be read; the plugin's file decides");
+                    let error = format!("{error:#}");
+                    tracing::warn!(path = %path.display(), error, "the record cannot be read; the plugin's file decides");
                 }
             }
         }
         Ok(records)
     }
 
-    fn sweep(&self, used: &HashSet<&str>) {
+    fn sweep(&self, used: &HashSet<Digest>) {
         for name in self.versions.names().unwrap_or_default() {
-            if !used.contains(hash_of(&name)) {
-                // The next version tries again.
+            if !is_used(&name, used) {
+                // A failure is retried with the next version.
                 let _ = self.versions.remove(&name);
             }
         }
     }
 }
 
-/// The hash at the beginning of a file's name.
-fn hash_of(name: &str) -> &str {
-    name.split('.').next().unwrap_or_default()
+/// The record in a file of this name.
+fn parse_record(path: &Path, text: &[u8]) -> anyhow::Result<VersionHistory> {
+    serde_json::from_slice(text).with_context(|| path.display().to_string())
+}
+
+/// Whether the hash at the beginning of a file's name is one of these.
+fn is_used(name: &str, used: &HashSet<Digest>) -> bool {
+    let hash = name.split('.').next().unwrap_or_default();
+    hash.parse().is_ok_and(|hash: Digest| used.contains(&hash))
 }
 
 #[cfg(test)]
@@ -224,24 +231,24 @@ mod tests {
     fn stored_versions_survive_and_tampering_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let bytes: Arc<[u8]> = Arc::from(*b"wasm");
-        let hash = digest::hash(&bytes);
+        let hash = Digest::of(&bytes);
         let (mut store, records) = VersionStore::open(folder.path()).unwrap();
         assert!(records.is_empty());
-        store.put(&hash, &bytes).unwrap();
-        let record = VersionHistory { active: Some(hash.clone()), ..VersionHistory::default() };
+        store.put(hash, &bytes).unwrap();
+        let record = VersionHistory { active: Some(hash), ..VersionHistory::default() };
         store.write_record("p", &record).unwrap();
         assert!(VersionStore::open(folder.path()).unwrap_err().to_string().contains("another gateway"));
         drop(store);
 
         let (mut store, records) = VersionStore::open(folder.path()).unwrap();
         assert_eq!(records, BTreeMap::from([("p".to_owned(), record)]));
-        assert_eq!(*store.get(&hash).unwrap(), *b"wasm");
+        assert_eq!(*store.get(hash).unwrap(), *b"wasm");
         fs::write(folder.path().join(format!("versions/{hash}.wasm")), b"evil").unwrap();
-        assert!(store.get(&hash).unwrap_err().contains("was modified"));
-        store.put(&hash, &bytes).unwrap();
-        assert_eq!(*store.get(&hash).unwrap(), *b"wasm", "a modified file is written again");
+        assert!(store.get(hash).unwrap_err().contains("was modified"));
+        store.put(hash, &bytes).unwrap();
+        assert_eq!(*store.get(hash).unwrap(), *b"wasm", "a modified file is written again");
         store.sweep(&HashSet::new());
-        assert!(store.get(&hash).is_err());
+        assert!(store.get(hash).is_err());
     }
 
     #[test]
@@ -256,5 +263,19 @@ mod tests {
         .unwrap();
         let (_store, records) = VersionStore::open(folder.path()).unwrap();
         assert_eq!(records.keys().collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn a_shortened_hash_in_a_record_is_an_error() {
+        let whole = Digest::of(b"wasm").to_string();
+        let read = |hash: &str| {
+            let text = format!("{{\"versions\":[],\"active\":\"{hash}\",\"version_override\":null}}");
+            parse_record(Path::new("plugins/a.json"), text.as_bytes())
+        };
+        assert_eq!(read(&whole).unwrap().active, Some(Digest::of(b"wasm")));
+        for shortened in [&whole[..8], &whole[..63], ""] {
+            let why = format!("{:#}", read(shortened).unwrap_err());
+            assert!(why.contains("plugins/a.json") && why.contains("64 hex digits"), "{why}");
+        }
     }
 }

@@ -32,7 +32,7 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
     let listen = listener("admin listener", "listen", &config.admin.listen);
     let probes = async {
         let address = config.admin.probe_listen.as_deref()?;
-        Some(listener("admin listener for probes", "probes", address).await)
+        Some(listener("admin listener for probes", "probe_listen", address).await)
     };
     let (probed, directory, listen, probes) =
         tokio::join!(gateway::probe(config), directory(config), listen, probes);
@@ -53,7 +53,7 @@ pub(super) async fn all(config: &Config) -> Vec<CheckResult> {
     connected
 }
 
-/// Whether the directory answers, how rooms are read there, and the comets that are known there.
+/// Whether the directory answers, how rooms are read from it, and the comets that it names.
 async fn directory(config: &Config) -> anyhow::Result<(String, Arc<Fleet>)> {
     let mut registry = Registry::default();
     let storage = Storage::open(config, &mut registry)?;

@@ -7,19 +7,19 @@ use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use crate::dead_letter::{Filter, Stage};
 use crate::time;
 
-/// Which dead letters are meant: all that agree with every filter.
+/// Selects dead letters: those that match every filter.
 #[derive(Debug, clap::Args)]
 pub(super) struct FilterArgs {
-    /// Only those whose way ended at this station.
+    /// Only those of this stage.
     #[arg(long, value_parser = stage_parser())]
     pub(super) stage: Option<Stage>,
-    /// Only those that this plugin decided: `name` or `name@version`.
+    /// Only letters that this plugin caused: `name` or `name@version`.
     #[arg(long, value_name = "NAME")]
     pub(super) plugin: Option<String>,
-    /// Only those that came from this topic.
+    /// Only letters from this topic.
     #[arg(long, value_name = "ORIGIN")]
     pub(super) topic: Option<String>,
-    /// Only those whose reason contains this text, whatever its case.
+    /// Only letters whose reason contains this text, ignoring case.
     #[arg(long, value_name = "TEXT")]
     pub(super) reason: Option<String>,
     /// Only messages produced at or after this time: `2026-01-31T12:00:00Z`, `2026-01-31`, or
@@ -29,7 +29,7 @@ pub(super) struct FilterArgs {
     /// Only messages produced before this time.
     #[arg(long, value_name = "TIME", value_parser = time::parse)]
     pub(super) until: Option<SystemTime>,
-    /// At most so many, counted from the first that the filters mean.
+    /// At most N, counted from the first match.
     #[arg(long, value_name = "N")]
     pub(super) limit: Option<u64>,
 }
@@ -47,15 +47,15 @@ impl FilterArgs {
     }
 }
 
-/// What is said when there is no dead-letter topic.
+/// The error for a missing dead-letter topic.
 pub(super) fn no_topic(topic: &str) -> String {
     format!(
-        "there is no topic `{topic}`: no dead letter was ever written, or `[kafka] dead_letter_topic` names another one"
+        "topic `{topic}` not found: no dead letter was written yet, or `[kafka] dead_letter_topic` names another topic"
     )
 }
 
 fn stage_parser() -> impl clap::builder::TypedValueParser<Value = Stage> {
     let named = |name: String| Stage::ALL.into_iter().find(|stage| stage.as_str() == name);
     PossibleValuesParser::new(Stage::ALL.map(Stage::as_str))
-        .try_map(move |name| named(name).ok_or("no stage of this name"))
+        .try_map(move |name| named(name).ok_or("unknown stage"))
 }

@@ -83,7 +83,7 @@ async fn key(config: &Config) -> anyhow::Result<RedriveKey> {
         );
     }
     let storage = Storage::open(config, &mut Registry::default())?;
-    storage.redrive_keys.read_or_create().await.context("cannot read the key that proves what is redriven")
+    storage.redrive_keys.read_or_create().await.context("cannot read the key that proves redriven records")
 }
 
 async fn stop((mut interrupt, mut terminate): (Signal, Signal)) {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use prometheus_client::registry::Registry;
 
-use crate::decision::{FilteredMessage, PluginVersion, Verdict};
+use crate::decision::{Effect, FilteredMessage, MessagePart, PluginVersion};
 use crate::message::Message;
 use crate::policy::{Chain, Fraction, OnError, PluginConfig, Policies, QuarantineAction, StateScope};
 use crate::wasm::{self, RuntimeConfig};
@@ -84,16 +84,13 @@ impl ReplayedPlugin {
 }
 
 fn decided(filtered: FilteredMessage) -> ReplayDecision {
-    let said = filtered.trail.last().map(|decision| decision.what.clone()).unwrap_or_default();
-    if let Some(failure) = said.strip_prefix("failed: ") {
-        let why = failure.strip_suffix("; dead-lettered").unwrap_or(failure).to_owned();
-        return ReplayDecision { kind: DecisionKind::Failed, why, filtered };
-    }
-    let (kind, why) = match &filtered.verdict {
-        Verdict::Drop { reason, .. } => (DecisionKind::Dropped, reason.clone()),
-        Verdict::DeadLetter { reason, .. } => (DecisionKind::DeadLettered, reason.clone()),
-        Verdict::Pass if filtered.trail.is_empty() => (DecisionKind::Passed, String::new()),
-        Verdict::Pass => (DecisionKind::Amended, said.strip_prefix("amended ").unwrap_or(&said).to_owned()),
+    // Filters decide nothing about absent recipients.
+    let (kind, why) = match filtered.effect_after(0) {
+        Effect::Passed | Effect::DecidedOffline { .. } => (DecisionKind::Passed, String::new()),
+        Effect::Amended(parts) => (DecisionKind::Amended, MessagePart::names(parts)),
+        Effect::Dropped { reason } => (DecisionKind::Dropped, reason.clone()),
+        Effect::DeadLettered { reason } => (DecisionKind::DeadLettered, reason.clone()),
+        Effect::Failed { text, .. } => (DecisionKind::Failed, text.to_string()),
     };
     ReplayDecision { kind, why, filtered }
 }
@@ -111,7 +108,7 @@ pub(super) fn change(before: &ReplayDecision, after: &ReplayDecision) -> Option<
         }
         DecisionKind::Amended => {
             let parts = before.filtered.differing(&after.filtered);
-            (!parts.is_empty()).then(|| format!("amended differently: {}", parts.join(", ")))
+            (!parts.is_empty()).then(|| format!("amended differently: {}", MessagePart::names(&parts)))
         }
     }
 }
@@ -121,7 +118,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::decision::TrailEntry;
+    use crate::decision::{FailureKind, OnError};
     use crate::message::{Audience, Origin, Record, encode};
 
     fn message() -> Message {
@@ -136,31 +133,24 @@ mod tests {
         Message::decode(Arc::new(record)).unwrap()
     }
 
-    fn version(hash: &str) -> PluginVersion {
-        PluginVersion { name: "p".into(), hash: hash.into() }
-    }
-
-    fn with(verdict: Verdict, what: &str, body: &'static str) -> ReplayDecision {
+    fn with(hash: &str, effect: Effect, body: &'static str) -> ReplayDecision {
         let mut filtered = FilteredMessage::untouched(message());
-        filtered.verdict = verdict;
         filtered.message.body = body.into();
-        if !what.is_empty() {
-            filtered.trail.push(TrailEntry { by: version("a"), what: what.into() });
+        if effect != Effect::Passed {
+            filtered.note(&PluginVersion { name: "p".into(), hash: hash.into() }, effect);
         }
         decided(filtered)
     }
 
     #[test]
     fn decisions_are_told_apart_and_compared() {
-        let drop = |reason: &str, hash| {
-            let verdict = Verdict::Drop { reason: reason.into(), by: version(hash) };
-            with(verdict, "dropped: spam", "hello")
-        };
-        let passed = || with(Verdict::Pass, "", "hello");
-        let amended = |body| with(Verdict::Pass, "amended body", body);
-        let letter = Verdict::DeadLetter { reason: "plugin p@a trapped".into(), by: version("a") };
-        let failed = with(letter, "failed: trapped: no; dead-lettered", "hello");
-        assert_eq!((failed.kind, &*failed.why), (DecisionKind::Failed, "trapped: no"));
+        let drop = |reason: &str, hash| with(hash, Effect::Dropped { reason: reason.into() }, "hello");
+        let passed = || with("a", Effect::Passed, "hello");
+        let amended = |body| with("a", Effect::Amended(vec![MessagePart::Body]), body);
+        let trap = "trapped: no; dead-lettered";
+        let (kind, then) = (FailureKind::Trap, OnError::DeadLetter);
+        let failed = with("a", Effect::Failed { kind, text: trap.into(), then }, "hello");
+        assert_eq!((failed.kind, &*failed.why), (DecisionKind::Failed, trap), "no part of it is cut off");
         assert_eq!((amended("x").kind, &*amended("x").why), (DecisionKind::Amended, "body"));
 
         assert_eq!(change(&passed(), &passed()), None);

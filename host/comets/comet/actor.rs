@@ -1,8 +1,9 @@
-//! The task of one comet: it owns the lanes, the breaker and the channel.
+//! The task of one comet: it owns the order queues, the breaker and the channel.
 //!
-//! A call holds its lanes until it has its outcome, so later calls cannot overtake it. While the
-//! comet is unreachable, this holds through all attempts. If the comet answers but does not accept
-//! a message now, only the order of that room or connection is kept: see `parked`.
+//! A call stays in the order queues of its keys until it has its outcome, so later calls cannot
+//! overtake it. While the comet is unreachable, this holds through all attempts. If the comet
+//! answers but does not accept a message now, only the order of that room or connection is kept:
+//! see `parked`.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -46,7 +47,7 @@ pub(super) struct Actor {
     active: ActiveGauge,
     dialer: Dialer,
     drivers: Drivers,
-    /// `None` until the first call, and when it is to be made anew.
+    /// `None` before the first call, and when the next call needs a new connection.
     client: Option<CometClient>,
     /// Counts the channels, so that timeouts of an older one do not count for its successor.
     channel: u64,
@@ -63,11 +64,11 @@ pub(super) struct Actor {
     merges: bool,
     breaker: Breaker,
     queues: OrderQueues<OrderKey, OrderItem>,
-    /// What waits for another attempt without holding its place.
+    /// Calls that wait for another attempt outside the order queues.
     parked: ParkedQueue,
     /// Calls that continue at once.
     ready: Vec<InFlightCall>,
-    /// Calls that hold their places and wait to be tried again, each until its moment.
+    /// Calls that wait for another attempt and stay in the order queues, with the time of the retry.
     backing_off: Vec<(Instant, InFlightCall)>,
 }
 
@@ -130,8 +131,8 @@ impl Actor {
                     Some(found) = probes.next() => Next::ProbeReply(found),
                     received = inbox.recv_many(&mut arrived, RECEIVE_BATCH), if open => Next::Arrived(received),
                     () = sleep_until(wake), if wake.is_some() => Next::Wake,
-                    // Only if something is left in the queues that is neither called nor waiting,
-                    // which the queues rule out. Dropping it tells its receipts.
+                    // Cannot happen: a queued call is either ready or behind one that is in flight.
+                    // If it did, dropping the calls would report their outcomes.
                     else => Next::Nothing,
                 }
             };
@@ -141,11 +142,11 @@ impl Actor {
                 Next::Arrived(received) => {
                     open = received > 0;
                     if !open && self.active.state.is_evicted() {
-                        // Dropping the queued calls resolves their handles.
+                        // Dropping the queued calls reports their outcomes.
                         return;
                     }
                     let now = Instant::now();
-                    arrived.drain(..).for_each(|job| self.queue(job, now));
+                    arrived.drain(..).for_each(|call| self.queue(call, now));
                 }
                 Next::Wake => {
                     self.wake();
@@ -156,13 +157,13 @@ impl Actor {
         }
     }
 
-    fn queue(&mut self, job: QueuedCall, now: Instant) {
-        let merges = self.merges && matches!(job.target, CallTarget::Room(_));
-        let size = merges.then(|| job.payload.frame_len());
-        self.queues.push(job.order.clone(), size, OrderItem::QueuedCall(job), now);
+    fn queue(&mut self, call: QueuedCall, now: Instant) {
+        let merges = self.merges && matches!(call.target, CallTarget::Room(_));
+        let size = merges.then(|| call.payload.frame_len());
+        self.queues.push(call.order.clone(), size, OrderItem::QueuedCall(call), now);
     }
 
-    /// When something is to be done again.
+    /// When the next timer is due.
     fn wakes_at(&self) -> Option<Instant> {
         let calls = self.backing_off.iter().map(|(at, _)| *at);
         calls.chain(self.parked.next()).chain(self.probe.next()).chain(self.queues.wakes_at()).min()
@@ -199,12 +200,12 @@ impl Actor {
         }
     }
 
-    /// The next call that may start; nothing inside when what had its turn is gone.
+    /// The next call that may start. `Some(None)` if its parked calls are gone.
     fn next_call(&mut self, now: Instant) -> Option<Option<InFlightCall>> {
         let (token, item) = self.queues.next_ready(now)?;
         match item {
-            OrderItem::QueuedCall(job) => {
-                let mut call = InFlightCall::new(token, job);
+            OrderItem::QueuedCall(queued) => {
+                let mut call = InFlightCall::new(token, queued);
                 if self.merges {
                     call.merge_following(&mut self.queues);
                 }
@@ -274,10 +275,10 @@ impl Actor {
             RetryDecision::RetryLater if call.is_whole() && call.failures() + 1 < MAX_UNSPLIT_ATTEMPTS => {
                 return self.back_off(call, text);
             }
-            // One of several connections did not take it, or all of them.
+            // One of several connections did not accept it, or all of them.
             _ if call.keys().len() > 1 && decision.divides() => {
                 call.split_connections(text);
-                // Whether it is the message that is refused shows soonest with single connections.
+                // Single connections show soonest whether the message itself is refused.
                 let first = matches!(decision, RetryDecision::Refused { .. });
                 return self.go_on_in_parts(call, first);
             }
@@ -292,8 +293,7 @@ impl Actor {
         self.resume(call);
     }
 
-    /// Parks a message until its retry, and with it those of the same name; the call's lanes
-    /// continue with others.
+    /// Parks a message until its retry, with the messages of the same key. Other calls proceed.
     fn park(&mut self, mut call: InFlightCall, error: String) {
         if !self.parked.has_room() {
             return self.back_off(call, error);
@@ -308,7 +308,7 @@ impl Actor {
         self.resume(call);
     }
 
-    /// Lets a call wait for its retry while it holds its lanes.
+    /// Lets a call wait for its retry while it stays in the order queues.
     fn back_off(&mut self, mut call: InFlightCall, error: String) {
         self.active.state.metrics.retries.inc();
         let again = Instant::now() + retry::BACKOFF.wait_after(call.note_failure(error), fastrand::f64());
@@ -410,8 +410,8 @@ impl Actor {
                 self.fail_call(call, "the comet's breaker is open");
             }
             let why = self.open_breaker();
-            for job in self.parked.drain() {
-                job.settle(CallOutcome::Unreachable(why.clone()));
+            for call in self.parked.drain() {
+                call.settle(CallOutcome::Unreachable(why.clone()));
             }
         }
     }
@@ -447,17 +447,17 @@ impl Actor {
         Some(call)
     }
 
-    /// Goes on with a call that was divided: each part on its own, where nothing binds them together.
+    /// Puts the parts of a split call into the order queues, each on its own.
     fn go_on_in_parts(&mut self, call: InFlightCall, first: bool) {
         if !call.is_in_parts() {
             return self.resume(call);
         }
-        let (token, jobs) = call.into_parts();
-        let parts = jobs.into_iter().map(|job| (job.order.clone(), OrderItem::QueuedCall(job)));
+        let (token, calls) = call.into_parts();
+        let parts = calls.into_iter().map(|call| (call.order.clone(), OrderItem::QueuedCall(call)));
         self.queues.divide(token, parts, first, Instant::now());
     }
 
-    /// Goes on with what is left of a call.
+    /// Continues with the rest of a call, or finishes it.
     fn resume(&mut self, call: InFlightCall) {
         if call.is_done() {
             self.queues.finish(call.into_token(), Instant::now());
@@ -477,7 +477,7 @@ impl Actor {
     }
 }
 
-/// What the task goes on with.
+/// What the task handles next.
 enum Next {
     Answers,
     ProbeReply(ProbeReply),
@@ -486,7 +486,7 @@ enum Next {
     Nothing,
 }
 
-/// All answers that are there, of one at least; never ready without calls.
+/// Waits for an answer, and collects all that have arrived. Never ready without calls.
 async fn ready<F: Future<Output = AttemptResult>>(
     calls: &mut FuturesUnordered<F>,
     answers: &mut Vec<AttemptResult>,

@@ -12,30 +12,30 @@ use crate::comets::wire::Method;
 use crate::comets::{CallOutcome, Dialect};
 use crate::message::{CallTarget, ConnectionId, MESSAGE_ID};
 
-/// How much of what waits for one room may travel in one call.
+/// The maximum number of messages for one room that are merged into one call.
 pub(super) const MAX_MERGED_MESSAGES: usize = 100;
 pub(super) const MAX_MERGED_BYTES: usize = 64 * 1024;
-/// How much metadata their ids may take: gRPC's C++ servers refuse more than 8 KiB by default.
+/// The maximum size of their ids as metadata: gRPC's C++ servers refuse more than 8 KiB by default.
 const MAX_MERGED_METADATA: usize = 7 * 1024;
-/// When a call for many connections was not taken, they are tried in groups of so many, and then of
-/// fewer, before each gets a call of its own.
+/// When a comet does not accept a call for many connections, they are tried in groups of
+/// `SPLIT_SIZE`, then of `DIVIDE_AGAIN`, then one by one.
 const SPLIT_SIZE: usize = 64;
 const DIVIDE_AGAIN: usize = 8;
 
-/// An item of a lane.
+/// An item of the order queues.
 #[derive(Debug)]
 pub(super) enum OrderItem {
     /// A new call.
     QueuedCall(QueuedCall),
-    /// What is parked under a name and is to be tried again.
+    /// The retry of the calls that are parked under this key.
     Turn(OrderKey),
 }
 
-/// A call that occupies its lanes.
+/// A call that holds the order of its keys.
 pub(super) struct InFlightCall {
     token: OrderToken,
     /// In order; the front ones are part of the next attempt.
-    jobs: VecDeque<QueuedCall>,
+    calls: VecDeque<QueuedCall>,
     /// Whether each message gets a call of its own, although there are several.
     unmerged: bool,
     /// Whether its messages were parked, in this order.
@@ -46,43 +46,43 @@ pub(super) struct InFlightCall {
 
 impl InFlightCall {
     /// A new call that may start.
-    pub(super) fn new(token: OrderToken, job: QueuedCall) -> Self {
-        let last_error = job.not_taken_whole();
-        let jobs = VecDeque::from([job]);
-        Self { token, jobs, unmerged: false, was_parked: false, failures: 0, last_error }
+    pub(super) fn new(token: OrderToken, call: QueuedCall) -> Self {
+        let last_error = call.not_taken_whole();
+        let calls = VecDeque::from([call]);
+        Self { token, calls, unmerged: false, was_parked: false, failures: 0, last_error }
     }
 
     /// A retry of parked calls.
     pub(super) fn from_parked(token: OrderToken, waiting: ParkedCalls) -> Self {
-        let ParkedCalls { jobs, failures, last_error, .. } = waiting;
-        Self { token, jobs, unmerged: true, was_parked: true, failures, last_error }
+        let ParkedCalls { calls, failures, last_error, .. } = waiting;
+        Self { token, calls, unmerged: true, was_parked: true, failures, last_error }
     }
 
-    /// Takes along what waits right behind for the same room.
+    /// Merges the messages that wait right behind it for the same room.
     pub(super) fn merge_following(&mut self, queues: &mut OrderQueues<OrderKey, OrderItem>) {
-        let Some(first) = self.jobs.front() else { return };
+        let Some(first) = self.calls.front() else { return };
         let CallTarget::Room(room) = first.target.clone() else { return };
         let (mut bytes, mut metadata) = (first.payload.frame_len(), metadata_len(first));
-        while self.jobs.len() < MAX_MERGED_MESSAGES {
+        while self.calls.len() < MAX_MERGED_MESSAGES {
             let fits = |item: &OrderItem| {
-                let OrderItem::QueuedCall(job) = item else { return false };
-                let same_room = matches!(&job.target, CallTarget::Room(other) if *other == room);
-                let small_enough = bytes + job.payload.frame_len() <= MAX_MERGED_BYTES
-                    && metadata + metadata_len(job) <= MAX_MERGED_METADATA;
+                let OrderItem::QueuedCall(call) = item else { return false };
+                let same_room = matches!(&call.target, CallTarget::Room(other) if *other == room);
+                let small_enough = bytes + call.payload.frame_len() <= MAX_MERGED_BYTES
+                    && metadata + metadata_len(call) <= MAX_MERGED_METADATA;
                 same_room && small_enough
             };
-            let Some(OrderItem::QueuedCall(job)) = queues.join_next(&self.token, fits) else { return };
-            bytes += job.payload.frame_len();
-            metadata += metadata_len(&job);
-            self.jobs.push_back(job);
+            let Some(OrderItem::QueuedCall(call)) = queues.join_next(&self.token, fits) else { return };
+            bytes += call.payload.frame_len();
+            metadata += metadata_len(&call);
+            self.calls.push_back(call);
         }
     }
 
     /// Parks what has to wait behind parked calls, and splits what cannot be one call.
     pub(super) fn divide(&mut self, parked: &mut ParkedQueue, now: Instant) {
-        while self.jobs.front().is_some_and(|job| !job.is_divided) {
-            let Some(job) = self.jobs.pop_front() else { return };
-            parked.divide(job, &mut self.jobs, now);
+        while self.calls.front().is_some_and(|call| !call.is_divided) {
+            let Some(call) = self.calls.pop_front() else { return };
+            parked.divide(call, &mut self.calls, now);
         }
         // Parts of a split call are sent separately. Only a room's messages are merged.
         self.unmerged |= !self.keys().is_empty();
@@ -90,33 +90,33 @@ impl InFlightCall {
 
     /// How many messages the next attempt carries.
     pub(super) fn batch_len(&self) -> usize {
-        if self.unmerged { self.jobs.len().min(1) } else { self.jobs.len() }
+        if self.unmerged { self.calls.len().min(1) } else { self.calls.len() }
     }
 
-    /// The connections that the next attempt is for by name.
+    /// The connections that the next attempt names.
     pub(super) fn keys(&self) -> &[ConnectionId] {
-        self.jobs.front().map(QueuedCall::keys).unwrap_or_default()
+        self.calls.front().map(QueuedCall::keys).unwrap_or_default()
     }
 
     /// The request of the next attempt.
     pub(super) fn request(&self, dialect: Dialect, with_ids: bool) -> (channel::GrpcRequest, Method) {
-        let jobs = || self.jobs.iter().take(self.batch_len());
-        let first = &self.jobs[0];
+        let calls = || self.calls.iter().take(self.batch_len());
+        let first = &self.calls[0];
         let request = match &first.target {
             CallTarget::Room(room) if self.batch_len() > 1 => {
-                dialect.merged(room, jobs().map(|job| &job.payload))
+                dialect.merged(room, calls().map(|call| &call.payload))
             }
             target => dialect.request(target, &first.payload),
         };
         let method = request.method;
-        let ids = jobs().take(if with_ids { MAX_MERGED_MESSAGES } else { 0 });
-        (channel::GrpcRequest::new(request, ids.map(|job| (&job.payload, &job.message))), method)
+        let ids = calls().take(if with_ids { MAX_MERGED_MESSAGES } else { 0 });
+        (channel::GrpcRequest::new(request, ids.map(|call| (&call.payload, &call.message))), method)
     }
 
     /// Reports the outcome of the attempt's messages.
     pub(super) fn settle(&mut self, delivered: &CallOutcome) {
-        for job in self.jobs.drain(..self.batch_len()) {
-            job.settle(delivered.clone());
+        for call in self.calls.drain(..self.batch_len()) {
+            call.settle(delivered.clone());
         }
         self.failures = 0;
     }
@@ -124,14 +124,14 @@ impl InFlightCall {
     /// The attempt's message was rejected permanently. Once `SPLIT_SIZE` of its connections rejected it
     /// and none accepted it, the message is at fault, and the other connections are not tried.
     pub(super) fn refuse(&mut self, why: &str) {
-        let Some(job) = self.jobs.pop_front() else { return };
-        while job.refused_so_far() >= SPLIT_SIZE
-            && self.jobs.front().is_some_and(|next| next.is_sibling_of(&job))
-            && let Some(next) = self.jobs.pop_front()
+        let Some(call) = self.calls.pop_front() else { return };
+        while call.refused_so_far() >= SPLIT_SIZE
+            && self.calls.front().is_some_and(|next| next.is_sibling_of(&call))
+            && let Some(next) = self.calls.pop_front()
         {
             next.settle(CallOutcome::Refused(why.to_owned()));
         }
-        job.settle(CallOutcome::Refused(why.to_owned()));
+        call.settle(CallOutcome::Refused(why.to_owned()));
         self.failures = 0;
     }
 
@@ -140,21 +140,21 @@ impl InFlightCall {
         self.unmerged = true;
     }
 
-    /// Whether it is for many connections and none of its parts was tried: then it is perhaps not
-    /// about some of them.
+    /// Whether it is for many connections and has not been split: the failure then may not be due to
+    /// some of them.
     pub(super) fn is_whole(&self) -> bool {
-        self.keys().len() > SPLIT_SIZE && !self.jobs.front().is_some_and(QueuedCall::is_part)
+        self.keys().len() > SPLIT_SIZE && !self.calls.front().is_some_and(QueuedCall::is_part)
     }
 
-    /// From now on the connections of the front message have calls of their own, or smaller
-    /// groups of them first.
+    /// From now on the connections of the front message have calls of their own, or in smaller
+    /// groups first.
     pub(super) fn split_connections(&mut self, error: String) {
-        let Some(job) = self.jobs.pop_front() else { return };
-        let size = [SPLIT_SIZE, DIVIDE_AGAIN].into_iter().find(|size| job.keys().len() > *size).unwrap_or(1);
-        let groups = job.keys().chunks(size).map(<[_]>::to_vec).collect();
-        let parts = job.split(groups);
+        let Some(call) = self.calls.pop_front() else { return };
+        let size = [SPLIT_SIZE, DIVIDE_AGAIN].into_iter().find(|size| call.keys().len() > *size).unwrap_or(1);
+        let groups = call.keys().chunks(size).map(<[_]>::to_vec).collect();
+        let parts = call.split(groups);
         parts.iter().take(1).for_each(|part| part.note_not_taken_whole(&error));
-        parts.into_iter().rev().for_each(|part| self.jobs.push_front(part));
+        parts.into_iter().rev().for_each(|part| self.calls.push_front(part));
         self.unmerged = true;
         self.failures = 0;
         self.last_error = Some(error);
@@ -163,37 +163,36 @@ impl InFlightCall {
     /// Whether its parts may start on their own: no room's order binds them together.
     pub(super) fn is_in_parts(&self) -> bool {
         !self.was_parked
-            && self.jobs.len() > 1
-            && self.jobs.iter().all(|job| job.room.is_none() && !job.keys().is_empty())
+            && self.calls.len() > 1
+            && self.calls.iter().all(|call| call.room.is_none() && !call.keys().is_empty())
     }
 
     /// Takes it apart.
     pub(super) fn into_parts(self) -> (OrderToken, VecDeque<QueuedCall>) {
-        (self.token, self.jobs)
+        (self.token, self.calls)
     }
 
-    /// Settles the parts that are not worth a call any more: their message is refused by everybody,
-    /// or there were too many calls for it.
+    /// Settles the parts that are not worth another call: every connection so far refused their
+    /// message, or too many calls were made for it.
     pub(super) fn withdraw(&mut self) {
         while self.failures == 0
-            && let Some(job) = self.jobs.pop_front()
+            && let Some(call) = self.calls.pop_front()
         {
-            if let Some(why) = job.refused_by_all(SPLIT_SIZE) {
-                job.settle(CallOutcome::Refused(why));
-            } else if !job.may_be_called() {
-                job.settle_unasked();
+            if let Some(why) = call.refused_by_all(SPLIT_SIZE) {
+                call.settle(CallOutcome::Refused(why));
+            } else if !call.may_be_called() {
+                call.settle_unasked();
             } else {
-                return self.jobs.push_front(job);
+                return self.calls.push_front(call);
             }
         }
     }
 
-    /// Takes out what has to wait with the front message, which another attempt may mend: that
-    /// message, and those of the same name behind it.
+    /// Removes the front message, which is to be retried, and the messages of the same key behind it.
     pub(super) fn take_front(&mut self) -> Option<(OrderKey, VecDeque<QueuedCall>)> {
-        let name = OrderKey::of(self.jobs.front()?)?;
-        let (waiting, rest) = std::mem::take(&mut self.jobs).into_iter().partition(|job| name.covers(job));
-        self.jobs = rest;
+        let name = OrderKey::of(self.calls.front()?)?;
+        let (waiting, rest) = std::mem::take(&mut self.calls).into_iter().partition(|call| name.covers(call));
+        self.calls = rest;
         self.failures = 0;
         Some((name, waiting))
     }
@@ -205,7 +204,7 @@ impl InFlightCall {
 
     /// When the front message was queued.
     pub(super) fn queued(&self) -> Option<Instant> {
-        self.jobs.front().map(|job| job.queued)
+        self.calls.front().map(|call| call.queued)
     }
 
     /// Counts a failed attempt; returns how many there were.
@@ -217,9 +216,9 @@ impl InFlightCall {
 
     /// Drops the messages whose partition was cancelled meanwhile.
     pub(super) fn drop_cancelled(&mut self) {
-        let before = self.jobs.len();
-        self.jobs.retain(|job| !job.is_cancelled());
-        if self.jobs.len() < before {
+        let before = self.calls.len();
+        self.calls.retain(|call| !call.is_cancelled());
+        if self.calls.len() < before {
             self.failures = 0;
         }
     }
@@ -229,7 +228,7 @@ impl InFlightCall {
     pub(super) fn expire(&mut self, at: Instant, delivery_timeout: Duration) -> bool {
         let mut was_behind = false;
         // The oldest is the first.
-        while self.jobs.front().is_some_and(|job| at >= job.queued + delivery_timeout) {
+        while self.calls.front().is_some_and(|call| at >= call.queued + delivery_timeout) {
             let why = match &self.last_error {
                 Some(error) => format!("no success within {delivery_timeout:?}: {error}"),
                 None => {
@@ -237,8 +236,8 @@ impl InFlightCall {
                     format!("queued behind others for {delivery_timeout:?}: the comet does not keep up")
                 }
             };
-            if let Some(job) = self.jobs.pop_front() {
-                job.settle(CallOutcome::Unreachable(why));
+            if let Some(call) = self.calls.pop_front() {
+                call.settle(CallOutcome::Unreachable(why));
             }
             self.failures = 0;
         }
@@ -251,17 +250,17 @@ impl InFlightCall {
             Some(error) if error != why => format!("{why}; last error: {error}"),
             _ => why.to_owned(),
         };
-        for job in self.jobs.drain(..) {
-            job.settle(CallOutcome::Unreachable(why.clone()));
+        for call in self.calls.drain(..) {
+            call.settle(CallOutcome::Unreachable(why.clone()));
         }
     }
 
     /// Whether every message has its outcome.
     pub(super) fn is_done(&self) -> bool {
-        self.jobs.is_empty()
+        self.calls.is_empty()
     }
 
-    /// What frees the call's lanes.
+    /// The token that frees the order of the call's keys.
     pub(super) fn into_token(self) -> OrderToken {
         self.token
     }
@@ -302,6 +301,6 @@ impl Attempt {
 }
 
 /// The size of a call's id header as HTTP/2 counts it: name, value and 32 bytes.
-fn metadata_len(job: &QueuedCall) -> usize {
-    MESSAGE_ID.len() + job.message.as_str().len() + 32
+fn metadata_len(call: &QueuedCall) -> usize {
+    MESSAGE_ID.len() + call.message.as_str().len() + 32
 }

@@ -1,10 +1,10 @@
 //! Parks calls for rooms and connections that a reachable comet does not accept messages for now.
 //!
-//! A call to retry is *parked* under the name that its order belongs to: a room, or one connection.
-//! Its lane continues with others. Later messages of that name queue behind it; others do not. When
-//! its retry is due, it takes a turn in the lane again.
+//! A call to retry is *parked* under the key whose order it keeps: a room, or one connection. It
+//! leaves its order queues, so other calls proceed. Later messages of that key queue behind it.
+//! When its retry is due, it enters the order queues again.
 //!
-//! Connections that did not accept a message lately are remembered, so that messages for many
+//! Connections that recently did not accept a message are remembered, so that messages for many
 //! connections reach the others in a separate call: comets process the keys of a call one by one,
 //! and stop at the first that fails.
 
@@ -16,7 +16,7 @@ use crate::comets::wire::key_len;
 use crate::expiring::ExpiringMap;
 use crate::message::ConnectionId;
 
-/// How many names may be parked. This bounds the calls to a comet that rejects everything.
+/// How many keys may be parked. This bounds the calls to a comet that rejects everything.
 const MAX_PARKED: usize = 256;
 /// How many failing connections are remembered, and for how long.
 const MAX_REMEMBERED: usize = 1024;
@@ -26,13 +26,13 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 const MAX_REQUEST: usize = 1024 * 1024;
 const MIN_KEYS: usize = 256 * 1024;
 
-/// The messages of one name that wait for another attempt, in order.
+/// The messages of one key that wait for another attempt, in order.
 #[derive(Debug)]
 pub(super) struct ParkedCalls {
-    pub(super) jobs: VecDeque<QueuedCall>,
+    pub(super) calls: VecDeque<QueuedCall>,
     pub(super) failures: u32,
     pub(super) last_error: Option<String>,
-    /// `None` once the retry is queued in its lane.
+    /// `None` once the retry is in the order queues.
     again: Option<Instant>,
 }
 
@@ -53,7 +53,7 @@ impl ParkedQueue {
         self.waiting.is_empty()
     }
 
-    /// Whether another name may be parked.
+    /// Whether another key may be parked.
     pub(super) fn has_room(&self) -> bool {
         self.waiting.len() < MAX_PARKED
     }
@@ -62,12 +62,12 @@ impl ParkedQueue {
     pub(super) fn park(
         &mut self,
         name: OrderKey,
-        jobs: VecDeque<QueuedCall>,
+        calls: VecDeque<QueuedCall>,
         failures: u32,
         error: String,
         again: Instant,
     ) {
-        let waiting = ParkedCalls { jobs, failures, last_error: Some(error), again: Some(again) };
+        let waiting = ParkedCalls { calls, failures, last_error: Some(error), again: Some(again) };
         self.waiting.insert(name, waiting);
     }
 
@@ -76,7 +76,7 @@ impl ParkedQueue {
         self.waiting.values().filter_map(|waiting| waiting.again).min()
     }
 
-    /// The names whose moment has come, each once: they take their turn in the lanes.
+    /// The keys whose retry is due, each returned once, to be put into the order queues.
     pub(super) fn ready(&mut self, now: Instant) -> Vec<OrderKey> {
         let is_due = |waiting: &ParkedCalls| waiting.again.is_some_and(|again| again <= now);
         let mut ready = Vec::new();
@@ -87,14 +87,14 @@ impl ParkedQueue {
         ready
     }
 
-    /// What waits under a name, whose lane is held by the caller from now on.
+    /// Removes the parked calls of a key. From now on the caller holds the key's order.
     pub(super) fn take(&mut self, name: &OrderKey) -> Option<ParkedCalls> {
         self.waiting.remove(name)
     }
 
     /// Removes all parked calls.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = QueuedCall> {
-        self.waiting.drain().flat_map(|(_, waiting)| waiting.jobs)
+        self.waiting.drain().flat_map(|(_, waiting)| waiting.calls)
     }
 
     /// This connection did not accept a message.
@@ -114,21 +114,21 @@ impl ParkedQueue {
 
     /// Splits a call before its attempt: by size, for connections that need a call of their own, and
     /// for connections that have to wait behind parked calls. The parts that may be called now are
-    /// put in front of `call`.
-    pub(super) fn divide(&mut self, mut job: QueuedCall, call: &mut VecDeque<QueuedCall>, now: Instant) {
-        if let Some(waiting) = self.ahead_of(&job) {
-            waiting.jobs.push_back(job);
+    /// put in front of `rest`.
+    pub(super) fn divide(&mut self, mut call: QueuedCall, rest: &mut VecDeque<QueuedCall>, now: Instant) {
+        if let Some(waiting) = self.ahead_of(&call) {
+            waiting.calls.push_back(call);
             return;
         }
-        job.is_divided = true;
-        let limit = MAX_REQUEST.saturating_sub(job.payload.len()).max(MIN_KEYS);
-        let is_large = job.keys().len() > 1 && job.keys().iter().map(key_len).sum::<usize>() > limit;
+        call.is_divided = true;
+        let limit = MAX_REQUEST.saturating_sub(call.payload.len()).max(MIN_KEYS);
+        let is_large = call.keys().len() > 1 && call.keys().iter().map(key_len).sum::<usize>() > limit;
         let knows_any = !self.waiting.is_empty() || !self.unresponsive.is_empty();
-        if job.keys().len() < 2 || !(is_large || knows_any) {
-            return call.push_front(job);
+        if call.keys().len() < 2 || !(is_large || knows_any) {
+            return rest.push_front(call);
         }
         let (mut together, mut separate, mut behind) = (Vec::new(), Vec::new(), Vec::new());
-        for key in job.keys() {
+        for key in call.keys() {
             if self.waiting.contains_key(&OrderKey::Connection(key.clone())) {
                 behind.push(vec![key.clone()]);
             } else if self.is_unresponsive(key, now) {
@@ -138,20 +138,20 @@ impl ParkedQueue {
             }
         }
         if separate.is_empty() && behind.is_empty() && !is_large {
-            return call.push_front(job);
+            return rest.push_front(call);
         }
         let mut groups = by_size(together, limit);
         groups.append(&mut separate);
         let now_called = groups.len();
         groups.append(&mut behind);
-        let mut parts = job.split(groups);
+        let mut parts = call.split(groups);
         for part in parts.split_off(now_called) {
             match self.ahead_of(&part) {
-                Some(waiting) => waiting.jobs.push_back(part),
+                Some(waiting) => waiting.calls.push_back(part),
                 None => parts.push(part),
             }
         }
-        parts.into_iter().rev().for_each(|part| call.push_front(part));
+        parts.into_iter().rev().for_each(|part| rest.push_front(part));
     }
 
     fn is_unresponsive(&self, key: &ConnectionId, now: Instant) -> bool {
@@ -159,12 +159,12 @@ impl ParkedQueue {
     }
 
     /// The parked calls that have to come before this one, if any.
-    fn ahead_of(&mut self, job: &QueuedCall) -> Option<&mut ParkedCalls> {
+    fn ahead_of(&mut self, call: &QueuedCall) -> Option<&mut ParkedCalls> {
         if self.waiting.is_empty() {
             return None;
         }
-        let room = job.room.clone().map(OrderKey::Room).filter(|name| self.waiting.contains_key(name));
-        self.waiting.get_mut(&room.or_else(|| OrderKey::of(job))?)
+        let room = call.room.clone().map(OrderKey::Room).filter(|name| self.waiting.contains_key(name));
+        self.waiting.get_mut(&room.or_else(|| OrderKey::of(call))?)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Probes a comet whose breaker is open: once a second, on a separate connection, with gRPC's
 //! health check. Any answer counts, even `Unimplemented`: it comes from the comet's server.
 //!
-//! A comet that was unreachable and answers has recovered. One that kept answering probes while
-//! calls failed has not: only a call can tell, which the breaker lets through at intervals.
+//! A comet that was unreachable and answers has recovered. If it kept answering probes while calls
+//! failed, only a call can show its recovery; the breaker lets one through at intervals.
 
 use std::time::{Duration, Instant};
 

@@ -58,7 +58,7 @@ impl Config {
         Some(format!("`comets.discovery.file`: {}: {error}", path.display()))
     }
 
-    /// What is wrong with the values, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub(in crate::comets) fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         for url in &self.goim {

@@ -63,7 +63,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_is_read_when_it_changed() {
-        let folder = tempfile::tempdir().expect("a folder");
+        let folder = tempfile::tempdir().expect("a directory");
         let path = folder.path().join("comets.toml");
         let mut file = FileSource::new(path.clone());
         assert!(matches!(file.read().await, Some(Err(_))), "there is none yet");

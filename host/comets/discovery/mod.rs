@@ -1,7 +1,8 @@
 //! Comets that come and go while the gateway runs: from a watched file, and from goim's discovery.
 //!
 //! Promise: a list that cannot be read, or that has no comet, changes nothing. The last good list
-//! stays, and the log and the gateway's warnings tell why. This module does not know the fleet.
+//! stays active, and the log and the gateway's warnings report why. This module does not know the
+//! fleet.
 
 mod config;
 mod file;
@@ -122,7 +123,7 @@ impl SourceState {
             Err(error) => {
                 if self.problem.as_ref() != Some(&error) {
                     let kept =
-                        if self.good.is_some() { "using the last good list" } else { "there is none yet" };
+                        if self.good.is_some() { "using the last good list" } else { "no list was read yet" };
                     warn!(source = self.what, error, "cannot read comets from discovery: {kept}, retrying");
                 }
                 self.problem = Some(error);

@@ -200,5 +200,5 @@ async fn the_status_tells_no_port_scan() {
     assert!(told.contains("never answered") && !told.contains("refused"), "{told}");
     fleet.named_by_directory(&[nobody.as_str().into()]);
     let told = fleet.status()[0].last_error.clone().expect("an error");
-    assert!(told.contains("refused"), "of the gateway's own comets everything is told: {told}");
+    assert!(told.contains("refused"), "errors of the gateway's own comets are reported in full: {told}");
 }

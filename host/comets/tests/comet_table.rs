@@ -202,7 +202,7 @@ async fn a_retired_comet_gets_broadcasts_only_from_the_directory() {
 
 #[tokio::test]
 async fn a_file_that_is_followed_adds_comets_and_names_at_once() {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a directory");
     let file = folder.path().join("comets.toml");
     std::fs::write(&file, "nodes = [\"10.255.0.1:1\"]").expect("written");
     let discovery = DiscoveryConfig {
@@ -219,6 +219,7 @@ async fn a_file_that_is_followed_adds_comets_and_names_at_once() {
     eventually("the new list is used", || fleet.everyone() == expected).await;
     assert_eq!(fleet.address_of("c3"), expected[1]);
     std::fs::write(&file, "nodes = [").expect("written");
-    eventually("the mistake is told", || fleet.warnings().iter().any(|w| w.contains("comets.toml"))).await;
+    eventually("the mistake is reported", || fleet.warnings().iter().any(|w| w.contains("comets.toml")))
+        .await;
     assert_eq!(fleet.everyone(), expected, "the last good list stays");
 }

@@ -67,7 +67,7 @@ async fn rooms_and_connections_keep_order_at_any_latency() {
     let comet = FakeComet::start();
     comet.answers(|_, _| (Duration::from_micros(fastrand::u64(1..2000)), Ok(())));
     let fleet = fleet(&config(), TIMING);
-    let mut receipts = Vec::new();
+    let mut handles = Vec::new();
     for number in 0..600 {
         let target = match fastrand::usize(..10) {
             0 => CallTarget::Everyone { speed: 0 },
@@ -77,9 +77,9 @@ async fn rooms_and_connections_keep_order_at_any_latency() {
             }
             _ => CallTarget::Room(format!("room_{}", fastrand::usize(..6)).into()),
         };
-        receipts.push(fleet.send_now(request(&fleet, &comet.address, target, &format!("{number:04}"), "id")));
+        handles.push(fleet.send_now(request(&fleet, &comet.address, target, &format!("{number:04}"), "id")));
     }
-    for handle in receipts {
+    for handle in handles {
         assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
     let mut last = HashMap::<String, Bytes>::new();
@@ -112,9 +112,9 @@ async fn merged_with(
         let id = id(number);
         fleet.send_now(request(&fleet, &comet.address, CallTarget::Room((*room).into()), &id, &id))
     };
-    let receipts: Vec<CallHandle> = rooms.iter().enumerate().map(send).collect();
+    let handles: Vec<CallHandle> = rooms.iter().enumerate().map(send).collect();
     let mut outcomes = Vec::new();
-    for handle in receipts {
+    for handle in handles {
         outcomes.push(handle.await);
     }
     (outcomes, comet.calls())
@@ -158,8 +158,8 @@ async fn long_ids_and_long_bodies_travel_in_smaller_groups() {
     let fleet = fleet(&goim_config(), TIMING);
     let body = "x".repeat(30 * 1024);
     let send = |_| fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("b".into()), &body, "id"));
-    let receipts: Vec<CallHandle> = (0..5).map(send).collect();
-    for handle in receipts {
+    let handles: Vec<CallHandle> = (0..5).map(send).collect();
+    for handle in handles {
         assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
     assert!(comet.calls().iter().all(|call| call.body.len() <= 64 * 1024));
@@ -188,7 +188,7 @@ async fn a_cancelled_call_is_not_made_and_blocks_nothing() {
         |id: &str| fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("a".into()), "x", id));
     let first = send("first");
     eventually("the first call is under way", || comet.calls().len() == 1).await;
-    // Its partition is given up: another gateway delivers it, and what comes after it.
+    // Its partition is revoked: another gateway delivers it, and what comes after it.
     drop(send("second"));
     assert_eq!(send("third").await, CallOutcome::Acknowledged);
     assert_eq!(first.await, CallOutcome::Acknowledged);
@@ -203,12 +203,12 @@ async fn what_follows_within_the_window_travels_together() {
     let send =
         |id: &str| fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("a".into()), id, id));
     assert_eq!(send("first").await, CallOutcome::Acknowledged, "it goes at once");
-    let mut receipts = Vec::new();
+    let mut handles = Vec::new();
     for id in ["1", "2", "3"] {
-        receipts.push(send(id));
+        handles.push(send(id));
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    for handle in receipts {
+    for handle in handles {
         assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
     assert_eq!(ids(&comet.calls()), [vec!["first"], vec!["1", "2", "3"]]);

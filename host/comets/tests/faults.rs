@@ -1,4 +1,4 @@
-//! Comets that are away, slow, or answer with errors.
+//! Comets that are unreachable, slow, or answer with errors.
 
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ async fn what_fails_to_the_end_is_given_up_in_time() {
     let started = Instant::now();
     let first = fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("a".into()), "1", "1"));
     let behind = fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("a".into()), "2", "2"));
-    assert_eq!(why(first.await), "given up after 1s: Unavailable: no");
+    assert_eq!(why(first.await), "no success within 1s: Unavailable: no");
     let behind = why(behind.await);
     assert!(behind.contains("1s"), "{behind}");
     assert!(comet.calls().len() > 2, "it was tried again");
@@ -84,7 +84,7 @@ async fn a_black_hole_opens_its_breaker_and_harms_no_other() {
     let send = |number: usize| {
         fleet.send_now(request(&fleet, &dead, CallTarget::Room(format!("room_{number}").into()), "x", "id"))
     };
-    let receipts: Vec<CallHandle> = (0..500).map(send).collect();
+    let handles: Vec<CallHandle> = (0..500).map(send).collect();
 
     let alive = FakeComet::start();
     for number in 0..100 {
@@ -96,7 +96,7 @@ async fn a_black_hole_opens_its_breaker_and_harms_no_other() {
         "the others are not held up: {:?}",
         started.elapsed()
     );
-    for handle in receipts {
+    for handle in handles {
         let why = why(handle.await);
         assert!(why.contains("no answer within 300ms"), "{why}");
     }
@@ -187,7 +187,7 @@ async fn an_idle_connection_is_watched_by_tcp() {
 }
 
 /// gRPC servers on the C core and on Go end a connection that pings them while idle more often
-/// than every five minutes. HTTP/2 by hand: one call is answered, and then nothing happens.
+/// than every five minutes. Speaks raw HTTP/2: it answers one call and then stays idle.
 #[tokio::test]
 async fn an_idle_connection_is_not_pinged() {
     const HEADERS: u8 = 1;
@@ -214,7 +214,7 @@ async fn an_idle_connection_is_not_pinged() {
             }
         }
     };
-    // What was pinged was so every ten seconds.
+    // The ping interval used to be ten seconds.
     let idle = tokio::time::timeout(Duration::from_secs(11), serving).await;
     assert!(idle.is_err() && frames.contains(&HEADERS) && !frames.contains(&PING), "{frames:?}");
     assert_eq!(handle.await, CallOutcome::Acknowledged);
@@ -225,14 +225,14 @@ async fn a_full_queue_is_waited_for_while_the_comet_takes_messages() {
     let comet = FakeComet::start();
     comet.answers(|_, _| (Duration::from_millis(1), Ok(())));
     let fleet = fleet(&Config { queue: 10, ..config() }, TIMING);
-    let mut receipts = Vec::new();
+    let mut handles = Vec::new();
     for number in 0..500 {
         let request =
             request(&fleet, &comet.address, CallTarget::Room("a".into()), "x", &format!("{number:03}"));
-        receipts.push(send_waiting(&fleet, request).await);
+        handles.push(send_waiting(&fleet, request).await);
         assert!(fleet.status()[0].waiting + fleet.status()[0].in_flight <= 10);
     }
-    for handle in receipts {
+    for handle in handles {
         assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
     let ids: Vec<String> = comet.calls().into_iter().flat_map(|call| call.ids).collect();
@@ -272,14 +272,14 @@ async fn a_comet_that_does_not_keep_up_holds_its_senders_up_once() {
         delivery_timeout: Duration::from_millis(500),
     };
     let fleet = fleet(&Config { queue: 10, ..config() }, timing);
-    let (started, mut receipts) = (Instant::now(), Vec::new());
+    let (started, mut handles) = (Instant::now(), Vec::new());
     for _ in 0..300 {
         let request = request(&fleet, &comet.address, CallTarget::Room("a".into()), "x", "id");
-        receipts.push(send_waiting(&fleet, request).await);
+        handles.push(send_waiting(&fleet, request).await);
     }
     assert!(started.elapsed() < Duration::from_secs(4), "300 of them take it 30 s: {:?}", started.elapsed());
     let mut acknowledged = 0;
-    for handle in receipts {
+    for handle in handles {
         match handle.await {
             CallOutcome::Acknowledged => acknowledged += 1,
             delivered => {
@@ -342,8 +342,8 @@ async fn a_worn_out_channel_is_made_anew() {
             let room = CallTarget::Room(format!("room_{sent}_{number}").into());
             fleet.send_now(request(&fleet, &comet.address, room, "x", "id"))
         };
-        let receipts: Vec<CallHandle> = (0..64).map(send).collect();
-        for handle in receipts {
+        let handles: Vec<CallHandle> = (0..64).map(send).collect();
+        for handle in handles {
             assert!(matches!(handle.await, CallOutcome::Unreachable(_)));
         }
         sent += 1;
@@ -357,10 +357,10 @@ async fn closing_waits_for_what_is_queued() {
     comet.answers(|_, _| (Duration::from_millis(20), Ok(())));
     let fleet = fleet(&config(), TIMING);
     let send = |_| fleet.send_now(request(&fleet, &comet.address, CallTarget::Room("a".into()), "x", "id"));
-    let receipts: Vec<CallHandle> = (0..10).map(send).collect();
+    let handles: Vec<CallHandle> = (0..10).map(send).collect();
     fleet.close().await;
     assert_eq!(comet.calls().len(), 10);
-    for handle in receipts {
+    for handle in handles {
         assert_eq!(handle.await, CallOutcome::Acknowledged);
     }
     assert_eq!(why(to_room(&fleet, &comet.address, "a", "x").await), "the gateway is stopping");

@@ -1,4 +1,4 @@
-//! A comet that does as it is told and remembers what it got, and a fleet to go with it.
+//! A fake comet with programmable answers that records its calls, and a fleet to call it.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -273,14 +273,14 @@ impl SendNow for Fleet {
     }
 }
 
-/// The outcome of one parcel, to be awaited. Dropping it gives the message up.
+/// Awaits the outcome of one call. Dropping it cancels the message.
 #[derive(Debug)]
 pub(super) struct CallHandle(oneshot::Receiver<CallOutcome>);
 
 #[derive(Debug)]
 struct Told(Mutex<Option<oneshot::Sender<CallOutcome>>>);
 
-/// Whom a parcel tells its outcome, and the outcome.
+/// The reply of a call, and a handle on its outcome.
 pub(super) fn handle() -> (ReplyTo, CallHandle) {
     let (sender, receiver) = oneshot::channel();
     (ReplyTo::new(Arc::new(Told(Mutex::new(Some(sender)))), 0), CallHandle(receiver))
@@ -301,7 +301,7 @@ impl Future for CallHandle {
     type Output = CallOutcome;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<CallOutcome> {
-        Pin::new(&mut self.0).poll(context).map(|delivered| delivered.expect("every parcel has an outcome"))
+        Pin::new(&mut self.0).poll(context).map(|delivered| delivered.expect("every call has an outcome"))
     }
 }
 
@@ -312,7 +312,7 @@ pub(super) async fn send_waiting(fleet: &Fleet, request: CallRequest) -> CallHan
     handle
 }
 
-/// A parcel with operation 5.
+/// A request with operation 5.
 pub(super) fn request(
     fleet: &Fleet,
     comet: &CometAddr,

@@ -27,7 +27,7 @@ fn assigned() -> (Partition, PartitionStream) {
     (partition, stream)
 }
 
-/// Takes a record that is the next one.
+/// Accepts the next record.
 fn accept(partition: &mut Partition, offset: i64, size: usize) -> Fill {
     assert_eq!(arrive(partition, offset, size), AcceptOutcome::Accepted);
     partition.fill(LIMIT)
@@ -174,7 +174,7 @@ fn a_recreated_log_has_a_new_tracker() {
     partition.begin(Some(0), metadata);
     (0..2).for_each(|offset| assert_eq!(accept(&mut partition, offset, 1), Fill::Nothing));
     old.into_iter().for_each(|admitted| admitted.ack.settle());
-    assert_eq!(partition.to_store(), None, "tickets of the old log count for nothing");
+    assert_eq!(partition.to_store(), None, "ack handles of the old log have no effect");
     taken(&mut stream).remove(0).ack.settle();
     assert_eq!((partition.to_store(), partition.metadata()), (Some(1), Some(metadata)));
 }

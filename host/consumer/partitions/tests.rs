@@ -36,8 +36,8 @@ fn assign(partitions: &mut Partitions, number: i32) -> PartitionStream {
     stream
 }
 
-fn taken(feeds: &mut [PartitionStream]) -> Vec<InFlightRecord> {
-    feeds.iter_mut().filter_map(|stream| stream.records.try_recv().ok()).collect()
+fn taken(streams: &mut [PartitionStream]) -> Vec<InFlightRecord> {
+    streams.iter_mut().filter_map(|stream| stream.records.try_recv().ok()).collect()
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn partitions_take_turns_while_memory_is_short() {
     let measure = Box::new(move || Some(measured.load(Ordering::Relaxed)));
     let guard = MemoryGuard::measuring(Some(100), metrics.memory.clone(), measure);
     let mut partitions = Partitions::new(InFlightLimit { records: 100, bytes: 1 << 20 }, guard, metrics);
-    let mut feeds: Vec<_> = (0..3).map(|number| assign(&mut partitions, number)).collect();
+    let mut streams: Vec<_> = (0..3).map(|number| assign(&mut partitions, number)).collect();
     assert!(refill(&mut partitions).is_empty(), "it is measured");
 
     let fills: Vec<_> = (0..3).map(|number| accept(&mut partitions, number, 0)).collect();
@@ -63,7 +63,7 @@ fn partitions_take_turns_while_memory_is_short() {
     for _ in 0..3 {
         refill(&mut partitions);
         refill(&mut partitions);
-        let mut admitted = taken(&mut feeds);
+        let mut admitted = taken(&mut streams);
         assert_eq!(admitted.len(), 1, "one at a time: {seen:?}");
         let InFlightRecord { record, ack } = admitted.remove(0);
         seen.push(record.origin.partition);
@@ -75,7 +75,7 @@ fn partitions_take_turns_while_memory_is_short() {
     memory.store(10, Ordering::Relaxed);
     partitions.memory.update(Instant::now() + std::time::Duration::from_secs(1));
     assert!((0..3).all(|number| accept(&mut partitions, number, 1) == Fill::Nothing));
-    assert_eq!(taken(&mut feeds).len(), 3);
+    assert_eq!(taken(&mut streams).len(), 3);
 }
 
 #[test]
@@ -96,11 +96,11 @@ fn a_worker_that_ends_is_noticed_and_a_full_one_is_not() {
 }
 
 /// Two partitions with a little room each, and how many records fill the first one.
-fn full(feeds: &mut Vec<PartitionStream>) -> (Partitions, i64) {
+fn full(streams: &mut Vec<PartitionStream>) -> (Partitions, i64) {
     let metrics = Metrics::register(&mut Registry::default());
     let guard = MemoryGuard::new(None, metrics.memory.clone());
     let mut partitions = Partitions::new(InFlightLimit { records: 4, bytes: 32 << 10 }, guard, metrics);
-    feeds.extend((0..2).map(|number| assign(&mut partitions, number)));
+    streams.extend((0..2).map(|number| assign(&mut partitions, number)));
     let mut offset = 0;
     while accept(&mut partitions, 0, offset) != Fill::InFlightLimit {
         offset += 1;
@@ -110,13 +110,13 @@ fn full(feeds: &mut Vec<PartitionStream>) -> (Partitions, i64) {
 
 #[test]
 fn a_full_partition_that_moves_on_is_waited_for_while_others_have_something_to_do() {
-    let mut feeds = Vec::new();
-    let (mut partitions, _) = full(&mut feeds);
+    let mut streams = Vec::new();
+    let (mut partitions, _) = full(&mut streams);
     for offset in 0..4 {
         accept(&mut partitions, 1, offset);
     }
     let later = Instant::now() + PAUSE_COSTS * 2;
-    feeds[0].records.try_recv().expect("admitted").ack.settle();
+    streams[0].records.try_recv().expect("admitted").ack.settle();
     partitions.refill(later);
     // What was admitted left room for one more.
     let relief = partitions.relieve(later);
@@ -125,8 +125,8 @@ fn a_full_partition_that_moves_on_is_waited_for_while_others_have_something_to_d
 
 #[test]
 fn a_full_partition_is_paused_when_it_is_stuck_or_when_others_have_nothing_to_do() {
-    let mut feeds = Vec::new();
-    let (mut partitions, _) = full(&mut feeds);
+    let mut streams = Vec::new();
+    let (mut partitions, _) = full(&mut streams);
     let Relief { pause, wait } = partitions.relieve(Instant::now());
     assert!(pause.is_empty() && wait, "not at once");
     let Relief { pause, wait } = partitions.relieve(Instant::now() + PAUSE_COSTS * 2);

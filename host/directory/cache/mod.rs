@@ -174,7 +174,7 @@ impl<V: Clone> FillPermit<V> {
 
 impl<V: Clone> Drop for FillPermit<V> {
     fn drop(&mut self) {
-        // After publish() the flight is gone already, and this does nothing.
+        // After publish() this does nothing: the entry has been removed.
         self.table.lock().complete(&self.key, self.stamp);
     }
 }
@@ -185,8 +185,7 @@ impl<V: Clone> FillWaiter<V> {
         &self.maker
     }
 
-    /// The value; `None` when the worker that was making it gave up: claim again. Ends when the
-    /// permit does.
+    /// The value; `None` if the other worker gave up: claim again. Ends when the permit does.
     pub async fn wait(mut self) -> Option<V> {
         let made = self.made.wait_for(Option::is_some).await.ok()?;
         made.clone()

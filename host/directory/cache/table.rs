@@ -15,12 +15,12 @@ use crate::message::RoomId;
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
-    /// How many rooms are kept at most; 0 keeps none.
+    /// The maximum number of cached rooms; 0 disables the cache.
     pub rooms: usize,
-    /// How many connections the kept rooms have in sum at most. A larger room is not kept.
+    /// The maximum number of connections in all cached rooms. A larger room is not cached.
     pub connections: usize,
-    /// How old what is known of a room may be. Who enters a room may miss messages for so long,
-    /// and calls may go to connections that have left.
+    /// The maximum age of a cached room. For up to this long, a user who has entered a room may miss
+    /// messages, and calls may go to connections that have left.
     #[serde(with = "humantime_serde")]
     pub max_age: Duration,
 }
@@ -46,7 +46,7 @@ impl fmt::Display for Maker {
     }
 }
 
-/// A room under a generation.
+/// A room and generation.
 pub(super) type InFlightKey = (RoomId, u64);
 
 #[derive(Debug)]

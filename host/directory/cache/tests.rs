@@ -30,7 +30,7 @@ fn leader<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> FillP
 
 fn follower<V: Clone>(cache: &RouteCache<V>, room: &str, generation: u64) -> FillWaiter<V> {
     let CacheLookup::Follower(waiter) = cache.lookup(&room.into(), generation, &maker()) else {
-        panic!("nobody makes {room}")
+        panic!("no worker computes {room}")
     };
     waiter
 }

@@ -26,7 +26,7 @@ impl Inbox for ScriptedInbox {
         let names =
             entries.iter().map(|entry| format!("{} {}", entry.user, entry.message.record.origin.offset));
         self.pipelines.lock().push(names.collect());
-        // A moment, in which others queue theirs.
+        // Gives other tasks time to queue their entries.
         tokio::time::sleep(Duration::from_millis(1)).await;
         (self.act.lock())(entries)
     }
@@ -152,13 +152,13 @@ async fn a_long_refusal_is_given_up_and_retried() {
         problem.changed().await.expect("the writer runs");
         problem.borrow_and_update().clone()
     });
-    assert!(seen.is_some_and(|seen| seen.contains("maxmemory")), "who waits learns why");
+    assert!(seen.is_some_and(|seen| seen.contains("maxmemory")), "callers learn why");
     assert_eq!(stored.refused.len(), 10);
     assert!(stored.reason.as_ref().is_some_and(|why| why.contains("maxmemory")), "{stored:?}");
     let waited = begun.elapsed();
     assert!(waited >= Duration::from_millis(300), "{waited:?}");
 
-    assert_eq!(world.store(ten()).await.refused.len(), 10, "at once: it still refuses");
+    assert_eq!(world.store(ten()).await.refused.len(), 10, "immediately: it still refuses");
     refuses.store(false, Ordering::Relaxed);
     assert_eq!(world.store(ten()).await, StoreResult::default(), "it is tried each time");
 }

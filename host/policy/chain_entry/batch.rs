@@ -7,15 +7,15 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::decision::{FilteredMessage, PolicyStalled, StateKey, StateWrite, Verdict};
+use crate::decision::{
+    Effect, FailureKind, FilteredMessage, OnError, PolicyStalled, StateKey, StateWrite, Verdict,
+};
 use crate::message::Message;
 use crate::policy::chain_entry::ChainEntry;
 use crate::policy::filter_run::{FilterRun, PluginBatch};
-use crate::policy::on_error::OnError;
 use crate::policy::plugin::Plugin;
 use crate::policy::rollout::shadow::MirroredBatch;
-use crate::wasm::failure::PluginLimit;
-use crate::wasm::failure::{FailureKind, PluginFailure};
+use crate::wasm::failure::{PluginFailure, PluginLimit};
 use crate::wasm::lift::UncheckedVerdict;
 use crate::wasm::metrics::FilterDecision;
 
@@ -69,10 +69,17 @@ impl ChainEntry {
     }
 
     /// Runs a batch through the filter of a shadow. A stall is a failure like any other here: the
-    /// batch is not repeated.
+    /// batch is not repeated, and every message that it would hold counts as failed.
     pub(in crate::policy) fn mirror(&mut self, topic: &str, partition: i32, batch: &mut [FilteredMessage]) {
         let mut answered = vec![false; batch.len()];
-        let _ = self.filter(Source { topic, partition }, PluginBatch { batch, answered: &mut answered });
+        let asked = PluginBatch { batch: &mut *batch, answered: &mut answered };
+        let Err(stalled) = self.filter(Source { topic, partition }, asked) else { return };
+        let PolicyStalled { plugin, kind, error } = stalled;
+        let text: Arc<str> = error.into();
+        for (filtered, _) in batch.iter_mut().zip(answered).filter(|(_, answered)| !answered) {
+            let text = Arc::clone(&text);
+            filtered.note(&plugin, Effect::Failed { kind, text, then: OnError::Stall });
+        }
     }
 
     /// Runs the undecided messages of a batch through the plugin's filter, or its candidate's.
@@ -224,21 +231,21 @@ impl ChainEntry {
         }
         plugin.report_failure(failure, indexes.len());
         let reason = format!("plugin {by} {failure}");
+        let text: Arc<str> = failure.message.as_str().into();
         for at in indexes {
             let filtered = &mut asked.batch[at];
-            let consequence = match on_error {
-                OnError::Pass => "passed on without it",
+            match on_error {
+                OnError::Pass => {}
                 OnError::Drop => {
                     filtered.verdict = Verdict::Drop { reason: reason.clone(), by: by.clone() };
-                    "dropped"
                 }
                 OnError::DeadLetter => {
                     filtered.verdict = Verdict::DeadLetter { reason: reason.clone(), by: by.clone() };
-                    "dead-lettered"
                 }
                 OnError::Stall => return Err(plugin.stalled(failure)),
-            };
-            filtered.note(by, format!("failed: {failure}; {consequence}"));
+            }
+            let (kind, text) = (failure.kind, Arc::clone(&text));
+            filtered.note(by, Effect::Failed { kind, text, then: on_error });
             asked.answered[at] = true;
         }
         Ok(())

@@ -8,15 +8,14 @@ use std::time::Instant;
 
 use prometheus_client::metrics::gauge::Gauge;
 
-use crate::decision::{AbsentRecipient, OfflineDecision, PolicyStalled};
+use crate::decision::{AbsentRecipient, FailureKind, OfflineDecision, OnError, PolicyStalled};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
 use crate::policy::config::StateScope;
-use crate::policy::on_error::OnError;
 use crate::policy::plugin::Plugin;
 use crate::policy::rollout::candidate::Rollout;
 use crate::policy::time_budget::TimeBudget;
-use crate::wasm::failure::{FailureKind, PluginFailure};
+use crate::wasm::failure::PluginFailure;
 use crate::wasm::instance::Instance;
 use crate::wasm::lift::UncheckedDisposition;
 use crate::wasm::module::Hooks;
@@ -252,7 +251,7 @@ impl Plugin {
     }
 
     fn stalled(&self, failure: &PluginFailure) -> PolicyStalled {
-        PolicyStalled { plugin: self.version.clone(), error: failure.to_string() }
+        PolicyStalled { plugin: self.version.clone(), kind: failure.kind, error: failure.to_string() }
     }
 
     /// Records that the plugin failed on this many messages. Logs are throttled, because a plugin may

@@ -1,7 +1,7 @@
 //! The policies' part of the configuration: `[[plugin]]` and `[policies]`.
 //!
-//! Plain data. Whether a plugin's file exists and works is found out when the set is
-//! prepared, where all problems are reported at once.
+//! Plain data. Whether a plugin's file exists and works is checked when the set is prepared,
+//! which reports all problems at once.
 
 mod plugin;
 mod policies;

@@ -6,35 +6,36 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::artifact;
+use crate::digest::Digest;
 use crate::message::NamedBy;
 use crate::policy::on_error::OnErrors;
 use crate::policy::rollout::config::{Fraction, QuarantineConfig, RolloutConfig, RolloutMode};
 
-/// Who sees the values that a plugin keeps with `host.state-set`.
+/// Who sees the values that a plugin stores with `host.state-set`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StateScope {
     /// All workers of this process.
     #[default]
     Local,
-    /// All gateways with the same `[redis]`, through it: fetched and written once for a batch.
-    /// For `filter` only.
+    /// All gateways with the same `[redis]`. Values are fetched and written once per batch. For
+    /// `filter` only.
     Shared,
 }
 
-/// Which comets a plugin may name, in `also`, redirects and moves.
+/// Which comets a plugin may name in `also`, redirects and moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CometScope {
     /// Comets that the gateway knows: configured, discovered, or named by the directory.
     #[default]
     Known,
-    /// Any address that a record may name, too: see `[comets] allow`.
+    /// Also any address that a record may name: see `[comets] allow`.
     Any,
 }
 
 impl CometScope {
-    /// How the comets that such a plugin names are looked at.
+    /// How an address that such a plugin names is checked.
     pub(in crate::policy) fn named_by(self) -> NamedBy {
         match self {
             Self::Known => NamedBy::Plugin,
@@ -43,54 +44,52 @@ impl CometScope {
     }
 }
 
-/// One `[[plugin]]`. The order in the configuration is the order of the chain.
+/// One `[[plugin]]`. Plugins run in the order of the configuration.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PluginConfig {
-    /// The plugin's name in logs, metrics, guards and state. Unique, 1 to 64 of
-    /// `a-z A-Z 0-9 - _ .`.
+    /// The plugin's name in logs, metrics, guards and state. Unique, 1 to 64 of `a-z A-Z 0-9 - _ .`.
     pub name: String,
-    /// The file: a component, or a plain wasm module made with wit-bindgen. Or what a registry
-    /// has: `oci://registry/repository@sha256:...`.
+    /// The file: a component, or a plain wasm module built with wit-bindgen. Or a reference into a
+    /// registry: `oci://registry/repository@sha256:...`.
     pub path: PathBuf,
-    /// The SHA-256 of the file, in hex: nothing else is taken in for this plugin, by file, from a
-    /// registry or by push. Versions that are kept from before may be gone back to. A candidate then
+    /// The SHA-256 of the file, in hex. No other content is accepted for this plugin, whether from a
+    /// file, a registry or a push. A rollback to a stored version is still possible. A candidate
     /// needs a pin of its own, `rollout.sha256`.
-    pub sha256: Option<String>,
-    /// Whether a version may come in force that is signed with a lower number than the highest that
-    /// was active.
+    pub sha256: Option<Digest>,
+    /// Whether a version may become active whose signed number is lower than the highest that was
+    /// active.
     pub allow_downgrade: bool,
     /// What happens to a message when the plugin fails on it: one word, or a table by kind of
-    /// error. For `grouping`, `drop` and `dead-letter` mean `pass` (a room cannot be dropped);
-    /// for `offline`, everything but `stall` means that the plugin has no opinion.
+    /// failure. For `grouping`, `drop` and `dead-letter` mean `pass` (a room cannot be dropped); for
+    /// `offline`, everything but `stall` means that the plugin has no opinion.
     pub on_error: OnErrors,
-    /// A candidate that decides for some rooms, or only looks on.
+    /// A candidate that decides for some rooms, or observes without effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<RolloutConfig>,
-    /// When a version that fails goes out of force by itself, and what decides then.
+    /// When a failing version is deactivated automatically, and what replaces it.
     pub quarantine: QuarantineConfig,
-    /// The most that one call may take, whatever the size of its batch. Rounded up to the
-    /// next 5 ms.
+    /// The maximum duration of one call, whatever the size of its batch. Rounded up to the next 5 ms.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
-    /// How much of a worker's time may go into calls that run past their deadline, while no other
-    /// version can come in the plugin's place: beyond it the plugin is not called for a while, and
-    /// `on_error` decides at once. `100%` is no limit.
+    /// The share of a worker's time that calls past their deadline may use, while no other version
+    /// can replace the plugin. Beyond it, the plugin is not called for a while and `on_error` decides
+    /// at once. `100%` is unlimited.
     pub time_budget: Fraction,
-    /// The most linear memory that one instance may have, in bytes, with 8 bytes for each element of
-    /// its tables. Every worker has an instance. Bounds the data of one answer too.
+    /// The maximum linear memory of one instance, in bytes, plus 8 bytes for each element of its
+    /// tables. Every worker has an instance. Also bounds the data of one answer.
     pub memory: ByteSize,
-    /// Who sees the values that the plugin keeps: all workers of this process, or all gateways
-    /// with the same `[redis]`.
+    /// Who sees the values that the plugin stores: all workers of this process, or all gateways with
+    /// the same `[redis]`.
     pub state: StateScope,
-    /// The most that its keys and values take in Redis with `state = "shared"`, as far as this gateway
-    /// wrote them and they have not run out. What would be more is refused to the plugin.
+    /// The maximum size of its keys and values in Redis with `state = "shared"`, counted over what
+    /// this gateway wrote and what has not expired. Writes beyond it are refused to the plugin.
     pub max_shared_state: ByteSize,
     /// Which comets it may name: those that the gateway knows, or any that a record may name.
     pub comets: CometScope,
-    /// Reaches the plugin as JSON, through `lifecycle.init` and `host.config`.
+    /// Passed to the plugin as JSON, through `lifecycle.init` and `host.config`.
     pub config: serde_json::Value,
-    /// Nobody named it: its file lies in `[policies] directory`.
+    /// Found in `[policies] directory`, not configured.
     #[serde(skip)]
     pub found: bool,
 }
@@ -123,7 +122,7 @@ impl PluginConfig {
         Self { name: name.into(), path: path.into(), ..Self::default() }
     }
 
-    /// Makes relative paths relative to this folder.
+    /// Resolves relative paths against this directory.
     pub fn resolve_paths(&mut self, base: &Path) {
         for path in [Some(&mut self.path), self.rollout.as_mut().map(|rollout| &mut rollout.path)] {
             if let Some(path) = path.filter(|path| !artifact::is_reference(path)) {
@@ -132,12 +131,12 @@ impl PluginConfig {
         }
     }
 
-    /// The files that it is made of: its own, and its candidate's.
+    /// Its file and its candidate's file.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         std::iter::once(self.path.as_path()).chain(self.rollout.iter().map(|rollout| rollout.path.as_path()))
     }
 
-    /// What is wrong with these settings by themselves, each with its remedy.
+    /// Mistakes in these settings, each with its remedy.
     pub fn validate(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if !is_name(&self.name) {
@@ -147,14 +146,8 @@ impl PluginConfig {
             mistakes.push("`path` is missing; give the plugin's .wasm file".to_owned());
         }
         mistakes.extend(self.paths().filter_map(|path| artifact::reference(path)?.err()));
-        let is_hash = |pin: &String| pin.len() == 64 && pin.bytes().all(|b| b.is_ascii_hexdigit());
-        let candidate = self.rollout.as_ref().and_then(|rollout| rollout.sha256.as_ref());
-        for (key, pin) in [("sha256", self.sha256.as_ref()), ("rollout.sha256", candidate)] {
-            if !pin.is_none_or(is_hash) {
-                mistakes.push(format!("`{key}` must be 64 hex digits, as `sha256sum` prints them"));
-            }
-        }
-        if self.rollout.is_some() && self.sha256.is_some() && candidate.is_none() {
+        let is_unpinned = self.rollout.as_ref().is_some_and(|rollout| rollout.sha256.is_none());
+        if is_unpinned && self.sha256.is_some() {
             mistakes.push(
                 "`sha256` pins the plugin, and its candidate is not pinned; give it `rollout.sha256`"
                     .to_owned(),
@@ -188,7 +181,7 @@ impl PluginConfig {
     }
 }
 
-/// Each value takes 128 bytes beside itself and its key: below this, not one would fit.
+/// Each value takes 128 bytes in addition to its key and itself: below this, not even one would fit.
 const LEAST_SHARED_STATE: ByteSize = ByteSize::b(256);
 const LONGEST_DEADLINE: Duration = Duration::from_secs(60);
 

@@ -1,7 +1,7 @@
 //! `[policies]`: where plugins come from, are kept and compiled.
 //!
-//! Plain data. Whether a plugin's file exists and works is found out when the set is
-//! prepared, where all problems are reported at once.
+//! Plain data. Whether a plugin's file exists and works is checked when the set is prepared, where
+//! all problems are reported at once.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,45 +13,45 @@ use crate::files::OwnedDir;
 use crate::policy::config::plugin::PluginConfig;
 use crate::wasm::{CompileLimits, RuntimeConfig, WasmFeature};
 
-/// `[policies]`: where plugins come from, apart from the ones that are named one by one.
+/// `[policies]`: sources of plugins apart from the configured ones, and their limits.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoliciesConfig {
     /// Every `*.wasm` in this folder that no `[[plugin]]` names is a plugin too: named after
-    /// its file, with default settings, in the order of the file names, after the
-    /// configured ones. One that cannot be a plugin is left out, with a warning, unless it was in force:
-    /// name what messages must not pass without.
+    /// its file, with default settings, in the order of the file names, after the configured ones.
+    /// One that cannot be loaded is skipped with a warning, unless it was active before. Configure
+    /// plugins as `[[plugin]]` if messages must not pass without them.
     pub directory: Option<PathBuf>,
-    /// How long files have to be left alone after a change before they are looked at: what
-    /// changes one after the other within this time is swapped as one.
+    /// How long files must be unchanged before they are read: changes that follow each other within
+    /// this time are activated together.
     #[serde(with = "humantime_serde")]
     pub debounce: Duration,
-    /// How often all files are looked at again, in case the file system's events were lost.
+    /// How often all files are read again, in case the file system's events were lost.
     #[serde(with = "humantime_serde")]
     pub rescan_interval: Duration,
-    /// Where the versions of plugins are kept, with what is in force: a restart comes up with
-    /// it. Compiled code is kept there, too, unless others may write to the folder. Made where
-    /// there is none; no other gateway may use it. Without one, the last three versions of each
+    /// Where the versions of plugins are stored, and which are active, so that a restart restores
+    /// them. Compiled code is stored there as well, unless others may write to the folder. Created if
+    /// it does not exist; gateways must not share it. Without one, the last three versions of each
     /// plugin are kept in memory, and a restart takes the files as they are.
     pub state_dir: Option<PathBuf>,
-    /// How many versions of each plugin are kept in the folder.
+    /// How many versions of each plugin are stored.
     pub keep_versions: usize,
-    /// Files with ed25519 public keys in PEM, or such texts themselves. Once there is one, only
-    /// plugins decide that one of the keys has signed: under their name, with a number that does not
-    /// fall. The files are followed.
+    /// Files with ed25519 public keys in PEM, or PEM texts. Once there is one, only plugins are
+    /// activated that one of the keys has signed for their name, with a version number that does not
+    /// decrease. The files are watched.
     pub trusted_keys: Vec<String>,
-    /// Whether signatures of the file alone count, too, as earlier versions of Halley took them. They
-    /// tell neither for which plugin nor which version it is.
+    /// Whether signatures of the file's bytes alone are accepted too, as in earlier versions of
+    /// Halley. They cover neither the plugin's name nor its version.
     pub bare_signatures: bool,
-    /// What registries may do.
+    /// Limits on registries.
     pub registry: RegistryConfig,
-    /// The most memory that compiling one plugin may take. It is compiled in a process of its own;
-    /// what takes more is refused, and not tried again.
+    /// The maximum memory for compiling one plugin, which happens in a process of its own. A plugin
+    /// that needs more is refused and not compiled again.
     pub compile_memory: ByteSize,
-    /// The most time of the processor that it may take; four times that by the clock.
+    /// The maximum processor time for it. The wall-clock limit is four times as long.
     #[serde(with = "humantime_serde")]
     pub compile_timeout: Duration,
-    /// Of which WebAssembly plugins may be made.
+    /// The WebAssembly features that plugins may use.
     pub wasm: WasmConfig,
 }
 
@@ -59,7 +59,7 @@ pub struct PoliciesConfig {
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WasmConfig {
-    /// Proposals that are on beside what compilers to WebAssembly emit by default.
+    /// Proposals to enable in addition to what compilers to WebAssembly emit by default.
     pub features: Vec<WasmFeature>,
 }
 
@@ -82,10 +82,10 @@ impl Default for PoliciesConfig {
 }
 
 impl PoliciesConfig {
-    /// Opens what keeps the versions of plugins.
+    /// Opens the store of plugin versions.
     ///
     /// # Errors
-    /// When the folder cannot be used, or another gateway uses it.
+    /// When the directory cannot be used, or another gateway uses it.
     pub(in crate::policy) fn versions(&self) -> anyhow::Result<Versions> {
         match &self.state_dir {
             Some(folder) => Versions::in_folder(folder, self.keep_versions),
@@ -93,34 +93,34 @@ impl PoliciesConfig {
         }
     }
 
-    /// Makes the state folder where there is none, for its owner alone.
+    /// Creates the state folder if it does not exist, accessible to its owner only.
     ///
     /// # Errors
-    /// When it cannot be made, or should not be used.
+    /// When it cannot be created, or is unsafe to use.
     pub fn make_state_folder(&self) -> Result<(), String> {
         let Some(folder) = &self.state_dir else { return Ok(()) };
         OwnedDir::create(folder).map(drop)
     }
 
-    /// Where plugins come from and which are trusted.
+    /// Loads plugins, and knows the trusted keys.
     pub(in crate::policy) fn loader(&self) -> PluginLoader {
         PluginLoader::new(self.trust(), self.state_dir.as_deref(), self.registry.clone())
     }
 
-    /// What a gateway's runtime is made with.
+    /// The configuration of a gateway's runtime.
     pub(in crate::policy) fn runtime(&self) -> RuntimeConfig {
         let inside = |name| self.state_dir.as_ref().map(|folder| folder.join(name));
         let (compiled, uncompilable) = (inside("compiled"), inside("uncompilable"));
         RuntimeConfig { compiled, uncompilable, ..self.runtime_of_a_command() }
     }
 
-    /// The same for a command next to a gateway, which leaves the gateway's folder alone.
+    /// The same for a command next to a gateway, without access to the gateway's state folder.
     pub fn runtime_of_a_command(&self) -> RuntimeConfig {
         let compile = CompileLimits { memory: self.compile_memory, timeout: self.compile_timeout };
         RuntimeConfig { compile, features: self.wasm.features.clone(), ..RuntimeConfig::default() }
     }
 
-    /// What to watch for these plugins.
+    /// The paths to watch for these plugins.
     pub fn paths(&self, plugins: &[PluginConfig]) -> Vec<PathBuf> {
         let files = plugins.iter().flat_map(PluginConfig::paths);
         let mut paths = artifact::paths(files, &self.trust());
@@ -128,7 +128,7 @@ impl PoliciesConfig {
         paths
     }
 
-    /// Makes relative paths relative to this folder.
+    /// Resolves relative paths against this directory.
     pub fn resolve_paths(&mut self, base: &Path) {
         for folder in [&mut self.directory, &mut self.state_dir].into_iter().flatten() {
             *folder = base.join(&*folder);
@@ -142,7 +142,7 @@ impl PoliciesConfig {
         PluginTrust::new(self.trusted_keys.clone()).with_bare_signatures(self.bare_signatures)
     }
 
-    /// What is wrong with the values, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
         if !(SHORTEST_DEBOUNCE..=LONGEST_DEBOUNCE).contains(&self.debounce) {
@@ -175,11 +175,11 @@ const LEAST_COMPILE_MEMORY: ByteSize = ByteSize::mib(64);
 const SHORTEST_COMPILE: Duration = Duration::from_secs(1);
 const LONGEST_COMPILE: Duration = Duration::from_secs(3600);
 
-/// The plugins that are wanted now: the configured ones, then the ones in the directory.
+/// The desired plugins: the configured ones, then the ones in the directory.
 ///
 /// # Errors
-/// When the directory cannot be read. A directory that does not exist is an error too: a
-/// volume that is not mounted must not look like "no policies".
+/// When the directory cannot be read. A missing directory is an error too: a volume that is not
+/// mounted must not look like "no policies".
 pub fn expand(configured: &[PluginConfig], policies: &PoliciesConfig) -> anyhow::Result<Vec<PluginConfig>> {
     let mut wanted = configured.to_vec();
     let Some(directory) = &policies.directory else {
@@ -196,12 +196,12 @@ pub fn expand(configured: &[PluginConfig], policies: &PoliciesConfig) -> anyhow:
     Ok(wanted)
 }
 
-/// The folder's `*.wasm` in the order of their names. Hidden files are left out: they are
-/// what editors and ConfigMaps work with.
+/// The folder's `*.wasm` in the order of their names. Hidden files are skipped: editors and
+/// ConfigMaps use them as temporary files.
 fn wasm_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let cannot_read = |e: std::io::Error| {
         anyhow::anyhow!(
-            "[policies] directory {} cannot be read: {e}; create it or take the key out",
+            "[policies] directory {} cannot be read: {e}; create it, or remove the key",
             directory.display()
         )
     };
@@ -217,7 +217,7 @@ fn wasm_files(directory: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Only for comparing: a path that does not resolve stands for itself.
+/// For comparison only: a path that does not resolve is used as it is.
 fn canonical(path: &Path) -> PathBuf {
     path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
 }

@@ -141,12 +141,12 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    fn deeds(messages: u64, errors: u64, stopped: u64, each: Duration) -> Stats {
+    fn stats(messages: u64, errors: u64, stopped: u64, each: Duration) -> Stats {
         Stats { messages, errors, stopped, time: each * u32::try_from(messages).unwrap() }
     }
 
     fn usual(messages: u64) -> Stats {
-        deeds(messages, 0, messages / 10, Duration::from_micros(1))
+        stats(messages, 0, messages / 10, Duration::from_micros(1))
     }
 
     fn judged(canary: Stats) -> Analysis {
@@ -160,17 +160,17 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let micro = Duration::from_micros(1);
-        assert!(why(deeds(100, 2, 10, micro)).contains("failed on 2%"));
-        assert!(why(deeds(100, 0, 16, micro)).contains("stops 16% of its messages, the active version 10%"));
-        assert!(why(deeds(100, 0, 10, micro * 4)).contains("takes 4µs"));
-        assert_eq!(judged(deeds(100, 1, 15, micro * 3)), Analysis::Promote);
+        assert!(why(stats(100, 2, 10, micro)).contains("failed on 2%"));
+        assert!(why(stats(100, 0, 16, micro)).contains("stops 16% of its messages, the active version 10%"));
+        assert!(why(stats(100, 0, 10, micro * 4)).contains("takes 4µs"));
+        assert_eq!(judged(stats(100, 1, 15, micro * 3)), Analysis::Promote);
     }
 
     #[test]
     fn too_few_messages_decide_nothing() {
-        assert_eq!(judged(deeds(99, 99, 0, LONG)), Analysis::Continue);
+        assert_eq!(judged(stats(99, 99, 0, LONG)), Analysis::Continue);
         let nothing = Stats::default();
-        let slow = deeds(100, 0, 100, Duration::from_secs(1));
+        let slow = stats(100, 0, 100, Duration::from_secs(1));
         assert_eq!(analyze(nothing, slow, LONG, None, &Thresholds::default()), Analysis::Continue);
     }
 
@@ -184,7 +184,7 @@ mod tests {
 
         #[test]
         fn more_errors_never_improve_the_analysis(errors in 0_u64..100, more in 0_u64..100) {
-            let abandoned = |errors: u64| matches!(judged(deeds(1000, errors, 100, Duration::from_micros(1))), Analysis::RollBack(_));
+            let abandoned = |errors: u64| matches!(judged(stats(1000, errors, 100, Duration::from_micros(1))), Analysis::RollBack(_));
             prop_assert!(!abandoned(errors) || abandoned(errors + more));
         }
     }

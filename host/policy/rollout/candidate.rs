@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::artifact::Artifact;
+use crate::digest::Digest;
 use crate::message::Audience;
 use crate::policy::plugin::Plugin;
 use crate::policy::rollout::analysis::{Analysis, analyze};
@@ -22,7 +23,7 @@ use crate::policy::rollout::shadow::Shadow;
 pub(in crate::policy) struct Candidate {
     pub(in crate::policy) config: RolloutConfig,
     pub(in crate::policy) artifact: Artifact,
-    pub(in crate::policy) hash: String,
+    pub(in crate::policy) hash: Digest,
 }
 
 /// A candidate with its rollout.
@@ -87,7 +88,7 @@ impl Rollout {
     pub(in crate::policy) fn status(&self, active: &Plugin) -> RolloutStatus {
         let (own, other) = (self.candidate.stats.snapshot(), active.stats.snapshot());
         RolloutStatus {
-            candidate: self.candidate.module.hash.clone(),
+            candidate: self.candidate.module.hash,
             mode: self.config.mode,
             weight: self.config.weight,
             rooms: self.config.rooms.clone(),
@@ -106,8 +107,8 @@ impl Rollout {
 /// The status of a rollout.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct RolloutStatus {
-    /// The SHA-256 of the candidate's file, in hex.
-    pub candidate: String,
+    /// The SHA-256 of the candidate's file.
+    pub candidate: Digest,
     /// Its mode.
     pub mode: RolloutMode,
     /// A canary's share of the rooms.

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::digest::Digest;
+
 /// A candidate and its rollout.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
@@ -14,7 +16,7 @@ pub struct RolloutConfig {
     pub path: PathBuf,
     /// The SHA-256 of the candidate's file, in hex; no other content is tried.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
+    pub sha256: Option<Digest>,
     /// Whether it decides for some rooms, or observes without effect.
     pub mode: RolloutMode,
     /// A canary's share of the rooms, chosen by a stable hash: the same rooms on all gateways.
@@ -78,7 +80,7 @@ impl Default for Thresholds {
 }
 
 impl RolloutConfig {
-    /// What is wrong with these settings by themselves, each with its remedy.
+    /// Mistakes in these settings, each with its remedy.
     pub(in crate::policy) fn validate(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if self.path.as_os_str().is_empty() {
@@ -134,7 +136,7 @@ impl Default for QuarantineConfig {
 }
 
 impl QuarantineConfig {
-    /// What is wrong with the values, one sentence for each mistake.
+    /// Mistakes in the values, one sentence each.
     pub(in crate::policy) fn validate(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
         if !(1..=MOST).contains(&self.max_failures) {

@@ -52,7 +52,7 @@ impl Policies {
     /// known-good version before the active one.
     ///
     /// # Errors
-    /// When there is no such version, or it does not start any more.
+    /// If the version does not exist or no longer starts.
     pub async fn rollback(&self, plugin: &str, to: Option<&str>) -> Result<Generation, PolicyError> {
         let record = self.kept().record(plugin).unwrap_or_default();
         let target = match to {
@@ -62,7 +62,7 @@ impl Policies {
                 .next()
                 .ok_or_else(|| "has no known-good version to roll back to".to_owned()),
         };
-        let hash = target.map_err(|why| self.problem(plugin, why))?.hash.clone();
+        let hash = target.map_err(|why| self.problem(plugin, why))?.hash;
         let back = OperatorChange {
             exclusion: Some(Exclusion::RolledBack),
             ..operator_change(VersionChoice::Stored(hash), OverrideCause::RolledBack, "rolled back")
@@ -74,7 +74,7 @@ impl Policies {
     /// again.
     ///
     /// # Errors
-    /// When the file is refused.
+    /// If the file is refused.
     pub async fn release(&self, plugin: &str) -> Result<Generation, PolicyError> {
         let released = OperatorChange {
             pick: VersionChoice::File,
@@ -112,7 +112,7 @@ impl Policies {
     /// Ends a rollout: the candidate is removed, and tried again only if its content changes.
     ///
     /// # Errors
-    /// When the plugin has no candidate.
+    /// If the plugin has no candidate.
     pub async fn abandon(&self, plugin: &str) -> Result<Generation, PolicyError> {
         let (active, rollout) = self.with_candidate(plugin)?;
         self.end_rollout(&active, &rollout, "abandoned").await
@@ -134,7 +134,7 @@ impl Policies {
     ) -> Result<Generation, PolicyError> {
         let gone = OperatorChange {
             rollout_result: Some(rollout_result(rollout, why)),
-            ..OperatorChange::going_on(&active.module.hash, why)
+            ..OperatorChange::going_on(active.module.hash, why)
         };
         self.apply_operator_changes(BTreeMap::from([(active.config.name.clone(), gone)])).await
     }
@@ -160,7 +160,7 @@ impl Policies {
                     match self.promote(&active.config.name).await {
                         Err(refused) => {
                             tracing::warn!(%candidate, %refused, "cannot be promoted; rolling it back");
-                            self.end_rollout(active, rollout, &format!("could not come in force: {refused}"))
+                            self.end_rollout(active, rollout, &format!("could not be promoted: {refused}"))
                                 .await
                         }
                         promoted => promoted,
@@ -172,7 +172,7 @@ impl Policies {
                 }
             };
             if let Err(refused) = done {
-                tracing::warn!(%candidate, %refused, "its trial could not be ended");
+                tracing::warn!(%candidate, %refused, "the rollout could not be ended");
             }
         }
     }
@@ -261,7 +261,7 @@ pub async fn supervise(policies: Arc<Policies>, shutdown: CancellationToken) {
 }
 
 fn rollout_result(rollout: &Rollout, why: &str) -> RolloutResult {
-    RolloutResult { hash: rollout.candidate.module.hash.clone(), why: why.to_owned(), at: SystemTime::now() }
+    RolloutResult { hash: rollout.candidate.module.hash, why: why.to_owned(), at: SystemTime::now() }
 }
 
 fn operator_change(pick: VersionChoice, cause: OverrideCause, why: &str) -> OperatorChange {
@@ -280,7 +280,7 @@ fn fallbacks(then: QuarantineAction, record: &VersionHistory) -> Vec<VersionChoi
         QuarantineAction::Without => vec![VersionChoice::Without],
         QuarantineAction::LastGood if fails_alike => Vec::new(),
         QuarantineAction::LastGood => {
-            record.rollback_candidates().map(|version| VersionChoice::Stored(version.hash.clone())).collect()
+            record.rollback_candidates().map(|version| VersionChoice::Stored(version.hash)).collect()
         }
         QuarantineAction::Never => Vec::new(),
     }
@@ -288,7 +288,7 @@ fn fallbacks(then: QuarantineAction, record: &VersionHistory) -> Vec<VersionChoi
 
 fn describe(pick: &VersionChoice) -> String {
     match pick {
-        VersionChoice::Stored(hash) => format!("rolled back to {}", &hash[..12]),
+        VersionChoice::Stored(hash) => format!("rolled back to {}", hash.short()),
         _ => "continuing without it".to_owned(),
     }
 }

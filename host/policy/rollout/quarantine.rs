@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::digest::Digest;
 use crate::policy::rollout::config::{QuarantineAction, QuarantineConfig};
 
 /// One version's failures.
@@ -80,8 +81,7 @@ impl FailureWindow {
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct FailureAlarm {
     pub(in crate::policy) plugin: String,
-    /// The SHA-256 of the version, in hex.
-    pub(in crate::policy) hash: String,
+    pub(in crate::policy) hash: Digest,
     /// The limit, such as `100 failures within 1m`.
     pub(in crate::policy) limit: String,
     /// Its last failure.
@@ -156,7 +156,7 @@ mod tests {
         let alarms = FailureAlarms::default();
         for plugin in ["a", "b"] {
             let (plugin, empty) = (plugin.into(), String::new);
-            alarms.raise(FailureAlarm { plugin, hash: empty(), limit: empty(), last: empty() });
+            alarms.raise(FailureAlarm { plugin, hash: Digest::of(b""), limit: empty(), last: empty() });
         }
         assert_eq!((alarms.next().await.plugin, alarms.next().await.plugin), ("a".into(), "b".into()));
     }

@@ -6,6 +6,7 @@
 //! depend on who is connected where.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -14,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::decision::{FilteredMessage, Verdict};
+use crate::decision::{DifferenceKind, Effect, FilteredMessage, MessagePart};
 use crate::policy::plugin::Plugin;
 use crate::telemetry::LogThrottle;
 
@@ -59,7 +60,7 @@ pub struct Difference {
     /// The message's id.
     pub message: String,
     /// The kind of difference: `verdict`, `message`, `comets`, `guards` or `failed`.
-    pub kind: &'static str,
+    pub kind: DifferenceKind,
     /// What the active version did.
     pub active: String,
     /// What the candidate would have done.
@@ -137,32 +138,29 @@ fn mirror(
         if found.ended.load(Relaxed) {
             return;
         }
+        // What the plugins before it did is not of interest.
+        let earlier: Vec<usize> = seen.before.iter().map(|message| message.trail.len()).collect();
         filter(&seen.topic, seen.partition, &mut seen.before);
-        for (candidates, active) in seen.before.iter().zip(&seen.after) {
+        for ((candidates, active), earlier) in seen.before.iter().zip(&seen.after).zip(earlier) {
             found.compared.fetch_add(1, Relaxed);
-            if let Some(kind) = differ(active, candidates) {
-                found.note(kind, active, candidates, candidate);
+            let (active, candidates) = (Decided::of(active, earlier), Decided::of(candidates, earlier));
+            if let Some(kind) = active.differs_from(&candidates) {
+                found.note(kind, &active, &candidates, candidate);
             }
         }
     }
 }
 
 impl DifferenceLog {
-    fn note(
-        &self,
-        kind: &'static str,
-        active: &FilteredMessage,
-        candidates: &FilteredMessage,
-        candidate: &Plugin,
-    ) {
+    fn note(&self, kind: DifferenceKind, active: &Decided<'_>, candidates: &Decided<'_>, candidate: &Plugin) {
         self.count.fetch_add(1, Relaxed);
         candidate.context.metrics.differed(kind);
         let difference = Difference {
             at: SystemTime::now(),
-            message: active.message.id.to_string(),
+            message: active.filtered.message.id.to_string(),
             kind,
-            active: words(active),
-            candidate: words(candidates),
+            active: active.to_string(),
+            candidate: candidates.to_string(),
         };
         if let Some(missed) = self.log.admit() {
             let Difference { message, active, candidate: would, .. } = &difference;
@@ -177,46 +175,111 @@ impl DifferenceLog {
     }
 }
 
-/// The kind of difference between two outcomes for a message.
-fn differ(one: &FilteredMessage, other: &FilteredMessage) -> Option<&'static str> {
-    let failed = |filtered: &FilteredMessage| {
-        filtered.trail.last().is_some_and(|last| last.what.starts_with("failed: "))
-    };
-    if failed(one) != failed(other) {
-        return Some("failed");
+/// What one version did to a message, and the message after it.
+struct Decided<'a> {
+    effect: &'a Effect,
+    filtered: &'a FilteredMessage,
+}
+
+impl<'a> Decided<'a> {
+    /// The first `earlier` entries of the trail are of other plugins.
+    fn of(filtered: &'a FilteredMessage, earlier: usize) -> Self {
+        Self { effect: filtered.effect_after(earlier), filtered }
     }
-    if verdict(&one.verdict) != verdict(&other.verdict) {
-        return Some("verdict");
-    }
-    match one.differing(other).first() {
-        None => None,
-        Some(&"comets") => Some("comets"),
-        Some(&"guards") => Some("guards"),
-        Some(_) => Some("message"),
+
+    /// The kind of difference, if the versions differ. All failures with the same consequence are equal.
+    fn differs_from(&self, other: &Self) -> Option<DifferenceKind> {
+        use Effect::{DeadLettered, Dropped, Failed};
+        let is_same_verdict = match (self.effect, other.effect) {
+            (Failed { then: one, .. }, Failed { then: other, .. }) => one == other,
+            (Failed { .. }, _) | (_, Failed { .. }) => return Some(DifferenceKind::Failed),
+            (Dropped { reason: one }, Dropped { reason: other }) => one == other,
+            (DeadLettered { reason: one }, DeadLettered { reason: other }) => one == other,
+            (Dropped { .. } | DeadLettered { .. }, _) | (_, Dropped { .. } | DeadLettered { .. }) => false,
+            _ => true,
+        };
+        if !is_same_verdict {
+            return Some(DifferenceKind::Verdict);
+        }
+        let differing = self.filtered.differing(other.filtered);
+        differing.first().map(|part| match part {
+            MessagePart::Comets => DifferenceKind::Comets,
+            MessagePart::Guards => DifferenceKind::Guards,
+            MessagePart::Body
+            | MessagePart::Operation
+            | MessagePart::Room
+            | MessagePart::Keys
+            | MessagePart::Recipients => DifferenceKind::Message,
+        })
     }
 }
 
-/// A verdict without its author. Reasons of failures name versions, so they are ignored.
-fn verdict(verdict: &Verdict) -> (&'static str, &str) {
-    let own = |reason: &'static str, text| (reason, text);
-    match verdict {
-        Verdict::Pass => own("pass", ""),
-        Verdict::Drop { reason, .. } => own("drop", own_words(reason)),
-        Verdict::DeadLetter { reason, .. } => own("dead-letter", own_words(reason)),
+/// With the beginning of the body, if it was amended.
+impl fmt::Display for Decided<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.effect.fmt(f)?;
+        if let Effect::Amended(_) = self.effect {
+            let body = String::from_utf8_lossy(&self.filtered.message.body);
+            write!(f, ": {}", &body[..body.floor_char_boundary(80)])?;
+        }
+        Ok(())
     }
 }
 
-fn own_words(reason: &str) -> &str {
-    if reason.starts_with("plugin ") { "" } else { reason }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::{FailureKind, OnError, PluginVersion, TrailEntry};
+    use crate::message::{Audience, Message, Origin, Record};
 
-/// What was done to a message, as text.
-fn words(filtered: &FilteredMessage) -> String {
-    let body = String::from_utf8_lossy(&filtered.message.body);
-    let shown = &body[..body.floor_char_boundary(80)];
-    match filtered.trail.last() {
-        Some(last) if last.what.starts_with("amended") => format!("{}: {shown}", last.what),
-        Some(last) => last.what.clone(),
-        None => "passed".to_owned(),
+    fn message() -> Message {
+        let origin = Origin { topic: "push".into(), partition: 0, offset: 1 };
+        let headers = Vec::new();
+        let record = Record { origin, timestamp_ms: None, key: None, value: None, headers, trusted: false };
+        let (id, audience) = (record.message_id(), Audience::Room("lobby".into()));
+        Message { id, record: Arc::new(record), audience, operation: 4, body: "hello".into() }
+    }
+
+    fn after(trail: &[Effect]) -> FilteredMessage {
+        let mut filtered = FilteredMessage::untouched(message());
+        let by = PluginVersion { name: "p".into(), hash: "0a1b".into() };
+        filtered.trail =
+            trail.iter().map(|effect| TrailEntry { by: by.clone(), effect: effect.clone() }).collect();
+        filtered
+    }
+
+    fn kind(active: &[Effect], candidate: &[Effect], earlier: usize) -> Option<DifferenceKind> {
+        let (active, candidate) = (after(active), after(candidate));
+        Decided::of(&active, earlier).differs_from(&Decided::of(&candidate, earlier))
+    }
+
+    fn failed(then: OnError, text: &str) -> Effect {
+        Effect::Failed { kind: FailureKind::Trap, text: text.into(), then }
+    }
+
+    #[test]
+    fn a_reason_that_begins_like_a_failure_is_compared() {
+        let dropped = |reason: &str| [Effect::Dropped { reason: reason.into() }];
+        let letter = |reason: &str| [Effect::DeadLettered { reason: reason.into() }];
+        let (one, other) = ("plugin a says no", "plugin b says no");
+        assert_eq!(kind(&dropped(one), &dropped(other), 0), Some(DifferenceKind::Verdict));
+        assert_eq!(kind(&letter(one), &letter(other), 0), Some(DifferenceKind::Verdict));
+        assert_eq!(kind(&dropped(one), &letter(one), 0), Some(DifferenceKind::Verdict));
+        assert_eq!(kind(&dropped(one), &dropped(one), 0), None);
+        let failures = [failed(OnError::Drop, "trapped: a"), failed(OnError::Drop, "trapped: b")];
+        assert_eq!(kind(&failures[..1], &failures[1..], 0), None);
+        assert_eq!(kind(&dropped("failed: x"), &failures[..1], 0), Some(DifferenceKind::Failed));
+    }
+
+    #[test]
+    fn effects_of_earlier_plugins_are_not_compared() {
+        let amended = Effect::Amended(vec![MessagePart::Body]);
+        for earlier in [amended, failed(OnError::Pass, "trapped")] {
+            let active = [earlier.clone()];
+            let candidate = [earlier, failed(OnError::Pass, "trapped")];
+            assert_eq!(kind(&active, &candidate, 1), Some(DifferenceKind::Failed));
+            assert_eq!(kind(&active, &active, 1), None);
+            assert_eq!(Decided::of(&after(&active), 1).to_string(), "passed");
+        }
     }
 }

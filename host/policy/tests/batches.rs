@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::decision::Verdict;
-use crate::decision::{FilteredMessage, PolicyStalled, TrailEntry};
+use crate::decision::{Effect, FailureKind, FilteredMessage, PolicyStalled};
 use crate::policy::on_error::OnErrors;
 use crate::policy::{Chain, FilterRun};
 
@@ -19,8 +19,8 @@ fn one(set: &Arc<PolicySet>, message: Message) -> FilteredMessage {
 }
 
 /// The trail of a message, as text.
-fn trail(filtered: &FilteredMessage) -> Vec<&str> {
-    filtered.trail.iter().map(|decision| decision.what.as_str()).collect()
+fn trail(filtered: &FilteredMessage) -> Vec<String> {
+    filtered.trail.iter().map(|entry| entry.effect.to_string()).collect()
 }
 
 #[test]
@@ -41,8 +41,11 @@ fn every_verdict_arrives() {
     assert_eq!(batch[1].verdict, Verdict::Drop { reason: "spam".into(), by: by.clone() });
     assert_eq!(trail(&batch[1]), ["dropped: spam"]);
     assert_eq!(batch[2].verdict, Verdict::DeadLetter { reason: "odd".into(), by: by.clone() });
-    assert_eq!((&batch[3].message.body[..], trail(&batch[3])), (&b"new"[..], vec!["amended body"]));
-    assert_eq!((batch[4].message.operation, trail(&batch[4])), (9, vec!["amended operation"]));
+    assert_eq!(
+        (&batch[3].message.body[..], trail(&batch[3])),
+        (&b"new"[..], vec!["amended body".to_owned()])
+    );
+    assert_eq!((batch[4].message.operation, trail(&batch[4])), (9, vec!["amended operation".to_owned()]));
     assert_eq!(batch[5].message.room().unwrap().as_str(), "other");
     let filtered = one(&set, keys("keys a b c"));
     let Audience::Keys { server, keys } = filtered.message.audience else { panic!("still for keys") };
@@ -171,9 +174,9 @@ fn an_instance_that_leaks_is_replaced_without_loss() {
 #[test]
 fn stall_decides_nothing() {
     let set = Engine::new().set(&[with(unruly("p"), OnError::Stall)]);
-    let PolicyStalled { plugin, error } =
+    let PolicyStalled { plugin, kind, error } =
         set.chain().filter("push", 3, vec![room("hello"), room("trap")]).unwrap_err();
-    assert_eq!(plugin, set.versions()[0]);
+    assert_eq!((plugin, kind), (set.versions()[0].clone(), FailureKind::Trap));
     assert!(error.starts_with("trapped: "), "{error}");
     set.chain().filter("push", 3, vec![room("hello")]).expect("does not stall");
 }
@@ -212,8 +215,9 @@ fn a_stalled_plugin_does_not_see_answered_messages_again() {
     let counted = chain.filter("push", 3, vec![room("count b")]).unwrap();
     assert_eq!(counted[0].message.body, "3", "once with all messages, once without the one that trapped");
     assert_eq!(run.batch[0].message.body, "suffix me-1");
-    let TrailEntry { what, .. } = &run.batch[2].trail[0];
-    assert!(what.ends_with("passed on without it") && run.batch[2].trail.len() == 1, "{what}");
+    let [trapped] = &run.batch[2].trail[..] else { panic!("{:?}", run.batch[2].trail) };
+    let Effect::Failed { kind, then, .. } = trapped.effect else { panic!("{trapped}") };
+    assert_eq!((kind, then), (FailureKind::Trap, OnError::Pass));
 }
 
 #[test]

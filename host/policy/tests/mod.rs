@@ -6,6 +6,7 @@ mod idle;
 mod printing;
 mod released;
 mod rooms_and_absent;
+mod shadows;
 mod steering;
 mod strays;
 mod swaps;
@@ -34,7 +35,7 @@ pub(super) fn guest(name: &str) -> PathBuf {
 
 /// The version of a plugin's file, as metrics name it.
 pub(super) fn hash_of(path: &Path) -> String {
-    crate::digest::hash(&std::fs::read(path).unwrap())[..12].to_owned()
+    crate::digest::Digest::of(&std::fs::read(path).unwrap()).short()
 }
 
 /// The guest that does what message bodies tell it.

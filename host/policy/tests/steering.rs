@@ -24,7 +24,7 @@ fn upload(bytes: Vec<u8>) -> Vec<Upload> {
 }
 
 fn active(policies: &Policies) -> Vec<String> {
-    policies.status().plugins.into_iter().map(|plugin| plugin.hash).collect()
+    policies.status().plugins.into_iter().map(|plugin| plugin.hash.to_string()).collect()
 }
 
 fn configured_at(path: &Path) -> PluginConfig {

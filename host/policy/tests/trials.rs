@@ -143,7 +143,7 @@ async fn a_canary_that_violates_the_pin_is_rolled_back() {
         fixture(RolloutConfig { promote_after: Some(Duration::from_millis(1)), ..canary(PATIENT) });
     let (active, _) = fixture.hashes();
     let bytes = std::fs::read(&fixture.config.path).unwrap();
-    let hash = crate::digest::hash;
+    let hash = crate::digest::Digest::of;
     fixture.config.sha256 = Some(hash(&bytes));
     let rollout = fixture.config.rollout.as_mut().unwrap();
     rollout.sha256 = Some(hash(&std::fs::read(&rollout.path).unwrap()));

@@ -45,7 +45,7 @@ impl CompileError {
     }
 }
 
-/// What the compiler says, with what mends it.
+/// The compiler's error with its remedy.
 pub(super) fn invalid(why: &str, config: &EngineConfig, component: &[u8]) -> String {
     let missing: Vec<_> =
         config.missing(component).iter().map(|feature| format!("`{}`", feature.as_str())).collect();

@@ -31,7 +31,7 @@ pub(crate) use limits::CompileError;
 pub use limits::CompileLimits;
 pub use worker::{CompileJob, compile_plugin};
 
-use crate::digest;
+use crate::digest::Digest;
 use crate::wasm::engine::{self, EngineConfig};
 use crate::wasm::failure::causes;
 use crate::wasm::module_cache::ModuleCache;
@@ -75,9 +75,9 @@ impl Compiler {
         plugin: &str,
         component: &[u8],
     ) -> Result<Component, CompileError> {
-        let (key, fingerprint) = (digest::hash(component), engine::fingerprint(engine));
+        let (key, fingerprint) = (Digest::of(component), engine::fingerprint(engine));
         if let Some(store) = store
-            && let Some(code) = store.get(&key, &fingerprint)
+            && let Some(code) = store.get(key, &fingerprint)
         {
             match deserialize(engine, &code) {
                 Ok(component) => return Ok(component),
@@ -87,16 +87,16 @@ impl Compiler {
                         "cached code cannot be loaded; compiling it again: {}",
                         causes(&why)
                     );
-                    store.remove(&key, &fingerprint);
+                    store.remove(key, &fingerprint);
                 }
             }
         }
-        let code = self.compile(engine, plugin, &key, &fingerprint, component)?;
+        let code = self.compile(engine, plugin, key, &fingerprint, component)?;
         let loaded = deserialize(engine, &code).map_err(|e| {
             CompileError::Interrupted(format!("was compiled, but the code cannot be loaded: {}", causes(&e)))
         })?;
         if let Some(store) = store {
-            store.put(&key, &fingerprint, &code);
+            store.put(key, &fingerprint, &code);
         }
         Ok(loaded)
     }
@@ -105,7 +105,7 @@ impl Compiler {
         &self,
         engine: &Engine,
         plugin: &str,
-        key: &str,
+        key: Digest,
         fingerprint: &str,
         component: &[u8],
     ) -> Result<Vec<u8>, CompileError> {
@@ -115,7 +115,7 @@ impl Compiler {
                 .precompile_component(component)
                 .map_err(|e| CompileError::Invalid(invalid(&causes(&e), &self.config, component)));
         }
-        let attempt = self.marks.begin(plugin, key, fingerprint, self.limits)?;
+        let attempt = self.marks.begin(plugin, &key.to_string(), fingerprint, self.limits)?;
         let compiled = child::compile(&self.config, self.limits, component);
         match &compiled {
             Err(CompileError::Limited(why)) => attempt.limited(why),

@@ -27,7 +27,7 @@ const NICENESS: i32 = 5;
 /// The arguments of the process.
 #[derive(Debug, Clone)]
 pub struct CompileJob {
-    /// The size of the component on standard input, in bytes.
+    /// Size of the component on standard input, in bytes.
     pub size: u64,
     /// The memory limit, in bytes.
     pub memory: u64,

@@ -1,35 +1,59 @@
 //! The labels of the plugins' metrics.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use std::fmt;
 
-use crate::decision::PluginVersion;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+
+use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
+use crate::wasm::failure::PluginLimit;
+use crate::wasm::metrics::plugin::{FilterDecision, HookKind};
+
+/// The names of these enums are label values.
+macro_rules! label_values {
+    ($($name:ty),+) => {$(
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                EncodeLabelValue::encode(&self.as_str(), encoder)
+            }
+        }
+    )+};
+}
+
+label_values!(DifferenceKind, FailureKind, FilterDecision, HookKind, PluginLimit);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct HookLabels {
     pub(super) plugin: String,
     pub(super) version: String,
-    pub(super) hook: &'static str,
+    pub(super) hook: HookKind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ErrorLabels {
     pub(super) plugin: String,
     pub(super) version: String,
-    pub(super) kind: &'static str,
+    pub(super) kind: FailureKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct DifferenceLabels {
+    pub(super) plugin: String,
+    pub(super) version: String,
+    pub(super) kind: DifferenceKind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct DecisionLabels {
     pub(super) plugin: String,
     pub(super) version: String,
-    pub(super) decision: &'static str,
+    pub(super) decision: FilterDecision,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct LimitLabels {
     plugin: String,
     version: String,
-    limit: &'static str,
+    limit: PluginLimit,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -51,28 +75,35 @@ impl VersionLabels {
 }
 
 impl HookLabels {
-    pub(super) fn of(version: &PluginVersion, hook: &'static str) -> Self {
+    pub(super) fn of(version: &PluginVersion, hook: HookKind) -> Self {
         let VersionLabels { plugin, version } = VersionLabels::of(version);
         Self { plugin, version, hook }
     }
 }
 
 impl ErrorLabels {
-    pub(super) fn of(version: &PluginVersion, kind: &'static str) -> Self {
+    pub(super) fn of(version: &PluginVersion, kind: FailureKind) -> Self {
+        let VersionLabels { plugin, version } = VersionLabels::of(version);
+        Self { plugin, version, kind }
+    }
+}
+
+impl DifferenceLabels {
+    pub(super) fn of(version: &PluginVersion, kind: DifferenceKind) -> Self {
         let VersionLabels { plugin, version } = VersionLabels::of(version);
         Self { plugin, version, kind }
     }
 }
 
 impl DecisionLabels {
-    pub(super) fn of(version: &PluginVersion, decision: &'static str) -> Self {
+    pub(super) fn of(version: &PluginVersion, decision: FilterDecision) -> Self {
         let VersionLabels { plugin, version } = VersionLabels::of(version);
         Self { plugin, version, decision }
     }
 }
 
 impl LimitLabels {
-    pub(super) fn of(version: &PluginVersion, limit: &'static str) -> Self {
+    pub(super) fn of(version: &PluginVersion, limit: PluginLimit) -> Self {
         let VersionLabels { plugin, version } = VersionLabels::of(version);
         Self { plugin, version, limit }
     }

@@ -11,16 +11,17 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::decision::PluginVersion;
+use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
 use crate::telemetry::latency_histogram;
+use crate::wasm::failure::PluginLimit;
 use crate::wasm::metrics::labels::{
-    CustomMetricLabels, DecisionLabels, ErrorLabels, HookLabels, LimitLabels, VersionLabels,
+    CustomMetricLabels, DecisionLabels, DifferenceLabels, ErrorLabels, HookLabels, LimitLabels, VersionLabels,
 };
 
 mod labels;
 mod plugin;
 
-pub(crate) use plugin::{FilterDecision, PluginMetrics};
+pub(crate) use plugin::{FilterDecision, HookKind, PluginMetrics};
 
 /// The maximum number of counters, and of gauges, that a plugin may define.
 pub(crate) const MAX_CUSTOM_METRICS: usize = 64;
@@ -29,18 +30,6 @@ pub(crate) const MAX_CUSTOM_NAME_LENGTH: usize = 64;
 
 type Histograms = Family<HookLabels, Histogram, fn() -> Histogram>;
 
-/// The hooks, as named in metrics.
-pub(crate) const HOOKS: [&str; 4] = ["filter", "grouping", "offline", "init"];
-/// The kinds of failure, as named in metrics.
-pub(crate) const KINDS: [&str; 5] = ["trap", "deadline", "memory", "bad-answer", "start"];
-/// The decisions of filters, as named in metrics.
-const DECISIONS: [&str; 4] = ["pass", "drop", "dead-letter", "amend"];
-/// The limits of plugins, as named in metrics.
-const LIMITS: [&str; 8] =
-    ["time", "memory", "output", "log", "metrics", "state", "address-space", "time-budget"];
-/// The kinds of differences of a shadow, as named in metrics.
-const DIFFERENCES: [&str; 5] = ["verdict", "message", "comets", "guards", "failed"];
-
 /// Metrics of the plugins. Registered once per gateway.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -48,7 +37,7 @@ pub(crate) struct Metrics {
     errors: Family<ErrorLabels, Counter>,
     decisions: Family<DecisionLabels, Counter>,
     limits: Family<LimitLabels, Counter>,
-    differences: Family<ErrorLabels, Counter>,
+    differences: Family<DifferenceLabels, Counter>,
     seconds: Histograms,
     info: Family<VersionLabels, Gauge>,
     over_budget: Family<VersionLabels, Gauge>,
@@ -133,21 +122,21 @@ impl Metrics {
     fn forget_version(&self, version: &PluginVersion) {
         self.info.remove(&VersionLabels::of(version));
         self.over_budget.remove(&VersionLabels::of(version));
-        for hook in HOOKS {
+        for hook in HookKind::ALL {
             self.calls.remove(&HookLabels::of(version, hook));
             self.seconds.remove(&HookLabels::of(version, hook));
         }
-        for kind in KINDS {
+        for kind in FailureKind::ALL {
             self.errors.remove(&ErrorLabels::of(version, kind));
         }
-        for decision in DECISIONS {
+        for decision in FilterDecision::ALL {
             self.decisions.remove(&DecisionLabels::of(version, decision));
         }
-        for limit in LIMITS {
+        for limit in PluginLimit::ALL {
             self.limits.remove(&LimitLabels::of(version, limit));
         }
-        for kind in DIFFERENCES {
-            self.differences.remove(&ErrorLabels::of(version, kind));
+        for kind in DifferenceKind::ALL {
+            self.differences.remove(&DifferenceLabels::of(version, kind));
         }
     }
 
@@ -165,7 +154,6 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wasm::failure::FailureKind;
 
     fn text(registry: &Registry) -> String {
         let mut text = String::new();
@@ -182,7 +170,7 @@ mod tests {
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let (old, new) = (metrics.plugin(&version("aa")), metrics.plugin(&version("bb")));
-        old.called(0, 0.001);
+        old.called(HookKind::Filter, 0.001);
         old.failed(FailureKind::Trap, None);
         assert!(old.custom_counter("seen", 2) && new.custom_counter("seen", 3) && new.custom_gauge("g", 1.5));
         drop(old);

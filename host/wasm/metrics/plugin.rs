@@ -4,22 +4,59 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::decision::PluginVersion;
-use crate::wasm::failure::{FailureKind, PluginLimit};
+use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
+use crate::wasm::failure::PluginLimit;
 use crate::wasm::metrics::labels::{
-    CustomMetricLabels, DecisionLabels, ErrorLabels, HookLabels, LimitLabels, VersionLabels,
+    CustomMetricLabels, DecisionLabels, DifferenceLabels, ErrorLabels, HookLabels, LimitLabels, VersionLabels,
 };
-use crate::wasm::metrics::{
-    DECISIONS, HOOKS, LIMITS, MAX_CUSTOM_METRICS, MAX_CUSTOM_NAME_LENGTH, MetricNames, Metrics,
-};
+use crate::wasm::metrics::{MAX_CUSTOM_METRICS, MAX_CUSTOM_NAME_LENGTH, MetricNames, Metrics};
+
+/// A function of a plugin that is timed and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum HookKind {
+    Filter,
+    Grouping,
+    Offline,
+    Init,
+}
+
+impl HookKind {
+    /// Every hook, in the order of the counters.
+    pub(super) const ALL: [Self; 4] = [Self::Filter, Self::Grouping, Self::Offline, Self::Init];
+
+    /// The hook as named in metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Grouping => "grouping",
+            Self::Offline => "offline",
+            Self::Init => "init",
+        }
+    }
+}
 
 /// What a filter decided about a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum FilterDecision {
     Pass,
     Drop,
     DeadLetter,
     Amend,
+}
+
+impl FilterDecision {
+    /// Every decision, in the order of the counters.
+    pub(super) const ALL: [Self; 4] = [Self::Pass, Self::Drop, Self::DeadLetter, Self::Amend];
+
+    /// The decision as named in metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::DeadLetter => "dead-letter",
+            Self::Amend => "amend",
+        }
+    }
 }
 
 /// The metrics of one prepared plugin. Dropping the last ones of a name removes its label sets.
@@ -45,11 +82,11 @@ impl Metrics {
         let decision = |decision| DecisionLabels::of(version, decision);
         let limit = |limit| LimitLabels::of(version, limit);
         PluginMetrics {
-            limits: LIMITS.map(|name| self.limits.get_or_create_owned(&limit(name))),
+            limits: PluginLimit::ALL.map(|one| self.limits.get_or_create_owned(&limit(one))),
             over_budget: self.over_budget.get_or_create_owned(&VersionLabels::of(version)),
-            decisions: DECISIONS.map(|name| self.decisions.get_or_create_owned(&decision(name))),
-            calls: HOOKS.map(|name| self.calls.get_or_create_owned(&hook(name))),
-            seconds: HOOKS.map(|name| self.seconds.get_or_create_owned(&hook(name))),
+            decisions: FilterDecision::ALL.map(|one| self.decisions.get_or_create_owned(&decision(one))),
+            calls: HookKind::ALL.map(|one| self.calls.get_or_create_owned(&hook(one))),
+            seconds: HookKind::ALL.map(|one| self.seconds.get_or_create_owned(&hook(one))),
             all: self.clone(),
             version: version.clone(),
         }
@@ -57,15 +94,15 @@ impl Metrics {
 }
 
 impl PluginMetrics {
-    /// One call of the hook with this index in [`HOOKS`].
-    pub(crate) fn called(&self, hook: usize, seconds: f64) {
-        self.calls[hook].inc();
-        self.seconds[hook].observe(seconds);
+    /// Counts and times one call.
+    pub(crate) fn called(&self, hook: HookKind, seconds: f64) {
+        self.calls[hook as usize].inc();
+        self.seconds[hook as usize].observe(seconds);
     }
 
     /// A call failed in this way, at this limit if any.
     pub(crate) fn failed(&self, kind: FailureKind, limit: Option<PluginLimit>) {
-        self.all.errors.get_or_create(&ErrorLabels::of(&self.version, kind.as_str())).inc();
+        self.all.errors.get_or_create(&ErrorLabels::of(&self.version, kind)).inc();
         if let Some(limit) = limit {
             self.hit(limit);
         }
@@ -92,8 +129,8 @@ impl PluginMetrics {
     }
 
     /// Counts one message that the active version decided differently.
-    pub(crate) fn differed(&self, kind: &'static str) {
-        self.all.differences.get_or_create(&ErrorLabels::of(&self.version, kind)).inc();
+    pub(crate) fn differed(&self, kind: DifferenceKind) {
+        self.all.differences.get_or_create(&DifferenceLabels::of(&self.version, kind)).inc();
     }
 
     /// Adds to one of the plugin's own counters. False when the name is not allowed, or exceeds the

@@ -35,7 +35,7 @@ func (raw) Name() string                    { return "raw" }
 func (raw) Marshal(v any) ([]byte, error)   { return *v.(*[]byte), nil }
 func (raw) Unmarshal(b []byte, v any) error { *v.(*[]byte) = append([]byte{}, b...); return nil }
 
-// connections tells how many connections have come and gone.
+// connections counts how many connections were opened and closed.
 type connections struct{}
 
 func (connections) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }

@@ -17,10 +17,10 @@ type record struct {
 	Partition   int32      `json:"partition"`
 	Key         []byte     `json:"key"`
 	Value       []byte     `json:"value"`
-	Zeros       int        `json:"zeros"` // so many zero bytes after the value
+	Zeros       int        `json:"zeros"` // zero bytes to append to the value
 	Headers     [][][]byte `json:"headers"`
 	TimestampMs *int64     `json:"timestamp_ms"`
-	Repeat      int        `json:"repeat"` // so many more of the same
+	Repeat      int        `json:"repeat"` // how often to repeat the record
 }
 
 var codecs = map[string]kgo.CompressionCodec{

@@ -1,6 +1,6 @@
 """A comet on gRPC's C core: comet.py PORT serves both dialects on 127.0.0.1:PORT.
 
-It has the core's defaults: a client that pings more often than it may, is told "too many pings"
+It has the core's defaults: a client that pings more often than allowed is sent "too many pings"
 and cut off. Requests stay in their bytes, which the wrapper in tests/support/peers decodes. What
 happens is told on standard output, a JSON object for each line.
 """
@@ -17,7 +17,7 @@ CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def tell(event):
-    # One write, so that whoever reads meanwhile sees whole lines.
+    # One write, so that concurrent readers see whole lines.
     sys.stdout.write(json.dumps(event) + "\n")
     sys.stdout.flush()
 

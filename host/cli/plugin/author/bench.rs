@@ -32,8 +32,8 @@ pub(in crate::cli::plugin) struct Args {
     configured: ConfiguredPolicy,
     #[command(flatten)]
     engine: Engine,
-    /// Messages to measure with, one in JSON a line, as for `halley plugin run`. Without it,
-    /// messages of 200 bytes to a room.
+    /// Messages to measure with: JSON, one per line, as for `halley plugin run`. Default: messages of
+    /// 200 bytes to a room.
     #[arg(long, value_name = "FILE")]
     messages: Option<PathBuf>,
     /// Seconds per line of the table, 0.1 to 60.

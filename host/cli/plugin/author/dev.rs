@@ -29,7 +29,7 @@ pub(in crate::cli::plugin) struct Args {
     limits: CallLimits,
     #[command(flatten)]
     engine: Engine,
-    /// Pushes what holds its cases into the gateway at --gateway.
+    /// Pushes a build that passes its cases to the gateway at --gateway.
     #[arg(long)]
     push: bool,
     /// The configured plugin to push to. Default: the one named like the file.

@@ -66,7 +66,7 @@ pub(super) fn read_and_inspect(runtime: &Runtime, file: &Path) -> anyhow::Result
 pub(super) fn summary(file: &Path, inspected: &Inspection) -> [String; 7] {
     let Inspection { form, size, sha256, contract, hooks, .. } = inspected;
     let contract = contract.as_ref().map_or("none".to_owned(), |version| format!("halley:policy@{version}"));
-    let short = &sha256[..12];
+    let short = sha256.short();
     [
         file.display().to_string(),
         format!("  size          {size} bytes, {form}"),

@@ -52,7 +52,7 @@ impl Engine {
     }
 }
 
-/// What a policy's calls may cost.
+/// Limits on a policy's calls.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(super) struct CallLimits {
     /// The maximum duration of one call, as in the policy's [[plugin]]. A busy machine may need more.
@@ -106,7 +106,7 @@ impl PolicyPath {
     /// The cases of the policy.
     ///
     /// # Errors
-    /// When there are none.
+    /// When no cases are found.
     pub(super) fn cases(&self) -> anyhow::Result<PathBuf> {
         ensure!(self.path.exists(), "{} not found", self.path.display());
         let folder = self.folder();

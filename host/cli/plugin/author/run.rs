@@ -27,7 +27,7 @@ pub(in crate::cli::plugin) struct Args {
     limits: CallLimits,
     #[command(flatten)]
     engine: Engine,
-    /// The file with the questions. Without it, or with `-`, standard input.
+    /// The file with the inputs. Default, or with `-`: standard input.
     #[arg(long, short, value_name = "FILE")]
     messages: Option<PathBuf>,
     /// Prints one line of JSON per input.

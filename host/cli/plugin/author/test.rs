@@ -21,7 +21,7 @@ pub(in crate::cli::plugin) struct Args {
     limits: CallLimits,
     #[command(flatten)]
     engine: Engine,
-    /// The file with the cases, TOML or JSON. Without it, cases.toml or cases.json beside the
+    /// The file with the cases, TOML or JSON. Without it, cases.toml or cases.json next to the
     /// policy.
     #[arg(long, value_name = "FILE")]
     cases: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! Compiler bombs are told from plugins by what they contain, not by their size.
+//! Compiler bombs are recognised by their content, not by their size.
 
 use proptest::prelude::*;
 

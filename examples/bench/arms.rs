@@ -1,0 +1,274 @@
+//! How one arm is run: a gateway with its load, or a floor.
+//!
+//! A gateway's CPU time is taken from the first message that reaches a comet to the last one, so
+//! that its start does not count.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::child::ChildProcess;
+use crate::gateway::Gateway;
+use crate::producer::{Producer, now};
+use crate::rows::{Arm, Figure, Figures, Load, Scenario};
+use crate::servers::folder;
+use crate::window;
+use crate::world::World;
+
+/// How long nothing may happen.
+const STANDSTILL: Duration = Duration::from_secs(60);
+/// How often the comets' counters are looked at.
+const LOOK: Duration = Duration::from_millis(1);
+/// Between live messages: 1,000 a second.
+const LIVE_PACE: Duration = Duration::from_millis(1);
+/// Between lone messages.
+const LONE_PACE: Duration = Duration::from_millis(20);
+/// A memory that has not changed for so long is full.
+const SETTLED: Duration = Duration::from_millis(500);
+
+/// Runs an arm once.
+///
+/// # Errors
+/// When it does not come to its end.
+pub(crate) async fn run(world: &mut World, arm: &Arm) -> anyhow::Result<Figures> {
+    match arm {
+        Arm::Gateway(scenario) => match scenario.load {
+            Load::Backlog { .. } => backlog(world, scenario).await,
+            Load::Live => live(world, scenario).await,
+            Load::Lone => lone(world, scenario).await,
+            Load::Held => held(world, scenario).await,
+        },
+        Arm::Calls { comets, open } => {
+            world.comets.reset(Duration::ZERO);
+            let mut args = vec!["floor-calls".to_owned()];
+            args.extend(["--open".to_owned(), open.to_string(), "--calls".to_owned()]);
+            args.push(world.sizes.calls.to_string());
+            for comet in world.comets.addresses(*comets) {
+                args.extend(["--comet".to_owned(), comet.to_string()]);
+            }
+            floor(&args).await
+        }
+        Arm::Drain(scenario) => {
+            let (records, topic) = topic_of(world, scenario).await?;
+            let args = ["floor-drain", "--brokers", world.brokers(), "--topic", &topic, "--records"];
+            let mut args: Vec<String> = args.map(str::to_owned).to_vec();
+            args.push(records.to_string());
+            floor(&args).await
+        }
+        Arm::Direct => direct(world).await,
+    }
+}
+
+/// A floor, to its end.
+async fn floor(args: &[String]) -> anyhow::Result<Figures> {
+    let mut process = start_floor(args)?;
+    let status = process.wait(STANDSTILL * 4).await?.context("the floor does not end")?;
+    let log = process.log();
+    anyhow::ensure!(status.success(), "the floor failed: {log}");
+    serde_json::from_str(log.trim()).with_context(|| format!("the floor said: {log}"))
+}
+
+fn start_floor(args: &[String]) -> anyhow::Result<ChildProcess> {
+    let program = std::env::current_exe()?;
+    Ok(ChildProcess::start(&program.display().to_string(), args, folder("floor")?)?)
+}
+
+/// How many records a scenario's backlog has, and where they are.
+async fn topic_of(world: &mut World, scenario: &Scenario) -> anyhow::Result<(usize, String)> {
+    let Load::Backlog { one_of } = scenario.load else { anyhow::bail!("this load has no backlog") };
+    // With many rooms, each of them has messages.
+    let records = (world.sizes.backlog / one_of).max(scenario.rooms.min(world.sizes.backlog));
+    Ok((records, world.backlog(scenario.rooms, records).await?))
+}
+
+/// What had happened at a moment.
+struct Sample {
+    at: Instant,
+    cpu: Duration,
+    calls: u64,
+    messages: u64,
+}
+
+impl Sample {
+    fn take(world: &World, gateway: &Gateway) -> anyhow::Result<Self> {
+        let (calls, messages) = (world.comets.calls(), world.comets.messages());
+        Ok(Self { at: Instant::now(), cpu: gateway.cpu()?, calls, messages })
+    }
+
+    /// What came since then, at so many comets.
+    fn until(&self, end: &Self, comets: usize) -> Figures {
+        let cpu = (end.cpu - self.cpu).as_secs_f64() * 1e6;
+        let calls = (end.calls - self.calls).max(1) as f64;
+        let deliveries = (end.messages - self.messages).max(1) as f64;
+        let messages = deliveries / comets as f64;
+        Figures::from([
+            (Figure::CpuPerMessage, cpu / messages),
+            (Figure::CpuPerCall, cpu / calls),
+            (Figure::CallsPer100, 100.0 * calls / deliveries),
+            (Figure::MessagesPerSecond, messages / (end.at - self.at).as_secs_f64()),
+        ])
+    }
+}
+
+/// Waits until comets have so many messages.
+async fn wait_for(world: &World, gateway: &mut Gateway, messages: u64) -> anyhow::Result<()> {
+    let (mut last, mut since) = (0, Instant::now());
+    loop {
+        let now = world.comets.messages();
+        if now >= messages {
+            return Ok(());
+        }
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        gateway.check()?;
+        if since.elapsed() > STANDSTILL {
+            let words = gateway.last_words();
+            anyhow::bail!(
+                "{now} of {messages} messages arrived, and none for {STANDSTILL:?}; its log: {words}"
+            );
+        }
+        sleep(LOOK).await;
+    }
+}
+
+async fn backlog(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures> {
+    let (records, topic) = topic_of(world, scenario).await?;
+    let mut gateway = world.start_gateway(scenario, &topic).await?;
+    wait_for(world, &mut gateway, 1).await?;
+    let begin = Sample::take(world, &gateway)?;
+    wait_for(world, &mut gateway, (records * scenario.comets) as u64).await?;
+    let end = Sample::take(world, &gateway)?;
+    let mut figures = begin.until(&end, scenario.comets);
+    figures.extend(disorder(world));
+    Ok(figures)
+}
+
+/// A gateway that has delivered a message to each of its rooms, and the producer.
+async fn warm(world: &mut World, scenario: &Scenario) -> anyhow::Result<(Gateway, Producer)> {
+    let mut producer = world.producer(Duration::ZERO).await?;
+    let topic = producer.topic().to_owned();
+    let mut gateway = world.start_gateway(scenario, &topic).await?;
+    for room in 0..scenario.rooms {
+        producer.send(room)?;
+    }
+    producer.flush()?;
+    wait_for(world, &mut gateway, (scenario.rooms * scenario.comets) as u64).await?;
+    // Longer than a merge window, so that no call of the warm-up is counted.
+    sleep(window::WINDOW * 4).await;
+    world.comets.forget();
+    Ok((gateway, producer))
+}
+
+async fn live(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures> {
+    let (mut gateway, mut producer) = warm(world, scenario).await?;
+    let messages = world.sizes.live;
+    let mut rooms = fastrand::Rng::with_seed(1);
+    let mut sent = Vec::with_capacity(messages);
+    let begin = Sample::take(world, &gateway)?;
+    let mut pace = interval(LIVE_PACE);
+    pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    for _ in 0..messages {
+        pace.tick().await;
+        let room = rooms.usize(0..scenario.rooms);
+        sent.push((room, now()));
+        producer.send(room)?;
+    }
+    producer.flush()?;
+    wait_for(world, &mut gateway, (messages * scenario.comets) as u64).await?;
+    let end = Sample::take(world, &gateway)?;
+    let mut figures = begin.until(&end, scenario.comets);
+    let allowed = 100.0 * window::calls(&sent) as f64 / messages as f64;
+    figures.insert(Figure::AllowedCallsPer100, allowed);
+    figures.extend(disorder(world));
+    figures.extend(latencies(world));
+    Ok(figures)
+}
+
+/// What the comets got again, and what they missed.
+fn disorder(world: &World) -> Figures {
+    let (again, skipped) = world.comets.disorder();
+    Figures::from([(Figure::Again, again as f64), (Figure::Skipped, skipped as f64)])
+}
+
+/// The latencies of what the comets have.
+fn latencies(world: &World) -> Figures {
+    let all = world.comets.latencies();
+    let at =
+        |share: usize| all.get(all.len() * share / 100).map_or(f64::NAN, |time| time.as_secs_f64() * 1e6);
+    Figures::from([(Figure::LatencyP50, at(50)), (Figure::LatencyP99, at(99))])
+}
+
+async fn lone(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures> {
+    let (mut gateway, mut producer) = warm(world, scenario).await?;
+    let messages = world.sizes.lone;
+    send_apart(&mut producer, messages).await?;
+    wait_for(world, &mut gateway, messages as u64).await?;
+    Ok(latencies(world))
+}
+
+/// Sends messages to the first room, each some time after the one before.
+async fn send_apart(producer: &mut Producer, messages: usize) -> anyhow::Result<()> {
+    for _ in 0..messages {
+        sleep(LONE_PACE).await;
+        producer.send(0)?;
+        producer.flush()?;
+    }
+    Ok(())
+}
+
+async fn direct(world: &mut World) -> anyhow::Result<Figures> {
+    world.comets.reset(Duration::ZERO);
+    let mut producer = world.producer(Duration::ZERO).await?;
+    let comet = world.comets.addresses(1)[0].to_string();
+    let args = ["floor-direct", "--brokers", world.brokers(), "--topic", producer.topic(), "--comet", &comet];
+    let _process = start_floor(&args.map(str::to_owned))?;
+    producer.send(0)?;
+    wait_until(world, 1).await?;
+    world.comets.forget();
+    send_apart(&mut producer, world.sizes.lone).await?;
+    wait_until(world, world.sizes.lone as u64).await?;
+    Ok(latencies(world))
+}
+
+async fn wait_until(world: &World, messages: u64) -> anyhow::Result<()> {
+    let until = Instant::now() + STANDSTILL;
+    while world.comets.messages() < messages {
+        anyhow::ensure!(Instant::now() < until, "the floor does not call");
+        sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// Fills a gateway whose comet does not answer, and looks at its memory, before it gives the comet up.
+async fn held(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures> {
+    let (mut gateway, mut producer) = warm(world, scenario).await?;
+    sleep(SETTLED).await;
+    let before = gateway.resident()?;
+    world.comets.hold();
+    let messages = world.sizes.held;
+    for message in 0..messages {
+        producer.send(message % scenario.rooms)?;
+    }
+    producer.flush()?;
+    let (mut last, mut since) = (0.0, Instant::now());
+    loop {
+        let in_flight = gateway.metric("halley_unsettled_records")?;
+        gateway.check()?;
+        if in_flight >= messages as f64 && since.elapsed() > SETTLED {
+            break;
+        }
+        if in_flight != last {
+            (last, since) = (in_flight, Instant::now());
+        }
+        let words = gateway.last_words();
+        anyhow::ensure!(
+            since.elapsed() < STANDSTILL,
+            "only {in_flight} of {messages} are in flight; {words}"
+        );
+        sleep(SETTLED / 5).await;
+    }
+    let taken = gateway.resident()?.saturating_sub(before) as f64;
+    Ok(Figures::from([(Figure::MemoryPerMessage, taken / messages as f64)]))
+}

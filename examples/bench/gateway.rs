@@ -1,0 +1,119 @@
+//! The gateway's process: the real binary with a configuration file.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::child::ChildProcess;
+use crate::cpu;
+use crate::rows::{Dialect, Scenario};
+use crate::servers::{folder, free_port};
+
+/// A gateway that runs. It is killed with this value.
+pub(crate) struct Gateway {
+    process: ChildProcess,
+    admin: u16,
+}
+
+/// Around the gateway.
+pub(crate) struct Around<'a> {
+    pub(crate) brokers: &'a str,
+    pub(crate) redis: &'a str,
+    pub(crate) topic: &'a str,
+    pub(crate) group: &'a str,
+    pub(crate) comets: &'a [SocketAddr],
+}
+
+impl Gateway {
+    /// Starts a gateway for this scenario.
+    ///
+    /// # Errors
+    /// When the binary cannot be started.
+    pub(crate) fn start(binary: &Path, scenario: &Scenario, around: &Around<'_>) -> anyhow::Result<Self> {
+        let (folder, admin) = (folder("gateway")?, free_port()?);
+        let file = folder.path().join("halley.toml");
+        std::fs::write(&file, configuration(scenario, around, admin))?;
+        let args = ["run", "--config", &file.display().to_string()].map(str::to_owned);
+        let binary = binary.display().to_string();
+        let process = ChildProcess::start(&binary, &args, folder)
+            .with_context(|| format!("{binary} cannot be started"))?;
+        Ok(Self { process, admin })
+    }
+
+    /// The CPU time that it has used.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        cpu::time_of(self.process.pid())
+    }
+
+    /// The memory that it has now, in bytes.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn resident(&self) -> anyhow::Result<u64> {
+        cpu::resident(self.process.pid())
+    }
+
+    /// The sum of all series of a metric.
+    ///
+    /// # Errors
+    /// When the gateway does not answer.
+    pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.admin))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let value = |line: &str| {
+            let rest = line.strip_prefix(name)?;
+            rest.starts_with(['{', ' ']).then(|| rest.rsplit(' ').next()?.parse::<f64>().ok())?
+        };
+        Ok(text.lines().filter_map(value).sum())
+    }
+
+    /// Makes sure that it runs.
+    ///
+    /// # Errors
+    /// With the end of its log when it has ended.
+    pub(crate) fn check(&mut self) -> anyhow::Result<()> {
+        let Some(status) = self.process.ended()? else { return Ok(()) };
+        anyhow::bail!("the gateway ended with {status}: {}", self.last_words())
+    }
+
+    /// The end of its log.
+    pub(crate) fn last_words(&self) -> String {
+        let log = self.process.log();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(8)..].join("\n")
+    }
+}
+
+/// What is not named here, or by the scenario, has its default.
+fn configuration(scenario: &Scenario, around: &Around<'_>, admin: u16) -> String {
+    let Around { brokers, redis, topic, group, comets } = around;
+    let (dialect, rooms) = match scenario.dialect {
+        Dialect::Chatroom => ("chatroom", "directory"),
+        Dialect::ChatroomEverywhere => ("chatroom", "every-comet"),
+        Dialect::Goim => ("goim", "every-comet"),
+    };
+    let comets: Vec<String> = comets.iter().map(|comet| format!("\"{comet}\"")).collect();
+    let mut sections = [
+        ("kafka", format!("brokers = \"{brokers}\"\ntopics = [\"{topic}\"]\ngroup = \"{group}\"\n")),
+        ("redis", format!("url = \"{redis}\"\n")),
+        ("routing", format!("rooms = \"{rooms}\"\n")),
+        ("comets", format!("dialect = \"{dialect}\"\nnodes = [{}]\n", comets.join(", "))),
+        ("admin", format!("listen = \"127.0.0.1:{admin}\"\nsocket = \"off\"\n")),
+        ("delivery", String::new()),
+    ];
+    for (section, key, value) in scenario.settings {
+        if let Some((_, text)) = sections.iter_mut().find(|(name, _)| name == section) {
+            text.push_str(&format!("{key} = {value}\n"));
+        }
+    }
+    sections.iter().map(|(name, text)| format!("[{name}]\n{text}\n")).collect()
+}

@@ -1,0 +1,326 @@
+//! What is measured, as data.
+//!
+//! A row has arms, which take turns, and lines of the table, which compare a figure of one arm with
+//! one of another. The goals are those that the project has set itself.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::producer::record_len;
+
+/// What an arm measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Figure {
+    /// Microseconds of CPU time of the process, for a message of the topic.
+    CpuPerMessage,
+    /// The same for a call to a comet.
+    CpuPerCall,
+    /// Calls for 100 deliveries, which are messages times comets.
+    CallsPer100,
+    /// What the merge window allows.
+    AllowedCallsPer100,
+    /// Messages of the topic a second.
+    MessagesPerSecond,
+    /// Calls a second.
+    CallsPerSecond,
+    /// Microseconds from producing to the comet.
+    LatencyP50,
+    LatencyP99,
+    /// Bytes of memory.
+    MemoryPerMessage,
+    /// How often a room went back to messages that its comet had: they were sent again.
+    Again,
+    /// How often it left some out: they are lost, or came later.
+    Skipped,
+}
+
+pub(crate) type Figures = BTreeMap<Figure, f64>;
+
+/// A row: what is measured together, in turns.
+pub(crate) struct Row {
+    /// For `--row`.
+    pub(crate) name: &'static str,
+    pub(crate) about: &'static str,
+    pub(crate) arms: &'static [Arm],
+    pub(crate) lines: &'static [Line],
+    /// Why it is not measured yet.
+    pub(crate) missing: Option<&'static str>,
+}
+
+/// One way to do the work.
+pub(crate) enum Arm {
+    /// The gateway.
+    Gateway(Scenario),
+    /// A bare loop of calls to so many comets, with so many open.
+    Calls { comets: usize, open: usize },
+    /// A bare drain of the topic of such a scenario.
+    Drain(Scenario),
+    /// One call for each record as it comes.
+    Direct,
+}
+
+/// What a gateway has to do.
+#[derive(Clone, Copy)]
+pub(crate) struct Scenario {
+    pub(crate) dialect: Dialect,
+    pub(crate) rooms: usize,
+    pub(crate) comets: usize,
+    /// After how many milliseconds comets answer.
+    pub(crate) delay: u64,
+    pub(crate) load: Load,
+    /// Beside the defaults: section, key, and value as TOML.
+    pub(crate) settings: &'static [(&'static str, &'static str, &'static str)],
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// Rooms in Redis, one connection on each comet.
+    Chatroom,
+    /// Every comet has every room.
+    ChatroomEverywhere,
+    /// The same in goim's dialect, where messages of a room travel together.
+    Goim,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// A topic is full before the gateway starts; of the usual number of records one of so many.
+    Backlog { one_of: usize },
+    /// 1,000 messages a second, each for any room.
+    Live,
+    /// One message after the other, with pauses.
+    Lone,
+    /// Comets take messages, and do not answer.
+    Held,
+}
+
+/// A line of the table.
+pub(crate) struct Line {
+    pub(crate) what: &'static str,
+    pub(crate) unit: Unit,
+    /// The arm and its figure.
+    pub(crate) of: (usize, Figure),
+    /// What it is compared with, and its name.
+    pub(crate) against: Option<(usize, Figure, &'static str)>,
+    pub(crate) goal: Goal,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    Micros,
+    PerSecond,
+    Calls,
+    Bytes,
+}
+
+/// What is aimed at.
+#[derive(Clone, Copy)]
+pub(crate) enum Goal {
+    /// The ratio to what it is compared with.
+    RatioAtMost(f64),
+    RatioAtLeast(f64),
+    /// The figure itself.
+    AtMost(f64),
+    /// 1 KB and twice the record.
+    MemoryOfRecord,
+    /// For information.
+    None,
+}
+
+impl Goal {
+    /// The most that the figure itself may be.
+    pub(crate) fn most(self) -> Option<f64> {
+        match self {
+            Self::AtMost(most) => Some(most),
+            Self::MemoryOfRecord => Some(1024.0 + 2.0 * record_len() as f64),
+            Self::RatioAtMost(_) | Self::RatioAtLeast(_) | Self::None => None,
+        }
+    }
+}
+
+const BACKLOG: Load = Load::Backlog { one_of: 1 };
+const GOIM_8: Scenario =
+    Scenario { dialect: Dialect::Goim, rooms: 8, comets: 1, delay: 0, load: BACKLOG, settings: &[] };
+const GOIM_100: Scenario = Scenario { rooms: 100, comets: 4, ..GOIM_8 };
+const UNARY: Scenario =
+    Scenario { dialect: Dialect::Chatroom, load: Load::Backlog { one_of: 4 }, ..GOIM_100 };
+const EVERYWHERE: Scenario = Scenario { dialect: Dialect::ChatroomEverywhere, ..UNARY };
+
+/// Limits that no backlog of ours reaches.
+const UNLIMITED: &[(&str, &str, &str)] = &[
+    ("delivery", "max_in_flight", "1000000"),
+    ("delivery", "max_in_flight_bytes", "\"4GiB\""),
+    ("comets", "queue", "1000000"),
+    ("comets", "max_pending_bytes", "\"8GiB\""),
+];
+const fn line(what: &'static str, unit: Unit, arm: usize, figure: Figure) -> Line {
+    Line { what, unit, of: (arm, figure), against: None, goal: Goal::None }
+}
+
+impl Line {
+    const fn against(self, arm: usize, figure: Figure, name: &'static str) -> Self {
+        Self { against: Some((arm, figure, name)), ..self }
+    }
+
+    const fn goal(self, goal: Goal) -> Self {
+        Self { goal, ..self }
+    }
+}
+
+const fn missing(name: &'static str, about: &'static str, why: &'static str) -> Row {
+    Row { name, about, arms: &[], lines: &[], missing: Some(why) }
+}
+
+/// All rows, in the order of the table.
+pub(crate) const ROWS: &[Row] = &[
+    Row {
+        name: "unary",
+        about: "chatroom, 100 rooms in Redis, 4 comets: a call for each message and comet",
+        arms: &[Arm::Gateway(UNARY), Arm::Calls { comets: 4, open: 8 }, Arm::Calls { comets: 4, open: 64 }],
+        lines: &[
+            line("CPU per call", Unit::Micros, 0, Figure::CpuPerCall)
+                .against(1, Figure::CpuPerCall, "h2 loop, 8 open")
+                .goal(Goal::RatioAtMost(1.6)),
+            line("CPU per call", Unit::Micros, 0, Figure::CpuPerCall)
+                .against(2, Figure::CpuPerCall, "h2 loop, 64 open")
+                .goal(Goal::RatioAtMost(1.6)),
+            line("CPU per message", Unit::Micros, 0, Figure::CpuPerMessage),
+            line("messages", Unit::PerSecond, 0, Figure::MessagesPerSecond),
+        ],
+        missing: None,
+    },
+    Row {
+        name: "non-call",
+        about: "goim, 8 rooms, 1 comet: everything but the calls, which are few",
+        arms: &[Arm::Gateway(GOIM_8), Arm::Drain(GOIM_8)],
+        lines: &[
+            line("CPU per message", Unit::Micros, 0, Figure::CpuPerMessage)
+                .against(1, Figure::CpuPerMessage, "bare drain")
+                .goal(Goal::RatioAtMost(8.0)),
+            line("messages", Unit::PerSecond, 0, Figure::MessagesPerSecond).against(
+                1,
+                Figure::MessagesPerSecond,
+                "bare drain",
+            ),
+            line("calls per 100 deliveries", Unit::Calls, 0, Figure::CallsPer100),
+        ],
+        missing: None,
+    },
+    Row {
+        name: "goim",
+        about: "goim, 100 rooms, 4 comets, backlog",
+        arms: &[Arm::Gateway(GOIM_100)],
+        lines: &[
+            line("CPU per message", Unit::Micros, 0, Figure::CpuPerMessage).goal(Goal::AtMost(5.0)),
+            line("calls per 100 deliveries", Unit::Calls, 0, Figure::CallsPer100).goal(Goal::AtMost(5.0)),
+            line("messages", Unit::PerSecond, 0, Figure::MessagesPerSecond),
+        ],
+        missing: None,
+    },
+    Row {
+        name: "slow-comets",
+        about: "goim, 100 rooms, 4 comets that answer after 2 ms",
+        arms: &[Arm::Gateway(Scenario { delay: 2, ..GOIM_100 }), Arm::Gateway(GOIM_100)],
+        lines: &[line("messages", Unit::PerSecond, 0, Figure::MessagesPerSecond)
+            .against(1, Figure::MessagesPerSecond, "instant comets")
+            .goal(Goal::RatioAtLeast(0.9))],
+        missing: None,
+    },
+    Row {
+        name: "live-1",
+        about: "goim, 1,000 live messages a second in one room",
+        arms: &[Arm::Gateway(Scenario { rooms: 1, comets: 1, load: Load::Live, ..GOIM_8 })],
+        lines: LIVE,
+        missing: None,
+    },
+    Row {
+        name: "live-100",
+        about: "goim, 1,000 live messages a second in 100 rooms",
+        arms: &[Arm::Gateway(Scenario { rooms: 100, comets: 1, load: Load::Live, ..GOIM_8 })],
+        lines: LIVE,
+        missing: None,
+    },
+    missing("streamed", "deliveries per CPU second, streamed against unary", "needs [comets] delivery"),
+    missing("whole-path", "filter, cached route, 4 streamed comets", "needs [comets] delivery"),
+    Row {
+        name: "backlog",
+        about: "goim, 8 rooms, 1 comet: the default limits",
+        arms: &[Arm::Gateway(GOIM_8), Arm::Gateway(Scenario { settings: UNLIMITED, ..GOIM_8 })],
+        lines: &[line("messages", Unit::PerSecond, 0, Figure::MessagesPerSecond)
+            .against(1, Figure::MessagesPerSecond, "unlimited in flight")
+            .goal(Goal::RatioAtLeast(0.9))],
+        missing: None,
+    },
+    Row {
+        name: "idle",
+        about: "chatroom, one message after the other, from the producer to the comet",
+        arms: &[
+            Arm::Gateway(Scenario { rooms: 1, comets: 1, load: Load::Lone, ..UNARY }),
+            Arm::Direct,
+            Arm::Gateway(Scenario { rooms: 1, comets: 1, load: Load::Lone, ..GOIM_8 }),
+        ],
+        lines: &[
+            line("latency p50", Unit::Micros, 0, Figure::LatencyP50)
+                .against(1, Figure::LatencyP50, "consume, direct call")
+                .goal(Goal::RatioAtMost(1.15)),
+            line("latency p99", Unit::Micros, 0, Figure::LatencyP99)
+                .against(1, Figure::LatencyP99, "consume, direct call")
+                .goal(Goal::RatioAtMost(1.5)),
+            line("latency p50, goim", Unit::Micros, 2, Figure::LatencyP50).against(
+                1,
+                Figure::LatencyP50,
+                "consume, direct call",
+            ),
+            line("latency p99, goim", Unit::Micros, 2, Figure::LatencyP99).against(
+                1,
+                Figure::LatencyP99,
+                "consume, direct call",
+            ),
+        ],
+        missing: None,
+    },
+    Row {
+        name: "memory",
+        about: "goim, 100 rooms, 1 comet that does not answer: what is in flight",
+        arms: &[Arm::Gateway(Scenario { comets: 1, load: Load::Held, settings: UNLIMITED, ..GOIM_100 })],
+        lines: &[line("memory per message in flight", Unit::Bytes, 0, Figure::MemoryPerMessage)
+            .goal(Goal::MemoryOfRecord)],
+        missing: None,
+    },
+    Row {
+        name: "rooms",
+        about: "chatroom, 1 comet: 100,000 rooms instead of 10",
+        arms: &[
+            Arm::Gateway(Scenario { rooms: 100_000, comets: 1, ..EVERYWHERE }),
+            Arm::Gateway(Scenario { rooms: 10, comets: 1, ..EVERYWHERE }),
+        ],
+        lines: &[line("CPU per message", Unit::Micros, 0, Figure::CpuPerMessage)
+            .against(1, Figure::CpuPerMessage, "10 rooms")
+            .goal(Goal::RatioAtMost(1.1))],
+        missing: None,
+    },
+    Row {
+        name: "comets",
+        about: "chatroom, 100 rooms: 64 comets instead of 1",
+        arms: &[
+            Arm::Gateway(Scenario { comets: 64, load: Load::Backlog { one_of: 64 }, ..EVERYWHERE }),
+            Arm::Gateway(Scenario { comets: 1, ..EVERYWHERE }),
+        ],
+        lines: &[line("CPU per call", Unit::Micros, 0, Figure::CpuPerCall)
+            .against(1, Figure::CpuPerCall, "1 comet")
+            .goal(Goal::RatioAtMost(1.1))],
+        missing: None,
+    },
+    missing("swaps", "1,000 swaps under load", "see the story a_thousand_swaps (make soak)"),
+];
+
+const LIVE: &[Line] = &[
+    line("calls per 100 messages", Unit::Calls, 0, Figure::CallsPer100)
+        .against(0, Figure::AllowedCallsPer100, "what 50 ms allow")
+        .goal(Goal::RatioAtMost(1.1)),
+    line("latency p50", Unit::Micros, 0, Figure::LatencyP50),
+    line("latency p99", Unit::Micros, 0, Figure::LatencyP99),
+    line("CPU per message", Unit::Micros, 0, Figure::CpuPerMessage),
+];

@@ -1,0 +1,203 @@
+//! What a plugin did to a message, as a type. A sentence is made of it only where it is shown.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::decision::PluginVersion;
+
+/// What one plugin did to one message. [`fmt::Display`] gives the words of logs and of `halley explain`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// It let the message pass unchanged. A trail has no entry for this.
+    Passed,
+    /// It changed these parts.
+    Amended(Vec<MessagePart>),
+    /// It dropped the message.
+    Dropped {
+        /// What the policy said.
+        reason: String,
+    },
+    /// It dead-lettered the message.
+    DeadLettered {
+        /// What the policy said.
+        reason: String,
+    },
+    /// It failed on the message.
+    Failed {
+        /// How.
+        kind: FailureKind,
+        /// The second half of a sentence that begins with the plugin.
+        text: Arc<str>,
+        /// What happened to the message because of it.
+        then: OnError,
+    },
+    /// It decided about absent recipients of the message.
+    DecidedOffline {
+        /// The number of recipients that it, or a plugin after it, decided about.
+        decided: usize,
+        /// The number of absent recipients.
+        absent: usize,
+    },
+}
+
+/// A part of a message that plugins can change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MessagePart {
+    /// The body.
+    Body,
+    /// The operation.
+    Operation,
+    /// The room.
+    Room,
+    /// The keys.
+    Keys,
+    /// The room or the keys.
+    Recipients,
+    /// The comets that it may take, or takes in addition.
+    Comets,
+    /// The guards that it must pass.
+    Guards,
+}
+
+/// How a plugin failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FailureKind {
+    /// It trapped.
+    Trap,
+    /// It exceeded its deadline.
+    Deadline,
+    /// It failed after a memory allocation beyond its limit.
+    Memory,
+    /// It returned an invalid answer.
+    BadAnswer,
+    /// It could not be instantiated, or `init` returned an error.
+    Start,
+}
+
+/// What happens to a message when a plugin fails on it: it traps, exceeds its deadline or its memory
+/// limit, or returns an invalid answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnError {
+    /// The message continues as if the plugin did not exist.
+    #[default]
+    Pass,
+    /// It is not delivered.
+    Drop,
+    /// It goes to the dead-letter topic; the reason names plugin, version and error.
+    DeadLetter,
+    /// Its partition holds its records and retries, until the plugin is fixed or replaced.
+    Stall,
+}
+
+/// What one plugin did to a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrailEntry {
+    /// The plugin.
+    pub by: PluginVersion,
+    /// What it did.
+    pub effect: Effect,
+}
+
+impl MessagePart {
+    /// The part's name in logs, in `halley explain` and in reports of a replay.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Body => "body",
+            Self::Operation => "operation",
+            Self::Room => "room",
+            Self::Keys => "keys",
+            Self::Recipients => "recipients",
+            Self::Comets => "comets",
+            Self::Guards => "guards",
+        }
+    }
+
+    /// The names of some parts, separated by commas.
+    pub fn names(parts: &[Self]) -> String {
+        let names: Vec<_> = parts.iter().map(|part| part.as_str()).collect();
+        names.join(", ")
+    }
+}
+
+impl FailureKind {
+    /// Every kind.
+    pub const ALL: [Self; 5] = [Self::Trap, Self::Deadline, Self::Memory, Self::BadAnswer, Self::Start];
+
+    /// The kind as named in metrics and in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Trap => "trap",
+            Self::Deadline => "deadline",
+            Self::Memory => "memory",
+            Self::BadAnswer => "bad-answer",
+            Self::Start => "start",
+        }
+    }
+}
+
+impl OnError {
+    /// The value as written in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::DeadLetter => "dead-letter",
+            Self::Stall => "stall",
+        }
+    }
+
+    /// What happened to the message.
+    fn consequence(self) -> &'static str {
+        match self {
+            Self::Pass => "passed on without it",
+            Self::Drop => "dropped",
+            Self::DeadLetter => "dead-lettered",
+            Self::Stall => "its partition holds its records",
+        }
+    }
+}
+
+impl fmt::Display for Effect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("passed"),
+            Self::Amended(parts) => write!(f, "amended {}", MessagePart::names(parts)),
+            Self::Dropped { reason } => write!(f, "dropped: {reason}"),
+            Self::DeadLettered { reason } => write!(f, "dead-lettered: {reason}"),
+            Self::Failed { text, then, .. } => write!(f, "failed: {text}; {}", then.consequence()),
+            Self::DecidedOffline { decided, absent } => write!(f, "decided about {decided} of {absent}"),
+        }
+    }
+}
+
+impl fmt::Display for TrailEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.by, self.effect)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn effects_are_shown_as_sentences() {
+        let failed = |then| Effect::Failed { kind: FailureKind::Trap, text: "trapped: no".into(), then };
+        let shown = [
+            (Effect::Passed, "passed"),
+            (Effect::Amended(vec![MessagePart::Body, MessagePart::Room]), "amended body, room"),
+            (Effect::Dropped { reason: "spam".into() }, "dropped: spam"),
+            (Effect::DeadLettered { reason: "odd".into() }, "dead-lettered: odd"),
+            (failed(OnError::Pass), "failed: trapped: no; passed on without it"),
+            (failed(OnError::Drop), "failed: trapped: no; dropped"),
+            (failed(OnError::DeadLetter), "failed: trapped: no; dead-lettered"),
+            (Effect::DecidedOffline { decided: 2, absent: 3 }, "decided about 2 of 3"),
+        ];
+        for (effect, words) in shown {
+            assert_eq!(effect.to_string(), words);
+        }
+        let by = PluginVersion { name: "p".into(), hash: "0a1b".into() };
+        assert_eq!(TrailEntry { by, effect: Effect::Passed }.to_string(), "p@0a1b: passed");
+    }
+}
