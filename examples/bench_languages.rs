@@ -1,8 +1,8 @@
-//! What a policy costs in each language: the same one, which masks words, in Rust and in the
+//! The cost of a policy in each language: the same one, which masks words, in Rust and in the
 //! languages of `plugins/languages`. Prints a table; `make bench-languages` builds what it needs.
 //!
-//! A message has a body of 200 bytes, and every fourth body holds a word. What is timed is a worker's
-//! chain with this one plugin, as the gateway calls it. The first line has no plugin at all.
+//! A message has a body of 200 bytes, and every fourth body contains a word. It times a worker's chain
+//! with this plugin only, called as in the gateway. The first line has no plugin at all.
 
 #![allow(clippy::print_stdout, reason = "a program for a terminal")]
 

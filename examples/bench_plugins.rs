@@ -23,7 +23,7 @@ mod filter_rule;
 #[path = "../tests/guests/bench-grouping/src/rule.rs"]
 mod grouping_rule;
 
-/// As the gateway's binary allocates.
+/// The allocator of the gateway's binary.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
@@ -44,10 +44,10 @@ fn main() -> anyhow::Result<()> {
     restart()
 }
 
-/// What a measured filter looks for; nothing means capital letters.
+/// The words that a measured filter looks for; none means capital letters.
 type Wanted = &'static [&'static str];
 
-/// Chains of filters that look at bodies of 200 bytes.
+/// Chains of filters that read bodies of 200 bytes.
 fn filters() -> anyhow::Result<()> {
     println!("A filter that counts capital letters in bodies of 200 bytes, ns per message:\n");
     filter_table(&[], &CHAINS, &BATCHES)?;
@@ -81,7 +81,7 @@ fn filter_table(wanted: Wanted, chains: &[usize], batches: &[usize]) -> anyhow::
     Ok(())
 }
 
-/// What plugins cost that export no `filter`.
+/// The cost of plugins that export no `filter`.
 fn no_filter() -> anyhow::Result<()> {
     let messages = messages();
     let mut chains = [
@@ -200,7 +200,7 @@ fn through(chain: &mut Chain, messages: &[Message], batch: usize) -> anyhow::Res
     Ok(taken)
 }
 
-/// The same decisions without any border: ns per message.
+/// The same decisions without the WebAssembly boundary: ns per message.
 fn natively(plugins: usize, wanted: Wanted, messages: &[Message], batch: usize) -> f64 {
     let mut decided = Vec::with_capacity(messages.len() / batch * plugins);
     let words = black_box(wanted);

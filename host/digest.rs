@@ -1,4 +1,4 @@
-//! The identity of content: its SHA-256. Checked when it is read, so that nothing else passes for one.
+//! The identity of content: its SHA-256. It is validated when it is parsed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,12 +6,12 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::Digest as _;
 
-/// How many bytes a digest has.
+/// The length of a digest, in bytes.
 const LENGTH: usize = 32;
-/// How many hex digits are shown where a version is named in passing.
+/// The number of hex digits in the short form of a version.
 const SHORT: usize = 12;
 
-/// The SHA-256 of some content: 64 hex digits in text, lower-case where it is written.
+/// The SHA-256 of some content. As text, 64 hex digits, written in lower case.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest([u8; LENGTH]);
 
@@ -26,7 +26,7 @@ impl Digest {
         Self(sha2::Sha256::digest(bytes).into())
     }
 
-    /// Its first 12 hex digits, by which versions are shown.
+    /// Its first 12 hex digits, the short form of a version.
     pub fn short(&self) -> String {
         let mut hex = self.to_string();
         hex.truncate(SHORT);
@@ -61,7 +61,7 @@ impl FromStr for Digest {
         let mut bytes = [0; LENGTH];
         for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
             let digit = |at: usize| char::from(pair[at]).to_digit(16).ok_or(InvalidDigest);
-            // Two hex digits fit.
+            // Cannot fail: two hex digits are valid.
             *byte = (digit(0)? * 16 + digit(1)?) as u8;
         }
         Ok(Self(bytes))

@@ -79,7 +79,7 @@ pub enum DecodeError {
     /// The value is not a `PushMsg`.
     #[error("the value is not a PushMsg: {0}")]
     Malformed(String),
-    /// `type` is none of PUSH, ROOM, BROADCAST.
+    /// `type` is not PUSH, ROOM or BROADCAST.
     #[error("unknown type {0}; known are PUSH (0), ROOM (1) and BROADCAST (2)")]
     UnknownType(i32),
     /// A ROOM message names no room.

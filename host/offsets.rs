@@ -1,7 +1,7 @@
 //! Settled offsets of one partition: records are settled in any order, offsets are committed
 //! in order.
 //!
-//! Every admitted record gets a [`AckHandle`]. The watermark is the offset below which every admitted
+//! Every admitted record gets an [`AckHandle`]. The watermark is the offset below which every admitted
 //! record is settled: the only offset that may be committed. A handle that is dropped without
 //! being settled keeps its offset, and all later ones, uncommitted: the record is delivered again,
 //! never lost.

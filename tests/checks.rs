@@ -46,7 +46,7 @@ const MISTAKES: &[(&str, &str)] = &[
         "`partition.assignment.strategy` is not supported for `group.protocol=consumer`",
     ),
     ("[kafka.properties]\n\"max.in.flight\" = \"10\"", "max.in.flight"),
-    ("[kafka.properties]\n\"sasl.passwrod\" = \"hunter2\"", "librdkafka has no property `sasl.passwrod`"),
+    ("[kafka.properties]\n\"sasl.passwrod\" = \"hunter2\"", "librdkafka knows no property `sasl.passwrod`"),
     ("[kafka.properties]\n\"security.protocol\" = \"hunter2\"", "`security.protocol` has an invalid value"),
     ("[kafka.properties]\n\"sasl.password\" = \"hunter2\nx\"", "is not valid TOML: line "),
     ("[kafka.properties]\n\"sasl.password\" = { a = \"hunter2\" }", "halley.toml:2"),

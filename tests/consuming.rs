@@ -75,7 +75,7 @@ async fn an_open_transaction_is_reported() {
         producer.send(BaseRecord::<(), _>::to(&topic).payload(&b"never"[..])).expect("is queued");
         producer.flush(PATIENCE).expect("is written");
         begun.send(()).expect("the story goes on");
-        // Until the story has passed, or failed.
+        // Until the test has passed, or failed.
         let _ = ended.recv();
         producer.abort_transaction(PATIENCE).expect("ends");
     });

@@ -1,5 +1,5 @@
-//! The cookbook in `plugins/README.md` is true: its code is the crates' code, and every recipe loads with
-//! the configuration that stands there.
+//! The cookbook in `plugins/README.md` is correct: its code is that of the crates, and every recipe loads
+//! with the configuration shown there.
 
 use halley::policy::{PluginConfig, Policies};
 use halley::wasm::Runtime;
@@ -51,9 +51,9 @@ fn every_recipe_loads_with_the_configuration_that_is_shown() {
     for block in blocks(&cookbook(), "toml") {
         let shown: Shown = toml::from_str(&block).unwrap_or_else(|error| panic!("{error}:\n{block}"));
         for plugin in shown.plugin {
-            let path = repository(&plugin.path.to_string_lossy());
+            let path = repository(&plugin.path.to_string());
             assert!(path.is_file(), "{} is not there; run `make plugins`", path.display());
-            plugins.push(PluginConfig { path, ..plugin });
+            plugins.push(PluginConfig { path: path.into(), ..plugin });
         }
     }
     let names: Vec<&str> = plugins.iter().map(|plugin| plugin.name.as_str()).collect();

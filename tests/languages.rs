@@ -1,8 +1,8 @@
-//! Policies in other languages: each bundled example is built with its own ecosystem's tools, loaded
-//! like any plugin with the limits that plugins have by default, and decides as the Rust one does.
+//! Policies in other languages: each bundled example is built with its ecosystem's own tools, loaded
+//! like any plugin with the default limits, and decides like the Rust version.
 //!
-//! `plugins/languages/build.sh` builds them, once for as long as nothing changes. Where the tools of
-//! a language cannot be had, the test says loudly that this language is not proven.
+//! `plugins/languages/build.sh` builds them once, until something changes. If the tools of a language
+//! are not available, the test prints that this language is not proven.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -22,7 +22,7 @@ use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 use crate::support::{folder, print_uncaptured, repository};
 
-/// How `build.sh` says that the tools of a language cannot be had.
+/// The exit code of `build.sh` if the tools of a language are not available.
 const LACKING: i32 = 3;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,7 +71,7 @@ async fn an_exception_of_a_new_python_project_is_in_the_failure_and_the_log() {
     tokio::task::spawn_blocking(a_python_project_raises).await.expect("it does not panic");
 }
 
-/// As its author meets it: a project is made, changed, built and asked.
+/// As an author would use it: a project is created, changed, built and run.
 fn a_python_project_raises() {
     let desk = folder("python");
     let halley = |place: &Path, args: &[&str]| {
@@ -149,7 +149,7 @@ async fn refuses(policies: &Policies, plugin: PluginConfig, reason: &str) {
     assert_eq!(policies.current().generation().0, 1, "the active set stays");
 }
 
-/// The example of a language, built; `None` where its tools cannot be had.
+/// The built example of a language; `None` if its tools are not available.
 fn built(language: &str) -> Option<PathBuf> {
     let script = repository("plugins/languages/build.sh");
     let run = Command::new(script).arg(language).output().expect("a shell");
@@ -174,7 +174,7 @@ fn words() -> Value {
     json!({ "words": ["spam", "a.b", "spammer", "广告", "🎉", "c\"d\\"], "mask": "口" })
 }
 
-/// The same words for the bundled filter, which does more.
+/// The same words for the bundled filter, which has more options.
 fn as_keyword_filter() -> Value {
     let mut config = words();
     config["action"] = "mask".into();
@@ -183,7 +183,7 @@ fn as_keyword_filter() -> Value {
 }
 
 fn plugin(file: PathBuf, name: &str, config: Value) -> PluginConfig {
-    // Memory as by default. A machine that is busy with other tests must not look like a slow plugin.
+    // The default memory limit. A machine that is busy with other tests must not look like a slow plugin.
     PluginConfig { deadline: Duration::from_secs(10), config, ..PluginConfig::new(name, file) }
 }
 
@@ -193,7 +193,7 @@ fn load(file: PathBuf, name: &str, config: Value) -> Arc<Policies> {
     Policies::start(runtime, &[plugin(file, name, config)]).unwrap_or_else(|refused| panic!("{refused:?}"))
 }
 
-/// What becomes of each message: its body as delivered, or why it is dropped.
+/// The outcome of each message: its delivered body, or why it is dropped.
 fn decisions(chain: &mut Chain, messages: &[Message]) -> Vec<Result<String, String>> {
     let filtered = chain.filter("push", 0, messages.to_vec()).expect("nothing stalls");
     let decision = |one: halley::decision::FilteredMessage| match one.verdict {
@@ -210,8 +210,8 @@ fn decisions(chain: &mut Chain, messages: &[Message]) -> Vec<Result<String, Stri
     filtered.into_iter().map(decision).collect()
 }
 
-/// Bodies of all kinds, the same in every run: put together from words, halves of words, what regular
-/// expressions are made of, other alphabets, and bytes that are not UTF-8.
+/// Bodies of all kinds, the same in every run: assembled from words, halves of words, regular-expression
+/// characters, other alphabets, and bytes that are not UTF-8.
 fn mixed(count: usize) -> Vec<Message> {
     const PIECES: [&[u8]; 14] = [
         b"spam",

@@ -234,8 +234,8 @@ fn foreign_types_stay_in_their_module() {
     assert!(escaped.is_empty(), "{escaped:#?}");
 }
 
-/// What opens files by name, and what writes them. What reads does so nowhere but in `files`; what
-/// authors and the demo write is theirs.
+/// Calls that open or write files. Only `files` may read files; the authors' commands and the demo may
+/// write.
 const READS: [&str; 5] = ["fs::read(", "fs::read_to_string(", "File::open(", "OpenOptions", "tokio::fs"];
 const WRITES: [&str; 4] = ["fs::write(", "File::create(", "File::create_new(", "File::options("];
 

@@ -1,4 +1,4 @@
-//! Tests of the fault-injecting proxy: it does what it is told, and nothing else.
+//! Tests of the fault-injecting proxy: it injects the requested faults, and no others.
 
 use std::io;
 use std::net::SocketAddr;

@@ -59,7 +59,7 @@ mod first_fault_story {
 }
 // [end]
 
-/// Code in a document that nobody compiles is wrong within a month.
+/// The code in the document is compiled here, so that it stays correct.
 #[test]
 fn the_readme_shows_the_stories_that_run() {
     let (readme, source) = (include_str!("README.md"), include_str!("readme.rs"));

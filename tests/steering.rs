@@ -31,7 +31,7 @@ async fn versions_pushed_gone_back_from_and_released_under_load_lose_repeat_and_
             assert!(pushed.iter().zip(&first).all(|(new, old)| new != old));
 
             let (one, bad) = (variant(files.path(), "one", 9), files.path().join("other.wasm"));
-            std::fs::write(&bad, b"hello").expect("the folder takes it");
+            std::fs::write(&bad, b"hello").expect("writable folder");
             let why = failed(&run(&["push", &one, &text(&bad)]));
             assert!(why.contains("plugin `other`") && why.contains("is not WebAssembly"), "{why}");
             assert_eq!(hashes(&gateway).await, pushed, "all of it or nothing");
@@ -125,7 +125,7 @@ async fn writes_over_tcp_need_a_token() {
     assert!(failed(&release(&[])).contains("writes require a token"));
     assert!(failed(&release(&["--token-file", &text(&other)])).contains("token does not match"));
     succeeded(&release(&["--token-file", &text(&token)]));
-    std::fs::rename(&other, &token).expect("the folder takes it");
+    std::fs::rename(&other, &token).expect("writable folder");
     succeeded(&release(&["--token-file", &text(&token)]));
     let log = format!("{:?}", gateway.log_lines());
     assert!(
@@ -164,7 +164,7 @@ fn variant(folder: &Path, name: &str, number: u8) -> String {
     // A custom section more.
     bytes.extend([0, 3, 1, b'v', number]);
     let path = folder.join(format!("{name}.wasm"));
-    std::fs::write(&path, bytes).expect("the folder takes it");
+    std::fs::write(&path, bytes).expect("writable folder");
     text(&path)
 }
 

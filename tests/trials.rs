@@ -52,7 +52,7 @@ async fn a_canary_that_keeps_its_budget_comes_in_force_by_itself_under_load() {
         std::fs::read(repository("plugins/dist/keyword_filter.wasm")).expect("`make plugins` built it");
     // A custom section more.
     bytes.extend([0, 3, 1, b'v', 1]);
-    std::fs::write(&new, bytes).expect("the folder takes it");
+    std::fs::write(&new, bytes).expect("writable folder");
     let gateway = with_rollout(world.gateway().await, rollout, &new).start().await;
     let first = plugin(&gateway).await;
     let candidate = first["rollout"]["candidate"].as_str().expect("there is one").to_owned();

@@ -71,7 +71,7 @@ async fn a_restart_with_broken_files_comes_up_with_what_was_in_force() {
     assert_eq!(other.wait().await.code(), Some(1), "a state folder is one gateway's");
     assert!(gateway.sigterm().await.success());
 
-    std::fs::write(&path, b"\0asm broken").expect("the folder takes it");
+    std::fs::write(&path, b"\0asm broken").expect("writable folder");
     let without = settings.start_unready().await;
     assert_eq!(without.wait().await.code(), Some(1), "nothing to come up with");
     let again = keeping.start().await;
@@ -105,7 +105,7 @@ async fn hash(gateway: &RunningGateway) -> String {
 fn replace(path: &Path, with: &str) {
     let beside = path.with_extension("new");
     std::fs::copy(repository(with), &beside).expect("`make plugins` has built it");
-    std::fs::rename(beside, path).expect("the folder takes it");
+    std::fs::rename(beside, path).expect("writable folder");
 }
 
 fn text(path: &Path) -> String {

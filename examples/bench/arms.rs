@@ -1,6 +1,6 @@
-//! How one arm is run: a gateway with its load, or a floor.
+//! Runs one arm: a gateway under load, or a floor.
 //!
-//! A gateway's CPU time is taken from the first message that reaches a comet to the last one, so
+//! A gateway's CPU time is measured from the first message that reaches a comet to the last one, so
 //! that its start does not count.
 
 use std::time::{Duration, Instant};
@@ -16,21 +16,21 @@ use crate::servers::folder;
 use crate::window;
 use crate::world::World;
 
-/// How long nothing may happen.
-const STANDSTILL: Duration = Duration::from_secs(60);
-/// How often the comets' counters are looked at.
+/// An arm fails after this long without progress.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often the comets' counters are read.
 const LOOK: Duration = Duration::from_millis(1);
-/// Between live messages: 1,000 a second.
+/// The interval between live messages: 1,000 per second.
 const LIVE_PACE: Duration = Duration::from_millis(1);
-/// Between lone messages.
+/// The interval between lone messages.
 const LONE_PACE: Duration = Duration::from_millis(20);
-/// A memory that has not changed for so long is full.
+/// The memory counts as full if it has not changed for this long.
 const SETTLED: Duration = Duration::from_millis(500);
 
 /// Runs an arm once.
 ///
 /// # Errors
-/// When it does not come to its end.
+/// When it does not finish.
 pub(crate) async fn run(world: &mut World, arm: &Arm) -> anyhow::Result<Figures> {
     match arm {
         Arm::Gateway(scenario) => match scenario.load {
@@ -60,10 +60,10 @@ pub(crate) async fn run(world: &mut World, arm: &Arm) -> anyhow::Result<Figures>
     }
 }
 
-/// A floor, to its end.
+/// Runs a floor to its end.
 async fn floor(args: &[String]) -> anyhow::Result<Figures> {
     let mut process = start_floor(args)?;
-    let status = process.wait(STANDSTILL * 4).await?.context("the floor does not end")?;
+    let status = process.wait(STALL_TIMEOUT * 4).await?.context("the floor does not end")?;
     let log = process.log();
     anyhow::ensure!(status.success(), "the floor failed: {log}");
     serde_json::from_str(log.trim()).with_context(|| format!("the floor said: {log}"))
@@ -74,15 +74,15 @@ fn start_floor(args: &[String]) -> anyhow::Result<ChildProcess> {
     Ok(ChildProcess::start(&program.display().to_string(), args, folder("floor")?)?)
 }
 
-/// How many records a scenario's backlog has, and where they are.
+/// The number of records of a scenario's backlog, and their topic.
 async fn topic_of(world: &mut World, scenario: &Scenario) -> anyhow::Result<(usize, String)> {
     let Load::Backlog { one_of } = scenario.load else { anyhow::bail!("this load has no backlog") };
-    // With many rooms, each of them has messages.
+    // With many rooms, every room has messages.
     let records = (world.sizes.backlog / one_of).max(scenario.rooms.min(world.sizes.backlog));
     Ok((records, world.backlog(scenario.rooms, records).await?))
 }
 
-/// What had happened at a moment.
+/// The counters at one point in time.
 struct Sample {
     at: Instant,
     cpu: Duration,
@@ -96,7 +96,7 @@ impl Sample {
         Ok(Self { at: Instant::now(), cpu: gateway.cpu()?, calls, messages })
     }
 
-    /// What came since then, at so many comets.
+    /// The messages and calls since then, with this number of comets.
     fn until(&self, end: &Self, comets: usize) -> Figures {
         let cpu = (end.cpu - self.cpu).as_secs_f64() * 1e6;
         let calls = (end.calls - self.calls).max(1) as f64;
@@ -111,7 +111,7 @@ impl Sample {
     }
 }
 
-/// Waits until comets have so many messages.
+/// Waits until the comets have received this many messages.
 async fn wait_for(world: &World, gateway: &mut Gateway, messages: u64) -> anyhow::Result<()> {
     let (mut last, mut since) = (0, Instant::now());
     loop {
@@ -123,10 +123,10 @@ async fn wait_for(world: &World, gateway: &mut Gateway, messages: u64) -> anyhow
             (last, since) = (now, Instant::now());
         }
         gateway.check()?;
-        if since.elapsed() > STANDSTILL {
+        if since.elapsed() > STALL_TIMEOUT {
             let words = gateway.last_words();
             anyhow::bail!(
-                "{now} of {messages} messages arrived, and none for {STANDSTILL:?}; its log: {words}"
+                "{now} of {messages} messages arrived, and none for {STALL_TIMEOUT:?}; its log: {words}"
             );
         }
         sleep(LOOK).await;
@@ -186,13 +186,13 @@ async fn live(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures>
     Ok(figures)
 }
 
-/// What the comets got again, and what they missed.
+/// The repeated and the skipped messages of the comets.
 fn disorder(world: &World) -> Figures {
     let (again, skipped) = world.comets.disorder();
     Figures::from([(Figure::Again, again as f64), (Figure::Skipped, skipped as f64)])
 }
 
-/// The latencies of what the comets have.
+/// The latencies of the messages that the comets have received.
 fn latencies(world: &World) -> Figures {
     let all = world.comets.latencies();
     let at =
@@ -208,7 +208,7 @@ async fn lone(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures>
     Ok(latencies(world))
 }
 
-/// Sends messages to the first room, each some time after the one before.
+/// Sends messages to the first room, at intervals.
 async fn send_apart(producer: &mut Producer, messages: usize) -> anyhow::Result<()> {
     for _ in 0..messages {
         sleep(LONE_PACE).await;
@@ -233,7 +233,7 @@ async fn direct(world: &mut World) -> anyhow::Result<Figures> {
 }
 
 async fn wait_until(world: &World, messages: u64) -> anyhow::Result<()> {
-    let until = Instant::now() + STANDSTILL;
+    let until = Instant::now() + STALL_TIMEOUT;
     while world.comets.messages() < messages {
         anyhow::ensure!(Instant::now() < until, "the floor does not call");
         sleep(LOOK).await;
@@ -241,7 +241,8 @@ async fn wait_until(world: &World, messages: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fills a gateway whose comet does not answer, and looks at its memory, before it gives the comet up.
+/// Fills a gateway whose comet does not answer, and measures its memory before the comet counts as
+/// unreachable.
 async fn held(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures> {
     let (mut gateway, mut producer) = warm(world, scenario).await?;
     sleep(SETTLED).await;
@@ -264,7 +265,7 @@ async fn held(world: &mut World, scenario: &Scenario) -> anyhow::Result<Figures>
         }
         let words = gateway.last_words();
         anyhow::ensure!(
-            since.elapsed() < STANDSTILL,
+            since.elapsed() < STALL_TIMEOUT,
             "only {in_flight} of {messages} are in flight; {words}"
         );
         sleep(SETTLED / 5).await;

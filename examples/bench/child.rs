@@ -58,7 +58,7 @@ impl ChildProcess {
     /// The exit status, when it has ended by itself.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// When the system call fails.
     pub(crate) fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
@@ -66,7 +66,7 @@ impl ChildProcess {
     /// Waits for its end; `None` when it still runs after the deadline.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// When the system call fails.
     pub(crate) async fn wait(&mut self, deadline: Duration) -> io::Result<Option<ExitStatus>> {
         let until = Instant::now() + deadline;
         while Instant::now() < until {
@@ -82,7 +82,7 @@ impl ChildProcess {
 impl Drop for ChildProcess {
     fn drop(&mut self) {
         // `wait` closes the pipe, and the watcher would kill a process that has ended, or another one
-        // with its id: it is told first.
+        // with the same id. So the watcher is informed first.
         drop(self.child.kill());
         if let Some(pipe) = &mut self.child.stdin {
             drop(io::Write::write_all(pipe, b"ended\n"));

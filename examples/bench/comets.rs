@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -26,20 +28,20 @@ const PREFIX: usize = 5;
 /// goim: the body is made of frames (`OpRaw`).
 const OP_RAW: i32 = 9;
 const FRAME_HEADER: usize = 16;
-/// As comets of grpc-go have at least.
+/// The minimum of comets with grpc-go.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
-/// Of how many messages the latency is kept.
+/// The number of messages whose latency is recorded.
 const LATENCIES: usize = 1 << 20;
 
-/// Comets on ports of their own.
+/// The running comets, each on its own port.
 pub(crate) struct Comets {
     addresses: Vec<SocketAddr>,
     shared: Arc<Shared>,
     _runtime: Runtime,
 }
 
-/// What all of them share.
+/// State that all comets share.
 struct Shared {
     calls: AtomicU64,
     messages: AtomicU64,
@@ -49,7 +51,7 @@ struct Shared {
     seen: Vec<Mutex<Seen>>,
 }
 
-/// What one comet got.
+/// The messages that one comet received.
 #[derive(Default)]
 struct Seen {
     rooms: HashMap<String, u64>,
@@ -59,10 +61,10 @@ struct Seen {
 }
 
 impl Comets {
-    /// Starts so many.
+    /// Starts this many comets.
     ///
     /// # Errors
-    /// When there are no ports.
+    /// When no ports are free.
     pub(crate) fn start(count: usize) -> anyhow::Result<Self> {
         // One thread for all: on a small machine the gateway needs the others.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -88,14 +90,14 @@ impl Comets {
         &self.addresses[..count]
     }
 
-    /// Forgets what came so far. From now on, answers are given after this time.
+    /// Clears the records. From now on, calls are answered after this time.
     pub(crate) fn reset(&self, delay: Duration) {
         self.shared.delay.store(delay.as_micros() as u64, Ordering::Relaxed);
         self.shared.held.send_replace(false);
         self.forget();
     }
 
-    /// Forgets what came so far.
+    /// Clears the records.
     pub(crate) fn forget(&self) {
         for seen in &self.shared.seen {
             *lock(seen) = Seen::default();
@@ -119,8 +121,8 @@ impl Comets {
         self.shared.messages.load(Ordering::Relaxed)
     }
 
-    /// How often a room went back to messages that it had, because they were sent again, and how often
-    /// it left some out: what is missing then comes later, or never.
+    /// How often a room's messages were repeated, and how often some were skipped: those arrive later, or
+    /// never.
     pub(crate) fn disorder(&self) -> (u64, u64) {
         let sum = |(again, skipped), seen: &Mutex<Seen>| {
             let seen = lock(seen);
@@ -150,7 +152,7 @@ impl Shared {
 }
 
 impl Seen {
-    /// Takes the messages of a call, and says how many these are.
+    /// Records the messages of a call, and returns their number.
     fn take(&mut self, room: &str, proto: &Proto) -> u64 {
         let mut last = self.rooms.get(room).copied();
         let mut messages = 0;
@@ -222,7 +224,7 @@ async fn serve(stream: TcpStream, comet: usize, shared: Arc<Shared>) -> Option<(
                 let (request, respond) = accepted?.ok()?;
                 calls.push(answer(request, respond, comet, &shared));
             }
-            // A call that was cancelled is the caller's decision.
+            // The caller has cancelled the call.
             Some(_answered) = calls.next() => {}
         }
     }
@@ -243,7 +245,7 @@ async fn answer(
         .filter(|_| is_room)
         .and_then(|_| BroadcastRoomReq::decode(body.slice(PREFIX..)).ok());
     let Some(request) = request else {
-        // Comets have no other method that this needs: UNIMPLEMENTED.
+        // Other methods are not needed: UNIMPLEMENTED.
         response.headers_mut().insert("grpc-status", HeaderValue::from_static("12"));
         return respond.send_response(response, true).map(drop);
     };
@@ -280,5 +282,5 @@ async fn read(mut body: RecvStream) -> Result<Bytes, h2::Error> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }

@@ -1,4 +1,4 @@
-//! Floors: programs that do only what cannot be left out. Each runs as a child process, with the
+//! Floors: programs that do only the indispensable work. Each runs as a child process, with the
 //! gateway's allocator, and prints its figures as JSON.
 
 use std::net::SocketAddr;
@@ -54,14 +54,14 @@ impl Calls {
             comets.push(connections.connect(*comet).await?);
         }
         let body = request("room-000000", &[b'x'; 200]);
-        let lanes = |calls: usize| {
-            let lane =
+        let loops = |calls: usize| {
+            let one_loop =
                 |at: usize| call_again(comets[at % comets.len()].clone(), body.clone(), calls / self.open);
-            (0..self.open).map(lane).collect::<Vec<_>>()
+            (0..self.open).map(one_loop).collect::<Vec<_>>()
         };
-        try_join_all(lanes(WARM_UP)).await?;
+        try_join_all(loops(WARM_UP)).await?;
         let (begun, before) = (Instant::now(), cpu::time_of(std::process::id())?);
-        try_join_all(lanes(self.calls)).await?;
+        try_join_all(loops(self.calls)).await?;
         let spent = cpu::time_of(std::process::id())? - before;
         let calls = (self.calls / self.open * self.open) as f64;
         print(Figures::from([
@@ -123,7 +123,7 @@ fn request(room: &str, body: &[u8]) -> Bytes {
     buffer.freeze()
 }
 
-/// librdkafka reads a topic, and nobody looks at what it reads.
+/// librdkafka reads a topic, and the records are discarded.
 #[derive(Args)]
 pub(crate) struct Drain {
     #[arg(long)]
@@ -171,7 +171,7 @@ impl Direct {
         let consumer = consumer(&self.brokers, &self.topic)?;
         loop {
             let record = next(&consumer)?;
-            // goim's field 7, `msg`, is last in what this process' parent encodes.
+            // goim's field 7, `msg`, is the last one in the records of the parent process.
             let payload = record.payload().context("a record without a value")?;
             let body = payload.get(payload.len().saturating_sub(200)..).unwrap_or_default();
             runtime.block_on(call(&comet, request("room-000000", body)))?;

@@ -12,7 +12,7 @@ use crate::cpu;
 use crate::rows::{Dialect, Scenario};
 use crate::servers::{folder, free_port};
 
-/// A gateway that runs. It is killed with this value.
+/// A running gateway. It is killed when this is dropped.
 pub(crate) struct Gateway {
     process: ChildProcess,
     admin: u16,
@@ -43,7 +43,7 @@ impl Gateway {
         Ok(Self { process, admin })
     }
 
-    /// The CPU time that it has used.
+    /// Its CPU time so far.
     ///
     /// # Errors
     /// When it has ended.
@@ -51,7 +51,7 @@ impl Gateway {
         cpu::time_of(self.process.pid())
     }
 
-    /// The memory that it has now, in bytes.
+    /// Its current memory, in bytes.
     ///
     /// # Errors
     /// When it has ended.
@@ -76,7 +76,7 @@ impl Gateway {
         Ok(text.lines().filter_map(value).sum())
     }
 
-    /// Makes sure that it runs.
+    /// Checks that it is running.
     ///
     /// # Errors
     /// With the end of its log when it has ended.
@@ -93,7 +93,7 @@ impl Gateway {
     }
 }
 
-/// What is not named here, or by the scenario, has its default.
+/// Keys that neither this nor the scenario sets have their defaults.
 fn configuration(scenario: &Scenario, around: &Around<'_>, admin: u16) -> String {
     let Around { brokers, redis, topic, group, comets } = around;
     let (dialect, rooms) = match scenario.dialect {

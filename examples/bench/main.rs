@@ -1,15 +1,15 @@
-//! What a message costs in the gateway, next to the least that it could cost, in one run on one
+//! The cost of a message in the gateway, compared with the least possible cost, in one run on one
 //! machine: `make bench`.
 //!
-//! The gateway is its own process, the real binary, and what counts is the CPU time of that
-//! process. Kafka and Redis are real. Comets are bare HTTP/2 servers in this process, which answer
-//! and count. Floors are child processes of this binary that do only what cannot be left out: read
-//! the same topic, make the same calls. Arms take turns in rounds, so that a busy machine slows
-//! all of them; figures are medians over the rounds. Nothing is asserted: a table says what was
-//! measured, the goal, and whether it was met.
+//! The gateway is the real binary in its own process, and its CPU time is measured. Kafka and Redis
+//! are real. Comets are bare HTTP/2 servers in this process, which answer and count. Floors are child
+//! processes of this binary that do only the indispensable work: read the same topic, make the same
+//! calls. The arms of a row alternate in rounds, so that a busy machine slows all of them; figures are
+//! medians over the rounds. Nothing is asserted: the table shows each figure, its goal, and whether it
+//! was met.
 //!
-//! - `rows`: what is measured, as data. New rows are added there.
-//! - `arms`: how one arm of a row is run.
+//! - `rows`: the measurements, as data. New rows are added there.
+//! - `arms`: runs one arm of a row.
 //! - `world`: the servers, topics and comets that arms use.
 //! - `table`: medians, ratios, the table, JSON.
 //!
@@ -42,11 +42,11 @@ use rows::Row;
 use table::Results;
 use world::World;
 
-/// As the gateway's binary allocates.
+/// The allocator of the gateway's binary.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// Measures the gateway against the least that its work could cost.
+/// Measures the gateway against the least possible cost of its work.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -64,7 +64,7 @@ struct Options {
     /// Measures only this row; may be given several times.
     #[arg(long = "row", value_name = "NAME")]
     rows: Vec<String>,
-    /// Small sizes, and one round unless --rounds is given: whether it runs, and roughly what comes out.
+    /// Small sizes, and one round unless --rounds is given: checks that it runs, with rough figures.
     #[arg(long)]
     quick: bool,
     /// Prints JSON with the figures of every round instead of a table.
@@ -76,12 +76,12 @@ struct Options {
     /// The gateway's binary; by default the one that was built next to this program.
     #[arg(long, value_name = "FILE")]
     gateway: Option<PathBuf>,
-    /// Another gateway's binary, which takes turns with it: what a change has changed.
+    /// Another gateway binary, which alternates with it: shows the effect of a change.
     #[arg(long, value_name = "FILE")]
     before: Option<PathBuf>,
 }
 
-/// What the child processes do.
+/// The tasks of the child processes.
 #[derive(Subcommand)]
 enum Floor {
     /// A bare loop of unary calls.

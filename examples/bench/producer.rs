@@ -1,7 +1,7 @@
-//! Records, as a `logic` service produces them: bodies of 200 bytes for rooms.
+//! Produces records like a `logic` service: bodies of 200 bytes for rooms.
 //!
 //! A body begins with its number within its room and the time when it was produced, by which comets
-//! see what is missing, what came in another order, and how long it took.
+//! detect missing and reordered messages and measure latencies.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -28,7 +28,7 @@ pub(crate) fn now() -> Duration {
     START.elapsed()
 }
 
-/// What stands at a body's beginning.
+/// The beginning of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stamp {
     pub(crate) number: u64,
@@ -43,7 +43,7 @@ impl Stamp {
         format!("{body:<BODY$}").into_bytes()
     }
 
-    /// `None` when the body is none of ours.
+    /// `None` if the body was not produced here.
     pub(crate) fn read(body: &[u8]) -> Option<Self> {
         let number = |digits: &[u8]| {
             digits.iter().try_fold(0_u64, |sum, digit| {
@@ -77,10 +77,10 @@ pub(crate) struct Producer {
 }
 
 impl Producer {
-    /// Makes a new topic.
+    /// Creates a topic.
     ///
     /// # Errors
-    /// When Kafka does not make it.
+    /// When Kafka does not create it.
     pub(crate) async fn new(brokers: &str, topic: &str, linger: Duration) -> anyhow::Result<Self> {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", brokers);
@@ -103,7 +103,7 @@ impl Producer {
     /// Sends the next message of a room. Rooms have their partition, so that they stay in order.
     ///
     /// # Errors
-    /// When Kafka does not take it.
+    /// When Kafka does not accept it.
     pub(crate) fn send(&mut self, room: usize) -> anyhow::Result<()> {
         let number = self.rooms.entry(room).or_default();
         *number += 1;
@@ -122,10 +122,10 @@ impl Producer {
         Ok(())
     }
 
-    /// Waits until Kafka has everything.
+    /// Waits until Kafka has acknowledged everything.
     ///
     /// # Errors
-    /// When it does not within a minute.
+    /// When that takes more than a minute.
     pub(crate) fn flush(&self) -> anyhow::Result<()> {
         self.client.flush(ANSWER).context("Kafka does not take the records")
     }

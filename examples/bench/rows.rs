@@ -1,7 +1,7 @@
-//! What is measured, as data.
+//! The measurements, as data.
 //!
-//! A row has arms, which take turns, and lines of the table, which compare a figure of one arm with
-//! one of another. The goals are those that the project has set itself.
+//! A row has arms, which alternate, and lines of the table, each of which compares a figure of one arm
+//! with one of another. The goals are the project's own.
 
 use std::collections::BTreeMap;
 
@@ -13,32 +13,32 @@ use crate::producer::record_len;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Figure {
-    /// Microseconds of CPU time of the process, for a message of the topic.
+    /// Microseconds of CPU time of the process per message of the topic.
     CpuPerMessage,
-    /// The same for a call to a comet.
+    /// The same per call to a comet.
     CpuPerCall,
     /// Calls for 100 deliveries, which are messages times comets.
     CallsPer100,
-    /// What the merge window allows.
+    /// The calls that the merge window allows.
     AllowedCallsPer100,
-    /// Messages of the topic a second.
+    /// Messages of the topic per second.
     MessagesPerSecond,
-    /// Calls a second.
+    /// Calls per second.
     CallsPerSecond,
     /// Microseconds from producing to the comet.
     LatencyP50,
     LatencyP99,
     /// Bytes of memory.
     MemoryPerMessage,
-    /// How often a room went back to messages that its comet had: they were sent again.
+    /// How often messages of a room were repeated at a comet.
     Again,
-    /// How often it left some out: they are lost, or came later.
+    /// How often messages of a room were skipped: they are lost, or arrive later.
     Skipped,
 }
 
 pub(crate) type Figures = BTreeMap<Figure, f64>;
 
-/// A row: what is measured together, in turns.
+/// A row: arms that are measured together, alternating.
 pub(crate) struct Row {
     /// For `--row`.
     pub(crate) name: &'static str,
@@ -53,24 +53,24 @@ pub(crate) struct Row {
 pub(crate) enum Arm {
     /// The gateway.
     Gateway(Scenario),
-    /// A bare loop of calls to so many comets, with so many open.
+    /// A bare loop of calls to a number of comets, with a number of open calls.
     Calls { comets: usize, open: usize },
     /// A bare drain of the topic of such a scenario.
     Drain(Scenario),
-    /// One call for each record as it comes.
+    /// One call for each record as it arrives.
     Direct,
 }
 
-/// What a gateway has to do.
+/// The work of a gateway.
 #[derive(Clone, Copy)]
 pub(crate) struct Scenario {
     pub(crate) dialect: Dialect,
     pub(crate) rooms: usize,
     pub(crate) comets: usize,
-    /// After how many milliseconds comets answer.
+    /// The delay of the comets' answers, in milliseconds.
     pub(crate) delay: u64,
     pub(crate) load: Load,
-    /// Beside the defaults: section, key, and value as TOML.
+    /// Settings in addition to the defaults: section, key, and value as TOML.
     pub(crate) settings: &'static [(&'static str, &'static str, &'static str)],
 }
 
@@ -80,19 +80,19 @@ pub(crate) enum Dialect {
     Chatroom,
     /// Every comet has every room.
     ChatroomEverywhere,
-    /// The same in goim's dialect, where messages of a room travel together.
+    /// The same in goim's dialect, where messages of a room are merged.
     Goim,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Load {
-    /// A topic is full before the gateway starts; of the usual number of records one of so many.
+    /// The topic is filled before the gateway starts; the usual number of records is divided by this.
     Backlog { one_of: usize },
     /// 1,000 messages a second, each for any room.
     Live,
     /// One message after the other, with pauses.
     Lone,
-    /// Comets take messages, and do not answer.
+    /// Comets accept messages and do not answer.
     Held,
 }
 
@@ -102,7 +102,7 @@ pub(crate) struct Line {
     pub(crate) unit: Unit,
     /// The arm and its figure.
     pub(crate) of: (usize, Figure),
-    /// What it is compared with, and its name.
+    /// The figure that it is compared with, and its name.
     pub(crate) against: Option<(usize, Figure, &'static str)>,
     pub(crate) goal: Goal,
 }
@@ -115,10 +115,10 @@ pub(crate) enum Unit {
     Bytes,
 }
 
-/// What is aimed at.
+/// The goal.
 #[derive(Clone, Copy)]
 pub(crate) enum Goal {
-    /// The ratio to what it is compared with.
+    /// The ratio to the other figure.
     RatioAtMost(f64),
     RatioAtLeast(f64),
     /// The figure itself.
@@ -148,7 +148,7 @@ const UNARY: Scenario =
     Scenario { dialect: Dialect::Chatroom, load: Load::Backlog { one_of: 4 }, ..GOIM_100 };
 const EVERYWHERE: Scenario = Scenario { dialect: Dialect::ChatroomEverywhere, ..UNARY };
 
-/// Limits that no backlog of ours reaches.
+/// Limits that no backlog reaches.
 const UNLIMITED: &[(&str, &str, &str)] = &[
     ("delivery", "max_in_flight", "1000000"),
     ("delivery", "max_in_flight_bytes", "\"4GiB\""),

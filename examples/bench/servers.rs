@@ -1,4 +1,4 @@
-//! The servers: Apache Kafka as one node, as the stories fetch it, and Redis.
+//! The servers: a node of Apache Kafka, fetched as for the end-to-end tests, and Redis.
 
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ impl Kafka {
     /// Starts a node, and waits until it answers.
     ///
     /// # Errors
-    /// When there is no Kafka to be had, or it does not start.
+    /// When Kafka is not available, or does not start.
     pub(crate) fn start() -> anyhow::Result<Self> {
         let jars = jars()?;
         let folder = folder("kafka")?;
@@ -78,7 +78,7 @@ fn java(jars: &str, main: &str) -> Vec<String> {
 fn wait_until_it_answers(brokers: &str, process: &mut ChildProcess) -> anyhow::Result<()> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", brokers).set("reconnect.backoff.max.ms", "200");
-    // While the node starts, refused connections are no news.
+    // While the node starts, refused connections are expected.
     config.set_log_level(RDKafkaLogLevel::Emerg);
     let client: BaseConsumer = config.create()?;
     let until = Instant::now() + START;
@@ -121,7 +121,7 @@ num.io.threads=4
     )
 }
 
-/// Only what tells why Kafka did not start.
+/// Logs only what explains a failed start.
 const LOGGING: &str = "Configuration:
   Appenders:
     Console:
@@ -182,7 +182,7 @@ pub(crate) fn folder(prefix: &str) -> anyhow::Result<tempfile::TempDir> {
     Ok(tempfile::Builder::new().prefix(&format!("halley-bench-{prefix}-")).tempdir()?)
 }
 
-/// A TCP port that nobody listens on right now.
+/// A TCP port that is currently free.
 pub(crate) fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }

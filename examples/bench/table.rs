@@ -1,4 +1,4 @@
-//! What came out: medians over the rounds, ratios, a table or JSON.
+//! The results: medians over the rounds, ratios, a table or JSON.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ impl Results {
         self.rounds.entry((row, arm, version)).or_default().push(figures);
     }
 
-    /// An arm did not come to its end.
+    /// An arm did not finish.
     pub(crate) fn failed(&mut self, row: &'static str, why: String) {
         eprintln!("{row} failed: {why}");
         self.failures.push((row, why));
@@ -48,10 +48,10 @@ impl Results {
     }
 }
 
-/// What a line of the table says.
+/// The content of a line of the table.
 struct Outcome {
     figure: Option<f64>,
-    /// Of the binary that this one is compared with.
+    /// The figure of the binary that this one is compared with.
     before: Option<f64>,
     against: Option<f64>,
     ratio: Option<f64>,
@@ -119,10 +119,10 @@ pub(crate) fn print(rows: &[&Row], results: &Results, world: &World, rounds: usi
     notes(rows, results);
 }
 
-/// Where the column for another binary stands.
+/// The position of the column for another binary.
 const BEFORE: usize = 3;
 
-/// What has gone wrong.
+/// The problems of the run.
 fn notes(rows: &[&Row], results: &Results) {
     for (row, why) in &results.failures {
         println!("\n{row} FAILED: {why}");
@@ -216,7 +216,7 @@ fn line_json(row: &Row, line: &Line, results: &Results) -> Value {
     })
 }
 
-/// Cores and model, as far as Linux says.
+/// The number of cores and the CPU model, if Linux reports them.
 fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

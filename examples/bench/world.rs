@@ -14,10 +14,10 @@ use crate::producer::{Producer, room_name};
 use crate::rows::{Arm, Dialect, Scenario};
 use crate::servers::{Kafka, Redis};
 
-/// The most comets that a row has.
+/// The maximum number of comets of a row.
 const COMETS: usize = 64;
 
-/// How much of everything.
+/// The sizes of the measurements.
 pub(crate) struct Sizes {
     /// Records of a full backlog.
     pub(crate) backlog: usize,
@@ -49,7 +49,7 @@ pub(crate) enum Version {
     Before,
 }
 
-/// Everything that is around the gateway.
+/// The gateway's environment.
 pub(crate) struct World {
     pub(crate) sizes: Sizes,
     pub(crate) comets: Comets,
@@ -59,7 +59,7 @@ pub(crate) struct World {
     redis: Redis,
     binary: PathBuf,
     before: Option<PathBuf>,
-    /// Topics that are full, by rooms and records.
+    /// Filled topics, by rooms and records.
     topics: BTreeMap<(usize, usize), String>,
     names: usize,
 }
@@ -103,7 +103,7 @@ impl World {
         if before { vec![Version::Now, Version::Before] } else { vec![Version::Now] }
     }
 
-    /// What a gateway's binary says of itself, and where it is.
+    /// The version of a gateway's binary, and its path.
     pub(crate) fn gateway(&self, version: Version) -> Option<String> {
         let binary = self.binary(version)?;
         let output = Command::new(binary).arg("--version").output().ok()?;
@@ -117,10 +117,10 @@ impl World {
         }
     }
 
-    /// A topic with so many records for so many rooms in turn; filled once.
+    /// A topic with this many records for this many rooms in turn; filled once.
     ///
     /// # Errors
-    /// When Kafka does not take them.
+    /// When Kafka does not accept them.
     pub(crate) async fn backlog(&mut self, rooms: usize, records: usize) -> anyhow::Result<String> {
         if let Some(topic) = self.topics.get(&(rooms, records)) {
             return Ok(topic.clone());
@@ -138,7 +138,7 @@ impl World {
     /// A producer with a topic of its own.
     ///
     /// # Errors
-    /// When Kafka does not make it.
+    /// When Kafka does not create it.
     pub(crate) async fn producer(&mut self, linger: Duration) -> anyhow::Result<Producer> {
         let topic = self.name("bench");
         Producer::new(self.kafka.brokers(), &topic, linger).await
@@ -169,14 +169,14 @@ impl World {
     }
 }
 
-/// The gateway that was built into the folder of this program, or the one above.
+/// The gateway's binary in the folder of this program, or in the one above.
 fn built_beside() -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe()?;
     let folder = program.ancestors().nth(2).context("this program has no folder")?;
     Ok(folder.join("halley"))
 }
 
-/// Empties Redis, and lets a connection in each comet enter each room, as comets do.
+/// Empties Redis, and registers a connection of each comet in each room, as comets do.
 async fn fill_directory(url: &str, scenario: &Scenario, comets: &[SocketAddr]) -> anyhow::Result<()> {
     let client = redis::Client::open(url)?;
     let mut connection = client.get_multiplexed_async_connection().await?;

@@ -1,4 +1,4 @@
-//! What is wrong with the files of tokens: a gateway does not start with one that others may have.
+//! Problems of token files: a gateway does not start if other users may know a token.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use crate::files::{ReadError, read_secret};
 const LONGEST: u64 = 64 * 1024;
 
 impl Config {
-    /// What is wrong with the tokens. Not a part of [`Config::validate`]: a token may come and
-    /// change while the gateway runs, which only refuses requests meanwhile.
+    /// The problem of the tokens, if any. Not a part of [`Config::validate`]: tokens may be created and
+    /// changed while the gateway runs, which only refuses requests meanwhile.
     pub fn token_problem(&self) -> Option<String> {
         let files = [(tokens::WRITE, &self.token_file), (tokens::READ, &self.read_token_file)];
         files.into_iter().find_map(|(place, file)| tokens::read(place, file.as_deref()).err())

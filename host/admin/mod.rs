@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! - `config`, `tokens`: configuration.
+//! - `tokens`, `exposure`: the tokens, and the problems of their files.
 //! - `listener`, `socket`, `peer`: TCP, the Unix socket, and the identity of the peer.
 //! - `serve`, `connections`, `activity`, `response_budget`: HTTP/1 over a bounded number of connections, each
 //!   with deadlines; a bounded number of unread response bytes.

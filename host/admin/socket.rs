@@ -170,7 +170,7 @@ mod tests {
         assert_eq!(names, ["admin.sock"]);
         drop(bound);
         assert!(!path.exists());
-        // What a killed gateway leaves behind.
+        // As a killed gateway leaves it behind.
         drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
         let again = bind_at(&path).unwrap();
         // A gateway that ends late does not remove its successor's file.

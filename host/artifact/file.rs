@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::artifact::error::ArtifactError;
 use crate::files::{self, ReadError};
 
 /// The largest file that is read, in bytes.
@@ -20,13 +21,13 @@ pub(crate) struct Artifact {
 /// # Errors
 /// When it is missing, cannot be read, or is too large to be a plugin: the second half of a sentence
 /// that begins with the plugin.
-pub fn read(path: &Path) -> Result<Vec<u8>, String> {
+pub fn read(path: &Path) -> Result<Vec<u8>, ArtifactError> {
     files::read(path, MAX_SIZE).map_err(|why| {
         let remedy = match &why {
             ReadError::System(_) => "check `path` and the file's permissions",
             ReadError::TooLarge { .. } => "plugins cannot be larger",
             _ => "`path` must name the .wasm file itself",
         };
-        format!("{why}; {remedy}")
+        ArtifactError::Unreadable(format!("{why}; {remedy}"))
     })
 }

@@ -4,8 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::artifact::error::ArtifactError;
 use crate::artifact::file::{self, Artifact};
-use crate::artifact::registry::{self, Registries, RegistryConfig};
+use crate::artifact::registry::{Registries, RegistryConfig};
+use crate::artifact::source::PluginSource;
 use crate::artifact::trust::{self, PluginTrust};
 use crate::digest::Digest;
 
@@ -22,14 +24,15 @@ impl PluginLoader {
         Self { trust, registries: Registries::new(folder.map(Path::to_owned), registry) }
     }
 
-    /// Loads a configured path: a file, or a reference into a registry. May take half a minute.
+    /// Loads a file, or what a registry has. May take half a minute.
     ///
     /// # Errors
     /// When it cannot be loaded.
-    pub(crate) fn fetch(&self, path: &Path) -> Result<Artifact, String> {
-        if let Some(reference) = registry::reference(path) {
-            return self.registries.fetch(&reference?);
-        }
+    pub(crate) fn fetch(&self, source: &PluginSource) -> Result<Artifact, ArtifactError> {
+        let path = match source {
+            PluginSource::Oci(reference) => return self.registries.fetch(reference),
+            PluginSource::File(path) => path,
+        };
         let bytes = file::read(path)?;
         let asked = self.trust.requires_signatures();
         let signature = if asked { trust::read_signature(path)? } else { None };
@@ -50,17 +53,18 @@ impl PluginLoader {
         name: &str,
         artifact: &Artifact,
         pin: Option<Digest>,
-    ) -> Result<Option<u64>, String> {
+    ) -> Result<Option<u64>, ArtifactError> {
         self.trust.check(name, &artifact.bytes, artifact.signature.as_deref(), pin)
     }
 
     /// A fingerprint of a plugin's file, its signature and the trusted keys; `None` if the file
     /// cannot be read.
-    pub(crate) fn fingerprint(&self, path: &Path) -> Option<String> {
-        if registry::is_reference(path) {
+    pub(crate) fn fingerprint(&self, source: &PluginSource) -> Option<String> {
+        let path = match source {
             // A digest always names the same content; the keys may change.
-            return Some(self.with_keys(path.display().to_string()));
-        }
+            PluginSource::Oci(_) => return Some(self.with_keys(source.to_string())),
+            PluginSource::File(path) => path,
+        };
         let hash = Digest::of(&file::read(path).ok()?);
         Some(if self.trust.requires_signatures() {
             let signature = trust::read_signature(path).ok().flatten().unwrap_or_default();
@@ -75,10 +79,12 @@ impl PluginLoader {
     }
 }
 
-/// The paths to watch for these plugin files: the files, their signatures, the keys.
-pub(crate) fn paths<'a>(files: impl Iterator<Item = &'a Path>, trust: &PluginTrust) -> Vec<PathBuf> {
-    let mut paths: Vec<PathBuf> =
-        files.filter(|path| !registry::is_reference(path)).map(Path::to_path_buf).collect();
+/// The paths to watch for these plugins: their files, their signatures, the keys.
+pub(crate) fn paths<'a>(
+    sources: impl Iterator<Item = &'a PluginSource>,
+    trust: &PluginTrust,
+) -> Vec<PathBuf> {
+    let mut paths: Vec<PathBuf> = sources.filter_map(PluginSource::file).map(Path::to_path_buf).collect();
     if trust.requires_signatures() {
         let signatures: Vec<PathBuf> = paths.iter().map(|path| trust::signature_file(path)).collect();
         paths.extend(signatures);

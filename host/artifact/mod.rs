@@ -6,14 +6,17 @@
 //! - `versions`: the history of each plugin, and the overrides of its file; in a directory, or in
 //!   memory.
 //!
-//! Knows nothing of the contents of a plugin's file, of sets, or of what happens to a message.
+//! It does not know the contents of a plugin's file, sets, or what happens to a message.
 
+mod error;
 mod file;
 mod loader;
 mod registry;
+mod source;
 mod trust;
 mod versions;
 
+pub use error::ArtifactError;
 pub use file::read;
 pub(crate) use file::{Artifact, MAX_SIZE};
 pub use loader::PluginLoader;
@@ -21,11 +24,11 @@ pub(crate) use loader::paths;
 pub use registry::RegistryConfig;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use registry::fuzzing::check as check_registry_answer;
-pub(crate) use registry::{is_reference, reference};
+pub use source::PluginSource;
 pub(crate) use trust::check_order;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use trust::fuzzing::check as check_signature;
-pub use trust::{PluginTrust, read_signature, sign, signature_as_text, signature_file};
+pub use trust::{PluginTrust, TrustedKey, read_signature, sign, signature_as_text, signature_file};
 pub(crate) use versions::{EffectiveVersion, VersionChange, VersionHistory};
 pub use versions::{
     Exclusion, OverrideCause, RolloutResult, StoredVersion, Transition, VersionEvent, VersionOverride,

@@ -1,5 +1,5 @@
-//! What the commands have in common: exit codes, the configuration's place, and how files named on the
-//! command line are read and written.
+//! What the commands share: exit codes, the location of the configuration, and reading and writing files
+//! that are named on the command line.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use crate::files;
 
-/// Everything went as asked.
+/// The command succeeded.
 pub const EXIT_SUCCESS: u8 = 0;
 /// The command failed or left work unfinished.
 pub const EXIT_FAILURE: u8 = 1;
@@ -64,10 +64,10 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
 }
 
-/// Writes a file, and the folders that it is in.
+/// Writes a file. Creates its folders if needed.
 ///
 /// # Errors
-/// When that cannot be.
+/// When the file or a folder cannot be written.
 pub(super) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
     let done = file
         .parent()

@@ -95,8 +95,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
 const FEW: u64 = 1024;
 
 /// Raises the soft limit on open files and sockets to the hard one. Shells and service managers start
-/// programs with a soft limit of 1,024 for the sake of those that use `select(2)`, which this one does
-/// not. Every comet is a socket; so is every broker.
+/// programs with a soft limit of 1,024 for programs that use `select(2)`, which this one does not. Every
+/// comet and every broker needs a socket.
 fn raise_limit_on_files() {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
@@ -161,7 +161,7 @@ async fn serve(config: Config, sources: PolicySources) -> anyhow::Result<u8> {
         }
     };
     shutdown.cancel();
-    // What takes longer is aborted.
+    // Requests that take longer are aborted.
     drop(tokio::time::timeout(LAST_ANSWERS, serving.join_next()).await);
     Ok(if stopped == StopOutcome::Drained { EXIT_SUCCESS } else { EXIT_FAILURE })
 }

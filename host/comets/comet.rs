@@ -4,6 +4,7 @@
 mod active;
 mod actor;
 mod call;
+mod concurrency;
 mod parked;
 mod probe;
 

@@ -18,7 +18,7 @@ use super::comet::Comet;
 use super::queued_call::{CometState, Source};
 use crate::message::CometAddr;
 
-/// The comets by address, and what is remembered of forgotten ones.
+/// The comets by address, and the sightings of forgotten ones.
 #[derive(Default)]
 pub(super) struct CometTable {
     pub(super) comets: HashMap<CometAddr, Arc<Comet>>,

@@ -193,7 +193,7 @@ mod tests {
         while lookup.0.unproven.available_permits() > 0 {
             tokio::task::yield_now().await;
         }
-        lookup.look_up("there").await.expect("found beside them");
+        lookup.look_up("there").await.expect("found while they are busy");
         assert_eq!(asked.load(Ordering::Relaxed), 2 + MAX_UNPROVEN_LOOKUPS);
         waiting.abort_all();
     }

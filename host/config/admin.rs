@@ -11,7 +11,7 @@ pub struct Config {
     /// on loopback and no token is configured; otherwise they require one.
     pub listen: String,
     /// A second address for `/healthz`, `/readyz` and `/metrics` only, with its own connections:
-    /// probe_listen sent there are answered whatever happens on `listen`.
+    /// probes sent there are answered whatever happens on `listen`.
     pub probe_listen: Option<String>,
     /// The Unix socket. The gateway's own user and root may do everything over it without a token. A
     /// path; `auto` for a location that `halley plugin` derives from the port of `listen`
@@ -27,7 +27,7 @@ pub struct Config {
     /// Whether `/metrics` requires a read token as well.
     pub protect_metrics: bool,
     /// Host names under which clients may reach the gateway over TCP, in addition to `localhost`, IP
-    /// addresses and the name in `listen`. Requests for other allowed_hosts are refused: a browser could have
+    /// addresses and the name in `listen`. Requests for other names are refused: a browser could have
     /// been led here by DNS rebinding.
     pub allowed_hosts: Vec<String>,
     /// Maximum number of connections to `listen`; one client holds at most a quarter of them.

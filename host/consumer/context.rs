@@ -234,6 +234,7 @@ impl Context {
                 return Err(error);
             }
             debug!(%error, "kafka refused a commit; retrying");
+            #[allow(clippy::disallowed_methods, reason = "no event says when the group takes offsets again")]
             std::thread::sleep(COMMIT_AGAIN);
             self.refill(consumer);
         }
@@ -276,7 +277,9 @@ impl Context {
 
 fn list_of(keys: &[PartitionKey]) -> Option<TopicPartitionList> {
     let mut list = TopicPartitionList::with_capacity(keys.len());
-    keys.iter().for_each(|(topic, number)| drop(list.add_partition(topic, *number)));
+    for (topic, number) in keys {
+        list.add_partition(topic, *number);
+    }
     (!keys.is_empty()).then_some(list)
 }
 

@@ -248,7 +248,8 @@ impl Poller {
         let (mut next_store, mut next_refill, mut next_positioning) = (now + self.store_every, now, now);
         let (mut fill, mut any_full) = (Fill::Nothing, false);
         while !self.shared.stopping.load(Ordering::Acquire) && !context.is_fenced() {
-            if fill == Fill::InFlightLimit && context.relieve(&self.consumer) {
+            if fill == Fill::AtLimit && context.relieve(&self.consumer) {
+                #[allow(clippy::disallowed_methods, reason = "no event says when there is room again")]
                 std::thread::sleep(REST);
                 next_refill = now;
             } else {

@@ -82,7 +82,7 @@ pub(crate) enum Fill {
     Nothing,
     Something,
     /// The buffer is full, and Kafka still delivers records.
-    InFlightLimit,
+    AtLimit,
 }
 
 /// What happened to a record that was read.
@@ -286,7 +286,7 @@ impl Partition {
         match self.waiting_bytes {
             _ if self.waiting.is_empty() => Fill::Nothing,
             bytes if self.paused || bytes < limit.held() => Fill::Something,
-            _ => Fill::InFlightLimit,
+            _ => Fill::AtLimit,
         }
     }
 

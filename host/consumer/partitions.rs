@@ -241,7 +241,7 @@ impl Partitions {
         let limit = self.limit();
         let any_hungry = self.assigned.values().any(Partition::is_hungry);
         let mut relief = Relief { pause: Vec::new(), wait: false };
-        let at_limit = |partition: &Partition| partition.fill(limit) == Fill::InFlightLimit;
+        let at_limit = |partition: &Partition| partition.fill(limit) == Fill::AtLimit;
         for (key, partition) in self.assigned.iter_mut().filter(|(_, partition)| at_limit(partition)) {
             let (full, stuck) = partition.has_waited(now);
             if limit.held() == 0 || stuck >= PAUSE_COSTS || any_hungry && full >= PAUSE_COSTS {

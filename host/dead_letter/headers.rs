@@ -21,7 +21,7 @@ pub const ORIGIN_OFFSET: &str = "halley-origin-offset";
 pub const ORIGIN_TIMESTAMP: &str = "halley-origin-timestamp";
 /// Why, in words.
 pub const REASON: &str = "halley-reason";
-/// The comets that did not take it, separated by commas.
+/// The comets that did not accept it, separated by commas.
 pub const FAILED_COMETS: &str = "halley-failed-comets";
 /// The absent users for whom it was not stored. The others have had it, but for those at comets
 /// that are named as well. See [`crate::message::RedriveUsers`].
@@ -59,7 +59,7 @@ pub(super) const HALLEY_HEADERS: [&str; 18] = [
 /// The stage at which a record became a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
-    /// It is no message.
+    /// The record is not a message.
     Decode,
     /// A policy decided so, or failed.
     Filter,
@@ -102,19 +102,20 @@ const MOST_TEXT: usize = 1_000;
 /// Marks a truncated list.
 pub(super) const MORE_COMETS: &str = "...";
 
-/// How much of a reason is for whom the message was not kept, when comets did not take it either.
+/// How much of a reason is about users for whom the message was not stored, if comets did not accept it
+/// either.
 const NOT_KEPT_TEXT: usize = 300;
 
 /// Why a record becomes a dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetterReason {
-    /// Where its way ended.
+    /// The stage at which it became a dead letter.
     pub stage: Stage,
     /// The reason as text, truncated to 1,000 characters.
     pub text: String,
-    /// The comets that did not take it.
+    /// The comets that did not accept it.
     pub comets: Vec<CometAddr>,
-    /// The users whom it was not kept for. Everyone else has had it, but for those at `comets`.
+    /// The users for whom it was not stored. Everyone else has had it, except those at `comets`.
     pub users: Vec<UserId>,
     /// The plugin that caused it.
     pub plugin: Option<PluginVersion>,
@@ -132,7 +133,7 @@ impl DeadLetterReason {
 
     /// The same, for a message that could not be stored for some absent users either.
     pub fn and_not_kept(self, kept: Self) -> Self {
-        // That comes first: there may be many comets, and what is too long is cut.
+        // The users come first: there may be many comets, and a long reason is cut.
         let text = format!("{}; {}", cut(&kept.text, NOT_KEPT_TEXT), self.text);
         Self { users: kept.users, text: Self::new(self.stage, text).text, ..self }
     }
@@ -173,17 +174,17 @@ pub(super) fn headers(record: &Record, reason: &DeadLetterReason) -> Vec<Header>
     headers
 }
 
-/// The comets and the users that the message is due at.
+/// The comets and users that the message still has to reach.
 fn due<'a>(record: &Record, reason: &'a DeadLetterReason) -> (Cow<'a, [CometAddr]>, Option<Bytes>) {
     let comets_before = record.redrive_comets();
     let users_before = record.header(REDRIVE_USERS).filter(|_| record.redrive_users().is_some());
     let was_sent = !reason.comets.is_empty() || !reason.users.is_empty();
-    // It ended before it was sent again: nothing has changed.
+    // It was not sent again, so nothing has changed.
     if !was_sent {
         return (comets_before.unwrap_or_default().into(), users_before.cloned());
     }
-    // It was for some users and nobody else. Which of them are at the comets that did not take it is
-    // not known here, so that all of them stay due, and nobody else at those comets.
+    // It was for these users only. It is not known here which of them are at the comets that did
+    // not accept it, so all of them stay due, and nobody else at those comets.
     if users_before.is_some() && comets_before.is_none() && !reason.comets.is_empty() {
         return (Cow::default(), users_before.cloned());
     }
@@ -304,7 +305,9 @@ mod tests {
             users: users.iter().map(|user| (*user).into()).collect(),
             ..DeadLetterReason::new(Stage::Deliver, "no")
         };
-        let table: [([&[&str]; 2], [&[&str]; 2], [&str; 2]); 7] = [
+        /// Comets, and users.
+        type Names<'a> = [&'a [&'a str]; 2];
+        let table: [(Names<'_>, Names<'_>, [&str; 2]); 7] = [
             ([&[], &[]], [&["a:1"], &["u"]], ["a:1", "u"]),
             ([&["a:1"], &["u"]], [&[], &[]], ["a:1", "u"]),
             ([&["a:1"], &["u"]], [&["a:1"], &[]], ["a:1", ""]),

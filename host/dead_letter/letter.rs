@@ -23,7 +23,7 @@ pub struct DeadLetter {
     pub stage: String,
     /// The reason as text.
     pub reason: String,
-    /// The comets that did not take it.
+    /// The comets that did not accept it.
     pub comets: Vec<String>,
     /// Whether more comets failed than `comets` lists.
     pub more_comets: bool,

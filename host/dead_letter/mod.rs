@@ -87,7 +87,7 @@ impl DeadLetters {
 
 impl LetterReceipt {
     /// Waits until the letter is written or lost, or an attempt has failed. In the latter case call
-    /// it again: the letter keeps its place and is retried.
+    /// it again: the letter keeps its position and is retried.
     ///
     /// # Errors
     /// If the last attempt failed: the record has no outcome yet.

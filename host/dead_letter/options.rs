@@ -19,7 +19,7 @@ pub struct RedriveOptions {
     pub rate: Option<NonZeroU32>,
     /// Include letters that were redriven before.
     pub from_start: bool,
-    /// Send to all comets, including those that already took the message.
+    /// Send to all comets, including those that already accepted the message.
     pub all_comets: bool,
     /// Report only.
     pub dry_run: bool,

@@ -1,7 +1,7 @@
 //! Writes dead letters back to their topics of origin.
 //!
 //! # Promises
-//! - Only the comets that did not take a message receive it again, unless all are requested.
+//! - Only the comets that did not accept a message receive it again, unless all are requested.
 //! - The written record is the original (key, value, headers, timestamp, partition) plus the message
 //!   id, by which readers recognise the message.
 //! - A dead letter counts as done only after the broker has confirmed it. Letters that are excluded,

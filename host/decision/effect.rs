@@ -1,11 +1,11 @@
-//! What a plugin did to a message, as a type. A sentence is made of it only where it is shown.
+//! What a plugin did to a message, as a type. It is converted to text only for display.
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::decision::PluginVersion;
 
-/// What one plugin did to one message. [`fmt::Display`] gives the words of logs and of `halley explain`.
+/// What one plugin did to one message. [`fmt::Display`] formats it for logs and `halley explain`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// It let the message pass unchanged. A trail has no entry for this.

@@ -54,7 +54,7 @@ fn assert_whole(found: Option<&DirectoryReply>, members: usize) {
     assert_eq!(online, (0..members).filter(is_online).count());
 }
 
-/// Reads the room next to others, twice: first as unknown, then as known to be large.
+/// Reads the room together with others, twice: first when it is not known to be large, then when it is.
 async fn reads_everyone(filled: &RedisClient, client: RedisClient) {
     fill(filled, "large", MEMBERS).await;
     fill(filled, "small", 8).await;

@@ -13,7 +13,7 @@ pub struct Metrics {
     pub(super) stale_members: Counter,
     /// Keys of another type than comets write.
     pub(super) wrong_type_keys: Counter,
-    /// Rooms that were given up.
+    /// Rooms that could not be read.
     pub(super) unreadable_rooms: Counter,
 }
 

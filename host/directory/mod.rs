@@ -6,8 +6,7 @@
 //!
 //! Promises: one result per look-up, in order. Stale members are counted and never fail a look-up. A
 //! room that cannot be read does not fail other look-ups. While the directory cannot be read, the
-//! result is [`Unavailable`], never "nobody is there". The module does not know messages or
-//! policies.
+//! result is [`Unavailable`], never an empty room. The module does not know messages or policies.
 
 mod batch;
 mod cache;
@@ -50,7 +49,7 @@ pub enum Lookup {
 pub enum DirectoryReply {
     /// The room's connections; empty for a room without members.
     Room(Membership),
-    /// The connection; `None` if the key leads to none.
+    /// The connection; `None` if the key has none.
     Key(Option<Connection>),
     /// The room cannot be read although the directory answers, for this reason. Retrying soon does
     /// not help.

@@ -4,12 +4,12 @@
 //! and queries which of the users found so far are online. `SSCAN` returns every member that stays in
 //! the room throughout, some of them twice.
 //!
-//! A member whose `connection:info` is larger than a reply may be is stale, and costs the others
-//! nothing: it is not asked for again.
+//! A member whose `connection:info` exceeds the limit on replies counts as stale and is not requested
+//! again, so it does not affect the others.
 //!
-//! A room that Redis does not manage to read in time although it answers otherwise, or that has
-//! more members than may be, is [`DirectoryReply::Unreadable`]: it must not hold up what has nothing to do
-//! with it. A Redis that answers nothing is [`Unavailable`].
+//! A room is [`DirectoryReply::Unreadable`] if Redis cannot read it in time although it answers
+//! otherwise, or if it has too many members: it must not hold up other messages. A Redis that does not
+//! answer at all is [`Unavailable`].
 
 use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
@@ -31,10 +31,10 @@ pub(super) const USERS_AT_ONCE: usize = 1_000;
 const PAGE: usize = 1_800;
 /// Each further attempt uses pages of a fifth of the size.
 const ATTEMPTS: u32 = 3;
-/// How often the connection may be lost to members that are too large, which are left out then.
+/// How often oversized members, which are then left out, may cost the connection.
 const MOST_LARGE: usize = 10;
 
-/// Lines about members that are too large.
+/// Throttles log lines about oversized members.
 static LARGE: LogThrottle = LogThrottle::new(5, Duration::from_secs(10));
 
 /// Reads rooms in pages.
@@ -68,7 +68,7 @@ impl Pages<'_> {
     /// Reads a room, or finds that it cannot be read.
     ///
     /// # Errors
-    /// If Redis answers nothing.
+    /// If Redis does not answer at all.
     pub(super) async fn read(&self, room: &RoomId) -> Result<DirectoryReply, Unavailable> {
         let mut why = String::new();
         let (mut attempt, mut large) = (0, HashSet::new());
@@ -123,7 +123,7 @@ impl Pages<'_> {
 struct PagedScan<'a> {
     pages: &'a Pages<'a>,
     room: &'a RoomId,
-    /// Members whose `connection:info` is too large.
+    /// Members whose `connection:info` is oversized.
     large: &'a mut HashSet<Vec<u8>>,
     /// Where the scan continues; `None` at its end.
     cursor: Option<Vec<u8>>,

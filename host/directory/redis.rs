@@ -1,6 +1,6 @@
-//! The directory in Redis, laid out as in DESIGN section 3.
+//! The directory in Redis, as comets write it.
 //!
-//! All look-ups of a batch travel in one pipeline. A second round trip queries which of the users are
+//! All look-ups of a batch are sent in one pipeline. A second round trip queries which of the users are
 //! online, and where the connections of user keys live. How rooms can be read is probed, again after
 //! every reconnect, and whenever the server starts to refuse it. A room that is too large for one
 //! command is read in pages, and remembered as large.

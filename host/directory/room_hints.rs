@@ -12,10 +12,10 @@ use crate::message::RoomId;
 /// How long an unreadable room is not read again: its messages follow each other, and each attempt
 /// holds up their partition.
 const GIVEN_UP_FOR: Duration = Duration::from_secs(10);
-/// How many rooms of either kind are remembered. What is forgotten beyond that is found out again.
+/// How many rooms of either kind are remembered. A forgotten one is detected again.
 const MOST: usize = 10_000;
 
-/// What is remembered of rooms.
+/// The rooms that need special treatment.
 #[derive(Debug)]
 pub(super) struct RoomHints {
     large: HashSet<RoomId>,

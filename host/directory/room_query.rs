@@ -4,7 +4,7 @@
 //! ACL that allows reading every key. `SSCAN` followed by one `HMGET` per member works everywhere and
 //! takes another round trip.
 //!
-//! Either command returns about [`MOST`] members at most, because Redis serves nobody else meanwhile.
+//! Either command returns about [`MOST`] members at most, because it blocks Redis' other clients.
 //! Larger rooms are read in pages.
 
 use std::collections::HashMap;

@@ -76,7 +76,7 @@ impl Handle {
         Ok(text)
     }
 
-    /// The policies. What changes them goes through [`Handle::apply`].
+    /// The policies. Changes to them go through [`Handle::apply`].
     pub fn policies(&self) -> &Policies {
         &self.pipeline.policies
     }
@@ -86,8 +86,8 @@ impl Handle {
         &self.pipeline.fleet
     }
 
-    /// Changes the policies in a task of the gateway's: what was begun is finished, whether or not the
-    /// client waits, unless the gateway ends meanwhile: a compilation is not waited for.
+    /// Changes the policies in a task of the gateway. Once started, the change is completed even if the
+    /// client no longer waits, unless the gateway stops: it does not wait for a compilation.
     ///
     /// # Errors
     /// Why nothing changed.

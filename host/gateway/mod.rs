@@ -49,9 +49,9 @@ pub struct Gateway {
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Gateway {
-    /// Starts everything, with these plugins. `sources` says which are wanted later; it is asked again whenever
-    /// something changes, and the answer takes effect while the gateway runs. `registry` may have
-    /// metrics of those around the gateway already.
+    /// Starts everything, with these plugins. `sources` returns the desired plugins; it is called again
+    /// on every change, and the result takes effect while the gateway runs. `registry` may already
+    /// contain the caller's metrics.
     ///
     /// # Errors
     /// If policies are refused, or a part cannot be built from its configuration.
@@ -200,7 +200,7 @@ fn build_pipeline(
     })
 }
 
-/// How long the start waits for what all gateways know of comets. BROADCASTs wait longer.
+/// How long the start waits for the shared list of comets. BROADCASTs wait longer.
 const SHARE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Waits until the fleet has loaded what it can at the start, so that the first BROADCAST reaches all
@@ -231,7 +231,7 @@ fn watch_directory(
     let check = async move {
         loop {
             let was_up = report.borrow().is_none();
-            // Permissions seldom change; one that is revoked later shows when it is needed.
+            // Permissions rarely change; one that is revoked later is noticed when it is needed.
             let checked = storage.check(writes && !was_up).await;
             match &checked {
                 Ok(how) if !was_up => info!(how, "directory reachable"),

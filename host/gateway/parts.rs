@@ -1,4 +1,4 @@
-//! The parts that commands need, too: where things are kept, and what finds out where a message goes.
+//! The parts that commands need as well: storage, the fleet, and the resolver of recipients.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ const MEMORY_VALUES: usize = 100_000;
 /// State outside of the process, or in memory for the demo.
 #[derive(Clone)]
 pub struct Storage {
-    /// Who is where.
+    /// Where connections live.
     pub directory: Arc<dyn Directory>,
     /// The policies' guards.
     pub guards: Arc<dyn Guards>,
@@ -32,7 +32,7 @@ pub struct Storage {
     pub shared_state: Arc<dyn SharedState>,
     /// Messages for absent users.
     pub inbox: Arc<dyn Inbox>,
-    /// What all gateways know of comets.
+    /// The comets that all gateways know.
     pub comets: Arc<dyn CometStore>,
     /// The key that proves redriven records.
     pub redrive_keys: Arc<dyn RedriveKeys>,
@@ -103,7 +103,7 @@ pub fn writes_to_redis(config: &Config, plugins: &[PluginConfig]) -> bool {
     config.offline.default == offline::DefaultDisposition::Store || !plugins.is_empty()
 }
 
-/// The fleet, with this store of what all gateways know.
+/// The fleet, with this store of the comets that all gateways know.
 pub(super) fn fleet(config: &Config, store: Arc<dyn CometStore>, registry: &mut Registry) -> Arc<Fleet> {
     let timing = comets::CallTimeouts {
         request_timeout: config.delivery.request_timeout,
@@ -112,9 +112,9 @@ pub(super) fn fleet(config: &Config, store: Arc<dyn CometStore>, registry: &mut 
     Fleet::start(&config.comets, timing, comets::Metrics::register(registry), store)
 }
 
-/// The fleet as a gateway would know it, for commands that only look: it has asked discovery and DNS,
-/// and the store of what all gateways know, where it can be read; its warnings say where not. Nothing
-/// is written.
+/// The fleet as a gateway would know it, for read-only commands: from discovery, DNS, and the store
+/// of the comets that all gateways know. Its warnings report what could not be read. Nothing is
+/// written.
 pub async fn observe_fleet(config: &Config, storage: &Storage, registry: &mut Registry) -> Arc<Fleet> {
     let fleet = fleet(config, Arc::new(ReadOnlyCometStore(Arc::clone(&storage.comets))), registry);
     fleet.resolved().await;
@@ -122,7 +122,7 @@ pub async fn observe_fleet(config: &Config, storage: &Storage, registry: &mut Re
     fleet
 }
 
-/// What finds out where recipients are.
+/// The resolver of recipients.
 pub fn resolver(config: &Config, storage: &Storage, fleet: &Arc<Fleet>, registry: &mut Registry) -> Resolver {
     let metrics = directory::CacheMetrics::register(registry);
     let directory = Arc::clone(&storage.directory);

@@ -1,5 +1,5 @@
-//! Finds what a start would refuse, without starting: builds the same clients from the same
-//! configuration, without network access; and probes what they would connect to.
+//! Finds the problems that would prevent a start, without starting: builds the same clients from the
+//! same configuration without network access, and probes the servers that they would connect to.
 
 use std::path::Path;
 

@@ -9,8 +9,8 @@ use super::{GuardClaim, Guards, Unavailable};
 use crate::expiring::ExpiringMap;
 use crate::message::MessageId;
 
-/// Claims in memory, by key, with the messages that have them. Bounded: beyond its capacity, claims that
-/// run out soonest are forgotten.
+/// Claims in memory, by key, with the messages that hold them. Beyond the capacity, the claims that
+/// expire soonest are dropped.
 #[derive(Debug)]
 pub struct MemoryGuards(Mutex<ExpiringMap<String, MessageId>>);
 

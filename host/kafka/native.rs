@@ -90,7 +90,7 @@ pub(super) fn add(headers: &mut OwnedHeaders, name: &[u8], value: Option<&[u8]>)
     // SAFETY: `as_borrowed` is the list's own pointer (rdkafka makes it so, and `OwnedHeaders::insert`
     // writes through the same), which is borrowed mutably here. Name and value are copied.
     unsafe {
-        // It has no way to fail: rdkafka_header.c returns NO_ERROR, or ends the process without memory.
+        // Cannot fail: rdkafka_header.c returns NO_ERROR, or ends the process if it is out of memory.
         native::rd_kafka_header_add(
             list,
             name.as_ptr().cast::<c_char>(),

@@ -163,7 +163,7 @@ fn can_read(consumer: &BaseConsumer, topic: &str, partition: i32, offset: i64) -
 mod tests {
     use super::*;
 
-    /// Which of the offsets 0 to 99 is found, when those of these ranges cannot be read.
+    /// The offset of 0 to 99 that is found if these ranges cannot be read.
     fn found(from: i64, unreadable: Option<std::ops::Range<i64>>) -> anyhow::Result<i64> {
         let mut asked = 0;
         let answer = first_readable(100, from, |offset| {

@@ -69,7 +69,7 @@ pub struct Config {
     pub notify_topic: String,
 }
 
-/// Approximate size of an inbox entry besides body and names.
+/// Approximate size of an inbox entry in addition to body and names.
 const ENTRY_OVERHEAD: u64 = 256;
 
 /// The default for absent users.

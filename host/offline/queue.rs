@@ -53,7 +53,7 @@ pub type InboxProblem = Option<Arc<str>>;
 /// The result of one call.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StoreResult {
-    /// Whose entries were not stored, for good.
+    /// The users whose entries can never be stored.
     pub refused: Vec<UserId>,
     /// Why the first of them was refused.
     pub reason: Option<String>,
@@ -259,7 +259,7 @@ impl<I: Inbox + ?Sized> InboxWriter<I> {
     }
 
     /// Requeues unfinished entries at the front and pauses. If Redis has refused to write for too
-    /// long, they are given up.
+    /// long, they fail.
     async fn unfinished(
         &mut self,
         entries: Vec<InboxEntry>,

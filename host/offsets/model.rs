@@ -1,5 +1,5 @@
-//! The offset tracker under many interleavings of threads, by shuttle, whose locks hand over to a random other
-//! thread whenever they are taken: `cargo test --features models --lib model::`.
+//! The offset tracker under many interleavings of threads, by shuttle, whose locks switch to a random
+//! other thread whenever they are taken: `cargo test --features models --lib model::`.
 //!
 //! A failure prints the seed that reproduces it (`SHUTTLE_RANDOM_SEED`).
 

@@ -208,7 +208,7 @@ impl DeliveryTask {
         wait_while_held(self.hold(), StallStage::Inbox, inbox.problem(), store).await?.ok_or(Cancelled)
     }
 
-    /// Writes notifications; returns whose never will be, and why.
+    /// Writes notifications; returns the recipients that can never be notified, and why.
     async fn notify(
         &self,
         message: &Message,

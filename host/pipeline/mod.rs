@@ -41,7 +41,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio::task::JoinSet;
+use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 use crate::comets::{Dialect, Fleet};
@@ -310,7 +311,9 @@ impl Pipeline {
         let (closing, cancel) = (stream.closing.clone(), stream.cancel.clone());
         let settler = Settler::new(&self, delivery_tasks.clone(), cancel.clone());
         let settling = panics::abort_on_panic("settling messages", Arc::clone(&settler).run());
-        let _ends_with_it = AbortOnDropHandle::new(tokio::spawn(settling));
+        // Aborted when it is dropped.
+        let mut settling_task = JoinSet::new();
+        settling_task.spawn(settling);
         let mut worker = PartitionWorker::new(&self, &stream, &settler, delivery_tasks.clone());
         let mut admitted = Vec::new();
         loop {

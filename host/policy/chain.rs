@@ -32,7 +32,7 @@ impl PolicySet {
 }
 
 impl Chain {
-    /// For one worker. Instances are made when they are needed.
+    /// For one worker. Instances are created when they are needed.
     fn new(set: Arc<PolicySet>) -> Self {
         let chains = Arc::clone(set.chains());
         chains.fetch_add(1, Relaxed);

@@ -86,7 +86,7 @@ fn rollout(
     let quarantine = QuarantineConfig { action: QuarantineAction::Never, ..config.quarantine.clone() };
     let rollout = &candidate.config;
     let own = PluginConfig { path: rollout.path.clone(), rollout: None, quarantine, ..config.clone() };
-    let wrong = |why: String| format!("has a candidate ({}) that {why}", rollout.path.display());
+    let wrong = |why: String| format!("has a candidate ({}) that {why}", rollout.path);
     let EntryContext { runtime, alarms } = entry_context;
     let module = runtime.compile(&config.name, &candidate.artifact.bytes).map_err(wrong)?;
     let plugin = Plugin::new(runtime, alarms, &own, module);

@@ -1,5 +1,5 @@
 //! A batch on its way through the filters of a chain, which may have to wait for shared state between
-//! them. Plain data: how and from where state is fetched is not known here.
+//! them. Plain data: it does not know how and from where state is fetched.
 
 use std::collections::HashMap;
 
@@ -26,7 +26,7 @@ pub struct FilterRun {
     pub(super) writes: Vec<StateWrite>,
 }
 
-/// A batch as one plugin is asked about it.
+/// A batch as one plugin sees it.
 pub(super) struct PluginBatch<'a> {
     pub(super) batch: &'a mut [FilteredMessage],
     /// The messages that it has decided, or failed on with a consequence. They are not shown to it
@@ -37,7 +37,7 @@ pub(super) struct PluginBatch<'a> {
 /// How far a batch has advanced.
 #[derive(Debug)]
 pub enum FilterProgress {
-    /// Through all filters. The writes must be stored before the batch goes on.
+    /// Through all filters. The writes must be stored before the batch continues.
     OfflineDecision(Vec<FilteredMessage>, Vec<StateWrite>),
     /// A plugin needs these values: fetch them, pass them to [`FilterRun::supply_state`], and continue.
     NeedsState(Vec<StateKey>),
@@ -67,7 +67,7 @@ impl FilterRun {
         self.rounds >= ROUNDS
     }
 
-    /// What the next plugin is asked about.
+    /// The batch as the next plugin sees it.
     pub(super) fn plugin_batch(&mut self) -> PluginBatch<'_> {
         PluginBatch { batch: &mut self.batch, answered: &mut self.answered }
     }

@@ -10,11 +10,11 @@
 //!   once with `init` and called once at every hook, with its candidate.
 //! - `prepare` turns the plugins of a configuration into a `set`, or refuses them with all problems
 //!   at once.
-//! - `policies` holds the active set. A swap is one atomic store (`switch`) between batches; the old
-//!   set, with its code, is freed with the last of its chains.
-//! - `chain` is one worker's instances of one set, with a `link` for each plugin: it converts answers
-//!   to plain data, and failures to `on_error`. A `pass` is a batch on its way through it;
-//!   `time_budget` limits the time that a plugin may waste.
+//! - `policies` holds the active set. A swap is one atomic store between batches; the old set, with
+//!   its code, is freed with the last of its chains.
+//! - `chain` is one worker's instances of one set, with a `chain_entry` for each plugin, which converts
+//!   answers to plain data, and failures to `on_error`. A `filter_run` is a batch on its way through
+//!   the filters; `time_budget` limits the time that a plugin may waste.
 //! - `watch` swaps sets when files change; `rollout` when an operator changes versions or a canary is
 //!   promoted. It also quarantines versions that fail too often.
 //!
@@ -24,7 +24,7 @@
 //! - A plugin that traps, loops, exhausts its memory, or returns invalid answers loses its instance
 //!   and gets a fresh one. The batch is halved until the message that it failed on is isolated; the
 //!   others are decided normally.
-//! - Nothing here knows of Kafka, Redis or comets.
+//! - This module does not know Kafka, Redis or comets.
 //!
 //! # Example
 //!
@@ -63,9 +63,6 @@ mod set;
 mod status;
 mod time_budget;
 mod watch;
-
-/// Every file that can be read can be compiled: the limits are equal.
-const _: () = assert!(crate::artifact::MAX_SIZE == crate::wasm::compile::bounds::SIZE);
 
 /// Every file that can be read can be compiled: the limits are equal.
 const _: () = assert!(crate::artifact::MAX_SIZE == crate::wasm::compile::bounds::SIZE);

@@ -1,9 +1,9 @@
 //! One version of a plugin with its settings: starts its instances, and holds its statistics.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use crate::artifact::PluginSource;
 use crate::decision::PluginVersion;
 use crate::membership::{Grouping, Membership};
 use crate::message::{Audience, Message, MessageId, Origin, Record};
@@ -95,19 +95,19 @@ impl Plugin {
     /// Starts an instance and calls every hook with empty input.
     pub(super) fn smoke_test(&self) -> Result<(), PluginFailure> {
         let mut instance = self.start()?;
-        let rollout = |hook: &'static str| {
+        let failed = |hook: &'static str| {
             move |failure: PluginFailure| PluginFailure {
                 message: format!("failed its trial call of {hook}: {failure}"),
                 ..failure
             }
         };
-        instance.filter("trial", 0, &[]).map_err(rollout("filter"))?;
+        instance.filter("trial", 0, &[]).map_err(failed("filter"))?;
         let nobody = Grouping::new(Arc::new(Membership::default()));
         let room = RoomView::of(&nobody, self.module.hooks.columns());
-        if let Some(answer) = instance.regroup("trial", &room).map_err(rollout("grouping"))? {
-            room.check(answer).map_err(rollout("grouping"))?;
+        if let Some(answer) = instance.regroup("trial", &room).map_err(failed("grouping"))? {
+            room.check(answer).map_err(failed("grouping"))?;
         }
-        instance.decide(&smoke_test_message(), &[]).map_err(rollout("offline"))?;
+        instance.decide(&smoke_test_message(), &[]).map_err(failed("offline"))?;
         Ok(())
     }
 
@@ -139,8 +139,8 @@ impl Plugin {
         SharedStateSession::new(self.runtime.states.usage_of(&self.config.name), most)
     }
 
-    /// The file it was read from.
-    pub(super) fn path(&self) -> &Path {
+    /// Where it came from.
+    pub(super) fn source(&self) -> &PluginSource {
         &self.config.path
     }
 }

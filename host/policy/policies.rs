@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
@@ -50,7 +50,7 @@ impl PolicyDependencies {
     /// # Errors
     /// When the directory of versions cannot be used, or this machine cannot run WebAssembly.
     pub fn of_gateway(config: &PoliciesConfig, registry: &mut Registry) -> anyhow::Result<Self> {
-        // The versions first: their lock proves that the directory is ours.
+        // The versions first: their lock proves that no other gateway uses the directory.
         let versions = config.versions()?;
         let runtime = Runtime::with(registry, config.runtime())?;
         Ok(Self { runtime, loader: config.loader(), versions, metrics: Metrics::register(registry) })
@@ -76,6 +76,8 @@ pub struct Policies {
     /// One replacement at a time.
     replacing: tokio::sync::Mutex<()>,
     generation: watch::Sender<Generation>,
+    /// How many changes operators and quarantines have made.
+    operator_changes: AtomicU64,
     state: Mutex<PolicyState>,
 }
 
@@ -143,6 +145,7 @@ impl Policies {
             chains,
             replacing: tokio::sync::Mutex::new(()),
             generation: watch::Sender::new(generation),
+            operator_changes: AtomicU64::new(0),
             state: Mutex::new(state),
             metrics,
         };
@@ -202,6 +205,8 @@ impl Policies {
             state.refusal = None;
             log_left_out(&state.left_out, &left_out);
             state.left_out = left_out;
+        } else {
+            self.operator_changes.fetch_add(1, Relaxed);
         }
         if is_same(before.entries(), &entries) {
             return Ok(before.generation());
@@ -215,9 +220,15 @@ impl Policies {
         Ok(generation)
     }
 
-    /// Whether every file of the plugin directory is active.
-    pub(super) fn is_complete(&self) -> bool {
-        self.state.lock().left_out.is_empty()
+    /// Whether a skipped file of the plugin directory may become a plugin without a change of it.
+    pub(super) fn may_complete(&self) -> bool {
+        self.state.lock().left_out.iter().any(|problem| problem.is_transient)
+    }
+
+    /// How many changes operators and quarantines have made: after one, a set that was refused may not
+    /// be any more.
+    pub(super) fn operator_changes(&self) -> u64 {
+        self.operator_changes.load(Relaxed)
     }
 
     /// What is active, and what was refused: for `GET /v1/plugins`.

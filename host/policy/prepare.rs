@@ -9,13 +9,12 @@
 //! computed as well, and committed before the set becomes active.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::artifact::{
-    Artifact, EffectiveVersion, Exclusion, OverrideCause, PluginLoader, RolloutResult, VersionChange,
-    VersionOverride, Versions, check_order,
+    Artifact, ArtifactError, EffectiveVersion, Exclusion, OverrideCause, PluginLoader, PluginSource,
+    RolloutResult, VersionChange, VersionOverride, Versions, check_order,
 };
 use crate::digest::Digest;
 use crate::policy::config::PluginConfig;
@@ -90,35 +89,47 @@ pub(super) struct PreparedSet {
 pub struct PluginProblem {
     /// The plugin's name; empty if the problem does not belong to one plugin.
     pub plugin: String,
-    /// The plugin's file.
-    #[serde(serialize_with = "lossy")]
-    pub path: PathBuf,
+    /// Where it comes from.
+    pub path: PluginSource,
     /// The problem and its remedy.
     pub message: String,
+    /// Whether another attempt may succeed although neither the configuration nor a file changes.
+    #[serde(skip)]
+    pub is_transient: bool,
 }
 
 impl PluginProblem {
     pub(super) fn of(config: &PluginConfig, message: impl Into<String>) -> Self {
-        Self { plugin: config.name.clone(), path: config.path.clone(), message: message.into() }
+        Self {
+            plugin: config.name.clone(),
+            path: config.path.clone(),
+            message: message.into(),
+            is_transient: true,
+        }
+    }
+
+    /// A problem that stays until the configuration or a file changes.
+    fn lasting(config: &PluginConfig, message: impl Into<String>) -> Self {
+        Self { is_transient: false, ..Self::of(config, message) }
     }
 
     /// A problem that does not belong to one plugin.
     pub(super) fn general(message: impl Into<String>) -> Self {
-        Self { plugin: String::new(), path: PathBuf::new(), message: message.into() }
+        Self {
+            plugin: String::new(),
+            path: PluginSource::default(),
+            message: message.into(),
+            is_transient: true,
+        }
     }
-}
-
-/// A path may not be valid UTF-8; its problem is reported all the same.
-fn lossy<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(&path.display())
 }
 
 impl std::fmt::Display for PluginProblem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.plugin.is_empty() && self.path == Path::new("") {
+        if self.plugin.is_empty() && self.path.is_empty() {
             return f.write_str(&self.message);
         }
-        write!(f, "plugin `{}` ({}) {}", self.plugin, self.path.display(), self.message)
+        write!(f, "plugin `{}` ({}) {}", self.plugin, self.path, self.message)
     }
 }
 
@@ -134,6 +145,12 @@ impl PolicyError {
     pub fn because(why: impl Into<String>) -> Self {
         Self { problems: vec![PluginProblem::general(why)] }
     }
+
+    /// Whether another attempt may succeed although neither the configuration nor a file changes: one
+    /// problem that lasts is enough to refuse the set again.
+    pub(super) fn is_transient(&self) -> bool {
+        self.problems.iter().all(|problem| problem.is_transient)
+    }
 }
 
 impl std::fmt::Display for PolicyError {
@@ -145,6 +162,27 @@ impl std::fmt::Display for PolicyError {
             problem.fmt(f)?;
         }
         Ok(())
+    }
+}
+
+/// Why a plugin cannot be prepared: the second half of a sentence that begins with the plugin.
+#[derive(Debug, thiserror::Error)]
+enum PrepareError {
+    /// Its file cannot be had, or may not decide.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// It does not compile, or does not start.
+    #[error("{0}")]
+    Start(String),
+}
+
+impl PrepareError {
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Artifact(why) => why.is_transient(),
+            // The machine may have been busy. What never compiles is not compiled again.
+            Self::Start(_) => true,
+        }
     }
 }
 
@@ -173,15 +211,19 @@ pub(super) fn prepare(
     };
     for (at, one) in wanted.iter().enumerate() {
         let config = &one.config;
-        let mut mistakes = config.validate();
+        let lasting = |mistake: String| PluginProblem::lasting(config, mistake);
+        let mut mistakes: Vec<PluginProblem> = config.validate().into_iter().map(lasting).collect();
         let is_double = wanted[..at].iter().any(|earlier| earlier.config.name == config.name);
         if is_double {
-            mistakes.push("has the name of an earlier plugin; names must be unique".to_owned());
+            mistakes.push(lasting("has the name of an earlier plugin; names must be unique".to_owned()));
         }
         if mistakes.is_empty() {
-            mistakes.extend(prepare_one(prepare_context, one, active, &mut prepared).err());
+            let refused = prepare_one(prepare_context, one, active, &mut prepared).err();
+            mistakes.extend(refused.map(|why| PluginProblem {
+                is_transient: why.is_transient(),
+                ..PluginProblem::of(config, why.to_string())
+            }));
         }
-        let mistakes = mistakes.into_iter().map(|mistake| PluginProblem::of(config, mistake));
         // The name of a duplicate belongs to the earlier plugin.
         let may_be_left_out =
             (is_double && config.found) || is_stray(&prepare_context.versions, config, active);
@@ -250,7 +292,7 @@ fn prepare_one(
     wanted: &DesiredPlugin,
     active: &[Arc<SetEntry>],
     prepared: &mut PreparedSet,
-) -> Result<(), String> {
+) -> Result<(), PrepareError> {
     let PrepareContext { entry_context, loader, versions } = prepare_context;
     let operator_change = match &wanted.desired {
         DesiredVersion::KeepCurrent => {
@@ -271,7 +313,7 @@ fn prepare_one(
             SetEntry::prepare(entry_context, &wanted.config, bytes, candidate.as_ref(), &known)
         }));
         let entry = attempt.unwrap_or_else(|_| Err("made the compiler panic; is the file complete?".into()));
-        prepared.entries.push(entry?);
+        prepared.entries.push(entry.map_err(PrepareError::Start)?);
     }
     prepared.changes.push(change);
     Ok(())
@@ -284,7 +326,7 @@ fn decide(
     versions: &Versions,
     config: &PluginConfig,
     operator_change: Option<&OperatorChange>,
-) -> Result<VersionChange, String> {
+) -> Result<VersionChange, ArtifactError> {
     let (name, pin) = (&config.name, config.sha256);
     let file = loader.fetch(&config.path);
     let file_hash = file.as_ref().ok().map(|file| Digest::of(&file.bytes));
@@ -312,7 +354,7 @@ fn decide(
     // quarantine brings it back.
     let kept = |hash: Digest, pin: Option<Digest>| {
         let kept = versions.file(name, hash).and_then(|artifact| Trusted::new(loader, name, artifact, pin));
-        kept.map(Some).map_err(|why| format!("has a stored version, {hash}, that {why}"))
+        kept.map(Some).map_err(|why| why.map_text(|why| format!("has a stored version, {hash}, that {why}")))
     };
     let Some(operator_change) = operator_change else {
         let why = known.as_ref().map_or("", |known| &known.why).to_owned();
@@ -360,7 +402,7 @@ impl Trusted {
         name: &str,
         artifact: Artifact,
         pin: Option<Digest>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ArtifactError> {
         let signed = loader.check(name, &artifact, pin)?;
         Ok(Self { hash: Digest::of(&artifact.bytes), artifact, signed })
     }
@@ -374,7 +416,7 @@ fn trust_new(
     config: &PluginConfig,
     artifact: Artifact,
     pin: Option<Digest>,
-) -> Result<Trusted, String> {
+) -> Result<Trusted, ArtifactError> {
     let trusted = Trusted::new(loader, &config.name, artifact, pin)?;
     if loader.requires_signatures() && !config.allow_downgrade {
         let highest_signed = versions.record(&config.name).and_then(|record| record.highest_signed);
@@ -389,13 +431,13 @@ fn candidate(
     versions: &Versions,
     config: &PluginConfig,
     change: &VersionChange,
-) -> Result<Option<Candidate>, String> {
+) -> Result<Option<Candidate>, ArtifactError> {
     let Some(rollout) = &config.rollout else { return Ok(None) };
     let pin = rollout.sha256;
     let trusted =
         loader.fetch(&rollout.path).and_then(|artifact| trust_new(loader, versions, config, artifact, pin));
-    let trusted =
-        trusted.map_err(|why| format!("has a candidate ({}) that {why}", rollout.path.display()))?;
+    let trusted = trusted
+        .map_err(|why| why.map_text(|why| format!("has a candidate ({}) that {why}", rollout.path)))?;
     let Trusted { hash, artifact, .. } = trusted;
     let rollout_result = versions.record(&config.name).and_then(|record| record.rollout_result);
     let over = [rollout_result.as_ref(), change.rollout_result.as_ref()]

@@ -1,12 +1,11 @@
 //! What `GET /v1/plugins` shows: the active set, its overrides, and refused updates.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
 
-use crate::artifact::{OverrideCause, RolloutResult, VersionOverride};
+use crate::artifact::{OverrideCause, PluginSource, RolloutResult, VersionOverride};
 use crate::digest::Digest;
 use crate::policy::entry::SetEntry;
 use crate::policy::on_error::OnErrors;
@@ -74,8 +73,8 @@ impl Status {
 pub struct PluginStatus {
     /// Its name.
     pub name: String,
-    /// Its file.
-    pub path: PathBuf,
+    /// Where it comes from.
+    pub path: PluginSource,
     /// The SHA-256 of the active version's file. Versions are shown by their first 12 digits.
     pub hash: Digest,
     /// The interfaces that it exports.
@@ -150,7 +149,7 @@ pub(super) fn plugin_status(entry: &SetEntry, refusal: &Option<RefusedUpdate>) -
     };
     PluginStatus {
         name: plugin.config.name.clone(),
-        path: plugin.path().to_path_buf(),
+        path: plugin.source().clone(),
         hash: plugin.module.hash,
         hooks: plugin.module.hooks.names(),
         wit_version: plugin.module.wit_version.clone(),

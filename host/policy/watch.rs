@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::artifact::PluginSource;
 use crate::blocking::run_blocking;
 use crate::policy::config::PluginConfig;
 use crate::policy::entry::SetEntry;
@@ -27,7 +28,7 @@ use crate::policy::prepare::{PluginProblem, PolicyError};
 const MAX_DEBOUNCES: u32 = 20;
 /// How long files must keep their size and time to count as written, as a fraction of the debounce time.
 const STABLE_FRACTION: u32 = 2;
-/// How often that is checked before waiting for the next event or rescan_interval.
+/// How often that is checked before waiting for the next event or rescan.
 const STABLE_ATTEMPTS: usize = 100;
 
 /// Returns the desired plugins, and the paths to watch.
@@ -75,8 +76,12 @@ struct PolicyWatcher {
     policies: Arc<Policies>,
     sources: Arc<PolicySources>,
     events: FileEvents,
-    /// What was last activated: not tried again until it changes.
-    rollout_result: Option<WatchedPlugins>,
+    /// What was activated last, or refused for a reason that another attempt does not mend: not tried
+    /// again until it changes.
+    settled: Option<WatchedPlugins>,
+    /// If that was refused, how many changes operators had made by then: with another one, its override
+    /// may decide.
+    refused_after: Option<u64>,
 }
 
 impl PolicyWatcher {
@@ -92,11 +97,17 @@ impl PolicyWatcher {
                 .collect()
         };
         let wanted = |entry: &Arc<SetEntry>| (entry.plugin.config.clone(), hashes(entry));
-        let rollout_result = Some(active.entries().iter().map(wanted).collect());
-        Self { policies, sources: Arc::new(sources), events: FileEvents::start(), rollout_result }
+        let settled = Some(active.entries().iter().map(wanted).collect());
+        Self {
+            policies,
+            sources: Arc::new(sources),
+            events: FileEvents::start(),
+            settled,
+            refused_after: None,
+        }
     }
 
-    /// Waits for an event and the debounce time after it, or for the next rescan_interval.
+    /// Waits for an event and the debounce time after it, or for the next rescan.
     async fn wait_for_change(&self) {
         let (debounce, event) = (self.sources.debounce, self.events.happened.notified());
         if tokio::time::timeout(self.sources.rescan_interval, event).await.is_err() {
@@ -123,22 +134,29 @@ impl PolicyWatcher {
                 let problems = vec![PluginProblem::general(format!("{why:#}"))];
                 self.policies.record_refusal(&PolicyError { problems });
                 // The next set is applied even if it equals the active one, which clears the refusal.
-                self.rollout_result = None;
+                self.settled = None;
                 return;
             }
         };
         let policies = Arc::clone(&self.policies);
         let check_sources = move || with_fingerprints(&policies, plugins);
         let Ok(wanted) = run_blocking("looking at the plugins' files", check_sources).await else { return };
-        if self.rollout_result.as_ref() == Some(&wanted) {
+        let operator_changes = self.policies.operator_changes();
+        let is_known = self.refused_after.is_none_or(|before| before == operator_changes);
+        if is_known && self.settled.as_ref() == Some(&wanted) {
             return;
         }
         let plugins = wanted.iter().map(|(config, _)| config.clone()).collect();
-        // Refusals are logged and stored by the policies themselves. They may be temporary (such as a
-        // start that took too long on a busy machine), so a refused set is tried again at the next
-        // check.
-        let is_settled = self.policies.replace(plugins).await.is_ok() && self.policies.is_complete();
-        self.rollout_result = is_settled.then_some(wanted);
+        // Refusals are logged and stored by the policies themselves. What may pass (a registry that is
+        // unreachable, a start that took too long on a busy machine) is tried again at the next rescan;
+        // what lasts (a wrong signature, a wrong digest) is not even fetched again.
+        let replaced = self.policies.replace(plugins).await;
+        self.refused_after = replaced.is_err().then_some(operator_changes);
+        let is_settled = match replaced {
+            Ok(_) => !self.policies.may_complete(),
+            Err(refused) => !refused.is_transient(),
+        };
+        self.settled = is_settled.then_some(wanted);
     }
 
     /// The desired plugins, once no file changes its size or time any more: the writers are done.
@@ -147,8 +165,8 @@ impl PolicyWatcher {
         for _ in 0..STABLE_ATTEMPTS {
             let (plugins, paths) = self.read_sources().await?;
             self.events.follow(&paths);
-            let files =
-                || paths.iter().map(PathBuf::as_path).chain(plugins.iter().flat_map(PluginConfig::paths));
+            let sources = || plugins.iter().flat_map(PluginConfig::sources);
+            let files = || paths.iter().map(PathBuf::as_path).chain(sources().filter_map(PluginSource::file));
             let before: Vec<_> = files().map(stamp).collect();
             sleep(self.sources.debounce / STABLE_FRACTION).await;
             if files().map(stamp).eq(before) {
@@ -166,7 +184,7 @@ impl PolicyWatcher {
 
 fn with_fingerprints(policies: &Policies, plugins: Vec<PluginConfig>) -> WatchedPlugins {
     let with_fingerprint = |config: PluginConfig| {
-        let fingerprints = config.paths().map(|path| policies.loader().fingerprint(path)).collect();
+        let fingerprints = config.sources().map(|source| policies.loader().fingerprint(source)).collect();
         (config, fingerprints)
     };
     plugins.into_iter().map(with_fingerprint).collect()

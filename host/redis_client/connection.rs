@@ -214,7 +214,7 @@ impl ManagedConnection {
         .map_err(|(problem, _)| problem)
     }
 
-    /// One attempt; an error tells whether the connection existed before.
+    /// One attempt; an error includes whether the connection existed before.
     async fn attempt(&self, pipeline: &Pipeline) -> Result<PipelineReply, (ServerFailure, bool)> {
         let before = self.epoch();
         let NumberedConnection { epoch, mut connection } =

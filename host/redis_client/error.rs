@@ -14,7 +14,7 @@ pub struct Unavailable {
     failure: ServerFailureKind,
 }
 
-/// What kind of trouble it is, since each has its own remedy and its own sign that it is over.
+/// The kind of failure. Each has its own remedy, and its own sign of recovery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ServerFailureKind {
     /// No connection, or it broke.
@@ -29,17 +29,17 @@ pub(crate) enum ServerFailureKind {
     CannotSave,
     /// Too few replicas are connected; it refuses writes (`NOREPLICAS`).
     TooFewReplicas,
-    /// It does not let us do this.
+    /// The user lacks a permission.
     Denied,
-    /// It does not let us in: no password, or a wrong one.
+    /// The login failed: no password, or a wrong one.
     NotLetIn,
     /// A reply exceeded its limit.
     TooLarge,
-    /// A reply that no Redis sends.
+    /// The reply is not valid RESP.
     Malformed,
     /// The URL names a single server, but it is a node of a cluster.
     IsCluster,
-    /// The URL names a cluster, but this server belongs to none.
+    /// The URL names a cluster, but this server does not belong to one.
     NotACluster,
     /// The cluster does not serve all of its slots, or is changing too fast.
     ClusterDown,

@@ -1,9 +1,8 @@
 //! Current problems with Redis, as reported by operations.
 //!
-//! A server that answers a `PING` may still refuse to do anything else: a replica refuses to
-//! write, a node of a cluster what is not its own. So what an operation met counts until the
-//! same operation succeeds, or is not tried any more. It never counts longer than that: readiness
-//! follows the first success.
+//! A server that answers a `PING` may still refuse everything else: a replica refuses writes, a
+//! cluster node refuses keys of other nodes. So an operation's problem counts until the same
+//! operation succeeds, or is no longer attempted. Readiness recovers with the first success.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -72,9 +71,9 @@ impl ConnectionHealth {
         fresh.map(|observed| observed.problem.clone())
     }
 
-    /// An operation was answered. `denied`: something in the answer was refused for want of rights.
-    /// Without that, the rights are perhaps there, on whichever connection they were missed: some
-    /// operations take several round trips, of which the next may be refused.
+    /// An operation was answered. `denied`: a part of it was refused for lack of permission. If not,
+    /// the permission may have been granted, on any connection. This is not certain: some operations
+    /// take several round trips, and the next one may be refused.
     pub(super) fn record_success(&self, operation: &'static str, denied: bool) {
         let is_same = |observed: &ObservedError| observed.operation == operation;
         let of_rights = |observed: &ObservedError| observed.failure == ServerFailureKind::Denied;
@@ -91,8 +90,8 @@ impl ConnectionHealth {
         });
     }
 
-    /// There was a sign of life on this connection, which that `operation` asked for: what remains is
-    /// what a `PING` does not show.
+    /// The health check `operation` succeeded on this connection: only problems that a `PING` does not
+    /// show remain.
     pub(super) fn record_ping(&self, operation: &'static str) {
         let is_over = |observed: &ObservedError| {
             let shows = matches!(
@@ -123,7 +122,7 @@ impl ConnectionHealth {
         });
     }
 
-    /// Logs changes of state only: calls in between would repeat the same line.
+    /// Logs changes of state only, so that calls do not repeat the same line.
     fn change(&self, change: impl FnOnce(&mut Vec<ObservedError>)) {
         let mut state = self.state.lock();
         change(&mut state.observed);

@@ -93,7 +93,7 @@ pub(super) fn too_large(message: &str) -> Value {
     redis::parse_redis_value(format!("-{TOO_LARGE} {line}\r\n").as_bytes()).unwrap_or_default()
 }
 
-/// How large a reply was that this stands for, in words; `None` for any other reply.
+/// The size of the oversized reply that this one replaces, as text; `None` for any other reply.
 pub fn excess(value: &Value) -> Option<String> {
     let Value::ServerError(error) = value else { return None };
     (error.code() == TOO_LARGE).then(|| error.details().unwrap_or_default().to_owned())

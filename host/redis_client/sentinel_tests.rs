@@ -100,7 +100,7 @@ async fn one_living_sentinel_suffices() {
 #[tokio::test]
 async fn an_unknown_service_is_reported() {
     let mut sentinels = RedisSentinel::start().await;
-    // A sentinel's answer is worth more than another one's silence.
+    // A sentinel's answer is more informative than another one's silence.
     sentinels.sentinel(0).kill();
     let client = client_of(&sentinels.url_of("mian"));
     let said = client.ping().await.expect_err("a wrong name").to_string();

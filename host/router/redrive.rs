@@ -15,8 +15,8 @@ impl DeliveryPlan {
         }
     }
 
-    /// A redriven message: these comets did not take it, and it was not kept for these users. Everyone
-    /// else has had it, and gets it again only where it is not known who has not.
+    /// Restricts a redriven message to the comets that did not accept it and the users for whom it was
+    /// not stored. Everyone else has had it, and gets it again only if it is unknown who has not.
     pub fn only_due(&mut self, comets: Option<&[CometAddr]>, users: Option<&RedriveUsers>) {
         match (comets, users) {
             (None, None) => {}
@@ -25,9 +25,9 @@ impl DeliveryPlan {
         }
     }
 
-    /// Wherever these users are now, it is for them, and for everyone at these comets. When there are
-    /// more users than are named, or recipients of a comet have moved, anybody may be one of those
-    /// who have not had it: a repeat is better than a loss.
+    /// The message is for these users, wherever they are now, and for everyone at these comets. If there
+    /// are more users than are named, or recipients of a comet have moved, anyone may be missing it: a
+    /// repeat is better than a loss.
     fn keep_users(&mut self, comets: &[CometAddr], users: &RedriveUsers) {
         let mut missing = users.named.clone();
         let calls = |comet: &CometAddr| self.deliveries.iter().any(|delivery| delivery.comet == *comet);

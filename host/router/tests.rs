@@ -69,10 +69,10 @@ fn a_redriven_message_goes_to_its_users_wherever_they_are() {
     assert_eq!(deliveries.len(), 1);
     assert_eq!((&deliveries[0].target, deliveries[0].recipients.len()), (&ids(&["back"]), 1));
     assert_eq!(absent, [away("u-away"), ("gone".to_owned(), AbsenceCause::NoConnection)]);
-    // Those whom nobody names may be back.
+    // The users that are not named may be back.
     let (deliveries, absent) = redriven(None, "u-away,%..");
     assert_eq!((deliveries, absent), (plan.deliveries.clone(), vec![away("u-away"), away("u-later")]));
-    // A comet did not take it either: its own get it, and of the others those who are named.
+    // A comet did not accept it either: its recipients get it, and of the others those that are named.
     let (deliveries, absent) = redriven(Some(&["b:1".into()]), "u-back");
     let targets: Vec<_> = deliveries.iter().map(|d| (d.comet.as_str(), d.target.clone())).collect();
     assert_eq!(targets, [("a:1", ids(&["back"])), ("b:1", CallTarget::Room("r".into()))]);
@@ -273,7 +273,7 @@ proptest! {
         comets.dedup();
         prop_assert_eq!(comets.len(), route.shares.len());
 
-        // What a BroadcastRoom at an address reaches: the members whose home is there now.
+        // A BroadcastRoom at an address reaches the members that are connected there now.
         for share in route.shares.iter().filter(|share| share.part == ShareKind::Whole) {
             let at_home = grouping.members()
                 .filter(|(member, _)| grouping.comets()[member.comet as usize] == share.comet);

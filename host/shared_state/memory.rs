@@ -9,7 +9,7 @@ use super::{SharedState, Unavailable};
 use crate::decision::{StateKey, StateWrite};
 use crate::expiring::ExpiringMap;
 
-/// Values in memory, bounded: beyond its capacity, values that run out soonest are forgotten.
+/// Values in memory, bounded: beyond the capacity, the values that expire soonest are dropped.
 #[derive(Debug)]
 pub struct MemorySharedState(Mutex<ExpiringMap<StateKey, Vec<u8>>>);
 

@@ -1,6 +1,6 @@
 //! Log output: a bounded queue to a thread that writes to standard error.
 //!
-//! The log is a side channel: records continue whatever happens to it. A full disk or a closed pipe
+//! The log must not affect records. A full disk or a closed pipe
 //! fails each write; a stalled reader blocks writes for ever. So only this thread writes, and lines
 //! that do not fit into the queue are dropped and counted.
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How often the same complaint about records is logged.
+/// How often the same problem with records is logged.
 const REPEAT_AFTER: Duration = Duration::from_secs(10);
 
 /// Admits a limited number of lines per period, and counts the suppressed ones.

@@ -1,7 +1,7 @@
 //! The bindings that wasmtime generates from `wit/policy.wit`: the hooks' functions and their types.
 //!
-//! Nothing outside of `policy` sees these types; `questions` and `answers` convert them. Types that
-//! are only passed to plugins borrow, so that a call copies nothing on our side.
+//! Nothing outside of `wasm` sees these types; `lower` and `lift` convert them. Types that are only
+//! passed to plugins borrow, so that a call copies nothing on our side.
 
 #![allow(missing_docs, unreachable_pub, dead_code, reason = "generated code")]
 #![allow(unsafe_code, reason = "wasmtime's macro implements its own unsafe traits")]

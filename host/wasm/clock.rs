@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-/// The system's clock, or a fixed one: for commands that ask a plugin what it would decide at another
+/// The system's clock, or a fixed one for commands that show what a plugin would decide at another
 /// time. It only affects the host function `now`; deadlines of calls and times to live of state use
 /// the system's clock.
 #[derive(Clone, Debug, Default)]

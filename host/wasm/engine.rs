@@ -90,8 +90,7 @@ impl EngineConfig {
         Self { features: features.to_vec(), has_limited_address_space }
     }
 
-    /// The features that are off and that this component needs; none where it is not valid with all of
-    /// them either.
+    /// The disabled features that this component needs; none if it is invalid even with all of them.
     pub(super) fn missing(&self, component: &[u8]) -> Vec<WasmFeature> {
         let modules = core_modules(component);
         let is_valid = |features: Vec<WasmFeature>| {

@@ -22,7 +22,7 @@ pub(crate) enum PluginLimit {
     State,
     /// The process's limits: there was no room for an instance.
     AddressSpace,
-    /// The time of calls past their deadline: messages that it was not asked about.
+    /// The time budget for calls past their deadline: it was not called for these messages.
     TimeBudget,
 }
 

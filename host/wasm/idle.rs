@@ -23,8 +23,8 @@ pub(crate) fn idle_plugin_with(more: &str) -> anyhow::Result<Vec<u8>> {
     with_contract(&code, &[], Some("gateway"))
 }
 
-/// A module of this text that says what its interfaces are: a world of the last of these packages, or of
-/// the contract itself.
+/// A module from this text with a description of its interfaces: a world of the last of these packages,
+/// or of the contract itself.
 pub(crate) fn with_contract(code: &str, packages: &[&str], world: Option<&str>) -> anyhow::Result<Vec<u8>> {
     let mut module = wat::parse_str(code)?;
     let mut resolve = Resolve::default();

@@ -1,20 +1,20 @@
 //! The sandbox: one plugin's code, and both sides of the boundary that a call crosses. The only
 //! module that knows wasmtime and the types that it generates from `wit/policy.wit`.
 //!
-//! - `module`: turns a file's bytes into something that can be instantiated; `contract`: the version
-//!   of the contract that it was built for; `inspect`: shows its contents to people.
-//! - `attempts`: compiles, and caches the results; `compile`: limits and isolates compilation;
+//! - `module`: turns a file's bytes into a module that can be instantiated; `contract`: the version
+//!   of the contract that it was built for; `inspect`: describes its contents.
+//! - `compile_cache`: compiles, and caches the results; `compile`: limits and isolates compilation;
 //!   `module_cache`: the cache of compiled code; `engine`: which WebAssembly features plugins may
 //!   use.
 //! - `instance`: one instance with its store and its limits, and its hooks as functions; `failure`:
 //!   how they fail.
-//! - `lower` and `lift`: what plugins see, and what they may say; `batch` and `room`: the shapes in
-//!   which many of them cross, in `string_column`s.
-//! - `host`: what they can call, with `clock`, `state`, `shared` and its `usage` behind it;
-//!   `output`: what they print; `metrics`: what is counted of each version.
-//! - `runtime`: what all of them share; `address_space`: how much of it their memories take;
+//! - `lower` and `lift`: convert the arguments and the results of hooks; `batch` and `room`: the
+//!   layouts in which many messages and connections are passed, in `string_column`s.
+//! - `host`: the functions that plugins can call, implemented by `clock`, `state`, `shared` and
+//!   `state_usage`; `output`: what plugins print; `metrics`: the metrics of each version.
+//! - `runtime`: what all plugins share; `address_space`: how much of it their memories take;
 //!   `epoch`: the clock of their deadlines.
-//! - `idle`: a plugin that does nothing, to measure others against.
+//! - `idle`: a plugin that does nothing, as a baseline for benchmarks.
 //!
 //! # Guarantees
 //!
@@ -22,8 +22,7 @@
 //! - Plugins do no I/O: no files, no network, no environment.
 //! - Every length, index and name in a plugin's answer is checked, in `lift` and `room`.
 //!
-//! Knows nothing of sets, chains, versions and swaps, of where files come from, or of what happens to
-//! a message.
+//! Does not know sets, chains, versions or swaps, where files come from, or what happens to a message.
 
 mod address_space;
 mod batch;

@@ -2,14 +2,14 @@
 //! of the gateway.
 //!
 //! ```text
-//! <folder>/<SHA-256 of the component>-<fingerprint of the engine>    what is below
-//! SHA-256 of the rest and of the file's name | what the compiler made
+//! <folder>/<SHA-256 of the component>-<fingerprint of the engine>    with this content:
+//! SHA-256 of the rest and of the file's name | the compiled code
 //! ```
 //!
 //! Compiled code from the cache is executed. So nobody else may write to the directory (`files`).
-//! Each file is read once, and what was read is checked before it is loaded. A file that is not byte
-//! for byte what was written here for this component and engine is removed, whether a disk error or a
-//! person changed it. A missing entry is compiled.
+//! Each file is read once, and its content is checked before it is loaded. A file that was modified
+//! since it was written for this component and engine, by a disk error or a person, is removed. A
+//! missing entry is compiled.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;

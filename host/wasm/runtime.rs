@@ -34,7 +34,7 @@ pub struct RuntimeConfig {
     /// Where compiled code is cached, so that a restart need not compile. Created if missing. If it
     /// cannot be used, or others may write to it, a warning is logged and nothing is cached.
     pub compiled: Option<PathBuf>,
-    /// Where plugins are remembered that cannot be compiled within the limits.
+    /// Where plugins that cannot be compiled within the limits are recorded.
     pub uncompilable: Option<PathBuf>,
     /// Limits on compiling one plugin.
     pub compile: CompileLimits,

@@ -51,7 +51,7 @@ pub(crate) struct LocalState(Mutex<StateEntries>);
 #[derive(Debug)]
 struct StateEntries {
     values: ExpiringMap<String, Vec<u8>>,
-    /// Bytes of all keys and values, those that have run out and were not swept among them.
+    /// Bytes of all keys and values, including expired ones that are not swept yet.
     total: usize,
 }
 

@@ -23,9 +23,9 @@ pub(crate) struct StateUsage(Mutex<UsageEntries>);
 
 #[derive(Debug)]
 struct UsageEntries {
-    /// What a key takes. Bounded by `max_shared_state`, of which each takes `OVERHEAD` at least.
+    /// The size of each key. Bounded by `max_shared_state`, of which each takes at least `OVERHEAD`.
     sizes: ExpiringMap<u64, usize>,
-    /// Of all of them, those that have run out and were not swept among them.
+    /// The total, including expired keys that are not swept yet.
     total: usize,
 }
 

@@ -33,7 +33,7 @@ async fn a_forged_id_is_ignored_and_a_redriven_one_accepted() {
     comet.behave(Behaviour::Ok);
     comet.forget();
 
-    // Forged: three copies of a message pass the guard once, and take nobody's id.
+    // Forged: three copies of a message pass the guard once, and cannot take another message's id.
     let value = encode(&Audience::Room("lobby".into()), 4, b"forged");
     let (forged, gone) = (("halley-message-id", &*id), ("halley-redrive-comets", "127.0.0.1:1"));
     let proof = format!("1:{}", "0a".repeat(32));

@@ -52,7 +52,7 @@ async fn an_offline_letter_names_only_those_who_have_nothing() {
         redis.join("lobby", &format!("conn_{name}"), &format!("user_{name}"), comet.address()).await;
         redis.offline(&format!("user_{name}")).await;
     }
-    // Where bob's inbox would be, something else is.
+    // The key of bob's inbox holds something else.
     let mut occupy = redis::cmd("SET");
     occupy.arg("halley:inbox:user_bob").arg("no stream");
     redis.run::<()>(occupy).await;

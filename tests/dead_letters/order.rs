@@ -24,7 +24,7 @@ async fn letters_keep_the_order_of_their_records_and_so_does_a_redrive() {
     let settings = gateway(&topic).node(&comet);
     let desk = DeadLetterCli::with(&topic, &settings.toml());
     let gateway = settings.start().await;
-    // Late refusals stand between immediate ones.
+    // Late refusals are between immediate ones.
     comet.behave(Behaviour::FailLater(Duration::from_millis(100), Code::InvalidArgument));
     for key in [None, Some("one"), Some("two")] {
         for number in 0..20 {

@@ -1,5 +1,5 @@
-//! Policies where the process's address space is limited (`ulimit -v`, `LimitAS=`): what a worker
-//! cannot start lets nothing pass, and says so.
+//! Policies in a process with a limited address space (`ulimit -v`, `LimitAS=`): if a worker cannot
+//! start a policy, no message passes, and the operator sees why.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -12,7 +12,7 @@ use crate::support::kafka::kafka;
 use crate::support::redis::Redis;
 use crate::support::{PATIENCE, eventually, repository};
 
-/// Rooms enough that each of a few partitions has some.
+/// Enough rooms that each of a few partitions has some.
 const ROOMS: usize = 24;
 
 /// Rooms on one comet, and a topic.
@@ -36,7 +36,7 @@ impl Scene {
         Self { _redis: redis, comet, topic, settings }
     }
 
-    /// Says in every room what may pass, and what may not.
+    /// Sends every room a message that may pass, and one that may not.
     async fn say(&self) {
         for room in 0..ROOMS {
             let room = format!("room-{room}");
@@ -54,14 +54,14 @@ fn what_may_pass() -> BTreeSet<String> {
     (0..ROOMS).map(|room| format!("hello room-{room}")).collect()
 }
 
-/// A plugin that fails open by default, as all do.
+/// A plugin that fails open, which is the default.
 fn filter(name: &str) -> Plugin {
     Plugin::new(name, repository("plugins/dist/keyword_filter.wasm"))
         .set("deadline", quoted("5s"))
         .config(&json!({ "words": ["spam"] }))
 }
 
-/// Changes how much address space a running process may have: this much more than it has, or any.
+/// Limits the address space of a running process to this much more than it uses, or removes the limit.
 fn limit(gateway: &RunningGateway, more: Option<u64>) {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).expect("it runs");
     let size = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
@@ -92,7 +92,7 @@ async fn with_a_limit_every_worker_starts_its_plugins() {
 async fn what_a_worker_has_no_room_for_lets_nothing_pass() {
     let scene = Scene::new("no-space", 2).await;
     let gateway = scene.settings.clone().plugin(filter("one")).start().await;
-    // Workers make their instances, of 4 GiB each, with their first messages.
+    // Workers create their instances, of 4 GiB each, for their first messages.
     limit(&gateway, Some(6 << 30));
     let wanted = scene.settings.clone().plugin(filter("one")).plugin(filter("two"));
     gateway.configure(&wanted);
@@ -101,7 +101,7 @@ async fn what_a_worker_has_no_room_for_lets_nothing_pass() {
         status["last_refusal"]["errors"][0].as_str().map(str::to_owned)
     });
     let refused = refused.await;
-    assert!(refused.contains("once for each of 2 workers") && refused.contains("ulimit -v"), "{refused}");
+    assert!(refused.contains("for each of 2 workers") && refused.contains("ulimit -v"), "{refused}");
 
     limit(&gateway, Some(512 << 20));
     scene.say().await;

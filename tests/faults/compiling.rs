@@ -12,8 +12,8 @@ use crate::support::{PATIENCE, eventually, folder, repository};
 
 const SLOW: &str = "compiling the plugin takes long; the active policies stay active meanwhile";
 
-/// A component of a megabyte that exports a hook, and for which a compiler needs more than a minute:
-/// one function with many variables that are all alive at once.
+/// A component of a megabyte that exports a hook and takes more than a minute to compile: one function
+/// with many variables that are all live at once.
 fn write_slow_component(file: &Path) {
     const VARIABLES: usize = 1500;
     const STEPS: usize = 100_000;
@@ -66,7 +66,8 @@ fn leb(mut number: usize) -> Vec<u8> {
     bytes
 }
 
-/// Waits until the log says that it is at the slow one; on a busy machine every plugin takes its time.
+/// Waits until the log shows that the slow component is being compiled; on a busy machine every plugin
+/// is slow to compile.
 async fn compiles(gateway: &RunningGateway) {
     let is_at_it = |line: &Value| line["message"] == SLOW && line["bytes"].as_u64() > Some(1_000_000);
     eventually(SLOW, PATIENCE, async || gateway.log_lines().iter().any(is_at_it).then_some(())).await;
@@ -99,7 +100,7 @@ async fn the_end_does_not_wait_for_a_compiler() {
     compiles(&starting).await;
     assert!(starting.sigterm().await.success());
 
-    // And where there is no time for an end.
+    // And if the gateway is killed.
     let killed = settings.start_unready().await;
     compiles(&killed).await;
     let compiler = compiler_of(&killed).expect("it is at work");
@@ -139,17 +140,17 @@ async fn a_plugin_that_cannot_compile_is_tried_once() {
         .plugin(plugin)
         .set("policies", "state_dir", quoted(&state.display().to_string()))
         .set("policies", "rescan_interval", quoted("300ms"))
-        // Enough for the filter, and not for the other one.
+        // Enough for the filter, but not for the slow component.
         .set("policies", "compile_memory", quoted("128MiB"));
 
-    // The good version is compiled, and active; then a file comes that takes too much.
+    // The good version is active; then a file arrives that needs too much memory.
     let first = settings.clone().start().await;
     write_slow_component(&file.with_extension("new"));
     std::fs::rename(file.with_extension("new"), &file).expect("renamed");
     let why = warning_with(&first, "takes more memory to compile than [policies] compile_memory").await;
     assert!(why.contains("128.0 MiB"), "{why}");
     let mark = only_file(&state.join("uncompilable"));
-    // Looked at again and again, and not tried again.
+    // Rescanned repeatedly, and not compiled again.
     let why = warning_with(&first, "not retried: raise the limit, or remove").await;
     assert!(why.contains(&mark.display().to_string()), "{why}");
     kafka().produce_room(&topic, "lobby", "spam").await;
@@ -158,7 +159,7 @@ async fn a_plugin_that_cannot_compile_is_tried_once() {
     first.kill();
     first.wait().await;
 
-    // The next start does not try it at all, and comes up with the version that was active.
+    // The next start does not compile it at all, and restores the version that was active.
     let before = std::fs::read(&mark).expect("the mark");
     let second = settings.clone().start().await;
     warning_with(&second, "not retried").await;
@@ -169,12 +170,12 @@ async fn a_plugin_that_cannot_compile_is_tried_once() {
     let heard: Vec<String> = comet.deliveries().into_iter().map(|(_, _, body)| body).collect();
     assert_eq!(heard, ["hello", "hello again"], "the filter decided all the time");
 
-    // Removed by a person, it is tried again, and found again.
+    // After an operator removed the mark, it is compiled again, and marked again.
     std::fs::remove_file(&mark).expect("removed");
     eventually("another attempt", PATIENCE, async || mark.exists().then_some(())).await;
     assert!(second.sigterm().await.success());
 
-    // With another limit it is tried again as well: time this time, within the same story's bounds.
+    // With another limit it is compiled again as well; this time it exceeds the time limit.
     let third = settings.set("policies", "compile_memory", quoted("1GiB"));
     let third = third.set("policies", "compile_timeout", quoted("1s")).start().await;
     warning_with(&third, "takes longer to compile than [policies] compile_timeout (1s)").await;

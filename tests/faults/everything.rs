@@ -93,7 +93,7 @@ pub async fn chaos(deadline: CometDeadline, lasts: Duration) {
 
 struct ChaosRun<'a> {
     world: &'a World,
-    /// What was done, and when.
+    /// The faults so far, with their times.
     done: parking_lot::Mutex<Vec<(Instant, String)>>,
     settings: Gateway,
     gateway: Mutex<RunningGateway>,
@@ -106,7 +106,7 @@ impl ChaosRun<'_> {
         self.done.lock().push((Instant::now(), what.to_string()));
     }
 
-    /// What was done, in seconds since the world began.
+    /// The faults so far, in seconds since the beginning of the world.
     fn timeline(&self) -> String {
         let done = self.done.lock();
         let began = self.world.began();
@@ -123,7 +123,7 @@ impl ChaosRun<'_> {
         with_policies(&self.settings, self.version.load(Ordering::Relaxed))
     }
 
-    /// The gateway, started again when it has ended.
+    /// The gateway, restarted if it has exited.
     async fn alive(&self) -> tokio::sync::MutexGuard<'_, RunningGateway> {
         let mut gateway = self.gateway.lock().await;
         if gateway.ended().is_some() {
@@ -133,7 +133,7 @@ impl ChaosRun<'_> {
         gateway
     }
 
-    /// What a supervisor does.
+    /// Acts as a supervisor.
     async fn keep_alive(&self) {
         while self.goes_on() {
             drop(self.alive().await);

@@ -21,7 +21,7 @@ pub async fn killed(times: usize) {
         .load_during(async {
             for _ in 0..times {
                 let gateway = settings.clone().start_unready().await;
-                // Some die while they start, some under full load.
+                // Some are killed while they start, some under full load.
                 tokio::time::sleep(some_time(&mut random, Duration::from_millis(1500))).await;
                 gateway.kill();
                 world.note_interruption(gateway.group()).await;
@@ -140,7 +140,7 @@ async fn a_stop_while_another_gateway_joins_repeats_nothing() {
 }
 
 /// A gateway ends with SIGTERM in the middle of the rebalance by which another one joins, this many
-/// times: Kafka takes no offsets then.
+/// times: Kafka accepts no commits then.
 pub async fn stopped_while_another_joins(times: usize) {
     let world = World::new("relay", 8, 3).await;
     let settings = dynamic(&world).await;

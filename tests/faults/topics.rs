@@ -52,8 +52,8 @@ pub async fn recreated(times: usize) {
     world.settle(&gateway).await;
     world.note_end(&noted);
     let report = world.report().await;
-    // Not in order where the new topic is longer than the old one was when librdkafka sees it: the
-    // records behind that come before it is read from its start.
+    // The order is not kept if the new topic is already longer than the old one when librdkafka notices
+    // it: later records are delivered before the topic is read from its start.
     report.assert_nothing_lost();
     report.assert_repeats_explained();
     report.assert_no_dead_letters();

@@ -41,13 +41,13 @@ pub struct WorldBuilder {
 }
 
 impl WorldBuilder {
-    /// Rooms with users on all of these many comets, and nothing in between.
+    /// Rooms with users on each of this many comets, on a healthy network.
     pub async fn new(name: &'static str, rooms: usize, comets: usize) -> Self {
         let redis = Redis::start_keeping().await;
         Self { name, rooms, comets, spread: |_, _| true, network: None, kafka: None, redis }
     }
 
-    /// Builds it.
+    /// Builds the world.
     pub async fn build(self) -> World {
         let topic = {
             let broker = self.kafka.as_ref().map_or_else(|| kafka(), |(kafka, _)| kafka);
@@ -125,7 +125,7 @@ pub struct World {
     pub redis: tokio::sync::Mutex<Redis>,
     pub redis_proxy: Option<Proxy>,
     pub kafka: Option<(Kafka, Option<Proxy>)>,
-    /// Between two messages of a room.
+    /// The pause between two messages of a room.
     pub pause: Duration,
     /// The text of a room's message.
     pub body: fn(&str, u64) -> String,
@@ -144,7 +144,7 @@ pub struct World {
 pub struct InterruptionId(usize);
 
 impl World {
-    /// Rooms with users on all of these many comets.
+    /// Rooms with users on each of this many comets.
     pub async fn new(name: &'static str, rooms: usize, comets: usize) -> Self {
         WorldBuilder::new(name, rooms, comets).await.build().await
     }
@@ -154,7 +154,7 @@ impl World {
         self.began
     }
 
-    /// The Kafka that it takes place in.
+    /// The Kafka that it uses.
     pub fn broker(&self) -> &Kafka {
         self.kafka.as_ref().map_or_else(|| kafka(), |(kafka, _)| kafka)
     }
@@ -170,8 +170,8 @@ impl World {
         }
     }
 
-    /// A gateway for this world. As a static member, so that who starts again gets the
-    /// partitions at once.
+    /// A gateway for this world. It is a static member, so that a restarted one gets its partitions at
+    /// once.
     pub async fn gateway(&self) -> Gateway {
         let mut settings = gateway(&self.topic);
         if let Some((kafka, proxy)) = &self.kafka {
@@ -189,11 +189,11 @@ impl World {
             .set("kafka", "commit_interval", quoted("100ms"))
             .set("kafka", "session_timeout", quoted("6s"))
             .set("log", "level", quoted(excuses::LOG_LEVEL))
-            // By default the oldest of 1,000 give way.
+            // By default, the oldest beyond 1,000 are dropped.
             .set("offline", "max_per_user", 1_000_000)
     }
 
-    /// Sends to all rooms, each in order, until this is done.
+    /// Sends to all rooms, each in order, until `faults` is done.
     pub async fn load_during<T>(&self, faults: impl Future<Output = T>) -> T {
         let stop = CancellationToken::new();
         let load = async {
@@ -251,8 +251,8 @@ impl World {
         self.incarnation.load(Ordering::Relaxed)
     }
 
-    /// Deletes the topic and creates it again, while nobody sends. What is read of the new one
-    /// before the gateway has seen that it is another one may come twice.
+    /// Deletes the topic and creates it again, while nothing is sent. Records of the new topic that the
+    /// gateway reads before it notices the change may be delivered twice.
     pub async fn recreate_topic(&self, group: &str) -> InterruptionId {
         let marks = self.broker().view().committed_marks(group, &self.topic).await;
         let ids = marks.values().map(|(_, mark)| topic_id(mark).to_owned());
@@ -279,18 +279,18 @@ impl World {
         InterruptionId(interruptions.len() - 1)
     }
 
-    /// The interruption has lasted until now: a gateway that stood still may have gone on.
+    /// The interruption has lasted until now: a frozen gateway may have resumed.
     pub fn note_end(&self, noted: &InterruptionId) {
         self.interruptions.lock()[noted.0].until = Instant::now();
     }
 
-    /// Notes what this gateway has logged of messages that come again; before it is dropped, and at
-    /// its end.
+    /// Records this gateway's logged reasons for repeated messages. Call it before the gateway is dropped,
+    /// and at its end.
     pub fn note_log(&self, gateway: &RunningGateway) {
         self.excuses.lock().extend(excuses::excuses(gateway));
     }
 
-    /// Waits until everything that was sent is settled, and notes what the gateway says.
+    /// Waits until every sent message is settled, and records the gateway's log.
     pub async fn settle(&self, gateway: &RunningGateway) {
         let until = Instant::now() + SETTLE;
         loop {
@@ -355,7 +355,7 @@ async fn inbox(redis: &Redis, user: &str) -> Vec<String> {
     entries.into_iter().filter_map(id).map(|(_, id)| String::from_utf8_lossy(&id).into_owned()).collect()
 }
 
-/// Where a topic's records go that cannot be delivered.
+/// The dead-letter topic of a topic.
 pub fn dead_letters(topic: &str) -> String {
     format!("{topic}.dead-letter")
 }

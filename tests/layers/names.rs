@@ -121,7 +121,7 @@ fn resolve(
     for (index, name) in path.iter().enumerate() {
         let module = modules.get(&at)?;
         let is_last = index + 1 == path.len();
-        let child = || module.children.contains(name).then(|| [&at[..], &[name.clone()]].concat());
+        let child = || module.children.contains(name).then(|| [&at[..], std::slice::from_ref(name)].concat());
         match name.as_str() {
             "crate" => at.clear(),
             "super" => drop(at.pop()),
@@ -151,7 +151,10 @@ fn modules(sources: &Sources) -> BTreeMap<ModulePath, Module> {
             let stem = if folder.is_empty() { child.clone() } else { format!("{folder}/{child}") };
             let names = [format!("{stem}.rs"), format!("{stem}/mod.rs")];
             let file = names.into_iter().find(|name| sources.contains_key(name));
-            waiting.push(([&path[..], &[child.clone()]].concat(), file.expect("a module has its file")));
+            waiting.push((
+                [&path[..], std::slice::from_ref(child)].concat(),
+                file.expect("a module has its file"),
+            ));
         }
         modules.insert(path, module);
     }
@@ -195,7 +198,12 @@ fn read(file: &str, text: &str) -> Module {
                 module.items.insert(next.to_owned());
                 at += 1;
             }
-            name if depth == 0 && is_name(name) && name != "macro_rules" && next == "!" => {
+            name if depth == 0
+                && is_name(name)
+                && name != "macro_rules"
+                && next == "!"
+                && tokens.get(at + 2).is_some_and(|token| token == "{") =>
+            {
                 module.items.extend(given_to_macro(&tokens[at + 2..]));
             }
             name if is_name(name) && (at == 0 || !matches!(tokens[at - 1].as_str(), "." | "::")) => {

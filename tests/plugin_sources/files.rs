@@ -22,7 +22,7 @@ fn pipe(path: &Path) {
 
 fn replace_with_link(to: &str, path: &Path) {
     let _ = std::fs::remove_file(path);
-    symlink(to, path).expect("the folder takes it");
+    symlink(to, path).expect("writable folder");
 }
 
 fn mode(path: &Path, mode: u32) {
@@ -31,7 +31,7 @@ fn mode(path: &Path, mode: u32) {
 
 fn check(folder: &Path, settings: &Gateway) -> Output {
     let config = folder.join("halley.toml");
-    std::fs::write(&config, settings.toml()).expect("the folder takes it");
+    std::fs::write(&config, settings.toml()).expect("writable folder");
     halley(&["check", "--config", &text(&config)])
 }
 
@@ -39,7 +39,7 @@ fn check(folder: &Path, settings: &Gateway) -> Output {
 async fn refused_start(settings: &Gateway) -> String {
     let folder = folder("refused");
     let config = folder.path().join("halley.toml");
-    std::fs::write(&config, settings.toml()).expect("the folder takes it");
+    std::fs::write(&config, settings.toml()).expect("writable folder");
     let args = ["run".to_owned(), "--config".to_owned(), text(&config)];
     let mut process =
         ChildProcess::start_with(env!("CARGO_BIN_EXE_halley"), &args, folder, &[]).expect("it starts");
@@ -57,7 +57,7 @@ async fn pipes_and_devices_block_neither_watcher_nor_shutdown() {
     put(&file, &variant(0));
     pipe(&stray);
     for name in [&b"junk.wasm"[..], b"my policy.wasm", b"\xff.wasm"] {
-        std::fs::write(files.path().join(OsStr::from_bytes(name)), "hello").expect("the folder takes it");
+        std::fs::write(files.path().join(OsStr::from_bytes(name)), "hello").expect("writable folder");
     }
     let topic = kafka().topic("files", 1).await;
     let settings = gateway(&topic)
@@ -88,7 +88,7 @@ async fn pipes_and_devices_block_neither_watcher_nor_shutdown() {
 
     // So do its signature and the keys.
     pipe(&signature);
-    std::fs::write(&key, "no key yet").expect("the folder takes it");
+    std::fs::write(&key, "no key yet").expect("writable folder");
     let keys = format!("[{}]", quoted(&text(&key)));
     let keyed = settings.clone().set("policies", "trusted_keys", keys);
     let fresh = keyed.clone().start_unready().await;
@@ -110,7 +110,7 @@ async fn a_state_dir_writable_by_others_is_refused() {
     let topic = kafka().topic("owned", 1).await;
     let settings =
         gateway(&topic).plugin(harmless(&file)).set("policies", "state_dir", quoted(&text(&state)));
-    std::fs::create_dir(&state).expect("the folder takes it");
+    std::fs::create_dir(&state).expect("writable folder");
     mode(&state, 0o777);
     let refused = async |remedy: &str| {
         let checked = check(files.path(), &settings);
@@ -144,17 +144,17 @@ async fn links_in_the_state_dir_are_not_followed() {
     let (file, state, precious) =
         (files.path().join("p.wasm"), files.path().join("state"), files.path().join("precious"));
     put(&file, &variant(0));
-    std::fs::write(&precious, "precious").expect("the folder takes it");
-    std::fs::create_dir_all(state.join("plugins")).expect("the folder takes it");
+    std::fs::write(&precious, "precious").expect("writable folder");
+    std::fs::create_dir_all(state.join("plugins")).expect("writable folder");
     let topic = kafka().topic("links", 1).await;
     let settings =
         gateway(&topic).plugin(harmless(&file)).set("policies", "state_dir", quoted(&text(&state)));
-    symlink(&precious, state.join("lock")).expect("the folder takes it");
+    symlink(&precious, state.join("lock")).expect("writable folder");
     assert!(refused_start(&settings).await.contains("cannot be locked"));
     std::fs::remove_file(state.join("lock")).expect("it is there");
-    // What earlier gateways followed links to, and what is written today.
+    // The file to which earlier gateways followed a link, and the file that is written today.
     for name in ["p.tmp", "p.json"] {
-        symlink(&precious, state.join("plugins").join(name)).expect("the folder takes it");
+        symlink(&precious, state.join("plugins").join(name)).expect("writable folder");
     }
     let gateway = settings.start().await;
     assert_eq!(hash(&gateway).await, sha256(&variant(0)));

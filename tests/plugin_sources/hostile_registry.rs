@@ -72,7 +72,7 @@ async fn check(reference: String, also: &str) -> (Option<i32>, String) {
         let plugin = format!(
             "[policies.registry]\ntrusted_hosts = [{also}]\n[[plugin]]\nname = \"p\"\npath = \"{reference}\"\nconfig = {{ words = [\"x\"] }}\n"
         );
-        std::fs::write(&config, plugin).expect("the folder takes it");
+        std::fs::write(&config, plugin).expect("writable folder");
         let registry = reference.split('/').nth(2).unwrap_or_default();
         let login = json!({ "auths": { registry: { "username": "story", "password": "secret" } } });
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_halley"));

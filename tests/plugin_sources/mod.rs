@@ -39,8 +39,8 @@ fn variant(number: u8) -> Vec<u8> {
 /// Writes a temporary file and renames it, as a deployment does.
 fn put(path: &Path, content: &[u8]) {
     let beside = path.with_extension("new");
-    std::fs::write(&beside, content).expect("the folder takes it");
-    std::fs::rename(beside, path).expect("the folder takes it");
+    std::fs::write(&beside, content).expect("writable folder");
+    std::fs::rename(beside, path).expect("writable folder");
 }
 
 async fn hash(gateway: &RunningGateway) -> String {

@@ -106,7 +106,7 @@ async fn registry_credentials_are_used_and_never_logged() {
 
     let topic = kafka().topic("private", 1).await;
     let home = folder("docker");
-    std::fs::write(home.path().join("config.json"), registry.login()).expect("the folder takes it");
+    std::fs::write(home.path().join("config.json"), registry.login()).expect("writable folder");
     let settings = with_plugin(gateway(&topic), &reference);
     let settings = settings.environment("DOCKER_CONFIG", &home.path().display().to_string());
     let gateway = settings.set("log", "level", quoted("debug")).start().await;
@@ -124,7 +124,7 @@ async fn a_credential_helper_is_asked_and_one_that_hangs_is_left() {
     let scripts = [("good", format!("cat >/dev/null; echo '{answer}'")), ("hangs", "sleep 600".to_owned())];
     for (name, script) in &scripts {
         let file = home.path().join(format!("docker-credential-{name}"));
-        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("the folder takes it");
+        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).expect("writable folder");
         let may_run = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&file, may_run).expect("its mode can be set");
     }
@@ -147,7 +147,7 @@ fn check(reference: &str, environment: &[(&str, &str)]) -> (Option<i32>, String)
     let config = files.path().join("halley.toml");
     let text_of =
         format!("[[plugin]]\nname = \"p\"\npath = \"{reference}\"\nconfig = {{ words = [\"x\"] }}\n");
-    std::fs::write(&config, text_of).expect("the folder takes it");
+    std::fs::write(&config, text_of).expect("writable folder");
     let args = ["check", "--config", &text(&config)];
     if environment.is_empty() {
         let output = halley(&args);

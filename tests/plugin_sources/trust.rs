@@ -48,7 +48,7 @@ impl KeyPair {
         let (signature, beside) = (signature_of(file), file.with_extension("newsig"));
         let sign = ["pkeyutl", "-sign", "-rawin", "-inkey", &text(&self.private)];
         openssl(&[&sign[..], &["-in", &text(file), "-out", &text(&beside)]].concat());
-        std::fs::rename(beside, signature).expect("the folder takes it");
+        std::fs::rename(beside, signature).expect("writable folder");
     }
 }
 
@@ -118,7 +118,7 @@ async fn only_signed_plugins_are_activated_under_load() {
             assert_eq!(hash(&gateway).await, sha256(&variant(2)));
             put(&pushed, &variant(3));
             assert!(failed(&push()).contains("was changed after it was signed"));
-            std::fs::write(signature_of(&pushed), "nonsense").expect("the folder takes it");
+            std::fs::write(signature_of(&pushed), "nonsense").expect("writable folder");
             assert!(failed(&push()).contains("is neither what `halley plugin sign` writes"));
             world.wait_for_work(20).await;
         })
@@ -187,7 +187,7 @@ async fn a_pinned_plugin_must_match_its_hash() {
         gateway(&topic).group("pinned").plugin(plugin)
     };
     let config = files.path().join("halley.toml");
-    std::fs::write(&config, pinned(1).toml()).expect("the folder takes it");
+    std::fs::write(&config, pinned(1).toml()).expect("writable folder");
     let checked = halley(&["check", "--config", &text(&config)]);
     let why = String::from_utf8_lossy(&checked.stderr).into_owned();
     let (found, wanted) = (sha256(&variant(0)), sha256(&variant(1)));
@@ -307,7 +307,7 @@ async fn a_candidate_is_pinned_like_its_plugin() {
         let rollout = format!("{{ path = {}, weight = \"50%\"{pin} }}", quoted(&text(&candidate)));
         let pinned = harmless(&file).set("sha256", quoted(&sha256(&variant(0)))).set("rollout", rollout);
         let config = files.path().join("halley.toml");
-        std::fs::write(&config, gateway(&topic).plugin(pinned).toml()).expect("the folder takes it");
+        std::fs::write(&config, gateway(&topic).plugin(pinned).toml()).expect("writable folder");
         let checked = halley(&["check", "--config", &text(&config)]);
         (checked.status.code(), String::from_utf8_lossy(&checked.stderr).into_owned())
     };

@@ -58,7 +58,7 @@ async fn memory_is_bounded_with_a_silent_comet_and_stalled_redis() {
     .await;
     let ratio = |kib: u64| kib as f64 / healthy as f64;
     print_uncaptured(format_args!(
-        "memory: {} messages; healthy {healthy} KiB; {:?} of a black-holed comet {holed} KiB = {:.2}x; then {:?} of a stalled Redis beside it {stalled} KiB = {:.2}x",
+        "memory: {} messages; healthy {healthy} KiB; {:?} of a black-holed comet {holed} KiB = {:.2}x; then {:?} of a stalled Redis as well {stalled} KiB = {:.2}x",
         sent.load(Ordering::Relaxed),
         fault_time(),
         ratio(holed),

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::comet::{Call, CallLog, Dialect, Packet, To, message_ids};
 
-/// A server of this dialect that records calls in this book.
+/// A server of this dialect that records calls in this log.
 pub(super) fn router(dialect: Dialect, call_log: Arc<CallLog>) -> Router {
     match dialect {
         Dialect::Chatroom => {

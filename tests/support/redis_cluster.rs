@@ -129,7 +129,7 @@ impl RedisCluster {
         keys.len()
     }
 
-    /// Assigns the slot to the new node. Only these two nodes are told; the others learn of it.
+    /// Assigns the slot to the new node. Only these two nodes are informed; the others learn it by gossip.
     pub async fn end_move(&self, slot: u16, from: usize, to: usize) {
         let new = id(&self.nodes[to]).await;
         for node in [to, from] {

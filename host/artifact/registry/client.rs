@@ -18,6 +18,7 @@ use oci_client::secrets::RegistryAuth;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url, redirect};
 
+use crate::artifact::error::ArtifactError;
 use crate::artifact::registry::challenge::{self, AuthChallenge};
 use crate::artifact::registry::credentials;
 use crate::artifact::registry::manifest::{MAX_MANIFEST, MAX_SIZE, Package, check_digest, plugin_of};
@@ -38,44 +39,54 @@ const SHOWN: usize = 200;
 ///
 /// # Errors
 /// The problem: the second half of a sentence that begins with the plugin.
-pub(super) fn pull(config: &RegistryConfig, reference: &Reference, digest: &str) -> Result<Package, String> {
+pub(super) fn pull(
+    config: &RegistryConfig,
+    reference: &Reference,
+    digest: &str,
+) -> Result<Package, ArtifactError> {
     // The caller may be inside of an async runtime; a separate thread never is.
     std::thread::scope(|scope| {
         let fetching = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|e| format!("cannot be fetched: no runtime: {e}"))?;
+            let runtime = runtime.map_err(|e| failed(format!("cannot be fetched: no runtime: {e}")))?;
             let fetched = runtime.block_on(async {
                 let fetched = tokio::time::timeout(DEADLINE, fetch(config, reference, digest)).await;
                 fetched.unwrap_or_else(|_| {
-                    Err(format!("cannot be fetched: the registry took longer than {DEADLINE:?}; retrying"))
+                    Err(failed(format!(
+                        "cannot be fetched: the registry took longer than {DEADLINE:?}; retrying"
+                    )))
                 })
             });
             // Resolving a name may still block a thread.
             runtime.shutdown_background();
             fetched
         });
-        fetching.join().unwrap_or_else(|_| Err("cannot be fetched: the client panicked".to_owned()))
+        fetching.join().unwrap_or_else(|_| Err(failed("cannot be fetched: the client panicked")))
     })
 }
 
-async fn fetch(config: &RegistryConfig, reference: &Reference, digest: &str) -> Result<Package, String> {
+async fn fetch(
+    config: &RegistryConfig,
+    reference: &Reference,
+    digest: &str,
+) -> Result<Package, ArtifactError> {
     let credentials = credentials::of(reference.registry())?;
     let who = if matches!(credentials, RegistryAuth::Anonymous) { "without" } else { "with" };
-    let failed = |why: String| {
-        format!(
+    let explained = |why: ArtifactError| {
+        why.map_text(|why| format!(
             "cannot be fetched (asked {who} credentials): {why}; check the reference, that the registry is reachable, and the credentials (`docker login` writes them). The gateway retries"
-        )
+        ))
     };
-    let mut session = RegistrySession::new(config, reference, credentials).map_err(failed)?;
-    let manifest = session.get("manifests", digest, MAX_MANIFEST).await.map_err(failed)?;
+    let mut session = RegistrySession::new(config, reference, credentials).map_err(explained)?;
+    let manifest = session.get("manifests", digest, MAX_MANIFEST).await.map_err(explained)?;
     let (layer, _) = plugin_of(digest, &manifest)?;
-    let plugin = session.get("blobs", &layer.digest, MAX_SIZE).await.map_err(failed)?;
+    let plugin = session.get("blobs", &layer.digest, MAX_SIZE).await.map_err(explained)?;
     check_digest("the plugin", &layer.digest, &plugin)?;
     Ok(Package { manifest, plugin })
 }
 
 /// A client that does not follow redirects.
-pub(super) fn client() -> Result<Client, String> {
+pub(super) fn client() -> Result<Client, ArtifactError> {
     Client::builder()
         .connect_timeout(CONNECT)
         .read_timeout(DEADLINE)
@@ -83,7 +94,7 @@ pub(super) fn client() -> Result<Client, String> {
         .referer(false)
         .user_agent(concat!("halley/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(|why| format!("no client for registries: {}", causes(&why)))
+        .map_err(|why| failed(format!("no client for registries: {}", causes(&why))))
 }
 
 /// A session with a registry about one repository.
@@ -103,7 +114,7 @@ impl<'a> RegistrySession<'a> {
         config: &'a RegistryConfig,
         reference: &'a Reference,
         credentials: RegistryAuth,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ArtifactError> {
         Self::with(client()?, config, reference, credentials)
     }
 
@@ -113,12 +124,13 @@ impl<'a> RegistrySession<'a> {
         config: &'a RegistryConfig,
         reference: &'a Reference,
         credentials: RegistryAuth,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ArtifactError> {
         let registry = reference.resolve_registry();
         let place = |scheme| format!("{scheme}://{registry}/v2/").parse::<Url>();
-        let mut base = place("https").map_err(|why| format!("`{registry}` is no registry: {why}"))?;
+        let no_registry = |why| failed(format!("`{registry}` is no registry: {why}"));
+        let mut base = place("https").map_err(no_registry)?;
         if base.host_str().is_some_and(is_loopback_host) {
-            base = place("http").map_err(|why| format!("`{registry}` is no registry: {why}"))?;
+            base = place("http").map_err(no_registry)?;
         }
         let authorization = match &credentials {
             RegistryAuth::Bearer(token) => Some(bearer(token)?),
@@ -128,21 +140,21 @@ impl<'a> RegistrySession<'a> {
     }
 
     /// Content with this digest, of `manifests` or `blobs`.
-    async fn get(&mut self, what: &str, digest: &str, most: usize) -> Result<Vec<u8>, String> {
+    async fn get(&mut self, what: &str, digest: &str, most: usize) -> Result<Vec<u8>, ArtifactError> {
         let path = format!("{}/{what}/{digest}", self.repository);
-        let url = self.base.join(&path).map_err(|why| format!("`{path}` is no path: {why}"))?;
+        let url = self.base.join(&path).map_err(|why| failed(format!("`{path}` is no path: {why}")))?;
         let mut answer = self.follow(url.clone()).await?;
         if answer.status() == StatusCode::UNAUTHORIZED && self.authorize(&answer).await? {
             answer = self.follow(url).await?;
         }
         if !answer.status().is_success() {
-            return Err(refusal(answer).await);
+            return Err(failed(refusal(answer).await));
         }
         body(answer, most).await
     }
 
     /// Sends a request and follows redirects.
-    async fn follow(&self, mut url: Url) -> Result<Response, String> {
+    async fn follow(&self, mut url: Url) -> Result<Response, ArtifactError> {
         for _ in 0..=MOST_REDIRECTS {
             let answer = send(self.ask(&url)).await?;
             if !answer.status().is_redirection() {
@@ -150,7 +162,7 @@ impl<'a> RegistrySession<'a> {
             }
             url = self.redirected(&url, answer.headers().get(LOCATION))?;
         }
-        Err(format!("the registry redirects more than {MOST_REDIRECTS} times"))
+        Err(failed(format!("the registry redirects more than {MOST_REDIRECTS} times")))
     }
 
     /// A request for this URL, with authorization if it belongs to the registry itself.
@@ -164,17 +176,23 @@ impl<'a> RegistrySession<'a> {
     }
 
     /// The target of a redirect, if it is allowed.
-    pub(super) fn redirected(&self, from: &Url, location: Option<&HeaderValue>) -> Result<Url, String> {
+    pub(super) fn redirected(
+        &self,
+        from: &Url,
+        location: Option<&HeaderValue>,
+    ) -> Result<Url, ArtifactError> {
         let to = location.and_then(|to| to.to_str().ok());
-        let to = to.and_then(|to| from.join(to).ok()).ok_or("the registry redirects to nowhere")?;
+        let to = to
+            .and_then(|to| from.join(to).ok())
+            .ok_or_else(|| failed("the registry redirects to nowhere"))?;
         if self.config.allows(&self.base, &to) {
             return Ok(to);
         }
-        Err(format!("the registry redirects to {}", self.describe_other_site(&to)))
+        Err(failed(format!("the registry redirects to {}", self.describe_other_site(&to))))
     }
 
     /// Authenticates as the registry requires. Returns whether there is anything to do.
-    async fn authorize(&mut self, answer: &Response) -> Result<bool, String> {
+    async fn authorize(&mut self, answer: &Response) -> Result<bool, ArtifactError> {
         if self.authorization.is_some() {
             return Ok(false);
         }
@@ -192,20 +210,27 @@ impl<'a> RegistrySession<'a> {
     }
 
     /// Gets a token for reading this repository only.
-    async fn token(&self, realm: &str, service: Option<&str>) -> Result<HeaderValue, String> {
+    async fn token(&self, realm: &str, service: Option<&str>) -> Result<HeaderValue, ArtifactError> {
         let answer = send(self.ask_for_token(realm, service)?).await?;
         if !answer.status().is_success() {
-            return Err(format!("no token: {}", refusal(answer).await));
+            return Err(failed(format!("no token: {}", refusal(answer).await)));
         }
-        let answer = body(answer, MAX_TOKEN).await.map_err(|why| format!("no token: {why}"))?;
+        let answer =
+            body(answer, MAX_TOKEN).await.map_err(|why| why.map_text(|why| format!("no token: {why}")))?;
         token_in(&answer)
     }
 
     /// A request for a token, with the credentials.
-    pub(super) fn ask_for_token(&self, realm: &str, service: Option<&str>) -> Result<RequestBuilder, String> {
-        let realm: Url = realm.parse().map_err(|_| "the registry's tokens come from what is no URL")?;
+    pub(super) fn ask_for_token(
+        &self,
+        realm: &str,
+        service: Option<&str>,
+    ) -> Result<RequestBuilder, ArtifactError> {
+        let realm: Url =
+            realm.parse().map_err(|_| failed("the registry's tokens come from what is no URL"))?;
         if !self.config.allows(&self.base, &realm) {
-            return Err(format!("the registry's tokens come from {}", self.describe_other_site(&realm)));
+            let site = self.describe_other_site(&realm);
+            return Err(failed(format!("the registry's tokens come from {site}")));
         }
         let scope = format!("repository:{}:pull", self.repository);
         let mut request = self.client.get(realm).query(&[("scope", &*scope)]);
@@ -235,26 +260,31 @@ struct TokenResponse {
 }
 
 /// The token of a response.
-pub(super) fn token_in(answer: &[u8]) -> Result<HeaderValue, String> {
+pub(super) fn token_in(answer: &[u8]) -> Result<HeaderValue, ArtifactError> {
     // The parser's own message could quote a secret.
     let answer: TokenResponse =
-        serde_json::from_slice(answer).map_err(|_| "the answer with the token is not JSON")?;
-    let token = answer.token.or(answer.access_token).ok_or("the answer has no token")?;
+        serde_json::from_slice(answer).map_err(|_| failed("the answer with the token is not JSON"))?;
+    let token = answer.token.or(answer.access_token).ok_or_else(|| failed("the answer has no token"))?;
     bearer(&token)
 }
 
-async fn send(request: RequestBuilder) -> Result<Response, String> {
-    request.send().await.map_err(|why| causes(&why.without_url()))
+/// A fetch that failed. Another one may succeed.
+fn failed(why: impl Into<String>) -> ArtifactError {
+    ArtifactError::Registry(why.into())
+}
+
+async fn send(request: RequestBuilder) -> Result<Response, ArtifactError> {
+    request.send().await.map_err(|why| failed(causes(&why.without_url())))
 }
 
 /// A body of at most this many bytes.
-async fn body(mut answer: Response, most: usize) -> Result<Vec<u8>, String> {
-    let too_large = || format!("the answer has more than {most} bytes");
+async fn body(mut answer: Response, most: usize) -> Result<Vec<u8>, ArtifactError> {
+    let too_large = || failed(format!("the answer has more than {most} bytes"));
     if answer.content_length().is_some_and(|length| length > most as u64) {
         return Err(too_large());
     }
     let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(|why| causes(&why.without_url()))? {
+    while let Some(chunk) = answer.chunk().await.map_err(|why| failed(causes(&why.without_url())))? {
         if body.len() + chunk.len() > most {
             return Err(too_large());
         }
@@ -278,18 +308,19 @@ async fn refusal(mut answer: Response) -> String {
     format!("the registry answered {status}: {shown}")
 }
 
-fn basic(user: &str, password: &str) -> Result<HeaderValue, String> {
+fn basic(user: &str, password: &str) -> Result<HeaderValue, ArtifactError> {
     use base64::Engine as _;
     let pair = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
     secret(&format!("Basic {pair}"))
 }
 
-fn bearer(token: &str) -> Result<HeaderValue, String> {
+fn bearer(token: &str) -> Result<HeaderValue, ArtifactError> {
     secret(&format!("Bearer {token}"))
 }
 
-fn secret(text: &str) -> Result<HeaderValue, String> {
-    let mut value = HeaderValue::from_str(text).map_err(|_| "the token cannot be sent: it is no header")?;
+fn secret(text: &str) -> Result<HeaderValue, ArtifactError> {
+    let mut value =
+        HeaderValue::from_str(text).map_err(|_| failed("the token cannot be sent: it is no header"))?;
     value.set_sensitive(true);
     Ok(value)
 }

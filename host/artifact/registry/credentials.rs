@@ -12,6 +12,7 @@ use base64::engine::general_purpose::STANDARD;
 use oci_client::secrets::RegistryAuth;
 use serde_json::Value;
 
+use crate::artifact::error::ArtifactError;
 use crate::artifact::registry::helper::{self, Login};
 use crate::files::read;
 
@@ -24,7 +25,7 @@ const IDENTITY_TOKEN: &str = "<token>";
 ///
 /// # Errors
 /// When they cannot be read.
-pub(super) fn of(registry: &str) -> Result<RegistryAuth, String> {
+pub(super) fn of(registry: &str) -> Result<RegistryAuth, ArtifactError> {
     if let Ok(text) = std::env::var("DOCKER_AUTH_CONFIG") {
         return find(&text, "DOCKER_AUTH_CONFIG", registry, &ask);
     }
@@ -32,7 +33,7 @@ pub(super) fn of(registry: &str) -> Result<RegistryAuth, String> {
     match read(&file, MAX_SIZE) {
         Ok(text) => find(&String::from_utf8_lossy(&text), &file.display().to_string(), registry, &ask),
         Err(why) if why.is_missing() => Ok(RegistryAuth::Anonymous),
-        Err(why) => Err(format!("the registry's credentials: {} {why}", file.display())),
+        Err(why) => Err(wrong(format!("the registry's credentials: {} {why}", file.display()))),
     }
 }
 
@@ -49,10 +50,10 @@ fn ask(name: &str, server: &str) -> Result<Option<Login>, String> {
     helper::ask(helper::command(name)?, server, helper::DEADLINE)
 }
 
-fn find(text: &str, place: &str, registry: &str, ask: Ask<'_>) -> Result<RegistryAuth, String> {
+fn find(text: &str, place: &str, registry: &str, ask: Ask<'_>) -> Result<RegistryAuth, ArtifactError> {
     // The parser's message could quote a secret.
     let config: Value = serde_json::from_str(text)
-        .map_err(|_| format!("the registry's credentials in {place} are not JSON"))?;
+        .map_err(|_| wrong(format!("the registry's credentials in {place} are not JSON")))?;
     let auths = config["auths"].as_object().into_iter().flatten();
     let entry = auths.into_iter().find(|(name, _)| host_of(name) == registry);
     // Credentials in a helper have an empty entry, whose key is the server's name for the helper.
@@ -61,13 +62,15 @@ fn find(text: &str, place: &str, registry: &str, ask: Ask<'_>) -> Result<Registr
     if let Some(name) = helper.filter(|name| !name.is_empty()) {
         let asked = ask(name, server);
         let login = asked.map_err(|why| {
-            format!("the credential helper `{name}`, which {place} names for {registry}, is of no use: {why}")
+            wrong(format!(
+                "the credential helper `{name}`, which {place} names for {registry}, is of no use: {why}"
+            ))
         })?;
         match login {
             Some(login) if login.username == IDENTITY_TOKEN => {
-                return Err(format!(
+                return Err(wrong(format!(
                     "the credential helper `{name}` has an identity token for {registry}, which cannot be used here; log in with a user's name and an access token"
-                ));
+                )));
             }
             Some(login) => return Ok(RegistryAuth::Basic(login.username, login.secret)),
             None => {}
@@ -76,10 +79,17 @@ fn find(text: &str, place: &str, registry: &str, ask: Ask<'_>) -> Result<Registr
     match entry {
         Some((_, entry)) if entry.as_object().is_some_and(|entry| !entry.is_empty()) => login_of(entry)
             .ok_or_else(|| {
-                format!("the credentials for {registry} in {place} are not as `docker login` writes them")
+                wrong(format!(
+                    "the credentials for {registry} in {place} are not as `docker login` writes them"
+                ))
             }),
         _ => Ok(RegistryAuth::Anonymous),
     }
+}
+
+/// Credentials that cannot be used; they are read again for every fetch.
+fn wrong(why: String) -> ArtifactError {
+    ArtifactError::Registry(why)
 }
 
 fn login_of(entry: &Value) -> Option<RegistryAuth> {
@@ -119,8 +129,10 @@ mod tests {
         assert_eq!(of("two.example:5000"), Ok(basic("a", "b")));
         assert_eq!(of("two.example"), Ok(RegistryAuth::Anonymous), "another port is another registry");
         assert_eq!(of("three.example"), Ok(RegistryAuth::Bearer("t".into())));
-        assert!(!of("four.example").unwrap_err().contains("secret"));
-        assert!(!find("{ secret", "here", "one.example", &nobody).unwrap_err().contains("secret"));
+        assert!(!of("four.example").unwrap_err().to_string().contains("secret"));
+        assert!(
+            !find("{ secret", "here", "one.example", &nobody).unwrap_err().to_string().contains("secret")
+        );
     }
 
     #[test]
@@ -138,10 +150,10 @@ mod tests {
         assert_eq!(none("two.example"), Ok(basic("a", "b")), "what stands in the file");
         assert_eq!(none("index.docker.io"), Ok(RegistryAuth::Anonymous));
         let token = |_: &str, _: &str| Ok(Some(Login { username: "<token>".into(), secret: "s3".into() }));
-        let why = find(text, "here", "one.example", &token).expect_err("no password");
+        let why = find(text, "here", "one.example", &token).expect_err("no password").to_string();
         assert!(why.contains("identity token") && !why.contains("s3"), "{why}");
         let away = |_: &str, _: &str| Err("it gives no answer within 10s".to_owned());
-        let why = find(text, "here", "one.example", &away).expect_err("the helper hangs");
+        let why = find(text, "here", "one.example", &away).expect_err("the helper hangs").to_string();
         assert!(why.contains("`own`") && why.contains("within 10s"), "{why}");
     }
 }

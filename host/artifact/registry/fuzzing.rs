@@ -38,7 +38,7 @@ fn check_manifest(input: &mut Unstructured<'_>) -> Result<()> {
             assert!(is_sha256(&layer.digest) && MEDIA_TYPES.contains(&&*layer.media_type));
             assert!(u64::try_from(layer.size).is_ok_and(|size| size <= MAX_SIZE as u64), "{}", layer.size);
         }
-        Err(why) => assert_reason(&why),
+        Err(why) => assert_reason(&why.to_string()),
     }
     let other = format!("sha256:{}", "0".repeat(64));
     assert!(plugin_of(&other, &manifest).is_err(), "its digest is another one");
@@ -53,7 +53,7 @@ fn check_token(input: &mut Unstructured<'_>) -> Result<()> {
     };
     match token_in(&answer) {
         Ok(token) => assert!(token.is_sensitive() && token.as_bytes().starts_with(b"Bearer ")),
-        Err(why) => assert_reason(&why),
+        Err(why) => assert_reason(&why.to_string()),
     }
     Ok(())
 }
@@ -81,7 +81,7 @@ fn check_challenges(input: &mut Unstructured<'_>) -> Result<()> {
                 assert!(is_own(&url) || is_listed(&url), "credentials went to {url}");
             }
         }
-        Err(why) => assert_reason(&why),
+        Err(why) => assert_reason(&why.to_string()),
     }
     Ok(())
 }
@@ -98,7 +98,7 @@ fn check_redirects(input: &mut Unstructured<'_>) -> Result<()> {
         match session.redirected(&url, location.as_ref()) {
             Ok(to) => url = to,
             Err(why) => {
-                assert_reason(&why);
+                assert_reason(&why.to_string());
                 break;
             }
         }

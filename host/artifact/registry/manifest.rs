@@ -2,6 +2,7 @@
 
 use oci_client::manifest::{OciDescriptor, OciImageManifest};
 
+use crate::artifact::error::ArtifactError;
 use crate::artifact::file;
 use crate::artifact::registry::reference::is_sha256;
 use crate::digest::Digest;
@@ -31,30 +32,34 @@ pub(super) struct Package {
 }
 
 /// The plugin's layer and signature, from a manifest with this digest.
-pub(super) fn plugin_of(digest: &str, manifest: &[u8]) -> Result<(OciDescriptor, Option<String>), String> {
+pub(super) fn plugin_of(
+    digest: &str,
+    manifest: &[u8],
+) -> Result<(OciDescriptor, Option<String>), ArtifactError> {
     check_digest("the manifest", digest, manifest)?;
     let manifest: OciImageManifest = serde_json::from_slice(manifest).map_err(|e| {
         // The parser quotes its input, whatever its length.
         let why = e.to_string();
         let why = cut(&why, LONGEST_REASON);
-        format!(
+        ArtifactError::Content(format!(
             "is not an artifact with a plugin: {why}; for an index, use the digest of one of its manifests"
-        )
+        ))
     })?;
     let is_plugin = |layer: &&OciDescriptor| MEDIA_TYPES.contains(&layer.media_type.as_str());
     let layers: Vec<&OciDescriptor> = manifest.layers.iter().filter(is_plugin).collect();
     let [layer] = layers[..] else {
-        return Err(format!(
+        return Err(ArtifactError::Content(format!(
             "has {} layers with a plugin; push it as one layer of the media type application/wasm",
             layers.len()
-        ));
+        )));
     };
     if !is_sha256(&layer.digest) {
-        return Err("has a layer whose digest is not a sha256".to_owned());
+        return Err(ArtifactError::Content("has a layer whose digest is not a sha256".to_owned()));
     }
     let size = usize::try_from(layer.size).unwrap_or(usize::MAX);
     if size > MAX_SIZE {
-        return Err(format!("has {} bytes; plugins have at most {MAX_SIZE}", layer.size));
+        let why = format!("has {} bytes; plugins have at most {MAX_SIZE}", layer.size);
+        return Err(ArtifactError::Content(why));
     }
     let annotations = [&layer.annotations, &manifest.annotations];
     let signature = annotations.into_iter().flatten().find_map(|annotations| annotations.get(SIGNATURE));
@@ -62,12 +67,14 @@ pub(super) fn plugin_of(digest: &str, manifest: &[u8]) -> Result<(OciDescriptor,
 }
 
 /// Verifies a digest.
-pub(super) fn check_digest(what: &str, digest: &str, bytes: &[u8]) -> Result<(), String> {
+pub(super) fn check_digest(what: &str, digest: &str, bytes: &[u8]) -> Result<(), ArtifactError> {
     let hash = Digest::of(bytes);
     if digest.strip_prefix("sha256:").is_some_and(|named| named == hash.to_string()) {
         return Ok(());
     }
-    Err(format!("{what} has the digest sha256:{hash} and not {digest}: the registry returned something else"))
+    Err(ArtifactError::Content(format!(
+        "{what} has the digest sha256:{hash} and not {digest}: the registry returned something else"
+    )))
 }
 
 #[cfg(test)]
@@ -93,8 +100,10 @@ mod tests {
             let (found, signature) = try_with(&[other.clone(), layer(media)]).unwrap();
             assert_eq!((&*found.media_type, signature.as_deref()), (media, Some("abc")));
         }
-        assert!(try_with(&[other]).unwrap_err().contains("0 layers"));
+        assert!(try_with(&[other]).unwrap_err().to_string().contains("0 layers"));
         assert!(try_with(&[layer("application/wasm"), layer("application/wasm")]).is_err());
-        assert!(plugin_of(&format!("sha256:{HEX}"), b"{}").unwrap_err().contains("something else"));
+        assert!(
+            plugin_of(&format!("sha256:{HEX}"), b"{}").unwrap_err().to_string().contains("something else")
+        );
     }
 }

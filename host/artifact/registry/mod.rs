@@ -29,10 +29,11 @@ use std::time::{Duration, Instant};
 use oci_client::Reference;
 use parking_lot::Mutex;
 
+use crate::artifact::error::ArtifactError;
 use crate::artifact::file::Artifact;
 use crate::expiring::ExpiringMap;
 
-pub(crate) use reference::{is_reference, reference};
+pub(super) use reference::{SCHEME, parse};
 pub use site::RegistryConfig;
 
 use manifest::{Package, plugin_of};
@@ -41,7 +42,7 @@ use manifest::{Package, plugin_of};
 const MAX_CACHED: usize = 16;
 /// How long a failed registry is not contacted again: an operator's change to another plugin must not
 /// wait for it repeatedly.
-const RETRY_DELAY: Duration = Duration::from_secs(5);
+const RETRY_DELAY: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 5000 });
 /// How many failures are remembered.
 const FAILED: usize = 256;
 
@@ -57,7 +58,7 @@ pub(crate) struct Registries {
 struct FetchedPlugins {
     artifact: VecDeque<(String, Artifact)>,
     /// Why which reference failed last.
-    failed: ExpiringMap<String, String>,
+    failed: ExpiringMap<String, ArtifactError>,
 }
 
 impl Default for FetchedPlugins {
@@ -77,7 +78,7 @@ impl Registries {
     ///
     /// # Errors
     /// When the registry is unreachable, does not have it, or returns something else.
-    pub(crate) fn fetch(&self, reference: &Reference) -> Result<Artifact, String> {
+    pub(crate) fn fetch(&self, reference: &Reference) -> Result<Artifact, ArtifactError> {
         let digest = reference.digest().unwrap_or_default();
         if let Some(known) = self.known(reference, digest) {
             return known;
@@ -99,7 +100,7 @@ impl Registries {
         Ok(artifact)
     }
 
-    fn known(&self, reference: &Reference, digest: &str) -> Option<Result<Artifact, String>> {
+    fn known(&self, reference: &Reference, digest: &str) -> Option<Result<Artifact, ArtifactError>> {
         let known = self.known.lock();
         if let Some((_, artifact)) = known.artifact.iter().find(|(known, _)| known == digest) {
             return Some(Ok(artifact.clone()));
@@ -107,7 +108,7 @@ impl Registries {
         known.failed.get(&reference.to_string(), Instant::now()).map(|why| Err(why.clone()))
     }
 
-    fn pull(&self, reference: &Reference, digest: &str) -> Result<Package, String> {
+    fn pull(&self, reference: &Reference, digest: &str) -> Result<Package, ArtifactError> {
         let pulled = client::pull(&self.config, reference, digest);
         match &pulled {
             Ok(package) => {

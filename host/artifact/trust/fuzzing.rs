@@ -36,7 +36,7 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     let name = *input.choose(&NAMES)?;
     let file = if input.ratio(3, 4)? { made.file.clone() } else { altered(input, made.file.clone())? };
     let bare = input.arbitrary()?;
-    let trust = PluginTrust::new(vec![pem(SEEDS[0])]).with_bare_signatures(bare);
+    let trust = PluginTrust::new(vec![pem(SEEDS[0]).into()]).with_bare_signatures(bare);
     if let Ok(text) = signature_as_text(&signature) {
         let again = signature_as_text(text.as_bytes());
         assert_eq!(again.as_ref(), Ok(&text), "what is sent is read as the same");

@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::Signature;
 
+use crate::artifact::error::ArtifactError;
 use crate::artifact::trust::statement::{self, Statement};
 use crate::files::{self, ReadError};
 
@@ -22,14 +23,15 @@ pub(super) enum ParsedSignature {
 }
 
 /// Parses a signature from a file, a header or an annotation.
-pub(super) fn parse(bytes: &[u8]) -> Result<ParsedSignature, String> {
+pub(super) fn parse(bytes: &[u8]) -> Result<ParsedSignature, ArtifactError> {
     if let Some(signed) = plain(bytes) {
         return Ok(signed);
     }
     let text: Vec<u8> = bytes.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
     let signed = STANDARD.decode(text).ok().and_then(|decoded| plain(&decoded));
     signed.ok_or_else(|| {
-        "is neither what `halley plugin sign` writes nor base64 of it; sign the plugin again".to_owned()
+        let why = "is neither what `halley plugin sign` writes nor base64 of it; sign the plugin again";
+        ArtifactError::Untrusted(why.to_owned())
     })
 }
 
@@ -45,7 +47,7 @@ fn plain(bytes: &[u8]) -> Option<ParsedSignature> {
 ///
 /// # Errors
 /// When it is not a signature.
-pub fn as_text(bytes: &[u8]) -> Result<String, String> {
+pub fn as_text(bytes: &[u8]) -> Result<String, ArtifactError> {
     Ok(match parse(bytes)? {
         ParsedSignature::Bare(signature) => STANDARD.encode(signature.to_bytes()),
         ParsedSignature::Statement(statement, signature) => {
@@ -65,14 +67,17 @@ pub fn signature_path(file: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When it cannot be read: the second half of a sentence that begins with the plugin.
-pub fn read(file: &Path) -> Result<Option<Vec<u8>>, String> {
+pub fn read(file: &Path) -> Result<Option<Vec<u8>>, ArtifactError> {
     let path = signature_path(file);
     match files::read(&path, MAX_SIZE) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(why) if why.is_missing() => Ok(None),
-        Err(why @ ReadError::System(_)) => Err(format!("has a signature ({}) that {why}", path.display())),
-        Err(_) => {
-            Err(format!("has an invalid signature ({}); `halley plugin sign` writes one", path.display()))
+        Err(why @ ReadError::System(_)) => {
+            Err(ArtifactError::Unreadable(format!("has a signature ({}) that {why}", path.display())))
         }
+        Err(_) => Err(ArtifactError::Unreadable(format!(
+            "has an invalid signature ({}); `halley plugin sign` writes one",
+            path.display()
+        ))),
     }
 }

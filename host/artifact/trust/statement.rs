@@ -20,6 +20,7 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::pkcs8::DecodePrivateKey as _;
 use ed25519_dalek::{Signature, Signer as _, SigningKey};
 
+use crate::artifact::error::ArtifactError;
 use crate::digest::Digest;
 
 /// The first line.
@@ -62,9 +63,9 @@ pub(super) fn parse(text: &str) -> Option<(Statement, Signature)> {
 ///
 /// # Errors
 /// When the key is not such a key.
-pub fn sign(key: &str, name: &str, version: u64, bytes: &[u8]) -> Result<String, String> {
+pub fn sign(key: &str, name: &str, version: u64, bytes: &[u8]) -> Result<String, ArtifactError> {
     let key = SigningKey::from_pkcs8_pem(key).map_err(|why| {
-        format!("is not an ed25519 private key: {why}; make one with `openssl genpkey -algorithm ed25519 -out KEY.pem`")
+        ArtifactError::Key(format!("is not an ed25519 private key: {why}; make one with `openssl genpkey -algorithm ed25519 -out KEY.pem`"))
     })?;
     let statement = Statement { name: name.to_owned(), version, sha256: Digest::of(bytes) };
     let signature = key.sign(statement.to_string().as_bytes());
@@ -101,6 +102,11 @@ mod tests {
         ] {
             assert_eq!(parse(&other), None, "{other}");
         }
-        assert!(sign("-----BEGIN PRIVATE KEY-----\n", "p", 1, b"").unwrap_err().contains("openssl genpkey"));
+        assert!(
+            sign("-----BEGIN PRIVATE KEY-----\n", "p", 1, b"")
+                .unwrap_err()
+                .to_string()
+                .contains("openssl genpkey")
+        );
     }
 }

@@ -22,6 +22,7 @@ pub use record::{
 
 use store::VersionStore;
 
+use crate::artifact::error::ArtifactError;
 use crate::artifact::file::Artifact;
 use crate::digest::Digest;
 
@@ -84,7 +85,7 @@ impl Versions {
     ///
     /// # Errors
     /// When it is not stored, or was modified.
-    pub(crate) fn file(&self, plugin: &str, hash: Digest) -> Result<Artifact, String> {
+    pub(crate) fn file(&self, plugin: &str, hash: Digest) -> Result<Artifact, ArtifactError> {
         let kept = self.kept.lock();
         Ok(Artifact { bytes: kept.store.get(hash)?, signature: kept.store.signature(plugin, hash) })
     }

@@ -3,13 +3,13 @@
 //! ```text
 //! <state_dir>/lock                     held by the gateway that uses the folder
 //! <state_dir>/versions/<sha256>.wasm   plugins' files
-//! <state_dir>/versions/<sha256>.<name>.sig   their signatures, by plugin, where they have one
-//! <state_dir>/plugins/<name>.json      what is remembered of each plugin
+//! <state_dir>/versions/<sha256>.<name>.sig   their signatures, by plugin, if they have one
+//! <state_dir>/plugins/<name>.json      the record of each plugin
 //! ```
 //!
 //! Files are replaced atomically, so a crash leaves the old or the new content. Everything that is
-//! read is verified: against its hash, and that nobody else can have written it (`files`). Knows
-//! nothing of the meaning of records.
+//! read is verified: against its hash, and that nobody else can have written it (`files`). It does not
+//! know the meaning of records.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use crate::artifact::error::ArtifactError;
 use crate::artifact::file::MAX_SIZE;
 use crate::artifact::versions::record::VersionHistory;
 use crate::digest::Digest;
@@ -135,11 +136,12 @@ impl VersionStore {
     ///
     /// # Errors
     /// When it is missing, or its content has changed.
-    pub(super) fn get(&self, hash: Digest) -> Result<Arc<[u8]>, String> {
+    pub(super) fn get(&self, hash: Digest) -> Result<Arc<[u8]>, ArtifactError> {
         match self {
             Self::VersionFolder(folder) => folder.get(hash),
             Self::Memory(files) => {
-                files.get(&hash.to_string()).cloned().ok_or_else(|| format!("version {hash} is not stored"))
+                let missing = || ArtifactError::Unreadable(format!("version {hash} is not stored"));
+                files.get(&hash.to_string()).cloned().ok_or_else(missing)
             }
         }
     }
@@ -171,13 +173,14 @@ impl VersionFolder {
         self.versions.replace(&format!("{hash}.wasm"), bytes)
     }
 
-    fn get(&self, hash: Digest) -> Result<Arc<[u8]>, String> {
+    fn get(&self, hash: Digest) -> Result<Arc<[u8]>, ArtifactError> {
         let name = format!("{hash}.wasm");
         let path = self.versions.path().join(&name);
         let read = self.versions.read(&name, MAX_SIZE);
-        let bytes = read.map_err(|why| format!("{} {why}", path.display()))?;
+        let bytes = read.map_err(|why| ArtifactError::Unreadable(format!("{} {why}", path.display())))?;
         if Digest::of(&bytes) != hash {
-            return Err(format!("{} was modified: its content has another hash", path.display()));
+            let why = format!("{} was modified: its content has another hash", path.display());
+            return Err(ArtifactError::Unreadable(why));
         }
         Ok(bytes.into())
     }
@@ -244,7 +247,7 @@ mod tests {
         assert_eq!(records, BTreeMap::from([("p".to_owned(), record)]));
         assert_eq!(*store.get(hash).unwrap(), *b"wasm");
         fs::write(folder.path().join(format!("versions/{hash}.wasm")), b"evil").unwrap();
-        assert!(store.get(hash).unwrap_err().contains("was modified"));
+        assert!(store.get(hash).unwrap_err().to_string().contains("was modified"));
         store.put(hash, &bytes).unwrap();
         assert_eq!(*store.get(hash).unwrap(), *b"wasm", "a modified file is written again");
         store.sweep(&HashSet::new());

@@ -75,8 +75,8 @@ fn broadcasts(fleet: &Fleet) -> Vec<CheckResult> {
     [connected(true, format!("{reach}{caveat}"))].into_iter().chain(warnings).collect()
 }
 
-/// Whether a listener of `[admin]` can be bound. A gateway that listens there already may be the one
-/// whose configuration this is.
+/// Whether a listener of `[admin]` can be bound. If a gateway listens there already, it may be the one
+/// with this configuration.
 async fn listener(what: &str, key: &str, listen: &str) -> CheckResult {
     let connected = |ok, text| CheckResult { subject: format!("{what} {listen}"), ok, text };
     match TcpListener::bind(listen).await {

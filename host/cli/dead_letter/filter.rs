@@ -1,4 +1,4 @@
-//! Which dead letters are meant.
+//! Selects dead letters.
 
 use std::time::SystemTime;
 

@@ -36,10 +36,10 @@ enum Command {
     /// exclude, that are refused or that could not be written stay for another run, with the same
     /// filters or others: nothing is skipped, and nothing is redriven twice.
     ///
-    /// A message goes only to the comets that did not take it (`halley-failed-comets`), unless
+    /// A message goes only to the comets that did not accept it (`halley-failed-comets`), unless
     /// `--all-comets` is given. A BROADCAST whose comets are gone reaches nobody. A message for a
     /// room or for keys goes to all of its comets if one of the failed comets no longer holds any of
-    /// its recipients. If comets took it and it could not be stored for absent users, it goes only to
+    /// its recipients. If all comets accepted it and it could not be stored for absent users, it goes only to
     /// these (`halley-failed-users`): live to those who are back. If there are more than the header
     /// holds (16 KiB), it goes to those who are still absent.
     ///

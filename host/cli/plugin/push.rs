@@ -69,7 +69,9 @@ pub(super) fn push(paths: &[PathBuf], name: Option<&str>, gateway: &GatewayArgs)
 /// The content of FILE.sig in the header's format; empty if it does not exist.
 fn signature(file: &Path) -> anyhow::Result<HeaderMap> {
     let wrong = |why: String| anyhow::anyhow!("{} {why}", file.display());
-    let Some(bytes) = read_signature(file).map_err(wrong)? else { return Ok(HeaderMap::new()) };
+    let Some(bytes) = read_signature(file).map_err(|why| wrong(why.to_string()))? else {
+        return Ok(HeaderMap::new());
+    };
     let text = signature_as_text(&bytes).map_err(|why| wrong(format!("has a signature that {why}")))?;
     Ok(HeaderMap::from_iter([(SIGNATURE, HeaderValue::from_str(&text)?)]))
 }

@@ -94,9 +94,9 @@ pub(super) fn differences(args: ShowArgs) -> anyhow::Result<u8> {
         number("not_compared")
     ));
     for difference in answer["latest"].as_array().into_iter().flatten() {
-        let [message, kind, plugin_lines, candidate] =
+        let [message, kind, active, candidate] =
             ["message", "kind", "active", "candidate"].map(|name| text(&difference[name]));
-        print(&format!("  {message}  {kind}: {plugin_lines}  ->  {candidate}"));
+        print(&format!("  {message}  {kind}: {active}  ->  {candidate}"));
     }
     Ok(EXIT_SUCCESS)
 }
@@ -118,18 +118,18 @@ pub(super) fn plugin_lines(name: &str, one: &Value) -> Vec<String> {
 }
 
 fn rollout_line(plugin: &Value) -> Option<String> {
-    let rollout_line = &plugin["rollout"];
-    if rollout_line.is_null() {
+    let rollout = &plugin["rollout"];
+    if rollout.is_null() {
         let last = &plugin["last_rollout"];
         let ended = |hash: &str| format!("    candidate {}: {}", short(hash), text(&last["why"]));
         return last["hash"].as_str().map(ended);
     }
-    let candidate = short(text(&rollout_line["candidate"]));
+    let candidate = short(text(&rollout["candidate"]));
     let [mode, share, elapsed, errors, drops, latency, active_drops, active_latency] =
         ["mode", "weight", "elapsed", "errors", "drops", "latency", "active_drops", "active_latency"]
-            .map(|name| text(&rollout_line[name]));
+            .map(|name| text(&rollout[name]));
     let decides = if mode == "canary" { format!(" of {share}") } else { String::new() };
-    let messages = &rollout_line["messages"];
+    let messages = &rollout["messages"];
     Some(format!(
         "    {mode}{decides} {candidate}, running for {elapsed}: {messages} messages, {errors} failed, \
          {drops} stopped (active {active_drops}), {latency} each (active {active_latency})"

@@ -34,7 +34,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
     let failed = |what: &PathBuf, why: String| anyhow::anyhow!("{} {why}", what.display());
     let bytes = files::read(&file, LARGEST_INPUT).map_err(|why| failed(&file, why.to_string()))?;
     let secret = files::read_secret(&key, LARGEST_KEY).map_err(|why| failed(&key, why.to_string()))?;
-    let signature = artifact::sign(&secret, &name, number, &bytes).map_err(|why| failed(&key, why))?;
+    let signature =
+        artifact::sign(&secret, &name, number, &bytes).map_err(|why| failed(&key, why.to_string()))?;
     let place = artifact::signature_file(&file);
     files::publish(&place, signature.as_bytes())
         .with_context(|| format!("{} cannot be written", place.display()))?;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context as _;
 
+use crate::artifact::PluginSource;
 use crate::cli::{
     ConfigArgs, EXIT_FAILURE, EXIT_SUCCESS, EXIT_USAGE, LARGEST_INPUT, fail, plugin_name_of, print_json,
     print_lines, runtime,
@@ -90,7 +91,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<u8> {
         };
     let runtime = runtime()?;
     let code = runtime.block_on(replay(&args, &config, range, plugins));
-    // A call to an unreachable Kafka may still block; nobody waits for it.
+    // A call to an unreachable Kafka may still block; the process does not wait for it.
     runtime.shutdown_timeout(Duration::from_secs(1));
     code
 }
@@ -111,19 +112,19 @@ fn plugins(args: &Args, config: &Config) -> anyhow::Result<(ReplayedPlugin, Opti
     if let Some(file) = &args.plugin_config {
         settings.config = json(file)?;
     }
-    let plugin = |settings: &PluginConfig, file: &Path| {
+    let plugin = |settings: &PluginConfig, file: PluginSource| {
         ReplayedPlugin::new(settings, file, config.policies.runtime_of_a_command())
     };
-    let candidate = plugin(&settings, &args.plugin)?;
+    let candidate = plugin(&settings, args.plugin.as_path().into())?;
     let against = match &args.against {
         None => None,
         Some(word) if word == Path::new("current") => {
             let current = current.with_context(|| {
                 format!("--against current: plugin `{name}` is not configured (configured: {known}); name it with --name")
             })?;
-            Some(plugin(current, &current.path)?)
+            Some(plugin(current, current.path.clone())?)
         }
-        Some(file) => Some(plugin(&settings, file)?),
+        Some(file) => Some(plugin(&settings, file.as_path().into())?),
     };
     Ok((candidate, against))
 }
@@ -140,7 +141,7 @@ async fn replay(
     range: TimeRange,
     plugins: (ReplayedPlugin, Option<ReplayedPlugin>),
 ) -> anyhow::Result<u8> {
-    // librdkafka requires a group name; nobody joins the group.
+    // librdkafka requires a group name; the client never joins the group.
     let group = format!("{}-replay", config.kafka.group);
     let Some(mut reader) = TopicReader::open(&config.kafka, &args.topic, &group).await? else {
         fail(&format!("topic `{}` not found at `{}`; check --topic", args.topic, config.kafka.brokers));

@@ -1,9 +1,8 @@
 //! Replays messages through one version of a policy, and compares decisions.
 
-use std::path::Path;
-
 use prometheus_client::registry::Registry;
 
+use crate::artifact::PluginSource;
 use crate::decision::{Effect, FilteredMessage, MessagePart, PluginVersion};
 use crate::message::Message;
 use crate::policy::{Chain, Fraction, OnError, PluginConfig, Policies, QuarantineAction, StateScope};
@@ -48,9 +47,13 @@ pub(super) struct ReplayDecision {
 }
 
 impl ReplayedPlugin {
-    /// Loads this file with these settings, into a runtime that is made with this.
-    pub(super) fn new(settings: &PluginConfig, file: &Path, runtime: RuntimeConfig) -> anyhow::Result<Self> {
-        let mut config = PluginConfig { path: file.to_owned(), ..settings.clone() };
+    /// Loads this file with these settings, into a runtime with this configuration.
+    pub(super) fn new(
+        settings: &PluginConfig,
+        file: PluginSource,
+        runtime: RuntimeConfig,
+    ) -> anyhow::Result<Self> {
+        let mut config = PluginConfig { path: file.clone(), ..settings.clone() };
         // A pin applies to the configured file, and a candidate is not what is replayed.
         config.sha256 = None;
         config.rollout = None;
@@ -65,7 +68,7 @@ impl ReplayedPlugin {
         anyhow::ensure!(
             set.has_filter(),
             "{} exports no `filter`; only decisions of `filter` can be replayed",
-            file.display()
+            file
         );
         Ok(Self { version: set.versions()[0].clone(), chain: set.chain() })
     }

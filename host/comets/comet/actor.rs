@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::active::ActiveGauge;
 use super::call::{Attempt, AttemptResult, InFlightCall, MAX_MERGED_BYTES, MAX_MERGED_MESSAGES, OrderItem};
+use super::concurrency::ConcurrencyLimit;
 use super::parked::ParkedQueue;
 use super::probe::{HealthProbe, ProbeReply};
 use crate::comets::breaker::{self, AttemptPermit, Breaker, BreakerChange, BreakerState};
@@ -55,6 +56,8 @@ pub(super) struct Actor {
     last_answer: Instant,
     /// Calls that timed out on this channel.
     timed_out: u32,
+    concurrency: ConcurrencyLimit,
+    calls_in_flight: usize,
     probe: HealthProbe,
     timing: CallTimeouts,
     dialect: Dialect,
@@ -92,6 +95,8 @@ impl Actor {
             channel: 0,
             last_answer: Instant::now(),
             timed_out: 0,
+            concurrency: ConcurrencyLimit::new(timing.request_timeout),
+            calls_in_flight: 0,
             probe: HealthProbe::new(config.breaker_open, timing.request_timeout),
             active: ActiveGauge::new(state),
             timing,
@@ -171,6 +176,9 @@ impl Actor {
 
     /// The next attempt that may start now. Calls that may not be attempted fail here.
     fn next_attempt(&mut self) -> Option<Attempt> {
+        if !self.concurrency.allows(self.calls_in_flight) {
+            return None;
+        }
         let now = Instant::now();
         loop {
             let call = match self.ready.pop() {
@@ -228,6 +236,7 @@ impl Actor {
         let client = self.client.get_or_insert_with(|| self.dialer.dial()).clone();
         let (request, method) = call.request(self.dialect, self.with_ids);
         self.active.state.in_flight().fetch_add(call.batch_len(), Ordering::Relaxed);
+        self.calls_in_flight += 1;
         Attempt {
             client,
             channel: self.channel,
@@ -240,6 +249,7 @@ impl Actor {
     }
 
     fn answered(&mut self, answer: AttemptResult) {
+        self.calls_in_flight -= 1;
         let state = &self.active.state;
         state.in_flight().fetch_sub(answer.call.batch_len(), Ordering::Relaxed);
         state.metrics.seconds.observe(answer.took.as_secs_f64());
@@ -249,9 +259,10 @@ impl Actor {
             Ok(()) => None,
             Err(CallFailure::Status { code, text }) => Some((*code, text.clone())),
         };
-        let AttemptResult { mut call, method, permit, result, .. } = answer;
+        let AttemptResult { mut call, method, permit, took, result, .. } = answer;
         state.note_answer();
         self.last_answer = Instant::now();
+        self.concurrency.answered(took, self.last_answer);
         let change = self.breaker.succeeded(permit);
         self.changed(change);
         if let (Some((code, text)), Err(failure)) = (answer_of_comet, result) {
@@ -326,6 +337,9 @@ impl Actor {
         state.note_error(&text);
         debug!(comet = %state.address, error = text, "a call failed");
         let now = Instant::now();
+        if timed_out {
+            self.concurrency.timed_out(took, now);
+        }
         if timed_out && channel == self.channel {
             self.timed_out += 1;
             // A connection without any answer for the duration of a call may have lost its peer.

@@ -71,7 +71,9 @@ async fn a_full_connection_does_not_block_others_of_its_call() {
     for config in [config(), goim_config()] {
         for code in (1..=16).map(Code::from).filter(|code| *code != Code::Unimplemented) {
             let comet = comet_with_a_stuck_client(code);
-            let fleet = fleet(&touchy(config.clone()), SHORT);
+            // Forty calls, one after the other, on a busy machine.
+            let timing = CallTimeouts { delivery_timeout: Duration::from_millis(800), ..SHORT };
+            let fleet = fleet(&touchy(config.clone()), timing);
             let handles = send(&fleet, &comet.address, &keys(&["a", STUCK, "b"]), 20);
             let all: Vec<String> = (0..20).map(|number| format!("{number:02}")).collect();
             for delivered in outcomes(handles).await {

@@ -50,7 +50,7 @@ fn what_a_full_partition_brings_waits_and_a_pause_ends_when_half_of_it_is_admitt
     let (mut partition, mut stream) = assigned();
     let fills: Vec<_> = (0..12).map(|offset| accept(&mut partition, offset, 100)).collect();
     let fill = |fill, times| std::iter::repeat_n(fill, times);
-    let expected = fill(Fill::Nothing, 4).chain(fill(Fill::Something, 7)).chain(fill(Fill::InFlightLimit, 1));
+    let expected = fill(Fill::Nothing, 4).chain(fill(Fill::Something, 7)).chain(fill(Fill::AtLimit, 1));
     assert!(fills.iter().copied().eq(expected), "8 of about 1,100 bytes are more than may wait: {fills:?}");
     partition.pause();
     assert_eq!(accept(&mut partition, 12, 100), Fill::Something, "it was on its way");
@@ -225,10 +225,10 @@ fn shares_are_equal_and_never_zero() {
 /// What happens to a partition, by Kafka, the worker and the polling thread.
 #[derive(Clone, Debug)]
 enum PartitionStep {
-    /// Kafka hands out the next record, of this size; librdkafka may have fetched some
-    /// before it heard of a pause, so records come while it is paused, too.
+    /// The next record arrives, of this size. librdkafka may have fetched records before a pause, so
+    /// they arrive while the partition is paused, too.
     Arrive(usize),
-    /// The worker takes a record over.
+    /// The worker takes a record.
     Take,
     /// One of the records that the worker has is settled.
     Settle(usize),
@@ -269,7 +269,7 @@ impl PartitionTracker {
             PartitionStep::Arrive(size) => {
                 let fill = accept(&mut self.partition, self.arrived.len() as i64, size);
                 self.arrived.push(size);
-                if fill == Fill::InFlightLimit {
+                if fill == Fill::AtLimit {
                     self.partition.pause();
                 }
             }

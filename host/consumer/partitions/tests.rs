@@ -52,11 +52,7 @@ fn partitions_take_turns_while_memory_is_short() {
     assert!(refill(&mut partitions).is_empty(), "it is measured");
 
     let fills: Vec<_> = (0..3).map(|number| accept(&mut partitions, number, 0)).collect();
-    assert_eq!(
-        fills,
-        [Fill::Nothing, Fill::InFlightLimit, Fill::InFlightLimit],
-        "the first finds nothing in flight"
-    );
+    assert_eq!(fills, [Fill::Nothing, Fill::AtLimit, Fill::AtLimit], "the first finds nothing in flight");
     let Relief { pause, wait } = partitions.relieve(Instant::now());
     assert_eq!((pause.len(), wait), (2, false), "what is fetched ahead takes memory, too");
     let mut seen = Vec::new();
@@ -102,7 +98,7 @@ fn full(streams: &mut Vec<PartitionStream>) -> (Partitions, i64) {
     let mut partitions = Partitions::new(InFlightLimit { records: 4, bytes: 32 << 10 }, guard, metrics);
     streams.extend((0..2).map(|number| assign(&mut partitions, number)));
     let mut offset = 0;
-    while accept(&mut partitions, 0, offset) != Fill::InFlightLimit {
+    while accept(&mut partitions, 0, offset) != Fill::AtLimit {
         offset += 1;
     }
     (partitions, offset)
@@ -118,7 +114,7 @@ fn a_full_partition_that_moves_on_is_waited_for_while_others_have_something_to_d
     let later = Instant::now() + PAUSE_COSTS * 2;
     streams[0].records.try_recv().expect("admitted").ack.settle();
     partitions.refill(later);
-    // What was admitted left room for one more.
+    // The refill made room in the buffer.
     let relief = partitions.relieve(later);
     assert!(relief.pause.is_empty());
 }

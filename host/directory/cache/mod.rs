@@ -180,7 +180,7 @@ impl<V: Clone> Drop for FillPermit<V> {
 }
 
 impl<V: Clone> FillWaiter<V> {
-    /// Who makes it.
+    /// The worker that computes the value.
     pub fn maker(&self) -> &Maker {
         &self.maker
     }

@@ -31,7 +31,7 @@ impl Default for CacheConfig {
     }
 }
 
-/// The worker that makes a value: that of this partition.
+/// The worker that computes a value: that of this partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Maker {
     /// Its topic.

@@ -123,7 +123,7 @@ fn rooms_and_connections_are_bounded() {
     assert_eq!((table.by_age.len(), table.in_flight.len()), (1, 0), "nothing is left behind");
 }
 
-/// Eight workers claim overlapping rooms in different orders; some give up.
+/// Eight workers claim overlapping rooms in different orders; some are cancelled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn workers_never_compute_a_room_twice_or_deadlock() {
     let cache = cache::<usize>(100, 1000, Duration::from_micros(200));
@@ -150,7 +150,7 @@ async fn batches(worker: usize, cache: RouteCache<usize>, making: Arc<Vec<Atomic
     }
 }
 
-/// Claims, computes, publishes, waits. Returns the rooms whose computation was given up.
+/// Claims, computes, publishes, waits. Returns the rooms whose computation was cancelled.
 async fn one_round(
     wanted: &[usize],
     cache: &RouteCache<usize>,

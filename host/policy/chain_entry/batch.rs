@@ -26,7 +26,7 @@ pub(in crate::policy) struct Source<'a> {
     pub(in crate::policy) partition: i32,
 }
 
-/// How many calls of one plugin may fail in a row before the batch is given up: enough to isolate one
+/// How many calls of one plugin may fail in a row before the rest of the batch fails: enough to isolate one
 /// message by halving (and to retry it with a fresh instance), so that a plugin that fails on
 /// everything costs only a few deadlines.
 fn failures_in_a_row(batch: usize) -> usize {
@@ -110,7 +110,7 @@ impl ChainEntry {
         asked: &mut PluginBatch<'_>,
         open: &[usize],
     ) -> Result<(), PolicyStalled> {
-        // The ranges of `open` that still have to be asked about; the first one is last.
+        // The ranges of `open` that the plugin still has to decide; the first one is last.
         let everything = 0..open.len();
         let mut stretches = vec![everything];
         let in_a_row = failures_in_a_row(open.len());
@@ -178,7 +178,7 @@ impl ChainEntry {
         if self.needs_refetch() {
             return verdicts;
         }
-        // Failed messages are asked about again, in halves; they count once they are given up.
+        // Failed messages are retried in halves; they count once they are not retried any more.
         let answered = if verdicts.is_ok() { asked.len() } else { 0 };
         self.plugin.stats.record_messages(answered, begun.elapsed());
         verdicts

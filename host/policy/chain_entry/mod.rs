@@ -1,7 +1,7 @@
 //! One plugin in a chain, and the chain's instance of it.
 //!
-//! A failed instance is discarded, and the call is retried once with a fresh one. `batch` brings a
-//! batch through whatever the plugin does.
+//! A failed instance is discarded, and the call is retried once with a fresh one. `batch` runs a batch
+//! through the filter, however often the plugin fails.
 
 use std::sync::Arc;
 use std::time::Instant;

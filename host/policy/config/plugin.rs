@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::artifact;
+use crate::artifact::PluginSource;
 use crate::digest::Digest;
 use crate::message::NamedBy;
 use crate::policy::on_error::OnErrors;
@@ -52,7 +52,7 @@ pub struct PluginConfig {
     pub name: String,
     /// The file: a component, or a plain wasm module built with wit-bindgen. Or a reference into a
     /// registry: `oci://registry/repository@sha256:...`.
-    pub path: PathBuf,
+    pub path: PluginSource,
     /// The SHA-256 of the file, in hex. No other content is accepted for this plugin, whether from a
     /// file, a registry or a push. A rollback to a stored version is still possible. A candidate
     /// needs a pin of its own, `rollout.sha256`.
@@ -98,7 +98,7 @@ impl Default for PluginConfig {
     fn default() -> Self {
         Self {
             name: String::new(),
-            path: PathBuf::new(),
+            path: PluginSource::default(),
             sha256: None,
             allow_downgrade: false,
             on_error: OnErrors::default(),
@@ -117,23 +117,22 @@ impl Default for PluginConfig {
 }
 
 impl PluginConfig {
-    /// A plugin with default settings.
-    pub fn new(name: impl Into<String>, path: impl Into<PathBuf>) -> Self {
-        Self { name: name.into(), path: path.into(), ..Self::default() }
+    /// A plugin from a file, with default settings.
+    pub fn new(name: impl Into<String>, file: impl Into<PathBuf>) -> Self {
+        Self { name: name.into(), path: PluginSource::File(file.into()), ..Self::default() }
     }
 
     /// Resolves relative paths against this directory.
     pub fn resolve_paths(&mut self, base: &Path) {
-        for path in [Some(&mut self.path), self.rollout.as_mut().map(|rollout| &mut rollout.path)] {
-            if let Some(path) = path.filter(|path| !artifact::is_reference(path)) {
-                *path = base.join(&*path);
-            }
+        self.path.resolve(base);
+        if let Some(rollout) = &mut self.rollout {
+            rollout.path.resolve(base);
         }
     }
 
-    /// Its file and its candidate's file.
-    pub fn paths(&self) -> impl Iterator<Item = &Path> {
-        std::iter::once(self.path.as_path()).chain(self.rollout.iter().map(|rollout| rollout.path.as_path()))
+    /// Its own source and its candidate's.
+    pub fn sources(&self) -> impl Iterator<Item = &PluginSource> {
+        std::iter::once(&self.path).chain(self.rollout.iter().map(|rollout| &rollout.path))
     }
 
     /// Mistakes in these settings, each with its remedy.
@@ -142,10 +141,9 @@ impl PluginConfig {
         if !is_name(&self.name) {
             mistakes.push("`name` must be 1 to 64 letters, digits, `-`, `_` or `.`".to_owned());
         }
-        if self.path.as_os_str().is_empty() {
+        if self.path.is_empty() {
             mistakes.push("`path` is missing; give the plugin's .wasm file".to_owned());
         }
-        mistakes.extend(self.paths().filter_map(|path| artifact::reference(path)?.err()));
         let is_unpinned = self.rollout.as_ref().is_some_and(|rollout| rollout.sha256.is_none());
         if is_unpinned && self.sha256.is_some() {
             mistakes.push(
@@ -208,8 +206,11 @@ mod tests {
         assert_eq!(bad.validate().len(), 7, "{:?}", bad.validate());
         let good = PluginConfig::new("a-b_c.d", "x.wasm");
         assert!(good.validate().is_empty());
-        let shadow =
-            RolloutConfig { path: "y.wasm".into(), mode: RolloutMode::Shadow, ..RolloutConfig::default() };
+        let shadow = RolloutConfig {
+            path: "y.wasm".parse().unwrap(),
+            mode: RolloutMode::Shadow,
+            ..RolloutConfig::default()
+        };
         let blind = PluginConfig { rollout: Some(shadow), state: StateScope::Shared, ..good };
         assert_eq!(blind.validate().len(), 1, "{:?}", blind.validate());
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use crate::artifact::{self, PluginLoader, PluginTrust, RegistryConfig, Versions};
+use crate::artifact::{self, PluginLoader, PluginTrust, RegistryConfig, TrustedKey, Versions};
 use crate::files::OwnedDir;
 use crate::policy::config::plugin::PluginConfig;
 use crate::wasm::{CompileLimits, RuntimeConfig, WasmFeature};
@@ -39,7 +39,7 @@ pub struct PoliciesConfig {
     /// Files with ed25519 public keys in PEM, or PEM texts. Once there is one, only plugins are
     /// activated that one of the keys has signed for their name, with a version number that does not
     /// decrease. The files are watched.
-    pub trusted_keys: Vec<String>,
+    pub trusted_keys: Vec<TrustedKey>,
     /// Whether signatures of the file's bytes alone are accepted too, as in earlier versions of
     /// Halley. They cover neither the plugin's name nor its version.
     pub bare_signatures: bool,
@@ -122,8 +122,8 @@ impl PoliciesConfig {
 
     /// The paths to watch for these plugins.
     pub fn paths(&self, plugins: &[PluginConfig]) -> Vec<PathBuf> {
-        let files = plugins.iter().flat_map(PluginConfig::paths);
-        let mut paths = artifact::paths(files, &self.trust());
+        let sources = plugins.iter().flat_map(PluginConfig::sources);
+        let mut paths = artifact::paths(sources, &self.trust());
         paths.extend(self.directory.clone());
         paths
     }
@@ -133,9 +133,7 @@ impl PoliciesConfig {
         for folder in [&mut self.directory, &mut self.state_dir].into_iter().flatten() {
             *folder = base.join(&*folder);
         }
-        for key in self.trusted_keys.iter_mut().filter(|key| !PluginTrust::is_text(key)) {
-            *key = base.join(&*key).display().to_string();
-        }
+        self.trusted_keys.iter_mut().for_each(|key| key.resolve(base));
     }
 
     fn trust(&self) -> PluginTrust {
@@ -185,7 +183,8 @@ pub fn expand(configured: &[PluginConfig], policies: &PoliciesConfig) -> anyhow:
     let Some(directory) = &policies.directory else {
         return Ok(wanted);
     };
-    let named: Vec<PathBuf> = configured.iter().map(|plugin| canonical(&plugin.path)).collect();
+    let named: Vec<PathBuf> =
+        configured.iter().filter_map(|plugin| plugin.path.file()).map(canonical).collect();
     for path in wasm_files(directory)? {
         if named.contains(&canonical(&path)) {
             continue;

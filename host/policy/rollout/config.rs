@@ -1,11 +1,11 @@
 //! `rollout` and `quarantine` of a `[[plugin]]`: a candidate next to the active version, and when a
 //! version is deactivated automatically. Plain data.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::artifact::PluginSource;
 use crate::digest::Digest;
 
 /// A candidate and its rollout.
@@ -13,7 +13,7 @@ use crate::digest::Digest;
 #[serde(default, deny_unknown_fields)]
 pub struct RolloutConfig {
     /// The candidate's file. It uses the plugin's own settings.
-    pub path: PathBuf,
+    pub path: PluginSource,
     /// The SHA-256 of the candidate's file, in hex; no other content is tried.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Digest>,
@@ -62,7 +62,7 @@ pub struct Fraction(pub f64);
 impl Default for RolloutConfig {
     fn default() -> Self {
         Self {
-            path: PathBuf::new(),
+            path: PluginSource::default(),
             sha256: None,
             mode: RolloutMode::default(),
             weight: Fraction(0.05),
@@ -83,7 +83,7 @@ impl RolloutConfig {
     /// Mistakes in these settings, each with its remedy.
     pub(in crate::policy) fn validate(&self) -> Vec<String> {
         let mut mistakes = Vec::new();
-        if self.path.as_os_str().is_empty() {
+        if self.path.is_empty() {
             mistakes.push("`rollout.path` is missing; give the candidate's .wasm file".to_owned());
         }
         let shares = [
@@ -212,6 +212,8 @@ mod tests {
         let thresholds = Thresholds { errors: Fraction(2.0), latency: 0.5, drops: Fraction(-1.0) };
         let bad = RolloutConfig { weight: Fraction(f64::NAN), thresholds, ..RolloutConfig::default() };
         assert_eq!(bad.validate().len(), 5, "{:?}", bad.validate());
-        assert!(RolloutConfig { path: "p".into(), ..RolloutConfig::default() }.validate().is_empty());
+        assert!(
+            RolloutConfig { path: "p".parse().unwrap(), ..RolloutConfig::default() }.validate().is_empty()
+        );
     }
 }

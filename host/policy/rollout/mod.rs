@@ -1,12 +1,12 @@
 //! Activates and deactivates versions: rollouts of candidates, changes by an operator, and the
 //! quarantine of versions that fail too often.
 //!
-//! - `config`: the configuration. `analyze`: whether a canary continues. Both pure.
-//! - `rollout`: a candidate next to the active version. `shadow`: the thread of a shadow, and its
+//! - `config`: the configuration. `analysis`: whether a canary continues. Both pure.
+//! - `candidate`: a candidate next to the active version. `shadow`: the thread of a shadow, and its
 //!   differences from the active version.
 //! - `quarantine`: when a version has failed too often.
 //! - `operator`: changes by an operator, and automatic ones by the supervisor. It acts on the whole
-//!   set; the rest of this module knows nothing of sets and chains.
+//!   set; the rest of this module does not know sets and chains.
 
 pub(super) mod analysis;
 pub(super) mod candidate;

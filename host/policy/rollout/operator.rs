@@ -230,7 +230,7 @@ impl Policies {
             "{}: it {}; no known-good version to roll back to, so it stays active and its `on_error` decides",
             alarm.limit, alarm.last
         );
-        // It stays active, but must not block the gateway.
+        // The version stays active, but must not block the gateway.
         plugin.enforce_time_budget();
     }
 

@@ -138,7 +138,7 @@ fn mirror(
         if found.ended.load(Relaxed) {
             return;
         }
-        // What the plugins before it did is not of interest.
+        // What earlier plugins did is irrelevant here.
         let earlier: Vec<usize> = seen.before.iter().map(|message| message.trail.len()).collect();
         filter(&seen.topic, seen.partition, &mut seen.before);
         for ((candidates, active), earlier) in seen.before.iter().zip(&seen.after).zip(earlier) {

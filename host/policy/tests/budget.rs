@@ -33,7 +33,7 @@ fn beyond_the_budget_on_error_decides_without_a_call() {
         assert!(matches!(&batch[0].verdict, Verdict::DeadLetter { .. }));
         assert!(matches!(&batch[2].verdict, Verdict::DeadLetter { .. }));
     }
-    // Twenty deadlines, and the few that the elapsed time adds on a busy machine.
+    // Twenty deadlines, and a few more that the elapsed time adds on a busy machine.
     let calls = late(&engine, &set);
     assert!((20.0..60.0).contains(&calls), "{calls}");
     let batch = chain.filter("push", 3, vec![room("hello")]).unwrap();
@@ -99,9 +99,9 @@ async fn a_slow_version_with_a_fallback_is_quarantined() {
     let file = folder.path().join("idle.wasm");
     std::fs::write(&file, idle_plugin().unwrap()).unwrap();
     let quarantine = QuarantineConfig::default();
-    let good = PluginConfig { path: file, quarantine, ..stays(OnError::Pass) };
+    let good = PluginConfig { path: file.into(), quarantine, ..stays(OnError::Pass) };
     let policies = engine.policies(std::slice::from_ref(&good));
-    let bad = PluginConfig { path: guest("unruly"), ..good };
+    let bad = PluginConfig { path: guest("unruly").into(), ..good };
     policies.replace(vec![bad]).await.unwrap();
     let active = policies.current();
     let shutdown = tokio_util::sync::CancellationToken::new();

@@ -1,4 +1,4 @@
-//! What a shadow finds: it is compared with the plugin next to it, and with no other of the chain.
+//! A shadow is compared with its own plugin's active version only, not with other plugins of the chain.
 
 use serde_json::json;
 
@@ -12,7 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Returns the difference.
 async fn difference(first: PluginConfig, on_error: OnError, body: &str) -> Difference {
     let shadow =
-        RolloutConfig { path: guest("unruly"), mode: RolloutMode::Shadow, ..RolloutConfig::default() };
+        RolloutConfig { path: guest("unruly").into(), mode: RolloutMode::Shadow, ..RolloutConfig::default() };
     let filter = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("plugins/dist/keyword_filter.wasm");
     let passing = PluginConfig {
         rollout: Some(shadow),

@@ -84,7 +84,7 @@ async fn operator_changes_leave_other_plugins_alone() {
     let (path, other) = (folder.path().join("p.wasm"), folder.path().join("q.wasm"));
     write_variant(&path, 1);
     write_variant(&other, 2);
-    let config = vec![configured_at(&path), PluginConfig { path: other.clone(), ..unruly("q") }];
+    let config = vec![configured_at(&path), PluginConfig { path: other.clone().into(), ..unruly("q") }];
     let policies = Engine::new().policies(&config);
     let before = active(&policies);
     std::fs::write(&other, b"half of a fi").unwrap();

@@ -1,4 +1,4 @@
-//! Files of the plugin directory that cannot be plugins.
+//! Files of the plugin directory that cannot be loaded.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -90,13 +90,13 @@ async fn what_cannot_be_a_plugin_is_left_out_unless_it_decides_already() {
     assert_eq!((status.left_out.len(), shown), (9, 9), "also a path that is no text: {:#?}", status.left_out);
     assert_eq!(status.warnings().len(), 9);
 
-    // They do not hold up the others, and decide once they can.
+    // They do not block the other plugins, and decide once they can be loaded.
     write_variant(&path("p.wasm"), 1);
     std::fs::write(path("junk.wasm"), &whole).unwrap();
     assert_eq!(policies.replace(wanted()).await.unwrap(), Generation(2));
     assert_eq!(names(&policies.status()), ["named", "junk", "p"]);
 
-    // What decides is not left out: its last good version goes on.
+    // An active plugin is not skipped: its last good version stays active.
     std::fs::write(path("junk.wasm"), b"hello").unwrap();
     let refused = policies.replace(wanted()).await.unwrap_err();
     assert!(refused.to_string().contains("plugin `junk`"), "{refused}");

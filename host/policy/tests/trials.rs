@@ -8,10 +8,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::swaps::write_variant;
 use super::*;
+use crate::artifact::PluginSource;
 use crate::decision::Verdict;
 use crate::policy::{Chain, Fraction, RolloutConfig, RolloutMode, Thresholds, supervise};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+fn file(source: &PluginSource) -> &Path {
+    source.file().unwrap()
+}
 
 /// A plugin and its candidate: two variants of the same guest.
 struct RolloutFixture {
@@ -26,8 +31,8 @@ fn fixture(rollout: RolloutConfig) -> RolloutFixture {
     let (path, new) = (folder.path().join("p.wasm"), folder.path().join("new.wasm"));
     write_variant(&path, 1);
     write_variant(&new, 2);
-    let rollout = Some(RolloutConfig { path: new, ..rollout });
-    let config = PluginConfig { path, rollout, ..with(unruly("p"), OnError::DeadLetter) };
+    let rollout = Some(RolloutConfig { path: new.into(), ..rollout });
+    let config = PluginConfig { path: path.into(), rollout, ..with(unruly("p"), OnError::DeadLetter) };
     let engine = Engine::new();
     let policies = engine.policies(std::slice::from_ref(&config));
     RolloutFixture { engine, policies, config, _folder: folder }
@@ -51,7 +56,7 @@ fn failed_by(chain: &mut Chain, messages: Vec<Message>) -> Vec<String> {
 
 impl RolloutFixture {
     fn hashes(&self) -> (String, String) {
-        (hash_of(&self.config.path), hash_of(&self.config.rollout.as_ref().unwrap().path))
+        (hash_of(file(&self.config.path)), hash_of(file(&self.config.rollout.as_ref().unwrap().path)))
     }
 
     fn decided_by(&self, room: &str) -> String {
@@ -131,7 +136,7 @@ async fn a_failing_canary_is_rolled_back_for_good() {
     assert_eq!(fixture.decided_by("new"), active);
     fixture.policies.replace(vec![fixture.config.clone()]).await.unwrap();
     assert_eq!(fixture.decided_by("new"), active, "it is not tried again");
-    write_variant(&fixture.config.rollout.as_ref().unwrap().path, 3);
+    write_variant(fixture.config.rollout.as_ref().unwrap().path.file().unwrap(), 3);
     fixture.policies.replace(vec![fixture.config.clone()]).await.unwrap();
     let third = fixture.decided_by("new");
     assert!(third != active && third != candidate, "new content is tried");
@@ -142,11 +147,11 @@ async fn a_canary_that_violates_the_pin_is_rolled_back() {
     let mut fixture =
         fixture(RolloutConfig { promote_after: Some(Duration::from_millis(1)), ..canary(PATIENT) });
     let (active, _) = fixture.hashes();
-    let bytes = std::fs::read(&fixture.config.path).unwrap();
+    let bytes = std::fs::read(file(&fixture.config.path)).unwrap();
     let hash = crate::digest::Digest::of;
     fixture.config.sha256 = Some(hash(&bytes));
     let rollout = fixture.config.rollout.as_mut().unwrap();
-    rollout.sha256 = Some(hash(&std::fs::read(&rollout.path).unwrap()));
+    rollout.sha256 = Some(hash(&std::fs::read(file(&rollout.path)).unwrap()));
     fixture.policies.replace(vec![fixture.config.clone()]).await.unwrap();
     let why = fixture.until_ended(&["fine"]).await;
     assert!(why.contains("could not be promoted") && why.contains("is pinned to"), "{why}");
@@ -175,8 +180,9 @@ async fn a_shadow_has_no_effect_and_its_differences_are_found() {
     let path = folder.path().join("p.wasm");
     write_variant(&path, 1);
     let rollout =
-        RolloutConfig { path: guest("unruly"), mode: RolloutMode::Shadow, ..RolloutConfig::default() };
-    let config = PluginConfig { path, rollout: Some(rollout), ..configured(unruly("p"), json!({})) };
+        RolloutConfig { path: guest("unruly").into(), mode: RolloutMode::Shadow, ..RolloutConfig::default() };
+    let config =
+        PluginConfig { path: path.into(), rollout: Some(rollout), ..configured(unruly("p"), json!({})) };
     let engine = Engine::new();
     let policies = engine.policies(&[config]);
     let mut chain = policies.current().chain();
@@ -201,7 +207,7 @@ fn a_broken_candidate_is_refused_with_the_set() {
     let folder = tempfile::tempdir().unwrap();
     let new = folder.path().join("new.wasm");
     std::fs::write(&new, b"hello").unwrap();
-    let rollout = Some(RolloutConfig { path: new, ..RolloutConfig::default() });
+    let rollout = Some(RolloutConfig { path: new.into(), ..RolloutConfig::default() });
     let problems = Engine::new().refusal(&[PluginConfig { rollout, ..unruly("p") }]);
     assert!(
         problems[0].contains("has a candidate") && problems[0].contains("is not WebAssembly"),

@@ -1,12 +1,17 @@
 //! Hot swap by files, with the ways in which people and machines change files.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::swaps::write_variant;
 use super::*;
+use crate::artifact::PluginSource;
 use crate::policy::{Generation, PoliciesConfig, PolicySources, expand, watch};
 
 /// Policies that follow a plugin directory.
@@ -31,7 +36,8 @@ impl WatchedPolicies {
         let config = PoliciesConfig { directory: Some(directory.clone()), ..Default::default() };
         let files = move || {
             let wanted = expand(&[], &config)?;
-            let mut paths: Vec<PathBuf> = wanted.iter().map(|plugin| plugin.path.clone()).collect();
+            let mut paths: Vec<PathBuf> =
+                wanted.iter().filter_map(|plugin| plugin.path.file()).map(Path::to_owned).collect();
             paths.push(directory.clone());
             Ok((wanted, paths))
         };
@@ -150,6 +156,60 @@ async fn the_rescan_finds_changes_without_events() {
     }
     assert_eq!(watched.policies.current().generation(), Generation(2), "nothing has changed");
     watched.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_a_retry_can_mend_is_fetched_again() {
+    let wrong = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}";
+    let down = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    for (answer, problem, is_fetched_again) in [(wrong, "something else", false), (down, "503", true)] {
+        let (mut tasks, fetches, rescans) = (JoinSet::new(), Arc::<AtomicUsize>::default(), Arc::default());
+        let registry = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let path = format!("oci://{}/team/p@sha256:{}", registry.local_addr().unwrap(), "0".repeat(64));
+        let path: PluginSource = path.parse().unwrap();
+        tasks.spawn(answer_all(registry, answer, Arc::clone(&fetches)));
+
+        let engine = Engine::new();
+        let policies = engine.policies(&[]);
+        let rescanned: Arc<AtomicUsize> = Arc::clone(&rescans);
+        let files = move || {
+            rescanned.fetch_add(1, Relaxed);
+            Ok((vec![PluginConfig { path: path.clone(), ..PluginConfig::new("p", "") }], vec![]))
+        };
+        let often = Duration::from_millis(10);
+        let sources = PolicySources { files: Box::new(files), debounce: often, rescan_interval: often };
+        tasks.spawn(watch(Arc::clone(&policies), sources, CancellationToken::new()));
+
+        until(|| policies.status().last_refusal.is_some()).await;
+        let errors = policies.status().last_refusal.unwrap().errors;
+        assert!(errors[0].contains(problem), "{errors:?}");
+        let before = rescans.load(Relaxed);
+        until(|| rescans.load(Relaxed) >= before + 20).await;
+        if is_fetched_again {
+            until(|| fetches.load(Relaxed) > 1).await;
+        } else {
+            assert_eq!(fetches.load(Relaxed), 1, "a digest always names the same content");
+        }
+        tasks.shutdown().await;
+    }
+}
+
+async fn answer_all(registry: TcpListener, answer: &str, fetches: Arc<AtomicUsize>) {
+    loop {
+        let (mut client, _) = registry.accept().await.unwrap();
+        fetches.fetch_add(1, Relaxed);
+        let _ = client.read(&mut [0; 4096]).await;
+        let _ = client.write_all(answer.as_bytes()).await;
+    }
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    let waited = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), waited).await.expect("in time");
 }
 
 /// Replaces the directory by a new one: the old one's watch is lost.

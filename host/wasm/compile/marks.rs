@@ -25,13 +25,13 @@ const MAX_MARK: u64 = 64 * 1024;
 /// The maximum number of marks; the oldest are removed.
 const MOST: usize = 1_000;
 
-/// The directory of marks. Without a directory nothing is remembered.
+/// The directory of marks. Without a directory there are no marks.
 #[derive(Debug)]
 pub(super) struct CompileMarks {
     folder: Option<OwnedDir>,
 }
 
-/// What is remembered about one component.
+/// The mark of one component.
 #[derive(Debug, PartialEq, serde::Deserialize, serde::Serialize)]
 struct CompileMark {
     /// The plugin that it was compiled for.
@@ -181,7 +181,7 @@ mod tests {
             ("abc", "engine", more),
             ("abc", "engine", longer),
         ] {
-            // No other mark is written: each is compared with the same one.
+            // No further mark is written, so each limit is compared with the same mark.
             let kept = fs::read(&file).unwrap();
             marks().begin("p", component, engine, limits).unwrap().forget();
             fs::write(&file, kept).unwrap();

@@ -46,7 +46,7 @@ pub fn compile_plugin(job: &CompileJob) -> u8 {
     match work(job) {
         Ok(()) => 0,
         Err((code, why)) => {
-            // Nobody reads it if the gateway is gone.
+            // Fails if the gateway has exited.
             let _ = write!(std::io::stderr(), "{why}");
             u8::try_from(code).unwrap_or(u8::MAX)
         }
@@ -87,7 +87,7 @@ fn confine(job: &CompileJob) -> std::io::Result<()> {
     limit(Resource::Data, job.memory, job.memory)?;
     let addresses = job.memory.saturating_add(ADDRESS_SPACE_OVERHEAD);
     limit(Resource::As, addresses, addresses)?;
-    // The signal of the soft limit tells what happened; the hard limit kills in any case.
+    // The signal of the soft limit identifies the cause; the hard limit kills in any case.
     limit(Resource::Cpu, job.seconds, job.seconds.saturating_add(2))?;
     end_after(Duration::from_secs(
         job.seconds.saturating_mul(u64::from(WALL_CLOCK_FACTOR)).saturating_add(10),

@@ -6,7 +6,54 @@ use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEn
 
 use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
 use crate::wasm::failure::PluginLimit;
-use crate::wasm::metrics::plugin::{FilterDecision, HookKind};
+
+/// A function of a plugin that is timed and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum HookKind {
+    Filter,
+    Grouping,
+    Offline,
+    Init,
+}
+
+impl HookKind {
+    /// Every hook, in the order of the counters.
+    pub(super) const ALL: [Self; 4] = [Self::Filter, Self::Grouping, Self::Offline, Self::Init];
+
+    /// The hook as named in metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Filter => "filter",
+            Self::Grouping => "grouping",
+            Self::Offline => "offline",
+            Self::Init => "init",
+        }
+    }
+}
+
+/// What a filter decided about a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum FilterDecision {
+    Pass,
+    Drop,
+    DeadLetter,
+    Amend,
+}
+
+impl FilterDecision {
+    /// Every decision, in the order of the counters.
+    pub(super) const ALL: [Self; 4] = [Self::Pass, Self::Drop, Self::DeadLetter, Self::Amend];
+
+    /// The decision as named in metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::DeadLetter => "dead-letter",
+            Self::Amend => "amend",
+        }
+    }
+}
 
 /// The names of these enums are label values.
 macro_rules! label_values {

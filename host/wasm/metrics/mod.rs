@@ -1,4 +1,4 @@
-//! The plugins' metrics, with label sets that go when the versions they speak of go.
+//! The plugins' metrics. The label sets of a version are removed with it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +21,8 @@ use crate::wasm::metrics::labels::{
 mod labels;
 mod plugin;
 
-pub(crate) use plugin::{FilterDecision, HookKind, PluginMetrics};
+pub(crate) use labels::{FilterDecision, HookKind};
+pub(crate) use plugin::PluginMetrics;
 
 /// The maximum number of counters, and of gauges, that a plugin may define.
 pub(crate) const MAX_CUSTOM_METRICS: usize = 64;

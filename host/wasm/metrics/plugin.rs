@@ -7,57 +7,10 @@ use prometheus_client::metrics::histogram::Histogram;
 use crate::decision::{DifferenceKind, FailureKind, PluginVersion};
 use crate::wasm::failure::PluginLimit;
 use crate::wasm::metrics::labels::{
-    CustomMetricLabels, DecisionLabels, DifferenceLabels, ErrorLabels, HookLabels, LimitLabels, VersionLabels,
+    CustomMetricLabels, DecisionLabels, DifferenceLabels, ErrorLabels, FilterDecision, HookKind, HookLabels,
+    LimitLabels, VersionLabels,
 };
 use crate::wasm::metrics::{MAX_CUSTOM_METRICS, MAX_CUSTOM_NAME_LENGTH, MetricNames, Metrics};
-
-/// A function of a plugin that is timed and counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum HookKind {
-    Filter,
-    Grouping,
-    Offline,
-    Init,
-}
-
-impl HookKind {
-    /// Every hook, in the order of the counters.
-    pub(super) const ALL: [Self; 4] = [Self::Filter, Self::Grouping, Self::Offline, Self::Init];
-
-    /// The hook as named in metrics.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Filter => "filter",
-            Self::Grouping => "grouping",
-            Self::Offline => "offline",
-            Self::Init => "init",
-        }
-    }
-}
-
-/// What a filter decided about a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum FilterDecision {
-    Pass,
-    Drop,
-    DeadLetter,
-    Amend,
-}
-
-impl FilterDecision {
-    /// Every decision, in the order of the counters.
-    pub(super) const ALL: [Self; 4] = [Self::Pass, Self::Drop, Self::DeadLetter, Self::Amend];
-
-    /// The decision as named in metrics.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Pass => "pass",
-            Self::Drop => "drop",
-            Self::DeadLetter => "dead-letter",
-            Self::Amend => "amend",
-        }
-    }
-}
 
 /// The metrics of one prepared plugin. Dropping the last ones of a name removes its label sets.
 #[derive(Debug)]
@@ -113,7 +66,7 @@ impl PluginMetrics {
         self.limits[limit as usize].inc();
     }
 
-    /// It was not asked about this many messages, rooms or recipients.
+    /// It was not called for this many messages, rooms or recipients.
     pub(crate) fn unasked(&self, count: usize) {
         self.limits[PluginLimit::TimeBudget as usize].inc_by(count as u64);
     }

@@ -184,7 +184,9 @@ mod tests {
         let kept = Messages::empty();
         for place in 0..64 {
             let batch: Vec<Message> = (0..64)
-                .map(|number| room("r").body(vec![0; if number == place { MAX_KEPT_BYTES / 8 } else { 1 }]).build())
+                .map(|number| {
+                    room("r").body(vec![0; if number == place { MAX_KEPT_BYTES / 8 } else { 1 }]).build()
+                })
                 .collect();
             kept.with(&columns_of(&batch), |messages| assert_eq!(messages, batch));
             assert!(kept.0.borrow().iter().map(room_of).sum::<usize>() <= MAX_KEPT_BYTES);

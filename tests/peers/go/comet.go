@@ -56,7 +56,7 @@ type server struct {
 }
 
 // comet serves with grpc-go's defaults: a client that pings an idle connection more often than
-// every five minutes is told "too many pings" and cut off.
+// every five minutes is sent "too many pings" and disconnected.
 func comet(port string) error {
 	listener, err := net.Listen("tcp", "127.0.0.1:"+port)
 	if err != nil {

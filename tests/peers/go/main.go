@@ -3,7 +3,7 @@
 //	peers comet PORT            serves both dialects on 127.0.0.1:PORT
 //	peers produce [FLAGS]       writes the records of standard input; see -help
 //
-// What happens is told on standard output, a JSON object for each line. The wrappers are in
+// Events are reported on standard output, one JSON object per line. The wrappers are in
 // tests/support/peers.
 package main
 
@@ -36,7 +36,7 @@ var printing sync.Mutex
 func tell(event any) {
 	line, err := json.Marshal(event)
 	if err != nil {
-		panic(err) // Only strings, numbers and bytes are told.
+		panic(err) // Cannot fail: events contain only strings, numbers and bytes.
 	}
 	printing.Lock()
 	defer printing.Unlock()

@@ -2,7 +2,7 @@
 
 It has the core's defaults: a client that pings more often than allowed is sent "too many pings"
 and cut off. Requests stay in their bytes, which the wrapper in tests/support/peers decodes. What
-happens is told on standard output, a JSON object for each line.
+happens is reported on standard output, one JSON object per line.
 """
 
 import base64

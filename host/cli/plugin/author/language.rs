@@ -159,7 +159,7 @@ impl Language {
     }
 }
 
-/// What the examples in the repository say about building.
+/// The build settings of the examples in the repository.
 const IN_THE_REPOSITORY: &str = "README.md here says how it is built.";
 
 fn settings(language: Language) -> String {

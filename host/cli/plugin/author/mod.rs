@@ -4,7 +4,8 @@
 //! - `template`, `language` and `sdk`: the contents of a new project. `project`: finds and builds a
 //!   policy.
 //! - `question` and `answer`: the input of a policy and its answers, as people write and read them;
-//!   `under_test`: the policy under test; `cases` and `expect`: inputs with the expected answers.
+//!   `plugin_under_test`: the policy under test; `cases` and `expect`: inputs with the expected
+//!   answers.
 //! - One file per command.
 
 mod answer;

@@ -47,8 +47,8 @@ pub(super) struct TestInstance {
 }
 
 impl PluginUnderTest {
-    /// Loads nothing yet: a policy is loaded with its first configuration, into a runtime that is made
-    /// with `engine`.
+    /// Loads nothing yet: a policy is loaded with its first configuration, into a runtime that is
+    /// created with `engine`.
     pub(super) fn new(file: &Path, limits: CallLimits, engine: RuntimeConfig) -> anyhow::Result<Self> {
         let clock = Clock::fixed();
         let config = RuntimeConfig { clock: clock.clone(), ..engine };
@@ -78,7 +78,7 @@ impl PluginUnderTest {
         replaced.map_err(|refused| {
             let reasons: Vec<String> = refused.problems.into_iter().map(|problem| problem.message).collect();
             let why = reasons.join("; ");
-            // The text comes from `guest::instance`.
+            // The text comes from `wasm::instance`.
             match why.starts_with("refused its configuration") {
                 true => StartError::Configuration(why),
                 false => StartError::Any(why),

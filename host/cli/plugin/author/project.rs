@@ -43,10 +43,10 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// With what its runtime is made: its `[policies.wasm] features` and what compiling may take.
+    /// The configuration of its runtime: its `[policies.wasm] features` and limits on compilation.
     ///
     /// # Errors
-    /// When its configuration is wrong.
+    /// When the gateway's configuration is invalid.
     pub(super) fn config(&self) -> anyhow::Result<RuntimeConfig> {
         Ok(Config::load(self.gateway.file().as_deref())?.policies.runtime_of_a_command())
     }

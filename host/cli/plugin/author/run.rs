@@ -15,7 +15,7 @@ use crate::cli::{EXIT_FAILURE, EXIT_SUCCESS, fail, print, print_json};
 use crate::files;
 use crate::telemetry::Fields;
 
-/// The longest line that is read, in bytes.
+/// The maximum length of a line, in bytes.
 const LONGEST_LINE: u64 = 16 * 1024 * 1024;
 
 /// Arguments of `halley plugin run`.

@@ -138,7 +138,7 @@ fn first_word(body: &[u8]) -> &[u8] {
     body.split(|byte| *byte == b' ').next().unwrap_or_default()
 }
 
-/// What no policy should do. Returns if the command is another one.
+/// Misbehaves as commanded. Returns if the command is not one of these.
 fn misbehave(command: &[u8]) {
     match command {
         b"trap" => core::arch::wasm32::unreachable(),

@@ -1,4 +1,4 @@
-//! What one hook brings into a project.
+//! The part of a new project that belongs to one hook.
 
 /// The part of a project that belongs to one hook.
 pub(super) struct TemplatePart {
