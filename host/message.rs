@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_room_message_is_read() {
-        // Encoded by hand after goim's logic.proto, to be independent of our own encoder.
+        // Encoded independently of our own encoder, after goim's logic.proto.
         let bytes: &[u8] = b"\x08\x01\x10\x05\x2a\x09video_123\x3a\x02hi";
         let message = Message::decode(record(Some(Bytes::from_static(bytes)))).expect("decodes");
         assert_eq!(message.audience, Audience::Room("video_123".into()));

@@ -131,7 +131,7 @@ impl Record {
     }
 }
 
-/// The overhead of a record: itself, its message, and its delivery task.
+/// The overhead of a record: itself, its message, and the state of its calls.
 const RECORD: usize = 1024;
 /// The overhead of a header.
 const HEADER: usize = size_of::<Header>();
