@@ -32,7 +32,7 @@ check: ## Format, lints, and licences and versions of dependencies, without runn
 	@.ci/deny.sh
 
 # Stories that run compilers: they would starve the fault stories, so they run separately.
-BUILDERS := authors:: languages::
+BUILDERS := plugin_cli:: languages::
 
 test: ## Everything: lints, unit tests, policies, and the stories on real Kafka and Redis
 	@.ci/deps.sh test

@@ -57,6 +57,6 @@ mod tests {
     #[test]
     fn other_patterns_are_refused() {
         assert!(pattern("*_1").unwrap_err().contains("at the end"));
-        assert!(pattern("").unwrap_err().contains("not empty"));
+        assert!(pattern("").unwrap_err().contains("must not be empty"));
     }
 }
