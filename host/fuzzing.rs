@@ -11,7 +11,7 @@ use arbitrary::Unstructured;
 
 use crate::dead_letter::DeadLetter;
 use crate::{
-    admin, artifact, cli, comets, dead_letter, directory, guard, kafka, message, offline, redis_client, wasm,
+    admin, artifact, cli, comets, dead_letter, directory, guard, inbox, kafka, message, redis_client, wasm,
 };
 
 /// A Kafka record: decoding never panics, a decoded message survives encoding, and its calls can be
@@ -41,7 +41,7 @@ pub fn redis_reply(data: &[u8]) {
     let Ok(which) = input.int_in_range(0..=3u8) else { return };
     let _ = match which {
         0 => guard::fuzzing::check(&mut input),
-        1 => offline::fuzzing::check(&mut input),
+        1 => inbox::fuzzing::check(&mut input),
         _ => directory::fuzzing::check(&mut input),
     };
 }

@@ -26,7 +26,7 @@
 //!                 ▼ calls, in order  comets       queues, retries, breaker, dialects
 //!   ┌─ a settler per partition ──┐   pipeline     when a message's last call has ended
 //!   │ call outcomes              │
-//!   │ absent users ─ plugins     │   offline      inbox, notify topic      (in a delivery
+//!   │ absent users ─ plugins     │   inbox        inbox, notify topic      (in a delivery
 //!   │ dead letter                │   dead_letter                            task, if needed)
 //!   │ settle ────────────────────┼─▶ offsets      watermark -> commit
 //!   └────────────────────────────┘
@@ -41,7 +41,7 @@
 //! - [`kafka`], [`redis_client`]: what all users of each client share. [`memory_guard`]: whether the
 //!   process has memory for more records.
 //! - [`consumer`], [`wasm`], [`artifact`], [`shared_state`], [`directory`], [`guard`], [`comets`],
-//!   [`offline`], [`dead_letter`], [`redrive_key`]: independent of each other.
+//!   [`inbox`], [`dead_letter`], [`redrive_key`]: independent of each other.
 //! - [`policy`]: which plugins are active. It uses [`wasm`], which runs them, and [`artifact`], which
 //!   fetches, verifies and stores their files.
 //! - [`router`]: turns a resolved route into the calls of one message. Pure.
@@ -88,7 +88,7 @@ pub mod consumer;
 pub mod dead_letter;
 pub mod directory;
 pub mod guard;
-pub mod offline;
+pub mod inbox;
 pub mod redrive_key;
 pub mod shared_state;
 pub mod wasm;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use tracing::warn;
 
-use crate::{comets, kafka, offline, pipeline, policy, redis_client, sandbox, telemetry};
+use crate::{comets, inbox, kafka, pipeline, policy, redis_client, sandbox, telemetry};
 
 pub use environment::ENVIRONMENT_PREFIX;
 pub use load::ConfigReport;
@@ -34,7 +34,7 @@ pub struct Config {
     /// Deadlines, batch sizes and limits of delivery.
     pub delivery: pipeline::DeliveryConfig,
     /// What happens to messages for absent users.
-    pub offline: offline::Config,
+    pub offline: inbox::Config,
     /// The plugin directory and how it is watched.
     pub policies: policy::PoliciesConfig,
     /// The policies, in the order in which they run.
@@ -138,7 +138,7 @@ impl Config {
                 self.comets.connect_timeout, self.delivery.request_timeout
             ));
         }
-        if self.offline.default == offline::DefaultDisposition::Store
+        if self.offline.default == inbox::DefaultDisposition::Store
             && self.routing.knows_no_users(self.comets.dialect)
         {
             warnings.push(

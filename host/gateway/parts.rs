@@ -8,7 +8,7 @@ use crate::comets::{self, CometStore, Fleet, MemoryCometStore, ReadOnlyCometStor
 use crate::config::Config;
 use crate::directory::{self, Directory, MemoryDirectory, RedisDirectory};
 use crate::guard::{Guards, MemoryGuards, RedisGuards};
-use crate::offline::{self, Inbox, MemoryInbox, RedisInbox};
+use crate::inbox::{self, Inbox, MemoryInbox, RedisInbox};
 use crate::pipeline::Resolver;
 use crate::policy::PluginConfig;
 use crate::redis_client::{self, RedisClient};
@@ -52,7 +52,7 @@ impl Storage {
         }
         let client = RedisClient::new(&config.redis, redis_client::Metrics::register(registry))?;
         let metrics = directory::Metrics::register(registry);
-        let inbox_metrics = offline::Metrics::register(registry);
+        let inbox_metrics = inbox::Metrics::register(registry);
         Ok(Self {
             directory: Arc::new(RedisDirectory::new(
                 client.clone(),
@@ -71,7 +71,7 @@ impl Storage {
 
     /// Everything in memory, with this directory.
     pub fn memory(directory: MemoryDirectory, config: &Config, registry: &mut Registry) -> Self {
-        let inbox_metrics = offline::Metrics::register(registry);
+        let inbox_metrics = inbox::Metrics::register(registry);
         Self {
             directory: Arc::new(directory),
             guards: Arc::new(MemoryGuards::new(MEMORY_GUARDS)),
@@ -100,7 +100,7 @@ impl Storage {
 /// Whether messages will need to write to Redis: inboxes do, and guards and shared state of
 /// policies may.
 pub fn writes_to_redis(config: &Config, plugins: &[PluginConfig]) -> bool {
-    config.offline.default == offline::DefaultDisposition::Store || !plugins.is_empty()
+    config.offline.default == inbox::DefaultDisposition::Store || !plugins.is_empty()
 }
 
 /// The fleet, with this store of the comets that all gateways know.

@@ -15,8 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{AbsentRecipient, Disposition, Effect, TrailEntry};
+use crate::inbox::{InboxEntry, InboxQueue, StoreResult};
 use crate::message::{Message, UserId};
-use crate::offline::{InboxEntry, InboxQueue, StoreResult};
 use crate::pipeline::delivery_task::DeliveryTask;
 use crate::pipeline::key_order::{Output, OutputReleaser};
 use crate::pipeline::metrics::TimedStage;

@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use crate::comets::{BroadcastReach, Fleet};
 use crate::decision::{Disposition, FilteredMessage, Guard, OfflineDecision, PluginVersion, Verdict};
+use crate::inbox;
 use crate::message::{Audience, CallTarget, CometAddr, Message, UserId};
-use crate::offline;
 use crate::pipeline::Resolver;
 use crate::policy::{Chain, FilterProgress, FilterRun};
 use crate::router::{Delivery, DeliveryPlan, Route};
@@ -85,7 +85,7 @@ pub async fn explain(
     chain: &mut Chain,
     fleet: &Fleet,
     shared_state: &dyn SharedState,
-    offline: &offline::Config,
+    offline: &inbox::Config,
 ) -> anyhow::Result<Explanation> {
     let origin = message.record.origin.clone();
     let filtered = filter(&origin.topic, origin.partition, message, chain, shared_state).await?;
@@ -164,7 +164,7 @@ fn absent_outcomes(
     message: &Message,
     plan: &DeliveryPlan,
     chain: &mut Chain,
-    offline: &offline::Config,
+    offline: &inbox::Config,
 ) -> anyhow::Result<Vec<AbsentOutcome>> {
     if plan.absent.is_empty() {
         return Ok(Vec::new());

@@ -51,9 +51,9 @@ use crate::dead_letter::DeadLetters;
 use crate::decision::IdKind;
 use crate::directory::CacheConfig;
 use crate::guard::Guards;
+use crate::inbox::{self, InboxQueue, Notifier};
 use crate::memory_guard::MemoryLimit;
 use crate::message::RecordLimits;
-use crate::offline::{self, InboxQueue, Notifier};
 use crate::panics;
 use crate::policy::Policies;
 use crate::redrive_key::CachedRedriveKey;
@@ -286,7 +286,7 @@ pub struct Pipeline {
     /// Notifies other channels about absent users.
     pub notifier: Notifier,
     /// What happens for absent recipients when no policy decides.
-    pub offline: offline::Config,
+    pub offline: inbox::Config,
     /// Writes dead letters.
     pub dead_letters: DeadLetters,
     /// The maximum number of records in a batch.

@@ -14,9 +14,9 @@ use crate::config::Config;
 use crate::consumer::StopOutcome;
 use crate::directory::MemoryDirectory;
 use crate::gateway::{Gateway, Handle, Storage};
+use crate::inbox::Inbox;
 use crate::kafka::{MockBroker, Producer};
 use crate::message::{Audience, UserId, encode};
-use crate::offline::Inbox;
 
 /// The users: (room, user, comet, online).
 const PEOPLE: [(&str, &str, usize, bool); 8] = [

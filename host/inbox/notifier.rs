@@ -13,9 +13,9 @@ use futures_util::future::poll_immediate;
 use tokio::sync::Semaphore;
 
 use crate::decision::AbsentRecipient;
+use crate::inbox::size;
 use crate::kafka::{OutgoingRecord, Producer, WriteError};
 use crate::message::{Header, MESSAGE_ID, Message};
-use crate::offline::size;
 
 /// Writes notifications. Cheap to clone.
 #[derive(Clone)]
