@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use super::channel::{Dialer, Drivers};
 use super::queued_call::{CometState, QueueCapacity, QueuedCall};
-use super::{CallOutcome, CallRequest, CallTimeouts, Config, ReplyTo};
+use super::{CallOutcome, CallRequest, CallTimeouts, Config};
 use actor::Actor;
 
 /// The fleet's handle of a comet, which queues calls.
@@ -46,7 +46,7 @@ impl Comet {
             Ok(queued) => queued,
             Err(request) if self.state.keeps_up() => return Err(request),
             Err(request) => {
-                self.full(request.reply, "it does not keep up");
+                self.full(request, "it does not keep up");
                 return Ok(());
             }
         };
@@ -57,13 +57,14 @@ impl Comet {
     }
 
     /// Reports a call that found the queue full as unreachable.
-    pub(super) fn full(&self, reply: ReplyTo, why: &str) {
+    pub(super) fn full(&self, request: CallRequest, why: &str) {
         let CometState { metrics, address, .. } = &*self.state;
         metrics.failed.inc();
         let waiting = self.state.unsettled();
-        reply.tell(CallOutcome::Unreachable(format!(
-            "queue full: {waiting} messages wait for {address}, {why}"
-        )));
+        let outcome =
+            CallOutcome::Unreachable(format!("queue full: {waiting} messages wait for {address}, {why}"));
+        let hold = self.state.hold_behind_queue(&request.target, request.room.as_ref());
+        request.reply.tell(outcome, Some(hold));
     }
 
     /// Whether its task has ended, which only a bug can cause.

@@ -155,7 +155,7 @@ impl Fleet {
             }
             match left.take() {
                 Some(again) if Instant::now() < until => request = again,
-                Some(request) => return comet.full(request.reply, "and it accepted none for too long"),
+                Some(request) => return comet.full(request, "and it accepted none for too long"),
                 None => return,
             }
         }
@@ -282,7 +282,7 @@ impl Fleet {
             && let Err(refused) = self.admit(comet, named_by)
         {
             self.access.note(&refused, named_by);
-            request.reply.tell(CallOutcome::Unreachable(refused.to_string()));
+            request.reply.tell(CallOutcome::Unreachable(refused.to_string()), None);
             return Ok(());
         }
         let source = if named_by == NamedBy::Directory { Source::Directory } else { Source::Named };
@@ -302,7 +302,7 @@ impl Fleet {
                     &why,
                     "cannot send messages to a comet; their recipients go to the offline policy",
                 );
-                request.reply.tell(CallOutcome::Unreachable(why));
+                request.reply.tell(CallOutcome::Unreachable(why), None);
                 Ok(())
             }
         }
@@ -437,5 +437,5 @@ impl Fleet {
 /// Reports a call whose comet was forgotten while it waited, and whose new queue is full as well.
 fn queue_full(request: CallRequest) {
     let why = format!("queue full: too many messages wait for {}", request.comet);
-    request.reply.tell(CallOutcome::Unreachable(why));
+    request.reply.tell(CallOutcome::Unreachable(why), None);
 }

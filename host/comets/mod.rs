@@ -8,7 +8,8 @@
 //!   know. `status`: the view of the admin API. `access`: which addresses may be connected to.
 //! - `comet`: one comet's task. It owns the comet's order queues, breaker and channel.
 //!   `queued_call`: a queued call, and the state that a comet's task shares with the fleet.
-//! - `order`, `breaker`, `retry`, `capacity`: pure kernels. `pending`: bytes over all comets.
+//! - `order`, `breaker`, `retry`, `capacity`: pure kernels. `hold`: the order of messages that were
+//!   given up. `pending`: bytes over all comets.
 //!   `shortage`: files and ports that this process lacks.
 //! - `wire`: the encoding of calls in each dialect. `channel`: how calls are made.
 //!
@@ -16,7 +17,11 @@
 //! - Calls for one room or one connection reach a comet in the order of [`Fleet::send`], one at a
 //!   time. Different rooms and connections do not wait for each other.
 //! - Every call has its outcome reported: at the latest when it has waited for `delivery_timeout` and
-//!   its last attempt has ended. This holds even if a task dies.
+//!   its last attempt has ended, not counting the time behind a message that was given up. This
+//!   holds even if a task dies.
+//! - Calls that follow a message that was given up wait until its outcome is durable: the
+//!   [`OrderHold`] of its outcome is dropped then. Meanwhile they do not expire, and the first one has
+//!   an attempt afterwards.
 //! - A call whose message was cancelled is not sent any more: its partition was revoked, and another
 //!   gateway may have sent later messages already.
 //! - A status from a comet's handler is about the message, its room, or one of its connections. Only
@@ -53,6 +58,7 @@ mod discovery;
 mod fleet;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod hold;
 mod metrics;
 #[cfg(test)]
 #[cfg(feature = "models")]
@@ -83,6 +89,7 @@ pub use breaker::BreakerState;
 pub use config::Config;
 pub use discovery::Config as DiscoveryConfig;
 pub use fleet::Fleet;
+pub use hold::OrderHold;
 pub use metrics::Metrics;
 pub use names::ServerNames;
 pub use probe::probe;
@@ -163,8 +170,8 @@ pub struct PartialDelivery {
 /// Receives the outcomes of one message's calls.
 pub trait Outcomes: Send + Sync + std::fmt::Debug {
     /// The call with this number has ended. Called once per call, usually on the comet's task, so it
-    /// should return soon.
-    fn ended(self: Arc<Self>, call: usize, delivered: CallOutcome);
+    /// should return soon. Later calls of the same order wait at that comet until `hold` is dropped.
+    fn ended(self: Arc<Self>, call: usize, delivered: CallOutcome, hold: Option<OrderHold>);
 
     /// Whether the message was cancelled: calls that have not started are not made.
     fn is_cancelled(&self) -> bool;
@@ -185,9 +192,9 @@ impl ReplyTo {
     }
 
     /// Reports the outcome.
-    fn tell(mut self, delivered: CallOutcome) {
+    fn tell(mut self, delivered: CallOutcome, hold: Option<OrderHold>) {
         if let Some(outcomes) = self.outcomes.take() {
-            outcomes.ended(self.call, delivered);
+            outcomes.ended(self.call, delivered, hold);
         }
     }
 
@@ -200,7 +207,7 @@ impl Drop for ReplyTo {
     fn drop(&mut self) {
         if let Some(outcomes) = self.outcomes.take() {
             let why = "the comet's task ended before its call did";
-            outcomes.ended(self.call, CallOutcome::Unreachable(why.into()));
+            outcomes.ended(self.call, CallOutcome::Unreachable(why.into()), None);
         }
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::Notify;
 
 use super::breaker::BreakerState;
 use super::capacity::Capacity;
+use super::hold::{HeldKeys, OrderHold};
 use super::metrics::CometMetrics;
 use super::order::Keys;
 use super::shortage::ResourceShortage;
@@ -74,6 +75,10 @@ pub(super) struct CometState {
     slow_until: AtomicU64,
     /// The calls that are in flight.
     in_flight: AtomicUsize,
+    /// The keys of messages that were given up and have no durable outcome yet.
+    pub(super) held: Arc<HeldKeys>,
+    /// The number of the next call.
+    next_number: AtomicU64,
     created_at: Instant,
     /// The last answer, in milliseconds since `created_at`; 0 if there was none.
     answered: AtomicU64,
@@ -105,6 +110,8 @@ impl CometState {
             freed: Notify::new(),
             slow_until: AtomicU64::new(0),
             in_flight: AtomicUsize::new(0),
+            held: Arc::default(),
+            next_number: AtomicU64::new(0),
             created_at: Instant::now(),
             answered: AtomicU64::new(0),
             named_at: AtomicU64::new(0),
@@ -219,6 +226,12 @@ impl CometState {
         Some(QueueSlot { state: Arc::clone(self), bytes, room })
     }
 
+    /// Holds the keys of a call that cannot be queued, for calls that are queued later.
+    pub(super) fn hold_behind_queue(&self, target: &CallTarget, room: Option<&RoomId>) -> OrderHold {
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        self.held.hold(keys_of(target, room).into_held(), number)
+    }
+
     /// How long the comet has not answered.
     pub(super) fn silent_for(&self) -> Duration {
         self.created_at.elapsed().saturating_sub(Duration::from_millis(self.answered.load(Ordering::Relaxed)))
@@ -242,6 +255,8 @@ pub(super) struct QueuedCall {
     pub(super) message: MessageId,
     pub(super) order: Keys<OrderKey>,
     pub(super) queued: Instant,
+    /// Numbers the calls to a comet in the order of their queueing; the parts of a call share its number.
+    pub(super) number: u64,
     /// Whether connections that need a call of their own have been split off.
     pub(super) is_divided: bool,
     reply: OutcomeSink,
@@ -286,6 +301,8 @@ impl Drop for QueueSlot {
 struct SplitCall {
     outcome: Option<ReplyTo>,
     slot: QueueSlot,
+    room: Option<RoomId>,
+    number: u64,
     /// How many connections the call is for.
     connections: usize,
     /// How many calls were made to find out which of them take it.
@@ -299,6 +316,8 @@ struct SplitProgress {
     taken: usize,
     unreachable: Vec<ConnectionId>,
     refused: Vec<ConnectionId>,
+    /// Of the unreachable ones, those that may accept later messages.
+    given_up: Vec<ConnectionId>,
     /// The first reason of each kind.
     why: [Option<String>; 2],
     /// Whether the reason says that not all were tried.
@@ -338,21 +357,37 @@ impl SplitProgress {
 
 impl Drop for SplitCall {
     fn drop(&mut self) {
-        let progress = std::mem::take(self.progress.get_mut());
+        let mut progress = std::mem::take(self.progress.get_mut());
+        let given_up = std::mem::take(&mut progress.given_up);
         // A reply that is dropped reports that no call is made.
-        if let (Some(reply), Some(delivered)) = (self.outcome.take(), progress.outcome(self.connections)) {
-            send_outcome(reply, delivered, &self.slot.state);
-        }
+        let (Some(reply), Some(delivered)) = (self.outcome.take(), progress.outcome(self.connections)) else {
+            return;
+        };
+        // Those that were reached keep the room's order without it.
+        let is_whole = matches!(delivered, CallOutcome::Unreachable(_)) && !given_up.is_empty();
+        let room = self.room.take().filter(|_| is_whole);
+        let held = room
+            .map(OrderKey::Room)
+            .into_iter()
+            .chain(given_up.into_iter().map(OrderKey::Connection))
+            .collect();
+        send_outcome(reply, delivered, &self.slot.state, Some((held, self.number)));
     }
 }
 
-/// Reports the outcome of a call, and counts it.
-fn send_outcome(reply: ReplyTo, delivered: CallOutcome, state: &CometState) {
+/// Reports the outcome of a call, and counts it. Holds these keys for calls after this number.
+fn send_outcome(
+    reply: ReplyTo,
+    delivered: CallOutcome,
+    state: &CometState,
+    holds: Option<(Vec<OrderKey>, u64)>,
+) {
     match &delivered {
         CallOutcome::Acknowledged | CallOutcome::Partial(_) => state.metrics.success.inc(),
         CallOutcome::Unreachable(_) | CallOutcome::Refused(_) => state.metrics.failed.inc(),
     };
-    reply.tell(delivered);
+    let hold = holds.filter(|(keys, _)| !keys.is_empty()).map(|(keys, number)| state.held.hold(keys, number));
+    reply.tell(delivered, hold);
 }
 
 impl QueuedCall {
@@ -374,6 +409,7 @@ impl QueuedCall {
             payload,
             message,
             queued: Instant::now(),
+            number: state.next_number.fetch_add(1, Ordering::Relaxed),
             is_divided: false,
             reply: OutcomeSink::Whole { outcome: reply, slot },
         })
@@ -389,12 +425,14 @@ impl QueuedCall {
 
     /// Splits it into one part for each group; together the groups are all its connections.
     pub(super) fn split(self, groups: Vec<Vec<ConnectionId>>) -> Vec<Self> {
-        let Self { room, payload, message, queued, reply, .. } = self;
+        let Self { room, payload, message, queued, number, reply, .. } = self;
         let parts = match reply {
             OutcomeSink::Part(parts) => parts,
             OutcomeSink::Whole { outcome, slot } => Arc::new(SplitCall {
                 outcome: Some(outcome),
                 slot,
+                room: room.clone(),
+                number,
                 connections: groups.iter().map(Vec::len).sum(),
                 calls: AtomicUsize::new(0),
                 progress: Mutex::default(),
@@ -407,6 +445,7 @@ impl QueuedCall {
             payload: payload.clone(),
             message: message.clone(),
             queued,
+            number,
             is_divided: true,
             reply: OutcomeSink::Part(Arc::clone(&parts)),
         };
@@ -425,10 +464,26 @@ impl QueuedCall {
     /// Reports the outcome.
     pub(super) fn settle(self, delivered: CallOutcome) {
         match self.reply {
-            OutcomeSink::Whole { outcome, slot } => send_outcome(outcome, delivered, &slot.state),
+            OutcomeSink::Whole { outcome, slot } => send_outcome(outcome, delivered, &slot.state, None),
             OutcomeSink::Part(ref parts) => {
                 let mut progress = parts.progress.lock();
                 progress.note(self.keys(), delivered);
+            }
+        }
+    }
+
+    /// Reports it as unreachable. Its keys are held until its message has a durable outcome, since the
+    /// comet may accept later calls.
+    pub(super) fn give_up(self, why: String) {
+        match self.reply {
+            OutcomeSink::Whole { outcome, slot } => {
+                let holds = Some((self.order.into_held(), self.number));
+                send_outcome(outcome, CallOutcome::Unreachable(why), &slot.state, holds);
+            }
+            OutcomeSink::Part(ref parts) => {
+                let mut progress = parts.progress.lock();
+                progress.given_up.extend_from_slice(self.keys());
+                progress.note(self.keys(), CallOutcome::Unreachable(why));
             }
         }
     }
@@ -458,6 +513,7 @@ impl QueuedCall {
             progress.why[0] = Some(format!("{first}; {rest}"));
         }
         progress.unreachable.extend_from_slice(self.keys());
+        progress.given_up.extend_from_slice(self.keys());
     }
 
     /// The comet did not accept the call as a whole, for this reason.
@@ -531,6 +587,17 @@ impl OrderKey {
         match self {
             Self::Everyone => Keys::Barrier,
             Self::Room(_) | Self::Connection(_) => Keys::One(self.clone()),
+        }
+    }
+}
+
+impl Keys<OrderKey> {
+    /// The keys to hold when a call with these is given up.
+    fn into_held(self) -> Vec<OrderKey> {
+        match self {
+            Self::One(key) => vec![key],
+            Self::Many(keys) => keys,
+            Self::Barrier => vec![OrderKey::Everyone],
         }
     }
 }

@@ -43,6 +43,7 @@ mod start_position;
 mod stop_outcome;
 mod stream;
 mod stuck_detector;
+mod until_committed;
 mod watch;
 
 use std::sync::Arc;
@@ -66,6 +67,7 @@ pub use health::Health;
 pub use metrics::Metrics;
 pub use stop_outcome::{Leftover, StopOutcome};
 pub use stream::{InFlightRecord, PartitionStream};
+pub use until_committed::UntilCommitted;
 
 use client::client_config;
 use commit::{Hope, commit_stored};
@@ -281,6 +283,7 @@ impl Poller {
             if now >= next_store {
                 self.skip_empty_tails();
                 self.store();
+                self.partitions().expire_kept(now);
                 context.check_fatal_error(&self.consumer);
                 next_store = now + self.store_every;
             }

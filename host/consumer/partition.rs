@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::consumer::in_flight_limit::InFlightLimit;
 use crate::consumer::metadata::CommitMetadata;
 use crate::consumer::stream::{InFlightRecord, PartitionStream};
+use crate::consumer::until_committed::UntilCommitted;
 use crate::kafka::TopicId;
 use crate::message::Record;
 use crate::offsets::{OffsetTracker, UnsettledCount};
@@ -42,6 +43,7 @@ pub(crate) struct Partition {
     stored: Option<i64>,
     /// The last offset that Kafka has confirmed.
     committed: Option<i64>,
+    until_committed: UntilCommitted,
     log_position: LogPosition,
     /// The next offset to read, if known.
     expected: Option<i64>,
@@ -108,10 +110,12 @@ impl Partition {
         let (sender, records) = mpsc::channel(capacity.max(1));
         let (done_sender, done) = std::sync::mpsc::channel();
         let (closing, cancel) = (CancellationToken::new(), CancellationToken::new());
+        let until_committed = UntilCommitted::default();
         let stream = PartitionStream {
             topic,
             partition,
             records,
+            until_committed: until_committed.clone(),
             closing: closing.clone(),
             cancel: cancel.clone(),
             _done: done_sender,
@@ -127,6 +131,7 @@ impl Partition {
             worker_ended: false,
             stored: None,
             committed: None,
+            until_committed,
             log_position: LogPosition::Unknown { from_start: false },
             expected: None,
             start_offset: None,
@@ -145,6 +150,7 @@ impl Partition {
     pub(crate) fn begin(&mut self, next: Option<i64>, metadata: CommitMetadata) {
         self.offsets = OffsetTracker::default();
         self.forget_waiting();
+        self.until_committed.reset();
         (self.stored, self.committed) = (None, None);
         (self.expected, self.start_offset) = (next, next);
         self.metadata = Some(metadata);
@@ -158,6 +164,7 @@ impl Partition {
         let in_flight = self.offsets.unsettled().records;
         self.offsets = OffsetTracker::default();
         self.forget_waiting();
+        self.until_committed.reset();
         (self.stored, self.committed) = (None, None);
         (self.expected, self.start_offset, self.log_range) = (None, None, None);
         self.log_position = LogPosition::Unknown { from_start };
@@ -347,6 +354,14 @@ impl Partition {
     /// Kafka has confirmed this offset, or without one the stored offset.
     pub(crate) fn note_committed(&mut self, offset: Option<i64>) {
         self.committed = offset.or(self.stored);
+        if let Some(committed) = self.committed {
+            self.until_committed.note_committed(committed);
+        }
+    }
+
+    /// Drops what was kept for too long.
+    pub(crate) fn expire_kept(&self, now: Instant) {
+        self.until_committed.expire(now);
     }
 
     /// The watermark, if Kafka has not confirmed it.
@@ -377,6 +392,8 @@ impl Partition {
     /// that were not started.
     pub(crate) fn close(&mut self) {
         self.closing.cancel();
+        // What waits for a commit would hold up the drain that comes before it.
+        self.until_committed.close();
         self.records = None;
         self.forget_waiting();
         // Not a recovery: the next owner may stall at the same record.

@@ -340,6 +340,11 @@ impl Partitions {
         }
     }
 
+    /// Drops what was kept for a commit for too long.
+    pub(super) fn expire_kept(&self, now: Instant) {
+        self.assigned.values().for_each(|partition| partition.expire_kept(now));
+    }
+
     /// Kafka has confirmed everything that was stored.
     pub(super) fn note_all_committed(&mut self) {
         self.assigned.values_mut().for_each(|partition| partition.note_committed(None));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::consumer::until_committed::UntilCommitted;
 use crate::message::Record;
 use crate::offsets::AckHandle;
 
@@ -26,6 +27,8 @@ pub struct PartitionStream {
     pub partition: i32,
     /// Records in the order of their offsets. Ends when the partition is revoked.
     pub records: mpsc::Receiver<InFlightRecord>,
+    /// What is kept until records are committed.
+    pub until_committed: UntilCommitted,
     /// Cancelled when the partition is being revoked: finish the work in progress, start no more.
     pub closing: CancellationToken,
     /// Cancelled when the drain has timed out: drop everything.

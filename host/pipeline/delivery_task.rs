@@ -16,6 +16,7 @@ use crate::pipeline::Pipeline;
 use crate::pipeline::call::{Acceptance, DispatchedCall, SplitRecipients};
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::failed_comets::FailedComets;
+use crate::pipeline::in_flight::Exception;
 use crate::pipeline::key_order::Output;
 use crate::pipeline::metrics::{MessageOutcome, RecipientOutcome};
 use crate::pipeline::retry::{Cancelled, HoldContext, retry_until_cancelled};
@@ -29,7 +30,7 @@ pub(super) enum StageOutcome {
         /// The room's route, if it was looked up.
         route: Option<Arc<Route>>,
         /// The calls that were not simply acknowledged, with their outcomes.
-        exceptions: Vec<(usize, CallOutcome)>,
+        exceptions: Vec<Exception>,
         absent: Arc<[AbsentRecipient]>,
         /// The permits that the absent recipients hold.
         absent_permit: Option<OwnedSemaphorePermit>,
@@ -49,8 +50,9 @@ pub(super) struct DeliveryTask {
 pub(super) type SettledOutcome = (MessageOutcome, String);
 
 impl DeliveryTask {
-    /// Runs until the message has its outcome, and settles it.
-    pub(super) async fn run(mut self, outcome: StageOutcome) {
+    /// Runs until the message has its outcome, and settles it. Returns its offset; `None` if the
+    /// partition was cancelled.
+    pub(super) async fn run(mut self, outcome: StageOutcome) -> Option<i64> {
         self.pipeline.metrics.in_flight.inc();
         let ended = match outcome {
             StageOutcome::Delivered { route, exceptions, absent, absent_permit } => {
@@ -61,10 +63,12 @@ impl DeliveryTask {
             StageOutcome::DeadLetter(reason) => self.dead_letter(reason).await,
         };
         self.pipeline.metrics.in_flight.dec();
-        let Ok((outcome, reason)) = ended else { return };
+        let (outcome, reason) = ended.ok()?;
         self.trace.log_settled(self.chain.set(), outcome, &reason);
         self.pipeline.metrics.settled(outcome, self.trace.started);
+        let offset = self.trace.record.origin.offset;
         self.trace.pending.ack.settle();
+        Some(offset)
     }
 
     /// The record that is held while work is retried.
@@ -82,7 +86,7 @@ impl DeliveryTask {
     async fn deliver(
         &mut self,
         route: Option<Arc<Route>>,
-        exceptions: Vec<(usize, CallOutcome)>,
+        exceptions: Vec<Exception>,
         planned: Arc<[AbsentRecipient]>,
     ) -> Result<SettledOutcome, Cancelled> {
         let pipeline = Arc::clone(&self.pipeline);
@@ -90,14 +94,14 @@ impl DeliveryTask {
         let (mut failed, mut gone) = (FailedComets::default(), FailedComets::default());
         let mut unreachable: Vec<AbsentRecipient> = Vec::new();
         let mut is_exception = vec![false; self.trace.calls.len()];
-        exceptions.iter().for_each(|(at, _)| is_exception[*at] = true);
+        exceptions.iter().for_each(|exception| is_exception[exception.call] = true);
         for (call, _) in self.trace.calls.iter_mut().zip(is_exception).filter(|(_, exception)| !exception) {
             call.acceptance = Acceptance::All;
             self.trace.counts.sent += call.recipients.len();
         }
-        for (at, delivered) in exceptions {
+        for Exception { call: at, outcome, .. } in exceptions {
             let call = &mut self.trace.calls[at];
-            match delivered {
+            match outcome {
                 CallOutcome::Acknowledged => {}
                 CallOutcome::Partial(partly) => {
                     if let Some((comet, why)) = self.apply_partial(at, *partly, &mut unreachable) {

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
@@ -16,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::comets::{CallOutcome, Outcomes, ReplyTo};
+use crate::comets::{CallOutcome, OrderHold, Outcomes, ReplyTo};
+use crate::consumer::UntilCommitted;
 use crate::decision::AbsentRecipient;
 use crate::panics;
 use crate::pipeline::Pipeline;
@@ -27,16 +28,28 @@ use crate::pipeline::metrics::{MessageOutcome, Settled};
 use crate::pipeline::trace::MessageTrace;
 use crate::router::Route;
 
+/// How long a message that was given up holds its order after its outcome, if Kafka accepts no commit.
+const LONGEST_COMMIT: Duration = Duration::from_secs(30);
+
 /// A message and its calls.
 #[derive(Debug)]
 pub(super) struct InFlight {
     /// Calls without an outcome, and one more until all calls are queued.
     open: AtomicUsize,
     /// The calls that were not simply acknowledged.
-    exceptions: Mutex<Vec<(usize, CallOutcome)>>,
+    exceptions: Mutex<Vec<Exception>>,
     /// What is needed once the calls have ended.
     rest: Mutex<Option<Box<Rest>>>,
     settler: Arc<Settler>,
+}
+
+/// A call that was not simply acknowledged.
+#[derive(Debug)]
+pub(super) struct Exception {
+    pub(super) call: usize,
+    pub(super) outcome: CallOutcome,
+    /// Keeps later calls behind this message until its outcome is durable.
+    pub(super) hold: Option<OrderHold>,
 }
 
 /// What a message needs once its calls have ended.
@@ -68,6 +81,7 @@ pub(super) struct Settler {
     any_ended: Notify,
     delivery_tasks: TaskTracker,
     in_flight: TaskTracker,
+    until_committed: UntilCommitted,
     cancel: CancellationToken,
 }
 
@@ -117,10 +131,9 @@ impl Drop for InFlight {
 }
 
 impl Outcomes for InFlight {
-    fn ended(self: Arc<Self>, call: usize, delivered: CallOutcome) {
-        if delivered != CallOutcome::Acknowledged {
-            let mut exceptions = self.exceptions.lock();
-            exceptions.push((call, delivered));
+    fn ended(self: Arc<Self>, call: usize, outcome: CallOutcome, hold: Option<OrderHold>) {
+        if outcome != CallOutcome::Acknowledged {
+            self.exceptions.lock().push(Exception { call, outcome, hold });
         }
         self.close_one();
     }
@@ -136,6 +149,7 @@ impl Settler {
     pub(super) fn new(
         pipeline: &Arc<Pipeline>,
         delivery_tasks: TaskTracker,
+        until_committed: UntilCommitted,
         cancel: CancellationToken,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -144,6 +158,7 @@ impl Settler {
             any_ended: Notify::new(),
             delivery_tasks,
             in_flight: TaskTracker::new(),
+            until_committed,
             cancel,
         })
     }
@@ -199,13 +214,20 @@ impl Settler {
         drop(token);
     }
 
-    fn go_the_long_way(&self, rest: Rest, exceptions: Vec<(usize, CallOutcome)>) {
+    fn go_the_long_way(&self, rest: Rest, exceptions: Vec<Exception>) {
         let Rest { trace, chain, route, absent, absent_permit, token, .. } = rest;
         let delivery_task =
             DeliveryTask { pipeline: Arc::clone(&self.pipeline), chain, cancel: self.cancel.clone(), trace };
+        let mut exceptions = exceptions;
+        let holds: Vec<_> = exceptions.iter_mut().filter_map(|exception| exception.hold.take()).collect();
         let outcome = StageOutcome::Delivered { route, exceptions, absent, absent_permit };
+        let until_committed = self.until_committed.clone();
         let run = async move {
-            delivery_task.run(outcome).await;
+            let offset = delivery_task.run(outcome).await;
+            // A message that has no outcome is delivered again, here or by another gateway.
+            if let (Some(offset), false) = (offset, holds.is_empty()) {
+                until_committed.keep(offset, holds, LONGEST_COMMIT);
+            }
             drop(token);
         };
         self.delivery_tasks.spawn(panics::abort_on_panic("a message's delivery task", run));

@@ -309,7 +309,8 @@ impl Pipeline {
     pub async fn run(self: Arc<Self>, mut stream: PartitionStream) {
         let delivery_tasks = TaskTracker::new();
         let (closing, cancel) = (stream.closing.clone(), stream.cancel.clone());
-        let settler = Settler::new(&self, delivery_tasks.clone(), cancel.clone());
+        let kept = stream.until_committed.clone();
+        let settler = Settler::new(&self, delivery_tasks.clone(), kept, cancel.clone());
         let settling = panics::abort_on_panic("settling messages", Arc::clone(&settler).run());
         // Aborted when it is dropped.
         let mut settling_task = JoinSet::new();

@@ -121,6 +121,7 @@ impl Actor {
         let (mut calls, mut probes) = (FuturesUnordered::new(), FuturesUnordered::new());
         let (mut arrived, mut answers) = (Vec::with_capacity(RECEIVE_BATCH), Vec::new());
         let mut open = true;
+        let state = Arc::clone(&self.active.state);
         loop {
             while let Some(attempt) = self.next_attempt() {
                 calls.push(attempt.run());
@@ -128,13 +129,14 @@ impl Actor {
             if !open && self.queues.is_empty() && self.parked.is_empty() {
                 return;
             }
-            let (wake, calling) = (self.wakes_at(), !calls.is_empty());
+            let (wake, calling, has_parked) = (self.wakes_at(), !calls.is_empty(), !self.parked.is_empty());
             let next = async {
                 tokio::select! {
                     biased;
                     () = ready(&mut calls, &mut answers), if calling => Next::Answers,
                     Some(found) = probes.next() => Next::ProbeReply(found),
                     received = inbox.recv_many(&mut arrived, RECEIVE_BATCH), if open => Next::Arrived(received),
+                    () = state.held.released.notified(), if has_parked => Next::Released,
                     () = sleep_until(wake), if wake.is_some() => Next::Wake,
                     // Cannot happen: a queued call is either ready or behind one that is in flight.
                     // If it did, dropping the calls would report their outcomes.
@@ -157,6 +159,7 @@ impl Actor {
                     self.wake();
                     probes.extend(self.probe.ready(&self.dialer, Instant::now()));
                 }
+                Next::Released => self.release_parked(),
                 Next::Nothing => return,
             }
         }
@@ -189,7 +192,12 @@ impl Actor {
                 },
             };
             let Some(mut call) = self.without_expired(call, now) else { continue };
-            call.divide(&mut self.parked, now);
+            let held = &self.active.state.held;
+            if self.breaker.state() != BreakerState::Closed && call.is_held(held) {
+                self.fail_call(call, "the comet's breaker is open");
+                continue;
+            }
+            call.divide(&mut self.parked, held, now);
             if call.is_in_parts() {
                 self.go_on_in_parts(call, false);
                 continue;
@@ -229,7 +237,8 @@ impl Actor {
         }
     }
 
-    fn attempt(&mut self, call: InFlightCall, permit: AttemptPermit) -> Attempt {
+    fn attempt(&mut self, mut call: InFlightCall, permit: AttemptPermit) -> Attempt {
+        call.begin_attempt();
         if self.client.as_ref().is_some_and(CometClient::is_closed) {
             self.renew_channel();
         }
@@ -425,7 +434,7 @@ impl Actor {
             }
             let why = self.open_breaker();
             for call in self.parked.drain() {
-                call.settle(CallOutcome::Unreachable(why.clone()));
+                call.give_up(why.clone());
             }
         }
     }
@@ -443,6 +452,14 @@ impl Actor {
         let over = self.backing_off.extract_if(.., |(at, _)| *at <= now);
         self.ready.extend(over.map(|(_, call)| call));
         for name in self.parked.ready(now) {
+            self.queues.push(name.keys(), None, OrderItem::Turn(name), now);
+        }
+    }
+
+    /// Lets the calls go on that waited behind a message which has its outcome now.
+    fn release_parked(&mut self) {
+        let now = Instant::now();
+        for name in self.parked.released(&self.active.state.held) {
             self.queues.push(name.keys(), None, OrderItem::Turn(name), now);
         }
     }
@@ -497,6 +514,7 @@ enum Next {
     ProbeReply(ProbeReply),
     Arrived(usize),
     Wake,
+    Released,
     Nothing,
 }
 

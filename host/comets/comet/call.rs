@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::comets::breaker::AttemptPermit;
 use crate::comets::channel::{self, CallFailure, CometClient};
 use crate::comets::comet::parked::{ParkedCalls, ParkedQueue};
+use crate::comets::hold::HeldKeys;
 use crate::comets::order::{OrderQueues, OrderToken};
 use crate::comets::queued_call::{OrderKey, QueuedCall};
 use crate::comets::wire::Method;
@@ -40,6 +41,8 @@ pub(super) struct InFlightCall {
     unmerged: bool,
     /// Whether its messages were parked, in this order.
     was_parked: bool,
+    /// Whether the front message has an attempt even if it has expired.
+    may_be_late: bool,
     failures: u32,
     last_error: Option<String>,
 }
@@ -49,13 +52,13 @@ impl InFlightCall {
     pub(super) fn new(token: OrderToken, call: QueuedCall) -> Self {
         let last_error = call.not_taken_whole();
         let calls = VecDeque::from([call]);
-        Self { token, calls, unmerged: false, was_parked: false, failures: 0, last_error }
+        Self { token, calls, unmerged: false, was_parked: false, may_be_late: false, failures: 0, last_error }
     }
 
     /// A retry of parked calls.
     pub(super) fn from_parked(token: OrderToken, waiting: ParkedCalls) -> Self {
-        let ParkedCalls { calls, failures, last_error, .. } = waiting;
-        Self { token, calls, unmerged: true, was_parked: true, failures, last_error }
+        let ParkedCalls { calls, failures, last_error, was_held, .. } = waiting;
+        Self { token, calls, unmerged: true, was_parked: true, may_be_late: was_held, failures, last_error }
     }
 
     /// Merges the messages that wait right behind it for the same room.
@@ -79,10 +82,13 @@ impl InFlightCall {
     }
 
     /// Parks what has to wait behind parked calls, and splits what cannot be one call.
-    pub(super) fn divide(&mut self, parked: &mut ParkedQueue, now: Instant) {
-        while self.calls.front().is_some_and(|call| !call.is_divided) {
+    pub(super) fn divide(&mut self, parked: &mut ParkedQueue, held: &HeldKeys, now: Instant) {
+        while let Some(call) = self.calls.front() {
+            if call.is_divided && !ParkedQueue::is_held(call, held) {
+                break;
+            }
             let Some(call) = self.calls.pop_front() else { return };
-            parked.divide(call, &mut self.calls, now);
+            parked.divide(call, &mut self.calls, held, now);
         }
         // Parts of a split call are sent separately. Only a room's messages are merged.
         self.unmerged |= !self.keys().is_empty();
@@ -228,7 +234,8 @@ impl InFlightCall {
     pub(super) fn expire(&mut self, at: Instant, delivery_timeout: Duration) -> bool {
         let mut was_behind = false;
         // The oldest is the first.
-        while self.calls.front().is_some_and(|call| at >= call.queued + delivery_timeout) {
+        while !self.may_be_late && self.calls.front().is_some_and(|call| at >= call.queued + delivery_timeout)
+        {
             let why = match &self.last_error {
                 Some(error) => format!("no success within {delivery_timeout:?}: {error}"),
                 None => {
@@ -237,7 +244,7 @@ impl InFlightCall {
                 }
             };
             if let Some(call) = self.calls.pop_front() {
-                call.settle(CallOutcome::Unreachable(why));
+                call.give_up(why);
             }
             self.failures = 0;
         }
@@ -251,8 +258,18 @@ impl InFlightCall {
             _ => why.to_owned(),
         };
         for call in self.calls.drain(..) {
-            call.settle(CallOutcome::Unreachable(why.clone()));
+            call.give_up(why.clone());
         }
+    }
+
+    /// Whether the front message waits for the release of its key.
+    pub(super) fn is_held(&self, held: &HeldKeys) -> bool {
+        self.calls.front().is_some_and(|call| ParkedQueue::is_held(call, held))
+    }
+
+    /// The front message has its attempt now.
+    pub(super) fn begin_attempt(&mut self) {
+        self.may_be_late = false;
     }
 
     /// Whether every message has its outcome.

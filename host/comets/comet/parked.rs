@@ -2,7 +2,8 @@
 //!
 //! A call to retry is *parked* under the key whose order it keeps: a room, or one connection. It
 //! leaves its order queues, so other calls proceed. Later messages of that key queue behind it.
-//! When its retry is due, it enters the order queues again.
+//! When its retry is due, it enters the order queues again. Calls behind a message that was given up
+//! (`hold`) wait here as well, until its keys are released.
 //!
 //! Connections that recently did not accept a message are remembered, so that messages for many
 //! connections reach the others in a separate call: comets process the keys of a call one by one,
@@ -11,6 +12,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use crate::comets::hold::HeldKeys;
 use crate::comets::queued_call::{OrderKey, QueuedCall};
 use crate::comets::wire::key_len;
 use crate::expiring::ExpiringMap;
@@ -26,14 +28,34 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 const MAX_REQUEST: usize = 1024 * 1024;
 const MIN_KEYS: usize = 256 * 1024;
 
+/// What parked calls wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WaitsFor {
+    /// The time of their retry.
+    Time(Instant),
+    /// The release of their key.
+    Release,
+    /// Their turn in the order queues.
+    Turn,
+}
+
 /// The messages of one key that wait for another attempt, in order.
 #[derive(Debug)]
 pub(super) struct ParkedCalls {
     pub(super) calls: VecDeque<QueuedCall>,
     pub(super) failures: u32,
     pub(super) last_error: Option<String>,
-    /// `None` once the retry is in the order queues.
-    again: Option<Instant>,
+    /// Whether they waited for the release of their key: the first one has an attempt, however long
+    /// it has waited.
+    pub(super) was_held: bool,
+    waits_for: WaitsFor,
+}
+
+impl ParkedCalls {
+    fn held() -> Self {
+        let (calls, waits_for) = (VecDeque::new(), WaitsFor::Release);
+        Self { calls, failures: 0, last_error: None, was_held: true, waits_for }
+    }
 }
 
 #[derive(Debug)]
@@ -67,24 +89,53 @@ impl ParkedQueue {
         error: String,
         again: Instant,
     ) {
-        let waiting = ParkedCalls { calls, failures, last_error: Some(error), again: Some(again) };
+        let waits_for = WaitsFor::Time(again);
+        let mut waiting =
+            ParkedCalls { calls, failures, last_error: Some(error), was_held: false, waits_for };
+        if let Some(behind) = self.waiting.remove(&name) {
+            waiting.calls.extend(behind.calls);
+        }
         self.waiting.insert(name, waiting);
     }
 
     /// When the next retry is due.
     pub(super) fn next(&self) -> Option<Instant> {
-        self.waiting.values().filter_map(|waiting| waiting.again).min()
+        let time = |waiting: &ParkedCalls| match waiting.waits_for {
+            WaitsFor::Time(again) => Some(again),
+            WaitsFor::Release | WaitsFor::Turn => None,
+        };
+        self.waiting.values().filter_map(time).min()
     }
 
     /// The keys whose retry is due, each returned once, to be put into the order queues.
     pub(super) fn ready(&mut self, now: Instant) -> Vec<OrderKey> {
-        let is_due = |waiting: &ParkedCalls| waiting.again.is_some_and(|again| again <= now);
+        self.take_turns(|_, waiting| matches!(waiting.waits_for, WaitsFor::Time(again) if again <= now))
+    }
+
+    /// The keys that have been released, each returned once, to be put into the order queues.
+    pub(super) fn released(&mut self, held: &HeldKeys) -> Vec<OrderKey> {
+        self.take_turns(|name, waiting| {
+            let is_held = |call: &QueuedCall| held.holds(name, call.number);
+            waiting.waits_for == WaitsFor::Release && !waiting.calls.front().is_some_and(is_held)
+        })
+    }
+
+    fn take_turns(&mut self, is_ready: impl Fn(&OrderKey, &ParkedCalls) -> bool) -> Vec<OrderKey> {
         let mut ready = Vec::new();
-        for (name, waiting) in self.waiting.iter_mut().filter(|(_, waiting)| is_due(waiting)) {
-            waiting.again = None;
+        for (name, waiting) in self.waiting.iter_mut().filter(|(name, waiting)| is_ready(name, waiting)) {
+            waiting.waits_for = WaitsFor::Turn;
             ready.push(name.clone());
         }
         ready
+    }
+
+    /// Whether a call has to wait for the release of its key.
+    pub(super) fn is_held(call: &QueuedCall, held: &HeldKeys) -> bool {
+        if held.is_empty() {
+            return false;
+        }
+        let room = call.room.clone().map(OrderKey::Room);
+        room.into_iter().chain(OrderKey::of(call)).any(|key| held.holds(&key, call.number))
     }
 
     /// Removes the parked calls of a key. From now on the caller holds the key's order.
@@ -113,23 +164,29 @@ impl ParkedQueue {
     }
 
     /// Splits a call before its attempt: by size, for connections that need a call of their own, and
-    /// for connections that have to wait behind parked calls. The parts that may be called now are
-    /// put in front of `rest`.
-    pub(super) fn divide(&mut self, mut call: QueuedCall, rest: &mut VecDeque<QueuedCall>, now: Instant) {
-        if let Some(waiting) = self.ahead_of(&call) {
+    /// for connections that have to wait behind parked calls or a held key. The parts that may be
+    /// called now are put in front of `rest`.
+    pub(super) fn divide(
+        &mut self,
+        mut call: QueuedCall,
+        rest: &mut VecDeque<QueuedCall>,
+        held: &HeldKeys,
+        now: Instant,
+    ) {
+        if let Some(waiting) = self.ahead_of(&call, held) {
             waiting.calls.push_back(call);
             return;
         }
         call.is_divided = true;
         let limit = MAX_REQUEST.saturating_sub(call.payload.len()).max(MIN_KEYS);
         let is_large = call.keys().len() > 1 && call.keys().iter().map(key_len).sum::<usize>() > limit;
-        let knows_any = !self.waiting.is_empty() || !self.unresponsive.is_empty();
+        let knows_any = !self.waiting.is_empty() || !self.unresponsive.is_empty() || !held.is_empty();
         if call.keys().len() < 2 || !(is_large || knows_any) {
             return rest.push_front(call);
         }
         let (mut together, mut separate, mut behind) = (Vec::new(), Vec::new(), Vec::new());
         for key in call.keys() {
-            if self.waiting.contains_key(&OrderKey::Connection(key.clone())) {
+            if self.is_behind(&OrderKey::Connection(key.clone()), call.number, held) {
                 behind.push(vec![key.clone()]);
             } else if self.is_unresponsive(key, now) {
                 separate.push(vec![key.clone()]);
@@ -146,7 +203,7 @@ impl ParkedQueue {
         groups.append(&mut behind);
         let mut parts = call.split(groups);
         for part in parts.split_off(now_called) {
-            match self.ahead_of(&part) {
+            match self.ahead_of(&part, held) {
                 Some(waiting) => waiting.calls.push_back(part),
                 None => parts.push(part),
             }
@@ -158,13 +215,18 @@ impl ParkedQueue {
         self.unresponsive.get(key, now).is_some()
     }
 
-    /// The parked calls that have to come before this one, if any.
-    fn ahead_of(&mut self, call: &QueuedCall) -> Option<&mut ParkedCalls> {
-        if self.waiting.is_empty() {
+    /// The parked calls that this one has to wait behind, if any.
+    fn ahead_of(&mut self, call: &QueuedCall, held: &HeldKeys) -> Option<&mut ParkedCalls> {
+        if self.waiting.is_empty() && held.is_empty() {
             return None;
         }
-        let room = call.room.clone().map(OrderKey::Room).filter(|name| self.waiting.contains_key(name));
-        self.waiting.get_mut(&room.or_else(|| OrderKey::of(call))?)
+        let mut keys = call.room.clone().map(OrderKey::Room).into_iter().chain(OrderKey::of(call));
+        let key = keys.find(|key| self.is_behind(key, call.number, held))?;
+        Some(self.waiting.entry(key).or_insert_with(ParkedCalls::held))
+    }
+
+    fn is_behind(&self, key: &OrderKey, number: u64, held: &HeldKeys) -> bool {
+        self.waiting.contains_key(key) || held.holds(key, number)
     }
 }
 

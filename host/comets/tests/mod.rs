@@ -5,4 +5,5 @@ mod answers;
 mod comet_table;
 mod delivery;
 mod faults;
+mod hold;
 mod support;

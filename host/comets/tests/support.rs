@@ -17,8 +17,8 @@ use tonic::{Request, Response, Status};
 
 use crate::comets::proto::{chatroom, goim};
 use crate::comets::{
-    CallOutcome, CallRequest, CallTimeouts, Config, Dialect, Fleet, MemoryCometStore, Metrics, Outcomes,
-    Payload, ReplyTo,
+    CallOutcome, CallRequest, CallTimeouts, Config, Dialect, Fleet, MemoryCometStore, Metrics, OrderHold,
+    Outcomes, Payload, ReplyTo,
 };
 use crate::message::{CallTarget, CometAddr, MESSAGE_ID, NamedBy};
 
@@ -287,7 +287,7 @@ pub(super) fn handle() -> (ReplyTo, CallHandle) {
 }
 
 impl Outcomes for Told {
-    fn ended(self: Arc<Self>, _: usize, delivered: CallOutcome) {
+    fn ended(self: Arc<Self>, _: usize, delivered: CallOutcome, _: Option<OrderHold>) {
         let sender = self.0.lock().take().expect("told once");
         drop(sender.send(delivered));
     }
