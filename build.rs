@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-const PROTOS: [&str; 3] = ["push.proto", "comet_chatroom.proto", "comet_goim.proto"];
+const PROTOS: [&str; 4] = ["push.proto", "comet_chatroom.proto", "comet_goim.proto", "delivery.proto"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -34,6 +34,7 @@ use tonic::Code;
 use tonic::codegen::Service as _;
 
 use super::access::{AddressRefused, DialGate, GatedConnector};
+use super::stream::{self, open::Offered};
 use super::wire::{self, Body, Payload};
 use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, MessageId};
 
@@ -58,6 +59,8 @@ const FIRST_STREAMS: usize = 100;
 /// How much of a comet's error message is kept, in bytes on the wire.
 const MAX_TEXT: usize = 1000;
 
+const STREAM_NOT_SERVED: &str = "the comet does not serve halley.comet.v1.Delivery, and [comets] delivery is \"stream\"; update the comet, or set delivery = \"auto\"";
+
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("halley/", env!("CARGO_PKG_VERSION")));
 
 /// Makes clients of one comet.
@@ -66,6 +69,8 @@ pub(super) struct Dialer {
     authority: Authority,
     connector: GatedConnector,
     drivers: mpsc::UnboundedSender<Driver>,
+    /// How long a comet may take for its Welcome.
+    welcome_timeout: Duration,
 }
 
 /// The futures that drive a dialer's connections; each ends with its connection. They must be polled
@@ -86,6 +91,7 @@ impl Dialer {
     pub(super) fn new(
         address: &CometAddr,
         connect_timeout: Duration,
+        welcome_timeout: Duration,
         gate: DialGate,
     ) -> Result<(Self, Drivers), InvalidAddress> {
         let checked = address.address()?;
@@ -99,14 +105,17 @@ impl Dialer {
             http.set_keepalive_retries(Some(TCP_KEEPALIVE_PROBES));
         });
         let (drivers, new) = mpsc::unbounded_channel();
-        Ok((Self { authority, connector, drivers }, Drivers { new, running: FuturesUnordered::new() }))
+        let dialer = Self { authority, connector, drivers, welcome_timeout };
+        Ok((dialer, Drivers { new, running: FuturesUnordered::new() }))
     }
 
     /// A new client, which connects on its first call.
     pub(super) fn dial(&self) -> CometClient {
         let closed = Arc::new(AtomicBool::new(false));
         let connecting = self.clone().connect(Arc::clone(&closed)).boxed().shared();
-        CometClient { authority: self.authority.clone(), connecting, closed }
+        let (authority, welcome_timeout) = (self.authority.clone(), self.welcome_timeout);
+        let offering = offer(connecting.clone(), authority.clone(), welcome_timeout).boxed().shared();
+        CometClient { authority, connecting, offering, welcome_timeout, closed }
     }
 
     async fn connect(mut self, closed: Arc<AtomicBool>) -> Result<SendRequest<Bytes>, CallFailure> {
@@ -169,6 +178,25 @@ impl Drivers {
     }
 }
 
+/// The head of a call.
+pub(super) fn request(authority: &Authority, path: PathAndQuery, headers: HeaderMap) -> Request<()> {
+    let mut request = Request::new(());
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    *request.uri_mut() = uri(authority, path);
+    *request.headers_mut() = headers;
+    request
+}
+
+/// The headers of every call.
+pub(super) fn headers() -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(8);
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(USER_AGENT, AGENT);
+    headers
+}
+
 fn uri(authority: &Authority, path: PathAndQuery) -> Uri {
     let mut parts = http::uri::Parts::default();
     (parts.scheme, parts.authority, parts.path_and_query) =
@@ -193,6 +221,10 @@ pub(super) enum CallFailure {
     LocalFailure(String),
     /// The address may not be connected to: why.
     Forbidden(String),
+    /// The call was not made: the comet offers a stream.
+    Streams,
+    /// The call was not made: the comet serves no stream, and calls are not wanted.
+    StreamNotServed,
 }
 
 impl CallFailure {
@@ -201,22 +233,44 @@ impl CallFailure {
         match self {
             Self::Status { code, text } => format!("{code:?}: {text}"),
             Self::NoAnswer(why) | Self::LocalFailure(why) | Self::Forbidden(why) => why.clone(),
+            Self::Streams => "the comet takes messages by stream".to_owned(),
+            Self::StreamNotServed => STREAM_NOT_SERVED.to_owned(),
         }
     }
 }
+
+type Connecting = Shared<BoxFuture<'static, Result<SendRequest<Bytes>, CallFailure>>>;
 
 /// One connection to a comet. Clones share it.
 #[derive(Clone)]
 pub(super) struct CometClient {
     authority: Authority,
-    connecting: Shared<BoxFuture<'static, Result<SendRequest<Bytes>, CallFailure>>>,
+    connecting: Connecting,
+    /// Asks for a stream, once.
+    offering: Shared<BoxFuture<'static, Result<Offered, CallFailure>>>,
+    welcome_timeout: Duration,
     closed: Arc<AtomicBool>,
+}
+
+/// Asks for a stream on this connection.
+async fn offer(connecting: Connecting, authority: Authority, wait: Duration) -> Result<Offered, CallFailure> {
+    stream::open::open(connecting.await?, &authority, wait).await
 }
 
 impl CometClient {
     /// Whether the connection has ended, or could not be made: further calls need another client.
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
+    }
+
+    /// What the comet offers on this connection: asked for once, when this is first awaited.
+    pub(super) async fn offered(&self) -> Result<Offered, CallFailure> {
+        self.offering.clone().await
+    }
+
+    /// Asks again.
+    pub(super) fn ask_again(&self) -> BoxFuture<'static, Result<Offered, CallFailure>> {
+        offer(self.connecting.clone(), self.authority.clone(), self.welcome_timeout).boxed()
     }
 
     /// Makes one call. It has no deadline of its own; dropping it cancels the call.
@@ -226,12 +280,8 @@ impl CometClient {
         // A stream may have to wait until the server's limit lets it begin.
         let mut sender = connecting.await?.ready().await.map_err(no_answer)?;
         let GrpcRequest { path, headers, body } = call;
-        let mut request = Request::new(());
-        *request.method_mut() = Method::POST;
-        *request.version_mut() = Version::HTTP_2;
-        *request.uri_mut() = uri(&authority, path);
-        *request.headers_mut() = headers;
-        let (response, mut stream) = sender.send_request(request, false).map_err(no_answer)?;
+        let (response, mut stream) =
+            sender.send_request(request(&authority, path, headers), false).map_err(no_answer)?;
         drop(sender);
         let Body(pieces) = body;
         let last = pieces.iter().rposition(|piece| !piece.is_empty()).unwrap_or(0);
@@ -280,11 +330,7 @@ impl GrpcRequest {
     }
 
     fn to(path: PathAndQuery, body: Body) -> Self {
-        let mut headers = HeaderMap::with_capacity(8);
-        headers.insert(TE, HeaderValue::from_static("trailers"));
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert(USER_AGENT, AGENT);
-        Self { path, headers, body }
+        Self { path, headers: headers(), body }
     }
 }
 
@@ -307,7 +353,7 @@ async fn read_status(mut body: RecvStream) -> Result<(), CallFailure> {
 
 /// The gRPC status in these headers or trailers. Not parsed by tonic, which panics if a comet's
 /// `grpc-status-details-bin` is not base64.
-fn status(headers: &HeaderMap) -> Option<Result<(), CallFailure>> {
+pub(super) fn status(headers: &HeaderMap) -> Option<Result<(), CallFailure>> {
     let code = Code::from_bytes(headers.get("grpc-status")?.as_bytes());
     if code == Code::Ok {
         return Some(Ok(()));
@@ -337,7 +383,7 @@ fn percent_decoded(text: &[u8]) -> String {
     String::from_utf8_lossy(&decoded).into_owned()
 }
 
-fn classify_error(error: &(dyn std::error::Error + 'static)) -> CallFailure {
+pub(super) fn classify_error(error: &(dyn std::error::Error + 'static)) -> CallFailure {
     if let Some(refused) = causes(error).find_map(|cause| cause.downcast_ref::<AddressRefused>()) {
         return CallFailure::Forbidden(refused.to_string());
     }
@@ -384,7 +430,7 @@ fn describe(error: &dyn std::error::Error) -> String {
 }
 
 /// Cleans text from remote peers, which ends up in logs and headers.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().take(200).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

@@ -5,8 +5,10 @@ mod active;
 mod actor;
 mod call;
 mod concurrency;
+mod live_stream;
 mod parked;
 mod probe;
+mod streaming;
 
 use std::sync::Arc;
 

@@ -14,12 +14,29 @@ use crate::message::Address;
 /// Messages that wait to be merged are not delivered meanwhile.
 const MAX_MERGE_WINDOW: Duration = Duration::from_secs(10);
 
+/// How messages reach comets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeliveryMode {
+    /// By stream where the comet serves it, otherwise by unary calls.
+    #[default]
+    Auto,
+    /// By unary calls.
+    Unary,
+    /// By stream only.
+    Stream,
+}
+
 /// `[comets]`: where comets are and how they are called.
 #[derive(Debug, Clone, PartialEq, serde::Deserialize, serde::Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `chatroom` or `goim`: the service path and the form of the body.
     pub dialect: Dialect,
+    /// How messages reach comets. `auto`: by stream (`proto/delivery.proto`) where the comet serves it,
+    /// otherwise by unary calls. `unary`: only by calls. `stream`: only by stream; a comet that does
+    /// not serve it is unreachable.
+    pub delivery: DeliveryMode,
     /// The comets that BROADCAST and `every-comet` always reach, each `host:port`. A DNS name with
     /// several addresses means all of them. Comets in the directory are added automatically, for
     /// all gateways. Use the same name in both places: a comet that is known by name and by IP
@@ -94,6 +111,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             dialect: Dialect::Chatroom,
+            delivery: DeliveryMode::Auto,
             nodes: Vec::new(),
             addresses: BTreeMap::new(),
             discovery: discovery::Config::default(),

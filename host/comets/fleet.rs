@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -28,9 +27,12 @@ use super::sharing::SightingExchange;
 use super::shortage::ResourceShortage;
 use super::status::{BroadcastReach, CometStatus};
 use super::store::CometStore;
-use super::{CallOutcome, CallRequest, CallTimeouts, Config, Metrics, Payload};
+use super::{CallOutcome, CallRequest, CallTimeouts, Config, Content, Metrics, Payload};
 use crate::message::{CometAddr, NamedBy};
 use crate::telemetry::LogThrottle;
+
+/// How long a comet may take to answer Hello; at most half of the deadline of a call, which waits for it.
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// All known comets.
 ///
@@ -118,14 +120,14 @@ impl Fleet {
         let _ = self.resolved.clone().wait_for(|resolved| *resolved).await;
     }
 
-    /// Encodes a message once for all its calls. Waits while `max_pending_bytes` are used up.
-    pub async fn payload(&self, operation: i32, body: &Bytes) -> Payload {
-        let cost = Payload::cost(body);
+    /// A message that all its calls share. Waits while `max_pending_bytes` are used up.
+    pub async fn payload(&self, content: &Content<'_>) -> Payload {
+        let cost = Payload::cost(content.body);
         let held = match self.pending.try_take(cost) {
             Some(held) => held,
             None => self.pending.take(cost).await,
         };
-        Payload::new(self.config.dialect, operation, body, Some(held))
+        Payload::new(self.config.dialect, content, Some(held))
     }
 
     /// Queues a call for its comet. Calls of one room or connection keep the order in which they were
@@ -370,7 +372,8 @@ impl Fleet {
         let state = CometState::new(address.clone(), source, self.metrics.of(&address), shortage);
         let state = Arc::new(state);
         let gate = DialGate::new(Arc::clone(&self.access), Arc::clone(&state), Arc::downgrade(&self.known));
-        let dialer = Dialer::new(&address, self.config.connect_timeout, gate);
+        let welcome_timeout = WELCOME_TIMEOUT.min(self.timing.request_timeout / 2);
+        let dialer = Dialer::new(&address, self.config.connect_timeout, welcome_timeout, gate);
         let dialer = dialer.map_err(|error| error.to_string())?;
         let (comet, task) = Comet::new(state, dialer, &self.config, self.timing);
         self.tasks.spawn_on(task, &self.runtime);

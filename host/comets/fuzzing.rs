@@ -4,8 +4,8 @@ use bytes::{Buf, Bytes};
 use prost::Message as _;
 
 use super::proto::goim;
-use super::wire::{Dialect, Payload, Request};
-use crate::message::{Audience, CallTarget, ConnectionId, Message, RoomId};
+use super::wire::{Content, Dialect, Payload, Request};
+use crate::message::{Audience, CallTarget, ConnectionId, Message, RoomId, TRACEPARENT};
 
 /// goim's frame header, in bytes.
 const HEADER: usize = 16;
@@ -13,7 +13,13 @@ const HEADER: usize = 16;
 /// Checks the calls that this message would be, in both dialects.
 pub(crate) fn check(message: &Message) {
     for dialect in [Dialect::Chatroom, Dialect::Goim] {
-        let payload = Payload::new(dialect, message.operation, &message.body, None);
+        let content = Content {
+            operation: message.operation,
+            body: &message.body,
+            sent_ms: message.record.timestamp_ms.unwrap_or_default(),
+            traceparent: message.record.header(TRACEPARENT),
+        };
+        let payload = Payload::new(dialect, &content, None);
         if let Some(id) = payload.metadata(&message.id) {
             assert_eq!(id.as_bytes(), message.id.as_str().as_bytes());
         }

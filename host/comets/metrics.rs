@@ -88,6 +88,35 @@ enum RefusedNamedBy {
     plugin,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StreamFailureLabels {
+    comet: String,
+    reason: StreamFailure,
+}
+
+/// Why a stream did not begin, or ended before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the names are the label's values")]
+pub(super) enum StreamFailure {
+    /// No Welcome in time.
+    silent,
+    /// The comet answered Hello, or ended the stream, with an error.
+    error,
+    /// The comet broke the protocol.
+    protocol,
+    /// The connection broke.
+    lost,
+    /// A message was not acknowledged in time, or a Ping not answered.
+    overdue,
+    /// A message waited too long for credit.
+    stalled,
+}
+
+impl StreamFailure {
+    const ALL: [Self; 6] =
+        [Self::silent, Self::error, Self::protocol, Self::lost, Self::overdue, Self::stalled];
+}
+
 /// Counts refused addresses.
 #[derive(Clone, Debug, Default)]
 pub(super) struct RefusedMetrics(Family<RefusedLabel, Counter>);
@@ -119,6 +148,8 @@ pub struct Metrics {
     active: Gauge,
     known: Family<SourceLabels, Gauge>,
     pub(super) refused: RefusedMetrics,
+    streaming: Family<CometLabel, Gauge>,
+    stream_failures: Family<StreamFailureLabels, Counter>,
 }
 
 impl Metrics {
@@ -137,6 +168,8 @@ impl Metrics {
             active: Gauge::default(),
             known: Family::default(),
             refused: RefusedMetrics::default(),
+            streaming: Family::default(),
+            stream_failures: Family::default(),
         };
         let help = "Messages that the comet acknowledged";
         registry.register("job_dispatch_success", help, metrics.success.clone());
@@ -163,6 +196,10 @@ impl Metrics {
         registry.register("halley_comet_queue_full", help, metrics.queue_full.clone());
         let help = "Bytes of messages queued for comets or in flight, each message once";
         registry.register("halley_comets_pending_bytes", help, metrics.pending_bytes.clone());
+        let help = "Whether the comet gets messages by stream (1)";
+        registry.register("halley_comet_streaming", help, metrics.streaming.clone());
+        let help = "Streams that did not begin, or ended before their time, by reason; a comet that does not serve streams is not counted";
+        registry.register("halley_comet_stream_failures", help, metrics.stream_failures.clone());
         metrics
     }
 
@@ -187,6 +224,9 @@ impl Metrics {
             waiting: self.waiting.get_or_create_owned(&label),
             breaker_open: self.breaker_open.get_or_create_owned(&label),
             active: self.active.clone(),
+            streaming: self.streaming.get_or_create_owned(&label),
+            stream_failures: self.stream_failures.clone(),
+            comet: label.comet,
         }
     }
 
@@ -196,10 +236,13 @@ impl Metrics {
         for family in [&self.success, &self.failed, &self.retries, &self.not_taken, &self.queue_full] {
             family.remove(&label);
         }
-        for family in [&self.waiting, &self.breaker_open] {
+        for family in [&self.waiting, &self.breaker_open, &self.streaming] {
             family.remove(&label);
         }
         self.seconds.remove(&label);
+        for reason in StreamFailure::ALL {
+            self.stream_failures.remove(&StreamFailureLabels { comet: label.comet.clone(), reason });
+        }
     }
 }
 
@@ -216,4 +259,15 @@ pub(super) struct CometMetrics {
     pub(super) breaker_open: Gauge,
     /// Shared by all comets.
     pub(super) active: Gauge,
+    pub(super) streaming: Gauge,
+    stream_failures: Family<StreamFailureLabels, Counter>,
+    comet: String,
+}
+
+impl CometMetrics {
+    /// A stream failed.
+    pub(super) fn stream_failed(&self, reason: StreamFailure) {
+        let labels = StreamFailureLabels { comet: self.comet.clone(), reason };
+        self.stream_failures.get_or_create(&labels).inc();
+    }
 }

@@ -7,6 +7,7 @@
 //!   `discovery`: dynamic lists. `names`: server names. `store` and `sharing`: what all gateways
 //!   know. `status`: the view of the admin API. `access`: which addresses may be connected to.
 //! - `comet`: one comet's task. It owns the comet's order queues, breaker and channel.
+//!   `stream`: streamed delivery, where the comet serves it.
 //!   `queued_call`: a queued call, and the state that a comet's task shares with the fleet.
 //! - `order`, `breaker`, `retry`, `capacity`: pure kernels. `hold`: the order of messages that were
 //!   given up. `pending`: bytes over all comets.
@@ -76,6 +77,7 @@ mod sharing;
 mod shortage;
 mod status;
 mod store;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -86,19 +88,19 @@ use std::time::Duration;
 use crate::message::{CallTarget, CometAddr, ConnectionId, MessageId, NamedBy, RoomId};
 
 pub use breaker::BreakerState;
-pub use config::Config;
+pub use config::{Config, DeliveryMode};
 pub use discovery::Config as DiscoveryConfig;
 pub use fleet::Fleet;
 pub use hold::OrderHold;
 pub use metrics::Metrics;
 pub use names::ServerNames;
 pub use probe::probe;
-pub use queued_call::Source;
+pub use queued_call::{ChannelMode, Source};
 pub use status::{BroadcastReach, CometStatus};
 pub use store::{
     CometStore, MemoryCometStore, ReadOnlyCometStore, RedisCometStore, SharedSightings, Sighting, Unavailable,
 };
-pub use wire::{Dialect, Payload};
+pub use wire::{Content, Dialect, Payload};
 
 /// The timeouts of calls: the part of `[delivery]` that concerns comets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +156,8 @@ pub enum CallOutcome {
     Refused(String),
     /// Some of the call's connections were not reached; the others were.
     Partial(Box<PartialDelivery>),
+    /// The comet acknowledged it, and has nobody of the room any more.
+    NobodyThere,
 }
 
 /// The connections of a partially delivered call that were not reached.
@@ -163,7 +167,9 @@ pub struct PartialDelivery {
     pub unreachable: Vec<ConnectionId>,
     /// Those that the comet rejected permanently.
     pub refused: Vec<ConnectionId>,
-    /// The comet's error message.
+    /// Those that are not connected to the comet any more, as it said when it acknowledged the message.
+    pub missing: Vec<ConnectionId>,
+    /// The comet's error message; empty if there is none.
     pub why: String,
 }
 

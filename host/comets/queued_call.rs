@@ -13,6 +13,7 @@ use super::hold::{HeldKeys, OrderHold};
 use super::metrics::CometMetrics;
 use super::order::Keys;
 use super::shortage::ResourceShortage;
+use super::stream::frames::Outgoing;
 use super::wire::Payload;
 use super::{CallOutcome, CallRequest, PartialDelivery, ReplyTo};
 use crate::message::{CallTarget, CometAddr, ConnectionId, MessageId, RoomId};
@@ -58,6 +59,25 @@ impl Source {
     }
 }
 
+/// How messages reach a comet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[repr(u8)]
+pub enum ChannelMode {
+    /// There is no channel, or the comet has not answered on it.
+    Unknown,
+    /// By unary calls.
+    Unary,
+    /// By stream.
+    Stream,
+    /// Not at all: `[comets] delivery` is `stream`, and the comet does not serve it.
+    StreamNotServed,
+}
+
+impl ChannelMode {
+    const ALL: [Self; 4] = [Self::Unknown, Self::Unary, Self::Stream, Self::StreamNotServed];
+}
+
 /// The state that a comet's task shares with the fleet.
 #[derive(Debug)]
 pub(super) struct CometState {
@@ -66,6 +86,7 @@ pub(super) struct CometState {
     pub(super) shortage: Arc<ResourceShortage>,
     source: AtomicU8,
     state: AtomicU8,
+    mode: AtomicU8,
     /// Calls without an outcome, and their size in bytes.
     unsettled: Capacity,
     bytes: Capacity,
@@ -105,6 +126,7 @@ impl CometState {
             shortage,
             source: AtomicU8::new(source as u8),
             state: AtomicU8::new(BreakerState::Closed as u8),
+            mode: AtomicU8::new(ChannelMode::Unknown as u8),
             unsettled: Capacity::default(),
             bytes: Capacity::default(),
             freed: Notify::new(),
@@ -139,6 +161,16 @@ impl CometState {
 
     pub(super) fn set_breaker_state(&self, state: BreakerState) {
         self.state.store(state as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn channel_mode(&self) -> ChannelMode {
+        let value = self.mode.load(Ordering::Relaxed);
+        ChannelMode::ALL.into_iter().find(|mode| *mode as u8 == value).unwrap_or(ChannelMode::Unknown)
+    }
+
+    pub(super) fn set_channel_mode(&self, mode: ChannelMode) {
+        self.mode.store(mode as u8, Ordering::Relaxed);
+        self.metrics.streaming.set(i64::from(mode == ChannelMode::Stream));
     }
 
     pub(super) fn unsettled(&self) -> usize {
@@ -253,10 +285,11 @@ pub(super) struct QueuedCall {
     pub(super) room: Option<RoomId>,
     pub(super) payload: Payload,
     pub(super) message: MessageId,
-    pub(super) order: Keys<OrderKey>,
     pub(super) queued: Instant,
     /// Numbers the calls to a comet in the order of their queueing; the parts of a call share its number.
     pub(super) number: u64,
+    /// Why it has to be sent again, if it was sent by a stream that broke.
+    pub(super) last_error: Option<Arc<str>>,
     /// Whether connections that need a call of their own have been split off.
     pub(super) is_divided: bool,
     reply: OutcomeSink,
@@ -318,6 +351,7 @@ struct SplitProgress {
     refused: Vec<ConnectionId>,
     /// Of the unreachable ones, those that may accept later messages.
     given_up: Vec<ConnectionId>,
+    missing: Vec<ConnectionId>,
     /// The first reason of each kind.
     why: [Option<String>; 2],
     /// Whether the reason says that not all were tried.
@@ -331,7 +365,11 @@ impl SplitProgress {
         let (list, first, why) = match delivered {
             CallOutcome::Unreachable(why) => (&mut self.unreachable, &mut self.why[0], why),
             CallOutcome::Refused(why) => (&mut self.refused, &mut self.why[1], why),
-            CallOutcome::Acknowledged | CallOutcome::Partial(_) => return self.taken += keys.len(),
+            CallOutcome::Partial(partly) => {
+                self.taken += keys.len().saturating_sub(partly.missing.len());
+                return self.missing.extend(partly.missing);
+            }
+            CallOutcome::Acknowledged | CallOutcome::NobodyThere => return self.taken += keys.len(),
         };
         list.extend_from_slice(keys);
         first.get_or_insert(why);
@@ -339,17 +377,18 @@ impl SplitProgress {
 
     /// `None` if a part was dropped without an outcome.
     fn outcome(self, connections: usize) -> Option<CallOutcome> {
-        let Self { taken, unreachable, refused, why: [why_unreachable, why_refused], .. } = self;
-        if taken + unreachable.len() + refused.len() < connections {
+        let Self { taken, unreachable, refused, missing, why: [why_unreachable, why_refused], .. } = self;
+        if taken + unreachable.len() + refused.len() + missing.len() < connections {
             return None;
         }
         let whys: Vec<String> = why_unreachable.iter().chain(&why_refused).cloned().collect();
         Some(match (taken, why_unreachable, why_refused) {
-            (_, None, None) => CallOutcome::Acknowledged,
-            (0, Some(why), None) => CallOutcome::Unreachable(why),
-            (0, None, Some(why)) => CallOutcome::Refused(why),
+            (_, None, None) if missing.is_empty() => CallOutcome::Acknowledged,
+            (0, Some(why), None) if missing.is_empty() => CallOutcome::Unreachable(why),
+            (0, None, Some(why)) if missing.is_empty() => CallOutcome::Refused(why),
             _ => {
-                CallOutcome::Partial(Box::new(PartialDelivery { unreachable, refused, why: whys.join("; ") }))
+                let why = whys.join("; ");
+                CallOutcome::Partial(Box::new(PartialDelivery { unreachable, refused, missing, why }))
             }
         })
     }
@@ -383,7 +422,9 @@ fn send_outcome(
     holds: Option<(Vec<OrderKey>, u64)>,
 ) {
     match &delivered {
-        CallOutcome::Acknowledged | CallOutcome::Partial(_) => state.metrics.success.inc(),
+        CallOutcome::Acknowledged | CallOutcome::Partial(_) | CallOutcome::NobodyThere => {
+            state.metrics.success.inc()
+        }
         CallOutcome::Unreachable(_) | CallOutcome::Refused(_) => state.metrics.failed.inc(),
     };
     let hold = holds.filter(|(keys, _)| !keys.is_empty()).map(|(keys, number)| state.held.hold(keys, number));
@@ -403,16 +444,26 @@ impl QueuedCall {
         let Some(slot) = state.take(request.cost(), room) else { return Err(request) };
         let CallRequest { target, room, payload, message, reply, .. } = request;
         Ok(Self {
-            order: keys_of(&target, room.as_ref()),
             target,
             room,
             payload,
             message,
             queued: Instant::now(),
             number: state.next_number.fetch_add(1, Ordering::Relaxed),
+            last_error: None,
             is_divided: false,
             reply: OutcomeSink::Whole { outcome: reply, slot },
         })
+    }
+
+    /// The keys whose order it keeps.
+    pub(super) fn order(&self) -> Keys<OrderKey> {
+        keys_of(&self.target, self.room.as_ref())
+    }
+
+    /// The message for a stream.
+    pub(super) fn outgoing(&self, seq: u64, with_id: bool) -> Outgoing<'_> {
+        self.payload.outgoing(seq, with_id.then_some(&self.message), &self.target)
     }
 
     /// The connections that it names.
@@ -439,13 +490,13 @@ impl QueuedCall {
             }),
         };
         let part = |keys: Vec<ConnectionId>| Self {
-            order: keys_of(&CallTarget::Connections(keys.clone()), room.as_ref()),
             target: CallTarget::Connections(keys),
             room: room.clone(),
             payload: payload.clone(),
             message: message.clone(),
             queued,
             number,
+            last_error: None,
             is_divided: true,
             reply: OutcomeSink::Part(Arc::clone(&parts)),
         };
@@ -477,7 +528,7 @@ impl QueuedCall {
     pub(super) fn give_up(self, why: String) {
         match self.reply {
             OutcomeSink::Whole { outcome, slot } => {
-                let holds = Some((self.order.into_held(), self.number));
+                let holds = Some((keys_of(&self.target, self.room.as_ref()).into_held(), self.number));
                 send_outcome(outcome, CallOutcome::Unreachable(why), &slot.state, holds);
             }
             OutcomeSink::Part(ref parts) => {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::breaker::BreakerState;
-use super::queued_call::{CometState, Source};
+use super::queued_call::{ChannelMode, CometState, Source};
 use crate::message::CometAddr;
 
 /// The status of one comet.
@@ -20,6 +20,8 @@ pub struct CometStatus {
     pub broadcasts: bool,
     /// When an entry of the directory last named it, as far as gateways have seen.
     pub directory_named: Option<String>,
+    /// How messages reach it now.
+    pub delivery: ChannelMode,
     /// Whether calls are made.
     pub breaker: BreakerState,
     /// Messages in its queue.
@@ -45,6 +47,7 @@ impl CometStatus {
             source: state.source(),
             broadcasts,
             directory_named: named_at.map(rfc3339),
+            delivery: state.channel_mode(),
             breaker: state.breaker_state(),
             waiting: state.unsettled().saturating_sub(in_flight),
             in_flight,

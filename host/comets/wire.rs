@@ -1,7 +1,7 @@
 //! The wire format of calls, in both dialects.
 //!
 //! Requests are not encoded from generated types, so that a message's body is encoded once for all
-//! comets. All three requests have their `Proto` as field 2: a payload is that field. A small
+//! comets that are called; those that get it by stream do not need this (`stream::frames`). All three requests have their `Proto` as field 2: a payload is that field. A small
 //! payload is copied between the fields around it; a large one is sent as a separate piece, so a
 //! message of 1 MB that is queued for 200 comets takes 1 MB.
 
@@ -13,6 +13,7 @@ use http::uri::PathAndQuery;
 use prost::encoding::{encode_varint, encoded_len_varint};
 
 use super::pending::PendingPermit;
+use super::stream::frames::Outgoing;
 use crate::message::{CallTarget, ConnectionId, MessageId, RoomId};
 
 /// The comets' dialect: the service path and the format of the body.
@@ -44,17 +45,37 @@ const FRAME_HEADER: u16 = 16;
 /// The approximate overhead of an encoded message: the struct, its id, its frame.
 const OVERHEAD: usize = 256;
 
-/// An encoded message, shared by all its calls.
+/// The longest trace context that is sent on; version 0 has 55 bytes.
+const MAX_TRACEPARENT: usize = 128;
+/// Tags, lengths, version and operation of `Proto`, at most.
+const PROTO_OVERHEAD: usize = 28;
+
+/// A message, shared by all its calls.
 #[derive(Clone, Debug)]
 pub struct Payload(Arc<Encoded>);
 
+/// A message as all its calls carry it.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    /// The protocol operation that clients receive.
+    pub operation: i32,
+    /// The body.
+    pub body: &'a Bytes,
+    /// When it was produced, in milliseconds since 1970; 0 if that is unknown.
+    pub sent_ms: i64,
+    /// The producer's W3C trace context, if there is one.
+    pub traceparent: Option<&'a Bytes>,
+}
+
 #[derive(Debug)]
 struct Encoded {
+    dialect: Dialect,
     operation: i32,
-    /// The field `Proto` with its tag and length.
-    proto: Bytes,
-    /// goim: the frame, which is a part of `proto`.
-    frame: Bytes,
+    body: Bytes,
+    sent_ms: i64,
+    traceparent: Option<Box<str>>,
+    /// What unary calls carry.
+    unary: OnceLock<UnaryContent>,
     /// The whole request for the first room; usually there is only one.
     room: OnceLock<(RoomId, Body)>,
     /// The encoded metadata of the first id.
@@ -63,37 +84,88 @@ struct Encoded {
     _held: Option<PendingPermit>,
 }
 
-impl Payload {
-    /// The pending bytes of a message of this size, with its overhead.
-    pub(super) fn cost(body: &Bytes) -> usize {
-        body.len() + OVERHEAD
-    }
+/// The content of unary calls. Streams do without it.
+#[derive(Debug)]
+struct UnaryContent {
+    /// The field `Proto` with its tag and length.
+    proto: Bytes,
+    /// goim: the frame, which is a part of `proto`.
+    frame: Bytes,
+}
 
-    /// Encodes a message that holds these pending bytes.
-    pub(super) fn new(dialect: Dialect, operation: i32, body: &Bytes, held: Option<PendingPermit>) -> Self {
-        let (proto, frame) = match dialect {
-            Dialect::Chatroom => (proto_field(operation, &[body]), Bytes::new()),
+impl UnaryContent {
+    fn new(dialect: Dialect, operation: i32, body: &Bytes) -> Self {
+        match dialect {
+            Dialect::Chatroom => Self { proto: proto_field(operation, &[body]), frame: Bytes::new() },
             Dialect::Goim => {
                 // goim's job does the same for all three kinds of push: internal/job/push.go
                 // (pushKeys, broadcast, broadcastRoomRawBytes) and room.go in Terry-Mao/goim.
                 let header = frame_header(operation, body.len());
                 let proto = proto_field(OP_RAW, &[&header, body]);
                 let frame = proto.slice(proto.len() - usize::from(FRAME_HEADER) - body.len()..);
-                (proto, frame)
+                Self { proto, frame }
             }
-        };
-        let (room, id) = (OnceLock::new(), OnceLock::new());
-        Self(Arc::new(Encoded { operation, proto, frame, room, id, _held: held }))
+        }
+    }
+}
+
+impl Payload {
+    /// The pending bytes of a message of this size, with its overhead.
+    pub(super) fn cost(body: &Bytes) -> usize {
+        body.len() + OVERHEAD
+    }
+
+    /// A message that holds these pending bytes.
+    pub(super) fn new(dialect: Dialect, content: &Content<'_>, held: Option<PendingPermit>) -> Self {
+        let Content { operation, body, sent_ms, traceparent } = *content;
+        let traceparent = traceparent.and_then(|value| traceparent_text(value)).map(Box::from);
+        let (body, unary, room, id) = (body.clone(), OnceLock::new(), OnceLock::new(), OnceLock::new());
+        let encoded =
+            Encoded { dialect, operation, body, sent_ms, traceparent, unary, room, id, _held: held };
+        Self(Arc::new(encoded))
+    }
+
+    /// What unary calls carry; encoded on first use.
+    fn unary(&self) -> &UnaryContent {
+        let Encoded { dialect, operation, body, unary, .. } = &*self.0;
+        unary.get_or_init(|| UnaryContent::new(*dialect, *operation, body))
+    }
+
+    /// The message for a stream. Without `with_id`, it has no id.
+    pub(super) fn outgoing<'a>(
+        &'a self,
+        seq: u64,
+        id: Option<&'a MessageId>,
+        target: &'a CallTarget,
+    ) -> Outgoing<'a> {
+        let Encoded { operation, body, sent_ms, traceparent, .. } = &*self.0;
+        Outgoing {
+            seq,
+            id: id.map_or("", MessageId::as_str),
+            target,
+            operation: *operation,
+            body,
+            sent_ms: *sent_ms,
+            traceparent: traceparent.as_deref().unwrap_or_default(),
+        }
+    }
+
+    /// The size of the body in bytes.
+    pub(super) fn body_len(&self) -> usize {
+        self.0.body.len()
     }
 
     /// The size of its goim frame in bytes; 0 in the other dialect.
     pub(super) fn frame_len(&self) -> usize {
-        self.0.frame.len()
+        match self.0.dialect {
+            Dialect::Chatroom => 0,
+            Dialect::Goim => usize::from(FRAME_HEADER) + self.0.body.len(),
+        }
     }
 
     /// The size in bytes of the part that all its calls share.
     pub(super) fn len(&self) -> usize {
-        self.0.proto.len()
+        PROTO_OVERHEAD + self.frame_len().max(self.0.body.len())
     }
 
     /// The message's id as call metadata; `None` if it is not valid there: gRPC's metadata is
@@ -112,13 +184,21 @@ impl Payload {
     }
 
     fn room_request(&self, room: &RoomId) -> Body {
-        let write = || Body::around(&self.0.proto, room_len(room), |buffer| put_room(room, buffer), |_| ());
-        if self.0.proto.len() >= SHARED_FROM {
+        let proto = &self.unary().proto;
+        let write = || Body::around(proto, room_len(room), |buffer| put_room(room, buffer), |_| ());
+        if proto.len() >= SHARED_FROM {
             return write();
         }
         let (known, request) = self.0.room.get_or_init(|| (room.clone(), write()));
         if known == room { request.clone() } else { write() }
     }
+}
+
+/// A trace context that may be sent on: `version-trace-parent-flags`, in W3C's Trace Context.
+fn traceparent_text(value: &[u8]) -> Option<&str> {
+    let is_valid = |byte: &u8| byte.is_ascii_hexdigit() || *byte == b'-';
+    let text = std::str::from_utf8(value).ok()?;
+    (value.len() <= MAX_TRACEPARENT && value.iter().all(is_valid)).then_some(text)
 }
 
 /// One call: its path and its encoded request.
@@ -190,8 +270,7 @@ const SHARED_FROM: usize = 16 * 1024;
 impl Dialect {
     /// The request for one message.
     pub(super) fn request(self, target: &CallTarget, payload: &Payload) -> Request {
-        let Encoded { operation, proto, .. } = &*payload.0;
-        let operation = *operation;
+        let (operation, proto) = (payload.0.operation, &payload.unary().proto);
         let (method, body) = match target {
             CallTarget::Room(room) => (Method::BroadcastRoom, payload.room_request(room)),
             // goim's comets send to clients that subscribe to `protoOp`, which is the message's
@@ -215,7 +294,7 @@ impl Dialect {
 
     /// goim: one request with the frames of several messages for one room.
     pub(super) fn merged<'a>(self, room: &RoomId, payloads: impl Iterator<Item = &'a Payload>) -> Request {
-        let frames: Vec<&[u8]> = payloads.map(|payload| &*payload.0.frame).collect();
+        let frames: Vec<&[u8]> = payloads.map(|payload| &*payload.unary().frame).collect();
         let proto = proto_field(OP_RAW, &frames);
         let body = Body::around(&proto, room_len(room), |buffer| put_room(room, buffer), |_| ());
         Request { method: Method::BroadcastRoom, path: self.path(Method::BroadcastRoom), body }
@@ -322,11 +401,25 @@ mod tests {
     use proptest::prelude::*;
     use prost::Message as _;
 
+    fn payload(dialect: Dialect, operation: i32, body: &Bytes) -> Payload {
+        Payload::new(dialect, &Content { operation, body, sent_ms: 0, traceparent: None }, None)
+    }
+
+    #[test]
+    fn only_a_trace_context_is_sent_on() {
+        let context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(traceparent_text(context.as_bytes()), Some(context));
+        for wrong in [&b"\xff"[..], b"00-zz", &[b'0'; 200]] {
+            assert_eq!(traceparent_text(wrong), None);
+        }
+    }
+
     #[test]
     fn a_goim_frame_is_identical_to_goim_s() {
-        let payload = Payload::new(Dialect::Goim, 5, &Bytes::from_static(b"hi"), None);
+        let payload = payload(Dialect::Goim, 5, &Bytes::from_static(b"hi"));
         let frame = b"\0\0\0\x12\0\x10\0\x01\0\0\0\x05\0\0\0\0hi";
-        assert_eq!(&payload.0.frame[..], frame);
+        assert_eq!(&payload.unary().frame[..], frame);
+        assert_eq!(payload.frame_len(), frame.len());
         let request = Dialect::Goim.request(&CallTarget::Room("r".into()), &payload);
         let proto = goim::Proto { ver: 1, op: 9, seq: 0, body: Bytes::from_static(frame) };
         let expected = goim::BroadcastRoomReq { room_id: "r".into(), proto: Some(proto) };
@@ -336,7 +429,7 @@ mod tests {
 
     #[test]
     fn the_calls_of_a_large_message_share_its_bytes() {
-        let payload = Payload::new(Dialect::Goim, 5, &vec![b'x'; SHARED_FROM].into(), None);
+        let payload = payload(Dialect::Goim, 5, &vec![b'x'; SHARED_FROM].into());
         let targets = [
             CallTarget::Room("r".into()),
             CallTarget::Room("other".into()),
@@ -345,24 +438,23 @@ mod tests {
         ];
         for target in targets {
             let request = Dialect::Goim.request(&target, &payload);
-            assert_eq!(request.body.0[1].as_ptr(), payload.0.proto.as_ptr(), "{target:?}");
+            assert_eq!(request.body.0[1].as_ptr(), payload.unary().proto.as_ptr(), "{target:?}");
         }
     }
 
     #[test]
     fn merged_frames_are_concatenated() {
-        let payload =
-            |text: &'static str| Payload::new(Dialect::Goim, 4, &Bytes::from_static(text.as_bytes()), None);
-        let (a, b) = (payload("a"), payload("bc"));
+        let of = |text: &'static str| payload(Dialect::Goim, 4, &Bytes::from_static(text.as_bytes()));
+        let (a, b) = (of("a"), of("bc"));
         let request = Dialect::Goim.merged(&"r".into(), [&a, &b].into_iter());
         let decoded = goim::BroadcastRoomReq::decode(request.body.message()).expect("decodes");
         let proto = decoded.proto.expect("a proto");
-        assert_eq!((proto.op, proto.body), (9, [&a.0.frame[..], &b.0.frame[..]].concat().into()));
+        assert_eq!((proto.op, proto.body), (9, [&a.unary().frame[..], &b.unary().frame[..]].concat().into()));
     }
 
     #[test]
     fn a_payload_serves_any_room_and_id() {
-        let payload = Payload::new(Dialect::Chatroom, 1, &Bytes::from_static(b"x"), None);
+        let payload = payload(Dialect::Chatroom, 1, &Bytes::from_static(b"x"));
         for name in ["one", "two", "one"] {
             let request = Dialect::Chatroom.request(&CallTarget::Room(name.into()), &payload);
             assert_eq!(
@@ -383,7 +475,8 @@ mod tests {
             keys in proptest::collection::vec("[a-z0-9]{0,200}", 0..5)
         ) {
             let body = Bytes::from(body.repeat(times));
-            let payload = Payload::new(Dialect::Chatroom, operation, &body, None);
+            let payload = payload(Dialect::Chatroom, operation, &body);
+            prop_assert!(payload.len() >= payload.unary().proto.len());
             let encode = |target: CallTarget| Dialect::Chatroom.request(&target, &payload).body.message();
             let proto = Some(goim::Proto { ver: 1, op: operation, seq: 0, body });
 

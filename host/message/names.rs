@@ -8,6 +8,9 @@ use std::sync::Arc;
 /// recognised as the message it was; see [`crate::message::PROOF`].
 pub const MESSAGE_ID: &str = "halley-message-id";
 
+/// The header of a record with the producer's trace context, as in W3C's Trace Context.
+pub const TRACEPARENT: &str = "traceparent";
+
 /// The header of a redriven record with the comets that did not accept the message, separated by
 /// commas. The others have received it.
 pub const REDRIVE_COMETS: &str = "halley-redrive-comets";

@@ -40,6 +40,8 @@ impl DispatchedCall {
 /// The recipients of a partially delivered call.
 pub(super) struct SplitRecipients<'a> {
     pub(super) unreachable: Vec<&'a Recipient>,
+    /// Those that are not connected to the comet any more.
+    pub(super) missing: Vec<&'a Recipient>,
     /// How many the comet rejected permanently.
     pub(super) refused: usize,
     /// Whether the record becomes a dead letter: a recipient was rejected permanently, or an
@@ -51,10 +53,13 @@ impl<'a> SplitRecipients<'a> {
     pub(super) fn of(recipients: &'a [Recipient], partly: &PartialDelivery) -> Self {
         let missed: HashSet<_> = partly.unreachable.iter().collect();
         let refused: HashSet<_> = partly.refused.iter().collect();
+        let gone: HashSet<_> = partly.missing.iter().collect();
+        // A comet may name connections that the directory does not know.
+        let missing = recipients.iter().filter(|recipient| gone.contains(&recipient.connection)).collect();
         let unreachable: Vec<_> =
             recipients.iter().filter(|recipient| missed.contains(&recipient.connection)).collect();
         let refused = recipients.iter().filter(|recipient| refused.contains(&recipient.connection)).count();
         let is_failed = !partly.refused.is_empty() || unreachable.len() < partly.unreachable.len();
-        Self { unreachable, refused, is_failed }
+        Self { unreachable, missing, refused, is_failed }
     }
 }

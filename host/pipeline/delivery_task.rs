@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::comets::{CallOutcome, PartialDelivery};
 use crate::dead_letter::{self, DeadLetterReason, LetterOutcome};
 use crate::decision::{AbsenceCause, AbsentRecipient, IdKind};
-use crate::message::{Audience, CometAddr};
+use crate::message::{Audience, CometAddr, Message};
 use crate::pipeline::Pipeline;
 use crate::pipeline::call::{Acceptance, DispatchedCall, SplitRecipients};
 use crate::pipeline::chain::BatchChain;
@@ -108,10 +108,18 @@ impl DeliveryTask {
                         failed.add(comet, &why);
                     }
                 }
+                CallOutcome::NobodyThere => {
+                    let recipients = Arc::clone(&call.recipients);
+                    // Where recipients are unknown, nobody is expected.
+                    call.acceptance =
+                        if recipients.is_empty() { Acceptance::All } else { Acceptance::Nothing };
+                    self.note_missing(at, recipients.iter(), &mut unreachable);
+                }
                 CallOutcome::Unreachable(why) if !call.recipients.is_empty() => {
                     let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
                     self.trace.not_reached(&comet, &why);
-                    unreachable.extend(recipients.iter().map(|recipient| self.unreachable(recipient)));
+                    let of = |recipient| self.absent(recipient, AbsenceCause::CometUnreachable);
+                    unreachable.extend(recipients.iter().map(of));
                 }
                 // The directory has not named this comet lately, and it does not answer: the
                 // BROADCAST is not for it.
@@ -162,21 +170,47 @@ impl DeliveryTask {
         let call = &mut self.trace.calls[at];
         let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
         let split = SplitRecipients::of(&recipients, &partly);
-        call.acceptance = Acceptance::AllBut(partly.unreachable.into_iter().chain(partly.refused).collect());
-        self.trace.counts.sent += recipients.len() - split.unreachable.len() - split.refused;
-        unreachable.extend(split.unreachable.iter().map(|recipient| self.unreachable(recipient)));
+        let missed = partly.unreachable.into_iter().chain(partly.refused).chain(partly.missing);
+        call.acceptance = Acceptance::AllBut(missed.collect());
+        self.trace.counts.sent +=
+            recipients.len() - split.unreachable.len() - split.missing.len() - split.refused;
+        let of = |recipient: &&Recipient| self.absent(recipient, AbsenceCause::CometUnreachable);
+        unreachable.extend(split.unreachable.iter().map(of));
+        self.note_missing(at, split.missing.iter().copied(), unreachable);
         if split.is_failed {
             self.trace.counts.failed += split.refused.max(1);
             return Some((comet, partly.why));
         }
-        self.trace.not_reached(&comet, &partly.why);
+        if !split.unreachable.is_empty() {
+            self.trace.not_reached(&comet, &partly.why);
+        }
         None
     }
 
-    /// A recipient whose comet was not reached. Keys that the producer addressed to a comet are not
-    /// looked up, so the configuration decides what they are.
-    fn unreachable(&self, recipient: &Recipient) -> AbsentRecipient {
-        let mut absent = recipient.absent(AbsenceCause::CometUnreachable);
+    /// These recipients are not connected to the comet any more, as it said: the room's cached route is
+    /// outdated.
+    fn note_missing<'a>(
+        &mut self,
+        at: usize,
+        missing: impl ExactSizeIterator<Item = &'a Recipient>,
+        absent: &mut Vec<AbsentRecipient>,
+    ) {
+        if missing.len() == 0 {
+            return;
+        }
+        let why = format!("{} recipients are not connected to it any more", missing.len());
+        absent.extend(missing.map(|recipient| self.absent(recipient, AbsenceCause::NoConnection)));
+        let comet = self.trace.calls[at].comet.clone();
+        self.trace.not_reached(&comet, &why);
+        if let Some(room) = self.trace.message.as_ref().and_then(Message::room) {
+            self.pipeline.resolver.note_outdated(room);
+        }
+    }
+
+    /// A recipient that was not reached. Keys that the producer addressed to a comet are not looked up, so
+    /// the configuration decides what they are.
+    fn absent(&self, recipient: &Recipient, cause: AbsenceCause) -> AbsentRecipient {
+        let mut absent = recipient.absent(cause);
         let audience = self.trace.message.as_ref().map(|message| &message.audience);
         if absent.identity != IdKind::User && matches!(audience, Some(Audience::Keys { server: Some(_), .. }))
         {

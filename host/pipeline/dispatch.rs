@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 
-use crate::comets::{CallRequest, Fleet};
-use crate::message::{CometAddr, Message};
+use crate::comets::{CallRequest, Content, Fleet};
+use crate::message::{CometAddr, Message, TRACEPARENT};
 use crate::pipeline::call::{Acceptance, DispatchedCall};
 use crate::pipeline::in_flight::InFlight;
 use crate::pipeline::retry::{Cancelled, HoldContext, hold_behind};
@@ -34,7 +34,13 @@ pub(super) async fn dispatch(
     in_flight: &Arc<InFlight>,
 ) -> Result<Vec<DispatchedCall>, Cancelled> {
     let hold = HoldContext { offset: Some(message.record.origin.offset), ..hold };
-    let payload = wait_for_room(hold, fleet.payload(message.operation, &message.body)).await?;
+    let content = Content {
+        operation: message.operation,
+        body: &message.body,
+        sent_ms: message.record.timestamp_ms.unwrap_or_default(),
+        traceparent: message.record.header(TRACEPARENT),
+    };
+    let payload = wait_for_room(hold, fleet.payload(&content)).await?;
     let mut calls = Vec::with_capacity(deliveries.len());
     let mut waiting = Vec::new();
     for (call, Delivery { comet, named_by, target, recipients }) in deliveries.into_iter().enumerate() {

@@ -76,6 +76,11 @@ impl Resolver {
         self.unknown_keys
     }
 
+    /// A comet reported that connections of this room are gone: its route is read again soon.
+    pub(super) fn note_outdated(&self, room: &RoomId) {
+        self.routes.note_outdated(room);
+    }
+
     /// The cached route of a room for this generation of policies.
     pub fn cached(&self, room: &RoomId, generation: u64) -> Option<Arc<Route>> {
         self.routes.peek(room, generation)

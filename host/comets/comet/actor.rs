@@ -21,12 +21,13 @@ use super::call::{Attempt, AttemptResult, InFlightCall, MAX_MERGED_BYTES, MAX_ME
 use super::concurrency::ConcurrencyLimit;
 use super::parked::ParkedQueue;
 use super::probe::{HealthProbe, ProbeReply};
+use super::streaming::{StreamEvent, Streaming};
 use crate::comets::breaker::{self, AttemptPermit, Breaker, BreakerChange, BreakerState};
 use crate::comets::channel::{CallFailure, CometClient, Dialer, Drivers};
 use crate::comets::order::{OrderQueues, Window};
-use crate::comets::queued_call::{CometState, OrderKey, QueuedCall};
+use crate::comets::queued_call::{ChannelMode, CometState, OrderKey, QueuedCall};
 use crate::comets::retry::{self, RetryDecision};
-use crate::comets::{CallOutcome, CallTimeouts, Config, Dialect};
+use crate::comets::{CallOutcome, CallTimeouts, Config, DeliveryMode, Dialect};
 use crate::message::CallTarget;
 use crate::telemetry::LogThrottle;
 
@@ -45,34 +46,35 @@ static OPENED_LOG: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 static CLOSED_LOG: LogThrottle = LogThrottle::new(20, Duration::from_secs(10));
 
 pub(super) struct Actor {
-    active: ActiveGauge,
+    pub(super) active: ActiveGauge,
     dialer: Dialer,
-    drivers: Drivers,
+    pub(super) drivers: Drivers,
     /// `None` before the first call, and when the next call needs a new connection.
-    client: Option<CometClient>,
+    pub(super) client: Option<CometClient>,
     /// Counts the channels, so that timeouts of an older one do not count for its successor.
-    channel: u64,
+    pub(super) channel: u64,
+    pub(super) streaming: Streaming,
     /// The last answer.
-    last_answer: Instant,
+    pub(super) last_answer: Instant,
     /// Calls that timed out on this channel.
     timed_out: u32,
     concurrency: ConcurrencyLimit,
-    calls_in_flight: usize,
-    probe: HealthProbe,
-    timing: CallTimeouts,
+    pub(super) calls_in_flight: usize,
+    pub(super) probe: HealthProbe,
+    pub(super) timing: CallTimeouts,
     dialect: Dialect,
     /// Whether calls carry the ids of their messages.
-    with_ids: bool,
+    pub(super) with_ids: bool,
     /// Whether queued messages for one room are merged into one call.
     merges: bool,
-    breaker: Breaker,
-    queues: OrderQueues<OrderKey, OrderItem>,
+    pub(super) breaker: Breaker,
+    pub(super) queues: OrderQueues<OrderKey, OrderItem>,
     /// Calls that wait for another attempt outside the order queues.
-    parked: ParkedQueue,
+    pub(super) parked: ParkedQueue,
     /// Calls that continue at once.
-    ready: Vec<InFlightCall>,
+    pub(super) ready: Vec<InFlightCall>,
     /// Calls that wait for another attempt and stay in the order queues, with the time of the retry.
-    backing_off: Vec<(Instant, InFlightCall)>,
+    pub(super) backing_off: Vec<(Instant, InFlightCall)>,
 }
 
 impl Actor {
@@ -83,6 +85,9 @@ impl Actor {
         timing: CallTimeouts,
     ) -> Self {
         let merges = config.dialect == Dialect::Goim;
+        if config.delivery == DeliveryMode::Unary {
+            state.set_channel_mode(ChannelMode::Unary);
+        }
         let window = Window {
             time: if merges { config.merge_window } else { Duration::ZERO },
             items: MAX_MERGED_MESSAGES,
@@ -95,6 +100,7 @@ impl Actor {
             channel: 0,
             last_answer: Instant::now(),
             timed_out: 0,
+            streaming: Streaming::new(config.delivery, timing),
             concurrency: ConcurrencyLimit::new(timing.request_timeout),
             calls_in_flight: 0,
             probe: HealthProbe::new(config.breaker_open, timing.request_timeout),
@@ -123,17 +129,20 @@ impl Actor {
         let mut open = true;
         let state = Arc::clone(&self.active.state);
         loop {
+            self.stream(!open);
             while let Some(attempt) = self.next_attempt() {
                 calls.push(attempt.run());
             }
-            if !open && self.queues.is_empty() && self.parked.is_empty() {
-                return;
+            if !open && self.queues.is_empty() && self.parked.is_empty() && self.streaming.is_empty() {
+                return self.close_stream().await;
             }
             let (wake, calling, has_parked) = (self.wakes_at(), !calls.is_empty(), !self.parked.is_empty());
+            let streams = self.streaming.has_events();
             let next = async {
                 tokio::select! {
                     biased;
                     () = ready(&mut calls, &mut answers), if calling => Next::Answers,
+                    event = self.streaming.event(), if streams => Next::Stream(event),
                     Some(found) = probes.next() => Next::ProbeReply(found),
                     received = inbox.recv_many(&mut arrived, RECEIVE_BATCH), if open => Next::Arrived(received),
                     () = state.held.released.notified(), if has_parked => Next::Released,
@@ -145,6 +154,7 @@ impl Actor {
             };
             match self.drivers.run(next).await {
                 Next::Answers => answers.drain(..).for_each(|answer| self.answered(answer)),
+                Next::Stream(event) => self.stream_event(event),
                 Next::ProbeReply(found) => self.found(found),
                 Next::Arrived(received) => {
                     open = received > 0;
@@ -153,10 +163,11 @@ impl Actor {
                         return;
                     }
                     let now = Instant::now();
-                    arrived.drain(..).for_each(|call| self.queue(call, now));
+                    arrived.drain(..).for_each(|call| self.arrived(call, now));
                 }
                 Next::Wake => {
                     self.wake();
+                    self.stream_timers();
                     probes.extend(self.probe.ready(&self.dialer, Instant::now()));
                 }
                 Next::Released => self.release_parked(),
@@ -165,16 +176,21 @@ impl Actor {
         }
     }
 
-    fn queue(&mut self, call: QueuedCall, now: Instant) {
+    pub(super) fn queue(&mut self, call: QueuedCall, now: Instant) {
         let merges = self.merges && matches!(call.target, CallTarget::Room(_));
         let size = merges.then(|| call.payload.frame_len());
-        self.queues.push(call.order.clone(), size, OrderItem::QueuedCall(call), now);
+        self.queues.push(call.order(), size, OrderItem::QueuedCall(call), now);
     }
 
     /// When the next timer is due.
     fn wakes_at(&self) -> Option<Instant> {
         let calls = self.backing_off.iter().map(|(at, _)| *at);
-        calls.chain(self.parked.next()).chain(self.probe.next()).chain(self.queues.wakes_at()).min()
+        calls
+            .chain(self.parked.next())
+            .chain(self.probe.next())
+            .chain(self.queues.wakes_at())
+            .chain(self.streaming.wakes_at())
+            .min()
     }
 
     /// The next attempt that may start now. Calls that may not be attempted fail here.
@@ -183,6 +199,10 @@ impl Actor {
             return None;
         }
         let now = Instant::now();
+        let is_streaming = self.streaming.live.is_some() && self.breaker.state() == BreakerState::Closed;
+        if is_streaming || self.streaming.holds(now) {
+            return None;
+        }
         loop {
             let call = match self.ready.pop() {
                 Some(call) => call,
@@ -217,7 +237,7 @@ impl Actor {
     }
 
     /// The next call that may start. `Some(None)` if its parked calls are gone.
-    fn next_call(&mut self, now: Instant) -> Option<Option<InFlightCall>> {
+    pub(super) fn next_call(&mut self, now: Instant) -> Option<Option<InFlightCall>> {
         let (token, item) = self.queues.next_ready(now)?;
         match item {
             OrderItem::QueuedCall(queued) => {
@@ -248,6 +268,7 @@ impl Actor {
         self.calls_in_flight += 1;
         Attempt {
             client,
+            asks: self.streaming.asks(),
             channel: self.channel,
             call,
             permit,
@@ -257,12 +278,18 @@ impl Actor {
         }
     }
 
-    fn answered(&mut self, answer: AttemptResult) {
+    fn answered(&mut self, mut answer: AttemptResult) {
         self.calls_in_flight -= 1;
+        if let Some(offered) = answer.offered.take() {
+            self.note_offer(answer.channel, offered);
+        }
         let state = &self.active.state;
         state.in_flight().fetch_sub(answer.call.batch_len(), Ordering::Relaxed);
         state.metrics.seconds.observe(answer.took.as_secs_f64());
         let answer_of_comet = match &answer.result {
+            // It goes to the stream.
+            Err(CallFailure::Streams) => return self.ready.push(answer.call),
+            Err(CallFailure::StreamNotServed) => return self.not_served(answer),
             Err(CallFailure::NoAnswer(_) | CallFailure::Forbidden(_)) => return self.failed(answer),
             Err(CallFailure::LocalFailure(_)) => return self.note_local_failure(answer),
             Ok(()) => None,
@@ -281,6 +308,16 @@ impl Actor {
         self.parked.forget(call.keys());
         call.settle(&CallOutcome::Acknowledged);
         self.resume(call);
+    }
+
+    /// The comet serves no stream, and calls are not wanted.
+    fn not_served(&mut self, answer: AttemptResult) {
+        let text = CallFailure::StreamNotServed.text();
+        self.active.state.note_answer();
+        self.active.state.note_error(&text);
+        let change = self.breaker.succeeded(answer.permit);
+        self.changed(change);
+        self.fail_call(answer.call, &text);
     }
 
     /// Acts on an answer other than OK.
@@ -392,7 +429,7 @@ impl Actor {
     }
 
     /// Handles a change of the breaker.
-    fn changed(&mut self, change: BreakerChange) {
+    pub(super) fn changed(&mut self, change: BreakerChange) {
         if change == BreakerChange::Nothing {
             return;
         }
@@ -439,7 +476,8 @@ impl Actor {
         }
     }
 
-    fn renew_channel(&mut self) {
+    pub(super) fn renew_channel(&mut self) {
+        self.streaming.channel_renewed();
         self.client = None;
         self.channel += 1;
         self.timed_out = 0;
@@ -466,7 +504,7 @@ impl Actor {
 
     /// Drops messages that are cancelled, and fails those that are expired at this time; returns the
     /// call if any are left.
-    fn without_expired(&mut self, mut call: InFlightCall, at: Instant) -> Option<InFlightCall> {
+    pub(super) fn without_expired(&mut self, mut call: InFlightCall, at: Instant) -> Option<InFlightCall> {
         call.drop_cancelled();
         if call.expire(at, self.timing.delivery_timeout) {
             self.active.state.note_slow(self.timing.delivery_timeout);
@@ -483,8 +521,8 @@ impl Actor {
         if !call.is_in_parts() {
             return self.resume(call);
         }
-        let (token, calls) = call.into_parts();
-        let parts = calls.into_iter().map(|call| (call.order.clone(), OrderItem::QueuedCall(call)));
+        let (token, calls) = call.into_calls();
+        let parts = calls.into_iter().map(|call| (call.order(), OrderItem::QueuedCall(call)));
         self.queues.divide(token, parts, first, Instant::now());
     }
 
@@ -512,6 +550,7 @@ impl Actor {
 enum Next {
     Answers,
     ProbeReply(ProbeReply),
+    Stream(StreamEvent),
     Arrived(usize),
     Wake,
     Released,

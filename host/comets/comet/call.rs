@@ -9,6 +9,7 @@ use crate::comets::comet::parked::{ParkedCalls, ParkedQueue};
 use crate::comets::hold::HeldKeys;
 use crate::comets::order::{OrderQueues, OrderToken};
 use crate::comets::queued_call::{OrderKey, QueuedCall};
+use crate::comets::stream::open::Offered;
 use crate::comets::wire::Method;
 use crate::comets::{CallOutcome, Dialect};
 use crate::message::{CallTarget, ConnectionId, MESSAGE_ID};
@@ -50,7 +51,8 @@ pub(super) struct InFlightCall {
 impl InFlightCall {
     /// A new call that may start.
     pub(super) fn new(token: OrderToken, call: QueuedCall) -> Self {
-        let last_error = call.not_taken_whole();
+        let sent_before = || call.last_error.as_deref().map(str::to_owned);
+        let last_error = call.not_taken_whole().or_else(sent_before);
         let calls = VecDeque::from([call]);
         Self { token, calls, unmerged: false, was_parked: false, may_be_late: false, failures: 0, last_error }
     }
@@ -59,6 +61,28 @@ impl InFlightCall {
     pub(super) fn from_parked(token: OrderToken, waiting: ParkedCalls) -> Self {
         let ParkedCalls { calls, failures, last_error, was_held, .. } = waiting;
         Self { token, calls, unmerged: true, was_parked: true, may_be_late: was_held, failures, last_error }
+    }
+
+    /// Calls that were sent by a stream and hold this order.
+    pub(super) fn from_stream(token: OrderToken, calls: VecDeque<QueuedCall>, error: &str) -> Self {
+        let last_error = Some(error.to_owned());
+        Self { token, calls, unmerged: true, was_parked: false, may_be_late: false, failures: 0, last_error }
+    }
+
+    /// Takes the next message that may go into a stream, and parks those that have to wait.
+    pub(super) fn take_next(
+        &mut self,
+        parked: &mut ParkedQueue,
+        held: &HeldKeys,
+        now: Instant,
+    ) -> Option<QueuedCall> {
+        self.divide(parked, held, now);
+        self.calls.pop_front()
+    }
+
+    /// Its messages, in order, and the token that frees the order of its keys.
+    pub(super) fn into_calls(self) -> (OrderToken, VecDeque<QueuedCall>) {
+        (self.token, self.calls)
     }
 
     /// Merges the messages that wait right behind it for the same room.
@@ -173,11 +197,6 @@ impl InFlightCall {
             && self.calls.iter().all(|call| call.room.is_none() && !call.keys().is_empty())
     }
 
-    /// Takes it apart.
-    pub(super) fn into_parts(self) -> (OrderToken, VecDeque<QueuedCall>) {
-        (self.token, self.calls)
-    }
-
     /// Settles the parts that are not worth another call: every connection so far refused their
     /// message, or too many calls were made for it.
     pub(super) fn withdraw(&mut self) {
@@ -283,9 +302,21 @@ impl InFlightCall {
     }
 }
 
+/// Whether the comet is asked for a stream before the first call on a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// No: it has answered, or streams are not wanted.
+    No,
+    /// Yes; without a stream, calls are made.
+    First,
+    /// Yes; without a stream, no calls are made.
+    Only,
+}
+
 /// One attempt at a call, ready to run.
 pub(super) struct Attempt {
     pub(super) client: CometClient,
+    pub(super) asks: Asks,
     pub(super) channel: u64,
     pub(super) call: InFlightCall,
     pub(super) permit: AttemptPermit,
@@ -303,17 +334,32 @@ pub(super) struct AttemptResult {
     pub(super) took: Duration,
     pub(super) timed_out: bool,
     pub(super) result: Result<(), CallFailure>,
+    /// What the comet offered, if it was asked.
+    pub(super) offered: Option<Offered>,
 }
 
 impl Attempt {
     pub(super) async fn run(self) -> AttemptResult {
-        let Self { client, channel, call, permit, request, method, timeout } = self;
-        let started = Instant::now();
-        let (result, timed_out) = match tokio::time::timeout(timeout, client.call(request)).await {
+        let Self { client, asks, channel, call, permit, request, method, timeout } = self;
+        let (started, mut offered) = (Instant::now(), None);
+        let calling = async {
+            if asks != Asks::No {
+                match offered.insert(client.offered().await?) {
+                    Offered::Stream(_) => return Err(CallFailure::Streams),
+                    Offered::NotServed if asks == Asks::Only => return Err(CallFailure::StreamNotServed),
+                    Offered::Declined(declined) if asks == Asks::Only => {
+                        return Err(CallFailure::NoAnswer(declined.why.clone()));
+                    }
+                    Offered::NotServed | Offered::Declined(_) => {}
+                }
+            }
+            client.call(request).await
+        };
+        let (result, timed_out) = match tokio::time::timeout(timeout, calling).await {
             Ok(result) => (result, false),
             Err(_) => (Err(CallFailure::NoAnswer(format!("no answer within {timeout:?}"))), true),
         };
-        AttemptResult { call, method, permit, channel, took: started.elapsed(), timed_out, result }
+        AttemptResult { call, method, permit, channel, took: started.elapsed(), timed_out, result, offered }
     }
 }
 

@@ -1,4 +1,4 @@
-//! How many calls to one comet may be in flight.
+//! How many calls, or streamed messages, to one comet may be in flight.
 //!
 //! Pure: times come as arguments. More calls than a comet works on at a time only wait at the comet,
 //! until their deadlines pass although it works as fast as it can. So the limit follows what the comet
@@ -16,6 +16,13 @@ const START: f64 = 32.0;
 const MAX: f64 = 1024.0;
 /// How much of the limit is added with each round of calls.
 const GROWTH: f64 = 0.25;
+/// The same for messages of a stream: an acknowledgement costs less than an answer, and the comet's
+/// credit is a limit as well. A comet that takes 100 messages per second, which is the least that is
+/// wanted of it, acknowledges the first ones in time.
+const MIN_MESSAGES: f64 = 8.0;
+const START_MESSAGES: f64 = 128.0;
+const MAX_MESSAGES: f64 = 1_000_000.0;
+const MESSAGE_GROWTH: f64 = 1.0;
 /// An answer is soon within this part of the deadline, and late beyond twice that.
 const SOON: u32 = 8;
 
@@ -23,6 +30,9 @@ const SOON: u32 = 8;
 #[derive(Debug)]
 pub(super) struct ConcurrencyLimit {
     limit: f64,
+    least: f64,
+    most: f64,
+    growth: f64,
     soon: Duration,
     /// When it was last lowered; once in a round of calls is enough.
     lowered: Option<Instant>,
@@ -31,7 +41,14 @@ pub(super) struct ConcurrencyLimit {
 impl ConcurrencyLimit {
     /// For calls with this deadline.
     pub(super) fn new(request_timeout: Duration) -> Self {
-        Self { limit: START, soon: request_timeout / SOON, lowered: None }
+        let soon = request_timeout / SOON;
+        Self { limit: START, least: MIN, most: MAX, growth: GROWTH, soon, lowered: None }
+    }
+
+    /// For the messages of a stream, with this deadline for their acknowledgements.
+    pub(super) fn of_messages(request_timeout: Duration) -> Self {
+        let (least, most, growth) = (MIN_MESSAGES, MAX_MESSAGES, MESSAGE_GROWTH);
+        Self { limit: START_MESSAGES, least, most, growth, ..Self::new(request_timeout) }
     }
 
     /// Whether another call may start.
@@ -41,8 +58,13 @@ impl ConcurrencyLimit {
 
     /// The comet answered a call after this time.
     pub(super) fn answered(&mut self, took: Duration, now: Instant) {
+        self.answered_many(1, took, now);
+    }
+
+    /// The comet acknowledged this many messages; the oldest after this time.
+    pub(super) fn answered_many(&mut self, count: usize, took: Duration, now: Instant) {
         if took <= self.soon {
-            self.limit = (self.limit + GROWTH).min(MAX);
+            self.limit = (self.limit + self.growth * count as f64).min(self.most);
         } else if took > self.soon * 2 {
             self.lower(0.9, took, now);
         }
@@ -56,7 +78,7 @@ impl ConcurrencyLimit {
     fn lower(&mut self, factor: f64, took: Duration, now: Instant) {
         // What started before the last change says nothing about it.
         if self.lowered.is_none_or(|lowered| now.saturating_duration_since(lowered) >= took) {
-            self.limit = (self.limit * factor).max(MIN);
+            self.limit = (self.limit * factor).max(self.least);
             self.lowered = Some(now);
         }
     }

@@ -120,6 +120,11 @@ impl ParkedQueue {
         })
     }
 
+    /// All keys that wait for the time of their retry, to be put into the order queues.
+    pub(super) fn all_ready(&mut self) -> Vec<OrderKey> {
+        self.take_turns(|_, waiting| matches!(waiting.waits_for, WaitsFor::Time(_)))
+    }
+
     fn take_turns(&mut self, is_ready: impl Fn(&OrderKey, &ParkedCalls) -> bool) -> Vec<OrderKey> {
         let mut ready = Vec::new();
         for (name, waiting) in self.waiting.iter_mut().filter(|(name, waiting)| is_ready(name, waiting)) {

@@ -73,8 +73,8 @@ impl HealthProbe {
         match found.result {
             _ if !self.is_open => return None,
             Ok(()) | Err(CallFailure::Status { .. }) if self.was_away => return Some(found.client),
-            Ok(()) | Err(CallFailure::Status { .. } | CallFailure::LocalFailure(_)) => {}
             Err(CallFailure::NoAnswer(_) | CallFailure::Forbidden(_)) => self.was_away = true,
+            Ok(()) | Err(_) => {}
         }
         self.next = Some(now + self.pause());
         None
@@ -93,7 +93,8 @@ mod tests {
     fn found(result: Result<(), CallFailure>) -> ProbeReply {
         let address = "127.0.0.1:1".into();
         let (dialer, _drivers) =
-            Dialer::new(&address, PROBE_INTERVAL, DialGate::open(&address)).expect("an address");
+            Dialer::new(&address, PROBE_INTERVAL, PROBE_INTERVAL, DialGate::open(&address))
+                .expect("an address");
         ProbeReply { client: dialer.dial(), result }
     }
 

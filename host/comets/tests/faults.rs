@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::Status;
 
 use super::support::*;
-use crate::comets::{BreakerState, CallOutcome, CallRequest, CallTimeouts, Config};
+use crate::comets::{BreakerState, CallOutcome, CallRequest, CallTimeouts, Config, Content, DeliveryMode};
 use crate::message::{CallTarget, CometAddr, NamedBy};
 
 /// An address that takes connections and never answers.
@@ -194,7 +194,7 @@ async fn an_idle_connection_is_not_pinged() {
     const SETTINGS: u8 = 4;
     const PING: u8 = 6;
     let (listener, address) = black_hole().await;
-    let fleet = fleet(&config(), TIMING);
+    let fleet = fleet(&Config { delivery: DeliveryMode::Unary, ..config() }, TIMING);
     let handle = fleet.send_now(request(&fleet, &address, CallTarget::Room("a".into()), "x", "id"));
     let (mut connection, _) = listener.accept().await.expect("a connection");
     let mut frames = Vec::new();
@@ -300,7 +300,8 @@ async fn bytes_that_wait_for_comets_are_bounded_over_all_of_them() {
     let alive = FakeComet::start();
     let body = bytes::Bytes::from(vec![b'x'; 90 * 1024]);
     let send = async |comet: &CometAddr| {
-        let payload = fleet.payload(5, &body).await;
+        let payload =
+            fleet.payload(&Content { operation: 5, body: &body, sent_ms: 0, traceparent: None }).await;
         let target = CallTarget::Room("a".into());
         let (reply, handle) = handle();
         let sent = fleet.try_send(CallRequest {

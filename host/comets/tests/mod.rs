@@ -6,4 +6,5 @@ mod comet_table;
 mod delivery;
 mod faults;
 mod hold;
+mod streams;
 mod support;

@@ -7,18 +7,23 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
+use futures_util::stream::BoxStream;
+use futures_util::{FutureExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
+use crate::comets::proto::delivery::delivery_server::{Delivery, DeliveryServer};
+use crate::comets::proto::delivery::{
+    Acks, Credit, FromComet, Message, ToComet, Welcome, from_comet, to_comet,
+};
 use crate::comets::proto::{chatroom, goim};
 use crate::comets::{
-    CallOutcome, CallRequest, CallTimeouts, Config, Dialect, Fleet, MemoryCometStore, Metrics, OrderHold,
-    Outcomes, Payload, ReplyTo,
+    CallOutcome, CallRequest, CallTimeouts, Config, Content, Dialect, Fleet, MemoryCometStore, Metrics,
+    OrderHold, Outcomes, Payload, ReplyTo,
 };
 use crate::message::{CallTarget, CometAddr, MESSAGE_ID, NamedBy};
 
@@ -43,6 +48,8 @@ type FakeBehavior = Box<dyn Fn(&SeenCall, usize) -> FakeAnswer + Send>;
 
 pub(super) struct FakeComet {
     pub(super) address: CometAddr,
+    /// The streams that were opened, if it serves them.
+    streams: tokio::sync::Mutex<mpsc::UnboundedReceiver<FakeStream>>,
     state: FakeService,
     /// Its own, so that dropping it cuts all connections, as when a process dies.
     runtime: Option<Runtime>,
@@ -70,23 +77,61 @@ impl FakeComet {
     }
 
     pub(super) fn start_at(at: SocketAddr) -> Self {
+        Self::start_with(at, false)
+    }
+
+    /// One that serves streams.
+    pub(super) fn start_streaming() -> Self {
+        Self::start_with("127.0.0.1:0".parse().expect("an address"), true)
+    }
+
+    pub(super) fn start_with(at: SocketAddr, has_streams: bool) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let entered = runtime.enter();
-        let incoming = TcpIncoming::bind(at).expect("a free port").with_nodelay(Some(true));
+        // The port of a comet that has just died is free in a moment.
+        let until = std::time::Instant::now() + Duration::from_secs(10);
+        let incoming = loop {
+            match TcpIncoming::bind(at) {
+                Ok(incoming) => break incoming.with_nodelay(Some(true)),
+                Err(error) => assert!(std::time::Instant::now() < until, "a free port: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
         let address = incoming.local_addr().expect("bound").to_string().into();
         let state = FakeService {
             calls: Arc::default(),
             busy: Arc::default(),
             behavior: Arc::new(Mutex::new(Box::new(|_, _| (Duration::ZERO, Ok(()))))),
         };
+        let (sender, streams) = mpsc::unbounded_channel();
+        let delivery = has_streams.then(|| DeliveryServer::new(FakeDelivery(sender)));
         let server = tonic::transport::Server::builder()
             .add_service(chatroom::comet_server::CometServer::new(state.clone()))
             .add_service(goim::comet_server::CometServer::new(state.clone()))
+            .add_optional_service(delivery)
             .serve_with_incoming(incoming);
         runtime.handle().spawn(async move { server.await.expect("serves") });
         drop(entered);
-        Self { address, state, runtime: Some(runtime) }
+        Self { address, streams: streams.into(), state, runtime: Some(runtime) }
+    }
+
+    /// The next stream that the gateway opens, after its Hello.
+    pub(super) async fn stream(&self) -> FakeStream {
+        let mut streams = self.streams.lock().await;
+        let next = tokio::time::timeout(Duration::from_secs(10), streams.recv()).await;
+        let mut stream = next.expect("a stream within ten seconds").expect("it serves streams");
+        drop(streams);
+        let Some(to_comet::Frame::Hello(hello)) = stream.next().await else { panic!("the first is Hello") };
+        assert_eq!((hello.version, hello.stream, hello.streams), (1, 0, 1));
+        stream
+    }
+
+    /// The next stream, welcomed with much credit.
+    pub(super) async fn welcomed(&self) -> FakeStream {
+        let stream = self.stream().await;
+        stream.welcome(Credit { messages: 1_000_000, bytes: 1 << 40 });
+        stream
     }
 
     /// From now on it answers so. Gets the call and how many there were before.
@@ -104,6 +149,74 @@ impl FakeComet {
     pub(super) fn connections(&self) -> usize {
         let calls = self.state.calls.lock();
         calls.iter().filter_map(|call| call.peer).collect::<std::collections::HashSet<_>>().len()
+    }
+}
+
+/// One stream, as its comet sees it.
+pub(super) struct FakeStream {
+    incoming: tonic::Streaming<ToComet>,
+    outgoing: mpsc::UnboundedSender<Result<FromComet, Status>>,
+}
+
+impl FakeStream {
+    /// The next frame; `None` once the gateway has ended it.
+    pub(super) async fn next(&mut self) -> Option<to_comet::Frame> {
+        let next = tokio::time::timeout(Duration::from_secs(10), self.incoming.message()).await;
+        next.expect("a frame within ten seconds").ok()??.frame
+    }
+
+    /// The next messages, at least this many.
+    pub(super) async fn messages(&mut self, count: usize) -> Vec<Message> {
+        let mut messages = Vec::new();
+        while messages.len() < count {
+            match self.next().await {
+                Some(to_comet::Frame::Messages(more)) => messages.extend(more.messages),
+                other => panic!("{other:?} after {} of {count} messages", messages.len()),
+            }
+        }
+        messages
+    }
+
+    pub(super) fn send(&self, frame: from_comet::Frame) {
+        // It fails if the gateway has ended the stream.
+        drop(self.outgoing.send(Ok(FromComet { frame: Some(frame) })));
+    }
+
+    pub(super) fn welcome(&self, credit: Credit) {
+        self.send(from_comet::Frame::Welcome(Welcome {
+            version: 1,
+            credit: Some(credit),
+            ..Welcome::default()
+        }));
+    }
+
+    pub(super) fn acknowledge(&self, up_to: u64) {
+        self.send(from_comet::Frame::Acks(Acks { up_to, ..Acks::default() }));
+    }
+
+    /// Ends it with this status.
+    pub(super) fn fail(self, status: Status) {
+        drop(self.outgoing.send(Err(status)));
+    }
+}
+
+struct FakeDelivery(mpsc::UnboundedSender<FakeStream>);
+
+#[tonic::async_trait]
+impl Delivery for FakeDelivery {
+    type DeliverStream = BoxStream<'static, Result<FromComet, Status>>;
+
+    async fn deliver(
+        &self,
+        request: Request<tonic::Streaming<ToComet>>,
+    ) -> Result<Response<Self::DeliverStream>, Status> {
+        let (outgoing, receiver) = mpsc::unbounded_channel();
+        let stream = FakeStream { incoming: request.into_inner(), outgoing };
+        self.0.send(stream).map_err(|_| Status::unavailable("the test is over"))?;
+        let frames = futures_util::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|frame| (frame, receiver))
+        });
+        Ok(Response::new(frames.boxed()))
     }
 }
 
@@ -269,7 +382,8 @@ impl SendNow for Fleet {
     }
 
     fn payload_now(&self, operation: i32, body: &Bytes) -> Payload {
-        self.payload(operation, body).now_or_never().expect("room for its bytes")
+        let content = Content { operation, body, sent_ms: 1, traceparent: None };
+        self.payload(&content).now_or_never().expect("room for its bytes")
     }
 }
 

@@ -148,6 +148,15 @@ impl<V: Clone> RouteCache<V> {
         table.in_flight.retain(|(flying, _), _| flying != room);
     }
 
+    /// A comet reported that connections of this room are gone. Removes what was read before; at most
+    /// ten times in `max_age`, so that a directory that keeps naming them does not disable the cache.
+    pub fn note_outdated(&self, room: &RoomId) {
+        let mut table = self.table.lock();
+        if table.is_older_than_a_tenth(room) {
+            table.remove(room);
+        }
+    }
+
     /// The number of cached rooms and of their connections.
     pub fn size(&self) -> (usize, usize) {
         let table = self.table.lock();

@@ -127,6 +127,11 @@ impl<V: Clone> CacheTable<V> {
         }
     }
 
+    /// Whether the room's value has been cached for a tenth of its time.
+    pub(super) fn is_older_than_a_tenth(&self, room: &RoomId) -> bool {
+        self.cached.get(room).is_some_and(|cached| cached.since.elapsed() >= self.limits.max_age / 10)
+    }
+
     pub(super) fn remove(&mut self, room: &RoomId) {
         if let Some(cached) = self.cached.remove(room) {
             self.by_age.remove(&cached.stamp);

@@ -56,6 +56,19 @@ async fn one_worker_computes_for_all() {
     assert_eq!(cache.size(), (1, 3));
 }
 
+#[test]
+fn an_outdated_room_is_read_again_but_not_all_the_time() {
+    let cache = cache(100, 1000, Duration::from_secs(100));
+    leader(&cache, "r", 1).publish("value", 1);
+    cache.note_outdated(&"r".into());
+    assert_eq!(hit(&cache, "r", 1), Some("value"), "it was just read");
+    let earlier = Instant::now().checked_sub(Duration::from_secs(10)).expect("the machine is up for longer");
+    cache.table.lock().cached.get_mut(&RoomId::from("r")).expect("cached").since = earlier;
+    assert_eq!(hit(&cache, "r", 1), Some("value"));
+    cache.note_outdated(&"r".into());
+    assert_eq!(hit(&cache, "r", 1), None);
+}
+
 #[tokio::test]
 async fn a_dropped_permit_wakes_the_waiters() {
     let cache = lasting::<&str>();
