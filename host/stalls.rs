@@ -15,12 +15,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{
-    DescriptorEncoder, EncodeLabelSet, EncodeLabelValue, EncodeMetric, LabelValueEncoder,
-};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
+
+use crate::telemetry::label_enum;
 
 /// How long work may be retried before it counts as a stall.
 const STALL_AFTER: Duration = Duration::from_secs(5);
@@ -28,61 +28,31 @@ const STALL_AFTER: Duration = Duration::from_secs(5);
 /// How often a stage that holds records is logged.
 const REMIND_EVERY: Duration = Duration::from_secs(10);
 
-/// Where records are held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum StallStage {
-    /// Reading from Kafka: a batch cannot be fetched or decompressed.
-    Consume,
-    /// Reading the key in Redis that proves redriven records.
-    RedriveKey,
-    /// A policy with `on_error = "stall"`.
-    Policy,
-    /// The policies' shared state in Redis.
-    SharedState,
-    /// The policies' guards in Redis.
-    Guard,
-    /// Looking up rooms and connections in Redis.
-    Resolve,
-    /// Handing messages to comets whose queues are full.
-    Dispatch,
-    /// Storing messages for absent users.
-    Inbox,
-    /// Writing to the notify topic.
-    Notify,
-    /// Writing to the dead-letter topic.
-    DeadLetter,
-}
-
-impl StallStage {
-    /// Every stage, in the order in which a record passes them.
-    pub const ALL: [Self; 10] = [
-        Self::Consume,
-        Self::RedriveKey,
-        Self::Policy,
-        Self::SharedState,
-        Self::Guard,
-        Self::Resolve,
-        Self::Dispatch,
-        Self::Inbox,
-        Self::Notify,
-        Self::DeadLetter,
-    ];
-
-    /// The stage's name in metrics, logs and the API.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Consume => "consume",
-            Self::RedriveKey => "redrive-key",
-            Self::Policy => "policy",
-            Self::SharedState => "shared-state",
-            Self::Guard => "guard",
-            Self::Resolve => "resolve",
-            Self::Dispatch => "dispatch",
-            Self::Inbox => "inbox",
-            Self::Notify => "notify",
-            Self::DeadLetter => "dead-letter",
-        }
+label_enum! {
+    /// Where records are held.
+    #[derive(PartialOrd, Ord, Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum StallStage {
+        /// Reading from Kafka: a batch cannot be fetched or decompressed.
+        Consume = "consume",
+        /// Reading the key in Redis that proves redriven records.
+        RedriveKey = "redrive-key",
+        /// A policy with `on_error = "stall"`.
+        Policy = "policy",
+        /// The policies' shared state in Redis.
+        SharedState = "shared-state",
+        /// The policies' guards in Redis.
+        Guard = "guard",
+        /// Looking up rooms and connections in Redis.
+        Resolve = "resolve",
+        /// Handing messages to comets whose queues are full.
+        Dispatch = "dispatch",
+        /// Storing messages for absent users.
+        Inbox = "inbox",
+        /// Writing to the notify topic.
+        Notify = "notify",
+        /// Writing to the dead-letter topic.
+        DeadLetter = "dead-letter",
     }
 }
 
@@ -97,12 +67,6 @@ impl StallStage {
 impl Display for StallStage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
-    }
-}
-
-impl EncodeLabelValue for StallStage {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-        EncodeLabelValue::encode(&self.as_str(), encoder)
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod escape;
 mod fields;
+mod labels;
 mod sink;
 mod throttle;
 
@@ -18,6 +19,7 @@ use prometheus_client::registry::Registry;
 use tracing_subscriber::EnvFilter;
 
 pub use fields::Fields;
+pub(crate) use labels::label_enum;
 use sink::LogSink;
 pub use throttle::LogThrottle;
 

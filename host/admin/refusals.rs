@@ -4,91 +4,54 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 use tracing::warn;
 
 use crate::admin::peer::Peer;
-use crate::telemetry::{LogThrottle, escape};
+use crate::telemetry::{LogThrottle, escape, label_enum};
 
 /// Log interval of one reason.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 /// Maximum length of logged client input, in characters.
 const LONGEST_LOGGED: usize = 200;
 
-/// Why a connection or request was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum RefusalReason {
-    /// All connections are writing.
-    Connections,
-    /// Closed for a newer connection.
-    Evicted,
-    /// Idle, or sent or read too slowly.
-    Timeout,
-    /// A request for another host.
-    Host,
-    /// A write from a browser.
-    Origin,
-    /// A token is required and missing.
-    NoToken,
-    /// A token that does not match.
-    WrongToken,
-    /// Too many failed tokens.
-    RateLimited,
-    /// No token would help: none is configured, or it cannot be read.
-    Forbidden,
-    /// Above the concurrency limit.
-    Busy,
-    /// Too many unread response bytes.
-    ResponseBudget,
-    /// The system could not accept a connection.
-    Accept,
+label_enum! {
+    /// Why a connection or request was refused.
+    pub(super) enum RefusalReason {
+        /// All connections are writing.
+        Connections = "connections",
+        /// Closed for a newer connection.
+        Evicted = "evicted",
+        /// Idle, or sent or read too slowly.
+        Timeout = "timeout",
+        /// A request for another host.
+        Host = "host",
+        /// A write from a browser.
+        Origin = "origin",
+        /// A token is required and missing.
+        NoToken = "no_token",
+        /// A token that does not match.
+        WrongToken = "wrong_token",
+        /// Too many failed tokens.
+        RateLimited = "guessing",
+        /// No token would help: none is configured, or it cannot be read.
+        Forbidden = "forbidden",
+        /// Above the concurrency limit.
+        Busy = "busy",
+        /// Too many unread response bytes.
+        ResponseBudget = "unread",
+        /// The system could not accept a connection.
+        Accept = "accept",
+    }
 }
 
 impl RefusalReason {
-    const ALL: [Self; 12] = [
-        Self::Connections,
-        Self::Evicted,
-        Self::Timeout,
-        Self::Host,
-        Self::Origin,
-        Self::NoToken,
-        Self::WrongToken,
-        Self::RateLimited,
-        Self::Forbidden,
-        Self::Busy,
-        Self::ResponseBudget,
-        Self::Accept,
-    ];
-
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Connections => "connections",
-            Self::Evicted => "evicted",
-            Self::Timeout => "timeout",
-            Self::Host => "host",
-            Self::Origin => "origin",
-            Self::NoToken => "no_token",
-            Self::WrongToken => "wrong_token",
-            Self::RateLimited => "guessing",
-            Self::Forbidden => "forbidden",
-            Self::Busy => "busy",
-            Self::ResponseBudget => "unread",
-            Self::Accept => "accept",
-        }
-    }
-
     /// Clients that disconnect are normal.
     fn is_routine(self) -> bool {
         self == Self::Timeout
-    }
-}
-
-impl EncodeLabelValue for RefusalReason {
-    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
-        EncodeLabelValue::encode(&self.as_str(), encoder)
     }
 }
 

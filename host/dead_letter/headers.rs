@@ -10,6 +10,7 @@ use crate::message::{
     REDRIVE_USERS, Record, STAGE, UserId, VALUE_LEFT_OUT, list_of_users,
 };
 use crate::telemetry::escape::cut;
+use crate::telemetry::label_enum;
 
 /// The partition of the original record.
 pub const ORIGIN_PARTITION: &str = "halley-origin-partition";
@@ -56,33 +57,41 @@ pub(super) const HALLEY_HEADERS: [&str; 18] = [
     REDRIVE_USERS,
 ];
 
-/// The stage at which a record became a dead letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// The record is not a message.
-    Decode,
-    /// A policy decided so, or failed.
-    Filter,
-    /// The room cannot be read.
-    Resolve,
-    /// The message could not be stored for an absent recipient.
-    Offline,
-    /// Comets refused it, or were unreachable and the recipients are unknown.
-    Deliver,
+label_enum! {
+    /// The stage at which a record became a dead letter.
+    pub enum Stage {
+        /// The record is not a message.
+        Decode = "decode",
+        /// A policy decided so, or failed.
+        Filter = "filter",
+        /// The room cannot be read.
+        Resolve = "resolve",
+        /// The message could not be stored for an absent recipient.
+        Offline = "offline",
+        /// Comets refused it, or were unreachable and the recipients are unknown.
+        Deliver = "deliver",
+    }
 }
 
-impl Stage {
-    /// All stages, in the order in which a message passes them.
-    pub const ALL: [Self; 5] = [Self::Decode, Self::Filter, Self::Resolve, Self::Offline, Self::Deliver];
+label_enum! {
+    /// A part that was left out of a letter.
+    pub enum LetterPart {
+        /// The record's value.
+        Value = "value",
+        /// The record's key.
+        Key = "key",
+        /// The record's own headers.
+        Headers = "headers",
+    }
+}
 
-    /// The stage's name in headers and metrics.
-    pub fn as_str(self) -> &'static str {
+impl LetterPart {
+    /// The header of a letter that lacks this part.
+    pub(super) fn header(self) -> &'static str {
         match self {
-            Self::Decode => "decode",
-            Self::Filter => "filter",
-            Self::Resolve => "resolve",
-            Self::Offline => "offline",
-            Self::Deliver => "deliver",
+            Self::Value => VALUE_LEFT_OUT,
+            Self::Key => KEY_LEFT_OUT,
+            Self::Headers => HEADERS_LEFT_OUT,
         }
     }
 }
@@ -155,8 +164,7 @@ pub(super) fn headers(record: &Record, reason: &DeadLetterReason) -> Vec<Header>
     ];
     headers.extend(ours.map(|(name, value)| Header::new(name, value)));
     // Parts that were left out when the record was read.
-    let left_out = [VALUE_LEFT_OUT, KEY_LEFT_OUT, HEADERS_LEFT_OUT];
-    let notes = record.headers.iter().filter(|h| left_out.iter().any(|name| h.name == name));
+    let notes = record.headers.iter().filter(|h| LetterPart::ALL.iter().any(|part| h.name == part.header()));
     headers.extend(notes.filter(|_| record.trusted).cloned());
     if let Some(timestamp) = own_timestamp(record) {
         headers.push(Header::new(ORIGIN_TIMESTAMP, timestamp.to_string()));

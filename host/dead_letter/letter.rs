@@ -1,13 +1,10 @@
 //! Reads dead letters back, and selects them by filter. Pure.
 
 use crate::dead_letter::headers::{
-    ATTEMPTS, FAILED_COMETS, FAILED_USERS, KEY_ADDED, MORE_COMETS, ORIGIN_OFFSET, ORIGIN_PARTITION,
-    ORIGIN_TIMESTAMP, PLUGIN, REASON, Stage, foreign_headers,
+    ATTEMPTS, FAILED_COMETS, FAILED_USERS, KEY_ADDED, LetterPart, MORE_COMETS, ORIGIN_OFFSET,
+    ORIGIN_PARTITION, ORIGIN_TIMESTAMP, PLUGIN, REASON, Stage, foreign_headers,
 };
-use crate::message::{
-    HEADERS_LEFT_OUT, Header, KEY_LEFT_OUT, MESSAGE_ID, MessageId, ORIGIN_TOPIC, Origin, Record, STAGE,
-    VALUE_LEFT_OUT,
-};
+use crate::message::{Header, MESSAGE_ID, MessageId, ORIGIN_TOPIC, Origin, Record, STAGE};
 
 /// A record of the dead-letter topic and the contents of its headers. Any record can be read as one;
 /// missing headers are empty.
@@ -43,8 +40,8 @@ pub struct DeadLetter {
 /// A part of a record that was left out of its dead letter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OmittedPart {
-    /// `value`, `key` or `headers`.
-    pub part: &'static str,
+    /// Which.
+    pub part: LetterPart,
     /// Its size, its SHA-256, and the broker's error.
     pub note: String,
 }
@@ -68,12 +65,11 @@ impl DeadLetter {
         let more_comets = comets.pop_if(|last| last == MORE_COMETS).is_some();
         let attempts = text(ATTEMPTS).parse().unwrap_or(1);
         let (stage, reason, plugin, users) = (text(STAGE), text(REASON), text(PLUGIN), text(FAILED_USERS));
-        let parts = [("value", VALUE_LEFT_OUT), ("key", KEY_LEFT_OUT), ("headers", HEADERS_LEFT_OUT)];
-        let parts = parts.into_iter().filter(|(_, name)| record.header(name).is_some());
-        let left_out: Vec<_> = parts.map(|(part, name)| OmittedPart { part, note: text(name) }).collect();
+        let parts = LetterPart::ALL.into_iter().filter(|part| record.header(part.header()).is_some());
+        let left_out: Vec<_> = parts.map(|part| OmittedPart { part, note: text(part.header()) }).collect();
         let key_is_ours = record.header(KEY_ADDED).is_some();
         record.key.take_if(|_| key_is_ours);
-        if left_out.iter().any(|left_out| left_out.part == "value") {
+        if left_out.iter().any(|left_out| left_out.part == LetterPart::Value) {
             record.value = None;
         }
         record.timestamp_ms = timestamp_ms.or(record.timestamp_ms);
@@ -110,14 +106,14 @@ impl DeadLetter {
 
     /// Whether the value was left out, as opposed to absent from the start.
     pub fn lacks_value(&self) -> bool {
-        self.left_out.iter().any(|left_out| left_out.part == "value")
+        self.left_out.iter().any(|left_out| left_out.part == LetterPart::Value)
     }
 
     /// The parts that are missing, as text; `None` if the letter is complete.
     pub fn missing(&self) -> Option<String> {
         let part = |OmittedPart { part, note }: &OmittedPart| {
-            let were = if *part == "headers" { "were" } else { "was" };
-            format!("its {part} {were} left out ({note})")
+            let were = if *part == LetterPart::Headers { "were" } else { "was" };
+            format!("its {} {were} left out ({note})", part.as_str())
         };
         let parts: Vec<_> = self.left_out.iter().map(part).collect();
         (!parts.is_empty()).then(|| parts.join(", "))

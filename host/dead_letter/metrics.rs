@@ -5,30 +5,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::registry::Registry;
 
-/// A part that was left out of a letter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LetterPart {
-    Value,
-    Key,
-    Headers,
-}
-
-impl LetterPart {
-    const ALL: [Self; 3] = [Self::Value, Self::Key, Self::Headers];
-
-    fn label(self) -> LetterPartLabel {
-        let part = match self {
-            Self::Value => "value",
-            Self::Key => "key",
-            Self::Headers => "headers",
-        };
-        LetterPartLabel { part }
-    }
-}
+use crate::dead_letter::headers::LetterPart;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct LetterPartLabel {
-    part: &'static str,
+    part: LetterPart,
 }
 
 /// Metrics of dead letters.
@@ -43,7 +24,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self { cut: Family::default(), lost: Counter::default() };
         for part in LetterPart::ALL {
-            drop(metrics.cut.get_or_create(&part.label()));
+            drop(metrics.cut.get_or_create(&LetterPartLabel { part }));
         }
         registry.register(
             "halley_dead_letters_cut",
@@ -59,7 +40,7 @@ impl Metrics {
     }
 
     pub(super) fn cut(&self, part: LetterPart) {
-        self.cut.get_or_create(&part.label()).inc();
+        self.cut.get_or_create(&LetterPartLabel { part }).inc();
     }
 
     pub(super) fn lost(&self) {

@@ -34,8 +34,8 @@ use writer::{LetterState, LetterWriter, PendingLetter};
 pub use crate::message::{ORIGIN_TOPIC, STAGE};
 pub use checkpoint::CheckpointStore;
 pub use headers::{
-    ATTEMPTS, DeadLetterReason, FAILED_COMETS, FAILED_USERS, KEY_ADDED, ORIGIN_OFFSET, ORIGIN_PARTITION,
-    ORIGIN_TIMESTAMP, PLUGIN, REASON, Stage, is_dead_letter,
+    ATTEMPTS, DeadLetterReason, FAILED_COMETS, FAILED_USERS, KEY_ADDED, LetterPart, ORIGIN_OFFSET,
+    ORIGIN_PARTITION, ORIGIN_TIMESTAMP, PLUGIN, REASON, Stage, is_dead_letter,
 };
 pub use letter::{DeadLetter, Filter};
 pub use metrics::Metrics;

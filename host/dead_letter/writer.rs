@@ -15,10 +15,9 @@ use tracing::error;
 use crate::backoff::Backoff;
 use crate::dead_letter::Metrics;
 use crate::dead_letter::fit::fit;
-use crate::dead_letter::headers::{DeadLetterReason, headers};
-use crate::dead_letter::metrics::LetterPart;
+use crate::dead_letter::headers::{DeadLetterReason, LetterPart, headers};
 use crate::kafka::{FitRecord, OrderedWriter, OutgoingRecord, WriteError, WriteOutcome, WriteRefusal};
-use crate::message::{HEADERS_LEFT_OUT, KEY_LEFT_OUT, Record, VALUE_LEFT_OUT};
+use crate::message::Record;
 use crate::telemetry::LogThrottle;
 
 /// Capacity of the queue; further callers wait.
@@ -156,22 +155,16 @@ impl FitRecord for LetterTrimmer<'_> {
         let letter = fit(letter, error)?;
         // The last header names what was left out last.
         let Some(header) = letter.headers.last() else { return Some(letter) };
-        let parts = [
-            (VALUE_LEFT_OUT, LetterPart::Value),
-            (KEY_LEFT_OUT, LetterPart::Key),
-            (HEADERS_LEFT_OUT, LetterPart::Headers),
-        ];
-        let cut = parts
-            .into_iter()
-            .find(|(name, _)| error.refusal == Some(WriteRefusal::TooLarge) && header.name == *name);
-        if let Some((name, part)) = cut {
+        let is_cut = error.refusal == Some(WriteRefusal::TooLarge);
+        let cut = LetterPart::ALL.into_iter().find(|part| is_cut && header.name == part.header());
+        if let Some(part) = cut {
             self.metrics.cut(part);
             if let Some(held_back) = self.cut_throttle.admit() {
                 let left_out = String::from_utf8_lossy(header.value.as_deref().unwrap_or_default());
                 error!(
                     held_back,
                     topic = self.topic,
-                    header = name,
+                    header = part.header(),
                     %left_out,
                     "a dead letter is too large for its topic and is written without a part; raise the topic's `max.message.bytes`"
                 );

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::decision::PluginVersion;
+use crate::telemetry::label_enum;
 
 /// What one plugin did to one message. [`fmt::Display`] formats it for logs and `halley explain`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,19 +60,20 @@ pub enum MessagePart {
     Guards,
 }
 
-/// How a plugin failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FailureKind {
-    /// It trapped.
-    Trap,
-    /// It exceeded its deadline.
-    Deadline,
-    /// It failed after a memory allocation beyond its limit.
-    Memory,
-    /// It returned an invalid answer.
-    BadAnswer,
-    /// It could not be instantiated, or `init` returned an error.
-    Start,
+label_enum! {
+    /// How a plugin failed.
+    pub enum FailureKind {
+        /// It trapped.
+        Trap = "trap",
+        /// It exceeded its deadline.
+        Deadline = "deadline",
+        /// It failed after a memory allocation beyond its limit.
+        Memory = "memory",
+        /// It returned an invalid answer.
+        BadAnswer = "bad-answer",
+        /// It could not be instantiated, or `init` returned an error.
+        Start = "start",
+    }
 }
 
 /// What happens to a message when a plugin fails on it: it traps, exceeds its deadline or its memory
@@ -117,22 +119,6 @@ impl MessagePart {
     pub fn names(parts: &[Self]) -> String {
         let names: Vec<_> = parts.iter().map(|part| part.as_str()).collect();
         names.join(", ")
-    }
-}
-
-impl FailureKind {
-    /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Trap, Self::Deadline, Self::Memory, Self::BadAnswer, Self::Start];
-
-    /// The kind as named in metrics and in the configuration.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Trap => "trap",
-            Self::Deadline => "deadline",
-            Self::Memory => "memory",
-            Self::BadAnswer => "bad-answer",
-            Self::Start => "start",
-        }
     }
 }
 

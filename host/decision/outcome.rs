@@ -4,6 +4,7 @@ use crate::decision::{
     Disposition, Effect, FailureKind, Guard, MessagePart, Overrides, PluginVersion, TrailEntry, Verdict,
 };
 use crate::message::Message;
+use crate::telemetry::label_enum;
 
 /// What the filters decided about one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,20 +21,22 @@ pub struct FilteredMessage {
     pub trail: Vec<TrailEntry>,
 }
 
-/// How two versions of a plugin differ on a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DifferenceKind {
-    /// One lets it pass and the other does not, or they stop it differently.
-    Verdict,
-    /// They change its body, its operation or its recipients differently.
-    Message,
-    /// They allow or add different comets.
-    Comets,
-    /// They ask for different guards.
-    Guards,
-    /// One fails.
-    Failed,
+label_enum! {
+    /// How two versions of a plugin differ on a message.
+    #[derive(serde::Serialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum DifferenceKind {
+        /// One lets it pass and the other does not, or they stop it differently.
+        Verdict = "verdict",
+        /// They change its body, its operation or its recipients differently.
+        Message = "message",
+        /// They allow or add different comets.
+        Comets = "comets",
+        /// They ask for different guards.
+        Guards = "guards",
+        /// One fails.
+        Failed = "failed",
+    }
 }
 
 /// What a plugin decided for one absent recipient.
@@ -58,22 +61,6 @@ pub struct PolicyStalled {
     pub kind: FailureKind,
     /// The second half of a sentence that begins with the plugin.
     pub error: String,
-}
-
-impl DifferenceKind {
-    /// Every kind.
-    pub const ALL: [Self; 5] = [Self::Verdict, Self::Message, Self::Comets, Self::Guards, Self::Failed];
-
-    /// The kind as named in metrics and in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Verdict => "verdict",
-            Self::Message => "message",
-            Self::Comets => "comets",
-            Self::Guards => "guards",
-            Self::Failed => "failed",
-        }
-    }
 }
 
 impl FilteredMessage {

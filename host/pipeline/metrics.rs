@@ -1,10 +1,9 @@
 //! The pipeline's metrics. Every series exists from the start, at zero.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -15,117 +14,64 @@ use tracing::{debug, error, warn};
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::message::Record;
 use crate::pipeline::trace::MessageTrace;
-use crate::telemetry::{LogThrottle, latency_histogram};
+use crate::telemetry::{LogThrottle, label_enum, latency_histogram};
 
-/// Implements label values for an enum.
-macro_rules! label {
-    ($name:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
-        impl $name {
-            pub(super) const ALL: &[Self] = &[$(Self::$variant),+];
-
-            pub(super) fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $text),+
-                }
-            }
-        }
-
-        impl EncodeLabelValue for $name {
-            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
-                EncodeLabelValue::encode(&self.as_str(), encoder)
-            }
-        }
-    };
+label_enum! {
+    /// A stage that is timed, most of them per batch.
+    pub(super) enum TimedStage {
+        Filter = "filter",
+        Guard = "guard",
+        Resolve = "resolve",
+        Dispatch = "dispatch",
+        Deliver = "deliver",
+        Offline = "offline",
+    }
 }
 
-/// A stage that is timed, most of them per batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum TimedStage {
-    Filter,
-    Guard,
-    Resolve,
-    Dispatch,
-    Deliver,
-    Offline,
+label_enum! {
+    /// The outcome of a message.
+    pub(super) enum MessageOutcome {
+        /// Every recipient was reached.
+        Delivered = "delivered",
+        /// Some recipients were reached, some are absent.
+        PartiallyDelivered = "partly-delivered",
+        /// No recipient was reached; it is stored, or a notification was sent, for some.
+        Stored = "stored",
+        /// No recipient was reached, and nothing is stored: an empty room, or all absent and dropped.
+        NoRecipients = "nobody",
+        /// A policy dropped it.
+        Dropped = "dropped",
+        /// It is older than `[delivery] max_age`.
+        Expired = "expired",
+        /// It is in the dead-letter topic.
+        DeadLettered = "dead-lettered",
+        /// The dead-letter topic rejects it permanently: it is lost.
+        Lost = "lost",
+        /// It was read from a dead-letter topic and failed again: it is not written again.
+        DeadLetterAgain = "dead-letter-again",
+    }
 }
 
-label!(TimedStage {
-    Filter => "filter",
-    Guard => "guard",
-    Resolve => "resolve",
-    Dispatch => "dispatch",
-    Deliver => "deliver",
-    Offline => "offline",
-});
-
-/// The outcome of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum MessageOutcome {
-    /// Every recipient was reached.
-    Delivered,
-    /// Some recipients were reached, some are absent.
-    PartiallyDelivered,
-    /// No recipient was reached; it is stored, or a notification was sent, for some.
-    Stored,
-    /// No recipient was reached, and nothing is stored: an empty room, or all absent and dropped.
-    NoRecipients,
-    /// A policy dropped it.
-    Dropped,
-    /// It is older than `[delivery] max_age`.
-    Expired,
-    /// It is in the dead-letter topic.
-    DeadLettered,
-    /// The dead-letter topic rejects it permanently: it is lost.
-    Lost,
-    /// It was read from a dead-letter topic and failed again: it is not written again.
-    DeadLetterAgain,
+label_enum! {
+    /// The outcome for one recipient.
+    pub(super) enum RecipientOutcome {
+        Delivered = "delivered",
+        Failed = "failed",
+        Withheld = "withheld",
+        Stored = "stored",
+        Notified = "notified",
+        Dropped = "dropped",
+    }
 }
 
-label!(MessageOutcome {
-    Delivered => "delivered",
-    PartiallyDelivered => "partly-delivered",
-    Stored => "stored",
-    NoRecipients => "nobody",
-    Dropped => "dropped",
-    Expired => "expired",
-    DeadLettered => "dead-lettered",
-    Lost => "lost",
-    DeadLetterAgain => "dead-letter-again",
-});
-
-/// The outcome for one recipient.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum RecipientOutcome {
-    Delivered,
-    Failed,
-    Withheld,
-    Stored,
-    Notified,
-    Dropped,
+label_enum! {
+    /// The proof that a record carries for its claim to be redriven.
+    pub(super) enum ProofStatus {
+        Valid = "valid",
+        Invalid = "invalid",
+        Missing = "missing",
+    }
 }
-
-label!(RecipientOutcome {
-    Delivered => "delivered",
-    Failed => "failed",
-    Withheld => "withheld",
-    Stored => "stored",
-    Notified => "notified",
-    Dropped => "dropped",
-});
-
-/// The proof that a record carries for its claim to be redriven.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum ProofStatus {
-    Valid,
-    Invalid,
-    Missing,
-}
-
-label!(ProofStatus {
-    Valid => "valid",
-    Invalid => "invalid",
-    Missing => "missing",
-});
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ProofLabel {
@@ -149,7 +95,7 @@ struct RecipientLabel {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DeadLetterLabel {
-    stage: &'static str,
+    stage: Stage,
 }
 
 /// The pipeline's metrics.
@@ -240,20 +186,20 @@ impl Metrics {
     }
 
     fn begin_at_zero(&self) {
-        for &stage in TimedStage::ALL {
+        for stage in TimedStage::ALL {
             drop(self.stages.get_or_create(&TimedStageLabel { stage }));
         }
-        for &outcome in MessageOutcome::ALL {
+        for outcome in MessageOutcome::ALL {
             drop(self.messages.get_or_create(&OutcomeLabel { outcome }));
         }
-        for &outcome in RecipientOutcome::ALL {
+        for outcome in RecipientOutcome::ALL {
             drop(self.recipients.get_or_create(&RecipientLabel { outcome }));
         }
-        for &proof in ProofStatus::ALL {
+        for proof in ProofStatus::ALL {
             drop(self.claims.get_or_create(&ProofLabel { proof }));
         }
         for stage in Stage::ALL {
-            drop(self.dead_letters.get_or_create(&DeadLetterLabel { stage: stage.as_str() }));
+            drop(self.dead_letters.get_or_create(&DeadLetterLabel { stage }));
         }
     }
 
@@ -316,8 +262,8 @@ impl Metrics {
 
     /// Counts a dead letter, and logs some of them.
     pub(super) fn dead_letter(&self, record: &Record, reason: &DeadLetterReason) {
+        self.dead_letters.get_or_create(&DeadLetterLabel { stage: reason.stage }).inc();
         let stage = reason.stage.as_str();
-        self.dead_letters.get_or_create(&DeadLetterLabel { stage }).inc();
         let at = Stage::ALL.iter().position(|known| *known == reason.stage).unwrap_or_default();
         let (id, reason_text) = (record.message_id(), &reason.text);
         let Some(held_back) = self.lines.letters[at].admit() else {

@@ -1,10 +1,12 @@
 //! Metrics of the active set and its replacement.
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+
+use crate::telemetry::label_enum;
 
 /// Metrics of the policies. Registered once per gateway.
 #[derive(Clone, Debug, Default)]
@@ -24,11 +26,11 @@ struct SwapLabels {
     result: SwapResult,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[expect(non_camel_case_types, reason = "the names are the label's values")]
-enum SwapResult {
-    swapped,
-    refused,
+label_enum! {
+    enum SwapResult {
+        Swapped = "swapped",
+        Refused = "refused",
+    }
 }
 
 impl Metrics {
@@ -51,12 +53,12 @@ impl Metrics {
     }
 
     pub(super) fn swapped(&self, generation: u64) {
-        self.swaps.get_or_create(&SwapLabels { result: SwapResult::swapped }).inc();
+        self.swaps.get_or_create(&SwapLabels { result: SwapResult::Swapped }).inc();
         self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
     }
 
     pub(super) fn refused(&self) {
-        self.swaps.get_or_create(&SwapLabels { result: SwapResult::refused }).inc();
+        self.swaps.get_or_create(&SwapLabels { result: SwapResult::Refused }).inc();
     }
 
     /// A version of this plugin failed too often.

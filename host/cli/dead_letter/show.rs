@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::cli::print;
-use crate::dead_letter::DeadLetter;
+use crate::dead_letter::{DeadLetter, LetterPart};
 use crate::message::{Header, Origin, RedriveUsers};
 use crate::telemetry::escape;
 
@@ -92,9 +92,9 @@ pub(super) fn json(letter: &DeadLetter) -> Value {
         "dead_letter": place(&letter.record.origin),
         "key": bytes(letter.record.key.as_deref()),
         "value": bytes(letter.record.value.as_deref()),
-        "value_left_out": left_out("value"),
-        "key_left_out": left_out("key"),
-        "headers_left_out": left_out("headers"),
+        "value_left_out": left_out(LetterPart::Value),
+        "key_left_out": left_out(LetterPart::Key),
+        "headers_left_out": left_out(LetterPart::Headers),
         "headers": letter.original_headers().map(header).collect::<Vec<_>>(),
     })
 }
