@@ -1,4 +1,4 @@
-//! A policy's answer as lines that people read and that can be compared.
+//! A policy's answer: how it ended, or statements that people read and that can be compared.
 
 use std::time::Duration;
 
@@ -10,35 +10,63 @@ use crate::decision::{FilteredMessage, OfflineDecision};
 use crate::membership::{CurrentPlacement, Grouping};
 use crate::message::{Audience, CometAddr, Message};
 
-/// An answer, one line per statement.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(transparent)]
-pub(super) struct PolicyAnswer(pub(super) Vec<String>);
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum PolicyAnswer {
+    /// The message goes no further, for this reason; or the plugin failed.
+    Ended(EndKind, String),
+    /// Everything else, one line per statement.
+    Statements(Vec<String>),
+}
+
+/// How a message ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EndKind {
+    Dropped,
+    DeadLettered,
+    Failed,
+}
+
+impl EndKind {
+    /// The word in cases and in answers.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Dropped => "drop",
+            Self::DeadLettered => "dead-letter",
+            Self::Failed => "fail",
+        }
+    }
+}
 
 impl PolicyAnswer {
     pub(super) fn line(text: impl Into<String>) -> Self {
-        Self(vec![text.into()])
+        Self::Statements(vec![text.into()])
     }
 
-    /// The plugin failed, or refused its configuration.
+    /// The plugin failed.
     pub(super) fn failed(why: impl std::fmt::Display) -> Self {
-        Self::line(format!("fail: {why}"))
+        Self::Ended(EndKind::Failed, why.to_string())
     }
 
     pub(super) fn is_failure(&self) -> bool {
-        self.0.first().is_some_and(|line| line.starts_with("fail: "))
+        matches!(self, Self::Ended(EndKind::Failed, _))
     }
 
-    /// The whole answer on one line.
-    pub(super) fn joined(&self) -> String {
-        self.0.join(", ")
+    /// The answer as people read it.
+    pub(super) fn lines(&self) -> Vec<String> {
+        match self {
+            Self::Ended(kind, reason) => vec![format!("{}: {reason}", kind.as_str())],
+            Self::Statements(lines) => lines.clone(),
+        }
     }
 
     /// The outcome of a message.
     pub(super) fn of_filter(asked: &Message, filtered: &FilteredMessage) -> Self {
         match &filtered.verdict {
-            Verdict::Drop { reason, .. } => return Self::line(format!("drop: {reason}")),
-            Verdict::DeadLetter { reason, .. } => return Self::line(format!("dead-letter: {reason}")),
+            Verdict::Drop { reason, .. } => return Self::Ended(EndKind::Dropped, reason.to_string()),
+            Verdict::DeadLetter { reason, .. } => {
+                return Self::Ended(EndKind::DeadLettered, reason.to_string());
+            }
             Verdict::Pass => {}
         }
         let message = &filtered.message;
@@ -68,7 +96,7 @@ impl PolicyAnswer {
             let own = guard.key.strip_prefix(&*guard.by.name).and_then(|key| key.strip_prefix(':'));
             once(own.unwrap_or(&guard.key), guard.ttl)
         }));
-        if lines.is_empty() { Self::line("pass") } else { Self(lines) }
+        if lines.is_empty() { Self::line("pass") } else { Self::Statements(lines) }
     }
 
     /// The disposition of a message for an absent user.
@@ -99,7 +127,7 @@ impl PolicyAnswer {
             }
         }
         lines.sort();
-        if lines.is_empty() { Self::line("stays") } else { Self(lines) }
+        if lines.is_empty() { Self::line("stays") } else { Self::Statements(lines) }
     }
 }
 

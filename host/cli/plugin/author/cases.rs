@@ -88,7 +88,10 @@ impl GroupingCase {
             .iter()
             .map(|(id, to)| answer::moved(id, CometAddr::from(to.as_str()).as_str()))
             .collect();
-        Expected::Exactly(if moved.is_empty() { PolicyAnswer::line("stays") } else { PolicyAnswer(moved) })
+        Expected::Exactly(match moved.is_empty() {
+            true => PolicyAnswer::line("stays"),
+            false => PolicyAnswer::Statements(moved),
+        })
     }
 }
 

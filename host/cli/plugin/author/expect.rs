@@ -7,32 +7,31 @@ use std::time::Duration;
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-use crate::cli::plugin::author::answer::{self, PolicyAnswer};
+use crate::cli::plugin::author::answer::{self, EndKind, PolicyAnswer};
 
 /// An expected answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Expected {
     Exactly(PolicyAnswer),
-    /// One line with this prefix that contains this part.
-    Like(&'static str, String),
+    /// This end, for a reason that contains this part.
+    Ended(EndKind, String),
 }
 
 impl Expected {
     pub(super) fn is_met_by(&self, got: &PolicyAnswer) -> bool {
         match self {
             Self::Exactly(answer) => answer == got,
-            Self::Like(begin, part) => {
-                let rest = got.0.first().and_then(|line| line.strip_prefix(begin));
-                rest.is_some_and(|rest| rest.contains(part.as_str()))
+            Self::Ended(expected, part) => {
+                matches!(got, PolicyAnswer::Ended(kind, reason) if kind == expected && reason.contains(part))
             }
         }
     }
 
     pub(super) fn lines(&self) -> Vec<String> {
         match self {
-            Self::Exactly(answer) => answer.0.clone(),
-            Self::Like(begin, part) => {
-                vec![format!("{begin}: {}", if part.is_empty() { "..." } else { part })]
+            Self::Exactly(answer) => answer.lines(),
+            Self::Ended(kind, part) => {
+                vec![format!("{}: {}", kind.as_str(), if part.is_empty() { "..." } else { part })]
             }
         }
     }
@@ -98,9 +97,9 @@ impl WordOr<FilterWord, ExpectedFilter> {
     pub(super) fn expected(&self) -> Expected {
         match self {
             Self::Word(FilterWord::Pass) => Expected::Exactly(PolicyAnswer::line("pass")),
-            Self::Word(FilterWord::Drop) => Expected::Like("drop", String::new()),
-            Self::Word(FilterWord::DeadLetter) => Expected::Like("dead-letter", String::new()),
-            Self::Word(FilterWord::Fail) => Expected::Like("fail", String::new()),
+            Self::Word(FilterWord::Drop) => Expected::Ended(EndKind::Dropped, String::new()),
+            Self::Word(FilterWord::DeadLetter) => Expected::Ended(EndKind::DeadLettered, String::new()),
+            Self::Word(FilterWord::Fail) => Expected::Ended(EndKind::Failed, String::new()),
             Self::Table(outcome) => outcome.expected(),
         }
     }
@@ -109,13 +108,13 @@ impl WordOr<FilterWord, ExpectedFilter> {
 impl ExpectedFilter {
     fn expected(&self) -> Expected {
         if let Some(reason) = &self.drop {
-            return Expected::Exactly(PolicyAnswer::line(format!("drop: {reason}")));
+            return Expected::Exactly(PolicyAnswer::Ended(EndKind::Dropped, reason.clone()));
         }
         if let Some(reason) = &self.dead_letter {
-            return Expected::Exactly(PolicyAnswer::line(format!("dead-letter: {reason}")));
+            return Expected::Exactly(PolicyAnswer::Ended(EndKind::DeadLettered, reason.clone()));
         }
         if let Some(part) = &self.fail {
-            return Expected::Like("fail", part.clone());
+            return Expected::Ended(EndKind::Failed, part.clone());
         }
         let mut lines = Vec::new();
         lines.extend(self.body.as_ref().map(|body| answer::body(body.as_bytes())));
@@ -132,7 +131,10 @@ impl ExpectedFilter {
             }
         }
         lines.extend(self.once.iter().map(|once| answer::once(&once.key, once.ttl)));
-        Expected::Exactly(if lines.is_empty() { PolicyAnswer::line("pass") } else { PolicyAnswer(lines) })
+        Expected::Exactly(match lines.is_empty() {
+            true => PolicyAnswer::line("pass"),
+            false => PolicyAnswer::Statements(lines),
+        })
     }
 }
 
@@ -143,11 +145,11 @@ impl WordOr<OfflineWord, ExpectedOffline> {
             Self::Word(OfflineWord::Pass) => exactly("pass".to_owned()),
             Self::Word(OfflineWord::Drop) => exactly("drop".to_owned()),
             Self::Word(OfflineWord::Store) => exactly("store".to_owned()),
-            Self::Word(OfflineWord::Fail) => Expected::Like("fail", String::new()),
+            Self::Word(OfflineWord::Fail) => Expected::Ended(EndKind::Failed, String::new()),
             Self::Table(ExpectedOffline { store: Some(time), .. }) => exactly(answer::store_for(*time)),
             Self::Table(ExpectedOffline { notify: Some(channel), .. }) => exactly(answer::notify(channel)),
             Self::Table(ExpectedOffline { fail, .. }) => {
-                Expected::Like("fail", fail.clone().unwrap_or_default())
+                Expected::Ended(EndKind::Failed, fail.clone().unwrap_or_default())
             }
         }
     }
@@ -189,12 +191,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn expectations_can_match_a_prefix_and_a_part() {
-        let drop = Expected::Like("drop", String::new());
-        assert!(
-            drop.is_met_by(&PolicyAnswer::line("drop: spam")) && !drop.is_met_by(&PolicyAnswer::line("pass"))
-        );
-        let fail = Expected::Like("fail", "deadline".into());
+    fn expectations_match_an_end_and_a_part_of_its_reason() {
+        let drop = Expected::Ended(EndKind::Dropped, String::new());
+        let dropped = |reason: &str| PolicyAnswer::Ended(EndKind::Dropped, reason.into());
+        assert!(drop.is_met_by(&dropped("spam")) && !drop.is_met_by(&PolicyAnswer::line("pass")));
+        assert!(!drop.is_met_by(&PolicyAnswer::line("drop: a statement")));
+        let fail = Expected::Ended(EndKind::Failed, "deadline".into());
+        assert!(!fail.is_met_by(&dropped("fail: deadline")), "a reason is not an outcome");
         assert!(fail.is_met_by(&PolicyAnswer::failed("exceeded its deadline of 2s")));
         assert!(!fail.is_met_by(&PolicyAnswer::failed("trapped")));
     }

@@ -92,9 +92,9 @@ fn ask_all(questions: &mut dyn Read, instance: &mut TestInstance, json: bool) ->
             code = EXIT_FAILURE;
         }
         if json {
-            print_json(&json!({ "line": number, "hook": hook, "answer": answer }).to_string());
+            print_json(&json!({ "line": number, "hook": hook, "answer": answer.lines() }).to_string());
         } else {
-            print(&format!("{number:>5}  {hook:<8}  {}", answer.joined()));
+            print(&format!("{number:>5}  {hook:<8}  {}", answer.lines().join(", ")));
         }
     }
 }

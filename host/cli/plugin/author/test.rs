@@ -125,7 +125,7 @@ struct Mismatches(Vec<String>);
 impl Mismatches {
     fn compare(&mut self, hook: &str, at: usize, expected: &Expected, got: &PolicyAnswer) {
         if !expected.is_met_by(got) {
-            self.0.extend(differing(&format!("{hook} {}", at + 1), &expected.lines(), &got.0));
+            self.0.extend(differing(&format!("{hook} {}", at + 1), &expected.lines(), &got.lines()));
         }
     }
 }
