@@ -22,7 +22,7 @@ use prost::Message as _;
 
 pub use comet_addr::{Address, CometAddr, InvalidAddress};
 pub use copy::{
-    HEADERS_LEFT_OUT, KEY_LEFT_OUT, RawHeader, RawRecord, RecordLimits, VALUE_LEFT_OUT,
+    HEADERS_LEFT_OUT, KEY_LEFT_OUT, MalformedHeaders, RawHeader, RawRecord, RecordLimits, VALUE_LEFT_OUT,
     note as left_out_note, note_headers as left_out_headers_note,
 };
 pub use named_by::NamedBy;

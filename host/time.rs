@@ -6,6 +6,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// The first millisecond of the year 10000, which RFC 3339 cannot express.
 const FIRST_UNWRITTEN_MS: u64 = 253_402_300_800_000;
 
+/// A time that was not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InvalidTime {
+    #[error("too long ago")]
+    TooLongAgo,
+    #[error("neither a UTC time (2026-01-31T12:00:00Z, 2026-01-31), nor `now`, nor an age (90m, -2days)")]
+    Malformed,
+}
+
 /// A UTC time or date: `2026-01-31T12:00:00Z`, `2026-01-31`.
 pub(crate) fn parse_date(text: &str) -> Option<SystemTime> {
     let midnight = format!("{text}T00:00:00Z");
@@ -17,18 +26,15 @@ pub(crate) fn parse_date(text: &str) -> Option<SystemTime> {
 ///
 /// # Errors
 /// Lists the accepted forms.
-pub(crate) fn parse(text: &str) -> Result<SystemTime, String> {
+pub(crate) fn parse(text: &str) -> Result<SystemTime, InvalidTime> {
     let now = SystemTime::now();
     if text == "now" {
         return Ok(now);
     }
     if let Ok(age) = humantime::parse_duration(text.strip_prefix('-').unwrap_or(text)) {
-        return now.checked_sub(age).ok_or_else(|| "too long ago".to_owned());
+        return now.checked_sub(age).ok_or(InvalidTime::TooLongAgo);
     }
-    parse_date(text).ok_or_else(|| {
-        "neither a UTC time (2026-01-31T12:00:00Z, 2026-01-31), nor `now`, nor an age (90m, -2days)"
-            .to_owned()
-    })
+    parse_date(text).ok_or(InvalidTime::Malformed)
 }
 
 /// Milliseconds since 1970; 0 for earlier times.

@@ -1,6 +1,7 @@
 //! Checks the allowed dependencies: between modules, between the parts of `policy`, and on foreign
 //! types. Also checks that there are no cycles between files.
 
+mod errors;
 mod names;
 
 use std::collections::BTreeSet;

@@ -27,7 +27,7 @@ use crate::admin::host::AllowedHosts;
 use crate::admin::peer::Peer;
 use crate::admin::refusals::{RefusalReason, Refusals, shown};
 use crate::admin::response::{discard, error_response, retry_later_response};
-use crate::admin::tokens::{TokenFiles, TokenSet};
+use crate::admin::tokens::{TokenError, TokenFiles, TokenSet};
 use crate::config::admin::{Config, host_of};
 
 /// The permission that a request needs.
@@ -120,7 +120,9 @@ impl AccessControl {
             return Ok(());
         }
         let tokens = self.0.tokens.current().await;
-        let tokens = tokens.map_err(|why| denied(RefusalReason::Forbidden, StatusCode::FORBIDDEN, why))?;
+        let denied =
+            |why: TokenError| denied(RefusalReason::Forbidden, StatusCode::FORBIDDEN, why.to_string());
+        let tokens = tokens.map_err(denied)?;
         self.check_token(peer, needs, headers, &tokens)
     }
 

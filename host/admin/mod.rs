@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! - `tokens`, `exposure`: the tokens, and the problems of their files.
+//! - `tokens`: the tokens, and the problems of their files.
 //! - `listener`, `socket`, `peer`: TCP, the Unix socket, and the identity of the peer.
 //! - `serve`, `connections`, `activity`, `response_budget`: HTTP/1 over a bounded number of connections, each
 //!   with deadlines; a bounded number of unread response bytes.
@@ -17,7 +17,6 @@ mod activity;
 mod auth_rate_limit;
 mod concurrency;
 mod connections;
-mod exposure;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
 mod host;

@@ -1,15 +1,17 @@
-//! Tokens: where they are stored, and how a client's token is compared.
+//! Tokens: where they are stored, how a client's token is compared, and whether other users may know
+//! one: then the gateway does not start.
 
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use crate::blocking::run_blocking;
-use crate::files;
+use crate::blocking::{EndedEarly, run_blocking};
+use crate::config::admin::Config;
+use crate::files::{self, ReadError};
 
 /// Where a token is configured.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct TokenSource {
+struct TokenSource {
     /// The environment variable, which takes precedence.
     variable: &'static str,
     /// The key that names a file.
@@ -17,15 +19,50 @@ pub(super) struct TokenSource {
 }
 
 /// The token that grants everything.
-pub(super) const WRITE: TokenSource = TokenSource { variable: "HALLEY_ADMIN_TOKEN", key: "admin.token_file" };
+const WRITE: TokenSource = TokenSource { variable: "HALLEY_ADMIN_TOKEN", key: "admin.token_file" };
 /// The token that grants reads.
-pub(super) const READ: TokenSource =
-    TokenSource { variable: "HALLEY_ADMIN_READ_TOKEN", key: "admin.read_token_file" };
+const READ: TokenSource = TokenSource { variable: "HALLEY_ADMIN_READ_TOKEN", key: "admin.read_token_file" };
 
 /// Maximum size of a token file, in bytes.
 const LONGEST_FILE: u64 = 64 * 1024;
 /// A shorter token is too easy to guess.
 const SHORTEST: usize = 16;
+
+/// Why a configured token cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TokenError {
+    #[error("{place} {why}; no token is accepted")]
+    File { place: String, why: ReadError },
+    #[error("{0} has fewer than {SHORTEST} characters; no token is accepted")]
+    Short(String),
+    #[error(transparent)]
+    EndedEarly(#[from] EndedEarly),
+}
+
+impl Config {
+    /// The problem of the tokens, if any. Not a part of [`Config::validate`]: tokens may be created and
+    /// changed while the gateway runs, which only refuses requests meanwhile.
+    pub fn token_problem(&self) -> Option<String> {
+        let wrong =
+            |(source, file): (TokenSource, Option<&Path>)| Some(read(source, file).err()?.to_string());
+        self.token_files().into_iter().find_map(wrong)
+    }
+
+    /// A token file that others may read or write, with the remedy. Unlike the problems that
+    /// [`Config::token_problem`] reports, this one is never temporary, and the token may be known.
+    pub fn exposed_token(&self) -> Option<String> {
+        self.token_files().into_iter().find_map(|(source, file)| match source.read_file(file?) {
+            Err(TokenError::File { place, why: why @ ReadError::Exposed(_) }) => {
+                Some(format!("{place} {why}"))
+            }
+            _ => None,
+        })
+    }
+
+    fn token_files(&self) -> [(TokenSource, Option<&Path>); 2] {
+        [(WRITE, self.token_file.as_deref()), (READ, self.read_token_file.as_deref())]
+    }
+}
 
 /// The tokens of a gateway. They are read for each request, so that they can be changed while it
 /// runs.
@@ -55,15 +92,15 @@ impl TokenFiles {
     ///
     /// # Errors
     /// If a token is configured and cannot be used: then none is accepted.
-    pub(super) async fn current(&self) -> Result<TokenSet, String> {
+    pub(super) async fn current(&self) -> Result<TokenSet, TokenError> {
         let files = self.clone();
         let read = run_blocking("reading the tokens", move || {
-            let secret = |source, file: Option<PathBuf>| -> Result<Option<TokenDigest>, String> {
+            let secret = |source, file: Option<PathBuf>| -> Result<Option<TokenDigest>, TokenError> {
                 Ok(read(source, file.as_deref())?.as_deref().map(TokenDigest::new))
             };
             Ok(TokenSet { write: secret(WRITE, files.write)?, read: secret(READ, files.read)? })
         });
-        read.await.unwrap_or_else(|error| Err(error.to_string()))
+        read.await?
     }
 }
 
@@ -84,21 +121,25 @@ impl TokenDigest {
 ///
 /// # Errors
 /// If it is configured and cannot be used.
-pub(super) fn read(source: TokenSource, file: Option<&Path>) -> Result<Option<String>, String> {
-    let (token, from) = match (std::env::var(source.variable), file) {
+fn read(source: TokenSource, file: Option<&Path>) -> Result<Option<String>, TokenError> {
+    let (token, place) = match (std::env::var(source.variable), file) {
         (Ok(token), _) => (token, source.variable.to_owned()),
         (Err(_), None) => return Ok(None),
-        (Err(_), Some(file)) => {
-            let from = format!("`{}` {}", source.key, file.display());
-            let read = files::read_secret(file, LONGEST_FILE);
-            (read.map_err(|why| format!("{from} {why}; no token is accepted"))?, from)
-        }
+        (Err(_), Some(file)) => (source.read_file(file)?, source.place(file)),
     };
     let token = token.trim();
-    if token.len() < SHORTEST {
-        return Err(format!("{from} has fewer than {SHORTEST} characters; no token is accepted"));
+    if token.len() < SHORTEST { Err(TokenError::Short(place)) } else { Ok(Some(token.to_owned())) }
+}
+
+impl TokenSource {
+    fn place(self, file: &Path) -> String {
+        format!("`{}` {}", self.key, file.display())
     }
-    Ok(Some(token.to_owned()))
+
+    fn read_file(self, file: &Path) -> Result<String, TokenError> {
+        files::read_secret(file, LONGEST_FILE)
+            .map_err(|why| TokenError::File { place: self.place(file), why })
+    }
 }
 
 #[cfg(test)]
@@ -115,9 +156,11 @@ mod tests {
             TokenFiles { write: None, read: Some(file.clone()) },
         ] {
             drop(std::fs::remove_file(&file));
-            assert!(tokens.current().await.unwrap_err().contains("cannot be read"));
+            let why = tokens.current().await.unwrap_err().to_string();
+            assert!(why.contains("cannot be read"), "{why}");
             write_secret(&file, "short\n");
-            assert!(tokens.current().await.unwrap_err().contains("fewer than 16"));
+            let why = tokens.current().await.unwrap_err().to_string();
+            assert!(why.contains("fewer than 16"), "{why}");
             write_secret(&file, "0123456789abcdef\n");
             let current = tokens.current().await.unwrap();
             assert_eq!(

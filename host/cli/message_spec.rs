@@ -96,9 +96,8 @@ impl MessageSpec {
 mod tests {
     use super::*;
 
-    fn message(json: &str) -> Result<Message, String> {
-        let message_spec: MessageSpec = serde_json::from_str(json).map_err(|why| why.to_string())?;
-        message_spec.into_message("push", 7).map_err(|why| why.to_string())
+    fn message(json: &str) -> anyhow::Result<Message> {
+        serde_json::from_str::<MessageSpec>(json)?.into_message("push", 7)
     }
 
     #[test]
@@ -109,16 +108,23 @@ mod tests {
         let for_keys = message(r#"{"keys":["k"],"server":"s","operation":5}"#).unwrap();
         assert_eq!(for_keys.audience, Audience::Keys { server: Some("s".into()), keys: vec!["k".into()] });
         for wrong in [r#"{}"#, r#"{"room":"r","everyone":true}"#, r#"{"room":"r","keys":["k"]}"#] {
-            assert!(message(wrong).unwrap_err().contains("exactly one of"), "{wrong}");
+            assert!(message(wrong).unwrap_err().to_string().contains("exactly one of"), "{wrong}");
         }
-        assert!(message(r#"{"rooom":"r"}"#).unwrap_err().contains("unknown field `rooom`"));
+        assert!(message(r#"{"rooom":"r"}"#).unwrap_err().to_string().contains("unknown field `rooom`"));
     }
 
     #[test]
     fn bodies_that_are_not_text_and_times_are_read() {
         let bytes = message(r#"{"room":"r","body_base64":"/wA=","at":"1970-01-01T00:00:01Z"}"#).unwrap();
         assert_eq!((&bytes.body[..], bytes.record.timestamp_ms), (&[0xff, 0][..], Some(1000)));
-        assert!(message(r#"{"room":"r","body":"a","body_base64":"/wA="}"#).unwrap_err().contains("or"));
-        assert!(message(r#"{"room":"r","body_base64":"?"}"#).unwrap_err().contains("body_base64"));
+        assert!(
+            message(r#"{"room":"r","body":"a","body_base64":"/wA="}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("or")
+        );
+        assert!(
+            message(r#"{"room":"r","body_base64":"?"}"#).unwrap_err().to_string().contains("body_base64")
+        );
     }
 }

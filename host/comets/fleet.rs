@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 use super::access::{AccessRules, AddressRefused, DialGate, NamerTrust};
 use super::channel::Dialer;
 use super::comet::Comet;
-use super::comet_table::{CapacityWarning, CometTable, TableLimits, now_ms};
+use super::comet_table::{CapacityWarning, CometTable, TableFull, TableLimits, now_ms};
 use super::discovery::Discovery;
 use super::names::ServerNames;
 use super::node_list::NodeList;
@@ -28,7 +28,7 @@ use super::shortage::ResourceShortage;
 use super::status::{BroadcastReach, CometStatus};
 use super::store::CometStore;
 use super::{CallOutcome, CallRequest, CallTimeouts, Config, Content, Metrics, Payload};
-use crate::message::{CometAddr, NamedBy};
+use crate::message::{CometAddr, InvalidAddress, NamedBy};
 use crate::telemetry::LogThrottle;
 
 /// How long a comet may take to answer Hello; at most half of the deadline of a call, which waits for it.
@@ -62,6 +62,19 @@ pub struct Fleet {
     resolved: watch::Receiver<bool>,
     /// Stops the background tasks if the fleet is dropped without being closed.
     _shutdown: DropGuard,
+}
+
+/// Why there is no comet for an address.
+#[derive(Debug, thiserror::Error)]
+enum NoComet {
+    #[error("the gateway is stopping")]
+    Stopping,
+    #[error(transparent)]
+    Full(#[from] TableFull),
+    #[error(transparent)]
+    Address(#[from] InvalidAddress),
+    #[error("{0}; map server names in [comets] addresses")]
+    Name(InvalidAddress),
 }
 
 impl Fleet {
@@ -289,7 +302,7 @@ impl Fleet {
         }
         let source = if named_by == NamedBy::Directory { Source::Directory } else { Source::Named };
         let learned = match comet.address() {
-            Err(error) => Err(format!("{error}; map server names in [comets] addresses")),
+            Err(error) => Err(NoComet::Name(error)),
             Ok(_) => self.get_or_create(comet, source),
         };
         match learned {
@@ -300,6 +313,7 @@ impl Fleet {
                 comet.send(request)
             }
             Err(why) => {
+                let why = why.to_string();
                 self.log_throttled(
                     &why,
                     "cannot send messages to a comet; their recipients go to the offline policy",
@@ -328,7 +342,7 @@ impl Fleet {
                 drop(known);
                 self.sharing.note_change();
             }
-            Err(why) => self.log_throttled(&why, "a comet in the directory gets no broadcasts"),
+            Err(why) => self.log_throttled(&why.to_string(), "a comet in the directory gets no broadcasts"),
         }
     }
 
@@ -338,18 +352,16 @@ impl Fleet {
         &self,
         address: &CometAddr,
         source: Source,
-    ) -> Result<(parking_lot::RwLockWriteGuard<'_, CometTable>, Arc<Comet>), String> {
+    ) -> Result<(parking_lot::RwLockWriteGuard<'_, CometTable>, Arc<Comet>), NoComet> {
         let mut known = self.known.write();
         if known.closed {
-            return Err("the gateway is stopping".into());
+            return Err(NoComet::Stopping);
         }
         let comet = match known.comets.get(address) {
             Some(comet) if !comet.is_dead() => Arc::clone(comet),
             _ => {
-                let gone = known.make_room(source, &self.limits).map_err(|full| {
-                    let full = full.to_string();
-                    self.capacity_warning.note(&full, Instant::now());
-                    full
+                let gone = known.make_room(source, &self.limits).inspect_err(|full| {
+                    self.capacity_warning.note(&full.to_string(), Instant::now());
                 })?;
                 if let Some(gone) = gone {
                     debug!(comet = %gone.state.address, "a comet was evicted for another one");
@@ -367,14 +379,13 @@ impl Fleet {
         known: &mut CometTable,
         address: CometAddr,
         source: Source,
-    ) -> Result<Arc<Comet>, String> {
+    ) -> Result<Arc<Comet>, NoComet> {
         let shortage = Arc::clone(&self.shortage);
         let state = CometState::new(address.clone(), source, self.metrics.of(&address), shortage);
         let state = Arc::new(state);
         let gate = DialGate::new(Arc::clone(&self.access), Arc::clone(&state), Arc::downgrade(&self.known));
         let welcome_timeout = WELCOME_TIMEOUT.min(self.timing.request_timeout / 2);
-        let dialer = Dialer::new(&address, self.config.connect_timeout, welcome_timeout, gate);
-        let dialer = dialer.map_err(|error| error.to_string())?;
+        let dialer = Dialer::new(&address, self.config.connect_timeout, welcome_timeout, gate)?;
         let (comet, task) = Comet::new(state, dialer, &self.config, self.timing);
         self.tasks.spawn_on(task, &self.runtime);
         debug!(comet = %address, ?source, "a new comet");
@@ -403,7 +414,7 @@ impl Fleet {
             if let Some(comet) = known.comets.get(&address) {
                 comet.state.set_source(source);
             } else if let Err(error) = self.create_comet(&mut known, address, source) {
-                warn!(error, "cannot use a configured comet");
+                warn!(%error, "cannot use a configured comet");
             }
         }
     }

@@ -63,8 +63,9 @@ fn is_key(path: &[String]) -> bool {
     // Tables with free keys accept anything; an override of those needs two underscores.
     let named = path.starts_with(&["kafka".into(), "properties".into()])
         || path.starts_with(&["comets".into(), "addresses".into()]);
-    let is_none = |error: String| {
-        unknown_field(&error).is_some() || error.contains("struct") || error.contains("sequence")
+    let is_none = |error: toml::de::Error| {
+        let error = error.message();
+        unknown_field(error).is_some() || error.contains("struct") || error.contains("sequence")
     };
     !named && !accepts(path, Value::String("x".to_owned())).is_err_and(is_none)
 }
@@ -72,15 +73,14 @@ fn is_key(path: &[String]) -> bool {
 /// Deserializes a configuration with only this value.
 ///
 /// # Errors
-/// serde's error message.
-pub(super) fn accepts(path: &[String], value: Value) -> Result<(), String> {
+/// serde's error.
+pub(super) fn accepts(path: &[String], value: Value) -> Result<(), toml::de::Error> {
     let value = path.iter().rev().fold(value, |inner, key| match key.parse::<usize>() {
         // An element of a list is accepted alone, too.
         Ok(_) => Value::Array(vec![inner]),
         Err(_) => Value::Table(Table::from_iter([(key.clone(), inner)])),
     });
-    let read = value.try_into::<Config>();
-    read.map(drop).map_err(|error| error.message().to_owned())
+    value.try_into::<Config>().map(drop)
 }
 
 /// serde has no structured form of this error: its message begins with "unknown field `name`".

@@ -89,6 +89,15 @@ pub async fn redrive(
     Ok(run.summary)
 }
 
+/// Why a topic accepts no letters.
+#[derive(Clone, Debug, thiserror::Error)]
+enum TargetError {
+    #[error("topic `{0}` not found; create it, or exclude it with the filters")]
+    NotFound(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
 struct RedriveRun<'a> {
     options: RedriveOptions,
     dead_letters: &'a str,
@@ -97,7 +106,7 @@ struct RedriveRun<'a> {
     checkpoint: CheckpointStore,
     summary: RedriveSummary,
     /// The number of partitions of each topic of origin, or why it accepts nothing.
-    targets: HashMap<Arc<str>, Result<i32, String>>,
+    targets: HashMap<Arc<str>, Result<i32, TargetError>>,
     /// The next batch, in order; all of one topic.
     ready: Vec<DeadLetter>,
     taken: u64,
@@ -138,7 +147,10 @@ impl RedriveRun<'_> {
         let (dead_letters, allowed) = (self.dead_letters, &self.options.allowed);
         let topic = match destination(&letter, dead_letters, allowed, self.options.all_comets) {
             Ok(topic) => topic,
-            Err(why) => return self.refuse(&letter, &why),
+            Err(why) => {
+                self.refuse(&letter, why.to_string());
+                return Ok(());
+            }
         };
         self.taken += 1;
         let known = self.targets.contains_key(&topic);
@@ -150,7 +162,7 @@ impl RedriveRun<'_> {
         match target {
             Ok(_) if self.options.dry_run => self.written(&letter, topic),
             Ok(_) => self.queue(letter, topic).await?,
-            Err(why) => self.fail(&letter, why, !known),
+            Err(why) => self.fail(&letter, &why, !known),
         }
         Ok(())
     }
@@ -183,7 +195,7 @@ impl RedriveRun<'_> {
         let count = match self.targets.get(&topic).cloned() {
             Some(Ok(count)) => count,
             Some(Err(why)) => {
-                letters.iter().for_each(|letter| self.fail(letter, why.clone(), false));
+                letters.iter().for_each(|letter| self.fail(letter, &why, false));
                 return Ok(());
             }
             None => 0,
@@ -215,11 +227,12 @@ impl RedriveRun<'_> {
                 self.written(letter, Arc::clone(topic));
             }
             Err(WriteError { refusal: Some(_), reason, .. }) => {
-                self.refuse(letter, &format!("topic `{topic}` refused it: {reason}"))?;
+                self.refuse(letter, format!("topic `{topic}` refused it: {reason}"));
             }
             Err(error) => {
-                let before = self.targets.insert(Arc::clone(topic), Err(error.to_string()));
-                self.fail(letter, error.to_string(), before.is_none_or(|target| target.is_ok()));
+                let why = TargetError::Failed(error.to_string());
+                let before = self.targets.insert(Arc::clone(topic), Err(why.clone()));
+                self.fail(letter, &why, before.is_none_or(|target| target.is_ok()));
             }
         }
         Ok(())
@@ -236,16 +249,15 @@ impl RedriveRun<'_> {
         (self.report)(letter, &RedriveOutcome::Written(topic));
     }
 
-    fn refuse(&mut self, letter: &DeadLetter, why: &str) -> anyhow::Result<()> {
+    fn refuse(&mut self, letter: &DeadLetter, why: String) {
         self.summary.refused += 1;
-        (self.report)(letter, &RedriveOutcome::Refused(why.to_owned()));
-        Ok(())
+        (self.report)(letter, &RedriveOutcome::Refused(why));
     }
 
-    fn fail(&mut self, letter: &DeadLetter, why: String, first: bool) {
+    fn fail(&mut self, letter: &DeadLetter, why: &TargetError, first: bool) {
         self.summary.failed += 1;
         if first {
-            (self.report)(letter, &RedriveOutcome::Failed(why));
+            (self.report)(letter, &RedriveOutcome::Failed(why.to_string()));
         }
     }
 
@@ -261,12 +273,12 @@ fn topic_of(letter: &DeadLetter) -> Arc<str> {
     letter.origin.as_ref().map_or_else(|| Arc::from(""), |origin| Arc::clone(&origin.topic))
 }
 
-async fn find_target(reader: &Reader, topic: &str) -> Result<i32, String> {
+async fn find_target(reader: &Reader, topic: &str) -> Result<i32, TargetError> {
     let name = topic.to_owned();
     match blocking(reader.records.consumer(), move |consumer| partitions(consumer, &name)).await {
         Ok(Some(partitions)) => Ok(i32::try_from(partitions.len()).unwrap_or(i32::MAX)),
-        Ok(None) => Err(format!("topic `{topic}` not found; create it, or exclude it with the filters")),
-        Err(error) => Err(format!("topic `{topic}`: {error:#}")),
+        Ok(None) => Err(TargetError::NotFound(topic.to_owned())),
+        Err(error) => Err(TargetError::Failed(format!("topic `{topic}`: {error:#}"))),
     }
 }
 

@@ -7,6 +7,27 @@ use crate::kafka::{FitRecord, OutgoingRecord, TopicSet, WriteError, WriteRefusal
 use crate::message::{Origin, PROOF, ProofContent, REDRIVE_COMETS, REDRIVE_USERS, RedriveKey, RedriveUsers};
 use crate::telemetry::escape::cut;
 
+/// Why a letter cannot go back to its topic.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoWayBack {
+    #[error("it comes from the dead-letter topic itself")]
+    DeadLetterTopic,
+    #[error("it has no `halley-origin-topic` header")]
+    NoOrigin,
+    #[error(
+        "its origin is `{topic}`, which is not one of `[kafka] topics`; if that is right, allow it with `--allow-topic`",
+        topic = cut(.0, 249)
+    )]
+    NotAllowed(Arc<str>),
+    #[error("{missing}; it may still stand at {origin}")]
+    Incomplete { missing: String, origin: String },
+    /// Gateways ignore a list that they cannot read: everyone would get the message again.
+    #[error(
+        "its `{FAILED_USERS}` header names nobody, or is longer than gateways write; `--all-comets` sends it to all of its recipients"
+    )]
+    Users,
+}
+
 /// The topic that a letter goes back to, if it is allowed.
 ///
 /// # Errors
@@ -16,34 +37,23 @@ pub(super) fn destination(
     dead_letters: &str,
     allowed: &TopicSet,
     all: bool,
-) -> Result<Arc<str>, String> {
+) -> Result<Arc<str>, NoWayBack> {
     let topic = match &letter.origin {
         Some(origin) if *origin.topic != *dead_letters => Arc::clone(&origin.topic),
-        Some(_) => return Err("it comes from the dead-letter topic itself".to_owned()),
-        None => return Err("it has no `halley-origin-topic` header".to_owned()),
+        Some(_) => return Err(NoWayBack::DeadLetterTopic),
+        None => return Err(NoWayBack::NoOrigin),
     };
     if topic_problem("", &topic).is_some() || !allowed.contains(&topic) {
-        return Err(not_allowed(&topic));
+        return Err(NoWayBack::NotAllowed(topic));
     }
     if let Some(missing) = letter.missing() {
         let origin = letter.origin.as_ref().map(Origin::to_string).unwrap_or_default();
-        return Err(format!("{missing}; it may still stand at {origin}"));
+        return Err(NoWayBack::Incomplete { missing, origin });
     }
-    // Gateways ignore a list that they cannot read: everyone would get the message again.
     if !all && !letter.users.is_empty() && RedriveUsers::parse(&letter.users).is_none() {
-        return Err(format!(
-            "its `{FAILED_USERS}` header names nobody, or is longer than gateways write; `--all-comets` sends it to all of its recipients"
-        ));
+        return Err(NoWayBack::Users);
     }
     Ok(topic)
-}
-
-/// Why the stated origin of a letter is not allowed.
-fn not_allowed(topic: &str) -> String {
-    let topic = cut(topic, 249);
-    format!(
-        "its origin is `{topic}`, which is not one of `[kafka] topics`; if that is right, allow it with `--allow-topic`"
-    )
 }
 
 /// Restores the original record of a letter, for a topic with this many partitions. Its headers limit

@@ -20,7 +20,7 @@ mod secret;
 mod write;
 
 pub(crate) use owned_dir::OwnedDir;
-pub(crate) use ownership::dir_access;
+pub(crate) use ownership::{DirError, dir_access};
 pub(crate) use read::{ReadError, exhausted, open_argument, open_kernel, read, read_argument, read_text};
 pub(crate) use secret::read_secret;
 pub(crate) use write::{create_new, publish};

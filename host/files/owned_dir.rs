@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, openat, renameat, statat, unlinkat};
 
-use super::ownership::{DirAccess, dir_access};
+use super::ownership::{DirAccess, DirError, dir_access};
 use super::read::{ReadError, is_trusted, read_own};
 
 /// Prefix and suffix of temporary files.
@@ -34,11 +34,11 @@ impl OwnedDir {
     /// # Errors
     /// If it cannot be created or must not be used. The message continues a sentence that begins with
     /// the directory, and contains the remedy.
-    pub(crate) fn create(path: &Path) -> Result<Self, String> {
+    pub(crate) fn create(path: &Path) -> Result<Self, DirError> {
         // Not below a directory that others may replace.
         dir_access(path)?;
         let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-        made.map_err(|error| format!("cannot be created: {error}"))?;
+        made.map_err(DirError::Create)?;
         Self::open(path)
     }
 
@@ -46,8 +46,8 @@ impl OwnedDir {
     ///
     /// # Errors
     /// If it does not exist, or must not be used.
-    pub(crate) fn open(path: &Path) -> Result<Self, String> {
-        let failed = |error: io::Error| format!("cannot be used: {error}");
+    pub(crate) fn open(path: &Path) -> Result<Self, DirError> {
+        let failed = DirError::Unusable;
         let access = dir_access(path)?;
         let path = path.canonicalize().map_err(failed)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -56,7 +56,7 @@ impl OwnedDir {
         // In a directory that others may write to, it may have been replaced meanwhile.
         let owner = opened.metadata().map_err(failed)?.uid();
         if !is_trusted(owner) {
-            return Err(format!("is not safe: it now belongs to user {owner}"));
+            return Err(DirError::Replaced(owner));
         }
         Ok(Self { path, access, handle: Arc::new(opened.into()) })
     }

@@ -48,13 +48,19 @@ impl DirAccess {
 /// # Errors
 /// If it must not be used. The message continues a sentence that begins with the directory, and
 /// contains the remedy.
-pub(crate) fn dir_access(path: &Path) -> Result<DirAccess, String> {
-    let path = std::path::absolute(path).map_err(|error| format!("cannot be used: {error}"))?;
-    walk(&path).map_err(|refused| refused.to_string())
+pub(crate) fn dir_access(path: &Path) -> Result<DirAccess, DirError> {
+    walk(&std::path::absolute(path).map_err(DirError::Unusable)?)
 }
 
+/// Why a directory must not be used: the second half of a sentence that begins with the directory.
 #[derive(Debug, thiserror::Error)]
-enum DirError {
+pub(crate) enum DirError {
+    #[error("cannot be created: {0}")]
+    Create(io::Error),
+    #[error("cannot be used: {0}")]
+    Unusable(io::Error),
+    #[error("is not safe: it now belongs to user {0}")]
+    Replaced(u32),
     #[error("cannot be used: {1} at {0}")]
     System(PathBuf, io::Error),
     #[error("cannot be used: {0} is not a directory")]
@@ -171,6 +177,10 @@ mod tests {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
+    fn refusal(path: &Path) -> String {
+        dir_access(path).unwrap_err().to_string()
+    }
+
     /// `above/state`, private.
     fn folders() -> (tempfile::TempDir, PathBuf, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
@@ -186,16 +196,16 @@ mod tests {
         let (_folder, above, state) = folders();
         for open in [0o777, 0o1777, 0o702] {
             mode(&state, open);
-            let why = dir_access(&state).unwrap_err();
+            let why = refusal(&state);
             assert!(why.contains("others may write") && why.contains("chmod go-w"), "{why}");
             assert!(why.contains(&format!("{open:04o}")), "{why}");
         }
         mode(&state, 0o700);
         mode(&above, 0o777);
-        assert!(dir_access(&state).unwrap_err().contains("above (mode 0777)"));
+        assert!(refusal(&state).contains("above (mode 0777)"));
         assert!(OwnedDir::create(&above.join("new")).is_err() && !above.join("new").exists());
         mode(&above, 0o1777);
-        assert_eq!(dir_access(&state), Ok(DirAccess::Private), "as in /tmp");
+        assert_eq!(dir_access(&state).unwrap(), DirAccess::Private, "as in /tmp");
     }
 
     #[test]
@@ -205,20 +215,20 @@ mod tests {
         if theirs(&state).is_err() {
             return; // Needs root; tests in containers run as root.
         }
-        let why = dir_access(&state).unwrap_err();
+        let why = refusal(&state);
         assert!(why.contains("belongs to user 4321") && why.contains("chown 0"), "{why}");
         chown(&state, Some(0), None).unwrap();
         theirs(&above).unwrap();
-        assert!(dir_access(&state).unwrap_err().contains("above belongs to user 4321"));
+        assert!(refusal(&state).contains("above belongs to user 4321"));
         chown(&above, Some(0), None).unwrap();
         let link = folder.path().join("link");
         symlink("above/../above", &link).unwrap();
-        assert_eq!(dir_access(&link.join("state")), Ok(DirAccess::Private));
+        assert_eq!(dir_access(&link.join("state")).unwrap(), DirAccess::Private);
         theirs(&link).unwrap();
-        assert!(dir_access(&link.join("state")).unwrap_err().contains("link belongs to user 4321"));
+        assert!(refusal(&link.join("state")).contains("link belongs to user 4321"));
         std::fs::remove_file(&link).unwrap();
         symlink("link", &link).unwrap();
-        assert!(dir_access(&link).unwrap_err().contains("links"));
+        assert!(refusal(&link).contains("links"));
     }
 
     #[test]
@@ -227,14 +237,14 @@ mod tests {
         mode(&above, 0o775);
         let owner = std::fs::metadata(&above).unwrap().uid();
         if chown(&above, None, Some(owner)).is_ok() {
-            assert_eq!(dir_access(&state), Ok(DirAccess::Private));
+            assert_eq!(dir_access(&state).unwrap(), DirAccess::Private);
         }
         if chown(&above, None, Some(4321)).is_ok() {
             let shared = DirAccess::Shared { path: above.clone(), group: None };
-            assert_eq!(dir_access(&state), Ok(shared));
+            assert_eq!(dir_access(&state).unwrap(), shared);
             mode(&state, 0o770);
             chown(&state, None, Some(4321)).unwrap();
-            assert!(dir_access(&state).unwrap_err().contains("mode 0770"));
+            assert!(refusal(&state).contains("mode 0770"));
         }
     }
 

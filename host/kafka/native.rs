@@ -15,7 +15,7 @@ use rdkafka::bindings as native;
 use rdkafka::message::{BorrowedMessage, OwnedHeaders};
 use rdkafka::types::RDKafkaRespErr;
 
-use crate::message::RawHeader;
+use crate::message::{MalformedHeaders, RawHeader};
 
 /// The headers of a record that is still in librdkafka's memory.
 #[derive(Clone, Copy)]
@@ -24,10 +24,6 @@ pub(super) struct Headers<'a> {
     /// The message that owns the list is borrowed for this long.
     _message: PhantomData<&'a ()>,
 }
-
-/// librdkafka cannot read a record's headers: they are malformed, or more than 100,000.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct MalformedHeaders;
 
 #[allow(unsafe_code, reason = "librdkafka's own functions are the only way to headers as bytes")]
 impl<'a> Headers<'a> {

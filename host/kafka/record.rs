@@ -32,10 +32,7 @@ fn origin(message: &BorrowedMessage<'_>) -> Origin {
 fn raw<'a>(
     message: &'a BorrowedMessage<'_>,
 ) -> RawRecord<'a, impl Iterator<Item = RawHeader<'a>> + Clone + use<'a>> {
-    let headers = match Headers::of(message) {
-        Ok(headers) => Ok(headers.into_iter().flat_map(Headers::into_iter)),
-        Err(native::MalformedHeaders) => Err("they cannot be read: malformed, or more than 100,000 headers"),
-    };
+    let headers = Headers::of(message).map(|all| all.into_iter().flat_map(Headers::into_iter));
     RawRecord {
         origin: origin(message),
         timestamp_ms: message.timestamp().to_millis(),

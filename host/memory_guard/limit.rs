@@ -49,16 +49,19 @@ fn read(file: &Path) -> Option<String> {
     files::read_text(file, MAX_FILE_BYTES).ok()
 }
 
-impl FromStr for MemoryLimit {
-    type Err = String;
+/// A text that is not a limit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a memory limit; use \"auto\", \"off\" or a size such as \"1GiB\"")]
+pub struct InvalidLimit(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl FromStr for MemoryLimit {
+    type Err = InvalidLimit;
+
+    fn from_str(text: &str) -> Result<Self, InvalidLimit> {
         match text {
             "auto" => Ok(Self::Auto),
             "off" => Ok(Self::Off),
-            size => size.parse().map(Self::Bytes).map_err(|_| {
-                format!("`{size}` is not a memory limit; use \"auto\", \"off\" or a size such as \"1GiB\"")
-            }),
+            size => size.parse().map(Self::Bytes).map_err(|_| InvalidLimit(size.to_owned())),
         }
     }
 }
@@ -144,7 +147,7 @@ mod tests {
             assert_eq!(text.parse::<MemoryLimit>().expect("a limit").to_string(), text);
         }
         assert_eq!("1GiB".parse(), Ok(MemoryLimit::Bytes(ByteSize::gib(1))));
-        assert!("much".parse::<MemoryLimit>().expect_err("no limit").contains("`much`"));
+        assert!("much".parse::<MemoryLimit>().expect_err("no limit").to_string().contains("`much`"));
         assert_eq!(MemoryLimit::Off.bytes(), None);
         assert_eq!(MemoryLimit::Bytes(ByteSize::mib(1)).bytes(), Some(1 << 20));
     }

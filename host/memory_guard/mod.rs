@@ -22,7 +22,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tracing::{info, warn};
 
-pub use limit::MemoryLimit;
+pub use limit::{InvalidLimit, MemoryLimit};
 
 use hysteresis::{AdmissionChange, Hysteresis};
 

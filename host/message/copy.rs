@@ -59,8 +59,13 @@ pub struct RawRecord<'a, H> {
     /// The value.
     pub value: Option<&'a [u8]>,
     /// The headers in order, or why they cannot be read.
-    pub headers: Result<H, &'static str>,
+    pub headers: Result<H, MalformedHeaders>,
 }
+
+/// The reader cannot read a record's headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("they cannot be read: malformed, or more than 100,000 headers")]
+pub struct MalformedHeaders;
 
 impl<'a, H: Iterator<Item = RawHeader<'a>> + Clone> RawRecord<'a, H> {
     /// Copies what is within the limits; headers note what is omitted.
@@ -86,7 +91,7 @@ impl<'a, H: Iterator<Item = RawHeader<'a>> + Clone> RawRecord<'a, H> {
                 }
             },
             Err(why) => {
-                notes.push(Header::new(HEADERS_LEFT_OUT, why));
+                notes.push(Header::new(HEADERS_LEFT_OUT, why.to_string()));
                 Vec::new()
             }
         };

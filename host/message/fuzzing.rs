@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use super::record::is_message_id;
 use super::{
-    Audience, DecodeError, HEADERS_LEFT_OUT, KEY_LEFT_OUT, MESSAGE_ID, Message, Origin, RawRecord, Record,
-    RecordLimits, VALUE_LEFT_OUT, encode,
+    Audience, DecodeError, HEADERS_LEFT_OUT, KEY_LEFT_OUT, MESSAGE_ID, MalformedHeaders, Message, Origin,
+    RawRecord, Record, RecordLimits, VALUE_LEFT_OUT, encode,
 };
 
 /// Any record, copied as from librdkafka, within limits that many exceed. Half of
@@ -24,7 +24,7 @@ pub(crate) fn record(input: &mut Unstructured<'_>) -> Result<Record> {
         let name: &[u8] = if input.arbitrary()? { MESSAGE_ID.as_bytes() } else { input.arbitrary()? };
         headers.push((name, input.arbitrary::<Option<&[u8]>>()?));
     }
-    let headers = if input.ratio(1, 32)? { Err("malformed") } else { Ok(headers.into_iter()) };
+    let headers = if input.ratio(1, 32)? { Err(MalformedHeaders) } else { Ok(headers.into_iter()) };
     let (timestamp_ms, key) = (input.arbitrary()?, input.arbitrary::<Option<&[u8]>>()?);
     let limits = if input.ratio(3, 4)? { RecordLimits::NONE } else { limits(input)? };
     let value = if input.arbitrary()? {

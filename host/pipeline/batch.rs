@@ -14,7 +14,7 @@ use crate::consumer::{InFlightRecord, PartitionStream};
 use crate::dead_letter::{DeadLetterReason, Stage};
 use crate::decision::{FilteredMessage, Guard, Overrides, StateWrite, TrailEntry, Verdict};
 use crate::guard;
-use crate::message::{CometAddr, Message, Record};
+use crate::message::{CometAddr, DecodeError, Message, Record};
 use crate::panics;
 use crate::pipeline::Pipeline;
 use crate::pipeline::age::AgeLimit;
@@ -30,6 +30,15 @@ use crate::pipeline::retry::{Cancelled, HoldContext, Retry, retry_until_cancelle
 use crate::pipeline::trace::{MessageTrace, UnsettledRecord};
 use crate::policy::{Chain, FilterProgress, FilterRun};
 use crate::stalls::StallStage;
+
+/// Why a record is not a message.
+#[derive(Debug, thiserror::Error)]
+enum NotAMessage {
+    #[error(transparent)]
+    Invalid(#[from] DecodeError),
+    #[error("decoding it panicked, which is a bug: {0}")]
+    Panicked(String),
+}
 
 /// The worker of one partition.
 pub(super) struct PartitionWorker {
@@ -132,7 +141,7 @@ impl PartitionWorker {
                     all_pending.push(pending);
                 }
                 Err(why) => {
-                    let reason = DeadLetterReason::new(Stage::Decode, why);
+                    let reason = DeadLetterReason::new(Stage::Decode, why.to_string());
                     let trace = MessageTrace::of_record(record, pending, self.started);
                     self.dead_letter(trace, reason);
                 }
@@ -143,11 +152,11 @@ impl PartitionWorker {
 
     /// A record that makes the decoder panic becomes a dead letter, like any record that is not a
     /// message. Otherwise it would crash every gateway of the group, one after the other.
-    fn decode_one(&self, record: &Arc<Record>) -> Result<Message, String> {
+    fn decode_one(&self, record: &Arc<Record>) -> Result<Message, NotAMessage> {
         let decode = || Message::decode_with_limit(Arc::clone(record), self.pipeline.max_keys);
         match catch_unwind(AssertUnwindSafe(decode)) {
-            Ok(decoded) => decoded.map_err(|error| error.to_string()),
-            Err(panic) => Err(format!("decoding it panicked, which is a bug: {}", panics::text(&*panic))),
+            Ok(decoded) => Ok(decoded?),
+            Err(panic) => Err(NotAMessage::Panicked(panics::text(&*panic).to_owned())),
         }
     }
 

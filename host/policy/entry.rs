@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::artifact::PluginSource;
 use crate::digest::Digest;
 use crate::policy::chain_entry::ChainEntry;
 use crate::policy::config::PluginConfig;
@@ -11,7 +12,24 @@ use crate::policy::rollout::candidate::{Candidate, Rollout};
 use crate::policy::rollout::config::{QuarantineAction, QuarantineConfig, RolloutMode};
 use crate::policy::rollout::quarantine::FailureAlarms;
 use crate::policy::rollout::shadow::Shadow;
-use crate::wasm::{self, Runtime};
+use crate::wasm::Runtime;
+use crate::wasm::compile::CompileError;
+use crate::wasm::failure::PluginFailure;
+
+/// Why a plugin does not start: the second half of a sentence that begins with the plugin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EntryError {
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// Its first instance failed.
+    #[error(transparent)]
+    Start(#[from] PluginFailure),
+    /// As this candidate.
+    #[error("has a candidate ({}) that {}", .0.0, .0.1)]
+    Candidate(Box<(PluginSource, Self)>),
+    #[error("cannot start a thread for its candidate: {0}")]
+    Thread(std::io::Error),
+}
 
 /// A prepared plugin. Sets share the plugins that did not change between them.
 pub(super) struct SetEntry {
@@ -40,7 +58,7 @@ impl SetEntry {
         bytes: &[u8],
         candidate: Option<&Candidate>,
         active: &[Arc<Self>],
-    ) -> Result<Arc<Self>, String> {
+    ) -> Result<Arc<Self>, EntryError> {
         let hash = Digest::of(bytes);
         let same_bytes = || active.iter().filter(|entry| entry.plugin.module.hash == hash);
         let unchanged =
@@ -55,7 +73,7 @@ impl SetEntry {
         };
         let rollout = candidate.map(|candidate| rollout(entry_context, config, candidate)).transpose()?;
         let plugin = Plugin::new(runtime, alarms, config, module);
-        plugin.smoke_test().map_err(|failure| failure.message)?;
+        plugin.smoke_test()?;
         Ok(Arc::new(Self { plugin: Arc::new(plugin), rollout: rollout.map(Arc::new) }))
     }
 
@@ -82,20 +100,20 @@ fn rollout(
     entry_context: &EntryContext,
     config: &PluginConfig,
     candidate: &Candidate,
-) -> Result<Rollout, String> {
+) -> Result<Rollout, EntryError> {
     let quarantine = QuarantineConfig { action: QuarantineAction::Never, ..config.quarantine.clone() };
     let rollout = &candidate.config;
     let own = PluginConfig { path: rollout.path.clone(), rollout: None, quarantine, ..config.clone() };
-    let wrong = |why: String| format!("has a candidate ({}) that {why}", rollout.path);
+    let wrong = |why| EntryError::Candidate(Box::new((rollout.path.clone(), why)));
     let EntryContext { runtime, alarms } = entry_context;
-    let module = runtime.compile(&config.name, &candidate.artifact.bytes).map_err(wrong)?;
+    let module = runtime.compile(&config.name, &candidate.artifact.bytes).map_err(|why| wrong(why.into()))?;
     let plugin = Plugin::new(runtime, alarms, &own, module);
     let is_shadow = rollout.mode == RolloutMode::Shadow;
     let plugin = Arc::new(if is_shadow { plugin.shadow() } else { plugin });
-    plugin.smoke_test().map_err(|failure: wasm::failure::PluginFailure| wrong(failure.message))?;
+    plugin.smoke_test().map_err(|failure| wrong(failure.into()))?;
     let shadow = is_shadow.then(|| {
         let mut chain_entry = ChainEntry::without_canary(Arc::clone(&plugin));
         Shadow::start(&plugin, move |topic, partition, batch| chain_entry.mirror(topic, partition, batch))
     });
-    Ok(Rollout::begin(candidate, plugin, shadow.transpose()?))
+    Ok(Rollout::begin(candidate, plugin, shadow.transpose().map_err(EntryError::Thread)?))
 }

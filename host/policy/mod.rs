@@ -74,7 +74,7 @@ pub use filter_run::{FilterProgress, FilterRun};
 pub use metrics::Metrics;
 pub use on_error::OnErrors;
 pub use policies::{Policies, PolicyDependencies};
-pub use prepare::{PluginProblem, PolicyError};
+pub use prepare::{PluginProblem, PolicyError, ProblemKind};
 pub use rollout::{
     Difference, Differences, Fraction, QuarantineAction, QuarantineConfig, RolloutConfig, RolloutMode,
     RolloutStatus, Thresholds, Upload, supervise,

@@ -222,7 +222,7 @@ impl Policies {
 
     /// Whether a skipped file of the plugin directory may become a plugin without a change of it.
     pub(super) fn may_complete(&self) -> bool {
-        self.state.lock().left_out.iter().any(|problem| problem.is_transient)
+        self.state.lock().left_out.iter().any(|problem| problem.kind.is_transient())
     }
 
     /// How many changes operators and quarantines have made: after one, a set that was refused may not

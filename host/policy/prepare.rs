@@ -18,10 +18,10 @@ use crate::artifact::{
 };
 use crate::digest::Digest;
 use crate::policy::config::PluginConfig;
-use crate::policy::entry::{EntryContext, SetEntry};
+use crate::policy::entry::{EntryContext, EntryError, SetEntry};
 use crate::policy::plugin::Plugin;
 use crate::policy::rollout::candidate::Candidate;
-use crate::wasm;
+use crate::wasm::compile::{self, CompileError};
 
 /// A desired plugin.
 #[derive(Clone, Debug)]
@@ -93,9 +93,28 @@ pub struct PluginProblem {
     pub path: PluginSource,
     /// The problem and its remedy.
     pub message: String,
-    /// Whether another attempt may succeed although neither the configuration nor a file changes.
+    /// What helps.
     #[serde(skip)]
-    pub is_transient: bool,
+    pub kind: ProblemKind,
+}
+
+/// What helps with a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// Perhaps another attempt, although neither the configuration nor a file changes.
+    Transient,
+    /// Only a change of the configuration or of a file.
+    Lasting,
+    /// The plugin refused its own configuration. A plugin may decide that by the time, so another attempt
+    /// may help.
+    Configuration,
+}
+
+impl ProblemKind {
+    /// Whether another attempt may succeed although neither the configuration nor a file changes.
+    pub(super) fn is_transient(self) -> bool {
+        self != Self::Lasting
+    }
 }
 
 impl PluginProblem {
@@ -104,13 +123,13 @@ impl PluginProblem {
             plugin: config.name.clone(),
             path: config.path.clone(),
             message: message.into(),
-            is_transient: true,
+            kind: ProblemKind::Transient,
         }
     }
 
     /// A problem that stays until the configuration or a file changes.
     fn lasting(config: &PluginConfig, message: impl Into<String>) -> Self {
-        Self { is_transient: false, ..Self::of(config, message) }
+        Self { kind: ProblemKind::Lasting, ..Self::of(config, message) }
     }
 
     /// A problem that does not belong to one plugin.
@@ -119,7 +138,7 @@ impl PluginProblem {
             plugin: String::new(),
             path: PluginSource::default(),
             message: message.into(),
-            is_transient: true,
+            kind: ProblemKind::Transient,
         }
     }
 }
@@ -149,7 +168,7 @@ impl PolicyError {
     /// Whether another attempt may succeed although neither the configuration nor a file changes: one
     /// problem that lasts is enough to refuse the set again.
     pub(super) fn is_transient(&self) -> bool {
-        self.problems.iter().all(|problem| problem.is_transient)
+        self.problems.iter().all(|problem| problem.kind.is_transient())
     }
 }
 
@@ -172,16 +191,24 @@ enum PrepareError {
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
     /// It does not compile, or does not start.
-    #[error("{0}")]
-    Start(String),
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    #[error("made the compiler panic; is the file complete?")]
+    Panicked,
 }
 
 impl PrepareError {
-    fn is_transient(&self) -> bool {
+    fn kind(&self) -> ProblemKind {
         match self {
-            Self::Artifact(why) => why.is_transient(),
-            // The machine may have been busy. What never compiles is not compiled again.
-            Self::Start(_) => true,
+            Self::Artifact(why) if why.is_transient() => ProblemKind::Transient,
+            Self::Entry(EntryError::Start(failure)) if failure.refused_configuration => {
+                ProblemKind::Configuration
+            }
+            Self::Artifact(_) | Self::Entry(EntryError::Compile(CompileError::Invalid(_))) => {
+                ProblemKind::Lasting
+            }
+            // The machine may have been busy.
+            Self::Entry(_) | Self::Panicked => ProblemKind::Transient,
         }
     }
 }
@@ -219,16 +246,18 @@ pub(super) fn prepare(
         }
         if mistakes.is_empty() {
             let refused = prepare_one(prepare_context, one, active, &mut prepared).err();
-            mistakes.extend(refused.map(|why| PluginProblem {
-                is_transient: why.is_transient(),
-                ..PluginProblem::of(config, why.to_string())
-            }));
+            mistakes.extend(
+                refused.map(|why| PluginProblem {
+                    kind: why.kind(),
+                    ..PluginProblem::of(config, why.to_string())
+                }),
+            );
         }
         // The name of a duplicate belongs to the earlier plugin.
         let may_be_left_out =
             (is_double && config.found) || is_stray(&prepare_context.versions, config, active);
         // While the process stops nothing is compiled any more, which says nothing about the files.
-        if may_be_left_out && !wasm::compile::is_stopping() {
+        if may_be_left_out && !compile::is_stopping() {
             prepared.left_out.extend(mistakes);
         } else {
             problems.extend(mistakes);
@@ -312,8 +341,7 @@ fn prepare_one(
         let attempt = catch_unwind(AssertUnwindSafe(|| {
             SetEntry::prepare(entry_context, &wanted.config, bytes, candidate.as_ref(), &known)
         }));
-        let entry = attempt.unwrap_or_else(|_| Err("made the compiler panic; is the file complete?".into()));
-        prepared.entries.push(entry.map_err(PrepareError::Start)?);
+        prepared.entries.push(attempt.map_err(|_| PrepareError::Panicked)??);
     }
     prepared.changes.push(change);
     Ok(())

@@ -55,7 +55,7 @@ pub use metrics::Metrics;
 use reply::PartialReplies;
 pub use reply::{Refusal, TextReply, elements, excess, is_too_large, refusal, text};
 use reply_limits::ReplyLimits;
-pub use topology::BadUrl;
+pub use topology::{BadUrl, UrlProblem};
 use transport::Transport;
 
 /// Maximum length of a string in replies about rooms: ids and addresses are far shorter.

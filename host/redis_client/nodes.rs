@@ -16,7 +16,8 @@ use tokio::sync::Mutex;
 use super::connection::ManagedConnection;
 use super::error::{ServerFailure, ServerFailureKind};
 use super::slots::{NodeAddr, SlotMap};
-use super::{BadUrl, ConnectionLimits, reply, topology};
+use super::topology::{self, UrlProblem};
+use super::{BadUrl, ConnectionLimits, reply};
 
 /// Minimum interval between reloads of the map.
 const MIN_REFRESH_INTERVAL: Duration = Duration::from_millis(100);
@@ -51,7 +52,7 @@ impl ClusterNodes {
     /// Creates the nodes from those that the URL names.
     pub(super) fn new(seeds: Vec<ConnectionInfo>, timeouts: ConnectionLimits) -> Result<Self, BadUrl> {
         let Some(info) = seeds.first().cloned() else {
-            return Err(BadUrl::Cluster("no node is named".to_owned()));
+            return Err(BadUrl::Cluster(UrlProblem::NoNode));
         };
         let named = seeds.iter().filter_map(topology::host_and_port);
         let seeds: Vec<NodeAddr> = named.map(|(host, port)| NodeAddr::new(host, port)).collect();

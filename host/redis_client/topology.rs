@@ -16,21 +16,50 @@ pub enum BadUrl {
         "[redis] url is invalid ({0}); expected redis+cluster://[user:password@]node[:port][,node[:port]...], \
          with special characters of the password percent-encoded"
     )]
-    Cluster(String),
+    Cluster(UrlProblem),
     /// An invalid sentinel URL.
     #[error(
         "[redis] url is invalid ({0}); expected redis+sentinel://[user:password@]sentinel[:port][,...]\
          /service[/database][?sentinel_username=...&sentinel_password=...], with special characters \
          percent-encoded"
     )]
-    Sentinel(String),
+    Sentinel(UrlProblem),
     /// Everything else.
     #[error(
         "[redis] url is invalid ({0}); expected redis://[user:password@]host[:port][/database], \
          with special characters of the password percent-encoded; or redis+sentinel://, redis+cluster://, \
          memory://"
     )]
-    Malformed(String),
+    Malformed(UrlProblem),
+}
+
+/// The problem with a part of a URL.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UrlProblem {
+    /// Between two commas, or at the end.
+    #[error("a host is empty")]
+    EmptyHost,
+    /// A cluster without nodes.
+    #[error("no node is named")]
+    NoNode,
+    /// A cluster URL with a path.
+    #[error("a cluster has no databases")]
+    Database,
+    /// A cluster URL with a query.
+    #[error("a query (`?`) is not allowed")]
+    Query,
+    /// A sentinel URL without a path.
+    #[error("the name of the service is missing")]
+    NoService,
+    /// Its name is not repeated: it may be the rest of a password with an unescaped `&`.
+    #[error("unknown parameter after the `?`")]
+    Parameter,
+    /// A sentinel's user without a password.
+    #[error("sentinel_username needs a sentinel_password")]
+    NoPassword,
+    /// What the `redis` crate says about one server.
+    #[error("{0}")]
+    Server(String),
 }
 
 /// The default port of sentinels.
@@ -118,20 +147,20 @@ impl<'a> UrlParts<'a> {
         Self { plain, login, hosts: hosts.split(',').collect(), path, query, fragment }
     }
 
-    fn server(&self, login: &str, host: &str, database: &str) -> Result<ConnectionInfo, String> {
+    fn server(&self, login: &str, host: &str, database: &str) -> Result<ConnectionInfo, UrlProblem> {
         if host.is_empty() {
-            return Err("a host is empty".to_owned());
+            return Err(UrlProblem::EmptyHost);
         }
         server(&format!("{}://{login}{host}/{database}{}", self.plain, self.fragment))
     }
 
-    fn servers(&self, login: &str) -> Result<Vec<ConnectionInfo>, String> {
+    fn servers(&self, login: &str) -> Result<Vec<ConnectionInfo>, UrlProblem> {
         self.hosts.iter().map(|host| self.server(login, host, "")).collect()
     }
 }
 
-fn server(url: &str) -> Result<ConnectionInfo, String> {
-    let info = url.into_connection_info().map_err(|e| e.to_string())?;
+fn server(url: &str) -> Result<ConnectionInfo, UrlProblem> {
+    let info = url.into_connection_info().map_err(|e| UrlProblem::Server(e.to_string()))?;
     // Without it, a pipeline larger than one packet waits for an acknowledgement.
     let settings = info.tcp_settings().clone().set_nodelay(true);
     Ok(info.set_tcp_settings(settings))
@@ -139,10 +168,10 @@ fn server(url: &str) -> Result<ConnectionInfo, String> {
 
 fn cluster(scheme: &str, parts: UrlParts<'_>) -> Result<(Topology, String), BadUrl> {
     if !matches!(parts.path, "" | "0") {
-        return Err(BadUrl::Cluster("a cluster has no databases".to_owned()));
+        return Err(BadUrl::Cluster(UrlProblem::Database));
     }
     if !parts.query.is_empty() {
-        return Err(BadUrl::Cluster("a query (`?`) is not allowed".to_owned()));
+        return Err(BadUrl::Cluster(UrlProblem::Query));
     }
     let nodes = parts.servers(parts.login).map_err(BadUrl::Cluster)?;
     Ok((Topology::Cluster(nodes), format!("{scheme}://{}", parts.hosts.join(","))))
@@ -151,7 +180,7 @@ fn cluster(scheme: &str, parts: UrlParts<'_>) -> Result<(Topology, String), BadU
 fn sentinel(scheme: &str, parts: UrlParts<'_>) -> Result<(Topology, String), BadUrl> {
     let (service, database) = parts.path.split_once('/').unwrap_or((parts.path, ""));
     if service.is_empty() {
-        return Err(BadUrl::Sentinel("the name of the service is missing".to_owned()));
+        return Err(BadUrl::Sentinel(UrlProblem::NoService));
     }
     let login = sentinel_login(parts.query).map_err(BadUrl::Sentinel)?;
     let endpoint = format!("{scheme}://{}/{}", parts.hosts.join(","), parts.path);
@@ -164,7 +193,7 @@ fn sentinel(scheme: &str, parts: UrlParts<'_>) -> Result<(Topology, String), Bad
 }
 
 /// The sentinels' own user and password, in the form of a URL.
-fn sentinel_login(query: &str) -> Result<String, String> {
+fn sentinel_login(query: &str) -> Result<String, UrlProblem> {
     let (mut username, mut password) = (String::new(), None);
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -172,14 +201,13 @@ fn sentinel_login(query: &str) -> Result<String, String> {
         match name {
             "sentinel_username" => username = value,
             "sentinel_password" => password = Some(value),
-            // Its name is not repeated: it may be the rest of a password with an unescaped `&`.
-            _ => return Err("unknown parameter after the `?`".to_owned()),
+            _ => return Err(UrlProblem::Parameter),
         }
     }
     match password {
         Some(password) => Ok(format!("{username}:{password}@")),
         None if username.is_empty() => Ok(String::new()),
-        None => Err("sentinel_username needs a sentinel_password".to_owned()),
+        None => Err(UrlProblem::NoPassword),
     }
 }
 

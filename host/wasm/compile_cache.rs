@@ -31,7 +31,7 @@ pub(crate) struct CompileCache(Mutex<CompileResults>);
 #[derive(Default)]
 struct CompileResults {
     /// Hashes and reasons.
-    refused: VecDeque<(Digest, String)>,
+    refused: VecDeque<(Digest, CompileError)>,
     compiled: VecDeque<Arc<Module>>,
 }
 
@@ -47,7 +47,7 @@ impl CompileCache {
         bytes: &[u8],
         keeps_marks: bool,
         compile: impl FnOnce() -> Result<Module, CompileError>,
-    ) -> Result<Arc<Module>, String> {
+    ) -> Result<Arc<Module>, CompileError> {
         let hash = Digest::of(bytes);
         if let Some(known) = self.known(hash) {
             return known;
@@ -55,9 +55,8 @@ impl CompileCache {
         let compile = || logging_when_slow(plugin, bytes.len(), compile);
         // The file is untrusted and goes through parsers here; a panic in one of them must not end
         // the process.
-        let compiled = catch_unwind(AssertUnwindSafe(compile)).unwrap_or_else(|_| {
-            Err(CompileError::Invalid("made the compiler panic; is the file complete?".into()))
-        });
+        let compiled = catch_unwind(AssertUnwindSafe(compile))
+            .unwrap_or_else(|_| Err(CompileError::invalid("made the compiler panic; is the file complete?")));
         match compiled {
             Ok(module) => Ok(self.keep(Arc::new(module))),
             Err(why) => {
@@ -68,7 +67,6 @@ impl CompileCache {
                     CompileError::Limited(_) => !keeps_marks,
                     CompileError::Interrupted(_) => false,
                 };
-                let why = why.into_reason();
                 if is_final {
                     self.refuse(hash, why.clone());
                 }
@@ -82,7 +80,7 @@ impl CompileCache {
         self.0.lock().compiled.clear();
     }
 
-    fn known(&self, hash: Digest) -> Option<Result<Arc<Module>, String>> {
+    fn known(&self, hash: Digest) -> Option<Result<Arc<Module>, CompileError>> {
         let known = self.0.lock();
         if let Some((_, why)) = known.refused.iter().find(|(refused, _)| *refused == hash) {
             return Some(Err(why.clone()));
@@ -95,7 +93,7 @@ impl CompileCache {
         module
     }
 
-    fn refuse(&self, hash: Digest, why: String) {
+    fn refuse(&self, hash: Digest, why: CompileError) {
         push(&mut self.0.lock().refused, (hash, why), MAX_REFUSED);
     }
 }

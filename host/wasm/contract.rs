@@ -41,6 +41,20 @@ impl fmt::Display for Version {
     }
 }
 
+/// How a component does not fit the contract: the second half of a sentence that begins with the plugin.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ContractError {
+    #[error("is not valid WebAssembly: {0}; is the file complete?")]
+    Invalid(#[from] wasmparser::BinaryReaderError),
+    /// It was built for this version.
+    #[error("was {}", mismatch(.0))]
+    Version(String),
+    #[error("exports none of filter, grouping, offline; {remedy}")]
+    NoHook { remedy: String },
+    #[error("imports {foreign}, which the gateway does not offer; {remedy}")]
+    Imports { foreign: String, remedy: &'static str },
+}
+
 /// What a component imports and exports at its top level.
 #[derive(Debug, Default)]
 pub(crate) struct Contract {
@@ -53,24 +67,21 @@ impl Contract {
     ///
     /// # Errors
     /// When it is not a valid component.
-    pub(crate) fn read(component: &[u8]) -> Result<Self, String> {
-        let broken = |e: wasmparser::BinaryReaderError| {
-            format!("is not valid WebAssembly: {e}; is the file complete?")
-        };
+    pub(crate) fn read(component: &[u8]) -> Result<Self, ContractError> {
         let mut names = Self::default();
         let mut depth = 0;
         for payload in Parser::new(0).parse_all(component) {
-            match payload.map_err(broken)? {
+            match payload? {
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
                 Payload::End(_) => depth -= 1,
                 Payload::ComponentImportSection(section) if depth == 0 => {
                     for import in section {
-                        names.imports.push(import.map_err(broken)?.name.name.to_owned());
+                        names.imports.push(import?.name.name.to_owned());
                     }
                 }
                 Payload::ComponentExportSection(section) if depth == 0 => {
                     for export in section {
-                        names.exports.push(export.map_err(broken)?.name.name.to_owned());
+                        names.exports.push(export?.name.name.to_owned());
                     }
                 }
                 _ => {}
@@ -83,15 +94,15 @@ impl Contract {
     ///
     /// # Errors
     /// The mismatch, and its remedy.
-    pub(crate) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), ContractError> {
         for name in self.ours() {
             let text = version_text(name);
             if Version::read(text).is_none_or(|version| version.line() != VERSION.line()) {
-                return Err(format!("was {}", mismatch(text)));
+                return Err(ContractError::Version(text.to_owned()));
             }
         }
         if !HOOKS.iter().any(|hook| self.exports(hook)) {
-            return Err(format!("exports none of filter, grouping, offline; {}", self.remedy()));
+            return Err(ContractError::NoHook { remedy: self.remedy() });
         }
         let offered = |name: &String| name.starts_with(PACKAGE) || is_offered_wasi(name);
         let foreign: Vec<&str> = self.imports.iter().filter(|n| !offered(n)).map(String::as_str).collect();
@@ -105,7 +116,7 @@ impl Contract {
             }
             false => BUILD_FOR_CONTRACT,
         };
-        Err(format!("imports {}, which the gateway does not offer; {remedy}", foreign.join(", ")))
+        Err(ContractError::Imports { foreign: foreign.join(", "), remedy })
     }
 
     /// The version that it was built for; ours if it names none.
@@ -186,7 +197,7 @@ mod tests {
     }
 
     fn refusal(exports: &[&str]) -> String {
-        contract(&[], exports).check().expect_err("it was accepted")
+        contract(&[], exports).check().expect_err("it was accepted").to_string()
     }
 
     #[test]
@@ -221,7 +232,7 @@ mod tests {
     fn compatible_contract_versions_are_accepted() {
         for version in ["0.1.0", "0.1.1", "0.1.99"] {
             let contract = contract(&["types@0.1.0"], &[&format!("filter@{version}")]);
-            assert_eq!(contract.check(), Ok(()));
+            contract.check().unwrap();
             assert_eq!(contract.version().to_string(), version);
         }
     }
@@ -232,16 +243,16 @@ mod tests {
             let imports = vec!["wasi:cli/stderr@0.2.3".to_owned(), import.to_owned()];
             Contract { imports, exports: vec!["halley:policy/filter@0.1.1".to_owned()] }.check()
         };
-        assert_eq!(wasi("wasi:io/streams@0.2.12"), Ok(()));
+        wasi("wasi:io/streams@0.2.12").unwrap();
         for foreign in ["wasi:http/types@0.2.0", "wasi:cli/stderr@0.3.0", "wasi:nn/graph", "wasi:http"] {
-            let why = wasi(foreign).unwrap_err();
+            let why = wasi(foreign).unwrap_err().to_string();
             assert!(
                 why.starts_with(&format!("imports {foreign}, which")) && why.contains("-d http"),
                 "{why}"
             );
             assert!(!why.contains("SDK"), "{why}");
         }
-        assert!(wasi("foo:bar/baz").unwrap_err().contains("halley plugin wit"));
+        assert!(wasi("foo:bar/baz").unwrap_err().to_string().contains("halley plugin wit"));
     }
 
     #[test]

@@ -1,71 +1,47 @@
 //! How a plugin fails: the kind, the limit, and the message.
 
-use std::fmt;
 use std::time::Duration;
 
 use crate::decision::FailureKind;
+use crate::telemetry::label_enum;
 
-/// A limit of plugins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum PluginLimit {
-    /// The deadline of a call.
-    Time,
-    /// The memory of an instance, or the size of its tables.
-    Memory,
-    /// The size of an answer or of a part of it.
-    Output,
-    /// The length or the rate of log lines.
-    Log,
-    /// The names of the plugin's own metrics.
-    Metrics,
-    /// The size of the plugin's state, or how much of it one batch uses.
-    State,
-    /// The process's limits: there was no room for an instance.
-    AddressSpace,
-    /// The time budget for calls past their deadline: it was not called for these messages.
-    TimeBudget,
-}
-
-impl PluginLimit {
-    /// Every limit, in the order of the counters.
-    pub(crate) const ALL: [Self; 8] = [
-        Self::Time,
-        Self::Memory,
-        Self::Output,
-        Self::Log,
-        Self::Metrics,
-        Self::State,
-        Self::AddressSpace,
-        Self::TimeBudget,
-    ];
-
-    /// The limit as named in metrics.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Time => "time",
-            Self::Memory => "memory",
-            Self::Output => "output",
-            Self::Log => "log",
-            Self::Metrics => "metrics",
-            Self::State => "state",
-            Self::AddressSpace => "address-space",
-            Self::TimeBudget => "time-budget",
-        }
+label_enum! {
+    /// A limit of plugins.
+    pub(crate) enum PluginLimit {
+        /// The deadline of a call.
+        Time = "time",
+        /// The memory of an instance, or the size of its tables.
+        Memory = "memory",
+        /// The size of an answer or of a part of it.
+        Output = "output",
+        /// The length or the rate of log lines.
+        Log = "log",
+        /// The names of the plugin's own metrics.
+        Metrics = "metrics",
+        /// The size of the plugin's state, or how much of it one batch uses.
+        State = "state",
+        /// The process's limits: there was no room for an instance.
+        AddressSpace = "address-space",
+        /// The time budget for calls past their deadline: it was not called for these messages.
+        TimeBudget = "time-budget",
     }
 }
 
 /// A failed call. Its message is the second half of a sentence that begins with the plugin.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
 pub(crate) struct PluginFailure {
     pub(crate) kind: FailureKind,
     /// The limit that caused it, if any.
     pub(crate) limit: Option<PluginLimit>,
     pub(crate) message: String,
+    /// Whether its `init` refused the configuration.
+    pub(crate) refused_configuration: bool,
 }
 
 impl PluginFailure {
     pub(crate) fn new(kind: FailureKind, limit: Option<PluginLimit>, message: String) -> Self {
-        Self { kind, limit, message }
+        Self { kind, limit, message, refused_configuration: false }
     }
 
     /// An invalid answer.
@@ -100,15 +76,15 @@ impl PluginFailure {
         self.limit == Some(PluginLimit::Time)
     }
 
+    /// Its `init` refused the configuration.
+    pub(crate) fn refused_configuration(why: &str) -> Self {
+        let message = format!("refused its configuration: {why}");
+        Self { refused_configuration: true, ..Self::start(message) }
+    }
+
     /// A failed start.
     pub(crate) fn start(message: String) -> Self {
         Self::new(FailureKind::Start, None, message)
-    }
-}
-
-impl fmt::Display for PluginFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
     }
 }
 

@@ -286,8 +286,8 @@ impl host::Host for HostState {
     fn state_set(&mut self, key: String, value: Vec<u8>, ttl_ms: Option<u64>) -> Result<(), String> {
         let ttl = ttl_ms.map(Duration::from_millis);
         let kept = match &self.shared {
-            Some(shared) => shared.set(key, value, ttl),
-            None => self.context.state.set(key, value, ttl),
+            Some(shared) => shared.set(key, value, ttl).map_err(|why| why.to_string()),
+            None => self.context.state.set(key, value, ttl).map_err(|why| why.to_string()),
         };
         kept.inspect_err(|_| self.context.metrics.hit(PluginLimit::State))
     }

@@ -3,7 +3,6 @@
 use wit_parser::{Resolve, WorldItem, WorldKey};
 
 use crate::digest::Digest;
-use crate::wasm::compile::CompileError;
 use crate::wasm::module;
 use crate::wasm::runtime::Runtime;
 
@@ -50,7 +49,7 @@ pub fn inspect(runtime: &Runtime, bytes: &[u8]) -> Inspection {
         hooks: compiled.as_ref().map(|module| module.hooks.names()).unwrap_or_default(),
         exports,
         imports,
-        refused: compiled.err().map(CompileError::into_reason),
+        refused: compiled.err().map(|why| why.to_string()),
     }
 }
 

@@ -88,9 +88,7 @@ impl Instance {
             let answer = loaded
                 .call(HookKind::Init, limits.at_start(), |store| lifecycle.call_init(store, config))
                 .map_err(at_start)?;
-            answer.map_err(|why| {
-                PluginFailure::start(format!("refused its configuration: {}", cut(&why, 1024)))
-            })?;
+            answer.map_err(|why| PluginFailure::refused_configuration(cut(&why, 1024)))?;
         }
         Ok(loaded)
     }

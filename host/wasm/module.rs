@@ -79,16 +79,18 @@ impl Module {
         bytes: &[u8],
         load: impl FnOnce(&[u8]) -> Result<Component, CompileError>,
     ) -> Result<Self, CompileError> {
-        let invalid = CompileError::Invalid;
-        let component = component(bytes).map_err(invalid)?;
-        let contract = Contract::read(&component).map_err(invalid)?;
-        contract.check().map_err(invalid)?;
+        let component = component(bytes)?;
+        let contract = Contract::read(&component).map_err(CompileError::invalid)?;
+        contract.check().map_err(CompileError::invalid)?;
         let compiled = load(&component)?;
         let pre = linker.instantiate_pre(&compiled).map_err(|e| {
             let remedy = contract.remedy();
-            invalid(format!("imports what the gateway does not offer: {}; {remedy}", causes(&e)))
+            CompileError::Invalid(format!(
+                "imports what the gateway does not offer: {}; {remedy}",
+                causes(&e)
+            ))
         })?;
-        let hooks = hooks(&contract, &pre).map_err(invalid)?;
+        let hooks = hooks(&contract, &pre)?;
         let wit_version = contract.version().to_string();
         Ok(Self { pre, hooks, hash: Digest::of(bytes), size: bytes.len(), wit_version })
     }
@@ -98,12 +100,13 @@ impl Module {
 ///
 /// # Errors
 /// When it is neither, exceeds the limits of compilation, or does not describe its interfaces.
-pub(crate) fn component(bytes: &[u8]) -> Result<Cow<'_, [u8]>, String> {
+pub(crate) fn component(bytes: &[u8]) -> Result<Cow<'_, [u8]>, CompileError> {
     let is_component = Parser::is_component(bytes);
     if !is_component && !Parser::is_core_wasm(bytes) {
-        return Err("is not WebAssembly; give the .wasm file that the build wrote to `target`".to_owned());
+        let why = "is not WebAssembly; give the .wasm file that the build wrote to `target`";
+        return Err(CompileError::invalid(why));
     }
-    bounds::check(bytes)?;
+    bounds::check(bytes).map_err(CompileError::invalid)?;
     if is_component { Ok(Cow::Borrowed(bytes)) } else { encode(bytes).map(Cow::Owned) }
 }
 
@@ -113,13 +116,14 @@ pub(crate) fn contract_version(bytes: &[u8]) -> Option<String> {
 }
 
 /// Finds the functions of the exported hooks and checks their types.
-fn hooks(contract: &Contract, pre: &InstancePre<HostState>) -> Result<Hooks, String> {
+fn hooks(contract: &Contract, pre: &InstancePre<HostState>) -> Result<Hooks, CompileError> {
     fn find<I>(
         contract: &Contract,
         interface: &str,
         indices: impl FnOnce() -> wasmtime::Result<I>,
-    ) -> Result<Option<I>, String> {
-        contract.exports(interface).then(indices).transpose().map_err(|e| contract.misfit(&causes(&e)))
+    ) -> Result<Option<I>, CompileError> {
+        let indices = contract.exports(interface).then(indices).transpose();
+        indices.map_err(|e| CompileError::Invalid(contract.misfit(&causes(&e))))
     }
     Ok(Hooks {
         filter: find(contract, "filter", || filter::GuestIndices::new(pre))?,
@@ -132,17 +136,17 @@ fn hooks(contract: &Contract, pre: &InstancePre<HostState>) -> Result<Hooks, Str
 }
 
 /// Encodes a plain module as a component, from the WIT that wit-bindgen embedded in it.
-fn encode(module: &[u8]) -> Result<Vec<u8>, String> {
+fn encode(module: &[u8]) -> Result<Vec<u8>, CompileError> {
     if !has_wit(module) {
-        return Err(format!(
+        return Err(CompileError::Invalid(format!(
             "is a plain module without a description of its interfaces; {BUILD_FOR_CONTRACT}"
-        ));
+        )));
     }
     let encoder = wit_component::ComponentEncoder::default().validate(true).module(module);
     encoder.and_then(|mut encoder| encoder.encode()).map_err(|e| {
-        format!(
+        CompileError::Invalid(format!(
             "cannot be encoded as a component: {e:#}; build it for wasm32-unknown-unknown or wasm32-wasip2"
-        )
+        ))
     })
 }
 
@@ -163,7 +167,7 @@ mod tests {
         let runtime = Runtime::new(&mut Registry::default()).unwrap();
         match runtime.compile_now("p", &wat::parse_str(wat).unwrap()) {
             Ok(_) => panic!("it was accepted"),
-            Err(why) => why.into_reason(),
+            Err(why) => why.to_string(),
         }
     }
 
@@ -171,7 +175,7 @@ mod tests {
     fn files_that_are_not_plugins_are_refused_with_a_reason() {
         let runtime = Runtime::new(&mut Registry::default()).unwrap();
         for text in [&b"hello"[..], b""] {
-            let why = runtime.compile_now("p", text).err().unwrap().into_reason();
+            let why = runtime.compile_now("p", text).err().unwrap().to_string();
             assert!(why.contains("is not WebAssembly"), "{why}");
         }
         assert!(refusal("(module)").contains("plain module without a description"));

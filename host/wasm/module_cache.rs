@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
 
+use anyhow::Context as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
@@ -40,14 +41,14 @@ impl ModuleCache {
     ///
     /// # Errors
     /// Why the folder cannot be used.
-    pub(crate) fn open(folder: &Path) -> Result<Self, String> {
-        let named = |why: String| format!("{} {why}", folder.display());
-        let folder = OwnedDir::create(folder).map_err(named)?;
+    pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.display();
+        let folder = OwnedDir::create(folder).map_err(|why| anyhow::anyhow!("{path} {why}"))?;
         if let Some(shared) = folder.shared() {
-            return Err(named(format!("is not safe for code: others may write to {}", shared.display())));
+            anyhow::bail!("{path} is not safe for code: others may write to {}", shared.display());
         }
         let store = Self { folder };
-        store.sweep().map_err(|e| named(format!("cannot be used: {e}")))?;
+        store.sweep().with_context(|| format!("{path} cannot be used"))?;
         Ok(store)
     }
 
@@ -256,7 +257,7 @@ mod tests {
         restart(&compiled, &[plugin(1)]);
         for (path, open) in [(folder.path(), 0o777), (&*compiled, 0o702)] {
             mode(path, open);
-            let why = ModuleCache::open(&compiled).unwrap_err();
+            let why = ModuleCache::open(&compiled).unwrap_err().to_string();
             assert!(why.contains("others may write to") && why.contains("chmod go-w"), "{why}");
             assert!(runtime(&compiled).module_cache.is_none(), "the gateway starts without it");
             mode(path, 0o700);
@@ -272,6 +273,7 @@ mod tests {
         let runtime = runtime(&file.join("compiled"));
         assert!(runtime.module_cache.is_none());
         assert!(runtime.load("p", &plugin(1)).is_ok());
-        assert!(ModuleCache::open(Path::new("/proc/compiled")).unwrap_err().contains("cannot be created"));
+        let why = ModuleCache::open(Path::new("/proc/compiled")).unwrap_err().to_string();
+        assert!(why.contains("cannot be created"), "{why}");
     }
 }

@@ -77,7 +77,7 @@ impl Runtime {
         let code = compiled.and_then(|folder| match ModuleCache::open(&folder) {
             Ok(code) => Some(code),
             Err(why) => {
-                tracing::warn!("compiled code is not cached, so starts take longer: {why}");
+                tracing::warn!("compiled code is not cached, so starts take longer: {why:#}");
                 None
             }
         });
@@ -112,7 +112,7 @@ impl Runtime {
     ///
     /// # Errors
     /// The problem: the second half of a sentence that begins with the plugin.
-    pub(crate) fn compile(&self, plugin: &str, bytes: &[u8]) -> Result<Arc<Module>, String> {
+    pub(crate) fn compile(&self, plugin: &str, bytes: &[u8]) -> Result<Arc<Module>, CompileError> {
         let compile = || self.compile_now(plugin, bytes);
         self.compile_cache.compile(plugin, bytes, self.compiler.keeps_marks(), compile)
     }

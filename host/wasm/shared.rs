@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::wasm::state::{MAX_KEY, check_size};
-use crate::wasm::state_usage::StateUsage;
+use crate::wasm::state::{MAX_KEY, StateError, check_size};
+use crate::wasm::state_usage::{QuotaExceeded, StateUsage};
 
 /// The maximum number of keys that are fetched at once.
 const MAX_WANTED: usize = 1_000;
@@ -20,6 +20,28 @@ const MAX_WANTED: usize = 1_000;
 const MAX_WRITTEN: usize = 16 * 1024 * 1024;
 /// The longest time to live, and the default.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Why a write to the shared state is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum SharedStateError {
+    #[error(transparent)]
+    Size(#[from] StateError),
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
+    #[error("one batch would write more than {MAX_WRITTEN} bytes")]
+    Batch,
+    #[error("shared state is available in `filter` only")]
+    Closed,
+}
+
+/// How a call violated a limit on reads: the second half of a sentence that begins with the plugin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum ReadViolation {
+    #[error("reads different keys of its shared state on every call")]
+    Unstable,
+    #[error("reads more than {MAX_WANTED} keys of its shared state in a batch")]
+    TooMany,
+}
 
 /// A value and its time to live; `None` for a deleted key.
 pub(crate) type WrittenValue = Option<(Vec<u8>, Duration)>;
@@ -57,7 +79,7 @@ struct CallState {
     size: usize,
     growth: usize,
     wanted: BTreeSet<String>,
-    violation: Option<String>,
+    violation: Option<ReadViolation>,
 }
 
 /// The result of a batch.
@@ -97,7 +119,7 @@ impl SharedStateSession {
     ///
     /// # Errors
     /// When it violated a limit.
-    pub(crate) fn end_call(&self, succeeded: bool) -> Result<(), String> {
+    pub(crate) fn end_call(&self, succeeded: bool) -> Result<(), ReadViolation> {
         let mut batch = self.batch.lock();
         let call = std::mem::take(&mut batch.call);
         if let Some(violation) = call.violation {
@@ -134,10 +156,9 @@ impl SharedStateSession {
             return known.clone();
         }
         if batch.is_last {
-            batch.call.violation = Some("reads different keys of its shared state on every call".to_owned());
+            batch.call.violation = Some(ReadViolation::Unstable);
         } else if batch.wanted.len() + batch.call.wanted.len() >= MAX_WANTED {
-            batch.call.violation =
-                Some(format!("reads more than {MAX_WANTED} keys of its shared state in a batch"));
+            batch.call.violation = Some(ReadViolation::TooMany);
         } else {
             batch.call.wanted.insert(key.to_owned());
         }
@@ -146,7 +167,12 @@ impl SharedStateSession {
 
     /// # Errors
     /// Names the limit that was exceeded; nothing is changed then.
-    pub(crate) fn set(&self, key: String, value: Vec<u8>, ttl: Option<Duration>) -> Result<(), String> {
+    pub(crate) fn set(
+        &self,
+        key: String,
+        value: Vec<u8>,
+        ttl: Option<Duration>,
+    ) -> Result<(), SharedStateError> {
         check_size(&key, &value)?;
         let ttl = ttl.unwrap_or(LONGEST).clamp(Duration::from_millis(1), LONGEST);
         self.write(key, Some((value, ttl)))
@@ -159,15 +185,15 @@ impl SharedStateSession {
         }
     }
 
-    fn write(&self, key: String, written: WrittenValue) -> Result<(), String> {
+    fn write(&self, key: String, written: WrittenValue) -> Result<(), SharedStateError> {
         let mut batch = self.batch.lock();
         if !batch.is_open {
-            return Err("shared state is available in `filter` only".to_owned());
+            return Err(SharedStateError::Closed);
         }
         let replaced = batch.call.written.get(&key).map_or(0, |old| size(&key, old));
         let in_call = batch.call.size - replaced + size(&key, &written);
         if batch.size + in_call > MAX_WRITTEN {
-            return Err(format!("one batch would write more than {MAX_WRITTEN} bytes"));
+            return Err(SharedStateError::Batch);
         }
         if let Some((value, _)) = &written {
             let growth = self.usage.growth(&key, value.len());
@@ -219,16 +245,17 @@ mod tests {
     fn limits_are_named() {
         let session = SharedStateSession::new(Arc::default(), usize::MAX);
         session.open(HashMap::new(), false);
-        assert!(session.set("k".repeat(513), vec![], None).unwrap_err().contains("key has 513"));
-        assert!(session.set("k".into(), vec![0; VALUE + 1], None).unwrap_err().contains("value has"));
+        assert_eq!(session.set("k".repeat(513), vec![], None), Err(StateError::Key(513).into()));
+        let long = session.set("k".into(), vec![0; VALUE + 1], None);
+        assert_eq!(long, Err(StateError::Value(VALUE + 1).into()));
         session.set("k".into(), vec![], Some(Duration::MAX)).unwrap();
         let fit = (0..300).filter(|n| session.set(format!("{n}"), vec![0; VALUE], None).is_ok()).count();
         assert_eq!(fit, 255);
         (0..=MAX_WANTED).for_each(|n| assert_eq!(session.get(&format!("read {n}")), None));
-        assert!(session.end_call(true).unwrap_err().contains("more than 1000 keys"));
+        assert!(session.end_call(true).unwrap_err().to_string().contains("more than 1000 keys"));
         session.open(HashMap::new(), true);
         assert_eq!(session.get("a"), None);
-        assert!(session.end_call(true).unwrap_err().contains("different keys"));
+        assert_eq!(session.end_call(true), Err(ReadViolation::Unstable));
     }
 
     #[test]

@@ -22,6 +22,19 @@ const MAX_ENTRIES: usize = 10_000;
 /// The maximum size of all keys and values of one plugin, in bytes.
 const MAX_TOTAL: usize = 16 * 1024 * 1024;
 
+/// The limit that a write to a plugin's state exceeds.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum StateError {
+    #[error("the key has {0} bytes; the limit is {MAX_KEY}")]
+    Key(usize),
+    #[error("the value has {0} bytes; the limit is {MAX_VALUE}")]
+    Value(usize),
+    #[error("the limit of {MAX_ENTRIES} keys is reached; delete some, or let them expire")]
+    Entries,
+    #[error("all keys and values together would take {0} bytes, more than {MAX_TOTAL}")]
+    Total(usize),
+}
+
 /// The state of all plugins of a gateway, by plugin name.
 #[derive(Debug, Default)]
 pub(crate) struct PluginStates {
@@ -68,7 +81,7 @@ impl LocalState {
 
     /// # Errors
     /// Names the limit that was exceeded; nothing is changed then.
-    pub(crate) fn set(&self, key: String, value: Vec<u8>, ttl: Option<Duration>) -> Result<(), String> {
+    pub(crate) fn set(&self, key: String, value: Vec<u8>, ttl: Option<Duration>) -> Result<(), StateError> {
         check_size(&key, &value)?;
         let now = Instant::now();
         let mut state = self.0.lock();
@@ -93,12 +106,12 @@ impl LocalState {
 ///
 /// # Errors
 /// Names the limit that was exceeded.
-pub(crate) fn check_size(key: &str, value: &[u8]) -> Result<(), String> {
+pub(crate) fn check_size(key: &str, value: &[u8]) -> Result<(), StateError> {
     if key.len() > MAX_KEY {
-        return Err(format!("the key has {} bytes; the limit is {MAX_KEY}", key.len()));
+        return Err(StateError::Key(key.len()));
     }
     if value.len() > MAX_VALUE {
-        return Err(format!("the value has {} bytes; the limit is {MAX_VALUE}", value.len()));
+        return Err(StateError::Value(value.len()));
     }
     Ok(())
 }
@@ -111,17 +124,14 @@ impl StateEntries {
     }
 
     /// The limit that setting this key to a value of this length would exceed.
-    fn limit_hit(&self, key: &str, length: usize) -> Option<String> {
+    fn limit_hit(&self, key: &str, length: usize) -> Option<StateError> {
         let old = self.values.peek(key);
         if old.is_none() && self.values.len() >= MAX_ENTRIES {
-            return Some(format!(
-                "the limit of {MAX_ENTRIES} keys is reached; delete some, or let them expire"
-            ));
+            return Some(StateError::Entries);
         }
         let freed = old.map_or(0, |old| key.len() + old.len());
         let total = self.total - freed + key.len() + length;
-        (total > MAX_TOTAL)
-            .then(|| format!("all keys and values together would take {total} bytes, more than {MAX_TOTAL}"))
+        (total > MAX_TOTAL).then_some(StateError::Total(total))
     }
 
     fn purge(&mut self, now: Instant) {
@@ -152,8 +162,11 @@ mod tests {
     #[test]
     fn every_limit_is_named_and_expired_entries_make_room() {
         let state = LocalState::default();
-        assert!(state.set("k".repeat(513), vec![], None).unwrap_err().contains("key has 513"));
-        assert!(state.set("k".into(), vec![0; MAX_VALUE + 1], None).unwrap_err().contains("value has"));
+        assert_eq!(state.set("k".repeat(513), vec![], None), Err(StateError::Key(513)));
+        assert_eq!(
+            state.set("k".into(), vec![0; MAX_VALUE + 1], None),
+            Err(StateError::Value(MAX_VALUE + 1))
+        );
         for n in 0..MAX_ENTRIES {
             state.set(n.to_string(), vec![], Some(Duration::from_micros(1))).unwrap();
         }

@@ -17,6 +17,16 @@ use crate::expiring::ExpiringMap;
 /// What a key takes in Redis in addition to its bytes and its value's.
 const OVERHEAD: usize = 128;
 
+/// A plugin's shared state is as large as it may be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "all keys and values together would take {total} bytes in Redis, more than {most} (`max_shared_state`)"
+)]
+pub(crate) struct QuotaExceeded {
+    total: usize,
+    most: usize,
+}
+
 /// One plugin's account.
 #[derive(Debug, Default)]
 pub(crate) struct StateUsage(Mutex<UsageEntries>);
@@ -46,18 +56,13 @@ impl StateUsage {
     ///
     /// # Errors
     /// Names the limit.
-    pub(crate) fn fits(&self, more: usize, most: usize, now: Instant) -> Result<(), String> {
+    pub(crate) fn fits(&self, more: usize, most: usize, now: Instant) -> Result<(), QuotaExceeded> {
         let mut entries = self.0.lock();
         if entries.total + more > most {
             entries.purge(now);
         }
         let total = entries.total + more;
-        if more == 0 || total <= most {
-            return Ok(());
-        }
-        Err(format!(
-            "all keys and values together would take {total} bytes in Redis, more than {most} (`max_shared_state`)"
-        ))
+        if more == 0 || total <= most { Ok(()) } else { Err(QuotaExceeded { total, most }) }
     }
 
     /// Records that a key was written with a time to live, or deleted.
@@ -104,7 +109,7 @@ mod tests {
         }
         assert_eq!((usage.growth("a", 100), usage.growth("a", 110), usage.growth("c", 100)), (0, 10, size));
         let most = 2 * size;
-        assert!(usage.fits(size, most, now).is_err_and(|why| why.contains("max_shared_state")));
+        assert!(usage.fits(size, most, now).is_err_and(|why| why.to_string().contains("max_shared_state")));
         assert_eq!(usage.fits(0, most, now), Ok(()), "what does not grow is written");
         let later = now + Duration::from_secs(2);
         assert_eq!(usage.fits(size, most, later), Ok(()), "one has run out");

@@ -13,7 +13,7 @@ use oci_client::secrets::RegistryAuth;
 use serde_json::Value;
 
 use crate::artifact::error::ArtifactError;
-use crate::artifact::registry::helper::{self, Login};
+use crate::artifact::registry::helper::{self, HelperError, Login};
 use crate::files::read;
 
 /// The maximum size of the file, in bytes.
@@ -44,9 +44,9 @@ fn file() -> Option<PathBuf> {
 }
 
 /// Asks the helper with this name for the credentials of a server.
-type Ask<'a> = &'a dyn Fn(&str, &str) -> Result<Option<Login>, String>;
+type Ask<'a> = &'a dyn Fn(&str, &str) -> Result<Option<Login>, HelperError>;
 
-fn ask(name: &str, server: &str) -> Result<Option<Login>, String> {
+fn ask(name: &str, server: &str) -> Result<Option<Login>, HelperError> {
     helper::ask(helper::command(name)?, server, helper::DEADLINE)
 }
 
@@ -152,7 +152,7 @@ mod tests {
         let token = |_: &str, _: &str| Ok(Some(Login { username: "<token>".into(), secret: "s3".into() }));
         let why = find(text, "here", "one.example", &token).expect_err("no password").to_string();
         assert!(why.contains("identity token") && !why.contains("s3"), "{why}");
-        let away = |_: &str, _: &str| Err("it gives no answer within 10s".to_owned());
+        let away = |_: &str, _: &str| Err(HelperError::Timeout(helper::DEADLINE));
         let why = find(text, "here", "one.example", &away).expect_err("the helper hangs").to_string();
         assert!(why.contains("`own`") && why.contains("within 10s"), "{why}");
     }

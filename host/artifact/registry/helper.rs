@@ -7,7 +7,7 @@
 //!
 //! Source of the protocol: github.com/docker/docker-credential-helpers.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -23,6 +23,27 @@ const MAX_ANSWER: u64 = 64 * 1024;
 /// What a helper says when it has no credentials for a server.
 const NOT_FOUND: &[u8] = b"credentials not found";
 
+/// Why a helper gave no answer. Never contains its output, which could be a secret.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HelperError {
+    #[error("its name has other characters than letters, digits, `-`, `_` and `.`")]
+    Name,
+    #[error("it cannot be started: {0}")]
+    Start(io::Error),
+    #[error("there is no thread for it: {0}")]
+    Thread(io::Error),
+    #[error("it has no output")]
+    NoOutput,
+    #[error("its answer cannot be read: {0}")]
+    Read(io::Error),
+    #[error("it gives no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("it writes more than {MAX_ANSWER} bytes")]
+    TooLarge,
+    #[error("it gave no credentials; run it in a terminal to see why")]
+    NoCredentials,
+}
+
 /// A helper's answer.
 #[derive(Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "PascalCase")]
@@ -35,10 +56,10 @@ pub(super) struct Login {
 ///
 /// # Errors
 /// When the name is invalid: a path could run a program that is not a helper.
-pub(super) fn command(name: &str) -> Result<Command, String> {
+pub(super) fn command(name: &str) -> Result<Command, HelperError> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || !name.chars().all(is_name) {
-        return Err("its name has other characters than letters, digits, `-`, `_` and `.`".to_owned());
+        return Err(HelperError::Name);
     }
     Ok(Command::new(format!("docker-credential-{name}")))
 }
@@ -47,22 +68,25 @@ pub(super) fn command(name: &str) -> Result<Command, String> {
 ///
 /// # Errors
 /// When it cannot be started, takes too long, or its answer is invalid.
-pub(super) fn ask(mut command: Command, server: &str, deadline: Duration) -> Result<Option<Login>, String> {
+pub(super) fn ask(
+    mut command: Command,
+    server: &str,
+    deadline: Duration,
+) -> Result<Option<Login>, HelperError> {
     command.arg("get").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).process_group(0);
-    let mut helper = Helper(command.spawn().map_err(|why| format!("it cannot be started: {why}"))?);
+    let mut helper = Helper(command.spawn().map_err(HelperError::Start)?);
     if let Some(mut stdin) = helper.0.stdin.take() {
         // A pipe's buffer holds a name. A helper that did not read it fails with its answer.
         let _ = stdin.write_all(server.as_bytes());
     }
     let answer = helper.answer(deadline)?;
     if answer.len() as u64 > MAX_ANSWER {
-        return Err(format!("it writes more than {MAX_ANSWER} bytes"));
+        return Err(HelperError::TooLarge);
     }
     match serde_json::from_slice(&answer) {
         Ok(login) => Ok(Some(login)),
         Err(_) if answer.starts_with(NOT_FOUND) => Ok(None),
-        // Its output could contain a secret.
-        Err(_) => Err("it gave no credentials; run it in a terminal to see why".to_owned()),
+        Err(_) => Err(HelperError::NoCredentials),
     }
 }
 
@@ -70,8 +94,8 @@ pub(super) fn ask(mut command: Command, server: &str, deadline: Duration) -> Res
 struct Helper(Child);
 
 impl Helper {
-    fn answer(&mut self, deadline: Duration) -> Result<Vec<u8>, String> {
-        let stdout = self.0.stdout.take().ok_or("it has no output")?;
+    fn answer(&mut self, deadline: Duration) -> Result<Vec<u8>, HelperError> {
+        let stdout = self.0.stdout.take().ok_or(HelperError::NoOutput)?;
         let (sender, answer) = mpsc::sync_channel(1);
         let read = move || {
             let mut bytes = Vec::new();
@@ -80,10 +104,10 @@ impl Helper {
             let _ = sender.send(read.map(|_| bytes));
         };
         let thread = std::thread::Builder::new().name("credentials".into());
-        thread.spawn(read).map_err(|why| format!("there is no thread for it: {why}"))?;
+        thread.spawn(read).map_err(HelperError::Thread)?;
         match answer.recv_timeout(deadline) {
-            Ok(read) => read.map_err(|why| format!("its answer cannot be read: {why}")),
-            Err(_) => Err(format!("it gives no answer within {deadline:?}")),
+            Ok(read) => read.map_err(HelperError::Read),
+            Err(_) => Err(HelperError::Timeout(deadline)),
         }
     }
 }
@@ -107,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    fn script(text: &str) -> Result<Option<Login>, String> {
+    fn script(text: &str) -> Result<Option<Login>, HelperError> {
         let mut command = Command::new("sh");
         command.args(["-c", text]);
         ask(command, "one.example", Duration::from_secs(20))
@@ -117,19 +141,20 @@ mod tests {
     fn a_helper_is_asked_for_the_server() {
         let login =
             script(r#"read -r s; printf '{"ServerURL":"%s","Username":"u","Secret":"for %s"}' "$s" "$s""#);
-        assert_eq!(login, Ok(Some(Login { username: "u".into(), secret: "for one.example".into() })));
+        let expected = Login { username: "u".into(), secret: "for one.example".into() };
+        assert_eq!(login.unwrap(), Some(expected));
         let none = script("echo 'credentials not found in native keychain'; exit 1");
-        assert_eq!(none, Ok(None));
+        assert_eq!(none.unwrap(), None);
     }
 
     #[test]
     fn what_a_helper_says_is_bounded_and_told_to_nobody() {
-        let why = script("echo 'the secret is 4711'; exit 1").expect_err("no credentials");
+        let why = script("echo 'the secret is 4711'; exit 1").expect_err("no credentials").to_string();
         assert!(!why.contains("4711"), "{why}");
-        let why = script("yes secret").expect_err("too much");
+        let why = script("yes secret").expect_err("too much").to_string();
         assert!(why.contains("more than 65536 bytes") && !why.contains("secret"), "{why}");
         let missing = ask(command("of-this-name-there-is-none").unwrap(), "one.example", DEADLINE);
-        assert!(missing.is_err_and(|why| why.contains("cannot be started")));
+        assert!(matches!(missing, Err(HelperError::Start(_))), "{missing:?}");
         for odd in ["", "../evil", "a b", "/bin/sh"] {
             assert!(command(odd).is_err(), "{odd}");
         }
@@ -144,7 +169,7 @@ mod tests {
         command.args(["-c", &format!("sleep 600 & echo $! $$ > '{}'; wait", pids.display())]);
         let begun = Instant::now();
         let why = ask(command, "one.example", Duration::from_secs(2)).expect_err("it hangs");
-        assert!(why.contains("no answer within 2s"), "{why}");
+        assert_eq!(why.to_string(), "it gives no answer within 2s");
         let pids = std::fs::read_to_string(pids).expect("it ran");
         // A dead child may not have been reaped yet.
         let is_dead = |pid: &str| {

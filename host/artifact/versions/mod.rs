@@ -15,7 +15,7 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-pub(crate) use record::{EffectiveVersion, VersionHistory};
+pub(crate) use record::{EffectiveVersion, VersionError, VersionHistory};
 pub use record::{
     Exclusion, OverrideCause, RolloutResult, StoredVersion, Transition, VersionEvent, VersionOverride,
 };

@@ -122,6 +122,25 @@ pub struct RolloutResult {
     pub at: SystemTime,
 }
 
+/// Why there is no version to roll back to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum VersionError {
+    /// The prefix is too short.
+    #[error("more than one version matches {0}; give more digits")]
+    Ambiguous(String),
+    /// No stored version has this prefix.
+    #[error("version {prefix} not found; stored versions: {kept}")]
+    NotFound {
+        /// What was given.
+        prefix: String,
+        /// The hashes of the stored versions.
+        kept: String,
+    },
+    /// None was active before, or all of them are excluded.
+    #[error("has no known-good version to roll back to")]
+    NoneGood,
+}
+
 impl VersionHistory {
     /// What decides if the file has this hash. An override applies to that file only; a new one ends
     /// it.
@@ -146,15 +165,15 @@ impl VersionHistory {
     ///
     /// # Errors
     /// When no version matches, or more than one.
-    pub(crate) fn find(&self, prefix: &str) -> Result<&StoredVersion, String> {
+    pub(crate) fn find(&self, prefix: &str) -> Result<&StoredVersion, VersionError> {
         let mut found = self.versions.iter().filter(|version| version.hash.starts_with(prefix));
         match (found.next(), found.next()) {
             (Some(version), None) => Ok(version),
-            (Some(_), Some(_)) => Err(format!("more than one version matches {prefix}; give more digits")),
+            (Some(_), Some(_)) => Err(VersionError::Ambiguous(prefix.to_owned())),
             (None, _) => {
                 let kept: Vec<String> = self.versions.iter().map(|version| version.hash.short()).collect();
                 let kept = if kept.is_empty() { "none".to_owned() } else { kept.join(", ") };
-                Err(format!("version {prefix} not found; stored versions: {kept}"))
+                Err(VersionError::NotFound { prefix: prefix.to_owned(), kept })
             }
         }
     }
@@ -270,8 +289,8 @@ mod tests {
         let other = "a".repeat(63) + "b";
         record.transition(Some((other.parse().unwrap(), 1)), "its file", NOW);
         assert_eq!(record.find(&other).unwrap().hash.to_string(), other);
-        assert!(record.find("aa").unwrap_err().contains("more than one"));
-        assert!(record.find("b").unwrap_err().contains("stored versions: aaaaaaaaaaaa"));
+        assert_eq!(record.find("aa").unwrap_err(), VersionError::Ambiguous("aa".into()));
+        assert!(record.find("b").unwrap_err().to_string().contains("stored versions: aaaaaaaaaaaa"));
     }
 
     #[test]

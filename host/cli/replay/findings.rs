@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cli::replay::replayed_plugin::{DecisionKind, ReplayDecision, change};
+use crate::cli::replay::traffic::Unseen;
 use crate::decision::PluginVersion;
 
 /// The maximum number of reasons of one kind that are counted separately.
@@ -20,7 +21,7 @@ pub(super) struct Findings {
     /// Records in the time range.
     pub(super) records: u64,
     /// Those that no policy sees, by kind.
-    pub(super) unseen: BTreeMap<&'static str, u64>,
+    pub(super) unseen: BTreeMap<Unseen, u64>,
     pub(super) candidate: Decisions,
     pub(super) against: Decisions,
     /// Messages that are decided differently, of all kinds.
@@ -69,7 +70,7 @@ impl Findings {
     }
 
     /// Counts a record that no policy sees.
-    pub(super) fn left_out(&mut self, what: &'static str) {
+    pub(super) fn left_out(&mut self, what: Unseen) {
         self.records += 1;
         *self.unseen.entry(what).or_default() += 1;
     }

@@ -14,11 +14,12 @@ const ROWS: usize = 20;
 
 /// All findings as one object.
 pub(super) fn json(findings: &Findings, is_whole: bool) -> Value {
+    let left_out = findings.unseen.iter().map(|(what, count)| (what.to_string(), json!(count)));
     json!({
         "topic": findings.topic,
         "complete": is_whole,
         "records": findings.records,
-        "left_out": findings.unseen,
+        "left_out": left_out.collect::<serde_json::Map<_, _>>(),
         "plugin": findings.version.to_string(),
         "decisions": decisions(&findings.candidate),
         "against": findings.against_version.as_ref().map(|version| json!({

@@ -10,8 +10,17 @@ use crate::message::{Message, MessageId, Record};
 pub(super) enum ReplayItem {
     /// Messages of one partition, in order.
     Batch(Vec<Message>),
-    /// A record that no policy sees, and its kind.
-    LeftOut(&'static str),
+    /// A record that no policy sees.
+    LeftOut(Unseen),
+}
+
+/// Why no policy sees a record, as its kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub(super) enum Unseen {
+    #[error("dead letters whose value was omitted")]
+    NoValue,
+    #[error("not messages (a gateway dead-letters them)")]
+    NotAMessage,
 }
 
 /// Selects records and limits the size of batches.
@@ -19,9 +28,6 @@ pub(super) struct Traffic {
     pub(super) range: TimeRange,
     pub(super) max_batch: usize,
 }
-
-const NO_MESSAGE: &str = "not messages (a gateway dead-letters them)";
-const NO_VALUE: &str = "dead letters whose value was omitted";
 
 impl Traffic {
     /// The messages of these records, which are of one partition.
@@ -52,9 +58,9 @@ fn is_of_one_partition(one: &Message, other: &Message) -> bool {
     one.topic == other.topic && one.partition == other.partition
 }
 
-fn message(record: Record) -> Result<Message, &'static str> {
+fn message(record: Record) -> Result<Message, Unseen> {
     let (record, id) = original(record)?;
-    let mut message = Message::decode(Arc::new(record)).map_err(|_| NO_MESSAGE)?;
+    let mut message = Message::decode(Arc::new(record)).map_err(|_| Unseen::NotAMessage)?;
     if let Some(id) = id {
         message.id = id;
     }
@@ -62,11 +68,11 @@ fn message(record: Record) -> Result<Message, &'static str> {
 }
 
 /// The original record of a dead letter, with the message's id; any other record unchanged.
-fn original(record: Record) -> Result<(Record, Option<MessageId>), &'static str> {
+fn original(record: Record) -> Result<(Record, Option<MessageId>), Unseen> {
     let letter = DeadLetter::of(record);
     let Some(origin) = letter.origin.clone() else { return Ok((letter.record, None)) };
     if letter.lacks_value() {
-        return Err(NO_VALUE);
+        return Err(Unseen::NoValue);
     }
     let headers = letter.original_headers().cloned().collect();
     let id = letter.id.clone();

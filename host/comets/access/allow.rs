@@ -18,6 +18,27 @@ use ipnet::IpNet;
 
 use super::special::SpecialBlock;
 
+/// The mistake in an entry: the second half of a sentence that begins with it.
+#[derive(Debug, thiserror::Error)]
+enum EntryError {
+    #[error("has an opening bracket but no closing one")]
+    OpenBracket,
+    #[error("has something other than `:port` after its bracket")]
+    AfterBracket,
+    #[error("has the port `{0}`; write a number such as 3109, or a range such as 3100-3109")]
+    Port(String),
+    #[error("has `{0}`, which is not a network")]
+    NotANetwork(String),
+    #[error("has bits behind its prefix; write {0}")]
+    HostBits(IpNet),
+    #[error("is not a host name, an IP address or a network")]
+    NotAHost,
+    #[error("looks like an IP address but is not one; write four decimal numbers")]
+    AlmostAnAddress,
+    #[error("is a name for loopback; write 127.0.0.1")]
+    Localhost,
+}
+
 /// The parsed list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::comets) struct AllowList(Vec<AllowEntry>);
@@ -76,7 +97,7 @@ impl AllowList {
 }
 
 impl AllowEntry {
-    fn parse(text: &str) -> Result<Self, String> {
+    fn parse(text: &str) -> Result<Self, EntryError> {
         let (host, ports) = split(text)?;
         let ports = ports.map_or(Ok(1..=u16::MAX), ports_of)?;
         Ok(Self { hosts: HostPattern::parse(host)?, ports })
@@ -84,42 +105,42 @@ impl AllowEntry {
 }
 
 impl HostPattern {
-    fn parse(host: &str) -> Result<Self, String> {
+    fn parse(host: &str) -> Result<Self, EntryError> {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(Self::Net(ip.to_canonical().into()));
         }
         if host.contains('/') {
-            let net: IpNet = host.parse().map_err(|_| format!("has `{host}`, which is not a network"))?;
+            let net: IpNet = host.parse().map_err(|_| EntryError::NotANetwork(host.to_owned()))?;
             if net.trunc() != net {
-                return Err(format!("has bits behind its prefix; write {}", net.trunc()));
+                return Err(EntryError::HostBits(net.trunc()));
             }
             return Ok(Self::Net(net));
         }
         let pattern = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
         let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'*');
         if pattern.is_empty() || !pattern.bytes().all(is_name) {
-            return Err("is not a host name, an IP address or a network".to_owned());
+            return Err(EntryError::NotAHost);
         }
         // Resolvers treat a name whose last label is a number as an IPv4 address.
         let last = pattern.rsplit('.').next().unwrap_or(&pattern);
         if last.starts_with("0x") || last.bytes().all(|b| b.is_ascii_digit()) {
-            return Err("looks like an IP address but is not one; write four decimal numbers".to_owned());
+            return Err(EntryError::AlmostAnAddress);
         }
         if pattern == "localhost" {
-            return Err("is a name for loopback; write 127.0.0.1".to_owned());
+            return Err(EntryError::Localhost);
         }
         Ok(Self::Name(pattern))
     }
 }
 
 /// The host without brackets, and the text of the ports.
-fn split(text: &str) -> Result<(&str, Option<&str>), String> {
+fn split(text: &str) -> Result<(&str, Option<&str>), EntryError> {
     if let Some(rest) = text.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']').ok_or("has an opening bracket but no closing one")?;
+        let (host, rest) = rest.split_once(']').ok_or(EntryError::OpenBracket)?;
         return match rest.strip_prefix(':') {
             Some(ports) => Ok((host, Some(ports))),
             None if rest.is_empty() => Ok((host, None)),
-            None => Err("has something other than `:port` after its bracket".to_owned()),
+            None => Err(EntryError::AfterBracket),
         };
     }
     match text.split_once(':') {
@@ -130,9 +151,8 @@ fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     }
 }
 
-fn ports_of(text: &str) -> Result<RangeInclusive<u16>, String> {
-    let wrong =
-        || format!("has the port `{text}`; write a number such as 3109, or a range such as 3100-3109");
+fn ports_of(text: &str) -> Result<RangeInclusive<u16>, EntryError> {
+    let wrong = || EntryError::Port(text.to_owned());
     let port = |text: &str| {
         let is_digits = text.bytes().all(|b| b.is_ascii_digit());
         text.parse::<u16>().ok().filter(|port| is_digits && *port > 0).ok_or_else(wrong)

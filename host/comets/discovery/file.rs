@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::CometListing;
+use super::{CometListing, SourceError};
 use crate::blocking::run_blocking;
 use crate::files;
 
@@ -13,7 +13,7 @@ const MAX_LENGTH: u64 = 4 << 20;
 pub(super) struct FileSource {
     path: PathBuf,
     /// The last content, compared as a whole, since a replaced file may have the same size and time.
-    last: Option<Result<Vec<u8>, String>>,
+    last: Option<Result<Vec<u8>, SourceError>>,
 }
 
 impl FileSource {
@@ -22,7 +22,7 @@ impl FileSource {
     }
 
     /// The file's list; `None` if it has not changed.
-    pub(super) async fn read(&mut self) -> Option<Result<CometListing, String>> {
+    pub(super) async fn read(&mut self) -> Option<Result<CometListing, SourceError>> {
         let content = self.content().await;
         if self.last.as_ref() == Some(&content) {
             return None;
@@ -32,29 +32,30 @@ impl FileSource {
         Some(listing)
     }
 
-    async fn content(&self) -> Result<Vec<u8>, String> {
+    async fn content(&self) -> Result<Vec<u8>, SourceError> {
         let path = self.path.clone();
         let read = run_blocking("reading the file", move || content(&path));
-        read.await.map_err(|error| error.to_string())?
+        read.await.map_err(SourceError::new)?
     }
 }
 
 /// The current list of a file.
-pub(super) fn read(path: &Path) -> Result<CometListing, String> {
+pub(super) fn read(path: &Path) -> Result<CometListing, SourceError> {
     parse(&content(path)?)
 }
 
-fn content(path: &Path) -> Result<Vec<u8>, String> {
-    files::read(path, MAX_LENGTH).map_err(|why| format!("it {why}"))
+fn content(path: &Path) -> Result<Vec<u8>, SourceError> {
+    files::read(path, MAX_LENGTH).map_err(|why| SourceError(format!("it {why}")))
 }
 
 /// JSON if it begins with `{`, otherwise TOML.
-fn parse(content: &[u8]) -> Result<CometListing, String> {
-    let text = std::str::from_utf8(content).map_err(|_| "it is not UTF-8".to_owned())?;
+fn parse(content: &[u8]) -> Result<CometListing, SourceError> {
+    let text = std::str::from_utf8(content).map_err(|_| SourceError::new("it is not UTF-8"))?;
     if text.trim_start().starts_with('{') {
-        return serde_json::from_str(text).map_err(|error| format!("it is not valid JSON: {error}"));
+        return serde_json::from_str(text)
+            .map_err(|error| SourceError(format!("it is not valid JSON: {error}")));
     }
-    toml::from_str(text).map_err(|error| format!("it is not valid TOML: {}", error.message()))
+    toml::from_str(text).map_err(|error| SourceError(format!("it is not valid TOML: {}", error.message())))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use reqwest::Client;
 use serde_json::Value;
 
-use super::{CometListing, Config};
+use super::{CometListing, Config, SourceError};
 
 /// Timeout of one server.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,7 +42,7 @@ impl GoimDiscovery {
     }
 
     /// The registered comets, from the first server that answers.
-    pub(super) async fn fetch(&mut self) -> Result<CometListing, String> {
+    pub(super) async fn fetch(&mut self) -> Result<CometListing, SourceError> {
         let mut problems = Vec::new();
         for step in 0..self.urls.len() {
             let at = (self.at + step) % self.urls.len();
@@ -54,33 +54,35 @@ impl GoimDiscovery {
                 Err(error) => problems.push(format!("{}: {error}", self.urls[at])),
             }
         }
-        Err(problems.join("; "))
+        Err(SourceError(problems.join("; ")))
     }
 
-    async fn ask(&self, url: &str) -> Result<CometListing, String> {
+    async fn ask(&self, url: &str) -> Result<CometListing, SourceError> {
         let url = format!("{}/discovery/fetch", url.trim_end_matches('/'));
         // reqwest's errors begin with the URL, which the caller adds already.
         let said = |error: reqwest::Error| match std::error::Error::source(&error) {
-            Some(source) => source.to_string(),
-            None => error.without_url().to_string(),
+            Some(source) => SourceError::new(source),
+            None => SourceError::new(error.without_url()),
         };
         let mut answer = self.client.get(url).query(&self.query).send().await.map_err(said)?;
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await.map_err(said)? {
             if body.len() + chunk.len() > MAX_ANSWER {
-                return Err(format!("the answer is longer than {MAX_ANSWER} bytes"));
+                return Err(SourceError(format!("the answer is longer than {MAX_ANSWER} bytes")));
             }
             body.extend_from_slice(&chunk);
         }
         let status = answer.status();
-        let body = serde_json::from_slice(&body).map_err(|_| format!("status {status}, and not JSON"))?;
+        let not_json = |_| SourceError(format!("status {status}, and not JSON"));
+        let body = serde_json::from_slice(&body).map_err(not_json)?;
         listing(&body)
     }
 }
 
-fn listing(body: &Value) -> Result<CometListing, String> {
+fn listing(body: &Value) -> Result<CometListing, SourceError> {
     if body["code"] != 0 {
-        return Err(format!("it answers with code {}: {}", body["code"], body["message"]));
+        let (code, message) = (&body["code"], &body["message"]);
+        return Err(SourceError(format!("it answers with code {code}: {message}")));
     }
     let mut listing = CometListing::default();
     collect(&body["data"]["instances"], &mut listing);
@@ -130,7 +132,7 @@ mod tests {
     #[test]
     fn a_refusal_is_an_error_and_nothing_is_nothing() {
         let refused = listing(&json!({ "code": -404, "message": "-404" })).expect_err("refused");
-        assert!(refused.contains("-404"), "{refused}");
+        assert!(refused.to_string().contains("-404"), "{refused}");
         assert_eq!(listing(&json!({ "code": 0, "data": null })), Ok(CometListing::default()));
     }
 }

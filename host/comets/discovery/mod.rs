@@ -27,15 +27,26 @@ pub(super) struct CometListing {
     pub(super) addresses: BTreeMap<String, String>,
 }
 
+/// Why a source has no usable list. Shown to operators.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct SourceError(String);
+
+impl SourceError {
+    fn new(why: impl ToString) -> Self {
+        Self(why.to_string())
+    }
+}
+
 impl CometListing {
     /// The list, if it has comets and every address is valid.
-    fn checked(self) -> Result<Self, String> {
+    fn checked(self) -> Result<Self, SourceError> {
         if self.nodes.is_empty() && self.addresses.is_empty() {
-            return Err("it lists no comet".to_owned());
+            return Err(SourceError::new("it lists no comet"));
         }
         let wrong = |text: &String| Address::parse(text).err();
         match self.nodes.iter().chain(self.addresses.values()).find_map(wrong) {
-            Some(error) => Err(error.to_string()),
+            Some(error) => Err(SourceError::new(error)),
             None => Ok(self),
         }
     }
@@ -99,7 +110,7 @@ impl Discovery {
 struct SourceState {
     what: String,
     good: Option<CometListing>,
-    problem: Option<String>,
+    problem: Option<SourceError>,
 }
 
 impl SourceState {
@@ -108,7 +119,7 @@ impl SourceState {
     }
 
     /// Applies a result; returns whether it changes the list.
-    fn take(&mut self, answer: Result<CometListing, String>) -> bool {
+    fn take(&mut self, answer: Result<CometListing, SourceError>) -> bool {
         match answer.and_then(CometListing::checked) {
             Ok(listing) => {
                 let is_new = self.good.as_ref() != Some(&listing);
@@ -124,7 +135,7 @@ impl SourceState {
                 if self.problem.as_ref() != Some(&error) {
                     let kept =
                         if self.good.is_some() { "using the last good list" } else { "no list was read yet" };
-                    warn!(source = self.what, error, "cannot read comets from discovery: {kept}, retrying");
+                    warn!(source = self.what, %error, "cannot read comets from discovery: {kept}, retrying");
                 }
                 self.problem = Some(error);
                 false
@@ -144,10 +155,10 @@ mod tests {
             ..CometListing::default()
         };
         let mut last = SourceState::new("test".to_owned());
-        assert!(!last.take(Err("away".to_owned())));
+        assert!(!last.take(Err(SourceError::new("away"))));
         assert!(last.take(Ok(of(&["a:1"]))));
         assert!(!last.take(Ok(of(&["a:1"]))), "nothing new");
-        for bad in [Ok(of(&[])), Ok(of(&["a:1", "b"])), Err("away".to_owned())] {
+        for bad in [Ok(of(&[])), Ok(of(&["a:1", "b"])), Err(SourceError::new("away"))] {
             assert!(!last.take(bad));
             assert_eq!(last.good, Some(of(&["a:1"])));
             assert!(last.problem.is_some());

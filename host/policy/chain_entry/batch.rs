@@ -172,7 +172,8 @@ impl ChainEntry {
         if let Some(shared) = &self.shared
             && let Err(why) = shared.end_call(verdicts.is_ok())
         {
-            let failure = PluginFailure::new(FailureKind::BadAnswer, Some(PluginLimit::State), why);
+            let limit = Some(PluginLimit::State);
+            let failure = PluginFailure::new(FailureKind::BadAnswer, limit, why.to_string());
             verdicts = Err(self.record_failure(failure));
         }
         if self.needs_refetch() {

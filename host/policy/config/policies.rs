@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 
 use crate::artifact::{self, PluginLoader, PluginTrust, RegistryConfig, TrustedKey, Versions};
-use crate::files::OwnedDir;
+use crate::files::{DirError, OwnedDir};
 use crate::policy::config::plugin::PluginConfig;
 use crate::wasm::{CompileLimits, RuntimeConfig, WasmFeature};
 
@@ -97,7 +97,7 @@ impl PoliciesConfig {
     ///
     /// # Errors
     /// When it cannot be created, or is unsafe to use.
-    pub fn make_state_folder(&self) -> Result<(), String> {
+    pub(crate) fn make_state_folder(&self) -> Result<(), DirError> {
         let Some(folder) = &self.state_dir else { return Ok(()) };
         OwnedDir::create(folder).map(drop)
     }

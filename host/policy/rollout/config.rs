@@ -151,17 +151,22 @@ impl QuarantineConfig {
 
 const MOST: usize = 100_000;
 
-impl std::str::FromStr for Fraction {
-    type Err = String;
+/// A text that is not a fraction.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a share; write it as `5%` or `0.05`")]
+pub struct InvalidFraction(String);
 
-    fn from_str(text: &str) -> Result<Self, String> {
+impl std::str::FromStr for Fraction {
+    type Err = InvalidFraction;
+
+    fn from_str(text: &str) -> Result<Self, InvalidFraction> {
         let text = text.trim();
         let number = |text: &str| text.trim().parse::<f64>().ok().filter(|number| number.is_finite());
         let weight = match text.strip_suffix('%') {
             Some(percent) => number(percent).map(|percent| percent / 100.0),
             None => number(text),
         };
-        weight.map(Self).ok_or_else(|| format!("`{text}` is not a share; write it as `5%` or `0.05`"))
+        weight.map(Self).ok_or_else(|| InvalidFraction(text.to_owned()))
     }
 }
 

@@ -7,7 +7,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::artifact::{Artifact, Exclusion, OverrideCause, RolloutResult, StoredVersion, VersionHistory};
+use crate::artifact::{
+    Artifact, Exclusion, OverrideCause, RolloutResult, StoredVersion, VersionError, VersionHistory,
+};
 use crate::policy::config::PluginConfig;
 use crate::policy::entry::SetEntry;
 use crate::policy::plugin::Plugin;
@@ -57,12 +59,9 @@ impl Policies {
         let record = self.kept().record(plugin).unwrap_or_default();
         let target = match to {
             Some(prefix) => record.find(prefix),
-            None => record
-                .rollback_candidates()
-                .next()
-                .ok_or_else(|| "has no known-good version to roll back to".to_owned()),
+            None => record.rollback_candidates().next().ok_or(VersionError::NoneGood),
         };
-        let hash = target.map_err(|why| self.problem(plugin, why))?.hash;
+        let hash = target.map_err(|why| self.problem(plugin, why.to_string()))?.hash;
         let back = OperatorChange {
             exclusion: Some(Exclusion::RolledBack),
             ..operator_change(VersionChoice::Stored(hash), OverrideCause::RolledBack, "rolled back")

@@ -6,11 +6,11 @@
 //! depend on who is connected where.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime};
+use std::{fmt, io};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -85,7 +85,7 @@ impl Shadow {
     pub(in crate::policy) fn start(
         candidate: &Arc<Plugin>,
         filter: impl FnMut(&str, i32, &mut [FilteredMessage]) + Send + 'static,
-    ) -> Result<Self, String> {
+    ) -> io::Result<Self> {
         let (queue, waiting) = sync_channel(WAITING);
         let found = Arc::new(DifferenceLog {
             ended: AtomicBool::new(false),
@@ -97,8 +97,7 @@ impl Shadow {
         });
         let (looker, candidate) = (Arc::clone(&found), Arc::clone(candidate));
         let thread = std::thread::Builder::new().name("shadow".to_owned());
-        let started = thread.spawn(move || mirror(&waiting, &looker, &candidate, filter));
-        started.map_err(|e| format!("cannot start a thread for its candidate: {e}"))?;
+        thread.spawn(move || mirror(&waiting, &looker, &candidate, filter))?;
         Ok(Self { queue, found })
     }
 

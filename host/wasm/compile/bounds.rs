@@ -55,18 +55,13 @@ struct ModuleSize {
 ///
 /// # Errors
 /// Which limit it exceeds, and by how much; or that it is not valid.
-pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
-    let broken = |why: BoundsError| match why {
-        BoundsError::Invalid(e) => format!("is not valid WebAssembly: {e}; is the file complete?"),
-        BoundsError::Refused(why) => why,
-    };
+pub(crate) fn check(bytes: &[u8]) -> Result<(), BoundsError> {
     if bytes.len() as u64 > SIZE {
-        return Err(format!("is too large to compile: it has {} bytes; the limit is {SIZE}", bytes.len()));
+        return Err(BoundsError::FileSize(bytes.len()));
     }
     let mut walk = ModuleWalk::default();
     for payload in Parser::new(0).parse_all(bytes) {
-        let payload = payload.map_err(|e| broken(e.into()))?;
-        walk.visit(payload).map_err(broken)?;
+        walk.visit(payload?)?;
         // Stops reading at the first exceeded limit.
         walk.contents.check()?;
     }
@@ -74,7 +69,7 @@ pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
 }
 
 impl ModuleSize {
-    fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), BoundsError> {
         let all = [
             (self.nesting, NESTING, "levels of nested components"),
             (self.steps, STEPS, "steps to instantiate its components"),
@@ -91,9 +86,7 @@ impl ModuleSize {
             ),
         ];
         let over = all.into_iter().find(|(found, most, _)| found > most);
-        over.map_or(Ok(()), |(found, most, what)| {
-            Err(format!("is too large to compile: it has {found} {what} or more; the limit is {most}"))
-        })
+        over.map_or(Ok(()), |(found, most, what)| Err(BoundsError::Content { found, most, what }))
     }
 }
 
@@ -113,15 +106,22 @@ struct ModuleFrame {
     bodies: usize,
 }
 
-enum BoundsError {
-    Invalid(BinaryReaderError),
-    Refused(String),
-}
-
-impl From<BinaryReaderError> for BoundsError {
-    fn from(error: BinaryReaderError) -> Self {
-        Self::Invalid(error)
-    }
+/// Why a file is not compiled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BoundsError {
+    #[error("is not valid WebAssembly: {0}; is the file complete?")]
+    Invalid(#[from] BinaryReaderError),
+    #[error("is too large to compile: it has {0} bytes; the limit is {SIZE}")]
+    FileSize(usize),
+    #[error("is too large to compile: it has {found} {what} or more; the limit is {most}")]
+    Content { found: u64, most: u64, what: &'static str },
+    #[error("is not valid WebAssembly: it names a component that does not exist")]
+    UnknownComponent,
+    /// The cost of an imported component is unknown.
+    #[error(
+        "passes components to components, which is not supported; compose them into one, for example with `wac plug`"
+    )]
+    ImportedComponent,
 }
 
 #[derive(Debug, Default)]
@@ -169,7 +169,7 @@ impl ModuleWalk {
                 frame.add_steps(section.count());
                 for import in section {
                     if matches!(import?.ty, ComponentTypeRef::Component(_)) {
-                        return Err(imported_component());
+                        return Err(BoundsError::ImportedComponent);
                     }
                 }
             }
@@ -204,25 +204,20 @@ impl ModuleFrame {
     }
 
     fn component(&self, index: u32) -> Result<u64, BoundsError> {
-        let known = self.components.get(index as usize).copied();
-        known.ok_or_else(|| {
-            BoundsError::Refused("is not valid WebAssembly: it names a component that does not exist".into())
-        })
+        self.components.get(index as usize).copied().ok_or(BoundsError::UnknownComponent)
     }
 
     fn add_alias(&mut self, alias: &ComponentAlias<'_>, above: &[Self]) -> Result<(), BoundsError> {
         match alias {
             ComponentAlias::InstanceExport { kind: ComponentExternalKind::Component, .. } => {
-                Err(imported_component())
+                Err(BoundsError::ImportedComponent)
             }
             ComponentAlias::Outer { kind: ComponentOuterAliasKind::Component, count, index } => {
                 let outer = match (*count as usize).checked_sub(1) {
                     None => self.component(*index)?,
-                    Some(up) => above
-                        .iter()
-                        .rev()
-                        .nth(up)
-                        .map_or_else(|| Err(imported_component()), |it| it.component(*index))?,
+                    Some(up) => {
+                        above.iter().rev().nth(up).ok_or(BoundsError::ImportedComponent)?.component(*index)?
+                    }
                 };
                 self.components.push(outer);
                 Ok(())
@@ -269,13 +264,6 @@ impl ModuleFrame {
         }
         Ok(())
     }
-}
-
-/// An imported component, whose cost is unknown.
-fn imported_component() -> BoundsError {
-    BoundsError::Refused(
-        "passes components to components, which is not supported; compose them into one, for example with `wac plug`".into(),
-    )
 }
 
 /// An upper bound: functions that cannot have many branches are not read.

@@ -31,7 +31,10 @@ pub(crate) fn check(input: &mut Unstructured<'_>) -> Result<()> {
     };
     match bounds::check(&file) {
         Ok(()) => assert!(depth < TOO_DEEP && file.len() as u64 <= bounds::SIZE),
-        Err(why) => assert!(why.chars().count() <= LONGEST_REASON, "{} bytes", why.len()),
+        Err(why) => {
+            let why = why.to_string();
+            assert!(why.chars().count() <= LONGEST_REASON, "{} bytes", why.len());
+        }
     }
     Ok(())
 }

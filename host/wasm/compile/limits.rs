@@ -26,22 +26,23 @@ impl Default for CompileLimits {
 }
 
 /// Why there is no code: the second half of a sentence that begins with the plugin.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CompileError {
     /// It is not valid, or needs a feature that is off.
+    #[error("{0}")]
     Invalid(String),
     /// It exceeded a limit, or crashed the compiler. Marked if there is a directory for marks.
+    #[error("{0}")]
     Limited(String),
     /// Not the plugin's fault: another attempt may succeed.
+    #[error("{0}")]
     Interrupted(String),
 }
 
 impl CompileError {
-    /// The reason.
-    pub(crate) fn into_reason(self) -> String {
-        match self {
-            Self::Invalid(why) | Self::Limited(why) | Self::Interrupted(why) => why,
-        }
+    /// For a file that no compiler accepts.
+    pub(crate) fn invalid(why: impl ToString) -> Self {
+        Self::Invalid(why.to_string())
     }
 }
 

@@ -160,8 +160,8 @@ mod tests {
     const LIMITS: CompileLimits =
         CompileLimits { memory: ByteSize::mib(64), timeout: Duration::from_secs(9) };
 
-    fn begin(marks: &CompileMarks) -> Result<CompileAttempt<'_>, String> {
-        marks.begin("p", "abc", "engine", LIMITS).map_err(CompileError::into_reason)
+    fn begin(marks: &CompileMarks) -> Result<CompileAttempt<'_>, CompileError> {
+        marks.begin("p", "abc", "engine", LIMITS)
     }
 
     #[test]
@@ -170,7 +170,7 @@ mod tests {
         let marks = || CompileMarks::new(Some(folder.path().join("uncompilable")));
         begin(&marks()).unwrap().forget();
         begin(&marks()).unwrap().limited("takes too much");
-        let why = begin(&marks()).unwrap_err();
+        let why = begin(&marks()).unwrap_err().to_string();
         let file = folder.path().join("uncompilable/abc.json");
         assert!(why.starts_with("takes too much;") && why.contains(&file.display().to_string()), "{why}");
         let more = CompileLimits { memory: ByteSize::mib(65), ..LIMITS };
@@ -197,7 +197,7 @@ mod tests {
         let marks = CompileMarks::new(Some(folder.path().to_owned()));
         // A dropped attempt is one that did not end.
         (0..ATTEMPTS).for_each(|_| drop(begin(&marks).unwrap()));
-        assert!(begin(&marks).unwrap_err().contains("3 times when the gateway was killed"));
+        assert!(begin(&marks).unwrap_err().to_string().contains("3 times when the gateway was killed"));
     }
 
     #[test]

@@ -41,9 +41,10 @@ pub(in crate::cli::plugin) struct Args {
     seconds: f64,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    let seconds: f64 = text.parse().map_err(|_| "give a number".to_owned())?;
-    if (0.1..=60.0).contains(&seconds) { Ok(seconds) } else { Err("give 0.1 to 60".to_owned()) }
+fn seconds(text: &str) -> anyhow::Result<f64> {
+    let seconds: f64 = text.parse().ok().context("give a number")?;
+    anyhow::ensure!((0.1..=60.0).contains(&seconds), "give 0.1 to 60");
+    Ok(seconds)
 }
 
 pub(in crate::cli::plugin) fn run(args: Args) -> anyhow::Result<u8> {

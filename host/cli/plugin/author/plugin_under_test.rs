@@ -13,16 +13,19 @@ use crate::cli::plugin::author::answer::PolicyAnswer;
 use crate::cli::plugin::author::project::CallLimits;
 use crate::cli::plugin::author::question::{OfflineSpec, RoomSpec};
 use crate::cli::runtime;
-use crate::policy::{Chain, Fraction, OnError, PluginConfig, Policies, QuarantineAction};
+use crate::policy::{Chain, Fraction, OnError, PluginConfig, Policies, ProblemKind, QuarantineAction};
 use crate::time;
 use crate::wasm::{Clock, Runtime, RuntimeConfig};
 
-/// Why a policy does not start.
+/// Why a policy does not start: the second half of a sentence that begins with it.
+#[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
     /// It refused its configuration.
+    #[error("it {0}")]
     Configuration(String),
     /// A reason that no configuration fixes.
-    Any(String),
+    #[error("it {0}")]
+    Other(String),
 }
 
 /// The topic of all messages here.
@@ -76,13 +79,10 @@ impl PluginUnderTest {
         plugin.time_budget = Fraction(1.0);
         let replaced = self.runtime.block_on(self.policies.replace(vec![plugin]));
         replaced.map_err(|refused| {
+            let is_refusal = refused.problems.iter().any(|one| one.kind == ProblemKind::Configuration);
             let reasons: Vec<String> = refused.problems.into_iter().map(|problem| problem.message).collect();
             let why = reasons.join("; ");
-            // The text comes from `wasm::instance`.
-            match why.starts_with("refused its configuration") {
-                true => StartError::Configuration(why),
-                false => StartError::Any(why),
-            }
+            if is_refusal { StartError::Configuration(why) } else { StartError::Other(why) }
         })?;
         let chain = self.policies.current().chain();
         self.clock.set(time::to_ms(SystemTime::now()));
@@ -105,13 +105,6 @@ impl PluginUnderTest {
                 || (line.starts_with("halley_plugin_limits_total{") && !line.ends_with(" 0"))
         };
         text.lines().filter(own).map(str::to_owned).collect()
-    }
-}
-
-impl std::fmt::Display for StartError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Self::Configuration(why) | Self::Any(why)) = self;
-        write!(f, "it {why}")
     }
 }
 
