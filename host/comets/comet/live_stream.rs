@@ -20,7 +20,7 @@ use crate::comets::proto::delivery::{Acks, FromComet, from_comet};
 use crate::comets::queued_call::QueuedCall;
 use crate::comets::stream::frames::{self, BatchWriter};
 use crate::comets::stream::open::{OpenStream, StreamEnd, StreamNews};
-use crate::comets::stream::window::{Progress, SendWindow, Settled};
+use crate::comets::stream::window::{Progress, SendWindow, Settled, Violation};
 use crate::comets::{CallOutcome, CallTimeouts, PartialDelivery};
 use crate::message::{CallTarget, ConnectionId};
 
@@ -192,28 +192,27 @@ impl LiveStream {
     ///
     /// # Errors
     /// If it breaks the protocol.
-    pub(super) fn handle(&mut self, frame: FromComet, now: Instant) -> Result<Progress, String> {
+    pub(super) fn handle(&mut self, frame: FromComet, now: Instant) -> Result<Progress, Violation> {
         self.pinged_at = None;
         match frame.frame {
             Some(from_comet::Frame::Acks(acks)) => return self.acknowledge(acks, now),
             Some(from_comet::Frame::Credit(credit)) => {
-                self.window.grant(credit).map_err(|violation| violation.to_string())?;
+                self.window.grant(credit)?;
             }
             Some(from_comet::Frame::GoAway(_)) => self.go_away(),
-            Some(from_comet::Frame::Welcome(_)) => return Err("it sent Welcome twice".to_owned()),
+            Some(from_comet::Frame::Welcome(_)) => return Err(Violation::WelcomeTwice),
             // A frame of a later version is ignored.
             Some(from_comet::Frame::Pong(_)) | None => {}
         }
         Ok(Progress::default())
     }
 
-    fn acknowledge(&mut self, acks: Acks, now: Instant) -> Result<Progress, String> {
+    fn acknowledge(&mut self, acks: Acks, now: Instant) -> Result<Progress, Violation> {
         let settle = |call: QueuedCall, settled| {
             let outcome = outcome(&call.target, settled);
             call.settle(outcome);
         };
-        let progress =
-            self.window.acknowledge(acks, now, settle).map_err(|violation| violation.to_string())?;
+        let progress = self.window.acknowledge(acks, now, settle)?;
         if progress.settled > 0 {
             (self.acknowledged, self.has_progress) = (true, true);
         }

@@ -343,7 +343,7 @@ impl Actor {
         self.streaming.frames = frames;
         self.note_progress(sum, now);
         if let Some(why) = violation {
-            self.end_stream(Over::Comet(StreamEnd::Violation(why)));
+            self.end_stream(Over::Comet(StreamEnd::Violation(why.to_string())));
         }
     }
 

@@ -35,6 +35,9 @@ pub(in crate::comets) enum Violation {
     /// Credit is smaller than before.
     #[error("its credit shrank")]
     CreditShrank,
+    /// A second Welcome.
+    #[error("it sent Welcome twice")]
+    WelcomeTwice,
 }
 
 /// The effect of an acknowledgement.
