@@ -136,7 +136,7 @@ const ALLOWED_DEPENDENCIES: &[(&str, &[&str])] = &[
 /// rollout and its candidate do not know sets and chains, and nothing depends on the operator's
 /// commands, which use all of them.
 const PARTS_OF_POLICY: &[(&str, &[&str])] = &[
-    ("rollout/operator", &["rollout/", "config", "entry", "plugin", "policies", "prepare", "set"]),
+    ("rollout/operator", &["rollout/", "config", "entry", "plugin", "policies", "desired", "problem", "set"]),
     ("rollout/mod", &[]),
     ("rollout/", &["rollout/", "plugin"]),
     ("on_error", &[]),
@@ -152,13 +152,26 @@ const PARTS_OF_POLICY: &[(&str, &[&str])] = &[
     ("entry", &["config", "chain_entry/", "plugin", "rollout/"]),
     ("set", &["entry", "plugin"]),
     ("chain", &["chain_entry/", "filter_run", "set"]),
-    ("prepare", &["config", "entry", "plugin", "rollout/candidate"]),
-    ("status", &["entry", "on_error", "prepare", "rollout/candidate", "set"]),
+    ("problem", &["config"]),
+    ("desired", &["config", "rollout/candidate"]),
+    ("prepare", &["config", "desired", "entry", "plugin", "problem"]),
+    ("status", &["entry", "on_error", "problem", "rollout/candidate", "set"]),
     (
         "policies",
-        &["config", "entry", "metrics", "plugin", "prepare", "rollout/quarantine", "set", "status", "switch"],
+        &[
+            "config",
+            "desired",
+            "entry",
+            "metrics",
+            "plugin",
+            "prepare",
+            "problem",
+            "rollout/quarantine",
+            "set",
+            "status",
+        ],
     ),
-    ("watch", &["config", "entry", "policies", "prepare"]),
+    ("watch", &["config", "entry", "policies", "problem"]),
 ];
 
 /// Modules that still have cycles between their files.

@@ -8,8 +8,9 @@
 //!   or this module.
 //! - `plugin` adds settings to a module of `wasm`; an `entry` of a set is a plugin that was started
 //!   once with `init` and called once at every hook, with its candidate.
-//! - `prepare` turns the plugins of a configuration into a `set`, or refuses them with all problems
-//!   at once.
+//! - `desired` decides which version of a plugin is used: its file, an override, or an operator's choice.
+//!   `prepare` turns the plugins of a configuration into a `set`, or refuses them with all `problem`s at
+//!   once.
 //! - `policies` holds the active set. A swap is one atomic store between batches; the old set, with
 //!   its code, is freed with the last of its chains.
 //! - `chain` is one worker's instances of one set, with a `chain_entry` for each plugin, which converts
@@ -51,6 +52,7 @@
 mod chain;
 mod chain_entry;
 mod config;
+mod desired;
 mod entry;
 mod filter_run;
 mod metrics;
@@ -58,6 +60,7 @@ mod on_error;
 mod plugin;
 mod policies;
 mod prepare;
+mod problem;
 mod rollout;
 mod set;
 mod status;
@@ -74,7 +77,7 @@ pub use filter_run::{FilterProgress, FilterRun};
 pub use metrics::Metrics;
 pub use on_error::OnErrors;
 pub use policies::{Policies, PolicyDependencies};
-pub use prepare::{PluginProblem, PolicyError, ProblemKind};
+pub use problem::{PluginProblem, PolicyError, ProblemKind};
 pub use rollout::{
     Difference, Differences, Fraction, QuarantineAction, QuarantineConfig, RolloutConfig, RolloutMode,
     RolloutStatus, Thresholds, Upload, supervise,

@@ -14,12 +14,11 @@ use tokio::sync::watch;
 use crate::artifact::{PluginLoader, VersionOverride, Versions};
 use crate::blocking::{run_blocking, run_in_place};
 use crate::policy::config::{PluginConfig, PoliciesConfig};
+use crate::policy::desired::{DesiredPlugin, DesiredVersion};
 use crate::policy::entry::{EntryContext, SetEntry};
 use crate::policy::metrics::Metrics;
-use crate::policy::prepare::{
-    DesiredPlugin, DesiredVersion, OperatorChange, PluginProblem, PolicyError, PrepareContext, PreparedSet,
-    prepare,
-};
+use crate::policy::prepare::{CommittedSet, PrepareContext, commit, prepare, prepare_first};
+use crate::policy::problem::{PluginProblem, PolicyError};
 use crate::policy::rollout::quarantine::FailureAlarm;
 use crate::policy::set::{Generation, PolicySet};
 use crate::policy::status::{PluginStatus, RefusedUpdate, Status, plugin_status};
@@ -92,12 +91,6 @@ struct PolicyState {
     left_out: Vec<PluginProblem>,
     /// Since when a set is being prepared.
     preparing: Option<SystemTime>,
-}
-
-/// A set that may become active.
-struct CommittedSet {
-    entries: Vec<Arc<SetEntry>>,
-    left_out: Vec<PluginProblem>,
 }
 
 /// Holds the lock on replacements.
@@ -332,63 +325,6 @@ impl std::fmt::Debug for Policies {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Policies").field("current", &self.current()).finish_non_exhaustive()
     }
-}
-
-/// Prepares the first set: the desired one, else the one that was active before this process started,
-/// with the reasons for the fallback.
-fn prepare_first(
-    prepare_context: &PrepareContext,
-    plugins: &[PluginConfig],
-) -> Result<(CommittedSet, Option<PolicyError>), PolicyError> {
-    let prepare_with =
-        |desired: &dyn Fn(&PluginConfig) -> DesiredVersion| -> Result<PreparedSet, PolicyError> {
-            let wanted: Vec<DesiredPlugin> = plugins
-                .iter()
-                .map(|config| DesiredPlugin { config: config.clone(), desired: desired(config) })
-                .collect();
-            let mut prepared = prepare(prepare_context, &wanted, &[])?;
-            prepared.fit(&prepare_context.versions, &[], 1)?;
-            Ok(prepared)
-        };
-    let (prepared, refused) = match prepare_with(&|_| DesiredVersion::File) {
-        Ok(prepared) => (prepared, None),
-        Err(refused) => {
-            let active = prepare_context.versions.active();
-            let before = |config: &PluginConfig| {
-                active.get(&config.name).map_or(DesiredVersion::File, |hash| {
-                    DesiredVersion::OperatorChange(OperatorChange::going_on(*hash, "restart"))
-                })
-            };
-            (prepare_with(&before).map_err(|_| refused.clone())?, Some(refused))
-        }
-    };
-    Ok((commit(&prepare_context.versions, prepared, false)?, refused))
-}
-
-/// Stores the changes of a prepared set to the versions, before the set is activated.
-///
-/// # Errors
-/// When an operator's change cannot be written to disk: a restart would not restore it. Changes that
-/// come from files can be derived from the files again.
-fn commit(
-    versions: &Versions,
-    prepared: PreparedSet,
-    operator_change: bool,
-) -> Result<CommittedSet, PolicyError> {
-    match versions.commit(prepared.changes) {
-        Ok(()) => {}
-        Err(error) if operator_change => {
-            let why = format!("the version cannot be stored: {error:#}; nothing was changed");
-            return Err(PolicyError::because(why));
-        }
-        Err(error) => {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "versions cannot be stored; a restart takes the files as they are"
-            );
-        }
-    }
-    Ok(CommittedSet { entries: prepared.entries, left_out: prepared.left_out })
 }
 
 /// Logs files that are newly skipped.

@@ -9,7 +9,7 @@ use crate::artifact::{OverrideCause, PluginSource, RolloutResult, VersionOverrid
 use crate::digest::Digest;
 use crate::policy::entry::SetEntry;
 use crate::policy::on_error::OnErrors;
-use crate::policy::prepare::PluginProblem;
+use crate::policy::problem::PluginProblem;
 use crate::policy::rollout::candidate::RolloutStatus;
 use crate::policy::set::Generation;
 

@@ -22,7 +22,7 @@ use crate::blocking::run_blocking;
 use crate::policy::config::PluginConfig;
 use crate::policy::entry::SetEntry;
 use crate::policy::policies::Policies;
-use crate::policy::prepare::{PluginProblem, PolicyError};
+use crate::policy::problem::{PluginProblem, PolicyError};
 
 /// The maximum delay by further events, as a multiple of the debounce time.
 const MAX_DEBOUNCES: u32 = 20;

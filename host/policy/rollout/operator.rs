@@ -11,12 +11,11 @@ use crate::artifact::{
     Artifact, Exclusion, OverrideCause, RolloutResult, StoredVersion, VersionError, VersionHistory,
 };
 use crate::policy::config::PluginConfig;
+use crate::policy::desired::{DesiredPlugin, DesiredVersion, OperatorChange, VersionChoice};
 use crate::policy::entry::SetEntry;
 use crate::policy::plugin::Plugin;
 use crate::policy::policies::Policies;
-use crate::policy::prepare::{
-    DesiredPlugin, DesiredVersion, OperatorChange, PluginProblem, PolicyError, VersionChoice,
-};
+use crate::policy::problem::{PluginProblem, PolicyError};
 use crate::policy::rollout::analysis::Analysis;
 use crate::policy::rollout::candidate::Rollout;
 use crate::policy::rollout::config::QuarantineAction;

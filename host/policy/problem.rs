@@ -1,0 +1,104 @@
+//! Why a set of plugins is refused: all problems of all plugins, with what helps.
+
+use crate::artifact::PluginSource;
+use crate::policy::config::PluginConfig;
+
+/// A problem with one plugin.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct PluginProblem {
+    /// The plugin's name; empty if the problem does not belong to one plugin.
+    pub plugin: String,
+    /// Where it comes from.
+    pub path: PluginSource,
+    /// The problem and its remedy.
+    pub message: String,
+    /// What helps.
+    #[serde(skip)]
+    pub kind: ProblemKind,
+}
+
+/// What helps with a problem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// Perhaps another attempt, although neither the configuration nor a file changes.
+    Transient,
+    /// Only a change of the configuration or of a file.
+    Lasting,
+    /// The plugin refused its own configuration. A plugin may decide that by the time, so another attempt
+    /// may help.
+    Configuration,
+}
+
+impl ProblemKind {
+    /// Whether another attempt may succeed although neither the configuration nor a file changes.
+    pub(super) fn is_transient(self) -> bool {
+        self != Self::Lasting
+    }
+}
+
+impl PluginProblem {
+    pub(super) fn of(config: &PluginConfig, message: impl Into<String>) -> Self {
+        Self {
+            plugin: config.name.clone(),
+            path: config.path.clone(),
+            message: message.into(),
+            kind: ProblemKind::Transient,
+        }
+    }
+
+    /// A problem that stays until the configuration or a file changes.
+    pub(super) fn lasting(config: &PluginConfig, message: impl Into<String>) -> Self {
+        Self { kind: ProblemKind::Lasting, ..Self::of(config, message) }
+    }
+
+    /// A problem that does not belong to one plugin.
+    pub(super) fn general(message: impl Into<String>) -> Self {
+        Self {
+            plugin: String::new(),
+            path: PluginSource::default(),
+            message: message.into(),
+            kind: ProblemKind::Transient,
+        }
+    }
+}
+
+impl std::fmt::Display for PluginProblem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.plugin.is_empty() && self.path.is_empty() {
+            return f.write_str(&self.message);
+        }
+        write!(f, "plugin `{}` ({}) {}", self.plugin, self.path, self.message)
+    }
+}
+
+/// A set that was refused, with all its problems.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct PolicyError {
+    /// At least one.
+    pub problems: Vec<PluginProblem>,
+}
+
+impl PolicyError {
+    /// With one reason that does not belong to one plugin.
+    pub fn because(why: impl Into<String>) -> Self {
+        Self { problems: vec![PluginProblem::general(why)] }
+    }
+
+    /// Whether another attempt may succeed although neither the configuration nor a file changes: one
+    /// problem that lasts is enough to refuse the set again.
+    pub(super) fn is_transient(&self) -> bool {
+        self.problems.iter().all(|problem| problem.kind.is_transient())
+    }
+}
+
+impl std::fmt::Display for PolicyError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, problem) in self.problems.iter().enumerate() {
+            if at > 0 {
+                f.write_str("; ")?;
+            }
+            problem.fmt(f)?;
+        }
+        Ok(())
+    }
+}
