@@ -108,13 +108,7 @@ impl DeliveryTask {
                         failed.add(comet, &why);
                     }
                 }
-                CallOutcome::NobodyThere => {
-                    let recipients = Arc::clone(&call.recipients);
-                    // Where recipients are unknown, nobody is expected.
-                    call.acceptance =
-                        if recipients.is_empty() { Acceptance::All } else { Acceptance::Nothing };
-                    self.note_missing(at, recipients.iter(), &mut unreachable);
-                }
+                CallOutcome::NobodyThere => self.apply_nobody(at, &mut unreachable),
                 CallOutcome::Unreachable(why) if !call.recipients.is_empty() => {
                     let (comet, recipients) = (call.comet.clone(), Arc::clone(&call.recipients));
                     self.trace.not_reached(&comet, &why);
@@ -185,6 +179,15 @@ impl DeliveryTask {
             self.trace.not_reached(&comet, &partly.why);
         }
         None
+    }
+
+    /// Handles a call for a room of which the comet has nobody any more.
+    fn apply_nobody(&mut self, at: usize, unreachable: &mut Vec<AbsentRecipient>) {
+        let call = &mut self.trace.calls[at];
+        let recipients = Arc::clone(&call.recipients);
+        // Where recipients are unknown, nobody is expected.
+        call.acceptance = if recipients.is_empty() { Acceptance::All } else { Acceptance::Nothing };
+        self.note_missing(at, recipients.iter(), unreachable);
     }
 
     /// These recipients are not connected to the comet any more, as it said: the room's cached route is

@@ -6,21 +6,25 @@ use tonic::Code;
 
 use super::world::{World, WorldBuilder};
 use super::{seeded, some_time};
+use crate::support::comet::{Serves, StreamFault};
 use crate::support::proxy::Fault;
 use crate::support::{PATIENCE, eventually};
 
-/// The maximum number of calls in flight to one comet, which may be duplicated when it dies.
-const LANES: usize = 8;
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn restarted_comets_get_everything_in_order() {
-    dying(6).await;
+/// The maximum number of messages in flight to one comet, which may be duplicated when it dies: one of
+/// each room in a call, or what a stream has out.
+fn at_once(serves: Serves) -> usize {
+    match serves {
+        Serves::Calls => 8,
+        Serves::Streams => 128,
+    }
 }
 
+in_each_mode!(restarted_comets_get_everything_in_order, serves => dying(serves, 6));
+
 /// Kills a comet under load and starts it again, this many times.
-pub async fn dying(times: usize) {
+pub async fn dying(serves: Serves, times: usize) {
     let mut random = seeded("dying");
-    let world = World::new("dying", 8, 3).await;
+    let world = World::serving(serves, "dying", 8, 3).await;
     let gateway = world.gateway().await.start().await;
     world
         .load_during(async {
@@ -37,14 +41,15 @@ pub async fn dying(times: usize) {
     world.settle(&gateway).await;
     let report = world.report().await;
     report.assert_nothing_lost_or_reordered();
-    report.assert_repeats_at_most(LANES * times);
+    report.assert_repeats_at_most(at_once(serves) * times);
     report.assert_no_dead_letters();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_status_is_retried_or_becomes_a_dead_letter() {
+in_each_mode!(every_status_is_retried_or_becomes_a_dead_letter, serves => statuses(serves));
+
+async fn statuses(serves: Serves) {
     const EACH: usize = 3;
-    let world = World::new("statuses", 8, 3).await;
+    let world = World::serving(serves, "statuses", 8, 3).await;
     let gateway = world.gateway().await.start().await;
     let comet = &world.comets[0].comet;
     world
@@ -72,10 +77,11 @@ fn refused(comet: &crate::support::comet::FakeComet) -> usize {
     comet.calls().iter().filter(|call| call.refused).count()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_black_hole_among_eight_comets_blocks_no_other() {
+in_each_mode!(one_black_hole_among_eight_comets_blocks_no_other, serves => black_hole(serves));
+
+async fn black_hole(serves: Serves) {
     let seed = seeded("black hole").u64(..);
-    let plan = WorldBuilder::new("black-hole", 16, 8).await;
+    let plan = WorldBuilder::new("black-hole", 16, 8).await.serving(serves);
     // Every room is on two comets: waiting for one must not delay the other.
     let world =
         WorldBuilder { network: Some(seed), spread: |room, comet| (room + 8 - comet) % 8 < 2, ..plan };
@@ -109,6 +115,83 @@ async fn one_black_hole_among_eight_comets_blocks_no_other() {
     let report = world.report().await;
     report.assert_nothing_lost_or_reordered();
     report.assert_no_dead_letters();
-    report.assert_repeats_at_most(LANES);
+    report.assert_repeats_at_most(at_once(serves));
     assert!(report.kept > 0, "what the black hole could not take is kept for its users: {report}");
+}
+
+/// Some comets serve streams and others do not, and each changes its mind with every restart, as in a
+/// rolling update.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mixed_fleet_loses_and_reorders_nothing() {
+    let world = World::serving(Serves::Streams, "mixed", 8, 3).await;
+    world.comets[0].comet.serve_from_now(Serves::Calls);
+    world.comets[0].comet.restart().await;
+    let gateway = world.gateway().await.start().await;
+    let mode = async |address: &str| {
+        let comets = gateway.get("/v1/comets").await.json();
+        let comets = comets["comets"].as_array().cloned().unwrap_or_default();
+        let found = comets.into_iter().find(|comet| comet["address"] == address);
+        found.and_then(|comet| comet["delivery"].as_str().map(str::to_owned))
+    };
+    let mut modes = [Serves::Calls, Serves::Streams, Serves::Streams];
+    world
+        .load_during(async {
+            for at in [0, 1, 2, 1] {
+                world.wait_for_work(200).await;
+                for (edge, serves) in world.comets.iter().zip(modes) {
+                    let wanted = if serves == Serves::Streams { "stream" } else { "unary" };
+                    eventually(format!("{wanted} for {}", edge.address), PATIENCE, async || {
+                        (mode(&edge.address).await.as_deref() == Some(wanted)).then_some(())
+                    })
+                    .await;
+                }
+                modes[at] = if modes[at] == Serves::Calls { Serves::Streams } else { Serves::Calls };
+                world.comets[at].comet.serve_from_now(modes[at]);
+                world.comets[at].comet.restart().await;
+            }
+            world.wait_for_work(200).await;
+        })
+        .await;
+    world.settle(&gateway).await;
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_repeats_at_most(at_once(Serves::Streams) * 4);
+    report.assert_no_dead_letters();
+}
+
+/// Every mistake that the protocol allows a comet to make, under load: calls take over, and then streams
+/// again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn comets_that_break_the_protocol_lose_nothing() {
+    let world = World::serving(Serves::Streams, "mistakes", 8, 3).await;
+    let gateway = world.gateway().await.start().await;
+    let edge = &world.comets[0];
+    let streaming = format!("halley_comet_streaming{{comet=\"{}\"}}", edge.address);
+    world
+        .load_during(async {
+            for fault in StreamFault::ALL {
+                eventually(format!("a stream before {fault:?}"), PATIENCE, async || {
+                    (gateway.metric(&streaming).await == Some(1.0)).then_some(())
+                })
+                .await;
+                edge.comet.misbehave(fault);
+                eventually(format!("{fault:?}"), PATIENCE, async || {
+                    edge.comet.has_misbehaved().then_some(())
+                })
+                .await;
+                world.wait_for_work(100).await;
+            }
+        })
+        .await;
+    world.settle(&gateway).await;
+    let failed = async |reason: &str| {
+        let series = "halley_comet_stream_failures_total";
+        gateway.metric(&format!("{series}{{comet=\"{}\",reason=\"{reason}\"}}", edge.address)).await
+    };
+    assert_eq!((failed("protocol").await, failed("overdue").await), (Some(4.0), Some(1.0)), "{gateway:?}");
+    let report = world.report().await;
+    report.assert_nothing_lost_or_reordered();
+    report.assert_no_repeats();
+    report.assert_no_dead_letters();
+    assert_eq!(report.kept, 0, "nobody was away: {report}");
 }

@@ -11,21 +11,15 @@ use super::network::FAULTS;
 use super::policies::{sometimes_poisonous, with_policies};
 use super::world::{World, WorldBuilder};
 use super::{seeded, some_time};
-use crate::support::comet::Behaviour;
+use crate::support::comet::{Behaviour, Serves};
 use crate::support::gateway::{Gateway, RunningGateway, quoted};
 use crate::support::kafka::Kafka;
 use crate::support::print_uncaptured;
 use crate::support::proxy::Proxy;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn everything_at_once_loses_and_reorders_nothing() {
-    chaos(CometDeadline::Never, Duration::from_secs(40)).await;
-}
+in_each_mode!(everything_at_once_loses_and_reorders_nothing, serves => chaos(serves, CometDeadline::Never, Duration::from_secs(40)));
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_faults_with_unreachable_comets_reorder_nothing() {
-    chaos(CometDeadline::AsConfigured, Duration::from_secs(25)).await;
-}
+in_each_mode!(all_faults_with_unreachable_comets_reorder_nothing, serves => chaos(serves, CometDeadline::AsConfigured, Duration::from_secs(25)));
 
 /// When comets count as unreachable.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -38,10 +32,10 @@ pub enum CometDeadline {
 }
 
 /// Causes random faults for this long.
-pub async fn chaos(deadline: CometDeadline, lasts: Duration) {
+pub async fn chaos(serves: Serves, deadline: CometDeadline, lasts: Duration) {
     let mut random = seeded("everything");
     let Some((kafka, proxy)) = Kafka::own_behind_proxy(random.u64(..)).await else { return };
-    let plan = WorldBuilder::new("everything", 8, 3).await;
+    let plan = WorldBuilder::new("everything", 8, 3).await.serving(serves);
     let plan = WorldBuilder { kafka: Some((kafka, Some(proxy))), network: Some(random.u64(..)), ..plan };
     let mut world = plan.build().await;
     world.body = sometimes_poisonous;

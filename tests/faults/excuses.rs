@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::gateway::RunningGateway;
 use crate::support::history::Excuse;
 
-/// The log level this needs: calls without an answer are logged at `debug`.
+/// The log level this needs: calls without an answer, and streams that broke, are logged at `debug`.
 pub const LOG_LEVEL: &str = "warn,halley=info,halley::comets=debug";
 
 /// How long before its line a session may have been lost, and other members may have started: the
@@ -29,7 +29,7 @@ fn excuse(line: &Value) -> Option<Excuse> {
     let message = line["message"].as_str()?;
     let whole = |before| Some(Excuse { comet: None, from: told.checked_sub(before)?, until: told });
     match message {
-        "a call failed" => {
+        "a call failed" | "a stream ended" => {
             let comet = Some(line["comet"].as_str()?.to_owned());
             Some(Excuse { comet, from: told, until: told })
         }
@@ -56,6 +56,7 @@ fn causes_of_duplicates_are_found_in_the_log() {
     };
     let call = line("a call failed", ("comet", "a:1".into())).expect("an excuse");
     assert!(call.comet.as_deref() == Some("a:1") && call.from == call.until);
+    assert!(line("a stream ended", ("comet", "a:1".into())).is_some());
     assert!(line("partitions revoked", ("unfinished", 2.into())).is_some());
     assert!(line("partitions revoked", ("unfinished", 0.into())).is_none());
     assert!(

@@ -4,18 +4,16 @@ use std::time::Duration;
 
 use super::world::World;
 use super::{seeded, some_time};
+use crate::support::comet::Serves;
 use crate::support::eventually;
 use crate::support::gateway::{Gateway, RunningGateway, quoted};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_at_random_it_loses_and_reorders_nothing() {
-    killed(25).await;
-}
+in_each_mode!(killed_at_random_it_loses_and_reorders_nothing, serves => killed(serves, 25));
 
 /// Kills gateways under load, this many times.
-pub async fn killed(times: usize) {
+pub async fn killed(serves: Serves, times: usize) {
     let mut random = seeded("killed");
-    let world = World::new("killed", 8, 3).await;
+    let world = World::serving(serves, "killed", 8, 3).await;
     let settings = world.gateway().await;
     world
         .load_during(async {
@@ -36,15 +34,12 @@ pub async fn killed(times: usize) {
     report.assert_no_dead_letters();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn repeated_stops_under_load_duplicate_nothing() {
-    stopped(6).await;
-}
+in_each_mode!(repeated_stops_under_load_duplicate_nothing, serves => stopped(serves, 6));
 
 /// Ends gateways with SIGTERM under load, this many times.
-pub async fn stopped(times: usize) {
+pub async fn stopped(serves: Serves, times: usize) {
     let mut random = seeded("stopped");
-    let world = World::new("stopped", 8, 3).await;
+    let world = World::serving(serves, "stopped", 8, 3).await;
     let settings = world.gateway().await;
     world
         .load_during(async {
@@ -65,15 +60,12 @@ pub async fn stopped(times: usize) {
     report.assert_no_dead_letters();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gateway_frozen_past_its_session_resumes_harmlessly() {
-    frozen(2).await;
-}
+in_each_mode!(a_gateway_frozen_past_its_session_resumes_harmlessly, serves => frozen(serves, 2));
 
 /// Two dynamic members; one is frozen for longer than the session timeout and resumes, this many
 /// times.
-pub async fn frozen(times: usize) {
-    let world = World::new("frozen", 8, 3).await;
+pub async fn frozen(serves: Serves, times: usize) {
+    let world = World::serving(serves, "frozen", 8, 3).await;
     let settings = dynamic(&world).await;
     let first = settings.clone().start().await;
     let second = settings.start().await;
@@ -102,15 +94,12 @@ pub async fn frozen(times: usize) {
     report.assert_no_dead_letters();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn gateways_that_join_and_leave_under_load_repeat_nothing() {
-    joining(4).await;
-}
+in_each_mode!(gateways_that_join_and_leave_under_load_repeat_nothing, serves => joining(serves, 4));
 
 /// One gateway stays; others join and leave gracefully, this many times.
-pub async fn joining(times: usize) {
+pub async fn joining(serves: Serves, times: usize) {
     let mut random = seeded("joining");
-    let world = World::new("joining", 8, 3).await;
+    let world = World::serving(serves, "joining", 8, 3).await;
     let settings = dynamic(&world).await;
     let stays = settings.clone().start().await;
     world
@@ -134,15 +123,12 @@ pub async fn joining(times: usize) {
     report.assert_no_dead_letters();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_while_another_gateway_joins_repeats_nothing() {
-    stopped_while_another_joins(2).await;
-}
+in_each_mode!(a_stop_while_another_gateway_joins_repeats_nothing, serves => stopped_while_another_joins(serves, 2));
 
 /// A gateway ends with SIGTERM in the middle of the rebalance by which another one joins, this many
 /// times: Kafka accepts no commits then.
-pub async fn stopped_while_another_joins(times: usize) {
-    let world = World::new("relay", 8, 3).await;
+pub async fn stopped_while_another_joins(serves: Serves, times: usize) {
+    let world = World::serving(serves, "relay", 8, 3).await;
     let settings = dynamic(&world).await;
     let mut serving = settings.clone().start().await;
     world

@@ -3,6 +3,28 @@
 //!
 //! Sizes are those of `make test`; `make soak` runs the same stories longer.
 
+/// A story that runs once with comets that are called, and once with comets that take messages by
+/// stream.
+macro_rules! in_each_mode {
+    ($name:ident, $serves:ident => $story:expr) => {
+        mod $name {
+            use super::*;
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn with_calls() {
+                let $serves = Serves::Calls;
+                $story.await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn with_streams() {
+                let $serves = Serves::Streams;
+                $story.await;
+            }
+        }
+    };
+}
+
 mod address_space;
 mod answers;
 pub mod comets;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::seeded;
 use super::world::{World, WorldBuilder};
+use crate::support::comet::Serves;
 use crate::support::gateway::quoted;
 use crate::support::kafka::Kafka;
 use crate::support::proxy::{Fault, Proxy};
@@ -22,11 +23,14 @@ pub const FAULTS: [Fault; 6] = [
     Fault::CutMidFrame,
 ];
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bad_network_to_a_comet_loses_and_reorders_nothing() {
+in_each_mode!(a_bad_network_to_a_comet_loses_and_reorders_nothing, serves => to_a_comet(serves));
+
+async fn to_a_comet(serves: Serves) {
     let seed = seeded("network before a comet").u64(..);
     let world =
-        WorldBuilder { network: Some(seed), ..WorldBuilder::new("net-comet", 8, 3).await }.build().await;
+        WorldBuilder { network: Some(seed), ..WorldBuilder::new("net-comet", 8, 3).await.serving(serves) }
+            .build()
+            .await;
     let gateway = world.gateway().await.start().await;
     world.load_during(weather(&world, world.comets[0].proxy())).await;
     world.settle(&gateway).await;
@@ -35,11 +39,14 @@ async fn a_bad_network_to_a_comet_loses_and_reorders_nothing() {
     report.assert_no_dead_letters();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bad_network_to_redis_loses_and_reorders_nothing() {
+in_each_mode!(a_bad_network_to_redis_loses_and_reorders_nothing, serves => to_redis(serves));
+
+async fn to_redis(serves: Serves) {
     let seed = seeded("network before Redis").u64(..);
     let world =
-        WorldBuilder { network: Some(seed), ..WorldBuilder::new("net-redis", 8, 3).await }.build().await;
+        WorldBuilder { network: Some(seed), ..WorldBuilder::new("net-redis", 8, 3).await.serving(serves) }
+            .build()
+            .await;
     let gateway = world.gateway().await.start().await;
     world.load_during(weather(&world, world.redis_proxy.as_ref().expect("planned"))).await;
     world.settle(&gateway).await;
@@ -50,11 +57,12 @@ async fn a_bad_network_to_redis_loses_and_reorders_nothing() {
     assert_eq!(report.kept, 0, "nobody was away: {report}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bad_network_to_kafka_loses_and_reorders_nothing() {
+in_each_mode!(a_bad_network_to_kafka_loses_and_reorders_nothing, serves => to_kafka(serves));
+
+async fn to_kafka(serves: Serves) {
     let seed = seeded("network before Kafka").u64(..);
     let Some((kafka, proxy)) = Kafka::own_behind_proxy(seed).await else { return };
-    let plan = WorldBuilder::new("net-kafka", 8, 3).await;
+    let plan = WorldBuilder::new("net-kafka", 8, 3).await.serving(serves);
     let world = WorldBuilder { kafka: Some((kafka, Some(proxy))), ..plan }.build().await;
     // Not a static member: if a join's answer is lost, Kafka treats the retry as another process of
     // that name, and fences the first one. The default session timeout is longer than the faults.

@@ -4,18 +4,16 @@
 use serde_json::json;
 
 use super::world::World;
+use crate::support::comet::Serves;
 use crate::support::gateway::{Gateway, Plugin, quoted};
 use crate::support::history::{VERSION_PLACE, body, version_mark};
 use crate::support::{PATIENCE, eventually, repository};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn swapped_misbehaving_policies_lose_and_mix_nothing() {
-    swapped(30).await;
-}
+in_each_mode!(swapped_misbehaving_policies_lose_and_mix_nothing, serves => swapped(serves, 30));
 
 /// Swaps the policies under load, this many times.
-pub async fn swapped(times: u32) {
-    let mut world = World::new("swapped", 8, 3).await;
+pub async fn swapped(serves: Serves, times: u32) {
+    let mut world = World::serving(serves, "swapped", 8, 3).await;
     world.body = sometimes_poisonous;
     let settings = world.gateway().await;
     let gateway = with_policies(&settings, 0).start().await;

@@ -4,21 +4,19 @@ use std::time::Duration;
 
 use super::world::{World, WorldBuilder};
 use super::{seeded, some_time};
+use crate::support::comet::Serves;
 use crate::support::gateway::quoted;
 use crate::support::kafka::Kafka;
 use crate::support::{PATIENCE, eventually};
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restarted_broker_loses_and_reorders_nothing() {
-    broker(2).await;
-}
+in_each_mode!(a_restarted_broker_loses_and_reorders_nothing, serves => broker(serves, 2));
 
 /// Kills the broker under load and starts it again, this many times.
-pub async fn broker(times: usize) {
+pub async fn broker(serves: Serves, times: usize) {
     let mut random = seeded("broker");
     let Some(kafka) = Kafka::own().await else { return };
-    let world =
-        WorldBuilder { kafka: Some((kafka, None)), ..WorldBuilder::new("broker", 8, 3).await }.build().await;
+    let plan = WorldBuilder::new("broker", 8, 3).await.serving(serves);
+    let world = WorldBuilder { kafka: Some((kafka, None)), ..plan }.build().await;
     // Longer than a restart of the broker takes on a loaded machine: otherwise the partitions count
     // as lost, and uncommitted records are delivered again.
     let gateway = world.gateway().await.set("kafka", "session_timeout", quoted("3m")).start().await;
@@ -40,15 +38,12 @@ pub async fn broker(times: usize) {
     report.assert_no_dead_letters();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restarted_redis_loses_and_reorders_nothing() {
-    redis(3).await;
-}
+in_each_mode!(a_restarted_redis_loses_and_reorders_nothing, serves => redis(serves, 3));
 
 /// Kills Redis under load and restarts it with its data, this many times.
-pub async fn redis(times: usize) {
+pub async fn redis(serves: Serves, times: usize) {
     let mut random = seeded("redis");
-    let world = World::new("redis", 8, 3).await;
+    let world = World::serving(serves, "redis", 8, 3).await;
     if !world.redis.lock().await.can_stop("a_redis_that_dies_and_comes_back") {
         return;
     }

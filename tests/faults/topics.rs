@@ -5,22 +5,20 @@ use std::time::Duration;
 use super::world::{World, WorldBuilder};
 use super::{seeded, some_time};
 use crate::support::PATIENCE;
-use crate::support::comet::Behaviour;
+use crate::support::comet::{Behaviour, Serves};
 use crate::support::eventually;
 use crate::support::kafka::kafka;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_topic_recreated_under_load_loses_nothing() {
-    if kafka().can_prove("a_topic_created_again_under_load") {
-        recreated(1).await;
-    }
-}
+in_each_mode!(a_topic_recreated_under_load_loses_nothing, serves => recreated(serves, 1));
 
 /// Deletes the topic with records in flight and creates it again, and kills the gateway at a random
 /// moment after that, this many times.
-pub async fn recreated(times: usize) {
+pub async fn recreated(serves: Serves, times: usize) {
+    if !kafka().can_prove("a_topic_created_again_under_load") {
+        return;
+    }
     let mut random = seeded("recreated");
-    let world: World = WorldBuilder::new("recreated", 4, 2).await.build().await;
+    let world: World = WorldBuilder::new("recreated", 4, 2).await.serving(serves).build().await;
     let settings = world.gateway().await;
     let mut gateway = settings.clone().start().await;
     for _ in 0..times {

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::faults::excuses;
-use crate::support::comet::FakeComet;
+use crate::support::comet::{Dialect, FakeComet, Serves};
 use crate::support::gateway::{Gateway, RunningGateway, gateway, quoted};
 use crate::support::history::{Excuse, History, Interruption, Report, SentMessage, body, receipts};
 use crate::support::kafka::{Kafka, kafka};
@@ -33,6 +33,8 @@ pub struct WorldBuilder {
     pub rooms: usize,
     pub comets: usize,
     pub spread: Spread,
+    /// How its comets take messages.
+    pub serves: Serves,
     /// The seed of a bad network to the comets and Redis, if any.
     pub network: Option<u64>,
     /// A Kafka of its own instead of the shared one, optionally behind a bad network.
@@ -44,7 +46,13 @@ impl WorldBuilder {
     /// Rooms with users on each of this many comets, on a healthy network.
     pub async fn new(name: &'static str, rooms: usize, comets: usize) -> Self {
         let redis = Redis::start_keeping().await;
-        Self { name, rooms, comets, spread: |_, _| true, network: None, kafka: None, redis }
+        let (spread, serves): (Spread, _) = (|_, _| true, Serves::Calls);
+        Self { name, rooms, comets, spread, serves, network: None, kafka: None, redis }
+    }
+
+    /// Whose comets take messages in this way.
+    pub fn serving(self, serves: Serves) -> Self {
+        Self { serves, ..self }
     }
 
     /// Builds the world.
@@ -57,7 +65,8 @@ impl WorldBuilder {
         };
         let mut comets = Vec::new();
         for at in 0..self.comets {
-            comets.push(CometEndpoint::start(self.network.map(|seed| seed + at as u64)).await);
+            let network = self.network.map(|seed| seed + at as u64);
+            comets.push(CometEndpoint::start(self.serves, network).await);
         }
         let redis_proxy = match self.network {
             Some(seed) => Some(Proxy::start(self.redis.url().trim_start_matches("redis://"), seed).await),
@@ -100,8 +109,8 @@ pub struct CometEndpoint {
 }
 
 impl CometEndpoint {
-    async fn start(network: Option<u64>) -> Self {
-        let comet = FakeComet::start().await;
+    async fn start(serves: Serves, network: Option<u64>) -> Self {
+        let comet = FakeComet::start_serving(Dialect::Chatroom, serves).await;
         let address = comet.address().to_string();
         match network {
             None => Self { comet, address, proxy: None },
@@ -146,7 +155,12 @@ pub struct InterruptionId(usize);
 impl World {
     /// Rooms with users on each of this many comets.
     pub async fn new(name: &'static str, rooms: usize, comets: usize) -> Self {
-        WorldBuilder::new(name, rooms, comets).await.build().await
+        Self::serving(Serves::Calls, name, rooms, comets).await
+    }
+
+    /// The same, with comets that take messages in this way.
+    pub async fn serving(serves: Serves, name: &'static str, rooms: usize, comets: usize) -> Self {
+        WorldBuilder::new(name, rooms, comets).await.serving(serves).build().await
     }
 
     /// When it began.

@@ -5,43 +5,52 @@ use std::time::Duration;
 use crate::faults::everything::CometDeadline;
 use crate::faults::{comets, everything, gateways, policies, servers};
 use crate::soak::fault_time;
+use crate::support::comet::Serves;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: make soak"]
 async fn killed_200_times_at_random_moments() {
-    gateways::killed(200).await;
+    gateways::killed(Serves::Calls, 100).await;
+    gateways::killed(Serves::Streams, 100).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: make soak"]
 async fn stopped_60_times_under_load() {
-    gateways::stopped(60).await;
+    gateways::stopped(Serves::Calls, 30).await;
+    gateways::stopped(Serves::Streams, 30).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: make soak"]
 async fn frozen_and_joined_by_others_15_times() {
-    gateways::frozen(15).await;
-    gateways::joining(15).await;
+    gateways::frozen(Serves::Calls, 7).await;
+    gateways::frozen(Serves::Streams, 8).await;
+    gateways::joining(Serves::Calls, 7).await;
+    gateways::joining(Serves::Streams, 8).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: make soak"]
 async fn comets_die_60_times() {
-    comets::dying(60).await;
+    comets::dying(Serves::Calls, 30).await;
+    comets::dying(Serves::Streams, 30).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: make soak"]
 async fn servers_die_10_times_each() {
-    servers::broker(10).await;
-    servers::redis(10).await;
+    servers::broker(Serves::Calls, 5).await;
+    servers::broker(Serves::Streams, 5).await;
+    servers::redis(Serves::Calls, 5).await;
+    servers::redis(Serves::Streams, 5).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: make soak"]
 async fn policies_swapped_300_times_while_they_fail() {
-    policies::swapped(300).await;
+    policies::swapped(Serves::Calls, 150).await;
+    policies::swapped(Serves::Streams, 150).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -49,7 +58,9 @@ async fn policies_swapped_300_times_while_they_fail() {
 async fn everything_at_once_for_long() {
     let rounds = (fault_time().as_secs() / 60).max(1);
     for _ in 0..rounds {
-        everything::chaos(CometDeadline::Never, Duration::from_secs(60)).await;
-        everything::chaos(CometDeadline::AsConfigured, Duration::from_secs(60)).await;
+        for serves in [Serves::Calls, Serves::Streams] {
+            everything::chaos(serves, CometDeadline::Never, Duration::from_secs(30)).await;
+            everything::chaos(serves, CometDeadline::AsConfigured, Duration::from_secs(30)).await;
+        }
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Code, Status};
 
+pub use super::comet_stream::StreamFault;
 use super::{PATIENCE, comet_service, eventually};
 
 /// The dialect of a comet.
@@ -26,6 +27,15 @@ pub enum Dialect {
     Chatroom,
     /// `/goim.comet.Comet/<Method>`
     Goim,
+}
+
+/// How a comet takes messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    /// By calls only.
+    Calls,
+    /// By stream, and by calls.
+    Streams,
 }
 
 /// The recipients of a call.
@@ -122,6 +132,8 @@ pub(super) struct CallLog {
     fail_next: Mutex<(usize, Option<Code>)>,
     /// Rooms and keys that are refused, with the status code.
     refusing: Mutex<HashMap<String, Code>>,
+    /// The mistake in the next acknowledgement of a stream.
+    stream_fault: Mutex<Option<StreamFault>>,
 }
 
 impl CallLog {
@@ -143,7 +155,12 @@ impl CallLog {
         }
     }
 
-    fn enter(&self, call: Call) -> Behaviour {
+    pub(super) fn take_stream_fault(&self) -> Option<StreamFault> {
+        self.stream_fault.lock().take()
+    }
+
+    /// Records the call, and returns the reaction.
+    pub(super) fn enter(&self, call: Call) -> Behaviour {
         let behaviour = self.refusing(&call.to).unwrap_or_else(|| self.behaviour());
         let refused = matches!(behaviour, Behaviour::Fail(_) | Behaviour::FailLater(..));
         let count = {
@@ -178,6 +195,7 @@ impl CallLog {
 /// A fake comet, running or stopped.
 pub struct FakeComet {
     dialect: Dialect,
+    serves: Mutex<Serves>,
     address: SocketAddr,
     call_log: Arc<CallLog>,
     server: Mutex<Option<Runtime>>,
@@ -191,10 +209,30 @@ impl FakeComet {
 
     /// Starts a fake of this dialect on a free port.
     pub async fn start_speaking(dialect: Dialect) -> Self {
+        Self::start_serving(dialect, Serves::Calls).await
+    }
+
+    /// Starts a fake of this dialect on a free port, with streams or without.
+    pub async fn start_serving(dialect: Dialect, serves: Serves) -> Self {
         let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let call_log = Arc::new(CallLog::default());
-        let (server, address) = serve(dialect, anywhere, call_log.clone()).expect("a free port");
-        Self { dialect, address, call_log, server: Mutex::new(Some(server)) }
+        let (server, address) = serve(dialect, serves, anywhere, call_log.clone()).expect("a free port");
+        Self { dialect, serves: Mutex::new(serves), address, call_log, server: Mutex::new(Some(server)) }
+    }
+
+    /// How it takes messages from its next start on.
+    pub fn serve_from_now(&self, serves: Serves) {
+        *self.serves.lock() = serves;
+    }
+
+    /// Makes this mistake in the next acknowledgement of a stream.
+    pub fn misbehave(&self, fault: StreamFault) {
+        *self.call_log.stream_fault.lock() = Some(fault);
+    }
+
+    /// Whether the last [`FakeComet::misbehave`] has happened.
+    pub fn has_misbehaved(&self) -> bool {
+        self.call_log.stream_fault.lock().is_none()
     }
 
     /// Its address, as `comet_id` in the directory.
@@ -232,7 +270,7 @@ impl FakeComet {
     pub async fn restart(&self) {
         self.stop().await;
         let server = eventually(format!("port {} to be free", self.address), PATIENCE, async || {
-            serve(self.dialect, self.address, self.call_log.clone()).ok()
+            serve(self.dialect, *self.serves.lock(), self.address, self.call_log.clone()).ok()
         });
         let (server, _) = server.await;
         *self.server.lock() = Some(server);
@@ -323,6 +361,7 @@ pub(super) fn deliveries(calls: &[Call]) -> Vec<(To, i32, String)> {
 
 fn serve(
     dialect: Dialect,
+    serves: Serves,
     address: SocketAddr,
     call_log: Arc<CallLog>,
 ) -> std::io::Result<(Runtime, SocketAddr)> {
@@ -338,7 +377,7 @@ fn serve(
     };
     let address = incoming.local_addr()?;
     // The runtime owns the task, and the fake owns the runtime.
-    drop(runtime.spawn(comet_service::router(dialect, call_log).serve_with_incoming(incoming)));
+    drop(runtime.spawn(comet_service::router(dialect, serves, call_log).serve_with_incoming(incoming)));
     drop(entered);
     Ok((runtime, address))
 }

@@ -9,15 +9,16 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic::{Request, Response, Status};
 
-use super::comet::{Call, CallLog, Dialect, Packet, To, message_ids};
+use super::comet::{Call, CallLog, Dialect, Packet, Serves, To, message_ids};
+use super::comet_stream;
 
-/// A server of this dialect that records calls in this log.
-pub(super) fn router(dialect: Dialect, call_log: Arc<CallLog>) -> Router {
+/// A server of this dialect that records calls in this log, with streams or without.
+pub(super) fn router(dialect: Dialect, serves: Serves, call_log: Arc<CallLog>) -> Router {
+    let streams = (serves == Serves::Streams).then(|| comet_stream::service(Arc::clone(&call_log)));
+    let server = Server::builder().add_optional_service(streams);
     match dialect {
-        Dialect::Chatroom => {
-            Server::builder().add_service(chatroom::comet_server::CometServer::new(Chatroom(call_log)))
-        }
-        Dialect::Goim => Server::builder().add_service(goim::comet_server::CometServer::new(Goim(call_log))),
+        Dialect::Chatroom => server.add_service(chatroom::comet_server::CometServer::new(Chatroom(call_log))),
+        Dialect::Goim => server.add_service(goim::comet_server::CometServer::new(Goim(call_log))),
     }
 }
 

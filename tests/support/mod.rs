@@ -9,6 +9,7 @@
 pub mod call;
 pub mod comet;
 mod comet_service;
+mod comet_stream;
 pub mod discovery;
 
 pub mod child_process;

@@ -42,8 +42,10 @@ use crate::comets::stream::window::Progress;
 use crate::comets::{CallTimeouts, DeliveryMode};
 use crate::telemetry::LogThrottle;
 
-/// How long after a comet declined a stream it is asked again on the same channel.
+/// How long after a comet that does not serve streams was asked it is asked again on the same channel.
 const ASK_AGAIN: Duration = if cfg!(test) { Duration::from_millis(300) } else { Duration::from_secs(600) };
+/// The same after a stream that failed; doubled with each failure in a row.
+const ASK_SOON: Duration = Duration::from_secs(1);
 /// After this many streams in a row that were declined or failed, a warning is logged.
 const WARN_AFTER: u32 = 3;
 /// How long the end of the last stream may take at the end of the gateway.
@@ -111,6 +113,15 @@ impl Streaming {
     pub(super) fn channel_renewed(&mut self) {
         self.is_unasked = self.wanted != DeliveryMode::Unary;
         (self.ask_again_at, self.asking, self.next) = (None, None, None);
+    }
+
+    /// Schedules the next question on this channel.
+    fn ask_later(&mut self, now: Instant) {
+        let wait = match self.failures {
+            0 => ASK_AGAIN,
+            failures => ASK_SOON.saturating_mul(1 << (failures - 1).min(16)).min(ASK_AGAIN),
+        };
+        self.ask_again_at = Some(now + wait);
     }
 
     /// Whether no attempt may start now.
@@ -259,8 +270,10 @@ impl Actor {
                 }
                 return;
             }
-            Offered::NotServed if only => ChannelMode::StreamNotServed,
-            Offered::NotServed => ChannelMode::Unary,
+            Offered::NotServed => {
+                self.streaming.failures = 0;
+                if only { ChannelMode::StreamNotServed } else { ChannelMode::Unary }
+            }
             Offered::Declined(Declined { reason, why }) => {
                 self.count_stream_failure(reason, &why);
                 if only { ChannelMode::Unknown } else { ChannelMode::Unary }
@@ -276,7 +289,7 @@ impl Actor {
             ChannelMode::Unary => self.streaming.is_unasked = false,
             ChannelMode::StreamNotServed => {}
         }
-        self.streaming.ask_again_at = Some(Instant::now() + ASK_AGAIN);
+        self.streaming.ask_later(Instant::now());
     }
 
     fn log_mode(&self, mode: ChannelMode) {
@@ -295,7 +308,7 @@ impl Actor {
         self.streaming.failures += 1;
         let state = &self.active.state;
         state.metrics.stream_failed(reason);
-        debug!(comet = %state.address, ?reason, error = why, "a stream failed");
+        debug!(comet = %state.address, ?reason, error = why, "streamed delivery failed");
         if self.streaming.failures == WARN_AFTER
             && let Some(held_back) = STREAM_LOG.admit()
         {
@@ -426,6 +439,8 @@ impl Actor {
     fn act_on(&mut self, verdict: Verdict, leftovers: Leftovers, now: Instant) {
         let Leftovers { calls, sent, probe, has_progress } = leftovers;
         let Verdict { failure, why, is_away, is_timeout, keeps_channel } = verdict;
+        let comet = &self.active.state.address;
+        debug!(%comet, unacknowledged = sent, reason = why, "a stream ended");
         if let Some(reason) = failure {
             self.active.state.note_error(&why);
             self.count_stream_failure(reason, &why);
@@ -442,7 +457,7 @@ impl Actor {
         if keeps_channel && !only {
             // Calls take over.
             self.active.state.set_channel_mode(ChannelMode::Unary);
-            self.streaming.ask_again_at = Some(now + ASK_AGAIN);
+            self.streaming.ask_later(now);
         } else {
             self.renew_channel();
         }

@@ -271,13 +271,8 @@ async fn a_comet_that_never_acknowledges_opens_its_breaker_and_recovers() {
         assert_eq!(probe.len(), 1);
         stream.acknowledge(1);
         eventually("the breaker closes", || fleet.status()[0].breaker == BreakerState::Closed).await;
-        loop {
-            match stream.next().await {
-                Some(to_comet::Frame::Messages(more)) => {
-                    stream.acknowledge(more.messages.last().map_or(0, |last| last.seq));
-                }
-                _ => break,
-            }
+        while let Some(to_comet::Frame::Messages(more)) = stream.next().await {
+            stream.acknowledge(more.messages.last().map_or(0, |last| last.seq));
         }
     };
     let failed = tokio::select! {

@@ -96,7 +96,7 @@ impl FakeComet {
                 Ok(incoming) => break incoming.with_nodelay(Some(true)),
                 Err(error) => assert!(std::time::Instant::now() < until, "a free port: {error}"),
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::yield_now();
         };
         let address = incoming.local_addr().expect("bound").to_string().into();
         let state = FakeService {
