@@ -11,6 +11,7 @@ mod probe;
 mod streaming;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
@@ -23,7 +24,7 @@ use actor::Actor;
 #[derive(Debug)]
 pub(super) struct Comet {
     pub(super) state: Arc<CometState>,
-    inbox: mpsc::Sender<QueuedCall>,
+    inbox: mpsc::Sender<Vec<QueuedCall>>,
     room: QueueCapacity,
 }
 
@@ -44,18 +45,39 @@ impl Comet {
     /// Queues a call. Never waits. If the queue is full, the request is returned if the comet keeps
     /// up, and is unreachable otherwise.
     pub(super) fn send(&self, request: CallRequest) -> Result<(), CallRequest> {
-        let call = match QueuedCall::queue(request, &self.state, self.room) {
-            Ok(queued) => queued,
-            Err(request) if self.state.keeps_up() => return Err(request),
+        let call = self.take(request, Instant::now())?;
+        self.hand_over(call.into_iter().collect());
+        Ok(())
+    }
+
+    /// Takes room in the queue for a call, which has to be handed over. `None` if the queue is full and
+    /// the comet does not keep up: then the call has its outcome.
+    ///
+    /// # Errors
+    /// With the request if the queue is full and the comet keeps up.
+    pub(super) fn take(&self, request: CallRequest, now: Instant) -> Result<Option<QueuedCall>, CallRequest> {
+        match QueuedCall::queue(request, &self.state, self.room, now) {
+            Ok(queued) => Ok(Some(queued)),
+            Err(request) if self.state.keeps_up() => Err(request),
             Err(request) => {
                 self.full(request, "it does not keep up");
-                return Ok(());
+                Ok(None)
             }
-        };
-        // The channel's capacity is the queue's, so it is never full. If the task is gone, the call
-        // is dropped, which reports its outcome.
-        drop(self.inbox.try_send(call));
-        Ok(())
+        }
+    }
+
+    /// Hands calls over to the comet's task.
+    pub(super) fn hand_over(&self, calls: Vec<QueuedCall>) {
+        // The channel's capacity is the queue's, so it is never full. If the task is gone, the calls
+        // are dropped, which reports their outcomes.
+        if !calls.is_empty() {
+            drop(self.inbox.try_send(calls));
+        }
+    }
+
+    /// Whether it may be called for this request: plugins may be limited to comets known otherwise.
+    pub(super) fn accepts(&self, request: &CallRequest) -> bool {
+        !request.named_by.is_limited_to_known() || self.state.source().is_trusted()
     }
 
     /// Reports a call that found the queue full as unreachable.

@@ -11,6 +11,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
+
 use parking_lot::Mutex;
 
 use super::breaker::BreakerState;
@@ -21,7 +23,7 @@ use crate::message::CometAddr;
 /// The comets by address, and the sightings of forgotten ones.
 #[derive(Default)]
 pub(super) struct CometTable {
-    pub(super) comets: HashMap<CometAddr, Arc<Comet>>,
+    pub(super) comets: HashMap<CometAddr, Arc<Comet>, RandomState>,
     /// When the directory last named comets that were forgotten since. The shared list still has
     /// them.
     pub(super) forgotten: HashMap<CometAddr, u64>,

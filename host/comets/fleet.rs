@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::access::{AccessRules, AddressRefused, DialGate, NamerTrust};
+use super::call_batch::CallBatch;
 use super::channel::Dialer;
 use super::comet::Comet;
 use super::comet_table::{CapacityWarning, CometTable, TableFull, TableLimits, now_ms};
@@ -135,12 +136,19 @@ impl Fleet {
 
     /// A message that all its calls share. Waits while `max_pending_bytes` are used up.
     pub async fn payload(&self, content: &Content<'_>) -> Payload {
-        let cost = Payload::cost(content.body);
-        let held = match self.pending.try_take(cost) {
-            Some(held) => held,
-            None => self.pending.take(cost).await,
-        };
-        Payload::new(self.config.dialect, content, Some(held))
+        match self.try_payload(content) {
+            Some(payload) => payload,
+            None => {
+                let held = self.pending.take(Payload::cost(content.body)).await;
+                Payload::new(self.config.dialect, content, Some(held))
+            }
+        }
+    }
+
+    /// Like [`Fleet::payload`], without waiting: `None` while `max_pending_bytes` are used up.
+    pub fn try_payload(&self, content: &Content<'_>) -> Option<Payload> {
+        let held = self.pending.try_take(Payload::cost(content.body))?;
+        Some(Payload::new(self.config.dialect, content, Some(held)))
     }
 
     /// Queues a call for its comet. Calls of one room or connection keep the order in which they were
@@ -181,12 +189,20 @@ impl Fleet {
     /// # Errors
     /// With the request if it is worth waiting for room in its comet's queue.
     pub fn try_send(&self, request: CallRequest) -> Result<(), CallRequest> {
-        if let Some(comet) = self.known.read().comets.get(&request.comet).filter(|comet| !comet.is_dead())
-            && (!request.named_by.is_limited_to_known() || comet.state.source().is_trusted())
-        {
-            return comet.send(request);
+        match self.usable(&request) {
+            Some(comet) => comet.send(request),
+            None => self.send_to_new(request),
         }
-        self.send_to_new(request)
+    }
+
+    /// Begins to queue the calls of many messages.
+    pub fn batch(&self) -> CallBatch<'_> {
+        CallBatch::new(self)
+    }
+
+    /// The known comet of this request, if that may be called for it.
+    pub(super) fn usable(&self, request: &CallRequest) -> Option<Arc<Comet>> {
+        self.known(&request.comet).filter(|comet| !comet.is_dead() && comet.accepts(request))
     }
 
     /// The comets that get BROADCASTs, each once, in order of address.

@@ -6,6 +6,7 @@
 //!   BROADCASTs, and eviction. `node_list`: comets that an operator lists, resolved by DNS;
 //!   `discovery`: dynamic lists. `names`: server names. `store` and `sharing`: what all gateways
 //!   know. `status`: the view of the admin API. `access`: which addresses may be connected to.
+//! - `call_batch`: the calls of many messages on their way to the comets.
 //! - `comet`: one comet's task. It owns the comet's order queues, breaker and channel.
 //!   `stream`: streamed delivery, where the comet serves it.
 //!   `queued_call`: a queued call, and the state that a comet's task shares with the fleet.
@@ -50,6 +51,7 @@
 
 mod access;
 mod breaker;
+mod call_batch;
 mod capacity;
 mod channel;
 mod comet;
@@ -88,6 +90,7 @@ use std::time::Duration;
 use crate::message::{CallTarget, CometAddr, ConnectionId, MessageId, NamedBy, RoomId};
 
 pub use breaker::BreakerState;
+pub use call_batch::CallBatch;
 pub use config::{Config, DeliveryMode};
 pub use discovery::Config as DiscoveryConfig;
 pub use fleet::Fleet;

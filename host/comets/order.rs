@@ -18,6 +18,8 @@ use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
+
 /// How many parts of divided items are in flight at a time.
 const PARTS_AT_ONCE: usize = 8;
 
@@ -71,7 +73,7 @@ pub(super) struct OrderToken(usize);
 /// Waiting items and those in flight.
 #[derive(Debug)]
 pub(super) struct OrderQueues<K, T> {
-    queues: HashMap<K, Queue>,
+    queues: HashMap<K, Queue, RandomState>,
     slots: Vec<Option<Slot<K, T>>>,
     free: Vec<usize>,
     /// Items that may start and have not been handed out.
@@ -145,7 +147,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
     /// No items yet.
     pub(super) fn new(window: Window) -> Self {
         Self {
-            queues: HashMap::new(),
+            queues: HashMap::default(),
             slots: Vec::new(),
             free: Vec::new(),
             ready: VecDeque::new(),

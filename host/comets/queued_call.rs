@@ -440,6 +440,7 @@ impl QueuedCall {
         request: CallRequest,
         state: &Arc<CometState>,
         room: QueueCapacity,
+        now: Instant,
     ) -> Result<Self, CallRequest> {
         let Some(slot) = state.take(request.cost(), room) else { return Err(request) };
         let CallRequest { target, room, payload, message, reply, .. } = request;
@@ -448,7 +449,7 @@ impl QueuedCall {
             room,
             payload,
             message,
-            queued: Instant::now(),
+            queued: now,
             number: state.next_number.fetch_add(1, Ordering::Relaxed),
             last_error: None,
             is_divided: false,

@@ -140,7 +140,16 @@ const HEADER: usize = size_of::<Header>();
 const KEY: usize = 256;
 
 pub(super) fn id_of(origin: &Origin, fingerprint: u64) -> MessageId {
-    MessageId::from(format!("{origin}/{fingerprint:016x}"))
+    // Once per message: without the machinery of `format!`.
+    let (mut partition, mut offset) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let (partition, offset) = (partition.format(origin.partition), offset.format(origin.offset));
+    let mut id = String::with_capacity(origin.topic.len() + partition.len() + offset.len() + 19);
+    for part in [&origin.topic, "/", partition, "/", offset, "/"] {
+        id.push_str(part);
+    }
+    let digit = |at: u32| char::from_digit((fingerprint >> (4 * at)) as u32 & 0xf, 16).unwrap_or('0');
+    id.extend((0..16).rev().map(digit));
+    MessageId::from(id)
 }
 
 /// XXH3 of value, key and timestamp: each is hashed with the hash of the next as its seed. Absent

@@ -71,6 +71,18 @@ impl AckHandle {
             self.tracker.lock().settle(self.offset);
         }
     }
+
+    /// Settles many records, with one lock for consecutive ones of a partition.
+    pub fn settle_all(handles: impl IntoIterator<Item = Self>) {
+        let mut handles = handles.into_iter().filter(|handle| handle.counts).peekable();
+        while let Some(first) = handles.next() {
+            let mut state = first.tracker.lock();
+            state.settle(first.offset);
+            while let Some(next) = handles.next_if(|next| Arc::ptr_eq(&next.tracker, &first.tracker)) {
+                state.settle(next.offset);
+            }
+        }
+    }
 }
 
 /// Admitted records from the oldest unsettled one on.
@@ -110,8 +122,17 @@ impl TrackerState {
         }
     }
 
+    fn index(&self, offset: i64) -> Option<usize> {
+        // Usually no offset is missing in between.
+        let guess = offset.checked_sub(self.slots.front()?.offset).and_then(|at| usize::try_from(at).ok())?;
+        if self.slots.get(guess).is_some_and(|slot| slot.offset == offset) {
+            return Some(guess);
+        }
+        self.slots.binary_search_by_key(&offset, |slot| slot.offset).ok()
+    }
+
     fn settle(&mut self, offset: i64) {
-        let Ok(at) = self.slots.binary_search_by_key(&offset, |slot| slot.offset) else { return };
+        let Some(at) = self.index(offset) else { return };
         let slot = &mut self.slots[at];
         if slot.settled {
             return;

@@ -63,6 +63,15 @@ impl AbsentBudget {
         // The semaphore is never closed.
         Ok(wait_while_held(hold, StallStage::Inbox, inbox.problem(), taken).await?.ok())
     }
+
+    /// Like [`AbsentBudget::take`], without waiting: `None` if the budget is used up.
+    pub(super) fn try_take(&self, absent: usize) -> Option<Option<OwnedSemaphorePermit>> {
+        if absent == 0 {
+            return Some(None);
+        }
+        let wanted = u32::try_from(absent).unwrap_or(u32::MAX).min(self.all);
+        Arc::clone(&self.permits).try_acquire_many_owned(wanted).ok().map(Some)
+    }
 }
 
 /// The absent recipients for whom storing or notifying failed.

@@ -1,6 +1,7 @@
 //! Runs one batch through the stages: decode, filter, guard, resolve, and dispatch to the comets'
 //! queues, in order.
 
+use std::cell::OnceCell;
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -125,8 +126,9 @@ impl PartitionWorker {
         let mut messages = Vec::with_capacity(admitted.len());
         let mut all_pending = Vec::with_capacity(admitted.len());
         let age_limit = AgeLimit::of(self.pipeline.max_age, SystemTime::now());
-        for InFlightRecord { record, ack } in admitted {
-            let pending = UnsettledRecord { ack, position: self.order.position(&record) };
+        let positions = self.order.positions(admitted.iter().map(|admitted| &*admitted.record));
+        for (InFlightRecord { record, ack }, position) in admitted.into_iter().zip(positions) {
+            let pending = UnsettledRecord { ack, position };
             if age_limit.excludes(&record) {
                 self.spawn_delivery(
                     MessageTrace::of_record(record, pending, self.started),
@@ -295,6 +297,8 @@ impl PartitionWorker {
     async fn dispatch(&self, passed: Vec<PassedMessage>, resolved: Resolved) -> Result<(), Cancelled> {
         let since = Instant::now();
         let Pipeline { resolver, fleet, .. } = &*self.pipeline;
+        let mut batch = fleet.batch();
+        let every_comet = OnceCell::new();
         for PassedMessage { message, overrides, trail, pending } in passed {
             if let Some(why) = resolved.unreadable(&message) {
                 let reason = DeadLetterReason::new(Stage::Resolve, why);
@@ -302,7 +306,7 @@ impl PartitionWorker {
                 self.dead_letter(trace, reason);
                 continue;
             }
-            let everyone = || fleet.everyone();
+            let everyone = || &**every_comet.get_or_init(|| fleet.everyone());
             let address_of = |server: &str| fleet.address_of(server);
             let (mut plan, route) = resolver.plan(&message, &resolved, everyone, address_of, &overrides);
             let nobody_known =
@@ -321,20 +325,28 @@ impl PartitionWorker {
                 continue;
             }
             let Pipeline { absent_budget, inbox, .. } = &*self.pipeline;
-            let absent_permit = absent_budget.take(plan.absent.len(), inbox, self.hold()).await?;
+            let absent_permit = match absent_budget.try_take(plan.absent.len()) {
+                Some(permit) => permit,
+                None => {
+                    batch.flush();
+                    let permit = absent_budget.take(plan.absent.len(), inbox, self.hold()).await?;
+                    batch.resume();
+                    permit
+                }
+            };
             let is_broadcast = |comet: &CometAddr| plan.is_for_every_comet && !overrides.also.contains(comet);
             let in_flight = InFlight::new(&self.settler);
-            let token = self.settler.in_flight().token();
             let calls =
-                dispatch(fleet, self.hold(), &message, plan.deliveries, is_broadcast, &in_flight).await?;
+                dispatch(fleet, &mut batch, self.hold(), &message, plan.deliveries, is_broadcast, &in_flight)
+                    .await?;
             let mut trace = MessageTrace::new(message, pending, trail, self.started);
             trace.withheld = plan.withheld;
             trace.connections = route.as_ref().map(|route| route.connections);
             trace.stale = route.as_ref().map_or(0, |route| route.stale);
             trace.calls = calls;
             let chain = self.chain.clone();
-            let (absent, queued) = (plan.absent, Instant::now());
-            in_flight.go_on_with(Rest { trace, chain, route, absent, absent_permit, token, queued });
+            let (absent, queued) = (plan.absent, batch.now());
+            in_flight.go_on_with(Rest { trace, chain, route, absent, absent_permit, queued });
         }
         self.pipeline.metrics.stage(TimedStage::Dispatch, since);
         Ok(())

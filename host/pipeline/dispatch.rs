@@ -5,9 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-
-use crate::comets::{CallRequest, Content, Fleet};
+use crate::comets::{CallBatch, CallRequest, Content, Fleet};
 use crate::message::{CometAddr, Message, TRACEPARENT};
 use crate::pipeline::call::{Acceptance, DispatchedCall};
 use crate::pipeline::in_flight::InFlight;
@@ -27,6 +25,7 @@ const BACK_PRESSURE: Duration = Duration::from_secs(2);
 /// When the partition was cancelled meanwhile.
 pub(super) async fn dispatch(
     fleet: &Fleet,
+    batch: &mut CallBatch<'_>,
     hold: HoldContext<'_>,
     message: &Message,
     deliveries: Vec<Delivery>,
@@ -40,7 +39,10 @@ pub(super) async fn dispatch(
         sent_ms: message.record.timestamp_ms.unwrap_or_default(),
         traceparent: message.record.header(TRACEPARENT),
     };
-    let payload = wait_for_room(hold, fleet.payload(&content)).await?;
+    let payload = match fleet.try_payload(&content) {
+        Some(payload) => payload,
+        None => wait_for_room(hold, batch, fleet.payload(&content)).await?,
+    };
     let mut calls = Vec::with_capacity(deliveries.len());
     let mut waiting = Vec::new();
     for (call, Delivery { comet, named_by, target, recipients }) in deliveries.into_iter().enumerate() {
@@ -53,21 +55,26 @@ pub(super) async fn dispatch(
             message: message.id.clone(),
             reply: in_flight.reply(call),
         };
-        waiting.extend(fleet.try_send(request).err());
+        waiting.extend(batch.try_send(request).err());
         let is_broadcast = is_broadcast(&comet);
         calls.push(DispatchedCall { comet, recipients, is_broadcast, acceptance: Acceptance::Nothing });
     }
     for request in waiting {
-        wait_for_room(hold, fleet.send(request)).await?;
+        wait_for_room(hold, batch, fleet.send(request)).await?;
     }
     Ok(calls)
 }
 
 /// Waits for room in the comets' queues. A long wait is reported as a stall.
-async fn wait_for_room<T>(hold: HoldContext<'_>, room: impl Future<Output = T>) -> Result<T, Cancelled> {
-    let mut room = std::pin::pin!(room);
-    if let Some(done) = room.as_mut().now_or_never() {
-        return Ok(done);
-    }
-    hold_behind(hold, StallStage::Dispatch, BACK_PRESSURE, || COMETS_ARE_FULL.to_owned(), room).await
+async fn wait_for_room<T>(
+    hold: HoldContext<'_>,
+    batch: &mut CallBatch<'_>,
+    room: impl Future<Output = T>,
+) -> Result<T, Cancelled> {
+    batch.flush();
+    let room = std::pin::pin!(room);
+    let cause = || COMETS_ARE_FULL.to_owned();
+    let done = hold_behind(hold, StallStage::Dispatch, BACK_PRESSURE, cause, room).await?;
+    batch.resume();
+    Ok(done)
 }

@@ -2,6 +2,7 @@
 //! claimed, no comet called, nothing stored.
 
 use serde::Serialize;
+use std::cell::OnceCell;
 
 use crate::comets::{BroadcastReach, Fleet};
 use crate::decision::{Disposition, FilteredMessage, Guard, OfflineDecision, PluginVersion, Verdict};
@@ -113,7 +114,9 @@ pub async fn explain(
     }
     let resolved = resolver.resolve_uncached(&message, chain).await?;
     let address_of = |server: &str| fleet.address_of(server);
-    let (plan, route) = resolver.plan(&message, &resolved, || fleet.everyone(), address_of, &overrides);
+    let everyone = OnceCell::new();
+    let known = || &**everyone.get_or_init(|| fleet.everyone());
+    let (plan, route) = resolver.plan(&message, &resolved, known, address_of, &overrides);
     explanation.room = route.map(|route| room_summary(&route));
     explanation.withheld = plan.withheld;
     explanation.calls = plan.deliveries.iter().map(|delivery| call(fleet, delivery)).collect();

@@ -14,18 +14,19 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::comets::{CallOutcome, OrderHold, Outcomes, ReplyTo};
 use crate::consumer::UntilCommitted;
 use crate::decision::AbsentRecipient;
+use crate::offsets::AckHandle;
 use crate::panics;
 use crate::pipeline::Pipeline;
 use crate::pipeline::call::Acceptance;
 use crate::pipeline::chain::BatchChain;
 use crate::pipeline::delivery_task::{DeliveryTask, StageOutcome};
+use crate::pipeline::key_order::KeyPosition;
 use crate::pipeline::metrics::{MessageOutcome, Settled};
-use crate::pipeline::trace::MessageTrace;
+use crate::pipeline::trace::{MessageTrace, UnsettledRecord};
 use crate::router::Route;
 
 /// How long a message that was given up holds its order after its outcome, if Kafka accepts no commit.
@@ -39,7 +40,7 @@ pub(super) struct InFlight {
     /// The calls that were not simply acknowledged.
     exceptions: Mutex<Vec<Exception>>,
     /// What is needed once the calls have ended.
-    rest: Mutex<Option<Box<Rest>>>,
+    rest: Mutex<Option<Rest>>,
     settler: Arc<Settler>,
 }
 
@@ -62,8 +63,6 @@ pub(super) struct Rest {
     pub(super) absent: Arc<[AbsentRecipient]>,
     /// The absent recipients' permits from the budget of all messages.
     pub(super) absent_permit: Option<OwnedSemaphorePermit>,
-    /// The drain of the partition waits until this is dropped.
-    pub(super) token: TaskTrackerToken,
     /// When its calls were queued.
     pub(super) queued: Instant,
 }
@@ -80,14 +79,17 @@ pub(super) struct Settler {
     ended: Mutex<Vec<Arc<InFlight>>>,
     any_ended: Notify,
     delivery_tasks: TaskTracker,
-    in_flight: TaskTracker,
+    /// How many messages are in flight.
+    in_flight: AtomicUsize,
+    /// Notified when none is in flight.
+    idle: Notify,
     until_committed: UntilCommitted,
     cancel: CancellationToken,
 }
 
 impl std::fmt::Debug for Settler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Settler").field("in_flight", &self.in_flight.len()).finish_non_exhaustive()
+        f.debug_struct("Settler").field("in_flight", &self.in_flight).finish_non_exhaustive()
     }
 }
 
@@ -95,6 +97,7 @@ impl InFlight {
     /// A message that has no calls yet.
     pub(super) fn new(settler: &Arc<Settler>) -> Arc<Self> {
         settler.pipeline.metrics.in_flight.inc();
+        settler.in_flight.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
             open: AtomicUsize::new(1),
             exceptions: Mutex::default(),
@@ -111,7 +114,7 @@ impl InFlight {
 
     /// All calls are queued. Once they have ended, which may be now, the settler gets the message.
     pub(super) fn go_on_with(self: Arc<Self>, rest: Rest) {
-        *self.rest.lock() = Some(Box::new(rest));
+        *self.rest.lock() = Some(rest);
         self.close_one();
     }
 
@@ -127,6 +130,10 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.settler.pipeline.metrics.in_flight.dec();
+        // What waits for the last one must see what all did.
+        if self.settler.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.settler.idle.notify_waiters();
+        }
     }
 }
 
@@ -157,15 +164,23 @@ impl Settler {
             ended: Mutex::default(),
             any_ended: Notify::new(),
             delivery_tasks,
-            in_flight: TaskTracker::new(),
+            in_flight: AtomicUsize::new(0),
+            idle: Notify::new(),
             until_committed,
             cancel,
         })
     }
 
-    /// The messages in flight.
-    pub(super) fn in_flight(&self) -> &TaskTracker {
-        &self.in_flight
+    /// Waits until no message is in flight. Messages with more to do have their delivery tasks by then.
+    pub(super) async fn wait_until_idle(&self) {
+        loop {
+            let mut idle = std::pin::pin!(self.idle.notified());
+            idle.as_mut().enable();
+            if self.in_flight.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            idle.await;
+        }
     }
 
     fn take_over(&self, message: Arc<InFlight>) {
@@ -182,40 +197,50 @@ impl Settler {
         loop {
             self.any_ended.notified().await;
             std::mem::swap(&mut *self.ended.lock(), &mut ended);
-            let mut settled = Settled::default();
-            for message in ended.drain(..) {
-                self.settle(&message, &mut settled);
+            let mut settled = Settled::new(Instant::now());
+            let (mut acks, mut positions) =
+                (Vec::with_capacity(ended.len()), Vec::with_capacity(ended.len()));
+            for message in &ended {
+                if let Some(UnsettledRecord { ack, position }) = self.settle(message, &mut settled) {
+                    acks.push(ack);
+                    positions.push(position);
+                }
             }
+            KeyPosition::drop_all(positions);
+            AckHandle::settle_all(acks);
             self.pipeline.metrics.settled_many(&settled);
+            ended.clear();
         }
     }
 
-    fn settle(&self, message: &InFlight, settled: &mut Settled) {
-        let Some(rest) = message.rest.lock().take() else { return };
+    /// Settles a message that every comet acknowledged, up to its offset, which is returned. Any other
+    /// one gets a task.
+    fn settle(&self, message: &InFlight, settled: &mut Settled) -> Option<UnsettledRecord> {
         let exceptions = std::mem::take(&mut *message.exceptions.lock());
-        self.pipeline.metrics.delivered(rest.queued);
+        let mut rest = message.rest.lock().take()?;
+        settled.queued.push(rest.queued);
         if self.cancel.is_cancelled() {
             // The record will be delivered again.
-            return;
+            return None;
         }
         if !exceptions.is_empty() || !rest.absent.is_empty() {
-            return self.go_the_long_way(*rest, exceptions);
+            self.go_the_long_way(rest, exceptions);
+            return None;
         }
-        let Rest { mut trace, chain, token, .. } = *rest;
+        let trace = &mut rest.trace;
         let outcome =
             if trace.calls.is_empty() { MessageOutcome::NoRecipients } else { MessageOutcome::Delivered };
         for call in &mut trace.calls {
             call.acceptance = Acceptance::All;
             trace.counts.sent += call.recipients.len();
         }
-        settled.add(outcome, &trace);
-        trace.log_settled(chain.set(), outcome, &"");
-        trace.pending.ack.settle();
-        drop(token);
+        settled.add(outcome, trace);
+        trace.log_settled(rest.chain.set(), outcome, &"");
+        Some(rest.trace.pending)
     }
 
     fn go_the_long_way(&self, rest: Rest, exceptions: Vec<Exception>) {
-        let Rest { trace, chain, route, absent, absent_permit, token, .. } = rest;
+        let Rest { trace, chain, route, absent, absent_permit, .. } = rest;
         let delivery_task =
             DeliveryTask { pipeline: Arc::clone(&self.pipeline), chain, cancel: self.cancel.clone(), trace };
         let mut exceptions = exceptions;
@@ -228,7 +253,6 @@ impl Settler {
             if let (Some(offset), false) = (offset, holds.is_empty()) {
                 until_committed.keep(offset, holds, LONGEST_COMMIT);
             }
-            drop(token);
         };
         self.delivery_tasks.spawn(panics::abort_on_panic("a message's delivery task", run));
     }

@@ -6,8 +6,8 @@
 //! write output of that kind. This costs no progress, since no offset is committed past an earlier
 //! record anyway. Records without a key count as one key.
 //!
-//! Cost: two short locks per message and no allocation. A message that waits also scans the
-//! messages before it.
+//! Cost: one lock per batch of records, one per batch of settled messages, and no allocation per
+//! message. A message that waits also scans the messages before it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -57,17 +57,28 @@ struct OrderEntry {
 pub(super) struct KeyPosition {
     order: KeyOrder,
     number: u64,
+    /// Whether all its outputs are released.
+    is_released: bool,
 }
 
 impl KeyOrder {
-    /// A position after all earlier ones.
-    pub(super) fn position(&self, record: &Record) -> KeyPosition {
-        let key = record.key.as_deref().map_or(0, xxh3_64);
+    /// Positions after all earlier ones, for records in their order.
+    pub(super) fn positions<'a>(&self, records: impl Iterator<Item = &'a Record>) -> Vec<KeyPosition> {
+        let keys: Vec<u64> = records.map(|record| record.key.as_deref().map_or(0, xxh3_64)).collect();
         let mut state = self.0.lock();
-        state.slots.push_back(OrderEntry { key, done: 0, waiters: Default::default() });
-        let number = state.first + state.slots.len() as u64 - 1;
+        let first = state.first + state.slots.len() as u64;
+        let entry = |key: &u64| OrderEntry { key: *key, done: 0, waiters: Default::default() };
+        state.slots.extend(keys.iter().map(entry));
         drop(state);
-        KeyPosition { order: self.clone(), number }
+        let position = |number| KeyPosition { order: self.clone(), number, is_released: false };
+        (first..first + keys.len() as u64).map(position).collect()
+    }
+}
+
+#[cfg(test)]
+impl KeyOrder {
+    fn position(&self, record: &Record) -> KeyPosition {
+        self.positions(std::iter::once(record)).pop().expect("one for each record")
     }
 }
 
@@ -138,9 +149,24 @@ impl OutputReleaser {
     }
 }
 
+impl KeyPosition {
+    /// Drops the positions of messages of one partition together.
+    pub(super) fn drop_all(mut positions: Vec<Self>) {
+        let Some(first) = positions.first() else { return };
+        let order = first.order.clone();
+        let mut state = order.0.lock();
+        for position in &mut positions {
+            state.release(position.number, Output::Letter);
+            position.is_released = true;
+        }
+    }
+}
+
 impl Drop for KeyPosition {
     fn drop(&mut self) {
-        self.release(Output::Letter);
+        if !self.is_released {
+            self.release(Output::Letter);
+        }
     }
 }
 

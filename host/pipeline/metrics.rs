@@ -115,16 +115,24 @@ pub struct Metrics {
 }
 
 /// Messages that the settler settled, counted together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Settled {
+    now: Instant,
     delivered: u64,
     nobody: u64,
     sent: usize,
     withheld: usize,
-    seconds: Vec<f64>,
+    /// When the batches of the settled ones started.
+    started: Vec<Instant>,
+    /// When the calls of all were queued.
+    pub(super) queued: Vec<Instant>,
 }
 
 impl Settled {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { now, delivered: 0, nobody: 0, sent: 0, withheld: 0, started: Vec::new(), queued: Vec::new() }
+    }
+
     pub(super) fn add(&mut self, outcome: MessageOutcome, trace: &MessageTrace) {
         match outcome {
             MessageOutcome::Delivered => self.delivered += 1,
@@ -132,7 +140,7 @@ impl Settled {
         }
         self.sent += trace.counts.sent;
         self.withheld += trace.withheld;
-        self.seconds.push(trace.started.elapsed().as_secs_f64());
+        self.started.push(trace.started);
     }
 }
 
@@ -207,11 +215,6 @@ impl Metrics {
         self.stages.get_or_create(&TimedStageLabel { stage }).observe(since.elapsed().as_secs_f64());
     }
 
-    /// The calls of a message that were queued at this moment have ended.
-    pub(super) fn delivered(&self, queued: Instant) {
-        self.deliver.observe(queued.elapsed().as_secs_f64());
-    }
-
     /// Counts messages that the settler settled.
     pub(super) fn settled_many(&self, settled: &Settled) {
         for (outcome, count) in
@@ -223,7 +226,12 @@ impl Metrics {
         }
         self.recipients(RecipientOutcome::Delivered, settled.sent);
         self.recipients(RecipientOutcome::Withheld, settled.withheld);
-        settled.seconds.iter().for_each(|seconds| self.message.observe(*seconds));
+        let observe = |histogram: &Histogram, since: &[Instant]| {
+            let seconds = since.iter().map(|since| settled.now.duration_since(*since).as_secs_f64());
+            seconds.for_each(|seconds| histogram.observe(seconds));
+        };
+        observe(&self.message, &settled.started);
+        observe(&self.deliver, &settled.queued);
     }
 
     pub(super) fn batch(&self, records: usize) {

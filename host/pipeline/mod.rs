@@ -327,11 +327,10 @@ impl Pipeline {
                 break;
             }
         }
-        settler.in_flight().close();
         delivery_tasks.close();
         debug!(stream.partition, delivery_tasks = delivery_tasks.len(), "the partition is closing; draining");
         tokio::select! {
-            () = async { settler.in_flight().wait().await; delivery_tasks.wait().await } => {}
+            () = async { settler.wait_until_idle().await; delivery_tasks.wait().await } => {}
             // Delivery tasks see the same token, drop their ack handles and end.
             () = cancel.cancelled() => delivery_tasks.wait().await,
         }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+
 use crate::comets::{Dialect, Fleet, ServerNames};
 use crate::decision::{IdKind, Overrides};
 use crate::directory::{
@@ -37,10 +39,10 @@ pub struct Resolver {
 /// The results of a batch's look-ups.
 #[derive(Debug, Default)]
 pub(super) struct Resolved {
-    routes: HashMap<RoomId, Arc<Route>>,
+    routes: HashMap<RoomId, Arc<Route>, RandomState>,
     /// Rooms that cannot be read, and why.
     unreadable: HashMap<RoomId, Arc<str>>,
-    connections: HashMap<Arc<str>, Option<Connection>>,
+    connections: HashMap<Arc<str>, Option<Connection>, RandomState>,
 }
 
 impl Resolved {
@@ -188,11 +190,11 @@ impl Resolver {
     }
 
     /// The calls and the absent recipients of one message.
-    pub(super) fn plan(
+    pub(super) fn plan<'c>(
         &self,
         message: &Message,
         resolved: &Resolved,
-        everyone: impl FnOnce() -> Vec<CometAddr>,
+        everyone: impl FnOnce() -> &'c [CometAddr],
         address_of: impl FnOnce(&str) -> CometAddr,
         overrides: &Overrides,
     ) -> (DeliveryPlan, Option<Arc<Route>>) {
@@ -200,10 +202,10 @@ impl Resolver {
         match &message.audience {
             Audience::Everyone { speed } => {
                 let target = CallTarget::Everyone { speed: *speed };
-                (DeliveryPlan::everywhere(&everyone(), &target, overrides), None)
+                (DeliveryPlan::everywhere(everyone(), &target, overrides), None)
             }
             Audience::Room(room) if self.rooms == RoomSource::EveryComet => {
-                (DeliveryPlan::everywhere(&everyone(), &CallTarget::Room(room.clone()), overrides), None)
+                (DeliveryPlan::everywhere(everyone(), &CallTarget::Room(room.clone()), overrides), None)
             }
             Audience::Room(room) => {
                 let route = resolved.routes.get(room).cloned().unwrap_or_default();

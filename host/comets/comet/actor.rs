@@ -17,7 +17,9 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::active::ActiveGauge;
-use super::call::{Attempt, AttemptResult, InFlightCall, MAX_MERGED_BYTES, MAX_MERGED_MESSAGES, OrderItem};
+use super::call::{
+    Attempt, AttemptResult, InFlightCall, MAX_MERGED_BYTES, MAX_MERGED_MESSAGES, OrderItem, merge_size,
+};
 use super::concurrency::ConcurrencyLimit;
 use super::parked::ParkedQueue;
 use super::probe::{HealthProbe, ProbeReply};
@@ -37,8 +39,8 @@ const MAX_TIMEOUTS_PER_CHANNEL: u32 = 256;
 /// A call for many connections is split after this many attempts that the comet answered with
 /// "later".
 const MAX_UNSPLIT_ATTEMPTS: u32 = 3;
-/// How many calls are received at a time.
-const RECEIVE_BATCH: usize = 64;
+/// How many batches of calls are received at a time.
+const RECEIVE_BATCH: usize = 16;
 
 /// Throttles lines about breakers, over all comets: thousands may change at once, and a hostile
 /// comet may change as often as it likes.
@@ -123,7 +125,7 @@ impl Actor {
     }
 
     /// Runs until all senders are gone and every call has its outcome.
-    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<QueuedCall>) {
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Vec<QueuedCall>>) {
         let (mut calls, mut probes) = (FuturesUnordered::new(), FuturesUnordered::new());
         let (mut arrived, mut answers) = (Vec::with_capacity(RECEIVE_BATCH), Vec::new());
         let mut open = true;
@@ -163,7 +165,7 @@ impl Actor {
                         return;
                     }
                     let now = Instant::now();
-                    arrived.drain(..).for_each(|call| self.arrived(call, now));
+                    arrived.drain(..).flatten().for_each(|call| self.arrived(call, now));
                 }
                 Next::Wake => {
                     self.wake();
@@ -178,7 +180,7 @@ impl Actor {
 
     pub(super) fn queue(&mut self, call: QueuedCall, now: Instant) {
         let merges = self.merges && matches!(call.target, CallTarget::Room(_));
-        let size = merges.then(|| call.payload.frame_len());
+        let size = merges.then(|| merge_size(&call, self.with_ids));
         self.queues.push(call.order(), size, OrderItem::QueuedCall(call), now);
     }
 
@@ -243,7 +245,7 @@ impl Actor {
             OrderItem::QueuedCall(queued) => {
                 let mut call = InFlightCall::new(token, queued);
                 if self.merges {
-                    call.merge_following(&mut self.queues);
+                    call.merge_following(&mut self.queues, self.with_ids);
                 }
                 Some(Some(call))
             }

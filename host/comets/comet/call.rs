@@ -86,21 +86,18 @@ impl InFlightCall {
     }
 
     /// Merges the messages that wait right behind it for the same room.
-    pub(super) fn merge_following(&mut self, queues: &mut OrderQueues<OrderKey, OrderItem>) {
+    pub(super) fn merge_following(&mut self, queues: &mut OrderQueues<OrderKey, OrderItem>, with_ids: bool) {
         let Some(first) = self.calls.front() else { return };
         let CallTarget::Room(room) = first.target.clone() else { return };
-        let (mut bytes, mut metadata) = (first.payload.frame_len(), metadata_len(first));
+        let mut size = merge_size(first, with_ids);
         while self.calls.len() < MAX_MERGED_MESSAGES {
             let fits = |item: &OrderItem| {
                 let OrderItem::QueuedCall(call) = item else { return false };
-                let same_room = matches!(&call.target, CallTarget::Room(other) if *other == room);
-                let small_enough = bytes + call.payload.frame_len() <= MAX_MERGED_BYTES
-                    && metadata + metadata_len(call) <= MAX_MERGED_METADATA;
-                same_room && small_enough
+                let is_small = size + merge_size(call, with_ids) <= MAX_MERGED_BYTES;
+                is_small && matches!(&call.target, CallTarget::Room(other) if *other == room)
             };
             let Some(OrderItem::QueuedCall(call)) = queues.join_next(&self.token, fits) else { return };
-            bytes += call.payload.frame_len();
-            metadata += metadata_len(&call);
+            size += merge_size(&call, with_ids);
             self.calls.push_back(call);
         }
     }
@@ -363,7 +360,14 @@ impl Attempt {
     }
 }
 
-/// The size of a call's id header as HTTP/2 counts it: name, value and 32 bytes.
-fn metadata_len(call: &QueuedCall) -> usize {
-    MESSAGE_ID.len() + call.message.as_str().len() + 32
+/// The size of a message that may be merged, of which a call takes [`MAX_MERGED_BYTES`]: of its frame,
+/// or of its id in proportion to the limit on ids, whichever is larger.
+pub(super) fn merge_size(call: &QueuedCall, with_ids: bool) -> usize {
+    let frame = call.payload.frame_len();
+    if !with_ids {
+        return frame;
+    }
+    // As HTTP/2 counts a header: name, value and 32 bytes.
+    let metadata = MESSAGE_ID.len() + call.message.as_str().len() + 32;
+    frame.max((metadata * MAX_MERGED_BYTES).div_ceil(MAX_MERGED_METADATA))
 }

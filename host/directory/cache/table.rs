@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
 use tokio::sync::watch;
 
 use crate::message::RoomId;
@@ -52,7 +53,7 @@ pub(super) type InFlightKey = (RoomId, u64);
 #[derive(Debug)]
 pub(super) struct CacheTable<V> {
     limits: CacheConfig,
-    pub(super) cached: HashMap<RoomId, CachedRoute<V>>,
+    pub(super) cached: HashMap<RoomId, CachedRoute<V>, RandomState>,
     /// The rooms in `cached` in the order of publication, by stamp.
     pub(super) by_age: BTreeMap<u64, RoomId>,
     pub(super) weight: usize,
