@@ -2,7 +2,7 @@
 //!
 //! There is no queue, task or buffer between a call and the connection. The connection is driven by
 //! a future ([`Drivers`]) that the comet's task polls together with the calls: requests that start
-//! together leave in one write, and replies that arrive together wake one task. (tonic's `Channel`
+//! together leave in one write (`coalesced`), and replies that arrive together wake one task. (tonic's `Channel`
 //! adds a buffer and a task behind it, and costs two to three times as much per call; `make bench`
 //! has the figures.)
 //!
@@ -34,6 +34,7 @@ use tonic::Code;
 use tonic::codegen::Service as _;
 
 use super::access::{AddressRefused, DialGate, GatedConnector};
+use super::coalesced::coalesced;
 use super::stream::{self, open::Offered};
 use super::wire::{self, Body, Payload};
 use crate::message::{CometAddr, InvalidAddress, MESSAGE_ID, MessageId};
@@ -139,11 +140,18 @@ impl Dialer {
             .initial_max_send_streams(FIRST_STREAMS)
             .max_header_list_size(MAX_REPLY_HEADERS)
             .enable_push(false);
-        let (sender, connection) = http2.handshake(stream).await.map_err(|error| classify_error(&error))?;
+        let (stream, out) = coalesced(stream);
+        let (sender, mut connection) =
+            http2.handshake(stream).await.map_err(|error| classify_error(&error))?;
         let closed = Arc::clone(closed);
         let driver = async move {
-            // Its calls get the error; nothing is left to report here.
-            drop(connection.await);
+            std::future::poll_fn(|context| {
+                // Its calls get the error; nothing is left to report here.
+                let has_ended = Pin::new(&mut connection).poll(context).is_ready();
+                let has_failed = matches!(out.poll(context), Poll::Ready(Err(_)));
+                if has_ended || has_failed { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
             closed.store(true, Ordering::Relaxed);
         };
         // Fails if the comet's task has ended. Then no call waits for the connection.

@@ -13,7 +13,8 @@
 //! - `order`, `breaker`, `retry`, `capacity`: pure kernels. `hold`: the order of messages that were
 //!   given up. `pending`: bytes over all comets.
 //!   `shortage`: files and ports that this process lacks.
-//! - `wire`: the encoding of calls in each dialect. `channel`: how calls are made.
+//! - `wire`: the encoding of calls in each dialect. `channel`: how calls are made. `coalesced`: many frames
+//!   in one write.
 //!
 //! # Promises
 //! - Calls for one room or one connection reach a comet in the order of [`Fleet::send`], one at a
@@ -54,6 +55,7 @@ mod breaker;
 mod call_batch;
 mod capacity;
 mod channel;
+mod coalesced;
 mod comet;
 mod comet_table;
 mod config;

@@ -94,7 +94,7 @@ fn send(
 /// Acts as a comet's task: receives calls, starts those that may start, and ends them at any time.
 /// Each sender has a key; the first sender's calls are barriers.
 fn deliver(inbox: &Receiver<CallRequest>, capacity: &Capacity) -> Vec<CallRequest> {
-    let window = Window { time: Duration::ZERO, items: 100, bytes: 1000 };
+    let window = Window { time: Duration::ZERO, grid: Duration::ZERO, items: 100, bytes: 1000 };
     let (mut queues, mut in_flight, mut delivered) =
         (OrderQueues::new(window), Vec::<(OrderToken, Vec<CallRequest>)>::new(), Vec::new());
     let now = Instant::now();

@@ -60,10 +60,24 @@ impl<K: Eq + Hash + Clone> Keys<K> {
 pub(super) struct Window {
     /// How long to wait after the start of the previous item.
     pub(super) time: Duration,
+    /// Windows end at multiples of this, so that those of many keys end together; zero for their exact
+    /// ends.
+    pub(super) grid: Duration,
     /// The maximum number of items, and their maximum size, that are sent together. A full batch does
     /// not wait.
     pub(super) items: usize,
     pub(super) bytes: usize,
+}
+
+impl Window {
+    /// When a window that begins now ends.
+    fn ends_after(&self, now: Instant, began: Instant) -> Instant {
+        let end = now + self.time;
+        let grid = self.grid.as_nanos();
+        let past = (end - began).as_nanos().checked_rem(grid).unwrap_or(0);
+        let rest = if past == 0 { 0 } else { grid - past };
+        end + Duration::from_nanos(u64::try_from(rest).unwrap_or(0))
+    }
 }
 
 /// The handle of an item in flight, which has to be finished.
@@ -82,6 +96,8 @@ pub(super) struct OrderQueues<K, T> {
     ready_parts: VecDeque<usize>,
     parts_in_flight: usize,
     window: Window,
+    /// Where the grid begins.
+    began: Instant,
     /// When windows end.
     windows: BinaryHeap<Reverse<Ending<K>>>,
     /// Items in the queues, including the barrier.
@@ -154,6 +170,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
             ready_parts: VecDeque::new(),
             parts_in_flight: 0,
             window,
+            began: Instant::now(),
             windows: BinaryHeap::new(),
             entered: 0,
             barrier: None,
@@ -290,7 +307,7 @@ impl<K: Eq + Hash + Clone, T> OrderQueues<K, T> {
         {
             queue.bytes -= bytes;
             if !self.window.time.is_zero() {
-                let ends = now + self.window.time;
+                let ends = self.window.ends_after(now, self.began);
                 queue.window_ends = Some(ends);
                 self.windows.push(Reverse(Ending { at: ends, key: key.clone() }));
             }
@@ -409,8 +426,18 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const NO_WINDOW: Window = Window { time: Duration::ZERO, items: 100, bytes: 1000 };
-    const WINDOW: Window = Window { time: Duration::from_millis(50), items: 3, bytes: 1000 };
+    const NO_WINDOW: Window = Window { time: Duration::ZERO, grid: Duration::ZERO, items: 100, bytes: 1000 };
+    const WINDOW: Window =
+        Window { time: Duration::from_millis(50), grid: Duration::ZERO, items: 3, bytes: 1000 };
+
+    #[test]
+    fn windows_of_many_keys_end_together() {
+        let began = Instant::now();
+        let window = Window { grid: Duration::from_millis(5), ..WINDOW };
+        let ends_after =
+            |start: u64| (window.ends_after(began + Duration::from_millis(start), began) - began).as_millis();
+        assert_eq!([0, 1, 4, 5, 6].map(ends_after), [50, 55, 55, 55, 60]);
+    }
 
     fn one(key: u8) -> Keys<u8> {
         Keys::One(key)

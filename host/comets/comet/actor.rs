@@ -92,6 +92,7 @@ impl Actor {
         }
         let window = Window {
             time: if merges { config.merge_window } else { Duration::ZERO },
+            grid: config.merge_window / 10,
             items: MAX_MERGED_MESSAGES,
             bytes: MAX_MERGED_BYTES,
         };
