@@ -21,11 +21,14 @@
 //! break its format. `ignore_case` covers ASCII letters individually; words with letters of other
 //! alphabets match as written, all in lower case and all in upper case.
 
-use aho_corasick::automaton::Automaton;
-use aho_corasick::nfa::contiguous::NFA;
-use aho_corasick::{Input, Match, MatchKind};
+mod words;
+
+use std::ops::Range;
+
 use halley_plugin::RoomPattern;
 use halley_plugin::prelude::*;
+
+use words::Words;
 
 halley_plugin::export!(KeywordFilter: Filter);
 
@@ -66,9 +69,7 @@ fn yes() -> bool {
 
 struct KeywordFilter {
     config: Config,
-    /// All words in one automaton. Of the library's kinds, this one suits any number of words;
-    /// `AhoCorasick` would link all of them into the module.
-    words: NFA,
+    words: Words,
 }
 
 impl Policy for KeywordFilter {
@@ -84,11 +85,8 @@ impl Policy for KeywordFilter {
                 config.mask
             ));
         }
-        let words = NFA::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            .ascii_case_insensitive(config.ignore_case)
-            .build(spellings(&config))
-            .map_err(|error| format!("config.words: {error}"))?;
+        let words = Words::new(&spellings(&config), config.ignore_case);
+        let words = words.map_err(|why| format!("config.words: {why}"))?;
         Ok(Self { config, words })
     }
 }
@@ -107,14 +105,14 @@ fn spellings(config: &Config) -> Vec<String> {
 
 impl Filter for KeywordFilter {
     fn filter(&mut self, message: &Message) -> Verdict {
-        if !self.covers(message) {
+        if !self.covers(message) || !self.words.occur_in(&message.body) {
             return Verdict::Pass;
         }
         let Some(first) = self.find(&message.body).next() else { return Verdict::Pass };
         let as_text = std::str::from_utf8(&message.body);
         match (self.config.action, as_text) {
             (Action::Drop, _) => {
-                let word = String::from_utf8_lossy(&message.body[first.range()]);
+                let word = String::from_utf8_lossy(&message.body[first]);
                 Verdict::drop(format!("contains `{word}`"))
             }
             (Action::Mask, Ok(text)) => Verdict::amend().body(self.masked(text)),
@@ -130,8 +128,8 @@ impl KeywordFilter {
             && (rooms.is_empty() || rooms.iter().any(|pattern| pattern.matches(&message.room)))
     }
 
-    fn find<'a>(&'a self, body: &'a [u8]) -> impl Iterator<Item = Match> + 'a {
-        let found = self.words.try_find_iter(Input::new(body)).expect("any automaton searches unanchored");
+    fn find<'a>(&'a self, body: &'a [u8]) -> impl Iterator<Item = Range<usize>> + 'a {
+        let found = self.words.find_all(body);
         found.filter(move |word| !self.config.whole_words || is_whole_word(body, word))
     }
 
@@ -141,9 +139,9 @@ impl KeywordFilter {
         let mut masked = String::with_capacity(text.len());
         let mut copied = 0;
         for word in self.find(text.as_bytes()) {
-            masked.push_str(&text[copied..word.start()]);
-            masked.extend(text[word.range()].chars().map(|_| self.config.mask));
-            copied = word.end();
+            masked.push_str(&text[copied..word.start]);
+            masked.extend(text[word.clone()].chars().map(|_| self.config.mask));
+            copied = word.end;
         }
         masked.push_str(&text[copied..]);
         masked
@@ -152,10 +150,10 @@ impl KeywordFilter {
 
 /// Whether the word continues at neither end. Only ASCII letters and digits continue a word: Chinese
 /// has no spaces between words.
-fn is_whole_word(body: &[u8], word: &Match) -> bool {
+fn is_whole_word(body: &[u8], word: &Range<usize>) -> bool {
     let letter = |at: Option<usize>| at.and_then(|at| body.get(at)).is_some_and(u8::is_ascii_alphanumeric);
-    let goes_on_before = letter(Some(word.start())) && letter(word.start().checked_sub(1));
-    let goes_on_after = letter(Some(word.end() - 1)) && letter(Some(word.end()));
+    let goes_on_before = letter(Some(word.start)) && letter(word.start.checked_sub(1));
+    let goes_on_after = letter(Some(word.end - 1)) && letter(Some(word.end));
     !goes_on_before && !goes_on_after
 }
 
