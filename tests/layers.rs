@@ -171,7 +171,7 @@ const PARTS_OF_POLICY: &[(&str, &[&str])] = &[
             "status",
         ],
     ),
-    ("watch", &["config", "entry", "policies", "problem"]),
+    ("watch/", &["config", "entry", "policies", "problem", "set", "watch/"]),
 ];
 
 /// Modules that still have cycles between their files.

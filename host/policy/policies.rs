@@ -161,13 +161,21 @@ impl Policies {
     /// # Errors
     /// With all problems of all plugins; the active set stays.
     pub async fn replace(&self, plugins: Vec<PluginConfig>) -> Result<Generation, PolicyError> {
+        let replaced = self.try_replace(plugins).await;
+        replaced.inspect_err(|refused| self.record_refusal(refused))
+    }
+
+    /// The same, but a refusal is not recorded for the status.
+    ///
+    /// # Errors
+    /// As [`Policies::replace`].
+    pub(super) async fn try_replace(&self, plugins: Vec<PluginConfig>) -> Result<Generation, PolicyError> {
         let replacing = self.replacing().await;
         let wanted = plugins
             .iter()
             .map(|config| DesiredPlugin { config: config.clone(), desired: DesiredVersion::File })
             .collect();
-        let switched = self.switch(&replacing, wanted, Some(plugins)).await;
-        switched.inspect_err(|refused| self.record_refusal(refused))
+        self.switch(&replacing, wanted, Some(plugins)).await
     }
 
     /// Waits for other replacements to finish.

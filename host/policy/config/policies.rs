@@ -22,8 +22,8 @@ pub struct PoliciesConfig {
     /// One that cannot be loaded is skipped with a warning, unless it was active before. Configure
     /// plugins as `[[plugin]]` if messages must not pass without them.
     pub directory: Option<PathBuf>,
-    /// How long files must be unchanged before they are read: changes that follow each other within
-    /// this time are activated together.
+    /// How long files that are written in place must be unchanged before they are read. A file or a link
+    /// that is renamed to its name is complete, and is read at once.
     #[serde(with = "humantime_serde")]
     pub debounce: Duration,
     /// How often all files are read again, in case the file system's events were lost.

@@ -32,6 +32,10 @@ impl WatchedPolicies {
     }
 
     async fn in_folder(folder: tempfile::TempDir, rescan_interval: Duration) -> Self {
+        Self::with_debounce(folder, PoliciesConfig::default().debounce, rescan_interval).await
+    }
+
+    async fn with_debounce(folder: tempfile::TempDir, debounce: Duration, rescan_interval: Duration) -> Self {
         let directory = folder.path().to_path_buf();
         let config = PoliciesConfig { directory: Some(directory.clone()), ..Default::default() };
         let files = move || {
@@ -44,7 +48,6 @@ impl WatchedPolicies {
         let engine = Engine::new();
         let policies = engine.policies(&files().unwrap().0);
         let (shutdown, mut watcher) = (CancellationToken::new(), tokio::task::JoinSet::new());
-        let debounce = PoliciesConfig::default().debounce;
         let sources = PolicySources { files: Box::new(files), debounce, rescan_interval };
         watcher.spawn(watch(Arc::clone(&policies), sources, shutdown.clone()));
         Self { policies, folder, shutdown, watcher, _engine: engine }
@@ -60,6 +63,22 @@ impl WatchedPolicies {
         let reached = tokio::time::timeout(Duration::from_secs(20), reached).await;
         let status = self.policies.status();
         assert_eq!(*reached.unwrap_or_else(|_| panic!("{status:#?}")).unwrap(), Generation(generation));
+    }
+
+    /// Renames a new version of `p.wasm` until that is noticed, as generation 2: the watcher has started.
+    async fn is_watching(&self) {
+        let mut changes = self.policies.subscribe();
+        let noticed = async {
+            loop {
+                write_variant(&self.path("p.new"), 1);
+                std::fs::rename(self.path("p.new"), self.path("p.wasm")).unwrap();
+                let noticed = changes.wait_for(|now| *now == Generation(2));
+                if tokio::time::timeout(Duration::from_millis(200), noticed).await.is_ok() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), noticed).await.expect("in time");
     }
 
     async fn refuses(&self) -> Vec<String> {
@@ -102,6 +121,41 @@ async fn files_that_are_written_renamed_added_and_removed_are_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renamed_file_does_not_wait_for_the_debounce_time() {
+    let folder = tempfile::tempdir().unwrap();
+    write_variant(&folder.path().join("p.wasm"), 0);
+    let watched = WatchedPolicies::with_debounce(folder, NEVER, NEVER).await;
+    watched.is_watching().await;
+    let rename = |to: &str| std::fs::rename(watched.path("p.new"), watched.path(to)).unwrap();
+    for (number, name) in [(2, "p.wasm"), (3, "p.wasm"), (4, "q.wasm")] {
+        write_variant(&watched.path("p.new"), number);
+        rename(name);
+        watched.reaches(u64::from(number) + 1).await;
+    }
+    // A file that is refused may be the first of several: nothing is reported before the debounce time.
+    std::fs::write(watched.path("p.new"), b"its other half follows").unwrap();
+    rename("p.wasm");
+    write_variant(&watched.path("p.new"), 5);
+    rename("p.wasm");
+    watched.reaches(6).await;
+    assert!(watched.policies.status().last_refusal.is_none());
+    watched.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_written_in_place_waits_for_the_debounce_time() {
+    let folder = tempfile::tempdir().unwrap();
+    write_variant(&folder.path().join("p.wasm"), 0);
+    let debounce = Duration::from_secs(1);
+    let watched = WatchedPolicies::with_debounce(folder, debounce, NEVER).await;
+    let begun = std::time::Instant::now();
+    write_variant(&watched.path("p.wasm"), 1);
+    watched.reaches(2).await;
+    assert!(begun.elapsed() >= debounce / 2, "its size and time must not change for that long");
+    watched.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_file_is_refused_and_mended() {
     let watched = WatchedPolicies::start(NEVER).await;
     let whole = std::fs::read(watched.path("p.wasm")).unwrap();
@@ -131,10 +185,14 @@ async fn a_switched_symlink_is_noticed() {
     let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, folder.path().join(at)).unwrap();
     link("..1", "..data");
     link("..data/p.wasm", "p.wasm");
-    let watched = WatchedPolicies::in_folder(folder, NEVER).await;
-    // Like Kubernetes: a new link, renamed over the old one.
-    std::os::unix::fs::symlink("..2", watched.path("..tmp")).unwrap();
-    std::fs::rename(watched.path("..tmp"), watched.path("..data")).unwrap();
+    let watched = WatchedPolicies::with_debounce(folder, NEVER, NEVER).await;
+    // Like Kubernetes: a new link, renamed over the old one. Until the watcher has started.
+    let mut changes = watched.policies.subscribe();
+    while *changes.borrow_and_update() == Generation(1) {
+        std::os::unix::fs::symlink("..2", watched.path("..tmp")).unwrap();
+        std::fs::rename(watched.path("..tmp"), watched.path("..data")).unwrap();
+        let _ = tokio::time::timeout(Duration::from_millis(200), changes.changed()).await;
+    }
     watched.reaches(2).await;
     watched.stop().await;
 }
@@ -149,8 +207,10 @@ async fn the_rescan_finds_changes_without_events() {
     std::fs::remove_dir_all(watched.folder.path()).unwrap();
     let errors = watched.refuses().await;
     assert!(errors[0].contains("cannot be read"), "{errors:?}");
-    std::fs::create_dir(watched.folder.path()).unwrap();
-    write_variant(&watched.path("p.wasm"), 1);
+    // In one step: an empty directory would be a set without plugins.
+    std::fs::create_dir(elsewhere.path().join("again")).unwrap();
+    write_variant(&elsewhere.path().join("again/p.wasm"), 1);
+    std::fs::rename(elsewhere.path().join("again"), watched.folder.path()).unwrap();
     while watched.policies.status().last_refusal.is_some() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
