@@ -1,8 +1,10 @@
 //! The cost of policies: calls through WebAssembly compared with the same Rust code called natively,
 //! in one run. Prints tables; `make bench-plugins` builds what it needs.
 //!
-//! It times a worker's chain, called as in the gateway. The compared variants alternate, so that a
-//! busy machine slows all of them; figures are medians, with the best repeat next to them.
+//! It times a worker's chain, called as in the gateway; the rows about the filter stage run in a task
+//! of a runtime with several threads, and count the CPU time of the whole process. The compared
+//! variants alternate, so that a busy machine slows all of them; figures are medians, with the best
+//! repeat next to them.
 
 #![allow(clippy::print_stdout, reason = "a program for a terminal")]
 
@@ -14,14 +16,20 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use halley::membership::{Connection, CurrentPlacement, Grouping, Membership};
 use halley::message::{Audience, Message, Origin, Record};
-use halley::policy::{Chain, PluginConfig, Policies};
+use halley::policy::{Chain, FilterProgress, FilterRun, PluginConfig, Policies};
 use halley::wasm::{Runtime, RuntimeConfig};
 use prometheus_client::registry::Registry;
 
+#[allow(dead_code, reason = "the rows here need less of it")]
+#[path = "bench/cpu.rs"]
+mod cpu;
 #[path = "../tests/guests/bench-filter/src/rule.rs"]
 mod filter_rule;
 #[path = "../tests/guests/bench-grouping/src/rule.rs"]
 mod grouping_rule;
+#[allow(dead_code, reason = "the policy needs more of it")]
+#[path = "../plugins/keyword-filter/src/words.rs"]
+mod keyword_rule;
 
 /// The allocator of the gateway's binary.
 #[global_allocator]
@@ -36,9 +44,17 @@ const WORDS: [&str; 4] = ["spam", "spammer", "casino", "lottery"];
 const CONNECTIONS: usize = 10_000;
 const COMETS: usize = 8;
 const RESTARTS: usize = 5;
+/// The words of the keyword filter, and how many batches of 64 one of its repeats has.
+const KEYWORDS: usize = 1_000;
+const STAGE_BATCHES: usize = 16;
 
 fn main() -> anyhow::Result<()> {
+    // For profiles of the hot path alone.
+    if std::env::args().nth(1).as_deref() == Some("stage") {
+        return stage();
+    }
     filters()?;
+    stage()?;
     no_filter()?;
     grouping()?;
     restart()
@@ -79,6 +95,92 @@ fn filter_table(wanted: Wanted, chains: &[usize], batches: &[usize]) -> anyhow::
         }
     }
     Ok(())
+}
+
+/// The filter stage as partitions' workers run it, for batches of 64: in CPU time of the process.
+fn stage() -> anyhow::Result<()> {
+    let workers = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build()?;
+    let words = keywords();
+    let natively = keyword_rule::Words::new(&words, true).map_err(anyhow::Error::msg)?;
+    let messages = messages();
+    let shouts = |message: &Message| filter_rule::shouts(&message.body);
+    let holds_a_word = |message: &Message| natively.occur_in(&message.body);
+    println!("\nThe filter stage in a worker of the gateway, batches of 64, ns of CPU time per message:\n");
+    println!("| plugin | wasm | native | ratio | above native | at best |");
+    println!("|--------|-----:|-------:|------:|-------------:|--------:|");
+    let capitals = plugin("capitals", file("bench_filter"), &[]);
+    let keywords = |operations: &[i32]| PluginConfig {
+        config: serde_json::json!({ "words": words, "operations": operations }),
+        ..plugin("keyword-filter", bundled(), &[])
+    };
+    let (other, keywords) = (keywords(&[99]), keywords(&[]));
+    stage_row("keyword-filter for another operation", &workers, &[other], &messages, |_| false)?;
+    stage_row("counts capital letters", &workers, &[capitals], &messages, shouts)?;
+    stage_row("keyword-filter, 1,000 words", &workers, &[keywords], &messages, holds_a_word)?;
+    stage_row("no plugin", &workers, &[], &messages, |_| false)
+}
+
+fn stage_row(
+    name: &str,
+    workers: &tokio::runtime::Runtime,
+    plugins: &[PluginConfig],
+    messages: &[Message],
+    natively: impl Fn(&Message) -> bool,
+) -> anyhow::Result<()> {
+    let policies = Policies::start(Runtime::new(&mut Registry::default())?, plugins)?;
+    let chain = Arc::new(tokio::sync::Mutex::new(policies.current().chain()));
+    let batch: Arc<[Message]> = messages[..64].into();
+    let count = STAGE_BATCHES * batch.len();
+    let (mut wasm, mut native) = (Times::default(), Times::default());
+    for _ in 0..REPEATS {
+        let task = batches(Arc::clone(&chain), Arc::clone(&batch));
+        wasm.add(workers.block_on(async { tokio::spawn(task).await })?? / count as f64);
+        let begun = cpu::time_of(std::process::id())?;
+        for message in (0..STAGE_BATCHES).flat_map(|_| batch.iter()) {
+            anyhow::ensure!(!natively(black_box(message)), "a message did not pass");
+        }
+        native.add((cpu::time_of(std::process::id())? - begun).as_nanos() as f64 / count as f64);
+    }
+    println!(
+        "| {name} | {:.0} | {:.0} | {:.2} | {:.0} | {:.0} |",
+        wasm.median(),
+        native.median(),
+        wasm.median() / native.median(),
+        wasm.median() - native.median(),
+        wasm.best() - native.best(),
+    );
+    Ok(())
+}
+
+/// Several batches through the chain, as a worker passes them: the CPU time that they took.
+async fn batches(chain: Arc<tokio::sync::Mutex<Chain>>, batch: Arc<[Message]>) -> anyhow::Result<f64> {
+    let batches: Vec<Vec<Message>> = (0..STAGE_BATCHES).map(|_| batch.to_vec()).collect();
+    let mut decided = Vec::with_capacity(STAGE_BATCHES);
+    let begun = cpu::time_of(std::process::id())?;
+    for messages in batches {
+        let mut chain = chain.lock().await;
+        let mut run = FilterRun::new(chain.set().generation(), messages);
+        decided.push(chain.advance("push", 0, &mut run)?);
+    }
+    let taken = cpu::time_of(std::process::id())? - begun;
+    for progress in decided {
+        let FilterProgress::OfflineDecision(filtered, _) = progress else {
+            anyhow::bail!("it asks for state")
+        };
+        anyhow::ensure!(filtered.iter().all(|one| one.trail.is_empty()), "a message did not pass");
+    }
+    Ok(taken.as_nanos() as f64)
+}
+
+/// Words that no message contains, and that begin like many words of a language.
+fn keywords() -> Vec<String> {
+    const SYLLABLES: [&str; 20] = [
+        "ba", "ce", "di", "fo", "gu", "ha", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "wa", "stu",
+        "tre", "chi", "sho", "pla",
+    ];
+    let syllable = |number: usize| SYLLABLES[number % SYLLABLES.len()];
+    let word = |number| format!("{}{}{}x", syllable(number), syllable(number / 20), syllable(number / 400));
+    (0..KEYWORDS).map(word).collect()
 }
 
 /// The cost of plugins that export no `filter`.
@@ -171,7 +273,7 @@ fn start(plugins: &[PluginConfig], compiled: Option<PathBuf>) -> anyhow::Result<
 
 /// One of the bundled policies ten times over, each with a section that makes it another file.
 fn ten_plugins(folder: &Path) -> anyhow::Result<Vec<PluginConfig>> {
-    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/dist/keyword_filter.wasm");
+    let bundled = bundled();
     let module = std::fs::read(&bundled).with_context(|| format!("{} is missing", bundled.display()))?;
     let mut plugins = Vec::new();
     for number in 0..10_u8 {
@@ -237,7 +339,7 @@ fn chain(guests: &[&str], wanted: Wanted) -> anyhow::Result<Chain> {
 fn plugin(name: &str, file: PathBuf, wanted: Wanted) -> PluginConfig {
     PluginConfig {
         // A machine that is busy must not look like a slow plugin.
-        deadline: Duration::from_secs(5),
+        deadline: Duration::from_millis(100),
         config: serde_json::json!({ "words": wanted }),
         ..PluginConfig::new(name, file)
     }
@@ -246,6 +348,11 @@ fn plugin(name: &str, file: PathBuf, wanted: Wanted) -> PluginConfig {
 fn file(guest: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guests/dist");
     folder.join(guest).with_extension("wasm")
+}
+
+/// The bundled keyword filter.
+fn bundled() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("plugins/dist/keyword_filter.wasm")
 }
 
 fn messages() -> Vec<Message> {

@@ -167,7 +167,7 @@ impl PartitionWorker {
             return Ok(messages.into_iter().map(FilteredMessage::untouched).collect());
         }
         let since = Instant::now();
-        let (filtered, writes) = self.run_filters(&messages).await?;
+        let (filtered, writes) = self.run_filters(messages).await?;
         if !writes.is_empty() {
             // Before the batch continues: after a crash in between, its messages are read again, and
             // the writes happen at least once.
@@ -183,32 +183,23 @@ impl PartitionWorker {
     /// when another set is active.
     async fn run_filters(
         &self,
-        messages: &[Message],
+        messages: Vec<Message>,
     ) -> Result<(Vec<FilteredMessage>, Vec<StateWrite>), Cancelled> {
         let mut retry = Retry::new(self.hold(), StallStage::Policy);
-        let mut under_way: Option<FilterRun> = None;
+        // What was decided stays decided even if a plugin stalls, as long as the set is active.
+        let run = Mutex::new(FilterRun::new(self.chain.set().generation(), messages));
         loop {
-            let pass = Mutex::new(under_way.take());
             let advance = |chain: &mut Chain| {
-                let generation = chain.set().generation();
-                let mut pass = pass.lock();
-                let same_set = pass.take().filter(|pass| pass.generation() == generation);
-                // Messages are cheap to clone: their content is shared.
-                let mut current = same_set.unwrap_or_else(|| FilterRun::new(generation, messages.to_vec()));
-                let step = chain.advance(&self.topic, self.partition, &mut current);
-                // Kept even if a plugin stalls: the plugins before it have decided already.
-                *pass = Some(current);
-                step
+                let mut run = run.lock();
+                run.continue_with(chain.set().generation());
+                chain.advance(&self.topic, self.partition, &mut run)
             };
             match self.chain.call_again(&mut retry, advance).await? {
                 FilterProgress::OfflineDecision(filtered, writes) => return Ok((filtered, writes)),
                 FilterProgress::NeedsState(keys) => {
                     let fetch = || self.pipeline.shared_state.fetch(&keys);
                     let values = retry_until_cancelled(self.hold(), StallStage::SharedState, fetch).await?;
-                    under_way = pass.into_inner();
-                    if let Some(pass) = &mut under_way {
-                        pass.supply_state(keys, values);
-                    }
+                    run.lock().supply_state(keys, values);
                 }
             }
         }

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use crate::blocking::run_in_place;
 use crate::decision::{AbsentRecipient, FilteredMessage, OfflineDecision, PolicyStalled};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
@@ -91,22 +90,17 @@ impl Chain {
             return Ok(FilterProgress::OfflineDecision(std::mem::take(&mut run.batch), Vec::new()));
         }
         let source = Source { topic, partition };
-        run_in_place(|| {
-            while let Some(chain_entry) = self.chain_entries.get_mut(run.next) {
-                if chain_entry.hooks().has_filter() {
-                    let wanted =
-                        chain_entry.filter_with_state(source, run).inspect_err(|_| run.forget_state())?;
-                    if !wanted.is_empty() {
-                        return Ok(FilterProgress::NeedsState(wanted));
-                    }
+        while let Some(chain_entry) = self.chain_entries.get_mut(run.next) {
+            if chain_entry.hooks().has_filter() {
+                let wanted =
+                    chain_entry.filter_with_state(source, run).inspect_err(|_| run.forget_state())?;
+                if !wanted.is_empty() {
+                    return Ok(FilterProgress::NeedsState(wanted));
                 }
-                run.next_plugin();
             }
-            Ok(FilterProgress::OfflineDecision(
-                std::mem::take(&mut run.batch),
-                std::mem::take(&mut run.writes),
-            ))
-        })
+            run.next_plugin();
+        }
+        Ok(FilterProgress::OfflineDecision(std::mem::take(&mut run.batch), std::mem::take(&mut run.writes)))
     }
 
     /// Runs a room through the groupings. A plugin that fails, or whose answer points outside of the
@@ -118,16 +112,14 @@ impl Chain {
         if !self.set.has_grouping() {
             return Ok(());
         }
-        run_in_place(|| {
-            for chain_entry in
-                self.chain_entries.iter_mut().filter(|chain_entry| chain_entry.hooks().has_grouping())
-            {
-                if let Err(failure) = chain_entry.regroup(room, grouping) {
-                    chain_entry.plugin.skip_or_stall(&failure)?;
-                }
+        for chain_entry in
+            self.chain_entries.iter_mut().filter(|chain_entry| chain_entry.hooks().has_grouping())
+        {
+            if let Err(failure) = chain_entry.regroup(room, grouping) {
+                chain_entry.plugin.skip_or_stall(&failure)?;
             }
-            Ok(())
-        })
+        }
+        Ok(())
     }
 
     /// Asks what to do with a message for absent users. Returns one result per user, in the same
@@ -144,16 +136,14 @@ impl Chain {
         if !self.set.has_offline() || absent.is_empty() {
             return Ok(decided);
         }
-        run_in_place(|| {
-            for chain_entry in
-                self.chain_entries.iter_mut().filter(|chain_entry| chain_entry.hooks().offline.is_some())
-            {
-                if let Err(failure) = chain_entry.decide(message, absent, &mut decided) {
-                    chain_entry.plugin.skip_or_stall(&failure)?;
-                }
+        for chain_entry in
+            self.chain_entries.iter_mut().filter(|chain_entry| chain_entry.hooks().offline.is_some())
+        {
+            if let Err(failure) = chain_entry.decide(message, absent, &mut decided) {
+                chain_entry.plugin.skip_or_stall(&failure)?;
             }
-            Ok(decided)
-        })
+        }
+        Ok(decided)
     }
 }
 

@@ -16,6 +16,8 @@ const ROUNDS: usize = 4;
 pub struct FilterRun {
     pub(super) generation: Generation,
     pub(super) batch: Vec<FilteredMessage>,
+    /// The amended messages as they were before the first filter, by index.
+    originals: Vec<(usize, Message)>,
     /// The index of the plugin that is called next.
     pub(super) next: usize,
     /// The messages that it has already decided; it stalled on others.
@@ -32,6 +34,16 @@ pub(super) struct PluginBatch<'a> {
     /// The messages that it has decided, or failed on with a consequence. They are not shown to it
     /// again.
     pub(super) answered: &'a mut [bool],
+    /// The amended messages as they were before the first filter, by index.
+    pub(super) originals: &'a mut Vec<(usize, Message)>,
+}
+
+impl PluginBatch<'_> {
+    /// The message is about to be amended.
+    pub(super) fn keep_original(&mut self, at: usize) {
+        // Of several filters that amend it, the first one saw the original.
+        self.originals.push((at, self.batch[at].message.clone()));
+    }
 }
 
 /// How far a batch has advanced.
@@ -48,7 +60,30 @@ impl FilterRun {
     pub fn new(generation: Generation, messages: Vec<Message>) -> Self {
         let batch: Vec<_> = messages.into_iter().map(FilteredMessage::untouched).collect();
         let answered = vec![false; batch.len()];
-        Self { generation, batch, next: 0, answered, known: HashMap::new(), rounds: 0, writes: Vec::new() }
+        Self {
+            generation,
+            batch,
+            originals: Vec::new(),
+            next: 0,
+            answered,
+            known: HashMap::new(),
+            rounds: 0,
+            writes: Vec::new(),
+        }
+    }
+
+    /// Begins again if another set is active than the one that it was begun with.
+    pub fn continue_with(&mut self, generation: Generation) {
+        if self.generation == generation {
+            return;
+        }
+        let batch = std::mem::take(&mut self.batch);
+        let mut messages: Vec<Message> = batch.into_iter().map(|filtered| filtered.message).collect();
+        // Backwards, because a message that was amended twice was kept twice.
+        for (at, original) in self.originals.drain(..).rev() {
+            messages[at] = original;
+        }
+        *self = Self::new(generation, messages);
     }
 
     /// The set whose filters it passes through.
@@ -69,7 +104,7 @@ impl FilterRun {
 
     /// The batch as the next plugin sees it.
     pub(super) fn plugin_batch(&mut self) -> PluginBatch<'_> {
-        PluginBatch { batch: &mut self.batch, answered: &mut self.answered }
+        PluginBatch { batch: &mut self.batch, answered: &mut self.answered, originals: &mut self.originals }
     }
 
     /// Discards what the next plugin decided and restores the batch.

@@ -13,7 +13,7 @@ use wasmtime::{Store, Trap};
 use crate::decision::{AbsentRecipient, FailureKind};
 use crate::message::Message;
 use crate::wasm::address_space;
-use crate::wasm::batch::{self, MessageColumns};
+use crate::wasm::batch::MessageColumns;
 use crate::wasm::bindings::exports::halley::policy::{
     filter, filter_columns, grouping, grouping_columns, offline,
 };
@@ -21,7 +21,7 @@ use crate::wasm::bindings::halley::policy::types;
 use crate::wasm::epoch::{RunningGuest, ticks};
 use crate::wasm::failure::{PluginFailure, PluginLimit, causes};
 use crate::wasm::host::{HostState, PluginContext, cut};
-use crate::wasm::lift::{self, UncheckedDisposition, UncheckedVerdict};
+use crate::wasm::lift::{self, UncheckedDisposition, UncheckedVerdicts};
 use crate::wasm::lower::{self, with_message, with_messages};
 use crate::wasm::metrics::HookKind;
 use crate::wasm::module::Module;
@@ -99,7 +99,7 @@ impl Instance {
         topic: &str,
         partition: i32,
         messages: &[&Message],
-    ) -> Result<Vec<UncheckedVerdict>, PluginFailure> {
+    ) -> Result<UncheckedVerdicts, PluginFailure> {
         let (source, deadline) = (types::Source { topic, partition }, self.deadline());
         if let Some(hook) = self.filter_columns.take() {
             let batch = MessageColumns::of(messages);
@@ -107,15 +107,14 @@ impl Instance {
                 self.call(HookKind::Filter, deadline, |store| hook.call_filter(store, source, batch.lend()));
             self.filter_columns = Some(hook);
             let verdicts = lift::check_count(answer?, messages.len(), "verdicts");
-            return Ok(verdicts?.into_iter().map(batch::verdict).map(UncheckedVerdict).collect());
+            return verdicts.map(UncheckedVerdicts::Columns);
         }
-        let Some(hook) = self.filter.take() else { return Ok(Vec::new()) };
+        let Some(hook) = self.filter.take() else { return Ok(UncheckedVerdicts::Records(Vec::new())) };
         let answer = with_messages(messages, |records| {
             self.call(HookKind::Filter, deadline, |store| hook.call_filter(store, source, records))
         });
         self.filter = Some(hook);
-        let verdicts = lift::check_count(answer?, messages.len(), "verdicts")?;
-        Ok(verdicts.into_iter().map(UncheckedVerdict).collect())
+        lift::check_count(answer?, messages.len(), "verdicts").map(UncheckedVerdicts::Records)
     }
 
     /// Calls `regroup` for a room, in the shape that this plugin takes. The answer is not checked

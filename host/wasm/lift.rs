@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use crate::decision::{Disposition, Effect, FilteredMessage, Guard, MessagePart, PluginVersion, Verdict};
 use crate::message::{Audience, CometAddr, NamedBy};
+use crate::wasm::batch;
 use crate::wasm::bindings::exports::halley::policy::filter::{self, Amendment, Once};
-use crate::wasm::bindings::exports::halley::policy::offline;
+use crate::wasm::bindings::exports::halley::policy::{filter_columns, offline};
 use crate::wasm::failure::PluginFailure;
 use crate::wasm::host::cut;
 use crate::wasm::metrics::FilterDecision;
@@ -24,6 +25,31 @@ const MAX_GUARDS: usize = 16;
 const MAX_COMETS: usize = 1024;
 /// The longest room id, key, comet address or channel, in bytes.
 const MAX_NAME: usize = 1024;
+
+/// A filter's verdicts about a batch, unchecked, in the shape in which it returned them: most let
+/// their message pass and are never converted.
+#[derive(Debug)]
+pub(crate) enum UncheckedVerdicts {
+    Records(Vec<filter::Verdict>),
+    Columns(Vec<filter_columns::Verdict>),
+}
+
+impl UncheckedVerdicts {
+    /// Takes the verdict about one message of the batch; `None` if it passes.
+    pub(crate) fn take(&mut self, at: usize) -> Option<UncheckedVerdict> {
+        let verdict = match self {
+            Self::Records(verdicts) => match verdicts.get_mut(at)? {
+                filter::Verdict::Pass => return None,
+                verdict => std::mem::replace(verdict, filter::Verdict::Pass),
+            },
+            Self::Columns(verdicts) => match verdicts.get_mut(at)? {
+                filter_columns::Verdict::Pass => return None,
+                verdict => batch::verdict(std::mem::replace(verdict, filter_columns::Verdict::Pass)),
+            },
+        };
+        Some(UncheckedVerdict(verdict))
+    }
+}
 
 /// A filter's verdict about one message, unchecked.
 #[derive(Debug)]

@@ -12,12 +12,13 @@ use crate::decision::{
 };
 use crate::message::Message;
 use crate::policy::chain_entry::ChainEntry;
+use crate::policy::chain_entry::pace::CallSize;
 use crate::policy::filter_run::{FilterRun, PluginBatch};
 use crate::policy::plugin::Plugin;
 use crate::policy::rollout::shadow::MirroredBatch;
 use crate::wasm::failure::{PluginFailure, PluginLimit};
-use crate::wasm::lift::UncheckedVerdict;
-use crate::wasm::metrics::FilterDecision;
+use crate::wasm::lift::{UncheckedVerdict, UncheckedVerdicts};
+use crate::wasm::metrics::{FilterDecision, HookKind};
 
 /// The partition that a batch is of.
 #[derive(Clone, Copy)]
@@ -72,7 +73,8 @@ impl ChainEntry {
     /// batch is not repeated, and every message that it would hold counts as failed.
     pub(in crate::policy) fn mirror(&mut self, topic: &str, partition: i32, batch: &mut [FilteredMessage]) {
         let mut answered = vec![false; batch.len()];
-        let asked = PluginBatch { batch: &mut *batch, answered: &mut answered };
+        let (batch_seen, answered_seen) = (&mut *batch, &mut answered[..]);
+        let asked = PluginBatch { batch: batch_seen, answered: answered_seen, originals: &mut Vec::new() };
         let Err(stalled) = self.filter(Source { topic, partition }, asked) else { return };
         let PolicyStalled { plugin, kind, error } = stalled;
         let text: Arc<str> = error.into();
@@ -85,7 +87,7 @@ impl ChainEntry {
     /// Runs the undecided messages of a batch through the plugin's filter, or its candidate's.
     fn filter(&mut self, source: Source<'_>, mut asked: PluginBatch<'_>) -> Result<(), PolicyStalled> {
         let asked = &mut asked;
-        let is_open = |at: &usize| asked.batch[*at].verdict == Verdict::Pass && !asked.answered[*at];
+        let is_open = |at: &usize| matches!(asked.batch[*at].verdict, Verdict::Pass) && !asked.answered[*at];
         let open: Vec<usize> = (0..asked.batch.len()).filter(is_open).collect();
         let Some(rollout) = self.rollout.clone() else { return self.filter_open(source, asked, &open) };
         if let Some(canary) = &mut self.canary {
@@ -164,11 +166,12 @@ impl ChainEntry {
         source: Source<'_>,
         batch: &[FilteredMessage],
         indexes: &[usize],
-    ) -> Result<Vec<UncheckedVerdict>, PluginFailure> {
+    ) -> Result<UncheckedVerdicts, PluginFailure> {
         let asked: Vec<&Message> = indexes.iter().map(|at| &batch[*at].message).collect();
         let begun = Instant::now();
+        let size = CallSize::of(HookKind::Filter, asked.len());
         let mut verdicts =
-            self.with_instance(|instance| instance.filter(source.topic, source.partition, &asked));
+            self.with_instance(size, |instance| instance.filter(source.topic, source.partition, &asked));
         if let Some(shared) = &self.shared
             && let Err(why) = shared.end_call(verdicts.is_ok())
         {
@@ -193,23 +196,48 @@ impl ChainEntry {
     /// Applies verdicts; an invalid one costs only its own message.
     fn apply(
         &self,
-        verdicts: Vec<UncheckedVerdict>,
+        mut verdicts: UncheckedVerdicts,
         asked: &mut PluginBatch<'_>,
         indexes: &[usize],
     ) -> Result<(), PolicyStalled> {
         if self.needs_refetch() {
             return Ok(());
         }
-        let named_by = self.plugin.config.comets.named_by();
-        for (verdict, at) in verdicts.into_iter().zip(indexes) {
-            self.plugin.count(&verdict);
-            if let Err(failure) = verdict.apply(&mut asked.batch[*at], &self.plugin.version, named_by) {
-                let failure = self.record_failure(failure);
-                self.apply_on_error(&failure, asked, std::iter::once(*at))?;
+        let mut passed = 0;
+        let mut applied = Ok(());
+        for (number, at) in indexes.iter().enumerate() {
+            match verdicts.take(number) {
+                None => passed += 1,
+                Some(verdict) => applied = self.apply_one(verdict, asked, *at),
+            }
+            if applied.is_err() {
+                break;
             }
             asked.answered[*at] = true;
         }
-        Ok(())
+        self.plugin.context.metrics.decided(FilterDecision::Pass, passed);
+        applied
+    }
+
+    fn apply_one(
+        &self,
+        verdict: UncheckedVerdict,
+        asked: &mut PluginBatch<'_>,
+        at: usize,
+    ) -> Result<(), PolicyStalled> {
+        let (decision, is_cut) = verdict.decision();
+        self.plugin.count(decision, is_cut);
+        if decision == FilterDecision::Amend {
+            asked.keep_original(at);
+        }
+        let named_by = self.plugin.config.comets.named_by();
+        match verdict.apply(&mut asked.batch[at], &self.plugin.version, named_by) {
+            Ok(()) => Ok(()),
+            Err(failure) => {
+                let failure = self.record_failure(failure);
+                self.apply_on_error(&failure, asked, std::iter::once(at))
+            }
+        }
     }
 
     /// Applies the plugin's `on_error` to these messages.
@@ -254,9 +282,8 @@ impl ChainEntry {
 }
 
 impl Plugin {
-    fn count(&self, verdict: &UncheckedVerdict) {
-        let (decision, is_cut) = verdict.decision();
-        self.context.metrics.decided(decision);
+    fn count(&self, decision: FilterDecision, is_cut: bool) {
+        self.context.metrics.decided(decision, 1);
         if is_cut {
             self.context.metrics.hit(PluginLimit::Output);
         }

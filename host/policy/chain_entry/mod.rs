@@ -8,9 +8,11 @@ use std::time::Instant;
 
 use prometheus_client::metrics::gauge::Gauge;
 
+use crate::blocking::run_in_place;
 use crate::decision::{AbsentRecipient, FailureKind, OfflineDecision, OnError, PolicyStalled};
 use crate::membership::Grouping;
 use crate::message::{Message, RoomId};
+use crate::policy::chain_entry::pace::{CallPace, CallSize};
 use crate::policy::config::StateScope;
 use crate::policy::plugin::Plugin;
 use crate::policy::rollout::candidate::Rollout;
@@ -18,11 +20,13 @@ use crate::policy::time_budget::TimeBudget;
 use crate::wasm::failure::PluginFailure;
 use crate::wasm::instance::Instance;
 use crate::wasm::lift::UncheckedDisposition;
+use crate::wasm::metrics::HookKind;
 use crate::wasm::module::Hooks;
 use crate::wasm::room::RoomView;
 use crate::wasm::shared::SharedStateSession;
 
 mod batch;
+mod pace;
 
 pub(super) use batch::Source;
 
@@ -37,6 +41,7 @@ pub(super) struct ChainEntry {
     /// The candidate that decides for some rooms, if there is one.
     canary: Option<Box<Self>>,
     budget: TimeBudget,
+    pace: CallPace,
     /// The kind of its last failure past a deadline.
     late: FailureKind,
     /// Set while the plugin is not called.
@@ -67,6 +72,7 @@ impl ChainEntry {
             shared,
             canary: None,
             budget,
+            pace: CallPace::default(),
             late: FailureKind::Deadline,
             over_budget_guard: None,
         }
@@ -90,7 +96,8 @@ impl ChainEntry {
             return canary.regroup(room, grouping);
         }
         let seen = RoomView::of(grouping, self.hooks().columns());
-        let answer = self.call_with_retry(|instance| instance.regroup(room.as_str(), &seen))?;
+        let size = CallSize::of(HookKind::Grouping, seen.members.len());
+        let answer = self.call_with_retry(size, |instance| instance.regroup(room.as_str(), &seen))?;
         let Some(answer) = answer else { return Ok(()) };
         let named_by = self.plugin.config.comets.named_by();
         let applied = seen.check(answer).and_then(|changes| {
@@ -116,7 +123,8 @@ impl ChainEntry {
             return Ok(());
         }
         let asked: Vec<&AbsentRecipient> = open.iter().map(|at| &absent[*at]).collect();
-        let answer = self.call_with_retry(|instance| instance.decide(message, &asked))?;
+        let size = CallSize::of(HookKind::Offline, asked.len());
+        let answer = self.call_with_retry(size, |instance| instance.decide(message, &asked))?;
         let checked: Result<Vec<_>, PluginFailure> =
             answer.into_iter().map(UncheckedDisposition::check).collect();
         let checked = checked.map_err(|failure| self.record_failure(failure))?;
@@ -167,34 +175,43 @@ impl ChainEntry {
     }
 
     /// Calls this chain's instance, and retries with a fresh one if it was used before and fails.
-    fn call_with_retry<R>(
+    fn call_with_retry<R: Send>(
         &mut self,
-        call: impl Fn(&mut Instance) -> Result<R, PluginFailure>,
+        size: CallSize,
+        call: impl Fn(&mut Instance) -> Result<R, PluginFailure> + Sync,
     ) -> Result<R, PluginFailure> {
         if let Some(failure) = self.over_budget() {
             self.plugin.context.metrics.unasked(1);
             return Err(failure);
         }
         let used = self.instance.is_some();
-        match self.with_instance(&call) {
-            Err(_) if used && self.over_budget().is_none() => self.with_instance(&call),
+        match self.with_instance(size, &call) {
+            Err(_) if used && self.over_budget().is_none() => self.with_instance(size, &call),
             result => result,
         }
     }
 
-    /// Calls this chain's instance. It is created if needed, and discarded when the call fails.
-    fn with_instance<R>(
+    /// Calls this chain's instance. It is created if needed, and discarded when the call fails. Unless
+    /// the call is expected to be short, the thread's other tasks move to other threads.
+    fn with_instance<R: Send>(
         &mut self,
-        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure>,
+        size: CallSize,
+        call: impl FnOnce(&mut Instance) -> Result<R, PluginFailure> + Send,
     ) -> Result<R, PluginFailure> {
         let begun = Instant::now();
+        let is_short = self.pace.is_short(size, self.plugin.config.deadline);
         let result = match &mut self.instance {
-            Some(instance) => call(instance),
-            None => self
-                .plugin
-                .start()
-                .and_then(|fresh| call(self.instance.insert(fresh.with_shared_state(self.shared.as_ref())))),
+            Some(instance) if is_short => call(instance),
+            Some(instance) => run_in_place(|| call(instance)),
+            slot @ None => {
+                let (plugin, shared) = (&self.plugin, self.shared.as_ref());
+                run_in_place(|| {
+                    let fresh = plugin.start()?;
+                    call(slot.insert(fresh.with_shared_state(shared)))
+                })
+            }
         };
+        self.pace.record(size, begun.elapsed());
         self.spend(&result, begun);
         if let Err(failure) = &result {
             self.instance = None;

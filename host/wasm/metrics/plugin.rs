@@ -76,9 +76,9 @@ impl PluginMetrics {
         &self.over_budget
     }
 
-    /// Counts one message by the filter's decision.
-    pub(crate) fn decided(&self, decision: FilterDecision) {
-        self.decisions[decision as usize].inc();
+    /// Counts messages by the filter's decision.
+    pub(crate) fn decided(&self, decision: FilterDecision, messages: usize) {
+        self.decisions[decision as usize].inc_by(messages as u64);
     }
 
     /// Counts one message that the active version decided differently.
