@@ -133,8 +133,11 @@ fn stage_row(
     let count = STAGE_BATCHES * batch.len();
     let (mut wasm, mut native) = (Times::default(), Times::default());
     for _ in 0..REPEATS {
-        let task = batches(Arc::clone(&chain), Arc::clone(&batch));
-        wasm.add(workers.block_on(async { tokio::spawn(task).await })?? / count as f64);
+        // A task, because the gateway's workers are tasks.
+        let mut task = tokio::task::JoinSet::new();
+        task.spawn_on(batches(Arc::clone(&chain), Arc::clone(&batch)), workers.handle());
+        let taken = workers.block_on(task.join_next()).context("no task")?;
+        wasm.add(taken?? / count as f64);
         let begun = cpu::time_of(std::process::id())?;
         for message in (0..STAGE_BATCHES).flat_map(|_| batch.iter()) {
             anyhow::ensure!(!natively(black_box(message)), "a message did not pass");
